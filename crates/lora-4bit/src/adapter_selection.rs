@@ -1,0 +1,150 @@
+//! Which LoRA adapter each row of a batch uses.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+/// Which adapter slot each row of a packed batch uses.
+///
+/// Slots are the indices given to [`Linear::set_adapter`](crate::linear::Linear::set_adapter); a layer without an
+/// adapter in the slot computes its base product.
+#[derive(Clone, Debug)]
+pub enum AdapterSelection {
+    /// No adapter.
+    Base,
+    /// One adapter for all rows.
+    All {
+        /// The adapter's slot.
+        slot: usize,
+        /// Dropout of the adapter's input, while training.
+        dropout: Option<Dropout>,
+    },
+    /// Rows with different adapters.
+    PerRow(Arc<RowGroups>),
+}
+
+impl AdapterSelection {
+    /// One adapter for all rows, without dropout.
+    pub fn all(slot: usize) -> Self {
+        Self::All {
+            slot,
+            dropout: None,
+        }
+    }
+
+    /// The selection for rows with the given slots (`None`: no adapter), row by row.
+    ///
+    /// Gives [`Base`](Self::Base) or [`All`](Self::All) when all rows agree.
+    pub fn per_row(slots: &[Option<usize>], device: &Device) -> Self {
+        let Some(first) = slots.first() else {
+            return Self::Base;
+        };
+        if slots.iter().all(|slot| slot == first) {
+            return first.map_or(Self::Base, Self::all);
+        }
+        Self::PerRow(Arc::new(RowGroups::new(slots, device)))
+    }
+}
+
+/// The rows of a batch, grouped by adapter slot.
+#[derive(Debug)]
+pub struct RowGroups {
+    pub(crate) num_rows: usize,
+    pub(crate) groups: Vec<RowGroup>,
+}
+
+/// The rows of one adapter.
+#[derive(Debug)]
+pub(crate) struct RowGroup {
+    pub(crate) slot: usize,
+    /// Ascending row numbers.
+    pub(crate) rows: Tensor<1, Int>,
+}
+
+impl RowGroups {
+    fn new(slots: &[Option<usize>], device: &Device) -> Self {
+        let mut used: Vec<usize> = slots.iter().copied().flatten().collect();
+        used.sort_unstable();
+        used.dedup();
+        let groups = used
+            .into_iter()
+            .map(|slot| {
+                let rows: Vec<i32> = (0..)
+                    .zip(slots)
+                    .filter(|&(_, &s)| s == Some(slot))
+                    .map(|(row, _)| row)
+                    .collect();
+                let len = rows.len();
+                let rows = TensorData::new(rows, [len]);
+                RowGroup {
+                    slot,
+                    rows: Tensor::from_data(rows, (device, DType::I32)),
+                }
+            })
+            .collect();
+        Self {
+            num_rows: slots.len(),
+            groups,
+        }
+    }
+
+    /// Number of rows in the batch.
+    pub fn num_rows(&self) -> usize {
+        self.num_rows
+    }
+}
+
+/// Dropout of the input of LoRA's A.
+///
+/// The mask depends only on `seed`, the layer's id and the position in the matrix: a layer that is computed a second
+/// time in the backward pass drops the same values. Give each training step its own seed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping a value, in `[0, 1)`.
+    pub p: f32,
+    /// Seed of the step.
+    pub seed: u64,
+}
+
+impl Dropout {
+    /// The mask for layer `id`: 0 with probability `p`, otherwise `1 / (1 - p)`.
+    ///
+    /// # Shapes
+    ///
+    /// `[rows, columns]`, f32
+    pub fn mask(&self, id: u32, [rows, columns]: [usize; 2], device: &Device) -> Tensor<2> {
+        let keep = 1.0 / (1.0 - self.p);
+        // A value is dropped when its 32 random bits, read as a number, are below p · 2³².
+        let threshold = (f64::from(self.p) * f64::from(u32::MAX)) as u32;
+        let stream = mix(self.seed ^ mix(u64::from(id).wrapping_add(GOLDEN_GAMMA)));
+        let mut mask = vec![0f32; rows * columns];
+        mask.par_chunks_mut(CHUNK)
+            .enumerate()
+            .for_each(|(i, chunk)| {
+                let mut counter = (i * CHUNK / 2) as u64;
+                for pair in chunk.chunks_mut(2) {
+                    let bits = mix(stream.wrapping_add(counter.wrapping_mul(GOLDEN_GAMMA)));
+                    counter += 1;
+                    for (value, bits) in pair.iter_mut().zip([bits as u32, (bits >> 32) as u32]) {
+                        *value = if bits < threshold { 0.0 } else { keep };
+                    }
+                }
+            });
+        let mask = TensorData::new(mask, [rows, columns]);
+        Tensor::from_data(mask, (device, DType::F32))
+    }
+}
+
+/// Values per parallel job; even, because one counter gives two values.
+const CHUNK: usize = 1 << 16;
+
+/// Step between the states of SplitMix64: 2⁶⁴ divided by the golden ratio, made odd.
+const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The output function of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,104 @@
+//! The operations written with plain tensor operations of any backend: cast or dequantize the whole weight, multiply.
+//!
+//! GPU backends run these; on the CPU they are the reference that tests compare the kernels with. Nothing is read back
+//! to the host.
+
+use burn::backend::Backend;
+use burn::backend::TensorMetadata;
+use burn::backend::ops::IntTensorOps;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice};
+
+use super::{AbsmaxOperand, Nf4Operand};
+use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
+
+/// `x · wᵀ`, see [`super::dense_linear`].
+pub fn dense_linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
+    let w = cast::<B>(w, x.dtype());
+    B::float_matmul(x, B::float_transpose(w))
+}
+
+/// `dy · w`, see [`super::dense_linear_t`].
+pub fn dense_linear_t<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
+    let w = cast::<B>(w, dy.dtype());
+    B::float_matmul(dy, w)
+}
+
+/// `x · wᵀ`, see [`super::nf4_linear`].
+pub fn nf4_linear<B: Backend>(x: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTensor<B> {
+    dense_linear::<B>(x, dequantize::<B>(w))
+}
+
+/// `dy · w`, see [`super::nf4_linear_t`].
+pub fn nf4_linear_t<B: Backend>(dy: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTensor<B> {
+    dense_linear_t::<B>(dy, dequantize::<B>(w))
+}
+
+/// The whole weight in f32: `[n, k]`.
+pub fn dequantize<B: Backend>(w: Nf4Operand<B>) -> FloatTensor<B> {
+    let [rows, columns] = w.shape;
+    let len = rows * columns;
+
+    let packed = B::int_cast(w.packed, IntDType::I32); // [ceil(len / 2)]
+    let num_bytes = packed.shape().num_elements();
+    let high = B::bitwise_right_shift_scalar(packed.clone(), Scalar::from(4));
+    let low = B::bitwise_and_scalar(packed, Scalar::from(15));
+    let pair = Shape::new([num_bytes, 1]);
+    let codes = B::int_cat(
+        vec![
+            B::int_reshape(high, pair.clone()),
+            B::int_reshape(low, pair),
+        ],
+        1,
+    ); // [num_bytes, 2]
+    let codes = first_ints::<B>(B::int_reshape(codes, Shape::new([2 * num_bytes])), len);
+    let levels = B::float_select(w.quant_map, 0, codes); // [len]
+
+    let scales = repeat_each::<B>(absmax::<B>(w.absmax), BLOCK_SIZE, len); // [len]
+    B::float_reshape(B::float_mul(levels, scales), Shape::new([rows, columns]))
+}
+
+/// The scales in f32: `[blocks]`.
+fn absmax<B: Backend>(absmax: AbsmaxOperand<B>) -> FloatTensor<B> {
+    match absmax {
+        AbsmaxOperand::Single(absmax) => absmax,
+        AbsmaxOperand::Double {
+            codes,
+            map,
+            nested_absmax,
+            offset,
+        } => {
+            let len = codes.shape().num_elements();
+            let codes = B::int_cast(codes, IntDType::I32);
+            let levels = B::float_select(map, 0, codes); // [blocks]
+            let scales = repeat_each::<B>(nested_absmax, NESTED_BLOCK_SIZE, len); // [blocks]
+            B::float_add_scalar(B::float_mul(levels, scales), Scalar::from(offset))
+        }
+    }
+}
+
+/// Every value `times` times in a row, cut off after `len`.
+fn repeat_each<B: Backend>(values: FloatTensor<B>, times: usize, len: usize) -> FloatTensor<B> {
+    let n = values.shape().num_elements();
+    let values = B::float_reshape(values, Shape::new([n, 1]));
+    let values = B::float_expand(values, Shape::new([n, times]));
+    let values = B::float_reshape(values, Shape::new([n * times]));
+    if n * times == len {
+        return values;
+    }
+    B::float_slice(values, &[Slice::from(0..len)])
+}
+
+fn first_ints<B: Backend>(values: IntTensor<B>, len: usize) -> IntTensor<B> {
+    if values.shape().num_elements() == len {
+        return values;
+    }
+    B::int_slice(values, &[Slice::from(0..len)])
+}
+
+fn cast<B: Backend>(w: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if w.dtype() == dtype {
+        return w;
+    }
+    B::float_cast(w, FloatDType::from(dtype))
+}

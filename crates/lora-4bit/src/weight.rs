@@ -1,0 +1,258 @@
+//! A weight matrix on a device: dense, or in NF4.
+
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use crate::kernels::{self, AbsmaxOperand, Nf4Operand, naive};
+use crate::nf4::{Absmax, Nf4Data};
+
+/// The weight of a [`Linear`](crate::linear::Linear) layer, `[out, in]` as in checkpoints.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// f32, bf16 or f16: `[out, in]`.
+    Dense(Tensor<2>),
+    /// 4 bits a value and scales.
+    Nf4(Nf4Weight),
+}
+
+impl Weight {
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Nf4(weight) => weight.shape(),
+        }
+    }
+
+    /// Bytes that the weight occupies on its device.
+    pub fn num_bytes(&self) -> usize {
+        match self {
+            Self::Dense(weight) => weight.shape().num_elements() * weight.dtype().size(),
+            Self::Nf4(weight) => weight.num_bytes(),
+        }
+    }
+
+    /// Where the weight lives.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Dense(weight) => weight.device(),
+            Self::Nf4(weight) => weight.device(),
+        }
+    }
+
+    /// The whole matrix in f32: `[out, in]`.
+    pub fn dequantize(&self) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight.clone().cast(DType::F32),
+            Self::Nf4(weight) => weight.dequantize(),
+        }
+    }
+
+    /// `x · weightᵀ`.
+    ///
+    /// A frozen weight is a constant: the gradient with respect to `x` is computed from the weight as it is stored.
+    /// A dense weight that takes part in the autodiff graph is multiplied with burn's own matmul and gets a gradient.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]` → `[tokens, out]`
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) if weight.is_tracked() => {
+                let weight = weight.clone().cast(x.dtype()); // [out, in]
+                constant_like(x, &weight).matmul(weight.transpose())
+            }
+            Self::Dense(weight) => kernels::dense_linear(x, weight.clone()),
+            Self::Nf4(weight) => weight.forward(x),
+        }
+    }
+}
+
+/// An NF4 weight on a device.
+///
+/// Layout and arithmetic as in [`Nf4Data`], which can be made from it and into it without loss.
+#[derive(Clone, Debug)]
+pub struct Nf4Weight {
+    packed: Tensor<1, Int>,
+    quant_map: Tensor<1>,
+    absmax: AbsmaxTensors,
+    shape: [usize; 2],
+    dtype: DType,
+}
+
+#[derive(Clone, Debug)]
+enum AbsmaxTensors {
+    Single(Tensor<1>),
+    Double {
+        codes: Tensor<1, Int>,
+        map: Tensor<1>,
+        nested_absmax: Tensor<1>,
+        offset: f32,
+    },
+}
+
+impl Nf4Weight {
+    /// Uploads `data`.
+    pub fn from_data(data: &Nf4Data, device: &Device) -> Self {
+        let absmax = match &data.absmax {
+            Absmax::Single(absmax) => AbsmaxTensors::Single(floats(absmax, device)),
+            Absmax::Double {
+                codes,
+                map,
+                nested_absmax,
+                offset,
+            } => AbsmaxTensors::Double {
+                codes: bytes(codes, device),
+                map: floats(&map[..], device),
+                nested_absmax: floats(nested_absmax, device),
+                offset: *offset,
+            },
+        };
+        Self {
+            packed: bytes(&data.packed, device),
+            quant_map: floats(&data.quant_map, device),
+            absmax,
+            shape: data.shape,
+            dtype: data.dtype,
+        }
+    }
+
+    /// Reads the weight back.
+    pub fn to_data(&self) -> Nf4Data {
+        let absmax = match &self.absmax {
+            AbsmaxTensors::Single(absmax) => Absmax::Single(read_floats(absmax)),
+            AbsmaxTensors::Double {
+                codes,
+                map,
+                nested_absmax,
+                offset,
+            } => {
+                let mut levels = Box::new([0.0; 256]);
+                levels.copy_from_slice(&read_floats(map));
+                Absmax::Double {
+                    codes: read_bytes(codes),
+                    map: levels,
+                    nested_absmax: read_floats(nested_absmax),
+                    offset: *offset,
+                }
+            }
+        };
+        let mut quant_map = [0.0; 16];
+        quant_map.copy_from_slice(&read_floats(&self.quant_map));
+        Nf4Data {
+            packed: read_bytes(&self.packed),
+            absmax,
+            quant_map,
+            shape: self.shape,
+            dtype: self.dtype,
+        }
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Type of the weight before quantization.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the weight lives.
+    pub fn device(&self) -> Device {
+        self.packed.device()
+    }
+
+    /// Bytes that codes, scales and maps occupy on the device.
+    pub fn num_bytes(&self) -> usize {
+        let ints = |t: &Tensor<1, Int>| t.dims()[0] * t.dtype().size();
+        let floats = |t: &Tensor<1>| t.dims()[0] * t.dtype().size();
+        let absmax = match &self.absmax {
+            AbsmaxTensors::Single(absmax) => floats(absmax),
+            AbsmaxTensors::Double {
+                codes,
+                map,
+                nested_absmax,
+                offset,
+            } => ints(codes) + floats(map) + floats(nested_absmax) + size_of_val(offset),
+        };
+        ints(&self.packed) + floats(&self.quant_map) + absmax
+    }
+
+    /// The whole matrix in f32: `[out, in]`.
+    pub fn dequantize(&self) -> Tensor<2> {
+        Tensor::from_dispatch(naive::dequantize::<Dispatch>(self.operand()))
+    }
+
+    /// `x · weightᵀ`: `[tokens, in]` → `[tokens, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        kernels::nf4_linear(x, self.operand())
+    }
+
+    /// `dy · weight`, the gradient of [`forward`](Self::forward): `[tokens, out]` → `[tokens, in]`.
+    pub fn forward_t(&self, dy: Tensor<2>) -> Tensor<2> {
+        kernels::nf4_linear_t(dy, self.operand())
+    }
+
+    fn operand(&self) -> Nf4Operand<Dispatch> {
+        let absmax = match &self.absmax {
+            AbsmaxTensors::Single(absmax) => AbsmaxOperand::Single(absmax.clone().into_dispatch()),
+            AbsmaxTensors::Double {
+                codes,
+                map,
+                nested_absmax,
+                offset,
+            } => AbsmaxOperand::Double {
+                codes: codes.clone().into_dispatch(),
+                map: map.clone().into_dispatch(),
+                nested_absmax: nested_absmax.clone().into_dispatch(),
+                offset: *offset,
+            },
+        };
+        Nf4Operand {
+            packed: self.packed.clone().into_dispatch(),
+            quant_map: self.quant_map.clone().into_dispatch(),
+            absmax,
+            shape: self.shape,
+        }
+    }
+}
+
+/// `tensor` as a constant of the autodiff graph that `other` belongs to, unchanged if there is none.
+pub(crate) fn constant_like<const D: usize, const E: usize>(
+    tensor: Tensor<D>,
+    other: &Tensor<E>,
+) -> Tensor<D> {
+    if tensor.is_autodiff() {
+        return tensor;
+    }
+    match other.gradient_checkpointing_strategy() {
+        Some(strategy) => tensor
+            .autodiff()
+            .with_gradient_checkpointing_strategy(strategy),
+        None => tensor,
+    }
+}
+
+fn floats(values: &[f32], device: &Device) -> Tensor<1> {
+    let data = TensorData::new(values.to_vec(), [values.len()]);
+    Tensor::from_data(data, (device, DType::F32))
+}
+
+/// Bytes as U8, or as I32 where the device has no 8-bit integers.
+fn bytes(values: &[u8], device: &Device) -> Tensor<1, Int> {
+    let dtype = match device.supports_dtype(DType::U8) {
+        true => DType::U8,
+        false => DType::I32,
+    };
+    let data = TensorData::new(values.to_vec(), [values.len()]);
+    Tensor::from_data(data, (device, dtype))
+}
+
+fn read_floats(tensor: &Tensor<1>) -> Vec<f32> {
+    tensor.to_data().iter::<f32>().collect()
+}
+
+fn read_bytes(tensor: &Tensor<1, Int>) -> Vec<u8> {
+    tensor.to_data().iter::<u8>().collect()
+}
