@@ -1,0 +1,71 @@
+//! Paged key/value memory for serving decoder models: who owns which block, which sequence computes which tokens
+//! in the next step, and the attention that reads keys and values through block tables.
+//!
+//! The crate has two halves that meet only in a list of block numbers:
+//!
+//! * **Bookkeeping, without tensors.** [`BlockPool`] counts references and keeps free blocks in LRU order,
+//!   [`BlockTable`] maps a sequence's positions to blocks, the prefix cache finds blocks that already hold a
+//!   prompt's keys and values, and [`Scheduler`] fills every step up to one token budget. It is plain Rust that
+//!   never sees a device, and is property-tested as such.
+//! * **Tensors.** The paged cache on a device, the packed description of one step, and attention over both.
+//!
+//! A step of an engine, with the semantics of vLLM's v1 scheduler:
+//!
+//! ```
+//! use kv_paging::{CacheKey, NewSequence, Sampled, Scheduler, SchedulerConfig};
+//!
+//! let mut scheduler = Scheduler::new(SchedulerConfig {
+//!     max_num_seqs: 4,
+//!     max_num_batched_tokens: 64,
+//!     block_size: 16,
+//!     num_blocks: 32,
+//!     max_model_len: 128,
+//!     enable_prefix_caching: true,
+//! })?;
+//! scheduler.add(NewSequence {
+//!     id: 7,
+//!     prompt: vec![1, 2, 3],
+//!     cache_key: CacheKey::default(),
+//!     max_tokens: 2,
+//!     needs_prompt_logits: false,
+//! })?;
+//! while scheduler.has_work() {
+//!     let step = scheduler.schedule();
+//!     // The model computes `step.chunks` here; every chunk with `samples` gives one next token.
+//!     let sampled: Vec<Sampled> = (step.chunks.iter().filter(|chunk| chunk.samples))
+//!         .map(|chunk| Sampled { id: chunk.id, token: 42, finished: chunk.reaches_max_len })
+//!         .collect();
+//!     scheduler.commit(&sampled);
+//! }
+//! assert_eq!(scheduler.stats().num_free_blocks, 32);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![deny(missing_docs)]
+
+// Bookkeeping, without tensors.
+mod block_pool;
+mod block_table;
+mod prefix;
+mod scheduler;
+mod sequence;
+mod stats;
+
+pub use block_pool::{BlockId, BlockPool, PrefixMatch};
+pub use block_table::BlockTable;
+pub use prefix::{CacheKey, PrefixId};
+pub use scheduler::{AddError, Chunk, ConfigError, Sampled, Scheduler, SchedulerConfig, Step};
+pub use sequence::{NewSequence, SequenceId};
+pub use stats::SchedulerStats;
+
+// Tensors.
+mod attention;
+mod batch;
+mod cache;
+mod causal;
+pub mod kernels;
+
+pub use attention::{KvCache, PagedAttention};
+pub use batch::{AttentionBatch, BatchLayout, SequenceChunk, SequenceSpan};
+pub use cache::{KvShape, PagedKvCache};
+pub use causal::CausalAttention;

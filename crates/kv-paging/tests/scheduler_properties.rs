@@ -1,0 +1,582 @@
+//! Random traffic through the scheduler, with a model of KV memory that notices every wrong block.
+//!
+//! The engine below "computes" a token by writing, into the slot its block table names, a digest of the adapter's
+//! version, the position, the token, *and the digest it reads at the position before*, as a real model's keys and
+//! values depend on everything before them. Each step first writes all chunks and then reads every position of every
+//! chunk's sequence back through its block table: each must hold the digest of that very sequence. The sampled token
+//! is a function of the last digest, so outputs can be compared with what each sequence would have produced alone.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use kv_paging::{
+    CacheKey, Chunk, NewSequence, Sampled, Scheduler, SchedulerConfig, SequenceId, Step,
+};
+use proptest::prelude::*;
+
+const NUM_KEYS: usize = 3;
+/// Small, so that different prompts and outputs often agree for some blocks.
+const VOCAB: u64 = 3;
+const EOS: u32 = 0;
+
+fn key(index: usize) -> CacheKey {
+    match index {
+        0 => CacheKey::default(),
+        1 => CacheKey {
+            adapter: Some("a".to_owned()),
+            salt: None,
+        },
+        _ => CacheKey {
+            adapter: Some("a".to_owned()),
+            salt: Some("s".to_owned()),
+        },
+    }
+}
+
+/// Finalizer of splitmix64.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// What the model stores for `token` after `before`; `None` at the first position.
+fn digest(root: u64, before: Option<u64>, token: u32) -> u64 {
+    mix(before
+        .unwrap_or(mix(root))
+        .wrapping_add(0x9e37_79b9_7f4a_7c15)
+        ^ u64::from(token))
+}
+
+fn next_token(last: u64) -> u32 {
+    // Biased towards going on, so that sequences get long.
+    match mix(last) % (4 * VOCAB) {
+        0 => EOS,
+        value => (value % (VOCAB - 1)) as u32 + 1,
+    }
+}
+
+/// A sequence as the client sees it.
+#[derive(Debug)]
+struct Live {
+    /// Stands for the adapter's weights: key and how often it had been reloaded when the sequence came.
+    root: u64,
+    prompt: Vec<u32>,
+    output: Vec<u32>,
+    max_len: usize,
+    num_cached: Option<usize>,
+    needs_prompt_logits: bool,
+}
+
+impl Live {
+    fn token(&self, position: usize) -> Option<u32> {
+        self.prompt
+            .iter()
+            .chain(&self.output)
+            .nth(position)
+            .copied()
+    }
+
+    /// The digests of all its tokens so far.
+    fn digests(&self) -> Vec<u64> {
+        let mut before = None;
+        (self.prompt.iter().chain(&self.output))
+            .map(|&token| *before.insert(digest(self.root, before, token)))
+            .collect()
+    }
+}
+
+struct Engine {
+    scheduler: Scheduler,
+    config: SchedulerConfig,
+    /// Memory: one digest per slot.
+    slots: Vec<Option<u64>>,
+    live: BTreeMap<SequenceId, Live>,
+    /// Ids in order of arrival.
+    arrivals: VecDeque<SequenceId>,
+    versions: [u64; NUM_KEYS],
+    next_id: SequenceId,
+    num_emitted: usize,
+}
+
+impl Engine {
+    fn new(config: SchedulerConfig) -> Self {
+        Self {
+            scheduler: Scheduler::new(config.clone()).expect("a valid config"),
+            slots: vec![None; config.num_blocks * config.block_size],
+            config,
+            live: BTreeMap::new(),
+            arrivals: VecDeque::new(),
+            versions: [0; NUM_KEYS],
+            next_id: 0,
+            num_emitted: 0,
+        }
+    }
+
+    fn add(
+        &mut self,
+        prompt: Vec<u32>,
+        key_index: usize,
+        max_tokens: usize,
+        needs_prompt_logits: bool,
+    ) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let prompt_len = prompt.len();
+        let added = self.scheduler.add(NewSequence {
+            id,
+            prompt: prompt.clone(),
+            cache_key: key(key_index),
+            max_tokens,
+            needs_prompt_logits,
+        });
+        let fits = prompt_len < self.config.max_model_len && prompt_len <= self.slots.len();
+        assert_eq!(added.is_ok(), fits, "{added:?}");
+        if added.is_ok() {
+            let max_len = (prompt_len + max_tokens.max(1))
+                .min(self.config.max_model_len)
+                .min(self.slots.len() + 1);
+            let root = self.versions[key_index] * NUM_KEYS as u64 + key_index as u64;
+            let live = Live {
+                root,
+                prompt,
+                output: vec![],
+                max_len,
+                num_cached: None,
+                needs_prompt_logits,
+            };
+            self.live.insert(id, live);
+            self.arrivals.push_back(id);
+        }
+    }
+
+    fn remove(&mut self, id: SequenceId) {
+        self.live.remove(&id);
+        self.arrivals.retain(|&other| other != id);
+    }
+
+    fn abort_nth(&mut self, n: usize) {
+        if !self.live.is_empty() {
+            let id = self.arrivals[n % self.arrivals.len()];
+            assert!(self.scheduler.abort(id));
+            assert!(!self.scheduler.abort(id));
+            self.remove(id);
+            self.scheduler.check_invariants();
+        }
+    }
+
+    fn forget(&mut self, key_index: usize) {
+        if key_index == 0 {
+            self.scheduler.forget(&key(0));
+            self.versions[0] += 1;
+        } else {
+            self.scheduler.forget_adapter("a");
+            self.versions[1] += 1;
+            self.versions[2] += 1;
+        }
+        self.scheduler.check_invariants();
+    }
+
+    fn schedule(&mut self) -> Step {
+        let had_work = self.scheduler.has_work();
+        let step = self.scheduler.schedule();
+        self.scheduler.check_invariants();
+        assert_eq!(
+            had_work,
+            !step.chunks.is_empty(),
+            "work and an empty step, or the reverse"
+        );
+        assert!(
+            step.num_tokens() <= self.config.max_num_batched_tokens,
+            "budget"
+        );
+        assert!(step.chunks.len() <= self.config.max_num_seqs, "sequences");
+        // No overtaking: the chunks are those of the earliest sequences, each at most once, in order of arrival.
+        let ids: Vec<_> = step.chunks.iter().map(|chunk| chunk.id).collect();
+        let earliest: Vec<_> = self.arrivals.iter().copied().take(ids.len()).collect();
+        assert_eq!(ids, earliest, "order of arrival");
+        for id in &step.preempted {
+            assert!(
+                self.live.contains_key(id) && !ids.contains(id),
+                "preempted {id}"
+            );
+        }
+        step
+    }
+
+    fn slot(&self, chunk: &Chunk, position: usize) -> usize {
+        let size = self.config.block_size;
+        chunk.block_table[position / size] as usize * size + position % size
+    }
+
+    /// The forward pass: writes every chunk, then reads every sequence back. `step` may hold sequences that were
+    /// aborted after it was scheduled; the real engine computes those too.
+    fn compute(&mut self, step: &Step, roots: &BTreeMap<SequenceId, u64>) {
+        for chunk in &step.chunks {
+            assert!(!chunk.tokens.is_empty());
+            let mut before = chunk.start.checked_sub(1).map(|position| {
+                self.slots[self.slot(chunk, position)].expect("reads a slot nobody has written")
+            });
+            for (position, &token) in (chunk.start..).zip(&chunk.tokens) {
+                let slot = self.slot(chunk, position);
+                self.slots[slot] = Some(*before.insert(digest(roots[&chunk.id], before, token)));
+            }
+        }
+        for chunk in &step.chunks {
+            let Some(live) = self.live.get_mut(&chunk.id) else {
+                continue;
+            };
+            let cached = *live.num_cached.get_or_insert(chunk.num_cached);
+            assert_eq!(cached, chunk.num_cached, "num_cached changed");
+            assert!(
+                cached < live.prompt.len(),
+                "the last prompt token must be computed"
+            );
+            assert!(
+                cached == 0 || (self.config.enable_prefix_caching && !live.needs_prompt_logits)
+            );
+            let live = &self.live[&chunk.id];
+            let digests = live.digests();
+            let end = chunk.start + chunk.tokens.len();
+            for (position, &expected) in digests[..end].iter().enumerate() {
+                let found = self.slots[self.slot(chunk, position)];
+                assert_eq!(
+                    found,
+                    Some(expected),
+                    "{}: position {position} of {chunk:?}",
+                    chunk.id
+                );
+            }
+            for (position, &token) in (chunk.start..).zip(&chunk.tokens) {
+                assert_eq!(live.token(position), Some(token));
+            }
+            assert_eq!(chunk.samples, end == digests.len());
+            assert_eq!(
+                chunk.reaches_max_len,
+                chunk.samples && end + 1 == live.max_len
+            );
+        }
+    }
+
+    /// Samples from what is in memory, and commits.
+    fn commit(&mut self, step: &Step) {
+        let mut sampled = Vec::new();
+        for chunk in step.chunks.iter().filter(|chunk| chunk.samples) {
+            let last = self.slots[self.slot(chunk, chunk.start + chunk.tokens.len() - 1)]
+                .expect("computed");
+            let token = next_token(last);
+            let finished = token == EOS || chunk.reaches_max_len;
+            sampled.push(Sampled {
+                id: chunk.id,
+                token,
+                finished,
+            });
+        }
+        self.scheduler.commit(&sampled);
+        self.scheduler.check_invariants();
+        for Sampled {
+            id,
+            token,
+            finished,
+        } in sampled
+        {
+            let Some(live) = self.live.get_mut(&id) else {
+                continue;
+            };
+            live.output.push(token);
+            self.num_emitted += 1;
+            if finished {
+                Self::check_output(live);
+                self.remove(id);
+            }
+        }
+    }
+
+    /// The output must be what the sequence gives when it is alone and nothing is ever shared or preempted.
+    fn check_output(live: &Live) {
+        let mut tokens = live.prompt.clone();
+        loop {
+            let last = tokens.iter().fold(None, |before, &token| {
+                Some(digest(live.root, before, token))
+            });
+            let token = next_token(last.expect("a prompt"));
+            tokens.push(token);
+            if token == EOS || tokens.len() == live.max_len {
+                break;
+            }
+        }
+        assert_eq!(live.output, tokens[live.prompt.len()..]);
+    }
+
+    fn step(&mut self, abort_before_compute: Option<usize>, abort_before_commit: Option<usize>) {
+        let step = self.schedule();
+        let roots = self
+            .live
+            .iter()
+            .map(|(&id, live)| (id, live.root))
+            .collect();
+        if let Some(n) = abort_before_compute {
+            self.abort_nth(n);
+        }
+        self.compute(&step, &roots);
+        if let Some(n) = abort_before_commit {
+            self.abort_nth(n);
+        }
+        self.commit(&step);
+    }
+
+    /// Runs until everything is finished. The earliest sequence computes at least one token in every step, each of
+    /// its tokens once, so that the sum of lengths bounds the number of steps.
+    fn drain(&mut self) {
+        let bound: usize = self.live.values().map(|live| live.max_len).sum();
+        for _ in 0..bound {
+            if !self.scheduler.has_work() {
+                break;
+            }
+            self.step(None, None);
+        }
+        assert!(
+            self.live.is_empty() && !self.scheduler.has_work(),
+            "not finished: {:?}",
+            self.live
+        );
+        let stats = self.scheduler.stats();
+        assert_eq!((stats.num_running, stats.num_waiting), (0, 0));
+        assert_eq!(stats.num_free_blocks, stats.num_blocks, "leaked blocks");
+        assert!(stats.prefix_hits <= stats.prefix_queries);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Add {
+        stream: u32,
+        shared: usize,
+        tail: Vec<u32>,
+        key: usize,
+        max_tokens: usize,
+        logits: bool,
+    },
+    Step,
+    StepAborting {
+        before_compute: Option<usize>,
+        before_commit: Option<usize>,
+    },
+    /// Scheduled, but the forward pass fails: nothing is committed.
+    FailedStep,
+    /// Computed, but the sampler gives nothing.
+    StepWithoutTokens,
+    ForgetDuringStep(usize),
+    Abort(usize),
+    Forget(usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let add = (
+        0..2u32,
+        0..24usize,
+        prop::collection::vec(1..VOCAB as u32, 0..4),
+        prop_oneof![3 => Just(0), 2 => 1..NUM_KEYS],
+        0..20usize,
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(|(stream, shared, tail, key, max_tokens, logits)| Op::Add {
+            stream,
+            shared,
+            tail,
+            key,
+            max_tokens,
+            logits,
+        });
+    let index = || prop::option::of(0..64usize);
+    prop_oneof![
+        8 => add,
+        10 => Just(Op::Step),
+        2 => (index(), index())
+            .prop_map(|(before_compute, before_commit)| Op::StepAborting { before_compute, before_commit }),
+        1 => Just(Op::FailedStep),
+        1 => Just(Op::StepWithoutTokens),
+        1 => (0..NUM_KEYS).prop_map(Op::ForgetDuringStep),
+        1 => (0..64usize).prop_map(Op::Abort),
+        1 => (0..NUM_KEYS).prop_map(Op::Forget),
+    ]
+}
+
+fn config() -> impl Strategy<Value = SchedulerConfig> {
+    (
+        1..7usize,
+        1..24usize,
+        1..6usize,
+        1..20usize,
+        2..48usize,
+        prop::bool::weighted(0.8),
+    )
+        .prop_map(
+            |(
+                max_num_seqs,
+                max_num_batched_tokens,
+                block_size,
+                num_blocks,
+                max_model_len,
+                caching,
+            )| {
+                SchedulerConfig {
+                    max_num_seqs,
+                    max_num_batched_tokens,
+                    block_size,
+                    num_blocks,
+                    max_model_len,
+                    enable_prefix_caching: caching,
+                }
+            },
+        )
+}
+
+/// Position `position` of one of a few endless texts from which prompts take their beginning.
+fn shared_token(stream: u32, position: usize) -> u32 {
+    (mix(u64::from(stream) << 32 | position as u64) % (VOCAB - 1)) as u32 + 1
+}
+
+fn run(engine: &mut Engine, ops: Vec<Op>) {
+    for op in ops {
+        match op {
+            Op::Add {
+                stream,
+                shared,
+                tail,
+                key,
+                max_tokens,
+                logits,
+            } => {
+                let beginning = (0..shared).map(|position| shared_token(stream, position));
+                let prompt: Vec<u32> = beginning.chain(tail).collect();
+                if !prompt.is_empty() {
+                    engine.add(prompt, key, max_tokens, logits);
+                }
+            }
+            Op::Step => engine.step(None, None),
+            Op::StepAborting {
+                before_compute,
+                before_commit,
+            } => {
+                engine.step(before_compute, before_commit);
+            }
+            Op::FailedStep => drop(engine.schedule()),
+            Op::StepWithoutTokens => {
+                let step = engine.schedule();
+                let roots = engine
+                    .live
+                    .iter()
+                    .map(|(&id, live)| (id, live.root))
+                    .collect();
+                engine.compute(&step, &roots);
+                engine.scheduler.commit(&[]);
+                engine.scheduler.check_invariants();
+            }
+            Op::ForgetDuringStep(key) => {
+                let step = engine.schedule();
+                let roots = engine
+                    .live
+                    .iter()
+                    .map(|(&id, live)| (id, live.root))
+                    .collect();
+                engine.compute(&step, &roots);
+                engine.forget(key);
+                engine.commit(&step);
+            }
+            Op::Abort(n) => engine.abort_nth(n),
+            Op::Forget(key) => engine.forget(key),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 5_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_sequence_reads_only_its_own_keys_and_finishes(
+        config in config(),
+        ops in prop::collection::vec(op(), 1..80),
+    ) {
+        let mut engine = Engine::new(config);
+        run(&mut engine, ops);
+        engine.drain();
+    }
+}
+
+/// The random traffic must really reach what it is meant to test. The bounds are about half of what it reaches.
+#[test]
+fn random_traffic_hits_prefixes_and_preempts() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    let mut runner = TestRunner::deterministic();
+    let strategy = (config(), prop::collection::vec(op(), 40..80));
+    let (mut num_hits, mut num_preemptions, mut num_emitted) = (0, 0, 0);
+    for _ in 0..200 {
+        let (config, ops) = strategy.new_tree(&mut runner).unwrap().current();
+        let mut engine = Engine::new(config);
+        run(&mut engine, ops);
+        engine.drain();
+        num_hits += engine.scheduler.stats().prefix_hits;
+        num_preemptions += engine.scheduler.stats().num_preemptions;
+        num_emitted += engine.num_emitted;
+    }
+    assert!(num_hits > 1000, "{num_hits} tokens hit");
+    assert!(num_preemptions > 60, "{num_preemptions} preemptions");
+    assert!(num_emitted > 4000, "{num_emitted} tokens emitted");
+}
+
+/// A large sequence gets its turn although small ones, which would fit at once, keep arriving; and one that needs
+/// the whole pool is not starved by those that run.
+#[test]
+fn a_large_sequence_is_not_starved_by_a_stream_of_small_ones() {
+    let mut engine = Engine::new(SchedulerConfig {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 8,
+        block_size: 2,
+        num_blocks: 20,
+        max_model_len: 64,
+        enable_prefix_caching: true,
+    });
+    let small =
+        |engine: &mut Engine, n: u32| engine.add(vec![1 + n % 2, 2, 1 + n / 2 % 2], 0, 6, false);
+    for n in 0..6 {
+        small(&mut engine, n);
+    }
+    let large = engine.next_id;
+    engine.add(
+        (0..38).map(|position| shared_token(0, position)).collect(),
+        1,
+        3,
+        false,
+    );
+    let mut num_steps = 0;
+    while engine.live.contains_key(&large) {
+        small(&mut engine, num_steps);
+        engine.step(None, None);
+        num_steps += 1;
+        assert!(num_steps < 6 * 9 + 41, "starved");
+    }
+    engine.drain();
+}
+
+/// As many sequences as a server runs at most.
+#[test]
+fn many_sequences_stay_consistent() {
+    let mut engine = Engine::new(SchedulerConfig {
+        max_num_seqs: 256,
+        max_num_batched_tokens: 2048,
+        block_size: 16,
+        num_blocks: 512,
+        max_model_len: 256,
+        enable_prefix_caching: true,
+    });
+    for n in 0..400 {
+        let prompt = (0..20 + n % 60)
+            .map(|position| shared_token(n as u32 % 3, position))
+            .collect();
+        engine.add(prompt, n % NUM_KEYS, 40, false);
+    }
+    engine.drain();
+    assert!(engine.scheduler.stats().prefix_hits > 0);
+}
