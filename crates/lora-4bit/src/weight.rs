@@ -1,5 +1,7 @@
 //! A weight matrix on a device: dense, or in NF4.
 
+use std::sync::Arc;
+
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
@@ -73,45 +75,60 @@ impl Weight {
 /// Layout and arithmetic as in [`Nf4Data`], which can be made from it and into it without loss.
 #[derive(Clone, Debug)]
 pub struct Nf4Weight {
-    packed: Tensor<1, Int>,
-    quant_map: Tensor<1>,
-    absmax: AbsmaxTensors,
+    /// Shared, so that clones are small and cheap.
+    tensors: Arc<Nf4Tensors>,
     shape: [usize; 2],
     dtype: DType,
 }
 
-#[derive(Clone, Debug)]
-enum AbsmaxTensors {
-    Single(Tensor<1>),
-    Double {
-        codes: Tensor<1, Int>,
-        map: Tensor<1>,
-        nested_absmax: Tensor<1>,
-        offset: f32,
-    },
+#[derive(Debug)]
+struct Nf4Tensors {
+    /// `[ceil(out * in / 2)]`
+    packed: Tensor<1, Int>,
+    /// `[16]`
+    quant_map: Tensor<1>,
+    /// `[blocks]`, or with double quantization `[ceil(blocks / 256)]`
+    absmax: Tensor<1>,
+    nested: Option<NestedTensors>,
+}
+
+/// What double quantization adds.
+#[derive(Debug)]
+struct NestedTensors {
+    /// `[blocks]`
+    codes: Tensor<1, Int>,
+    /// `[256]`
+    map: Tensor<1>,
+    offset: f32,
 }
 
 impl Nf4Weight {
     /// Uploads `data`.
     pub fn from_data(data: &Nf4Data, device: &Device) -> Self {
-        let absmax = match &data.absmax {
-            Absmax::Single(absmax) => AbsmaxTensors::Single(floats(absmax, device)),
+        let (absmax, nested) = match &data.absmax {
+            Absmax::Single(absmax) => (absmax, None),
             Absmax::Double {
                 codes,
                 map,
                 nested_absmax,
                 offset,
-            } => AbsmaxTensors::Double {
-                codes: bytes(codes, device),
-                map: floats(&map[..], device),
-                nested_absmax: floats(nested_absmax, device),
-                offset: *offset,
-            },
+            } => {
+                let nested = NestedTensors {
+                    codes: bytes(codes, device),
+                    map: floats(&map[..], device),
+                    offset: *offset,
+                };
+                (nested_absmax, Some(nested))
+            }
         };
-        Self {
+        let tensors = Nf4Tensors {
             packed: bytes(&data.packed, device),
             quant_map: floats(&data.quant_map, device),
-            absmax,
+            absmax: floats(absmax, device),
+            nested,
+        };
+        Self {
+            tensors: Arc::new(tensors),
             shape: data.shape,
             dtype: data.dtype,
         }
@@ -119,28 +136,25 @@ impl Nf4Weight {
 
     /// Reads the weight back.
     pub fn to_data(&self) -> Nf4Data {
-        let absmax = match &self.absmax {
-            AbsmaxTensors::Single(absmax) => Absmax::Single(read_floats(absmax)),
-            AbsmaxTensors::Double {
-                codes,
-                map,
-                nested_absmax,
-                offset,
-            } => {
-                let mut levels = Box::new([0.0; 256]);
-                levels.copy_from_slice(&read_floats(map));
+        let tensors = &self.tensors;
+        let absmax = read_floats(&tensors.absmax);
+        let absmax = match &tensors.nested {
+            None => Absmax::Single(absmax),
+            Some(nested) => {
+                let mut map = Box::new([0.0; 256]);
+                map.copy_from_slice(&read_floats(&nested.map));
                 Absmax::Double {
-                    codes: read_bytes(codes),
-                    map: levels,
-                    nested_absmax: read_floats(nested_absmax),
-                    offset: *offset,
+                    codes: read_bytes(&nested.codes),
+                    map,
+                    nested_absmax: absmax,
+                    offset: nested.offset,
                 }
             }
         };
         let mut quant_map = [0.0; 16];
-        quant_map.copy_from_slice(&read_floats(&self.quant_map));
+        quant_map.copy_from_slice(&read_floats(&tensors.quant_map));
         Nf4Data {
-            packed: read_bytes(&self.packed),
+            packed: read_bytes(&tensors.packed),
             absmax,
             quant_map,
             shape: self.shape,
@@ -160,23 +174,18 @@ impl Nf4Weight {
 
     /// Where the weight lives.
     pub fn device(&self) -> Device {
-        self.packed.device()
+        self.tensors.packed.device()
     }
 
     /// Bytes that codes, scales and maps occupy on the device.
     pub fn num_bytes(&self) -> usize {
         let ints = |t: &Tensor<1, Int>| t.dims()[0] * t.dtype().size();
         let floats = |t: &Tensor<1>| t.dims()[0] * t.dtype().size();
-        let absmax = match &self.absmax {
-            AbsmaxTensors::Single(absmax) => floats(absmax),
-            AbsmaxTensors::Double {
-                codes,
-                map,
-                nested_absmax,
-                offset,
-            } => ints(codes) + floats(map) + floats(nested_absmax) + size_of_val(offset),
-        };
-        ints(&self.packed) + floats(&self.quant_map) + absmax
+        let tensors = &self.tensors;
+        let nested = tensors.nested.as_ref().map_or(0, |nested| {
+            ints(&nested.codes) + floats(&nested.map) + size_of_val(&nested.offset)
+        });
+        ints(&tensors.packed) + floats(&tensors.quant_map) + floats(&tensors.absmax) + nested
     }
 
     /// The whole matrix in f32: `[out, in]`.
@@ -195,23 +204,20 @@ impl Nf4Weight {
     }
 
     fn operand(&self) -> Nf4Operand<Dispatch> {
-        let absmax = match &self.absmax {
-            AbsmaxTensors::Single(absmax) => AbsmaxOperand::Single(absmax.clone().into_dispatch()),
-            AbsmaxTensors::Double {
-                codes,
-                map,
-                nested_absmax,
-                offset,
-            } => AbsmaxOperand::Double {
-                codes: codes.clone().into_dispatch(),
-                map: map.clone().into_dispatch(),
-                nested_absmax: nested_absmax.clone().into_dispatch(),
-                offset: *offset,
+        let tensors = &self.tensors;
+        let absmax = tensors.absmax.clone().into_dispatch();
+        let absmax = match &tensors.nested {
+            None => AbsmaxOperand::Single(absmax),
+            Some(nested) => AbsmaxOperand::Double {
+                codes: nested.codes.clone().into_dispatch(),
+                map: nested.map.clone().into_dispatch(),
+                nested_absmax: absmax,
+                offset: nested.offset,
             },
         };
         Nf4Operand {
-            packed: self.packed.clone().into_dispatch(),
-            quant_map: self.quant_map.clone().into_dispatch(),
+            packed: tensors.packed.clone().into_dispatch(),
+            quant_map: tensors.quant_map.clone().into_dispatch(),
             absmax,
             shape: self.shape,
         }

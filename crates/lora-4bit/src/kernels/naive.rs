@@ -5,7 +5,6 @@
 
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
-use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice};
 
