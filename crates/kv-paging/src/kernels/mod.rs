@@ -1,0 +1,150 @@
+//! The three operations under paged and causal attention.
+//!
+//! | operation | computes | twin |
+//! |---|---|---|
+//! | `kv_write` | `cache[slots[t]] = new[t]` for every packed token `t`, in place | [`naive::kv_write`] |
+//! | `paged_attention` | causal attention of packed queries over block tables | [`naive::paged_attention`] |
+//! | `causal_attention` | block-diagonal causal attention, differentiable | [`naive::causal_attention`] |
+//!
+//! The rooms: `cpu` has the fast paths of the plain CPU backend, `autodiff` the backward of
+//! `causal_attention`, `cube` is for GPU kernels, and [`naive`] holds the twins made of tensor
+//! operations, which run on every other backend and are the reference in tests.
+
+pub(crate) mod autodiff;
+pub(crate) mod cpu;
+pub(crate) mod cube;
+pub mod naive;
+
+use std::sync::Arc;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::tensor::{DType, Tensor};
+
+use crate::batch::{AttentionBatch, BatchLayout};
+use crate::causal::CausalAttention;
+
+/// Operations on a paged cache. They have no backward: a cache holds values, not a graph.
+#[backend_extension(Flex)]
+pub(crate) trait PagedOps: Backend {
+    /// Writes `new` `[tokens, kv_heads, head_dim]` to the rows `layout.slots` of `cache`
+    /// `[slots, kv_heads, head_dim]`, converted to its element type, and returns the handle of
+    /// `cache`. In place when that handle is the only one.
+    fn kv_write(
+        cache: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        layout: Arc<BatchLayout>,
+    ) -> FloatTensor<Self>;
+
+    /// Attention of `q` `[tokens, heads, head_dim]` over the sequences of `layout` in `k` and `v`
+    /// `[slots, kv_heads, head_dim]`: the query at context position `p` sees keys `0..=p`.
+    fn paged_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        layout: Arc<BatchLayout>,
+    ) -> FloatTensor<Self>;
+}
+
+/// Attention within packed documents.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait CausalOps: Backend {
+    /// Causal attention of `q` `[tokens, heads, head_dim]` over `k` and `v`
+    /// `[tokens, kv_heads, head_dim]` within documents of `lengths` tokens.
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        lengths: Arc<[usize]>,
+    ) -> FloatTensor<Self>;
+}
+
+/// Whether `tensor` lives on the plain CPU backend, outside of any autodiff graph.
+fn on_cpu(tensor: &Tensor<3>) -> bool {
+    matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Writes this step's rows; see [`PagedOps::kv_write`].
+pub(crate) fn kv_write(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch) -> Tensor<3> {
+    let ([slots, ..], [tokens, ..]) = (cache.dims(), new.dims());
+    assert_eq!(cache.dims()[1..], new.dims()[1..], "[kv_heads, head_dim]");
+    assert_fits(batch, tokens, slots);
+    let floats = |tensor: &Tensor<3>| matches!(tensor.dtype(), DType::F32 | DType::BF16);
+    if on_cpu(&cache) && on_cpu(&new) && floats(&cache) && floats(&new) {
+        Tensor::from_dispatch(Dispatch::kv_write(
+            cache.into_dispatch(),
+            new.into_dispatch(),
+            batch.layout().clone(),
+        ))
+    } else {
+        naive::kv_write(cache, new, batch)
+    }
+}
+
+/// Attention over the cache; see [`PagedOps::paged_attention`].
+pub(crate) fn paged_attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    batch: &AttentionBatch,
+) -> Tensor<3> {
+    let ([tokens, heads, head_dim], [slots, kv_heads, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), v.dims(), "keys and values differ in shape");
+    assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
+    assert_eq!(head_dim, k.dims()[2], "head_dim");
+    assert_fits(batch, tokens, slots);
+    let fast = q.dtype() == DType::F32
+        && matches!(k.dtype(), DType::F32 | DType::BF16)
+        && k.dtype() == v.dtype()
+        && cpu::supports(head_dim);
+    if fast && on_cpu(&q) && on_cpu(&k) && on_cpu(&v) {
+        Tensor::from_dispatch(Dispatch::paged_attention(
+            q.into_dispatch(),
+            k.into_dispatch(),
+            v.into_dispatch(),
+            batch.layout().clone(),
+        ))
+    } else {
+        naive::paged_attention(q, k, v, batch)
+    }
+}
+
+/// Attention within documents; see [`CausalOps::causal_attention`].
+pub(crate) fn causal_attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    documents: &CausalAttention,
+) -> Tensor<3> {
+    let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), v.dims(), "keys and values differ in shape");
+    assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
+    assert_eq!(k.dims(), [tokens, kv_heads, head_dim], "keys");
+    assert_eq!(tokens, documents.num_tokens(), "tokens of all documents");
+    let inputs = [&q, &k, &v];
+    let fast = inputs.iter().all(|tensor| {
+        let device = tensor.device().without_autodiff();
+        tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    });
+    if fast && cpu::supports(head_dim) {
+        Tensor::from_dispatch(Dispatch::causal_attention(
+            q.into_dispatch(),
+            k.into_dispatch(),
+            v.into_dispatch(),
+            documents.lengths().clone(),
+        ))
+    } else {
+        naive::causal_attention(q, k, v, documents)
+    }
+}
+
+/// The only check between a batch and a cache; the kernels index without any.
+fn assert_fits(batch: &AttentionBatch, tokens: usize, slots: usize) {
+    assert_eq!(tokens, batch.num_tokens(), "tokens of the batch");
+    let needed = batch.layout().num_slots;
+    assert!(
+        needed <= slots,
+        "the batch names cache row {} of {slots}",
+        needed.saturating_sub(1)
+    );
+}
