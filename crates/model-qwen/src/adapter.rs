@@ -1,0 +1,80 @@
+//! Putting LoRA adapters on a model and taking them off, while it serves.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use lora_4bit::LoraWeights;
+use lora_4bit::peft::LoraAdapter;
+
+use crate::model::QwenModel;
+
+/// Why an adapter cannot be put on a model.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// The adapter has matrices for a layer that the model has not.
+    #[error("adapter module `{module}`: the model has no such linear layer")]
+    NoSuchModule {
+        /// The module's name in the adapter.
+        module: String,
+    },
+    /// The matrices are made for another width.
+    #[error(
+        "adapter module `{module}`: expected in/out features {expected:?}, found {found:?}; \
+         is it an adapter of another base model?"
+    )]
+    Shape {
+        /// The module's name in the adapter.
+        module: String,
+        /// in and out features of the model's layer.
+        expected: [usize; 2],
+        /// in and out features of the adapter.
+        found: [usize; 2],
+    },
+}
+
+impl QwenModel {
+    /// Puts an adapter into `slot` of every linear layer it has matrices for; on an error nothing
+    /// has changed.
+    ///
+    /// # Errors
+    /// When the adapter was made for another architecture.
+    pub fn add_adapter(&mut self, slot: usize, adapter: &LoraAdapter) -> Result<(), AdapterError> {
+        for (module, matrices) in &adapter.modules {
+            let Some(linear) = self.linear_mut(module) else {
+                return Err(AdapterError::NoSuchModule {
+                    module: module.clone(),
+                });
+            };
+            let expected = [linear.in_features(), linear.out_features()];
+            let found = [matrices.in_features, matrices.out_features];
+            if expected != found {
+                return Err(AdapterError::Shape {
+                    module: module.clone(),
+                    expected,
+                    found,
+                });
+            }
+        }
+        self.remove_adapter(slot);
+        let device = self.device();
+        for (module, m) in &adapter.modules {
+            let upload = |values: &[f32], shape: [usize; 2]| {
+                let data = TensorData::new(values.to_vec(), shape);
+                Tensor::<2>::from_data(data, (&device, DType::F32))
+            };
+            let weights = LoraWeights {
+                a: upload(&m.a, [m.r, m.in_features]),
+                b: upload(&m.b, [m.out_features, m.r]),
+                scaling: adapter.config.scaling_for(module) as f32,
+            };
+            if let Some(linear) = self.linear_mut(module) {
+                linear.set_adapter(slot, Some(weights));
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties `slot` in every layer.
+    pub fn remove_adapter(&mut self, slot: usize) {
+        self.linears_mut()
+            .for_each(|linear| linear.set_adapter(slot, None));
+    }
+}

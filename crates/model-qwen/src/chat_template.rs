@@ -1,0 +1,303 @@
+//! Chat templates: the Jinja program of a checkpoint that turns messages into a prompt.
+//!
+//! Renders what transformers' `apply_chat_template` renders (`transformers/utils/chat_template_utils.py`),
+//! through minijinja: `trim_blocks`, `lstrip_blocks`, Python's string methods and printing,
+//! `tojson` without HTML escapes, `raise_exception`, `strftime_now`, loop controls and
+//! `{% generation %}` blocks.
+
+mod messages;
+mod python;
+mod source;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
+use serde_json::Map;
+
+use messages::Prepared;
+use source::TemplateFiles;
+
+/// Why a chat template could not be loaded or rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// A file of the folder cannot be read or holds something unexpected.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The field and what is wrong with it.
+        reason: String,
+    },
+    /// The template is not valid Jinja.
+    #[error("chat template of {origin} is not valid Jinja: {reason}")]
+    Syntax {
+        /// Where the template comes from.
+        origin: String,
+        /// The parser's message, with the line.
+        reason: String,
+    },
+    /// The template itself refused the messages with `raise_exception`.
+    #[error("the chat template refused the messages: {0}")]
+    Raised(String),
+    /// A message does not have the form templates expect.
+    #[error("messages[{index}]{field}: expected {expected}, found {found}")]
+    Message {
+        /// Position in the list.
+        index: usize,
+        /// The field, as `.content` or `.content[1].type`.
+        field: String,
+        /// What was expected.
+        expected: &'static str,
+        /// What was found.
+        found: String,
+    },
+    /// `continue_final_message` cannot be carried out.
+    #[error("continue_final_message: {0}")]
+    ContinueFinalMessage(String),
+    /// The template failed while it ran.
+    #[error("the chat template failed: {0}")]
+    Render(String),
+}
+
+/// What to render besides the messages.
+#[derive(Clone, Debug, Default)]
+pub struct RenderOptions {
+    /// End with the start of an assistant message.
+    pub add_generation_prompt: bool,
+    /// Leave the last message open, so that the model goes on with it.
+    pub continue_final_message: bool,
+    /// The tools (OpenAI's `tools` list), or `None`.
+    pub tools: Option<serde_json::Value>,
+    /// Further variables of the template, such as `enable_thinking`.
+    pub extra: Map<String, serde_json::Value>,
+}
+
+/// A compiled chat template. Cloning copies pointers.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    main: Arc<Compiled>,
+    /// The template named `tool_use`, taken when there are tools.
+    tool_use: Option<Arc<Compiled>>,
+    special_tokens: Arc<Map<String, serde_json::Value>>,
+}
+
+#[derive(Debug)]
+struct Compiled {
+    source: String,
+    environment: Environment<'static>,
+}
+
+const NAME: &str = "chat";
+/// What transformers appends to the last message to find it again in the rendered text.
+const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+impl ChatTemplate {
+    /// Loads the template of a checkpoint folder: `chat_template.jinja`, else `chat_template` of
+    /// `chat_template.json` or `tokenizer_config.json` (a string, or a list of named templates). The special
+    /// tokens of `tokenizer_config.json` become variables (`bos_token`, `eos_token`, ...).
+    /// `None` when the folder has no template.
+    ///
+    /// # Errors
+    /// When a file is unreadable or malformed, or the template is not valid Jinja.
+    pub fn from_dir(dir: &Path) -> Result<Option<Self>, TemplateError> {
+        let Some(files) = TemplateFiles::read(dir)? else {
+            return Ok(None);
+        };
+        let compile = |source: String| {
+            Compiled::new(source, &files.origin.display().to_string()).map(Arc::new)
+        };
+        Ok(Some(Self {
+            main: compile(files.main)?,
+            tool_use: files.tool_use.map(compile).transpose()?,
+            special_tokens: Arc::new(files.special_tokens),
+        }))
+    }
+
+    /// Compiles a template given as text. `special_tokens` holds variables such as `bos_token`.
+    ///
+    /// # Errors
+    /// When the template is not valid Jinja.
+    pub fn from_source(
+        source: &str,
+        special_tokens: Map<String, serde_json::Value>,
+    ) -> Result<Self, TemplateError> {
+        Ok(Self {
+            main: Arc::new(Compiled::new(source.to_owned(), "the given text")?),
+            tool_use: None,
+            special_tokens: Arc::new(special_tokens),
+        })
+    }
+
+    /// The special tokens that the template sees as variables, such as `eos_token`.
+    pub fn special_tokens(&self) -> &Map<String, serde_json::Value> {
+        &self.special_tokens
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.main.source
+    }
+
+    /// Renders `messages` (objects with `role`, `content` and so on, as in OpenAI's API).
+    ///
+    /// Beyond what transformers does, messages take the forms OpenAI clients send: a list of text
+    /// parts as `content` is joined with newlines when the template wants a string, an assistant
+    /// message may lack `content`, and `tool_calls[].function.arguments` may be a JSON string or
+    /// an object, whichever the template wants.
+    ///
+    /// # Errors
+    /// When a message is malformed, or the template fails or refuses the messages.
+    pub fn render(
+        &self,
+        messages: &[serde_json::Value],
+        options: &RenderOptions,
+    ) -> Result<String, TemplateError> {
+        let has_tools = options.tools.as_ref().is_some_and(|tools| !tools.is_null());
+        let template = match &self.tool_use {
+            Some(tool_use) if has_tools => tool_use,
+            _ => &self.main,
+        };
+        if options.continue_final_message && options.add_generation_prompt {
+            return Err(TemplateError::ContinueFinalMessage(
+                "cannot be combined with add_generation_prompt: the first goes on with the last message, the second starts a new one".to_owned(),
+            ));
+        }
+        let mut prepared = Prepared::new(messages, &template.source)?;
+        let continued = if options.continue_final_message {
+            Some(prepared.tag_final_message(CONTINUE_TAG)?)
+        } else {
+            None
+        };
+
+        let mut variables: Vec<(String, Value)> = Vec::new();
+        let all = self.special_tokens.iter().chain(&options.extra);
+        variables.extend(all.map(|(name, value)| (name.clone(), python::to_value(value))));
+        variables.push(("messages".to_owned(), prepared.to_value()));
+        variables.push((
+            "tools".to_owned(),
+            options
+                .tools
+                .as_ref()
+                .map_or(Value::from(()), python::to_value),
+        ));
+        variables.extend(
+            (!options.extra.contains_key("documents"))
+                .then(|| ("documents".to_owned(), Value::from(()))),
+        );
+        variables.push((
+            "add_generation_prompt".to_owned(),
+            Value::from(options.add_generation_prompt),
+        ));
+
+        let rendered = template.render(Value::from_pairs(variables))?;
+        match continued {
+            Some(final_text) => cut_after_final_message(&rendered, &final_text),
+            None => Ok(rendered),
+        }
+    }
+}
+
+impl Compiled {
+    fn new(source: String, origin: &str) -> Result<Self, TemplateError> {
+        let syntax = |e: Error| TemplateError::Syntax {
+            origin: origin.to_owned(),
+            reason: describe(&e),
+        };
+        let mut environment = Environment::new();
+        environment.set_syntax(
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()
+                .map_err(syntax)?,
+        );
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(python::format);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment
+            .add_template_owned(NAME, source::replace_generation_tags(&source))
+            .map_err(syntax)?;
+        Ok(Self {
+            source,
+            environment,
+        })
+    }
+
+    fn render(&self, variables: Value) -> Result<String, TemplateError> {
+        let failed = |e: Error| match raised(&e) {
+            Some(message) => TemplateError::Raised(message),
+            None => TemplateError::Render(describe(&e)),
+        };
+        let template = self.environment.get_template(NAME).map_err(failed)?;
+        template.render(variables).map_err(failed)
+    }
+}
+
+/// The part of `rendered` up to the end of the last message, as transformers cuts it.
+fn cut_after_final_message(rendered: &str, final_text: &str) -> Result<String, TemplateError> {
+    let tag = rendered.rfind(CONTINUE_TAG.trim());
+    match tag {
+        Some(at) if rendered.contains(final_text.trim()) => {
+            let kept = &rendered[..at];
+            // The template keeps spaces at the end of a message, or it strips them.
+            let exact = rendered[at..].starts_with(CONTINUE_TAG);
+            Ok(if exact { kept } else { kept.trim_end() }.to_owned())
+        }
+        _ => Err(TemplateError::ContinueFinalMessage(
+            "the final message does not appear in the rendered text, because the chat template deletes parts of it".to_owned(),
+        )),
+    }
+}
+
+/// Carries the text of `raise_exception` through minijinja's error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct RaisedException(String);
+
+fn raise_exception(message: Value) -> Result<Value, Error> {
+    let message = python::to_display(&message)?;
+    Err(Error::new(ErrorKind::InvalidOperation, message.clone())
+        .with_source(RaisedException(message)))
+}
+
+fn raised(error: &Error) -> Option<String> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(RaisedException(message)) = error.downcast_ref() {
+            return Some(message.clone());
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn strftime_now(format: &str) -> Result<String, Error> {
+    use chrono::format::{Item, StrftimeItems};
+    let items: Vec<Item<'_>> = StrftimeItems::new(format).collect();
+    if items.contains(&Item::Error) {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now: {format:?} is not a valid format"),
+        ));
+    }
+    Ok(chrono::Local::now()
+        .format_with_items(items.into_iter())
+        .to_string())
+}
+
+/// minijinja's message with the line, without the source excerpt.
+fn describe(error: &Error) -> String {
+    let mut text = error.kind().to_string();
+    if let Some(detail) = error.detail() {
+        text = format!("{text}: {detail}");
+    }
+    match error.line() {
+        Some(line) => format!("{text} (line {line} of the template)"),
+        None => text,
+    }
+}

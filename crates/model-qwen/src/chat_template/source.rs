@@ -1,0 +1,188 @@
+//! Where a checkpoint keeps its chat template, and the tags minijinja does not know.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::TemplateError;
+
+/// What the files of a checkpoint folder say about its chat template.
+pub(super) struct TemplateFiles {
+    /// The file the template comes from.
+    pub(super) origin: PathBuf,
+    pub(super) main: String,
+    pub(super) tool_use: Option<String>,
+    pub(super) special_tokens: Map<String, Value>,
+}
+
+impl TemplateFiles {
+    /// `None` when no file has a template.
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>, TemplateError> {
+        let config_path = dir.join("tokenizer_config.json");
+        let config = read_object(&config_path)?.unwrap_or_default();
+        let mut special_tokens = special_tokens(&config);
+        if let Some(map) = read_object(&dir.join("special_tokens_map.json"))? {
+            for (name, token) in self::special_tokens(&map) {
+                special_tokens.entry(name).or_insert(token);
+            }
+        }
+
+        let jinja = dir.join("chat_template.jinja");
+        if jinja.is_file() {
+            let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
+            return Ok(Some(Self {
+                main: read_text(&jinja)?,
+                tool_use: tool_use
+                    .is_file()
+                    .then(|| read_text(&tool_use))
+                    .transpose()?,
+                origin: jinja,
+                special_tokens,
+            }));
+        }
+        let json_path = dir.join("chat_template.json");
+        let json = read_object(&json_path)?.unwrap_or_default();
+        for (path, object) in [(json_path, json), (config_path, config)] {
+            let (main, tool_use) = match object.get("chat_template") {
+                None | Some(Value::Null) => continue,
+                Some(Value::String(template)) => (template.clone(), None),
+                Some(Value::Array(list)) => named(&path, list)?,
+                Some(other) => {
+                    return Err(TemplateError::File {
+                        path,
+                        reason: format!(
+                            "chat_template: expected a string or a list of named templates, found {}",
+                            kind(other)
+                        ),
+                    });
+                }
+            };
+            return Ok(Some(Self {
+                origin: path,
+                main,
+                tool_use,
+                special_tokens,
+            }));
+        }
+        Ok(None)
+    }
+}
+
+/// The templates `default` and `tool_use` of `[{"name": .., "template": ..}, ..]`.
+fn named(path: &Path, list: &[Value]) -> Result<(String, Option<String>), TemplateError> {
+    let file = |reason: String| TemplateError::File {
+        path: path.to_path_buf(),
+        reason,
+    };
+    let mut names = Vec::new();
+    let (mut default, mut tool_use) = (None, None);
+    for (i, entry) in list.iter().enumerate() {
+        let field = |name: &str| {
+            entry.get(name).and_then(Value::as_str).ok_or_else(|| {
+                file(format!(
+                    "chat_template[{i}].{name}: expected a string, found {}",
+                    entry.get(name).map_or("nothing", kind)
+                ))
+            })
+        };
+        let (name, template) = (field("name")?, field("template")?);
+        match name {
+            "default" => default = Some(template.to_owned()),
+            "tool_use" => tool_use = Some(template.to_owned()),
+            _ => {}
+        }
+        names.push(name);
+    }
+    match default {
+        Some(default) => Ok((default, tool_use)),
+        None => Err(file(format!(
+            "chat_template: expected a template named \"default\", found {names:?}"
+        ))),
+    }
+}
+
+/// The `*_token` entries that are set: strings, or `AddedToken` objects with a `content`.
+fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
+    let text = |value: &Value| match value {
+        Value::String(_) => Some(value.clone()),
+        Value::Object(token) => token.get("content").filter(|c| c.is_string()).cloned(),
+        _ => None,
+    };
+    config
+        .iter()
+        .filter(|(name, _)| name.ends_with("_token"))
+        .filter_map(|(name, value)| Some((name.clone(), text(value)?)))
+        .collect()
+}
+
+fn read_text(path: &Path) -> Result<String, TemplateError> {
+    std::fs::read_to_string(path).map_err(|e| TemplateError::File {
+        path: path.to_path_buf(),
+        reason: format!("cannot be read: {e}"),
+    })
+}
+
+/// The JSON object in `path`; `None` when there is no such file.
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TemplateError> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = read_text(path)?;
+    let found = serde_json::from_str(&text).map_err(|e| TemplateError::File {
+        path: path.to_path_buf(),
+        reason: format!("not valid JSON: {e}"),
+    })?;
+    match found {
+        Value::Object(object) => Ok(Some(object)),
+        other => Err(TemplateError::File {
+            path: path.to_path_buf(),
+            reason: format!("expected a JSON object, found {}", kind(&other)),
+        }),
+    }
+}
+
+/// The JSON type of `value`, for messages.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Every `{% tag %}` of `source`: its position and what stands between the `%` signs, without
+/// whitespace control.
+pub(super) fn block_tags(source: &str) -> impl Iterator<Item = (std::ops::Range<usize>, &str)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at + source[at..].find("{%")?;
+        let end = start + 2 + source[start + 2..].find("%}")?;
+        at = end + 2;
+        let inner = &source[start + 2..end];
+        let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
+        let inner = inner.strip_suffix(['-', '+']).unwrap_or(inner);
+        Some((start..end + 2, inner.trim()))
+    })
+}
+
+/// transformers' `{% generation %}` .. `{% endgeneration %}` marks the assistant's text for a loss
+/// mask and renders its content in a scope of its own, which is what `{% with %}` does.
+pub(super) fn replace_generation_tags(source: &str) -> String {
+    let mut replaced = String::with_capacity(source.len());
+    let mut copied = 0;
+    for (range, tag) in block_tags(source) {
+        let name = match tag {
+            "generation" => "with",
+            "endgeneration" => "endwith",
+            _ => continue,
+        };
+        replaced.push_str(&source[copied..range.start]);
+        replaced.push_str(&source[range.clone()].replace(tag, name));
+        copied = range.end;
+    }
+    replaced.push_str(&source[copied..]);
+    replaced
+}

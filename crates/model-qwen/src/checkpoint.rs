@@ -1,0 +1,264 @@
+//! Weight files: single or sharded safetensors, mapped into memory and handed out without a copy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use bytes::Bytes as SharedBytes;
+use cubecl_environment::bytes::AllocationProperty;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use crate::kernels::map_file::map_file;
+
+/// Why a weight file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// No weight file in the folder.
+    #[error(
+        "{dir}: expected model.safetensors or model.safetensors.index.json, found neither{hint}"
+    )]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+        /// What else was found there that explains it.
+        hint: &'static str,
+    },
+    /// A file could not be opened, read or mapped.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file is not what its name says.
+    #[error("{path}: {message}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A tensor is not in the files.
+    #[error("{dir}: tensor `{name}` is missing")]
+    Missing {
+        /// The folder.
+        dir: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another shape than the config asks for.
+    #[error("{dir}: tensor `{name}`: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// The folder.
+        dir: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The shape that `config.json` asks for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor has a dtype that weights cannot have.
+    #[error("{dir}: tensor `{name}`: expected dtype BF16, F16 or F32, found {found}")]
+    Dtype {
+        /// The folder.
+        dir: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The dtype in the file.
+        found: String,
+    },
+}
+
+/// Where a tensor lies.
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Byte range in the shard's map.
+    start: usize,
+    end: usize,
+}
+
+/// The tensors of one model folder.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    shards: Vec<SharedBytes>,
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Maps the weight files of a model folder.
+    ///
+    /// # Errors
+    /// When there are none, or one is missing, truncated or not safetensors.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Self {
+            dir: dir.to_owned(),
+            shards: Vec::new(),
+            entries: BTreeMap::new(),
+        };
+        let index = dir.join("model.safetensors.index.json");
+        let single = dir.join("model.safetensors");
+        if single.is_file() {
+            checkpoint.add_shard(&single)?;
+        } else if index.is_file() {
+            let text = fs::read_to_string(&index).map_err(|source| CheckpointError::Read {
+                path: index.clone(),
+                source,
+            })?;
+            let parsed: ShardIndex =
+                serde_json::from_str(&text).map_err(|e| CheckpointError::Format {
+                    path: index.clone(),
+                    message: format!("expected a `weight_map` of tensor names to files: {e}"),
+                })?;
+            let files: BTreeSet<&String> = parsed.weight_map.values().collect();
+            for file in files {
+                if Path::new(file).file_name() != Some(file.as_ref()) {
+                    return Err(CheckpointError::Format {
+                        path: index.clone(),
+                        message: format!(
+                            "expected plain file names in `weight_map`, found `{file}`"
+                        ),
+                    });
+                }
+                checkpoint.add_shard(&dir.join(file))?;
+            }
+            for (name, file) in &parsed.weight_map {
+                if !checkpoint.entries.contains_key(name) {
+                    return Err(CheckpointError::Format {
+                        path: dir.join(file),
+                        message: format!("expected tensor `{name}`, which the index places here"),
+                    });
+                }
+            }
+        } else {
+            let pickled = dir.join("pytorch_model.bin").is_file();
+            return Err(CheckpointError::NoWeights {
+                dir: dir.to_owned(),
+                hint: if pickled {
+                    " (pytorch_model.bin must be converted to safetensors)"
+                } else {
+                    ""
+                },
+            });
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_shard(&mut self, path: &Path) -> Result<(), CheckpointError> {
+        let read = |source| CheckpointError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let format = |message| CheckpointError::Format {
+            path: path.to_owned(),
+            message,
+        };
+        let file = File::open(path).map_err(read)?;
+        if file.metadata().map_err(read)?.len() == 0 {
+            return Err(format(
+                "expected safetensors, found an empty file".to_owned(),
+            ));
+        }
+        let bytes = SharedBytes::from_owner(map_file(&file).map_err(read)?);
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|e| format(format!("not a whole safetensors file: {e}")))?;
+        for (name, view) in tensors.iter() {
+            let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            let entry = Entry {
+                shard: self.shards.len(),
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                start,
+                end: start + view.data().len(),
+            };
+            if self.entries.insert(name.to_owned(), entry).is_some() {
+                return Err(format(format!("tensor `{name}` is also in another shard")));
+            }
+        }
+        self.shards.push(bytes);
+        Ok(())
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Whether a tensor of this name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// A tensor as safetensors sees it, without a copy.
+    pub fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        let entry = self.entries.get(name)?;
+        let data = &self.shards[entry.shard][entry.start..entry.end];
+        TensorView::new(entry.dtype, entry.shape.clone(), data).ok()
+    }
+
+    /// A float tensor on `device`, in the file's dtype. On the CPU it is the mapped file itself.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape, or is not a float tensor.
+    pub fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Tensor<D>, CheckpointError> {
+        let entry = self
+            .entries
+            .get(name)
+            .ok_or_else(|| CheckpointError::Missing {
+                dir: self.dir.clone(),
+                name: name.to_owned(),
+            })?;
+        if entry.shape != shape {
+            return Err(CheckpointError::Shape {
+                dir: self.dir.clone(),
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                found: entry.shape.clone(),
+            });
+        }
+        let dtype = match entry.dtype {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::F32 => DType::F32,
+            other => {
+                return Err(CheckpointError::Dtype {
+                    dir: self.dir.clone(),
+                    name: name.to_owned(),
+                    found: format!("{other:?}"),
+                });
+            }
+        };
+        let shared = self.shards[entry.shard].slice(entry.start..entry.end);
+        let bytes = if (shared.as_ptr() as usize).is_multiple_of(dtype.size()) {
+            Bytes::from_shared(shared, AllocationProperty::File)
+        } else {
+            // Old writers did not align their data.
+            Bytes::from_bytes_vec(shared.to_vec())
+        };
+        let data = TensorData::from_bytes(bytes, shape, dtype);
+        Ok(Tensor::from_data(data, (device, dtype)))
+    }
+}

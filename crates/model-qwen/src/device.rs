@@ -1,0 +1,241 @@
+//! The one place that turns `--device` into a [`Device`].
+
+use burn::tensor::Device;
+
+/// Every name `--device` takes.
+const NAMES: [&str; 7] = ["auto", "cpu", "cuda", "wgpu", "vulkan", "metal", "rocm"];
+
+/// Why a `--device` value cannot be used.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum DeviceError {
+    /// The name is none of the known ones.
+    #[error("unknown device {found:?}: expected auto, cpu, cuda, cuda:N, wgpu, vulkan, metal, rocm or rocm:N{}",
+        match nearest { Some(name) => format!("; did you mean {name:?}?"), None => String::new() })]
+    Unknown {
+        /// What was given.
+        found: String,
+        /// The known name closest to it.
+        nearest: Option<&'static str>,
+    },
+    /// What follows the colon is not a device number.
+    #[error("device {found:?}: expected {expected}")]
+    Index {
+        /// What was given.
+        found: String,
+        /// What the device takes.
+        expected: &'static str,
+    },
+    /// The program was built without the backend.
+    #[error(
+        "device {name:?} is not in this build: build again with `--features {name}`, or choose one of: {compiled}"
+    )]
+    NotCompiledIn {
+        /// The device asked for; also the name of its cargo feature.
+        name: &'static str,
+        /// The devices this build has.
+        compiled: String,
+    },
+    /// The backend is there, but not that many devices.
+    #[error(
+        "device {found:?}: this machine has {count} {name} device(s); check the driver (nvidia-smi or rocm-smi), or use --device cpu"
+    )]
+    NotPresent {
+        /// What was given.
+        found: String,
+        /// The backend.
+        name: &'static str,
+        /// How many devices it sees.
+        count: usize,
+    },
+}
+
+/// The device that `auto`, `cpu`, `cuda`, `cuda:N`, `wgpu`, `vulkan`, `metal`, `rocm` or `rocm:N`
+/// stands for. `auto` is the first CUDA device if CUDA is compiled in and a card is found,
+/// otherwise the CPU.
+///
+/// # Errors
+/// When the name is unknown, the backend is not compiled in, or the machine lacks the device.
+pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
+    let spec = spec.trim();
+    let (name, index) = match spec.split_once(':') {
+        Some((name, index)) => (name, Some(index)),
+        None => (spec, None),
+    };
+    let lower = name.to_ascii_lowercase();
+    let Some(name) = NAMES.into_iter().find(|known| *known == lower) else {
+        return Err(DeviceError::Unknown {
+            found: spec.to_owned(),
+            nearest: nearest_name(&lower),
+        });
+    };
+    let index = match index {
+        None => None,
+        Some(_) if !matches!(name, "cuda" | "rocm") => {
+            return Err(DeviceError::Index {
+                found: spec.to_owned(),
+                expected: "no device number (only cuda:N and rocm:N take one)",
+            });
+        }
+        Some(text) => Some(text.parse::<usize>().map_err(|_| DeviceError::Index {
+            found: spec.to_owned(),
+            expected: "a device number after the colon, as in cuda:0",
+        })?),
+    };
+    match name {
+        "auto" => Ok(first_cuda().unwrap_or_else(Device::flex)),
+        "cpu" => Ok(Device::flex()),
+        _ => gpu(name, index.unwrap_or(0), spec),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn first_cuda() -> Option<Device> {
+    Device::enumerate(burn::tensor::DeviceType::Cuda)
+        .into_iter()
+        .next()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn first_cuda() -> Option<Device> {
+    None
+}
+
+fn gpu(name: &'static str, index: usize, spec: &str) -> Result<Device, DeviceError> {
+    // Both are unused in a build without GPU backends.
+    let _ = (index, spec);
+    match name {
+        #[cfg(feature = "cuda")]
+        "cuda" => nth(burn::tensor::DeviceType::Cuda, name, index, spec),
+        #[cfg(feature = "rocm")]
+        "rocm" => nth(burn::tensor::DeviceType::Rocm, name, index, spec),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => {
+            nth(burn::tensor::DeviceType::Wgpu, name, 0, spec)?;
+            Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice))
+        }
+        #[cfg(feature = "vulkan")]
+        "vulkan" => {
+            nth(burn::tensor::DeviceType::Vulkan, name, 0, spec)?;
+            Ok(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice))
+        }
+        #[cfg(feature = "metal")]
+        "metal" => {
+            nth(burn::tensor::DeviceType::Metal, name, 0, spec)?;
+            Ok(Device::metal(burn::tensor::DeviceKind::DefaultDevice))
+        }
+        _ => Err(DeviceError::NotCompiledIn {
+            name,
+            compiled: compiled_in().join(", "),
+        }),
+    }
+}
+
+#[cfg(any(
+    feature = "cuda",
+    feature = "rocm",
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal"
+))]
+fn nth(
+    device_type: burn::tensor::DeviceType,
+    name: &'static str,
+    index: usize,
+    spec: &str,
+) -> Result<Device, DeviceError> {
+    let devices = Device::enumerate(device_type);
+    let count = devices.len();
+    devices
+        .into_iter()
+        .nth(index)
+        .ok_or_else(|| DeviceError::NotPresent {
+            found: spec.to_owned(),
+            name,
+            count,
+        })
+}
+
+/// The device names this build accepts.
+fn compiled_in() -> Vec<&'static str> {
+    NAMES
+        .into_iter()
+        .filter(|name| match *name {
+            "cuda" => cfg!(feature = "cuda"),
+            "wgpu" => cfg!(feature = "wgpu"),
+            "vulkan" => cfg!(feature = "vulkan"),
+            "metal" => cfg!(feature = "metal"),
+            "rocm" => cfg!(feature = "rocm"),
+            _ => true,
+        })
+        .collect()
+}
+
+fn nearest_name(found: &str) -> Option<&'static str> {
+    match found {
+        "gpu" | "nvidia" => return Some("cuda"),
+        "flex" | "host" => return Some("cpu"),
+        "hip" | "amd" => return Some("rocm"),
+        "mps" => return Some("metal"),
+        _ => {}
+    }
+    NAMES
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(found, name), name))
+        .min()
+        .filter(|(distance, _)| *distance <= 2)
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_is_flex() {
+        for spec in ["cpu", "CPU", " cpu "] {
+            assert_eq!(parse_device(spec).unwrap(), Device::flex(), "{spec}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn auto_without_cuda_is_flex() {
+        assert_eq!(parse_device("auto").unwrap(), Device::flex());
+    }
+
+    #[test]
+    fn wrong_names_get_a_hint() {
+        for (spec, hint) in [
+            ("cdua", Some("cuda")),
+            ("gpu", Some("cuda")),
+            ("vulcan", Some("vulkan")),
+            ("mps", Some("metal")),
+            ("tpu", Some("cpu")),
+            ("quantum", None),
+            ("", None),
+        ] {
+            match parse_device(spec) {
+                Err(DeviceError::Unknown { nearest, .. }) => assert_eq!(nearest, hint, "{spec}"),
+                other => panic!("{spec}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn indices_are_checked() {
+        for spec in ["cuda:", "cuda:x", "cuda:-1", "cpu:0", "auto:1", "wgpu:1"] {
+            assert!(
+                matches!(parse_device(spec), Err(DeviceError::Index { .. })),
+                "{spec}"
+            );
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_missing_feature_is_named() {
+        let message = parse_device("cuda:0").unwrap_err().to_string();
+        assert!(message.contains("--features cuda"), "{message}");
+        assert!(message.contains("auto, cpu"), "{message}");
+    }
+}

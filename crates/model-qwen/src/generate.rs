@@ -1,0 +1,128 @@
+//! One sequence from prompt to end: the shortest program that uses model, cache and sampler together.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{DType, Tensor};
+use kv_paging::{AttentionBatch, KvShape, PagedAttention, PagedKvCache, SequenceChunk};
+use lora_4bit::AdapterSelection;
+
+use crate::model::QwenModel;
+use crate::sampling::{Sampler, SamplingParams};
+
+/// Tokens of one KV block.
+const BLOCK_SIZE: usize = 16;
+/// Prompt tokens computed in one step; bounds the activations of a long prompt.
+const CHUNK: usize = 512;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Token ids of the prompt; at least one.
+    pub prompt: Vec<u32>,
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+    /// The most tokens to generate.
+    pub max_tokens: usize,
+    /// Tokens that end the text; they are not part of the result.
+    pub stop_token_ids: Vec<u32>,
+    /// Slot of the LoRA adapter to use.
+    pub adapter: Option<usize>,
+}
+
+/// Generates until a stop token, `max_tokens`, or `on_token` breaks; returns the generated tokens.
+///
+/// # Panics
+/// When the prompt is empty or holds ids that are not below `vocab_size`.
+pub fn generate(
+    model: &QwenModel,
+    request: &GenerateRequest,
+    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+) -> Vec<u32> {
+    assert!(
+        !request.prompt.is_empty(),
+        "generate: the prompt has no token"
+    );
+    let mut sequence = SingleSequence::new(model, request);
+    let mut sampler = Sampler::new(&request.sampling, &request.prompt, model.config.vocab_size);
+    let mut output = Vec::new();
+    let mut hidden = None;
+    for chunk in request.prompt.chunks(CHUNK) {
+        hidden = Some(sequence.step(chunk)); // [chunk, hidden]
+    }
+    while let Some(rows) = hidden.take() {
+        if output.len() == request.max_tokens {
+            break;
+        }
+        let last = rows.dims()[0] - 1;
+        let logits = model.logits(rows.narrow(0, last, 1)); // [1, vocab]
+        let Ok(mut logits) = logits.into_data().try_into_vec::<f32>() else {
+            break;
+        };
+        let token = sampler.sample(&mut logits, &[]).id;
+        if request.stop_token_ids.contains(&token) {
+            break;
+        }
+        output.push(token);
+        if on_token(token).is_break() {
+            break;
+        }
+        hidden = Some(sequence.step(&[token])); // [1, hidden]
+    }
+    output
+}
+
+/// A sequence that owns its whole cache: block `i` of its table is block `i` of the pool.
+struct SingleSequence<'a> {
+    model: &'a QwenModel,
+    adapters: AdapterSelection,
+    cache: PagedKvCache,
+    block_table: Vec<u32>,
+    len: usize,
+}
+
+impl<'a> SingleSequence<'a> {
+    fn new(model: &'a QwenModel, request: &GenerateRequest) -> Self {
+        let config = &model.config;
+        let num_blocks = (request.prompt.len() + request.max_tokens).div_ceil(BLOCK_SIZE);
+        let shape = KvShape {
+            num_layers: config.num_hidden_layers,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            block_size: BLOCK_SIZE,
+            num_blocks,
+            dtype: DType::F32,
+        };
+        Self {
+            model,
+            adapters: match request.adapter {
+                Some(slot) => AdapterSelection::All {
+                    slot,
+                    dropout: None,
+                },
+                None => AdapterSelection::Base,
+            },
+            cache: PagedKvCache::new(&shape, &model.device()),
+            block_table: (0..num_blocks as u32).collect(),
+            len: 0,
+        }
+    }
+
+    /// Hidden states of the sequence's next tokens, `[tokens, hidden]`.
+    fn step(&mut self, tokens: &[u32]) -> Tensor<2> {
+        let start = self.len;
+        self.len += tokens.len();
+        let positions: Vec<u32> = (start as u32..self.len as u32).collect();
+        let chunk = SequenceChunk {
+            query_len: tokens.len(),
+            context_len: self.len,
+            block_table: &self.block_table,
+        };
+        let batch = AttentionBatch::new(&[chunk], BLOCK_SIZE);
+        let mut kv = PagedAttention {
+            cache: &mut self.cache,
+            batch: &batch,
+        };
+        self.model
+            .forward(tokens, &positions, &self.adapters, &mut kv)
+    }
+}

@@ -1,0 +1,434 @@
+//! Finds a model: a folder on this machine, or a repository on the Hugging Face Hub, which is
+//! downloaded into the standard cache that the Python libraries use too.
+
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, CacheRepo};
+
+/// Where the Hub is when `HF_ENDPOINT` says nothing.
+const HUB: &str = "https://huggingface.co";
+/// Files taken when the repository has them.
+const OPTIONAL_FILES: [&str; 8] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Why a model could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The folder is there but holds no model.
+    #[error("{}: expected a model folder with config.json, found {found}", path.display())]
+    NotAModelFolder {
+        /// The folder (or file).
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+    /// Neither an existing folder nor the name of a repository.
+    #[error(
+        "{given:?} is neither an existing folder nor a model name such as Qwen/Qwen2.5-0.5B-Instruct"
+    )]
+    NotAModel {
+        /// What was given.
+        given: String,
+    },
+    /// `HF_HUB_OFFLINE` is set and the cache does not have the model.
+    #[error("{id} is not (completely) in the cache {} and HF_HUB_OFFLINE is set: unset it, or download the model elsewhere and pass its folder", cache.display())]
+    Offline {
+        /// The model.
+        id: String,
+        /// The cache folder.
+        cache: PathBuf,
+    },
+    /// 401 or 403: a gated or private repository, or (401) one that does not exist.
+    #[error(
+        "{endpoint} refused access to {id} (HTTP {status}): the name may be misspelled, or the model is gated or private. Then accept its licence on its page and set HF_TOKEN to a token that may read it, or download it by hand and pass the folder"
+    )]
+    Refused {
+        /// The model.
+        id: String,
+        /// The Hub.
+        endpoint: String,
+        /// 401 or 403.
+        status: u16,
+    },
+    /// 404: no such repository.
+    #[error(
+        "{endpoint} has no model {id} (HTTP 404): check the spelling, or set HF_ENDPOINT to the mirror that has it"
+    )]
+    NotFound {
+        /// The model.
+        id: String,
+        /// The Hub.
+        endpoint: String,
+    },
+    /// The repository lacks a file that is needed.
+    #[error("{id}: expected {expected}, found {found}")]
+    MissingFile {
+        /// The model.
+        id: String,
+        /// The file.
+        expected: String,
+        /// What is there instead.
+        found: String,
+    },
+    /// The Hub cannot be reached, or the transfer broke.
+    #[error(
+        "{id} could not be downloaded from {endpoint}: {reason}. Set HF_ENDPOINT to a mirror (such as https://hf-mirror.com), or download the model by hand and pass the folder"
+    )]
+    Network {
+        /// The model.
+        id: String,
+        /// The Hub.
+        endpoint: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// How to reach the Hub.
+#[derive(Clone, Debug)]
+pub struct HubOptions {
+    /// Address without a slash at the end.
+    pub endpoint: String,
+    /// Sent as bearer token.
+    pub token: Option<String>,
+    /// The folder that holds `models--org--name`.
+    pub cache_dir: PathBuf,
+    /// Never use the network.
+    pub offline: bool,
+    /// Show a progress bar per file on the terminal.
+    pub progress: bool,
+}
+
+impl HubOptions {
+    /// The environment's answer, as the Python library `huggingface_hub` reads it: `HF_ENDPOINT`,
+    /// `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, and the token
+    /// that `hf auth login` stored.
+    pub fn from_env() -> Self {
+        Self::from_lookup(|name| std::env::var(name).ok())
+    }
+
+    fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let get = |name: &str| {
+            lookup(name)
+                .map(|value| value.trim().to_owned())
+                .filter(|value| !value.is_empty())
+        };
+        let cache_home = || match get("XDG_CACHE_HOME") {
+            Some(dir) => PathBuf::from(dir),
+            None => std::env::home_dir().unwrap_or_default().join(".cache"),
+        };
+        let home = get("HF_HOME").map_or_else(|| cache_home().join("huggingface"), PathBuf::from);
+        let token = get("HF_TOKEN")
+            .or_else(|| get("HUGGING_FACE_HUB_TOKEN"))
+            .or_else(|| std::fs::read_to_string(home.join("token")).ok())
+            .map(|token| token.trim().to_owned())
+            .filter(|token| !token.is_empty());
+        let cache_dir = get("HF_HUB_CACHE").or_else(|| get("HUGGINGFACE_HUB_CACHE"));
+        let truthy = |value: String| {
+            matches!(
+                value.to_ascii_lowercase().as_str(),
+                "1" | "on" | "yes" | "true"
+            )
+        };
+        Self {
+            endpoint: get("HF_ENDPOINT")
+                .unwrap_or_else(|| HUB.to_owned())
+                .trim_end_matches('/')
+                .to_owned(),
+            token,
+            cache_dir: cache_dir.map_or_else(|| home.join("hub"), PathBuf::from),
+            offline: get("HF_HUB_OFFLINE").is_some_and(truthy),
+            progress: true,
+        }
+    }
+}
+
+/// The folder of a model given as a folder or as `org/name` on the Hub. What the cache already
+/// has completely is used without the network; anything else is downloaded with a progress bar.
+///
+/// # Errors
+/// When there is no such folder or repository, access is refused, or the network fails; the
+/// message says what to do.
+pub fn resolve_model(id_or_path: &str) -> Result<PathBuf, ResolveError> {
+    resolve_model_with(id_or_path, &HubOptions::from_env())
+}
+
+/// [`resolve_model`] with explicit options.
+///
+/// # Errors
+/// As [`resolve_model`].
+pub fn resolve_model_with(id_or_path: &str, options: &HubOptions) -> Result<PathBuf, ResolveError> {
+    let path = Path::new(id_or_path);
+    if path.exists() {
+        if path.join("config.json").is_file() {
+            return Ok(path.to_path_buf());
+        }
+        return Err(ResolveError::NotAModelFolder {
+            path: path.to_path_buf(),
+            found: describe_folder(path),
+        });
+    }
+    if !is_repository_name(id_or_path) {
+        return Err(ResolveError::NotAModel {
+            given: id_or_path.to_owned(),
+        });
+    }
+    let cache = Cache::new(options.cache_dir.clone());
+    if let Some(folder) = complete_in_cache(&cache.model(id_or_path.to_owned())) {
+        return Ok(folder);
+    }
+    if options.offline {
+        return Err(ResolveError::Offline {
+            id: id_or_path.to_owned(),
+            cache: options.cache_dir.clone(),
+        });
+    }
+    Download::new(id_or_path, options)?.run()
+}
+
+/// The model that comes with this program: `data/model` under the current folder, next to or above
+/// the executable, or in the source tree it was built from.
+pub fn bundled_model_dir() -> Option<PathBuf> {
+    let mut roots: Vec<PathBuf> = std::env::current_dir().into_iter().collect();
+    if let Ok(executable) = std::env::current_exe() {
+        roots.extend(executable.ancestors().skip(1).map(Path::to_path_buf));
+    }
+    roots.push(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")));
+    roots
+        .into_iter()
+        .map(|root| root.join("data/model"))
+        .find(|dir| dir.join("config.json").is_file())
+}
+
+/// What is in a folder, for error messages.
+pub(crate) fn describe_folder(path: &Path) -> String {
+    if path.is_file() {
+        return "a file".to_owned();
+    }
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return "no readable folder".to_owned();
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    match names.len() {
+        0 => "an empty folder".to_owned(),
+        1..=8 => names.join(", "),
+        more => format!("{} and {} more", names[..8].join(", "), more - 8),
+    }
+}
+
+/// `org/name` of letters, digits, `-`, `_` and `.`.
+fn is_repository_name(id: &str) -> bool {
+    let valid = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    id.split_once('/')
+        .is_some_and(|(org, name)| valid(org) && valid(name))
+}
+
+/// The cached snapshot, if it has the configuration, a tokenizer and all weights.
+fn complete_in_cache(cache: &CacheRepo) -> Option<PathBuf> {
+    let folder = cache.get("config.json")?.parent()?.to_path_buf();
+    let has = |name: &str| folder.join(name).is_file();
+    let tokenizer = has("tokenizer.json") || has("vocab.json") && has("merges.txt");
+    let weights = has(SINGLE_FILE)
+        || shards(&folder.join(INDEX))
+            .is_ok_and(|shards| !shards.is_empty() && shards.iter().all(|shard| has(shard)));
+    (tokenizer && weights).then_some(folder)
+}
+
+/// The distinct files of `weight_map`, sorted. `Err` holds the reason.
+fn shards(index: &Path) -> Result<Vec<String>, String> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let bytes = std::fs::read(index).map_err(|e| e.to_string())?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+    let mut files: Vec<String> = index.weight_map.into_values().collect();
+    files.sort();
+    files.dedup();
+    match files.iter().find(|file| !is_plain_file_name(file)) {
+        Some(bad) => Err(format!(
+            "weight_map: expected plain file names, found {bad:?}"
+        )),
+        None => Ok(files),
+    }
+}
+
+/// The index comes from the network: a name must not lead out of the folder.
+fn is_plain_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':', '?', '#', '%'])
+}
+
+struct Download<'a> {
+    id: &'a str,
+    options: &'a HubOptions,
+    repo: ApiRepo,
+}
+
+impl<'a> Download<'a> {
+    fn new(id: &'a str, options: &'a HubOptions) -> Result<Self, ResolveError> {
+        let api = ApiBuilder::from_cache(Cache::new(options.cache_dir.clone()))
+            .with_endpoint(options.endpoint.clone())
+            .with_token(options.token.clone())
+            .with_progress(options.progress)
+            .with_retries(3)
+            .build();
+        match api {
+            Ok(api) => Ok(Self {
+                id,
+                options,
+                repo: api.model(id.to_owned()),
+            }),
+            Err(e) => Err(ResolveError::Network {
+                id: id.to_owned(),
+                endpoint: options.endpoint.clone(),
+                reason: e.to_string(),
+            }),
+        }
+    }
+
+    fn run(&self) -> Result<PathBuf, ResolveError> {
+        let info = self.repo.info().map_err(|e| self.error(&e, None))?;
+        let mut names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+        names.sort_unstable();
+        let has = |name: &str| names.binary_search(&name).is_ok();
+        let missing = |expected: &str| ResolveError::MissingFile {
+            id: self.id.to_owned(),
+            expected: expected.to_owned(),
+            found: names.join(", "),
+        };
+        if !has("config.json") {
+            return Err(missing("config.json"));
+        }
+        if !has("tokenizer.json") && !(has("vocab.json") && has("merges.txt")) {
+            return Err(missing("tokenizer.json (or vocab.json and merges.txt)"));
+        }
+        if !has(SINGLE_FILE) && !has(INDEX) {
+            return Err(missing(
+                "model.safetensors (or model.safetensors.index.json)",
+            ));
+        }
+
+        let config = self.get("config.json")?;
+        for name in OPTIONAL_FILES.into_iter().filter(|name| has(name)) {
+            self.get(name)?;
+        }
+        if has(SINGLE_FILE) {
+            self.get(SINGLE_FILE)?;
+        } else {
+            let index = self.get(INDEX)?;
+            let shards = shards(&index).map_err(|reason| ResolveError::MissingFile {
+                id: self.id.to_owned(),
+                expected: format!("a valid {INDEX}"),
+                found: reason,
+            })?;
+            for shard in &shards {
+                self.get(shard)?;
+            }
+        }
+        Ok(config.parent().map(Path::to_path_buf).unwrap_or(config))
+    }
+
+    fn get(&self, name: &str) -> Result<PathBuf, ResolveError> {
+        self.repo.get(name).map_err(|e| self.error(&e, Some(name)))
+    }
+
+    fn error(&self, error: &ApiError, file: Option<&str>) -> ResolveError {
+        let (id, endpoint) = (self.id.to_owned(), self.options.endpoint.clone());
+        match (status(error), file) {
+            (Some(status @ (401 | 403)), _) => ResolveError::Refused {
+                id,
+                endpoint,
+                status,
+            },
+            (Some(404), None) => ResolveError::NotFound { id, endpoint },
+            (_, file) => ResolveError::Network {
+                id,
+                endpoint,
+                reason: match file {
+                    Some(file) => format!("{file}: {error}"),
+                    None => error.to_string(),
+                },
+            },
+        }
+    }
+}
+
+/// The HTTP status behind an error.
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(request) => match **request {
+            ureq::Error::StatusCode(status) => Some(status),
+            _ => None,
+        },
+        ApiError::TooManyRetries(last) => status(last),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_read_as_in_python() {
+        let options = |pairs: &[(&str, &str)]| {
+            HubOptions::from_lookup(|name| {
+                let pair = pairs.iter().find(|(key, _)| *key == name);
+                pair.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let set = options(&[
+            ("HF_ENDPOINT", "https://hf-mirror.com/"),
+            ("HF_TOKEN", " abc\n"),
+            ("HF_HOME", "/x/hf"),
+            ("HF_HUB_OFFLINE", "ON"),
+        ]);
+        assert_eq!(set.endpoint, "https://hf-mirror.com");
+        assert_eq!(set.token.as_deref(), Some("abc"));
+        assert_eq!(set.cache_dir, Path::new("/x/hf/hub"));
+        assert!(set.offline);
+
+        let xdg = options(&[("XDG_CACHE_HOME", "/c"), ("HF_HUB_OFFLINE", "0")]);
+        assert_eq!(xdg.endpoint, HUB);
+        assert_eq!(xdg.cache_dir, Path::new("/c/huggingface/hub"));
+        assert!(!xdg.offline);
+        let cache = options(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y")]);
+        assert_eq!(cache.cache_dir, Path::new("/y"));
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["Qwen/Qwen2.5-0.5B", "a/b_c.d"] {
+            assert!(is_repository_name(good), "{good}");
+        }
+        for bad in [
+            "gpt2", "a/b/c", "./x", "../x", "/abs", "a/..", "a b/c", "a/b?x", "",
+        ] {
+            assert!(!is_repository_name(bad), "{bad}");
+        }
+        for bad in ["../x", "a/b", "/x", "c:\\x", "", ".."] {
+            assert!(!is_plain_file_name(bad), "{bad}");
+        }
+    }
+}

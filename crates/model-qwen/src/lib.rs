@@ -1,0 +1,42 @@
+//! Qwen models as a library: Qwen2, Qwen2.5, Qwen3 (dense) and DeepSeek-R1-Distill-Qwen.
+//!
+//! One file holds the forward pass ([`model`]), in the names of the checkpoint. It never sees a
+//! KV block: keys and values go through [`kv_paging::KvCache`]. Every linear layer is a
+//! [`lora_4bit::Linear`], dense or NF4, with any number of LoRA adapters, so that training and
+//! serving run the same code.
+
+#![deny(missing_docs)]
+
+pub mod adapter;
+pub mod chat_template;
+pub mod checkpoint;
+pub mod config;
+pub mod detokenizer;
+pub mod device;
+pub mod generate;
+pub mod generation_config;
+pub mod hub;
+pub mod kernels;
+pub mod load;
+pub mod model;
+mod random;
+pub mod rotary;
+pub mod sampling;
+pub mod save;
+pub mod tokenizer;
+
+pub use adapter::AdapterError;
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use config::{ConfigError, QwenConfig, Yarn};
+pub use generate::{GenerateRequest, generate};
+pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
+pub use model::{DecoderLayer, QwenModel};
+pub use rotary::Rotary;
+pub use save::SaveError;
+pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
+pub use detokenizer::Detokenizer;
+pub use device::{DeviceError, parse_device};
+pub use generation_config::{GenerationConfig, GenerationConfigError};
+pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};
+pub use sampling::{SampledToken, Sampler, SamplingError, SamplingParams, logprobs_of};
+pub use tokenizer::{Tokenizer, TokenizerError};

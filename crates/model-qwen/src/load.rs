@@ -1,0 +1,273 @@
+//! From a model folder to a [`QwenModel`]: names, shapes and dtypes are checked here and nowhere else.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor};
+use lora_4bit::bnb::{self, BnbError};
+use lora_4bit::nf4::Nf4Data;
+use lora_4bit::{Linear, Nf4Weight, Weight};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::{ConfigError, QwenConfig};
+use crate::model::{Attention, DecoderLayer, Mlp, QwenModel};
+
+/// In which dtype dense weights are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// The dtype of the file.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+/// How the linear layers of the decoder are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantization {
+    /// As in the file: dense, or NF4 where the checkpoint is a bitsandbytes one.
+    #[default]
+    None,
+    /// NF4, quantized while loading.
+    Nf4 {
+        /// Whether the scales are quantized as well.
+        double_quant: bool,
+    },
+}
+
+/// Choices of [`QwenModel::load`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Dtype of dense weights.
+    pub dtype: DtypeChoice,
+    /// Quantization of the linear layers.
+    pub quantization: Quantization,
+}
+
+/// Why a model folder cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// `config.json`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weight files.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A bitsandbytes weight.
+    #[error(transparent)]
+    Bnb(#[from] BnbError),
+    /// The files hold tensors that the config has no place for.
+    #[error("{dir}: tensors that config.json has no place for: {names}", dir = .dir.display())]
+    Unexpected {
+        /// The folder.
+        dir: std::path::PathBuf,
+        /// Up to eight names.
+        names: String,
+    },
+}
+
+impl QwenModel {
+    /// Loads a model folder.
+    ///
+    /// On the CPU a dense weight in the file's own dtype is the mapped file itself: nothing is
+    /// copied, and processes share the page cache.
+    ///
+    /// # Errors
+    /// When `config.json` or the weight files are missing, broken, or do not fit each other.
+    pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
+        let config = QwenConfig::load(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let loader = Loader {
+            checkpoint: &checkpoint,
+            options,
+            device,
+        };
+        loader.check_names(dir, &config)?;
+        loader.model(config)
+    }
+}
+
+/// Makes a linear layer: module name within the layer, `[out, in]`, whether it has a bias.
+pub(crate) type MakeLinear<'a> =
+    dyn FnMut(&str, [usize; 2], bool) -> Result<Linear, LoadError> + 'a;
+/// Makes the weight of a norm: name within the layer, length.
+pub(crate) type MakeNorm<'a> = dyn FnMut(&str, usize) -> Result<Tensor<1>, LoadError> + 'a;
+
+/// One decoder layer of the config's shape, its parts made by the caller.
+pub(crate) fn build_layer(
+    config: &QwenConfig,
+    linear: &mut MakeLinear<'_>,
+    norm: &mut MakeNorm<'_>,
+) -> Result<DecoderLayer, LoadError> {
+    let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+    let q_width = config.num_attention_heads * config.head_dim;
+    let kv_width = config.num_key_value_heads * config.head_dim;
+    let bias = config.attention_bias;
+    let mut qk_norm = |name: &str| {
+        config
+            .qk_norm
+            .then(|| norm(name, config.head_dim))
+            .transpose()
+    };
+    let (q_norm, k_norm) = (qk_norm("self_attn.q_norm")?, qk_norm("self_attn.k_norm")?);
+    // Qwen3 with attention_bias also has one on the output projection; Qwen2 never has.
+    let o_bias = bias && config.model_type == "qwen3";
+    Ok(DecoderLayer {
+        input_layernorm: norm("input_layernorm", hidden)?,
+        self_attn: Attention {
+            q_proj: linear("self_attn.q_proj", [q_width, hidden], bias)?,
+            k_proj: linear("self_attn.k_proj", [kv_width, hidden], bias)?,
+            v_proj: linear("self_attn.v_proj", [kv_width, hidden], bias)?,
+            o_proj: linear("self_attn.o_proj", [hidden, q_width], o_bias)?,
+            q_norm,
+            k_norm,
+            head_dim: config.head_dim,
+        },
+        post_attention_layernorm: norm("post_attention_layernorm", hidden)?,
+        mlp: Mlp {
+            gate_proj: linear("mlp.gate_proj", [inter, hidden], false)?,
+            up_proj: linear("mlp.up_proj", [inter, hidden], false)?,
+            down_proj: linear("mlp.down_proj", [hidden, inter], false)?,
+        },
+        rms_norm_eps: config.rms_norm_eps,
+    })
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    options: &'a LoadOptions,
+    device: &'a Device,
+}
+
+impl Loader<'_> {
+    fn model(&self, config: QwenConfig) -> Result<QwenModel, LoadError> {
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let embed_tokens = self.dense("model.embed_tokens.weight", [vocab, hidden])?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| {
+                let prefix = format!("model.layers.{i}.");
+                build_layer(
+                    &config,
+                    &mut |module, shape, bias| {
+                        self.linear(&format!("{prefix}{module}"), shape, bias)
+                    },
+                    &mut |name, len| self.vector(&format!("{prefix}{name}.weight"), len),
+                )
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let norm = self.vector("model.norm.weight", hidden)?;
+        let lm_head = (!config.tie_word_embeddings)
+            .then(|| self.dense("lm_head.weight", [vocab, hidden]))
+            .transpose()?;
+        Ok(QwenModel::new(config, embed_tokens, layers, norm, lm_head))
+    }
+
+    /// A matrix in the dtype the options ask for.
+    fn dense(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
+        let tensor = self.checkpoint.tensor(name, shape, self.device)?;
+        Ok(match self.options.dtype {
+            DtypeChoice::Auto => tensor,
+            DtypeChoice::F32 => tensor.cast(DType::F32),
+            DtypeChoice::Bf16 => tensor.cast(DType::BF16),
+            DtypeChoice::F16 => tensor.cast(DType::F16),
+        })
+    }
+
+    /// Norm weights and biases are few: always f32.
+    fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, LoadError> {
+        Ok(self
+            .checkpoint
+            .tensor(name, [len], self.device)?
+            .cast(DType::F32))
+    }
+
+    fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, LoadError> {
+        let weight_name = format!("{name}.weight");
+        let stored = bnb::read_nf4(&|n| self.checkpoint.view(n), &weight_name)?;
+        let weight = if let Some(data) = stored {
+            self.check_shape(&weight_name, shape, data.shape)?;
+            Weight::Nf4(Nf4Weight::from_data(&data, self.device))
+        } else if let Quantization::Nf4 { double_quant } = self.options.quantization {
+            let tensor = self
+                .checkpoint
+                .tensor(&weight_name, shape, &Device::flex())?;
+            let dtype = tensor.dtype();
+            let data = tensor.cast(DType::F32).into_data();
+            let values = data.as_slice::<f32>().map_err(|e| CheckpointError::Dtype {
+                dir: self.checkpoint.dir().to_owned(),
+                name: weight_name,
+                found: format!("{e:?}"),
+            })?;
+            let data = Nf4Data::quantize(values, shape, dtype, double_quant);
+            Weight::Nf4(Nf4Weight::from_data(&data, self.device))
+        } else {
+            Weight::Dense(self.dense(&weight_name, shape)?)
+        };
+        let bias = bias
+            .then(|| self.vector(&format!("{name}.bias"), shape[0]))
+            .transpose()?;
+        Ok(Linear::new(weight, bias))
+    }
+
+    fn check_shape(
+        &self,
+        name: &str,
+        expected: [usize; 2],
+        found: [usize; 2],
+    ) -> Result<(), CheckpointError> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(CheckpointError::Shape {
+            dir: self.checkpoint.dir().to_owned(),
+            name: name.to_owned(),
+            expected: expected.to_vec(),
+            found: found.to_vec(),
+        })
+    }
+
+    /// Refuses files with tensors the config does not describe: a wrong `num_hidden_layers`, say,
+    /// must not load half a model in silence.
+    fn check_names(&self, dir: &Path, config: &QwenConfig) -> Result<(), LoadError> {
+        let mut expected = BTreeSet::from(["model.embed_tokens", "model.norm"].map(str::to_owned));
+        // A tied head may be stored once more; old files store the rotary frequencies.
+        expected.insert("lm_head".to_owned());
+        let modules = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj \
+            mlp.gate_proj mlp.up_proj mlp.down_proj self_attn.q_norm self_attn.k_norm \
+            input_layernorm post_attention_layernorm self_attn.rotary_emb";
+        for i in 0..config.num_hidden_layers {
+            let named = modules
+                .split_whitespace()
+                .map(|m| format!("model.layers.{i}.{m}"));
+            expected.extend(named);
+        }
+        let module_of = |name: &str| {
+            let end = [".weight", ".bias", ".inv_freq"]
+                .iter()
+                .filter_map(|s| name.rfind(s))
+                .max();
+            name[..end.unwrap_or(name.len())].to_owned()
+        };
+        // bitsandbytes appends the parts of a weight to its name: `q_proj.weight.absmax`.
+        let unexpected: Vec<&str> = self
+            .checkpoint
+            .names()
+            .filter(|name| {
+                let weight = name.split(".weight.").next().unwrap_or(name);
+                !expected.contains(&module_of(weight))
+            })
+            .take(8)
+            .collect();
+        if unexpected.is_empty() {
+            return Ok(());
+        }
+        Err(LoadError::Unexpected {
+            dir: dir.to_owned(),
+            names: unexpected.join(", "),
+        })
+    }
+}

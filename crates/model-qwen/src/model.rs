@@ -1,0 +1,303 @@
+//! The forward pass of a dense Qwen model, read from top to bottom, in the names of the checkpoint.
+//!
+//! Source of the architecture: `modeling_qwen2.py` and `modeling_qwen3.py` of Hugging Face
+//! transformers. All activations are f32; weights keep the dtype they were loaded in.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use kv_paging::KvCache;
+use lora_4bit::{AdapterSelection, Linear, Weight};
+
+use crate::config::QwenConfig;
+use crate::kernels::{apply_rotary, rms_norm, silu_mul};
+use crate::rotary::{Rotary, RotaryFrequencies};
+
+/// A whole model: embedding, decoder layers, final norm, head.
+#[derive(Clone, Debug)]
+pub struct QwenModel {
+    /// The shape of everything below.
+    pub config: QwenConfig,
+    /// `[vocab, hidden]`.
+    pub embed_tokens: Tensor<2>,
+    /// One per `num_hidden_layers`.
+    pub layers: Vec<DecoderLayer>,
+    /// Weight of the final RMSNorm, `[hidden]`.
+    pub norm: Tensor<1>,
+    /// `[vocab, hidden]`; the embedding itself where `tie_word_embeddings` says so.
+    pub lm_head: Linear,
+    frequencies: RotaryFrequencies,
+}
+
+/// One decoder layer: attention and MLP, each behind a norm and added to the residual stream.
+#[derive(Clone, Debug)]
+pub struct DecoderLayer {
+    /// `[hidden]`.
+    pub input_layernorm: Tensor<1>,
+    /// Attention.
+    pub self_attn: Attention,
+    /// `[hidden]`.
+    pub post_attention_layernorm: Tensor<1>,
+    /// MLP.
+    pub mlp: Mlp,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f64,
+}
+
+/// Grouped-query attention with rotary positions.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// `[heads * head_dim, hidden]`.
+    pub q_proj: Linear,
+    /// `[kv_heads * head_dim, hidden]`.
+    pub k_proj: Linear,
+    /// `[kv_heads * head_dim, hidden]`.
+    pub v_proj: Linear,
+    /// `[hidden, heads * head_dim]`.
+    pub o_proj: Linear,
+    /// Qwen3's norm of each query head, `[head_dim]`.
+    pub q_norm: Option<Tensor<1>>,
+    /// Qwen3's norm of each key head, `[head_dim]`.
+    pub k_norm: Option<Tensor<1>>,
+    /// Width of one head.
+    pub head_dim: usize,
+}
+
+/// SwiGLU MLP (arXiv 2002.05202).
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    /// `[intermediate, hidden]`.
+    pub gate_proj: Linear,
+    /// `[intermediate, hidden]`.
+    pub up_proj: Linear,
+    /// `[hidden, intermediate]`.
+    pub down_proj: Linear,
+}
+
+impl QwenModel {
+    /// Puts a model together from its parts; gives every linear layer its own id.
+    pub fn new(
+        config: QwenConfig,
+        embed_tokens: Tensor<2>,
+        layers: Vec<DecoderLayer>,
+        norm: Tensor<1>,
+        lm_head: Option<Tensor<2>>,
+    ) -> Self {
+        let head = lm_head.unwrap_or_else(|| embed_tokens.clone());
+        let mut model = Self {
+            frequencies: RotaryFrequencies::new(&config),
+            lm_head: Linear::new(Weight::Dense(head), None),
+            config,
+            embed_tokens,
+            layers,
+            norm,
+        };
+        for (id, linear) in model.linears_mut().enumerate() {
+            linear.id = id as u32;
+        }
+        model
+    }
+
+    /// The device the weights are on.
+    pub fn device(&self) -> Device {
+        self.norm.device()
+    }
+
+    /// Hidden states of a packed step, after the final norm.
+    ///
+    /// `positions[i]` is the position of `tokens[i]` in its own sequence; which tokens form a
+    /// sequence is known to `kv` alone.
+    ///
+    /// # Shapes
+    /// tokens and positions `[tokens]`; result `[tokens, hidden]`.
+    pub fn forward(
+        &self,
+        tokens: &[u32],
+        positions: &[u32],
+        adapters: &AdapterSelection,
+        kv: &mut dyn KvCache,
+    ) -> Tensor<2> {
+        let rotary = self.rotary(positions);
+        let mut x = self.embed(tokens); // [tokens, hidden]
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(i, x, &rotary, adapters, kv); // [tokens, hidden]
+        }
+        self.final_norm(x)
+    }
+
+    /// Rows of the embedding, `[tokens, hidden]`, f32.
+    ///
+    /// # Panics
+    /// When a token is not below `vocab_size`.
+    pub fn embed(&self, tokens: &[u32]) -> Tensor<2> {
+        let ids = token_tensor(tokens, &self.embed_tokens.device()); // [tokens]
+        self.embed_tokens.clone().select(0, ids).cast(DType::F32) // [tokens, hidden]
+    }
+
+    /// The norm between the last layer and the head; both `[tokens, hidden]`.
+    pub fn final_norm(&self, x: Tensor<2>) -> Tensor<2> {
+        rms_norm(x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// Scores of the next token: hidden `[rows, hidden]` to logits `[rows, vocab]`, f32.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        self.lm_head.forward(hidden, &AdapterSelection::Base)
+    }
+
+    /// The rotary angles of a step, shared by all layers.
+    pub fn rotary(&self, positions: &[u32]) -> Rotary {
+        self.frequencies.at(positions, &self.device().inner())
+    }
+
+    /// The linear layers of all decoder layers, in the order of the forward pass.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layers
+            .iter_mut()
+            .flat_map(DecoderLayer::linears_mut)
+            .map(|(_, linear)| linear)
+    }
+
+    /// The linear layers of all decoder layers with their names (`model.layers.0.self_attn.q_proj`).
+    pub fn linears(&self) -> Vec<(String, &Linear)> {
+        let layers = self.layers.iter().enumerate();
+        layers
+            .flat_map(|(i, layer)| {
+                let name = move |module: &str| format!("model.layers.{i}.{module}");
+                layer
+                    .linears()
+                    .map(move |(module, linear)| (name(module), linear))
+            })
+            .collect()
+    }
+
+    /// A linear layer by its name (`model.layers.0.self_attn.q_proj`).
+    pub fn linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        let (index, module) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let layer = self.layers.get_mut(index.parse::<usize>().ok()?)?;
+        layer
+            .linears_mut()
+            .into_iter()
+            .find(|(m, _)| *m == module)
+            .map(|(_, linear)| linear)
+    }
+
+    /// Bytes of all weights on their device; a tied head counts once.
+    pub fn num_bytes(&self) -> usize {
+        let linears: usize = self.linears().iter().map(|(_, l)| linear_bytes(l)).sum();
+        let head = if self.config.tie_word_embeddings {
+            0
+        } else {
+            linear_bytes(&self.lm_head)
+        };
+        let embedding = Weight::Dense(self.embed_tokens.clone()).num_bytes();
+        let norms = 4 * self.config.hidden_size * (2 * self.layers.len() + 1);
+        linears + head + embedding + norms
+    }
+}
+
+fn linear_bytes(linear: &Linear) -> usize {
+    let bias = linear.bias.as_ref().map_or(0, |b| 4 * b.dims()[0]);
+    linear.weight.num_bytes() + bias
+}
+
+/// Token ids as a tensor for `select`, `[tokens]`.
+pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
+    let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
+    let len = ids.len();
+    Tensor::from_data(
+        TensorData::new(ids, [len]),
+        (&device.clone().inner(), DType::I32),
+    )
+}
+
+impl DecoderLayer {
+    /// One layer over a packed step; `layer` is its index, for the cache.
+    ///
+    /// # Shapes
+    /// x and result `[tokens, hidden]`.
+    pub fn forward(
+        &self,
+        layer: usize,
+        x: Tensor<2>,
+        rotary: &Rotary,
+        adapters: &AdapterSelection,
+        kv: &mut dyn KvCache,
+    ) -> Tensor<2> {
+        let h = rms_norm(x.clone(), &self.input_layernorm, self.rms_norm_eps);
+        let h = self
+            .self_attn
+            .forward(layer, h, self.rms_norm_eps, rotary, adapters, kv);
+        let x = x + h; // [tokens, hidden]
+        let h = rms_norm(x.clone(), &self.post_attention_layernorm, self.rms_norm_eps);
+        x + self.mlp.forward(h, adapters) // [tokens, hidden]
+    }
+
+    /// The layer's linear layers with their names within the layer.
+    pub fn linears(&self) -> [(&'static str, &Linear); 7] {
+        let (attn, mlp) = (&self.self_attn, &self.mlp);
+        [
+            ("self_attn.q_proj", &attn.q_proj),
+            ("self_attn.k_proj", &attn.k_proj),
+            ("self_attn.v_proj", &attn.v_proj),
+            ("self_attn.o_proj", &attn.o_proj),
+            ("mlp.gate_proj", &mlp.gate_proj),
+            ("mlp.up_proj", &mlp.up_proj),
+            ("mlp.down_proj", &mlp.down_proj),
+        ]
+    }
+
+    /// As [`DecoderLayer::linears`], to change them.
+    pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
+        let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
+        [
+            ("self_attn.q_proj", &mut attn.q_proj),
+            ("self_attn.k_proj", &mut attn.k_proj),
+            ("self_attn.v_proj", &mut attn.v_proj),
+            ("self_attn.o_proj", &mut attn.o_proj),
+            ("mlp.gate_proj", &mut mlp.gate_proj),
+            ("mlp.up_proj", &mut mlp.up_proj),
+            ("mlp.down_proj", &mut mlp.down_proj),
+        ]
+    }
+}
+
+impl Attention {
+    fn forward(
+        &self,
+        layer: usize,
+        x: Tensor<2>,
+        eps: f64,
+        rotary: &Rotary,
+        adapters: &AdapterSelection,
+        kv: &mut dyn KvCache,
+    ) -> Tensor<2> {
+        let q = self.heads(self.q_proj.forward(x.clone(), adapters)); // [tokens, heads, head_dim]
+        let k = self.heads(self.k_proj.forward(x.clone(), adapters)); // [tokens, kv_heads, head_dim]
+        let v = self.heads(self.v_proj.forward(x, adapters)); // [tokens, kv_heads, head_dim]
+        let q = apply_rotary(head_norm(q, self.q_norm.as_ref(), eps), rotary);
+        let k = apply_rotary(head_norm(k, self.k_norm.as_ref(), eps), rotary);
+        let out = kv.attend(layer, q, k, v); // [tokens, heads, head_dim]
+        let [tokens, heads, head_dim] = out.dims();
+        self.o_proj
+            .forward(out.reshape([tokens, heads * head_dim]), adapters) // [tokens, hidden]
+    }
+
+    fn heads(&self, x: Tensor<2>) -> Tensor<3> {
+        let [tokens, width] = x.dims();
+        x.reshape([tokens, width / self.head_dim, self.head_dim])
+    }
+}
+
+/// Qwen3 normalises every head of q and k; Qwen2 has no such weight.
+fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
+    let Some(weight) = weight else { return x };
+    let [tokens, heads, head_dim] = x.dims();
+    let x = rms_norm(x.reshape([tokens * heads, head_dim]), weight, eps);
+    x.reshape([tokens, heads, head_dim])
+}
+
+impl Mlp {
+    fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
+        let gate = self.gate_proj.forward(x.clone(), adapters); // [tokens, intermediate]
+        let up = self.up_proj.forward(x, adapters); // [tokens, intermediate]
+        self.down_proj.forward(silu_mul(gate, up), adapters) // [tokens, hidden]
+    }
+}

@@ -1,0 +1,280 @@
+//! From logits to the next token, with vLLM's parameters and their meaning.
+//!
+//! Order: logit bias, banned tokens, penalties (repetition over prompt and output, frequency and
+//! presence over the output), temperature, top-k, top-p, min-p, draw. Log-probabilities are those
+//! of the raw logits, before any of this.
+//!
+//! Nothing sorts the vocabulary (151,936 tokens for Qwen): top-k and top-p select in linear time,
+//! and plain temperature sampling sums weights by blocks.
+
+mod distribution;
+mod params;
+
+use std::collections::HashMap;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use distribution::{
+    Candidate, argmax, draw, draw_dense, exp, keep_top_p, log_sum_exp, sanitize, top_n,
+    total_weight,
+};
+pub use params::{SamplingError, SamplingParams};
+
+/// Temperatures below this are greedy, as in vLLM.
+const GREEDY_BELOW: f32 = 1e-5;
+
+/// What [`Sampler::sample`] chose.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// The token.
+    pub id: u32,
+    /// Its log-probability under the raw logits.
+    pub logprob: f32,
+    /// The most likely tokens under the raw logits with their log-probabilities, best first; as
+    /// many as [`SamplingParams::logprobs`] asks for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Log-probability of a given token and of the `num_top` most likely ones, as for the tokens of a
+/// prompt. NaN logits count as impossible.
+pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> SampledToken {
+    sanitize(logits);
+    let normalizer = log_sum_exp(logits);
+    let raw = logits
+        .get(id as usize)
+        .copied()
+        .unwrap_or(f32::NEG_INFINITY);
+    let top = match num_top {
+        0 => Vec::new(),
+        n => top_n(logits, n, &mut Vec::new())
+            .iter()
+            .map(|c| (c.id, log_prob(c.weight, normalizer)))
+            .collect(),
+    };
+    SampledToken {
+        id,
+        logprob: log_prob(raw, normalizer),
+        top,
+    }
+}
+
+/// Draws the tokens of one sequence. Holds its random state and the tokens seen so far.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    rng: ChaCha8Rng,
+    /// Empty unless a penalty is on.
+    seen: HashMap<u32, Seen>,
+    /// Raw values of the logits that were changed in this step.
+    changed: Vec<(u32, f32)>,
+    candidates: Vec<Candidate>,
+    scratch: Vec<Candidate>,
+}
+
+/// How often a token came up.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    num_output: u32,
+}
+
+impl Sampler {
+    /// A sampler at the start of the output of `prompt`. Equal seeds give equal tokens for equal
+    /// logits; without a seed the random state comes from the operating system.
+    ///
+    /// `params` is taken as it is: call [`SamplingParams::validate`] at the boundary. Ids of
+    /// `prompt` from `vocab_size` on are ignored.
+    pub fn new(params: &SamplingParams, prompt: &[u32], vocab_size: usize) -> Self {
+        let rng = match params.seed {
+            Some(seed) => ChaCha8Rng::seed_from_u64(seed),
+            None => rand::make_rng(),
+        };
+        let mut seen = HashMap::new();
+        if params.repetition_penalty != 1.0 {
+            let in_vocab = prompt.iter().filter(|id| (**id as usize) < vocab_size);
+            seen.extend(in_vocab.map(|&id| (id, Seen::default())));
+        }
+        Self {
+            params: params.clone(),
+            rng,
+            seen,
+            changed: Vec::new(),
+            candidates: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Draws the next token and counts it for the penalties.
+    ///
+    /// `logits` (`[vocab]`) is changed in place; `banned` tokens are never drawn, as long as
+    /// another one is left. NaN counts as impossible. If no token is possible, the answer is the
+    /// lowest id that is not banned.
+    pub fn sample(&mut self, logits: &mut [f32], banned: &[u32]) -> SampledToken {
+        sanitize(logits);
+        let normalizer = log_sum_exp(logits);
+        let top = match self.params.logprobs {
+            None | Some(0) => Vec::new(),
+            Some(n) => top_n(logits, n, &mut self.scratch)
+                .iter()
+                .map(|c| (c.id, log_prob(c.weight, normalizer)))
+                .collect(),
+        };
+
+        self.changed.clear();
+        self.apply_bias(logits);
+        for &id in banned {
+            change(logits, &mut self.changed, id, |_| f32::NEG_INFINITY);
+        }
+        self.apply_penalties(logits);
+
+        let id = self.choose(logits, banned);
+        // The first record of an id holds its raw value.
+        let changed = self.changed.iter().find(|(changed, _)| *changed == id);
+        let raw = match changed {
+            Some((_, raw)) => *raw,
+            None => logits
+                .get(id as usize)
+                .copied()
+                .unwrap_or(f32::NEG_INFINITY),
+        };
+        self.observe(id);
+        SampledToken {
+            id,
+            logprob: log_prob(raw, normalizer),
+            top,
+        }
+    }
+
+    /// Counts an output token that was not drawn by this sampler, for the penalties.
+    pub fn observe(&mut self, id: u32) {
+        let params = &self.params;
+        if params.repetition_penalty != 1.0
+            || params.presence_penalty != 0.0
+            || params.frequency_penalty != 0.0
+        {
+            self.seen.entry(id).or_default().num_output += 1;
+        }
+    }
+
+    fn apply_bias(&mut self, logits: &mut [f32]) {
+        for &(id, bias) in &self.params.logit_bias {
+            change(logits, &mut self.changed, id, |logit| logit + bias);
+        }
+    }
+
+    fn apply_penalties(&mut self, logits: &mut [f32]) {
+        let SamplingParams {
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            ..
+        } = self.params;
+        for (&id, &Seen { num_output }) in &self.seen {
+            change(logits, &mut self.changed, id, |logit| {
+                let repeated = if logit > 0.0 {
+                    logit / repetition_penalty
+                } else {
+                    logit * repetition_penalty
+                };
+                let presence = if num_output > 0 {
+                    presence_penalty
+                } else {
+                    0.0
+                };
+                repeated - frequency_penalty * num_output as f32 - presence
+            });
+        }
+    }
+
+    fn choose(&mut self, logits: &[f32], banned: &[u32]) -> u32 {
+        let (best, max) = argmax(logits);
+        if max == f32::NEG_INFINITY {
+            // Nothing is possible.
+            let mut ids = 0..logits.len() as u32;
+            return ids.find(|id| !banned.contains(id)).unwrap_or(0);
+        }
+        let SamplingParams {
+            temperature, top_k, ..
+        } = self.params;
+        if temperature < GREEDY_BELOW {
+            return best;
+        }
+        // Uniform in [0, 1) with 53 bits.
+        let u = (self.rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
+        let inverse_temperature = 1.0 / temperature;
+        let limited = top_k > 0 && top_k < logits.len();
+        if !limited && self.params.top_p >= 1.0 && self.params.min_p <= 0.0 {
+            return draw_dense(logits, max, inverse_temperature, u).unwrap_or(best);
+        }
+        let total = self.collect_candidates(logits, max, limited);
+        let SamplingParams { top_p, min_p, .. } = self.params;
+        if top_p < 1.0 {
+            keep_top_p(&mut self.candidates, top_p, total, &mut self.scratch);
+        }
+        // The most likely token has weight 1.
+        self.candidates.retain(|c| c.weight >= min_p);
+        draw(&self.candidates, u).unwrap_or(best)
+    }
+
+    /// Collects, in the order of their ids, the tokens that top-k keeps, or those that top-p and
+    /// min-p can keep, with weights exp((logit - max) / temperature). Returns the weight top-p
+    /// takes its share of: that of all tokens top-k keeps.
+    fn collect_candidates(&mut self, logits: &[f32], max: f32, limited: bool) -> f64 {
+        let SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            ..
+        } = self.params;
+        let scale = 1.0 / temperature;
+        let (lowest, mut total) = if limited {
+            // Tokens that tie with the k-th stay, as in transformers and vLLM.
+            let kth = top_n(logits, top_k, &mut self.scratch).last();
+            (kth.map_or(max, |c| c.weight), None)
+        } else {
+            // Tokens lighter than this cannot be kept: top-p leaves out more than all of them
+            // together weigh. The factor 0.5 leaves room for rounding.
+            let total = total_weight(logits, max, scale);
+            let light = 0.5 * (1.0 - f64::from(top_p)) * total / logits.len() as f64;
+            let light = light.max(0.5 * f64::from(min_p)).ln() as f32;
+            (max + temperature * light, Some(total))
+        };
+        let weigh = |(id, &logit): (usize, &f32)| Candidate {
+            id: id as u32,
+            weight: exp((logit - max) * scale),
+        };
+        let kept = logits.iter().enumerate().filter(|(_, l)| **l >= lowest);
+        self.candidates.clear();
+        self.candidates
+            .extend(kept.map(weigh).filter(|c| c.weight > 0.0));
+        let candidates = &self.candidates;
+        *total.get_or_insert_with(|| candidates.iter().map(|c| f64::from(c.weight)).sum())
+    }
+}
+
+fn change(
+    logits: &mut [f32],
+    changed: &mut Vec<(u32, f32)>,
+    id: u32,
+    new: impl FnOnce(f32) -> f32,
+) {
+    if let Some(logit) = logits.get_mut(id as usize) {
+        changed.push((id, *logit));
+        // Large logits can overflow here; keep what `sanitize` guarantees.
+        let value = new(*logit);
+        *logit = if value.is_nan() {
+            f32::NEG_INFINITY
+        } else {
+            value.min(f32::MAX)
+        };
+    }
+}
+
+fn log_prob(logit: f32, normalizer: f32) -> f32 {
+    if logit == f32::NEG_INFINITY {
+        f32::NEG_INFINITY
+    } else {
+        logit - normalizer
+    }
+}

@@ -1,0 +1,309 @@
+//! The tokenizer of a checkpoint folder: byte-level BPE as every Qwen model has it.
+//!
+//! A thin layer over the `tokenizers` crate that adds what a server needs: cheap clones, errors
+//! that name the file, and the exact bytes a token stands for, from which [`crate::Detokenizer`]
+//! builds text incrementally.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::unicode::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+
+/// The split pattern of Qwen2, Qwen2.5 and Qwen3 (`Qwen2Tokenizer` in transformers).
+const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Why a tokenizer could not be loaded or used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// Neither `tokenizer.json` nor `vocab.json` + `merges.txt` is in the folder.
+    #[error(
+        "no tokenizer in {}: expected tokenizer.json (or vocab.json and merges.txt), found {found}",
+        dir.display()
+    )]
+    Missing {
+        /// The folder that was searched.
+        dir: PathBuf,
+        /// What the folder holds.
+        found: String,
+    },
+    /// A tokenizer file is there but cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Text could not be turned into tokens, or tokens into text.
+    #[error("tokenizer: {0}")]
+    Process(String),
+}
+
+/// Turns text into token ids and back. Cloning copies a pointer.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    /// What each character of the GPT-2 byte alphabet (all below U+0144) stands for.
+    byte_of_char: [Option<u8>; 0x144],
+    /// One bit per token id: is it special?
+    special: Vec<bool>,
+}
+
+impl Tokenizer {
+    /// Loads `tokenizer.json` of a checkpoint folder, or builds the tokenizer from `vocab.json`,
+    /// `merges.txt` and the `added_tokens_decoder` of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// When the files are missing or unreadable, or the tokenizer is not a byte-level BPE.
+    pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
+        let json = dir.join("tokenizer.json");
+        let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
+        if json.is_file() {
+            Self::from_file(&json)
+        } else if vocab.is_file() && merges.is_file() {
+            Self::from_vocab_and_merges(dir, &vocab, &merges)
+        } else {
+            Err(TokenizerError::Missing {
+                dir: dir.to_path_buf(),
+                found: crate::hub::describe_folder(dir),
+            })
+        }
+    }
+
+    /// Loads one `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is not a byte-level BPE.
+    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
+        let invalid = |reason: String| TokenizerError::Invalid {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let bytes = std::fs::read(path).map_err(|e| invalid(format!("cannot be read: {e}")))?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|e| invalid(format!("not a valid tokenizer file: {e}")))?;
+        // Padding and truncation stored in the file would silently change prompts.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| invalid(e.to_string()))?;
+        Self::new(tokenizer).map_err(invalid)
+    }
+
+    /// `Err` holds the reason.
+    fn new(tokenizer: tokenizers::Tokenizer) -> Result<Self, String> {
+        if !tokenizer.get_decoder().is_some_and(is_byte_level) {
+            return Err(format!(
+                "expected a byte-level BPE tokenizer (decoder ByteLevel, as Qwen models have), found decoder {}",
+                match tokenizer.get_decoder() {
+                    Some(decoder) => format!("{decoder:?}"),
+                    None => "null".to_owned(),
+                }
+            ));
+        }
+        let added = tokenizer.get_added_tokens_decoder();
+        let mut special = Vec::new();
+        for (&id, token) in added.iter().filter(|(_, token)| token.special) {
+            // An id this large is a broken file, not a vocabulary.
+            if id >= 1 << 24 {
+                return Err(format!(
+                    "added token {:?} has id {id}, expected less than 2^24",
+                    token.content
+                ));
+            }
+            let index = id as usize;
+            if special.len() <= index {
+                special.resize(index + 1, false);
+            }
+            special[index] = true;
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                tokenizer,
+                byte_of_char: byte_alphabet(),
+                special,
+            }),
+        })
+    }
+
+    fn from_vocab_and_merges(
+        dir: &Path,
+        vocab: &Path,
+        merges: &Path,
+    ) -> Result<Self, TokenizerError> {
+        let invalid = |path: &Path, reason: String| TokenizerError::Invalid {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
+            .build()
+            .map_err(|e| invalid(vocab, format!("with {}: {e}", merges.display())))?;
+        let split = Split::new(
+            SplitPattern::Regex(QWEN2_PATTERN.to_owned()),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )
+        .map_err(|e| invalid(vocab, e.to_string()))?;
+        let byte_level = ByteLevel::new(false, false, false);
+
+        let mut tokenizer = tokenizers::Tokenizer::new(bpe);
+        tokenizer
+            .with_normalizer(Some(NFC))
+            .map_err(|e| invalid(vocab, e.to_string()))?;
+        tokenizer
+            .with_pre_tokenizer(Some(Sequence::new(vec![
+                PreTokenizerWrapper::Split(split),
+                PreTokenizerWrapper::ByteLevel(byte_level),
+            ])))
+            .with_decoder(Some(byte_level))
+            .with_post_processor(Some(byte_level));
+
+        let config = dir.join("tokenizer_config.json");
+        for (id, token) in added_tokens(&config)? {
+            let content = token.content.clone();
+            let added = if token.special {
+                tokenizer.add_special_tokens([token])
+            } else {
+                tokenizer.add_tokens([token])
+            };
+            added.map_err(|e| invalid(&config, e.to_string()))?;
+            let found = tokenizer.token_to_id(&content);
+            if found != Some(id) {
+                return Err(invalid(
+                    &config,
+                    format!(
+                        "added_tokens_decoder says token {content:?} has id {id}, but after {} it gets {found:?}",
+                        vocab.display()
+                    ),
+                ));
+            }
+        }
+        Self::new(tokenizer).map_err(|reason| invalid(vocab, reason))
+    }
+
+    /// Token ids of `text`. Added tokens written out in the text (such as `<|im_end|>`) become
+    /// single ids. `add_special_tokens` adds what the post-processor of the file adds (a BOS
+    /// token for DeepSeek-R1-Distill, nothing for Qwen).
+    ///
+    /// # Errors
+    /// When the `tokenizers` crate cannot process the text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.inner
+            .tokenizer
+            .encode_fast(text, add_special_tokens)
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|e| TokenizerError::Process(e.to_string()))
+    }
+
+    /// The text of `ids`. Bytes that are not UTF-8 become U+FFFD; ids outside of the vocabulary
+    /// give nothing.
+    ///
+    /// # Errors
+    /// When the `tokenizers` crate cannot decode.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        self.inner
+            .tokenizer
+            .decode(ids, skip_special_tokens)
+            .map_err(|e| TokenizerError::Process(e.to_string()))
+    }
+
+    /// The id of a token written as in the vocabulary (`"Ġthe"`, `"<|im_end|>"`).
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.tokenizer.token_to_id(token)
+    }
+
+    /// The token as the vocabulary writes it, in the GPT-2 byte alphabet.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.tokenizer.id_to_token(id)
+    }
+
+    /// The bytes `id` stands for; may be part of a UTF-8 character. Empty for an unknown id.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let added = self.inner.tokenizer.get_added_vocabulary();
+        let Some(token) = added
+            .simple_id_to_token(id)
+            .or_else(|| self.inner.tokenizer.id_to_token(id))
+        else {
+            return Vec::new();
+        };
+        // As the ByteLevel decoder does: a token with a character outside of the byte alphabet
+        // (an added token such as <｜User｜>) stands for its own UTF-8 bytes.
+        let bytes: Option<Vec<u8>> = token
+            .chars()
+            .map(|c| *self.inner.byte_of_char.get(c as usize)?)
+            .collect();
+        bytes.unwrap_or_else(|| token.into_bytes())
+    }
+
+    /// Is `id` a special token, one that [`Tokenizer::decode`] can skip?
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner
+            .special
+            .get(id as usize)
+            .copied()
+            .unwrap_or(false)
+    }
+
+    /// Number of tokens, added ones included. The model's `vocab_size` is often larger (padding).
+    pub fn vocab_size(&self) -> usize {
+        self.inner.tokenizer.get_vocab_size(true)
+    }
+}
+
+fn is_byte_level(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(sequence) => {
+            matches!(sequence.get_decoders(), [only] if is_byte_level(only))
+        }
+        _ => false,
+    }
+}
+
+/// GPT-2's table (<https://github.com/openai/gpt-2/blob/master/src/encoder.py>): printable Latin-1
+/// bytes are written as themselves, the other 68 as U+0100, U+0101, ...
+fn byte_alphabet() -> [Option<u8>; 0x144] {
+    let mut table = [None; 0x144];
+    let mut next = 0x100;
+    for byte in 0..=255u8 {
+        let printable = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        if printable {
+            table[byte as usize] = Some(byte);
+        } else {
+            table[next] = Some(byte);
+            next += 1;
+        }
+    }
+    table
+}
+
+/// `added_tokens_decoder` of `tokenizer_config.json`, in the order of the ids.
+fn added_tokens(path: &Path) -> Result<BTreeMap<u32, AddedToken>, TokenizerError> {
+    #[derive(serde::Deserialize)]
+    struct Config {
+        #[serde(default)]
+        added_tokens_decoder: BTreeMap<u32, AddedToken>,
+    }
+    if !path.is_file() {
+        return Ok(BTreeMap::new());
+    }
+    let invalid = |reason: String| TokenizerError::Invalid {
+        path: path.to_path_buf(),
+        reason,
+    };
+    let bytes = std::fs::read(path).map_err(|e| invalid(format!("cannot be read: {e}")))?;
+    let config: Config = serde_json::from_slice(&bytes)
+        .map_err(|e| invalid(format!("added_tokens_decoder: {e}")))?;
+    Ok(config.added_tokens_decoder)
+}
