@@ -5,6 +5,7 @@
 //! `tojson` without HTML escapes, `raise_exception`, `strftime_now`, loop controls and
 //! `{% generation %}` blocks.
 
+mod json;
 mod messages;
 mod python;
 mod source;
@@ -216,7 +217,7 @@ impl Compiled {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_formatter(python::format);
-        environment.add_filter("tojson", python::tojson);
+        environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment

@@ -157,17 +157,17 @@ fn nth(
 
 /// The device names this build accepts.
 fn compiled_in() -> Vec<&'static str> {
-    NAMES
-        .into_iter()
-        .filter(|name| match *name {
-            "cuda" => cfg!(feature = "cuda"),
-            "wgpu" => cfg!(feature = "wgpu"),
-            "vulkan" => cfg!(feature = "vulkan"),
-            "metal" => cfg!(feature = "metal"),
-            "rocm" => cfg!(feature = "rocm"),
-            _ => true,
-        })
-        .collect()
+    let backends = [
+        ("cuda", cfg!(feature = "cuda")),
+        ("wgpu", cfg!(feature = "wgpu")),
+        ("vulkan", cfg!(feature = "vulkan")),
+        ("metal", cfg!(feature = "metal")),
+        ("rocm", cfg!(feature = "rocm")),
+    ];
+    let present = backends.into_iter().filter(|(_, present)| *present);
+    let mut names = vec!["auto", "cpu"];
+    names.extend(present.map(|(name, _)| name));
+    names
 }
 
 fn nearest_name(found: &str) -> Option<&'static str> {

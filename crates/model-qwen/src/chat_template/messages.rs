@@ -4,6 +4,7 @@ use minijinja::value::Value as TemplateValue;
 use serde_json::{Map, Value};
 
 use super::TemplateError;
+use super::json;
 use super::python;
 use super::source::{block_tags, kind};
 
@@ -165,7 +166,7 @@ fn convert_arguments(call: &mut Value, wanted: Arguments) {
             }
         }
         (Arguments::String, Value::Object(_)) => {
-            *arguments = Value::String(python::to_json(arguments));
+            *arguments = Value::String(json::to_json(arguments));
         }
         _ => {}
     }

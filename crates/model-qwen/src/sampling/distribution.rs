@@ -145,8 +145,7 @@ pub(super) fn draw_dense(logits: &[f32], max: f32, scale: f32, u: f64) -> Option
     let block = logits[start..].iter().take(BLOCK);
     let last = block
         .enumerate()
-        .filter(|(_, logit)| exp((**logit - max) * scale) > 0.0)
-        .last();
+        .rfind(|(_, logit)| exp((**logit - max) * scale) > 0.0);
     last.map(|(i, _)| (start + i) as u32)
 }
 

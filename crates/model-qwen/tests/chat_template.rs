@@ -1,0 +1,322 @@
+//! Chat templates against what transformers renders (xtask/golden/chat_template.py).
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use model_qwen::{ChatTemplate, RenderOptions, TemplateError};
+use serde_json::{Map, Value, json};
+
+fn golden(name: &str) -> Value {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../data/golden/chat_template")
+        .join(format!("{name}.json"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap()
+}
+
+fn template(golden: &Value) -> ChatTemplate {
+    let tokens = golden["special_tokens"].as_object().unwrap().clone();
+    ChatTemplate::from_source(golden["template"].as_str().unwrap(), tokens).unwrap()
+}
+
+fn options(case: &Value) -> RenderOptions {
+    RenderOptions {
+        add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
+        continue_final_message: case["continue_final_message"].as_bool().unwrap(),
+        tools: Some(case["tools"].clone()).filter(|tools| !tools.is_null()),
+        extra: case["extra"].as_object().unwrap().clone(),
+    }
+}
+
+fn check(name: &str, num_cases: usize) {
+    let golden = golden(name);
+    let template = template(&golden);
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), num_cases);
+    for case in cases {
+        let messages = case["messages"].as_array().unwrap();
+        let rendered = template.render(messages, &options(case));
+        assert_eq!(
+            rendered.unwrap(),
+            case["expected"].as_str().unwrap(),
+            "{name}: {}",
+            case["name"]
+        );
+    }
+}
+
+#[test]
+fn qwen2_5() {
+    check("qwen2_5", 22);
+}
+
+#[test]
+fn qwen2_5_with_generation_tags() {
+    check("qwen2_5_training", 22);
+}
+
+#[test]
+fn qwen3() {
+    check("qwen3", 22);
+}
+
+#[test]
+fn deepseek_r1_distill_qwen() {
+    check("deepseek_r1_distill_qwen", 22);
+}
+
+#[test]
+fn deepseek_r1_distill_qwen_first_version() {
+    check("deepseek_r1_distill_qwen_first", 22);
+}
+
+#[test]
+fn language_features() {
+    check("features", 1);
+}
+
+fn from_source(source: &str) -> ChatTemplate {
+    ChatTemplate::from_source(source, Map::new()).unwrap()
+}
+
+fn prompt() -> RenderOptions {
+    RenderOptions {
+        add_generation_prompt: true,
+        ..RenderOptions::default()
+    }
+}
+
+/// The golden case `name`, with each message changed by `change`, must render as before.
+fn check_equivalent(file: &str, name: &str, change: impl Fn(&mut Value)) {
+    let golden = golden(file);
+    let template = template(&golden);
+    let cases = golden["cases"].as_array().unwrap();
+    let case = cases.iter().find(|case| case["name"] == name).unwrap();
+    let mut messages = case["messages"].as_array().unwrap().clone();
+    let before = messages.clone();
+    messages.iter_mut().for_each(change);
+    assert_ne!(messages, before);
+    let rendered = template.render(&messages, &options(case)).unwrap();
+    assert_eq!(rendered, case["expected"].as_str().unwrap());
+}
+
+#[test]
+fn text_parts_are_joined_when_the_template_wants_a_string() {
+    let to_parts = |message: &mut Value| {
+        if let Some(text) = message["content"].as_str() {
+            let parts: Vec<Value> = text
+                .split('\n')
+                .map(|line| json!({"type": "text", "text": line}))
+                .collect();
+            message["content"] = Value::Array(parts);
+        }
+    };
+    for file in ["qwen2_5", "qwen3", "deepseek_r1_distill_qwen"] {
+        check_equivalent(file, "multi-turn", to_parts);
+    }
+}
+
+#[test]
+fn parts_stay_when_the_template_reads_them() {
+    let template = from_source(
+        "{% for m in messages %}{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endfor %}",
+    );
+    let messages = [
+        json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
+    ];
+    assert_eq!(template.render(&messages, &prompt()).unwrap(), "[a][b]");
+}
+
+#[test]
+fn tool_arguments_take_the_form_the_template_wants() {
+    // OpenAI clients send a JSON string; the Qwen2.5 template wants an object.
+    check_equivalent("qwen2_5", "tool call", |message| {
+        if let Some(Value::Array(calls)) = message.get_mut("tool_calls") {
+            for call in calls {
+                let text = call["function"]["arguments"].to_string();
+                call["function"]["arguments"] = Value::String(text);
+            }
+        }
+    });
+    // The DeepSeek template concatenates strings.
+    check_equivalent("deepseek_r1_distill_qwen", "tool call", |message| {
+        if let Some(Value::Array(calls)) = message.get_mut("tool_calls") {
+            for call in calls {
+                let text = call["function"]["arguments"].as_str().unwrap().to_owned();
+                call["function"]["arguments"] = serde_json::from_str(&text).unwrap();
+            }
+        }
+    });
+    // A message with tool calls may lack content.
+    check_equivalent("deepseek_r1_distill_qwen", "tool call", |message| {
+        if message.get("tool_calls").is_some() {
+            message.as_object_mut().unwrap().remove("content");
+        }
+    });
+}
+
+#[test]
+fn malformed_messages_are_named() {
+    let template = from_source("{% for m in messages %}{{ m.content }}{% endfor %}");
+    let ok = json!({"role": "user", "content": "x"});
+    for (bad, expected) in [
+        (
+            json!("hi"),
+            "messages[1]: expected an object with role and content, found a string",
+        ),
+        (
+            json!({"content": "x"}),
+            "messages[1].role: expected a string, found nothing",
+        ),
+        (
+            json!({"role": 3}),
+            "messages[1].role: expected a string, found a number",
+        ),
+        (
+            json!({"role": "user", "content": 3}),
+            "messages[1].content: expected a string or a list of parts, found a number",
+        ),
+        (
+            json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}),
+            "messages[1].content[1].type: expected \"text\" (this model reads text only), found \"image_url\"",
+        ),
+        (
+            json!({"role": "user", "content": [{"type": "text"}]}),
+            "messages[1].content[0].text: expected a string, found nothing",
+        ),
+    ] {
+        let error = template.render(&[ok.clone(), bad], &prompt()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn errors_of_the_template_are_told_apart() {
+    let messages = [json!({"role": "user", "content": "x"})];
+    let render = |source: &str, options: &RenderOptions| {
+        from_source(source).render(&messages, options).unwrap_err()
+    };
+    match render("{{ raise_exception('roles must alternate') }}", &prompt()) {
+        TemplateError::Raised(text) => assert_eq!(text, "roles must alternate"),
+        other => panic!("{other}"),
+    }
+    match render("line\n{{ messages[0].content.nothing.here }}", &prompt()) {
+        TemplateError::Render(text) => assert!(text.contains("line 2"), "{text}"),
+        other => panic!("{other}"),
+    }
+    assert!(matches!(
+        ChatTemplate::from_source("{% if %}", Map::new()),
+        Err(TemplateError::Syntax { .. })
+    ));
+    let continued = RenderOptions {
+        continue_final_message: true,
+        ..RenderOptions::default()
+    };
+    assert!(matches!(
+        render("fixed text", &continued),
+        TemplateError::ContinueFinalMessage(_)
+    ));
+    let both = RenderOptions {
+        add_generation_prompt: true,
+        ..continued
+    };
+    assert!(matches!(
+        render("{{ messages[0].content }}", &both),
+        TemplateError::ContinueFinalMessage(_)
+    ));
+}
+
+#[test]
+fn strftime_now_gives_the_date_and_refuses_nonsense() {
+    let year = from_source("{{ strftime_now('%Y') }}").render(&[], &prompt());
+    assert_eq!(year.unwrap().len(), 4);
+    assert!(
+        from_source("{{ strftime_now('%') }}")
+            .render(&[], &prompt())
+            .is_err()
+    );
+}
+
+#[test]
+fn endless_recursion_is_an_error() {
+    let source = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
+    assert!(from_source(source).render(&[], &prompt()).is_err());
+}
+
+fn from_dir(files: &[(&str, &str)]) -> Result<Option<ChatTemplate>, TemplateError> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path: &Path = &dir.path().join(name);
+        std::fs::write(path, text).unwrap();
+    }
+    ChatTemplate::from_dir(dir.path())
+}
+
+#[test]
+fn templates_are_found_in_the_folder() {
+    assert!(from_dir(&[]).unwrap().is_none());
+    assert!(
+        from_dir(&[("tokenizer_config.json", "{}")])
+            .unwrap()
+            .is_none()
+    );
+
+    let config = r#"{"chat_template": "config {{ bos_token }}{{ unk_token }}{{ eos_token }}",
+        "bos_token": {"content": "<s>", "special": true}, "eos_token": "</s>", "unk_token": null}"#;
+    let template = from_dir(&[("tokenizer_config.json", config)])
+        .unwrap()
+        .unwrap();
+    assert_eq!(template.render(&[], &prompt()).unwrap(), "config <s></s>");
+
+    let both = from_dir(&[
+        ("tokenizer_config.json", config),
+        ("chat_template.jinja", "file {{ eos_token }}"),
+    ]);
+    assert_eq!(
+        both.unwrap().unwrap().render(&[], &prompt()).unwrap(),
+        "file </s>"
+    );
+}
+
+#[test]
+fn named_templates_are_chosen_by_tools() {
+    let config = r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#;
+    let template = from_dir(&[("tokenizer_config.json", config)])
+        .unwrap()
+        .unwrap();
+    assert_eq!(template.source(), "plain");
+    assert_eq!(template.render(&[], &prompt()).unwrap(), "plain");
+    let with_tools = RenderOptions {
+        tools: Some(json!([])),
+        ..prompt()
+    };
+    assert_eq!(template.render(&[], &with_tools).unwrap(), "tools");
+}
+
+#[test]
+fn malformed_files_are_named() {
+    for (text, expected) in [
+        ("[]", "expected a JSON object, found a list"),
+        ("{", "not valid JSON"),
+        (
+            r#"{"chat_template": 3}"#,
+            "chat_template: expected a string",
+        ),
+        (
+            r#"{"chat_template": [{"name": "x"}]}"#,
+            "chat_template[0].template",
+        ),
+        (
+            r#"{"chat_template": [{"name": "x", "template": ""}]}"#,
+            "named \"default\", found [\"x\"]",
+        ),
+        (r#"{"chat_template": "{% if %}"}"#, "not valid Jinja"),
+    ] {
+        let message = from_dir(&[("tokenizer_config.json", text)])
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("tokenizer_config.json"), "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
+}

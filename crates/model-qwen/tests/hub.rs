@@ -1,0 +1,313 @@
+//! Downloads against a server on this machine that answers as the Hugging Face Hub does.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use model_qwen::{HubOptions, ResolveError, resolve_model, resolve_model_with};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+struct Hub {
+    address: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Hub {
+    /// Serves `files` of the repository `org/name`; with `status`, answers everything with it.
+    fn start(files: &[(&str, &str)], status: Option<u16>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let files: BTreeMap<String, String> = files
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .collect();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = requests.clone();
+        // Ends with the test process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (files, log) = (files.clone(), log.clone());
+                std::thread::spawn(move || answer(&stream, &files, status, &log));
+            }
+        });
+        Self { address, requests }
+    }
+
+    fn options(&self, cache: &Path) -> HubOptions {
+        HubOptions {
+            endpoint: self.address.clone(),
+            token: Some("hf_secret".to_owned()),
+            cache_dir: cache.to_path_buf(),
+            offline: false,
+            progress: false,
+        }
+    }
+
+    fn num_requests(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+}
+
+fn answer(
+    mut stream: &TcpStream,
+    files: &BTreeMap<String, String>,
+    status: Option<u16>,
+    log: &Mutex<Vec<String>>,
+) -> Option<()> {
+    let mut lines = BufReader::new(stream).lines();
+    let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+    let mut range = None;
+    let mut authorized = false;
+    for line in lines {
+        let line = line.ok()?.to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("range: bytes=") {
+            let (from, to) = value.split_once('-')?;
+            range = Some((from.parse::<usize>().ok()?, to.parse::<usize>().ok()));
+        }
+        authorized |= line == "authorization: bearer hf_secret";
+    }
+    log.lock().unwrap().push(path.clone());
+
+    let mut send = |status: u16, headers: &str, body: &[u8]| {
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).ok()?;
+        stream.write_all(body).ok()
+    };
+    if let Some(status) = status {
+        return send(status, "", b"no");
+    }
+    if !authorized {
+        return send(401, "", b"no token");
+    }
+    if path == "/api/models/org/name/revision/main" {
+        let siblings: Vec<_> = files
+            .keys()
+            .map(|name| serde_json::json!({ "rfilename": name }))
+            .collect();
+        let info = serde_json::json!({ "siblings": siblings, "sha": COMMIT });
+        return send(
+            200,
+            "Content-Type: application/json\r\n",
+            info.to_string().as_bytes(),
+        );
+    }
+    let file = path
+        .strip_prefix("/org/name/resolve/main/")
+        .and_then(|name| files.get(name));
+    let Some(text) = file else {
+        return send(404, "", b"not found");
+    };
+    let (from, to) = range.unwrap_or((0, None));
+    let to = to.map_or(text.len(), |to| (to + 1).min(text.len()));
+    let headers = format!(
+        "x-repo-commit: {COMMIT}\r\netag: \"etag-{}\"\r\nContent-Range: bytes {from}-{}/{}\r\n",
+        path.replace('/', "-"),
+        to.saturating_sub(1),
+        text.len()
+    );
+    send(206, &headers, &text.as_bytes()[from..to])
+}
+
+const SINGLE: [(&str, &str); 6] = [
+    ("README.md", "not needed"),
+    ("config.json", "{\"model_type\": \"qwen2\"}"),
+    ("generation_config.json", "{}"),
+    ("model.safetensors", "weights"),
+    ("tokenizer.json", "{\"a\": 1}"),
+    ("tokenizer_config.json", "{}"),
+];
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn downloads_once_then_uses_the_cache() {
+    let hub = Hub::start(&SINGLE, None);
+    let cache = tempfile::tempdir().unwrap();
+    let options = hub.options(cache.path());
+    let folder = resolve_model_with("org/name", &options).unwrap();
+    let standard = format!("models--org--name/snapshots/{COMMIT}");
+    assert_eq!(folder, cache.path().join(standard));
+    assert_eq!(names(&folder), SINGLE.map(|(name, _)| name)[1..]);
+    for (name, text) in &SINGLE[1..] {
+        assert_eq!(&std::fs::read_to_string(folder.join(name)).unwrap(), text);
+    }
+
+    let before = hub.num_requests();
+    assert_eq!(resolve_model_with("org/name", &options).unwrap(), folder);
+    let offline = HubOptions {
+        offline: true,
+        ..options
+    };
+    assert_eq!(resolve_model_with("org/name", &offline).unwrap(), folder);
+    assert_eq!(hub.num_requests(), before, "the cache needs no network");
+}
+
+#[test]
+fn shards_of_the_index_are_downloaded() {
+    let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
+    let mut files = vec![
+        ("config.json", "{}"),
+        ("tokenizer.json", "{}"),
+        ("model.safetensors.index.json", index),
+        ("model-1.safetensors", "one"),
+    ];
+    let cache = tempfile::tempdir().unwrap();
+    // The second shard is missing: an error that names it, and the rest stays in the cache.
+    let hub = Hub::start(&files, None);
+    let error = resolve_model_with("org/name", &hub.options(cache.path())).unwrap_err();
+    assert!(matches!(error, ResolveError::Network { .. }), "{error}");
+    assert!(error.to_string().contains("model-2.safetensors"), "{error}");
+
+    files.push(("model-2.safetensors", "two"));
+    let hub = Hub::start(&files, None);
+    let folder = resolve_model_with("org/name", &hub.options(cache.path())).unwrap();
+    assert_eq!(
+        std::fs::read_to_string(folder.join("model-2.safetensors")).unwrap(),
+        "two"
+    );
+    let requests = hub.requests.lock().unwrap();
+    assert!(
+        !requests
+            .iter()
+            .any(|path| path.ends_with("model-1.safetensors"))
+    );
+}
+
+#[test]
+fn an_index_cannot_lead_out_of_the_folder() {
+    let hub = Hub::start(
+        &[
+            ("config.json", "{}"),
+            ("tokenizer.json", "{}"),
+            (
+                "model.safetensors.index.json",
+                r#"{"weight_map": {"a": "../../evil"}}"#,
+            ),
+        ],
+        None,
+    );
+    let cache = tempfile::tempdir().unwrap();
+    let error = resolve_model_with("org/name", &hub.options(cache.path())).unwrap_err();
+    assert!(error.to_string().contains("../../evil"), "{error}");
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let cache = tempfile::tempdir().unwrap();
+    for (status, expected) in [
+        (401, "HF_TOKEN"),
+        (403, "accept its licence"),
+        (404, "check the spelling"),
+        (500, "HF_ENDPOINT to a mirror"),
+    ] {
+        let hub = Hub::start(&[], Some(status));
+        let error = resolve_model_with("org/name", &hub.options(cache.path())).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(expected), "{status}: {message}");
+        assert!(
+            message.contains("org/name") && message.contains(&hub.address),
+            "{message}"
+        );
+        assert!(!message.contains("hf_secret"), "{message}");
+    }
+    // Without the token the server refuses.
+    let hub = Hub::start(&SINGLE, None);
+    let anonymous = HubOptions {
+        token: None,
+        ..hub.options(cache.path())
+    };
+    let error = resolve_model_with("org/name", &anonymous).unwrap_err();
+    assert!(
+        matches!(error, ResolveError::Refused { status: 401, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn missing_files_are_named() {
+    let cache = tempfile::tempdir().unwrap();
+    for missing in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let files: Vec<_> = SINGLE
+            .into_iter()
+            .filter(|(name, _)| *name != missing)
+            .collect();
+        let hub = Hub::start(&files, None);
+        let error = resolve_model_with("org/name", &hub.options(cache.path())).unwrap_err();
+        match error {
+            ResolveError::MissingFile {
+                expected, found, ..
+            } => {
+                assert!(expected.starts_with(missing), "{expected}");
+                assert!(found.contains("README.md"), "{found}");
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn without_network_the_error_says_so() {
+    let cache = tempfile::tempdir().unwrap();
+    // A port nobody listens on.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let options = HubOptions {
+        endpoint,
+        token: None,
+        cache_dir: cache.path().to_path_buf(),
+        offline: false,
+        progress: false,
+    };
+    let error = resolve_model_with("org/name", &options).unwrap_err();
+    assert!(matches!(error, ResolveError::Network { .. }), "{error}");
+    assert!(
+        error.to_string().contains("https://hf-mirror.com"),
+        "{error}"
+    );
+    let offline = HubOptions {
+        offline: true,
+        ..options
+    };
+    let error = resolve_model_with("org/name", &offline).unwrap_err();
+    assert!(matches!(error, ResolveError::Offline { .. }), "{error}");
+}
+
+#[test]
+fn folders_are_taken_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let error = resolve_model(path).unwrap_err();
+    assert!(error.to_string().contains("an empty folder"), "{error}");
+    std::fs::write(dir.path().join("model.gguf"), "x").unwrap();
+    let error = resolve_model(path).unwrap_err();
+    assert!(error.to_string().contains("found model.gguf"), "{error}");
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    assert_eq!(resolve_model(path).unwrap(), dir.path());
+
+    for given in ["./nowhere", "/nowhere/at/all", "gpt2", "a/b/c", ""] {
+        let error = resolve_model(given).unwrap_err();
+        assert!(
+            matches!(error, ResolveError::NotAModel { .. }),
+            "{given}: {error}"
+        );
+    }
+}
