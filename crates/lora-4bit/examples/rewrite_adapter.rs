@@ -11,7 +11,8 @@ fn main() -> ExitCode {
         eprintln!("usage: rewrite_adapter FROM TO");
         return ExitCode::FAILURE;
     };
-    let written = LoraAdapter::load(Path::new(from)).and_then(|adapter| adapter.save(Path::new(to)));
+    let written =
+        LoraAdapter::load(Path::new(from)).and_then(|adapter| adapter.save(Path::new(to)));
     match written {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -123,9 +123,9 @@ impl Dropout {
             .enumerate()
             .for_each(|(i, chunk)| {
                 let first = (i * CHUNK / 2) as u64;
-            for (counter, pair) in (first..).zip(chunk.chunks_mut(2)) {
-                let bits = mix(stream.wrapping_add(counter.wrapping_mul(GOLDEN_GAMMA)));
-                for (value, bits) in pair.iter_mut().zip([bits as u32, (bits >> 32) as u32]) {
+                for (counter, pair) in (first..).zip(chunk.chunks_mut(2)) {
+                    let bits = mix(stream.wrapping_add(counter.wrapping_mul(GOLDEN_GAMMA)));
+                    for (value, bits) in pair.iter_mut().zip([bits as u32, (bits >> 32) as u32]) {
                         *value = if bits < threshold { 0.0 } else { keep };
                     }
                 }

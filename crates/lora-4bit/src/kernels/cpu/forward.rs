@@ -7,11 +7,14 @@ use super::nf4::Nf4Matrix;
 use super::simd::{Element, Kernels, Order, Output};
 use crate::nf4::BLOCK_SIZE;
 
-/// Bytes of a tile in f32: about a quarter of a second-level cache.
-const TILE_BYTES: usize = 256 << 10;
+/// Bytes of a tile in f32: about half of a second-level cache.
+const TILE_BYTES: usize = 512 << 10;
 
 /// More than this many rows of `x` pay for widening a tile into a buffer first.
-const MAX_DIRECT_ROWS: usize = 12;
+const MAX_DIRECT_ROWS: usize = 64;
+
+/// The same for unpacking NF4.
+const MAX_NF4_DIRECT_ROWS: usize = 32;
 
 /// Below this many multiplications one thread is faster than waking others.
 const MIN_PARALLEL_WORK: usize = 1 << 16;
@@ -29,7 +32,7 @@ pub(super) fn dense<E: Element>(
         let tile = &w[rows.start * k..rows.end * k];
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
         unsafe {
-            if shape.m <= MAX_DIRECT_ROWS {
+            if shape.m <= MAX_DIRECT_ROWS || size_of::<E>() == size_of::<f32>() {
                 E::dot(kernels)(x, tile, k, y);
             } else {
                 scratch.resize(tile.len(), 0.0);
@@ -49,7 +52,7 @@ pub(super) fn nf4(
     y: &mut [f32],
 ) {
     let k = shape.inner;
-    let whole_blocks = k % BLOCK_SIZE == 0;
+    let whole_blocks = k.is_multiple_of(BLOCK_SIZE);
     let split; // [m, k]
     let (x, order) = if whole_blocks {
         split = split_pairs(x, kernels.lanes);
@@ -60,7 +63,7 @@ pub(super) fn nf4(
     for_each_tile(shape, y, |rows, scratch, y| {
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
         unsafe {
-            if whole_blocks && shape.m == 1 {
+            if whole_blocks && shape.m <= MAX_NF4_DIRECT_ROWS {
                 let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
                 let scales = w.scales(blocks.clone());
                 (kernels.dot_nf4)(x, w.rows(blocks, &scales), k, y);

@@ -12,6 +12,8 @@
 mod forward;
 mod nf4;
 mod simd;
+#[cfg(test)]
+mod tests;
 mod transposed;
 
 use burn::backend::Flex;

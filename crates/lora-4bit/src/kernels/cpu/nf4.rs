@@ -20,12 +20,23 @@ pub(super) struct Nf4Matrix<'a> {
 
 enum Scales<'a> {
     Single(&'a [f32]),
-    Double {
-        codes: &'a [u8],
-        map: &'a [f32],
-        nested: &'a [f32],
-        offset: f32,
-    },
+    Double(DoubleScales<'a>),
+}
+
+/// Scales in 8 bits.
+struct DoubleScales<'a> {
+    codes: &'a [u8],
+    map: &'a [f32; 256],
+    nested: &'a [f32],
+    offset: f32,
+}
+
+impl DoubleScales<'_> {
+    #[inline(always)]
+    fn get(&self, block: usize) -> f32 {
+        let level = self.map[usize::from(self.codes[block])];
+        level * self.nested[block / NESTED_BLOCK_SIZE] + self.offset
+    }
 }
 
 impl<'a> Nf4Matrix<'a> {
@@ -39,12 +50,12 @@ impl<'a> Nf4Matrix<'a> {
                 map,
                 nested_absmax,
                 offset,
-            } => Scales::Double {
+            } => Scales::Double(DoubleScales {
                 codes: codes.as_slice::<u8>()?,
-                map: floats(map)?,
+                map: floats(map)?.try_into().ok()?,
                 nested: floats(nested_absmax)?,
                 offset: *offset,
-            },
+            }),
         };
         Some(Self {
             packed: w.packed.as_slice::<u8>()?,
@@ -58,12 +69,7 @@ impl<'a> Nf4Matrix<'a> {
     fn scale(&self, block: usize) -> f32 {
         match self.scales {
             Scales::Single(scales) => scales[block],
-            Scales::Double {
-                codes,
-                map,
-                nested,
-                offset,
-            } => map[usize::from(codes[block])] * nested[block / NESTED_BLOCK_SIZE] + offset,
+            Scales::Double(ref scales) => scales.get(block),
         }
     }
 
@@ -71,7 +77,7 @@ impl<'a> Nf4Matrix<'a> {
     pub(super) fn scales(&self, blocks: Range<usize>) -> Cow<'a, [f32]> {
         match self.scales {
             Scales::Single(scales) => Cow::Borrowed(&scales[blocks]),
-            Scales::Double { .. } => blocks.map(|block| self.scale(block)).collect(),
+            Scales::Double(ref scales) => blocks.map(|block| scales.get(block)).collect(),
         }
     }
 

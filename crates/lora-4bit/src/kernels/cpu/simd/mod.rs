@@ -1,12 +1,13 @@
 //! Inner loops for each instruction set, chosen once at run time.
 //!
-//! The loops are written once, in `micro`, over the vector operations of [`Simd`]; `x86`, `neon` and `portable` supply
+//! The loops are written once, in `dot` and `micro`, over the vector operations of [`Simd`]; `x86`, `neon` and `portable` supply
 //! these. [`Kernels`] is the table of the loops compiled for one instruction set.
 //!
 //! Every product is accumulated in f32. The order of additions of one output depends on the instruction set and on `k`
 //! only: not on the number of rows `m`, on the number of threads or on their timing. A row of a batch therefore has
 //! bit for bit the result that it has alone.
 
+mod dot;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -35,12 +36,16 @@ pub(super) trait Simd {
     const LANES: usize;
     /// Rows of `x` that fit into registers beside four rows of `w`, at most 6.
     const DOT_ROWS: usize;
+    /// The same for NF4 rows, which need registers for their tables.
+    const NF4_ROWS: usize;
 
     unsafe fn zero() -> Self::Vector;
     unsafe fn splat(value: f32) -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
     unsafe fn load_bf16(from: *const bf16) -> Self::Vector;
     unsafe fn load_f16(from: *const f16) -> Self::Vector;
+    /// Asks for a cache line that will be needed soon; any address is allowed.
+    unsafe fn prefetch(address: *const u8);
     unsafe fn store(to: *mut f32, value: Self::Vector);
     /// `a * b + c`, rounded once where the instruction set can.
     unsafe fn fma(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;

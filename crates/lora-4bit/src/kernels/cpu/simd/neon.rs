@@ -21,6 +21,7 @@ impl Simd for Neon {
     type Table = [f32; 16];
     const LANES: usize = 4;
     const DOT_ROWS: usize = 6;
+    const NF4_ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn zero() -> float32x4_t {
@@ -49,6 +50,9 @@ impl Simd for Neon {
             vld1q_f32(values.as_ptr())
         }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(_address: *const u8) {}
 
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: float32x4_t) {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Element, Kernels, Nf4Rows, Order, Output, Rows, Simd, micro};
+use super::{Element, Kernels, Nf4Rows, Order, Output, Rows, Simd, dot as dot_loop, micro};
 
 const LANES: usize = 8;
 
@@ -23,12 +23,12 @@ pub(super) static KERNELS: Kernels = Kernels {
 // SAFETY (all functions): as in `micro`; no instruction set is needed.
 unsafe fn dot<E: Element>(x: &[f32], w: &[E], k: usize, y: Output) {
     // SAFETY: forwarded.
-    unsafe { micro::dot::<Portable, E>(x, w, k, y) }
+    unsafe { dot_loop::dot::<Portable, E>(x, w, k, y) }
 }
 
 unsafe fn dot_nf4(x: &[f32], w: Nf4Rows<'_>, k: usize, y: Output) {
     // SAFETY: forwarded.
-    unsafe { micro::dot_nf4::<Portable>(x, w, k, y) }
+    unsafe { dot_loop::dot_nf4::<Portable>(x, w, k, y) }
 }
 
 unsafe fn widen<E: Element>(from: &[E], to: &mut [f32]) {
@@ -53,6 +53,7 @@ impl Simd for Portable {
     type Table = [f32; 16];
     const LANES: usize = LANES;
     const DOT_ROWS: usize = 1;
+    const NF4_ROWS: usize = 1;
 
     #[inline(always)]
     unsafe fn zero() -> [f32; LANES] {
@@ -83,6 +84,9 @@ impl Simd for Portable {
         let values = unsafe { from.cast::<[f16; LANES]>().read_unaligned() };
         values.map(f16::to_f32)
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(_address: *const u8) {}
 
     #[inline(always)]
     unsafe fn store(to: *mut f32, value: [f32; LANES]) {
@@ -125,7 +129,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn interleave(a: [f32; LANES], b: [f32; LANES]) -> ([f32; LANES], [f32; LANES]) {
-        let at = |i: usize| if i % 2 == 0 { a[i / 2] } else { b[i / 2] };
+        let at = |i: usize| [a, b][i % 2][i / 2];
         (
             std::array::from_fn(at),
             std::array::from_fn(|i| at(i + LANES)),

@@ -25,6 +25,7 @@ impl Simd for Avx512 {
     type Table = __m512;
     const LANES: usize = 16;
     const DOT_ROWS: usize = 6;
+    const NF4_ROWS: usize = 4;
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
@@ -52,6 +53,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     #[inline(always)]
@@ -131,6 +137,7 @@ impl Simd for Avx2 {
     type Table = (__m256, __m256);
     const LANES: usize = 8;
     const DOT_ROWS: usize = 2;
+    const NF4_ROWS: usize = 1;
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
@@ -158,6 +165,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> __m256 {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     #[inline(always)]

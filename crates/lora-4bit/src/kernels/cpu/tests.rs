@@ -1,0 +1,153 @@
+//! The kernels of every instruction set that this CPU has, against sums in f64.
+
+use half::{bf16, f16};
+
+use super::nf4::Nf4Matrix;
+use super::simd::{Element, Kernels};
+use super::{ProductShape, forward, transposed};
+use crate::kernels::{AbsmaxOperand, Nf4Operand};
+use crate::nf4::{Absmax, Nf4Data};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, TensorData};
+
+/// `[m, n, k]`
+const SHAPES: [[usize; 3]; 9] = [
+    [1, 1, 1],
+    [1, 30, 64],
+    [2, 7, 30],
+    [5, 66, 128],
+    [7, 9, 67],
+    [9, 64, 320],
+    [17, 270, 100],
+    [70, 33, 192],
+    [130, 41, 64],
+];
+
+#[test]
+fn dense_kernels_equal_plain_sums() {
+    for kernels in Kernels::supported() {
+        for shape in SHAPES {
+            check_dense::<f32>(kernels, shape, |value| value);
+            check_dense::<bf16>(kernels, shape, bf16::from_f32);
+            check_dense::<f16>(kernels, shape, f16::from_f32);
+        }
+    }
+}
+
+#[test]
+fn nf4_kernels_equal_plain_sums() {
+    for kernels in Kernels::supported() {
+        for [m, n, k] in SHAPES {
+            for double in [false, true] {
+                let data = Nf4Data::quantize(&random(n * k, 3), [n, k], DType::F32, double);
+                let w = data.dequantize();
+                let operand = operand(&data);
+                let matrix = Nf4Matrix::new(&operand).unwrap();
+                check(kernels, [m, n, k], &w, &mut |x, shape, y| {
+                    forward::nf4(kernels, x, &matrix, shape, y);
+                });
+                check_t(kernels, [m, n, k], &w, &mut |dy, shape, dx| {
+                    transposed::nf4(kernels, dy, &matrix, shape, dx);
+                });
+            }
+        }
+    }
+}
+
+fn check_dense<E: Element>(kernels: &Kernels, [m, n, k]: [usize; 3], to: fn(f32) -> E) {
+    let w: Vec<E> = random(n * k, 3).into_iter().map(to).collect();
+    let wide: Vec<f32> = w.iter().map(|value| value.to_f32()).collect();
+    check(kernels, [m, n, k], &wide, &mut |x, shape, y| {
+        forward::dense(kernels, x, &w, shape, y);
+    });
+    check_t(kernels, [m, n, k], &wide, &mut |dy, shape, dx| {
+        transposed::dense(kernels, dy, &w, shape, dx);
+    });
+}
+
+type Product<'a> = &'a mut dyn FnMut(&[f32], ProductShape, &mut [f32]);
+
+/// `x · wᵀ`
+fn check(kernels: &Kernels, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+    let x = random(m * k, 1);
+    let mut y = vec![f32::NAN; m * n];
+    let shape = ProductShape {
+        m,
+        inner: k,
+        columns: n,
+    };
+    product(&x, shape, &mut y);
+    for (i, y) in y.into_iter().enumerate() {
+        let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+        let expected = sum(x.iter().zip(w));
+        let name = kernels.name;
+        assert!(
+            (f64::from(y) - expected).abs() < 2e-6 * k as f64,
+            "{name} [{m}, {n}, {k}] at {i}: {y}, not {expected}"
+        );
+    }
+}
+
+/// `dy · w`
+fn check_t(kernels: &Kernels, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+    let dy = random(m * n, 2);
+    let mut dx = vec![f32::NAN; m * k];
+    let shape = ProductShape {
+        m,
+        inner: n,
+        columns: k,
+    };
+    product(&dy, shape, &mut dx);
+    for (i, dx) in dx.into_iter().enumerate() {
+        let (dy, w) = (&dy[i / k * n..][..n], w[i % k..].iter().step_by(k));
+        let expected = sum(dy.iter().zip(w));
+        let name = kernels.name;
+        assert!(
+            (f64::from(dx) - expected).abs() < 2e-6 * n as f64,
+            "{name} transposed [{m}, {n}, {k}] at {i}: {dx}, not {expected}"
+        );
+    }
+}
+
+fn sum<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f64 {
+    pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+fn operand(data: &Nf4Data) -> Nf4Operand<burn::backend::Flex> {
+    let floats =
+        |values: &[f32]| FlexTensor::from_data(TensorData::new(values.to_vec(), [values.len()]));
+    let bytes =
+        |values: &[u8]| FlexTensor::from_data(TensorData::new(values.to_vec(), [values.len()]));
+    let absmax = match &data.absmax {
+        Absmax::Single(absmax) => AbsmaxOperand::Single(floats(absmax)),
+        Absmax::Double {
+            codes,
+            map,
+            nested_absmax,
+            offset,
+        } => AbsmaxOperand::Double {
+            codes: bytes(codes),
+            map: floats(&map[..]),
+            nested_absmax: floats(nested_absmax),
+            offset: *offset,
+        },
+    };
+    Nf4Operand {
+        packed: bytes(&data.packed),
+        quant_map: floats(&data.quant_map),
+        absmax,
+        shape: data.shape,
+    }
+}
+
+/// Values between -1 and 1.
+fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
