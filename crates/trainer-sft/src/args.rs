@@ -1,0 +1,270 @@
+//! The command line, and the `--config` file that has the same names.
+//!
+//! Every field is optional here: what neither a flag nor the file gives is filled in by [`crate::config::Config::from_args`].
+//! Names and meanings follow TRL's `SFTConfig` and PEFT's `LoraConfig`; their spellings are accepted as aliases.
+
+mod hints;
+mod merge;
+mod parse;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+pub use self::parse::ArgsError;
+use crate::config::{Dtype, LrSchedule, Quantization, Thinking, TrainOn};
+
+/// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
+///
+/// Learns from chats, instructions or plain text (JSONL) and writes a PEFT adapter folder that the server, PEFT and vLLM
+/// load. Without --model it trains the small bundled model: `trainer-sft --data data/train.jsonl`.
+#[derive(Clone, Debug, Default, Parser, Serialize, Deserialize)]
+#[command(name = "trainer-sft", version, max_term_width = 110)]
+#[serde(deny_unknown_fields, default)]
+pub struct Args {
+    /// TOML file with settings: the keys are these flags' names with underscores (`lora_r = 8`). Flags win over the file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// File to learn from, JSONL or a JSON array; repeat for several. Each record is one of: `messages` (OpenAI),
+    /// `conversations` (ShareGPT), `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `text`
+    #[arg(long, value_name = "FILE", help_heading = "Data", visible_alias = "train-file", num_args = 1..)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub data: Vec<PathBuf>,
+
+    /// File to evaluate on (same formats); repeat for several
+    #[arg(long, value_name = "FILE", help_heading = "Data", visible_alias = "eval-file", num_args = 1..)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub eval_data: Vec<PathBuf>,
+
+    /// Longest example in tokens, at most the model's context. Longer ones lose the left of their prompt, never part of
+    /// an answer [default: 1024]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        help_heading = "Data",
+        visible_alias = "max-seq-length",
+        alias = "cutoff-len"
+    )]
+    pub max_length: Option<usize>,
+
+    /// Put several short examples into one row of --max-length tokens. They do not see each other
+    #[arg(long, help_heading = "Data", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub packing: Option<bool>,
+
+    /// Tokens the loss is taken over: the assistant's turns with their end token, the rest (`prompt`), or `all`
+    /// [default: assistant]
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub train_on: Option<TrainOn>,
+
+    /// For templates that open a think block (DeepSeek-R1): `keep` learns the reasoning in the data and refuses answers
+    /// without any, `empty` gives those an empty block [default: keep]
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub thinking: Option<Thinking>,
+
+    /// Show the first N examples as tokens, with those that are learnt highlighted, and stop
+    #[arg(long, value_name = "N", help_heading = "Data", num_args = 0..=1, default_missing_value = "1")]
+    #[serde(skip)]
+    pub preview: Option<usize>,
+
+    /// Folder or Hugging Face id of the base model [default: the bundled model]
+    #[arg(
+        long,
+        value_name = "MODEL",
+        help_heading = "Model",
+        visible_alias = "model-name-or-path"
+    )]
+    pub model: Option<String>,
+
+    /// Base weights: `nf4` (4-bit, QLoRA) or `none` (as in the checkpoint, LoRA) [default: nf4; none with --full]
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub quantization: Option<Quantization>,
+
+    /// Quantize the scales of 4-bit blocks too, which saves 0.37 bits per weight [default: on]
+    #[arg(long, help_heading = "Model", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub double_quant: Option<bool>,
+
+    /// Keep the scales of 4-bit blocks in 32 bits
+    #[arg(long, help_heading = "Model", conflicts_with = "double_quant")]
+    #[serde(skip)]
+    pub no_double_quant: bool,
+
+    /// Dtype of the base weights that are not quantized [default: auto, as in the checkpoint]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Model",
+        visible_alias = "torch-dtype"
+    )]
+    pub dtype: Option<Dtype>,
+
+    /// auto, cpu, cuda, cuda:N, wgpu, vulkan, metal or rocm, as far as compiled in [default: auto]
+    #[arg(long, value_name = "DEVICE", help_heading = "Model")]
+    pub device: Option<String>,
+
+    /// Train every parameter and write a whole model instead of an adapter
+    #[arg(long, help_heading = "Model", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub full: Option<bool>,
+
+    /// With --full: start from random weights of the shape in this config.json (needs --tokenizer)
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub init_config: Option<PathBuf>,
+
+    /// Folder with tokenizer.json and the chat template [default: the model's]
+    #[arg(long, value_name = "FOLDER", help_heading = "Model")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// Rank of the adapter [default: 16]
+    #[arg(
+        long,
+        value_name = "R",
+        help_heading = "LoRA",
+        visible_alias = "lora-rank",
+        alias = "rank"
+    )]
+    pub lora_r: Option<usize>,
+
+    /// Scale of the adapter: its output is multiplied by alpha / r [default: 32]
+    #[arg(long, value_name = "ALPHA", help_heading = "LoRA")]
+    pub lora_alpha: Option<f64>,
+
+    /// Probability of zeroing an input of the adapter while training [default: 0]
+    #[arg(long, value_name = "P", help_heading = "LoRA")]
+    pub lora_dropout: Option<f64>,
+
+    /// Layers that get an adapter: `all-linear`, or a list such as q_proj,v_proj [default: all-linear]
+    #[arg(long, value_name = "NAMES", help_heading = "LoRA", value_delimiter = ',', num_args = 1..,
+          visible_alias = "lora-target-modules")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub target_modules: Vec<String>,
+
+    /// Rank-stabilized scale: alpha / sqrt(r)
+    #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub use_rslora: Option<bool>,
+
+    /// Peak learning rate of AdamW [default: 2e-4]
+    #[arg(
+        long,
+        value_name = "LR",
+        help_heading = "Training",
+        visible_alias = "lr"
+    )]
+    pub learning_rate: Option<f64>,
+
+    /// Learning rate after the warm-up [default: cosine]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Training",
+        visible_alias = "lr-scheduler-type"
+    )]
+    pub lr_schedule: Option<LrSchedule>,
+
+    /// Part of all steps in which the learning rate rises to its peak [default: 0.03]
+    #[arg(long, value_name = "PART", help_heading = "Training")]
+    pub warmup_ratio: Option<f64>,
+
+    /// Number of steps in which the learning rate rises; replaces --warmup-ratio
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub warmup_steps: Option<usize>,
+
+    /// Decoupled weight decay of AdamW [default: 0]
+    #[arg(long, value_name = "W", help_heading = "Training")]
+    pub weight_decay: Option<f64>,
+
+    /// Gradients are scaled down to this global L2 norm; 0 switches it off [default: 1]
+    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    pub max_grad_norm: Option<f64>,
+
+    /// Passes over the data; may be a fraction [default: 10]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Training",
+        visible_alias = "num-train-epochs"
+    )]
+    pub epochs: Option<f64>,
+
+    /// Stop after so many optimizer steps; replaces --epochs
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub max_steps: Option<usize>,
+
+    /// Examples (rows, with --packing) computed at once [default: 4]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Training",
+        visible_alias = "per-device-train-batch-size"
+    )]
+    pub batch_size: Option<usize>,
+
+    /// Batches per optimizer step; the loss is the mean over the learnt tokens of all of them [default: 1]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Training",
+        visible_alias = "gradient-accumulation-steps"
+    )]
+    pub gradient_accumulation: Option<usize>,
+
+    /// Seed of shuffling, initialization and dropout [default: 42]
+    #[arg(long, value_name = "SEED", help_heading = "Training")]
+    pub seed: Option<u64>,
+
+    /// Folder to write; nothing is overwritten [default: adapters/<data file>-<n>; models/… with --full]
+    #[arg(
+        long,
+        short,
+        value_name = "FOLDER",
+        help_heading = "Output",
+        visible_alias = "output-dir"
+    )]
+    pub output: Option<PathBuf>,
+
+    /// Write a checkpoint every so many steps [default: only the result at the end]
+    #[arg(long, value_name = "STEPS", help_heading = "Output")]
+    pub save_steps: Option<usize>,
+
+    /// Write metrics every so many steps [default: 1]
+    #[arg(
+        long,
+        value_name = "STEPS",
+        help_heading = "Output",
+        visible_alias = "logging-steps"
+    )]
+    pub log_steps: Option<usize>,
+
+    /// Evaluate every so many steps (needs --eval-data) [default: at the end]
+    #[arg(long, value_name = "STEPS", help_heading = "Output")]
+    pub eval_steps: Option<usize>,
+
+    /// Continue from this checkpoint folder, bit for bit as if the run had not stopped
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        help_heading = "Output",
+        visible_alias = "resume-from-checkpoint"
+    )]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+}
+
+/// A list, or a single value standing for a list of one.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + From<String>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(value) => vec![T::from(value)],
+        OneOrMany::Many(values) => values.into_iter().map(T::from).collect(),
+    })
+}

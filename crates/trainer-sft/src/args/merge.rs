@@ -1,0 +1,56 @@
+//! Flags over file.
+
+use std::path::PathBuf;
+
+use super::Args;
+
+impl Args {
+    /// These settings where given, `file`'s otherwise.
+    pub(super) fn over(self, file: Self) -> Self {
+        let list = |own: Vec<PathBuf>, other| if own.is_empty() { other } else { own };
+        Self {
+            config: None,
+            data: list(self.data, file.data),
+            eval_data: list(self.eval_data, file.eval_data),
+            max_length: self.max_length.or(file.max_length),
+            packing: self.packing.or(file.packing),
+            train_on: self.train_on.or(file.train_on),
+            thinking: self.thinking.or(file.thinking),
+            preview: self.preview,
+            model: self.model.or(file.model),
+            quantization: self.quantization.or(file.quantization),
+            double_quant: self.double_quant.or(file.double_quant),
+            no_double_quant: false,
+            dtype: self.dtype.or(file.dtype),
+            device: self.device.or(file.device),
+            full: self.full.or(file.full),
+            init_config: self.init_config.or(file.init_config),
+            tokenizer: self.tokenizer.or(file.tokenizer),
+            lora_r: self.lora_r.or(file.lora_r),
+            lora_alpha: self.lora_alpha.or(file.lora_alpha),
+            lora_dropout: self.lora_dropout.or(file.lora_dropout),
+            target_modules: if self.target_modules.is_empty() {
+                file.target_modules
+            } else {
+                self.target_modules
+            },
+            use_rslora: self.use_rslora.or(file.use_rslora),
+            learning_rate: self.learning_rate.or(file.learning_rate),
+            lr_schedule: self.lr_schedule.or(file.lr_schedule),
+            warmup_ratio: self.warmup_ratio.or(file.warmup_ratio),
+            warmup_steps: self.warmup_steps.or(file.warmup_steps),
+            weight_decay: self.weight_decay.or(file.weight_decay),
+            max_grad_norm: self.max_grad_norm.or(file.max_grad_norm),
+            epochs: self.epochs.or(file.epochs),
+            max_steps: self.max_steps.or(file.max_steps),
+            batch_size: self.batch_size.or(file.batch_size),
+            gradient_accumulation: self.gradient_accumulation.or(file.gradient_accumulation),
+            seed: self.seed.or(file.seed),
+            output: self.output.or(file.output),
+            save_steps: self.save_steps.or(file.save_steps),
+            log_steps: self.log_steps.or(file.log_steps),
+            eval_steps: self.eval_steps.or(file.eval_steps),
+            resume: self.resume,
+        }
+    }
+}

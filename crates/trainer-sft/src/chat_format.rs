@@ -1,0 +1,121 @@
+//! How a model turns text into tokens: tokenizer, chat template, context length and end token, read from its folder.
+
+use std::path::PathBuf;
+
+use model_qwen::{ChatTemplate, QwenConfig, Tokenizer, bundled_model_dir, resolve_model};
+use thiserror::Error;
+
+use crate::config::{Config, ModelConfig};
+use crate::data::Limits;
+
+/// A base model that cannot be found, or whose text files cannot be used.
+#[derive(Debug, Error)]
+pub enum ModelFilesError {
+    /// No `--model`, and no bundled one.
+    #[error("the bundled model was not found: give a model with --model FOLDER")]
+    NoModel,
+    /// `--init-config` without `--tokenizer`.
+    #[error("--init-config needs --tokenizer FOLDER")]
+    NoTokenizer,
+    /// `--model` names no folder and no model that can be downloaded.
+    #[error("--model {model}: {error}")]
+    Resolve {
+        /// What was given.
+        model: String,
+        /// Why.
+        error: model_qwen::ResolveError,
+    },
+    /// The `--init-config` file cannot be read.
+    #[error("--init-config {}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// `config.json`.
+    #[error(transparent)]
+    Config(#[from] model_qwen::ConfigError),
+    /// `tokenizer.json`.
+    #[error(transparent)]
+    Tokenizer(#[from] model_qwen::TokenizerError),
+    /// The chat template.
+    #[error(transparent)]
+    Template(#[from] model_qwen::TemplateError),
+}
+
+/// Everything about a model that the data depends on; no weights.
+#[derive(Clone, Debug)]
+pub struct ChatFormat {
+    /// Text to token ids.
+    pub tokenizer: Tokenizer,
+    /// Messages to text; base models have none.
+    pub template: Option<ChatTemplate>,
+    /// Context length and end token.
+    pub limits: Limits,
+}
+
+impl ModelConfig {
+    /// The base model's folder: `--model` (downloaded where it is a hub id) or the bundled model; `None` with
+    /// `--init-config`.
+    ///
+    /// # Errors
+    /// When the model cannot be found or downloaded.
+    pub fn folder(&self) -> Result<Option<PathBuf>, ModelFilesError> {
+        match (&self.model, &self.init_config) {
+            (None, Some(_)) => Ok(None),
+            (Some(model), _) => {
+                resolve_model(model)
+                    .map(Some)
+                    .map_err(|error| ModelFilesError::Resolve {
+                        model: model.clone(),
+                        error,
+                    })
+            }
+            (None, None) => bundled_model_dir()
+                .map(Some)
+                .ok_or(ModelFilesError::NoModel),
+        }
+    }
+
+    /// The architecture: of the base model, or of `--init-config`.
+    ///
+    /// # Errors
+    /// When the configuration cannot be found, read, or is no Qwen model's.
+    pub fn architecture(&self) -> Result<QwenConfig, ModelFilesError> {
+        match (self.folder()?, &self.init_config) {
+            (Some(folder), _) => Ok(QwenConfig::load(&folder)?),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path).map_err(|error| ModelFilesError::Io {
+                    path: path.clone(),
+                    error,
+                })?;
+                Ok(QwenConfig::from_json(&text, path)?)
+            }
+            (None, None) => Err(ModelFilesError::NoModel),
+        }
+    }
+}
+
+impl ChatFormat {
+    /// Reads tokenizer, template and limits of the run's model.
+    ///
+    /// # Errors
+    /// When a file is missing or invalid; the message names it.
+    pub fn load(config: &Config) -> Result<Self, ModelFilesError> {
+        let folder = match (&config.model.tokenizer, config.model.folder()?) {
+            (Some(folder), _) => folder.clone(),
+            (None, Some(folder)) => folder,
+            (None, None) => return Err(ModelFilesError::NoTokenizer),
+        };
+        let architecture = config.model.architecture()?;
+        Ok(Self {
+            tokenizer: Tokenizer::from_dir(&folder)?,
+            template: ChatTemplate::from_dir(&folder)?,
+            limits: Limits {
+                context_length: architecture.max_position_embeddings,
+                eos_token_id: architecture.eos_token_ids.first().copied(),
+            },
+        })
+    }
+}

@@ -1,0 +1,221 @@
+//! The validated settings of one training run.
+//!
+//! [`crate::args::Args`] (flags, and the `--config` file with the same names) become one [`Config`]; every later function
+//! takes `&Config`. Serialized, a `Config` is a flat table whose keys are the flag names with underscores, so that the
+//! `run.toml` kept next to an adapter can be given back through `--config`.
+
+mod validate;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use validate::{ALL_LINEAR, ConfigError, DEFAULT_EPOCHS};
+
+/// Everything that determines a training run; built by [`Config::from_args`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// Which weights are trained, and in which form they are held.
+    #[serde(flatten)]
+    pub model: ModelConfig,
+    /// What is learnt from.
+    #[serde(flatten)]
+    pub data: DataConfig,
+    /// The adapter; unused when [`RunConfig::full`] is set.
+    #[serde(flatten)]
+    pub lora: LoraOptions,
+    /// AdamW and its learning-rate schedule.
+    #[serde(flatten)]
+    pub optimizer: OptimizerConfig,
+    /// How long, in which portions, and where the results go.
+    #[serde(flatten)]
+    pub run: RunConfig,
+}
+
+/// The base model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelConfig {
+    /// Folder or hub id; `None` is the bundled model.
+    pub model: Option<String>,
+    /// A `config.json` from which a model is initialized at random (only with [`RunConfig::full`]).
+    pub init_config: Option<PathBuf>,
+    /// Folder with `tokenizer.json`; `None` is the model's own.
+    pub tokenizer: Option<PathBuf>,
+    /// How the frozen linear weights are held.
+    pub quantization: Quantization,
+    /// Whether NF4 block scales are quantized too.
+    pub double_quant: bool,
+    /// The dtype of the base weights that are not quantized.
+    pub dtype: Dtype,
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, …; parsed by `model_qwen::parse_device`.
+    pub device: String,
+}
+
+/// The data and how it becomes tokens.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DataConfig {
+    /// Training files, at least one.
+    #[serde(rename = "data")]
+    pub train: Vec<PathBuf>,
+    /// Evaluation files, possibly none.
+    #[serde(rename = "eval_data")]
+    pub eval: Vec<PathBuf>,
+    /// Longest example in tokens.
+    pub max_length: usize,
+    /// Whether short examples share a row of `max_length` tokens.
+    pub packing: bool,
+    /// Which tokens the loss is taken over.
+    pub train_on: TrainOn,
+    /// What happens to answers without reasoning under a template that opens a think block.
+    pub thinking: Thinking,
+}
+
+/// The LoRA adapter, with the names of PEFT's `LoraConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LoraOptions {
+    /// Rank of A and B.
+    #[serde(rename = "lora_r")]
+    pub r: usize,
+    /// Scale: the update is multiplied by `alpha / r` (`alpha / sqrt(r)` with rsLoRA).
+    #[serde(rename = "lora_alpha")]
+    pub alpha: f64,
+    /// Probability that an input of A is zeroed during training.
+    #[serde(rename = "lora_dropout")]
+    pub dropout: f64,
+    /// `["all-linear"]`, or module names such as `q_proj`.
+    pub target_modules: Vec<String>,
+    /// Rank-stabilized scale.
+    pub use_rslora: bool,
+}
+
+impl LoraOptions {
+    /// Whether every linear layer but the output head gets an adapter.
+    pub fn is_all_linear(&self) -> bool {
+        self.target_modules.iter().any(|name| name == ALL_LINEAR)
+    }
+}
+
+/// AdamW (betas 0.9 and 0.999, epsilon 1e-8) and its schedule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OptimizerConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Shape after the warm-up.
+    pub lr_schedule: LrSchedule,
+    /// Part of all steps spent warming up; used when `warmup_steps` is `None`.
+    pub warmup_ratio: f64,
+    /// Steps spent warming up.
+    pub warmup_steps: Option<usize>,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest L2 norm of all gradients together; 0 switches clipping off.
+    pub max_grad_norm: f64,
+}
+
+impl OptimizerConfig {
+    /// Number of warm-up steps in a run of `total_steps`.
+    pub fn num_warmup_steps(&self, total_steps: usize) -> usize {
+        match self.warmup_steps {
+            Some(steps) => steps.min(total_steps),
+            None => (self.warmup_ratio * total_steps as f64).ceil() as usize,
+        }
+    }
+}
+
+/// Length, batches, seed and outputs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunConfig {
+    /// The folder that is written.
+    #[serde(skip)]
+    pub output: PathBuf,
+    /// Train every parameter instead of an adapter.
+    pub full: bool,
+    /// Passes over the data; used when `max_steps` is `None`.
+    pub epochs: f64,
+    /// Optimizer steps in all.
+    pub max_steps: Option<usize>,
+    /// Examples (rows, with packing) per micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches per optimizer step.
+    pub gradient_accumulation: usize,
+    /// Seed of shuffling, initialization and dropout.
+    pub seed: u64,
+    /// Write a checkpoint every so many steps.
+    pub save_steps: Option<usize>,
+    /// Write metrics every so many steps.
+    pub log_steps: usize,
+    /// Evaluate every so many steps; `None` is once at the end.
+    pub eval_steps: Option<usize>,
+    /// Checkpoint folder to continue from.
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+    /// Show so many examples instead of training.
+    #[serde(skip)]
+    pub preview: Option<usize>,
+}
+
+impl RunConfig {
+    /// Optimizer steps of the whole run, given those of one epoch.
+    pub fn num_steps(&self, steps_per_epoch: usize) -> usize {
+        self.max_steps
+            .unwrap_or_else(|| ((self.epochs * steps_per_epoch as f64).ceil() as usize).max(1))
+    }
+}
+
+/// How the frozen base is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// 4-bit NormalFloat in blocks of 64: QLoRA.
+    Nf4,
+    /// As in the checkpoint: LoRA.
+    None,
+}
+
+/// The dtype of base weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// As in the checkpoint.
+    Auto,
+    /// 32-bit.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+/// Which tokens are learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// What the assistant says, in every turn, and the token that ends it.
+    Assistant,
+    /// Everything except what the assistant says.
+    Prompt,
+    /// Every token.
+    All,
+}
+
+/// Treatment of answers without reasoning when the template's generation prompt opens a think block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Thinking {
+    /// The data's reasoning is learnt; an answer without any is an error.
+    Keep,
+    /// An answer without reasoning gets an empty think block; others keep theirs.
+    Empty,
+}
+
+/// Learning rate after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LrSchedule {
+    /// Half a cosine wave down to 0.
+    Cosine,
+    /// A straight line down to 0.
+    Linear,
+    /// Stays at the peak.
+    Constant,
+}

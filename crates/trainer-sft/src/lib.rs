@@ -1,0 +1,32 @@
+//! Supervised fine-tuning of Qwen-architecture models: LoRA, QLoRA, and full-parameter training.
+//!
+//! A run reads top to bottom: [`args::Args`] → [`config::Config`] → [`data::Datasets`] (records of five formats, rendered
+//! with the model's chat template into tokens and a loss mask) → [`batch::DataLoader`] (packed batches) → the training
+//! loop.
+#![deny(missing_docs)]
+
+pub mod args;
+pub mod batch;
+pub mod chat_format;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+mod error;
+pub mod even;
+pub mod full;
+pub mod lora;
+pub mod loss;
+pub mod metrics;
+pub mod optimizer;
+mod output;
+pub mod parameters;
+pub mod preview;
+pub mod render;
+mod run;
+pub mod schedule;
+mod setup;
+pub mod step;
+pub mod trainer;
+
+pub use error::TrainError;
+pub use run::{Summary, train};

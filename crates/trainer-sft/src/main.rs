@@ -1,0 +1,84 @@
+//! `trainer-sft`: settings in, adapter folder out.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::Result;
+use tracing_subscriber::EnvFilter;
+use trainer_sft::args::{Args, ArgsError};
+use trainer_sft::chat_format::ChatFormat;
+use trainer_sft::config::Config;
+use trainer_sft::data::Datasets;
+use trainer_sft::preview::preview;
+
+fn main() -> Result<()> {
+    let config = match Args::parse_config(std::env::args_os()) {
+        Ok(config) => config,
+        Err(ArgsError::Clap(error)) => error.exit(),
+        Err(error) => return Err(error.into()),
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    match config.run.preview {
+        Some(count) => show(&config, count),
+        None => train(&config),
+    }
+}
+
+fn show(config: &Config, count: usize) -> Result<()> {
+    let format = ChatFormat::load(config)?;
+    let data = Datasets::load(
+        config,
+        &format.tokenizer,
+        format.template.as_ref(),
+        &format.limits,
+    )?;
+    let mut out = std::io::stdout();
+    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    write_out(
+        &mut out,
+        &preview(&data.train.examples, &format.tokenizer, count, colour),
+    )
+}
+
+fn train(config: &Config) -> Result<()> {
+    tracing::info!("output folder: {}", config.run.output.display());
+    let summary = trainer_sft::train(config)?;
+    write_out(
+        &mut std::io::stdout(),
+        &format!("{summary}\n{}\n", serve_command(config)),
+    )
+}
+
+/// How to talk to the result.
+fn serve_command(config: &Config) -> String {
+    let output = config.run.output.display();
+    if config.run.full {
+        return format!("Serve it: cargo run --release -p server -- --model {output}");
+    }
+    let name = config
+        .run
+        .output
+        .file_name()
+        .map_or_else(|| "adapter".into(), |name| name.to_string_lossy());
+    let model = config
+        .model
+        .model
+        .as_ref()
+        .map_or_else(String::new, |model| format!("--model {model} "));
+    format!(
+        "Serve it: cargo run --release -p server -- {model}--enable-lora --lora-modules {name}={output}"
+    )
+}
+
+/// Writes to standard output; a reader that goes away (`| head`) is no error.
+fn write_out(out: &mut impl Write, text: &str) -> Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

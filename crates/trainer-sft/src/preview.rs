@@ -1,0 +1,84 @@
+//! Shows examples as the model sees them: every token, and which ones are learnt.
+
+use std::fmt::Write;
+
+use model_qwen::Tokenizer;
+
+use crate::data::Example;
+
+const LEARNT: &str = "\x1b[1;32m";
+const CONTEXT: &str = "\x1b[2m";
+const RESET: &str = "\x1b[0m";
+
+/// The first `count` examples, token by token.
+///
+/// Tokens are separated by `|`. Learnt ones are green with `colour`, otherwise in `[brackets]`. Line breaks are shown as
+/// `⏎` before they are made, tabs as `⇥`, and bytes of unfinished UTF-8 characters as `\xE2`.
+pub fn preview(examples: &[Example], tokenizer: &Tokenizer, count: usize, colour: bool) -> String {
+    let mut text = String::new();
+    for example in examples.iter().take(count) {
+        let num_tokens = example.tokens.len();
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "── {}: {num_tokens} tokens, {} learnt",
+            example.source,
+            example.num_targets()
+        );
+        for (position, (&token, &learnt)) in example.tokens.iter().zip(&example.mask).enumerate() {
+            let piece = piece(tokenizer, token);
+            if position > 0 && !text.ends_with('\n') {
+                text.push('|');
+            }
+            let visible = piece.trim_end_matches('\n');
+            let breaks = &piece[visible.len()..];
+            let _ = match (colour, learnt) {
+                (true, true) => write!(text, "{LEARNT}{visible}{RESET}{breaks}"),
+                (true, false) => write!(text, "{CONTEXT}{visible}{RESET}{breaks}"),
+                (false, true) => write!(text, "[{visible}]{breaks}"),
+                (false, false) => write!(text, "{visible}{breaks}"),
+            };
+        }
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+    }
+    let shown = examples.len().min(count);
+    let num_tokens: usize = examples.iter().map(|example| example.tokens.len()).sum();
+    let num_targets: usize = examples.iter().map(Example::num_targets).sum();
+    let longest = examples
+        .iter()
+        .map(|example| example.tokens.len())
+        .max()
+        .unwrap_or(0);
+    let style = if colour { "green" } else { "in [brackets]" };
+    let _ = writeln!(
+        text,
+        "── {shown} of {} examples; in all {num_tokens} tokens, {num_targets} learnt ({style}), longest example {longest}",
+        examples.len()
+    );
+    text
+}
+
+/// A token's bytes as visible text.
+fn piece(tokenizer: &Tokenizer, token: u32) -> String {
+    let mut piece = String::new();
+    for chunk in tokenizer.token_bytes(token).utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\n' => piece.push_str("⏎\n"),
+                '\t' => piece.push('⇥'),
+                control if control.is_control() => piece.extend(control.escape_default()),
+                other => piece.push(other),
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(piece, "\\x{byte:02X}");
+        }
+    }
+    if piece.is_empty() {
+        format!("<token {token}>")
+    } else {
+        piece
+    }
+}

@@ -1,0 +1,207 @@
+//! A conversation → segments of text, some of them learnt.
+
+use model_qwen::{ChatTemplate, RenderOptions};
+use serde_json::{Value, json};
+
+use super::Renderer;
+use crate::config::Thinking;
+use crate::data::format::role_of;
+use crate::data::{Chat, DataError, Source};
+
+const THINK: &str = "<think>";
+const END_THINK: &str = "</think>";
+/// Content whose surroundings show what a template prints after an answer.
+const PROBE: &str = "QWENBURNPROBE";
+
+/// Text that is encoded by itself.
+pub(super) struct Segment {
+    pub(super) text: String,
+    pub(super) learnt: bool,
+}
+
+/// One conversation under one template.
+pub(super) struct Turns<'a> {
+    pub(super) renderer: &'a Renderer<'a>,
+    pub(super) template: &'a ChatTemplate,
+    pub(super) source: &'a Source,
+    pub(super) chat: &'a Chat,
+}
+
+impl Turns<'_> {
+    /// The conversation as one document, or as one per learnt turn where the template rewrites earlier turns.
+    pub(super) fn documents(&self) -> Result<Vec<Vec<Segment>>, DataError> {
+        let messages = &self.chat.messages;
+        let full = self.text(messages, false)?;
+        let mut whole = Some(Vec::new());
+        let mut cursor = 0;
+        let mut single = Vec::new();
+        for index in (0..messages.len()).filter(|&index| role_of(&messages[index]) == "assistant") {
+            let learnt = self.chat.learnt[index];
+            let prompt = self.text(&messages[..index], true)?;
+            let target = self.target(index, &prompt)?;
+            match &mut whole {
+                Some(segments)
+                    if full.starts_with(&prompt)
+                        && full[prompt.len()..].starts_with(&target)
+                        && prompt.len() >= cursor =>
+                {
+                    segments.push(Segment {
+                        text: full[cursor..prompt.len()].to_owned(),
+                        learnt: false,
+                    });
+                    cursor = prompt.len() + target.len();
+                    self.push_target(segments, &target, learnt);
+                }
+                _ => whole = None,
+            }
+            if learnt {
+                let mut segments = vec![Segment {
+                    text: prompt,
+                    learnt: false,
+                }];
+                self.push_target(&mut segments, &target, true);
+                single.push(segments);
+            }
+        }
+        Ok(whole.map_or(single, |segments| vec![segments]))
+    }
+
+    /// The answer and its end token are learnt; white space that the template prints after the end token is not.
+    fn push_target(&self, segments: &mut Vec<Segment>, target: &str, learnt: bool) {
+        let trimmed = target.trim_end();
+        let tokenizer = self.renderer.tokenizer;
+        let ends_the_turn = tokenizer
+            .encode(trimmed, false)
+            .ok()
+            .and_then(|tokens| tokens.last().copied())
+            .is_some_and(|last| {
+                tokenizer.is_special(last) || self.renderer.settings.eos_token_id == Some(last)
+            });
+        let (answer, rest) = target.split_at(if ends_the_turn {
+            trimmed.len()
+        } else {
+            target.len()
+        });
+        segments.push(Segment {
+            text: answer.to_owned(),
+            learnt,
+        });
+        if !rest.is_empty() {
+            segments.push(Segment {
+                text: rest.to_owned(),
+                learnt: false,
+            });
+        }
+    }
+
+    /// What the assistant says after `prompt` in message `index`.
+    fn target(&self, index: usize, prompt: &str) -> Result<String, DataError> {
+        let messages = &self.chat.messages;
+        let rendered = self.text(&messages[..=index], false)?;
+        let (reasoning, answer) = split_reasoning(&messages[index]);
+        let opens_think = prompt.trim_end().ends_with(THINK);
+        let wants_empty = self.renderer.settings.thinking == Thinking::Empty;
+        if let Some(target) = rendered.strip_prefix(prompt) {
+            let is_complete = match &reasoning {
+                Some(reasoning) => {
+                    target.contains(reasoning.as_str())
+                        && (opens_think || target.contains(END_THINK))
+                }
+                None => {
+                    let can_think = self.renderer.tokenizer.token_to_id(THINK).is_some();
+                    opens_think || !wants_empty || !can_think || target.contains(END_THINK)
+                }
+            };
+            if is_complete {
+                return Ok(target.to_owned());
+            }
+        }
+        let has_tools = messages[index].get("tool_calls").is_some();
+        if has_tools || (reasoning.is_none() && !opens_think && !wants_empty) {
+            return Err(DataError::Prefix {
+                source_place: self.source.clone(),
+                message: index,
+                rendered: tail(&rendered),
+                prompt: tail(prompt),
+            });
+        }
+        let reasoning = match reasoning {
+            Some(reasoning) => reasoning,
+            None if wants_empty => String::new(),
+            None => {
+                return Err(DataError::NoReasoning {
+                    source_place: self.source.clone(),
+                    message: index,
+                });
+            }
+        };
+        let open = match (opens_think, prompt.ends_with(THINK)) {
+            (false, _) => "<think>\n",
+            (true, true) => "\n",
+            (true, false) => "",
+        };
+        let end = self.text_after_answer(index)?;
+        Ok(format!("{open}{reasoning}\n{END_THINK}\n\n{answer}{end}"))
+    }
+
+    /// What the template prints after the answer of message `index`: its end token.
+    fn text_after_answer(&self, index: usize) -> Result<String, DataError> {
+        let mut messages = self.chat.messages[..index].to_vec();
+        messages.push(json!({"role": "assistant", "content": PROBE}));
+        let rendered = self.text(&messages, false)?;
+        match rendered.rsplit_once(PROBE) {
+            Some((_, end)) => Ok(end.to_owned()),
+            None => Err(DataError::Render {
+                source_place: self.source.clone(),
+                reason: "the chat template does not print the assistant's content".into(),
+            }),
+        }
+    }
+
+    fn text(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, DataError> {
+        let options = RenderOptions {
+            add_generation_prompt,
+            tools: self.chat.tools.clone(),
+            ..RenderOptions::default()
+        };
+        self.template
+            .render(messages, &options)
+            .map_err(|error| DataError::Render {
+                source_place: self.source.clone(),
+                reason: error.to_string(),
+            })
+    }
+}
+
+/// Reasoning, from its own field or from before `</think>`, and the answer.
+fn split_reasoning(message: &Value) -> (Option<String>, String) {
+    let content = message
+        .get("content")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if let Some(reasoning) = message.get("reasoning_content").and_then(Value::as_str)
+        && !reasoning.is_empty()
+    {
+        return (
+            Some(reasoning.trim_matches('\n').to_owned()),
+            content.trim_start_matches('\n').to_owned(),
+        );
+    }
+    match content.rsplit_once(END_THINK) {
+        Some((reasoning, answer)) => {
+            let reasoning = reasoning.trim_start();
+            let reasoning = reasoning.strip_prefix(THINK).unwrap_or(reasoning);
+            (
+                Some(reasoning.trim_matches('\n').to_owned()),
+                answer.trim_start_matches('\n').to_owned(),
+            )
+        }
+        None => (None, content.to_owned()),
+    }
+}
+
+/// The last 60 characters.
+fn tail(text: &str) -> String {
+    let skip = text.chars().count().saturating_sub(60);
+    text.chars().skip(skip).collect()
+}

@@ -1,0 +1,300 @@
+//! Command line and `--config` file → `Config`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use trainer_sft::args::Args;
+use trainer_sft::config::{Config, Dtype, LrSchedule, Quantization, Thinking, TrainOn};
+
+fn parse(flags: &str) -> Result<Config, String> {
+    Args::parse_config(std::iter::once("trainer-sft").chain(flags.split_whitespace()))
+        .map_err(|error| error.to_string())
+}
+
+fn error(flags: &str) -> String {
+    parse(flags).unwrap_err()
+}
+
+fn config_file(text: &str) -> (TempDir, String) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, text).unwrap();
+    (folder, path.display().to_string())
+}
+
+#[test]
+fn the_help_tells_the_true_defaults() {
+    let config = parse("--data d.jsonl").unwrap();
+    let help = <Args as clap::CommandFactory>::command()
+        .render_long_help()
+        .to_string();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (flag, default) in [
+        ("max-length", config.data.max_length.to_string()),
+        ("lora-r", config.lora.r.to_string()),
+        ("lora-alpha", config.lora.alpha.to_string()),
+        ("lora-dropout", config.lora.dropout.to_string()),
+        ("target-modules", config.lora.target_modules.join(",")),
+        ("learning-rate", "2e-4".into()),
+        ("warmup-ratio", config.optimizer.warmup_ratio.to_string()),
+        ("weight-decay", config.optimizer.weight_decay.to_string()),
+        ("max-grad-norm", config.optimizer.max_grad_norm.to_string()),
+        ("epochs", config.run.epochs.to_string()),
+        ("batch-size", config.run.batch_size.to_string()),
+        (
+            "gradient-accumulation",
+            config.run.gradient_accumulation.to_string(),
+        ),
+        ("seed", config.run.seed.to_string()),
+        ("log-steps", config.run.log_steps.to_string()),
+        ("device", config.model.device),
+    ] {
+        let own = help
+            .split(&format!(" --{flag} <"))
+            .nth(1)
+            .unwrap_or_else(|| panic!("--{flag} is not in the help"));
+        let stated = own
+            .split("[default: ")
+            .nth(1)
+            .unwrap()
+            .split([']', ';'])
+            .next()
+            .unwrap();
+        assert!(
+            stated == default || stated.starts_with(&format!("{default},")),
+            "--{flag}: help {stated}, real {default}"
+        );
+    }
+    assert_eq!(config.optimizer.learning_rate, 2e-4);
+    assert_eq!(config.optimizer.lr_schedule, LrSchedule::Cosine);
+    assert_eq!(
+        (config.model.quantization, config.model.double_quant),
+        (Quantization::Nf4, true)
+    );
+    assert_eq!(
+        (config.data.train_on, config.data.thinking),
+        (TrainOn::Assistant, Thinking::Keep)
+    );
+    assert_eq!(config.run.output, PathBuf::from("adapters/d-1"));
+}
+
+#[test]
+fn underscores_and_aliases_are_accepted() {
+    let config = parse("--data a.jsonl --data b_c.jsonl --lora_r=8 --per_device_train_batch_size 3 --no_double_quant --use_rslora --target_modules q_proj,v_proj").unwrap();
+    assert_eq!(
+        config.data.train,
+        [Path::new("a.jsonl"), Path::new("b_c.jsonl")]
+    );
+    assert_eq!(
+        (
+            config.lora.r,
+            config.run.batch_size,
+            config.model.double_quant
+        ),
+        (8, 3, false)
+    );
+    assert!(config.lora.use_rslora && !config.lora.is_all_linear());
+    assert_eq!(config.lora.target_modules, ["q_proj", "v_proj"]);
+}
+
+#[test]
+fn unknown_flags_name_the_nearest_one() {
+    for (flag, near) in [
+        ("--learning_rat", "--learning-rate"),
+        ("--lora-ranks", "--lora-rank"),
+        ("--epoch", "--epochs"),
+        ("--quantisation", "--quantization"),
+    ] {
+        let message = error(&format!("--data d.jsonl {flag} 3"));
+        assert!(message.contains(near), "{message}");
+    }
+}
+
+#[test]
+fn even_a_flag_like_no_other_gets_a_hint() {
+    for flag in ["--bs", "--4bit", "--zzzzzz"] {
+        let message = error(&format!("--data d.jsonl {flag} 3"));
+        assert!(
+            message.contains("a similar argument exists: '--"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn values_out_of_range_name_the_flag() {
+    for (flags, expected) in [
+        ("", "--data is missing"),
+        (
+            "--data d --lora-r 0",
+            "--lora-r: expected a whole number from 1 up, found 0",
+        ),
+        (
+            "--data d --lora-dropout 1.5",
+            "--lora-dropout: expected a number from 0 to 0.99, found 1.5",
+        ),
+        (
+            "--data d --learning-rate nan",
+            "--learning-rate: expected a number above 0, found NaN",
+        ),
+        ("--data d --epochs -1", "unexpected argument '-1'"),
+        (
+            "--data d --epochs=-1",
+            "--epochs: expected a number above 0, found -1",
+        ),
+        (
+            "--data d --warmup-ratio 2",
+            "--warmup-ratio: expected a number from 0 to 1, found 2",
+        ),
+        (
+            "--data d --max-length 1",
+            "--max-length: expected a whole number from 2 up",
+        ),
+        (
+            "--data d --max-steps 0",
+            "--max-steps: expected a whole number from 1 up",
+        ),
+        (
+            "--data d --batch-size x",
+            "invalid value 'x' for '--batch-size",
+        ),
+        (
+            "--data d --quantization int8",
+            "[possible values: nf4, none]",
+        ),
+        ("--data d --target-modules q_proj,qproj", "found `qproj`"),
+        (
+            "--data d --full --quantization nf4",
+            "--full trains every weight",
+        ),
+        ("--data d --init-config c.json --tokenizer t", "add --full"),
+        ("--data d --full --init-config c.json", "needs --tokenizer"),
+        ("--data d --eval-steps 5", "--eval-steps needs --eval-data"),
+        (
+            "--data d --double-quant --no-double-quant",
+            "cannot be used with",
+        ),
+    ] {
+        let message = error(flags);
+        assert!(message.contains(expected), "{flags}: {message}");
+    }
+    assert_eq!(
+        parse("--data d --full").unwrap().model.quantization,
+        Quantization::None
+    );
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let (_folder, path) = config_file(
+        "data = \"f.jsonl\"\nlora_r = 4\nlearning_rate = 1e-3\nquantization = \"none\"\ndtype = \"f32\"\nepochs = 2\n",
+    );
+    let config = parse(&format!("--config {path} --lora-r 8")).unwrap();
+    assert_eq!(
+        (
+            config.lora.r,
+            config.optimizer.learning_rate,
+            config.run.epochs
+        ),
+        (8, 1e-3, 2.0)
+    );
+    assert_eq!(
+        (config.model.quantization, config.model.dtype),
+        (Quantization::None, Dtype::F32)
+    );
+    assert_eq!(config.data.train, [Path::new("f.jsonl")]);
+    assert_eq!(
+        parse(&format!("--config {path} --data g.jsonl"))
+            .unwrap()
+            .data
+            .train,
+        [Path::new("g.jsonl")]
+    );
+}
+
+#[test]
+fn errors_in_the_file_name_the_line() {
+    for (text, expected) in [
+        (
+            "data = \"f\"\nlora_rr = 4\n",
+            "line 2: unknown setting `lora_rr`; the nearest one is `lora_r`",
+        ),
+        (
+            "learning-rate = 4\n",
+            "line 1: unknown setting `learning-rate`; the nearest one is `learning_rate`",
+        ),
+        (
+            "data = \"f\"\n\nlora_r = \"many\"\n",
+            "line 3: invalid type: string \"many\"",
+        ),
+        ("data = ", "line 1: "),
+    ] {
+        let (_folder, path) = config_file(text);
+        let message = error(&format!("--config {path}"));
+        assert!(
+            message.contains(&path) && message.contains(expected),
+            "{message}"
+        );
+    }
+    assert!(error("--config no/such.toml").starts_with("no/such.toml: "));
+}
+
+#[test]
+fn a_written_configuration_gives_the_same_run() {
+    let config = parse("--data a.jsonl --eval-data e.jsonl --lora-r 8 --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
+    let (_folder, path) = config_file(&config.to_toml());
+    assert_eq!(
+        parse(&format!("--config {path} --output /tmp/none/x")).unwrap(),
+        config,
+        "{}",
+        config.to_toml()
+    );
+}
+
+#[test]
+fn a_trained_adapter_is_not_overwritten() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("adapter_model.safetensors"), "").unwrap();
+    let message = error(&format!("--data d --output {}", folder.path().display()));
+    assert!(
+        message.contains("--output: expected a folder without a trained model"),
+        "{message}"
+    );
+}
+
+#[test]
+fn numbers_of_steps() {
+    let config = parse("--data d --epochs 1.5 --warmup-ratio 0.1").unwrap();
+    assert_eq!(config.run.num_steps(7), 11);
+    assert_eq!(config.optimizer.num_warmup_steps(11), 2);
+    assert_eq!(parse("--data d --max-steps 3").unwrap().run.num_steps(7), 3);
+    assert_eq!(
+        parse("--data d --warmup-steps 9")
+            .unwrap()
+            .optimizer
+            .num_warmup_steps(5),
+        5
+    );
+}
+
+#[test]
+fn the_program_explains_itself_and_its_errors() {
+    let program = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let help = program(&["--help"]);
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--lora-r <R>"));
+    let missing = program(&[]);
+    assert!(!missing.status.success());
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("--data is missing"));
+    let unknown = program(&["--data", "d", "--lora-rnk", "3"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("--lora-r"));
+}
