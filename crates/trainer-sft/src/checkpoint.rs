@@ -1,0 +1,197 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! `checkpoint-N/` holds the trained weights (a PEFT folder, or an HF model folder in f32 with `--full`),
+//! `optimizer.safetensors` with AdamW's moments, and `trainer_state.json` with the step and the place in the data. Random
+//! numbers need no state of their own: shuffles and dropout masks are functions of the seed, the epoch and the step.
+//! A folder is written under another name and renamed when complete.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::batch::LoaderState;
+use crate::optimizer::{AdamW, AdamWConfig, Moments};
+
+/// A checkpoint that cannot be written or read.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// The system refuses.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file that is not what it should be.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What belongs there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// The trained weights.
+    #[error("{0}")]
+    Weights(String),
+}
+
+/// `trainer_state.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Optimizer steps done.
+    pub step: usize,
+    /// Steps of the whole run, which the learning-rate schedule depends on.
+    pub total_steps: usize,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Place in the training data.
+    pub loader: LoaderState,
+}
+
+const STATE_FILE: &str = "trainer_state.json";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// Writes a checkpoint to `dir`; `write_weights` writes the trained weights into the folder it is given.
+///
+/// # Errors
+///
+/// When a file cannot be written; `dir` then is as before.
+pub fn save(
+    dir: &Path,
+    state: &TrainerState,
+    optimizer: &AdamW,
+    write_weights: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    write_folder(dir, |folder| {
+        write_weights(folder)?;
+        write_optimizer(&folder.join(OPTIMIZER_FILE), optimizer)?;
+        let path = folder.join(STATE_FILE);
+        let text =
+            serde_json::to_string_pretty(state).map_err(|error| io_error(&path)(error.into()))?;
+        fs::write(&path, text + "\n").map_err(io_error(&path))
+    })
+}
+
+/// Reads state and optimizer of the checkpoint in `dir`; the weights are read by whoever knows their form.
+///
+/// # Errors
+///
+/// When a file is missing or broken.
+pub fn load(
+    dir: &Path,
+    config: AdamWConfig,
+    device: &Device,
+) -> Result<(TrainerState, AdamW), CheckpointError> {
+    let path = dir.join(STATE_FILE);
+    let text = fs::read_to_string(&path).map_err(io_error(&path))?;
+    let state: TrainerState =
+        serde_json::from_str(&text).map_err(|error| CheckpointError::Content {
+            path: path.clone(),
+            expected: "the state of a training run",
+            found: error.to_string(),
+        })?;
+    let moments = read_optimizer(&dir.join(OPTIMIZER_FILE), device)?;
+    let optimizer = AdamW::resume(config, state.step, moments);
+    Ok((state, optimizer))
+}
+
+/// Fills a folder under another name and renames it to `dir`, replacing what was there.
+fn write_folder(
+    dir: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let mut partial = dir.as_os_str().to_owned();
+    partial.push(".part");
+    let partial = PathBuf::from(partial);
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(io_error(&partial))?;
+    }
+    fs::create_dir_all(&partial).map_err(io_error(&partial))?;
+    fill(&partial)?;
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(io_error(dir))?;
+    }
+    fs::rename(&partial, dir).map_err(io_error(dir))
+}
+
+pub(crate) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_path_buf();
+    move |error| CheckpointError::Io { path, error }
+}
+
+fn write_optimizer(path: &Path, optimizer: &AdamW) -> Result<(), CheckpointError> {
+    let mut parts: Vec<(String, usize, Vec<u8>)> = Vec::new();
+    for (name, Moments { mean, variance }) in optimizer.moments() {
+        for (kind, tensor) in [("mean", mean), ("variance", variance)] {
+            let bytes = tensor
+                .to_data()
+                .iter::<f32>()
+                .flat_map(f32::to_le_bytes)
+                .collect();
+            parts.push((format!("{name}.{kind}"), tensor.dims()[0], bytes));
+        }
+    }
+    let found = |error: safetensors::SafeTensorError| CheckpointError::Content {
+        path: path.to_path_buf(),
+        expected: "room for the optimizer state",
+        found: error.to_string(),
+    };
+    let views = parts
+        .iter()
+        .map(|(name, len, bytes)| Ok((name, TensorView::new(Dtype::F32, vec![*len], bytes)?)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(found)?;
+    safetensors::serialize_to_file(views, None, path).map_err(found)
+}
+
+fn read_optimizer(
+    path: &Path,
+    device: &Device,
+) -> Result<BTreeMap<String, Moments>, CheckpointError> {
+    let content = |found: String| CheckpointError::Content {
+        path: path.to_path_buf(),
+        expected: "pairs of f32 tensors `<parameter>.mean` and `<parameter>.variance`",
+        found,
+    };
+    let bytes = fs::read(path).map_err(io_error(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| content(error.to_string()))?;
+    let read = |name: &str| -> Result<Tensor<1>, CheckpointError> {
+        let view = file
+            .tensor(name)
+            .map_err(|error| content(error.to_string()))?;
+        if view.dtype() != Dtype::F32 {
+            return Err(content(format!("`{name}` of type {:?}", view.dtype())));
+        }
+        let (values, _) = view.data().as_chunks::<4>();
+        let values: Vec<f32> = values
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        let len = values.len();
+        Ok(Tensor::from_data(
+            TensorData::new(values, [len]),
+            (device, DType::F32),
+        ))
+    };
+    let mut moments = BTreeMap::new();
+    for name in file.names() {
+        if let Some(parameter) = name.strip_suffix(".mean") {
+            let pair = Moments {
+                mean: read(name)?,
+                variance: read(&format!("{parameter}.variance"))?,
+            };
+            moments.insert(parameter.to_owned(), pair);
+        }
+    }
+    Ok(moments)
+}

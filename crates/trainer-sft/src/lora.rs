@@ -1,0 +1,117 @@
+//! The adapter of a run: started, and read back from the model to be written.
+
+use burn::tensor::Tensor;
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
+use model_qwen::QwenModel;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::config::LoraOptions;
+
+/// The slot that a run trains.
+pub const SLOT: usize = 0;
+
+/// Every linear layer of a decoder layer, what `all-linear` stands for; the output head is left out.
+const ALL_LINEAR: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+/// The names of the layers that get an adapter, `all-linear` spelled out.
+#[must_use]
+pub fn target_modules(options: &LoraOptions) -> Vec<String> {
+    if options.is_all_linear() {
+        ALL_LINEAR.iter().map(|&name| name.to_owned()).collect()
+    } else {
+        options.target_modules.clone()
+    }
+}
+
+/// A new adapter for `model`, as `options` describe it.
+#[must_use]
+pub fn new_adapter(
+    options: &LoraOptions,
+    base: Option<String>,
+    model: &QwenModel,
+    seed: u64,
+) -> LoraAdapter {
+    let modules = target_modules(options);
+    let config = LoraConfig {
+        r: options.r,
+        lora_alpha: options.alpha,
+        lora_dropout: options.dropout,
+        target_modules: TargetModules::List(modules.clone()),
+        use_rslora: options.use_rslora,
+        base_model_name_or_path: base,
+        ..LoraConfig::default()
+    };
+    init_adapter(config, &modules, model, seed)
+}
+
+/// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero.
+///
+/// `modules` are names like `q_proj`; a layer belongs when its name ends with one of them.
+#[must_use]
+pub fn init_adapter(
+    config: LoraConfig,
+    modules: &[String],
+    model: &QwenModel,
+    seed: u64,
+) -> LoraAdapter {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let r = config.r;
+    let chosen = model.linears().into_iter().filter(|(name, _)| {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        modules.iter().any(|module| module == last)
+    });
+    let modules = chosen
+        .map(|(name, linear)| {
+            let (in_features, out_features) = (linear.in_features(), linear.out_features());
+            let bound = 1.0 / (in_features as f32).sqrt();
+            let a = (0..r * in_features)
+                .map(|_| rng.random_range(-bound..bound))
+                .collect();
+            (
+                name,
+                LoraMatrices {
+                    a,
+                    b: vec![0.0; out_features * r],
+                    r,
+                    in_features,
+                    out_features,
+                },
+            )
+        })
+        .collect();
+    LoraAdapter { config, modules }
+}
+
+/// The adapter in `slot`, read back from the device.
+#[must_use]
+pub fn read_adapter(model: &QwenModel, slot: usize, config: &LoraConfig) -> LoraAdapter {
+    let read = |tensor: &Tensor<2>| tensor.to_data().iter::<f32>().collect::<Vec<_>>();
+    let modules = model
+        .linears()
+        .into_iter()
+        .filter_map(|(name, linear)| linear.adapter(slot).map(|weights| (name, linear, weights)))
+        .map(|(name, linear, weights)| {
+            let matrices = LoraMatrices {
+                a: read(&weights.a),
+                b: read(&weights.b),
+                r: weights.a.dims()[0],
+                in_features: linear.in_features(),
+                out_features: linear.out_features(),
+            };
+            (name, matrices)
+        })
+        .collect();
+    LoraAdapter {
+        config: config.clone(),
+        modules,
+    }
+}

@@ -1,0 +1,185 @@
+//! Cross-entropy of the next token, a few hundred rows at a time.
+//!
+//! The logits of a whole batch are the largest tensor of a naive training step (rows × 151,936 values for Qwen). Here only
+//! rows that are learnt from reach the output head, in chunks, and the gradient of the logits is written down directly
+//! (`softmax − one-hot`) and pulled back through head and norm before the next chunk is computed.
+
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use lora_4bit::{AdapterSelection, Linear, Weight};
+use model_qwen::kernels::rms_norm;
+
+use crate::parameters::GradientStore;
+
+/// Logits that one chunk may hold: 256 rows of Qwen's vocabulary (about 156 MB in f32).
+const MAX_LOGITS: usize = 256 * 151_936;
+
+/// The rows of a packed batch that are learnt from.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    /// Rows whose next token is a target, ascending.
+    rows: Vec<i32>,
+    /// That next token, per row.
+    tokens: Vec<i32>,
+}
+
+impl Targets {
+    /// Targets from one label per row: the token that should follow, or `None` where nothing is learnt.
+    #[must_use]
+    pub fn new(labels: &[Option<u32>]) -> Self {
+        let (rows, tokens) = (0i32..)
+            .zip(labels)
+            .filter_map(|(row, label)| label.map(|token| (row, token as i32)))
+            .unzip();
+        Self { rows, tokens }
+    }
+
+    /// Number of target tokens.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether nothing is learnt from this batch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+/// What turns the last layer's output into logits.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// Weight of the final norm, `[hidden]`.
+    pub norm: Tensor<1>,
+    /// `eps` of the final norm.
+    pub norm_eps: f64,
+    /// Output projection, `[vocab, hidden]`.
+    pub lm_head: Linear,
+}
+
+impl Head {
+    /// `[rows, hidden]` → `[rows, vocab]`.
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let hidden = rms_norm(hidden, &self.norm, self.norm_eps); // [rows, hidden]
+        self.lm_head.forward(hidden, &AdapterSelection::Base) // [rows, vocab]
+    }
+
+    fn chunk_rows(&self) -> usize {
+        (MAX_LOGITS / self.lm_head.out_features()).max(256)
+    }
+}
+
+/// Names under which [`backward`] files the gradients of a head that is trained.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNames<'a> {
+    /// The final norm.
+    pub norm: &'a str,
+    /// The output projection (the embedding's name when they are tied).
+    pub lm_head: &'a str,
+}
+
+/// Summed cross-entropy of the targets, without gradients.
+///
+/// # Shapes
+///
+/// `hidden` is `[tokens, hidden]`, the result `[1]`.
+#[must_use]
+pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
+    let device = hidden.device();
+    let mut total = Tensor::zeros([1], (&device, DType::F32));
+    for (rows, tokens) in chunks(targets, head.chunk_rows()) {
+        let logits = head.logits(hidden.clone().select(0, indices(rows, &device))); // [rows, vocab]
+        let tokens = indices(tokens, &device).unsqueeze_dim::<2>(1); // [rows, 1]
+        total = total + softmax_cross_entropy(logits, tokens).0;
+    }
+    total
+}
+
+/// Summed cross-entropy of the targets, and the gradient of `scale · loss` with respect to `hidden`.
+///
+/// With `trained`, the head's own gradients are added to the store under these names.
+///
+/// # Shapes
+///
+/// `hidden` and its gradient are `[tokens, hidden]`, the loss `[1]` (unscaled).
+pub fn backward(
+    head: &Head,
+    hidden: Tensor<2>,
+    targets: &Targets,
+    scale: f64,
+    trained: Option<(HeadNames<'_>, &mut GradientStore)>,
+) -> (Tensor<1>, Tensor<2>) {
+    let device = hidden.device();
+    let mut head = head.clone();
+    if trained.is_some() {
+        head.norm = head.norm.autodiff().require_grad();
+        if let Weight::Dense(weight) = head.lm_head.weight {
+            head.lm_head.weight = Weight::Dense(weight.autodiff().require_grad());
+        }
+    }
+    let mut trained = trained;
+    let mut total = Tensor::zeros([1], (&device, DType::F32));
+    let mut gradients = Vec::new();
+    for (rows, tokens) in chunks(targets, head.chunk_rows()) {
+        let x = hidden
+            .clone()
+            .select(0, indices(rows, &device))
+            .autodiff()
+            .require_grad(); // [rows, hidden]
+        let logits = head.logits(x.clone()); // [rows, vocab]
+        let tokens = indices(tokens, &device).unsqueeze_dim::<2>(1); // [rows, 1]
+        let (loss, probabilities) = softmax_cross_entropy(logits.clone().inner(), tokens.clone());
+        total = total + loss;
+        let hit = Tensor::full(tokens.dims(), -scale, (&device, DType::F32)); // [rows, 1]
+        let d_logits =
+            probabilities
+                .mul_scalar(scale)
+                .scatter(1, tokens, hit, IndexingUpdateOp::Add); // [rows, vocab]
+        let mut grads = (logits * d_logits.autodiff()).sum().backward();
+        gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
+        if let Some((names, store)) = &mut trained {
+            store.add(names.norm, head.norm.grad_remove(&mut grads));
+            if let Weight::Dense(weight) = &head.lm_head.weight {
+                store.add(names.lm_head, weight.grad_remove(&mut grads));
+            }
+        }
+    }
+    (total, spread(gradients, targets, &hidden))
+}
+
+/// Puts gradients of the target rows back in their places; every other row is zero.
+///
+/// A lookup into `[gradients; one zero row]`, because a scatter is sequential on GPUs.
+fn spread(gradients: Vec<Tensor<2>>, targets: &Targets, like: &Tensor<2>) -> Tensor<2> {
+    let device = like.device();
+    let [num_tokens, width] = like.dims();
+    let mut rows = gradients;
+    rows.push(Tensor::zeros([1, width], (&device, DType::F32)));
+    let mut source = vec![targets.len() as i32; num_tokens];
+    for (from, &to) in (0..).zip(&targets.rows) {
+        source[to as usize] = from;
+    }
+    Tensor::cat(rows, 0).select(0, indices(&source, &device)) // [tokens, hidden]
+}
+
+/// Summed cross-entropy `[1]` and the softmax `[rows, vocab]` of `logits [rows, vocab]` at `tokens [rows, 1]`.
+fn softmax_cross_entropy(logits: Tensor<2>, tokens: Tensor<2, Int>) -> (Tensor<1>, Tensor<2>) {
+    let max = logits.clone().max_dim(1); // [rows, 1]
+    let chosen = logits.clone().gather(1, tokens); // [rows, 1]
+    let exp = (logits - max.clone()).exp(); // [rows, vocab]
+    let sum = exp.clone().sum_dim(1); // [rows, 1]
+    let loss = (sum.clone().log() + max - chosen).sum(); // [1]
+    (loss, exp / sum)
+}
+
+fn chunks(targets: &Targets, size: usize) -> impl Iterator<Item = (&[i32], &[i32])> {
+    targets.rows.chunks(size).zip(targets.tokens.chunks(size))
+}
+
+/// Row numbers or tokens on a device: `[values.len()]`, I32.
+pub(crate) fn indices(values: &[i32], device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(
+        TensorData::new(values.to_vec(), [values.len()]),
+        (device, DType::I32),
+    )
+}

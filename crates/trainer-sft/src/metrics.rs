@@ -1,0 +1,184 @@
+//! What a run reports while it trains: one JSON line per logged step, and a progress bar.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Optimizer steps done.
+    pub step: usize,
+    /// Passes over the training data, with the fraction of the current one.
+    pub epoch: f64,
+    /// Mean cross-entropy per target token of this step, in nats.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub loss: Option<f64>,
+    /// Learning rate of this step.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub learning_rate: Option<f64>,
+    /// Norm of all gradients before clipping.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grad_norm: Option<f64>,
+    /// Tokens (context and targets) per second since the previous record.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tokens_per_second: Option<f64>,
+    /// Mean cross-entropy per target token of the evaluation data.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_loss: Option<f64>,
+    /// Largest resident memory of the process so far, in bytes, where the system tells.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub peak_memory: Option<u64>,
+    /// Seconds since the run started.
+    pub elapsed: f64,
+}
+
+/// Appends records to `metrics.jsonl`.
+#[derive(Debug)]
+pub struct MetricsFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsFile {
+    /// Opens `path` for appending; with `keep_until = Some(step)` the records after that step are dropped first, so that a
+    /// resumed run writes no step twice, with `None` the file starts empty.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or written.
+    pub fn open(path: &Path, keep_until: Option<usize>) -> io::Result<Self> {
+        let kept = match keep_until {
+            Some(last) if path.exists() => std::fs::read_to_string(path)?
+                .lines()
+                .filter(|line| {
+                    serde_json::from_str::<Record>(line).is_ok_and(|record| record.step <= last)
+                })
+                .fold(String::new(), |text, line| text + line + "\n"),
+            _ => String::new(),
+        };
+        std::fs::write(path, kept)?;
+        Ok(Self {
+            file: OpenOptions::new().append(true).open(path)?,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Appends one record as one line.
+    ///
+    /// # Errors
+    ///
+    /// When the line cannot be written.
+    pub fn write(&mut self, record: &Record) -> io::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        self.file.write_all(&line)
+    }
+
+    /// Where the records go.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Counts tokens and gives the speed since the last question.
+#[derive(Debug)]
+pub struct Speedometer {
+    since: Instant,
+    tokens: usize,
+}
+
+impl Default for Speedometer {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            tokens: 0,
+        }
+    }
+}
+
+impl Speedometer {
+    /// Counts tokens that have been trained on.
+    pub fn add(&mut self, tokens: usize) {
+        self.tokens += tokens;
+    }
+
+    /// Tokens per second since the last call, and starts anew.
+    pub fn take(&mut self) -> f64 {
+        let speed = self.tokens as f64 / self.since.elapsed().as_secs_f64().max(1e-9);
+        *self = Self::default();
+        speed
+    }
+
+    /// Leaves out the time since `start`, spent on something else than training.
+    pub fn pause(&mut self, start: Instant) {
+        self.since += start.elapsed();
+    }
+}
+
+/// A progress bar over optimizer steps on standard error; silent when `quiet` or when that is no terminal.
+#[must_use]
+pub fn progress_bar(total: usize, done: usize, quiet: bool) -> ProgressBar {
+    let target = if quiet {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    };
+    let bar = ProgressBar::with_draw_target(Some(total as u64), target);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {elapsed} < {eta}  {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar.set_position(done as u64);
+    bar.reset_eta();
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+/// Largest resident memory of this process so far in bytes (`VmHWM`); `None` where `/proc` does not exist.
+#[must_use]
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resumed_file_keeps_only_earlier_steps() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut file = MetricsFile::open(&path, None).unwrap();
+        for step in 1..=4 {
+            file.write(&Record {
+                step,
+                loss: Some(1.0 / step as f64),
+                ..Record::default()
+            })
+            .unwrap();
+        }
+        let mut file = MetricsFile::open(&path, Some(2)).unwrap();
+        file.write(&Record {
+            step: 3,
+            ..Record::default()
+        })
+        .unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let steps: Vec<usize> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Record>(line).unwrap().step)
+            .collect();
+        assert_eq!(steps, [1, 2, 3]);
+        assert!(!text.contains("eval_loss"));
+    }
+}

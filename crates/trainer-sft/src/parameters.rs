@@ -1,0 +1,230 @@
+//! The trainable tensors, seen one by one under their names.
+//!
+//! A run trains either the adapter in one slot or every weight. The rest of the trainer does not care which: it walks over
+//! a layer's parameters to make them leaves of an autodiff graph, to collect their gradients, and to update them.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Device, Gradients, Tensor};
+use lora_4bit::{Linear, Weight};
+use model_qwen::{DecoderLayer, QwenModel};
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trainable {
+    /// A and B of the LoRA adapter in this slot.
+    Adapter {
+        /// Slot of the adapter in every linear layer.
+        slot: usize,
+    },
+    /// Every weight, bias, norm and the embeddings; they must be dense and f32.
+    Full,
+}
+
+/// One trainable tensor, borrowed from its model.
+#[derive(Debug)]
+pub enum ParameterMut<'a> {
+    /// A bias or the weight of a norm: no weight decay.
+    Vector(&'a mut Tensor<1>),
+    /// A weight matrix: subject to weight decay.
+    Matrix(&'a mut Tensor<2>),
+}
+
+impl ParameterMut<'_> {
+    /// Makes the tensor a leaf of autodiff graphs.
+    pub fn make_leaf(self) {
+        match self {
+            Self::Vector(tensor) => *tensor = tensor.clone().autodiff().require_grad(),
+            Self::Matrix(tensor) => *tensor = tensor.clone().autodiff().require_grad(),
+        }
+    }
+
+    /// Takes the gradient of a leaf, as `[numel]`; `None` when the graph did not reach it.
+    pub fn take_gradient(self, gradients: &mut Gradients) -> Option<Tensor<1>> {
+        match self {
+            Self::Vector(tensor) => tensor.grad_remove(gradients),
+            Self::Matrix(tensor) => tensor.grad_remove(gradients).map(flat),
+        }
+    }
+
+    /// Whether weight decay applies.
+    #[must_use]
+    pub fn decays(&self) -> bool {
+        matches!(self, Self::Matrix(_))
+    }
+
+    /// Number of values.
+    #[must_use]
+    pub fn num_values(&self) -> usize {
+        match self {
+            Self::Vector(tensor) => tensor.dims()[0],
+            Self::Matrix(tensor) => tensor.dims().iter().product(),
+        }
+    }
+
+    /// The value as `[numel]`.
+    #[must_use]
+    pub fn value(&self) -> Tensor<1> {
+        match self {
+            Self::Vector(tensor) => (**tensor).clone(),
+            Self::Matrix(tensor) => flat((**tensor).clone()),
+        }
+    }
+
+    /// Replaces the value by `new(value)`, both `[numel]`.
+    pub fn replace(self, new: impl FnOnce(Tensor<1>) -> Tensor<1>) {
+        match self {
+            Self::Vector(tensor) => *tensor = new(tensor.clone()),
+            Self::Matrix(tensor) => *tensor = new(flat(tensor.clone())).reshape(tensor.dims()),
+        }
+    }
+}
+
+/// `[rows, columns]` → `[rows · columns]`.
+pub(crate) fn flat(tensor: Tensor<2>) -> Tensor<1> {
+    let [rows, columns] = tensor.dims();
+    tensor.reshape([rows * columns])
+}
+
+/// Calls `visit` with each trainable tensor of layer `index` and its name.
+pub fn visit_layer(
+    layer: &mut DecoderLayer,
+    index: usize,
+    trainable: Trainable,
+    visit: &mut dyn FnMut(&str, ParameterMut<'_>),
+) {
+    let prefix = format!("model.layers.{index}");
+    for (name, linear) in layer.linears_mut() {
+        visit_linear(linear, &format!("{prefix}.{name}"), trainable, visit);
+    }
+    if trainable == Trainable::Full {
+        for (name, norm) in norms_mut(layer) {
+            visit(
+                &format!("{prefix}.{name}.weight"),
+                ParameterMut::Vector(norm),
+            );
+        }
+    }
+}
+
+/// Calls `visit` with each trainable tensor of the model and its name: embeddings, layers, final norm, untied head.
+pub fn visit_model(
+    model: &mut QwenModel,
+    trainable: Trainable,
+    visit: &mut dyn FnMut(&str, ParameterMut<'_>),
+) {
+    for (index, layer) in model.layers.iter_mut().enumerate() {
+        visit_layer(layer, index, trainable, visit);
+    }
+    if trainable == Trainable::Full {
+        visit(FINAL_NORM, ParameterMut::Vector(&mut model.norm));
+        visit(EMBEDDINGS, ParameterMut::Matrix(&mut model.embed_tokens));
+        if model.config.tie_word_embeddings {
+            model.lm_head.weight = Weight::Dense(model.embed_tokens.clone());
+        } else {
+            visit_linear(&mut model.lm_head, "lm_head", trainable, visit);
+        }
+    }
+}
+
+/// Name of the embeddings, which are also the head of a model that ties them.
+pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
+/// Name of the final norm's weight.
+pub const FINAL_NORM: &str = "model.norm.weight";
+/// Name of an untied head's weight.
+pub const LM_HEAD: &str = "lm_head.weight";
+
+fn visit_linear(
+    linear: &mut Linear,
+    name: &str,
+    trainable: Trainable,
+    visit: &mut dyn FnMut(&str, ParameterMut<'_>),
+) {
+    match trainable {
+        Trainable::Adapter { slot } => {
+            if let Some(adapter) = linear.adapter_mut(slot) {
+                visit(
+                    &format!("{name}.lora_A"),
+                    ParameterMut::Matrix(&mut adapter.a),
+                );
+                visit(
+                    &format!("{name}.lora_B"),
+                    ParameterMut::Matrix(&mut adapter.b),
+                );
+            }
+        }
+        Trainable::Full => {
+            if let Weight::Dense(weight) = &mut linear.weight {
+                visit(&format!("{name}.weight"), ParameterMut::Matrix(weight));
+            }
+            if let Some(bias) = &mut linear.bias {
+                visit(&format!("{name}.bias"), ParameterMut::Vector(bias));
+            }
+        }
+    }
+}
+
+/// The norms of a layer with their names within it.
+fn norms_mut(layer: &mut DecoderLayer) -> impl Iterator<Item = (&'static str, &mut Tensor<1>)> {
+    let attn = &mut layer.self_attn;
+    [
+        ("input_layernorm", Some(&mut layer.input_layernorm)),
+        ("self_attn.q_norm", attn.q_norm.as_mut()),
+        ("self_attn.k_norm", attn.k_norm.as_mut()),
+        (
+            "post_attention_layernorm",
+            Some(&mut layer.post_attention_layernorm),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(name, norm)| norm.map(|norm| (name, norm)))
+}
+
+/// Gradients in f32 by parameter name, `[numel]` each, summed over the micro-batches of one optimizer step.
+#[derive(Debug, Default)]
+pub struct GradientStore {
+    gradients: BTreeMap<String, Tensor<1>>,
+}
+
+impl GradientStore {
+    /// Adds one gradient; `None` adds nothing.
+    pub fn add<const D: usize>(&mut self, name: &str, gradient: Option<Tensor<D>>) {
+        let Some(gradient) = gradient else { return };
+        let numel = gradient.shape().num_elements();
+        let gradient = gradient.reshape([numel]); // [numel]
+        match self.gradients.remove(name) {
+            Some(sum) => self.gradients.insert(name.to_owned(), sum + gradient),
+            None => self.gradients.insert(name.to_owned(), gradient),
+        };
+    }
+
+    /// Takes one gradient out.
+    pub fn remove(&mut self, name: &str) -> Option<Tensor<1>> {
+        self.gradients.remove(name)
+    }
+
+    /// The gradient of one parameter.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Tensor<1>> {
+        self.gradients.get(name)
+    }
+
+    /// Names of the parameters that have a gradient.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.gradients.keys().map(String::as_str)
+    }
+
+    /// L2 norm of all gradients together: `[1]`, on the device.
+    #[must_use]
+    pub fn norm(&self, device: &Device) -> Tensor<1> {
+        let squares: Vec<_> = self
+            .gradients
+            .values()
+            .map(|g| (g.clone() * g.clone()).sum())
+            .collect(); // [1] each
+        if squares.is_empty() {
+            return Tensor::zeros([1], (device, DType::F32));
+        }
+        Tensor::cat(squares, 0).sum().sqrt()
+    }
+}

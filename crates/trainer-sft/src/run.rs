@@ -1,0 +1,273 @@
+//! A whole run: model and data in, steps, then an adapter (or a model) out.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::tensor::DType;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::batch::{DataLoader, LoaderOptions, StepBatch, sequential_batches};
+use crate::chat_format::ChatFormat;
+use crate::checkpoint::{self, CheckpointError, TrainerState};
+use crate::config::Config;
+use crate::data::{Datasets, Example};
+use crate::error::{TrainError, output_error};
+use crate::metrics::{MetricsFile, Record, Speedometer, peak_memory, progress_bar};
+use crate::output::Weights;
+use crate::setup::{add_adapter, load_model, start};
+use crate::trainer::{StepOutput, Trainer};
+
+/// What a run did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// The folder with the result.
+    pub output: PathBuf,
+    /// Optimizer steps of the whole run.
+    pub num_steps: usize,
+    /// Values that were trained.
+    pub num_trainable: usize,
+    /// Tokens seen by this process.
+    pub num_tokens: usize,
+    /// First logged loss of this process.
+    pub first_loss: Option<f64>,
+    /// Last logged loss.
+    pub last_loss: Option<f64>,
+    /// Last evaluation loss.
+    pub eval_loss: Option<f64>,
+    /// Seconds spent in the loop.
+    pub seconds: f64,
+    /// Largest resident memory in bytes.
+    pub peak_memory: Option<u64>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            num_steps,
+            num_tokens,
+            seconds,
+            ..
+        } = self;
+        write!(
+            formatter,
+            "{num_steps} steps, {num_tokens} tokens in {seconds:.0} s"
+        )?;
+        if let (Some(first), Some(last)) = (self.first_loss, self.last_loss) {
+            write!(formatter, "; loss {first:.3} → {last:.3}")?;
+        }
+        if let Some(loss) = self.eval_loss {
+            write!(formatter, "; eval loss {loss:.3}")?;
+        }
+        if let Some(bytes) = self.peak_memory {
+            write!(formatter, "; peak memory {} MiB", bytes >> 20)?;
+        }
+        write!(formatter, "\nWritten to {}", self.output.display())
+    }
+}
+
+/// Trains as `config` says and writes the result to `config.run.output`.
+///
+/// # Errors
+///
+/// Whatever is wrong with device, model, data or output folder, before the first step; a diverged loss or a full disk
+/// later. Checkpoints that were written stay.
+pub fn train(config: &Config) -> Result<Summary, TrainError> {
+    let device = model_qwen::parse_device(&config.model.device)?;
+    let format = ChatFormat::load(config)?;
+    let datasets = Datasets::load(
+        config,
+        &format.tokenizer,
+        format.template.as_ref(),
+        &format.limits,
+    )?;
+    let mut model = load_model(config, &device)?;
+    let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
+    if tokens > vocab {
+        return Err(TrainError::Vocabulary { tokens, vocab });
+    }
+    let loader = DataLoader::new(
+        Arc::new(datasets.train.examples),
+        LoaderOptions {
+            batch_size: config.run.batch_size,
+            gradient_accumulation: config.run.gradient_accumulation,
+            packing: config.data.packing.then_some(datasets.max_length),
+            seed: config.run.seed,
+        },
+    );
+    let weights = match config.run.full {
+        true => Weights::Model {
+            tokenizer: config.model.tokenizer.clone().or(config.model.folder()?),
+        },
+        false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),
+    };
+    let total_steps = config.run.num_steps(loader.steps_per_epoch());
+    let (trainer, loader) = start(config, model, loader, total_steps)?;
+    let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
+    Run::new(config, trainer, loader, weights, eval)?.finish(total_steps)
+}
+
+/// The loop and what it writes to.
+struct Run<'a> {
+    config: &'a Config,
+    trainer: Trainer,
+    loader: DataLoader,
+    weights: Weights,
+    eval: Vec<Example>,
+    metrics: MetricsFile,
+    started: Instant,
+    summary: Summary,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        config: &'a Config,
+        mut trainer: Trainer,
+        loader: DataLoader,
+        weights: Weights,
+        eval: Vec<Example>,
+    ) -> Result<Self, TrainError> {
+        let output = &config.run.output;
+        std::fs::create_dir_all(output).map_err(output_error(output))?;
+        let settings = output.join("run.toml");
+        std::fs::write(&settings, config.to_toml()).map_err(output_error(&settings))?;
+        let path = output.join("metrics.jsonl");
+        let keep_until = config.run.resume.is_some().then(|| trainer.num_steps());
+        let metrics = MetricsFile::open(&path, keep_until).map_err(output_error(&path))?;
+        let num_trainable = trainer.num_trainable();
+        let summary = Summary {
+            output: output.clone(),
+            num_trainable,
+            ..Summary::default()
+        };
+        Ok(Self {
+            config,
+            trainer,
+            loader,
+            weights,
+            eval,
+            metrics,
+            started: Instant::now(),
+            summary,
+        })
+    }
+
+    /// Steps until `total_steps` are done, then writes the result.
+    fn finish(mut self, total_steps: usize) -> Result<Summary, TrainError> {
+        let every =
+            |steps: Option<usize>, step: usize| steps.is_some_and(|n| step.is_multiple_of(n));
+        let settings = &self.config.run;
+        let bar = progress_bar(total_steps, self.trainer.num_steps(), false);
+        let mut speed = Speedometer::default();
+        while self.trainer.num_steps() < total_steps {
+            let batch = self.loader.next_step();
+            let output = self.trainer.step(&batch.micro_batches);
+            let (step, last) = (
+                self.trainer.num_steps(),
+                self.trainer.num_steps() == total_steps,
+            );
+            speed.add(batch.num_tokens());
+            self.summary.num_tokens += batch.num_tokens();
+            bar.set_position(step as u64);
+            let pause = Instant::now();
+            if step.is_multiple_of(settings.log_steps) || last {
+                self.log(&batch, &output, speed.take(), &bar)?;
+            }
+            if every(settings.eval_steps, step) || last {
+                self.evaluate(&batch, &bar)?;
+            }
+            if every(settings.save_steps, step) {
+                self.save_checkpoint(total_steps)?;
+            }
+            speed.pause(pause);
+        }
+        bar.finish();
+        self.weights
+            .save(&self.trainer.model, &settings.output, DType::BF16)?;
+        self.summary.num_steps = self.trainer.num_steps();
+        self.summary.seconds = self.started.elapsed().as_secs_f64();
+        self.summary.peak_memory = peak_memory();
+        Ok(self.summary)
+    }
+
+    fn log(
+        &mut self,
+        batch: &StepBatch,
+        output: &StepOutput,
+        speed: f64,
+        bar: &ProgressBar,
+    ) -> Result<(), TrainError> {
+        let (loss, grad_norm) = output.read();
+        let step = self.trainer.num_steps();
+        if !loss.is_finite() {
+            bar.abandon();
+            return Err(TrainError::Diverged {
+                step,
+                loss,
+                output: self.config.run.output.clone(),
+            });
+        }
+        self.summary.first_loss.get_or_insert(loss);
+        self.summary.last_loss = Some(loss);
+        bar.set_message(format!("loss {loss:.4}  {speed:.0} tokens/s"));
+        let record = Record {
+            loss: Some(loss),
+            learning_rate: Some(output.learning_rate),
+            grad_norm: Some(grad_norm),
+            tokens_per_second: Some(speed),
+            ..self.record(batch)
+        };
+        self.write(&record)
+    }
+
+    fn evaluate(&mut self, batch: &StepBatch, bar: &ProgressBar) -> Result<(), TrainError> {
+        let batches = sequential_batches(&self.eval, self.config.run.batch_size);
+        let Some(loss) = self.trainer.evaluate(batches) else {
+            return Ok(());
+        };
+        self.summary.eval_loss = Some(loss);
+        bar.println(format!(
+            "step {}: eval loss {loss:.4}",
+            self.trainer.num_steps()
+        ));
+        let record = Record {
+            eval_loss: Some(loss),
+            ..self.record(batch)
+        };
+        self.write(&record)
+    }
+
+    fn save_checkpoint(&self, total_steps: usize) -> Result<(), TrainError> {
+        let step = self.trainer.num_steps();
+        let state = TrainerState {
+            step,
+            total_steps,
+            seed: self.config.run.seed,
+            loader: self.loader.state(),
+        };
+        let dir = self.config.run.output.join(format!("checkpoint-{step}"));
+        checkpoint::save(&dir, &state, self.trainer.optimizer(), |folder| {
+            let saved = self.weights.save(&self.trainer.model, folder, DType::F32);
+            saved.map_err(|error| CheckpointError::Weights(error.to_string()))
+        })?;
+        Ok(())
+    }
+
+    fn record(&self, batch: &StepBatch) -> Record {
+        let done = self.loader.state().index as f64 / self.loader.num_rows().max(1) as f64;
+        Record {
+            step: self.trainer.num_steps(),
+            epoch: batch.epoch as f64 + done,
+            peak_memory: peak_memory(),
+            elapsed: self.started.elapsed().as_secs_f64(),
+            ..Record::default()
+        }
+    }
+
+    fn write(&mut self, record: &Record) -> Result<(), TrainError> {
+        let path = self.metrics.path().to_path_buf();
+        self.metrics.write(record).map_err(output_error(&path))
+    }
+}

@@ -1,0 +1,217 @@
+//! One optimizer step: gradients of all micro-batches, clipping, AdamW.
+
+use burn::tensor::{DType, Device, Tensor};
+use lora_4bit::{AdapterSelection, Dropout};
+use model_qwen::QwenModel;
+
+use crate::batch::Batch;
+use crate::even::even_batches;
+use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
+use crate::parameters::{GradientStore, Trainable, visit_model};
+use crate::schedule::Schedule;
+use crate::step;
+
+/// How a [`Trainer`] trains.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainerOptions {
+    /// What is trained.
+    pub trainable: Trainable,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Its course over the run.
+    pub schedule: Schedule,
+    /// Constants of AdamW.
+    pub optimizer: AdamWConfig,
+    /// Largest global gradient norm; `None` does not clip.
+    pub max_grad_norm: Option<f64>,
+    /// Dropout of the adapter's inputs.
+    pub dropout: f64,
+    /// Seed of the dropout masks.
+    pub seed: u64,
+}
+
+/// A model in training.
+#[derive(Debug)]
+pub struct Trainer {
+    /// The model, with the current values of its trainable tensors.
+    pub model: QwenModel,
+    options: TrainerOptions,
+    optimizer: AdamW,
+}
+
+/// What one optimizer step found; the tensors are read only when somebody asks.
+#[derive(Clone, Debug)]
+pub struct StepOutput {
+    loss: Tensor<1>,
+    grad_norm: Tensor<1>,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+}
+
+impl StepOutput {
+    /// Mean cross-entropy per target token, and the norm of all gradients before clipping.
+    ///
+    /// Waits for the device.
+    #[must_use]
+    pub fn read(&self) -> (f64, f64) {
+        let both = Tensor::cat(vec![self.loss.clone(), self.grad_norm.clone()], 0).into_data(); // [2]
+        let mut values = both.iter::<f64>();
+        (
+            values.next().unwrap_or(f64::NAN),
+            values.next().unwrap_or(f64::NAN),
+        )
+    }
+}
+
+impl Trainer {
+    /// A trainer that has taken no step. An adapter to train must be in its slot already.
+    #[must_use]
+    pub fn new(model: QwenModel, options: TrainerOptions) -> Self {
+        let optimizer = AdamW::new(options.optimizer);
+        Self {
+            model,
+            options,
+            optimizer,
+        }
+    }
+
+    /// A trainer that goes on with the optimizer of an earlier one.
+    #[must_use]
+    pub fn resume(model: QwenModel, options: TrainerOptions, optimizer: AdamW) -> Self {
+        Self {
+            model,
+            options,
+            optimizer,
+        }
+    }
+
+    /// Optimizer steps taken so far.
+    #[must_use]
+    pub fn num_steps(&self) -> usize {
+        self.optimizer.step()
+    }
+
+    /// Number of values that are trained.
+    #[must_use]
+    pub fn num_trainable(&mut self) -> usize {
+        let mut count = 0;
+        visit_model(
+            &mut self.model,
+            self.options.trainable,
+            &mut |_, parameter| count += parameter.num_values(),
+        );
+        count
+    }
+
+    /// How it trains.
+    #[must_use]
+    pub fn options(&self) -> &TrainerOptions {
+        &self.options
+    }
+
+    /// The optimizer and its state.
+    #[must_use]
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// Where the model lives.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.model.device()
+    }
+
+    /// One optimizer step on the micro-batches `batches`.
+    ///
+    /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
+    /// target the parameters stay as they are.
+    pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
+        let (loss, mut gradients) = self.gradients(batches);
+        let norm = gradients.norm(&self.device()); // [1]
+        let learning_rate =
+            self.options.learning_rate * self.options.schedule.factor(self.optimizer.step());
+        let clip = self
+            .options
+            .max_grad_norm
+            .map(|max_norm| clip_factor(norm.clone(), max_norm)); // [1]
+        let optimizer = &mut self.optimizer;
+        optimizer.begin_step();
+        visit_model(
+            &mut self.model,
+            self.options.trainable,
+            &mut |name, parameter| {
+                let Some(gradient) = gradients.remove(name) else {
+                    return;
+                };
+                let gradient = match &clip {
+                    Some(clip) => gradient * clip.clone(), // [numel]
+                    None => gradient,
+                };
+                let rate = StepRate {
+                    learning_rate,
+                    decay: parameter.decays(),
+                };
+                parameter.replace(|value| optimizer.update(name, value, gradient, rate));
+            },
+        );
+        StepOutput {
+            loss,
+            grad_norm: norm,
+            learning_rate,
+        }
+    }
+
+    /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients.
+    #[must_use]
+    pub fn gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
+        let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
+        let scale = 1.0 / num_targets.max(1) as f64;
+        let mut store = GradientStore::default();
+        let mut loss = Tensor::zeros([1], (&self.device(), DType::F32));
+        for (index, batch) in batches
+            .iter()
+            .enumerate()
+            .filter(|(_, batch)| batch.num_targets() > 0)
+        {
+            let adapters = self.adapters(Some(index));
+            let trained = (self.options.trainable, &adapters);
+            for batch in even_batches(batch, &self.device()).iter() {
+                loss =
+                    loss + step::forward_backward(&self.model, batch, trained, scale, &mut store);
+            }
+        }
+        (loss.mul_scalar(scale), store)
+    }
+
+    /// Mean cross-entropy per target token of `batches` together, without dropout; `None` when they have no target.
+    #[must_use]
+    pub fn evaluate(&self, batches: impl IntoIterator<Item = Batch>) -> Option<f64> {
+        let adapters = self.adapters(None);
+        let (mut total, mut num_targets) = (0f64, 0usize);
+        for batch in batches {
+            if batch.num_targets() > 0 {
+                for batch in even_batches(&batch, &self.device()).iter() {
+                    total += f64::from(
+                        step::forward(&self.model, batch, &adapters).into_scalar::<f32>(),
+                    );
+                }
+                num_targets += batch.num_targets();
+            }
+        }
+        (num_targets > 0).then(|| total / num_targets as f64)
+    }
+
+    /// The adapters in use, with the dropout of one micro-batch of the coming step.
+    fn adapters(&self, micro_batch: Option<usize>) -> AdapterSelection {
+        let Trainable::Adapter { slot } = self.options.trainable else {
+            return AdapterSelection::Base;
+        };
+        let dropout = micro_batch
+            .filter(|_| self.options.dropout > 0.0)
+            .map(|index| Dropout {
+                p: self.options.dropout as f32,
+                seed: self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ index as u64,
+            });
+        AdapterSelection::All { slot, dropout }
+    }
+}

@@ -1,0 +1,403 @@
+//! What must hold for any model and batch: splitting, packing, recomputing and resuming change nothing.
+
+#![allow(clippy::unwrap_used)]
+
+use burn::tensor::{DType, Device, Tensor};
+use kv_paging::CausalAttention;
+use lora_4bit::{AdapterSelection, Weight};
+use model_qwen::{QwenConfig, QwenModel};
+use trainer_sft::batch::{Batch, LoaderState};
+use trainer_sft::checkpoint::{self, TrainerState};
+use trainer_sft::config::{LoraOptions, LrSchedule};
+use trainer_sft::even;
+use trainer_sft::lora::{SLOT, new_adapter, read_adapter};
+use trainer_sft::optimizer::AdamWConfig;
+use trainer_sft::parameters::{Trainable, visit_model};
+use trainer_sft::schedule::Schedule;
+use trainer_sft::trainer::{Trainer, TrainerOptions};
+
+const VOCAB: u32 = 97;
+
+fn config(tied: bool, qk_norm: bool) -> QwenConfig {
+    let model_type = if qk_norm { "qwen3" } else { "qwen2" };
+    let text = format!(
+        r#"{{"model_type": "{model_type}", "vocab_size": {VOCAB}, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "tie_word_embeddings": {tied}, "eos_token_id": 0, "torch_dtype": "float32"}}"#
+    );
+    QwenConfig::from_json(&text, "config.json".as_ref()).unwrap()
+}
+
+/// A random model whose weights are large enough for every gradient to matter.
+fn model(tied: bool, qk_norm: bool) -> QwenModel {
+    let mut model = QwenModel::random(config(tied, qk_norm), 7, &Device::flex());
+    visit_model(&mut model, Trainable::Full, &mut |name, parameter| {
+        if !name.contains("norm") {
+            parameter.replace(|value| value.mul_scalar(6.0));
+        }
+    });
+    model
+}
+
+/// As [`model`], with an adapter whose B is not zero.
+fn model_with_adapter() -> QwenModel {
+    let mut model = model(true, false);
+    let lora = LoraOptions {
+        r: 3,
+        alpha: 6.0,
+        dropout: 0.0,
+        target_modules: vec!["all-linear".into()],
+        use_rslora: false,
+    };
+    let mut adapter = new_adapter(&lora, None, &model, 11);
+    for matrices in adapter.modules.values_mut() {
+        matrices
+            .b
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, b)| *b = ((i * 37 % 19) as f32 - 9.0) * 0.01);
+    }
+    model.add_adapter(SLOT, &adapter).unwrap();
+    model
+}
+
+fn options(trainable: Trainable) -> TrainerOptions {
+    TrainerOptions {
+        trainable,
+        learning_rate: 1e-2,
+        schedule: Schedule {
+            kind: LrSchedule::Constant,
+            warmup_steps: 0,
+            total_steps: 10,
+        },
+        optimizer: AdamWConfig::default(),
+        max_grad_norm: Some(1.0),
+        dropout: 0.0,
+        seed: 5,
+    }
+}
+
+/// One document of `length` tokens that is learnt from position `prompt` on.
+fn document(seed: u32, length: u32, prompt: u32) -> Batch {
+    let tokens: Vec<u32> = (0..length)
+        .map(|i| (seed * 31 + i * i * 7 + i * seed) % VOCAB)
+        .collect();
+    let next = |i: u32| (i + 1 < length && i + 1 >= prompt).then(|| tokens[i as usize + 1]);
+    Batch {
+        targets: (0..length).map(next).collect(),
+        positions: (0..length).collect(),
+        lengths: vec![length as usize],
+        tokens,
+    }
+}
+
+fn documents() -> Vec<Batch> {
+    [
+        (1, 5, 2),
+        (2, 17, 9),
+        (3, 2, 1),
+        (4, 11, 3),
+        (5, 23, 20),
+        (6, 8, 1),
+        (7, 3, 2),
+        (8, 13, 6),
+    ]
+    .map(|(seed, length, prompt)| document(seed, length, prompt))
+    .to_vec()
+}
+
+fn pack(documents: &[Batch]) -> Batch {
+    documents
+        .iter()
+        .fold(Batch::default(), |mut packed, document| {
+            packed.tokens.extend(&document.tokens);
+            packed.positions.extend(&document.positions);
+            packed.targets.extend(&document.targets);
+            packed.lengths.extend(&document.lengths);
+            packed
+        })
+}
+
+fn values(tensor: &Tensor<1>) -> Vec<f32> {
+    tensor.to_data().iter::<f32>().collect()
+}
+
+fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let scale = expected
+        .iter()
+        .fold(1e-3f32, |max, value| max.max(value.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!(
+            (a - b).abs() <= tolerance * scale,
+            "{name}[{i}]: {a}, expected {b}"
+        );
+    }
+}
+
+#[test]
+fn accumulation_and_packing_change_nothing() {
+    for trainable in [Trainable::Adapter { slot: SLOT }, Trainable::Full] {
+        let trainer = Trainer::new(model_with_adapter(), options(trainable));
+        let documents = documents();
+        let (packed_loss, mut packed) = trainer.gradients(&[pack(&documents)]);
+        let (split_loss, split) = trainer.gradients(&documents);
+        let (a, b) = (
+            packed_loss.into_scalar::<f32>(),
+            split_loss.into_scalar::<f32>(),
+        );
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+        let names: Vec<String> = split.names().map(str::to_owned).collect();
+        assert!(names.len() > 3 * 7);
+        for name in names {
+            let packed = packed.remove(&name).unwrap();
+            assert_close(
+                &name,
+                &values(split.get(&name).unwrap()),
+                &values(&packed),
+                1e-5,
+            );
+        }
+    }
+}
+
+#[test]
+fn padding_for_devices_without_a_kernel_changes_nothing() {
+    let batch = pack(&documents());
+    for min_tokens in [0, 64, 100_000] {
+        let padded = even::pad(&batch, min_tokens);
+        assert!(padded.iter().all(|batch| {
+            batch
+                .lengths
+                .iter()
+                .all(|&length| length == batch.lengths[0])
+        }));
+        assert_eq!(
+            padded.iter().map(Batch::num_targets).sum::<usize>(),
+            batch.num_targets()
+        );
+        let trainer = Trainer::new(model_with_adapter(), options(Trainable::Full));
+        let (loss, mut expected) = trainer.gradients(std::slice::from_ref(&batch));
+        let (padded_loss, found) = trainer.gradients(&padded);
+        assert!((loss.into_scalar::<f32>() - padded_loss.into_scalar::<f32>()).abs() < 1e-5);
+        for name in found.names().map(str::to_owned).collect::<Vec<_>>() {
+            let expected = expected.remove(&name).unwrap();
+            assert_close(
+                &name,
+                &values(found.get(&name).unwrap()),
+                &values(&expected),
+                1e-5,
+            );
+        }
+    }
+}
+
+#[test]
+fn accumulated_steps_reach_the_same_adapter() {
+    let mut accumulated = Trainer::new(
+        model_with_adapter(),
+        options(Trainable::Adapter { slot: SLOT }),
+    );
+    let mut at_once = Trainer::new(
+        model_with_adapter(),
+        options(Trainable::Adapter { slot: SLOT }),
+    );
+    for _ in 0..3 {
+        accumulated.step(&documents());
+        at_once.step(&[pack(&documents())]);
+    }
+    for ((name, a), (_, b)) in accumulated
+        .model
+        .linears()
+        .into_iter()
+        .zip(at_once.model.linears())
+    {
+        let flat = |tensor: &Tensor<2>| tensor.to_data().iter::<f32>().collect::<Vec<_>>();
+        let (a, b) = (a.adapter(SLOT).unwrap(), b.adapter(SLOT).unwrap());
+        assert_close(&name, &flat(&a.a), &flat(&b.a), 1e-4);
+        assert_close(&name, &flat(&a.b), &flat(&b.b), 1e-4);
+    }
+}
+
+/// The same loss with one autodiff graph over the whole model.
+fn whole_graph(
+    trainable: Trainable,
+    mut model: QwenModel,
+    batch: &Batch,
+) -> (f32, Vec<(String, Vec<f32>)>) {
+    visit_model(&mut model, trainable, &mut |_, parameter| {
+        parameter.make_leaf()
+    });
+    if trainable == Trainable::Full && model.config.tie_word_embeddings {
+        model.lm_head.weight = Weight::Dense(model.embed_tokens.clone());
+    }
+    let adapters = AdapterSelection::All {
+        slot: SLOT,
+        dropout: None,
+    };
+    let mut attention = CausalAttention::new(&batch.lengths);
+    let hidden = model.forward(&batch.tokens, &batch.positions, &adapters, &mut attention);
+    let logits = model.logits(hidden); // [tokens, vocab]
+    let log_probabilities = burn::tensor::activation::log_softmax(logits, 1);
+    let mut chosen = vec![0f32; batch.tokens.len() * VOCAB as usize];
+    for (row, target) in batch.targets.iter().enumerate() {
+        if let Some(token) = target {
+            chosen[row * VOCAB as usize + *token as usize] = -1.0 / batch.num_targets() as f32;
+        }
+    }
+    let chosen = burn::tensor::TensorData::new(chosen, [batch.tokens.len(), VOCAB as usize]);
+    let chosen = Tensor::<2>::from_data(chosen, (&Device::flex(), DType::F32)).autodiff();
+    let loss = (log_probabilities * chosen).sum();
+    let mut gradients = loss.backward();
+    let mut found = Vec::new();
+    visit_model(&mut model, trainable, &mut |name, parameter| {
+        let gradient = parameter.take_gradient(&mut gradients);
+        found.push((
+            name.to_owned(),
+            values(&gradient.unwrap_or_else(|| panic!("{name} has no gradient"))),
+        ));
+    });
+    (loss.inner().into_scalar::<f32>(), found)
+}
+
+#[test]
+fn layer_by_layer_gradients_equal_one_graph() {
+    let batch = pack(&documents());
+    let cases = [
+        (Trainable::Adapter { slot: SLOT }, model_with_adapter()),
+        (Trainable::Full, model(true, false)),
+        (Trainable::Full, model(false, true)),
+    ];
+    for (trainable, model) in cases {
+        let (expected_loss, expected) = whole_graph(trainable, model.clone(), &batch);
+        let (loss, mut store) =
+            Trainer::new(model, options(trainable)).gradients(std::slice::from_ref(&batch));
+        assert!((loss.into_scalar::<f32>() - expected_loss).abs() < 1e-5);
+        for (name, expected) in expected {
+            let found = store
+                .remove(&name)
+                .unwrap_or_else(|| panic!("{name} has no gradient"));
+            assert_close(&name, &values(&found), &expected, 1e-4);
+        }
+        assert_eq!(store.names().count(), 0);
+    }
+}
+
+#[test]
+fn training_lowers_the_loss_and_evaluation_agrees_with_it() {
+    for (trainable, model) in [
+        (Trainable::Adapter { slot: SLOT }, model_with_adapter()),
+        (Trainable::Full, model(true, true)),
+    ] {
+        let mut trainer = Trainer::new(model, options(trainable));
+        let batches = documents();
+        let before = trainer.evaluate(batches.clone()).unwrap();
+        let (first, norm) = trainer.step(&batches).read();
+        assert!((before - first).abs() < 1e-4, "{before} {first}");
+        assert!(norm > 0.0);
+        for _ in 0..9 {
+            trainer.step(&batches);
+        }
+        let after = trainer.evaluate(batches).unwrap();
+        assert!(after < before - 0.2, "{before} → {after}");
+    }
+}
+
+#[test]
+fn a_batch_without_targets_trains_nothing() {
+    let mut trainer = Trainer::new(
+        model_with_adapter(),
+        options(Trainable::Adapter { slot: SLOT }),
+    );
+    let mut batch = document(1, 6, 2);
+    batch.targets.fill(None);
+    assert!(trainer.evaluate([batch.clone()]).is_none());
+    let before = read_all(&trainer);
+    let (loss, norm) = trainer.step(&[batch]).read();
+    assert_eq!((loss, norm), (0.0, 0.0));
+    assert_eq!(before, read_all(&trainer));
+}
+
+fn read_all(trainer: &Trainer) -> Vec<u8> {
+    let lora = lora_4bit::peft::LoraConfig {
+        r: 3,
+        lora_alpha: 6.0,
+        ..Default::default()
+    };
+    read_adapter(&trainer.model, SLOT, &lora)
+        .to_bytes()
+        .unwrap()
+        .1
+}
+
+#[test]
+fn resumed_training_is_the_same_bit_for_bit() {
+    let settings = TrainerOptions {
+        dropout: 0.2,
+        ..options(Trainable::Adapter { slot: SLOT })
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("checkpoint-2");
+    let lora = lora_4bit::peft::LoraConfig {
+        r: 3,
+        lora_alpha: 6.0,
+        ..Default::default()
+    };
+
+    let mut whole = Trainer::new(model_with_adapter(), settings);
+    for step in 0..4 {
+        if step == 2 {
+            let state = TrainerState {
+                step: 2,
+                total_steps: 4,
+                seed: 5,
+                loader: LoaderState { epoch: 1, index: 3 },
+            };
+            let written = checkpoint::save(&dir, &state, whole.optimizer(), |folder| {
+                assert_ne!(folder, dir);
+                read_adapter(&whole.model, SLOT, &lora)
+                    .save(folder)
+                    .unwrap();
+                Ok(())
+            });
+            written.unwrap();
+        }
+        whole.step(&documents());
+    }
+
+    let mut model = model(true, false);
+    model
+        .add_adapter(SLOT, &lora_4bit::peft::LoraAdapter::load(&dir).unwrap())
+        .unwrap();
+    let (state, optimizer) = checkpoint::load(&dir, settings.optimizer, &Device::flex()).unwrap();
+    assert_eq!(state.loader, LoaderState { epoch: 1, index: 3 });
+    let mut resumed = Trainer::resume(model, settings, optimizer);
+    assert_eq!(resumed.num_steps(), 2);
+    for _ in 2..4 {
+        resumed.step(&documents());
+    }
+    assert!(
+        read_all(&whole) == read_all(&resumed),
+        "the adapters differ"
+    );
+}
+
+#[test]
+fn broken_checkpoints_are_refused_with_their_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = || checkpoint::load(dir.path(), AdamWConfig::default(), &Device::flex());
+    let message = load().unwrap_err().to_string();
+    assert!(message.contains("trainer_state.json"), "{message}");
+    std::fs::write(dir.path().join("trainer_state.json"), r#"{"step": 1}"#).unwrap();
+    assert!(load().unwrap_err().to_string().contains("total_steps"));
+    let state = r#"{"step": 1, "total_steps": 2, "seed": 3, "loader": {"epoch": 0, "index": 0}}"#;
+    std::fs::write(dir.path().join("trainer_state.json"), state).unwrap();
+    std::fs::write(dir.path().join("optimizer.safetensors"), b"nonsense").unwrap();
+    assert!(
+        load()
+            .unwrap_err()
+            .to_string()
+            .contains("optimizer.safetensors")
+    );
+}
