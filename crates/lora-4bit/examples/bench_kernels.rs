@@ -7,6 +7,8 @@
 //! The shapes are those of a 0.5B Qwen2.5. "read" is the bandwidth that all threads together reach when they only add up
 //! numbers from memory: the limit of a mat-vec product. `LORA_4BIT_SIMD=avx2` or `portable` chooses other kernels.
 
+#![allow(clippy::print_stdout)]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -73,7 +75,7 @@ struct Weights {
 
 impl Weights {
     fn new(values: &[f32], shape: [usize; 2], device: &Device) -> Self {
-        let f32 = Tensor::from_data(
+        let f32 = Tensor::<2>::from_data(
             TensorData::new(values.to_vec(), shape),
             (device, DType::F32),
         );

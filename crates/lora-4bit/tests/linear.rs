@@ -112,7 +112,7 @@ fn a_row_has_the_same_result_in_every_batch() {
         for weight in weights {
             let batch = floats(weight.forward(x.clone()));
             for rows in [1, 2, 5, 17] {
-                let part = floats(weight.forward(x.clone().slice([3..3 + rows])));
+                let part = floats(weight.forward(x.clone().narrow(0, 3, rows)));
                 assert_eq!(
                     part,
                     batch[3 * n..(3 + rows) * n],
@@ -266,11 +266,11 @@ fn rows_of_a_mixed_batch_equal_each_adapter_alone() {
                 Some(slot) => AdapterSelection::all(slot),
                 None => AdapterSelection::Base,
             };
-            let row = x.clone().slice([i..i + 1]);
+            let row = x.clone().narrow(0, i, 1);
             let expected = linear.forward(row, &alone);
             let name = format!("row {i}");
             assert_eq!(
-                floats(mixed.clone().slice([i..i + 1])),
+                floats(mixed.clone().narrow(0, i, 1)),
                 floats(expected),
                 "{name}"
             );
@@ -369,7 +369,7 @@ fn assert_close(actual: Tensor<2>, expected: Tensor<2>, terms: usize, name: &str
 }
 
 fn floats(tensor: Tensor<2>) -> Vec<f32> {
-    tensor.into_data().try_to_vec().unwrap()
+    tensor.into_data().try_to_vec().expect("f32 values")
 }
 
 fn matrix(shape: [usize; 2], seed: u64, device: &Device) -> Tensor<2> {
