@@ -1,0 +1,13 @@
+//! The real engine behind the HTTP API, on a small random model.
+
+#![allow(clippy::unwrap_used)]
+
+mod adapters;
+mod batching;
+mod client;
+mod lifecycle;
+mod logprobs;
+mod memory;
+mod model;
+mod prefix_cache;
+mod sampling;
