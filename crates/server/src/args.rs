@@ -1,0 +1,175 @@
+//! The command line as clap sees it. [`crate::config::Config`] is what the rest of the program uses.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::config::units;
+use crate::config::{LoraModule, MaxModelLen};
+
+/// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
+/// (`--max_model_len`).
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "server",
+    version,
+    max_term_width = 110,
+    allow_negative_numbers = true
+)]
+pub struct Args {
+    /// Model folder or Hugging Face id; without one the small bundled model is served
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub model_positional: Option<String>,
+
+    /// Same as the positional MODEL
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Names that requests may give as `model`; the first one is used in answers [default: the model as given]
+    #[arg(long, value_name = "NAME", num_args = 1.., action = ArgAction::Append)]
+    pub served_model_name: Vec<String>,
+
+    /// Address to listen on; 0.0.0.0 for all interfaces
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+
+    /// TCP port; 0 lets the system choose one
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+
+    /// Listen on this Unix domain socket instead of TCP (Unix only)
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
+    pub uds: Option<PathBuf>,
+
+    /// Keys of which a client must send one as `Authorization: Bearer KEY`, on every route but /health and /metrics
+    #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
+    pub api_key: Vec<String>,
+
+    /// Where the model runs: auto, cpu, cuda[:N], wgpu, vulkan, metal or rocm (those compiled in)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+
+    /// Type of the weights in memory; auto = what the checkpoint says
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+
+    /// Fraction of the device's total memory for this process (weights, activations and KV cache). On a GPU the default is
+    /// 0.9. On a CPU it is a fraction of the total RAM; without it the KV cache gets the smaller of 4 GiB and a quarter of
+    /// the free memory
+    #[arg(long, value_name = "FRACTION", value_parser = units::fraction)]
+    pub gpu_memory_utilization: Option<f64>,
+
+    /// Pretend that the device has this much memory (8GiB, 6000MB, bytes), to share it or to test a fit
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+    pub device_memory: Option<u64>,
+
+    /// Size of the KV cache (4GiB, 512MiB, bytes); overrides --gpu-memory-utilization
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+    pub kv_cache_memory_bytes: Option<u64>,
+
+    /// Longest prompt plus output in tokens: 8192, 8k (= 8000), 8K (= 8192), or auto = the largest that fits, at most the
+    /// model's own limit
+    #[arg(long, value_name = "TOKENS", default_value = "auto", value_parser = units::max_model_len, allow_hyphen_values = true)]
+    pub max_model_len: MaxModelLen,
+
+    /// Most sequences in one step
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_num_seqs: usize,
+
+    /// Most tokens in one step; longer prompts are computed in several steps
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = units::count)]
+    pub max_num_batched_tokens: usize,
+
+    /// Tokens per block of the KV cache
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    pub block_size: usize,
+
+    /// Reuse the KV cache of equal prompt beginnings [default: on]
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+
+    /// Compute every prompt from its start
+    #[arg(long, overrides_with = "enable_prefix_caching")]
+    pub no_enable_prefix_caching: bool,
+
+    /// Quantize the weights while loading; bitsandbytes 4-bit checkpoints are recognised without it
+    #[arg(long, value_enum)]
+    pub quantization: Option<Quantization>,
+
+    /// Type of the KV cache; auto = the widest that the device's attention supports
+    #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
+    pub kv_cache_dtype: KvCacheDtype,
+
+    /// Allow LoRA adapters, from --lora-modules or over POST /v1/load_lora_adapter
+    #[arg(long)]
+    pub enable_lora: bool,
+
+    /// Adapters to load at start: NAME=PATH or {"name": "NAME", "path": "PATH"}; needs --enable-lora
+    #[arg(long, value_name = "NAME=PATH", num_args = 1.., action = ArgAction::Append, value_parser = units::lora_module)]
+    pub lora_modules: Vec<LoraModule>,
+
+    /// Most adapters loaded at the same time
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub max_loras: usize,
+
+    /// Largest rank of an adapter; each takes only the memory of its own rank
+    #[arg(long, value_name = "R", default_value_t = 256)]
+    pub max_lora_rank: usize,
+
+    /// Jinja chat template, as a file or as the template itself [default: the model's]
+    #[arg(long, value_name = "FILE|TEMPLATE")]
+    pub chat_template: Option<String>,
+
+    /// Most requests that wait for their first step; one more is answered 503 with Retry-After
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_num_queued_reqs: usize,
+
+    /// Seconds that running requests get after SIGTERM or Ctrl-C before the process exits
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub shutdown_timeout: u64,
+
+    /// Seed for requests that bring none [default: random]
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// Accepted for vLLM's sake: disables CUDA graphs there; a CPU has none, so it changes nothing here
+    #[arg(long)]
+    pub enforce_eager: bool,
+
+    /// TOML file with the same settings (`max-model-len = "8k"`); flags win over it, it wins over the environment
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// What the checkpoint says.
+    Auto,
+    /// 32-bit floats.
+    #[value(alias = "float")]
+    Float32,
+    /// 16-bit floats with 8 bits of exponent.
+    Bfloat16,
+    /// 16-bit IEEE floats.
+    #[value(alias = "half")]
+    Float16,
+}
+
+/// `--quantization`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantization {
+    /// 4-bit NormalFloat with double quantization, as in QLoRA.
+    Nf4,
+}
+
+/// `--kv-cache-dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// The engine's choice.
+    Auto,
+    /// 32-bit floats.
+    Float32,
+    /// 16-bit floats with 8 bits of exponent.
+    Bfloat16,
+}

@@ -1,0 +1,52 @@
+//! Parsing with clap, with underscores and with the nearest flag for an unknown one.
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgMatches, CommandFactory};
+
+use crate::args::Args;
+
+/// Parses and, for an unknown flag, names the nearest one.
+pub(super) fn parse(command_line: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    let mut command = Args::command();
+    command
+        .try_get_matches_from_mut(command_line)
+        .map_err(|mut error| {
+            if error.kind() == ErrorKind::UnknownArgument
+                && let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg)
+                && let Some(nearest) = nearest_flag(&command, unknown)
+            {
+                error.insert(ContextKind::SuggestedArg, ContextValue::String(nearest));
+            }
+            error
+        })
+}
+
+/// The known flag that looks most like `unknown`, if any looks alike.
+pub(super) fn nearest_flag(command: &clap::Command, unknown: &str) -> Option<String> {
+    let unknown = unknown.trim_start_matches('-');
+    command
+        .get_arguments()
+        .filter_map(|arg| arg.get_long())
+        .map(|known| {
+            (
+                strsim::normalized_damerau_levenshtein(unknown, known),
+                known,
+            )
+        })
+        .filter(|(likeness, _)| *likeness > 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| format!("--{known}"))
+}
+
+/// `--max_model_len=8_000` becomes `--max-model-len=8_000`.
+pub(super) fn dashed(arg: OsString) -> OsString {
+    match arg.to_str() {
+        Some(text) if text.starts_with("--") => {
+            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            format!("{}{value}", name.replace('_', "-")).into()
+        }
+        _ => arg,
+    }
+}

@@ -1,0 +1,97 @@
+//! `--config run.toml`: each entry becomes the flag of the same name.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory};
+use toml::{Table, Value};
+
+use super::ConfigError;
+use super::command_line::nearest_flag;
+use crate::args::Args;
+
+/// The command line with the file's entries in front, without those that the command line sets itself.
+pub(super) fn merge(
+    path: &Path,
+    command_line: Vec<OsString>,
+    matches: &ArgMatches,
+) -> Result<Vec<OsString>, ConfigError> {
+    let fail = |message: String| ConfigError::File {
+        path: path.to_owned(),
+        message,
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let table: Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| fail(error.to_string()))?;
+    let mut merged = Vec::new();
+    for (key, value) in &table {
+        let key = key.replace('_', "-");
+        let flags = flags(&key, value).map_err(fail)?;
+        if !overridden(&key, matches) {
+            merged.extend(flags);
+        }
+    }
+    let mut command_line = command_line.into_iter();
+    let program = command_line.next().unwrap_or_else(|| "server".into());
+    Ok(std::iter::once(program)
+        .chain(merged)
+        .chain(command_line)
+        .collect())
+}
+
+/// Whether the command line itself decides what `key` sets.
+fn overridden(key: &str, matches: &ArgMatches) -> bool {
+    let given = |id: &str| {
+        let known = matches.try_contains_id(id).is_ok();
+        known && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    match key {
+        "model" => given("model") || given("model_positional"),
+        "enable-prefix-caching" | "no-enable-prefix-caching" => {
+            given("enable_prefix_caching") || given("no_enable_prefix_caching")
+        }
+        "host" | "port" => given(key) || given("uds"),
+        "uds" => given("uds") || given("host") || given("port"),
+        _ => given(&key.replace('-', "_")),
+    }
+}
+
+/// One entry as flags: `--key=value`, a bare `--key` for `true`, one flag per element of a list.
+fn flags(key: &str, value: &Value) -> Result<Vec<OsString>, String> {
+    let command = Args::command();
+    let Some(arg) = command
+        .get_arguments()
+        .find(|arg| arg.get_long() == Some(key) && key != "config")
+    else {
+        let hint = nearest_flag(&command, key).map_or_else(String::new, |flag| {
+            format!("; did you mean `{}`?", &flag[2..])
+        });
+        return Err(format!("unknown key `{key}`{hint}"));
+    };
+    let takes_value = arg.get_action().takes_values();
+    let scalar = |value: &Value| match value {
+        Value::String(text) => Ok(OsString::from(format!("--{key}={text}"))),
+        Value::Integer(number) => Ok(format!("--{key}={number}").into()),
+        Value::Float(number) => Ok(format!("--{key}={number}").into()),
+        Value::Table(table) => serde_json::to_string(table)
+            .map(|json| format!("--{key}={json}").into())
+            .map_err(|e| e.to_string()),
+        Value::Boolean(_) | Value::Datetime(_) | Value::Array(_) => Err(format!(
+            "key `{key}`: expected a string or a number, found `{value}`"
+        )),
+    };
+    match value {
+        Value::Boolean(on) if !takes_value => Ok(match (key, on) {
+            (_, true) => vec![format!("--{key}").into()],
+            ("enable-prefix-caching", false) => vec!["--no-enable-prefix-caching".into()],
+            (_, false) => Vec::new(),
+        }),
+        _ if !takes_value => Err(format!(
+            "key `{key}`: expected true or false, found `{value}`"
+        )),
+        Value::Array(items) => items.iter().map(scalar).collect(),
+        other => scalar(other).map(|flag| vec![flag]),
+    }
+}

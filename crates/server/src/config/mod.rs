@@ -1,0 +1,297 @@
+//! One validated configuration, made from the command line and an optional TOML file.
+//!
+//! The file's entries are turned into flags and parsed by the same rules, so that both know the same settings with the same
+//! checks. A flag wins over the file, the file wins over the environment.
+
+mod command_line;
+mod file;
+pub mod units;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::FromArgMatches;
+use serde::Deserialize;
+
+use command_line::{dashed, parse};
+
+use crate::args::{Args, Dtype, KvCacheDtype, Quantization};
+
+/// Everything the server needs to start, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Model folder or hub id; `None` = the bundled model.
+    pub model: Option<String>,
+    /// Names that requests may use; empty = the model as given.
+    pub served_model_names: Vec<String>,
+    /// Where to listen.
+    pub listen: Listen,
+    /// Accepted API keys; empty = no authentication.
+    pub api_keys: Vec<ApiKey>,
+    /// `--device` as given; `model_qwen::parse_device` reads it.
+    pub device: String,
+    /// Type of the weights.
+    pub dtype: Dtype,
+    /// Quantization on load.
+    pub quantization: Option<Quantization>,
+    /// What memory may be used.
+    pub memory: MemoryConfig,
+    /// Longest prompt plus output.
+    pub max_model_len: MaxModelLen,
+    /// Most sequences in one step.
+    pub max_num_seqs: usize,
+    /// Most tokens in one step.
+    pub max_num_batched_tokens: usize,
+    /// Tokens per KV block.
+    pub block_size: usize,
+    /// Whether equal prompt beginnings share blocks.
+    pub enable_prefix_caching: bool,
+    /// Type of the KV cache.
+    pub kv_cache_dtype: KvCacheDtype,
+    /// Adapter limits and the adapters to load at start; `None` without `--enable-lora`.
+    pub lora: Option<LoraOptions>,
+    /// A Jinja template's source that replaces the model's.
+    pub chat_template: Option<String>,
+    /// Most requests that wait for their first step.
+    pub max_num_queued_reqs: usize,
+    /// How long running requests may go on after a signal.
+    pub shutdown_timeout: Duration,
+    /// Seed for requests without one.
+    pub seed: Option<u64>,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address.
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// Port, 0 = any.
+        port: u16,
+    },
+    /// A Unix domain socket.
+    Unix(PathBuf),
+}
+
+/// What memory may be used; all `None` = the defaults of the device.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MemoryConfig {
+    /// Fraction of the total memory, 0–1.
+    pub gpu_memory_utilization: Option<f64>,
+    /// Assumed total memory in bytes.
+    pub device_memory: Option<u64>,
+    /// KV cache in bytes; wins over the fraction.
+    pub kv_cache_memory_bytes: Option<u64>,
+}
+
+/// `--max-model-len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxModelLen {
+    /// The largest that fits, at most the model's limit.
+    Auto,
+    /// This many tokens; an error if they do not fit.
+    Tokens(usize),
+}
+
+/// LoRA limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoraOptions {
+    /// Most adapters loaded at once.
+    pub max_loras: usize,
+    /// Largest rank.
+    pub max_lora_rank: usize,
+    /// Adapters to load at start.
+    pub modules: Vec<LoraModule>,
+}
+
+/// One `--lora-modules` entry.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct LoraModule {
+    /// Name for requests.
+    pub name: String,
+    /// PEFT folder.
+    pub path: PathBuf,
+}
+
+/// A secret that `Debug` does not print.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// Whether `candidate` is this key, in a time that depends on the candidate's length only.
+    pub fn matches(&self, candidate: &str) -> bool {
+        let key = self.0.as_bytes();
+        let mut difference = key.len() ^ candidate.len();
+        for (i, byte) in candidate.bytes().enumerate() {
+            difference |= usize::from(key[i % key.len()] ^ byte);
+        }
+        std::hint::black_box(difference) == 0
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The command line is wrong, or `--help` or `--version` was asked for.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// A flag's value is out of range or contradicts another one.
+    #[error("{flag}: {message}")]
+    Flag {
+        /// The flag.
+        flag: &'static str,
+        /// What was expected and found.
+        message: String,
+    },
+    /// The TOML file cannot be used.
+    #[error("--config {}: {message}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Line, key, what was expected.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads a command line (with the program's name first) and the file that `--config` names.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; `Usage` also carries `--help` and `--version`.
+    pub fn from_command_line<I>(command_line: I) -> Result<Self, ConfigError>
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString>,
+    {
+        let command_line: Vec<OsString> = command_line
+            .into_iter()
+            .map(|arg| dashed(arg.into()))
+            .collect();
+        let matches = parse(&command_line)?;
+        let args = Args::from_arg_matches(&matches)?;
+        match &args.config {
+            None => Self::from_args(args),
+            Some(path) => {
+                let with_file = file::merge(path, command_line, &matches)?;
+                let matches = parse(&with_file).map_err(|error| ConfigError::File {
+                    path: path.clone(),
+                    message: error.to_string().trim_start_matches("error: ").to_owned(),
+                })?;
+                Self::from_args(Args::from_arg_matches(&matches)?)
+            }
+        }
+    }
+
+    /// Checks what clap cannot: ranges and contradictions.
+    ///
+    /// # Errors
+    /// [`ConfigError::Flag`].
+    pub fn from_args(args: Args) -> Result<Self, ConfigError> {
+        let flag = |flag, message: String| Err(ConfigError::Flag { flag, message });
+        for (name, value) in [
+            ("--max-num-seqs", args.max_num_seqs),
+            ("--max-num-batched-tokens", args.max_num_batched_tokens),
+            ("--block-size", args.block_size),
+            ("--max-loras", args.max_loras),
+            ("--max-lora-rank", args.max_lora_rank),
+            ("--max-num-queued-reqs", args.max_num_queued_reqs),
+        ] {
+            if value == 0 {
+                return flag(name, "expected at least 1, found 0".to_owned());
+            }
+        }
+        if args.api_key.iter().any(String::is_empty) {
+            return flag("--api-key (or VLLM_API_KEY)", "the key is empty".to_owned());
+        }
+        if args.served_model_name.iter().any(String::is_empty) {
+            return flag("--served-model-name", "the name is empty".to_owned());
+        }
+        if !args.lora_modules.is_empty() && !args.enable_lora {
+            return flag("--lora-modules", "needs --enable-lora".to_owned());
+        }
+        if args.lora_modules.len() > args.max_loras {
+            return flag(
+                "--lora-modules",
+                format!(
+                    "{} adapters given, but --max-loras is {}",
+                    args.lora_modules.len(),
+                    args.max_loras
+                ),
+            );
+        }
+        for (i, module) in args.lora_modules.iter().enumerate() {
+            let taken = args.lora_modules[..i]
+                .iter()
+                .any(|other| other.name == module.name)
+                || args.served_model_name.contains(&module.name);
+            if taken {
+                return flag(
+                    "--lora-modules",
+                    format!("the name `{}` is given twice", module.name),
+                );
+            }
+        }
+        if args.enforce_eager {
+            tracing::info!("--enforce-eager has no effect: this build captures no graphs");
+        }
+        let lora = args.enable_lora.then_some(LoraOptions {
+            max_loras: args.max_loras,
+            max_lora_rank: args.max_lora_rank,
+            modules: args.lora_modules,
+        });
+        Ok(Self {
+            model: args.model.or(args.model_positional),
+            served_model_names: args.served_model_name,
+            listen: match args.uds {
+                Some(path) => Listen::Unix(path),
+                None => Listen::Tcp {
+                    host: args.host,
+                    port: args.port,
+                },
+            },
+            api_keys: args.api_key.into_iter().map(ApiKey).collect(),
+            device: args.device,
+            dtype: args.dtype,
+            quantization: args.quantization,
+            memory: MemoryConfig {
+                gpu_memory_utilization: args.gpu_memory_utilization,
+                device_memory: args.device_memory,
+                kv_cache_memory_bytes: args.kv_cache_memory_bytes,
+            },
+            max_model_len: args.max_model_len,
+            max_num_seqs: args.max_num_seqs,
+            max_num_batched_tokens: args.max_num_batched_tokens,
+            block_size: args.block_size,
+            enable_prefix_caching: !args.no_enable_prefix_caching,
+            kv_cache_dtype: args.kv_cache_dtype,
+            lora,
+            chat_template: args.chat_template.map(template_source).transpose()?,
+            max_num_queued_reqs: args.max_num_queued_reqs,
+            shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+            seed: args.seed,
+        })
+    }
+}
+
+/// A file's content, or the text itself if it looks like a template.
+fn template_source(text: String) -> Result<String, ConfigError> {
+    if text.contains("{{") || text.contains("{%") {
+        return Ok(text);
+    }
+    std::fs::read_to_string(&text).map_err(|error| ConfigError::Flag {
+        flag: "--chat-template",
+        message: format!("{text} is neither a template nor a readable file: {error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests;

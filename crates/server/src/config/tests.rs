@@ -1,0 +1,220 @@
+use std::io::Write as _;
+
+use clap::CommandFactory as _;
+
+use super::*;
+
+fn config(args: &[&str]) -> Result<Config, ConfigError> {
+    Config::from_command_line(std::iter::once(&"server").chain(args))
+}
+
+fn with_file(toml: &str, args: &[&str]) -> Result<Config, ConfigError> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(toml.as_bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    config(&[&["--config", path], args].concat())
+}
+
+#[test]
+fn defaults_are_vllms() {
+    let config = config(&[]).unwrap();
+    assert_eq!(
+        config.listen,
+        Listen::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: 8000
+        }
+    );
+    assert_eq!(
+        (
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.block_size
+        ),
+        (256, 2048, 16)
+    );
+    assert_eq!(
+        (config.max_model_len, config.max_num_queued_reqs),
+        (MaxModelLen::Auto, 1024)
+    );
+    assert_eq!(config.shutdown_timeout, Duration::from_secs(30));
+    assert!(config.enable_prefix_caching && config.lora.is_none() && config.model.is_none());
+}
+
+#[test]
+fn every_flag_is_documented() {
+    for arg in Args::command().get_arguments() {
+        assert!(
+            arg.get_help()
+                .is_some_and(|help| help.to_string().len() > 15),
+            "{}",
+            arg.get_id()
+        );
+    }
+    Args::command().debug_assert();
+}
+
+#[test]
+fn spellings_and_repetitions() {
+    let config = config(&[
+        "--max_model_len=8k",
+        "--enable_lora",
+        "--lora_modules",
+        "a=/x",
+        r#"{"name": "b", "path": "/y"}"#,
+        "--lora-modules",
+        "c=/z_z",
+        "--no-enable-prefix-caching",
+        "--api-key",
+        "k1",
+        "k2",
+        "--dtype",
+        "half",
+        "--model",
+        "m",
+    ])
+    .unwrap();
+    assert_eq!(config.max_model_len, MaxModelLen::Tokens(8000));
+    let lora = config.lora.unwrap();
+    assert_eq!(
+        lora.modules
+            .iter()
+            .map(|m| m.name.as_str())
+            .collect::<Vec<_>>(),
+        ["a", "b", "c"]
+    );
+    assert_eq!(lora.modules[2].path, PathBuf::from("/z_z"));
+    assert!(!config.enable_prefix_caching);
+    assert_eq!(
+        (config.api_keys.len(), config.dtype, config.model.as_deref()),
+        (2, Dtype::Float16, Some("m"))
+    );
+    assert!(config.api_keys[1].matches("k2") && !config.api_keys[1].matches("k"));
+    assert!(!config.api_keys[1].matches("k2k2") && !config.api_keys[1].matches(""));
+    assert!(!format!("{:?}", config.api_keys).contains("k1"));
+}
+
+#[test]
+fn an_unknown_flag_names_the_nearest_one() {
+    for (given, nearest) in [
+        ("--max-token-len", "--max-model-len"),
+        ("--max_token_len=5", "--max-model-len"),
+        ("--gpu-memory-utilisation", "--gpu-memory-utilization"),
+        ("--servedmodelname", "--served-model-name"),
+        ("--lora-module", "--lora-modules"),
+    ] {
+        let message = config(&[given]).unwrap_err().to_string();
+        assert!(
+            message.contains(nearest) && message.contains("unexpected argument"),
+            "{given}: {message}"
+        );
+    }
+}
+
+#[test]
+fn bad_values_name_their_flag() {
+    for (args, flag) in [
+        (vec!["--max-model-len", "8x"], "--max-model-len"),
+        (
+            vec!["--gpu-memory-utilization", "90"],
+            "--gpu-memory-utilization",
+        ),
+        (vec!["--block-size", "0"], "--block-size"),
+        (vec!["--max-num-seqs", "-1"], "--max-num-seqs"),
+        (vec!["--api-key", ""], "--api-key"),
+        (vec!["--lora-modules", "a=b"], "--enable-lora"),
+        (
+            vec!["--enable-lora", "--lora-modules", "a=b", "a=c"],
+            "--lora-modules",
+        ),
+        (
+            vec![
+                "--enable-lora",
+                "--max-loras",
+                "1",
+                "--lora-modules",
+                "a=b",
+                "c=c",
+            ],
+            "--max-loras",
+        ),
+        (vec!["--chat-template", "/no/such/file"], "--chat-template"),
+        (vec!["--quantization", "awq"], "--quantization"),
+        (vec!["--port", "99999"], "--port"),
+        (vec!["--config", "/no/such/file"], "/no/such/file"),
+    ] {
+        let message = config(&args).unwrap_err().to_string();
+        assert!(message.contains(flag), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let toml = r#"
+        model = "from-file"
+        max-model-len = "8k"
+        max_num_seqs = 3
+        port = 9000
+        enable-lora = true
+        enable-prefix-caching = false
+        gpu-memory-utilization = 0.5
+        served-model-name = ["a", "b"]
+        lora-modules = ["x=/x", { name = "y", path = "/y" }]
+    "#;
+    let file = with_file(toml, &[]).unwrap();
+    assert_eq!(
+        (file.model.as_deref(), file.max_num_seqs),
+        (Some("from-file"), 3)
+    );
+    assert_eq!(file.max_model_len, MaxModelLen::Tokens(8000));
+    assert_eq!(file.served_model_names, ["a", "b"]);
+    assert_eq!(file.memory.gpu_memory_utilization, Some(0.5));
+    assert_eq!(file.lora.unwrap().modules.len(), 2);
+    assert!(!file.enable_prefix_caching);
+
+    let flags = [
+        "mine",
+        "--max-num-seqs=4",
+        "--served-model-name=c",
+        "--enable-prefix-caching",
+        "--host",
+        "::1",
+    ];
+    let both = with_file(toml, &flags).unwrap();
+    assert_eq!(
+        (both.model.as_deref(), both.max_num_seqs),
+        (Some("mine"), 4)
+    );
+    assert_eq!(both.served_model_names, ["c"]);
+    assert_eq!(
+        both.listen,
+        Listen::Tcp {
+            host: "::1".to_owned(),
+            port: 9000
+        }
+    );
+    assert!(both.enable_prefix_caching);
+    assert_eq!(
+        with_file(toml, &["--uds", "/tmp/s"]).unwrap().listen,
+        Listen::Unix("/tmp/s".into())
+    );
+}
+
+#[test]
+fn bad_files_are_refused() {
+    for (toml, expected) in [
+        ("max-token-len = 5", "did you mean `max-model-len`"),
+        ("config = 'x'", "unknown key `config`"),
+        ("port = ", "line 1"),
+        ("port = true", "`port`"),
+        ("port = 'x'", "--port"),
+        ("enable-lora = 1", "true or false"),
+        ("block-size = [1, [2]]", "block-size"),
+    ] {
+        let message = with_file(toml, &[]).unwrap_err().to_string();
+        assert!(
+            message.contains(expected) && message.contains("--config"),
+            "{toml}: {message}"
+        );
+    }
+}

@@ -1,0 +1,98 @@
+//! Why the engine refuses a sequence or an adapter.
+
+use std::path::PathBuf;
+
+/// Why a sequence was not accepted.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SubmitError {
+    /// As many sequences wait as may wait.
+    #[error(
+        "the queue is full: {max_num_queued_reqs} requests are waiting (--max-num-queued-reqs)"
+    )]
+    QueueFull {
+        /// The limit.
+        max_num_queued_reqs: usize,
+    },
+    /// The server is draining.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// The engine thread is gone.
+    #[error("the engine has stopped; see the server's log")]
+    Stopped,
+    /// There is nothing to continue.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// Prompt and requested output do not fit.
+    #[error(
+        "this model's maximum context length is {max_model_len} tokens, but the prompt has {prompt_len} tokens and {max_tokens} were requested for the output"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// Tokens requested for the output.
+        max_tokens: usize,
+        /// The limit for both together.
+        max_model_len: usize,
+    },
+    /// A token id that the model does not have.
+    #[error("token id {id} is out of range: the vocabulary has {vocab_size} tokens")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// The number of tokens.
+        vocab_size: usize,
+    },
+    /// No adapter of this name is loaded.
+    #[error("no LoRA adapter `{name}` is loaded")]
+    UnknownAdapter {
+        /// The name.
+        name: String,
+    },
+}
+
+/// Why an adapter was not loaded or unloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// The server runs without `--enable-lora`.
+    #[error("LoRA adapters are off; start the server with --enable-lora")]
+    Disabled,
+    /// There is no folder (or no adapter in it) at this path.
+    #[error("no LoRA adapter at {path}: {reason}")]
+    NotFound {
+        /// The path as given.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// The name is taken.
+    #[error("a LoRA adapter `{name}` is loaded already")]
+    AlreadyLoaded {
+        /// The name.
+        name: String,
+    },
+    /// No adapter of this name is loaded.
+    #[error("no LoRA adapter `{name}` is loaded")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// All slots are taken.
+    #[error(
+        "{max_loras} LoRA adapters are loaded, which is the most (--max-loras); unload one first"
+    )]
+    TooMany {
+        /// The number of slots.
+        max_loras: usize,
+    },
+    /// The files are there and do not fit the model or the limits.
+    #[error("LoRA adapter at {path} cannot be used: {reason}")]
+    Invalid {
+        /// The path as given.
+        path: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// The engine thread is gone.
+    #[error("the engine has stopped; see the server's log")]
+    Stopped,
+}

@@ -1,0 +1,281 @@
+//! The two ends of the channel between the HTTP tasks and the engine thread.
+//!
+//! [`channel`] makes an [`EngineHandle`], which is cloned into every HTTP task, and an [`EngineReceiver`], which the engine
+//! thread owns. Ownership releases resources: dropping an [`OutputStream`] aborts its sequence, dropping an [`OutputSink`]
+//! counts the sequence as done, dropping a [`QueuePermit`] frees a place in the queue, dropping the receiver marks the engine
+//! as dead. Commands travel over a `std` channel, so that an idle engine thread sleeps in [`EngineReceiver::recv`].
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+
+use super::error::{AdapterError, SubmitError};
+use super::receiver::{
+    EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission,
+};
+use super::request::{EngineOutput, GenerateRequest};
+use super::stats::{AdapterInfo, EngineLimits, EngineStats};
+
+/// State that both ends see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) limits: EngineLimits,
+    pub(super) next_id: AtomicU64,
+    pub(super) num_queued: AtomicUsize,
+    pub(super) num_active: watch::Sender<usize>,
+    pub(super) shutting_down: AtomicBool,
+    pub(super) alive: AtomicBool,
+    pub(super) stats: Mutex<EngineStats>,
+    pub(super) adapters: RwLock<Vec<AdapterInfo>>,
+}
+
+impl Shared {
+    pub(super) fn stats(&self) -> MutexGuard<'_, EngineStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The client's end of one sequence. Dropping it before `Finished` aborts the sequence.
+#[derive(Debug)]
+pub struct OutputStream {
+    id: RequestId,
+    outputs: async_mpsc::UnboundedReceiver<EngineOutput>,
+    commands: Sender<EngineCommand>,
+    finished: bool,
+}
+
+impl OutputStream {
+    /// The next event; `None` after `Finished`, or if the engine died.
+    pub async fn next(&mut self) -> Option<EngineOutput> {
+        let output = self.outputs.recv().await;
+        self.finished |= matches!(output, None | Some(EngineOutput::Finished { .. }));
+        output
+    }
+}
+
+impl Drop for OutputStream {
+    fn drop(&mut self) {
+        if !self.finished {
+            // A dead engine has nothing to abort.
+            let _ = self.commands.send(EngineCommand::Abort(self.id));
+        }
+    }
+}
+
+/// The HTTP side's end of the engine; clones are cheap.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    commands: Sender<EngineCommand>,
+    shared: Arc<Shared>,
+}
+
+impl EngineHandle {
+    /// Queues a sequence and returns its outputs.
+    ///
+    /// # Errors
+    /// [`SubmitError`] if the request breaks a limit, the queue is full, or the engine takes no more.
+    pub fn submit(&self, request: GenerateRequest) -> Result<OutputStream, SubmitError> {
+        self.check(&request)?;
+        let permit = self.queue_permit()?;
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (outputs, receiver) = async_mpsc::unbounded_channel();
+        self.shared.num_active.send_modify(|count| *count += 1);
+        let sink = OutputSink {
+            outputs,
+            shared: Arc::clone(&self.shared),
+        };
+        let submission = Submission {
+            id,
+            request,
+            sink,
+            permit,
+        };
+        self.commands
+            .send(EngineCommand::Submit(submission))
+            .map_err(|_| SubmitError::Stopped)?;
+        Ok(OutputStream {
+            id,
+            outputs: receiver,
+            commands: self.commands.clone(),
+            finished: false,
+        })
+    }
+
+    fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+        let EngineLimits {
+            max_model_len,
+            vocab_size,
+            ..
+        } = self.shared.limits;
+        // First, as a drained engine is both.
+        if self.is_shutting_down() {
+            return Err(SubmitError::ShuttingDown);
+        }
+        if !self.is_alive() {
+            return Err(SubmitError::Stopped);
+        }
+        if request.prompt.is_empty() {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let (prompt_len, max_tokens) = (request.prompt.len(), request.max_tokens);
+        if prompt_len.saturating_add(max_tokens) > max_model_len {
+            return Err(SubmitError::PromptTooLong {
+                prompt_len,
+                max_tokens,
+                max_model_len,
+            });
+        }
+        if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(SubmitError::UnknownToken { id, vocab_size });
+        }
+        match &request.adapter {
+            Some(name) if !self.has_adapter(name) => {
+                Err(SubmitError::UnknownAdapter { name: name.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn queue_permit(&self) -> Result<QueuePermit, SubmitError> {
+        let max_num_queued_reqs = self.shared.limits.max_num_queued_reqs;
+        self.shared
+            .num_queued
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |queued| {
+                (queued < max_num_queued_reqs).then_some(queued + 1)
+            })
+            .map(|_| QueuePermit(Arc::clone(&self.shared)))
+            .map_err(|_| SubmitError::QueueFull {
+                max_num_queued_reqs,
+            })
+    }
+
+    /// Loads the PEFT folder at `path` under `name`.
+    ///
+    /// # Errors
+    /// [`AdapterError`], with nothing changed.
+    pub async fn load_adapter(&self, name: &str, path: &Path) -> Result<(), AdapterError> {
+        let (reply, answer) = oneshot::channel();
+        let command = EngineCommand::LoadAdapter {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            reply,
+        };
+        self.commands
+            .send(command)
+            .map_err(|_| AdapterError::Stopped)?;
+        answer.await.unwrap_or(Err(AdapterError::Stopped))
+    }
+
+    /// Forgets the adapter `name`.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`] if none is loaded under this name.
+    pub async fn unload_adapter(&self, name: &str) -> Result<(), AdapterError> {
+        let (reply, answer) = oneshot::channel();
+        let command = EngineCommand::UnloadAdapter {
+            name: name.to_owned(),
+            reply,
+        };
+        self.commands
+            .send(command)
+            .map_err(|_| AdapterError::Stopped)?;
+        answer.await.unwrap_or(Err(AdapterError::Stopped))
+    }
+
+    /// The loaded adapters, in the order of loading.
+    pub fn adapters(&self) -> Vec<AdapterInfo> {
+        self.shared
+            .adapters
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn has_adapter(&self, name: &str) -> bool {
+        let adapters = self
+            .shared
+            .adapters
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        adapters.iter().any(|adapter| adapter.name == name)
+    }
+
+    /// The latest published snapshot.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.stats().clone()
+    }
+
+    /// Longest prompt plus output, in tokens.
+    pub fn max_model_len(&self) -> usize {
+        self.shared.limits.max_model_len
+    }
+
+    /// Number of tokens the model knows.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.limits.vocab_size
+    }
+
+    /// Most sequences that may wait.
+    pub fn max_num_queued_reqs(&self) -> usize {
+        self.shared.limits.max_num_queued_reqs
+    }
+
+    /// Sequences that wait to be scheduled for the first time.
+    pub fn num_queued(&self) -> usize {
+        self.shared.num_queued.load(Ordering::Acquire)
+    }
+
+    /// Whether the engine thread runs.
+    pub fn is_alive(&self) -> bool {
+        self.shared.alive.load(Ordering::Acquire)
+    }
+
+    /// Whether [`Self::begin_shutdown`] was called.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shared.shutting_down.load(Ordering::Acquire)
+    }
+
+    /// Refuses further sequences; those accepted go on.
+    pub fn begin_shutdown(&self) {
+        if !self.shared.shutting_down.swap(true, Ordering::AcqRel) {
+            // A dead engine needs no telling.
+            let _ = self.commands.send(EngineCommand::Shutdown);
+        }
+    }
+
+    /// Waits until no accepted sequence is left.
+    pub async fn drained(&self) {
+        let mut num_active = self.shared.num_active.subscribe();
+        // The sender lives in `shared`, so waiting cannot fail.
+        let _ = num_active.wait_for(|&count| count == 0).await;
+    }
+}
+
+/// Makes the two ends of an engine.
+pub fn channel(limits: EngineLimits) -> (EngineHandle, EngineReceiver) {
+    let (commands, receiver) = mpsc::channel();
+    let shared = Arc::new(Shared {
+        limits,
+        next_id: AtomicU64::new(0),
+        num_queued: AtomicUsize::new(0),
+        num_active: watch::channel(0).0,
+        shutting_down: AtomicBool::new(false),
+        alive: AtomicBool::new(true),
+        stats: Mutex::default(),
+        adapters: RwLock::default(),
+    });
+    let handle = EngineHandle {
+        commands,
+        shared: Arc::clone(&shared),
+    };
+    (
+        handle,
+        EngineReceiver {
+            commands: receiver,
+            shared,
+        },
+    )
+}

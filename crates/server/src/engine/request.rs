@@ -1,0 +1,69 @@
+//! What goes into the engine and what comes out of it: plain data, no tensors.
+
+use model_qwen::SamplingParams;
+
+/// One sequence to generate. A request for `n` choices becomes `n` of these.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Token ids of the prompt, never empty, all below the vocabulary size.
+    pub prompt: Vec<u32>,
+    /// How the next token is chosen.
+    pub sampling: SamplingParams,
+    /// Most tokens to generate, at least 1; prompt and output together fit the context.
+    pub max_tokens: usize,
+    /// No stop token may be chosen before this many tokens were generated.
+    pub min_tokens: usize,
+    /// Token ids that end the sequence, with the model's end-of-sequence ids unless `ignore_eos` was asked for.
+    pub stop_token_ids: Vec<u32>,
+    /// Name of a loaded LoRA adapter, or the base model.
+    pub adapter: Option<String>,
+    /// Requests with different salts never share prefix-cache blocks.
+    pub cache_salt: Option<String>,
+    /// Report the log-probabilities of the prompt's tokens, with this many alternatives each.
+    pub prompt_logprobs: Option<usize>,
+}
+
+/// One event of a sequence. The order is: at most one `PromptLogprobs`, any number of `Token`, one `Finished`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EngineOutput {
+    /// One entry per prompt token; the first is `None` (nothing precedes it). Only if it was asked for.
+    PromptLogprobs(Vec<Option<TokenLogprobs>>),
+    /// A generated token. A stop token is sent too, right before `Finished { reason: Stop }`.
+    Token {
+        /// The chosen token.
+        id: u32,
+        /// Present if `sampling.logprobs` is set.
+        logprobs: Option<TokenLogprobs>,
+        /// How many tokens of the prompt came from the prefix cache.
+        num_cached_tokens: usize,
+    },
+    /// The sequence is over and its blocks are free.
+    Finished {
+        /// Why it ended.
+        reason: FinishReason,
+    },
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was generated.
+    Stop,
+    /// `max_tokens` or the end of the context was reached.
+    Length,
+    /// The engine dropped the sequence (shutdown, adapter unloaded).
+    Abort,
+    /// The engine failed on this sequence.
+    Error(String),
+}
+
+/// Log-probabilities at one position, taken from the raw logits (before temperature and penalties).
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// The chosen (or given, for a prompt) token.
+    pub id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most probable tokens, best first, with their log-probabilities.
+    pub top: Vec<(u32, f32)>,
+}

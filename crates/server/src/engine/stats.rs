@@ -1,0 +1,54 @@
+//! What the engine tells the HTTP side about itself.
+
+use std::path::PathBuf;
+
+/// What the HTTP side must know to refuse a request before it reaches the engine.
+#[derive(Clone, Debug)]
+pub struct EngineLimits {
+    /// Longest prompt plus output, in tokens.
+    pub max_model_len: usize,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Most sequences that wait for their first step; one more is refused.
+    pub max_num_queued_reqs: usize,
+}
+
+/// A loaded LoRA adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// Name that requests give as `model`.
+    pub name: String,
+    /// PEFT folder it was loaded from.
+    pub path: PathBuf,
+}
+
+/// A snapshot of the engine, published after every step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EngineStats {
+    /// Sequences that hold blocks.
+    pub num_running: usize,
+    /// Sequences that wait for blocks or for a place in the batch.
+    pub num_waiting: usize,
+    /// Blocks of the KV cache.
+    pub num_blocks: usize,
+    /// Blocks that no running sequence holds.
+    pub num_free_blocks: usize,
+    /// Tokens per block.
+    pub block_size: usize,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Prompt tokens found there.
+    pub prefix_hits: u64,
+    /// Sequences that lost their blocks and were recomputed.
+    pub num_preemptions: u64,
+    /// Prompt tokens of all accepted sequences.
+    pub prompt_tokens: u64,
+    /// Generated tokens of all sequences.
+    pub generation_tokens: u64,
+    /// Adapters of running sequences.
+    pub running_adapters: Vec<String>,
+    /// Adapters of waiting sequences.
+    pub waiting_adapters: Vec<String>,
+    /// Adapter slots.
+    pub max_loras: usize,
+}

@@ -1,0 +1,135 @@
+//! Every failure an HTTP client sees, as OpenAI's error object.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::engine::{AdapterError, SubmitError};
+
+/// An HTTP status with `{"error": {"message", "type", "param", "code"}}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// What went wrong, for people.
+    pub message: String,
+    /// The request field that is at fault, such as `messages[0].role`.
+    pub param: Option<String>,
+    /// A word for programs, such as `model_not_found`.
+    pub code: Option<&'static str>,
+    /// Seconds after which to try again.
+    pub retry_after: Option<u32>,
+}
+
+impl ApiError {
+    /// An error with only a status and a message.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after: None,
+        }
+    }
+
+    /// 400 that names the field.
+    pub fn bad_request(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param.into()),
+            ..Self::new(StatusCode::BAD_REQUEST, message)
+        }
+    }
+
+    /// 404 for a name that neither the base model nor an adapter has.
+    pub fn model_not_found(model: &str) -> Self {
+        Self {
+            param: Some("model".to_owned()),
+            code: Some("model_not_found"),
+            ..Self::new(
+                StatusCode::NOT_FOUND,
+                format!("The model `{model}` does not exist."),
+            )
+        }
+    }
+
+    /// 500.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// 503 that asks the client to come back.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            retry_after: Some(1),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        }
+    }
+
+    /// The error object, as in a body or in the middle of a stream.
+    pub fn body(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": self.code } })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::QueueFull { .. } | SubmitError::ShuttingDown => Self::unavailable(message),
+            SubmitError::Stopped => Self::internal(message),
+            SubmitError::PromptTooLong { .. } => Self {
+                code: Some("context_length_exceeded"),
+                ..Self::bad_request("prompt", message)
+            },
+            SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. } => {
+                Self::bad_request("prompt", message)
+            }
+            SubmitError::UnknownAdapter { name } => Self::model_not_found(&name),
+        }
+    }
+}
+
+impl From<AdapterError> for ApiError {
+    fn from(error: AdapterError) -> Self {
+        let message = error.to_string();
+        match error {
+            AdapterError::Disabled => Self::new(StatusCode::BAD_REQUEST, message),
+            AdapterError::NotFound { .. } => Self {
+                param: Some("lora_path".to_owned()),
+                ..Self::new(StatusCode::NOT_FOUND, message)
+            },
+            AdapterError::Unknown { .. } => Self {
+                param: Some("lora_name".to_owned()),
+                ..Self::new(StatusCode::NOT_FOUND, message)
+            },
+            AdapterError::AlreadyLoaded { .. } | AdapterError::TooMany { .. } => {
+                Self::bad_request("lora_name", message)
+            }
+            AdapterError::Invalid { .. } => Self::bad_request("lora_path", message),
+            AdapterError::Stopped => Self::internal(message),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The `server` program: flags to [`Config`], model and engine, HTTP until a signal.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use axum::serve::ListenerExt;
+use server::config::{Config, ConfigError, Listen};
+use server::engine::Engine;
+use server::state::AppState;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let result = match Config::from_command_line(std::env::args_os()) {
+        Ok(config) => start(&config),
+        // Prints help and version to stdout with status 0, errors to stderr with status 2.
+        Err(ConfigError::Usage(error)) => error.exit(),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: &Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let result = runtime.block_on(serve(config));
+    // Requests that outlived --shutdown-timeout do not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: &Config) -> Result<()> {
+    let signals = signals()?;
+    // The port is taken before the model is loaded, so that a busy one is known at once.
+    match &config.listen {
+        Listen::Tcp { host, port } => {
+            let listener = TcpListener::bind((host.as_str(), *port)).await.with_context(|| {
+                format!("cannot listen on {host}:{port} (is another server running? choose another --port)")
+            })?;
+            let address = listener
+                .local_addr()
+                .context("cannot read the address of the socket")?;
+            let listener = listener.tap_io(|stream| {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+            });
+            let Some(state) = load(config, &signals).await? else {
+                return Ok(());
+            };
+            announce(
+                &state,
+                &format!("http://{address}"),
+                "curl",
+                !config.api_keys.is_empty(),
+            );
+            server::run(listener, state, signaled(signals))
+                .await
+                .context("the HTTP server failed")
+        }
+        #[cfg(unix)]
+        Listen::Unix(path) => {
+            let listener = bind_unix(path)?;
+            if let Some(state) = load(config, &signals).await? {
+                let curl = format!("curl --unix-socket {}", path.display());
+                announce(
+                    &state,
+                    "http://localhost",
+                    &curl,
+                    !config.api_keys.is_empty(),
+                );
+                server::run(listener, state, signaled(signals))
+                    .await
+                    .context("the HTTP server failed")?;
+            }
+            std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        #[cfg(not(unix))]
+        Listen::Unix(_) => anyhow::bail!("--uds: this system has no Unix domain sockets"),
+    }
+}
+
+/// Binds a Unix domain socket; one that a dead server left behind is replaced.
+#[cfg(unix)]
+fn bind_unix(path: &std::path::Path) -> Result<tokio::net::UnixListener> {
+    use std::os::unix::fs::FileTypeExt;
+    use std::os::unix::net::UnixStream;
+
+    let is_socket =
+        std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket && UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    tokio::net::UnixListener::bind(path)
+        .with_context(|| format!("cannot listen on {} (--uds)", path.display()))
+}
+
+/// Loads the model and starts the engine; `None` if a signal came first.
+async fn load(config: &Config, signals: &watch::Receiver<bool>) -> Result<Option<AppState>> {
+    let owned = config.clone();
+    let started = tokio::task::spawn_blocking(move || Engine::start(&owned));
+    tokio::select! {
+        started = started => {
+            let (engine, model) = started.context("loading the model failed")??;
+            let state = AppState::new(config, engine, model).context("--chat-template")?;
+            Ok(Some(state))
+        }
+        () = signaled(signals.clone()) => Ok(None),
+    }
+}
+
+/// Prints where the server is and a command to try it.
+#[expect(clippy::print_stdout, reason = "the program's own output")]
+fn announce(state: &AppState, url: &str, curl: &str, needs_key: bool) {
+    let model = &state.served_model_names()[0];
+    let key = if needs_key {
+        " -H \"Authorization: Bearer $VLLM_API_KEY\""
+    } else {
+        ""
+    };
+    let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
+    let body = body.to_string().replace('\'', "'\\''");
+    println!("{}\n", state.model().memory_table);
+    println!("Serving {model} at {url}. Try:\n");
+    println!(
+        "  {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n"
+    );
+}
+
+/// Becomes true at the first SIGTERM or Ctrl-C; a second one ends the process at once.
+fn signals() -> Result<watch::Receiver<bool>> {
+    let (sender, receiver) = watch::channel(false);
+    #[cfg(unix)]
+    let mut terminate = {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?
+    };
+    tokio::spawn(async move {
+        loop {
+            #[cfg(unix)]
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            #[cfg(not(unix))]
+            let _ = tokio::signal::ctrl_c().await;
+            if sender.send_replace(true) {
+                std::process::exit(130);
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// Completes at the first signal.
+async fn signaled(mut signals: watch::Receiver<bool>) {
+    if signals.wait_for(|&signaled| signaled).await.is_err() {
+        // Without a signal task there is nothing to wait for.
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,118 @@
+//! Bodies of `/v1/completions`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::logprobs::CompletionLogprobs;
+use super::usage::Usage;
+use crate::error::ApiError;
+
+/// vLLM's and OpenAI's default for this endpoint.
+pub const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Fields of a completion request besides [`super::common::SamplingFields`].
+#[derive(Clone, Debug, Deserialize)]
+pub struct CompletionFields {
+    /// Served name or adapter name.
+    pub model: Option<String>,
+    /// One prompt or several, as text or token ids.
+    pub prompt: Prompt,
+    /// Most tokens to generate; 16 by default. 0 is allowed with `echo`.
+    pub max_tokens: Option<usize>,
+    /// How many alternatives per token; absent = no log-probabilities.
+    pub logprobs: Option<usize>,
+    /// Begin the answer with the prompt.
+    pub echo: Option<bool>,
+    /// Let the tokenizer add its special tokens to a text prompt; true by default.
+    pub add_special_tokens: Option<bool>,
+}
+
+/// `prompt` in its four forms.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a string, a list of strings, a list of token ids or a list of lists of token ids"
+)]
+pub enum Prompt {
+    /// A text.
+    Text(String),
+    /// Token ids.
+    Tokens(Vec<u32>),
+    /// Several texts.
+    Texts(Vec<String>),
+    /// Several lists of token ids.
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// One prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromptItem {
+    /// A text to tokenize.
+    Text(String),
+    /// Token ids.
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    /// The prompts one by one.
+    ///
+    /// # Errors
+    /// 400 if there is none.
+    pub fn into_items(self) -> Result<Vec<PromptItem>, ApiError> {
+        let items: Vec<PromptItem> = match self {
+            Self::Text(text) => vec![PromptItem::Text(text)],
+            // An empty list could be any of the three lists, and is refused below.
+            Self::Tokens(ids) if ids.is_empty() => Vec::new(),
+            Self::Tokens(ids) => vec![PromptItem::Tokens(ids)],
+            Self::Texts(texts) => texts.into_iter().map(PromptItem::Text).collect(),
+            Self::TokenLists(lists) => lists.into_iter().map(PromptItem::Tokens).collect(),
+        };
+        if items.is_empty() {
+            return Err(ApiError::bad_request(
+                "prompt",
+                "`prompt` must not be empty.",
+            ));
+        }
+        Ok(items)
+    }
+}
+
+/// The answer without streaming, and one event of a stream.
+#[derive(Debug, Serialize)]
+pub struct CompletionResponse<'a> {
+    /// `cmpl-…`.
+    pub id: &'a str,
+    /// `text_completion`.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// The name the request used.
+    pub model: &'a str,
+    /// Index = prompt × n + choice.
+    pub choices: Vec<CompletionChoice>,
+    /// Token counts; in a stream absent unless asked for, then null until due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Value>,
+}
+
+impl CompletionResponse<'_> {
+    /// A [`Usage`] as the field holds it.
+    pub fn usage(usage: Usage) -> Option<Value> {
+        serde_json::to_value(usage).ok()
+    }
+}
+
+/// One choice.
+#[derive(Debug, Serialize)]
+pub struct CompletionChoice {
+    /// Index = prompt × n + choice.
+    pub index: usize,
+    /// The text, or what is new of it.
+    pub text: String,
+    /// If asked for.
+    pub logprobs: Option<CompletionLogprobs>,
+    /// `stop` or `length`; null before the end of a stream.
+    pub finish_reason: Option<&'static str>,
+    /// The stop string or token that ended it; null for the end-of-sequence token.
+    pub stop_reason: Value,
+}

@@ -1,0 +1,151 @@
+//! Log-probabilities in the two shapes of the API.
+//!
+//! A byte-level token may be part of a character. Chat shows such a token as `\xf0\x9f` and gives its bytes; completions show
+//! `bytes:\xf0\x9f`, as OpenAI does, so that different tokens stay different keys.
+
+use std::fmt::Write as _;
+
+use model_qwen::Tokenizer;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::engine::TokenLogprobs;
+
+/// JSON has no infinity; vLLM sends this instead.
+const LEAST_LOGPROB: f32 = -9999.0;
+
+/// How tokens are shown.
+#[derive(Clone)]
+pub struct TokenView {
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// `token_id:N` instead of text.
+    pub as_ids: bool,
+    /// Special tokens have no part in the text.
+    pub skip_special_tokens: bool,
+}
+
+impl TokenView {
+    fn text(&self, id: u32, prefix_of_bytes: &str) -> String {
+        if self.as_ids {
+            return format!("token_id:{id}");
+        }
+        match String::from_utf8(self.tokenizer.token_bytes(id)) {
+            Ok(text) => text,
+            Err(error) => {
+                error
+                    .as_bytes()
+                    .iter()
+                    .fold(prefix_of_bytes.to_owned(), |mut text, byte| {
+                        // Writing to a String cannot fail.
+                        let _ = write!(text, "\\x{byte:02x}");
+                        text
+                    })
+            }
+        }
+    }
+
+    /// Characters that begin in the token, as far as it is part of the text.
+    fn num_chars(&self, id: u32) -> usize {
+        if self.skip_special_tokens && self.tokenizer.is_special(id) {
+            return 0;
+        }
+        self.tokenizer
+            .token_bytes(id)
+            .iter()
+            .filter(|&&byte| byte & 0b1100_0000 != 0b1000_0000)
+            .count()
+    }
+}
+
+/// `logprobs` of a chat choice.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ChatLogprobs {
+    /// One entry per token.
+    pub content: Vec<ChatLogprob>,
+}
+
+/// One token of [`ChatLogprobs`].
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatLogprob {
+    /// The chosen token.
+    #[serde(flatten)]
+    pub chosen: ChatToken,
+    /// The most probable tokens, best first.
+    pub top_logprobs: Vec<ChatToken>,
+}
+
+/// A token and its log-probability.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatToken {
+    /// Its text.
+    pub token: String,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl ChatLogprobs {
+    /// Shows `tokens`.
+    pub fn new(view: &TokenView, tokens: &[TokenLogprobs]) -> Self {
+        let token = |id: u32, logprob: f32| ChatToken {
+            token: view.text(id, ""),
+            logprob: logprob.max(LEAST_LOGPROB),
+            bytes: view.tokenizer.token_bytes(id),
+        };
+        let content = tokens.iter().map(|entry| ChatLogprob {
+            chosen: token(entry.id, entry.logprob),
+            top_logprobs: entry
+                .top
+                .iter()
+                .map(|&(id, logprob)| token(id, logprob))
+                .collect(),
+        });
+        Self {
+            content: content.collect(),
+        }
+    }
+}
+
+/// `logprobs` of a text completion choice: four lists of the same length.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct CompletionLogprobs {
+    /// The tokens.
+    pub tokens: Vec<String>,
+    /// Their log-probabilities; null for the first token of an echoed prompt.
+    pub token_logprobs: Vec<Option<f32>>,
+    /// The most probable tokens and the chosen one, as an object from text to log-probability.
+    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Where each token begins in the text, in characters.
+    pub text_offset: Vec<usize>,
+}
+
+impl CompletionLogprobs {
+    /// Appends one token; `offset` is where it begins and moves behind it.
+    pub fn push(
+        &mut self,
+        view: &TokenView,
+        id: u32,
+        entry: Option<&TokenLogprobs>,
+        offset: &mut usize,
+    ) {
+        self.tokens.push(view.text(id, "bytes:"));
+        self.token_logprobs
+            .push(entry.map(|entry| entry.logprob.max(LEAST_LOGPROB)));
+        self.top_logprobs.push(entry.map(|entry| {
+            let chosen = std::iter::once((entry.id, entry.logprob))
+                .filter(|(id, _)| entry.top.iter().all(|t| t.0 != *id));
+            let all = entry.top.iter().copied().chain(chosen);
+            all.map(|(id, logprob)| {
+                (
+                    view.text(id, "bytes:"),
+                    Value::from(logprob.max(LEAST_LOGPROB)),
+                )
+            })
+            .collect()
+        }));
+        self.text_offset.push(*offset);
+        *offset += view.num_chars(id);
+    }
+}

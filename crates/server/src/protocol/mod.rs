@@ -1,0 +1,16 @@
+//! The JSON bodies of the API: OpenAI's, with vLLM's extra fields.
+//!
+//! Requests are read in two steps. The body becomes a [`serde_json::Value`] first; then the endpoint's own fields and the
+//! shared [`common::SamplingFields`] are read from it, each naming the field that does not fit. Fields that nobody reads are
+//! ignored, as vLLM does, and logged at debug level.
+
+pub mod body;
+pub mod chat;
+pub mod common;
+pub mod completions;
+mod field_names;
+pub mod logprobs;
+pub mod models;
+pub mod sampling;
+pub mod tokenize;
+pub mod usage;

@@ -1,0 +1,182 @@
+//! From request fields to what the engine and the postprocessor take.
+
+use model_qwen::{GenerationConfig, SamplingParams};
+
+use super::common::SamplingFields;
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// How the text of a sequence ends and how it is shown.
+#[derive(Clone, Debug, Default)]
+pub struct TextOptions {
+    /// Stop strings, none empty.
+    pub stop: Vec<String>,
+    /// Stop tokens of the request and, unless `ignore_eos`, of the model.
+    pub stop_token_ids: Vec<u32>,
+    /// The model's end-of-sequence ids among them; they are not reported as `stop_reason`.
+    pub eos_token_ids: Vec<u32>,
+    /// Keep the stop string (or token).
+    pub include_stop: bool,
+    /// Leave out special tokens.
+    pub skip_special_tokens: bool,
+    /// Tokens before a stop string counts.
+    pub min_tokens: usize,
+}
+
+impl SamplingFields {
+    /// Sampling parameters: the request's over the model's `generation_config.json` over vLLM's defaults.
+    ///
+    /// # Errors
+    /// 400 with the field.
+    pub fn sampling_params(
+        &self,
+        state: &AppState,
+        logprobs: Option<usize>,
+    ) -> Result<SamplingParams, ApiError> {
+        let defaults: &GenerationConfig = &state.model().generation_config;
+        let base = SamplingParams::default();
+        let top_k = match self.top_k {
+            None => defaults.top_k.unwrap_or(base.top_k),
+            Some(-1 | 0) => 0,
+            Some(k) => usize::try_from(k).map_err(|_| {
+                ApiError::bad_request(
+                    "top_k",
+                    format!("`top_k` must be -1 (off), 0 (off) or positive, found {k}."),
+                )
+            })?,
+        };
+        let params = SamplingParams {
+            temperature: self
+                .temperature
+                .or(defaults.temperature)
+                .unwrap_or(base.temperature),
+            top_k,
+            top_p: self.top_p.or(defaults.top_p).unwrap_or(base.top_p),
+            min_p: self.min_p.or(defaults.min_p).unwrap_or(base.min_p),
+            repetition_penalty: self
+                .repetition_penalty
+                .or(defaults.repetition_penalty)
+                .unwrap_or(base.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
+            logit_bias: self.logit_bias(state.engine().vocab_size())?,
+            seed: self.seed.map(i64::cast_unsigned),
+            logprobs,
+        };
+        params
+            .validate()
+            .map_err(|error| ApiError::bad_request(error.param, error.to_string()))?;
+        Ok(params)
+    }
+
+    fn logit_bias(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+        let entries = self.logit_bias.iter().flatten();
+        entries
+            .map(|(token, &bias)| {
+                let param = || format!("logit_bias.{token}");
+                let id = token
+                    .parse::<u32>()
+                    .ok()
+                    .filter(|&id| (id as usize) < vocab_size)
+                    .ok_or_else(|| {
+                        ApiError::bad_request(
+                            param(),
+                            format!(
+                                "`logit_bias`: `{token}` is not a token id below {vocab_size}."
+                            ),
+                        )
+                    })?;
+                if !bias.is_finite() {
+                    return Err(ApiError::bad_request(
+                        param(),
+                        "`logit_bias`: the number is out of range.",
+                    ));
+                }
+                Ok((id, bias.clamp(-100.0, 100.0)))
+            })
+            .collect()
+    }
+
+    /// How the text ends.
+    ///
+    /// # Errors
+    /// 400 with the field.
+    pub fn text_options(&self, state: &AppState) -> Result<TextOptions, ApiError> {
+        let vocab_size = state.engine().vocab_size();
+        let requested = self.stop_token_ids.clone().unwrap_or_default();
+        if let Some(i) = requested.iter().position(|&id| id as usize >= vocab_size) {
+            let message = format!(
+                "`stop_token_ids`: {} is not a token id below {vocab_size}.",
+                requested[i]
+            );
+            return Err(ApiError::bad_request(
+                format!("stop_token_ids[{i}]"),
+                message,
+            ));
+        }
+        let eos_token_ids = match self.ignore_eos {
+            Some(true) => Vec::new(),
+            _ => state.model().generation_config.eos_token_ids.clone(),
+        };
+        let mut stop_token_ids = requested;
+        stop_token_ids.extend(&eos_token_ids);
+        stop_token_ids.sort_unstable();
+        stop_token_ids.dedup();
+        Ok(TextOptions {
+            stop: self.stop_strings(),
+            stop_token_ids,
+            eos_token_ids,
+            include_stop: self.include_stop_str_in_output.unwrap_or(false),
+            skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
+            min_tokens: self.min_tokens.unwrap_or(0),
+        })
+    }
+
+    /// Checks the lengths and gives the number of tokens to generate.
+    ///
+    /// # Errors
+    /// 400 that names both lengths if they exceed the context.
+    pub fn max_tokens(
+        &self,
+        state: &AppState,
+        prompt_len: usize,
+        requested: Option<usize>,
+        prompt_param: &str,
+    ) -> Result<usize, ApiError> {
+        let max_model_len = state.model().max_model_len;
+        let too_long = |param: &str, rest: String| ApiError {
+            code: Some("context_length_exceeded"),
+            ..ApiError::bad_request(
+                param,
+                format!(
+                    "This model's maximum context length is {max_model_len} tokens. However, {rest}"
+                ),
+            )
+        };
+        if prompt_len >= max_model_len {
+            let rest = format!(
+                "the prompt has {prompt_len} tokens, which leaves no room for the output. Please shorten it."
+            );
+            return Err(too_long(prompt_param, rest));
+        }
+        let room = max_model_len - prompt_len;
+        let max_tokens = requested.unwrap_or(room);
+        if max_tokens > room {
+            let rest = format!(
+                "you requested {max_tokens} output tokens and the prompt has {prompt_len} tokens, {} in total. Please shorten the \
+                 prompt or request at most {room} output tokens.",
+                max_tokens.saturating_add(prompt_len)
+            );
+            return Err(too_long("max_tokens", rest));
+        }
+        match self.min_tokens {
+            Some(min_tokens) if min_tokens > max_tokens => Err(ApiError::bad_request(
+                "min_tokens",
+                format!(
+                    "`min_tokens` ({min_tokens}) must not exceed the {max_tokens} tokens that may be generated."
+                ),
+            )),
+            _ => Ok(max_tokens),
+        }
+    }
+}

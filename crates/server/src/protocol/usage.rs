@@ -1,0 +1,35 @@
+//! Token counts in answers.
+
+use serde::Serialize;
+
+/// The `usage` object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
+    /// Prompt and output tokens.
+    pub total_tokens: usize,
+    /// Tokens of all outputs.
+    pub completion_tokens: usize,
+    /// How many prompt tokens came from the cache.
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+/// Part of [`Usage`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PromptTokensDetails {
+    /// Prompt tokens found in the prefix cache.
+    pub cached_tokens: usize,
+}
+
+impl Usage {
+    /// Usage from its three counts.
+    pub fn new(prompt_tokens: usize, completion_tokens: usize, cached_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+}

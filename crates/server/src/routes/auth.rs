@@ -1,0 +1,54 @@
+//! API keys, and answers for routes and methods that do not exist.
+
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// Paths that load balancers and scrapers read without a key.
+const OPEN: [&str; 2] = ["/health", "/metrics"];
+
+/// Lets a request pass if it brings a key or needs none.
+pub async fn require_api_key(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let bearer = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim());
+    if OPEN.contains(&request.uri().path()) || state.authorizes(bearer) {
+        return Ok(next.run(request).await);
+    }
+    let message = match bearer {
+        None => "Missing API key: send it as `Authorization: Bearer KEY`.",
+        Some(_) => "Incorrect API key provided.",
+    };
+    Err(ApiError {
+        code: Some("invalid_api_key"),
+        ..ApiError::new(StatusCode::UNAUTHORIZED, message)
+    })
+}
+
+/// 404.
+pub async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        format!("There is no route {method} {}.", uri.path()),
+    )
+}
+
+/// 405; axum adds the `Allow` header.
+pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{} does not accept {method}.", uri.path()),
+    )
+}

@@ -1,0 +1,40 @@
+//! `/health`, `/version`, `/metrics`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::metrics;
+use crate::state::AppState;
+
+/// 200 while the engine takes requests, else 503.
+pub async fn health(State(state): State<AppState>) -> Result<StatusCode, ApiError> {
+    if !state.engine().is_alive() {
+        return Err(ApiError::unavailable(
+            "The engine has stopped; see the server's log.",
+        ));
+    }
+    if state.engine().is_shutting_down() {
+        return Err(ApiError::unavailable("The server is shutting down."));
+    }
+    Ok(StatusCode::OK)
+}
+
+/// The version of this program.
+pub async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// Prometheus' text format.
+pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        metrics::render(&state),
+    )
+}

@@ -1,0 +1,66 @@
+//! `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`.
+
+use std::path::Path;
+
+use axum::extract::State;
+
+use crate::engine::AdapterError;
+use crate::error::ApiError;
+use crate::protocol::body::Body;
+use crate::protocol::models::{LoadLora, UnloadLora};
+use crate::state::AppState;
+
+/// Loads a PEFT folder from the server's disk; it serves requests from the answer on.
+pub async fn load(State(state): State<AppState>, body: Body) -> Result<String, ApiError> {
+    require_lora(&state)?;
+    let LoadLora {
+        lora_name,
+        lora_path,
+    } = body.read()?;
+    for (field, value) in [("lora_name", &lora_name), ("lora_path", &lora_path)] {
+        if value.is_empty() {
+            return Err(ApiError::bad_request(
+                field,
+                format!("`{field}` must not be empty."),
+            ));
+        }
+    }
+    if state.served_model_names().contains(&lora_name) {
+        return Err(ApiError::bad_request(
+            "lora_name",
+            format!("`{lora_name}` is the name of the base model."),
+        ));
+    }
+    let path = Path::new(&lora_path);
+    if !path.exists() {
+        return Err(AdapterError::NotFound {
+            path: path.to_owned(),
+            reason: "there is no such folder".to_owned(),
+        }
+        .into());
+    }
+    state.engine().load_adapter(&lora_name, path).await?;
+    tracing::info!(lora_name, lora_path, "loaded a LoRA adapter");
+    Ok(format!(
+        "Success: LoRA adapter '{lora_name}' added successfully."
+    ))
+}
+
+/// Forgets an adapter.
+pub async fn unload(State(state): State<AppState>, body: Body) -> Result<String, ApiError> {
+    require_lora(&state)?;
+    let UnloadLora { lora_name } = body.read()?;
+    state.engine().unload_adapter(&lora_name).await?;
+    tracing::info!(lora_name, "unloaded a LoRA adapter");
+    Ok(format!(
+        "Success: LoRA adapter '{lora_name}' removed successfully."
+    ))
+}
+
+fn require_lora(state: &AppState) -> Result<(), ApiError> {
+    if state.enable_lora() {
+        Ok(())
+    } else {
+        Err(AdapterError::Disabled.into())
+    }
+}

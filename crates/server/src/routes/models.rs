@@ -1,0 +1,50 @@
+//! `/v1/models`.
+
+use axum::Json;
+use axum::extract::{Path, State};
+
+use crate::error::ApiError;
+use crate::protocol::models::{ModelCard, ModelList};
+use crate::state::AppState;
+
+/// The names that requests may use: those of the base model, then the adapters.
+pub async fn list(State(state): State<AppState>) -> Json<ModelList> {
+    Json(ModelList {
+        object: "list",
+        data: cards(&state),
+    })
+}
+
+/// One of them; names may contain slashes.
+pub async fn get(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Json<ModelCard>, ApiError> {
+    let card = cards(&state).into_iter().find(|card| card.id == id);
+    card.map(Json).ok_or_else(|| ApiError::model_not_found(&id))
+}
+
+fn cards(state: &AppState) -> Vec<ModelCard> {
+    let card = |id: &str, root: String, parent: Option<String>| ModelCard {
+        id: id.to_owned(),
+        object: "model",
+        created: state.started(),
+        owned_by: "local",
+        root,
+        parent,
+        max_model_len: state.model().max_model_len,
+    };
+    let names = state.served_model_names();
+    let bases = names
+        .iter()
+        .map(|name| card(name, state.model().model_id.clone(), None));
+    let adapters = state.engine().adapters();
+    let adapters = adapters.iter().map(|adapter| {
+        card(
+            &adapter.name,
+            adapter.path.display().to_string(),
+            Some(names[0].clone()),
+        )
+    });
+    bases.chain(adapters).collect()
+}

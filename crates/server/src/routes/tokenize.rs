@@ -1,0 +1,97 @@
+//! `/tokenize` and `/detokenize`.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::blocking;
+use crate::error::ApiError;
+use crate::protocol::body::Body;
+use crate::protocol::chat::{TemplateFields, render};
+use crate::protocol::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized};
+use crate::state::AppState;
+
+/// Token ids of a text or of a rendered conversation.
+pub async fn tokenize(
+    State(state): State<AppState>,
+    body: Body,
+) -> Result<Json<Tokenized>, ApiError> {
+    let fields: TokenizeFields = body.read()?;
+    let template: TemplateFields = body.read()?;
+    state.resolve_model(fields.model.as_deref())?;
+    blocking(move || {
+        let (text, add_special_tokens) = match (fields.prompt, fields.messages) {
+            (Some(prompt), None) => (prompt, template.add_special_tokens.unwrap_or(true)),
+            (None, Some(messages)) => (
+                render(&state, &messages, &template)?,
+                template.add_special_tokens.unwrap_or(false),
+            ),
+            (Some(_), Some(_)) => {
+                return Err(ApiError::bad_request(
+                    "prompt",
+                    "Give either `prompt` or `messages`, not both.",
+                ));
+            }
+            (None, None) => {
+                return Err(ApiError::bad_request(
+                    "prompt",
+                    "Give `prompt` or `messages`.",
+                ));
+            }
+        };
+        let tokenizer = &state.model().tokenizer;
+        let tokens = encode(&state, &text, add_special_tokens, "prompt")?;
+        let token_strs = fields.return_token_strs.unwrap_or(false).then(|| {
+            tokens
+                .iter()
+                .map(|&id| tokenizer.id_to_token(id).unwrap_or_default())
+                .collect()
+        });
+        Ok(Json(Tokenized {
+            count: tokens.len(),
+            max_model_len: state.model().max_model_len,
+            tokens,
+            token_strs,
+        }))
+    })
+    .await
+}
+
+/// The text of token ids.
+pub async fn detokenize(
+    State(state): State<AppState>,
+    body: Body,
+) -> Result<Json<Detokenized>, ApiError> {
+    let fields: DetokenizeFields = body.read()?;
+    state.resolve_model(fields.model.as_deref())?;
+    let vocab_size = state.engine().vocab_size();
+    if let Some(i) = fields
+        .tokens
+        .iter()
+        .position(|&id| id as usize >= vocab_size)
+    {
+        let message = format!(
+            "`tokens`: {} is not a token id below {vocab_size}.",
+            fields.tokens[i]
+        );
+        return Err(ApiError::bad_request(format!("tokens[{i}]"), message));
+    }
+    blocking(move || {
+        let decoded = state.model().tokenizer.decode(&fields.tokens, false);
+        let prompt = decoded.map_err(|error| ApiError::bad_request("tokens", error.to_string()))?;
+        Ok(Json(Detokenized { prompt }))
+    })
+    .await
+}
+
+/// Token ids of a text that came in the field `param`.
+pub(super) fn encode(
+    state: &AppState,
+    text: &str,
+    add_special_tokens: bool,
+    param: &str,
+) -> Result<Vec<u32>, ApiError> {
+    let encoded = state.model().tokenizer.encode(text, add_special_tokens);
+    encoded.map_err(|error| {
+        ApiError::bad_request(param, format!("`{param}` cannot be tokenized: {error}"))
+    })
+}
