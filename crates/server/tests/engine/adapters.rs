@@ -82,7 +82,7 @@ fn adapters_come_and_go_while_the_server_works() {
     };
 
     let background = Random(31).tokens(10);
-    let long = json!({ "max_tokens": 1500, "ignore_eos": true });
+    let long = json!({ "max_tokens": 600, "ignore_eos": true });
     let undisturbed = server.complete(&background, long.clone());
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| server.stream(&background, long));

@@ -16,7 +16,7 @@ use server::{AppState, Config};
 use crate::model::{BLOCK_BYTES, EOS, TestModel};
 
 /// Longest wait for anything.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(120);
 /// Engines start one after the other, so that each test knows its own engine's thread.
 static STARTING: Mutex<()> = Mutex::new(());
 
@@ -38,9 +38,16 @@ pub(crate) struct Completion {
 }
 
 impl Server {
-    /// A server of `model` under the name `base`.
+    /// A server of `model` under the name `base`, with 1,000 blocks unless the flags say otherwise.
     pub(crate) fn start(model: &TestModel, flags: &[&str]) -> Self {
-        let config = config(model, flags);
+        const POOL: &str = "--kv-cache-memory-bytes";
+        let default = [POOL, &blocks(1000)];
+        let default = if flags.contains(&POOL) {
+            &[][..]
+        } else {
+            &default
+        };
+        let config = config(model, &[flags, default].concat());
         let (engine, info, thread) = {
             let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
             let before = engine_threads();

@@ -108,7 +108,7 @@ fn an_idle_engine_uses_no_cpu() {
 
     server.complete(
         &Random(4).tokens(300),
-        json!({ "max_tokens": 1000, "ignore_eos": true }),
+        json!({ "max_tokens": 500, "ignore_eos": true }),
     );
     server.wait_until_free();
     let worked = cpu_ticks(thread) - fresh;
@@ -120,7 +120,7 @@ fn an_idle_engine_uses_no_cpu() {
 fn shutdown_drains_and_refuses() {
     let model = TestModel::new();
     let server = Server::start(&model, &[]);
-    let extra = json!({ "max_tokens": 700, "ignore_eos": true });
+    let extra = json!({ "max_tokens": 400, "ignore_eos": true });
     let refused = || {
         let (status, answer) = server.post("/v1/completions", &json!({ "prompt": [500] }));
         assert_eq!(status, 503, "{answer}");
@@ -143,7 +143,7 @@ fn shutdown_drains_and_refuses() {
             let answer = client.join().unwrap();
             assert_eq!(
                 (answer.tokens.len(), &*answer.finish_reason),
-                (700, "length")
+                (400, "length")
             );
         }
     });
