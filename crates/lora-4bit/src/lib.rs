@@ -1,0 +1,32 @@
+//! 4-bit NF4 weights, LoRA adapters, and the linear layer that combines them.
+//!
+//! The crate has two halves.
+//!
+//! File formats and host arithmetic, without tensors:
+//!
+//! - [`nf4`]: NF4 quantization, bit for bit as bitsandbytes does it on the CPU,
+//! - [`dynamic_map`]: the 8-bit map that stores block scales in double quantization,
+//! - [`bnb`]: the bitsandbytes 4-bit layout inside safetensors files,
+//! - [`peft`]: PEFT LoRA adapter folders, read and written.
+//!
+//! Tensors on a burn device:
+//!
+//! - [`weight`]: a weight matrix, dense or NF4,
+//! - [`linear`]: a linear layer with such a weight and any number of adapters.
+//!
+//! Sources: QLoRA (<https://arxiv.org/abs/2305.14314>), LoRA (<https://arxiv.org/abs/2106.09685>),
+//! rsLoRA (<https://arxiv.org/abs/2312.03732>), and the file formats written by `bitsandbytes` 0.50 and `peft` 0.21.
+#![deny(missing_docs)]
+
+pub mod adapter_selection;
+pub mod bnb;
+pub mod dynamic_map;
+pub mod kernels;
+pub mod linear;
+pub mod nf4;
+pub mod peft;
+pub mod weight;
+
+pub use adapter_selection::{AdapterSelection, Dropout, RowGroups};
+pub use linear::{Linear, LoraWeights};
+pub use weight::{Nf4Weight, Weight};

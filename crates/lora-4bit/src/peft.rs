@@ -1,0 +1,279 @@
+//! LoRA adapters in PEFT's folder layout: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! The matrices of module `M` are `base_model.model.M.lora_A.weight` `[r, in]` and `base_model.model.M.lora_B.weight`
+//! `[out, r]`; the module then computes `W x + s B (A x)` with the scaling `s` of [`LoraConfig::scaling_for`].
+//!
+//! What this crate does not compute (DoRA, trained biases or embeddings, and so on) is refused by name when it is read.
+//!
+//! Source: `peft/tuners/lora/config.py`, `peft/utils/save_and_load.py` and `peft/utils/other.py` of PEFT 0.21.
+
+mod config;
+mod error;
+mod folder;
+mod matcher;
+mod pattern;
+mod unsupported;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use safetensors::tensor::{SafeTensors, TensorView, serialize};
+
+use crate::bnb::{OwnedTensor, decode_floats};
+
+pub use config::{LoraConfig, OneOrMany, TargetModules};
+pub use error::PeftError;
+pub use matcher::LoraMatcher;
+pub use pattern::PatternMap;
+
+use folder::{publish, read_file, write_file};
+
+/// Name of the file with the hyperparameters.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+
+/// Name of the file with the matrices.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+const PREFIX: &str = "base_model.model.";
+const A_SUFFIX: &str = ".lora_A.weight";
+const B_SUFFIX: &str = ".lora_B.weight";
+
+/// The two matrices of one module, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraMatrices {
+    /// `A`, `[r, in_features]`.
+    pub a: Vec<f32>,
+    /// `B`, `[out_features, r]`.
+    pub b: Vec<f32>,
+    /// The rank.
+    pub r: usize,
+    /// Width of the module's input.
+    pub in_features: usize,
+    /// Width of the module's output.
+    pub out_features: usize,
+}
+
+/// A LoRA adapter in host memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraAdapter {
+    /// The hyperparameters.
+    pub config: LoraConfig,
+    /// The matrices, by module name, such as `model.layers.0.self_attn.q_proj`.
+    pub modules: BTreeMap<String, LoraMatrices>,
+}
+
+impl LoraAdapter {
+    /// Reads an adapter folder.
+    ///
+    /// # Errors
+    ///
+    /// If the folder or a file is missing or damaged, the configuration asks for something that is not implemented, or
+    /// the matrices do not fit the configuration.
+    pub fn load(dir: &Path) -> Result<Self, PeftError> {
+        match fs::metadata(dir) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(PeftError::NotAFolder(dir.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(PeftError::NoFolder(dir.to_owned()));
+            }
+            Err(error) => return Err(PeftError::io("open", dir)(error)),
+        }
+        let config = read_file(dir, CONFIG_FILE)?;
+        let weights = read_file(dir, WEIGHTS_FILE)?;
+        Self::from_bytes(&config, &weights)
+    }
+
+    /// Reads an adapter from the content of its two files.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn from_bytes(config: &[u8], weights: &[u8]) -> Result<Self, PeftError> {
+        let config = LoraConfig::from_json(config)?;
+        let tensors = SafeTensors::deserialize(weights).map_err(PeftError::Safetensors)?;
+        let matcher = config.matcher()?;
+        let mut modules = BTreeMap::new();
+        let mut names = tensors.names();
+        names.sort_unstable();
+        let parsed: Vec<_> = names
+            .into_iter()
+            .map(parse_name)
+            .collect::<Result<_, _>>()?;
+        for (module, is_a) in parsed {
+            let name = tensor_name(module, if is_a { A_SUFFIX } else { B_SUFFIX });
+            if !matcher.targets(module) {
+                return Err(PeftError::UntargetedTensor(name));
+            }
+            let partner = tensor_name(module, if is_a { B_SUFFIX } else { A_SUFFIX });
+            let (Ok(tensor), Ok(partner_tensor)) =
+                (tensors.tensor(&name), tensors.tensor(&partner))
+            else {
+                let (found, missing) = (name, partner);
+                return Err(PeftError::NoPartner { found, missing });
+            };
+            if is_a {
+                let rank = matcher.rank(module);
+                let matrices = read_matrices((&name, &tensor), (&partner, &partner_tensor), rank)?;
+                modules.insert(module.to_owned(), matrices);
+            }
+        }
+        if modules.is_empty() {
+            return Err(PeftError::Empty);
+        }
+        drop(matcher);
+        Ok(Self { config, modules })
+    }
+
+    /// Writes the adapter as a folder that PEFT and vLLM load, with F32 matrices.
+    ///
+    /// Each file appears whole or not at all. A folder that does not exist yet appears with both files at once; in one
+    /// that exists, the files are replaced.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration or the sizes of the matrices contradict each other, or the files cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), PeftError> {
+        let (config, weights) = self.to_bytes()?;
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let name = dir
+            .file_name()
+            .unwrap_or("adapter".as_ref())
+            .to_string_lossy();
+        let staging = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+        fs::create_dir_all(&staging).map_err(PeftError::io("create", &staging))?;
+        let written = write_file(&staging.join(WEIGHTS_FILE), &weights)
+            .and_then(|()| write_file(&staging.join(CONFIG_FILE), &config))
+            .and_then(|()| publish(&staging, dir));
+        if written.is_err() || staging.exists() {
+            // The staging folder is left over only when its files were moved one by one, or on failure.
+            let _ = fs::remove_dir_all(&staging);
+        }
+        written
+    }
+
+    /// The content of `adapter_config.json` and `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration or the sizes of the matrices contradict each other.
+    pub fn to_bytes(&self) -> Result<(Vec<u8>, Vec<u8>), PeftError> {
+        self.config.validate()?;
+        let matcher = self.config.matcher()?;
+        let mut tensors = Vec::with_capacity(2 * self.modules.len());
+        for (module, matrices) in &self.modules {
+            let LoraMatrices {
+                a,
+                b,
+                r,
+                in_features,
+                out_features,
+            } = matrices;
+            let (a_name, b_name) = (tensor_name(module, A_SUFFIX), tensor_name(module, B_SUFFIX));
+            if !matcher.targets(module) {
+                return Err(PeftError::UntargetedTensor(a_name));
+            }
+            if *r != matcher.rank(module) {
+                return Err(PeftError::Shape {
+                    name: a_name,
+                    found: vec![*r, *in_features],
+                    expected: "[r, in]",
+                    rank: matcher.rank(module),
+                });
+            }
+            let counts = [
+                ("A", a.len(), r * in_features),
+                ("B", b.len(), out_features * r),
+            ];
+            for (matrix, found, expected) in counts {
+                if found != expected {
+                    let module = module.clone();
+                    return Err(PeftError::NumValues {
+                        module,
+                        matrix,
+                        found,
+                        expected,
+                    });
+                }
+            }
+            for (name, values, shape) in [
+                (a_name, a, [*r, *in_features]),
+                (b_name, b, [*out_features, *r]),
+            ] {
+                let shape = shape.to_vec();
+                tensors.push((
+                    name,
+                    OwnedTensor {
+                        shape,
+                        ..OwnedTensor::from_f32s(values)
+                    },
+                ));
+            }
+        }
+        if tensors.is_empty() {
+            return Err(PeftError::Empty);
+        }
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        let weights = serialize(tensors, Some(metadata)).map_err(PeftError::Safetensors)?;
+        let config =
+            serde_json::to_vec_pretty(&self.config.to_json()).map_err(PeftError::ConfigJson)?;
+        Ok((config, weights))
+    }
+}
+
+fn tensor_name(module: &str, suffix: &str) -> String {
+    format!("{PREFIX}{module}{suffix}")
+}
+
+/// The module of a tensor, and whether it is `A`.
+fn parse_name(name: &str) -> Result<(&str, bool), PeftError> {
+    let parse = || {
+        let rest = name.strip_prefix(PREFIX)?;
+        let a = rest.strip_suffix(A_SUFFIX).map(|module| (module, true));
+        a.or_else(|| rest.strip_suffix(B_SUFFIX).map(|module| (module, false)))
+    };
+    parse()
+        .filter(|(module, _)| !module.is_empty())
+        .ok_or_else(|| PeftError::UnexpectedTensor(name.to_owned()))
+}
+
+fn read_matrices(
+    (a_name, a): (&str, &TensorView<'_>),
+    (b_name, b): (&str, &TensorView<'_>),
+    rank: usize,
+) -> Result<LoraMatrices, PeftError> {
+    let shape_error = |name: &str, tensor: &TensorView<'_>, expected| PeftError::Shape {
+        name: name.to_owned(),
+        found: tensor.shape().to_vec(),
+        expected,
+        rank,
+    };
+    let in_features = match *a.shape() {
+        [r, in_features] if r == rank && in_features > 0 => in_features,
+        _ => return Err(shape_error(a_name, a, "[r, in]")),
+    };
+    let out_features = match *b.shape() {
+        [out_features, r] if r == rank && out_features > 0 => out_features,
+        _ => return Err(shape_error(b_name, b, "[out, r]")),
+    };
+    Ok(LoraMatrices {
+        a: read_floats(a_name, a)?,
+        b: read_floats(b_name, b)?,
+        r: rank,
+        in_features,
+        out_features,
+    })
+}
+
+fn read_floats(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, PeftError> {
+    decode_floats(tensor.dtype(), tensor.data())
+        .map(|(_, values)| values)
+        .ok_or_else(|| PeftError::Dtype {
+            name: name.to_owned(),
+            found: tensor.dtype(),
+        })
+}
