@@ -4,7 +4,8 @@
 //! to each tensor and lends it by value to the write, because a second handle would make the
 //! backend copy the whole cache at every token.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::backend::DispatchDevice;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::batch::AttentionBatch;
 use crate::kernels;
@@ -63,7 +64,7 @@ impl PagedKvCache {
         let dtype = shape.dtype;
         // Exact sizes outside of the pools: GPU pools refuse a buffer this large.
         let layers = device.memory_persistent_allocations(shape.num_layers, |num_layers| {
-            let zeros = || Some(Tensor::zeros(dims, (&device, dtype))); // [slots, kv_heads, head_dim]
+            let zeros = || Some(zeros(dims, dtype, &device)); // [slots, kv_heads, head_dim]
             let layer = |_| LayerKv {
                 k: zeros(),
                 v: zeros(),
@@ -115,6 +116,19 @@ impl PagedKvCache {
             _ => unreachable!("a write puts back the tensor it took"),
         }
     }
+}
+
+/// A zeroed tensor `[slots, kv_heads, head_dim]`.
+///
+/// On the CPU its pages are those the system hands out zeroed at first touch, so that an unused cache takes no memory;
+/// burn's own `zeros` writes them all.
+fn zeros(dims: [usize; 3], dtype: DType, device: &Device) -> Tensor<3> {
+    if !matches!(device.as_dispatch(), DispatchDevice::Flex(_)) {
+        return Tensor::zeros(dims, (device, dtype));
+    }
+    let num_bytes = dims.iter().product::<usize>() * dtype.size();
+    let data = TensorData::from_bytes_vec(vec![0; num_bytes], dims, dtype);
+    Tensor::from_data(data, (device, dtype))
 }
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ const PARALLEL_FROM: usize = 16 * 1024;
 /// Runs `f(index, row)` over the rows of `data`, on all threads if the tensor is large.
 fn for_each_row(data: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if data.len() < PARALLEL_FROM {
-        data.chunks_exact_mut(width).enumerate().for_each(|(i, row)| f(i, row));
+        data.chunks_exact_mut(width)
+            .enumerate()
+            .for_each(|(i, row)| f(i, row));
     } else {
         let rows_per_task = (PARALLEL_FROM / 4 / width).max(1);
         data.par_chunks_exact_mut(width)

@@ -1,0 +1,122 @@
+//! Which adapter is in which slot of the model.
+
+use std::path::Path;
+
+use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
+use model_qwen::QwenModel;
+
+use super::error::AdapterError;
+use super::stats::AdapterInfo;
+use crate::config::LoraOptions;
+
+/// The adapter slots of the engine's model.
+#[derive(Debug, Default)]
+pub(super) struct AdapterSlots {
+    slots: Vec<Option<AdapterInfo>>,
+    max_lora_rank: usize,
+}
+
+impl AdapterSlots {
+    /// `max_loras` empty slots; none without `--enable-lora`.
+    pub(super) fn new(options: Option<&LoraOptions>) -> Self {
+        options.map_or_else(Self::default, |options| Self {
+            slots: vec![None; options.max_loras],
+            max_lora_rank: options.max_lora_rank,
+        })
+    }
+
+    /// Number of slots.
+    pub(super) fn max_loras(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The loaded adapters.
+    pub(super) fn infos(&self) -> Vec<AdapterInfo> {
+        self.slots.iter().flatten().cloned().collect()
+    }
+
+    /// The slot of an adapter.
+    pub(super) fn slot(&self, name: &str) -> Option<usize> {
+        self.slots
+            .iter()
+            .position(|slot| slot.as_ref().is_some_and(|info| info.name == name))
+    }
+
+    /// Reads the PEFT folder at `path` and puts it on `model`.
+    ///
+    /// # Errors
+    /// [`AdapterError`], with nothing changed.
+    pub(super) fn load(
+        &mut self,
+        model: &mut QwenModel,
+        name: &str,
+        path: &Path,
+    ) -> Result<(), AdapterError> {
+        if self.slots.is_empty() {
+            return Err(AdapterError::Disabled);
+        }
+        if self.slot(name).is_some() {
+            return Err(AdapterError::AlreadyLoaded {
+                name: name.to_owned(),
+            });
+        }
+        let max_loras = self.max_loras();
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.ok_or(AdapterError::TooMany { max_loras })?;
+
+        if !path.join(CONFIG_FILE).is_file() {
+            let reason = if path.is_dir() {
+                format!("the folder has no {CONFIG_FILE}")
+            } else {
+                "no such folder".to_owned()
+            };
+            return Err(AdapterError::NotFound {
+                path: path.to_owned(),
+                reason,
+            });
+        }
+        let invalid = |reason: String| AdapterError::Invalid {
+            path: path.to_owned(),
+            reason,
+        };
+        let adapter = LoraAdapter::load(path).map_err(|error| invalid(error.to_string()))?;
+        let rank = adapter
+            .modules
+            .values()
+            .map(|matrices| matrices.r)
+            .max()
+            .unwrap_or(0);
+        if rank > self.max_lora_rank {
+            let limit = self.max_lora_rank;
+            return Err(invalid(format!(
+                "its rank is {rank}, --max-lora-rank is {limit}"
+            )));
+        }
+        model
+            .add_adapter(slot, &adapter)
+            .map_err(|error| invalid(error.to_string()))?;
+        self.slots[slot] = Some(AdapterInfo {
+            name: name.to_owned(),
+            path: path.to_owned(),
+        });
+        Ok(())
+    }
+
+    /// Takes the adapter off `model`; the freed slot.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`].
+    pub(super) fn unload(
+        &mut self,
+        model: &mut QwenModel,
+        name: &str,
+    ) -> Result<usize, AdapterError> {
+        let unknown = || AdapterError::Unknown {
+            name: name.to_owned(),
+        };
+        let slot = self.slot(name).ok_or_else(unknown)?;
+        model.remove_adapter(slot);
+        self.slots[slot] = None;
+        Ok(slot)
+    }
+}

@@ -1,0 +1,244 @@
+//! What fits: weights, adapters, activations and KV blocks within the memory the server may use.
+
+use std::fmt::Write as _;
+
+use burn::tensor::DType;
+use kv_paging::KvShape;
+use model_qwen::{QwenConfig, QwenModel};
+use sysinfo::System;
+
+use crate::config::{Config, MaxModelLen};
+
+const KIB: f64 = 1024.0;
+const MIB: f64 = 1024.0 * KIB;
+const GIB: f64 = 1024.0 * MIB;
+/// Without any flag the KV cache of a CPU server gets at most this.
+const CPU_KV_LIMIT: u64 = 4 << 30;
+
+/// Why the model does not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The budget is spent before the first KV block.
+    #[error(
+        "no memory is left for the KV cache: the budget is {}, and weights, adapters, activations and one block need \
+         {}; increase --gpu-memory-utilization (or --kv-cache-memory-bytes) or use a smaller model",
+        size(*.budget), size(*.needed)
+    )]
+    NoRoom {
+        /// Bytes this process may use.
+        budget: u64,
+        /// Bytes needed with the smallest KV cache.
+        needed: u64,
+    },
+    /// One sequence of `--max-model-len` tokens does not fit.
+    #[error(
+        "--max-model-len {max_model_len} needs {} of KV cache, {} are available, which is enough for {fits} tokens; \
+         increase --gpu-memory-utilization (or --kv-cache-memory-bytes) or decrease --max-model-len",
+        size(*.needed), size(*.available)
+    )]
+    TooLong {
+        /// The asked length.
+        max_model_len: usize,
+        /// Bytes of KV cache for one sequence of that length.
+        needed: u64,
+        /// Bytes of KV cache there are.
+        available: u64,
+        /// The largest length that fits.
+        fits: usize,
+    },
+    /// Longer than the model can be.
+    #[error(
+        "--max-model-len {max_model_len}: the model's own limit is {limit} tokens (max_position_embeddings)"
+    )]
+    BeyondModel {
+        /// The asked length.
+        max_model_len: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+}
+
+/// The division of the memory.
+#[derive(Clone, Debug)]
+pub(super) struct MemoryPlan {
+    /// Layout of the KV cache.
+    pub(super) kv: KvShape,
+    /// Longest prompt plus output.
+    pub(super) max_model_len: usize,
+    /// The report for the start.
+    pub(super) table: String,
+}
+
+/// Bytes of memory of the machine (or of `--device-memory`).
+struct Device {
+    total: u64,
+    free: u64,
+}
+
+impl Device {
+    fn of(config: &Config) -> Self {
+        let mut system = System::new();
+        system.refresh_memory();
+        let free = system.available_memory();
+        match config.memory.device_memory {
+            Some(total) => Self {
+                total,
+                free: free.min(total),
+            },
+            None => Self {
+                total: system.total_memory(),
+                free,
+            },
+        }
+    }
+}
+
+/// Divides the memory for `model`, which is loaded already.
+///
+/// # Errors
+/// [`MemoryError`] with the numbers.
+pub(super) fn plan(
+    config: &Config,
+    model: &QwenModel,
+    kv_dtype: DType,
+) -> Result<MemoryPlan, MemoryError> {
+    let device = Device::of(config);
+    let weights = model.num_bytes() as u64;
+    let adapters = adapter_bytes(config, &model.config);
+    let activations = activation_bytes(config, &model.config);
+    let fixed = weights + adapters + activations;
+
+    let limit = model.config.max_position_embeddings;
+    if let MaxModelLen::Tokens(max_model_len) = config.max_model_len
+        && max_model_len > limit
+    {
+        return Err(MemoryError::BeyondModel {
+            max_model_len,
+            limit,
+        });
+    }
+    let mut kv = KvShape {
+        num_layers: model.config.num_hidden_layers,
+        num_kv_heads: model.config.num_key_value_heads,
+        head_dim: model.config.head_dim,
+        block_size: config.block_size,
+        num_blocks: 1,
+        dtype: kv_dtype,
+    };
+    let bytes_per_block = kv.bytes_per_block() as u64;
+
+    let utilization = config.memory.gpu_memory_utilization;
+    let budget = utilization.map(|fraction| (device.total as f64 * fraction) as u64);
+    let available = match (config.memory.kv_cache_memory_bytes, budget) {
+        (Some(bytes), _) => bytes,
+        (None, Some(budget)) => budget.saturating_sub(fixed),
+        (None, None) => CPU_KV_LIMIT.min(device.free / 4),
+    };
+    if available < bytes_per_block {
+        return Err(MemoryError::NoRoom {
+            budget: budget.unwrap_or(fixed + available),
+            needed: fixed + bytes_per_block,
+        });
+    }
+    let fits = (available / bytes_per_block) as usize * config.block_size;
+    let max_model_len = match config.max_model_len {
+        MaxModelLen::Auto => limit.min(fits),
+        MaxModelLen::Tokens(max_model_len) if max_model_len <= fits => max_model_len,
+        MaxModelLen::Tokens(max_model_len) => {
+            let blocks = max_model_len.div_ceil(config.block_size) as u64;
+            return Err(MemoryError::TooLong {
+                max_model_len,
+                needed: blocks * bytes_per_block,
+                available,
+                fits,
+            });
+        }
+    };
+    // More blocks than all sequences at full length can use would stay empty.
+    let useful = max_model_len
+        .div_ceil(config.block_size)
+        .saturating_mul(config.max_num_seqs);
+    kv.num_blocks = ((available / bytes_per_block) as usize).min(useful);
+
+    let rows = [
+        ("device total", device.total),
+        ("free before the KV cache", device.free),
+        (
+            "budget",
+            budget.unwrap_or(fixed + kv.num_blocks as u64 * bytes_per_block),
+        ),
+        ("weights", weights),
+        ("adapters, at most", adapters),
+        ("activations, at most", activations),
+        ("KV cache", kv.num_blocks as u64 * bytes_per_block),
+    ];
+    Ok(MemoryPlan {
+        kv,
+        max_model_len,
+        table: table(&rows, &kv, max_model_len),
+    })
+}
+
+/// A number of bytes in the unit that suits it.
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    if bytes >= GIB {
+        format!("{:.2} GiB", bytes / GIB)
+    } else if bytes >= MIB {
+        format!("{:.2} MiB", bytes / MIB)
+    } else {
+        format!("{:.2} KiB", bytes / KIB)
+    }
+}
+
+fn table(rows: &[(&str, u64)], kv: &KvShape, max_model_len: usize) -> String {
+    let mut text = String::from("Memory                          GiB\n");
+    for (name, bytes) in rows {
+        let _ = writeln!(text, "  {name:<26} {:>8.3}", *bytes as f64 / GIB);
+    }
+    let tokens = kv.num_slots();
+    let _ = writeln!(
+        text,
+        "KV cache: {} blocks of {} tokens = {tokens} tokens, {} KiB per token",
+        kv.num_blocks,
+        kv.block_size,
+        kv.bytes_per_block() / kv.block_size / 1024,
+    );
+    let concurrency = tokens as f64 / max_model_len as f64;
+    let _ = write!(
+        text,
+        "Maximum concurrency for {max_model_len} tokens per request: {concurrency:.1}x"
+    );
+    text
+}
+
+/// Every slot taken by an adapter of the largest rank on all linear layers, in f32.
+fn adapter_bytes(config: &Config, model: &QwenConfig) -> u64 {
+    let Some(lora) = &config.lora else { return 0 };
+    let (hidden, inter) = (model.hidden_size, model.intermediate_size);
+    let (q, kv) = (
+        model.num_attention_heads * model.head_dim,
+        model.num_key_value_heads * model.head_dim,
+    );
+    let widths = [
+        (hidden, q),
+        (hidden, kv),
+        (hidden, kv),
+        (q, hidden),
+        (hidden, inter),
+        (hidden, inter),
+        (inter, hidden),
+    ];
+    let per_rank: usize = widths.iter().map(|(inp, out)| inp + out).sum();
+    (4 * per_rank * model.num_hidden_layers * lora.max_lora_rank * lora.max_loras) as u64
+}
+
+/// The f32 tensors that are alive at once in the widest place of a full step: the MLP, or the logits.
+fn activation_bytes(config: &Config, model: &QwenConfig) -> u64 {
+    let residual = 3 * model.hidden_size;
+    let mlp = 3 * model.intermediate_size;
+    let attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim;
+    let step = config.max_num_batched_tokens * (residual + mlp.max(attention));
+    let logits = super::worker::MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
+    4 * (step + logits) as u64
+}

@@ -1,0 +1,19 @@
+//! The engine: one thread that owns the device, the model and the KV cache.
+
+mod adapters;
+pub mod error;
+pub mod handle;
+mod memory;
+pub mod receiver;
+pub mod request;
+mod start;
+pub mod stats;
+mod worker;
+
+pub use error::{AdapterError, SubmitError};
+pub use handle::{EngineHandle, OutputStream, channel};
+pub use memory::MemoryError;
+pub use receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission};
+pub use request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
+pub use start::{Engine, StartError};
+pub use stats::{AdapterInfo, EngineLimits, EngineStats};

@@ -1,0 +1,141 @@
+//! From a configuration to a running engine thread.
+
+use std::path::PathBuf;
+
+use burn::tensor::DType;
+use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
+use model_qwen::{
+    ChatTemplate, DeviceError, DtypeChoice, GenerationConfig, GenerationConfigError, LoadError,
+    LoadOptions, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,
+    bundled_model_dir, parse_device, resolve_model,
+};
+
+use super::adapters::AdapterSlots;
+use super::error::AdapterError;
+use super::handle::{EngineHandle, channel};
+use super::memory::{self, MemoryError};
+use super::stats::EngineLimits;
+use super::worker::Worker;
+use crate::args::{Dtype, KvCacheDtype};
+use crate::config::Config;
+use crate::state::ModelInfo;
+
+/// Why the engine does not start.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum StartError {
+    /// There is no bundled model here.
+    #[error(
+        "no --model given and no bundled model found (looked for data/model below the current folder and the \
+         program's); name a model folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+    )]
+    NoModel,
+    /// `--device`.
+    Device(#[from] DeviceError),
+    /// The hub, or a folder that is not there.
+    Resolve(#[from] ResolveError),
+    /// Tokenizer files.
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template of the model.
+    Template(#[from] TemplateError),
+    /// `generation_config.json`.
+    GenerationConfig(#[from] GenerationConfigError),
+    /// Config or weights.
+    Load(#[from] LoadError),
+    /// It does not fit.
+    Memory(#[from] MemoryError),
+    /// Limits that contradict each other.
+    Scheduler(#[from] kv_paging::ConfigError),
+    /// `--lora-modules`.
+    Adapter(#[from] AdapterError),
+    /// The operating system refused a thread.
+    #[error("cannot start the engine thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Starts engines.
+#[derive(Debug)]
+pub struct Engine;
+
+impl Engine {
+    /// Loads the model that `config` names and starts its engine thread.
+    ///
+    /// # Errors
+    /// [`StartError`]: whatever is missing, broken, or does not fit.
+    pub fn start(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
+        let device = parse_device(&config.device)?;
+        let (dir, model_id) = model_dir(config)?;
+        let tokenizer = Tokenizer::from_dir(&dir)?;
+        let chat_template = ChatTemplate::from_dir(&dir)?;
+        let generation_config = GenerationConfig::from_dir(&dir)?;
+
+        let options = LoadOptions {
+            dtype: match config.dtype {
+                Dtype::Auto => DtypeChoice::Auto,
+                Dtype::Float32 => DtypeChoice::F32,
+                Dtype::Bfloat16 => DtypeChoice::Bf16,
+                Dtype::Float16 => DtypeChoice::F16,
+            },
+            quantization: match config.quantization {
+                None => model_qwen::Quantization::None,
+                Some(crate::args::Quantization::Nf4) => {
+                    model_qwen::Quantization::Nf4 { double_quant: true }
+                }
+            },
+        };
+        let start = std::time::Instant::now();
+        let mut model = QwenModel::load(&dir, &options, &device)?;
+        tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
+
+        let kv_dtype = match config.kv_cache_dtype {
+            KvCacheDtype::Auto | KvCacheDtype::Float32 => DType::F32,
+            KvCacheDtype::Bfloat16 => DType::BF16,
+        };
+        let mut adapters = AdapterSlots::new(config.lora.as_ref());
+        for module in config.lora.iter().flat_map(|lora| &lora.modules) {
+            adapters.load(&mut model, &module.name, &module.path)?;
+        }
+        let plan = memory::plan(config, &model, kv_dtype)?;
+        let scheduler = Scheduler::new(SchedulerConfig {
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            block_size: config.block_size,
+            num_blocks: plan.kv.num_blocks,
+            max_model_len: plan.max_model_len,
+            enable_prefix_caching: config.enable_prefix_caching,
+        })?;
+        let (handle, receiver) = channel(EngineLimits {
+            max_model_len: plan.max_model_len,
+            vocab_size: model.config.vocab_size,
+            max_num_queued_reqs: config.max_num_queued_reqs,
+        });
+        receiver.set_adapters(adapters.infos());
+        let cache = PagedKvCache::new(&plan.kv, &device);
+        let worker = Worker::new(model, cache, scheduler, receiver, adapters, config.seed);
+        std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || worker.run())
+            .map_err(StartError::Thread)?;
+
+        let info = ModelInfo {
+            tokenizer,
+            chat_template,
+            generation_config,
+            model_id,
+            max_model_len: plan.max_model_len,
+            memory_table: plan.table,
+        };
+        Ok((handle, info))
+    }
+}
+
+/// The model's folder and the name that clients give it.
+fn model_dir(config: &Config) -> Result<(PathBuf, String), StartError> {
+    match &config.model {
+        Some(model) => Ok((resolve_model(model)?, model.clone())),
+        None => {
+            let dir = bundled_model_dir().ok_or(StartError::NoModel)?;
+            Ok((dir, "bundled".to_owned()))
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The engine thread: schedule, forward, sample, commit, and answer. It sleeps when there is nothing to do.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::mpsc::TryRecvError;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use kv_paging::{
+    AttentionBatch, CacheKey, Chunk, NewSequence, PagedAttention, PagedKvCache, Sampled, Scheduler,
+    SequenceChunk, SequenceId, Step,
+};
+use lora_4bit::AdapterSelection;
+use model_qwen::{QwenModel, Sampler, logprobs_of};
+
+use super::adapters::AdapterSlots;
+use super::error::AdapterError;
+use super::receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, Submission};
+use super::request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
+use super::stats::EngineStats;
+
+/// Rows whose logits are in memory at once: `vocab_size` floats each.
+pub(super) const MAX_LOGIT_ROWS: usize = 64;
+
+/// Owner of the device, the model and the KV cache.
+pub(super) struct Worker {
+    model: QwenModel,
+    device: Device,
+    cache: PagedKvCache,
+    scheduler: Scheduler,
+    receiver: EngineReceiver,
+    adapters: AdapterSlots,
+    sequences: HashMap<SequenceId, ActiveSequence>,
+    /// `--seed`: sequences without a seed of their own get this one plus their id, so that they differ.
+    seed: Option<u64>,
+    shutting_down: bool,
+    prompt_tokens: u64,
+    generation_tokens: u64,
+}
+
+/// What the engine remembers of a sequence besides its blocks.
+struct ActiveSequence {
+    request: GenerateRequest,
+    sink: OutputSink,
+    /// Held until the sequence is first scheduled.
+    permit: Option<QueuePermit>,
+    sampler: Sampler,
+    slot: Option<usize>,
+    num_generated: usize,
+    /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
+    prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+}
+
+/// A row of the step's hidden states whose logits are needed.
+#[derive(Clone, Copy)]
+struct LogitRow {
+    /// Index of the chunk it belongs to.
+    chunk: usize,
+    /// Row of the packed step.
+    row: usize,
+    /// For a prompt's log-probabilities: the position the row predicts. Otherwise the row is sampled.
+    predicts: Option<usize>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        model: QwenModel,
+        cache: PagedKvCache,
+        scheduler: Scheduler,
+        receiver: EngineReceiver,
+        adapters: AdapterSlots,
+        seed: Option<u64>,
+    ) -> Self {
+        let worker = Self {
+            device: model.device(),
+            model,
+            cache,
+            scheduler,
+            receiver,
+            adapters,
+            sequences: HashMap::new(),
+            seed,
+            shutting_down: false,
+            prompt_tokens: 0,
+            generation_tokens: 0,
+        };
+        worker.publish();
+        worker
+    }
+
+    /// Works until a shutdown is drained or every handle is gone.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.step();
+        }
+    }
+
+    /// One step of all scheduled sequences.
+    fn step(&mut self) {
+        let step = self.scheduler.schedule();
+        if step.chunks.is_empty() {
+            return;
+        }
+        self.admit(&step);
+        let hidden = self.forward(&step); // [tokens, hidden]
+        let sampled = self.sample(&step, hidden);
+        self.scheduler.commit(&sampled);
+        self.finish(&sampled);
+        self.publish();
+    }
+
+    /// Takes the commands that wait; sleeps for one if nothing else is to be done. `false` at the end.
+    fn receive(&mut self) -> bool {
+        if !self.scheduler.has_work() {
+            if self.shutting_down {
+                return false;
+            }
+            match self.receiver.recv() {
+                Some(command) => self.obey(command),
+                None => return false,
+            }
+        }
+        loop {
+            match self.receiver.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+                // Nobody is left to read an answer.
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: EngineCommand) {
+        match command {
+            EngineCommand::Submit(submission) => self.submit(submission),
+            EngineCommand::Abort(id) => {
+                self.scheduler.abort(id);
+                self.sequences.remove(&id);
+            }
+            EngineCommand::LoadAdapter { name, path, reply } => {
+                // The caller may have gone away; the adapter is loaded all the same.
+                let _ = reply.send(self.load_adapter(&name, &path));
+            }
+            EngineCommand::UnloadAdapter { name, reply } => {
+                let _ = reply.send(self.unload_adapter(&name));
+            }
+            EngineCommand::Shutdown => self.shutting_down = true,
+        }
+        self.publish();
+    }
+
+    fn submit(
+        &mut self,
+        Submission {
+            id,
+            mut request,
+            sink,
+            permit,
+        }: Submission,
+    ) {
+        let slot = match &request.adapter {
+            None => None,
+            Some(name) => match self.adapters.slot(name) {
+                Some(slot) => Some(slot),
+                // It was unloaded between the check of the request and now.
+                None => {
+                    sink.send(EngineOutput::Finished {
+                        reason: FinishReason::Abort,
+                    });
+                    return;
+                }
+            },
+        };
+        let added = self.scheduler.add(NewSequence {
+            id,
+            prompt: request.prompt.clone(),
+            cache_key: CacheKey {
+                adapter: request.adapter.clone(),
+                salt: request.cache_salt.clone(),
+            },
+            max_tokens: request.max_tokens,
+            needs_prompt_logits: request.prompt_logprobs.is_some(),
+        });
+        if let Err(error) = added {
+            let reason = FinishReason::Error(error.to_string());
+            sink.send(EngineOutput::Finished { reason });
+            return;
+        }
+        self.prompt_tokens += request.prompt.len() as u64;
+        let default_seed = self.seed.map(|seed| seed.wrapping_add(id));
+        request.sampling.seed = request.sampling.seed.or(default_seed);
+        let vocab_size = self.model.config.vocab_size;
+        let sequence = ActiveSequence {
+            sampler: Sampler::new(&request.sampling, &request.prompt, vocab_size),
+            prompt_logprobs: request.prompt_logprobs.map(|_| vec![None]),
+            request,
+            sink,
+            permit: Some(permit),
+            slot,
+            num_generated: 0,
+        };
+        self.sequences.insert(id, sequence);
+    }
+
+    fn load_adapter(&mut self, name: &str, path: &Path) -> Result<(), AdapterError> {
+        self.adapters.load(&mut self.model, name, path)?;
+        self.receiver.set_adapters(self.adapters.infos());
+        Ok(())
+    }
+
+    fn unload_adapter(&mut self, name: &str) -> Result<(), AdapterError> {
+        let slot = self.adapters.unload(&mut self.model, name)?;
+        self.receiver.set_adapters(self.adapters.infos());
+        let users = self
+            .sequences
+            .iter()
+            .filter(|(_, sequence)| sequence.slot == Some(slot));
+        let users: Vec<SequenceId> = users.map(|(id, _)| *id).collect();
+        for id in users {
+            self.scheduler.abort(id);
+            if let Some(sequence) = self.sequences.remove(&id) {
+                sequence.sink.send(EngineOutput::Finished {
+                    reason: FinishReason::Abort,
+                });
+            }
+        }
+        // Another adapter may come under the same name.
+        self.scheduler.forget_adapter(name);
+        Ok(())
+    }
+
+    /// Frees the queue places of the sequences that are scheduled for the first time.
+    fn admit(&mut self, step: &Step) {
+        for chunk in &step.chunks {
+            if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
+                sequence.permit = None;
+            }
+        }
+    }
+
+    /// Hidden states of the packed step, `[tokens, hidden]`.
+    fn forward(&mut self, step: &Step) -> Tensor<2> {
+        let (mut tokens, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let mut chunks = Vec::with_capacity(step.chunks.len());
+        for chunk in &step.chunks {
+            let end = chunk.start + chunk.tokens.len();
+            tokens.extend_from_slice(&chunk.tokens);
+            positions.extend(chunk.start as u32..end as u32);
+            let slot = self
+                .sequences
+                .get(&chunk.id)
+                .and_then(|sequence| sequence.slot);
+            slots.resize(tokens.len(), slot);
+            chunks.push(SequenceChunk {
+                query_len: chunk.tokens.len(),
+                context_len: end,
+                block_table: &chunk.block_table,
+            });
+        }
+        let batch = AttentionBatch::new(&chunks, self.cache.shape().block_size);
+        let adapters = AdapterSelection::per_row(&slots, &self.device);
+        let mut kv = PagedAttention {
+            cache: &mut self.cache,
+            batch: &batch,
+        };
+        self.model.forward(&tokens, &positions, &adapters, &mut kv)
+    }
+
+    /// Samples every chunk that is due a token, and sends tokens and prompt log-probabilities.
+    fn sample(&mut self, step: &Step, hidden: Tensor<2>) -> Vec<Sampled> {
+        let mut sampled = Vec::with_capacity(step.chunks.len());
+        for rows in self.logit_rows(step).chunks(MAX_LOGIT_ROWS) {
+            let indices: Vec<i32> = rows.iter().map(|row| row.row as i32).collect();
+            let indices = TensorData::new(indices, [rows.len()]);
+            let indices = Tensor::<1, Int>::from_data(indices, (&self.device, DType::I32));
+            let logits = self.model.logits(hidden.clone().select(0, indices)); // [rows, vocab]
+            let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            for (row, logits) in rows
+                .iter()
+                .zip(logits.chunks_exact_mut(self.model.config.vocab_size))
+            {
+                let chunk = &step.chunks[row.chunk];
+                let Some(sequence) = self.sequences.get_mut(&chunk.id) else {
+                    continue;
+                };
+                match row.predicts {
+                    Some(position) => sequence.score_prompt(position, logits),
+                    None => {
+                        sampled.push(sequence.sample(chunk, logits));
+                        self.generation_tokens += 1;
+                    }
+                }
+            }
+        }
+        sampled
+    }
+
+    /// The rows of the step whose logits are needed, in order.
+    fn logit_rows(&self, step: &Step) -> Vec<LogitRow> {
+        let mut rows = Vec::with_capacity(step.chunks.len());
+        let mut start = 0;
+        for (index, chunk) in step.chunks.iter().enumerate() {
+            let end = start + chunk.tokens.len();
+            if let Some(sequence) = self.sequences.get(&chunk.id) {
+                let predicted = sequence.unscored_prompt(chunk);
+                rows.extend(predicted.map(|position| LogitRow {
+                    chunk: index,
+                    row: start + position - 1 - chunk.start,
+                    predicts: Some(position),
+                }));
+            }
+            if chunk.samples {
+                rows.push(LogitRow {
+                    chunk: index,
+                    row: end - 1,
+                    predicts: None,
+                });
+            }
+            start = end;
+        }
+        rows
+    }
+
+    /// Says goodbye to the sequences that ended with this step; their blocks are free already.
+    fn finish(&mut self, sampled: &[Sampled]) {
+        for sampled in sampled.iter().filter(|sampled| sampled.finished) {
+            if let Some(sequence) = self.sequences.remove(&sampled.id) {
+                let stopped = sequence.request.stop_token_ids.contains(&sampled.token);
+                let reason = if stopped {
+                    FinishReason::Stop
+                } else {
+                    FinishReason::Length
+                };
+                sequence.sink.send(EngineOutput::Finished { reason });
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let stats = self.scheduler.stats();
+        let adapters = |waiting: bool| {
+            let mut names: Vec<String> = (self.sequences.values())
+                .filter(|sequence| sequence.permit.is_some() == waiting)
+                .filter_map(|sequence| sequence.request.adapter.clone())
+                .collect();
+            names.sort_unstable();
+            names.dedup();
+            names
+        };
+        self.receiver.publish_stats(EngineStats {
+            num_running: stats.num_running,
+            num_waiting: stats.num_waiting,
+            num_blocks: stats.num_blocks,
+            num_free_blocks: stats.num_free_blocks,
+            block_size: self.scheduler.config().block_size,
+            prefix_queries: stats.prefix_queries,
+            prefix_hits: stats.prefix_hits,
+            num_preemptions: stats.num_preemptions,
+            prompt_tokens: self.prompt_tokens,
+            generation_tokens: self.generation_tokens,
+            running_adapters: adapters(false),
+            waiting_adapters: adapters(true),
+            max_loras: self.adapters.max_loras(),
+        });
+    }
+}
+
+impl ActiveSequence {
+    /// Chooses the sequence's next token and sends it.
+    fn sample(&mut self, chunk: &Chunk, logits: &mut [f32]) -> Sampled {
+        if let Some(scores) = self.prompt_logprobs.take() {
+            self.sink.send(EngineOutput::PromptLogprobs(scores));
+        }
+        let stop = &self.request.stop_token_ids;
+        let banned: &[u32] = if self.num_generated < self.request.min_tokens {
+            stop
+        } else {
+            &[]
+        };
+        let token = self.sampler.sample(logits, banned);
+        self.num_generated += 1;
+        let id = token.id;
+        let delivered = self.sink.send(EngineOutput::Token {
+            id,
+            logprobs: self.request.sampling.logprobs.map(|_| TokenLogprobs {
+                id,
+                logprob: token.logprob,
+                top: token.top,
+            }),
+            num_cached_tokens: chunk.num_cached,
+        });
+        let finished = stop.contains(&id)
+            || self.num_generated >= self.request.max_tokens
+            || chunk.reaches_max_len
+            || !delivered;
+        Sampled {
+            id: chunk.id,
+            token: id,
+            finished,
+        }
+    }
+
+    /// Positions of the prompt that `chunk` predicts and that have no log-probability yet.
+    fn unscored_prompt(&self, chunk: &Chunk) -> std::ops::Range<usize> {
+        let Some(scores) = &self.prompt_logprobs else {
+            return 0..0;
+        };
+        let end = (chunk.start + chunk.tokens.len() + 1).min(self.request.prompt.len());
+        // After a preemption the chunks start over; what was scored before stays.
+        scores.len().max(chunk.start + 1)..end
+    }
+
+    /// Notes the log-probability of the prompt's token at `position`.
+    fn score_prompt(&mut self, position: usize, logits: &mut [f32]) {
+        let (id, num_top) = (self.request.prompt[position], self.request.prompt_logprobs);
+        let scored = logprobs_of(logits, id, num_top.unwrap_or(0));
+        if let Some(scores) = &mut self.prompt_logprobs {
+            scores.push(Some(TokenLogprobs {
+                id,
+                logprob: scored.logprob,
+                top: scored.top,
+            }));
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The architecture check: what docs/architecture.md says must be true of the tree.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{output, root};
+
+/// Which siblings a crate may import.
+const MAY_IMPORT: [(&str, &[&str]); 5] = [
+    ("lora-4bit", &[]),
+    ("kv-paging", &[]),
+    ("model-qwen", &["lora-4bit", "kv-paging"]),
+    ("trainer-sft", &["model-qwen", "lora-4bit", "kv-paging"]),
+    ("server", &["model-qwen", "lora-4bit", "kv-paging"]),
+];
+/// A source file longer than this, tests apart, holds two things.
+const MAX_LINES: usize = 500;
+/// Files of kv-paging that must hold no tensor and see no device.
+const TENSOR_FREE: [&str; 4] = ["scheduler", "block_pool.rs", "block_table.rs", "prefix.rs"];
+
+/// Checks everything and reports all that is wrong.
+pub(crate) fn run() -> Result<()> {
+    let mut wrong = Vec::new();
+    imports(&mut wrong)?;
+    cuda_stand_in(&mut wrong)?;
+    for dir in ["crates", "examples", "xtask"] {
+        sources(&root().join(dir), &mut wrong)?;
+    }
+    if !wrong.is_empty() {
+        bail!(
+            "{} violations of the architecture:\n{}",
+            wrong.len(),
+            wrong.join("\n")
+        );
+    }
+    println!(
+        "dependency direction, file sizes, unsafe code, tensor-free scheduler, CUDA stand-in: as described"
+    );
+    Ok(())
+}
+
+/// Dependencies between the workspace's crates, as cargo sees them; dev-dependencies included.
+fn imports(wrong: &mut Vec<String>) -> Result<()> {
+    let text = output("cargo", &["metadata", "--format-version", "1", "--no-deps"])?;
+    let metadata: Value = serde_json::from_str(&text)?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata: no packages")?;
+    let names: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
+    for (name, allowed) in MAY_IMPORT {
+        let package = packages.iter().find(|p| p["name"] == name);
+        let package = package.with_context(|| format!("crate {name} is gone"))?;
+        let dependencies = package["dependencies"].as_array().into_iter().flatten();
+        for dependency in dependencies.filter_map(|d| d["name"].as_str()) {
+            if names.contains(dependency) && !allowed.contains(&dependency) {
+                wrong.push(format!(
+                    "{name} imports {dependency}; it may import {allowed:?}"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The stand-in replaces one exact version: when Burn moves to another, it must be looked at again.
+fn cuda_stand_in(wrong: &mut Vec<String>) -> Result<()> {
+    let lock = fs::read_to_string(root().join("Cargo.lock"))?;
+    let version = |package: &str| {
+        let start = lock.find(&format!("name = \"{package}\"\nversion = \""))?;
+        lock[start..]
+            .lines()
+            .nth(1)?
+            .split('"')
+            .nth(1)
+            .map(str::to_owned)
+    };
+    let (stand_in, cuda) = (version("cubecl-llvm"), version("cubecl-cuda"));
+    if stand_in.is_none() || stand_in != cuda {
+        wrong.push(format!(
+            ".cargo/cubecl-llvm stands in for version {stand_in:?}, cubecl-cuda is {cuda:?}: compare \
+             what cubecl-cuda names of cubecl-llvm, then give the stand-in that version"
+        ));
+    }
+    let burn = version("burn");
+    if burn.as_deref() != Some("0.22.1") {
+        wrong.push(format!(
+            "burn is {burn:?}; the stand-in was checked with 0.22.1"
+        ));
+    }
+    Ok(())
+}
+
+/// File sizes, unsafe code and the scheduler's imports, below `dir`.
+fn sources(dir: &Path, wrong: &mut Vec<String>) -> Result<()> {
+    let mut entries = fs::read_dir(dir)?.collect::<std::io::Result<Vec<_>>>()?;
+    entries.sort_by_key(std::fs::DirEntry::path);
+    for path in entries.iter().map(std::fs::DirEntry::path) {
+        if path.is_dir() {
+            sources(&path, wrong)?;
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let text = fs::read_to_string(&path)?;
+            source(&path, &text, wrong);
+        }
+    }
+    Ok(())
+}
+
+fn source(path: &Path, text: &str, wrong: &mut Vec<String>) {
+    let parts: Vec<_> = path.iter().filter_map(|p| p.to_str()).collect();
+    let place = path.strip_prefix(root()).unwrap_or(path).display();
+    let is_test = parts.contains(&"tests");
+    let code = text.split("#[cfg(test)]").next().unwrap_or(text);
+    let lines = code.lines().count();
+    if lines > MAX_LINES && !is_test {
+        wrong.push(format!(
+            "{place}: {lines} lines without tests, at most {MAX_LINES}"
+        ));
+    }
+    let has_unsafe = code.lines().map(str::trim_start).any(|line| {
+        let comment = line.starts_with("//");
+        !comment
+            && ["unsafe {", "unsafe fn", "unsafe impl"]
+                .iter()
+                .any(|u| line.contains(u))
+    });
+    if has_unsafe && !parts.contains(&"kernels") && !is_test && !parts.contains(&"xtask") {
+        wrong.push(format!("{place}: unsafe code outside src/kernels"));
+    }
+    let tensor_free = parts.contains(&"kv-paging")
+        && parts.contains(&"src")
+        && TENSOR_FREE.iter().any(|name| parts.contains(name));
+    if tensor_free && code.contains("burn::") {
+        wrong.push(format!(
+            "{place}: the scheduler and the block pool hold no tensor"
+        ));
+    }
+}

@@ -1,0 +1,65 @@
+//! What CI checks, cheap things first.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{arch, docs, run as command};
+
+/// One check, with the time it took.
+fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    println!("\n== {name}");
+    step()?;
+    println!(
+        "== {name}: passed in {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Runs all of CI; the first failure ends it.
+pub(crate) fn run() -> Result<()> {
+    run_step("format", || command("cargo", &["fmt", "--all", "--check"]))?;
+    run_step("typos", || command("typos", &["--config", "typos.toml"]))?;
+    run_step("architecture", arch::run)?;
+    run_step("licences, bans, sources", || {
+        command(
+            "cargo",
+            &[
+                "deny",
+                "--all-features",
+                "check",
+                "bans",
+                "licenses",
+                "sources",
+            ],
+        )
+    })?;
+    run_step("tests", || {
+        command("cargo", &["test", "--release", "--workspace"])
+    })?;
+    run_step("flag pages", || docs::run(true))?;
+    run_step("clippy", || {
+        let clippy = ["clippy", "--release", "--workspace", "--all-targets"];
+        command("cargo", &[&clippy[..], &["--", "-D", "warnings"]].concat())
+    })?;
+    run_step("rustdoc", || {
+        command("cargo", &["doc", "--release", "--workspace", "--no-deps"])
+    })?;
+    run_step("CUDA build", || {
+        command(
+            "cargo",
+            &[
+                "check",
+                "--release",
+                "-p",
+                "server",
+                "-p",
+                "trainer-sft",
+                "--features",
+                "cuda",
+            ],
+        )
+    })
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask COMMAND`: what a developer and CI run besides cargo itself.
+
+#![allow(clippy::print_stdout)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+mod arch;
+mod bench;
+mod ci;
+mod docs;
+mod golden;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  ci                    everything CI checks, in CI's order
+  arch                  dependency direction, file sizes, where unsafe may stand, the CUDA stand-in's version
+  docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
+  golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
+  bench cpu --model DIR [--threads N] [--hf PYTHON] [--llama-cpp FILE.gguf]
+                        decode and prefill speed on the CPU, beside the peers that are named
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["ci"] => ci::run(),
+        ["arch"] => arch::run(),
+        ["docs"] => docs::run(false),
+        ["docs", "--check"] => docs::run(true),
+        ["golden", names @ ..] => golden::run(names),
+        ["bench", "cpu", flags @ ..] => bench::cpu(flags),
+        _ => {
+            print!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's top folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs a command in the workspace's top folder and fails if it does.
+fn run(program: &str, args: &[&str]) -> Result<()> {
+    println!("$ {program} {}", args.join(" "));
+    let status = Command::new(program)
+        .args(args)
+        .current_dir(root())
+        .status()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !status.success() {
+        bail!("`{program} {}` failed: {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+/// The standard output of a command, which must succeed.
+fn output(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(root())
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!("`{program} {}` failed: {error}", args.join(" "));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
