@@ -12,7 +12,7 @@ pub(crate) fn run(names: &[&str]) -> Result<()> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let mut scripts = fs::read_dir(root().join("xtask/golden"))
         .context("xtask/golden")?
-        .filter_map(|entry| Some(entry.ok()?.file_name().into_string().ok()?))
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter_map(|file| file.strip_suffix(".py").map(str::to_owned))
         .collect::<Vec<_>>();
     scripts.sort();

@@ -281,7 +281,7 @@ impl Fields<'_> {
             return Err(self.error("hidden_size", &expected, hidden_size));
         }
         let head_dim = raw.head_dim.unwrap_or(hidden_size / num_attention_heads);
-        if head_dim == 0 || head_dim % 2 != 0 {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(self.error("head_dim", "a positive even number", head_dim));
         }
 

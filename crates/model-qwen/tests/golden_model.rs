@@ -1,6 +1,8 @@
 //! The forward pass against Hugging Face transformers, on tiny random checkpoints
 //! (`xtask/golden/model.py` writes them).
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -202,7 +204,7 @@ fn wrong_files_are_named() {
         }
         edit(dir.path());
         let result = QwenModel::load(dir.path(), &LoadOptions::default(), &Device::flex());
-        result.err().expect("must be refused").to_string()
+        result.expect_err("must be refused").to_string()
     };
     let edit_config = |from: &'static str, to: &'static str| {
         move |dir: &Path| {
