@@ -32,7 +32,7 @@ fn fine_tune(output: &Path) {
         "--device",
         "cpu",
         "--max-steps",
-        "40",
+        "72",
     ];
     let config = Args::parse_config(args.map(std::ffi::OsString::from)).unwrap();
     trainer_sft::train(&config).unwrap();

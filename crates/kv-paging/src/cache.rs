@@ -5,7 +5,7 @@
 //! backend copy the whole cache at every token.
 
 use burn::backend::DispatchDevice;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 
 use crate::batch::AttentionBatch;
 use crate::kernels;
@@ -123,11 +123,14 @@ impl PagedKvCache {
 /// On the CPU its pages are those the system hands out zeroed at first touch, so that an unused cache takes no memory;
 /// burn's own `zeros` writes them all.
 fn zeros(dims: [usize; 3], dtype: DType, device: &Device) -> Tensor<3> {
-    if !matches!(device.as_dispatch(), DispatchDevice::Flex(_)) {
+    let num_bytes = dims.iter().product::<usize>() * dtype.size();
+    let is_cpu = matches!(device.as_dispatch(), DispatchDevice::Flex(_));
+    if !is_cpu || !num_bytes.is_multiple_of(size_of::<u32>()) {
         return Tensor::zeros(dims, (device, dtype));
     }
-    let num_bytes = dims.iter().product::<usize>() * dtype.size();
-    let data = TensorData::from_bytes_vec(vec![0; num_bytes], dims, dtype);
+    // Words, because a buffer of bytes has no alignment and would be copied into one that has.
+    let bytes = Bytes::from_elems(vec![0u32; num_bytes / size_of::<u32>()]);
+    let data = TensorData::from_bytes(bytes, dims, dtype);
     Tensor::from_data(data, (device, dtype))
 }
 

@@ -144,7 +144,7 @@ pub struct Args {
     #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_rslora: Option<bool>,
 
-    /// Peak learning rate of AdamW [default: 2e-4]
+    /// Peak learning rate of AdamW [default: 2e-4; 2e-3 for LoRA on the bundled model]
     #[arg(
         long,
         value_name = "LR",

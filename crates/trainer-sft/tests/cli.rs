@@ -68,7 +68,9 @@ fn the_help_tells_the_true_defaults() {
             "--{flag}: help {stated}, real {default}"
         );
     }
-    assert_eq!(config.optimizer.learning_rate, 2e-4);
+    assert_eq!(config.optimizer.learning_rate, 2e-3, "the bundled model");
+    let named = parse("--data d.jsonl --model m").unwrap();
+    assert_eq!(named.optimizer.learning_rate, 2e-4);
     assert_eq!(config.optimizer.lr_schedule, LrSchedule::Cosine);
     assert_eq!(
         (config.model.quantization, config.model.double_quant),

@@ -92,8 +92,12 @@ impl Config {
             target_modules: target_modules(args.target_modules)?,
             use_rslora: args.use_rslora.unwrap_or(false),
         };
+        // The narrower the model, the larger the steps it takes: 2e-4 suits half a billion parameters and more, and
+        // leaves the bundled model where it was.
+        let bundled = model.model.is_none() && !full;
+        let learning_rate = if bundled { 2e-3 } else { 2e-4 };
         let optimizer = OptimizerConfig {
-            learning_rate: positive("learning-rate", args.learning_rate.unwrap_or(2e-4))?,
+            learning_rate: positive("learning-rate", args.learning_rate.unwrap_or(learning_rate))?,
             lr_schedule: args.lr_schedule.unwrap_or(LrSchedule::Cosine),
             warmup_ratio: in_range("warmup-ratio", args.warmup_ratio.unwrap_or(0.03), 0.0, 1.0)?,
             warmup_steps: args.warmup_steps,
