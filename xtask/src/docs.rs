@@ -4,7 +4,9 @@ use std::fs;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{output, root};
+use serde_json::Value;
+
+use crate::{output, root, run as command};
 
 /// Program, and the page that holds its help.
 const PAGES: [(&str, &str); 2] = [
@@ -14,9 +16,13 @@ const PAGES: [(&str, &str); 2] = [
 
 /// Writes the pages, or with `check` fails where one differs.
 pub(crate) fn run(check: bool) -> Result<()> {
+    command("cargo", &["build", "--release", "--workspace", "--bins"])?;
+    let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps"])?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
+    let target = metadata["target_directory"].as_str();
+    let target = target.context("cargo metadata: no target_directory")?;
     for (program, page) in PAGES {
-        let args = ["run", "--release", "--quiet", "-p", program, "--", "--help"];
-        let help = output("cargo", &args)?;
+        let help = output(&format!("{target}/release/{program}"), &["--help"])?;
         // Wrapped lines end in blanks that editors remove.
         let help: Vec<&str> = help.lines().map(str::trim_end).collect();
         let text = format!(
