@@ -78,7 +78,7 @@ fn main() -> Result<()> {
     let id = |token: &str| tokenizer.token_to_id(token);
     let generation = json!({
         "bos_token_id": id(END_OF_TEXT), "eos_token_id": [id(IM_END), id(END_OF_TEXT)],
-        "do_sample": true, "temperature": 0.7, "top_p": 0.9, "top_k": 40,
+        "do_sample": true, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1,
     });
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": false, "bos_token": null,
