@@ -1,5 +1,6 @@
 //! The engine: one thread that owns the device, the model and the KV cache.
 
+mod active;
 mod adapters;
 pub mod error;
 pub mod handle;

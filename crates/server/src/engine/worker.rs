@@ -6,16 +6,17 @@ use std::sync::mpsc::TryRecvError;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::{
-    AttentionBatch, CacheKey, Chunk, NewSequence, PagedAttention, PagedKvCache, Sampled, Scheduler,
+    AttentionBatch, CacheKey, NewSequence, PagedAttention, PagedKvCache, Sampled, Scheduler,
     SequenceChunk, SequenceId, Step,
 };
 use lora_4bit::AdapterSelection;
-use model_qwen::{QwenModel, Sampler, logprobs_of};
+use model_qwen::{QwenModel, Sampler};
 
+use super::active::ActiveSequence;
 use super::adapters::AdapterSlots;
 use super::error::AdapterError;
-use super::receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, Submission};
-use super::request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
+use super::receiver::{EngineCommand, EngineReceiver, Submission};
+use super::request::{EngineOutput, FinishReason};
 use super::stats::EngineStats;
 
 /// Rows whose logits are in memory at once: `vocab_size` floats each.
@@ -35,19 +36,6 @@ pub(super) struct Worker {
     shutting_down: bool,
     prompt_tokens: u64,
     generation_tokens: u64,
-}
-
-/// What the engine remembers of a sequence besides its blocks.
-struct ActiveSequence {
-    request: GenerateRequest,
-    sink: OutputSink,
-    /// Held until the sequence is first scheduled.
-    permit: Option<QueuePermit>,
-    sampler: Sampler,
-    slot: Option<usize>,
-    num_generated: usize,
-    /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
-    prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
 
 /// A row of the step's hidden states whose logits are needed.
@@ -361,64 +349,5 @@ impl Worker {
             waiting_adapters: adapters(true),
             max_loras: self.adapters.max_loras(),
         });
-    }
-}
-
-impl ActiveSequence {
-    /// Chooses the sequence's next token and sends it.
-    fn sample(&mut self, chunk: &Chunk, logits: &mut [f32]) -> Sampled {
-        if let Some(scores) = self.prompt_logprobs.take() {
-            self.sink.send(EngineOutput::PromptLogprobs(scores));
-        }
-        let stop = &self.request.stop_token_ids;
-        let banned: &[u32] = if self.num_generated < self.request.min_tokens {
-            stop
-        } else {
-            &[]
-        };
-        let token = self.sampler.sample(logits, banned);
-        self.num_generated += 1;
-        let id = token.id;
-        let delivered = self.sink.send(EngineOutput::Token {
-            id,
-            logprobs: self.request.sampling.logprobs.map(|_| TokenLogprobs {
-                id,
-                logprob: token.logprob,
-                top: token.top,
-            }),
-            num_cached_tokens: chunk.num_cached,
-        });
-        let finished = stop.contains(&id)
-            || self.num_generated >= self.request.max_tokens
-            || chunk.reaches_max_len
-            || !delivered;
-        Sampled {
-            id: chunk.id,
-            token: id,
-            finished,
-        }
-    }
-
-    /// Positions of the prompt that `chunk` predicts and that have no log-probability yet.
-    fn unscored_prompt(&self, chunk: &Chunk) -> std::ops::Range<usize> {
-        let Some(scores) = &self.prompt_logprobs else {
-            return 0..0;
-        };
-        let end = (chunk.start + chunk.tokens.len() + 1).min(self.request.prompt.len());
-        // After a preemption the chunks start over; what was scored before stays.
-        scores.len().max(chunk.start + 1)..end
-    }
-
-    /// Notes the log-probability of the prompt's token at `position`.
-    fn score_prompt(&mut self, position: usize, logits: &mut [f32]) {
-        let (id, num_top) = (self.request.prompt[position], self.request.prompt_logprobs);
-        let scored = logprobs_of(logits, id, num_top.unwrap_or(0));
-        if let Some(scores) = &mut self.prompt_logprobs {
-            scores.push(Some(TokenLogprobs {
-                id,
-                logprob: scored.logprob,
-                top: scored.top,
-            }));
-        }
     }
 }

@@ -1,0 +1,81 @@
+//! What the engine thread knows of a sequence besides its blocks: its request, its sampler, and where its tokens go.
+
+use std::ops::Range;
+
+use kv_paging::{Chunk, Sampled};
+use model_qwen::{Sampler, logprobs_of};
+
+use super::receiver::{OutputSink, QueuePermit};
+use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
+
+/// What the engine remembers of a sequence besides its blocks.
+pub(super) struct ActiveSequence {
+    pub(super) request: GenerateRequest,
+    pub(super) sink: OutputSink,
+    /// Held until the sequence is first scheduled.
+    pub(super) permit: Option<QueuePermit>,
+    pub(super) sampler: Sampler,
+    pub(super) slot: Option<usize>,
+    pub(super) num_generated: usize,
+    /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
+    pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+}
+
+impl ActiveSequence {
+    /// Chooses the sequence's next token and sends it.
+    pub(super) fn sample(&mut self, chunk: &Chunk, logits: &mut [f32]) -> Sampled {
+        if let Some(scores) = self.prompt_logprobs.take() {
+            self.sink.send(EngineOutput::PromptLogprobs(scores));
+        }
+        let stop = &self.request.stop_token_ids;
+        let banned: &[u32] = if self.num_generated < self.request.min_tokens {
+            stop
+        } else {
+            &[]
+        };
+        let token = self.sampler.sample(logits, banned);
+        self.num_generated += 1;
+        let id = token.id;
+        let delivered = self.sink.send(EngineOutput::Token {
+            id,
+            logprobs: self.request.sampling.logprobs.map(|_| TokenLogprobs {
+                id,
+                logprob: token.logprob,
+                top: token.top,
+            }),
+            num_cached_tokens: chunk.num_cached,
+        });
+        let finished = stop.contains(&id)
+            || self.num_generated >= self.request.max_tokens
+            || chunk.reaches_max_len
+            || !delivered;
+        Sampled {
+            id: chunk.id,
+            token: id,
+            finished,
+        }
+    }
+
+    /// Positions of the prompt that `chunk` predicts and that have no log-probability yet.
+    pub(super) fn unscored_prompt(&self, chunk: &Chunk) -> Range<usize> {
+        let Some(scores) = &self.prompt_logprobs else {
+            return 0..0;
+        };
+        let end = (chunk.start + chunk.tokens.len() + 1).min(self.request.prompt.len());
+        // After a preemption the chunks start over; what was scored before stays.
+        scores.len().max(chunk.start + 1)..end
+    }
+
+    /// Notes the log-probability of the prompt's token at `position`.
+    pub(super) fn score_prompt(&mut self, position: usize, logits: &mut [f32]) {
+        let (id, num_top) = (self.request.prompt[position], self.request.prompt_logprobs);
+        let scored = logprobs_of(logits, id, num_top.unwrap_or(0));
+        if let Some(scores) = &mut self.prompt_logprobs {
+            scores.push(Some(TokenLogprobs {
+                id,
+                logprob: scored.logprob,
+                top: scored.top,
+            }));
+        }
+    }
+}
