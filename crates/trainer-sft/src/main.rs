@@ -1,6 +1,7 @@
 //! `trainer-sft`: settings in, adapter folder out.
 
 use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use tracing_subscriber::EnvFilter;
@@ -10,7 +11,17 @@ use trainer_sft::config::Config;
 use trainer_sft::data::Datasets;
 use trainer_sft::preview::preview;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let config = match Args::parse_config(std::env::args_os()) {
         Ok(config) => config,
         Err(ArgsError::Clap(error)) => error.exit(),
@@ -20,6 +31,7 @@ fn main() -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();
