@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
 
-    /// Where the model runs: auto, cpu, cuda[:N], wgpu, vulkan, metal or rocm (those compiled in)
+    /// Where the model runs: auto, cpu, cuda, cuda:N, wgpu, vulkan, metal or rocm (those compiled in)
     #[arg(long, default_value = "auto")]
     pub device: String,
 

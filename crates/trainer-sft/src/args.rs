@@ -213,7 +213,7 @@ pub struct Args {
     #[arg(long, value_name = "SEED", help_heading = "Training")]
     pub seed: Option<u64>,
 
-    /// Folder to write; nothing is overwritten [default: adapters/<data file>-<n>; models/… with --full]
+    /// Folder to write; nothing is overwritten [default: adapters/DATA-N; models/… with --full]
     #[arg(
         long,
         short,

@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | [`dense_linear`] | `x · wᵀ` | `[m, k]`, `[n, k]` → `[m, n]` |
 //! | [`dense_linear_t`] | `dy · w` | `[m, n]`, `[n, k]` → `[m, k]` |
-//! | [`nf4_linear`] | `x · wᵀ`, `w` in NF4 | `[m, k]`, `[n, k]` → `[m, n]` |
-//! | [`nf4_linear_t`] | `dy · w`, `w` in NF4 | `[m, n]`, `[n, k]` → `[m, k]` |
+//! | `nf4_linear` | `x · wᵀ`, `w` in NF4 | `[m, k]`, `[n, k]` → `[m, n]` |
+//! | `nf4_linear_t` | `dy · w`, `w` in NF4 | `[m, n]`, `[n, k]` → `[m, k]` |
 //!
 //! `x` and `dy` are f32 on the CPU; a dense `w` is f32, bf16 or f16; sums are f32. The result has the type of `x`.
 //! The transposed products are the gradients of the plain ones with respect to `x`. `w` is a constant: no operation

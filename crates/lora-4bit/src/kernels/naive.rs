@@ -23,12 +23,12 @@ pub fn dense_linear_t<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> Floa
     B::float_matmul(dy, w)
 }
 
-/// `x · wᵀ`, see [`super::nf4_linear`].
+/// `x · wᵀ`, see `nf4_linear`.
 pub fn nf4_linear<B: Backend>(x: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTensor<B> {
     dense_linear::<B>(x, dequantize::<B>(w))
 }
 
-/// `dy · w`, see [`super::nf4_linear_t`].
+/// `dy · w`, see `nf4_linear_t`.
 pub fn nf4_linear_t<B: Backend>(dy: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTensor<B> {
     dense_linear_t::<B>(dy, dequantize::<B>(w))
 }

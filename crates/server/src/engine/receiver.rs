@@ -47,7 +47,7 @@ pub enum EngineCommand {
 pub struct Submission {
     /// Its id, for [`EngineCommand::Abort`].
     pub id: RequestId,
-    /// What to generate; already checked against [`EngineLimits`].
+    /// What to generate; already checked against `EngineLimits`.
     pub request: GenerateRequest,
     /// Where its outputs go; dropped when the sequence is over.
     pub sink: OutputSink,

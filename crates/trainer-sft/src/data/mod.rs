@@ -1,6 +1,6 @@
 //! From files to tokenized [`Example`]s.
 //!
-//! [`read`] parses files, [`format`] recognises and checks records, [`crate::render`] turns them into tokens and a loss
+//! [`read`] parses files, [`mod@format`] recognises and checks records, [`crate::render`] turns them into tokens and a loss
 //! mask, and [`Datasets::load`] does it all, reporting what was recognised, shortened and dropped.
 
 mod error;
