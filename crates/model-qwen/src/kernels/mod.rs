@@ -9,7 +9,9 @@ use burn::tensor::{DType, Tensor};
 
 use crate::rotary::Rotary;
 
+mod autodiff;
 mod cpu;
+mod cube;
 pub(crate) mod map_file;
 pub mod naive;
 
@@ -75,4 +77,103 @@ pub fn silu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     }
     let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
     Tensor::from_dispatch(Dispatch::fused_silu_mul(gate, up))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+
+    /// Small, odd and large enough to be split over threads.
+    const ROWS: [usize; 4] = [1, 3, 17, 700];
+
+    fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+        Tensor::random(
+            shape,
+            Distribution::Uniform(-3.0, 3.0),
+            (&Device::flex(), DType::F32),
+        )
+    }
+
+    #[track_caller]
+    fn check<const D: usize>(fused: Tensor<D>, naive: Tensor<D>) {
+        assert_eq!(fused.dims(), naive.dims());
+        let values = |t: Tensor<D>| t.into_data().iter::<f32>().collect::<Vec<f32>>();
+        for (i, (a, b)) in values(fused).into_iter().zip(values(naive)).enumerate() {
+            assert!(
+                (a - b).abs() <= 1e-5 * b.abs().max(1.0),
+                "element {i}: {a}, twin {b}"
+            );
+        }
+    }
+
+    #[test]
+    fn rms_norm_equals_its_twin() {
+        for rows in ROWS {
+            for dim in [2, 16, 61, 896] {
+                let (x, weight) = (random([rows, dim]), random([dim]));
+                check(
+                    rms_norm(x.clone(), &weight, 1e-6),
+                    naive::rms_norm(x, &weight, 1e-6),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rotary_equals_its_twin() {
+        for tokens in ROWS {
+            for (heads, head_dim) in [(1, 2), (5, 16), (14, 64)] {
+                let x = random([tokens, heads, head_dim]);
+                let rotary = Rotary {
+                    cos: random([tokens, 1, head_dim / 2]),
+                    sin: random([tokens, 1, head_dim / 2]),
+                };
+                check(
+                    apply_rotary(x.clone(), &rotary),
+                    naive::apply_rotary(x, &rotary),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn silu_mul_equals_its_twin() {
+        for rows in ROWS {
+            for width in [1, 96, 333] {
+                let (gate, up) = (random([rows, width]), random([rows, width]));
+                check(
+                    silu_mul(gate.clone(), up.clone()),
+                    naive::silu_mul(gate, up),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn views_and_shared_tensors_are_left_alone() {
+        let whole = random([40, 64]);
+        let view = whole.clone().transpose().narrow(0, 5, 20); // [20, 40], neither contiguous nor at the start
+        let weight = random([40]);
+        check(
+            rms_norm(view.clone(), &weight, 1e-6),
+            naive::rms_norm(view.clone(), &weight, 1e-6),
+        );
+        check(
+            silu_mul(view.clone(), view.clone()),
+            naive::silu_mul(view.clone(), view),
+        );
+        let before = whole.clone();
+        let weight = random([64]);
+        let _ = rms_norm(whole.clone(), &weight, 1e-6);
+        check(whole, before);
+    }
+
+    #[test]
+    fn the_fused_path_is_taken_on_the_cpu_only_without_autodiff() {
+        let x = random([2, 8]);
+        assert!(is_fused(&x));
+        assert!(!is_fused(&x.autodiff()));
+    }
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 pub(crate) const VOCAB_SIZE: usize = 8192;
 pub(crate) const MAX_POSITION_EMBEDDINGS: usize = 4096;
-/// Of the bundled model's `generation_config.json`.
+/// Of the `generation_config.json` below.
 pub(crate) const EOS: [u32; 2] = [0, 2];
 const NUM_LAYERS: usize = 2;
 const NUM_KV_HEADS: usize = 2;
@@ -54,13 +54,13 @@ impl TestModel {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/model");
-        for file in [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "generation_config.json",
-        ] {
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
             std::fs::copy(bundled.join(file), dir.path().join(file)).unwrap();
         }
+        // Sampling defaults, but no penalty: the references of the tests are plainly greedy.
+        let generation_config =
+            r#"{"eos_token_id": [2, 0], "temperature": 0.7, "top_p": 0.9, "top_k": 40}"#;
+        std::fs::write(dir.path().join("generation_config.json"), generation_config).unwrap();
         let config = QwenConfig {
             model_type: "qwen2".to_owned(),
             hidden_size: 64,
