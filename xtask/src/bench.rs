@@ -28,11 +28,13 @@ pub(crate) fn cpu(flags: &[&str]) -> Result<()> {
         "--bin",
         "bench_cpu",
         "--",
+        "--model",
         model,
+        "--threads",
         threads,
     ];
     run("cargo", &ours)?;
-    run("cargo", &[&ours[..], &["nf4"]].concat())?;
+    run("cargo", &[&ours[..], &["--quantization", "nf4"]].concat())?;
     if let Some(python) = hf {
         run(python, &["xtask/bench/hf_cpu.py", model, threads])?;
     }

@@ -10,7 +10,7 @@ use crate::kernels;
 ///
 /// The model never sees a block or a document boundary: serving passes [`PagedAttention`],
 /// training passes [`CausalAttention`](crate::CausalAttention).
-pub trait KvCache {
+pub trait KvCache: Send {
     /// Stores the keys and values of this step's tokens in `layer` and returns the causal
     /// attention of `q` over all keys of each token's own sequence so far. Scores are scaled by
     /// `1/sqrt(head_dim)`; query head `h` reads key/value head `h / (heads / kv_heads)`.

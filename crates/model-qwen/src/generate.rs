@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{DType, Tensor};
 use kv_paging::{AttentionBatch, KvShape, PagedAttention, PagedKvCache, SequenceChunk};
 use lora_4bit::AdapterSelection;
+use tracing::trace_span;
 
 use crate::model::QwenModel;
 use crate::sampling::{Sampler, SamplingParams};
@@ -58,7 +59,10 @@ pub fn generate(
         let Ok(mut logits) = logits.into_data().try_into_vec::<f32>() else {
             break;
         };
-        let token = sampler.sample(&mut logits, &[]).id;
+        let token = {
+            let _span = trace_span!("sample").entered();
+            sampler.sample(&mut logits, &[]).id
+        };
         if request.stop_token_ids.contains(&token) {
             break;
         }

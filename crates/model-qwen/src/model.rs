@@ -6,9 +6,10 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
 use lora_4bit::{AdapterSelection, Linear, Weight};
+use tracing::trace_span;
 
 use crate::config::QwenConfig;
-use crate::kernels::{apply_rotary, rms_norm, silu_mul};
+use crate::kernels::{apply_rotary, is_fused, rms_norm, silu_mul};
 use crate::rotary::{Rotary, RotaryFrequencies};
 
 /// A whole model: embedding, decoder layers, final norm, head.
@@ -115,12 +116,14 @@ impl QwenModel {
         adapters: &AdapterSelection,
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
-        let rotary = self.rotary(positions);
-        let mut x = self.embed(tokens); // [tokens, hidden]
-        for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(i, x, &rotary, adapters, kv); // [tokens, hidden]
-        }
-        self.final_norm(x)
+        on_worker(|| {
+            let rotary = self.rotary(positions);
+            let mut x = self.embed(tokens); // [tokens, hidden]
+            for (i, layer) in self.layers.iter().enumerate() {
+                x = layer.forward(i, x, &rotary, adapters, kv); // [tokens, hidden]
+            }
+            self.final_norm(x)
+        })
     }
 
     /// Rows of the embedding, `[tokens, hidden]`, f32.
@@ -128,6 +131,7 @@ impl QwenModel {
     /// # Panics
     /// When a token is not below `vocab_size`.
     pub fn embed(&self, tokens: &[u32]) -> Tensor<2> {
+        let _span = trace_span!("embed").entered();
         let ids = token_tensor(tokens, &self.embed_tokens.device()); // [tokens]
         self.embed_tokens.clone().select(0, ids).cast(DType::F32) // [tokens, hidden]
     }
@@ -139,7 +143,8 @@ impl QwenModel {
 
     /// Scores of the next token: hidden `[rows, hidden]` to logits `[rows, vocab]`, f32.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        self.lm_head.forward(hidden, &AdapterSelection::Base)
+        let _span = trace_span!("lm_head").entered();
+        on_worker(|| self.lm_head.forward(hidden, &AdapterSelection::Base))
     }
 
     /// The rotary angles of a step, shared by all layers.
@@ -190,6 +195,27 @@ impl QwenModel {
         let embedding = Weight::Dense(self.embed_tokens.clone()).num_bytes();
         let norms = 4 * self.config.hidden_size * (2 * self.layers.len() + 1);
         linears + head + embedding + norms
+    }
+}
+
+/// Runs `step` on a thread of rayon's pool.
+///
+/// The kernels of a step split their work over that pool some hundred times. From a thread outside of it, each of these
+/// would wait for a worker to wake up; a worker starts its share at once, while the others look for theirs.
+pub(crate) fn on_worker<R: Send>(step: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| step())
+}
+
+/// Both results. On the plain CPU backend the threads share the work of both, instead of waiting for each other after
+/// the first; a GPU queues what one thread sends it.
+fn both<A: Send, B: Send>(
+    x: &Tensor<2>,
+    a: impl FnOnce() -> A + Send,
+    b: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    match is_fused(x) {
+        true => rayon::join(a, b),
+        false => (a(), b()),
     }
 }
 
@@ -269,12 +295,23 @@ impl Attention {
         adapters: &AdapterSelection,
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
-        let q = self.heads(self.q_proj.forward(x.clone(), adapters)); // [tokens, heads, head_dim]
-        let k = self.heads(self.k_proj.forward(x.clone(), adapters)); // [tokens, kv_heads, head_dim]
-        let v = self.heads(self.v_proj.forward(x, adapters)); // [tokens, kv_heads, head_dim]
-        let q = apply_rotary(head_norm(q, self.q_norm.as_ref(), eps), rotary);
-        let k = apply_rotary(head_norm(k, self.k_norm.as_ref(), eps), rotary);
+        let project = |linear: &Linear| self.heads(linear.forward(x.clone(), adapters));
+        let turn = |x, norm: &Option<_>| apply_rotary(head_norm(x, norm.as_ref(), eps), rotary);
+        let span = trace_span!("q_proj, k_proj, v_proj, rotary").entered();
+        let (q, (k, v)) = both(
+            &x,
+            || turn(project(&self.q_proj), &self.q_norm), // [tokens, heads, head_dim]
+            || {
+                both(
+                    &x,
+                    || turn(project(&self.k_proj), &self.k_norm), // [tokens, kv_heads, head_dim]
+                    || project(&self.v_proj),                     // [tokens, kv_heads, head_dim]
+                )
+            },
+        );
+        span.exit();
         let out = kv.attend(layer, q, k, v); // [tokens, heads, head_dim]
+        let _span = trace_span!("o_proj").entered();
         let [tokens, heads, head_dim] = out.dims();
         self.o_proj
             .forward(out.reshape([tokens, heads * head_dim]), adapters) // [tokens, hidden]
@@ -296,8 +333,15 @@ fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
 
 impl Mlp {
     fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone(), adapters); // [tokens, intermediate]
-        let up = self.up_proj.forward(x, adapters); // [tokens, intermediate]
-        self.down_proj.forward(silu_mul(gate, up), adapters) // [tokens, hidden]
+        let span = trace_span!("gate_proj, up_proj").entered();
+        let (gate, up) = both(
+            &x,
+            || self.gate_proj.forward(x.clone(), adapters), // [tokens, intermediate]
+            || self.up_proj.forward(x.clone(), adapters),   // [tokens, intermediate]
+        );
+        span.exit();
+        let h = silu_mul(gate, up); // [tokens, intermediate]
+        let _span = trace_span!("down_proj").entered();
+        self.down_proj.forward(h, adapters) // [tokens, hidden]
     }
 }

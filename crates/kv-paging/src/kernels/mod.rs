@@ -20,6 +20,7 @@ use std::sync::Arc;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Tensor};
+use tracing::trace_span;
 
 use crate::batch::{AttentionBatch, BatchLayout};
 use crate::causal::CausalAttention;
@@ -66,6 +67,7 @@ fn on_cpu(tensor: &Tensor<3>) -> bool {
 
 /// Writes this step's rows; see [`PagedOps::kv_write`].
 pub(crate) fn kv_write(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch) -> Tensor<3> {
+    let _span = trace_span!("kv_write").entered();
     let ([slots, ..], [tokens, ..]) = (cache.dims(), new.dims());
     assert_eq!(cache.dims()[1..], new.dims()[1..], "[kv_heads, head_dim]");
     assert_fits(batch, tokens, slots);
@@ -88,6 +90,7 @@ pub(crate) fn paged_attention(
     v: Tensor<3>,
     batch: &AttentionBatch,
 ) -> Tensor<3> {
+    let _span = trace_span!("paged_attention").entered();
     let ([tokens, heads, head_dim], [slots, kv_heads, _]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), v.dims(), "keys and values differ in shape");
     assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
@@ -116,6 +119,7 @@ pub(crate) fn causal_attention(
     v: Tensor<3>,
     documents: &CausalAttention,
 ) -> Tensor<3> {
+    let _span = trace_span!("causal_attention").entered();
     let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), v.dims(), "keys and values differ in shape");
     assert_eq!(heads % kv_heads, 0, "query heads per key/value head");

@@ -32,6 +32,7 @@ pub mod naive;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::Tensor;
+use tracing::trace_span;
 
 /// The tensors of an NF4 weight on one backend.
 #[derive(ExtensionType, Clone, Debug)]
@@ -101,7 +102,9 @@ pub trait LinearOps: Backend {
 ///
 /// `x [m, k]`, `w [n, k]` → `[m, n]`
 pub fn dense_linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
-    check_inner("dense_linear", x.dims()[1], w.dims()[1]);
+    let [n, k] = w.dims();
+    let _span = trace_span!("dense_linear", n, k).entered();
+    check_inner("dense_linear", x.dims()[1], k);
     let y = <Dispatch as LinearOps>::dense_linear(x.into_dispatch(), w.into_dispatch());
     Tensor::from_dispatch(y)
 }
@@ -112,7 +115,9 @@ pub fn dense_linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 ///
 /// `dy [m, n]`, `w [n, k]` → `[m, k]`
 pub fn dense_linear_t(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
-    check_inner("dense_linear_t", dy.dims()[1], w.dims()[0]);
+    let [n, k] = w.dims();
+    let _span = trace_span!("dense_linear_t", n, k).entered();
+    check_inner("dense_linear_t", dy.dims()[1], n);
     let dx = <Dispatch as LinearOps>::dense_linear_t(dy.into_dispatch(), w.into_dispatch());
     Tensor::from_dispatch(dx)
 }
@@ -123,7 +128,9 @@ pub fn dense_linear_t(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 ///
 /// `x [m, k]`, `w [n, k]` → `[m, n]`
 pub(crate) fn nf4_linear(x: Tensor<2>, w: Nf4Operand<Dispatch>) -> Tensor<2> {
-    check_inner("nf4_linear", x.dims()[1], w.shape[1]);
+    let [n, k] = w.shape;
+    let _span = trace_span!("nf4_linear", n, k).entered();
+    check_inner("nf4_linear", x.dims()[1], k);
     Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_linear(x.into_dispatch(), w))
 }
 
@@ -133,7 +140,9 @@ pub(crate) fn nf4_linear(x: Tensor<2>, w: Nf4Operand<Dispatch>) -> Tensor<2> {
 ///
 /// `dy [m, n]`, `w [n, k]` → `[m, k]`
 pub(crate) fn nf4_linear_t(dy: Tensor<2>, w: Nf4Operand<Dispatch>) -> Tensor<2> {
-    check_inner("nf4_linear_t", dy.dims()[1], w.shape[0]);
+    let [n, k] = w.shape;
+    let _span = trace_span!("nf4_linear_t", n, k).entered();
+    check_inner("nf4_linear_t", dy.dims()[1], n);
     Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_linear_t(dy.into_dispatch(), w))
 }
 

@@ -6,6 +6,7 @@
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Tensor};
+use tracing::trace_span;
 
 use crate::rotary::Rotary;
 
@@ -36,7 +37,7 @@ pub(crate) trait ModelOps: burn::backend::Backend {
 }
 
 /// Whether a tensor lives where the fused operations run: plain CPU, f32, outside autodiff.
-fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
+pub(crate) fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
@@ -45,6 +46,7 @@ fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
 /// # Shapes
 /// x `[rows, dim]`, weight `[dim]`; result `[rows, dim]`.
 pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
+    let _span = trace_span!("rms_norm").entered();
     if !is_fused(&x) || !is_fused(weight) {
         return naive::rms_norm(x, weight, eps);
     }
@@ -72,6 +74,7 @@ pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
 /// # Shapes
 /// All `[tokens, intermediate]`.
 pub fn silu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    let _span = trace_span!("silu_mul").entered();
     if !is_fused(&gate) || !is_fused(&up) {
         return naive::silu_mul(gate, up);
     }

@@ -23,6 +23,7 @@ pub(super) struct Scratch {
     max: Vec<f32>,
     sum: Vec<f32>,
     offsets: Vec<usize>,
+    next_offsets: Vec<usize>,
 }
 
 /// Where a tile's result goes.
@@ -82,11 +83,18 @@ impl<E: Element> Kernel for ForwardTile<'_, E> {
             accumulate: true,
         };
         let cell = [heads.kv_stride(), tile.kv_head * head_dim];
+        let positions = |start: usize| start..tile.keys.end.min(start + KEY_BLOCK);
         let mut block = tile.keys.start;
+        map.offsets(positions(block), cell, &mut scratch.offsets);
         while block < tile.keys.end {
-            let len = KEY_BLOCK.min(tile.keys.end - block);
+            let len = positions(block).len();
             let columns = len.next_multiple_of(16);
-            map.offsets(block..block + len, cell, &mut scratch.offsets);
+            map.offsets(positions(block + len), cell, &mut scratch.next_offsets);
+            if rows < PACKED_ROWS {
+                // Little arithmetic per byte: the values and the next keys are fetched meanwhile.
+                prefetch_rows::<L, E>(self.v, &scratch.offsets, head_dim);
+                prefetch_rows::<L, E>(self.k, &scratch.next_offsets, head_dim);
+            }
             let offsets = scratch.offsets.as_slice();
             let k = Indexed {
                 base: self.k,
@@ -140,6 +148,7 @@ impl<E: Element> Kernel for ForwardTile<'_, E> {
                 gemm::<L, _>(left(scores, KEY_BLOCK), v, to_output, [rows, head_dim, len]);
             }
             block += len;
+            std::mem::swap(&mut scratch.offsets, &mut scratch.next_offsets);
         }
         for row in 0..rows {
             let from = output.add(row * head_dim);
@@ -159,6 +168,17 @@ impl<E: Element> Kernel for ForwardTile<'_, E> {
                     *to.add(head_dim + 1) = sum;
                 }
             }
+        }
+    }
+}
+
+/// Fetches rows of `len` elements into the cache.
+#[inline(always)]
+unsafe fn prefetch_rows<L: Lanes, E>(base: *const E, offsets: &[usize], len: usize) {
+    const LINE: usize = 64;
+    for &offset in offsets {
+        for i in (0..len).step_by(LINE / size_of::<E>()) {
+            L::prefetch(base.add(offset + i).cast());
         }
     }
 }

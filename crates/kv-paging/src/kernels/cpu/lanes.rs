@@ -22,6 +22,9 @@ pub(super) trait Lanes: Copy {
     /// Widens `N` bf16 values: their bits are the upper half of the f32.
     unsafe fn load_bf16(from: *const bf16) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Asks for a cache line that will be needed soon; any address is allowed.
+    #[inline(always)]
+    unsafe fn prefetch(_address: *const u8) {}
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;

@@ -1,5 +1,7 @@
 //! `x · wᵀ`: tiles of rows of `w`, split over threads.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use super::ProductShape;
@@ -9,6 +11,9 @@ use crate::nf4::BLOCK_SIZE;
 
 /// Bytes of a tile in f32: about half of a second-level cache.
 const TILE_BYTES: usize = 512 << 10;
+
+/// Values of a tile that is read once: some microseconds of work, so that threads finish together.
+const STREAMED_VALUES: usize = 32 << 10;
 
 /// More than this many rows of `x` pay for widening a tile into a buffer first.
 const MAX_DIRECT_ROWS: usize = 64;
@@ -28,16 +33,16 @@ pub(super) fn dense<E: Element>(
     y: &mut [f32],
 ) {
     let k = shape.inner;
-    for_each_tile(shape, y, |rows, scratch, y| {
+    for_each_tile(shape, MAX_DIRECT_ROWS, y, |rows, scratch, y| {
         let tile = &w[rows.start * k..rows.end * k];
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
         unsafe {
             if shape.m <= MAX_DIRECT_ROWS || size_of::<E>() == size_of::<f32>() {
                 E::dot(kernels)(x, tile, k, y);
             } else {
-                scratch.resize(tile.len(), 0.0);
-                E::widen(kernels)(tile, scratch);
-                (kernels.dot_f32)(x, scratch, k, y);
+                let wide = scratch.values(tile.len());
+                E::widen(kernels)(tile, wide);
+                (kernels.dot_f32)(x, wide, k, y);
             }
         }
     });
@@ -60,27 +65,47 @@ pub(super) fn nf4(
     } else {
         (x, Order::Natural)
     };
-    for_each_tile(shape, y, |rows, scratch, y| {
+    for_each_tile(shape, MAX_NF4_DIRECT_ROWS, y, |rows, scratch, y| {
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
         unsafe {
             if whole_blocks && shape.m <= MAX_NF4_DIRECT_ROWS {
                 let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
-                let scales = w.scales(blocks.clone());
-                (kernels.dot_nf4)(x, w.rows(blocks, &scales), k, y);
+                (kernels.dot_nf4)(x, w.rows(blocks), k, y);
             } else {
-                scratch.resize(rows.len() * k, 0.0);
-                w.unpack(rows.start * k..rows.end * k, order, kernels, scratch);
-                (kernels.dot_f32)(x, scratch, k, y);
+                let wide = scratch.values(rows.len() * k);
+                w.unpack(rows.start * k..rows.end * k, order, kernels, wide);
+                (kernels.dot_f32)(x, wide, k, y);
             }
         }
     });
 }
 
-/// Calls `job` with every tile of rows of `w`, a scratch buffer, and the columns of `y` that belong to the tile.
+/// Working memory of a thread, kept between products.
+#[derive(Default)]
+struct Scratch(Vec<f32>);
+
+impl Scratch {
+    /// Room for `len` values, whatever they are.
+    fn values(&mut self, len: usize) -> &mut [f32] {
+        if self.0.len() < len {
+            self.0.resize(len, 0.0);
+        }
+        &mut self.0[..len]
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Calls `job` with every tile of rows of `w`, working memory, and the columns of `y` that belong to the tile.
+///
+/// Up to `max_direct` rows of `x`, a tile is read once and needn't fit the cache beside its unpacked values.
 fn for_each_tile(
     shape: ProductShape,
+    max_direct: usize,
     y: &mut [f32],
-    job: impl Fn(std::ops::Range<usize>, &mut Vec<f32>, Output) + Sync,
+    job: impl Fn(std::ops::Range<usize>, &mut Scratch, Output) + Sync,
 ) {
     let ProductShape { m, inner, columns } = shape;
     let output = Output {
@@ -89,24 +114,27 @@ fn for_each_tile(
     };
     let parallel = m * inner * columns >= MIN_PARALLEL_WORK;
     let tile = if parallel {
-        let cached = TILE_BYTES / (4 * inner);
+        let values = match m <= max_direct {
+            true => STREAMED_VALUES,
+            false => TILE_BYTES / size_of::<f32>(),
+        };
         let spread = columns / (4 * rayon::current_num_threads());
-        (cached.min(spread) / 4 * 4).max(4)
+        ((values / inner).min(spread) / 4 * 4).max(4)
     } else {
         columns
     };
-    let run = |scratch: &mut Vec<f32>, i: usize| {
+    let run = |i: usize| {
         let rows = i * tile..usize::min((i + 1) * tile, columns);
         // SAFETY: a row of `w` is a column of `y`.
         let y = unsafe { output.at(0, rows.start) };
-        job(rows, scratch, y);
+        SCRATCH.with_borrow_mut(|scratch| job(rows, scratch, y));
     };
-    let num_tiles = columns.div_ceil(tile);
+    let tiles = 0..columns.div_ceil(tile);
     if parallel {
-        (0..num_tiles).into_par_iter().for_each_init(Vec::new, run);
+        // Single tiles, so that a thread that starts late or is interrupted leaves its share to the others.
+        tiles.into_par_iter().with_max_len(1).for_each(run);
     } else {
-        let mut scratch = Vec::new();
-        (0..num_tiles).for_each(|i| run(&mut scratch, i));
+        tiles.for_each(run);
     }
 }
 

@@ -1,11 +1,10 @@
 //! An NF4 weight in host memory: scales and values of any range of blocks.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 
-use super::simd::{Kernels, Nf4Rows, Order};
+use super::simd::{DoubleScales, Kernels, Nf4Rows, Order, Scales};
 use crate::kernels::{AbsmaxOperand, Nf4Operand};
 use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
 
@@ -16,27 +15,6 @@ pub(super) struct Nf4Matrix<'a> {
     scales: Scales<'a>,
     /// Number of values, `n * k`.
     len: usize,
-}
-
-enum Scales<'a> {
-    Single(&'a [f32]),
-    Double(DoubleScales<'a>),
-}
-
-/// Scales in 8 bits.
-struct DoubleScales<'a> {
-    codes: &'a [u8],
-    map: &'a [f32; 256],
-    nested: &'a [f32],
-    offset: f32,
-}
-
-impl DoubleScales<'_> {
-    #[inline(always)]
-    fn get(&self, block: usize) -> f32 {
-        let level = self.map[usize::from(self.codes[block])];
-        level * self.nested[block / NESTED_BLOCK_SIZE] + self.offset
-    }
 }
 
 impl<'a> Nf4Matrix<'a> {
@@ -54,6 +32,7 @@ impl<'a> Nf4Matrix<'a> {
                 codes: codes.as_slice::<u8>()?,
                 map: floats(map)?.try_into().ok()?,
                 nested: floats(nested_absmax)?,
+                first: 0,
                 offset: *offset,
             }),
         };
@@ -69,22 +48,29 @@ impl<'a> Nf4Matrix<'a> {
     fn scale(&self, block: usize) -> f32 {
         match self.scales {
             Scales::Single(scales) => scales[block],
-            Scales::Double(ref scales) => scales.get(block),
+            Scales::Double(double) => {
+                let level = double.map[usize::from(double.codes[block])];
+                level * double.nested[block / NESTED_BLOCK_SIZE] + double.offset
+            }
         }
     }
 
-    /// The scales of some blocks, in f32.
-    pub(super) fn scales(&self, blocks: Range<usize>) -> Cow<'a, [f32]> {
-        match self.scales {
-            Scales::Single(scales) => Cow::Borrowed(&scales[blocks]),
-            Scales::Double(ref scales) => blocks.map(|block| scales.get(block)).collect(),
-        }
-    }
-
-    /// Codes of some whole blocks, with their scales.
-    pub(super) fn rows<'s>(&'s self, blocks: Range<usize>, scales: &'s [f32]) -> Nf4Rows<'s> {
+    /// Some whole blocks.
+    pub(super) fn rows(&self, blocks: Range<usize>) -> Nf4Rows<'a> {
+        let packed = &self.packed[blocks.start * BLOCK_SIZE / 2..blocks.end * BLOCK_SIZE / 2];
+        let scales = match self.scales {
+            Scales::Single(scales) => Scales::Single(&scales[blocks]),
+            Scales::Double(double) => {
+                assert!(blocks.end <= double.nested.len() * NESTED_BLOCK_SIZE);
+                Scales::Double(DoubleScales {
+                    first: blocks.start,
+                    codes: &double.codes[blocks],
+                    ..double
+                })
+            }
+        };
         Nf4Rows {
-            packed: &self.packed[blocks.start * BLOCK_SIZE / 2..blocks.end * BLOCK_SIZE / 2],
+            packed,
             scales,
             map: self.map,
         }
@@ -110,17 +96,8 @@ impl<'a> Nf4Matrix<'a> {
         let (body, tail) = to.split_at_mut((last - first) * BLOCK_SIZE);
         self.unpack_each(range.start, head);
         self.unpack_each(last * BLOCK_SIZE, tail);
-        let one;
-        let many;
-        let scales = if last - first == 1 {
-            one = [self.scale(first)];
-            &one[..]
-        } else {
-            many = self.scales(first..last);
-            &many[..]
-        };
         // SAFETY: `kernels` fits the CPU; the slices hold the same number of whole blocks.
-        unsafe { (kernels.unpack)(self.rows(first..last, scales), order, body) }
+        unsafe { (kernels.unpack)(self.rows(first..last), order, body) }
     }
 
     fn unpack_each(&self, start: usize, to: &mut [f32]) {

@@ -55,6 +55,10 @@ impl Lanes for F32x16 {
         Self(_mm512_loadu_ps(from))
     }
     #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
         Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
@@ -114,6 +118,10 @@ impl Lanes for F32x8 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         Self(_mm256_loadu_ps(from))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
     }
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {

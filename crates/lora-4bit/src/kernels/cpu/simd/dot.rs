@@ -4,12 +4,12 @@
 //! `w` for `M` rows of `x`, and neither operand has to be rearranged, because both are contiguous along `k`.
 
 use super::micro::{BLOCK_BYTES, with_rows};
-use super::{Element, Nf4Rows, Output, PANEL, Simd};
+use super::{BlockScales, Element, Nf4Rows, Output, PANEL, Scales, Simd};
 
 /// Rows of `w` that share one pass over `x`.
 const W_ROWS: usize = 4;
 
-/// How far ahead NF4 codes are fetched into the cache.
+/// How far ahead NF4 codes are fetched into the cache, at least.
 const PREFETCH_BYTES: usize = 4096;
 
 /// See [`super::DotKernel`].
@@ -148,20 +148,37 @@ pub(super) unsafe fn dot_nf4<S: Simd>(x: &[f32], w: Nf4Rows<'_>, k: usize, y: Ou
         // SAFETY: `y` has these rows, because `x` has them.
         unsafe {
             let y = y.at(i * pass, 0);
-            with_rows!(x.len() / k, |M| dot_nf4_rows::<S, M>(x, w, k, y));
+            match w.scales {
+                Scales::Single(scales) => {
+                    with_rows!(x.len() / k, |M| dot_nf4_rows::<S, _, M>(x, w, scales, k, y));
+                }
+                Scales::Double(scales) => {
+                    with_rows!(x.len() / k, |M| dot_nf4_rows::<S, _, M>(x, w, scales, k, y));
+                }
+            }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn dot_nf4_rows<S: Simd, const M: usize>(x: &[f32], w: Nf4Rows<'_>, k: usize, y: Output) {
+unsafe fn dot_nf4_rows<S: Simd, C: BlockScales, const M: usize>(
+    x: &[f32],
+    w: Nf4Rows<'_>,
+    scales: C,
+    k: usize,
+    y: Output,
+) {
     let blocks = k / PANEL;
-    let n = w.scales.len() / blocks;
+    let n = scales.len() / blocks;
+    // The same place some groups of rows further on.
+    let group_bytes = W_ROWS * blocks * BLOCK_BYTES;
+    let ahead = PREFETCH_BYTES.next_multiple_of(group_bytes);
     let mut j = 0;
     while j < n {
         // SAFETY: row indices are below `n`; a row has `blocks` blocks of 32 bytes and one scale each.
         unsafe {
-            let table = S::table(w.map);
+            let levels = S::table(w.map);
+            let prepared = scales.prepare::<S>(levels);
             let mut acc = [[S::zero(); W_ROWS]; M];
             let mut rows = [0; W_ROWS];
             for (q, row) in rows.iter_mut().enumerate() {
@@ -170,13 +187,13 @@ unsafe fn dot_nf4_rows<S: Simd, const M: usize>(x: &[f32], w: Nf4Rows<'_>, k: us
             for block in 0..blocks {
                 if M <= 2 {
                     for row in rows {
-                        let ahead = (row + block) * BLOCK_BYTES + PREFETCH_BYTES;
-                        S::prefetch(w.packed.as_ptr().wrapping_add(ahead));
+                        let place = (row + block) * BLOCK_BYTES + ahead;
+                        S::prefetch(w.packed.as_ptr().wrapping_add(place));
                     }
                 }
-                let mut tables = [table; W_ROWS];
+                let mut tables = [levels; W_ROWS];
                 for (table, row) in tables.iter_mut().zip(rows) {
-                    *table = S::scale(*table, *w.scales.get_unchecked(row + block));
+                    *table = scales.scaled::<S>(levels, prepared, row + block);
                 }
                 let mut byte = 0;
                 while byte < BLOCK_BYTES {

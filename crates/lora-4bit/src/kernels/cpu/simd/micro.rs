@@ -3,7 +3,7 @@
 //!
 //! All functions are inlined into wrappers that enable the instruction set (`kernel_table!`).
 
-use super::{Element, Nf4Rows, Order, Output, PANEL, Rows, Simd};
+use super::{BlockScales, Element, Nf4Rows, Order, Output, PANEL, Rows, Scales, Simd};
 
 /// Bytes of an NF4 block.
 pub(super) const BLOCK_BYTES: usize = PANEL / 2;
@@ -52,12 +52,29 @@ pub(super) unsafe fn widen<S: Simd, E: Element>(from: &[E], to: &mut [f32]) {
 /// The CPU has the instruction set.
 #[inline(always)]
 pub(super) unsafe fn unpack<S: Simd>(w: Nf4Rows<'_>, order: Order, to: &mut [f32]) {
-    // SAFETY: chunks have whole blocks: 32 bytes, 64 values.
+    // SAFETY: forwarded.
     unsafe {
-        let table = S::table(w.map);
-        let blocks = w.packed.chunks_exact(BLOCK_BYTES).zip(w.scales);
-        for ((packed, scale), to) in blocks.zip(to.chunks_exact_mut(PANEL)) {
-            let table = S::scale(table, *scale);
+        match w.scales {
+            Scales::Single(scales) => unpack_blocks::<S, _>(w, scales, order, to),
+            Scales::Double(scales) => unpack_blocks::<S, _>(w, scales, order, to),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn unpack_blocks<S: Simd, C: BlockScales>(
+    w: Nf4Rows<'_>,
+    scales: C,
+    order: Order,
+    to: &mut [f32],
+) {
+    // SAFETY: chunks have whole blocks: 32 bytes, 64 values, one scale.
+    unsafe {
+        let levels = S::table(w.map);
+        let prepared = scales.prepare::<S>(levels);
+        let blocks = w.packed.chunks_exact(BLOCK_BYTES).zip(0..scales.len());
+        for ((packed, block), to) in blocks.zip(to.chunks_exact_mut(PANEL)) {
+            let table = scales.scaled::<S>(levels, prepared, block);
             let mut byte = 0;
             while byte < BLOCK_BYTES {
                 let (even, odd) = S::lookup(table, packed.as_ptr().add(byte));

@@ -19,6 +19,8 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
+use crate::nf4::NESTED_BLOCK_SIZE;
+
 /// Columns of a panel of [`Kernels::outer`], and values of an NF4 block.
 pub(super) const PANEL: usize = 64;
 
@@ -54,6 +56,8 @@ pub(super) trait Simd {
     unsafe fn table(values: &[f32; 16]) -> Self::Table;
     /// All values of a table times `factor`.
     unsafe fn scale(table: Self::Table, factor: f32) -> Self::Table;
+    /// `table * (a * b) + offsets`, value by value.
+    unsafe fn scale_add(table: Self::Table, a: f32, b: f32, offsets: Self::Table) -> Self::Table;
     /// The table entries of the high and of the low four bits of `LANES` bytes.
     unsafe fn lookup(table: Self::Table, bytes: *const u8) -> (Self::Vector, Self::Vector);
     /// `a0 b0 a1 b1 ...`
@@ -111,8 +115,100 @@ pub(super) struct Nf4Rows<'a> {
     /// 32 bytes a block.
     pub(super) packed: &'a [u8],
     /// One scale a block.
-    pub(super) scales: &'a [f32],
+    pub(super) scales: Scales<'a>,
     pub(super) map: &'a [f32; 16],
+}
+
+/// The scales of the blocks of [`Nf4Rows`].
+#[derive(Clone, Copy)]
+pub(super) enum Scales<'a> {
+    /// One value a block.
+    Single(&'a [f32]),
+    /// Quantized themselves.
+    Double(DoubleScales<'a>),
+}
+
+/// Scales in 8 bits: that of block `i` is `map[codes[i]] * nested[(first + i) / 256] + offset`.
+#[derive(Clone, Copy)]
+pub(super) struct DoubleScales<'a> {
+    /// One a block.
+    pub(super) codes: &'a [u8],
+    pub(super) map: &'a [f32; 256],
+    /// Those of the whole matrix.
+    pub(super) nested: &'a [f32],
+    /// Number of the first block in the matrix.
+    pub(super) first: usize,
+    pub(super) offset: f32,
+}
+
+/// Scales the levels of a block. Implemented for both kinds of [`Scales`], so that a loop is compiled for each.
+pub(super) trait BlockScales: Copy {
+    /// Number of blocks.
+    fn len(&self) -> usize;
+    /// What [`BlockScales::scaled`] needs of the levels besides themselves.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Simd`].
+    unsafe fn prepare<S: Simd>(&self, levels: S::Table) -> S::Table;
+    /// The levels times the scale of a block.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Simd`]; the block exists.
+    unsafe fn scaled<S: Simd>(
+        &self,
+        levels: S::Table,
+        prepared: S::Table,
+        block: usize,
+    ) -> S::Table;
+}
+
+impl BlockScales for &[f32] {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        <[f32]>::len(self)
+    }
+
+    #[inline(always)]
+    unsafe fn prepare<S: Simd>(&self, levels: S::Table) -> S::Table {
+        levels
+    }
+
+    #[inline(always)]
+    unsafe fn scaled<S: Simd>(&self, levels: S::Table, _: S::Table, block: usize) -> S::Table {
+        // SAFETY: forwarded.
+        unsafe { S::scale(levels, *self.get_unchecked(block)) }
+    }
+}
+
+impl BlockScales for DoubleScales<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.codes.len()
+    }
+
+    #[inline(always)]
+    unsafe fn prepare<S: Simd>(&self, levels: S::Table) -> S::Table {
+        // SAFETY: forwarded.
+        unsafe { S::scale(levels, self.offset) }
+    }
+
+    #[inline(always)]
+    unsafe fn scaled<S: Simd>(
+        &self,
+        levels: S::Table,
+        prepared: S::Table,
+        block: usize,
+    ) -> S::Table {
+        // SAFETY: the block exists in `codes`, and with it its group in `nested`.
+        unsafe {
+            let code = *self.codes.get_unchecked(block);
+            let level = *self.map.get_unchecked(usize::from(code));
+            let nested = (self.first + block) / NESTED_BLOCK_SIZE;
+            S::scale_add(levels, level, *self.nested.get_unchecked(nested), prepared)
+        }
+    }
 }
 
 /// The order in which [`Kernels::unpack`] writes the values of an NF4 weight.

@@ -83,6 +83,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn scale_add(table: [f32; 16], a: f32, b: f32, offsets: [f32; 16]) -> [f32; 16] {
+        let factor = a * b;
+        std::array::from_fn(|i| table[i].mul_add(factor, offsets[i]))
+    }
+
+    #[inline(always)]
     unsafe fn lookup(table: [f32; 16], bytes: *const u8) -> (float32x4_t, float32x4_t) {
         unsafe {
             let bytes = bytes.cast::<[u8; 4]>().read_unaligned();

@@ -118,6 +118,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn scale_add(table: [f32; 16], a: f32, b: f32, offsets: [f32; 16]) -> [f32; 16] {
+        let factor = a * b;
+        std::array::from_fn(|i| table[i] * factor + offsets[i])
+    }
+
+    #[inline(always)]
     unsafe fn lookup(table: [f32; 16], bytes: *const u8) -> ([f32; LANES], [f32; LANES]) {
         // SAFETY: valid for `LANES` bytes.
         let bytes = unsafe { bytes.cast::<[u8; LANES]>().read_unaligned() };

@@ -102,6 +102,14 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn scale_add(table: __m512, a: f32, b: f32, offsets: __m512) -> __m512 {
+        unsafe {
+            let factor = _mm512_mul_ps(_mm512_set1_ps(a), _mm512_set1_ps(b));
+            _mm512_fmadd_ps(table, factor, offsets)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn lookup(table: __m512, bytes: *const u8) -> (__m512, __m512) {
         unsafe {
             // The permutation looks at the low four bits of each index only.
@@ -209,6 +217,22 @@ impl Simd for Avx2 {
         unsafe {
             let factor = _mm256_set1_ps(factor);
             (_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale_add(
+        (low, high): Self::Table,
+        a: f32,
+        b: f32,
+        offsets: Self::Table,
+    ) -> Self::Table {
+        unsafe {
+            let factor = _mm256_mul_ps(_mm256_set1_ps(a), _mm256_set1_ps(b));
+            (
+                _mm256_fmadd_ps(low, factor, offsets.0),
+                _mm256_fmadd_ps(high, factor, offsets.1),
+            )
         }
     }
 
