@@ -8,7 +8,7 @@
 use burn::tensor::{IndexingUpdateOp, Tensor};
 
 use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
-use crate::kernels;
+use crate::kernels::{self, ComputeDtype};
 use crate::weight::{Weight, constant_like};
 
 /// A linear layer with optional LoRA adapters.
@@ -20,6 +20,8 @@ pub struct Linear {
     pub bias: Option<Tensor<1>>,
     /// Number of the layer within its model: two layers with the same id drop the same inputs.
     pub id: u32,
+    /// Type in which the base weight is multiplied.
+    pub compute: ComputeDtype,
     adapters: Vec<Option<LoraWeights>>,
 }
 
@@ -28,8 +30,8 @@ pub struct Linear {
 pub struct LoraWeights {
     /// `[r, in]`, f32.
     pub a: Tensor<2>,
-    /// `[out, r]`, f32.
-    pub b: Tensor<2>,
+    /// The transpose of B, `[r, out]`, f32: both products and their gradients read it along its rows.
+    pub b_t: Tensor<2>,
     /// Factor of the product, `alpha / r` or `alpha / √r`.
     pub scaling: f32,
 }
@@ -48,6 +50,7 @@ impl Linear {
             weight,
             bias,
             id: 0,
+            compute: ComputeDtype::default(),
             adapters: Vec::new(),
         }
     }
@@ -66,12 +69,13 @@ impl Linear {
     ///
     /// # Panics
     ///
-    /// If the shapes of `a` and `b` don't fit each other and the layer.
+    /// If the shapes of A and B don't fit each other and the layer.
     pub fn set_adapter(&mut self, slot: usize, adapter: Option<LoraWeights>) {
-        if let Some(LoraWeights { a, b, .. }) = &adapter {
+        if let Some(LoraWeights { a, b_t, .. }) = &adapter {
             let r = a.dims()[0];
             assert_eq!(a.dims(), [r, self.in_features()], "shape of LoRA's A");
-            assert_eq!(b.dims(), [self.out_features(), r], "shape of LoRA's B");
+            let expected = [r, self.out_features()];
+            assert_eq!(b_t.dims(), expected, "shape of LoRA's B, transposed");
         }
         if slot >= self.adapters.len() {
             self.adapters.resize(slot + 1, None);
@@ -106,8 +110,7 @@ impl Linear {
             AdapterSelection::All { slot, dropout } => match self.adapter(*slot) {
                 Some(adapter) => {
                     let x = self.drop_inputs(x, *dropout); // [tokens, in]
-                    let delta = adapter.forward(x); // [tokens, out]
-                    constant_like(base, &delta) + delta
+                    adapter.add_to(base, x) // [tokens, out]
                 }
                 None => base,
             },
@@ -117,7 +120,7 @@ impl Linear {
 
     /// `x·Wᵀ + bias`: `[tokens, in]` → `[tokens, out]`.
     fn forward_base(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = self.weight.forward(x); // [tokens, out]
+        let y = self.weight.forward(x, self.compute); // [tokens, out]
         match &self.bias {
             Some(bias) => {
                 let bias = constant_like(bias.clone(), &y).cast(y.dtype());
@@ -134,14 +137,9 @@ impl Linear {
             let Some(adapter) = self.adapter(group.slot) else {
                 return y;
             };
-            let x = x.clone().select(0, group.rows.clone()); // [group, in]
-            let delta = adapter.forward(x); // [group, out]
-            constant_like(y, &delta).select_assign(
-                0,
-                group.rows.clone(),
-                delta,
-                IndexingUpdateOp::Add,
-            ) // [tokens, out]
+            let rows = |tensor: &Tensor<2>| tensor.clone().select(0, group.rows.clone());
+            let sum = adapter.add_to(rows(&y), rows(x)); // [group, out]
+            y.select_assign(0, group.rows.clone(), sum, IndexingUpdateOp::Assign) // [tokens, out]
         })
     }
 
@@ -158,22 +156,30 @@ impl Linear {
 }
 
 impl LoraWeights {
+    /// The adapter of `a [r, in]` and `b [out, r]`.
+    pub fn new(a: Tensor<2>, b: Tensor<2>, scaling: f32) -> Self {
+        let b_t = b.transpose(); // [r, out]
+        Self { a, b_t, scaling }
+    }
+
     /// `scaling·(x·Aᵀ)·Bᵀ`.
     ///
     /// # Shapes
     ///
     /// `x [tokens, in]` → `[tokens, out]`
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let low = product(x, &self.a); // [tokens, r]
-        product(low * self.scaling, &self.b) // [tokens, out]
+        let zeros = Tensor::zeros(
+            [x.dims()[0], self.b_t.dims()[1]],
+            (&x.device().inner(), x.dtype()),
+        );
+        self.add_to(zeros, x) // [tokens, out]
     }
-}
-
-/// `x · wᵀ` where `w` may be in training.
-fn product(x: Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
-    if !w.is_tracked() {
-        return kernels::dense_linear(x, w.clone());
+    /// `y + scaling·(x·Aᵀ)·Bᵀ`.
+    ///
+    /// # Shapes
+    ///
+    /// `y [tokens, out]`, `x [tokens, in]` → `[tokens, out]`
+    pub fn add_to(&self, y: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+        kernels::lora_add(y, x, self.a.clone(), self.b_t.clone(), self.scaling)
     }
-    let w = w.clone().cast(x.dtype());
-    constant_like(x, &w).matmul(w.transpose())
 }

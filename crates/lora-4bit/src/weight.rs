@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::kernels::{self, AbsmaxOperand, Nf4Operand, naive};
+use crate::kernels::{self, AbsmaxOperand, ComputeDtype, Nf4Operand, naive};
 use crate::nf4::{Absmax, Nf4Data};
 
 /// The weight of a [`Linear`](crate::linear::Linear) layer, `[out, in]` as in checkpoints.
@@ -58,14 +58,28 @@ impl Weight {
     /// # Shapes
     ///
     /// `x [tokens, in]` → `[tokens, out]`
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
         match self {
             Self::Dense(weight) if weight.is_tracked() => {
                 let weight = weight.clone().cast(x.dtype()); // [out, in]
                 constant_like(x, &weight).matmul(weight.transpose())
             }
-            Self::Dense(weight) => kernels::dense_linear(x, weight.clone()),
-            Self::Nf4(weight) => weight.forward(x),
+            Self::Dense(weight) => kernels::dense_linear(x, weight.clone(), compute),
+            Self::Nf4(weight) => weight.forward(x, compute),
+        }
+    }
+}
+
+impl Weight {
+    /// `dy · weight`, the gradient of [`forward`](Self::forward) with respect to `x`.
+    ///
+    /// # Shapes
+    ///
+    /// `dy [tokens, out]` → `[tokens, in]`
+    pub fn forward_t(&self, dy: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => kernels::dense_linear_t(dy, weight.clone(), compute),
+            Self::Nf4(weight) => weight.forward_t(dy, compute),
         }
     }
 }
@@ -194,13 +208,13 @@ impl Nf4Weight {
     }
 
     /// `x · weightᵀ`: `[tokens, in]` → `[tokens, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        kernels::nf4_linear(x, self.operand())
+    pub fn forward(&self, x: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
+        kernels::nf4_linear(x, self.operand(), compute)
     }
 
     /// `dy · weight`, the gradient of [`forward`](Self::forward): `[tokens, out]` → `[tokens, in]`.
-    pub fn forward_t(&self, dy: Tensor<2>) -> Tensor<2> {
-        kernels::nf4_linear_t(dy, self.operand())
+    pub fn forward_t(&self, dy: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
+        kernels::nf4_linear_t(dy, self.operand(), compute)
     }
 
     fn operand(&self) -> Nf4Operand<Dispatch> {

@@ -2,7 +2,8 @@
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_4bit::kernels::{dense_linear, dense_linear_t, naive};
+use lora_4bit::ComputeDtype::F32;
+use lora_4bit::kernels::{dense_linear, dense_linear_t, lora_add, naive};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{AdapterSelection, Dropout, Linear, LoraWeights, Nf4Weight, Weight};
 
@@ -38,7 +39,7 @@ fn dense_products_equal_their_naive_twins() {
                 w.clone().into_dispatch(),
             );
             assert_close(
-                dense_linear(x.clone(), w.clone()),
+                dense_linear(x.clone(), w.clone(), F32),
                 Tensor::from_dispatch(twin),
                 k,
                 &name,
@@ -48,7 +49,7 @@ fn dense_products_equal_their_naive_twins() {
                 w.clone().into_dispatch(),
             );
             assert_close(
-                dense_linear_t(dy.clone(), w),
+                dense_linear_t(dy.clone(), w, F32),
                 Tensor::from_dispatch(twin),
                 n,
                 &name,
@@ -73,13 +74,13 @@ fn nf4_products_equal_products_with_the_dequantized_weight() {
             let name = format!("m {m}, n {n}, k {k}, double quantization {double}");
             assert_eq!(floats(weight.dequantize()), data.dequantize(), "{name}");
             assert_close(
-                weight.forward(x.clone()),
+                weight.forward(x.clone(), F32),
                 x.clone().matmul(dense.clone().transpose()),
                 k,
                 &name,
             );
             assert_close(
-                weight.forward_t(dy.clone()),
+                weight.forward_t(dy.clone(), F32),
                 dy.clone().matmul(dense),
                 n,
                 &name,
@@ -95,7 +96,7 @@ fn operands_may_be_views() {
     let w = matrix([40, 90], 2, &device).cast(DType::BF16);
     let w = w.slice([5..25, 0..70]); // [20, 70]
     let expected = x.clone().matmul(w.clone().cast(DType::F32).transpose());
-    assert_close(dense_linear(x, w), expected, 70, "views");
+    assert_close(dense_linear(x, w, F32), expected, 70, "views");
 }
 
 #[test]
@@ -110,9 +111,9 @@ fn a_row_has_the_same_result_in_every_batch() {
             Weight::Nf4(Nf4Weight::from_data(&data, &device)),
         ];
         for weight in weights {
-            let batch = floats(weight.forward(x.clone()));
+            let batch = floats(weight.forward(x.clone(), F32));
             for rows in [1, 2, 5, 17] {
-                let part = floats(weight.forward(x.clone().narrow(0, 3, rows)));
+                let part = floats(weight.forward(x.clone().narrow(0, 3, rows), F32));
                 assert_eq!(
                     part,
                     batch[3 * n..(3 + rows) * n],
@@ -166,11 +167,7 @@ fn gradients_equal_those_of_a_dense_layer_in_plain_tensor_operations() {
         let tracked = |shape, seed| matrix(shape, seed, &autodiff).require_grad();
         let (x, a, b) = (tracked([m, k], 7), tracked([r, k], 8), tracked([n, r], 9));
         let mut linear = Linear::new(weight.clone(), Some(bias.clone()));
-        let adapter = LoraWeights {
-            a: a.clone(),
-            b: b.clone(),
-            scaling: 0.5,
-        };
+        let adapter = LoraWeights::new(a.clone(), b.clone(), 0.5);
         linear.set_adapter(0, Some(adapter));
         let y = linear.forward(x.clone(), &AdapterSelection::all(0));
         let loss = (y.clone() * Tensor::from_inner(target.clone())).sum();
@@ -194,17 +191,55 @@ fn gradients_equal_those_of_a_dense_layer_in_plain_tensor_operations() {
 }
 
 #[test]
+fn an_adapter_equals_its_twin_in_plain_tensor_operations() {
+    let autodiff = Device::flex().autodiff();
+    for [m, n, k, r] in [
+        [1, 1, 1, 1],
+        [1, 896, 64, 16],
+        [3, 70, 50, 2],
+        [40, 130, 64, 16],
+        [33, 64, 257, 20],
+    ] {
+        let name = format!("m {m}, n {n}, k {k}, r {r}");
+        let leaves = || {
+            [([m, n], 1), ([m, k], 2), ([r, k], 3), ([r, n], 4)]
+                .map(|(shape, seed)| matrix(shape, seed, &autodiff).require_grad())
+        };
+        let target = Tensor::from_inner(matrix([m, n], 5, &Device::flex()));
+        let ([y, x, a, b], [y2, x2, a2, b2]) = (leaves(), leaves());
+        let out = lora_add(y.clone(), x.clone(), a.clone(), b.clone(), 0.5);
+        let twin = naive::lora_add(y2.clone(), x2.clone(), a2.clone(), b2.clone(), 0.5);
+        assert_close(out.clone().inner(), twin.clone().inner(), k * r, &name);
+        let grads = (out * target.clone()).sum().backward();
+        let grads2 = (twin * target).sum().backward();
+        for (leaf, twin) in [(y, y2), (x, x2), (a, a2), (b, b2)] {
+            let expected = twin.grad(&grads2).unwrap();
+            assert_close(leaf.grad(&grads).unwrap(), expected, m * n * r, &name);
+        }
+    }
+}
+
+#[test]
+fn a_row_with_an_adapter_is_the_same_in_any_batch() {
+    let device = Device::flex();
+    let (m, n, k, r) = (50, 200, 64, 16);
+    let adapter = LoraWeights::new(matrix([r, k], 1, &device), matrix([n, r], 2, &device), 2.0);
+    let x = matrix([m, k], 3, &device);
+    let batch = floats(adapter.forward(x.clone()));
+    for i in [0, 7, 49] {
+        let row = floats(adapter.forward(x.clone().narrow(0, i, 1)));
+        assert_eq!(row, batch[i * n..(i + 1) * n], "row {i}");
+    }
+}
+
+#[test]
 fn a_plain_input_gives_gradients_to_the_adapter() {
     let device = Device::flex();
     let autodiff = Device::flex().autodiff();
     let a = matrix([2, 6], 1, &autodiff).require_grad();
     let b = matrix([3, 2], 2, &autodiff).require_grad();
     let mut linear = Linear::new(Weight::Dense(matrix([3, 6], 3, &device)), None);
-    let adapter = LoraWeights {
-        a: a.clone(),
-        b: b.clone(),
-        scaling: 1.0,
-    };
+    let adapter = LoraWeights::new(a.clone(), b.clone(), 1.0);
     linear.set_adapter(1, Some(adapter));
     let x = matrix([4, 6], 4, &device);
     let grads = linear
@@ -251,11 +286,11 @@ fn rows_of_a_mixed_batch_equal_each_adapter_alone() {
     for weight in frozen_weights([n, k], &device) {
         let mut linear = Linear::new(weight, Some(matrix([1, n], 4, &device).reshape([n])));
         for slot in [0, 2] {
-            let adapter = LoraWeights {
-                a: matrix([r, k], 20 + slot as u64, &device),
-                b: matrix([n, r], 30 + slot as u64, &device),
-                scaling: 2.0,
-            };
+            let adapter = LoraWeights::new(
+                matrix([r, k], 20 + slot as u64, &device),
+                matrix([n, r], 30 + slot as u64, &device),
+                2.0,
+            );
             linear.set_adapter(slot, Some(adapter));
         }
         let selection = AdapterSelection::per_row(&slots, &device);
@@ -299,11 +334,7 @@ fn uniform_rows_collapse() {
 #[test]
 fn adapters_come_and_go() {
     let device = Device::flex();
-    let adapter = || LoraWeights {
-        a: matrix([2, 6], 1, &device),
-        b: matrix([4, 2], 2, &device),
-        scaling: 1.0,
-    };
+    let adapter = || LoraWeights::new(matrix([2, 6], 1, &device), matrix([4, 2], 2, &device), 1.0);
     let mut linear = Linear::new(Weight::Dense(matrix([4, 6], 3, &device)), None);
     linear.set_adapter(5, None);
     assert!(linear.adapter(5).is_none());
@@ -341,11 +372,7 @@ fn dropout_acts_on_the_adapter_only() {
     let mut linear = Linear::new(Weight::Dense(matrix([n, k], 1, &device)), None);
     linear.id = 9;
     let (a, b) = (matrix([r, k], 2, &device), matrix([n, r], 3, &device));
-    let adapter = LoraWeights {
-        a: a.clone(),
-        b: b.clone(),
-        scaling: 1.5,
-    };
+    let adapter = LoraWeights::new(a.clone(), b.clone(), 1.5);
     linear.set_adapter(0, Some(adapter));
     let dropout = Dropout { p: 0.3, seed: 1 };
     let x = matrix([4, k], 4, &device);

@@ -62,7 +62,7 @@ impl QwenModel {
             };
             let weights = LoraWeights {
                 a: upload(&m.a, [m.r, m.in_features]),
-                b: upload(&m.b, [m.out_features, m.r]),
+                b_t: upload(&transposed(&m.b, m.r), [m.r, m.out_features]),
                 scaling: adapter.config.scaling_for(module) as f32,
             };
             if let Some(linear) = self.linear_mut(module) {
@@ -77,4 +77,11 @@ impl QwenModel {
         self.linears_mut()
             .for_each(|linear| linear.set_adapter(slot, None));
     }
+}
+
+/// `[rows, columns]` → `[columns, rows]`.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns)
+        .flat_map(|column| values.iter().skip(column).step_by(columns).copied())
+        .collect()
 }

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use bytes::Bytes as SharedBytes;
 use cubecl_environment::bytes::AllocationProperty;
+use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use crate::kernels::map_file::map_file;
+use crate::kernels::map_file::{map_file, release};
 
 /// Why a weight file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +91,24 @@ struct Entry {
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    shards: Vec<SharedBytes>,
+    shards: Vec<Shard>,
     entries: BTreeMap<String, Entry>,
+}
+
+/// A mapped file: once for tensors to share, once to advise the system about.
+#[derive(Debug)]
+struct Shard {
+    bytes: SharedBytes,
+    map: Arc<Mmap>,
+}
+
+/// The bytes of a map, as an owner of [`SharedBytes`].
+struct Mapped(Arc<Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 #[derive(Deserialize)]
@@ -172,7 +190,8 @@ impl Checkpoint {
                 "expected safetensors, found an empty file".to_owned(),
             ));
         }
-        let bytes = SharedBytes::from_owner(map_file(&file).map_err(read)?);
+        let map = Arc::new(map_file(&file).map_err(read)?);
+        let bytes = SharedBytes::from_owner(Mapped(map.clone()));
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|e| format(format!("not a whole safetensors file: {e}")))?;
         for (name, view) in tensors.iter() {
@@ -188,7 +207,7 @@ impl Checkpoint {
                 return Err(format(format!("tensor `{name}` is also in another shard")));
             }
         }
-        self.shards.push(bytes);
+        self.shards.push(Shard { bytes, map });
         Ok(())
     }
 
@@ -210,8 +229,15 @@ impl Checkpoint {
     /// A tensor as safetensors sees it, without a copy.
     pub fn view(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.entries.get(name)?;
-        let data = &self.shards[entry.shard][entry.start..entry.end];
+        let data = &self.shards[entry.shard].bytes[entry.start..entry.end];
         TensorView::new(entry.dtype, entry.shape.clone(), data).ok()
+    }
+
+    /// Takes the pages of a tensor out of this process's memory: for one that was copied and isn't read again.
+    pub fn release(&self, name: &str) {
+        if let Some(entry) = self.entries.get(name) {
+            release(&self.shards[entry.shard].map, entry.start..entry.end);
+        }
     }
 
     /// A float tensor on `device`, in the file's dtype. On the CPU it is the mapped file itself.
@@ -251,7 +277,7 @@ impl Checkpoint {
                 });
             }
         };
-        let shared = self.shards[entry.shard].slice(entry.start..entry.end);
+        let shared = self.shards[entry.shard].bytes.slice(entry.start..entry.end);
         let bytes = if (shared.as_ptr() as usize).is_multiple_of(dtype.size()) {
             Bytes::from_shared(shared, AllocationProperty::File)
         } else {
@@ -260,5 +286,30 @@ impl Checkpoint {
         };
         let data = TensorData::from_bytes(bytes, shape, dtype);
         Ok(Tensor::from_data(data, (device, dtype)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_released_tensor_can_be_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let values: Vec<u8> = (0..40_000u32)
+            .flat_map(|i| (i as f32).to_le_bytes())
+            .collect();
+        let view = TensorView::new(Dtype::F32, vec![200, 200], &values).unwrap();
+        let path = dir.path().join("model.safetensors");
+        safetensors::serialize_to_file([("w", view)], None, &path).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let read = || {
+            let tensor = checkpoint.tensor("w", [200, 200], &Device::flex()).unwrap();
+            tensor.into_data().iter::<f32>().collect::<Vec<_>>()
+        };
+        let before = read();
+        checkpoint.release("w");
+        assert_eq!(read(), before);
+        assert_eq!(before[39_999], 39_999.0);
     }
 }

@@ -169,12 +169,18 @@ impl Loader<'_> {
     /// A matrix in the dtype the options ask for.
     fn dense(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
         let tensor = self.checkpoint.tensor(name, shape, self.device)?;
-        Ok(match self.options.dtype {
-            DtypeChoice::Auto => tensor,
-            DtypeChoice::F32 => tensor.cast(DType::F32),
-            DtypeChoice::Bf16 => tensor.cast(DType::BF16),
-            DtypeChoice::F16 => tensor.cast(DType::F16),
-        })
+        let dtype = match self.options.dtype {
+            DtypeChoice::Auto => tensor.dtype(),
+            DtypeChoice::F32 => DType::F32,
+            DtypeChoice::Bf16 => DType::BF16,
+            DtypeChoice::F16 => DType::F16,
+        };
+        if tensor.dtype() == dtype {
+            return Ok(tensor);
+        }
+        let tensor = tensor.cast(dtype);
+        self.checkpoint.release(name);
+        Ok(tensor)
     }
 
     /// Norm weights and biases are few: always f32.
@@ -190,6 +196,7 @@ impl Loader<'_> {
         let stored = bnb::read_nf4(&|n| self.checkpoint.view(n), &weight_name)?;
         let weight = if let Some(data) = stored {
             self.check_shape(&weight_name, shape, data.shape)?;
+            self.checkpoint.release(&weight_name);
             Weight::Nf4(Nf4Weight::from_data(&data, self.device))
         } else if let Quantization::Nf4 { double_quant } = self.options.quantization {
             let tensor = self
@@ -199,10 +206,11 @@ impl Loader<'_> {
             let data = tensor.cast(DType::F32).into_data();
             let values = data.as_slice::<f32>().map_err(|e| CheckpointError::Dtype {
                 dir: self.checkpoint.dir().to_owned(),
-                name: weight_name,
+                name: weight_name.clone(),
                 found: format!("{e:?}"),
             })?;
             let data = Nf4Data::quantize(values, shape, dtype, double_quant);
+            self.checkpoint.release(&weight_name);
             Weight::Nf4(Nf4Weight::from_data(&data, self.device))
         } else {
             Weight::Dense(self.dense(&weight_name, shape)?)

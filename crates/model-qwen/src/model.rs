@@ -5,11 +5,11 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
-use lora_4bit::{AdapterSelection, Linear, Weight};
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Weight};
 use tracing::trace_span;
 
 use crate::config::QwenConfig;
-use crate::kernels::{apply_rotary, is_fused, rms_norm, silu_mul};
+use crate::kernels::{apply_rotary, is_plain_cpu, on_worker, rms_norm, silu_mul};
 use crate::rotary::{Rotary, RotaryFrequencies};
 
 /// A whole model: embedding, decoder layers, final norm, head.
@@ -116,7 +116,7 @@ impl QwenModel {
         adapters: &AdapterSelection,
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
-        on_worker(|| {
+        on_worker(&self.device(), || {
             let rotary = self.rotary(positions);
             let mut x = self.embed(tokens); // [tokens, hidden]
             for (i, layer) in self.layers.iter().enumerate() {
@@ -144,12 +144,21 @@ impl QwenModel {
     /// Scores of the next token: hidden `[rows, hidden]` to logits `[rows, vocab]`, f32.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         let _span = trace_span!("lm_head").entered();
-        on_worker(|| self.lm_head.forward(hidden, &AdapterSelection::Base))
+        on_worker(&self.device(), || {
+            self.lm_head.forward(hidden, &AdapterSelection::Base)
+        })
     }
 
     /// The rotary angles of a step, shared by all layers.
     pub fn rotary(&self, positions: &[u32]) -> Rotary {
         self.frequencies.at(positions, &self.device().inner())
+    }
+
+    /// Sets the type in which the weights of all linear layers and of the head are multiplied.
+    pub fn set_compute_dtype(&mut self, compute: ComputeDtype) {
+        self.lm_head.compute = compute;
+        self.linears_mut()
+            .for_each(|linear| linear.compute = compute);
     }
 
     /// The linear layers of all decoder layers, in the order of the forward pass.
@@ -198,14 +207,6 @@ impl QwenModel {
     }
 }
 
-/// Runs `step` on a thread of rayon's pool.
-///
-/// The kernels of a step split their work over that pool some hundred times. From a thread outside of it, each of these
-/// would wait for a worker to wake up; a worker starts its share at once, while the others look for theirs.
-pub(crate) fn on_worker<R: Send>(step: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| step())
-}
-
 /// Both results. On the plain CPU backend the threads share the work of both, instead of waiting for each other after
 /// the first; a GPU queues what one thread sends it.
 fn both<A: Send, B: Send>(
@@ -213,7 +214,7 @@ fn both<A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,
 ) -> (A, B) {
-    match is_fused(x) {
+    match is_plain_cpu(x) {
         true => rayon::join(a, b),
         false => (a(), b()),
     }

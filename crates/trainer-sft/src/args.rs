@@ -13,7 +13,9 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 
 pub use self::parse::ArgsError;
-use crate::config::{Dtype, LrSchedule, Quantization, Thinking, TrainOn};
+use crate::config::{
+    ComputeDtype, Dtype, GradientCheckpointing, LrSchedule, Quantization, Thinking, TrainOn,
+};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -99,6 +101,16 @@ pub struct Args {
         visible_alias = "torch-dtype"
     )]
     pub dtype: Option<Dtype>,
+
+    /// Type in which frozen weights are multiplied: `bf16` rounds the factors where that is faster (a CPU with
+    /// AVX-512-BF16), sums stay in f32; `f32` never does [default: bf16]
+    #[arg(
+        long,
+        value_enum,
+        help_heading = "Model",
+        visible_alias = "bnb-4bit-compute-dtype"
+    )]
+    pub compute_dtype: Option<ComputeDtype>,
 
     /// auto, cpu, cuda, cuda:N, wgpu, vulkan, metal or rocm, as far as compiled in [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Model")]
@@ -208,6 +220,12 @@ pub struct Args {
         visible_alias = "gradient-accumulation-steps"
     )]
     pub gradient_accumulation: Option<usize>,
+
+    /// Compute activations a second time in the backward pass instead of keeping them: `true`, `false`, or `auto`, which
+    /// on a CPU keeps those of as many layers as fit into half of the free memory, and none on other devices
+    /// [default: auto]
+    #[arg(long, value_enum, help_heading = "Training", num_args = 0..=1, default_missing_value = "true")]
+    pub gradient_checkpointing: Option<GradientCheckpointing>,
 
     /// Seed of shuffling, initialization and dropout [default: 42]
     #[arg(long, value_name = "SEED", help_heading = "Training")]

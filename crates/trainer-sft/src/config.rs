@@ -47,6 +47,8 @@ pub struct ModelConfig {
     pub double_quant: bool,
     /// The dtype of the base weights that are not quantized.
     pub dtype: Dtype,
+    /// The type in which the frozen weights are multiplied.
+    pub compute_dtype: ComputeDtype,
     /// `auto`, `cpu`, `cuda`, `cuda:1`, …; parsed by `model_qwen::parse_device`.
     pub device: String,
 }
@@ -110,6 +112,8 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Largest L2 norm of all gradients together; 0 switches clipping off.
     pub max_grad_norm: f64,
+    /// Which activations are computed again in the backward pass.
+    pub gradient_checkpointing: GradientCheckpointing,
 }
 
 impl OptimizerConfig {
@@ -184,6 +188,52 @@ pub enum Dtype {
     Bf16,
     /// IEEE half precision.
     F16,
+}
+
+/// The type in which frozen weights are multiplied; see [`lora_4bit::ComputeDtype`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    /// The factors as they are.
+    F32,
+    /// The factors rounded to bf16 where that is faster.
+    Bf16,
+}
+
+/// Which activations are computed a second time; see [`Checkpointing`](crate::step::Checkpointing).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase", from = "BoolOrAuto")]
+pub enum GradientCheckpointing {
+    /// As few as the free memory allows.
+    Auto,
+    /// Those of every layer.
+    True,
+    /// None.
+    False,
+}
+
+/// How a file may say it: `true` without quotes is no string in most formats.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected true, false or \"auto\"")]
+enum BoolOrAuto {
+    Bool(bool),
+    Auto(Auto),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Auto {
+    Auto,
+}
+
+impl From<BoolOrAuto> for GradientCheckpointing {
+    fn from(value: BoolOrAuto) -> Self {
+        match value {
+            BoolOrAuto::Bool(true) => Self::True,
+            BoolOrAuto::Bool(false) => Self::False,
+            BoolOrAuto::Auto(Auto::Auto) => Self::Auto,
+        }
+    }
 }
 
 /// Which tokens are learnt.

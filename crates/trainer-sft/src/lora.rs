@@ -102,7 +102,7 @@ pub fn read_adapter(model: &QwenModel, slot: usize, config: &LoraConfig) -> Lora
         .map(|(name, linear, weights)| {
             let matrices = LoraMatrices {
                 a: read(&weights.a),
-                b: read(&weights.b),
+                b: read(&weights.b_t.clone().transpose()),
                 r: weights.a.dims()[0],
                 in_features: linear.in_features(),
                 out_features: linear.out_features(),

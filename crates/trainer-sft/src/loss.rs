@@ -2,16 +2,16 @@
 //!
 //! The logits of a whole batch are the largest tensor of a naive training step (rows × 151,936 values for Qwen). Here only
 //! rows that are learnt from reach the output head, in chunks, and the gradient of the logits is written down directly
-//! (`softmax − one-hot`) and pulled back through head and norm before the next chunk is computed.
+//! (`softmax − one-hot`) and pulled back through the head before the next chunk is computed.
 
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::{AdapterSelection, Linear, Weight};
-use model_qwen::kernels::rms_norm;
+use model_qwen::kernels::{cross_entropy, rms_norm};
 
 use crate::parameters::GradientStore;
 
-/// Logits that one chunk may hold: 256 rows of Qwen's vocabulary (about 156 MB in f32).
-const MAX_LOGITS: usize = 256 * 151_936;
+/// Logits that one chunk may hold: 128 rows of Qwen's vocabulary (about 78 MB in f32).
+const MAX_LOGITS: usize = 128 * 151_936;
 
 /// The rows of a packed batch that are learnt from.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Targets {
     /// Rows whose next token is a target, ascending.
     rows: Vec<i32>,
     /// That next token, per row.
-    tokens: Vec<i32>,
+    tokens: Vec<u32>,
 }
 
 impl Targets {
@@ -28,7 +28,7 @@ impl Targets {
     pub fn new(labels: &[Option<u32>]) -> Self {
         let (rows, tokens) = (0i32..)
             .zip(labels)
-            .filter_map(|(row, label)| label.map(|token| (row, token as i32)))
+            .filter_map(|(row, label)| label.map(|token| (row, token)))
             .unzip();
         Self { rows, tokens }
     }
@@ -58,14 +58,18 @@ pub struct Head {
 }
 
 impl Head {
+    /// Both `[rows, hidden]`.
+    fn normalized(&self, hidden: Tensor<2>) -> Tensor<2> {
+        rms_norm(hidden, &self.norm, self.norm_eps)
+    }
+
     /// `[rows, hidden]` → `[rows, vocab]`.
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let hidden = rms_norm(hidden, &self.norm, self.norm_eps); // [rows, hidden]
-        self.lm_head.forward(hidden, &AdapterSelection::Base) // [rows, vocab]
+    fn logits(&self, normalized: Tensor<2>) -> Tensor<2> {
+        self.lm_head.forward(normalized, &AdapterSelection::Base)
     }
 
     fn chunk_rows(&self) -> usize {
-        (MAX_LOGITS / self.lm_head.out_features()).max(256)
+        (MAX_LOGITS / self.lm_head.out_features()).max(128)
     }
 }
 
@@ -88,9 +92,9 @@ pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let device = hidden.device();
     let mut total = Tensor::zeros([1], (&device, DType::F32));
     for (rows, tokens) in chunks(targets, head.chunk_rows()) {
-        let logits = head.logits(hidden.clone().select(0, indices(rows, &device))); // [rows, vocab]
-        let tokens = indices(tokens, &device).unsqueeze_dim::<2>(1); // [rows, 1]
-        total = total + softmax_cross_entropy(logits, tokens).0;
+        let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
+        let logits = head.logits(head.normalized(x)); // [rows, vocab]
+        total = total + cross_entropy(logits, tokens, 1.0).0;
     }
     total
 }
@@ -126,16 +130,24 @@ pub fn backward(
             .select(0, indices(rows, &device))
             .autodiff()
             .require_grad(); // [rows, hidden]
-        let logits = head.logits(x.clone()); // [rows, vocab]
-        let tokens = indices(tokens, &device).unsqueeze_dim::<2>(1); // [rows, 1]
-        let (loss, probabilities) = softmax_cross_entropy(logits.clone().inner(), tokens.clone());
+        let normalized = head.normalized(x.clone()); // [rows, hidden]
+        let (y, dy, loss) = match trained {
+            Some(_) => {
+                let logits = head.logits(normalized); // [rows, vocab]
+                let (loss, d_logits) = cross_entropy(logits.clone().inner(), tokens, scale);
+                (logits, d_logits, loss)
+            }
+            // A frozen head needs no graph: the logits become their own gradient.
+            None => {
+                let logits = head.logits(normalized.clone().inner()); // [rows, vocab]
+                let (loss, d_logits) = cross_entropy(logits, tokens, scale);
+                let head = &head.lm_head;
+                let dy = head.weight.forward_t(d_logits, head.compute); // [rows, hidden]
+                (normalized, dy, loss)
+            }
+        };
         total = total + loss;
-        let hit = Tensor::full(tokens.dims(), -scale, (&device, DType::F32)); // [rows, 1]
-        let d_logits =
-            probabilities
-                .mul_scalar(scale)
-                .scatter(1, tokens, hit, IndexingUpdateOp::Add); // [rows, vocab]
-        let mut grads = (logits * d_logits.autodiff()).sum().backward();
+        let mut grads = (y * dy.autodiff()).sum().backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
         if let Some((names, store)) = &mut trained {
             store.add(names.norm, head.norm.grad_remove(&mut grads));
@@ -162,17 +174,7 @@ fn spread(gradients: Vec<Tensor<2>>, targets: &Targets, like: &Tensor<2>) -> Ten
     Tensor::cat(rows, 0).select(0, indices(&source, &device)) // [tokens, hidden]
 }
 
-/// Summed cross-entropy `[1]` and the softmax `[rows, vocab]` of `logits [rows, vocab]` at `tokens [rows, 1]`.
-fn softmax_cross_entropy(logits: Tensor<2>, tokens: Tensor<2, Int>) -> (Tensor<1>, Tensor<2>) {
-    let max = logits.clone().max_dim(1); // [rows, 1]
-    let chosen = logits.clone().gather(1, tokens); // [rows, 1]
-    let exp = (logits - max.clone()).exp(); // [rows, vocab]
-    let sum = exp.clone().sum_dim(1); // [rows, 1]
-    let loss = (sum.clone().log() + max - chosen).sum(); // [1]
-    (loss, exp / sum)
-}
-
-fn chunks(targets: &Targets, size: usize) -> impl Iterator<Item = (&[i32], &[i32])> {
+fn chunks(targets: &Targets, size: usize) -> impl Iterator<Item = (&[i32], &[u32])> {
     targets.rows.chunks(size).zip(targets.tokens.chunks(size))
 }
 

@@ -144,10 +144,20 @@ pub fn progress_bar(total: usize, done: usize, quiet: bool) -> ProgressBar {
 /// Largest resident memory of this process so far in bytes (`VmHWM`); `None` where `/proc` does not exist.
 #[must_use]
 pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    proc_kib("/proc/self/status", "VmHWM:").map(|kib| kib * 1024)
+}
+
+/// Memory that programs can still take, in bytes (`MemAvailable`); `None` where `/proc` does not exist.
+#[must_use]
+pub fn available_memory() -> Option<u64> {
+    proc_kib("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024)
+}
+
+/// A number of KiB in a file of `/proc`.
+fn proc_kib(path: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -148,8 +148,8 @@ fn visit_linear(
                     ParameterMut::Matrix(&mut adapter.a),
                 );
                 visit(
-                    &format!("{name}.lora_B"),
-                    ParameterMut::Matrix(&mut adapter.b),
+                    &format!("{name}.lora_B_t"),
+                    ParameterMut::Matrix(&mut adapter.b_t),
                 );
             }
         }

@@ -8,12 +8,13 @@ use tracing::info;
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, Dtype, Quantization};
+use crate::config::{ComputeDtype, Config, Dtype, GradientCheckpointing, Quantization};
 use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::parameters::Trainable;
 use crate::schedule::Schedule;
+use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
 
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
@@ -28,7 +29,7 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
         frozen_options(config)
     };
     let resumed = config.run.resume.clone().filter(|_| config.run.full);
-    let model = match resumed.map_or_else(|| config.model.folder(), |dir| Ok(Some(dir)))? {
+    let mut model = match resumed.map_or_else(|| config.model.folder(), |dir| Ok(Some(dir)))? {
         Some(folder) => QwenModel::load(&folder, &options, device)?,
         None => QwenModel::random(config.model.architecture()?, config.run.seed, device),
     };
@@ -41,6 +42,10 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
             return Err(TrainError::Quantized(name));
         }
     }
+    model.set_compute_dtype(match config.model.compute_dtype {
+        ComputeDtype::F32 => lora_4bit::ComputeDtype::F32,
+        ComputeDtype::Bf16 => lora_4bit::ComputeDtype::Bf16,
+    });
     info!("{} MiB of weights on {device:?}", model.num_bytes() >> 20);
     Ok(model)
 }
@@ -110,6 +115,11 @@ pub(crate) fn start(
         },
         optimizer: optimizer_config,
         max_grad_norm: Some(config.optimizer.max_grad_norm).filter(|&norm| norm > 0.0),
+        checkpointing: match config.optimizer.gradient_checkpointing {
+            GradientCheckpointing::Auto => Checkpointing::Auto,
+            GradientCheckpointing::True => Checkpointing::On,
+            GradientCheckpointing::False => Checkpointing::Off,
+        },
         dropout: config.lora.dropout,
         seed: config.run.seed,
     };

@@ -1,9 +1,13 @@
 //! Forward and backward of one micro-batch, layer by layer.
 //!
-//! The forward pass keeps only each layer's input. The backward pass walks the layers in reverse: it computes one layer
-//! again as a small autodiff graph, whose leaves are the layer's input and its trainable tensors, and pulls the gradient of
-//! the layer's output through it with `sum(y · dy).backward()`. At any time one layer's activations are in memory.
+//! Every layer is a small autodiff graph of its own, whose leaves are the layer's input and its trainable tensors. The
+//! backward pass walks the layers in reverse and pulls the gradient of each output through its graph with
+//! `sum(y · dy).backward()`.
+//!
+//! With gradient checkpointing, the forward pass keeps only a layer's input, and the backward pass computes the layer
+//! again: a third more work, but only one layer's activations are in memory at any time.
 
+use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
 use kv_paging::CausalAttention;
 use lora_4bit::AdapterSelection;
@@ -12,6 +16,7 @@ use model_qwen::{DecoderLayer, QwenModel, Rotary};
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::loss::{self, Head, HeadNames, Targets};
+use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
 /// What the layers of one micro-batch share.
@@ -40,7 +45,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters): (Trainable, &AdapterSelection),
+    (trainable, adapters, checkpointing): (Trainable, &AdapterSelection, Checkpointing),
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
@@ -52,11 +57,19 @@ pub fn forward_backward(
         trainable,
     };
 
-    let mut inputs = Vec::with_capacity(model.layers.len());
+    let num_layers = model.layers.len();
+    let first_kept = num_layers - checkpointing.num_kept(model, batch.num_tokens());
+    let mut kept = Vec::with_capacity(num_layers);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
-        inputs.push(x.clone());
-        x = layer.forward(index, x, &shared.rotary, adapters, &mut shared.attention); // [tokens, hidden]
+        if index < first_kept {
+            kept.push(Kept::Input(x.clone()));
+            x = layer.forward(index, x, &shared.rotary, adapters, &mut shared.attention); // [tokens, hidden]
+        } else {
+            let graph = LayerGraph::new((index, layer), x, &mut shared);
+            x = graph.y.clone().inner(); // [tokens, hidden]
+            kept.push(Kept::Graph(graph));
+        }
     }
 
     let names = HeadNames {
@@ -76,8 +89,12 @@ pub fn forward_backward(
         trained,
     );
 
-    for (index, (layer, x)) in model.layers.iter().zip(inputs).enumerate().rev() {
-        match layer_backward((index, layer), x, dx, &mut shared, store) {
+    for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
+        let graph = match kept {
+            Kept::Input(x) => LayerGraph::new((index, layer), x, &mut shared),
+            Kept::Graph(graph) => graph,
+        };
+        match graph.backward(index, dx, trainable, store) {
             Some(gradient) => dx = gradient, // [tokens, hidden]
             None => return loss,
         }
@@ -92,46 +109,103 @@ pub fn forward_backward(
     loss
 }
 
-/// Computes layer `index` again on its input `x [tokens, hidden]` and pulls `dy [tokens, hidden]` through it.
-///
-/// Returns the gradient of `x`; `None` below the lowest tensor that is trained.
-fn layer_backward(
-    (index, layer): (usize, &DecoderLayer),
+/// What the forward pass keeps of a layer.
+#[expect(clippy::large_enum_variant, reason = "there is one for each layer")]
+enum Kept {
+    /// `[tokens, hidden]`.
+    Input(Tensor<2>),
+    Graph(LayerGraph),
+}
+
+/// One layer as an autodiff graph.
+struct LayerGraph {
+    /// Input, `[tokens, hidden]`.
     x: Tensor<2>,
-    dy: Tensor<2>,
-    shared: &mut Shared<'_>,
-    store: &mut GradientStore,
-) -> Option<Tensor<2>> {
-    let is_lowest = index == 0 && shared.trainable != Trainable::Full;
-    let x = if is_lowest {
-        x.autodiff()
-    } else {
-        x.autodiff().require_grad()
-    };
-    let mut layer = layer.clone();
-    visit_layer(&mut layer, index, shared.trainable, &mut |_, parameter| {
-        parameter.make_leaf()
-    });
-    let y = layer.forward(
-        index,
-        x.clone(),
-        &shared.rotary,
-        shared.adapters,
-        &mut shared.attention,
-    ); // [tokens, hidden]
-    if !y.is_tracked() {
-        return None;
+    /// The layer, its trainable tensors leaves of the graph.
+    layer: DecoderLayer,
+    /// Output, `[tokens, hidden]`.
+    y: Tensor<2>,
+}
+
+impl LayerGraph {
+    /// Applies layer `index` to `x [tokens, hidden]`.
+    fn new((index, layer): (usize, &DecoderLayer), x: Tensor<2>, shared: &mut Shared<'_>) -> Self {
+        let is_lowest = index == 0 && shared.trainable != Trainable::Full;
+        let x = if is_lowest {
+            x.autodiff()
+        } else {
+            x.autodiff().require_grad()
+        };
+        let mut layer = layer.clone();
+        visit_layer(&mut layer, index, shared.trainable, &mut |_, parameter| {
+            parameter.make_leaf()
+        });
+        let y = layer.forward(
+            index,
+            x.clone(),
+            &shared.rotary,
+            shared.adapters,
+            &mut shared.attention,
+        ); // [tokens, hidden]
+        Self { x, layer, y }
     }
-    let mut gradients = (y * dy.autodiff()).sum().backward();
-    visit_layer(
-        &mut layer,
-        index,
-        shared.trainable,
-        &mut |name, parameter| {
+
+    /// Pulls `dy [tokens, hidden]` through the layer.
+    ///
+    /// Returns the gradient of its input; `None` below the lowest tensor that is trained.
+    fn backward(
+        mut self,
+        index: usize,
+        dy: Tensor<2>,
+        trainable: Trainable,
+        store: &mut GradientStore,
+    ) -> Option<Tensor<2>> {
+        if !self.y.is_tracked() {
+            return None;
+        }
+        let mut gradients = (self.y * dy.autodiff()).sum().backward();
+        visit_layer(&mut self.layer, index, trainable, &mut |name, parameter| {
             store.add(name, parameter.take_gradient(&mut gradients));
-        },
-    );
-    x.grad_remove(&mut gradients)
+        });
+        self.x.grad_remove(&mut gradients)
+    }
+}
+
+/// How many layers keep their activations from the forward to the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// On the CPU as many as fit into half of the memory that is free, on other devices none.
+    #[default]
+    Auto,
+    /// None: each is computed twice.
+    On,
+    /// All.
+    Off,
+}
+
+impl Checkpointing {
+    fn num_kept(self, model: &QwenModel, num_tokens: usize) -> usize {
+        let num_layers = model.layers.len();
+        match self {
+            Self::On => 0,
+            Self::Off => num_layers,
+            Self::Auto if !matches!(model.device().as_dispatch(), DispatchDevice::Flex(_)) => 0,
+            Self::Auto => {
+                let free = metrics::available_memory().unwrap_or(0) as usize;
+                (free / 2 / layer_bytes(model, num_tokens).max(1)).min(num_layers)
+            }
+        }
+    }
+}
+
+/// Bytes that the graph of one layer keeps, about.
+fn layer_bytes(model: &QwenModel, num_tokens: usize) -> usize {
+    let config = &model.config;
+    let heads = config.head_dim * config.num_attention_heads;
+    let kv_heads = config.head_dim * config.num_key_value_heads;
+    // Residual stream and norms; q, rotated q and attention; k, rotated k and v; gate, up and their product.
+    let values = 5 * config.hidden_size + 3 * heads + 3 * kv_heads + 3 * config.intermediate_size;
+    size_of::<f32>() * values * num_tokens
 }
 
 fn head(model: &QwenModel) -> Head {

@@ -3,13 +3,14 @@
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
+use model_qwen::kernels::on_worker;
 
 use crate::batch::Batch;
 use crate::even::even_batches;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::schedule::Schedule;
-use crate::step;
+use crate::step::{self, Checkpointing};
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,8 @@ pub struct TrainerOptions {
     pub optimizer: AdamWConfig,
     /// Largest global gradient norm; `None` does not clip.
     pub max_grad_norm: Option<f64>,
+    /// Which activations are computed again in the backward pass.
+    pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
     /// Seed of the dropout masks.
@@ -126,6 +129,10 @@ impl Trainer {
     /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
     /// target the parameters stay as they are.
     pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
+        on_worker(&self.device(), || self.step_here(batches))
+    }
+
+    fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
         let (loss, mut gradients) = self.gradients(batches);
         let norm = gradients.norm(&self.device()); // [1]
         let learning_rate =
@@ -174,10 +181,10 @@ impl Trainer {
             .filter(|(_, batch)| batch.num_targets() > 0)
         {
             let adapters = self.adapters(Some(index));
-            let trained = (self.options.trainable, &adapters);
+            let options = &self.options;
+            let how = (options.trainable, &adapters, options.checkpointing);
             for batch in even_batches(batch, &self.device()).iter() {
-                loss =
-                    loss + step::forward_backward(&self.model, batch, trained, scale, &mut store);
+                loss = loss + step::forward_backward(&self.model, batch, how, scale, &mut store);
             }
         }
         (loss.mul_scalar(scale), store)

@@ -18,6 +18,7 @@ use trainer_sft::config::LrSchedule;
 use trainer_sft::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use trainer_sft::parameters::Trainable;
 use trainer_sft::schedule::Schedule;
+use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
 const LOSS_TOLERANCE: f64 = 1e-4;
@@ -117,6 +118,7 @@ fn options(
             ..AdamWConfig::default()
         },
         max_grad_norm: Some(1.0),
+        checkpointing: Checkpointing::default(),
         dropout: 0.0,
         seed: 0,
     }
@@ -158,11 +160,7 @@ fn check_adapter_run(name: &str, quantization: Quantization) {
                 (&device, DType::F32),
             )
         };
-        let weights = LoraWeights {
-            a: tensor("A"),
-            b: tensor("B"),
-            scaling: 2.0,
-        };
+        let weights = LoraWeights::new(tensor("A"), tensor("B"), 2.0);
         model
             .linear_mut(module)
             .unwrap()
@@ -187,7 +185,7 @@ fn check_adapter_run(name: &str, quantization: Quantization) {
     };
     for (module, linear) in trainer.model.linears() {
         let weights = linear.adapter(0).unwrap();
-        for (matrix, tensor) in [("A", &weights.a), ("B", &weights.b)] {
+        for (matrix, tensor) in [("A", &weights.a), ("B", &weights.b_t.clone().transpose())] {
             let (_, values) = &expected[&peft_name(&module, matrix)];
             let found: Vec<f32> = tensor.to_data().iter::<f32>().collect();
             assert_eq!(found.len(), values.len());

@@ -10,6 +10,8 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
 
+use tracing::trace_span;
+
 use super::CausalOps;
 use super::cpu::{CausalState, causal_backward, causal_forward};
 
@@ -25,6 +27,7 @@ impl Backward<Flex, 3> for CausalAttentionBackward {
         grads: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
+        let _span = trace_span!("backward", of = "CausalAttention").entered();
         let d_out = grads.consume::<Flex>(&ops.node); // [tokens, heads, head_dim]
         let inputs = causal_backward(&ops.state, d_out);
         for (parent, gradient) in ops.parents.into_iter().zip(inputs) {

@@ -1,14 +1,19 @@
-//! Gradients. The weight is a constant, so the gradient with respect to `x` is the transposed product, and the only
-//! thing kept for it is a handle of the weight as it is stored: `x` isn't saved, nothing is dequantized.
+//! Gradients.
+//!
+//! A base weight is a constant, so the gradient with respect to `x` is the transposed product, and the only thing kept for it
+//! is a handle of the weight as it is stored: `x` isn't saved, nothing is dequantized. An adapter's product keeps its input
+//! and the inner product of rank `r`.
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend};
+use burn::backend::{Autodiff, Backend, Flex};
 
-use super::{AbsmaxOperand, LinearOps, Nf4Operand};
+use super::cpu::LoraState;
+use super::{AbsmaxOperand, ComputeDtype, LinearOps, LoraOps, Nf4Operand};
+use tracing::trace_span;
 
 /// Implements [`Backward`] for an operation whose gradient is its transposed twin.
 macro_rules! backward_by_twin {
@@ -18,7 +23,7 @@ macro_rules! backward_by_twin {
         struct $name;
 
         impl<B: LinearOps> Backward<B, 1> for $name {
-            type State = $state;
+            type State = ($state, ComputeDtype);
 
             fn backward(
                 self,
@@ -26,8 +31,11 @@ macro_rules! backward_by_twin {
                 grads: &mut Gradients,
                 _checkpointer: &mut Checkpointer,
             ) {
-                let w = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::$twin(grad, w));
+                let _span = trace_span!("backward", of = stringify!($name)).entered();
+                let (w, compute) = ops.state;
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+                    B::$twin(grad, w, compute)
+                });
             }
         }
     };
@@ -52,37 +60,53 @@ backward_by_twin!(
 
 /// Records `$backward` for `B::$op($x, $w)`.
 macro_rules! record {
-    ($backward:ident, $op:ident, $x:ident, $w:ident) => {{
+    ($backward:ident, $op:ident, $x:ident, $w:ident, $compute:ident) => {{
         let (x, node) = $x.into_parts();
         match $backward.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let y = B::$op(x, $w.clone());
-                prep.finish($w, y)
+                let y = B::$op(x, $w.clone(), $compute);
+                prep.finish(($w, $compute), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::$op(x, $w)),
+            OpsKind::UnTracked(prep) => prep.finish(B::$op(x, $w, $compute)),
         }
     }};
 }
 
 impl<B: LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
-    fn dense_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn dense_linear(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         let w = w.into_primitive();
-        record!(DenseLinear, dense_linear, x, w)
+        record!(DenseLinear, dense_linear, x, w, compute)
     }
 
-    fn dense_linear_t(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn dense_linear_t(
+        dy: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         let w = w.into_primitive();
-        record!(DenseLinearT, dense_linear_t, dy, w)
+        record!(DenseLinearT, dense_linear_t, dy, w, compute)
     }
 
-    fn nf4_linear(x: FloatTensor<Self>, w: Nf4Operand<Self>) -> FloatTensor<Self> {
+    fn nf4_linear(
+        x: FloatTensor<Self>,
+        w: Nf4Operand<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         let w = inner::<B, C>(w);
-        record!(Nf4Linear, nf4_linear, x, w)
+        record!(Nf4Linear, nf4_linear, x, w, compute)
     }
 
-    fn nf4_linear_t(dy: FloatTensor<Self>, w: Nf4Operand<Self>) -> FloatTensor<Self> {
+    fn nf4_linear_t(
+        dy: FloatTensor<Self>,
+        w: Nf4Operand<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         let w = inner::<B, C>(w);
-        record!(Nf4LinearT, nf4_linear_t, dy, w)
+        record!(Nf4LinearT, nf4_linear_t, dy, w, compute)
     }
 }
 
@@ -107,5 +131,53 @@ fn inner<B: Backend, C: CheckpointStrategy>(w: Nf4Operand<Autodiff<B, C>>) -> Nf
         quant_map: w.quant_map.into_primitive(),
         absmax,
         shape: w.shape,
+    }
+}
+
+#[derive(Debug)]
+struct LoraAdd;
+
+impl Backward<Flex, 4> for LoraAdd {
+    type State = LoraState;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 4>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let _span = trace_span!("backward", of = "LoraAdd").entered();
+        let dy = grads.consume::<Flex>(&ops.node);
+        let [y, x, a, b] = ops.parents;
+        let wanted = [&x, &a, &b].map(Option::is_some);
+        let inputs = ops.state.backward(&dy, wanted);
+        let gradients = [(y, Some(dy)), (x, inputs.x), (a, inputs.a), (b, inputs.b)];
+        for (parent, gradient) in gradients {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                grads.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> LoraOps for Autodiff<Flex, C> {
+    fn lora_add(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f32,
+    ) -> FloatTensor<Self> {
+        let ((y, y_node), (x, x_node)) = (y.into_parts(), x.into_parts());
+        let ((a, a_node), (b, b_node)) = (a.into_parts(), b.into_parts());
+        let (y, state) = LoraState::forward(y, x, a, b, scaling);
+        match LoraAdd
+            .prepare::<C>([y_node, x_node, a_node, b_node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish(state, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
     }
 }

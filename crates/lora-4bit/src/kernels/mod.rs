@@ -7,9 +7,12 @@
 //! | `nf4_linear` | `x · wᵀ`, `w` in NF4 | `[m, k]`, `[n, k]` → `[m, n]` |
 //! | `nf4_linear_t` | `dy · w`, `w` in NF4 | `[m, n]`, `[n, k]` → `[m, k]` |
 //!
-//! `x` and `dy` are f32 on the CPU; a dense `w` is f32, bf16 or f16; sums are f32. The result has the type of `x`.
+//! `x` and `dy` are f32 on the CPU; a dense `w` is f32, bf16 or f16; sums are f32. The result has the type of `x`. With
+//! [`ComputeDtype::Bf16`] the factors may be rounded to bf16 first, where the hardware multiplies these faster.
 //! The transposed products are the gradients of the plain ones with respect to `x`. `w` is a constant: no operation
 //! here has a gradient for it.
+//!
+//! [`lora_add`] adds an adapter's product to the base product: `y + scaling · (x · aᵀ) · b`, with gradients for all four.
 //!
 //! Rooms: `naive` (each operation written with plain tensor operations; the reference in tests), `cpu` (burn's flex
 //! backend), `cube` (CubeCL backends), `autodiff` (gradients).
@@ -30,9 +33,20 @@ mod cube;
 pub mod naive;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
-use burn::tensor::Tensor;
+use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
+use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
+
+/// The type in which the factors of a product are multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ComputeDtype {
+    /// As they are: each row has the same result whatever other rows are multiplied beside it.
+    #[default]
+    F32,
+    /// Rounded to bf16 where that is faster: on CPUs with AVX-512-BF16 or AMX when there are many rows. What
+    /// `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as [`ComputeDtype::F32`].
+    Bf16,
+}
 
 /// The tensors of an NF4 weight on one backend.
 #[derive(ExtensionType, Clone, Debug)]
@@ -70,12 +84,20 @@ pub enum AbsmaxOperand<B: Backend> {
 #[backend_extension(Flex, Cube: cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan", feature = "metal", feature = "rocm")), Autodiff)]
 pub trait LinearOps: Backend {
     /// `x · wᵀ`: `[m, k]`, `[n, k]` → `[m, n]`.
-    fn dense_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn dense_linear(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        _compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         naive::dense_linear::<Self>(x, w)
     }
 
     /// `dy · w`: `[m, n]`, `[n, k]` → `[m, k]`.
-    fn dense_linear_t(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn dense_linear_t(
+        dy: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        _compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         naive::dense_linear_t::<Self>(dy, w)
     }
 
@@ -83,6 +105,7 @@ pub trait LinearOps: Backend {
     fn nf4_linear(
         x: FloatTensor<Self>,
         #[extension_type] w: Nf4Operand<Self>,
+        _compute: ComputeDtype,
     ) -> FloatTensor<Self> {
         naive::nf4_linear::<Self>(x, w)
     }
@@ -91,9 +114,44 @@ pub trait LinearOps: Backend {
     fn nf4_linear_t(
         dy: FloatTensor<Self>,
         #[extension_type] w: Nf4Operand<Self>,
+        _compute: ComputeDtype,
     ) -> FloatTensor<Self> {
         naive::nf4_linear_t::<Self>(dy, w)
     }
+}
+
+/// The product of a LoRA adapter, on the plain CPU backend.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait LoraOps: Backend {
+    /// `y + scaling · (x · aᵀ) · b`: `[m, n]`, `[m, k]`, `[r, k]`, `[r, n]`, all f32 → `[m, n]`.
+    fn lora_add(
+        y: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f32,
+    ) -> FloatTensor<Self>;
+}
+
+/// `y + scaling · (x · aᵀ) · b`, where `b` is the transpose of LoRA's B.
+///
+/// # Shapes
+///
+/// `y [m, n]`, `x [m, k]`, `a [r, k]`, `b [r, n]` → `[m, n]`
+pub fn lora_add(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scaling: f32) -> Tensor<2> {
+    let _span = trace_span!("lora_add").entered();
+    let ([m, n], [r, k]) = (y.dims(), a.dims());
+    assert_eq!(x.dims(), [m, k], "lora_add: x");
+    assert_eq!(b.dims(), [r, n], "lora_add: b");
+    let on_cpu = [&y, &x, &a, &b].iter().all(|tensor| {
+        let device = tensor.device().without_autodiff();
+        tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    });
+    if !on_cpu {
+        return naive::lora_add(y, x, a, b, scaling);
+    }
+    let [y, x, a, b] = [y, x, a, b].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as LoraOps>::lora_add(y, x, a, b, scaling))
 }
 
 /// `x · wᵀ` with a constant `w`.
@@ -101,11 +159,11 @@ pub trait LinearOps: Backend {
 /// # Shapes
 ///
 /// `x [m, k]`, `w [n, k]` → `[m, n]`
-pub fn dense_linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+pub fn dense_linear(x: Tensor<2>, w: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
     let [n, k] = w.dims();
     let _span = trace_span!("dense_linear", n, k).entered();
     check_inner("dense_linear", x.dims()[1], k);
-    let y = <Dispatch as LinearOps>::dense_linear(x.into_dispatch(), w.into_dispatch());
+    let y = <Dispatch as LinearOps>::dense_linear(x.into_dispatch(), w.into_dispatch(), compute);
     Tensor::from_dispatch(y)
 }
 
@@ -114,11 +172,12 @@ pub fn dense_linear(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 /// # Shapes
 ///
 /// `dy [m, n]`, `w [n, k]` → `[m, k]`
-pub fn dense_linear_t(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+pub fn dense_linear_t(dy: Tensor<2>, w: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
     let [n, k] = w.dims();
     let _span = trace_span!("dense_linear_t", n, k).entered();
     check_inner("dense_linear_t", dy.dims()[1], n);
-    let dx = <Dispatch as LinearOps>::dense_linear_t(dy.into_dispatch(), w.into_dispatch());
+    let dx =
+        <Dispatch as LinearOps>::dense_linear_t(dy.into_dispatch(), w.into_dispatch(), compute);
     Tensor::from_dispatch(dx)
 }
 
@@ -127,11 +186,19 @@ pub fn dense_linear_t(dy: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 /// # Shapes
 ///
 /// `x [m, k]`, `w [n, k]` → `[m, n]`
-pub(crate) fn nf4_linear(x: Tensor<2>, w: Nf4Operand<Dispatch>) -> Tensor<2> {
+pub(crate) fn nf4_linear(
+    x: Tensor<2>,
+    w: Nf4Operand<Dispatch>,
+    compute: ComputeDtype,
+) -> Tensor<2> {
     let [n, k] = w.shape;
     let _span = trace_span!("nf4_linear", n, k).entered();
     check_inner("nf4_linear", x.dims()[1], k);
-    Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_linear(x.into_dispatch(), w))
+    Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_linear(
+        x.into_dispatch(),
+        w,
+        compute,
+    ))
 }
 
 /// `dy · w` with a constant `w` in NF4: the gradient of [`nf4_linear`] with respect to `x`.
@@ -139,11 +206,19 @@ pub(crate) fn nf4_linear(x: Tensor<2>, w: Nf4Operand<Dispatch>) -> Tensor<2> {
 /// # Shapes
 ///
 /// `dy [m, n]`, `w [n, k]` → `[m, k]`
-pub(crate) fn nf4_linear_t(dy: Tensor<2>, w: Nf4Operand<Dispatch>) -> Tensor<2> {
+pub(crate) fn nf4_linear_t(
+    dy: Tensor<2>,
+    w: Nf4Operand<Dispatch>,
+    compute: ComputeDtype,
+) -> Tensor<2> {
     let [n, k] = w.shape;
     let _span = trace_span!("nf4_linear_t", n, k).entered();
     check_inner("nf4_linear_t", dy.dims()[1], n);
-    Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_linear_t(dy.into_dispatch(), w))
+    Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_linear_t(
+        dy.into_dispatch(),
+        w,
+        compute,
+    ))
 }
 
 fn check_inner(op: &str, left: usize, right: usize) {

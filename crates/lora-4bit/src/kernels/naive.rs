@@ -6,10 +6,11 @@
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice};
+use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice, Tensor};
 
 use super::{AbsmaxOperand, Nf4Operand};
 use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
+use crate::weight::constant_like;
 
 /// `x · wᵀ`, see [`super::dense_linear`].
 pub fn dense_linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
@@ -31,6 +32,21 @@ pub fn nf4_linear<B: Backend>(x: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTenso
 /// `dy · w`, see `nf4_linear_t`.
 pub fn nf4_linear_t<B: Backend>(dy: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTensor<B> {
     dense_linear_t::<B>(dy, dequantize::<B>(w))
+}
+
+/// `y + scaling · (x · aᵀ) · b`, see [`super::lora_add`].
+pub fn lora_add(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scaling: f32) -> Tensor<2> {
+    let low = matmul(x, a.transpose()); // [m, r]
+    let delta = matmul(low * scaling, b); // [m, n]
+    constant_like(y, &delta) + delta
+}
+
+/// `x · w`, of which either may belong to an autodiff graph.
+fn matmul(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+    let w = w.cast(x.dtype());
+    let x = constant_like(x, &w);
+    let w = constant_like(w, &x);
+    x.matmul(w)
 }
 
 /// The whole weight in f32: `[n, k]`.

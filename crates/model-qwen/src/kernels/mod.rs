@@ -1,11 +1,11 @@
 //! The operations of the forward pass that lie between the matrix products.
 //!
 //! Each has a plain twin made of tensor ops in [`naive`]: the reference of the tests, and what runs
-//! under autodiff and on devices without a kernel of their own.
+//! on devices without a kernel of their own. On the CPU the kernels have gradients of their own.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use tracing::trace_span;
 
 use crate::rotary::Rotary;
@@ -17,7 +17,7 @@ pub(crate) mod map_file;
 pub mod naive;
 
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
-#[backend_extension(Flex)]
+#[backend_extension(Flex, Autodiff)]
 pub(crate) trait ModelOps: burn::backend::Backend {
     /// `x / rms(x) * weight` per row: x `[rows, dim]`, weight `[dim]`, both f32.
     fn fused_rms_norm(
@@ -36,9 +36,27 @@ pub(crate) trait ModelOps: burn::backend::Backend {
     fn fused_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// Whether a tensor lives where the fused operations run: plain CPU, f32, outside autodiff.
-pub(crate) fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
+/// Whether a tensor lives where the fused operations run: plain CPU, f32. It may be part of an autodiff graph.
+fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
+    let device = x.device().without_autodiff();
+    x.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Whether a tensor is computed on the CPU outside of any autodiff graph, by whichever thread asks for it.
+pub(crate) fn is_plain_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Runs `step`; on the CPU, on a thread of rayon's pool.
+///
+/// The kernels of a step split their work over that pool some hundred times. From a thread outside of it, each of these
+/// would wait for a worker to wake up; a worker starts its share at once, while the others look for theirs. GPU backends
+/// keep a queue for each thread, so that there the step stays where it is.
+pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R {
+    match device.clone().without_autodiff().as_dispatch() {
+        DispatchDevice::Flex(_) => rayon::scope(|_| step()),
+        _ => step(),
+    }
 }
 
 /// Root-mean-square normalisation (arXiv 1910.07467) over the last dimension.
@@ -47,7 +65,7 @@ pub(crate) fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
 /// x `[rows, dim]`, weight `[dim]`; result `[rows, dim]`.
 pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
     let _span = trace_span!("rms_norm").entered();
-    if !is_fused(&x) || !is_fused(weight) {
+    if !is_fused(&x) || !is_fused(weight) || weight.is_tracked() {
         return naive::rms_norm(x, weight, eps);
     }
     let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
@@ -82,9 +100,38 @@ pub fn silu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::fused_silu_mul(gate, up))
 }
 
+/// Summed cross-entropy of `targets`, one for each row of logits, and the gradient of `scale` times it.
+///
+/// # Shapes
+/// logits and their gradient `[rows, vocab]`; the sum `[1]`.
+///
+/// # Panics
+/// When there aren't as many targets as rows, or a target isn't below the size of the vocabulary.
+pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
+    let _span = trace_span!("cross_entropy").entered();
+    let [rows, vocab] = logits.dims();
+    assert_eq!(targets.len(), rows, "targets of the rows");
+    let largest = targets.iter().max().copied().unwrap_or_default();
+    assert!((largest as usize) < vocab, "target {largest} of {vocab}");
+    if rows == 0 || !is_plain_cpu(&logits) || !is_fused(&logits) {
+        return naive::cross_entropy(logits, targets, scale);
+    }
+    let device = logits.device();
+    let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
+        Ok(values) => values,
+        Err(_) => unreachable!("the dtype is f32"),
+    };
+    let loss = cpu::cross_entropy(&mut values, targets, scale as f32);
+    let gradient = TensorData::new(values, [rows, vocab]);
+    (
+        Tensor::from_data([loss], (&device, DType::F32)),
+        Tensor::from_data(gradient, (&device, DType::F32)),
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::Distribution;
 
     use super::*;
 
@@ -174,9 +221,77 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_path_is_taken_on_the_cpu_only_without_autodiff() {
+    fn the_fused_path_is_taken_on_the_cpu() {
         let x = random([2, 8]);
-        assert!(is_fused(&x));
-        assert!(!is_fused(&x.autodiff()));
+        assert!(is_fused(&x) && is_fused(&x.clone().autodiff()));
+        assert!(is_plain_cpu(&x) && !is_plain_cpu(&x.autodiff()));
+    }
+
+    /// Values and gradients of `fused` and `naive` for the same inputs.
+    #[track_caller]
+    fn check_gradients<const D: usize, const N: usize>(
+        inputs: [Tensor<D>; N],
+        fused: impl Fn(&[Tensor<D>; N]) -> Tensor<D>,
+        naive: impl Fn(&[Tensor<D>; N]) -> Tensor<D>,
+    ) {
+        let run = |op: &dyn Fn(&[Tensor<D>; N]) -> Tensor<D>| {
+            let leaves = inputs.clone().map(|x| x.autodiff().require_grad());
+            let y = op(&leaves);
+            // The square, so that the gradient of every element is its own.
+            let mut gradients = (y.clone() * y.clone()).sum().backward();
+            let gradients = leaves.map(|x| x.grad_remove(&mut gradients).unwrap());
+            (y.inner(), gradients)
+        };
+        let ((y, gradients), (expected, expected_gradients)) = (run(&fused), run(&naive));
+        check(y, expected);
+        for (a, b) in gradients.into_iter().zip(expected_gradients) {
+            check(a, b);
+        }
+    }
+
+    #[test]
+    fn gradients_equal_those_of_the_twins() {
+        for rows in ROWS {
+            let weight = random([61]);
+            check_gradients(
+                [random([rows, 61])],
+                |[x]| rms_norm(x.clone(), &weight, 1e-6),
+                |[x]| naive::rms_norm(x.clone(), &weight, 1e-6),
+            );
+            check_gradients(
+                [random([rows, 96]), random([rows, 96])],
+                |[gate, up]| silu_mul(gate.clone(), up.clone()),
+                |[gate, up]| naive::silu_mul(gate.clone(), up.clone()),
+            );
+            let rotary = Rotary {
+                cos: random([rows, 1, 8]),
+                sin: random([rows, 1, 8]),
+            };
+            check_gradients(
+                [random([rows, 5, 16])],
+                |[x]| apply_rotary(x.clone(), &rotary),
+                |[x]| naive::apply_rotary(x.clone(), &rotary),
+            );
+        }
+    }
+
+    #[test]
+    fn a_norm_in_training_gets_a_gradient() {
+        let weight = random([8]).autodiff().require_grad();
+        let x = random([3, 8]).autodiff();
+        let gradients = rms_norm(x, &weight, 1e-6).sum().backward();
+        assert!(weight.grad(&gradients).is_some());
+    }
+
+    #[test]
+    fn cross_entropy_equals_its_twin() {
+        for (rows, vocab) in [(1, 2), (3, 50), (20, 9001)] {
+            let logits = random([rows, vocab]) * 4.0;
+            let targets: Vec<u32> = (0..rows).map(|i| (i * 7 % vocab) as u32).collect();
+            let (loss, gradient) = cross_entropy(logits.clone(), &targets, 0.25);
+            let (expected, expected_gradient) = naive::cross_entropy(logits, &targets, 0.25);
+            check(loss, expected);
+            check(gradient, expected_gradient);
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Plain twins of the fused operations: tensor ops only, differentiable, on every device.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, IndexingUpdateOp, Tensor, activation};
 
+use crate::model::token_tensor;
 use crate::rotary::Rotary;
 
 /// See [`super::rms_norm`].
@@ -25,4 +26,21 @@ pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
 /// See [`super::silu_mul`].
 pub fn silu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     activation::silu(gate) * up
+}
+
+/// See [`super::cross_entropy`].
+pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
+    let device = logits.device();
+    let targets = token_tensor(targets, &device).unsqueeze_dim::<2>(1); // [rows, 1]
+    let max = logits.clone().max_dim(1); // [rows, 1]
+    let chosen = logits.clone().gather(1, targets.clone()); // [rows, 1]
+    let exp = (logits - max.clone()).exp(); // [rows, vocab]
+    let sum = exp.clone().sum_dim(1); // [rows, 1]
+    let loss = (sum.clone().log() + max - chosen).sum(); // [1]
+    let hit = Tensor::full(targets.dims(), -scale, (&device, DType::F32)); // [rows, 1]
+    let softmax = (exp / sum).mul_scalar(scale); // [rows, vocab]
+    (
+        loss,
+        softmax.scatter(1, targets, hit, IndexingUpdateOp::Add),
+    )
 }

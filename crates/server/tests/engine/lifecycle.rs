@@ -82,13 +82,10 @@ fn a_closed_socket_frees_its_blocks() {
     }
 }
 
-/// Clock ticks (10 ms) that a thread has spent in user and kernel mode.
-fn cpu_ticks(thread: &Path) -> u64 {
-    let stat = std::fs::read_to_string(thread.join("stat")).unwrap();
-    // The name, in parentheses, may hold blanks; field 3 follows it. utime is field 14, stime 15.
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    let fields: Vec<&str> = fields.split(' ').collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+/// Time that a thread has spent on a CPU.
+fn cpu_time(thread: &Path) -> Duration {
+    let stat = std::fs::read_to_string(thread.join("schedstat")).unwrap();
+    Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
 }
 
 #[test]
@@ -97,22 +94,29 @@ fn an_idle_engine_uses_no_cpu() {
     let server = Server::start(&model, &[]);
     let Some(thread) = &server.thread else { return };
     let idles = |when| {
-        let before = cpu_ticks(thread);
+        let before = cpu_time(thread);
         std::thread::sleep(Duration::from_millis(300));
-        // One tick for the end of what was done just before.
-        let ticks = cpu_ticks(thread) - before;
-        assert!(ticks <= 1, "{when}: {ticks} ticks in 300 ms");
+        // Something for the end of what was done just before.
+        let busy = cpu_time(thread) - before;
+        assert!(
+            busy < Duration::from_millis(3),
+            "{when}: {busy:?} in 300 ms"
+        );
     };
     idles("before the first request");
-    let fresh = cpu_ticks(thread);
+    let fresh = cpu_time(thread);
 
     server.complete(
         &Random(4).tokens(300),
         json!({ "max_tokens": 500, "ignore_eos": true }),
     );
     server.wait_until_free();
-    let worked = cpu_ticks(thread) - fresh;
-    assert!(worked > 2, "this test cannot see the engine work");
+    // The steps themselves run on the pool of the kernels.
+    let worked = cpu_time(thread) - fresh;
+    assert!(
+        worked > Duration::from_millis(5),
+        "{worked:?}: this test cannot see the engine work"
+    );
     idles("after a request");
 }
 

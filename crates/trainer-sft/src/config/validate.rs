@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::{
-    Config, DataConfig, Dtype, LoraOptions, LrSchedule, ModelConfig, OptimizerConfig, Quantization,
-    RunConfig, Thinking, TrainOn,
+    ComputeDtype, Config, DataConfig, Dtype, GradientCheckpointing, LoraOptions, LrSchedule,
+    ModelConfig, OptimizerConfig, Quantization, RunConfig, Thinking, TrainOn,
 };
 use crate::args::Args;
 
@@ -75,6 +75,7 @@ impl Config {
             }),
             double_quant: args.double_quant.unwrap_or(true),
             dtype: args.dtype.unwrap_or(Dtype::Auto),
+            compute_dtype: args.compute_dtype.unwrap_or(ComputeDtype::Bf16),
             device: args.device.unwrap_or_else(|| "auto".into()),
         };
         let data = DataConfig {
@@ -103,6 +104,9 @@ impl Config {
             warmup_steps: args.warmup_steps,
             weight_decay: in_range("weight-decay", args.weight_decay.unwrap_or(0.0), 0.0, 10.0)?,
             max_grad_norm: in_range("max-grad-norm", args.max_grad_norm.unwrap_or(1.0), 0.0, 1e9)?,
+            gradient_checkpointing: args
+                .gradient_checkpointing
+                .unwrap_or(GradientCheckpointing::Auto),
         };
         let stem = data.train[0]
             .file_stem()

@@ -30,7 +30,7 @@ pub(super) fn dense<E: Element>(
     x: &[f32],
     w: &[E],
     shape: ProductShape,
-    y: &mut [f32],
+    y: *mut f32,
 ) {
     let k = shape.inner;
     for_each_tile(shape, MAX_DIRECT_ROWS, y, |rows, scratch, y| {
@@ -54,7 +54,7 @@ pub(super) fn nf4(
     x: &[f32],
     w: &Nf4Matrix<'_>,
     shape: ProductShape,
-    y: &mut [f32],
+    y: *mut f32,
 ) {
     let k = shape.inner;
     let whole_blocks = k.is_multiple_of(BLOCK_SIZE);
@@ -104,12 +104,12 @@ thread_local! {
 fn for_each_tile(
     shape: ProductShape,
     max_direct: usize,
-    y: &mut [f32],
+    y: *mut f32,
     job: impl Fn(std::ops::Range<usize>, &mut Scratch, Output) + Sync,
 ) {
     let ProductShape { m, inner, columns } = shape;
     let output = Output {
-        start: y.as_mut_ptr(),
+        start: y,
         stride: columns,
     };
     let parallel = m * inner * columns >= MIN_PARALLEL_WORK;

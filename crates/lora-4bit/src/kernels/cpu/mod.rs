@@ -6,15 +6,21 @@
 //!
 //! - `forward`: `x · wᵀ`,
 //! - `transposed`: `dy · w`,
+//! - `lora`: an adapter's product and its gradients,
+//! - `pairs`: both with bf16 factors,
 //! - `nf4`: ranges of an NF4 weight,
 //! - `simd`: the inner loops for AVX-512, AVX2, NEON and any other CPU.
 
 mod forward;
+mod lora;
 mod nf4;
+mod pairs;
 mod simd;
 #[cfg(test)]
 mod tests;
 mod transposed;
+
+pub(super) use self::lora::LoraState;
 
 use burn::backend::Flex;
 use burn::backend::flex::{FlexTensor, Layout};
@@ -23,55 +29,148 @@ use burn::tensor::{Bytes, DType, Shape};
 use half::{bf16, f16};
 
 use self::nf4::Nf4Matrix;
-use self::simd::Kernels;
-use super::{LinearOps, Nf4Operand, naive};
+use self::simd::pairs::PairKernels;
+use self::simd::{Element, Kernels};
+use super::{ComputeDtype, LinearOps, Nf4Operand, naive};
 
 impl LinearOps for Flex {
-    fn dense_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn dense_linear(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         let Some((x, w)) = operands(&x, &w) else {
             return naive::dense_linear::<Self>(x, w);
         };
-        product(&x, w.layout().shape()[0], |x, shape, y| {
-            let kernels = Kernels::get();
-            match w.dtype() {
-                DType::BF16 => forward::dense(kernels, x, w.storage::<bf16>(), shape, y),
-                DType::F16 => forward::dense(kernels, x, w.storage::<f16>(), shape, y),
-                _ => forward::dense(kernels, x, w.storage::<f32>(), shape, y),
-            }
+        product(&x, w.layout().shape()[0], |x, shape, y| match w.dtype() {
+            DType::BF16 => forward_dense(x, w.storage::<bf16>(), shape, compute, y),
+            DType::F16 => forward_dense(x, w.storage::<f16>(), shape, compute, y),
+            _ => forward_dense(x, w.storage::<f32>(), shape, compute, y),
         })
     }
 
-    fn dense_linear_t(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn dense_linear_t(
+        dy: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
         let Some((dy, w)) = operands(&dy, &w) else {
             return naive::dense_linear_t::<Self>(dy, w);
         };
         product(&dy, w.layout().shape()[1], |dy, shape, dx| {
-            let kernels = Kernels::get();
             match w.dtype() {
-                DType::BF16 => transposed::dense(kernels, dy, w.storage::<bf16>(), shape, dx),
-                DType::F16 => transposed::dense(kernels, dy, w.storage::<f16>(), shape, dx),
-                _ => transposed::dense(kernels, dy, w.storage::<f32>(), shape, dx),
+                DType::BF16 => transposed_dense(dy, w.storage::<bf16>(), shape, compute, dx),
+                DType::F16 => transposed_dense(dy, w.storage::<f16>(), shape, compute, dx),
+                _ => transposed_dense(dy, w.storage::<f32>(), shape, compute, dx),
             }
         })
     }
 
-    fn nf4_linear(x: FloatTensor<Self>, w: Nf4Operand<Self>) -> FloatTensor<Self> {
-        match (activations(&x), Nf4Matrix::new(&w)) {
-            (Some(x), Some(matrix)) => product(&x, w.shape[0], |x, shape, y| {
-                forward::nf4(Kernels::get(), x, &matrix, shape, y);
-            }),
-            _ => naive::nf4_linear::<Self>(x, w),
-        }
+    fn nf4_linear(
+        x: FloatTensor<Self>,
+        w: Nf4Operand<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        let (Some(x), Some(matrix)) = (activations(&x), Nf4Matrix::new(&w)) else {
+            return naive::nf4_linear::<Self>(x, w);
+        };
+        product(&x, w.shape[0], |x, shape, y| {
+            let kernels = Kernels::get();
+            match pair_kernels(shape, compute) {
+                Some(pairs) => {
+                    let k = shape.inner;
+                    let w = pairs::Nf4 {
+                        kernels,
+                        pairs,
+                        matrix: &matrix,
+                        k,
+                    };
+                    pairs::forward(pairs, x, &w, shape, y);
+                }
+                None => forward::nf4(kernels, x, &matrix, shape, y),
+            }
+        })
     }
 
-    fn nf4_linear_t(dy: FloatTensor<Self>, w: Nf4Operand<Self>) -> FloatTensor<Self> {
-        match (activations(&dy), Nf4Matrix::new(&w)) {
-            (Some(dy), Some(matrix)) => product(&dy, w.shape[1], |dy, shape, dx| {
-                transposed::nf4(Kernels::get(), dy, &matrix, shape, dx);
-            }),
-            _ => naive::nf4_linear_t::<Self>(dy, w),
-        }
+    fn nf4_linear_t(
+        dy: FloatTensor<Self>,
+        w: Nf4Operand<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        let (Some(dy), Some(matrix)) = (activations(&dy), Nf4Matrix::new(&w)) else {
+            return naive::nf4_linear_t::<Self>(dy, w);
+        };
+        product(&dy, w.shape[1], |dy, shape, dx| {
+            let kernels = Kernels::get();
+            match pair_kernels(shape, compute) {
+                Some(pairs) => {
+                    let k = shape.columns;
+                    let w = pairs::Nf4 {
+                        kernels,
+                        pairs,
+                        matrix: &matrix,
+                        k,
+                    };
+                    pairs::transposed(pairs, dy, &w, shape, dx);
+                }
+                None => transposed::nf4(kernels, dy, &matrix, shape, dx),
+            }
+        })
     }
+}
+
+fn forward_dense<E: Element>(
+    x: &[f32],
+    values: &[E],
+    shape: ProductShape,
+    compute: ComputeDtype,
+    y: *mut f32,
+) {
+    let kernels = Kernels::get();
+    match pair_kernels(shape, compute) {
+        Some(pairs) => {
+            let k = shape.inner;
+            let w = pairs::Dense {
+                kernels,
+                pairs,
+                values,
+                k,
+            };
+            pairs::forward(pairs, x, &w, shape, y);
+        }
+        None => forward::dense(kernels, x, values, shape, y),
+    }
+}
+
+fn transposed_dense<E: Element>(
+    dy: &[f32],
+    values: &[E],
+    shape: ProductShape,
+    compute: ComputeDtype,
+    dx: *mut f32,
+) {
+    let kernels = Kernels::get();
+    match pair_kernels(shape, compute) {
+        Some(pairs) => {
+            let k = shape.columns;
+            let w = pairs::Dense {
+                kernels,
+                pairs,
+                values,
+                k,
+            };
+            pairs::transposed(pairs, dy, &w, shape, dx);
+        }
+        None => transposed::dense(kernels, dy, values, shape, dx),
+    }
+}
+
+/// The loops for bf16 factors, if they are wanted, exist, and pay.
+fn pair_kernels(shape: ProductShape, compute: ComputeDtype) -> Option<&'static PairKernels> {
+    if compute == ComputeDtype::F32 || shape.m < pairs::MIN_ROWS {
+        return None;
+    }
+    PairKernels::get()
 }
 
 /// The sizes of a product: `left [m, inner]`, `right [inner, columns]` → `[m, columns]`.
@@ -82,17 +181,22 @@ struct ProductShape {
     columns: usize,
 }
 
-/// Runs `kernel` on the values of `left` and an output of zeros, unless one of the sizes is zero.
+/// Runs `kernel` on the values of `left` and room for the result, which it fills, unless one of the sizes is zero.
 fn product(
     left: &FlexTensor,
     columns: usize,
-    kernel: impl FnOnce(&[f32], ProductShape, &mut [f32]),
+    kernel: impl FnOnce(&[f32], ProductShape, *mut f32),
 ) -> FlexTensor {
     let [m, inner] = left.layout().shape().dims();
-    let mut y = vec![0f32; m * columns];
+    let len = m * columns;
+    let mut y = Vec::with_capacity(len);
     if m * inner * columns > 0 {
         let shape = ProductShape { m, inner, columns };
-        kernel(left.storage::<f32>(), shape, &mut y);
+        kernel(left.storage::<f32>(), shape, y.as_mut_ptr());
+        // SAFETY: the kernel has written every value.
+        unsafe { y.set_len(len) };
+    } else {
+        y.resize(len, 0f32);
     }
     let layout = Layout::contiguous(Shape::new([m, columns]));
     FlexTensor::new(Bytes::from_elems(y), layout, DType::F32)

@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 
 use super::nf4::Nf4Matrix;
+use super::simd::pairs::PairKernels;
 use super::simd::{Element, Kernels};
-use super::{ProductShape, forward, transposed};
+use super::{ProductShape, forward, pairs, transposed};
 use crate::kernels::{AbsmaxOperand, Nf4Operand};
 use crate::nf4::{Absmax, Nf4Data};
 use burn::backend::flex::FlexTensor;
@@ -54,6 +55,72 @@ fn nf4_kernels_equal_plain_sums() {
     }
 }
 
+#[test]
+fn products_of_bf16_factors_equal_plain_sums() {
+    let kernels = Kernels::get();
+    for pairs in PairKernels::supported() {
+        for shape @ [_, n, k] in SHAPES.into_iter().chain([[65, 100, 5200], [40, 5200, 70]]) {
+            check_pairs::<f32>((kernels, pairs), shape, bf16::to_f32);
+            check_pairs::<f16>((kernels, pairs), shape, |value| {
+                f16::from_f32(value.to_f32())
+            });
+            check_pairs::<bf16>((kernels, pairs), shape, |value| value);
+            let data = Nf4Data::quantize(&random(n * k, 3), [n, k], DType::F32, true);
+            let w: Vec<f32> = data.dequantize().into_iter().map(round).collect();
+            let operand = operand(&data);
+            let matrix = &Nf4Matrix::new(&operand).unwrap();
+            let source = pairs::Nf4 {
+                kernels,
+                pairs,
+                matrix,
+                k,
+            };
+            check_source(pairs, shape, &w, &source);
+        }
+    }
+}
+
+/// A dense weight that bf16 represents.
+fn check_pairs<E: Element>(
+    (kernels, pairs): (&Kernels, &PairKernels),
+    shape: [usize; 3],
+    to: fn(bf16) -> E,
+) {
+    let [_, n, k] = shape;
+    // Small numbers, so that f16 represents them too.
+    let w: Vec<bf16> = (0..n * k)
+        .map(|i| bf16::from_f32((i * 37 % 61) as f32 / 32.0 - 1.0))
+        .collect();
+    let values: &Vec<E> = &w.iter().copied().map(to).collect();
+    let wide: Vec<f32> = w.into_iter().map(bf16::to_f32).collect();
+    let source = pairs::Dense {
+        kernels,
+        pairs,
+        values,
+        k,
+    };
+    check_source(pairs, shape, &wide, &source);
+}
+
+fn check_source(
+    pairs: &PairKernels,
+    [m, n, k]: [usize; 3],
+    w: &[f32],
+    source: &impl pairs::Source,
+) {
+    let name = pairs.name;
+    compare((name, round), [m, n, k], w, &mut |x, shape, y| {
+        pairs::forward(pairs, x, source, shape, y);
+    });
+    compare_t((name, round), [m, n, k], w, &mut |dy, shape, dx| {
+        pairs::transposed(pairs, dy, source, shape, dx);
+    });
+}
+
+fn round(value: f32) -> f32 {
+    bf16::from_f32(value).to_f32()
+}
+
 fn check_dense<E: Element>(kernels: &Kernels, [m, n, k]: [usize; 3], to: fn(f32) -> E) {
     let w: Vec<E> = random(n * k, 3).into_iter().map(to).collect();
     let wide: Vec<f32> = w.iter().map(|value| value.to_f32()).collect();
@@ -65,10 +132,21 @@ fn check_dense<E: Element>(kernels: &Kernels, [m, n, k]: [usize; 3], to: fn(f32)
     });
 }
 
-type Product<'a> = &'a mut dyn FnMut(&[f32], ProductShape, &mut [f32]);
+type Product<'a> = &'a mut dyn FnMut(&[f32], ProductShape, *mut f32);
+
+fn check(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
+    compare((kernels.name, |value| value), shape, w, product);
+}
+
+fn check_t(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
+    compare_t((kernels.name, |value| value), shape, w, product);
+}
+
+/// Name of the kernels, and what they do to the values of the first factor.
+type Subject = (&'static str, fn(f32) -> f32);
 
 /// `x · wᵀ`
-fn check(kernels: &Kernels, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+fn compare((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
     let x = random(m * k, 1);
     let mut y = vec![f32::NAN; m * n];
     let shape = ProductShape {
@@ -76,11 +154,11 @@ fn check(kernels: &Kernels, [m, n, k]: [usize; 3], w: &[f32], product: Product<'
         inner: k,
         columns: n,
     };
-    product(&x, shape, &mut y);
+    product(&x, shape, y.as_mut_ptr());
+    let x: Vec<f32> = x.into_iter().map(seen).collect();
     for (i, y) in y.into_iter().enumerate() {
         let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
         let expected = sum(x.iter().zip(w));
-        let name = kernels.name;
         assert!(
             (f64::from(y) - expected).abs() < 2e-6 * k as f64,
             "{name} [{m}, {n}, {k}] at {i}: {y}, not {expected}"
@@ -89,7 +167,7 @@ fn check(kernels: &Kernels, [m, n, k]: [usize; 3], w: &[f32], product: Product<'
 }
 
 /// `dy · w`
-fn check_t(kernels: &Kernels, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+fn compare_t((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
     let dy = random(m * n, 2);
     let mut dx = vec![f32::NAN; m * k];
     let shape = ProductShape {
@@ -97,11 +175,11 @@ fn check_t(kernels: &Kernels, [m, n, k]: [usize; 3], w: &[f32], product: Product
         inner: n,
         columns: k,
     };
-    product(&dy, shape, &mut dx);
+    product(&dy, shape, dx.as_mut_ptr());
+    let dy: Vec<f32> = dy.into_iter().map(seen).collect();
     for (i, dx) in dx.into_iter().enumerate() {
         let (dy, w) = (&dy[i / k * n..][..n], w[i % k..].iter().step_by(k));
         let expected = sum(dy.iter().zip(w));
-        let name = kernels.name;
         assert!(
             (f64::from(dx) - expected).abs() < 2e-6 * n as f64,
             "{name} transposed [{m}, {n}, {k}] at {i}: {dx}, not {expected}"

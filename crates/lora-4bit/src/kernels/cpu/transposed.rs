@@ -18,7 +18,7 @@ pub(super) fn dense<E: Element>(
     dy: &[f32],
     w: &[E],
     shape: ProductShape,
-    dx: &mut [f32],
+    dx: *mut f32,
 ) {
     let k = shape.columns;
     for_each_panel(kernels, dy, shape, dx, |row, column, to| {
@@ -35,7 +35,7 @@ pub(super) fn nf4(
     dy: &[f32],
     w: &Nf4Matrix<'_>,
     shape: ProductShape,
-    dx: &mut [f32],
+    dx: *mut f32,
 ) {
     let k = shape.columns;
     for_each_panel(kernels, dy, shape, dx, |row, column, to| {
@@ -49,12 +49,12 @@ fn for_each_panel(
     kernels: &Kernels,
     dy: &[f32],
     shape: ProductShape,
-    dx: &mut [f32],
+    dx: *mut f32,
     unpack: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
     let ProductShape { m, inner, columns } = shape;
     let output = Output {
-        start: dx.as_mut_ptr(),
+        start: dx,
         stride: columns,
     };
     let num_panels = columns.div_ceil(PANEL);
@@ -94,7 +94,14 @@ fn for_each_panel(
                 num_rows,
             };
             // SAFETY: `kernels` fits the CPU; `to` has these rows and `PANEL` columns, which are this job's only.
-            unsafe { (kernels.outer)(dy, panel, to, row == 0) }
+            unsafe {
+                let panel = Rows {
+                    values: panel,
+                    stride: PANEL,
+                    num_rows: rows,
+                };
+                (kernels.outer)(dy, panel, to, row == 0);
+            }
         }
         if width < PANEL {
             for (i, edge) in edge.chunks_exact(PANEL).take(num_rows).enumerate() {

@@ -100,7 +100,7 @@ unsafe fn unpack_blocks<S: Simd, C: BlockScales>(
 #[inline(always)]
 pub(super) unsafe fn outer<S: Simd, const ROWS: usize, const VECTORS: usize>(
     dy: Rows<'_>,
-    panel: &[f32],
+    panel: Rows<'_>,
     y: Output,
     first: bool,
 ) {
@@ -118,7 +118,10 @@ pub(super) unsafe fn outer<S: Simd, const ROWS: usize, const VECTORS: usize>(
                 let y = y.at(i, column);
                 with_rows!(rows, |M| outer_tile::<S, M, VECTORS>(
                     dy,
-                    panel.get_unchecked(column..),
+                    Rows {
+                        values: panel.values.get_unchecked(column..),
+                        ..panel
+                    },
                     y,
                     first
                 ));
@@ -132,12 +135,11 @@ pub(super) unsafe fn outer<S: Simd, const ROWS: usize, const VECTORS: usize>(
 #[inline(always)]
 unsafe fn outer_tile<S: Simd, const M: usize, const VECTORS: usize>(
     dy: Rows<'_>,
-    panel: &[f32],
+    panel: Rows<'_>,
     y: Output,
     first: bool,
 ) {
-    let n = panel.len().div_ceil(PANEL);
-    // SAFETY: `panel` starts at a column and has `n` rows from there on; `dy` has `M` rows of `n` values.
+    // SAFETY: `panel` starts at a column; `dy` has `M` rows of a value for each row of `panel`.
     unsafe {
         let mut acc = [[S::zero(); VECTORS]; M];
         if !first {
@@ -147,10 +149,10 @@ unsafe fn outer_tile<S: Simd, const M: usize, const VECTORS: usize>(
                 }
             }
         }
-        for r in 0..n {
+        for r in 0..panel.num_rows {
             let mut w = [S::zero(); VECTORS];
             for (v, w) in w.iter_mut().enumerate() {
-                *w = S::load(panel.as_ptr().add(r * PANEL + v * S::LANES));
+                *w = S::load(panel.values.as_ptr().add(r * panel.stride + v * S::LANES));
             }
             for (i, acc) in acc.iter_mut().enumerate() {
                 let dy = S::splat(*dy.values.get_unchecked(i * dy.stride + r));
@@ -215,7 +217,7 @@ macro_rules! kernel_table {
             }
 
             #[target_feature(enable = $feature)]
-            pub(super) unsafe fn outer(dy: Rows<'_>, panel: &[f32], y: Output, first: bool) {
+            pub(super) unsafe fn outer(dy: Rows<'_>, panel: Rows<'_>, y: Output, first: bool) {
                 // SAFETY: forwarded.
                 unsafe { micro::outer::<super::$simd, $rows, $vectors>(dy, panel, y, first) }
             }

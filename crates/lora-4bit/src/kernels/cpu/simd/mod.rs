@@ -11,6 +11,9 @@ mod dot;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub(super) mod pairs;
+#[cfg(target_arch = "x86_64")]
+mod pairs_x86;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -74,6 +77,10 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// The loop of `kernels` for this type.
     fn dot(kernels: &Kernels) -> DotKernel<Self>;
+    /// The values as bf16, if that is this type.
+    fn as_bf16(_values: &[Self]) -> Option<&[bf16]> {
+        None
+    }
     /// The loop of `kernels` for this type.
     fn widen(kernels: &Kernels) -> unsafe fn(&[Self], &mut [f32]);
 }
@@ -236,8 +243,8 @@ pub(super) struct Kernels {
     pub(super) widen_f16: unsafe fn(&[f16], &mut [f32]),
     /// Whole NF4 blocks to f32.
     pub(super) unpack: unsafe fn(w: Nf4Rows<'_>, order: Order, to: &mut [f32]),
-    /// `y += dy · panel`: `dy [m, n]` with row stride, `panel [n, PANEL]`, `y [m, PANEL]`. The flag: `y` starts at 0.
-    pub(super) outer: unsafe fn(dy: Rows<'_>, panel: &[f32], y: Output, first: bool),
+    /// `y += dy · panel`: `dy [m, n]`, `panel [n, PANEL]`, both with a row stride, `y [m, PANEL]`. The flag: `y` starts at 0.
+    pub(super) outer: unsafe fn(dy: Rows<'_>, panel: Rows<'_>, y: Output, first: bool),
 }
 
 /// A block of rows inside a matrix: row `i` is `values[i * stride..]`.
@@ -324,6 +331,10 @@ impl Element for bf16 {
 
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
+    }
+
+    fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
+        Some(values)
     }
 
     fn dot(kernels: &Kernels) -> DotKernel<Self> {

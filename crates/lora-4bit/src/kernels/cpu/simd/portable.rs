@@ -41,7 +41,7 @@ unsafe fn unpack(w: Nf4Rows<'_>, order: Order, to: &mut [f32]) {
     unsafe { micro::unpack::<Portable>(w, order, to) }
 }
 
-unsafe fn outer(dy: Rows<'_>, panel: &[f32], y: Output, first: bool) {
+unsafe fn outer(dy: Rows<'_>, panel: Rows<'_>, y: Output, first: bool) {
     // SAFETY: forwarded.
     unsafe { micro::outer::<Portable, 3, 1>(dy, panel, y, first) }
 }

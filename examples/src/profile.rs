@@ -1,7 +1,6 @@
 //! Where the time goes: sums the spans of the kernels by name.
 //!
-//! On the CPU an operation is finished when its call returns, so the time inside its span is the time it takes. Matrix
-//! products are counted by the module they belong to, because several run at the same time.
+//! On the CPU an operation is finished when its call returns, so the time inside its span is the time it takes.
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
@@ -14,23 +13,41 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
+/// What the rows of the table are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// The modules of the model. In inference, several matrix products may run at the same time within one of them.
+    Modules,
+    /// The kernels, with the shapes of the weights.
+    Kernels,
+}
+
 /// Calls and time by operation.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Profile {
+#[derive(Clone, Debug)]
+pub struct Profile {
+    rows: Rows,
     totals: Arc<Mutex<BTreeMap<String, (usize, Duration)>>>,
 }
 
 impl Profile {
     /// Starts to listen; for the whole process.
-    pub(crate) fn install() -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If the process listens to spans already.
+    pub fn install(rows: Rows) -> anyhow::Result<Self> {
         use tracing_subscriber::layer::SubscriberExt;
-        let profile = Self::default();
+        let profile = Self {
+            rows,
+            totals: Arc::default(),
+        };
         tracing::subscriber::set_global_default(Registry::default().with(profile.clone()))?;
         Ok(profile)
     }
 
     /// The table of what was summed since the last call, out of `elapsed` for `tokens` tokens; starts over.
-    pub(crate) fn take(&self, elapsed: Duration, tokens: usize) -> String {
+    #[must_use]
+    pub fn take(&self, elapsed: Duration, tokens: usize) -> String {
         let totals = match self.totals.lock() {
             Ok(mut totals) => std::mem::take(&mut *totals),
             Err(_) => return String::new(),
@@ -57,7 +74,13 @@ struct Timing(String, Option<Instant>);
 impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Profile {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let metadata = attributes.metadata();
-        if metadata.target().starts_with("lora_4bit") {
+        let is_product = metadata.target().starts_with("lora_4bit");
+        let is_module = metadata.name().contains("_proj") || metadata.name() == "lm_head";
+        let other_rows = match self.rows {
+            Rows::Modules => is_product,
+            Rows::Kernels => is_module,
+        };
+        if other_rows {
             return;
         }
         let mut name = metadata.name().to_owned();

@@ -2,8 +2,6 @@
 
 #![allow(clippy::print_stdout)]
 
-mod profile;
-
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,9 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::{Parser, ValueEnum};
+use examples::profile::{Profile, Rows};
 use model_qwen::{GenerateRequest, LoadOptions, Quantization, QwenModel, SamplingParams, generate};
-
-use self::profile::Profile;
 
 /// Measures prefill and greedy decode of one sequence on the CPU.
 #[derive(Debug, Parser)]
@@ -54,7 +51,10 @@ fn main() -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(args.threads)
         .build_global()?;
-    let profile = args.profile.then(Profile::install).transpose()?;
+    let profile = args
+        .profile
+        .then(|| Profile::install(Rows::Modules))
+        .transpose()?;
 
     let start = Instant::now();
     let (quantization, name) = match args.quantization {

@@ -1,0 +1,203 @@
+//! x86-64 with AVX-512-BF16.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::micro::with_rows;
+use super::pairs::{INNER_STEP, PANEL_QUARTER, PairKernels, PairRows};
+use super::{Output, PANEL};
+
+/// f32 in a vector.
+const LANES: usize = 16;
+/// Rows of `a` whose sums fit into registers beside a row of the panel.
+const ROWS: usize = 6;
+
+static AVX512_BF16: PairKernels = PairKernels {
+    name: "avx512bf16",
+    narrow,
+    transpose,
+    interleave,
+    multiply,
+};
+
+pub(super) fn supported() -> Vec<&'static PairKernels> {
+    let mut kernels = Vec::new();
+    if is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512f")
+    {
+        kernels.push(&AVX512_BF16);
+    }
+    kernels
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn narrow(from: &[f32], to: &mut [bf16]) {
+    let mut from = from.chunks_exact(2 * LANES);
+    let mut to = to.chunks_exact_mut(2 * LANES);
+    for (from, to) in from.by_ref().zip(to.by_ref()) {
+        // SAFETY: chunks have two vectors.
+        unsafe {
+            let low = _mm512_loadu_ps(from.as_ptr());
+            let high = _mm512_loadu_ps(from.as_ptr().add(LANES));
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
+        }
+    }
+    for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
+        *to = bf16::from_f32(*from);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose(w: PairRows, columns: usize, panel: &mut [u32], column: usize) {
+    debug_assert!(panel.len() >= columns.next_multiple_of(INNER_STEP) / 2 * PANEL);
+    for start in (0..columns).step_by(INNER_STEP) {
+        let len = usize::min(INNER_STEP, columns - start);
+        let mut rows = [_mm512_setzero_si512(); PANEL_QUARTER];
+        for (i, row) in rows.iter_mut().enumerate().take(w.num_rows) {
+            // SAFETY: the row has `len` values from `start` on; a mask leaves out the others.
+            unsafe {
+                let from = w.start.add(i * w.stride + start).cast::<i16>();
+                let mask = u32::MAX >> (INNER_STEP - len);
+                *row = _mm512_maskz_loadu_epi16(mask, from);
+            }
+        }
+        // SAFETY: the panel has these rows.
+        unsafe {
+            let to = panel.as_mut_ptr().add(start / 2 * PANEL + column);
+            for (p, pairs) in transpose_16(rows).into_iter().enumerate() {
+                _mm512_storeu_si512(to.add(p * PANEL).cast(), pairs);
+            }
+        }
+    }
+}
+
+/// Rows become columns of a 16 × 16 matrix of 32-bit values.
+#[inline(always)]
+unsafe fn transpose_16(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // SAFETY: the caller vouches for AVX-512F.
+    unsafe {
+        // 2 × 2 blocks of single values, then of pairs of values, within 128-bit lanes.
+        let mut a = [_mm512_setzero_si512(); 16];
+        for i in 0..8 {
+            a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        // b[4 i + c]: column 4 l + c of rows 4 i .. 4 i + 4, in lane l.
+        let mut b = [_mm512_setzero_si512(); 16];
+        for i in 0..4 {
+            b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+            b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+            b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+            b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+        }
+        // 4 × 4 blocks of lanes.
+        let mut columns = [_mm512_setzero_si512(); 16];
+        for c in 0..4 {
+            let low = _mm512_shuffle_i32x4::<0b01_00_01_00>(b[c], b[4 + c]);
+            let high = _mm512_shuffle_i32x4::<0b11_10_11_10>(b[c], b[4 + c]);
+            let low2 = _mm512_shuffle_i32x4::<0b01_00_01_00>(b[8 + c], b[12 + c]);
+            let high2 = _mm512_shuffle_i32x4::<0b11_10_11_10>(b[8 + c], b[12 + c]);
+            columns[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, low2);
+            columns[4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, low2);
+            columns[8 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high, high2);
+            columns[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high, high2);
+        }
+        columns
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn interleave(w: PairRows, panel: &mut [u32]) {
+    for (p, to) in panel
+        .chunks_exact_mut(PANEL)
+        .enumerate()
+        .take(w.num_rows.div_ceil(2))
+    {
+        // SAFETY: rows have `PANEL` values; past the last row there are zeros instead.
+        unsafe {
+            let first = w.start.add(2 * p * w.stride);
+            for i in (0..PANEL).step_by(LANES) {
+                let widen =
+                    |row: *const bf16| _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.add(i).cast()));
+                let second = match 2 * p + 1 < w.num_rows {
+                    true => widen(first.add(w.stride)),
+                    false => _mm512_setzero_si512(),
+                };
+                let pairs = _mm512_or_si512(widen(first), _mm512_slli_epi32::<16>(second));
+                _mm512_storeu_si512(to.as_mut_ptr().add(i).cast(), pairs);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn multiply(a: PairRows, panel: &[u32], y: Output, first: bool) {
+    debug_assert!(a.stride.is_multiple_of(2));
+    let stride = a.stride / 2;
+    let mut row = 0;
+    while row < a.num_rows {
+        let rows = usize::min(ROWS, a.num_rows - row);
+        // SAFETY: these rows exist.
+        unsafe {
+            let a = a.start.add(row * a.stride);
+            with_rows!(rows, |M| multiply_rows::<M>(
+                a.cast(),
+                stride,
+                panel,
+                y.at(row, 0),
+                first
+            ));
+        }
+        row += rows;
+    }
+}
+
+/// `M` rows of `a`, whose pairs are `stride` apart from row to row.
+#[inline(always)]
+unsafe fn multiply_rows<const M: usize>(
+    a: *const u32,
+    stride: usize,
+    panel: &[u32],
+    y: Output,
+    first: bool,
+) {
+    const VECTORS: usize = PANEL / LANES;
+    // SAFETY: `a` has a pair for each row of the panel, `y` has `M` rows of `PANEL` columns.
+    unsafe {
+        let mut acc = [[_mm512_setzero_ps(); VECTORS]; M];
+        if !first {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm512_loadu_ps(y.at(i, v * LANES).start);
+                }
+            }
+        }
+        for (p, row) in panel.chunks_exact(PANEL).enumerate() {
+            let mut pairs = [_mm512_setzero_si512(); VECTORS];
+            for (v, pairs) in pairs.iter_mut().enumerate() {
+                *pairs = _mm512_loadu_si512(row.as_ptr().add(v * LANES).cast());
+            }
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let pair = a.add(i * stride + p).read_unaligned();
+                let pair = as_bf16(_mm512_set1_epi32(pair.cast_signed()));
+                for (acc, pairs) in acc.iter_mut().zip(pairs) {
+                    *acc = _mm512_dpbf16_ps(*acc, pair, as_bf16(pairs));
+                }
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            for (v, acc) in acc.iter().enumerate() {
+                _mm512_storeu_ps(y.at(i, v * LANES).start, *acc);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn as_bf16(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits without invalid values.
+    unsafe { std::mem::transmute(bits) }
+}
