@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod detokenizer;
 pub mod device;
+mod exp;
 pub mod generate;
 pub mod generation_config;
 pub mod hub;

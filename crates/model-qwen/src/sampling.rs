@@ -29,16 +29,22 @@ const GREEDY_BELOW: f32 = 1e-5;
 pub struct SampledToken {
     /// The token.
     pub id: u32,
-    /// Its log-probability under the raw logits.
+    /// Log-probabilities, if [`SamplingParams::logprobs`] asks for them.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Log-probabilities under the raw logits, at one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// That of the token in question.
     pub logprob: f32,
-    /// The most likely tokens under the raw logits with their log-probabilities, best first; as
-    /// many as [`SamplingParams::logprobs`] asks for.
+    /// The most likely tokens with theirs, best first; as many as were asked for.
     pub top: Vec<(u32, f32)>,
 }
 
 /// Log-probability of a given token and of the `num_top` most likely ones, as for the tokens of a
 /// prompt. NaN logits count as impossible.
-pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> SampledToken {
+pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> Logprobs {
     sanitize(logits);
     let normalizer = log_sum_exp(logits);
     let raw = logits
@@ -52,8 +58,7 @@ pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> SampledToken 
             .map(|c| (c.id, log_prob(c.weight, normalizer)))
             .collect(),
     };
-    SampledToken {
-        id,
+    Logprobs {
         logprob: log_prob(raw, normalizer),
         top,
     }
@@ -111,14 +116,17 @@ impl Sampler {
     /// lowest id that is not banned.
     pub fn sample(&mut self, logits: &mut [f32], banned: &[u32]) -> SampledToken {
         sanitize(logits);
-        let normalizer = log_sum_exp(logits);
-        let top = match self.params.logprobs {
-            None | Some(0) => Vec::new(),
-            Some(n) => top_n(logits, n, &mut self.scratch)
-                .iter()
-                .map(|c| (c.id, log_prob(c.weight, normalizer)))
-                .collect(),
-        };
+        let normalized = self.params.logprobs.map(|num_top| {
+            let normalizer = log_sum_exp(logits);
+            let top = match num_top {
+                0 => Vec::new(),
+                n => top_n(logits, n, &mut self.scratch)
+                    .iter()
+                    .map(|c| (c.id, log_prob(c.weight, normalizer)))
+                    .collect(),
+            };
+            (normalizer, top)
+        });
 
         self.changed.clear();
         self.apply_bias(logits);
@@ -138,11 +146,11 @@ impl Sampler {
                 .unwrap_or(f32::NEG_INFINITY),
         };
         self.observe(id);
-        SampledToken {
-            id,
+        let logprobs = normalized.map(|(normalizer, top)| Logprobs {
             logprob: log_prob(raw, normalizer),
             top,
-        }
+        });
+        SampledToken { id, logprobs }
     }
 
     /// Counts an output token that was not drawn by this sampler, for the penalties.

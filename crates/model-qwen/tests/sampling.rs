@@ -377,21 +377,26 @@ fn log_probabilities_are_of_the_raw_logits() {
     let prompt: Vec<u32> = (0..400).collect();
     let token = Sampler::new(&params, &prompt, 400).sample(&mut raw.clone(), &[]);
     assert_eq!(token.id, ranked[5] as u32);
-    assert!((f64::from(token.logprob) - exact[ranked[5]].ln()).abs() < 1e-5);
-    let top: Vec<usize> = token.top.iter().map(|(id, _)| *id as usize).collect();
+    let logprobs = token.logprobs.unwrap();
+    assert!((f64::from(logprobs.logprob) - exact[ranked[5]].ln()).abs() < 1e-5);
+    let top: Vec<usize> = logprobs.top.iter().map(|(id, _)| *id as usize).collect();
     assert_eq!(top, ranked[..7]);
-    for (id, logprob) in token.top {
+    for (id, logprob) in logprobs.top {
         assert!((f64::from(logprob) - exact[id as usize].ln()).abs() < 1e-5);
     }
-    for logprobs in [None, Some(0)] {
+    let sample = |logprobs| {
         let params = SamplingParams {
             logprobs,
             ..params.clone()
         };
         let token = Sampler::new(&params, &prompt, 400).sample(&mut raw.clone(), &[]);
-        assert!(token.top.is_empty());
-        assert!((f64::from(token.logprob) - exact[ranked[5]].ln()).abs() < 1e-5);
-    }
+        assert_eq!(token.id, ranked[5] as u32);
+        token.logprobs
+    };
+    assert_eq!(sample(None), None);
+    let chosen = sample(Some(0)).unwrap();
+    assert!(chosen.top.is_empty());
+    assert!((f64::from(chosen.logprob) - exact[ranked[5]].ln()).abs() < 1e-5);
 }
 
 #[test]

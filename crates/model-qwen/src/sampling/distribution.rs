@@ -57,29 +57,10 @@ fn maximum(logits: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, |max, &logit| max.max(logit))
 }
 
-/// e^x for x <= 0, within 2 units in the last place; 0 below -87. Made of operations that
-/// vectorize (Cephes' expf: range reduction by ln 2, polynomial of degree 5).
+/// e^x for x <= 0; 0 below -87.
 #[inline]
 pub(super) fn exp(x: f32) -> f32 {
-    const LN2_HI: f32 = 0.693_359_4;
-    const LN2_LO: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number.
-    const ROUND: f32 = 12_582_912.0;
-    let clamped = if x < -87.0 { -87.0 } else { x };
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = clamped - n * LN2_HI - n * LN2_LO;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let y = p * r * r + r + 1.0;
-    // The low bits of `shifted` hold n; a cast from f32 would not vectorize.
-    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits());
-    let scale = f32::from_bits(n.wrapping_add(127) << 23);
-    if x < -87.0 { 0.0 } else { y * scale }
+    if x < -87.0 { 0.0 } else { crate::exp::exp(x) }
 }
 
 /// Sum of exp((logit - max) * scale), in f32 lanes.

@@ -38,10 +38,10 @@ impl ActiveSequence {
         let id = token.id;
         let delivered = self.sink.send(EngineOutput::Token {
             id,
-            logprobs: self.request.sampling.logprobs.map(|_| TokenLogprobs {
+            logprobs: token.logprobs.map(|logprobs| TokenLogprobs {
                 id,
-                logprob: token.logprob,
-                top: token.top,
+                logprob: logprobs.logprob,
+                top: logprobs.top,
             }),
             num_cached_tokens: chunk.num_cached,
         });

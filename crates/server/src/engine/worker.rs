@@ -261,7 +261,7 @@ impl Worker {
             let indices = TensorData::new(indices, [rows.len()]);
             let indices = Tensor::<1, Int>::from_data(indices, (&self.device, DType::I32));
             let logits = self.model.logits(hidden.clone().select(0, indices)); // [rows, vocab]
-            let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            let mut logits = values(logits);
             for (row, logits) in rows
                 .iter()
                 .zip(logits.chunks_exact_mut(self.model.config.vocab_size))
@@ -349,5 +349,13 @@ impl Worker {
             waiting_adapters: adapters(true),
             max_loras: self.adapters.max_loras(),
         });
+    }
+}
+
+/// The values of a tensor on the host; without a copy where they are there already.
+fn values(tensor: Tensor<2>) -> Vec<f32> {
+    match tensor.into_data_dtype(DType::F32).try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("f32 values: {error}"),
     }
 }

@@ -24,7 +24,11 @@ pub(super) unsafe fn dot<S: Simd, E: Element>(x: &[f32], w: &[E], k: usize, y: O
         // SAFETY: `y` has these rows, because `x` has them.
         unsafe {
             let y = y.at(i * pass, 0);
-            with_rows!(x.len() / k, |M| dot_rows::<S, E, M>(x, w, k, y));
+            if i == 0 {
+                with_rows!(x.len() / k, |M| dot_rows::<S, E, M, true>(x, w, k, y));
+            } else {
+                with_rows!(x.len() / k, |M| dot_rows::<S, E, M, false>(x, w, k, y));
+            }
         }
     }
 }
@@ -36,7 +40,12 @@ fn balanced(rows: usize, max: usize) -> usize {
 }
 
 #[inline(always)]
-unsafe fn dot_rows<S: Simd, E: Element, const M: usize>(x: &[f32], w: &[E], k: usize, y: Output) {
+unsafe fn dot_rows<S: Simd, E: Element, const M: usize, const FETCH: bool>(
+    x: &[f32],
+    w: &[E],
+    k: usize,
+    y: Output,
+) {
     let n = w.len() / k;
     let mut j = 0;
     while j < n {
@@ -47,7 +56,7 @@ unsafe fn dot_rows<S: Simd, E: Element, const M: usize>(x: &[f32], w: &[E], k: u
                 // Past the end the last row is computed again and dropped.
                 *row = w.as_ptr().add(usize::min(j + q, n - 1) * k);
             }
-            let sums = dot_tile::<S, E, M>(x.as_ptr(), rows, k);
+            let sums = dot_tile::<S, E, M, FETCH>(x.as_ptr(), rows, k);
             store_sums(&sums, y, j, n);
         }
         j += W_ROWS;
@@ -71,9 +80,10 @@ unsafe fn store_sums<const M: usize>(sums: &[[f32; W_ROWS]; M], y: Output, j: us
     }
 }
 
-/// The `M × 4` inner products of rows of `x` and `w` of length `k`.
+/// The `M × 4` inner products of rows of `x` and `w` of length `k`. `FETCH` asks the cache for the rows of `w` to come: in
+/// the first pass over them, before they lie there.
 #[inline(always)]
-unsafe fn dot_tile<S: Simd, E: Element, const M: usize>(
+unsafe fn dot_tile<S: Simd, E: Element, const M: usize, const FETCH: bool>(
     x: *const f32,
     w: [*const E; W_ROWS],
     k: usize,
@@ -85,7 +95,7 @@ unsafe fn dot_tile<S: Simd, E: Element, const M: usize>(
         let mut acc = [[S::zero(); W_ROWS]; M];
         let mut p = 0;
         while p < full {
-            if M <= 2 {
+            if FETCH {
                 // The same place in the next four rows.
                 for w in w {
                     S::prefetch(w.wrapping_add(W_ROWS * k + p).cast());
@@ -148,20 +158,40 @@ pub(super) unsafe fn dot_nf4<S: Simd>(x: &[f32], w: Nf4Rows<'_>, k: usize, y: Ou
         // SAFETY: `y` has these rows, because `x` has them.
         unsafe {
             let y = y.at(i * pass, 0);
+            let is_first = i == 0;
             match w.scales {
-                Scales::Single(scales) => {
-                    with_rows!(x.len() / k, |M| dot_nf4_rows::<S, _, M>(x, w, scales, k, y));
-                }
-                Scales::Double(scales) => {
-                    with_rows!(x.len() / k, |M| dot_nf4_rows::<S, _, M>(x, w, scales, k, y));
-                }
+                Scales::Single(scales) => dot_nf4_pass::<S, _>(x, w, scales, k, y, is_first),
+                Scales::Double(scales) => dot_nf4_pass::<S, _>(x, w, scales, k, y, is_first),
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn dot_nf4_rows<S: Simd, C: BlockScales, const M: usize>(
+unsafe fn dot_nf4_pass<S: Simd, C: BlockScales>(
+    x: &[f32],
+    w: Nf4Rows<'_>,
+    scales: C,
+    k: usize,
+    y: Output,
+    is_first: bool,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        if is_first {
+            with_rows!(x.len() / k, |M| dot_nf4_rows::<S, C, M, true>(
+                x, w, scales, k, y
+            ));
+        } else {
+            with_rows!(x.len() / k, |M| dot_nf4_rows::<S, C, M, false>(
+                x, w, scales, k, y
+            ));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_nf4_rows<S: Simd, C: BlockScales, const M: usize, const FETCH: bool>(
     x: &[f32],
     w: Nf4Rows<'_>,
     scales: C,
@@ -185,7 +215,7 @@ unsafe fn dot_nf4_rows<S: Simd, C: BlockScales, const M: usize>(
                 *row = usize::min(j + q, n - 1) * blocks;
             }
             for block in 0..blocks {
-                if M <= 2 {
+                if FETCH {
                     for row in rows {
                         let place = (row + block) * BLOCK_BYTES + ahead;
                         S::prefetch(w.packed.as_ptr().wrapping_add(place));

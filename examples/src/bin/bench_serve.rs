@@ -1,0 +1,269 @@
+//! Speed and memory of the server on the CPU, over HTTP: `bench_serve --server target/release/server --model DIR`.
+//!
+//! Starts the server, waits until it is ready, and measures one stream, several streams together, one with a LoRA adapter
+//! (`--lora DIR`), and the time to the first token of a long prompt, sent twice.
+
+#![allow(clippy::print_stdout)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use serde_json::{Value, json};
+
+/// Starts a server and measures it over HTTP.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The server's program.
+    #[arg(long)]
+    server: PathBuf,
+    /// Folder of the checkpoint.
+    #[arg(long)]
+    model: PathBuf,
+    /// Passed on to the server.
+    #[arg(long)]
+    quantization: Option<String>,
+    /// Folder of a LoRA adapter.
+    #[arg(long)]
+    lora: Option<PathBuf>,
+    /// Streams that run together.
+    #[arg(long, default_value_t = 8)]
+    streams: usize,
+    /// Tokens of each stream's prompt.
+    #[arg(long, default_value_t = 128)]
+    prompt: usize,
+    /// Tokens that each stream generates.
+    #[arg(long, default_value_t = 128)]
+    generate: usize,
+    /// Tokens of the prompt that is sent twice.
+    #[arg(long, default_value_t = 1000)]
+    prefix: usize,
+}
+
+const MODEL: &str = "base";
+const ADAPTER: &str = "adapter";
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let start = Instant::now();
+    let server = Server::start(&args)?;
+    println!("ready after {:.2} s", start.elapsed().as_secs_f64());
+    println!("resident when ready: {}", server.memory()?);
+
+    server.stream(MODEL, &tokens(0, args.prompt), 8)?; // warm-up
+    let one = server.stream(MODEL, &tokens(1, args.prompt), args.generate)?;
+    println!("1 stream: decode {:.2} tok/s", one.rate());
+    if args.lora.is_some() {
+        let with = server.stream(ADAPTER, &tokens(1, args.prompt), args.generate)?;
+        let again = server.stream(MODEL, &tokens(2, args.prompt), args.generate)?;
+        let ratio = with.rate() / (0.5 * (one.rate() + again.rate()));
+        let rate = with.rate();
+        println!(
+            "1 stream with an adapter: decode {rate:.2} tok/s, {ratio:.2} x without (mean of before and after)"
+        );
+    }
+    let together = server.streams(&args)?;
+    let ratio = together / one.rate();
+    println!(
+        "{} streams: decode {together:.2} tok/s together, {ratio:.2} x one stream",
+        args.streams
+    );
+    let prompt = tokens(99, args.prefix);
+    let first = server.stream(MODEL, &prompt, 2)?.first;
+    let second = server.stream(MODEL, &prompt, 2)?.first;
+    println!(
+        "first token of {} prompt tokens: {:.0} ms, sent again {:.0} ms, 1/{:.0}",
+        args.prefix,
+        first.as_secs_f64() * 1e3,
+        second.as_secs_f64() * 1e3,
+        first.as_secs_f64() / second.as_secs_f64()
+    );
+    println!("resident at the end: {}", server.memory()?);
+    let busy = server.cpu_time()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let busy = server.cpu_time()? - busy;
+    println!("CPU time of 3 s without requests: {:.0} ms", busy * 1e3);
+    Ok(())
+}
+
+/// What one stream saw.
+struct Stream {
+    /// Until the first token.
+    first: Duration,
+    /// From the first token to the last.
+    rest: Duration,
+    tokens: usize,
+}
+
+impl Stream {
+    /// Tokens per second after the first.
+    fn rate(&self) -> f64 {
+        (self.tokens - 1) as f64 / self.rest.as_secs_f64()
+    }
+}
+
+/// A running server; it is ended when this is dropped.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(args: &Args) -> Result<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
+        let mut command = Command::new(&args.server);
+        command
+            .args(["--device", "cpu", "--served-model-name", MODEL, "--port"])
+            .arg(port.to_string())
+            .arg("--model")
+            .arg(&args.model)
+            .args(["--max-model-len", "4096"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if let Some(quantization) = &args.quantization {
+            command.args(["--quantization", quantization]);
+        }
+        if let Some(lora) = &args.lora {
+            let module = format!("{ADAPTER}={}", lora.display());
+            command.args(["--enable-lora", "--lora-modules", &module]);
+        }
+        let child = command
+            .spawn()
+            .with_context(|| args.server.display().to_string())?;
+        let mut server = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+        };
+        let start = Instant::now();
+        while ureq::get(format!("{}/health", server.url)).call().is_err() {
+            let ended = server.child.try_wait()?;
+            ensure!(ended.is_none(), "the server ended with {ended:?}");
+            ensure!(start.elapsed() < Duration::from_secs(120), "not ready");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(server)
+    }
+
+    /// Streams `generate` tokens after `prompt`.
+    fn stream(&self, model: &str, prompt: &[u32], generate: usize) -> Result<Stream> {
+        let body = json!({
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": generate,
+            "temperature": 0,
+            "ignore_eos": true,
+            "stream": true,
+            "stream_options": {"include_usage": true},
+        });
+        let start = Instant::now();
+        let response = ureq::post(format!("{}/v1/completions", self.url)).send_json(body)?;
+        let (mut first, mut last, mut tokens) = (None, start, 0);
+        for line in BufReader::new(response.into_body().into_reader()).lines() {
+            let line = line?;
+            let Some(event) = line.strip_prefix("data: ").filter(|e| *e != "[DONE]") else {
+                continue;
+            };
+            let event: Value = serde_json::from_str(event)?;
+            ensure!(event.get("error").is_none(), "{event}");
+            match event["usage"]["completion_tokens"].as_u64() {
+                Some(count) => tokens = count as usize,
+                None => {
+                    last = Instant::now();
+                    first.get_or_insert(last);
+                }
+            }
+        }
+        let first = first.context("no token came")?;
+        ensure!(tokens == generate, "{tokens} tokens instead of {generate}");
+        Ok(Stream {
+            first: first - start,
+            rest: last - first,
+            tokens,
+        })
+    }
+
+    /// Tokens per second of all streams while they all run.
+    fn streams(&self, args: &Args) -> Result<f64> {
+        let run = |seed: usize| {
+            let start = Instant::now();
+            let stream = self.stream(MODEL, &tokens(seed as u32, args.prompt), args.generate)?;
+            Ok((start + stream.first, start + stream.first + stream.rest))
+        };
+        let spans: Vec<Result<(Instant, Instant)>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..args.streams)
+                .map(|i| scope.spawn(move || run(10 + i)))
+                .collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        let spans = spans.into_iter().collect::<Result<Vec<_>>>()?;
+        // From when the last one has its first token, to when the first one has its last.
+        let start = spans.iter().map(|(start, _)| *start).max();
+        let end = spans.iter().map(|(_, end)| *end).min();
+        let (start, end) = start.zip(end).context("no stream")?;
+        let rate = |(from, to): &(Instant, Instant)| {
+            (args.generate - 1) as f64 / (*to - *from).as_secs_f64()
+        };
+        ensure!(end > start, "the streams did not run together");
+        Ok(spans.iter().map(rate).sum())
+    }
+
+    /// Resident memory: all, and the part that is not of files.
+    fn memory(&self) -> Result<String> {
+        let status = read(&self.proc("status"))?;
+        let mib = |key: &str| -> Result<u64> {
+            let line = status.lines().find(|line| line.starts_with(key));
+            let kib = line.and_then(|line| line.split_whitespace().nth(1));
+            Ok(kib.with_context(|| key.to_owned())?.parse::<u64>()? >> 10)
+        };
+        let (all, own) = (mib("VmRSS:")?, mib("RssAnon:")?);
+        let peak = mib("VmHWM:")?;
+        Ok(format!(
+            "{all} MiB, of which {own} MiB are not pages of files; peak {peak} MiB"
+        ))
+    }
+
+    /// Seconds of CPU that all threads have taken.
+    fn cpu_time(&self) -> Result<f64> {
+        let stat = read(&self.proc("stat"))?;
+        let (_, fields) = stat.rsplit_once(") ").context("/proc/PID/stat")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        // Fields 14 and 15, in ticks of 10 ms; the first of these is field 3.
+        Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{file}", self.child.id()))
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A prompt of `len` tokens that shares no beginning with those of other seeds.
+fn tokens(seed: u32, len: usize) -> Vec<u32> {
+    (0..len as u32)
+        .map(|i| 1000 + (seed * 7919 + i * 7) % 20_000)
+        .collect()
+}
