@@ -20,7 +20,7 @@ usage: cargo xtask COMMAND
   arch                  dependency direction, file sizes, where unsafe may stand, the CUDA stand-in's version
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
-  bench cpu --model DIR [--threads N] [--hf PYTHON] [--llama-cpp FILE.gguf]
+  bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] [--hf PYTHON] [--peft PYTHON]
                         decode and prefill speed on the CPU, beside the peers that are named
 ";
 

@@ -12,6 +12,7 @@ use trainer_sft::data::Datasets;
 use trainer_sft::preview::preview;
 
 fn main() -> ExitCode {
+    model_qwen::kernels::keep_freed_memory();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

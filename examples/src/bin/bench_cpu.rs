@@ -10,6 +10,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use clap::{Parser, ValueEnum};
 use examples::profile::{Profile, Rows};
+use lora_4bit::ComputeDtype;
 use model_qwen::{GenerateRequest, LoadOptions, Quantization, QwenModel, SamplingParams, generate};
 
 /// Measures prefill and greedy decode of one sequence on the CPU.
@@ -21,6 +22,9 @@ struct Args {
     /// How to hold the linear weights.
     #[arg(long, value_enum, default_value_t = Format::None)]
     quantization: Format,
+    /// Type in which the weights are multiplied where a step has many tokens: f32, bf16x2 or bf16.
+    #[arg(long, value_enum, default_value_t = Compute::F32)]
+    compute_dtype: Compute,
     /// Threads; by default one for each core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -46,6 +50,16 @@ enum Format {
     Nf4,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Compute {
+    /// Exact factors.
+    F32,
+    /// Factors as the sum of two bf16, on CPUs with AMX.
+    Bf16x2,
+    /// Factors rounded to bf16, on CPUs with AVX-512-BF16 or AMX.
+    Bf16,
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new()
@@ -65,7 +79,12 @@ fn main() -> Result<()> {
         quantization,
         ..LoadOptions::default()
     };
-    let model = QwenModel::load(&args.model, &options, &Device::flex())?;
+    let mut model = QwenModel::load(&args.model, &options, &Device::flex())?;
+    model.set_compute_dtype(match args.compute_dtype {
+        Compute::F32 => ComputeDtype::F32,
+        Compute::Bf16x2 => ComputeDtype::Bf16x2,
+        Compute::Bf16 => ComputeDtype::Bf16,
+    });
     println!(
         "load: {:.2} s; weights {:.0} MB",
         start.elapsed().as_secs_f64(),
@@ -75,7 +94,8 @@ fn main() -> Result<()> {
         let (prefill, decode) = speed(&model, &args, profile.as_ref());
         let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64();
         println!(
-            "this project, {name}: prefill {}: {:.1} tok/s; decode {:.2} tok/s",
+            "this project, {name}, multiplied in {:?}: prefill {}: {:.1} tok/s; decode {:.2} tok/s",
+            args.compute_dtype,
             args.prompt,
             rate(args.prompt, prefill),
             rate(args.generate, decode),

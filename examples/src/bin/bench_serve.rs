@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +26,9 @@ struct Args {
     /// Passed on to the server.
     #[arg(long)]
     quantization: Option<String>,
+    /// Passed on to the server.
+    #[arg(long)]
+    compute_dtype: Option<String>,
     /// Folder of a LoRA adapter.
     #[arg(long)]
     lora: Option<PathBuf>,
@@ -135,6 +138,9 @@ impl Server {
             .stderr(Stdio::null());
         if let Some(quantization) = &args.quantization {
             command.args(["--quantization", quantization]);
+        }
+        if let Some(compute_dtype) = &args.compute_dtype {
+            command.args(["--compute-dtype", compute_dtype]);
         }
         if let Some(lora) = &args.lora {
             let module = format!("{ADAPTER}={}", lora.display());
@@ -255,10 +261,7 @@ impl Server {
 }
 
 fn read(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    file.read_to_string(&mut text)?;
-    Ok(text)
+    std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
 /// A prompt of `len` tokens that shares no beginning with those of other seeds.

@@ -67,6 +67,7 @@ enum Compute {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    model_qwen::kernels::keep_freed_memory();
     rayon::ThreadPoolBuilder::new()
         .num_threads(args.threads)
         .build_global()?;

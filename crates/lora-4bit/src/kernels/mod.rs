@@ -43,6 +43,9 @@ pub enum ComputeDtype {
     /// As they are: each row has the same result whatever other rows are multiplied beside it.
     #[default]
     F32,
+    /// As the sum of two bf16, 16 bits of precision, on CPUs with AMX when there are many rows. Elsewhere as
+    /// [`ComputeDtype::F32`].
+    Bf16x2,
     /// Rounded to bf16 where that is faster: on CPUs with AVX-512-BF16 or AMX when there are many rows. What
     /// `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as [`ComputeDtype::F32`].
     Bf16,

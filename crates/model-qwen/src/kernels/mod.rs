@@ -10,11 +10,14 @@ use tracing::trace_span;
 
 use crate::rotary::Rotary;
 
+pub(crate) mod allocator;
 mod autodiff;
 mod cpu;
 mod cube;
 pub(crate) mod map_file;
 pub mod naive;
+
+pub use allocator::keep_freed_memory;
 
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
 #[backend_extension(Flex, Autodiff)]

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use command_line::{dashed, parse};
 
-use crate::args::{Args, Dtype, KvCacheDtype, Quantization};
+use crate::args::{Args, ComputeDtype, Dtype, KvCacheDtype, Quantization};
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]
@@ -48,6 +48,8 @@ pub struct Config {
     pub block_size: usize,
     /// Whether equal prompt beginnings share blocks.
     pub enable_prefix_caching: bool,
+    /// Type in which weights are multiplied.
+    pub compute_dtype: ComputeDtype,
     /// Type of the KV cache.
     pub kv_cache_dtype: KvCacheDtype,
     /// Adapter limits and the adapters to load at start; `None` without `--enable-lora`.
@@ -272,6 +274,7 @@ impl Config {
             max_num_batched_tokens: args.max_num_batched_tokens,
             block_size: args.block_size,
             enable_prefix_caching: !args.no_enable_prefix_caching,
+            compute_dtype: args.compute_dtype,
             kv_cache_dtype: args.kv_cache_dtype,
             lora,
             chat_template: args.chat_template.map(template_source).transpose()?,

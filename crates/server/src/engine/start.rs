@@ -16,7 +16,7 @@ use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::stats::EngineLimits;
 use super::worker::Worker;
-use crate::args::{Dtype, KvCacheDtype};
+use crate::args::{ComputeDtype, Dtype, KvCacheDtype};
 use crate::config::Config;
 use crate::state::ModelInfo;
 
@@ -87,6 +87,11 @@ impl Engine {
         let mut model = QwenModel::load(&dir, &options, &device)?;
         tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
 
+        model.set_compute_dtype(match config.compute_dtype {
+            ComputeDtype::Float32 => lora_4bit::ComputeDtype::F32,
+            ComputeDtype::Bfloat16x2 => lora_4bit::ComputeDtype::Bf16x2,
+            ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
+        });
         let kv_dtype = match config.kv_cache_dtype {
             KvCacheDtype::Auto | KvCacheDtype::Float32 => DType::F32,
             KvCacheDtype::Bfloat16 => DType::BF16,

@@ -29,6 +29,7 @@ use burn::tensor::{Bytes, DType, Shape};
 use half::{bf16, f16};
 
 use self::nf4::Nf4Matrix;
+use self::pairs::Parts;
 use self::simd::pairs::PairKernels;
 use self::simd::{Element, Kernels};
 use super::{ComputeDtype, LinearOps, Nf4Operand, naive};
@@ -77,7 +78,7 @@ impl LinearOps for Flex {
         product(&x, w.shape[0], |x, shape, y| {
             let kernels = Kernels::get();
             match pair_kernels(shape, compute) {
-                Some(pairs) => {
+                Some((pairs, parts)) => {
                     let k = shape.inner;
                     let w = pairs::Nf4 {
                         kernels,
@@ -85,7 +86,7 @@ impl LinearOps for Flex {
                         matrix: &matrix,
                         k,
                     };
-                    pairs::forward(pairs, x, &w, shape, y);
+                    pairs::forward((pairs, parts), x, &w, shape, y);
                 }
                 None => forward::nf4(kernels, x, &matrix, shape, y),
             }
@@ -103,7 +104,7 @@ impl LinearOps for Flex {
         product(&dy, w.shape[1], |dy, shape, dx| {
             let kernels = Kernels::get();
             match pair_kernels(shape, compute) {
-                Some(pairs) => {
+                Some((pairs, parts)) => {
                     let k = shape.columns;
                     let w = pairs::Nf4 {
                         kernels,
@@ -111,7 +112,7 @@ impl LinearOps for Flex {
                         matrix: &matrix,
                         k,
                     };
-                    pairs::transposed(pairs, dy, &w, shape, dx);
+                    pairs::transposed((pairs, parts), dy, &w, shape, dx);
                 }
                 None => transposed::nf4(kernels, dy, &matrix, shape, dx),
             }
@@ -128,7 +129,7 @@ fn forward_dense<E: Element>(
 ) {
     let kernels = Kernels::get();
     match pair_kernels(shape, compute) {
-        Some(pairs) => {
+        Some((pairs, parts)) => {
             let k = shape.inner;
             let w = pairs::Dense {
                 kernels,
@@ -136,7 +137,7 @@ fn forward_dense<E: Element>(
                 values,
                 k,
             };
-            pairs::forward(pairs, x, &w, shape, y);
+            pairs::forward((pairs, parts), x, &w, shape, y);
         }
         None => forward::dense(kernels, x, values, shape, y),
     }
@@ -151,7 +152,7 @@ fn transposed_dense<E: Element>(
 ) {
     let kernels = Kernels::get();
     match pair_kernels(shape, compute) {
-        Some(pairs) => {
+        Some((pairs, parts)) => {
             let k = shape.columns;
             let w = pairs::Dense {
                 kernels,
@@ -159,18 +160,25 @@ fn transposed_dense<E: Element>(
                 values,
                 k,
             };
-            pairs::transposed(pairs, dy, &w, shape, dx);
+            pairs::transposed((pairs, parts), dy, &w, shape, dx);
         }
         None => transposed::dense(kernels, dy, values, shape, dx),
     }
 }
 
 /// The loops for bf16 factors, if they are wanted, exist, and pay.
-fn pair_kernels(shape: ProductShape, compute: ComputeDtype) -> Option<&'static PairKernels> {
+fn pair_kernels(
+    shape: ProductShape,
+    compute: ComputeDtype,
+) -> Option<(&'static PairKernels, Parts)> {
     if compute == ComputeDtype::F32 || shape.m < pairs::MIN_ROWS {
         return None;
     }
-    PairKernels::get()
+    let kernels = PairKernels::get()?;
+    match compute {
+        ComputeDtype::Bf16 => Some((kernels, Parts::One)),
+        _ => kernels.pays_for_parts.then_some((kernels, Parts::Two)),
+    }
 }
 
 /// The sizes of a product: `left [m, inner]`, `right [inner, columns]` → `[m, columns]`.

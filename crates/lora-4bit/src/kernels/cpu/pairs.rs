@@ -1,4 +1,7 @@
 //! Products with bf16 factors, for many rows: `x · wᵀ` and `dy · w` by panels of 64 columns of the result.
+//!
+//! With parts, a factor is the sum of two bf16, and the product that of all parts but the two smaller ones: `x · w ≈
+//! x₁ · w₁ + x₂ · w₁ + x₁ · w₂`. A bf16 weight has one part.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -8,7 +11,7 @@ use rayon::prelude::*;
 
 use super::ProductShape;
 use super::nf4::Nf4Matrix;
-use super::simd::pairs::{INNER_STEP, PANEL_QUARTER, PairKernels, PairRows};
+use super::simd::pairs::{INNER_STEP, PANEL_QUARTER, PairKernels, PairRows, Part};
 use super::simd::{Element, Kernels, Order, Output, PANEL};
 
 /// Fewer rows don't pay for rearranging the weight.
@@ -20,11 +23,22 @@ const PANEL_INNER: usize = 5 * 1024;
 /// Rows of a weight that are unpacked at once for `dy · w`.
 const UNPACKED_ROWS: usize = 32;
 
-/// A weight whose parts can be had in bf16.
+/// Of how many bf16 a factor is the sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parts {
+    One,
+    Two,
+}
+
+/// A weight whose pieces can be had in bf16.
 pub(super) trait Source: Sync {
-    /// The given rows and columns, in place or unpacked to `scratch`. Values are rounded to bf16.
+    /// Whether all values are bf16, so that nothing is left of them in [`Part::Rest`].
+    fn is_exact(&self) -> bool;
+
+    /// One part of the given rows and columns, in place or unpacked to `scratch`.
     fn part<'a>(
         &'a self,
+        part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'a mut Unpacked,
@@ -42,9 +56,8 @@ impl Unpacked {
     /// Rounds what `unpack(row, to)` writes for every row.
     fn fill(
         &mut self,
-        pairs: &PairKernels,
-        rows: usize,
-        columns: usize,
+        (pairs, part): (&PairKernels, Part),
+        [rows, columns]: [usize; 2],
         mut unpack: impl FnMut(usize, &mut [f32]),
     ) -> PairRows {
         self.wide.resize(columns, 0.0);
@@ -52,7 +65,7 @@ impl Unpacked {
         for (row, to) in self.narrow.chunks_exact_mut(columns).enumerate() {
             unpack(row, &mut self.wide);
             // SAFETY: `pairs` fits the CPU.
-            unsafe { (pairs.narrow)(&self.wide, to) };
+            unsafe { pairs.part(part, &mut self.wide, to) };
         }
         PairRows {
             start: self.narrow.as_ptr(),
@@ -71,8 +84,13 @@ pub(super) struct Dense<'a, E> {
 }
 
 impl<E: Element> Source for Dense<'_, E> {
+    fn is_exact(&self) -> bool {
+        E::as_bf16(self.values).is_some()
+    }
+
     fn part<'a>(
         &'a self,
+        part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'a mut Unpacked,
@@ -85,11 +103,15 @@ impl<E: Element> Source for Dense<'_, E> {
                 num_rows: rows.len(),
             };
         }
-        scratch.fill(self.pairs, rows.len(), columns.len(), |row, to| {
-            let start = start(rows.start + row);
-            // SAFETY: `kernels` fits the CPU.
-            unsafe { E::widen(self.kernels)(&self.values[start..start + to.len()], to) };
-        })
+        scratch.fill(
+            (self.pairs, part),
+            [rows.len(), columns.len()],
+            |row, to| {
+                let start = start(rows.start + row);
+                // SAFETY: `kernels` fits the CPU.
+                unsafe { E::widen(self.kernels)(&self.values[start..start + to.len()], to) };
+            },
+        )
     }
 }
 
@@ -102,68 +124,91 @@ pub(super) struct Nf4<'a> {
 }
 
 impl Source for Nf4<'_> {
+    fn is_exact(&self) -> bool {
+        false
+    }
+
     fn part<'a>(
         &'a self,
+        part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'a mut Unpacked,
     ) -> PairRows {
-        scratch.fill(self.pairs, rows.len(), columns.len(), |row, to| {
-            let start = (rows.start + row) * self.k + columns.start;
-            let range = start..start + to.len();
-            self.matrix.unpack(range, Order::Natural, self.kernels, to);
-        })
+        scratch.fill(
+            (self.pairs, part),
+            [rows.len(), columns.len()],
+            |row, to| {
+                let start = (rows.start + row) * self.k + columns.start;
+                let range = start..start + to.len();
+                self.matrix.unpack(range, Order::Natural, self.kernels, to);
+            },
+        )
     }
 }
 
 /// `y = x · wᵀ`: `x [m, k]`, `w [n, k]`, `y [m, n]`.
 pub(super) fn forward(
-    pairs: &PairKernels,
+    (pairs, parts): (&PairKernels, Parts),
     x: &[f32],
     w: &impl Source,
     shape: ProductShape,
     y: *mut f32,
 ) {
-    for_each_panel(pairs, x, shape, y, |columns, inner, scratch, panel| {
-        for (i, row) in columns.clone().step_by(PANEL_QUARTER).enumerate() {
-            let rows = row..usize::min(row + PANEL_QUARTER, columns.end);
-            let part = w.part(rows, inner.clone(), scratch);
-            // SAFETY: `pairs` fits the CPU; the part has these rows and columns, the panel has room for them.
-            unsafe { (pairs.transpose)(part, inner.len(), panel, i * PANEL_QUARTER) };
-        }
-    });
+    let parts = (parts, w.is_exact());
+    for_each_panel(
+        (pairs, parts),
+        x,
+        shape,
+        y,
+        |part, columns, inner, scratch, panel| {
+            for (i, row) in columns.clone().step_by(PANEL_QUARTER).enumerate() {
+                let rows = row..usize::min(row + PANEL_QUARTER, columns.end);
+                let rows = w.part(part, rows, inner.clone(), scratch);
+                // SAFETY: `pairs` fits the CPU; the part has these rows and columns, the panel has room for them.
+                unsafe { (pairs.transpose)(rows, inner.len(), panel, i * PANEL_QUARTER) };
+            }
+        },
+    );
 }
 
 /// `dx = dy · w`: `dy [m, n]`, `w [n, k]`, `dx [m, k]`.
 pub(super) fn transposed(
-    pairs: &PairKernels,
+    (pairs, parts): (&PairKernels, Parts),
     dy: &[f32],
     w: &impl Source,
     shape: ProductShape,
     dx: *mut f32,
 ) {
-    for_each_panel(pairs, dy, shape, dx, |columns, inner, scratch, panel| {
-        let mut edge = [bf16::ZERO; UNPACKED_ROWS * PANEL];
-        for row in inner.clone().step_by(UNPACKED_ROWS) {
-            let rows = row..usize::min(row + UNPACKED_ROWS, inner.end);
-            let mut part = w.part(rows, columns.clone(), scratch);
-            if columns.len() < PANEL {
-                // SAFETY: rows of the part have as many values as there are columns, those of `edge` have more.
-                unsafe {
-                    for i in 0..part.num_rows {
-                        let to = edge.as_mut_ptr().add(i * PANEL);
-                        let from = part.start.add(i * part.stride);
-                        to.copy_from_nonoverlapping(from, columns.len());
+    let parts = (parts, w.is_exact());
+    for_each_panel(
+        (pairs, parts),
+        dy,
+        shape,
+        dx,
+        |part, columns, inner, scratch, panel| {
+            let mut edge = [bf16::ZERO; UNPACKED_ROWS * PANEL];
+            for row in inner.clone().step_by(UNPACKED_ROWS) {
+                let rows = row..usize::min(row + UNPACKED_ROWS, inner.end);
+                let mut rows = w.part(part, rows, columns.clone(), scratch);
+                if columns.len() < PANEL {
+                    // SAFETY: rows of the part have as many values as there are columns, those of `edge` have more.
+                    unsafe {
+                        for i in 0..rows.num_rows {
+                            let to = edge.as_mut_ptr().add(i * PANEL);
+                            let from = rows.start.add(i * rows.stride);
+                            to.copy_from_nonoverlapping(from, columns.len());
+                        }
                     }
+                    rows.start = edge.as_ptr();
+                    rows.stride = PANEL;
                 }
-                part.start = edge.as_ptr();
-                part.stride = PANEL;
+                let first = (row - inner.start) / 2 * PANEL;
+                // SAFETY: `pairs` fits the CPU; rows of the part have `PANEL` values.
+                unsafe { (pairs.interleave)(rows, &mut panel[first..]) };
             }
-            let first = (row - inner.start) / 2 * PANEL;
-            // SAFETY: `pairs` fits the CPU; rows of the part have `PANEL` values.
-            unsafe { (pairs.interleave)(part, &mut panel[first..]) };
-        }
-    });
+        },
+    );
 }
 
 /// Working memory of a job.
@@ -182,13 +227,13 @@ thread_local! {
 
 /// `y = a · b` for `a [m, inner]`, by panels of `b [inner, columns]`, split over threads.
 ///
-/// `fill(columns, inner, unpacked, panel)` writes a part of `b` as a panel, whose padding is zeros already.
+/// `fill(part, columns, inner, unpacked, panel)` writes a piece of `b` as a panel, whose padding is zeros already.
 fn for_each_panel(
-    pairs: &PairKernels,
+    (pairs, (parts, b_is_exact)): (&PairKernels, (Parts, bool)),
     a: &[f32],
     shape: ProductShape,
     y: *mut f32,
-    fill: impl Fn(Range<usize>, Range<usize>, &mut Unpacked, &mut [u32]) + Sync,
+    fill: impl Fn(Part, Range<usize>, Range<usize>, &mut Unpacked, &mut [u32]) + Sync,
 ) {
     let ProductShape { m, inner, columns } = shape;
     let output = Output {
@@ -197,12 +242,17 @@ fn for_each_panel(
     };
     let stride = inner.next_multiple_of(INNER_STEP);
     let mut rounded = ROUNDED.take();
-    round(pairs, a, inner, stride, &mut rounded);
-    let a = PairRows {
-        start: rounded.as_ptr(),
+    let mut rest = Vec::new();
+    round((pairs, Part::Nearest), a, [inner, stride], &mut rounded);
+    if parts == Parts::Two {
+        round((pairs, Part::Rest), a, [inner, stride], &mut rest);
+    }
+    let rows = |values: &[bf16]| PairRows {
+        start: values.as_ptr(),
         stride,
         num_rows: m,
     };
+    let (a, a_rest) = (rows(&rounded), rows(&rest));
 
     let num_panels = columns.div_ceil(PANEL);
     // Where there are few panels, threads share the rows of each.
@@ -237,12 +287,20 @@ fn for_each_panel(
             panel.resize(part.len().next_multiple_of(INNER_STEP) / 2 * PANEL, 0);
             // The padding of the inner dimension; the rest is overwritten.
             panel[part.len() / 2 * PANEL..].fill(0);
-            fill(panel_columns.clone(), part.clone(), unpacked, panel);
             // SAFETY: `pairs` fits the CPU; `to` has these rows and `PANEL` columns, which are this job's only. Rows of
             // `a` are padded as the panel is.
-            unsafe {
-                let a = a.part(first_row, part.start, num_rows);
-                (pairs.multiply)(a, panel, to, part.start == 0);
+            let multiply = |a: PairRows, panel: &[u32], first| unsafe {
+                (pairs.multiply)(a.part(first_row, part.start, num_rows), panel, to, first);
+            };
+            let columns = || panel_columns.clone();
+            fill(Part::Nearest, columns(), part.clone(), unpacked, panel);
+            multiply(a, panel, part.start == 0);
+            if parts == Parts::Two {
+                multiply(a_rest, panel, false);
+                if !b_is_exact {
+                    fill(Part::Rest, columns(), part.clone(), unpacked, panel);
+                    multiply(a, panel, false);
+                }
             }
         }
         if !is_whole {
@@ -261,18 +319,30 @@ fn for_each_panel(
     ROUNDED.set(rounded);
 }
 
-/// Rounds `a [_, inner]` to rows of `stride`, the rest of which are zeros.
-fn round(pairs: &PairKernels, a: &[f32], inner: usize, stride: usize, to: &mut Vec<bf16>) {
+/// One part of `a [_, inner]`, in rows of `stride`, the rest of which are zeros.
+fn round(
+    (pairs, part): (&PairKernels, Part),
+    a: &[f32],
+    [inner, stride]: [usize; 2],
+    to: &mut Vec<bf16>,
+) {
     let len = a.len() / inner * stride;
     if to.len() < len {
         to.resize(len, bf16::ZERO);
     }
     let rows = a.par_chunks_exact(inner).with_min_len(16);
     rows.zip(to.par_chunks_exact_mut(stride))
-        .for_each(|(from, to)| {
+        .for_each_init(Vec::new, |copy, (from, to)| {
             let (values, padding) = to.split_at_mut(inner);
-            // SAFETY: `pairs` fits the CPU; both have `inner` values.
-            unsafe { (pairs.narrow)(from, values) };
             padding.fill(bf16::ZERO);
+            // SAFETY: `pairs` fits the CPU; both have `inner` values.
+            unsafe {
+                if part == Part::Nearest {
+                    return (pairs.narrow)(from, values);
+                }
+                copy.clear();
+                copy.extend_from_slice(from);
+                pairs.part(part, copy, values);
+            }
         });
 }

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::nf4::Nf4Matrix;
+use super::pairs::Parts;
 use super::simd::pairs::PairKernels;
 use super::simd::{Element, Kernels};
 use super::{ProductShape, forward, pairs, transposed};
@@ -66,7 +67,8 @@ fn products_of_bf16_factors_equal_plain_sums() {
             });
             check_pairs::<bf16>((kernels, pairs), shape, |value| value);
             let data = Nf4Data::quantize(&random(n * k, 3), [n, k], DType::F32, true);
-            let w: Vec<f32> = data.dequantize().into_iter().map(round).collect();
+            let w = data.dequantize();
+            let rounded: Vec<f32> = w.iter().copied().map(round).collect();
             let operand = operand(&data);
             let matrix = &Nf4Matrix::new(&operand).unwrap();
             let source = pairs::Nf4 {
@@ -75,7 +77,7 @@ fn products_of_bf16_factors_equal_plain_sums() {
                 matrix,
                 k,
             };
-            check_source(pairs, shape, &w, &source);
+            check_source(pairs, shape, (&w, &rounded), &source);
         }
     }
 }
@@ -99,22 +101,36 @@ fn check_pairs<E: Element>(
         values,
         k,
     };
-    check_source(pairs, shape, &wide, &source);
+    check_source(pairs, shape, (&wide, &wide), &source);
 }
 
 fn check_source(
     pairs: &PairKernels,
     [m, n, k]: [usize; 3],
-    w: &[f32],
+    (w, rounded): (&[f32], &[f32]),
     source: &impl pairs::Source,
 ) {
-    let name = pairs.name;
-    compare((name, round), [m, n, k], w, &mut |x, shape, y| {
-        pairs::forward(pairs, x, source, shape, y);
-    });
-    compare_t((name, round), [m, n, k], w, &mut |dy, shape, dx| {
-        pairs::transposed(pairs, dy, source, shape, dx);
-    });
+    for (parts, w, seen) in [
+        (Parts::One, rounded, round as fn(f32) -> f32),
+        (Parts::Two, w, |value| value),
+    ] {
+        let subject = (pairs.name, seen, parts);
+        compare(subject, [m, n, k], w, &mut |x, shape, y| {
+            pairs::forward((pairs, parts), x, source, shape, y);
+        });
+        compare_t(subject, [m, n, k], w, &mut |dy, shape, dx| {
+            pairs::transposed((pairs, parts), dy, source, shape, dx);
+        });
+    }
+}
+
+/// Two parts leave 2⁻¹⁶ of a product: some 1e-5.
+fn tolerance(parts: Parts, inner: usize) -> f64 {
+    let rounding = match parts {
+        Parts::One => 2e-6,
+        Parts::Two => 1e-5,
+    };
+    rounding * inner as f64
 }
 
 fn round(value: f32) -> f32 {
@@ -135,18 +151,18 @@ fn check_dense<E: Element>(kernels: &Kernels, [m, n, k]: [usize; 3], to: fn(f32)
 type Product<'a> = &'a mut dyn FnMut(&[f32], ProductShape, *mut f32);
 
 fn check(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
-    compare((kernels.name, |value| value), shape, w, product);
+    compare((kernels.name, |value| value, Parts::One), shape, w, product);
 }
 
 fn check_t(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
-    compare_t((kernels.name, |value| value), shape, w, product);
+    compare_t((kernels.name, |value| value, Parts::One), shape, w, product);
 }
 
-/// Name of the kernels, and what they do to the values of the first factor.
-type Subject = (&'static str, fn(f32) -> f32);
+/// Name of the kernels, what they do to the values of the first factor, and the parts they take of them.
+type Subject = (&'static str, fn(f32) -> f32, Parts);
 
 /// `x · wᵀ`
-fn compare((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+fn compare((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
     let x = random(m * k, 1);
     let mut y = vec![f32::NAN; m * n];
     let shape = ProductShape {
@@ -160,14 +176,14 @@ fn compare((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Pro
         let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
         let expected = sum(x.iter().zip(w));
         assert!(
-            (f64::from(y) - expected).abs() < 2e-6 * k as f64,
+            (f64::from(y) - expected).abs() < tolerance(parts, k),
             "{name} [{m}, {n}, {k}] at {i}: {y}, not {expected}"
         );
     }
 }
 
 /// `dy · w`
-fn compare_t((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+fn compare_t((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
     let dy = random(m * n, 2);
     let mut dx = vec![f32::NAN; m * k];
     let shape = ProductShape {
@@ -181,7 +197,7 @@ fn compare_t((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: P
         let (dy, w) = (&dy[i / k * n..][..n], w[i % k..].iter().step_by(k));
         let expected = sum(dy.iter().zip(w));
         assert!(
-            (f64::from(dx) - expected).abs() < 2e-6 * n as f64,
+            (f64::from(dx) - expected).abs() < tolerance(parts, n),
             "{name} transposed [{m}, {n}, {k}] at {i}: {dx}, not {expected}"
         );
     }

@@ -13,6 +13,8 @@ mod micro;
 mod neon;
 pub(super) mod pairs;
 #[cfg(target_arch = "x86_64")]
+mod pairs_amx;
+#[cfg(target_arch = "x86_64")]
 mod pairs_x86;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -256,11 +258,16 @@ pub(super) struct Rows<'a> {
 }
 
 impl Kernels {
-    /// The best loops for this CPU. `LORA_4BIT_SIMD=portable|avx2` asks for lesser ones.
+    /// Names the instruction set to use: `amx`, `avx512bf16`, `avx512`, `avx2` or `portable`.
+    pub(super) const VARIABLE: &str = "LORA_4BIT_SIMD";
+
+    /// The best loops for this CPU, or those that `LORA_4BIT_SIMD` asks for.
     pub(super) fn get() -> &'static Self {
         static KERNELS: OnceLock<&'static Kernels> = OnceLock::new();
         KERNELS.get_or_init(|| {
-            let wanted = std::env::var("LORA_4BIT_SIMD").ok();
+            // The sets for bf16 factors are used besides the best of these.
+            let wanted = std::env::var(Self::VARIABLE).ok();
+            let wanted = wanted.filter(|name| !["amx", "avx512bf16"].contains(&name.as_str()));
             let kernels = Self::supported()
                 .into_iter()
                 .find(|kernels| wanted.as_ref().is_none_or(|name| kernels.name == name))

@@ -29,6 +29,15 @@ unsafe impl Send for PairRows {}
 // SAFETY: as above.
 unsafe impl Sync for PairRows {}
 
+/// Which part of a value, as the sum of two bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Part {
+    /// The nearest bf16.
+    Nearest,
+    /// The nearest bf16 of what that leaves.
+    Rest,
+}
+
 impl PairRows {
     /// `num_rows` rows from a row and a column on.
     ///
@@ -50,6 +59,8 @@ impl PairRows {
 pub(in super::super) struct PairKernels {
     /// Name of the instruction set.
     pub(in super::super) name: &'static str,
+    /// Whether products with two parts of each factor are faster than those in f32.
+    pub(in super::super) pays_for_parts: bool,
     /// Rounds to the nearest bf16, ties to even.
     pub(in super::super) narrow: unsafe fn(from: &[f32], to: &mut [bf16]),
     /// Writes up to [`PANEL_QUARTER`] rows of `w` as columns of a panel, from column `column` on.
@@ -64,15 +75,34 @@ pub(in super::super) struct PairKernels {
 }
 
 impl PairKernels {
+    /// One part of each value.
+    ///
+    /// # Safety
+    ///
+    /// The kernels fit the CPU; both slices have the same length.
+    pub(in super::super) unsafe fn part(&self, part: Part, from: &mut [f32], to: &mut [bf16]) {
+        // SAFETY: forwarded.
+        unsafe {
+            (self.narrow)(from, to);
+            if part == Part::Rest {
+                for (from, to) in from.iter_mut().zip(&*to) {
+                    *from -= to.to_f32();
+                }
+                (self.narrow)(from, to);
+            }
+        }
+    }
+
     /// The best loops for this CPU; none if it has no such instruction.
     pub(in super::super) fn get() -> Option<&'static Self> {
         static KERNELS: OnceLock<Option<&'static PairKernels>> = OnceLock::new();
         *KERNELS.get_or_init(|| {
+            let mut supported = Self::supported().into_iter();
             // Whoever asks for a lesser instruction set gets nothing that goes beyond it.
-            let is_best = std::ptr::eq(Kernels::get(), Kernels::supported()[0]);
-            let kernels = is_best
-                .then(|| Self::supported().first().copied())
-                .flatten();
+            let kernels = match std::env::var(Kernels::VARIABLE) {
+                Ok(wanted) => supported.find(|kernels| kernels.name == wanted),
+                Err(_) => supported.next(),
+            };
             if let Some(kernels) = kernels {
                 tracing::debug!(
                     instruction_set = kernels.name,

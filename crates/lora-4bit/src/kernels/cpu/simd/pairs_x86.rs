@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::micro::with_rows;
 use super::pairs::{INNER_STEP, PANEL_QUARTER, PairKernels, PairRows};
-use super::{Output, PANEL};
+use super::{Output, PANEL, pairs_amx};
 
 /// f32 in a vector.
 const LANES: usize = 16;
@@ -15,10 +15,21 @@ const ROWS: usize = 6;
 
 static AVX512_BF16: PairKernels = PairKernels {
     name: "avx512bf16",
+    pays_for_parts: false,
     narrow,
     transpose,
     interleave,
     multiply,
+};
+
+/// Beside AVX-512-BF16: the rearranging is the same.
+static AMX: PairKernels = PairKernels {
+    name: "amx",
+    pays_for_parts: true,
+    narrow,
+    transpose,
+    interleave,
+    multiply: pairs_amx::multiply,
 };
 
 pub(super) fn supported() -> Vec<&'static PairKernels> {
@@ -27,6 +38,9 @@ pub(super) fn supported() -> Vec<&'static PairKernels> {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512f")
     {
+        if pairs_amx::is_available() {
+            kernels.push(&AMX);
+        }
         kernels.push(&AVX512_BF16);
     }
     kernels
