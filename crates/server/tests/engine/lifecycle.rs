@@ -99,7 +99,7 @@ fn an_idle_engine_uses_no_cpu() {
         // Something for the end of what was done just before.
         let busy = cpu_time(thread) - before;
         assert!(
-            busy < Duration::from_millis(3),
+            busy < Duration::from_millis(10),
             "{when}: {busy:?} in 300 ms"
         );
     };
