@@ -1,0 +1,322 @@
+//! Clients that leave, failures, adapters, metrics and shutdown.
+
+use super::*;
+
+#[test]
+fn a_client_that_leaves_aborts_its_sequences() {
+    let server = TestServer::start(|_| Play::Hang(bytes("some text").collect()));
+    for (i, stream) in [true, false].into_iter().enumerate() {
+        let mut connection = TcpStream::connect(server.address).unwrap();
+        let body = json!({ "prompt": "x", "n": 2, "stream": stream }).to_string();
+        write!(
+            connection,
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        server.wait_for_requests(2 * i + 2);
+        if stream {
+            let mut start = [0; 15];
+            connection.read_exact(&mut start).unwrap();
+            assert_eq!(&start, b"HTTP/1.1 200 OK");
+        }
+        assert_eq!(server.seen.lock().unwrap().num_aborted, 2 * i);
+        drop(connection);
+        server.wait_for_aborts(2 * i + 2);
+    }
+}
+
+#[test]
+fn a_full_queue_is_503_with_retry_after() {
+    let server = TestServer::start_with(&["--max-num-queued-reqs", "2"], |_| Play::Queue);
+    let mut waiting = TcpStream::connect(server.address).unwrap();
+    let body = json!({ "prompt": "x" }).to_string();
+    write!(
+        waiting,
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    server.wait_for_requests(1);
+    // Of these two, the first fits and is given up again with the second.
+    let full = server.complete(json!({ "n": 2 }));
+    assert_eq!(
+        (full.status, &full.headers["retry-after"]),
+        (503, &"1".parse().unwrap())
+    );
+    assert!(
+        full.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("--max-num-queued-reqs")
+    );
+    server.wait_for_aborts(1);
+    assert_eq!(server.state.engine().num_queued(), 1);
+    drop(waiting);
+    server.wait_for_aborts(2);
+    assert_eq!(server.state.engine().num_queued(), 0);
+}
+
+#[test]
+fn engine_failures_are_reported() {
+    let server = TestServer::start(|request| match request.sampling.seed {
+        Some(1) => Play::Tokens(
+            bytes("ab").collect(),
+            FinishReason::Error("the device is lost".to_owned()),
+        ),
+        Some(2) => Play::Tokens(Vec::new(), FinishReason::Abort),
+        _ => Play::Die(bytes("ab").collect()),
+    });
+    for (seed, status, message) in [
+        (1, 500, "the device is lost"),
+        (2, 503, "aborted"),
+        (3, 500, "stopped"),
+    ] {
+        let answer = server.chat(json!({ "seed": seed }));
+        assert_eq!(answer.status, status);
+        assert!(
+            answer.json()["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains(message)
+        );
+        let events = server
+            .chat(json!({ "seed": seed, "stream": true }))
+            .events();
+        assert!(
+            events.last().unwrap()["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains(message)
+        );
+    }
+}
+
+#[test]
+fn a_dead_engine_is_unhealthy() {
+    let server = TestServer::start(|request| match request.sampling.seed {
+        Some(1) => panic!("this test's engine dies here"),
+        _ => says("x"),
+    });
+    assert_eq!(server.get("/health").status, 200);
+    assert_eq!(server.chat(json!({ "seed": 1 })).status, 500);
+    let start = Instant::now();
+    while server.get("/health").status != 503 {
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+    assert_eq!(server.chat(json!({})).status, 500);
+}
+
+#[test]
+fn texts_are_tokenized_and_back() {
+    let server = TestServer::start(|_| says("x"));
+    let tokens = server
+        .post(
+            "/tokenize",
+            &json!({ "prompt": "a€", "return_token_strs": true }),
+        )
+        .json();
+    assert_eq!(
+        (&tokens["count"], &tokens["tokens"]),
+        (&json!(4), &json!([97, 0xe2, 0x82, 0xac]))
+    );
+    assert_eq!(
+        (&tokens["max_model_len"], &tokens["token_strs"][0]),
+        (&json!(200), &json!("a"))
+    );
+    let chat = json!({ "messages": [{ "role": "user", "content": "q" }], "add_generation_prompt": false, "model": "base" });
+    let tokens = server.post("/tokenize", &chat).json();
+    assert_eq!(
+        (&tokens["tokens"], &tokens["token_strs"]),
+        (&json!([117, 58, 113, 59]), &Value::Null)
+    );
+    let text = server
+        .post(
+            "/detokenize",
+            &json!({ "tokens": [97, 0xe2, 0x82, 0xac, 256] }),
+        )
+        .json();
+    assert_eq!(text, json!({ "prompt": "a€<|im_start|>" }));
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "prompt"),
+        (
+            "/tokenize",
+            json!({ "prompt": "a", "messages": [] }),
+            "prompt",
+        ),
+        ("/tokenize", json!({ "prompt": 5 }), "prompt"),
+        ("/detokenize", json!({ "tokens": [1, 4000] }), "tokens[1]"),
+        ("/detokenize", json!({}), "tokens"),
+    ] {
+        let answer = server.post(path, &body);
+        assert_eq!(
+            (answer.status, answer.json()["error"]["param"].as_str()),
+            (400, Some(param)),
+            "{path} {body}"
+        );
+    }
+    assert_eq!(
+        server
+            .post("/tokenize", &json!({ "prompt": "a", "model": "x" }))
+            .status,
+        404
+    );
+}
+
+#[test]
+fn adapters_are_loaded_listed_and_used() {
+    let server = TestServer::start_with(&["--enable-lora"], |_| says("x"));
+    let folder = tempfile::tempdir().unwrap();
+    let load = |name: &str, path: &str| {
+        server.post(
+            "/v1/load_lora_adapter",
+            &json!({ "lora_name": name, "lora_path": path }),
+        )
+    };
+    let missing = load("sql", "/no/such/folder");
+    assert_eq!(
+        (missing.status, missing.json()["error"]["param"].as_str()),
+        (404, Some("lora_path"))
+    );
+    assert!(missing.text.contains("/no/such/folder"));
+    assert_eq!(server.chat(json!({ "model": "sql" })).status, 404);
+
+    let path = folder.path().to_str().unwrap();
+    assert_eq!(load("sql", path).status, 200);
+    assert_eq!(
+        (
+            load("sql", path).status,
+            load("base", path).status,
+            load("", path).status
+        ),
+        (400, 400, 400)
+    );
+    let models = server.get("/v1/models").json();
+    let ids: Vec<_> = models["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids, ["base", "alias", "sql"]);
+    let card = server.get("/v1/models/sql").json();
+    assert_eq!(
+        (&card["parent"], &card["root"], &card["max_model_len"]),
+        (&json!("base"), &json!(path), &json!(200))
+    );
+    assert_eq!(
+        server.chat(json!({ "model": "sql" })).json()["model"],
+        "sql"
+    );
+    assert_eq!(server.last_request().adapter.as_deref(), Some("sql"));
+    server.chat(json!({ "model": "alias" }));
+    assert_eq!(server.last_request().adapter, None);
+
+    let unload = || {
+        server
+            .post("/v1/unload_lora_adapter", &json!({ "lora_name": "sql" }))
+            .status
+    };
+    assert_eq!((unload(), unload()), (200, 404));
+    assert_eq!(server.chat(json!({ "model": "sql" })).status, 404);
+    let bad = server.post("/v1/load_lora_adapter", &json!({ "lora_name": "x" }));
+    assert_eq!(
+        (bad.status, bad.json()["error"]["param"].as_str()),
+        (400, Some("lora_path"))
+    );
+
+    let without = TestServer::start(|_| says("x"));
+    let answer = without.post(
+        "/v1/load_lora_adapter",
+        &json!({ "lora_name": "x", "lora_path": path }),
+    );
+    assert_eq!(answer.status, 400);
+    assert!(answer.text.contains("--enable-lora"));
+}
+
+#[test]
+fn metrics_have_vllms_names() {
+    let server = TestServer::start(|_| says("abc"));
+    server.chat(json!({}));
+    let answer = server.get("/metrics");
+    assert!(
+        answer.headers["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("text/plain")
+    );
+    for expected in [
+        "vllm:num_requests_running{model_name=\"base\"} 0",
+        "vllm:num_requests_waiting{",
+        "vllm:kv_cache_usage_perc{model_name=\"base\"} 0.25",
+        "vllm:gpu_cache_usage_perc{",
+        "vllm:gpu_prefix_cache_hits_total{",
+        "vllm:prefix_cache_queries_total{",
+        "vllm:cache_config_info{model_name=\"base\",block_size=\"16\",num_gpu_blocks=\"8\"} 1",
+        "vllm:lora_requests_info{",
+        "vllm:time_to_first_token_seconds_count{model_name=\"base\"} 1",
+        "vllm:inter_token_latency_seconds_count{model_name=\"base\"} 3",
+        "vllm:e2e_request_latency_seconds_bucket{model_name=\"base\",le=\"+Inf\"} 1",
+        "vllm:num_preemptions_total{",
+        "vllm:generation_tokens_total{",
+    ] {
+        assert!(
+            answer.text.contains(expected),
+            "{expected}\n{}",
+            answer.text
+        );
+    }
+    assert_eq!(
+        server.get("/version").json(),
+        json!({ "version": env!("CARGO_PKG_VERSION") })
+    );
+}
+
+#[test]
+fn shutdown_lets_running_requests_end() {
+    let mut server = TestServer::start(|_| {
+        std::thread::sleep(Duration::from_millis(300));
+        says("done")
+    });
+    std::thread::scope(|scope| {
+        let address = server.address;
+        let running = scope.spawn(move || {
+            let body = json!({ "prompt": "x" }).to_string();
+            let mut stream = TcpStream::connect(address).unwrap();
+            write!(
+                stream,
+                "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        server.wait_for_submission();
+        server.signal_shutdown();
+        assert!(running.join().unwrap().contains("\"done\""));
+        server.join().unwrap();
+        assert!(TcpStream::connect(address).is_err());
+    });
+}
+
+#[test]
+fn shutdown_ends_after_its_timeout() {
+    let mut server = TestServer::start_with(&["--shutdown-timeout", "1"], |_| {
+        Play::Hang(bytes("x").collect())
+    });
+    let mut connection = TcpStream::connect(server.address).unwrap();
+    let body = json!({ "prompt": "x" }).to_string();
+    write!(
+        connection,
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    server.wait_for_requests(1);
+    let start = Instant::now();
+    server.signal_shutdown();
+    server.join().unwrap();
+    assert!((1.0..5.0).contains(&start.elapsed().as_secs_f64()));
+}

@@ -1,0 +1,34 @@
+//! The HTTP API over a socket, with a scripted engine behind it.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod answers;
+mod errors;
+mod lifecycle;
+mod prompts;
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use server::engine::FinishReason;
+use support::{IM_END, IM_START, MAX_MODEL_LEN, Play, TestServer, bytes, says};
+use ureq::http::Method;
+
+/// The joined text of choice `index` in chat or completion events.
+fn streamed_text(events: &[Value], index: u64) -> String {
+    let choices = events
+        .iter()
+        .flat_map(|event| event["choices"].as_array().unwrap());
+    let own = choices.filter(|choice| choice["index"] == index);
+    own.filter_map(|choice| {
+        choice["text"]
+            .as_str()
+            .or_else(|| choice["delta"]["content"].as_str())
+    })
+    .collect()
+}
