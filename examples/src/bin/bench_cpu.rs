@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use burn::tensor::Device;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use examples::choices::{Compute, Format};
 use examples::profile::{Profile, Rows};
-use lora_4bit::ComputeDtype;
-use model_qwen::{GenerateRequest, LoadOptions, Quantization, QwenModel, SamplingParams, generate};
+use model_qwen::{GenerateRequest, QwenModel, SamplingParams, generate};
 
 /// Measures prefill and greedy decode of one sequence on the CPU.
 #[derive(Debug, Parser)]
@@ -42,24 +42,6 @@ struct Args {
     profile: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// As in the file.
-    None,
-    /// NF4 with double quantization.
-    Nf4,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Compute {
-    /// Exact factors.
-    F32,
-    /// Factors as the sum of two bf16, on CPUs with AMX.
-    Bf16x2,
-    /// Factors rounded to bf16, on CPUs with AVX-512-BF16 or AMX.
-    Bf16,
-}
-
 fn main() -> Result<()> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new()
@@ -71,20 +53,13 @@ fn main() -> Result<()> {
         .transpose()?;
 
     let start = Instant::now();
-    let (quantization, name) = match args.quantization {
-        Format::None => (Quantization::None, "bf16"),
-        Format::Nf4 => (Quantization::Nf4 { double_quant: true }, "NF4"),
+    let name = match args.quantization {
+        Format::None => "bf16",
+        Format::Nf4 => "NF4",
     };
-    let options = LoadOptions {
-        quantization,
-        ..LoadOptions::default()
-    };
+    let options = args.quantization.load_options();
     let mut model = QwenModel::load(&args.model, &options, &Device::flex())?;
-    model.set_compute_dtype(match args.compute_dtype {
-        Compute::F32 => ComputeDtype::F32,
-        Compute::Bf16x2 => ComputeDtype::Bf16x2,
-        Compute::Bf16 => ComputeDtype::Bf16,
-    });
+    model.set_compute_dtype(args.compute_dtype.into());
     println!(
         "load: {:.2} s; weights {:.0} MB",
         start.elapsed().as_secs_f64(),

@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::Device;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use examples::choices::{Compute, Format};
 use examples::profile::{Profile, Rows};
-use lora_4bit::ComputeDtype;
-use model_qwen::{LoadOptions, Quantization, QwenModel};
+use model_qwen::QwenModel;
 use trainer_sft::batch::Batch;
 use trainer_sft::config::{LoraOptions, LrSchedule};
 use trainer_sft::lora::{SLOT, new_adapter};
@@ -49,22 +49,6 @@ struct Args {
     profile: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// As in the file.
-    None,
-    /// NF4 with double quantization.
-    Nf4,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Compute {
-    /// Exact factors.
-    F32,
-    /// Factors rounded to bf16, where the CPU multiplies these faster.
-    Bf16,
-}
-
 fn main() -> Result<()> {
     let args = Args::parse();
     model_qwen::kernels::keep_freed_memory();
@@ -75,14 +59,11 @@ fn main() -> Result<()> {
         .profile
         .then(|| Profile::install(Rows::Kernels))
         .transpose()?;
-    let (quantization, name) = match args.quantization {
-        Format::None => (Quantization::None, "LoRA, bf16"),
-        Format::Nf4 => (Quantization::Nf4 { double_quant: true }, "QLoRA, NF4"),
+    let name = match args.quantization {
+        Format::None => "LoRA, bf16",
+        Format::Nf4 => "QLoRA, NF4",
     };
-    let load = LoadOptions {
-        quantization,
-        ..LoadOptions::default()
-    };
+    let load = args.quantization.load_options();
     let mut model = QwenModel::load(&args.model, &load, &Device::flex())?;
     let lora = LoraOptions {
         r: 16,
@@ -92,10 +73,7 @@ fn main() -> Result<()> {
         use_rslora: false,
     };
     let adapter = new_adapter(&lora, None, &model, 0);
-    model.set_compute_dtype(match args.compute_dtype {
-        Compute::F32 => ComputeDtype::F32,
-        Compute::Bf16 => ComputeDtype::Bf16,
-    });
+    model.set_compute_dtype(args.compute_dtype.into());
     model.add_adapter(SLOT, &adapter)?;
     let batch = document(args.tokens, model.config.vocab_size as u32);
     let mut trainer = Trainer::new(
