@@ -162,18 +162,6 @@ impl LoraWeights {
         Self { a, b_t, scaling }
     }
 
-    /// `scaling·(x·Aᵀ)·Bᵀ`.
-    ///
-    /// # Shapes
-    ///
-    /// `x [tokens, in]` → `[tokens, out]`
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let zeros = Tensor::zeros(
-            [x.dims()[0], self.b_t.dims()[1]],
-            (&x.device().inner(), x.dtype()),
-        );
-        self.add_to(zeros, x) // [tokens, out]
-    }
     /// `y + scaling·(x·Aᵀ)·Bᵀ`.
     ///
     /// # Shapes
