@@ -44,6 +44,11 @@ impl<'a> Nf4Matrix<'a> {
         })
     }
 
+    /// The codes, two to a byte.
+    pub(super) fn packed(&self) -> &[u8] {
+        self.packed
+    }
+
     /// The scale of a block, in f32.
     fn scale(&self, block: usize) -> f32 {
         match self.scales {

@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use super::ProductShape;
 use super::nf4::Nf4Matrix;
-use super::simd::pairs::{INNER_STEP, PANEL_QUARTER, PairKernels, PairRows, Part};
+use super::simd::pairs::{
+    INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Part, Prefetch, TILE,
+};
 use super::simd::{Element, Kernels, Order, Output, PANEL};
 
 /// Fewer rows don't pay for rearranging the weight.
@@ -34,6 +36,9 @@ pub(super) enum Parts {
 pub(super) trait Source: Sync {
     /// Whether all values are bf16, so that nothing is left of them in [`Part::Rest`].
     fn is_exact(&self) -> bool;
+
+    /// Where those rows lie.
+    fn prefetch(&self, rows: Range<usize>) -> Prefetch;
 
     /// One part of the given rows and columns, in place or unpacked to `scratch`.
     fn part<'a>(
@@ -64,8 +69,8 @@ impl Unpacked {
         self.narrow.resize(rows * columns, bf16::ZERO);
         for (row, to) in self.narrow.chunks_exact_mut(columns).enumerate() {
             unpack(row, &mut self.wide);
-            // SAFETY: `pairs` fits the CPU.
-            unsafe { pairs.part(part, &mut self.wide, to) };
+            // SAFETY: `pairs` fits the CPU, the row has room for as many values.
+            unsafe { pairs.part(part, &mut self.wide, to.as_mut_ptr(), INNER_STEP) };
         }
         PairRows {
             start: self.narrow.as_ptr(),
@@ -86,6 +91,10 @@ pub(super) struct Dense<'a, E> {
 impl<E: Element> Source for Dense<'_, E> {
     fn is_exact(&self) -> bool {
         E::as_bf16(self.values).is_some()
+    }
+
+    fn prefetch(&self, rows: Range<usize>) -> Prefetch {
+        Prefetch::new(&self.values[rows.start * self.k..rows.end * self.k])
     }
 
     fn part<'a>(
@@ -128,6 +137,11 @@ impl Source for Nf4<'_> {
         false
     }
 
+    fn prefetch(&self, rows: Range<usize>) -> Prefetch {
+        let bytes = rows.start * self.k / 2..rows.end * self.k / 2;
+        Prefetch::new(&self.matrix.packed()[bytes])
+    }
+
     fn part<'a>(
         &'a self,
         part: Part,
@@ -161,6 +175,7 @@ pub(super) fn forward(
         x,
         shape,
         y,
+        |columns| w.prefetch(columns),
         |part, columns, inner, scratch, panel| {
             for (i, row) in columns.clone().step_by(PANEL_QUARTER).enumerate() {
                 let rows = row..usize::min(row + PANEL_QUARTER, columns.end);
@@ -186,6 +201,8 @@ pub(super) fn transposed(
         dy,
         shape,
         dx,
+        // Columns of a weight are many short pieces.
+        |_| Prefetch::NOTHING,
         |part, columns, inner, scratch, panel| {
             let mut edge = [bf16::ZERO; UNPACKED_ROWS * PANEL];
             for row in inner.clone().step_by(UNPACKED_ROWS) {
@@ -222,17 +239,19 @@ struct Scratch {
 thread_local! {
     // Taken out while in use: a thread that waits for others may run another product meanwhile.
     static SCRATCH: Cell<Scratch> = Cell::default();
-    static ROUNDED: Cell<Vec<bf16>> = Cell::default();
+    static ROUNDED: Cell<(Vec<bf16>, Vec<bf16>)> = Cell::default();
 }
 
 /// `y = a · b` for `a [m, inner]`, by panels of `b [inner, columns]`, split over threads.
 ///
+/// `next(columns)` is the memory that a panel is made of, for fetching it early.
 /// `fill(part, columns, inner, unpacked, panel)` writes a piece of `b` as a panel, whose padding is zeros already.
 fn for_each_panel(
     (pairs, (parts, b_is_exact)): (&PairKernels, (Parts, bool)),
     a: &[f32],
     shape: ProductShape,
     y: *mut f32,
+    next: impl Fn(Range<usize>) -> Prefetch + Sync,
     fill: impl Fn(Part, Range<usize>, Range<usize>, &mut Unpacked, &mut [u32]) + Sync,
 ) {
     let ProductShape { m, inner, columns } = shape;
@@ -241,23 +260,19 @@ fn for_each_panel(
         stride: columns,
     };
     let stride = inner.next_multiple_of(INNER_STEP);
-    let mut rounded = ROUNDED.take();
-    let mut rest = Vec::new();
-    round((pairs, Part::Nearest), a, [inner, stride], &mut rounded);
-    if parts == Parts::Two {
-        round((pairs, Part::Rest), a, [inner, stride], &mut rest);
-    }
-    let rows = |values: &[bf16]| PairRows {
-        start: values.as_ptr(),
-        stride,
-        num_rows: m,
+    let (mut rounded, mut rest) = ROUNDED.take();
+    let shape = [m, inner, stride];
+    let whole = pack((pairs, Part::Nearest), a, shape, &mut rounded);
+    let rest_of_a = match parts {
+        Parts::One => whole,
+        Parts::Two => pack((pairs, Part::Rest), a, shape, &mut rest),
     };
-    let (a, a_rest) = (rows(&rounded), rows(&rest));
+    let a = whole;
 
     let num_panels = columns.div_ceil(PANEL);
     // Where there are few panels, threads share the rows of each.
     let splits = (2 * rayon::current_num_threads()).div_ceil(num_panels);
-    let job_rows = m.div_ceil(splits).max(MIN_ROWS);
+    let job_rows = m.div_ceil(splits).next_multiple_of(MIN_ROWS);
     let jobs = num_panels * m.div_ceil(job_rows);
     let run = |job: usize| {
         let mut scratch = SCRATCH.take();
@@ -269,14 +284,20 @@ fn for_each_panel(
         let start = job % num_panels * PANEL;
         let panel_columns = start..usize::min(start + PANEL, columns);
         let first_row = job / num_panels * job_rows;
+        // Most often the same thread makes the next one.
+        let next_columns =
+            usize::min(start + PANEL, columns)..usize::min(start + 2 * PANEL, columns);
+        let next_panel = next(next_columns);
         let num_rows = usize::min(job_rows, m - first_row);
         let is_whole = panel_columns.len() == PANEL;
-        // A panel that is cut off by the edge is computed in full width in a buffer.
-        let to = if is_whole {
+        // A panel that is cut off by the edge is computed in full width in a buffer. So is one of tiles: their rows would
+        // be far apart in the result, and there are more of them.
+        let in_place = is_whole && pairs.packing == Packing::Rows;
+        let to = if in_place {
             // SAFETY: the job's rows and columns are inside the result.
             unsafe { output.at(first_row, start) }
         } else {
-            edge.resize(num_rows * PANEL, 0.0);
+            edge.resize(num_rows.next_multiple_of(2 * TILE) * PANEL, 0.0);
             Output {
                 start: edge.as_mut_ptr(),
                 stride: PANEL,
@@ -287,23 +308,30 @@ fn for_each_panel(
             panel.resize(part.len().next_multiple_of(INNER_STEP) / 2 * PANEL, 0);
             // The padding of the inner dimension; the rest is overwritten.
             panel[part.len() / 2 * PANEL..].fill(0);
+            let is_last = part.end == inner;
             // SAFETY: `pairs` fits the CPU; `to` has these rows and `PANEL` columns, which are this job's only. Rows of
             // `a` are padded as the panel is.
-            let multiply = |a: PairRows, panel: &[u32], first| unsafe {
-                (pairs.multiply)(a.part(first_row, part.start, num_rows), panel, to, first);
+            let multiply = |a: PackedRows, panel: &[u32], first| unsafe {
+                let next = if is_last {
+                    next_panel
+                } else {
+                    Prefetch::NOTHING
+                };
+                let a = a.part(first_row, part.start, num_rows);
+                (pairs.multiply)(a, panel, to, first, next);
             };
             let columns = || panel_columns.clone();
             fill(Part::Nearest, columns(), part.clone(), unpacked, panel);
             multiply(a, panel, part.start == 0);
             if parts == Parts::Two {
-                multiply(a_rest, panel, false);
+                multiply(rest_of_a, panel, false);
                 if !b_is_exact {
                     fill(Part::Rest, columns(), part.clone(), unpacked, panel);
                     multiply(a, panel, false);
                 }
             }
         }
-        if !is_whole {
+        if !in_place {
             for (i, edge) in edge.chunks_exact(PANEL).take(num_rows).enumerate() {
                 // SAFETY: the job's rows and columns are inside the result.
                 unsafe {
@@ -316,33 +344,42 @@ fn for_each_panel(
         SCRATCH.set(scratch);
     };
     (0..jobs).into_par_iter().with_max_len(1).for_each(run);
-    ROUNDED.set(rounded);
+    ROUNDED.set((rounded, rest));
 }
 
-/// One part of `a [_, inner]`, in rows of `stride`, the rest of which are zeros.
-fn round(
+/// One part of `a [m, inner]`, in rows of `stride` values, the rest of which are zeros.
+fn pack(
     (pairs, part): (&PairKernels, Part),
     a: &[f32],
-    [inner, stride]: [usize; 2],
+    [m, inner, stride]: [usize; 3],
     to: &mut Vec<bf16>,
-) {
-    let len = a.len() / inner * stride;
+) -> PackedRows {
+    let len = m.next_multiple_of(2 * TILE) * stride;
     if to.len() < len {
         to.resize(len, bf16::ZERO);
     }
-    let rows = a.par_chunks_exact(inner).with_min_len(16);
-    rows.zip(to.par_chunks_exact_mut(stride))
-        .for_each_init(Vec::new, |copy, (from, to)| {
-            let (values, padding) = to.split_at_mut(inner);
-            padding.fill(bf16::ZERO);
-            // SAFETY: `pairs` fits the CPU; both have `inner` values.
-            unsafe {
-                if part == Part::Nearest {
-                    return (pairs.narrow)(from, values);
+    let packed = PackedRows::new(pairs.packing, to.as_ptr(), stride, m);
+    let strips = to[..len].par_chunks_exact_mut(packed.strip);
+    strips
+        .enumerate()
+        .for_each_init(Vec::new, |copy, (i, strip)| {
+            let rows = a.chunks_exact(inner).skip(i * TILE).take(TILE);
+            if rows.len() < TILE || inner < stride {
+                strip.fill(bf16::ZERO);
+            }
+            for (row, values) in rows.enumerate() {
+                let to = strip[row * packed.stride..].as_mut_ptr();
+                // SAFETY: `pairs` fits the CPU; the strip has `inner` values for this row.
+                unsafe {
+                    if part == Part::Nearest {
+                        (pairs.narrow)(values, to, packed.step);
+                    } else {
+                        copy.clear();
+                        copy.extend_from_slice(values);
+                        pairs.part(part, copy, to, packed.step);
+                    }
                 }
-                copy.clear();
-                copy.extend_from_slice(from);
-                pairs.part(part, copy, values);
             }
         });
+    packed
 }

@@ -5,7 +5,9 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::micro::with_rows;
-use super::pairs::{INNER_STEP, PANEL_QUARTER, PairKernels, PairRows};
+use super::pairs::{
+    INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch,
+};
 use super::{Output, PANEL, pairs_amx};
 
 /// f32 in a vector.
@@ -16,6 +18,7 @@ const ROWS: usize = 6;
 static AVX512_BF16: PairKernels = PairKernels {
     name: "avx512bf16",
     pays_for_parts: false,
+    packing: Packing::Rows,
     narrow,
     transpose,
     interleave,
@@ -26,6 +29,7 @@ static AVX512_BF16: PairKernels = PairKernels {
 static AMX: PairKernels = PairKernels {
     name: "amx",
     pays_for_parts: true,
+    packing: Packing::Tiles,
     narrow,
     transpose,
     interleave,
@@ -47,20 +51,22 @@ pub(super) fn supported() -> Vec<&'static PairKernels> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn narrow(from: &[f32], to: &mut [bf16]) {
-    let mut from = from.chunks_exact(2 * LANES);
-    let mut to = to.chunks_exact_mut(2 * LANES);
-    for (from, to) in from.by_ref().zip(to.by_ref()) {
-        // SAFETY: chunks have two vectors.
+unsafe fn narrow(from: &[f32], mut to: *mut bf16, step: usize) {
+    const { assert!(INNER_STEP == 2 * LANES) };
+    let mut from = from.chunks_exact(INNER_STEP);
+    for from in from.by_ref() {
+        // SAFETY: chunks have two vectors, and the caller vouches for the room.
         unsafe {
             let low = _mm512_loadu_ps(from.as_ptr());
             let high = _mm512_loadu_ps(from.as_ptr().add(LANES));
             let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
+            _mm512_storeu_si512(to.cast(), both);
+            to = to.wrapping_add(step);
         }
     }
-    for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
-        *to = bf16::from_f32(*from);
+    for (i, value) in from.remainder().iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { *to.add(i) = bf16::from_f32(*value) };
     }
 }
 
@@ -148,12 +154,19 @@ unsafe fn interleave(w: PairRows, panel: &mut [u32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn multiply(a: PairRows, panel: &[u32], y: Output, first: bool) {
+unsafe fn multiply(a: PackedRows, panel: &[u32], y: Output, first: bool, next: Prefetch) {
     debug_assert!(a.stride.is_multiple_of(2));
     let stride = a.stride / 2;
     let mut row = 0;
+    let mut next = (0..next.num_bytes)
+        .step_by(64)
+        .map(|i| next.start.wrapping_add(i));
+    let lines = next.len().div_ceil(a.num_rows.div_ceil(ROWS));
     while row < a.num_rows {
         let rows = usize::min(ROWS, a.num_rows - row);
+        for line in next.by_ref().take(lines) {
+            _mm_prefetch::<_MM_HINT_T1>(line.cast());
+        }
         // SAFETY: these rows exist.
         unsafe {
             let a = a.start.add(row * a.stride);
