@@ -63,6 +63,9 @@ pub struct AttentionBatch {
     layout: Arc<BatchLayout>,
     /// Index tensors of the twin made of tensor operations, uploaded at its first use.
     plan: OnceLock<GatherPlan>,
+    /// The same for GPU kernels.
+    #[cfg(feature = "gpu")]
+    indices: OnceLock<burn::tensor::Tensor<1, burn::tensor::Int>>,
 }
 
 impl AttentionBatch {
@@ -115,6 +118,8 @@ impl AttentionBatch {
         Self {
             layout: Arc::new(layout),
             plan: OnceLock::new(),
+            #[cfg(feature = "gpu")]
+            indices: OnceLock::new(),
         }
     }
 
@@ -136,6 +141,16 @@ impl AttentionBatch {
     /// The plain data behind the batch.
     pub fn layout(&self) -> &Arc<BatchLayout> {
         &self.layout
+    }
+
+    /// The step as GPU kernels read it.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn indices(
+        &self,
+        device: &burn::tensor::Device,
+    ) -> burn::tensor::Tensor<1, burn::tensor::Int> {
+        let upload = || crate::kernels::cube::indices(&self.layout, device);
+        self.indices.get_or_init(upload).clone()
     }
 
     pub(crate) fn plan(&self) -> &OnceLock<GatherPlan> {

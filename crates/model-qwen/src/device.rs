@@ -155,6 +155,41 @@ fn nth(
         })
 }
 
+/// Whether a device is none of the CPU's own.
+pub fn is_gpu(device: &Device) -> bool {
+    device.clone().without_autodiff() != Device::flex()
+}
+
+/// Bytes of memory of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What nobody uses.
+    pub free: u64,
+    /// All.
+    pub total: u64,
+}
+
+/// Memory of a CUDA device as its driver reports it; nothing for other devices.
+pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
+    #[cfg(feature = "cuda")]
+    {
+        let index = Device::enumerate(burn::tensor::DeviceType::Cuda)
+            .iter()
+            .position(|cuda| cuda == device)?;
+        let context = cudarc::driver::CudaContext::new(index).ok()?;
+        let (free, total) = context.mem_get_info().ok()?;
+        Some(DeviceMemory {
+            free: free as u64,
+            total: total as u64,
+        })
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        None
+    }
+}
+
 /// The device names this build accepts.
 fn compiled_in() -> Vec<&'static str> {
     let backends = [

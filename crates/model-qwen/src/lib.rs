@@ -31,7 +31,7 @@ pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{ConfigError, QwenConfig, Yarn};
 pub use detokenizer::Detokenizer;
-pub use device::{DeviceError, parse_device};
+pub use device::{DeviceError, DeviceMemory, device_memory, is_gpu, parse_device};
 pub use generate::{GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};

@@ -12,12 +12,15 @@
 
 pub(crate) mod autodiff;
 pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod cube;
 pub mod naive;
 
 use std::sync::Arc;
 
 use burn::backend::tensor::FloatTensor;
+#[cfg(feature = "gpu")]
+use burn::backend::tensor::IntTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
@@ -44,6 +47,28 @@ pub(crate) trait PagedOps: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         layout: Arc<BatchLayout>,
+    ) -> FloatTensor<Self>;
+}
+
+/// The same on a GPU, where a step is described by a tensor: [`cube::indices`].
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait DevicePagedOps: Backend {
+    /// See [`PagedOps::kv_write`]; always in place.
+    fn device_kv_write(
+        cache: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`PagedOps::paged_attention`]; no token sees more than `max_context` keys.
+    fn device_paged_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        block_size: usize,
+        max_context: usize,
     ) -> FloatTensor<Self>;
 }
 
@@ -79,6 +104,12 @@ pub(crate) fn kv_write(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch)
             batch.layout().clone(),
         ))
     } else {
+        #[cfg(feature = "gpu")]
+        if new.dtype() == DType::F32 && cube::supports(&cache.device(), cache.dims()[2]) {
+            let indices = batch.indices(&cache.device()).into_dispatch();
+            let (cache, new) = (cache.into_dispatch(), new.into_dispatch());
+            return Tensor::from_dispatch(Dispatch::device_kv_write(cache, new, indices));
+        }
         naive::kv_write(cache, new, batch)
     }
 }
@@ -108,6 +139,21 @@ pub(crate) fn paged_attention(
             batch.layout().clone(),
         ))
     } else {
+        #[cfg(feature = "gpu")]
+        if q.dtype() == DType::F32 && k.dtype() == v.dtype() && cube::supports(&q.device(), head_dim)
+        {
+            let indices = batch.indices(&q.device()).into_dispatch();
+            let layout = batch.layout();
+            let contexts = layout.sequences.iter().map(|s| s.context_len);
+            return Tensor::from_dispatch(Dispatch::device_paged_attention(
+                q.into_dispatch(),
+                k.into_dispatch(),
+                v.into_dispatch(),
+                indices,
+                layout.block_size,
+                contexts.max().unwrap_or_default(),
+            ));
+        }
         naive::paged_attention(q, k, v, batch)
     }
 }

@@ -48,6 +48,22 @@ impl Rng {
     }
 }
 
+/// The plain CPU, and a GPU if a feature for one is on: `--features wgpu` finds Mesa's lavapipe on machines without one.
+fn devices() -> impl Iterator<Item = Device> {
+    #[cfg(feature = "gpu")]
+    let gpu = {
+        let types = [
+            burn::tensor::DeviceType::Cuda,
+            burn::tensor::DeviceType::Wgpu,
+        ];
+        let mut devices = types.into_iter().flat_map(Device::enumerate);
+        Some(devices.next().expect("a CUDA or WebGPU device"))
+    };
+    #[cfg(not(feature = "gpu"))]
+    let gpu = None;
+    std::iter::once(Device::flex()).chain(gpu)
+}
+
 fn tensor(values: &[f32], dims: [usize; 3], device: &Device) -> Tensor<3> {
     Tensor::from_data(TensorData::new(values.to_vec(), dims), (device, DType::F32))
 }
@@ -199,10 +215,15 @@ impl Case {
         tensor(&values, [tokens, kv_heads, head_dim], device)
     }
 
-    /// Fills the cache in two steps and checks the second step's attention, fast and naive.
+    /// Fills the cache in two steps and checks the second step's attention, fast and naive, on every device.
     fn check(&self, what: &str) {
+        for device in devices().filter(|device| device.supports_dtype(self.dtype)) {
+            self.check_on(&device, &format!("{device:?}, {what}"));
+        }
+    }
+
+    fn check_on(&self, device: &Device, what: &str) {
         let [heads, kv_heads, head_dim] = self.dims;
-        let device = Device::flex();
         let shape = KvShape {
             num_layers: 2,
             num_kv_heads: kv_heads,
@@ -211,19 +232,19 @@ impl Case {
             num_blocks: self.num_blocks,
             dtype: self.dtype,
         };
-        let mut cache = PagedKvCache::new(&shape, &device);
+        let mut cache = PagedKvCache::new(&shape, device);
         let before = |s: &Sequence| s.context - s.queries;
         let history = self.batch(self.sequences.iter().map(|s| (before(s), before(s))));
         if history.num_tokens() > 0 {
-            let k = self.packed(|s| &s.k, |s| 0..before(s), &device);
-            let v = self.packed(|s| &s.v, |s| 0..before(s), &device);
+            let k = self.packed(|s| &s.k, |s| 0..before(s), device);
+            let v = self.packed(|s| &s.v, |s| 0..before(s), device);
             cache.write(1, k, v, &history);
         }
         let batch = self.batch(self.sequences.iter().map(|s| (s.queries, s.context)));
         let q: Vec<f32> = self.sequences.iter().flat_map(|s| s.q.clone()).collect();
-        let q = tensor(&q, [batch.num_tokens(), heads, head_dim], &device);
-        let k = self.packed(|s| &s.k, |s| before(s)..s.context, &device);
-        let v = self.packed(|s| &s.v, |s| before(s)..s.context, &device);
+        let q = tensor(&q, [batch.num_tokens(), heads, head_dim], device);
+        let k = self.packed(|s| &s.k, |s| before(s)..s.context, device);
+        let v = self.packed(|s| &s.v, |s| before(s)..s.context, device);
         let fast = PagedAttention::new(&mut cache, &batch).attend(1, q.clone(), k, v);
         let (k, v) = cache.layer(1);
         let naive = naive::paged_attention(q, k, v, &batch);

@@ -22,13 +22,7 @@
 
 mod autodiff;
 mod cpu;
-#[cfg(any(
-    feature = "cuda",
-    feature = "wgpu",
-    feature = "vulkan",
-    feature = "metal",
-    feature = "rocm"
-))]
+#[cfg(feature = "gpu")]
 mod cube;
 pub mod naive;
 
@@ -84,7 +78,7 @@ pub enum AbsmaxOperand<B: Backend> {
 }
 
 /// Products with a frozen weight. The bodies given here are the naive ones; a backend with kernels overrides them.
-#[backend_extension(Flex, Cube: cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan", feature = "metal", feature = "rocm")), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]
 pub trait LinearOps: Backend {
     /// `x · wᵀ`: `[m, k]`, `[n, k]` → `[m, n]`.
     fn dense_linear(

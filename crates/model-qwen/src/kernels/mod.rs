@@ -13,6 +13,7 @@ use crate::rotary::Rotary;
 pub(crate) mod allocator;
 mod autodiff;
 mod cpu;
+#[cfg(feature = "gpu")]
 mod cube;
 pub(crate) mod map_file;
 pub mod naive;
@@ -37,6 +38,26 @@ pub(crate) trait ModelOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     /// `silu(gate) * up`, elementwise, f32.
     fn fused_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// The same on a GPU, outside of autodiff graphs.
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait DeviceModelOps: burn::backend::Backend {
+    /// See [`ModelOps::fused_rms_norm`].
+    fn device_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self>;
+    /// See [`ModelOps::fused_rotary`].
+    fn device_rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    /// See [`ModelOps::fused_silu_mul`].
+    fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Whether a tensor lives where the fused operations run: plain CPU, f32. It may be part of an autodiff graph.
@@ -68,6 +89,11 @@ pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R
 /// x `[rows, dim]`, weight `[dim]`; result `[rows, dim]`.
 pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
     let _span = trace_span!("rms_norm").entered();
+    #[cfg(feature = "gpu")]
+    if cube::supports(&x) && cube::supports(weight) {
+        let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
+        return Tensor::from_dispatch(Dispatch::device_rms_norm(x, weight, eps));
+    }
     if !is_fused(&x) || !is_fused(weight) || weight.is_tracked() {
         return naive::rms_norm(x, weight, eps);
     }
@@ -80,6 +106,14 @@ pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
 /// # Shapes
 /// x and result `[tokens, heads, head_dim]`.
 pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
+    #[cfg(feature = "gpu")]
+    if cube::supports(&x) {
+        return Tensor::from_dispatch(Dispatch::device_rotary(
+            x.into_dispatch(),
+            rotary.cos.clone().into_dispatch(),
+            rotary.sin.clone().into_dispatch(),
+        ));
+    }
     if !is_fused(&x) {
         return naive::apply_rotary(x, rotary);
     }
@@ -96,6 +130,11 @@ pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
 /// All `[tokens, intermediate]`.
 pub fn silu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     let _span = trace_span!("silu_mul").entered();
+    #[cfg(feature = "gpu")]
+    if cube::supports(&gate) && cube::supports(&up) {
+        let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::device_silu_mul(gate, up));
+    }
     if !is_fused(&gate) || !is_fused(&up) {
         return naive::silu_mul(gate, up);
     }
@@ -201,6 +240,35 @@ mod tests {
                     naive::silu_mul(gate, up),
                 );
             }
+        }
+    }
+
+    /// The kernels of a GPU against the twins on the CPU.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn kernels_of_a_gpu_equal_the_twins() {
+        let gpu = cube::first_gpu();
+        fn to<const D: usize>(x: &Tensor<D>, device: &Device) -> Tensor<D> {
+            Tensor::from_data(x.clone().into_data(), (device, x.dtype()))
+        }
+        for rows in ROWS {
+            for dim in [2, 61, 896] {
+                let (x, weight) = (random([rows, dim]), random([dim]));
+                let (on_gpu, gpu_weight) = (to(&x, &gpu), to(&weight, &gpu));
+                assert!(cube::supports(&on_gpu), "the device has no plane operations");
+                let y = rms_norm(on_gpu, &gpu_weight, 1e-6);
+                check(y, naive::rms_norm(x.clone(), &weight, 1e-6));
+                let y = silu_mul(to(&x, &gpu), to(&x, &gpu));
+                check(y, naive::silu_mul(x.clone(), x));
+            }
+            let x = random([rows, 5, 16]);
+            let (cos, sin) = (random([rows, 1, 8]), random([rows, 1, 8]));
+            let on_gpu = Rotary {
+                cos: to(&cos, &gpu),
+                sin: to(&sin, &gpu),
+            };
+            let y = apply_rotary(to(&x, &gpu), &on_gpu);
+            check(y, naive::apply_rotary(x, &Rotary { cos, sin }));
         }
     }
 

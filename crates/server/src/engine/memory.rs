@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
-use model_qwen::{QwenConfig, QwenModel};
+use model_qwen::{DeviceMemory, QwenConfig, QwenModel, device_memory};
 use sysinfo::System;
 
 use crate::config::{Config, MaxModelLen};
@@ -12,6 +12,10 @@ use crate::config::{Config, MaxModelLen};
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * KIB;
 const GIB: f64 = 1024.0 * MIB;
+/// Context, compiled kernels and pools of a CUDA process: 0.5 GiB were seen on an H200, with some room.
+const GPU_CONTEXT: u64 = 640 << 20;
+/// `--gpu-memory-utilization` of a GPU, as in vLLM.
+const GPU_UTILIZATION: f64 = 0.9;
 /// Without any flag the KV cache of a CPU server gets at most this.
 const CPU_KV_LIMIT: u64 = 4 << 30;
 
@@ -69,26 +73,32 @@ pub(super) struct MemoryPlan {
     pub(super) table: String,
 }
 
-/// Bytes of memory of the machine (or of `--device-memory`).
-struct Device {
+/// Bytes of memory of the device (or of `--device-memory`).
+struct Available {
     total: u64,
     free: u64,
+    /// What the driver takes for this process besides what the engine asks for.
+    context: u64,
+    is_gpu: bool,
 }
 
-impl Device {
-    fn of(config: &Config) -> Self {
-        let mut system = System::new();
-        system.refresh_memory();
-        let free = system.available_memory();
-        match config.memory.device_memory {
-            Some(total) => Self {
-                total,
-                free: free.min(total),
-            },
-            None => Self {
-                total: system.total_memory(),
-                free,
-            },
+impl Available {
+    fn on(device: &Device, config: &Config) -> Self {
+        let (DeviceMemory { free, total }, is_gpu) = match device_memory(device) {
+            Some(memory) => (memory, true),
+            None => {
+                let mut system = System::new();
+                system.refresh_memory();
+                let (free, total) = (system.available_memory(), system.total_memory());
+                (DeviceMemory { free, total }, false)
+            }
+        };
+        let total = config.memory.device_memory.unwrap_or(total);
+        Self {
+            total,
+            free: free.min(total),
+            context: if is_gpu { GPU_CONTEXT } else { 0 },
+            is_gpu,
         }
     }
 }
@@ -99,14 +109,15 @@ impl Device {
 /// [`MemoryError`] with the numbers.
 pub(super) fn plan(
     config: &Config,
+    device: &Device,
     model: &QwenModel,
     kv_dtype: DType,
 ) -> Result<MemoryPlan, MemoryError> {
-    let device = Device::of(config);
+    let device = Available::on(device, config);
     let weights = model.num_bytes() as u64;
     let adapters = adapter_bytes(config, &model.config);
     let activations = activation_bytes(config, &model.config);
-    let fixed = weights + adapters + activations;
+    let fixed = weights + adapters + activations + device.context;
 
     let limit = model.config.max_position_embeddings;
     if let MaxModelLen::Tokens(max_model_len) = config.max_model_len
@@ -127,10 +138,15 @@ pub(super) fn plan(
     };
     let bytes_per_block = kv.bytes_per_block() as u64;
 
-    let utilization = config.memory.gpu_memory_utilization;
+    let default = device.is_gpu.then_some(GPU_UTILIZATION);
+    let utilization = config.memory.gpu_memory_utilization.or(default);
     let budget = utilization.map(|fraction| (device.total as f64 * fraction) as u64);
     let available = match (config.memory.kv_cache_memory_bytes, budget) {
         (Some(bytes), _) => bytes,
+        (None, Some(budget)) if device.is_gpu => {
+            let room = device.free.saturating_sub(activations + device.context / 2);
+            budget.saturating_sub(fixed).min(room)
+        }
         (None, Some(budget)) => budget.saturating_sub(fixed),
         (None, None) => CPU_KV_LIMIT.min(device.free / 4),
     };
@@ -170,6 +186,7 @@ pub(super) fn plan(
         ("weights", weights),
         ("adapters, at most", adapters),
         ("activations, at most", activations),
+        ("driver", device.context),
         ("KV cache", kv.num_blocks as u64 * bytes_per_block),
     ];
     Ok(MemoryPlan {

@@ -7,7 +7,7 @@ use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
 use model_qwen::{
     ChatTemplate, DeviceError, DtypeChoice, GenerationConfig, GenerationConfigError, LoadError,
     LoadOptions, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,
-    bundled_model_dir, parse_device, resolve_model,
+    bundled_model_dir, is_gpu, parse_device, resolve_model,
 };
 
 use super::adapters::AdapterSlots;
@@ -93,6 +93,9 @@ impl Engine {
             ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
         });
         let kv_dtype = match config.kv_cache_dtype {
+            KvCacheDtype::Auto if is_gpu(&device) && device.supports_dtype(DType::BF16) => {
+                DType::BF16
+            }
             KvCacheDtype::Auto | KvCacheDtype::Float32 => DType::F32,
             KvCacheDtype::Bfloat16 => DType::BF16,
         };
@@ -100,7 +103,7 @@ impl Engine {
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
             adapters.load(&mut model, &module.name, &module.path)?;
         }
-        let plan = memory::plan(config, &model, kv_dtype)?;
+        let plan = memory::plan(config, &device, &model, kv_dtype)?;
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,

@@ -1,0 +1,143 @@
+//! CubeCL backends (CUDA, ROCm, Metal, Vulkan, WebGPU).
+//!
+//! What a step reads and writes is described by one tensor of integers ([`indices`]), uploaded once and used by all layers.
+
+// For the launches of kernels, which index without checks.
+#![allow(unsafe_code)]
+
+mod attend;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Cube, DispatchDevice};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::features::Plane;
+use cubecl::prelude::*;
+
+use super::DevicePagedOps;
+use crate::batch::BatchLayout;
+
+/// Whether the kernels can run on a device and with heads of this length; otherwise the twins do.
+pub(crate) fn supports(device: &Device, head_dim: usize) -> bool {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return false;
+    };
+    let client = device.client();
+    // CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although they work there. The tests
+    // run on it, so that a variable can say otherwise.
+    let has_planes = client.features().plane.contains(Plane::Ops)
+        || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some();
+    has_planes
+        && client.properties().hardware.plane_size_min >= attend::LANES
+        && head_dim.is_multiple_of(attend::LANES as usize)
+        && head_dim <= attend::MAX_HEAD_DIM
+}
+
+/// What the kernels read of a step, as 32-bit integers: for each token its cache row, the number of keys it sees and where
+/// its block table starts, then all block tables.
+pub(crate) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
+    let num_tokens = layout.slots.len();
+    let mut values = Vec::with_capacity(3 * num_tokens + layout.block_tables.len());
+    values.extend(layout.slots.iter().map(|&slot| slot as i32));
+    for sequence in &layout.sequences {
+        let first = sequence.context_len - sequence.query_len + 1;
+        values.extend((first..=sequence.context_len).map(|keys| keys as i32));
+    }
+    for sequence in &layout.sequences {
+        let table = (3 * num_tokens + sequence.blocks.start) as i32;
+        values.extend(std::iter::repeat_n(table, sequence.query_len));
+    }
+    values.extend(layout.block_tables.iter().map(|&block| block as i32));
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
+}
+
+impl DevicePagedOps for Cube {
+    fn device_kv_write(
+        cache: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let new = burn_cubecl::kernel::into_contiguous(new);
+        let [tokens, kv_heads, head_dim] = new.meta.shape().dims();
+        let row = kv_heads * head_dim;
+        let len = tokens * row;
+        if len > 0 {
+            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. The cache is the only
+            // handle, or a later writer's view of the same memory.
+            unsafe {
+                write_rows::launch_unchecked(
+                    &new.client,
+                    CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
+                    CubeDim::new_1d(WRITE_UNITS as u32),
+                    new.clone().into_buffer_arg(),
+                    indices.into_buffer_arg(),
+                    cache.clone().into_buffer_arg(),
+                    len,
+                    row,
+                    elem_type(&cache),
+                );
+            }
+        }
+        cache
+    }
+
+    fn device_paged_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+        block_size: usize,
+        max_context: usize,
+    ) -> FloatTensor<Self> {
+        attend::attend(q, [k, v], indices, block_size, max_context)
+    }
+}
+
+/// Units of a cube of [`write_rows`].
+const WRITE_UNITS: usize = 256;
+
+#[cube(launch_unchecked)]
+fn write_rows<E: Float>(
+    new: &[f32],
+    indices: &[u32],
+    cache: &mut [E],
+    len: usize,
+    row: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let slot = indices[ABSOLUTE_POS / row] as usize;
+        cache[slot * row + ABSOLUTE_POS % row] = E::cast_from(new[ABSOLUTE_POS]);
+    }
+}
+
+fn elem_type(tensor: &CubeTensor) -> cubecl::ir::ElemType {
+    burn::backend::cubecl::dtype_to_elem_type(tensor.dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::DeviceType;
+
+    use super::*;
+
+    #[test]
+    fn the_kernels_run_on_the_first_gpu() {
+        let types = [DeviceType::Cuda, DeviceType::Wgpu];
+        let gpu = types.into_iter().flat_map(Device::enumerate).next();
+        let gpu = gpu.expect("a CUDA or WebGPU device");
+        assert!(supports(&gpu, 64) && supports(&gpu, 128));
+        assert!(!supports(&gpu, 20) && !supports(&Device::flex(), 64));
+    }
+}
+
+/// A tensor whose values are not set yet.
+fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
+        like.client.clone(),
+        like.device.clone(),
+        shape.into(),
+        dtype,
+    )
+}

@@ -1,0 +1,53 @@
+//! Kernels of a GPU against those of the CPU, on random values.
+//!
+//! Needs a feature for a GPU and a device: `--features wgpu` finds Mesa's lavapipe on machines without one.
+#![cfg(feature = "gpu")]
+
+use burn::tensor::{DType, Device, DeviceType, Distribution, Tensor};
+use lora_4bit::ComputeDtype;
+use lora_4bit::kernels::dense_linear;
+
+/// The first GPU there is.
+fn gpu() -> Device {
+    let types = [DeviceType::Cuda, DeviceType::Wgpu];
+    let mut devices = types.into_iter().flat_map(Device::enumerate);
+    devices.next().expect("a CUDA or WebGPU device")
+}
+
+fn random(shape: [usize; 2]) -> Tensor<2> {
+    let device = Device::flex();
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), (&device, DType::F32))
+}
+
+fn to<const D: usize>(x: &Tensor<D>, device: &Device) -> Tensor<D> {
+    Tensor::from_data(x.clone().into_data(), (device, x.dtype()))
+}
+
+#[track_caller]
+fn assert_close(found: Tensor<2>, expected: Tensor<2>, tolerance: f32) {
+    assert_eq!(found.dims(), expected.dims());
+    let values = |x: Tensor<2>| x.into_data().iter::<f32>().collect::<Vec<f32>>();
+    for (i, (a, b)) in values(found).into_iter().zip(values(expected)).enumerate() {
+        assert!((a - b).abs() <= tolerance, "{i}: {a}, not {b}");
+    }
+}
+
+#[test]
+fn dense_products_equal_those_of_the_cpu() {
+    let gpu = gpu();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        if !gpu.supports_dtype(dtype) {
+            continue;
+        }
+        for [n, k] in [[1, 8], [7, 64], [130, 96], [33, 1003], [512, 896]] {
+            let w = random([n, k]).cast(dtype); // [n, k]
+            for m in [1, 2, 3, 8] {
+                let x = random([m, k]); // [m, k]
+                let compute = ComputeDtype::F32;
+                let expected = dense_linear(x.clone(), w.clone(), compute);
+                let found = dense_linear(to(&x, &gpu), to(&w, &gpu), compute);
+                assert_close(found, expected, 2e-5 * (k as f32).sqrt());
+            }
+        }
+    }
+}
