@@ -63,9 +63,13 @@ mod attention;
 mod batch;
 mod cache;
 mod causal;
+#[cfg(feature = "gpu")]
+mod decode_step;
 pub mod kernels;
 
 pub use attention::{KvCache, PagedAttention};
 pub use batch::{AttentionBatch, BatchLayout, SequenceChunk, SequenceSpan};
 pub use cache::{KvShape, PagedKvCache};
 pub use causal::CausalAttention;
+#[cfg(feature = "gpu")]
+pub use decode_step::{DecodeAttention, DecodeRow, DecodeStep};

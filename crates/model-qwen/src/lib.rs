@@ -35,6 +35,8 @@ pub use device::{DeviceError, DeviceMemory, device_memory, is_gpu, parse_device}
 pub use generate::{GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};
+#[cfg(feature = "gpu")]
+pub use kernels::graph::CapturedStep;
 pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
 pub use model::{DecoderLayer, QwenModel};
 pub use rotary::Rotary;

@@ -168,27 +168,51 @@ impl Loader<'_> {
 
     /// A matrix in the dtype the options ask for.
     fn dense(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
-        let tensor = self.checkpoint.tensor(name, shape, self.device)?;
-        let dtype = match self.options.dtype {
-            DtypeChoice::Auto => tensor.dtype(),
-            DtypeChoice::F32 => DType::F32,
-            DtypeChoice::Bf16 => DType::BF16,
-            DtypeChoice::F16 => DType::F16,
-        };
-        if tensor.dtype() == dtype {
-            return Ok(tensor);
-        }
-        let tensor = tensor.cast(dtype);
-        self.checkpoint.release(name);
-        Ok(tensor)
+        self.tensor(
+            name,
+            shape,
+            match self.options.dtype {
+                DtypeChoice::Auto => None,
+                DtypeChoice::F32 => Some(DType::F32),
+                DtypeChoice::Bf16 => Some(DType::BF16),
+                DtypeChoice::F16 => Some(DType::F16),
+            },
+        )
     }
 
     /// Norm weights and biases are few: always f32.
     fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, LoadError> {
-        Ok(self
-            .checkpoint
-            .tensor(name, [len], self.device)?
-            .cast(DType::F32))
+        self.tensor(name, [len], Some(DType::F32))
+    }
+
+    /// A tensor in the given dtype, or else in that of the file, or f32 where the device doesn't have that.
+    fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        dtype: Option<DType>,
+    ) -> Result<Tensor<D>, LoadError> {
+        // On the CPU it stays in the mapped file unless it is converted.
+        let tensor = self.checkpoint.tensor(name, shape, &Device::flex())?;
+        let stored = tensor.dtype();
+        let dtype = dtype.unwrap_or(match self.device.supports_dtype(stored) {
+            true => stored,
+            false => DType::F32,
+        });
+        let is_converted = stored != dtype;
+        let tensor = match is_converted {
+            true => tensor.cast(dtype),
+            false => tensor,
+        };
+        let is_on_cpu = self.device.clone().without_autodiff() == Device::flex();
+        let tensor = match is_on_cpu {
+            true => tensor,
+            false => Tensor::from_data(tensor.into_data(), (self.device, dtype)),
+        };
+        if is_converted || !is_on_cpu {
+            self.checkpoint.release(name);
+        }
+        Ok(tensor)
     }
 
     fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, LoadError> {

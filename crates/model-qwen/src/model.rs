@@ -9,6 +9,8 @@ use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Weight};
 use tracing::trace_span;
 
 use crate::config::QwenConfig;
+#[cfg(feature = "gpu")]
+use crate::kernels::{self, graph::CapturedStep};
 use crate::kernels::{apply_rotary, is_plain_cpu, on_worker, rms_norm, silu_mul};
 use crate::rotary::{Rotary, RotaryFrequencies};
 
@@ -118,11 +120,45 @@ impl QwenModel {
     ) -> Tensor<2> {
         on_worker(&self.device(), || {
             let rotary = self.rotary(positions);
-            let mut x = self.embed(tokens); // [tokens, hidden]
-            for (i, layer) in self.layers.iter().enumerate() {
-                x = layer.forward(i, x, &rotary, adapters, kv); // [tokens, hidden]
-            }
-            self.final_norm(x)
+            self.forward_layers(self.embed(tokens), &rotary, adapters, kv)
+        })
+    }
+
+    /// All layers and the final norm; both `[tokens, hidden]`.
+    fn forward_layers(
+        &self,
+        mut x: Tensor<2>,
+        rotary: &Rotary,
+        adapters: &AdapterSelection,
+        kv: &mut dyn KvCache,
+    ) -> Tensor<2> {
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(i, x, rotary, adapters, kv); // [tokens, hidden]
+        }
+        self.final_norm(x)
+    }
+
+    /// Records a step of one token per sequence, without adapters; it reads `step` and writes to `cache` when it is
+    /// replayed.
+    ///
+    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`.
+    #[cfg(feature = "gpu")]
+    pub fn capture_decode(
+        &self,
+        step: &kv_paging::DecodeStep,
+        cache: &kv_paging::PagedKvCache,
+    ) -> CapturedStep<(Tensor<1, Int>, Tensor<2>)> {
+        let (model, step) = (self.clone(), step.clone());
+        let mut kv = kv_paging::DecodeAttention::new(step.clone(), cache);
+        let device = self.device();
+        let inv_freq = self.frequencies.tensor(&device); // [head_dim / 2]
+        CapturedStep::capture(&device, move || {
+            let rotary = model.frequencies.of_step(&step, &inv_freq);
+            let tokens = (step.values(), step.tokens_at());
+            let x = kernels::device_embed(&model.embed_tokens, tokens, step.num_rows()); // [rows, hidden]
+            let x = model.forward_layers(x, &rotary, &AdapterSelection::Base, &mut kv);
+            let logits = model.logits(x); // [rows, vocab]
+            (kernels::device_argmax(logits.clone()), logits)
         })
     }
 

@@ -57,6 +57,26 @@ impl RotaryFrequencies {
         }
     }
 
+    /// The angles of a step whose positions are on the device already.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn of_step(&self, step: &kv_paging::DecodeStep, inv_freq: &Tensor<1>) -> Rotary {
+        let angles = |is_sine| {
+            let positions = (step.values(), step.positions_at());
+            crate::kernels::device_angles(inv_freq, positions, step.num_rows(), self.scale, is_sine)
+        };
+        Rotary {
+            cos: angles(false),
+            sin: angles(true),
+        } // [rows, 1, head_dim / 2]
+    }
+
+    /// The frequencies as a tensor, `[head_dim / 2]`.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn tensor(&self, device: &Device) -> Tensor<1> {
+        let data = TensorData::new(self.inv_freq.clone(), [self.inv_freq.len()]);
+        Tensor::from_data(data, (device, DType::F32))
+    }
+
     /// The angles of tokens at `positions`, on `device`.
     pub fn at(&self, positions: &[u32], device: &Device) -> Rotary {
         let half = self.inv_freq.len();

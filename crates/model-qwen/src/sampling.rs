@@ -153,6 +153,17 @@ impl Sampler {
         SampledToken { id, logprobs }
     }
 
+    /// Whether the next token is the one with the largest logit, and nothing else is asked for.
+    pub fn is_argmax(&self) -> bool {
+        let params = &self.params;
+        params.temperature < GREEDY_BELOW
+            && params.logprobs.is_none()
+            && params.logit_bias.is_empty()
+            && params.repetition_penalty == 1.0
+            && params.presence_penalty == 0.0
+            && params.frequency_penalty == 0.0
+    }
+
     /// Counts an output token that was not drawn by this sampler, for the penalties.
     pub fn observe(&mut self, id: u32) {
         let params = &self.params;

@@ -97,10 +97,10 @@ pub struct Args {
     pub quantization: Option<Quantization>,
 
     /// Type in which weights are multiplied where a step has many tokens, as in prompts; sums are f32
-    #[arg(long, value_enum, default_value_t = ComputeDtype::Float32)]
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     pub compute_dtype: ComputeDtype,
 
-    /// Type of the KV cache; auto = the widest that the device's attention supports
+    /// Type of the KV cache; auto = float32 on the CPU, bfloat16 on GPUs that have it
     #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
     pub kv_cache_dtype: KvCacheDtype,
 
@@ -136,7 +136,7 @@ pub struct Args {
     #[arg(long)]
     pub seed: Option<u64>,
 
-    /// Accepted for vLLM's sake: disables CUDA graphs there; a CPU has none, so it changes nothing here
+    /// Launch every kernel by itself instead of replaying recorded steps; for finding errors. A CPU records none
     #[arg(long)]
     pub enforce_eager: bool,
 
@@ -170,6 +170,8 @@ pub enum Quantization {
 /// `--compute-dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeDtype {
+    /// float32 on the CPU, bfloat16 on a GPU.
+    Auto,
     /// Exact: an answer doesn't depend on what else is computed beside it.
     Float32,
     /// As the sum of two bfloat16: faster on CPUs with AMX, where it differs from float32 by 2⁻¹⁶.

@@ -98,8 +98,12 @@ fn main() -> Result<()> {
     }
     if let Some(len) = args.first_token_of {
         for _ in 0..=args.runs {
-            let (elapsed, _) = runtime.block_on(run(&engine, requests(&args, &mut rng, 1, len, 1)))?;
-            println!("first token of {len}: {:.1} ms", elapsed.as_secs_f64() * 1e3);
+            let (elapsed, _) =
+                runtime.block_on(run(&engine, requests(&args, &mut rng, 1, len, 1)))?;
+            println!(
+                "first token of {len}: {:.1} ms",
+                elapsed.as_secs_f64() * 1e3
+            );
         }
     }
     Ok(())

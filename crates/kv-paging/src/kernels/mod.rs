@@ -70,6 +70,46 @@ pub(crate) trait DevicePagedOps: Backend {
         block_size: usize,
         max_context: usize,
     ) -> FloatTensor<Self>;
+
+    /// Writes `new` over the beginning of `old`, in place, whoever else holds it.
+    fn device_overwrite(old: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self>;
+}
+
+/// Writes `new` over the beginning of `old`, in place: all handles of `old` see it.
+///
+/// # Panics
+///
+/// If `new` is longer.
+#[cfg(feature = "gpu")]
+pub(crate) fn overwrite(old: &Tensor<1, burn::tensor::Int>, new: Tensor<1, burn::tensor::Int>) {
+    assert!(
+        new.dims()[0] <= old.dims()[0],
+        "more values than there is room for"
+    );
+    // The handle that comes back is another one of the same memory.
+    let _ = Dispatch::device_overwrite(old.clone().into_dispatch(), new.into_dispatch());
+}
+
+/// Writes keys and values of a step that is described by `step` ([`crate::DecodeStep`]) and attends to the cache.
+#[cfg(feature = "gpu")]
+pub(crate) fn decode_attention(
+    q: Tensor<3>,
+    [k, v]: [Tensor<3>; 2],
+    [keys, values]: [&Tensor<3>; 2],
+    step: Tensor<1, burn::tensor::Int>,
+    block_size: usize,
+) -> Tensor<3> {
+    let _span = trace_span!("decode_attention").entered();
+    let [slots, ..] = keys.dims();
+    let step = step.into_dispatch();
+    let [keys, values] = [(keys, k), (values, v)].map(|(cache, new)| {
+        let (cache, new) = (cache.clone().into_dispatch(), new.into_dispatch());
+        Dispatch::device_kv_write(cache, new, step.clone())
+    });
+    let q = q.into_dispatch();
+    Tensor::from_dispatch(Dispatch::device_paged_attention(
+        q, keys, values, step, block_size, slots,
+    ))
 }
 
 /// Attention within packed documents.
@@ -140,7 +180,9 @@ pub(crate) fn paged_attention(
         ))
     } else {
         #[cfg(feature = "gpu")]
-        if q.dtype() == DType::F32 && k.dtype() == v.dtype() && cube::supports(&q.device(), head_dim)
+        if q.dtype() == DType::F32
+            && k.dtype() == v.dtype()
+            && cube::supports(&q.device(), head_dim)
         {
             let indices = batch.indices(&q.device()).into_dispatch();
             let layout = batch.layout();

@@ -3,12 +3,14 @@
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::cubecl::dtype_to_elem_type;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::ElemType;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
@@ -62,7 +64,11 @@ impl DeviceModelOps for Cube {
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (x, cos, sin) = (into_contiguous(x), into_contiguous(cos), into_contiguous(sin));
+        let (x, cos, sin) = (
+            into_contiguous(x),
+            into_contiguous(cos),
+            into_contiguous(sin),
+        );
         let [tokens, heads, head_dim] = x.meta.shape().dims();
         let y = empty(&x);
         let pairs = tokens * heads * head_dim / 2;
@@ -106,6 +112,210 @@ impl DeviceModelOps for Cube {
         }
         y
     }
+
+    fn device_embed(
+        weight: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+        at: usize,
+        rows: usize,
+    ) -> FloatTensor<Self> {
+        let weight = into_contiguous(weight);
+        let [_, hidden] = weight.meta.shape().dims();
+        let x = empty_of(&weight, [rows, hidden], DType::F32);
+        let dtype = dtype_to_elem_type(weight.dtype);
+        // SAFETY: units stay below the number of elements; tokens are below the size of the vocabulary.
+        unsafe {
+            embed::launch_unchecked(
+                &weight.client.clone(),
+                cubes(rows * hidden),
+                CubeDim::new_1d(UNITS as u32),
+                weight.into_buffer_arg(),
+                ids.into_buffer_arg(),
+                x.clone().into_buffer_arg(),
+                rows * hidden,
+                hidden,
+                at,
+                dtype,
+            );
+        }
+        x
+    }
+
+    fn device_angles(
+        inv_freq: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        at: usize,
+        rows: usize,
+        scale: f32,
+        is_sine: bool,
+    ) -> FloatTensor<Self> {
+        let [half] = inv_freq.meta.shape().dims();
+        let y = empty_of(&inv_freq, [rows, 1, half], DType::F32);
+        // SAFETY: units stay below the number of elements.
+        unsafe {
+            angles::launch_unchecked(
+                &inv_freq.client.clone(),
+                cubes(rows * half),
+                CubeDim::new_1d(UNITS as u32),
+                inv_freq.into_buffer_arg(),
+                positions.into_buffer_arg(),
+                y.clone().into_buffer_arg(),
+                rows * half,
+                half,
+                at,
+                scale,
+                is_sine,
+            );
+        }
+        y
+    }
+
+    fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
+        let logits = into_contiguous(logits);
+        let [rows, vocab] = logits.meta.shape().dims();
+        let parts = vocab.div_ceil(ARGMAX_PART);
+        let values = empty_of(&logits, [rows, parts], DType::F32);
+        let ids = empty_of(&logits, [rows, parts], DType::I32);
+        let best = empty_of(&logits, [rows], DType::I32);
+        let client = logits.client.clone();
+        // SAFETY: a cube for each part of each row, then one for each row.
+        unsafe {
+            argmax_parts::launch_unchecked(
+                &client,
+                CubeCount::Static(parts as u32, rows as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                logits.into_buffer_arg(),
+                values.clone().into_buffer_arg(),
+                ids.clone().into_buffer_arg(),
+                vocab,
+            );
+            argmax_rows::launch_unchecked(
+                &client,
+                CubeCount::Static(rows as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                values.into_buffer_arg(),
+                ids.into_buffer_arg(),
+                best.clone().into_buffer_arg(),
+                parts,
+            );
+        }
+        best
+    }
+}
+
+/// Logits of a row that a cube looks through.
+const ARGMAX_PART: usize = 4096;
+
+#[cube(launch_unchecked)]
+fn embed<E: Float>(
+    weight: &[E],
+    ids: &[i32],
+    x: &mut [f32],
+    len: usize,
+    hidden: usize,
+    at: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let id = ids[at + ABSOLUTE_POS / hidden] as usize;
+        x[ABSOLUTE_POS] = f32::cast_from(weight[id * hidden + ABSOLUTE_POS % hidden]);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn angles(
+    inv_freq: &[f32],
+    positions: &[i32],
+    y: &mut [f32],
+    len: usize,
+    half: usize,
+    at: usize,
+    scale: f32,
+    #[comptime] is_sine: bool,
+) {
+    if ABSOLUTE_POS < len {
+        let position = positions[at + ABSOLUTE_POS / half] as f32;
+        let angle = position * inv_freq[ABSOLUTE_POS % half];
+        if comptime!(is_sine) {
+            y[ABSOLUTE_POS] = angle.sin() * scale;
+        } else {
+            y[ABSOLUTE_POS] = angle.cos() * scale;
+        }
+    }
+}
+
+/// The largest value of a part of a row, and its index in the row.
+#[cube(launch_unchecked)]
+fn argmax_parts(logits: &[f32], values: &mut [f32], ids: &mut [i32], vocab: usize) {
+    let start = CUBE_POS_X as usize * ARGMAX_PART;
+    let end = min(start + ARGMAX_PART, vocab);
+    let row = CUBE_POS_Y as usize * vocab;
+    let mut best = f32::new(LOWEST);
+    let mut id = start as i32;
+    let mut i = start + UNIT_POS as usize;
+    while i < end {
+        let value = logits[row + i];
+        if value > best {
+            best = value;
+            id = i as i32;
+        }
+        i += UNITS;
+    }
+    let (best, id) = largest_of_cube(best, id);
+    if UNIT_POS == 0 {
+        let part = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) as usize;
+        values[part] = best;
+        ids[part] = id;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn argmax_rows(values: &[f32], ids: &[i32], best_ids: &mut [i32], parts: usize) {
+    let row = CUBE_POS_X as usize;
+    let mut best = f32::new(LOWEST);
+    let mut id = ids[row * parts];
+    let mut i = UNIT_POS as usize;
+    while i < parts {
+        let value = values[row * parts + i];
+        if value > best {
+            best = value;
+            id = ids[row * parts + i];
+        }
+        i += UNITS;
+    }
+    let (_, id) = largest_of_cube(best, id);
+    if UNIT_POS == 0 {
+        best_ids[row] = id;
+    }
+}
+
+/// Lower than any logit.
+const LOWEST: f32 = -3.4e38;
+
+/// The largest value of all units with its index, the lowest index of several; right in the first unit.
+#[cube]
+fn largest_of_cube(value: f32, id: i32) -> (f32, i32) {
+    let mut values = Shared::<[f32]>::new_slice(UNITS);
+    let mut ids = Shared::<[i32]>::new_slice(UNITS);
+    let unit = UNIT_POS as usize;
+    values[unit] = value;
+    ids[unit] = id;
+    sync_cube();
+    let mut half = comptime!(UNITS / 2).runtime();
+    while half > 0 {
+        if unit < half {
+            let other = values[unit + half];
+            let other_id = ids[unit + half];
+            let wins = other > values[unit] || (other == values[unit] && other_id < ids[unit]);
+            if wins {
+                values[unit] = other;
+                ids[unit] = other_id;
+            }
+        }
+        sync_cube();
+        half /= 2;
+    }
+    (values[0], ids[0])
 }
 
 /// The first GPU that is compiled in.
@@ -119,8 +329,13 @@ pub(super) fn first_gpu() -> burn::tensor::Device {
 
 /// A tensor of the same shape whose values are not set yet.
 fn empty(like: &CubeTensor) -> CubeTensor {
-    let shape: Shape = like.meta.shape().clone();
-    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, DType::F32)
+    empty_of(like, like.meta.shape().clone(), DType::F32)
+}
+
+/// A tensor on the same device whose values are not set yet.
+fn empty_of(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, shape.into(), dtype)
 }
 
 /// Enough cubes for a unit each; two dimensions, since one holds 65,535 on some devices.

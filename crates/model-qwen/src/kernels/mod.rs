@@ -4,6 +4,8 @@
 //! on devices without a kernel of their own. On the CPU the kernels have gradients of their own.
 
 use burn::backend::tensor::FloatTensor;
+#[cfg(feature = "gpu")]
+use burn::backend::tensor::IntTensor;
 use burn::backend::{Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use tracing::trace_span;
@@ -15,6 +17,8 @@ mod autodiff;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
+#[cfg(feature = "gpu")]
+pub(crate) mod graph;
 pub(crate) mod map_file;
 pub mod naive;
 
@@ -58,6 +62,60 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     /// See [`ModelOps::fused_silu_mul`].
     fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Rows of `weight [vocab, hidden]` in f32, of `rows` tokens that start at `at` in `ids`.
+    fn device_embed(
+        weight: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+        at: usize,
+        rows: usize,
+    ) -> FloatTensor<Self>;
+    /// `scale * cos` (or `sin`) of positions, `rows` of them from `at` on, times `inv_freq [half]`: `[rows, 1, half]`.
+    fn device_angles(
+        inv_freq: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        at: usize,
+        rows: usize,
+        scale: f32,
+        is_sine: bool,
+    ) -> FloatTensor<Self>;
+    /// Index of the largest value of each row `[rows, vocab]`, the first of several; NaN never is: `[rows]`.
+    fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self>;
+}
+
+/// See [`DeviceModelOps::device_embed`].
+#[cfg(feature = "gpu")]
+pub(crate) fn device_embed(
+    weight: &Tensor<2>,
+    (ids, at): (&Tensor<1, burn::tensor::Int>, usize),
+    rows: usize,
+) -> Tensor<2> {
+    let (weight, ids) = (weight.clone().into_dispatch(), ids.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::device_embed(weight, ids, at, rows))
+}
+
+/// See [`DeviceModelOps::device_angles`].
+#[cfg(feature = "gpu")]
+pub(crate) fn device_angles(
+    inv_freq: &Tensor<1>,
+    (positions, at): (&Tensor<1, burn::tensor::Int>, usize),
+    rows: usize,
+    scale: f32,
+    is_sine: bool,
+) -> Tensor<3> {
+    let inv_freq = inv_freq.clone().into_dispatch();
+    let positions = positions.clone().into_dispatch();
+    Tensor::from_dispatch(Dispatch::device_angles(
+        inv_freq, positions, at, rows, scale, is_sine,
+    ))
+}
+
+/// Index of the largest value of each row, the first of several; NaN never is.
+///
+/// # Shapes
+/// logits `[rows, vocab]`; result `[rows]`.
+#[cfg(feature = "gpu")]
+pub fn device_argmax(logits: Tensor<2>) -> Tensor<1, burn::tensor::Int> {
+    Tensor::from_dispatch(Dispatch::device_argmax(logits.into_dispatch()))
 }
 
 /// Whether a tensor lives where the fused operations run: plain CPU, f32. It may be part of an autodiff graph.
@@ -255,7 +313,10 @@ mod tests {
             for dim in [2, 61, 896] {
                 let (x, weight) = (random([rows, dim]), random([dim]));
                 let (on_gpu, gpu_weight) = (to(&x, &gpu), to(&weight, &gpu));
-                assert!(cube::supports(&on_gpu), "the device has no plane operations");
+                assert!(
+                    cube::supports(&on_gpu),
+                    "the device has no plane operations"
+                );
                 let y = rms_norm(on_gpu, &gpu_weight, 1e-6);
                 check(y, naive::rms_norm(x.clone(), &weight, 1e-6));
                 let y = silu_mul(to(&x, &gpu), to(&x, &gpu));

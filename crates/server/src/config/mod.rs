@@ -50,6 +50,8 @@ pub struct Config {
     pub enable_prefix_caching: bool,
     /// Type in which weights are multiplied.
     pub compute_dtype: ComputeDtype,
+    /// Whether no step is recorded as a graph.
+    pub enforce_eager: bool,
     /// Type of the KV cache.
     pub kv_cache_dtype: KvCacheDtype,
     /// Adapter limits and the adapters to load at start; `None` without `--enable-lora`.
@@ -242,9 +244,6 @@ impl Config {
                 );
             }
         }
-        if args.enforce_eager {
-            tracing::info!("--enforce-eager has no effect: this build captures no graphs");
-        }
         let lora = args.enable_lora.then_some(LoraOptions {
             max_loras: args.max_loras,
             max_lora_rank: args.max_lora_rank,
@@ -275,6 +274,7 @@ impl Config {
             block_size: args.block_size,
             enable_prefix_caching: !args.no_enable_prefix_caching,
             compute_dtype: args.compute_dtype,
+            enforce_eager: args.enforce_eager,
             kv_cache_dtype: args.kv_cache_dtype,
             lora,
             chat_template: args.chat_template.map(template_source).transpose()?,

@@ -34,18 +34,37 @@ impl ActiveSequence {
             &[]
         };
         let token = self.sampler.sample(logits, banned);
-        self.num_generated += 1;
         let id = token.id;
+        let logprobs = token.logprobs.map(|logprobs| TokenLogprobs {
+            id,
+            logprob: logprobs.logprob,
+            top: logprobs.top,
+        });
+        self.send(chunk, id, logprobs)
+    }
+
+    /// Whether the next token is the one with the largest logit, and nothing else is asked for.
+    #[cfg(feature = "gpu")]
+    pub(super) fn takes_argmax(&self) -> bool {
+        let is_banned = self.num_generated < self.request.min_tokens;
+        self.sampler.is_argmax() && !(is_banned && !self.request.stop_token_ids.is_empty())
+    }
+
+    /// Takes the token with the largest logit as the sequence's next one and sends it.
+    #[cfg(feature = "gpu")]
+    pub(super) fn take(&mut self, chunk: &Chunk, id: u32) -> Sampled {
+        self.send(chunk, id, None)
+    }
+
+    /// Sends the sequence's next token.
+    fn send(&mut self, chunk: &Chunk, id: u32, logprobs: Option<TokenLogprobs>) -> Sampled {
+        self.num_generated += 1;
         let delivered = self.sink.send(EngineOutput::Token {
             id,
-            logprobs: token.logprobs.map(|logprobs| TokenLogprobs {
-                id,
-                logprob: logprobs.logprob,
-                top: logprobs.top,
-            }),
+            logprobs,
             num_cached_tokens: chunk.num_cached,
         });
-        let finished = stop.contains(&id)
+        let finished = self.request.stop_token_ids.contains(&id)
             || self.num_generated >= self.request.max_tokens
             || chunk.reaches_max_len
             || !delivered;

@@ -2,6 +2,8 @@
 
 mod active;
 mod adapters;
+#[cfg(feature = "gpu")]
+mod decode;
 pub mod error;
 pub mod handle;
 mod memory;

@@ -88,7 +88,8 @@ impl Engine {
         tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
 
         model.set_compute_dtype(match config.compute_dtype {
-            ComputeDtype::Float32 => lora_4bit::ComputeDtype::F32,
+            ComputeDtype::Auto if is_gpu(&device) => lora_4bit::ComputeDtype::Bf16,
+            ComputeDtype::Auto | ComputeDtype::Float32 => lora_4bit::ComputeDtype::F32,
             ComputeDtype::Bfloat16x2 => lora_4bit::ComputeDtype::Bf16x2,
             ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
         });
@@ -119,7 +120,7 @@ impl Engine {
         });
         receiver.set_adapters(adapters.infos());
         let cache = PagedKvCache::new(&plan.kv, &device);
-        let worker = Worker::new(model, cache, scheduler, receiver, adapters, config.seed);
+        let worker = Worker::new(model, cache, scheduler, receiver, adapters, config);
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || worker.run())

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::mpsc::TryRecvError;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+#[cfg(feature = "gpu")]
+use kv_paging::DecodeRow;
 use kv_paging::{
     AttentionBatch, CacheKey, NewSequence, PagedAttention, PagedKvCache, Sampled, Scheduler,
     SequenceChunk, SequenceId, Step,
@@ -14,10 +16,13 @@ use model_qwen::{QwenModel, Sampler};
 
 use super::active::ActiveSequence;
 use super::adapters::AdapterSlots;
+#[cfg(feature = "gpu")]
+use super::decode::DecodeGraphs;
 use super::error::AdapterError;
 use super::receiver::{EngineCommand, EngineReceiver, Submission};
 use super::request::{EngineOutput, FinishReason};
 use super::stats::EngineStats;
+use crate::config::Config;
 
 /// Rows whose logits are in memory at once: `vocab_size` floats each.
 pub(super) const MAX_LOGIT_ROWS: usize = 64;
@@ -33,6 +38,9 @@ pub(super) struct Worker {
     sequences: HashMap<SequenceId, ActiveSequence>,
     /// `--seed`: sequences without a seed of their own get this one plus their id, so that they differ.
     seed: Option<u64>,
+    /// For steps of one token each; `None` on the CPU and with `--enforce-eager`.
+    #[cfg(feature = "gpu")]
+    decode_graphs: Option<DecodeGraphs>,
     shutting_down: bool,
     prompt_tokens: u64,
     generation_tokens: u64,
@@ -56,17 +64,22 @@ impl Worker {
         scheduler: Scheduler,
         receiver: EngineReceiver,
         adapters: AdapterSlots,
-        seed: Option<u64>,
+        config: &Config,
     ) -> Self {
         let worker = Self {
             device: model.device(),
+            #[cfg(feature = "gpu")]
+            decode_graphs: match config.enforce_eager {
+                true => None,
+                false => DecodeGraphs::new(&model, &cache, scheduler.config().max_model_len),
+            },
             model,
             cache,
             scheduler,
             receiver,
             adapters,
             sequences: HashMap::new(),
-            seed,
+            seed: config.seed,
             shutting_down: false,
             prompt_tokens: 0,
             generation_tokens: 0,
@@ -89,8 +102,13 @@ impl Worker {
             return;
         }
         self.admit(&step);
-        let hidden = self.forward(&step); // [tokens, hidden]
-        let sampled = self.sample(&step, hidden);
+        let sampled = match self.decode(&step) {
+            Some(sampled) => sampled,
+            None => {
+                let hidden = self.forward(&step); // [tokens, hidden]
+                self.sample(&step, hidden)
+            }
+        };
         self.scheduler.commit(&sampled);
         self.finish(&sampled);
         self.publish();
@@ -191,12 +209,14 @@ impl Worker {
 
     fn load_adapter(&mut self, name: &str, path: &Path) -> Result<(), AdapterError> {
         self.adapters.load(&mut self.model, name, path)?;
+        self.forget_graphs();
         self.receiver.set_adapters(self.adapters.infos());
         Ok(())
     }
 
     fn unload_adapter(&mut self, name: &str) -> Result<(), AdapterError> {
         let slot = self.adapters.unload(&mut self.model, name)?;
+        self.forget_graphs();
         self.receiver.set_adapters(self.adapters.infos());
         let users = self
             .sequences
@@ -222,6 +242,62 @@ impl Worker {
             if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
                 sequence.permit = None;
             }
+        }
+    }
+
+    /// Runs a step of one token per sequence as a recorded graph; `None` if it isn't one.
+    #[cfg(feature = "gpu")]
+    fn decode(&mut self, step: &Step) -> Option<Vec<Sampled>> {
+        let graphs = self.decode_graphs.as_mut()?;
+        let mut is_argmax = true;
+        for chunk in &step.chunks {
+            let sequence = self.sequences.get(&chunk.id)?;
+            let fits = chunk.tokens.len() == 1
+                && chunk.samples
+                && sequence.slot.is_none()
+                && sequence.prompt_logprobs.is_none();
+            if !fits {
+                return None;
+            }
+            is_argmax &= sequence.takes_argmax();
+        }
+        let rows: Vec<DecodeRow<'_>> = (step.chunks.iter())
+            .map(|chunk| DecodeRow {
+                token: chunk.tokens[0],
+                position: chunk.start,
+                block_table: &chunk.block_table,
+            })
+            .collect();
+        let decoded = graphs.step(&rows, &self.model, &self.cache);
+        let vocab = self.model.config.vocab_size;
+        let (tokens, mut logits) = match is_argmax {
+            true => (ids(decoded.tokens), Vec::new()),
+            false => (Vec::new(), values(decoded.logits)),
+        };
+        let sequences = &mut self.sequences;
+        let sampled = step.chunks.iter().enumerate().filter_map(|(i, chunk)| {
+            let sequence = sequences.get_mut(&chunk.id)?;
+            Some(match tokens.get(i) {
+                Some(&token) => sequence.take(chunk, token),
+                None => sequence.sample(chunk, &mut logits[i * vocab..][..vocab]),
+            })
+        });
+        let sampled: Vec<Sampled> = sampled.collect();
+        self.generation_tokens += sampled.len() as u64;
+        Some(sampled)
+    }
+
+    /// Nothing is recorded without a GPU.
+    #[cfg(not(feature = "gpu"))]
+    fn decode(&mut self, _step: &Step) -> Option<Vec<Sampled>> {
+        None
+    }
+
+    /// The model's tensors have changed.
+    fn forget_graphs(&mut self) {
+        #[cfg(feature = "gpu")]
+        if let Some(graphs) = &mut self.decode_graphs {
+            graphs.clear();
         }
     }
 
@@ -350,6 +426,16 @@ impl Worker {
             max_loras: self.adapters.max_loras(),
         });
     }
+}
+
+/// Token ids on the host.
+#[cfg(feature = "gpu")]
+fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
+    tensor
+        .into_data()
+        .iter::<i32>()
+        .map(|id| id as u32)
+        .collect()
 }
 
 /// The values of a tensor on the host; without a copy where they are there already.

@@ -20,6 +20,8 @@ pub(super) const MAX_HEAD_DIM: usize = UNITS;
 const CHUNK: usize = 128;
 /// Cubes that keep a large GPU busy.
 const WANTED_CUBES: usize = 264;
+/// More parts cost more to merge than they save.
+const MAX_SPLITS: usize = 32;
 /// Lower than any score.
 const LOWEST: f32 = -3.0e38;
 
@@ -59,9 +61,8 @@ pub(super) fn attend(
         .unwrap_or(1);
     let splits = WANTED_CUBES
         .div_ceil(tokens * kv_heads)
-        .min(max_context.div_ceil(CHUNK));
-    let split_len = max_context.div_ceil(splits).next_multiple_of(CHUNK);
-    let splits = max_context.div_ceil(split_len);
+        .min(max_context.div_ceil(CHUNK))
+        .min(MAX_SPLITS);
     let shape = Heads {
         kv_heads,
         group: heads / kv_heads,
@@ -87,11 +88,10 @@ pub(super) fn attend(
             q.into_buffer_arg(),
             k.into_buffer_arg(),
             v.into_buffer_arg(),
-            indices.into_buffer_arg(),
+            indices.clone().into_buffer_arg(),
             parts.clone().into_buffer_arg(),
             stats.clone().into_buffer_arg(),
             tokens,
-            split_len,
             1.0 / (head_dim as f32).sqrt(),
             shape,
             dtype,
@@ -103,7 +103,9 @@ pub(super) fn attend(
                 CubeDim::new_1d(head_dim as u32),
                 parts.into_buffer_arg(),
                 stats.into_buffer_arg(),
+                indices.into_buffer_arg(),
                 out.clone().into_buffer_arg(),
+                tokens,
                 heads,
                 head_dim,
                 splits,
@@ -122,7 +124,6 @@ fn attend_token<E: Float, N: Size>(
     out: &mut [Vector<f32, N>],
     stats: &mut [f32],
     num_tokens: usize,
-    split_len: usize,
     scale: f32,
     #[comptime] heads: Heads,
     #[define(E)] _dtype: ElemType,
@@ -139,6 +140,7 @@ fn attend_token<E: Float, N: Size>(
 
     let context = indices[num_tokens + token] as usize;
     let table = indices[2 * num_tokens + token] as usize;
+    let split_len = split_len(context, CUBE_COUNT_Z as usize);
     let mut chunk = split * split_len;
     let end = min(context, chunk + split_len);
 
@@ -296,26 +298,37 @@ fn attend_token<E: Float, N: Size>(
     }
 }
 
+/// Keys of a part, of which there are at most `splits`.
+#[cube]
+fn split_len(context: usize, splits: usize) -> usize {
+    let len = context.div_ceil(splits);
+    len.div_ceil(CHUNK) * CHUNK
+}
+
 /// Combines the parts of each head: a unit for each element.
 #[cube(launch_unchecked)]
 fn merge(
     parts: &[f32],
     stats: &[f32],
+    indices: &[u32],
     out: &mut [f32],
+    num_tokens: usize,
     heads: usize,
     head_dim: usize,
     splits: usize,
 ) {
     let token = CUBE_POS_X as usize;
     let head = CUBE_POS_Y as usize;
+    let context = indices[num_tokens + token] as usize;
+    let used = context.div_ceil(max(split_len(context, splits), 1));
     let mut highest = f32::new(LOWEST);
-    for split in 0..splits {
+    for split in 0..used {
         let at = (token * splits + split) * heads + head;
         highest = max(highest, stats[at * 2]);
     }
     let mut sum = 0.0f32;
     let mut total = 0.0f32;
-    for split in 0..splits {
+    for split in 0..used {
         let at = (token * splits + split) * heads + head;
         let factor = (stats[at * 2] - highest).exp();
         sum += stats[at * 2 + 1] * factor;

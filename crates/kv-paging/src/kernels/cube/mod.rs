@@ -75,6 +75,7 @@ impl DevicePagedOps for Cube {
                     cache.clone().into_buffer_arg(),
                     len,
                     row,
+                    tokens,
                     elem_type(&cache),
                 );
             }
@@ -92,9 +93,34 @@ impl DevicePagedOps for Cube {
     ) -> FloatTensor<Self> {
         attend::attend(q, [k, v], indices, block_size, max_context)
     }
+
+    fn device_overwrite(old: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self> {
+        let len = new.meta.num_elements();
+        if len > 0 {
+            // SAFETY: the wrapper has compared the lengths.
+            unsafe {
+                overwrite::launch_unchecked(
+                    &new.client.clone(),
+                    CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
+                    CubeDim::new_1d(WRITE_UNITS as u32),
+                    new.into_buffer_arg(),
+                    old.clone().into_buffer_arg(),
+                    len,
+                );
+            }
+        }
+        old
+    }
 }
 
-/// Units of a cube of [`write_rows`].
+#[cube(launch_unchecked)]
+fn overwrite(from: &[i32], to: &mut [i32], len: usize) {
+    if ABSOLUTE_POS < len {
+        to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
+    }
+}
+
+/// Units of a cube that copies.
 const WRITE_UNITS: usize = 256;
 
 #[cube(launch_unchecked)]
@@ -104,11 +130,16 @@ fn write_rows<E: Float>(
     cache: &mut [E],
     len: usize,
     row: usize,
+    tokens: usize,
     #[define(E)] _dtype: ElemType,
 ) {
     if ABSOLUTE_POS < len {
-        let slot = indices[ABSOLUTE_POS / row] as usize;
-        cache[slot * row + ABSOLUTE_POS % row] = E::cast_from(new[ABSOLUTE_POS]);
+        let token = ABSOLUTE_POS / row;
+        // A token that sees no key isn't one.
+        if indices[tokens + token] > 0 {
+            let slot = indices[token] as usize;
+            cache[slot * row + ABSOLUTE_POS % row] = E::cast_from(new[ABSOLUTE_POS]);
+        }
     }
 }
 

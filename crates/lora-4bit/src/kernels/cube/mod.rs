@@ -25,7 +25,7 @@ impl LinearOps for Cube {
         if m <= mat_vec::MAX_ROWS && has_plane_operations(&x) && mat_vec::supports(&x, &w) {
             return mat_vec::dense(x, w);
         }
-        if compute == ComputeDtype::F32 && w.dtype == DType::F32 {
+        if compute != ComputeDtype::Bf16 || w.dtype == DType::F32 {
             return naive::dense_linear::<Self>(x, w);
         }
         // Tensor cores multiply in the weight's type; `x` is rounded to it, as every bf16 model does.

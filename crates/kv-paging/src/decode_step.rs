@@ -1,0 +1,140 @@
+//! A step of one token per sequence whose description stays at the same place in device memory, so that a captured graph
+//! can be replayed with other sequences.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use crate::attention::KvCache;
+use crate::cache::PagedKvCache;
+use crate::kernels;
+
+/// A sequence of a [`DecodeStep`].
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeRow<'a> {
+    /// The token to compute.
+    pub token: u32,
+    /// Its position: the number of tokens before it.
+    pub position: usize,
+    /// Block of every `block_size` tokens up to this one.
+    pub block_table: &'a [u32],
+}
+
+/// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
+///
+/// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
+/// its block table, its token, its position; then the block tables, `max_blocks` each.
+#[derive(Clone, Debug)]
+pub struct DecodeStep {
+    values: Tensor<1, Int>,
+    num_rows: usize,
+    max_blocks: usize,
+    block_size: usize,
+}
+
+impl DecodeStep {
+    /// Whether a device has kernels for such steps, for heads of this length.
+    pub fn is_supported(device: &Device, head_dim: usize) -> bool {
+        kernels::cube::supports(device, head_dim)
+    }
+
+    /// Room for `num_rows` sequences of at most `max_blocks` blocks.
+    pub fn new(num_rows: usize, max_blocks: usize, block_size: usize, device: &Device) -> Self {
+        let len = num_rows * (5 + max_blocks);
+        Self {
+            values: Tensor::zeros([len], (device, DType::I32)),
+            num_rows,
+            max_blocks,
+            block_size,
+        }
+    }
+
+    /// Rows, with and without a sequence.
+    pub fn num_rows(&self) -> usize {
+        self.num_rows
+    }
+
+    /// The tensor.
+    pub fn values(&self) -> &Tensor<1, Int> {
+        &self.values
+    }
+
+    /// Where the tokens start in [`DecodeStep::values`].
+    pub fn tokens_at(&self) -> usize {
+        3 * self.num_rows
+    }
+
+    /// Where the positions start in [`DecodeStep::values`].
+    pub fn positions_at(&self) -> usize {
+        4 * self.num_rows
+    }
+
+    /// Writes the sequences of the next step, in one copy.
+    ///
+    /// # Panics
+    ///
+    /// If there are more sequences than rows, or a block table is too short or too long.
+    pub fn upload(&self, rows: &[DecodeRow<'_>]) {
+        assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
+        let tables_at = 5 * self.num_rows;
+        let mut values = vec![0; tables_at + rows.len() * self.max_blocks];
+        for (i, row) in rows.iter().enumerate() {
+            let num_blocks = row.position / self.block_size + 1;
+            assert!(
+                num_blocks <= row.block_table.len() && num_blocks <= self.max_blocks,
+                "row {i}: position {} with {} blocks, {} fit",
+                row.position,
+                row.block_table.len(),
+                self.max_blocks
+            );
+            let table = tables_at + i * self.max_blocks;
+            let block = row.block_table[num_blocks - 1] as usize;
+            let slot = block * self.block_size + row.position % self.block_size;
+            let fields = [
+                slot,
+                row.position + 1,
+                table,
+                row.token as usize,
+                row.position,
+            ];
+            for (field, value) in fields.into_iter().enumerate() {
+                values[field * self.num_rows + i] = value as i32;
+            }
+            for (to, &block) in values[table..]
+                .iter_mut()
+                .zip(&row.block_table[..num_blocks])
+            {
+                *to = block as i32;
+            }
+        }
+        let len = values.len();
+        let device = self.values.device();
+        let values = Tensor::from_data(TensorData::new(values, [len]), (&device, DType::I32));
+        kernels::overwrite(&self.values, values);
+    }
+}
+
+/// Attention of a [`DecodeStep`] over a cache, of which it holds handles.
+#[derive(Debug)]
+pub struct DecodeAttention {
+    step: DecodeStep,
+    /// Keys and values of each layer, `[slots, kv_heads, head_dim]`.
+    layers: Vec<(Tensor<3>, Tensor<3>)>,
+}
+
+impl DecodeAttention {
+    /// Reads what `step` holds whenever it runs, and writes to the memory of `cache`.
+    pub fn new(step: DecodeStep, cache: &PagedKvCache) -> Self {
+        let layers = 0..cache.shape().num_layers;
+        Self {
+            step,
+            layers: layers.map(|layer| cache.layer(layer)).collect(),
+        }
+    }
+}
+
+impl KvCache for DecodeAttention {
+    fn attend(&mut self, layer: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
+        let (keys, values) = &self.layers[layer];
+        let step = self.step.values.clone();
+        kernels::decode_attention(q, [k, v], [keys, values], step, self.step.block_size)
+    }
+}

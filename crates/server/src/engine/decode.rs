@@ -1,0 +1,99 @@
+//! Steps in which every sequence computes one token, as recorded graphs.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Int, Tensor};
+use kv_paging::{DecodeRow, DecodeStep, PagedKvCache};
+use model_qwen::{CapturedStep, QwenModel};
+
+/// Recorded steps by their number of rows. They hold handles of the weights and of the KV cache.
+#[derive(Debug)]
+pub(super) struct DecodeGraphs {
+    graphs: BTreeMap<usize, DecodeGraph>,
+    /// Blocks of the longest sequence.
+    max_blocks: usize,
+}
+
+#[derive(Debug)]
+struct DecodeGraph {
+    step: DecodeStep,
+    captured: CapturedStep<(Tensor<1, Int>, Tensor<2>)>,
+}
+
+/// What a step leaves on the device: valid until the next one.
+pub(super) struct Decoded {
+    /// The most likely token of each row, `[rows]`.
+    pub(super) tokens: Tensor<1, Int>,
+    /// `[rows, vocab]`.
+    pub(super) logits: Tensor<2>,
+}
+
+impl DecodeGraphs {
+    /// Nothing recorded yet; `None` if the device has no kernels for such steps.
+    pub(super) fn new(
+        model: &QwenModel,
+        cache: &PagedKvCache,
+        max_model_len: usize,
+    ) -> Option<Self> {
+        let supported = DecodeStep::is_supported(&model.device(), model.config.head_dim);
+        supported.then(|| Self {
+            graphs: BTreeMap::new(),
+            max_blocks: max_model_len.div_ceil(cache.shape().block_size),
+        })
+    }
+
+    /// Forgets what was recorded: the weights have changed.
+    pub(super) fn clear(&mut self) {
+        self.graphs.clear();
+    }
+
+    /// Computes one token of each sequence.
+    pub(super) fn step(
+        &mut self,
+        rows: &[DecodeRow<'_>],
+        model: &QwenModel,
+        cache: &PagedKvCache,
+    ) -> Decoded {
+        let num_rows = bucket(rows.len());
+        let max_blocks = self.max_blocks;
+        let graph = self.graphs.entry(num_rows).or_insert_with(|| {
+            let start = std::time::Instant::now();
+            let device = model.device();
+            let step = DecodeStep::new(num_rows, max_blocks, cache.shape().block_size, &device);
+            let captured = model.capture_decode(&step, cache);
+            let seconds = start.elapsed().as_secs_f32();
+            tracing::info!(num_rows, seconds, "recorded a decode step");
+            DecodeGraph { step, captured }
+        });
+        graph.step.upload(rows);
+        let (tokens, logits) = graph.captured.replay();
+        Decoded {
+            tokens: tokens.clone(),
+            logits: logits.clone(),
+        }
+    }
+}
+
+/// Rows that are computed for a number of sequences: few graphs, little waste.
+fn bucket(num_sequences: usize) -> usize {
+    match num_sequences {
+        0..=4 => num_sequences.next_power_of_two(),
+        5..=32 => num_sequences.next_multiple_of(8),
+        33..=128 => num_sequences.next_multiple_of(16),
+        _ => num_sequences.next_multiple_of(32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bucket;
+
+    #[test]
+    fn buckets_hold_the_sequences_with_little_waste() {
+        for num in 1..600 {
+            let rows = bucket(num);
+            assert!(rows >= num && rows - num <= num.max(4), "{num}: {rows}");
+            assert_eq!(bucket(rows), rows);
+        }
+    }
+}

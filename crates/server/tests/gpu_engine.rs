@@ -1,0 +1,90 @@
+//! The engine on a GPU against the engine on the CPU: the bundled model's greedy text is the same, whatever runs beside it.
+//!
+//! Needs a feature for a GPU and a device: `--features wgpu` finds Mesa's lavapipe on machines without one (with
+//! `ASSUME_PLANE_OPERATIONS=1`).
+#![cfg(feature = "gpu")]
+
+use burn::tensor::{Device, DeviceType};
+use model_qwen::SamplingParams;
+use server::config::Config;
+use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest};
+
+fn start(device: &str, flags: &[&str]) -> EngineHandle {
+    // Exact products and keys as they are computed, so that rounding doesn't choose between close logits.
+    let fixed = ["server", "--device", device];
+    let small = [
+        "--kv-cache-dtype",
+        "float32",
+        "--compute-dtype",
+        "float32",
+        "--kv-cache-memory-bytes",
+        "64MiB",
+        "--max-model-len",
+        "256",
+    ];
+    let command = fixed.iter().chain(&small).chain(flags);
+    let config = Config::from_command_line(command.copied()).expect("valid flags");
+    Engine::start(&config).expect("an engine").0
+}
+
+fn gpu() -> &'static str {
+    match Device::enumerate(DeviceType::Cuda).is_empty() {
+        true => "wgpu",
+        false => "cuda",
+    }
+}
+
+fn request(i: u32) -> GenerateRequest {
+    GenerateRequest {
+        prompt: (0..5 + 7 * i).map(|j| (3 + 31 * i + 7 * j) % 900).collect(),
+        sampling: SamplingParams {
+            temperature: 0.0,
+            ..SamplingParams::default()
+        },
+        max_tokens: 12 + i as usize,
+        min_tokens: 0,
+        stop_token_ids: Vec::new(),
+        adapter: None,
+        cache_salt: None,
+        prompt_logprobs: None,
+    }
+}
+
+/// The tokens of several requests that run together.
+async fn tokens(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Vec<Vec<u32>> {
+    let submit = |request| engine.submit(request).expect("room in the queue");
+    let streams: Vec<_> = requests.into_iter().map(submit).collect();
+    let mut all = Vec::new();
+    for mut stream in streams {
+        let mut tokens = Vec::new();
+        while let Some(output) = stream.next().await {
+            if let EngineOutput::Token { id, .. } = output {
+                tokens.push(id);
+            }
+        }
+        all.push(tokens);
+    }
+    all
+}
+
+#[tokio::test]
+async fn greedy_text_equals_that_of_the_cpu() {
+    let cpu = start("cpu", &[]);
+    let graphs = start(gpu(), &[]);
+    let eager = start(gpu(), &["--enforce-eager"]);
+    for together in [1, 3, 9] {
+        let requests: Vec<GenerateRequest> = (0..together).map(request).collect();
+        let expected = tokens(&cpu, requests.clone()).await;
+        assert!(expected.iter().all(|tokens| tokens.len() >= 12));
+        assert_eq!(
+            tokens(&graphs, requests.clone()).await,
+            expected,
+            "{together} together"
+        );
+        assert_eq!(
+            tokens(&eager, requests).await,
+            expected,
+            "{together} together, eager"
+        );
+    }
+}
