@@ -41,12 +41,33 @@ fn dense_products_equal_those_of_the_cpu() {
         }
         for [n, k] in [[1, 8], [7, 64], [130, 96], [33, 1003], [512, 896]] {
             let w = random([n, k]).cast(dtype); // [n, k]
-            for m in [1, 2, 3, 8] {
+            for m in [1, 2, 3, 8, 21] {
                 let x = random([m, k]); // [m, k]
                 let compute = ComputeDtype::F32;
                 let expected = dense_linear(x.clone(), w.clone(), compute);
                 let found = dense_linear(to(&x, &gpu), to(&w, &gpu), compute);
                 assert_close(found, expected, 2e-5 * (k as f32).sqrt());
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_rounded_factors_equal_those_of_the_cpu() {
+    let gpu = gpu();
+    for dtype in [DType::BF16, DType::F16] {
+        if !gpu.supports_dtype(dtype) {
+            continue;
+        }
+        for [n, k] in [[16, 64], [130, 128], [512, 896], [896, 4864]] {
+            let w = random([n, k]).cast(dtype); // [n, k]
+            for m in [9, 32, 33, 100, 300] {
+                // The CPU is given what the GPU makes of its factors.
+                let x = random([m, k]).cast(dtype).cast(DType::F32); // [m, k]
+                let expected = dense_linear(x.clone(), w.clone(), ComputeDtype::F32);
+                let found = dense_linear(to(&x, &gpu), to(&w, &gpu), ComputeDtype::Bf16);
+                // Room for a result in f16, where burn multiplies.
+                assert_close(found, expected, 2e-3 * (k as f32).sqrt());
             }
         }
     }

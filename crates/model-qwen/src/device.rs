@@ -81,6 +81,8 @@ pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
             expected: "a device number after the colon, as in cuda:0",
         })?),
     };
+    // One queue for all threads: memory then passes between them without waiting, and steps can be recorded.
+    cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
     match name {
         "auto" => Ok(first_cuda().unwrap_or_else(Device::flex)),
         "cpu" => Ok(Device::flex()),

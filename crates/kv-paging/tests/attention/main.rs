@@ -257,7 +257,14 @@ impl Case {
             1e-4,
             &format!("fast path, {what}"),
         );
-        assert_close(&values(naive), &expected, 1e-4, &format!("twin, {what}"));
+        // Burn multiplies f32 on tensor cores with 10 bits.
+        let tolerance = if *device == Device::flex() {
+            1e-4
+        } else {
+            3e-3
+        };
+        let naive = values(naive);
+        assert_close(&naive, &expected, tolerance, &format!("twin, {what}"));
         let (untouched, _) = cache.layer(0);
         assert!(
             values(untouched).iter().all(|value| *value == 0.0),

@@ -1,14 +1,15 @@
-//! `x · wᵀ` for a few rows of `x`: each plane multiplies some rows of the weight with all of them.
+//! `x · wᵀ` for a few rows of `x`: each plane multiplies some rows of the weight with up to eight of them.
 //!
 //! The weight is read once, in the widest loads that the device has; `x` comes from the first-level cache.
 
-use burn::tensor::{DType, Shape};
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Most rows of `x`.
+use super::empty;
+
+/// Rows of `x` that a plane takes at once.
 pub(super) const MAX_ROWS: usize = 8;
 
 /// Units of a cube (threads of a block).
@@ -34,12 +35,7 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
     let x = burn_cubecl::kernel::into_contiguous(x);
     let ([m, k], [n, _]) = (x.meta.shape().dims(), w.meta.shape().dims());
     let client = x.client.clone();
-    let y = empty_device_contiguous_dtype(
-        client.clone(),
-        x.device.clone(),
-        Shape::new([m, n]),
-        DType::F32,
-    );
+    let y = empty(&x, [m, n], DType::F32);
     if m * n == 0 {
         return y;
     }
@@ -57,7 +53,11 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
     unsafe {
         mat_vec::launch_unchecked(
             &client,
-            CubeCount::Static(n.div_ceil(rows_per_cube) as u32, 1, 1),
+            CubeCount::Static(
+                n.div_ceil(rows_per_cube) as u32,
+                m.div_ceil(MAX_ROWS) as u32,
+                1,
+            ),
             CubeDim::new_1d(UNITS),
             vector,
             x.into_buffer_arg(),
@@ -67,6 +67,7 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
             k / vector,
             stride / vector,
             m,
+            m.min(MAX_ROWS),
             dtype,
         );
     }
@@ -81,12 +82,14 @@ fn mat_vec<W: Float, N: Size>(
     num_rows: usize,
     row_vectors: usize,
     row_stride: usize,
+    num_x_rows: usize,
     #[comptime] m: usize,
     #[define(W)] _dtype: ElemType,
 ) {
     let lane = UNIT_POS_PLANE as usize;
     let plane = (UNIT_POS / PLANE_DIM) as usize;
     let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
     let first = (CUBE_POS_X as usize * planes + plane) * WEIGHT_ROWS;
 
     let mut sums = Array::<Vector<f32, N>>::new(m * WEIGHT_ROWS);
@@ -105,7 +108,7 @@ fn mat_vec<W: Float, N: Size>(
         }
         #[unroll]
         for r in 0..m {
-            let values = x[r * row_vectors + i];
+            let values = x[min(first_x + r, num_x_rows - 1) * row_vectors + i];
             #[unroll]
             for row in 0..WEIGHT_ROWS {
                 sums[r * WEIGHT_ROWS + row] += values * weights[row];
@@ -118,8 +121,8 @@ fn mat_vec<W: Float, N: Size>(
         #[unroll]
         for row in 0..WEIGHT_ROWS {
             let sum = plane_sum(add_up::<N>(sums[r * WEIGHT_ROWS + row]));
-            if lane == 0 && first + row < num_rows {
-                y[r * num_rows + first + row] = sum;
+            if lane == 0 && first + row < num_rows && first_x + r < num_x_rows {
+                y[(first_x + r) * num_rows + first + row] = sum;
             }
         }
     }
