@@ -8,6 +8,8 @@
 use burn::tensor::{IndexingUpdateOp, Tensor};
 
 use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
+#[cfg(feature = "gpu")]
+use crate::kernels::DenseLayer;
 use crate::kernels::{self, ComputeDtype};
 use crate::weight::{Weight, constant_like};
 
@@ -105,6 +107,96 @@ impl Linear {
     /// `x [tokens, in]` f32 → `[tokens, out]` f32
     pub fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
         let base = self.forward_base(x.clone()); // [tokens, out]
+        self.add_adapters(base, x, adapters)
+    }
+
+    /// Applies the layer and adds the result to `residual`.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]` f32, `residual [tokens, out]` f32 → `[tokens, out]` f32
+    pub fn forward_onto(
+        &self,
+        residual: Tensor<2>,
+        x: Tensor<2>,
+        adapters: &AdapterSelection,
+    ) -> Tensor<2> {
+        #[cfg(feature = "gpu")]
+        if let Some(w) = self.weight.dense() {
+            let layer = DenseLayer::new(w, self.bias.as_ref());
+            let sum = kernels::device_linear(&x, layer, Some(&residual), self.compute);
+            if let Some(sum) = sum {
+                return self.add_adapters(sum, x, adapters);
+            }
+        }
+        residual + self.forward(x, adapters)
+    }
+
+    /// Applies three layers to the same input, if a GPU does that at once; otherwise call each.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]` f32 → `[tokens, out]` f32 for each layer
+    pub fn forward_three(
+        layers: [&Self; 3],
+        x: &Tensor<2>,
+        adapters: &AdapterSelection,
+    ) -> Option<[Tensor<2>; 3]> {
+        #[cfg(feature = "gpu")]
+        {
+            let [a, b, c] = layers.map(|layer| {
+                let weight = layer.weight.dense()?;
+                Some(DenseLayer::new(weight, layer.bias.as_ref()))
+            });
+            let results = kernels::device_three_linears(x, [a?, b?, c?], layers[0].compute)?;
+            let mut layers = layers.into_iter();
+            Some(results.map(|y| match layers.next() {
+                Some(layer) => layer.add_adapters(y, x.clone(), adapters),
+                None => unreachable!("a layer for each result"),
+            }))
+        }
+        #[cfg(not(feature = "gpu"))]
+        {
+            let _ = (layers, x, adapters);
+            None
+        }
+    }
+
+    /// `silu(gate(x)) * up(x)`, if a GPU does that at once and no adapter is in use.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]` f32 → `[tokens, out]` f32
+    pub fn forward_gated(
+        gate: &Self,
+        up: &Self,
+        x: &Tensor<2>,
+        adapters: &AdapterSelection,
+    ) -> Option<Tensor<2>> {
+        #[cfg(feature = "gpu")]
+        {
+            let is_plain = matches!(adapters, AdapterSelection::Base)
+                && gate.bias.is_none()
+                && up.bias.is_none();
+            let (gate_weight, up_weight) = (gate.weight.dense()?, up.weight.dense()?);
+            is_plain
+                .then(|| kernels::device_gated(x, gate_weight, up_weight, gate.compute))
+                .flatten()
+        }
+        #[cfg(not(feature = "gpu"))]
+        {
+            let _ = (gate, up, x, adapters);
+            None
+        }
+    }
+
+    /// Adds what the adapters make of `x` to `base`.
+    fn add_adapters(
+        &self,
+        base: Tensor<2>,
+        x: Tensor<2>,
+        adapters: &AdapterSelection,
+    ) -> Tensor<2> {
         match adapters {
             AdapterSelection::Base => base,
             AdapterSelection::All { slot, dropout } => match self.adapter(*slot) {
@@ -120,6 +212,13 @@ impl Linear {
 
     /// `x·Wᵀ + bias`: `[tokens, in]` → `[tokens, out]`.
     fn forward_base(&self, x: Tensor<2>) -> Tensor<2> {
+        #[cfg(feature = "gpu")]
+        if let Some(w) = self.weight.dense().filter(|_| self.bias.is_some()) {
+            let layer = DenseLayer::new(w, self.bias.as_ref());
+            if let Some(y) = kernels::device_linear(&x, layer, None, self.compute) {
+                return y;
+            }
+        }
         let y = self.weight.forward(x, self.compute); // [tokens, out]
         match &self.bias {
             Some(bias) => {

@@ -26,6 +26,15 @@ impl Weight {
         }
     }
 
+    /// The matrix, if it is dense.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn dense(&self) -> Option<&Tensor<2>> {
+        match self {
+            Self::Dense(weight) => Some(weight),
+            Self::Nf4(_) => None,
+        }
+    }
+
     /// Bytes that the weight occupies on its device.
     pub fn num_bytes(&self) -> usize {
         match self {

@@ -4,8 +4,8 @@
 #![cfg(feature = "gpu")]
 
 use burn::tensor::{DType, Device, DeviceType, Distribution, Tensor};
-use lora_4bit::ComputeDtype;
 use lora_4bit::kernels::dense_linear;
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Weight};
 
 /// The first GPU there is.
 fn gpu() -> Device {
@@ -69,6 +69,52 @@ fn products_of_rounded_factors_equal_those_of_the_cpu() {
                 // Room for a result in f16, where burn multiplies.
                 assert_close(found, expected, 2e-3 * (k as f32).sqrt());
             }
+        }
+    }
+}
+
+/// A layer on the CPU and the same on a GPU.
+fn layer([n, k]: [usize; 2], has_bias: bool, dtype: DType, gpu: &Device) -> [Linear; 2] {
+    let w = random([n, k]).cast(dtype); // [n, k]
+    let bias = has_bias.then(|| random([1, n]).reshape([n])); // [n]
+    let on_gpu = bias.as_ref().map(|bias: &Tensor<1>| to(bias, gpu));
+    let on_gpu = Linear::new(Weight::Dense(to(&w, gpu)), on_gpu);
+    [Linear::new(Weight::Dense(w), bias), on_gpu]
+}
+
+#[test]
+fn fused_layers_equal_single_operations() {
+    let gpu = gpu();
+    for dtype in [DType::F32, DType::BF16] {
+        if !gpu.supports_dtype(dtype) {
+            continue;
+        }
+        for m in [1, 2, 3, 8, 40] {
+            let (k, adapters) = (192, AdapterSelection::Base);
+            let (x, tolerance) = (random([m, k]), 2e-5 * (k as f32).sqrt());
+            let on_gpu = to(&x, &gpu);
+
+            for has_bias in [false, true] {
+                let residual = random([m, 70]);
+                let [cpu, fused] = layer([70, k], has_bias, dtype, &gpu);
+                let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
+                let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
+                assert_close(found, expected, tolerance);
+            }
+
+            let layers = [[129, k], [33, k], [64, k]].map(|shape| layer(shape, true, dtype, &gpu));
+            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+            let found = Linear::forward_three(fused, &on_gpu, &adapters).expect("a GPU");
+            for ([cpu, _], found) in layers.iter().zip(found) {
+                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+            }
+
+            let [gate, up] = [0, 1].map(|_| layer([77, k], false, dtype, &gpu));
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
+            let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
+            let expected = burn::tensor::activation::silu(g) * u;
+            // Values go up to some hundreds.
+            assert_close(found.expect("a GPU"), expected, 100.0 * tolerance);
         }
     }
 }

@@ -11,7 +11,7 @@ use tracing::trace_span;
 use crate::config::QwenConfig;
 #[cfg(feature = "gpu")]
 use crate::kernels::{self, graph::CapturedStep};
-use crate::kernels::{apply_rotary, is_plain_cpu, on_worker, rms_norm, silu_mul};
+use crate::kernels::{apply_rotary, is_plain_cpu, on_worker, rms_norm, rotate_both, silu_mul};
 use crate::rotary::{Rotary, RotaryFrequencies};
 
 /// A whole model: embedding, decoder layers, final norm, head.
@@ -285,12 +285,15 @@ impl DecoderLayer {
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
         let h = rms_norm(x.clone(), &self.input_layernorm, self.rms_norm_eps);
-        let h = self
-            .self_attn
-            .forward(layer, h, self.rms_norm_eps, rotary, adapters, kv);
-        let x = x + h; // [tokens, hidden]
+        let eps = self.rms_norm_eps;
+        let h = (self.self_attn).forward(layer, h, eps, rotary, adapters, kv); // [tokens, heads * head_dim]
+        let span = trace_span!("o_proj").entered();
+        let x = self.self_attn.o_proj.forward_onto(x, h, adapters); // [tokens, hidden]
+        span.exit();
         let h = rms_norm(x.clone(), &self.post_attention_layernorm, self.rms_norm_eps);
-        x + self.mlp.forward(h, adapters) // [tokens, hidden]
+        let h = self.mlp.forward(h, adapters); // [tokens, intermediate]
+        let _span = trace_span!("down_proj").entered();
+        self.mlp.down_proj.forward_onto(x, h, adapters) // [tokens, hidden]
     }
 
     /// The layer's linear layers with their names within the layer.
@@ -323,6 +326,7 @@ impl DecoderLayer {
 }
 
 impl Attention {
+    /// Everything before the output projection.
     fn forward(
         &self,
         layer: usize,
@@ -332,26 +336,43 @@ impl Attention {
         adapters: &AdapterSelection,
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
-        let project = |linear: &Linear| self.heads(linear.forward(x.clone(), adapters));
-        let turn = |x, norm: &Option<_>| apply_rotary(head_norm(x, norm.as_ref(), eps), rotary);
         let span = trace_span!("q_proj, k_proj, v_proj, rotary").entered();
+        let (q, k, v) = self.project(x, eps, rotary, adapters);
+        span.exit();
+        let out = kv.attend(layer, q, k, v); // [tokens, heads, head_dim]
+        let [tokens, heads, head_dim] = out.dims();
+        out.reshape([tokens, heads * head_dim])
+    }
+
+    /// Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
+    fn project(
+        &self,
+        x: Tensor<2>,
+        eps: f64,
+        rotary: &Rotary,
+        adapters: &AdapterSelection,
+    ) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
+        let normed = |x: Tensor<2>, norm: &Option<_>| head_norm(self.heads(x), norm.as_ref(), eps);
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
+        if let Some([q, k, v]) = Linear::forward_three(layers, &x, adapters) {
+            let (q, k) = (normed(q, &self.q_norm), normed(k, &self.k_norm));
+            let (q, k) = rotate_both(q, k, rotary);
+            return (q, k, self.heads(v));
+        }
+        let project = |linear: &Linear| linear.forward(x.clone(), adapters);
+        let turn = |x, norm| apply_rotary(normed(x, norm), rotary);
         let (q, (k, v)) = both(
             &x,
-            || turn(project(&self.q_proj), &self.q_norm), // [tokens, heads, head_dim]
+            || turn(project(&self.q_proj), &self.q_norm),
             || {
                 both(
                     &x,
-                    || turn(project(&self.k_proj), &self.k_norm), // [tokens, kv_heads, head_dim]
-                    || project(&self.v_proj),                     // [tokens, kv_heads, head_dim]
+                    || turn(project(&self.k_proj), &self.k_norm),
+                    || self.heads(project(&self.v_proj)),
                 )
             },
         );
-        span.exit();
-        let out = kv.attend(layer, q, k, v); // [tokens, heads, head_dim]
-        let _span = trace_span!("o_proj").entered();
-        let [tokens, heads, head_dim] = out.dims();
-        self.o_proj
-            .forward(out.reshape([tokens, heads * head_dim]), adapters) // [tokens, hidden]
+        (q, k, v)
     }
 
     fn heads(&self, x: Tensor<2>) -> Tensor<3> {
@@ -369,16 +390,19 @@ fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
 }
 
 impl Mlp {
+    /// Everything before the last projection: `[tokens, hidden]` to `[tokens, intermediate]`.
     fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
         let span = trace_span!("gate_proj, up_proj").entered();
+        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, &x, adapters);
+        if let Some(h) = gated {
+            return h;
+        }
         let (gate, up) = both(
             &x,
             || self.gate_proj.forward(x.clone(), adapters), // [tokens, intermediate]
             || self.up_proj.forward(x.clone(), adapters),   // [tokens, intermediate]
         );
         span.exit();
-        let h = silu_mul(gate, up); // [tokens, intermediate]
-        let _span = trace_span!("down_proj").entered();
-        self.down_proj.forward(h, adapters) // [tokens, hidden]
+        silu_mul(gate, up)
     }
 }

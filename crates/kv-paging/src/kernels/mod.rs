@@ -61,6 +61,15 @@ pub(crate) trait DevicePagedOps: Backend {
         indices: IntTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// [`DevicePagedOps::device_kv_write`] of keys and values.
+    fn device_kv_write_both(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        new_keys: FloatTensor<Self>,
+        new_values: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
     /// See [`PagedOps::paged_attention`]; no token sees more than `max_context` keys.
     fn device_paged_attention(
         q: FloatTensor<Self>,
@@ -102,10 +111,9 @@ pub(crate) fn decode_attention(
     let _span = trace_span!("decode_attention").entered();
     let [slots, ..] = keys.dims();
     let step = step.into_dispatch();
-    let [keys, values] = [(keys, k), (values, v)].map(|(cache, new)| {
-        let (cache, new) = (cache.clone().into_dispatch(), new.into_dispatch());
-        Dispatch::device_kv_write(cache, new, step.clone())
-    });
+    let [keys, values] = [keys, values].map(|cache| cache.clone().into_dispatch());
+    let (k, v) = (k.into_dispatch(), v.into_dispatch());
+    let (keys, values) = Dispatch::device_kv_write_both(keys, values, k, v, step.clone());
     let q = q.into_dispatch();
     Tensor::from_dispatch(Dispatch::device_paged_attention(
         q, keys, values, step, block_size, slots,

@@ -117,6 +117,136 @@ pub trait LinearOps: Backend {
     }
 }
 
+/// What a product may be followed by.
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub enum Extra<B: Backend> {
+    /// Nothing.
+    None,
+    /// A tensor that is added.
+    Some(FloatTensor<B>),
+}
+
+#[cfg(feature = "gpu")]
+impl<B: Backend> Extra<B> {
+    fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Some(tensor) => Some(tensor),
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl Extra<Dispatch> {
+    fn new<const D: usize>(tensor: Option<&Tensor<D>>) -> Self {
+        tensor.map_or(Self::None, |tensor| {
+            Self::Some(tensor.clone().into_dispatch())
+        })
+    }
+}
+
+/// A dense weight `[n, k]` and its bias `[n]`.
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub struct DenseLayer<B: Backend> {
+    /// `[n, k]`.
+    pub weight: FloatTensor<B>,
+    /// `[n]`.
+    #[extension_type]
+    pub bias: Extra<B>,
+}
+
+#[cfg(feature = "gpu")]
+impl DenseLayer<Dispatch> {
+    /// A weight and its bias.
+    pub(crate) fn new(weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Self {
+        Self {
+            weight: weight.clone().into_dispatch(),
+            bias: Extra::new(bias),
+        }
+    }
+}
+
+/// Products with dense weights and what follows them in a model, on a GPU outside of autodiff graphs.
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait DeviceLinearOps: Backend {
+    /// `x · wᵀ + bias + residual`.
+    fn device_linear(
+        x: FloatTensor<Self>,
+        #[extension_type] layer: DenseLayer<Self>,
+        #[extension_type] residual: Extra<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+
+    /// `x · wᵀ + bias` for three layers.
+    fn device_three_linears(
+        x: FloatTensor<Self>,
+        #[extension_type] first: DenseLayer<Self>,
+        #[extension_type] second: DenseLayer<Self>,
+        #[extension_type] third: DenseLayer<Self>,
+        compute: ComputeDtype,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `silu(x · gateᵀ) · (x · upᵀ)`.
+    fn device_gated(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+}
+
+/// Whether a tensor lives where [`DeviceLinearOps`] run.
+#[cfg(feature = "gpu")]
+fn on_gpu(x: &Tensor<2>) -> bool {
+    x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Cube(_))
+}
+
+/// `x · wᵀ + bias + residual`, if `x` lives on a GPU.
+#[cfg(feature = "gpu")]
+pub(crate) fn device_linear(
+    x: &Tensor<2>,
+    layer: DenseLayer<Dispatch>,
+    residual: Option<&Tensor<2>>,
+    compute: ComputeDtype,
+) -> Option<Tensor<2>> {
+    let (x, on_gpu) = (x.clone().into_dispatch(), on_gpu(x));
+    on_gpu.then(|| {
+        let residual = Extra::new(residual);
+        Tensor::from_dispatch(Dispatch::device_linear(x, layer, residual, compute))
+    })
+}
+
+/// `x · wᵀ + bias` for three layers, if `x` lives on a GPU.
+#[cfg(feature = "gpu")]
+pub(crate) fn device_three_linears(
+    x: &Tensor<2>,
+    [first, second, third]: [DenseLayer<Dispatch>; 3],
+    compute: ComputeDtype,
+) -> Option<[Tensor<2>; 3]> {
+    on_gpu(x).then(|| {
+        let x = x.clone().into_dispatch();
+        let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, compute);
+        [a, b, c].map(Tensor::from_dispatch)
+    })
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)`, if `x` lives on a GPU.
+#[cfg(feature = "gpu")]
+pub(crate) fn device_gated(
+    x: &Tensor<2>,
+    gate: &Tensor<2>,
+    up: &Tensor<2>,
+    compute: ComputeDtype,
+) -> Option<Tensor<2>> {
+    on_gpu(x).then(|| {
+        let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
+        Tensor::from_dispatch(Dispatch::device_gated(x, gate, up, compute))
+    })
+}
+
 /// The product of a LoRA adapter, on the plain CPU backend.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait LoraOps: Backend {

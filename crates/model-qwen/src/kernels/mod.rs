@@ -60,6 +60,13 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+    /// See [`ModelOps::fused_rotary`], for queries and keys.
+    fn device_rotate_both(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// See [`ModelOps::fused_silu_mul`].
     fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     /// Rows of `weight [vocab, hidden]` in f32, of `rows` tokens that start at `at` in `ids`.
@@ -180,6 +187,18 @@ pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
         rotary.cos.clone().into_dispatch(),
         rotary.sin.clone().into_dispatch(),
     ))
+}
+
+/// [`apply_rotary`] of queries and keys.
+pub fn rotate_both(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor<3>, Tensor<3>) {
+    #[cfg(feature = "gpu")]
+    if cube::supports(&q) && cube::supports(&k) {
+        let [q, k] = [q, k].map(Tensor::into_dispatch);
+        let [cos, sin] = [&rotary.cos, &rotary.sin].map(|angles| angles.clone().into_dispatch());
+        let (q, k) = Dispatch::device_rotate_both(q, k, cos, sin);
+        return (Tensor::from_dispatch(q), Tensor::from_dispatch(k));
+    }
+    (apply_rotary(q, rotary), apply_rotary(k, rotary))
 }
 
 /// The gate of the MLP: `silu(gate) * up`.

@@ -83,6 +83,40 @@ impl DevicePagedOps for Cube {
         cache
     }
 
+    fn device_kv_write_both(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        new_keys: FloatTensor<Self>,
+        new_values: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let new_keys = burn_cubecl::kernel::into_contiguous(new_keys);
+        let new_values = burn_cubecl::kernel::into_contiguous(new_values);
+        let [tokens, kv_heads, head_dim] = new_keys.meta.shape().dims();
+        let row = kv_heads * head_dim;
+        let len = tokens * row;
+        if len > 0 {
+            // SAFETY: as in `device_kv_write`.
+            unsafe {
+                write_both::launch_unchecked(
+                    &new_keys.client.clone(),
+                    CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
+                    CubeDim::new_1d(WRITE_UNITS as u32),
+                    new_keys.into_buffer_arg(),
+                    new_values.into_buffer_arg(),
+                    indices.into_buffer_arg(),
+                    keys.clone().into_buffer_arg(),
+                    values.clone().into_buffer_arg(),
+                    len,
+                    row,
+                    tokens,
+                    elem_type(&keys),
+                );
+            }
+        }
+        (keys, values)
+    }
+
     fn device_paged_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -139,6 +173,29 @@ fn write_rows<E: Float>(
         if indices[tokens + token] > 0 {
             let slot = indices[token] as usize;
             cache[slot * row + ABSOLUTE_POS % row] = E::cast_from(new[ABSOLUTE_POS]);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn write_both<E: Float>(
+    new_keys: &[f32],
+    new_values: &[f32],
+    indices: &[u32],
+    keys: &mut [E],
+    values: &mut [E],
+    len: usize,
+    row: usize,
+    tokens: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let token = ABSOLUTE_POS / row;
+        // A token that sees no key isn't one.
+        if indices[tokens + token] > 0 {
+            let to = indices[token] as usize * row + ABSOLUTE_POS % row;
+            keys[to] = E::cast_from(new_keys[ABSOLUTE_POS]);
+            values[to] = E::cast_from(new_values[ABSOLUTE_POS]);
         }
     }
 }

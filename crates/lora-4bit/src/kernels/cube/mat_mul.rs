@@ -94,8 +94,13 @@ pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
         && w.meta.strides()[0].is_multiple_of(W_VECTOR)
 }
 
-/// `x [m, k]` f32, `w [n, k]` bf16 or f16 → `[m, n]` f32.
-pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
+/// `x · wᵀ + bias + residual`: `x [m, k]` f32, `w [n, k]` bf16 or f16 → `[m, n]` f32.
+pub(super) fn product(
+    x: CubeTensor,
+    w: CubeTensor,
+    bias: Option<CubeTensor>,
+    residual: Option<CubeTensor>,
+) -> CubeTensor {
     let x = burn_cubecl::kernel::into_contiguous(x);
     let ([m, k], [n, _]) = (x.meta.shape().dims(), w.meta.shape().dims());
     let y = empty(&x, [m, n], DType::F32);
@@ -118,6 +123,12 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
         _ => empty(&x, [splits, m, n], DType::F32),
     };
     let stride = w.meta.strides()[0] / W_VECTOR;
+    let extras = [bias.is_some(), residual.is_some()];
+    // Arguments that a kernel has no use for are another one.
+    let extra = |tensor: Option<CubeTensor>| {
+        tensor.map_or_else(|| x.clone(), burn_cubecl::kernel::into_contiguous)
+    };
+    let (bias, residual) = (extra(bias), extra(residual));
     let dtype = dtype_to_elem_type(w.dtype);
     // SAFETY: rows past the last one are clamped to it when read and left out when written.
     unsafe {
@@ -127,6 +138,8 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
             CubeDim::new_1d(tile.units() as u32),
             x.into_buffer_arg(),
             w.into_buffer_arg(),
+            bias.clone().into_buffer_arg(),
+            residual.clone().into_buffer_arg(),
             parts.clone().into_buffer_arg(),
             m,
             n,
@@ -135,6 +148,7 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
             steps,
             steps_per_split,
             tile,
+            extras.map(|extra| extra && splits == 1),
             dtype,
         );
         if splits > 1 {
@@ -144,9 +158,13 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
                 CubeCount::Static((m * n).div_ceil(UNITS) as u32, 1, 1),
                 CubeDim::new_1d(UNITS as u32),
                 parts.into_buffer_arg(),
+                bias.into_buffer_arg(),
+                residual.into_buffer_arg(),
                 y.clone().into_buffer_arg(),
                 m * n,
+                n,
                 splits,
+                extras,
             );
         }
     }
@@ -157,6 +175,8 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
 fn mat_mul<W: Float>(
     x: &[Vector<f32, Const<4>>],
     w: &[Vector<W, Const<8>>],
+    bias: &[f32],
+    residual: &[f32],
     parts: &mut [f32],
     m: usize,
     n: usize,
@@ -165,6 +185,7 @@ fn mat_mul<W: Float>(
     steps: usize,
     steps_per_split: usize,
     #[comptime] tile: Tile,
+    #[comptime] extras: [bool; 2],
     #[define(W)] _dtype: ElemType,
 ) {
     let units = comptime!(tile.units());
@@ -315,7 +336,14 @@ fn mat_mul<W: Float>(
                 let at = i * PLANE + lane;
                 let (r, c) = (top + at / CORE, left + at % CORE);
                 if r < m && c < n {
-                    parts[part + r * n + c] = results[mine + at];
+                    let mut result = results[mine + at];
+                    if comptime!(extras[0]) {
+                        result += bias[c];
+                    }
+                    if comptime!(extras[1]) {
+                        result += residual[r * n + c];
+                    }
+                    parts[part + r * n + c] = result;
                 }
             }
         }
@@ -323,9 +351,24 @@ fn mat_mul<W: Float>(
 }
 
 #[cube(launch_unchecked)]
-fn sum_parts(parts: &[f32], y: &mut [f32], len: usize, splits: usize) {
+fn sum_parts(
+    parts: &[f32],
+    bias: &[f32],
+    residual: &[f32],
+    y: &mut [f32],
+    len: usize,
+    n: usize,
+    splits: usize,
+    #[comptime] extras: [bool; 2],
+) {
     if ABSOLUTE_POS < len {
         let mut sum = 0.0f32;
+        if comptime!(extras[0]) {
+            sum += bias[ABSOLUTE_POS % n];
+        }
+        if comptime!(extras[1]) {
+            sum += residual[ABSOLUTE_POS];
+        }
         for split in 0..splits {
             sum += parts[split * len + ABSOLUTE_POS];
         }

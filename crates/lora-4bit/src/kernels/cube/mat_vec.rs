@@ -1,8 +1,11 @@
-//! `x · wᵀ` for a few rows of `x`: each plane multiplies some rows of the weight with up to eight of them.
+//! Products with a few rows of `x`: each plane multiplies a row or two of the weight with up to eight of them.
 //!
-//! The weight is read once, in the widest loads that the device has; `x` comes from the first-level cache.
+//! The weight is read once, in the widest loads that the device has, some of them in flight at a time; `x` comes from the
+//! first-level cache. What follows a product in the model is done before the result is written.
 
+use burn::backend::cubecl::dtype_to_elem_type;
 use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -15,59 +18,163 @@ pub(super) const MAX_ROWS: usize = 8;
 /// Units of a cube (threads of a block).
 const UNITS: u32 = 128;
 
-/// Rows of the weight that a plane takes at once, so that a value of `x` serves several.
-const WEIGHT_ROWS: usize = 2;
+/// Loads of a unit that are in flight together, at most.
+const MAX_UNROLL: usize = 8;
 
-/// Whether [`dense`] can read these tensors.
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    /// Rows of `x` at once.
+    m: usize,
+    /// Rows of the weight at once.
+    rows: usize,
+    /// Loads of each row at once.
+    unroll: usize,
+    /// Whether each of up to three weights has a bias.
+    has_bias: [bool; 3],
+    has_residual: bool,
+}
+
+/// Whether [`products`] can read these tensors.
 pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
     x.dtype == DType::F32
         && matches!(w.dtype, DType::F32 | DType::BF16 | DType::F16)
-        && rows_are_dense(w)
+        && !w.meta.is_tiled()
+        && w.is_contiguous()
 }
 
-/// Whether the values of each row follow one another.
-fn rows_are_dense(w: &CubeTensor) -> bool {
-    !w.meta.is_tiled() && w.meta.strides()[1] == 1
+/// How to launch a product with `num_rows` rows of weights.
+struct Plan {
+    vector: usize,
+    shape: Shape,
+    /// Rows of the weight that a cube computes.
+    rows_per_cube: usize,
+    /// Cubes along the rows of `x`.
+    x_cubes: u32,
 }
 
-/// `x [m, k]` f32, `w [n, k]` → `[m, n]` f32.
-pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
-    let x = burn_cubecl::kernel::into_contiguous(x);
-    let ([m, k], [n, _]) = (x.meta.shape().dims(), w.meta.shape().dims());
-    let client = x.client.clone();
-    let y = empty(&x, [m, n], DType::F32);
-    if m * n == 0 {
-        return y;
+impl Plan {
+    fn new(x: &CubeTensor, w: &CubeTensor) -> Self {
+        let [m, k] = x.meta.shape().dims();
+        let client = &x.client;
+        let lanes = client.properties().hardware.plane_size_max as usize;
+        let vector = client
+            .io_optimized_vector_sizes(w.dtype.size())
+            .filter(|size| k.is_multiple_of(*size))
+            .max()
+            .unwrap_or(1);
+        // Each value of `x` then serves two rows.
+        let rows = if m <= 2 { 1 } else { 2 };
+        let loads = k / vector / lanes;
+        let most = (MAX_UNROLL / rows).min(loads).max(1);
+        // The number of loads that leaves the fewest for the slower loop.
+        let unroll = (1..=most)
+            .rev()
+            .min_by_key(|unroll| loads % unroll * 4 + most - unroll);
+        Self {
+            vector,
+            shape: Shape {
+                m: m.min(MAX_ROWS),
+                rows,
+                unroll: unroll.unwrap_or(1),
+                has_bias: [false; 3],
+                has_residual: false,
+            },
+            rows_per_cube: UNITS as usize / lanes * rows,
+            x_cubes: m.div_ceil(MAX_ROWS) as u32,
+        }
     }
-    let stride = w.meta.strides()[0];
-    // The widest load that divides a row; x takes two of them where the weight is half as wide.
-    let vector = client
-        .io_optimized_vector_sizes(w.dtype.size())
-        .filter(|size| k.is_multiple_of(*size) && stride.is_multiple_of(*size))
-        .max()
-        .unwrap_or(1);
-    let planes = UNITS / client.properties().hardware.plane_size_max;
-    let rows_per_cube = planes as usize * WEIGHT_ROWS;
-    let dtype = burn::backend::cubecl::dtype_to_elem_type(w.dtype);
+}
+
+/// `x · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]` f32, `w [n, k]` → `[m, n]` f32.
+pub(super) fn products<const N: usize>(
+    x: CubeTensor,
+    weights: [CubeTensor; N],
+    biases: [Option<CubeTensor>; N],
+    residual: Option<CubeTensor>,
+) -> [CubeTensor; N] {
+    assert!((1..=3).contains(&N) && (N == 1 || residual.is_none()));
+    let x = into_contiguous(x);
+    let [m, k] = x.meta.shape().dims();
+    let rows = |w: &CubeTensor| w.meta.shape()[0];
+    let results: [CubeTensor; N] =
+        std::array::from_fn(|i| empty(&x, [m, rows(&weights[i])], DType::F32));
+    if m * k == 0 {
+        return results;
+    }
+    let mut plan = Plan::new(&x, &weights[0]);
+    plan.shape.has_residual = residual.is_some();
+    let dtype = dtype_to_elem_type(weights[0].dtype);
+    let rows: [usize; 3] = std::array::from_fn(|i| weights.get(i).map_or(0, rows));
+    let cubes = rows.map(|rows| rows.div_ceil(plan.rows_per_cube));
+    for (has_bias, bias) in plan.shape.has_bias.iter_mut().zip(&biases) {
+        *has_bias = bias.is_some();
+    }
+    // Arguments that a kernel has no use for are another one.
+    let weight = |i: usize| weights.get(i).unwrap_or(&weights[0]).clone();
+    let bias = |i: usize| match biases.get(i) {
+        Some(Some(bias)) => into_contiguous(bias.clone()),
+        _ => x.clone(),
+    };
+    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
+    let residual = residual.map_or_else(|| x.clone(), into_contiguous);
     // SAFETY: `k` values of each row exist, and rows past the last are clamped to it.
     unsafe {
-        mat_vec::launch_unchecked(
-            &client,
-            CubeCount::Static(
-                n.div_ceil(rows_per_cube) as u32,
-                m.div_ceil(MAX_ROWS) as u32,
-                1,
-            ),
+        products_kernel::launch_unchecked(
+            &x.client.clone(),
+            CubeCount::Static(cubes.iter().sum::<usize>() as u32, plan.x_cubes, 1),
             CubeDim::new_1d(UNITS),
-            vector,
+            plan.vector,
+            x.clone().into_buffer_arg(),
+            weight(0).into_buffer_arg(),
+            weight(1).into_buffer_arg(),
+            weight(2).into_buffer_arg(),
+            bias(0).into_buffer_arg(),
+            bias(1).into_buffer_arg(),
+            bias(2).into_buffer_arg(),
+            residual.into_buffer_arg(),
+            result(0).into_buffer_arg(),
+            result(1).into_buffer_arg(),
+            result(2).into_buffer_arg(),
+            rows[0],
+            rows[1],
+            rows[2],
+            cubes[0],
+            cubes[1],
+            k / plan.vector,
+            m,
+            plan.shape,
+            dtype,
+        );
+    }
+    results
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]` f32, both weights `[n, k]` → `[m, n]` f32.
+pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+    let x = into_contiguous(x);
+    let ([m, k], [n, _]) = (x.meta.shape().dims(), gate.meta.shape().dims());
+    let y = empty(&x, [m, n], DType::F32);
+    if m * k == 0 {
+        return y;
+    }
+    let plan = Plan::new(&x, &gate);
+    let dtype = dtype_to_elem_type(gate.dtype);
+    // SAFETY: as in `products`.
+    unsafe {
+        gated_kernel::launch_unchecked(
+            &x.client.clone(),
+            CubeCount::Static(n.div_ceil(plan.rows_per_cube) as u32, plan.x_cubes, 1),
+            CubeDim::new_1d(UNITS),
+            plan.vector,
             x.into_buffer_arg(),
-            w.into_buffer_arg(),
+            gate.into_buffer_arg(),
+            up.into_buffer_arg(),
             y.clone().into_buffer_arg(),
             n,
-            k / vector,
-            stride / vector,
+            k / plan.vector,
             m,
-            m.min(MAX_ROWS),
+            plan.shape,
             dtype,
         );
     }
@@ -75,54 +182,224 @@ pub(super) fn dense(x: CubeTensor, w: CubeTensor) -> CubeTensor {
 }
 
 #[cube(launch_unchecked)]
-fn mat_vec<W: Float, N: Size>(
+fn products_kernel<W: Float, N: Size>(
     x: &[Vector<f32, N>],
-    w: &[Vector<W, N>],
+    w0: &[Vector<W, N>],
+    w1: &[Vector<W, N>],
+    w2: &[Vector<W, N>],
+    bias0: &[f32],
+    bias1: &[f32],
+    bias2: &[f32],
+    residual: &[f32],
+    y0: &mut [f32],
+    y1: &mut [f32],
+    y2: &mut [f32],
+    rows0: usize,
+    rows1: usize,
+    rows2: usize,
+    cubes0: usize,
+    cubes1: usize,
+    row_vectors: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
+    #[define(W)] _dtype: ElemType,
+) {
+    let cube = CUBE_POS_X as usize;
+    let mut sums = Array::<f32>::new(comptime!(shape.m * shape.rows));
+    if cube < cubes0 {
+        let first = first_row(cube, shape);
+        dots::<W, N>(x, w0, &mut sums, first, rows0, row_vectors, num_x, shape);
+        if comptime!(shape.has_bias[0]) {
+            add_bias(&mut sums, bias0, first, rows0, shape);
+        }
+        if comptime!(shape.has_residual) {
+            add_rows(&mut sums, residual, first, rows0, num_x, shape);
+        }
+        write(&sums, y0, first, rows0, num_x, shape);
+    } else if cube < cubes0 + cubes1 {
+        let first = first_row(cube - cubes0, shape);
+        dots::<W, N>(x, w1, &mut sums, first, rows1, row_vectors, num_x, shape);
+        if comptime!(shape.has_bias[1]) {
+            add_bias(&mut sums, bias1, first, rows1, shape);
+        }
+        write(&sums, y1, first, rows1, num_x, shape);
+    } else {
+        let first = first_row(cube - cubes0 - cubes1, shape);
+        dots::<W, N>(x, w2, &mut sums, first, rows2, row_vectors, num_x, shape);
+        if comptime!(shape.has_bias[2]) {
+            add_bias(&mut sums, bias2, first, rows2, shape);
+        }
+        write(&sums, y2, first, rows2, num_x, shape);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn gated_kernel<W: Float, N: Size>(
+    x: &[Vector<f32, N>],
+    gate: &[Vector<W, N>],
+    up: &[Vector<W, N>],
     y: &mut [f32],
     num_rows: usize,
     row_vectors: usize,
-    row_stride: usize,
-    num_x_rows: usize,
-    #[comptime] m: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
     #[define(W)] _dtype: ElemType,
 ) {
-    let lane = UNIT_POS_PLANE as usize;
+    let first = first_row(CUBE_POS_X as usize, shape);
+    let mut gates = Array::<f32>::new(comptime!(shape.m * shape.rows));
+    let mut ups = Array::<f32>::new(comptime!(shape.m * shape.rows));
+    dots::<W, N>(
+        x,
+        gate,
+        &mut gates,
+        first,
+        num_rows,
+        row_vectors,
+        num_x,
+        shape,
+    );
+    dots::<W, N>(x, up, &mut ups, first, num_rows, row_vectors, num_x, shape);
+    #[unroll]
+    for i in 0..comptime!(shape.m * shape.rows) {
+        gates[i] = gates[i] / (1.0 + (-gates[i]).exp()) * ups[i];
+    }
+    write(&gates, y, first, num_rows, num_x, shape);
+}
+
+/// The first row of the weight that a plane of a cube computes.
+#[cube]
+fn first_row(cube: usize, #[comptime] shape: Shape) -> usize {
     let plane = (UNIT_POS / PLANE_DIM) as usize;
     let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
-    let first = (CUBE_POS_X as usize * planes + plane) * WEIGHT_ROWS;
+    (cube * planes + plane) * comptime!(shape.rows)
+}
 
-    let mut sums = Array::<Vector<f32, N>>::new(m * WEIGHT_ROWS);
+/// `x · wᵀ` for the plane's rows of both, in all its units: `[m, rows]`.
+#[cube]
+fn dots<W: Float, N: Size>(
+    x: &[Vector<f32, N>],
+    w: &[Vector<W, N>],
+    results: &mut Array<f32>,
+    first: usize,
+    num_rows: usize,
+    row_vectors: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
+) {
+    let lanes = PLANE_DIM as usize;
+    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
+    let m = comptime!(shape.m);
+    let rows = comptime!(shape.rows);
+    let unroll = comptime!(shape.unroll);
+    let mut sums = Array::<Vector<f32, N>>::new(comptime!(shape.m * shape.rows));
     #[unroll]
-    for i in 0..m * WEIGHT_ROWS {
+    for i in 0..m * rows {
         sums[i] = Vector::new(0.0);
     }
-    let mut i = lane;
-    while i < row_vectors {
-        let mut weights = Array::<Vector<f32, N>>::new(WEIGHT_ROWS);
+    let mut i = UNIT_POS_PLANE as usize;
+    while i + (unroll - 1) * lanes < row_vectors {
+        let mut weights = Array::<Vector<W, N>>::new(comptime!(shape.unroll * shape.rows));
         #[unroll]
-        for row in 0..WEIGHT_ROWS {
-            // A row past the last one is computed for nothing.
-            let row_index = min(first + row, num_rows - 1);
-            weights[row] = Vector::cast_from(w[row_index * row_stride + i]);
-        }
-        #[unroll]
-        for r in 0..m {
-            let values = x[min(first_x + r, num_x_rows - 1) * row_vectors + i];
+        for load in 0..unroll {
             #[unroll]
-            for row in 0..WEIGHT_ROWS {
-                sums[r * WEIGHT_ROWS + row] += values * weights[row];
+            for row in 0..rows {
+                // A row past the last one is computed for nothing.
+                let at = min(first + row, num_rows - 1) * row_vectors + i + load * lanes;
+                weights[load * rows + row] = w[at];
             }
         }
-        i += PLANE_DIM as usize;
+        #[unroll]
+        for load in 0..unroll {
+            #[unroll]
+            for r in 0..m {
+                let values = x[min(first_x + r, num_x - 1) * row_vectors + i + load * lanes];
+                #[unroll]
+                for row in 0..rows {
+                    let weight = Vector::<f32, N>::cast_from(weights[load * rows + row]);
+                    sums[r * rows + row] += values * weight;
+                }
+            }
+        }
+        i += unroll * lanes;
+    }
+    while i < row_vectors {
+        #[unroll]
+        for row in 0..rows {
+            let at = min(first + row, num_rows - 1) * row_vectors + i;
+            let weight = Vector::<f32, N>::cast_from(w[at]);
+            #[unroll]
+            for r in 0..m {
+                let values = x[min(first_x + r, num_x - 1) * row_vectors + i];
+                sums[r * rows + row] += values * weight;
+            }
+        }
+        i += lanes;
     }
     #[unroll]
-    for r in 0..m {
+    for i in 0..m * rows {
+        results[i] = plane_sum(add_up::<N>(sums[i]));
+    }
+}
+
+#[cube]
+fn add_bias(
+    sums: &mut Array<f32>,
+    bias: &[f32],
+    first: usize,
+    num_rows: usize,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for row in 0..comptime!(shape.rows) {
+        let value = bias[min(first + row, num_rows - 1)];
         #[unroll]
-        for row in 0..WEIGHT_ROWS {
-            let sum = plane_sum(add_up::<N>(sums[r * WEIGHT_ROWS + row]));
-            if lane == 0 && first + row < num_rows && first_x + r < num_x_rows {
-                y[(first_x + r) * num_rows + first + row] = sum;
+        for r in 0..comptime!(shape.m) {
+            sums[r * comptime!(shape.rows) + row] += value;
+        }
+    }
+}
+
+#[cube]
+fn add_rows(
+    sums: &mut Array<f32>,
+    residual: &[f32],
+    first: usize,
+    num_rows: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
+) {
+    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
+    #[unroll]
+    for r in 0..comptime!(shape.m) {
+        let start = min(first_x + r, num_x - 1) * num_rows;
+        #[unroll]
+        for row in 0..comptime!(shape.rows) {
+            let at = start + min(first + row, num_rows - 1);
+            sums[r * comptime!(shape.rows) + row] += residual[at];
+        }
+    }
+}
+
+/// Writes what exists of the plane's rows.
+#[cube]
+fn write(
+    sums: &Array<f32>,
+    y: &mut [f32],
+    first: usize,
+    num_rows: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
+) {
+    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
+    if UNIT_POS_PLANE == 0 {
+        #[unroll]
+        for r in 0..comptime!(shape.m) {
+            #[unroll]
+            for row in 0..comptime!(shape.rows) {
+                if first + row < num_rows && first_x + r < num_x {
+                    y[(first_x + r) * num_rows + first + row] =
+                        sums[r * comptime!(shape.rows) + row];
+                }
             }
         }
     }

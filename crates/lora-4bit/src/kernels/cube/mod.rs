@@ -10,13 +10,41 @@ mod mat_mul;
 mod mat_vec;
 
 use burn::backend::Cube;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::Plane;
+use cubecl::prelude::*;
 
-use super::{ComputeDtype, LinearOps, naive};
+use super::{ComputeDtype, DenseLayer, DeviceLinearOps, Extra, LinearOps, naive};
+
+/// From how many rows on tensor cores are faster than plain sums.
+const MIN_CORE_ROWS: usize = 5;
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    MatVec,
+    MatMul,
+    Burn,
+}
+
+impl Method {
+    fn of(x: &CubeTensor, w: &CubeTensor, compute: ComputeDtype) -> Self {
+        let is_exact = compute != ComputeDtype::Bf16 || w.dtype == DType::F32;
+        let is_small = x.meta.shape()[0] < MIN_CORE_ROWS;
+        if !is_exact && !is_small && mat_mul::supports(x, w) {
+            return Self::MatMul;
+        }
+        // Burn multiplies f32 with 10 bits on tensor cores.
+        if has_plane_operations(x) && mat_vec::supports(x, w) {
+            return Self::MatVec;
+        }
+        Self::Burn
+    }
+}
 
 impl LinearOps for Cube {
     fn dense_linear(
@@ -24,38 +52,123 @@ impl LinearOps for Cube {
         w: FloatTensor<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        let [m, _] = x.meta.shape().dims();
-        let is_exact = compute != ComputeDtype::Bf16 || w.dtype == DType::F32;
-        let is_small = m <= mat_vec::MAX_ROWS || is_exact && m <= MAX_EXACT_ROWS;
-        if is_small && has_plane_operations(&x) && mat_vec::supports(&x, &w) {
-            return mat_vec::dense(x, w);
+        match Method::of(&x, &w, compute) {
+            Method::MatVec => {
+                let [y] = mat_vec::products(x, [w], [None], None);
+                y
+            }
+            Method::MatMul => mat_mul::product(x, w, None, None),
+            Method::Burn => naive::dense_linear::<Self>(x, w),
         }
-        if !is_exact && mat_mul::supports(&x, &w) {
-            return mat_mul::dense(x, w);
-        }
-        if compute != ComputeDtype::Bf16 || w.dtype == DType::F32 {
-            return naive::dense_linear::<Self>(x, w);
-        }
-        // Burn's product multiplies in the weight's type; `x` is rounded to it, as every bf16 model does.
-        let y = naive::dense_linear::<Self>(cast(x, w.dtype), w);
-        cast(y, DType::F32)
     }
 }
 
-/// More rows with exact factors are faster in burn's product, although the weight is converted to f32 for it.
-const MAX_EXACT_ROWS: usize = 256;
+impl DeviceLinearOps for Cube {
+    fn device_linear(
+        x: FloatTensor<Self>,
+        layer: DenseLayer<Self>,
+        residual: Extra<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        linear(x, layer, residual.into_option(), compute)
+    }
+
+    fn device_three_linears(
+        x: FloatTensor<Self>,
+        first: DenseLayer<Self>,
+        second: DenseLayer<Self>,
+        third: DenseLayer<Self>,
+        compute: ComputeDtype,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let layers = [first, second, third];
+        let dtype = layers[0].weight.dtype;
+        let together = layers.iter().all(|layer| {
+            layer.weight.dtype == dtype && Method::of(&x, &layer.weight, compute) == Method::MatVec
+        });
+        let [a, b, c] = if together {
+            let biases = layers.clone().map(|layer| layer.bias.into_option());
+            mat_vec::products(x, layers.map(|layer| layer.weight), biases, None)
+        } else {
+            layers.map(|layer| linear(x.clone(), layer, None, compute))
+        };
+        (a, b, c)
+    }
+
+    fn device_gated(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        let methods = [&gate, &up].map(|w| Method::of(&x, w, compute));
+        if methods == [Method::MatVec; 2] && gate.dtype == up.dtype {
+            return mat_vec::gated(x, gate, up);
+        }
+        let plain = |w: CubeTensor| DenseLayer {
+            weight: w,
+            bias: Extra::None,
+        };
+        let gate = linear(x.clone(), plain(gate), None, compute);
+        let up = linear(x, plain(up), None, compute);
+        silu_mul(gate, up)
+    }
+}
+
+/// `x · wᵀ + bias + residual`.
+fn linear(
+    x: CubeTensor,
+    layer: DenseLayer<Cube>,
+    residual: Option<CubeTensor>,
+    compute: ComputeDtype,
+) -> CubeTensor {
+    let (w, bias) = (layer.weight, layer.bias.into_option());
+    match Method::of(&x, &w, compute) {
+        Method::MatVec => {
+            let [y] = mat_vec::products(x, [w], [bias], residual);
+            y
+        }
+        Method::MatMul => mat_mul::product(x, w, bias, residual),
+        Method::Burn => {
+            let y = naive::dense_linear::<Cube>(x, w);
+            let n = y.meta.shape()[1];
+            let bias = bias.map(|bias| Cube::float_reshape(bias, Shape::new([1, n])));
+            bias.into_iter().chain(residual).fold(y, Cube::float_add)
+        }
+    }
+}
+
+/// `silu(gate) · up`, elementwise, of two contiguous tensors; in place of the first.
+fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+    const UNITS: usize = 256;
+    let len = gate.meta.num_elements();
+    if len > 0 {
+        // SAFETY: units stay below the number of elements.
+        unsafe {
+            silu_mul_kernel::launch_unchecked(
+                &gate.client,
+                CubeCount::Static(len.div_ceil(UNITS) as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                gate.clone().into_buffer_arg(),
+                up.into_buffer_arg(),
+                len,
+            );
+        }
+    }
+    gate
+}
+
+#[cube(launch_unchecked)]
+fn silu_mul_kernel(gate: &mut [f32], up: &[f32], len: usize) {
+    if ABSOLUTE_POS < len {
+        let value = gate[ABSOLUTE_POS];
+        gate[ABSOLUTE_POS] = value / (1.0 + (-value).exp()) * up[ABSOLUTE_POS];
+    }
+}
 
 /// A tensor on the same device whose values are not set yet.
 fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
     empty_device_contiguous_dtype(client, device, shape.into(), dtype)
-}
-
-fn cast(tensor: CubeTensor, dtype: DType) -> CubeTensor {
-    match tensor.dtype == dtype {
-        true => tensor,
-        false => burn_cubecl::kernel::cast(tensor, dtype),
-    }
 }
 
 /// Whether units of a plane (a warp) can add up their values.
