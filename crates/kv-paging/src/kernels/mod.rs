@@ -78,6 +78,7 @@ pub(crate) trait DevicePagedOps: Backend {
         indices: IntTensor<Self>,
         block_size: usize,
         max_context: usize,
+        tiles: cube::Tiles,
     ) -> FloatTensor<Self>;
 
     /// Writes `new` over the beginning of `old`, in place, whoever else holds it.
@@ -116,7 +117,13 @@ pub(crate) fn decode_attention(
     let (keys, values) = Dispatch::device_kv_write_both(keys, values, k, v, step.clone());
     let q = q.into_dispatch();
     Tensor::from_dispatch(Dispatch::device_paged_attention(
-        q, keys, values, step, block_size, slots,
+        q,
+        keys,
+        values,
+        step,
+        block_size,
+        slots,
+        cube::Tiles::default(),
     ))
 }
 
@@ -202,6 +209,7 @@ pub(crate) fn paged_attention(
                 indices,
                 layout.block_size,
                 contexts.max().unwrap_or_default(),
+                cube::Tiles::of(layout),
             ));
         }
         naive::paged_attention(q, k, v, batch)

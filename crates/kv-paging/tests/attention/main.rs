@@ -251,12 +251,14 @@ impl Case {
         let expected: Vec<f32> = (self.sequences.iter())
             .flat_map(|s| reference(self.dims, &s.q, &s.k, &s.v))
             .collect();
-        assert_close(
-            &values(fast),
-            &expected,
-            1e-4,
-            &format!("fast path, {what}"),
-        );
+        // Tensor cores round queries and weights to the cache's type.
+        let is_gpu = *device != Device::flex();
+        let tolerance = match self.dtype {
+            DType::BF16 if is_gpu => 3e-2,
+            _ => 1e-4,
+        };
+        let what_fast = format!("fast path, {what}");
+        assert_close(&values(fast), &expected, tolerance, &what_fast);
         // Burn multiplies f32 on tensor cores with 10 bits.
         let tolerance = if *device == Device::flex() {
             1e-4

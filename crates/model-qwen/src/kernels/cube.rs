@@ -41,6 +41,7 @@ impl DeviceModelOps for Cube {
         let (x, weight) = (into_contiguous(x), into_contiguous(weight));
         let [rows, dim] = x.meta.shape().dims();
         let y = empty(&x);
+        let vector = if dim.is_multiple_of(4) { 4 } else { 1 };
         if rows > 0 {
             // SAFETY: a cube for each row; units stay below `dim`.
             unsafe {
@@ -48,11 +49,13 @@ impl DeviceModelOps for Cube {
                     &x.client.clone(),
                     CubeCount::Static(rows as u32, 1, 1),
                     CubeDim::new_1d(UNITS as u32),
+                    vector,
                     x.into_buffer_arg(),
                     weight.into_buffer_arg(),
                     y.clone().into_buffer_arg(),
-                    dim,
+                    dim as f32,
                     eps as f32,
+                    dim / vector,
                 );
             }
         }
@@ -358,20 +361,40 @@ fn cubes(units: usize) -> CubeCount {
 }
 
 #[cube(launch_unchecked)]
-fn rms_norm(x: &[f32], weight: &[f32], y: &mut [f32], dim: usize, eps: f32) {
-    let start = CUBE_POS_X as usize * dim;
-    let mut squares = 0.0f32;
-    let mut i = UNIT_POS as usize;
-    while i < dim {
-        let value = x[start + i];
-        squares += value * value;
-        i += UNITS;
+fn rms_norm<N: Size>(
+    x: &[Vector<f32, N>],
+    weight: &[Vector<f32, N>],
+    y: &mut [Vector<f32, N>],
+    dim: f32,
+    eps: f32,
+    #[comptime] vectors: usize,
+) {
+    let start = CUBE_POS_X as usize * vectors;
+    let unit = UNIT_POS as usize;
+    let loads = comptime!(vectors.div_ceil(UNITS));
+    let mut values = Array::<Vector<f32, N>>::new(loads);
+    let mut squares = Vector::<f32, N>::new(0.0);
+    #[unroll]
+    for load in 0..loads {
+        let i = load * UNITS + unit;
+        values[load] = Vector::new(0.0);
+        if i < vectors {
+            values[load] = x[start + i];
+        }
+        squares += values[load] * values[load];
     }
-    let factor = (sum_of_cube(squares) / dim as f32 + eps).inverse_sqrt();
-    let mut i = UNIT_POS as usize;
-    while i < dim {
-        y[start + i] = x[start + i] * factor * weight[i];
-        i += UNITS;
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..squares.vector_size() {
+        sum += squares.extract(i);
+    }
+    let factor = (sum_of_cube(sum) / dim + eps).inverse_sqrt();
+    #[unroll]
+    for load in 0..loads {
+        let i = load * UNITS + unit;
+        if i < vectors {
+            y[start + i] = values[load] * Vector::new(factor) * weight[i];
+        }
     }
 }
 

@@ -22,8 +22,10 @@ const CHUNK: usize = 128;
 const WANTED_CUBES: usize = 264;
 /// More parts cost more to merge than they save.
 const MAX_SPLITS: usize = 32;
+/// Shared memory for adding up the output of all units; what else a cube needs stays below 16 KiB.
+const MAX_PARTS_BYTES: usize = 24 << 10;
 /// Lower than any score.
-const LOWEST: f32 = -3.0e38;
+pub(super) const LOWEST: f32 = -3.0e38;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,9 +35,18 @@ struct Heads {
     group: usize,
     /// Vectors of a head.
     vectors: usize,
+    /// Bytes of a vector of f32.
+    vector_bytes: usize,
     block_size: usize,
     /// Whether the results are parts that will be merged.
     is_split: bool,
+}
+
+impl Heads {
+    /// Heads whose sums of all units fit into shared memory.
+    fn heads_at_once(&self) -> usize {
+        (MAX_PARTS_BYTES / (UNITS * self.vector_bytes)).clamp(1, self.group)
+    }
 }
 
 /// `q [tokens, heads, head_dim]`, `k` and `v` `[slots, kv_heads, head_dim]` → `[tokens, heads, head_dim]`.
@@ -67,6 +78,7 @@ pub(super) fn attend(
         kv_heads,
         group: heads / kv_heads,
         vectors: head_dim / vector,
+        vector_bytes: vector * size_of::<f32>(),
         block_size,
         is_split: splits > 1,
     };
@@ -149,7 +161,7 @@ fn attend_token<E: Float, N: Size>(
     let mut maxima = Shared::<[f32]>::new_slice(group);
     let mut sums = Shared::<[f32]>::new_slice(group);
     let mut factors = Shared::<[f32]>::new_slice(group);
-    let mut halves = Shared::<[Vector<f32, N>]>::new_slice(UNITS);
+    let mut parts = Shared::<[Vector<f32, N>]>::new_slice(comptime!(heads.heads_at_once() * UNITS));
 
     let first_query = (token * kv_heads + kv_head) * group * vectors;
     let mut i = unit;
@@ -178,9 +190,10 @@ fn attend_token<E: Float, N: Size>(
     let plane = (UNIT_POS / PLANE_DIM) as usize;
     let num_planes = (CUBE_DIM / PLANE_DIM) as usize;
     while chunk < end {
-        #[unroll(false)]
-        for step in 0..comptime!(CHUNK * LANES as usize / UNITS) {
-            let index = step * comptime!(UNITS / LANES as usize) + key_unit;
+        let len = min(end - chunk, CHUNK);
+        let keys_at_once = comptime!(UNITS / LANES as usize);
+        for step in 0..len.div_ceil(keys_at_once) {
+            let index = step * keys_at_once + key_unit;
             // A key past the end is computed for nothing.
             let position = min(chunk + index, end - 1);
             let row = indices[table + position / block_size] as usize * block_size
@@ -214,24 +227,22 @@ fn attend_token<E: Float, N: Size>(
         sync_cube();
 
         // A plane for each head: the new maximum, the weights, their sum.
-        let len = min(end - chunk, CHUNK);
         let mut base = 0usize;
         while base < group {
             let g = min(base + plane, group - 1);
             let mine = base + plane < group;
             let mut highest = f32::new(LOWEST);
             let mut i = UNIT_POS_PLANE as usize;
-            while i < CHUNK {
-                let score = scores[g * CHUNK + i];
-                highest = max(highest, select(i < len, score, LOWEST));
+            while i < len {
+                highest = max(highest, scores[g * CHUNK + i]);
                 i += PLANE_DIM as usize;
             }
             let old = maxima[g];
             let new = max(old, plane_max(highest));
             let mut sum = 0.0f32;
             let mut i = UNIT_POS_PLANE as usize;
-            while i < CHUNK {
-                let weight = select(i < len, (scores[g * CHUNK + i] - new).exp(), 0.0f32);
+            while i < len {
+                let weight = (scores[g * CHUNK + i] - new).exp();
                 sum += weight;
                 if mine {
                     scores[g * CHUNK + i] = weight;
@@ -270,29 +281,40 @@ fn attend_token<E: Float, N: Size>(
         chunk += CHUNK;
     }
 
-    // Units with the same vector hold sums over different keys.
+    // Units with the same vector hold sums over different keys. Some heads are added up at a time.
     let num_splits = CUBE_COUNT_Z as usize;
-    let first_head = kv_head * group;
+    let first_head = ((token * num_splits + split) * kv_heads + kv_head) * group;
+    let at_once = comptime!(heads.heads_at_once());
     #[unroll]
-    for g in 0..group {
-        halves[unit] = output[g];
+    for first in 0..comptime!(heads.group.div_ceil(heads.heads_at_once())) {
+        #[unroll]
+        for g in 0..at_once {
+            if comptime!(first * heads.heads_at_once() + g < heads.group) {
+                parts[g * UNITS + unit] = output[first * at_once + g];
+            }
+        }
         sync_cube();
-        if value_unit == 0 {
-            let mut total = halves[vector];
-            #[unroll(false)]
-            for other in 1..value_units {
-                total += halves[other * vectors + vector];
-            }
-            let head = (token * num_splits + split) * kv_heads * group + first_head + g;
-            if comptime!(heads.is_split) {
-                out[head * vectors + vector] = total;
-                if vector == 0 {
-                    stats[head * 2] = maxima[g];
-                    stats[head * 2 + 1] = sums[g];
+        let mut i = unit;
+        while i < at_once * vectors {
+            let (g, vector) = (i / vectors, i % vectors);
+            let head = first * at_once + g;
+            if head < group {
+                let mut total = parts[g * UNITS + vector];
+                for other in 1..value_units {
+                    total += parts[g * UNITS + other * vectors + vector];
                 }
-            } else {
-                out[head * vectors + vector] = total / Vector::new(sums[g]);
+                let to = first_head + head;
+                if comptime!(heads.is_split) {
+                    out[to * vectors + vector] = total;
+                    if vector == 0 {
+                        stats[to * 2] = maxima[head];
+                        stats[to * 2 + 1] = sums[head];
+                    }
+                } else {
+                    out[to * vectors + vector] = total / Vector::new(sums[head]);
+                }
             }
+            i += UNITS;
         }
         sync_cube();
     }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod attend;
+mod attend_tiles;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
@@ -33,8 +34,43 @@ pub(crate) fn supports(device: &Device, head_dim: usize) -> bool {
         && head_dim <= attend::MAX_HEAD_DIM
 }
 
+/// Tiles of queries in the indices of a step: for each the first token and the number of tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tiles {
+    /// Where they start.
+    at: usize,
+    /// How many there are; none in a step of single tokens.
+    num: usize,
+}
+
+impl Tiles {
+    /// The tiles that [`indices`] appends.
+    pub(crate) fn of(layout: &BatchLayout) -> Self {
+        Self {
+            at: 3 * layout.slots.len() + layout.block_tables.len(),
+            num: tiles(layout).count(),
+        }
+    }
+}
+
+/// First token and number of tokens of each tile.
+fn tiles(layout: &BatchLayout) -> impl Iterator<Item = [usize; 2]> {
+    let single = layout
+        .sequences
+        .iter()
+        .all(|sequence| sequence.query_len == 1);
+    let sequences = if single { &[][..] } else { &layout.sequences };
+    sequences.iter().flat_map(|sequence| {
+        let tiles = (0..sequence.query_len).step_by(attend_tiles::QUERIES);
+        tiles.map(|first| {
+            let num = (sequence.query_len - first).min(attend_tiles::QUERIES);
+            [sequence.query_start + first, num]
+        })
+    })
+}
+
 /// What the kernels read of a step, as 32-bit integers: for each token its cache row, the number of keys it sees and where
-/// its block table starts, then all block tables.
+/// its block table starts, then all block tables, then the [`Tiles`].
 pub(crate) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
     let num_tokens = layout.slots.len();
     let mut values = Vec::with_capacity(3 * num_tokens + layout.block_tables.len());
@@ -48,6 +84,7 @@ pub(crate) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
         values.extend(std::iter::repeat_n(table, sequence.query_len));
     }
     values.extend(layout.block_tables.iter().map(|&block| block as i32));
+    values.extend(tiles(layout).flatten().map(|value| value as i32));
     let len = values.len();
     Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
 }
@@ -124,7 +161,11 @@ impl DevicePagedOps for Cube {
         indices: IntTensor<Self>,
         block_size: usize,
         max_context: usize,
+        tiles: Tiles,
     ) -> FloatTensor<Self> {
+        if tiles.num > 0 && attend_tiles::supports(&q, &k) {
+            return attend_tiles::attend(q, [k, v], indices, block_size, tiles);
+        }
         attend::attend(q, [k, v], indices, block_size, max_context)
     }
 

@@ -18,8 +18,6 @@ use super::empty;
 const CORE: usize = 16;
 /// Units of a plane.
 const PLANE: usize = 32;
-/// Values of `x` in a load.
-const X_VECTOR: usize = 4;
 /// Values of the weight in a load.
 const W_VECTOR: usize = 8;
 /// Values by which rows in shared memory are longer, so that their starts lie in different banks.
@@ -38,6 +36,8 @@ struct Tile {
     inner: usize,
     /// Planes along the rows and along the columns.
     planes: [usize; 2],
+    /// Values of `x` in a load of 16 bytes: 4 in f32; 8 if `x` is rounded beforehand, which pays where many cubes read it.
+    x_vector: usize,
 }
 
 /// For few rows: bound by reading the weight.
@@ -46,19 +46,22 @@ const NARROW: Tile = Tile {
     columns: 64,
     inner: 64,
     planes: [1, 4],
+    x_vector: 4,
 };
 const MEDIUM: Tile = Tile {
     rows: 64,
     columns: 64,
     inner: 64,
     planes: [2, 2],
+    x_vector: 4,
 };
 /// For many rows: bound by arithmetic.
 const WIDE: Tile = Tile {
     rows: 128,
     columns: 128,
-    inner: 32,
+    inner: 64,
     planes: [2, 4],
+    x_vector: 8,
 };
 
 impl Tile {
@@ -130,12 +133,18 @@ pub(super) fn product(
     };
     let (bias, residual) = (extra(bias), extra(residual));
     let dtype = dtype_to_elem_type(w.dtype);
+    let x = match tile.x_vector {
+        W_VECTOR => burn_cubecl::kernel::cast(x, w.dtype),
+        _ => x,
+    };
+    let dtypes = [dtype_to_elem_type(x.dtype), dtype];
     // SAFETY: rows past the last one are clamped to it when read and left out when written.
     unsafe {
         mat_mul::launch_unchecked(
             &client,
             CubeCount::Static(columns as u32, rows as u32, splits as u32),
             CubeDim::new_1d(tile.units() as u32),
+            tile.x_vector,
             x.into_buffer_arg(),
             w.into_buffer_arg(),
             bias.clone().into_buffer_arg(),
@@ -143,13 +152,13 @@ pub(super) fn product(
             parts.clone().into_buffer_arg(),
             m,
             n,
-            k / X_VECTOR,
+            k / tile.x_vector,
             stride,
             steps,
             steps_per_split,
             tile,
             extras.map(|extra| extra && splits == 1),
-            dtype,
+            dtypes,
         );
         if splits > 1 {
             const UNITS: usize = 256;
@@ -172,8 +181,8 @@ pub(super) fn product(
 }
 
 #[cube(launch_unchecked)]
-fn mat_mul<W: Float>(
-    x: &[Vector<f32, Const<4>>],
+fn mat_mul<X: Float, W: Float, N: Size>(
+    x: &[Vector<X, N>],
     w: &[Vector<W, Const<8>>],
     bias: &[f32],
     residual: &[f32],
@@ -186,14 +195,14 @@ fn mat_mul<W: Float>(
     steps_per_split: usize,
     #[comptime] tile: Tile,
     #[comptime] extras: [bool; 2],
-    #[define(W)] _dtype: ElemType,
+    #[define(X, W)] _dtypes: [ElemType; 2],
 ) {
     let units = comptime!(tile.units());
     let line = comptime!(tile.inner + SKEW);
-    let x_line = comptime!(line / X_VECTOR);
+    let x_line = comptime!(line / tile.x_vector);
     let w_line = comptime!(line / W_VECTOR);
     // Vectors of a row of a step, and loads of a unit.
-    let x_vectors = comptime!(tile.inner / X_VECTOR);
+    let x_vectors = comptime!(tile.inner / tile.x_vector);
     let w_vectors = comptime!(tile.inner / W_VECTOR);
     let x_loads = comptime!(tile.rows * x_vectors / units);
     let w_loads = comptime!(tile.columns * w_vectors / units);
@@ -202,7 +211,7 @@ fn mat_mul<W: Float>(
     let core_columns = comptime!(tile.columns / tile.planes[1] / CORE);
 
     let mut x_stage =
-        Shared::<[Vector<W, Const<4>>]>::new_aligned_slice(comptime!(tile.rows * x_line), 32usize);
+        Shared::<[Vector<W, N>]>::new_aligned_slice(comptime!(tile.rows * x_line), 32usize);
     let mut w_stage = Shared::<[Vector<W, Const<8>>]>::new_aligned_slice(
         comptime!(tile.columns * w_line),
         32usize,
@@ -232,7 +241,7 @@ fn mat_mul<W: Float>(
         ));
     }
 
-    let mut x_next = Array::<Vector<f32, Const<4>>>::new(x_loads);
+    let mut x_next = Array::<Vector<X, N>>::new(x_loads);
     let mut w_next = Array::<Vector<W, Const<8>>>::new(w_loads);
     #[unroll]
     for i in 0..x_loads {
@@ -295,8 +304,9 @@ fn mat_mul<W: Float>(
             }
             #[unroll]
             for row in 0..core_rows {
-                let at = (plane_row + row * CORE) * x_line + inner * comptime!(CORE / X_VECTOR);
-                let left = cmma::Matrix::<Vector<W, Const<4>>>::from_slice(
+                let at =
+                    (plane_row + row * CORE) * x_line + inner * comptime!(CORE / tile.x_vector);
+                let left = cmma::Matrix::<Vector<W, N>>::from_slice(
                     cmma::MatrixIdent::A,
                     CORE,
                     CORE,

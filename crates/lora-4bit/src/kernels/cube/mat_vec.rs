@@ -30,6 +30,8 @@ struct Shape {
     rows: usize,
     /// Loads of each row at once.
     unroll: usize,
+    /// Planes that share a row.
+    planes: usize,
     /// Whether each of up to three weights has a bias.
     has_bias: [bool; 3],
     has_residual: bool,
@@ -40,12 +42,14 @@ pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
     x.dtype == DType::F32
         && matches!(w.dtype, DType::F32 | DType::BF16 | DType::F16)
         && !w.meta.is_tiled()
-        && w.is_contiguous()
+        && w.meta.strides()[1] == 1
 }
 
 /// How to launch a product with `num_rows` rows of weights.
 struct Plan {
     vector: usize,
+    /// Vectors from a row of the weight to the next one.
+    row_stride: usize,
     shape: Shape,
     /// Rows of the weight that a cube computes.
     rows_per_cube: usize,
@@ -54,18 +58,27 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(x: &CubeTensor, w: &CubeTensor) -> Self {
+    fn new(x: &CubeTensor, w: &CubeTensor, num_rows: usize) -> Self {
         let [m, k] = x.meta.shape().dims();
+        let stride = w.meta.strides()[0];
         let client = &x.client;
         let lanes = client.properties().hardware.plane_size_max as usize;
         let vector = client
             .io_optimized_vector_sizes(w.dtype.size())
-            .filter(|size| k.is_multiple_of(*size))
+            .filter(|size| k.is_multiple_of(*size) && stride.is_multiple_of(*size))
             .max()
             .unwrap_or(1);
         // Each value of `x` then serves two rows.
         let rows = if m <= 2 { 1 } else { 2 };
-        let loads = k / vector / lanes;
+        // Few rows are too few planes to wait for memory at once.
+        let planes = match num_rows * m.div_ceil(MAX_ROWS) / rows {
+            0..=1024 => 4,
+            1025..=4096 if k >= 4096 => 4,
+            1025..=4096 => 2,
+            _ => 1,
+        };
+        let planes = usize::min(planes, UNITS as usize / lanes);
+        let loads = k / vector / lanes / planes;
         let most = (MAX_UNROLL / rows).min(loads).max(1);
         // The number of loads that leaves the fewest for the slower loop.
         let unroll = (1..=most)
@@ -73,14 +86,16 @@ impl Plan {
             .min_by_key(|unroll| loads % unroll * 4 + most - unroll);
         Self {
             vector,
+            row_stride: stride / vector,
             shape: Shape {
                 m: m.min(MAX_ROWS),
                 rows,
                 unroll: unroll.unwrap_or(1),
+                planes,
                 has_bias: [false; 3],
                 has_residual: false,
             },
-            rows_per_cube: UNITS as usize / lanes * rows,
+            rows_per_cube: UNITS as usize / lanes / planes * rows,
             x_cubes: m.div_ceil(MAX_ROWS) as u32,
         }
     }
@@ -102,10 +117,11 @@ pub(super) fn products<const N: usize>(
     if m * k == 0 {
         return results;
     }
-    let mut plan = Plan::new(&x, &weights[0]);
-    plan.shape.has_residual = residual.is_some();
+
     let dtype = dtype_to_elem_type(weights[0].dtype);
     let rows: [usize; 3] = std::array::from_fn(|i| weights.get(i).map_or(0, rows));
+    let mut plan = Plan::new(&x, &weights[0], rows.iter().sum());
+    plan.shape.has_residual = residual.is_some();
     let cubes = rows.map(|rows| rows.div_ceil(plan.rows_per_cube));
     for (has_bias, bias) in plan.shape.has_bias.iter_mut().zip(&biases) {
         *has_bias = bias.is_some();
@@ -142,6 +158,7 @@ pub(super) fn products<const N: usize>(
             cubes[0],
             cubes[1],
             k / plan.vector,
+            plan.row_stride,
             m,
             plan.shape,
             dtype,
@@ -158,7 +175,7 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
     if m * k == 0 {
         return y;
     }
-    let plan = Plan::new(&x, &gate);
+    let plan = Plan::new(&x, &gate, 2 * n);
     let dtype = dtype_to_elem_type(gate.dtype);
     // SAFETY: as in `products`.
     unsafe {
@@ -173,6 +190,7 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
             y.clone().into_buffer_arg(),
             n,
             k / plan.vector,
+            plan.row_stride,
             m,
             plan.shape,
             dtype,
@@ -200,6 +218,7 @@ fn products_kernel<W: Float, N: Size>(
     cubes0: usize,
     cubes1: usize,
     row_vectors: usize,
+    row_stride: usize,
     num_x: usize,
     #[comptime] shape: Shape,
     #[define(W)] _dtype: ElemType,
@@ -208,7 +227,17 @@ fn products_kernel<W: Float, N: Size>(
     let mut sums = Array::<f32>::new(comptime!(shape.m * shape.rows));
     if cube < cubes0 {
         let first = first_row(cube, shape);
-        dots::<W, N>(x, w0, &mut sums, first, rows0, row_vectors, num_x, shape);
+        dots::<W, N>(
+            x,
+            w0,
+            &mut sums,
+            first,
+            rows0,
+            row_vectors,
+            row_stride,
+            num_x,
+            shape,
+        );
         if comptime!(shape.has_bias[0]) {
             add_bias(&mut sums, bias0, first, rows0, shape);
         }
@@ -218,14 +247,34 @@ fn products_kernel<W: Float, N: Size>(
         write(&sums, y0, first, rows0, num_x, shape);
     } else if cube < cubes0 + cubes1 {
         let first = first_row(cube - cubes0, shape);
-        dots::<W, N>(x, w1, &mut sums, first, rows1, row_vectors, num_x, shape);
+        dots::<W, N>(
+            x,
+            w1,
+            &mut sums,
+            first,
+            rows1,
+            row_vectors,
+            row_stride,
+            num_x,
+            shape,
+        );
         if comptime!(shape.has_bias[1]) {
             add_bias(&mut sums, bias1, first, rows1, shape);
         }
         write(&sums, y1, first, rows1, num_x, shape);
     } else {
         let first = first_row(cube - cubes0 - cubes1, shape);
-        dots::<W, N>(x, w2, &mut sums, first, rows2, row_vectors, num_x, shape);
+        dots::<W, N>(
+            x,
+            w2,
+            &mut sums,
+            first,
+            rows2,
+            row_vectors,
+            row_stride,
+            num_x,
+            shape,
+        );
         if comptime!(shape.has_bias[2]) {
             add_bias(&mut sums, bias2, first, rows2, shape);
         }
@@ -241,6 +290,7 @@ fn gated_kernel<W: Float, N: Size>(
     y: &mut [f32],
     num_rows: usize,
     row_vectors: usize,
+    row_stride: usize,
     num_x: usize,
     #[comptime] shape: Shape,
     #[define(W)] _dtype: ElemType,
@@ -255,10 +305,21 @@ fn gated_kernel<W: Float, N: Size>(
         first,
         num_rows,
         row_vectors,
+        row_stride,
         num_x,
         shape,
     );
-    dots::<W, N>(x, up, &mut ups, first, num_rows, row_vectors, num_x, shape);
+    dots::<W, N>(
+        x,
+        up,
+        &mut ups,
+        first,
+        num_rows,
+        row_vectors,
+        row_stride,
+        num_x,
+        shape,
+    );
     #[unroll]
     for i in 0..comptime!(shape.m * shape.rows) {
         gates[i] = gates[i] / (1.0 + (-gates[i]).exp()) * ups[i];
@@ -271,7 +332,8 @@ fn gated_kernel<W: Float, N: Size>(
 fn first_row(cube: usize, #[comptime] shape: Shape) -> usize {
     let plane = (UNIT_POS / PLANE_DIM) as usize;
     let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    (cube * planes + plane) * comptime!(shape.rows)
+    let groups = planes / comptime!(shape.planes);
+    (cube * groups + plane / comptime!(shape.planes)) * comptime!(shape.rows)
 }
 
 /// `x · wᵀ` for the plane's rows of both, in all its units: `[m, rows]`.
@@ -283,10 +345,14 @@ fn dots<W: Float, N: Size>(
     first: usize,
     num_rows: usize,
     row_vectors: usize,
+    row_stride: usize,
     num_x: usize,
     #[comptime] shape: Shape,
 ) {
-    let lanes = PLANE_DIM as usize;
+    // The planes of a row take turns.
+    let lanes = PLANE_DIM as usize * comptime!(shape.planes);
+    let plane = (UNIT_POS / PLANE_DIM) as usize;
+    let part = plane % comptime!(shape.planes);
     let first_x = CUBE_POS_Y as usize * MAX_ROWS;
     let m = comptime!(shape.m);
     let rows = comptime!(shape.rows);
@@ -296,7 +362,7 @@ fn dots<W: Float, N: Size>(
     for i in 0..m * rows {
         sums[i] = Vector::new(0.0);
     }
-    let mut i = UNIT_POS_PLANE as usize;
+    let mut i = part * PLANE_DIM as usize + UNIT_POS_PLANE as usize;
     while i + (unroll - 1) * lanes < row_vectors {
         let mut weights = Array::<Vector<W, N>>::new(comptime!(shape.unroll * shape.rows));
         #[unroll]
@@ -304,7 +370,7 @@ fn dots<W: Float, N: Size>(
             #[unroll]
             for row in 0..rows {
                 // A row past the last one is computed for nothing.
-                let at = min(first + row, num_rows - 1) * row_vectors + i + load * lanes;
+                let at = min(first + row, num_rows - 1) * row_stride + i + load * lanes;
                 weights[load * rows + row] = w[at];
             }
         }
@@ -325,7 +391,7 @@ fn dots<W: Float, N: Size>(
     while i < row_vectors {
         #[unroll]
         for row in 0..rows {
-            let at = min(first + row, num_rows - 1) * row_vectors + i;
+            let at = min(first + row, num_rows - 1) * row_stride + i;
             let weight = Vector::<f32, N>::cast_from(w[at]);
             #[unroll]
             for r in 0..m {
@@ -338,6 +404,28 @@ fn dots<W: Float, N: Size>(
     #[unroll]
     for i in 0..m * rows {
         results[i] = plane_sum(add_up::<N>(sums[i]));
+    }
+    if comptime!(shape.planes > 1) {
+        // A plane has at least four units.
+        let mut parts =
+            Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * shape.m * shape.rows));
+        if UNIT_POS_PLANE == 0 {
+            #[unroll]
+            for i in 0..m * rows {
+                parts[plane * m * rows + i] = results[i];
+            }
+        }
+        sync_cube();
+        #[unroll]
+        for i in 0..m * rows {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for other in 0..comptime!(shape.planes) {
+                sum += parts[(plane - part + other) * m * rows + i];
+            }
+            results[i] = sum;
+        }
+        sync_cube();
     }
 }
 
@@ -391,7 +479,8 @@ fn write(
     #[comptime] shape: Shape,
 ) {
     let first_x = CUBE_POS_Y as usize * MAX_ROWS;
-    if UNIT_POS_PLANE == 0 {
+    let part = (UNIT_POS / PLANE_DIM) as usize % comptime!(shape.planes);
+    if UNIT_POS_PLANE == 0 && part == 0 {
         #[unroll]
         for r in 0..comptime!(shape.m) {
             #[unroll]

@@ -83,7 +83,9 @@ impl DeviceLinearOps for Cube {
         let layers = [first, second, third];
         let dtype = layers[0].weight.dtype;
         let together = layers.iter().all(|layer| {
-            layer.weight.dtype == dtype && Method::of(&x, &layer.weight, compute) == Method::MatVec
+            layer.weight.dtype == dtype
+                && layer.weight.meta.strides() == layers[0].weight.meta.strides()
+                && Method::of(&x, &layer.weight, compute) == Method::MatVec
         });
         let [a, b, c] = if together {
             let biases = layers.clone().map(|layer| layer.bias.into_option());
@@ -101,7 +103,8 @@ impl DeviceLinearOps for Cube {
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
         let methods = [&gate, &up].map(|w| Method::of(&x, w, compute));
-        if methods == [Method::MatVec; 2] && gate.dtype == up.dtype {
+        let alike = gate.dtype == up.dtype && gate.meta.strides() == up.meta.strides();
+        if methods == [Method::MatVec; 2] && alike {
             return mat_vec::gated(x, gate, up);
         }
         let plain = |w: CubeTensor| DenseLayer {
