@@ -126,7 +126,9 @@ fn zeros(dims: [usize; 3], dtype: DType, device: &Device) -> Tensor<3> {
     let num_bytes = dims.iter().product::<usize>() * dtype.size();
     let is_cpu = matches!(device.as_dispatch(), DispatchDevice::Flex(_));
     if !is_cpu || !num_bytes.is_multiple_of(size_of::<u32>()) {
-        return Tensor::zeros(dims, (device, dtype));
+        // From one dimension, so that no row is padded: the kernels know nothing of strides.
+        let len: usize = dims.iter().product();
+        return Tensor::<1>::zeros([len], (device, dtype)).reshape(dims);
     }
     // Words, because a buffer of bytes has no alignment and would be copied into one that has.
     let bytes = Bytes::from_elems(vec![0u32; num_bytes / size_of::<u32>()]);

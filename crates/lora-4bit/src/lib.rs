@@ -28,6 +28,6 @@ pub mod peft;
 pub mod weight;
 
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups};
-pub use kernels::ComputeDtype;
+pub use kernels::{ComputeDtype, Norm};
 pub use linear::{Linear, LoraWeights};
 pub use weight::{Nf4Weight, Weight};

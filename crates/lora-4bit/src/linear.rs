@@ -10,7 +10,7 @@ use burn::tensor::{IndexingUpdateOp, Tensor};
 use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
 #[cfg(feature = "gpu")]
 use crate::kernels::DenseLayer;
-use crate::kernels::{self, ComputeDtype};
+use crate::kernels::{self, ComputeDtype, Norm};
 use crate::weight::{Weight, constant_like};
 
 /// A linear layer with optional LoRA adapters.
@@ -132,6 +132,15 @@ impl Linear {
         residual + self.forward(x, adapters)
     }
 
+    /// Whether layers normalise their input themselves, so that [`Linear::forward_three`] and [`Linear::forward_gated`] are
+    /// given a norm.
+    pub fn fuse_norm(layers: &[&Self], x: &Tensor<2>, adapters: &AdapterSelection) -> bool {
+        let is_dense = |layer: &&Self| matches!(layer.weight, Weight::Dense(_));
+        matches!(adapters, AdapterSelection::Base)
+            && layers.iter().all(is_dense)
+            && kernels::fuses_norm(x)
+    }
+
     /// Applies three layers to the same input, if a GPU does that at once; otherwise call each.
     ///
     /// # Shapes
@@ -140,6 +149,7 @@ impl Linear {
     pub fn forward_three(
         layers: [&Self; 3],
         x: &Tensor<2>,
+        norm: Option<Norm<'_>>,
         adapters: &AdapterSelection,
     ) -> Option<[Tensor<2>; 3]> {
         #[cfg(feature = "gpu")]
@@ -148,7 +158,7 @@ impl Linear {
                 let weight = layer.weight.dense()?;
                 Some(DenseLayer::new(weight, layer.bias.as_ref()))
             });
-            let results = kernels::device_three_linears(x, [a?, b?, c?], layers[0].compute)?;
+            let results = kernels::device_three_linears(x, norm, [a?, b?, c?], layers[0].compute)?;
             let mut layers = layers.into_iter();
             Some(results.map(|y| match layers.next() {
                 Some(layer) => layer.add_adapters(y, x.clone(), adapters),
@@ -157,7 +167,7 @@ impl Linear {
         }
         #[cfg(not(feature = "gpu"))]
         {
-            let _ = (layers, x, adapters);
+            let _ = (layers, x, norm, adapters);
             None
         }
     }
@@ -171,6 +181,7 @@ impl Linear {
         gate: &Self,
         up: &Self,
         x: &Tensor<2>,
+        norm: Option<Norm<'_>>,
         adapters: &AdapterSelection,
     ) -> Option<Tensor<2>> {
         #[cfg(feature = "gpu")]
@@ -180,12 +191,12 @@ impl Linear {
                 && up.bias.is_none();
             let (gate_weight, up_weight) = (gate.weight.dense()?, up.weight.dense()?);
             is_plain
-                .then(|| kernels::device_gated(x, gate_weight, up_weight, gate.compute))
+                .then(|| kernels::device_gated(x, norm, [gate_weight, up_weight], gate.compute))
                 .flatten()
         }
         #[cfg(not(feature = "gpu"))]
         {
-            let _ = (gate, up, x, adapters);
+            let _ = (gate, up, x, norm, adapters);
             None
         }
     }

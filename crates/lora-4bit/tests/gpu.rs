@@ -5,7 +5,7 @@
 
 use burn::tensor::{DType, Device, DeviceType, Distribution, Tensor};
 use lora_4bit::kernels::dense_linear;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Weight};
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
 
 /// The first GPU there is.
 fn gpu() -> Device {
@@ -104,13 +104,33 @@ fn fused_layers_equal_single_operations() {
 
             let layers = [[129, k], [33, k], [64, k]].map(|shape| layer(shape, true, dtype, &gpu));
             let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-            let found = Linear::forward_three(fused, &on_gpu, &adapters).expect("a GPU");
+            let found = Linear::forward_three(fused, &on_gpu, None, &adapters).expect("a GPU");
             for ([cpu, _], found) in layers.iter().zip(found) {
                 assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
             }
 
+            // With a norm in front.
+            let (weight, eps) = (random([1, k]).reshape([k]), 1e-6);
+            let mean_square = (x.clone() * x.clone()).mean_dim(1); // [m, 1]
+            let weight_row: Tensor<2> = weight.clone().unsqueeze(); // [1, k]
+            let normed = x.clone() / (mean_square + eps).sqrt() * weight_row; // [m, k]
+            let weight = to(&weight, &gpu);
+            let norm = Some(Norm {
+                weight: &weight,
+                eps,
+            });
+            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+            let found = Linear::forward_three(fused, &on_gpu, norm, &adapters).expect("a GPU");
+            for ([cpu, _], found) in layers.iter().zip(found) {
+                assert_close(
+                    found,
+                    cpu.forward(normed.clone(), &adapters),
+                    3.0 * tolerance,
+                );
+            }
+
             let [gate, up] = [0, 1].map(|_| layer([77, k], false, dtype, &gpu));
-            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
             let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
             let expected = burn::tensor::activation::silu(g) * u;
             // Values go up to some hundreds.

@@ -207,7 +207,12 @@ impl Loader<'_> {
         let is_on_cpu = self.device.clone().without_autodiff() == Device::flex();
         let tensor = match is_on_cpu {
             true => tensor,
-            false => Tensor::from_data(tensor.into_data(), (self.device, dtype)),
+            // From one dimension, so that no row is padded.
+            false => {
+                let len: usize = shape.iter().product();
+                let data = tensor.reshape([len]).into_data();
+                Tensor::<1>::from_data(data, (self.device, dtype)).reshape(shape)
+            }
         };
         if is_converted || !is_on_cpu {
             self.checkpoint.release(name);

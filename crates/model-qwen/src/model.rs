@@ -5,7 +5,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Weight};
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
 use tracing::trace_span;
 
 use crate::config::QwenConfig;
@@ -284,16 +284,18 @@ impl DecoderLayer {
         adapters: &AdapterSelection,
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
-        let h = rms_norm(x.clone(), &self.input_layernorm, self.rms_norm_eps);
-        let eps = self.rms_norm_eps;
-        let h = (self.self_attn).forward(layer, h, eps, rotary, adapters, kv); // [tokens, heads * head_dim]
+        let norm = |weight| Norm {
+            weight,
+            eps: self.rms_norm_eps,
+        };
+        let (attn, mlp) = (&self.self_attn, &self.mlp);
+        let h = attn.forward(layer, &x, norm(&self.input_layernorm), rotary, adapters, kv); // [tokens, heads * head_dim]
         let span = trace_span!("o_proj").entered();
-        let x = self.self_attn.o_proj.forward_onto(x, h, adapters); // [tokens, hidden]
+        let x = attn.o_proj.forward_onto(x, h, adapters); // [tokens, hidden]
         span.exit();
-        let h = rms_norm(x.clone(), &self.post_attention_layernorm, self.rms_norm_eps);
-        let h = self.mlp.forward(h, adapters); // [tokens, intermediate]
+        let h = mlp.forward(&x, norm(&self.post_attention_layernorm), adapters); // [tokens, intermediate]
         let _span = trace_span!("down_proj").entered();
-        self.mlp.down_proj.forward_onto(x, h, adapters) // [tokens, hidden]
+        mlp.down_proj.forward_onto(x, h, adapters) // [tokens, hidden]
     }
 
     /// The layer's linear layers with their names within the layer.
@@ -330,14 +332,14 @@ impl Attention {
     fn forward(
         &self,
         layer: usize,
-        x: Tensor<2>,
-        eps: f64,
+        x: &Tensor<2>,
+        norm: Norm<'_>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
         let span = trace_span!("q_proj, k_proj, v_proj, rotary").entered();
-        let (q, k, v) = self.project(x, eps, rotary, adapters);
+        let (q, k, v) = self.project(x, norm, rotary, adapters);
         span.exit();
         let out = kv.attend(layer, q, k, v); // [tokens, heads, head_dim]
         let [tokens, heads, head_dim] = out.dims();
@@ -347,14 +349,16 @@ impl Attention {
     /// Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
     fn project(
         &self,
-        x: Tensor<2>,
-        eps: f64,
+        x: &Tensor<2>,
+        norm: Norm<'_>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
     ) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
+        let eps = norm.eps;
         let normed = |x: Tensor<2>, norm: &Option<_>| head_norm(self.heads(x), norm.as_ref(), eps);
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
-        if let Some([q, k, v]) = Linear::forward_three(layers, &x, adapters) {
+        let (x, norm) = normalize(x, norm, &layers, adapters);
+        if let Some([q, k, v]) = Linear::forward_three(layers, &x, norm, adapters) {
             let (q, k) = (normed(q, &self.q_norm), normed(k, &self.k_norm));
             let (q, k) = rotate_both(q, k, rotary);
             return (q, k, self.heads(v));
@@ -381,6 +385,19 @@ impl Attention {
     }
 }
 
+/// What layers are given: the input and its norm, if they apply that themselves, or else the normalised input.
+fn normalize<'a>(
+    x: &Tensor<2>,
+    norm: Norm<'a>,
+    layers: &[&Linear],
+    adapters: &AdapterSelection,
+) -> (Tensor<2>, Option<Norm<'a>>) {
+    match Linear::fuse_norm(layers, x, adapters) {
+        true => (x.clone(), Some(norm)),
+        false => (rms_norm(x.clone(), norm.weight, norm.eps), None),
+    }
+}
+
 /// Qwen3 normalises every head of q and k; Qwen2 has no such weight.
 fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
     let Some(weight) = weight else { return x };
@@ -391,9 +408,10 @@ fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
 
 impl Mlp {
     /// Everything before the last projection: `[tokens, hidden]` to `[tokens, intermediate]`.
-    fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
+    fn forward(&self, x: &Tensor<2>, norm: Norm<'_>, adapters: &AdapterSelection) -> Tensor<2> {
+        let (x, norm) = normalize(x, norm, &[&self.gate_proj, &self.up_proj], adapters);
         let span = trace_span!("gate_proj, up_proj").entered();
-        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, &x, adapters);
+        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, &x, norm, adapters);
         if let Some(h) = gated {
             return h;
         }

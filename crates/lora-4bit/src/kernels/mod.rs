@@ -117,6 +117,26 @@ pub trait LinearOps: Backend {
     }
 }
 
+/// A root-mean-square norm (arXiv 1910.07467) before a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// `[in]`, f32.
+    pub weight: &'a Tensor<1>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+/// Whether products normalise their input themselves: on a GPU, for few rows.
+pub(crate) fn fuses_norm(x: &Tensor<2>) -> bool {
+    #[cfg(feature = "gpu")]
+    return on_gpu(x) && x.dims()[0] < cube::MIN_CORE_ROWS;
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = x;
+        false
+    }
+}
+
 /// What a product may be followed by.
 #[cfg(feature = "gpu")]
 #[derive(ExtensionType, Clone, Debug)]
@@ -168,6 +188,27 @@ impl DenseLayer<Dispatch> {
     }
 }
 
+/// Root-mean-square normalisation of the rows of `x` before a product, or none.
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub struct NormOperand<B: Backend> {
+    /// `[k]`, f32.
+    #[extension_type]
+    pub weight: Extra<B>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+#[cfg(feature = "gpu")]
+impl NormOperand<Dispatch> {
+    fn new(norm: Option<Norm<'_>>) -> Self {
+        Self {
+            weight: Extra::new(norm.map(|norm| norm.weight)),
+            eps: norm.map_or(0.0, |norm| norm.eps),
+        }
+    }
+}
+
 /// Products with dense weights and what follows them in a model, on a GPU outside of autodiff graphs.
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
@@ -180,20 +221,22 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> FloatTensor<Self>;
 
-    /// `x · wᵀ + bias` for three layers.
+    /// `norm(x) · wᵀ + bias` for three layers.
     fn device_three_linears(
         x: FloatTensor<Self>,
         #[extension_type] first: DenseLayer<Self>,
         #[extension_type] second: DenseLayer<Self>,
         #[extension_type] third: DenseLayer<Self>,
+        #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// `silu(x · gateᵀ) · (x · upᵀ)`.
+    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`.
     fn device_gated(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
+        #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self>;
 }
@@ -223,12 +266,14 @@ pub(crate) fn device_linear(
 #[cfg(feature = "gpu")]
 pub(crate) fn device_three_linears(
     x: &Tensor<2>,
+    norm: Option<Norm<'_>>,
     [first, second, third]: [DenseLayer<Dispatch>; 3],
     compute: ComputeDtype,
 ) -> Option<[Tensor<2>; 3]> {
     on_gpu(x).then(|| {
         let x = x.clone().into_dispatch();
-        let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, compute);
+        let norm = NormOperand::new(norm);
+        let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, norm, compute);
         [a, b, c].map(Tensor::from_dispatch)
     })
 }
@@ -237,13 +282,19 @@ pub(crate) fn device_three_linears(
 #[cfg(feature = "gpu")]
 pub(crate) fn device_gated(
     x: &Tensor<2>,
-    gate: &Tensor<2>,
-    up: &Tensor<2>,
+    norm: Option<Norm<'_>>,
+    [gate, up]: [&Tensor<2>; 2],
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
     on_gpu(x).then(|| {
         let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
-        Tensor::from_dispatch(Dispatch::device_gated(x, gate, up, compute))
+        Tensor::from_dispatch(Dispatch::device_gated(
+            x,
+            gate,
+            up,
+            NormOperand::new(norm),
+            compute,
+        ))
     })
 }
 

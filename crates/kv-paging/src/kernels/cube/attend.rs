@@ -21,7 +21,11 @@ const CHUNK: usize = 128;
 /// Cubes that keep a large GPU busy.
 const WANTED_CUBES: usize = 264;
 /// More parts cost more to merge than they save.
-const MAX_SPLITS: usize = 32;
+const MAX_SPLITS: usize = 16;
+/// Keys that a part has at least.
+const MIN_PART: usize = 64;
+/// Loads of a unit that are in flight together.
+const UNROLL: usize = 4;
 /// Shared memory for adding up the output of all units; what else a cube needs stays below 16 KiB.
 const MAX_PARTS_BYTES: usize = 24 << 10;
 /// Lower than any score.
@@ -72,7 +76,7 @@ pub(super) fn attend(
         .unwrap_or(1);
     let splits = WANTED_CUBES
         .div_ceil(tokens * kv_heads)
-        .min(max_context.div_ceil(CHUNK))
+        .min(max_context.div_ceil(MIN_PART))
         .min(MAX_SPLITS);
     let shape = Heads {
         kv_heads,
@@ -158,6 +162,7 @@ fn attend_token<E: Float, N: Size>(
 
     let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
     let mut scores = Shared::<[f32]>::new_slice(comptime!(group * CHUNK));
+    let mut starts = Shared::<[u32]>::new_slice(CHUNK);
     let mut maxima = Shared::<[f32]>::new_slice(group);
     let mut sums = Shared::<[f32]>::new_slice(group);
     let mut factors = Shared::<[f32]>::new_slice(group);
@@ -191,36 +196,55 @@ fn attend_token<E: Float, N: Size>(
     let num_planes = (CUBE_DIM / PLANE_DIM) as usize;
     while chunk < end {
         let len = min(end - chunk, CHUNK);
-        let keys_at_once = comptime!(UNITS / LANES as usize);
-        for step in 0..len.div_ceil(keys_at_once) {
-            let index = step * keys_at_once + key_unit;
-            // A key past the end is computed for nothing.
-            let position = min(chunk + index, end - 1);
+        // Where the rows of the chunk start; past the last key, that of the last one.
+        let mut i = unit;
+        while i < CHUNK {
+            let position = min(chunk + i, end - 1);
             let row = indices[table + position / block_size] as usize * block_size
                 + position % block_size;
-            let start = (row * kv_heads + kv_head) * vectors;
-            let mut dots = Array::<Vector<f32, N>>::new(group);
+            starts[i] = ((row * kv_heads + kv_head) * vectors) as u32;
+            i += UNITS;
+        }
+        sync_cube();
+        let keys_at_once = comptime!(UNITS / LANES as usize);
+        let steps = len.div_ceil(comptime!(UNROLL * UNITS / LANES as usize));
+        for step in 0..steps {
+            let first = step * comptime!(UNROLL * UNITS / LANES as usize) + key_unit;
+            let parts = comptime!(heads.vectors / LANES as usize);
+            let mut keys =
+                Array::<Vector<E, N>>::new(comptime!(UNROLL * heads.vectors / LANES as usize));
             #[unroll]
-            for g in 0..group {
-                dots[g] = Vector::new(0.0);
-            }
-            #[unroll]
-            for part in 0..comptime!(heads.vectors / LANES as usize) {
-                let at = part * lanes + lane;
-                let key = Vector::<f32, N>::cast_from(k[start + at]);
+            for load in 0..UNROLL {
+                let start = starts[first + load * keys_at_once] as usize;
                 #[unroll]
-                for g in 0..group {
-                    dots[g] += key * queries[g * vectors + at];
+                for part in 0..parts {
+                    keys[load * parts + part] = k[start + part * lanes + lane];
                 }
             }
             #[unroll]
-            for g in 0..group {
-                let mut dot = add_up::<N>(dots[g]);
-                dot += plane_shuffle_xor(dot, 1u32);
-                dot += plane_shuffle_xor(dot, 2u32);
-                dot += plane_shuffle_xor(dot, 4u32);
-                if lane == 0 {
-                    scores[g * CHUNK + index] = dot;
+            for load in 0..UNROLL {
+                let mut dots = Array::<Vector<f32, N>>::new(group);
+                #[unroll]
+                for g in 0..group {
+                    dots[g] = Vector::new(0.0);
+                }
+                #[unroll]
+                for part in 0..parts {
+                    let key = Vector::<f32, N>::cast_from(keys[load * parts + part]);
+                    #[unroll]
+                    for g in 0..group {
+                        dots[g] += key * queries[g * vectors + part * lanes + lane];
+                    }
+                }
+                #[unroll]
+                for g in 0..group {
+                    let mut dot = add_up::<N>(dots[g]);
+                    dot += plane_shuffle_xor(dot, 1u32);
+                    dot += plane_shuffle_xor(dot, 2u32);
+                    dot += plane_shuffle_xor(dot, 4u32);
+                    if lane == 0 {
+                        scores[g * CHUNK + first + load * keys_at_once] = dot;
+                    }
                 }
             }
         }
@@ -266,16 +290,23 @@ fn attend_token<E: Float, N: Size>(
         }
         let mut index = value_unit;
         while index < len {
-            let position = chunk + index;
-            let row = indices[table + position / block_size] as usize * block_size
-                + position % block_size;
-            let value =
-                Vector::<f32, N>::cast_from(v[(row * kv_heads + kv_head) * vectors + vector]);
+            let mut rows = Array::<Vector<E, N>>::new(UNROLL);
             #[unroll]
-            for g in 0..group {
-                output[g] += value * Vector::new(scores[g * CHUNK + index]);
+            for load in 0..UNROLL {
+                let at = min(index + load * value_units, CHUNK - 1);
+                rows[load] = v[starts[at] as usize + vector];
             }
-            index += value_units;
+            #[unroll]
+            for load in 0..UNROLL {
+                let at = index + load * value_units;
+                let value = Vector::<f32, N>::cast_from(rows[load]);
+                #[unroll]
+                for g in 0..group {
+                    let weight = select(at < len, scores[g * CHUNK + min(at, CHUNK - 1)], 0.0f32);
+                    output[g] += value * Vector::new(weight);
+                }
+            }
+            index += UNROLL * value_units;
         }
         sync_cube();
         chunk += CHUNK;
@@ -324,7 +355,7 @@ fn attend_token<E: Float, N: Size>(
 #[cube]
 fn split_len(context: usize, splits: usize) -> usize {
     let len = context.div_ceil(splits);
-    len.div_ceil(CHUNK) * CHUNK
+    len.div_ceil(MIN_PART) * MIN_PART
 }
 
 /// Combines the parts of each head: a unit for each element.
@@ -337,24 +368,30 @@ fn merge(
     num_tokens: usize,
     heads: usize,
     head_dim: usize,
-    splits: usize,
+    #[comptime] splits: usize,
 ) {
     let token = CUBE_POS_X as usize;
     let head = CUBE_POS_Y as usize;
     let context = indices[num_tokens + token] as usize;
     let used = context.div_ceil(max(split_len(context, splits), 1));
+    let mut maxima = Array::<f32>::new(splits);
     let mut highest = f32::new(LOWEST);
-    for split in 0..used {
+    #[unroll]
+    for split in 0..splits {
         let at = (token * splits + split) * heads + head;
-        highest = max(highest, stats[at * 2]);
+        maxima[split] = select(split < used, stats[at * 2], LOWEST);
+        highest = max(highest, maxima[split]);
     }
     let mut sum = 0.0f32;
     let mut total = 0.0f32;
-    for split in 0..used {
+    #[unroll]
+    for split in 0..splits {
         let at = (token * splits + split) * heads + head;
-        let factor = (stats[at * 2] - highest).exp();
-        sum += stats[at * 2 + 1] * factor;
-        total += parts[at * head_dim + UNIT_POS as usize] * factor;
+        // What unused parts hold counts for nothing, whatever it is.
+        let factor = (maxima[split] - highest).exp();
+        sum += select(split < used, stats[at * 2 + 1] * factor, 0.0f32);
+        let part = parts[at * head_dim + UNIT_POS as usize];
+        total += select(split < used, part * factor, 0.0f32);
     }
     out[(token * heads + head) * head_dim + UNIT_POS as usize] = total / sum;
 }

@@ -23,7 +23,7 @@ const W_VECTOR: usize = 8;
 /// Values by which rows in shared memory are longer, so that their starts lie in different banks.
 const SKEW: usize = 8;
 /// Cubes that keep a large GPU busy.
-const WANTED_CUBES: usize = 264;
+const WANTED_CUBES: usize = 396;
 /// More parts cost more to add up than they save.
 const MAX_SPLITS: usize = 8;
 
@@ -40,18 +40,21 @@ struct Tile {
     x_vector: usize,
 }
 
+/// Inner values of a step that every product is made of.
+const INNER: usize = 64;
+
 /// For few rows: bound by reading the weight.
 const NARROW: Tile = Tile {
     rows: 32,
     columns: 64,
-    inner: 64,
+    inner: 128,
     planes: [1, 4],
     x_vector: 4,
 };
 const MEDIUM: Tile = Tile {
     rows: 64,
     columns: 64,
-    inner: 64,
+    inner: 128,
     planes: [2, 2],
     x_vector: 4,
 };
@@ -91,7 +94,7 @@ pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
     x.dtype == DType::F32
         && x.client.features().matmul.cmma.contains(&config)
         && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
-        && inner.is_multiple_of(64)
+        && inner.is_multiple_of(INNER)
         && !w.meta.is_tiled()
         && w.meta.strides()[1] == 1
         && w.meta.strides()[0].is_multiple_of(W_VECTOR)
@@ -110,11 +113,14 @@ pub(super) fn product(
     if m * n == 0 {
         return y;
     }
-    let tile = match m {
+    let mut tile = match m {
         0..=32 => NARROW,
         33..=256 => MEDIUM,
         _ => WIDE,
     };
+    if !k.is_multiple_of(tile.inner) {
+        tile.inner = INNER;
+    }
     let client = x.client.clone();
     let (columns, rows) = (n.div_ceil(tile.columns), m.div_ceil(tile.rows));
     let steps = k / tile.inner;
@@ -138,6 +144,8 @@ pub(super) fn product(
         _ => x,
     };
     let dtypes = [dtype_to_elem_type(x.dtype), dtype];
+    // A converted tensor may have longer rows.
+    let x_stride = x.meta.strides()[0];
     // SAFETY: rows past the last one are clamped to it when read and left out when written.
     unsafe {
         mat_mul::launch_unchecked(
@@ -152,7 +160,7 @@ pub(super) fn product(
             parts.clone().into_buffer_arg(),
             m,
             n,
-            k / tile.x_vector,
+            x_stride / tile.x_vector,
             stride,
             steps,
             steps_per_split,

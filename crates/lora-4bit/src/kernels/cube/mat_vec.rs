@@ -35,6 +35,15 @@ struct Shape {
     /// Whether each of up to three weights has a bias.
     has_bias: [bool; 3],
     has_residual: bool,
+    /// Whether `x` is normalised first.
+    has_norm: bool,
+}
+
+impl Shape {
+    /// Sums that the planes of a row add up: the products, and with a norm the squares of `x`.
+    fn num_totals(&self) -> usize {
+        self.m * self.rows + if self.has_norm { self.m } else { 0 }
+    }
 }
 
 /// Whether [`products`] can read these tensors.
@@ -43,6 +52,13 @@ pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
         && matches!(w.dtype, DType::F32 | DType::BF16 | DType::F16)
         && !w.meta.is_tiled()
         && w.meta.strides()[1] == 1
+}
+
+/// Root-mean-square normalisation of the rows of `x`.
+pub(super) struct Norm {
+    /// `[k]`, f32.
+    pub(super) weight: CubeTensor,
+    pub(super) eps: f32,
 }
 
 /// How to launch a product with `num_rows` rows of weights.
@@ -94,6 +110,7 @@ impl Plan {
                 planes,
                 has_bias: [false; 3],
                 has_residual: false,
+                has_norm: false,
             },
             rows_per_cube: UNITS as usize / lanes / planes * rows,
             x_cubes: m.div_ceil(MAX_ROWS) as u32,
@@ -101,9 +118,10 @@ impl Plan {
     }
 }
 
-/// `x · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]` f32, `w [n, k]` → `[m, n]` f32.
+/// `norm(x) · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]` f32, `w [n, k]` → `[m, n]` f32.
 pub(super) fn products<const N: usize>(
     x: CubeTensor,
+    norm: Option<Norm>,
     weights: [CubeTensor; N],
     biases: [Option<CubeTensor>; N],
     residual: Option<CubeTensor>,
@@ -122,6 +140,8 @@ pub(super) fn products<const N: usize>(
     let rows: [usize; 3] = std::array::from_fn(|i| weights.get(i).map_or(0, rows));
     let mut plan = Plan::new(&x, &weights[0], rows.iter().sum());
     plan.shape.has_residual = residual.is_some();
+    plan.shape.has_norm = norm.is_some();
+    let (norm, eps) = norm_args(&x, norm);
     let cubes = rows.map(|rows| rows.div_ceil(plan.rows_per_cube));
     for (has_bias, bias) in plan.shape.has_bias.iter_mut().zip(&biases) {
         *has_bias = bias.is_some();
@@ -142,6 +162,7 @@ pub(super) fn products<const N: usize>(
             CubeDim::new_1d(UNITS),
             plan.vector,
             x.clone().into_buffer_arg(),
+            norm.into_buffer_arg(),
             weight(0).into_buffer_arg(),
             weight(1).into_buffer_arg(),
             weight(2).into_buffer_arg(),
@@ -160,6 +181,7 @@ pub(super) fn products<const N: usize>(
             k / plan.vector,
             plan.row_stride,
             m,
+            eps,
             plan.shape,
             dtype,
         );
@@ -167,15 +189,30 @@ pub(super) fn products<const N: usize>(
     results
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]` f32, both weights `[n, k]` → `[m, n]` f32.
-pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+/// Weight and epsilon of a norm, or arguments that nobody reads.
+fn norm_args(x: &CubeTensor, norm: Option<Norm>) -> (CubeTensor, f32) {
+    match norm {
+        Some(Norm { weight, eps }) => (into_contiguous(weight), eps),
+        None => (x.clone(), 0.0),
+    }
+}
+
+/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`: `x [m, k]` f32, both weights `[n, k]` → `[m, n]` f32.
+pub(super) fn gated(
+    x: CubeTensor,
+    norm: Option<Norm>,
+    gate: CubeTensor,
+    up: CubeTensor,
+) -> CubeTensor {
     let x = into_contiguous(x);
     let ([m, k], [n, _]) = (x.meta.shape().dims(), gate.meta.shape().dims());
     let y = empty(&x, [m, n], DType::F32);
     if m * k == 0 {
         return y;
     }
-    let plan = Plan::new(&x, &gate, 2 * n);
+    let mut plan = Plan::new(&x, &gate, 2 * n);
+    plan.shape.has_norm = norm.is_some();
+    let (norm, eps) = norm_args(&x, norm);
     let dtype = dtype_to_elem_type(gate.dtype);
     // SAFETY: as in `products`.
     unsafe {
@@ -185,6 +222,7 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
             CubeDim::new_1d(UNITS),
             plan.vector,
             x.into_buffer_arg(),
+            norm.into_buffer_arg(),
             gate.into_buffer_arg(),
             up.into_buffer_arg(),
             y.clone().into_buffer_arg(),
@@ -192,6 +230,7 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
             k / plan.vector,
             plan.row_stride,
             m,
+            eps,
             plan.shape,
             dtype,
         );
@@ -202,6 +241,7 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
 #[cube(launch_unchecked)]
 fn products_kernel<W: Float, N: Size>(
     x: &[Vector<f32, N>],
+    norm: &[Vector<f32, N>],
     w0: &[Vector<W, N>],
     w1: &[Vector<W, N>],
     w2: &[Vector<W, N>],
@@ -220,6 +260,7 @@ fn products_kernel<W: Float, N: Size>(
     row_vectors: usize,
     row_stride: usize,
     num_x: usize,
+    eps: f32,
     #[comptime] shape: Shape,
     #[define(W)] _dtype: ElemType,
 ) {
@@ -229,6 +270,7 @@ fn products_kernel<W: Float, N: Size>(
         let first = first_row(cube, shape);
         dots::<W, N>(
             x,
+            norm,
             w0,
             &mut sums,
             first,
@@ -236,6 +278,7 @@ fn products_kernel<W: Float, N: Size>(
             row_vectors,
             row_stride,
             num_x,
+            eps,
             shape,
         );
         if comptime!(shape.has_bias[0]) {
@@ -249,6 +292,7 @@ fn products_kernel<W: Float, N: Size>(
         let first = first_row(cube - cubes0, shape);
         dots::<W, N>(
             x,
+            norm,
             w1,
             &mut sums,
             first,
@@ -256,6 +300,7 @@ fn products_kernel<W: Float, N: Size>(
             row_vectors,
             row_stride,
             num_x,
+            eps,
             shape,
         );
         if comptime!(shape.has_bias[1]) {
@@ -266,6 +311,7 @@ fn products_kernel<W: Float, N: Size>(
         let first = first_row(cube - cubes0 - cubes1, shape);
         dots::<W, N>(
             x,
+            norm,
             w2,
             &mut sums,
             first,
@@ -273,6 +319,7 @@ fn products_kernel<W: Float, N: Size>(
             row_vectors,
             row_stride,
             num_x,
+            eps,
             shape,
         );
         if comptime!(shape.has_bias[2]) {
@@ -285,6 +332,7 @@ fn products_kernel<W: Float, N: Size>(
 #[cube(launch_unchecked)]
 fn gated_kernel<W: Float, N: Size>(
     x: &[Vector<f32, N>],
+    norm: &[Vector<f32, N>],
     gate: &[Vector<W, N>],
     up: &[Vector<W, N>],
     y: &mut [f32],
@@ -292,6 +340,7 @@ fn gated_kernel<W: Float, N: Size>(
     row_vectors: usize,
     row_stride: usize,
     num_x: usize,
+    eps: f32,
     #[comptime] shape: Shape,
     #[define(W)] _dtype: ElemType,
 ) {
@@ -300,6 +349,7 @@ fn gated_kernel<W: Float, N: Size>(
     let mut ups = Array::<f32>::new(comptime!(shape.m * shape.rows));
     dots::<W, N>(
         x,
+        norm,
         gate,
         &mut gates,
         first,
@@ -307,10 +357,12 @@ fn gated_kernel<W: Float, N: Size>(
         row_vectors,
         row_stride,
         num_x,
+        eps,
         shape,
     );
     dots::<W, N>(
         x,
+        norm,
         up,
         &mut ups,
         first,
@@ -318,6 +370,7 @@ fn gated_kernel<W: Float, N: Size>(
         row_vectors,
         row_stride,
         num_x,
+        eps,
         shape,
     );
     #[unroll]
@@ -340,6 +393,7 @@ fn first_row(cube: usize, #[comptime] shape: Shape) -> usize {
 #[cube]
 fn dots<W: Float, N: Size>(
     x: &[Vector<f32, N>],
+    norm: &[Vector<f32, N>],
     w: &[Vector<W, N>],
     results: &mut Array<f32>,
     first: usize,
@@ -347,6 +401,7 @@ fn dots<W: Float, N: Size>(
     row_vectors: usize,
     row_stride: usize,
     num_x: usize,
+    eps: f32,
     #[comptime] shape: Shape,
 ) {
     // The planes of a row take turns.
@@ -361,6 +416,12 @@ fn dots<W: Float, N: Size>(
     #[unroll]
     for i in 0..m * rows {
         sums[i] = Vector::new(0.0);
+    }
+    // Sums of the squares of each row of `x`.
+    let mut squares = Array::<Vector<f32, N>>::new(m);
+    #[unroll]
+    for r in 0..m {
+        squares[r] = Vector::new(0.0);
     }
     let mut i = part * PLANE_DIM as usize + UNIT_POS_PLANE as usize;
     while i + (unroll - 1) * lanes < row_vectors {
@@ -378,7 +439,11 @@ fn dots<W: Float, N: Size>(
         for load in 0..unroll {
             #[unroll]
             for r in 0..m {
-                let values = x[min(first_x + r, num_x - 1) * row_vectors + i + load * lanes];
+                let mut values = x[min(first_x + r, num_x - 1) * row_vectors + i + load * lanes];
+                if comptime!(shape.has_norm) {
+                    squares[r] += values * values;
+                    values *= norm[i + load * lanes];
+                }
                 #[unroll]
                 for row in 0..rows {
                     let weight = Vector::<f32, N>::cast_from(weights[load * rows + row]);
@@ -390,42 +455,66 @@ fn dots<W: Float, N: Size>(
     }
     while i < row_vectors {
         #[unroll]
-        for row in 0..rows {
-            let at = min(first + row, num_rows - 1) * row_stride + i;
-            let weight = Vector::<f32, N>::cast_from(w[at]);
+        for r in 0..m {
+            let mut values = x[min(first_x + r, num_x - 1) * row_vectors + i];
+            if comptime!(shape.has_norm) {
+                squares[r] += values * values;
+                values *= norm[i];
+            }
             #[unroll]
-            for r in 0..m {
-                let values = x[min(first_x + r, num_x - 1) * row_vectors + i];
-                sums[r * rows + row] += values * weight;
+            for row in 0..rows {
+                let at = min(first + row, num_rows - 1) * row_stride + i;
+                sums[r * rows + row] += values * Vector::<f32, N>::cast_from(w[at]);
             }
         }
         i += lanes;
     }
+    let results_len = comptime!(shape.m * shape.rows);
+    let mut totals = Array::<f32>::new(comptime!(shape.num_totals()));
     #[unroll]
-    for i in 0..m * rows {
-        results[i] = plane_sum(add_up::<N>(sums[i]));
+    for i in 0..results_len {
+        totals[i] = plane_sum(add_up::<N>(sums[i]));
+    }
+    if comptime!(shape.has_norm) {
+        #[unroll]
+        for r in 0..m {
+            totals[results_len + r] = plane_sum(add_up::<N>(squares[r]));
+        }
     }
     if comptime!(shape.planes > 1) {
+        let num = comptime!(shape.num_totals());
         // A plane has at least four units.
         let mut parts =
-            Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * shape.m * shape.rows));
+            Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * shape.num_totals()));
         if UNIT_POS_PLANE == 0 {
             #[unroll]
-            for i in 0..m * rows {
-                parts[plane * m * rows + i] = results[i];
+            for i in 0..num {
+                parts[plane * num + i] = totals[i];
             }
         }
         sync_cube();
         #[unroll]
-        for i in 0..m * rows {
+        for i in 0..num {
             let mut sum = 0.0f32;
             #[unroll]
             for other in 0..comptime!(shape.planes) {
-                sum += parts[(plane - part + other) * m * rows + i];
+                sum += parts[(plane - part + other) * num + i];
             }
-            results[i] = sum;
+            totals[i] = sum;
         }
         sync_cube();
+    }
+    let k = (row_vectors * x[0].vector_size()) as f32;
+    #[unroll]
+    for r in 0..m {
+        let mut factor = 1.0f32;
+        if comptime!(shape.has_norm) {
+            factor = (totals[results_len + r] / k + eps).inverse_sqrt();
+        }
+        #[unroll]
+        for row in 0..rows {
+            results[r * rows + row] = totals[r * rows + row] * factor;
+        }
     }
 }
 

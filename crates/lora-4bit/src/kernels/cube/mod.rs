@@ -12,16 +12,16 @@ mod mat_vec;
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Scalar, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
-use super::{ComputeDtype, DenseLayer, DeviceLinearOps, Extra, LinearOps, naive};
+use super::{ComputeDtype, DenseLayer, DeviceLinearOps, Extra, LinearOps, NormOperand, naive};
 
 /// From how many rows on tensor cores are faster than plain sums.
-const MIN_CORE_ROWS: usize = 5;
+pub(super) const MIN_CORE_ROWS: usize = 5;
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl LinearOps for Cube {
     ) -> FloatTensor<Self> {
         match Method::of(&x, &w, compute) {
             Method::MatVec => {
-                let [y] = mat_vec::products(x, [w], [None], None);
+                let [y] = mat_vec::products(x, None, [w], [None], None);
                 y
             }
             Method::MatMul => mat_mul::product(x, w, None, None),
@@ -78,6 +78,7 @@ impl DeviceLinearOps for Cube {
         first: DenseLayer<Self>,
         second: DenseLayer<Self>,
         third: DenseLayer<Self>,
+        norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let layers = [first, second, third];
@@ -89,8 +90,10 @@ impl DeviceLinearOps for Cube {
         });
         let [a, b, c] = if together {
             let biases = layers.clone().map(|layer| layer.bias.into_option());
-            mat_vec::products(x, layers.map(|layer| layer.weight), biases, None)
+            let weights = layers.map(|layer| layer.weight);
+            mat_vec::products(x, norm.into_norm(), weights, biases, None)
         } else {
+            let x = norm.apply(x);
             layers.map(|layer| linear(x.clone(), layer, None, compute))
         };
         (a, b, c)
@@ -100,13 +103,15 @@ impl DeviceLinearOps for Cube {
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
+        norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
         let methods = [&gate, &up].map(|w| Method::of(&x, w, compute));
         let alike = gate.dtype == up.dtype && gate.meta.strides() == up.meta.strides();
         if methods == [Method::MatVec; 2] && alike {
-            return mat_vec::gated(x, gate, up);
+            return mat_vec::gated(x, norm.into_norm(), gate, up);
         }
+        let x = norm.apply(x);
         let plain = |w: CubeTensor| DenseLayer {
             weight: w,
             bias: Extra::None,
@@ -114,6 +119,26 @@ impl DeviceLinearOps for Cube {
         let gate = linear(x.clone(), plain(gate), None, compute);
         let up = linear(x, plain(up), None, compute);
         silu_mul(gate, up)
+    }
+}
+
+impl NormOperand<Cube> {
+    fn into_norm(self) -> Option<mat_vec::Norm> {
+        let weight = self.weight.into_option()?;
+        let eps = self.eps as f32;
+        Some(mat_vec::Norm { weight, eps })
+    }
+
+    /// The norm by itself.
+    fn apply(self, x: CubeTensor) -> CubeTensor {
+        let Some(weight) = self.weight.into_option() else {
+            return x;
+        };
+        let k = x.meta.shape()[1];
+        let mean_square = Cube::float_mean_dim(Cube::float_mul(x.clone(), x.clone()), 1);
+        let shifted = Cube::float_add_scalar(mean_square, Scalar::from(self.eps));
+        let normed = Cube::float_div(x, Cube::float_sqrt(shifted));
+        Cube::float_mul(normed, Cube::float_reshape(weight, Shape::new([1, k])))
     }
 }
 
@@ -127,7 +152,7 @@ fn linear(
     let (w, bias) = (layer.weight, layer.bias.into_option());
     match Method::of(&x, &w, compute) {
         Method::MatVec => {
-            let [y] = mat_vec::products(x, [w], [bias], residual);
+            let [y] = mat_vec::products(x, None, [w], [bias], residual);
             y
         }
         Method::MatMul => mat_mul::product(x, w, bias, residual),
