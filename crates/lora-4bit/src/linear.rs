@@ -132,12 +132,11 @@ impl Linear {
         residual + self.forward(x, adapters)
     }
 
-    /// Whether layers normalise their input themselves, so that [`Linear::forward_three`] and [`Linear::forward_gated`] are
-    /// given a norm.
-    pub fn fuse_norm(layers: &[&Self], x: &Tensor<2>, adapters: &AdapterSelection) -> bool {
-        let is_dense = |layer: &&Self| matches!(layer.weight, Weight::Dense(_));
+    /// Whether [`Linear::forward_three`] normalises the input itself and is to be given the norm.
+    pub fn fuse_norm(layers: [&Self; 3], x: &Tensor<2>, adapters: &AdapterSelection) -> bool {
+        let is_dense = |layer: &Self| matches!(layer.weight, Weight::Dense(_));
         matches!(adapters, AdapterSelection::Base)
-            && layers.iter().all(is_dense)
+            && layers.into_iter().all(is_dense)
             && kernels::fuses_norm(x)
     }
 
@@ -181,7 +180,6 @@ impl Linear {
         gate: &Self,
         up: &Self,
         x: &Tensor<2>,
-        norm: Option<Norm<'_>>,
         adapters: &AdapterSelection,
     ) -> Option<Tensor<2>> {
         #[cfg(feature = "gpu")]
@@ -191,12 +189,12 @@ impl Linear {
                 && up.bias.is_none();
             let (gate_weight, up_weight) = (gate.weight.dense()?, up.weight.dense()?);
             is_plain
-                .then(|| kernels::device_gated(x, norm, [gate_weight, up_weight], gate.compute))
+                .then(|| kernels::device_gated(x, gate_weight, up_weight, gate.compute))
                 .flatten()
         }
         #[cfg(not(feature = "gpu"))]
         {
-            let _ = (gate, up, x, norm, adapters);
+            let _ = (gate, up, x, adapters);
             None
         }
     }

@@ -130,7 +130,7 @@ fn fused_layers_equal_single_operations() {
             }
 
             let [gate, up] = [0, 1].map(|_| layer([77, k], false, dtype, &gpu));
-            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
             let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
             let expected = burn::tensor::activation::silu(g) * u;
             // Values go up to some hundreds.

@@ -357,7 +357,10 @@ impl Attention {
         let eps = norm.eps;
         let normed = |x: Tensor<2>, norm: &Option<_>| head_norm(self.heads(x), norm.as_ref(), eps);
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let (x, norm) = normalize(x, norm, &layers, adapters);
+        let (x, norm) = match Linear::fuse_norm(layers, x, adapters) {
+            true => (x.clone(), Some(norm)),
+            false => (rms_norm(x.clone(), norm.weight, eps), None),
+        };
         if let Some([q, k, v]) = Linear::forward_three(layers, &x, norm, adapters) {
             let (q, k) = (normed(q, &self.q_norm), normed(k, &self.k_norm));
             let (q, k) = rotate_both(q, k, rotary);
@@ -385,19 +388,6 @@ impl Attention {
     }
 }
 
-/// What layers are given: the input and its norm, if they apply that themselves, or else the normalised input.
-fn normalize<'a>(
-    x: &Tensor<2>,
-    norm: Norm<'a>,
-    layers: &[&Linear],
-    adapters: &AdapterSelection,
-) -> (Tensor<2>, Option<Norm<'a>>) {
-    match Linear::fuse_norm(layers, x, adapters) {
-        true => (x.clone(), Some(norm)),
-        false => (rms_norm(x.clone(), norm.weight, norm.eps), None),
-    }
-}
-
 /// Qwen3 normalises every head of q and k; Qwen2 has no such weight.
 fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
     let Some(weight) = weight else { return x };
@@ -409,9 +399,9 @@ fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
 impl Mlp {
     /// Everything before the last projection: `[tokens, hidden]` to `[tokens, intermediate]`.
     fn forward(&self, x: &Tensor<2>, norm: Norm<'_>, adapters: &AdapterSelection) -> Tensor<2> {
-        let (x, norm) = normalize(x, norm, &[&self.gate_proj, &self.up_proj], adapters);
+        let x = rms_norm(x.clone(), norm.weight, norm.eps);
         let span = trace_span!("gate_proj, up_proj").entered();
-        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, &x, norm, adapters);
+        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, &x, adapters);
         if let Some(h) = gated {
             return h;
         }

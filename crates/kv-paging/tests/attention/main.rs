@@ -255,6 +255,8 @@ impl Case {
         let is_gpu = *device != Device::flex();
         let tolerance = match self.dtype {
             DType::BF16 if is_gpu => 3e-2,
+            // The twin runs instead.
+            _ if is_gpu && !head_dim.is_multiple_of(8) => 3e-3,
             _ => 1e-4,
         };
         let what_fast = format!("fast path, {what}");

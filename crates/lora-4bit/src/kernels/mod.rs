@@ -126,10 +126,11 @@ pub struct Norm<'a> {
     pub eps: f64,
 }
 
-/// Whether products normalise their input themselves: on a GPU, for few rows.
+/// Whether products normalise their input themselves: on a GPU, for a single row. With more, and in the larger products of
+/// an MLP, reading the norm's weight besides costs more than a norm of its own.
 pub(crate) fn fuses_norm(x: &Tensor<2>) -> bool {
     #[cfg(feature = "gpu")]
-    return on_gpu(x) && x.dims()[0] < cube::MIN_CORE_ROWS;
+    return on_gpu(x) && x.dims()[0] == 1;
     #[cfg(not(feature = "gpu"))]
     {
         let _ = x;
@@ -231,12 +232,11 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`.
+    /// `silu(x · gateᵀ) · (x · upᵀ)`.
     fn device_gated(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
-        #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self>;
 }
@@ -282,19 +282,13 @@ pub(crate) fn device_three_linears(
 #[cfg(feature = "gpu")]
 pub(crate) fn device_gated(
     x: &Tensor<2>,
-    norm: Option<Norm<'_>>,
-    [gate, up]: [&Tensor<2>; 2],
+    gate: &Tensor<2>,
+    up: &Tensor<2>,
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
     on_gpu(x).then(|| {
         let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
-        Tensor::from_dispatch(Dispatch::device_gated(
-            x,
-            gate,
-            up,
-            NormOperand::new(norm),
-            compute,
-        ))
+        Tensor::from_dispatch(Dispatch::device_gated(x, gate, up, compute))
     })
 }
 

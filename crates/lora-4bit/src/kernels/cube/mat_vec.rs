@@ -197,22 +197,15 @@ fn norm_args(x: &CubeTensor, norm: Option<Norm>) -> (CubeTensor, f32) {
     }
 }
 
-/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`: `x [m, k]` f32, both weights `[n, k]` → `[m, n]` f32.
-pub(super) fn gated(
-    x: CubeTensor,
-    norm: Option<Norm>,
-    gate: CubeTensor,
-    up: CubeTensor,
-) -> CubeTensor {
+/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]` f32, both weights `[n, k]` → `[m, n]` f32.
+pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     let x = into_contiguous(x);
     let ([m, k], [n, _]) = (x.meta.shape().dims(), gate.meta.shape().dims());
     let y = empty(&x, [m, n], DType::F32);
     if m * k == 0 {
         return y;
     }
-    let mut plan = Plan::new(&x, &gate, 2 * n);
-    plan.shape.has_norm = norm.is_some();
-    let (norm, eps) = norm_args(&x, norm);
+    let plan = Plan::new(&x, &gate, 2 * n);
     let dtype = dtype_to_elem_type(gate.dtype);
     // SAFETY: as in `products`.
     unsafe {
@@ -222,7 +215,6 @@ pub(super) fn gated(
             CubeDim::new_1d(UNITS),
             plan.vector,
             x.into_buffer_arg(),
-            norm.into_buffer_arg(),
             gate.into_buffer_arg(),
             up.into_buffer_arg(),
             y.clone().into_buffer_arg(),
@@ -230,7 +222,6 @@ pub(super) fn gated(
             k / plan.vector,
             plan.row_stride,
             m,
-            eps,
             plan.shape,
             dtype,
         );
@@ -332,7 +323,6 @@ fn products_kernel<W: Float, N: Size>(
 #[cube(launch_unchecked)]
 fn gated_kernel<W: Float, N: Size>(
     x: &[Vector<f32, N>],
-    norm: &[Vector<f32, N>],
     gate: &[Vector<W, N>],
     up: &[Vector<W, N>],
     y: &mut [f32],
@@ -340,7 +330,6 @@ fn gated_kernel<W: Float, N: Size>(
     row_vectors: usize,
     row_stride: usize,
     num_x: usize,
-    eps: f32,
     #[comptime] shape: Shape,
     #[define(W)] _dtype: ElemType,
 ) {
@@ -349,7 +338,7 @@ fn gated_kernel<W: Float, N: Size>(
     let mut ups = Array::<f32>::new(comptime!(shape.m * shape.rows));
     dots::<W, N>(
         x,
-        norm,
+        x,
         gate,
         &mut gates,
         first,
@@ -357,12 +346,12 @@ fn gated_kernel<W: Float, N: Size>(
         row_vectors,
         row_stride,
         num_x,
-        eps,
+        0.0,
         shape,
     );
     dots::<W, N>(
         x,
-        norm,
+        x,
         up,
         &mut ups,
         first,
@@ -370,7 +359,7 @@ fn gated_kernel<W: Float, N: Size>(
         row_vectors,
         row_stride,
         num_x,
-        eps,
+        0.0,
         shape,
     );
     #[unroll]

@@ -21,7 +21,7 @@ use cubecl::prelude::*;
 use super::{ComputeDtype, DenseLayer, DeviceLinearOps, Extra, LinearOps, NormOperand, naive};
 
 /// From how many rows on tensor cores are faster than plain sums.
-pub(super) const MIN_CORE_ROWS: usize = 5;
+const MIN_CORE_ROWS: usize = 5;
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,15 +103,13 @@ impl DeviceLinearOps for Cube {
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
-        norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
         let methods = [&gate, &up].map(|w| Method::of(&x, w, compute));
         let alike = gate.dtype == up.dtype && gate.meta.strides() == up.meta.strides();
         if methods == [Method::MatVec; 2] && alike {
-            return mat_vec::gated(x, norm.into_norm(), gate, up);
+            return mat_vec::gated(x, gate, up);
         }
-        let x = norm.apply(x);
         let plain = |w: CubeTensor| DenseLayer {
             weight: w,
             bias: Extra::None,
