@@ -10,6 +10,10 @@ use crate::nf4::{Absmax, Nf4Data};
 
 /// The weight of a [`Linear`](crate::linear::Linear) layer, `[out, in]` as in checkpoints.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a tensor's size depends on the backends that are compiled in; there are few weights"
+)]
 pub enum Weight {
     /// f32, bf16 or f16: `[out, in]`.
     Dense(Tensor<2>),

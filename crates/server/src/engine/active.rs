@@ -46,8 +46,8 @@ impl ActiveSequence {
     /// Whether the next token is the one with the largest logit, and nothing else is asked for.
     #[cfg(feature = "gpu")]
     pub(super) fn takes_argmax(&self) -> bool {
-        let is_banned = self.num_generated < self.request.min_tokens;
-        self.sampler.is_argmax() && !(is_banned && !self.request.stop_token_ids.is_empty())
+        let may_stop = self.num_generated >= self.request.min_tokens;
+        self.sampler.is_argmax() && (may_stop || self.request.stop_token_ids.is_empty())
     }
 
     /// Takes the token with the largest logit as the sequence's next one and sends it.

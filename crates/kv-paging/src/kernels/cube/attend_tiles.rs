@@ -296,7 +296,7 @@ fn attend_tile<E: Float>(
         start += KEYS;
     }
     sum += plane_shuffle_xor(sum, 1u32);
-    if lane % 2 == 0 {
+    if first_column == 0 {
         sums[plane * QUERIES + row] = sum;
     }
 

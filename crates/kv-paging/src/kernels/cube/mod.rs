@@ -245,6 +245,16 @@ fn elem_type(tensor: &CubeTensor) -> cubecl::ir::ElemType {
     burn::backend::cubecl::dtype_to_elem_type(tensor.dtype)
 }
 
+/// A tensor whose values are not set yet.
+fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
+        like.client.clone(),
+        like.device.clone(),
+        shape.into(),
+        dtype,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::DeviceType;
@@ -259,14 +269,4 @@ mod tests {
         assert!(supports(&gpu, 64) && supports(&gpu, 128));
         assert!(!supports(&gpu, 20) && !supports(&Device::flex(), 64));
     }
-}
-
-/// A tensor whose values are not set yet.
-fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
-    burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
-        like.client.clone(),
-        like.device.clone(),
-        shape.into(),
-        dtype,
-    )
 }

@@ -196,7 +196,7 @@ fn mat_mul<X: Float, W: Float, N: Size>(
     residual: &[f32],
     parts: &mut [f32],
     m: usize,
-    n: usize,
+    num_columns: usize,
     x_stride: usize,
     w_stride: usize,
     steps: usize,
@@ -260,7 +260,7 @@ fn mat_mul<X: Float, W: Float, N: Size>(
     #[unroll]
     for i in 0..w_loads {
         let at = i * units + unit;
-        let row = min(first_column + at / w_vectors, n - 1);
+        let row = min(first_column + at / w_vectors, num_columns - 1);
         w_next[i] = w[row * w_stride + first_step * w_vectors + at % w_vectors];
     }
     let mut step = first_step;
@@ -289,7 +289,7 @@ fn mat_mul<X: Float, W: Float, N: Size>(
             #[unroll]
             for i in 0..w_loads {
                 let at = i * units + unit;
-                let row = min(first_column + at / w_vectors, n - 1);
+                let row = min(first_column + at / w_vectors, num_columns - 1);
                 w_next[i] = w[row * w_stride + step * w_vectors + at % w_vectors];
             }
         }
@@ -332,7 +332,7 @@ fn mat_mul<X: Float, W: Float, N: Size>(
         }
     }
 
-    let part = CUBE_POS_Z as usize * m * n;
+    let part = CUBE_POS_Z as usize * m * num_columns;
     let mine = plane * comptime!(CORE * CORE);
     let lane = unit % PLANE;
     #[unroll]
@@ -353,15 +353,15 @@ fn mat_mul<X: Float, W: Float, N: Size>(
             for i in 0..comptime!(CORE * CORE / PLANE) {
                 let at = i * PLANE + lane;
                 let (r, c) = (top + at / CORE, left + at % CORE);
-                if r < m && c < n {
+                if r < m && c < num_columns {
                     let mut result = results[mine + at];
                     if comptime!(extras[0]) {
                         result += bias[c];
                     }
                     if comptime!(extras[1]) {
-                        result += residual[r * n + c];
+                        result += residual[r * num_columns + c];
                     }
-                    parts[part + r * n + c] = result;
+                    parts[part + r * num_columns + c] = result;
                 }
             }
         }

@@ -1,0 +1,360 @@
+//! The kernels of the products with few rows.
+
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use super::{MAX_ROWS, Shape, UNITS};
+
+#[cube(launch_unchecked)]
+pub(super) fn products_kernel<W: Float, N: Size>(
+    x: &[Vector<f32, N>],
+    norm: &[Vector<f32, N>],
+    w0: &[Vector<W, N>],
+    w1: &[Vector<W, N>],
+    w2: &[Vector<W, N>],
+    bias0: &[f32],
+    bias1: &[f32],
+    bias2: &[f32],
+    residual: &[f32],
+    y0: &mut [f32],
+    y1: &mut [f32],
+    y2: &mut [f32],
+    rows0: usize,
+    rows1: usize,
+    rows2: usize,
+    cubes0: usize,
+    cubes1: usize,
+    row_vectors: usize,
+    row_stride: usize,
+    num_x: usize,
+    eps: f32,
+    #[comptime] shape: Shape,
+    #[define(W)] _dtype: ElemType,
+) {
+    let cube = CUBE_POS_X as usize;
+    let mut sums = Array::<f32>::new(comptime!(shape.m * shape.rows));
+    if cube < cubes0 {
+        let first = first_row(cube, shape);
+        dots::<W, N>(
+            x,
+            norm,
+            w0,
+            &mut sums,
+            first,
+            rows0,
+            row_vectors,
+            row_stride,
+            num_x,
+            eps,
+            shape,
+        );
+        if comptime!(shape.has_bias[0]) {
+            add_bias(&mut sums, bias0, first, rows0, shape);
+        }
+        if comptime!(shape.has_residual) {
+            add_rows(&mut sums, residual, first, rows0, num_x, shape);
+        }
+        write(&sums, y0, first, rows0, num_x, shape);
+    } else if cube < cubes0 + cubes1 {
+        let first = first_row(cube - cubes0, shape);
+        dots::<W, N>(
+            x,
+            norm,
+            w1,
+            &mut sums,
+            first,
+            rows1,
+            row_vectors,
+            row_stride,
+            num_x,
+            eps,
+            shape,
+        );
+        if comptime!(shape.has_bias[1]) {
+            add_bias(&mut sums, bias1, first, rows1, shape);
+        }
+        write(&sums, y1, first, rows1, num_x, shape);
+    } else {
+        let first = first_row(cube - cubes0 - cubes1, shape);
+        dots::<W, N>(
+            x,
+            norm,
+            w2,
+            &mut sums,
+            first,
+            rows2,
+            row_vectors,
+            row_stride,
+            num_x,
+            eps,
+            shape,
+        );
+        if comptime!(shape.has_bias[2]) {
+            add_bias(&mut sums, bias2, first, rows2, shape);
+        }
+        write(&sums, y2, first, rows2, num_x, shape);
+    }
+}
+
+#[cube(launch_unchecked)]
+pub(super) fn gated_kernel<W: Float, N: Size>(
+    x: &[Vector<f32, N>],
+    gate: &[Vector<W, N>],
+    up: &[Vector<W, N>],
+    y: &mut [f32],
+    num_rows: usize,
+    row_vectors: usize,
+    row_stride: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
+    #[define(W)] _dtype: ElemType,
+) {
+    let first = first_row(CUBE_POS_X as usize, shape);
+    let mut gates = Array::<f32>::new(comptime!(shape.m * shape.rows));
+    let mut ups = Array::<f32>::new(comptime!(shape.m * shape.rows));
+    dots::<W, N>(
+        x,
+        x,
+        gate,
+        &mut gates,
+        first,
+        num_rows,
+        row_vectors,
+        row_stride,
+        num_x,
+        0.0,
+        shape,
+    );
+    dots::<W, N>(
+        x,
+        x,
+        up,
+        &mut ups,
+        first,
+        num_rows,
+        row_vectors,
+        row_stride,
+        num_x,
+        0.0,
+        shape,
+    );
+    #[unroll]
+    for i in 0..comptime!(shape.m * shape.rows) {
+        gates[i] = gates[i] / (1.0 + (-gates[i]).exp()) * ups[i];
+    }
+    write(&gates, y, first, num_rows, num_x, shape);
+}
+
+/// The first row of the weight that a plane of a cube computes.
+#[cube]
+fn first_row(cube: usize, #[comptime] shape: Shape) -> usize {
+    let plane = (UNIT_POS / PLANE_DIM) as usize;
+    let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let groups = planes / comptime!(shape.planes);
+    (cube * groups + plane / comptime!(shape.planes)) * comptime!(shape.rows)
+}
+
+/// `x · wᵀ` for the plane's rows of both, in all its units: `[m, rows]`.
+#[cube]
+fn dots<W: Float, N: Size>(
+    x: &[Vector<f32, N>],
+    norm: &[Vector<f32, N>],
+    w: &[Vector<W, N>],
+    results: &mut Array<f32>,
+    first: usize,
+    num_rows: usize,
+    row_vectors: usize,
+    row_stride: usize,
+    num_x: usize,
+    eps: f32,
+    #[comptime] shape: Shape,
+) {
+    // The planes of a row take turns.
+    let lanes = PLANE_DIM as usize * comptime!(shape.planes);
+    let plane = (UNIT_POS / PLANE_DIM) as usize;
+    let part = plane % comptime!(shape.planes);
+    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
+    let m = comptime!(shape.m);
+    let rows = comptime!(shape.rows);
+    let unroll = comptime!(shape.unroll);
+    let mut sums = Array::<Vector<f32, N>>::new(comptime!(shape.m * shape.rows));
+    #[unroll]
+    for i in 0..m * rows {
+        sums[i] = Vector::new(0.0);
+    }
+    // Sums of the squares of each row of `x`.
+    let mut squares = Array::<Vector<f32, N>>::new(m);
+    #[unroll]
+    for r in 0..m {
+        squares[r] = Vector::new(0.0);
+    }
+    let mut i = part * PLANE_DIM as usize + UNIT_POS_PLANE as usize;
+    while i + (unroll - 1) * lanes < row_vectors {
+        let mut weights = Array::<Vector<W, N>>::new(comptime!(shape.unroll * shape.rows));
+        #[unroll]
+        for load in 0..unroll {
+            #[unroll]
+            for row in 0..rows {
+                // A row past the last one is computed for nothing.
+                let at = min(first + row, num_rows - 1) * row_stride + i + load * lanes;
+                weights[load * rows + row] = w[at];
+            }
+        }
+        #[unroll]
+        for load in 0..unroll {
+            #[unroll]
+            for r in 0..m {
+                let mut values = x[min(first_x + r, num_x - 1) * row_vectors + i + load * lanes];
+                if comptime!(shape.has_norm) {
+                    squares[r] += values * values;
+                    values *= norm[i + load * lanes];
+                }
+                #[unroll]
+                for row in 0..rows {
+                    let weight = Vector::<f32, N>::cast_from(weights[load * rows + row]);
+                    sums[r * rows + row] += values * weight;
+                }
+            }
+        }
+        i += unroll * lanes;
+    }
+    while i < row_vectors {
+        #[unroll]
+        for r in 0..m {
+            let mut values = x[min(first_x + r, num_x - 1) * row_vectors + i];
+            if comptime!(shape.has_norm) {
+                squares[r] += values * values;
+                values *= norm[i];
+            }
+            #[unroll]
+            for row in 0..rows {
+                let at = min(first + row, num_rows - 1) * row_stride + i;
+                sums[r * rows + row] += values * Vector::<f32, N>::cast_from(w[at]);
+            }
+        }
+        i += lanes;
+    }
+    let results_len = comptime!(shape.m * shape.rows);
+    let mut totals = Array::<f32>::new(comptime!(shape.num_totals()));
+    #[unroll]
+    for i in 0..results_len {
+        totals[i] = plane_sum(add_up::<N>(sums[i]));
+    }
+    if comptime!(shape.has_norm) {
+        #[unroll]
+        for r in 0..m {
+            totals[results_len + r] = plane_sum(add_up::<N>(squares[r]));
+        }
+    }
+    if comptime!(shape.planes > 1) {
+        let num = comptime!(shape.num_totals());
+        // A plane has at least four units.
+        let mut parts =
+            Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * shape.num_totals()));
+        if UNIT_POS_PLANE == 0 {
+            #[unroll]
+            for i in 0..num {
+                parts[plane * num + i] = totals[i];
+            }
+        }
+        sync_cube();
+        #[unroll]
+        for i in 0..num {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for other in 0..comptime!(shape.planes) {
+                sum += parts[(plane - part + other) * num + i];
+            }
+            totals[i] = sum;
+        }
+        sync_cube();
+    }
+    let k = (row_vectors * x[0].vector_size()) as f32;
+    #[unroll]
+    for r in 0..m {
+        let mut factor = 1.0f32;
+        if comptime!(shape.has_norm) {
+            factor = (totals[results_len + r] / k + eps).inverse_sqrt();
+        }
+        #[unroll]
+        for row in 0..rows {
+            results[r * rows + row] = totals[r * rows + row] * factor;
+        }
+    }
+}
+
+#[cube]
+fn add_bias(
+    sums: &mut Array<f32>,
+    bias: &[f32],
+    first: usize,
+    num_rows: usize,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for row in 0..comptime!(shape.rows) {
+        let value = bias[min(first + row, num_rows - 1)];
+        #[unroll]
+        for r in 0..comptime!(shape.m) {
+            sums[r * comptime!(shape.rows) + row] += value;
+        }
+    }
+}
+
+#[cube]
+fn add_rows(
+    sums: &mut Array<f32>,
+    residual: &[f32],
+    first: usize,
+    num_rows: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
+) {
+    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
+    #[unroll]
+    for r in 0..comptime!(shape.m) {
+        let start = min(first_x + r, num_x - 1) * num_rows;
+        #[unroll]
+        for row in 0..comptime!(shape.rows) {
+            let at = start + min(first + row, num_rows - 1);
+            sums[r * comptime!(shape.rows) + row] += residual[at];
+        }
+    }
+}
+
+/// Writes what exists of the plane's rows.
+#[cube]
+fn write(
+    sums: &Array<f32>,
+    y: &mut [f32],
+    first: usize,
+    num_rows: usize,
+    num_x: usize,
+    #[comptime] shape: Shape,
+) {
+    let first_x = CUBE_POS_Y as usize * MAX_ROWS;
+    let part = (UNIT_POS / PLANE_DIM) as usize % comptime!(shape.planes);
+    if UNIT_POS_PLANE == 0 && part == 0 {
+        #[unroll]
+        for r in 0..comptime!(shape.m) {
+            #[unroll]
+            for row in 0..comptime!(shape.rows) {
+                if first + row < num_rows && first_x + r < num_x {
+                    y[(first_x + r) * num_rows + first + row] =
+                        sums[r * comptime!(shape.rows) + row];
+                }
+            }
+        }
+    }
+}
+
+/// Sum of the values of a vector.
+#[cube]
+fn add_up<N: Size>(vector: Vector<f32, N>) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..vector.vector_size() {
+        sum += vector.extract(i);
+    }
+    sum
+}
