@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{arch, docs, run as command};
+use crate::{arch, docs, run as command, run_with as command_with};
 
 /// One check, with the time it took.
 fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -47,6 +47,7 @@ pub(crate) fn run() -> Result<()> {
     run_step("rustdoc", || {
         command("cargo", &["doc", "--release", "--workspace", "--no-deps"])
     })?;
+    run_step("GPU kernels on the CPU", gpu_tests)?;
     run_step("CUDA build", || {
         command(
             "cargo",
@@ -62,4 +63,26 @@ pub(crate) fn run() -> Result<()> {
             ],
         )
     })
+}
+
+/// The tests of the GPU kernels on Mesa's Vulkan device, which runs on the CPU.
+fn gpu_tests() -> Result<()> {
+    // CubeCL leaves these operations out on a CPU's device, although they work there.
+    let variables = [
+        ("ASSUME_PLANE_OPERATIONS", "1"),
+        ("XDG_RUNTIME_DIR", "/tmp"),
+    ];
+    let packages = ["lora-4bit", "kv-paging", "model-qwen", "server"];
+    let mut arguments = vec!["test", "--release", "--features", "server/wgpu"];
+    arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
+    arguments.extend([
+        "--lib",
+        "--test",
+        "gpu",
+        "--test",
+        "attention",
+        "--test",
+        "gpu_engine",
+    ]);
+    command_with("cargo", &arguments, &variables)
 }

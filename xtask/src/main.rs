@@ -55,9 +55,22 @@ fn root() -> PathBuf {
 
 /// Runs a command in the workspace's top folder and fails if it does.
 fn run(program: &str, args: &[&str]) -> Result<()> {
-    println!("$ {program} {}", args.join(" "));
+    run_with(program, args, &[])
+}
+
+/// [`run`] with some environment variables.
+fn run_with(program: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    let shown = variables
+        .iter()
+        .map(|(name, value)| format!("{name}={value} "));
+    println!(
+        "$ {}{program} {}",
+        shown.collect::<String>(),
+        args.join(" ")
+    );
     let status = Command::new(program)
         .args(args)
+        .envs(variables.iter().copied())
         .current_dir(root())
         .status()
         .with_context(|| format!("cannot start {program}"))?;
