@@ -9,8 +9,13 @@ use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
 
 /// The first GPU there is.
 fn gpu() -> Device {
-    let types = [DeviceType::Cuda, DeviceType::Wgpu];
-    let mut devices = types.into_iter().flat_map(Device::enumerate);
+    let types: &[DeviceType] = &[
+        #[cfg(feature = "cuda")]
+        DeviceType::Cuda,
+        #[cfg(feature = "wgpu")]
+        DeviceType::Wgpu,
+    ];
+    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
     devices.next().expect("a CUDA or WebGPU device")
 }
 

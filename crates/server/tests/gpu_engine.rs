@@ -4,7 +4,6 @@
 //! `ASSUME_PLANE_OPERATIONS=1`).
 #![cfg(feature = "gpu")]
 
-use burn::tensor::{Device, DeviceType};
 use model_qwen::SamplingParams;
 use server::config::Config;
 use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest};
@@ -28,10 +27,11 @@ fn start(device: &str, flags: &[&str]) -> EngineHandle {
 }
 
 fn gpu() -> &'static str {
-    match Device::enumerate(DeviceType::Cuda).is_empty() {
-        true => "wgpu",
-        false => "cuda",
+    #[cfg(feature = "cuda")]
+    if !burn::tensor::Device::enumerate(burn::tensor::DeviceType::Cuda).is_empty() {
+        return "cuda";
     }
+    "wgpu"
 }
 
 fn request(i: u32) -> GenerateRequest {

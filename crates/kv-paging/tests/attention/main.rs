@@ -52,11 +52,14 @@ impl Rng {
 fn devices() -> impl Iterator<Item = Device> {
     #[cfg(feature = "gpu")]
     let gpu = {
-        let types = [
-            burn::tensor::DeviceType::Cuda,
-            burn::tensor::DeviceType::Wgpu,
+        use burn::tensor::DeviceType;
+        let types: &[DeviceType] = &[
+            #[cfg(feature = "cuda")]
+            DeviceType::Cuda,
+            #[cfg(feature = "wgpu")]
+            DeviceType::Wgpu,
         ];
-        let mut devices = types.into_iter().flat_map(Device::enumerate);
+        let mut devices = types.iter().cloned().flat_map(Device::enumerate);
         Some(devices.next().expect("a CUDA or WebGPU device"))
     };
     #[cfg(not(feature = "gpu"))]

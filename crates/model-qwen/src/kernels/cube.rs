@@ -337,8 +337,13 @@ fn largest_of_cube(value: f32, id: i32) -> (f32, i32) {
 #[cfg(test)]
 pub(super) fn first_gpu() -> burn::tensor::Device {
     use burn::tensor::{Device, DeviceType};
-    let types = [DeviceType::Cuda, DeviceType::Wgpu];
-    let mut devices = types.into_iter().flat_map(Device::enumerate);
+    let types: &[DeviceType] = &[
+        #[cfg(feature = "cuda")]
+        DeviceType::Cuda,
+        #[cfg(feature = "wgpu")]
+        DeviceType::Wgpu,
+    ];
+    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
     devices.next().expect("a CUDA or WebGPU device")
 }
 

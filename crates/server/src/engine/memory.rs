@@ -176,7 +176,7 @@ pub(super) fn plan(
         .saturating_mul(config.max_num_seqs);
     kv.num_blocks = ((available / bytes_per_block) as usize).min(useful);
 
-    let rows = [
+    let mut rows = vec![
         ("device total", device.total),
         ("free before the KV cache", device.free),
         (
@@ -186,9 +186,11 @@ pub(super) fn plan(
         ("weights", weights),
         ("adapters, at most", adapters),
         ("activations, at most", activations),
-        ("driver", device.context),
         ("KV cache", kv.num_blocks as u64 * bytes_per_block),
     ];
+    if device.is_gpu {
+        rows.push(("driver, at most", device.context));
+    }
     Ok(MemoryPlan {
         kv,
         max_model_len,

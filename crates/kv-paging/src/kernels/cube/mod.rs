@@ -263,8 +263,13 @@ mod tests {
 
     #[test]
     fn the_kernels_run_on_the_first_gpu() {
-        let types = [DeviceType::Cuda, DeviceType::Wgpu];
-        let gpu = types.into_iter().flat_map(Device::enumerate).next();
+        let types: &[DeviceType] = &[
+            #[cfg(feature = "cuda")]
+            DeviceType::Cuda,
+            #[cfg(feature = "wgpu")]
+            DeviceType::Wgpu,
+        ];
+        let gpu = types.iter().cloned().flat_map(Device::enumerate).next();
         let gpu = gpu.expect("a CUDA or WebGPU device");
         assert!(supports(&gpu, 64) && supports(&gpu, 128));
         assert!(!supports(&gpu, 20) && !supports(&Device::flex(), 64));
