@@ -1,6 +1,6 @@
 //! The one method the model knows about keys and values, and its paged implementation.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::batch::AttentionBatch;
 use crate::cache::PagedKvCache;
@@ -21,6 +21,25 @@ pub trait KvCache: Send {
     /// - `k`, `v`: `[tokens, kv_heads, head_dim]`
     /// - returns `[tokens, heads, head_dim]`
     fn attend(&mut self, layer: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3>;
+
+    /// [`attend`](Self::attend) that first rotates `q` and `k` itself, where one kernel does both. The result then has the
+    /// type `dtype`. Otherwise nothing has happened.
+    ///
+    /// # Shapes
+    ///
+    /// - `q`, `k`, `v` and the result as in [`attend`](Self::attend)
+    /// - `cos`, `sin`: `[tokens, 1, head_dim / 2]`, of the angle by which the dimensions `i` and `i + head_dim / 2` of a
+    ///   head are turned
+    fn rotate_and_attend(
+        &mut self,
+        layer: usize,
+        qkv: [&Tensor<3>; 3],
+        angles: [&Tensor<3>; 2],
+        dtype: DType,
+    ) -> Option<Tensor<3>> {
+        let _ = (layer, qkv, angles, dtype);
+        None
+    }
 }
 
 /// One packed step over a paged cache: prefill chunks and decodes mixed.

@@ -95,12 +95,13 @@ impl PagedKvCache {
     /// names a block that the cache does not have.
     pub fn write(&mut self, layer: usize, k: Tensor<3>, v: Tensor<3>, batch: &AttentionBatch) {
         let kv = &mut self.layers[layer];
-        for (cache, new) in [(&mut kv.k, k), (&mut kv.v, v)] {
-            // The tensor is moved through the write so that its handle stays the only one.
-            *cache = cache
-                .take()
-                .map(|cache| kernels::kv_write(cache, new.without_autodiff(), batch));
-        }
+        // The tensors are moved through the write so that their handles stay the only ones.
+        let (Some(keys), Some(values)) = (kv.k.take(), kv.v.take()) else {
+            unreachable!("a write puts back the tensors it took");
+        };
+        let new = [k, v].map(Tensor::without_autodiff);
+        let [keys, values] = kernels::kv_write([keys, values], new, batch);
+        (kv.k, kv.v) = (Some(keys), Some(values));
     }
 
     /// Handles to the keys and values of `layer`, each `[num_slots, num_kv_heads, head_dim]`.

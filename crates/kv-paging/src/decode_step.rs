@@ -21,7 +21,7 @@ pub struct DecodeRow<'a> {
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
 /// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
-/// its block table, its token, its position; then the block tables, `max_blocks` each.
+/// its block table, its token, its position; then the block tables, one after the other.
 #[derive(Clone, Debug)]
 pub struct DecodeStep {
     values: Tensor<1, Int>,
@@ -74,8 +74,7 @@ impl DecodeStep {
     /// If there are more sequences than rows, or a block table is too short or too long.
     pub fn upload(&self, rows: &[DecodeRow<'_>]) {
         assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
-        let tables_at = 5 * self.num_rows;
-        let mut values = vec![0; tables_at + rows.len() * self.max_blocks];
+        let mut values = vec![0; 5 * self.num_rows];
         for (i, row) in rows.iter().enumerate() {
             let num_blocks = row.position / self.block_size + 1;
             assert!(
@@ -85,7 +84,7 @@ impl DecodeStep {
                 row.block_table.len(),
                 self.max_blocks
             );
-            let table = tables_at + i * self.max_blocks;
+            let table = values.len();
             let block = row.block_table[num_blocks - 1] as usize;
             let slot = block * self.block_size + row.position % self.block_size;
             let fields = [
@@ -98,12 +97,8 @@ impl DecodeStep {
             for (field, value) in fields.into_iter().enumerate() {
                 values[field * self.num_rows + i] = value as i32;
             }
-            for (to, &block) in values[table..]
-                .iter_mut()
-                .zip(&row.block_table[..num_blocks])
-            {
-                *to = block as i32;
-            }
+            let blocks = &row.block_table[..num_blocks];
+            values.extend(blocks.iter().map(|&block| block as i32));
         }
         let len = values.len();
         let device = self.values.device();
@@ -136,5 +131,19 @@ impl KvCache for DecodeAttention {
         let (keys, values) = &self.layers[layer];
         let step = self.step.values.clone();
         kernels::decode_attention(q, [k, v], [keys, values], step, self.step.block_size)
+    }
+
+    fn rotate_and_attend(
+        &mut self,
+        layer: usize,
+        qkv: [&Tensor<3>; 3],
+        angles: [&Tensor<3>; 2],
+        dtype: DType,
+    ) -> Option<Tensor<3>> {
+        let (keys, values) = &self.layers[layer];
+        let step = self.step.values.clone();
+        let (caches, block_size) = ([keys, values], self.step.block_size);
+        let out = kernels::step_attention(qkv, angles, caches, step, block_size, dtype);
+        Some(out)
     }
 }

@@ -5,11 +5,9 @@
 //!
 //! Source: LoRA (<https://arxiv.org/abs/2106.09685>), `peft/tuners/lora/layer.py` of PEFT.
 
-use burn::tensor::{IndexingUpdateOp, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
 use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
-#[cfg(feature = "gpu")]
-use crate::kernels::DenseLayer;
 use crate::kernels::{self, ComputeDtype, Norm};
 use crate::weight::{Weight, constant_like};
 
@@ -123,24 +121,30 @@ impl Linear {
     ) -> Tensor<2> {
         #[cfg(feature = "gpu")]
         if let Some(w) = self.weight.dense() {
-            let layer = DenseLayer::new(w, self.bias.as_ref());
-            let sum = kernels::device_linear(&x, layer, Some(&residual), self.compute);
-            if let Some(sum) = sum {
+            let (bias, residual) = (self.bias.as_ref(), Some(&residual));
+            if let Some(sum) = kernels::device_linear(&x, w, bias, residual, self.compute) {
                 return self.add_adapters(sum, x, adapters);
             }
         }
         residual + self.forward(x, adapters)
     }
 
-    /// Whether [`Linear::forward_three`] normalises the input itself and is to be given the norm.
-    pub fn fuse_norm(layers: [&Self; 3], x: &Tensor<2>, adapters: &AdapterSelection) -> bool {
-        let is_dense = |layer: &Self| matches!(layer.weight, Weight::Dense(_));
-        matches!(adapters, AdapterSelection::Base)
-            && layers.into_iter().all(is_dense)
-            && kernels::fuses_norm(x)
+    /// The type that the input is best given in: [`Linear::forward`] takes f32, and on a GPU also what it would round f32 to.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`: any tensor like the input, of which only the shape, the type and the device are looked at.
+    pub fn input_dtype(&self, x: &Tensor<2>, adapters: &AdapterSelection) -> DType {
+        #[cfg(feature = "gpu")]
+        if let (AdapterSelection::Base, Some(w)) = (adapters, self.weight.dense()) {
+            return kernels::device_input_dtype(x, w, self.compute).unwrap_or(DType::F32);
+        }
+        let _ = (x, adapters);
+        DType::F32
     }
 
-    /// Applies three layers to the same input, if a GPU does that at once; otherwise call each.
+    /// Applies three layers to the same input, if a GPU does that at once; otherwise call each. With a `norm`, if it also
+    /// normalises the input.
     ///
     /// # Shapes
     ///
@@ -153,10 +157,10 @@ impl Linear {
     ) -> Option<[Tensor<2>; 3]> {
         #[cfg(feature = "gpu")]
         {
-            let [a, b, c] = layers.map(|layer| {
-                let weight = layer.weight.dense()?;
-                Some(DenseLayer::new(weight, layer.bias.as_ref()))
-            });
+            if norm.is_some() && !matches!(adapters, AdapterSelection::Base) {
+                return None;
+            }
+            let [a, b, c] = layers.map(|layer| Some((layer.weight.dense()?, layer.bias.as_ref())));
             let results = kernels::device_three_linears(x, norm, [a?, b?, c?], layers[0].compute)?;
             let mut layers = layers.into_iter();
             Some(results.map(|y| match layers.next() {
@@ -222,11 +226,10 @@ impl Linear {
     /// `x·Wᵀ + bias`: `[tokens, in]` → `[tokens, out]`.
     fn forward_base(&self, x: Tensor<2>) -> Tensor<2> {
         #[cfg(feature = "gpu")]
-        if let Some(w) = self.weight.dense().filter(|_| self.bias.is_some()) {
-            let layer = DenseLayer::new(w, self.bias.as_ref());
-            if let Some(y) = kernels::device_linear(&x, layer, None, self.compute) {
-                return y;
-            }
+        if let (Some(w), bias @ Some(_)) = (self.weight.dense(), self.bias.as_ref())
+            && let Some(y) = kernels::device_linear(&x, w, bias, None, self.compute)
+        {
+            return y;
         }
         let y = self.weight.forward(x, self.compute); // [tokens, out]
         match &self.bias {

@@ -125,13 +125,11 @@ fn fused_layers_equal_single_operations() {
                 eps,
             });
             let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-            let found = Linear::forward_three(fused, &on_gpu, norm, &adapters).expect("a GPU");
-            for ([cpu, _], found) in layers.iter().zip(found) {
-                assert_close(
-                    found,
-                    cpu.forward(normed.clone(), &adapters),
-                    3.0 * tolerance,
-                );
+            let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
+            assert_eq!(found.is_some(), m == 1, "{m} rows");
+            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+                let expected = cpu.forward(normed.clone(), &adapters);
+                assert_close(found, expected, 3.0 * tolerance);
             }
 
             let [gate, up] = [0, 1].map(|_| layer([77, k], false, dtype, &gpu));
@@ -140,6 +138,50 @@ fn fused_layers_equal_single_operations() {
             let expected = burn::tensor::activation::silu(g) * u;
             // Values go up to some hundreds.
             assert_close(found.expect("a GPU"), expected, 100.0 * tolerance);
+        }
+    }
+}
+
+/// The same with factors that are rounded, where tensor cores multiply them.
+#[test]
+fn fused_layers_of_rounded_factors_equal_single_operations() {
+    let gpu = gpu();
+    if !gpu.supports_dtype(DType::BF16) {
+        return;
+    }
+    let rounded = |shape, has_bias| {
+        let [cpu, mut on_gpu] = layer(shape, has_bias, DType::BF16, &gpu);
+        on_gpu.compute = ComputeDtype::Bf16;
+        [cpu, on_gpu]
+    };
+    for m in [3, 17, 40, 100, 330] {
+        for k in [192, 1536] {
+            let (adapters, tolerance) = (AdapterSelection::Base, 2e-4 * (k as f32).sqrt());
+            let x = random([m, k]).cast(DType::BF16); // [m, k]
+            let (on_gpu, x) = (to(&x, &gpu), x.cast(DType::F32));
+
+            let residual = random([m, 70]);
+            let [cpu, fused] = rounded([70, k], true);
+            let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
+            let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
+            assert_close(found, expected, tolerance);
+
+            let layers = [[130, k], [34, k], [64, k]].map(|shape| rounded(shape, true));
+            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+            let found = Linear::forward_three(fused, &on_gpu, None, &adapters);
+            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+            }
+
+            let [gate, up] = [0, 1].map(|_| rounded([78, k], false));
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
+            let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
+            let expected = burn::tensor::activation::silu(g) * u; // [m, 78]
+            // The result is rounded to 8 bits; the factor is compared, so that large values don't hide small ones.
+            let scale = expected.clone().abs() + 1.0;
+            let Some(found) = found else { continue };
+            let found = to(&found.cast(DType::F32), &expected.device());
+            assert_close(found / scale.clone(), expected / scale, 1e-2);
         }
     }
 }

@@ -11,7 +11,7 @@ use tracing::trace_span;
 use crate::config::QwenConfig;
 #[cfg(feature = "gpu")]
 use crate::kernels::{self, graph::CapturedStep};
-use crate::kernels::{apply_rotary, is_plain_cpu, on_worker, rms_norm, rotate_both, silu_mul};
+use crate::kernels::{both, on_worker, rms_norm, rms_norm_to, rotate_both, silu_mul};
 use crate::rotary::{Rotary, RotaryFrequencies};
 
 /// A whole model: embedding, decoder layers, final norm, head.
@@ -243,19 +243,6 @@ impl QwenModel {
     }
 }
 
-/// Both results. On the plain CPU backend the threads share the work of both, instead of waiting for each other after
-/// the first; a GPU queues what one thread sends it.
-fn both<A: Send, B: Send>(
-    x: &Tensor<2>,
-    a: impl FnOnce() -> A + Send,
-    b: impl FnOnce() -> B + Send,
-) -> (A, B) {
-    match is_plain_cpu(x) {
-        true => rayon::join(a, b),
-        false => (a(), b()),
-    }
-}
-
 fn linear_bytes(linear: &Linear) -> usize {
     let bias = linear.bias.as_ref().map_or(0, |b| 4 * b.dims()[0]);
     linear.weight.num_bytes() + bias
@@ -339,45 +326,45 @@ impl Attention {
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
         let span = trace_span!("q_proj, k_proj, v_proj, rotary").entered();
-        let (q, k, v) = self.project(x, norm, rotary, adapters);
+        let eps = norm.eps;
+        let (q, k, v) = self.project(x, norm, adapters);
+        let (q, k, v) = (self.heads(q), self.heads(k), self.heads(v));
+        let q = head_norm(q, self.q_norm.as_ref(), eps);
+        let k = head_norm(k, self.k_norm.as_ref(), eps);
         span.exit();
-        let out = kv.attend(layer, q, k, v); // [tokens, heads, head_dim]
+        let dtype = self.o_proj.input_dtype(x, adapters);
+        let angles = [&rotary.cos, &rotary.sin];
+        let out = match kv.rotate_and_attend(layer, [&q, &k, &v], angles, dtype) {
+            Some(out) => out,
+            None => {
+                let (q, k) = rotate_both(q, k, rotary);
+                kv.attend(layer, q, k, v)
+            }
+        }; // [tokens, heads, head_dim]
         let [tokens, heads, head_dim] = out.dims();
         out.reshape([tokens, heads * head_dim])
     }
 
-    /// Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
+    /// Queries `[tokens, heads * head_dim]`, keys and values `[tokens, kv_heads * head_dim]`.
     fn project(
         &self,
         x: &Tensor<2>,
         norm: Norm<'_>,
-        rotary: &Rotary,
         adapters: &AdapterSelection,
-    ) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
-        let eps = norm.eps;
-        let normed = |x: Tensor<2>, norm: &Option<_>| head_norm(self.heads(x), norm.as_ref(), eps);
+    ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let (x, norm) = match Linear::fuse_norm(layers, x, adapters) {
-            true => (x.clone(), Some(norm)),
-            false => (rms_norm(x.clone(), norm.weight, eps), None),
-        };
-        if let Some([q, k, v]) = Linear::forward_three(layers, &x, norm, adapters) {
-            let (q, k) = (normed(q, &self.q_norm), normed(k, &self.k_norm));
-            let (q, k) = rotate_both(q, k, rotary);
-            return (q, k, self.heads(v));
+        if let Some([q, k, v]) = Linear::forward_three(layers, x, Some(norm), adapters) {
+            return (q, k, v);
+        }
+        let x = input_norm(x, norm, &self.q_proj, adapters);
+        if let Some([q, k, v]) = Linear::forward_three(layers, &x, None, adapters) {
+            return (q, k, v);
         }
         let project = |linear: &Linear| linear.forward(x.clone(), adapters);
-        let turn = |x, norm| apply_rotary(normed(x, norm), rotary);
         let (q, (k, v)) = both(
             &x,
-            || turn(project(&self.q_proj), &self.q_norm),
-            || {
-                both(
-                    &x,
-                    || turn(project(&self.k_proj), &self.k_norm),
-                    || self.heads(project(&self.v_proj)),
-                )
-            },
+            || project(&self.q_proj),
+            || both(&x, || project(&self.k_proj), || project(&self.v_proj)),
         );
         (q, k, v)
     }
@@ -386,6 +373,17 @@ impl Attention {
         let [tokens, width] = x.dims();
         x.reshape([tokens, width / self.head_dim, self.head_dim])
     }
+}
+
+/// The normalised input of `next`, in the type that it takes.
+fn input_norm(
+    x: &Tensor<2>,
+    norm: Norm<'_>,
+    next: &Linear,
+    adapters: &AdapterSelection,
+) -> Tensor<2> {
+    let dtype = next.input_dtype(x, adapters);
+    rms_norm_to(x.clone(), norm.weight, norm.eps, dtype)
 }
 
 /// Qwen3 normalises every head of q and k; Qwen2 has no such weight.
@@ -399,7 +397,7 @@ fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
 impl Mlp {
     /// Everything before the last projection: `[tokens, hidden]` to `[tokens, intermediate]`.
     fn forward(&self, x: &Tensor<2>, norm: Norm<'_>, adapters: &AdapterSelection) -> Tensor<2> {
-        let x = rms_norm(x.clone(), norm.weight, norm.eps);
+        let x = input_norm(x, norm, &self.gate_proj, adapters);
         let span = trace_span!("gate_proj, up_proj").entered();
         let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, &x, adapters);
         if let Some(h) = gated {

@@ -54,15 +54,8 @@ pub(crate) trait PagedOps: Backend {
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait DevicePagedOps: Backend {
-    /// See [`PagedOps::kv_write`]; always in place.
+    /// See [`PagedOps::kv_write`], for keys and values; always in place.
     fn device_kv_write(
-        cache: FloatTensor<Self>,
-        new: FloatTensor<Self>,
-        indices: IntTensor<Self>,
-    ) -> FloatTensor<Self>;
-
-    /// [`DevicePagedOps::device_kv_write`] of keys and values.
-    fn device_kv_write_both(
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         new_keys: FloatTensor<Self>,
@@ -79,6 +72,22 @@ pub(crate) trait DevicePagedOps: Backend {
         block_size: usize,
         max_context: usize,
         tiles: cube::Tiles,
+    ) -> FloatTensor<Self>;
+
+    /// Rotates `q` and `k`, writes `k` and `v` to the caches and attends to these, in a step of one token per sequence
+    /// whose description is `step`. The result has the type `dtype`.
+    #[allow(clippy::too_many_arguments)]
+    fn device_step_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        step: IntTensor<Self>,
+        block_size: usize,
+        dtype: DType,
     ) -> FloatTensor<Self>;
 
     /// Writes `new` over the beginning of `old`, in place, whoever else holds it.
@@ -114,7 +123,7 @@ pub(crate) fn decode_attention(
     let step = step.into_dispatch();
     let [keys, values] = [keys, values].map(|cache| cache.clone().into_dispatch());
     let (k, v) = (k.into_dispatch(), v.into_dispatch());
-    let (keys, values) = Dispatch::device_kv_write_both(keys, values, k, v, step.clone());
+    let (keys, values) = Dispatch::device_kv_write(keys, values, k, v, step.clone());
     let q = q.into_dispatch();
     Tensor::from_dispatch(Dispatch::device_paged_attention(
         q,
@@ -124,6 +133,27 @@ pub(crate) fn decode_attention(
         block_size,
         slots,
         cube::Tiles::default(),
+    ))
+}
+
+/// Rotates queries and keys, writes keys and values of a step that is described by `step` ([`crate::DecodeStep`]) and
+/// attends to the cache.
+#[cfg(feature = "gpu")]
+pub(crate) fn step_attention(
+    [q, k, v]: [&Tensor<3>; 3],
+    [cos, sin]: [&Tensor<3>; 2],
+    [keys, values]: [&Tensor<3>; 2],
+    step: Tensor<1, burn::tensor::Int>,
+    block_size: usize,
+    dtype: DType,
+) -> Tensor<3> {
+    let _span = trace_span!("step_attention").entered();
+    let dispatch = |tensor: &Tensor<3>| tensor.clone().into_dispatch();
+    let [q, k, v] = [q, k, v].map(dispatch);
+    let [cos, sin, keys, values] = [cos, sin, keys, values].map(dispatch);
+    let step = step.into_dispatch();
+    Tensor::from_dispatch(Dispatch::device_step_attention(
+        q, k, v, cos, sin, keys, values, step, block_size, dtype,
     ))
 }
 
@@ -145,12 +175,34 @@ fn on_cpu(tensor: &Tensor<3>) -> bool {
     matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// Writes this step's rows; see [`PagedOps::kv_write`].
-pub(crate) fn kv_write(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch) -> Tensor<3> {
+/// Writes this step's keys and values to their caches; see [`PagedOps::kv_write`].
+pub(crate) fn kv_write(
+    caches: [Tensor<3>; 2],
+    new: [Tensor<3>; 2],
+    batch: &AttentionBatch,
+) -> [Tensor<3>; 2] {
     let _span = trace_span!("kv_write").entered();
-    let ([slots, ..], [tokens, ..]) = (cache.dims(), new.dims());
-    assert_eq!(cache.dims()[1..], new.dims()[1..], "[kv_heads, head_dim]");
-    assert_fits(batch, tokens, slots);
+    for (cache, new) in caches.iter().zip(&new) {
+        let ([slots, ..], [tokens, ..]) = (cache.dims(), new.dims());
+        assert_eq!(cache.dims()[1..], new.dims()[1..], "[kv_heads, head_dim]");
+        assert_fits(batch, tokens, slots);
+    }
+    let ([keys, values], [k, v]) = (caches, new);
+    #[cfg(feature = "gpu")]
+    if [&k, &v].iter().all(|new| new.dtype() == DType::F32)
+        && keys.dtype() == values.dtype()
+        && cube::supports(&keys.device(), keys.dims()[2])
+    {
+        let indices = batch.indices(&keys.device()).into_dispatch();
+        let [keys, values, k, v] = [keys, values, k, v].map(Tensor::into_dispatch);
+        let (keys, values) = Dispatch::device_kv_write(keys, values, k, v, indices);
+        return [keys, values].map(Tensor::from_dispatch);
+    }
+    [write_rows(keys, k, batch), write_rows(values, v, batch)]
+}
+
+/// Writes to one cache.
+fn write_rows(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch) -> Tensor<3> {
     let floats = |tensor: &Tensor<3>| matches!(tensor.dtype(), DType::F32 | DType::BF16);
     if on_cpu(&cache) && on_cpu(&new) && floats(&cache) && floats(&new) {
         Tensor::from_dispatch(Dispatch::kv_write(
@@ -159,12 +211,6 @@ pub(crate) fn kv_write(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch)
             batch.layout().clone(),
         ))
     } else {
-        #[cfg(feature = "gpu")]
-        if new.dtype() == DType::F32 && cube::supports(&cache.device(), cache.dims()[2]) {
-            let indices = batch.indices(&cache.device()).into_dispatch();
-            let (cache, new) = (cache.into_dispatch(), new.into_dispatch());
-            return Tensor::from_dispatch(Dispatch::device_kv_write(cache, new, indices));
-        }
         naive::kv_write(cache, new, batch)
     }
 }

@@ -3,6 +3,8 @@
 
 mod causal;
 mod paged;
+#[cfg(feature = "gpu")]
+mod steps;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor, TensorData};

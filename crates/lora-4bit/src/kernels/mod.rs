@@ -126,25 +126,13 @@ pub struct Norm<'a> {
     pub eps: f64,
 }
 
-/// Whether products normalise their input themselves: on a GPU, for a single row. With more, and in the larger products of
-/// an MLP, reading the norm's weight besides costs more than a norm of its own.
-pub(crate) fn fuses_norm(x: &Tensor<2>) -> bool {
-    #[cfg(feature = "gpu")]
-    return on_gpu(x) && x.dims()[0] == 1;
-    #[cfg(not(feature = "gpu"))]
-    {
-        let _ = x;
-        false
-    }
-}
-
-/// What a product may be followed by.
+/// A tensor that may be missing: the macro that dispatches operations takes no `Option` within another type.
 #[cfg(feature = "gpu")]
 #[derive(ExtensionType, Clone, Debug)]
 pub enum Extra<B: Backend> {
-    /// Nothing.
+    /// Missing.
     None,
-    /// A tensor that is added.
+    /// There.
     Some(FloatTensor<B>),
 }
 
@@ -210,10 +198,19 @@ impl NormOperand<Dispatch> {
     }
 }
 
-/// Products with dense weights and what follows them in a model, on a GPU outside of autodiff graphs.
+/// Products with dense weights and what comes before and after them in a model, on a GPU outside of autodiff graphs.
+///
+/// `None` is an answer where single operations are to do the same.
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait DeviceLinearOps: Backend {
+    /// The type that `x` is best given in: the one that the product would round it to.
+    fn device_input_dtype(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> DType;
+
     /// `x · wᵀ + bias + residual`.
     fn device_linear(
         x: FloatTensor<Self>,
@@ -230,55 +227,70 @@ pub(crate) trait DeviceLinearOps: Backend {
         #[extension_type] third: DenseLayer<Self>,
         #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
 
-    /// `silu(x · gateᵀ) · (x · upᵀ)`.
+    /// `silu(x · gateᵀ) · (x · upᵀ)`, in the type that the next product would round it to.
     fn device_gated(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         compute: ComputeDtype,
-    ) -> FloatTensor<Self>;
+    ) -> Option<FloatTensor<Self>>;
 }
 
 /// Whether a tensor lives where [`DeviceLinearOps`] run.
 #[cfg(feature = "gpu")]
 fn on_gpu(x: &Tensor<2>) -> bool {
-    x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Cube(_))
+    matches!(x.device().as_dispatch(), DispatchDevice::Cube(_))
+}
+
+/// The type that `x`, if it lives on a GPU, is best given to a product in.
+#[cfg(feature = "gpu")]
+pub(crate) fn device_input_dtype(
+    x: &Tensor<2>,
+    w: &Tensor<2>,
+    compute: ComputeDtype,
+) -> Option<DType> {
+    on_gpu(x).then(|| {
+        let [x, w] = [x, w].map(|tensor| tensor.clone().into_dispatch());
+        Dispatch::device_input_dtype(x, w, compute)
+    })
 }
 
 /// `x · wᵀ + bias + residual`, if `x` lives on a GPU.
 #[cfg(feature = "gpu")]
 pub(crate) fn device_linear(
     x: &Tensor<2>,
-    layer: DenseLayer<Dispatch>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
     residual: Option<&Tensor<2>>,
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
-    let (x, on_gpu) = (x.clone().into_dispatch(), on_gpu(x));
-    on_gpu.then(|| {
-        let residual = Extra::new(residual);
+    on_gpu(x).then(|| {
+        let (layer, residual) = (DenseLayer::new(weight, bias), Extra::new(residual));
+        let x = x.clone().into_dispatch();
         Tensor::from_dispatch(Dispatch::device_linear(x, layer, residual, compute))
     })
 }
 
-/// `x · wᵀ + bias` for three layers, if `x` lives on a GPU.
+/// `norm(x) · wᵀ + bias` for three layers, if a GPU does that at once.
 #[cfg(feature = "gpu")]
 pub(crate) fn device_three_linears(
     x: &Tensor<2>,
     norm: Option<Norm<'_>>,
-    [first, second, third]: [DenseLayer<Dispatch>; 3],
+    layers: [(&Tensor<2>, Option<&Tensor<1>>); 3],
     compute: ComputeDtype,
 ) -> Option<[Tensor<2>; 3]> {
-    on_gpu(x).then(|| {
-        let x = x.clone().into_dispatch();
-        let norm = NormOperand::new(norm);
-        let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, norm, compute);
-        [a, b, c].map(Tensor::from_dispatch)
-    })
+    if !on_gpu(x) {
+        return None;
+    }
+    let [first, second, third] = layers.map(|(weight, bias)| DenseLayer::new(weight, bias));
+    let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
+    let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, norm, compute)?;
+    Some([a, b, c].map(Tensor::from_dispatch))
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`, if `x` lives on a GPU.
+/// `silu(x · gateᵀ) · (x · upᵀ)`, if a GPU does that at once.
 #[cfg(feature = "gpu")]
 pub(crate) fn device_gated(
     x: &Tensor<2>,
@@ -286,10 +298,11 @@ pub(crate) fn device_gated(
     up: &Tensor<2>,
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
-    on_gpu(x).then(|| {
-        let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
-        Tensor::from_dispatch(Dispatch::device_gated(x, gate, up, compute))
-    })
+    if !on_gpu(x) {
+        return None;
+    }
+    let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
+    Dispatch::device_gated(x, gate, up, compute).map(Tensor::from_dispatch)
 }
 
 /// The product of a LoRA adapter, on the plain CPU backend.

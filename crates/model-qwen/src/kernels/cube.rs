@@ -37,39 +37,32 @@ impl DeviceModelOps for Cube {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         eps: f64,
+        dtype: DType,
     ) -> FloatTensor<Self> {
         let (x, weight) = (into_contiguous(x), into_contiguous(weight));
         let [rows, dim] = x.meta.shape().dims();
-        let y = empty(&x);
+        let y = empty_of(&x, [rows, dim], dtype);
         let vector = if dim.is_multiple_of(4) { 4 } else { 1 };
         if rows > 0 {
             // SAFETY: a cube for each row; units stay below `dim`.
             unsafe {
                 rms_norm::launch_unchecked(
                     &x.client.clone(),
-                    CubeCount::Static(rows as u32, 1, 1),
+                    cubes(rows * UNITS),
                     CubeDim::new_1d(UNITS as u32),
                     vector,
                     x.into_buffer_arg(),
                     weight.into_buffer_arg(),
                     y.clone().into_buffer_arg(),
+                    rows,
                     dim as f32,
                     eps as f32,
                     dim / vector,
+                    dtype_to_elem_type(dtype),
                 );
             }
         }
         y
-    }
-
-    fn device_rotary(
-        x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let shape = x.meta.shape().clone();
-        let none = empty_of(&x, [shape[0], 0, shape[2]], DType::F32);
-        Self::device_rotate_both(x, none, cos, sin).0
     }
 
     fn device_rotate_both(
@@ -366,15 +359,18 @@ fn cubes(units: usize) -> CubeCount {
 }
 
 #[cube(launch_unchecked)]
-fn rms_norm<N: Size>(
+fn rms_norm<Y: Float, N: Size>(
     x: &[Vector<f32, N>],
     weight: &[Vector<f32, N>],
-    y: &mut [Vector<f32, N>],
+    y: &mut [Vector<Y, N>],
+    rows: usize,
     dim: f32,
     eps: f32,
     #[comptime] vectors: usize,
+    #[define(Y)] _dtype: ElemType,
 ) {
-    let start = CUBE_POS_X as usize * vectors;
+    // A cube past the last row writes that one again.
+    let start = min(CUBE_POS, rows - 1) * vectors;
     let unit = UNIT_POS as usize;
     let loads = comptime!(vectors.div_ceil(UNITS));
     let mut values = Array::<Vector<f32, N>>::new(loads);
@@ -398,7 +394,7 @@ fn rms_norm<N: Size>(
     for load in 0..loads {
         let i = load * UNITS + unit;
         if i < vectors {
-            y[start + i] = values[load] * Vector::new(factor) * weight[i];
+            y[start + i] = Vector::cast_from(values[load] * Vector::new(factor) * weight[i]);
         }
     }
 }

@@ -48,17 +48,12 @@ pub(crate) trait ModelOps: burn::backend::Backend {
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait DeviceModelOps: burn::backend::Backend {
-    /// See [`ModelOps::fused_rms_norm`].
+    /// See [`ModelOps::fused_rms_norm`]; the result has the type `dtype`.
     fn device_rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         eps: f64,
-    ) -> FloatTensor<Self>;
-    /// See [`ModelOps::fused_rotary`].
-    fn device_rotary(
-        x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
+        dtype: DType,
     ) -> FloatTensor<Self>;
     /// See [`ModelOps::fused_rotary`], for queries and keys.
     fn device_rotate_both(
@@ -136,6 +131,19 @@ pub(crate) fn is_plain_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
+/// Both results. On the plain CPU backend the threads share the work of both, instead of waiting for each other after
+/// the first; a GPU queues what one thread sends it.
+pub(crate) fn both<const D: usize, A: Send, B: Send>(
+    x: &Tensor<D>,
+    a: impl FnOnce() -> A + Send,
+    b: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    match is_plain_cpu(x) {
+        true => rayon::join(a, b),
+        false => (a(), b()),
+    }
+}
+
 /// Runs `step`; on the CPU, on a thread of rayon's pool.
 ///
 /// The kernels of a step split their work over that pool some hundred times. From a thread outside of it, each of these
@@ -153,11 +161,19 @@ pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R
 /// # Shapes
 /// x `[rows, dim]`, weight `[dim]`; result `[rows, dim]`.
 pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
+    rms_norm_to(x, weight, eps, DType::F32)
+}
+
+/// [`rms_norm`] with a result of another type than f32.
+pub(crate) fn rms_norm_to(x: Tensor<2>, weight: &Tensor<1>, eps: f64, dtype: DType) -> Tensor<2> {
     let _span = trace_span!("rms_norm").entered();
     #[cfg(feature = "gpu")]
     if cube::supports(&x) && cube::supports(weight) {
         let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
-        return Tensor::from_dispatch(Dispatch::device_rms_norm(x, weight, eps));
+        return Tensor::from_dispatch(Dispatch::device_rms_norm(x, weight, eps, dtype));
+    }
+    if dtype != DType::F32 {
+        return rms_norm(x, weight, eps).cast(dtype);
     }
     if !is_fused(&x) || !is_fused(weight) || weight.is_tracked() {
         return naive::rms_norm(x, weight, eps);
@@ -171,14 +187,6 @@ pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
 /// # Shapes
 /// x and result `[tokens, heads, head_dim]`.
 pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
-    #[cfg(feature = "gpu")]
-    if cube::supports(&x) {
-        return Tensor::from_dispatch(Dispatch::device_rotary(
-            x.into_dispatch(),
-            rotary.cos.clone().into_dispatch(),
-            rotary.sin.clone().into_dispatch(),
-        ));
-    }
     if !is_fused(&x) {
         return naive::apply_rotary(x, rotary);
     }
@@ -198,7 +206,11 @@ pub fn rotate_both(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor<3>, T
         let (q, k) = Dispatch::device_rotate_both(q, k, cos, sin);
         return (Tensor::from_dispatch(q), Tensor::from_dispatch(k));
     }
-    (apply_rotary(q, rotary), apply_rotary(k, rotary))
+    both(
+        &q.clone(),
+        || apply_rotary(q, rotary),
+        || apply_rotary(k, rotary),
+    )
 }
 
 /// The gate of the MLP: `silu(gate) * up`.
@@ -338,18 +350,78 @@ mod tests {
                 );
                 let y = rms_norm(on_gpu, &gpu_weight, 1e-6);
                 check(y, naive::rms_norm(x.clone(), &weight, 1e-6));
-                let y = silu_mul(to(&x, &gpu), to(&x, &gpu));
-                check(y, naive::silu_mul(x.clone(), x));
+                let up = random([rows, dim]);
+                let y = silu_mul(to(&x, &gpu), to(&up, &gpu));
+                check(y, naive::silu_mul(x.clone(), up));
+                let y = rms_norm_to(to(&x, &gpu), &gpu_weight, 1e-6, DType::F16);
+                let (y, exact) = (y.cast(DType::F32), naive::rms_norm(x, &weight, 1e-6));
+                let error = (y.into_data().iter::<f32>())
+                    .zip(exact.into_data().iter::<f32>())
+                    .map(|(a, b)| (a - b).abs() / b.abs().max(1.0))
+                    .fold(0.0, f32::max);
+                assert!(error < 1e-3, "rounded to 11 bits: {error}");
             }
-            let x = random([rows, 5, 16]);
+            let (q, k) = (random([rows, 5, 16]), random([rows, 2, 16]));
             let (cos, sin) = (random([rows, 1, 8]), random([rows, 1, 8]));
             let on_gpu = Rotary {
                 cos: to(&cos, &gpu),
                 sin: to(&sin, &gpu),
             };
-            let y = apply_rotary(to(&x, &gpu), &on_gpu);
-            check(y, naive::apply_rotary(x, &Rotary { cos, sin }));
+            let (rotated_q, rotated_k) = rotate_both(to(&q, &gpu), to(&k, &gpu), &on_gpu);
+            let rotary = Rotary { cos, sin };
+            check(rotated_q, naive::apply_rotary(q, &rotary));
+            check(rotated_k, naive::apply_rotary(k, &rotary));
         }
+    }
+
+    /// What a decode step computes besides the layers.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn steps_on_a_gpu_embed_turn_and_choose() {
+        use burn::tensor::Int;
+        let gpu = cube::first_gpu();
+        let integers = |values: &[i32]| {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            Tensor::<1, Int>::from_data(data, (&gpu, DType::I32))
+        };
+        let on_gpu = |values: Vec<f32>, shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values, shape), (&gpu, DType::F32))
+        };
+        let floats = |data: TensorData| data.iter::<f32>().collect::<Vec<f32>>();
+
+        let weight = random([50, 12]);
+        let weight = on_gpu(floats(weight.into_data()), [50, 12]);
+        let x = device_embed(&weight, (&integers(&[7, 7, 49, 0, 3]), 2), 3);
+        let rows = integers(&[49, 0, 3]);
+        check(x, weight.select(0, rows));
+
+        let inv_freq: Vec<f32> = (0..6).map(|i| 0.3_f32.powi(i)).collect();
+        let frequencies = Tensor::<1>::from_data(inv_freq.as_slice(), (&gpu, DType::F32));
+        for is_sine in [false, true] {
+            let turned =
+                device_angles(&frequencies, (&integers(&[9, 0, 1000]), 1), 2, 1.5, is_sine);
+            let expected = [0.0, 1000.0].into_iter().flat_map(|position: f32| {
+                let angles = inv_freq.iter().map(move |freq| position * freq);
+                angles.map(|angle| 1.5 * if is_sine { angle.sin() } else { angle.cos() })
+            });
+            for (a, b) in floats(turned.into_data()).into_iter().zip(expected) {
+                assert!((a - b).abs() < 1e-3, "{a}, expected {b}");
+            }
+        }
+
+        // Several parts of a row; the first of equal values; never a NaN.
+        let vocab = 10_000;
+        let mut logits = floats(random([4, vocab]).into_data());
+        let [a, b, c, d] = [0, 1, 2, 3].map(|row| row * vocab);
+        (logits[a + 9_999], logits[b], logits[b + 5_000]) = (5.0, 5.0, 5.0);
+        (logits[c + 4_095], logits[c + 4_096]) = (5.0, 5.0);
+        logits[d..d + vocab].fill(f32::NAN);
+        logits[d + 4_321] = -1e30;
+        let best = device_argmax(on_gpu(logits, [4, vocab])).into_data();
+        assert_eq!(
+            best.iter::<i32>().collect::<Vec<_>>(),
+            [9_999, 0, 4_095, 4_321]
+        );
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl ActiveSequence {
     #[cfg(feature = "gpu")]
     pub(super) fn takes_argmax(&self) -> bool {
         let may_stop = self.num_generated >= self.request.min_tokens;
-        self.sampler.is_argmax() && (may_stop || self.request.stop_token_ids.is_empty())
+        self.sampler.is_argmax()
+            && self.prompt_logprobs.is_none()
+            && (may_stop || self.request.stop_token_ids.is_empty())
     }
 
     /// Takes the token with the largest logit as the sequence's next one and sends it.

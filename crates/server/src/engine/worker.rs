@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::mpsc::TryRecvError;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-#[cfg(feature = "gpu")]
-use kv_paging::DecodeRow;
 use kv_paging::{
     AttentionBatch, CacheKey, NewSequence, PagedAttention, PagedKvCache, Sampled, Scheduler,
     SequenceChunk, SequenceId, Step,
 };
+#[cfg(feature = "gpu")]
+use kv_paging::{DecodeRow, DecodeStep};
 use lora_4bit::AdapterSelection;
+#[cfg(feature = "gpu")]
+use model_qwen::kernels::device_argmax;
 use model_qwen::{QwenModel, Sampler};
 
 use super::active::ActiveSequence;
@@ -41,6 +43,9 @@ pub(super) struct Worker {
     /// For steps of one token each; `None` on the CPU and with `--enforce-eager`.
     #[cfg(feature = "gpu")]
     decode_graphs: Option<DecodeGraphs>,
+    /// Whether the device finds the most likely tokens itself.
+    #[cfg(feature = "gpu")]
+    chooses_on_device: bool,
     shutting_down: bool,
     prompt_tokens: u64,
     generation_tokens: u64,
@@ -68,6 +73,8 @@ impl Worker {
     ) -> Self {
         let worker = Self {
             device: model.device(),
+            #[cfg(feature = "gpu")]
+            chooses_on_device: DecodeStep::is_supported(&model.device(), model.config.head_dim),
             #[cfg(feature = "gpu")]
             decode_graphs: match config.enforce_eager {
                 true => None,
@@ -252,10 +259,7 @@ impl Worker {
         let mut is_argmax = true;
         for chunk in &step.chunks {
             let sequence = self.sequences.get(&chunk.id)?;
-            let fits = chunk.tokens.len() == 1
-                && chunk.samples
-                && sequence.slot.is_none()
-                && sequence.prompt_logprobs.is_none();
+            let fits = chunk.tokens.len() == 1 && chunk.samples && sequence.slot.is_none();
             if !fits {
                 return None;
             }
@@ -337,6 +341,18 @@ impl Worker {
             let indices = TensorData::new(indices, [rows.len()]);
             let indices = Tensor::<1, Int>::from_data(indices, (&self.device, DType::I32));
             let logits = self.model.logits(hidden.clone().select(0, indices)); // [rows, vocab]
+            #[cfg(feature = "gpu")]
+            if self.chooses_on_device && self.take_argmax(step, rows) {
+                let tokens = ids(device_argmax(logits));
+                for (row, token) in rows.iter().zip(tokens) {
+                    let chunk = &step.chunks[row.chunk];
+                    if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
+                        sampled.push(sequence.take(chunk, token));
+                        self.generation_tokens += 1;
+                    }
+                }
+                continue;
+            }
             let mut logits = values(logits);
             for (row, logits) in rows
                 .iter()
@@ -356,6 +372,15 @@ impl Worker {
             }
         }
         sampled
+    }
+
+    /// Whether each row's token is the one with the largest logit, and nothing else is asked for.
+    #[cfg(feature = "gpu")]
+    fn take_argmax(&self, step: &Step, rows: &[LogitRow]) -> bool {
+        rows.iter().all(|row| {
+            let sequence = self.sequences.get(&step.chunks[row.chunk].id);
+            row.predicts.is_none() && sequence.is_none_or(ActiveSequence::takes_argmax)
+        })
     }
 
     /// The rows of the step whose logits are needed, in order.

@@ -6,7 +6,9 @@
 #![allow(unsafe_code)]
 
 mod attend;
+mod attend_group;
 mod attend_tiles;
+mod blocks;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
@@ -91,36 +93,6 @@ pub(crate) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
 
 impl DevicePagedOps for Cube {
     fn device_kv_write(
-        cache: FloatTensor<Self>,
-        new: FloatTensor<Self>,
-        indices: IntTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let new = burn_cubecl::kernel::into_contiguous(new);
-        let [tokens, kv_heads, head_dim] = new.meta.shape().dims();
-        let row = kv_heads * head_dim;
-        let len = tokens * row;
-        if len > 0 {
-            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. The cache is the only
-            // handle, or a later writer's view of the same memory.
-            unsafe {
-                write_rows::launch_unchecked(
-                    &new.client,
-                    CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
-                    CubeDim::new_1d(WRITE_UNITS as u32),
-                    new.clone().into_buffer_arg(),
-                    indices.into_buffer_arg(),
-                    cache.clone().into_buffer_arg(),
-                    len,
-                    row,
-                    tokens,
-                    elem_type(&cache),
-                );
-            }
-        }
-        cache
-    }
-
-    fn device_kv_write_both(
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         new_keys: FloatTensor<Self>,
@@ -133,9 +105,10 @@ impl DevicePagedOps for Cube {
         let row = kv_heads * head_dim;
         let len = tokens * row;
         if len > 0 {
-            // SAFETY: as in `device_kv_write`.
+            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. The caches are the only
+            // handles, or later writers' views of the same memory.
             unsafe {
-                write_both::launch_unchecked(
+                write_rows::launch_unchecked(
                     &new_keys.client.clone(),
                     CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
                     CubeDim::new_1d(WRITE_UNITS as u32),
@@ -166,7 +139,42 @@ impl DevicePagedOps for Cube {
         if tiles.num > 0 && attend_tiles::supports(&q, &k) {
             return attend_tiles::attend(q, [k, v], indices, block_size, tiles);
         }
-        attend::attend(q, [k, v], indices, block_size, max_context)
+        let caches = [k, v];
+        attend::attend(
+            q,
+            caches,
+            None,
+            indices,
+            block_size,
+            max_context,
+            DType::F32,
+        )
+    }
+
+    fn device_step_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        step: IntTensor<Self>,
+        block_size: usize,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        let new = attend::NewTokens {
+            keys: k,
+            values: v,
+            cos,
+            sin,
+        };
+        let [slots, ..] = keys.meta.shape().dims::<3>();
+        let caches = [keys, values];
+        if attend_group::supports(&q, &caches[0]) {
+            return attend_group::attend(q, caches, new, step, block_size, slots, dtype);
+        }
+        attend::attend(q, caches, Some(new), step, block_size, slots, dtype)
     }
 
     fn device_overwrite(old: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self> {
@@ -200,26 +208,6 @@ const WRITE_UNITS: usize = 256;
 
 #[cube(launch_unchecked)]
 fn write_rows<E: Float>(
-    new: &[f32],
-    indices: &[u32],
-    cache: &mut [E],
-    len: usize,
-    row: usize,
-    tokens: usize,
-    #[define(E)] _dtype: ElemType,
-) {
-    if ABSOLUTE_POS < len {
-        let token = ABSOLUTE_POS / row;
-        // A token that sees no key isn't one.
-        if indices[tokens + token] > 0 {
-            let slot = indices[token] as usize;
-            cache[slot * row + ABSOLUTE_POS % row] = E::cast_from(new[ABSOLUTE_POS]);
-        }
-    }
-}
-
-#[cube(launch_unchecked)]
-fn write_both<E: Float>(
     new_keys: &[f32],
     new_values: &[f32],
     indices: &[u32],

@@ -1,395 +1,306 @@
-//! `x · wᵀ` with tensor cores: each cube computes a tile of the result, step by step along the inner dimension.
+//! `x · wᵀ` with tensor cores, on GPUs of NVIDIA: each cube computes a tile of the result, step by step along the inner
+//! dimension.
 //!
-//! `x` is rounded to the type of the weight on its way into shared memory; sums are f32. While a step is multiplied, the
-//! next one is loaded into registers. A result of few tiles is also cut along the inner dimension, and the parts are added
-//! up afterwards.
+//! Tiles of both factors go from global to shared memory without passing through registers, some steps ahead of the one
+//! that is multiplied. A result of few tiles is also cut along the inner dimension; the cube of a tile that ends last adds
+//! the parts up, in their order, so that the result doesn't depend on which one it is.
+
+mod kernel;
+mod stage;
+
+use std::cell::RefCell;
 
 use burn::backend::cubecl::dtype_to_elem_type;
-use burn::tensor::DType;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::cmma;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use super::empty;
 
-/// Rows, columns and inner values of a tensor core's instruction.
-const CORE: usize = 16;
 /// Units of a plane.
 const PLANE: usize = 32;
-/// Values of the weight in a load.
-const W_VECTOR: usize = 8;
-/// Values by which rows in shared memory are longer, so that their starts lie in different banks.
-const SKEW: usize = 8;
-/// Cubes that keep a large GPU busy.
-const WANTED_CUBES: usize = 396;
+/// Values of 16 bits in a load.
+const VECTOR: usize = 8;
+/// Inner values of a step: a row of a tile then fills all banks of shared memory once.
+const INNER: usize = 64;
+/// Vectors of a row of a tile.
+const CHUNKS: usize = INNER / VECTOR;
+/// Cubes for each multiprocessor that keep it busy.
+const WANTED_CUBES: usize = 2;
+/// Steps that are worth a cube of their own.
+const MIN_STEPS: usize = 4;
 /// More parts cost more to add up than they save.
-const MAX_SPLITS: usize = 8;
+const MAX_SPLITS: usize = 16;
+/// Tiles that can be cut along the inner dimension: others are enough.
+const MAX_SPLIT_TILES: usize = 1024;
 
 /// The part of the result that a cube computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
     rows: usize,
     columns: usize,
-    /// Inner values of a step.
-    inner: usize,
     /// Planes along the rows and along the columns.
     planes: [usize; 2],
-    /// Values of `x` in a load of 16 bytes: 4 in f32; 8 if `x` is rounded beforehand, which pays where many cubes read it.
-    x_vector: usize,
+    /// Steps that are in shared memory together.
+    stages: usize,
 }
-
-/// Inner values of a step that every product is made of.
-const INNER: usize = 64;
-
-/// For few rows: bound by reading the weight.
-const NARROW: Tile = Tile {
-    rows: 32,
-    columns: 64,
-    inner: 128,
-    planes: [1, 4],
-    x_vector: 4,
-};
-const MEDIUM: Tile = Tile {
-    rows: 64,
-    columns: 64,
-    inner: 128,
-    planes: [2, 2],
-    x_vector: 4,
-};
-/// For many rows: bound by arithmetic.
-const WIDE: Tile = Tile {
-    rows: 128,
-    columns: 128,
-    inner: 64,
-    planes: [2, 4],
-    x_vector: 8,
-};
 
 impl Tile {
     const fn units(&self) -> usize {
         self.planes[0] * self.planes[1] * PLANE
     }
+
+    /// Blocks of 16 rows of a plane.
+    const fn row_blocks(&self) -> usize {
+        self.rows / self.planes[0] / 16
+    }
+
+    /// Blocks of 8 columns of a plane.
+    const fn column_blocks(&self) -> usize {
+        self.columns / self.planes[1] / 8
+    }
+
+    /// Sums of a unit, in pairs.
+    const fn pairs(&self) -> usize {
+        self.row_blocks() * self.column_blocks() * 2
+    }
+
+    /// For a product with `rows` rows of `x`.
+    fn of(rows: usize) -> Self {
+        let (rows, columns, planes, stages) = match rows {
+            0..=16 => (16, 64, [1, 4], 5),
+            17..=32 => (32, 64, [1, 4], 5),
+            33..=64 => (64, 64, [2, 2], 4),
+            65..=320 => (64, 128, [1, 4], 4),
+            _ => (128, 128, [2, 2], 3),
+        };
+        Self {
+            rows,
+            columns,
+            planes,
+            stages,
+        }
+    }
 }
 
-/// Whether the device has tensor cores for these operands, and [`dense`] can read them.
+/// What a cube multiplies with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Weights {
+    One,
+    /// Results of their own.
+    Three,
+    /// A gate and what it multiplies: `silu(x · w0ᵀ) · (x · w1ᵀ)`. Columns of a plane are half gates.
+    Gated,
+}
+
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    tile: Tile,
+    weights: Weights,
+    has_bias: [bool; 3],
+    has_residual: bool,
+    is_split: bool,
+}
+
+/// Whether the device has what the kernel uses, and the kernel can read these tensors.
 pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
     let kind = match w.dtype {
         DType::BF16 => FloatKind::BF16,
         DType::F16 => FloatKind::F16,
         _ => return false,
     };
-    let (m, n, k) = (CORE as u32, CORE as u32, CORE as u32);
     let config = MmaConfig {
         a_type: ElemType::Float(kind),
         b_type: ElemType::Float(kind),
         cd_type: ElemType::Float(FloatKind::F32),
-        m,
-        n,
-        k,
+        m: 16,
+        n: 8,
+        k: 16,
     };
-    let hardware = &x.client.properties().hardware;
-    let [_, inner] = w.meta.shape().dims();
-    x.dtype == DType::F32
-        && x.client.features().matmul.cmma.contains(&config)
+    let (hardware, features) = (&x.client.properties().hardware, x.client.features());
+    let [rows, inner] = w.meta.shape().dims();
+    (x.dtype == DType::F32 || x.dtype == w.dtype)
+        && features.matmul.mma.contains(&config)
+        && features.matmul.ldmatrix.contains(&ElemType::Float(kind))
+        && features.copy_async
+        && features.device_memory_scope
         && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
         && inner.is_multiple_of(INNER)
+        && rows.is_multiple_of(2)
         && !w.meta.is_tiled()
         && w.meta.strides()[1] == 1
-        && w.meta.strides()[0].is_multiple_of(W_VECTOR)
+        && w.meta.strides()[0].is_multiple_of(VECTOR)
 }
 
-/// `x · wᵀ + bias + residual`: `x [m, k]` f32, `w [n, k]` bf16 or f16 → `[m, n]` f32.
+/// `x · wᵀ + bias + residual`: `x [m, k]`, `w [n, k]` → `[m, n]` f32.
 pub(super) fn product(
     x: CubeTensor,
     w: CubeTensor,
     bias: Option<CubeTensor>,
     residual: Option<CubeTensor>,
 ) -> CubeTensor {
-    let x = burn_cubecl::kernel::into_contiguous(x);
-    let ([m, k], [n, _]) = (x.meta.shape().dims(), w.meta.shape().dims());
-    let y = empty(&x, [m, n], DType::F32);
-    if m * n == 0 {
-        return y;
-    }
-    let mut tile = match m {
-        0..=32 => NARROW,
-        33..=256 => MEDIUM,
-        _ => WIDE,
-    };
-    if !k.is_multiple_of(tile.inner) {
-        tile.inner = INNER;
-    }
-    let client = x.client.clone();
-    let (columns, rows) = (n.div_ceil(tile.columns), m.div_ceil(tile.rows));
-    let steps = k / tile.inner;
-    let splits = (WANTED_CUBES / (columns * rows)).clamp(1, MAX_SPLITS.min(steps.div_ceil(4)));
-    let steps_per_split = steps.div_ceil(splits);
-    let splits = steps.div_ceil(steps_per_split);
-    let parts = match splits {
-        1 => y.clone(),
-        _ => empty(&x, [splits, m, n], DType::F32),
-    };
-    let stride = w.meta.strides()[0] / W_VECTOR;
-    let extras = [bias.is_some(), residual.is_some()];
-    // Arguments that a kernel has no use for are another one.
-    let extra = |tensor: Option<CubeTensor>| {
-        tensor.map_or_else(|| x.clone(), burn_cubecl::kernel::into_contiguous)
-    };
-    let (bias, residual) = (extra(bias), extra(residual));
-    let dtype = dtype_to_elem_type(w.dtype);
-    let x = match tile.x_vector {
-        W_VECTOR => burn_cubecl::kernel::cast(x, w.dtype),
-        _ => x,
-    };
-    let dtypes = [dtype_to_elem_type(x.dtype), dtype];
-    // A converted tensor may have longer rows.
-    let x_stride = x.meta.strides()[0];
-    // SAFETY: rows past the last one are clamped to it when read and left out when written.
-    unsafe {
-        mat_mul::launch_unchecked(
-            &client,
-            CubeCount::Static(columns as u32, rows as u32, splits as u32),
-            CubeDim::new_1d(tile.units() as u32),
-            tile.x_vector,
-            x.into_buffer_arg(),
-            w.into_buffer_arg(),
-            bias.clone().into_buffer_arg(),
-            residual.clone().into_buffer_arg(),
-            parts.clone().into_buffer_arg(),
-            m,
-            n,
-            x_stride / tile.x_vector,
-            stride,
-            steps,
-            steps_per_split,
-            tile,
-            extras.map(|extra| extra && splits == 1),
-            dtypes,
-        );
-        if splits > 1 {
-            const UNITS: usize = 256;
-            sum_parts::launch_unchecked(
-                &client,
-                CubeCount::Static((m * n).div_ceil(UNITS) as u32, 1, 1),
-                CubeDim::new_1d(UNITS as u32),
-                parts.into_buffer_arg(),
-                bias.into_buffer_arg(),
-                residual.into_buffer_arg(),
-                y.clone().into_buffer_arg(),
-                m * n,
-                n,
-                splits,
-                extras,
-            );
-        }
-    }
+    let y = empty(&x, [rows(&x), rows(&w)], DType::F32);
+    launch(
+        x,
+        &[w],
+        [bias, None, None],
+        residual,
+        std::slice::from_ref(&y),
+    );
     y
 }
 
-#[cube(launch_unchecked)]
-fn mat_mul<X: Float, W: Float, N: Size>(
-    x: &[Vector<X, N>],
-    w: &[Vector<W, Const<8>>],
-    bias: &[f32],
-    residual: &[f32],
-    parts: &mut [f32],
-    m: usize,
-    num_columns: usize,
-    x_stride: usize,
-    w_stride: usize,
-    steps: usize,
-    steps_per_split: usize,
-    #[comptime] tile: Tile,
-    #[comptime] extras: [bool; 2],
-    #[define(X, W)] _dtypes: [ElemType; 2],
-) {
-    let units = comptime!(tile.units());
-    let line = comptime!(tile.inner + SKEW);
-    let x_line = comptime!(line / tile.x_vector);
-    let w_line = comptime!(line / W_VECTOR);
-    // Vectors of a row of a step, and loads of a unit.
-    let x_vectors = comptime!(tile.inner / tile.x_vector);
-    let w_vectors = comptime!(tile.inner / W_VECTOR);
-    let x_loads = comptime!(tile.rows * x_vectors / units);
-    let w_loads = comptime!(tile.columns * w_vectors / units);
-    // Instructions of a plane along its rows and columns.
-    let core_rows = comptime!(tile.rows / tile.planes[0] / CORE);
-    let core_columns = comptime!(tile.columns / tile.planes[1] / CORE);
+/// `x · wᵀ + bias` for three weights of the same type and inner stride.
+pub(super) fn three_products(
+    x: CubeTensor,
+    weights: [CubeTensor; 3],
+    biases: [Option<CubeTensor>; 3],
+) -> [CubeTensor; 3] {
+    let results = weights
+        .each_ref()
+        .map(|w| empty(&x, [rows(&x), rows(w)], DType::F32));
+    launch(x, &weights, biases, None, &results);
+    results
+}
 
-    let mut x_stage =
-        Shared::<[Vector<W, N>]>::new_aligned_slice(comptime!(tile.rows * x_line), 32usize);
-    let mut w_stage = Shared::<[Vector<W, Const<8>>]>::new_aligned_slice(
-        comptime!(tile.columns * w_line),
-        32usize,
+/// `silu(x · gateᵀ) · (x · upᵀ)`, in the type of the weights: what the next product would round it to.
+pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+    let y = empty(&x, [rows(&x), rows(&gate)], gate.dtype);
+    launch(
+        x,
+        &[gate, up],
+        [None, None, None],
+        None,
+        std::slice::from_ref(&y),
     );
-    let mut results =
-        Shared::<[f32]>::new_aligned_slice(comptime!(units / PLANE * CORE * CORE), 32usize);
+    y
+}
 
-    let unit = UNIT_POS as usize;
-    let plane = unit / PLANE;
-    let plane_row = plane / comptime!(tile.planes[1]) * comptime!(core_rows * CORE);
-    let plane_column = plane % comptime!(tile.planes[1]) * comptime!(core_columns * CORE);
-    let first_row = CUBE_POS_Y as usize * comptime!(tile.rows);
-    let first_column = CUBE_POS_X as usize * comptime!(tile.columns);
-    let first_step = CUBE_POS_Z as usize * steps_per_split;
-    let end = min(first_step + steps_per_split, steps);
+fn rows(tensor: &CubeTensor) -> usize {
+    tensor.meta.shape()[0]
+}
 
-    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
-    #[unroll]
-    for _ in 0..core_rows * core_columns {
-        sums.push(cmma::Matrix::<f32>::from_value(
-            cmma::MatrixIdent::Accumulator,
-            CORE,
-            CORE,
-            CORE,
-            cmma::MatrixLayout::Undefined,
-            0.0,
-        ));
+fn launch(
+    x: CubeTensor,
+    weights: &[CubeTensor],
+    biases: [Option<CubeTensor>; 3],
+    residual: Option<CubeTensor>,
+    results: &[CubeTensor],
+) {
+    let [m, k] = x.meta.shape().dims();
+    if m == 0 {
+        return;
     }
-
-    let mut x_next = Array::<Vector<X, N>>::new(x_loads);
-    let mut w_next = Array::<Vector<W, Const<8>>>::new(w_loads);
-    #[unroll]
-    for i in 0..x_loads {
-        let at = i * units + unit;
-        let row = min(first_row + at / x_vectors, m - 1);
-        x_next[i] = x[row * x_stride + first_step * x_vectors + at % x_vectors];
-    }
-    #[unroll]
-    for i in 0..w_loads {
-        let at = i * units + unit;
-        let row = min(first_column + at / w_vectors, num_columns - 1);
-        w_next[i] = w[row * w_stride + first_step * w_vectors + at % w_vectors];
-    }
-    let mut step = first_step;
-    while step < end {
-        // The planes have read the step before.
-        sync_cube();
-        #[unroll]
-        for i in 0..x_loads {
-            let at = i * units + unit;
-            x_stage[at / x_vectors * x_line + at % x_vectors] = Vector::cast_from(x_next[i]);
+    let kind = match weights.len() {
+        1 => Weights::One,
+        2 => Weights::Gated,
+        _ => Weights::Three,
+    };
+    let tile = Tile::of(m);
+    let x = match x.dtype == weights[0].dtype {
+        true => into_contiguous(x),
+        // A converted tensor may have longer rows.
+        false => burn_cubecl::kernel::cast(into_contiguous(x), weights[0].dtype),
+    };
+    let client = x.client.clone();
+    let result_columns = match kind {
+        Weights::Gated => tile.columns / 2,
+        _ => tile.columns,
+    };
+    let column_tiles: [usize; 3] = std::array::from_fn(|i| {
+        let result = results.get(i);
+        result.map_or(0, |y| y.meta.shape()[1].div_ceil(result_columns))
+    });
+    let (columns, row_tiles) = (column_tiles.iter().sum::<usize>(), m.div_ceil(tile.rows));
+    let steps = k / INNER;
+    let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
+    let wanted = WANTED_CUBES * multiprocessors.unwrap_or(64) as usize;
+    let most = match columns * row_tiles <= MAX_SPLIT_TILES {
+        true => MAX_SPLITS.min(steps / MIN_STEPS).max(1),
+        false => 1,
+    };
+    let splits = (wanted / (columns * row_tiles)).clamp(1, most);
+    let steps_per_split = steps.div_ceil(splits);
+    let splits = steps.div_ceil(steps_per_split);
+    let parts = match splits {
+        1 => results[0].clone(),
+        _ => {
+            let len = columns * row_tiles * splits * tile.pairs() * tile.units() * 2;
+            empty(&x, [len], DType::F32)
         }
-        #[unroll]
-        for i in 0..w_loads {
-            let at = i * units + unit;
-            w_stage[at / w_vectors * w_line + at % w_vectors] = w_next[i];
-        }
-        sync_cube();
-        step += 1;
-        if step < end {
-            #[unroll]
-            for i in 0..x_loads {
-                let at = i * units + unit;
-                let row = min(first_row + at / x_vectors, m - 1);
-                x_next[i] = x[row * x_stride + step * x_vectors + at % x_vectors];
-            }
-            #[unroll]
-            for i in 0..w_loads {
-                let at = i * units + unit;
-                let row = min(first_column + at / w_vectors, num_columns - 1);
-                w_next[i] = w[row * w_stride + step * w_vectors + at % w_vectors];
-            }
-        }
-        #[unroll]
-        for inner in 0..comptime!(tile.inner / CORE) {
-            let mut right = Sequence::<cmma::Matrix<Vector<W, Const<8>>>>::new();
-            #[unroll]
-            for column in 0..core_columns {
-                let at =
-                    (plane_column + column * CORE) * w_line + inner * comptime!(CORE / W_VECTOR);
-                right.push(cmma::Matrix::<Vector<W, Const<8>>>::from_slice(
-                    cmma::MatrixIdent::B,
-                    CORE,
-                    CORE,
-                    CORE,
-                    cmma::MatrixLayout::ColMajor,
-                    &w_stage[at..],
-                    comptime!(line as u32),
-                ));
-            }
-            #[unroll]
-            for row in 0..core_rows {
-                let at =
-                    (plane_row + row * CORE) * x_line + inner * comptime!(CORE / tile.x_vector);
-                let left = cmma::Matrix::<Vector<W, N>>::from_slice(
-                    cmma::MatrixIdent::A,
-                    CORE,
-                    CORE,
-                    CORE,
-                    cmma::MatrixLayout::RowMajor,
-                    &x_stage[at..],
-                    comptime!(line as u32),
-                );
-                #[unroll]
-                for column in 0..core_columns {
-                    let sum = &sums[row * core_columns + column];
-                    cmma::execute(&left, &right[column], sum, sum);
-                }
-            }
-        }
-    }
-
-    let part = CUBE_POS_Z as usize * m * num_columns;
-    let mine = plane * comptime!(CORE * CORE);
-    let lane = unit % PLANE;
-    #[unroll]
-    for row in 0..core_rows {
-        #[unroll]
-        for column in 0..core_columns {
-            sync_cube();
-            cmma::store(
-                &mut results[mine..],
-                &sums[row * core_columns + column],
-                comptime!(CORE as u32),
-                cmma::MatrixLayout::RowMajor,
-            );
-            sync_cube();
-            let top = first_row + plane_row + row * CORE;
-            let left = first_column + plane_column + column * CORE;
-            #[unroll]
-            for i in 0..comptime!(CORE * CORE / PLANE) {
-                let at = i * PLANE + lane;
-                let (r, c) = (top + at / CORE, left + at % CORE);
-                if r < m && c < num_columns {
-                    let mut result = results[mine + at];
-                    if comptime!(extras[0]) {
-                        result += bias[c];
-                    }
-                    if comptime!(extras[1]) {
-                        result += residual[r * num_columns + c];
-                    }
-                    parts[part + r * num_columns + c] = result;
-                }
-            }
-        }
+    };
+    // Arguments that a kernel has no use for are another one.
+    let weight = |i: usize| weights.get(i).unwrap_or(&weights[0]).clone();
+    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
+    let result_len = |i: usize| results.get(i).map_or(0, |y| y.meta.shape()[1]);
+    let has_bias = biases.each_ref().map(Option::is_some);
+    let kind = Kind {
+        tile,
+        weights: kind,
+        has_bias,
+        has_residual: residual.is_some(),
+        is_split: splits > 1,
+    };
+    let [bias0, bias1, bias2] = biases.map(|bias| bias.map_or_else(|| x.clone(), into_contiguous));
+    let residual = residual.map_or_else(|| x.clone(), into_contiguous);
+    let counters = arrival_counters(&x);
+    let dtypes = [weights[0].dtype, results[0].dtype].map(dtype_to_elem_type);
+    let x_stride = x.meta.strides()[0] / VECTOR;
+    let w_stride = weights[0].meta.strides()[0] / VECTOR;
+    // SAFETY: rows past the last one are clamped to it when read and left out when written.
+    unsafe {
+        kernel::mat_mul::launch_unchecked(
+            &client,
+            CubeCount::Static(columns as u32, row_tiles as u32, splits as u32),
+            CubeDim::new_1d(tile.units() as u32),
+            x.into_buffer_arg(),
+            weight(0).into_buffer_arg(),
+            weight(1).into_buffer_arg(),
+            weight(2).into_buffer_arg(),
+            bias0.into_buffer_arg(),
+            bias1.into_buffer_arg(),
+            bias2.into_buffer_arg(),
+            residual.into_buffer_arg(),
+            parts.into_buffer_arg(),
+            counters.into_buffer_arg(),
+            result(0).into_buffer_arg(),
+            result(1).into_buffer_arg(),
+            result(2).into_buffer_arg(),
+            m,
+            result_len(0),
+            result_len(1),
+            result_len(2),
+            column_tiles[0],
+            column_tiles[1],
+            x_stride,
+            w_stride,
+            steps,
+            steps_per_split,
+            kind,
+            dtypes,
+        );
     }
 }
 
-#[cube(launch_unchecked)]
-fn sum_parts(
-    parts: &[f32],
-    bias: &[f32],
-    residual: &[f32],
-    y: &mut [f32],
-    len: usize,
-    n: usize,
-    splits: usize,
-    #[comptime] extras: [bool; 2],
-) {
-    if ABSOLUTE_POS < len {
-        let mut sum = 0.0f32;
-        if comptime!(extras[0]) {
-            sum += bias[ABSOLUTE_POS % n];
-        }
-        if comptime!(extras[1]) {
-            sum += residual[ABSOLUTE_POS];
-        }
-        for split in 0..splits {
-            sum += parts[split * len + ABSOLUTE_POS];
-        }
-        y[ABSOLUTE_POS] = sum;
+/// Counts of the cubes that have ended their part of a tile, all zero between launches.
+///
+/// For each thread, since each may have a queue of its own on the device.
+fn arrival_counters(like: &CubeTensor) -> CubeTensor {
+    thread_local! {
+        static COUNTERS: RefCell<Vec<CubeTensor>> = const { RefCell::new(Vec::new()) };
     }
+    COUNTERS.with_borrow_mut(|all| {
+        if let Some(counters) = all.iter().find(|counters| counters.device == like.device) {
+            return counters.clone();
+        }
+        let (client, device) = (like.client.clone(), like.device.clone());
+        let counters = zeros_client(client, device, Shape::new([MAX_SPLIT_TILES]), DType::U32);
+        all.push(counters.clone());
+        counters
+    })
 }

@@ -20,7 +20,9 @@ pub(super) const MAX_ROWS: usize = 8;
 const UNITS: u32 = 128;
 
 /// Loads of a unit that are in flight together, at most.
-const MAX_UNROLL: usize = 8;
+const MAX_UNROLL: usize = 12;
+/// The same of each weight of a pair. Such products have so many rows that other planes have loads in flight meanwhile.
+const MAX_PAIR_UNROLL: usize = 2;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,12 +40,21 @@ struct Shape {
     has_residual: bool,
     /// Whether `x` is normalised first.
     has_norm: bool,
+    /// Whether a row is the rows of two weights.
+    is_pair: bool,
+    /// Whether the last loads of a row may lie past its end.
+    is_ragged: bool,
 }
 
 impl Shape {
+    /// Products of a plane.
+    fn num_sums(&self) -> usize {
+        self.m * self.rows * if self.is_pair { 2 } else { 1 }
+    }
+
     /// Sums that the planes of a row add up: the products, and with a norm the squares of `x`.
     fn num_totals(&self) -> usize {
-        self.m * self.rows + if self.has_norm { self.m } else { 0 }
+        self.num_sums() + if self.has_norm { self.m } else { 0 }
     }
 }
 
@@ -75,7 +86,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(x: &CubeTensor, w: &CubeTensor, num_rows: usize) -> Self {
+    fn new(x: &CubeTensor, w: &CubeTensor, num_rows: usize, is_pair: bool) -> Self {
         let [m, k] = x.meta.shape().dims();
         let stride = w.meta.strides()[0];
         let client = &x.client;
@@ -85,8 +96,8 @@ impl Plan {
             .filter(|size| k.is_multiple_of(*size) && stride.is_multiple_of(*size))
             .max()
             .unwrap_or(1);
-        // Each value of `x` then serves two rows.
-        let rows = if m <= 2 { 1 } else { 2 };
+        // Each value of `x` then serves two rows; a pair of weights does so by itself.
+        let rows = if m <= 2 || is_pair { 1 } else { 2 };
         // Few rows are too few planes to wait for memory at once.
         let planes = match num_rows * m.div_ceil(MAX_ROWS) / rows {
             0..=1024 => 4,
@@ -95,23 +106,27 @@ impl Plan {
             _ => 1,
         };
         let planes = usize::min(planes, UNITS as usize / lanes);
-        let loads = k / vector / lanes / planes;
-        let most = (MAX_UNROLL / rows).min(loads).max(1);
-        // The number of loads that leaves the fewest for the slower loop.
-        let unroll = (1..=most)
-            .rev()
-            .min_by_key(|unroll| loads % unroll * 4 + most - unroll);
+        let loads = (k / vector).div_ceil(lanes * planes);
+        let most = if is_pair {
+            MAX_PAIR_UNROLL
+        } else {
+            MAX_UNROLL / rows
+        };
+        // As few rounds as the registers allow, all alike.
+        let unroll = loads.div_ceil(loads.div_ceil(most));
         Self {
             vector,
             row_stride: stride / vector,
             shape: Shape {
                 m: m.min(MAX_ROWS),
                 rows,
-                unroll: unroll.unwrap_or(1),
+                unroll,
                 planes,
                 has_bias: [false; 3],
                 has_residual: false,
                 has_norm: false,
+                is_pair,
+                is_ragged: !(k / vector).is_multiple_of(lanes * planes * unroll),
             },
             rows_per_cube: UNITS as usize / lanes / planes * rows,
             x_cubes: m.div_ceil(MAX_ROWS) as u32,
@@ -139,7 +154,7 @@ pub(super) fn products<const N: usize>(
 
     let dtype = dtype_to_elem_type(weights[0].dtype);
     let rows: [usize; 3] = std::array::from_fn(|i| weights.get(i).map_or(0, rows));
-    let mut plan = Plan::new(&x, &weights[0], rows.iter().sum());
+    let mut plan = Plan::new(&x, &weights[0], rows.iter().sum(), false);
     plan.shape.has_residual = residual.is_some();
     plan.shape.has_norm = norm.is_some();
     let (norm, eps) = norm_args(&x, norm);
@@ -206,7 +221,7 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
     if m * k == 0 {
         return y;
     }
-    let plan = Plan::new(&x, &gate, 2 * n);
+    let plan = Plan::new(&x, &gate, n, true);
     let dtype = dtype_to_elem_type(gate.dtype);
     // SAFETY: as in `products`.
     unsafe {

@@ -1,10 +1,9 @@
 //! CubeCL backends (CUDA, ROCm, Metal, Vulkan, WebGPU).
 //!
 //! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact factors,
-//! - `mat_mul`: products on tensor cores.
+//! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs.
 //!
-//! Everything else runs as its naive twin, which casts or dequantizes the whole weight on the device and multiplies with
-//! burn's matmul.
+//! Everything else runs with burn's matmul, or as its naive twin, which dequantizes the whole weight on the device.
 
 mod mat_mul;
 mod mat_vec;
@@ -12,16 +11,17 @@ mod mat_vec;
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{DType, Scalar, Shape};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::cast;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::Plane;
-use cubecl::prelude::*;
 
 use super::{ComputeDtype, DenseLayer, DeviceLinearOps, Extra, LinearOps, NormOperand, naive};
 
 /// From how many rows on tensor cores are faster than plain sums.
-const MIN_CORE_ROWS: usize = 5;
+const MIN_CORE_ROWS: usize = 3;
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +35,28 @@ impl Method {
     fn of(x: &CubeTensor, w: &CubeTensor, compute: ComputeDtype) -> Self {
         let is_exact = compute != ComputeDtype::Bf16 || w.dtype == DType::F32;
         let is_small = x.meta.shape()[0] < MIN_CORE_ROWS;
-        if !is_exact && !is_small && mat_mul::supports(x, w) {
-            return Self::MatMul;
+        if !is_exact && !is_small {
+            return match mat_mul::supports(x, w) {
+                true => Self::MatMul,
+                false => Self::Burn,
+            };
         }
         // Burn multiplies f32 with 10 bits on tensor cores.
         if has_plane_operations(x) && mat_vec::supports(x, w) {
             return Self::MatVec;
         }
         Self::Burn
+    }
+
+    /// The method of all weights, if it is the same and they lie in memory alike.
+    fn of_all(x: &CubeTensor, weights: &[&CubeTensor], compute: ComputeDtype) -> Option<Self> {
+        let method = Self::of(x, weights[0], compute);
+        let alike = |w: &&CubeTensor| {
+            w.dtype == weights[0].dtype
+                && w.meta.strides() == weights[0].meta.strides()
+                && Self::of(x, w, compute) == method
+        };
+        weights.iter().all(alike).then_some(method)
     }
 }
 
@@ -52,25 +66,30 @@ impl LinearOps for Cube {
         w: FloatTensor<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        match Method::of(&x, &w, compute) {
-            Method::MatVec => {
-                let [y] = mat_vec::products(x, None, [w], [None], None);
-                y
-            }
-            Method::MatMul => mat_mul::product(x, w, None, None),
-            Method::Burn => naive::dense_linear::<Self>(x, w),
-        }
+        linear(x, w, None, None, compute)
     }
 }
 
 impl DeviceLinearOps for Cube {
+    fn device_input_dtype(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> DType {
+        match Method::of(&x, &w, compute) {
+            Method::MatMul => w.dtype,
+            Method::MatVec | Method::Burn => DType::F32,
+        }
+    }
+
     fn device_linear(
         x: FloatTensor<Self>,
         layer: DenseLayer<Self>,
         residual: Extra<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        linear(x, layer, residual.into_option(), compute)
+        let (bias, residual) = (layer.bias.into_option(), residual.into_option());
+        linear(x, layer.weight, bias, residual, compute)
     }
 
     fn device_three_linears(
@@ -80,23 +99,23 @@ impl DeviceLinearOps for Cube {
         third: DenseLayer<Self>,
         norm: NormOperand<Self>,
         compute: ComputeDtype,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)> {
         let layers = [first, second, third];
-        let dtype = layers[0].weight.dtype;
-        let together = layers.iter().all(|layer| {
-            layer.weight.dtype == dtype
-                && layer.weight.meta.strides() == layers[0].weight.meta.strides()
-                && Method::of(&x, &layer.weight, compute) == Method::MatVec
-        });
-        let [a, b, c] = if together {
-            let biases = layers.clone().map(|layer| layer.bias.into_option());
-            let weights = layers.map(|layer| layer.weight);
-            mat_vec::products(x, norm.into_norm(), weights, biases, None)
-        } else {
-            let x = norm.apply(x);
-            layers.map(|layer| linear(x.clone(), layer, None, compute))
+        let weights = layers.each_ref().map(|layer| &layer.weight);
+        let method = Method::of_all(&x, &weights, compute)?;
+        let norm = norm.into_norm();
+        // With more rows, reading the norm's weight besides costs more than a norm of its own.
+        if norm.is_some() && (method != Method::MatVec || x.meta.shape()[0] > 1) {
+            return None;
+        }
+        let biases = layers.clone().map(|layer| layer.bias.into_option());
+        let weights = layers.map(|layer| layer.weight);
+        let [a, b, c] = match method {
+            Method::MatVec => mat_vec::products(x, norm, weights, biases, None),
+            Method::MatMul => mat_mul::three_products(x, weights, biases),
+            Method::Burn => return None,
         };
-        (a, b, c)
+        Some((a, b, c))
     }
 
     fn device_gated(
@@ -104,19 +123,12 @@ impl DeviceLinearOps for Cube {
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         compute: ComputeDtype,
-    ) -> FloatTensor<Self> {
-        let methods = [&gate, &up].map(|w| Method::of(&x, w, compute));
-        let alike = gate.dtype == up.dtype && gate.meta.strides() == up.meta.strides();
-        if methods == [Method::MatVec; 2] && alike {
-            return mat_vec::gated(x, gate, up);
+    ) -> Option<FloatTensor<Self>> {
+        match Method::of_all(&x, &[&gate, &up], compute)? {
+            Method::MatVec => Some(mat_vec::gated(x, gate, up)),
+            Method::MatMul => Some(mat_mul::gated(x, gate, up)),
+            Method::Burn => None,
         }
-        let plain = |w: CubeTensor| DenseLayer {
-            weight: w,
-            bias: Extra::None,
-        };
-        let gate = linear(x.clone(), plain(gate), None, compute);
-        let up = linear(x, plain(up), None, compute);
-        silu_mul(gate, up)
     }
 }
 
@@ -126,28 +138,16 @@ impl NormOperand<Cube> {
         let eps = self.eps as f32;
         Some(mat_vec::Norm { weight, eps })
     }
-
-    /// The norm by itself.
-    fn apply(self, x: CubeTensor) -> CubeTensor {
-        let Some(weight) = self.weight.into_option() else {
-            return x;
-        };
-        let k = x.meta.shape()[1];
-        let mean_square = Cube::float_mean_dim(Cube::float_mul(x.clone(), x.clone()), 1);
-        let shifted = Cube::float_add_scalar(mean_square, Scalar::from(self.eps));
-        let normed = Cube::float_div(x, Cube::float_sqrt(shifted));
-        Cube::float_mul(normed, Cube::float_reshape(weight, Shape::new([1, k])))
-    }
 }
 
 /// `x · wᵀ + bias + residual`.
 fn linear(
     x: CubeTensor,
-    layer: DenseLayer<Cube>,
+    w: CubeTensor,
+    bias: Option<CubeTensor>,
     residual: Option<CubeTensor>,
     compute: ComputeDtype,
 ) -> CubeTensor {
-    let (w, bias) = (layer.weight, layer.bias.into_option());
     match Method::of(&x, &w, compute) {
         Method::MatVec => {
             let [y] = mat_vec::products(x, None, [w], [bias], residual);
@@ -155,7 +155,7 @@ fn linear(
         }
         Method::MatMul => mat_mul::product(x, w, bias, residual),
         Method::Burn => {
-            let y = naive::dense_linear::<Cube>(x, w);
+            let y = burn_product(x, w, compute);
             let n = y.meta.shape()[1];
             let bias = bias.map(|bias| Cube::float_reshape(bias, Shape::new([1, n])));
             bias.into_iter().chain(residual).fold(y, Cube::float_add)
@@ -163,31 +163,16 @@ fn linear(
     }
 }
 
-/// `silu(gate) · up`, elementwise, of two contiguous tensors; in place of the first.
-fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
-    const UNITS: usize = 256;
-    let len = gate.meta.num_elements();
-    if len > 0 {
-        // SAFETY: units stay below the number of elements.
-        unsafe {
-            silu_mul_kernel::launch_unchecked(
-                &gate.client,
-                CubeCount::Static(len.div_ceil(UNITS) as u32, 1, 1),
-                CubeDim::new_1d(UNITS as u32),
-                gate.clone().into_buffer_arg(),
-                up.into_buffer_arg(),
-                len,
-            );
-        }
+/// `x · wᵀ` in f32, by Burn's own kernels.
+fn burn_product(x: CubeTensor, w: CubeTensor, compute: ComputeDtype) -> CubeTensor {
+    if compute != ComputeDtype::Bf16 || w.dtype == DType::F32 {
+        return naive::dense_linear::<Cube>(x, w);
     }
-    gate
-}
-
-#[cube(launch_unchecked)]
-fn silu_mul_kernel(gate: &mut [f32], up: &[f32], len: usize) {
-    if ABSOLUTE_POS < len {
-        let value = gate[ABSOLUTE_POS];
-        gate[ABSOLUTE_POS] = value / (1.0 + (-value).exp()) * up[ABSOLUTE_POS];
+    let x = cast(x, w.dtype);
+    let w = Cube::float_transpose(w);
+    match matmul(x, w, None, MatmulStrategy::default(), DType::F32) {
+        Ok(y) => y,
+        Err(error) => unreachable!("Burn's tuned product takes every shape: {error:?}"),
     }
 }
 

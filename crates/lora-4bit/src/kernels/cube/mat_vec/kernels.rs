@@ -32,68 +32,103 @@ pub(super) fn products_kernel<W: Float, N: Size>(
     #[define(W)] _dtype: ElemType,
 ) {
     let cube = CUBE_POS_X as usize;
-    let mut sums = Array::<f32>::new(comptime!(shape.m * shape.rows));
     if cube < cubes0 {
-        let first = first_row(cube, shape);
-        dots::<W, N>(
+        one_product::<W, N>(
             x,
             norm,
             w0,
-            &mut sums,
-            first,
+            bias0,
+            residual,
+            y0,
+            cube,
             rows0,
             row_vectors,
             row_stride,
             num_x,
             eps,
+            0usize,
             shape,
         );
-        if comptime!(shape.has_bias[0]) {
-            add_bias(&mut sums, bias0, first, rows0, shape);
-        }
-        if comptime!(shape.has_residual) {
-            add_rows(&mut sums, residual, first, rows0, num_x, shape);
-        }
-        write(&sums, y0, first, rows0, num_x, shape);
     } else if cube < cubes0 + cubes1 {
-        let first = first_row(cube - cubes0, shape);
-        dots::<W, N>(
+        let cube = cube - cubes0;
+        one_product::<W, N>(
             x,
             norm,
             w1,
-            &mut sums,
-            first,
+            bias1,
+            residual,
+            y1,
+            cube,
             rows1,
             row_vectors,
             row_stride,
             num_x,
             eps,
+            1usize,
             shape,
         );
-        if comptime!(shape.has_bias[1]) {
-            add_bias(&mut sums, bias1, first, rows1, shape);
-        }
-        write(&sums, y1, first, rows1, num_x, shape);
     } else {
-        let first = first_row(cube - cubes0 - cubes1, shape);
-        dots::<W, N>(
+        let cube = cube - cubes0 - cubes1;
+        one_product::<W, N>(
             x,
             norm,
             w2,
-            &mut sums,
-            first,
+            bias2,
+            residual,
+            y2,
+            cube,
             rows2,
             row_vectors,
             row_stride,
             num_x,
             eps,
+            2usize,
             shape,
         );
-        if comptime!(shape.has_bias[2]) {
-            add_bias(&mut sums, bias2, first, rows2, shape);
-        }
-        write(&sums, y2, first, rows2, num_x, shape);
     }
+}
+
+/// The product with the weight of a number, and what is added to it.
+#[cube]
+fn one_product<W: Float, N: Size>(
+    x: &[Vector<f32, N>],
+    norm: &[Vector<f32, N>],
+    w: &[Vector<W, N>],
+    bias: &[f32],
+    residual: &[f32],
+    y: &mut [f32],
+    cube: usize,
+    num_rows: usize,
+    row_vectors: usize,
+    row_stride: usize,
+    num_x: usize,
+    eps: f32,
+    #[comptime] number: usize,
+    #[comptime] shape: Shape,
+) {
+    let first = first_row(cube, shape);
+    let mut sums = Array::<f32>::new(comptime!(shape.num_sums()));
+    dots::<W, N>(
+        x,
+        norm,
+        w,
+        w,
+        &mut sums,
+        first,
+        num_rows,
+        row_vectors,
+        row_stride,
+        num_x,
+        eps,
+        shape,
+    );
+    if comptime!(shape.has_bias[number]) {
+        add_bias(&mut sums, bias, first, num_rows, shape);
+    }
+    if comptime!(shape.has_residual) {
+        add_rows(&mut sums, residual, first, num_rows, num_x, shape);
+    }
+    write(&sums, y, first, num_rows, num_x, shape);
 }
 
 #[cube(launch_unchecked)]
@@ -110,26 +145,13 @@ pub(super) fn gated_kernel<W: Float, N: Size>(
     #[define(W)] _dtype: ElemType,
 ) {
     let first = first_row(CUBE_POS_X as usize, shape);
-    let mut gates = Array::<f32>::new(comptime!(shape.m * shape.rows));
-    let mut ups = Array::<f32>::new(comptime!(shape.m * shape.rows));
+    let mut sums = Array::<f32>::new(comptime!(shape.num_sums()));
     dots::<W, N>(
         x,
         x,
         gate,
-        &mut gates,
-        first,
-        num_rows,
-        row_vectors,
-        row_stride,
-        num_x,
-        0.0,
-        shape,
-    );
-    dots::<W, N>(
-        x,
-        x,
         up,
-        &mut ups,
+        &mut sums,
         first,
         num_rows,
         row_vectors,
@@ -138,11 +160,12 @@ pub(super) fn gated_kernel<W: Float, N: Size>(
         0.0,
         shape,
     );
+    let up = comptime!(shape.m * shape.rows);
     #[unroll]
-    for i in 0..comptime!(shape.m * shape.rows) {
-        gates[i] = gates[i] / (1.0 + (-gates[i]).exp()) * ups[i];
+    for i in 0..up {
+        sums[i] = sums[i] / (1.0 + (-sums[i]).exp()) * sums[up + i];
     }
-    write(&gates, y, first, num_rows, num_x, shape);
+    write(&sums, y, first, num_rows, num_x, shape);
 }
 
 /// The first row of the weight that a plane of a cube computes.
@@ -154,12 +177,13 @@ fn first_row(cube: usize, #[comptime] shape: Shape) -> usize {
     (cube * groups + plane / comptime!(shape.planes)) * comptime!(shape.rows)
 }
 
-/// `x · wᵀ` for the plane's rows of both, in all its units: `[m, rows]`.
+/// `x · wᵀ` for the plane's rows of both, in all its units: `[m, rows]`; for a pair of weights `[2, m, rows]`.
 #[cube]
 fn dots<W: Float, N: Size>(
     x: &[Vector<f32, N>],
     norm: &[Vector<f32, N>],
     w: &[Vector<W, N>],
+    second: &[Vector<W, N>],
     results: &mut Array<f32>,
     first: usize,
     num_rows: usize,
@@ -177,9 +201,10 @@ fn dots<W: Float, N: Size>(
     let m = comptime!(shape.m);
     let rows = comptime!(shape.rows);
     let unroll = comptime!(shape.unroll);
-    let mut sums = Array::<Vector<f32, N>>::new(comptime!(shape.m * shape.rows));
+    let of_one = comptime!(shape.m * shape.rows);
+    let mut sums = Array::<Vector<f32, N>>::new(comptime!(shape.num_sums()));
     #[unroll]
-    for i in 0..m * rows {
+    for i in 0..comptime!(shape.num_sums()) {
         sums[i] = Vector::new(0.0);
     }
     // Sums of the squares of each row of `x`.
@@ -189,52 +214,50 @@ fn dots<W: Float, N: Size>(
         squares[r] = Vector::new(0.0);
     }
     let mut i = part * PLANE_DIM as usize + UNIT_POS_PLANE as usize;
-    while i + (unroll - 1) * lanes < row_vectors {
+    while i < row_vectors {
         let mut weights = Array::<Vector<W, N>>::new(comptime!(shape.unroll * shape.rows));
+        let mut others = Array::<Vector<W, N>>::new(comptime!(shape.unroll * shape.rows));
         #[unroll]
         for load in 0..unroll {
+            let vector = within(i + load * lanes, row_vectors, shape);
             #[unroll]
             for row in 0..rows {
                 // A row past the last one is computed for nothing.
-                let at = min(first + row, num_rows - 1) * row_stride + i + load * lanes;
+                let at = min(first + row, num_rows - 1) * row_stride + vector;
                 weights[load * rows + row] = w[at];
+                if comptime!(shape.is_pair) {
+                    others[load * rows + row] = second[at];
+                }
             }
         }
         #[unroll]
         for load in 0..unroll {
+            let vector = within(i + load * lanes, row_vectors, shape);
             #[unroll]
             for r in 0..m {
-                let mut values = x[min(first_x + r, num_x - 1) * row_vectors + i + load * lanes];
+                let mut values = x[min(first_x + r, num_x - 1) * row_vectors + vector];
+                if comptime!(shape.is_ragged) {
+                    let exists = f32::cast_from(i + load * lanes < row_vectors);
+                    values *= Vector::new(exists);
+                }
                 if comptime!(shape.has_norm) {
                     squares[r] += values * values;
-                    values *= norm[i + load * lanes];
+                    values *= norm[vector];
                 }
                 #[unroll]
                 for row in 0..rows {
                     let weight = Vector::<f32, N>::cast_from(weights[load * rows + row]);
                     sums[r * rows + row] += values * weight;
+                    if comptime!(shape.is_pair) {
+                        let weight = Vector::<f32, N>::cast_from(others[load * rows + row]);
+                        sums[of_one + r * rows + row] += values * weight;
+                    }
                 }
             }
         }
         i += unroll * lanes;
     }
-    while i < row_vectors {
-        #[unroll]
-        for r in 0..m {
-            let mut values = x[min(first_x + r, num_x - 1) * row_vectors + i];
-            if comptime!(shape.has_norm) {
-                squares[r] += values * values;
-                values *= norm[i];
-            }
-            #[unroll]
-            for row in 0..rows {
-                let at = min(first + row, num_rows - 1) * row_stride + i;
-                sums[r * rows + row] += values * Vector::<f32, N>::cast_from(w[at]);
-            }
-        }
-        i += lanes;
-    }
-    let results_len = comptime!(shape.m * shape.rows);
+    let results_len = comptime!(shape.num_sums());
     let mut totals = Array::<f32>::new(comptime!(shape.num_totals()));
     #[unroll]
     for i in 0..results_len {
@@ -279,7 +302,20 @@ fn dots<W: Float, N: Size>(
         #[unroll]
         for row in 0..rows {
             results[r * rows + row] = totals[r * rows + row] * factor;
+            if comptime!(shape.is_pair) {
+                results[of_one + r * rows + row] = totals[of_one + r * rows + row] * factor;
+            }
         }
+    }
+}
+
+/// A vector of a row that exists, in place of one past its end.
+#[cube]
+fn within(vector: usize, row_vectors: usize, #[comptime] shape: Shape) -> usize {
+    if comptime!(shape.is_ragged) {
+        min(vector, row_vectors - 1)
+    } else {
+        vector
     }
 }
 

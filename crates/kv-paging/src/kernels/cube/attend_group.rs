@@ -1,0 +1,110 @@
+//! Attention over block tables on the tensor cores of NVIDIA's GPUs, for steps of one token per sequence.
+//!
+//! A cube serves one token, one key/value head and a part of the context. The query heads that share the key/value head
+//! are the rows of an instruction, so that one fragment of keys serves all of them. The four planes of a cube take
+//! different keys of a block; their sums are merged in shared memory, and those of the parts by the cube that ends last.
+
+mod kernel;
+
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::attend::{NewTokens, arrival_counters};
+use super::blocks::{Blocks, KEYS};
+use super::{elem_type, empty};
+
+/// Each takes 16 keys of a block.
+const PLANES: usize = KEYS / 16;
+const PLANE: usize = 32;
+const UNITS: usize = PLANES * PLANE;
+/// Blocks in shared memory.
+const STAGES: usize = 2;
+/// Cubes that keep a large GPU busy.
+const WANTED_CUBES: usize = 264;
+/// More parts cost more to merge than they save.
+const MAX_SPLITS: usize = 64;
+
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Heads {
+    /// Query heads per key/value head.
+    group: usize,
+    blocks: Blocks,
+    is_split: bool,
+}
+
+/// Whether the device has what the kernel uses, and the kernel takes this cache and these heads.
+pub(super) fn supports(q: &CubeTensor, k: &CubeTensor) -> bool {
+    q.client.features().device_memory_scope && super::attend_tiles::supports(q, k)
+}
+
+/// See [`super::attend::attend`].
+pub(super) fn attend(
+    q: CubeTensor,
+    [k, v]: [CubeTensor; 2],
+    new: NewTokens,
+    indices: CubeTensor,
+    block_size: usize,
+    max_context: usize,
+    dtype: DType,
+) -> CubeTensor {
+    let q = into_contiguous(q);
+    let ([tokens, heads, head_dim], [_, kv_heads, _]) =
+        (q.meta.shape().dims(), k.meta.shape().dims());
+    let out = empty(&q, [tokens, heads, head_dim], dtype);
+    if tokens == 0 {
+        return out;
+    }
+    let splits = WANTED_CUBES
+        .div_ceil(tokens * kv_heads)
+        .min(max_context.div_ceil(KEYS))
+        .clamp(1, MAX_SPLITS);
+    let shape = Heads {
+        group: heads / kv_heads,
+        blocks: Blocks {
+            kv_heads,
+            head_dim,
+            block_size,
+            stages: STAGES,
+        },
+        is_split: splits > 1,
+    };
+    // Arguments that a kernel has no use for are another one.
+    let (parts, stats) = match splits {
+        1 => (q.clone(), q.clone()),
+        _ => (
+            empty(&q, [tokens, splits, heads, head_dim], DType::F32),
+            empty(&q, [tokens, splits, heads, 2], DType::F32),
+        ),
+    };
+    let [new_keys, new_values, cos, sin] =
+        [new.keys, new.values, new.cos, new.sin].map(into_contiguous);
+    let dtypes = [elem_type(&k), elem_type(&out)];
+    // SAFETY: the wrapper has compared the shapes; a step names only slots that exist and the tables of its tokens.
+    unsafe {
+        kernel::attend_group::launch_unchecked(
+            &q.client.clone(),
+            CubeCount::Static(tokens as u32, kv_heads as u32, splits as u32),
+            CubeDim::new_1d(UNITS as u32),
+            q.clone().into_buffer_arg(),
+            k.into_buffer_arg(),
+            v.into_buffer_arg(),
+            new_keys.into_buffer_arg(),
+            new_values.into_buffer_arg(),
+            cos.into_buffer_arg(),
+            sin.into_buffer_arg(),
+            indices.into_buffer_arg(),
+            out.clone().into_buffer_arg(),
+            parts.into_buffer_arg(),
+            stats.into_buffer_arg(),
+            arrival_counters(&q).into_buffer_arg(),
+            tokens,
+            1.0 / (head_dim as f32).sqrt(),
+            shape,
+            dtypes,
+        );
+    }
+    out
+}

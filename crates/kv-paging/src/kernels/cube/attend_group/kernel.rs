@@ -1,0 +1,388 @@
+//! The kernel of attention in steps of one token per sequence.
+
+use cubecl::cmma::{MatrixIdent, MmaDefinition};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use super::super::attend::LOWEST;
+use super::super::blocks::{KEYS, end_group, load_block, place, wait_for_groups};
+use super::{Heads, PLANE, PLANES, STAGES, UNITS};
+
+#[cube(launch_unchecked)]
+pub(super) fn attend_group<E: Float, O: Float>(
+    q: &[Vector<f32, Const<2>>],
+    k: &mut [Vector<E, Const<8>>],
+    v: &mut [Vector<E, Const<8>>],
+    new_keys: &[Vector<f32, Const<8>>],
+    new_values: &[Vector<f32, Const<8>>],
+    cos: &[Vector<f32, Const<2>>],
+    sin: &[Vector<f32, Const<2>>],
+    indices: &[u32],
+    out: &mut [Vector<O, Const<4>>],
+    parts: &mut [Vector<f32, Const<4>>],
+    stats: &mut [f32],
+    arrived: &mut [Atomic<u32>],
+    num_tokens: usize,
+    scale: f32,
+    #[comptime] heads: Heads,
+    #[define(E, O)] _dtypes: [ElemType; 2],
+) {
+    let token = CUBE_POS_X as usize;
+    let kv_head = CUBE_POS_Y as usize;
+    let split = CUBE_POS_Z as usize;
+    let num_splits = CUBE_COUNT_Z as usize;
+    let unit = UNIT_POS as usize;
+    let lane = unit % PLANE;
+    let plane = unit / PLANE;
+    let group = comptime!(heads.group);
+    let blocks = comptime!(heads.blocks);
+    let chunks = comptime!(heads.blocks.chunks());
+    let head_cores = comptime!(heads.blocks.head_dim / 16);
+    let kv_heads = comptime!(heads.blocks.kv_heads);
+    let stage_len = comptime!(heads.blocks.len());
+
+    let context = indices[num_tokens + token] as usize;
+    let table = indices[2 * num_tokens + token] as usize;
+    let split_len = max(context.div_ceil(num_splits), 1).div_ceil(KEYS) * KEYS;
+    let first = split * split_len;
+    let end = min(context, first + split_len);
+    // A part that has no keys counts for nothing; the first one exists in any case.
+    let used = max(context.div_ceil(split_len), 1);
+
+    if split < used {
+        // Blocks of keys, then as many of values; in the end the planes' sums.
+        let mut memory = Shared::<[Vector<E, Const<8>>]>::new_aligned_slice(
+            comptime!(2 * STAGES * heads.blocks.len()),
+            128usize,
+        );
+        let mut sums_memory = Shared::<[Vector<f32, Const<2>>]>::new_slice(comptime!(
+            PLANES * heads.group * heads.blocks.head_dim / 2
+        ));
+        let mut stats_memory = Shared::<[f32]>::new_slice(comptime!(PLANES * heads.group * 2));
+        let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+
+        // The cube that sees the last key, the token's own, writes it first.
+        if split + 1 == used && context > 0 {
+            let half = comptime!(heads.blocks.chunks() / 2);
+            let from = (token * kv_heads + kv_head) * chunks;
+            let to = (indices[token] as usize * kv_heads + kv_head) * chunks;
+            if unit < half {
+                let at = (token * half + unit) * 4;
+                let (a, b) = (new_keys[from + unit], new_keys[from + half + unit]);
+                let mut low = Vector::<f32, Const<8>>::new(0.0);
+                let mut high = Vector::<f32, Const<8>>::new(0.0);
+                #[unroll]
+                for i in 0..4usize {
+                    let (c, s) = (cos[at + i], sin[at + i]);
+                    #[unroll]
+                    for j in 0..2usize {
+                        let (c, s) = (c.extract(j), s.extract(j));
+                        let (a, b) = (a.extract(i * 2 + j), b.extract(i * 2 + j));
+                        low.insert(i * 2 + j, a * c - b * s);
+                        high.insert(i * 2 + j, b * c + a * s);
+                    }
+                }
+                k[to + unit] = Vector::cast_from(low);
+                k[to + half + unit] = Vector::cast_from(high);
+            } else if unit < half + chunks {
+                let i = unit - half;
+                v[to + i] = Vector::cast_from(new_values[from + i]);
+            }
+            sync_storage();
+        }
+
+        #[unroll]
+        for stage in 0..comptime!(STAGES - 1) {
+            if first + stage * KEYS < end {
+                let start = first + stage * KEYS;
+                let (k, v) = (&k[0..], &v[0..]);
+                load_block::<E>(
+                    k,
+                    v,
+                    &mut memory,
+                    indices,
+                    table,
+                    start,
+                    end,
+                    kv_head,
+                    stage,
+                    blocks,
+                );
+            }
+            end_group();
+        }
+
+        // The group's queries as rows, rotated; in a fragment, a unit has the rows `row` and `row + 8` and pairs of
+        // columns, `column` and `column + 8` of each core. Rows past the group repeat its last one.
+        let row = lane / 4;
+        let column = lane % 4;
+        let half_cores = comptime!(head_cores / 2);
+        let quarter = comptime!(heads.blocks.head_dim / 4);
+        let factor = Vector::<f32, Const<2>>::new(scale);
+        let mut queries = Sequence::<Array<Vector<E, Const<2>>>>::new();
+        #[unroll]
+        for _ in 0..head_cores {
+            queries.push(Array::<Vector<E, Const<2>>>::new(4usize));
+        }
+        #[unroll]
+        for core in 0..half_cores {
+            #[unroll]
+            for i in 0..4usize {
+                // Fragments 0 and 2 are of the first row, 1 and 3 of the second; 2 and 3 of the later columns.
+                let head = kv_head * group + min(row + i % 2 * 8, group - 1);
+                let pair = core * 8 + i / 2 * 4 + column;
+                let at =
+                    (token * kv_heads * group + head) * comptime!(heads.blocks.head_dim / 2) + pair;
+                let (a, b) = (q[at], q[at + quarter]);
+                let (c, s) = (cos[token * quarter + pair], sin[token * quarter + pair]);
+                let low = &mut queries[core];
+                low[i] = Vector::cast_from((a * c - b * s) * factor);
+                let high = &mut queries[core + half_cores];
+                high[i] = Vector::cast_from((b * c + a * s) * factor);
+            }
+        }
+
+        let mut output = Sequence::<Array<Vector<f32, Const<2>>>>::new();
+        #[unroll]
+        for _ in 0..comptime!(heads.blocks.head_dim / 8) {
+            let mut part = Array::<Vector<f32, Const<2>>>::new(2usize);
+            part[0] = Vector::new(0.0);
+            part[1] = Vector::new(0.0);
+            output.push(part);
+        }
+        let mut highest = Array::<f32>::new(2usize);
+        let mut sums = Array::<f32>::new(2usize);
+        #[unroll]
+        for half in 0..2usize {
+            highest[half] = f32::new(LOWEST);
+            sums[half] = 0.0f32;
+        }
+
+        let mut start = first;
+        let mut full = 0usize;
+        let mut free = comptime!(STAGES - 1).runtime();
+        while start < end {
+            wait_for_groups(comptime!(STAGES - 2));
+            // What all units have loaded is there, and nobody reads the block before.
+            sync_cube();
+            let next = start + comptime!((STAGES - 1) * KEYS);
+            if next < end {
+                let (k, v) = (&k[0..], &v[0..]);
+                load_block::<E>(
+                    k,
+                    v,
+                    &mut memory,
+                    indices,
+                    table,
+                    next,
+                    end,
+                    kv_head,
+                    free,
+                    blocks,
+                );
+            }
+            end_group();
+
+            // Scores of the plane's 16 keys.
+            let mut scores = Sequence::<Array<Vector<f32, Const<2>>>>::new();
+            #[unroll]
+            for _ in 0..2usize {
+                let mut part = Array::<Vector<f32, Const<2>>>::new(2usize);
+                part[0] = Vector::new(0.0);
+                part[1] = Vector::new(0.0);
+                scores.push(part);
+            }
+            let keys_at = full * stage_len;
+            let key = plane * 16 + lane / 16 * 8 + lane % 8;
+            #[unroll]
+            for core in 0..head_cores {
+                let at = keys_at + place(key, core * 2 + lane / 8 % 2, blocks);
+                let loaded = instruction.load_matrix::<Vector<E, Const<8>>, Const<2>>(
+                    &memory[at..at + 1],
+                    MatrixIdent::B,
+                    4usize,
+                    false,
+                );
+                #[unroll]
+                for half in 0..2usize {
+                    let mut right = Array::<Vector<E, Const<2>>>::new(2usize);
+                    right[0] = loaded[half * 2];
+                    right[1] = loaded[half * 2 + 1];
+                    instruction.execute_inplace(&queries[core], &right, &mut scores[half]);
+                }
+            }
+            #[unroll]
+            for half in 0..2usize {
+                let mut new = highest[half];
+                #[unroll]
+                for block in 0..2usize {
+                    let part = &mut scores[block];
+                    let position = start + plane * 16 + block * 8 + column * 2;
+                    let score = part[half];
+                    let one = select(position < end, score.extract(0usize), LOWEST);
+                    let two = select(position + 1 < end, score.extract(1usize), LOWEST);
+                    let mut masked = Vector::<f32, Const<2>>::new(one);
+                    masked.insert(1usize, two);
+                    part[half] = masked;
+                    new = max(new, max(one, two));
+                }
+                new = max(new, plane_shuffle_xor(new, 1u32));
+                new = max(new, plane_shuffle_xor(new, 2u32));
+                let rescale = (highest[half] - new).exp();
+                highest[half] = new;
+                let mut sum = 0.0f32;
+                #[unroll]
+                for block in 0..2usize {
+                    let part = &mut scores[block];
+                    let position = start + plane * 16 + block * 8 + column * 2;
+                    let weights = (part[half] - Vector::new(new)).exp();
+                    // Where a plane has seen no key yet, the maximum is the lowest value too.
+                    let one = select(position < end, weights.extract(0usize), 0.0f32);
+                    let two = select(position + 1 < end, weights.extract(1usize), 0.0f32);
+                    let mut weights = Vector::<f32, Const<2>>::new(one);
+                    weights.insert(1usize, two);
+                    sum += one + two;
+                    part[half] = weights;
+                }
+                sums[half] = sums[half] * rescale + sum;
+                #[unroll]
+                for block in 0..comptime!(heads.blocks.head_dim / 8) {
+                    let part = &mut output[block];
+                    part[half] *= Vector::new(rescale);
+                }
+            }
+            let (low, high) = (&scores[0], &scores[1]);
+            let mut left = Array::<Vector<E, Const<2>>>::new(4usize);
+            left[0] = Vector::cast_from(low[0]);
+            left[1] = Vector::cast_from(low[1]);
+            left[2] = Vector::cast_from(high[0]);
+            left[3] = Vector::cast_from(high[1]);
+            let values_at = (comptime!(STAGES) + full) * stage_len;
+            #[unroll]
+            for pair in 0..head_cores {
+                let at = values_at + place(plane * 16 + lane % 16, pair * 2 + lane / 16, blocks);
+                let loaded = instruction.load_matrix::<Vector<E, Const<8>>, Const<2>>(
+                    &memory[at..at + 1],
+                    MatrixIdent::B,
+                    4usize,
+                    true,
+                );
+                #[unroll]
+                for half in 0..2usize {
+                    let mut right = Array::<Vector<E, Const<2>>>::new(2usize);
+                    right[0] = loaded[half * 2];
+                    right[1] = loaded[half * 2 + 1];
+                    instruction.execute_inplace(&left, &right, &mut output[pair * 2 + half]);
+                }
+            }
+            start += KEYS;
+            full += 1;
+            if full == STAGES {
+                full = 0usize;
+            }
+            free += 1;
+            if free == STAGES {
+                free = 0usize;
+            }
+        }
+
+        // What the planes have summed up.
+        let pairs = comptime!(heads.blocks.head_dim / 2);
+        #[unroll]
+        for half in 0..2usize {
+            let mut sum = sums[half];
+            sum += plane_shuffle_xor(sum, 1u32);
+            sum += plane_shuffle_xor(sum, 2u32);
+            let r = plane * group + row + half * 8;
+            if row + half * 8 < group {
+                if column == 0 {
+                    stats_memory[r * 2] = highest[half];
+                    stats_memory[r * 2 + 1] = sum;
+                }
+                #[unroll]
+                for block in 0..comptime!(heads.blocks.head_dim / 8) {
+                    let part = &output[block];
+                    sums_memory[r * pairs + block * 4 + column] = part[half];
+                }
+            }
+        }
+        sync_cube();
+        let quads = comptime!(heads.blocks.head_dim / 4);
+        let first_head = ((token * num_splits + split) * kv_heads + kv_head) * group;
+        let first_out = (token * kv_heads + kv_head) * group;
+        let mut i = unit;
+        while i < group * quads {
+            let (head, quad) = (i / quads, i % quads);
+            let mut highest = f32::new(LOWEST);
+            #[unroll]
+            for other in 0..PLANES {
+                highest = max(highest, stats_memory[(other * group + head) * 2]);
+            }
+            let mut sum = 0.0f32;
+            let mut total = Vector::<f32, Const<4>>::new(0.0);
+            #[unroll]
+            for other in 0..PLANES {
+                let r = other * group + head;
+                let factor = (stats_memory[r * 2] - highest).exp();
+                sum += stats_memory[r * 2 + 1] * factor;
+                let (a, b) = (
+                    sums_memory[r * pairs + quad * 2],
+                    sums_memory[r * pairs + quad * 2 + 1],
+                );
+                let mut part = Vector::<f32, Const<4>>::new(0.0);
+                part.insert(0usize, a.extract(0usize));
+                part.insert(1usize, a.extract(1usize));
+                part.insert(2usize, b.extract(0usize));
+                part.insert(3usize, b.extract(1usize));
+                total += part * Vector::new(factor);
+            }
+            if comptime!(heads.is_split) {
+                parts[(first_head + head) * quads + quad] = total;
+                if quad == 0 {
+                    stats[(first_head + head) * 2] = highest;
+                    stats[(first_head + head) * 2 + 1] = sum;
+                }
+            } else {
+                let whole = total / Vector::new(max(sum, f32::new(1e-30)));
+                out[(first_out + head) * quads + quad] = Vector::cast_from(whole);
+            }
+            i += UNITS;
+        }
+
+        if comptime!(heads.is_split) {
+            sync_storage();
+            let mut last = Shared::<[u32]>::new_slice(1usize);
+            if unit == 0 {
+                let counter = token * kv_heads + kv_head;
+                let before = arrived[counter].fetch_add(1u32) as usize;
+                last[0] = u32::cast_from(before + 1 == used);
+                if before + 1 == used {
+                    arrived[counter].store(0u32);
+                }
+            }
+            sync_storage();
+            if last[0] == 1u32 {
+                let mut i = unit;
+                while i < group * quads {
+                    let (head, quad) = (i / quads, i % quads);
+                    let mut highest = f32::new(LOWEST);
+                    let mut sum = 0.0f32;
+                    let mut total = Vector::<f32, Const<4>>::new(0.0);
+                    for other in 0..used {
+                        let at = ((token * num_splits + other) * kv_heads + kv_head) * group + head;
+                        let (maximum, part_sum) = (stats[at * 2], stats[at * 2 + 1]);
+                        let part = parts[at * quads + quad];
+                        let new = max(highest, maximum);
+                        let (old_factor, factor) = ((highest - new).exp(), (maximum - new).exp());
+                        sum = sum * old_factor + part_sum * factor;
+                        total = total * Vector::new(old_factor) + part * Vector::new(factor);
+                        highest = new;
+                    }
+                    let whole = total / Vector::new(max(sum, f32::new(1e-30)));
+                    out[(first_out + head) * quads + quad] = Vector::cast_from(whole);
+                    i += UNITS;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Steps of one token per sequence on a GPU, which rotate, write and attend at once.
+
+use kv_paging::{DecodeAttention, DecodeRow, DecodeStep};
+
+use super::*;
+
+/// Turns the pairs of each head of a token by angles: `x [heads, head_dim]`, `angles [head_dim / 2]`.
+fn rotated(x: &[f32], angles: &[f32]) -> Vec<f32> {
+    let half = angles.len();
+    let turn = |head: &[f32]| {
+        let pair = |i: usize| (head[i], head[i + half], angles[i].sin_cos());
+        let first = (0..half).map(pair).map(|(a, b, (s, c))| a * c - b * s);
+        let second = (0..half).map(pair).map(|(a, b, (s, c))| b * c + a * s);
+        first.chain(second).collect::<Vec<f32>>()
+    };
+    x.chunks_exact(2 * half).flat_map(turn).collect()
+}
+
+#[test]
+fn steps_equal_attention_over_what_they_wrote() {
+    let gpu = devices().last().expect("a device");
+    let mut rng = Rng(11);
+    for (dims, dtype, contexts) in [
+        ([12, 2, 128], DType::BF16, &[129, 1, 700, 64, 65][..]),
+        ([14, 2, 64], DType::BF16, &[40, 3000][..]),
+        ([4, 4, 64], DType::BF16, &[1; 300][..]),
+        ([12, 2, 128], DType::F32, &[129, 1, 700][..]),
+        ([3, 1, 24], DType::F32, &[5, 90][..]),
+        ([16, 8, 32], DType::F32, &[33; 40][..]),
+    ] {
+        let [heads, kv_heads, head_dim] = dims;
+        if !gpu.supports_dtype(dtype) || !DecodeStep::is_supported(&gpu, head_dim) {
+            continue;
+        }
+        let what = format!("{dims:?} {dtype:?} {} sequences", contexts.len());
+        let (block_size, num_steps) = (16, 3);
+        let num_blocks = |context: usize| (context + num_steps).div_ceil(block_size);
+        let blocks = rng.shuffled(contexts.iter().map(|&context| num_blocks(context)).sum());
+        let mut rest = &blocks[..];
+        let mut tables = Vec::new();
+        for &context in contexts {
+            let (table, others) = rest.split_at(num_blocks(context));
+            tables.push(table);
+            rest = others;
+        }
+        let shape = KvShape {
+            num_layers: 1,
+            num_kv_heads: kv_heads,
+            head_dim,
+            block_size,
+            num_blocks: blocks.len(),
+            dtype,
+        };
+        let mut cache = PagedKvCache::new(&shape, &gpu);
+
+        // What came before: keys and values of each sequence.
+        let row = kv_heads * head_dim;
+        let round = |values: Vec<f32>| match dtype {
+            DType::BF16 => values
+                .into_iter()
+                .map(|v| bf16::from_f32(v).to_f32())
+                .collect(),
+            _ => values,
+        };
+        let mut past: Vec<[Vec<f32>; 2]> = Vec::new();
+        for (&context, table) in contexts.iter().zip(&tables) {
+            let [k, v] = [0, 1].map(|_| round(rng.values(context * row)));
+            let chunk = SequenceChunk {
+                query_len: context,
+                context_len: context,
+                block_table: table,
+            };
+            let batch = AttentionBatch::new(&[chunk], block_size);
+            let new = |values| tensor(values, [context, kv_heads, head_dim], &gpu);
+            cache.write(0, new(&k), new(&v), &batch);
+            past.push([k, v]);
+        }
+
+        // One row more than there are sequences.
+        let num_rows = contexts.len() + 1;
+        let step = DecodeStep::new(num_rows, 200, block_size, &gpu);
+        let mut attention = DecodeAttention::new(step.clone(), &cache);
+        for i in 0..num_steps {
+            let rows: Vec<DecodeRow<'_>> = contexts
+                .iter()
+                .zip(&tables)
+                .map(|(&context, table)| DecodeRow {
+                    token: 0,
+                    position: context + i,
+                    block_table: table,
+                })
+                .collect();
+            step.upload(&rows);
+            let q = rng.values(num_rows * heads * head_dim);
+            let [k, v] = [0, 1].map(|_| rng.values(num_rows * row));
+            let angles = rng.values(num_rows * head_dim / 2);
+            let [cos, sin] = [f32::cos, f32::sin].map(|f| {
+                let values: Vec<f32> = angles.iter().map(|&angle| f(angle)).collect();
+                tensor(&values, [num_rows, 1, head_dim / 2], &gpu)
+            });
+            let on_gpu = |values: &[f32], heads| tensor(values, [num_rows, heads, head_dim], &gpu);
+            let qkv = [
+                on_gpu(&q, heads),
+                on_gpu(&k, kv_heads),
+                on_gpu(&v, kv_heads),
+            ];
+            let out = attention
+                .rotate_and_attend(0, qkv.each_ref(), [&cos, &sin], DType::F32)
+                .expect("a kernel for steps");
+            let out = values(out);
+            for (s, [keys, values]) in past.iter_mut().enumerate() {
+                let angles = &angles[s * head_dim / 2..][..head_dim / 2];
+                keys.extend(round(rotated(&k[s * row..][..row], angles)));
+                values.extend(round(v[s * row..][..row].to_vec()));
+                let width = heads * head_dim;
+                let q = rotated(&q[s * width..][..width], angles);
+                let expected = reference(dims, &q, keys, values);
+                let tolerance = if dtype == DType::BF16 { 2e-2 } else { 1e-4 };
+                let what = format!("{what}, step {i}, sequence {s}");
+                assert_close(&out[s * width..][..width], &expected, tolerance, &what);
+            }
+        }
+    }
+}
