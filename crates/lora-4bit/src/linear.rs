@@ -120,10 +120,11 @@ impl Linear {
         adapters: &AdapterSelection,
     ) -> Tensor<2> {
         #[cfg(feature = "gpu")]
-        if let Some(w) = self.weight.dense() {
+        {
             let (bias, residual) = (self.bias.as_ref(), Some(&residual));
-            if let Some(sum) = kernels::device_linear(&x, w, bias, residual, self.compute) {
-                return self.add_adapters(sum, x, adapters);
+            let weight = &self.weight;
+            if let Some(y) = kernels::device_linear(&x, weight, bias, residual, self.compute) {
+                return self.add_adapters(y, x, adapters);
             }
         }
         residual + self.forward(x, adapters)
@@ -136,8 +137,9 @@ impl Linear {
     /// `x [tokens, in]`: any tensor like the input, of which only the shape, the type and the device are looked at.
     pub fn input_dtype(&self, x: &Tensor<2>, adapters: &AdapterSelection) -> DType {
         #[cfg(feature = "gpu")]
-        if let (AdapterSelection::Base, Some(w)) = (adapters, self.weight.dense()) {
-            return kernels::device_input_dtype(x, w, self.compute).unwrap_or(DType::F32);
+        if matches!(adapters, AdapterSelection::Base) {
+            let dtype = kernels::device_input_dtype(x, &self.weight, self.compute);
+            return dtype.unwrap_or(DType::F32);
         }
         let _ = (x, adapters);
         DType::F32
@@ -160,8 +162,8 @@ impl Linear {
             if norm.is_some() && !matches!(adapters, AdapterSelection::Base) {
                 return None;
             }
-            let [a, b, c] = layers.map(|layer| Some((layer.weight.dense()?, layer.bias.as_ref())));
-            let results = kernels::device_three_linears(x, norm, [a?, b?, c?], layers[0].compute)?;
+            let operands = layers.map(|layer| (&layer.weight, layer.bias.as_ref()));
+            let results = kernels::device_three_linears(x, norm, operands, layers[0].compute)?;
             let mut layers = layers.into_iter();
             Some(results.map(|y| match layers.next() {
                 Some(layer) => layer.add_adapters(y, x.clone(), adapters),
@@ -191,9 +193,8 @@ impl Linear {
             let is_plain = matches!(adapters, AdapterSelection::Base)
                 && gate.bias.is_none()
                 && up.bias.is_none();
-            let (gate_weight, up_weight) = (gate.weight.dense()?, up.weight.dense()?);
             is_plain
-                .then(|| kernels::device_gated(x, gate_weight, up_weight, gate.compute))
+                .then(|| kernels::device_gated(x, &gate.weight, &up.weight, gate.compute))
                 .flatten()
         }
         #[cfg(not(feature = "gpu"))]
@@ -226,8 +227,9 @@ impl Linear {
     /// `x·Wᵀ + bias`: `[tokens, in]` → `[tokens, out]`.
     fn forward_base(&self, x: Tensor<2>) -> Tensor<2> {
         #[cfg(feature = "gpu")]
-        if let (Some(w), bias @ Some(_)) = (self.weight.dense(), self.bias.as_ref())
-            && let Some(y) = kernels::device_linear(&x, w, bias, None, self.compute)
+        if let Some(bias) = &self.bias
+            && let Some(y) =
+                kernels::device_linear(&x, &self.weight, Some(bias), None, self.compute)
         {
             return y;
         }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use burn::backend::Dispatch;
+use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::kernels::{self, AbsmaxOperand, ComputeDtype, Nf4Operand, naive};
-use crate::nf4::{Absmax, Nf4Data};
+use crate::kernels::{self, AbsmaxOperand, ComputeDtype, Nf4Operand};
+use crate::nf4::{Absmax, BLOCK_SIZE, Nf4Data};
 
 /// The weight of a [`Linear`](crate::linear::Linear) layer, `[out, in]` as in checkpoints.
 #[derive(Clone, Debug)]
@@ -27,15 +27,6 @@ impl Weight {
         match self {
             Self::Dense(weight) => weight.dims(),
             Self::Nf4(weight) => weight.shape(),
-        }
-    }
-
-    /// The matrix, if it is dense.
-    #[cfg(feature = "gpu")]
-    pub(crate) fn dense(&self) -> Option<&Tensor<2>> {
-        match self {
-            Self::Dense(weight) => Some(weight),
-            Self::Nf4(_) => None,
         }
     }
 
@@ -110,7 +101,7 @@ pub struct Nf4Weight {
 
 #[derive(Debug)]
 struct Nf4Tensors {
-    /// `[ceil(out * in / 2)]`
+    /// `[ceil(out * in / 2)]` bytes, see [`bytes`]
     packed: Tensor<1, Int>,
     /// `[16]`
     quant_map: Tensor<1>,
@@ -122,7 +113,7 @@ struct Nf4Tensors {
 /// What double quantization adds.
 #[derive(Debug)]
 struct NestedTensors {
-    /// `[blocks]`
+    /// `[blocks]` bytes, see [`bytes`]
     codes: Tensor<1, Int>,
     /// `[256]`
     map: Tensor<1>,
@@ -165,13 +156,14 @@ impl Nf4Weight {
     pub fn to_data(&self) -> Nf4Data {
         let tensors = &self.tensors;
         let absmax = read_floats(&tensors.absmax);
+        let num_values = self.shape[0] * self.shape[1];
         let absmax = match &tensors.nested {
             None => Absmax::Single(absmax),
             Some(nested) => {
                 let mut map = Box::new([0.0; 256]);
                 map.copy_from_slice(&read_floats(&nested.map));
                 Absmax::Double {
-                    codes: read_bytes(&nested.codes),
+                    codes: read_bytes(&nested.codes, num_values.div_ceil(BLOCK_SIZE)),
                     map,
                     nested_absmax: absmax,
                     offset: nested.offset,
@@ -181,7 +173,7 @@ impl Nf4Weight {
         let mut quant_map = [0.0; 16];
         quant_map.copy_from_slice(&read_floats(&tensors.quant_map));
         Nf4Data {
-            packed: read_bytes(&tensors.packed),
+            packed: read_bytes(&tensors.packed, num_values.div_ceil(2)),
             absmax,
             quant_map,
             shape: self.shape,
@@ -217,7 +209,7 @@ impl Nf4Weight {
 
     /// The whole matrix in f32: `[out, in]`.
     pub fn dequantize(&self) -> Tensor<2> {
-        Tensor::from_dispatch(naive::dequantize::<Dispatch>(self.operand()))
+        kernels::nf4_dequantize(self.operand())
     }
 
     /// `x · weightᵀ`: `[tokens, in]` → `[tokens, out]`.
@@ -230,7 +222,8 @@ impl Nf4Weight {
         kernels::nf4_linear_t(dy, self.operand(), compute)
     }
 
-    fn operand(&self) -> Nf4Operand<Dispatch> {
+    /// The tensors, for the kernels.
+    pub(crate) fn operand(&self) -> Nf4Operand<Dispatch> {
         let tensors = &self.tensors;
         let absmax = tensors.absmax.clone().into_dispatch();
         let absmax = match &tensors.nested {
@@ -272,20 +265,36 @@ fn floats(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(data, (device, DType::F32))
 }
 
-/// Bytes as U8, or as I32 where the device has no 8-bit integers.
+/// Bytes on a device: as U8 on the CPU; on a GPU as I32 words of four bytes each, the first in the low bits, to which zeros
+/// are added until there are full vectors of 16 bytes.
 fn bytes(values: &[u8], device: &Device) -> Tensor<1, Int> {
-    let dtype = match device.supports_dtype(DType::U8) {
-        true => DType::U8,
-        false => DType::I32,
-    };
-    let data = TensorData::new(values.to_vec(), [values.len()]);
-    Tensor::from_data(data, (device, dtype))
+    if matches!(device.as_dispatch(), DispatchDevice::Flex(_)) {
+        let data = TensorData::new(values.to_vec(), [values.len()]);
+        return Tensor::from_data(data, (device, DType::U8));
+    }
+    let mut words: Vec<i32> = (values.chunks(4))
+        .map(|four| {
+            let mut word = [0; 4];
+            word[..four.len()].copy_from_slice(four);
+            i32::from_le_bytes(word)
+        })
+        .collect();
+    words.resize(words.len().next_multiple_of(4), 0);
+    let len = words.len();
+    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
 }
 
 fn read_floats(tensor: &Tensor<1>) -> Vec<f32> {
     tensor.to_data().iter::<f32>().collect()
 }
 
-fn read_bytes(tensor: &Tensor<1, Int>) -> Vec<u8> {
-    tensor.to_data().iter::<u8>().collect()
+fn read_bytes(tensor: &Tensor<1, Int>, len: usize) -> Vec<u8> {
+    let data = tensor.to_data();
+    if tensor.dtype() == DType::U8 {
+        return data.iter::<u8>().collect();
+    }
+    data.iter::<i32>()
+        .flat_map(i32::to_le_bytes)
+        .take(len)
+        .collect()
 }

@@ -5,7 +5,8 @@
 
 use burn::tensor::{DType, Device, DeviceType, Distribution, Tensor};
 use lora_4bit::kernels::dense_linear;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
+use lora_4bit::nf4::Nf4Data;
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Norm, Weight};
 
 /// The first GPU there is.
 fn gpu() -> Device {
@@ -182,6 +183,92 @@ fn fused_layers_of_rounded_factors_equal_single_operations() {
             let Some(found) = found else { continue };
             let found = to(&found.cast(DType::F32), &expected.device());
             assert_close(found / scale.clone(), expected / scale, 1e-2);
+        }
+    }
+}
+
+/// A weight in NF4 on the CPU and the same on a GPU.
+fn nf4([n, k]: [usize; 2], double_quant: bool, gpu: &Device) -> [Weight; 2] {
+    let values = random([n, k]) * 0.5; // [n, k]
+    let values: Vec<f32> = values.into_data().iter().collect();
+    let data = Nf4Data::quantize(&values, [n, k], DType::F32, double_quant);
+    [&Device::flex(), gpu].map(|device| Weight::Nf4(Nf4Weight::from_data(&data, device)))
+}
+
+#[test]
+fn nf4_weights_come_back_as_they_were() {
+    let gpu = gpu();
+    for [n, k] in [[16, 64], [3, 7], [130, 128]] {
+        for double_quant in [false, true] {
+            let [Weight::Nf4(cpu), Weight::Nf4(on_gpu)] = nf4([n, k], double_quant, &gpu) else {
+                unreachable!("both are NF4");
+            };
+            assert_eq!(cpu.to_data(), on_gpu.to_data());
+            assert_close(on_gpu.dequantize(), cpu.dequantize(), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn nf4_products_equal_those_of_the_cpu() {
+    let gpu = gpu();
+    for [n, k] in [[16, 64], [5, 96], [40, 1600]] {
+        for double_quant in [false, true] {
+            let tolerance = 2e-5 * (k as f32).sqrt();
+            let [cpu, on_gpu] = nf4([n, k], double_quant, &gpu);
+            for m in [1, 4, 5] {
+                let x = random([m, k]); // [m, k]
+                let compute = ComputeDtype::F32;
+                let expected = cpu.forward(x.clone(), compute);
+                assert_close(on_gpu.forward(to(&x, &gpu), compute), expected, tolerance);
+                let dy = random([m, n]); // [m, n]
+                let expected = cpu.forward_t(dy.clone(), compute);
+                // Burn multiplies with 10 bits on tensor cores.
+                let tolerance = 2e-3 * (n as f32).sqrt();
+                assert_close(
+                    on_gpu.forward_t(to(&dy, &gpu), compute),
+                    expected,
+                    tolerance,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn fused_nf4_layers_equal_single_operations() {
+    let gpu = gpu();
+    let (k, adapters) = (192, AdapterSelection::Base);
+    let layer = |n: usize, has_bias: bool, double_quant: bool| {
+        let bias = has_bias.then(|| random([1, n]).reshape([n])); // [n]
+        let on_gpu = bias.as_ref().map(|bias: &Tensor<1>| to(bias, &gpu));
+        let [a, b] = nf4([n, k], double_quant, &gpu);
+        [Linear::new(a, bias), Linear::new(b, on_gpu)]
+    };
+    for double_quant in [false, true] {
+        for m in [1, 3, 5] {
+            let (x, tolerance) = (random([m, k]), 2e-5 * (k as f32).sqrt());
+            let on_gpu = to(&x, &gpu);
+            let residual = random([m, 70]);
+            let [cpu, fused] = layer(70, true, double_quant);
+            let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
+            let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
+            assert_close(found, expected, tolerance);
+
+            let layers = [129, 33, 64].map(|n| layer(n, true, double_quant));
+            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+            let found = Linear::forward_three(fused, &on_gpu, None, &adapters);
+            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+            }
+
+            let [gate, up] = [0, 1].map(|_| layer(77, false, double_quant));
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
+            let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
+            let expected = burn::tensor::activation::silu(g) * u;
+            if let Some(found) = found {
+                assert_close(found, expected, 100.0 * tolerance);
+            }
         }
     }
 }

@@ -31,6 +31,9 @@ use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_ex
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
+#[cfg(feature = "gpu")]
+use crate::weight::Weight;
+
 /// The type in which the factors of a product are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ComputeDtype {
@@ -48,7 +51,7 @@ pub enum ComputeDtype {
 /// The tensors of an NF4 weight on one backend.
 #[derive(ExtensionType, Clone, Debug)]
 pub struct Nf4Operand<B: Backend> {
-    /// Two codes a byte, first value in the high four bits: `[ceil(n * k / 2)]`.
+    /// Two codes a byte, first value in the high four bits: `[ceil(n * k / 2)]` in U8, or in words of four bytes.
     pub packed: IntTensor<B>,
     /// Level of each code, f32: `[16]`.
     pub quant_map: FloatTensor<B>,
@@ -66,7 +69,7 @@ pub enum AbsmaxOperand<B: Backend> {
     Single(FloatTensor<B>),
     /// Scale of block `i` is `map[codes[i]] * nested_absmax[i / 256] + offset`.
     Double {
-        /// `[blocks]`.
+        /// `[blocks]` in U8, or in words of four bytes.
         codes: IntTensor<B>,
         /// f32: `[256]`.
         map: FloatTensor<B>,
@@ -115,6 +118,11 @@ pub trait LinearOps: Backend {
     ) -> FloatTensor<Self> {
         naive::nf4_linear_t::<Self>(dy, w)
     }
+
+    /// The whole weight in f32: `[n, k]`.
+    fn nf4_dequantize(#[extension_type] w: Nf4Operand<Self>) -> FloatTensor<Self> {
+        naive::dequantize::<Self>(w)
+    }
 }
 
 /// A root-mean-square norm (arXiv 1910.07467) before a layer.
@@ -155,23 +163,49 @@ impl Extra<Dispatch> {
     }
 }
 
-/// A dense weight `[n, k]` and its bias `[n]`.
+/// A weight `[n, k]`.
 #[cfg(feature = "gpu")]
 #[derive(ExtensionType, Clone, Debug)]
-pub struct DenseLayer<B: Backend> {
+pub enum WeightOperand<B: Backend> {
+    /// f32, bf16 or f16.
+    Dense(FloatTensor<B>),
+    /// 4 bits a value and scales.
+    Nf4 {
+        /// Its tensors.
+        #[extension_type]
+        weight: Nf4Operand<B>,
+    },
+}
+
+#[cfg(feature = "gpu")]
+impl WeightOperand<Dispatch> {
+    fn new(weight: &Weight) -> Self {
+        match weight {
+            Weight::Dense(weight) => Self::Dense(weight.clone().into_dispatch()),
+            Weight::Nf4(weight) => Self::Nf4 {
+                weight: weight.operand(),
+            },
+        }
+    }
+}
+
+/// A weight `[n, k]` and its bias `[n]`.
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub struct LayerOperand<B: Backend> {
     /// `[n, k]`.
-    pub weight: FloatTensor<B>,
+    #[extension_type]
+    pub weight: WeightOperand<B>,
     /// `[n]`.
     #[extension_type]
     pub bias: Extra<B>,
 }
 
 #[cfg(feature = "gpu")]
-impl DenseLayer<Dispatch> {
-    /// A weight and its bias.
-    pub(crate) fn new(weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Self {
+impl LayerOperand<Dispatch> {
+    fn new(weight: &Weight, bias: Option<&Tensor<1>>) -> Self {
         Self {
-            weight: weight.clone().into_dispatch(),
+            weight: WeightOperand::new(weight),
             bias: Extra::new(bias),
         }
     }
@@ -198,7 +232,7 @@ impl NormOperand<Dispatch> {
     }
 }
 
-/// Products with dense weights and what comes before and after them in a model, on a GPU outside of autodiff graphs.
+/// Products and what comes before and after them in a model, on a GPU outside of autodiff graphs.
 ///
 /// `None` is an answer where single operations are to do the same.
 #[cfg(feature = "gpu")]
@@ -207,14 +241,14 @@ pub(crate) trait DeviceLinearOps: Backend {
     /// The type that `x` is best given in: the one that the product would round it to.
     fn device_input_dtype(
         x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        #[extension_type] w: WeightOperand<Self>,
         compute: ComputeDtype,
     ) -> DType;
 
     /// `x · wᵀ + bias + residual`.
     fn device_linear(
         x: FloatTensor<Self>,
-        #[extension_type] layer: DenseLayer<Self>,
+        #[extension_type] layer: LayerOperand<Self>,
         #[extension_type] residual: Extra<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self>;
@@ -222,9 +256,9 @@ pub(crate) trait DeviceLinearOps: Backend {
     /// `norm(x) · wᵀ + bias` for three layers.
     fn device_three_linears(
         x: FloatTensor<Self>,
-        #[extension_type] first: DenseLayer<Self>,
-        #[extension_type] second: DenseLayer<Self>,
-        #[extension_type] third: DenseLayer<Self>,
+        #[extension_type] first: LayerOperand<Self>,
+        #[extension_type] second: LayerOperand<Self>,
+        #[extension_type] third: LayerOperand<Self>,
         #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
@@ -232,8 +266,8 @@ pub(crate) trait DeviceLinearOps: Backend {
     /// `silu(x · gateᵀ) · (x · upᵀ)`, in the type that the next product would round it to.
     fn device_gated(
         x: FloatTensor<Self>,
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
+        #[extension_type] gate: WeightOperand<Self>,
+        #[extension_type] up: WeightOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<FloatTensor<Self>>;
 }
@@ -248,12 +282,12 @@ fn on_gpu(x: &Tensor<2>) -> bool {
 #[cfg(feature = "gpu")]
 pub(crate) fn device_input_dtype(
     x: &Tensor<2>,
-    w: &Tensor<2>,
+    w: &Weight,
     compute: ComputeDtype,
 ) -> Option<DType> {
     on_gpu(x).then(|| {
-        let [x, w] = [x, w].map(|tensor| tensor.clone().into_dispatch());
-        Dispatch::device_input_dtype(x, w, compute)
+        let x = x.clone().into_dispatch();
+        Dispatch::device_input_dtype(x, WeightOperand::new(w), compute)
     })
 }
 
@@ -261,13 +295,13 @@ pub(crate) fn device_input_dtype(
 #[cfg(feature = "gpu")]
 pub(crate) fn device_linear(
     x: &Tensor<2>,
-    weight: &Tensor<2>,
+    weight: &Weight,
     bias: Option<&Tensor<1>>,
     residual: Option<&Tensor<2>>,
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
     on_gpu(x).then(|| {
-        let (layer, residual) = (DenseLayer::new(weight, bias), Extra::new(residual));
+        let (layer, residual) = (LayerOperand::new(weight, bias), Extra::new(residual));
         let x = x.clone().into_dispatch();
         Tensor::from_dispatch(Dispatch::device_linear(x, layer, residual, compute))
     })
@@ -278,13 +312,13 @@ pub(crate) fn device_linear(
 pub(crate) fn device_three_linears(
     x: &Tensor<2>,
     norm: Option<Norm<'_>>,
-    layers: [(&Tensor<2>, Option<&Tensor<1>>); 3],
+    layers: [(&Weight, Option<&Tensor<1>>); 3],
     compute: ComputeDtype,
 ) -> Option<[Tensor<2>; 3]> {
     if !on_gpu(x) {
         return None;
     }
-    let [first, second, third] = layers.map(|(weight, bias)| DenseLayer::new(weight, bias));
+    let [first, second, third] = layers.map(|(weight, bias)| LayerOperand::new(weight, bias));
     let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
     let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, norm, compute)?;
     Some([a, b, c].map(Tensor::from_dispatch))
@@ -294,14 +328,15 @@ pub(crate) fn device_three_linears(
 #[cfg(feature = "gpu")]
 pub(crate) fn device_gated(
     x: &Tensor<2>,
-    gate: &Tensor<2>,
-    up: &Tensor<2>,
+    gate: &Weight,
+    up: &Weight,
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
     if !on_gpu(x) {
         return None;
     }
-    let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
+    let x = x.clone().into_dispatch();
+    let [gate, up] = [gate, up].map(WeightOperand::new);
     Dispatch::device_gated(x, gate, up, compute).map(Tensor::from_dispatch)
 }
 
@@ -404,6 +439,11 @@ pub(crate) fn nf4_linear_t(
         w,
         compute,
     ))
+}
+
+/// The whole of a weight in NF4, in f32: `[n, k]`.
+pub(crate) fn nf4_dequantize(w: Nf4Operand<Dispatch>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_dequantize(w))
 }
 
 fn check_inner(op: &str, left: usize, right: usize) {

@@ -54,7 +54,7 @@ pub fn dequantize<B: Backend>(w: Nf4Operand<B>) -> FloatTensor<B> {
     let [rows, columns] = w.shape;
     let len = rows * columns;
 
-    let packed = B::int_cast(w.packed, IntDType::I32); // [ceil(len / 2)]
+    let packed = bytes::<B>(w.packed, len.div_ceil(2)); // [ceil(len / 2)]
     let num_bytes = packed.shape().num_elements();
     let high = B::bitwise_right_shift_scalar(packed.clone(), Scalar::from(4));
     let low = B::bitwise_and_scalar(packed, Scalar::from(15));
@@ -69,12 +69,29 @@ pub fn dequantize<B: Backend>(w: Nf4Operand<B>) -> FloatTensor<B> {
     let codes = first_ints::<B>(B::int_reshape(codes, Shape::new([2 * num_bytes])), len);
     let levels = B::float_select(w.quant_map, 0, codes); // [len]
 
-    let scales = repeat_each::<B>(absmax::<B>(w.absmax), BLOCK_SIZE, len); // [len]
+    let scales = absmax::<B>(w.absmax, len.div_ceil(BLOCK_SIZE)); // [blocks]
+    let scales = repeat_each::<B>(scales, BLOCK_SIZE, len); // [len]
     B::float_reshape(B::float_mul(levels, scales), Shape::new([rows, columns]))
 }
 
+/// Bytes as integers of 32 bits: `[len]`.
+fn bytes<B: Backend>(tensor: IntTensor<B>, len: usize) -> IntTensor<B> {
+    if tensor.dtype() == DType::U8 {
+        return B::int_cast(tensor, IntDType::I32);
+    }
+    // Words of four bytes.
+    let num_words = tensor.shape().num_elements();
+    let byte = |i: i32| {
+        let shifted = B::bitwise_right_shift_scalar(tensor.clone(), Scalar::from(8 * i));
+        let byte = B::bitwise_and_scalar(shifted, Scalar::from(255));
+        B::int_reshape(byte, Shape::new([num_words, 1]))
+    };
+    let bytes = B::int_cat((0..4).map(byte).collect(), 1); // [words, 4]
+    first_ints::<B>(B::int_reshape(bytes, Shape::new([4 * num_words])), len)
+}
+
 /// The scales in f32: `[blocks]`.
-fn absmax<B: Backend>(absmax: AbsmaxOperand<B>) -> FloatTensor<B> {
+fn absmax<B: Backend>(absmax: AbsmaxOperand<B>, len: usize) -> FloatTensor<B> {
     match absmax {
         AbsmaxOperand::Single(absmax) => absmax,
         AbsmaxOperand::Double {
@@ -83,8 +100,7 @@ fn absmax<B: Backend>(absmax: AbsmaxOperand<B>) -> FloatTensor<B> {
             nested_absmax,
             offset,
         } => {
-            let len = codes.shape().num_elements();
-            let codes = B::int_cast(codes, IntDType::I32);
+            let codes = bytes::<B>(codes, len);
             let levels = B::float_select(map, 0, codes); // [blocks]
             let scales = repeat_each::<B>(nested_absmax, NESTED_BLOCK_SIZE, len); // [blocks]
             B::float_add_scalar(B::float_mul(levels, scales), Scalar::from(offset))

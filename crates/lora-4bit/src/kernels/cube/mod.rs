@@ -1,12 +1,14 @@
 //! CubeCL backends (CUDA, ROCm, Metal, Vulkan, WebGPU).
 //!
 //! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact factors,
-//! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs.
+//! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs,
+//! - `nf4`: products of few rows with weights in NF4, and dequantization, which comes before all other products with these.
 //!
-//! Everything else runs with burn's matmul, or as its naive twin, which dequantizes the whole weight on the device.
+//! Everything else runs with burn's matmul or as its naive twin.
 
 mod mat_mul;
 mod mat_vec;
+mod nf4;
 
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
@@ -16,12 +18,19 @@ use burn_cubecl::kernel::cast;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::FloatKind;
 use cubecl::ir::features::Plane;
 
-use super::{ComputeDtype, DenseLayer, DeviceLinearOps, Extra, LinearOps, NormOperand, naive};
+use super::{
+    AbsmaxOperand, ComputeDtype, DeviceLinearOps, Extra, LayerOperand, LinearOps, Nf4Operand,
+    NormOperand, WeightOperand, naive,
+};
 
 /// From how many rows on tensor cores are faster than plain sums.
 const MIN_CORE_ROWS: usize = 3;
+
+/// Rows that the kernel for few rows takes of a weight in NF4: with more, the weight is dequantized first.
+const MAX_NF4_ROWS: usize = 4;
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +38,27 @@ enum Method {
     MatVec,
     MatMul,
     Burn,
+    /// The kernel for few rows of a weight in NF4.
+    Nf4MatVec,
+    /// A dense product with the dequantized weight.
+    Dequantize,
 }
 
 impl Method {
-    fn of(x: &CubeTensor, w: &CubeTensor, compute: ComputeDtype) -> Self {
+    fn of(x: &CubeTensor, w: &WeightOperand<Cube>, compute: ComputeDtype) -> Self {
+        match w {
+            WeightOperand::Dense(w) => Self::of_dense(x, w, compute),
+            WeightOperand::Nf4 { weight } => {
+                let is_small = x.meta.shape()[0] <= MAX_NF4_ROWS;
+                match is_small && has_plane_operations(x) && nf4::supports(weight) {
+                    true => Self::Nf4MatVec,
+                    false => Self::Dequantize,
+                }
+            }
+        }
+    }
+
+    fn of_dense(x: &CubeTensor, w: &CubeTensor, compute: ComputeDtype) -> Self {
         let is_exact = compute != ComputeDtype::Bf16 || w.dtype == DType::F32;
         let is_small = x.meta.shape()[0] < MIN_CORE_ROWS;
         if !is_exact && !is_small {
@@ -47,17 +73,49 @@ impl Method {
         }
         Self::Burn
     }
+}
 
-    /// The method of all weights, if it is the same and they lie in memory alike.
-    fn of_all(x: &CubeTensor, weights: &[&CubeTensor], compute: ComputeDtype) -> Option<Self> {
-        let method = Self::of(x, weights[0], compute);
-        let alike = |w: &&CubeTensor| {
-            w.dtype == weights[0].dtype
-                && w.meta.strides() == weights[0].meta.strides()
-                && Self::of(x, w, compute) == method
-        };
-        weights.iter().all(alike).then_some(method)
+/// Dense weights that one kernel multiplies together, and how: if they have a type and lie in memory alike.
+fn dense_alike<const N: usize>(
+    x: &CubeTensor,
+    weights: [WeightOperand<Cube>; N],
+    compute: ComputeDtype,
+) -> Option<([CubeTensor; N], Method)> {
+    let weights = weights.map(|weight| match weight {
+        WeightOperand::Dense(weight) => Some(weight),
+        WeightOperand::Nf4 { .. } => None,
+    });
+    if weights.iter().any(Option::is_none) {
+        return None;
     }
+    let weights = weights.map(|weight| match weight {
+        Some(weight) => weight,
+        None => unreachable!("all are dense"),
+    });
+    let method = Method::of_dense(x, &weights[0], compute);
+    let alike = |w: &CubeTensor| {
+        w.dtype == weights[0].dtype
+            && w.meta.strides() == weights[0].meta.strides()
+            && Method::of_dense(x, w, compute) == method
+    };
+    weights.iter().all(alike).then_some((weights, method))
+}
+
+/// Weights in NF4 that the kernel for few rows takes together.
+fn nf4_alike<const N: usize>(
+    x: &CubeTensor,
+    weights: &[WeightOperand<Cube>; N],
+    compute: ComputeDtype,
+) -> Option<[Nf4Operand<Cube>; N]> {
+    let nf4 = |weight: &WeightOperand<Cube>| match weight {
+        WeightOperand::Nf4 { weight } => Some(weight.clone()),
+        WeightOperand::Dense(_) => None,
+    };
+    let all = weights.iter().map(nf4).collect::<Option<Vec<_>>>()?;
+    let few = weights
+        .iter()
+        .all(|weight| Method::of(x, weight, compute) == Method::Nf4MatVec);
+    (few && nf4::are_alike(&all)).then(|| all.try_into().ok())?
 }
 
 impl LinearOps for Cube {
@@ -66,25 +124,45 @@ impl LinearOps for Cube {
         w: FloatTensor<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        linear(x, w, None, None, compute)
+        linear(x, WeightOperand::Dense(w), None, None, compute)
+    }
+
+    fn nf4_linear(
+        x: FloatTensor<Self>,
+        w: Nf4Operand<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        linear(x, WeightOperand::Nf4 { weight: w }, None, None, compute)
+    }
+
+    fn nf4_linear_t(
+        dy: FloatTensor<Self>,
+        w: Nf4Operand<Self>,
+        _compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        naive::dense_linear_t::<Self>(dy, nf4::dequantize(w, DType::F32))
+    }
+
+    fn nf4_dequantize(w: Nf4Operand<Self>) -> FloatTensor<Self> {
+        nf4::dequantize(w, DType::F32)
     }
 }
 
 impl DeviceLinearOps for Cube {
     fn device_input_dtype(
         x: FloatTensor<Self>,
-        w: FloatTensor<Self>,
+        w: WeightOperand<Self>,
         compute: ComputeDtype,
     ) -> DType {
-        match Method::of(&x, &w, compute) {
-            Method::MatMul => w.dtype,
-            Method::MatVec | Method::Burn => DType::F32,
+        match (Method::of(&x, &w, compute), w) {
+            (Method::MatMul, WeightOperand::Dense(w)) => w.dtype,
+            _ => DType::F32,
         }
     }
 
     fn device_linear(
         x: FloatTensor<Self>,
-        layer: DenseLayer<Self>,
+        layer: LayerOperand<Self>,
         residual: Extra<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
@@ -94,41 +172,61 @@ impl DeviceLinearOps for Cube {
 
     fn device_three_linears(
         x: FloatTensor<Self>,
-        first: DenseLayer<Self>,
-        second: DenseLayer<Self>,
-        third: DenseLayer<Self>,
+        first: LayerOperand<Self>,
+        second: LayerOperand<Self>,
+        third: LayerOperand<Self>,
         norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)> {
         let layers = [first, second, third];
-        let weights = layers.each_ref().map(|layer| &layer.weight);
-        let method = Method::of_all(&x, &weights, compute)?;
+        let biases = layers.clone().map(|layer| layer.bias.into_option());
+        let weights = layers.map(|layer| layer.weight);
         let norm = norm.into_norm();
+        if let Some(weights) = nf4_alike(&x, &weights, compute) {
+            if norm.is_some() {
+                return None;
+            }
+            let [a, b, c] = nf4::products(f32(x), weights, biases, None);
+            return Some((a, b, c));
+        }
+        let (weights, method) = dense_alike(&x, weights, compute)?;
         // With more rows, reading the norm's weight besides costs more than a norm of its own.
         if norm.is_some() && (method != Method::MatVec || x.meta.shape()[0] > 1) {
             return None;
         }
-        let biases = layers.clone().map(|layer| layer.bias.into_option());
-        let weights = layers.map(|layer| layer.weight);
         let [a, b, c] = match method {
             Method::MatVec => mat_vec::products(x, norm, weights, biases, None),
             Method::MatMul => mat_mul::three_products(x, weights, biases),
-            Method::Burn => return None,
+            _ => return None,
         };
         Some((a, b, c))
     }
 
     fn device_gated(
         x: FloatTensor<Self>,
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
+        gate: WeightOperand<Self>,
+        up: WeightOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<FloatTensor<Self>> {
-        match Method::of_all(&x, &[&gate, &up], compute)? {
+        let weights = [gate, up];
+        if let Some(weights) = nf4_alike(&x, &weights, compute) {
+            return Some(nf4::gated(f32(x), weights));
+        }
+        let ([gate, up], method) = dense_alike(&x, weights, compute)?;
+        match method {
             Method::MatVec => Some(mat_vec::gated(x, gate, up)),
             Method::MatMul => Some(mat_mul::gated(x, gate, up)),
-            Method::Burn => None,
+            _ => None,
         }
+    }
+}
+
+/// A tensor in f32.
+fn f32(x: CubeTensor) -> CubeTensor {
+    match x.dtype {
+        DType::F32 => x,
+        // A converted tensor may have longer rows.
+        _ => burn_cubecl::kernel::into_contiguous(cast(x, DType::F32)),
     }
 }
 
@@ -143,18 +241,36 @@ impl NormOperand<Cube> {
 /// `x · wᵀ + bias + residual`.
 fn linear(
     x: CubeTensor,
-    w: CubeTensor,
+    w: WeightOperand<Cube>,
     bias: Option<CubeTensor>,
     residual: Option<CubeTensor>,
     compute: ComputeDtype,
 ) -> CubeTensor {
-    match Method::of(&x, &w, compute) {
+    let method = Method::of(&x, &w, compute);
+    let w = match w {
+        WeightOperand::Dense(w) => w,
+        WeightOperand::Nf4 { weight } if method == Method::Nf4MatVec => {
+            let [y] = nf4::products(f32(x), [weight], [bias], residual);
+            return y;
+        }
+        WeightOperand::Nf4 { weight } => {
+            let dtype = match compute {
+                ComputeDtype::Bf16 if x.client.properties().supports_type(FloatKind::BF16) => {
+                    DType::BF16
+                }
+                _ => DType::F32,
+            };
+            let w = WeightOperand::Dense(nf4::dequantize(weight, dtype));
+            return linear(x, w, bias, residual, compute);
+        }
+    };
+    match method {
         Method::MatVec => {
-            let [y] = mat_vec::products(x, None, [w], [bias], residual);
+            let [y] = mat_vec::products(f32(x), None, [w], [bias], residual);
             y
         }
         Method::MatMul => mat_mul::product(x, w, bias, residual),
-        Method::Burn => {
+        _ => {
             let y = burn_product(x, w, compute);
             let n = y.meta.shape()[1];
             let bias = bias.map(|bias| Cube::float_reshape(bias, Shape::new([1, n])));
