@@ -87,7 +87,8 @@ impl QwenModel {
             device,
         };
         loader.check_names(dir, &config)?;
-        loader.model(config)
+        // Exact sizes outside of the pools of a GPU, whose pages would grow to the size of the embedding.
+        device.memory_persistent_allocations(config, |config| loader.model(config))
     }
 }
 

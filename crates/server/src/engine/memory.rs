@@ -12,8 +12,9 @@ use crate::config::{Config, MaxModelLen};
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * KIB;
 const GIB: f64 = 1024.0 * MIB;
-/// Context, compiled kernels and pools of a CUDA process: 0.5 GiB were seen on an H200, with some room.
-const GPU_CONTEXT: u64 = 640 << 20;
+/// Context, compiled kernels, recorded steps and pools of a CUDA process. Besides weights, cache and activations, `nvidia-smi`
+/// showed 0.87 GiB on an H200 while 8 sequences of 4,000 tokens ran (docs/benchmarks/2026-11-23-cuda.md).
+const GPU_CONTEXT: u64 = 960 << 20;
 /// `--gpu-memory-utilization` of a GPU, as in vLLM.
 const GPU_UTILIZATION: f64 = 0.9;
 /// Without any flag the KV cache of a CPU server gets at most this.
