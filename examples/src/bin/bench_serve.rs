@@ -1,4 +1,4 @@
-//! Speed and memory of the server on the CPU, over HTTP: `bench_serve --server target/release/server --model DIR`.
+//! Speed and memory of the server, on the CPU or with `--device`, over HTTP: `bench_serve --server target/release/server --model DIR`.
 //!
 //! Starts the server, waits until it is ready, and measures one stream, several streams together, one with a LoRA adapter
 //! (`--lora DIR`), and the time to the first token of a long prompt, sent twice.
@@ -23,6 +23,9 @@ struct Args {
     /// Folder of the checkpoint.
     #[arg(long)]
     model: PathBuf,
+    /// Passed on to the server.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Passed on to the server.
     #[arg(long)]
     quantization: Option<String>,
@@ -129,7 +132,8 @@ impl Server {
             .port();
         let mut command = Command::new(&args.server);
         command
-            .args(["--device", "cpu", "--served-model-name", MODEL, "--port"])
+            .args(["--device", &args.device, "--served-model-name", MODEL])
+            .arg("--port")
             .arg(port.to_string())
             .arg("--model")
             .arg(&args.model)

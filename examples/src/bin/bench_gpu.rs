@@ -1,0 +1,174 @@
+//! Speed of single operations on a GPU: products of a linear layer, and recorded decode steps of a whole model.
+//!
+//! `bench_gpu products --rows 1,32,256` takes the shapes of a 1.5B Qwen2 model; `bench_gpu steps --model DIR --steps 1:200,32:200`
+//! replays a step of so many sequences with so many tokens each.
+
+#![allow(clippy::print_stdout)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use clap::{Parser, Subcommand};
+use kv_paging::{DecodeRow, DecodeStep, KvShape, PagedKvCache};
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Weight};
+use model_qwen::{LoadOptions, QwenModel, parse_device};
+
+/// Measures single operations on a GPU.
+#[derive(Debug, Parser)]
+struct Args {
+    /// As the server's flag.
+    #[arg(long, default_value = "cuda", global = true)]
+    device: String,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// `x · wᵀ` with bf16 weights.
+    Products {
+        /// Rows of `x`.
+        #[arg(long, value_delimiter = ',', default_value = "1,8,32,256,2048")]
+        rows: Vec<usize>,
+    },
+    /// Recorded steps of one token per sequence.
+    Steps {
+        /// Folder of the checkpoint.
+        #[arg(long)]
+        model: PathBuf,
+        /// Sequences and tokens of each, as 32:200.
+        #[arg(long, value_delimiter = ',', default_value = "1:200,32:200", value_parser = step)]
+        steps: Vec<(usize, usize)>,
+    },
+}
+
+fn step(text: &str) -> Result<(usize, usize)> {
+    let (rows, context) = text
+        .split_once(':')
+        .with_context(|| format!("expected SEQUENCES:TOKENS, found {text:?}"))?;
+    Ok((rows.parse()?, context.parse::<usize>()?.max(1)))
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let device = parse_device(&args.device)?;
+    match args.what {
+        What::Products { rows } => products(&device, &rows),
+        What::Steps { model, steps } => measure_steps(&device, &model, &steps),
+    }
+}
+
+fn sync(device: &Device) -> Result<()> {
+    device
+        .sync()
+        .map_err(|error| anyhow::anyhow!("{device:?}: {error:?}"))
+}
+
+/// The shortest of some runs of `work`, which is done `times` times in each.
+fn shortest(device: &Device, times: u32, mut work: impl FnMut(u32)) -> Result<Duration> {
+    let mut best = Duration::MAX;
+    // The first run compiles.
+    for run in 0..6 {
+        sync(device)?;
+        let start = Instant::now();
+        (0..times).for_each(&mut work);
+        sync(device)?;
+        if run > 0 {
+            best = best.min(start.elapsed() / times);
+        }
+    }
+    Ok(best)
+}
+
+/// More weights than a cache holds, in turn.
+const COPIES: usize = 6;
+
+fn products(device: &Device, rows: &[usize]) -> Result<()> {
+    let adapters = AdapterSelection::Base;
+    for (name, [n, k]) in [
+        ("gate", [8960, 1536]),
+        ("down", [1536, 8960]),
+        ("o", [1536, 1536]),
+        ("k", [256, 1536]),
+    ] {
+        let random = |shape: [usize; 2]| {
+            let distribution = Distribution::Uniform(-1.0, 1.0);
+            Tensor::<2>::random(shape, distribution, (device, DType::F32)).cast(DType::BF16)
+        };
+        let layers: Vec<Linear> = (0..COPIES)
+            .map(|_| {
+                let mut layer = Linear::new(Weight::Dense(random([n, k])), None); // [n, k]
+                layer.compute = ComputeDtype::Bf16;
+                layer
+            })
+            .collect();
+        for &m in rows {
+            let x = random([m, k]); // [m, k]
+            let x = x.clone().cast(layers[0].input_dtype(&x, &adapters));
+            let time = shortest(device, 60, |i| {
+                let _ = layers[i as usize % COPIES].forward(x.clone(), &adapters);
+            })?;
+            let per_second = |amount: usize| amount as f64 / time.as_secs_f64() * 1e-12;
+            println!(
+                "{name} [{n}, {k}], {m} rows: {time:.1?}, {:.1} TFLOP/s, weights {:.2} TB/s",
+                per_second(2 * m * n * k),
+                per_second(2 * n * k),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Result<()> {
+    const BLOCK_SIZE: usize = 16;
+    let mut model = QwenModel::load(model, &LoadOptions::default(), device)?;
+    model.set_compute_dtype(ComputeDtype::Bf16);
+    let blocks_of = |context: usize| context.div_ceil(BLOCK_SIZE);
+    let needed = steps
+        .iter()
+        .map(|&(rows, context)| rows * blocks_of(context));
+    let cache = PagedKvCache::new(
+        &KvShape {
+            num_layers: model.config.num_hidden_layers,
+            num_kv_heads: model.config.num_key_value_heads,
+            head_dim: model.config.head_dim,
+            block_size: BLOCK_SIZE,
+            num_blocks: needed.max().unwrap_or(1),
+            dtype: DType::BF16,
+        },
+        device,
+    );
+    for &(num_rows, context) in steps {
+        let max_blocks = blocks_of(context);
+        let step = DecodeStep::new(num_rows, max_blocks, BLOCK_SIZE, device);
+        let mut recorded = model.capture_decode(&step, &cache);
+        let tables: Vec<Vec<u32>> = (0..num_rows)
+            .map(|row| {
+                (0..max_blocks)
+                    .map(|i| (row * max_blocks + i) as u32)
+                    .collect()
+            })
+            .collect();
+        let rows = |table| DecodeRow {
+            token: 5,
+            position: context - 1,
+            block_table: table,
+        };
+        let rows: Vec<DecodeRow<'_>> = tables.iter().map(|table| rows(table)).collect();
+        step.upload(&rows);
+        let replay = shortest(device, 20, |_| {
+            recorded.replay();
+        })?;
+        let whole = shortest(device, 20, |_| {
+            step.upload(&rows);
+            let tokens = recorded.replay().0.clone();
+            assert_eq!(tokens.into_data().iter::<i32>().count(), num_rows);
+        })?;
+        println!(
+            "{num_rows} sequences of {context} tokens: {replay:.1?} a step, with its upload and the tokens read {whole:.1?}"
+        );
+    }
+    Ok(())
+}
