@@ -7,8 +7,8 @@
 //! | `nf4_linear` | `x · wᵀ`, `w` in NF4 | `[m, k]`, `[n, k]` → `[m, n]` |
 //! | `nf4_linear_t` | `dy · w`, `w` in NF4 | `[m, n]`, `[n, k]` → `[m, k]` |
 //!
-//! `x` and `dy` are f32 on the CPU; a dense `w` is f32, bf16 or f16; sums are f32. The result has the type of `x`. With
-//! [`ComputeDtype::Bf16`] the factors may be rounded to bf16 first, where the hardware multiplies these faster.
+//! `x` and `dy` are f32, on a GPU also what the product would round f32 to; a dense `w` is f32, bf16 or f16; sums and results
+//! are f32. With [`ComputeDtype::Bf16`] the factors may be rounded to bf16 first, where the hardware multiplies these faster.
 //! The transposed products are the gradients of the plain ones with respect to `x`. `w` is a constant: no operation
 //! here has a gradient for it.
 //!
@@ -43,8 +43,9 @@ pub enum ComputeDtype {
     /// As the sum of two bf16, 16 bits of precision, on CPUs with AMX when there are many rows. Elsewhere as
     /// [`ComputeDtype::F32`].
     Bf16x2,
-    /// Rounded to bf16 where that is faster: on CPUs with AVX-512-BF16 or AMX when there are many rows. What
-    /// `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as [`ComputeDtype::F32`].
+    /// Rounded to bf16 (or to the type of a weight in f16) where that is faster: on CPUs with AVX-512-BF16 or AMX when there
+    /// are many rows, on GPUs from three rows on. What `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as
+    /// [`ComputeDtype::F32`].
     Bf16,
 }
 
