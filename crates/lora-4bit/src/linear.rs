@@ -181,7 +181,7 @@ impl Linear {
     ///
     /// # Shapes
     ///
-    /// `x [tokens, in]` f32 → `[tokens, out]` f32
+    /// `x [tokens, in]`, see [`Linear::input_dtype`] → `[tokens, out]`, f32 or bf16
     pub fn forward_gated(
         gate: &Self,
         up: &Self,

@@ -1,7 +1,8 @@
 //! The forward pass of a dense Qwen model, read from top to bottom, in the names of the checkpoint.
 //!
 //! Source of the architecture: `modeling_qwen2.py` and `modeling_qwen3.py` of Hugging Face
-//! transformers. All activations are f32; weights keep the dtype they were loaded in.
+//! transformers. Activations are f32, except that on a GPU an operation whose reader would round them
+//! writes that type; weights keep the dtype they were loaded in.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;

@@ -148,6 +148,20 @@ pub(crate) fn step_attention(
     dtype: DType,
 ) -> Tensor<3> {
     let _span = trace_span!("step_attention").entered();
+    let ([rows, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), [rows, kv_heads, head_dim], "keys");
+    assert_eq!(v.dims(), k.dims(), "keys and values differ in shape");
+    assert_eq!(keys.dims()[1..], [kv_heads, head_dim], "the cache's heads");
+    assert_eq!(keys.dims(), values.dims(), "the caches differ in shape");
+    assert_eq!(keys.dtype(), values.dtype(), "the caches differ in type");
+    assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
+    assert!(step.dims()[0] >= 5 * rows, "rows of the step");
+    for angles in [cos, sin] {
+        assert_eq!(angles.dims(), [rows, 1, head_dim / 2], "angles");
+    }
+    for tensor in [q, k, v, cos, sin] {
+        assert_eq!(tensor.dtype(), DType::F32, "queries, keys, values, angles");
+    }
     let dispatch = |tensor: &Tensor<3>| tensor.clone().into_dispatch();
     let [q, k, v] = [q, k, v].map(dispatch);
     let [cos, sin, keys, values] = [cos, sin, keys, values].map(dispatch);

@@ -37,14 +37,14 @@ use crate::weight::Weight;
 /// The type in which the factors of a product are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ComputeDtype {
-    /// As they are: each row has the same result whatever other rows are multiplied beside it.
+    /// As they are. On a CPU each row has the same result whatever other rows are multiplied beside it.
     #[default]
     F32,
     /// As the sum of two bf16, 16 bits of precision, on CPUs with AMX when there are many rows. Elsewhere as
     /// [`ComputeDtype::F32`].
     Bf16x2,
     /// Rounded to bf16 (or to the type of a weight in f16) where that is faster: on CPUs with AVX-512-BF16 or AMX when there
-    /// are many rows, on GPUs from three rows on. What `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as
+    /// are many rows, on GPUs from three rows on (five with NF4). What `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as
     /// [`ComputeDtype::F32`].
     Bf16,
 }
@@ -264,7 +264,7 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
 
-    /// `silu(x · gateᵀ) · (x · upᵀ)`, in the type that the next product would round it to.
+    /// `silu(x · gateᵀ) · (x · upᵀ)`, in f32 or in the type of the weights.
     fn device_gated(
         x: FloatTensor<Self>,
         #[extension_type] gate: WeightOperand<Self>,
@@ -302,6 +302,11 @@ pub(crate) fn device_linear(
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
     on_gpu(x).then(|| {
+        let [n, k] = weight.shape();
+        check_inner("device_linear", x.dims()[1], k);
+        if let Some(residual) = residual {
+            assert_eq!(residual.dims(), [x.dims()[0], n], "device_linear: residual");
+        }
         let (layer, residual) = (LayerOperand::new(weight, bias), Extra::new(residual));
         let x = x.clone().into_dispatch();
         Tensor::from_dispatch(Dispatch::device_linear(x, layer, residual, compute))
@@ -318,6 +323,9 @@ pub(crate) fn device_three_linears(
 ) -> Option<[Tensor<2>; 3]> {
     if !on_gpu(x) {
         return None;
+    }
+    for (weight, _) in layers {
+        check_inner("device_three_linears", x.dims()[1], weight.shape()[1]);
     }
     let [first, second, third] = layers.map(|(weight, bias)| LayerOperand::new(weight, bias));
     let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
@@ -336,6 +344,8 @@ pub(crate) fn device_gated(
     if !on_gpu(x) {
         return None;
     }
+    check_inner("device_gated", x.dims()[1], gate.shape()[1]);
+    assert_eq!(gate.shape(), up.shape(), "device_gated: gate and up");
     let x = x.clone().into_dispatch();
     let [gate, up] = [gate, up].map(WeightOperand::new);
     Dispatch::device_gated(x, gate, up, compute).map(Tensor::from_dispatch)

@@ -30,9 +30,9 @@ const CHUNK: usize = 64;
 /// Loads of keys of a unit that are in flight together.
 const UNROLL: usize = CHUNK * LANES as usize / UNITS;
 /// Cubes that keep a large GPU busy.
-const WANTED_CUBES: usize = 264;
+pub(super) const WANTED_CUBES: usize = 264;
 /// More parts cost more to merge than they save.
-const MAX_SPLITS: usize = 64;
+pub(super) const MAX_SPLITS: usize = 64;
 /// Keys that a part has at least.
 const MIN_PART: usize = 32;
 /// Shared memory for adding up the output of all units; what else a cube needs stays below 16 KiB.
@@ -111,7 +111,7 @@ pub(super) fn attend(
     let splits = WANTED_CUBES
         .div_ceil(tokens * kv_heads)
         .min(max_context.div_ceil(MIN_PART))
-        .min(MAX_SPLITS);
+        .clamp(1, MAX_SPLITS);
     let shape = Heads {
         kv_heads,
         group: heads / kv_heads,

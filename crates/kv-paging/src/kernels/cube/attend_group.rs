@@ -11,7 +11,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::attend::{NewTokens, arrival_counters};
+use super::attend::{MAX_SPLITS, NewTokens, WANTED_CUBES, arrival_counters};
 use super::blocks::{Blocks, KEYS};
 use super::{elem_type, empty};
 
@@ -21,11 +21,6 @@ const PLANE: usize = 32;
 const UNITS: usize = PLANES * PLANE;
 /// Blocks in shared memory.
 const STAGES: usize = 2;
-/// Cubes that keep a large GPU busy.
-const WANTED_CUBES: usize = 264;
-/// More parts cost more to merge than they save.
-const MAX_SPLITS: usize = 64;
-
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Heads {

@@ -168,9 +168,14 @@ pub(super) fn three_products(
     results
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`, in the type of the weights: what the next product would round it to.
+/// `silu(x · gateᵀ) · (x · upᵀ)`; in bf16 if the weights are, since the next product would round it to that. Values may be too
+/// large for f16.
 pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
-    let y = empty(&x, [rows(&x), rows(&gate)], gate.dtype);
+    let dtype = match gate.dtype {
+        DType::BF16 => DType::BF16,
+        _ => DType::F32,
+    };
+    let y = empty(&x, [rows(&x), rows(&gate)], dtype);
     launch(
         x,
         &[gate, up],

@@ -282,7 +282,7 @@ fn linear(
 /// `x · wᵀ` in f32, by Burn's own kernels.
 fn burn_product(x: CubeTensor, w: CubeTensor, compute: ComputeDtype) -> CubeTensor {
     if compute != ComputeDtype::Bf16 || w.dtype == DType::F32 {
-        return naive::dense_linear::<Cube>(x, w);
+        return naive::dense_linear::<Cube>(f32(x), w);
     }
     let x = cast(x, w.dtype);
     let w = Cube::float_transpose(w);

@@ -21,6 +21,8 @@ const CODES: usize = 16;
 const UNITS: u32 = 128;
 /// Loads of a unit that are in flight together, at most.
 const MAX_LOADS: usize = 6;
+/// Buffers of a kernel: five for each of three weights, eight more, and one for what CubeCL adds.
+const MIN_BINDINGS: u32 = 24;
 /// Levels of a code: one for each unit of a plane, so that all units read from banks of their own.
 const LANES: usize = 32;
 const LANES_BITS: u32 = LANES.trailing_zeros();
@@ -95,17 +97,19 @@ fn is_double(weight: &Nf4Operand<Cube>) -> bool {
 /// Whether [`products`] can read a weight.
 pub(super) fn supports(weight: &Nf4Operand<Cube>) -> bool {
     let [n, k] = weight.shape;
-    weight.packed.dtype == DType::I32 && n > 0 && k > 0 && k.is_multiple_of(BLOCK_SIZE)
+    let max_bindings = weight.packed.client.properties().hardware.max_bindings;
+    weight.packed.dtype == DType::I32
+        && n > 0
+        && k > 0
+        && k.is_multiple_of(BLOCK_SIZE)
+        && max_bindings >= MIN_BINDINGS
 }
 
 /// Whether one kernel takes all weights.
 pub(super) fn are_alike(weights: &[Nf4Operand<Cube>]) -> bool {
-    // Five tensors each, and what else a kernel has.
-    let max_bindings = weights[0].packed.client.properties().hardware.max_bindings;
-    max_bindings >= 32
-        && weights.iter().all(|weight| {
-            weight.shape[1] == weights[0].shape[1] && is_double(weight) == is_double(&weights[0])
-        })
+    weights.iter().all(|weight| {
+        weight.shape[1] == weights[0].shape[1] && is_double(weight) == is_double(&weights[0])
+    })
 }
 
 impl Kind {
