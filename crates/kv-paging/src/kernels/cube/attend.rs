@@ -7,7 +7,7 @@
 //! In a step of one token per sequence the same kernel first rotates queries and keys and writes keys and values to the
 //! cache, which saves two launches.
 
-mod kernel;
+pub(super) mod kernel;
 
 use std::cell::RefCell;
 
@@ -67,7 +67,25 @@ enum Merge {
     Later,
 }
 
+/// Heads whose parts are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Merged {
+    pub(super) kv_heads: usize,
+    /// Query heads per key/value head.
+    pub(super) group: usize,
+    /// Vectors of a head.
+    pub(super) vectors: usize,
+}
+
 impl Heads {
+    fn merged(&self) -> Merged {
+        Merged {
+            kv_heads: self.kv_heads,
+            group: self.group,
+            vectors: self.vectors,
+        }
+    }
+
     /// Heads whose sums of all units fit into shared memory.
     fn heads_at_once(&self) -> usize {
         (MAX_PARTS_BYTES / (UNITS * self.vector_bytes)).clamp(1, self.group)

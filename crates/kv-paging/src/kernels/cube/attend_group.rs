@@ -21,6 +21,7 @@ const PLANE: usize = 32;
 const UNITS: usize = PLANES * PLANE;
 /// Blocks in shared memory.
 const STAGES: usize = 2;
+
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Heads {

@@ -11,13 +11,10 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::empty;
+use super::{UNITS, empty};
 
 /// Rows of `x` that a plane takes at once.
 pub(super) const MAX_ROWS: usize = 8;
-
-/// Units of a cube (threads of a block).
-const UNITS: u32 = 128;
 
 /// Loads of a unit that are in flight together, at most.
 const MAX_UNROLL: usize = 12;

@@ -20,6 +20,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::FloatKind;
 use cubecl::ir::features::Plane;
+use cubecl::prelude::*;
 
 use super::{
     AbsmaxOperand, ComputeDtype, DeviceLinearOps, Extra, LayerOperand, LinearOps, Nf4Operand,
@@ -305,4 +306,36 @@ fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor
 fn has_plane_operations(x: &CubeTensor) -> bool {
     x.client.features().plane.contains(Plane::Ops)
         || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
+}
+
+/// Units of a cube (threads of a block) in the products with few rows.
+const UNITS: u32 = 128;
+
+/// Adds up `num` values over `planes` neighbouring planes of a cube of [`UNITS`], for all of their units.
+#[cube]
+fn sum_of_planes(values: &mut Array<f32>, #[comptime] num: usize, #[comptime] planes: usize) {
+    if comptime!(planes > 1) {
+        let plane = (UNIT_POS / PLANE_DIM) as usize;
+        let first = plane - plane % planes;
+        // A plane has at least four units.
+        let mut parts = Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * num));
+        if UNIT_POS_PLANE == 0 {
+            #[unroll]
+            for i in 0..num {
+                parts[plane * num + i] = values[i];
+            }
+        }
+        sync_cube();
+        #[unroll]
+        for i in 0..num {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for other in 0..planes {
+                sum += parts[(first + other) * num + i];
+            }
+            values[i] = sum;
+        }
+        // Nobody writes its next values before all have read these.
+        sync_cube();
+    }
 }

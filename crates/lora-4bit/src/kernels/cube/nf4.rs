@@ -12,13 +12,11 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{AbsmaxOperand, Nf4Operand, empty, naive};
+use super::{AbsmaxOperand, Nf4Operand, UNITS, empty, naive};
 use crate::nf4::BLOCK_SIZE;
 
 /// Codes of a load.
 const CODES: usize = 16;
-/// Units of a cube (threads of a block).
-const UNITS: u32 = 128;
 /// Loads of a unit that are in flight together, at most.
 const MAX_LOADS: usize = 6;
 /// Buffers of a kernel: five for each of three weights, eight more, and one for what CubeCL adds.

@@ -3,7 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::{CHUNK, Heads, LANES, LOWEST, MIN_PART, Merge, UNITS, UNROLL};
+use super::{CHUNK, Heads, LANES, LOWEST, MIN_PART, Merge, Merged, UNITS, UNROLL};
 
 #[cube(launch_unchecked)]
 pub(super) fn attend_token<E: Float, O: Float, N: Size>(
@@ -276,7 +276,8 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
             sync_storage();
             if last[0] == 1u32 {
                 let (parts, stats) = (&parts[0..], &stats[0..]);
-                merge_heads::<O, N>(parts, stats, out, token, kv_head, used, num_splits, heads);
+                let merged = comptime!(heads.merged());
+                merge_heads::<O, N>(parts, stats, out, token, kv_head, used, num_splits, merged);
             }
         }
     }
@@ -304,12 +305,13 @@ pub(super) fn merge<O: Float, N: Size>(
     let (token, kv_head) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
     let context = indices[num_tokens + token] as usize;
     let used = max(context.div_ceil(split_len(context, num_splits)), 1);
-    merge_heads::<O, N>(parts, stats, out, token, kv_head, used, num_splits, heads);
+    let merged = comptime!(heads.merged());
+    merge_heads::<O, N>(parts, stats, out, token, kv_head, used, num_splits, merged);
 }
 
 /// Combines the parts of the heads of a group: a unit for each vector.
 #[cube]
-fn merge_heads<O: Float, N: Size>(
+pub(in super::super) fn merge_heads<O: Float, N: Size>(
     parts: &[Vector<f32, N>],
     stats: &[f32],
     out: &mut [Vector<O, N>],
@@ -317,7 +319,7 @@ fn merge_heads<O: Float, N: Size>(
     kv_head: usize,
     used: usize,
     num_splits: usize,
-    #[comptime] heads: Heads,
+    #[comptime] heads: Merged,
 ) {
     let group = comptime!(heads.group);
     let vectors = comptime!(heads.vectors);

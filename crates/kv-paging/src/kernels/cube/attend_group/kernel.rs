@@ -4,7 +4,8 @@ use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::attend::LOWEST;
+use super::super::attend::kernel::merge_heads;
+use super::super::attend::{LOWEST, Merged};
 use super::super::blocks::{KEYS, end_group, load_block, place, wait_for_groups};
 use super::{Heads, PLANE, PLANES, STAGES, UNITS};
 
@@ -362,26 +363,15 @@ pub(super) fn attend_group<E: Float, O: Float>(
             }
             sync_storage();
             if last[0] == 1u32 {
-                let mut i = unit;
-                while i < group * quads {
-                    let (head, quad) = (i / quads, i % quads);
-                    let mut highest = f32::new(LOWEST);
-                    let mut sum = 0.0f32;
-                    let mut total = Vector::<f32, Const<4>>::new(0.0);
-                    for other in 0..used {
-                        let at = ((token * num_splits + other) * kv_heads + kv_head) * group + head;
-                        let (maximum, part_sum) = (stats[at * 2], stats[at * 2 + 1]);
-                        let part = parts[at * quads + quad];
-                        let new = max(highest, maximum);
-                        let (old_factor, factor) = ((highest - new).exp(), (maximum - new).exp());
-                        sum = sum * old_factor + part_sum * factor;
-                        total = total * Vector::new(old_factor) + part * Vector::new(factor);
-                        highest = new;
-                    }
-                    let whole = total / Vector::new(max(sum, f32::new(1e-30)));
-                    out[(first_out + head) * quads + quad] = Vector::cast_from(whole);
-                    i += UNITS;
-                }
+                let (parts, stats) = (&parts[0..], &stats[0..]);
+                let merged = comptime!(Merged {
+                    kv_heads: heads.blocks.kv_heads,
+                    group: heads.group,
+                    vectors: heads.blocks.head_dim / 4,
+                });
+                merge_heads::<O, Const<4>>(
+                    parts, stats, out, token, kv_head, used, num_splits, merged,
+                );
             }
         }
     }

@@ -4,7 +4,7 @@ use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::stage::{end_group, load_w, load_x, place, wait_for_groups};
+use super::stage::{end_group, load_step, place, wait_for_groups};
 use super::{CHUNKS, INNER, Kind, PLANE, Tile, Weights};
 
 #[cube(launch_unchecked)]
@@ -84,26 +84,23 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
     #[unroll]
     for stage in 0..comptime!(tile.stages - 1) {
         if first_step + stage < end {
-            let start = stage * stage_len;
-            load_x::<W>(
+            let at = stage * stage_len;
+            let step = first_step + stage;
+            load_step::<W>(
                 x,
-                &mut memory[start..],
-                first_row,
-                num_rows,
-                x_stride,
-                first_step + stage,
-                tile,
-            );
-            load_w::<W>(
                 w0,
                 w1,
                 w2,
-                &mut memory[start + x_rows * CHUNKS..],
+                &mut memory,
+                at,
                 weight,
+                first_row,
+                num_rows,
+                x_stride,
                 first_column,
                 num_columns,
                 w_stride,
-                first_step + stage,
+                step,
                 kind,
             );
         }
@@ -118,22 +115,18 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
         sync_cube();
         let next = step + comptime!(tile.stages - 1);
         if next < end {
-            let start = free * stage_len;
-            load_x::<W>(
+            let at = free * stage_len;
+            load_step::<W>(
                 x,
-                &mut memory[start..],
-                first_row,
-                num_rows,
-                x_stride,
-                next,
-                tile,
-            );
-            load_w::<W>(
                 w0,
                 w1,
                 w2,
-                &mut memory[start + x_rows * CHUNKS..],
+                &mut memory,
+                at,
                 weight,
+                first_row,
+                num_rows,
+                x_stride,
                 first_column,
                 num_columns,
                 w_stride,

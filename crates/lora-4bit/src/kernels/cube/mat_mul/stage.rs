@@ -24,8 +24,52 @@ pub(super) fn place(row: usize, chunk: usize) -> usize {
     row * CHUNKS + (chunk ^ (row % 8))
 }
 
+/// Starts to copy a step's tile of `x` to the vectors from `at` on, and that of the weight behind it.
 #[cube]
-pub(super) fn load_x<W: Float>(
+pub(super) fn load_step<W: Float>(
+    x: &[Vector<W, Const<8>>],
+    w0: &[Vector<W, Const<8>>],
+    w1: &[Vector<W, Const<8>>],
+    w2: &[Vector<W, Const<8>>],
+    memory: &mut [Vector<W, Const<8>>],
+    at: usize,
+    weight: usize,
+    first_row: usize,
+    num_rows: usize,
+    x_stride: usize,
+    first_column: usize,
+    num_columns: usize,
+    w_stride: usize,
+    step: usize,
+    #[comptime] kind: Kind,
+) {
+    let tile = comptime!(kind.tile);
+    let x_len = comptime!(kind.tile.rows * CHUNKS);
+    load_x::<W>(
+        x,
+        &mut memory[at..],
+        first_row,
+        num_rows,
+        x_stride,
+        step,
+        tile,
+    );
+    load_w::<W>(
+        w0,
+        w1,
+        w2,
+        &mut memory[at + x_len..],
+        weight,
+        first_column,
+        num_columns,
+        w_stride,
+        step,
+        kind,
+    );
+}
+
+#[cube]
+fn load_x<W: Float>(
     x: &[Vector<W, Const<8>>],
     stage: &mut [Vector<W, Const<8>>],
     first_row: usize,
@@ -51,7 +95,7 @@ pub(super) fn load_x<W: Float>(
 }
 
 #[cube]
-pub(super) fn load_w<W: Float>(
+fn load_w<W: Float>(
     w0: &[Vector<W, Const<8>>],
     w1: &[Vector<W, Const<8>>],
     w2: &[Vector<W, Const<8>>],

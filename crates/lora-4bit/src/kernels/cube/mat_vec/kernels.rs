@@ -3,7 +3,8 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::{MAX_ROWS, Shape, UNITS};
+use super::super::sum_of_planes;
+use super::{MAX_ROWS, Shape};
 
 #[cube(launch_unchecked)]
 pub(super) fn products_kernel<W: Float, N: Size>(
@@ -195,8 +196,7 @@ fn dots<W: Float, N: Size>(
 ) {
     // The planes of a row take turns.
     let lanes = PLANE_DIM as usize * comptime!(shape.planes);
-    let plane = (UNIT_POS / PLANE_DIM) as usize;
-    let part = plane % comptime!(shape.planes);
+    let part = (UNIT_POS / PLANE_DIM) as usize % comptime!(shape.planes);
     let first_x = CUBE_POS_Y as usize * MAX_ROWS;
     let m = comptime!(shape.m);
     let rows = comptime!(shape.rows);
@@ -269,29 +269,8 @@ fn dots<W: Float, N: Size>(
             totals[results_len + r] = plane_sum(add_up::<N>(squares[r]));
         }
     }
-    if comptime!(shape.planes > 1) {
-        let num = comptime!(shape.num_totals());
-        // A plane has at least four units.
-        let mut parts =
-            Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * shape.num_totals()));
-        if UNIT_POS_PLANE == 0 {
-            #[unroll]
-            for i in 0..num {
-                parts[plane * num + i] = totals[i];
-            }
-        }
-        sync_cube();
-        #[unroll]
-        for i in 0..num {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for other in 0..comptime!(shape.planes) {
-                sum += parts[(plane - part + other) * num + i];
-            }
-            totals[i] = sum;
-        }
-        sync_cube();
-    }
+    let (num, planes) = comptime!((shape.num_totals(), shape.planes));
+    sum_of_planes(&mut totals, num, planes);
     let k = (row_vectors * x[0].vector_size()) as f32;
     #[unroll]
     for r in 0..m {

@@ -3,6 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+use super::super::sum_of_planes;
 use super::{CODES, Kind, LANES, LANES_BITS, UNITS};
 use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
 
@@ -231,8 +232,7 @@ fn dots(
     let mut other_table = Shared::<[f32]>::new_slice(comptime!(16 * LANES));
     // The planes of a row take turns.
     let lanes = PLANE_DIM as usize * comptime!(kind.planes);
-    let plane = (UNIT_POS / PLANE_DIM) as usize;
-    let part = plane % comptime!(kind.planes);
+    let part = (UNIT_POS / PLANE_DIM) as usize % comptime!(kind.planes);
     let m = comptime!(kind.m);
     let rows = comptime!(kind.rows);
     let unroll = comptime!(kind.unroll);
@@ -328,26 +328,8 @@ fn dots(
     for i in 0..num {
         results[i] = plane_sum(sums[i]);
     }
-    if comptime!(kind.planes > 1) {
-        // A plane has at least four units.
-        let mut parts = Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * kind.num_sums()));
-        if UNIT_POS_PLANE == 0 {
-            #[unroll]
-            for i in 0..num {
-                parts[plane * num + i] = results[i];
-            }
-        }
-        sync_cube();
-        #[unroll]
-        for i in 0..num {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for other in 0..comptime!(kind.planes) {
-                sum += parts[(plane - part + other) * num + i];
-            }
-            results[i] = sum;
-        }
-    }
+    let (num, planes) = comptime!((kind.num_sums(), kind.planes));
+    sum_of_planes(results, num, planes);
 }
 
 /// The product of 16 values of a row of `x` with as many of the weight.
