@@ -177,7 +177,8 @@ impl Linear {
         }
     }
 
-    /// `silu(gate(x)) * up(x)`, if a GPU does that at once and no adapter is in use.
+    /// `silu(gate(x)) * up(x)`, if a GPU does that at once and no adapter is in use. With a `norm`, if it also normalises the
+    /// input.
     ///
     /// # Shapes
     ///
@@ -186,6 +187,7 @@ impl Linear {
         gate: &Self,
         up: &Self,
         x: &Tensor<2>,
+        norm: Option<Norm<'_>>,
         adapters: &AdapterSelection,
     ) -> Option<Tensor<2>> {
         #[cfg(feature = "gpu")]
@@ -194,12 +196,12 @@ impl Linear {
                 && gate.bias.is_none()
                 && up.bias.is_none();
             is_plain
-                .then(|| kernels::device_gated(x, &gate.weight, &up.weight, gate.compute))
+                .then(|| kernels::device_gated(x, norm, &gate.weight, &up.weight, gate.compute))
                 .flatten()
         }
         #[cfg(not(feature = "gpu"))]
         {
-            let _ = (gate, up, x, adapters);
+            let _ = (gate, up, x, norm, adapters);
             None
         }
     }

@@ -88,6 +88,19 @@ fn layer([n, k]: [usize; 2], has_bias: bool, dtype: DType, gpu: &Device) -> [Lin
     [Linear::new(Weight::Dense(w), bias), on_gpu]
 }
 
+/// The norm in front of a layer, with tensor operations.
+fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
+    let mean_square = (x.clone() * x.clone()).mean_dim(1); // [m, 1]
+    let weight: Tensor<2> = weight.clone().unsqueeze(); // [1, k]
+    x.clone() / (mean_square + eps).sqrt() * weight // [m, k]
+}
+
+/// The gated product with the layers on the CPU, by single operations.
+fn gated_by_cpu(gate: &[Linear; 2], up: &[Linear; 2], x: &Tensor<2>) -> Tensor<2> {
+    let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &AdapterSelection::Base));
+    burn::tensor::activation::silu(g) * u
+}
+
 #[test]
 fn fused_layers_equal_single_operations() {
     let gpu = gpu();
@@ -117,9 +130,7 @@ fn fused_layers_equal_single_operations() {
 
             // With a norm in front.
             let (weight, eps) = (random([1, k]).reshape([k]), 1e-6);
-            let mean_square = (x.clone() * x.clone()).mean_dim(1); // [m, 1]
-            let weight_row: Tensor<2> = weight.clone().unsqueeze(); // [1, k]
-            let normed = x.clone() / (mean_square + eps).sqrt() * weight_row; // [m, k]
+            let normed = rms_norm(&x, &weight, eps); // [m, k]
             let weight = to(&weight, &gpu);
             let norm = Some(Norm {
                 weight: &weight,
@@ -134,11 +145,14 @@ fn fused_layers_equal_single_operations() {
             }
 
             let [gate, up] = [0, 1].map(|_| layer([77, k], false, dtype, &gpu));
-            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
-            let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
-            let expected = burn::tensor::activation::silu(g) * u;
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
             // Values go up to some hundreds.
-            assert_close(found.expect("a GPU"), expected, 100.0 * tolerance);
+            let tolerance = 100.0 * tolerance;
+            assert_close(
+                found.expect("a GPU"),
+                gated_by_cpu(&gate, &up, &x),
+                tolerance,
+            );
         }
     }
 }
@@ -175,7 +189,7 @@ fn fused_layers_of_rounded_factors_equal_single_operations() {
             }
 
             let [gate, up] = [0, 1].map(|_| rounded([78, k], false));
-            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
             let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
             let expected = burn::tensor::activation::silu(g) * u; // [m, 78]
             // The result is rounded to 8 bits; the factor is compared, so that large values don't hide small ones.
@@ -238,36 +252,101 @@ fn nf4_products_equal_those_of_the_cpu() {
 #[test]
 fn fused_nf4_layers_equal_single_operations() {
     let gpu = gpu();
-    let (k, adapters) = (192, AdapterSelection::Base);
-    let layer = |n: usize, has_bias: bool, double_quant: bool| {
+    let adapters = AdapterSelection::Base;
+    let layer = |[n, k]: [usize; 2], has_bias: bool, double_quant: bool| {
         let bias = has_bias.then(|| random([1, n]).reshape([n])); // [n]
         let on_gpu = bias.as_ref().map(|bias: &Tensor<1>| to(bias, &gpu));
         let [a, b] = nf4([n, k], double_quant, &gpu);
         [Linear::new(a, bias), Linear::new(b, on_gpu)]
     };
-    for double_quant in [false, true] {
+    for (double_quant, k) in [(false, 192), (true, 192), (true, 2624)] {
         for m in [1, 3, 5] {
-            let (x, tolerance) = (random([m, k]), 2e-5 * (k as f32).sqrt());
-            let on_gpu = to(&x, &gpu);
+            let (x, tolerance) = (random([m, k]), 3e-5 * (k as f32).sqrt());
+            let (on_gpu, is_fused) = (to(&x, &gpu), m <= 4);
             let residual = random([m, 70]);
-            let [cpu, fused] = layer(70, true, double_quant);
+            let [cpu, fused] = layer([70, k], true, double_quant);
             let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
             let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
             assert_close(found, expected, tolerance);
 
-            let layers = [129, 33, 64].map(|n| layer(n, true, double_quant));
-            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-            let found = Linear::forward_three(fused, &on_gpu, None, &adapters);
-            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
-                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+            let weight = random([1, k]).reshape([k]); // [k]
+            let normed = rms_norm(&x, &weight, 1e-6); // [m, k]
+            let norm_weight = to(&weight, &gpu);
+            let norm = Norm {
+                weight: &norm_weight,
+                eps: 1e-6,
+            };
+            let layers = [129, 33, 64].map(|n| layer([n, k], true, double_quant));
+            let [gate, up] = [0, 1].map(|_| layer([77, k], false, double_quant));
+            for (norm, x) in [(None, &x), (Some(norm), &normed)] {
+                let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+                let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
+                assert!(found.is_some() || !is_fused, "{m} rows in one launch");
+                for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+                    assert_close(found, cpu.forward(x.clone(), &adapters), 3.0 * tolerance);
+                }
+                let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, norm, &adapters);
+                assert!(found.is_some() || !is_fused, "{m} rows in one launch");
+                if let Some(found) = found {
+                    assert_close(found, gated_by_cpu(&gate, &up, x), 100.0 * tolerance);
+                }
+            }
+        }
+    }
+}
+
+/// The same with factors that are rounded, where tensor cores multiply them.
+#[test]
+fn fused_nf4_layers_of_rounded_factors_equal_single_operations() {
+    let gpu = gpu();
+    if !gpu.supports_dtype(DType::BF16) {
+        return;
+    }
+    let adapters = AdapterSelection::Base;
+    let layer = |[n, k]: [usize; 2], has_bias: bool, double_quant: bool| {
+        let bias = has_bias.then(|| random([1, n]).reshape([n])); // [n]
+        let on_gpu = bias.as_ref().map(|bias: &Tensor<1>| to(bias, &gpu));
+        let [a, b] = nf4([n, k], double_quant, &gpu);
+        let [cpu, mut on_gpu] = [Linear::new(a, bias), Linear::new(b, on_gpu)];
+        on_gpu.compute = ComputeDtype::Bf16;
+        [cpu, on_gpu]
+    };
+    // Factors have 8 bits; a product is off by up to a part in 200.
+    let tolerance = |k: usize| 6e-3 * (k as f32).sqrt();
+    for (double_quant, k) in [(false, 192), (true, 192), (true, 1536), (true, 2624)] {
+        for m in [1, 2, 3, 8, 9, 32, 33] {
+            let x = random([m, k]).cast(DType::BF16); // [m, k]
+            let (on_gpu, x) = (to(&x, &gpu), x.cast(DType::F32));
+            let residual = random([m, 70]);
+            let [cpu, fused] = layer([70, k], true, double_quant);
+            let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
+            for on_gpu in [on_gpu.clone(), to(&x, &gpu)] {
+                let found = fused.forward_onto(to(&residual, &gpu), on_gpu, &adapters);
+                assert_close(found, expected.clone(), tolerance(k));
             }
 
-            let [gate, up] = [0, 1].map(|_| layer(77, false, double_quant));
-            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, &adapters);
-            let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
-            let expected = burn::tensor::activation::silu(g) * u;
-            if let Some(found) = found {
-                assert_close(found, expected, 100.0 * tolerance);
+            let weight = random([1, k]).reshape([k]); // [k]
+            let normed = rms_norm(&x, &weight, 1e-6); // [m, k]
+            let norm_weight = to(&weight, &gpu);
+            let norm = Norm {
+                weight: &norm_weight,
+                eps: 1e-6,
+            };
+            let layers = [130, 34, 64].map(|n| layer([n, k], true, double_quant));
+            let [gate, up] = [0, 1].map(|_| layer([78, k], false, double_quant));
+            for (norm, x) in [(None, &x), (Some(norm), &normed)] {
+                let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+                let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
+                for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+                    let expected = cpu.forward(x.clone(), &adapters);
+                    assert_close(found, expected, 3.0 * tolerance(k));
+                }
+                let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, norm, &adapters);
+                let Some(found) = found else { continue };
+                let expected = gated_by_cpu(&gate, &up, x); // [m, 78]
+                let scale = expected.clone().abs() + (k as f32).sqrt();
+                let found = to(&found.cast(DType::F32), &expected.device());
+                assert_close(found / scale.clone(), expected / scale, 3e-2);
             }
         }
     }

@@ -398,10 +398,14 @@ fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
 impl Mlp {
     /// Everything before the last projection: `[tokens, hidden]` to `[tokens, intermediate]`.
     fn forward(&self, x: &Tensor<2>, norm: Norm<'_>, adapters: &AdapterSelection) -> Tensor<2> {
+        let gated =
+            |x, norm| Linear::forward_gated(&self.gate_proj, &self.up_proj, x, norm, adapters);
+        if let Some(h) = gated(x, Some(norm)) {
+            return h;
+        }
         let x = input_norm(x, norm, &self.gate_proj, adapters);
         let span = trace_span!("gate_proj, up_proj").entered();
-        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, &x, adapters);
-        if let Some(h) = gated {
+        if let Some(h) = gated(&x, None) {
             return h;
         }
         let (gate, up) = both(

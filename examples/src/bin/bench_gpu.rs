@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use clap::{Parser, Subcommand};
 use kv_paging::{DecodeRow, DecodeStep, KvShape, PagedKvCache};
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Weight};
+use lora_4bit::nf4::Nf4Data;
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Weight};
 use model_qwen::{LoadOptions, QwenModel, parse_device};
 
 /// Measures single operations on a GPU.
@@ -27,11 +28,14 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// `x · wᵀ` with bf16 weights.
+    /// `x · wᵀ`, and `silu(x · gateᵀ) · (x · upᵀ)`.
     Products {
         /// Rows of `x`.
         #[arg(long, value_delimiter = ',', default_value = "1,8,32,256,2048")]
         rows: Vec<usize>,
+        /// With weights in NF4.
+        #[arg(long)]
+        nf4: bool,
     },
     /// Recorded steps of one token per sequence.
     Steps {
@@ -55,7 +59,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let device = parse_device(&args.device)?;
     match args.what {
-        What::Products { rows } => products(&device, &rows),
+        What::Products { rows, nf4 } => products(&device, &rows, nf4),
         What::Steps { model, steps } => measure_steps(&device, &model, &steps),
     }
 }
@@ -85,36 +89,59 @@ fn shortest(device: &Device, times: u32, mut work: impl FnMut(u32)) -> Result<Du
 /// More weights than a cache holds, in turn.
 const COPIES: usize = 6;
 
-fn products(device: &Device, rows: &[usize]) -> Result<()> {
+/// A layer with random weights, `[n, k]`.
+fn random_layer([n, k]: [usize; 2], nf4: bool, device: &Device) -> Linear {
+    let values = random([n, k], device);
+    let weight = match nf4 {
+        true => {
+            let values: Vec<f32> = values.into_data().iter().collect();
+            let data = Nf4Data::quantize(&values, [n, k], DType::F32, true);
+            Weight::Nf4(Nf4Weight::from_data(&data, device))
+        }
+        false => Weight::Dense(values.cast(DType::BF16)),
+    };
+    let mut layer = Linear::new(weight, None);
+    layer.compute = ComputeDtype::Bf16;
+    layer
+}
+
+fn random(shape: [usize; 2], device: &Device) -> Tensor<2> {
+    Tensor::random(
+        shape,
+        Distribution::Uniform(-1.0, 1.0),
+        (device, DType::F32),
+    )
+}
+
+fn products(device: &Device, rows: &[usize], nf4: bool) -> Result<()> {
     let adapters = AdapterSelection::Base;
-    for (name, [n, k]) in [
-        ("gate", [8960, 1536]),
-        ("down", [1536, 8960]),
-        ("o", [1536, 1536]),
-        ("k", [256, 1536]),
+    for (name, [n, k], is_gated) in [
+        ("gate and up", [8960, 1536], true),
+        ("down", [1536, 8960], false),
+        ("o", [1536, 1536], false),
+        ("k", [256, 1536], false),
     ] {
-        let random = |shape: [usize; 2]| {
-            let distribution = Distribution::Uniform(-1.0, 1.0);
-            Tensor::<2>::random(shape, distribution, (device, DType::F32)).cast(DType::BF16)
-        };
         let layers: Vec<Linear> = (0..COPIES)
-            .map(|_| {
-                let mut layer = Linear::new(Weight::Dense(random([n, k])), None); // [n, k]
-                layer.compute = ComputeDtype::Bf16;
-                layer
-            })
+            .map(|_| random_layer([n, k], nf4, device))
             .collect();
         for &m in rows {
-            let x = random([m, k]); // [m, k]
+            let x = random([m, k], device); // [m, k]
             let x = x.clone().cast(layers[0].input_dtype(&x, &adapters));
             let time = shortest(device, 60, |i| {
-                let _ = layers[i as usize % COPIES].forward(x.clone(), &adapters);
+                let [layer, up] = [0, 1].map(|j| &layers[(i as usize + j) % COPIES]);
+                let fused = is_gated
+                    .then(|| Linear::forward_gated(layer, up, &x, None, &adapters))
+                    .flatten();
+                if fused.is_none() {
+                    let _ = layer.forward(x.clone(), &adapters);
+                }
             })?;
-            let per_second = |amount: usize| amount as f64 / time.as_secs_f64() * 1e-12;
+            let num = if is_gated { 2 } else { 1 };
+            let per_second = |amount: usize| (num * amount) as f64 / time.as_secs_f64() * 1e-12;
             println!(
                 "{name} [{n}, {k}], {m} rows: {time:.1?}, {:.1} TFLOP/s, weights {:.2} TB/s",
                 per_second(2 * m * n * k),
-                per_second(2 * n * k),
+                per_second(if nf4 { n * k / 2 } else { 2 * n * k }),
             );
         }
     }

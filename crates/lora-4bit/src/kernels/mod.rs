@@ -264,11 +264,12 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
 
-    /// `silu(x · gateᵀ) · (x · upᵀ)`, in f32 or in the type of the weights.
+    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`, in f32 or in the type of the weights.
     fn device_gated(
         x: FloatTensor<Self>,
         #[extension_type] gate: WeightOperand<Self>,
         #[extension_type] up: WeightOperand<Self>,
+        #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<FloatTensor<Self>>;
 }
@@ -333,10 +334,11 @@ pub(crate) fn device_three_linears(
     Some([a, b, c].map(Tensor::from_dispatch))
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`, if a GPU does that at once.
+/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`, if a GPU does that at once.
 #[cfg(feature = "gpu")]
 pub(crate) fn device_gated(
     x: &Tensor<2>,
+    norm: Option<Norm<'_>>,
     gate: &Weight,
     up: &Weight,
     compute: ComputeDtype,
@@ -346,9 +348,9 @@ pub(crate) fn device_gated(
     }
     check_inner("device_gated", x.dims()[1], gate.shape()[1]);
     assert_eq!(gate.shape(), up.shape(), "device_gated: gate and up");
-    let x = x.clone().into_dispatch();
+    let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
     let [gate, up] = [gate, up].map(WeightOperand::new);
-    Dispatch::device_gated(x, gate, up, compute).map(Tensor::from_dispatch)
+    Dispatch::device_gated(x, gate, up, norm, compute).map(Tensor::from_dispatch)
 }
 
 /// The product of a LoRA adapter, on the plain CPU backend.

@@ -107,9 +107,9 @@ struct Kind {
     is_split: bool,
 }
 
-/// Whether the device has what the kernel uses, and the kernel can read these tensors.
-pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
-    let kind = match w.dtype {
+/// Whether tensor cores multiply values of a type of 16 bits, with all that the kernels use besides.
+pub(super) fn has_cores(x: &CubeTensor, dtype: DType) -> bool {
+    let kind = match dtype {
         DType::BF16 => FloatKind::BF16,
         DType::F16 => FloatKind::F16,
         _ => return false,
@@ -123,15 +123,24 @@ pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
         k: 16,
     };
     let (hardware, features) = (&x.client.properties().hardware, x.client.features());
-    let [rows, inner] = w.meta.shape().dims();
-    (x.dtype == DType::F32 || x.dtype == w.dtype)
-        && features.matmul.mma.contains(&config)
+    features.matmul.mma.contains(&config)
         && features.matmul.ldmatrix.contains(&ElemType::Float(kind))
         && features.copy_async
         && features.device_memory_scope
         && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
-        && inner.is_multiple_of(INNER)
-        && rows.is_multiple_of(2)
+}
+
+/// Whether the kernel can multiply `x` with a weight of `shape`.
+pub(super) fn supports_shape(x: &CubeTensor, [n, k]: [usize; 2], dtype: DType) -> bool {
+    (x.dtype == DType::F32 || x.dtype == dtype)
+        && has_cores(x, dtype)
+        && k.is_multiple_of(INNER)
+        && n.is_multiple_of(2)
+}
+
+/// Whether the device has what the kernel uses, and the kernel can read these tensors.
+pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
+    supports_shape(x, w.meta.shape().dims(), w.dtype)
         && !w.meta.is_tiled()
         && w.meta.strides()[1] == 1
         && w.meta.strides()[0].is_multiple_of(VECTOR)

@@ -203,7 +203,7 @@ pub(super) fn products<const N: usize>(
 }
 
 /// Weight and epsilon of a norm, or arguments that nobody reads.
-fn norm_args(x: &CubeTensor, norm: Option<Norm>) -> (CubeTensor, f32) {
+pub(super) fn norm_args(x: &CubeTensor, norm: Option<Norm>) -> (CubeTensor, f32) {
     match norm {
         Some(Norm { weight, eps }) => (into_contiguous(weight), eps),
         None => (x.clone(), 0.0),

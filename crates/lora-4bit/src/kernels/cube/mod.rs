@@ -2,7 +2,8 @@
 //!
 //! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact factors,
 //! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs,
-//! - `nf4`: products of few rows with weights in NF4, and dequantization, which comes before all other products with these.
+//! - `nf4`: products of few rows with weights in NF4, on tensor cores where there are some, and dequantization, which comes
+//!   before all other products with these.
 //!
 //! Everything else runs with burn's matmul or as its naive twin.
 
@@ -41,6 +42,8 @@ enum Method {
     Burn,
     /// The kernel for few rows of a weight in NF4.
     Nf4MatVec,
+    /// The same on tensor cores, for rounded factors.
+    Nf4Tiles,
     /// A dense product with the dequantized weight.
     Dequantize,
 }
@@ -50,8 +53,13 @@ impl Method {
         match w {
             WeightOperand::Dense(w) => Self::of_dense(x, w, compute),
             WeightOperand::Nf4 { weight } => {
-                let is_small = x.meta.shape()[0] <= MAX_NF4_ROWS;
-                match is_small && has_plane_operations(x) && nf4::supports(weight) {
+                let rows = x.meta.shape()[0];
+                let is_rounded = compute == ComputeDtype::Bf16;
+                let has_core_rows = (MIN_CORE_ROWS..=nf4::tiles::MAX_ROWS).contains(&rows);
+                if is_rounded && has_core_rows && nf4::tiles::supports(x, weight) {
+                    return Self::Nf4Tiles;
+                }
+                match rows <= MAX_NF4_ROWS && has_plane_operations(x) && nf4::supports(weight) {
                     true => Self::Nf4MatVec,
                     false => Self::Dequantize,
                 }
@@ -102,21 +110,22 @@ fn dense_alike<const N: usize>(
     weights.iter().all(alike).then_some((weights, method))
 }
 
-/// Weights in NF4 that the kernel for few rows takes together.
+/// Weights in NF4 that one kernel multiplies together, and how.
 fn nf4_alike<const N: usize>(
     x: &CubeTensor,
     weights: &[WeightOperand<Cube>; N],
     compute: ComputeDtype,
-) -> Option<[Nf4Operand<Cube>; N]> {
+) -> Option<([Nf4Operand<Cube>; N], Method)> {
     let nf4 = |weight: &WeightOperand<Cube>| match weight {
         WeightOperand::Nf4 { weight } => Some(weight.clone()),
         WeightOperand::Dense(_) => None,
     };
     let all = weights.iter().map(nf4).collect::<Option<Vec<_>>>()?;
-    let few = weights
-        .iter()
-        .all(|weight| Method::of(x, weight, compute) == Method::Nf4MatVec);
-    (few && nf4::are_alike(&all)).then(|| all.try_into().ok())?
+    let method = Method::of(x, &weights[0], compute);
+    let alike = matches!(method, Method::Nf4MatVec | Method::Nf4Tiles)
+        && nf4::are_alike(&all)
+        && (weights.iter()).all(|weight| Method::of(x, weight, compute) == method);
+    Some((alike.then(|| all.try_into().ok())??, method))
 }
 
 impl LinearOps for Cube {
@@ -157,6 +166,13 @@ impl DeviceLinearOps for Cube {
     ) -> DType {
         match (Method::of(&x, &w, compute), w) {
             (Method::MatMul, WeightOperand::Dense(w)) => w.dtype,
+            (Method::Nf4Tiles, _) => DType::BF16,
+            (Method::Dequantize, WeightOperand::Nf4 { weight })
+                if compute == ComputeDtype::Bf16
+                    && mat_mul::supports_shape(&x, weight.shape, DType::BF16) =>
+            {
+                DType::BF16
+            }
             _ => DType::F32,
         }
     }
@@ -183,16 +199,18 @@ impl DeviceLinearOps for Cube {
         let biases = layers.clone().map(|layer| layer.bias.into_option());
         let weights = layers.map(|layer| layer.weight);
         let norm = norm.into_norm();
-        if let Some(weights) = nf4_alike(&x, &weights, compute) {
-            if norm.is_some() {
+        if let Some((weights, method)) = nf4_alike(&x, &weights, compute) {
+            if norm.is_some() && !fuses_norm(&x, method) {
                 return None;
             }
-            let [a, b, c] = nf4::products(f32(x), weights, biases, None);
+            let [a, b, c] = match method {
+                Method::Nf4Tiles => nf4::tiles::products(x, weights, biases, None),
+                _ => nf4::products(f32(x), norm, weights, biases, None),
+            };
             return Some((a, b, c));
         }
         let (weights, method) = dense_alike(&x, weights, compute)?;
-        // With more rows, reading the norm's weight besides costs more than a norm of its own.
-        if norm.is_some() && (method != Method::MatVec || x.meta.shape()[0] > 1) {
+        if norm.is_some() && !fuses_norm(&x, method) {
             return None;
         }
         let [a, b, c] = match method {
@@ -207,19 +225,40 @@ impl DeviceLinearOps for Cube {
         x: FloatTensor<Self>,
         gate: WeightOperand<Self>,
         up: WeightOperand<Self>,
+        norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<FloatTensor<Self>> {
-        let weights = [gate, up];
-        if let Some(weights) = nf4_alike(&x, &weights, compute) {
-            return Some(nf4::gated(f32(x), weights));
+        let (weights, norm) = ([gate, up], norm.into_norm());
+        if let Some((weights, method)) = nf4_alike(&x, &weights, compute) {
+            if norm.is_some() && !fuses_norm(&x, method) {
+                return None;
+            }
+            return Some(match method {
+                Method::Nf4Tiles => nf4::tiles::gated(x, weights),
+                _ => nf4::gated(f32(x), norm, weights),
+            });
         }
         let ([gate, up], method) = dense_alike(&x, weights, compute)?;
+        // Here a norm of its own costs less: twice as many cubes would compute it.
+        if norm.is_some() {
+            return None;
+        }
         match method {
             Method::MatVec => Some(mat_vec::gated(x, gate, up)),
             Method::MatMul => Some(mat_mul::gated(x, gate, up)),
             _ => None,
         }
     }
+}
+
+/// Whether a product normalises its input. With more rows, a norm of its own costs less.
+fn fuses_norm(x: &CubeTensor, method: Method) -> bool {
+    let most = match method {
+        Method::MatVec => 1,
+        Method::Nf4MatVec => MAX_NF4_ROWS,
+        _ => 0,
+    };
+    x.meta.shape()[0] <= most
 }
 
 /// A tensor in f32.
@@ -250,8 +289,12 @@ fn linear(
     let method = Method::of(&x, &w, compute);
     let w = match w {
         WeightOperand::Dense(w) => w,
+        WeightOperand::Nf4 { weight } if method == Method::Nf4Tiles => {
+            let [y] = nf4::tiles::products(x, [weight], [bias], residual);
+            return y;
+        }
         WeightOperand::Nf4 { weight } if method == Method::Nf4MatVec => {
-            let [y] = nf4::products(f32(x), [weight], [bias], residual);
+            let [y] = nf4::products(f32(x), None, [weight], [bias], residual);
             return y;
         }
         WeightOperand::Nf4 { weight } => {
@@ -311,14 +354,23 @@ fn has_plane_operations(x: &CubeTensor) -> bool {
 /// Units of a cube (threads of a block) in the products with few rows.
 const UNITS: u32 = 128;
 
-/// Adds up `num` values over `planes` neighbouring planes of a cube of [`UNITS`], for all of their units.
+/// Shared memory that [`sum_of_planes`] takes for `num` values. A plane has at least four units.
+const fn num_shared_sums(num: usize) -> usize {
+    UNITS as usize / 4 * num
+}
+
+/// Adds up `num` values over `planes` neighbouring planes of a cube of [`UNITS`], for all of their units. Between planes
+/// they travel through `parts`, see [`num_shared_sums`].
 #[cube]
-fn sum_of_planes(values: &mut Array<f32>, #[comptime] num: usize, #[comptime] planes: usize) {
+fn sum_of_planes(
+    values: &mut Array<f32>,
+    parts: &mut Shared<[f32]>,
+    #[comptime] num: usize,
+    #[comptime] planes: usize,
+) {
     if comptime!(planes > 1) {
         let plane = (UNIT_POS / PLANE_DIM) as usize;
         let first = plane - plane % planes;
-        // A plane has at least four units.
-        let mut parts = Shared::<[f32]>::new_slice(comptime!(UNITS as usize / 4 * num));
         if UNIT_POS_PLANE == 0 {
             #[unroll]
             for i in 0..num {

@@ -1,9 +1,10 @@
 //! Weights in NF4: products with a few rows of `x`, and dequantization.
 //!
-//! A unit takes 16 codes at a time, 8 bytes of a weight. Their scale is computed where it is needed, from the codes of
-//! double quantization, so that a weight stays as small as it is stored.
+//! A unit takes 16 codes at a time, 8 bytes of a weight. Scales are computed where they are needed, from the codes of double
+//! quantization, so that a weight stays as small as it is stored.
 
 mod kernels;
+pub(super) mod tiles;
 
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -12,15 +13,23 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::mat_vec::{Norm, norm_args};
 use super::{AbsmaxOperand, Nf4Operand, UNITS, empty, naive};
 use crate::nf4::BLOCK_SIZE;
 
 /// Codes of a load.
 const CODES: usize = 16;
+/// Loads of the values that share a scale.
+const LOADS_PER_BLOCK: usize = BLOCK_SIZE / CODES;
 /// Loads of a unit that are in flight together, at most.
-const MAX_LOADS: usize = 6;
-/// Buffers of a kernel: five for each of three weights, eight more, and one for what CubeCL adds.
-const MIN_BINDINGS: u32 = 24;
+const MAX_LOADS: usize = 12;
+/// Loads of a row at once, at most: each unit computes the scale of one block.
+const MAX_UNROLL: usize = LOADS_PER_BLOCK;
+/// Bytes of `x` in shared memory, at most, and of everything else there.
+const MAX_STAGE: usize = 32 << 10;
+const OTHER_SHARED: usize = 7 << 10;
+/// Buffers of a kernel: five for each of three weights, nine more, and one for what CubeCL adds.
+const MIN_BINDINGS: u32 = 25;
 /// Levels of a code: one for each unit of a plane, so that all units read from banks of their own.
 const LANES: usize = 32;
 const LANES_BITS: u32 = LANES.trailing_zeros();
@@ -36,10 +45,14 @@ struct Kind {
     unroll: usize,
     /// Planes that share a row.
     planes: usize,
+    /// Units of a plane.
+    lanes: usize,
     /// Whether the last loads of a row lie past its end.
     is_ragged: bool,
     has_bias: [bool; 3],
     has_residual: bool,
+    /// Whether `x` is normalised first.
+    has_norm: bool,
     /// Whether scales are double-quantized.
     is_double: bool,
     /// Whether a row is the rows of two weights.
@@ -86,6 +99,18 @@ impl Parts {
             },
         }
     }
+
+    /// The arguments of a launch.
+    fn launch(self) -> kernels::WeightLaunch {
+        kernels::WeightLaunch::new(
+            self.packed.into_buffer_arg(),
+            self.levels.into_buffer_arg(),
+            self.codes.into_buffer_arg(),
+            self.map.into_buffer_arg(),
+            self.absmax.into_buffer_arg(),
+            self.offset,
+        )
+    }
 }
 
 fn is_double(weight: &Nf4Operand<Cube>) -> bool {
@@ -95,12 +120,16 @@ fn is_double(weight: &Nf4Operand<Cube>) -> bool {
 /// Whether [`products`] can read a weight.
 pub(super) fn supports(weight: &Nf4Operand<Cube>) -> bool {
     let [n, k] = weight.shape;
-    let max_bindings = weight.packed.client.properties().hardware.max_bindings;
+    let hardware = &weight.packed.client.properties().hardware;
+    let shared = OTHER_SHARED + 4 * CODES * super::MAX_NF4_ROWS * hardware.plane_size_max as usize;
     weight.packed.dtype == DType::I32
         && n > 0
         && k > 0
         && k.is_multiple_of(BLOCK_SIZE)
-        && max_bindings >= MIN_BINDINGS
+        && hardware.max_bindings >= MIN_BINDINGS
+        && hardware.plane_size_min == hardware.plane_size_max
+        && (LOADS_PER_BLOCK as u32..=UNITS).contains(&hardware.plane_size_max)
+        && hardware.max_shared_memory_size >= shared
 }
 
 /// Whether one kernel takes all weights.
@@ -113,25 +142,32 @@ pub(super) fn are_alike(weights: &[Nf4Operand<Cube>]) -> bool {
 impl Kind {
     fn new(x: &CubeTensor, weight: &Nf4Operand<Cube>, num_rows: usize, is_pair: bool) -> Self {
         let [m, k] = x.meta.shape().dims();
-        let lanes = x.client.properties().hardware.plane_size_max as usize;
+        let hardware = &x.client.properties().hardware;
+        let lanes = hardware.plane_size_max as usize;
+        let row_loads = k / CODES;
         // Few rows are too few planes to wait for memory at once.
-        let (rows, planes) = match (num_rows, k) {
-            (0..=4096, 0..=4096) => (1, 1),
-            (0..=4096, _) => (2, 4),
-            _ => (4, 1),
+        let (rows, planes) = match num_rows {
+            0..=4096 if row_loads <= lanes * MAX_UNROLL => (1, 1),
+            0..=4096 => (2, 2),
+            _ => (2, 1),
         };
         let planes = usize::min(planes, UNITS as usize / lanes);
-        let loads = (k / CODES).div_ceil(lanes * planes);
-        let most = (MAX_LOADS / rows / if is_pair { 2 } else { 1 }).max(1);
-        let unroll = loads.div_ceil(loads.div_ceil(most));
+        let stage = MAX_STAGE.min(hardware.max_shared_memory_size.saturating_sub(OTHER_SHARED));
+        let fit = stage / (4 * CODES * m * lanes * planes);
+        let most = (MAX_LOADS / rows / if is_pair { 2 } else { 1 }).min(MAX_UNROLL);
+        let loads = row_loads.div_ceil(lanes * planes);
+        // As few rounds as fit, all alike.
+        let unroll = loads.div_ceil(loads.div_ceil(most.min(fit).max(1)));
         Self {
             m,
             rows,
             unroll,
             planes,
-            is_ragged: !(k / CODES).is_multiple_of(lanes * planes * unroll),
+            lanes,
+            is_ragged: !row_loads.is_multiple_of(lanes * planes * unroll),
             has_bias: [false; 3],
             has_residual: false,
+            has_norm: false,
             is_double: is_double(weight),
             is_pair,
             num_weights: 1,
@@ -143,16 +179,36 @@ impl Kind {
         self.m * self.rows * if self.is_pair { 2 } else { 1 }
     }
 
-    /// Rows of the weight that a cube computes.
-    fn rows_per_cube(&self, x: &CubeTensor) -> usize {
-        let lanes = x.client.properties().hardware.plane_size_max as usize;
-        UNITS as usize / lanes / self.planes * self.rows
+    /// Loads of a row that a plane multiplies in a round.
+    fn segment(&self) -> usize {
+        self.unroll * self.lanes
+    }
+
+    /// Vectors of a row of `x` in a round.
+    fn round_vectors(&self) -> usize {
+        self.segment() * self.planes * CODES / 4
+    }
+
+    /// Vectors of `x` in shared memory.
+    fn stage_len(&self) -> usize {
+        self.round_vectors() * self.m
+    }
+
+    /// Sums that planes exchange.
+    fn num_shared_sums(&self) -> usize {
+        super::num_shared_sums(self.num_sums().max(self.m))
+    }
+
+    /// Rows of the weight that a cube computes at once.
+    fn rows_per_cube(&self) -> usize {
+        UNITS as usize / self.lanes / self.planes * self.rows
     }
 }
 
-/// `x · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]` f32, `w [n, k]` → `[m, n]` f32.
+/// `norm(x) · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]` f32, `w [n, k]` → `[m, n]` f32.
 pub(super) fn products<const N: usize>(
     x: CubeTensor,
+    norm: Option<Norm>,
     weights: [Nf4Operand<Cube>; N],
     biases: [Option<CubeTensor>; N],
     residual: Option<CubeTensor>,
@@ -168,11 +224,13 @@ pub(super) fn products<const N: usize>(
     let rows: [usize; 3] = std::array::from_fn(|i| weights.get(i).map_or(0, |w| w.shape[0]));
     let mut kind = Kind::new(&x, &weights[0], rows.iter().sum(), false);
     kind.has_residual = residual.is_some();
+    kind.has_norm = norm.is_some();
+    let (norm, eps) = norm_args(&x, norm);
     kind.num_weights = N;
     for (has_bias, bias) in kind.has_bias.iter_mut().zip(&biases) {
         *has_bias = bias.is_some();
     }
-    let cubes = rows.map(|rows| rows.div_ceil(kind.rows_per_cube(&x)));
+    let cubes = rows.map(|rows| rows.div_ceil(kind.rows_per_cube()));
     // Arguments that a kernel has no use for are another one.
     let [w0, w1, w2] = [0, 1, 2].map(|i| Parts::of(weights.get(i).unwrap_or(&weights[0])));
     let bias = |i: usize| match biases.get(i) {
@@ -188,21 +246,10 @@ pub(super) fn products<const N: usize>(
             CubeCount::Static(cubes.iter().sum::<usize>() as u32, 1, 1),
             CubeDim::new_1d(UNITS),
             x.clone().into_buffer_arg(),
-            w0.packed.into_buffer_arg(),
-            w0.levels.into_buffer_arg(),
-            w0.codes.into_buffer_arg(),
-            w0.map.into_buffer_arg(),
-            w0.absmax.into_buffer_arg(),
-            w1.packed.into_buffer_arg(),
-            w1.levels.into_buffer_arg(),
-            w1.codes.into_buffer_arg(),
-            w1.map.into_buffer_arg(),
-            w1.absmax.into_buffer_arg(),
-            w2.packed.into_buffer_arg(),
-            w2.levels.into_buffer_arg(),
-            w2.codes.into_buffer_arg(),
-            w2.map.into_buffer_arg(),
-            w2.absmax.into_buffer_arg(),
+            norm.into_buffer_arg(),
+            w0.launch(),
+            w1.launch(),
+            w2.launch(),
             bias(0).into_buffer_arg(),
             bias(1).into_buffer_arg(),
             bias(2).into_buffer_arg(),
@@ -216,47 +263,43 @@ pub(super) fn products<const N: usize>(
             cubes[0],
             cubes[1],
             k / CODES,
-            w0.offset,
-            w1.offset,
-            w2.offset,
+            eps,
             kind,
         );
     }
     results
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]` f32, both weights `[n, k]` → `[m, n]` f32.
-pub(super) fn gated(x: CubeTensor, [gate, up]: [Nf4Operand<Cube>; 2]) -> CubeTensor {
+/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`: `x [m, k]` f32, both weights `[n, k]` → `[m, n]` f32.
+pub(super) fn gated(
+    x: CubeTensor,
+    norm: Option<Norm>,
+    [gate, up]: [Nf4Operand<Cube>; 2],
+) -> CubeTensor {
     let x = into_contiguous(x);
     let ([m, k], [n, _]) = (x.meta.shape().dims(), gate.shape);
     let y = empty(&x, [m, n], DType::F32);
     if m == 0 {
         return y;
     }
-    let kind = Kind::new(&x, &gate, 2 * n, true);
+    let mut kind = Kind::new(&x, &gate, 2 * n, true);
+    kind.has_norm = norm.is_some();
+    let (norm, eps) = norm_args(&x, norm);
     let (gate, up) = (Parts::of(&gate), Parts::of(&up));
     // SAFETY: as in `products`.
     unsafe {
         kernels::gated::launch_unchecked(
             &x.client.clone(),
-            CubeCount::Static(n.div_ceil(kind.rows_per_cube(&x)) as u32, 1, 1),
+            CubeCount::Static(n.div_ceil(kind.rows_per_cube()) as u32, 1, 1),
             CubeDim::new_1d(UNITS),
             x.into_buffer_arg(),
-            gate.packed.into_buffer_arg(),
-            gate.levels.into_buffer_arg(),
-            gate.codes.into_buffer_arg(),
-            gate.map.into_buffer_arg(),
-            gate.absmax.into_buffer_arg(),
-            up.packed.into_buffer_arg(),
-            up.levels.into_buffer_arg(),
-            up.codes.into_buffer_arg(),
-            up.map.into_buffer_arg(),
-            up.absmax.into_buffer_arg(),
+            norm.into_buffer_arg(),
+            gate.launch(),
+            up.launch(),
             y.clone().into_buffer_arg(),
             n,
             k / CODES,
-            gate.offset,
-            up.offset,
+            eps,
             kind,
         );
     }
@@ -281,14 +324,9 @@ pub(super) fn dequantize(weight: Nf4Operand<Cube>, dtype: DType) -> CubeTensor {
             &w.client.clone(),
             CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),
-            parts.packed.into_buffer_arg(),
-            parts.levels.into_buffer_arg(),
-            parts.codes.into_buffer_arg(),
-            parts.map.into_buffer_arg(),
-            parts.absmax.into_buffer_arg(),
+            parts.launch(),
             w.clone().into_buffer_arg(),
             len / CODES,
-            parts.offset,
             is_double(&weight),
             dtype_to_elem_type(dtype),
         );

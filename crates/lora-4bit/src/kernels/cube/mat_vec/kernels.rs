@@ -3,7 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::sum_of_planes;
+use super::super::{num_shared_sums, sum_of_planes};
 use super::{MAX_ROWS, Shape};
 
 #[cube(launch_unchecked)]
@@ -270,7 +270,8 @@ fn dots<W: Float, N: Size>(
         }
     }
     let (num, planes) = comptime!((shape.num_totals(), shape.planes));
-    sum_of_planes(&mut totals, num, planes);
+    let mut parts = Shared::<[f32]>::new_slice(comptime!(num_shared_sums(shape.num_totals())));
+    sum_of_planes(&mut totals, &mut parts, num, planes);
     let k = (row_vectors * x[0].vector_size()) as f32;
     #[unroll]
     for r in 0..m {

@@ -4,27 +4,29 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::super::sum_of_planes;
-use super::{CODES, Kind, LANES, LANES_BITS, UNITS};
-use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
+use super::{CODES, Kind, LANES, LANES_BITS, LOADS_PER_BLOCK, UNITS};
+use crate::nf4::NESTED_BLOCK_SIZE;
+
+/// The tensors of a weight.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Weight {
+    /// 16 codes each.
+    pub(super) packed: Box<[Vector<u32, Const<2>>]>,
+    pub(super) levels: Box<[f32]>,
+    /// Four codes of scales each.
+    pub(super) codes: Box<[u32]>,
+    pub(super) map: Box<[f32]>,
+    pub(super) absmax: Box<[f32]>,
+    pub(super) offset: f32,
+}
 
 #[cube(launch_unchecked)]
 pub(super) fn products(
     x: &[Vector<f32, Const<4>>],
-    packed0: &[Vector<u32, Const<2>>],
-    levels0: &[f32],
-    codes0: &[u32],
-    map0: &[f32],
-    absmax0: &[f32],
-    packed1: &[Vector<u32, Const<2>>],
-    levels1: &[f32],
-    codes1: &[u32],
-    map1: &[f32],
-    absmax1: &[f32],
-    packed2: &[Vector<u32, Const<2>>],
-    levels2: &[f32],
-    codes2: &[u32],
-    map2: &[f32],
-    absmax2: &[f32],
+    norm: &[Vector<f32, Const<4>>],
+    w0: &Weight,
+    w1: &Weight,
+    w2: &Weight,
     bias0: &[f32],
     bias1: &[f32],
     bias2: &[f32],
@@ -38,116 +40,500 @@ pub(super) fn products(
     cubes0: usize,
     cubes1: usize,
     row_loads: usize,
-    offset0: f32,
-    offset1: f32,
-    offset2: f32,
+    eps: f32,
     #[comptime] kind: Kind,
 ) {
     let cube = CUBE_POS_X as usize;
-    let mut sums = Array::<f32>::new(comptime!(kind.m * kind.rows));
-    if cube < cubes0 {
-        let row = row_of(cube, kind);
-        dots(
-            x, packed0, levels0, codes0, map0, absmax0, offset0, packed0, levels0, codes0, map0,
-            absmax0, offset0, &mut sums, row, rows0, row_loads, kind,
+    let mut memory = Memory::new(kind);
+    if comptime!(kind.num_weights == 1) {
+        multiply(
+            x,
+            norm,
+            w0,
+            w0,
+            bias0,
+            residual,
+            y0,
+            &mut memory,
+            cube,
+            rows0,
+            row_loads,
+            eps,
+            0usize,
+            kind,
         );
-        write(&sums, bias0, residual, y0, row, rows0, 0usize, kind);
-    }
-    if comptime!(kind.num_weights > 1) {
-        if cube >= cubes0 && cube < cubes0 + cubes1 {
-            let row = row_of(cube - cubes0, kind);
-            dots(
-                x, packed1, levels1, codes1, map1, absmax1, offset1, packed1, levels1, codes1,
-                map1, absmax1, offset1, &mut sums, row, rows1, row_loads, kind,
-            );
-            write(&sums, bias1, residual, y1, row, rows1, 1usize, kind);
-        }
-        if cube >= cubes0 + cubes1 {
-            let row = row_of(cube - cubes0 - cubes1, kind);
-            dots(
-                x, packed2, levels2, codes2, map2, absmax2, offset2, packed2, levels2, codes2,
-                map2, absmax2, offset2, &mut sums, row, rows2, row_loads, kind,
-            );
-            write(&sums, bias2, residual, y2, row, rows2, 2usize, kind);
-        }
+    } else if cube < cubes0 {
+        multiply(
+            x,
+            norm,
+            w0,
+            w0,
+            bias0,
+            residual,
+            y0,
+            &mut memory,
+            cube,
+            rows0,
+            row_loads,
+            eps,
+            0usize,
+            kind,
+        );
+    } else if cube < cubes0 + cubes1 {
+        multiply(
+            x,
+            norm,
+            w1,
+            w1,
+            bias1,
+            residual,
+            y1,
+            &mut memory,
+            cube - cubes0,
+            rows1,
+            row_loads,
+            eps,
+            1usize,
+            kind,
+        );
+    } else {
+        multiply(
+            x,
+            norm,
+            w2,
+            w2,
+            bias2,
+            residual,
+            y2,
+            &mut memory,
+            cube - cubes0 - cubes1,
+            rows2,
+            row_loads,
+            eps,
+            2usize,
+            kind,
+        );
     }
 }
 
 #[cube(launch_unchecked)]
 pub(super) fn gated(
     x: &[Vector<f32, Const<4>>],
-    packed0: &[Vector<u32, Const<2>>],
-    levels0: &[f32],
-    codes0: &[u32],
-    map0: &[f32],
-    absmax0: &[f32],
-    packed1: &[Vector<u32, Const<2>>],
-    levels1: &[f32],
-    codes1: &[u32],
-    map1: &[f32],
-    absmax1: &[f32],
+    norm: &[Vector<f32, Const<4>>],
+    gate: &Weight,
+    up: &Weight,
     y: &mut [f32],
     rows: usize,
     row_loads: usize,
-    offset0: f32,
-    offset1: f32,
+    eps: f32,
     #[comptime] kind: Kind,
 ) {
-    let row = row_of(CUBE_POS_X as usize, kind);
-    let mut sums = Array::<f32>::new(comptime!(2 * kind.m * kind.rows));
-    dots(
-        x, packed0, levels0, codes0, map0, absmax0, offset0, packed1, levels1, codes1, map1,
-        absmax1, offset1, &mut sums, row, rows, row_loads, kind,
+    let cube = CUBE_POS_X as usize;
+    let mut memory = Memory::new(kind);
+    // There is neither a bias nor a residual.
+    let none = &gate.absmax;
+    multiply(
+        x,
+        norm,
+        gate,
+        up,
+        none,
+        none,
+        y,
+        &mut memory,
+        cube,
+        rows,
+        row_loads,
+        eps,
+        0usize,
+        kind,
     );
-    let up = comptime!(kind.m * kind.rows);
-    #[unroll]
-    for i in 0..up {
-        sums[i] = sums[i] / (1.0 + (-sums[i]).exp()) * sums[up + i];
-    }
-    write(&sums, absmax0, absmax0, y, row, rows, 0usize, kind);
 }
 
 #[cube(launch_unchecked)]
 pub(super) fn dequantize<W: Float>(
-    packed: &[Vector<u32, Const<2>>],
-    levels: &[f32],
-    codes: &[u32],
-    map: &[f32],
-    absmax: &[f32],
+    weight: &Weight,
     w: &mut [Vector<W, Const<4>>],
     loads: usize,
-    offset: f32,
     #[comptime] is_double: bool,
     #[define(W)] _dtype: ElemType,
 ) {
     let mut table = Shared::<[f32]>::new_slice(comptime!(16 * LANES));
-    fill(&mut table, levels);
+    fill(&mut table, &weight.levels);
     sync_cube();
     if ABSOLUTE_POS < loads {
-        let scale = scale_of(
-            ABSOLUTE_POS / comptime!(BLOCK_SIZE / CODES),
-            codes,
-            map,
-            absmax,
-            offset,
-            is_double,
-        );
-        let values = decode(packed[ABSOLUTE_POS], &table);
+        let scale = weight.scale(ABSOLUTE_POS / LOADS_PER_BLOCK, is_double);
         #[unroll]
         for i in 0..comptime!(CODES / 4) {
+            let values = decode(weight.packed[ABSOLUTE_POS], &table, i);
             w[ABSOLUTE_POS * comptime!(CODES / 4) + i] =
-                Vector::cast_from(values[i] * Vector::new(scale));
+                Vector::cast_from(values * Vector::new(scale));
         }
     }
 }
 
-/// The first row of the weight that a plane of a cube computes.
 #[cube]
-fn row_of(cube: usize, #[comptime] kind: Kind) -> usize {
-    let plane = (UNIT_POS / PLANE_DIM) as usize;
-    let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let group = cube * (planes / comptime!(kind.planes)) + plane / comptime!(kind.planes);
-    group * comptime!(kind.rows)
+impl Weight {
+    /// The scale of a block.
+    pub(super) fn scale(&self, block: usize, #[comptime] is_double: bool) -> f32 {
+        if comptime!(is_double) {
+            let code = (self.codes[block / 4] >> ((block % 4) as u32 * 8u32)) & 255u32;
+            self.map[code as usize] * self.absmax[block / NESTED_BLOCK_SIZE] + self.offset
+        } else {
+            self.absmax[block]
+        }
+    }
+}
+
+/// What the units of a cube share.
+#[derive(CubeType)]
+struct Memory {
+    /// The level of each code, once for each unit of a plane.
+    levels: Shared<[f32]>,
+    other_levels: Shared<[f32]>,
+    /// The values of `x` of a round, `[m, vectors]`.
+    x: Shared<[Vector<f32, Const<4>>]>,
+    /// Sums on their way to other planes.
+    sums: Shared<[f32]>,
+}
+
+#[cube]
+impl Memory {
+    fn new(#[comptime] kind: Kind) -> Self {
+        let other_len = comptime!(if kind.is_pair { 16 * LANES } else { 1 });
+        Memory {
+            levels: Shared::new_slice(comptime!(16 * LANES)),
+            other_levels: Shared::new_slice(other_len),
+            x: Shared::new_slice(comptime!(kind.stage_len())),
+            sums: Shared::new_slice(comptime!(kind.num_shared_sums())),
+        }
+    }
+}
+
+/// What a unit loads of a weight, or of two, in a round.
+#[derive(CubeType)]
+struct Batch {
+    /// `[unroll, rows]`.
+    packed: Array<Vector<u32, Const<2>>>,
+    other_packed: Array<Vector<u32, Const<2>>>,
+    /// Scales of one block of each row: the unit's plane has all that it needs.
+    scales: Array<f32>,
+    other_scales: Array<f32>,
+}
+
+#[cube]
+impl Batch {
+    fn new(#[comptime] kind: Kind) -> Self {
+        Batch {
+            packed: Array::new(comptime!(kind.unroll * kind.rows)),
+            other_packed: Array::new(comptime!(kind.unroll * kind.rows)),
+            scales: Array::new(kind.rows),
+            other_scales: Array::new(kind.rows),
+        }
+    }
+
+    /// Loads the part of a round of the rows from `first` on.
+    fn load(
+        &mut self,
+        w: &Weight,
+        other: &Weight,
+        first: usize,
+        num_rows: usize,
+        round: usize,
+        row_loads: usize,
+        #[comptime] kind: Kind,
+    ) {
+        let (rows, lanes, is_double) = comptime!((kind.rows, kind.lanes, kind.is_double));
+        let lane = UNIT_POS as usize % lanes;
+        let part = UNIT_POS as usize / lanes % comptime!(kind.planes);
+        let start = (round * comptime!(kind.planes) + part) * comptime!(kind.segment());
+        #[unroll]
+        for load in 0..comptime!(kind.unroll) {
+            let mut at = start + load * lanes + lane;
+            if comptime!(kind.is_ragged) {
+                at = min(at, row_loads - 1);
+            }
+            #[unroll]
+            for row in 0..rows {
+                // A row past the last one is computed for nothing.
+                let from = min(first + row, num_rows - 1) * row_loads + at;
+                self.packed[load * rows + row] = w.packed[from];
+                if comptime!(kind.is_pair) {
+                    self.other_packed[load * rows + row] = other.packed[from];
+                }
+            }
+        }
+        let last = comptime!(kind.segment() / LOADS_PER_BLOCK - 1);
+        let block = start / LOADS_PER_BLOCK + min(lane, last);
+        let row_blocks = row_loads / LOADS_PER_BLOCK;
+        #[unroll]
+        for row in 0..rows {
+            let from = min(first + row, num_rows - 1) * row_blocks + min(block, row_blocks - 1);
+            self.scales[row] = w.scale(from, is_double);
+            if comptime!(kind.is_pair) {
+                self.other_scales[row] = other.scale(from, is_double);
+            }
+        }
+    }
+
+    /// Adds the products with `x` to `[m, rows]` sums; for a pair of weights `[2, m, rows]`.
+    fn multiply(&mut self, memory: &mut Memory, sums: &mut Array<f32>, #[comptime] kind: Kind) {
+        let (m, rows, lanes) = comptime!((kind.m, kind.rows, kind.lanes));
+        let (num, of_one) = comptime!((kind.num_sums(), kind.m * kind.rows));
+        let lane = UNIT_POS as usize % lanes;
+        let part = UNIT_POS as usize / lanes % comptime!(kind.planes);
+        // Neighbours take their four vectors of `x` in other orders, so that they read from different banks.
+        let turn = lane / 2 % 4;
+        #[unroll]
+        for load in 0..comptime!(kind.unroll) {
+            let mut products = Array::<Vector<f32, Const<4>>>::new(num);
+            #[unroll]
+            for row in 0..rows {
+                let at = comptime!(load * kind.rows + row);
+                self.packed[at] = turned(self.packed[at], turn);
+                if comptime!(kind.is_pair) {
+                    self.other_packed[at] = turned(self.other_packed[at], turn);
+                }
+            }
+            #[unroll]
+            for j in 0..comptime!(CODES / 4) {
+                let at = comptime!(load * kind.lanes * 4)
+                    + part * comptime!(kind.segment() * 4)
+                    + lane * 4
+                    + (j + turn) % 4;
+                let mut values = Array::<Vector<f32, Const<4>>>::new(m);
+                #[unroll]
+                for r in 0..m {
+                    values[r] = memory.x[at + comptime!(r * kind.round_vectors())];
+                }
+                #[unroll]
+                for row in 0..rows {
+                    let weights = decode(self.packed[load * rows + row], &memory.levels, j);
+                    #[unroll]
+                    for r in 0..m {
+                        let to = comptime!(r * kind.rows + row);
+                        add_product(&mut products, to, values[r], weights, j);
+                    }
+                    if comptime!(kind.is_pair) {
+                        let packed = self.other_packed[load * rows + row];
+                        let weights = decode(packed, &memory.other_levels, j);
+                        #[unroll]
+                        for r in 0..m {
+                            let to = comptime!((kind.m + r) * kind.rows + row);
+                            add_product(&mut products, to, values[r], weights, j);
+                        }
+                    }
+                }
+            }
+            let owner =
+                (lane / LOADS_PER_BLOCK + comptime!(load * kind.lanes / LOADS_PER_BLOCK)) as u32;
+            #[unroll]
+            for row in 0..rows {
+                let scale = plane_shuffle(self.scales[row], owner);
+                #[unroll]
+                for r in 0..m {
+                    sums[r * rows + row] += add_up(products[r * rows + row]) * scale;
+                }
+                if comptime!(kind.is_pair) {
+                    let scale = plane_shuffle(self.other_scales[row], owner);
+                    #[unroll]
+                    for r in 0..m {
+                        let product = add_up(products[of_one + r * rows + row]);
+                        sums[of_one + r * rows + row] += product * scale;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Multiplies the rows of a cube, with what is done before and after.
+///
+/// In a round, each plane multiplies some neighbouring loads of its rows. The cube first copies the values of `x` that go with
+/// them to shared memory.
+#[cube]
+fn multiply(
+    x: &[Vector<f32, Const<4>>],
+    norm: &[Vector<f32, Const<4>>],
+    w: &Weight,
+    other: &Weight,
+    bias: &[f32],
+    residual: &[f32],
+    y: &mut [f32],
+    memory: &mut Memory,
+    cube: usize,
+    num_rows: usize,
+    row_loads: usize,
+    eps: f32,
+    #[comptime] number: usize,
+    #[comptime] kind: Kind,
+) {
+    let (m, num) = comptime!((kind.m, kind.num_sums()));
+    let group = UNIT_POS as usize / comptime!(kind.lanes * kind.planes);
+    let first = cube * comptime!(kind.rows_per_cube()) + group * comptime!(kind.rows);
+    let row_vectors = row_loads * comptime!(CODES / 4);
+    let mut sums = Array::<f32>::new(num);
+    clear(&mut sums, num);
+    // Squares of the rows of `x`.
+    let mut squares = Array::<f32>::new(m);
+    clear(&mut squares, m);
+    let rounds = row_loads.div_ceil(comptime!(kind.segment() * kind.planes));
+    for round in 0..rounds {
+        let mut batch = Batch::new(kind);
+        batch.load(w, other, first, num_rows, round, row_loads, kind);
+        // The rest comes while these loads are under way.
+        if round == 0 {
+            fill(&mut memory.levels, &w.levels);
+            if comptime!(kind.is_pair) {
+                fill(&mut memory.other_levels, &other.levels);
+            }
+        } else {
+            // Nobody reads the values of the round before.
+            sync_cube();
+        }
+        stage_x(
+            x,
+            norm,
+            &mut memory.x,
+            &mut squares,
+            round,
+            row_vectors,
+            kind,
+        );
+        sync_cube();
+        batch.multiply(memory, &mut sums, kind);
+    }
+    #[unroll]
+    for i in 0..num {
+        sums[i] = plane_sum(sums[i]);
+    }
+    sum_of_planes(&mut sums, &mut memory.sums, num, comptime!(kind.planes));
+    if comptime!(kind.has_norm) {
+        norm_factors(&mut squares, &mut memory.sums, row_loads, eps, kind);
+        #[unroll]
+        for i in 0..num {
+            sums[i] *= squares[comptime!(i / kind.rows % kind.m)];
+        }
+    }
+    if comptime!(kind.is_pair) {
+        let up = comptime!(kind.m * kind.rows);
+        #[unroll]
+        for i in 0..up {
+            sums[i] = sums[i] / (1.0 + (-sums[i]).exp()) * sums[up + i];
+        }
+    }
+    write(&sums, bias, residual, y, first, num_rows, number, kind);
+}
+
+#[cube]
+fn clear(values: &mut Array<f32>, #[comptime] len: usize) {
+    #[unroll]
+    for i in 0..len {
+        values[i] = 0.0f32;
+    }
+}
+
+/// Makes the norm's factor of each row of what the units have seen of its squares.
+#[cube]
+fn norm_factors(
+    squares: &mut Array<f32>,
+    parts: &mut Shared<[f32]>,
+    row_loads: usize,
+    eps: f32,
+    #[comptime] kind: Kind,
+) {
+    let m = comptime!(kind.m);
+    #[unroll]
+    for r in 0..m {
+        squares[r] = plane_sum(squares[r]);
+    }
+    // All planes of the cube have copied parts of `x`.
+    sum_of_planes(squares, parts, m, comptime!(UNITS as usize / kind.lanes));
+    let k = (row_loads * CODES) as f32;
+    #[unroll]
+    for r in 0..m {
+        squares[r] = (squares[r] / k + eps).inverse_sqrt();
+    }
+}
+
+/// Adds a product of four values to a sum, or begins with it.
+#[cube]
+fn add_product(
+    sums: &mut Array<Vector<f32, Const<4>>>,
+    #[comptime] to: usize,
+    a: Vector<f32, Const<4>>,
+    b: Vector<f32, Const<4>>,
+    #[comptime] number: usize,
+) {
+    if comptime!(number == 0) {
+        sums[to] = a * b;
+    } else {
+        sums[to] += a * b;
+    }
+}
+
+/// Copies the values of `x` of a round, times the weight of the norm, to shared memory; zeros past the end of a row. Adds
+/// what this unit has seen of each row's squares.
+#[cube]
+fn stage_x(
+    x: &[Vector<f32, Const<4>>],
+    norm: &[Vector<f32, Const<4>>],
+    stage: &mut Shared<[Vector<f32, Const<4>>]>,
+    squares: &mut Array<f32>,
+    round: usize,
+    row_vectors: usize,
+    #[comptime] kind: Kind,
+) {
+    let round_vectors = comptime!(kind.round_vectors());
+    #[unroll]
+    for i in 0..comptime!(kind.round_vectors().div_ceil(UNITS as usize)) {
+        let to = UNIT_POS as usize + comptime!(i * UNITS as usize);
+        if to < round_vectors {
+            let from = round * round_vectors + to;
+            let at = min(from, row_vectors - 1);
+            let exists = f32::cast_from(from < row_vectors);
+            #[unroll]
+            for r in 0..comptime!(kind.m) {
+                let mut value = x[r * row_vectors + at];
+                if comptime!(kind.is_ragged) {
+                    value *= Vector::new(exists);
+                }
+                if comptime!(kind.has_norm) {
+                    squares[r] += add_up(value * value);
+                    value *= norm[at];
+                }
+                stage[to + comptime!(r * kind.round_vectors())] = value;
+            }
+        }
+    }
+}
+
+/// 16 codes, so turned that those of the vector of `x` that is `turn` further come first.
+#[cube]
+fn turned(packed: Vector<u32, Const<2>>, turn: usize) -> Vector<u32, Const<2>> {
+    let is_far = turn >= 2;
+    let low = select(is_far, packed.extract(1usize), packed.extract(0usize));
+    let high = select(is_far, packed.extract(0usize), packed.extract(1usize));
+    let is_odd = turn % 2 == 1;
+    let mut result = Vector::<u32, Const<2>>::new(0u32);
+    result.insert(
+        0usize,
+        select(is_odd, (low >> 16u32) | (high << 16u32), low),
+    );
+    result.insert(
+        1usize,
+        select(is_odd, (high >> 16u32) | (low << 16u32), high),
+    );
+    result
+}
+
+/// Sum of the values of a vector.
+#[cube]
+fn add_up(vector: Vector<f32, Const<4>>) -> f32 {
+    vector.extract(0usize)
+        + vector.extract(1usize)
+        + vector.extract(2usize)
+        + vector.extract(3usize)
 }
 
 /// Writes the level of each code, once for each unit of a plane.
@@ -160,191 +546,31 @@ fn fill(table: &mut Shared<[f32]>, levels: &[f32]) {
     }
 }
 
-/// The levels of 16 codes. In a byte, the first code is in the high bits.
+/// The levels of four codes of 16. In a byte, the first code is in the high bits.
 #[cube]
-fn decode(packed: Vector<u32, Const<2>>, table: &Shared<[f32]>) -> Array<Vector<f32, Const<4>>> {
-    let lane = UNIT_POS_PLANE % comptime!(LANES as u32);
-    let mut values = Array::<Vector<f32, Const<4>>>::new(comptime!(CODES / 4));
+fn decode(
+    packed: Vector<u32, Const<2>>,
+    table: &Shared<[f32]>,
+    #[comptime] four: usize,
+) -> Vector<f32, Const<4>> {
+    let lane = UNIT_POS % comptime!(LANES as u32);
+    let word = packed.extract(comptime!(four / 2));
+    let mut values = Vector::<f32, Const<4>>::new(0.0);
     #[unroll]
-    for i in 0..comptime!(CODES / 4) {
-        let word = packed.extract(comptime!(i / 2));
-        let mut four = Vector::<f32, Const<4>>::new(0.0);
-        #[unroll]
-        for j in 0..4usize {
-            let shift = comptime!((8 * (i % 2 * 2 + j / 2) + 4 * (1 - j % 2)) as u32);
-            // `code * LANES + lane`: the code is moved to where it is multiplied already.
-            let code = if comptime!(shift >= LANES_BITS) {
-                word >> comptime!(shift - LANES_BITS)
-            } else {
-                word << comptime!(LANES_BITS - shift)
-            };
-            four.insert(
-                j,
-                table[((code & comptime!(15u32 << LANES_BITS)) | lane) as usize],
-            );
-        }
-        values[i] = four;
+    for j in 0..4usize {
+        let shift = comptime!((8 * (four % 2 * 2 + j / 2) + 4 * (1 - j % 2)) as u32);
+        // `code * LANES + lane`: the code is moved to where it is multiplied already.
+        let code = if comptime!(shift >= LANES_BITS) {
+            word >> comptime!(shift - LANES_BITS)
+        } else {
+            word << comptime!(LANES_BITS - shift)
+        };
+        values.insert(
+            j,
+            table[((code & comptime!(15u32 << LANES_BITS)) | lane) as usize],
+        );
     }
     values
-}
-
-/// The scale of a block.
-#[cube]
-fn scale_of(
-    block: usize,
-    codes: &[u32],
-    map: &[f32],
-    absmax: &[f32],
-    offset: f32,
-    #[comptime] is_double: bool,
-) -> f32 {
-    if comptime!(is_double) {
-        let code = (codes[block / 4] >> ((block % 4) as u32 * 8u32)) & 255u32;
-        map[code as usize] * absmax[block / NESTED_BLOCK_SIZE] + offset
-    } else {
-        absmax[block]
-    }
-}
-
-/// `x · wᵀ` for the plane's rows of the weight, in all its units: `[m, rows]`; for a pair of weights `[2, m, rows]`.
-#[cube]
-fn dots(
-    x: &[Vector<f32, Const<4>>],
-    packed: &[Vector<u32, Const<2>>],
-    levels: &[f32],
-    codes: &[u32],
-    map: &[f32],
-    absmax: &[f32],
-    offset: f32,
-    other_packed: &[Vector<u32, Const<2>>],
-    other_levels: &[f32],
-    other_codes: &[u32],
-    other_map: &[f32],
-    other_absmax: &[f32],
-    other_offset: f32,
-    results: &mut Array<f32>,
-    first: usize,
-    num_rows: usize,
-    row_loads: usize,
-    #[comptime] kind: Kind,
-) {
-    let mut table = Shared::<[f32]>::new_slice(comptime!(16 * LANES));
-    let mut other_table = Shared::<[f32]>::new_slice(comptime!(16 * LANES));
-    // The planes of a row take turns.
-    let lanes = PLANE_DIM as usize * comptime!(kind.planes);
-    let part = (UNIT_POS / PLANE_DIM) as usize % comptime!(kind.planes);
-    let m = comptime!(kind.m);
-    let rows = comptime!(kind.rows);
-    let unroll = comptime!(kind.unroll);
-    let of_one = comptime!(kind.m * kind.rows);
-    let num = comptime!(kind.num_sums());
-    let mut sums = Array::<f32>::new(num);
-    #[unroll]
-    for i in 0..num {
-        sums[i] = 0.0f32;
-    }
-    let mut is_first = true;
-    let mut i = part * PLANE_DIM as usize + UNIT_POS_PLANE as usize;
-    // All units take part in every round, since they wait for each other in the first.
-    let rounds = row_loads.div_ceil(unroll * lanes);
-    for _ in 0..rounds {
-        let mut loaded = Array::<Vector<u32, Const<2>>>::new(comptime!(kind.unroll * kind.rows));
-        let mut scales = Array::<f32>::new(comptime!(kind.unroll * kind.rows));
-        let mut other_loaded =
-            Array::<Vector<u32, Const<2>>>::new(comptime!(kind.unroll * kind.rows));
-        let mut other_scales = Array::<f32>::new(comptime!(kind.unroll * kind.rows));
-        #[unroll]
-        for load in 0..unroll {
-            #[unroll]
-            for row in 0..rows {
-                // A row past the last one is computed for nothing.
-                let start = min(first + row, num_rows - 1) * row_loads;
-                let at = start + min(i + load * lanes, row_loads - 1);
-                let block = at / comptime!(BLOCK_SIZE / CODES);
-                let to = comptime!(load * kind.rows + row);
-                loaded[to] = packed[at];
-                let is_double = comptime!(kind.is_double);
-                scales[to] = scale_of(block, codes, map, absmax, offset, is_double);
-                if comptime!(kind.is_pair) {
-                    other_loaded[to] = other_packed[at];
-                    other_scales[to] = scale_of(
-                        block,
-                        other_codes,
-                        other_map,
-                        other_absmax,
-                        other_offset,
-                        is_double,
-                    );
-                }
-            }
-        }
-        // The levels come while the first loads are under way.
-        if is_first {
-            fill(&mut table, levels);
-            if comptime!(kind.is_pair) {
-                fill(&mut other_table, other_levels);
-            }
-            sync_cube();
-            is_first = false;
-        }
-        #[unroll]
-        for load in 0..unroll {
-            let at = min(i + load * lanes, row_loads - 1);
-            let mut exists = 1.0f32;
-            if comptime!(kind.is_ragged) {
-                exists = f32::cast_from(i + load * lanes < row_loads);
-            }
-            let mut values = Array::<Vector<f32, Const<4>>>::new(comptime!(kind.m * CODES / 4));
-            #[unroll]
-            for r in 0..m {
-                #[unroll]
-                for j in 0..comptime!(CODES / 4) {
-                    let from = (r * row_loads + at) * comptime!(CODES / 4) + j;
-                    values[comptime!(r * (CODES / 4) + j)] = x[from];
-                }
-            }
-            #[unroll]
-            for row in 0..rows {
-                let from = comptime!(load * kind.rows + row);
-                let weights = decode(loaded[from], &table);
-                let scale = scales[from] * exists;
-                #[unroll]
-                for r in 0..m {
-                    sums[r * rows + row] += dot(&values, &weights, r) * scale;
-                }
-                if comptime!(kind.is_pair) {
-                    let weights = decode(other_loaded[from], &other_table);
-                    let scale = other_scales[from] * exists;
-                    #[unroll]
-                    for r in 0..m {
-                        sums[of_one + r * rows + row] += dot(&values, &weights, r) * scale;
-                    }
-                }
-            }
-        }
-        i += unroll * lanes;
-    }
-    #[unroll]
-    for i in 0..num {
-        results[i] = plane_sum(sums[i]);
-    }
-    let (num, planes) = comptime!((kind.num_sums(), kind.planes));
-    sum_of_planes(results, num, planes);
-}
-
-/// The product of 16 values of a row of `x` with as many of the weight.
-#[cube]
-fn dot(
-    values: &Array<Vector<f32, Const<4>>>,
-    weights: &Array<Vector<f32, Const<4>>>,
-    #[comptime] row: usize,
-) -> f32 {
-    let mut sums = Vector::<f32, Const<4>>::new(0.0);
-    #[unroll]
-    for j in 0..comptime!(CODES / 4) {
-        sums += values[comptime!(row * (CODES / 4) + j)] * weights[j];
-    }
-    sums.extract(0usize) + sums.extract(1usize) + sums.extract(2usize) + sums.extract(3usize)
 }
 
 /// Writes the plane's rows of the result, with what is added to them.
@@ -359,8 +585,7 @@ fn write(
     #[comptime] number: usize,
     #[comptime] kind: Kind,
 ) {
-    let part = (UNIT_POS / PLANE_DIM) as usize % comptime!(kind.planes);
-    if UNIT_POS_PLANE == 0 && part == 0 {
+    if UNIT_POS as usize % comptime!(kind.lanes * kind.planes) == 0 {
         #[unroll]
         for row in 0..comptime!(kind.rows) {
             let to = first + row;

@@ -1,0 +1,241 @@
+//! Products with weights in NF4 on the tensor cores of NVIDIA's GPUs.
+//!
+//! Each plane multiplies 16 rows of the weight with up to [`MAX_ROWS`] rows of `x`. Four units hold a block of 64 codes of a
+//! row, 16 each. A table turns a byte, two codes, into two values in bf16: half of a register of the tensor cores' left
+//! factor. The right one is `x`, whose values lie in shared memory in the order in which the codes come. The products of a
+//! block are summed up before they are scaled, so that only the 16 levels are rounded to bf16, not the weights.
+
+mod kernel;
+
+use burn::backend::Cube;
+use burn::backend::cubecl::dtype_to_elem_type;
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::super::mat_mul::has_cores;
+use super::super::{Nf4Operand, empty};
+use super::{Parts, is_double};
+use crate::nf4::BLOCK_SIZE;
+
+/// Rows of `x` at once, at most.
+pub(in super::super) const MAX_ROWS: usize = 32;
+
+/// Units of a plane.
+const PLANE: usize = 32;
+/// Rows of the weight of a plane.
+const TILE: usize = 16;
+/// Values of `x` in a load from shared memory.
+const CHUNK: usize = 8;
+/// Such loads of a block of codes.
+const CHUNKS: usize = BLOCK_SIZE / CHUNK;
+/// Copies of the table of pairs: units that read the same one may wait for each other.
+const COPIES: usize = 16;
+/// Planes of a cube, at most.
+const MAX_PLANES: usize = 16;
+/// Planes of a multiprocessor that keep it busy.
+const WANTED_PLANES: usize = 34;
+/// Blocks of a row that are worth a plane.
+const MIN_STEPS: usize = 3;
+/// Blocks of a row in flight together, at most: each of four units computes one scale.
+const MAX_UNROLL: usize = 4;
+/// Bytes of `x` that stay in shared memory, and that one round may take.
+const MAX_RESIDENT: usize = 48 << 10;
+const MAX_STAGE: usize = 96 << 10;
+
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    /// Rows of `x` in shared memory.
+    x_rows: usize,
+    /// Planes that share 16 rows of the weight.
+    planes: usize,
+    /// Blocks of a row that a plane loads at once.
+    unroll: usize,
+    /// Blocks of the rows of `x` in shared memory.
+    stage_steps: usize,
+    /// Whether these are all.
+    is_resident: bool,
+    /// Whether there is one round.
+    is_single: bool,
+    /// Whether the last round goes past the end of a row.
+    is_ragged: bool,
+    has_bias: [bool; 3],
+    has_residual: bool,
+    /// Whether scales are double-quantized.
+    is_double: bool,
+    /// Whether the weights are a gate and what it multiplies.
+    is_pair: bool,
+    /// Weights with results of their own.
+    num_weights: usize,
+}
+
+impl Kind {
+    fn new(x: &CubeTensor, weight: &Nf4Operand<Cube>, num_rows: usize, is_pair: bool) -> Self {
+        let [m, k] = x.meta.shape().dims();
+        let row_steps = k / BLOCK_SIZE;
+        let x_rows = match m {
+            0..=4 => m.next_power_of_two(),
+            _ => m.next_multiple_of(8),
+        };
+        let processors = x.client.properties().hardware.num_streaming_multiprocessors;
+        let wanted = WANTED_PLANES * processors.unwrap_or(64) as usize / num_rows.div_ceil(TILE);
+        let most = wanted.min(row_steps / MIN_STEPS).clamp(1, MAX_PLANES);
+        // The power of two below.
+        let mut planes = (most / 2 + 1).next_power_of_two();
+        let step_bytes = x_rows * BLOCK_SIZE * 2;
+        while planes > 1 && planes * step_bytes > MAX_STAGE {
+            planes /= 2;
+        }
+        let per_plane = row_steps.div_ceil(planes);
+        let is_resident = row_steps * step_bytes <= MAX_RESIDENT;
+        let fit = match is_resident {
+            true => MAX_UNROLL,
+            false => MAX_UNROLL.min(MAX_STAGE / (planes * step_bytes)).max(1),
+        };
+        // As few rounds as fit, all alike.
+        let unroll = per_plane.div_ceil(per_plane.div_ceil(fit));
+        let round_steps = planes * unroll;
+        Self {
+            is_single: row_steps <= round_steps,
+            x_rows,
+            planes,
+            unroll,
+            stage_steps: match is_resident {
+                true => row_steps.next_multiple_of(round_steps),
+                false => round_steps,
+            },
+            is_resident,
+            is_ragged: !row_steps.is_multiple_of(round_steps),
+            has_bias: [false; 3],
+            has_residual: false,
+            is_double: is_double(weight),
+            is_pair,
+            num_weights: 1,
+        }
+    }
+
+    const fn units(&self) -> usize {
+        self.planes * PLANE
+    }
+
+    /// Blocks of eight rows of `x`.
+    const fn x_tiles(&self) -> usize {
+        self.x_rows.div_ceil(8)
+    }
+
+    /// Weights that a plane multiplies.
+    const fn weights(&self) -> usize {
+        if self.is_pair { 2 } else { 1 }
+    }
+
+    /// Sums of a unit for each weight.
+    const fn sums(&self) -> usize {
+        self.x_tiles() * 4
+    }
+
+    /// Loads from one row of `x` in shared memory to the next; odd, so that eight rows lie in different banks.
+    const fn stage_stride(&self) -> usize {
+        self.stage_steps * CHUNKS + 1
+    }
+}
+
+/// Whether the kernel can multiply `x` with a weight.
+pub(in super::super) fn supports(x: &CubeTensor, weight: &Nf4Operand<Cube>) -> bool {
+    let hardware = &x.client.properties().hardware;
+    super::supports(weight)
+        && has_cores(x, DType::BF16)
+        && matches!(x.dtype, DType::F32 | DType::BF16)
+        && hardware.max_shared_memory_size >= 2 * MAX_STAGE
+}
+
+/// `x · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]`, `w [n, k]` → `[m, n]` f32.
+pub(in super::super) fn products<const N: usize>(
+    x: CubeTensor,
+    weights: [Nf4Operand<Cube>; N],
+    biases: [Option<CubeTensor>; N],
+    residual: Option<CubeTensor>,
+) -> [CubeTensor; N] {
+    assert!((1..=3).contains(&N) && (N == 1 || residual.is_none()));
+    let x = into_contiguous(x);
+    let m = x.meta.shape()[0];
+    let results = weights
+        .each_ref()
+        .map(|weight| empty(&x, [m, weight.shape[0]], DType::F32));
+    if m == 0 {
+        return results;
+    }
+    let num_rows = weights.iter().map(|weight| weight.shape[0]).sum();
+    let mut kind = Kind::new(&x, &weights[0], num_rows, false);
+    kind.has_residual = residual.is_some();
+    kind.num_weights = N;
+    for (has_bias, bias) in kind.has_bias.iter_mut().zip(&biases) {
+        *has_bias = bias.is_some();
+    }
+    launch(x, &weights, &biases, residual, &results, kind);
+    results
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]`, both weights `[n, k]` → `[m, n]` in bf16, to which the next product
+/// would round it.
+pub(in super::super) fn gated(x: CubeTensor, weights: [Nf4Operand<Cube>; 2]) -> CubeTensor {
+    let x = into_contiguous(x);
+    let (m, n) = (x.meta.shape()[0], weights[0].shape[0]);
+    let y = empty(&x, [m, n], DType::BF16);
+    if m > 0 {
+        let kind = Kind::new(&x, &weights[0], n, true);
+        launch(x, &weights, &[], None, std::slice::from_ref(&y), kind);
+    }
+    y
+}
+
+fn launch(
+    x: CubeTensor,
+    weights: &[Nf4Operand<Cube>],
+    biases: &[Option<CubeTensor>],
+    residual: Option<CubeTensor>,
+    results: &[CubeTensor],
+    kind: Kind,
+) {
+    let [m, k] = x.meta.shape().dims();
+    let rows: [usize; 3] = std::array::from_fn(|i| results.get(i).map_or(0, |y| y.meta.shape()[1]));
+    let tiles = rows.map(|rows| rows.div_ceil(TILE));
+    // Arguments that a kernel has no use for are another one.
+    let weight = |i: usize| Parts::of(weights.get(i).unwrap_or(&weights[0])).launch();
+    let bias = |i: usize| match biases.get(i) {
+        Some(Some(bias)) => into_contiguous(bias.clone()),
+        _ => x.clone(),
+    };
+    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
+    let residual = residual.map_or_else(|| x.clone(), into_contiguous);
+    let dtypes = [DType::BF16, x.dtype, results[0].dtype].map(dtype_to_elem_type);
+    // SAFETY: `k` codes of each row exist, and rows past the last are clamped to it.
+    unsafe {
+        kernel::tiles::launch_unchecked(
+            &x.client.clone(),
+            CubeCount::Static(tiles.iter().sum::<usize>() as u32, 1, 1),
+            CubeDim::new_1d(kind.units() as u32),
+            x.clone().into_buffer_arg(),
+            weight(0),
+            weight(1),
+            weight(2),
+            bias(0).into_buffer_arg(),
+            bias(1).into_buffer_arg(),
+            bias(2).into_buffer_arg(),
+            residual.into_buffer_arg(),
+            result(0).into_buffer_arg(),
+            result(1).into_buffer_arg(),
+            result(2).into_buffer_arg(),
+            rows[0],
+            rows[1],
+            rows[2],
+            tiles[0],
+            tiles[1],
+            m,
+            k / BLOCK_SIZE,
+            kind,
+            dtypes,
+        );
+    }
+}
