@@ -7,11 +7,30 @@ use crate::attention::KvCache;
 use crate::cache::PagedKvCache;
 use crate::kernels;
 
+/// The token that a sequence of a [`DecodeStep`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeToken {
+    /// One that is known.
+    Id(u32),
+    /// The one that the step before chose in this row: the host need not know it yet.
+    ChosenIn(usize),
+}
+
+impl DecodeToken {
+    /// Ids as they are; rows as -1, -2 and so on.
+    fn encode(self) -> i32 {
+        match self {
+            Self::Id(id) => id as i32,
+            Self::ChosenIn(row) => -1 - row as i32,
+        }
+    }
+}
+
 /// A sequence of a [`DecodeStep`].
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeRow<'a> {
     /// The token to compute.
-    pub token: u32,
+    pub token: DecodeToken,
     /// Its position: the number of tokens before it.
     pub position: usize,
     /// Block of every `block_size` tokens up to this one.
@@ -21,7 +40,7 @@ pub struct DecodeRow<'a> {
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
 /// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
-/// its block table, its token, its position; then the block tables, one after the other.
+/// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position; then the block tables, one after the other.
 #[derive(Clone, Debug)]
 pub struct DecodeStep {
     values: Tensor<1, Int>,
@@ -88,14 +107,14 @@ impl DecodeStep {
             let block = row.block_table[num_blocks - 1] as usize;
             let slot = block * self.block_size + row.position % self.block_size;
             let fields = [
-                slot,
-                row.position + 1,
-                table,
-                row.token as usize,
-                row.position,
+                slot as i32,
+                row.position as i32 + 1,
+                table as i32,
+                row.token.encode(),
+                row.position as i32,
             ];
             for (field, value) in fields.into_iter().enumerate() {
-                values[field * self.num_rows + i] = value as i32;
+                values[field * self.num_rows + i] = value;
             }
             let blocks = &row.block_table[..num_blocks];
             values.extend(blocks.iter().map(|&block| block as i32));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::block_pool::BlockPool;
+use crate::block_pool::{BlockId, BlockPool};
 use crate::block_table::BlockTable;
 use crate::prefix::{CacheKey, PrefixId};
 use crate::scheduler::{Chunk, Sampled};
@@ -151,6 +151,12 @@ impl Sequence {
             reaches_max_len: samples && end + 1 >= self.max_len,
             num_cached: self.num_cached.unwrap_or(0),
         }
+    }
+
+    /// Makes room for one more token than is scheduled; all blocks then.
+    pub(crate) fn reserve_next(&mut self, pool: &mut BlockPool) -> Option<Vec<BlockId>> {
+        let has_room = self.grow(self.num_scheduled + 1, pool);
+        has_room.then(|| self.block_table.as_slice().to_vec())
     }
 
     /// Forgets a step that was scheduled but never committed.

@@ -142,24 +142,27 @@ impl QwenModel {
     /// Records a step of one token per sequence, without adapters; it reads `step` and writes to `cache` when it is
     /// replayed.
     ///
-    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`.
+    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`. These tokens are also left in
+    /// `chosen`, at least one value for each row, where the next step finds them.
     #[cfg(feature = "gpu")]
     pub fn capture_decode(
         &self,
         step: &kv_paging::DecodeStep,
         cache: &kv_paging::PagedKvCache,
+        chosen: &Tensor<1, Int>,
     ) -> CapturedStep<(Tensor<1, Int>, Tensor<2>)> {
-        let (model, step) = (self.clone(), step.clone());
+        let (model, step, chosen) = (self.clone(), step.clone(), chosen.clone());
         let mut kv = kv_paging::DecodeAttention::new(step.clone(), cache);
         let device = self.device();
         let inv_freq = self.frequencies.tensor(&device); // [head_dim / 2]
         CapturedStep::capture(&device, move || {
             let rotary = model.frequencies.of_step(&step, &inv_freq);
             let tokens = (step.values(), step.tokens_at());
-            let x = kernels::device_embed(&model.embed_tokens, tokens, step.num_rows()); // [rows, hidden]
+            let num_rows = step.num_rows();
+            let x = kernels::device_embed(&model.embed_tokens, tokens, num_rows, &chosen); // [rows, hidden]
             let x = model.forward_layers(x, &rotary, &AdapterSelection::Base, &mut kv);
             let logits = model.logits(x); // [rows, vocab]
-            (kernels::device_argmax(logits.clone()), logits)
+            (kernels::device_choose(logits.clone(), &chosen), logits)
         })
     }
 

@@ -67,8 +67,50 @@ async fn tokens(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Vec<Ve
     all
 }
 
+/// Steps are computed ahead of what is known: sequences that end with a stop token and others that join must not disturb
+/// anybody.
+/// One test at a time: engines of one process would record each other's work.
+static DEVICE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+#[tokio::test]
+async fn sequences_come_and_go_while_steps_are_computed_ahead() {
+    let _turn = DEVICE.lock().await;
+    let cpu = start("cpu", &[]);
+    let gpu = start(gpu(), &[]);
+    let mut requests: Vec<GenerateRequest> = (0..5).map(request).collect();
+    let free = tokens(&cpu, requests.clone()).await;
+    for (request, tokens) in requests.iter_mut().zip(&free).take(3) {
+        request.stop_token_ids = vec![tokens[6]];
+    }
+    let expected = tokens(&cpu, requests.clone()).await;
+    assert!(expected[..3].iter().all(|tokens| tokens.len() <= 7));
+    assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+
+    // Each one comes when the one before has some tokens.
+    let mut streams = Vec::new();
+    for request in requests {
+        let mut stream = gpu.submit(request).expect("room in the queue");
+        let mut tokens = Vec::new();
+        while tokens.len() < 3 {
+            if let Some(EngineOutput::Token { id, .. }) = stream.next().await {
+                tokens.push(id);
+            }
+        }
+        streams.push((stream, tokens));
+    }
+    for ((mut stream, mut tokens), expected) in streams.into_iter().zip(expected) {
+        while let Some(output) = stream.next().await {
+            if let EngineOutput::Token { id, .. } = output {
+                tokens.push(id);
+            }
+        }
+        assert_eq!(tokens, expected);
+    }
+}
+
 #[tokio::test]
 async fn greedy_text_equals_that_of_the_cpu() {
+    let _turn = DEVICE.lock().await;
     let cpu = start("cpu", &[]);
     let graphs = start(gpu(), &[]);
     let eager = start(gpu(), &["--enforce-eager"]);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use clap::{Parser, Subcommand};
-use kv_paging::{DecodeRow, DecodeStep, KvShape, PagedKvCache};
+use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Weight};
 use model_qwen::{LoadOptions, QwenModel, parse_device};
@@ -170,7 +170,8 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
     for &(num_rows, context) in steps {
         let max_blocks = blocks_of(context);
         let step = DecodeStep::new(num_rows, max_blocks, BLOCK_SIZE, device);
-        let mut recorded = model.capture_decode(&step, &cache);
+        let chosen = Tensor::zeros([num_rows], (device, DType::I32));
+        let mut recorded = model.capture_decode(&step, &cache, &chosen);
         let tables: Vec<Vec<u32>> = (0..num_rows)
             .map(|row| {
                 (0..max_blocks)
@@ -179,7 +180,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
             })
             .collect();
         let rows = |table| DecodeRow {
-            token: 5,
+            token: DecodeToken::Id(5),
             position: context - 1,
             block_table: table,
         };

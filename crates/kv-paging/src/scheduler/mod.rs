@@ -17,7 +17,7 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::block_pool::BlockPool;
+use crate::block_pool::{BlockId, BlockPool};
 use crate::prefix::CacheKey;
 use crate::sequence::{NewSequence, Sequence, SequenceId};
 use crate::stats::SchedulerStats;
@@ -152,6 +152,21 @@ impl Scheduler {
             }
         }
         true
+    }
+
+    /// Makes room for one more token of running sequences than the scheduled step computes; their block tables then. `None`
+    /// if there are too few free blocks: nothing is taken from other sequences for it.
+    ///
+    /// For an engine that computes their next tokens before it has committed the step. `ids` are in the order of the
+    /// step's chunks.
+    pub fn reserve_next(&mut self, ids: &[SequenceId]) -> Option<Vec<Vec<BlockId>>> {
+        let mut running = self.running.iter_mut();
+        let pool = &mut self.pool;
+        let tables = ids.iter().map(|id| {
+            let sequence = running.find(|sequence| sequence.id == *id)?;
+            sequence.reserve_next(pool)
+        });
+        tables.collect()
     }
 
     /// Takes note that the scheduled step has been computed, and of the tokens sampled from it.

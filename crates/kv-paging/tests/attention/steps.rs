@@ -1,6 +1,6 @@
 //! Steps of one token per sequence on a GPU, which rotate, write and attend at once.
 
-use kv_paging::{DecodeAttention, DecodeRow, DecodeStep};
+use kv_paging::{DecodeAttention, DecodeRow, DecodeStep, DecodeToken};
 
 use super::*;
 
@@ -85,7 +85,7 @@ fn steps_equal_attention_over_what_they_wrote() {
                 .iter()
                 .zip(&tables)
                 .map(|(&context, table)| DecodeRow {
-                    token: 0,
+                    token: DecodeToken::Id(0),
                     position: context + i,
                     block_table: table,
                 })

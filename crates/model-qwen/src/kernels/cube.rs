@@ -3,16 +3,23 @@
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
 
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
 use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::future::reader::read_sync;
 use cubecl::ir::ElemType;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
+use cubecl::server::{CopyDescriptor, ServerError};
 
 use super::DeviceModelOps;
 
@@ -126,6 +133,7 @@ impl DeviceModelOps for Cube {
         ids: IntTensor<Self>,
         at: usize,
         rows: usize,
+        chosen: IntTensor<Self>,
     ) -> FloatTensor<Self> {
         let weight = into_contiguous(weight);
         let [_, hidden] = weight.meta.shape().dims();
@@ -139,6 +147,7 @@ impl DeviceModelOps for Cube {
                 CubeDim::new_1d(UNITS as u32),
                 weight.into_buffer_arg(),
                 ids.into_buffer_arg(),
+                chosen.into_buffer_arg(),
                 x.clone().into_buffer_arg(),
                 rows * hidden,
                 hidden,
@@ -179,6 +188,16 @@ impl DeviceModelOps for Cube {
     }
 
     fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
+        let rows = logits.meta.shape()[0];
+        let chosen = empty_of(&logits, [rows], DType::I32);
+        Self::device_choose(logits, chosen)
+    }
+
+    fn device_read_ids(ids: IntTensor<Self>) -> PendingIds {
+        PendingIds::new(into_contiguous(ids))
+    }
+
+    fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self> {
         let logits = into_contiguous(logits);
         let [rows, vocab] = logits.meta.shape().dims();
         let parts = vocab.div_ceil(ARGMAX_PART);
@@ -204,10 +223,75 @@ impl DeviceModelOps for Cube {
                 values.into_buffer_arg(),
                 ids.into_buffer_arg(),
                 best.clone().into_buffer_arg(),
+                chosen.into_buffer_arg(),
                 parts,
             );
         }
         best
+    }
+}
+
+type Bytes = Result<Vec<cubecl::bytes::Bytes>, ServerError>;
+
+/// Token ids on their way from the device.
+///
+/// CUDA and ROCm queue the copy at once. Other devices would copy what is there when somebody waits, so that they are waited
+/// for at once.
+pub struct PendingIds(Option<Pin<Box<dyn Future<Output = Bytes> + Send>>>);
+
+impl std::fmt::Debug for PendingIds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingIds").finish_non_exhaustive()
+    }
+}
+
+impl PendingIds {
+    fn new(ids: CubeTensor) -> Self {
+        let (shape, strides) = (ids.meta.shape().clone(), ids.meta.strides().clone());
+        let (client, elem_size) = (lasting_client(&ids), ids.elem_size());
+        let queues = matches!(ids.device, CubeDevice::Cuda(_) | CubeDevice::Hip(_));
+        let descriptor = CopyDescriptor::new(ids.handle.binding(), shape, strides, elem_size);
+        let bytes = client.read_tensor_async(vec![descriptor]);
+        Self(Some(match queues {
+            true => Box::pin(bytes),
+            false => Box::pin(std::future::ready(read_sync(bytes))),
+        }))
+    }
+
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// What the device says, if it couldn't compute them.
+    pub fn wait(mut self) -> Result<Vec<u32>, String> {
+        let Some(bytes) = self.0.take() else {
+            unreachable!("taken here or when dropped");
+        };
+        let bytes = read_sync(bytes).map_err(|error| format!("{error:?}"))?;
+        let ids = bytes[0].chunks_exact(4);
+        Ok(ids
+            .map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]]))
+            .collect())
+    }
+}
+
+/// A client of the tensor's device that is never dropped, as the device isn't: a read borrows it until it ends.
+fn lasting_client(tensor: &CubeTensor) -> &'static Client {
+    static CLIENTS: Mutex<Vec<(CubeDevice, &'static Client)>> = Mutex::new(Vec::new());
+    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, client)) = clients.iter().find(|(device, _)| *device == tensor.device) {
+        return client;
+    }
+    let client: &'static Client = Box::leak(Box::new(tensor.client.clone()));
+    clients.push((tensor.device.clone(), client));
+    client
+}
+
+impl Drop for PendingIds {
+    /// The device writes to memory of the host until the copy ends.
+    fn drop(&mut self) {
+        if let Some(bytes) = self.0.take() {
+            let _ = read_sync(bytes);
+        }
     }
 }
 
@@ -218,6 +302,7 @@ const ARGMAX_PART: usize = 4096;
 fn embed<E: Float>(
     weight: &[E],
     ids: &[i32],
+    chosen: &[i32],
     x: &mut [f32],
     len: usize,
     hidden: usize,
@@ -225,7 +310,11 @@ fn embed<E: Float>(
     #[define(E)] _dtype: ElemType,
 ) {
     if ABSOLUTE_POS < len {
-        let id = ids[at + ABSOLUTE_POS / hidden] as usize;
+        let mut id = ids[at + ABSOLUTE_POS / hidden];
+        if id < 0i32 {
+            id = chosen[(-1i32 - id) as usize];
+        }
+        let id = id as usize;
         x[ABSOLUTE_POS] = f32::cast_from(weight[id * hidden + ABSOLUTE_POS % hidden]);
     }
 }
@@ -278,7 +367,13 @@ fn argmax_parts(logits: &[f32], values: &mut [f32], ids: &mut [i32], vocab: usiz
 }
 
 #[cube(launch_unchecked)]
-fn argmax_rows(values: &[f32], ids: &[i32], best_ids: &mut [i32], parts: usize) {
+fn argmax_rows(
+    values: &[f32],
+    ids: &[i32],
+    best_ids: &mut [i32],
+    chosen: &mut [i32],
+    parts: usize,
+) {
     let row = CUBE_POS_X as usize;
     let mut best = f32::new(LOWEST);
     let mut id = ids[row * parts];
@@ -294,6 +389,7 @@ fn argmax_rows(values: &[f32], ids: &[i32], best_ids: &mut [i32], parts: usize) 
     let (_, id) = largest_of_cube(best, id);
     if UNIT_POS == 0 {
         best_ids[row] = id;
+        chosen[row] = id;
     }
 }
 

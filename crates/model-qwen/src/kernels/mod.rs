@@ -23,6 +23,8 @@ pub(crate) mod map_file;
 pub mod naive;
 
 pub use allocator::keep_freed_memory;
+#[cfg(feature = "gpu")]
+pub use cube::PendingIds;
 
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
 #[backend_extension(Flex, Autodiff)]
@@ -64,12 +66,14 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// See [`ModelOps::fused_silu_mul`].
     fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Rows of `weight [vocab, hidden]` in f32, of `rows` tokens that start at `at` in `ids`.
+    /// Rows of `weight [vocab, hidden]` in f32, of `rows` tokens that start at `at` in `ids`; -1, -2 and so on stand for
+    /// the tokens in `chosen`.
     fn device_embed(
         weight: FloatTensor<Self>,
         ids: IntTensor<Self>,
         at: usize,
         rows: usize,
+        chosen: IntTensor<Self>,
     ) -> FloatTensor<Self>;
     /// `scale * cos` (or `sin`) of positions, `rows` of them from `at` on, times `inv_freq [half]`: `[rows, 1, half]`.
     fn device_angles(
@@ -82,6 +86,10 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     /// Index of the largest value of each row `[rows, vocab]`, the first of several; NaN never is: `[rows]`.
     fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self>;
+    /// The same; also written to the first elements of `chosen`, which all of its handles see.
+    fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self>;
+    /// Starts to copy token ids to the host.
+    fn device_read_ids(ids: IntTensor<Self>) -> PendingIds;
 }
 
 /// See [`DeviceModelOps::device_embed`].
@@ -90,9 +98,27 @@ pub(crate) fn device_embed(
     weight: &Tensor<2>,
     (ids, at): (&Tensor<1, burn::tensor::Int>, usize),
     rows: usize,
+    chosen: &Tensor<1, burn::tensor::Int>,
 ) -> Tensor<2> {
     let (weight, ids) = (weight.clone().into_dispatch(), ids.clone().into_dispatch());
-    Tensor::from_dispatch(Dispatch::device_embed(weight, ids, at, rows))
+    let chosen = chosen.clone().into_dispatch();
+    Tensor::from_dispatch(Dispatch::device_embed(weight, ids, at, rows, chosen))
+}
+
+/// See [`DeviceModelOps::device_choose`].
+#[cfg(feature = "gpu")]
+pub(crate) fn device_choose(
+    logits: Tensor<2>,
+    chosen: &Tensor<1, burn::tensor::Int>,
+) -> Tensor<1, burn::tensor::Int> {
+    let chosen = chosen.clone().into_dispatch();
+    Tensor::from_dispatch(Dispatch::device_choose(logits.into_dispatch(), chosen))
+}
+
+/// Starts to copy token ids of a GPU to the host. What this thread gives the device to do afterwards doesn't delay them.
+#[cfg(feature = "gpu")]
+pub fn device_read_ids(ids: &Tensor<1, burn::tensor::Int>) -> PendingIds {
+    Dispatch::device_read_ids(ids.clone().into_dispatch())
 }
 
 /// See [`DeviceModelOps::device_angles`].
@@ -391,7 +417,8 @@ mod tests {
 
         let weight = random([50, 12]);
         let weight = on_gpu(floats(weight.into_data()), [50, 12]);
-        let x = device_embed(&weight, (&integers(&[7, 7, 49, 0, 3]), 2), 3);
+        let chosen = integers(&[11, 3]);
+        let x = device_embed(&weight, (&integers(&[7, 7, 49, 0, -2]), 2), 3, &chosen);
         let rows = integers(&[49, 0, 3]);
         check(x, weight.select(0, rows));
 

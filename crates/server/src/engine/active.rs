@@ -52,6 +52,12 @@ impl ActiveSequence {
             && (may_stop || self.request.stop_token_ids.is_empty())
     }
 
+    /// Whether a token will follow the next one, which is the one with the largest logit, unless it is a stop token.
+    #[cfg(feature = "gpu")]
+    pub(super) fn goes_on(&self) -> bool {
+        self.takes_argmax() && self.num_generated + 1 < self.request.max_tokens
+    }
+
     /// Takes the token with the largest logit as the sequence's next one and sends it.
     #[cfg(feature = "gpu")]
     pub(super) fn take(&mut self, chunk: &Chunk, id: u32) -> Sampled {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Int, Tensor};
-use kv_paging::{DecodeRow, DecodeStep, PagedKvCache};
+use burn::tensor::{DType, Int, Tensor};
+use kv_paging::{DecodeRow, DecodeStep, PagedKvCache, SchedulerConfig};
 use model_qwen::{CapturedStep, QwenModel};
 
 /// Recorded steps by their number of rows. They hold handles of the weights and of the KV cache.
@@ -12,6 +12,8 @@ pub(super) struct DecodeGraphs {
     graphs: BTreeMap<usize, DecodeGraph>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
+    /// The tokens of the last step, `[rows]`.
+    chosen: Tensor<1, Int>,
 }
 
 #[derive(Debug)]
@@ -20,7 +22,7 @@ struct DecodeGraph {
     captured: CapturedStep<(Tensor<1, Int>, Tensor<2>)>,
 }
 
-/// What a step leaves on the device: valid until the next one.
+/// What a step leaves on the device: as good as what is given the device to do before the next one.
 pub(super) struct Decoded {
     /// The most likely token of each row, `[rows]`.
     pub(super) tokens: Tensor<1, Int>,
@@ -30,15 +32,12 @@ pub(super) struct Decoded {
 
 impl DecodeGraphs {
     /// Nothing recorded yet; `None` if the device has no kernels for such steps.
-    pub(super) fn new(
-        model: &QwenModel,
-        cache: &PagedKvCache,
-        max_model_len: usize,
-    ) -> Option<Self> {
+    pub(super) fn new(model: &QwenModel, config: &SchedulerConfig) -> Option<Self> {
         let supported = DecodeStep::is_supported(&model.device(), model.config.head_dim);
         supported.then(|| Self {
             graphs: BTreeMap::new(),
-            max_blocks: max_model_len.div_ceil(cache.shape().block_size),
+            max_blocks: config.max_model_len.div_ceil(config.block_size),
+            chosen: Tensor::zeros([bucket(config.max_num_seqs)], (&model.device(), DType::I32)),
         })
     }
 
@@ -47,20 +46,25 @@ impl DecodeGraphs {
         self.graphs.clear();
     }
 
-    /// Computes one token of each sequence.
-    pub(super) fn step(
+    /// Whether a step of so many sequences is recorded. Recording runs it, so that the tokens of the last step are lost.
+    pub(super) fn has_recorded(&self, num_sequences: usize) -> bool {
+        self.graphs.contains_key(&bucket(num_sequences))
+    }
+
+    /// Starts to compute one token of each sequence.
+    pub(super) fn launch(
         &mut self,
         rows: &[DecodeRow<'_>],
         model: &QwenModel,
         cache: &PagedKvCache,
     ) -> Decoded {
         let num_rows = bucket(rows.len());
-        let max_blocks = self.max_blocks;
+        let (max_blocks, chosen) = (self.max_blocks, &self.chosen);
         let graph = self.graphs.entry(num_rows).or_insert_with(|| {
             let start = std::time::Instant::now();
             let device = model.device();
             let step = DecodeStep::new(num_rows, max_blocks, cache.shape().block_size, &device);
-            let captured = model.capture_decode(&step, cache);
+            let captured = model.capture_decode(&step, cache, chosen);
             let seconds = start.elapsed().as_secs_f32();
             tracing::info!(num_rows, seconds, "recorded a decode step");
             DecodeGraph { step, captured }

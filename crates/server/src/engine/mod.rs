@@ -3,6 +3,8 @@
 mod active;
 mod adapters;
 #[cfg(feature = "gpu")]
+mod ahead;
+#[cfg(feature = "gpu")]
 mod decode;
 pub mod error;
 pub mod handle;

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::mpsc::TryRecvError;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+#[cfg(feature = "gpu")]
+use kv_paging::DecodeStep;
 use kv_paging::{
     AttentionBatch, CacheKey, NewSequence, PagedAttention, PagedKvCache, Sampled, Scheduler,
     SequenceChunk, SequenceId, Step,
 };
-#[cfg(feature = "gpu")]
-use kv_paging::{DecodeRow, DecodeStep};
 use lora_4bit::AdapterSelection;
 #[cfg(feature = "gpu")]
 use model_qwen::kernels::device_argmax;
@@ -18,6 +18,8 @@ use model_qwen::{QwenModel, Sampler};
 
 use super::active::ActiveSequence;
 use super::adapters::AdapterSlots;
+#[cfg(feature = "gpu")]
+use super::ahead::StepAhead;
 #[cfg(feature = "gpu")]
 use super::decode::DecodeGraphs;
 use super::error::AdapterError;
@@ -31,24 +33,27 @@ pub(super) const MAX_LOGIT_ROWS: usize = 64;
 
 /// Owner of the device, the model and the KV cache.
 pub(super) struct Worker {
-    model: QwenModel,
+    pub(super) model: QwenModel,
     device: Device,
-    cache: PagedKvCache,
-    scheduler: Scheduler,
+    pub(super) cache: PagedKvCache,
+    pub(super) scheduler: Scheduler,
     receiver: EngineReceiver,
     adapters: AdapterSlots,
-    sequences: HashMap<SequenceId, ActiveSequence>,
+    pub(super) sequences: HashMap<SequenceId, ActiveSequence>,
     /// `--seed`: sequences without a seed of their own get this one plus their id, so that they differ.
     seed: Option<u64>,
     /// For steps of one token each; `None` on the CPU and with `--enforce-eager`.
     #[cfg(feature = "gpu")]
-    decode_graphs: Option<DecodeGraphs>,
+    pub(super) decode_graphs: Option<DecodeGraphs>,
+    /// The step after the last one, if it was begun already.
+    #[cfg(feature = "gpu")]
+    pub(super) ahead: Option<StepAhead>,
     /// Whether the device finds the most likely tokens itself.
     #[cfg(feature = "gpu")]
     chooses_on_device: bool,
     shutting_down: bool,
     prompt_tokens: u64,
-    generation_tokens: u64,
+    pub(super) generation_tokens: u64,
 }
 
 /// A row of the step's hidden states whose logits are needed.
@@ -78,8 +83,10 @@ impl Worker {
             #[cfg(feature = "gpu")]
             decode_graphs: match config.enforce_eager {
                 true => None,
-                false => DecodeGraphs::new(&model, &cache, scheduler.config().max_model_len),
+                false => DecodeGraphs::new(&model, scheduler.config()),
             },
+            #[cfg(feature = "gpu")]
+            ahead: None,
             model,
             cache,
             scheduler,
@@ -111,14 +118,17 @@ impl Worker {
         self.admit(&step);
         let sampled = match self.decode(&step) {
             Some(sampled) => sampled,
-            None => {
-                let hidden = self.forward(&step); // [tokens, hidden]
-                self.sample(&step, hidden)
-            }
+            None => self.compute(&step),
         };
         self.scheduler.commit(&sampled);
         self.finish(&sampled);
         self.publish();
+    }
+
+    /// Computes a step with every operation launched by itself.
+    pub(super) fn compute(&mut self, step: &Step) -> Vec<Sampled> {
+        let hidden = self.forward(step); // [tokens, hidden]
+        self.sample(step, hidden)
     }
 
     /// Takes the commands that wait; sleeps for one if nothing else is to be done. `false` at the end.
@@ -252,45 +262,6 @@ impl Worker {
         }
     }
 
-    /// Runs a step of one token per sequence as a recorded graph; `None` if it isn't one.
-    #[cfg(feature = "gpu")]
-    fn decode(&mut self, step: &Step) -> Option<Vec<Sampled>> {
-        let graphs = self.decode_graphs.as_mut()?;
-        let mut is_argmax = true;
-        for chunk in &step.chunks {
-            let sequence = self.sequences.get(&chunk.id)?;
-            let fits = chunk.tokens.len() == 1 && chunk.samples && sequence.slot.is_none();
-            if !fits {
-                return None;
-            }
-            is_argmax &= sequence.takes_argmax();
-        }
-        let rows: Vec<DecodeRow<'_>> = (step.chunks.iter())
-            .map(|chunk| DecodeRow {
-                token: chunk.tokens[0],
-                position: chunk.start,
-                block_table: &chunk.block_table,
-            })
-            .collect();
-        let decoded = graphs.step(&rows, &self.model, &self.cache);
-        let vocab = self.model.config.vocab_size;
-        let (tokens, mut logits) = match is_argmax {
-            true => (ids(decoded.tokens), Vec::new()),
-            false => (Vec::new(), values(decoded.logits)),
-        };
-        let sequences = &mut self.sequences;
-        let sampled = step.chunks.iter().enumerate().filter_map(|(i, chunk)| {
-            let sequence = sequences.get_mut(&chunk.id)?;
-            Some(match tokens.get(i) {
-                Some(&token) => sequence.take(chunk, token),
-                None => sequence.sample(chunk, &mut logits[i * vocab..][..vocab]),
-            })
-        });
-        let sampled: Vec<Sampled> = sampled.collect();
-        self.generation_tokens += sampled.len() as u64;
-        Some(sampled)
-    }
-
     /// Nothing is recorded without a GPU.
     #[cfg(not(feature = "gpu"))]
     fn decode(&mut self, _step: &Step) -> Option<Vec<Sampled>> {
@@ -301,6 +272,7 @@ impl Worker {
     fn forget_graphs(&mut self) {
         #[cfg(feature = "gpu")]
         if let Some(graphs) = &mut self.decode_graphs {
+            self.ahead = None;
             graphs.clear();
         }
     }
@@ -455,7 +427,7 @@ impl Worker {
 
 /// Token ids on the host.
 #[cfg(feature = "gpu")]
-fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
+pub(super) fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
     tensor
         .into_data()
         .iter::<i32>()
@@ -464,7 +436,7 @@ fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
 }
 
 /// The values of a tensor on the host; without a copy where they are there already.
-fn values(tensor: Tensor<2>) -> Vec<f32> {
+pub(super) fn values(tensor: Tensor<2>) -> Vec<f32> {
     match tensor.into_data_dtype(DType::F32).try_into_vec() {
         Ok(values) => values,
         Err(error) => unreachable!("f32 values: {error}"),

@@ -1,0 +1,154 @@
+//! Steps of one token per sequence on a GPU, one ahead of what the host knows.
+//!
+//! While the tokens of a step are on their way to the host, the device computes the next step already: with the tokens that
+//! it has chosen itself, for all sequences that don't reach their length. A sequence that turns out to have ended with a
+//! token computes one for nothing; it writes to blocks of its own, before anybody else who gets these.
+
+use std::collections::HashMap;
+
+use kv_paging::{Chunk, DecodeRow, DecodeToken, Sampled, SequenceId, Step};
+use model_qwen::kernels::{PendingIds, device_read_ids};
+
+use super::worker::{Worker, values};
+
+/// A step that was begun before the one before was committed.
+#[derive(Debug)]
+pub(super) struct StepAhead {
+    /// Row of each sequence, and the position of the token that it computes.
+    rows: HashMap<SequenceId, (usize, usize)>,
+    /// The tokens that follow.
+    tokens: PendingIds,
+}
+
+impl StepAhead {
+    /// The row that computes a chunk.
+    fn row_of(&self, chunk: &Chunk) -> Option<usize> {
+        let (row, position) = *self.rows.get(&chunk.id)?;
+        (chunk.tokens.len() == 1 && chunk.start == position).then_some(row)
+    }
+}
+
+impl Worker {
+    /// Runs a step as a recorded graph, if it has one token of each sequence; or takes what was computed ahead. `None` if
+    /// neither applies.
+    pub(super) fn decode(&mut self, step: &Step) -> Option<Vec<Sampled>> {
+        if let Some(ahead) = self.ahead.take() {
+            let rows: Vec<Option<usize>> = (step.chunks.iter())
+                .map(|chunk| ahead.row_of(chunk))
+                .collect();
+            if rows.iter().any(Option::is_some) {
+                return Some(self.finish_ahead(step, ahead, &rows));
+            }
+        }
+        self.decode_graphs.as_ref()?;
+        let mut is_argmax = true;
+        for chunk in &step.chunks {
+            let sequence = self.sequences.get(&chunk.id)?;
+            let fits = chunk.tokens.len() == 1 && chunk.samples && sequence.slot.is_none();
+            if !fits {
+                return None;
+            }
+            is_argmax &= sequence.takes_argmax();
+        }
+        let rows: Vec<DecodeRow<'_>> = (step.chunks.iter())
+            .map(|chunk| DecodeRow {
+                token: DecodeToken::Id(chunk.tokens[0]),
+                position: chunk.start,
+                block_table: &chunk.block_table,
+            })
+            .collect();
+        let graphs = self.decode_graphs.as_mut()?;
+        let decoded = graphs.launch(&rows, &self.model, &self.cache);
+        if is_argmax {
+            let tokens = device_read_ids(&decoded.tokens);
+            let chunks: Vec<(&Chunk, usize)> = step.chunks.iter().zip(0..).collect();
+            self.ahead = self.begin_next(&chunks);
+            return Some(self.take_tokens(&chunks, tokens));
+        }
+        let (vocab, mut logits) = (self.model.config.vocab_size, values(decoded.logits));
+        let sequences = &mut self.sequences;
+        let rows = step.chunks.iter().zip(logits.chunks_exact_mut(vocab));
+        let sampled = rows.filter_map(|(chunk, logits)| {
+            let sequence = sequences.get_mut(&chunk.id)?;
+            Some(sequence.sample(chunk, logits))
+        });
+        let sampled: Vec<Sampled> = sampled.collect();
+        self.generation_tokens += sampled.len() as u64;
+        Some(sampled)
+    }
+
+    /// Ends a step that was begun before; `rows` says which of its rows computes which chunk. Other chunks are computed now.
+    fn finish_ahead(
+        &mut self,
+        step: &Step,
+        ahead: StepAhead,
+        rows: &[Option<usize>],
+    ) -> Vec<Sampled> {
+        let (mut done, mut rest) = (Vec::new(), Vec::new());
+        for (chunk, row) in step.chunks.iter().zip(rows) {
+            match row {
+                Some(row) => done.push((chunk, *row)),
+                None => rest.push(chunk.clone()),
+            }
+        }
+        if rest.is_empty() {
+            self.ahead = self.begin_next(&done);
+        }
+        let mut sampled = self.take_tokens(&done, ahead.tokens);
+        if !rest.is_empty() {
+            let rest = Step {
+                chunks: rest,
+                preempted: Vec::new(),
+            };
+            sampled.extend(self.compute(&rest));
+        }
+        sampled
+    }
+
+    /// Begins the step after one that the device is working on: `chunks`, with their rows in it.
+    fn begin_next(&mut self, chunks: &[(&Chunk, usize)]) -> Option<StepAhead> {
+        let goes_on = |chunk: &Chunk| {
+            let sequence = self.sequences.get(&chunk.id);
+            !chunk.reaches_max_len && sequence.is_some_and(|sequence| sequence.goes_on())
+        };
+        let chunks = chunks.iter().filter(|(chunk, _)| goes_on(chunk));
+        let chunks: Vec<&(&Chunk, usize)> = chunks.collect();
+        let is_recorded =
+            (self.decode_graphs.as_ref()).is_some_and(|graphs| graphs.has_recorded(chunks.len()));
+        if chunks.is_empty() || !is_recorded {
+            return None;
+        }
+        let ids: Vec<SequenceId> = chunks.iter().map(|(chunk, _)| chunk.id).collect();
+        let tables = self.scheduler.reserve_next(&ids)?;
+        let rows: Vec<DecodeRow<'_>> = (chunks.iter().zip(&tables))
+            .map(|((chunk, row), table)| DecodeRow {
+                token: DecodeToken::ChosenIn(*row),
+                position: chunk.start + 1,
+                block_table: table,
+            })
+            .collect();
+        let graphs = self.decode_graphs.as_mut()?;
+        let decoded = graphs.launch(&rows, &self.model, &self.cache);
+        let positions = rows.iter().map(|row| row.position);
+        Some(StepAhead {
+            rows: ids.into_iter().zip((0..).zip(positions)).collect(),
+            tokens: device_read_ids(&decoded.tokens),
+        })
+    }
+
+    /// Takes the tokens that the device has chosen for `chunks`, with their rows.
+    fn take_tokens(&mut self, chunks: &[(&Chunk, usize)], tokens: PendingIds) -> Vec<Sampled> {
+        let tokens = match tokens.wait() {
+            Ok(tokens) => tokens,
+            Err(error) => panic!("the device failed to compute a step: {error}"),
+        };
+        let sequences = &mut self.sequences;
+        let sampled = chunks.iter().filter_map(|(chunk, row)| {
+            let sequence = sequences.get_mut(&chunk.id)?;
+            Some(sequence.take(chunk, tokens[*row]))
+        });
+        let sampled: Vec<Sampled> = sampled.collect();
+        self.generation_tokens += sampled.len() as u64;
+        sampled
+    }
+}
