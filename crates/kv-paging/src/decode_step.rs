@@ -33,14 +33,20 @@ pub struct DecodeRow<'a> {
     pub token: DecodeToken,
     /// Its position: the number of tokens before it.
     pub position: usize,
+    /// The sequence's adapter.
+    pub slot: Option<usize>,
     /// Block of every `block_size` tokens up to this one.
     pub block_table: &'a [u32],
 }
 
+/// Integers of a row, besides its block table.
+const FIELDS: usize = 6;
+
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
 /// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
-/// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position; then the block tables, one after the other.
+/// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position, the slot of its
+/// adapter (-1 if it has none); then the block tables, one after the other.
 #[derive(Clone, Debug)]
 pub struct DecodeStep {
     values: Tensor<1, Int>,
@@ -57,7 +63,7 @@ impl DecodeStep {
 
     /// Room for `num_rows` sequences of at most `max_blocks` blocks.
     pub fn new(num_rows: usize, max_blocks: usize, block_size: usize, device: &Device) -> Self {
-        let len = num_rows * (5 + max_blocks);
+        let len = num_rows * (FIELDS + max_blocks);
         Self {
             values: Tensor::zeros([len], (device, DType::I32)),
             num_rows,
@@ -86,6 +92,11 @@ impl DecodeStep {
         4 * self.num_rows
     }
 
+    /// Where the slots of the adapters start in [`DecodeStep::values`].
+    pub fn slots_at(&self) -> usize {
+        5 * self.num_rows
+    }
+
     /// Writes the sequences of the next step, in one copy.
     ///
     /// # Panics
@@ -93,7 +104,8 @@ impl DecodeStep {
     /// If there are more sequences than rows, or a block table is too short or too long.
     pub fn upload(&self, rows: &[DecodeRow<'_>]) {
         assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
-        let mut values = vec![0; 5 * self.num_rows];
+        let mut values = vec![0; FIELDS * self.num_rows];
+        values[self.slots_at()..].fill(-1);
         for (i, row) in rows.iter().enumerate() {
             let num_blocks = row.position / self.block_size + 1;
             assert!(
@@ -112,6 +124,7 @@ impl DecodeStep {
                 table as i32,
                 row.token.encode(),
                 row.position as i32,
+                row.slot.map_or(-1, |slot| slot as i32),
             ];
             for (field, value) in fields.into_iter().enumerate() {
                 values[field * self.num_rows + i] = value;

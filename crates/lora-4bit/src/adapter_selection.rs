@@ -22,6 +22,9 @@ pub enum AdapterSelection {
     },
     /// Rows with different adapters.
     PerRow(Arc<RowGroups>),
+    /// The same on a GPU, for layers whose adapters are [stacked](crate::linear::Linear::stack_adapters).
+    #[cfg(feature = "gpu")]
+    Stacked(StackedRows),
 }
 
 impl AdapterSelection {
@@ -44,6 +47,31 @@ impl AdapterSelection {
             return first.map_or(Self::Base, Self::all);
         }
         Self::PerRow(Arc::new(RowGroups::new(slots, device)))
+    }
+}
+
+/// The slot of each row, in the memory of a GPU: what it holds when a layer is computed is what counts.
+#[cfg(feature = "gpu")]
+#[derive(Clone, Debug)]
+pub struct StackedRows {
+    /// 32-bit integers; each is -1 for a row without an adapter.
+    pub slots: Tensor<1, Int>,
+    /// Where the slots of the rows start.
+    pub at: usize,
+}
+
+#[cfg(feature = "gpu")]
+impl StackedRows {
+    /// Writes slots to the device.
+    pub fn new(slots: &[Option<usize>], device: &Device) -> Self {
+        let slots: Vec<i32> = (slots.iter())
+            .map(|slot| slot.map_or(-1, |slot| slot as i32))
+            .collect();
+        let slots = TensorData::new(slots.clone(), [slots.len()]);
+        Self {
+            slots: Tensor::from_data(slots, (device, DType::I32)),
+            at: 0,
+        }
     }
 }
 

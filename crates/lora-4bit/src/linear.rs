@@ -7,8 +7,12 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
+#[cfg(feature = "gpu")]
+use crate::adapter_selection::StackedRows;
 use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
 use crate::kernels::{self, ComputeDtype, Norm};
+#[cfg(feature = "gpu")]
+use crate::lora_stack::LoraStack;
 use crate::weight::{Weight, constant_like};
 
 /// A linear layer with optional LoRA adapters.
@@ -23,6 +27,8 @@ pub struct Linear {
     /// Type in which the base weight is multiplied.
     pub compute: ComputeDtype,
     adapters: Vec<Option<LoraWeights>>,
+    #[cfg(feature = "gpu")]
+    stack: Option<LoraStack>,
 }
 
 /// One LoRA adapter of one layer.
@@ -52,6 +58,8 @@ impl Linear {
             id: 0,
             compute: ComputeDtype::default(),
             adapters: Vec::new(),
+            #[cfg(feature = "gpu")]
+            stack: None,
         }
     }
 
@@ -84,6 +92,22 @@ impl Linear {
         while let Some(None) = self.adapters.last() {
             self.adapters.pop();
         }
+        #[cfg(feature = "gpu")]
+        {
+            self.stack = None;
+        }
+    }
+
+    /// Copies the adapters into one tensor, for [`AdapterSelection::Stacked`]; in bf16 if the base product is computed in
+    /// that. Call it whenever adapters have changed.
+    #[cfg(feature = "gpu")]
+    pub fn stack_adapters(&mut self) {
+        let device = self.weight.device();
+        let dtype = match self.compute {
+            ComputeDtype::Bf16 if device.supports_dtype(DType::BF16) => DType::BF16,
+            _ => DType::F32,
+        };
+        self.stack = LoraStack::new(&self.adapters, dtype);
     }
 
     /// The adapter in `slot`.
@@ -137,7 +161,10 @@ impl Linear {
     /// `x [tokens, in]`: any tensor like the input, of which only the shape, the type and the device are looked at.
     pub fn input_dtype(&self, x: &Tensor<2>, adapters: &AdapterSelection) -> DType {
         #[cfg(feature = "gpu")]
-        if matches!(adapters, AdapterSelection::Base) {
+        if matches!(
+            adapters,
+            AdapterSelection::Base | AdapterSelection::Stacked(_)
+        ) {
             let dtype = kernels::device_input_dtype(x, &self.weight, self.compute);
             return dtype.unwrap_or(DType::F32);
         }
@@ -164,6 +191,9 @@ impl Linear {
             }
             let operands = layers.map(|layer| (&layer.weight, layer.bias.as_ref()));
             let results = kernels::device_three_linears(x, norm, operands, layers[0].compute)?;
+            if let AdapterSelection::Stacked(rows) = adapters {
+                return Some(add_stacked(layers, results, x, rows));
+            }
             let mut layers = layers.into_iter();
             Some(results.map(|y| match layers.next() {
                 Some(layer) => layer.add_adapters(y, x.clone(), adapters),
@@ -177,8 +207,8 @@ impl Linear {
         }
     }
 
-    /// `silu(gate(x)) * up(x)`, if a GPU does that at once and no adapter is in use. With a `norm`, if it also normalises the
-    /// input.
+    /// `silu(gate(x)) * up(x)`, if a GPU does that at once, without adapters or with stacked ones. With a `norm`, if it also
+    /// normalises the input.
     ///
     /// # Shapes
     ///
@@ -192,12 +222,24 @@ impl Linear {
     ) -> Option<Tensor<2>> {
         #[cfg(feature = "gpu")]
         {
-            let is_plain = matches!(adapters, AdapterSelection::Base)
-                && gate.bias.is_none()
-                && up.bias.is_none();
-            is_plain
-                .then(|| kernels::device_gated(x, norm, &gate.weight, &up.weight, gate.compute))
-                .flatten()
+            if gate.bias.is_some() || up.bias.is_some() {
+                return None;
+            }
+            let stacks = (&gate.stack, &up.stack);
+            match (adapters, stacks) {
+                (AdapterSelection::Stacked(rows), (Some(gate_stack), Some(up_stack))) => {
+                    if norm.is_some() {
+                        return None;
+                    }
+                    let weights = [&gate.weight, &up.weight];
+                    let bases = kernels::device_two_linears(x, weights, gate.compute)?;
+                    kernels::device_gated_lora(x, bases, [gate_stack, up_stack], rows)
+                }
+                (AdapterSelection::Base, _) | (AdapterSelection::Stacked(_), (None, None)) => {
+                    kernels::device_gated(x, norm, &gate.weight, &up.weight, gate.compute)
+                }
+                _ => None,
+            }
         }
         #[cfg(not(feature = "gpu"))]
         {
@@ -223,6 +265,11 @@ impl Linear {
                 None => base,
             },
             AdapterSelection::PerRow(rows) => self.add_per_row(base, &x, rows),
+            #[cfg(feature = "gpu")]
+            AdapterSelection::Stacked(rows) => {
+                let [y] = add_stacked([self], [base], &x, rows);
+                y
+            }
         }
     }
 
@@ -268,6 +315,25 @@ impl Linear {
             _ => x,
         }
     }
+}
+
+/// Adds what the stacked adapters of layers make of `x` to their base products.
+#[cfg(feature = "gpu")]
+fn add_stacked<const N: usize>(
+    layers: [&Linear; N],
+    bases: [Tensor<2>; N],
+    x: &Tensor<2>,
+    rows: &StackedRows,
+) -> [Tensor<2>; N] {
+    let stacks = layers.map(|layer| {
+        assert!(
+            layer.stack.is_some() || layer.adapters.is_empty(),
+            "the adapters of layer {} are not stacked",
+            layer.id
+        );
+        layer.stack.as_ref()
+    });
+    kernels::device_add_lora(x, bases, stacks, rows)
 }
 
 impl LoraWeights {

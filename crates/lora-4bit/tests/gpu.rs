@@ -6,7 +6,9 @@
 use burn::tensor::{DType, Device, DeviceType, Distribution, Tensor};
 use lora_4bit::kernels::dense_linear;
 use lora_4bit::nf4::Nf4Data;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Norm, Weight};
+use lora_4bit::{
+    AdapterSelection, ComputeDtype, Linear, LoraWeights, Nf4Weight, Norm, StackedRows, Weight,
+};
 
 /// The first GPU there is.
 fn gpu() -> Device {
@@ -349,5 +351,68 @@ fn fused_nf4_layers_of_rounded_factors_equal_single_operations() {
                 assert_close(found / scale.clone(), expected / scale, 3e-2);
             }
         }
+    }
+}
+
+/// Adapters of several ranks in some slots, on the layer's both sides.
+fn add_adapters([cpu, on_gpu]: &mut [Linear; 2], ranks: &[(usize, usize)], gpu: &Device) {
+    for &(slot, rank) in ranks {
+        let a = random([rank, cpu.in_features()]);
+        let b = random([cpu.out_features(), rank]);
+        for (linear, device) in [(&mut *cpu, &Device::flex()), (&mut *on_gpu, gpu)] {
+            let weights = LoraWeights::new(to(&a, device), to(&b, device), 0.3);
+            linear.set_adapter(slot, Some(weights));
+        }
+    }
+    on_gpu.stack_adapters();
+}
+
+#[test]
+fn stacked_adapters_equal_those_of_the_cpu() {
+    let gpu = gpu();
+    for (k, rows) in [(192, 1), (192, 5), (4864, 3)] {
+        let slots = [Some(2), None, Some(0), Some(1), Some(2)];
+        let slots = &slots[..rows];
+        let adapters = AdapterSelection::per_row(slots, &Device::flex());
+        let stacked = AdapterSelection::Stacked(StackedRows::new(slots, &gpu));
+        let (x, tolerance) = (random([rows, k]), 2e-4 * k as f32);
+        let on_gpu = to(&x, &gpu);
+
+        let mut one = layer([70, k], true, DType::F32, &gpu);
+        // 70 is no multiple of four: the single operations take this one.
+        add_adapters(&mut one, &[(0, 4)], &gpu);
+        let expected = one[0].forward(x.clone(), &adapters);
+        assert_close(
+            one[1].forward(on_gpu.clone(), &stacked),
+            expected,
+            tolerance,
+        );
+
+        let residual = random([rows, 72]);
+        let mut one = layer([72, k], true, DType::F32, &gpu);
+        add_adapters(&mut one, &[(0, 4), (2, 17)], &gpu);
+        let expected = residual.clone() + one[0].forward(x.clone(), &adapters);
+        let found = one[1].forward_onto(to(&residual, &gpu), on_gpu.clone(), &stacked);
+        assert_close(found, expected, tolerance);
+
+        let mut layers = [128, 32, 64].map(|n| layer([n, k], true, DType::F32, &gpu));
+        add_adapters(&mut layers[0], &[(2, 8), (1, 3)], &gpu);
+        add_adapters(&mut layers[2], &[(0, 16)], &gpu);
+        let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+        let found = Linear::forward_three(fused, &on_gpu, None, &stacked).expect("a GPU");
+        for ([cpu, _], found) in layers.iter().zip(found) {
+            assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+        }
+
+        let [mut gate, mut up] = [0, 1].map(|_| layer([600, k], false, DType::F32, &gpu));
+        for one in [&mut gate, &mut up] {
+            add_adapters(one, &[(1, 8), (2, 4)], &gpu);
+        }
+        let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &stacked);
+        let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
+        let expected = burn::tensor::activation::silu(g) * u;
+        let scale = expected.clone().abs() + k as f32;
+        let found = to(&found.expect("a GPU"), &Device::flex());
+        assert_close(found / scale.clone(), expected / scale, 1e-3);
     }
 }

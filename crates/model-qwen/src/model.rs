@@ -6,6 +6,8 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
+#[cfg(feature = "gpu")]
+use lora_4bit::StackedRows;
 use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
 use tracing::trace_span;
 
@@ -139,8 +141,8 @@ impl QwenModel {
         self.final_norm(x)
     }
 
-    /// Records a step of one token per sequence, without adapters; it reads `step` and writes to `cache` when it is
-    /// replayed.
+    /// Records a step of one token per sequence, without adapters or with [stacked](Self::stack_adapters) ones; it reads
+    /// `step` and writes to `cache` when it is replayed.
     ///
     /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`. These tokens are also left in
     /// `chosen`, at least one value for each row, where the next step finds them.
@@ -150,6 +152,7 @@ impl QwenModel {
         step: &kv_paging::DecodeStep,
         cache: &kv_paging::PagedKvCache,
         chosen: &Tensor<1, Int>,
+        has_adapters: bool,
     ) -> CapturedStep<(Tensor<1, Int>, Tensor<2>)> {
         let (model, step, chosen) = (self.clone(), step.clone(), chosen.clone());
         let mut kv = kv_paging::DecodeAttention::new(step.clone(), cache);
@@ -160,7 +163,14 @@ impl QwenModel {
             let tokens = (step.values(), step.tokens_at());
             let num_rows = step.num_rows();
             let x = kernels::device_embed(&model.embed_tokens, tokens, num_rows, &chosen); // [rows, hidden]
-            let x = model.forward_layers(x, &rotary, &AdapterSelection::Base, &mut kv);
+            let adapters = match has_adapters {
+                true => AdapterSelection::Stacked(StackedRows {
+                    slots: step.values().clone(),
+                    at: step.slots_at(),
+                }),
+                false => AdapterSelection::Base,
+            };
+            let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
             let logits = model.logits(x); // [rows, vocab]
             (kernels::device_choose(logits.clone(), &chosen), logits)
         })
@@ -199,6 +209,13 @@ impl QwenModel {
         self.lm_head.compute = compute;
         self.linears_mut()
             .for_each(|linear| linear.compute = compute);
+    }
+
+    /// Makes one tensor of the adapters of each layer, for [`AdapterSelection::Stacked`]. Call it whenever adapters have
+    /// changed.
+    #[cfg(feature = "gpu")]
+    pub fn stack_adapters(&mut self) {
+        self.linears_mut().for_each(Linear::stack_adapters);
     }
 
     /// The linear layers of all decoder layers, in the order of the forward pass.

@@ -4,7 +4,10 @@
 //! `ASSUME_PLANE_OPERATIONS=1`).
 #![cfg(feature = "gpu")]
 
-use model_qwen::SamplingParams;
+use std::path::{Path, PathBuf};
+
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
+use model_qwen::{LoadOptions, QwenModel, SamplingParams};
 use server::config::Config;
 use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest};
 
@@ -105,6 +108,86 @@ async fn sequences_come_and_go_while_steps_are_computed_ahead() {
             }
         }
         assert_eq!(tokens, expected);
+    }
+}
+
+/// An adapter of the bundled model with random matrices on some of its layers.
+fn adapter(seed: usize, r: usize, suffixes: &[&str], dir: &Path) -> PathBuf {
+    let base = model_qwen::bundled_model_dir().expect("the bundled model");
+    let cpu = burn::tensor::Device::flex();
+    let model = QwenModel::load(&base, &LoadOptions::default(), &cpu).expect("it loads");
+    let mut state = seed as u32;
+    let mut random = |len: usize| {
+        let values = (0..len).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.3
+        });
+        values.collect::<Vec<f32>>()
+    };
+    let linears = model.linears().into_iter();
+    let targeted = linears.filter(|(name, _)| suffixes.iter().any(|s| name.ends_with(s)));
+    let modules = targeted.map(|(name, linear)| {
+        let (in_features, out_features) = (linear.in_features(), linear.out_features());
+        let matrices = LoraMatrices {
+            a: random(r * in_features),
+            b: random(out_features * r),
+            r,
+            in_features,
+            out_features,
+        };
+        (name, matrices)
+    });
+    let adapter = LoraAdapter {
+        modules: modules.collect(),
+        config: LoraConfig {
+            r,
+            lora_alpha: 2.0 * r as f64,
+            target_modules: TargetModules::List(suffixes.iter().map(|s| s.to_string()).collect()),
+            ..LoraConfig::default()
+        },
+    };
+    let path = dir.join(format!("adapter-{seed}"));
+    adapter.save(&path).expect("it is written");
+    path
+}
+
+/// Adapters of other ranks and layers, beside sequences without one.
+#[tokio::test]
+async fn text_of_adapters_equals_that_of_the_cpu() {
+    let _turn = DEVICE.lock().await;
+    let dir = tempfile::tempdir().expect("a folder");
+    let all = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ];
+    let paths = [
+        adapter(1, 4, &["q_proj", "v_proj"], dir.path()),
+        adapter(2, 16, &all, dir.path()),
+        adapter(3, 5, &["up_proj", "down_proj"], dir.path()),
+    ];
+    let modules: Vec<String> = (1..)
+        .zip(&paths)
+        .map(|(i, path)| format!("a{i}={}", path.display()))
+        .collect();
+    let mut flags = vec!["--enable-lora", "--max-loras", "4", "--lora-modules"];
+    flags.extend(modules.iter().map(String::as_str));
+    let (cpu, gpu) = (start("cpu", &flags), start(gpu(), &flags));
+    let mut requests: Vec<GenerateRequest> = (0..6).map(request).collect();
+    let base = tokens(&cpu, requests.clone()).await;
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.adapter = (i % 4 > 0).then(|| format!("a{}", i % 4));
+    }
+    let expected = tokens(&cpu, requests.clone()).await;
+    let changed = base.iter().zip(&expected).filter(|(a, b)| a != b);
+    assert_eq!(changed.count(), 4, "the adapters change the text");
+    assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    for (request, expected) in requests.into_iter().zip(expected) {
+        assert_eq!(tokens(&gpu, vec![request]).await, [expected]);
     }
 }
 

@@ -86,6 +86,7 @@ fn steps_equal_attention_over_what_they_wrote() {
                 .zip(&tables)
                 .map(|(&context, table)| DecodeRow {
                     token: DecodeToken::Id(0),
+                    slot: None,
                     position: context + i,
                     block_table: table,
                 })

@@ -32,6 +32,10 @@ use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
 #[cfg(feature = "gpu")]
+use crate::adapter_selection::StackedRows;
+#[cfg(feature = "gpu")]
+use crate::lora_stack::LoraStack;
+#[cfg(feature = "gpu")]
 use crate::weight::Weight;
 
 /// The type in which the factors of a product are multiplied.
@@ -272,6 +276,71 @@ pub(crate) trait DeviceLinearOps: Backend {
         #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<FloatTensor<Self>>;
+
+    /// `x · wᵀ` for two layers.
+    fn device_two_linears(
+        x: FloatTensor<Self>,
+        #[extension_type] first: WeightOperand<Self>,
+        #[extension_type] second: WeightOperand<Self>,
+        compute: ComputeDtype,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Adds the adapters' products of each row to base products of layers with the same input, in place; the slots start at
+    /// `at`. `false`, and nothing is done, where the kernels don't take these tensors.
+    fn device_add_lora(
+        x: FloatTensor<Self>,
+        #[extension_type] first: LoraOperand<Self>,
+        #[extension_type] second: ExtraLora<Self>,
+        #[extension_type] third: ExtraLora<Self>,
+        slots: IntTensor<Self>,
+        at: usize,
+    ) -> bool;
+
+    /// `silu(gate) · up` with the adapters' products of each row added to both first; in the type of `x`.
+    fn device_gated_lora(
+        x: FloatTensor<Self>,
+        #[extension_type] gate: LoraOperand<Self>,
+        #[extension_type] up: LoraOperand<Self>,
+        slots: IntTensor<Self>,
+        at: usize,
+    ) -> Option<FloatTensor<Self>>;
+}
+
+/// A base product and stacked adapters, see [`LoraStack`].
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub struct LoraOperand<B: Backend> {
+    /// `[rows, out]`, f32; a handle that nobody else reads.
+    pub y: FloatTensor<B>,
+    /// `[slots, r, in]`.
+    pub a: FloatTensor<B>,
+    /// `[slots, r, out]`.
+    pub b_t: FloatTensor<B>,
+}
+
+#[cfg(feature = "gpu")]
+impl LoraOperand<Dispatch> {
+    fn new(y: Tensor<2>, stack: &LoraStack) -> Self {
+        Self {
+            y: y.into_dispatch(),
+            a: stack.a.clone().into_dispatch(),
+            b_t: stack.b_t.clone().into_dispatch(),
+        }
+    }
+}
+
+/// [`LoraOperand`], or none.
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub enum ExtraLora<B: Backend> {
+    /// Missing.
+    None,
+    /// There.
+    Some {
+        /// Its tensors.
+        #[extension_type]
+        layer: LoraOperand<B>,
+    },
 }
 
 /// Whether a tensor lives where [`DeviceLinearOps`] run.
@@ -351,6 +420,84 @@ pub(crate) fn device_gated(
     let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
     let [gate, up] = [gate, up].map(WeightOperand::new);
     Dispatch::device_gated(x, gate, up, norm, compute).map(Tensor::from_dispatch)
+}
+
+/// `x · wᵀ` for two layers, if `x` lives on a GPU.
+#[cfg(feature = "gpu")]
+pub(crate) fn device_two_linears(
+    x: &Tensor<2>,
+    weights: [&Weight; 2],
+    compute: ComputeDtype,
+) -> Option<[Tensor<2>; 2]> {
+    if !on_gpu(x) {
+        return None;
+    }
+    for weight in weights {
+        check_inner("device_two_linears", x.dims()[1], weight.shape()[1]);
+    }
+    let [first, second] = weights.map(WeightOperand::new);
+    let x = x.clone().into_dispatch();
+    let (a, b) = Dispatch::device_two_linears(x, first, second, compute);
+    Some([a, b].map(Tensor::from_dispatch))
+}
+
+/// Adds what the stacked adapters of up to three layers make of `x` to their base products, on a GPU. Layers without a stack
+/// keep theirs.
+#[cfg(feature = "gpu")]
+pub(crate) fn device_add_lora<const N: usize>(
+    x: &Tensor<2>,
+    bases: [Tensor<2>; N],
+    stacks: [Option<&LoraStack>; N],
+    rows: &StackedRows,
+) -> [Tensor<2>; N] {
+    let _span = trace_span!("device_add_lora").entered();
+    let layers = bases.iter().zip(stacks);
+    let mut layers = layers.filter_map(|(y, stack)| Some((y, stack?)));
+    let Some((y, stack)) = layers.next() else {
+        return bases;
+    };
+    let first = LoraOperand::new(y.clone(), stack);
+    let mut extra = || match layers.next() {
+        Some((y, stack)) => ExtraLora::Some {
+            layer: LoraOperand::new(y.clone(), stack),
+        },
+        None => ExtraLora::None,
+    };
+    let (second, third) = (extra(), extra());
+    let slots = rows.slots.clone().into_dispatch();
+    let added = Dispatch::device_add_lora(
+        x.clone().into_dispatch(),
+        first,
+        second,
+        third,
+        slots,
+        rows.at,
+    );
+    if added {
+        return bases;
+    }
+    let mut stacks = stacks.into_iter();
+    bases.map(|y| match stacks.next().flatten() {
+        Some(stack) => naive::add_stacked(y, x.clone(), stack, rows),
+        None => y,
+    })
+}
+
+/// `silu(gate) · up` with what the stacked adapters make of `x` added to both first, if a GPU does that at once.
+#[cfg(feature = "gpu")]
+pub(crate) fn device_gated_lora(
+    x: &Tensor<2>,
+    [gate, up]: [Tensor<2>; 2],
+    [gate_stack, up_stack]: [&LoraStack; 2],
+    rows: &StackedRows,
+) -> Option<Tensor<2>> {
+    let gate = LoraOperand::new(gate, gate_stack);
+    let up = LoraOperand::new(up, up_stack);
+    let (x, slots) = (
+        x.clone().into_dispatch(),
+        rows.slots.clone().into_dispatch(),
+    );
+    Dispatch::device_gated_lora(x, gate, up, slots, rows.at).map(Tensor::from_dispatch)
 }
 
 /// The product of a LoRA adapter, on the plain CPU backend.

@@ -133,3 +133,29 @@ fn cast<B: Backend>(w: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     }
     B::float_cast(w, FloatDType::from(dtype))
 }
+
+/// `y + x · aᵀ · b` with each row's adapter of a stack.
+///
+/// # Shapes
+///
+/// `y [rows, out]`, `x [rows, in]` → `[rows, out]`
+#[cfg(feature = "gpu")]
+pub(crate) fn add_stacked(
+    y: Tensor<2>,
+    x: Tensor<2>,
+    stack: &crate::lora_stack::LoraStack,
+    rows: &crate::adapter_selection::StackedRows,
+) -> Tensor<2> {
+    let [num_rows, inner] = x.dims();
+    let [_, rank, outer] = stack.b_t.dims();
+    let slots = rows.slots.clone().narrow(0, rows.at, num_rows); // [rows]
+    let has_adapter = slots.clone().greater_equal_elem(0).float().cast(DType::F32); // [rows]
+    let slots = slots.clamp_min(0);
+    let a = stack.a.clone().cast(DType::F32).select(0, slots.clone()); // [rows, r, in]
+    let b_t = stack.b_t.clone().cast(DType::F32).select(0, slots); // [rows, r, out]
+    let x = x.cast(DType::F32).reshape([num_rows, 1, inner]);
+    let h = (a * x).sum_dim(2); // [rows, r, 1]
+    debug_assert_eq!(h.dims()[1], rank);
+    let sum = (b_t * h).sum_dim(1).reshape([num_rows, outer]);
+    y + sum * has_adapter.reshape([num_rows, 1])
+}

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
 use model_qwen::QwenModel;
+#[cfg(feature = "gpu")]
+use model_qwen::is_gpu;
 
 use super::error::AdapterError;
 use super::stats::AdapterInfo;
@@ -95,6 +97,10 @@ impl AdapterSlots {
         model
             .add_adapter(slot, &adapter)
             .map_err(|error| invalid(error.to_string()))?;
+        #[cfg(feature = "gpu")]
+        if is_gpu(&model.device()) {
+            model.stack_adapters();
+        }
         self.slots[slot] = Some(AdapterInfo {
             name: name.to_owned(),
             path: path.to_owned(),
@@ -116,6 +122,10 @@ impl AdapterSlots {
         };
         let slot = self.slot(name).ok_or_else(unknown)?;
         model.remove_adapter(slot);
+        #[cfg(feature = "gpu")]
+        if is_gpu(&model.device()) {
+            model.stack_adapters();
+        }
         self.slots[slot] = None;
         Ok(slot)
     }

@@ -44,8 +44,7 @@ impl Worker {
         let mut is_argmax = true;
         for chunk in &step.chunks {
             let sequence = self.sequences.get(&chunk.id)?;
-            let fits = chunk.tokens.len() == 1 && chunk.samples && sequence.slot.is_none();
-            if !fits {
+            if chunk.tokens.len() != 1 || !chunk.samples {
                 return None;
             }
             is_argmax &= sequence.takes_argmax();
@@ -54,6 +53,7 @@ impl Worker {
             .map(|chunk| DecodeRow {
                 token: DecodeToken::Id(chunk.tokens[0]),
                 position: chunk.start,
+                slot: self.slot(chunk),
                 block_table: &chunk.block_table,
             })
             .collect();
@@ -113,9 +113,7 @@ impl Worker {
         };
         let chunks = chunks.iter().filter(|(chunk, _)| goes_on(chunk));
         let chunks: Vec<&(&Chunk, usize)> = chunks.collect();
-        let is_recorded =
-            (self.decode_graphs.as_ref()).is_some_and(|graphs| graphs.has_recorded(chunks.len()));
-        if chunks.is_empty() || !is_recorded {
+        if chunks.is_empty() {
             return None;
         }
         let ids: Vec<SequenceId> = chunks.iter().map(|(chunk, _)| chunk.id).collect();
@@ -124,16 +122,25 @@ impl Worker {
             .map(|((chunk, row), table)| DecodeRow {
                 token: DecodeToken::ChosenIn(*row),
                 position: chunk.start + 1,
+                slot: self.slot(chunk),
                 block_table: table,
             })
             .collect();
         let graphs = self.decode_graphs.as_mut()?;
+        if !graphs.has_recorded(&rows) {
+            return None;
+        }
         let decoded = graphs.launch(&rows, &self.model, &self.cache);
         let positions = rows.iter().map(|row| row.position);
         Some(StepAhead {
             rows: ids.into_iter().zip((0..).zip(positions)).collect(),
             tokens: device_read_ids(&decoded.tokens),
         })
+    }
+
+    /// The slot of the adapter of a chunk's sequence.
+    fn slot(&self, chunk: &Chunk) -> Option<usize> {
+        self.sequences.get(&chunk.id)?.slot
     }
 
     /// Takes the tokens that the device has chosen for `chunks`, with their rows.

@@ -6,10 +6,10 @@ use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeRow, DecodeStep, PagedKvCache, SchedulerConfig};
 use model_qwen::{CapturedStep, QwenModel};
 
-/// Recorded steps by their number of rows. They hold handles of the weights and of the KV cache.
+/// Recorded steps by their number of rows and whether rows have adapters. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
 pub(super) struct DecodeGraphs {
-    graphs: BTreeMap<usize, DecodeGraph>,
+    graphs: BTreeMap<(usize, bool), DecodeGraph>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
     /// The tokens of the last step, `[rows]`.
@@ -46,9 +46,9 @@ impl DecodeGraphs {
         self.graphs.clear();
     }
 
-    /// Whether a step of so many sequences is recorded. Recording runs it, so that the tokens of the last step are lost.
-    pub(super) fn has_recorded(&self, num_sequences: usize) -> bool {
-        self.graphs.contains_key(&bucket(num_sequences))
+    /// Whether such a step is recorded. Recording runs it, so that the tokens of the last step are lost.
+    pub(super) fn has_recorded(&self, rows: &[DecodeRow<'_>]) -> bool {
+        self.graphs.contains_key(&key(rows))
     }
 
     /// Starts to compute one token of each sequence.
@@ -58,17 +58,20 @@ impl DecodeGraphs {
         model: &QwenModel,
         cache: &PagedKvCache,
     ) -> Decoded {
-        let num_rows = bucket(rows.len());
+        let (num_rows, has_adapters) = key(rows);
         let (max_blocks, chosen) = (self.max_blocks, &self.chosen);
-        let graph = self.graphs.entry(num_rows).or_insert_with(|| {
-            let start = std::time::Instant::now();
-            let device = model.device();
-            let step = DecodeStep::new(num_rows, max_blocks, cache.shape().block_size, &device);
-            let captured = model.capture_decode(&step, cache, chosen);
-            let seconds = start.elapsed().as_secs_f32();
-            tracing::info!(num_rows, seconds, "recorded a decode step");
-            DecodeGraph { step, captured }
-        });
+        let graph = self
+            .graphs
+            .entry((num_rows, has_adapters))
+            .or_insert_with(|| {
+                let start = std::time::Instant::now();
+                let device = model.device();
+                let step = DecodeStep::new(num_rows, max_blocks, cache.shape().block_size, &device);
+                let captured = model.capture_decode(&step, cache, chosen, has_adapters);
+                let seconds = start.elapsed().as_secs_f32();
+                tracing::info!(num_rows, seconds, "recorded a decode step");
+                DecodeGraph { step, captured }
+            });
         graph.step.upload(rows);
         let (tokens, logits) = graph.captured.replay();
         Decoded {
@@ -76,6 +79,12 @@ impl DecodeGraphs {
             logits: logits.clone(),
         }
     }
+}
+
+/// Which recorded step computes these rows.
+fn key(rows: &[DecodeRow<'_>]) -> (usize, bool) {
+    let has_adapters = rows.iter().any(|row| row.slot.is_some());
+    (bucket(rows.len()), has_adapters)
 }
 
 /// Rows that are computed for a number of sequences: few graphs, little waste.

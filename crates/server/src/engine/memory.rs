@@ -116,7 +116,7 @@ pub(super) fn plan(
 ) -> Result<MemoryPlan, MemoryError> {
     let device = Available::on(device, config);
     let weights = model.num_bytes() as u64;
-    let adapters = adapter_bytes(config, &model.config);
+    let adapters = adapter_bytes(config, &model.config, device.is_gpu);
     let activations = activation_bytes(config, &model.config);
     let fixed = weights + adapters + activations + device.context;
 
@@ -232,8 +232,8 @@ fn table(rows: &[(&str, u64)], kv: &KvShape, max_model_len: usize) -> String {
     text
 }
 
-/// Every slot taken by an adapter of the largest rank on all linear layers, in f32.
-fn adapter_bytes(config: &Config, model: &QwenConfig) -> u64 {
+/// Every slot taken by an adapter of the largest rank on all linear layers, in f32; on a GPU a second time, stacked.
+fn adapter_bytes(config: &Config, model: &QwenConfig, is_gpu: bool) -> u64 {
     let Some(lora) = &config.lora else { return 0 };
     let (hidden, inter) = (model.hidden_size, model.intermediate_size);
     let (q, kv) = (
@@ -250,7 +250,8 @@ fn adapter_bytes(config: &Config, model: &QwenConfig) -> u64 {
         (inter, hidden),
     ];
     let per_rank: usize = widths.iter().map(|(inp, out)| inp + out).sum();
-    (4 * per_rank * model.num_hidden_layers * lora.max_lora_rank * lora.max_loras) as u64
+    let bytes = if is_gpu { 8 } else { 4 };
+    (bytes * per_rank * model.num_hidden_layers * lora.max_lora_rank * lora.max_loras) as u64
 }
 
 /// The f32 tensors that are alive at once in the widest place of a full step: the MLP, or the logits.

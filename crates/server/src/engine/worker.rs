@@ -13,6 +13,10 @@ use kv_paging::{
 };
 use lora_4bit::AdapterSelection;
 #[cfg(feature = "gpu")]
+use lora_4bit::StackedRows;
+#[cfg(feature = "gpu")]
+use model_qwen::is_gpu;
+#[cfg(feature = "gpu")]
 use model_qwen::kernels::device_argmax;
 use model_qwen::{QwenModel, Sampler};
 
@@ -297,12 +301,24 @@ impl Worker {
             });
         }
         let batch = AttentionBatch::new(&chunks, self.cache.shape().block_size);
-        let adapters = AdapterSelection::per_row(&slots, &self.device);
+        let adapters = self.selection(&slots);
         let mut kv = PagedAttention {
             cache: &mut self.cache,
             batch: &batch,
         };
         self.model.forward(&tokens, &positions, &adapters, &mut kv)
+    }
+
+    /// The adapters of a step's rows.
+    fn selection(&self, slots: &[Option<usize>]) -> AdapterSelection {
+        #[cfg(feature = "gpu")]
+        if is_gpu(&self.device) {
+            return match slots.iter().any(Option::is_some) {
+                true => AdapterSelection::Stacked(StackedRows::new(slots, &self.device)),
+                false => AdapterSelection::Base,
+            };
+        }
+        AdapterSelection::per_row(slots, &self.device)
     }
 
     /// Samples every chunk that is due a token, and sends tokens and prompt log-probabilities.

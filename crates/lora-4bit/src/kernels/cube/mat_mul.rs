@@ -91,7 +91,7 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Weights {
     One,
-    /// Results of their own.
+    /// Results of their own, of two or three weights.
     Three,
     /// A gate and what it multiplies: `silu(x · w0ᵀ) · (x · w1ᵀ)`. Columns of a plane are half gates.
     Gated,
@@ -177,6 +177,15 @@ pub(super) fn three_products(
     results
 }
 
+/// `x · wᵀ` for two weights of the same type and inner stride.
+pub(super) fn two_products(x: CubeTensor, weights: [CubeTensor; 2]) -> [CubeTensor; 2] {
+    let results = weights
+        .each_ref()
+        .map(|w| empty(&x, [rows(&x), rows(w)], DType::F32));
+    launch(x, &weights, [None, None, None], None, &results);
+    results
+}
+
 /// `silu(x · gateᵀ) · (x · upᵀ)`; in bf16 if the weights are, since the next product would round it to that. Values may be too
 /// large for f16.
 pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
@@ -210,9 +219,9 @@ fn launch(
     if m == 0 {
         return;
     }
-    let kind = match weights.len() {
-        1 => Weights::One,
-        2 => Weights::Gated,
+    let kind = match (weights.len(), results.len()) {
+        (1, _) => Weights::One,
+        (2, 1) => Weights::Gated,
         _ => Weights::Three,
     };
     let tile = Tile::of(m);

@@ -1,5 +1,6 @@
 //! CubeCL backends (CUDA, ROCm, Metal, Vulkan, WebGPU).
 //!
+//! - `lora`: adapters, another one for each row,
 //! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact factors,
 //! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs,
 //! - `nf4`: products of few rows with weights in NF4, on tensor cores where there are some, and dequantization, which comes
@@ -7,13 +8,14 @@
 //!
 //! Everything else runs with burn's matmul or as its naive twin.
 
+mod lora;
 mod mat_mul;
 mod mat_vec;
 mod nf4;
 
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::cast;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -24,8 +26,8 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
 use super::{
-    AbsmaxOperand, ComputeDtype, DeviceLinearOps, Extra, LayerOperand, LinearOps, Nf4Operand,
-    NormOperand, WeightOperand, naive,
+    AbsmaxOperand, ComputeDtype, DeviceLinearOps, Extra, ExtraLora, LayerOperand, LinearOps,
+    LoraOperand, Nf4Operand, NormOperand, WeightOperand, naive,
 };
 
 /// From how many rows on tensor cores are faster than plain sums.
@@ -247,6 +249,83 @@ impl DeviceLinearOps for Cube {
             Method::MatVec => Some(mat_vec::gated(x, gate, up)),
             Method::MatMul => Some(mat_mul::gated(x, gate, up)),
             _ => None,
+        }
+    }
+
+    fn device_two_linears(
+        x: FloatTensor<Self>,
+        first: WeightOperand<Self>,
+        second: WeightOperand<Self>,
+        compute: ComputeDtype,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [a, b] = two_linears(x, [first, second], compute);
+        (a, b)
+    }
+
+    fn device_add_lora(
+        x: FloatTensor<Self>,
+        first: LoraOperand<Self>,
+        second: ExtraLora<Self>,
+        third: ExtraLora<Self>,
+        slots: IntTensor<Self>,
+        at: usize,
+    ) -> bool {
+        let extra = |layer| match layer {
+            ExtraLora::Some { layer } => Some(layer),
+            ExtraLora::None => None,
+        };
+        let layers = [Some(first), extra(second), extra(third)];
+        let layers: Vec<lora::Layer> = (layers.into_iter().flatten())
+            .map(LoraOperand::into_layer)
+            .collect();
+        let supported = (layers.iter()).all(|layer| lora::supports(&x, &layer.a, &layer.b_t));
+        if supported {
+            lora::add(x, &layers, &slots, at);
+        }
+        supported
+    }
+
+    fn device_gated_lora(
+        x: FloatTensor<Self>,
+        gate: LoraOperand<Self>,
+        up: LoraOperand<Self>,
+        slots: IntTensor<Self>,
+        at: usize,
+    ) -> Option<FloatTensor<Self>> {
+        let layers = [gate, up].map(LoraOperand::into_layer);
+        let supported = (layers.iter()).all(|layer| lora::supports(&x, &layer.a, &layer.b_t));
+        let dtype = x.dtype;
+        supported.then(|| lora::gated(x, layers, &slots, at, dtype))
+    }
+}
+
+/// Two dense or two NF4 weights at once where a kernel does that, otherwise one by one.
+fn two_linears(
+    x: CubeTensor,
+    weights: [WeightOperand<Cube>; 2],
+    compute: ComputeDtype,
+) -> [CubeTensor; 2] {
+    if let Some((weights, method)) = nf4_alike(&x, &weights, compute) {
+        return match method {
+            Method::Nf4Tiles => nf4::tiles::products(x, weights, [None, None], None),
+            _ => nf4::products(f32(x), None, weights, [None, None], None),
+        };
+    }
+    match dense_alike(&x, weights.clone(), compute) {
+        Some((weights, Method::MatVec)) => {
+            mat_vec::products(f32(x), None, weights, [None, None], None)
+        }
+        Some((weights, Method::MatMul)) => mat_mul::two_products(x, weights),
+        _ => weights.map(|weight| linear(x.clone(), weight, None, None, compute)),
+    }
+}
+
+impl LoraOperand<Cube> {
+    fn into_layer(self) -> lora::Layer {
+        lora::Layer {
+            y: self.y,
+            a: self.a,
+            b_t: self.b_t,
         }
     }
 }

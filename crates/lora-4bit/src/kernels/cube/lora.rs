@@ -1,0 +1,198 @@
+//! Adapters of many rows at once: each row has one of a stack of adapters, or none.
+//!
+//! `x · aᵀ` first, some ranks of one row in each cube, then the sum of `b`'s rows times that, added to the base product.
+
+mod kernels;
+
+use burn::backend::cubecl::dtype_to_elem_type;
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::{UNITS, empty};
+
+/// Loads of a unit that are in flight together, at most.
+const MAX_UNROLL: usize = 8;
+/// Values of a result that a unit computes.
+const COLUMNS: usize = 4;
+/// Ranks that are added up together; a stack's rank is a multiple of it.
+pub(crate) const RANKS: usize = crate::lora_stack::RANKS;
+
+/// How ranks are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    unroll: usize,
+    /// Planes that share a rank.
+    planes: usize,
+    /// Whether the last loads of a row lie past its end.
+    is_ragged: bool,
+}
+
+/// A base product and the stacked adapters of its layer.
+pub(super) struct Layer {
+    /// `[rows, out]`, f32.
+    pub(super) y: CubeTensor,
+    /// `[slots, r, in]`.
+    pub(super) a: CubeTensor,
+    /// `[slots, r, out]`.
+    pub(super) b_t: CubeTensor,
+}
+
+impl Layer {
+    fn rank(&self) -> usize {
+        self.a.meta.shape()[1]
+    }
+
+    fn columns(&self) -> usize {
+        self.y.meta.shape()[1] / COLUMNS
+    }
+}
+
+/// Whether the kernels can read a layer's adapters.
+pub(super) fn supports(x: &CubeTensor, a: &CubeTensor, b_t: &CubeTensor) -> bool {
+    let [_, rank, k] = a.meta.shape().dims();
+    let out = b_t.meta.shape()[2];
+    super::has_plane_operations(x)
+        && k.is_multiple_of(8)
+        && out.is_multiple_of(COLUMNS)
+        && rank.is_multiple_of(RANKS)
+}
+
+/// `x · aᵀ` of each row's adapter: `[layers, rows, rank]` f32, the rank being the largest of the layers.
+fn shrink(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize) -> (CubeTensor, usize) {
+    let x = into_contiguous(x);
+    let [rows, k] = x.meta.shape().dims();
+    let client = x.client.clone();
+    let vector = client
+        .io_optimized_vector_sizes(layers[0].a.dtype.size())
+        .filter(|size| k.is_multiple_of(*size))
+        .max()
+        .unwrap_or(1);
+    let lanes = client.properties().hardware.plane_size_max as usize;
+    let row_vectors = k / vector;
+    let planes = if row_vectors > 512 { 4 } else { 1 };
+    let planes = usize::min(planes, UNITS as usize / lanes);
+    let loads = row_vectors.div_ceil(lanes * planes);
+    let unroll = loads.div_ceil(loads.div_ceil(MAX_UNROLL));
+    let kind = Kind {
+        unroll,
+        planes,
+        is_ragged: !row_vectors.is_multiple_of(lanes * planes * unroll),
+    };
+    let ranks: [usize; 3] = std::array::from_fn(|i| layers.get(i).map_or(0, Layer::rank));
+    let max_rank = ranks.into_iter().max().unwrap_or(RANKS);
+    let cubes = ranks.map(|ranks| ranks.div_ceil(UNITS as usize / lanes / planes));
+    let h = empty(&x, [layers.len(), rows, max_rank], DType::F32);
+    let a = |i: usize| layers.get(i).unwrap_or(&layers[0]).a.clone();
+    let dtypes = [x.dtype, layers[0].a.dtype].map(dtype_to_elem_type);
+    // SAFETY: ranks past the last are clamped to it when read and left out when written; slots are those of the stack.
+    unsafe {
+        kernels::shrink::launch_unchecked(
+            &client,
+            CubeCount::Static(cubes.iter().sum::<usize>() as u32, rows as u32, 1),
+            CubeDim::new_1d(UNITS),
+            vector,
+            x.into_buffer_arg(),
+            a(0).into_buffer_arg(),
+            a(1).into_buffer_arg(),
+            a(2).into_buffer_arg(),
+            slots.clone().into_buffer_arg(),
+            h.clone().into_buffer_arg(),
+            at,
+            row_vectors,
+            ranks[0],
+            ranks[1],
+            ranks[2],
+            cubes[0],
+            cubes[1],
+            max_rank,
+            kind,
+            dtypes,
+        );
+    }
+    (h, max_rank)
+}
+
+/// `y + x · aᵀ · b` for up to three layers, in place: `x [rows, in]`, and a slot for each row from `at` on in `slots`, or -1.
+pub(super) fn add(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize) {
+    assert!((1..=3).contains(&layers.len()));
+    let rows = x.meta.shape()[0];
+    if rows == 0 {
+        return;
+    }
+    let (h, max_rank) = shrink(x, layers, slots, at);
+    let layer = |i: usize| layers.get(i).unwrap_or(&layers[0]);
+    let columns: [usize; 3] = std::array::from_fn(|i| layers.get(i).map_or(0, Layer::columns));
+    let cubes = columns.map(|columns| columns.div_ceil(UNITS as usize));
+    // SAFETY: units stay below the number of columns.
+    unsafe {
+        kernels::expand::launch_unchecked(
+            &h.client.clone(),
+            CubeCount::Static(cubes.iter().sum::<usize>() as u32, rows as u32, 1),
+            CubeDim::new_1d(UNITS),
+            h.into_buffer_arg(),
+            layer(0).b_t.clone().into_buffer_arg(),
+            layer(1).b_t.clone().into_buffer_arg(),
+            layer(2).b_t.clone().into_buffer_arg(),
+            slots.clone().into_buffer_arg(),
+            layer(0).y.clone().into_buffer_arg(),
+            layer(1).y.clone().into_buffer_arg(),
+            layer(2).y.clone().into_buffer_arg(),
+            at,
+            layer(0).rank(),
+            layer(1).rank(),
+            layer(2).rank(),
+            columns[0],
+            columns[1],
+            columns[2],
+            cubes[0],
+            cubes[1],
+            max_rank,
+            layers.len(),
+            dtype_to_elem_type(layers[0].b_t.dtype),
+        );
+    }
+}
+
+/// `silu(gate + x · aᵀ · b) · (up + x · aᵀ · b)`, each with its own adapter: `[rows, out]` of type `dtype`.
+pub(super) fn gated(
+    x: CubeTensor,
+    layers: [Layer; 2],
+    slots: &CubeTensor,
+    at: usize,
+    dtype: DType,
+) -> CubeTensor {
+    let [rows, out] = layers[0].y.meta.shape().dims();
+    let result = empty(&x, [rows, out], dtype);
+    if rows == 0 {
+        return result;
+    }
+    let (h, max_rank) = shrink(x, &layers, slots, at);
+    let columns = layers[0].columns();
+    let dtypes = [layers[0].b_t.dtype, dtype].map(dtype_to_elem_type);
+    let ranks = layers.each_ref().map(Layer::rank);
+    let [gate, up] = layers;
+    // SAFETY: as in `add`.
+    unsafe {
+        kernels::expand_gated::launch_unchecked(
+            &h.client.clone(),
+            CubeCount::Static(columns.div_ceil(UNITS as usize) as u32, rows as u32, 1),
+            CubeDim::new_1d(UNITS),
+            h.into_buffer_arg(),
+            gate.b_t.into_buffer_arg(),
+            up.b_t.into_buffer_arg(),
+            slots.clone().into_buffer_arg(),
+            gate.y.into_buffer_arg(),
+            up.y.into_buffer_arg(),
+            result.clone().into_buffer_arg(),
+            at,
+            ranks[0],
+            ranks[1],
+            columns,
+            max_rank,
+            dtypes,
+        );
+    }
+    result
+}

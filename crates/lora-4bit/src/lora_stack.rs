@@ -1,0 +1,50 @@
+//! The adapters of a layer in one tensor, so that one kernel serves rows with different ones.
+
+use burn::tensor::{DType, Tensor};
+
+use crate::linear::LoraWeights;
+
+/// A stack's rank is a multiple of this.
+pub(crate) const RANKS: usize = 8;
+
+/// The adapters of a layer, one after the other; slots without one and ranks that one lacks are zero.
+#[derive(Clone, Debug)]
+pub(crate) struct LoraStack {
+    /// `[slots, r, in]`.
+    pub(crate) a: Tensor<3>,
+    /// Times the scaling: `[slots, r, out]`.
+    pub(crate) b_t: Tensor<3>,
+}
+
+impl LoraStack {
+    /// `None` if no slot has an adapter.
+    pub(crate) fn new(adapters: &[Option<LoraWeights>], dtype: DType) -> Option<Self> {
+        let ranks = adapters.iter().flatten().map(|adapter| adapter.a.dims()[0]);
+        let rank = ranks.max()?.next_multiple_of(RANKS);
+        let first = adapters.iter().flatten().next()?;
+        let (inner, outer) = (first.a.dims()[1], first.b_t.dims()[1]);
+        let device = first.a.device();
+        let padded = |rows: Option<Tensor<2>>, width: usize| {
+            let len = rows.as_ref().map_or(0, |rows| rows.dims()[0]);
+            let zeros = Tensor::zeros([rank - len, width], (&device, DType::F32));
+            let rows = match rows {
+                Some(rows) if len == rank => rows,
+                Some(rows) => Tensor::cat(vec![rows, zeros], 0),
+                None => zeros,
+            };
+            rows.cast(dtype) // [rank, width]
+        };
+        let a = adapters.iter().map(|adapter| {
+            let a = adapter.as_ref().map(|adapter| adapter.a.clone());
+            padded(a, inner)
+        });
+        let b_t = adapters.iter().map(|adapter| {
+            let b_t = adapter.as_ref().map(|a| a.b_t.clone() * a.scaling);
+            padded(b_t, outer)
+        });
+        Some(Self {
+            a: Tensor::stack(a.collect(), 0),
+            b_t: Tensor::stack(b_t.collect(), 0),
+        })
+    }
+}
