@@ -8,12 +8,15 @@ use crate::linear::LoraWeights;
 pub(crate) const RANKS: usize = 8;
 
 /// The adapters of a layer, one after the other; slots without one and ranks that one lacks are zero.
+///
+/// The tensors have one dimension, since a device may leave room between the rows of others.
 #[derive(Clone, Debug)]
 pub(crate) struct LoraStack {
-    /// `[slots, r, in]`.
-    pub(crate) a: Tensor<3>,
-    /// Times the scaling: `[slots, r, out]`.
-    pub(crate) b_t: Tensor<3>,
+    /// `[slots * rank * in]`.
+    pub(crate) a: Tensor<1>,
+    /// Times the scaling: `[slots * rank * out]`.
+    pub(crate) b_t: Tensor<1>,
+    pub(crate) rank: usize,
 }
 
 impl LoraStack {
@@ -32,7 +35,7 @@ impl LoraStack {
                 Some(rows) => Tensor::cat(vec![rows, zeros], 0),
                 None => zeros,
             };
-            rows.cast(dtype) // [rank, width]
+            rows.cast(dtype).reshape([rank * width])
         };
         let a = adapters.iter().map(|adapter| {
             let a = adapter.as_ref().map(|adapter| adapter.a.clone());
@@ -43,8 +46,9 @@ impl LoraStack {
             padded(b_t, outer)
         });
         Some(Self {
-            a: Tensor::stack(a.collect(), 0),
-            b_t: Tensor::stack(b_t.collect(), 0),
+            a: Tensor::cat(a.collect(), 0),
+            b_t: Tensor::cat(b_t.collect(), 0),
+            rank,
         })
     }
 }

@@ -47,6 +47,15 @@ pub enum DeviceError {
         /// How many devices it sees.
         count: usize,
     },
+    /// Something that CUDA needs is missing.
+    #[cfg(feature = "cuda")]
+    #[error("device {found:?}: {reason}")]
+    Cuda {
+        /// What was given.
+        found: String,
+        /// What is missing, and how to get it.
+        reason: crate::kernels::cuda::CudaError,
+    },
 }
 
 /// The device that `auto`, `cpu`, `cuda`, `cuda:N`, `wgpu`, `vulkan`, `metal`, `rocm` or `rocm:N`
@@ -54,7 +63,8 @@ pub enum DeviceError {
 /// otherwise the CPU.
 ///
 /// # Errors
-/// When the name is unknown, the backend is not compiled in, or the machine lacks the device.
+/// When the name is unknown, the backend is not compiled in, or the machine lacks the device or, with a card of NVIDIA, what
+/// compiles kernels for it.
 pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
     let spec = spec.trim();
     let (name, index) = match spec.split_once(':') {
@@ -84,22 +94,49 @@ pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
     // One queue for all threads: memory then passes between them without waiting, and steps can be recorded.
     cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
     match name {
-        "auto" => Ok(first_cuda().unwrap_or_else(Device::flex)),
+        "auto" => auto(spec),
         "cpu" => Ok(Device::flex()),
         _ => gpu(name, index.unwrap_or(0), spec),
     }
 }
 
 #[cfg(feature = "cuda")]
-fn first_cuda() -> Option<Device> {
-    Device::enumerate(burn::tensor::DeviceType::Cuda)
-        .into_iter()
-        .next()
+fn auto(spec: &str) -> Result<Device, DeviceError> {
+    use crate::kernels::cuda::CudaError;
+    match cuda(0, spec) {
+        Err(DeviceError::Cuda {
+            reason: CudaError::NoDriver,
+            ..
+        }) => Ok(Device::flex()),
+        Err(DeviceError::Cuda {
+            reason: reason @ CudaError::Driver(_),
+            ..
+        }) => {
+            tracing::warn!("using the CPU: {reason}");
+            Ok(Device::flex())
+        }
+        result => result,
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn first_cuda() -> Option<Device> {
-    None
+fn auto(_spec: &str) -> Result<Device, DeviceError> {
+    Ok(Device::flex())
+}
+
+/// A CUDA device that is known to run kernels.
+#[cfg(feature = "cuda")]
+fn cuda(index: usize, spec: &str) -> Result<Device, DeviceError> {
+    use crate::kernels::cuda::{check_compiler, check_driver, check_kernel};
+    let explain = |reason| DeviceError::Cuda {
+        found: spec.to_owned(),
+        reason,
+    };
+    check_driver().map_err(explain)?;
+    let device = nth(burn::tensor::DeviceType::Cuda, "cuda", index, spec)?;
+    check_compiler().map_err(explain)?;
+    check_kernel(&device).map_err(explain)?;
+    Ok(device)
 }
 
 fn gpu(name: &'static str, index: usize, spec: &str) -> Result<Device, DeviceError> {
@@ -107,7 +144,7 @@ fn gpu(name: &'static str, index: usize, spec: &str) -> Result<Device, DeviceErr
     let _ = (index, spec);
     match name {
         #[cfg(feature = "cuda")]
-        "cuda" => nth(burn::tensor::DeviceType::Cuda, name, index, spec),
+        "cuda" => cuda(index, spec),
         #[cfg(feature = "rocm")]
         "rocm" => nth(burn::tensor::DeviceType::Rocm, name, index, spec),
         #[cfg(feature = "wgpu")]
@@ -266,6 +303,29 @@ mod tests {
                 "{spec}"
             );
         }
+    }
+
+    /// What is missing is named, whatever that is on this machine.
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn what_cuda_lacks_is_named() {
+        match parse_device("cuda") {
+            Ok(device) => assert!(is_gpu(&device)),
+            Err(DeviceError::Cuda { found, reason }) => {
+                assert_eq!(found, "cuda");
+                assert!(reason.to_string().ends_with("use --device cpu"), "{reason}");
+            }
+            Err(other) => panic!("{other}"),
+        }
+        let no_header = crate::kernels::cuda::CudaError::NoHeader {
+            file: "mma.h",
+            folder: Some("/opt/cuda/include".into()),
+        };
+        let text = no_header.to_string();
+        assert!(
+            text.contains("mma.h, looked in /opt/cuda/include"),
+            "{text}"
+        );
     }
 
     #[cfg(not(feature = "cuda"))]

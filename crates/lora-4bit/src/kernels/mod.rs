@@ -285,8 +285,8 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Adds the adapters' products of each row to base products of layers with the same input, in place; the slots start at
-    /// `at`. `false`, and nothing is done, where the kernels don't take these tensors.
+    /// The adapters' products of each row added to base products of layers with the same input; the slots start at `at`. For
+    /// a missing layer the result is the first one's.
     fn device_add_lora(
         x: FloatTensor<Self>,
         #[extension_type] first: LoraOperand<Self>,
@@ -294,7 +294,7 @@ pub(crate) trait DeviceLinearOps: Backend {
         #[extension_type] third: ExtraLora<Self>,
         slots: IntTensor<Self>,
         at: usize,
-    ) -> bool;
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
 
     /// `silu(gate) · up` with the adapters' products of each row added to both first; in the type of `x`.
     fn device_gated_lora(
@@ -310,12 +310,14 @@ pub(crate) trait DeviceLinearOps: Backend {
 #[cfg(feature = "gpu")]
 #[derive(ExtensionType, Clone, Debug)]
 pub struct LoraOperand<B: Backend> {
-    /// `[rows, out]`, f32; a handle that nobody else reads.
+    /// `[rows, out]`, f32.
     pub y: FloatTensor<B>,
-    /// `[slots, r, in]`.
+    /// `[slots * rank * in]`.
     pub a: FloatTensor<B>,
-    /// `[slots, r, out]`.
+    /// `[slots * rank * out]`.
     pub b_t: FloatTensor<B>,
+    /// Ranks of the stack.
+    pub rank: usize,
 }
 
 #[cfg(feature = "gpu")]
@@ -325,6 +327,7 @@ impl LoraOperand<Dispatch> {
             y: y.into_dispatch(),
             a: stack.a.clone().into_dispatch(),
             b_t: stack.b_t.clone().into_dispatch(),
+            rank: stack.rank,
         }
     }
 }
@@ -451,6 +454,7 @@ pub(crate) fn device_add_lora<const N: usize>(
     rows: &StackedRows,
 ) -> [Tensor<2>; N] {
     let _span = trace_span!("device_add_lora").entered();
+    assert!(N <= 3, "{N} layers at once");
     let layers = bases.iter().zip(stacks);
     let mut layers = layers.filter_map(|(y, stack)| Some((y, stack?)));
     let Some((y, stack)) = layers.next() else {
@@ -473,12 +477,18 @@ pub(crate) fn device_add_lora<const N: usize>(
         slots,
         rows.at,
     );
-    if added {
-        return bases;
-    }
     let mut stacks = stacks.into_iter();
+    let Some((first, second, third)) = added else {
+        return bases.map(|y| match stacks.next().flatten() {
+            Some(stack) => naive::add_stacked(y, x.clone(), stack, rows),
+            None => y,
+        });
+    };
+    let mut added = [first, second, third]
+        .into_iter()
+        .map(Tensor::from_dispatch);
     bases.map(|y| match stacks.next().flatten() {
-        Some(stack) => naive::add_stacked(y, x.clone(), stack, rows),
+        Some(_) => added.next().unwrap_or(y),
         None => y,
     })
 }

@@ -147,15 +147,17 @@ pub(crate) fn add_stacked(
     rows: &crate::adapter_selection::StackedRows,
 ) -> Tensor<2> {
     let [num_rows, inner] = x.dims();
-    let [_, rank, outer] = stack.b_t.dims();
+    let (rank, outer) = (stack.rank, y.dims()[1]);
+    let num_slots = stack.a.dims()[0] / rank / inner;
     let slots = rows.slots.clone().narrow(0, rows.at, num_rows); // [rows]
     let has_adapter = slots.clone().greater_equal_elem(0).float().cast(DType::F32); // [rows]
     let slots = slots.clamp_min(0);
-    let a = stack.a.clone().cast(DType::F32).select(0, slots.clone()); // [rows, r, in]
-    let b_t = stack.b_t.clone().cast(DType::F32).select(0, slots); // [rows, r, out]
+    let a = stack.a.clone().cast(DType::F32);
+    let a = a.reshape([num_slots, rank, inner]).select(0, slots.clone()); // [rows, r, in]
+    let b_t = stack.b_t.clone().cast(DType::F32);
+    let b_t = b_t.reshape([num_slots, rank, outer]).select(0, slots); // [rows, r, out]
     let x = x.cast(DType::F32).reshape([num_rows, 1, inner]);
     let h = (a * x).sum_dim(2); // [rows, r, 1]
-    debug_assert_eq!(h.dims()[1], rank);
     let sum = (b_t * h).sum_dim(1).reshape([num_rows, outer]);
     y + sum * has_adapter.reshape([num_rows, 1])
 }

@@ -17,6 +17,8 @@ mod autodiff;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(feature = "gpu")]
 pub(crate) mod graph;
 pub(crate) mod map_file;

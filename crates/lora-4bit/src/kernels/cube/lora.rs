@@ -33,30 +33,26 @@ struct Kind {
 pub(super) struct Layer {
     /// `[rows, out]`, f32.
     pub(super) y: CubeTensor,
-    /// `[slots, r, in]`.
+    /// `[slots * rank * in]`.
     pub(super) a: CubeTensor,
-    /// `[slots, r, out]`.
+    /// `[slots * rank * out]`.
     pub(super) b_t: CubeTensor,
+    /// Ranks of the stack.
+    pub(super) rank: usize,
 }
 
 impl Layer {
-    fn rank(&self) -> usize {
-        self.a.meta.shape()[1]
+    /// Whether the kernels can read the adapters.
+    pub(super) fn is_supported(&self, x: &CubeTensor) -> bool {
+        super::has_plane_operations(x)
+            && x.meta.shape()[1].is_multiple_of(8)
+            && self.y.meta.shape()[1].is_multiple_of(COLUMNS)
+            && self.rank.is_multiple_of(RANKS)
     }
 
     fn columns(&self) -> usize {
         self.y.meta.shape()[1] / COLUMNS
     }
-}
-
-/// Whether the kernels can read a layer's adapters.
-pub(super) fn supports(x: &CubeTensor, a: &CubeTensor, b_t: &CubeTensor) -> bool {
-    let [_, rank, k] = a.meta.shape().dims();
-    let out = b_t.meta.shape()[2];
-    super::has_plane_operations(x)
-        && k.is_multiple_of(8)
-        && out.is_multiple_of(COLUMNS)
-        && rank.is_multiple_of(RANKS)
 }
 
 /// `x · aᵀ` of each row's adapter: `[layers, rows, rank]` f32, the rank being the largest of the layers.
@@ -80,7 +76,7 @@ fn shrink(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize) -> (Cu
         planes,
         is_ragged: !row_vectors.is_multiple_of(lanes * planes * unroll),
     };
-    let ranks: [usize; 3] = std::array::from_fn(|i| layers.get(i).map_or(0, Layer::rank));
+    let ranks: [usize; 3] = std::array::from_fn(|i| layers.get(i).map_or(0, |layer| layer.rank));
     let max_rank = ranks.into_iter().max().unwrap_or(RANKS);
     let cubes = ranks.map(|ranks| ranks.div_ceil(UNITS as usize / lanes / planes));
     let h = empty(&x, [layers.len(), rows, max_rank], DType::F32);
@@ -140,9 +136,9 @@ pub(super) fn add(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize
             layer(1).y.clone().into_buffer_arg(),
             layer(2).y.clone().into_buffer_arg(),
             at,
-            layer(0).rank(),
-            layer(1).rank(),
-            layer(2).rank(),
+            layer(0).rank,
+            layer(1).rank,
+            layer(2).rank,
             columns[0],
             columns[1],
             columns[2],
@@ -171,7 +167,7 @@ pub(super) fn gated(
     let (h, max_rank) = shrink(x, &layers, slots, at);
     let columns = layers[0].columns();
     let dtypes = [layers[0].b_t.dtype, dtype].map(dtype_to_elem_type);
-    let ranks = layers.each_ref().map(Layer::rank);
+    let ranks = layers.each_ref().map(|layer| layer.rank);
     let [gate, up] = layers;
     // SAFETY: as in `add`.
     unsafe {

@@ -269,7 +269,7 @@ impl DeviceLinearOps for Cube {
         third: ExtraLora<Self>,
         slots: IntTensor<Self>,
         at: usize,
-    ) -> bool {
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)> {
         let extra = |layer| match layer {
             ExtraLora::Some { layer } => Some(layer),
             ExtraLora::None => None,
@@ -278,11 +278,12 @@ impl DeviceLinearOps for Cube {
         let layers: Vec<lora::Layer> = (layers.into_iter().flatten())
             .map(LoraOperand::into_layer)
             .collect();
-        let supported = (layers.iter()).all(|layer| lora::supports(&x, &layer.a, &layer.b_t));
-        if supported {
-            lora::add(x, &layers, &slots, at);
+        if !layers.iter().all(|layer| layer.is_supported(&x)) {
+            return None;
         }
-        supported
+        lora::add(x, &layers, &slots, at);
+        let y = |i: usize| layers.get(i).unwrap_or(&layers[0]).y.clone();
+        Some((y(0), y(1), y(2)))
     }
 
     fn device_gated_lora(
@@ -293,7 +294,7 @@ impl DeviceLinearOps for Cube {
         at: usize,
     ) -> Option<FloatTensor<Self>> {
         let layers = [gate, up].map(LoraOperand::into_layer);
-        let supported = (layers.iter()).all(|layer| lora::supports(&x, &layer.a, &layer.b_t));
+        let supported = layers.iter().all(|layer| layer.is_supported(&x));
         let dtype = x.dtype;
         supported.then(|| lora::gated(x, layers, &slots, at, dtype))
     }
@@ -323,9 +324,11 @@ fn two_linears(
 impl LoraOperand<Cube> {
     fn into_layer(self) -> lora::Layer {
         lora::Layer {
-            y: self.y,
+            // It is written in place.
+            y: burn_cubecl::kernel::into_contiguous(self.y),
             a: self.a,
             b_t: self.b_t,
+            rank: self.rank,
         }
     }
 }
