@@ -22,6 +22,9 @@ usage: cargo xtask COMMAND
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
   bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] [--hf PYTHON] [--peft PYTHON]
                         decode and prefill speed on the CPU, beside the peers that are named
+  bench gpu --model DIR [--lora DIR] [--bin-dir DIR] [--device NAME] [--rounds N] [-- SERVER-FLAG...]
+                        speed on a GPU beside the bars that the project set itself; with an adapter's folder, with eight
+                        of it too; with finished programs, without building; with other flags of the server
 ";
 
 fn main() -> ExitCode {
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         ["docs", "--check"] => docs::run(true),
         ["golden", names @ ..] => golden::run(names),
         ["bench", "cpu", flags @ ..] => bench::cpu(flags),
+        ["bench", "gpu", flags @ ..] => bench::gpu::run(flags),
         _ => {
             print!("{USAGE}");
             return ExitCode::from(2);

@@ -40,6 +40,6 @@ pub use kernels::graph::CapturedStep;
 pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
 pub use model::{DecoderLayer, QwenModel};
 pub use rotary::Rotary;
-pub use sampling::{SampledToken, Sampler, SamplingError, SamplingParams, logprobs_of};
+pub use sampling::{SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of};
 pub use save::SaveError;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -9,6 +9,7 @@
 
 mod distribution;
 mod params;
+mod top;
 
 use std::collections::HashMap;
 
@@ -20,6 +21,7 @@ use distribution::{
     total_weight,
 };
 pub use params::{SamplingError, SamplingParams};
+pub use top::TopLogits;
 
 /// Temperatures below this are greedy, as in vLLM.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -182,27 +184,17 @@ impl Sampler {
     }
 
     fn apply_penalties(&mut self, logits: &mut [f32]) {
-        let SamplingParams {
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            ..
-        } = self.params;
+        let params = &self.params;
         for (&id, &Seen { num_output }) in &self.seen {
             change(logits, &mut self.changed, id, |logit| {
-                let repeated = if logit > 0.0 {
-                    logit / repetition_penalty
-                } else {
-                    logit * repetition_penalty
-                };
-                let presence = if num_output > 0 {
-                    presence_penalty
-                } else {
-                    0.0
-                };
-                repeated - frequency_penalty * num_output as f32 - presence
+                params.penalized(logit, num_output)
             });
         }
+    }
+
+    /// Uniform in [0, 1) with 53 bits.
+    fn uniform(&mut self) -> f64 {
+        (self.rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
     fn choose(&mut self, logits: &[f32], banned: &[u32]) -> u32 {
@@ -218,8 +210,7 @@ impl Sampler {
         if temperature < GREEDY_BELOW {
             return best;
         }
-        // Uniform in [0, 1) with 53 bits.
-        let u = (self.rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
+        let u = self.uniform();
         let inverse_temperature = 1.0 / temperature;
         let limited = top_k > 0 && top_k < logits.len();
         if !limited && self.params.top_p >= 1.0 && self.params.min_p <= 0.0 {

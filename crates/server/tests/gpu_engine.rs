@@ -191,6 +191,30 @@ async fn text_of_adapters_equals_that_of_the_cpu() {
     }
 }
 
+/// Sampling from the largest logits on the device draws what the CPU draws from all of them.
+#[tokio::test]
+async fn sampled_text_equals_that_of_the_cpu() {
+    let _turn = DEVICE.lock().await;
+    let (cpu, gpu) = (start("cpu", &[]), start(gpu(), &[]));
+    let mut requests: Vec<GenerateRequest> = (0..6).map(request).collect();
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.sampling = SamplingParams {
+            temperature: 0.8,
+            seed: Some(i as u64),
+            top_k: if i % 2 == 0 { 20 } else { 0 },
+            top_p: if i % 3 == 0 { 1.0 } else { 0.9 },
+            repetition_penalty: if i == 4 { 1.1 } else { 1.0 },
+            logprobs: (i == 5).then_some(1),
+            ..SamplingParams::default()
+        };
+    }
+    let expected = tokens(&cpu, requests.clone()).await;
+    assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    for (request, expected) in requests.into_iter().zip(expected) {
+        assert_eq!(tokens(&gpu, vec![request]).await, [expected]);
+    }
+}
+
 #[tokio::test]
 async fn greedy_text_equals_that_of_the_cpu() {
     let _turn = DEVICE.lock().await;

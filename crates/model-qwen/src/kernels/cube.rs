@@ -3,23 +3,22 @@
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
 
-use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+mod choose;
+mod read;
 
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
 use burn::tensor::{DType, Shape, Tensor};
-use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::client::Client;
-use cubecl::future::reader::read_sync;
 use cubecl::ir::ElemType;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
-use cubecl::server::{CopyDescriptor, ServerError};
+
+pub(super) use choose::top_logits_of;
+pub(super) use read::PendingWords;
 
 use super::DeviceModelOps;
 
@@ -193,110 +192,18 @@ impl DeviceModelOps for Cube {
         Self::device_choose(logits, chosen)
     }
 
-    fn device_read_ids(ids: IntTensor<Self>) -> PendingIds {
-        PendingIds::new(into_contiguous(ids))
+    fn device_read_ids(ids: IntTensor<Self>) -> PendingWords {
+        PendingWords::new(into_contiguous(ids))
     }
 
     fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self> {
-        let logits = into_contiguous(logits);
-        let [rows, vocab] = logits.meta.shape().dims();
-        let parts = vocab.div_ceil(ARGMAX_PART);
-        let values = empty_of(&logits, [rows, parts], DType::F32);
-        let ids = empty_of(&logits, [rows, parts], DType::I32);
-        let best = empty_of(&logits, [rows], DType::I32);
-        let client = logits.client.clone();
-        // SAFETY: a cube for each part of each row, then one for each row.
-        unsafe {
-            argmax_parts::launch_unchecked(
-                &client,
-                CubeCount::Static(parts as u32, rows as u32, 1),
-                CubeDim::new_1d(UNITS as u32),
-                logits.into_buffer_arg(),
-                values.clone().into_buffer_arg(),
-                ids.clone().into_buffer_arg(),
-                vocab,
-            );
-            argmax_rows::launch_unchecked(
-                &client,
-                CubeCount::Static(rows as u32, 1, 1),
-                CubeDim::new_1d(UNITS as u32),
-                values.into_buffer_arg(),
-                ids.into_buffer_arg(),
-                best.clone().into_buffer_arg(),
-                chosen.into_buffer_arg(),
-                parts,
-            );
-        }
-        best
+        choose::argmax(logits, chosen)
+    }
+
+    fn device_top_logits(logits: FloatTensor<Self>, scales: FloatTensor<Self>) -> PendingWords {
+        PendingWords::new(choose::top_logits(logits, scales))
     }
 }
-
-type Bytes = Result<Vec<cubecl::bytes::Bytes>, ServerError>;
-
-/// Token ids on their way from the device.
-///
-/// CUDA and ROCm queue the copy at once. Other devices would copy what is there when somebody waits, so that they are waited
-/// for at once.
-pub struct PendingIds(Option<Pin<Box<dyn Future<Output = Bytes> + Send>>>);
-
-impl std::fmt::Debug for PendingIds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PendingIds").finish_non_exhaustive()
-    }
-}
-
-impl PendingIds {
-    fn new(ids: CubeTensor) -> Self {
-        let (shape, strides) = (ids.meta.shape().clone(), ids.meta.strides().clone());
-        let (client, elem_size) = (lasting_client(&ids), ids.elem_size());
-        let queues = matches!(ids.device, CubeDevice::Cuda(_) | CubeDevice::Hip(_));
-        let descriptor = CopyDescriptor::new(ids.handle.binding(), shape, strides, elem_size);
-        let bytes = client.read_tensor_async(vec![descriptor]);
-        Self(Some(match queues {
-            true => Box::pin(bytes),
-            false => Box::pin(std::future::ready(read_sync(bytes))),
-        }))
-    }
-
-    /// Waits for them.
-    ///
-    /// # Errors
-    /// What the device says, if it couldn't compute them.
-    pub fn wait(mut self) -> Result<Vec<u32>, String> {
-        let Some(bytes) = self.0.take() else {
-            unreachable!("taken here or when dropped");
-        };
-        let bytes = read_sync(bytes).map_err(|error| format!("{error:?}"))?;
-        let ids = bytes[0].chunks_exact(4);
-        Ok(ids
-            .map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]]))
-            .collect())
-    }
-}
-
-/// A client of the tensor's device that is never dropped, as the device isn't: a read borrows it until it ends.
-fn lasting_client(tensor: &CubeTensor) -> &'static Client {
-    static CLIENTS: Mutex<Vec<(CubeDevice, &'static Client)>> = Mutex::new(Vec::new());
-    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, client)) = clients.iter().find(|(device, _)| *device == tensor.device) {
-        return client;
-    }
-    let client: &'static Client = Box::leak(Box::new(tensor.client.clone()));
-    clients.push((tensor.device.clone(), client));
-    client
-}
-
-impl Drop for PendingIds {
-    /// The device writes to memory of the host until the copy ends.
-    fn drop(&mut self) {
-        if let Some(bytes) = self.0.take() {
-            let _ = read_sync(bytes);
-        }
-    }
-}
-
-/// Logits of a row that a cube looks through.
-const ARGMAX_PART: usize = 4096;
 
 #[cube(launch_unchecked)]
 fn embed<E: Float>(
@@ -339,87 +246,6 @@ fn angles(
             y[ABSOLUTE_POS] = angle.cos() * scale;
         }
     }
-}
-
-/// The largest value of a part of a row, and its index in the row.
-#[cube(launch_unchecked)]
-fn argmax_parts(logits: &[f32], values: &mut [f32], ids: &mut [i32], vocab: usize) {
-    let start = CUBE_POS_X as usize * ARGMAX_PART;
-    let end = min(start + ARGMAX_PART, vocab);
-    let row = CUBE_POS_Y as usize * vocab;
-    let mut best = f32::new(LOWEST);
-    let mut id = start as i32;
-    let mut i = start + UNIT_POS as usize;
-    while i < end {
-        let value = logits[row + i];
-        if value > best {
-            best = value;
-            id = i as i32;
-        }
-        i += UNITS;
-    }
-    let (best, id) = largest_of_cube(best, id);
-    if UNIT_POS == 0 {
-        let part = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) as usize;
-        values[part] = best;
-        ids[part] = id;
-    }
-}
-
-#[cube(launch_unchecked)]
-fn argmax_rows(
-    values: &[f32],
-    ids: &[i32],
-    best_ids: &mut [i32],
-    chosen: &mut [i32],
-    parts: usize,
-) {
-    let row = CUBE_POS_X as usize;
-    let mut best = f32::new(LOWEST);
-    let mut id = ids[row * parts];
-    let mut i = UNIT_POS as usize;
-    while i < parts {
-        let value = values[row * parts + i];
-        if value > best {
-            best = value;
-            id = ids[row * parts + i];
-        }
-        i += UNITS;
-    }
-    let (_, id) = largest_of_cube(best, id);
-    if UNIT_POS == 0 {
-        best_ids[row] = id;
-        chosen[row] = id;
-    }
-}
-
-/// Lower than any logit.
-const LOWEST: f32 = -3.4e38;
-
-/// The largest value of all units with its index, the lowest index of several; right in the first unit.
-#[cube]
-fn largest_of_cube(value: f32, id: i32) -> (f32, i32) {
-    let mut values = Shared::<[f32]>::new_slice(UNITS);
-    let mut ids = Shared::<[i32]>::new_slice(UNITS);
-    let unit = UNIT_POS as usize;
-    values[unit] = value;
-    ids[unit] = id;
-    sync_cube();
-    let mut half = comptime!(UNITS / 2).runtime();
-    while half > 0 {
-        if unit < half {
-            let other = values[unit + half];
-            let other_id = ids[unit + half];
-            let wins = other > values[unit] || (other == values[unit] && other_id < ids[unit]);
-            if wins {
-                values[unit] = other;
-                ids[unit] = other_id;
-            }
-        }
-        sync_cube();
-        half /= 2;
-    }
-    (values[0], ids[0])
 }
 
 /// The first GPU that is compiled in.

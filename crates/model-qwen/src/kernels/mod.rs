@@ -8,12 +8,16 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::tensor::IntTensor;
 use burn::backend::{Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
+#[cfg(feature = "gpu")]
+use cube::PendingWords;
 use tracing::trace_span;
 
 use crate::rotary::Rotary;
 
 pub(crate) mod allocator;
 mod autodiff;
+#[cfg(feature = "gpu")]
+mod choice;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
@@ -26,7 +30,7 @@ pub mod naive;
 
 pub use allocator::keep_freed_memory;
 #[cfg(feature = "gpu")]
-pub use cube::PendingIds;
+pub use choice::{PendingIds, PendingTop, device_read_ids, device_top_logits};
 
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
 #[backend_extension(Flex, Autodiff)]
@@ -91,7 +95,9 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
     /// The same; also written to the first elements of `chosen`, which all of its handles see.
     fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self>;
     /// Starts to copy token ids to the host.
-    fn device_read_ids(ids: IntTensor<Self>) -> PendingIds;
+    fn device_read_ids(ids: IntTensor<Self>) -> PendingWords;
+    /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`.
+    fn device_top_logits(logits: FloatTensor<Self>, scales: FloatTensor<Self>) -> PendingWords;
 }
 
 /// See [`DeviceModelOps::device_embed`].
@@ -115,12 +121,6 @@ pub(crate) fn device_choose(
 ) -> Tensor<1, burn::tensor::Int> {
     let chosen = chosen.clone().into_dispatch();
     Tensor::from_dispatch(Dispatch::device_choose(logits.into_dispatch(), chosen))
-}
-
-/// Starts to copy token ids of a GPU to the host. What this thread gives the device to do afterwards doesn't delay them.
-#[cfg(feature = "gpu")]
-pub fn device_read_ids(ids: &Tensor<1, burn::tensor::Int>) -> PendingIds {
-    Dispatch::device_read_ids(ids.clone().into_dispatch())
 }
 
 /// See [`DeviceModelOps::device_angles`].
@@ -399,6 +399,45 @@ mod tests {
             let rotary = Rotary { cos, sin };
             check(rotated_q, naive::apply_rotary(q, &rotary));
             check(rotated_k, naive::apply_rotary(k, &rotary));
+        }
+    }
+
+    /// The largest logits of each row, with a row of few distinct values and one that holds NaN and infinities.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn a_gpu_finds_the_largest_logits() {
+        let gpu = cube::first_gpu();
+        let vocab = 10_000;
+        let mut rows: Vec<Vec<f32>> = (0..3)
+            .map(|_| random([1, vocab]).into_data().iter().collect())
+            .collect();
+        for logit in &mut rows[1] {
+            *logit = logit.round();
+        }
+        rows[2][..3000].fill(f32::NAN);
+        rows[2][3000..9990].fill(f32::NEG_INFINITY);
+        let scales = [1.0, 2.0, 0.5];
+        let data = TensorData::new(rows.concat(), [3, vocab]);
+        let logits = Tensor::<2>::from_data(data, (&gpu, DType::F32));
+        let found = device_top_logits(logits, &scales).wait().expect("a step");
+        for ((row, top), scale) in rows.iter().zip(found).zip(scales) {
+            let numbers = row.iter().copied().filter(|logit| !logit.is_nan());
+            let mut sorted: Vec<f32> = numbers.clone().collect();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            // Every part has 63 above its own bound, if values differ.
+            assert!(top.bound <= sorted[63], "{}", top.bound);
+            let expected: Vec<(u32, f32)> = (0..)
+                .zip(row.iter().copied())
+                .filter(|(_, logit)| *logit > top.bound)
+                .collect();
+            assert_eq!(top.entries, expected);
+            let weights = numbers.map(|logit| f64::from((logit - sorted[0]) * scale).exp());
+            let total: f64 = weights.sum();
+            assert!(
+                (top.total / total - 1.0).abs() < 1e-4,
+                "{}, not {total}",
+                top.total
+            );
         }
     }
 

@@ -146,3 +146,20 @@ impl SamplingParams {
         }
     }
 }
+
+impl SamplingParams {
+    /// A logit after the penalties of a token that came up `num_output` times in the output, and at least once before or in it.
+    pub(super) fn penalized(&self, logit: f32, num_output: u32) -> f32 {
+        let repeated = if logit > 0.0 {
+            logit / self.repetition_penalty
+        } else {
+            logit * self.repetition_penalty
+        };
+        let presence = if num_output > 0 {
+            self.presence_penalty
+        } else {
+            0.0
+        };
+        repeated - self.frequency_penalty * num_output as f32 - presence
+    }
+}

@@ -5,6 +5,7 @@
 
 mod choices;
 mod distribution;
+mod top;
 
 use std::collections::BTreeSet;
 

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use kv_paging::{Chunk, Sampled};
+#[cfg(feature = "gpu")]
+use model_qwen::TopLogits;
 use model_qwen::{Sampler, logprobs_of};
 
 use super::receiver::{OutputSink, QueuePermit};
@@ -27,12 +29,7 @@ impl ActiveSequence {
         if let Some(scores) = self.prompt_logprobs.take() {
             self.sink.send(EngineOutput::PromptLogprobs(scores));
         }
-        let stop = &self.request.stop_token_ids;
-        let banned: &[u32] = if self.num_generated < self.request.min_tokens {
-            stop
-        } else {
-            &[]
-        };
+        let banned = banned(&self.request, self.num_generated);
         let token = self.sampler.sample(logits, banned);
         let id = token.id;
         let logprobs = token.logprobs.map(|logprobs| TokenLogprobs {
@@ -41,6 +38,17 @@ impl ActiveSequence {
             top: logprobs.top,
         });
         self.send(chunk, id, logprobs)
+    }
+
+    /// Chooses the sequence's next token from the largest logits, if these decide, and sends it.
+    #[cfg(feature = "gpu")]
+    pub(super) fn sample_top(&mut self, chunk: &Chunk, top: &TopLogits) -> Option<Sampled> {
+        if self.prompt_logprobs.is_some() {
+            return None;
+        }
+        let banned = banned(&self.request, self.num_generated);
+        let token = self.sampler.sample_top(top, banned)?;
+        Some(self.send(chunk, token.id, None))
     }
 
     /// Whether the next token is the one with the largest logit, and nothing else is asked for.
@@ -104,5 +112,13 @@ impl ActiveSequence {
                 top: scored.top,
             }));
         }
+    }
+}
+
+/// Tokens that may not come yet.
+fn banned(request: &GenerateRequest, num_generated: usize) -> &[u32] {
+    match num_generated < request.min_tokens {
+        true => &request.stop_token_ids,
+        false => &[],
     }
 }

@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 
+use burn::tensor::Tensor;
 use kv_paging::{Chunk, DecodeRow, DecodeToken, Sampled, SequenceId, Step};
-use model_qwen::kernels::{PendingIds, device_read_ids};
+use model_qwen::kernels::{PendingIds, device_read_ids, device_top_logits};
 
 use super::worker::{Worker, values};
 
@@ -65,16 +66,51 @@ impl Worker {
             self.ahead = self.begin_next(&chunks);
             return Some(self.take_tokens(&chunks, tokens));
         }
-        let (vocab, mut logits) = (self.model.config.vocab_size, values(decoded.logits));
+        let logits = decoded.logits.slice([0..step.chunks.len()]); // [chunks, vocab]
+        let chunks: Vec<&Chunk> = step.chunks.iter().collect();
+        Some(self.sample_on_device(&chunks, logits))
+    }
+
+    /// Samples a token of each chunk: from the largest logits that the device finds; a row of logits is read where these
+    /// don't decide.
+    pub(super) fn sample_on_device(
+        &mut self,
+        chunks: &[&Chunk],
+        logits: Tensor<2>,
+    ) -> Vec<Sampled> {
         let sequences = &mut self.sequences;
-        let rows = step.chunks.iter().zip(logits.chunks_exact_mut(vocab));
-        let sampled = rows.filter_map(|(chunk, logits)| {
-            let sequence = sequences.get_mut(&chunk.id)?;
-            Some(sequence.sample(chunk, logits))
-        });
-        let sampled: Vec<Sampled> = sampled.collect();
+        let scale = |chunk: &&Chunk| {
+            let sequence = sequences.get(&chunk.id);
+            sequence.map_or(1.0, |sequence| sequence.sampler.scale())
+        };
+        let scales: Vec<f32> = chunks.iter().map(scale).collect();
+        let takes_top = |chunk: &&Chunk| {
+            let sequence = sequences.get(&chunk.id);
+            sequence.is_none_or(|sequence| sequence.sampler.takes_top())
+        };
+        let tops = match chunks.iter().any(takes_top) {
+            true => match device_top_logits(logits.clone(), &scales).wait() {
+                Ok(tops) => tops,
+                Err(error) => panic!("the device failed to compute a step: {error}"),
+            },
+            false => Vec::new(),
+        };
+        let mut sampled = Vec::with_capacity(chunks.len());
+        for (row, chunk) in chunks.iter().enumerate() {
+            let Some(sequence) = sequences.get_mut(&chunk.id) else {
+                continue;
+            };
+            let top = tops.get(row);
+            sampled.push(match top.and_then(|top| sequence.sample_top(chunk, top)) {
+                Some(sampled) => sampled,
+                None => {
+                    let mut logits = values(logits.clone().slice([row..row + 1]));
+                    sequence.sample(chunk, &mut logits)
+                }
+            });
+        }
         self.generation_tokens += sampled.len() as u64;
-        Some(sampled)
+        sampled
     }
 
     /// Ends a step that was begun before; `rows` says which of its rows computes which chunk. Other chunks are computed now.

@@ -341,6 +341,12 @@ impl Worker {
                 }
                 continue;
             }
+            #[cfg(feature = "gpu")]
+            if self.chooses_on_device && rows.iter().all(|row| row.predicts.is_none()) {
+                let chunks: Vec<_> = rows.iter().map(|row| &step.chunks[row.chunk]).collect();
+                sampled.extend(self.sample_on_device(&chunks, logits));
+                continue;
+            }
             let mut logits = values(logits);
             for (row, logits) in rows
                 .iter()

@@ -1,0 +1,64 @@
+//! Tokens and logits that a GPU sends to the host.
+
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::cube::{PendingWords, top_logits_of};
+use crate::sampling::TopLogits;
+
+/// Token ids on their way from the device.
+#[derive(Debug)]
+pub struct PendingIds(PendingWords);
+
+impl PendingIds {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// What the device says, if it couldn't compute them.
+    pub fn wait(self) -> Result<Vec<u32>, String> {
+        self.0.wait()
+    }
+}
+
+/// Starts to copy token ids of a GPU to the host. What this thread gives the device to do afterwards doesn't delay them.
+pub fn device_read_ids(ids: &Tensor<1, Int>) -> PendingIds {
+    let ids = ids.clone().into_dispatch();
+    PendingIds(<Dispatch as super::DeviceModelOps>::device_read_ids(ids))
+}
+
+/// The largest logits of some rows on their way from the device.
+#[derive(Debug)]
+pub struct PendingTop {
+    words: PendingWords,
+    vocab: usize,
+    scales: Vec<f32>,
+}
+
+impl PendingTop {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// What the device says, if it couldn't compute them.
+    pub fn wait(self) -> Result<Vec<TopLogits>, String> {
+        let words = self.words.wait()?;
+        Ok(top_logits_of(&words, self.vocab, &self.scales))
+    }
+}
+
+/// Starts to find the largest logits of each row on a GPU, for samplers with these scales
+/// ([`Sampler::scale`](crate::Sampler::scale)).
+///
+/// # Shapes
+/// logits `[rows, vocab]`; a scale for each row.
+pub fn device_top_logits(logits: Tensor<2>, scales: &[f32]) -> PendingTop {
+    let [rows, vocab] = logits.dims();
+    assert_eq!(rows, scales.len(), "scales of the rows");
+    let data = TensorData::new(scales.to_vec(), [rows]);
+    let on_device = Tensor::<1>::from_data(data, (&logits.device(), DType::F32));
+    let (logits, on_device) = (logits.into_dispatch(), on_device.into_dispatch());
+    PendingTop {
+        words: <Dispatch as super::DeviceModelOps>::device_top_logits(logits, on_device),
+        vocab,
+        scales: scales.to_vec(),
+    }
+}
