@@ -123,6 +123,11 @@ impl Postprocessor {
                     "The request was aborted by the server.",
                 ));
             }
+            FinishReason::DeviceFailed(reason) => {
+                return Err(ApiError::unavailable(format!(
+                    "The device failed to compute this request: {reason}"
+                )));
+            }
             FinishReason::Error(message) => return Err(ApiError::internal(message.clone())),
         };
         let rest = self.detokenizer.finish();

@@ -109,6 +109,11 @@ fn server_flags<'a>(given: &[&'a str]) -> Vec<&'a str> {
 /// Measures all rows and prints the table; programs that fail only leave out their rows.
 pub(crate) fn run(flags: &[&str]) -> Result<()> {
     let options = Options::parse(flags)?;
+    // Asked first, because the sources may change while all this runs.
+    let gpu = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
+    let gpu = fact("nvidia-smi", &gpu);
+    let commit = fact("git", &["describe", "--always", "--dirty", "--abbrev=40"]);
+    let facts = format!("GPU and driver: {gpu}\ncommit: {commit}");
     if options.bin_dir.is_none() {
         build(options.device)?;
     }
@@ -118,10 +123,7 @@ pub(crate) fn run(flags: &[&str]) -> Result<()> {
         println!("\n== round {round} of {}", bench.options.rounds);
         bench.round(round, &mut table)?;
     }
-    let gpu = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
-    println!("\nGPU and driver: {}", fact("nvidia-smi", &gpu));
-    let describe = ["describe", "--always", "--dirty", "--abbrev=40"];
-    println!("commit: {}", fact("git", &describe));
+    println!("\n{facts}");
     println!("model: {}", bench.options.model.display());
     let shown = bench.options.server_flags.join(" ");
     println!("device: {}, server flags: {shown}\n", bench.options.device);
@@ -341,9 +343,8 @@ impl Runner<'_> {
         median(rates).context("nothing was measured over HTTP")
     }
 
-    /// A program in this round's folder, shown as it is started.
+    /// A program in this round's folder.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        println!("$ {program} {} ...", arguments.join(" "));
         let mut command = Command::new(self.bench.program(program));
         command.args(arguments).current_dir(&self.caches);
         // The last lines of a failed program are then its message.
@@ -355,7 +356,7 @@ impl Runner<'_> {
         command
     }
 
-    /// The flags that all rows share, and a row's own.
+    /// Adds the flags that all rows share, and a row's own; shows the whole command.
     fn add_server_flags(&self, command: &mut Command, flags: &[&str]) {
         let options = &self.bench.options;
         command
@@ -364,6 +365,9 @@ impl Runner<'_> {
             .args(["--device", options.device])
             .args(&options.server_flags)
             .args(flags);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(std::ffi::OsStr::to_string_lossy).collect();
+        println!("$ {}", words.join(" "));
     }
 }
 

@@ -10,6 +10,7 @@ pub mod error;
 pub mod handle;
 mod memory;
 pub mod receiver;
+mod recovery;
 pub mod request;
 mod start;
 pub mod stats;

@@ -55,6 +55,8 @@ pub enum FinishReason {
     Abort,
     /// The engine failed on this sequence.
     Error(String),
+    /// The device failed, as when its memory is full: the request may be sent again.
+    DeviceFailed(String),
 }
 
 /// Log-probabilities at one position, taken from the raw logits (before temperature and penalties).

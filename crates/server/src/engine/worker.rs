@@ -28,6 +28,7 @@ use super::ahead::StepAhead;
 use super::decode::DecodeGraphs;
 use super::error::AdapterError;
 use super::receiver::{EngineCommand, EngineReceiver, Submission};
+use super::recovery::{MAX_FAILURES, catch};
 use super::request::{EngineOutput, FinishReason};
 use super::stats::EngineStats;
 use crate::config::Config;
@@ -38,7 +39,7 @@ pub(super) const MAX_LOGIT_ROWS: usize = 64;
 /// Owner of the device, the model and the KV cache.
 pub(super) struct Worker {
     pub(super) model: QwenModel,
-    device: Device,
+    pub(super) device: Device,
     pub(super) cache: PagedKvCache,
     pub(super) scheduler: Scheduler,
     receiver: EngineReceiver,
@@ -55,6 +56,8 @@ pub(super) struct Worker {
     /// Whether the device finds the most likely tokens itself.
     #[cfg(feature = "gpu")]
     chooses_on_device: bool,
+    /// Steps that the device has failed to compute since the last one that it did.
+    pub(super) num_failures: usize,
     shutting_down: bool,
     prompt_tokens: u64,
     pub(super) generation_tokens: u64,
@@ -98,6 +101,7 @@ impl Worker {
             adapters,
             sequences: HashMap::new(),
             seed: config.seed,
+            num_failures: 0,
             shutting_down: false,
             prompt_tokens: 0,
             generation_tokens: 0,
@@ -108,24 +112,30 @@ impl Worker {
 
     /// Works until a shutdown is drained or every handle is gone.
     pub(super) fn run(mut self) {
-        while self.receive() {
+        while self.num_failures < MAX_FAILURES && self.receive() {
             self.step();
         }
     }
 
     /// One step of all scheduled sequences.
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         let step = self.scheduler.schedule();
         if step.chunks.is_empty() {
             return;
         }
         self.admit(&step);
-        let sampled = match self.decode(&step) {
+        let computed = catch(|| match self.decode(&step) {
             Some(sampled) => sampled,
             None => self.compute(&step),
-        };
-        self.scheduler.commit(&sampled);
-        self.finish(&sampled);
+        });
+        match computed {
+            Ok(sampled) => {
+                self.num_failures = 0;
+                self.scheduler.commit(&sampled);
+                self.finish(&sampled);
+            }
+            Err(reason) => self.recover(&reason),
+        }
         self.publish();
     }
 
@@ -175,7 +185,7 @@ impl Worker {
         self.publish();
     }
 
-    fn submit(
+    pub(super) fn submit(
         &mut self,
         Submission {
             id,
@@ -273,7 +283,7 @@ impl Worker {
     }
 
     /// The model's tensors have changed.
-    fn forget_graphs(&mut self) {
+    pub(super) fn forget_graphs(&mut self) {
         #[cfg(feature = "gpu")]
         if let Some(graphs) = &mut self.decode_graphs {
             self.ahead = None;

@@ -1,0 +1,177 @@
+//! What happens when the device fails to compute a step, as when its memory is full.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use kv_paging::{KvShape, PagedKvCache, SequenceId};
+
+use super::request::{EngineOutput, FinishReason};
+use super::worker::Worker;
+
+/// Failed steps in a row after which the engine gives up: the device needs a new process then.
+pub(super) const MAX_FAILURES: usize = 3;
+
+/// The result of `step`, or what the device said: Burn's operations panic where a kernel or an allocation has failed.
+pub(super) fn catch<T>(step: impl FnOnce() -> T) -> Result<T, String> {
+    // What a step leaves half done is replaced in `Worker::recover`.
+    catch_unwind(AssertUnwindSafe(step)).map_err(|panic| message(panic.as_ref()))
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    // Errors of compilers end with the whole source.
+    text.unwrap_or("unknown").chars().take(500).collect()
+}
+
+impl Worker {
+    /// Ends the sequences that were running, and begins anew with an empty cache: what the step should have written to the
+    /// old one is missing.
+    pub(super) fn recover(&mut self, reason: &str) {
+        self.num_failures += 1;
+        tracing::error!(
+            reason,
+            failures = self.num_failures,
+            "the device failed to compute a step"
+        );
+        let running = self.sequences.iter();
+        let running = running.filter(|(_, sequence)| sequence.permit.is_none());
+        let running: Vec<SequenceId> = running.map(|(id, _)| *id).collect();
+        for id in running {
+            self.scheduler.abort(id);
+            if let Some(sequence) = self.sequences.remove(&id) {
+                let reason = FinishReason::DeviceFailed(reason.to_owned());
+                sequence.sink.send(EngineOutput::Finished { reason });
+            }
+        }
+        self.scheduler.reset_prefix_cache();
+        self.forget_graphs();
+        let replaced = catch(|| {
+            let shape = *self.cache.shape();
+            let smallest = KvShape {
+                num_blocks: 1,
+                ..shape
+            };
+            // There is no room for both.
+            let smallest = PagedKvCache::new(&smallest, &self.device);
+            drop(std::mem::replace(&mut self.cache, smallest));
+            // It may fail for a while; then there is less room.
+            let _ = self.device.memory_cleanup();
+            self.cache = PagedKvCache::new(&shape, &self.device);
+        });
+        if let Err(reason) = replaced {
+            tracing::error!(reason, "the device has no room for a new KV cache");
+            self.num_failures = MAX_FAILURES;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::{DType, Device};
+    use kv_paging::{Scheduler, SchedulerConfig};
+    use model_qwen::{LoadOptions, QwenModel, SamplingParams};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::adapters::AdapterSlots;
+    use crate::engine::stats::EngineLimits;
+    use crate::engine::{EngineHandle, GenerateRequest, OutputStream, channel};
+
+    /// Tokens that the embedding of the broken model has.
+    const KNOWN: usize = 100;
+
+    /// A worker whose model fails at tokens from [`KNOWN`] on.
+    fn broken_worker() -> (EngineHandle, Worker) {
+        let device = Device::flex();
+        let dir = model_qwen::bundled_model_dir().unwrap();
+        let mut model = QwenModel::load(&dir, &LoadOptions::default(), &device).unwrap();
+        model.embed_tokens = model.embed_tokens.clone().slice([0..KNOWN]);
+        let kv = KvShape {
+            num_layers: model.config.num_hidden_layers,
+            num_kv_heads: model.config.num_key_value_heads,
+            head_dim: model.config.head_dim,
+            block_size: 16,
+            num_blocks: 32,
+            dtype: DType::F32,
+        };
+        let (handle, receiver) = channel(EngineLimits {
+            max_model_len: 256,
+            vocab_size: model.config.vocab_size,
+            max_num_queued_reqs: 8,
+        });
+        let scheduler = Scheduler::new(SchedulerConfig {
+            max_num_seqs: 8,
+            max_num_batched_tokens: 64,
+            block_size: 16,
+            num_blocks: kv.num_blocks,
+            max_model_len: 256,
+            enable_prefix_caching: true,
+        });
+        let config = Config::from_command_line(["server", "--device", "cpu"]).unwrap();
+        let cache = PagedKvCache::new(&kv, &device);
+        let adapters = AdapterSlots::new(None);
+        let scheduler = scheduler.unwrap();
+        let worker = Worker::new(model, cache, scheduler, receiver, adapters, &config);
+        (handle, worker)
+    }
+
+    fn request(prompt: Vec<u32>) -> GenerateRequest {
+        GenerateRequest {
+            prompt,
+            sampling: SamplingParams {
+                temperature: 0.0,
+                ..SamplingParams::default()
+            },
+            max_tokens: 1,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+            adapter: None,
+            cache_salt: None,
+            prompt_logprobs: None,
+        }
+    }
+
+    /// How a sequence ended.
+    fn end(mut stream: OutputStream) -> FinishReason {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            loop {
+                if let EngineOutput::Finished { reason } = stream.next().await.unwrap() {
+                    return reason;
+                }
+            }
+        })
+    }
+
+    #[test]
+    fn a_failed_step_ends_its_sequences_and_no_others() {
+        let (handle, worker) = broken_worker();
+        let engine = std::thread::spawn(move || worker.run());
+        let submit = |prompt| handle.submit(request(prompt)).unwrap();
+        assert_eq!(end(submit((0..50).collect())), FinishReason::Length);
+        for _ in 0..2 {
+            let failed = end(submit(vec![1, KNOWN as u32 + 7]));
+            assert!(
+                matches!(failed, FinishReason::DeviceFailed(_)),
+                "{failed:?}"
+            );
+        }
+        // The cache is another one: nothing is found in it.
+        assert_eq!(end(submit((0..50).collect())), FinishReason::Length);
+        assert_eq!(handle.stats().num_free_blocks, 32);
+        for _ in 0..MAX_FAILURES {
+            let failed = end(submit(vec![1, KNOWN as u32 + 7]));
+            assert!(
+                matches!(failed, FinishReason::DeviceFailed(_)),
+                "{failed:?}"
+            );
+        }
+        // It gives up.
+        engine.join().unwrap();
+        assert!(handle.submit(request(vec![1])).is_err());
+    }
+}
