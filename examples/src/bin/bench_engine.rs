@@ -33,6 +33,9 @@ struct Args {
     /// Also measures the time to the first token of a prompt of this length.
     #[arg(long)]
     first_token_of: Option<usize>,
+    /// Samples with temperature 0.7, top-k 20 and top-p 0.8 instead of taking the most likely token.
+    #[arg(long)]
+    sampled: bool,
     /// Name of a loaded adapter; several are spread over the sequences.
     #[arg(long)]
     adapter: Vec<String>,
@@ -124,9 +127,17 @@ fn requests(
             GenerateRequest {
                 // Ids that any vocabulary has.
                 prompt: (0..prompt).map(|_| rng.below(1000) as u32).collect(),
-                sampling: SamplingParams {
-                    temperature: 0.0,
-                    ..SamplingParams::default()
+                sampling: match args.sampled {
+                    true => SamplingParams {
+                        temperature: 0.7,
+                        top_k: 20,
+                        top_p: 0.8,
+                        ..SamplingParams::default()
+                    },
+                    false => SamplingParams {
+                        temperature: 0.0,
+                        ..SamplingParams::default()
+                    },
                 },
                 max_tokens,
                 min_tokens: max_tokens,

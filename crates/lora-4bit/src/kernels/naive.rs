@@ -150,8 +150,9 @@ pub(crate) fn add_stacked(
     let (rank, outer) = (stack.rank, y.dims()[1]);
     let num_slots = stack.a.dims()[0] / rank / inner;
     let slots = rows.slots.clone().narrow(0, rows.at, num_rows); // [rows]
-    let has_adapter = slots.clone().greater_equal_elem(0).float().cast(DType::F32); // [rows]
-    let slots = slots.clamp_min(0);
+    let known = slots.clone().clamp(0, num_slots as i64 - 1);
+    let has_adapter = slots.equal(known.clone()).float().cast(DType::F32); // [rows]
+    let slots = known;
     let a = stack.a.clone().cast(DType::F32);
     let a = a.reshape([num_slots, rank, inner]).select(0, slots.clone()); // [rows, r, in]
     let b_t = stack.b_t.clone().cast(DType::F32);

@@ -50,6 +50,11 @@ impl Layer {
             && self.rank.is_multiple_of(RANKS)
     }
 
+    /// Slots of the stack: later ones are empty.
+    fn num_slots(&self) -> usize {
+        self.b_t.meta.num_elements() / self.rank / self.y.meta.shape()[1]
+    }
+
     fn columns(&self) -> usize {
         self.y.meta.shape()[1] / COLUMNS
     }
@@ -80,9 +85,10 @@ fn shrink(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize) -> (Cu
     let max_rank = ranks.into_iter().max().unwrap_or(RANKS);
     let cubes = ranks.map(|ranks| ranks.div_ceil(UNITS as usize / lanes / planes));
     let h = empty(&x, [layers.len(), rows, max_rank], DType::F32);
-    let a = |i: usize| layers.get(i).unwrap_or(&layers[0]).a.clone();
+    let layer = |i: usize| layers.get(i).unwrap_or(&layers[0]);
+    let a = |i: usize| layer(i).a.clone();
     let dtypes = [x.dtype, layers[0].a.dtype].map(dtype_to_elem_type);
-    // SAFETY: ranks past the last are clamped to it when read and left out when written; slots are those of the stack.
+    // SAFETY: ranks and slots past the last are clamped to it when read; ranks are then left out when written.
     unsafe {
         kernels::shrink::launch_unchecked(
             &client,
@@ -103,6 +109,9 @@ fn shrink(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize) -> (Cu
             cubes[0],
             cubes[1],
             max_rank,
+            layer(0).num_slots(),
+            layer(1).num_slots(),
+            layer(2).num_slots(),
             kind,
             dtypes,
         );
@@ -121,7 +130,7 @@ pub(super) fn add(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize
     let layer = |i: usize| layers.get(i).unwrap_or(&layers[0]);
     let columns: [usize; 3] = std::array::from_fn(|i| layers.get(i).map_or(0, Layer::columns));
     let cubes = columns.map(|columns| columns.div_ceil(UNITS as usize));
-    // SAFETY: units stay below the number of columns.
+    // SAFETY: units stay below the number of columns, slots below those of the stack.
     unsafe {
         kernels::expand::launch_unchecked(
             &h.client.clone(),
@@ -145,6 +154,9 @@ pub(super) fn add(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize
             cubes[0],
             cubes[1],
             max_rank,
+            layer(0).num_slots(),
+            layer(1).num_slots(),
+            layer(2).num_slots(),
             layers.len(),
             dtype_to_elem_type(layers[0].b_t.dtype),
         );
@@ -168,6 +180,7 @@ pub(super) fn gated(
     let columns = layers[0].columns();
     let dtypes = [layers[0].b_t.dtype, dtype].map(dtype_to_elem_type);
     let ranks = layers.each_ref().map(|layer| layer.rank);
+    let num_slots = layers.each_ref().map(Layer::num_slots);
     let [gate, up] = layers;
     // SAFETY: as in `add`.
     unsafe {
@@ -187,6 +200,8 @@ pub(super) fn gated(
             ranks[1],
             columns,
             max_rank,
+            num_slots[0],
+            num_slots[1],
             dtypes,
         );
     }

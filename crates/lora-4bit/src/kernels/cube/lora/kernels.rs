@@ -22,6 +22,9 @@ pub(super) fn shrink<X: Float, W: Float, N: Size>(
     cubes0: usize,
     cubes1: usize,
     max_rank: usize,
+    slots0: usize,
+    slots1: usize,
+    slots2: usize,
     #[comptime] kind: Kind,
     #[define(X, W)] _dtypes: [ElemType; 2],
 ) {
@@ -43,7 +46,7 @@ pub(super) fn shrink<X: Float, W: Float, N: Size>(
                 x,
                 a0,
                 &mut sum,
-                slot * ranks + min(rank, ranks - 1),
+                min(slot, slots0 - 1) * ranks + min(rank, ranks - 1),
                 row_vectors,
                 kind,
             );
@@ -55,7 +58,7 @@ pub(super) fn shrink<X: Float, W: Float, N: Size>(
                 x,
                 a1,
                 &mut sum,
-                slot * ranks + min(rank, ranks - 1),
+                min(slot, slots1 - 1) * ranks + min(rank, ranks - 1),
                 row_vectors,
                 kind,
             );
@@ -67,7 +70,7 @@ pub(super) fn shrink<X: Float, W: Float, N: Size>(
                 x,
                 a2,
                 &mut sum,
-                slot * ranks + min(rank, ranks - 1),
+                min(slot, slots2 - 1) * ranks + min(rank, ranks - 1),
                 row_vectors,
                 kind,
             );
@@ -145,6 +148,9 @@ pub(super) fn expand<W: Float>(
     cubes0: usize,
     cubes1: usize,
     max_rank: usize,
+    slots0: usize,
+    slots1: usize,
+    slots2: usize,
     #[comptime] num: usize,
     #[define(W)] _dtype: ElemType,
 ) {
@@ -154,18 +160,18 @@ pub(super) fn expand<W: Float>(
     let slot = slots[at + row];
     if slot >= 0i32 {
         let slot = slot as usize;
-        if cube < cubes0 {
+        if cube < cubes0 && slot < slots0 {
             let h = &h[row * max_rank..];
             add_to::<W>(h, b0, y0, cube, slot, ranks0, row, columns0);
         }
         if comptime!(num > 1) {
-            if cube >= cubes0 && cube < cubes0 + cubes1 {
+            if cube >= cubes0 && cube < cubes0 + cubes1 && slot < slots1 {
                 let h = &h[(rows + row) * max_rank..];
                 add_to::<W>(h, b1, y1, cube - cubes0, slot, ranks1, row, columns1);
             }
         }
         if comptime!(num > 2) {
-            if cube >= cubes0 + cubes1 {
+            if cube >= cubes0 + cubes1 && slot < slots2 {
                 let h = &h[(2 * rows + row) * max_rank..];
                 add_to::<W>(
                     h,
@@ -241,6 +247,8 @@ pub(super) fn expand_gated<W: Float, Y: Float>(
     up_ranks: usize,
     columns: usize,
     max_rank: usize,
+    gate_slots: usize,
+    up_slots: usize,
     #[define(W, Y)] _dtypes: [ElemType; 2],
 ) {
     let row = CUBE_POS_Y as usize;
@@ -254,8 +262,12 @@ pub(super) fn expand_gated<W: Float, Y: Float>(
             let slot = slot as usize;
             let gate_h = &h[row * max_rank..];
             let up_h = &h[(rows + row) * max_rank..];
-            gate += product::<W>(gate_h, gate_b, slot, gate_ranks, column, columns);
-            up += product::<W>(up_h, up_b, slot, up_ranks, column, columns);
+            if slot < gate_slots {
+                gate += product::<W>(gate_h, gate_b, slot, gate_ranks, column, columns);
+            }
+            if slot < up_slots {
+                up += product::<W>(up_h, up_b, slot, up_ranks, column, columns);
+            }
         }
         let one = Vector::<f32, Const<4>>::new(1.0);
         y[to] = Vector::cast_from(gate / (one + (-gate).exp()) * up);
