@@ -24,7 +24,7 @@ pub enum AdapterSelection {
     PerRow(Arc<RowGroups>),
     /// The same on a GPU, for layers whose adapters are [stacked](crate::linear::Linear::stack_adapters).
     #[cfg(feature = "gpu")]
-    Stacked(StackedRows),
+    Stacked(Arc<StackedRows>),
 }
 
 impl AdapterSelection {

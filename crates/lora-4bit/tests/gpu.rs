@@ -374,7 +374,7 @@ fn stacked_adapters_equal_those_of_the_cpu() {
         let slots = [Some(2), None, Some(0), Some(1), Some(2)];
         let slots = &slots[..rows];
         let adapters = AdapterSelection::per_row(slots, &Device::flex());
-        let stacked = AdapterSelection::Stacked(StackedRows::new(slots, &gpu));
+        let stacked = AdapterSelection::Stacked(StackedRows::new(slots, &gpu).into());
         let (x, tolerance) = (random([rows, k]), 2e-4 * k as f32);
         let on_gpu = to(&x, &gpu);
 

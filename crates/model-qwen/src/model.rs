@@ -4,6 +4,9 @@
 //! transformers. Activations are f32, except that on a GPU an operation whose reader would round them
 //! writes that type; weights keep the dtype they were loaded in.
 
+#[cfg(feature = "gpu")]
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
 #[cfg(feature = "gpu")]
@@ -164,10 +167,10 @@ impl QwenModel {
             let num_rows = step.num_rows();
             let x = kernels::device_embed(&model.embed_tokens, tokens, num_rows, &chosen); // [rows, hidden]
             let adapters = match has_adapters {
-                true => AdapterSelection::Stacked(StackedRows {
+                true => AdapterSelection::Stacked(Arc::new(StackedRows {
                     slots: step.values().clone(),
                     at: step.slots_at(),
-                }),
+                })),
                 false => AdapterSelection::Base,
             };
             let x = model.forward_layers(x, &rotary, &adapters, &mut kv);

@@ -66,7 +66,7 @@ impl Worker {
             self.ahead = self.begin_next(&chunks);
             return Some(self.take_tokens(&chunks, tokens));
         }
-        let logits = decoded.logits.slice([0..step.chunks.len()]); // [chunks, vocab]
+        let logits = decoded.logits.narrow(0, 0, step.chunks.len()); // [chunks, vocab]
         let chunks: Vec<&Chunk> = step.chunks.iter().collect();
         Some(self.sample_on_device(&chunks, logits))
     }
@@ -104,7 +104,7 @@ impl Worker {
             sampled.push(match top.and_then(|top| sequence.sample_top(chunk, top)) {
                 Some(sampled) => sampled,
                 None => {
-                    let mut logits = values(logits.clone().slice([row..row + 1]));
+                    let mut logits = values(logits.clone().narrow(0, row, 1));
                     sequence.sample(chunk, &mut logits)
                 }
             });

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+#[cfg(feature = "gpu")]
+use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -324,7 +326,7 @@ impl Worker {
         #[cfg(feature = "gpu")]
         if is_gpu(&self.device) {
             return match slots.iter().any(Option::is_some) {
-                true => AdapterSelection::Stacked(StackedRows::new(slots, &self.device)),
+                true => AdapterSelection::Stacked(Arc::new(StackedRows::new(slots, &self.device))),
                 false => AdapterSelection::Base,
             };
         }

@@ -157,7 +157,6 @@ pub(super) fn add(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize
             layer(0).num_slots(),
             layer(1).num_slots(),
             layer(2).num_slots(),
-            layers.len(),
             dtype_to_elem_type(layers[0].b_t.dtype),
         );
     }

@@ -25,10 +25,10 @@ use cubecl::ir::FloatKind;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
-use super::{
-    AbsmaxOperand, ComputeDtype, DeviceLinearOps, Extra, ExtraLora, LayerOperand, LinearOps,
-    LoraOperand, Nf4Operand, NormOperand, WeightOperand, naive,
+use super::device::{
+    DeviceLinearOps, Extra, ExtraLora, LayerOperand, LoraOperand, NormOperand, WeightOperand,
 };
+use super::{AbsmaxOperand, ComputeDtype, LinearOps, Nf4Operand, naive};
 
 /// From how many rows on tensor cores are faster than plain sums.
 const MIN_CORE_ROWS: usize = 3;

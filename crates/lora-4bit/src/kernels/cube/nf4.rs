@@ -5,6 +5,7 @@
 
 mod kernels;
 pub(super) mod tiles;
+mod weight;
 
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -101,8 +102,8 @@ impl Parts {
     }
 
     /// The arguments of a launch.
-    fn launch(self) -> kernels::WeightLaunch {
-        kernels::WeightLaunch::new(
+    fn launch(self) -> weight::WeightLaunch {
+        weight::WeightLaunch::new(
             self.packed.into_buffer_arg(),
             self.levels.into_buffer_arg(),
             self.codes.into_buffer_arg(),
@@ -320,7 +321,7 @@ pub(super) fn dequantize(weight: Nf4Operand<Cube>, dtype: DType) -> CubeTensor {
     let rows = cubes.div_ceil(65_535);
     // SAFETY: units stay below the number of loads.
     unsafe {
-        kernels::dequantize::launch_unchecked(
+        weight::dequantize::launch_unchecked(
             &w.client.clone(),
             CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),

@@ -151,7 +151,6 @@ pub(super) fn expand<W: Float>(
     slots0: usize,
     slots1: usize,
     slots2: usize,
-    #[comptime] num: usize,
     #[define(W)] _dtype: ElemType,
 ) {
     let row = CUBE_POS_Y as usize;
@@ -160,30 +159,20 @@ pub(super) fn expand<W: Float>(
     let slot = slots[at + row];
     if slot >= 0i32 {
         let slot = slot as usize;
-        if cube < cubes0 && slot < slots0 {
-            let h = &h[row * max_rank..];
-            add_to::<W>(h, b0, y0, cube, slot, ranks0, row, columns0);
-        }
-        if comptime!(num > 1) {
-            if cube >= cubes0 && cube < cubes0 + cubes1 && slot < slots1 {
+        if cube < cubes0 {
+            if slot < slots0 {
+                let h = &h[row * max_rank..];
+                add_to::<W>(h, b0, y0, cube, slot, ranks0, row, columns0);
+            }
+        } else if cube < cubes0 + cubes1 {
+            if slot < slots1 {
                 let h = &h[(rows + row) * max_rank..];
                 add_to::<W>(h, b1, y1, cube - cubes0, slot, ranks1, row, columns1);
             }
-        }
-        if comptime!(num > 2) {
-            if cube >= cubes0 + cubes1 && slot < slots2 {
-                let h = &h[(2 * rows + row) * max_rank..];
-                add_to::<W>(
-                    h,
-                    b2,
-                    y2,
-                    cube - cubes0 - cubes1,
-                    slot,
-                    ranks2,
-                    row,
-                    columns2,
-                );
-            }
+        } else if slot < slots2 {
+            let h = &h[(2 * rows + row) * max_rank..];
+            let cube = cube - cubes0 - cubes1;
+            add_to::<W>(h, b2, y2, cube, slot, ranks2, row, columns2);
         }
     }
 }

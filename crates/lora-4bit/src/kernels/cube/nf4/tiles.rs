@@ -6,6 +6,7 @@
 //! block are summed up before they are scaled, so that only the 16 levels are rounded to bf16, not the weights.
 
 mod kernel;
+mod pairs;
 
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;

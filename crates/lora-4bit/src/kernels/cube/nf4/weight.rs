@@ -1,0 +1,92 @@
+//! Weights in NF4 in kernels: their scales, their levels, and the kernel that dequantizes them.
+
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use super::{CODES, LANES, LANES_BITS, LOADS_PER_BLOCK, UNITS};
+use crate::nf4::NESTED_BLOCK_SIZE;
+
+/// The tensors of a weight.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Weight {
+    /// 16 codes each.
+    pub(super) packed: Box<[Vector<u32, Const<2>>]>,
+    pub(super) levels: Box<[f32]>,
+    /// Four codes of scales each.
+    pub(super) codes: Box<[u32]>,
+    pub(super) map: Box<[f32]>,
+    pub(super) absmax: Box<[f32]>,
+    pub(super) offset: f32,
+}
+
+#[cube(launch_unchecked)]
+pub(super) fn dequantize<W: Float>(
+    weight: &Weight,
+    w: &mut [Vector<W, Const<4>>],
+    loads: usize,
+    #[comptime] is_double: bool,
+    #[define(W)] _dtype: ElemType,
+) {
+    let mut table = Shared::<[f32]>::new_slice(comptime!(16 * LANES));
+    fill(&mut table, &weight.levels);
+    sync_cube();
+    if ABSOLUTE_POS < loads {
+        let scale = weight.scale(ABSOLUTE_POS / LOADS_PER_BLOCK, is_double);
+        #[unroll]
+        for i in 0..comptime!(CODES / 4) {
+            let values = decode(weight.packed[ABSOLUTE_POS], &table, i);
+            w[ABSOLUTE_POS * comptime!(CODES / 4) + i] =
+                Vector::cast_from(values * Vector::new(scale));
+        }
+    }
+}
+
+#[cube]
+impl Weight {
+    /// The scale of a block.
+    pub(super) fn scale(&self, block: usize, #[comptime] is_double: bool) -> f32 {
+        if comptime!(is_double) {
+            let code = (self.codes[block / 4] >> ((block % 4) as u32 * 8u32)) & 255u32;
+            self.map[code as usize] * self.absmax[block / NESTED_BLOCK_SIZE] + self.offset
+        } else {
+            self.absmax[block]
+        }
+    }
+}
+
+/// Writes the level of each code, once for each unit of a plane.
+#[cube]
+pub(super) fn fill(table: &mut Shared<[f32]>, levels: &[f32]) {
+    let mut i = UNIT_POS as usize;
+    while i < comptime!(16 * LANES) {
+        table[i] = levels[i / LANES];
+        i += UNITS as usize;
+    }
+}
+
+/// The levels of four codes of 16. In a byte, the first code is in the high bits.
+#[cube]
+pub(super) fn decode(
+    packed: Vector<u32, Const<2>>,
+    table: &Shared<[f32]>,
+    #[comptime] four: usize,
+) -> Vector<f32, Const<4>> {
+    let lane = UNIT_POS % comptime!(LANES as u32);
+    let word = packed.extract(comptime!(four / 2));
+    let mut values = Vector::<f32, Const<4>>::new(0.0);
+    #[unroll]
+    for j in 0..4usize {
+        let shift = comptime!((8 * (four % 2 * 2 + j / 2) + 4 * (1 - j % 2)) as u32);
+        // `code * LANES + lane`: the code is moved to where it is multiplied already.
+        let code = if comptime!(shift >= LANES_BITS) {
+            word >> comptime!(shift - LANES_BITS)
+        } else {
+            word << comptime!(LANES_BITS - shift)
+        };
+        values.insert(
+            j,
+            table[((code & comptime!(15u32 << LANES_BITS)) | lane) as usize],
+        );
+    }
+    values
+}

@@ -1,0 +1,361 @@
+//! Products and what comes before and after them in a model, on a GPU outside of autodiff graphs.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
+use burn::tensor::{DType, Tensor};
+use tracing::trace_span;
+
+use super::{ComputeDtype, Nf4Operand, Norm, check_inner, naive};
+use crate::adapter_selection::StackedRows;
+use crate::lora_stack::LoraStack;
+use crate::weight::Weight;
+
+/// A tensor that may be missing: the macro that dispatches operations takes no `Option` within another type.
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) enum Extra<B: Backend> {
+    /// Missing.
+    None,
+    /// There.
+    Some(FloatTensor<B>),
+}
+
+impl<B: Backend> Extra<B> {
+    pub(super) fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Some(tensor) => Some(tensor),
+        }
+    }
+}
+
+impl Extra<Dispatch> {
+    fn new<const D: usize>(tensor: Option<&Tensor<D>>) -> Self {
+        tensor.map_or(Self::None, |tensor| {
+            Self::Some(tensor.clone().into_dispatch())
+        })
+    }
+}
+
+/// A weight `[n, k]`.
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) enum WeightOperand<B: Backend> {
+    /// f32, bf16 or f16.
+    Dense(FloatTensor<B>),
+    /// 4 bits a value and scales.
+    Nf4 {
+        /// Its tensors.
+        #[extension_type]
+        weight: Nf4Operand<B>,
+    },
+}
+
+impl WeightOperand<Dispatch> {
+    fn new(weight: &Weight) -> Self {
+        match weight {
+            Weight::Dense(weight) => Self::Dense(weight.clone().into_dispatch()),
+            Weight::Nf4(weight) => Self::Nf4 {
+                weight: weight.operand(),
+            },
+        }
+    }
+}
+
+/// A weight `[n, k]` and its bias `[n]`.
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) struct LayerOperand<B: Backend> {
+    /// `[n, k]`.
+    #[extension_type]
+    pub weight: WeightOperand<B>,
+    /// `[n]`.
+    #[extension_type]
+    pub bias: Extra<B>,
+}
+
+impl LayerOperand<Dispatch> {
+    fn new(weight: &Weight, bias: Option<&Tensor<1>>) -> Self {
+        Self {
+            weight: WeightOperand::new(weight),
+            bias: Extra::new(bias),
+        }
+    }
+}
+
+/// Root-mean-square normalisation of the rows of `x` before a product, or none.
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) struct NormOperand<B: Backend> {
+    /// `[k]`, f32.
+    #[extension_type]
+    pub weight: Extra<B>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+impl NormOperand<Dispatch> {
+    fn new(norm: Option<Norm<'_>>) -> Self {
+        Self {
+            weight: Extra::new(norm.map(|norm| norm.weight)),
+            eps: norm.map_or(0.0, |norm| norm.eps),
+        }
+    }
+}
+
+/// Products and what comes before and after them in a model, on a GPU outside of autodiff graphs.
+///
+/// `None` is an answer where single operations are to do the same.
+#[backend_extension(Cube)]
+pub(crate) trait DeviceLinearOps: Backend {
+    /// The type that `x` is best given in: the one that the product would round it to.
+    fn device_input_dtype(
+        x: FloatTensor<Self>,
+        #[extension_type] w: WeightOperand<Self>,
+        compute: ComputeDtype,
+    ) -> DType;
+
+    /// `x · wᵀ + bias + residual`.
+    fn device_linear(
+        x: FloatTensor<Self>,
+        #[extension_type] layer: LayerOperand<Self>,
+        #[extension_type] residual: Extra<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+
+    /// `norm(x) · wᵀ + bias` for three layers.
+    fn device_three_linears(
+        x: FloatTensor<Self>,
+        #[extension_type] first: LayerOperand<Self>,
+        #[extension_type] second: LayerOperand<Self>,
+        #[extension_type] third: LayerOperand<Self>,
+        #[extension_type] norm: NormOperand<Self>,
+        compute: ComputeDtype,
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
+
+    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`, in f32 or in the type of the weights.
+    fn device_gated(
+        x: FloatTensor<Self>,
+        #[extension_type] gate: WeightOperand<Self>,
+        #[extension_type] up: WeightOperand<Self>,
+        #[extension_type] norm: NormOperand<Self>,
+        compute: ComputeDtype,
+    ) -> Option<FloatTensor<Self>>;
+
+    /// `x · wᵀ` for two layers.
+    fn device_two_linears(
+        x: FloatTensor<Self>,
+        #[extension_type] first: WeightOperand<Self>,
+        #[extension_type] second: WeightOperand<Self>,
+        compute: ComputeDtype,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The adapters' products of each row added to base products of layers with the same input; the slots start at `at`. For
+    /// a missing layer the result is the first one's.
+    fn device_add_lora(
+        x: FloatTensor<Self>,
+        #[extension_type] first: LoraOperand<Self>,
+        #[extension_type] second: ExtraLora<Self>,
+        #[extension_type] third: ExtraLora<Self>,
+        slots: IntTensor<Self>,
+        at: usize,
+    ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
+
+    /// `silu(gate) · up` with the adapters' products of each row added to both first; in the type of `x`.
+    fn device_gated_lora(
+        x: FloatTensor<Self>,
+        #[extension_type] gate: LoraOperand<Self>,
+        #[extension_type] up: LoraOperand<Self>,
+        slots: IntTensor<Self>,
+        at: usize,
+    ) -> Option<FloatTensor<Self>>;
+}
+
+/// A base product and stacked adapters, see [`LoraStack`].
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) struct LoraOperand<B: Backend> {
+    /// `[rows, out]`, f32.
+    pub y: FloatTensor<B>,
+    /// `[slots * rank * in]`.
+    pub a: FloatTensor<B>,
+    /// `[slots * rank * out]`.
+    pub b_t: FloatTensor<B>,
+    /// Ranks of the stack.
+    pub rank: usize,
+}
+
+impl LoraOperand<Dispatch> {
+    fn new(y: Tensor<2>, stack: &LoraStack) -> Self {
+        Self {
+            y: y.into_dispatch(),
+            a: stack.a.clone().into_dispatch(),
+            b_t: stack.b_t.clone().into_dispatch(),
+            rank: stack.rank,
+        }
+    }
+}
+
+/// [`LoraOperand`], or none.
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) enum ExtraLora<B: Backend> {
+    /// Missing.
+    None,
+    /// There.
+    Some {
+        /// Its tensors.
+        #[extension_type]
+        layer: LoraOperand<B>,
+    },
+}
+
+/// Whether a tensor lives where [`DeviceLinearOps`] run.
+fn on_gpu(x: &Tensor<2>) -> bool {
+    matches!(x.device().as_dispatch(), DispatchDevice::Cube(_))
+}
+
+/// The type that `x`, if it lives on a GPU, is best given to a product in.
+pub(crate) fn device_input_dtype(
+    x: &Tensor<2>,
+    w: &Weight,
+    compute: ComputeDtype,
+) -> Option<DType> {
+    on_gpu(x).then(|| {
+        let x = x.clone().into_dispatch();
+        Dispatch::device_input_dtype(x, WeightOperand::new(w), compute)
+    })
+}
+
+/// `x · wᵀ + bias + residual`, if `x` lives on a GPU.
+pub(crate) fn device_linear(
+    x: &Tensor<2>,
+    weight: &Weight,
+    bias: Option<&Tensor<1>>,
+    residual: Option<&Tensor<2>>,
+    compute: ComputeDtype,
+) -> Option<Tensor<2>> {
+    on_gpu(x).then(|| {
+        let [n, k] = weight.shape();
+        check_inner("device_linear", x.dims()[1], k);
+        if let Some(residual) = residual {
+            assert_eq!(residual.dims(), [x.dims()[0], n], "device_linear: residual");
+        }
+        let (layer, residual) = (LayerOperand::new(weight, bias), Extra::new(residual));
+        let x = x.clone().into_dispatch();
+        Tensor::from_dispatch(Dispatch::device_linear(x, layer, residual, compute))
+    })
+}
+
+/// `norm(x) · wᵀ + bias` for three layers, if a GPU does that at once.
+pub(crate) fn device_three_linears(
+    x: &Tensor<2>,
+    norm: Option<Norm<'_>>,
+    layers: [(&Weight, Option<&Tensor<1>>); 3],
+    compute: ComputeDtype,
+) -> Option<[Tensor<2>; 3]> {
+    if !on_gpu(x) {
+        return None;
+    }
+    for (weight, _) in layers {
+        check_inner("device_three_linears", x.dims()[1], weight.shape()[1]);
+    }
+    let [first, second, third] = layers.map(|(weight, bias)| LayerOperand::new(weight, bias));
+    let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
+    let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, norm, compute)?;
+    Some([a, b, c].map(Tensor::from_dispatch))
+}
+
+/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`, if a GPU does that at once.
+pub(crate) fn device_gated(
+    x: &Tensor<2>,
+    norm: Option<Norm<'_>>,
+    gate: &Weight,
+    up: &Weight,
+    compute: ComputeDtype,
+) -> Option<Tensor<2>> {
+    if !on_gpu(x) {
+        return None;
+    }
+    check_inner("device_gated", x.dims()[1], gate.shape()[1]);
+    assert_eq!(gate.shape(), up.shape(), "device_gated: gate and up");
+    let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
+    let [gate, up] = [gate, up].map(WeightOperand::new);
+    Dispatch::device_gated(x, gate, up, norm, compute).map(Tensor::from_dispatch)
+}
+
+/// `x · wᵀ` for two layers, if `x` lives on a GPU.
+pub(crate) fn device_two_linears(
+    x: &Tensor<2>,
+    weights: [&Weight; 2],
+    compute: ComputeDtype,
+) -> Option<[Tensor<2>; 2]> {
+    if !on_gpu(x) {
+        return None;
+    }
+    for weight in weights {
+        check_inner("device_two_linears", x.dims()[1], weight.shape()[1]);
+    }
+    let [first, second] = weights.map(WeightOperand::new);
+    let x = x.clone().into_dispatch();
+    let (a, b) = Dispatch::device_two_linears(x, first, second, compute);
+    Some([a, b].map(Tensor::from_dispatch))
+}
+
+/// Adds what the stacked adapters of up to three layers make of `x` to their base products, on a GPU. Layers without a stack
+/// keep theirs.
+pub(crate) fn device_add_lora<const N: usize>(
+    x: &Tensor<2>,
+    bases: [Tensor<2>; N],
+    stacks: [Option<&LoraStack>; N],
+    rows: &StackedRows,
+) -> [Tensor<2>; N] {
+    let _span = trace_span!("device_add_lora").entered();
+    assert!(N <= 3, "{N} layers at once");
+    let layers = bases.iter().zip(stacks);
+    let mut layers = layers.filter_map(|(y, stack)| Some((y, stack?)));
+    let Some((y, stack)) = layers.next() else {
+        return bases;
+    };
+    let first = LoraOperand::new(y.clone(), stack);
+    let mut extra = || match layers.next() {
+        Some((y, stack)) => ExtraLora::Some {
+            layer: LoraOperand::new(y.clone(), stack),
+        },
+        None => ExtraLora::None,
+    };
+    let (second, third) = (extra(), extra());
+    let slots = rows.slots.clone().into_dispatch();
+    let added = Dispatch::device_add_lora(
+        x.clone().into_dispatch(),
+        first,
+        second,
+        third,
+        slots,
+        rows.at,
+    );
+    let mut stacks = stacks.into_iter();
+    let Some((first, second, third)) = added else {
+        return bases.map(|y| match stacks.next().flatten() {
+            Some(stack) => naive::add_stacked(y, x.clone(), stack, rows),
+            None => y,
+        });
+    };
+    let mut added = [first, second, third]
+        .into_iter()
+        .map(Tensor::from_dispatch);
+    bases.map(|y| match stacks.next().flatten() {
+        Some(_) => added.next().unwrap_or(y),
+        None => y,
+    })
+}
+
+/// `silu(gate) · up` with what the stacked adapters make of `x` added to both first, if a GPU does that at once.
+pub(crate) fn device_gated_lora(
+    x: &Tensor<2>,
+    [gate, up]: [Tensor<2>; 2],
+    [gate_stack, up_stack]: [&LoraStack; 2],
+    rows: &StackedRows,
+) -> Option<Tensor<2>> {
+    let gate = LoraOperand::new(gate, gate_stack);
+    let up = LoraOperand::new(up, up_stack);
+    let (x, slots) = (
+        x.clone().into_dispatch(),
+        rows.slots.clone().into_dispatch(),
+    );
+    Dispatch::device_gated_lora(x, gate, up, slots, rows.at).map(Tensor::from_dispatch)
+}
