@@ -69,6 +69,11 @@ impl Tile {
         self.row_blocks() * self.column_blocks() * 2
     }
 
+    /// Bytes of shared memory.
+    const fn num_bytes(&self) -> usize {
+        (self.rows + self.columns) * INNER * 2 * self.stages
+    }
+
     /// For a product with `rows` rows of `x`.
     fn of(rows: usize) -> Self {
         let (rows, columns, planes, stages) = match rows {
@@ -132,8 +137,10 @@ pub(super) fn has_cores(x: &CubeTensor, dtype: DType) -> bool {
 
 /// Whether the kernel can multiply `x` with a weight of `shape`.
 pub(super) fn supports_shape(x: &CubeTensor, [n, k]: [usize; 2], dtype: DType) -> bool {
+    let shared = x.client.properties().hardware.max_shared_memory_size;
     (x.dtype == DType::F32 || x.dtype == dtype)
         && has_cores(x, dtype)
+        && Tile::of(x.meta.shape()[0]).num_bytes() <= shared
         && k.is_multiple_of(INNER)
         && n.is_multiple_of(2)
 }

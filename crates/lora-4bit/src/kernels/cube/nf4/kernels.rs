@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::super::sum_of_planes;
-use super::weight::{Weight, decode, fill};
+use super::weight::{Weight, decode, fill, turned};
 use super::{CODES, Kind, LANES, LOADS_PER_BLOCK, UNITS};
 
 #[cube(launch_unchecked)]
@@ -445,25 +445,6 @@ fn stage_x(
             }
         }
     }
-}
-
-/// 16 codes, so turned that those of the vector of `x` that is `turn` further come first.
-#[cube]
-fn turned(packed: Vector<u32, Const<2>>, turn: usize) -> Vector<u32, Const<2>> {
-    let is_far = turn >= 2;
-    let low = select(is_far, packed.extract(1usize), packed.extract(0usize));
-    let high = select(is_far, packed.extract(0usize), packed.extract(1usize));
-    let is_odd = turn % 2 == 1;
-    let mut result = Vector::<u32, Const<2>>::new(0u32);
-    result.insert(
-        0usize,
-        select(is_odd, (low >> 16u32) | (high << 16u32), low),
-    );
-    result.insert(
-        1usize,
-        select(is_odd, (high >> 16u32) | (low << 16u32), high),
-    );
-    result
 }
 
 /// Sum of the values of a vector.

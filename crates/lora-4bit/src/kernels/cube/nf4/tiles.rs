@@ -44,6 +44,10 @@ const MAX_UNROLL: usize = 4;
 /// Bytes of `x` that stay in shared memory, and that one round may take.
 const MAX_RESIDENT: usize = 48 << 10;
 const MAX_STAGE: usize = 96 << 10;
+/// Ends of rows and what alignment leaves free.
+const OTHER_SHARED: usize = 2 << 10;
+/// Enough for the tables, the sums of one plane, and a block of all rows of `x`.
+const MIN_SHARED: usize = 48 << 10;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -80,20 +84,27 @@ impl Kind {
             0..=4 => m.next_power_of_two(),
             _ => m.next_multiple_of(8),
         };
-        let processors = x.client.properties().hardware.num_streaming_multiprocessors;
-        let wanted = WANTED_PLANES * processors.unwrap_or(64) as usize / num_rows.div_ceil(TILE);
+        let hardware = &x.client.properties().hardware;
+        let processors = hardware.num_streaming_multiprocessors.unwrap_or(64) as usize;
+        let wanted = WANTED_PLANES * processors / num_rows.div_ceil(TILE);
         let most = wanted.min(row_steps / MIN_STEPS).clamp(1, MAX_PLANES);
         // The power of two below.
         let mut planes = (most / 2 + 1).next_power_of_two();
         let step_bytes = x_rows * BLOCK_SIZE * 2;
-        while planes > 1 && planes * step_bytes > MAX_STAGE {
+        let room = |planes: usize| {
+            let weights = if is_pair { 2 } else { 1 };
+            let sums = planes * PLANE * x_rows.div_ceil(8) * 4;
+            let taken = weights * (256 * COPIES + sums) * 4 + OTHER_SHARED;
+            MAX_STAGE.min(hardware.max_shared_memory_size.saturating_sub(taken))
+        };
+        while planes > 1 && planes * step_bytes > room(planes) {
             planes /= 2;
         }
         let per_plane = row_steps.div_ceil(planes);
-        let is_resident = row_steps * step_bytes <= MAX_RESIDENT;
+        let is_resident = row_steps * step_bytes <= MAX_RESIDENT.min(room(planes) / 2);
         let fit = match is_resident {
             true => MAX_UNROLL,
-            false => MAX_UNROLL.min(MAX_STAGE / (planes * step_bytes)).max(1),
+            false => MAX_UNROLL.min(room(planes) / (planes * step_bytes)).max(1),
         };
         // As few rounds as fit, all alike.
         let unroll = per_plane.div_ceil(per_plane.div_ceil(fit));
@@ -148,7 +159,7 @@ pub(in super::super) fn supports(x: &CubeTensor, weight: &Nf4Operand<Cube>) -> b
     super::supports(weight)
         && has_cores(x, DType::BF16)
         && matches!(x.dtype, DType::F32 | DType::BF16)
-        && hardware.max_shared_memory_size >= 2 * MAX_STAGE
+        && hardware.max_shared_memory_size >= MIN_SHARED
 }
 
 /// `x · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]`, `w [n, k]` → `[m, n]` f32.
