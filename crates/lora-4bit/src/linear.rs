@@ -100,14 +100,19 @@ impl Linear {
 
     /// Copies the adapters into one tensor, for [`AdapterSelection::Stacked`]; in bf16 if the base product is computed in
     /// that. Call it whenever adapters have changed.
+    ///
+    /// The result is a sum over all of it, `[1]`, if there is any: reading it tells whether the device had room.
     #[cfg(feature = "gpu")]
-    pub fn stack_adapters(&mut self) {
+    pub fn stack_adapters(&mut self) -> Option<Tensor<1>> {
         let device = self.weight.device();
         let dtype = match self.compute {
             ComputeDtype::Bf16 if device.supports_dtype(DType::BF16) => DType::BF16,
             _ => DType::F32,
         };
         self.stack = LoraStack::new(&self.adapters, dtype);
+        let stack = self.stack.as_ref()?;
+        let sum = |tensor: &Tensor<1>| tensor.clone().cast(DType::F32).sum();
+        Some(sum(&stack.a) + sum(&stack.b_t))
     }
 
     /// The adapter in `slot`.
@@ -226,6 +231,10 @@ impl Linear {
                 return None;
             }
             let stacks = (&gate.stack, &up.stack);
+            if matches!(adapters, AdapterSelection::Stacked(_)) {
+                gate.assert_stacked();
+                up.assert_stacked();
+            }
             match (adapters, stacks) {
                 (AdapterSelection::Stacked(rows), (Some(gate_stack), Some(up_stack))) => {
                     if norm.is_some() {
@@ -246,6 +255,15 @@ impl Linear {
             let _ = (gate, up, x, norm, adapters);
             None
         }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn assert_stacked(&self) {
+        assert!(
+            self.stack.is_some() || self.adapters.is_empty(),
+            "the adapters of layer {} are not stacked",
+            self.id
+        );
     }
 
     /// Adds what the adapters make of `x` to `base`.
@@ -326,11 +344,7 @@ fn add_stacked<const N: usize>(
     rows: &StackedRows,
 ) -> [Tensor<2>; N] {
     let stacks = layers.map(|layer| {
-        assert!(
-            layer.stack.is_some() || layer.adapters.is_empty(),
-            "the adapters of layer {} are not stacked",
-            layer.id
-        );
+        layer.assert_stacked();
         layer.stack.as_ref()
     });
     kernels::device_add_lora(x, bases, stacks, rows)

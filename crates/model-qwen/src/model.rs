@@ -216,9 +216,15 @@ impl QwenModel {
 
     /// Makes one tensor of the adapters of each layer, for [`AdapterSelection::Stacked`]. Call it whenever adapters have
     /// changed.
+    ///
+    /// # Panics
+    /// As Burn does when it reads from a device that had no room for them.
     #[cfg(feature = "gpu")]
     pub fn stack_adapters(&mut self) {
-        self.linears_mut().for_each(Linear::stack_adapters);
+        let sums = self.linears_mut().filter_map(Linear::stack_adapters);
+        if let Some(sum) = sums.reduce(|a, b| a + b) {
+            let _ = sum.into_data().iter::<f32>().next();
+        }
     }
 
     /// The linear layers of all decoder layers, in the order of the forward pass.

@@ -128,6 +128,7 @@ impl From<AdapterError> for ApiError {
             AdapterError::AlreadyLoaded { .. } | AdapterError::TooMany { .. } => {
                 Self::bad_request("lora_name", message)
             }
+            AdapterError::NoRoom { .. } => Self::unavailable(message),
             AdapterError::Invalid { .. } => Self::bad_request("lora_path", message),
             AdapterError::Stopped => Self::internal(message),
         }

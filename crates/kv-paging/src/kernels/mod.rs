@@ -316,3 +316,10 @@ fn assert_fits(batch: &AttentionBatch, tokens: usize, slots: usize) {
         needed.saturating_sub(1)
     );
 }
+
+/// Forgets what this thread's kernels keep on devices between launches. Call it when a device has failed to compute
+/// something: what the failed kernels should have left there is missing.
+#[cfg(feature = "gpu")]
+pub fn forget_device_state() {
+    cube::forget_counters();
+}

@@ -252,3 +252,10 @@ fn check_inner(op: &str, left: usize, right: usize) {
         "{op}: inner dimensions {left} and {right} differ"
     );
 }
+
+/// Forgets what this thread's kernels keep on devices between launches. Call it when a device has failed to compute
+/// something: what the failed kernels should have left there is missing.
+#[cfg(feature = "gpu")]
+pub fn forget_device_state() {
+    cube::forget_counters();
+}

@@ -114,6 +114,10 @@ impl Sampler {
         self.candidates.retain(|c| c.weight > 0.0);
         let sum: f64 = self.candidates.iter().map(|c| f64::from(c.weight)).sum();
         let total = if lowest.is_some() { sum } else { top.total };
+        // Infinite logits have no sum.
+        if !total.is_finite() {
+            return None;
+        }
         let reaches_p = sum >= f64::from(top_p) * total;
         let reaches_min_p = min_p > 0.0 && weigh(top.bound) < min_p;
         if lowest.is_none() && !reaches_min_p && (top_p >= 1.0 || !reaches_p) {

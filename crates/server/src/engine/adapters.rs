@@ -8,6 +8,8 @@ use model_qwen::QwenModel;
 use model_qwen::is_gpu;
 
 use super::error::AdapterError;
+#[cfg(feature = "gpu")]
+use super::recovery::catch;
 use super::stats::AdapterInfo;
 use crate::config::LoraOptions;
 
@@ -97,9 +99,14 @@ impl AdapterSlots {
         model
             .add_adapter(slot, &adapter)
             .map_err(|error| invalid(error.to_string()))?;
-        #[cfg(feature = "gpu")]
-        if is_gpu(&model.device()) {
-            model.stack_adapters();
+        if let Err(reason) = stack(model) {
+            model.remove_adapter(slot);
+            // What was there before had room.
+            let _ = stack(model);
+            return Err(AdapterError::NoRoom {
+                path: path.to_owned(),
+                reason,
+            });
         }
         self.slots[slot] = Some(AdapterInfo {
             name: name.to_owned(),
@@ -122,11 +129,23 @@ impl AdapterSlots {
         };
         let slot = self.slot(name).ok_or_else(unknown)?;
         model.remove_adapter(slot);
-        #[cfg(feature = "gpu")]
-        if is_gpu(&model.device()) {
-            model.stack_adapters();
+        if let Err(reason) = stack(model) {
+            tracing::error!(
+                reason,
+                "the device has no room for the adapters that are left"
+            );
         }
         self.slots[slot] = None;
         Ok(slot)
     }
+}
+
+/// Puts the adapters of each layer together on a GPU; what the device said if that failed.
+fn stack(model: &mut QwenModel) -> Result<(), String> {
+    #[cfg(feature = "gpu")]
+    if is_gpu(&model.device()) {
+        return catch(|| model.stack_adapters());
+    }
+    let _ = model;
+    Ok(())
 }

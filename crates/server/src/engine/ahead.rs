@@ -96,6 +96,12 @@ impl Worker {
             false => Vec::new(),
         };
         let mut sampled = Vec::with_capacity(chunks.len());
+        // One read for all rows, if each needs its own.
+        let vocab = self.model.config.vocab_size;
+        let mut all = match tops.is_empty() {
+            true => values(logits.clone()),
+            false => Vec::new(),
+        };
         for (row, chunk) in chunks.iter().enumerate() {
             let Some(sequence) = sequences.get_mut(&chunk.id) else {
                 continue;
@@ -103,6 +109,7 @@ impl Worker {
             let top = tops.get(row);
             sampled.push(match top.and_then(|top| sequence.sample_top(chunk, top)) {
                 Some(sampled) => sampled,
+                None if !all.is_empty() => sequence.sample(chunk, &mut all[row * vocab..][..vocab]),
                 None => {
                     let mut logits = values(logits.clone().narrow(0, row, 1));
                     sequence.sample(chunk, &mut logits)

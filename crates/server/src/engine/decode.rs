@@ -46,6 +46,13 @@ impl DecodeGraphs {
         self.graphs.clear();
     }
 
+    /// Forgets the tokens of the last step, too: the device has failed.
+    pub(super) fn reset(&mut self) {
+        self.clear();
+        let chosen = self.chosen.dims();
+        self.chosen = Tensor::zeros(chosen, (&self.chosen.device(), DType::I32));
+    }
+
     /// Whether such a step is recorded. Recording runs it, so that the tokens of the last step are lost.
     pub(super) fn has_recorded(&self, rows: &[DecodeRow<'_>]) -> bool {
         self.graphs.contains_key(&key(rows))

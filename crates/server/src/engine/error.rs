@@ -84,6 +84,14 @@ pub enum AdapterError {
         /// The number of slots.
         max_loras: usize,
     },
+    /// The device's memory is full.
+    #[error("LoRA adapter at {path}: the device has no room for it: {reason}")]
+    NoRoom {
+        /// The path as given.
+        path: PathBuf,
+        /// What the device said.
+        reason: String,
+    },
     /// The files are there and do not fit the model or the limits.
     #[error("LoRA adapter at {path} cannot be used: {reason}")]
     Invalid {

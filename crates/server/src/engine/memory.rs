@@ -250,8 +250,12 @@ fn adapter_bytes(config: &Config, model: &QwenConfig, is_gpu: bool) -> u64 {
         (inter, hidden),
     ];
     let per_rank: usize = widths.iter().map(|(inp, out)| inp + out).sum();
-    let bytes = if is_gpu { 8 } else { 4 };
-    (bytes * per_rank * model.num_hidden_layers * lora.max_lora_rank * lora.max_loras) as u64
+    let rank = match is_gpu {
+        // Ranks of a stack are multiples of eight.
+        true => lora.max_lora_rank + lora.max_lora_rank.next_multiple_of(8),
+        false => lora.max_lora_rank,
+    };
+    (4 * per_rank * model.num_hidden_layers * rank * lora.max_loras) as u64
 }
 
 /// The f32 tensors that are alive at once in the widest place of a full step: the MLP, or the logits.

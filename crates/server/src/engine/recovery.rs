@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use burn::tensor::DType;
 use kv_paging::{KvShape, PagedKvCache, SequenceId};
 
 use super::request::{EngineOutput, FinishReason};
@@ -25,6 +26,18 @@ fn message(panic: &(dyn Any + Send)) -> String {
 }
 
 impl Worker {
+    /// Forgets what kernels keep on the device between launches.
+    fn forget_device_state(&mut self) {
+        #[cfg(feature = "gpu")]
+        {
+            if let Some(graphs) = &mut self.decode_graphs {
+                graphs.reset();
+            }
+            lora_4bit::kernels::forget_device_state();
+            kv_paging::kernels::forget_device_state();
+        }
+    }
+
     /// Ends the sequences that were running, and begins anew with an empty cache: what the step should have written to the
     /// old one is missing.
     pub(super) fn recover(&mut self, reason: &str) {
@@ -45,8 +58,9 @@ impl Worker {
             }
         }
         self.scheduler.reset_prefix_cache();
-        self.forget_graphs();
         let replaced = catch(|| {
+            self.forget_graphs();
+            self.forget_device_state();
             let shape = *self.cache.shape();
             let smallest = KvShape {
                 num_blocks: 1,
@@ -57,6 +71,14 @@ impl Worker {
             drop(std::mem::replace(&mut self.cache, smallest));
             self.device.memory_cleanup();
             self.cache = PagedKvCache::new(&shape, &self.device);
+            // A device allocates later than it says: only a read tells.
+            for layer in 0..shape.num_layers {
+                let (k, v) = self.cache.layer(layer);
+                for tensor in [k, v] {
+                    let first = tensor.narrow(0, 0, 1).cast(DType::F32).into_data();
+                    let _ = first.iter::<f32>().next();
+                }
+            }
         });
         if let Err(reason) = replaced {
             tracing::error!(reason, "the device has no room for a new KV cache");
@@ -68,7 +90,7 @@ impl Worker {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use burn::tensor::{DType, Device};
+    use burn::tensor::Device;
     use kv_paging::{Scheduler, SchedulerConfig};
     use model_qwen::{LoadOptions, QwenModel, SamplingParams};
 

@@ -132,7 +132,10 @@ impl Worker {
         });
         match computed {
             Ok(sampled) => {
-                self.num_failures = 0;
+                // Without a token nothing was read, and nothing is known.
+                if !sampled.is_empty() {
+                    self.num_failures = 0;
+                }
                 self.scheduler.commit(&sampled);
                 self.finish(&sampled);
             }

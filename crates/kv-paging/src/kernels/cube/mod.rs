@@ -10,6 +10,8 @@ mod attend_group;
 mod attend_tiles;
 mod blocks;
 
+pub(super) use attend::forget_counters;
+
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};

@@ -14,6 +14,8 @@ use super::{UNITS, empty};
 
 /// Loads of a unit that are in flight together, at most.
 const MAX_UNROLL: usize = 8;
+/// Rows of `x`: as many cubes as a dimension holds everywhere.
+const MAX_ROWS: usize = 65_535;
 /// Values of a result that a unit computes.
 const COLUMNS: usize = 4;
 /// Ranks that are added up together; a stack's rank is a multiple of it.
@@ -45,6 +47,7 @@ impl Layer {
     /// Whether the kernels can read the adapters.
     pub(super) fn is_supported(&self, x: &CubeTensor) -> bool {
         super::has_plane_operations(x)
+            && x.meta.shape()[0] <= MAX_ROWS
             && x.meta.shape()[1].is_multiple_of(8)
             && self.y.meta.shape()[1].is_multiple_of(COLUMNS)
             && self.rank.is_multiple_of(RANKS)

@@ -317,13 +317,20 @@ fn launch(
     }
 }
 
+thread_local! {
+    /// See [`arrival_counters`].
+    static COUNTERS: RefCell<Vec<CubeTensor>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Forgets this thread's counters: after a failed launch they may not be zero.
+pub(in super::super) fn forget_counters() {
+    COUNTERS.with_borrow_mut(Vec::clear);
+}
+
 /// Counts of the cubes that have ended their part of a tile, all zero between launches.
 ///
 /// For each thread, since each may have a queue of its own on the device.
 fn arrival_counters(like: &CubeTensor) -> CubeTensor {
-    thread_local! {
-        static COUNTERS: RefCell<Vec<CubeTensor>> = const { RefCell::new(Vec::new()) };
-    }
     COUNTERS.with_borrow_mut(|all| {
         if let Some(counters) = all.iter().find(|counters| counters.device == like.device) {
             return counters.clone();

@@ -13,6 +13,8 @@ mod mat_mul;
 mod mat_vec;
 mod nf4;
 
+pub(super) use mat_mul::forget_counters;
+
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};

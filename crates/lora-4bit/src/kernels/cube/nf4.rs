@@ -152,9 +152,13 @@ impl Kind {
             0..=4096 => (2, 2),
             _ => (2, 1),
         };
-        let planes = usize::min(planes, UNITS as usize / lanes);
+        let mut planes = usize::min(planes, UNITS as usize / lanes);
         let stage = MAX_STAGE.min(hardware.max_shared_memory_size.saturating_sub(OTHER_SHARED));
-        let fit = stage / (4 * CODES * m * lanes * planes);
+        let segment = 4 * CODES * m * lanes;
+        while planes > 1 && segment * planes > stage {
+            planes /= 2;
+        }
+        let fit = stage / (segment * planes);
         let most = (MAX_LOADS / rows / if is_pair { 2 } else { 1 }).min(MAX_UNROLL);
         let loads = row_loads.div_ceil(lanes * planes);
         // As few rounds as fit, all alike.
