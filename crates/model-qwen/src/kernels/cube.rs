@@ -18,7 +18,7 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
 pub(super) use choose::top_logits_of;
-pub(super) use read::PendingWords;
+pub(super) use read::{PendingWords, queues};
 
 use super::DeviceModelOps;
 

@@ -30,7 +30,7 @@ pub mod naive;
 
 pub use allocator::keep_freed_memory;
 #[cfg(feature = "gpu")]
-pub use choice::{PendingIds, PendingTop, device_read_ids, device_top_logits};
+pub use choice::{PendingIds, PendingTop, device_queues_reads, device_read_ids, device_top_logits};
 
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
 #[backend_extension(Flex, Autodiff)]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use burn::tensor::Tensor;
 use kv_paging::{Chunk, DecodeRow, DecodeToken, Sampled, SequenceId, Step};
-use model_qwen::kernels::{PendingIds, device_read_ids, device_top_logits};
+use model_qwen::kernels::{PendingIds, device_queues_reads, device_read_ids, device_top_logits};
 
 use super::worker::{Worker, values};
 
@@ -150,6 +150,10 @@ impl Worker {
 
     /// Begins the step after one that the device is working on: `chunks`, with their rows in it.
     fn begin_next(&mut self, chunks: &[(&Chunk, usize)]) -> Option<StepAhead> {
+        // Otherwise the tokens of this step would wait for the next one.
+        if !device_queues_reads(&self.device) {
+            return None;
+        }
         let goes_on = |chunk: &Chunk| {
             let sequence = self.sequences.get(&chunk.id);
             !chunk.reaches_max_len && sequence.is_some_and(|sequence| sequence.goes_on())

@@ -27,7 +27,7 @@ impl PendingWords {
     pub(super) fn new(values: CubeTensor) -> Self {
         let (shape, strides) = (values.meta.shape().clone(), values.meta.strides().clone());
         let (client, elem_size) = (lasting_client(&values), values.elem_size());
-        let queues = matches!(values.device, CubeDevice::Cuda(_) | CubeDevice::Hip(_));
+        let queues = queues(&values.device);
         let descriptor = CopyDescriptor::new(values.handle.binding(), shape, strides, elem_size);
         let bytes = client.read_tensor_async(vec![descriptor]);
         Self(Some(match queues {
@@ -50,6 +50,11 @@ impl PendingWords {
             .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
             .collect())
     }
+}
+
+/// Whether copies are queued, so that a device can go on while they are waited for.
+pub(in super::super) fn queues(device: &CubeDevice) -> bool {
+    matches!(device, CubeDevice::Cuda(_) | CubeDevice::Hip(_))
 }
 
 /// A client of the tensor's device that is never dropped, as the device isn't: a read borrows it until it ends.
