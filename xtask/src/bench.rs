@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 pub(crate) mod gpu;
-mod http;
 mod table;
 
 const USAGE: &str = "bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] \

@@ -40,13 +40,13 @@ pub struct DecodeRow<'a> {
 }
 
 /// Integers of a row, besides its block table.
-const FIELDS: usize = 6;
+pub(crate) const FIELDS: usize = 6;
 
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
 /// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
-/// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position, the slot of its
-/// adapter (-1 if it has none); then the block tables, one after the other.
+/// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position, the slot
+/// of its adapter (-1 if it has none); then the block tables, one after the other.
 #[derive(Clone, Debug)]
 pub struct DecodeStep {
     values: Tensor<1, Int>,

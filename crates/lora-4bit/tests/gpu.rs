@@ -22,6 +22,17 @@ fn gpu() -> Device {
     devices.next().expect("a CUDA or WebGPU device")
 }
 
+/// Whether the kernels for tensor cores run there.
+fn has_cores(gpu: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    return Device::enumerate(DeviceType::Cuda).contains(gpu);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = gpu;
+        false
+    }
+}
+
 fn random(shape: [usize; 2]) -> Tensor<2> {
     let device = Device::flex();
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), (&device, DType::F32))
@@ -186,6 +197,10 @@ fn fused_layers_of_rounded_factors_equal_single_operations() {
             let layers = [[130, k], [34, k], [64, k]].map(|shape| rounded(shape, true));
             let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
             let found = Linear::forward_three(fused, &on_gpu, None, &adapters);
+            assert!(
+                found.is_some() || !has_cores(&gpu),
+                "{m} rows in one launch"
+            );
             for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
                 assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
             }
@@ -196,6 +211,10 @@ fn fused_layers_of_rounded_factors_equal_single_operations() {
             let expected = burn::tensor::activation::silu(g) * u; // [m, 78]
             // The result is rounded to 8 bits; the factor is compared, so that large values don't hide small ones.
             let scale = expected.clone().abs() + 1.0;
+            assert!(
+                found.is_some() || !has_cores(&gpu),
+                "{m} rows in one launch"
+            );
             let Some(found) = found else { continue };
             let found = to(&found.cast(DType::F32), &expected.device());
             assert_close(found / scale.clone(), expected / scale, 1e-2);
@@ -251,48 +270,83 @@ fn nf4_products_equal_those_of_the_cpu() {
     }
 }
 
+/// A layer in NF4 on the CPU and the same on a GPU.
+fn nf4_layer(
+    shape: [usize; 2],
+    has_bias: bool,
+    double_quant: bool,
+    compute: ComputeDtype,
+    gpu: &Device,
+) -> [Linear; 2] {
+    let bias = has_bias.then(|| random([1, shape[0]]).reshape([shape[0]])); // [n]
+    let on_gpu = bias.as_ref().map(|bias: &Tensor<1>| to(bias, gpu));
+    let [a, b] = nf4(shape, double_quant, gpu);
+    let [cpu, mut on_gpu] = [Linear::new(a, bias), Linear::new(b, on_gpu)];
+    on_gpu.compute = compute;
+    [cpu, on_gpu]
+}
+
+/// Compares layers in NF4 and what is fused with them with single operations on the CPU.
+fn check_fused_nf4(double_quant: bool, k: usize, m: usize, compute: ComputeDtype, gpu: &Device) {
+    let adapters = AdapterSelection::Base;
+    let layer = |n, has_bias| nf4_layer([n, k], has_bias, double_quant, compute, gpu);
+    // The CPU is given what the GPU makes of `x`. Rounded weights have 8 bits; a product is off by up to a part in 200.
+    let is_rounded = compute == ComputeDtype::Bf16;
+    let (dtype, part, most_rows, most_normed) = match is_rounded {
+        true if has_cores(gpu) => (DType::BF16, 6e-3, 32, 2),
+        true => (DType::BF16, 6e-3, 4, 4),
+        false => (DType::F32, 3e-5, 4, 4),
+    };
+    let tolerance = part * (k as f32).sqrt();
+    let x = random([m, k]).cast(dtype); // [m, k]
+    let (on_gpu, x) = (to(&x, gpu), x.cast(DType::F32));
+
+    let residual = random([m, 70]);
+    let [cpu, fused] = layer(70, true);
+    let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
+    for on_gpu in [on_gpu.clone(), to(&x, gpu)] {
+        let found = fused.forward_onto(to(&residual, gpu), on_gpu, &adapters);
+        assert_close(found, expected.clone(), tolerance);
+    }
+
+    let weight = random([1, k]).reshape([k]); // [k]
+    let normed = rms_norm(&x, &weight, 1e-6); // [m, k]
+    let norm_weight = to(&weight, gpu);
+    let norm = Norm {
+        weight: &norm_weight,
+        eps: 1e-6,
+    };
+    let layers = [129, 33, 64].map(|n| layer(n, true));
+    let [gate, up] = [0, 1].map(|_| layer(77, false));
+    for (norm, x, most_rows) in [(None, &x, most_rows), (Some(norm), &normed, most_normed)] {
+        let is_fused = m <= most_rows;
+        let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+        let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
+        assert!(found.is_some() || !is_fused, "{m} rows in one launch");
+        for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+            assert_close(found, cpu.forward(x.clone(), &adapters), 3.0 * tolerance);
+        }
+        let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, norm, &adapters);
+        assert!(found.is_some() || !is_fused, "{m} rows in one launch");
+        let Some(found) = found else { continue };
+        // Values go up to some hundreds, and a rounded result has 8 bits.
+        let expected = gated_by_cpu(&gate, &up, x); // [m, 77]
+        let scale = expected.clone().abs() + (k as f32).sqrt();
+        let found = to(&found.cast(DType::F32), &expected.device());
+        assert_close(found / scale.clone(), expected / scale, 5.0 * part);
+    }
+}
+
 #[test]
 fn fused_nf4_layers_equal_single_operations() {
     let gpu = gpu();
-    let adapters = AdapterSelection::Base;
-    let layer = |[n, k]: [usize; 2], has_bias: bool, double_quant: bool| {
-        let bias = has_bias.then(|| random([1, n]).reshape([n])); // [n]
-        let on_gpu = bias.as_ref().map(|bias: &Tensor<1>| to(bias, &gpu));
-        let [a, b] = nf4([n, k], double_quant, &gpu);
-        [Linear::new(a, bias), Linear::new(b, on_gpu)]
-    };
-    for (double_quant, k) in [(false, 192), (true, 192), (true, 2624)] {
-        for m in [1, 3, 5] {
-            let (x, tolerance) = (random([m, k]), 3e-5 * (k as f32).sqrt());
-            let (on_gpu, is_fused) = (to(&x, &gpu), m <= 4);
-            let residual = random([m, 70]);
-            let [cpu, fused] = layer([70, k], true, double_quant);
-            let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
-            let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
-            assert_close(found, expected, tolerance);
-
-            let weight = random([1, k]).reshape([k]); // [k]
-            let normed = rms_norm(&x, &weight, 1e-6); // [m, k]
-            let norm_weight = to(&weight, &gpu);
-            let norm = Norm {
-                weight: &norm_weight,
-                eps: 1e-6,
-            };
-            let layers = [129, 33, 64].map(|n| layer([n, k], true, double_quant));
-            let [gate, up] = [0, 1].map(|_| layer([77, k], false, double_quant));
-            for (norm, x) in [(None, &x), (Some(norm), &normed)] {
-                let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-                let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
-                assert!(found.is_some() || !is_fused, "{m} rows in one launch");
-                for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
-                    assert_close(found, cpu.forward(x.clone(), &adapters), 3.0 * tolerance);
-                }
-                let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, norm, &adapters);
-                assert!(found.is_some() || !is_fused, "{m} rows in one launch");
-                if let Some(found) = found {
-                    assert_close(found, gated_by_cpu(&gate, &up, x), 100.0 * tolerance);
-                }
-            }
+    for (double_quant, k, rows) in [
+        (false, 192, [1, 5]),
+        (true, 192, [3, 4]),
+        (true, 2624, [1, 2]),
+    ] {
+        for m in rows {
+            check_fused_nf4(double_quant, k, m, ComputeDtype::F32, &gpu);
         }
     }
 }
@@ -304,52 +358,9 @@ fn fused_nf4_layers_of_rounded_factors_equal_single_operations() {
     if !gpu.supports_dtype(DType::BF16) {
         return;
     }
-    let adapters = AdapterSelection::Base;
-    let layer = |[n, k]: [usize; 2], has_bias: bool, double_quant: bool| {
-        let bias = has_bias.then(|| random([1, n]).reshape([n])); // [n]
-        let on_gpu = bias.as_ref().map(|bias: &Tensor<1>| to(bias, &gpu));
-        let [a, b] = nf4([n, k], double_quant, &gpu);
-        let [cpu, mut on_gpu] = [Linear::new(a, bias), Linear::new(b, on_gpu)];
-        on_gpu.compute = ComputeDtype::Bf16;
-        [cpu, on_gpu]
-    };
-    // Factors have 8 bits; a product is off by up to a part in 200.
-    let tolerance = |k: usize| 6e-3 * (k as f32).sqrt();
     for (double_quant, k) in [(false, 192), (true, 192), (true, 1536), (true, 2624)] {
         for m in [1, 2, 3, 8, 9, 32, 33] {
-            let x = random([m, k]).cast(DType::BF16); // [m, k]
-            let (on_gpu, x) = (to(&x, &gpu), x.cast(DType::F32));
-            let residual = random([m, 70]);
-            let [cpu, fused] = layer([70, k], true, double_quant);
-            let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
-            for on_gpu in [on_gpu.clone(), to(&x, &gpu)] {
-                let found = fused.forward_onto(to(&residual, &gpu), on_gpu, &adapters);
-                assert_close(found, expected.clone(), tolerance(k));
-            }
-
-            let weight = random([1, k]).reshape([k]); // [k]
-            let normed = rms_norm(&x, &weight, 1e-6); // [m, k]
-            let norm_weight = to(&weight, &gpu);
-            let norm = Norm {
-                weight: &norm_weight,
-                eps: 1e-6,
-            };
-            let layers = [130, 34, 64].map(|n| layer([n, k], true, double_quant));
-            let [gate, up] = [0, 1].map(|_| layer([78, k], false, double_quant));
-            for (norm, x) in [(None, &x), (Some(norm), &normed)] {
-                let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-                let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
-                for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
-                    let expected = cpu.forward(x.clone(), &adapters);
-                    assert_close(found, expected, 3.0 * tolerance(k));
-                }
-                let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, norm, &adapters);
-                let Some(found) = found else { continue };
-                let expected = gated_by_cpu(&gate, &up, x); // [m, 78]
-                let scale = expected.clone().abs() + (k as f32).sqrt();
-                let found = to(&found.cast(DType::F32), &expected.device());
-                assert_close(found / scale.clone(), expected / scale, 3e-2);
-            }
+            check_fused_nf4(double_quant, k, m, ComputeDtype::Bf16, &gpu);
         }
     }
 }

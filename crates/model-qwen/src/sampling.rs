@@ -161,18 +161,12 @@ impl Sampler {
         params.temperature < GREEDY_BELOW
             && params.logprobs.is_none()
             && params.logit_bias.is_empty()
-            && params.repetition_penalty == 1.0
-            && params.presence_penalty == 0.0
-            && params.frequency_penalty == 0.0
+            && !params.has_penalties()
     }
 
     /// Counts an output token that was not drawn by this sampler, for the penalties.
     pub fn observe(&mut self, id: u32) {
-        let params = &self.params;
-        if params.repetition_penalty != 1.0
-            || params.presence_penalty != 0.0
-            || params.frequency_penalty != 0.0
-        {
+        if self.params.has_penalties() {
             self.seen.entry(id).or_default().num_output += 1;
         }
     }

@@ -1,10 +1,12 @@
 //! Speed and memory of the server, on the CPU or with `--device`, over HTTP: `bench_serve --server target/release/server --model DIR`.
 //!
 //! Starts the server, waits until it is ready, and measures one stream, several streams together, one with a LoRA adapter
-//! (`--lora DIR`), and the time to the first token of a long prompt, sent twice.
+//! (`--lora DIR`), and the time to the first token of a long prompt, sent twice. With `--whole N` only whole requests of one
+//! stream, which `bench_engine` measures in process. What follows `--` are further flags of the server.
 
 #![allow(clippy::print_stdout)]
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -47,6 +49,12 @@ struct Args {
     /// Tokens of the prompt that is sent twice.
     #[arg(long, default_value_t = 1000)]
     prefix: usize,
+    /// Measures only this many requests of one stream, each from its start to its last token, after one that warms up.
+    #[arg(long)]
+    whole: Option<usize>,
+    /// Flags of the server; without any, --max-model-len 4096.
+    #[arg(last = true)]
+    flags: Vec<OsString>,
 }
 
 const MODEL: &str = "base";
@@ -57,6 +65,9 @@ fn main() -> Result<()> {
     let start = Instant::now();
     let server = Server::start(&args)?;
     println!("ready after {:.2} s", start.elapsed().as_secs_f64());
+    if let Some(num) = args.whole {
+        return measure_whole(&server, &args, num);
+    }
     println!("resident when ready: {}", server.memory()?);
 
     server.stream(MODEL, &tokens(0, args.prompt), 8)?; // warm-up
@@ -95,12 +106,34 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Prints the output speed of whole requests.
+fn measure_whole(server: &Server, args: &Args, num: usize) -> Result<()> {
+    ensure!(num > 0, "--whole: expected 1 or more, found 0");
+    let mut rates = Vec::with_capacity(num);
+    for run in 0..=num {
+        let prompt = tokens(run as u32, args.prompt);
+        let stream = server.stream(MODEL, &prompt, args.generate)?;
+        // The first one warms up.
+        if run > 0 {
+            rates.push(stream.tokens as f64 / stream.whole.as_secs_f64());
+        }
+    }
+    rates.sort_by(f64::total_cmp);
+    println!(
+        "whole requests: median {:.1} output tok/s of {rates:.1?}",
+        rates[num / 2]
+    );
+    Ok(())
+}
+
 /// What one stream saw.
 struct Stream {
     /// Until the first token.
     first: Duration,
     /// From the first token to the last.
     rest: Duration,
+    /// From the request to the end of the answer.
+    whole: Duration,
     tokens: usize,
 }
 
@@ -137,9 +170,14 @@ impl Server {
             .arg(port.to_string())
             .arg("--model")
             .arg(&args.model)
-            .args(["--max-model-len", "4096"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stdout(Stdio::null());
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "warn");
+        }
+        match args.flags.is_empty() {
+            true => command.args(["--max-model-len", "4096"]),
+            false => command.args(&args.flags),
+        };
         if let Some(quantization) = &args.quantization {
             command.args(["--quantization", quantization]);
         }
@@ -161,7 +199,7 @@ impl Server {
         while ureq::get(format!("{}/health", server.url)).call().is_err() {
             let ended = server.child.try_wait()?;
             ensure!(ended.is_none(), "the server ended with {ended:?}");
-            ensure!(start.elapsed() < Duration::from_secs(120), "not ready");
+            ensure!(start.elapsed() < Duration::from_secs(300), "not ready");
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(server)
@@ -201,6 +239,7 @@ impl Server {
         Ok(Stream {
             first: first - start,
             rest: last - first,
+            whole: start.elapsed(),
             tokens,
         })
     }
@@ -268,9 +307,9 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-/// A prompt of `len` tokens that shares no beginning with those of other seeds.
+/// A prompt of `len` tokens that any vocabulary has, which shares no beginning with those of other seeds.
 fn tokens(seed: u32, len: usize) -> Vec<u32> {
     (0..len as u32)
-        .map(|i| 1000 + (seed * 7919 + i * 7) % 20_000)
+        .map(|i| (seed * 7919 + i * 7) % 1000)
         .collect()
 }

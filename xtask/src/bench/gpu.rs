@@ -1,16 +1,12 @@
 //! `bench gpu`: what the project set itself for a GPU, each measured value beside its bar.
 
-use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf, absolute};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
 
-use super::http;
 use super::table::{Table, Unit, median};
 use crate::{root, run as command};
 
@@ -26,10 +22,6 @@ const SERVER_FLAGS: [(&str, &str); 2] = [
 ];
 /// Names under which the adapter is loaded.
 const ADAPTERS: [&str; 8] = ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7"];
-/// Name under which the model is served.
-const MODEL: &str = "m";
-/// How long a server may take until it is ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Lines of a failed program's stderr that are shown.
 const SHOWN_LINES: usize = 15;
 
@@ -137,7 +129,14 @@ pub(crate) fn run(flags: &[&str]) -> Result<()> {
 /// Builds the programs with the feature that the device needs.
 fn build(device: &str) -> Result<()> {
     let mut arguments = vec!["build", "--release", "-p", "examples", "-p", "server"];
-    arguments.extend(["--bin", "bench_engine", "--bin", "server"]);
+    arguments.extend([
+        "--bin",
+        "bench_engine",
+        "--bin",
+        "bench_serve",
+        "--bin",
+        "server",
+    ]);
     let backend = device.split(':').next().unwrap_or(device);
     let features = format!("examples/{backend},server/{backend}");
     if !["auto", "cpu"].contains(&backend) {
@@ -195,7 +194,7 @@ impl<'a> Bench<'a> {
             options,
             folder: TemporaryFolder(folder),
         };
-        for name in ["bench_engine", "server"] {
+        for name in ["bench_engine", "bench_serve", "server"] {
             let program = bench.program(name);
             ensure!(program.is_file(), "there is no {}", program.display());
         }
@@ -229,7 +228,10 @@ impl<'a> Bench<'a> {
         let one = table.record(one, runner.rate("1", &short, &[]));
         let http = ("1 sequence, over HTTP ÷ in process", 0.95, Ratio);
         let in_process = one.context("in process was not measured");
-        table.record(http, in_process.and_then(|one| Ok(runner.http()? / one)));
+        table.record(
+            http,
+            in_process.and_then(|one| Ok(runner.http(&short)? / one)),
+        );
         let nf4 = ("1 sequence, 128 in, 256 out, NF4", 900.0, TokensPerSecond);
         let quantization = ["--quantization", "nf4"];
         table.record(nf4, runner.rate("1", &short, &quantization));
@@ -301,46 +303,23 @@ impl Runner<'_> {
 
     /// Runs `bench_engine`; the numbers after `prefix` in what it prints, at least one.
     fn engine(&self, arguments: &[&str], flags: &[&str], prefix: &str) -> Result<Vec<f64>> {
+        let options = &self.bench.options;
         let mut command = self.command("bench_engine", arguments);
-        command.arg("--");
-        self.add_server_flags(&mut command, flags);
-        let output = command.output().context("cannot start bench_engine")?;
-        if !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            bail!("bench_engine: {}\n{}", output.status, last_lines(&stderr));
-        }
-        let stdout = String::from_utf8(output.stdout)?;
-        let mut numbers = Vec::new();
-        for line in stdout.lines() {
-            let Some(rest) = line.strip_prefix(prefix) else {
-                continue;
-            };
-            println!("  {line}");
-            let number = rest.split(' ').next().and_then(|word| word.parse().ok());
-            numbers.push(number.with_context(|| format!("no number in `{line}`"))?);
-        }
-        ensure!(
-            !numbers.is_empty(),
-            "bench_engine printed no line with `{prefix}`"
-        );
-        Ok(numbers)
+        command.args(["--", "--device", options.device, "--model"]);
+        command.arg(&options.model);
+        command.args(&options.server_flags).args(flags);
+        numbers(&mut command, prefix)
     }
 
     /// Output tokens per second of one sequence that is streamed over HTTP.
-    fn http(&self) -> Result<f64> {
-        let server = Server::start(self)?;
-        let mut rates = Vec::new();
-        for run in 0..=RUNS {
-            let rate = server.rate(run);
-            let rate =
-                rate.with_context(|| format!("the server's log ends with\n{}", server.log()))?;
-            println!("  over HTTP: {rate:.0} tok/s");
-            // The first run warms up.
-            if run > 0 {
-                rates.push(rate);
-            }
-        }
-        median(rates).context("nothing was measured over HTTP")
+    fn http(&self, work: &[&str]) -> Result<f64> {
+        let options = &self.bench.options;
+        let mut command = self.command("bench_serve", work);
+        command.args(["--whole", &RUNS.to_string(), "--device", options.device]);
+        command.arg("--server").arg(self.bench.program("server"));
+        command.arg("--model").arg(&options.model);
+        command.arg("--").args(&options.server_flags);
+        Ok(numbers(&mut command, "whole requests: median ")?[0])
     }
 
     /// A program in this round's folder.
@@ -355,102 +334,42 @@ impl Runner<'_> {
         }
         command
     }
+}
 
-    /// Adds the flags that all rows share, and a row's own; shows the whole command.
-    fn add_server_flags(&self, command: &mut Command, flags: &[&str]) {
-        let options = &self.bench.options;
-        command
-            .arg("--model")
-            .arg(&options.model)
-            .args(["--device", options.device])
-            .args(&options.server_flags)
-            .args(flags);
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        let words: Vec<_> = words.map(std::ffi::OsStr::to_string_lossy).collect();
-        println!("$ {}", words.join(" "));
+/// Runs a program; the numbers after `prefix` in what it prints, at least one.
+fn numbers(command: &mut Command, prefix: &str) -> Result<Vec<f64>> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(std::ffi::OsStr::to_string_lossy).collect();
+    println!("$ {}", words.join(" "));
+    let program = words[0].clone().into_owned();
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{program}: {}\n{}", output.status, last_lines(&stderr));
     }
+    let stdout = String::from_utf8(output.stdout)?;
+    let mut numbers = Vec::new();
+    for line in stdout.lines() {
+        let Some(rest) = line.strip_prefix(prefix) else {
+            continue;
+        };
+        println!("  {line}");
+        let number = rest.split(' ').next().and_then(|word| word.parse().ok());
+        numbers.push(number.with_context(|| format!("no number in `{line}`"))?);
+    }
+    ensure!(
+        !numbers.is_empty(),
+        "{program} printed no line with `{prefix}`"
+    );
+    Ok(numbers)
 }
 
 /// The last lines of a program's stderr.
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
-}
-
-/// A running server; it is ended when this is dropped.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-    log: PathBuf,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    /// Starts the program and waits until it is ready.
-    fn start(runner: &Runner<'_>) -> Result<Self> {
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let port = address.port().to_string();
-        let log = runner.caches.join("server.log");
-        let arguments = ["--port", &port, "--served-model-name", MODEL];
-        let mut command = runner.command("server", &arguments);
-        runner.add_server_flags(&mut command, &[]);
-        command
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).with_context(|| log.display().to_string())?);
-        let child = command.spawn().context("cannot start the server")?;
-        let mut server = Self {
-            child,
-            address,
-            log,
-        };
-        let start = Instant::now();
-        while !http::is_ok(address, "/health") {
-            if let Some(status) = server.child.try_wait()? {
-                bail!("server: {status}\n{}", server.log());
-            }
-            if start.elapsed() > READY_TIMEOUT {
-                bail!("the server is not ready\n{}", server.log());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(server)
-    }
-
-    /// Output tokens per second of a streamed request, from its start to the end of the stream.
-    fn rate(&self, run: usize) -> Result<f64> {
-        // Ids that any vocabulary has, with another beginning in each run, so that the prefix cache finds nothing.
-        let prompt: Vec<usize> = (0..128).map(|i| (run * 131 + i * 7) % 1000).collect();
-        let body = json!({
-            "model": MODEL,
-            "prompt": prompt,
-            "max_tokens": 256,
-            "temperature": 0,
-            "ignore_eos": true,
-            "stream": true,
-            "stream_options": {"include_usage": true},
-        });
-        let body = body.to_string();
-        let start = Instant::now();
-        let last = http::last_event(self.address, "/v1/completions", &body)?;
-        let elapsed = start.elapsed();
-        let event: Value = serde_json::from_str(&last).with_context(|| last.clone())?;
-        let tokens = event["usage"]["completion_tokens"].as_u64();
-        ensure!(tokens == Some(256), "256 tokens were expected: {last}");
-        Ok(256.0 / elapsed.as_secs_f64())
-    }
-
-    /// The last lines of what it wrote to stderr.
-    fn log(&self) -> String {
-        let text = fs::read(&self.log).unwrap_or_default();
-        last_lines(&String::from_utf8_lossy(&text))
-    }
 }
 
 #[cfg(test)]

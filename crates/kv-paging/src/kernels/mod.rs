@@ -155,7 +155,10 @@ pub(crate) fn step_attention(
     assert_eq!(keys.dims(), values.dims(), "the caches differ in shape");
     assert_eq!(keys.dtype(), values.dtype(), "the caches differ in type");
     assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
-    assert!(step.dims()[0] >= 5 * rows, "rows of the step");
+    assert!(
+        step.dims()[0] >= crate::decode_step::FIELDS * rows,
+        "rows of the step"
+    );
     for angles in [cos, sin] {
         assert_eq!(angles.dims(), [rows, 1, head_dim / 2], "angles");
     }

@@ -381,3 +381,41 @@ fn impossible_sequences_are_refused_and_leave_no_trace() {
     assert!(step(&mut scheduler).chunks[0].reaches_max_len);
     assert!(!scheduler.has_work());
 }
+
+/// An engine that computes a step ahead gets the blocks that the next step will have, and takes none from others.
+#[test]
+fn room_for_a_token_more_is_that_of_the_next_step() {
+    let mut scheduler = scheduler(SchedulerConfig {
+        num_blocks: 6,
+        ..config()
+    });
+    // Blocks hold four tokens: the second sequence's next token is the first of a block.
+    for (id, len) in [(1, 5), (2, 8), (3, 6)] {
+        scheduler.add(sequence(id, 100 * id as u32, len)).unwrap();
+    }
+    let chunks = scheduler.schedule().chunks;
+    assert_eq!(chunks.len(), 3);
+    assert_eq!(scheduler.stats().num_free_blocks, 0);
+    assert_eq!(scheduler.reserve_next(&[1, 3]).unwrap().len(), 2);
+    assert_eq!(scheduler.reserve_next(&[1, 2, 3]), None, "no block is left");
+    scheduler.check_invariants();
+
+    // One that is unknown, or in another order than the step's, is no sequence of it.
+    assert_eq!(scheduler.reserve_next(&[1, 9]), None);
+    let token = |id, finished| Sampled {
+        id,
+        token: 7,
+        finished,
+    };
+    scheduler.commit(&[token(1, true), token(2, false), token(3, false)]);
+    scheduler.schedule();
+    let reserved = scheduler.reserve_next(&[2, 3]).unwrap();
+    scheduler.check_invariants();
+    scheduler.commit(&[token(2, false), token(3, false)]);
+    let next = scheduler.schedule();
+    let tables: Vec<_> = (next.chunks.into_iter())
+        .map(|chunk| chunk.block_table)
+        .collect();
+    assert_eq!(tables, reserved);
+    assert!(next.preempted.is_empty());
+}

@@ -145,9 +145,14 @@ impl SamplingParams {
             }),
         }
     }
-}
 
-impl SamplingParams {
+    /// Whether tokens that came up before have other logits.
+    pub(super) fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+
     /// A logit after the penalties of a token that came up `num_output` times in the output, and at least once before or in it.
     pub(super) fn penalized(&self, logit: f32, num_output: u32) -> f32 {
         let repeated = if logit > 0.0 {

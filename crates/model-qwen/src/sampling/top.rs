@@ -29,16 +29,13 @@ impl Sampler {
         let params = &self.params;
         let is_greedy = params.temperature < GREEDY_BELOW;
         let has_limit = params.top_k > 0 || params.min_p > 0.0;
-        let changes = params.repetition_penalty != 1.0
-            || params.presence_penalty != 0.0
-            || params.frequency_penalty != 0.0;
         params.logprobs.is_none()
             && params.logit_bias.is_empty()
             && params.repetition_penalty >= 1.0
             && params.presence_penalty >= 0.0
             && params.frequency_penalty >= 0.0
             // Without top-k, top-p takes its share of a sum over all tokens.
-            && (is_greedy || params.top_k > 0 || !changes)
+            && (is_greedy || params.top_k > 0 || !params.has_penalties())
             && (is_greedy || has_limit || params.top_p < 1.0)
     }
 

@@ -29,6 +29,17 @@ impl StepAhead {
     }
 }
 
+/// What the device has computed.
+///
+/// # Panics
+/// With what the device said if it failed, as Burn's own reads do: [`catch`](super::recovery::catch) is for both.
+fn computed<T>(result: Result<T, String>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("the device failed to compute a step: {error}"),
+    }
+}
+
 impl Worker {
     /// Runs a step as a recorded graph, if it has one token of each sequence; or takes what was computed ahead. `None` if
     /// neither applies.
@@ -89,10 +100,7 @@ impl Worker {
             sequence.is_none_or(|sequence| sequence.sampler.takes_top())
         };
         let tops = match chunks.iter().any(takes_top) {
-            true => match device_top_logits(logits.clone(), &scales).wait() {
-                Ok(tops) => tops,
-                Err(error) => panic!("the device failed to compute a step: {error}"),
-            },
+            true => computed(device_top_logits(logits.clone(), &scales).wait()),
             false => Vec::new(),
         };
         let mut sampled = Vec::with_capacity(chunks.len());
@@ -192,10 +200,7 @@ impl Worker {
 
     /// Takes the tokens that the device has chosen for `chunks`, with their rows.
     fn take_tokens(&mut self, chunks: &[(&Chunk, usize)], tokens: PendingIds) -> Vec<Sampled> {
-        let tokens = match tokens.wait() {
-            Ok(tokens) => tokens,
-            Err(error) => panic!("the device failed to compute a step: {error}"),
-        };
+        let tokens = computed(tokens.wait());
         let sequences = &mut self.sequences;
         let sampled = chunks.iter().filter_map(|(chunk, row)| {
             let sequence = sequences.get_mut(&chunk.id)?;

@@ -120,7 +120,7 @@ impl Worker {
     }
 
     /// One step of all scheduled sequences.
-    pub(super) fn step(&mut self) {
+    fn step(&mut self) {
         let step = self.scheduler.schedule();
         if step.chunks.is_empty() {
             return;
@@ -190,7 +190,7 @@ impl Worker {
         self.publish();
     }
 
-    pub(super) fn submit(
+    fn submit(
         &mut self,
         Submission {
             id,
@@ -464,7 +464,7 @@ impl Worker {
 
 /// Token ids on the host.
 #[cfg(feature = "gpu")]
-pub(super) fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
+fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
     tensor
         .into_data()
         .iter::<i32>()

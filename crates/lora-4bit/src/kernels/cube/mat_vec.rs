@@ -11,6 +11,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::output::Outputs;
 use super::{UNITS, empty};
 
 /// Rows of `x` that a plane takes at once.
@@ -150,47 +151,37 @@ pub(super) fn products<const N: usize>(
     }
 
     let dtype = dtype_to_elem_type(weights[0].dtype);
-    let rows: [usize; 3] = std::array::from_fn(|i| weights.get(i).map_or(0, rows));
-    let mut plan = Plan::new(&x, &weights[0], rows.iter().sum(), false);
-    plan.shape.has_residual = residual.is_some();
+    let mut plan = Plan::new(&x, &weights[0], weights.iter().map(rows).sum(), false);
+    let outputs = Outputs::new(&biases, residual, &results);
+    (plan.shape.has_bias, plan.shape.has_residual) = (outputs.has_bias, outputs.has_residual);
     plan.shape.has_norm = norm.is_some();
     let (norm, eps) = norm_args(&x, norm);
-    let cubes = rows.map(|rows| rows.div_ceil(plan.rows_per_cube));
-    for (has_bias, bias) in plan.shape.has_bias.iter_mut().zip(&biases) {
-        *has_bias = bias.is_some();
-    }
-    // Arguments that a kernel has no use for are another one.
-    let weight = |i: usize| weights.get(i).unwrap_or(&weights[0]).clone();
-    let bias = |i: usize| match biases.get(i) {
-        Some(Some(bias)) => into_contiguous(bias.clone()),
-        _ => x.clone(),
+    let cubes = |i: usize| {
+        weights
+            .get(i)
+            .map_or(0, |w| rows(w).div_ceil(plan.rows_per_cube))
     };
-    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
-    let residual = residual.map_or_else(|| x.clone(), into_contiguous);
+    // Those that there aren't are the first one.
+    let weight = |i: usize| weights.get(i).unwrap_or(&weights[0]).clone();
+    let [out0, out1, out2] = outputs.launch;
     // SAFETY: `k` values of each row exist, and rows past the last are clamped to it.
     unsafe {
         kernels::products_kernel::launch_unchecked(
             &x.client.clone(),
-            CubeCount::Static(cubes.iter().sum::<usize>() as u32, plan.x_cubes, 1),
+            CubeCount::Static((cubes(0) + cubes(1) + cubes(2)) as u32, plan.x_cubes, 1),
             CubeDim::new_1d(UNITS),
             plan.vector,
-            x.clone().into_buffer_arg(),
+            x.into_buffer_arg(),
             norm.into_buffer_arg(),
             weight(0).into_buffer_arg(),
             weight(1).into_buffer_arg(),
             weight(2).into_buffer_arg(),
-            bias(0).into_buffer_arg(),
-            bias(1).into_buffer_arg(),
-            bias(2).into_buffer_arg(),
-            residual.into_buffer_arg(),
-            result(0).into_buffer_arg(),
-            result(1).into_buffer_arg(),
-            result(2).into_buffer_arg(),
-            rows[0],
-            rows[1],
-            rows[2],
-            cubes[0],
-            cubes[1],
+            outputs.residual,
+            out0,
+            out1,
+            out2,
+            cubes(0),
+            cubes(1),
             k / plan.vector,
             plan.row_stride,
             m,

@@ -12,6 +12,7 @@ mod lora;
 mod mat_mul;
 mod mat_vec;
 mod nf4;
+mod output;
 
 pub(super) use mat_mul::forget_counters;
 

@@ -15,6 +15,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::mat_vec::{Norm, norm_args};
+use super::output::Outputs;
 use super::{AbsmaxOperand, Nf4Operand, UNITS, empty, naive};
 use crate::nf4::BLOCK_SIZE;
 
@@ -99,6 +100,11 @@ impl Parts {
                 offset: *offset,
             },
         }
+    }
+
+    /// The arguments of up to three weights; those that there aren't are the first one.
+    fn of_three(weights: &[Nf4Operand<Cube>]) -> [weight::WeightLaunch; 3] {
+        std::array::from_fn(|i| Self::of(weights.get(i).unwrap_or(&weights[0])).launch())
     }
 
     /// The arguments of a launch.
@@ -226,47 +232,35 @@ pub(super) fn products<const N: usize>(
     if m == 0 {
         return results;
     }
-    let rows: [usize; 3] = std::array::from_fn(|i| weights.get(i).map_or(0, |w| w.shape[0]));
-    let mut kind = Kind::new(&x, &weights[0], rows.iter().sum(), false);
-    kind.has_residual = residual.is_some();
-    kind.has_norm = norm.is_some();
+    let num_rows = weights.iter().map(|weight| weight.shape[0]).sum();
+    let mut kind = Kind::new(&x, &weights[0], num_rows, false);
+    let outputs = Outputs::new(&biases, residual, &results);
+    (kind.has_bias, kind.has_residual) = (outputs.has_bias, outputs.has_residual);
+    (kind.has_norm, kind.num_weights) = (norm.is_some(), N);
     let (norm, eps) = norm_args(&x, norm);
-    kind.num_weights = N;
-    for (has_bias, bias) in kind.has_bias.iter_mut().zip(&biases) {
-        *has_bias = bias.is_some();
-    }
-    let cubes = rows.map(|rows| rows.div_ceil(kind.rows_per_cube()));
-    // Arguments that a kernel has no use for are another one.
-    let [w0, w1, w2] = [0, 1, 2].map(|i| Parts::of(weights.get(i).unwrap_or(&weights[0])));
-    let bias = |i: usize| match biases.get(i) {
-        Some(Some(bias)) => into_contiguous(bias.clone()),
-        _ => x.clone(),
+    let cubes = |i: usize| {
+        let weight = weights.get(i);
+        weight.map_or(0, |weight| weight.shape[0].div_ceil(kind.rows_per_cube()))
     };
-    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
-    let residual = residual.map_or_else(|| x.clone(), into_contiguous);
+    let [w0, w1, w2] = Parts::of_three(&weights);
+    let [out0, out1, out2] = outputs.launch;
     // SAFETY: `k` codes of each row exist, and rows past the last are clamped to it.
     unsafe {
         kernels::products::launch_unchecked(
             &x.client.clone(),
-            CubeCount::Static(cubes.iter().sum::<usize>() as u32, 1, 1),
+            CubeCount::Static((cubes(0) + cubes(1) + cubes(2)) as u32, 1, 1),
             CubeDim::new_1d(UNITS),
-            x.clone().into_buffer_arg(),
+            x.into_buffer_arg(),
             norm.into_buffer_arg(),
-            w0.launch(),
-            w1.launch(),
-            w2.launch(),
-            bias(0).into_buffer_arg(),
-            bias(1).into_buffer_arg(),
-            bias(2).into_buffer_arg(),
-            residual.into_buffer_arg(),
-            result(0).into_buffer_arg(),
-            result(1).into_buffer_arg(),
-            result(2).into_buffer_arg(),
-            rows[0],
-            rows[1],
-            rows[2],
-            cubes[0],
-            cubes[1],
+            w0,
+            w1,
+            w2,
+            outputs.residual,
+            out0,
+            out1,
+            out2,
+            cubes(0),
+            cubes(1),
             k / CODES,
             eps,
             kind,

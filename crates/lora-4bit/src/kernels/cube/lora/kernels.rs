@@ -12,7 +12,7 @@ pub(super) fn shrink<X: Float, W: Float, N: Size>(
     a0: &[Vector<W, N>],
     a1: &[Vector<W, N>],
     a2: &[Vector<W, N>],
-    slots: &[i32],
+    row_slots: &[i32],
     h: &mut [f32],
     at: usize,
     row_vectors: usize,
@@ -30,50 +30,35 @@ pub(super) fn shrink<X: Float, W: Float, N: Size>(
 ) {
     let row = CUBE_POS_Y as usize;
     let rows = CUBE_COUNT_Y as usize;
-    let slot = slots[at + row];
+    let slot = row_slots[at + row];
     if slot >= 0i32 {
         let slot = slot as usize;
         let x = &x[row * row_vectors..];
         let planes = (UNIT_POS / PLANE_DIM) as usize / comptime!(kind.planes);
         let per_cube = (CUBE_DIM / PLANE_DIM) as usize / comptime!(kind.planes);
         let cube = CUBE_POS_X as usize;
-        let mut rank = cube * per_cube + planes;
-        let mut ranks = ranks0;
-        let mut layer = 0usize;
         let mut sum = Array::<f32>::new(1usize);
-        if cube < cubes0 {
-            dot::<X, W, N>(
-                x,
-                a0,
-                &mut sum,
-                min(slot, slots0 - 1) * ranks + min(rank, ranks - 1),
-                row_vectors,
-                kind,
-            );
-        } else if cube < cubes0 + cubes1 {
-            rank = (cube - cubes0) * per_cube + planes;
-            ranks = ranks1;
+        let (mut layer, mut first, mut ranks, mut slots) = (0usize, 0usize, ranks0, slots0);
+        if cube >= cubes0 {
             layer = 1usize;
-            dot::<X, W, N>(
-                x,
-                a1,
-                &mut sum,
-                min(slot, slots1 - 1) * ranks + min(rank, ranks - 1),
-                row_vectors,
-                kind,
-            );
-        } else {
-            rank = (cube - cubes0 - cubes1) * per_cube + planes;
-            ranks = ranks2;
+            first = cubes0;
+            ranks = ranks1;
+            slots = slots1;
+        }
+        if cube >= cubes0 + cubes1 {
             layer = 2usize;
-            dot::<X, W, N>(
-                x,
-                a2,
-                &mut sum,
-                min(slot, slots2 - 1) * ranks + min(rank, ranks - 1),
-                row_vectors,
-                kind,
-            );
+            first = cubes0 + cubes1;
+            ranks = ranks2;
+            slots = slots2;
+        }
+        let rank = (cube - first) * per_cube + planes;
+        let from = min(slot, slots - 1) * ranks + min(rank, ranks - 1);
+        if layer == 0 {
+            dot::<X, W, N>(x, a0, &mut sum, from, row_vectors, kind);
+        } else if layer == 1 {
+            dot::<X, W, N>(x, a1, &mut sum, from, row_vectors, kind);
+        } else {
+            dot::<X, W, N>(x, a2, &mut sum, from, row_vectors, kind);
         }
         let mut parts = Shared::<[f32]>::new_slice(comptime!(num_shared_sums(1)));
         sum_of_planes(&mut sum, &mut parts, 1usize, comptime!(kind.planes));

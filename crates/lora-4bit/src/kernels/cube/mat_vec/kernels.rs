@@ -3,6 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+use super::super::output::Output;
 use super::super::{num_shared_sums, sum_of_planes};
 use super::{MAX_ROWS, Shape};
 
@@ -13,16 +14,10 @@ pub(super) fn products_kernel<W: Float, N: Size>(
     w0: &[Vector<W, N>],
     w1: &[Vector<W, N>],
     w2: &[Vector<W, N>],
-    bias0: &[f32],
-    bias1: &[f32],
-    bias2: &[f32],
     residual: &[f32],
-    y0: &mut [f32],
-    y1: &mut [f32],
-    y2: &mut [f32],
-    rows0: usize,
-    rows1: usize,
-    rows2: usize,
+    out0: &mut Output,
+    out1: &mut Output,
+    out2: &mut Output,
     cubes0: usize,
     cubes1: usize,
     row_vectors: usize,
@@ -38,11 +33,9 @@ pub(super) fn products_kernel<W: Float, N: Size>(
             x,
             norm,
             w0,
-            bias0,
             residual,
-            y0,
+            out0,
             cube,
-            rows0,
             row_vectors,
             row_stride,
             num_x,
@@ -56,11 +49,9 @@ pub(super) fn products_kernel<W: Float, N: Size>(
             x,
             norm,
             w1,
-            bias1,
             residual,
-            y1,
+            out1,
             cube,
-            rows1,
             row_vectors,
             row_stride,
             num_x,
@@ -74,11 +65,9 @@ pub(super) fn products_kernel<W: Float, N: Size>(
             x,
             norm,
             w2,
-            bias2,
             residual,
-            y2,
+            out2,
             cube,
-            rows2,
             row_vectors,
             row_stride,
             num_x,
@@ -95,11 +84,9 @@ fn one_product<W: Float, N: Size>(
     x: &[Vector<f32, N>],
     norm: &[Vector<f32, N>],
     w: &[Vector<W, N>],
-    bias: &[f32],
     residual: &[f32],
-    y: &mut [f32],
+    out: &mut Output,
     cube: usize,
-    num_rows: usize,
     row_vectors: usize,
     row_stride: usize,
     num_x: usize,
@@ -107,6 +94,7 @@ fn one_product<W: Float, N: Size>(
     #[comptime] number: usize,
     #[comptime] shape: Shape,
 ) {
+    let num_rows = out.rows;
     let first = first_row(cube, shape);
     let mut sums = Array::<f32>::new(comptime!(shape.num_sums()));
     dots::<W, N>(
@@ -124,12 +112,12 @@ fn one_product<W: Float, N: Size>(
         shape,
     );
     if comptime!(shape.has_bias[number]) {
-        add_bias(&mut sums, bias, first, num_rows, shape);
+        add_bias(&mut sums, &out.bias, first, num_rows, shape);
     }
     if comptime!(shape.has_residual) {
         add_rows(&mut sums, residual, first, num_rows, num_x, shape);
     }
-    write(&sums, y, first, num_rows, num_x, shape);
+    write(&sums, &mut out.y, first, num_rows, num_x, shape);
 }
 
 #[cube(launch_unchecked)]

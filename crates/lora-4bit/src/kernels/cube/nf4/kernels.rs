@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::super::output::Output;
 use super::super::sum_of_planes;
 use super::weight::{Weight, decode, fill, turned};
 use super::{CODES, Kind, LANES, LOADS_PER_BLOCK, UNITS};
@@ -13,16 +14,10 @@ pub(super) fn products(
     w0: &Weight,
     w1: &Weight,
     w2: &Weight,
-    bias0: &[f32],
-    bias1: &[f32],
-    bias2: &[f32],
     residual: &[f32],
-    y0: &mut [f32],
-    y1: &mut [f32],
-    y2: &mut [f32],
-    rows0: usize,
-    rows1: usize,
-    rows2: usize,
+    out0: &mut Output,
+    out1: &mut Output,
+    out2: &mut Output,
     cubes0: usize,
     cubes1: usize,
     row_loads: usize,
@@ -32,17 +27,14 @@ pub(super) fn products(
     let cube = CUBE_POS_X as usize;
     let mut memory = Memory::new(kind);
     if cube < cubes0 {
-        multiply(
+        one_product(
             x,
             norm,
             w0,
-            w0,
-            bias0,
             residual,
-            y0,
+            out0,
             &mut memory,
             cube,
-            rows0,
             row_loads,
             eps,
             0usize,
@@ -51,17 +43,15 @@ pub(super) fn products(
     }
     if comptime!(kind.num_weights > 1) {
         if cube >= cubes0 && cube < cubes0 + cubes1 {
-            multiply(
+            let cube = cube - cubes0;
+            one_product(
                 x,
                 norm,
                 w1,
-                w1,
-                bias1,
                 residual,
-                y1,
+                out1,
                 &mut memory,
-                cube - cubes0,
-                rows1,
+                cube,
                 row_loads,
                 eps,
                 1usize,
@@ -69,17 +59,15 @@ pub(super) fn products(
             );
         }
         if cube >= cubes0 + cubes1 {
-            multiply(
+            let cube = cube - cubes0 - cubes1;
+            one_product(
                 x,
                 norm,
                 w2,
-                w2,
-                bias2,
                 residual,
-                y2,
+                out2,
                 &mut memory,
-                cube - cubes0 - cubes1,
-                rows2,
+                cube,
                 row_loads,
                 eps,
                 2usize,
@@ -87,6 +75,27 @@ pub(super) fn products(
             );
         }
     }
+}
+
+/// The product with the weight of a number, and what is added to it.
+#[cube]
+fn one_product(
+    x: &[Vector<f32, Const<4>>],
+    norm: &[Vector<f32, Const<4>>],
+    w: &Weight,
+    residual: &[f32],
+    out: &mut Output,
+    memory: &mut Memory,
+    cube: usize,
+    row_loads: usize,
+    eps: f32,
+    #[comptime] number: usize,
+    #[comptime] kind: Kind,
+) {
+    let (bias, y, rows) = (&out.bias, &mut out.y, out.rows);
+    multiply(
+        x, norm, w, w, bias, residual, y, memory, cube, rows, row_loads, eps, number, kind,
+    );
 }
 
 #[cube(launch_unchecked)]

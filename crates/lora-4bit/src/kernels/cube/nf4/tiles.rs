@@ -16,6 +16,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::mat_mul::has_cores;
+use super::super::output::Outputs;
 use super::super::{Nf4Operand, empty};
 use super::{Parts, is_double};
 use crate::nf4::BLOCK_SIZE;
@@ -171,7 +172,7 @@ pub(in super::super) fn products<const N: usize>(
 ) -> [CubeTensor; N] {
     assert!((1..=3).contains(&N) && (N == 1 || residual.is_none()));
     let x = into_contiguous(x);
-    let m = x.meta.shape()[0];
+    let [m, k] = x.meta.shape().dims();
     let results = weights
         .each_ref()
         .map(|weight| empty(&x, [m, weight.shape[0]], DType::F32));
@@ -180,74 +181,68 @@ pub(in super::super) fn products<const N: usize>(
     }
     let num_rows = weights.iter().map(|weight| weight.shape[0]).sum();
     let mut kind = Kind::new(&x, &weights[0], num_rows, false);
-    kind.has_residual = residual.is_some();
+    let outputs = Outputs::new(&biases, residual, &results);
+    (kind.has_bias, kind.has_residual) = (outputs.has_bias, outputs.has_residual);
     kind.num_weights = N;
-    for (has_bias, bias) in kind.has_bias.iter_mut().zip(&biases) {
-        *has_bias = bias.is_some();
-    }
-    launch(x, &weights, &biases, residual, &results, kind);
-    results
-}
-
-/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]`, both weights `[n, k]` → `[m, n]` in bf16, to which the next product
-/// would round it.
-pub(in super::super) fn gated(x: CubeTensor, weights: [Nf4Operand<Cube>; 2]) -> CubeTensor {
-    let x = into_contiguous(x);
-    let (m, n) = (x.meta.shape()[0], weights[0].shape[0]);
-    let y = empty(&x, [m, n], DType::BF16);
-    if m > 0 {
-        let kind = Kind::new(&x, &weights[0], n, true);
-        launch(x, &weights, &[], None, std::slice::from_ref(&y), kind);
-    }
-    y
-}
-
-fn launch(
-    x: CubeTensor,
-    weights: &[Nf4Operand<Cube>],
-    biases: &[Option<CubeTensor>],
-    residual: Option<CubeTensor>,
-    results: &[CubeTensor],
-    kind: Kind,
-) {
-    let [m, k] = x.meta.shape().dims();
-    let rows: [usize; 3] = std::array::from_fn(|i| results.get(i).map_or(0, |y| y.meta.shape()[1]));
-    let tiles = rows.map(|rows| rows.div_ceil(TILE));
-    // Arguments that a kernel has no use for are another one.
-    let weight = |i: usize| Parts::of(weights.get(i).unwrap_or(&weights[0])).launch();
-    let bias = |i: usize| match biases.get(i) {
-        Some(Some(bias)) => into_contiguous(bias.clone()),
-        _ => x.clone(),
+    let tiles = |i: usize| {
+        let weight = weights.get(i);
+        weight.map_or(0, |weight| weight.shape[0].div_ceil(TILE))
     };
-    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
-    let residual = residual.map_or_else(|| x.clone(), into_contiguous);
-    let dtypes = [DType::BF16, x.dtype, results[0].dtype].map(dtype_to_elem_type);
+    let [w0, w1, w2] = Parts::of_three(&weights);
+    let [out0, out1, out2] = outputs.launch;
+    let dtypes = [DType::BF16, x.dtype].map(dtype_to_elem_type);
     // SAFETY: `k` codes of each row exist, and rows past the last are clamped to it.
     unsafe {
-        kernel::tiles::launch_unchecked(
+        kernel::products::launch_unchecked(
             &x.client.clone(),
-            CubeCount::Static(tiles.iter().sum::<usize>() as u32, 1, 1),
+            CubeCount::Static((tiles(0) + tiles(1) + tiles(2)) as u32, 1, 1),
             CubeDim::new_1d(kind.units() as u32),
-            x.clone().into_buffer_arg(),
-            weight(0),
-            weight(1),
-            weight(2),
-            bias(0).into_buffer_arg(),
-            bias(1).into_buffer_arg(),
-            bias(2).into_buffer_arg(),
-            residual.into_buffer_arg(),
-            result(0).into_buffer_arg(),
-            result(1).into_buffer_arg(),
-            result(2).into_buffer_arg(),
-            rows[0],
-            rows[1],
-            rows[2],
-            tiles[0],
-            tiles[1],
+            x.into_buffer_arg(),
+            w0,
+            w1,
+            w2,
+            outputs.residual,
+            out0,
+            out1,
+            out2,
+            tiles(0),
+            tiles(1),
             m,
             k / BLOCK_SIZE,
             kind,
             dtypes,
         );
     }
+    results
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]`, both weights `[n, k]` → `[m, n]` in bf16, to which the next product would
+/// round it.
+pub(in super::super) fn gated(x: CubeTensor, [gate, up]: [Nf4Operand<Cube>; 2]) -> CubeTensor {
+    let x = into_contiguous(x);
+    let ([m, k], [n, _]) = (x.meta.shape().dims(), gate.shape);
+    let y = empty(&x, [m, n], DType::BF16);
+    if m == 0 {
+        return y;
+    }
+    let kind = Kind::new(&x, &gate, n, true);
+    let dtypes = [DType::BF16, x.dtype].map(dtype_to_elem_type);
+    // SAFETY: as in `products`.
+    unsafe {
+        kernel::gated::launch_unchecked(
+            &x.client.clone(),
+            CubeCount::Static(n.div_ceil(TILE) as u32, 1, 1),
+            CubeDim::new_1d(kind.units() as u32),
+            x.into_buffer_arg(),
+            Parts::of(&gate).launch(),
+            Parts::of(&up).launch(),
+            y.clone().into_buffer_arg(),
+            n,
+            m,
+            k / BLOCK_SIZE,
+            kind,
+            dtypes,
+        );
+    }
+    y
 }

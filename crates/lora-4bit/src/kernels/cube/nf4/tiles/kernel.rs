@@ -4,6 +4,7 @@ use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+use super::super::super::output::Output;
 use super::super::weight::Weight;
 use super::pairs::{decode, fill};
 use super::{CHUNKS, COPIES, Kind, PLANE, TILE};
@@ -13,96 +14,123 @@ use crate::nf4::BLOCK_SIZE;
 const PAIRS: usize = BLOCK_SIZE / 2;
 
 #[cube(launch_unchecked)]
-pub(super) fn tiles<W: Float, X: Float, Y: Float>(
+pub(super) fn products<W: Float, X: Float>(
     x: &[Vector<X, Const<2>>],
     w0: &Weight,
     w1: &Weight,
     w2: &Weight,
-    bias0: &[f32],
-    bias1: &[f32],
-    bias2: &[f32],
     residual: &[f32],
-    y0: &mut [Y],
-    y1: &mut [Y],
-    y2: &mut [Y],
-    rows0: usize,
-    rows1: usize,
-    rows2: usize,
+    out0: &mut Output,
+    out1: &mut Output,
+    out2: &mut Output,
     tiles0: usize,
     tiles1: usize,
     num_x: usize,
     row_steps: usize,
     #[comptime] kind: Kind,
-    #[define(W, X, Y)] _dtypes: [ElemType; 3],
+    #[define(W, X)] _dtypes: [ElemType; 2],
 ) {
     let tile = CUBE_POS_X as usize;
     let mut memory = Memory::<W>::new(kind);
-    if comptime!(kind.num_weights == 1) {
-        // The second one is what a gate multiplies.
-        multiply::<W, X, Y>(
+    if tile < tiles0 {
+        one_product::<W, X>(
             x,
             w0,
-            w1,
-            bias0,
             residual,
-            y0,
+            out0,
             &mut memory,
             tile,
-            rows0,
             num_x,
             row_steps,
             0usize,
-            kind,
-        );
-    } else if tile < tiles0 {
-        multiply::<W, X, Y>(
-            x,
-            w0,
-            w0,
-            bias0,
-            residual,
-            y0,
-            &mut memory,
-            tile,
-            rows0,
-            num_x,
-            row_steps,
-            0usize,
-            kind,
-        );
-    } else if tile < tiles0 + tiles1 {
-        multiply::<W, X, Y>(
-            x,
-            w1,
-            w1,
-            bias1,
-            residual,
-            y1,
-            &mut memory,
-            tile - tiles0,
-            rows1,
-            num_x,
-            row_steps,
-            1usize,
-            kind,
-        );
-    } else {
-        multiply::<W, X, Y>(
-            x,
-            w2,
-            w2,
-            bias2,
-            residual,
-            y2,
-            &mut memory,
-            tile - tiles0 - tiles1,
-            rows2,
-            num_x,
-            row_steps,
-            2usize,
             kind,
         );
     }
+    if comptime!(kind.num_weights > 1) {
+        if tile >= tiles0 && tile < tiles0 + tiles1 {
+            let tile = tile - tiles0;
+            one_product::<W, X>(
+                x,
+                w1,
+                residual,
+                out1,
+                &mut memory,
+                tile,
+                num_x,
+                row_steps,
+                1usize,
+                kind,
+            );
+        }
+        if tile >= tiles0 + tiles1 {
+            let tile = tile - tiles0 - tiles1;
+            one_product::<W, X>(
+                x,
+                w2,
+                residual,
+                out2,
+                &mut memory,
+                tile,
+                num_x,
+                row_steps,
+                2usize,
+                kind,
+            );
+        }
+    }
+}
+
+/// The product with the weight of a number, and what is added to it.
+#[cube]
+fn one_product<W: Float, X: Float>(
+    x: &[Vector<X, Const<2>>],
+    w: &Weight,
+    residual: &[f32],
+    out: &mut Output,
+    memory: &mut Memory<W>,
+    tile: usize,
+    num_x: usize,
+    row_steps: usize,
+    #[comptime] number: usize,
+    #[comptime] kind: Kind,
+) {
+    let (bias, y, rows) = (&out.bias, &mut out.y, out.rows);
+    multiply::<W, X, f32>(
+        x, w, w, bias, residual, y, memory, tile, rows, num_x, row_steps, number, kind,
+    );
+}
+
+#[cube(launch_unchecked)]
+pub(super) fn gated<W: Float, X: Float>(
+    x: &[Vector<X, Const<2>>],
+    gate: &Weight,
+    up: &Weight,
+    y: &mut [W],
+    rows: usize,
+    num_x: usize,
+    row_steps: usize,
+    #[comptime] kind: Kind,
+    #[define(W, X)] _dtypes: [ElemType; 2],
+) {
+    let tile = CUBE_POS_X as usize;
+    let mut memory = Memory::<W>::new(kind);
+    // There is neither a bias nor a residual.
+    let none = &gate.absmax;
+    multiply::<W, X, W>(
+        x,
+        gate,
+        up,
+        none,
+        none,
+        y,
+        &mut memory,
+        tile,
+        rows,
+        num_x,
+        row_steps,
+        0usize,
+        kind,
+    );
 }
 
 /// What the units of a cube share.
