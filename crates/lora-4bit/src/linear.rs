@@ -112,7 +112,7 @@ impl Linear {
         self.stack = LoraStack::new(&self.adapters, dtype);
         let stack = self.stack.as_ref()?;
         let sum = |tensor: &Tensor<1>| tensor.clone().cast(DType::F32).sum();
-        Some(sum(&stack.a) + sum(&stack.b_t))
+        Some(sum(&stack.a) + sum(&stack.b))
     }
 
     /// The adapter in `slot`.
@@ -133,6 +133,10 @@ impl Linear {
     ///
     /// `x [tokens, in]` f32 → `[tokens, out]` f32
     pub fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
+        #[cfg(feature = "gpu")]
+        if let Some(y) = self.forward_stacked(&x, None, adapters) {
+            return y;
+        }
         let base = self.forward_base(x.clone()); // [tokens, out]
         self.add_adapters(base, x, adapters)
     }
@@ -150,9 +154,11 @@ impl Linear {
     ) -> Tensor<2> {
         #[cfg(feature = "gpu")]
         {
-            let (bias, residual) = (self.bias.as_ref(), Some(&residual));
-            let weight = &self.weight;
-            if let Some(y) = kernels::device_linear(&x, weight, bias, residual, self.compute) {
+            if let Some(y) = self.forward_stacked(&x, Some(&residual), adapters) {
+                return y;
+            }
+            let base = self.for_device(&AdapterSelection::Base);
+            if let Some(y) = kernels::device_linear(&x, base, Some(&residual), self.compute) {
                 return self.add_adapters(y, x, adapters);
             }
         }
@@ -194,8 +200,17 @@ impl Linear {
             if norm.is_some() && !matches!(adapters, AdapterSelection::Base) {
                 return None;
             }
-            let operands = layers.map(|layer| (&layer.weight, layer.bias.as_ref()));
-            let results = kernels::device_three_linears(x, norm, operands, layers[0].compute)?;
+            let compute = layers[0].compute;
+            let all_at_once = |adapters| {
+                let layers = layers.map(|layer| layer.for_device(adapters));
+                kernels::device_three_linears(x, norm, layers, compute)
+            };
+            if layers.iter().any(|layer| layer.uses_stack(adapters))
+                && let Some(results) = all_at_once(adapters)
+            {
+                return Some(results);
+            }
+            let results = all_at_once(&AdapterSelection::Base)?;
             if let AdapterSelection::Stacked(rows) = adapters {
                 return Some(add_stacked(layers, results, x, rows));
             }
@@ -230,23 +245,22 @@ impl Linear {
             if gate.bias.is_some() || up.bias.is_some() {
                 return None;
             }
-            let stacks = (&gate.stack, &up.stack);
-            if matches!(adapters, AdapterSelection::Stacked(_)) {
-                gate.assert_stacked();
-                up.assert_stacked();
-            }
-            match (adapters, stacks) {
-                (AdapterSelection::Stacked(rows), (Some(gate_stack), Some(up_stack))) => {
-                    if norm.is_some() {
-                        return None;
+            let at_once = |adapters| {
+                let [gate_layer, up_layer] = [gate, up].map(|layer| layer.for_device(adapters));
+                kernels::device_gated(x, norm, gate_layer, up_layer, gate.compute)
+            };
+            match adapters {
+                AdapterSelection::Stacked(rows) if gate.stack.is_some() || up.stack.is_some() => {
+                    let y = at_once(adapters);
+                    if y.is_some() || norm.is_some() {
+                        return y;
                     }
+                    let stacks = [gate.stack.as_ref()?, up.stack.as_ref()?];
                     let weights = [&gate.weight, &up.weight];
                     let bases = kernels::device_two_linears(x, weights, gate.compute)?;
-                    kernels::device_gated_lora(x, bases, [gate_stack, up_stack], rows)
+                    kernels::device_gated_lora(x, bases, stacks, rows)
                 }
-                (AdapterSelection::Base, _) | (AdapterSelection::Stacked(_), (None, None)) => {
-                    kernels::device_gated(x, norm, &gate.weight, &up.weight, gate.compute)
-                }
+                AdapterSelection::Base | AdapterSelection::Stacked(_) => at_once(adapters),
                 _ => None,
             }
         }
@@ -255,6 +269,40 @@ impl Linear {
             let _ = (gate, up, x, norm, adapters);
             None
         }
+    }
+
+    /// The layer, if it lives on a GPU, with stacked adapters that are added in the same launch.
+    #[cfg(feature = "gpu")]
+    fn forward_stacked(
+        &self,
+        x: &Tensor<2>,
+        residual: Option<&Tensor<2>>,
+        adapters: &AdapterSelection,
+    ) -> Option<Tensor<2>> {
+        let layer = self.for_device(adapters);
+        layer.stack?;
+        kernels::device_linear(x, layer, residual, self.compute)
+    }
+
+    /// What a GPU computes of the layer in one launch.
+    #[cfg(feature = "gpu")]
+    fn for_device<'a>(&'a self, adapters: &'a AdapterSelection) -> kernels::DeviceLayer<'a> {
+        kernels::DeviceLayer {
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            stack: match adapters {
+                AdapterSelection::Stacked(rows) => {
+                    self.assert_stacked();
+                    self.stack.as_ref().map(|stack| (stack, &**rows))
+                }
+                _ => None,
+            },
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn uses_stack(&self, adapters: &AdapterSelection) -> bool {
+        matches!(adapters, AdapterSelection::Stacked(_)) && self.stack.is_some()
     }
 
     #[cfg(feature = "gpu")]
@@ -294,11 +342,11 @@ impl Linear {
     /// `x·Wᵀ + bias`: `[tokens, in]` → `[tokens, out]`.
     fn forward_base(&self, x: Tensor<2>) -> Tensor<2> {
         #[cfg(feature = "gpu")]
-        if let Some(bias) = &self.bias
-            && let Some(y) =
-                kernels::device_linear(&x, &self.weight, Some(bias), None, self.compute)
-        {
-            return y;
+        if self.bias.is_some() {
+            let layer = self.for_device(&AdapterSelection::Base);
+            if let Some(y) = kernels::device_linear(&x, layer, None, self.compute) {
+                return y;
+            }
         }
         let y = self.weight.forward(x, self.compute); // [tokens, out]
         match &self.bias {

@@ -60,7 +60,7 @@ impl WeightOperand<Dispatch> {
     }
 }
 
-/// A weight `[n, k]` and its bias `[n]`.
+/// A weight `[n, k]`, its bias `[n]`, and its adapters.
 #[derive(ExtensionType, Clone, Debug)]
 pub(crate) struct LayerOperand<B: Backend> {
     /// `[n, k]`.
@@ -69,15 +69,75 @@ pub(crate) struct LayerOperand<B: Backend> {
     /// `[n]`.
     #[extension_type]
     pub bias: Extra<B>,
+    /// Added in the same launch, or the operation gives up.
+    #[extension_type]
+    pub stack: ExtraStack<B>,
 }
 
 impl LayerOperand<Dispatch> {
-    fn new(weight: &Weight, bias: Option<&Tensor<1>>) -> Self {
+    fn new(layer: DeviceLayer<'_>) -> Self {
         Self {
-            weight: WeightOperand::new(weight),
-            bias: Extra::new(bias),
+            weight: WeightOperand::new(layer.weight),
+            bias: Extra::new(layer.bias),
+            stack: match layer.stack {
+                Some((stack, rows)) => ExtraStack::Some {
+                    stack: StackOperand::new(stack, rows),
+                },
+                None => ExtraStack::None,
+            },
         }
     }
+}
+
+/// What an operation computes of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceLayer<'a> {
+    pub(crate) weight: &'a Weight,
+    pub(crate) bias: Option<&'a Tensor<1>>,
+    pub(crate) stack: Option<(&'a LoraStack, &'a StackedRows)>,
+}
+
+/// Stacked adapters of a layer, see [`LoraStack`], and the slot of each row of its input.
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) struct StackOperand<B: Backend> {
+    /// `[slots * rank * in]`.
+    pub a: FloatTensor<B>,
+    /// `[out * slots * rank]` and more.
+    pub b: FloatTensor<B>,
+    /// Ranks of the stack.
+    pub rank: usize,
+    /// Slots of the stack.
+    pub num_slots: usize,
+    /// The slot of each row, from `at` on, or -1.
+    pub slots: IntTensor<B>,
+    /// See `slots`.
+    pub at: usize,
+}
+
+impl StackOperand<Dispatch> {
+    fn new(stack: &LoraStack, rows: &StackedRows) -> Self {
+        Self {
+            a: stack.a.clone().into_dispatch(),
+            b: stack.b.clone().into_dispatch(),
+            rank: stack.rank,
+            num_slots: stack.num_slots,
+            slots: rows.slots.clone().into_dispatch(),
+            at: rows.at,
+        }
+    }
+}
+
+/// [`StackOperand`], or none.
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) enum ExtraStack<B: Backend> {
+    /// Missing.
+    None,
+    /// There.
+    Some {
+        /// Its tensors.
+        #[extension_type]
+        stack: StackOperand<B>,
+    },
 }
 
 /// Root-mean-square normalisation of the rows of `x` before a product, or none.
@@ -111,13 +171,13 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> DType;
 
-    /// `x · wᵀ + bias + residual`.
+    /// `x · wᵀ + bias + residual`. `None` only for a layer with adapters.
     fn device_linear(
         x: FloatTensor<Self>,
         #[extension_type] layer: LayerOperand<Self>,
         #[extension_type] residual: Extra<Self>,
         compute: ComputeDtype,
-    ) -> FloatTensor<Self>;
+    ) -> Option<FloatTensor<Self>>;
 
     /// `norm(x) · wᵀ + bias` for three layers.
     fn device_three_linears(
@@ -129,11 +189,11 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
 
-    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`, in f32 or in the type of the weights.
+    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` of layers without biases, in f32 or in the type of the weights.
     fn device_gated(
         x: FloatTensor<Self>,
-        #[extension_type] gate: WeightOperand<Self>,
-        #[extension_type] up: WeightOperand<Self>,
+        #[extension_type] gate: LayerOperand<Self>,
+        #[extension_type] up: LayerOperand<Self>,
         #[extension_type] norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<FloatTensor<Self>>;
@@ -146,47 +206,38 @@ pub(crate) trait DeviceLinearOps: Backend {
         compute: ComputeDtype,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The adapters' products of each row added to base products of layers with the same input; the slots start at `at`. For
-    /// a missing layer the result is the first one's.
+    /// The adapters' products of each row added to base products of layers with the same input and slots. For a missing layer
+    /// the result is the first one's.
     fn device_add_lora(
         x: FloatTensor<Self>,
         #[extension_type] first: LoraOperand<Self>,
         #[extension_type] second: ExtraLora<Self>,
         #[extension_type] third: ExtraLora<Self>,
-        slots: IntTensor<Self>,
-        at: usize,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)>;
 
-    /// `silu(gate) · up` with the adapters' products of each row added to both first; in the type of `x`.
+    /// `silu(gate) · up` with the adapters' products of each row added to both first, with the same slots; in the type of `x`.
     fn device_gated_lora(
         x: FloatTensor<Self>,
         #[extension_type] gate: LoraOperand<Self>,
         #[extension_type] up: LoraOperand<Self>,
-        slots: IntTensor<Self>,
-        at: usize,
     ) -> Option<FloatTensor<Self>>;
 }
 
-/// A base product and stacked adapters, see [`LoraStack`].
+/// A base product and stacked adapters.
 #[derive(ExtensionType, Clone, Debug)]
 pub(crate) struct LoraOperand<B: Backend> {
     /// `[rows, out]`, f32.
     pub y: FloatTensor<B>,
-    /// `[slots * rank * in]`.
-    pub a: FloatTensor<B>,
-    /// `[slots * rank * out]`.
-    pub b_t: FloatTensor<B>,
-    /// Ranks of the stack.
-    pub rank: usize,
+    /// The adapters.
+    #[extension_type]
+    pub stack: StackOperand<B>,
 }
 
 impl LoraOperand<Dispatch> {
-    fn new(y: Tensor<2>, stack: &LoraStack) -> Self {
+    fn new(y: Tensor<2>, stack: &LoraStack, rows: &StackedRows) -> Self {
         Self {
             y: y.into_dispatch(),
-            a: stack.a.clone().into_dispatch(),
-            b_t: stack.b_t.clone().into_dispatch(),
-            rank: stack.rank,
+            stack: StackOperand::new(stack, rows),
         }
     }
 }
@@ -221,60 +272,62 @@ pub(crate) fn device_input_dtype(
     })
 }
 
-/// `x · wᵀ + bias + residual`, if `x` lives on a GPU.
+/// `x · wᵀ + bias + residual`, if `x` lives on a GPU; with the layer's adapters, if the GPU adds them in the same launch.
 pub(crate) fn device_linear(
     x: &Tensor<2>,
-    weight: &Weight,
-    bias: Option<&Tensor<1>>,
+    layer: DeviceLayer<'_>,
     residual: Option<&Tensor<2>>,
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
-    on_gpu(x).then(|| {
-        let [n, k] = weight.shape();
-        check_inner("device_linear", x.dims()[1], k);
-        if let Some(residual) = residual {
-            assert_eq!(residual.dims(), [x.dims()[0], n], "device_linear: residual");
-        }
-        let (layer, residual) = (LayerOperand::new(weight, bias), Extra::new(residual));
-        let x = x.clone().into_dispatch();
-        Tensor::from_dispatch(Dispatch::device_linear(x, layer, residual, compute))
-    })
+    if !on_gpu(x) {
+        return None;
+    }
+    let [n, k] = layer.weight.shape();
+    check_inner("device_linear", x.dims()[1], k);
+    if let Some(residual) = residual {
+        assert_eq!(residual.dims(), [x.dims()[0], n], "device_linear: residual");
+    }
+    let (layer, residual) = (LayerOperand::new(layer), Extra::new(residual));
+    let x = x.clone().into_dispatch();
+    Dispatch::device_linear(x, layer, residual, compute).map(Tensor::from_dispatch)
 }
 
 /// `norm(x) · wᵀ + bias` for three layers, if a GPU does that at once.
 pub(crate) fn device_three_linears(
     x: &Tensor<2>,
     norm: Option<Norm<'_>>,
-    layers: [(&Weight, Option<&Tensor<1>>); 3],
+    layers: [DeviceLayer<'_>; 3],
     compute: ComputeDtype,
 ) -> Option<[Tensor<2>; 3]> {
     if !on_gpu(x) {
         return None;
     }
-    for (weight, _) in layers {
-        check_inner("device_three_linears", x.dims()[1], weight.shape()[1]);
+    for layer in layers {
+        let inner = layer.weight.shape()[1];
+        check_inner("device_three_linears", x.dims()[1], inner);
     }
-    let [first, second, third] = layers.map(|(weight, bias)| LayerOperand::new(weight, bias));
+    let [first, second, third] = layers.map(LayerOperand::new);
     let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
     let (a, b, c) = Dispatch::device_three_linears(x, first, second, third, norm, compute)?;
     Some([a, b, c].map(Tensor::from_dispatch))
 }
 
-/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`, if a GPU does that at once.
+/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` of layers without biases, if a GPU does that at once.
 pub(crate) fn device_gated(
     x: &Tensor<2>,
     norm: Option<Norm<'_>>,
-    gate: &Weight,
-    up: &Weight,
+    gate: DeviceLayer<'_>,
+    up: DeviceLayer<'_>,
     compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
     if !on_gpu(x) {
         return None;
     }
-    check_inner("device_gated", x.dims()[1], gate.shape()[1]);
-    assert_eq!(gate.shape(), up.shape(), "device_gated: gate and up");
+    check_inner("device_gated", x.dims()[1], gate.weight.shape()[1]);
+    let shapes = [gate, up].map(|layer| layer.weight.shape());
+    assert_eq!(shapes[0], shapes[1], "device_gated: gate and up");
     let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
-    let [gate, up] = [gate, up].map(WeightOperand::new);
+    let [gate, up] = [gate, up].map(LayerOperand::new);
     Dispatch::device_gated(x, gate, up, norm, compute).map(Tensor::from_dispatch)
 }
 
@@ -311,23 +364,15 @@ pub(crate) fn device_add_lora<const N: usize>(
     let Some((y, stack)) = layers.next() else {
         return bases;
     };
-    let first = LoraOperand::new(y.clone(), stack);
+    let first = LoraOperand::new(y.clone(), stack, rows);
     let mut extra = || match layers.next() {
         Some((y, stack)) => ExtraLora::Some {
-            layer: LoraOperand::new(y.clone(), stack),
+            layer: LoraOperand::new(y.clone(), stack, rows),
         },
         None => ExtraLora::None,
     };
     let (second, third) = (extra(), extra());
-    let slots = rows.slots.clone().into_dispatch();
-    let added = Dispatch::device_add_lora(
-        x.clone().into_dispatch(),
-        first,
-        second,
-        third,
-        slots,
-        rows.at,
-    );
+    let added = Dispatch::device_add_lora(x.clone().into_dispatch(), first, second, third);
     let mut stacks = stacks.into_iter();
     let Some((first, second, third)) = added else {
         return bases.map(|y| match stacks.next().flatten() {
@@ -351,11 +396,8 @@ pub(crate) fn device_gated_lora(
     [gate_stack, up_stack]: [&LoraStack; 2],
     rows: &StackedRows,
 ) -> Option<Tensor<2>> {
-    let gate = LoraOperand::new(gate, gate_stack);
-    let up = LoraOperand::new(up, up_stack);
-    let (x, slots) = (
-        x.clone().into_dispatch(),
-        rows.slots.clone().into_dispatch(),
-    );
-    Dispatch::device_gated_lora(x, gate, up, slots, rows.at).map(Tensor::from_dispatch)
+    let gate = LoraOperand::new(gate, gate_stack, rows);
+    let up = LoraOperand::new(up, up_stack, rows);
+    let x = x.clone().into_dispatch();
+    Dispatch::device_gated_lora(x, gate, up).map(Tensor::from_dispatch)
 }

@@ -35,8 +35,8 @@ use tracing::trace_span;
 
 #[cfg(feature = "gpu")]
 pub(crate) use device::{
-    device_add_lora, device_gated, device_gated_lora, device_input_dtype, device_linear,
-    device_three_linears, device_two_linears,
+    DeviceLayer, device_add_lora, device_gated, device_gated_lora, device_input_dtype,
+    device_linear, device_three_linears, device_two_linears,
 };
 
 /// The type in which the factors of a product are multiplied.

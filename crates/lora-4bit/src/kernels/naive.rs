@@ -147,18 +147,18 @@ pub(crate) fn add_stacked(
     rows: &crate::adapter_selection::StackedRows,
 ) -> Tensor<2> {
     let [num_rows, inner] = x.dims();
-    let (rank, outer) = (stack.rank, y.dims()[1]);
-    let num_slots = stack.a.dims()[0] / rank / inner;
+    let (rank, outer, num_slots) = (stack.rank, y.dims()[1], stack.num_slots);
     let slots = rows.slots.clone().narrow(0, rows.at, num_rows); // [rows]
     let known = slots.clone().clamp(0, num_slots as i64 - 1);
     let has_adapter = slots.equal(known.clone()).float().cast(DType::F32); // [rows]
     let slots = known;
     let a = stack.a.clone().cast(DType::F32);
     let a = a.reshape([num_slots, rank, inner]).select(0, slots.clone()); // [rows, r, in]
-    let b_t = stack.b_t.clone().cast(DType::F32);
-    let b_t = b_t.reshape([num_slots, rank, outer]).select(0, slots); // [rows, r, out]
+    let b = stack.b.clone().narrow(0, 0, outer * num_slots * rank);
+    let b = b.cast(DType::F32).reshape([outer, num_slots, rank]);
+    let b = b.select(1, slots); // [out, rows, r]
     let x = x.cast(DType::F32).reshape([num_rows, 1, inner]);
-    let h = (a * x).sum_dim(2); // [rows, r, 1]
-    let sum = (b_t * h).sum_dim(1).reshape([num_rows, outer]);
+    let h = (a * x).sum_dim(2).reshape([1, num_rows, rank]);
+    let sum = (b * h).sum_dim(2).reshape([outer, num_rows]).transpose(); // [rows, out]
     y + sum * has_adapter.reshape([num_rows, 1])
 }

@@ -12,6 +12,10 @@ use super::worker::Worker;
 /// Failed steps in a row after which the engine gives up: the device needs a new process then.
 pub(super) const MAX_FAILURES: usize = 3;
 
+/// Lines and characters of what a device says that are of use to anybody.
+const MAX_CAUSES: usize = 12;
+const MAX_MESSAGE: usize = 800;
+
 /// The result of `step`, or what the device said: Burn's operations panic where a kernel or an allocation has failed.
 pub(super) fn catch<T>(step: impl FnOnce() -> T) -> Result<T, String> {
     // What a step leaves half done is replaced in `Worker::recover`.
@@ -21,8 +25,22 @@ pub(super) fn catch<T>(step: impl FnOnce() -> T) -> Result<T, String> {
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    causes(text.unwrap_or("unknown"))
+}
+
+/// The causes in a device's report, the first one last: between them it names all that could not be computed for want of
+/// something else, and where it could have told a backtrace.
+fn causes(report: &str) -> String {
+    let lines = report.lines().map(str::trim).filter(|line| {
+        !(line.is_empty()
+            || line.starts_with("skipped ")
+            || line.starts_with('(')
+            || line.starts_with("No backtrace")
+            || ["Caused by:", "Backtrace:", "Asked at:"].contains(line))
+    });
     // Errors of compilers end with the whole source.
-    text.unwrap_or("unknown").chars().take(500).collect()
+    let lines: Vec<&str> = lines.take(MAX_CAUSES).collect();
+    lines.join(": ").chars().take(MAX_MESSAGE).collect()
 }
 
 impl Worker {
@@ -103,12 +121,10 @@ mod tests {
     /// Tokens that the embedding of the broken model has.
     const KNOWN: usize = 100;
 
-    /// A worker whose model fails at tokens from [`KNOWN`] on.
-    fn broken_worker() -> (EngineHandle, Worker) {
-        let device = Device::flex();
+    /// A worker of the bundled model.
+    fn worker(device: Device) -> (EngineHandle, Worker) {
         let dir = model_qwen::bundled_model_dir().unwrap();
-        let mut model = QwenModel::load(&dir, &LoadOptions::default(), &device).unwrap();
-        model.embed_tokens = model.embed_tokens.clone().narrow(0, 0, KNOWN);
+        let model = QwenModel::load(&dir, &LoadOptions::default(), &device).unwrap();
         let kv = KvShape {
             num_layers: model.config.num_hidden_layers,
             num_kv_heads: model.config.num_key_value_heads,
@@ -135,6 +151,14 @@ mod tests {
         let adapters = AdapterSlots::new(None);
         let scheduler = scheduler.unwrap();
         let worker = Worker::new(model, cache, scheduler, receiver, adapters, &config);
+        (handle, worker)
+    }
+
+    /// A worker whose model fails at tokens from [`KNOWN`] on.
+    fn broken_worker() -> (EngineHandle, Worker) {
+        let (handle, mut worker) = worker(Device::flex());
+        let embed_tokens = worker.model.embed_tokens.clone();
+        worker.model.embed_tokens = embed_tokens.narrow(0, 0, KNOWN);
         (handle, worker)
     }
 
@@ -169,6 +193,16 @@ mod tests {
     }
 
     #[test]
+    fn messages_name_the_first_cause() {
+        let report = "Error while reading data\nCaused by:\n  Several failures at once\nCaused by:\n  The bytes were never \
+            written (failure #3)\n  skipped `ArgmaxRows`: it needed memory 7\n  (70 older skip record(s) were dropped)\n\
+            Caused by:\n  can't allocate buffer of size: 43008000\nBacktrace:\nNo backtrace available\n";
+        let expected = "Error while reading data: Several failures at once: The bytes were never written (failure #3): \
+            can't allocate buffer of size: 43008000";
+        assert_eq!(causes(report), expected);
+    }
+
+    #[test]
     fn a_failed_step_ends_its_sequences_and_no_others() {
         let (handle, worker) = broken_worker();
         let engine = std::thread::spawn(move || worker.run());
@@ -194,5 +228,50 @@ mod tests {
         // It gives up.
         engine.join().unwrap();
         assert!(handle.submit(request(vec![1])).is_err());
+    }
+
+    /// A GPU, or Mesa's lavapipe.
+    #[cfg(feature = "gpu")]
+    fn gpu() -> Device {
+        use burn::tensor::DeviceType;
+        let types: &[DeviceType] = &[
+            #[cfg(feature = "cuda")]
+            DeviceType::Cuda,
+            #[cfg(feature = "wgpu")]
+            DeviceType::Wgpu,
+        ];
+        let mut gpus = types.iter().cloned().flat_map(Device::enumerate);
+        gpus.next().expect("a GPU")
+    }
+
+    /// The device has no room for what a step needs, and then it has again.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn steps_succeed_again_when_there_is_room() {
+        let (handle, mut worker) = worker(gpu());
+        let mut ask = |worker: &mut Worker, prompt: std::ops::Range<u32>| {
+            let mut request = request(prompt.collect());
+            request.max_tokens = 5;
+            let stream = handle.submit(request).unwrap();
+            worker.receive();
+            while worker.scheduler.has_work() {
+                worker.step();
+            }
+            end(stream)
+        };
+        assert_eq!(ask(&mut worker, 0..50), FinishReason::Length);
+        let known = worker.model.embed_tokens.clone();
+        let [vocab, hidden] = known.dims();
+        worker.model.embed_tokens =
+            burn::tensor::Tensor::zeros([vocab << 20, hidden], (&worker.device, known.dtype()));
+        let failed = ask(&mut worker, 0..40);
+        assert!(
+            matches!(failed, FinishReason::DeviceFailed(_)),
+            "{failed:?}"
+        );
+        worker.model.embed_tokens = known;
+        for _ in 0..2 {
+            assert_eq!(ask(&mut worker, 0..50), FinishReason::Length);
+        }
     }
 }

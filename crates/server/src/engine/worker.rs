@@ -120,7 +120,7 @@ impl Worker {
     }
 
     /// One step of all scheduled sequences.
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         let step = self.scheduler.schedule();
         if step.chunks.is_empty() {
             return;
@@ -151,7 +151,7 @@ impl Worker {
     }
 
     /// Takes the commands that wait; sleeps for one if nothing else is to be done. `false` at the end.
-    fn receive(&mut self) -> bool {
+    pub(super) fn receive(&mut self) -> bool {
         if !self.scheduler.has_work() {
             if self.shutting_down {
                 return false;

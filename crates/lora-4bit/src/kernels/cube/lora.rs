@@ -16,8 +16,6 @@ use super::{UNITS, empty};
 const MAX_UNROLL: usize = 8;
 /// Rows of `x`: as many cubes as a dimension holds everywhere.
 const MAX_ROWS: usize = 65_535;
-/// Values of a result that a unit computes.
-const COLUMNS: usize = 4;
 /// Ranks that are added up together; a stack's rank is a multiple of it.
 pub(crate) const RANKS: usize = crate::lora_stack::RANKS;
 
@@ -37,10 +35,12 @@ pub(super) struct Layer {
     pub(super) y: CubeTensor,
     /// `[slots * rank * in]`.
     pub(super) a: CubeTensor,
-    /// `[slots * rank * out]`.
-    pub(super) b_t: CubeTensor,
+    /// `[out * slots * rank]` and more.
+    pub(super) b: CubeTensor,
     /// Ranks of the stack.
     pub(super) rank: usize,
+    /// Slots of the stack: later ones are empty.
+    pub(super) num_slots: usize,
 }
 
 impl Layer {
@@ -49,18 +49,19 @@ impl Layer {
         super::has_plane_operations(x)
             && x.meta.shape()[0] <= MAX_ROWS
             && x.meta.shape()[1].is_multiple_of(8)
-            && self.y.meta.shape()[1].is_multiple_of(COLUMNS)
             && self.rank.is_multiple_of(RANKS)
     }
 
-    /// Slots of the stack: later ones are empty.
-    fn num_slots(&self) -> usize {
-        self.b_t.meta.num_elements() / self.rank / self.y.meta.shape()[1]
-    }
-
     fn columns(&self) -> usize {
-        self.y.meta.shape()[1] / COLUMNS
+        self.y.meta.shape()[1]
     }
+}
+
+/// Values of `b` in a load.
+fn vector_of_b(b: &CubeTensor) -> usize {
+    let sizes = b.client.io_optimized_vector_sizes(b.dtype.size());
+    let sizes = sizes.filter(|size| RANKS.is_multiple_of(*size));
+    sizes.max().unwrap_or(1)
 }
 
 /// `x · aᵀ` of each row's adapter: `[layers, rows, rank]` f32, the rank being the largest of the layers.
@@ -112,9 +113,9 @@ fn shrink(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize) -> (Cu
             cubes[0],
             cubes[1],
             max_rank,
-            layer(0).num_slots(),
-            layer(1).num_slots(),
-            layer(2).num_slots(),
+            layer(0).num_slots,
+            layer(1).num_slots,
+            layer(2).num_slots,
             kind,
             dtypes,
         );
@@ -131,36 +132,34 @@ pub(super) fn add(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize
     }
     let (h, max_rank) = shrink(x, layers, slots, at);
     let layer = |i: usize| layers.get(i).unwrap_or(&layers[0]);
-    let columns: [usize; 3] = std::array::from_fn(|i| layers.get(i).map_or(0, Layer::columns));
-    let cubes = columns.map(|columns| columns.div_ceil(UNITS as usize));
+    let columns = |i: usize| layers.get(i).map_or(0, Layer::columns);
+    let cubes: [usize; 3] = std::array::from_fn(|i| columns(i).div_ceil(UNITS as usize));
+    let vector = vector_of_b(&layers[0].b);
+    let expansion = |layer: &Layer| {
+        let b = layer.b.clone().into_buffer_arg();
+        kernels::ExpansionLaunch::new(b, layer.columns(), layer.num_slots, layer.rank)
+    };
     // SAFETY: units stay below the number of columns, slots below those of the stack.
     unsafe {
         kernels::expand::launch_unchecked(
             &h.client.clone(),
             CubeCount::Static(cubes.iter().sum::<usize>() as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),
+            vector,
             h.into_buffer_arg(),
-            layer(0).b_t.clone().into_buffer_arg(),
-            layer(1).b_t.clone().into_buffer_arg(),
-            layer(2).b_t.clone().into_buffer_arg(),
-            slots.clone().into_buffer_arg(),
+            expansion(layer(0)),
+            expansion(layer(1)),
+            expansion(layer(2)),
             layer(0).y.clone().into_buffer_arg(),
             layer(1).y.clone().into_buffer_arg(),
             layer(2).y.clone().into_buffer_arg(),
+            slots.clone().into_buffer_arg(),
             at,
-            layer(0).rank,
-            layer(1).rank,
-            layer(2).rank,
-            columns[0],
-            columns[1],
-            columns[2],
             cubes[0],
             cubes[1],
             max_rank,
-            layer(0).num_slots(),
-            layer(1).num_slots(),
-            layer(2).num_slots(),
-            dtype_to_elem_type(layers[0].b_t.dtype),
+            vector,
+            dtype_to_elem_type(layers[0].b.dtype),
         );
     }
 }
@@ -180,30 +179,29 @@ pub(super) fn gated(
     }
     let (h, max_rank) = shrink(x, &layers, slots, at);
     let columns = layers[0].columns();
-    let dtypes = [layers[0].b_t.dtype, dtype].map(dtype_to_elem_type);
-    let ranks = layers.each_ref().map(|layer| layer.rank);
-    let num_slots = layers.each_ref().map(Layer::num_slots);
-    let [gate, up] = layers;
+    let dtypes = [layers[0].b.dtype, dtype].map(dtype_to_elem_type);
+    let vector = vector_of_b(&layers[0].b);
+    let expansion = |layer: &Layer| {
+        let b = layer.b.clone().into_buffer_arg();
+        kernels::ExpansionLaunch::new(b, layer.columns(), layer.num_slots, layer.rank)
+    };
     // SAFETY: as in `add`.
     unsafe {
         kernels::expand_gated::launch_unchecked(
             &h.client.clone(),
             CubeCount::Static(columns.div_ceil(UNITS as usize) as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),
+            vector,
             h.into_buffer_arg(),
-            gate.b_t.into_buffer_arg(),
-            up.b_t.into_buffer_arg(),
+            expansion(&layers[0]),
+            expansion(&layers[1]),
+            layers[0].y.clone().into_buffer_arg(),
+            layers[1].y.clone().into_buffer_arg(),
             slots.clone().into_buffer_arg(),
-            gate.y.into_buffer_arg(),
-            up.y.into_buffer_arg(),
             result.clone().into_buffer_arg(),
             at,
-            ranks[0],
-            ranks[1],
-            columns,
             max_rank,
-            num_slots[0],
-            num_slots[1],
+            vector,
             dtypes,
         );
     }

@@ -5,11 +5,15 @@
 //! that is multiplied. A result of few tiles is also cut along the inner dimension; the cube of a tile that ends last adds
 //! the parts up, in their order, so that the result doesn't depend on which one it is.
 
+mod adapters;
 mod kernel;
+mod layers;
+mod parts;
 mod stage;
 
 use std::cell::RefCell;
 
+use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -19,7 +23,7 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::empty;
+use super::{StackOperand, empty};
 
 /// Units of a plane.
 const PLANE: usize = 32;
@@ -37,6 +41,20 @@ const MIN_STEPS: usize = 4;
 const MAX_SPLITS: usize = 16;
 /// Tiles that can be cut along the inner dimension: others are enough.
 const MAX_SPLIT_TILES: usize = 1024;
+/// Tiles of adapters, and of rows of `x` with adapters, at most.
+const MAX_SHRINK_TILES: usize = 1024;
+const MAX_ROW_TILES: usize = 1024;
+/// Steps of a part of a tile of adapters: others wait for them.
+const SHRINK_STEPS: usize = 4;
+/// Ranks of all slots, at most: most of them are multiplied with zeros.
+const MAX_RANKS: usize = 1024;
+/// Where counters start: of the parts of tiles that have been computed, the same for tiles of adapters, of the tiles of
+/// adapters that are ready, and of those who have read them.
+const ARRIVED: usize = 0;
+const SHRINK_ARRIVED: usize = MAX_SPLIT_TILES;
+const READY: usize = SHRINK_ARRIVED + MAX_SHRINK_TILES;
+const READ: usize = READY + MAX_ROW_TILES;
+const NUM_COUNTERS: usize = READ + MAX_ROW_TILES;
 
 /// The part of the result that a cube computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,9 +87,14 @@ impl Tile {
         self.row_blocks() * self.column_blocks() * 2
     }
 
+    /// Vectors of a step in shared memory.
+    const fn stage_len(&self) -> usize {
+        (self.rows + self.columns) * CHUNKS
+    }
+
     /// Bytes of shared memory.
     const fn num_bytes(&self) -> usize {
-        (self.rows + self.columns) * INNER * 2 * self.stages
+        self.stage_len() * VECTOR * 2 * self.stages
     }
 
     /// For a product with `rows` rows of `x`.
@@ -110,6 +133,9 @@ struct Kind {
     has_bias: [bool; 3],
     has_residual: bool,
     is_split: bool,
+    has_adapters: bool,
+    /// Whether the adapters' steps follow the weight's without a gap.
+    is_seamless: bool,
 }
 
 /// Whether tensor cores multiply values of a type of 16 bits, with all that the kernels use besides.
@@ -153,61 +179,55 @@ pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
         && w.meta.strides()[0].is_multiple_of(VECTOR)
 }
 
+/// A layer of a product.
+pub(super) struct Layer {
+    /// `[n, k]`.
+    pub(super) w: CubeTensor,
+    pub(super) bias: Option<CubeTensor>,
+    pub(super) stack: Option<StackOperand<Cube>>,
+}
+
+/// Whether the kernel can add the adapters of layers to their products.
+pub(super) fn supports_stacks(x: &CubeTensor, layers: &[&Layer]) -> bool {
+    layers.iter().all(|layer| {
+        layer.stack.as_ref().is_none_or(|stack| {
+            stack.a.dtype == layer.w.dtype
+                && stack.rank * stack.num_slots <= MAX_RANKS
+                && rows(x).div_ceil(Tile::of(rows(x)).rows) <= MAX_ROW_TILES
+        })
+    })
+}
+
 /// `x · wᵀ + bias + residual`: `x [m, k]`, `w [n, k]` → `[m, n]` f32.
-pub(super) fn product(
-    x: CubeTensor,
-    w: CubeTensor,
-    bias: Option<CubeTensor>,
-    residual: Option<CubeTensor>,
-) -> CubeTensor {
-    let y = empty(&x, [rows(&x), rows(&w)], DType::F32);
-    launch(
-        x,
-        &[w],
-        [bias, None, None],
-        residual,
-        std::slice::from_ref(&y),
-    );
+pub(super) fn product(x: CubeTensor, layer: Layer, residual: Option<CubeTensor>) -> CubeTensor {
+    let [y] = products(x, [layer], residual);
     y
 }
 
-/// `x · wᵀ + bias` for three weights of the same type and inner stride.
-pub(super) fn three_products(
+/// `x · wᵀ + bias` for up to three layers with weights of the same type and inner stride, and `+ residual` for one.
+pub(super) fn products<const N: usize>(
     x: CubeTensor,
-    weights: [CubeTensor; 3],
-    biases: [Option<CubeTensor>; 3],
-) -> [CubeTensor; 3] {
-    let results = weights
-        .each_ref()
-        .map(|w| empty(&x, [rows(&x), rows(w)], DType::F32));
-    launch(x, &weights, biases, None, &results);
-    results
-}
-
-/// `x · wᵀ` for two weights of the same type and inner stride.
-pub(super) fn two_products(x: CubeTensor, weights: [CubeTensor; 2]) -> [CubeTensor; 2] {
-    let results = weights
-        .each_ref()
-        .map(|w| empty(&x, [rows(&x), rows(w)], DType::F32));
-    launch(x, &weights, [None, None, None], None, &results);
+    layers: [Layer; N],
+    residual: Option<CubeTensor>,
+) -> [CubeTensor; N] {
+    assert!((1..=3).contains(&N) && (N == 1 || residual.is_none()));
+    let results =
+        (layers.each_ref()).map(|layer| empty(&x, [rows(&x), rows(&layer.w)], DType::F32));
+    let kind = if N == 1 { Weights::One } else { Weights::Three };
+    launch(x, &layers, kind, residual, &results);
     results
 }
 
 /// `silu(x · gateᵀ) · (x · upᵀ)`; in bf16 if the weights are, since the next product would round it to that. Values may be too
 /// large for f16.
-pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
-    let dtype = match gate.dtype {
+pub(super) fn gated(x: CubeTensor, gate: Layer, up: Layer) -> CubeTensor {
+    let dtype = match gate.w.dtype {
         DType::BF16 => DType::BF16,
         _ => DType::F32,
     };
-    let y = empty(&x, [rows(&x), rows(&gate)], dtype);
-    launch(
-        x,
-        &[gate, up],
-        [None, None, None],
-        None,
-        std::slice::from_ref(&y),
-    );
+    let y = empty(&x, [rows(&x), rows(&gate.w)], dtype);
+    let results = [y.clone(), y.clone()];
+    launch(x, &[gate, up], Weights::Gated, None, &results);
     y
 }
 
@@ -215,10 +235,16 @@ fn rows(tensor: &CubeTensor) -> usize {
     tensor.meta.shape()[0]
 }
 
+/// Steps of the ranks of all of a layer's adapters.
+fn b_steps(layer: &Layer) -> usize {
+    let stack = layer.stack.as_ref();
+    stack.map_or(0, |stack| (stack.rank * stack.num_slots).div_ceil(INNER))
+}
+
 fn launch(
     x: CubeTensor,
-    weights: &[CubeTensor],
-    biases: [Option<CubeTensor>; 3],
+    layers: &[Layer],
+    weights: Weights,
     residual: Option<CubeTensor>,
     results: &[CubeTensor],
 ) {
@@ -226,95 +252,151 @@ fn launch(
     if m == 0 {
         return;
     }
-    let kind = match (weights.len(), results.len()) {
-        (1, _) => Weights::One,
-        (2, 1) => Weights::Gated,
-        _ => Weights::Three,
-    };
     let tile = Tile::of(m);
-    let x = match x.dtype == weights[0].dtype {
+    let dtype = layers[0].w.dtype;
+    let x = match x.dtype == dtype {
         true => into_contiguous(x),
         // A converted tensor may have longer rows.
-        false => burn_cubecl::kernel::cast(into_contiguous(x), weights[0].dtype),
+        false => burn_cubecl::kernel::cast(into_contiguous(x), dtype),
     };
     let client = x.client.clone();
-    let result_columns = match kind {
+    let result_columns = match weights {
         Weights::Gated => tile.columns / 2,
         _ => tile.columns,
     };
-    let column_tiles: [usize; 3] = std::array::from_fn(|i| {
-        let result = results.get(i);
-        result.map_or(0, |y| y.meta.shape()[1].div_ceil(result_columns))
-    });
-    let (columns, row_tiles) = (column_tiles.iter().sum::<usize>(), m.div_ceil(tile.rows));
-    let steps = k / INNER;
+    let column_tiles = |i: usize| rows(&layers[i].w).div_ceil(result_columns);
+    let columns = match weights {
+        Weights::Gated => column_tiles(0),
+        _ => (0..layers.len()).map(column_tiles).sum(),
+    };
+    let (row_tiles, steps) = (m.div_ceil(tile.rows), k / INNER);
     let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
     let wanted = WANTED_CUBES * multiprocessors.unwrap_or(64) as usize;
     let most = match columns * row_tiles <= MAX_SPLIT_TILES {
         true => MAX_SPLITS.min(steps / MIN_STEPS).max(1),
         false => 1,
     };
-    let splits = (wanted / (columns * row_tiles)).clamp(1, most);
-    let steps_per_split = steps.div_ceil(splits);
-    let splits = steps.div_ceil(steps_per_split);
-    let parts = match splits {
-        1 => results[0].clone(),
-        _ => {
-            let len = columns * row_tiles * splits * tile.pairs() * tile.units() * 2;
-            empty(&x, [len], DType::F32)
-        }
+    let (splits, split_steps) = split(steps, (wanted / (columns * row_tiles)).clamp(1, most));
+
+    let has_adapters = layers.iter().any(|layer| layer.stack.is_some());
+    let shrink_tiles = |layer: &Layer| (b_steps(layer) * INNER).div_ceil(tile.columns);
+    let num_shrink: usize = layers.iter().map(shrink_tiles).sum();
+    let most = match num_shrink * row_tiles <= MAX_SHRINK_TILES {
+        true => steps.div_ceil(SHRINK_STEPS).min(MAX_SPLITS),
+        false => 1,
     };
+    let fit = wanted.div_ceil((num_shrink * row_tiles).max(1));
+    let (shrink_splits, shrink_split_steps) = split(steps, fit.clamp(1, most));
+    let h_steps: usize = layers.iter().map(b_steps).sum();
+    let readers = match weights {
+        Weights::Gated => columns,
+        _ => (0..layers.len())
+            .filter(|&i| layers[i].stack.is_some())
+            .map(column_tiles)
+            .sum(),
+    };
+    let tile_len = tile.pairs() * tile.units() * 2;
+    let num_parts = |tiles: usize, splits: usize| match splits {
+        1 => 0,
+        _ => tiles * row_tiles * splits,
+    };
+    let num_parts = num_parts(columns, splits) + num_parts(num_shrink, shrink_splits);
     // Arguments that a kernel has no use for are another one.
-    let weight = |i: usize| weights.get(i).unwrap_or(&weights[0]).clone();
-    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
-    let result_len = |i: usize| results.get(i).map_or(0, |y| y.meta.shape()[1]);
-    let has_bias = biases.each_ref().map(Option::is_some);
+    let parts = match num_parts {
+        0 => results[0].clone(),
+        _ => empty(&x, [num_parts * tile_len], DType::F32),
+    };
+    let h = match has_adapters {
+        true => empty(&x, [m * h_steps * INNER], dtype),
+        false => x.clone(),
+    };
+    let rows_of = layers.iter().find_map(|layer| layer.stack.as_ref());
+    let (slots, at) = rows_of.map_or((x.clone(), 0), |stack| (stack.slots.clone(), stack.at));
+    let mut h_step = 0;
+    let mut args = |i: usize| {
+        let layer = layers.get(i);
+        let known = layer.unwrap_or(&layers[0]);
+        let stack = layer.and_then(|layer| layer.stack.as_ref());
+        let bias = layer.and_then(|layer| layer.bias.clone());
+        let (a, b) = stack.map_or((x.clone(), x.clone()), |stack| {
+            (stack.a.clone(), stack.b.clone())
+        });
+        let args = layers::LayerLaunch::new(
+            known.w.clone().into_buffer_arg(),
+            bias.map_or_else(|| x.clone(), into_contiguous)
+                .into_buffer_arg(),
+            layer.map_or(0, |layer| rows(&layer.w)),
+            layer.map_or(0, |_| column_tiles(i)),
+            a.into_buffer_arg(),
+            b.into_buffer_arg(),
+            stack.map_or(1, |stack| stack.rank),
+            stack.map_or(0, |stack| stack.num_slots),
+            layer.map_or(0, shrink_tiles),
+            layer.map_or(0, b_steps),
+            h_step,
+        );
+        h_step += layer.map_or(0, b_steps);
+        args
+    };
+    let w_stride = layers[0].w.meta.strides()[0] / VECTOR;
+    let all = layers::LayersLaunch::new(args(0), args(1), args(2), w_stride, k / VECTOR);
+    let adapters = layers::AdaptersLaunch::new(
+        h.clone().into_buffer_arg(),
+        h_steps,
+        slots.into_buffer_arg(),
+        at,
+        num_shrink,
+        shrink_splits,
+        shrink_split_steps,
+        readers,
+    );
+    let has_bias = std::array::from_fn(|i| layers.get(i).is_some_and(|layer| layer.bias.is_some()));
     let kind = Kind {
         tile,
-        weights: kind,
+        weights,
         has_bias,
         has_residual: residual.is_some(),
         is_split: splits > 1,
+        has_adapters,
+        is_seamless: has_adapters && splits == 1 && steps >= tile.stages,
     };
-    let [bias0, bias1, bias2] = biases.map(|bias| bias.map_or_else(|| x.clone(), into_contiguous));
+    let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
     let residual = residual.map_or_else(|| x.clone(), into_contiguous);
     let counters = arrival_counters(&x);
-    let dtypes = [weights[0].dtype, results[0].dtype].map(dtype_to_elem_type);
+    let dtypes = [dtype, results[0].dtype].map(dtype_to_elem_type);
     let x_stride = x.meta.strides()[0] / VECTOR;
-    let w_stride = weights[0].meta.strides()[0] / VECTOR;
+    let cubes = row_tiles * (columns * splits + num_shrink * shrink_splits);
     // SAFETY: rows past the last one are clamped to it when read and left out when written.
     unsafe {
         kernel::mat_mul::launch_unchecked(
             &client,
-            CubeCount::Static(columns as u32, row_tiles as u32, splits as u32),
+            CubeCount::Static(cubes as u32, 1, 1),
             CubeDim::new_1d(tile.units() as u32),
             x.into_buffer_arg(),
-            weight(0).into_buffer_arg(),
-            weight(1).into_buffer_arg(),
-            weight(2).into_buffer_arg(),
-            bias0.into_buffer_arg(),
-            bias1.into_buffer_arg(),
-            bias2.into_buffer_arg(),
+            all,
+            adapters,
             residual.into_buffer_arg(),
-            parts.into_buffer_arg(),
-            counters.into_buffer_arg(),
             result(0).into_buffer_arg(),
             result(1).into_buffer_arg(),
             result(2).into_buffer_arg(),
+            h.into_buffer_arg(),
+            parts.into_buffer_arg(),
+            counters.into_buffer_arg(),
             m,
-            result_len(0),
-            result_len(1),
-            result_len(2),
-            column_tiles[0],
-            column_tiles[1],
             x_stride,
-            w_stride,
             steps,
-            steps_per_split,
+            splits,
+            split_steps,
             kind,
             dtypes,
         );
     }
+}
+
+/// At most `wanted` parts of `steps` of the same length, and that length.
+fn split(steps: usize, wanted: usize) -> (usize, usize) {
+    let length = steps.div_ceil(wanted);
+    (steps.div_ceil(length), length)
 }
 
 thread_local! {
@@ -327,7 +409,7 @@ pub(in super::super) fn forget_counters() {
     COUNTERS.with_borrow_mut(Vec::clear);
 }
 
-/// Counts of the cubes that have ended their part of a tile, all zero between launches.
+/// Counters of cubes, see [`ARRIVED`] and what follows it, all zero between launches.
 ///
 /// For each thread, since each may have a queue of its own on the device.
 fn arrival_counters(like: &CubeTensor) -> CubeTensor {
@@ -336,7 +418,7 @@ fn arrival_counters(like: &CubeTensor) -> CubeTensor {
             return counters.clone();
         }
         let (client, device) = (like.client.clone(), like.device.clone());
-        let counters = zeros_client(client, device, Shape::new([MAX_SPLIT_TILES]), DType::U32);
+        let counters = zeros_client(client, device, Shape::new([NUM_COUNTERS]), DType::U32);
         all.push(counters.clone());
         counters
     })

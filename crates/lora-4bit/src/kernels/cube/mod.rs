@@ -2,15 +2,19 @@
 //!
 //! - `lora`: adapters, another one for each row,
 //! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact factors,
-//! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs,
+//! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs, with adapters in the same launch,
 //! - `nf4`: products of few rows with weights in NF4, on tensor cores where there are some, and dequantization, which comes
 //!   before all other products with these.
 //!
 //! Everything else runs with burn's matmul or as its naive twin.
 
+// In kernels, an `if` of what is known when they are compiled stays apart from one that they decide.
+#![allow(clippy::collapsible_if, clippy::if_same_then_else)]
+
 mod lora;
 mod mat_mul;
 mod mat_vec;
+mod method;
 mod nf4;
 mod output;
 
@@ -18,7 +22,7 @@ pub(super) use mat_mul::forget_counters;
 
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::cast;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -28,110 +32,12 @@ use cubecl::ir::FloatKind;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
+use self::method::{MAX_NF4_ROWS, Method, dense_alike, fuses_norm, nf4_alike};
 use super::device::{
-    DeviceLinearOps, Extra, ExtraLora, LayerOperand, LoraOperand, NormOperand, WeightOperand,
+    DeviceLinearOps, Extra, ExtraLora, ExtraStack, LayerOperand, LoraOperand, NormOperand,
+    StackOperand, WeightOperand,
 };
 use super::{AbsmaxOperand, ComputeDtype, LinearOps, Nf4Operand, naive};
-
-/// From how many rows on tensor cores are faster than plain sums.
-const MIN_CORE_ROWS: usize = 3;
-
-/// Rows that the kernel for few rows takes of a weight in NF4: with more, the weight is dequantized first.
-const MAX_NF4_ROWS: usize = 4;
-
-/// How a product is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
-    MatVec,
-    MatMul,
-    Burn,
-    /// The kernel for few rows of a weight in NF4.
-    Nf4MatVec,
-    /// The same on tensor cores, for rounded factors.
-    Nf4Tiles,
-    /// A dense product with the dequantized weight.
-    Dequantize,
-}
-
-impl Method {
-    fn of(x: &CubeTensor, w: &WeightOperand<Cube>, compute: ComputeDtype) -> Self {
-        match w {
-            WeightOperand::Dense(w) => Self::of_dense(x, w, compute),
-            WeightOperand::Nf4 { weight } => {
-                let rows = x.meta.shape()[0];
-                let is_rounded = compute == ComputeDtype::Bf16;
-                let has_core_rows = (MIN_CORE_ROWS..=nf4::tiles::MAX_ROWS).contains(&rows);
-                if is_rounded && has_core_rows && nf4::tiles::supports(x, weight) {
-                    return Self::Nf4Tiles;
-                }
-                match rows <= MAX_NF4_ROWS && has_plane_operations(x) && nf4::supports(weight) {
-                    true => Self::Nf4MatVec,
-                    false => Self::Dequantize,
-                }
-            }
-        }
-    }
-
-    fn of_dense(x: &CubeTensor, w: &CubeTensor, compute: ComputeDtype) -> Self {
-        let is_exact = compute != ComputeDtype::Bf16 || w.dtype == DType::F32;
-        let is_small = x.meta.shape()[0] < MIN_CORE_ROWS;
-        if !is_exact && !is_small {
-            return match mat_mul::supports(x, w) {
-                true => Self::MatMul,
-                false => Self::Burn,
-            };
-        }
-        // Burn multiplies f32 with 10 bits on tensor cores.
-        if has_plane_operations(x) && mat_vec::supports(x, w) {
-            return Self::MatVec;
-        }
-        Self::Burn
-    }
-}
-
-/// Dense weights that one kernel multiplies together, and how: if they have a type and lie in memory alike.
-fn dense_alike<const N: usize>(
-    x: &CubeTensor,
-    weights: [WeightOperand<Cube>; N],
-    compute: ComputeDtype,
-) -> Option<([CubeTensor; N], Method)> {
-    let weights = weights.map(|weight| match weight {
-        WeightOperand::Dense(weight) => Some(weight),
-        WeightOperand::Nf4 { .. } => None,
-    });
-    if weights.iter().any(Option::is_none) {
-        return None;
-    }
-    let weights = weights.map(|weight| match weight {
-        Some(weight) => weight,
-        None => unreachable!("all are dense"),
-    });
-    let method = Method::of_dense(x, &weights[0], compute);
-    let alike = |w: &CubeTensor| {
-        w.dtype == weights[0].dtype
-            && w.meta.strides() == weights[0].meta.strides()
-            && Method::of_dense(x, w, compute) == method
-    };
-    weights.iter().all(alike).then_some((weights, method))
-}
-
-/// Weights in NF4 that one kernel multiplies together, and how.
-fn nf4_alike<const N: usize>(
-    x: &CubeTensor,
-    weights: &[WeightOperand<Cube>; N],
-    compute: ComputeDtype,
-) -> Option<([Nf4Operand<Cube>; N], Method)> {
-    let nf4 = |weight: &WeightOperand<Cube>| match weight {
-        WeightOperand::Nf4 { weight } => Some(weight.clone()),
-        WeightOperand::Dense(_) => None,
-    };
-    let all = weights.iter().map(nf4).collect::<Option<Vec<_>>>()?;
-    let method = Method::of(x, &weights[0], compute);
-    let alike = matches!(method, Method::Nf4MatVec | Method::Nf4Tiles)
-        && nf4::are_alike(&all)
-        && (weights.iter()).all(|weight| Method::of(x, weight, compute) == method);
-    Some((alike.then(|| all.try_into().ok())??, method))
-}
 
 impl LinearOps for Cube {
     fn dense_linear(
@@ -187,9 +93,20 @@ impl DeviceLinearOps for Cube {
         layer: LayerOperand<Self>,
         residual: Extra<Self>,
         compute: ComputeDtype,
-    ) -> FloatTensor<Self> {
+    ) -> Option<FloatTensor<Self>> {
         let (bias, residual) = (layer.bias.into_option(), residual.into_option());
-        linear(x, layer.weight, bias, residual, compute)
+        if let ExtraStack::Some { stack } = layer.stack {
+            let stack = Some(stack);
+            return match layer.weight {
+                WeightOperand::Dense(w) if Method::of_dense(&x, &w, compute) == Method::MatMul => {
+                    let layer = mat_mul::Layer { w, bias, stack };
+                    let supported = mat_mul::supports_stacks(&x, &[&layer]);
+                    supported.then(|| mat_mul::product(x, layer, residual))
+                }
+                _ => None,
+            };
+        }
+        Some(linear(x, layer.weight, bias, residual, compute))
     }
 
     fn device_three_linears(
@@ -202,14 +119,15 @@ impl DeviceLinearOps for Cube {
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)> {
         let layers = [first, second, third];
         let biases = layers.clone().map(|layer| layer.bias.into_option());
+        let stacks = layers.clone().map(|layer| layer.stack.into_option());
         let weights = layers.map(|layer| layer.weight);
-        let norm = norm.into_norm();
+        let (norm, has_stack) = (norm.into_norm(), stacks.iter().any(Option::is_some));
         if let Some((weights, method)) = nf4_alike(&x, &weights, compute) {
-            if norm.is_some() && !fuses_norm(&x, method) {
+            if has_stack || norm.is_some() && !fuses_norm(&x, method) {
                 return None;
             }
             let [a, b, c] = match method {
-                Method::Nf4Tiles => nf4::tiles::products(x, weights, biases, None),
+                Method::Nf4Tiles => nf4::tiles::products(x, norm, weights, biases, None),
                 _ => nf4::products(f32(x), norm, weights, biases, None),
             };
             return Some((a, b, c));
@@ -219,8 +137,11 @@ impl DeviceLinearOps for Cube {
             return None;
         }
         let [a, b, c] = match method {
-            Method::MatVec => mat_vec::products(x, norm, weights, biases, None),
-            Method::MatMul => mat_mul::three_products(x, weights, biases),
+            Method::MatVec if !has_stack => mat_vec::products(x, norm, weights, biases, None),
+            Method::MatMul => {
+                let layers = dense_layers(&x, weights, biases, stacks)?;
+                mat_mul::products(x, layers, None)
+            }
             _ => return None,
         };
         Some((a, b, c))
@@ -228,29 +149,37 @@ impl DeviceLinearOps for Cube {
 
     fn device_gated(
         x: FloatTensor<Self>,
-        gate: WeightOperand<Self>,
-        up: WeightOperand<Self>,
+        gate: LayerOperand<Self>,
+        up: LayerOperand<Self>,
         norm: NormOperand<Self>,
         compute: ComputeDtype,
     ) -> Option<FloatTensor<Self>> {
-        let (weights, norm) = ([gate, up], norm.into_norm());
+        let stacks = [gate.stack.into_option(), up.stack.into_option()];
+        let (weights, norm) = ([gate.weight, up.weight], norm.into_norm());
+        let has_stack = stacks.iter().any(Option::is_some);
         if let Some((weights, method)) = nf4_alike(&x, &weights, compute) {
-            if norm.is_some() && !fuses_norm(&x, method) {
+            if has_stack || norm.is_some() && !fuses_norm(&x, method) {
                 return None;
             }
             return Some(match method {
-                Method::Nf4Tiles => nf4::tiles::gated(x, weights),
+                Method::Nf4Tiles => nf4::tiles::gated(x, norm, weights),
                 _ => nf4::gated(f32(x), norm, weights),
             });
         }
-        let ([gate, up], method) = dense_alike(&x, weights, compute)?;
+        let (weights, method) = dense_alike(&x, weights, compute)?;
         // Here a norm of its own costs less: twice as many cubes would compute it.
         if norm.is_some() {
             return None;
         }
         match method {
-            Method::MatVec => Some(mat_vec::gated(x, gate, up)),
-            Method::MatMul => Some(mat_mul::gated(x, gate, up)),
+            Method::MatVec if !has_stack => {
+                let [gate, up] = weights;
+                Some(mat_vec::gated(x, gate, up))
+            }
+            Method::MatMul => {
+                let [gate, up] = dense_layers(&x, weights, [None, None], stacks)?;
+                Some(mat_mul::gated(x, gate, up))
+            }
             _ => None,
         }
     }
@@ -270,13 +199,12 @@ impl DeviceLinearOps for Cube {
         first: LoraOperand<Self>,
         second: ExtraLora<Self>,
         third: ExtraLora<Self>,
-        slots: IntTensor<Self>,
-        at: usize,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>)> {
         let extra = |layer| match layer {
             ExtraLora::Some { layer } => Some(layer),
             ExtraLora::None => None,
         };
+        let (slots, at) = (first.stack.slots.clone(), first.stack.at);
         let layers = [Some(first), extra(second), extra(third)];
         let layers: Vec<lora::Layer> = (layers.into_iter().flatten())
             .map(LoraOperand::into_layer)
@@ -293,9 +221,8 @@ impl DeviceLinearOps for Cube {
         x: FloatTensor<Self>,
         gate: LoraOperand<Self>,
         up: LoraOperand<Self>,
-        slots: IntTensor<Self>,
-        at: usize,
     ) -> Option<FloatTensor<Self>> {
+        let (slots, at) = (gate.stack.slots.clone(), gate.stack.at);
         let layers = [gate, up].map(LoraOperand::into_layer);
         let supported = layers.iter().all(|layer| layer.is_supported(&x));
         let dtype = x.dtype;
@@ -311,7 +238,7 @@ fn two_linears(
 ) -> [CubeTensor; 2] {
     if let Some((weights, method)) = nf4_alike(&x, &weights, compute) {
         return match method {
-            Method::Nf4Tiles => nf4::tiles::products(x, weights, [None, None], None),
+            Method::Nf4Tiles => nf4::tiles::products(x, None, weights, [None, None], None),
             _ => nf4::products(f32(x), None, weights, [None, None], None),
         };
     }
@@ -319,8 +246,39 @@ fn two_linears(
         Some((weights, Method::MatVec)) => {
             mat_vec::products(f32(x), None, weights, [None, None], None)
         }
-        Some((weights, Method::MatMul)) => mat_mul::two_products(x, weights),
+        Some(([first, second], Method::MatMul)) => {
+            let layers = [first, second].map(|w| mat_mul::Layer {
+                w,
+                bias: None,
+                stack: None,
+            });
+            mat_mul::products(x, layers, None)
+        }
         _ => weights.map(|weight| linear(x.clone(), weight, None, None, compute)),
+    }
+}
+
+/// Layers with adapters or without, unless the kernel can't add these.
+fn dense_layers<const N: usize>(
+    x: &CubeTensor,
+    weights: [CubeTensor; N],
+    biases: [Option<CubeTensor>; N],
+    stacks: [Option<StackOperand<Cube>>; N],
+) -> Option<[mat_mul::Layer; N]> {
+    let mut others = biases.into_iter().zip(stacks);
+    let layers = weights.map(|w| {
+        let (bias, stack) = others.next().unwrap_or_default();
+        mat_mul::Layer { w, bias, stack }
+    });
+    mat_mul::supports_stacks(x, &layers.each_ref()).then_some(layers)
+}
+
+impl ExtraStack<Cube> {
+    fn into_option(self) -> Option<StackOperand<Cube>> {
+        match self {
+            Self::None => None,
+            Self::Some { stack } => Some(stack),
+        }
     }
 }
 
@@ -329,21 +287,12 @@ impl LoraOperand<Cube> {
         lora::Layer {
             // It is written in place.
             y: burn_cubecl::kernel::into_contiguous(self.y),
-            a: self.a,
-            b_t: self.b_t,
-            rank: self.rank,
+            a: self.stack.a,
+            b: self.stack.b,
+            rank: self.stack.rank,
+            num_slots: self.stack.num_slots,
         }
     }
-}
-
-/// Whether a product normalises its input. With more rows, a norm of its own costs less.
-fn fuses_norm(x: &CubeTensor, method: Method) -> bool {
-    let most = match method {
-        Method::MatVec => 1,
-        Method::Nf4MatVec => MAX_NF4_ROWS,
-        _ => 0,
-    };
-    x.meta.shape()[0] <= most
 }
 
 /// A tensor in f32.
@@ -375,7 +324,7 @@ fn linear(
     let w = match w {
         WeightOperand::Dense(w) => w,
         WeightOperand::Nf4 { weight } if method == Method::Nf4Tiles => {
-            let [y] = nf4::tiles::products(x, [weight], [bias], residual);
+            let [y] = nf4::tiles::products(x, None, [weight], [bias], residual);
             return y;
         }
         WeightOperand::Nf4 { weight } if method == Method::Nf4MatVec => {
@@ -398,7 +347,10 @@ fn linear(
             let [y] = mat_vec::products(f32(x), None, [w], [bias], residual);
             y
         }
-        Method::MatMul => mat_mul::product(x, w, bias, residual),
+        Method::MatMul => {
+            let stack = None;
+            mat_mul::product(x, mat_mul::Layer { w, bias, stack }, residual)
+        }
         _ => {
             let y = burn_product(x, w, compute);
             let n = y.meta.shape()[1];

@@ -309,6 +309,9 @@ pub(super) fn merge<O: Float, N: Size>(
     merge_heads::<O, N>(parts, stats, out, token, kv_head, used, num_splits, merged);
 }
 
+/// Parts that are loaded together.
+const BATCH: usize = 4;
+
 /// Combines the parts of the heads of a group: a unit for each vector.
 #[cube]
 pub(in super::super) fn merge_heads<O: Float, N: Size>(
@@ -330,15 +333,31 @@ pub(in super::super) fn merge_heads<O: Float, N: Size>(
         let mut highest = f32::new(LOWEST);
         let mut sum = 0.0f32;
         let mut total = Vector::<f32, N>::new(0.0);
-        for split in 0..used {
-            let at = (token * num_splits + split) * kv_heads * group + head;
-            let (maximum, part_sum) = (stats[at * 2], stats[at * 2 + 1]);
-            let part = parts[at * vectors + i % vectors];
-            let new = max(highest, maximum);
-            let (old_factor, factor) = ((highest - new).exp(), (maximum - new).exp());
-            sum = sum * old_factor + part_sum * factor;
-            total = total * Vector::new(old_factor) + part * Vector::new(factor);
-            highest = new;
+        // Some parts at a time, so that they are loaded together.
+        let mut next = 0usize;
+        while next < used {
+            let mut maxima = Array::<f32>::new(BATCH);
+            let mut part_sums = Array::<f32>::new(BATCH);
+            let mut values = Array::<Vector<f32, N>>::new(BATCH);
+            #[unroll]
+            for j in 0..BATCH {
+                let split = min(next + j, used - 1);
+                let at = (token * num_splits + split) * kv_heads * group + head;
+                maxima[j] = stats[at * 2];
+                part_sums[j] = stats[at * 2 + 1];
+                values[j] = parts[at * vectors + i % vectors];
+            }
+            #[unroll]
+            for j in 0..BATCH {
+                if next + j < used {
+                    let new = max(highest, maxima[j]);
+                    let (old_factor, factor) = ((highest - new).exp(), (maxima[j] - new).exp());
+                    sum = sum * old_factor + part_sums[j] * factor;
+                    total = total * Vector::new(old_factor) + values[j] * Vector::new(factor);
+                    highest = new;
+                }
+            }
+            next += BATCH;
         }
         let to = (token * kv_heads * group + head) * vectors + i % vectors;
         out[to] = Vector::cast_from(total / Vector::new(at_least_some(sum)));

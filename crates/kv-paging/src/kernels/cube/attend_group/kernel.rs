@@ -89,7 +89,7 @@ pub(super) fn attend_group<E: Float, O: Float>(
                 let i = unit - half;
                 v[to + i] = Vector::cast_from(new_values[from + i]);
             }
-            sync_storage();
+            sync_cube();
         }
 
         #[unroll]
@@ -351,17 +351,20 @@ pub(super) fn attend_group<E: Float, O: Float>(
         }
 
         if comptime!(heads.is_split) {
-            sync_storage();
             let mut last = Shared::<[u32]>::new_slice(1usize);
+            sync_cube();
             if unit == 0 {
+                // For what all units have written: they have met above.
+                fence();
                 let counter = token * kv_heads + kv_head;
                 let before = arrived[counter].fetch_add(1u32) as usize;
                 last[0] = u32::cast_from(before + 1 == used);
                 if before + 1 == used {
                     arrived[counter].store(0u32);
                 }
+                fence();
             }
-            sync_storage();
+            sync_cube();
             if last[0] == 1u32 {
                 let (parts, stats) = (&parts[0..], &stats[0..]);
                 let merged = comptime!(Merged {
@@ -375,4 +378,10 @@ pub(super) fn attend_group<E: Float, O: Float>(
             }
         }
     }
+}
+
+/// What this unit knows to be written is seen by all who know of its later writes, and the other way round.
+#[cube]
+fn fence() {
+    gpu_asm!("fence.acq_rel.gpu;");
 }

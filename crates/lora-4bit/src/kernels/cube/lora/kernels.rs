@@ -113,29 +113,74 @@ fn dot<X: Float, W: Float, N: Size>(
     result[0] = plane_sum(sum);
 }
 
+/// The second factor of a layer's adapters, and what their product is added to.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Expansion<W: Float, N: Size> {
+    /// `[columns, slots * ranks]`.
+    b: Box<[Vector<W, N>]>,
+    columns: usize,
+    slots: usize,
+    ranks: usize,
+}
+
+#[cube]
+impl<W: Float, N: Size> Expansion<W, N> {
+    /// Adds the adapter's product to a part of a row.
+    fn add_to(
+        &self,
+        y: &mut [f32],
+        h: &[f32],
+        cube: usize,
+        slot: usize,
+        row: usize,
+        #[comptime] vector: usize,
+    ) {
+        let column = cube * CUBE_DIM as usize + UNIT_POS as usize;
+        if column < self.columns && slot < self.slots {
+            let at = row * self.columns + column;
+            y[at] += self.product(h, slot, column, vector);
+        }
+    }
+
+    /// The row of `b` of a column, at the adapter's ranks, times `h`.
+    fn product(&self, h: &[f32], slot: usize, column: usize, #[comptime] vector: usize) -> f32 {
+        let loads = comptime!(RANKS / vector);
+        let start = (column * self.slots + slot) * self.ranks / vector;
+        let mut sum = 0.0f32;
+        for eight in 0..self.ranks / RANKS {
+            let mut weights = Array::<Vector<W, N>>::new(loads);
+            #[unroll]
+            for i in 0..loads {
+                weights[i] = self.b[start + eight * loads + i];
+            }
+            #[unroll]
+            for i in 0..loads {
+                let values = Vector::<f32, N>::cast_from(weights[i]);
+                #[unroll]
+                for j in 0..vector {
+                    sum += values.extract(j) * h[eight * RANKS + i * vector + j];
+                }
+            }
+        }
+        sum
+    }
+}
+
 #[cube(launch_unchecked)]
-pub(super) fn expand<W: Float>(
+pub(super) fn expand<W: Float, N: Size>(
     h: &[f32],
-    b0: &[Vector<W, Const<4>>],
-    b1: &[Vector<W, Const<4>>],
-    b2: &[Vector<W, Const<4>>],
+    layer0: &Expansion<W, N>,
+    layer1: &Expansion<W, N>,
+    layer2: &Expansion<W, N>,
+    y0: &mut [f32],
+    y1: &mut [f32],
+    y2: &mut [f32],
     slots: &[i32],
-    y0: &mut [Vector<f32, Const<4>>],
-    y1: &mut [Vector<f32, Const<4>>],
-    y2: &mut [Vector<f32, Const<4>>],
     at: usize,
-    ranks0: usize,
-    ranks1: usize,
-    ranks2: usize,
-    columns0: usize,
-    columns1: usize,
-    columns2: usize,
     cubes0: usize,
     cubes1: usize,
     max_rank: usize,
-    slots0: usize,
-    slots1: usize,
-    slots2: usize,
+    #[comptime] vector: usize,
     #[define(W)] _dtype: ElemType,
 ) {
     let row = CUBE_POS_Y as usize;
@@ -145,105 +190,53 @@ pub(super) fn expand<W: Float>(
     if slot >= 0i32 {
         let slot = slot as usize;
         if cube < cubes0 {
-            if slot < slots0 {
-                let h = &h[row * max_rank..];
-                add_to::<W>(h, b0, y0, cube, slot, ranks0, row, columns0);
-            }
+            layer0.add_to(y0, &h[row * max_rank..], cube, slot, row, vector);
         } else if cube < cubes0 + cubes1 {
-            if slot < slots1 {
-                let h = &h[(rows + row) * max_rank..];
-                add_to::<W>(h, b1, y1, cube - cubes0, slot, ranks1, row, columns1);
-            }
-        } else if slot < slots2 {
+            layer1.add_to(
+                y1,
+                &h[(rows + row) * max_rank..],
+                cube - cubes0,
+                slot,
+                row,
+                vector,
+            );
+        } else {
             let h = &h[(2 * rows + row) * max_rank..];
-            let cube = cube - cubes0 - cubes1;
-            add_to::<W>(h, b2, y2, cube, slot, ranks2, row, columns2);
+            layer2.add_to(y2, h, cube - cubes0 - cubes1, slot, row, vector);
         }
     }
-}
-
-/// Adds the adapter's product to a part of a row.
-#[cube]
-fn add_to<W: Float>(
-    h: &[f32],
-    b: &[Vector<W, Const<4>>],
-    y: &mut [Vector<f32, Const<4>>],
-    cube: usize,
-    slot: usize,
-    ranks: usize,
-    row: usize,
-    columns: usize,
-) {
-    let column = cube * CUBE_DIM as usize + UNIT_POS as usize;
-    if column < columns {
-        y[row * columns + column] += product::<W>(h, b, slot, ranks, column, columns);
-    }
-}
-
-/// The sum of the rows of `b`, at four columns, times `h`.
-#[cube]
-fn product<W: Float>(
-    h: &[f32],
-    b: &[Vector<W, Const<4>>],
-    slot: usize,
-    ranks: usize,
-    column: usize,
-    columns: usize,
-) -> Vector<f32, Const<4>> {
-    let mut sum = Vector::<f32, Const<4>>::new(0.0);
-    let mut rank = 0usize;
-    while rank < ranks {
-        let mut weights = Array::<Vector<W, Const<4>>>::new(RANKS);
-        #[unroll]
-        for i in 0..RANKS {
-            weights[i] = b[(slot * ranks + rank + i) * columns + column];
-        }
-        #[unroll]
-        for i in 0..RANKS {
-            sum += Vector::cast_from(weights[i]) * Vector::new(h[rank + i]);
-        }
-        rank += RANKS;
-    }
-    sum
 }
 
 #[cube(launch_unchecked)]
-pub(super) fn expand_gated<W: Float, Y: Float>(
+pub(super) fn expand_gated<W: Float, Y: Float, N: Size>(
     h: &[f32],
-    gate_b: &[Vector<W, Const<4>>],
-    up_b: &[Vector<W, Const<4>>],
+    gate: &Expansion<W, N>,
+    up: &Expansion<W, N>,
+    gate_y: &[f32],
+    up_y: &[f32],
     slots: &[i32],
-    gate: &[Vector<f32, Const<4>>],
-    up: &[Vector<f32, Const<4>>],
-    y: &mut [Vector<Y, Const<4>>],
+    y: &mut [Y],
     at: usize,
-    gate_ranks: usize,
-    up_ranks: usize,
-    columns: usize,
     max_rank: usize,
-    gate_slots: usize,
-    up_slots: usize,
+    #[comptime] vector: usize,
     #[define(W, Y)] _dtypes: [ElemType; 2],
 ) {
     let row = CUBE_POS_Y as usize;
     let rows = CUBE_COUNT_Y as usize;
     let column = CUBE_POS_X as usize * CUBE_DIM as usize + UNIT_POS as usize;
-    if column < columns {
-        let to = row * columns + column;
-        let (mut gate, mut up) = (gate[to], up[to]);
+    if column < gate.columns {
+        let to = row * gate.columns + column;
+        let (mut g, mut u) = (gate_y[to], up_y[to]);
         let slot = slots[at + row];
         if slot >= 0i32 {
             let slot = slot as usize;
-            let gate_h = &h[row * max_rank..];
-            let up_h = &h[(rows + row) * max_rank..];
-            if slot < gate_slots {
-                gate += product::<W>(gate_h, gate_b, slot, gate_ranks, column, columns);
+            if slot < gate.slots {
+                g += gate.product(&h[row * max_rank..], slot, column, vector);
             }
-            if slot < up_slots {
-                up += product::<W>(up_h, up_b, slot, up_ranks, column, columns);
+            if slot < up.slots {
+                u += up.product(&h[(rows + row) * max_rank..], slot, column, vector);
             }
         }
-        let one = Vector::<f32, Const<4>>::new(1.0);
-        y[to] = Vector::cast_from(gate / (one + (-gate).exp()) * up);
+        y[to] = Y::cast_from(g / (1.0 + (-g).exp()) * u);
     }
 }

@@ -4,109 +4,174 @@ use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::stage::{end_group, load_step, place, wait_for_groups};
+use super::adapters::{
+    begin_expand, continue_expand, count_reader, load_h, slots_of_rows, wait_for_h, write_h,
+};
+use super::layers::{Adapters, Layer, Layers, Place, result_columns};
+use super::parts::{collect, publish};
+use super::stage::{Factor, end_group, load_factor, load_x, swizzled, wait_for_groups};
 use super::{CHUNKS, INNER, Kind, PLANE, Tile, Weights};
 
 #[cube(launch_unchecked)]
 pub(super) fn mat_mul<W: Float, Y: Float>(
     x: &[Vector<W, Const<8>>],
-    w0: &[Vector<W, Const<8>>],
-    w1: &[Vector<W, Const<8>>],
-    w2: &[Vector<W, Const<8>>],
-    bias0: &[Vector<f32, Const<2>>],
-    bias1: &[Vector<f32, Const<2>>],
-    bias2: &[Vector<f32, Const<2>>],
+    layers: &Layers<W>,
+    adapters: &Adapters<W>,
     residual: &[Vector<f32, Const<2>>],
-    parts: &mut [Vector<f32, Const<2>>],
-    arrived: &mut [Atomic<u32>],
     y0: &mut [Vector<Y, Const<2>>],
     y1: &mut [Vector<Y, Const<2>>],
     y2: &mut [Vector<Y, Const<2>>],
+    h: &mut [Vector<W, Const<2>>],
+    parts: &mut [Vector<f32, Const<2>>],
+    counters: &mut [Atomic<u32>],
     num_rows: usize,
-    columns0: usize,
-    columns1: usize,
-    columns2: usize,
-    tiles0: usize,
-    tiles1: usize,
     x_stride: usize,
-    w_stride: usize,
     steps: usize,
-    steps_per_split: usize,
+    splits: usize,
+    split_steps: usize,
     #[comptime] kind: Kind,
     #[define(W, Y)] _dtypes: [ElemType; 2],
 ) {
     let tile = comptime!(kind.tile);
-    let stages = comptime!(tile.stages);
-    let row_blocks = comptime!(tile.row_blocks());
-    let column_blocks = comptime!(tile.column_blocks());
-    let x_rows = comptime!(tile.rows);
-    let stage_len = comptime!((tile.rows + tile.columns) * CHUNKS);
     let mut memory = Shared::<[Vector<W, Const<8>>]>::new_aligned_slice(
-        comptime!(tile.stages * (tile.rows + tile.columns) * CHUNKS),
+        comptime!(tile.stages * tile.stage_len()),
         128usize,
     );
-
-    // The weight of this cube's tile, and the tile within its result.
-    let mut weight = 0usize;
-    let mut column_tile = CUBE_POS_X as usize;
-    let mut num_columns = columns0;
-    if comptime!(kind.weights == Weights::Three) {
-        if column_tile >= tiles0 + tiles1 {
-            column_tile -= tiles0 + tiles1;
-            weight = 2usize;
-            num_columns = columns2;
-        } else if column_tile >= tiles0 {
-            column_tile -= tiles0;
-            weight = 1usize;
-            num_columns = columns1;
-        }
-    }
-    let first_row = CUBE_POS_Y as usize * comptime!(tile.rows);
-    let first_column = column_tile * comptime!(result_columns(kind));
-    let first_step = CUBE_POS_Z as usize * steps_per_split;
-    let end = min(first_step + steps_per_split, steps);
-
-    let unit = UNIT_POS as usize;
-    let lane = unit % PLANE;
-    let plane = unit / PLANE;
-    let plane_row = plane / comptime!(tile.planes[1]) * comptime!(row_blocks * 16);
-    let plane_columns = plane % comptime!(tile.planes[1]) * comptime!(column_blocks * 8);
-
+    let place = Place::new(layers, adapters, num_rows, steps, splits, split_steps, kind);
     let mut sums = Sequence::<Array<Vector<f32, Const<2>>>>::new();
     #[unroll]
-    for _ in 0..row_blocks * column_blocks {
+    for _ in 0..comptime!(tile.row_blocks() * tile.column_blocks()) {
         let mut sum = Array::<Vector<f32, Const<2>>>::new(2usize);
         sum[0] = Vector::new(0.0);
         sum[1] = Vector::new(0.0);
         sums.push(sum);
     }
-
+    let (first, end) = (place.first_step, place.end);
     #[unroll]
     for stage in 0..comptime!(tile.stages - 1) {
-        if first_step + stage < end {
-            let at = stage * stage_len;
-            let step = first_step + stage;
-            load_step::<W>(
-                x,
-                w0,
-                w1,
-                w2,
-                &mut memory,
-                at,
-                weight,
-                first_row,
-                num_rows,
-                x_stride,
-                first_column,
-                num_columns,
-                w_stride,
-                step,
-                kind,
-            );
+        let step = first + stage;
+        if step < end {
+            let at = comptime!(stage * tile.stage_len());
+            load_x(x, &mut memory[at..], &place, x_stride, step, tile);
+            let to = &mut memory[comptime!(stage * tile.stage_len() + tile.rows * CHUNKS)..];
+            load_factor(layers, to, &place, step, Factor::First, kind);
         }
         end_group();
     }
-    let mut step = first_step;
+    let slots = slots_of_rows(adapters, &place, kind);
+    let phase = comptime!(if kind.is_seamless {
+        Phase::Both
+    } else {
+        Phase::Weight
+    });
+    multiply_steps(
+        x,
+        layers,
+        adapters,
+        counters,
+        &mut memory,
+        &mut sums,
+        &place,
+        x_stride,
+        phase,
+        kind,
+    );
+
+    let mut writes = true;
+    if comptime!(kind.is_split || kind.has_adapters) {
+        if place.splits > 1 {
+            writes = publish(&sums, parts, counters, &place, kind);
+        }
+    }
+    if writes {
+        let mut expands = false;
+        if comptime!(kind.has_adapters && !kind.is_seamless) {
+            expands = !place.is_shrink && place.b_steps > 0;
+            if expands {
+                begin_expand(layers, &mut memory, &place, kind);
+            }
+        }
+        if comptime!(kind.is_split || kind.has_adapters) {
+            if place.splits > 1 {
+                collect(&mut sums, parts, &place, kind);
+            }
+        }
+        if comptime!(kind.has_adapters && !kind.is_seamless) {
+            if expands {
+                continue_expand(adapters, counters, &mut memory, &place, kind);
+                multiply_steps(
+                    x,
+                    layers,
+                    adapters,
+                    counters,
+                    &mut memory,
+                    &mut sums,
+                    &place,
+                    x_stride,
+                    Phase::Adapters,
+                    kind,
+                );
+            }
+        }
+        if place.is_shrink {
+            if comptime!(kind.has_adapters) {
+                write_h(&sums, &slots, h, adapters, counters, &place, kind);
+            }
+        } else if comptime!(kind.weights != Weights::Three) {
+            write(&sums, &layers.layer0, y0, residual, &place, 0usize, kind);
+        } else if place.layer == 0 {
+            write(&sums, &layers.layer0, y0, residual, &place, 0usize, kind);
+        } else if place.layer == 1 {
+            write(&sums, &layers.layer1, y1, residual, &place, 1usize, kind);
+        } else {
+            write(&sums, &layers.layer2, y2, residual, &place, 2usize, kind);
+        }
+    }
+}
+
+/// Which steps are multiplied in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    /// Those of the cube's part of the inner dimension.
+    Weight,
+    /// Those, and then those of the adapters.
+    Both,
+    /// Those of the adapters.
+    Adapters,
+}
+
+/// Adds the products of all steps, of which the first are on their way, to the plane's sums.
+#[cube]
+fn multiply_steps<W: Float>(
+    x: &[Vector<W, Const<8>>],
+    layers: &Layers<W>,
+    adapters: &Adapters<W>,
+    counters: &mut [Atomic<u32>],
+    memory: &mut [Vector<W, Const<8>>],
+    sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
+    place: &Place,
+    x_stride: usize,
+    #[comptime] phase: Phase,
+    #[comptime] kind: Kind,
+) {
+    let tile = comptime!(kind.tile);
+    let (stages, stage_len) = comptime!((tile.stages, tile.stage_len()));
+    let x_len = comptime!(tile.rows * CHUNKS);
+    // Steps before `own_end` are the cube's own; those after it are counted from there.
+    let (mut step, mut own_end) = (place.first_step, place.end);
+    if comptime!(phase == Phase::Adapters) {
+        step = 0usize;
+        own_end = 0usize;
+    }
+    let mut end = own_end;
+    if comptime!(phase == Phase::Both) {
+        if !place.is_shrink {
+            end += place.b_steps;
+        }
+    }
+    if comptime!(phase == Phase::Adapters) {
+        end += place.b_steps;
+    }
     let mut full = 0usize;
     let mut free = comptime!(tile.stages - 1).runtime();
     while step < end {
@@ -116,35 +181,75 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
         let next = step + comptime!(tile.stages - 1);
         if next < end {
             let at = free * stage_len;
-            load_step::<W>(
-                x,
-                w0,
-                w1,
-                w2,
-                &mut memory,
-                at,
-                weight,
-                first_row,
-                num_rows,
-                x_stride,
-                first_column,
-                num_columns,
-                w_stride,
-                next,
-                kind,
-            );
+            if comptime!(phase == Phase::Weight) {
+                load_x(x, &mut memory[at..], place, x_stride, next, tile);
+                load_factor(
+                    layers,
+                    &mut memory[at + x_len..],
+                    place,
+                    next,
+                    Factor::First,
+                    kind,
+                );
+            } else if comptime!(phase == Phase::Both) {
+                if next < own_end {
+                    load_x(x, &mut memory[at..], place, x_stride, next, tile);
+                    load_factor(
+                        layers,
+                        &mut memory[at + x_len..],
+                        place,
+                        next,
+                        Factor::First,
+                        kind,
+                    );
+                } else {
+                    if next == own_end {
+                        wait_for_h(adapters, counters, place);
+                        count_reader(adapters, counters, place);
+                    }
+                    let next = next - own_end;
+                    load_h(adapters, &mut memory[at..], place, next, kind);
+                    load_factor(
+                        layers,
+                        &mut memory[at + x_len..],
+                        place,
+                        next,
+                        Factor::Second,
+                        kind,
+                    );
+                }
+            } else {
+                load_h(adapters, &mut memory[at..], place, next, kind);
+                load_factor(
+                    layers,
+                    &mut memory[at + x_len..],
+                    place,
+                    next,
+                    Factor::Second,
+                    kind,
+                );
+            }
         }
         end_group();
         let start = full * stage_len;
-        multiply::<W>(
-            &memory[start..],
-            &memory[start + x_rows * CHUNKS..],
-            &mut sums,
-            plane_row,
-            plane_columns,
-            lane,
-            tile,
-        );
+        let (left, right) = (&memory[start..], &memory[start + x_len..]);
+        let all = comptime!((0, tile.column_blocks()));
+        if comptime!(phase == Phase::Weight) {
+            multiply::<W>(left, right, sums, all, tile);
+        } else if step < own_end {
+            multiply::<W>(left, right, sums, all, tile);
+        } else if comptime!(kind.weights == Weights::Gated) {
+            // First the gates, then what they multiply.
+            let middle = comptime!(tile.column_blocks() / 2);
+            if step - own_end < layers.layer0.b_steps {
+                multiply::<W>(left, right, sums, comptime!((0, middle)), tile);
+            } else {
+                let blocks = comptime!((middle, tile.column_blocks()));
+                multiply::<W>(left, right, sums, blocks, tile);
+            }
+        } else {
+            multiply::<W>(left, right, sums, all, tile);
+        }
         step += 1;
         full += 1;
         if full == stages {
@@ -155,93 +260,21 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
             free = 0usize;
         }
     }
-
-    let mut writes = true;
-    if comptime!(kind.is_split) {
-        writes = add_parts(&mut sums, parts, arrived, unit, kind);
-    }
-    if writes {
-        let plane_column =
-            plane % comptime!(tile.planes[1]) * comptime!(result_columns(kind) / tile.planes[1]);
-        let row = first_row + plane_row + lane / 4;
-        let column = first_column + plane_column + lane % 4 * 2;
-        if comptime!(kind.weights == Weights::Three) {
-            if weight == 0 {
-                write::<Y>(
-                    &sums,
-                    bias0,
-                    residual,
-                    y0,
-                    row,
-                    column,
-                    num_rows,
-                    columns0,
-                    comptime!(kind.has_bias[0]),
-                    kind,
-                );
-            } else if weight == 1 {
-                write::<Y>(
-                    &sums,
-                    bias1,
-                    residual,
-                    y1,
-                    row,
-                    column,
-                    num_rows,
-                    columns1,
-                    comptime!(kind.has_bias[1]),
-                    kind,
-                );
-            } else {
-                write::<Y>(
-                    &sums,
-                    bias2,
-                    residual,
-                    y2,
-                    row,
-                    column,
-                    num_rows,
-                    columns2,
-                    comptime!(kind.has_bias[2]),
-                    kind,
-                );
-            }
-        } else {
-            write::<Y>(
-                &sums,
-                bias0,
-                residual,
-                y0,
-                row,
-                column,
-                num_rows,
-                columns0,
-                comptime!(kind.has_bias[0]),
-                kind,
-            );
-        }
-    }
 }
 
-/// Columns of the result in a tile.
-fn result_columns(kind: Kind) -> usize {
-    match kind.weights {
-        Weights::Gated => kind.tile.columns / 2,
-        _ => kind.tile.columns,
-    }
-}
-
-/// Adds the products of a step to the plane's sums.
+/// Adds the products of a step to the plane's sums of some of its blocks of columns.
 #[cube]
 fn multiply<W: Float>(
     x: &[Vector<W, Const<8>>],
     w: &[Vector<W, Const<8>>],
     sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
-    plane_row: usize,
-    plane_column: usize,
-    lane: usize,
+    #[comptime] blocks: (usize, usize),
     #[comptime] tile: Tile,
 ) {
+    let lane = UNIT_POS as usize % PLANE;
+    let plane = UNIT_POS as usize / PLANE;
+    let plane_row = plane / comptime!(tile.planes[1]) * comptime!(tile.row_blocks() * 16);
+    let plane_column = plane % comptime!(tile.planes[1]) * comptime!(tile.column_blocks() * 8);
     let instruction = MmaDefinition::<W, W, f32>::new(16usize, 8usize, 16usize);
     let row_blocks = comptime!(tile.row_blocks());
     let column_blocks = comptime!(tile.column_blocks());
@@ -252,7 +285,7 @@ fn multiply<W: Float>(
         #[unroll]
         for block in 0..row_blocks {
             let row = plane_row + block * 16 + lane % 16;
-            let at = place(row, inner * 2 + lane / 16);
+            let at = swizzled(row, inner * 2 + lane / 16);
             left.push(instruction.load_matrix::<Vector<W, Const<8>>, Const<2>>(
                 &x[at..at + 1],
                 MatrixIdent::A,
@@ -264,7 +297,7 @@ fn multiply<W: Float>(
         #[unroll]
         for pair in 0..comptime!(column_blocks / 2) {
             let column = plane_column + pair * 16 + lane / 16 * 8 + lane % 8;
-            let at = place(column, inner * 2 + lane / 8 % 2);
+            let at = swizzled(column, inner * 2 + lane / 8 % 2);
             let right = instruction.load_matrix::<Vector<W, Const<8>>, Const<2>>(
                 &w[at..at + 1],
                 MatrixIdent::B,
@@ -273,85 +306,30 @@ fn multiply<W: Float>(
             );
             #[unroll]
             for half in 0..2usize {
-                let mut columns = Array::<Vector<W, Const<2>>>::new(2usize);
-                columns[0] = right[half * 2];
-                columns[1] = right[half * 2 + 1];
-                #[unroll]
-                for block in 0..row_blocks {
-                    let sum = &mut sums[block * column_blocks + pair * 2 + half];
-                    instruction.execute_inplace(&left[block], &columns, sum);
+                if comptime!((blocks.0..blocks.1).contains(&(pair * 2 + half))) {
+                    let mut columns = Array::<Vector<W, Const<2>>>::new(2usize);
+                    columns[0] = right[half * 2];
+                    columns[1] = right[half * 2 + 1];
+                    #[unroll]
+                    for block in 0..row_blocks {
+                        let sum = &mut sums[block * column_blocks + pair * 2 + half];
+                        instruction.execute_inplace(&left[block], &columns, sum);
+                    }
                 }
             }
         }
     }
 }
 
-/// Publishes the sums of this cube's part of the inner dimension. In the cube that does so last, they become the sums of
-/// all parts, and the result is true.
-#[cube]
-fn add_parts(
-    sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
-    parts: &mut [Vector<f32, Const<2>>],
-    arrived: &mut [Atomic<u32>],
-    unit: usize,
-    #[comptime] kind: Kind,
-) -> bool {
-    let tile = comptime!(kind.tile);
-    let units = comptime!(tile.units());
-    let pairs = comptime!(tile.pairs());
-    let splits = CUBE_COUNT_Z as usize;
-    let cube = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) as usize;
-    let start = cube * splits * comptime!(pairs * units) + unit;
-    let mine = start + CUBE_POS_Z as usize * comptime!(pairs * units);
-    #[unroll]
-    for i in 0..comptime!(pairs / 2) {
-        let sum = &sums[i];
-        parts[mine + i * 2 * units] = sum[0];
-        parts[mine + (i * 2 + 1) * units] = sum[1];
-    }
-    sync_storage();
-    let mut last = Shared::<[u32]>::new_slice(1usize);
-    if unit == 0 {
-        let before = arrived[cube].fetch_add(1u32);
-        last[0] = u32::cast_from(before == CUBE_COUNT_Z - 1);
-        if before == CUBE_COUNT_Z - 1 {
-            arrived[cube].store(0u32);
-        }
-    }
-    sync_storage();
-    let is_last = last[0] == 1u32;
-    if is_last {
-        #[unroll]
-        for i in 0..comptime!(pairs / 2) {
-            let sum = &mut sums[i];
-            sum[0] = parts[start + i * 2 * units];
-            sum[1] = parts[start + (i * 2 + 1) * units];
-        }
-        for split in 1..splits {
-            let from = start + split * comptime!(pairs * units);
-            #[unroll]
-            for i in 0..comptime!(pairs / 2) {
-                let sum = &mut sums[i];
-                sum[0] += parts[from + i * 2 * units];
-                sum[1] += parts[from + (i * 2 + 1) * units];
-            }
-        }
-    }
-    is_last
-}
-
 /// Writes the plane's results, with what is added to them.
 #[cube]
-fn write<Y: Float>(
+fn write<W: Float, Y: Float>(
     sums: &Sequence<Array<Vector<f32, Const<2>>>>,
-    bias: &[Vector<f32, Const<2>>],
-    residual: &[Vector<f32, Const<2>>],
+    layer: &Layer<W>,
     y: &mut [Vector<Y, Const<2>>],
-    row: usize,
-    column: usize,
-    num_rows: usize,
-    num_columns: usize,
-    #[comptime] has_bias: bool,
+    residual: &[Vector<f32, Const<2>>],
+    place: &Place,
+    #[comptime] number: usize,
     #[comptime] kind: Kind,
 ) {
     let tile = comptime!(kind.tile);
@@ -362,6 +340,13 @@ fn write<Y: Float>(
     } else {
         column_blocks
     });
+    let lane = UNIT_POS as usize % PLANE;
+    let plane = UNIT_POS as usize / PLANE;
+    let plane_row = plane / comptime!(tile.planes[1]) * comptime!(tile.row_blocks() * 16);
+    let plane_column =
+        plane % comptime!(tile.planes[1]) * comptime!(result_columns(kind) / tile.planes[1]);
+    let row = place.first_row + plane_row + lane / 4;
+    let column = place.first_column + plane_column + lane % 4 * 2;
     #[unroll]
     for block in 0..comptime!(tile.row_blocks()) {
         #[unroll]
@@ -370,7 +355,7 @@ fn write<Y: Float>(
             #[unroll]
             for j in 0..result_blocks {
                 let c = column + j * 8;
-                if r < num_rows && c < num_columns {
+                if r < place.num_rows && c < place.num_columns {
                     let sum = &sums[block * column_blocks + j];
                     let mut result = sum[half];
                     if comptime!(is_gated) {
@@ -378,10 +363,10 @@ fn write<Y: Float>(
                         let one = Vector::<f32, Const<2>>::new(1.0);
                         result = result / (one + (-result).exp()) * up[half];
                     }
-                    if comptime!(has_bias) {
-                        result += bias[c / 2];
+                    if comptime!(kind.has_bias[number]) {
+                        result += layer.bias[c / 2];
                     }
-                    let at = (r * num_columns + c) / 2;
+                    let at = (r * place.num_columns + c) / 2;
                     if comptime!(kind.has_residual) {
                         result += residual[at];
                     }

@@ -3,6 +3,7 @@
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
+use super::layers::{Layers, Place};
 use super::{CHUNKS, Kind, Tile, VECTOR, Weights};
 
 /// Ends a group of asynchronous copies.
@@ -20,60 +21,25 @@ pub(super) fn wait_for_groups(#[comptime] num: usize) {
 /// Where a vector of a row lies in shared memory: eight rows at the same place of their row, or eight places of a row, lie
 /// in different banks.
 #[cube]
-pub(super) fn place(row: usize, chunk: usize) -> usize {
+pub(super) fn swizzled(row: usize, chunk: usize) -> usize {
     row * CHUNKS + (chunk ^ (row % 8))
 }
 
-/// Starts to copy a step's tile of `x` to the vectors from `at` on, and that of the weight behind it.
-#[cube]
-pub(super) fn load_step<W: Float>(
-    x: &[Vector<W, Const<8>>],
-    w0: &[Vector<W, Const<8>>],
-    w1: &[Vector<W, Const<8>>],
-    w2: &[Vector<W, Const<8>>],
-    memory: &mut [Vector<W, Const<8>>],
-    at: usize,
-    weight: usize,
-    first_row: usize,
-    num_rows: usize,
-    x_stride: usize,
-    first_column: usize,
-    num_columns: usize,
-    w_stride: usize,
-    step: usize,
-    #[comptime] kind: Kind,
-) {
-    let tile = comptime!(kind.tile);
-    let x_len = comptime!(kind.tile.rows * CHUNKS);
-    load_x::<W>(
-        x,
-        &mut memory[at..],
-        first_row,
-        num_rows,
-        x_stride,
-        step,
-        tile,
-    );
-    load_w::<W>(
-        w0,
-        w1,
-        w2,
-        &mut memory[at + x_len..],
-        weight,
-        first_column,
-        num_columns,
-        w_stride,
-        step,
-        kind,
-    );
+/// What `x`, or `x · aᵀ`, is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Factor {
+    /// Rows of the weight, or of `a` in a tile of adapters.
+    First,
+    /// Rows of `b`; of a gate, and then of what it multiplies.
+    Second,
 }
 
+/// Starts to copy a tile of `x` of a step.
 #[cube]
-fn load_x<W: Float>(
+pub(super) fn load_x<W: Float>(
     x: &[Vector<W, Const<8>>],
     stage: &mut [Vector<W, Const<8>>],
-    first_row: usize,
-    num_rows: usize,
+    place: &Place,
     stride: usize,
     step: usize,
     #[comptime] tile: Tile,
@@ -84,8 +50,9 @@ fn load_x<W: Float>(
     #[unroll]
     for i in 0..comptime!(tile.rows * CHUNKS / tile.units()) {
         let row = i * comptime!(units / CHUNKS) + unit / CHUNKS;
-        let from = min(first_row + row, num_rows - 1) * stride + step * CHUNKS + chunk;
-        let to = place(row, chunk);
+        let row_of_x = min(place.first_row + row, place.num_rows - 1);
+        let from = row_of_x * stride + step * CHUNKS + chunk;
+        let to = swizzled(row, chunk);
         copy_async(
             &x[from..from + 1],
             &mut stage[to..to + 1],
@@ -94,77 +61,135 @@ fn load_x<W: Float>(
     }
 }
 
+/// Starts to copy the other factor's tile of a step.
 #[cube]
-fn load_w<W: Float>(
-    w0: &[Vector<W, Const<8>>],
-    w1: &[Vector<W, Const<8>>],
-    w2: &[Vector<W, Const<8>>],
+pub(super) fn load_factor<W: Float>(
+    layers: &Layers<W>,
     stage: &mut [Vector<W, Const<8>>],
-    weight: usize,
-    first_column: usize,
-    num_columns: usize,
-    stride: usize,
+    place: &Place,
     step: usize,
+    #[comptime] factor: Factor,
     #[comptime] kind: Kind,
 ) {
     let tile = comptime!(kind.tile);
+    let (first, second, third) = (&layers.layer0, &layers.layer1, &layers.layer2);
+    let three = comptime!(kind.weights == Weights::Three);
+    if comptime!(factor == Factor::First) {
+        if comptime!(kind.has_adapters) {
+            if place.is_shrink {
+                let (a0, a1, a2) = (&first.a, &second.a, &third.a);
+                let many = comptime!(kind.weights != Weights::One);
+                load_rows(a0, a1, a2, stage, place, layers.a_stride, step, many, tile);
+            } else {
+                load_weight(layers, stage, place, step, kind);
+            }
+        } else {
+            load_weight(layers, stage, place, step, kind);
+        }
+    } else if comptime!(kind.weights == Weights::Gated) {
+        if step < first.b_steps {
+            load_half(&first.b, stage, place, place.b_stride, step, 0usize, tile);
+        } else {
+            let (stride, step) = (second.num_slots * second.rank / 8, step - first.b_steps);
+            load_half(&second.b, stage, place, stride, step, 1usize, tile);
+        }
+    } else {
+        let (b0, b1, b2) = (&first.b, &second.b, &third.b);
+        load_rows(b0, b1, b2, stage, place, place.b_stride, step, three, tile);
+    }
+}
+
+#[cube]
+fn load_weight<W: Float>(
+    layers: &Layers<W>,
+    stage: &mut [Vector<W, Const<8>>],
+    place: &Place,
+    step: usize,
+    #[comptime] kind: Kind,
+) {
+    let (tile, stride) = (comptime!(kind.tile), layers.w_stride);
+    let (w0, w1, w2) = (&layers.layer0.w, &layers.layer1.w, &layers.layer2.w);
+    if comptime!(kind.weights == Weights::Gated) {
+        load_half(w0, stage, place, stride, step, 0usize, tile);
+        load_half(w1, stage, place, stride, step, 1usize, tile);
+    } else {
+        let three = comptime!(kind.weights == Weights::Three);
+        load_rows(w0, w1, w2, stage, place, stride, step, three, tile);
+    }
+}
+
+/// Rows of one of three factors, from the tile's first column on.
+#[cube]
+fn load_rows<W: Float>(
+    from0: &[Vector<W, Const<8>>],
+    from1: &[Vector<W, Const<8>>],
+    from2: &[Vector<W, Const<8>>],
+    stage: &mut [Vector<W, Const<8>>],
+    place: &Place,
+    stride: usize,
+    step: usize,
+    #[comptime] three: bool,
+    #[comptime] tile: Tile,
+) {
     let units = comptime!(tile.units());
     let unit = UNIT_POS as usize;
     let chunk = unit % CHUNKS;
     #[unroll]
     for i in 0..comptime!(tile.columns * CHUNKS / tile.units()) {
         let row = i * comptime!(units / CHUNKS) + unit / CHUNKS;
-        let to = place(row, chunk);
-        let mut column = row;
-        let mut second = false;
-        if comptime!(kind.weights == Weights::Gated) {
-            // Each plane has gates and then the values that belong to them.
-            let columns = comptime!(tile.columns / tile.planes[1]);
-            let within = row % columns;
-            second = within >= comptime!(columns / 2);
-            column = row / columns * comptime!(columns / 2) + within % comptime!(columns / 2);
-        }
-        let from = min(first_column + column, num_columns - 1) * stride + step * CHUNKS + chunk;
-        if comptime!(kind.weights == Weights::One) {
-            copy_async(
-                &w0[from..from + 1],
-                &mut stage[to..to + 1],
-                comptime!(VECTOR as u32),
-            );
-        } else if comptime!(kind.weights == Weights::Gated) {
-            if second {
-                copy_async(
-                    &w1[from..from + 1],
-                    &mut stage[to..to + 1],
-                    comptime!(VECTOR as u32),
-                );
-            } else {
-                copy_async(
-                    &w0[from..from + 1],
-                    &mut stage[to..to + 1],
-                    comptime!(VECTOR as u32),
-                );
-            }
+        let to = swizzled(row, chunk);
+        let column = min(place.first_column + row, place.num_columns - 1);
+        let from = column * stride + step * CHUNKS + chunk;
+        if comptime!(!three) {
+            copy_vector(from0, stage, from, to);
+        } else if place.layer == 0 {
+            copy_vector(from0, stage, from, to);
+        } else if place.layer == 1 {
+            copy_vector(from1, stage, from, to);
         } else {
-            if weight == 0 {
-                copy_async(
-                    &w0[from..from + 1],
-                    &mut stage[to..to + 1],
-                    comptime!(VECTOR as u32),
-                );
-            } else if weight == 1 {
-                copy_async(
-                    &w1[from..from + 1],
-                    &mut stage[to..to + 1],
-                    comptime!(VECTOR as u32),
-                );
-            } else {
-                copy_async(
-                    &w2[from..from + 1],
-                    &mut stage[to..to + 1],
-                    comptime!(VECTOR as u32),
-                );
-            }
+            copy_vector(from2, stage, from, to);
         }
     }
+}
+
+/// The half of the tile's rows that belongs to a gate, or to what it multiplies: each plane has gates and then the values that
+/// belong to them.
+#[cube]
+fn load_half<W: Float>(
+    from: &[Vector<W, Const<8>>],
+    stage: &mut [Vector<W, Const<8>>],
+    place: &Place,
+    stride: usize,
+    step: usize,
+    #[comptime] half: usize,
+    #[comptime] tile: Tile,
+) {
+    let units = comptime!(tile.units());
+    let unit = UNIT_POS as usize;
+    let chunk = unit % CHUNKS;
+    let half_columns = comptime!(tile.columns / tile.planes[1] / 2);
+    #[unroll]
+    for i in 0..comptime!(tile.columns * CHUNKS / tile.units() / 2) {
+        let column = i * comptime!(units / CHUNKS) + unit / CHUNKS;
+        let row = column / half_columns * comptime!(tile.columns / tile.planes[1])
+            + comptime!(half * tile.columns / tile.planes[1] / 2)
+            + column % half_columns;
+        let column = min(place.first_column + column, place.num_columns - 1);
+        let at = column * stride + step * CHUNKS + chunk;
+        copy_vector(from, stage, at, swizzled(row, chunk));
+    }
+}
+
+#[cube]
+fn copy_vector<W: Float>(
+    from: &[Vector<W, Const<8>>],
+    to: &mut [Vector<W, Const<8>>],
+    at: usize,
+    place: usize,
+) {
+    copy_async(
+        &from[at..at + 1],
+        &mut to[place..place + 1],
+        comptime!(VECTOR as u32),
+    );
 }

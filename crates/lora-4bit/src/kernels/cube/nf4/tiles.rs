@@ -1,12 +1,15 @@
 //! Products with weights in NF4 on the tensor cores of NVIDIA's GPUs.
 //!
-//! Each plane multiplies 16 rows of the weight with up to [`MAX_ROWS`] rows of `x`. Four units hold a block of 64 codes of a
-//! row, 16 each. A table turns a byte, two codes, into two values in bf16: half of a register of the tensor cores' left
-//! factor. The right one is `x`, whose values lie in shared memory in the order in which the codes come. The products of a
-//! block are summed up before they are scaled, so that only the 16 levels are rounded to bf16, not the weights.
+//! Each plane multiplies 16 rows of the weight, or 8 of a gate and 8 of what it multiplies, with up to [`MAX_ROWS`] rows of
+//! `x`. Four units hold a block of 64 codes of a row, 16 each. A table turns a byte, two codes, into two values in bf16: half
+//! of a register of the tensor cores' left factor. The right one is `x`, of which each unit has the values that go with its
+//! codes. The products of a block are summed up before they are scaled, so that only the 16 levels are rounded
+//! to bf16, not the weights.
 
+mod batch;
 mod kernel;
 mod pairs;
+mod stage;
 
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -16,6 +19,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::mat_mul::has_cores;
+use super::super::mat_vec::{Norm, norm_args};
 use super::super::output::Outputs;
 use super::super::{Nf4Operand, empty};
 use super::{Parts, is_double};
@@ -23,40 +27,57 @@ use crate::nf4::BLOCK_SIZE;
 
 /// Rows of `x` at once, at most.
 pub(in super::super) const MAX_ROWS: usize = 32;
+/// Rows of `x` that are normalised, at most.
+pub(in super::super) const MAX_NORM_ROWS: usize = 8;
 
 /// Units of a plane.
 const PLANE: usize = 32;
-/// Rows of the weight of a plane.
+/// Rows of the weight of an instruction.
 const TILE: usize = 16;
 /// Values of `x` in a load from shared memory.
 const CHUNK: usize = 8;
 /// Such loads of a block of codes.
 const CHUNKS: usize = BLOCK_SIZE / CHUNK;
-/// Copies of the table of pairs: units that read the same one may wait for each other.
-const COPIES: usize = 16;
-/// Planes of a cube, at most.
-const MAX_PLANES: usize = 16;
+/// Rows of `x` that one instruction takes: the planes of a cube then serve more than one group of rows.
+const FEW_ROWS: usize = 8;
+/// Planes of a cube, at most: with few rows of `x`, and with more.
+const MAX_PLANES: usize = 32;
+const MAX_PLANES_OF_MANY: usize = 16;
+/// Planes of a group that wait for memory together, and blocks of a row that are worth more of them.
+const FEW_PLANES: usize = 8;
+const PLANE_STEPS: usize = 7;
+/// Groups of rows of a cube, at most.
+const MAX_GROUPS: usize = 10;
 /// Planes of a multiprocessor that keep it busy.
 const WANTED_PLANES: usize = 34;
 /// Blocks of a row that are worth a plane.
 const MIN_STEPS: usize = 3;
-/// Blocks of a row in flight together, at most: each of four units computes one scale.
+/// Blocks of a row in flight together, at most: in the only round with few rows of `x`, and otherwise.
+const MAX_SINGLE: usize = 8;
 const MAX_UNROLL: usize = 4;
+/// Blocks whose scales four units compute together.
+const ROUND_SCALES: usize = 4;
 /// Bytes of `x` that stay in shared memory, and that one round may take.
 const MAX_RESIDENT: usize = 48 << 10;
 const MAX_STAGE: usize = 96 << 10;
-/// Ends of rows and what alignment leaves free.
-const OTHER_SHARED: usize = 2 << 10;
+/// What codes of scales stand for, ends of rows and what alignment leaves free.
+const OTHER_SHARED: usize = 6 << 10;
 /// Enough for the tables, the sums of one plane, and a block of all rows of `x`.
 const MIN_SHARED: usize = 48 << 10;
+/// Enough for tables with a copy for each unit of a plane besides.
+const ROOMY_SHARED: usize = 96 << 10;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     /// Rows of `x` in shared memory.
     x_rows: usize,
-    /// Planes that share 16 rows of the weight.
+    /// Groups of planes with rows of their own.
+    groups: usize,
+    /// Planes of a group.
     planes: usize,
+    /// Tiles of a group: each value of `x` serves all of them.
+    tiles: usize,
     /// Blocks of a row that a plane loads at once.
     unroll: usize,
     /// Blocks of the rows of `x` in shared memory.
@@ -67,8 +88,12 @@ struct Kind {
     is_single: bool,
     /// Whether the last round goes past the end of a row.
     is_ragged: bool,
+    /// Copies of the table of pairs: units that read the same one may wait for each other.
+    copies: usize,
     has_bias: [bool; 3],
     has_residual: bool,
+    /// Whether `x` is normalised first.
+    has_norm: bool,
     /// Whether scales are double-quantized.
     is_double: bool,
     /// Whether the weights are a gate and what it multiplies.
@@ -85,52 +110,78 @@ impl Kind {
             0..=4 => m.next_power_of_two(),
             _ => m.next_multiple_of(8),
         };
+        let is_few = x_rows <= FEW_ROWS;
         let hardware = &x.client.properties().hardware;
         let processors = hardware.num_streaming_multiprocessors.unwrap_or(64) as usize;
-        let wanted = WANTED_PLANES * processors / num_rows.div_ceil(TILE);
-        let most = wanted.min(row_steps / MIN_STEPS).clamp(1, MAX_PLANES);
-        // The power of two below.
-        let mut planes = (most / 2 + 1).next_power_of_two();
-        let step_bytes = x_rows * BLOCK_SIZE * 2;
-        let room = |planes: usize| {
-            let weights = if is_pair { 2 } else { 1 };
-            let sums = planes * PLANE * x_rows.div_ceil(8) * 4;
-            let taken = weights * (256 * COPIES + sums) * 4 + OTHER_SHARED;
-            MAX_STAGE.min(hardware.max_shared_memory_size.saturating_sub(taken))
-        };
-        while planes > 1 && planes * step_bytes > room(planes) {
-            planes /= 2;
-        }
-        let per_plane = row_steps.div_ceil(planes);
-        let is_resident = row_steps * step_bytes <= MAX_RESIDENT.min(room(planes) / 2);
-        let fit = match is_resident {
-            true => MAX_UNROLL,
-            false => MAX_UNROLL.min(room(planes) / (planes * step_bytes)).max(1),
-        };
-        // As few rounds as fit, all alike.
-        let unroll = per_plane.div_ceil(per_plane.div_ceil(fit));
-        let round_steps = planes * unroll;
-        Self {
-            is_single: row_steps <= round_steps,
+        let mut kind = Self {
             x_rows,
-            planes,
-            unroll,
-            stage_steps: match is_resident {
-                true => row_steps.next_multiple_of(round_steps),
-                false => round_steps,
+            groups: 1,
+            planes: 1,
+            tiles: if is_pair && !is_few { 2 } else { 1 },
+            unroll: 1,
+            stage_steps: 1,
+            is_resident: false,
+            is_single: false,
+            is_ragged: false,
+            copies: match hardware.max_shared_memory_size {
+                ROOMY_SHARED.. if is_few => PLANE,
+                _ => PLANE / 2,
             },
-            is_resident,
-            is_ragged: !row_steps.is_multiple_of(round_steps),
             has_bias: [false; 3],
             has_residual: false,
+            has_norm: false,
             is_double: is_double(weight),
             is_pair,
             num_weights: 1,
+        };
+        let num_groups = num_rows.div_ceil(kind.group_rows());
+        let most = if is_few {
+            // One cube keeps a multiprocessor busy, so that tables are made once; all end together.
+            let waves = num_groups.div_ceil(processors * MAX_GROUPS);
+            kind.groups = num_groups.div_ceil(processors * waves);
+            (MAX_PLANES / kind.groups).min(FEW_PLANES.max(row_steps / PLANE_STEPS))
+        } else {
+            (WANTED_PLANES * processors / num_groups).min(MAX_PLANES_OF_MANY)
+        };
+        // As few idle planes as possible.
+        let balanced = |most: usize| row_steps.div_ceil(row_steps.div_ceil(most));
+        kind.planes = balanced(most.min(row_steps / MIN_STEPS).max(1));
+        let step_bytes = x_rows * BLOCK_SIZE * 2;
+        while kind.planes > 1 && kind.planes * step_bytes > kind.room(x) {
+            kind.planes = balanced(kind.planes - 1);
         }
+        let (room, per_plane) = (kind.room(x), row_steps.div_ceil(kind.planes));
+        kind.is_resident = row_steps * step_bytes <= MAX_RESIDENT.min(room / 2);
+        let fit = match kind.is_resident {
+            true => usize::MAX,
+            false => (room / (kind.planes * step_bytes)).max(1),
+        };
+        kind.unroll = match per_plane <= MAX_SINGLE.min(fit) && is_few {
+            true => per_plane,
+            // As few rounds as fit, all alike.
+            false => per_plane.div_ceil(per_plane.div_ceil(MAX_UNROLL.min(fit))),
+        };
+        let round_steps = kind.planes * kind.unroll;
+        kind.is_single = row_steps <= round_steps;
+        kind.is_ragged = !row_steps.is_multiple_of(round_steps);
+        kind.stage_steps = match kind.is_resident {
+            true => row_steps.next_multiple_of(round_steps),
+            false => round_steps,
+        };
+        kind
+    }
+
+    /// Bytes of shared memory that `x` may take.
+    fn room(&self, x: &CubeTensor) -> usize {
+        let hardware = &x.client.properties().hardware;
+        let tables = if self.is_pair { 2 } else { 1 } * 256 * self.copies;
+        let sums = self.units() * self.sums();
+        let taken = (tables + sums + self.num_squares()) * 4 + OTHER_SHARED;
+        MAX_STAGE.min(hardware.max_shared_memory_size.saturating_sub(taken))
     }
 
     const fn units(&self) -> usize {
-        self.planes * PLANE
+        self.groups * self.planes * PLANE
     }
 
     /// Blocks of eight rows of `x`.
@@ -138,14 +189,39 @@ impl Kind {
         self.x_rows.div_ceil(8)
     }
 
-    /// Weights that a plane multiplies.
-    const fn weights(&self) -> usize {
-        if self.is_pair { 2 } else { 1 }
+    /// Rows of a tile.
+    const fn tile_rows(&self) -> usize {
+        if self.is_pair { TILE / 2 } else { TILE }
     }
 
-    /// Sums of a unit for each weight.
+    /// Rows of a group.
+    const fn group_rows(&self) -> usize {
+        self.tiles * self.tile_rows()
+    }
+
+    /// Rows of a cube.
+    const fn cube_rows(&self) -> usize {
+        self.groups * self.group_rows()
+    }
+
+    /// Sums of a unit.
     const fn sums(&self) -> usize {
-        self.x_tiles() * 4
+        self.tiles * self.x_tiles() * 4
+    }
+
+    /// Results of the sums of the units at one place of all planes of a group.
+    const fn results(&self) -> usize {
+        self.sums() / if self.is_pair { 2 } else { 1 }
+    }
+
+    /// Scales of a row that a unit computes in a round.
+    const fn scales(&self) -> usize {
+        self.unroll.div_ceil(ROUND_SCALES)
+    }
+
+    /// Sums of squares that planes exchange.
+    const fn num_squares(&self) -> usize {
+        self.x_rows * self.groups * self.planes
     }
 
     /// Loads from one row of `x` in shared memory to the next; odd, so that eight rows lie in different banks.
@@ -163,9 +239,11 @@ pub(in super::super) fn supports(x: &CubeTensor, weight: &Nf4Operand<Cube>) -> b
         && hardware.max_shared_memory_size >= MIN_SHARED
 }
 
-/// `x · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]`, `w [n, k]` → `[m, n]` f32.
+/// `norm(x) · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]`, f32 if it is normalised, `w [n, k]` →
+/// `[m, n]` f32.
 pub(in super::super) fn products<const N: usize>(
     x: CubeTensor,
+    norm: Option<Norm>,
     weights: [Nf4Operand<Cube>; N],
     biases: [Option<CubeTensor>; N],
     residual: Option<CubeTensor>,
@@ -183,10 +261,11 @@ pub(in super::super) fn products<const N: usize>(
     let mut kind = Kind::new(&x, &weights[0], num_rows, false);
     let outputs = Outputs::new(&biases, residual, &results);
     (kind.has_bias, kind.has_residual) = (outputs.has_bias, outputs.has_residual);
-    kind.num_weights = N;
-    let tiles = |i: usize| {
+    (kind.has_norm, kind.num_weights) = (norm.is_some(), N);
+    let (norm, eps) = norm_args(&x, norm);
+    let cubes = |i: usize| {
         let weight = weights.get(i);
-        weight.map_or(0, |weight| weight.shape[0].div_ceil(TILE))
+        weight.map_or(0, |weight| weight.shape[0].div_ceil(kind.cube_rows()))
     };
     let [w0, w1, w2] = Parts::of_three(&weights);
     let [out0, out1, out2] = outputs.launch;
@@ -195,9 +274,10 @@ pub(in super::super) fn products<const N: usize>(
     unsafe {
         kernel::products::launch_unchecked(
             &x.client.clone(),
-            CubeCount::Static((tiles(0) + tiles(1) + tiles(2)) as u32, 1, 1),
+            CubeCount::Static((cubes(0) + cubes(1) + cubes(2)) as u32, 1, 1),
             CubeDim::new_1d(kind.units() as u32),
             x.into_buffer_arg(),
+            norm.into_buffer_arg(),
             w0,
             w1,
             w2,
@@ -205,10 +285,11 @@ pub(in super::super) fn products<const N: usize>(
             out0,
             out1,
             out2,
-            tiles(0),
-            tiles(1),
+            cubes(0),
+            cubes(1),
             m,
             k / BLOCK_SIZE,
+            eps,
             kind,
             dtypes,
         );
@@ -216,30 +297,38 @@ pub(in super::super) fn products<const N: usize>(
     results
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`: `x [m, k]`, both weights `[n, k]` → `[m, n]` in bf16, to which the next product would
-/// round it.
-pub(in super::super) fn gated(x: CubeTensor, [gate, up]: [Nf4Operand<Cube>; 2]) -> CubeTensor {
+/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`: `x [m, k]`, f32 if it is normalised, both weights `[n, k]` → `[m, n]` in bf16, to
+/// which the next product would round it.
+pub(in super::super) fn gated(
+    x: CubeTensor,
+    norm: Option<Norm>,
+    [gate, up]: [Nf4Operand<Cube>; 2],
+) -> CubeTensor {
     let x = into_contiguous(x);
     let ([m, k], [n, _]) = (x.meta.shape().dims(), gate.shape);
     let y = empty(&x, [m, n], DType::BF16);
     if m == 0 {
         return y;
     }
-    let kind = Kind::new(&x, &gate, n, true);
+    let mut kind = Kind::new(&x, &gate, n, true);
+    kind.has_norm = norm.is_some();
+    let (norm, eps) = norm_args(&x, norm);
     let dtypes = [DType::BF16, x.dtype].map(dtype_to_elem_type);
     // SAFETY: as in `products`.
     unsafe {
         kernel::gated::launch_unchecked(
             &x.client.clone(),
-            CubeCount::Static(n.div_ceil(TILE) as u32, 1, 1),
+            CubeCount::Static(n.div_ceil(kind.cube_rows()) as u32, 1, 1),
             CubeDim::new_1d(kind.units() as u32),
             x.into_buffer_arg(),
+            norm.into_buffer_arg(),
             Parts::of(&gate).launch(),
             Parts::of(&up).launch(),
             y.clone().into_buffer_arg(),
             n,
             m,
             k / BLOCK_SIZE,
+            eps,
             kind,
             dtypes,
         );
