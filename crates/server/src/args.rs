@@ -76,9 +76,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_num_seqs: usize,
 
-    /// Most tokens in one step; longer prompts are computed in several steps
-    #[arg(long, value_name = "N", default_value = "2048", value_parser = units::count)]
-    pub max_num_batched_tokens: usize,
+    /// Most tokens in one step; longer prompts are computed in several steps [default: 2048, and 8192 on a GPU with 70 GiB or
+    /// more]
+    #[arg(long, value_name = "N", value_parser = units::count)]
+    pub max_num_batched_tokens: Option<usize>,
 
     /// Tokens per block of the KV cache
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]

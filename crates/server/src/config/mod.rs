@@ -42,8 +42,8 @@ pub struct Config {
     pub max_model_len: MaxModelLen,
     /// Most sequences in one step.
     pub max_num_seqs: usize,
-    /// Most tokens in one step.
-    pub max_num_batched_tokens: usize,
+    /// Most tokens in one step; otherwise as many as suit the device.
+    pub max_num_batched_tokens: Option<usize>,
     /// Tokens per KV block.
     pub block_size: usize,
     /// Whether equal prompt beginnings share blocks.
@@ -203,7 +203,10 @@ impl Config {
         let flag = |flag, message: String| Err(ConfigError::Flag { flag, message });
         for (name, value) in [
             ("--max-num-seqs", args.max_num_seqs),
-            ("--max-num-batched-tokens", args.max_num_batched_tokens),
+            (
+                "--max-num-batched-tokens",
+                args.max_num_batched_tokens.unwrap_or(1),
+            ),
             ("--block-size", args.block_size),
             ("--max-loras", args.max_loras),
             ("--max-lora-rank", args.max_lora_rank),

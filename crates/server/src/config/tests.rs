@@ -31,7 +31,7 @@ fn defaults_are_vllms() {
             config.max_num_batched_tokens,
             config.block_size
         ),
-        (256, 2048, 16)
+        (256, None, 16)
     );
     assert_eq!(
         (config.max_model_len, config.max_num_queued_reqs),

@@ -17,6 +17,11 @@ const GIB: f64 = 1024.0 * MIB;
 const GPU_CONTEXT: u64 = 960 << 20;
 /// `--gpu-memory-utilization` of a GPU, as in vLLM.
 const GPU_UTILIZATION: f64 = 0.9;
+/// Tokens of a step, and those on a GPU that has room for their activations anyway; both as in vLLM's server.
+const BATCHED_TOKENS: usize = 2048;
+const BATCHED_TOKENS_OF_LARGE: usize = 8192;
+/// Memory of such a GPU.
+const LARGE_GPU: u64 = 70 << 30;
 /// Without any flag the KV cache of a CPU server gets at most this.
 const CPU_KV_LIMIT: u64 = 4 << 30;
 
@@ -70,6 +75,8 @@ pub(super) struct MemoryPlan {
     pub(super) kv: KvShape,
     /// Longest prompt plus output.
     pub(super) max_model_len: usize,
+    /// Most tokens in one step.
+    pub(super) max_num_batched_tokens: usize,
     /// The report for the start.
     pub(super) table: String,
 }
@@ -102,6 +109,14 @@ impl Available {
             is_gpu,
         }
     }
+
+    /// Most tokens in one step, unless the user says something else.
+    fn batched_tokens(&self) -> usize {
+        match self.is_gpu && self.total >= LARGE_GPU {
+            true => BATCHED_TOKENS_OF_LARGE,
+            false => BATCHED_TOKENS,
+        }
+    }
 }
 
 /// Divides the memory for `model`, which is loaded already.
@@ -117,7 +132,9 @@ pub(super) fn plan(
     let device = Available::on(device, config);
     let weights = model.num_bytes() as u64;
     let adapters = adapter_bytes(config, &model.config, device.is_gpu);
-    let activations = activation_bytes(config, &model.config);
+    let default = device.batched_tokens();
+    let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(default);
+    let activations = activation_bytes(config, max_num_batched_tokens, &model.config);
     let fixed = weights + adapters + activations + device.context;
 
     let limit = model.config.max_position_embeddings;
@@ -195,6 +212,7 @@ pub(super) fn plan(
     Ok(MemoryPlan {
         kv,
         max_model_len,
+        max_num_batched_tokens,
         table: table(&rows, &kv, max_model_len),
     })
 }
@@ -259,11 +277,32 @@ fn adapter_bytes(config: &Config, model: &QwenConfig, is_gpu: bool) -> u64 {
 }
 
 /// The f32 tensors that are alive at once in the widest place of a full step: the MLP, or the logits.
-fn activation_bytes(config: &Config, model: &QwenConfig) -> u64 {
+fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &QwenConfig) -> u64 {
     let residual = 3 * model.hidden_size;
     let mlp = 3 * model.intermediate_size;
     let attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim;
-    let step = config.max_num_batched_tokens * (residual + mlp.max(attention));
+    let step = max_num_batched_tokens * (residual + mlp.max(attention));
     let logits = super::worker::MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
     4 * (step + logits) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_large_gpus_take_many_tokens_at_once() {
+        let tokens = |total, is_gpu| {
+            let available = Available {
+                total,
+                free: total,
+                context: 0,
+                is_gpu,
+            };
+            available.batched_tokens()
+        };
+        assert_eq!(tokens(8 << 30, true), 2048);
+        assert_eq!(tokens(80 << 30, true), 8192);
+        assert_eq!(tokens(80 << 30, false), 2048);
+    }
 }

@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn steps_succeed_again_when_there_is_room() {
         let (handle, mut worker) = worker(gpu());
-        let mut ask = |worker: &mut Worker, prompt: std::ops::Range<u32>| {
+        let ask = |worker: &mut Worker, prompt: std::ops::Range<u32>| {
             let mut request = request(prompt.collect());
             request.max_tokens = 5;
             let stream = handle.submit(request).unwrap();

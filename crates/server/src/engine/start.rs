@@ -107,7 +107,7 @@ impl Engine {
         let plan = memory::plan(config, &device, &model, kv_dtype)?;
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_num_batched_tokens: plan.max_num_batched_tokens,
             block_size: config.block_size,
             num_blocks: plan.kv.num_blocks,
             max_model_len: plan.max_model_len,
