@@ -12,7 +12,8 @@
 //! Tensors on a burn device:
 //!
 //! - [`weight`]: a weight matrix, dense or NF4,
-//! - [`linear`]: a linear layer with such a weight and any number of adapters.
+//! - [`linear`]: a linear layer with such a weight and any number of adapters,
+//! - [`row_bounds`]: the largest products with the rows of a matrix, from a copy of it in 8 bits.
 //!
 //! Sources: QLoRA (<https://arxiv.org/abs/2305.14314>), LoRA (<https://arxiv.org/abs/2106.09685>),
 //! rsLoRA (<https://arxiv.org/abs/2312.03732>), and the file formats written by `bitsandbytes` 0.50 and `peft` 0.21.
@@ -27,6 +28,7 @@ pub mod linear;
 mod lora_stack;
 pub mod nf4;
 pub mod peft;
+pub mod row_bounds;
 pub mod weight;
 
 #[cfg(feature = "gpu")]
@@ -34,4 +36,5 @@ pub use adapter_selection::StackedRows;
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups};
 pub use kernels::{ComputeDtype, Norm};
 pub use linear::{Linear, LoraWeights};
+pub use row_bounds::RowBounds;
 pub use weight::{Nf4Weight, Weight};

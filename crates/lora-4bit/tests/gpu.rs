@@ -437,13 +437,23 @@ fn check_stacked(k: usize, rows: usize, compute: ComputeDtype, gpu: &Device) {
         assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
     }
 
+    // Of another three the first has none.
+    let mut layers = [64, 32, 128].map(|n| rounded([n, k], false));
+    add_adapters(&mut layers[1], &[(1, 8)], gpu);
+    let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+    let found = Linear::forward_three(fused, &on_gpu, None, &stacked);
+    for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+        assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+    }
+
     let all: &[(usize, usize)] = &[(1, 8), (2, 4)];
-    for (gate_ranks, up_ranks) in [(all, all), (all, &[(0, 70)])] {
+    for (gate_ranks, up_ranks) in [(all, all), (all, &[(0, 70)]), (&[], all), (all, &[])] {
         let [mut gate, mut up] = [0, 1].map(|_| rounded([600, k], false));
         add_adapters(&mut gate, gate_ranks, gpu);
         add_adapters(&mut up, up_ranks, gpu);
         let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &stacked);
-        let is_fused = dtype == DType::F32 && k.is_multiple_of(8);
+        let both = !gate_ranks.is_empty() && !up_ranks.is_empty();
+        let is_fused = dtype == DType::F32 && k.is_multiple_of(8) && both;
         assert!(found.is_some() || !is_fused, "{rows} rows at once");
         let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
         let expected = burn::tensor::activation::silu(g) * u;
@@ -473,6 +483,10 @@ fn stacked_adapters_of_rounded_factors_equal_those_of_the_cpu() {
     for (k, rows) in [
         (192, 2),
         (192, 5),
+        // Few steps: the adapters' follow those of the weight without a gap.
+        (448, 5),
+        (448, 100),
+        (448, 330),
         (1536, 32),
         (4864, 40),
         (1536, 100),

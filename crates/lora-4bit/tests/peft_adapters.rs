@@ -366,6 +366,10 @@ fn damaged_matrices_are_named() {
         &["down_proj.lora_A.weight", "I32", "BF16"],
     );
     assert_says(
+        with_tensors(|tensors| tensors[0].3[4..8].copy_from_slice(&f32::NAN.to_le_bytes())),
+        &["down_proj.lora_A.weight", "value 1 is NaN", "finite"],
+    );
+    assert_says(
         with_tensors(|tensors| {
             tensors[0].0 = "base_model.model.x.lora_magnitude_vector".to_owned()
         }),

@@ -55,13 +55,8 @@ pub fn generate(
             break;
         }
         let last = rows.dims()[0] - 1;
-        let logits = model.logits(rows.narrow(0, last, 1)); // [1, vocab]
-        let Ok(mut logits) = logits.into_data().try_into_vec::<f32>() else {
+        let Some(token) = next_token(model, rows.narrow(0, last, 1), &mut sampler) else {
             break;
-        };
-        let token = {
-            let _span = trace_span!("sample").entered();
-            sampler.sample(&mut logits, &[]).id
         };
         if request.stop_token_ids.contains(&token) {
             break;
@@ -73,6 +68,19 @@ pub fn generate(
         hidden = Some(sequence.step(&[token])); // [1, hidden]
     }
     output
+}
+
+/// The token after a row of hidden states, `[1, hidden]`.
+fn next_token(model: &QwenModel, hidden: Tensor<2>, sampler: &mut Sampler) -> Option<u32> {
+    if sampler.takes_top()
+        && let Some([top]) = model.top_logits(&hidden).as_deref()
+        && let Some(token) = sampler.sample_top(top, &[])
+    {
+        return Some(token.id);
+    }
+    let mut logits = model.logits(hidden).into_data().try_into_vec().ok()?; // [1, vocab]
+    let _span = trace_span!("sample").entered();
+    Some(sampler.sample(&mut logits, &[]).id)
 }
 
 /// A sequence that owns its whole cache: block `i` of its table is block `i` of the pool.

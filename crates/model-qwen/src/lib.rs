@@ -16,6 +16,7 @@ pub mod device;
 mod exp;
 pub mod generate;
 pub mod generation_config;
+mod head;
 pub mod hub;
 pub mod kernels;
 pub mod load;

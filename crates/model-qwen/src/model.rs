@@ -4,14 +4,13 @@
 //! transformers. Activations are f32, except that on a GPU an operation whose reader would round them
 //! writes that type; weights keep the dtype they were loaded in.
 
-#[cfg(feature = "gpu")]
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
 #[cfg(feature = "gpu")]
 use lora_4bit::StackedRows;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, RowBounds, Weight};
 use tracing::trace_span;
 
 use crate::config::QwenConfig;
@@ -33,6 +32,8 @@ pub struct QwenModel {
     pub norm: Tensor<1>,
     /// `[vocab, hidden]`; the embedding itself where `tie_word_embeddings` says so.
     pub lm_head: Linear,
+    /// See [`QwenModel::bound_head`].
+    pub(crate) head_bounds: Option<Arc<RowBounds>>,
     frequencies: RotaryFrequencies,
 }
 
@@ -94,6 +95,7 @@ impl QwenModel {
         let mut model = Self {
             frequencies: RotaryFrequencies::new(&config),
             lm_head: Linear::new(Weight::Dense(head), None),
+            head_bounds: None,
             config,
             embed_tokens,
             layers,
@@ -259,7 +261,7 @@ impl QwenModel {
             .map(|(_, linear)| linear)
     }
 
-    /// Bytes of all weights on their device; a tied head counts once.
+    /// Bytes of all weights on their device, with the bounds of the head; a tied head counts once.
     pub fn num_bytes(&self) -> usize {
         let linears: usize = self.linears().iter().map(|(_, l)| linear_bytes(l)).sum();
         let head = if self.config.tie_word_embeddings {
@@ -269,7 +271,8 @@ impl QwenModel {
         };
         let embedding = Weight::Dense(self.embed_tokens.clone()).num_bytes();
         let norms = 4 * self.config.hidden_size * (2 * self.layers.len() + 1);
-        linears + head + embedding + norms
+        let bounds = self.head_bounds.as_ref();
+        linears + head + embedding + norms + bounds.map_or(0, |bounds| bounds.num_bytes())
     }
 }
 

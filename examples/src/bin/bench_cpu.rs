@@ -59,6 +59,7 @@ fn main() -> Result<()> {
     };
     let options = args.quantization.load_options();
     let mut model = QwenModel::load(&args.model, &options, &Device::flex())?;
+    model.bound_head();
     model.set_compute_dtype(args.compute_dtype.into());
     println!(
         "load: {:.2} s; weights {:.0} MB",

@@ -33,6 +33,10 @@ use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_ex
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
+pub(crate) use cpu::simd::bytes::{
+    STEP as BYTE_STEP, SplitRow, dot_bytes, is_fast as bytes_are_fast,
+};
+
 #[cfg(feature = "gpu")]
 pub(crate) use device::{
     DeviceLayer, device_add_lora, device_gated, device_gated_lora, device_input_dtype,

@@ -94,6 +94,16 @@ pub enum PeftError {
         /// The one that is not.
         missing: String,
     },
+    /// A matrix holds an infinity or what is not a number.
+    #[error("{WEIGHTS_FILE}: tensor `{name}`: value {index} is {found}, expected a finite number")]
+    NotFinite {
+        /// Name of the tensor.
+        name: String,
+        /// Place of the first such value.
+        index: usize,
+        /// The value.
+        found: f32,
+    },
     /// A matrix has a type that is not a 16- or 32-bit float.
     #[error("{WEIGHTS_FILE}: tensor `{name}` has dtype {found}, expected F32, BF16 or F16")]
     Dtype {

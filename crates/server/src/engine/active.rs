@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use kv_paging::{Chunk, Sampled};
-#[cfg(feature = "gpu")]
-use model_qwen::TopLogits;
-use model_qwen::{Sampler, logprobs_of};
+use model_qwen::{Sampler, TopLogits, logprobs_of};
 
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
@@ -41,7 +39,6 @@ impl ActiveSequence {
     }
 
     /// Chooses the sequence's next token from the largest logits, if these decide, and sends it.
-    #[cfg(feature = "gpu")]
     pub(super) fn sample_top(&mut self, chunk: &Chunk, top: &TopLogits) -> Option<Sampled> {
         if self.prompt_logprobs.is_some() {
             return None;

@@ -10,7 +10,8 @@ use burn::tensor::Tensor;
 use kv_paging::{Chunk, DecodeRow, DecodeToken, Sampled, SequenceId, Step};
 use model_qwen::kernels::{PendingIds, device_queues_reads, device_read_ids, device_top_logits};
 
-use super::worker::{Worker, values};
+use super::sample::values;
+use super::worker::Worker;
 
 /// A step that was begun before the one before was committed.
 #[derive(Debug)]

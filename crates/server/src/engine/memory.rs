@@ -282,7 +282,7 @@ fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &Qwen
     let mlp = 3 * model.intermediate_size;
     let attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim;
     let step = max_num_batched_tokens * (residual + mlp.max(attention));
-    let logits = super::worker::MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
+    let logits = super::sample::MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
     4 * (step + logits) as u64
 }
 

@@ -12,6 +12,7 @@ mod memory;
 pub mod receiver;
 mod recovery;
 pub mod request;
+mod sample;
 mod start;
 pub mod stats;
 mod worker;

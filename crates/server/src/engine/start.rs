@@ -93,6 +93,7 @@ impl Engine {
             ComputeDtype::Bfloat16x2 => lora_4bit::ComputeDtype::Bf16x2,
             ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
         });
+        model.bound_head();
         let kv_dtype = match config.kv_cache_dtype {
             KvCacheDtype::Auto if is_gpu(&device) && device.supports_dtype(DType::BF16) => {
                 DType::BF16

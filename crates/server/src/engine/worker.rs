@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 #[cfg(feature = "gpu")]
 use kv_paging::DecodeStep;
 use kv_paging::{
@@ -18,8 +18,6 @@ use lora_4bit::AdapterSelection;
 use lora_4bit::StackedRows;
 #[cfg(feature = "gpu")]
 use model_qwen::is_gpu;
-#[cfg(feature = "gpu")]
-use model_qwen::kernels::device_argmax;
 use model_qwen::{QwenModel, Sampler};
 
 use super::active::ActiveSequence;
@@ -34,9 +32,6 @@ use super::recovery::{MAX_FAILURES, catch};
 use super::request::{EngineOutput, FinishReason};
 use super::stats::EngineStats;
 use crate::config::Config;
-
-/// Rows whose logits are in memory at once: `vocab_size` floats each.
-pub(super) const MAX_LOGIT_ROWS: usize = 64;
 
 /// Owner of the device, the model and the KV cache.
 pub(super) struct Worker {
@@ -57,23 +52,12 @@ pub(super) struct Worker {
     pub(super) ahead: Option<StepAhead>,
     /// Whether the device finds the most likely tokens itself.
     #[cfg(feature = "gpu")]
-    chooses_on_device: bool,
+    pub(super) chooses_on_device: bool,
     /// Steps that the device has failed to compute since the last one that it did.
     pub(super) num_failures: usize,
     shutting_down: bool,
     prompt_tokens: u64,
     pub(super) generation_tokens: u64,
-}
-
-/// A row of the step's hidden states whose logits are needed.
-#[derive(Clone, Copy)]
-struct LogitRow {
-    /// Index of the chunk it belongs to.
-    chunk: usize,
-    /// Row of the packed step.
-    row: usize,
-    /// For a prompt's log-probabilities: the position the row predicts. Otherwise the row is sampled.
-    predicts: Option<usize>,
 }
 
 impl Worker {
@@ -336,88 +320,6 @@ impl Worker {
         AdapterSelection::per_row(slots, &self.device)
     }
 
-    /// Samples every chunk that is due a token, and sends tokens and prompt log-probabilities.
-    fn sample(&mut self, step: &Step, hidden: Tensor<2>) -> Vec<Sampled> {
-        let mut sampled = Vec::with_capacity(step.chunks.len());
-        for rows in self.logit_rows(step).chunks(MAX_LOGIT_ROWS) {
-            let indices: Vec<i32> = rows.iter().map(|row| row.row as i32).collect();
-            let indices = TensorData::new(indices, [rows.len()]);
-            let indices = Tensor::<1, Int>::from_data(indices, (&self.device, DType::I32));
-            let logits = self.model.logits(hidden.clone().select(0, indices)); // [rows, vocab]
-            #[cfg(feature = "gpu")]
-            if self.chooses_on_device && self.take_argmax(step, rows) {
-                let tokens = ids(device_argmax(logits));
-                for (row, token) in rows.iter().zip(tokens) {
-                    let chunk = &step.chunks[row.chunk];
-                    if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
-                        sampled.push(sequence.take(chunk, token));
-                        self.generation_tokens += 1;
-                    }
-                }
-                continue;
-            }
-            #[cfg(feature = "gpu")]
-            if self.chooses_on_device && rows.iter().all(|row| row.predicts.is_none()) {
-                let chunks: Vec<_> = rows.iter().map(|row| &step.chunks[row.chunk]).collect();
-                sampled.extend(self.sample_on_device(&chunks, logits));
-                continue;
-            }
-            let mut logits = values(logits);
-            for (row, logits) in rows
-                .iter()
-                .zip(logits.chunks_exact_mut(self.model.config.vocab_size))
-            {
-                let chunk = &step.chunks[row.chunk];
-                let Some(sequence) = self.sequences.get_mut(&chunk.id) else {
-                    continue;
-                };
-                match row.predicts {
-                    Some(position) => sequence.score_prompt(position, logits),
-                    None => {
-                        sampled.push(sequence.sample(chunk, logits));
-                        self.generation_tokens += 1;
-                    }
-                }
-            }
-        }
-        sampled
-    }
-
-    /// Whether each row's token is the one with the largest logit, and nothing else is asked for.
-    #[cfg(feature = "gpu")]
-    fn take_argmax(&self, step: &Step, rows: &[LogitRow]) -> bool {
-        rows.iter().all(|row| {
-            let sequence = self.sequences.get(&step.chunks[row.chunk].id);
-            row.predicts.is_none() && sequence.is_none_or(ActiveSequence::takes_argmax)
-        })
-    }
-
-    /// The rows of the step whose logits are needed, in order.
-    fn logit_rows(&self, step: &Step) -> Vec<LogitRow> {
-        let mut rows = Vec::with_capacity(step.chunks.len());
-        let mut start = 0;
-        for (index, chunk) in step.chunks.iter().enumerate() {
-            let end = start + chunk.tokens.len();
-            if let Some(sequence) = self.sequences.get(&chunk.id) {
-                let predicted = sequence.unscored_prompt(chunk);
-                rows.extend(predicted.map(|position| LogitRow {
-                    chunk: index,
-                    row: start + position - 1 - chunk.start,
-                    predicts: Some(position),
-                }));
-            }
-            if chunk.samples {
-                rows.push(LogitRow {
-                    chunk: index,
-                    row: end - 1,
-                    predicts: None,
-                });
-            }
-            start = end;
-        }
-        rows
-    }
-
     /// Says goodbye to the sequences that ended with this step; their blocks are free already.
     fn finish(&mut self, sampled: &[Sampled]) {
         for sampled in sampled.iter().filter(|sampled| sampled.finished) {
@@ -459,23 +361,5 @@ impl Worker {
             waiting_adapters: adapters(true),
             max_loras: self.adapters.max_loras(),
         });
-    }
-}
-
-/// Token ids on the host.
-#[cfg(feature = "gpu")]
-fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
-    tensor
-        .into_data()
-        .iter::<i32>()
-        .map(|id| id as u32)
-        .collect()
-}
-
-/// The values of a tensor on the host; without a copy where they are there already.
-pub(super) fn values(tensor: Tensor<2>) -> Vec<f32> {
-    match tensor.into_data_dtype(DType::F32).try_into_vec() {
-        Ok(values) => values,
-        Err(error) => unreachable!("f32 values: {error}"),
     }
 }

@@ -15,7 +15,7 @@ mod forward;
 mod lora;
 mod nf4;
 mod pairs;
-mod simd;
+pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
 mod transposed;

@@ -278,7 +278,7 @@ fn launch(
     };
     let (splits, split_steps) = split(steps, (wanted / (columns * row_tiles)).clamp(1, most));
 
-    let has_adapters = layers.iter().any(|layer| layer.stack.is_some());
+    let has_adapters = layers.iter().any(|layer| b_steps(layer) > 0);
     let shrink_tiles = |layer: &Layer| (b_steps(layer) * INNER).div_ceil(tile.columns);
     let num_shrink: usize = layers.iter().map(shrink_tiles).sum();
     let most = match num_shrink * row_tiles <= MAX_SHRINK_TILES {
@@ -291,7 +291,7 @@ fn launch(
     let readers = match weights {
         Weights::Gated => columns,
         _ => (0..layers.len())
-            .filter(|&i| layers[i].stack.is_some())
+            .filter(|&i| b_steps(&layers[i]) > 0)
             .map(column_tiles)
             .sum(),
     };
@@ -311,7 +311,15 @@ fn launch(
         false => x.clone(),
     };
     let rows_of = layers.iter().find_map(|layer| layer.stack.as_ref());
-    let (slots, at) = rows_of.map_or((x.clone(), 0), |stack| (stack.slots.clone(), stack.at));
+    let (slots, at) = rows_of.map_or((x.clone(), 0), |stack| {
+        let num = stack.slots.meta.num_elements();
+        assert!(
+            num >= stack.at + m,
+            "{num} slots, {m} rows from {}",
+            stack.at
+        );
+        (stack.slots.clone(), stack.at)
+    });
     let mut h_step = 0;
     let mut args = |i: usize| {
         let layer = layers.get(i);

@@ -7,6 +7,7 @@
 //! only: not on the number of rows `m`, on the number of threads or on their timing. A row of a batch therefore has
 //! bit for bit the result that it has alone.
 
+pub(crate) mod bytes;
 mod dot;
 mod micro;
 #[cfg(target_arch = "aarch64")]

@@ -1,0 +1,172 @@
+//! Products of rows of bytes with integers of 15 bits: exact, in integers.
+
+use std::sync::OnceLock;
+
+use super::Kernels;
+
+/// Bytes that go together; rows are padded to a multiple of it.
+pub(crate) const STEP: usize = 64;
+/// Rows of `x` that are multiplied together.
+const ROWS: usize = 4;
+
+/// A row of `x` in two parts: `128 * high + low`.
+#[derive(Clone, Debug)]
+pub(crate) struct SplitRow {
+    /// `[inner]`.
+    pub(crate) high: Vec<i8>,
+    /// `[inner]`.
+    pub(crate) low: Vec<i8>,
+    /// Sum of all values.
+    pub(crate) sum: i64,
+}
+
+impl SplitRow {
+    /// The largest value.
+    pub(crate) const MAX: f32 = 16_000.0;
+
+    /// `values` of at most [`Self::MAX`], padded with zeros to `inner`.
+    pub(crate) fn new(values: impl Iterator<Item = i32>, inner: usize) -> Self {
+        let (mut high, mut low, mut sum) = (Vec::new(), Vec::new(), 0);
+        for value in values {
+            let upper = (value + 64) >> 7;
+            high.push(upper as i8);
+            low.push((value - 128 * upper) as i8);
+            sum += i64::from(value);
+        }
+        high.resize(inner, 0);
+        low.resize(inner, 0);
+        Self { high, low, sum }
+    }
+}
+
+/// Whether this CPU multiplies bytes faster than it reads them from memory.
+pub(crate) fn is_fast() -> bool {
+    static IS_FAST: OnceLock<bool> = OnceLock::new();
+    // Whoever asks for a lesser instruction set gets nothing that goes beyond it.
+    *IS_FAST.get_or_init(|| std::env::var_os(Kernels::VARIABLE).is_none() && has_instructions())
+}
+
+fn has_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// `Σ (w - 128) · x` for rows of `inner` bytes: `w [rows, inner]` → `[rows, x.len()]`. `inner` is a multiple of [`STEP`], at
+/// most 8,192.
+pub(crate) fn dot_bytes(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [i64]) {
+    assert!(inner.is_multiple_of(STEP) && (1..=8192).contains(&inner));
+    assert_eq!(w.len() / inner * x.len(), out.len(), "results");
+    assert!(
+        x.iter()
+            .all(|x| x.high.len() == inner && x.low.len() == inner)
+    );
+    let rows = x.len();
+    for (first, x) in x.chunks(ROWS).enumerate() {
+        let at = first * ROWS;
+        #[cfg(target_arch = "x86_64")]
+        if has_instructions() {
+            // SAFETY: the instructions are there, and the lengths were compared above.
+            unsafe {
+                match x.len() {
+                    1 => vnni::<1>(w, inner, x, &mut out[at..], rows),
+                    2 => vnni::<2>(w, inner, x, &mut out[at..], rows),
+                    3 => vnni::<3>(w, inner, x, &mut out[at..], rows),
+                    _ => vnni::<4>(w, inner, x, &mut out[at..], rows),
+                }
+            }
+            continue;
+        }
+        plain(w, inner, x, &mut out[at..], rows);
+    }
+}
+
+/// The reference.
+fn plain(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [i64], stride: usize) {
+    for (w, out) in w.chunks_exact(inner).zip(out.chunks_mut(stride)) {
+        for (x, out) in x.iter().zip(out) {
+            let values = x.high.iter().zip(&x.low);
+            let values = values.map(|(&high, &low)| 128 * i32::from(high) + i32::from(low));
+            let products = w
+                .iter()
+                .zip(values)
+                .map(|(&w, x)| (i64::from(w) - 128) * i64::from(x));
+            *out = products.sum();
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn vnni<const M: usize>(
+    w: &[u8],
+    inner: usize,
+    x: &[SplitRow],
+    out: &mut [i64],
+    stride: usize,
+) {
+    use std::arch::x86_64::*;
+    for (row, w) in w.chunks_exact(inner).enumerate() {
+        let mut high = [_mm512_setzero_si512(); M];
+        let mut low = [_mm512_setzero_si512(); M];
+        for at in (0..inner).step_by(STEP) {
+            // SAFETY: rows have `inner` bytes, a multiple of a vector.
+            unsafe {
+                let w = _mm512_loadu_si512(w.as_ptr().add(at).cast());
+                for m in 0..M {
+                    let x_high = _mm512_loadu_si512(x[m].high.as_ptr().add(at).cast());
+                    let x_low = _mm512_loadu_si512(x[m].low.as_ptr().add(at).cast());
+                    high[m] = _mm512_dpbusd_epi32(high[m], w, x_high);
+                    low[m] = _mm512_dpbusd_epi32(low[m], w, x_low);
+                }
+            }
+        }
+        for m in 0..M {
+            // A lane has a sixteenth of 8,192 products of at most 255 * 125 * 128: less than 2^31.
+            let sums = _mm512_add_epi32(_mm512_slli_epi32::<7>(high[m]), low[m]);
+            let halves = _mm512_add_epi64(
+                _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums)),
+                _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(sums)),
+            );
+            out[row * stride + m] = _mm512_reduce_add_epi64(halves) - 128 * x[m].sum;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_bytes_are_exact() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) as u32
+        };
+        for (inner, rows, num_x) in [(64, 3, 1), (896, 7, 2), (8192, 2, 3), (128, 5, 9)] {
+            let w: Vec<u8> = (0..rows * inner).map(|_| next() as u8).collect();
+            let mut x: Vec<SplitRow> = (0..num_x)
+                .map(|_| {
+                    SplitRow::new(
+                        (0..inner - 3).map(|_| (next() % 32_001) as i32 - 16_000),
+                        inner,
+                    )
+                })
+                .collect();
+            // The largest sums of a lane.
+            x[0] = SplitRow::new((0..inner).map(|_| 16_000), inner);
+            let (mut found, mut expected) = (vec![0; rows * num_x], vec![0; rows * num_x]);
+            dot_bytes(&w, inner, &x, &mut found);
+            plain(&w, inner, &x, &mut expected, num_x);
+            assert_eq!(found, expected);
+            let all = vec![255; inner];
+            let mut found = [0; 1];
+            dot_bytes(&all, inner, &x[..1], &mut found);
+            assert_eq!(found[0], 127 * 16_000 * inner as i64);
+        }
+    }
+}
