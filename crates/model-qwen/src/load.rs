@@ -46,6 +46,8 @@ pub struct LoadOptions {
     pub dtype: DtypeChoice,
     /// Quantization of the linear layers.
     pub quantization: Quantization,
+    /// Whether to call [`QwenModel::bound_head`]: for a model that will decode.
+    pub bound_head: bool,
 }
 
 /// Why a model folder cannot be loaded.
@@ -161,10 +163,22 @@ impl Loader<'_> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let norm = self.vector("model.norm.weight", hidden)?;
+        let head_name = match config.tie_word_embeddings {
+            true => "model.embed_tokens.weight",
+            false => "lm_head.weight",
+        };
         let lm_head = (!config.tie_word_embeddings)
-            .then(|| self.dense("lm_head.weight", [vocab, hidden]))
+            .then(|| self.dense(head_name, [vocab, hidden]))
             .transpose()?;
-        Ok(QwenModel::new(config, embed_tokens, layers, norm, lm_head))
+        let mut model = QwenModel::new(config, embed_tokens, layers, norm, lm_head);
+        if self.options.bound_head {
+            model.bound_head();
+            if model.head_bounds.is_some() {
+                // What is read of the head now are a few rows.
+                self.checkpoint.release(head_name);
+            }
+        }
+        Ok(model)
     }
 
     /// A matrix in the dtype the options ask for.

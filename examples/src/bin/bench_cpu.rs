@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use clap::Parser;
 use examples::choices::{Compute, Format};
 use examples::profile::{Profile, Rows};
-use model_qwen::{GenerateRequest, QwenModel, SamplingParams, generate};
+use model_qwen::{GenerateRequest, LoadOptions, QwenModel, SamplingParams, generate};
 
 /// Measures prefill and greedy decode of one sequence on the CPU.
 #[derive(Debug, Parser)]
@@ -58,8 +58,11 @@ fn main() -> Result<()> {
         Format::Nf4 => "NF4",
     };
     let options = args.quantization.load_options();
+    let options = LoadOptions {
+        bound_head: true,
+        ..options
+    };
     let mut model = QwenModel::load(&args.model, &options, &Device::flex())?;
-    model.bound_head();
     model.set_compute_dtype(args.compute_dtype.into());
     println!(
         "load: {:.2} s; weights {:.0} MB",

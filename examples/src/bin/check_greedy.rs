@@ -20,8 +20,11 @@ fn main() -> Result<()> {
     };
     let text = fs::read_to_string(expected).with_context(|| expected.clone())?;
     let expected: Value = serde_json::from_str(&text).with_context(|| expected.clone())?;
-    let mut model = QwenModel::load(Path::new(dir), &LoadOptions::default(), &Device::flex())?;
-    model.bound_head();
+    let options = LoadOptions {
+        bound_head: true,
+        ..LoadOptions::default()
+    };
+    let model = QwenModel::load(Path::new(dir), &options, &Device::flex())?;
     let tokenizer = Tokenizer::from_dir(Path::new(dir))?;
     let cases = expected["cases"].as_array().context("expected `cases`")?;
     let mut wrong = 0;

@@ -26,8 +26,11 @@ fn main() -> Result<()> {
         [dir, prompt] => (PathBuf::from(dir), prompt),
         _ => bail!("usage: generate [MODEL_DIR] PROMPT"),
     };
-    let mut model = QwenModel::load(&dir, &LoadOptions::default(), &Device::flex())?;
-    model.bound_head();
+    let options = LoadOptions {
+        bound_head: true,
+        ..LoadOptions::default()
+    };
+    let model = QwenModel::load(&dir, &options, &Device::flex())?;
     let tokenizer = Tokenizer::from_dir(&dir)?;
     let template = ChatTemplate::from_dir(&dir)?.context("the model has no chat template")?;
     let options = RenderOptions {

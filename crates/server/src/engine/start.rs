@@ -82,6 +82,7 @@ impl Engine {
                     model_qwen::Quantization::Nf4 { double_quant: true }
                 }
             },
+            bound_head: true,
         };
         let start = std::time::Instant::now();
         let mut model = QwenModel::load(&dir, &options, &device)?;
@@ -93,7 +94,6 @@ impl Engine {
             ComputeDtype::Bfloat16x2 => lora_4bit::ComputeDtype::Bf16x2,
             ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
         });
-        model.bound_head();
         let kv_dtype = match config.kv_cache_dtype {
             KvCacheDtype::Auto if is_gpu(&device) && device.supports_dtype(DType::BF16) => {
                 DType::BF16
