@@ -105,15 +105,24 @@ impl RowBounds {
 
     /// For each row of `x [rows, inner]` the rows of the matrix that may have the `num` largest products. `None` if there are
     /// too many rows of `x`, too few of the matrix, or values that are not finite.
+    ///
+    /// # Panics
+    ///
+    /// If `x` has no whole number of rows.
     pub fn largest(&self, x: &[f32], num: usize) -> Option<Vec<Largest>> {
-        let x: Vec<Factor> = x
+        assert!(
+            x.len().is_multiple_of(self.inner),
+            "rows of {} values",
+            self.inner
+        );
+        let x: Vec<(SplitRow, Factor)> = x
             .chunks_exact(self.inner)
             .map(|x| self.factor(x))
             .collect::<Option<_>>()?;
         if x.is_empty() || x.len() > Self::MAX_ROWS || self.scales.len() < num * BLOCK {
             return None;
         }
-        let splits: Vec<SplitRow> = x.iter().map(|x| x.split.clone()).collect();
+        let (splits, x): (Vec<SplitRow>, Vec<Factor>) = x.into_iter().unzip();
         let (count, rows) = (x.len(), self.scales.len());
         // `[rows, x]`, and `[blocks, x]`: the largest that a product is at least.
         let mut uppers = vec![0.0f32; rows * count];
@@ -174,7 +183,7 @@ impl RowBounds {
     }
 
     /// A row of `x` as it is multiplied with bytes.
-    fn factor(&self, x: &[f32]) -> Option<Factor> {
+    fn factor(&self, x: &[f32]) -> Option<(SplitRow, Factor)> {
         let largest = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let norm = length(x.iter().copied());
         if !norm.is_finite() {
@@ -184,21 +193,16 @@ impl RowBounds {
         let rounded = |x: f32| (x / scale).round();
         let split = SplitRow::new(x.iter().map(|&x| rounded(x) as i32), self.padded);
         let error = length(x.iter().map(|&x| x - rounded(x) * scale));
-        Some(Factor {
-            split,
-            scale,
-            norm,
-            error,
-        })
+        let factor = Factor { scale, norm, error };
+        Some((split, factor))
     }
 }
 
-/// A row of `x`.
+/// What a row of `x` is besides its integers.
 struct Factor {
-    split: SplitRow,
     scale: f32,
     norm: f32,
-    /// Length of what is missing in `split`.
+    /// Length of what the integers lack.
     error: f32,
 }
 

@@ -72,7 +72,7 @@ pub fn generate(
 
 /// The token after a row of hidden states, `[1, hidden]`.
 fn next_token(model: &QwenModel, hidden: Tensor<2>, sampler: &mut Sampler) -> Option<u32> {
-    if sampler.takes_top()
+    if sampler.takes_largest(QwenModel::NUM_LARGEST)
         && let Some([top]) = model.top_logits(&hidden).as_deref()
         && let Some(token) = sampler.sample_top(top, &[])
     {

@@ -11,15 +11,16 @@ use crate::kernels::on_worker;
 use crate::model::QwenModel;
 use crate::sampling::TopLogits;
 
-/// Logits that are found at least.
-const NUM_LARGEST: usize = 64;
 /// Rows of the head that are read for it, at most: beyond that, all are.
 const MAX_CANDIDATES: usize = 8192;
 
 impl QwenModel {
+    /// Logits that [`QwenModel::top_logits`] finds of each row at least.
+    pub const NUM_LARGEST: usize = 64;
+
     /// Makes an 8-bit copy of the head, so that [`QwenModel::top_logits`] has answers; where that doesn't pay, nothing.
     ///
-    /// It takes half of the memory of a head in 16 bits.
+    /// It takes half of the memory of a head in 16 bits. Call it again when the head has changed.
     pub fn bound_head(&mut self) {
         let has_bounds = self.device() == burn::tensor::Device::flex() && RowBounds::pays();
         self.head_bounds = match has_bounds {
@@ -34,7 +35,8 @@ impl QwenModel {
     /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`]. `None` without
     /// [`QwenModel::bound_head`], and where reading the whole head costs less.
     ///
-    /// The sum over all weights, [`TopLogits::total`], is not known.
+    /// The sum over all weights, [`TopLogits::total`], is not known: see
+    /// [`Sampler::takes_largest`](crate::Sampler::takes_largest).
     pub fn top_logits(&self, hidden: &Tensor<2>) -> Option<Vec<TopLogits>> {
         let bounds = self.head_bounds.as_ref()?;
         let rows = hidden.dims()[0];
@@ -44,7 +46,7 @@ impl QwenModel {
         let _span = trace_span!("lm_head").entered();
         on_worker(&self.device(), || {
             let x: Vec<f32> = hidden.clone().into_data().try_into_vec().ok()?;
-            let largest = bounds.largest(&x, NUM_LARGEST)?;
+            let largest = bounds.largest(&x, Self::NUM_LARGEST)?;
             if largest.iter().any(|row| row.rows.len() > MAX_CANDIDATES) {
                 return None;
             }
@@ -97,7 +99,7 @@ mod tests {
         let all: Vec<f32> = model.logits(rows).into_data().try_into_vec().unwrap();
         assert_eq!(tops.len(), 3);
         for (top, logits) in tops.iter().zip(all.chunks_exact(vocab)) {
-            assert!(top.entries.len() >= NUM_LARGEST - 1);
+            assert!(top.entries.len() >= QwenModel::NUM_LARGEST - 1);
             let larger = (0..).zip(logits.iter().copied());
             let larger: Vec<(u32, f32)> = larger.filter(|(_, logit)| *logit > top.bound).collect();
             assert_eq!(top.entries, larger);

@@ -39,6 +39,13 @@ impl Sampler {
             && (is_greedy || has_limit || params.top_p < 1.0)
     }
 
+    /// Whether `num` of the largest logits suffice, without [`TopLogits::total`]: for greedy samplers, and with top-k.
+    pub fn takes_largest(&self, num: usize) -> bool {
+        let params = &self.params;
+        let is_greedy = params.temperature < GREEDY_BELOW;
+        self.takes_top() && (is_greedy || (1..=num).contains(&params.top_k))
+    }
+
     /// As [`Sampler::sample`], from the largest logits. `None`, and nothing has changed, if a smaller one may count.
     pub fn sample_top(&mut self, top: &TopLogits, banned: &[u32]) -> Option<SampledToken> {
         let limited = self.params.top_k > 0;

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kv_paging::{Sampled, Step};
+use model_qwen::QwenModel;
 #[cfg(feature = "gpu")]
 use model_qwen::kernels::device_argmax;
 
@@ -85,11 +86,13 @@ impl Worker {
         hidden: &Tensor<2>,
     ) -> Option<Vec<Sampled>> {
         let sequences = &mut self.sequences;
-        let takes_top = |row: &LogitRow| {
+        let num = QwenModel::NUM_LARGEST;
+        let takes_largest = |row: &LogitRow| {
             let sequence = sequences.get(&step.chunks[row.chunk].id);
-            row.predicts.is_none() && sequence.is_none_or(|sequence| sequence.sampler.takes_top())
+            row.predicts.is_none()
+                && sequence.is_none_or(|sequence| sequence.sampler.takes_largest(num))
         };
-        if !rows.iter().all(takes_top) {
+        if !rows.iter().all(takes_largest) {
             return None;
         }
         let tops = self.model.top_logits(hidden)?;

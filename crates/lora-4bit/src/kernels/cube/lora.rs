@@ -57,6 +57,12 @@ impl Layer {
     }
 }
 
+/// The arguments of a layer.
+fn expansion<W: Float, N: Size>(layer: &Layer) -> kernels::ExpansionLaunch<W, N> {
+    let b = layer.b.clone().into_buffer_arg();
+    kernels::ExpansionLaunch::new(b, layer.columns(), layer.num_slots, layer.rank)
+}
+
 /// Values of `b` in a load.
 fn vector_of_b(b: &CubeTensor) -> usize {
     let sizes = b.client.io_optimized_vector_sizes(b.dtype.size());
@@ -135,10 +141,6 @@ pub(super) fn add(x: CubeTensor, layers: &[Layer], slots: &CubeTensor, at: usize
     let columns = |i: usize| layers.get(i).map_or(0, Layer::columns);
     let cubes: [usize; 3] = std::array::from_fn(|i| columns(i).div_ceil(UNITS as usize));
     let vector = vector_of_b(&layers[0].b);
-    let expansion = |layer: &Layer| {
-        let b = layer.b.clone().into_buffer_arg();
-        kernels::ExpansionLaunch::new(b, layer.columns(), layer.num_slots, layer.rank)
-    };
     // SAFETY: units stay below the number of columns, slots below those of the stack.
     unsafe {
         kernels::expand::launch_unchecked(
@@ -181,10 +183,6 @@ pub(super) fn gated(
     let columns = layers[0].columns();
     let dtypes = [layers[0].b.dtype, dtype].map(dtype_to_elem_type);
     let vector = vector_of_b(&layers[0].b);
-    let expansion = |layer: &Layer| {
-        let b = layer.b.clone().into_buffer_arg();
-        kernels::ExpansionLaunch::new(b, layer.columns(), layer.num_slots, layer.rank)
-    };
     // SAFETY: as in `add`.
     unsafe {
         kernels::expand_gated::launch_unchecked(

@@ -27,21 +27,8 @@ pub(super) fn stage_x<W: Float, X: Float>(
         while chunk < comptime!(kind.stage_steps * CHUNKS) {
             #[unroll]
             for row in 0..comptime!(kind.x_rows) {
-                let mut square = 0.0f32;
-                let values = chunk_of(
-                    x,
-                    norm,
-                    &mut square,
-                    start,
-                    row,
-                    chunk,
-                    num_x,
-                    row_steps,
-                    kind,
-                );
-                squares[row] += square;
-                memory.x[row * comptime!(kind.stage_stride()) + chunk] =
-                    Vector::reinterpret(Vector::<W, Const<8>>::cast_from(values));
+                squares[row] +=
+                    stage_chunk(x, norm, memory, start, row, chunk, num_x, row_steps, kind);
             }
             chunk += comptime!(kind.units());
         }
@@ -50,38 +37,25 @@ pub(super) fn stage_x<W: Float, X: Float>(
         let mut i = UNIT_POS as usize;
         while i < comptime!(kind.stage_steps * CHUNKS * kind.x_rows) {
             let (row, chunk) = (i / row_chunks, i % row_chunks);
-            let mut square = 0.0f32;
-            let values = chunk_of(
-                x,
-                norm,
-                &mut square,
-                start,
-                row,
-                chunk,
-                num_x,
-                row_steps,
-                kind,
-            );
-            memory.x[row * comptime!(kind.stage_stride()) + chunk] =
-                Vector::reinterpret(Vector::<W, Const<8>>::cast_from(values));
+            stage_chunk(x, norm, memory, start, row, chunk, num_x, row_steps, kind);
             i += comptime!(kind.units());
         }
     }
 }
 
-/// Eight values of a row of `x`, times the weight of the norm. Sets the sum of their squares.
+/// Copies eight values of a row of `x`, times the weight of the norm. The result is the sum of their squares.
 #[cube]
-fn chunk_of<X: Float>(
+fn stage_chunk<W: Float, X: Float>(
     x: &[Vector<X, Const<4>>],
     norm: &[Vector<f32, Const<4>>],
-    square: &mut f32,
+    memory: &mut Memory<W>,
     start: usize,
     row: usize,
     chunk: usize,
     num_x: usize,
     row_steps: usize,
     #[comptime] kind: Kind,
-) -> Vector<f32, Const<8>> {
+) -> f32 {
     let step = start + chunk / CHUNKS;
     let load = min(step, row_steps - 1) * LOADS + chunk % CHUNKS * 2;
     let from = min(row, num_x - 1) * row_steps * LOADS + load;
@@ -107,6 +81,7 @@ fn chunk_of<X: Float>(
             values.insert(i * 4 + j, four.extract(j));
         }
     }
-    *square = sum;
-    values
+    memory.x[row * comptime!(kind.stage_stride()) + chunk] =
+        Vector::reinterpret(Vector::<W, Const<8>>::cast_from(values));
+    sum
 }
