@@ -38,7 +38,7 @@ pub(crate) fn run() -> Result<()> {
         );
     }
     println!(
-        "dependency direction, file sizes, unsafe code, tensor-free scheduler, CUDA stand-in: as described"
+        "dependency direction, file sizes, unsafe code, GPU instructions, tensor-free scheduler, CUDA stand-in: as described"
     );
     Ok(())
 }
@@ -129,6 +129,16 @@ fn source(path: &Path, text: &str, wrong: &mut Vec<String>) {
     });
     if has_unsafe && !parts.contains(&"kernels") && !is_test && !parts.contains(&"xtask") {
         wrong.push(format!("{place}: unsafe code outside src/kernels"));
+    }
+    let mut instructions = code.split("gpu_asm!(").skip(1);
+    let is_vague = |rest: &str| {
+        let end = rest.find(");").unwrap_or(rest.len());
+        !rest[..end].contains("options(")
+    };
+    if !parts.contains(&"xtask") && instructions.any(is_vague) {
+        wrong.push(format!(
+            "{place}: gpu_asm! without options(…): CubeCL takes all buffers of the kernel for written then"
+        ));
     }
     let tensor_free = parts.contains(&"kv-paging")
         && parts.contains(&"src")

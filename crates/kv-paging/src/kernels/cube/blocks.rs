@@ -34,13 +34,13 @@ impl Blocks {
 /// Ends a group of asynchronous copies.
 #[cube]
 pub(super) fn end_group() {
-    gpu_asm!("cp.async.commit_group;");
+    gpu_asm!("cp.async.commit_group;", options(explicit_mem));
 }
 
 /// Waits until at most `num` of this unit's groups of copies are under way.
 #[cube]
 pub(super) fn wait_for_groups(#[comptime] num: usize) {
-    gpu_asm!("cp.async.wait_group {num};");
+    gpu_asm!("cp.async.wait_group {num};", options(explicit_mem, writes_address_space shared));
 }
 
 /// Where a vector of a key lies in a block: eight keys at the same vector lie in different banks.

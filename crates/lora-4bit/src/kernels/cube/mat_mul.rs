@@ -288,6 +288,8 @@ fn launch(
     let fit = wanted.div_ceil((num_shrink * row_tiles).max(1));
     let (shrink_splits, shrink_split_steps) = split(steps, fit.clamp(1, most));
     let h_steps: usize = layers.iter().map(b_steps).sum();
+    let ranks = |layer: &Layer| layer.stack.as_ref().map_or(0, |stack| stack.rank);
+    let num_ranks: usize = layers.iter().map(ranks).sum();
     let readers = match weights {
         Weights::Gated => columns,
         _ => (0..layers.len())
@@ -296,15 +298,14 @@ fn launch(
             .sum(),
     };
     let tile_len = tile.pairs() * tile.units() * 2;
-    let num_parts = |tiles: usize, splits: usize| match splits {
+    let parts_len = match splits {
         1 => 0,
-        _ => tiles * row_tiles * splits,
+        _ => columns * row_tiles * splits * tile_len,
     };
-    let num_parts = num_parts(columns, splits) + num_parts(num_shrink, shrink_splits);
     // Arguments that a kernel has no use for are another one.
-    let parts = match num_parts {
+    let parts = match parts_len + shrink_splits * m * num_ranks {
         0 => results[0].clone(),
-        _ => empty(&x, [num_parts * tile_len], DType::F32),
+        len => empty(&x, [len], DType::F32),
     };
     let h = match has_adapters {
         true => empty(&x, [m * h_steps * INNER], dtype),
@@ -320,7 +321,7 @@ fn launch(
         );
         (stack.slots.clone(), stack.at)
     });
-    let mut h_step = 0;
+    let (mut h_step, mut part_rank) = (0, 0);
     let mut args = |i: usize| {
         let layer = layers.get(i);
         let known = layer.unwrap_or(&layers[0]);
@@ -342,8 +343,10 @@ fn launch(
             layer.map_or(0, shrink_tiles),
             layer.map_or(0, b_steps),
             h_step,
+            part_rank,
         );
         h_step += layer.map_or(0, b_steps);
+        part_rank += layer.map_or(0, ranks);
         args
     };
     let w_stride = layers[0].w.meta.strides()[0] / VECTOR;
@@ -351,6 +354,9 @@ fn launch(
     let adapters = layers::AdaptersLaunch::new(
         h.clone().into_buffer_arg(),
         h_steps,
+        // In pairs.
+        parts_len / 2,
+        num_ranks,
         slots.into_buffer_arg(),
         at,
         num_shrink,

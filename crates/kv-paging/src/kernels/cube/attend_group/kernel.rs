@@ -383,5 +383,5 @@ pub(super) fn attend_group<E: Float, O: Float>(
 /// What this unit knows to be written is seen by all who know of its later writes, and the other way round.
 #[cube]
 fn fence() {
-    gpu_asm!("fence.acq_rel.gpu;");
+    gpu_asm!("fence.acq_rel.gpu;", options(explicit_mem));
 }

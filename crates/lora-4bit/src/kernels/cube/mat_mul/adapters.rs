@@ -3,49 +3,74 @@
 use cubecl::prelude::*;
 
 use super::layers::{Adapters, Layers, Place};
-use super::parts::fence;
+use super::parts::{arrive, fence};
 use super::stage::{Factor, end_group, load_factor, load_x};
-use super::{CHUNKS, INNER, Kind, PLANE, READ, READY};
+use super::{CHUNKS, INNER, Kind, PLANE, READ, READY, SHRINK_ARRIVED, VECTOR};
 
-/// The slots of the unit's rows of a tile of `x · aᵀ`: they are there when its sums are.
+/// Parts of `x · aᵀ` that are loaded together.
+const BATCH: usize = 8;
+
+/// The slots of the tile's rows. They are there when the first step is.
 #[cube]
-pub(super) fn slots_of_rows<W: Float>(
+pub(super) fn load_slots<W: Float>(
     adapters: &Adapters<W>,
     place: &Place,
     #[comptime] kind: Kind,
-) -> Array<i32> {
-    let tile = comptime!(kind.tile);
-    let mut slots = Array::<i32>::new(comptime!(tile.row_blocks() * 2));
+) -> Shared<[i32]> {
+    let rows = comptime!(if kind.has_adapters {
+        kind.tile.rows
+    } else {
+        1usize
+    });
+    let mut slots = Shared::<[i32]>::new_slice(rows);
     if comptime!(kind.has_adapters) {
-        if place.is_shrink {
-            let row = first_row_of_unit(place, kind);
-            #[unroll]
-            for i in 0..comptime!(tile.row_blocks() * 2) {
-                let r = min(row + i * 8, place.num_rows - 1);
-                slots[i] = adapters.slots[adapters.at + r];
-            }
+        let mut row = UNIT_POS as usize;
+        while row < rows {
+            slots[row] =
+                adapters.slots[adapters.at + min(place.first_row + row, place.num_rows - 1)];
+            row += comptime!(kind.tile.units());
         }
     }
     slots
 }
 
-/// The first of a unit's rows: the others are multiples of 8 further.
+/// Publishes this part of a tile of `x · aᵀ`. The cube that does so last writes the tile and says that it is there.
 #[cube]
-fn first_row_of_unit(place: &Place, #[comptime] kind: Kind) -> usize {
-    let tile = comptime!(kind.tile);
-    let unit = UNIT_POS as usize;
-    let plane_row = unit / PLANE / comptime!(tile.planes[1]) * comptime!(tile.row_blocks() * 16);
-    place.first_row + plane_row + unit % PLANE / 4
-}
-
-/// Writes what a tile has of `x · aᵀ`, for each row that of its own adapter, and says that it is there.
-#[cube]
-pub(super) fn write_h<W: Float>(
+pub(super) fn finish_shrink<W: Float>(
     sums: &Sequence<Array<Vector<f32, Const<2>>>>,
-    slots: &Array<i32>,
-    h: &mut [Vector<W, Const<2>>],
+    slots: &[i32],
+    parts: &mut [Vector<f32, Const<2>>],
+    h: &mut [Vector<W, Const<8>>],
     adapters: &Adapters<W>,
     counters: &mut [Atomic<u32>],
+    place: &Place,
+    #[comptime] kind: Kind,
+) {
+    write_part(sums, slots, parts, adapters, place, kind);
+    let mut is_last = true;
+    if place.splits > 1 {
+        is_last = arrive(counters, place.tile + SHRINK_ARRIVED, place.splits);
+    } else {
+        sync_cube();
+    }
+    if is_last {
+        write_zeros(slots, h, adapters, place, kind);
+        write_h(slots, parts, h, adapters, place, kind);
+        sync_cube();
+        if UNIT_POS == 0 {
+            fence();
+            counters[place.row_tile + READY].fetch_add(1u32);
+        }
+    }
+}
+
+/// Writes what a part has for the adapters of the rows.
+#[cube]
+fn write_part<W: Float>(
+    sums: &Sequence<Array<Vector<f32, Const<2>>>>,
+    slots: &[i32],
+    parts: &mut [Vector<f32, Const<2>>],
+    adapters: &Adapters<W>,
     place: &Place,
     #[comptime] kind: Kind,
 ) {
@@ -53,44 +78,132 @@ pub(super) fn write_h<W: Float>(
     let column_blocks = comptime!(tile.column_blocks());
     let lane = UNIT_POS as usize % PLANE;
     let plane = UNIT_POS as usize / PLANE;
+    let plane_row = plane / comptime!(tile.planes[1]) * comptime!(tile.row_blocks() * 16);
     let plane_column = plane % comptime!(tile.planes[1]) * comptime!(column_blocks * 8);
-    let row = first_row_of_unit(place, kind);
     let column = place.first_column + plane_column + lane % 4 * 2;
     #[unroll]
     for block in 0..comptime!(tile.row_blocks()) {
         #[unroll]
         for half in 0..2usize {
-            let r = row + block * 16 + half * 8;
-            if r < place.num_rows {
-                let slot = slots[block * 2 + half];
-                // The columns of its adapter.
-                let first = max(slot, 0i32) as usize * place.rank;
-                let mut last = min(first + place.rank, place.num_columns);
-                if slot < 0i32 {
-                    last = 0usize;
-                }
+            let row = plane_row + block * 16 + half * 8 + lane / 4;
+            let r = place.first_row + row;
+            let slot = slots[row];
+            if r < place.num_rows && slot >= 0i32 {
+                let first = slot as usize * place.rank;
+                let last = min(first + place.rank, place.num_columns);
+                let from = part_of_row(adapters, place, place.split, r);
                 #[unroll]
                 for j in 0..column_blocks {
                     let c = column + j * 8;
-                    // The last step goes past the last rank.
-                    if c < place.b_steps * INNER {
-                        let mut value = Vector::<f32, Const<2>>::new(0.0);
-                        if c >= first && c < last {
-                            let sum = &sums[block * column_blocks + j];
-                            value = sum[half];
-                        }
-                        let at = (r * adapters.h_steps + place.h_step) * INNER + c;
-                        h[at / 2] = Vector::cast_from(value);
+                    if c >= first && c < last {
+                        let sum = &sums[block * column_blocks + j];
+                        parts[from + (c - first) / 2] = sum[half];
                     }
                 }
             }
         }
     }
-    sync_cube();
-    if UNIT_POS == 0 {
-        fence();
-        counters[place.row_tile + READY].fetch_add(1u32);
+}
+
+/// Writes zeros where rows of the tile have other adapters.
+#[cube]
+fn write_zeros<W: Float>(
+    slots: &[i32],
+    h: &mut [Vector<W, Const<8>>],
+    adapters: &Adapters<W>,
+    place: &Place,
+    #[comptime] kind: Kind,
+) {
+    let tile = comptime!(kind.tile);
+    let vectors = comptime!(tile.columns / VECTOR);
+    let mut i = UNIT_POS as usize;
+    while i < comptime!(tile.rows * vectors) {
+        let (row, column) = (i / vectors, place.first_column + i % vectors * VECTOR);
+        // The last step goes past the last rank.
+        if place.first_row + row < place.num_rows && column < place.b_steps * INNER {
+            let slot = slots[row];
+            let first = max(slot, 0i32) as usize * place.rank;
+            let last = min(first + place.rank, place.num_columns);
+            if slot < 0i32 || column < first || column >= last {
+                h[h_of_row(adapters, place, row) + column / VECTOR] = Vector::new(W::new(0.0));
+            }
+        }
+        i += comptime!(tile.units());
     }
+}
+
+/// Writes the sums of the tile's parts, in their order.
+#[cube]
+fn write_h<W: Float>(
+    slots: &[i32],
+    parts: &mut [Vector<f32, Const<2>>],
+    h: &mut [Vector<W, Const<8>>],
+    adapters: &Adapters<W>,
+    place: &Place,
+    #[comptime] kind: Kind,
+) {
+    let tile = comptime!(kind.tile);
+    let pairs = comptime!(VECTOR / 2);
+    // A stack's rank is a multiple of a vector.
+    let vectors = place.rank / VECTOR;
+    let stride = place.num_rows * adapters.part_ranks / 2;
+    let last_column = min(
+        place.first_column + comptime!(tile.columns),
+        place.num_columns,
+    );
+    let mut i = UNIT_POS as usize;
+    while i < tile.rows * vectors {
+        let (row, vector) = (i / vectors, i % vectors);
+        let slot = slots[row];
+        let column = max(slot, 0i32) as usize * place.rank + vector * VECTOR;
+        let r = place.first_row + row;
+        let is_here = column >= place.first_column && column < last_column;
+        if r < place.num_rows && slot >= 0i32 && is_here {
+            let from = part_of_row(adapters, place, 0usize, r) + vector * pairs;
+            let mut sums = Vector::<f32, Const<8>>::new(0.0);
+            let mut next = 0usize;
+            while next < place.splits {
+                let mut loaded = Array::<Vector<f32, Const<2>>>::new(comptime!(BATCH * pairs));
+                #[unroll]
+                for j in 0..BATCH {
+                    let at = from + min(next + j, place.splits - 1) * stride;
+                    #[unroll]
+                    for pair in 0..pairs {
+                        loaded[j * pairs + pair] = parts[at + pair];
+                    }
+                }
+                #[unroll]
+                for j in 0..BATCH {
+                    if next + j < place.splits {
+                        let mut part = Vector::<f32, Const<8>>::empty();
+                        #[unroll]
+                        for pair in 0..pairs {
+                            let two = loaded[j * pairs + pair];
+                            part.insert(pair * 2, two.extract(0usize));
+                            part.insert(pair * 2 + 1, two.extract(1usize));
+                        }
+                        sums += part;
+                    }
+                }
+                next += BATCH;
+            }
+            h[h_of_row(adapters, place, row) + column / VECTOR] = Vector::cast_from(sums);
+        }
+        i += comptime!(tile.units());
+    }
+}
+
+/// Where a row of the tile starts in the layer's `x · aᵀ`.
+#[cube]
+fn h_of_row<W: Float>(adapters: &Adapters<W>, place: &Place, row: usize) -> usize {
+    ((place.first_row + row) * adapters.h_steps + place.h_step) * CHUNKS
+}
+
+/// Where a part has the layer's ranks of a row of `x`, in pairs.
+#[cube]
+fn part_of_row<W: Float>(adapters: &Adapters<W>, place: &Place, split: usize, row: usize) -> usize {
+    let before = (split * place.num_rows + row) * adapters.part_ranks;
+    adapters.parts_at + (before + place.part_rank) / 2
 }
 
 /// Starts to copy the first steps of `b`, which don't have to wait.
@@ -139,8 +252,8 @@ pub(super) fn continue_expand<W: Float>(
         }
         end_group();
     }
-    // The answer comes while these are under way.
-    count_reader(adapters, counters, place);
+    let before = count_reader(counters, place);
+    forget_h(adapters, counters, place, before);
 }
 
 /// Starts to copy a step of `x · aᵀ`.
@@ -171,18 +284,26 @@ pub(super) fn wait_for_h<W: Float>(
     sync_cube();
 }
 
-/// Counts a tile that has waited. The last one leaves the counters as they were.
+/// Counts a tile that has waited. The result is the number of those before it.
 #[cube]
-pub(super) fn count_reader<W: Float>(
+pub(super) fn count_reader(counters: &mut [Atomic<u32>], place: &Place) -> u32 {
+    let mut before = 0u32;
+    if UNIT_POS == 0 {
+        before = counters[place.row_tile + READ].fetch_add(1u32);
+    }
+    before
+}
+
+/// The last tile that has waited leaves the counters as they were.
+#[cube]
+pub(super) fn forget_h<W: Float>(
     adapters: &Adapters<W>,
     counters: &mut [Atomic<u32>],
     place: &Place,
+    before: u32,
 ) {
-    if UNIT_POS == 0 {
-        let before = counters[place.row_tile + READ].fetch_add(1u32);
-        if before as usize == adapters.readers - 1 {
-            counters[place.row_tile + READY].store(0u32);
-            counters[place.row_tile + READ].store(0u32);
-        }
+    if UNIT_POS == 0 && before as usize == adapters.readers - 1 {
+        counters[place.row_tile + READY].store(0u32);
+        counters[place.row_tile + READ].store(0u32);
     }
 }

@@ -5,7 +5,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::adapters::{
-    begin_expand, continue_expand, count_reader, load_h, slots_of_rows, wait_for_h, write_h,
+    begin_expand, continue_expand, count_reader, finish_shrink, forget_h, load_h, load_slots,
+    wait_for_h,
 };
 use super::layers::{Adapters, Layer, Layers, Place, result_columns};
 use super::parts::{collect, publish};
@@ -21,7 +22,7 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
     y0: &mut [Vector<Y, Const<2>>],
     y1: &mut [Vector<Y, Const<2>>],
     y2: &mut [Vector<Y, Const<2>>],
-    h: &mut [Vector<W, Const<2>>],
+    h: &mut [Vector<W, Const<8>>],
     parts: &mut [Vector<f32, Const<2>>],
     counters: &mut [Atomic<u32>],
     num_rows: usize,
@@ -58,7 +59,7 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
         }
         end_group();
     }
-    let slots = slots_of_rows(adapters, &place, kind);
+    let slots = load_slots(adapters, &place, kind);
     let phase = comptime!(if kind.is_seamless {
         Phase::Both
     } else {
@@ -78,8 +79,8 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
     );
 
     let mut writes = true;
-    if comptime!(kind.is_split || kind.has_adapters) {
-        if place.splits > 1 {
+    if comptime!(kind.is_split) {
+        if place.splits > 1 && !place.is_shrink {
             writes = publish(&sums, parts, counters, &place, kind);
         }
     }
@@ -91,8 +92,8 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
                 begin_expand(layers, &mut memory, &place, kind);
             }
         }
-        if comptime!(kind.is_split || kind.has_adapters) {
-            if place.splits > 1 {
+        if comptime!(kind.is_split) {
+            if place.splits > 1 && !place.is_shrink {
                 collect(&mut sums, parts, &place, kind);
             }
         }
@@ -115,7 +116,7 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
         }
         if place.is_shrink {
             if comptime!(kind.has_adapters) {
-                write_h(&sums, &slots, h, adapters, counters, &place, kind);
+                finish_shrink(&sums, &slots, parts, h, adapters, counters, &place, kind);
             }
         } else if comptime!(kind.weights != Weights::Three) {
             write(&sums, &layers.layer0, y0, residual, &place, 0usize, kind);
@@ -174,6 +175,7 @@ fn multiply_steps<W: Float>(
     }
     let mut full = 0usize;
     let mut free = comptime!(tile.stages - 1).runtime();
+    let mut before = 0u32;
     while step < end {
         wait_for_groups(comptime!(tile.stages - 2));
         // What all units have loaded is there, and nobody reads the step before.
@@ -205,29 +207,19 @@ fn multiply_steps<W: Float>(
                 } else {
                     if next == own_end {
                         wait_for_h(adapters, counters, place);
-                        count_reader(adapters, counters, place);
+                        before = count_reader(counters, place);
                     }
                     let next = next - own_end;
-                    load_h(adapters, &mut memory[at..], place, next, kind);
-                    load_factor(
-                        layers,
-                        &mut memory[at + x_len..],
-                        place,
-                        next,
-                        Factor::Second,
-                        kind,
-                    );
+                    let to = &mut memory[at + x_len..];
+                    load_factor(layers, to, place, next, Factor::Second, kind);
+                    let to = &mut memory[at..];
+                    load_h(adapters, to, place, next, kind);
                 }
             } else {
-                load_h(adapters, &mut memory[at..], place, next, kind);
-                load_factor(
-                    layers,
-                    &mut memory[at + x_len..],
-                    place,
-                    next,
-                    Factor::Second,
-                    kind,
-                );
+                let to = &mut memory[at + x_len..];
+                load_factor(layers, to, place, next, Factor::Second, kind);
+                let to = &mut memory[at..];
+                load_h(adapters, to, place, next, kind);
             }
         }
         end_group();
@@ -258,6 +250,12 @@ fn multiply_steps<W: Float>(
         free += 1;
         if free == stages {
             free = 0usize;
+        }
+    }
+    if comptime!(phase == Phase::Both) {
+        if end > own_end {
+            // Not earlier: the counter's answer takes as long as a step.
+            forget_h(adapters, counters, place, before);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{ARRIVED, Kind, SHRINK_ARRIVED, Weights};
+use super::{Kind, Weights};
 
 /// The tensors of a layer; those that it lacks are other ones.
 #[derive(CubeType, CubeLaunch)]
@@ -24,6 +24,8 @@ pub(super) struct Layer<W: Float> {
     /// Steps of a row of `b`, and where those of `x · aᵀ` start.
     pub(super) b_steps: usize,
     pub(super) h_step: usize,
+    /// Where the layer's ranks start in a row of the parts of `x · aᵀ`.
+    pub(super) part_rank: usize,
 }
 
 /// Up to three layers.
@@ -43,6 +45,10 @@ pub(super) struct Adapters<W: Float> {
     /// `x · aᵀ` of all layers, zero where a row has another adapter: `[rows of x, steps]`.
     pub(super) h: Box<[Vector<W, Const<8>>]>,
     pub(super) h_steps: usize,
+    /// Where its parts start in the memory for parts: `[splits, rows of x, ranks of the layers]`, those of a row's own
+    /// adapter.
+    pub(super) parts_at: usize,
+    pub(super) part_ranks: usize,
     /// The slot of each row, from `at` on, or -1.
     pub(super) slots: Box<[i32]>,
     pub(super) at: usize,
@@ -71,14 +77,14 @@ pub(super) struct Place {
     pub(super) splits: usize,
     pub(super) first_step: usize,
     pub(super) end: usize,
-    /// Counter of the tile's parts, and where they are.
-    pub(super) counter: usize,
-    pub(super) parts_at: usize,
+    /// Number of the tile among those of its kind.
+    pub(super) tile: usize,
     /// Ranks of the layer's adapters, vectors of a row of its `b`, and see [`Layer`].
     pub(super) rank: usize,
     pub(super) b_stride: usize,
     pub(super) b_steps: usize,
     pub(super) h_step: usize,
+    pub(super) part_rank: usize,
 }
 
 /// Columns of the result in a tile.
@@ -116,8 +122,6 @@ impl Place {
         let mut start1 = first.tiles;
         let mut start2 = first.tiles + second.tiles;
         let mut tile_columns = comptime!(result_columns(kind)).runtime();
-        let mut counter = ARRIVED.runtime();
-        let mut parts_at = 0usize;
         if comptime!(kind.has_adapters) {
             let shrink_cubes = adapters.tiles * row_tiles * adapters.splits;
             if cube < shrink_cubes {
@@ -128,10 +132,6 @@ impl Place {
                 start1 = first.shrink_tiles;
                 start2 = first.shrink_tiles + second.shrink_tiles;
                 tile_columns = comptime!(tile.columns).runtime();
-                counter = SHRINK_ARRIVED.runtime();
-                if base_splits > 1 {
-                    parts_at = tiles * row_tiles * base_splits;
-                }
             } else {
                 cube -= shrink_cubes;
             }
@@ -139,12 +139,12 @@ impl Place {
         let mut column_tile = cube % num_tiles;
         let row_tile = cube / num_tiles % row_tiles;
         let split = cube / num_tiles / row_tiles;
-        counter += row_tile * num_tiles + column_tile;
-        parts_at += (row_tile * num_tiles + column_tile) * splits;
+        let tile_number = row_tile * num_tiles + column_tile;
 
         let mut layer = 0usize;
         let (mut columns, mut rank, mut num_slots) = (first.columns, first.rank, first.num_slots);
         let (mut b_steps, mut h_step) = (first.b_steps, first.h_step);
+        let mut part_rank = first.part_rank;
         let mut has_layers = comptime!(kind.weights == Weights::Three).runtime();
         if comptime!(kind.weights == Weights::Gated) {
             has_layers = is_shrink;
@@ -158,6 +158,7 @@ impl Place {
                 num_slots = third.num_slots;
                 b_steps = third.b_steps;
                 h_step = third.h_step;
+                part_rank = third.part_rank;
             } else if has_layers && column_tile >= start1 {
                 column_tile -= start1;
                 layer = 1usize;
@@ -166,6 +167,7 @@ impl Place {
                 num_slots = second.num_slots;
                 b_steps = second.b_steps;
                 h_step = second.h_step;
+                part_rank = second.part_rank;
             }
         }
         if is_shrink {
@@ -186,12 +188,12 @@ impl Place {
             splits,
             first_step: split * split_steps,
             end: min((split + 1) * split_steps, steps),
-            counter,
-            parts_at,
+            tile: tile_number,
             rank,
             b_stride: num_slots * rank / 8,
             b_steps,
             h_step,
+            part_rank,
         }
     }
 }

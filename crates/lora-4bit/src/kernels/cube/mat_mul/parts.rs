@@ -2,8 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::Kind;
 use super::layers::Place;
+use super::{ARRIVED, Kind};
 
 /// Publishes the sums of this cube's part. The result is true in the cube that does so last.
 #[cube]
@@ -18,23 +18,29 @@ pub(super) fn publish(
     let units = comptime!(tile.units());
     let pairs = comptime!(tile.pairs());
     let unit = UNIT_POS as usize;
-    let mine = (place.parts_at + place.split) * comptime!(pairs * units) + unit;
+    let mine = (place.tile * place.splits + place.split) * comptime!(pairs * units) + unit;
     #[unroll]
     for i in 0..comptime!(pairs / 2) {
         let sum = &sums[i];
         parts[mine + i * 2 * units] = sum[0];
         parts[mine + (i * 2 + 1) * units] = sum[1];
     }
+    arrive(counters, place.tile + ARRIVED, place.splits)
+}
+
+/// Counts this cube among `num`, all of whose writes the last one sees. The result is true in that one.
+#[cube]
+pub(super) fn arrive(counters: &mut [Atomic<u32>], counter: usize, num: usize) -> bool {
     let mut last = Shared::<[u32]>::new_slice(1usize);
     sync_cube();
-    if unit == 0 {
+    if UNIT_POS == 0 {
         // For what all units have written: they have met above.
         fence();
-        let before = counters[place.counter].fetch_add(1u32);
-        let is_last = before == place.splits as u32 - 1;
+        let before = counters[counter].fetch_add(1u32);
+        let is_last = before == num as u32 - 1;
         last[0] = u32::cast_from(is_last);
         if is_last {
-            counters[place.counter].store(0u32);
+            counters[counter].store(0u32);
         }
         fence();
     }
@@ -45,7 +51,7 @@ pub(super) fn publish(
 /// What this unit knows to be written is seen by all who know of its later writes, and the other way round.
 #[cube]
 pub(super) fn fence() {
-    gpu_asm!("fence.acq_rel.gpu;");
+    gpu_asm!("fence.acq_rel.gpu;", options(explicit_mem));
 }
 
 /// The sums become those of all parts, in the parts' order.
@@ -59,7 +65,7 @@ pub(super) fn collect(
     let tile = comptime!(kind.tile);
     let units = comptime!(tile.units());
     let pairs = comptime!(tile.pairs());
-    let start = place.parts_at * comptime!(pairs * units) + UNIT_POS as usize;
+    let start = place.tile * place.splits * comptime!(pairs * units) + UNIT_POS as usize;
     #[unroll]
     for i in 0..comptime!(pairs / 2) {
         let sum = &mut sums[i];

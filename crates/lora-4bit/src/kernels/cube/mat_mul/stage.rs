@@ -9,13 +9,16 @@ use super::{CHUNKS, Kind, Tile, VECTOR, Weights};
 /// Ends a group of asynchronous copies.
 #[cube]
 pub(super) fn end_group() {
-    gpu_asm!("cp.async.commit_group;");
+    gpu_asm!("cp.async.commit_group;", options(explicit_mem));
 }
 
 /// Waits until at most `num` of this unit's groups of copies are under way.
+///
+/// An instruction that doesn't say what it touches makes CubeCL take every buffer of the kernel for written: when a launch
+/// fails, all of them are lost then, the weights too.
 #[cube]
 pub(super) fn wait_for_groups(#[comptime] num: usize) {
-    gpu_asm!("cp.async.wait_group {num};");
+    gpu_asm!("cp.async.wait_group {num};", options(explicit_mem, writes_address_space shared));
 }
 
 /// Where a vector of a row lies in shared memory: eight rows at the same place of their row, or eight places of a row, lie
