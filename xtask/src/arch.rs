@@ -110,8 +110,10 @@ fn sources(dir: &Path, wrong: &mut Vec<String>) -> Result<()> {
 }
 
 fn source(path: &Path, text: &str, wrong: &mut Vec<String>) {
-    let parts: Vec<_> = path.iter().filter_map(|p| p.to_str()).collect();
-    let place = path.strip_prefix(root()).unwrap_or(path).display();
+    let root = root();
+    let place = path.strip_prefix(&root).unwrap_or(path);
+    let parts: Vec<_> = place.iter().filter_map(|p| p.to_str()).collect();
+    let place = place.display();
     let is_test = parts.contains(&"tests");
     let code = text.split("#[cfg(test)]").next().unwrap_or(text);
     let lines = code.lines().count();
@@ -147,5 +149,52 @@ fn source(path: &Path, text: &str, wrong: &mut Vec<String>) {
         wrong.push(format!(
             "{place}: the scheduler and the block pool hold no tensor"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(place: &str, text: &str) -> Vec<String> {
+        let mut wrong = Vec::new();
+        source(&root().join(place), text, &mut wrong);
+        wrong
+    }
+
+    #[test]
+    fn sources_that_break_a_rule_are_named() {
+        let long = "\n".repeat(MAX_LINES + 1);
+        for (place, text, expected) in [
+            ("crates/server/src/a.rs", long.as_str(), "501 lines"),
+            ("crates/server/src/a.rs", "unsafe { f() }", "unsafe code"),
+            (
+                "crates/kv-paging/src/block_pool.rs",
+                "use burn::tensor::Tensor;",
+                "hold no tensor",
+            ),
+            (
+                "crates/kv-paging/src/kernels/cube/a.rs",
+                "gpu_asm!(\"a\", options(nomem));\ngpu_asm!(\"b\");",
+                "without options",
+            ),
+        ] {
+            let wrong = wrong(place, text);
+            assert_eq!(wrong.len(), 1, "{place}: {wrong:?}");
+            assert!(wrong[0].starts_with(place) && wrong[0].contains(expected));
+        }
+    }
+
+    #[test]
+    fn sources_that_keep_the_rules_are_not() {
+        let tests = format!("#[cfg(test)]\nmod tests {{{}}}", "\n".repeat(MAX_LINES));
+        for (place, text) in [
+            ("crates/server/src/a.rs", tests.as_str()),
+            ("crates/kv-paging/src/kernels/a.rs", "unsafe { f() }"),
+            ("crates/server/src/a.rs", "// unsafe { f() }"),
+            ("crates/kv-paging/src/cache.rs", "use burn::tensor::Tensor;"),
+        ] {
+            assert_eq!(wrong(place, text), Vec::<String>::new());
+        }
     }
 }
