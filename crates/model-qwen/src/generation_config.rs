@@ -53,7 +53,7 @@ pub struct GenerationConfig {
     pub do_sample: Option<bool>,
     /// Softmax temperature.
     pub temperature: Option<f32>,
-    /// Keep the k most likely tokens.
+    /// Keep the k most likely tokens; all with 0.
     pub top_k: Option<usize>,
     /// Keep the smallest set of tokens with this much probability.
     pub top_p: Option<f32>,
@@ -91,7 +91,7 @@ impl GenerationConfig {
             eos_token_ids,
             do_sample: generation.get("do_sample", "a boolean", Value::as_bool)?,
             temperature: generation.float("temperature")?,
-            top_k: generation.get("top_k", "a whole number, 0 or more", as_usize)?,
+            top_k: generation.get("top_k", "-1 (off) or a whole number, 0 or more", as_top_k)?,
             top_p: generation.float("top_p")?,
             min_p: generation.float("min_p")?,
             repetition_penalty: generation.float("repetition_penalty")?,
@@ -127,6 +127,14 @@ impl GenerationConfig {
 
 fn as_usize(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|n| usize::try_from(n).ok())
+}
+
+/// -1 keeps all tokens, as 0 does.
+fn as_top_k(value: &Value) -> Option<usize> {
+    match value.as_i64() {
+        Some(-1) => Some(0),
+        _ => as_usize(value),
+    }
 }
 
 fn as_token_id(value: &Value) -> Option<u32> {
@@ -226,6 +234,12 @@ mod tests {
     }
 
     #[test]
+    fn a_top_k_of_minus_one_is_off() {
+        let config = load(&[("generation_config.json", r#"{"top_k": -1}"#)]).unwrap();
+        assert_eq!(config.sampling_defaults().top_k, 0);
+    }
+
+    #[test]
     fn falls_back_to_config_json() {
         let config = load(&[
             ("generation_config.json", r#"{"temperature": 0.5}"#),
@@ -246,6 +260,7 @@ mod tests {
             (r#"{"eos_token_id": "x"}"#, "eos_token_id"),
             (r#"{"eos_token_id": [1, -2]}"#, "eos_token_id"),
             (r#"{"top_k": 1.5}"#, "top_k"),
+            (r#"{"top_k": -2}"#, "top_k"),
             (r#"{"temperature": -1.0}"#, "temperature"),
             (r#"{"top_p": 2.0}"#, "top_p"),
             ("[1]", "JSON object"),
