@@ -94,7 +94,7 @@ fn cuda_stand_in(wrong: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// File sizes, unsafe code and the scheduler's imports, below `dir`.
+/// File sizes, unsafe code, GPU instructions and the scheduler's imports, below `dir`.
 fn sources(dir: &Path, wrong: &mut Vec<String>) -> Result<()> {
     let mut entries = fs::read_dir(dir)?.collect::<std::io::Result<Vec<_>>>()?;
     entries.sort_by_key(std::fs::DirEntry::path);
@@ -135,11 +135,13 @@ fn source(path: &Path, text: &str, wrong: &mut Vec<String>) {
     let mut instructions = code.split("gpu_asm!(").skip(1);
     let is_vague = |rest: &str| {
         let end = rest.find(");").unwrap_or(rest.len());
-        !rest[..end].contains("options(")
+        !["explicit_mem", "nomem", "readonly"]
+            .iter()
+            .any(|option| rest[..end].contains(option))
     };
     if !parts.contains(&"xtask") && instructions.any(is_vague) {
         wrong.push(format!(
-            "{place}: gpu_asm! without options(…): CubeCL takes all buffers of the kernel for written then"
+            "{place}: gpu_asm! that doesn't say what memory it touches: CubeCL takes all buffers of the kernel for written then"
         ));
     }
     let tensor_free = parts.contains(&"kv-paging")
@@ -175,8 +177,8 @@ mod tests {
             ),
             (
                 "crates/kv-paging/src/kernels/cube/a.rs",
-                "gpu_asm!(\"a\", options(nomem));\ngpu_asm!(\"b\");",
-                "without options",
+                "gpu_asm!(\"a\", options(nomem));\ngpu_asm!(\"b\", options(pure));",
+                "what memory",
             ),
         ] {
             let wrong = wrong(place, text);

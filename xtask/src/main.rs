@@ -57,6 +57,15 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// A command in the workspace's top folder.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    // What cargo tells this program of its package: dependencies that look at it would be built anew, as often as a developer
+    // changes between cargo and `cargo xtask`.
+    command.env_remove("CARGO_MANIFEST_DIR").current_dir(root());
+    command
+}
+
 /// Runs a command in the workspace's top folder and fails if it does.
 fn run(program: &str, args: &[&str]) -> Result<()> {
     run_with(program, args, &[])
@@ -72,10 +81,9 @@ fn run_with(program: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<
         shown.collect::<String>(),
         args.join(" ")
     );
-    let status = Command::new(program)
+    let status = command(program)
         .args(args)
         .envs(variables.iter().copied())
-        .current_dir(root())
         .status()
         .with_context(|| format!("cannot start {program}"))?;
     if !status.success() {
@@ -86,9 +94,8 @@ fn run_with(program: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<
 
 /// The standard output of a command, which must succeed.
 fn output(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program)
+    let output = command(program)
         .args(args)
-        .current_dir(root())
         .output()
         .with_context(|| format!("cannot start {program}"))?;
     if !output.status.success() {

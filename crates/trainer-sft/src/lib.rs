@@ -29,4 +29,4 @@ pub mod step;
 pub mod trainer;
 
 pub use error::TrainError;
-pub use run::{Summary, train};
+pub use run::{Summary, train, train_until};

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use tracing_subscriber::EnvFilter;
@@ -14,7 +15,7 @@ use trainer_sft::preview::preview;
 fn main() -> ExitCode {
     model_qwen::kernels::keep_freed_memory();
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<()> {
+fn run() -> Result<ExitCode> {
     let config = match Args::parse_config(std::env::args_os()) {
         Ok(config) => config,
         Err(ArgsError::Clap(error)) => error.exit(),
@@ -37,7 +38,7 @@ fn run() -> Result<()> {
         .without_time()
         .init();
     match config.run.preview {
-        Some(count) => show(&config, count),
+        Some(count) => show(&config, count).map(|()| ExitCode::SUCCESS),
         None => train(&config),
     }
 }
@@ -58,13 +59,28 @@ fn show(config: &Config, count: usize) -> Result<()> {
     )
 }
 
-fn train(config: &Config) -> Result<()> {
+fn train(config: &Config) -> Result<ExitCode> {
     tracing::info!("output folder: {}", config.run.output.display());
-    let summary = trainer_sft::train(config)?;
-    write_out(
-        &mut std::io::stdout(),
-        &format!("{summary}\n{}\n", serve_command(config)),
-    )
+    let summary = trainer_sft::train_until(config, stop_at_signal()?)?;
+    let (what_next, code) = match summary.stopped {
+        // As a shell reports a program that SIGINT has ended.
+        Some(_) => (String::new(), ExitCode::from(130)),
+        None => (serve_command(config) + "\n", ExitCode::SUCCESS),
+    };
+    write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))?;
+    Ok(code)
+}
+
+/// Becomes true at Ctrl-C, SIGTERM or SIGHUP; the second one ends the program.
+fn stop_at_signal() -> Result<&'static AtomicBool> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step, with a checkpoint; once more to end at once");
+    })?;
+    Ok(&STOP)
 }
 
 /// How to talk to the result.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::DType;
@@ -25,6 +26,8 @@ use crate::trainer::{StepOutput, Trainer};
 pub struct Summary {
     /// The folder with the result.
     pub output: PathBuf,
+    /// The checkpoint to go on from, if the run was stopped before its end.
+    pub stopped: Option<PathBuf>,
     /// Optimizer steps of the whole run.
     pub num_steps: usize,
     /// Values that were trained.
@@ -64,7 +67,15 @@ impl fmt::Display for Summary {
         if let Some(bytes) = self.peak_memory {
             write!(formatter, "; peak memory {} MiB", bytes >> 20)?;
         }
-        write!(formatter, "\nWritten to {}", self.output.display())
+        match &self.stopped {
+            Some(checkpoint) => write!(
+                formatter,
+                "\nStopped. To go on, give the same flags and --output {} --resume {}",
+                self.output.display(),
+                checkpoint.display()
+            ),
+            None => write!(formatter, "\nWritten to {}", self.output.display()),
+        }
     }
 }
 
@@ -75,6 +86,16 @@ impl fmt::Display for Summary {
 /// Whatever is wrong with device, model, data or output folder, before the first step; a diverged loss or a full disk
 /// later. Checkpoints that were written stay.
 pub fn train(config: &Config) -> Result<Summary, TrainError> {
+    train_until(config, &AtomicBool::new(false))
+}
+
+/// [`train`], but when `stop` becomes true it ends after the step that is being computed, with a checkpoint to go on from
+/// instead of a result.
+///
+/// # Errors
+///
+/// See [`train`].
+pub fn train_until(config: &Config, stop: &AtomicBool) -> Result<Summary, TrainError> {
     let device = model_qwen::parse_device(&config.model.device)?;
     let format = ChatFormat::load(config)?;
     let datasets = Datasets::load(
@@ -106,7 +127,7 @@ pub fn train(config: &Config) -> Result<Summary, TrainError> {
     let total_steps = config.run.num_steps(loader.steps_per_epoch());
     let (trainer, loader) = start(config, model, loader, total_steps)?;
     let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
-    Run::new(config, trainer, loader, weights, eval)?.finish(total_steps)
+    Run::new(config, trainer, loader, weights, eval)?.finish(total_steps, stop)
 }
 
 /// The loop and what it writes to.
@@ -155,7 +176,7 @@ impl<'a> Run<'a> {
     }
 
     /// Steps until `total_steps` are done, then writes the result.
-    fn finish(mut self, total_steps: usize) -> Result<Summary, TrainError> {
+    fn finish(mut self, total_steps: usize, stop: &AtomicBool) -> Result<Summary, TrainError> {
         let every =
             |steps: Option<usize>, step: usize| steps.is_some_and(|n| step.is_multiple_of(n));
         let settings = &self.config.run;
@@ -178,14 +199,23 @@ impl<'a> Run<'a> {
             if every(settings.eval_steps, step) || last {
                 self.evaluate(&batch, &bar)?;
             }
-            if every(settings.save_steps, step) {
-                self.save_checkpoint(total_steps)?;
+            let stops = !last && stop.load(Ordering::Relaxed);
+            if stops || every(settings.save_steps, step) {
+                let checkpoint = self.save_checkpoint(total_steps)?;
+                self.summary.stopped = stops.then_some(checkpoint);
+            }
+            if stops {
+                break;
             }
             speed.pause(pause);
         }
-        bar.finish();
-        self.weights
-            .save(&self.trainer.model, &settings.output, DType::BF16)?;
+        if self.summary.stopped.is_some() {
+            bar.abandon();
+        } else {
+            bar.finish();
+            self.weights
+                .save(&self.trainer.model, &settings.output, DType::BF16)?;
+        }
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
@@ -239,7 +269,7 @@ impl<'a> Run<'a> {
         self.write(&record)
     }
 
-    fn save_checkpoint(&self, total_steps: usize) -> Result<(), TrainError> {
+    fn save_checkpoint(&self, total_steps: usize) -> Result<PathBuf, TrainError> {
         let step = self.trainer.num_steps();
         let state = TrainerState {
             step,
@@ -252,7 +282,7 @@ impl<'a> Run<'a> {
             let saved = self.weights.save(&self.trainer.model, folder, DType::F32);
             saved.map_err(|error| CheckpointError::Weights(error.to_string()))
         })?;
-        Ok(())
+        Ok(dir)
     }
 
     fn record(&self, batch: &StepBatch) -> Record {

@@ -105,7 +105,7 @@ impl Engine {
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
             adapters.load(&mut model, &module.name, &module.path)?;
         }
-        // Of the tokenizer and the weights' way to where they are.
+        // What building the tokenizer and loading the weights have freed.
         model_qwen::kernels::return_freed_memory();
         let plan = memory::plan(config, &device, &model, kv_dtype)?;
         let scheduler = Scheduler::new(SchedulerConfig {

@@ -92,9 +92,9 @@ impl Tile {
         (self.rows + self.columns) * CHUNKS
     }
 
-    /// Bytes of shared memory.
+    /// Bytes of shared memory: the steps, a slot for each row, and two flags.
     const fn num_bytes(&self) -> usize {
-        self.stage_len() * VECTOR * 2 * self.stages
+        self.stage_len() * VECTOR * 2 * self.stages + self.rows * 4 + 8
     }
 
     /// For a product with `rows` rows of `x`.

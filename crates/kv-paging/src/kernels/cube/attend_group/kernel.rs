@@ -381,6 +381,8 @@ pub(super) fn attend_group<E: Float, O: Float>(
 }
 
 /// What this unit knows to be written is seen by all who know of its later writes, and the other way round.
+///
+/// CubeCL doesn't know that it orders anything: a `sync_cube` must lie between it and the loads and stores that it orders.
 #[cube]
 fn fence() {
     gpu_asm!("fence.acq_rel.gpu;", options(explicit_mem));

@@ -49,7 +49,7 @@ pub(super) fn finish_shrink<W: Float>(
     write_part(sums, slots, parts, adapters, place, kind);
     let mut is_last = true;
     if place.splits > 1 {
-        is_last = arrive(counters, place.tile + SHRINK_ARRIVED, place.splits);
+        is_last = arrive(counters, place.tile_number + SHRINK_ARRIVED, place.splits);
     } else {
         sync_cube();
     }

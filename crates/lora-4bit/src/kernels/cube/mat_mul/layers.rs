@@ -45,8 +45,8 @@ pub(super) struct Adapters<W: Float> {
     /// `x · aᵀ` of all layers, zero where a row has another adapter: `[rows of x, steps]`.
     pub(super) h: Box<[Vector<W, Const<8>>]>,
     pub(super) h_steps: usize,
-    /// Where its parts start in the memory for parts: `[splits, rows of x, ranks of the layers]`, those of a row's own
-    /// adapter.
+    /// Where its parts start in the memory for parts, in pairs: `[splits, rows of x, ranks of the layers]`, those of a row's
+    /// own adapter.
     pub(super) parts_at: usize,
     pub(super) part_ranks: usize,
     /// The slot of each row, from `at` on, or -1.
@@ -78,7 +78,7 @@ pub(super) struct Place {
     pub(super) first_step: usize,
     pub(super) end: usize,
     /// Number of the tile among those of its kind.
-    pub(super) tile: usize,
+    pub(super) tile_number: usize,
     /// Ranks of the layer's adapters, vectors of a row of its `b`, and see [`Layer`].
     pub(super) rank: usize,
     pub(super) b_stride: usize,
@@ -188,7 +188,7 @@ impl Place {
             splits,
             first_step: split * split_steps,
             end: min((split + 1) * split_steps, steps),
-            tile: tile_number,
+            tile_number,
             rank,
             b_stride: num_slots * rank / 8,
             b_steps,

@@ -18,14 +18,14 @@ pub(super) fn publish(
     let units = comptime!(tile.units());
     let pairs = comptime!(tile.pairs());
     let unit = UNIT_POS as usize;
-    let mine = (place.tile * place.splits + place.split) * comptime!(pairs * units) + unit;
+    let mine = (place.tile_number * place.splits + place.split) * comptime!(pairs * units) + unit;
     #[unroll]
     for i in 0..comptime!(pairs / 2) {
         let sum = &sums[i];
         parts[mine + i * 2 * units] = sum[0];
         parts[mine + (i * 2 + 1) * units] = sum[1];
     }
-    arrive(counters, place.tile + ARRIVED, place.splits)
+    arrive(counters, place.tile_number + ARRIVED, place.splits)
 }
 
 /// Counts this cube among `num`, all of whose writes the last one sees. The result is true in that one.
@@ -49,6 +49,8 @@ pub(super) fn arrive(counters: &mut [Atomic<u32>], counter: usize, num: usize) -
 }
 
 /// What this unit knows to be written is seen by all who know of its later writes, and the other way round.
+///
+/// CubeCL doesn't know that it orders anything: a `sync_cube` must lie between it and the loads and stores that it orders.
 #[cube]
 pub(super) fn fence() {
     gpu_asm!("fence.acq_rel.gpu;", options(explicit_mem));
@@ -65,7 +67,7 @@ pub(super) fn collect(
     let tile = comptime!(kind.tile);
     let units = comptime!(tile.units());
     let pairs = comptime!(tile.pairs());
-    let start = place.tile * place.splits * comptime!(pairs * units) + UNIT_POS as usize;
+    let start = place.tile_number * place.splits * comptime!(pairs * units) + UNIT_POS as usize;
     #[unroll]
     for i in 0..comptime!(pairs / 2) {
         let sum = &mut sums[i];

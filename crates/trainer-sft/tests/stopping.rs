@@ -1,0 +1,89 @@
+//! A run that is stopped goes on from its checkpoint as if nothing had happened.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use trainer_sft::args::Args;
+use trainer_sft::config::Config;
+use trainer_sft::{train, train_until};
+
+/// Flags of a run of the bundled model.
+fn flags(output: &Path, max_steps: &str) -> Vec<OsString> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/train.jsonl");
+    let [data, output] = [data.as_os_str(), output.as_os_str()].map(OsString::from);
+    let mut flags: Vec<OsString> = ["--device", "cpu", "--max-steps", max_steps, "--data"]
+        .map(OsString::from)
+        .to_vec();
+    flags.extend([data, "--output".into(), output]);
+    flags
+}
+
+fn config(output: &Path, resume: Option<&Path>) -> Config {
+    let mut all = vec!["trainer-sft".into()];
+    all.extend(flags(output, "3"));
+    if let Some(resume) = resume {
+        all.extend(["--resume".into(), resume.into()]);
+    }
+    Args::parse_config(all).unwrap()
+}
+
+fn adapter(folder: &Path) -> Vec<u8> {
+    std::fs::read(folder.join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_stopped_run_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
+    let summary = train(&config(&whole, None)).unwrap();
+    assert_eq!((summary.num_steps, &summary.stopped), (3, &None));
+
+    let stopped = train_until(&config(&parts, None), &AtomicBool::new(true)).unwrap();
+    let checkpoint: PathBuf = stopped.stopped.clone().unwrap();
+    assert_eq!(stopped.num_steps, 1);
+    assert!(!parts.join("adapter_model.safetensors").exists());
+    let told = format!("--resume {}", checkpoint.display());
+    assert!(stopped.to_string().contains(&told), "{stopped}");
+
+    let summary = train(&config(&parts, Some(&checkpoint))).unwrap();
+    assert_eq!((summary.num_steps, summary.stopped), (3, None));
+    assert!(adapter(&whole) == adapter(&parts), "the adapters differ");
+}
+
+/// Ctrl-C in a terminal.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_program_leaves_a_checkpoint() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("adapter");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+        .args(flags(&output, "100000"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while std::fs::read(output.join("metrics.jsonl")).map_or(true, |text| text.is_empty()) {
+        assert!(start.elapsed() < Duration::from_secs(120), "no first step");
+        assert!(program.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let id = program.id().to_string();
+    let sent = Command::new("kill").args(["-INT", &id]).status().unwrap();
+    assert!(sent.success());
+    let ended = program.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    let told = String::from_utf8(ended.stdout).unwrap();
+    let (_, checkpoint) = told.trim_end().split_once("--resume ").unwrap();
+    assert!(
+        Path::new(checkpoint)
+            .join("adapter_model.safetensors")
+            .is_file()
+    );
+}
