@@ -62,7 +62,16 @@ fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     // What cargo tells this program of its package: dependencies that look at it would be built anew, as often as a developer
     // changes between cargo and `cargo xtask`.
-    command.env_remove("CARGO_MANIFEST_DIR").current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let is_of_package = |prefix| name.to_string_lossy().starts_with(prefix);
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"]
+            .into_iter()
+            .any(is_of_package)
+        {
+            command.env_remove(name);
+        }
+    }
+    command.current_dir(root());
     command
 }
 
