@@ -1,0 +1,156 @@
+//! Products with weights as they are, and what is fused with them.
+
+use burn::tensor::DType;
+use lora_4bit::kernels::dense_linear;
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm};
+
+use crate::{assert_close, gated_by_cpu, gpu, has_cores, layer, random, rms_norm, to};
+
+#[test]
+fn dense_products_equal_those_of_the_cpu() {
+    let gpu = gpu();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        if !gpu.supports_dtype(dtype) {
+            continue;
+        }
+        for [n, k] in [[1, 8], [7, 64], [130, 96], [33, 1003], [512, 896]] {
+            let w = random([n, k]).cast(dtype); // [n, k]
+            for m in [1, 2, 3, 8, 21] {
+                let x = random([m, k]); // [m, k]
+                let compute = ComputeDtype::F32;
+                let expected = dense_linear(x.clone(), w.clone(), compute);
+                let found = dense_linear(to(&x, &gpu), to(&w, &gpu), compute);
+                assert_close(found, expected, 2e-5 * (k as f32).sqrt());
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_rounded_factors_equal_those_of_the_cpu() {
+    let gpu = gpu();
+    for dtype in [DType::BF16, DType::F16] {
+        if !gpu.supports_dtype(dtype) {
+            continue;
+        }
+        for [n, k] in [[16, 64], [130, 128], [512, 896], [896, 4864]] {
+            let w = random([n, k]).cast(dtype); // [n, k]
+            for m in [9, 32, 33, 100, 300] {
+                // The CPU is given what the GPU makes of its factors.
+                let x = random([m, k]).cast(dtype).cast(DType::F32); // [m, k]
+                let expected = dense_linear(x.clone(), w.clone(), ComputeDtype::F32);
+                let found = dense_linear(to(&x, &gpu), to(&w, &gpu), ComputeDtype::Bf16);
+                // Room for a result in f16, where burn multiplies.
+                assert_close(found, expected, 2e-3 * (k as f32).sqrt());
+            }
+        }
+    }
+}
+
+#[test]
+fn fused_layers_equal_single_operations() {
+    let gpu = gpu();
+    for dtype in [DType::F32, DType::BF16] {
+        if !gpu.supports_dtype(dtype) {
+            continue;
+        }
+        for m in [1, 2, 3, 8, 40] {
+            let (k, adapters) = (192, AdapterSelection::Base);
+            let (x, tolerance) = (random([m, k]), 2e-5 * (k as f32).sqrt());
+            let on_gpu = to(&x, &gpu);
+
+            for has_bias in [false, true] {
+                let residual = random([m, 70]);
+                let [cpu, fused] = layer([70, k], has_bias, dtype, &gpu);
+                let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
+                let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
+                assert_close(found, expected, tolerance);
+            }
+
+            let layers = [[129, k], [33, k], [64, k]].map(|shape| layer(shape, true, dtype, &gpu));
+            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+            let found = Linear::forward_three(fused, &on_gpu, None, &adapters).expect("a GPU");
+            for ([cpu, _], found) in layers.iter().zip(found) {
+                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+            }
+
+            // With a norm in front.
+            let (weight, eps) = (random([1, k]).reshape([k]), 1e-6);
+            let normed = rms_norm(&x, &weight, eps); // [m, k]
+            let weight = to(&weight, &gpu);
+            let norm = Some(Norm {
+                weight: &weight,
+                eps,
+            });
+            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+            let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
+            assert_eq!(found.is_some(), m == 1, "{m} rows");
+            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+                let expected = cpu.forward(normed.clone(), &adapters);
+                assert_close(found, expected, 3.0 * tolerance);
+            }
+
+            let [gate, up] = [0, 1].map(|_| layer([77, k], false, dtype, &gpu));
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
+            // Values go up to some hundreds.
+            let tolerance = 100.0 * tolerance;
+            assert_close(
+                found.expect("a GPU"),
+                gated_by_cpu(&gate, &up, &x),
+                tolerance,
+            );
+        }
+    }
+}
+
+/// The same with factors that are rounded, where tensor cores multiply them.
+#[test]
+fn fused_layers_of_rounded_factors_equal_single_operations() {
+    let gpu = gpu();
+    if !gpu.supports_dtype(DType::BF16) {
+        return;
+    }
+    let rounded = |shape, has_bias| {
+        let [cpu, mut on_gpu] = layer(shape, has_bias, DType::BF16, &gpu);
+        on_gpu.compute = ComputeDtype::Bf16;
+        [cpu, on_gpu]
+    };
+    for m in [3, 17, 40, 100, 330] {
+        for k in [192, 1536] {
+            let (adapters, tolerance) = (AdapterSelection::Base, 2e-4 * (k as f32).sqrt());
+            let x = random([m, k]).cast(DType::BF16); // [m, k]
+            let (on_gpu, x) = (to(&x, &gpu), x.cast(DType::F32));
+
+            let residual = random([m, 70]);
+            let [cpu, fused] = rounded([70, k], true);
+            let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
+            let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
+            assert_close(found, expected, tolerance);
+
+            let layers = [[130, k], [34, k], [64, k]].map(|shape| rounded(shape, true));
+            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+            let found = Linear::forward_three(fused, &on_gpu, None, &adapters);
+            assert!(
+                found.is_some() || !has_cores(&gpu),
+                "{m} rows in one launch"
+            );
+            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
+                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+            }
+
+            let [gate, up] = [0, 1].map(|_| rounded([78, k], false));
+            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
+            let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
+            let expected = burn::tensor::activation::silu(g) * u; // [m, 78]
+            // The result is rounded to 8 bits; the factor is compared, so that large values don't hide small ones.
+            let scale = expected.clone().abs() + 1.0;
+            assert!(
+                found.is_some() || !has_cores(&gpu),
+                "{m} rows in one launch"
+            );
+            let Some(found) = found else { continue };
+            let found = to(&found.cast(DType::F32), &expected.device());
+            assert_close(found / scale.clone(), expected / scale, 1e-2);
+        }
+    }
+}
