@@ -71,14 +71,16 @@ fn train(config: &Config) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// Becomes true at Ctrl-C, SIGTERM or SIGHUP; the second one ends the program.
+/// Becomes true at Ctrl-C; the second one ends the program.
 fn stop_at_signal() -> Result<&'static AtomicBool> {
     static STOP: AtomicBool = AtomicBool::new(false);
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step, with a checkpoint; once more to end at once");
+        let told = "\nstopping after this step, with a checkpoint; once more to end at once\n";
+        // The terminal may be gone.
+        let _ = std::io::stderr().write_all(told.as_bytes());
     })?;
     Ok(&STOP)
 }
