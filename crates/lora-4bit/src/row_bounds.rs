@@ -98,9 +98,14 @@ impl RowBounds {
         Some(bounds)
     }
 
+    /// Bytes of memory of the bounds of a matrix `[rows, inner]`.
+    pub fn bytes_of([rows, inner]: [usize; 2]) -> usize {
+        rows * (inner.next_multiple_of(BYTE_STEP) + 12)
+    }
+
     /// Bytes of memory.
     pub fn num_bytes(&self) -> usize {
-        self.codes.len() + 12 * self.scales.len()
+        Self::bytes_of([self.scales.len(), self.inner])
     }
 
     /// For each row of `x [rows, inner]` the rows of the matrix that may have the `num` largest products. `None` if there are

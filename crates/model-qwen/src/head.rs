@@ -1,4 +1,4 @@
-//! The largest logits of a row on the CPU, without reading the whole head.
+//! The largest logits of a row without reading the whole head.
 
 use std::sync::Arc;
 
@@ -7,6 +7,8 @@ use lora_4bit::row_bounds::Largest;
 use lora_4bit::{AdapterSelection, Linear, RowBounds, Weight};
 use tracing::trace_span;
 
+#[cfg(feature = "gpu")]
+use crate::kernels::DeviceBounds;
 use crate::kernels::on_worker;
 use crate::model::QwenModel;
 use crate::sampling::TopLogits;
@@ -14,31 +16,90 @@ use crate::sampling::TopLogits;
 /// Rows of the head that are read for it, at most: beyond that, all are.
 const MAX_CANDIDATES: usize = 8192;
 
+/// A copy of the head in 8 bits, from which the largest logits can be told up to an error that is known.
+#[derive(Clone, Debug)]
+pub(crate) enum HeadBounds {
+    Cpu(Arc<RowBounds>),
+    #[cfg(feature = "gpu")]
+    Device(DeviceBounds),
+}
+
+impl HeadBounds {
+    /// The bounds of a head, where they pay.
+    fn new(weight: &Weight) -> Option<Self> {
+        let Weight::Dense(dense) = weight else {
+            return None;
+        };
+        if dense.device() == burn::tensor::Device::flex() {
+            let bounds = on_worker(&dense.device(), || {
+                RowBounds::pays().then(|| RowBounds::new(weight))
+            });
+            return bounds.flatten().map(|bounds| Self::Cpu(Arc::new(bounds)));
+        }
+        #[cfg(feature = "gpu")]
+        return DeviceBounds::new(dense).map(Self::Device);
+        #[cfg(not(feature = "gpu"))]
+        None
+    }
+
+    /// Bytes of memory that the bounds of a head take, 0 where they don't pay.
+    fn bytes_of(weight: &Weight) -> usize {
+        let Weight::Dense(dense) = weight else {
+            return 0;
+        };
+        if dense.device() == burn::tensor::Device::flex() {
+            return match RowBounds::pays() {
+                true => RowBounds::bytes_of(dense.dims()),
+                false => 0,
+            };
+        }
+        #[cfg(feature = "gpu")]
+        return DeviceBounds::bytes_of(dense);
+        #[cfg(not(feature = "gpu"))]
+        0
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn num_bytes(&self) -> usize {
+        match self {
+            Self::Cpu(bounds) => bounds.num_bytes(),
+            #[cfg(feature = "gpu")]
+            Self::Device(bounds) => bounds.num_bytes(),
+        }
+    }
+}
+
 impl QwenModel {
     /// Logits that [`QwenModel::top_logits`] finds of each row at least.
     pub const NUM_LARGEST: usize = 64;
 
-    /// Makes an 8-bit copy of the head, so that [`QwenModel::top_logits`] has answers; where that doesn't pay, nothing.
+    /// Makes an 8-bit copy of the head, so that the largest logits of a few rows are found without reading all of it: by
+    /// [`QwenModel::top_logits`] on the CPU, by recorded steps on a GPU. Where that doesn't pay, nothing.
     ///
     /// It takes half of the memory of a head in 16 bits. Call it again when the head has changed.
     pub fn bound_head(&mut self) {
-        let has_bounds = self.device() == burn::tensor::Device::flex() && RowBounds::pays();
-        self.head_bounds = match has_bounds {
-            true => {
-                let weight = &self.lm_head.weight;
-                on_worker(&self.device(), || RowBounds::new(weight)).map(Arc::new)
-            }
-            false => None,
-        };
+        let weight = self.lm_head.weight.clone();
+        // As the weights on a GPU: outside of its pools.
+        let device = self.device();
+        self.head_bounds =
+            device.memory_persistent_allocations(weight, |weight| HeadBounds::new(&weight));
+    }
+
+    /// Bytes of memory that [`QwenModel::bound_head`] takes, 0 where it does nothing.
+    pub fn head_bounds_bytes(&self) -> usize {
+        HeadBounds::bytes_of(&self.lm_head.weight)
     }
 
     /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`]. `None` without
-    /// [`QwenModel::bound_head`], and where reading the whole head costs less.
+    /// [`QwenModel::bound_head`], on a GPU, and where reading the whole head costs less.
     ///
     /// The sum over all weights, [`TopLogits::total`], is not known: see
     /// [`Sampler::takes_largest`](crate::Sampler::takes_largest).
     pub fn top_logits(&self, hidden: &Tensor<2>) -> Option<Vec<TopLogits>> {
-        let bounds = self.head_bounds.as_ref()?;
+        #[allow(irrefutable_let_patterns, reason = "without a GPU there is one kind")]
+        let Some(HeadBounds::Cpu(bounds)) = &self.head_bounds else {
+            return None;
+        };
         let rows = hidden.dims()[0];
         if rows > RowBounds::MAX_ROWS {
             return None;
@@ -54,6 +115,30 @@ impl QwenModel {
             rows.map(|(row, largest)| self.exact(hidden.clone().narrow(0, row, 1), largest))
                 .collect()
         })
+    }
+
+    /// Whether recorded steps of so many rows may choose their tokens without computing all logits.
+    #[cfg(feature = "gpu")]
+    pub fn chooses_from_bounds(&self, rows: usize) -> bool {
+        rows <= DeviceBounds::MAX_ROWS && matches!(self.head_bounds, Some(HeadBounds::Device(_)))
+    }
+
+    /// The most likely token after each row of `x [rows, hidden]`, which the final norm hasn't seen yet, also written to the
+    /// first elements of `chosen`. `None` without [`QwenModel::chooses_from_bounds`].
+    #[cfg(feature = "gpu")]
+    pub(crate) fn choose_from_bounds(
+        &self,
+        x: &Tensor<2>,
+        chosen: &Tensor<1, Int>,
+    ) -> Option<Tensor<1, Int>> {
+        let (Weight::Dense(weight), Some(HeadBounds::Device(bounds))) =
+            (&self.lm_head.weight, &self.head_bounds)
+        else {
+            return None;
+        };
+        let norm = (&self.norm, self.config.rms_norm_eps);
+        self.chooses_from_bounds(x.dims()[0])
+            .then(|| bounds.choose(x.clone(), norm, weight, chosen))
     }
 
     /// The logits of the head's rows that may be among the largest.
@@ -94,7 +179,8 @@ mod tests {
         let rows = Tensor::random([3, hidden], random, (&Device::flex(), DType::F32));
         assert!(model.top_logits(&rows).is_none());
         // Whether it pays on this CPU or not.
-        model.head_bounds = RowBounds::new(&model.lm_head.weight).map(Arc::new);
+        let bounds = RowBounds::new(&model.lm_head.weight).unwrap();
+        model.head_bounds = Some(HeadBounds::Cpu(Arc::new(bounds)));
         let tops = model.top_logits(&rows).unwrap();
         let all: Vec<f32> = model.logits(rows).into_data().try_into_vec().unwrap();
         assert_eq!(tops.len(), 3);

@@ -90,7 +90,16 @@ impl QwenModel {
         };
         loader.check_names(dir, &config)?;
         // Exact sizes outside of the pools of a GPU, whose pages would grow to the size of the embedding.
-        device.memory_persistent_allocations(config, |config| loader.model(config))
+        let mut model =
+            device.memory_persistent_allocations(config, |config| loader.model(config))?;
+        if options.bound_head {
+            model.bound_head();
+            if model.head_bounds.is_some() {
+                // What is read of the head now are a few rows.
+                checkpoint.release(head_name(&model.config));
+            }
+        }
+        Ok(model)
     }
 }
 
@@ -140,6 +149,14 @@ pub(crate) fn build_layer(
     })
 }
 
+/// The tensor that the head is.
+fn head_name(config: &QwenConfig) -> &'static str {
+    match config.tie_word_embeddings {
+        true => "model.embed_tokens.weight",
+        false => "lm_head.weight",
+    }
+}
+
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions,
@@ -163,22 +180,10 @@ impl Loader<'_> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let norm = self.vector("model.norm.weight", hidden)?;
-        let head_name = match config.tie_word_embeddings {
-            true => "model.embed_tokens.weight",
-            false => "lm_head.weight",
-        };
         let lm_head = (!config.tie_word_embeddings)
-            .then(|| self.dense(head_name, [vocab, hidden]))
+            .then(|| self.dense(head_name(&config), [vocab, hidden]))
             .transpose()?;
-        let mut model = QwenModel::new(config, embed_tokens, layers, norm, lm_head);
-        if self.options.bound_head {
-            model.bound_head();
-            if model.head_bounds.is_some() {
-                // What is read of the head now are a few rows.
-                self.checkpoint.release(head_name);
-            }
-        }
-        Ok(model)
+        Ok(QwenModel::new(config, embed_tokens, layers, norm, lm_head))
     }
 
     /// A matrix in the dtype the options ask for.

@@ -10,10 +10,11 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
 #[cfg(feature = "gpu")]
 use lora_4bit::StackedRows;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, RowBounds, Weight};
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
 use tracing::trace_span;
 
 use crate::config::QwenConfig;
+use crate::head::HeadBounds;
 #[cfg(feature = "gpu")]
 use crate::kernels::{self, graph::CapturedStep};
 use crate::kernels::{both, on_worker, rms_norm, rms_norm_to, rotate_both, silu_mul};
@@ -33,7 +34,7 @@ pub struct QwenModel {
     /// `[vocab, hidden]`; the embedding itself where `tie_word_embeddings` says so.
     pub lm_head: Linear,
     /// See [`QwenModel::bound_head`].
-    pub(crate) head_bounds: Option<Arc<RowBounds>>,
+    pub(crate) head_bounds: Option<HeadBounds>,
     frequencies: RotaryFrequencies,
 }
 
@@ -128,11 +129,11 @@ impl QwenModel {
     ) -> Tensor<2> {
         on_worker(&self.device(), || {
             let rotary = self.rotary(positions);
-            self.forward_layers(self.embed(tokens), &rotary, adapters, kv)
+            self.final_norm(self.forward_layers(self.embed(tokens), &rotary, adapters, kv))
         })
     }
 
-    /// All layers and the final norm; both `[tokens, hidden]`.
+    /// All layers; both `[tokens, hidden]`.
     fn forward_layers(
         &self,
         mut x: Tensor<2>,
@@ -143,14 +144,15 @@ impl QwenModel {
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(i, x, rotary, adapters, kv); // [tokens, hidden]
         }
-        self.final_norm(x)
+        x
     }
 
     /// Records a step of one token per sequence, without adapters or with [stacked](Self::stack_adapters) ones; it reads
     /// `step` and writes to `cache` when it is replayed.
     ///
-    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`. These tokens are also left in
-    /// `chosen`, at least one value for each row, where the next step finds them.
+    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`; these only where `has_logits` asks
+    /// for them, or the tokens can't be had without. The tokens are also left in `chosen`, at least one value for each row,
+    /// where the next step finds them.
     #[cfg(feature = "gpu")]
     pub fn capture_decode(
         &self,
@@ -158,16 +160,16 @@ impl QwenModel {
         cache: &kv_paging::PagedKvCache,
         chosen: &Tensor<1, Int>,
         has_adapters: bool,
-    ) -> CapturedStep<(Tensor<1, Int>, Tensor<2>)> {
+        has_logits: bool,
+    ) -> CapturedStep<(Tensor<1, Int>, Option<Tensor<2>>)> {
         let (model, step, chosen) = (self.clone(), step.clone(), chosen.clone());
         let mut kv = kv_paging::DecodeAttention::new(step.clone(), cache);
         let device = self.device();
         let inv_freq = self.frequencies.tensor(&device); // [head_dim / 2]
         CapturedStep::capture(&device, move || {
-            let rotary = model.frequencies.of_step(&step, &inv_freq);
-            let tokens = (step.values(), step.tokens_at());
-            let num_rows = step.num_rows();
-            let x = kernels::device_embed(&model.embed_tokens, tokens, num_rows, &chosen); // [rows, hidden]
+            let frequencies = (&inv_freq, model.frequencies.scale());
+            let embed = &model.embed_tokens;
+            let (x, rotary) = kernels::device_begin(embed, &step, &chosen, frequencies); // [rows, hidden]
             let adapters = match has_adapters {
                 true => AdapterSelection::Stacked(Arc::new(StackedRows {
                     slots: step.values().clone(),
@@ -176,8 +178,12 @@ impl QwenModel {
                 false => AdapterSelection::Base,
             };
             let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
-            let logits = model.logits(x); // [rows, vocab]
-            (kernels::device_choose(logits.clone(), &chosen), logits)
+            if !has_logits && let Some(tokens) = model.choose_from_bounds(&x, &chosen) {
+                return (tokens, None);
+            }
+            let logits = model.logits(model.final_norm(x)); // [rows, vocab]
+            let tokens = kernels::device_choose(logits.clone(), &chosen);
+            (tokens, Some(logits))
         })
     }
 

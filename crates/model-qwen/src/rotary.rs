@@ -57,17 +57,10 @@ impl RotaryFrequencies {
         }
     }
 
-    /// The angles of a step whose positions are on the device already.
+    /// What cosines and sines are multiplied with.
     #[cfg(feature = "gpu")]
-    pub(crate) fn of_step(&self, step: &kv_paging::DecodeStep, inv_freq: &Tensor<1>) -> Rotary {
-        let angles = |is_sine| {
-            let positions = (step.values(), step.positions_at());
-            crate::kernels::device_angles(inv_freq, positions, step.num_rows(), self.scale, is_sine)
-        };
-        Rotary {
-            cos: angles(false),
-            sin: angles(true),
-        } // [rows, 1, head_dim / 2]
+    pub(crate) fn scale(&self) -> f32 {
+        self.scale
     }
 
     /// The frequencies as a tensor, `[head_dim / 2]`.

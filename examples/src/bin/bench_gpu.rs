@@ -171,7 +171,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
         let max_blocks = blocks_of(context);
         let step = DecodeStep::new(num_rows, max_blocks, BLOCK_SIZE, device);
         let chosen = Tensor::zeros([num_rows], (device, DType::I32));
-        let mut recorded = model.capture_decode(&step, &cache, &chosen, false);
+        let mut recorded = model.capture_decode(&step, &cache, &chosen, false, false);
         let tables: Vec<Vec<u32>> = (0..num_rows)
             .map(|row| {
                 (0..max_blocks)

@@ -4,12 +4,13 @@
 #![allow(unsafe_code)]
 
 mod choose;
+mod head;
 mod read;
 
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -18,6 +19,7 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
 pub(super) use choose::top_logits_of;
+pub(super) use head::MAX_ROWS as MAX_BOUND_ROWS;
 pub(super) use read::{PendingWords, queues};
 
 use super::DeviceModelOps;
@@ -27,15 +29,22 @@ const UNITS: usize = 256;
 
 /// Whether the kernels can run where a tensor lives.
 pub(super) fn supports<const D: usize>(x: &Tensor<D>) -> bool {
-    let device = x.device();
+    x.dtype() == DType::F32 && has_plane_operations(&x.device())
+}
+
+/// Whether the logits of a head `[vocab, hidden]` can be bounded by a copy in 8 bits.
+pub(super) fn can_bound(weight: &Tensor<2>) -> bool {
+    head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
+}
+
+fn has_plane_operations(device: &Device) -> bool {
     let DispatchDevice::Cube(device) = device.as_dispatch() else {
         return false;
     };
     // CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although they work there. The tests
     // run on it, so that a variable can say otherwise.
-    let has_planes = device.client().features().plane.contains(Plane::Ops)
-        || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some();
-    x.dtype() == DType::F32 && has_planes
+    device.client().features().plane.contains(Plane::Ops)
+        || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
 }
 
 impl DeviceModelOps for Cube {
@@ -127,63 +136,45 @@ impl DeviceModelOps for Cube {
         y
     }
 
-    fn device_embed(
+    fn device_begin(
         weight: FloatTensor<Self>,
-        ids: IntTensor<Self>,
-        at: usize,
-        rows: usize,
+        step: IntTensor<Self>,
         chosen: IntTensor<Self>,
-    ) -> FloatTensor<Self> {
+        inv_freq: FloatTensor<Self>,
+        tokens_at: usize,
+        positions_at: usize,
+        rows: usize,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let weight = into_contiguous(weight);
-        let [_, hidden] = weight.meta.shape().dims();
+        let ([_, hidden], [half]) = (weight.meta.shape().dims(), inv_freq.meta.shape().dims());
         let x = empty_of(&weight, [rows, hidden], DType::F32);
+        let angles = || empty_of(&inv_freq, [rows, 1, half], DType::F32);
+        let (cos, sin) = (angles(), angles());
         let dtype = dtype_to_elem_type(weight.dtype);
-        // SAFETY: units stay below the number of elements; tokens are below the size of the vocabulary.
+        // SAFETY: units stay below the numbers of elements; tokens are below the size of the vocabulary.
         unsafe {
-            embed::launch_unchecked(
+            begin::launch_unchecked(
                 &weight.client.clone(),
-                cubes(rows * hidden),
+                cubes(rows * hidden.max(half)),
                 CubeDim::new_1d(UNITS as u32),
                 weight.into_buffer_arg(),
-                ids.into_buffer_arg(),
+                step.into_buffer_arg(),
                 chosen.into_buffer_arg(),
+                inv_freq.into_buffer_arg(),
                 x.clone().into_buffer_arg(),
-                rows * hidden,
+                cos.clone().into_buffer_arg(),
+                sin.clone().into_buffer_arg(),
+                rows,
                 hidden,
-                at,
+                half,
+                tokens_at,
+                positions_at,
+                scale,
                 dtype,
             );
         }
-        x
-    }
-
-    fn device_angles(
-        inv_freq: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        at: usize,
-        rows: usize,
-        scale: f32,
-        is_sine: bool,
-    ) -> FloatTensor<Self> {
-        let [half] = inv_freq.meta.shape().dims();
-        let y = empty_of(&inv_freq, [rows, 1, half], DType::F32);
-        // SAFETY: units stay below the number of elements.
-        unsafe {
-            angles::launch_unchecked(
-                &inv_freq.client.clone(),
-                cubes(rows * half),
-                CubeDim::new_1d(UNITS as u32),
-                inv_freq.into_buffer_arg(),
-                positions.into_buffer_arg(),
-                y.clone().into_buffer_arg(),
-                rows * half,
-                half,
-                at,
-                scale,
-                is_sine,
-            );
-        }
-        y
+        (x, cos, sin)
     }
 
     fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
@@ -200,51 +191,57 @@ impl DeviceModelOps for Cube {
         choose::argmax(logits, chosen)
     }
 
+    fn device_copy_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        head::copy(weight)
+    }
+
+    fn device_choose_from(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        eps: f64,
+        head: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        factors: FloatTensor<Self>,
+        chosen: IntTensor<Self>,
+    ) -> IntTensor<Self> {
+        head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
+    }
+
     fn device_top_logits(logits: FloatTensor<Self>, scales: FloatTensor<Self>) -> PendingWords {
         PendingWords::new(choose::top_logits(logits, scales))
     }
 }
 
 #[cube(launch_unchecked)]
-fn embed<E: Float>(
+fn begin<E: Float>(
     weight: &[E],
-    ids: &[i32],
+    step: &[i32],
     chosen: &[i32],
+    inv_freq: &[f32],
     x: &mut [f32],
-    len: usize,
+    cos: &mut [f32],
+    sin: &mut [f32],
+    rows: usize,
     hidden: usize,
-    at: usize,
+    half: usize,
+    tokens_at: usize,
+    positions_at: usize,
+    scale: f32,
     #[define(E)] _dtype: ElemType,
 ) {
-    if ABSOLUTE_POS < len {
-        let mut id = ids[at + ABSOLUTE_POS / hidden];
+    if ABSOLUTE_POS < rows * hidden {
+        let mut id = step[tokens_at + ABSOLUTE_POS / hidden];
         if id < 0i32 {
             id = chosen[(-1i32 - id) as usize];
         }
         let id = id as usize;
         x[ABSOLUTE_POS] = f32::cast_from(weight[id * hidden + ABSOLUTE_POS % hidden]);
     }
-}
-
-#[cube(launch_unchecked)]
-fn angles(
-    inv_freq: &[f32],
-    positions: &[i32],
-    y: &mut [f32],
-    len: usize,
-    half: usize,
-    at: usize,
-    scale: f32,
-    #[comptime] is_sine: bool,
-) {
-    if ABSOLUTE_POS < len {
-        let position = positions[at + ABSOLUTE_POS / half] as f32;
+    if ABSOLUTE_POS < rows * half {
+        let position = step[positions_at + ABSOLUTE_POS / half] as f32;
         let angle = position * inv_freq[ABSOLUTE_POS % half];
-        if comptime!(is_sine) {
-            y[ABSOLUTE_POS] = angle.sin() * scale;
-        } else {
-            y[ABSOLUTE_POS] = angle.cos() * scale;
-        }
+        cos[ABSOLUTE_POS] = angle.cos() * scale;
+        sin[ABSOLUTE_POS] = angle.sin() * scale;
     }
 }
 

@@ -72,45 +72,62 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// See [`ModelOps::fused_silu_mul`].
     fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Rows of `weight [vocab, hidden]` in f32, of `rows` tokens that start at `at` in `ids`; -1, -2 and so on stand for
-    /// the tokens in `chosen`.
-    fn device_embed(
+    /// What a step starts with. Of `rows` tokens, which start at `tokens_at` in `step`, the rows of `weight [vocab, hidden]` in
+    /// f32; -1, -2 and so on stand for the tokens in `chosen`. Then `scale` times the cosines and sines of the positions from
+    /// `positions_at` on, times `inv_freq [half]`: both `[rows, 1, half]`.
+    #[allow(clippy::too_many_arguments)]
+    fn device_begin(
         weight: FloatTensor<Self>,
-        ids: IntTensor<Self>,
-        at: usize,
-        rows: usize,
+        step: IntTensor<Self>,
         chosen: IntTensor<Self>,
-    ) -> FloatTensor<Self>;
-    /// `scale * cos` (or `sin`) of positions, `rows` of them from `at` on, times `inv_freq [half]`: `[rows, 1, half]`.
-    fn device_angles(
         inv_freq: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        at: usize,
+        tokens_at: usize,
+        positions_at: usize,
         rows: usize,
         scale: f32,
-        is_sine: bool,
-    ) -> FloatTensor<Self>;
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     /// Index of the largest value of each row `[rows, vocab]`, the first of several; NaN never is: `[rows]`.
     fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self>;
     /// The same; also written to the first elements of `chosen`, which all of its handles see.
     fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self>;
+    /// A copy of a head `[vocab, hidden]` in 8 bits: `[vocab * hidden / 4]`, and what describes its rows: `[vocab * 4]`.
+    fn device_copy_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>);
+    /// [`DeviceModelOps::device_choose`] for the logits of `norm(x)`, x `[rows, hidden]`, with this copy of the head.
+    fn device_choose_from(
+        x: FloatTensor<Self>,
+        norm: FloatTensor<Self>,
+        eps: f64,
+        head: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        factors: FloatTensor<Self>,
+        chosen: IntTensor<Self>,
+    ) -> IntTensor<Self>;
     /// Starts to copy token ids to the host.
     fn device_read_ids(ids: IntTensor<Self>) -> PendingWords;
     /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`.
     fn device_top_logits(logits: FloatTensor<Self>, scales: FloatTensor<Self>) -> PendingWords;
 }
 
-/// See [`DeviceModelOps::device_embed`].
+/// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
 #[cfg(feature = "gpu")]
-pub(crate) fn device_embed(
+pub(crate) fn device_begin(
     weight: &Tensor<2>,
-    (ids, at): (&Tensor<1, burn::tensor::Int>, usize),
-    rows: usize,
+    step: &kv_paging::DecodeStep,
     chosen: &Tensor<1, burn::tensor::Int>,
-) -> Tensor<2> {
-    let (weight, ids) = (weight.clone().into_dispatch(), ids.clone().into_dispatch());
-    let chosen = chosen.clone().into_dispatch();
-    Tensor::from_dispatch(Dispatch::device_embed(weight, ids, at, rows, chosen))
+    (inv_freq, scale): (&Tensor<1>, f32),
+) -> (Tensor<2>, Rotary) {
+    let (x, cos, sin) = Dispatch::device_begin(
+        weight.clone().into_dispatch(),
+        step.values().clone().into_dispatch(),
+        chosen.clone().into_dispatch(),
+        inv_freq.clone().into_dispatch(),
+        step.tokens_at(),
+        step.positions_at(),
+        step.num_rows(),
+        scale,
+    );
+    let [cos, sin] = [cos, sin].map(Tensor::from_dispatch);
+    (Tensor::from_dispatch(x), Rotary { cos, sin })
 }
 
 /// See [`DeviceModelOps::device_choose`].
@@ -123,20 +140,66 @@ pub(crate) fn device_choose(
     Tensor::from_dispatch(Dispatch::device_choose(logits.into_dispatch(), chosen))
 }
 
-/// See [`DeviceModelOps::device_angles`].
+/// A copy of a head in 8 bits on a GPU, and what describes its rows.
 #[cfg(feature = "gpu")]
-pub(crate) fn device_angles(
-    inv_freq: &Tensor<1>,
-    (positions, at): (&Tensor<1, burn::tensor::Int>, usize),
-    rows: usize,
-    scale: f32,
-    is_sine: bool,
-) -> Tensor<3> {
-    let inv_freq = inv_freq.clone().into_dispatch();
-    let positions = positions.clone().into_dispatch();
-    Tensor::from_dispatch(Dispatch::device_angles(
-        inv_freq, positions, at, rows, scale, is_sine,
-    ))
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceBounds {
+    /// `[vocab * hidden / 4]`.
+    codes: Tensor<1, burn::tensor::Int>,
+    /// `[vocab * 4]`.
+    factors: Tensor<1>,
+}
+
+#[cfg(feature = "gpu")]
+impl DeviceBounds {
+    /// The most rows of `x` at once.
+    pub(crate) const MAX_ROWS: usize = cube::MAX_BOUND_ROWS;
+
+    /// The bounds of `weight [vocab, hidden]`; `None` where there are no kernels for it.
+    pub(crate) fn new(weight: &Tensor<2>) -> Option<Self> {
+        cube::can_bound(weight).then(|| {
+            let (codes, factors) = Dispatch::device_copy_head(weight.clone().into_dispatch());
+            Self {
+                codes: Tensor::from_dispatch(codes),
+                factors: Tensor::from_dispatch(factors),
+            }
+        })
+    }
+
+    /// Bytes of memory of the bounds of `weight [vocab, hidden]`; 0 where there are no kernels for it.
+    pub(crate) fn bytes_of(weight: &Tensor<2>) -> usize {
+        let [vocab, hidden] = weight.dims();
+        if cube::can_bound(weight) {
+            vocab * (hidden + 16)
+        } else {
+            0
+        }
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn num_bytes(&self) -> usize {
+        4 * (self.codes.dims()[0] + self.factors.dims()[0])
+    }
+
+    /// The token with the largest logit of each row of `norm(x) · weightᵀ`, x `[rows, hidden]`: `[rows]`, also written to the
+    /// first elements of `chosen`.
+    pub(crate) fn choose(
+        &self,
+        x: Tensor<2>,
+        (norm, eps): (&Tensor<1>, f64),
+        weight: &Tensor<2>,
+        chosen: &Tensor<1, burn::tensor::Int>,
+    ) -> Tensor<1, burn::tensor::Int> {
+        Tensor::from_dispatch(Dispatch::device_choose_from(
+            x.into_dispatch(),
+            norm.clone().into_dispatch(),
+            eps,
+            weight.clone().into_dispatch(),
+            self.codes.clone().into_dispatch(),
+            self.factors.clone().into_dispatch(),
+            chosen.clone().into_dispatch(),
+        ))
+    }
 }
 
 /// Index of the largest value of each row, the first of several; NaN never is.
@@ -458,21 +521,31 @@ mod tests {
 
         let weight = random([50, 12]);
         let weight = on_gpu(floats(weight.into_data()), [50, 12]);
-        let chosen = integers(&[11, 3]);
-        let x = device_embed(&weight, (&integers(&[7, 7, 49, 0, -2]), 2), 3, &chosen);
-        let rows = integers(&[49, 0, 3]);
-        check(x, weight.select(0, rows));
-
-        let inv_freq: Vec<f32> = (0..6).map(|i| 0.3_f32.powi(i)).collect();
+        let inv_freq: Vec<f32> = (0..20).map(|i| 0.3_f32.powi(i)).collect();
         let frequencies = Tensor::<1>::from_data(inv_freq.as_slice(), (&gpu, DType::F32));
-        for is_sine in [false, true] {
-            let turned =
-                device_angles(&frequencies, (&integers(&[9, 0, 1000]), 1), 2, 1.5, is_sine);
-            let expected = [0.0, 1000.0].into_iter().flat_map(|position: f32| {
+        let (x, cos, sin) = Dispatch::device_begin(
+            weight.clone().into_dispatch(),
+            integers(&[7, 7, 49, 0, -2, 9, 0, 1000, 5]).into_dispatch(),
+            integers(&[11, 3]).into_dispatch(),
+            frequencies.into_dispatch(),
+            2,
+            6,
+            3,
+            1.5,
+        );
+        check(
+            Tensor::from_dispatch(x),
+            weight.select(0, integers(&[49, 0, 3])),
+        );
+        let turns: [fn(f32) -> f32; 2] = [f32::cos, f32::sin];
+        for (turned, turn) in [cos, sin].into_iter().zip(turns) {
+            let expected = [0.0, 1000.0, 5.0].into_iter().flat_map(|position: f32| {
                 let angles = inv_freq.iter().map(move |freq| position * freq);
-                angles.map(|angle| 1.5 * if is_sine { angle.sin() } else { angle.cos() })
+                angles.map(move |angle| 1.5 * turn(angle))
             });
-            for (a, b) in floats(turned.into_data()).into_iter().zip(expected) {
+            let turned = floats(Tensor::<3>::from_dispatch(turned).into_data());
+            assert_eq!(turned.len(), 60);
+            for (a, b) in turned.into_iter().zip(expected) {
                 assert!((a - b).abs() < 1e-3, "{a}, expected {b}");
             }
         }
@@ -490,6 +563,73 @@ mod tests {
             best.iter::<i32>().collect::<Vec<_>>(),
             [9_999, 0, 4_095, 4_321]
         );
+    }
+
+    /// The most likely tokens by the bounds of a head are those of all logits.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn bounds_on_a_gpu_choose_the_most_likely_tokens() {
+        use burn::tensor::Int;
+        let gpu = cube::first_gpu();
+        let floats = |data: TensorData| data.iter::<f32>().collect::<Vec<f32>>();
+        // Of the others not all know bf16.
+        let dtypes = match gpu.as_dispatch() {
+            DispatchDevice::Cube(device) if cube::queues(device) => vec![DType::F32, DType::BF16],
+            _ => vec![DType::F32],
+        };
+        for (vocab, hidden) in [(5000, 64), (1030, 896), (2, 16), (4096, 1536), (700, 8192)] {
+            for (dtype, rows) in dtypes
+                .iter()
+                .flat_map(|dtype| [1, 2, 4].map(|m| (*dtype, m)))
+            {
+                let mut head = floats(random([vocab, hidden]).into_data());
+                let equal = [vocab / 3, vocab - 1].map(|row| row * hidden);
+                head.copy_within(equal[0]..equal[0] + hidden, equal[1]);
+                let head = TensorData::new(head, [vocab, hidden]);
+                let head = Tensor::<2>::from_data(head, (&gpu, dtype));
+                let norm = random([hidden]);
+                let mut x = floats((random([rows, hidden]) * 30.0).into_data());
+                if rows == 4 {
+                    // The row that is there twice is the largest; no logit is a number; all are zero.
+                    let twice = head.clone().narrow(0, vocab / 3, 1).into_data();
+                    let norm = floats(norm.clone().into_data());
+                    let signs = floats(twice).into_iter().zip(&norm).map(|(w, n)| w * n);
+                    x[..hidden].copy_from_slice(&signs.collect::<Vec<f32>>());
+                    x[hidden..2 * hidden].fill(f32::NAN);
+                    x[2 * hidden..3 * hidden].fill(0.0);
+                }
+                let x = Tensor::<2>::from_data(TensorData::new(x, [rows, hidden]), &gpu);
+                let norm = Tensor::<1>::from_data(norm.into_data(), (&gpu, DType::F32));
+                let places = TensorData::new(vec![-1; 5], [5]);
+                let places = Tensor::<1, Int>::from_data(places, (&gpu, DType::I32));
+                let bounds = DeviceBounds::new(&head).unwrap();
+                let chosen = bounds.choose(x.clone(), (&norm, 1e-6), &head, &places);
+                let chosen: Vec<i32> = chosen.into_data().iter().collect();
+                let written: Vec<i32> = places.into_data().iter().collect();
+                assert_eq!(written[..rows], chosen);
+                assert!(written[rows..].iter().all(|id| *id == -1));
+
+                let on_cpu = |x: Tensor<2>| Tensor::<2>::from_data(x.into_data(), &Device::flex());
+                let norm = Tensor::<1>::from_data(norm.into_data(), &Device::flex());
+                let head = on_cpu(head.cast(DType::F32));
+                let logits = rms_norm(on_cpu(x), &norm, 1e-6).matmul(head.transpose());
+                let logits = floats(logits.into_data());
+                for (row, (id, logits)) in chosen.iter().zip(logits.chunks(vocab)).enumerate() {
+                    let found = logits[*id as usize];
+                    let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+                    let is_special = rows == 4 && row < 3;
+                    let expected = if row == 0 { vocab / 3 } else { 0 };
+                    assert!(
+                        if is_special {
+                            *id as usize == expected
+                        } else {
+                            found >= largest - 1e-3
+                        },
+                        "{vocab} x {hidden}, {dtype:?}, row {row} of {rows}: {id} with {found} of {largest}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

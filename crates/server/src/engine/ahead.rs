@@ -71,14 +71,14 @@ impl Worker {
             })
             .collect();
         let graphs = self.decode_graphs.as_mut()?;
-        let decoded = graphs.launch(&rows, &self.model, &self.cache);
-        if is_argmax {
+        let decoded = graphs.launch(&rows, &self.model, &self.cache, !is_argmax);
+        let Some(logits) = decoded.logits.filter(|_| !is_argmax) else {
             let tokens = device_read_ids(&decoded.tokens);
             let chunks: Vec<(&Chunk, usize)> = step.chunks.iter().zip(0..).collect();
             self.ahead = self.begin_next(&chunks);
             return Some(self.take_tokens(&chunks, tokens));
-        }
-        let logits = decoded.logits.narrow(0, 0, step.chunks.len()); // [chunks, vocab]
+        };
+        let logits = logits.narrow(0, 0, step.chunks.len()); // [chunks, vocab]
         let chunks: Vec<&Chunk> = step.chunks.iter().collect();
         Some(self.sample_on_device(&chunks, logits))
     }
@@ -183,10 +183,10 @@ impl Worker {
             })
             .collect();
         let graphs = self.decode_graphs.as_mut()?;
-        if !graphs.has_recorded(&rows) {
+        if !graphs.has_recorded(&rows, &self.model) {
             return None;
         }
-        let decoded = graphs.launch(&rows, &self.model, &self.cache);
+        let decoded = graphs.launch(&rows, &self.model, &self.cache, false);
         let positions = rows.iter().map(|row| row.position);
         Some(StepAhead {
             rows: ids.into_iter().zip((0..).zip(positions)).collect(),

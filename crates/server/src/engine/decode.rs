@@ -6,10 +6,19 @@ use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeRow, DecodeStep, PagedKvCache, SchedulerConfig};
 use model_qwen::{CapturedStep, QwenModel};
 
-/// Recorded steps by their number of rows and whether rows have adapters. They hold handles of the weights and of the KV cache.
+/// What a step is recorded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct StepKind {
+    num_rows: usize,
+    has_adapters: bool,
+    /// Whether logits are wanted besides the most likely tokens.
+    has_logits: bool,
+}
+
+/// Recorded steps by their kind. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
 pub(super) struct DecodeGraphs {
-    graphs: BTreeMap<(usize, bool), DecodeGraph>,
+    graphs: BTreeMap<StepKind, DecodeGraph>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
     /// The tokens of the last step, `[rows]`.
@@ -19,15 +28,15 @@ pub(super) struct DecodeGraphs {
 #[derive(Debug)]
 struct DecodeGraph {
     step: DecodeStep,
-    captured: CapturedStep<(Tensor<1, Int>, Tensor<2>)>,
+    captured: CapturedStep<(Tensor<1, Int>, Option<Tensor<2>>)>,
 }
 
 /// What a step leaves on the device: as good as what is given the device to do before the next one.
 pub(super) struct Decoded {
     /// The most likely token of each row, `[rows]`.
     pub(super) tokens: Tensor<1, Int>,
-    /// `[rows, vocab]`.
-    pub(super) logits: Tensor<2>,
+    /// `[rows, vocab]`, if the step was launched for them.
+    pub(super) logits: Option<Tensor<2>>,
 }
 
 impl DecodeGraphs {
@@ -53,32 +62,32 @@ impl DecodeGraphs {
         self.chosen = Tensor::zeros(chosen, (&self.chosen.device(), DType::I32));
     }
 
-    /// Whether such a step is recorded. Recording runs it, so that the tokens of the last step are lost.
-    pub(super) fn has_recorded(&self, rows: &[DecodeRow<'_>]) -> bool {
-        self.graphs.contains_key(&key(rows))
+    /// Whether a step that wants no logits is recorded. Recording runs it, so that the tokens of the last step are lost.
+    pub(super) fn has_recorded(&self, rows: &[DecodeRow<'_>], model: &QwenModel) -> bool {
+        self.graphs.contains_key(&StepKind::of(rows, model, false))
     }
 
-    /// Starts to compute one token of each sequence.
+    /// Starts to compute one token of each sequence, and the logits if they are wanted.
     pub(super) fn launch(
         &mut self,
         rows: &[DecodeRow<'_>],
         model: &QwenModel,
         cache: &PagedKvCache,
+        wants_logits: bool,
     ) -> Decoded {
-        let (num_rows, has_adapters) = key(rows);
+        let kind = StepKind::of(rows, model, wants_logits);
         let (max_blocks, chosen) = (self.max_blocks, &self.chosen);
-        let graph = self
-            .graphs
-            .entry((num_rows, has_adapters))
-            .or_insert_with(|| {
-                let start = std::time::Instant::now();
-                let device = model.device();
-                let step = DecodeStep::new(num_rows, max_blocks, cache.shape().block_size, &device);
-                let captured = model.capture_decode(&step, cache, chosen, has_adapters);
-                let seconds = start.elapsed().as_secs_f32();
-                tracing::info!(num_rows, seconds, "recorded a decode step");
-                DecodeGraph { step, captured }
-            });
+        let graph = self.graphs.entry(kind).or_insert_with(|| {
+            let start = std::time::Instant::now();
+            let (device, block_size) = (model.device(), cache.shape().block_size);
+            let step = DecodeStep::new(kind.num_rows, max_blocks, block_size, &device);
+            let (has_adapters, has_logits) = (kind.has_adapters, kind.has_logits);
+            let captured = model.capture_decode(&step, cache, chosen, has_adapters, has_logits);
+            let seconds = start.elapsed().as_secs_f32();
+            let num_rows = kind.num_rows;
+            tracing::info!(num_rows, has_logits, seconds, "recorded a decode step");
+            DecodeGraph { step, captured }
+        });
         graph.step.upload(rows);
         let (tokens, logits) = graph.captured.replay();
         Decoded {
@@ -88,10 +97,17 @@ impl DecodeGraphs {
     }
 }
 
-/// Which recorded step computes these rows.
-fn key(rows: &[DecodeRow<'_>]) -> (usize, bool) {
-    let has_adapters = rows.iter().any(|row| row.slot.is_some());
-    (bucket(rows.len()), has_adapters)
+impl StepKind {
+    /// The kind of step that computes these rows.
+    fn of(rows: &[DecodeRow<'_>], model: &QwenModel, wants_logits: bool) -> Self {
+        let num_rows = bucket(rows.len());
+        Self {
+            num_rows,
+            has_adapters: rows.iter().any(|row| row.slot.is_some()),
+            // Where tokens come from logits there is no other kind.
+            has_logits: wants_logits || !model.chooses_from_bounds(num_rows),
+        }
+    }
 }
 
 /// Rows that are computed for a number of sequences: few graphs, little waste.

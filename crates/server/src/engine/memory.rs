@@ -22,6 +22,8 @@ const BATCHED_TOKENS: usize = 2048;
 const BATCHED_TOKENS_OF_LARGE: usize = 8192;
 /// Memory of such a GPU.
 const LARGE_GPU: u64 = 70 << 30;
+/// A KV cache is at least so many times as large as a copy that it has to share its room with.
+const CACHE_PER_COPY: u64 = 8;
 /// Without any flag the KV cache of a CPU server gets at most this.
 const CPU_KV_LIMIT: u64 = 4 << 30;
 
@@ -77,6 +79,8 @@ pub(super) struct MemoryPlan {
     pub(super) max_model_len: usize,
     /// Most tokens in one step.
     pub(super) max_num_batched_tokens: usize,
+    /// Whether to call [`QwenModel::bound_head`], for which there is room.
+    pub(super) bounds_head: bool,
     /// The report for the start.
     pub(super) table: String,
 }
@@ -168,6 +172,33 @@ pub(super) fn plan(
         (None, Some(budget)) => budget.saturating_sub(fixed),
         (None, None) => CPU_KV_LIMIT.min(device.free / 4),
     };
+    let room = match (config.memory.kv_cache_memory_bytes, budget) {
+        (None, _) => Room::ToShare,
+        (Some(_), budget) => {
+            let budget = budget.unwrap_or(device.total);
+            let free = device.free.saturating_sub(activations + device.context / 2);
+            Room::Beside(
+                budget
+                    .saturating_sub(fixed)
+                    .min(free)
+                    .saturating_sub(available),
+            )
+        }
+    };
+    let copy = match device.is_gpu {
+        true => model.head_bounds_bytes() as u64,
+        false => 0,
+    };
+    let at_least = match config.max_model_len {
+        MaxModelLen::Auto => bytes_per_block,
+        MaxModelLen::Tokens(tokens) => tokens.div_ceil(config.block_size) as u64 * bytes_per_block,
+    };
+    let bounds_head = copy > 0 && room.holds(copy, available, at_least);
+    let (copy, available) = match (bounds_head, room) {
+        (false, _) => (0, available),
+        (true, Room::Beside(_)) => (copy, available),
+        (true, Room::ToShare) => (copy, available - copy),
+    };
     if available < bytes_per_block {
         return Err(MemoryError::NoRoom {
             budget: budget.unwrap_or(fixed + available),
@@ -207,14 +238,35 @@ pub(super) fn plan(
         ("KV cache", kv.num_blocks as u64 * bytes_per_block),
     ];
     if device.is_gpu {
+        rows.push(("copy of the head, 8 bits", copy));
         rows.push(("driver, at most", device.context));
     }
     Ok(MemoryPlan {
         kv,
         max_model_len,
         max_num_batched_tokens,
+        bounds_head,
         table: table(&rows, &kv, max_model_len),
     })
+}
+
+/// Where a copy of the head that makes steps faster can be.
+#[derive(Clone, Copy, Debug)]
+enum Room {
+    /// The KV cache gets what the copy leaves.
+    ToShare,
+    /// The KV cache has a size of its own; so many bytes are left.
+    Beside(u64),
+}
+
+impl Room {
+    /// Whether it is worth it: a KV cache of at least `at_least` bytes loses little of its `cache` bytes.
+    fn holds(self, copy: u64, cache: u64, at_least: u64) -> bool {
+        match self {
+            Self::ToShare => copy <= cache / CACHE_PER_COPY && copy + at_least <= cache,
+            Self::Beside(free) => copy <= free,
+        }
+    }
 }
 
 /// A number of bytes in the unit that suits it.
@@ -289,6 +341,15 @@ fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &Qwen
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_of_the_head_leaves_most_of_the_cache() {
+        let share = |copy, cache, at_least| Room::ToShare.holds(copy, cache, at_least);
+        assert!(share(10, 80, 70));
+        assert!(!share(11, 80, 1), "more than an eighth");
+        assert!(!share(10, 80, 71), "too little for the longest sequence");
+        assert!(Room::Beside(10).holds(10, 1, 1) && !Room::Beside(9).holds(10, 1000, 1));
+    }
 
     #[test]
     fn only_large_gpus_take_many_tokens_at_once() {

@@ -82,7 +82,8 @@ impl Engine {
                     model_qwen::Quantization::Nf4 { double_quant: true }
                 }
             },
-            bound_head: true,
+            // On a GPU only if the KV cache has room enough besides.
+            bound_head: !is_gpu(&device),
         };
         let start = std::time::Instant::now();
         let mut model = QwenModel::load(&dir, &options, &device)?;
@@ -108,6 +109,9 @@ impl Engine {
         // What building the tokenizer and loading the weights have freed.
         model_qwen::kernels::return_freed_memory();
         let plan = memory::plan(config, &device, &model, kv_dtype)?;
+        if plan.bounds_head {
+            model.bound_head();
+        }
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: plan.max_num_batched_tokens,

@@ -129,7 +129,7 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
     let mut sums = Shared::<[f32]>::new_slice(UNITS);
 
-    // Keys have the order of the values; that of NaN and of what lies past the end is below all.
+    // The keys of NaN and of what lies past the end are below all.
     let mut values = Array::<f32>::new(OWN);
     let mut keys = Array::<u32>::new(OWN);
     let mut largest = 0u32;
@@ -137,13 +137,8 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
     for i in 0..OWN {
         let id = start + i * UNITS + unit;
         let value = logits[row * vocab + min(id, vocab - 1)];
-        let bits = u32::reinterpret(value);
-        let mut key = bits | 0x8000_0000u32;
-        if bits >= 0x8000_0000u32 {
-            key = !bits;
-        }
-        // Numbers up to infinity.
-        if (bits & 0x7fff_ffffu32) > 0x7f80_0000u32 || id >= vocab {
+        let mut key = key_of(value, 0u32);
+        if id >= vocab {
             key = 0u32;
         }
         values[i] = value;
@@ -239,9 +234,24 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
     }
 }
 
+/// A key in the order of the values; `nan` for what is not a number.
+#[cube]
+pub(super) fn key_of(value: f32, nan: u32) -> u32 {
+    let bits = u32::reinterpret(value);
+    let mut key = bits | 0x8000_0000u32;
+    if bits >= 0x8000_0000u32 {
+        key = !bits;
+    }
+    // Beyond infinity.
+    if (bits & 0x7fff_ffffu32) > 0x7f80_0000u32 {
+        key = nan;
+    }
+    key
+}
+
 /// The value of a key.
 #[cube]
-fn value_of(key: u32) -> f32 {
+pub(super) fn value_of(key: u32) -> f32 {
     let mut bits = key & 0x7fff_ffffu32;
     if key < 0x8000_0000u32 {
         bits = !key;
@@ -278,8 +288,9 @@ fn argmax_parts(logits: &[f32], values: &mut [f32], ids: &mut [i32], vocab: usiz
     }
 }
 
+/// The largest value of the parts of each row.
 #[cube(launch_unchecked)]
-fn argmax_rows(
+pub(super) fn argmax_rows(
     values: &[f32],
     ids: &[i32],
     best_ids: &mut [i32],

@@ -24,11 +24,14 @@ pub(super) fn load_slots<W: Float>(
     });
     let mut slots = Shared::<[i32]>::new_slice(rows);
     if comptime!(kind.has_adapters) {
-        let mut row = UNIT_POS as usize;
-        while row < rows {
-            slots[row] =
-                adapters.slots[adapters.at + min(place.first_row + row, place.num_rows - 1)];
-            row += comptime!(kind.tile.units());
+        // Nobody else reads them.
+        if place.is_shrink {
+            let mut row = UNIT_POS as usize;
+            while row < rows {
+                slots[row] =
+                    adapters.slots[adapters.at + min(place.first_row + row, place.num_rows - 1)];
+                row += comptime!(kind.tile.units());
+            }
         }
     }
     slots
