@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
+use lora_4bit::{Linear, Weight};
 use model_qwen::{DeviceMemory, QwenConfig, QwenModel, device_memory};
 use sysinfo::System;
 
@@ -138,7 +139,11 @@ pub(super) fn plan(
     let adapters = adapter_bytes(config, &model.config, device.is_gpu);
     let default = device.batched_tokens();
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(default);
-    let activations = activation_bytes(config, max_num_batched_tokens, &model.config);
+    let activations = activation_bytes(config, max_num_batched_tokens, &model.config)
+        + match device.is_gpu {
+            true => unpacked_bytes(model, max_num_batched_tokens),
+            false => 0,
+        };
     let fixed = weights + adapters + activations + device.context;
 
     let limit = model.config.max_position_embeddings;
@@ -336,6 +341,18 @@ fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &Qwen
     let step = max_num_batched_tokens * (residual + mlp.max(attention));
     let logits = super::sample::MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
     4 * (step + logits) as u64
+}
+
+/// Weights of a layer in NF4 that a GPU unpacks for a step of many tokens. Gate, up, down, and those of attention are pages of a
+/// pool, which are as large as the largest activation.
+fn unpacked_bytes(model: &QwenModel, max_num_batched_tokens: usize) -> u64 {
+    let is_nf4 = |linear: &Linear| matches!(linear.weight, Weight::Nf4(_));
+    if !model.linears().iter().any(|(_, linear)| is_nf4(linear)) {
+        return 0;
+    }
+    let (hidden, inter) = (model.config.hidden_size, model.config.intermediate_size);
+    let (weight, activation) = (2 * hidden * inter, 4 * max_num_batched_tokens * inter);
+    4 * weight.max(activation) as u64
 }
 
 #[cfg(test)]

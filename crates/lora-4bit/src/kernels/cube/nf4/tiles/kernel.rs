@@ -221,7 +221,25 @@ fn multiply<W: Float, X: Float, Y: Float>(
     let mut batch = Batch::new(kind);
     let mut next = Batch::new(kind);
     next.load(w, other, first, num_rows, 0usize, row_steps, kind);
-    // The rest comes while these loads are under way.
+    // The rest comes while these loads are under way; so does what is added in the end.
+    let results = comptime!(kind.results().div_ceil(kind.planes));
+    let mut added = Array::<f32>::new(results);
+    #[unroll]
+    for i in 0..results {
+        added[i] = 0.0f32;
+        if comptime!(kind.has_bias[number] || kind.has_residual) {
+            let value = plane % comptime!(kind.planes) + i * comptime!(kind.planes);
+            let (row, column) = place_of(first, value, kind);
+            if value < comptime!(kind.results()) && row < num_rows && column < num_x {
+                if comptime!(kind.has_bias[number]) {
+                    added[i] += bias[row];
+                }
+                if comptime!(kind.has_residual) {
+                    added[i] += residual[column * num_rows + row];
+                }
+            }
+        }
+    }
     let mut squares = Array::<f32>::new(kind.x_rows);
     #[unroll]
     for i in 0..comptime!(kind.x_rows) {
@@ -291,17 +309,10 @@ fn multiply<W: Float, X: Float, Y: Float>(
     #[unroll]
     for i in 0..comptime!(kind.results().div_ceil(kind.planes)) {
         let value = part + i * comptime!(kind.planes);
-        // Of a pair, both halves belong to one result.
-        let mut half = value / 2 % 2;
-        let mut block = value / 4;
-        if comptime!(kind.is_pair) {
-            half = 0usize.runtime();
-            block = value / 2;
-        }
-        let tile = block / comptime!(kind.x_tiles());
-        let row = first + tile * comptime!(kind.tile_rows()) + half * 8 + lane / 4;
-        let column = block % comptime!(kind.x_tiles()) * 8 + lane % 4 * 2 + value % 2;
+        let (row, column) = place_of(first, value, kind);
         if value < comptime!(kind.results()) && row < num_rows && column < num_x {
+            // Of a pair, both halves belong to one result.
+            let (block, half) = block_of(value, kind);
             let from = block * 4 + half * 2 + value % 2;
             let mut sum = 0.0f32;
             let mut up = 0.0f32;
@@ -328,14 +339,30 @@ fn multiply<W: Float, X: Float, Y: Float>(
             if comptime!(kind.is_pair) {
                 sum = sum / (1.0 + (-sum).exp()) * up;
             }
-            if comptime!(kind.has_bias[number]) {
-                sum += bias[row];
-            }
-            let at = column * num_rows + row;
-            if comptime!(kind.has_residual) {
-                sum += residual[at];
-            }
-            y[at] = Y::cast_from(sum);
+            y[column * num_rows + row] = Y::cast_from(sum + added[i]);
         }
     }
+}
+
+/// Of one of a group's values, the block of sums and its half.
+#[cube]
+fn block_of(value: usize, #[comptime] kind: Kind) -> (usize, usize) {
+    let mut half = value / 2 % 2;
+    let mut block = value / 4;
+    if comptime!(kind.is_pair) {
+        half = 0usize.runtime();
+        block = value / 2;
+    }
+    (block, half)
+}
+
+/// The row of the weight, and of `x`, that one of a group's values belongs to.
+#[cube]
+fn place_of(first: usize, value: usize, #[comptime] kind: Kind) -> (usize, usize) {
+    let lane = UNIT_POS as usize % PLANE;
+    let (block, half) = block_of(value, kind);
+    let tile = block / comptime!(kind.x_tiles());
+    let row = first + tile * comptime!(kind.tile_rows()) + half * 8 + lane / 4;
+    let column = block % comptime!(kind.x_tiles()) * 8 + lane % 4 * 2 + value % 2;
+    (row, column)
 }
