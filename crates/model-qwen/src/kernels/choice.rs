@@ -39,11 +39,7 @@ pub fn device_read_ids(ids: &Tensor<1, Int>) -> PendingIds {
 
 /// The largest logits of some rows on their way from the device.
 #[derive(Debug)]
-pub struct PendingTop {
-    words: PendingWords,
-    vocab: usize,
-    scales: Vec<f32>,
-}
+pub struct PendingTop(PendingWords);
 
 impl PendingTop {
     /// Waits for them.
@@ -51,8 +47,7 @@ impl PendingTop {
     /// # Errors
     /// What the device says, if it couldn't compute them.
     pub fn wait(self) -> Result<Vec<TopLogits>, String> {
-        let words = self.words.wait()?;
-        Ok(top_logits_of(&words, self.vocab, &self.scales))
+        Ok(top_logits_of(&self.0.wait()?))
     }
 }
 
@@ -62,14 +57,12 @@ impl PendingTop {
 /// # Shapes
 /// logits `[rows, vocab]`; a scale for each row.
 pub fn device_top_logits(logits: Tensor<2>, scales: &[f32]) -> PendingTop {
-    let [rows, vocab] = logits.dims();
+    let rows = logits.dims()[0];
     assert_eq!(rows, scales.len(), "scales of the rows");
     let data = TensorData::new(scales.to_vec(), [rows]);
     let on_device = Tensor::<1>::from_data(data, (&logits.device(), DType::F32));
     let (logits, on_device) = (logits.into_dispatch(), on_device.into_dispatch());
-    PendingTop {
-        words: <Dispatch as super::DeviceModelOps>::device_top_logits(logits, on_device),
-        vocab,
-        scales: scales.to_vec(),
-    }
+    PendingTop(<Dispatch as super::DeviceModelOps>::device_top_logits(
+        logits, on_device,
+    ))
 }

@@ -5,18 +5,26 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{UNITS, empty_of};
+use super::{UNITS, empty_of, sum_of_cube};
 use crate::sampling::TopLogits;
 
 /// Logits of a row that a cube looks through.
 const PART: usize = 4096;
 
-/// Largest logits of a part that are looked for; all but the smallest of them are given to the host.
+/// Largest logits of a part that are looked for; all but the smallest of them are kept.
 const TOP: usize = 64;
 /// Words that describe a part: the smallest of these, the largest, and the sum of the weights.
 const HEADER: usize = 3;
 /// Words of a part: its description, then ids and values.
 const PART_WORDS: usize = HEADER + 2 * TOP;
+
+/// Largest logits of a row that are looked for among those of its parts; all but the smallest of them are given to the host.
+const ROW_TOP: usize = 256;
+/// Words that describe a row: what all other logits stay below, and the sum of the weights.
+const ROW_HEADER: usize = 2;
+/// Words of a row: its description, then ids and values.
+const ROW_WORDS: usize = ROW_HEADER + 2 * ROW_TOP;
+
 /// In place of an id.
 const NONE: u32 = u32::MAX;
 
@@ -54,64 +62,55 @@ pub(super) fn argmax(logits: CubeTensor, chosen: CubeTensor) -> CubeTensor {
     best
 }
 
-/// The largest logits of the parts of each row, and what `exp((logit - largest) * scale)` adds up to, in words: see
-/// [`top_logits_of`].
+/// The largest logits of each row, and what `exp((logit - largest) * scale)` adds up to, in words: see [`top_logits_of`].
 pub(super) fn top_logits(logits: CubeTensor, scales: CubeTensor) -> CubeTensor {
     let (logits, scales) = (into_contiguous(logits), into_contiguous(scales));
     let [rows, vocab] = logits.meta.shape().dims();
-    let parts = vocab.div_ceil(PART);
-    let words = empty_of(&logits, [rows * parts * PART_WORDS], DType::U32);
+    let num_parts = vocab.div_ceil(PART);
+    let parts = empty_of(&logits, [rows * num_parts * PART_WORDS], DType::U32);
+    let words = empty_of(&logits, [rows * ROW_WORDS], DType::U32);
+    let client = logits.client.clone();
     if rows > 0 {
-        // SAFETY: a cube for each part of each row; units stay below the size of the vocabulary.
+        // SAFETY: a cube for each part of each row, then one for each row; units stay below the size of the vocabulary.
         unsafe {
             top_of_part::launch_unchecked(
-                &logits.client.clone(),
-                CubeCount::Static(parts as u32, rows as u32, 1),
+                &client,
+                CubeCount::Static(num_parts as u32, rows as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
                 logits.into_buffer_arg(),
+                scales.clone().into_buffer_arg(),
+                parts.clone().into_buffer_arg(),
+                vocab,
+            );
+            top_of_row::launch_unchecked(
+                &client,
+                CubeCount::Static(rows as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                parts.into_buffer_arg(),
                 scales.into_buffer_arg(),
                 words.clone().into_buffer_arg(),
-                vocab,
+                num_parts,
+                (num_parts * TOP).div_ceil(UNITS),
             );
         }
     }
     words
 }
 
-/// Reads what [`top_logits`] wrote of rows of `vocab` logits.
-pub(in super::super) fn top_logits_of(
-    words: &[u32],
-    vocab: usize,
-    scales: &[f32],
-) -> Vec<TopLogits> {
-    let row_words = vocab.div_ceil(PART) * PART_WORDS;
-    let rows = words.chunks_exact(row_words).zip(scales);
-    rows.map(|(row, &scale)| {
-        let parts = || row.chunks_exact(PART_WORDS);
-        let most = |at: usize| {
-            let values = parts().map(|part| f32::from_bits(part[at]));
-            values.fold(f32::NEG_INFINITY, f32::max)
-        };
-        let (bound, largest) = (most(0), most(1));
-        let total = parts().map(|part| {
-            let [max, sum] = [1, 2].map(|i| f64::from(f32::from_bits(part[i])));
-            match max > f64::NEG_INFINITY {
-                true => sum * ((max - f64::from(largest)) * f64::from(scale)).exp(),
-                false => 0.0,
-            }
-        });
-        let total = total.sum();
-        let entries = parts().flat_map(|part| {
-            let (ids, values) = part[HEADER..].split_at(TOP);
-            let entries = ids.iter().zip(values).take_while(|(id, _)| **id != NONE);
-            entries.map(|(&id, &value)| (id, f32::from_bits(value)))
-        });
-        let mut entries: Vec<(u32, f32)> = entries.filter(|(_, logit)| *logit > bound).collect();
+/// Reads what [`top_logits`] wrote.
+pub(in super::super) fn top_logits_of(words: &[u32]) -> Vec<TopLogits> {
+    let rows = words.chunks_exact(ROW_WORDS);
+    rows.map(|row| {
+        let (ids, values) = row[ROW_HEADER..].split_at(ROW_TOP);
+        let entries = ids.iter().zip(values).take_while(|(id, _)| **id != NONE);
+        let mut entries: Vec<(u32, f32)> = entries
+            .map(|(&id, &value)| (id, f32::from_bits(value)))
+            .collect();
         entries.sort_unstable_by_key(|(id, _)| *id);
         TopLogits {
             entries,
-            bound,
-            total,
+            bound: f32::from_bits(row[0]),
+            total: f64::from(f32::from_bits(row[1])),
         }
     })
     .collect()
@@ -120,15 +119,12 @@ pub(in super::super) fn top_logits_of(
 /// Logits that a unit looks at.
 const OWN: usize = PART / UNITS;
 
-/// Finds the [`TOP`] largest logits of a part bit by bit: the largest key that at least so many reach.
+/// Finds the [`TOP`] largest logits of a part.
 #[cube(launch_unchecked)]
 fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) {
     let row = CUBE_POS_Y as usize;
     let start = CUBE_POS_X as usize * PART;
     let unit = UNIT_POS as usize;
-    let mut shared = Shared::<[u32]>::new_slice(UNITS);
-    let mut sums = Shared::<[f32]>::new_slice(UNITS);
-
     // The keys of NaN and of what lies past the end are below all.
     let mut values = Array::<f32>::new(OWN);
     let mut keys = Array::<u32>::new(OWN);
@@ -145,54 +141,11 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
         keys[i] = key;
         largest = max(largest, key);
     }
-    let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let plane = (UNIT_POS / PLANE_DIM) as usize;
-    let largest = plane_max(largest);
-    if UNIT_POS_PLANE == 0 {
-        shared[plane] = largest;
-    }
-    sync_cube();
-    let mut largest = 0u32;
-    for other in 0..planes {
-        largest = max(largest, shared[other]);
-    }
-    sync_cube();
-
-    let mut bound = 0u32;
-    let mut bit = 0x8000_0000u32.runtime();
-    while bit > 0 {
-        let candidate = bound | bit;
-        let mut count = 0u32;
-        #[unroll]
-        for i in 0..OWN {
-            count += u32::cast_from(keys[i] >= candidate);
-        }
-        let count = plane_sum(count);
-        if UNIT_POS_PLANE == 0 {
-            shared[plane] = count;
-        }
-        sync_cube();
-        let mut total = 0u32;
-        for other in 0..planes {
-            total += shared[other];
-        }
-        if total >= TOP as u32 {
-            bound = candidate;
-        }
-        sync_cube();
-        bit >>= 1u32;
-    }
-
-    // Where each unit writes what it has above the bound.
-    let mut count = 0u32;
-    #[unroll]
-    for i in 0..OWN {
-        count += u32::cast_from(keys[i] > bound);
-    }
-    let mut at = plane_exclusive_sum(count) as usize;
-    let count = plane_sum(count);
-    let max_value = value_of(largest);
+    let mut shared = Shared::<[u32]>::new_slice(UNITS);
+    let largest = largest_of_units(largest, &mut shared);
+    let bound = bound_of_top(&keys, &mut shared, OWN, TOP);
     let scale = scales[row];
+    let max_value = value_of(largest);
     let mut sum = 0.0f32;
     #[unroll]
     for i in 0..OWN {
@@ -200,16 +153,14 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
             sum += ((values[i] - max_value) * scale).exp();
         }
     }
-    let sum = plane_sum(sum);
-    if UNIT_POS_PLANE == 0 {
-        shared[plane] = count;
-        sums[plane] = sum;
-    }
-    sync_cube();
-    for other in 0..plane {
-        at += shared[other] as usize;
-    }
+    let total = sum_of_cube(sum);
     let to = (row * CUBE_COUNT_X as usize + CUBE_POS_X as usize) * PART_WORDS;
+    let mut count = 0u32;
+    #[unroll]
+    for i in 0..OWN {
+        count += u32::cast_from(keys[i] > bound);
+    }
+    let (mut at, num) = places(count, &mut shared);
     #[unroll]
     for i in 0..OWN {
         if keys[i] > bound {
@@ -217,12 +168,6 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
             words[to + HEADER + TOP + at] = u32::reinterpret(values[i]);
             at += 1;
         }
-    }
-    let mut num = 0usize;
-    let mut total = 0.0f32;
-    for other in 0..planes {
-        num += shared[other] as usize;
-        total += sums[other];
     }
     if unit >= num && unit < TOP {
         words[to + HEADER + unit] = NONE;
@@ -232,6 +177,182 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
         words[to + 1] = u32::reinterpret(max_value);
         words[to + 2] = u32::reinterpret(total);
     }
+}
+
+/// The key of negative infinity.
+const NEG_INFINITY: u32 = !0xff80_0000;
+
+/// Finds the [`ROW_TOP`] largest logits of a row among those of its parts.
+#[cube(launch_unchecked)]
+fn top_of_row(
+    parts: &[u32],
+    scales: &[f32],
+    words: &mut [u32],
+    num_parts: usize,
+    #[comptime] own: usize,
+) {
+    let row = CUBE_POS_X as usize;
+    let unit = UNIT_POS as usize;
+    let from = row * num_parts * PART_WORDS;
+    // No logit that its part doesn't have is larger than this.
+    let mut least = 0u32;
+    let mut largest = 0u32;
+    let mut part = unit;
+    while part < num_parts {
+        let at = from + part * PART_WORDS;
+        least = max(least, key_of(f32::reinterpret(parts[at]), 0u32));
+        largest = max(largest, key_of(f32::reinterpret(parts[at + 1]), 0u32));
+        part += UNITS;
+    }
+    let mut shared = Shared::<[u32]>::new_slice(UNITS);
+    let least = largest_of_units(least, &mut shared);
+    let largest = largest_of_units(largest, &mut shared);
+    let (scale, max_value) = (scales[row], value_of(largest));
+    let mut sum = 0.0f32;
+    let mut part = unit;
+    while part < num_parts {
+        let at = from + part * PART_WORDS;
+        let value = f32::reinterpret(parts[at + 1]);
+        // A part without numbers has no weight.
+        if key_of(value, 0u32) > NEG_INFINITY {
+            sum += f32::reinterpret(parts[at + 2]) * ((value - max_value) * scale).exp();
+        }
+        part += UNITS;
+    }
+    let total = sum_of_cube(sum);
+
+    let mut keys = Array::<u32>::new(own);
+    #[unroll]
+    for i in 0..own {
+        let candidate = i * UNITS + unit;
+        keys[i] = 0u32;
+        if candidate < num_parts * TOP {
+            let entry = entry_of(from, candidate);
+            if parts[entry] != NONE {
+                let key = key_of(f32::reinterpret(parts[entry + TOP]), 0u32);
+                // A smaller one may be less than one that its part doesn't have.
+                if key > least {
+                    keys[i] = key;
+                }
+            }
+        }
+    }
+    let bound = max(bound_of_top(&keys, &mut shared, own, ROW_TOP), least);
+    let mut count = 0u32;
+    #[unroll]
+    for i in 0..own {
+        count += u32::cast_from(keys[i] > bound);
+    }
+    let (mut at, num) = places(count, &mut shared);
+    let to = row * ROW_WORDS;
+    #[unroll]
+    for i in 0..own {
+        if keys[i] > bound {
+            let entry = entry_of(from, i * UNITS + unit);
+            words[to + ROW_HEADER + at] = parts[entry];
+            words[to + ROW_HEADER + ROW_TOP + at] = parts[entry + TOP];
+            at += 1;
+        }
+    }
+    let mut i = unit;
+    while i < ROW_TOP {
+        if i >= num {
+            words[to + ROW_HEADER + i] = NONE;
+        }
+        i += UNITS;
+    }
+    if unit == 0 {
+        words[to] = u32::reinterpret(value_of(bound));
+        words[to + 1] = u32::reinterpret(total);
+    }
+}
+
+/// Where the parts of a row have the id of one of their largest logits.
+#[cube]
+fn entry_of(from: usize, candidate: usize) -> usize {
+    from + candidate / TOP * PART_WORDS + HEADER + candidate % TOP
+}
+
+/// Bit by bit, the largest key that at least `top` of the cube's keys reach.
+#[cube]
+fn bound_of_top(
+    keys: &Array<u32>,
+    shared: &mut Shared<[u32]>,
+    #[comptime] own: usize,
+    #[comptime] top: usize,
+) -> u32 {
+    let mut bound = 0u32;
+    let mut bit = 0x8000_0000u32.runtime();
+    while bit > 0 {
+        let candidate = bound | bit;
+        let mut count = 0u32;
+        #[unroll]
+        for i in 0..own {
+            count += u32::cast_from(keys[i] >= candidate);
+        }
+        if count_of_units(count, shared) >= top as u32 {
+            bound = candidate;
+        }
+        bit >>= 1u32;
+    }
+    bound
+}
+
+/// The largest key of all units, for each of them.
+#[cube]
+fn largest_of_units(key: u32, shared: &mut Shared<[u32]>) -> u32 {
+    let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let largest = plane_max(key);
+    if UNIT_POS_PLANE == 0 {
+        shared[(UNIT_POS / PLANE_DIM) as usize] = largest;
+    }
+    sync_cube();
+    let mut largest = 0u32;
+    for plane in 0..planes {
+        largest = max(largest, shared[plane]);
+    }
+    sync_cube();
+    largest
+}
+
+/// The sum of all units' counts, for each of them.
+#[cube]
+fn count_of_units(count: u32, shared: &mut Shared<[u32]>) -> u32 {
+    let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let count = plane_sum(count);
+    if UNIT_POS_PLANE == 0 {
+        shared[(UNIT_POS / PLANE_DIM) as usize] = count;
+    }
+    sync_cube();
+    let mut total = 0u32;
+    for plane in 0..planes {
+        total += shared[plane];
+    }
+    sync_cube();
+    total
+}
+
+/// Where a unit writes the first of its `count` entries, and the number of all.
+#[cube]
+pub(super) fn places(count: u32, shared: &mut Shared<[u32]>) -> (usize, usize) {
+    let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let plane = (UNIT_POS / PLANE_DIM) as usize;
+    let mut at = plane_exclusive_sum(count) as usize;
+    let count = plane_sum(count);
+    if UNIT_POS_PLANE == 0 {
+        shared[plane] = count;
+    }
+    sync_cube();
+    let mut num = 0usize;
+    for other in 0..planes {
+        let count = shared[other] as usize;
+        if other < plane {
+            at += count;
+        }
+        num += count;
+    }
+    sync_cube();
+    (at, num)
 }
 
 /// A key in the order of the values; `nan` for what is not a number.

@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::choose::{argmax_rows, key_of, value_of};
+use super::choose::{argmax_rows, key_of, places, value_of};
 use super::{UNITS, empty_of, sum_of_cube};
 
 /// Rows of `x`, at most: with more, reading all of the head costs less.
@@ -492,20 +492,7 @@ fn exact_rows<W: Float, N: Size>(
         found[i] = u32::cast_from(id < vocab && key >= least);
         count += found[i];
     }
-    let mut at = plane_exclusive_sum(count) as usize;
-    let count = plane_sum(count);
-    if lane == 0 {
-        counts[plane] = count;
-    }
-    sync_cube();
-    let mut num = 0usize;
-    for other in 0..planes {
-        let count = counts[other] as usize;
-        if other < plane {
-            at += count;
-        }
-        num += count;
-    }
+    let (mut at, num) = places(count, &mut counts);
     #[unroll]
     for i in 0..OWN {
         if found[i] == 1u32 {
