@@ -21,8 +21,8 @@ pub(crate) struct SplitRow {
 }
 
 impl SplitRow {
-    /// The largest value.
-    pub(crate) const MAX: f32 = 16_000.0;
+    /// The largest value: both parts then stay within 64, and the products of two of them with bytes within 16 bits.
+    pub(crate) const MAX: f32 = 8_000.0;
 
     /// `values` of at most [`Self::MAX`], padded with zeros to `inner`.
     pub(crate) fn new(values: impl Iterator<Item = i32>, inner: usize) -> Self {
@@ -39,23 +39,71 @@ impl SplitRow {
     }
 }
 
-/// Whether this CPU multiplies bytes faster than it reads them from memory.
-pub(crate) fn is_fast() -> bool {
-    static IS_FAST: OnceLock<bool> = OnceLock::new();
-    // Whoever asks for a lesser instruction set gets nothing that goes beyond it.
-    *IS_FAST.get_or_init(|| std::env::var_os(Kernels::VARIABLE).is_none() && has_instructions())
+/// What multiplies bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instructions {
+    /// AVX-512-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+    /// AVX2.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// Nothing special.
+    Plain,
 }
 
-fn has_instructions() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+impl Instructions {
+    /// Those that this CPU has, best first.
+    fn supported() -> Vec<Self> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+                all.push(Self::Vnni);
+            }
+            if is_x86_feature_detected!("avx2") {
+                all.push(Self::Avx2);
+            }
+        }
+        all.push(Self::Plain);
+        all
+    }
+
+    /// The best of them. Whoever asks for a lesser instruction set gets nothing that goes beyond it.
+    fn get() -> Self {
+        static BEST: OnceLock<Instructions> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let asked = std::env::var(Kernels::VARIABLE).ok();
+            let allows = |instructions: &Self| match (instructions, asked.as_deref()) {
+                (Self::Plain, _) | (_, None | Some("amx" | "avx512bf16")) => true,
+                #[cfg(target_arch = "x86_64")]
+                (Self::Avx2, Some("avx512" | "avx2")) => true,
+                _ => false,
+            };
+            let best = Self::supported().into_iter().find(allows);
+            best.unwrap_or(Self::Plain)
+        })
+    }
+}
+
+/// Whether this CPU multiplies bytes faster than it reads them from memory.
+pub(crate) fn is_fast() -> bool {
+    Instructions::get() != Instructions::Plain
 }
 
 /// `Σ (w - 128) · x` for rows of `inner` bytes: `w [rows, inner]` → `[rows, x.len()]`. `inner` is a multiple of [`STEP`], at
 /// most 8,192.
 pub(crate) fn dot_bytes(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [i64]) {
+    dot_bytes_with(Instructions::get(), w, inner, x, out);
+}
+
+fn dot_bytes_with(
+    instructions: Instructions,
+    w: &[u8],
+    inner: usize,
+    x: &[SplitRow],
+    out: &mut [i64],
+) {
     assert!(inner.is_multiple_of(STEP) && (1..=8192).contains(&inner));
     assert_eq!(w.len() / inner * x.len(), out.len(), "results");
     assert!(
@@ -64,21 +112,30 @@ pub(crate) fn dot_bytes(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [i64])
     );
     let rows = x.len();
     for (first, x) in x.chunks(ROWS).enumerate() {
-        let at = first * ROWS;
-        #[cfg(target_arch = "x86_64")]
-        if has_instructions() {
-            // SAFETY: the instructions are there, and the lengths were compared above.
-            unsafe {
+        let out = &mut out[first * ROWS..];
+        match instructions {
+            // SAFETY: whoever names instructions has seen that they are there, and the lengths were compared above.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Vnni => unsafe {
                 match x.len() {
-                    1 => vnni::<1>(w, inner, x, &mut out[at..], rows),
-                    2 => vnni::<2>(w, inner, x, &mut out[at..], rows),
-                    3 => vnni::<3>(w, inner, x, &mut out[at..], rows),
-                    _ => vnni::<4>(w, inner, x, &mut out[at..], rows),
+                    1 => vnni::<1>(w, inner, x, out, rows),
+                    2 => vnni::<2>(w, inner, x, out, rows),
+                    3 => vnni::<3>(w, inner, x, out, rows),
+                    _ => vnni::<4>(w, inner, x, out, rows),
                 }
-            }
-            continue;
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => unsafe {
+                match x.len() {
+                    1 => avx2::<1>(w, inner, x, out, rows),
+                    2 => avx2::<2>(w, inner, x, out, rows),
+                    3 => avx2::<3>(w, inner, x, out, rows),
+                    _ => avx2::<4>(w, inner, x, out, rows),
+                }
+            },
+            Instructions::Plain => plain(w, inner, x, out, rows),
         }
-        plain(w, inner, x, &mut out[at..], rows);
     }
 }
 
@@ -123,13 +180,54 @@ unsafe fn vnni<const M: usize>(
             }
         }
         for m in 0..M {
-            // A lane has a sixteenth of 8,192 products of at most 255 * 125 * 128: less than 2^31.
+            // A lane has a sixteenth of 8,192 products of at most 255 * 63 * 128: less than 2^31.
             let sums = _mm512_add_epi32(_mm512_slli_epi32::<7>(high[m]), low[m]);
             let halves = _mm512_add_epi64(
                 _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums)),
                 _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(sums)),
             );
             out[row * stride + m] = _mm512_reduce_add_epi64(halves) - 128 * x[m].sum;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn avx2<const M: usize>(
+    w: &[u8],
+    inner: usize,
+    x: &[SplitRow],
+    out: &mut [i64],
+    stride: usize,
+) {
+    use std::arch::x86_64::*;
+    let ones = _mm256_set1_epi16(1);
+    for (row, w) in w.chunks_exact(inner).enumerate() {
+        let mut high = [_mm256_setzero_si256(); M];
+        let mut low = [_mm256_setzero_si256(); M];
+        for at in (0..inner).step_by(32) {
+            // SAFETY: rows have `inner` bytes, a multiple of a vector.
+            unsafe {
+                let w = _mm256_loadu_si256(w.as_ptr().add(at).cast());
+                // Two products fit in 16 bits: 2 * 255 * 64 < 2^15.
+                let pairs = |x: &[i8]| {
+                    let x = _mm256_loadu_si256(x.as_ptr().add(at).cast());
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones)
+                };
+                for m in 0..M {
+                    high[m] = _mm256_add_epi32(high[m], pairs(&x[m].high));
+                    low[m] = _mm256_add_epi32(low[m], pairs(&x[m].low));
+                }
+            }
+        }
+        for m in 0..M {
+            // A lane has an eighth of 8,192 products of at most 255 * (63 * 128 + 64): less than 2^31.
+            let sums = _mm256_add_epi32(_mm256_slli_epi32::<7>(high[m]), low[m]);
+            let mut lanes = [0i32; 8];
+            // SAFETY: eight values.
+            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sums) };
+            let sum: i64 = lanes.into_iter().map(i64::from).sum();
+            out[row * stride + m] = sum - 128 * x[m].sum;
         }
     }
 }
@@ -147,26 +245,27 @@ mod tests {
                 .wrapping_add(1);
             (state >> 33) as u32
         };
-        for (inner, rows, num_x) in [(64, 3, 1), (896, 7, 2), (8192, 2, 3), (128, 5, 9)] {
-            let w: Vec<u8> = (0..rows * inner).map(|_| next() as u8).collect();
-            let mut x: Vec<SplitRow> = (0..num_x)
-                .map(|_| {
-                    SplitRow::new(
-                        (0..inner - 3).map(|_| (next() % 32_001) as i32 - 16_000),
-                        inner,
-                    )
-                })
-                .collect();
-            // The largest sums of a lane.
-            x[0] = SplitRow::new((0..inner).map(|_| 16_000), inner);
-            let (mut found, mut expected) = (vec![0; rows * num_x], vec![0; rows * num_x]);
-            dot_bytes(&w, inner, &x, &mut found);
-            plain(&w, inner, &x, &mut expected, num_x);
-            assert_eq!(found, expected);
-            let all = vec![255; inner];
-            let mut found = [0; 1];
-            dot_bytes(&all, inner, &x[..1], &mut found);
-            assert_eq!(found[0], 127 * 16_000 * inner as i64);
+        for instructions in Instructions::supported() {
+            for (inner, rows, num_x) in [(64, 3, 1), (896, 7, 2), (8192, 2, 3), (128, 5, 9)] {
+                let w: Vec<u8> = (0..rows * inner).map(|_| next() as u8).collect();
+                let mut values = || (next() % 16_001) as i32 - 8_000;
+                let mut x: Vec<SplitRow> = (0..num_x)
+                    .map(|_| SplitRow::new((0..inner - 3).map(|_| values()), inner))
+                    .collect();
+                let (mut found, mut expected) = (vec![0; rows * num_x], vec![0; rows * num_x]);
+                dot_bytes_with(instructions, &w, inner, &x, &mut found);
+                plain(&w, inner, &x, &mut expected, num_x);
+                assert_eq!(found, expected, "{instructions:?}");
+                // The largest sums of a lane: of all values, and of both parts.
+                for value in [8_000, -8_000, 63 * 128 + 63 - 127, -64] {
+                    x[0] = SplitRow::new((0..inner).map(|_| value), inner);
+                    let all = vec![255; inner];
+                    let mut found = [0; 1];
+                    dot_bytes_with(instructions, &all, inner, &x[..1], &mut found);
+                    let expected = 127 * i64::from(value) * inner as i64;
+                    assert_eq!(found[0], expected, "{instructions:?}, {value}");
+                }
+            }
         }
     }
 }
