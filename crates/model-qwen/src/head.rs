@@ -21,7 +21,7 @@ const MAX_CANDIDATES: usize = 8192;
 pub(crate) enum HeadBounds {
     Cpu(Arc<RowBounds>),
     #[cfg(feature = "gpu")]
-    Device(DeviceBounds),
+    Device(Arc<DeviceBounds>),
 }
 
 impl HeadBounds {
@@ -37,7 +37,7 @@ impl HeadBounds {
             return bounds.flatten().map(|bounds| Self::Cpu(Arc::new(bounds)));
         }
         #[cfg(feature = "gpu")]
-        return DeviceBounds::new(dense).map(Self::Device);
+        return DeviceBounds::new(dense).map(|bounds| Self::Device(Arc::new(bounds)));
         #[cfg(not(feature = "gpu"))]
         None
     }

@@ -142,7 +142,7 @@ pub(crate) fn device_choose(
 
 /// A copy of a head in 8 bits on a GPU, and what describes its rows.
 #[cfg(feature = "gpu")]
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct DeviceBounds {
     /// `[vocab * hidden / 4]`.
     codes: Tensor<1, burn::tensor::Int>,
