@@ -61,8 +61,7 @@ impl RowBounds {
         let Weight::Dense(weight) = weight else {
             return None;
         };
-        let is_float = matches!(weight.dtype(), DType::F32 | DType::BF16 | DType::F16);
-        if rows == 0 || inner == 0 || padded > Self::MAX_INNER || !is_float {
+        if !Self::supports([rows, inner], weight.dtype()) {
             return None;
         }
         let mut bounds = Self {
@@ -96,6 +95,14 @@ impl RowBounds {
                 });
         }
         Some(bounds)
+    }
+
+    /// Whether there can be bounds of a matrix of this shape and type.
+    pub fn supports([rows, inner]: [usize; 2], dtype: DType) -> bool {
+        rows > 0
+            && (1..=Self::MAX_INNER).contains(&inner.next_multiple_of(BYTE_STEP))
+            && inner > 0
+            && matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
     }
 
     /// Bytes of memory of the bounds of a matrix `[rows, inner]`.
@@ -180,7 +187,8 @@ impl RowBounds {
             for (((upper, dot), x), max) in uppers.iter_mut().zip(dots).zip(x).zip(&mut *maxima) {
                 let value = *dot as f32 * x.scale * self.scales[row];
                 let error = x.norm * (self.errors[row] + ROUNDING * self.norms[row])
-                    + x.error * self.norms[row];
+                    // A copy is at most so much longer than its row.
+                    + x.error * (self.norms[row] + self.errors[row]);
                 *upper = value + error;
                 *max = max.max(value - error);
             }

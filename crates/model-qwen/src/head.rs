@@ -48,7 +48,7 @@ impl HeadBounds {
             return 0;
         };
         if dense.device() == burn::tensor::Device::flex() {
-            return match RowBounds::pays() {
+            return match RowBounds::pays() && RowBounds::supports(dense.dims(), dense.dtype()) {
                 true => RowBounds::bytes_of(dense.dims()),
                 false => 0,
             };

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
-use lora_4bit::{Linear, Weight};
+use lora_4bit::{ComputeDtype, Linear, Weight};
 use model_qwen::{DeviceMemory, QwenConfig, QwenModel, device_memory};
 use sysinfo::System;
 
@@ -194,11 +194,13 @@ pub(super) fn plan(
         true => model.head_bounds_bytes() as u64,
         false => 0,
     };
-    let at_least = match config.max_model_len {
-        MaxModelLen::Auto => bytes_per_block,
-        MaxModelLen::Tokens(tokens) => tokens.div_ceil(config.block_size) as u64 * bytes_per_block,
+    let longest = match config.max_model_len {
+        MaxModelLen::Auto => limit,
+        MaxModelLen::Tokens(tokens) => tokens,
     };
-    let bounds_head = copy > 0 && room.holds(copy, available, at_least);
+    let longest = longest.div_ceil(config.block_size) as u64 * bytes_per_block;
+    let useful = longest.saturating_mul(config.max_num_seqs as u64);
+    let bounds_head = copy > 0 && room.holds(copy, available, longest, useful);
     let (copy, available) = match (bounds_head, room) {
         (false, _) => (0, available),
         (true, Room::Beside(_)) => (copy, available),
@@ -265,10 +267,15 @@ enum Room {
 }
 
 impl Room {
-    /// Whether it is worth it: a KV cache of at least `at_least` bytes loses little of its `cache` bytes.
-    fn holds(self, copy: u64, cache: u64, at_least: u64) -> bool {
+    /// Whether it is worth it: a KV cache of `cache` bytes, which holds a sequence of `longest` bytes still if it did, loses
+    /// little of what it can use, `useful` bytes at most.
+    fn holds(self, copy: u64, cache: u64, longest: u64, useful: u64) -> bool {
         match self {
-            Self::ToShare => copy <= cache / CACHE_PER_COPY && copy + at_least <= cache,
+            Self::ToShare => {
+                let holds_longest = copy + longest <= cache || longest > cache;
+                let loses_little = copy <= cache / CACHE_PER_COPY || copy + useful <= cache;
+                holds_longest && loses_little
+            }
             Self::Beside(free) => copy <= free,
         }
     }
@@ -343,7 +350,7 @@ fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &Qwen
     4 * (step + logits) as u64
 }
 
-/// Weights of a layer in NF4 that a GPU unpacks for a step of many tokens. Gate, up, down, and those of attention are pages of a
+/// Weights of a layer in NF4 that a GPU unpacks for a step of many tokens, in the type that it multiplies. Gate, up, down, and those of attention are pages of a
 /// pool, which are as large as the largest activation.
 fn unpacked_bytes(model: &QwenModel, max_num_batched_tokens: usize) -> u64 {
     let is_nf4 = |linear: &Linear| matches!(linear.weight, Weight::Nf4(_));
@@ -351,7 +358,11 @@ fn unpacked_bytes(model: &QwenModel, max_num_batched_tokens: usize) -> u64 {
         return 0;
     }
     let (hidden, inter) = (model.config.hidden_size, model.config.intermediate_size);
-    let (weight, activation) = (2 * hidden * inter, 4 * max_num_batched_tokens * inter);
+    let value = match model.lm_head.compute {
+        ComputeDtype::Bf16 => 2,
+        _ => 4,
+    };
+    let (weight, activation) = (value * hidden * inter, 4 * max_num_batched_tokens * inter);
     4 * weight.max(activation) as u64
 }
 
@@ -361,11 +372,12 @@ mod tests {
 
     #[test]
     fn a_copy_of_the_head_leaves_most_of_the_cache() {
-        let share = |copy, cache, at_least| Room::ToShare.holds(copy, cache, at_least);
-        assert!(share(10, 80, 70));
-        assert!(!share(11, 80, 1), "more than an eighth");
-        assert!(!share(10, 80, 71), "too little for the longest sequence");
-        assert!(Room::Beside(10).holds(10, 1, 1) && !Room::Beside(9).holds(10, 1000, 1));
+        let share = |copy, longest, useful| Room::ToShare.holds(copy, 80, longest, useful);
+        assert!(share(10, 70, 1000) && share(10, 81, 1000));
+        assert!(!share(11, 1, 1000), "more than an eighth");
+        assert!(share(40, 1, 40), "of what nobody uses");
+        assert!(!share(10, 71, 1000), "too little for the longest sequence");
+        assert!(Room::Beside(10).holds(10, 1, 1, 1) && !Room::Beside(9).holds(10, 1000, 1, 1));
     }
 
     #[test]

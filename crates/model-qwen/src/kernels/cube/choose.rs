@@ -19,8 +19,8 @@ const HEADER: usize = 3;
 const PART_WORDS: usize = HEADER + 2 * TOP;
 
 /// Largest logits of a row that are looked for among those of its parts; all but the smallest of them are given to the host.
-const ROW_TOP: usize = 256;
-/// Words that describe a row: what all other logits stay below, and the sum of the weights.
+const ROW_TOP: usize = 512;
+/// Words that describe a row: what no other logit is larger than, and the sum of the weights.
 const ROW_HEADER: usize = 2;
 /// Words of a row: its description, then ids and values.
 const ROW_WORDS: usize = ROW_HEADER + 2 * ROW_TOP;

@@ -56,7 +56,7 @@ fn in_rows(weight: CubeTensor) -> CubeTensor {
 }
 
 /// A copy of `weight [vocab, hidden]` in signed bytes, four in a word, and for each row four numbers: what its bytes are
-/// multiplied with, the length of the difference to its copy with what rounding may add, its own length, and zero.
+/// multiplied with, the length of the difference to its copy with what rounding may add, at most the length of its copy, and zero.
 pub(super) fn copy(weight: CubeTensor) -> (CubeTensor, CubeTensor) {
     let weight = in_rows(weight);
     let [vocab, hidden] = weight.meta.shape().dims();

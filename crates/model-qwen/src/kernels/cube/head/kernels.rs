@@ -61,7 +61,8 @@ pub(super) fn copy_rows<W: Float>(
         if unit == 0 {
             factors[row * 4] = scale;
             factors[row * 4 + 1] = error + norm * ROUNDING;
-            factors[row * 4 + 2] = norm;
+            // A copy is at most so much longer than its row.
+            factors[row * 4 + 2] = norm + error;
             factors[row * 4 + 3] = 0.0;
         }
     }
