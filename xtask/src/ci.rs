@@ -83,6 +83,8 @@ fn gpu_tests() -> Result<()> {
         "attention",
         "--test",
         "gpu_engine",
+        "--test",
+        "gpu_step",
     ]);
     command_with("cargo", &arguments, &variables)
 }
