@@ -101,7 +101,6 @@ impl RowBounds {
     pub fn supports([rows, inner]: [usize; 2], dtype: DType) -> bool {
         rows > 0
             && (1..=Self::MAX_INNER).contains(&inner.next_multiple_of(BYTE_STEP))
-            && inner > 0
             && matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
     }
 

@@ -30,14 +30,15 @@ impl HeadBounds {
         let Weight::Dense(dense) = weight else {
             return None;
         };
+        if Self::bytes_of(weight) == 0 {
+            return None;
+        }
         if dense.device() == burn::tensor::Device::flex() {
-            let bounds = on_worker(&dense.device(), || {
-                RowBounds::pays().then(|| RowBounds::new(weight))
-            });
-            return bounds.flatten().map(|bounds| Self::Cpu(Arc::new(bounds)));
+            let bounds = on_worker(&dense.device(), || RowBounds::new(weight));
+            return bounds.map(|bounds| Self::Cpu(Arc::new(bounds)));
         }
         #[cfg(feature = "gpu")]
-        return DeviceBounds::new(dense).map(|bounds| Self::Device(Arc::new(bounds)));
+        return Some(Self::Device(Arc::new(DeviceBounds::new(dense))));
         #[cfg(not(feature = "gpu"))]
         None
     }
@@ -96,7 +97,6 @@ impl QwenModel {
     /// The sum over all weights, [`TopLogits::total`], is not known: see
     /// [`Sampler::takes_largest`](crate::Sampler::takes_largest).
     pub fn top_logits(&self, hidden: &Tensor<2>) -> Option<Vec<TopLogits>> {
-        #[allow(irrefutable_let_patterns, reason = "without a GPU there is one kind")]
         let Some(HeadBounds::Cpu(bounds)) = &self.head_bounds else {
             return None;
         };

@@ -39,6 +39,8 @@ pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolv
 #[cfg(feature = "gpu")]
 pub use kernels::graph::CapturedStep;
 pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
+#[cfg(feature = "gpu")]
+pub use model::DecodeKind;
 pub use model::{DecoderLayer, QwenModel};
 pub use rotary::Rotary;
 pub use sampling::{SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of};

@@ -39,6 +39,16 @@ pub struct QwenModel {
     frequencies: RotaryFrequencies,
 }
 
+/// What a recorded step of one token per sequence computes, see [`QwenModel::capture_decode`].
+#[cfg(feature = "gpu")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DecodeKind {
+    /// Whether rows have [stacked](QwenModel::stack_adapters) adapters.
+    pub has_adapters: bool,
+    /// Whether logits are wanted besides the most likely tokens.
+    pub has_logits: bool,
+}
+
 /// One decoder layer: attention and MLP, each behind a norm and added to the residual stream.
 #[derive(Clone, Debug)]
 pub struct DecoderLayer {
@@ -148,11 +158,10 @@ impl QwenModel {
         x
     }
 
-    /// Records a step of one token per sequence, without adapters or with [stacked](Self::stack_adapters) ones; it reads
-    /// `step` and writes to `cache` when it is replayed.
+    /// Records a step of one token per sequence; it reads `step` and writes to `cache` when it is replayed.
     ///
-    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`; these only where `has_logits` asks
-    /// for them, or the tokens can't be had without. The tokens are also left in `chosen`, at least one value for each row,
+    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`; these only where they are asked for,
+    /// or the tokens can't be had without. The tokens are also left in `chosen`, at least one value for each row,
     /// where the next step finds them.
     #[cfg(feature = "gpu")]
     pub fn capture_decode(
@@ -160,8 +169,7 @@ impl QwenModel {
         step: &kv_paging::DecodeStep,
         cache: &kv_paging::PagedKvCache,
         chosen: &Tensor<1, Int>,
-        has_adapters: bool,
-        has_logits: bool,
+        kind: DecodeKind,
     ) -> CapturedStep<(Tensor<1, Int>, Option<Tensor<2>>)> {
         let (model, step, chosen) = (self.clone(), step.clone(), chosen.clone());
         let mut kv = kv_paging::DecodeAttention::new(step.clone(), cache);
@@ -171,7 +179,7 @@ impl QwenModel {
             let frequencies = (&inv_freq, model.frequencies.scale());
             let embed = &model.embed_tokens;
             let (x, rotary) = kernels::device_begin(embed, &step, &chosen, frequencies); // [rows, hidden]
-            let adapters = match has_adapters {
+            let adapters = match kind.has_adapters {
                 true => AdapterSelection::Stacked(Arc::new(StackedRows {
                     slots: step.values().clone(),
                     at: step.slots_at(),
@@ -179,7 +187,9 @@ impl QwenModel {
                 false => AdapterSelection::Base,
             };
             let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
-            if !has_logits && let Some(tokens) = model.choose_from_bounds(&x, &chosen) {
+            if !kind.has_logits
+                && let Some(tokens) = model.choose_from_bounds(&x, &chosen)
+            {
                 return (tokens, None);
             }
             let logits = model.logits(model.final_norm(x)); // [rows, vocab]

@@ -4,23 +4,17 @@
 #![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used)]
 
-use burn::tensor::{DType, Device, DeviceType, Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
-use model_qwen::{LoadOptions, QwenModel, bundled_model_dir};
+use model_qwen::{DecodeKind, LoadOptions, QwenModel, bundled_model_dir, parse_device};
 
 /// The first rows' tokens; the others follow.
 const FIRST: [u32; 8] = [5, 40, 70, 100, 150, 200, 250, 300];
 
 #[test]
 fn tokens_by_the_bounds_of_the_head_are_those_of_all_logits() {
-    let types: &[DeviceType] = &[
-        #[cfg(feature = "cuda")]
-        DeviceType::Cuda,
-        #[cfg(feature = "wgpu")]
-        DeviceType::Wgpu,
-    ];
-    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
-    let device = devices.next().expect("a CUDA or WebGPU device");
+    let mut devices = ["cuda", "wgpu"].into_iter().map(parse_device);
+    let device = devices.find_map(Result::ok).expect("a GPU");
     let dir = bundled_model_dir().unwrap();
     let mut model = QwenModel::load(&dir, &LoadOptions::default(), &device).unwrap();
     assert!(!model.chooses_from_bounds(1));
@@ -41,7 +35,11 @@ fn tokens_by_the_bounds_of_the_head_are_those_of_all_logits() {
         let chosen = Tensor::<1, Int>::zeros([num_rows], (&device, DType::I32));
         let steps = [false, true].map(|has_logits| {
             let step = DecodeStep::new(num_rows, 1, 16, &device);
-            let recorded = model.capture_decode(&step, &cache, &chosen, false, has_logits);
+            let kind = DecodeKind {
+                has_adapters: false,
+                has_logits,
+            };
+            let recorded = model.capture_decode(&step, &cache, &chosen, kind);
             (step, recorded)
         });
         let mut found = Vec::new();

@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Weight};
-use model_qwen::{LoadOptions, QwenModel, parse_device};
+use model_qwen::{DecodeKind, LoadOptions, QwenModel, parse_device};
 
 /// Measures single operations on a GPU.
 #[derive(Debug, Parser)]
@@ -171,7 +171,11 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
         let max_blocks = blocks_of(context);
         let step = DecodeStep::new(num_rows, max_blocks, BLOCK_SIZE, device);
         let chosen = Tensor::zeros([num_rows], (device, DType::I32));
-        let mut recorded = model.capture_decode(&step, &cache, &chosen, false, false);
+        let kind = DecodeKind {
+            has_adapters: false,
+            has_logits: false,
+        };
+        let mut recorded = model.capture_decode(&step, &cache, &chosen, kind);
         let tables: Vec<Vec<u32>> = (0..num_rows)
             .map(|row| {
                 (0..max_blocks)

@@ -156,15 +156,13 @@ impl DeviceBounds {
     /// The most rows of `x` at once.
     pub(crate) const MAX_ROWS: usize = cube::MAX_BOUND_ROWS;
 
-    /// The bounds of `weight [vocab, hidden]`; `None` where there are no kernels for it.
-    pub(crate) fn new(weight: &Tensor<2>) -> Option<Self> {
-        cube::can_bound(weight).then(|| {
-            let (codes, factors) = Dispatch::device_copy_head(weight.clone().into_dispatch());
-            Self {
-                codes: Tensor::from_dispatch(codes),
-                factors: Tensor::from_dispatch(factors),
-            }
-        })
+    /// The bounds of `weight [vocab, hidden]`, for which [`Self::bytes_of`] says that there are kernels.
+    pub(crate) fn new(weight: &Tensor<2>) -> Self {
+        let (codes, factors) = Dispatch::device_copy_head(weight.clone().into_dispatch());
+        Self {
+            codes: Tensor::from_dispatch(codes),
+            factors: Tensor::from_dispatch(factors),
+        }
     }
 
     /// Bytes of memory of the bounds of `weight [vocab, hidden]`; 0 where there are no kernels for it.
@@ -605,7 +603,8 @@ mod tests {
                 let norm = Tensor::<1>::from_data(norm.into_data(), (&gpu, DType::F32));
                 let places = TensorData::new(vec![-1; 5], [5]);
                 let places = Tensor::<1, Int>::from_data(places, (&gpu, DType::I32));
-                let bounds = DeviceBounds::new(&head).unwrap();
+                let bounds = DeviceBounds::new(&head);
+                assert_eq!(bounds.num_bytes(), DeviceBounds::bytes_of(&head));
                 let chosen = bounds.choose(x.clone(), (&norm, 1e-6), &head, &places);
                 let chosen: Vec<i32> = chosen.into_data().iter().collect();
                 let written: Vec<i32> = places.into_data().iter().collect();

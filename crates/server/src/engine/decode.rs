@@ -4,21 +4,12 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeRow, DecodeStep, PagedKvCache, SchedulerConfig};
-use model_qwen::{CapturedStep, QwenModel};
+use model_qwen::{CapturedStep, DecodeKind, QwenModel};
 
-/// What a step is recorded for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct StepKind {
-    num_rows: usize,
-    has_adapters: bool,
-    /// Whether logits are wanted besides the most likely tokens.
-    has_logits: bool,
-}
-
-/// Recorded steps by their kind. They hold handles of the weights and of the KV cache.
+/// Recorded steps by their number of rows and what they compute. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
 pub(super) struct DecodeGraphs {
-    graphs: BTreeMap<StepKind, DecodeGraph>,
+    graphs: BTreeMap<(usize, DecodeKind), DecodeGraph>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
     /// The tokens of the last step, `[rows]`.
@@ -64,7 +55,7 @@ impl DecodeGraphs {
 
     /// Whether a step that wants no logits is recorded. Recording runs it, so that the tokens of the last step are lost.
     pub(super) fn has_recorded(&self, rows: &[DecodeRow<'_>], model: &QwenModel) -> bool {
-        self.graphs.contains_key(&StepKind::of(rows, model, false))
+        self.graphs.contains_key(&key(rows, model, false))
     }
 
     /// Starts to compute one token of each sequence, and the logits if they are wanted.
@@ -75,17 +66,15 @@ impl DecodeGraphs {
         cache: &PagedKvCache,
         wants_logits: bool,
     ) -> Decoded {
-        let kind = StepKind::of(rows, model, wants_logits);
+        let (num_rows, kind) = key(rows, model, wants_logits);
         let (max_blocks, chosen) = (self.max_blocks, &self.chosen);
-        let graph = self.graphs.entry(kind).or_insert_with(|| {
+        let graph = self.graphs.entry((num_rows, kind)).or_insert_with(|| {
             let start = std::time::Instant::now();
             let (device, block_size) = (model.device(), cache.shape().block_size);
-            let step = DecodeStep::new(kind.num_rows, max_blocks, block_size, &device);
-            let (has_adapters, has_logits) = (kind.has_adapters, kind.has_logits);
-            let captured = model.capture_decode(&step, cache, chosen, has_adapters, has_logits);
+            let step = DecodeStep::new(num_rows, max_blocks, block_size, &device);
+            let captured = model.capture_decode(&step, cache, chosen, kind);
             let seconds = start.elapsed().as_secs_f32();
-            let num_rows = kind.num_rows;
-            tracing::info!(num_rows, has_logits, seconds, "recorded a decode step");
+            tracing::info!(num_rows, ?kind, seconds, "recorded a decode step");
             DecodeGraph { step, captured }
         });
         graph.step.upload(rows);
@@ -97,17 +86,15 @@ impl DecodeGraphs {
     }
 }
 
-impl StepKind {
-    /// The kind of step that computes these rows.
-    fn of(rows: &[DecodeRow<'_>], model: &QwenModel, wants_logits: bool) -> Self {
-        let num_rows = bucket(rows.len());
-        Self {
-            num_rows,
-            has_adapters: rows.iter().any(|row| row.slot.is_some()),
-            // Where tokens come from logits there is no other kind.
-            has_logits: wants_logits || !model.chooses_from_bounds(num_rows),
-        }
-    }
+/// Which recorded step computes these rows.
+fn key(rows: &[DecodeRow<'_>], model: &QwenModel, wants_logits: bool) -> (usize, DecodeKind) {
+    let num_rows = bucket(rows.len());
+    let kind = DecodeKind {
+        has_adapters: rows.iter().any(|row| row.slot.is_some()),
+        // Where tokens come from logits there is no other kind.
+        has_logits: wants_logits || !model.chooses_from_bounds(num_rows),
+    };
+    (num_rows, kind)
 }
 
 /// Rows that are computed for a number of sequences: few graphs, little waste.

@@ -92,6 +92,7 @@ struct Available {
     free: u64,
     /// What the driver takes for this process besides what the engine asks for.
     context: u64,
+    /// Whether it is a GPU that tells how much memory it has: today with CUDA.
     is_gpu: bool,
 }
 
@@ -350,8 +351,8 @@ fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &Qwen
     4 * (step + logits) as u64
 }
 
-/// Weights of a layer in NF4 that a GPU unpacks for a step of many tokens, in the type that it multiplies. Gate, up, down, and those of attention are pages of a
-/// pool, which are as large as the largest activation.
+/// Weights of a layer in NF4 that a GPU unpacks for a step of many tokens, in the type that it multiplies. Gate, up, down, and
+/// those of attention are pages of a pool, which are as large as the largest activation.
 fn unpacked_bytes(model: &QwenModel, max_num_batched_tokens: usize) -> u64 {
     let is_nf4 = |linear: &Linear| matches!(linear.weight, Weight::Nf4(_));
     if !model.linears().iter().any(|(_, linear)| is_nf4(linear)) {

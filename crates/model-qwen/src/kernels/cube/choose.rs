@@ -35,12 +35,10 @@ pub(super) fn argmax(logits: CubeTensor, chosen: CubeTensor) -> CubeTensor {
     let parts = vocab.div_ceil(PART);
     let values = empty_of(&logits, [rows, parts], DType::F32);
     let ids = empty_of(&logits, [rows, parts], DType::I32);
-    let best = empty_of(&logits, [rows], DType::I32);
-    let client = logits.client.clone();
-    // SAFETY: a cube for each part of each row, then one for each row.
+    // SAFETY: a cube for each part of each row.
     unsafe {
         argmax_parts::launch_unchecked(
-            &client,
+            &logits.client.clone(),
             CubeCount::Static(parts as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS as u32),
             logits.into_buffer_arg(),
@@ -48,8 +46,22 @@ pub(super) fn argmax(logits: CubeTensor, chosen: CubeTensor) -> CubeTensor {
             ids.clone().into_buffer_arg(),
             vocab,
         );
+    }
+    argmax_of_parts(values, ids, chosen)
+}
+
+/// The id of the largest of the values of each row's parts, both `[rows, parts]`: `[rows]`, also written to `chosen`.
+pub(super) fn argmax_of_parts(
+    values: CubeTensor,
+    ids: CubeTensor,
+    chosen: CubeTensor,
+) -> CubeTensor {
+    let [rows, parts] = values.meta.shape().dims();
+    let best = empty_of(&values, [rows], DType::I32);
+    // SAFETY: a cube for each row, of `parts` values.
+    unsafe {
         argmax_rows::launch_unchecked(
-            &client,
+            &values.client.clone(),
             CubeCount::Static(rows as u32, 1, 1),
             CubeDim::new_1d(UNITS as u32),
             values.into_buffer_arg(),
@@ -142,7 +154,7 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
         largest = max(largest, key);
     }
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
-    let largest = largest_of_units(largest, &mut shared);
+    let largest = of_all_units(largest, &mut shared, false);
     let bound = bound_of_top(&keys, &mut shared, OWN, TOP);
     let scale = scales[row];
     let max_value = value_of(largest);
@@ -205,8 +217,8 @@ fn top_of_row(
         part += UNITS;
     }
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
-    let least = largest_of_units(least, &mut shared);
-    let largest = largest_of_units(largest, &mut shared);
+    let least = of_all_units(least, &mut shared, false);
+    let largest = of_all_units(largest, &mut shared, false);
     let (scale, max_value) = (scales[row], value_of(largest));
     let mut sum = 0.0f32;
     let mut part = unit;
@@ -290,7 +302,7 @@ fn bound_of_top(
         for i in 0..own {
             count += u32::cast_from(keys[i] >= candidate);
         }
-        if count_of_units(count, shared) >= top as u32 {
+        if of_all_units(count, shared, true) >= top as u32 {
             bound = candidate;
         }
         bit >>= 1u32;
@@ -298,38 +310,28 @@ fn bound_of_top(
     bound
 }
 
-/// The largest key of all units, for each of them.
+/// The largest value of all units, or the sum of them, for each unit.
 #[cube]
-fn largest_of_units(key: u32, shared: &mut Shared<[u32]>) -> u32 {
+fn of_all_units(value: u32, shared: &mut Shared<[u32]>, #[comptime] is_sum: bool) -> u32 {
     let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let largest = plane_max(key);
+    let mut of_plane = plane_max(value);
+    if comptime!(is_sum) {
+        of_plane = plane_sum(value);
+    }
     if UNIT_POS_PLANE == 0 {
-        shared[(UNIT_POS / PLANE_DIM) as usize] = largest;
+        shared[(UNIT_POS / PLANE_DIM) as usize] = of_plane;
     }
     sync_cube();
-    let mut largest = 0u32;
+    let mut result = 0u32;
     for plane in 0..planes {
-        largest = max(largest, shared[plane]);
+        if comptime!(is_sum) {
+            result += shared[plane];
+        } else {
+            result = max(result, shared[plane]);
+        }
     }
     sync_cube();
-    largest
-}
-
-/// The sum of all units' counts, for each of them.
-#[cube]
-fn count_of_units(count: u32, shared: &mut Shared<[u32]>) -> u32 {
-    let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let count = plane_sum(count);
-    if UNIT_POS_PLANE == 0 {
-        shared[(UNIT_POS / PLANE_DIM) as usize] = count;
-    }
-    sync_cube();
-    let mut total = 0u32;
-    for plane in 0..planes {
-        total += shared[plane];
-    }
-    sync_cube();
-    total
+    result
 }
 
 /// Where a unit writes the first of its `count` entries, and the number of all.
@@ -411,7 +413,7 @@ fn argmax_parts(logits: &[f32], values: &mut [f32], ids: &mut [i32], vocab: usiz
 
 /// The largest value of the parts of each row.
 #[cube(launch_unchecked)]
-pub(super) fn argmax_rows(
+fn argmax_rows(
     values: &[f32],
     ids: &[i32],
     best_ids: &mut [i32],

@@ -12,7 +12,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::choose::argmax_rows;
+use super::choose::argmax_of_parts;
 use super::{UNITS, empty_of};
 
 /// Rows of `x`, at most: with more, reading all of the head costs less.
@@ -117,9 +117,8 @@ pub(super) fn argmax(
     let ranges = empty_of(&x, [rows * 4], DType::F32);
     let least = empty_of(&x, [rows], DType::U32);
     let uppers = empty_of(&x, [rows * vocab], DType::F32);
-    let values = empty_of(&x, [rows * parts], DType::F32);
-    let ids = empty_of(&x, [rows * parts], DType::I32);
-    let best = empty_of(&x, [rows], DType::I32);
+    let values = empty_of(&x, [rows, parts], DType::F32);
+    let ids = empty_of(&x, [rows, parts], DType::I32);
     let cubes = vocab.div_ceil(UNITS / lanes * ROWS);
     // SAFETY: rows and loads past the last ones are clamped to them, and a list holds as many rows as a part.
     unsafe {
@@ -167,16 +166,6 @@ pub(super) fn argmax(
             stride / vector,
             dtype,
         );
-        argmax_rows::launch_unchecked(
-            &client,
-            CubeCount::Static(rows as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
-            values.into_buffer_arg(),
-            ids.into_buffer_arg(),
-            best.clone().into_buffer_arg(),
-            chosen.into_buffer_arg(),
-            parts,
-        );
     }
-    best
+    argmax_of_parts(values, ids, chosen)
 }

@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 
 use super::Kernels;
+#[cfg(target_arch = "x86_64")]
+use super::micro::with_rows;
 
 /// Bytes that go together; rows are padded to a multiple of it.
 pub(crate) const STEP: usize = 64;
@@ -117,22 +119,12 @@ fn dot_bytes_with(
             // SAFETY: whoever names instructions has seen that they are there, and the lengths were compared above.
             #[cfg(target_arch = "x86_64")]
             Instructions::Vnni => unsafe {
-                match x.len() {
-                    1 => vnni::<1>(w, inner, x, out, rows),
-                    2 => vnni::<2>(w, inner, x, out, rows),
-                    3 => vnni::<3>(w, inner, x, out, rows),
-                    _ => vnni::<4>(w, inner, x, out, rows),
-                }
+                with_rows!(x.len(), |M| vnni::<M>(w, inner, x, out, rows))
             },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx2 => unsafe {
-                match x.len() {
-                    1 => avx2::<1>(w, inner, x, out, rows),
-                    2 => avx2::<2>(w, inner, x, out, rows),
-                    3 => avx2::<3>(w, inner, x, out, rows),
-                    _ => avx2::<4>(w, inner, x, out, rows),
-                }
+                with_rows!(x.len(), |M| avx2::<M>(w, inner, x, out, rows))
             },
             Instructions::Plain => plain(w, inner, x, out, rows),
         }

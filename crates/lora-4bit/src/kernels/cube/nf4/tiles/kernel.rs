@@ -311,7 +311,6 @@ fn multiply<W: Float, X: Float, Y: Float>(
         let value = part + i * comptime!(kind.planes);
         let (row, column) = place_of(first, value, kind);
         if value < comptime!(kind.results()) && row < num_rows && column < num_x {
-            // Of a pair, both halves belong to one result.
             let (block, half) = block_of(value, kind);
             let from = block * 4 + half * 2 + value % 2;
             let mut sum = 0.0f32;
@@ -344,7 +343,7 @@ fn multiply<W: Float, X: Float, Y: Float>(
     }
 }
 
-/// Of one of a group's values, the block of sums and its half.
+/// Of one of a group's values, the block of sums and its half. Of a pair, both halves belong to one value: the first is given.
 #[cube]
 fn block_of(value: usize, #[comptime] kind: Kind) -> (usize, usize) {
     let mut half = value / 2 % 2;
