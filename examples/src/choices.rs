@@ -32,6 +32,8 @@ impl Format {
 pub enum Compute {
     /// Exact factors.
     F32,
+    /// Exact factors, 16-bit integers for NF4.
+    Int16,
     /// Factors as the sum of two bf16, on CPUs with AMX.
     Bf16x2,
     /// Factors rounded to bf16, on CPUs with AVX-512-BF16 or AMX.
@@ -42,6 +44,7 @@ impl From<Compute> for ComputeDtype {
     fn from(compute: Compute) -> Self {
         match compute {
             Compute::F32 => Self::F32,
+            Compute::Int16 => Self::Int16,
             Compute::Bf16x2 => Self::Bf16x2,
             Compute::Bf16 => Self::Bf16,
         }

@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_4bit::ComputeDtype::{Bf16, F32};
+use lora_4bit::ComputeDtype::{Bf16, F32, Int16};
 use lora_4bit::kernels::{dense_linear, dense_linear_t};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::weight::Nf4Weight;
@@ -32,15 +32,18 @@ fn main() {
         let bf16 = seconds(&|| dense_linear(x.clone(), weights.bf16.clone(), F32));
         let single = seconds(&|| weights.single.forward(x.clone(), F32));
         let double = seconds(&|| weights.double.forward(x.clone(), F32));
+        let ints = seconds(&|| weights.double.forward(x.clone(), Int16));
         let rate = |bytes: usize, seconds: f64| bytes as f64 / seconds / 1e9;
         println!(
-            "w {shape:?}: bf16 {:.1} GB/s ({:.0} µs)   nf4 {:.1} ({:.0} µs)   nf4 double {:.1} ({:.0} µs)",
+            "w {shape:?}: bf16 {:.1} GB/s ({:.0} µs)   nf4 {:.1} ({:.0} µs)   nf4 double {:.1} ({:.0} µs), in integers {:.1} ({:.0} µs)",
             rate(2 * values.len(), bf16),
             bf16 * 1e6,
             rate(weights.single.num_bytes(), single),
             single * 1e6,
             rate(weights.double.num_bytes(), double),
             double * 1e6,
+            rate(weights.double.num_bytes(), ints),
+            ints * 1e6,
         );
     }
 
@@ -52,10 +55,11 @@ fn main() {
             let dy = matrix([m, shape[0]], 3, &device);
             let flop = 2.0 * (m * shape[0] * shape[1]) as f64 / 1e9;
             println!(
-                "w {shape:?}, m {m}: f32 {:.0}   bf16 {:.0}   nf4 {:.0}   bf16 factors: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}   transposed: f32 {:.0}   bf16 {:.0}   nf4 {:.0}   bf16 factors: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}",
+                "w {shape:?}, m {m}: f32 {:.0}   bf16 {:.0}   nf4 {:.0}, in integers {:.0}   bf16 factors: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}   transposed: f32 {:.0}   bf16 {:.0}   nf4 {:.0}   bf16 factors: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}",
                 flop / seconds(&|| dense_linear(x.clone(), weights.f32.clone(), F32)),
                 flop / seconds(&|| dense_linear(x.clone(), weights.bf16.clone(), F32)),
                 flop / seconds(&|| weights.double.forward(x.clone(), F32)),
+                flop / seconds(&|| weights.double.forward(x.clone(), Int16)),
                 flop / seconds(&|| dense_linear(x.clone(), weights.bf16.clone(), Bf16)),
                 flop / seconds(&|| weights.double.forward(x.clone(), Bf16)),
                 flop / seconds(&|| x.clone().matmul(weights.f32.clone().transpose())),

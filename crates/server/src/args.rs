@@ -171,7 +171,7 @@ pub enum Quantization {
 /// `--compute-dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeDtype {
-    /// float32 on the CPU, bfloat16 on a GPU.
+    /// float32 on the CPU, where NF4 weights are multiplied in 16-bit integers (off by 1e-4), and bfloat16 on a GPU.
     Auto,
     /// Exact: an answer doesn't depend on what else is computed beside it.
     Float32,

@@ -49,6 +49,10 @@ pub enum ComputeDtype {
     /// As they are. On a CPU each row has the same result whatever other rows are multiplied beside it.
     #[default]
     F32,
+    /// As [`ComputeDtype::F32`], but for NF4 weights: on CPUs with AVX2 or AVX-512-VNNI, their levels and the values they are
+    /// multiplied with are rounded to integers of up to 16 bits, with a scale for each block of 64. A result is off by some 1e-4
+    /// of its size, a tenth of what bf16 loses, and stays the same whatever other rows are multiplied beside it.
+    Int16,
     /// As the sum of two bf16, 16 bits of precision, on CPUs with AMX when there are many rows. Elsewhere as
     /// [`ComputeDtype::F32`].
     Bf16x2,

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::ProductShape;
 use super::nf4::Nf4Matrix;
+use super::simd::ints::{IntKernels, IntRows};
 use super::simd::{Element, Kernels, Order, Output};
 use crate::nf4::BLOCK_SIZE;
 
@@ -33,7 +34,11 @@ pub(super) fn dense<E: Element>(
     y: *mut f32,
 ) {
     let k = shape.inner;
-    for_each_tile(shape, MAX_DIRECT_ROWS, y, |rows, scratch, y| {
+    let tiles = Tiles {
+        max_direct: MAX_DIRECT_ROWS,
+        step: 4,
+    };
+    for_each_tile(shape, tiles, y, |rows, scratch, y| {
         let tile = &w[rows.start * k..rows.end * k];
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
         unsafe {
@@ -65,7 +70,11 @@ pub(super) fn nf4(
     } else {
         (x, Order::Natural)
     };
-    for_each_tile(shape, MAX_NF4_DIRECT_ROWS, y, |rows, scratch, y| {
+    let tiles = Tiles {
+        max_direct: MAX_NF4_DIRECT_ROWS,
+        step: 4,
+    };
+    for_each_tile(shape, tiles, y, |rows, scratch, y| {
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
         unsafe {
             if whole_blocks && shape.m <= MAX_NF4_DIRECT_ROWS {
@@ -77,6 +86,27 @@ pub(super) fn nf4(
                 (kernels.dot_f32)(x, wide, k, y);
             }
         }
+    });
+}
+
+/// The same with `x` rounded to integers; `k` is a multiple of 64.
+pub(super) fn nf4_ints(
+    kernels: &IntKernels,
+    x: &[f32],
+    w: &Nf4Matrix<'_>,
+    shape: ProductShape,
+    y: *mut f32,
+) {
+    let k = shape.inner;
+    let x = IntRows::new(kernels, x, k, w.map());
+    let tiles = Tiles {
+        max_direct: kernels.max_direct_rows,
+        step: kernels.tile_rows,
+    };
+    for_each_tile(shape, tiles, y, |rows, scratch, y| {
+        let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
+        // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
+        unsafe { (kernels.dot)(&x, w.rows(blocks), y, &mut scratch.0) }
     });
 }
 
@@ -98,12 +128,18 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+/// How the rows of `w` are divided.
+struct Tiles {
+    /// Up to so many rows of `x`, a tile is read once and needn't fit the cache beside its unpacked values.
+    max_direct: usize,
+    /// Rows that go together.
+    step: usize,
+}
+
 /// Calls `job` with every tile of rows of `w`, working memory, and the columns of `y` that belong to the tile.
-///
-/// Up to `max_direct` rows of `x`, a tile is read once and needn't fit the cache beside its unpacked values.
 fn for_each_tile(
     shape: ProductShape,
-    max_direct: usize,
+    Tiles { max_direct, step }: Tiles,
     y: *mut f32,
     job: impl Fn(std::ops::Range<usize>, &mut Scratch, Output) + Sync,
 ) {
@@ -119,7 +155,7 @@ fn for_each_tile(
             false => TILE_BYTES / size_of::<f32>(),
         };
         let spread = columns / (4 * rayon::current_num_threads());
-        ((values / inner).min(spread) / 4 * 4).max(4)
+        ((values / inner).min(spread) / step * step).max(step)
     } else {
         columns
     };

@@ -7,7 +7,7 @@
 //! - `forward`: `x · wᵀ`,
 //! - `transposed`: `dy · w`,
 //! - `lora`: an adapter's product and its gradients,
-//! - `pairs`: both with bf16 factors,
+//! - `pairs`: both with bf16 factors; `forward` has one with NF4 and integers,
 //! - `nf4`: ranges of an NF4 weight,
 //! - `simd`: the inner loops for AVX-512, AVX2, NEON and any other CPU.
 
@@ -30,9 +30,11 @@ use half::{bf16, f16};
 
 use self::nf4::Nf4Matrix;
 use self::pairs::Parts;
+use self::simd::ints::IntKernels;
 use self::simd::pairs::PairKernels;
 use self::simd::{Element, Kernels};
 use super::{ComputeDtype, LinearOps, Nf4Operand, naive};
+use crate::nf4::BLOCK_SIZE;
 
 impl LinearOps for Flex {
     fn dense_linear(
@@ -88,7 +90,10 @@ impl LinearOps for Flex {
                     };
                     pairs::forward((pairs, parts), x, &w, shape, y);
                 }
-                None => forward::nf4(kernels, x, &matrix, shape, y),
+                None => match int_kernels(shape, compute) {
+                    Some(kernels) => forward::nf4_ints(kernels, x, &matrix, shape, y),
+                    None => forward::nf4(kernels, x, &matrix, shape, y),
+                },
             }
         })
     }
@@ -171,7 +176,7 @@ fn pair_kernels(
     shape: ProductShape,
     compute: ComputeDtype,
 ) -> Option<(&'static PairKernels, Parts)> {
-    if compute == ComputeDtype::F32 || shape.m < pairs::MIN_ROWS {
+    if matches!(compute, ComputeDtype::F32 | ComputeDtype::Int16) || shape.m < pairs::MIN_ROWS {
         return None;
     }
     let kernels = PairKernels::get()?;
@@ -179,6 +184,12 @@ fn pair_kernels(
         ComputeDtype::Bf16 => Some((kernels, Parts::One)),
         _ => kernels.pays_for_parts.then_some((kernels, Parts::Two)),
     }
+}
+
+/// The loops for integers, if they are wanted, exist, and fit the blocks of a row.
+fn int_kernels(shape: ProductShape, compute: ComputeDtype) -> Option<&'static IntKernels> {
+    let fits = compute == ComputeDtype::Int16 && shape.inner.is_multiple_of(BLOCK_SIZE);
+    fits.then(|| IntKernels::get(shape.m)).flatten()
 }
 
 /// The sizes of a product: `left [m, inner]`, `right [inner, columns]` → `[m, columns]`.

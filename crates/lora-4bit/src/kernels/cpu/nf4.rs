@@ -49,6 +49,11 @@ impl<'a> Nf4Matrix<'a> {
         self.packed
     }
 
+    /// The levels of the codes.
+    pub(super) fn map(&self) -> &[f32; 16] {
+        self.map
+    }
+
     /// The scale of a block, in f32.
     fn scale(&self, block: usize) -> f32 {
         match self.scales {

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::nf4::Nf4Matrix;
 use super::pairs::Parts;
+use super::simd::ints::{IntKernels, plain};
 use super::simd::pairs::PairKernels;
 use super::simd::{Element, Kernels};
 use super::{ProductShape, forward, pairs, transposed};
@@ -80,6 +81,79 @@ fn products_of_bf16_factors_equal_plain_sums() {
             check_source(pairs, shape, (&w, &rounded), &source);
         }
     }
+}
+
+#[test]
+fn products_with_integers_equal_their_reference() {
+    for kernels in IntKernels::supported() {
+        for [m, n, k] in SHAPES.into_iter().filter(|shape| shape[2] % 64 == 0) {
+            for double in [false, true] {
+                let data = Nf4Data::quantize(&random(n * k, 3), [n, k], DType::F32, double);
+                let operand = operand(&data);
+                let matrix = Nf4Matrix::new(&operand).unwrap();
+                let mut x = random(m * k, 1);
+                // One value that is much larger than all others, and a block of zeros.
+                x[5] = 1000.0;
+                x[(m - 1) * k..][k - 64..k].fill(0.0);
+                let (mut found, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
+                let shape = ProductShape {
+                    m,
+                    inner: k,
+                    columns: n,
+                };
+                forward::nf4_ints(kernels, &x, &matrix, shape, found.as_mut_ptr());
+                plain(&x, matrix.rows(0..n * k / 64), k, &mut expected);
+                assert_eq!(found, expected, "{} {m} {n} {k}", kernels.name);
+                // Far less than bf16 would lose.
+                let w = data.dequantize();
+                for (i, found) in found.iter().enumerate() {
+                    let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                    let exact: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                    let lengths = length(x) * length(w);
+                    assert!((found - exact).abs() <= 3e-4 * lengths, "{found} {exact}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_stay_within_their_bits_and_what_is_not_finite_stays_so() {
+    let (n, k) = (5, 128);
+    for kernels in IntKernels::supported() {
+        for value in [1.0, -1.0, 1e36, 1e-38, 0.0] {
+            // All codes have the largest level.
+            let data = Nf4Data::quantize(&vec![0.25; n * k], [n, k], DType::F32, false);
+            let operand = operand(&data);
+            let matrix = Nf4Matrix::new(&operand).unwrap();
+            let x = vec![value; k];
+            let mut y = vec![0.0; n];
+            let shape = ProductShape {
+                m: 1,
+                inner: k,
+                columns: n,
+            };
+            forward::nf4_ints(kernels, &x, &matrix, shape, y.as_mut_ptr());
+            let expected = value * 0.25 * k as f32;
+            for y in &y {
+                let error = (y - expected).abs();
+                assert!(
+                    error <= 2e-4 * expected.abs() + 1e-30 || *y == expected,
+                    "{y} {expected}"
+                );
+            }
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = x.clone();
+                x[77] = bad;
+                forward::nf4_ints(kernels, &x, &matrix, shape, y.as_mut_ptr());
+                assert!(y.iter().all(|y| y.is_nan()), "{y:?}");
+            }
+        }
+    }
+}
+
+fn length(values: &[f32]) -> f32 {
+    values.iter().map(|value| value * value).sum::<f32>().sqrt()
 }
 
 /// A dense weight that bf16 represents.

@@ -9,6 +9,7 @@
 
 pub(crate) mod bytes;
 mod dot;
+pub(super) mod ints;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
