@@ -8,6 +8,11 @@
 //! The blocks of a row are added one after the other, so that a result has the same bits whatever the number of rows and
 //! whichever of the loops computes it.
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "no loops for other CPUs yet")
+)]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
