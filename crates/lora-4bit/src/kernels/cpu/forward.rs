@@ -34,23 +34,24 @@ pub(super) fn dense<E: Element>(
     y: *mut f32,
 ) {
     let k = shape.inner;
-    let tiles = Tiles {
-        max_direct: MAX_DIRECT_ROWS,
-        step: 4,
-    };
-    for_each_tile(shape, tiles, y, |rows, scratch, y| {
-        let tile = &w[rows.start * k..rows.end * k];
-        // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
-        unsafe {
-            if shape.m <= MAX_DIRECT_ROWS || size_of::<E>() == size_of::<f32>() {
-                E::dot(kernels)(x, tile, k, y);
-            } else {
-                let wide = scratch.values(tile.len());
-                E::widen(kernels)(tile, wide);
-                (kernels.dot_f32)(x, wide, k, y);
+    for_each_tile(
+        shape,
+        Tiles::of_floats(MAX_DIRECT_ROWS),
+        y,
+        |rows, scratch, y| {
+            let tile = &w[rows.start * k..rows.end * k];
+            // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
+            unsafe {
+                if shape.m <= MAX_DIRECT_ROWS || size_of::<E>() == size_of::<f32>() {
+                    E::dot(kernels)(x, tile, k, y);
+                } else {
+                    let wide = scratch.values(tile.len());
+                    E::widen(kernels)(tile, wide);
+                    (kernels.dot_f32)(x, wide, k, y);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// `y = x · wᵀ` with `w` in NF4: `x [m, k]`, `w [n, k]`, `y [m, n]`.
@@ -70,23 +71,24 @@ pub(super) fn nf4(
     } else {
         (x, Order::Natural)
     };
-    let tiles = Tiles {
-        max_direct: MAX_NF4_DIRECT_ROWS,
-        step: 4,
-    };
-    for_each_tile(shape, tiles, y, |rows, scratch, y| {
-        // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
-        unsafe {
-            if whole_blocks && shape.m <= MAX_NF4_DIRECT_ROWS {
-                let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
-                (kernels.dot_nf4)(x, w.rows(blocks), k, y);
-            } else {
-                let wide = scratch.values(rows.len() * k);
-                w.unpack(rows.start * k..rows.end * k, order, kernels, wide);
-                (kernels.dot_f32)(x, wide, k, y);
+    for_each_tile(
+        shape,
+        Tiles::of_floats(MAX_NF4_DIRECT_ROWS),
+        y,
+        |rows, scratch, y| {
+            // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
+            unsafe {
+                if whole_blocks && shape.m <= MAX_NF4_DIRECT_ROWS {
+                    let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
+                    (kernels.dot_nf4)(x, w.rows(blocks), k, y);
+                } else {
+                    let wide = scratch.values(rows.len() * k);
+                    w.unpack(rows.start * k..rows.end * k, order, kernels, wide);
+                    (kernels.dot_f32)(x, wide, k, y);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The same with `x` rounded to integers; `k` is a multiple of 64.
@@ -134,6 +136,16 @@ struct Tiles {
     max_direct: usize,
     /// Rows that go together.
     step: usize,
+}
+
+impl Tiles {
+    /// The loops for floats take four rows of `w` at a time.
+    fn of_floats(max_direct: usize) -> Self {
+        Self {
+            max_direct,
+            step: 4,
+        }
+    }
 }
 
 /// Calls `job` with every tile of rows of `w`, working memory, and the columns of `y` that belong to the tile.

@@ -20,6 +20,7 @@ mod avx512;
 
 use std::sync::OnceLock;
 
+use super::micro::BLOCK_BYTES;
 use super::{Kernels, Nf4Rows, Output, PANEL, Scales};
 use crate::nf4::NESTED_BLOCK_SIZE;
 
@@ -97,9 +98,22 @@ pub(in super::super) struct IntRows {
     values: Vec<i16>,
     /// `[m, k / 64]`: a value is its integer times this, and the integer of a level times this is its product with the level.
     scales: Vec<f32>,
-    /// Integers of the levels.
-    levels: [i16; 16],
+    levels: Levels,
     blocks: usize,
+}
+
+/// Integers of the levels.
+struct Levels {
+    words: [i16; 16],
+    /// Their low and their high bytes, where a look-up is one of bytes.
+    bytes: [[u8; 16]; 2],
+}
+
+impl Levels {
+    fn new(words: [i16; 16]) -> Self {
+        let bytes = [0, 1].map(|i| words.map(|word| word.to_le_bytes()[i]));
+        Self { words, bytes }
+    }
 }
 
 impl IntRows {
@@ -141,7 +155,7 @@ impl IntRows {
         Self {
             values,
             scales,
-            levels: map.map(|level| (level / level_scale).round() as i16),
+            levels: Levels::new(map.map(|level| (level / level_scale).round() as i16)),
             blocks: k / PANEL,
         }
     }
@@ -302,6 +316,120 @@ unsafe fn write_scales<const R: usize>(
     }
 }
 
+/// A tile of `R` rows of weights as it is stored.
+struct Codes<'a, const R: usize> {
+    /// First bytes of the rows.
+    rows: [*const u8; R],
+    levels: &'a Levels,
+    /// Bytes from a block to the one to fetch into the cache meanwhile: the same place some tiles further on.
+    ahead: usize,
+}
+
+/// How far ahead codes are fetched, at least.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Where the integers of a tile come from.
+#[derive(Clone, Copy)]
+enum Source<'a, const R: usize> {
+    Codes(&'a Codes<'a, R>),
+    /// What [`Tile::unpack`] has written.
+    Panel(*const f32),
+}
+
+/// The loops over a tile of `R` rows of weights.
+trait Tile<const R: usize> {
+    /// Rows of `x` that are multiplied together, at most.
+    const PASS: usize;
+
+    /// Writes the integers of a tile, `R * 64` 16-bit values a block.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions, the blocks exist, and there is room.
+    unsafe fn unpack(codes: &Codes<'_, R>, blocks: usize, to: *mut f32);
+
+    /// Products of `num_rows` rows of `x` with a tile, of which `columns` are written to `y`.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions; the rows exist, and `scales [blocks, R]`.
+    unsafe fn multiply(
+        num_rows: usize,
+        x: Part,
+        source: Source<'_, R>,
+        scales: *const f32,
+        y: Output,
+        columns: usize,
+    );
+}
+
+/// See [`IntKernels::dot`]. A tile of weights is unpacked once if it serves more rows of `x` than one pass takes.
+///
+/// # Safety
+///
+/// As for [`IntKernels::dot`].
+#[inline(always)]
+unsafe fn dot<T: Tile<R>, const R: usize>(
+    x: &IntRows,
+    w: Nf4Rows<'_>,
+    y: Output,
+    memory: &mut Vec<f32>,
+) {
+    let (blocks, m) = (x.blocks, x.num_rows());
+    let row_bytes = blocks * BLOCK_BYTES;
+    let num_rows = w.packed.len() / row_bytes;
+    let tiles = num_rows.div_ceil(R);
+    let columns = |tile: usize| usize::min(R, num_rows - tile * R);
+    let codes = |tile: usize| {
+        let mut rows = [w.packed.as_ptr(); R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the row exists: the last one takes the place of those that don't.
+            *row = unsafe { row.add(usize::min(tile * R + r, num_rows - 1) * row_bytes) };
+        }
+        Codes {
+            rows,
+            levels: &x.levels,
+            ahead: PREFETCH_BYTES.next_multiple_of(R * row_bytes),
+        }
+    };
+    let (panel_len, scales_len) = (blocks * R * PANEL / 2, blocks * R);
+    // SAFETY: the tiles cover the rows of weights, the passes those of `x`; the memory has room for what is put there.
+    unsafe {
+        if m <= T::PASS {
+            let scales = room(memory, scales_len);
+            for tile in 0..tiles {
+                write_scales::<R>(&w, tile * R, num_rows, blocks, scales);
+                let (codes, y) = (codes(tile), y.at(0, tile * R));
+                T::multiply(
+                    m,
+                    x.from(0),
+                    Source::Codes(&codes),
+                    scales,
+                    y,
+                    columns(tile),
+                );
+            }
+            return;
+        }
+        let panels = room(memory, tiles * (panel_len + scales_len));
+        let scales = panels.add(tiles * panel_len);
+        for tile in 0..tiles {
+            let to = scales.add(tile * scales_len);
+            write_scales::<R>(&w, tile * R, num_rows, blocks, to);
+            T::unpack(&codes(tile), blocks, panels.add(tile * panel_len));
+        }
+        let pass = m.div_ceil(m.div_ceil(T::PASS));
+        for row in (0..m).step_by(pass) {
+            let (rows, x) = (usize::min(pass, m - row), x.from(row));
+            for tile in 0..tiles {
+                let source = Source::Panel(panels.add(tile * panel_len));
+                let (scales, y) = (scales.add(tile * scales_len), y.at(row, tile * R));
+                T::multiply(rows, x, source, scales, y, columns(tile));
+            }
+        }
+    }
+}
+
 /// Room for `len` values, whatever they are.
 fn room(memory: &mut Vec<f32>, len: usize) -> *mut f32 {
     if memory.len() < len {
@@ -344,7 +472,7 @@ pub(in super::super) fn plain(x: &[f32], w: Nf4Rows<'_>, k: usize, y: &mut [f32]
             } else {
                 byte & 15
             };
-            i32::from(x.levels[usize::from(code)])
+            i32::from(x.levels.words[usize::from(code)])
         };
         for i in 0..x.num_rows() {
             let mut sum = 0.0f32;

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::micro::{BLOCK_BYTES, with_rows};
 use super::super::{Nf4Rows, Output, PANEL};
-use super::{IntKernels, IntRows, Order, Part, room, round, write_scales};
+use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round};
 
 /// Rows of weights whose results are a vector.
 const ROWS: usize = 4;
@@ -12,8 +12,6 @@ const ROWS: usize = 4;
 const PASS: usize = 4;
 /// Vectors of a block.
 const VECTORS: usize = PANEL / 16;
-/// How far ahead codes are fetched into the cache, at least.
-const PREFETCH_BYTES: usize = 4096;
 
 pub(super) static KERNELS: IntKernels = IntKernels {
     name: "avx2",
@@ -22,7 +20,7 @@ pub(super) static KERNELS: IntKernels = IntKernels {
     tile_rows: ROWS,
     max_direct_rows: PASS,
     // SAFETY: as for `IntKernels::dot`.
-    dot: |x, w, y, memory| unsafe { dot(x, w, y, memory) },
+    dot: |x, w, y, memory| unsafe { multiply_all(x, w, y, memory) },
 };
 
 /// The first two vectors have the codes in the low bits of bytes, that is odd places; the others those in the high bits.
@@ -51,93 +49,37 @@ fn round_values(x: &[f32], values: &mut [i16], scales: &mut [f32]) {
 
 /// See [`IntKernels::dot`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn dot(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Vec<f32>) {
-    let (blocks, m) = (x.blocks, x.num_rows());
-    let row_bytes = blocks * BLOCK_BYTES;
-    let num_rows = w.packed.len() / row_bytes;
-    let tiles = num_rows.div_ceil(ROWS);
-    let (panel_len, scales_len) = (ROWS * blocks * PANEL / 2, blocks * ROWS);
-    // SAFETY: the tiles cover the rows of weights, the passes those of `x`; the memory has room for what is put there.
-    unsafe {
-        let levels = Levels::new(&x.levels);
-        let codes = |tile: usize| {
-            let mut rows = [w.packed.as_ptr(); ROWS];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = row.add(usize::min(tile * ROWS + r, num_rows - 1) * row_bytes);
-            }
-            let ahead = PREFETCH_BYTES.next_multiple_of(ROWS * row_bytes);
-            Codes {
-                rows,
-                levels,
-                ahead,
-            }
-        };
-        if m <= PASS {
-            let scales = room(memory, scales_len);
-            for tile in 0..tiles {
-                write_scales::<ROWS>(&w, tile * ROWS, num_rows, blocks, scales);
-                let y = y.at(0, tile * ROWS);
-                let columns = usize::min(ROWS, num_rows - tile * ROWS);
-                let codes = codes(tile);
-                let source = Source::Codes(&codes);
-                with_rows!(m, |M| multiply::<M>(x.from(0), source, scales, y, columns));
-            }
-            return;
-        }
-        let panels = room(memory, tiles * (panel_len + scales_len));
-        let scales = panels.add(tiles * panel_len);
-        for tile in 0..tiles {
-            let to = scales.add(tile * scales_len);
-            write_scales::<ROWS>(&w, tile * ROWS, num_rows, blocks, to);
-            unpack(&codes(tile), blocks, panels.add(tile * panel_len).cast());
-        }
-        let pass = m.div_ceil(m.div_ceil(PASS));
-        for row in (0..m).step_by(pass) {
-            for tile in 0..tiles {
-                let source = Source::Panel(panels.add(tile * panel_len).cast());
-                let scales = scales.add(tile * scales_len);
-                let y = y.at(row, tile * ROWS);
-                let columns = usize::min(ROWS, num_rows - tile * ROWS);
-                let (rows, x) = (usize::min(pass, m - row), x.from(row));
-                with_rows!(rows, |M| multiply::<M>(x, source, scales, y, columns));
-            }
-        }
+unsafe fn multiply_all(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Vec<f32>) {
+    // SAFETY: the CPU has the instructions.
+    unsafe { super::dot::<InVectors, ROWS>(x, w, y, memory) }
+}
+
+impl Tile<ROWS> for InVectors {
+    const PASS: usize = PASS;
+
+    #[inline(always)]
+    unsafe fn unpack(codes: &Codes<'_, ROWS>, blocks: usize, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { unpack(codes, blocks, to.cast()) }
     }
-}
 
-/// The integers of the levels: their low and their high bytes.
-#[derive(Clone, Copy)]
-struct Levels {
-    low: __m256i,
-    high: __m256i,
-}
-
-impl Levels {
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    fn new(levels: &[i16; 16]) -> Self {
-        let low = levels.map(|level| level as u8);
-        let high = levels.map(|level| (level >> 8) as u8);
-        // SAFETY: 16 bytes each.
+    #[inline(always)]
+    unsafe fn multiply(
+        num_rows: usize,
+        x: Part,
+        source: Source<'_, ROWS>,
+        scales: *const f32,
+        y: Output,
+        columns: usize,
+    ) {
+        // SAFETY: the caller's promise.
         unsafe {
-            Self {
-                low: _mm256_broadcastsi128_si256(_mm_loadu_si128(low.as_ptr().cast())),
-                high: _mm256_broadcastsi128_si256(_mm_loadu_si128(high.as_ptr().cast())),
-            }
+            with_rows!(num_rows, |M| multiply::<M>(x, source, scales, y, columns));
         }
     }
 }
 
-/// A tile as it is stored.
-struct Codes {
-    /// First bytes of the rows.
-    rows: [*const u8; ROWS],
-    levels: Levels,
-    /// Bytes from a block to the one to fetch meanwhile.
-    ahead: usize,
-}
-
-impl Codes {
+impl Codes<'_, ROWS> {
     /// The integers of a block of a row.
     ///
     /// # Safety
@@ -155,17 +97,26 @@ impl Codes {
             }
             _mm256_loadu_si256(from.cast())
         };
+        let [low_bytes, high_bytes] = &self.levels.bytes;
+        // SAFETY: 16 bytes each.
+        let (low_bytes, high_bytes) = unsafe {
+            let load = |bytes: &[u8; 16]| _mm_loadu_si128(bytes.as_ptr().cast());
+            (
+                _mm256_broadcastsi128_si256(load(low_bytes)),
+                _mm256_broadcastsi128_si256(load(high_bytes)),
+            )
+        };
         let mask = _mm256_set1_epi8(15);
         let odd = _mm256_and_si256(bytes, mask);
         let even = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask);
-        let low = _mm256_shuffle_epi8(self.levels.low, odd);
-        let high = _mm256_shuffle_epi8(self.levels.high, odd);
+        let low = _mm256_shuffle_epi8(low_bytes, odd);
+        let high = _mm256_shuffle_epi8(high_bytes, odd);
         let (a, b) = (
             _mm256_unpacklo_epi8(low, high),
             _mm256_unpackhi_epi8(low, high),
         );
-        let low = _mm256_shuffle_epi8(self.levels.low, even);
-        let high = _mm256_shuffle_epi8(self.levels.high, even);
+        let low = _mm256_shuffle_epi8(low_bytes, even);
+        let high = _mm256_shuffle_epi8(high_bytes, even);
         let (c, d) = (
             _mm256_unpacklo_epi8(low, high),
             _mm256_unpackhi_epi8(low, high),
@@ -175,48 +126,18 @@ impl Codes {
 }
 
 /// Writes the vectors of a tile, `[blocks, ROWS, VECTORS]`.
+///
+/// # Safety
+///
+/// There is room for them.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn unpack(codes: &Codes, blocks: usize, to: *mut __m256i) {
+unsafe fn unpack(codes: &Codes<'_, ROWS>, blocks: usize, to: *mut [__m256i; VECTORS]) {
     for block in 0..blocks {
         for row in 0..ROWS {
-            // SAFETY: the caller's memory has room.
+            // SAFETY: the caller's promise.
             unsafe {
                 let vectors = codes.block(row, block);
-                for (i, vector) in vectors.into_iter().enumerate() {
-                    let at = (block * ROWS + row) * VECTORS + i;
-                    _mm256_storeu_si256(to.add(at), vector);
-                }
-            }
-        }
-    }
-}
-
-/// Where the integers of a tile come from.
-#[derive(Clone, Copy)]
-enum Source<'a> {
-    Codes(&'a Codes),
-    /// What [`unpack`] has written.
-    Panel(*const __m256i),
-}
-
-impl Source<'_> {
-    /// The integers of a block of a row.
-    ///
-    /// # Safety
-    ///
-    /// They exist.
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    unsafe fn block(self, row: usize, block: usize) -> [__m256i; VECTORS] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self {
-                Self::Codes(codes) => codes.block(row, block),
-                Self::Panel(panel) => {
-                    let from = panel.add((block * ROWS + row) * VECTORS);
-                    let load = |i: usize| _mm256_loadu_si256(from.add(i));
-                    [load(0), load(1), load(2), load(3)]
-                }
+                to.add(block * ROWS + row).write_unaligned(vectors);
             }
         }
     }
@@ -226,7 +147,7 @@ impl Source<'_> {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply<const M: usize>(
     x: Part,
-    source: Source<'_>,
+    source: Source<'_, ROWS>,
     scales: *const f32,
     y: Output,
     columns: usize,
@@ -237,7 +158,13 @@ unsafe fn multiply<const M: usize>(
         // SAFETY: block and rows exist.
         unsafe {
             for row in 0..ROWS {
-                let w = source.block(row, block);
+                let w = match source {
+                    Source::Codes(codes) => codes.block(row, block),
+                    Source::Panel(panel) => {
+                        let panel = panel.cast::<[__m256i; VECTORS]>();
+                        panel.add(block * ROWS + row).read_unaligned()
+                    }
+                };
                 for (m, totals) in totals.iter_mut().enumerate() {
                     let x = x.block(m, block).cast::<__m256i>();
                     let products = |i: usize| _mm256_madd_epi16(w[i], _mm256_loadu_si256(x.add(i)));

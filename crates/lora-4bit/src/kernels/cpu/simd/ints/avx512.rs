@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::micro::{BLOCK_BYTES, with_rows};
 use super::super::{Nf4Rows, Output, PANEL};
-use super::{IntKernels, IntRows, Order, Part, room, round, write_scales};
+use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round};
 
 /// Rows of weights of a tile, a lane each.
 const ROWS: usize = 16;
@@ -20,7 +20,7 @@ pub(super) static KERNELS: IntKernels = IntKernels {
     tile_rows: ROWS,
     max_direct_rows: PASS,
     // SAFETY: as for `IntKernels::dot`.
-    dot: |x, w, y, memory| unsafe { dot(x, w, y, memory) },
+    dot: |x, w, y, memory| unsafe { multiply_all(x, w, y, memory) },
 };
 
 /// Four bytes of a row are a lane. Their eight codes lie in it in the order 1 0 3 2 5 4 7 6, from the lowest bits on, and a
@@ -49,77 +49,41 @@ fn round_values(x: &[f32], values: &mut [i16], scales: &mut [f32]) {
 
 /// See [`IntKernels::dot`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn dot(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Vec<f32>) {
-    let (blocks, m) = (x.blocks, x.num_rows());
-    let num_rows = w.packed.len() / (blocks * BLOCK_BYTES);
-    let tiles = num_rows.div_ceil(ROWS);
-    let (panel_len, scales_len) = (blocks * VECTORS * ROWS, blocks * ROWS);
-    // SAFETY: the tiles cover the rows of weights, the passes those of `x`; the memory has room for what is put there.
-    unsafe {
-        if m <= PASS {
-            let scales = room(memory, scales_len);
-            for tile in 0..tiles {
-                write_scales::<ROWS>(&w, tile * ROWS, num_rows, blocks, scales);
-                let codes = Codes::new(x, w, tile * ROWS, num_rows);
-                let y = y.at(0, tile * ROWS);
-                let columns = usize::min(ROWS, num_rows - tile * ROWS);
-                let source = Source::Codes(&codes);
-                multiply_rows(m, x.from(0), source, scales, y, columns);
-            }
-            return;
-        }
-        let panels = room(memory, tiles * (panel_len + scales_len));
-        let scales = panels.add(tiles * panel_len);
-        for tile in 0..tiles {
-            let to = scales.add(tile * scales_len);
-            write_scales::<ROWS>(&w, tile * ROWS, num_rows, blocks, to);
-            let codes = Codes::new(x, w, tile * ROWS, num_rows);
-            unpack(&codes, blocks, panels.add(tile * panel_len).cast());
-        }
-        let pass = m.div_ceil(m.div_ceil(PASS));
-        for row in (0..m).step_by(pass) {
-            for tile in 0..tiles {
-                let source = Source::Panel(panels.add(tile * panel_len).cast());
-                let scales = scales.add(tile * scales_len);
-                let y = y.at(row, tile * ROWS);
-                let columns = usize::min(ROWS, num_rows - tile * ROWS);
-                let rows = usize::min(pass, m - row);
-                multiply_rows(rows, x.from(row), source, scales, y, columns);
+unsafe fn multiply_all(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Vec<f32>) {
+    // SAFETY: the CPU has the instructions.
+    unsafe { super::dot::<InLanes, ROWS>(x, w, y, memory) }
+}
+
+impl Tile<ROWS> for InLanes {
+    const PASS: usize = PASS;
+
+    #[inline(always)]
+    unsafe fn unpack(codes: &Codes<'_, ROWS>, blocks: usize, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { unpack(codes, blocks, to.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(
+        num_rows: usize,
+        x: Part,
+        source: Source<'_, ROWS>,
+        scales: *const f32,
+        y: Output,
+        columns: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match num_rows {
+                8 => multiply::<8>(x, source, scales, y, columns),
+                7 => multiply::<7>(x, source, scales, y, columns),
+                _ => with_rows!(num_rows, |M| multiply::<M>(x, source, scales, y, columns)),
             }
         }
     }
 }
 
-/// A tile as it is stored.
-struct Codes {
-    /// First bytes of the rows.
-    rows: [*const u8; ROWS],
-    /// The integers of the levels, twice.
-    levels: __m512i,
-    /// Bytes from a row to the one that takes its place in the next tile.
-    ahead: usize,
-}
-
-impl Codes {
-    /// The rows from `first` on; the last one takes the place of those that don't exist.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    #[inline]
-    unsafe fn new(x: &IntRows, w: Nf4Rows<'_>, first: usize, num_rows: usize) -> Self {
-        let row_bytes = x.blocks * BLOCK_BYTES;
-        let mut rows = [w.packed.as_ptr(); ROWS];
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the row exists.
-            *row = unsafe { row.add(usize::min(first + r, num_rows - 1) * row_bytes) };
-        }
-        // SAFETY: 16 levels.
-        let levels = unsafe { _mm256_loadu_si256(x.levels.as_ptr().cast()) };
-        Self {
-            rows,
-            levels: _mm512_broadcast_i64x4(levels),
-            ahead: ROWS * row_bytes,
-        }
-    }
-
+impl Codes<'_, ROWS> {
     /// Calls `then` with every vector of a block.
     ///
     /// # Safety
@@ -128,17 +92,21 @@ impl Codes {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     #[inline]
     unsafe fn for_each(&self, block: usize, mut then: impl FnMut(usize, __m512i)) {
-        // SAFETY: the caller's promise.
-        let words = unsafe { self.transposed(block * BLOCK_BYTES) };
+        // SAFETY: the caller's promise; there are 16 levels.
+        let (words, levels) = unsafe {
+            let levels = _mm256_loadu_si256(self.levels.words.as_ptr().cast());
+            (self.transposed(block * BLOCK_BYTES), levels)
+        };
         // The lookup uses five bits of each index; the levels are there twice, so that four count.
+        let levels = _mm512_broadcast_i64x4(levels);
         for (i, word) in words.into_iter().enumerate() {
-            then(4 * i, _mm512_permutexvar_epi16(word, self.levels));
+            then(4 * i, _mm512_permutexvar_epi16(word, levels));
             let word = _mm512_srli_epi16::<4>(word);
-            then(4 * i + 1, _mm512_permutexvar_epi16(word, self.levels));
+            then(4 * i + 1, _mm512_permutexvar_epi16(word, levels));
             let word = _mm512_srli_epi16::<4>(word);
-            then(4 * i + 2, _mm512_permutexvar_epi16(word, self.levels));
+            then(4 * i + 2, _mm512_permutexvar_epi16(word, levels));
             let word = _mm512_srli_epi16::<4>(word);
-            then(4 * i + 3, _mm512_permutexvar_epi16(word, self.levels));
+            then(4 * i + 3, _mm512_permutexvar_epi16(word, levels));
         }
     }
 
@@ -214,7 +182,7 @@ impl Codes {
 ///
 /// There is room for them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn unpack(codes: &Codes, blocks: usize, to: *mut __m512i) {
+unsafe fn unpack(codes: &Codes<'_, ROWS>, blocks: usize, to: *mut __m512i) {
     for block in 0..blocks {
         // SAFETY: the caller's promise.
         unsafe {
@@ -226,42 +194,11 @@ unsafe fn unpack(codes: &Codes, blocks: usize, to: *mut __m512i) {
     }
 }
 
-/// Where the integers of a tile come from.
-#[derive(Clone, Copy)]
-enum Source<'a> {
-    Codes(&'a Codes),
-    /// What [`unpack`] has written.
-    Panel(*const __m512i),
-}
-
-/// Products of up to [`PASS`] rows of `x` with a tile, of which `columns` are written to `y`.
-///
-/// # Safety
-///
-/// The rows exist, and `scales [blocks, ROWS]`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn multiply_rows(
-    num_rows: usize,
-    x: Part,
-    source: Source<'_>,
-    scales: *const f32,
-    y: Output,
-    columns: usize,
-) {
-    // SAFETY: forwarded.
-    unsafe {
-        match num_rows {
-            8 => multiply::<8>(x, source, scales, y, columns),
-            7 => multiply::<7>(x, source, scales, y, columns),
-            _ => with_rows!(num_rows, |M| multiply::<M>(x, source, scales, y, columns)),
-        }
-    }
-}
-
+/// Products of `M` rows of `x` with a tile, of which `columns` are written.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn multiply<const M: usize>(
     x: Part,
-    source: Source<'_>,
+    source: Source<'_, ROWS>,
     scales: *const f32,
     y: Output,
     columns: usize,
@@ -278,6 +215,7 @@ unsafe fn multiply<const M: usize>(
                     codes.for_each(block, |i, w| totals.add(i, w));
                 }
                 Source::Panel(panel) => {
+                    let panel = panel.cast::<__m512i>();
                     for i in 0..VECTORS {
                         totals.add(i, _mm512_loadu_si512(panel.add(block * VECTORS + i)));
                     }
