@@ -37,16 +37,21 @@ pub struct DecodeRow<'a> {
     pub slot: Option<usize>,
     /// Block of every `block_size` tokens up to this one.
     pub block_table: &'a [u32],
+    /// How the caller's kernels choose the token that follows: nothing here reads it.
+    pub choice: [i32; CHOICE_WORDS],
 }
 
+/// Integers of [`DecodeRow::choice`].
+pub const CHOICE_WORDS: usize = 5;
+
 /// Integers of a row, besides its block table.
-pub(crate) const FIELDS: usize = 6;
+pub(crate) const FIELDS: usize = 6 + CHOICE_WORDS;
 
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
 /// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
 /// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position, the slot
-/// of its adapter (-1 if it has none); then the block tables, one after the other.
+/// of its adapter (-1 if it has none), how the next token is chosen; then the block tables, one after the other.
 #[derive(Clone, Debug)]
 pub struct DecodeStep {
     values: Tensor<1, Int>,
@@ -97,6 +102,11 @@ impl DecodeStep {
         5 * self.num_rows
     }
 
+    /// Where [`DecodeRow::choice`] starts in [`DecodeStep::values`]: its first integer for all rows, then the second, and so on.
+    pub fn choices_at(&self) -> usize {
+        6 * self.num_rows
+    }
+
     /// Writes the sequences of the next step, in one copy.
     ///
     /// # Panics
@@ -105,7 +115,7 @@ impl DecodeStep {
     pub fn upload(&self, rows: &[DecodeRow<'_>]) {
         assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
         let mut values = vec![0; FIELDS * self.num_rows];
-        values[self.slots_at()..].fill(-1);
+        values[self.slots_at()..self.choices_at()].fill(-1);
         for (i, row) in rows.iter().enumerate() {
             let num_blocks = row.position / self.block_size + 1;
             assert!(
@@ -126,7 +136,7 @@ impl DecodeStep {
                 row.position as i32,
                 row.slot.map_or(-1, |slot| slot as i32),
             ];
-            for (field, value) in fields.into_iter().enumerate() {
+            for (field, value) in fields.into_iter().chain(row.choice).enumerate() {
                 values[field * self.num_rows + i] = value;
             }
             let blocks = &row.block_table[..num_blocks];

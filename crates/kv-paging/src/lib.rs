@@ -72,4 +72,4 @@ pub use batch::{AttentionBatch, BatchLayout, SequenceChunk, SequenceSpan};
 pub use cache::{KvShape, PagedKvCache};
 pub use causal::CausalAttention;
 #[cfg(feature = "gpu")]
-pub use decode_step::{DecodeAttention, DecodeRow, DecodeStep, DecodeToken};
+pub use decode_step::{CHOICE_WORDS, DecodeAttention, DecodeRow, DecodeStep, DecodeToken};

@@ -40,9 +40,11 @@ pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolv
 pub use kernels::graph::CapturedStep;
 pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
 #[cfg(feature = "gpu")]
-pub use model::DecodeKind;
+pub use model::{DecodeKind, StepChoice};
 pub use model::{DecoderLayer, QwenModel};
 pub use rotary::Rotary;
-pub use sampling::{SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of};
+pub use sampling::{
+    Draw, SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of,
+};
 pub use save::SaveError;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -45,8 +45,20 @@ pub struct QwenModel {
 pub struct DecodeKind {
     /// Whether rows have [stacked](QwenModel::stack_adapters) adapters.
     pub has_adapters: bool,
-    /// Whether logits are wanted besides the most likely tokens.
-    pub has_logits: bool,
+    /// How the next tokens are chosen.
+    pub choice: StepChoice,
+}
+
+/// How a recorded step chooses the tokens that follow.
+#[cfg(feature = "gpu")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StepChoice {
+    /// The most likely ones, without logits if these can be had so.
+    Argmax,
+    /// The most likely ones, with all logits for those who choose others.
+    Logits,
+    /// As [`DecodeRow::choice`](kv_paging::DecodeRow) says, by the words of [`Draw`](crate::Draw).
+    Draw,
 }
 
 /// One decoder layer: attention and MLP, each behind a norm and added to the residual stream.
@@ -187,12 +199,16 @@ impl QwenModel {
                 false => AdapterSelection::Base,
             };
             let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
-            if !kind.has_logits
+            if kind.choice == StepChoice::Argmax
                 && let Some(tokens) = model.choose_from_bounds(&x, &chosen)
             {
                 return (tokens, None);
             }
             let logits = model.logits(model.final_norm(x)); // [rows, vocab]
+            if kind.choice == StepChoice::Draw {
+                let tokens = kernels::device_draw_step(logits, &step, &chosen);
+                return (tokens, None);
+            }
             let tokens = kernels::device_choose(logits.clone(), &chosen);
             (tokens, Some(logits))
         })

@@ -8,6 +8,7 @@
 //! and plain temperature sampling sums weights by blocks.
 
 mod distribution;
+mod draw;
 mod params;
 mod top;
 
@@ -20,6 +21,7 @@ use distribution::{
     Candidate, argmax, draw, draw_dense, exp, keep_top_p, log_sum_exp, sanitize, top_n,
     total_weight,
 };
+pub use draw::Draw;
 pub use params::{SamplingError, SamplingParams};
 pub use top::TopLogits;
 
@@ -71,6 +73,8 @@ pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> Logprobs {
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
+    /// Tokens so far: each one has a random number of its own.
+    num_output: u64,
     /// Empty unless a penalty is on.
     seen: HashMap<u32, Seen>,
     /// Raw values of the logits that were changed in this step.
@@ -104,6 +108,7 @@ impl Sampler {
         Self {
             params: params.clone(),
             rng,
+            num_output: 0,
             seen,
             changed: Vec::new(),
             candidates: Vec::new(),
@@ -164,8 +169,10 @@ impl Sampler {
             && !params.has_penalties()
     }
 
-    /// Counts an output token that was not drawn by this sampler, for the penalties.
+    /// Counts an output token that was not drawn by this sampler: for the penalties, and so that the next one gets another
+    /// random number.
     pub fn observe(&mut self, id: u32) {
+        self.num_output += 1;
         if self.params.has_penalties() {
             self.seen.entry(id).or_default().num_output += 1;
         }
@@ -186,8 +193,11 @@ impl Sampler {
         }
     }
 
-    /// Uniform in [0, 1) with 53 bits.
-    fn uniform(&mut self) -> f64 {
+    /// The random number of the token that comes after `ahead` others: uniform in [0, 1) with 53 bits.
+    fn uniform(&mut self, ahead: usize) -> f64 {
+        // Two words of the stream each.
+        let at = 2 * (u128::from(self.num_output) + ahead as u128);
+        self.rng.set_word_pos(at);
         (self.rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
@@ -204,7 +214,7 @@ impl Sampler {
         if temperature < GREEDY_BELOW {
             return best;
         }
-        let u = self.uniform();
+        let u = self.uniform(0);
         let inverse_temperature = 1.0 / temperature;
         let limited = top_k > 0 && top_k < logits.len();
         if !limited && self.params.top_p >= 1.0 && self.params.min_p <= 0.0 {

@@ -6,7 +6,9 @@
 
 use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
-use model_qwen::{DecodeKind, LoadOptions, QwenModel, bundled_model_dir, parse_device};
+use model_qwen::{
+    DecodeKind, Draw, LoadOptions, QwenModel, StepChoice, bundled_model_dir, parse_device,
+};
 
 /// The first rows' tokens; the others follow.
 const FIRST: [u32; 8] = [5, 40, 70, 100, 150, 200, 250, 300];
@@ -33,11 +35,11 @@ fn tokens_by_the_bounds_of_the_head_are_those_of_all_logits() {
     );
     for num_rows in [1, 4] {
         let chosen = Tensor::<1, Int>::zeros([num_rows], (&device, DType::I32));
-        let steps = [false, true].map(|has_logits| {
+        let steps = [StepChoice::Argmax, StepChoice::Logits].map(|choice| {
             let step = DecodeStep::new(num_rows, 1, 16, &device);
             let kind = DecodeKind {
                 has_adapters: false,
-                has_logits,
+                choice,
             };
             let recorded = model.capture_decode(&step, &cache, &chosen, kind);
             (step, recorded)
@@ -51,6 +53,7 @@ fn tokens_by_the_bounds_of_the_head_are_those_of_all_logits() {
                     position: 0,
                     slot: None,
                     block_table: table,
+                    choice: Draw::default().words(),
                 });
                 step.upload(&rows.collect::<Vec<_>>());
                 let (tokens, logits) = recorded.replay();

@@ -215,6 +215,37 @@ async fn sampled_text_equals_that_of_the_cpu() {
     }
 }
 
+/// The device draws tokens itself and goes on with them, where it can: the third and the sixth sequence keep more tokens than
+/// it finds.
+#[tokio::test]
+async fn tokens_that_the_device_draws_are_those_of_the_cpu() {
+    let _turn = DEVICE.lock().await;
+    let (cpu, gpu) = (start("cpu", &[]), start(gpu(), &[]));
+    let eager = start(self::gpu(), &["--enforce-eager"]);
+    let mut requests: Vec<GenerateRequest> = (0..7).map(request).collect();
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.max_tokens = 40;
+        request.sampling = SamplingParams {
+            temperature: [0.9, 1.0, 3.0, 0.0][i % 4],
+            seed: Some(i as u64),
+            top_k: if i % 3 == 2 { 600 } else { 0 },
+            top_p: if i == 4 { 0.5 } else { 1.0 },
+            min_p: if i == 0 { 0.1 } else { 0.0 },
+            ..SamplingParams::default()
+        };
+    }
+    // One ends with a stop token while the next one is drawn.
+    let free = tokens(&cpu, requests.clone()).await;
+    requests[1].stop_token_ids = vec![free[1][9]];
+    let expected = tokens(&cpu, requests.clone()).await;
+    assert!(expected[1].len() <= 10 && expected[6].len() == 40);
+    assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    assert_eq!(tokens(&eager, requests.clone()).await, expected, "eager");
+    for (request, expected) in requests.into_iter().zip(expected) {
+        assert_eq!(tokens(&gpu, vec![request]).await, [expected], "alone");
+    }
+}
+
 #[tokio::test]
 async fn greedy_text_equals_that_of_the_cpu() {
     let _turn = DEVICE.lock().await;

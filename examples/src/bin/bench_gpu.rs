@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Weight};
-use model_qwen::{DecodeKind, LoadOptions, QwenModel, parse_device};
+use model_qwen::{DecodeKind, Draw, LoadOptions, QwenModel, StepChoice, parse_device};
 
 /// Measures single operations on a GPU.
 #[derive(Debug, Parser)]
@@ -173,7 +173,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
         let chosen = Tensor::zeros([num_rows], (device, DType::I32));
         let kind = DecodeKind {
             has_adapters: false,
-            has_logits: false,
+            choice: StepChoice::Argmax,
         };
         let mut recorded = model.capture_decode(&step, &cache, &chosen, kind);
         let tables: Vec<Vec<u32>> = (0..num_rows)
@@ -188,6 +188,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
             position: context - 1,
             slot: None,
             block_table: table,
+            choice: Draw::default().words(),
         };
         let rows: Vec<DecodeRow<'_>> = tables.iter().map(|table| rows(table)).collect();
         step.upload(&rows);

@@ -1,6 +1,6 @@
 //! Steps of one token per sequence on a GPU, which rotate, write and attend at once.
 
-use kv_paging::{DecodeAttention, DecodeRow, DecodeStep, DecodeToken};
+use kv_paging::{CHOICE_WORDS, DecodeAttention, DecodeRow, DecodeStep, DecodeToken};
 
 use super::*;
 
@@ -89,6 +89,7 @@ fn steps_equal_attention_over_what_they_wrote() {
                     slot: None,
                     position: context + i,
                     block_table: table,
+                    choice: [-1; CHOICE_WORDS],
                 })
                 .collect();
             step.upload(&rows);

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod choose;
+mod draw;
 mod head;
 mod read;
 
@@ -207,8 +208,19 @@ impl DeviceModelOps for Cube {
         head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
     }
 
-    fn device_top_logits(logits: FloatTensor<Self>, scales: FloatTensor<Self>) -> PendingWords {
-        PendingWords::new(choose::top_logits(logits, scales))
+    fn device_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords {
+        let top = choose::top_logits(logits, into_contiguous(scales), 0);
+        PendingWords::new(top.words)
+    }
+
+    fn device_draw(
+        logits: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+        at: usize,
+        num_draws: usize,
+        chosen: IntTensor<Self>,
+    ) -> IntTensor<Self> {
+        draw::draw(logits, draws, (at, num_draws), chosen)
     }
 }
 

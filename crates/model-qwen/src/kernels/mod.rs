@@ -30,7 +30,10 @@ pub mod naive;
 
 pub use allocator::{keep_freed_memory, return_freed_memory};
 #[cfg(feature = "gpu")]
-pub use choice::{PendingIds, PendingTop, device_queues_reads, device_read_ids, device_top_logits};
+pub use choice::{
+    PendingIds, PendingTop, device_draw, device_queues_reads, device_read_ids, device_top_logits,
+    wait_on_device,
+};
 
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
 #[backend_extension(Flex, Autodiff)]
@@ -105,8 +108,18 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
     ) -> IntTensor<Self>;
     /// Starts to copy token ids to the host.
     fn device_read_ids(ids: IntTensor<Self>) -> PendingWords;
-    /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`.
-    fn device_top_logits(logits: FloatTensor<Self>, scales: FloatTensor<Self>) -> PendingWords;
+    /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`, floats.
+    fn device_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords;
+    /// Draws a token of each row of logits `[rows, vocab]` as `draws` says from `at` on, where it has the words of
+    /// [`Draw`](crate::Draw): the first one of `num_draws` rows, then the second. -1 where the largest logits don't decide; also
+    /// written to the first elements of `chosen`, as 0 there.
+    fn device_draw(
+        logits: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+        at: usize,
+        num_draws: usize,
+        chosen: IntTensor<Self>,
+    ) -> IntTensor<Self>;
 }
 
 /// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
@@ -139,6 +152,22 @@ pub(crate) fn device_choose(
 ) -> Tensor<1, burn::tensor::Int> {
     let chosen = chosen.clone().into_dispatch();
     Tensor::from_dispatch(Dispatch::device_choose(logits.into_dispatch(), chosen))
+}
+
+/// Draws a token of each row of a step as it says, see [`DeviceModelOps::device_draw`].
+#[cfg(feature = "gpu")]
+pub(crate) fn device_draw_step(
+    logits: Tensor<2>,
+    step: &kv_paging::DecodeStep,
+    chosen: &Tensor<1, burn::tensor::Int>,
+) -> Tensor<1, burn::tensor::Int> {
+    Tensor::from_dispatch(Dispatch::device_draw(
+        logits.into_dispatch(),
+        step.values().clone().into_dispatch(),
+        step.choices_at(),
+        step.num_rows(),
+        chosen.clone().into_dispatch(),
+    ))
 }
 
 /// A copy of a head in 8 bits on a GPU, and what describes its rows.

@@ -66,7 +66,7 @@ impl Sampler {
             true => best,
             false => {
                 self.collect_top(&logits, max, top)?;
-                let u = self.uniform();
+                let u = self.uniform(0);
                 draw(&self.candidates, u).unwrap_or(best)
             }
         };

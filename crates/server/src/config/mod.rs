@@ -32,6 +32,9 @@ pub struct Config {
     pub api_keys: Vec<ApiKey>,
     /// `--device` as given; `model_qwen::parse_device` reads it.
     pub device: String,
+    /// Whether nothing else in the process uses the device. Then its thread sleeps while the engine does, and would keep others
+    /// waiting.
+    pub owns_device: bool,
     /// Type of the weights.
     pub dtype: Dtype,
     /// Quantization on load.
@@ -277,6 +280,7 @@ impl Config {
             block_size: args.block_size,
             enable_prefix_caching: !args.no_enable_prefix_caching,
             compute_dtype: args.compute_dtype,
+            owns_device: false,
             enforce_eager: args.enforce_eager,
             kv_cache_dtype: args.kv_cache_dtype,
             lora,

@@ -3,10 +3,16 @@
 use std::ops::Range;
 
 use kv_paging::{Chunk, Sampled};
+#[cfg(feature = "gpu")]
+use model_qwen::Draw;
 use model_qwen::{Sampler, TopLogits, logprobs_of};
 
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
+
+/// Tokens that the host draws after one that the device couldn't, since that step was in vain.
+#[cfg(feature = "gpu")]
+const UNDRAWN: usize = 64;
 
 /// What the engine remembers of a sequence besides its blocks.
 pub(super) struct ActiveSequence {
@@ -17,6 +23,9 @@ pub(super) struct ActiveSequence {
     pub(super) sampler: Sampler,
     pub(super) slot: Option<usize>,
     pub(super) num_generated: usize,
+    /// Tokens after which the device draws them itself.
+    #[cfg(feature = "gpu")]
+    pub(super) draws_from: usize,
     /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
@@ -48,25 +57,33 @@ impl ActiveSequence {
         Some(self.send(chunk, token.id, None))
     }
 
-    /// Whether the next token is the one with the largest logit, and nothing else is asked for.
+    /// How the device itself can draw the token that comes after `ahead` others that are not known yet.
     #[cfg(feature = "gpu")]
-    pub(super) fn takes_argmax(&self) -> bool {
+    pub(super) fn draw(&mut self, ahead: usize) -> Option<Draw> {
         let may_stop = self.num_generated >= self.request.min_tokens;
-        self.sampler.is_argmax()
-            && self.prompt_logprobs.is_none()
+        let is_free = self.prompt_logprobs.is_none()
             && (may_stop || self.request.stop_token_ids.is_empty())
+            && self.num_generated >= self.draws_from;
+        is_free.then(|| self.sampler.draw(ahead)).flatten()
     }
 
-    /// Whether a token will follow the next one, which is the one with the largest logit, unless it is a stop token.
+    /// How the device can draw the token after the next one, if one will follow unless that is a stop token.
     #[cfg(feature = "gpu")]
-    pub(super) fn goes_on(&self) -> bool {
-        self.takes_argmax() && self.num_generated + 1 < self.request.max_tokens
+    pub(super) fn draw_next(&mut self) -> Option<Draw> {
+        let goes_on = self.num_generated + 1 < self.request.max_tokens;
+        goes_on.then(|| self.draw(1)).flatten()
     }
 
-    /// Takes the token with the largest logit as the sequence's next one and sends it.
+    /// Takes a token that the device has drawn and sends it. `None` if it couldn't draw one: then the next ones come from the
+    /// logits.
     #[cfg(feature = "gpu")]
-    pub(super) fn take(&mut self, chunk: &Chunk, id: u32) -> Sampled {
-        self.send(chunk, id, None)
+    pub(super) fn take(&mut self, chunk: &Chunk, id: Option<u32>) -> Option<Sampled> {
+        let Some(id) = id else {
+            self.draws_from = self.num_generated + UNDRAWN;
+            return None;
+        };
+        self.sampler.observe(id);
+        Some(self.send(chunk, id, None))
     }
 
     /// Sends the sequence's next token.

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use burn::tensor::Tensor;
 use kv_paging::{Chunk, DecodeRow, DecodeToken, Sampled, SequenceId, Step};
 use model_qwen::kernels::{PendingIds, device_queues_reads, device_read_ids, device_top_logits};
+use model_qwen::{Draw, StepChoice};
 
 use super::sample::values;
 use super::worker::Worker;
@@ -34,7 +35,7 @@ impl StepAhead {
 ///
 /// # Panics
 /// With what the device said if it failed, as Burn's own reads do: [`catch`](super::recovery::catch) is for both.
-fn computed<T>(result: Result<T, String>) -> T {
+pub(super) fn computed<T>(result: Result<T, String>) -> T {
     match result {
         Ok(value) => value,
         Err(error) => panic!("the device failed to compute a step: {error}"),
@@ -54,25 +55,28 @@ impl Worker {
             }
         }
         self.decode_graphs.as_ref()?;
-        let mut is_argmax = true;
+        let mut draws = Vec::with_capacity(step.chunks.len());
         for chunk in &step.chunks {
-            let sequence = self.sequences.get(&chunk.id)?;
+            let sequence = self.sequences.get_mut(&chunk.id)?;
             if chunk.tokens.len() != 1 || !chunk.samples {
                 return None;
             }
-            is_argmax &= sequence.takes_argmax();
+            draws.push(sequence.draw(0));
         }
-        let rows: Vec<DecodeRow<'_>> = (step.chunks.iter())
-            .map(|chunk| DecodeRow {
+        let choice = choice(&draws);
+        let rows: Vec<DecodeRow<'_>> = (step.chunks.iter().zip(&draws))
+            .map(|(chunk, draw)| DecodeRow {
                 token: DecodeToken::Id(chunk.tokens[0]),
                 position: chunk.start,
                 slot: self.slot(chunk),
                 block_table: &chunk.block_table,
+                choice: draw.unwrap_or_default().words(),
             })
             .collect();
         let graphs = self.decode_graphs.as_mut()?;
-        let decoded = graphs.launch(&rows, &self.model, &self.cache, !is_argmax);
-        let Some(logits) = decoded.logits.filter(|_| !is_argmax) else {
+        let decoded = graphs.launch(&rows, &self.model, &self.cache, choice);
+        let wants_logits = choice == StepChoice::Logits;
+        let Some(logits) = decoded.logits.filter(|_| wants_logits) else {
             let tokens = device_read_ids(&decoded.tokens);
             let chunks: Vec<(&Chunk, usize)> = step.chunks.iter().zip(0..).collect();
             self.ahead = self.begin_next(&chunks);
@@ -163,30 +167,35 @@ impl Worker {
         if !device_queues_reads(&self.device) {
             return None;
         }
-        let goes_on = |chunk: &Chunk| {
-            let sequence = self.sequences.get(&chunk.id);
-            !chunk.reaches_max_len && sequence.is_some_and(|sequence| sequence.goes_on())
+        let mut draws = Vec::with_capacity(chunks.len());
+        let mut draw_next = |chunk: &Chunk| {
+            let sequence = self.sequences.get_mut(&chunk.id)?;
+            let draw = sequence.draw_next().filter(|_| !chunk.reaches_max_len)?;
+            draws.push(Some(draw));
+            Some(())
         };
-        let chunks = chunks.iter().filter(|(chunk, _)| goes_on(chunk));
+        let chunks = (chunks.iter()).filter(|(chunk, _)| draw_next(chunk).is_some());
         let chunks: Vec<&(&Chunk, usize)> = chunks.collect();
         if chunks.is_empty() {
             return None;
         }
+        let choice = choice(&draws);
         let ids: Vec<SequenceId> = chunks.iter().map(|(chunk, _)| chunk.id).collect();
         let tables = self.scheduler.reserve_next(&ids)?;
-        let rows: Vec<DecodeRow<'_>> = (chunks.iter().zip(&tables))
-            .map(|((chunk, row), table)| DecodeRow {
+        let rows: Vec<DecodeRow<'_>> = (chunks.iter().zip(&tables).zip(&draws))
+            .map(|(((chunk, row), table), draw)| DecodeRow {
                 token: DecodeToken::ChosenIn(*row),
                 position: chunk.start + 1,
                 slot: self.slot(chunk),
                 block_table: table,
+                choice: draw.unwrap_or_default().words(),
             })
             .collect();
         let graphs = self.decode_graphs.as_mut()?;
-        if !graphs.has_recorded(&rows, &self.model) {
+        if !graphs.has_recorded(&rows, &self.model, choice) {
             return None;
         }
-        let decoded = graphs.launch(&rows, &self.model, &self.cache, false);
+        let decoded = graphs.launch(&rows, &self.model, &self.cache, choice);
         let positions = rows.iter().map(|row| row.position);
         Some(StepAhead {
             rows: ids.into_iter().zip((0..).zip(positions)).collect(),
@@ -199,16 +208,43 @@ impl Worker {
         self.sequences.get(&chunk.id)?.slot
     }
 
-    /// Takes the tokens that the device has chosen for `chunks`, with their rows.
+    /// Takes the tokens that the device has chosen for `chunks`, with their rows. Those that it couldn't draw are computed again,
+    /// from all logits.
     fn take_tokens(&mut self, chunks: &[(&Chunk, usize)], tokens: PendingIds) -> Vec<Sampled> {
         let tokens = computed(tokens.wait());
-        let sequences = &mut self.sequences;
-        let sampled = chunks.iter().filter_map(|(chunk, row)| {
-            let sequence = sequences.get_mut(&chunk.id)?;
-            Some(sequence.take(chunk, tokens[*row]))
-        });
-        let sampled: Vec<Sampled> = sampled.collect();
+        let (mut sampled, mut undrawn) = (Vec::with_capacity(chunks.len()), Vec::new());
+        for (chunk, row) in chunks {
+            let Some(sequence) = self.sequences.get_mut(&chunk.id) else {
+                continue;
+            };
+            match sequence.take(chunk, tokens[*row]) {
+                Some(token) => sampled.push(token),
+                None => undrawn.push((*chunk).clone()),
+            }
+        }
         self.generation_tokens += sampled.len() as u64;
+        if !undrawn.is_empty() {
+            // The step ahead goes on with any token instead.
+            for rows in self.ahead.iter_mut().map(|ahead| &mut ahead.rows) {
+                rows.retain(|id, _| undrawn.iter().all(|chunk| chunk.id != *id));
+            }
+            let undrawn = Step {
+                chunks: undrawn,
+                preempted: Vec::new(),
+            };
+            sampled.extend(self.compute(&undrawn));
+        }
         sampled
+    }
+}
+
+/// How a step chooses its tokens, of which the device can draw these.
+fn choice(draws: &[Option<Draw>]) -> StepChoice {
+    if draws.iter().any(Option::is_none) {
+        StepChoice::Logits
+    } else if draws.iter().flatten().all(Draw::is_argmax) {
+        StepChoice::Argmax
+    } else {
+        StepChoice::Draw
     }
 }

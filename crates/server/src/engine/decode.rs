@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeRow, DecodeStep, PagedKvCache, SchedulerConfig};
-use model_qwen::{CapturedStep, DecodeKind, QwenModel};
+use model_qwen::{CapturedStep, DecodeKind, QwenModel, StepChoice};
 
 /// Recorded steps by their number of rows and what they compute. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ struct DecodeGraph {
 
 /// What a step leaves on the device: as good as what is given the device to do before the next one.
 pub(super) struct Decoded {
-    /// The most likely token of each row, `[rows]`.
+    /// The token of each row, `[rows]`.
     pub(super) tokens: Tensor<1, Int>,
     /// `[rows, vocab]`, if the step was launched for them.
     pub(super) logits: Option<Tensor<2>>,
@@ -53,20 +53,25 @@ impl DecodeGraphs {
         self.chosen = Tensor::zeros(chosen, (&self.chosen.device(), DType::I32));
     }
 
-    /// Whether a step that wants no logits is recorded. Recording runs it, so that the tokens of the last step are lost.
-    pub(super) fn has_recorded(&self, rows: &[DecodeRow<'_>], model: &QwenModel) -> bool {
-        self.graphs.contains_key(&key(rows, model, false))
+    /// Whether such a step is recorded. Recording runs it, so that the tokens of the last step are lost.
+    pub(super) fn has_recorded(
+        &self,
+        rows: &[DecodeRow<'_>],
+        model: &QwenModel,
+        choice: StepChoice,
+    ) -> bool {
+        self.graphs.contains_key(&key(rows, model, choice))
     }
 
-    /// Starts to compute one token of each sequence, and the logits if they are wanted.
+    /// Starts to compute one token of each sequence, or the logits.
     pub(super) fn launch(
         &mut self,
         rows: &[DecodeRow<'_>],
         model: &QwenModel,
         cache: &PagedKvCache,
-        wants_logits: bool,
+        choice: StepChoice,
     ) -> Decoded {
-        let (num_rows, kind) = key(rows, model, wants_logits);
+        let (num_rows, kind) = key(rows, model, choice);
         let (max_blocks, chosen) = (self.max_blocks, &self.chosen);
         let graph = self.graphs.entry((num_rows, kind)).or_insert_with(|| {
             let start = std::time::Instant::now();
@@ -87,12 +92,15 @@ impl DecodeGraphs {
 }
 
 /// Which recorded step computes these rows.
-fn key(rows: &[DecodeRow<'_>], model: &QwenModel, wants_logits: bool) -> (usize, DecodeKind) {
+fn key(rows: &[DecodeRow<'_>], model: &QwenModel, choice: StepChoice) -> (usize, DecodeKind) {
     let num_rows = bucket(rows.len());
     let kind = DecodeKind {
         has_adapters: rows.iter().any(|row| row.slot.is_some()),
-        // Where tokens come from logits there is no other kind.
-        has_logits: wants_logits || !model.chooses_from_bounds(num_rows),
+        choice: match choice {
+            // One recording for both.
+            StepChoice::Argmax if !model.chooses_from_bounds(num_rows) => StepChoice::Logits,
+            choice => choice,
+        },
     };
     (num_rows, kind)
 }

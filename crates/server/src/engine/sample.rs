@@ -4,10 +4,13 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use kv_paging::{Sampled, Step};
 use model_qwen::QwenModel;
 #[cfg(feature = "gpu")]
-use model_qwen::kernels::device_argmax;
+use model_qwen::{
+    Draw,
+    kernels::{device_argmax, device_draw, device_read_ids},
+};
 
 #[cfg(feature = "gpu")]
-use super::active::ActiveSequence;
+use super::ahead::computed;
 use super::worker::Worker;
 
 /// Rows whose logits are in memory at once: `vocab_size` floats each.
@@ -39,15 +42,10 @@ impl Worker {
             }
             let logits = self.model.logits(hidden); // [rows, vocab]
             #[cfg(feature = "gpu")]
-            if self.chooses_on_device && self.take_argmax(step, rows) {
-                let tokens = ids(device_argmax(logits));
-                for (row, token) in rows.iter().zip(tokens) {
-                    let chunk = &step.chunks[row.chunk];
-                    if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
-                        sampled.push(sequence.take(chunk, token));
-                        self.generation_tokens += 1;
-                    }
-                }
+            if self.chooses_on_device
+                && let Some(draws) = self.draws(step, rows)
+            {
+                sampled.extend(self.draw_on_device(step, rows, logits, &draws));
                 continue;
             }
             #[cfg(feature = "gpu")]
@@ -114,13 +112,43 @@ impl Worker {
         Some(sampled)
     }
 
-    /// Whether each row's token is the one with the largest logit, and nothing else is asked for.
+    /// How the device itself can draw the tokens of all rows.
     #[cfg(feature = "gpu")]
-    fn take_argmax(&self, step: &Step, rows: &[LogitRow]) -> bool {
-        rows.iter().all(|row| {
-            let sequence = self.sequences.get(&step.chunks[row.chunk].id);
-            row.predicts.is_none() && sequence.is_none_or(ActiveSequence::takes_argmax)
-        })
+    fn draws(&mut self, step: &Step, rows: &[LogitRow]) -> Option<Vec<Draw>> {
+        let mut draw = |row: &LogitRow| match self.sequences.get_mut(&step.chunks[row.chunk].id) {
+            _ if row.predicts.is_some() => None,
+            Some(sequence) => sequence.draw(0),
+            None => Some(Draw::default()),
+        };
+        rows.iter().map(&mut draw).collect()
+    }
+
+    /// Takes the tokens that the device draws, and the others from their logits.
+    #[cfg(feature = "gpu")]
+    fn draw_on_device(
+        &mut self,
+        step: &Step,
+        rows: &[LogitRow],
+        logits: Tensor<2>,
+        draws: &[Draw],
+    ) -> Vec<Sampled> {
+        let tokens = match draws.iter().all(Draw::is_argmax) {
+            true => device_read_ids(&device_argmax(logits.clone())),
+            false => device_draw(logits.clone(), draws),
+        };
+        let tokens = computed(tokens.wait());
+        let mut sampled = Vec::with_capacity(rows.len());
+        for (i, (row, token)) in rows.iter().zip(tokens).enumerate() {
+            let chunk = &step.chunks[row.chunk];
+            if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
+                sampled.push(match sequence.take(chunk, token) {
+                    Some(sampled) => sampled,
+                    None => sequence.sample(chunk, &mut values(logits.clone().narrow(0, i, 1))),
+                });
+            }
+        }
+        self.generation_tokens += sampled.len() as u64;
+        sampled
     }
 
     /// The rows of the step whose logits are needed, in order.
@@ -148,16 +176,6 @@ impl Worker {
         }
         rows
     }
-}
-
-/// Token ids on the host.
-#[cfg(feature = "gpu")]
-fn ids(tensor: Tensor<1, Int>) -> Vec<u32> {
-    tensor
-        .into_data()
-        .iter::<i32>()
-        .map(|id| id as u32)
-        .collect()
 }
 
 /// The values of a tensor on the host; without a copy where they are there already.

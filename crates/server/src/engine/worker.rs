@@ -18,6 +18,8 @@ use lora_4bit::AdapterSelection;
 use lora_4bit::StackedRows;
 #[cfg(feature = "gpu")]
 use model_qwen::is_gpu;
+#[cfg(feature = "gpu")]
+use model_qwen::kernels::wait_on_device;
 use model_qwen::{QwenModel, Sampler};
 
 use super::active::ActiveSequence;
@@ -40,6 +42,8 @@ pub(super) struct Worker {
     pub(super) cache: PagedKvCache,
     pub(super) scheduler: Scheduler,
     receiver: EngineReceiver,
+    #[cfg(feature = "gpu")]
+    owns_device: bool,
     adapters: AdapterSlots,
     pub(super) sequences: HashMap<SequenceId, ActiveSequence>,
     /// `--seed`: sequences without a seed of their own get this one plus their id, so that they differ.
@@ -50,7 +54,7 @@ pub(super) struct Worker {
     /// The step after the last one, if it was begun already.
     #[cfg(feature = "gpu")]
     pub(super) ahead: Option<StepAhead>,
-    /// Whether the device finds the most likely tokens itself.
+    /// Whether the device chooses tokens itself.
     #[cfg(feature = "gpu")]
     pub(super) chooses_on_device: bool,
     /// Steps that the device has failed to compute since the last one that it did.
@@ -84,6 +88,8 @@ impl Worker {
             cache,
             scheduler,
             receiver,
+            #[cfg(feature = "gpu")]
+            owns_device: config.owns_device,
             adapters,
             sequences: HashMap::new(),
             seed: config.seed,
@@ -140,7 +146,7 @@ impl Worker {
             if self.shutting_down {
                 return false;
             }
-            match self.receiver.recv() {
+            match self.sleep() {
                 Some(command) => self.obey(command),
                 None => return false,
             }
@@ -153,6 +159,16 @@ impl Worker {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
+    }
+
+    /// Sleeps until a command arrives; `None` once every handle is gone.
+    fn sleep(&mut self) -> Option<EngineCommand> {
+        let receiver = &mut self.receiver;
+        #[cfg(feature = "gpu")]
+        if self.owns_device {
+            return wait_on_device(&self.device, move || receiver.recv());
+        }
+        receiver.recv()
     }
 
     fn obey(&mut self, command: EngineCommand) {
@@ -223,6 +239,8 @@ impl Worker {
             permit: Some(permit),
             slot,
             num_generated: 0,
+            #[cfg(feature = "gpu")]
+            draws_from: 0,
         };
         self.sequences.insert(id, sequence);
     }

@@ -9,24 +9,24 @@ use super::{UNITS, empty_of, sum_of_cube};
 use crate::sampling::TopLogits;
 
 /// Logits of a row that a cube looks through.
-const PART: usize = 4096;
+pub(super) const PART: usize = 4096;
 
 /// Largest logits of a part that are looked for; all but the smallest of them are kept.
 const TOP: usize = 64;
 /// Words that describe a part: the smallest of these, the largest, and the sum of the weights.
 const HEADER: usize = 3;
 /// Words of a part: its description, then ids and values.
-const PART_WORDS: usize = HEADER + 2 * TOP;
+pub(super) const PART_WORDS: usize = HEADER + 2 * TOP;
 
 /// Largest logits of a row that are looked for among those of its parts; all but the smallest of them are given to the host.
-const ROW_TOP: usize = 512;
+pub(super) const ROW_TOP: usize = 512;
 /// Words that describe a row: what no other logit is larger than, and the sum of the weights.
-const ROW_HEADER: usize = 2;
+pub(super) const ROW_HEADER: usize = 2;
 /// Words of a row: its description, then ids and values.
-const ROW_WORDS: usize = ROW_HEADER + 2 * ROW_TOP;
+pub(super) const ROW_WORDS: usize = ROW_HEADER + 2 * ROW_TOP;
 
 /// In place of an id.
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 
 /// The most likely token of each row, also written to `chosen`.
 pub(super) fn argmax(logits: CubeTensor, chosen: CubeTensor) -> CubeTensor {
@@ -74,9 +74,9 @@ pub(super) fn argmax_of_parts(
     best
 }
 
-/// The largest logits of each row, and what `exp((logit - largest) * scale)` adds up to, in words: see [`top_logits_of`].
-pub(super) fn top_logits(logits: CubeTensor, scales: CubeTensor) -> CubeTensor {
-    let (logits, scales) = (into_contiguous(logits), into_contiguous(scales));
+/// The largest logits of each row `[rows, vocab]`, and what `exp((logit - largest) * scale)` adds up to, in words: see
+/// [`top_logits_of`]. The scales are floats in `scales` from `scales_at` on.
+pub(super) fn top_logits(logits: CubeTensor, scales: CubeTensor, scales_at: usize) -> Top {
     let [rows, vocab] = logits.meta.shape().dims();
     let num_parts = vocab.div_ceil(PART);
     let parts = empty_of(&logits, [rows * num_parts * PART_WORDS], DType::U32);
@@ -89,24 +89,39 @@ pub(super) fn top_logits(logits: CubeTensor, scales: CubeTensor) -> CubeTensor {
                 &client,
                 CubeCount::Static(num_parts as u32, rows as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
-                logits.into_buffer_arg(),
+                into_contiguous(logits).into_buffer_arg(),
                 scales.clone().into_buffer_arg(),
                 parts.clone().into_buffer_arg(),
                 vocab,
+                scales_at,
             );
             top_of_row::launch_unchecked(
                 &client,
                 CubeCount::Static(rows as u32, 1, 1),
                 CubeDim::new_1d(UNITS as u32),
-                parts.into_buffer_arg(),
+                parts.clone().into_buffer_arg(),
                 scales.into_buffer_arg(),
                 words.clone().into_buffer_arg(),
                 num_parts,
+                scales_at,
                 (num_parts * TOP).div_ceil(UNITS),
             );
         }
     }
-    words
+    Top {
+        words,
+        parts,
+        num_parts,
+    }
+}
+
+/// What [`top_logits`] finds.
+pub(super) struct Top {
+    /// Of each row.
+    pub(super) words: CubeTensor,
+    /// Of each row's parts.
+    pub(super) parts: CubeTensor,
+    pub(super) num_parts: usize,
 }
 
 /// Reads what [`top_logits`] wrote.
@@ -129,11 +144,11 @@ pub(in super::super) fn top_logits_of(words: &[u32]) -> Vec<TopLogits> {
 }
 
 /// Logits that a unit looks at.
-const OWN: usize = PART / UNITS;
+pub(super) const OWN: usize = PART / UNITS;
 
 /// Finds the [`TOP`] largest logits of a part.
 #[cube(launch_unchecked)]
-fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) {
+fn top_of_part(logits: &[f32], scales: &[i32], words: &mut [u32], vocab: usize, scales_at: usize) {
     let row = CUBE_POS_Y as usize;
     let start = CUBE_POS_X as usize * PART;
     let unit = UNIT_POS as usize;
@@ -156,7 +171,7 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
     let largest = of_all_units(largest, &mut shared, false);
     let bound = bound_of_top(&keys, &mut shared, OWN, TOP);
-    let scale = scales[row];
+    let scale = f32::reinterpret(scales[scales_at + row]);
     let max_value = value_of(largest);
     let mut sum = 0.0f32;
     #[unroll]
@@ -192,15 +207,16 @@ fn top_of_part(logits: &[f32], scales: &[f32], words: &mut [u32], vocab: usize) 
 }
 
 /// The key of negative infinity.
-const NEG_INFINITY: u32 = !0xff80_0000;
+pub(super) const NEG_INFINITY: u32 = !0xff80_0000;
 
 /// Finds the [`ROW_TOP`] largest logits of a row among those of its parts.
 #[cube(launch_unchecked)]
 fn top_of_row(
     parts: &[u32],
-    scales: &[f32],
+    scales: &[i32],
     words: &mut [u32],
     num_parts: usize,
+    scales_at: usize,
     #[comptime] own: usize,
 ) {
     let row = CUBE_POS_X as usize;
@@ -219,7 +235,8 @@ fn top_of_row(
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
     let least = of_all_units(least, &mut shared, false);
     let largest = of_all_units(largest, &mut shared, false);
-    let (scale, max_value) = (scales[row], value_of(largest));
+    let scale = f32::reinterpret(scales[scales_at + row]);
+    let max_value = value_of(largest);
     let mut sum = 0.0f32;
     let mut part = unit;
     while part < num_parts {
@@ -312,7 +329,11 @@ fn bound_of_top(
 
 /// The largest value of all units, or the sum of them, for each unit.
 #[cube]
-fn of_all_units(value: u32, shared: &mut Shared<[u32]>, #[comptime] is_sum: bool) -> u32 {
+pub(super) fn of_all_units(
+    value: u32,
+    shared: &mut Shared<[u32]>,
+    #[comptime] is_sum: bool,
+) -> u32 {
     let planes = (CUBE_DIM / PLANE_DIM) as usize;
     let mut of_plane = plane_max(value);
     if comptime!(is_sum) {
@@ -440,11 +461,11 @@ fn argmax_rows(
 }
 
 /// Lower than any logit.
-const LOWEST: f32 = -3.4e38;
+pub(super) const LOWEST: f32 = -3.4e38;
 
 /// The largest value of all units with its index, the lowest index of several; right in the first unit.
 #[cube]
-fn largest_of_cube(value: f32, id: i32) -> (f32, i32) {
+pub(super) fn largest_of_cube(value: f32, id: i32) -> (f32, i32) {
     let mut values = Shared::<[f32]>::new_slice(UNITS);
     let mut ids = Shared::<[i32]>::new_slice(UNITS);
     let unit = UNIT_POS as usize;
