@@ -176,22 +176,28 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                 let g = min(base + plane, group - 1);
                 let mine = base + plane < group;
                 let mut highest = f32::new(LOWEST);
+                let mut old = f32::new(LOWEST);
+                // A plane without a head reads nothing of the one that writes there.
+                let (mut len, mut keys) = (len, CHUNK.runtime());
+                if mine {
+                    old = maxima[g];
+                } else {
+                    len = 0usize;
+                    keys = 0usize;
+                }
                 let mut i = UNIT_POS_PLANE as usize;
                 while i < len {
                     highest = max(highest, scores[g * CHUNK + i]);
                     i += PLANE_DIM as usize;
                 }
-                let old = maxima[g];
                 let new = max(old, plane_max(highest));
                 let mut sum = 0.0f32;
                 let mut i = UNIT_POS_PLANE as usize;
-                while i < CHUNK {
+                while i < keys {
                     // Nothing for keys past the last one.
                     let weight = select(i < len, (scores[g * CHUNK + i] - new).exp(), 0.0f32);
                     sum += weight;
-                    if mine {
-                        scores[g * CHUNK + i] = weight;
-                    }
+                    scores[g * CHUNK + i] = weight;
                     i += PLANE_DIM as usize;
                 }
                 let sum = plane_sum(sum);
