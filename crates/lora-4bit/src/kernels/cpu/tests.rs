@@ -6,7 +6,7 @@ use super::nf4::Nf4Matrix;
 use super::pairs::Parts;
 use super::simd::ints::{IntKernels, plain};
 use super::simd::pairs::PairKernels;
-use super::simd::{Element, Kernels};
+use super::simd::{Element, InstructionSet, Kernels};
 use super::{ProductShape, forward, pairs, transposed};
 use crate::kernels::{AbsmaxOperand, Nf4Operand};
 use crate::nf4::{Absmax, Nf4Data};
@@ -107,7 +107,7 @@ fn products_with_integers_equal_their_reference() {
                 };
                 forward::nf4_ints(kernels, &x, &matrix, shape, found.as_mut_ptr());
                 plain(&x, matrix.rows(0..n * k / 64), k, &mut expected);
-                assert_eq!(found, expected, "{} {m} {n} {k}", kernels.name);
+                assert_eq!(found, expected, "{:?} {m} {n} {k}", kernels.instruction_set);
                 // Far less than bf16 would lose.
                 let w = data.dequantize();
                 for (i, found) in found.iter().enumerate() {
@@ -192,7 +192,7 @@ fn check_source(
         (Parts::One, rounded, round as fn(f32) -> f32),
         (Parts::Two, w, |value| value),
     ] {
-        let subject = (pairs.name, seen, parts);
+        let subject = (pairs.instruction_set, seen, parts);
         compare(subject, [m, n, k], w, &mut |x, shape, y| {
             pairs::forward((pairs, parts), x, source, shape, y);
         });
@@ -229,15 +229,25 @@ fn check_dense<E: Element>(kernels: &Kernels, [m, n, k]: [usize; 3], to: fn(f32)
 type Product<'a> = &'a mut dyn FnMut(&[f32], ProductShape, *mut f32);
 
 fn check(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
-    compare((kernels.name, |value| value, Parts::One), shape, w, product);
+    compare(
+        (kernels.instruction_set, |value| value, Parts::One),
+        shape,
+        w,
+        product,
+    );
 }
 
 fn check_t(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
-    compare_t((kernels.name, |value| value, Parts::One), shape, w, product);
+    compare_t(
+        (kernels.instruction_set, |value| value, Parts::One),
+        shape,
+        w,
+        product,
+    );
 }
 
-/// Name of the kernels, what they do to the values of the first factor, and the parts they take of them.
-type Subject = (&'static str, fn(f32) -> f32, Parts);
+/// Instruction set of the kernels, what they do to the values of the first factor, and the parts they take of them.
+type Subject = (InstructionSet, fn(f32) -> f32, Parts);
 
 /// `x · wᵀ`
 fn compare((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
@@ -255,7 +265,7 @@ fn compare((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], produ
         let expected = sum(x.iter().zip(w));
         assert!(
             (f64::from(y) - expected).abs() < tolerance(parts, k),
-            "{name} [{m}, {n}, {k}] at {i}: {y}, not {expected}"
+            "{name:?} [{m}, {n}, {k}] at {i}: {y}, not {expected}"
         );
     }
 }
@@ -276,7 +286,7 @@ fn compare_t((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], pro
         let expected = sum(dy.iter().zip(w));
         assert!(
             (f64::from(dx) - expected).abs() < tolerance(parts, n),
-            "{name} transposed [{m}, {n}, {k}] at {i}: {dx}, not {expected}"
+            "{name:?} transposed [{m}, {n}, {k}] at {i}: {dx}, not {expected}"
         );
     }
 }

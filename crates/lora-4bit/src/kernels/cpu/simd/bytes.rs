@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::Kernels;
+use super::InstructionSet;
 #[cfg(target_arch = "x86_64")]
 use super::micro::with_rows;
 
@@ -71,16 +71,17 @@ impl Instructions {
         all
     }
 
-    /// The best of them. Whoever asks for a lesser instruction set gets nothing that goes beyond it.
+    /// The best of them, within [`InstructionSet::limit`].
     fn get() -> Self {
         static BEST: OnceLock<Instructions> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let asked = std::env::var(Kernels::VARIABLE).ok();
-            let allows = |instructions: &Self| match (instructions, asked.as_deref()) {
-                (Self::Plain, _) | (_, None | Some("amx" | "avx512bf16")) => true,
+            let limit = InstructionSet::limit();
+            let allows = |instructions: &Self| match instructions {
+                Self::Plain => limit >= InstructionSet::Portable,
                 #[cfg(target_arch = "x86_64")]
-                (Self::Avx2, Some("avx512" | "avx2")) => true,
-                _ => false,
+                Self::Avx2 => limit >= InstructionSet::Avx2,
+                #[cfg(target_arch = "x86_64")]
+                Self::Vnni => limit >= InstructionSet::Avx512Bf16,
             };
             let best = Self::supported().into_iter().find(allows);
             best.unwrap_or(Self::Plain)

@@ -21,7 +21,7 @@ mod avx512;
 use std::sync::OnceLock;
 
 use super::micro::BLOCK_BYTES;
-use super::{Kernels, Nf4Rows, Output, PANEL, Scales};
+use super::{InstructionSet, Nf4Rows, Output, PANEL, Scales};
 use crate::nf4::NESTED_BLOCK_SIZE;
 
 /// The integer of the largest level.
@@ -38,8 +38,7 @@ const MIN_LARGEST: f32 = 1e-33;
 
 /// The loops for one instruction set.
 pub(in super::super) struct IntKernels {
-    /// Name of the instruction set.
-    pub(in super::super) name: &'static str,
+    pub(in super::super) instruction_set: InstructionSet,
     /// Rounds blocks of `x`, in the order in which [`IntKernels::dot`] reads them, and writes their scales.
     round: unsafe fn(x: &[f32], values: &mut [i16], scales: &mut [f32]),
     /// Rows of weights that are multiplied together.
@@ -51,17 +50,12 @@ pub(in super::super) struct IntKernels {
 }
 
 impl IntKernels {
-    /// The best loops for `m` rows of `x` on this CPU, within what `LORA_4BIT_SIMD` asks for; `None` if floats are faster.
+    /// The best loops for `m` rows of `x` on this CPU, within [`InstructionSet::limit`]; `None` if floats are faster.
     pub(in super::super) fn get(m: usize) -> Option<&'static Self> {
         static KERNELS: OnceLock<Vec<&'static IntKernels>> = OnceLock::new();
         let kernels = KERNELS.get_or_init(|| {
-            let asked = std::env::var(Kernels::VARIABLE).ok();
-            let allows = |kernels: &&'static Self| match asked.as_deref() {
-                None | Some("amx" | "avx512bf16") => true,
-                // The integer products of 512 bits go beyond what these names promise.
-                Some("avx512" | "avx2") => kernels.name == "avx2",
-                _ => false,
-            };
+            let limit = InstructionSet::limit();
+            let allows = |kernels: &&'static Self| kernels.instruction_set <= limit;
             Self::supported().into_iter().filter(allows).collect()
         });
         // One row alone is read from memory faster than wide vectors take rows apart.

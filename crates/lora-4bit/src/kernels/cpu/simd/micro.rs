@@ -173,10 +173,10 @@ unsafe fn outer_tile<S: Simd, const M: usize, const VECTORS: usize>(
 ///
 /// `outer` keeps `rows × vectors` vectors of sums in registers.
 macro_rules! kernel_table {
-    ($(#[$attr:meta])* $table:ident, $module:ident, $simd:ident, $name:literal, $feature:literal, $rows:literal, $vectors:literal) => {
+    ($(#[$attr:meta])* $table:ident, $module:ident, $simd:ident, $feature:literal, $rows:literal, $vectors:literal) => {
         $(#[$attr])*
         pub(super) static $table: Kernels = Kernels {
-            name: $name,
+            instruction_set: super::InstructionSet::$simd,
             lanes: $simd::LANES,
             dot_f32: $module::dot::<f32>,
             dot_bf16: $module::dot::<bf16>,

@@ -9,6 +9,7 @@
 
 pub(crate) mod bytes;
 mod dot;
+mod instruction_set;
 pub(super) mod ints;
 mod micro;
 #[cfg(target_arch = "aarch64")]
@@ -26,6 +27,7 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
+pub(super) use self::instruction_set::InstructionSet;
 use crate::nf4::NESTED_BLOCK_SIZE;
 
 /// Columns of a panel of [`Kernels::outer`], and values of an NF4 block.
@@ -234,8 +236,7 @@ pub(super) enum Order {
 
 /// The inner loops compiled for one instruction set.
 pub(super) struct Kernels {
-    /// Name of the instruction set.
-    pub(super) name: &'static str,
+    pub(super) instruction_set: InstructionSet,
     /// Values in a vector.
     pub(super) lanes: usize,
     pub(super) dot_f32: DotKernel<f32>,
@@ -260,21 +261,16 @@ pub(super) struct Rows<'a> {
 }
 
 impl Kernels {
-    /// Names the instruction set to use: `amx`, `avx512bf16`, `avx512`, `avx2` or `portable`.
-    pub(super) const VARIABLE: &str = "LORA_4BIT_SIMD";
-
-    /// The best loops for this CPU, or those that `LORA_4BIT_SIMD` asks for.
+    /// The best loops for this CPU, within [`InstructionSet::limit`].
     pub(super) fn get() -> &'static Self {
         static KERNELS: OnceLock<&'static Kernels> = OnceLock::new();
         KERNELS.get_or_init(|| {
-            // The sets for bf16 factors are used besides the best of these.
-            let wanted = std::env::var(Self::VARIABLE).ok();
-            let wanted = wanted.filter(|name| !["amx", "avx512bf16"].contains(&name.as_str()));
+            let limit = InstructionSet::limit();
             let kernels = Self::supported()
                 .into_iter()
-                .find(|kernels| wanted.as_ref().is_none_or(|name| kernels.name == name))
+                .find(|kernels| kernels.instruction_set <= limit)
                 .unwrap_or(&portable::KERNELS);
-            tracing::debug!(instruction_set = kernels.name, "CPU kernels");
+            tracing::debug!(instruction_set = ?kernels.instruction_set, "CPU kernels");
             kernels
         })
     }

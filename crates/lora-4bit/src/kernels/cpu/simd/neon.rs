@@ -9,7 +9,7 @@ use super::{Kernels, Simd};
 
 kernel_table!(
     /// 128-bit vectors.
-    KERNELS, kernels, Neon, "neon", "neon", 6, 4
+    KERNELS, kernels, Neon, "neon", 6, 4
 );
 
 pub(super) struct Neon;

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::{Kernels, Output, PANEL};
+use super::{InstructionSet, Output, PANEL};
 
 /// Rows of a weight that [`PairKernels::transpose`] takes at once: a quarter of a panel.
 pub(in super::super) const PANEL_QUARTER: usize = PANEL / 4;
@@ -131,8 +131,7 @@ pub(in super::super) enum Part {
 
 /// The loops for one instruction set.
 pub(in super::super) struct PairKernels {
-    /// Name of the instruction set.
-    pub(in super::super) name: &'static str,
+    pub(in super::super) instruction_set: InstructionSet,
     /// Whether products with two parts of each factor are faster than those in f32.
     pub(in super::super) pays_for_parts: bool,
     /// How [`PairKernels::multiply`] wants `a`.
@@ -176,19 +175,17 @@ impl PairKernels {
         unsafe { (self.narrow)(from, to, step) };
     }
 
-    /// The best loops for this CPU; none if it has no such instruction.
+    /// The best loops for this CPU, within [`InstructionSet::limit`]; none if it has no such instruction.
     pub(in super::super) fn get() -> Option<&'static Self> {
         static KERNELS: OnceLock<Option<&'static PairKernels>> = OnceLock::new();
         *KERNELS.get_or_init(|| {
-            let mut supported = Self::supported().into_iter();
-            // Whoever asks for a lesser instruction set gets nothing that goes beyond it.
-            let kernels = match std::env::var(Kernels::VARIABLE) {
-                Ok(wanted) => supported.find(|kernels| kernels.name == wanted),
-                Err(_) => supported.next(),
-            };
+            let limit = InstructionSet::limit();
+            let kernels = Self::supported()
+                .into_iter()
+                .find(|kernels| kernels.instruction_set <= limit);
             if let Some(kernels) = kernels {
                 tracing::debug!(
-                    instruction_set = kernels.name,
+                    instruction_set = ?kernels.instruction_set,
                     "CPU kernels for bf16 factors"
                 );
             }

@@ -8,7 +8,7 @@ use super::micro::with_rows;
 use super::pairs::{
     INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch,
 };
-use super::{Output, PANEL, pairs_amx};
+use super::{InstructionSet, Output, PANEL, pairs_amx};
 
 /// f32 in a vector.
 const LANES: usize = 16;
@@ -16,7 +16,7 @@ const LANES: usize = 16;
 const ROWS: usize = 6;
 
 static AVX512_BF16: PairKernels = PairKernels {
-    name: "avx512bf16",
+    instruction_set: InstructionSet::Avx512Bf16,
     pays_for_parts: false,
     packing: Packing::Rows,
     narrow,
@@ -27,7 +27,7 @@ static AVX512_BF16: PairKernels = PairKernels {
 
 /// Beside AVX-512-BF16: the rearranging is the same.
 static AMX: PairKernels = PairKernels {
-    name: "amx",
+    instruction_set: InstructionSet::Amx,
     pays_for_parts: true,
     packing: Packing::Tiles,
     narrow,

@@ -2,13 +2,15 @@
 
 use half::{bf16, f16};
 
-use super::{Element, Kernels, Nf4Rows, Order, Output, Rows, Simd, dot as dot_loop, micro};
+use super::{
+    Element, InstructionSet, Kernels, Nf4Rows, Order, Output, Rows, Simd, dot as dot_loop, micro,
+};
 
 const LANES: usize = 8;
 
 /// The loops without any special instruction.
 pub(super) static KERNELS: Kernels = Kernels {
-    name: "portable",
+    instruction_set: InstructionSet::Portable,
     lanes: LANES,
     dot_f32: dot::<f32>,
     dot_bf16: dot::<bf16>,

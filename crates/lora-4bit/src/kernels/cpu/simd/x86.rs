@@ -9,11 +9,11 @@ use super::{Kernels, Simd};
 
 kernel_table!(
     /// 512-bit vectors.
-    AVX512, avx512, Avx512, "avx512", "avx512f,avx512dq,avx2,fma", 6, 4
+    AVX512, avx512, Avx512, "avx512f,avx512dq,avx2,fma", 6, 4
 );
 kernel_table!(
     /// 256-bit vectors.
-    AVX2, avx2, Avx2, "avx2", "avx2,fma,f16c", 6, 2
+    AVX2, avx2, Avx2, "avx2,fma,f16c", 6, 2
 );
 
 pub(super) struct Avx512;

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::micro::{BLOCK_BYTES, with_rows};
-use super::super::{Nf4Rows, Output, PANEL};
+use super::super::{InstructionSet, Nf4Rows, Output, PANEL};
 use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round};
 
 /// Rows of weights whose results are a vector.
@@ -14,7 +14,7 @@ const PASS: usize = 4;
 const VECTORS: usize = PANEL / 16;
 
 pub(super) static KERNELS: IntKernels = IntKernels {
-    name: "avx2",
+    instruction_set: InstructionSet::Avx2,
     // SAFETY: as for `dot`.
     round: |x, values, scales| unsafe { round_values(x, values, scales) },
     tile_rows: ROWS,

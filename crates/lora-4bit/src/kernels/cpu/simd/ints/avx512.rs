@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::micro::{BLOCK_BYTES, with_rows};
-use super::super::{Nf4Rows, Output, PANEL};
+use super::super::{InstructionSet, Nf4Rows, Output, PANEL};
 use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round};
 
 /// Rows of weights of a tile, a lane each.
@@ -14,7 +14,7 @@ const PASS: usize = 8;
 const VECTORS: usize = PANEL / 2;
 
 pub(super) static KERNELS: IntKernels = IntKernels {
-    name: "avx512vnni",
+    instruction_set: InstructionSet::Avx512Bf16,
     // SAFETY: as for `dot`.
     round: |x, values, scales| unsafe { round_values(x, values, scales) },
     tile_rows: ROWS,
