@@ -70,11 +70,11 @@ async fn tokens(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Vec<Ve
     all
 }
 
-/// Steps are computed ahead of what is known: sequences that end with a stop token and others that join must not disturb
-/// anybody.
 /// One test at a time: engines of one process would record each other's work.
 static DEVICE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// Steps are computed ahead of what is known: sequences that end with a stop token and others that join must not disturb
+/// anybody.
 #[tokio::test]
 async fn sequences_come_and_go_while_steps_are_computed_ahead() {
     let _turn = DEVICE.lock().await;

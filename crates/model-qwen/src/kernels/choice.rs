@@ -3,11 +3,8 @@
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use super::cube::{PendingWords, queues, top_logits_of};
+use super::cube::{NONE, PendingWords, queues, top_logits_of};
 use crate::sampling::{Draw, TopLogits};
-
-/// In place of an id.
-const NONE: u32 = u32::MAX;
 
 /// Token ids on their way from the device.
 #[derive(Debug)]
@@ -203,6 +200,23 @@ mod tests {
                 compare(params, &coarse);
             }
         }
+    }
+
+    #[test]
+    fn a_gpu_waits_on_its_own_thread_and_works_on() {
+        let gpu = first_gpu();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        sender.send(7).unwrap();
+        let wait = move || (std::thread::current().id(), receiver.recv());
+        let (thread, received) = wait_on_device(&gpu, wait);
+        assert_eq!(received, Ok(7));
+        assert_ne!(thread, std::thread::current().id());
+        let sum = Tensor::<1>::ones([64], &gpu).sum().into_scalar::<f32>();
+        assert_eq!(sum, 64.0);
+
+        let here = std::thread::current().id();
+        let thread = wait_on_device(&Device::flex(), || std::thread::current().id());
+        assert_eq!(thread, here, "a CPU has no such thread");
     }
 
     #[test]

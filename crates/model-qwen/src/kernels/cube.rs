@@ -19,7 +19,7 @@ use cubecl::ir::ElemType;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
-pub(super) use choose::top_logits_of;
+pub(super) use choose::{NONE, top_logits_of};
 pub(super) use head::MAX_ROWS as MAX_BOUND_ROWS;
 pub(super) use read::{PendingWords, queues};
 

@@ -26,7 +26,7 @@ pub(super) const ROW_HEADER: usize = 2;
 pub(super) const ROW_WORDS: usize = ROW_HEADER + 2 * ROW_TOP;
 
 /// In place of an id.
-pub(super) const NONE: u32 = u32::MAX;
+pub(in super::super) const NONE: u32 = u32::MAX;
 
 /// The most likely token of each row, also written to `chosen`.
 pub(super) fn argmax(logits: CubeTensor, chosen: CubeTensor) -> CubeTensor {
@@ -208,6 +208,9 @@ fn top_of_part(logits: &[f32], scales: &[i32], words: &mut [u32], vocab: usize, 
 
 /// The key of negative infinity.
 pub(super) const NEG_INFINITY: u32 = !0xff80_0000;
+
+/// The key of infinity.
+pub(super) const INFINITY: u32 = 0x7f80_0000 | 0x8000_0000;
 
 /// Finds the [`ROW_TOP`] largest logits of a row among those of its parts.
 #[cube(launch_unchecked)]

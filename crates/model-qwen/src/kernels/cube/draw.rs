@@ -7,16 +7,13 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::choose::{
-    LOWEST, NEG_INFINITY, NONE, OWN, PART, PART_WORDS, ROW_HEADER, ROW_TOP, ROW_WORDS, key_of,
-    largest_of_cube, of_all_units, top_logits, value_of,
+    INFINITY, LOWEST, NEG_INFINITY, NONE, OWN, PART, PART_WORDS, ROW_HEADER, ROW_TOP, ROW_WORDS,
+    key_of, largest_of_cube, of_all_units, top_logits, value_of,
 };
 use super::{UNITS, empty_of, sum_of_cube};
 
 /// Entries of a row that a unit looks at.
 const ENTRIES: usize = ROW_TOP / UNITS;
-
-/// The key of infinity.
-const INFINITY: u32 = 0x7f80_0000 | 0x8000_0000;
 
 /// Token of each row of `logits [rows, vocab]`, -1 where others than the largest logits count; also written to `chosen`, as 0
 /// there. `draws` has the words of [`Draw`](crate::Draw) from `at` on: the first one of `num_draws` rows, then the second.
