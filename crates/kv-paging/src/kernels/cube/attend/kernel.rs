@@ -180,7 +180,10 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                 // A plane without a head reads nothing of the one that writes there.
                 let (mut len, mut keys) = (len, CHUNK.runtime());
                 if mine {
-                    old = maxima[g];
+                    // Who writes it reads it, for all of the plane.
+                    if UNIT_POS_PLANE == 0 {
+                        old = maxima[g];
+                    }
                 } else {
                     len = 0usize;
                     keys = 0usize;
@@ -190,7 +193,7 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                     highest = max(highest, scores[g * CHUNK + i]);
                     i += PLANE_DIM as usize;
                 }
-                let new = max(old, plane_max(highest));
+                let new = plane_max(max(old, highest));
                 let mut sum = 0.0f32;
                 let mut i = UNIT_POS_PLANE as usize;
                 while i < keys {
