@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::super::attend::kernel::merge_heads;
 use super::super::attend::{LOWEST, Merged};
-use super::super::blocks::{KEYS, end_group, load_block, place, wait_for_groups};
+use super::super::blocks::{KEYS, end_group, load_known, place, wait_for_groups};
 use super::{Heads, PLANE, PLANES, STAGES, UNITS};
 
 #[cube(launch_unchecked)]
@@ -62,34 +62,40 @@ pub(super) fn attend_group<E: Float, O: Float>(
         let mut stats_memory = Shared::<[f32]>::new_slice(comptime!(PLANES * heads.group * 2));
         let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
 
-        // The cube that sees the last key, the token's own, writes it first.
-        if split + 1 == used && context > 0 {
+        // The token's own key and value, the last of its context, are not in the cache yet. The cube that sees them takes
+        // them from here, and writes them for the steps to come.
+        let sees_own = split + 1 == used && context > 0;
+        let known = select(sees_own, end - 1, end);
+        let mut own = Array::<Vector<E, Const<8>>>::new(2usize);
+        own[0] = Vector::new(E::new(0.0));
+        own[1] = Vector::new(E::new(0.0));
+        if sees_own {
             let half = comptime!(heads.blocks.chunks() / 2);
+            let chunk = unit % chunks;
+            let pair = chunk % half;
             let from = (token * kv_heads + kv_head) * chunks;
-            let to = (indices[token] as usize * kv_heads + kv_head) * chunks;
-            if unit < half {
-                let at = (token * half + unit) * 4;
-                let (a, b) = (new_keys[from + unit], new_keys[from + half + unit]);
-                let mut low = Vector::<f32, Const<8>>::new(0.0);
-                let mut high = Vector::<f32, Const<8>>::new(0.0);
+            let (a, b) = (new_keys[from + pair], new_keys[from + half + pair]);
+            let value = new_values[from + chunk];
+            let is_low = chunk < half;
+            let mut key = Vector::<f32, Const<8>>::new(0.0);
+            #[unroll]
+            for i in 0..4usize {
+                let at = (token * half + pair) * 4 + i;
+                let (c, s) = (cos[at], sin[at]);
                 #[unroll]
-                for i in 0..4usize {
-                    let (c, s) = (cos[at + i], sin[at + i]);
-                    #[unroll]
-                    for j in 0..2usize {
-                        let (c, s) = (c.extract(j), s.extract(j));
-                        let (a, b) = (a.extract(i * 2 + j), b.extract(i * 2 + j));
-                        low.insert(i * 2 + j, a * c - b * s);
-                        high.insert(i * 2 + j, b * c + a * s);
-                    }
+                for j in 0..2usize {
+                    let (c, s) = (c.extract(j), s.extract(j));
+                    let (a, b) = (a.extract(i * 2 + j), b.extract(i * 2 + j));
+                    key.insert(i * 2 + j, select(is_low, a * c - b * s, b * c + a * s));
                 }
-                k[to + unit] = Vector::cast_from(low);
-                k[to + half + unit] = Vector::cast_from(high);
-            } else if unit < half + chunks {
-                let i = unit - half;
-                v[to + i] = Vector::cast_from(new_values[from + i]);
             }
-            sync_cube();
+            own[0] = Vector::cast_from(key);
+            own[1] = Vector::cast_from(value);
+            if unit < chunks {
+                let to = (indices[token] as usize * kv_heads + kv_head) * chunks + chunk;
+                k[to] = own[0];
+                v[to] = own[1];
+            }
         }
 
         #[unroll]
@@ -97,16 +103,18 @@ pub(super) fn attend_group<E: Float, O: Float>(
             if first + stage * KEYS < end {
                 let start = first + stage * KEYS;
                 let (k, v) = (&k[0..], &v[0..]);
-                load_block::<E>(
+                load_known::<E>(
                     k,
                     v,
                     &mut memory,
                     indices,
                     table,
                     start,
-                    end,
+                    known,
+                    &own,
                     kv_head,
                     stage,
+                    UNITS,
                     blocks,
                 );
             }
@@ -169,16 +177,18 @@ pub(super) fn attend_group<E: Float, O: Float>(
             let next = start + comptime!((STAGES - 1) * KEYS);
             if next < end {
                 let (k, v) = (&k[0..], &v[0..]);
-                load_block::<E>(
+                load_known::<E>(
                     k,
                     v,
                     &mut memory,
                     indices,
                     table,
                     next,
-                    end,
+                    known,
+                    &own,
                     kv_head,
                     free,
+                    UNITS,
                     blocks,
                 );
             }
