@@ -201,14 +201,18 @@ impl<'data> Parts<'_, 'data> {
             None | Some("float32") => {}
             Some(other) => return Err(self.unsupported("nested_dtype", other, "float32")),
         }
-        state
-            .nested_offset
-            .map(|offset| offset as f32)
-            .ok_or_else(|| BnbError::QuantState {
-                name: name.to_owned(),
-                reason: "nested_offset is missing, although the scales are double-quantized"
-                    .to_owned(),
-            })
+        let offset = state.nested_offset.ok_or_else(|| BnbError::QuantState {
+            name: name.to_owned(),
+            reason: "nested_offset is missing, although the scales are double-quantized".to_owned(),
+        })?;
+        if !(offset as f32).is_finite() {
+            return Err(self.unsupported(
+                "nested_offset",
+                offset.to_string(),
+                "a number in the range of f32",
+            ));
+        }
+        Ok(offset as f32)
     }
 
     fn part(&self, part: &str) -> Result<(String, TensorView<'data>), BnbError> {
@@ -224,12 +228,10 @@ impl<'data> Parts<'_, 'data> {
         check_dtype(&name, "F32", &[Dtype::F32], &tensor)?;
         let data = tensor.data();
         check_length(&name, "values", expected, data.len() / 4, reason)?;
-        Ok(data
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect())
+        let bytes = data.as_chunks().0.iter();
+        let values: Vec<f32> = bytes.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        check_finite(&name, &values)?;
+        Ok(values)
     }
 
     fn u8s(&self, part: &str, expected: usize, reason: String) -> Result<Vec<u8>, BnbError> {
@@ -242,6 +244,18 @@ impl<'data> Parts<'_, 'data> {
         )?;
         check_length(&name, "values", expected, tensor.data().len(), reason)?;
         Ok(tensor.data().to_vec())
+    }
+}
+
+/// One value that is none would spoil its block, or all blocks.
+fn check_finite(name: &str, values: &[f32]) -> Result<(), BnbError> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(BnbError::NotFinite {
+            name: name.to_owned(),
+            found: values[index],
+            index,
+        }),
     }
 }
 

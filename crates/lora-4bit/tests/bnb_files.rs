@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::DType;
 use lora_4bit::bnb::{BnbError, OwnedTensor, is_quantized, nf4_tensors, quantize_tensor, read_nf4};
-use lora_4bit::nf4::Nf4Data;
+use lora_4bit::nf4::{Absmax, Nf4Data};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
@@ -139,6 +139,33 @@ fn wrong_sizes_are_named() {
 }
 
 #[test]
+fn values_that_are_no_numbers_are_named() {
+    for (double_quant, name) in [
+        (false, "absmax"),
+        (true, "quant_map"),
+        (true, "nested_absmax"),
+        (true, "nested_quant_map"),
+    ] {
+        for value in [f32::NAN, f32::NEG_INFINITY] {
+            let mut tensors = tensors(double_quant);
+            let tensor = tensors.get_mut(&part(name)).unwrap();
+            let last = tensor.shape[0] - 1;
+            tensor.data[last * 4..].copy_from_slice(&value.to_le_bytes());
+            assert_error(
+                &tensors,
+                &[&part(name), &format!("{value} at index {last}"), "finite"],
+            );
+        }
+    }
+    let Absmax::Double { offset, .. } = data(true).absmax else {
+        panic!("scales are not double-quantized");
+    };
+    let found = format!("\"nested_offset\": {:?}", f64::from(offset));
+    let tensors = with_state(true, &found, "\"nested_offset\": 1e300");
+    assert_error(&tensors, &[NAME, "nested_offset", "range of f32"]);
+}
+
+#[test]
 fn wrong_types_are_named() {
     let mut tensors = tensors(false);
     tensors.insert(
@@ -236,7 +263,7 @@ fn weights_that_cannot_be_quantized_are_named() {
     let bytes = OwnedTensor::from_f32s(&values).data;
     let view = TensorView::new(Dtype::F32, vec![4, 16], &bytes).unwrap();
     let error = quantize_tensor(NAME, &view, false).unwrap_err();
-    let expected = format!("weight `{NAME}` has the value inf at index 7, expected finite numbers");
+    let expected = format!("tensor `{NAME}` has the value inf at index 7, expected finite numbers");
     assert_eq!(error.to_string(), expected);
     let view = TensorView::new(Dtype::F32, vec![64], &bytes).unwrap();
     let error = quantize_tensor(NAME, &view, false).unwrap_err();

@@ -63,10 +63,10 @@ pub enum BnbError {
         /// Its shape.
         found: Vec<usize>,
     },
-    /// A weight to be quantized holds a NaN or an infinity, which would spoil its whole block.
-    #[error("weight `{name}` has the value {found} at index {index}, expected finite numbers")]
+    /// A weight to be quantized, or a tensor of scales or levels, holds a NaN or an infinity, which would spoil whole blocks.
+    #[error("tensor `{name}` has the value {found} at index {index}, expected finite numbers")]
     NotFinite {
-        /// Name of the weight.
+        /// Name of the tensor.
         name: String,
         /// The value.
         found: f32,

@@ -167,14 +167,8 @@ pub fn quantize_tensor(
             found: tensor.dtype(),
         })?;
     let all_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-    if !weight.par_chunks(VALUES_PER_JOB).all(all_finite)
-        && let Some(index) = weight.iter().position(|value| !value.is_finite())
-    {
-        return Err(BnbError::NotFinite {
-            name: name.to_owned(),
-            found: weight[index],
-            index,
-        });
+    if !weight.par_chunks(VALUES_PER_JOB).all(all_finite) {
+        super::check_finite(name, &weight)?;
     }
     Ok(Nf4Data::quantize(&weight, shape, dtype, double_quant))
 }
