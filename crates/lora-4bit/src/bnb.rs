@@ -205,14 +205,14 @@ impl<'data> Parts<'_, 'data> {
             name: name.to_owned(),
             reason: "nested_offset is missing, although the scales are double-quantized".to_owned(),
         })?;
-        if !(offset as f32).is_finite() {
-            return Err(self.unsupported(
+        match offset as f32 {
+            finite if finite.is_finite() => Ok(finite),
+            _ => Err(self.unsupported(
                 "nested_offset",
                 offset.to_string(),
                 "a number in the range of f32",
-            ));
+            )),
         }
-        Ok(offset as f32)
     }
 
     fn part(&self, part: &str) -> Result<(String, TensorView<'data>), BnbError> {

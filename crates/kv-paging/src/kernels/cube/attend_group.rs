@@ -5,6 +5,7 @@
 //! different keys of a block; their sums are merged in shared memory, and those of the parts by the cube that ends last.
 
 mod kernel;
+mod load;
 
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;

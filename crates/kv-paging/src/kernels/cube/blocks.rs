@@ -71,77 +71,46 @@ pub(super) fn load_block<E: Float>(
         let position = min(start + key, end - 1);
         let slot =
             indices[table + position / block_size] as usize * block_size + position % block_size;
-        let from = (slot * comptime!(blocks.kv_heads) + kv_head) * chunks + chunk;
-        let to = stage * comptime!(blocks.len()) + place(key, chunk, blocks);
-        let values_to = to + comptime!(blocks.stages * blocks.len());
-        copy_async(
-            &k[from..from + 1],
-            &mut memory[to..to + 1],
-            comptime!(VECTOR as u32),
-        );
-        copy_async(
-            &v[from..from + 1],
-            &mut memory[values_to..values_to + 1],
-            comptime!(VECTOR as u32),
-        );
+        copy_vectors(k, v, memory, slot, kv_head, key, chunk, stage, blocks);
         i += CUBE_DIM as usize;
     }
 }
 
-/// Starts to copy a block of keys and values in steps of one token; from position `known` on it holds `own` instead, a
-/// key's and a value's vector that each unit has of the token itself.
-///
-/// A unit loads the same vector of each of its keys: `UNITS` must be a multiple of the vectors of a key.
+/// Starts to copy one vector of a slot's key and of its value to where a key of a block lies.
 #[cube]
-pub(super) fn load_known<E: Float>(
+pub(super) fn copy_vectors<E: Float>(
     k: &[Vector<E, Const<8>>],
     v: &[Vector<E, Const<8>>],
     memory: &mut [Vector<E, Const<8>>],
-    indices: &[u32],
-    table: usize,
-    start: usize,
-    known: usize,
-    own: &Array<Vector<E, Const<8>>>,
+    slot: usize,
     kv_head: usize,
+    key: usize,
+    chunk: usize,
     stage: usize,
-    #[comptime] units: usize,
     #[comptime] blocks: Blocks,
 ) {
-    let chunks = comptime!(blocks.chunks());
-    let block_size = comptime!(blocks.block_size);
-    let keys = comptime!(units / blocks.chunks());
-    let (first, chunk) = (UNIT_POS as usize / chunks, UNIT_POS as usize % chunks);
-    // All entries of the table at once, before the copies: each waits for its own.
-    let mut entries = Array::<u32>::new(comptime!(KEYS / keys));
-    #[unroll]
-    for i in 0..comptime!(KEYS / keys) {
-        let position = start + first + i * keys;
-        if position < known {
-            entries[i] = indices[table + position / block_size];
-        }
-    }
-    #[unroll]
-    for i in 0..comptime!(KEYS / keys) {
-        let key = first + i * keys;
-        let position = start + key;
-        let to = stage * comptime!(blocks.len()) + place(key, chunk, blocks);
-        let values_to = to + comptime!(blocks.stages * blocks.len());
-        if position < known {
-            let slot = entries[i] as usize * block_size + position % block_size;
-            let from = (slot * comptime!(blocks.kv_heads) + kv_head) * chunks + chunk;
-            copy_async(
-                &k[from..from + 1],
-                &mut memory[to..to + 1],
-                comptime!(VECTOR as u32),
-            );
-            copy_async(
-                &v[from..from + 1],
-                &mut memory[values_to..values_to + 1],
-                comptime!(VECTOR as u32),
-            );
-        } else {
-            memory[to] = own[0];
-            memory[values_to] = own[1];
-        }
-    }
+    let from = (slot * comptime!(blocks.kv_heads) + kv_head) * comptime!(blocks.chunks()) + chunk;
+    let (to, values_to) = places(key, chunk, stage, blocks);
+    copy_async(
+        &k[from..from + 1],
+        &mut memory[to..to + 1],
+        comptime!(VECTOR as u32),
+    );
+    copy_async(
+        &v[from..from + 1],
+        &mut memory[values_to..values_to + 1],
+        comptime!(VECTOR as u32),
+    );
+}
+
+/// Where a vector of a key of a block lies, and that of its value.
+#[cube]
+pub(super) fn places(
+    key: usize,
+    chunk: usize,
+    stage: usize,
+    #[comptime] blocks: Blocks,
+) -> (usize, usize) {
+    let to = stage * comptime!(blocks.len()) + place(key, chunk, blocks);
+    (to, to + comptime!(blocks.stages * blocks.len()))
 }

@@ -6,7 +6,8 @@ use cubecl::prelude::*;
 
 use super::super::attend::kernel::merge_heads;
 use super::super::attend::{LOWEST, Merged};
-use super::super::blocks::{KEYS, end_group, load_known, place, wait_for_groups};
+use super::super::blocks::{KEYS, end_group, place, wait_for_groups};
+use super::load::load_known;
 use super::{Heads, PLANE, PLANES, STAGES, UNITS};
 
 #[cube(launch_unchecked)]
@@ -66,9 +67,8 @@ pub(super) fn attend_group<E: Float, O: Float>(
         // them from here, and writes them for the steps to come.
         let sees_own = split + 1 == used && context > 0;
         let known = select(sees_own, end - 1, end);
-        let mut own = Array::<Vector<E, Const<8>>>::new(2usize);
-        own[0] = Vector::new(E::new(0.0));
-        own[1] = Vector::new(E::new(0.0));
+        let mut own_key = Vector::<E, Const<8>>::new(E::new(0.0));
+        let mut own_value = Vector::<E, Const<8>>::new(E::new(0.0));
         if sees_own {
             let half = comptime!(heads.blocks.chunks() / 2);
             let chunk = unit % chunks;
@@ -89,12 +89,12 @@ pub(super) fn attend_group<E: Float, O: Float>(
                     key.insert(i * 2 + j, select(is_low, a * c - b * s, b * c + a * s));
                 }
             }
-            own[0] = Vector::cast_from(key);
-            own[1] = Vector::cast_from(value);
+            own_key = Vector::cast_from(key);
+            own_value = Vector::cast_from(value);
             if unit < chunks {
                 let to = (indices[token] as usize * kv_heads + kv_head) * chunks + chunk;
-                k[to] = own[0];
-                v[to] = own[1];
+                k[to] = own_key;
+                v[to] = own_value;
             }
         }
 
@@ -111,10 +111,10 @@ pub(super) fn attend_group<E: Float, O: Float>(
                     table,
                     start,
                     known,
-                    &own,
+                    own_key,
+                    own_value,
                     kv_head,
                     stage,
-                    UNITS,
                     blocks,
                 );
             }
@@ -185,10 +185,10 @@ pub(super) fn attend_group<E: Float, O: Float>(
                     table,
                     next,
                     known,
-                    &own,
+                    own_key,
+                    own_value,
                     kv_head,
                     free,
-                    UNITS,
                     blocks,
                 );
             }

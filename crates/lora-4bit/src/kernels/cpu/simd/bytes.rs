@@ -77,7 +77,7 @@ impl Instructions {
         *BEST.get_or_init(|| {
             let limit = InstructionSet::limit();
             let allows = |instructions: &Self| match instructions {
-                Self::Plain => limit >= InstructionSet::Portable,
+                Self::Plain => true,
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => limit >= InstructionSet::Avx2,
                 #[cfg(target_arch = "x86_64")]
