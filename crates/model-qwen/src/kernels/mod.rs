@@ -28,7 +28,7 @@ pub(crate) mod graph;
 pub(crate) mod map_file;
 pub mod naive;
 
-pub use allocator::{keep_freed_memory, return_freed_memory};
+pub use allocator::{keep_freed_memory, return_freed_memory, share_freed_memory};
 #[cfg(feature = "gpu")]
 pub use choice::{
     PendingIds, PendingTop, device_draw, device_queues_reads, device_read_ids, device_top_logits,

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 #[cfg(feature = "gpu")]
 use std::sync::Arc;
-use std::sync::mpsc::TryRecvError;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::time::Duration;
 
 use burn::tensor::{Device, Tensor};
 #[cfg(feature = "gpu")]
@@ -34,6 +35,9 @@ use super::recovery::{MAX_FAILURES, catch};
 use super::request::{EngineOutput, FinishReason};
 use super::stats::EngineStats;
 use crate::config::Config;
+
+/// Without work for so long, memory goes back to the system. Clearing it anew costs the next step some milliseconds.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Owner of the device, the model and the KV cache.
 pub(super) struct Worker {
@@ -168,7 +172,14 @@ impl Worker {
         if self.owns_device {
             return wait_on_device(&self.device, move || receiver.recv());
         }
-        receiver.recv()
+        match receiver.recv_within(PAUSE) {
+            Err(RecvTimeoutError::Timeout) => {
+                // What the steps have freed, activations of long prompts above all.
+                model_qwen::kernels::return_freed_memory();
+                receiver.recv()
+            }
+            command => command.ok(),
+        }
     }
 
     fn obey(&mut self, command: EngineCommand) {
