@@ -41,8 +41,8 @@ fn set(parameters: &[(libc::c_int, libc::c_int)]) {
 /// Asks the allocator to give freed memory back to the system.
 ///
 /// For serving: what building a tokenizer frees lies between what it keeps, and would stay with the process, as would the
-/// activations of a long prompt. Programs call this when all is loaded, and when nothing is to be done. Does nothing where
-/// the C library isn't glibc.
+/// activations of a long prompt. Programs call this when all is loaded, and after
+/// steps of many tokens. Does nothing where the C library isn't glibc.
 #[allow(unsafe_code)]
 pub fn return_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
@@ -97,14 +96,6 @@ impl EngineReceiver {
     /// Sleeps until a command arrives; `None` once every handle is gone.
     pub fn recv(&self) -> Option<EngineCommand> {
         self.commands.recv().ok()
-    }
-
-    /// Sleeps until a command arrives, at most for `pause`.
-    ///
-    /// # Errors
-    /// `Timeout` if none came, `Disconnected` once every handle is gone.
-    pub fn recv_within(&self, pause: Duration) -> Result<EngineCommand, RecvTimeoutError> {
-        self.commands.recv_timeout(pause)
     }
 
     /// A command if one waits.

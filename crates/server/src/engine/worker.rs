@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 #[cfg(feature = "gpu")]
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
-use std::time::Duration;
+use std::sync::mpsc::TryRecvError;
 
 use burn::tensor::{Device, Tensor};
 #[cfg(feature = "gpu")]
@@ -19,6 +18,7 @@ use lora_4bit::AdapterSelection;
 use lora_4bit::StackedRows;
 #[cfg(feature = "gpu")]
 use model_qwen::is_gpu;
+use model_qwen::kernels::return_freed_memory;
 #[cfg(feature = "gpu")]
 use model_qwen::kernels::wait_on_device;
 use model_qwen::{QwenModel, Sampler};
@@ -36,8 +36,9 @@ use super::request::{EngineOutput, FinishReason};
 use super::stats::EngineStats;
 use crate::config::Config;
 
-/// Without work for so long, memory goes back to the system. Clearing it anew costs the next step some milliseconds.
-const PAUSE: Duration = Duration::from_secs(1);
+/// After a step of so many tokens on a CPU its activations go back to the system: they would stay with the process, and
+/// asking for them anew costs a hundredth of such a step.
+const LONG_STEP: usize = 256;
 
 /// Owner of the device, the model and the KV cache.
 pub(super) struct Worker {
@@ -141,7 +142,11 @@ impl Worker {
     /// Computes a step with every operation launched by itself.
     pub(super) fn compute(&mut self, step: &Step) -> Vec<Sampled> {
         let hidden = self.forward(step); // [tokens, hidden]
-        self.sample(step, hidden)
+        let sampled = self.sample(step, hidden);
+        if step.num_tokens() >= LONG_STEP && self.device == Device::flex() {
+            return_freed_memory();
+        }
+        sampled
     }
 
     /// Takes the commands that wait; sleeps for one if nothing else is to be done. `false` at the end.
@@ -172,14 +177,7 @@ impl Worker {
         if self.owns_device {
             return wait_on_device(&self.device, move || receiver.recv());
         }
-        match receiver.recv_within(PAUSE) {
-            Err(RecvTimeoutError::Timeout) => {
-                // What the steps have freed, activations of long prompts above all.
-                model_qwen::kernels::return_freed_memory();
-                receiver.recv()
-            }
-            command => command.ok(),
-        }
+        receiver.recv()
     }
 
     fn obey(&mut self, command: EngineCommand) {
