@@ -20,6 +20,7 @@ mod head;
 pub mod hub;
 pub mod kernels;
 pub mod load;
+mod mlp;
 pub mod model;
 mod random;
 pub mod rotary;
