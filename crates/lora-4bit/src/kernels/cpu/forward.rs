@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::ProductShape;
+use super::aligned::Aligned;
 use super::nf4::Nf4Matrix;
 use super::simd::ints::{IntKernels, IntRows};
 use super::simd::{Element, Kernels, Order, Output};
@@ -45,7 +46,7 @@ pub(super) fn dense<E: Element>(
                 if shape.m <= MAX_DIRECT_ROWS || size_of::<E>() == size_of::<f32>() {
                     E::dot(kernels)(x, tile, k, y);
                 } else {
-                    let wide = scratch.values(tile.len());
+                    let wide = scratch.room(tile.len());
                     E::widen(kernels)(tile, wide);
                     (kernels.dot_f32)(x, wide, k, y);
                 }
@@ -82,7 +83,7 @@ pub(super) fn nf4(
                     let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
                     (kernels.dot_nf4)(x, w.rows(blocks), k, y);
                 } else {
-                    let wide = scratch.values(rows.len() * k);
+                    let wide = scratch.room(rows.len() * k);
                     w.unpack(rows.start * k..rows.end * k, order, kernels, wide);
                     (kernels.dot_f32)(x, wide, k, y);
                 }
@@ -108,26 +109,13 @@ pub(super) fn nf4_ints(
     for_each_tile(shape, tiles, y, |rows, scratch, y| {
         let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
-        unsafe { (kernels.dot)(&x, w.rows(blocks), y, &mut scratch.0) }
+        unsafe { (kernels.dot)(&x, w.rows(blocks), y, scratch) }
     });
 }
 
-/// Working memory of a thread, kept between products.
-#[derive(Default)]
-struct Scratch(Vec<f32>);
-
-impl Scratch {
-    /// Room for `len` values, whatever they are.
-    fn values(&mut self, len: usize) -> &mut [f32] {
-        if self.0.len() < len {
-            self.0.resize(len, 0.0);
-        }
-        &mut self.0[..len]
-    }
-}
-
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Working memory of a thread, kept between products.
+    static SCRATCH: RefCell<Aligned<f32>> = RefCell::default();
 }
 
 /// How the rows of `w` are divided.
@@ -153,7 +141,7 @@ fn for_each_tile(
     shape: ProductShape,
     Tiles { max_direct, step }: Tiles,
     y: *mut f32,
-    job: impl Fn(std::ops::Range<usize>, &mut Scratch, Output) + Sync,
+    job: impl Fn(std::ops::Range<usize>, &mut Aligned<f32>, Output) + Sync,
 ) {
     let ProductShape { m, inner, columns } = shape;
     let output = Output {

@@ -11,6 +11,7 @@
 //! - `nf4`: ranges of an NF4 weight,
 //! - `simd`: the inner loops for AVX-512, AVX2, NEON and any other CPU.
 
+mod aligned;
 mod forward;
 mod lora;
 mod nf4;

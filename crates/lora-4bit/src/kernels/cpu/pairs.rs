@@ -10,6 +10,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::ProductShape;
+use super::aligned::Aligned;
 use super::nf4::Nf4Matrix;
 use super::simd::pairs::{
     INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Part, Prefetch, TILE,
@@ -53,8 +54,8 @@ pub(super) trait Source: Sync {
 /// Working memory of [`Source::part`].
 #[derive(Default)]
 pub(super) struct Unpacked {
-    wide: Vec<f32>,
-    narrow: Vec<bf16>,
+    wide: Aligned<f32>,
+    narrow: Aligned<bf16>,
 }
 
 impl Unpacked {
@@ -65,12 +66,12 @@ impl Unpacked {
         [rows, columns]: [usize; 2],
         mut unpack: impl FnMut(usize, &mut [f32]),
     ) -> PairRows {
-        self.wide.resize(columns, 0.0);
-        self.narrow.resize(rows * columns, bf16::ZERO);
-        for (row, to) in self.narrow.chunks_exact_mut(columns).enumerate() {
-            unpack(row, &mut self.wide);
+        let wide = self.wide.room(columns);
+        let narrow = self.narrow.room(rows * columns);
+        for (row, to) in narrow.chunks_exact_mut(columns).enumerate() {
+            unpack(row, wide);
             // SAFETY: `pairs` fits the CPU, the row has room for as many values.
-            unsafe { pairs.part(part, &mut self.wide, to.as_mut_ptr(), INNER_STEP) };
+            unsafe { pairs.part(part, wide, to.as_mut_ptr(), INNER_STEP) };
         }
         PairRows {
             start: self.narrow.as_ptr(),
@@ -232,14 +233,14 @@ pub(super) fn transposed(
 #[derive(Default)]
 struct Scratch {
     unpacked: Unpacked,
-    panel: Vec<u32>,
-    edge: Vec<f32>,
+    panel: Aligned<u32>,
+    edge: Aligned<f32>,
 }
 
 thread_local! {
     // Taken out while in use: a thread that waits for others may run another product meanwhile.
     static SCRATCH: Cell<Scratch> = Cell::default();
-    static ROUNDED: Cell<(Vec<bf16>, Vec<bf16>)> = Cell::default();
+    static ROUNDED: Cell<(Aligned<bf16>, Aligned<bf16>)> = Cell::default();
 }
 
 /// `y = a · b` for `a [m, inner]`, by panels of `b [inner, columns]`, split over threads.
@@ -297,7 +298,7 @@ fn for_each_panel(
             // SAFETY: the job's rows and columns are inside the result.
             unsafe { output.at(first_row, start) }
         } else {
-            edge.resize(num_rows.next_multiple_of(2 * TILE) * PANEL, 0.0);
+            let edge = edge.room(num_rows.next_multiple_of(2 * TILE) * PANEL);
             Output {
                 start: edge.as_mut_ptr(),
                 stride: PANEL,
@@ -305,7 +306,7 @@ fn for_each_panel(
         };
         for part in (0..inner).step_by(PANEL_INNER) {
             let part = part..usize::min(part + PANEL_INNER, inner);
-            panel.resize(part.len().next_multiple_of(INNER_STEP) / 2 * PANEL, 0);
+            let panel = panel.room(part.len().next_multiple_of(INNER_STEP) / 2 * PANEL);
             // The padding of the inner dimension; the rest is overwritten.
             panel[part.len() / 2 * PANEL..].fill(0);
             let is_last = part.end == inner;
@@ -352,14 +353,12 @@ fn pack(
     (pairs, part): (&PairKernels, Part),
     a: &[f32],
     [m, inner, stride]: [usize; 3],
-    to: &mut Vec<bf16>,
+    to: &mut Aligned<bf16>,
 ) -> PackedRows {
     let len = m.next_multiple_of(2 * TILE) * stride;
-    if to.len() < len {
-        to.resize(len, bf16::ZERO);
-    }
+    let to = to.room(len);
     let packed = PackedRows::new(pairs.packing, to.as_ptr(), stride, m);
-    let strips = to[..len].par_chunks_exact_mut(packed.strip);
+    let strips = to.par_chunks_exact_mut(packed.strip);
     strips
         .enumerate()
         .for_each_init(Vec::new, |copy, (i, strip)| {

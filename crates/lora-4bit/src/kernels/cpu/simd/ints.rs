@@ -14,12 +14,17 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
 use std::sync::OnceLock;
 
+use rayon::prelude::*;
+
+use super::super::aligned::Aligned;
 use super::micro::BLOCK_BYTES;
 use super::{InstructionSet, Nf4Rows, Output, PANEL, Scales};
 use crate::nf4::NESTED_BLOCK_SIZE;
@@ -39,14 +44,17 @@ const MIN_LARGEST: f32 = 1e-33;
 /// The loops for one instruction set.
 pub(in super::super) struct IntKernels {
     pub(in super::super) instruction_set: InstructionSet,
-    /// Rounds blocks of `x`, in the order in which [`IntKernels::dot`] reads them, and writes their scales.
-    round: unsafe fn(x: &[f32], values: &mut [i16], scales: &mut [f32]),
+    /// Rows of `x` that lie together.
+    strip_rows: usize,
+    /// Rounds up to so many rows of `k` values, in the order in which [`IntKernels::dot`] reads them, and writes their scales. Both
+    /// have room for all rows of a strip.
+    round: unsafe fn(x: &[f32], k: usize, values: &mut [i16], scales: &mut [f32]),
     /// Rows of weights that are multiplied together.
     pub(in super::super) tile_rows: usize,
     /// Up to so many rows of `x`, weights are not unpacked first.
     pub(in super::super) max_direct_rows: usize,
     /// `y = x · wᵀ` for `m` rows of `x` and whole rows of `w`. The rest: working memory.
-    pub(in super::super) dot: unsafe fn(x: &IntRows, w: Nf4Rows<'_>, y: Output, &mut Vec<f32>),
+    pub(in super::super) dot: unsafe fn(x: &IntRows, w: Nf4Rows<'_>, y: Output, &mut Aligned<f32>),
 }
 
 impl IntKernels {
@@ -72,6 +80,9 @@ impl IntKernels {
         let mut kernels: Vec<&'static Self> = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            if amx::are_supported() {
+                kernels.push(&amx::KERNELS);
+            }
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vnni")
@@ -88,11 +99,12 @@ impl IntKernels {
 
 /// Rows of `x` in integers.
 pub(in super::super) struct IntRows {
-    /// `[m, k]`, each block in the order of the kernels.
-    values: Vec<i16>,
+    /// `[m, k]` in the order of the kernels; `m` is a multiple of [`IntKernels::strip_rows`].
+    values: Aligned<i16>,
     /// `[m, k / 64]`: a value is its integer times this, and the integer of a level times this is its product with the level.
-    scales: Vec<f32>,
+    scales: Aligned<f32>,
     levels: Levels,
+    num_rows: usize,
     blocks: usize,
 }
 
@@ -122,43 +134,41 @@ impl IntRows {
     ) -> Self {
         // SAFETY: whoever has the kernels has seen that the CPU has the instructions.
         let round = |x: &[f32], values: &mut [i16], scales: &mut [f32]| unsafe {
-            (kernels.round)(x, values, scales);
+            (kernels.round)(x, k, values, scales);
         };
-        Self::rounded(round, x, k, map)
+        Self::rounded((round, kernels.strip_rows), x, k, map)
     }
 
+    /// With `round` for strips of so many rows.
     fn rounded(
-        round: impl Fn(&[f32], &mut [i16], &mut [f32]) + Sync,
+        (round, strip): (impl Fn(&[f32], &mut [i16], &mut [f32]) + Sync, usize),
         x: &[f32],
         k: usize,
         map: &[f32; 16],
     ) -> Self {
         let largest = map.iter().fold(0.0f32, |max, level| max.max(level.abs()));
         let level_scale = largest.max(MIN_LARGEST) / MAX_LEVEL;
-        let mut values = vec![0; x.len()];
-        let mut scales = vec![0.0; x.len() / PANEL];
-        if x.len() > PARALLEL_VALUES {
-            use rayon::prelude::*;
-            let rows = x.par_chunks(k).zip(values.par_chunks_mut(k));
-            let rows = rows.zip(scales.par_chunks_mut(k / PANEL));
-            rows.for_each(|((x, values), scales)| round(x, values, scales));
-        } else {
-            round(x, &mut values, &mut scales);
-        }
+        let num_rows = x.len() / k;
+        let len = num_rows.next_multiple_of(strip) * k;
+        let mut values = Aligned::zeros(len);
+        let mut scales = Aligned::zeros(len / PANEL);
+        let strips = x.par_chunks(strip * k);
+        let strips = strips.zip(values[..len].par_chunks_mut(strip * k));
+        let strips = strips.zip(scales[..len / PANEL].par_chunks_mut(strip * k / PANEL));
+        // Few values are not worth a second thread.
+        let strips = strips.with_min_len(PARALLEL_VALUES.div_ceil(strip * k));
+        strips.for_each(|((x, values), scales)| round(x, values, scales));
         scales.iter_mut().for_each(|scale| *scale *= level_scale);
         Self {
             values,
             scales,
             levels: Levels::new(map.map(|level| (level / level_scale).round() as i16)),
+            num_rows,
             blocks: k / PANEL,
         }
     }
 
-    fn num_rows(&self) -> usize {
-        self.scales.len() / self.blocks
-    }
-
-    /// Rows from `first` on.
+    /// Rows from `first` on, which begins a strip.
     fn from(&self, first: usize) -> Part {
         // SAFETY: the row exists, or is the end.
         unsafe {
@@ -171,7 +181,7 @@ impl IntRows {
     }
 }
 
-/// More values than this are rounded by all threads.
+/// Values that a thread rounds at least.
 const PARALLEL_VALUES: usize = 32 << 10;
 
 /// The order of the integers of a block.
@@ -332,8 +342,10 @@ enum Source<'a, const R: usize> {
 
 /// The loops over a tile of `R` rows of weights.
 trait Tile<const R: usize> {
-    /// Rows of `x` that are multiplied together, at most.
+    /// Rows of `x` that are multiplied together, at most; a multiple of [`IntKernels::strip_rows`].
     const PASS: usize;
+    /// The same as there.
+    const STRIP: usize = 1;
 
     /// Writes the integers of a tile, `R * 64` 16-bit values a block.
     ///
@@ -367,9 +379,9 @@ unsafe fn dot<T: Tile<R>, const R: usize>(
     x: &IntRows,
     w: Nf4Rows<'_>,
     y: Output,
-    memory: &mut Vec<f32>,
+    memory: &mut Aligned<f32>,
 ) {
-    let (blocks, m) = (x.blocks, x.num_rows());
+    let (blocks, m) = (x.blocks, x.num_rows);
     let row_bytes = blocks * BLOCK_BYTES;
     let num_rows = w.packed.len() / row_bytes;
     let tiles = num_rows.div_ceil(R);
@@ -390,7 +402,7 @@ unsafe fn dot<T: Tile<R>, const R: usize>(
     // SAFETY: the tiles cover the rows of weights, the passes those of `x`; the memory has room for what is put there.
     unsafe {
         if m <= T::PASS {
-            let scales = room(memory, scales_len);
+            let scales = memory.room(scales_len).as_mut_ptr();
             for tile in 0..tiles {
                 write_scales::<R>(&w, tile * R, num_rows, blocks, scales);
                 let (codes, y) = (codes(tile), y.at(0, tile * R));
@@ -405,14 +417,14 @@ unsafe fn dot<T: Tile<R>, const R: usize>(
             }
             return;
         }
-        let panels = room(memory, tiles * (panel_len + scales_len));
+        let panels = memory.room(tiles * (panel_len + scales_len)).as_mut_ptr();
         let scales = panels.add(tiles * panel_len);
         for tile in 0..tiles {
             let to = scales.add(tile * scales_len);
             write_scales::<R>(&w, tile * R, num_rows, blocks, to);
             T::unpack(&codes(tile), blocks, panels.add(tile * panel_len));
         }
-        let pass = m.div_ceil(m.div_ceil(T::PASS));
+        let pass = m.div_ceil(m.div_ceil(T::PASS)).next_multiple_of(T::STRIP);
         for row in (0..m).step_by(pass) {
             let (rows, x) = (usize::min(pass, m - row), x.from(row));
             for tile in 0..tiles {
@@ -422,14 +434,6 @@ unsafe fn dot<T: Tile<R>, const R: usize>(
             }
         }
     }
-}
-
-/// Room for `len` values, whatever they are.
-fn room(memory: &mut Vec<f32>, len: usize) -> *mut f32 {
-    if memory.len() < len {
-        memory.resize(len, 0.0);
-    }
-    memory.as_mut_ptr()
 }
 
 /// As in the matrix.
@@ -452,7 +456,7 @@ impl Order for Natural {
 /// The reference.
 #[cfg(test)]
 pub(in super::super) fn plain(x: &[f32], w: Nf4Rows<'_>, k: usize, y: &mut [f32]) {
-    let x = IntRows::rounded(round::<Natural>, x, k, w.map);
+    let x = IntRows::rounded((round::<Natural>, 1), x, k, w.map);
     let num_rows = w.packed.len() * 2 / k;
     let mut scales = vec![0.0; x.blocks];
     for row in 0..num_rows {
@@ -468,7 +472,7 @@ pub(in super::super) fn plain(x: &[f32], w: Nf4Rows<'_>, k: usize, y: &mut [f32]
             };
             i32::from(x.levels.words[usize::from(code)])
         };
-        for i in 0..x.num_rows() {
+        for i in 0..x.num_rows {
             let mut sum = 0.0f32;
             for (block, scale) in scales.iter().enumerate() {
                 let values = &x.values[i * k + block * PANEL..][..PANEL];

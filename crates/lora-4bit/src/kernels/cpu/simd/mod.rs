@@ -7,6 +7,8 @@
 //! only: not on the number of rows `m`, on the number of threads or on their timing. A row of a batch therefore has
 //! bit for bit the result that it has alone.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub(crate) mod bytes;
 mod dot;
 mod instruction_set;

@@ -1,75 +1,13 @@
 //! Products of tiles, on x86-64 with AMX.
 //!
-//! A tile register holds 16 rows of 64 bytes. Four of the eight hold sums of 32 rows and 32 columns, two hold rows of `a`
-//! (32 bf16 each), two hold 16 rows of a panel (16 pairs each). The instructions are written as
-//! assembly, because the compiler has no stable names for them.
+//! Four of the eight tiles hold sums of 32 rows and 32 columns, two hold rows of `a` (32 bf16 each), two hold 16 rows of a
+//! panel (16 pairs each).
 
 use std::arch::asm;
-use std::arch::x86_64::__cpuid_count;
-use std::sync::OnceLock;
 
+use super::amx::Tiles;
 use super::pairs::{INNER_STEP, PackedRows, Prefetch, TILE};
 use super::{Output, PANEL};
-
-/// Whether the CPU has AMX for bf16 and the system lets this process use it.
-pub(super) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| has_instructions() && is_permitted())
-}
-
-fn has_instructions() -> bool {
-    const AMX_BF16: u32 = 1 << 22;
-    const AMX_TILE: u32 = 1 << 24;
-    // Leaf 7 exists on every CPU with AVX-512, which is checked before.
-    let features = __cpuid_count(7, 0).edx;
-    features & AMX_BF16 != 0 && features & AMX_TILE != 0
-}
-
-/// Linux enlarges the saved state of a process by the tiles only if it asks.
-#[cfg(target_os = "linux")]
-fn is_permitted() -> bool {
-    const SYS_ARCH_PRCTL: isize = 158;
-    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
-    const XFEATURE_XTILEDATA: usize = 18;
-    let result: isize;
-    // SAFETY: the call changes nothing but this process's permission; the kernel overwrites rcx and r11.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") SYS_ARCH_PRCTL => result,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_permitted() -> bool {
-    false
-}
-
-/// Shapes of the tile registers, as `ldtilecfg` reads them.
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-/// Eight registers of 16 rows and 64 bytes.
-static TILES: TileConfig = TileConfig {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
 
 /// Pair rows of a panel that are multiplied with all rows of `a` before the next ones: with 64 columns 32 KiB, which the
 /// first-level cache holds.
@@ -82,7 +20,7 @@ const FETCHED_BYTES: usize = 128;
 ///
 /// # Safety
 ///
-/// [`is_available`]; `a` is in tiles, has rows as long as the panel and is padded to `2 * TILE` of them, as is `y`, with
+/// [`super::amx::is_available`]; `a` is in tiles, has rows as long as the panel and is padded to `2 * TILE` of them, as is `y`, with
 /// rows of [`PANEL`] columns.
 pub(super) unsafe fn multiply(
     a: PackedRows,
@@ -94,8 +32,7 @@ pub(super) unsafe fn multiply(
     debug_assert!(panel.len().is_multiple_of(INNER_STEP / 2 * PANEL));
     // SAFETY: rows and columns exist.
     unsafe {
-        // What the registers held is lost.
-        asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, readonly));
+        let _tiles = Tiles::configure();
         let mut fetched = 0;
         for (i, chunk) in panel.chunks(CHUNK_ROWS * PANEL).enumerate() {
             for row in (0..a.num_rows).step_by(2 * TILE) {
@@ -115,8 +52,6 @@ pub(super) unsafe fn multiply(
                 }
             }
         }
-        // A thread whose tiles are in use costs more to switch.
-        asm!("tilerelease", options(nostack, nomem));
     }
 }
 

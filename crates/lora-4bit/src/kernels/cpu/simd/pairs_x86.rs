@@ -8,7 +8,7 @@ use super::micro::with_rows;
 use super::pairs::{
     INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch,
 };
-use super::{InstructionSet, Output, PANEL, pairs_amx};
+use super::{InstructionSet, Output, PANEL, amx, pairs_amx};
 
 /// f32 in a vector.
 const LANES: usize = 16;
@@ -42,7 +42,7 @@ pub(super) fn supported() -> Vec<&'static PairKernels> {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512f")
     {
-        if pairs_amx::is_available() {
+        if amx::is_available() {
             kernels.push(&AMX);
         }
         kernels.push(&AVX512_BF16);

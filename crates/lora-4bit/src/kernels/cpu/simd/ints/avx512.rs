@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::super::aligned::Aligned;
 use super::super::micro::{BLOCK_BYTES, with_rows};
 use super::super::{InstructionSet, Nf4Rows, Output, PANEL};
 use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round};
@@ -15,8 +16,9 @@ const VECTORS: usize = PANEL / 2;
 
 pub(super) static KERNELS: IntKernels = IntKernels {
     instruction_set: InstructionSet::Avx512Bf16,
+    strip_rows: 1,
     // SAFETY: as for `dot`.
-    round: |x, values, scales| unsafe { round_values(x, values, scales) },
+    round: |x, _, values, scales| unsafe { round_values(x, values, scales) },
     tile_rows: ROWS,
     max_direct_rows: PASS,
     // SAFETY: as for `IntKernels::dot`.
@@ -49,7 +51,7 @@ fn round_values(x: &[f32], values: &mut [i16], scales: &mut [f32]) {
 
 /// See [`IntKernels::dot`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn multiply_all(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Vec<f32>) {
+unsafe fn multiply_all(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Aligned<f32>) {
     // SAFETY: the CPU has the instructions.
     unsafe { super::dot::<InLanes, ROWS>(x, w, y, memory) }
 }
