@@ -44,6 +44,8 @@ const MIN_LARGEST: f32 = 1e-33;
 /// The loops for one instruction set.
 pub(in super::super) struct IntKernels {
     pub(in super::super) instruction_set: InstructionSet,
+    /// Fewer rows of `x` are multiplied faster by loops for narrower vectors.
+    min_rows: usize,
     /// Rows of `x` that lie together.
     strip_rows: usize,
     /// Rounds up to so many rows of `k` values, in the order in which [`IntKernels::dot`] reads them, and writes their scales. Both
@@ -66,12 +68,7 @@ impl IntKernels {
             let allows = |kernels: &&'static Self| kernels.instruction_set <= limit;
             Self::supported().into_iter().filter(allows).collect()
         });
-        // One row alone is read from memory faster than wide vectors take rows apart.
-        if m == 1 {
-            kernels.last().copied()
-        } else {
-            kernels.first().copied()
-        }
+        kernels.iter().copied().find(|kernels| kernels.min_rows <= m)
     }
 
     /// All loops that this CPU can run, best first.
@@ -347,6 +344,24 @@ trait Tile<const R: usize> {
     /// The same as there.
     const STRIP: usize = 1;
 
+    /// Writes the scales of the tile that starts at row `first`, in the order of [`Tile::multiply`]; those of rows past the last
+    /// don't matter.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions, the first row exists, and `to` has room.
+    #[inline(always)]
+    unsafe fn write_scales(
+        w: &Nf4Rows<'_>,
+        first: usize,
+        num_rows: usize,
+        blocks: usize,
+        to: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { write_scales::<R>(w, first, num_rows, blocks, to) }
+    }
+
     /// Writes the integers of a tile, `R * 64` 16-bit values a block.
     ///
     /// # Safety
@@ -358,7 +373,7 @@ trait Tile<const R: usize> {
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions; the rows exist, and `scales [blocks, R]`.
+    /// The CPU has the instructions; the rows exist, and `scales` were written by [`Tile::write_scales`].
     unsafe fn multiply(
         num_rows: usize,
         x: Part,
@@ -404,7 +419,7 @@ unsafe fn dot<T: Tile<R>, const R: usize>(
         if m <= T::PASS {
             let scales = memory.room(scales_len).as_mut_ptr();
             for tile in 0..tiles {
-                write_scales::<R>(&w, tile * R, num_rows, blocks, scales);
+                T::write_scales(&w, tile * R, num_rows, blocks, scales);
                 let (codes, y) = (codes(tile), y.at(0, tile * R));
                 T::multiply(
                     m,
@@ -421,7 +436,7 @@ unsafe fn dot<T: Tile<R>, const R: usize>(
         let scales = panels.add(tiles * panel_len);
         for tile in 0..tiles {
             let to = scales.add(tile * scales_len);
-            write_scales::<R>(&w, tile * R, num_rows, blocks, to);
+            T::write_scales(&w, tile * R, num_rows, blocks, to);
             T::unpack(&codes(tile), blocks, panels.add(tile * panel_len));
         }
         let pass = m.div_ceil(m.div_ceil(T::PASS)).next_multiple_of(T::STRIP);

@@ -6,15 +6,19 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::super::super::aligned::Aligned;
 use super::super::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available};
 use super::super::micro::BLOCK_BYTES;
-use super::super::{InstructionSet, Nf4Rows, Output, PANEL};
+use super::super::{InstructionSet, Nf4Rows, Output, PANEL, Scales};
 use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round_block};
+use crate::nf4::NESTED_BLOCK_SIZE;
 
 pub(super) static KERNELS: IntKernels = IntKernels {
     instruction_set: InstructionSet::Amx,
+    // A tile takes as long for one row as for all.
+    min_rows: 5,
     strip_rows: TILE_ROWS,
     // SAFETY: as for `dot`.
     round: |x, k, values, scales| unsafe { round_values(x, k, values, scales) },
@@ -48,7 +52,7 @@ impl Order for InTiles {
 type Pair = [[u8; TILE_BYTES]; 2];
 
 /// Writes a strip of up to 16 rows of `x` as pairs of tiles, a block after the other, and their scales, `[blocks, 16]`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn round_values(x: &[f32], k: usize, values: &mut [i16], scales: &mut [f32]) {
     let num_rows = x.len() / k;
     if num_rows < TILE_ROWS {
@@ -77,7 +81,7 @@ fn round_values(x: &[f32], k: usize, values: &mut [i16], scales: &mut [f32]) {
 }
 
 /// See [`IntKernels::dot`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 unsafe fn multiply_all(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Aligned<f32>) {
     // SAFETY: the CPU has the instructions.
     unsafe {
@@ -89,6 +93,19 @@ unsafe fn multiply_all(x: &IntRows, w: Nf4Rows<'_>, y: Output, memory: &mut Alig
 impl Tile<TILE_ROWS> for InTiles {
     const PASS: usize = TILE_ROWS;
     const STRIP: usize = TILE_ROWS;
+
+    #[inline(always)]
+    unsafe fn write_scales(
+        w: &Nf4Rows<'_>,
+        first: usize,
+        num_rows: usize,
+        blocks: usize,
+        to: *mut f32,
+    ) {
+        let last = usize::min(first + TILE_ROWS, num_rows);
+        // SAFETY: the caller's promise.
+        unsafe { write_scales(w, first * blocks..last * blocks, to) }
+    }
 
     #[inline(always)]
     unsafe fn unpack(codes: &Codes<'_, TILE_ROWS>, blocks: usize, to: *mut f32) {
@@ -111,38 +128,72 @@ impl Tile<TILE_ROWS> for InTiles {
 }
 
 impl Codes<'_, TILE_ROWS> {
-    /// Writes the bytes of a block of all rows.
+    /// Writes the bytes of a block of all rows. Inlined into a function that has the instructions.
     ///
     /// # Safety
     ///
-    /// The block exists.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    #[inline]
+    /// The CPU has the instructions, and the block exists.
+    #[inline(always)]
     unsafe fn write_block(&self, block: usize, to: *mut Pair) {
         let [low, high] = &self.levels.bytes;
-        // A look-up uses six bits of an index; the levels are there four times, so that four count.
-        // SAFETY: 16 bytes each.
-        let (low, high) = unsafe {
-            (
-                _mm512_broadcast_i32x4(_mm_loadu_si128(low.as_ptr().cast())),
-                _mm512_broadcast_i32x4(_mm_loadu_si128(high.as_ptr().cast())),
-            )
-        };
-        // Nothing for the first half, the high bits of each byte down to the low ones for the second.
-        let shifts = _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0);
         let at = block * BLOCK_BYTES;
-        for (i, row) in self.rows.into_iter().enumerate() {
-            // SAFETY: the block exists, and rows of tiles have 64 bytes; any address can be fetched early.
-            unsafe {
+        // SAFETY: tables have 16 bytes; the block exists, and rows of tiles have 64 bytes; any address can be fetched early.
+        unsafe {
+            // A look-up uses six bits of an index; the levels are there four times, so that four count.
+            let low = _mm512_broadcast_i32x4(_mm_loadu_si128(low.as_ptr().cast()));
+            let high = _mm512_broadcast_i32x4(_mm_loadu_si128(high.as_ptr().cast()));
+            // Nothing for the first half, the high bits of each byte down to the low ones for the second.
+            let shifts = _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0);
+            let to = to.cast::<__m512i>();
+            for (i, row) in self.rows.into_iter().enumerate() {
                 // Two blocks are a cache line.
                 if block.is_multiple_of(2) {
                     _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(at + self.ahead).cast());
                 }
                 let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(row.add(at).cast()));
                 let codes = _mm512_srlv_epi64(codes, shifts);
-                let to = to.cast::<__m512i>();
                 _mm512_storeu_si512(to.add(i), _mm512_permutexvar_epi8(codes, high));
                 _mm512_storeu_si512(to.add(TILE_ROWS + i), _mm512_permutexvar_epi8(codes, low));
+            }
+        }
+    }
+}
+
+/// Writes the scales of some blocks, one after the other.
+///
+/// # Safety
+///
+/// The blocks exist, and there is room.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+unsafe fn write_scales(w: &Nf4Rows<'_>, blocks: Range<usize>, to: *mut f32) {
+    let double = match w.scales {
+        Scales::Single(scales) => {
+            let scales = &scales[blocks];
+            // SAFETY: the caller's promise.
+            unsafe { to.copy_from_nonoverlapping(scales.as_ptr(), scales.len()) };
+            return;
+        }
+        Scales::Double(double) => double,
+    };
+    let offset = _mm512_set1_ps(double.offset);
+    let mut block = blocks.start;
+    while block < blocks.end {
+        // As far as the next group.
+        let at = double.first + block;
+        let group = NESTED_BLOCK_SIZE - at % NESTED_BLOCK_SIZE;
+        let end = usize::min(block + group, blocks.end);
+        // SAFETY: each block has a code, and its group a scale; the map has as many values as there are codes.
+        unsafe {
+            let nested = _mm512_set1_ps(*double.nested.get_unchecked(at / NESTED_BLOCK_SIZE));
+            while block < end {
+                let mask = (u32::MAX >> (32 - usize::min(end - block, 16))) as u16;
+                let codes = _mm_maskz_loadu_epi8(mask, double.codes.as_ptr().add(block).cast());
+                let scales =
+                    _mm512_i32gather_ps::<4>(_mm512_cvtepu8_epi32(codes), double.map.as_ptr());
+                // As the other loops do: rounded twice.
+                let scales = _mm512_add_ps(_mm512_mul_ps(scales, nested), offset);
+                _mm512_mask_storeu_ps(to.add(block - blocks.start), mask, scales);
+                block += usize::min(end - block, 16);
             }
         }
     }
@@ -153,7 +204,7 @@ impl Codes<'_, TILE_ROWS> {
 /// # Safety
 ///
 /// There is room for them.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 unsafe fn unpack(codes: &Codes<'_, TILE_ROWS>, blocks: usize, to: *mut Pair) {
     for block in 0..blocks {
         // SAFETY: the caller's promise.
@@ -172,7 +223,7 @@ struct Stage {
 /// Products of up to 16 rows of `x` with a tile, of which `columns` are written.
 ///
 /// While the tiles of a block are multiplied, the next one is unpacked and the sums of the one before are scaled.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 unsafe fn multiply(
     num_rows: usize,
     x: Part,
@@ -254,7 +305,7 @@ unsafe fn multiply_tiles(w: *const Pair, x: *const Pair, to: *mut [[i32; TILE_BY
 /// # Safety
 ///
 /// The block exists.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 #[inline]
 unsafe fn add_scaled(
     products: *const [[i32; TILE_BYTES / 4]; 3],
@@ -271,7 +322,7 @@ unsafe fn add_scaled(
             let part = |i: usize| _mm512_loadu_si512(products.add(i * TILE_ROWS + row));
             let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(part(0)), part(1));
             let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), part(2));
-            let scale = _mm512_set1_ps(*scales.add(block * TILE_ROWS + row));
+            let scale = _mm512_set1_ps(*scales.add(row * x.blocks + block));
             let factor = _mm512_mul_ps(scale, x_scales);
             *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, *to);
         }

@@ -16,6 +16,7 @@ const VECTORS: usize = PANEL / 16;
 
 pub(super) static KERNELS: IntKernels = IntKernels {
     instruction_set: InstructionSet::Avx2,
+    min_rows: 1,
     strip_rows: 1,
     // SAFETY: as for `dot`.
     round: |x, _, values, scales| unsafe { round_values(x, values, scales) },

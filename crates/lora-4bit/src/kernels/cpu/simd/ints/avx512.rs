@@ -16,6 +16,8 @@ const VECTORS: usize = PANEL / 2;
 
 pub(super) static KERNELS: IntKernels = IntKernels {
     instruction_set: InstructionSet::Avx512Bf16,
+    // One row alone is read from memory faster than it takes to put 16 of them side by side.
+    min_rows: 2,
     strip_rows: 1,
     // SAFETY: as for `dot`.
     round: |x, _, values, scales| unsafe { round_values(x, values, scales) },
