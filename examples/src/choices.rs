@@ -33,9 +33,7 @@ pub enum Compute {
     /// Exact factors.
     F32,
     /// Exact factors, 16-bit integers for NF4.
-    Int16,
-    /// Factors as the sum of two bf16, on CPUs with AMX.
-    Bf16x2,
+    Bits16,
     /// Factors rounded to bf16, on CPUs with AVX-512-BF16 or AMX.
     Bf16,
 }
@@ -44,8 +42,7 @@ impl From<Compute> for ComputeDtype {
     fn from(compute: Compute) -> Self {
         match compute {
             Compute::F32 => Self::F32,
-            Compute::Int16 => Self::Int16,
-            Compute::Bf16x2 => Self::Bf16x2,
+            Compute::Bits16 => Self::Bits16,
             Compute::Bf16 => Self::Bf16,
         }
     }

@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_4bit::ComputeDtype::{Bf16, F32, Int16};
+use lora_4bit::ComputeDtype::{Bf16, Bits16, F32};
 use lora_4bit::kernels::{dense_linear, dense_linear_t};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::weight::Nf4Weight;
@@ -32,7 +32,7 @@ fn main() {
         let bf16 = seconds(&|| dense_linear(x.clone(), weights.bf16.clone(), F32));
         let single = seconds(&|| weights.single.forward(x.clone(), F32));
         let double = seconds(&|| weights.double.forward(x.clone(), F32));
-        let ints = seconds(&|| weights.double.forward(x.clone(), Int16));
+        let ints = seconds(&|| weights.double.forward(x.clone(), Bits16));
         let rate = |bytes: usize, seconds: f64| bytes as f64 / seconds / 1e9;
         println!(
             "w {shape:?}: bf16 {:.1} GB/s ({:.0} µs)   nf4 {:.1} ({:.0} µs)   nf4 double {:.1} ({:.0} µs), in integers {:.1} ({:.0} µs)",
@@ -59,7 +59,7 @@ fn main() {
                 flop / seconds(&|| dense_linear(x.clone(), weights.f32.clone(), F32)),
                 flop / seconds(&|| dense_linear(x.clone(), weights.bf16.clone(), F32)),
                 flop / seconds(&|| weights.double.forward(x.clone(), F32)),
-                flop / seconds(&|| weights.double.forward(x.clone(), Int16)),
+                flop / seconds(&|| weights.double.forward(x.clone(), Bits16)),
                 flop / seconds(&|| dense_linear(x.clone(), weights.bf16.clone(), Bf16)),
                 flop / seconds(&|| weights.double.forward(x.clone(), Bf16)),
                 flop / seconds(&|| x.clone().matmul(weights.f32.clone().transpose())),

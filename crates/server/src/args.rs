@@ -171,12 +171,11 @@ pub enum Quantization {
 /// `--compute-dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeDtype {
-    /// float32 on the CPU, where NF4 weights are multiplied in 16-bit integers (off by 1e-4), and bfloat16 on a GPU.
+    /// On a CPU what is as good as float32: NF4 weights are multiplied in 16-bit integers (off by 1e-4), others exactly. bfloat16 on
+    /// a GPU.
     Auto,
     /// Exact: an answer doesn't depend on what else is computed beside it.
     Float32,
-    /// As the sum of two bfloat16: faster on CPUs with AMX, where it differs from float32 by 2⁻¹⁶.
-    Bfloat16x2,
     /// Rounded to bfloat16, as most engines do: prompts are computed twice as fast on CPUs with AVX-512-BF16, several times
     /// as fast with AMX.
     Bfloat16,

@@ -22,8 +22,8 @@ struct Args {
     /// How to hold the linear weights.
     #[arg(long, value_enum, default_value_t = Format::None)]
     quantization: Format,
-    /// Type in which the weights are multiplied: as the server chooses, or f32, bf16x2, bf16.
-    #[arg(long, value_enum, default_value_t = Compute::Int16)]
+    /// Type in which the weights are multiplied: as the server chooses, or f32, bf16.
+    #[arg(long, value_enum, default_value_t = Compute::Bits16)]
     compute_dtype: Compute,
     /// Threads; by default one for each core.
     #[arg(long, default_value_t = 0)]

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
+use lora_4bit::ComputeDtype;
 use model_qwen::{GenerateRequest, LoadOptions, QwenModel, SamplingParams, Tokenizer, generate};
 use serde_json::Value;
 
@@ -24,7 +25,9 @@ fn main() -> Result<()> {
         bound_head: true,
         ..LoadOptions::default()
     };
-    let model = QwenModel::load(Path::new(dir), &options, &Device::flex())?;
+    let mut model = QwenModel::load(Path::new(dir), &options, &Device::flex())?;
+    // As the server does without flags.
+    model.set_compute_dtype(ComputeDtype::Bits16);
     let tokenizer = Tokenizer::from_dir(Path::new(dir))?;
     let cases = expected["cases"].as_array().context("expected `cases`")?;
     let mut wrong = 0;

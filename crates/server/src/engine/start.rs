@@ -91,9 +91,8 @@ impl Engine {
 
         model.set_compute_dtype(match config.compute_dtype {
             ComputeDtype::Auto if is_gpu(&device) => lora_4bit::ComputeDtype::Bf16,
-            ComputeDtype::Auto => lora_4bit::ComputeDtype::Int16,
+            ComputeDtype::Auto => lora_4bit::ComputeDtype::Bits16,
             ComputeDtype::Float32 => lora_4bit::ComputeDtype::F32,
-            ComputeDtype::Bfloat16x2 => lora_4bit::ComputeDtype::Bf16x2,
             ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
         });
         let kv_dtype = match config.kv_cache_dtype {

@@ -8,6 +8,7 @@
 //! - `transposed`: `dy · w`,
 //! - `lora`: an adapter's product and its gradients,
 //! - `pairs`: both with bf16 factors; `forward` has one with NF4 and integers,
+//! - `tiles`: `x · wᵀ` with AMX and a bf16 weight,
 //! - `nf4`: ranges of an NF4 weight,
 //! - `simd`: the inner loops for AVX-512, AVX2, NEON and any other CPU.
 
@@ -19,6 +20,8 @@ mod pairs;
 pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod transposed;
 
 pub(super) use self::lora::LoraState;
@@ -30,7 +33,6 @@ use burn::tensor::{Bytes, DType, Shape};
 use half::{bf16, f16};
 
 use self::nf4::Nf4Matrix;
-use self::pairs::Parts;
 use self::simd::ints::IntKernels;
 use self::simd::pairs::PairKernels;
 use self::simd::{Element, Kernels};
@@ -81,7 +83,7 @@ impl LinearOps for Flex {
         product(&x, w.shape[0], |x, shape, y| {
             let kernels = Kernels::get();
             match pair_kernels(shape, compute) {
-                Some((pairs, parts)) => {
+                Some(pairs) => {
                     let k = shape.inner;
                     let w = pairs::Nf4 {
                         kernels,
@@ -89,7 +91,7 @@ impl LinearOps for Flex {
                         matrix: &matrix,
                         k,
                     };
-                    pairs::forward((pairs, parts), x, &w, shape, y);
+                    pairs::forward(pairs, x, &w, shape, y);
                 }
                 None => match int_kernels(shape, compute) {
                     Some(kernels) => forward::nf4_ints(kernels, x, &matrix, shape, y),
@@ -110,7 +112,7 @@ impl LinearOps for Flex {
         product(&dy, w.shape[1], |dy, shape, dx| {
             let kernels = Kernels::get();
             match pair_kernels(shape, compute) {
-                Some((pairs, parts)) => {
+                Some(pairs) => {
                     let k = shape.columns;
                     let w = pairs::Nf4 {
                         kernels,
@@ -118,7 +120,7 @@ impl LinearOps for Flex {
                         matrix: &matrix,
                         k,
                     };
-                    pairs::transposed((pairs, parts), dy, &w, shape, dx);
+                    pairs::transposed(pairs, dy, &w, shape, dx);
                 }
                 None => transposed::nf4(kernels, dy, &matrix, shape, dx),
             }
@@ -133,9 +135,15 @@ fn forward_dense<E: Element>(
     compute: ComputeDtype,
     y: *mut f32,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(values) = E::as_bf16(values)
+        && let Some(parts) = tiles::parts(shape, compute)
+    {
+        return tiles::forward(parts, x, values, shape, y);
+    }
     let kernels = Kernels::get();
     match pair_kernels(shape, compute) {
-        Some((pairs, parts)) => {
+        Some(pairs) => {
             let k = shape.inner;
             let w = pairs::Dense {
                 kernels,
@@ -143,7 +151,7 @@ fn forward_dense<E: Element>(
                 values,
                 k,
             };
-            pairs::forward((pairs, parts), x, &w, shape, y);
+            pairs::forward(pairs, x, &w, shape, y);
         }
         None => forward::dense(kernels, x, values, shape, y),
     }
@@ -158,7 +166,7 @@ fn transposed_dense<E: Element>(
 ) {
     let kernels = Kernels::get();
     match pair_kernels(shape, compute) {
-        Some((pairs, parts)) => {
+        Some(pairs) => {
             let k = shape.columns;
             let w = pairs::Dense {
                 kernels,
@@ -166,30 +174,21 @@ fn transposed_dense<E: Element>(
                 values,
                 k,
             };
-            pairs::transposed((pairs, parts), dy, &w, shape, dx);
+            pairs::transposed(pairs, dy, &w, shape, dx);
         }
         None => transposed::dense(kernels, dy, values, shape, dx),
     }
 }
 
 /// The loops for bf16 factors, if they are wanted, exist, and pay.
-fn pair_kernels(
-    shape: ProductShape,
-    compute: ComputeDtype,
-) -> Option<(&'static PairKernels, Parts)> {
-    if matches!(compute, ComputeDtype::F32 | ComputeDtype::Int16) || shape.m < pairs::MIN_ROWS {
-        return None;
-    }
-    let kernels = PairKernels::get()?;
-    match compute {
-        ComputeDtype::Bf16 => Some((kernels, Parts::One)),
-        _ => kernels.pays_for_parts.then_some((kernels, Parts::Two)),
-    }
+fn pair_kernels(shape: ProductShape, compute: ComputeDtype) -> Option<&'static PairKernels> {
+    let pays = compute == ComputeDtype::Bf16 && shape.m >= pairs::MIN_ROWS;
+    pays.then(PairKernels::get).flatten()
 }
 
 /// The loops for integers, if they are wanted, exist, and fit the blocks of a row.
 fn int_kernels(shape: ProductShape, compute: ComputeDtype) -> Option<&'static IntKernels> {
-    let fits = compute == ComputeDtype::Int16 && shape.inner.is_multiple_of(BLOCK_SIZE);
+    let fits = compute == ComputeDtype::Bits16 && shape.inner.is_multiple_of(BLOCK_SIZE);
     fits.then(|| IntKernels::get(shape.m)).flatten()
 }
 

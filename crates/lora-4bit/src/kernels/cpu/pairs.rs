@@ -1,7 +1,4 @@
 //! Products with bf16 factors, for many rows: `x · wᵀ` and `dy · w` by panels of 64 columns of the result.
-//!
-//! With parts, a factor is the sum of two bf16, and the product that of all parts but the two smaller ones: `x · w ≈
-//! x₁ · w₁ + x₂ · w₁ + x₁ · w₂`. A bf16 weight has one part.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -13,7 +10,7 @@ use super::ProductShape;
 use super::aligned::Aligned;
 use super::nf4::Nf4Matrix;
 use super::simd::pairs::{
-    INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Part, Prefetch, TILE,
+    INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch, TILE,
 };
 use super::simd::{Element, Kernels, Order, Output, PANEL};
 
@@ -26,25 +23,14 @@ const PANEL_INNER: usize = 5 * 1024;
 /// Rows of a weight that are unpacked at once for `dy · w`.
 const UNPACKED_ROWS: usize = 32;
 
-/// Of how many bf16 a factor is the sum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Parts {
-    One,
-    Two,
-}
-
 /// A weight whose pieces can be had in bf16.
 pub(super) trait Source: Sync {
-    /// Whether all values are bf16, so that nothing is left of them in [`Part::Rest`].
-    fn is_exact(&self) -> bool;
-
     /// Where those rows lie.
     fn prefetch(&self, rows: Range<usize>) -> Prefetch;
 
-    /// One part of the given rows and columns, in place or unpacked to `scratch`.
+    /// The given rows and columns, in place or unpacked to `scratch`.
     fn part<'a>(
         &'a self,
-        part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'a mut Unpacked,
@@ -62,7 +48,7 @@ impl Unpacked {
     /// Rounds what `unpack(row, to)` writes for every row.
     fn fill(
         &mut self,
-        (pairs, part): (&PairKernels, Part),
+        pairs: &PairKernels,
         [rows, columns]: [usize; 2],
         mut unpack: impl FnMut(usize, &mut [f32]),
     ) -> PairRows {
@@ -71,7 +57,7 @@ impl Unpacked {
         for (row, to) in narrow.chunks_exact_mut(columns).enumerate() {
             unpack(row, wide);
             // SAFETY: `pairs` fits the CPU, the row has room for as many values.
-            unsafe { pairs.part(part, wide, to.as_mut_ptr(), INNER_STEP) };
+            unsafe { (pairs.narrow)(wide, to.as_mut_ptr(), INNER_STEP) };
         }
         PairRows {
             start: self.narrow.as_ptr(),
@@ -90,17 +76,12 @@ pub(super) struct Dense<'a, E> {
 }
 
 impl<E: Element> Source for Dense<'_, E> {
-    fn is_exact(&self) -> bool {
-        E::as_bf16(self.values).is_some()
-    }
-
     fn prefetch(&self, rows: Range<usize>) -> Prefetch {
         Prefetch::new(&self.values[rows.start * self.k..rows.end * self.k])
     }
 
     fn part<'a>(
         &'a self,
-        part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'a mut Unpacked,
@@ -113,15 +94,11 @@ impl<E: Element> Source for Dense<'_, E> {
                 num_rows: rows.len(),
             };
         }
-        scratch.fill(
-            (self.pairs, part),
-            [rows.len(), columns.len()],
-            |row, to| {
-                let start = start(rows.start + row);
-                // SAFETY: `kernels` fits the CPU.
-                unsafe { E::widen(self.kernels)(&self.values[start..start + to.len()], to) };
-            },
-        )
+        scratch.fill(self.pairs, [rows.len(), columns.len()], |row, to| {
+            let start = start(rows.start + row);
+            // SAFETY: `kernels` fits the CPU.
+            unsafe { E::widen(self.kernels)(&self.values[start..start + to.len()], to) };
+        })
     }
 }
 
@@ -134,10 +111,6 @@ pub(super) struct Nf4<'a> {
 }
 
 impl Source for Nf4<'_> {
-    fn is_exact(&self) -> bool {
-        false
-    }
-
     fn prefetch(&self, rows: Range<usize>) -> Prefetch {
         let bytes = rows.start * self.k / 2..rows.end * self.k / 2;
         Prefetch::new(&self.matrix.packed()[bytes])
@@ -145,42 +118,36 @@ impl Source for Nf4<'_> {
 
     fn part<'a>(
         &'a self,
-        part: Part,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'a mut Unpacked,
     ) -> PairRows {
-        scratch.fill(
-            (self.pairs, part),
-            [rows.len(), columns.len()],
-            |row, to| {
-                let start = (rows.start + row) * self.k + columns.start;
-                let range = start..start + to.len();
-                self.matrix.unpack(range, Order::Natural, self.kernels, to);
-            },
-        )
+        scratch.fill(self.pairs, [rows.len(), columns.len()], |row, to| {
+            let start = (rows.start + row) * self.k + columns.start;
+            let range = start..start + to.len();
+            self.matrix.unpack(range, Order::Natural, self.kernels, to);
+        })
     }
 }
 
 /// `y = x · wᵀ`: `x [m, k]`, `w [n, k]`, `y [m, n]`.
 pub(super) fn forward(
-    (pairs, parts): (&PairKernels, Parts),
+    pairs: &PairKernels,
     x: &[f32],
     w: &impl Source,
     shape: ProductShape,
     y: *mut f32,
 ) {
-    let parts = (parts, w.is_exact());
     for_each_panel(
-        (pairs, parts),
+        pairs,
         x,
         shape,
         y,
         |columns| w.prefetch(columns),
-        |part, columns, inner, scratch, panel| {
+        |columns, inner, scratch, panel| {
             for (i, row) in columns.clone().step_by(PANEL_QUARTER).enumerate() {
                 let rows = row..usize::min(row + PANEL_QUARTER, columns.end);
-                let rows = w.part(part, rows, inner.clone(), scratch);
+                let rows = w.part(rows, inner.clone(), scratch);
                 // SAFETY: `pairs` fits the CPU; the part has these rows and columns, the panel has room for them.
                 unsafe { (pairs.transpose)(rows, inner.len(), panel, i * PANEL_QUARTER) };
             }
@@ -190,25 +157,24 @@ pub(super) fn forward(
 
 /// `dx = dy · w`: `dy [m, n]`, `w [n, k]`, `dx [m, k]`.
 pub(super) fn transposed(
-    (pairs, parts): (&PairKernels, Parts),
+    pairs: &PairKernels,
     dy: &[f32],
     w: &impl Source,
     shape: ProductShape,
     dx: *mut f32,
 ) {
-    let parts = (parts, w.is_exact());
     for_each_panel(
-        (pairs, parts),
+        pairs,
         dy,
         shape,
         dx,
         // Columns of a weight are many short pieces.
         |_| Prefetch::NOTHING,
-        |part, columns, inner, scratch, panel| {
+        |columns, inner, scratch, panel| {
             let mut edge = [bf16::ZERO; UNPACKED_ROWS * PANEL];
             for row in inner.clone().step_by(UNPACKED_ROWS) {
                 let rows = row..usize::min(row + UNPACKED_ROWS, inner.end);
-                let mut rows = w.part(part, rows, columns.clone(), scratch);
+                let mut rows = w.part(rows, columns.clone(), scratch);
                 if columns.len() < PANEL {
                     // SAFETY: rows of the part have as many values as there are columns, those of `edge` have more.
                     unsafe {
@@ -240,20 +206,20 @@ struct Scratch {
 thread_local! {
     // Taken out while in use: a thread that waits for others may run another product meanwhile.
     static SCRATCH: Cell<Scratch> = Cell::default();
-    static ROUNDED: Cell<(Aligned<bf16>, Aligned<bf16>)> = Cell::default();
+    static ROUNDED: Cell<Aligned<bf16>> = Cell::default();
 }
 
 /// `y = a · b` for `a [m, inner]`, by panels of `b [inner, columns]`, split over threads.
 ///
 /// `next(columns)` is the memory that a panel is made of, for fetching it early.
-/// `fill(part, columns, inner, unpacked, panel)` writes a piece of `b` as a panel, whose padding is zeros already.
+/// `fill(columns, inner, unpacked, panel)` writes a piece of `b` as a panel, whose padding is zeros already.
 fn for_each_panel(
-    (pairs, (parts, b_is_exact)): (&PairKernels, (Parts, bool)),
+    pairs: &PairKernels,
     a: &[f32],
     shape: ProductShape,
     y: *mut f32,
     next: impl Fn(Range<usize>) -> Prefetch + Sync,
-    fill: impl Fn(Part, Range<usize>, Range<usize>, &mut Unpacked, &mut [u32]) + Sync,
+    fill: impl Fn(Range<usize>, Range<usize>, &mut Unpacked, &mut [u32]) + Sync,
 ) {
     let ProductShape { m, inner, columns } = shape;
     let output = Output {
@@ -261,14 +227,8 @@ fn for_each_panel(
         stride: columns,
     };
     let stride = inner.next_multiple_of(INNER_STEP);
-    let (mut rounded, mut rest) = ROUNDED.take();
-    let shape = [m, inner, stride];
-    let whole = pack((pairs, Part::Nearest), a, shape, &mut rounded);
-    let rest_of_a = match parts {
-        Parts::One => whole,
-        Parts::Two => pack((pairs, Part::Rest), a, shape, &mut rest),
-    };
-    let a = whole;
+    let mut rounded = ROUNDED.take();
+    let a = pack(pairs, a, [m, inner, stride], &mut rounded);
 
     let num_panels = columns.div_ceil(PANEL);
     // Where there are few panels, threads share the rows of each.
@@ -310,26 +270,18 @@ fn for_each_panel(
             // The padding of the inner dimension; the rest is overwritten.
             panel[part.len() / 2 * PANEL..].fill(0);
             let is_last = part.end == inner;
+            let next = if is_last {
+                next_panel
+            } else {
+                Prefetch::NOTHING
+            };
+            let start = part.start;
+            fill(panel_columns.clone(), part, unpacked, panel);
             // SAFETY: `pairs` fits the CPU; `to` has these rows and `PANEL` columns, which are this job's only. Rows of
             // `a` are padded as the panel is.
-            let multiply = |a: PackedRows, panel: &[u32], first| unsafe {
-                let next = if is_last {
-                    next_panel
-                } else {
-                    Prefetch::NOTHING
-                };
-                let a = a.part(first_row, part.start, num_rows);
-                (pairs.multiply)(a, panel, to, first, next);
-            };
-            let columns = || panel_columns.clone();
-            fill(Part::Nearest, columns(), part.clone(), unpacked, panel);
-            multiply(a, panel, part.start == 0);
-            if parts == Parts::Two {
-                multiply(rest_of_a, panel, false);
-                if !b_is_exact {
-                    fill(Part::Rest, columns(), part.clone(), unpacked, panel);
-                    multiply(a, panel, false);
-                }
+            unsafe {
+                let a = a.part(first_row, start, num_rows);
+                (pairs.multiply)(a, panel, to, start == 0, next);
             }
         }
         if !in_place {
@@ -345,12 +297,12 @@ fn for_each_panel(
         SCRATCH.set(scratch);
     };
     (0..jobs).into_par_iter().with_max_len(1).for_each(run);
-    ROUNDED.set((rounded, rest));
+    ROUNDED.set(rounded);
 }
 
-/// One part of `a [m, inner]`, in rows of `stride` values, the rest of which are zeros.
+/// `a [m, inner]` rounded, in rows of `stride` values, the rest of which are zeros.
 fn pack(
-    (pairs, part): (&PairKernels, Part),
+    pairs: &PairKernels,
     a: &[f32],
     [m, inner, stride]: [usize; 3],
     to: &mut Aligned<bf16>,
@@ -359,26 +311,16 @@ fn pack(
     let to = to.room(len);
     let packed = PackedRows::new(pairs.packing, to.as_ptr(), stride, m);
     let strips = to.par_chunks_exact_mut(packed.strip);
-    strips
-        .enumerate()
-        .for_each_init(Vec::new, |copy, (i, strip)| {
-            let rows = a.chunks_exact(inner).skip(i * TILE).take(TILE);
-            if rows.len() < TILE || inner < stride {
-                strip.fill(bf16::ZERO);
-            }
-            for (row, values) in rows.enumerate() {
-                let to = strip[row * packed.stride..].as_mut_ptr();
-                // SAFETY: `pairs` fits the CPU; the strip has `inner` values for this row.
-                unsafe {
-                    if part == Part::Nearest {
-                        (pairs.narrow)(values, to, packed.step);
-                    } else {
-                        copy.clear();
-                        copy.extend_from_slice(values);
-                        pairs.part(part, copy, to, packed.step);
-                    }
-                }
-            }
-        });
+    strips.enumerate().for_each(|(i, strip)| {
+        let rows = a.chunks_exact(inner).skip(i * TILE).take(TILE);
+        if rows.len() < TILE || inner < stride {
+            strip.fill(bf16::ZERO);
+        }
+        for (row, values) in rows.enumerate() {
+            let to = strip[row * packed.stride..].as_mut_ptr();
+            // SAFETY: `pairs` fits the CPU; the strip has `inner` values for this row.
+            unsafe { (pairs.narrow)(values, to, packed.step) };
+        }
+    });
     packed
 }

@@ -3,7 +3,6 @@
 use half::{bf16, f16};
 
 use super::nf4::Nf4Matrix;
-use super::pairs::Parts;
 use super::simd::ints::{IntKernels, plain};
 use super::simd::pairs::PairKernels;
 use super::simd::{Element, InstructionSet, Kernels};
@@ -78,7 +77,61 @@ fn products_of_bf16_factors_equal_plain_sums() {
                 matrix,
                 k,
             };
-            check_source(pairs, shape, (&w, &rounded), &source);
+            check_source(pairs, shape, &rounded, &source);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn products_in_tiles_equal_plain_sums_in_any_company() {
+    use super::tiles::{self, Parts};
+    if !super::simd::amx::is_available() {
+        return;
+    }
+    let shapes = [
+        [1, 30, 64],
+        [5, 64, 128],
+        [16, 33, 96],
+        [17, 100, 320],
+        [33, 7, 64],
+        [48, 130, 2080],
+        [530, 40, 32],
+    ];
+    for [m, n, k] in shapes {
+        // Weights of a file lie anywhere.
+        let w: Vec<bf16> = random(n * k + 3, 3)
+            .into_iter()
+            .map(bf16::from_f32)
+            .collect();
+        let w = &w[3..];
+        let wide: Vec<f32> = w.iter().map(|value| value.to_f32()).collect();
+        for (parts, seen) in [
+            (Parts::One, round as fn(f32) -> f32),
+            (Parts::Three, |value| value),
+        ] {
+            let mut results = Vec::new();
+            compare(
+                (InstructionSet::Amx, seen),
+                [m, n, k],
+                &wide,
+                &mut |x, shape, y| {
+                    tiles::forward(parts, x, w, shape, y);
+                    // SAFETY: just written.
+                    results = unsafe { std::slice::from_raw_parts(y, m * n) }.to_vec();
+                },
+            );
+            let x = random(m * k, 1);
+            for (x, found) in x.chunks_exact(k).zip(results.chunks_exact(n)) {
+                let mut alone = vec![f32::NAN; n];
+                let shape = ProductShape {
+                    m: 1,
+                    inner: k,
+                    columns: n,
+                };
+                tiles::forward(parts, x, w, shape, alone.as_mut_ptr());
+                assert_eq!(found, alone, "{parts:?} [{m}, {n}, {k}]");
+            }
         }
     }
 }
@@ -179,36 +232,22 @@ fn check_pairs<E: Element>(
         values,
         k,
     };
-    check_source(pairs, shape, (&wide, &wide), &source);
+    check_source(pairs, shape, &wide, &source);
 }
 
 fn check_source(
     pairs: &PairKernels,
     [m, n, k]: [usize; 3],
-    (w, rounded): (&[f32], &[f32]),
+    rounded: &[f32],
     source: &impl pairs::Source,
 ) {
-    for (parts, w, seen) in [
-        (Parts::One, rounded, round as fn(f32) -> f32),
-        (Parts::Two, w, |value| value),
-    ] {
-        let subject = (pairs.instruction_set, seen, parts);
-        compare(subject, [m, n, k], w, &mut |x, shape, y| {
-            pairs::forward((pairs, parts), x, source, shape, y);
-        });
-        compare_t(subject, [m, n, k], w, &mut |dy, shape, dx| {
-            pairs::transposed((pairs, parts), dy, source, shape, dx);
-        });
-    }
-}
-
-/// Two parts leave 2⁻¹⁶ of a product: some 1e-5.
-fn tolerance(parts: Parts, inner: usize) -> f64 {
-    let rounding = match parts {
-        Parts::One => 2e-6,
-        Parts::Two => 1e-5,
-    };
-    rounding * inner as f64
+    let subject = (pairs.instruction_set, round as fn(f32) -> f32);
+    compare(subject, [m, n, k], rounded, &mut |x, shape, y| {
+        pairs::forward(pairs, x, source, shape, y);
+    });
+    compare_t(subject, [m, n, k], rounded, &mut |dy, shape, dx| {
+        pairs::transposed(pairs, dy, source, shape, dx);
+    });
 }
 
 fn round(value: f32) -> f32 {
@@ -229,28 +268,21 @@ fn check_dense<E: Element>(kernels: &Kernels, [m, n, k]: [usize; 3], to: fn(f32)
 type Product<'a> = &'a mut dyn FnMut(&[f32], ProductShape, *mut f32);
 
 fn check(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
-    compare(
-        (kernels.instruction_set, |value| value, Parts::One),
-        shape,
-        w,
-        product,
-    );
+    compare((kernels.instruction_set, |value| value), shape, w, product);
 }
 
 fn check_t(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>) {
-    compare_t(
-        (kernels.instruction_set, |value| value, Parts::One),
-        shape,
-        w,
-        product,
-    );
+    compare_t((kernels.instruction_set, |value| value), shape, w, product);
 }
 
-/// Instruction set of the kernels, what they do to the values of the first factor, and the parts they take of them.
-type Subject = (InstructionSet, fn(f32) -> f32, Parts);
+/// Instruction set of the kernels, and what they do to the values of the first factor.
+type Subject = (InstructionSet, fn(f32) -> f32);
+
+/// Errors of sums in f32, per product.
+const TOLERANCE: f64 = 2e-6;
 
 /// `x · wᵀ`
-fn compare((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+fn compare((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
     let x = random(m * k, 1);
     let mut y = vec![f32::NAN; m * n];
     let shape = ProductShape {
@@ -264,14 +296,14 @@ fn compare((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], produ
         let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
         let expected = sum(x.iter().zip(w));
         assert!(
-            (f64::from(y) - expected).abs() < tolerance(parts, k),
+            (f64::from(y) - expected).abs() < TOLERANCE * k as f64,
             "{name:?} [{m}, {n}, {k}] at {i}: {y}, not {expected}"
         );
     }
 }
 
 /// `dy · w`
-fn compare_t((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
+fn compare_t((name, seen): Subject, [m, n, k]: [usize; 3], w: &[f32], product: Product<'_>) {
     let dy = random(m * n, 2);
     let mut dx = vec![f32::NAN; m * k];
     let shape = ProductShape {
@@ -285,7 +317,7 @@ fn compare_t((name, seen, parts): Subject, [m, n, k]: [usize; 3], w: &[f32], pro
         let (dy, w) = (&dy[i / k * n..][..n], w[i % k..].iter().step_by(k));
         let expected = sum(dy.iter().zip(w));
         assert!(
-            (f64::from(dx) - expected).abs() < tolerance(parts, n),
+            (f64::from(dx) - expected).abs() < TOLERANCE * n as f64,
             "{name:?} transposed [{m}, {n}, {k}] at {i}: {dx}, not {expected}"
         );
     }

@@ -68,7 +68,10 @@ impl IntKernels {
             let allows = |kernels: &&'static Self| kernels.instruction_set <= limit;
             Self::supported().into_iter().filter(allows).collect()
         });
-        kernels.iter().copied().find(|kernels| kernels.min_rows <= m)
+        kernels
+            .iter()
+            .copied()
+            .find(|kernels| kernels.min_rows <= m)
     }
 
     /// All loops that this CPU can run, best first.

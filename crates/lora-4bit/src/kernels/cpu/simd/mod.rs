@@ -8,7 +8,7 @@
 //! bit for bit the result that it has alone.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 pub(crate) mod bytes;
 mod dot;
 mod instruction_set;
@@ -22,6 +22,8 @@ mod pairs_amx;
 #[cfg(target_arch = "x86_64")]
 mod pairs_x86;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod tiles_amx;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

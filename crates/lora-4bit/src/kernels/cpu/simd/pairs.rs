@@ -120,20 +120,9 @@ impl Prefetch {
     };
 }
 
-/// Which part of a value, as the sum of two bf16.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Part {
-    /// The nearest bf16.
-    Nearest,
-    /// The nearest bf16 of what that leaves.
-    Rest,
-}
-
 /// The loops for one instruction set.
 pub(in super::super) struct PairKernels {
     pub(in super::super) instruction_set: InstructionSet,
-    /// Whether products with two parts of each factor are faster than those in f32.
-    pub(in super::super) pays_for_parts: bool,
     /// How [`PairKernels::multiply`] wants `a`.
     pub(in super::super) packing: Packing,
     /// Rounds to the nearest bf16, ties to even; every [`INNER_STEP`] values go `step` further.
@@ -154,27 +143,6 @@ pub(in super::super) struct PairKernels {
 }
 
 impl PairKernels {
-    /// One part of each value; what it leaves of `from` is lost.
-    ///
-    /// # Safety
-    ///
-    /// As for [`PairKernels::narrow`]: the kernels fit the CPU, and `to` has room.
-    pub(in super::super) unsafe fn part(
-        &self,
-        part: Part,
-        from: &mut [f32],
-        to: *mut bf16,
-        step: usize,
-    ) {
-        if part == Part::Rest {
-            for value in &mut *from {
-                *value -= bf16::from_f32(*value).to_f32();
-            }
-        }
-        // SAFETY: forwarded.
-        unsafe { (self.narrow)(from, to, step) };
-    }
-
     /// The best loops for this CPU, within [`InstructionSet::limit`]; none if it has no such instruction.
     pub(in super::super) fn get() -> Option<&'static Self> {
         static KERNELS: OnceLock<Option<&'static PairKernels>> = OnceLock::new();

@@ -17,7 +17,6 @@ const ROWS: usize = 6;
 
 static AVX512_BF16: PairKernels = PairKernels {
     instruction_set: InstructionSet::Avx512Bf16,
-    pays_for_parts: false,
     packing: Packing::Rows,
     narrow,
     transpose,
@@ -28,7 +27,6 @@ static AVX512_BF16: PairKernels = PairKernels {
 /// Beside AVX-512-BF16: the rearranging is the same.
 static AMX: PairKernels = PairKernels {
     instruction_set: InstructionSet::Amx,
-    pays_for_parts: true,
     packing: Packing::Tiles,
     narrow,
     transpose,

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::super::aligned::Aligned;
-use super::super::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available};
+use super::super::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available, transposed};
 use super::super::micro::BLOCK_BYTES;
 use super::super::{InstructionSet, Nf4Rows, Output, PANEL, Scales};
 use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round_block};
@@ -327,38 +327,4 @@ unsafe fn add_scaled(
             *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, *to);
         }
     }
-}
-
-/// 16 vectors of 16 values, transposed.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn transposed(mut rows: [__m512; TILE_ROWS]) -> [__m512; TILE_ROWS] {
-    // Four rows at a time: in each quarter of a vector, four of their columns become rows.
-    for rows in rows.as_chunks_mut::<4>().0 {
-        let [a, b, c, d] = *rows;
-        let low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-        let low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-        let high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-        let high_cd = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-        *rows = [
-            _mm512_castpd_ps(_mm512_unpacklo_pd(low_ab, low_cd)),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(low_ab, low_cd)),
-            _mm512_castpd_ps(_mm512_unpacklo_pd(high_ab, high_cd)),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(high_ab, high_cd)),
-        ];
-    }
-    // Then the quarters themselves.
-    let mut columns = rows;
-    for i in 0..4 {
-        let [a, b, c, d] = [rows[i], rows[4 + i], rows[8 + i], rows[12 + i]];
-        let even_ab = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-        let even_cd = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
-        let odd_ab = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
-        let odd_cd = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
-        columns[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(even_ab, even_cd);
-        columns[4 + i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd_ab, odd_cd);
-        columns[8 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(even_ab, even_cd);
-        columns[12 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd_ab, odd_cd);
-    }
-    columns
 }

@@ -1,0 +1,391 @@
+//! `x · wᵀ` with a bf16 weight, in AMX tiles.
+//!
+//! The weight is read where it lies, a tile of 16 rows at a time; `x` is rearranged, a chunk of the inner dimension at a time.
+//! A thread multiplies some rows of the weight, which stay in its second-level cache, with all rows of `x`.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::ProductShape;
+use super::aligned::Aligned;
+use super::simd::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available};
+use super::simd::tiles_amx::{
+    Extent, Places, STEP, SUMS, Strip, copy_tiles, fetch, multiply_tall, multiply_wide, pack, store,
+};
+use super::simd::{InstructionSet, Output};
+use crate::kernels::ComputeDtype;
+
+/// Rows of `x` that are multiplied before the next ones.
+const MAX_ROWS: usize = 512;
+
+/// Inner values that are multiplied before the next ones, where `x` has more than one strip of rows.
+const MAX_INNER: usize = 1024;
+
+/// Bytes of the weight that stay in the second-level cache while they are multiplied; those that come next are fetched meanwhile.
+const JOB_BYTES: usize = 512 << 10;
+
+/// Bytes of a weight that is read once: some microseconds of work, so that threads finish together.
+const STREAMED_BYTES: usize = 128 << 10;
+
+/// Of how many bf16 a value of `x` is the sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parts {
+    /// The nearest.
+    One = 1,
+    /// Three, whose sum it is.
+    Three = 3,
+}
+
+/// Fewer rows of `x` are multiplied as fast without tiles: as fast as the weight is read.
+const MIN_ROWS: usize = 5;
+
+/// How `x` is multiplied, if tiles are wanted, exist, fit, and pay.
+pub(super) fn parts(shape: ProductShape, compute: ComputeDtype) -> Option<Parts> {
+    let parts = match compute {
+        ComputeDtype::F32 => return None,
+        ComputeDtype::Bits16 => Parts::Three,
+        ComputeDtype::Bf16 => Parts::One,
+    };
+    let fit = shape.m >= MIN_ROWS && shape.inner.is_multiple_of(STEP);
+    (fit && InstructionSet::limit() >= InstructionSet::Amx && is_available()).then_some(parts)
+}
+
+/// Working memory, kept between products.
+#[derive(Default)]
+struct Scratch {
+    /// `x` in tiles.
+    packed: Aligned<bf16>,
+    /// Sums that are not complete, `[strips, tiles]`.
+    sums: Aligned<f32>,
+    /// The last rows of a weight, if they are no whole tile.
+    last: Aligned<bf16>,
+}
+
+thread_local! {
+    // Taken out while in use: a thread that waits for others may run another product meanwhile.
+    static SCRATCH: Cell<Scratch> = Cell::default();
+    static COPY: Cell<Aligned<bf16>> = Cell::default();
+}
+
+/// `y = x · wᵀ`: `x [m, k]`, `w [n, k]`, `y [m, n]`; `k` is a multiple of [`STEP`].
+pub(super) fn forward(parts: Parts, x: &[f32], w: &[bf16], shape: ProductShape, y: *mut f32) {
+    let ProductShape { m, inner, columns } = shape;
+    let Scratch {
+        mut packed,
+        mut sums,
+        mut last,
+    } = SCRATCH.take();
+    let whole = columns / TILE_ROWS;
+    if !columns.is_multiple_of(TILE_ROWS) {
+        let rest = &w[whole * TILE_ROWS * inner..];
+        let last = last.room(TILE_ROWS * inner);
+        last[..rest.len()].copy_from_slice(rest);
+        last[rest.len()..].fill(bf16::ZERO);
+    }
+    let weight = Weight {
+        start: w.as_ptr(),
+        last: last.as_ptr(),
+        whole,
+        inner,
+        columns,
+    };
+    for first in (0..m).step_by(MAX_ROWS) {
+        let rows = usize::min(MAX_ROWS, m - first);
+        let y = Output {
+            // SAFETY: the row exists.
+            start: unsafe { y.add(first * columns) },
+            stride: columns,
+        };
+        let x = &x[first * inner..][..rows * inner];
+        multiply_rows(parts, x, &weight, y, (&mut packed, &mut sums));
+    }
+    SCRATCH.set(Scratch { packed, sums, last });
+}
+
+/// A weight `[columns, inner]`.
+struct Weight {
+    start: *const bf16,
+    /// Its last rows, with zeros below.
+    last: *const bf16,
+    /// Tiles of rows that are not in `last`.
+    whole: usize,
+    inner: usize,
+    columns: usize,
+}
+
+// SAFETY: views of memory that nobody writes to while they are used.
+unsafe impl Sync for Weight {}
+
+impl Weight {
+    /// Tiles of rows.
+    fn tiles(&self) -> usize {
+        self.columns.div_ceil(TILE_ROWS)
+    }
+
+    /// A tile of rows, or the last one.
+    fn tile(&self, tile: usize, column: usize) -> *const u8 {
+        let (start, row) = match tile {
+            tile if tile < self.whole => (self.start, tile * TILE_ROWS),
+            _ if self.tiles() > self.whole => (self.last, 0),
+            _ => (self.start, (self.whole - 1) * TILE_ROWS),
+        };
+        start.wrapping_add(row * self.inner + column).cast()
+    }
+}
+
+/// At most [`MAX_ROWS`] rows of `x`.
+fn multiply_rows(
+    parts: Parts,
+    x: &[f32],
+    w: &Weight,
+    y: Output,
+    (packed, sums): (&mut Aligned<bf16>, &mut Aligned<f32>),
+) {
+    let (inner, rows) = (w.inner, x.len() / w.inner);
+    let strips = rows.div_ceil(TILE_ROWS);
+    let max = if strips == 1 { inner } else { MAX_INNER };
+    let chunk = inner.div_ceil(inner.div_ceil(max)).next_multiple_of(STEP);
+    let jobs = Jobs::new(w, chunk, strips);
+    // Rows of weights that are summed together go on to the next multiple.
+    let padded = w.tiles().next_multiple_of(2);
+    let sums = match chunk < inner {
+        true => sums.room(strips * padded * SUMS).as_mut_ptr(),
+        false => std::ptr::null_mut(),
+    };
+    let sums = Output {
+        start: sums,
+        stride: padded * SUMS,
+    };
+    for start in (0..inner).step_by(chunk) {
+        let inner = start..usize::min(start + chunk, inner);
+        let strip_len = inner.len() * parts as usize * TILE_ROWS;
+        let packed = packed.room(strips * strip_len);
+        let strips = packed.par_chunks_exact_mut(strip_len).enumerate();
+        strips.for_each(|(strip, to)| {
+            let row = strip * TILE_ROWS;
+            let num_rows = usize::min(TILE_ROWS, rows - row);
+            let shape = [num_rows, w.inner, inner.len()];
+            let x = &x[row * w.inner + inner.start..];
+            // SAFETY: the CPU has tiles; the rows exist.
+            unsafe { pack(x.as_ptr(), shape, parts as usize, to.as_mut_ptr().cast()) };
+        });
+        let step = Step {
+            x: Strip(packed.as_ptr().cast()),
+            strip_bytes: strip_len * size_of::<bf16>(),
+            w,
+            parts,
+            inner,
+            rows,
+            sums,
+            y,
+        };
+        (0..jobs.num)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|job| {
+                let tiles = jobs.tiles(job);
+                // SAFETY: the CPU has tiles, and the jobs have different rows of the weight.
+                unsafe {
+                    if rows <= TILE_ROWS {
+                        return step.stream(tiles);
+                    }
+                    let mut copy = COPY.take();
+                    step.run(tiles, &mut copy);
+                    COPY.set(copy);
+                }
+            });
+    }
+}
+
+/// How the tiles of a weight are divided.
+struct Jobs {
+    num: usize,
+    tiles: usize,
+    all: usize,
+}
+
+impl Jobs {
+    fn new(w: &Weight, chunk: usize, strips: usize) -> Self {
+        let all = w.tiles();
+        let threads = rayon::current_num_threads();
+        let tile_bytes = TILE_ROWS * chunk * size_of::<bf16>();
+        let tiles = if strips == 1 {
+            let spread = all.div_ceil(4 * threads).next_multiple_of(2);
+            (STREAMED_BYTES / tile_bytes / 2 * 2).clamp(2, spread)
+        } else {
+            let rounds = all.div_ceil((JOB_BYTES / tile_bytes).max(2) * threads);
+            all.div_ceil(rounds * threads).next_multiple_of(2)
+        };
+        Self {
+            num: all.div_ceil(tiles),
+            tiles,
+            all,
+        }
+    }
+
+    fn tiles(&self, job: usize) -> Range<usize> {
+        job * self.tiles..usize::min((job + 1) * self.tiles, self.all)
+    }
+}
+
+/// A chunk of the inner dimension.
+struct Step<'a> {
+    x: Strip,
+    strip_bytes: usize,
+    w: &'a Weight,
+    parts: Parts,
+    inner: Range<usize>,
+    rows: usize,
+    /// A row for each strip; none if there is but one chunk.
+    sums: Output,
+    y: Output,
+}
+
+// SAFETY: views of memory; jobs write to different parts of it.
+unsafe impl Sync for Step<'_> {}
+
+/// Sums of two tiles and two strips.
+const STAGE: usize = 4 * SUMS;
+
+#[repr(align(64))]
+struct Stage([f32; STAGE]);
+
+impl Step<'_> {
+    fn extent(&self) -> Extent {
+        Extent {
+            steps: self.inner.len() / STEP,
+            parts: self.parts as usize,
+            first: self.inner.start == 0,
+        }
+    }
+
+    fn strip(&self, strip: usize) -> Strip {
+        Strip(self.x.0.wrapping_add(strip * self.strip_bytes))
+    }
+
+    /// Some tiles of rows of the weight times the only strip. They are read once, from where they are: CPUs foresee that for two
+    /// tiles at a time, and asking for memory early only keeps them from it.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has tiles, and no other thread has these of the weight.
+    unsafe fn stream(&self, tiles: Range<usize>) {
+        let mut stage = Stage([0.0; STAGE]);
+        let sums = stage.0.as_mut_ptr();
+        // SAFETY: strip and tiles exist.
+        unsafe {
+            let _tiles = Tiles::configure();
+            for tile in tiles.clone().step_by(2) {
+                let w = Places {
+                    starts: [self.w.tile(tile, 0), self.w.tile(tile + 1, 0)],
+                    row_bytes: self.w.inner * size_of::<bf16>(),
+                    step_bytes: STEP * size_of::<bf16>(),
+                };
+                multiply_tall(w, self.strip(0), sums, self.extent());
+                self.finish(0, tile..usize::min(tile + 2, tiles.end), sums);
+            }
+        }
+    }
+
+    /// Some tiles of rows of the weight times all strips.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Step::stream`].
+    unsafe fn run(&self, tiles: Range<usize>, copy: &mut Aligned<bf16>) {
+        let mut stage = Stage([0.0; STAGE]);
+        let stage = stage.0.as_mut_ptr();
+        let extent = self.extent();
+        let strips = self.rows.div_ceil(TILE_ROWS);
+        let tile_bytes = extent.steps * TILE_BYTES;
+        let room = tiles.len().next_multiple_of(2) * tile_bytes / size_of::<bf16>();
+        let copy: *mut u8 = copy.room(room).as_mut_ptr().cast();
+        let place = |tile: usize| copy.wrapping_add((tile - tiles.start) * tile_bytes);
+        // What this thread most often multiplies next, a row for each of some products.
+        let mut next = (tiles.end * TILE_ROWS..).take(tiles.len() * TILE_ROWS);
+        let products = strips.div_ceil(2) * tiles.len().div_ceil(2);
+        let rows_each = (tiles.len() * TILE_ROWS).div_ceil(products);
+        // SAFETY: strips and tiles exist, and so do their sums; the copy has room for all tiles.
+        unsafe {
+            for tile in tiles.clone() {
+                let from = self.w.tile(tile, self.inner.start);
+                copy_tiles(
+                    from,
+                    self.w.inner * size_of::<bf16>(),
+                    extent.steps,
+                    place(tile),
+                );
+            }
+            let _tiles = Tiles::configure();
+            for strip in (0..strips).step_by(2) {
+                if strip + 1 == strips {
+                    for tile in tiles.clone().step_by(2) {
+                        let w = Places {
+                            starts: [place(tile), place(tile + 1)].map(<*mut u8>::cast_const),
+                            row_bytes: TILE_BYTES / TILE_ROWS,
+                            step_bytes: TILE_BYTES,
+                        };
+                        let sums = self.sums(strip, tile, stage);
+                        multiply_tall(w, self.strip(strip), sums, extent);
+                        self.finish(strip, tile..usize::min(tile + 2, tiles.end), sums);
+                    }
+                    continue;
+                }
+                let x = [self.strip(strip), self.strip(strip + 1)];
+                // The strips that come next, a tile with each step.
+                let mut fetched = self.strip(strip + 2).0;
+                for tile in tiles.clone().step_by(2) {
+                    for row in next.by_ref().take(rows_each) {
+                        let start = self
+                            .w
+                            .start
+                            .wrapping_add(row * self.w.inner + self.inner.start);
+                        fetch(start.cast(), self.inner.len() * size_of::<bf16>());
+                    }
+                    let w = [place(tile).cast_const(), place(tile + 1).cast_const()];
+                    let sums = [
+                        self.sums(strip, tile, stage),
+                        self.sums(strip + 1, tile, stage.add(2 * SUMS)),
+                    ];
+                    multiply_wide(w, x, sums, extent, fetched);
+                    fetched = fetched.wrapping_add(tile_bytes);
+                    for (strip, sums) in (strip..).zip(sums) {
+                        self.finish(strip, tile..usize::min(tile + 2, tiles.end), sums);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the sums of a tile are, those of the next tiles behind them: in `stage` if they are complete at once.
+    fn sums(&self, strip: usize, tile: usize, stage: *mut f32) -> *mut f32 {
+        match self.sums.start.is_null() {
+            true => stage,
+            false => (self.sums.start).wrapping_add(strip * self.sums.stride + tile * SUMS),
+        }
+    }
+
+    /// Writes tiles of sums to the result if they are complete.
+    ///
+    /// # Safety
+    ///
+    /// They exist.
+    unsafe fn finish(&self, strip: usize, tiles: Range<usize>, sums: *const f32) {
+        if self.inner.end < self.w.inner {
+            return;
+        }
+        let row = strip * TILE_ROWS;
+        let rows = usize::min(TILE_ROWS, self.rows - row);
+        for (i, tile) in tiles.enumerate() {
+            let column = tile * TILE_ROWS;
+            let columns = usize::min(TILE_ROWS, self.w.columns - column);
+            // SAFETY: inside the result.
+            unsafe { store(sums.add(i * SUMS), self.y.at(row, column), [rows, columns]) };
+        }
+    }
+}
+
+const _: () = assert!(TILE_BYTES == TILE_ROWS * STEP * size_of::<bf16>());
