@@ -8,11 +8,11 @@ use burn::tensor::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::kernels::{BYTE_STEP, SplitRow, bytes_are_fast, dot_bytes};
+use crate::kernels::{BYTE_ROWS, BYTE_STEP, ByteFactor, SplitRow, bytes_are_fast};
 use crate::weight::Weight;
 
 /// Rows whose products are computed together.
-const BLOCK: usize = 64;
+const BLOCK: usize = 2 * BYTE_ROWS;
 /// Blocks of a thread's piece of work.
 const BLOCKS: usize = 16;
 /// Rows that are converted at once.
@@ -23,7 +23,7 @@ const ROUNDING: f32 = 2e-5;
 /// A matrix in 8 bits, and how far its rows are from those that it was made of.
 #[derive(Debug)]
 pub struct RowBounds {
-    /// `[rows, padded]`: a value is `(code - 128) * scale`.
+    /// `[rows, padded]`, rows to whole blocks: a value is `(code - 128) * scale`.
     codes: Vec<u8>,
     scales: Vec<f32>,
     /// Length of the difference between a row and its copy.
@@ -44,14 +44,17 @@ pub struct Largest {
 }
 
 impl RowBounds {
-    /// The most rows of `x` at once: with eight, a product with all of the matrix costs less.
-    pub const MAX_ROWS: usize = 4;
     /// The longest rows.
     pub const MAX_INNER: usize = 8192;
 
     /// Whether this CPU multiplies bytes fast enough for it to pay.
     pub fn pays() -> bool {
         bytes_are_fast()
+    }
+
+    /// The most rows of `x` at once: with more, a product with all of the matrix costs less.
+    pub fn max_rows() -> usize {
+        ByteFactor::max_rows()
     }
 
     /// The bounds of `weight [rows, inner]`; `None` if its rows are too long, or of another type than a float of 16 or 32 bits.
@@ -65,7 +68,7 @@ impl RowBounds {
             return None;
         }
         let mut bounds = Self {
-            codes: vec![128; rows * padded],
+            codes: vec![128; rows.next_multiple_of(BLOCK) * padded],
             scales: vec![0.0; rows],
             errors: vec![0.0; rows],
             norms: vec![0.0; rows],
@@ -106,7 +109,7 @@ impl RowBounds {
 
     /// Bytes of memory of the bounds of a matrix `[rows, inner]`.
     pub fn bytes_of([rows, inner]: [usize; 2]) -> usize {
-        rows * (inner.next_multiple_of(BYTE_STEP) + 12)
+        rows.next_multiple_of(BLOCK) * inner.next_multiple_of(BYTE_STEP) + 12 * rows
     }
 
     /// Bytes of memory.
@@ -126,42 +129,48 @@ impl RowBounds {
             "rows of {} values",
             self.inner
         );
-        let x: Vec<(SplitRow, Factor)> = x
-            .chunks_exact(self.inner)
-            .map(|x| self.factor(x))
-            .collect::<Option<_>>()?;
-        if x.is_empty() || x.len() > Self::MAX_ROWS || self.scales.len() < num * BLOCK {
+        let count = x.len() / self.inner;
+        let rows = self.scales.len();
+        if !(1..=Self::max_rows()).contains(&count) || rows < num * BLOCK {
             return None;
         }
-        let (splits, x): (Vec<SplitRow>, Vec<Factor>) = x.into_iter().unzip();
-        let (count, rows) = (x.len(), self.scales.len());
-        // `[rows, x]`, and `[blocks, x]`: the largest that a product is at least.
-        let mut uppers = vec![0.0f32; rows * count];
-        let mut maxima = vec![f32::NEG_INFINITY; rows.div_ceil(BLOCK) * count];
-        (uppers.par_chunks_mut(BLOCK * BLOCKS * count))
-            .zip(maxima.par_chunks_mut(BLOCKS * count))
+        let rounded: Option<Vec<_>> = x
+            .chunks_exact(self.inner)
+            .map(|x| self.rounded(x))
+            .collect();
+        let (splits, factors): (Vec<_>, Vec<_>) = rounded?.into_iter().unzip();
+        let x = Factors::new(splits, &factors, self.padded);
+        // `[blocks, BLOCK, width]`.
+        let mut uppers = vec![0.0f32; rows.next_multiple_of(BLOCK) * x.width];
+        let mut extremes = vec![Extremes::NONE; rows.div_ceil(BLOCK) * x.width];
+        (uppers.par_chunks_mut(BLOCK * BLOCKS * x.width))
+            .zip(extremes.par_chunks_mut(BLOCKS * x.width))
             .enumerate()
-            .for_each(|(piece, (uppers, maxima))| {
-                let mut dots = vec![0i64; BLOCK * count];
-                let blocks = uppers
-                    .chunks_mut(BLOCK * count)
-                    .zip(maxima.chunks_exact_mut(count));
-                for (block, (uppers, maxima)) in blocks.enumerate() {
-                    let first = (piece * BLOCKS + block) * BLOCK;
-                    self.bound_block(first, &x, &splits, &mut dots, uppers, maxima);
+            .for_each(|(piece, (uppers, extremes))| {
+                let blocks = uppers.chunks_exact_mut(BLOCK * x.width);
+                let blocks = blocks.zip(extremes.chunks_exact_mut(x.width));
+                for (block, (uppers, extremes)) in blocks.enumerate() {
+                    self.bound_block((piece * BLOCKS + block) * BLOCK, &x, uppers, extremes);
                 }
             });
         let find = |i: usize| {
-            let mut lowers: Vec<f32> = maxima.iter().skip(i).step_by(count).copied().collect();
+            let extremes = || extremes.iter().skip(i).step_by(x.width);
+            let mut lowers: Vec<f32> = extremes().map(|extremes| extremes.lower).collect();
             // Of `num` different blocks: there are at least so many products that are as large.
             let (_, bound, _) = lowers.select_nth_unstable_by(num - 1, |a, b| b.total_cmp(a));
             let bound = *bound;
-            // A product that is not a number is looked at, too.
-            let may_exceed = |upper: f32| upper > bound || upper.is_nan();
-            let uppers = uppers.iter().skip(i).step_by(count);
-            let rows = (0..).zip(uppers).filter(|(_, upper)| may_exceed(**upper));
-            let rows = rows.map(|(row, _)| row).collect();
-            bound.is_finite().then_some(Largest { rows, bound })
+            let mut found = Vec::new();
+            for (block, _) in (0..).zip(extremes()).filter(|(_, e)| e.upper > bound) {
+                let uppers = &uppers[block * BLOCK * x.width..][..BLOCK * x.width];
+                let uppers = uppers.iter().skip(i).step_by(x.width);
+                let uppers = (block * BLOCK..rows).zip(uppers);
+                found.extend(
+                    uppers
+                        .filter(|(_, upper)| **upper > bound)
+                        .map(|(row, _)| row as u32),
+                );
+            }
+            bound.is_finite().then_some(Largest { rows: found, bound })
         };
         (0..count).map(find).collect()
     }
@@ -170,32 +179,47 @@ impl RowBounds {
     fn bound_block(
         &self,
         first: usize,
-        x: &[Factor],
-        splits: &[SplitRow],
-        dots: &mut [i64],
+        x: &Factors,
         uppers: &mut [f32],
-        maxima: &mut [f32],
+        extremes: &mut [Extremes],
     ) {
-        let num = uppers.len() / x.len();
-        let codes = &self.codes[first * self.padded..][..num * self.padded];
-        dot_bytes(codes, self.padded, splits, &mut dots[..uppers.len()]);
-        for ((row, uppers), dots) in (first..)
-            .zip(uppers.chunks_exact_mut(x.len()))
-            .zip(dots.chunks_exact(x.len()))
-        {
-            for (((upper, dot), x), max) in uppers.iter_mut().zip(dots).zip(x).zip(&mut *maxima) {
-                let value = *dot as f32 * x.scale * self.scales[row];
-                let error = x.norm * (self.errors[row] + ROUNDING * self.norms[row])
-                    // A copy is at most so much longer than its row.
-                    + x.error * (self.norms[row] + self.errors[row]);
-                *upper = value + error;
-                *max = max.max(value - error);
+        let codes = &self.codes[first * self.padded..][..BLOCK * self.padded];
+        // What are products becomes bounds.
+        x.bytes.dot(codes, self.padded, x.width, uppers);
+        let rows = first..usize::min(first + BLOCK, self.scales.len());
+        for (row, uppers) in rows.zip(uppers.chunks_exact_mut(x.width)) {
+            let scale = self.scales[row];
+            let rounding = self.errors[row] + ROUNDING * self.norms[row];
+            // A copy is at most so much longer than its row.
+            let norm = self.norms[row] + self.errors[row];
+            let lanes = uppers.as_chunks_mut::<LANES>().0.iter_mut();
+            let lanes = lanes.zip(extremes.as_chunks_mut::<LANES>().0).zip(&x.lanes);
+            for ((uppers, extremes), x) in lanes {
+                for lane in 0..LANES {
+                    let value = uppers[lane] * x.scale[lane] * scale;
+                    let error = x.norm[lane] * rounding + x.error[lane] * norm;
+                    let (lower, upper) = (value - error, value + error);
+                    // A product that is not a number is looked at, too.
+                    let upper = if upper.is_nan() { f32::INFINITY } else { upper };
+                    let extremes = &mut extremes[lane];
+                    extremes.lower = if lower > extremes.lower {
+                        lower
+                    } else {
+                        extremes.lower
+                    };
+                    extremes.upper = if upper > extremes.upper {
+                        upper
+                    } else {
+                        extremes.upper
+                    };
+                    uppers[lane] = upper;
+                }
             }
         }
     }
 
     /// A row of `x` as it is multiplied with bytes.
-    fn factor(&self, x: &[f32]) -> Option<(SplitRow, Factor)> {
+    fn rounded(&self, x: &[f32]) -> Option<(SplitRow, Factor)> {
         let largest = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let norm = length(x.iter().copied());
         if !norm.is_finite() {
@@ -208,6 +232,59 @@ impl RowBounds {
         let factor = Factor { scale, norm, error };
         Some((split, factor))
     }
+}
+
+/// Rows of `x` whose bounds are computed side by side.
+const LANES: usize = 4;
+
+/// Rows of `x`, and zeros up to a multiple of [`LANES`].
+struct Factors {
+    bytes: ByteFactor,
+    lanes: Vec<Lanes>,
+    width: usize,
+}
+
+/// The [`Factor`]s of some rows.
+struct Lanes {
+    scale: [f32; LANES],
+    norm: [f32; LANES],
+    error: [f32; LANES],
+}
+
+impl Factors {
+    fn new(splits: Vec<SplitRow>, factors: &[Factor], padded: usize) -> Self {
+        let lanes = factors.chunks(LANES).map(|factors| {
+            let of = |value: fn(&Factor) -> f32| {
+                std::array::from_fn(|lane| factors.get(lane).map_or(0.0, value))
+            };
+            Lanes {
+                scale: of(|factor| factor.scale),
+                norm: of(|factor| factor.norm),
+                error: of(|factor| factor.error),
+            }
+        });
+        Self {
+            lanes: lanes.collect(),
+            width: factors.len().next_multiple_of(LANES),
+            bytes: ByteFactor::new(splits, padded),
+        }
+    }
+}
+
+/// Of the products of a block with a row of `x`.
+#[derive(Clone, Copy)]
+struct Extremes {
+    /// The largest is at least this.
+    lower: f32,
+    /// None is larger.
+    upper: f32,
+}
+
+impl Extremes {
+    const NONE: Self = Self {
+        lower: f32::NEG_INFINITY,
+        upper: f32::NEG_INFINITY,
+    };
 }
 
 /// What a row of `x` is besides its integers.
@@ -279,7 +356,7 @@ mod tests {
         for (rows, inner, num) in [(5_000, 70, 20), (3_000, 896, 8), (130, 64, 2)] {
             let w = random([rows, inner]).cast(DType::BF16);
             let bounds = RowBounds::new(&Weight::Dense(w.clone())).expect("short rows");
-            for count in [1, 3, 4] {
+            for count in [1, 3, 4].into_iter().chain(5..=RowBounds::max_rows()) {
                 let x = random([count, inner]) * 3.0;
                 let products = dense_linear(x.clone(), w.clone(), ComputeDtype::F32);
                 let products: Vec<f32> = products.into_data().iter().collect();

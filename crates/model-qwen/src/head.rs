@@ -101,7 +101,7 @@ impl QwenModel {
             return None;
         };
         let rows = hidden.dims()[0];
-        if rows > RowBounds::MAX_ROWS {
+        if rows > RowBounds::max_rows() {
             return None;
         }
         let _span = trace_span!("lm_head").entered();

@@ -34,7 +34,7 @@ use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
 pub(crate) use cpu::simd::bytes::{
-    STEP as BYTE_STEP, SplitRow, dot_bytes, is_fast as bytes_are_fast,
+    ByteFactor, STEP as BYTE_STEP, SplitRow, W_ROWS as BYTE_ROWS, is_fast as bytes_are_fast,
 };
 
 #[cfg(feature = "gpu")]

@@ -21,7 +21,9 @@ impl Line {
 /// Both are true, and a cache line holds a whole number of them.
 pub(super) unsafe trait Number: Copy {}
 
-// SAFETY: numbers of 2 and 4 bytes.
+// SAFETY: numbers of 1, 2 and 4 bytes.
+unsafe impl Number for u8 {}
+// SAFETY: as above.
 unsafe impl Number for i16 {}
 // SAFETY: as above.
 unsafe impl Number for u32 {}

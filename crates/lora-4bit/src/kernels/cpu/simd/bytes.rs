@@ -1,8 +1,10 @@
-//! Products of rows of bytes with integers of 15 bits: exact, in integers.
+//! Products of rows of bytes with integers of 15 bits: in integers, rounded once.
 
 use std::sync::OnceLock;
 
 use super::InstructionSet;
+#[cfg(target_arch = "x86_64")]
+use super::bytes_amx::TileRows;
 #[cfg(target_arch = "x86_64")]
 use super::micro::with_rows;
 
@@ -94,46 +96,92 @@ pub(crate) fn is_fast() -> bool {
     Instructions::get() != Instructions::Plain
 }
 
-/// `Σ (w - 128) · x` for rows of `inner` bytes: `w [rows, inner]` → `[rows, x.len()]`. `inner` is a multiple of [`STEP`], at
-/// most 8,192.
-pub(crate) fn dot_bytes(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [i64]) {
-    dot_bytes_with(Instructions::get(), w, inner, x, out);
+/// Rows of `x` in the form that is fastest for their number.
+pub(crate) enum ByteFactor {
+    /// One after the other.
+    Rows(Vec<SplitRow>),
+    /// As tiles.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(TileRows, usize),
 }
 
-fn dot_bytes_with(
-    instructions: Instructions,
-    w: &[u8],
-    inner: usize,
-    x: &[SplitRow],
-    out: &mut [i64],
-) {
-    assert!(inner.is_multiple_of(STEP) && (1..=8192).contains(&inner));
-    assert_eq!(w.len() / inner * x.len(), out.len(), "results");
-    assert!(
-        x.iter()
-            .all(|x| x.high.len() == inner && x.low.len() == inner)
-    );
-    let rows = x.len();
-    for (first, x) in x.chunks(ROWS).enumerate() {
-        let out = &mut out[first * ROWS..];
-        match instructions {
-            // SAFETY: whoever names instructions has seen that they are there, and the lengths were compared above.
+/// Rows of bytes are multiplied in multiples of this.
+pub(crate) const W_ROWS: usize = 32;
+
+impl ByteFactor {
+    /// The most rows of `x` that don't take longer than reading the bytes from memory.
+    pub(crate) fn max_rows() -> usize {
+        if has_tiles() { 16 } else { ROWS }
+    }
+
+    /// Rows of `inner` values each, a multiple of [`STEP`], at most 8,192.
+    pub(crate) fn new(rows: Vec<SplitRow>, inner: usize) -> Self {
+        assert!(inner.is_multiple_of(STEP) && (1..=8192).contains(&inner));
+        let fit = |row: &SplitRow| row.high.len() == inner && row.low.len() == inner;
+        assert!(rows.iter().all(fit), "rows of {inner} values");
+        #[cfg(target_arch = "x86_64")]
+        if has_tiles() && (ROWS + 1..=16).contains(&rows.len()) {
+            return Self::Tiles(TileRows::new(&rows, inner), rows.len());
+        }
+        Self::Rows(rows)
+    }
+
+    /// `Σ (w - 128) · x`, rounded to f32, for rows of `inner` bytes: `w [rows, inner]` → `[rows, width]`, of which the first
+    /// columns are those of `x`. `rows` is a multiple of [`W_ROWS`].
+    pub(crate) fn dot(&self, w: &[u8], inner: usize, width: usize, out: &mut [f32]) {
+        assert!(w.len().is_multiple_of(W_ROWS * inner), "rows of bytes");
+        assert_eq!(w.len() / inner * width, out.len(), "results");
+        match self {
+            Self::Rows(rows) => {
+                assert!(rows.len() <= width, "{} columns", rows.len());
+                for (first, x) in rows.chunks(ROWS).enumerate() {
+                    let out = &mut out[first * ROWS..];
+                    dot_rows(Instructions::get(), w, inner, x, (out, width));
+                }
+            }
+            // SAFETY: the CPU has tiles, as was seen when these were made.
             #[cfg(target_arch = "x86_64")]
-            Instructions::Vnni => unsafe {
-                with_rows!(x.len(), |M| vnni::<M>(w, inner, x, out, rows))
+            Self::Tiles(tiles, rows) => unsafe {
+                assert!((*rows..=16).contains(&width), "{rows} columns");
+                tiles.dot(w, width, out);
             },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => unsafe {
-                with_rows!(x.len(), |M| avx2::<M>(w, inner, x, out, rows))
-            },
-            Instructions::Plain => plain(w, inner, x, out, rows),
         }
     }
 }
 
+/// Whether this CPU has tiles, and they may be used.
+fn has_tiles() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::amx::is_available() && InstructionSet::limit() >= InstructionSet::Amx;
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Up to [`ROWS`] rows of `x`; results are `stride` values apart.
+fn dot_rows(
+    instructions: Instructions,
+    w: &[u8],
+    inner: usize,
+    x: &[SplitRow],
+    (out, stride): (&mut [f32], usize),
+) {
+    match instructions {
+        // SAFETY: whoever names instructions has seen that they are there; rows of `x` are as long as those of `w`.
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Vnni => unsafe {
+            with_rows!(x.len(), |M| vnni::<M>(w, inner, x, out, stride))
+        },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx2 => unsafe {
+            with_rows!(x.len(), |M| avx2::<M>(w, inner, x, out, stride))
+        },
+        Instructions::Plain => plain(w, inner, x, out, stride),
+    }
+}
+
 /// The reference.
-fn plain(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [i64], stride: usize) {
+fn plain(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [f32], stride: usize) {
     for (w, out) in w.chunks_exact(inner).zip(out.chunks_mut(stride)) {
         for (x, out) in x.iter().zip(out) {
             let values = x.high.iter().zip(&x.low);
@@ -142,7 +190,7 @@ fn plain(w: &[u8], inner: usize, x: &[SplitRow], out: &mut [i64], stride: usize)
                 .iter()
                 .zip(values)
                 .map(|(&w, x)| (i64::from(w) - 128) * i64::from(x));
-            *out = products.sum();
+            *out = products.sum::<i64>() as f32;
         }
     }
 }
@@ -153,7 +201,7 @@ unsafe fn vnni<const M: usize>(
     w: &[u8],
     inner: usize,
     x: &[SplitRow],
-    out: &mut [i64],
+    out: &mut [f32],
     stride: usize,
 ) {
     use std::arch::x86_64::*;
@@ -179,7 +227,8 @@ unsafe fn vnni<const M: usize>(
                 _mm512_cvtepi32_epi64(_mm512_castsi512_si256(sums)),
                 _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(sums)),
             );
-            out[row * stride + m] = _mm512_reduce_add_epi64(halves) - 128 * x[m].sum;
+            let sum = _mm512_reduce_add_epi64(halves) - 128 * x[m].sum;
+            out[row * stride + m] = sum as f32;
         }
     }
 }
@@ -190,7 +239,7 @@ unsafe fn avx2<const M: usize>(
     w: &[u8],
     inner: usize,
     x: &[SplitRow],
-    out: &mut [i64],
+    out: &mut [f32],
     stride: usize,
 ) {
     use std::arch::x86_64::*;
@@ -220,7 +269,7 @@ unsafe fn avx2<const M: usize>(
             // SAFETY: eight values.
             unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sums) };
             let sum: i64 = lanes.into_iter().map(i64::from).sum();
-            out[row * stride + m] = sum - 128 * x[m].sum;
+            out[row * stride + m] = (sum - 128 * x[m].sum) as f32;
         }
     }
 }
@@ -230,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_of_bytes_are_exact() {
+    fn products_of_bytes_equal_plain_sums() {
         let mut state = 1u64;
         let mut next = || {
             state = state
@@ -238,25 +287,51 @@ mod tests {
                 .wrapping_add(1);
             (state >> 33) as u32
         };
-        for instructions in Instructions::supported() {
-            for (inner, rows, num_x) in [(64, 3, 1), (896, 7, 2), (8192, 2, 3), (128, 5, 9)] {
-                let w: Vec<u8> = (0..rows * inner).map(|_| next() as u8).collect();
-                let mut values = || (next() % 16_001) as i32 - 8_000;
-                let mut x: Vec<SplitRow> = (0..num_x)
-                    .map(|_| SplitRow::new((0..inner - 3).map(|_| values()), inner))
-                    .collect();
-                let (mut found, mut expected) = (vec![0; rows * num_x], vec![0; rows * num_x]);
-                dot_bytes_with(instructions, &w, inner, &x, &mut found);
-                plain(&w, inner, &x, &mut expected, num_x);
-                assert_eq!(found, expected, "{instructions:?}");
-                // The largest sums of a lane: of all values, and of both parts.
-                for value in [8_000, -8_000, 63, -64] {
-                    x[0] = SplitRow::new((0..inner).map(|_| value), inner);
-                    let all = vec![255; inner];
-                    let mut found = [0; 1];
-                    dot_bytes_with(instructions, &all, inner, &x[..1], &mut found);
-                    let expected = 127 * i64::from(value) * inner as i64;
-                    assert_eq!(found[0], expected, "{instructions:?}, {value}");
+        for (inner, num_x) in [
+            (64, 1),
+            (896, 2),
+            (8192, 3),
+            (128, 4),
+            (192, 5),
+            (8192, 9),
+            (64, 16),
+        ] {
+            let rows = 2 * W_ROWS;
+            let w: Vec<u8> = (0..rows * inner).map(|_| next() as u8).collect();
+            let all = vec![255; rows * inner];
+            let mut values = || (next() % 16_001) as i32 - 8_000;
+            let random = (0..num_x).map(|_| SplitRow::new((0..inner - 3).map(|_| values()), inner));
+            let random: Vec<SplitRow> = random.collect();
+            // The largest sums of a lane: of all values, and of both parts.
+            let extremes = [8_000, -8_000, 63, -64].map(|value| {
+                let row = SplitRow::new((0..inner).map(|_| value), inner);
+                (&all, vec![row; num_x])
+            });
+            for (w, x) in [(&w, random)].into_iter().chain(extremes) {
+                let mut expected = vec![0.0; rows * num_x];
+                plain(w, inner, &x, &mut expected, num_x);
+                for instructions in Instructions::supported() {
+                    let mut found = vec![0.0; rows * num_x];
+                    for (first, x) in x.chunks(ROWS).enumerate() {
+                        let out = &mut found[first * ROWS..];
+                        dot_rows(instructions, w, inner, x, (out, num_x));
+                    }
+                    assert_eq!(found, expected, "{instructions:?}");
+                }
+                // In the form for this CPU, and with columns to spare. Upper and lower parts may be rounded by themselves.
+                let width = num_x.next_multiple_of(4);
+                let mut found = vec![0.0; rows * width];
+                ByteFactor::new(x, inner).dot(w, inner, width, &mut found);
+                let rows = found.chunks_exact(width).zip(expected.chunks_exact(num_x));
+                for (found, expected) in
+                    rows.flat_map(|(found, expected)| found.iter().zip(expected))
+                {
+                    let error = (found - expected).abs();
+                    // Of the length of all values, of at most 8,000 and 128.
+                    assert!(
+                        error <= 1e-7 * 8_000.0 * 128.0 * inner as f32,
+                        "{found} {expected}"
+                    );
                 }
             }
         }

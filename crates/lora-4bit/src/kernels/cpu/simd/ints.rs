@@ -31,8 +31,8 @@ use crate::nf4::NESTED_BLOCK_SIZE;
 
 /// The integer of the largest level.
 const MAX_LEVEL: f32 = 8191.0;
-/// The integer of the largest value of `x`, at most.
-const MAX_VALUE: f32 = 32767.0;
+/// The integer of the largest value of `x`, at most: both its bytes then have a sign.
+const MAX_VALUE: f32 = 32639.0;
 /// The sum of a block's integers without their signs, at most: its products with [`MAX_LEVEL`] stay below 2^31, after rounding
 /// of the 64 values, too.
 const MAX_SUM: f32 = 262_100.0;

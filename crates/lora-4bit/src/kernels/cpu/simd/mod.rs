@@ -10,6 +10,8 @@
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
 pub(crate) mod bytes;
+#[cfg(target_arch = "x86_64")]
+mod bytes_amx;
 mod dot;
 mod instruction_set;
 pub(super) mod ints;

@@ -1,13 +1,18 @@
 //! AMX: both factors in two bytes, whose products are four tiles.
 //!
 //! A tile of weights has a block of 16 rows in the order of their codes; a tile of `x` has the same block of 16 rows of `x`,
-//! four values of each side by side. With `w = 256 h + l` (`h` signed, `l` not) and `x` alike, the sum of a block is
-//! `65536 hh + 256 (hl + lh) + ll`: each of the four is a product of tiles, exact like the sum.
+//! four values of each side by side. With `w = 256 h + l` and `x` alike, the sum of a block is `65536 hh + 256 (hl + lh) + ll`:
+//! each of the four is a product of tiles, exact like the sum. Up to eight rows of `x` have both their bytes in one tile, so
+//! that two products give all four.
 
-use std::arch::asm;
+mod tiles;
+
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use self::tiles::{
+    NARROW, Sums, add_scaled, add_scaled_narrow, multiply, multiply_narrow, widened,
+};
 use super::super::super::aligned::Aligned;
 use super::super::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available, transposed};
 use super::super::micro::BLOCK_BYTES;
@@ -48,34 +53,45 @@ impl Order for InTiles {
     };
 }
 
-/// Two tiles: high bytes and low bytes.
-type Pair = [[u8; TILE_BYTES]; 2];
+/// A block of 16 rows, four values of each or 64 of one side by side.
+type Bytes = [u8; TILE_BYTES];
+/// High bytes and low bytes.
+type Pair = [Bytes; 2];
 
-/// Writes a strip of up to 16 rows of `x` as pairs of tiles, a block after the other, and their scales, `[blocks, 16]`.
+/// Writes a strip of up to 16 rows of `x` as tiles, a block after the other, and their scales, `[blocks, 16]`: as pairs of tiles,
+/// or up to [`NARROW`] rows as single tiles, whose second half are the low bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn round_values(x: &[f32], k: usize, values: &mut [i16], scales: &mut [f32]) {
     let num_rows = x.len() / k;
+    let is_narrow = num_rows <= NARROW;
     if num_rows < TILE_ROWS {
         values.fill(0);
         scales.fill(0.0);
     }
-    let tiles = values.as_chunks_mut::<{ TILE_ROWS * PANEL }>().0;
-    for (row, x) in x.chunks_exact(k).enumerate() {
-        let blocks = x.as_chunks::<PANEL>().0.iter();
-        for ((x, tiles), scales) in blocks
-            .zip(&mut *tiles)
-            .zip(scales.chunks_exact_mut(TILE_ROWS))
-        {
+    // SAFETY: as many bytes.
+    let bytes = unsafe {
+        std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), size_of_val(values))
+    };
+    let (tiles, low) = match is_narrow {
+        true => (bytes.chunks_exact_mut(TILE_BYTES), 4 * NARROW),
+        false => (bytes.chunks_exact_mut(2 * TILE_BYTES), TILE_BYTES),
+    };
+    for (block, (tiles, scales)) in tiles.zip(scales.chunks_exact_mut(TILE_ROWS)).enumerate() {
+        for (row, x) in x.chunks_exact(k).enumerate() {
             let mut integers = [0; PANEL];
+            let x = &x.as_chunks::<PANEL>().0[block];
             scales[row] = round_block::<InTiles>(x, &mut integers);
-            // SAFETY: as many bytes.
-            let [high, low] = unsafe { &mut *tiles.as_mut_ptr().cast::<Pair>() };
-            let places = high.chunks_exact_mut(4 * TILE_ROWS);
-            let places = places.zip(low.chunks_exact_mut(4 * TILE_ROWS));
-            for ((high, low), four) in places.zip(integers.as_chunks::<4>().0) {
-                high[4 * row..][..4].copy_from_slice(&four.map(|value| (value >> 8) as u8));
-                low[4 * row..][..4].copy_from_slice(&four.map(|value| value as u8));
+            for (place, four) in integers.as_chunks::<4>().0.iter().enumerate() {
+                let at = (place * TILE_ROWS + row) * 4;
+                // Both bytes have a sign.
+                let high = four.map(|value| ((value + 128) >> 8) as u8);
+                tiles[at..][..4].copy_from_slice(&high);
+                tiles[low + at..][..4].copy_from_slice(&four.map(|value| value as u8));
             }
+        }
+        if is_narrow {
+            let (rows, copies) = scales.split_at_mut(NARROW);
+            copies.copy_from_slice(rows);
         }
     }
 }
@@ -123,7 +139,13 @@ impl Tile<TILE_ROWS> for InTiles {
         columns: usize,
     ) {
         // SAFETY: the caller's promise.
-        unsafe { multiply(num_rows, x, source, scales, y, columns) }
+        unsafe {
+            if num_rows <= NARROW {
+                multiply_tile::<true>(num_rows, x, source, scales, y, columns);
+            } else {
+                multiply_tile::<false>(num_rows, x, source, scales, y, columns);
+            }
+        }
     }
 }
 
@@ -212,19 +234,18 @@ unsafe fn unpack(codes: &Codes<'_, TILE_ROWS>, blocks: usize, to: *mut Pair) {
     }
 }
 
-/// What is between the stages of [`multiply`], for two blocks.
+/// What is between the stages of [`multiply_tile`], for two blocks.
 #[repr(align(64))]
 struct Stage {
     weights: [Pair; 2],
-    /// `hh`, `hl + lh` and `ll`: 16 rows of weights, a lane for each row of `x`.
-    products: [[[i32; TILE_BYTES / 4]; 3]; 2],
+    products: [Sums; 2],
 }
 
 /// Products of up to 16 rows of `x` with a tile, of which `columns` are written.
 ///
 /// While the tiles of a block are multiplied, the next one is unpacked and the sums of the one before are scaled.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
-unsafe fn multiply(
+unsafe fn multiply_tile<const IS_NARROW: bool>(
     num_rows: usize,
     x: Part,
     source: Source<'_, TILE_ROWS>,
@@ -238,7 +259,7 @@ unsafe fn multiply(
     // SAFETY: the blocks exist, and the stages are written before they are read.
     unsafe {
         let weights = (&raw mut (*stage).weights).cast::<Pair>();
-        let products = (&raw mut (*stage).products).cast::<[[i32; TILE_BYTES / 4]; 3]>();
+        let products = (&raw mut (*stage).products).cast::<Sums>();
         for step in 0..x.blocks + 2 {
             if (1..=x.blocks).contains(&step) {
                 let block = step - 1;
@@ -246,8 +267,12 @@ unsafe fn multiply(
                     Source::Codes(_) => weights.add(block % 2).cast_const(),
                     Source::Panel(panel) => panel.cast::<Pair>().add(block),
                 };
-                let x = x.values.cast::<Pair>().add(block);
-                multiply_tiles(w, x, products.add(block % 2));
+                let to = products.add(block % 2);
+                if IS_NARROW {
+                    multiply_narrow(w, x.values.cast::<Bytes>().add(block), to);
+                } else {
+                    multiply(w, x.values.cast::<Pair>().add(block), to);
+                }
             }
             if let Source::Codes(codes) = source
                 && step < x.blocks
@@ -256,75 +281,23 @@ unsafe fn multiply(
             }
             if step >= 2 {
                 let block = step - 2;
-                add_scaled(products.add(block % 2), x, scales, block, &mut sums);
+                let products = products.add(block % 2).cast_const();
+                let x_scales = _mm512_loadu_ps(x.scales.add(block * TILE_ROWS));
+                let scales = (scales.add(block), x.blocks);
+                if IS_NARROW {
+                    add_scaled_narrow(products, x_scales, scales, &mut sums);
+                } else {
+                    add_scaled(products, x_scales, scales, &mut sums);
+                }
             }
         }
+    }
+    if IS_NARROW {
+        sums = widened(sums);
     }
     let mask = (u32::MAX >> (32 - columns)) as u16;
     for (m, sum) in transposed(sums).into_iter().enumerate().take(num_rows) {
         // SAFETY: so many columns exist.
         unsafe { _mm512_mask_storeu_ps(y.at(m, 0).start, mask, sum) };
-    }
-}
-
-/// `hh`, `hl + lh` and `ll` of a block.
-///
-/// # Safety
-///
-/// The tiles are configured.
-#[inline]
-unsafe fn multiply_tiles(w: *const Pair, x: *const Pair, to: *mut [[i32; TILE_BYTES / 4]; 3]) {
-    // SAFETY: all are whole tiles.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tileloadd tmm4, [{w} + {stride}*1]",
-            "tileloadd tmm7, [{x} + {stride}*1 + 1024]",
-            "tdpbsud tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{w} + {stride}*1 + 1024]",
-            "tdpbuud tmm2, tmm5, tmm7",
-            "tileloadd tmm6, [{x} + {stride}*1]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tdpbusd tmm1, tmm5, tmm6",
-            "tilestored [{to} + {stride}*1 + 2048], tmm2",
-            "tilestored [{to} + {stride}*1], tmm0",
-            "tilestored [{to} + {stride}*1 + 1024], tmm1",
-            w = in(reg) w,
-            x = in(reg) x,
-            to = in(reg) to,
-            stride = in(reg) 64usize,
-            options(nostack),
-        );
-    }
-}
-
-/// Adds the sums of a block, times both scales, to those of the other blocks.
-///
-/// # Safety
-///
-/// The block exists.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
-#[inline]
-unsafe fn add_scaled(
-    products: *const [[i32; TILE_BYTES / 4]; 3],
-    x: Part,
-    scales: *const f32,
-    block: usize,
-    sums: &mut [__m512; TILE_ROWS],
-) {
-    // SAFETY: the caller's promise; a tile has 16 vectors.
-    unsafe {
-        let products = products.cast::<__m512i>();
-        let x_scales = _mm512_loadu_ps(x.scales.add(block * TILE_ROWS));
-        for (row, to) in sums.iter_mut().enumerate() {
-            let part = |i: usize| _mm512_loadu_si512(products.add(i * TILE_ROWS + row));
-            let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(part(0)), part(1));
-            let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), part(2));
-            let scale = _mm512_set1_ps(*scales.add(row * x.blocks + block));
-            let factor = _mm512_mul_ps(scale, x_scales);
-            *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, *to);
-        }
     }
 }
