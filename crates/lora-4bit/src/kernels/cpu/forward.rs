@@ -104,6 +104,7 @@ pub(super) fn nf4_ints(
     let x = IntRows::new(kernels, x, k, w.map());
     let tiles = Tiles {
         max_direct: kernels.max_direct_rows,
+        max_values: kernels.max_values,
         step: kernels.tile_rows,
     };
     for_each_tile(shape, tiles, y, |rows, scratch, y| {
@@ -122,6 +123,8 @@ thread_local! {
 struct Tiles {
     /// Up to so many rows of `x`, a tile is read once and needn't fit the cache beside its unpacked values.
     max_direct: usize,
+    /// Values of a tile that has to fit.
+    max_values: usize,
     /// Rows that go together.
     step: usize,
 }
@@ -131,6 +134,7 @@ impl Tiles {
     fn of_floats(max_direct: usize) -> Self {
         Self {
             max_direct,
+            max_values: TILE_BYTES / size_of::<f32>(),
             step: 4,
         }
     }
@@ -139,7 +143,11 @@ impl Tiles {
 /// Calls `job` with every tile of rows of `w`, working memory, and the columns of `y` that belong to the tile.
 fn for_each_tile(
     shape: ProductShape,
-    Tiles { max_direct, step }: Tiles,
+    Tiles {
+        max_direct,
+        max_values,
+        step,
+    }: Tiles,
     y: *mut f32,
     job: impl Fn(std::ops::Range<usize>, &mut Aligned<f32>, Output) + Sync,
 ) {
@@ -152,7 +160,7 @@ fn for_each_tile(
     let tile = if parallel {
         let values = match m <= max_direct {
             true => STREAMED_VALUES,
-            false => TILE_BYTES / size_of::<f32>(),
+            false => max_values,
         };
         let spread = columns / (4 * rayon::current_num_threads());
         ((values / inner).min(spread) / step * step).max(step)

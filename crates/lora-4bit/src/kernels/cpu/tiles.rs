@@ -21,7 +21,10 @@ use crate::kernels::ComputeDtype;
 /// Rows of `x` that are multiplied before the next ones.
 const MAX_ROWS: usize = 512;
 
-/// Inner values that are multiplied before the next ones, where `x` has more than one strip of rows.
+/// Up to so many strips of rows of `x` are multiplied at once, so that the weight is read once.
+const STREAMED_STRIPS: usize = 2;
+
+/// Inner values that are multiplied before the next ones, where there are more strips.
 const MAX_INNER: usize = 1024;
 
 /// Bytes of the weight that stay in the second-level cache while they are multiplied; those that come next are fetched meanwhile.
@@ -146,7 +149,11 @@ fn multiply_rows(
 ) {
     let (inner, rows) = (w.inner, x.len() / w.inner);
     let strips = rows.div_ceil(TILE_ROWS);
-    let max = if strips == 1 { inner } else { MAX_INNER };
+    let max = if strips <= STREAMED_STRIPS {
+        inner
+    } else {
+        MAX_INNER
+    };
     let chunk = inner.div_ceil(inner.div_ceil(max)).next_multiple_of(STEP);
     let jobs = Jobs::new(w, chunk, strips);
     // Rows of weights that are summed together go on to the next multiple.
@@ -163,8 +170,8 @@ fn multiply_rows(
         let inner = start..usize::min(start + chunk, inner);
         let strip_len = inner.len() * parts as usize * TILE_ROWS;
         let packed = packed.room(strips * strip_len);
-        let strips = packed.par_chunks_exact_mut(strip_len).enumerate();
-        strips.for_each(|(strip, to)| {
+        let to = packed.par_chunks_exact_mut(strip_len).enumerate();
+        to.for_each(|(strip, to)| {
             let row = strip * TILE_ROWS;
             let num_rows = usize::min(TILE_ROWS, rows - row);
             let shape = [num_rows, w.inner, inner.len()];
@@ -189,8 +196,8 @@ fn multiply_rows(
                 let tiles = jobs.tiles(job);
                 // SAFETY: the CPU has tiles, and the jobs have different rows of the weight.
                 unsafe {
-                    if rows <= TILE_ROWS {
-                        return step.stream(tiles);
+                    if strips <= STREAMED_STRIPS {
+                        return step.stream(tiles, strips);
                     }
                     let mut copy = COPY.take();
                     step.run(tiles, &mut copy);
@@ -204,30 +211,27 @@ fn multiply_rows(
 struct Jobs {
     num: usize,
     tiles: usize,
-    all: usize,
 }
 
 impl Jobs {
     fn new(w: &Weight, chunk: usize, strips: usize) -> Self {
-        let all = w.tiles();
+        let tiles = w.tiles();
         let threads = rayon::current_num_threads();
-        let tile_bytes = TILE_ROWS * chunk * size_of::<bf16>();
-        let tiles = if strips == 1 {
-            let spread = all.div_ceil(4 * threads).next_multiple_of(2);
-            (STREAMED_BYTES / tile_bytes / 2 * 2).clamp(2, spread)
-        } else {
-            let rounds = all.div_ceil((JOB_BYTES / tile_bytes).max(2) * threads);
-            all.div_ceil(rounds * threads).next_multiple_of(2)
+        let bytes = tiles * TILE_ROWS * chunk * size_of::<bf16>();
+        let num = match strips {
+            ..=STREAMED_STRIPS => bytes.div_ceil(STREAMED_BYTES).max(4 * threads),
+            _ => bytes.div_ceil(JOB_BYTES * threads) * threads,
         };
         Self {
-            num: all.div_ceil(tiles),
+            num: num.min(tiles.div_ceil(2)),
             tiles,
-            all,
         }
     }
 
+    /// As even as possible, in pairs.
     fn tiles(&self, job: usize) -> Range<usize> {
-        job * self.tiles..usize::min((job + 1) * self.tiles, self.all)
+        let start = |job: usize| 2 * (job * self.tiles.div_ceil(2) / self.num);
+        start(job)..usize::min(start(job + 1), self.tiles)
     }
 }
 
@@ -266,16 +270,48 @@ impl Step<'_> {
         Strip(self.x.0.wrapping_add(strip * self.strip_bytes))
     }
 
-    /// Some tiles of rows of the weight times the only strip. They are read once, from where they are: CPUs foresee that for two
-    /// tiles at a time, and asking for memory early only keeps them from it.
+    /// Two tiles of rows of the weight times one or two strips; the sums go to `stage`, or to where they are kept.
+    ///
+    /// # Safety
+    ///
+    /// Tiles are configured; strips and tiles exist, and no other thread has these of the weight.
+    unsafe fn multiply(
+        &self,
+        w: Places,
+        tiles: Range<usize>,
+        strips: Range<usize>,
+        stage: *mut f32,
+        fetch: *const u8,
+    ) {
+        let (strip, extent) = (strips.start, self.extent());
+        let sums = [
+            self.sums(strip, tiles.start, stage),
+            self.sums(strip + 1, tiles.start, stage.wrapping_add(2 * SUMS)),
+        ];
+        // SAFETY: the caller's promise.
+        unsafe {
+            if strips.len() == 2 {
+                let x = [self.strip(strip), self.strip(strip + 1)];
+                multiply_wide(w, x, sums, extent, fetch);
+            } else {
+                multiply_tall(w, self.strip(strip), sums[0], extent);
+            }
+            for (strip, sums) in strips.zip(sums) {
+                self.finish(strip, tiles.clone(), sums);
+            }
+        }
+    }
+
+    /// Some tiles of rows of the weight times all strips, of which there are one or two. They are read once, from where they are:
+    /// CPUs foresee that for two tiles at a time, and asking for memory early only keeps them from it.
     ///
     /// # Safety
     ///
     /// The CPU has tiles, and no other thread has these of the weight.
-    unsafe fn stream(&self, tiles: Range<usize>) {
+    unsafe fn stream(&self, tiles: Range<usize>, strips: usize) {
         let mut stage = Stage([0.0; STAGE]);
-        let sums = stage.0.as_mut_ptr();
-        // SAFETY: strip and tiles exist.
+        let stage = stage.0.as_mut_ptr();
+        // SAFETY: strips and tiles exist.
         unsafe {
             let _tiles = Tiles::configure();
             for tile in tiles.clone().step_by(2) {
@@ -284,8 +320,8 @@ impl Step<'_> {
                     row_bytes: self.w.inner * size_of::<bf16>(),
                     step_bytes: STEP * size_of::<bf16>(),
                 };
-                multiply_tall(w, self.strip(0), sums, self.extent());
-                self.finish(0, tile..usize::min(tile + 2, tiles.end), sums);
+                let pair = tile..usize::min(tile + 2, tiles.end);
+                self.multiply(w, pair, 0..strips, stage, self.x.0);
             }
         }
     }
@@ -321,40 +357,23 @@ impl Step<'_> {
             }
             let _tiles = Tiles::configure();
             for strip in (0..strips).step_by(2) {
-                if strip + 1 == strips {
-                    for tile in tiles.clone().step_by(2) {
-                        let w = Places {
-                            starts: [place(tile), place(tile + 1)].map(<*mut u8>::cast_const),
-                            row_bytes: TILE_BYTES / TILE_ROWS,
-                            step_bytes: TILE_BYTES,
-                        };
-                        let sums = self.sums(strip, tile, stage);
-                        multiply_tall(w, self.strip(strip), sums, extent);
-                        self.finish(strip, tile..usize::min(tile + 2, tiles.end), sums);
-                    }
-                    continue;
-                }
-                let x = [self.strip(strip), self.strip(strip + 1)];
                 // The strips that come next, a tile with each step.
                 let mut fetched = self.strip(strip + 2).0;
                 for tile in tiles.clone().step_by(2) {
                     for row in next.by_ref().take(rows_each) {
-                        let start = self
-                            .w
-                            .start
-                            .wrapping_add(row * self.w.inner + self.inner.start);
+                        let start = row * self.w.inner + self.inner.start;
+                        let start = self.w.start.wrapping_add(start);
                         fetch(start.cast(), self.inner.len() * size_of::<bf16>());
                     }
-                    let w = [place(tile).cast_const(), place(tile + 1).cast_const()];
-                    let sums = [
-                        self.sums(strip, tile, stage),
-                        self.sums(strip + 1, tile, stage.add(2 * SUMS)),
-                    ];
-                    multiply_wide(w, x, sums, extent, fetched);
+                    let w = Places {
+                        starts: [place(tile), place(tile + 1)].map(<*mut u8>::cast_const),
+                        row_bytes: TILE_BYTES / TILE_ROWS,
+                        step_bytes: TILE_BYTES,
+                    };
+                    let pair = tile..usize::min(tile + 2, tiles.end);
+                    let strips = strip..usize::min(strip + 2, strips);
+                    self.multiply(w, pair, strips, stage, fetched);
                     fetched = fetched.wrapping_add(tile_bytes);
-                    for (strip, sums) in (strip..).zip(sums) {
-                        self.finish(strip, tile..usize::min(tile + 2, tiles.end), sums);
-                    }
                 }
             }
         }

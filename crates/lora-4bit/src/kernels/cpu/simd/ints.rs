@@ -53,6 +53,8 @@ pub(in super::super) struct IntKernels {
     round: unsafe fn(x: &[f32], k: usize, values: &mut [i16], scales: &mut [f32]),
     /// Rows of weights that are multiplied together.
     pub(in super::super) tile_rows: usize,
+    /// Values of weights that are unpacked, two bytes each, and multiplied with all rows of `x` before the next ones.
+    pub(in super::super) max_values: usize,
     /// Up to so many rows of `x`, weights are not unpacked first.
     pub(in super::super) max_direct_rows: usize,
     /// `y = x · wᵀ` for `m` rows of `x` and whole rows of `w`. The rest: working memory.

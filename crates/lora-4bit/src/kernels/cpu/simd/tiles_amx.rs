@@ -122,14 +122,25 @@ pub(in super::super) struct Extent {
     pub(in super::super) first: bool,
 }
 
-/// Two packed tiles of rows of the weight times two strips; `sums[i]` are those of strip `i`, a tile for each of the weight.
+/// Where two tiles of rows of a weight lie.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Places {
+    /// Of each the first value.
+    pub(in super::super) starts: [*const u8; 2],
+    /// Bytes from a row to the next.
+    pub(in super::super) row_bytes: usize,
+    /// Bytes from a tile to the next along the inner dimension.
+    pub(in super::super) step_bytes: usize,
+}
+
+/// Two tiles of rows of the weight times two strips; `sums[i]` are those of strip `i`, a tile for each of the weight.
 /// With each step a tile of memory is fetched, from `fetch` on: any address is allowed.
 ///
 /// # Safety
 ///
 /// Tiles are configured; the steps, and both tiles of sums, exist.
 pub(in super::super) unsafe fn multiply_wide(
-    w: [*const u8; 2],
+    w: Places,
     x: [Strip; 2],
     sums: [*mut f32; 2],
     extent: Extent,
@@ -152,8 +163,8 @@ pub(in super::super) unsafe fn multiply_wide(
             "tileloadd tmm2, [{s0} + {stride}*1 + 1024]",
             "tileloadd tmm3, [{s1} + {stride}*1 + 1024]",
             "3:",
-            "tileloadd tmm4, [{w0} + {stride}*1]",
-            "tileloadd tmm5, [{w1} + {stride}*1]",
+            "tileloadd tmm4, [{w0} + {w_stride}*1]",
+            "tileloadd tmm5, [{w1} + {w_stride}*1]",
             "mov {count:e}, {parts:e}",
             "4:",
             "tileloadd tmm6, [{x0} + {stride}*1]",
@@ -183,8 +194,8 @@ pub(in super::super) unsafe fn multiply_wide(
             "prefetcht1 [{fetch} + 896]",
             "prefetcht1 [{fetch} + 960]",
             "add {fetch}, 1024",
-            "add {w0}, 1024",
-            "add {w1}, 1024",
+            "add {w0}, {w_step}",
+            "add {w1}, {w_step}",
             "dec {steps}",
             "jnz 3b",
             "tilestored [{s0} + {stride}*1], tmm0",
@@ -193,8 +204,10 @@ pub(in super::super) unsafe fn multiply_wide(
             "tilestored [{s1} + {stride}*1 + 1024], tmm3",
             // First whether there are no sums yet.
             count = inout(reg) u32::from(extent.first) => _,
-            w0 = inout(reg) w[0] => _,
-            w1 = inout(reg) w[1] => _,
+            w0 = inout(reg) w.starts[0] => _,
+            w1 = inout(reg) w.starts[1] => _,
+            w_stride = in(reg) w.row_bytes,
+            w_step = in(reg) w.step_bytes,
             x0 = inout(reg) x[0].0 => _,
             x1 = inout(reg) x[1].0 => _,
             s0 = in(reg) sums[0],
@@ -206,17 +219,6 @@ pub(in super::super) unsafe fn multiply_wide(
             options(nostack),
         );
     }
-}
-
-/// Where two tiles of rows of a weight lie.
-#[derive(Clone, Copy)]
-pub(in super::super) struct Places {
-    /// Of each the first value.
-    pub(in super::super) starts: [*const u8; 2],
-    /// Bytes from a row to the next.
-    pub(in super::super) row_bytes: usize,
-    /// Bytes from a tile to the next along the inner dimension.
-    pub(in super::super) step_bytes: usize,
 }
 
 /// Two tiles of rows of the weight times a strip, with two tiles of sums.

@@ -28,6 +28,8 @@ pub(super) static KERNELS: IntKernels = IntKernels {
     // SAFETY: as for `dot`.
     round: |x, k, values, scales| unsafe { round_values(x, k, values, scales) },
     tile_rows: TILE_ROWS,
+    // Half of a second-level cache of 2 MiB: tiles are multiplied that fast that `x` must not come from further away often.
+    max_values: 512 << 10,
     max_direct_rows: TILE_ROWS,
     // SAFETY: as for `IntKernels::dot`.
     dot: |x, w, y, memory| unsafe { multiply_all(x, w, y, memory) },

@@ -21,6 +21,7 @@ pub(super) static KERNELS: IntKernels = IntKernels {
     // SAFETY: as for `dot`.
     round: |x, _, values, scales| unsafe { round_values(x, values, scales) },
     tile_rows: ROWS,
+    max_values: 128 << 10,
     max_direct_rows: PASS,
     // SAFETY: as for `IntKernels::dot`.
     dot: |x, w, y, memory| unsafe { multiply_all(x, w, y, memory) },
