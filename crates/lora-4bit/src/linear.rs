@@ -227,8 +227,8 @@ impl Linear {
         }
     }
 
-    /// `silu(gate(x)) * up(x)`, if a GPU does that at once, without adapters or with stacked ones. With a `norm`, if it also
-    /// normalises the input.
+    /// `silu(gate(x)) * up(x)`, if the device does that at once: a GPU without adapters or with stacked ones, a CPU with AMX
+    /// without adapters. With a `norm`, if it also normalises the input.
     ///
     /// # Shapes
     ///
@@ -240,11 +240,17 @@ impl Linear {
         norm: Option<Norm<'_>>,
         adapters: &AdapterSelection,
     ) -> Option<Tensor<2>> {
+        if gate.bias.is_some() || up.bias.is_some() {
+            return None;
+        }
+        if norm.is_none() && matches!(adapters, AdapterSelection::Base) {
+            let weights = [&gate.weight, &up.weight];
+            if let Some(y) = kernels::cpu_gated(x, weights, gate.compute) {
+                return Some(y);
+            }
+        }
         #[cfg(feature = "gpu")]
         {
-            if gate.bias.is_some() || up.bias.is_some() {
-                return None;
-            }
             let at_once = |adapters| {
                 let [gate_layer, up_layer] = [gate, up].map(|layer| layer.for_device(adapters));
                 kernels::device_gated(x, norm, gate_layer, up_layer, gate.compute)
@@ -266,7 +272,6 @@ impl Linear {
         }
         #[cfg(not(feature = "gpu"))]
         {
-            let _ = (gate, up, x, norm, adapters);
             None
         }
     }

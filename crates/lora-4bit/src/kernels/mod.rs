@@ -12,6 +12,8 @@
 //! The transposed products are the gradients of the plain ones with respect to `x`. `w` is a constant: no operation
 //! here has a gradient for it.
 //!
+//! `cpu_gated` is `silu(x · gateᵀ) · (x · upᵀ)`, on CPUs with AMX: neither product goes through memory by itself.
+//!
 //! [`lora_add`] adds an adapter's product to the base product: `y + scaling · (x · aᵀ) · b`, with gradients for all four.
 //!
 //! Rooms: `naive` (each operation written with plain tensor operations; the reference in tests), `cpu` (burn's flex
@@ -32,6 +34,8 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
+
+use crate::weight::Weight;
 
 pub(crate) use cpu::simd::bytes::{
     ByteFactor, STEP as BYTE_STEP, SplitRow, W_ROWS as BYTE_ROWS, is_fast as bytes_are_fast,
@@ -150,6 +154,43 @@ pub struct Norm<'a> {
     pub weight: &'a Tensor<1>,
     /// Added to the mean square.
     pub eps: f64,
+}
+
+/// The first half of an MLP, on the plain CPU backend.
+#[backend_extension(Flex)]
+pub(crate) trait GatedOps: Backend {
+    /// `silu(x · gateᵀ) · (x · upᵀ)`: `[m, k]`, `[n, k]` twice → `[m, n]`.
+    fn dense_gated(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)`, where a CPU does that at once.
+///
+/// # Shapes
+///
+/// `x [m, k]`, weights `[n, k]` → `[m, n]`
+pub(crate) fn cpu_gated(
+    x: &Tensor<2>,
+    [gate, up]: [&Weight; 2],
+    compute: ComputeDtype,
+) -> Option<Tensor<2>> {
+    let (Weight::Dense(gate), Weight::Dense(up)) = (gate, up) else {
+        return None;
+    };
+    let [n, k] = gate.dims();
+    let on_cpu = matches!(x.device().as_dispatch(), DispatchDevice::Flex(_));
+    let fits = on_cpu && x.dtype() == DType::F32 && up.dims() == [n, k] && x.dims()[1] == k;
+    let is_bf16 = |weight: &Tensor<2>| weight.dtype() == DType::BF16;
+    if !fits || !is_bf16(gate) || !is_bf16(up) || !cpu::gates(x.dims()[0], [n, k], compute) {
+        return None;
+    }
+    let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
+    let y = <Dispatch as GatedOps>::dense_gated(x, gate, up, compute);
+    Some(Tensor::from_dispatch(y))
 }
 
 /// The product of a LoRA adapter, on the plain CPU backend.

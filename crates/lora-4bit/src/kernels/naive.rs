@@ -24,6 +24,18 @@ pub fn dense_linear_t<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> Floa
     B::float_matmul(dy, w)
 }
 
+/// `silu(x · gateᵀ) · (x · upᵀ)`, see `cpu_gated`.
+pub fn dense_gated<B: Backend>(
+    x: FloatTensor<B>,
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let gate = dense_linear::<B>(x.clone(), gate);
+    let up = dense_linear::<B>(x, up);
+    let silu = B::float_mul(gate.clone(), B::sigmoid(gate));
+    B::float_mul(silu, up)
+}
+
 /// `x · wᵀ`, see `nf4_linear`.
 pub fn nf4_linear<B: Backend>(x: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTensor<B> {
     dense_linear::<B>(x, dequantize::<B>(w))

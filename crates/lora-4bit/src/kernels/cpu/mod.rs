@@ -36,7 +36,7 @@ use self::nf4::Nf4Matrix;
 use self::simd::ints::IntKernels;
 use self::simd::pairs::PairKernels;
 use self::simd::{Element, Kernels};
-use super::{ComputeDtype, LinearOps, Nf4Operand, naive};
+use super::{ComputeDtype, GatedOps, LinearOps, Nf4Operand, naive};
 use crate::nf4::BLOCK_SIZE;
 
 impl LinearOps for Flex {
@@ -125,6 +125,45 @@ impl LinearOps for Flex {
                 None => transposed::nf4(kernels, dy, &matrix, shape, dx),
             }
         })
+    }
+}
+
+/// Whether [`GatedOps`] has a kernel for `m` rows of `x` and weights `[n, k]` in bf16.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, reason = "no such kernels")
+)]
+pub(super) fn gates(m: usize, [n, k]: [usize; 2], compute: ComputeDtype) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let shape = ProductShape {
+            m,
+            inner: k,
+            columns: n,
+        };
+        n > 0 && k > 0 && tiles::parts(shape, compute).is_some()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+impl GatedOps for Flex {
+    fn dense_gated(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some((x, gate)), Some((_, up))) = (operands(&x, &gate), operands(&x, &up)) {
+            let n = gate.layout().shape()[0];
+            let weights = [gate.storage::<bf16>(), up.storage::<bf16>()];
+            return product(&x, n, |x, shape, y| {
+                let parts = tiles::parts(shape, compute).unwrap_or(tiles::Parts::Three);
+                tiles::gated(parts, x, weights, shape, y);
+            });
+        }
+        naive::dense_gated::<Self>(x, gate, up)
     }
 }
 

@@ -136,6 +136,45 @@ fn products_in_tiles_equal_plain_sums_in_any_company() {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn gated_products_equal_plain_sums() {
+    use super::tiles::{self, Parts};
+    if !super::simd::amx::is_available() {
+        return;
+    }
+    for [m, n, k] in [[5, 30, 64], [18, 48, 320], [50, 100, 2080]] {
+        let weight = |seed| -> Vec<bf16> {
+            let values = random(n * k, seed).into_iter();
+            values.map(bf16::from_f32).collect()
+        };
+        let (gate, up) = (weight(3), weight(4));
+        // Sums from one to tens: where silu bends, and where it is 0 or its argument.
+        let x: Vec<f32> = random(m * k, 1).into_iter().map(|x| 4.0 * x).collect();
+        let mut y = vec![f32::NAN; m * n];
+        let shape = ProductShape {
+            m,
+            inner: k,
+            columns: n,
+        };
+        tiles::gated(Parts::Three, &x, [&gate, &up], shape, y.as_mut_ptr());
+        for (i, y) in y.into_iter().enumerate() {
+            let x = &x[i / n * k..][..k];
+            let product = |w: &[bf16]| {
+                let w: Vec<f32> = w[i % n * k..][..k].iter().map(|w| w.to_f32()).collect();
+                sum(x.iter().zip(&w))
+            };
+            let (gate, up) = (product(&gate), product(&up));
+            let expected = gate / (1.0 + (-gate).exp()) * up;
+            let error = 8.0 * TOLERANCE * k as f64 * (1.0 + gate.abs() + up.abs());
+            assert!(
+                (f64::from(y) - expected).abs() < error,
+                "[{m}, {n}, {k}] at {i}: {y}, not {expected}"
+            );
+        }
+    }
+}
+
 #[test]
 fn products_with_integers_equal_their_reference() {
     for kernels in IntKernels::supported() {

@@ -1,4 +1,4 @@
-//! `x · wᵀ` with a bf16 weight, in AMX tiles.
+//! `x · wᵀ` with a bf16 weight, in AMX tiles; and two of them as the halves of an MLP.
 //!
 //! The weight is read where it lies, a tile of 16 rows at a time; `x` is rearranged, a chunk of the inner dimension at a time.
 //! A thread multiplies some rows of the weight, which stay in its second-level cache, with all rows of `x`.
@@ -13,7 +13,8 @@ use super::ProductShape;
 use super::aligned::Aligned;
 use super::simd::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available};
 use super::simd::tiles_amx::{
-    Extent, Places, STEP, SUMS, Strip, copy_tiles, fetch, multiply_tall, multiply_wide, pack, store,
+    Extent, Places, STEP, SUMS, Strip, copy_tiles, fetch, multiply_tall, multiply_wide, pack,
+    store, store_gated,
 };
 use super::simd::{InstructionSet, Output};
 use crate::kernels::ComputeDtype;
@@ -75,6 +76,28 @@ thread_local! {
 
 /// `y = x · wᵀ`: `x [m, k]`, `w [n, k]`, `y [m, n]`; `k` is a multiple of [`STEP`].
 pub(super) fn forward(parts: Parts, x: &[f32], w: &[bf16], shape: ProductShape, y: *mut f32) {
+    multiply(parts, x, [w], shape, y);
+}
+
+/// `y = silu(x · gateᵀ) · (x · upᵀ)`, in shapes as of [`forward`].
+pub(super) fn gated(
+    parts: Parts,
+    x: &[f32],
+    gate_and_up: [&[bf16]; 2],
+    shape: ProductShape,
+    y: *mut f32,
+) {
+    multiply(parts, x, gate_and_up, shape, y);
+}
+
+/// [`forward`] with one weight, [`gated`] with two.
+fn multiply<const N: usize>(
+    parts: Parts,
+    x: &[f32],
+    weights: [&[bf16]; N],
+    shape: ProductShape,
+    y: *mut f32,
+) {
     let ProductShape { m, inner, columns } = shape;
     let Scratch {
         mut packed,
@@ -82,14 +105,17 @@ pub(super) fn forward(parts: Parts, x: &[f32], w: &[bf16], shape: ProductShape, 
         mut last,
     } = SCRATCH.take();
     let whole = columns / TILE_ROWS;
+    let tile_len = TILE_ROWS * inner;
     if !columns.is_multiple_of(TILE_ROWS) {
-        let rest = &w[whole * TILE_ROWS * inner..];
-        let last = last.room(TILE_ROWS * inner);
-        last[..rest.len()].copy_from_slice(rest);
-        last[rest.len()..].fill(bf16::ZERO);
+        let last = last.room(N * tile_len).chunks_exact_mut(tile_len);
+        for (last, w) in last.zip(weights) {
+            let rest = &w[whole * tile_len..];
+            last[..rest.len()].copy_from_slice(rest);
+            last[rest.len()..].fill(bf16::ZERO);
+        }
     }
     let weight = Weight {
-        start: w.as_ptr(),
+        starts: &weights.map(<[bf16]>::as_ptr),
         last: last.as_ptr(),
         whole,
         inner,
@@ -108,33 +134,35 @@ pub(super) fn forward(parts: Parts, x: &[f32], w: &[bf16], shape: ProductShape, 
     SCRATCH.set(Scratch { packed, sums, last });
 }
 
-/// A weight `[columns, inner]`.
-struct Weight {
-    start: *const bf16,
-    /// Its last rows, with zeros below.
+/// A weight `[columns, inner]`, or two of them, whose tiles take turns.
+struct Weight<'a> {
+    starts: &'a [*const bf16],
+    /// The last rows of each, with zeros below.
     last: *const bf16,
-    /// Tiles of rows that are not in `last`.
+    /// Tiles of rows of each that are not in `last`.
     whole: usize,
     inner: usize,
     columns: usize,
 }
 
 // SAFETY: views of memory that nobody writes to while they are used.
-unsafe impl Sync for Weight {}
+unsafe impl Sync for Weight<'_> {}
 
-impl Weight {
+impl Weight<'_> {
     /// Tiles of rows.
     fn tiles(&self) -> usize {
-        self.columns.div_ceil(TILE_ROWS)
+        self.starts.len() * self.columns.div_ceil(TILE_ROWS)
     }
 
-    /// A tile of rows, or the last one.
-    fn tile(&self, tile: usize, column: usize) -> *const u8 {
-        let (start, row) = match tile {
-            tile if tile < self.whole => (self.start, tile * TILE_ROWS),
-            _ if self.tiles() > self.whole => (self.last, 0),
-            _ => (self.start, (self.whole - 1) * TILE_ROWS),
+    /// Where a row of a tile has a column; of the last tile instead of those behind it.
+    fn place(&self, tile: usize, row: usize, column: usize) -> *const u8 {
+        let tile = usize::min(tile, self.tiles() - 1);
+        let (weight, tile) = (tile % self.starts.len(), tile / self.starts.len());
+        let (start, tile) = match tile < self.whole {
+            true => (self.starts[weight], tile),
+            false => (self.last, weight),
         };
+        let row = tile * TILE_ROWS + row;
         start.wrapping_add(row * self.inner + column).cast()
     }
 }
@@ -143,7 +171,7 @@ impl Weight {
 fn multiply_rows(
     parts: Parts,
     x: &[f32],
-    w: &Weight,
+    w: &Weight<'_>,
     y: Output,
     (packed, sums): (&mut Aligned<bf16>, &mut Aligned<f32>),
 ) {
@@ -214,7 +242,7 @@ struct Jobs {
 }
 
 impl Jobs {
-    fn new(w: &Weight, chunk: usize, strips: usize) -> Self {
+    fn new(w: &Weight<'_>, chunk: usize, strips: usize) -> Self {
         let tiles = w.tiles();
         let threads = rayon::current_num_threads();
         let bytes = tiles * TILE_ROWS * chunk * size_of::<bf16>();
@@ -239,7 +267,7 @@ impl Jobs {
 struct Step<'a> {
     x: Strip,
     strip_bytes: usize,
-    w: &'a Weight,
+    w: &'a Weight<'a>,
     parts: Parts,
     inner: Range<usize>,
     rows: usize,
@@ -316,7 +344,7 @@ impl Step<'_> {
             let _tiles = Tiles::configure();
             for tile in tiles.clone().step_by(2) {
                 let w = Places {
-                    starts: [self.w.tile(tile, 0), self.w.tile(tile + 1, 0)],
+                    starts: [self.w.place(tile, 0, 0), self.w.place(tile + 1, 0, 0)],
                     row_bytes: self.w.inner * size_of::<bf16>(),
                     step_bytes: STEP * size_of::<bf16>(),
                 };
@@ -347,7 +375,7 @@ impl Step<'_> {
         // SAFETY: strips and tiles exist, and so do their sums; the copy has room for all tiles.
         unsafe {
             for tile in tiles.clone() {
-                let from = self.w.tile(tile, self.inner.start);
+                let from = self.w.place(tile, 0, self.inner.start);
                 copy_tiles(
                     from,
                     self.w.inner * size_of::<bf16>(),
@@ -361,9 +389,9 @@ impl Step<'_> {
                 let mut fetched = self.strip(strip + 2).0;
                 for tile in tiles.clone().step_by(2) {
                     for row in next.by_ref().take(rows_each) {
-                        let start = row * self.w.inner + self.inner.start;
-                        let start = self.w.start.wrapping_add(start);
-                        fetch(start.cast(), self.inner.len() * size_of::<bf16>());
+                        let (tile, row) = (row / TILE_ROWS, row % TILE_ROWS);
+                        let start = self.w.place(tile, row, self.inner.start);
+                        fetch(start, self.inner.len() * size_of::<bf16>());
                     }
                     let w = Places {
                         starts: [place(tile), place(tile + 1)].map(<*mut u8>::cast_const),
@@ -398,6 +426,13 @@ impl Step<'_> {
         }
         let row = strip * TILE_ROWS;
         let rows = usize::min(TILE_ROWS, self.rows - row);
+        if self.w.starts.len() == 2 {
+            let column = tiles.start / self.w.starts.len() * TILE_ROWS;
+            let columns = usize::min(TILE_ROWS, self.w.columns - column);
+            // SAFETY: inside the result.
+            unsafe { store_gated(sums, self.y.at(row, column), [rows, columns]) };
+            return;
+        }
         for (i, tile) in tiles.enumerate() {
             let column = tile * TILE_ROWS;
             let columns = usize::min(TILE_ROWS, self.w.columns - column);

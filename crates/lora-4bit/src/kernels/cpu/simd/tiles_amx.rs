@@ -283,16 +283,75 @@ pub(in super::super) unsafe fn multiply_tall(w: Places, x: Strip, sums: *mut f32
 ///
 /// [`super::amx::is_available`]; rows and columns of `y` exist.
 #[target_feature(enable = "avx512f")]
-pub(in super::super) unsafe fn store(sums: *const f32, y: Output, [rows, columns]: [usize; 2]) {
-    let mut values = [_mm512_setzero_ps(); TILE_ROWS];
-    let mask = (u32::MAX >> (32 - columns)) as u16;
-    // SAFETY: a tile has 16 vectors; so many columns of `y` exist.
+pub(in super::super) unsafe fn store(sums: *const f32, y: Output, shape: [usize; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe { store_transposed(load(sums), y, shape) }
+}
+
+/// The same for `silu(gate) * up` of a tile of each, one after the other.
+///
+/// # Safety
+///
+/// As for [`store`].
+#[target_feature(enable = "avx512f")]
+pub(in super::super) unsafe fn store_gated(sums: *const f32, y: Output, shape: [usize; 2]) {
+    // SAFETY: the caller's promise; the second tile follows the first.
     unsafe {
-        for (row, values) in values.iter_mut().enumerate() {
-            *values = _mm512_loadu_ps(sums.add(row * TILE_ROWS));
+        let mut values = load(sums);
+        for (value, up) in values.iter_mut().zip(load(sums.add(SUMS))) {
+            let one = _mm512_set1_ps(1.0);
+            let divisor = _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), *value)));
+            *value = _mm512_mul_ps(_mm512_div_ps(*value, divisor), up);
         }
-        for (row, values) in transposed(values).into_iter().enumerate().take(rows) {
-            _mm512_mask_storeu_ps(y.at(row, 0).start, mask, values);
-        }
+        store_transposed(values, y, shape);
     }
+}
+
+/// A tile of sums.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load(sums: *const f32) -> [__m512; TILE_ROWS] {
+    let mut values = [_mm512_setzero_ps(); TILE_ROWS];
+    for (row, values) in values.iter_mut().enumerate() {
+        // SAFETY: a tile has 16 vectors.
+        *values = unsafe { _mm512_loadu_ps(sums.add(row * TILE_ROWS)) };
+    }
+    values
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn store_transposed(values: [__m512; TILE_ROWS], y: Output, [rows, columns]: [usize; 2]) {
+    let mask = (u32::MAX >> (32 - columns)) as u16;
+    for (row, values) in transposed(values).into_iter().enumerate().take(rows) {
+        // SAFETY: so many columns of `y` exist.
+        unsafe { _mm512_mask_storeu_ps(y.at(row, 0).start, mask, values) };
+    }
+}
+
+/// `e^x` within some units in the last place.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn exp(x: __m512) -> __m512 {
+    // As 2^n e^r with |r| <= ln(2) / 2, and a series for e^r; 2^n is 0 or infinite where e^x is.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    let n = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
+    let n = _mm512_roundscale_ps::<NEAREST>(n);
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
+    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), r);
+    let mut sum = _mm512_set1_ps(1.0 / 5040.0);
+    for factor in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(factor));
+    }
+    _mm512_scalef_ps(sum, n)
 }
