@@ -91,8 +91,8 @@ impl QwenModel {
         HeadBounds::bytes_of(&self.lm_head.weight)
     }
 
-    /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`]. `None` without
-    /// [`QwenModel::bound_head`], on a GPU, and where reading the whole head costs less.
+    /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`] for the row by itself. `None`
+    /// without [`QwenModel::bound_head`], on a GPU, and where reading the whole head costs less.
     ///
     /// The sum over all weights, [`TopLogits::total`], is not known: see
     /// [`Sampler::takes_largest`](crate::Sampler::takes_largest).

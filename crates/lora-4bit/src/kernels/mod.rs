@@ -59,13 +59,14 @@ pub enum ComputeDtype {
     /// up to 16 bits, with a scale for each block of 64. A result is off by some 1e-4 of its size, a tenth of what bf16 loses, and
     /// stays the same whatever other rows are multiplied beside it.
     ///
-    /// Weights in bf16: with AMX and five rows or more, a value is taken as the sum of three bf16, which it is, so that
-    /// products are exact as those of [`ComputeDtype::F32`] and are added in f32, but in another order than those of fewer rows.
+    /// Weights in bf16: with AMX and five rows or more, a value is taken as the sum of three bf16, which it is (but near the
+    /// limits of f32), so that products are exact as those of [`ComputeDtype::F32`] and are added in f32, but in another order
+    /// than those of fewer rows.
     ///
     /// Otherwise as [`ComputeDtype::F32`].
     Bits16,
-    /// Rounded to bf16 (or to the type of a weight in f16) where that is faster: on CPUs with AVX-512-BF16 when there are many
-    /// rows, with AMX from five rows on, on GPUs from three rows on (five with NF4). What `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as
+    /// Rounded to bf16 (or to the type of a weight in f16) where that is faster: on CPUs with AVX-512-BF16 or AMX when there are
+    /// many rows, of weights in bf16 with AMX from five rows on, on GPUs from three rows on (five with NF4). What `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as
     /// [`ComputeDtype::F32`].
     Bf16,
 }
@@ -182,7 +183,9 @@ pub(crate) fn cpu_gated(
         return None;
     };
     let [n, k] = gate.dims();
-    let on_cpu = matches!(x.device().as_dispatch(), DispatchDevice::Flex(_));
+    let on_cpu = [x, gate, up]
+        .into_iter()
+        .all(|tensor| matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_)));
     let fits = on_cpu && x.dtype() == DType::F32 && up.dims() == [n, k] && x.dims()[1] == k;
     let is_bf16 = |weight: &Tensor<2>| weight.dtype() == DType::BF16;
     if !fits || !is_bf16(gate) || !is_bf16(up) || !cpu::gates(x.dims()[0], [n, k], compute) {

@@ -148,6 +148,10 @@ pub(super) fn gates(m: usize, [n, k]: [usize; 2], compute: ComputeDtype) -> bool
 }
 
 impl GatedOps for Flex {
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(unused_variables, reason = "no such kernels")
+    )]
     fn dense_gated(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
@@ -155,13 +159,19 @@ impl GatedOps for Flex {
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
         #[cfg(target_arch = "x86_64")]
-        if let (Some((x, gate)), Some((_, up))) = (operands(&x, &gate), operands(&x, &up)) {
-            let n = gate.layout().shape()[0];
-            let weights = [gate.storage::<bf16>(), up.storage::<bf16>()];
-            return product(&x, n, |x, shape, y| {
-                let parts = tiles::parts(shape, compute).unwrap_or(tiles::Parts::Three);
-                tiles::gated(parts, x, weights, shape, y);
-            });
+        if gate.dtype() == DType::BF16
+            && up.dtype() == DType::BF16
+            && let (Some((x, gate)), Some((_, up))) = (operands(&x, &gate), operands(&x, &up))
+        {
+            let ([m, inner], [columns, _]) =
+                (x.layout().shape().dims(), gate.layout().shape().dims::<2>());
+            let shape = ProductShape { m, inner, columns };
+            if let Some(parts) = tiles::parts(shape, compute) {
+                let weights = [gate.storage::<bf16>(), up.storage::<bf16>()];
+                return product(&x, columns, |x, shape, y| {
+                    tiles::gated(parts, x, weights, shape, y);
+                });
+            }
         }
         naive::dense_gated::<Self>(x, gate, up)
     }

@@ -138,6 +138,34 @@ fn products_in_tiles_equal_plain_sums_in_any_company() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
+fn products_with_many_rows_of_weights_are_complete() {
+    use super::tiles::{self, Parts};
+    if !super::simd::amx::is_available() {
+        return;
+    }
+    // More sums than are kept at once by few threads, in two chunks of the inner dimension.
+    let [m, n, k] = [512, 5000, 1056];
+    let w: Vec<bf16> = random(n * k, 3).into_iter().map(bf16::from_f32).collect();
+    let x = random(m * k, 1);
+    let product = |x: &[f32]| {
+        let m = x.len() / k;
+        let mut y = vec![f32::NAN; m * n];
+        let shape = ProductShape {
+            m,
+            inner: k,
+            columns: n,
+        };
+        tiles::forward(Parts::Three, x, &w, shape, y.as_mut_ptr());
+        y
+    };
+    let y = product(&x);
+    for row in [0, 31, 300, m - 1] {
+        assert_eq!(y[row * n..][..n], product(&x[row * k..][..k]), "row {row}");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
 fn gated_products_equal_plain_sums() {
     use super::tiles::{self, Parts};
     if !super::simd::amx::is_available() {

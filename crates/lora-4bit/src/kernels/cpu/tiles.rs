@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 use rayon::prelude::*;
@@ -34,6 +35,12 @@ const JOB_BYTES: usize = 512 << 10;
 /// Bytes of a weight that is read once: some microseconds of work, so that threads finish together.
 const STREAMED_BYTES: usize = 128 << 10;
 
+/// Bytes of sums that are not complete, for each thread.
+const SUM_BYTES: usize = 4 << 20;
+
+/// Fewer rows of `x` are multiplied as fast without tiles: as fast as the weight is read.
+const MIN_ROWS: usize = 5;
+
 /// Of how many bf16 a value of `x` is the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parts {
@@ -42,9 +49,6 @@ pub(super) enum Parts {
     /// Three, whose sum it is.
     Three = 3,
 }
-
-/// Fewer rows of `x` are multiplied as fast without tiles: as fast as the weight is read.
-const MIN_ROWS: usize = 5;
 
 /// How `x` is multiplied, if tiles are wanted, exist, fit, and pay.
 pub(super) fn parts(shape: ProductShape, compute: ComputeDtype) -> Option<Parts> {
@@ -57,7 +61,7 @@ pub(super) fn parts(shape: ProductShape, compute: ComputeDtype) -> Option<Parts>
     (fit && InstructionSet::limit() >= InstructionSet::Amx && is_available()).then_some(parts)
 }
 
-/// Working memory, kept between products.
+/// Working memory.
 #[derive(Default)]
 struct Scratch {
     /// `x` in tiles.
@@ -68,9 +72,17 @@ struct Scratch {
     last: Aligned<bf16>,
 }
 
+/// What products that are not being computed have left: one of them in most programs, whichever threads they run on.
+static SCRATCH: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+
+impl Scratch {
+    fn pool() -> MutexGuard<'static, Vec<Self>> {
+        SCRATCH.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 thread_local! {
-    // Taken out while in use: a thread that waits for others may run another product meanwhile.
-    static SCRATCH: Cell<Scratch> = Cell::default();
+    /// A job's part of a weight.
     static COPY: Cell<Aligned<bf16>> = Cell::default();
 }
 
@@ -99,15 +111,12 @@ fn multiply<const N: usize>(
     y: *mut f32,
 ) {
     let ProductShape { m, inner, columns } = shape;
-    let Scratch {
-        mut packed,
-        mut sums,
-        mut last,
-    } = SCRATCH.take();
+    let mut scratch = Scratch::pool().pop().unwrap_or_default();
     let whole = columns / TILE_ROWS;
     let tile_len = TILE_ROWS * inner;
     if !columns.is_multiple_of(TILE_ROWS) {
-        let last = last.room(N * tile_len).chunks_exact_mut(tile_len);
+        let last = scratch.last.room(N * tile_len);
+        let last = last.chunks_exact_mut(tile_len);
         for (last, w) in last.zip(weights) {
             let rest = &w[whole * tile_len..];
             last[..rest.len()].copy_from_slice(rest);
@@ -116,7 +125,7 @@ fn multiply<const N: usize>(
     }
     let weight = Weight {
         starts: &weights.map(<[bf16]>::as_ptr),
-        last: last.as_ptr(),
+        last: scratch.last.as_ptr(),
         whole,
         inner,
         columns,
@@ -129,9 +138,9 @@ fn multiply<const N: usize>(
             stride: columns,
         };
         let x = &x[first * inner..][..rows * inner];
-        multiply_rows(parts, x, &weight, y, (&mut packed, &mut sums));
+        multiply_rows(parts, x, &weight, y, &mut scratch);
     }
-    SCRATCH.set(Scratch { packed, sums, last });
+    Scratch::pool().push(scratch);
 }
 
 /// A weight `[columns, inner]`, or two of them, whose tiles take turns.
@@ -168,13 +177,7 @@ impl Weight<'_> {
 }
 
 /// At most [`MAX_ROWS`] rows of `x`.
-fn multiply_rows(
-    parts: Parts,
-    x: &[f32],
-    w: &Weight<'_>,
-    y: Output,
-    (packed, sums): (&mut Aligned<bf16>, &mut Aligned<f32>),
-) {
+fn multiply_rows(parts: Parts, x: &[f32], w: &Weight<'_>, y: Output, scratch: &mut Scratch) {
     let (inner, rows) = (w.inner, x.len() / w.inner);
     let strips = rows.div_ceil(TILE_ROWS);
     let max = if strips <= STREAMED_STRIPS {
@@ -183,21 +186,46 @@ fn multiply_rows(
         MAX_INNER
     };
     let chunk = inner.div_ceil(inner.div_ceil(max)).next_multiple_of(STEP);
-    let jobs = Jobs::new(w, chunk, strips);
-    // Rows of weights that are summed together go on to the next multiple.
-    let padded = w.tiles().next_multiple_of(2);
+    let all = w.tiles();
+    // So many tiles of the weight are multiplied before the next ones that their sums fit.
+    let tiles = match chunk < inner {
+        true => {
+            let bytes = SUM_BYTES * rayon::current_num_threads();
+            (bytes / (strips * SUMS * size_of::<f32>())).next_multiple_of(2)
+        }
+        false => all,
+    };
+    for first in (0..all).step_by(tiles) {
+        let tiles = first..usize::min(first + tiles, all);
+        multiply_some((parts, chunk), x, (w, tiles), y, scratch);
+    }
+}
+
+/// Some tiles of the weight, by chunks of the inner dimension.
+fn multiply_some(
+    (parts, chunk): (Parts, usize),
+    x: &[f32],
+    (w, tiles): (&Weight<'_>, Range<usize>),
+    y: Output,
+    scratch: &mut Scratch,
+) {
+    let (inner, rows) = (w.inner, x.len() / w.inner);
+    let strips = rows.div_ceil(TILE_ROWS);
+    let jobs = Jobs::new(tiles.clone(), chunk, strips);
+    // Tiles of weights are summed in pairs.
+    let stride = tiles.len().next_multiple_of(2) * SUMS;
     let sums = match chunk < inner {
-        true => sums.room(strips * padded * SUMS).as_mut_ptr(),
+        true => scratch.sums.room(strips * stride).as_mut_ptr(),
         false => std::ptr::null_mut(),
     };
     let sums = Output {
         start: sums,
-        stride: padded * SUMS,
+        stride,
     };
     for start in (0..inner).step_by(chunk) {
         let inner = start..usize::min(start + chunk, inner);
         let strip_len = inner.len() * parts as usize * TILE_ROWS;
-        let packed = packed.room(strips * strip_len);
+        let packed = scratch.packed.room(strips * strip_len);
         let to = packed.par_chunks_exact_mut(strip_len).enumerate();
         to.for_each(|(strip, to)| {
             let row = strip * TILE_ROWS;
@@ -215,6 +243,7 @@ fn multiply_rows(
             inner,
             rows,
             sums,
+            first_tile: tiles.start,
             y,
         };
         (0..jobs.num)
@@ -238,28 +267,28 @@ fn multiply_rows(
 /// How the tiles of a weight are divided.
 struct Jobs {
     num: usize,
-    tiles: usize,
+    tiles: Range<usize>,
 }
 
 impl Jobs {
-    fn new(w: &Weight<'_>, chunk: usize, strips: usize) -> Self {
-        let tiles = w.tiles();
+    fn new(tiles: Range<usize>, chunk: usize, strips: usize) -> Self {
         let threads = rayon::current_num_threads();
-        let bytes = tiles * TILE_ROWS * chunk * size_of::<bf16>();
+        let bytes = tiles.len() * TILE_ROWS * chunk * size_of::<bf16>();
         let num = match strips {
             ..=STREAMED_STRIPS => bytes.div_ceil(STREAMED_BYTES).max(4 * threads),
             _ => bytes.div_ceil(JOB_BYTES * threads) * threads,
         };
         Self {
-            num: num.min(tiles.div_ceil(2)),
+            num: num.min(tiles.len().div_ceil(2)),
             tiles,
         }
     }
 
     /// As even as possible, in pairs.
     fn tiles(&self, job: usize) -> Range<usize> {
-        let start = |job: usize| 2 * (job * self.tiles.div_ceil(2) / self.num);
-        start(job)..usize::min(start(job + 1), self.tiles)
+        let pairs = self.tiles.len().div_ceil(2);
+        let start = |job: usize| self.tiles.start + 2 * (job * pairs / self.num);
+        start(job)..usize::min(start(job + 1), self.tiles.end)
     }
 }
 
@@ -271,8 +300,9 @@ struct Step<'a> {
     parts: Parts,
     inner: Range<usize>,
     rows: usize,
-    /// A row for each strip; none if there is but one chunk.
+    /// A row for each strip, from `first_tile` on; none if there is but one chunk.
     sums: Output,
+    first_tile: usize,
     y: Output,
 }
 
@@ -411,7 +441,10 @@ impl Step<'_> {
     fn sums(&self, strip: usize, tile: usize, stage: *mut f32) -> *mut f32 {
         match self.sums.start.is_null() {
             true => stage,
-            false => (self.sums.start).wrapping_add(strip * self.sums.stride + tile * SUMS),
+            false => {
+                let tile = tile - self.first_tile;
+                (self.sums.start).wrapping_add(strip * self.sums.stride + tile * SUMS)
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! stable names for them.
 
 use std::arch::asm;
-use std::arch::x86_64::*;
+use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
 
 /// Rows of a tile.
@@ -23,8 +23,12 @@ fn has_instructions() -> bool {
     const AMX_TILE: u32 = 1 << 24;
     const AMX_INT8: u32 = 1 << 25;
     const ALL: u32 = AMX_BF16 | AMX_TILE | AMX_INT8;
-    // Leaf 7 exists on every CPU with AVX-512, without which the tiles are not used either.
-    is_x86_feature_detected!("avx512bf16") && __cpuid_count(7, 0).edx & ALL == ALL
+    // What the loops around the tiles use. Leaf 7 exists on every such CPU.
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bf16")
+        && __cpuid_count(7, 0).edx & ALL == ALL
 }
 
 /// Linux enlarges the saved state of a process by the tiles only if it asks.
@@ -97,38 +101,4 @@ impl Drop for Tiles {
         // SAFETY: whoever configured them had them.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
-}
-
-/// 16 vectors of 16 values, transposed.
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn transposed(mut rows: [__m512; TILE_ROWS]) -> [__m512; TILE_ROWS] {
-    // Four rows at a time: in each quarter of a vector, four of their columns become rows.
-    for rows in rows.as_chunks_mut::<4>().0 {
-        let [a, b, c, d] = *rows;
-        let low_ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-        let low_cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-        let high_ab = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-        let high_cd = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-        *rows = [
-            _mm512_castpd_ps(_mm512_unpacklo_pd(low_ab, low_cd)),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(low_ab, low_cd)),
-            _mm512_castpd_ps(_mm512_unpacklo_pd(high_ab, high_cd)),
-            _mm512_castpd_ps(_mm512_unpackhi_pd(high_ab, high_cd)),
-        ];
-    }
-    // Then the quarters themselves.
-    let mut columns = rows;
-    for i in 0..4 {
-        let [a, b, c, d] = [rows[i], rows[4 + i], rows[8 + i], rows[12 + i]];
-        let even_ab = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-        let even_cd = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
-        let odd_ab = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
-        let odd_cd = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
-        columns[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(even_ab, even_cd);
-        columns[4 + i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd_ab, odd_cd);
-        columns[8 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(even_ab, even_cd);
-        columns[12 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd_ab, odd_cd);
-    }
-    columns
 }

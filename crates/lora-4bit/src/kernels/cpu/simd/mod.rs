@@ -5,7 +5,8 @@
 //!
 //! Every product is accumulated in f32. The order of additions of one output depends on the instruction set and on `k`
 //! only: not on the number of rows `m`, on the number of threads or on their timing. A row of a batch therefore has
-//! bit for bit the result that it has alone.
+//! bit for bit the result that it has alone, among those that are multiplied with the same loops: `tiles_amx` and `pairs` take
+//! many rows only.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
@@ -26,6 +27,8 @@ mod pairs_x86;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod tiles_amx;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -8,6 +8,7 @@ use super::micro::with_rows;
 use super::pairs::{
     INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch,
 };
+use super::transpose::transposed;
 use super::{InstructionSet, Output, PANEL, amx, pairs_amx};
 
 /// f32 in a vector.
@@ -85,45 +86,10 @@ unsafe fn transpose(w: PairRows, columns: usize, panel: &mut [u32], column: usiz
         // SAFETY: the panel has these rows.
         unsafe {
             let to = panel.as_mut_ptr().add(start / 2 * PANEL + column);
-            for (p, pairs) in transpose_16(rows).into_iter().enumerate() {
+            for (p, pairs) in transposed(rows).into_iter().enumerate() {
                 _mm512_storeu_si512(to.add(p * PANEL).cast(), pairs);
             }
         }
-    }
-}
-
-/// Rows become columns of a 16 × 16 matrix of 32-bit values.
-#[inline(always)]
-unsafe fn transpose_16(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // SAFETY: the caller vouches for AVX-512F.
-    unsafe {
-        // 2 × 2 blocks of single values, then of pairs of values, within 128-bit lanes.
-        let mut a = [_mm512_setzero_si512(); 16];
-        for i in 0..8 {
-            a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-            a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-        }
-        // b[4 i + c]: column 4 l + c of rows 4 i .. 4 i + 4, in lane l.
-        let mut b = [_mm512_setzero_si512(); 16];
-        for i in 0..4 {
-            b[4 * i] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-            b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-            b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-            b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-        }
-        // 4 × 4 blocks of lanes.
-        let mut columns = [_mm512_setzero_si512(); 16];
-        for c in 0..4 {
-            let low = _mm512_shuffle_i32x4::<0b01_00_01_00>(b[c], b[4 + c]);
-            let high = _mm512_shuffle_i32x4::<0b11_10_11_10>(b[c], b[4 + c]);
-            let low2 = _mm512_shuffle_i32x4::<0b01_00_01_00>(b[8 + c], b[12 + c]);
-            let high2 = _mm512_shuffle_i32x4::<0b11_10_11_10>(b[8 + c], b[12 + c]);
-            columns[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, low2);
-            columns[4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, low2);
-            columns[8 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high, high2);
-            columns[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high, high2);
-        }
-        columns
     }
 }
 

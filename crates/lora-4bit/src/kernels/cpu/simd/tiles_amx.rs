@@ -11,7 +11,8 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Output;
-use super::amx::{TILE_BYTES, TILE_ROWS, transposed};
+use super::amx::{TILE_BYTES, TILE_ROWS};
+use super::transpose::{transposed, transposed_floats};
 
 /// Values of a row of a tile.
 pub(in super::super) const STEP: usize = 32;
@@ -35,7 +36,7 @@ pub(in super::super) unsafe fn pack(
     parts: usize,
     to: *mut u8,
 ) {
-    let mut to = to.cast::<__m512>();
+    let mut to = to.cast::<__m512i>();
     for column in (0..columns).step_by(STEP) {
         let mut low = [_mm512_setzero_ps(); TILE_ROWS];
         let mut high = low;
@@ -48,15 +49,14 @@ pub(in super::super) unsafe fn pack(
             }
         }
         for _ in 0..parts {
-            let mut pairs = [_mm512_setzero_ps(); TILE_ROWS];
+            let mut pairs = [_mm512_setzero_si512(); TILE_ROWS];
             for (pairs, (low, high)) in pairs.iter_mut().zip(low.iter_mut().zip(&mut high)) {
                 let rounded = _mm512_cvtne2ps_pbh(*high, *low);
                 // SAFETY: both are 64 bytes.
-                let words = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
-                *pairs = _mm512_castsi512_ps(words);
+                *pairs = unsafe { std::mem::transmute::<__m512bh, __m512i>(rounded) };
                 // What the rounded values lack is the next part.
-                *low = _mm512_sub_ps(*low, widened(_mm512_castsi512_si256(words)));
-                *high = _mm512_sub_ps(*high, widened(_mm512_extracti64x4_epi64::<1>(words)));
+                *low = _mm512_sub_ps(*low, widened(_mm512_castsi512_si256(*pairs)));
+                *high = _mm512_sub_ps(*high, widened(_mm512_extracti64x4_epi64::<1>(*pairs)));
             }
             for row in transposed(pairs) {
                 // SAFETY: a tile has 16 vectors.
@@ -323,20 +323,23 @@ unsafe fn load(sums: *const f32) -> [__m512; TILE_ROWS] {
 #[inline]
 unsafe fn store_transposed(values: [__m512; TILE_ROWS], y: Output, [rows, columns]: [usize; 2]) {
     let mask = (u32::MAX >> (32 - columns)) as u16;
-    for (row, values) in transposed(values).into_iter().enumerate().take(rows) {
+    for (row, values) in transposed_floats(values).into_iter().enumerate().take(rows) {
         // SAFETY: so many columns of `y` exist.
         unsafe { _mm512_mask_storeu_ps(y.at(row, 0).start, mask, values) };
     }
 }
 
-/// `e^x` within some units in the last place.
+/// `e^x` within some units in the last place; what is beyond `±128` counts as that.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn exp(x: __m512) -> __m512 {
-    // As 2^n e^r with |r| <= ln(2) / 2, and a series for e^r; 2^n is 0 or infinite where e^x is.
+    // As 2^n e^r with |r| <= ln(2) / 2, and a series for e^r; 2^n is 0 or infinite where e^x is. What isn't a number stays so, as
+    // the second argument.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    let x = _mm512_max_ps(_mm512_set1_ps(-128.0), x);
+    let x = _mm512_min_ps(_mm512_set1_ps(128.0), x);
     let n = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
     let n = _mm512_roundscale_ps::<NEAREST>(n);
     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);

@@ -14,8 +14,9 @@ use self::tiles::{
     NARROW, Sums, add_scaled, add_scaled_narrow, multiply, multiply_narrow, widened,
 };
 use super::super::super::aligned::Aligned;
-use super::super::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available, transposed};
+use super::super::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available};
 use super::super::micro::BLOCK_BYTES;
+use super::super::transpose::transposed_floats;
 use super::super::{InstructionSet, Nf4Rows, Output, PANEL, Scales};
 use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round_block};
 use crate::nf4::NESTED_BLOCK_SIZE;
@@ -37,7 +38,7 @@ pub(super) static KERNELS: IntKernels = IntKernels {
 
 /// Whether this CPU can run them.
 pub(super) fn are_supported() -> bool {
-    is_available() && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi")
+    is_available() && is_x86_feature_detected!("avx512vbmi")
 }
 
 /// The codes in the low bits of a block's bytes, then those in the high bits.
@@ -298,7 +299,11 @@ unsafe fn multiply_tile<const IS_NARROW: bool>(
         sums = widened(sums);
     }
     let mask = (u32::MAX >> (32 - columns)) as u16;
-    for (m, sum) in transposed(sums).into_iter().enumerate().take(num_rows) {
+    for (m, sum) in transposed_floats(sums)
+        .into_iter()
+        .enumerate()
+        .take(num_rows)
+    {
         // SAFETY: so many columns exist.
         unsafe { _mm512_mask_storeu_ps(y.at(m, 0).start, mask, sum) };
     }
