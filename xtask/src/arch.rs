@@ -27,6 +27,7 @@ pub(crate) fn run() -> Result<()> {
     let mut wrong = Vec::new();
     imports(&mut wrong)?;
     cuda_stand_in(&mut wrong)?;
+    one_build(&mut wrong)?;
     for dir in ["crates", "examples", "xtask"] {
         sources(&root().join(dir), &mut wrong)?;
     }
@@ -38,7 +39,8 @@ pub(crate) fn run() -> Result<()> {
         );
     }
     println!(
-        "dependency direction, file sizes, unsafe code, GPU instructions, tensor-free scheduler, CUDA stand-in: as described"
+        "dependency direction, file sizes, unsafe code, GPU instructions, tensor-free scheduler, CUDA stand-in, \
+         one build for all programs: as described"
     );
     Ok(())
 }
@@ -90,6 +92,30 @@ fn cuda_stand_in(wrong: &mut Vec<String>) -> Result<()> {
         wrong.push(format!(
             "burn is {burn:?}; the stand-in was checked with 0.22.1"
         ));
+    }
+    Ok(())
+}
+
+/// The programs alone must have their dependencies with the features that these have in the workspace: otherwise cargo builds
+/// Burn once more for each of the README's commands.
+fn one_build(wrong: &mut Vec<String>) -> Result<()> {
+    let dependencies = |which: &[&str]| -> Result<BTreeSet<String>> {
+        let edges = ["-e", "normal,build", "--prefix", "none"];
+        let format = ["-f", "{p} [{f}]"];
+        let text = output("cargo", &[&["tree"], which, &edges[..], &format].concat())?;
+        let lines = text.lines().map(|line| line.trim_end_matches(" (*)"));
+        Ok(lines
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect())
+    };
+    let workspace = dependencies(&["--workspace"])?;
+    for program in ["server", "trainer-sft"] {
+        for missing in dependencies(&["-p", program])?.difference(&workspace) {
+            wrong.push(format!(
+                "`-p {program}` builds {missing}, the workspace with other features: give it those"
+            ));
+        }
     }
     Ok(())
 }
