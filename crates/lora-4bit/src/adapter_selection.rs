@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
@@ -22,8 +23,7 @@ pub enum AdapterSelection {
     },
     /// Rows with different adapters.
     PerRow(Arc<RowGroups>),
-    /// The same on a GPU, for layers whose adapters are [stacked](crate::linear::Linear::stack_adapters).
-    #[cfg(feature = "gpu")]
+    /// Rows with different adapters, for layers whose adapters are [stacked](crate::linear::Linear::stack_adapters).
     Stacked(Arc<StackedRows>),
 }
 
@@ -38,11 +38,16 @@ impl AdapterSelection {
 
     /// The selection for rows with the given slots (`None`: no adapter), row by row.
     ///
-    /// Gives [`Base`](Self::Base) or [`All`](Self::All) when all rows agree.
+    /// On a GPU the selection is [`Stacked`](Self::Stacked), so the layers need
+    /// [`stack_adapters`](crate::linear::Linear::stack_adapters). Elsewhere rows that agree give [`Base`](Self::Base) or
+    /// [`All`](Self::All).
     pub fn per_row(slots: &[Option<usize>], device: &Device) -> Self {
-        let Some(first) = slots.first() else {
+        let Some(first) = slots.iter().find(|slot| slot.is_some()) else {
             return Self::Base;
         };
+        if !is_cpu(device) {
+            return Self::Stacked(Arc::new(StackedRows::new(slots, device)));
+        }
         if slots.iter().all(|slot| slot == first) {
             return first.map_or(Self::Base, Self::all);
         }
@@ -50,19 +55,18 @@ impl AdapterSelection {
     }
 }
 
-/// The slot of each row, in the memory of a GPU: what it holds when a layer is computed is what counts.
-#[cfg(feature = "gpu")]
+/// The slot of each row, in the memory of the device. A layer reads the slots when it is computed, so a replayed CUDA graph
+/// sees new slots.
 #[derive(Clone, Debug)]
 pub struct StackedRows {
-    /// 32-bit integers; each is -1 for a row without an adapter.
+    /// I32, -1 for a row without an adapter: `[at + rows]` or longer.
     pub slots: Tensor<1, Int>,
-    /// Where the slots of the rows start.
+    /// Index of the first row's slot.
     pub at: usize,
 }
 
-#[cfg(feature = "gpu")]
 impl StackedRows {
-    /// Writes slots to the device.
+    /// Uploads `slots` (`None`: no adapter).
     pub fn new(slots: &[Option<usize>], device: &Device) -> Self {
         let slots: Vec<i32> = (slots.iter())
             .map(|slot| slot.map_or(-1, |slot| slot as i32))
@@ -73,6 +77,12 @@ impl StackedRows {
             at: 0,
         }
     }
+}
+
+/// Whether tensors of `device` are computed on the CPU, inside or outside of an autodiff graph.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    let device = device.clone().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// The rows of a batch, grouped by adapter slot.

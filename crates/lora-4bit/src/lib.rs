@@ -24,16 +24,13 @@ pub mod bnb;
 pub mod dynamic_map;
 pub mod kernels;
 pub mod linear;
-#[cfg(feature = "gpu")]
 mod lora_stack;
 pub mod nf4;
 pub mod peft;
 pub mod row_bounds;
 pub mod weight;
 
-#[cfg(feature = "gpu")]
-pub use adapter_selection::StackedRows;
-pub use adapter_selection::{AdapterSelection, Dropout, RowGroups};
+pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
 pub use kernels::{ComputeDtype, Norm};
 pub use linear::{Linear, LoraWeights};
 pub use row_bounds::RowBounds;

@@ -7,11 +7,8 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
-#[cfg(feature = "gpu")]
-use crate::adapter_selection::StackedRows;
-use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
+use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows, is_cpu};
 use crate::kernels::{self, ComputeDtype, Norm};
-#[cfg(feature = "gpu")]
 use crate::lora_stack::LoraStack;
 use crate::weight::{Weight, constant_like};
 
@@ -27,7 +24,6 @@ pub struct Linear {
     /// Type in which the base weight is multiplied.
     pub compute: ComputeDtype,
     adapters: Vec<Option<LoraWeights>>,
-    #[cfg(feature = "gpu")]
     stack: Option<LoraStack>,
 }
 
@@ -58,7 +54,6 @@ impl Linear {
             id: 0,
             compute: ComputeDtype::default(),
             adapters: Vec::new(),
-            #[cfg(feature = "gpu")]
             stack: None,
         }
     }
@@ -92,19 +87,19 @@ impl Linear {
         while let Some(None) = self.adapters.last() {
             self.adapters.pop();
         }
-        #[cfg(feature = "gpu")]
-        {
-            self.stack = None;
-        }
+        self.stack = None;
     }
 
     /// Copies the adapters into one tensor, for [`AdapterSelection::Stacked`]; in bf16 if the base product is computed in
     /// that. Call it whenever adapters have changed.
     ///
-    /// The result is a sum over all of it, `[1]`, if there is any: reading it tells whether the device had room.
-    #[cfg(feature = "gpu")]
+    /// The result is a sum over all of it, `[1]`, if there is any: reading it tells whether the device had room. On the CPU
+    /// nothing is stacked.
     pub fn stack_adapters(&mut self) -> Option<Tensor<1>> {
         let device = self.weight.device();
+        if is_cpu(&device) {
+            return None;
+        }
         let dtype = match self.compute {
             ComputeDtype::Bf16 if device.supports_dtype(DType::BF16) => DType::BF16,
             _ => DType::F32,
@@ -310,7 +305,6 @@ impl Linear {
         matches!(adapters, AdapterSelection::Stacked(_)) && self.stack.is_some()
     }
 
-    #[cfg(feature = "gpu")]
     fn assert_stacked(&self) {
         assert!(
             self.stack.is_some() || self.adapters.is_empty(),
@@ -336,7 +330,6 @@ impl Linear {
                 None => base,
             },
             AdapterSelection::PerRow(rows) => self.add_per_row(base, &x, rows),
-            #[cfg(feature = "gpu")]
             AdapterSelection::Stacked(rows) => {
                 let [y] = add_stacked([self], [base], &x, rows);
                 y
@@ -389,7 +382,6 @@ impl Linear {
 }
 
 /// Adds what the stacked adapters of layers make of `x` to their base products.
-#[cfg(feature = "gpu")]
 fn add_stacked<const N: usize>(
     layers: [&Linear; N],
     bases: [Tensor<2>; N],
@@ -400,7 +392,7 @@ fn add_stacked<const N: usize>(
         layer.assert_stacked();
         layer.stack.as_ref()
     });
-    kernels::device_add_lora(x, bases, stacks, rows)
+    kernels::add_stacked(x, bases, stacks, rows)
 }
 
 impl LoraWeights {

@@ -1,4 +1,4 @@
-//! The adapters of a layer in one tensor, so that one kernel serves rows with different ones.
+//! The adapters of a layer in one tensor: one kernel serves rows with different adapters.
 
 use burn::tensor::{DType, Tensor};
 

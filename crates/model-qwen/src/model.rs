@@ -244,7 +244,6 @@ impl QwenModel {
     ///
     /// # Panics
     /// As Burn does when it reads from a device that had no room for them.
-    #[cfg(feature = "gpu")]
     pub fn stack_adapters(&mut self) {
         let sums = self.linears_mut().filter_map(Linear::stack_adapters);
         if let Some(sum) = sums.reduce(|a, b| a + b) {

@@ -256,7 +256,7 @@ pub(crate) enum ExtraLora<B: Backend> {
 }
 
 /// Whether a tensor lives where [`DeviceLinearOps`] run.
-fn on_gpu(x: &Tensor<2>) -> bool {
+pub(super) fn on_gpu(x: &Tensor<2>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Cube(_))
 }
 

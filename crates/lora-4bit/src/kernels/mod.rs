@@ -35,6 +35,8 @@ use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_ex
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
+use crate::adapter_selection::StackedRows;
+use crate::lora_stack::LoraStack;
 use crate::weight::Weight;
 
 pub(crate) use cpu::simd::bytes::{
@@ -43,8 +45,8 @@ pub(crate) use cpu::simd::bytes::{
 
 #[cfg(feature = "gpu")]
 pub(crate) use device::{
-    DeviceLayer, device_add_lora, device_gated, device_gated_lora, device_input_dtype,
-    device_linear, device_three_linears, device_two_linears,
+    DeviceLayer, device_gated, device_gated_lora, device_input_dtype, device_linear,
+    device_three_linears, device_two_linears,
 };
 
 /// The type in which the factors of a product are multiplied.
@@ -228,6 +230,25 @@ pub fn lora_add(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scaling:
     }
     let [y, x, a, b] = [y, x, a, b].map(Tensor::into_dispatch);
     Tensor::from_dispatch(<Dispatch as LoraOps>::lora_add(y, x, a, b, scaling))
+}
+
+/// Adds what the stacked adapters of up to three layers make of `x` to their base products. Layers without a stack keep
+/// theirs.
+pub(crate) fn add_stacked<const N: usize>(
+    x: &Tensor<2>,
+    bases: [Tensor<2>; N],
+    stacks: [Option<&LoraStack>; N],
+    rows: &StackedRows,
+) -> [Tensor<2>; N] {
+    #[cfg(feature = "gpu")]
+    if device::on_gpu(x) {
+        return device::device_add_lora(x, bases, stacks, rows);
+    }
+    let mut stacks = stacks.into_iter();
+    bases.map(|y| match stacks.next().flatten() {
+        Some(stack) => naive::add_stacked(y, x.clone(), stack, rows),
+        None => y,
+    })
 }
 
 /// `x · wᵀ` with a constant `w`.

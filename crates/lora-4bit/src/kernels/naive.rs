@@ -151,7 +151,6 @@ fn cast<B: Backend>(w: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
 /// # Shapes
 ///
 /// `y [rows, out]`, `x [rows, in]` → `[rows, out]`
-#[cfg(feature = "gpu")]
 pub(crate) fn add_stacked(
     y: Tensor<2>,
     x: Tensor<2>,

@@ -4,11 +4,8 @@ use std::path::Path;
 
 use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
 use model_qwen::QwenModel;
-#[cfg(feature = "gpu")]
-use model_qwen::is_gpu;
 
 use super::error::AdapterError;
-#[cfg(feature = "gpu")]
 use super::recovery::catch;
 use super::stats::AdapterInfo;
 use crate::config::LoraOptions;
@@ -142,10 +139,5 @@ impl AdapterSlots {
 
 /// Puts the adapters of each layer together on a GPU; what the device said if that failed.
 fn stack(model: &mut QwenModel) -> Result<(), String> {
-    #[cfg(feature = "gpu")]
-    if is_gpu(&model.device()) {
-        return catch(|| model.stack_adapters());
-    }
-    let _ = model;
-    Ok(())
+    catch(|| model.stack_adapters())
 }

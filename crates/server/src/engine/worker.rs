@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-#[cfg(feature = "gpu")]
-use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 
 use burn::tensor::{Device, Tensor};
@@ -14,10 +12,6 @@ use kv_paging::{
     SequenceChunk, SequenceId, Step,
 };
 use lora_4bit::AdapterSelection;
-#[cfg(feature = "gpu")]
-use lora_4bit::StackedRows;
-#[cfg(feature = "gpu")]
-use model_qwen::is_gpu;
 use model_qwen::kernels::return_freed_memory;
 #[cfg(feature = "gpu")]
 use model_qwen::kernels::wait_on_device;
@@ -337,13 +331,6 @@ impl Worker {
 
     /// The adapters of a step's rows.
     fn selection(&self, slots: &[Option<usize>]) -> AdapterSelection {
-        #[cfg(feature = "gpu")]
-        if is_gpu(&self.device) {
-            return match slots.iter().any(Option::is_some) {
-                true => AdapterSelection::Stacked(Arc::new(StackedRows::new(slots, &self.device))),
-                false => AdapterSelection::Base,
-            };
-        }
         AdapterSelection::per_row(slots, &self.device)
     }
 
