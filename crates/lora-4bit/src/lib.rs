@@ -24,14 +24,15 @@ pub mod bnb;
 pub mod dynamic_map;
 pub mod kernels;
 pub mod linear;
-mod lora_stack;
+mod lora;
 pub mod nf4;
 pub mod peft;
 pub mod row_bounds;
 pub mod weight;
 
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
-pub use kernels::{ComputeDtype, Norm};
-pub use linear::{Linear, LoraWeights};
+pub use kernels::{ComputeDtype, Norm, rms_norm};
+pub use linear::{Linear, linear_residual, norm_qkv, norm_swiglu};
+pub use lora::LoraWeights;
 pub use row_bounds::RowBounds;
 pub use weight::{Nf4Weight, Weight};

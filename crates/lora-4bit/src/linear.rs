@@ -3,14 +3,16 @@
 //! `y = x·Wᵀ + bias + scaling·(dropout(x)·Aᵀ)·Bᵀ`, where the last term exists for the rows that use an adapter. The
 //! adapter is never merged into the weight, so one base weight serves requests with different adapters in one batch.
 //!
-//! Source: LoRA (<https://arxiv.org/abs/2106.09685>), `peft/tuners/lora/layer.py` of PEFT.
+//! [`norm_qkv`], [`norm_swiglu`] and [`linear_residual`] are what a decoder layer computes with such layers. They answer on
+//! every device; `kernels` decides how many launches they take.
 
+use burn::backend::Dispatch;
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
 use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows, is_cpu};
-use crate::kernels::{self, ComputeDtype, Norm};
-use crate::lora_stack::LoraStack;
-use crate::weight::{Weight, constant_like};
+use crate::kernels::{self, ComputeDtype, LayerOperand, Maybe, MaybeStack, Norm, both};
+use crate::lora::{LoraStack, LoraWeights};
+use crate::weight::Weight;
 
 /// A linear layer with optional LoRA adapters.
 #[derive(Clone, Debug)]
@@ -27,15 +29,73 @@ pub struct Linear {
     stack: Option<LoraStack>,
 }
 
-/// One LoRA adapter of one layer.
-#[derive(Clone, Debug)]
-pub struct LoraWeights {
-    /// `[r, in]`, f32.
-    pub a: Tensor<2>,
-    /// The transpose of B, `[r, out]`, f32: both products and their gradients read it along its rows.
-    pub b_t: Tensor<2>,
-    /// Factor of the product, `alpha / r` or `alpha / √r`.
-    pub scaling: f32,
+/// Queries, keys and values of the normalised input.
+///
+/// # Shapes
+///
+/// `x [tokens, in]` f32 → `[tokens, out]` f32 for each layer
+pub fn norm_qkv(
+    x: &Tensor<2>,
+    norm: Norm<'_>,
+    [q, k, v]: [&Linear; 3],
+    adapters: &AdapterSelection,
+) -> [Tensor<2>; 3] {
+    if let Some(rows) = joined_rows(adapters) {
+        let layers = [q, k, v].map(|layer| layer.operand(rows));
+        return kernels::norm_linears(x, norm, layers, q.compute);
+    }
+    let x = kernels::rms_norm(x.clone(), norm); // [tokens, in]
+    let project = |layer: &Linear| layer.forward(x.clone(), adapters);
+    let (q, (k, v)) = both(&x, || project(q), || both(&x, || project(k), || project(v)));
+    [q, k, v]
+}
+
+/// The gated half of an MLP on the normalised input: `silu(gate(norm(x))) * up(norm(x))` (SwiGLU, arXiv 2002.05202).
+///
+/// # Shapes
+///
+/// `x [tokens, in]` f32 → `[tokens, out]`, f32 or the type to which the next product would round it
+pub fn norm_swiglu(
+    x: &Tensor<2>,
+    norm: Norm<'_>,
+    [gate, up]: [&Linear; 2],
+    adapters: &AdapterSelection,
+) -> Tensor<2> {
+    if let Some(rows) = joined_rows(adapters) {
+        let layers = [gate, up].map(|layer| layer.operand(rows));
+        return kernels::norm_swiglu(x, norm, layers, gate.compute);
+    }
+    let x = kernels::rms_norm(x.clone(), norm); // [tokens, in]
+    let project = |layer: &Linear| layer.forward(x.clone(), adapters);
+    let (gate, up) = both(&x, || project(gate), || project(up)); // [tokens, out]
+    kernels::swiglu(gate, up)
+}
+
+/// A layer applied to `x`, added to `residual`.
+///
+/// # Shapes
+///
+/// `residual [tokens, out]` f32, `x [tokens, in]` → `[tokens, out]` f32
+pub fn linear_residual(
+    residual: Tensor<2>,
+    x: Tensor<2>,
+    layer: &Linear,
+    adapters: &AdapterSelection,
+) -> Tensor<2> {
+    if let Some(rows) = joined_rows(adapters) {
+        return kernels::linear(x, layer.operand(rows), Some(residual), layer.compute);
+    }
+    residual + layer.forward(x, adapters)
+}
+
+/// The rows whose adapters the kernels add to the base product. The first `None`: adapters with gradients, dropout or groups of
+/// rows, which are added afterwards.
+fn joined_rows(adapters: &AdapterSelection) -> Option<Option<&StackedRows>> {
+    match adapters {
+        AdapterSelection::Base => Some(None),
+        AdapterSelection::Stacked(rows) => Some(Some(rows)),
+        AdapterSelection::All { .. } | AdapterSelection::PerRow(_) => None,
+    }
 }
 
 impl Linear {
@@ -90,26 +150,6 @@ impl Linear {
         self.stack = None;
     }
 
-    /// Copies the adapters into one tensor, for [`AdapterSelection::Stacked`]; in bf16 if the base product is computed in
-    /// that. Call it whenever adapters have changed.
-    ///
-    /// The result is a sum over all of it, `[1]`, if there is any: reading it tells whether the device had room. On the CPU
-    /// nothing is stacked.
-    pub fn stack_adapters(&mut self) -> Option<Tensor<1>> {
-        let device = self.weight.device();
-        if is_cpu(&device) {
-            return None;
-        }
-        let dtype = match self.compute {
-            ComputeDtype::Bf16 if device.supports_dtype(DType::BF16) => DType::BF16,
-            _ => DType::F32,
-        };
-        self.stack = LoraStack::new(&self.adapters, dtype);
-        let stack = self.stack.as_ref()?;
-        let sum = |tensor: &Tensor<1>| tensor.clone().cast(DType::F32).sum();
-        Some(sum(&stack.a) + sum(&stack.b))
-    }
-
     /// The adapter in `slot`.
     pub fn adapter(&self, slot: usize) -> Option<&LoraWeights> {
         self.adapters.get(slot)?.as_ref()
@@ -120,6 +160,24 @@ impl Linear {
         self.adapters.get_mut(slot)?.as_mut()
     }
 
+    /// Copies the adapters into one tensor, for [`AdapterSelection::Stacked`]; in bf16 if the base product is computed in
+    /// bf16. Call it whenever adapters have changed.
+    ///
+    /// The result is a sum over all values, `[1]`, if there is an adapter: reading it tells whether the device had room. On the
+    /// CPU nothing is stacked.
+    pub fn stack_adapters(&mut self) -> Option<Tensor<1>> {
+        let device = self.weight.device();
+        if is_cpu(&device) {
+            return None;
+        }
+        let dtype = match self.compute {
+            ComputeDtype::Bf16 if device.supports_dtype(DType::BF16) => DType::BF16,
+            _ => DType::F32,
+        };
+        self.stack = LoraStack::new(&self.adapters, dtype);
+        self.stack.as_ref().map(LoraStack::sum)
+    }
+
     /// Applies the layer.
     ///
     /// `x` may belong to an autodiff graph while the layer's tensors don't, and the other way round.
@@ -128,189 +186,45 @@ impl Linear {
     ///
     /// `x [tokens, in]` f32 → `[tokens, out]` f32
     pub fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
-        #[cfg(feature = "gpu")]
-        if let Some(y) = self.forward_stacked(&x, None, adapters) {
-            return y;
+        if let Some(rows) = joined_rows(adapters) {
+            return kernels::linear(x, self.operand(rows), None, self.compute);
         }
-        let base = self.forward_base(x.clone()); // [tokens, out]
+        let base = kernels::linear(x.clone(), self.operand(None), None, self.compute); // [tokens, out]
         self.add_adapters(base, x, adapters)
     }
 
-    /// Applies the layer and adds the result to `residual`.
+    /// The type that the layer takes its input in without a conversion: f32, or on a GPU the type that its product rounds f32
+    /// to.
     ///
     /// # Shapes
     ///
-    /// `x [tokens, in]` f32, `residual [tokens, out]` f32 → `[tokens, out]` f32
-    pub fn forward_onto(
-        &self,
-        residual: Tensor<2>,
-        x: Tensor<2>,
-        adapters: &AdapterSelection,
-    ) -> Tensor<2> {
-        #[cfg(feature = "gpu")]
-        {
-            if let Some(y) = self.forward_stacked(&x, Some(&residual), adapters) {
-                return y;
-            }
-            let base = self.for_device(&AdapterSelection::Base);
-            if let Some(y) = kernels::device_linear(&x, base, Some(&residual), self.compute) {
-                return self.add_adapters(y, x, adapters);
-            }
-        }
-        residual + self.forward(x, adapters)
-    }
-
-    /// The type that the input is best given in: [`Linear::forward`] takes f32, and on a GPU also what it would round f32 to.
-    ///
-    /// # Shapes
-    ///
-    /// `x [tokens, in]`: any tensor like the input, of which only the shape, the type and the device are looked at.
+    /// `x [tokens, in]`: any tensor like the input, of which only the shape, the type and the device are read.
     pub fn input_dtype(&self, x: &Tensor<2>, adapters: &AdapterSelection) -> DType {
-        #[cfg(feature = "gpu")]
-        if matches!(
-            adapters,
-            AdapterSelection::Base | AdapterSelection::Stacked(_)
-        ) {
-            let dtype = kernels::device_input_dtype(x, &self.weight, self.compute);
-            return dtype.unwrap_or(DType::F32);
-        }
-        let _ = (x, adapters);
-        DType::F32
-    }
-
-    /// Applies three layers to the same input, if a GPU does that at once; otherwise call each. With a `norm`, if it also
-    /// normalises the input.
-    ///
-    /// # Shapes
-    ///
-    /// `x [tokens, in]` f32 → `[tokens, out]` f32 for each layer
-    pub fn forward_three(
-        layers: [&Self; 3],
-        x: &Tensor<2>,
-        norm: Option<Norm<'_>>,
-        adapters: &AdapterSelection,
-    ) -> Option<[Tensor<2>; 3]> {
-        #[cfg(feature = "gpu")]
-        {
-            if norm.is_some() && !matches!(adapters, AdapterSelection::Base) {
-                return None;
-            }
-            let compute = layers[0].compute;
-            let all_at_once = |adapters| {
-                let layers = layers.map(|layer| layer.for_device(adapters));
-                kernels::device_three_linears(x, norm, layers, compute)
-            };
-            if layers.iter().any(|layer| layer.uses_stack(adapters))
-                && let Some(results) = all_at_once(adapters)
-            {
-                return Some(results);
-            }
-            let results = all_at_once(&AdapterSelection::Base)?;
-            if let AdapterSelection::Stacked(rows) = adapters {
-                return Some(add_stacked(layers, results, x, rows));
-            }
-            let mut layers = layers.into_iter();
-            Some(results.map(|y| match layers.next() {
-                Some(layer) => layer.add_adapters(y, x.clone(), adapters),
-                None => unreachable!("a layer for each result"),
-            }))
-        }
-        #[cfg(not(feature = "gpu"))]
-        {
-            let _ = (layers, x, norm, adapters);
-            None
+        match joined_rows(adapters) {
+            Some(_) => kernels::input_dtype(x, self.weight.operand(), self.compute),
+            None => DType::F32,
         }
     }
 
-    /// `silu(gate(x)) * up(x)`, if the device does that at once: a GPU without adapters or with stacked ones, a CPU with AMX
-    /// without adapters. With a `norm`, if it also normalises the input.
-    ///
-    /// # Shapes
-    ///
-    /// `x [tokens, in]`, see [`Linear::input_dtype`] → `[tokens, out]`, f32 or bf16
-    pub fn forward_gated(
-        gate: &Self,
-        up: &Self,
-        x: &Tensor<2>,
-        norm: Option<Norm<'_>>,
-        adapters: &AdapterSelection,
-    ) -> Option<Tensor<2>> {
-        if gate.bias.is_some() || up.bias.is_some() {
-            return None;
-        }
-        if norm.is_none() && matches!(adapters, AdapterSelection::Base) {
-            let weights = [&gate.weight, &up.weight];
-            if let Some(y) = kernels::cpu_gated(x, weights, gate.compute) {
-                return Some(y);
-            }
-        }
-        #[cfg(feature = "gpu")]
-        {
-            let at_once = |adapters| {
-                let [gate_layer, up_layer] = [gate, up].map(|layer| layer.for_device(adapters));
-                kernels::device_gated(x, norm, gate_layer, up_layer, gate.compute)
-            };
-            match adapters {
-                AdapterSelection::Stacked(rows) if gate.stack.is_some() || up.stack.is_some() => {
-                    let y = at_once(adapters);
-                    if y.is_some() || norm.is_some() {
-                        return y;
-                    }
-                    let stacks = [gate.stack.as_ref()?, up.stack.as_ref()?];
-                    let weights = [&gate.weight, &up.weight];
-                    let bases = kernels::device_two_linears(x, weights, gate.compute)?;
-                    kernels::device_gated_lora(x, bases, stacks, rows)
+    /// The handles of the layer, and of its adapters for `rows`.
+    fn operand(&self, rows: Option<&StackedRows>) -> LayerOperand<Dispatch> {
+        LayerOperand {
+            weight: self.weight.operand(),
+            bias: Maybe::new(self.bias.as_ref()),
+            stack: match (rows, &self.stack) {
+                (None, _) => MaybeStack::None,
+                (Some(rows), Some(stack)) => stack.operand(rows),
+                (Some(_), None) => {
+                    let has_none = self.adapters.is_empty();
+                    assert!(
+                        has_none,
+                        "the adapters of layer {} are not stacked",
+                        self.id
+                    );
+                    MaybeStack::None
                 }
-                AdapterSelection::Base | AdapterSelection::Stacked(_) => at_once(adapters),
-                _ => None,
-            }
-        }
-        #[cfg(not(feature = "gpu"))]
-        {
-            None
-        }
-    }
-
-    /// The layer, if it lives on a GPU, with stacked adapters that are added in the same launch.
-    #[cfg(feature = "gpu")]
-    fn forward_stacked(
-        &self,
-        x: &Tensor<2>,
-        residual: Option<&Tensor<2>>,
-        adapters: &AdapterSelection,
-    ) -> Option<Tensor<2>> {
-        let layer = self.for_device(adapters);
-        layer.stack?;
-        kernels::device_linear(x, layer, residual, self.compute)
-    }
-
-    /// What a GPU computes of the layer in one launch.
-    #[cfg(feature = "gpu")]
-    fn for_device<'a>(&'a self, adapters: &'a AdapterSelection) -> kernels::DeviceLayer<'a> {
-        kernels::DeviceLayer {
-            weight: &self.weight,
-            bias: self.bias.as_ref(),
-            stack: match adapters {
-                AdapterSelection::Stacked(rows) => {
-                    self.assert_stacked();
-                    self.stack.as_ref().map(|stack| (stack, &**rows))
-                }
-                _ => None,
             },
         }
-    }
-
-    #[cfg(feature = "gpu")]
-    fn uses_stack(&self, adapters: &AdapterSelection) -> bool {
-        matches!(adapters, AdapterSelection::Stacked(_)) && self.stack.is_some()
-    }
-
-    fn assert_stacked(&self) {
-        assert!(
-            self.stack.is_some() || self.adapters.is_empty(),
-            "the adapters of layer {} are not stacked",
-            self.id
-        );
     }
 
     /// Adds what the adapters make of `x` to `base`.
@@ -321,7 +235,6 @@ impl Linear {
         adapters: &AdapterSelection,
     ) -> Tensor<2> {
         match adapters {
-            AdapterSelection::Base => base,
             AdapterSelection::All { slot, dropout } => match self.adapter(*slot) {
                 Some(adapter) => {
                     let x = self.drop_inputs(x, *dropout); // [tokens, in]
@@ -330,29 +243,7 @@ impl Linear {
                 None => base,
             },
             AdapterSelection::PerRow(rows) => self.add_per_row(base, &x, rows),
-            AdapterSelection::Stacked(rows) => {
-                let [y] = add_stacked([self], [base], &x, rows);
-                y
-            }
-        }
-    }
-
-    /// `x·Wᵀ + bias`: `[tokens, in]` → `[tokens, out]`.
-    fn forward_base(&self, x: Tensor<2>) -> Tensor<2> {
-        #[cfg(feature = "gpu")]
-        if self.bias.is_some() {
-            let layer = self.for_device(&AdapterSelection::Base);
-            if let Some(y) = kernels::device_linear(&x, layer, None, self.compute) {
-                return y;
-            }
-        }
-        let y = self.weight.forward(x, self.compute); // [tokens, out]
-        match &self.bias {
-            Some(bias) => {
-                let bias = constant_like(bias.clone(), &y).cast(y.dtype());
-                constant_like(y, &bias) + bias.unsqueeze() // [tokens, out]
-            }
-            None => y,
+            AdapterSelection::Base | AdapterSelection::Stacked(_) => base,
         }
     }
 
@@ -373,41 +264,10 @@ impl Linear {
         match dropout {
             Some(dropout) if dropout.p > 0.0 => {
                 let mask = dropout.mask(self.id, x.dims(), &x.device().inner());
-                let mask = constant_like(mask.cast(x.dtype()), &x); // [tokens, in]
+                let mask = kernels::constant_like(mask.cast(x.dtype()), &x); // [tokens, in]
                 x * mask
             }
             _ => x,
         }
-    }
-}
-
-/// Adds what the stacked adapters of layers make of `x` to their base products.
-fn add_stacked<const N: usize>(
-    layers: [&Linear; N],
-    bases: [Tensor<2>; N],
-    x: &Tensor<2>,
-    rows: &StackedRows,
-) -> [Tensor<2>; N] {
-    let stacks = layers.map(|layer| {
-        layer.assert_stacked();
-        layer.stack.as_ref()
-    });
-    kernels::add_stacked(x, bases, stacks, rows)
-}
-
-impl LoraWeights {
-    /// The adapter of `a [r, in]` and `b [out, r]`.
-    pub fn new(a: Tensor<2>, b: Tensor<2>, scaling: f32) -> Self {
-        let b_t = b.transpose(); // [r, out]
-        Self { a, b_t, scaling }
-    }
-
-    /// `y + scaling·(x·Aᵀ)·Bᵀ`.
-    ///
-    /// # Shapes
-    ///
-    /// `y [tokens, out]`, `x [tokens, in]` → `[tokens, out]`
-    pub fn add_to(&self, y: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
-        kernels::lora_add(y, x, self.a.clone(), self.b_t.clone(), self.scaling)
     }
 }

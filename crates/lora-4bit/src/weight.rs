@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::backend::{Dispatch, DispatchDevice};
+use burn::backend::{Dispatch, DispatchDevice, DispatchTensor, TensorMetadata};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::kernels::{self, AbsmaxOperand, ComputeDtype, Nf4Operand};
+use crate::kernels::{self, AbsmaxOperand, ComputeDtype, Nf4Operand, WeightOperand};
 use crate::nf4::{Absmax, BLOCK_SIZE, Nf4Data};
 
 /// The weight of a [`Linear`](crate::linear::Linear) layer, `[out, in]` as in checkpoints.
@@ -63,18 +63,9 @@ impl Weight {
     ///
     /// `x [tokens, in]` → `[tokens, out]`
     pub fn forward(&self, x: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
-        match self {
-            Self::Dense(weight) if weight.is_tracked() => {
-                let weight = weight.clone().cast(x.dtype()); // [out, in]
-                constant_like(x, &weight).matmul(weight.transpose())
-            }
-            Self::Dense(weight) => kernels::dense_linear(x, weight.clone(), compute),
-            Self::Nf4(weight) => weight.forward(x, compute),
-        }
+        kernels::product(x, self.operand(), compute)
     }
-}
 
-impl Weight {
     /// `dy · weight`, the gradient of [`forward`](Self::forward) with respect to `x`.
     ///
     /// # Shapes
@@ -86,6 +77,16 @@ impl Weight {
             Self::Nf4(weight) => weight.forward_t(dy, compute),
         }
     }
+
+    /// The handles of the weight, for the kernels.
+    pub(crate) fn operand(&self) -> WeightOperand<Dispatch> {
+        match self {
+            Self::Dense(weight) => WeightOperand::Dense(weight.clone().into_dispatch()),
+            Self::Nf4(weight) => WeightOperand::Nf4 {
+                weight: weight.operand(),
+            },
+        }
+    }
 }
 
 /// An NF4 weight on a device.
@@ -94,96 +95,83 @@ impl Weight {
 #[derive(Clone, Debug)]
 pub struct Nf4Weight {
     /// Shared, so that clones are small and cheap.
-    tensors: Arc<Nf4Tensors>,
-    shape: [usize; 2],
+    operand: Arc<Nf4Operand<Dispatch>>,
+    device: Device,
+    /// Type of the weight before quantization.
     dtype: DType,
-}
-
-#[derive(Debug)]
-struct Nf4Tensors {
-    /// `[ceil(out * in / 2)]` bytes, see [`bytes`]
-    packed: Tensor<1, Int>,
-    /// `[16]`
-    quant_map: Tensor<1>,
-    /// `[blocks]`, or with double quantization `[ceil(blocks / 256)]`
-    absmax: Tensor<1>,
-    nested: Option<NestedTensors>,
-}
-
-/// What double quantization adds.
-#[derive(Debug)]
-struct NestedTensors {
-    /// `[blocks]` bytes, see [`bytes`]
-    codes: Tensor<1, Int>,
-    /// `[256]`
-    map: Tensor<1>,
-    offset: f32,
 }
 
 impl Nf4Weight {
     /// Uploads `data`.
     pub fn from_data(data: &Nf4Data, device: &Device) -> Self {
-        let (absmax, nested) = match &data.absmax {
-            Absmax::Single(absmax) => (absmax, None),
+        let absmax = match &data.absmax {
+            Absmax::Single(absmax) => AbsmaxOperand::Single(floats(absmax, device).into_dispatch()),
             Absmax::Double {
                 codes,
                 map,
                 nested_absmax,
                 offset,
-            } => {
-                let nested = NestedTensors {
-                    codes: bytes(codes, device),
-                    map: floats(&map[..], device),
-                    offset: *offset,
-                };
-                (nested_absmax, Some(nested))
-            }
+            } => AbsmaxOperand::Double {
+                codes: bytes(codes, device).into_dispatch(),
+                map: floats(&map[..], device).into_dispatch(),
+                nested_absmax: floats(nested_absmax, device).into_dispatch(),
+                offset: *offset,
+            },
         };
-        let tensors = Nf4Tensors {
-            packed: bytes(&data.packed, device),
-            quant_map: floats(&data.quant_map, device),
-            absmax: floats(absmax, device),
-            nested,
+        let operand = Nf4Operand {
+            packed: bytes(&data.packed, device).into_dispatch(),
+            quant_map: floats(&data.quant_map, device).into_dispatch(),
+            absmax,
+            shape: data.shape,
         };
         Self {
-            tensors: Arc::new(tensors),
-            shape: data.shape,
+            operand: Arc::new(operand),
+            device: device.clone(),
             dtype: data.dtype,
         }
     }
 
     /// Reads the weight back.
     pub fn to_data(&self) -> Nf4Data {
-        let tensors = &self.tensors;
-        let absmax = read_floats(&tensors.absmax);
-        let num_values = self.shape[0] * self.shape[1];
-        let absmax = match &tensors.nested {
-            None => Absmax::Single(absmax),
-            Some(nested) => {
-                let mut map = Box::new([0.0; 256]);
-                map.copy_from_slice(&read_floats(&nested.map));
+        let Nf4Operand {
+            packed,
+            quant_map,
+            absmax,
+            shape,
+        } = &*self.operand;
+        let num_values = shape[0] * shape[1];
+        let absmax = match absmax {
+            AbsmaxOperand::Single(absmax) => Absmax::Single(read_floats(absmax)),
+            AbsmaxOperand::Double {
+                codes,
+                map,
+                nested_absmax,
+                offset,
+            } => {
+                let mut levels = Box::new([0.0; 256]);
+                levels.copy_from_slice(&read_floats(map));
                 Absmax::Double {
-                    codes: read_bytes(&nested.codes, num_values.div_ceil(BLOCK_SIZE)),
-                    map,
-                    nested_absmax: absmax,
-                    offset: nested.offset,
+                    codes: read_bytes(codes, num_values.div_ceil(BLOCK_SIZE)),
+                    map: levels,
+                    nested_absmax: read_floats(nested_absmax),
+                    offset: *offset,
                 }
             }
         };
-        let mut quant_map = [0.0; 16];
-        quant_map.copy_from_slice(&read_floats(&tensors.quant_map));
+        let mut levels = [0.0; 16];
+        levels.copy_from_slice(&read_floats(quant_map));
         Nf4Data {
-            packed: read_bytes(&tensors.packed, num_values.div_ceil(2)),
+            packed: read_bytes(packed, num_values.div_ceil(2)),
             absmax,
-            quant_map,
-            shape: self.shape,
+            quant_map: levels,
+            shape: *shape,
             dtype: self.dtype,
         }
     }
 
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
-        self.shape
+        self.operand.shape
     }
 
     /// Type of the weight before quantization.
@@ -193,18 +181,28 @@ impl Nf4Weight {
 
     /// Where the weight lives.
     pub fn device(&self) -> Device {
-        self.tensors.packed.device()
+        self.device.clone()
     }
 
     /// Bytes that codes, scales and maps occupy on the device.
     pub fn num_bytes(&self) -> usize {
-        let ints = |t: &Tensor<1, Int>| t.dims()[0] * t.dtype().size();
-        let floats = |t: &Tensor<1>| t.dims()[0] * t.dtype().size();
-        let tensors = &self.tensors;
-        let nested = tensors.nested.as_ref().map_or(0, |nested| {
-            ints(&nested.codes) + floats(&nested.map) + size_of_val(&nested.offset)
-        });
-        ints(&tensors.packed) + floats(&tensors.quant_map) + floats(&tensors.absmax) + nested
+        let size = |tensor: &DispatchTensor| tensor.shape().num_elements() * tensor.dtype().size();
+        let Nf4Operand {
+            packed,
+            quant_map,
+            absmax,
+            ..
+        } = &*self.operand;
+        let absmax = match absmax {
+            AbsmaxOperand::Single(absmax) => size(absmax),
+            AbsmaxOperand::Double {
+                codes,
+                map,
+                nested_absmax,
+                offset,
+            } => size(codes) + size(map) + size(nested_absmax) + size_of_val(offset),
+        };
+        size(packed) + size(quant_map) + absmax
     }
 
     /// The whole matrix in f32: `[out, in]`.
@@ -222,41 +220,9 @@ impl Nf4Weight {
         kernels::nf4_linear_t(dy, self.operand(), compute)
     }
 
-    /// The tensors, for the kernels.
+    /// The handles of the weight, for the kernels.
     pub(crate) fn operand(&self) -> Nf4Operand<Dispatch> {
-        let tensors = &self.tensors;
-        let absmax = tensors.absmax.clone().into_dispatch();
-        let absmax = match &tensors.nested {
-            None => AbsmaxOperand::Single(absmax),
-            Some(nested) => AbsmaxOperand::Double {
-                codes: nested.codes.clone().into_dispatch(),
-                map: nested.map.clone().into_dispatch(),
-                nested_absmax: absmax,
-                offset: nested.offset,
-            },
-        };
-        Nf4Operand {
-            packed: tensors.packed.clone().into_dispatch(),
-            quant_map: tensors.quant_map.clone().into_dispatch(),
-            absmax,
-            shape: self.shape,
-        }
-    }
-}
-
-/// `tensor` as a constant of the autodiff graph that `other` belongs to, unchanged if there is none.
-pub(crate) fn constant_like<const D: usize, const E: usize>(
-    tensor: Tensor<D>,
-    other: &Tensor<E>,
-) -> Tensor<D> {
-    if tensor.is_autodiff() {
-        return tensor;
-    }
-    match other.gradient_checkpointing_strategy() {
-        Some(strategy) => tensor
-            .autodiff()
-            .with_gradient_checkpointing_strategy(strategy),
-        None => tensor,
+        (*self.operand).clone()
     }
 }
 
@@ -284,13 +250,15 @@ fn bytes(values: &[u8], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
 }
 
-fn read_floats(tensor: &Tensor<1>) -> Vec<f32> {
-    tensor.to_data().iter::<f32>().collect()
+fn read_floats(tensor: &DispatchTensor) -> Vec<f32> {
+    let tensor = Tensor::<1>::from_dispatch(tensor.clone());
+    tensor.into_data().iter::<f32>().collect()
 }
 
-fn read_bytes(tensor: &Tensor<1, Int>, len: usize) -> Vec<u8> {
-    let data = tensor.to_data();
-    if tensor.dtype() == DType::U8 {
+fn read_bytes(tensor: &DispatchTensor, len: usize) -> Vec<u8> {
+    let tensor = Tensor::<1, Int>::from_dispatch(tensor.clone());
+    let (dtype, data) = (tensor.dtype(), tensor.into_data());
+    if dtype == DType::U8 {
         return data.iter::<u8>().collect();
     }
     data.iter::<i32>()

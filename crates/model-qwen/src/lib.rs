@@ -13,7 +13,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod detokenizer;
 pub mod device;
-mod exp;
 pub mod generate;
 pub mod generation_config;
 mod head;

@@ -1,11 +1,7 @@
 //! The MLP of a layer.
 
 use burn::tensor::{Device, Tensor};
-use lora_4bit::{AdapterSelection, Linear, Norm};
-use tracing::trace_span;
-
-use crate::kernels::{both, silu_mul};
-use crate::model::input_norm;
+use lora_4bit::{AdapterSelection, Linear, Norm, linear_residual, norm_swiglu};
 
 /// SwiGLU MLP (arXiv 2002.05202).
 #[derive(Clone, Debug)]
@@ -18,59 +14,44 @@ pub struct Mlp {
     pub down_proj: Linear,
 }
 
-/// Rows of an MLP that a CPU takes together: many enough to unpack weights for, and few enough for the allocator to keep
-/// what they fill, as the system clears every page that is asked for anew.
+/// Rows of an MLP that a CPU takes together: enough rows to pay for unpacking the weights, and few enough for the allocator to
+/// keep their memory, because the system clears every page that it hands out anew.
 const CPU_ROWS: usize = 512;
 
 impl Mlp {
-    /// `x` and what the MLP makes of it, `[tokens, hidden]`.
-    pub(crate) fn forward_onto(
+    /// `x + mlp(norm(x))`: `[tokens, hidden]`.
+    pub(crate) fn forward_residual(
         &self,
         x: Tensor<2>,
         norm: Norm<'_>,
         adapters: &AdapterSelection,
     ) -> Tensor<2> {
         let [tokens, _] = x.dims();
-        // Other selections name rows.
+        // A selection that names rows belongs to the whole step.
         let takes_any_rows = matches!(
             adapters,
             AdapterSelection::Base | AdapterSelection::All { dropout: None, .. }
         );
         if tokens <= CPU_ROWS || !takes_any_rows || x.device() != Device::flex() {
-            return self.rows_onto(x, norm, adapters);
+            return self.rows_residual(x, norm, adapters);
         }
         let parts = x.split(CPU_ROWS, 0).into_iter();
         Tensor::cat(
-            parts.map(|x| self.rows_onto(x, norm, adapters)).collect(),
+            parts
+                .map(|x| self.rows_residual(x, norm, adapters))
+                .collect(),
             0,
         )
     }
 
-    fn rows_onto(&self, x: Tensor<2>, norm: Norm<'_>, adapters: &AdapterSelection) -> Tensor<2> {
-        let h = self.forward(&x, norm, adapters); // [tokens, intermediate]
-        let _span = trace_span!("down_proj").entered();
-        self.down_proj.forward_onto(x, h, adapters) // [tokens, hidden]
-    }
-
-    /// Everything before the last projection: `[tokens, hidden]` to `[tokens, intermediate]`.
-    fn forward(&self, x: &Tensor<2>, norm: Norm<'_>, adapters: &AdapterSelection) -> Tensor<2> {
-        let gated =
-            |x, norm| Linear::forward_gated(&self.gate_proj, &self.up_proj, x, norm, adapters);
-        if let Some(h) = gated(x, Some(norm)) {
-            return h;
-        }
-        let x = input_norm(x, norm, &self.gate_proj, adapters);
-        let span = trace_span!("gate_proj, up_proj").entered();
-        if let Some(h) = gated(&x, None) {
-            return h;
-        }
-        let (gate, up) = both(
-            &x,
-            || self.gate_proj.forward(x.clone(), adapters), // [tokens, intermediate]
-            || self.up_proj.forward(x.clone(), adapters),   // [tokens, intermediate]
-        );
-        span.exit();
-        silu_mul(gate, up)
+    fn rows_residual(
+        &self,
+        x: Tensor<2>,
+        norm: Norm<'_>,
+        adapters: &AdapterSelection,
+    ) -> Tensor<2> {
+        let h = norm_swiglu(&x, norm, [&self.gate_proj, &self.up_proj], adapters); // [tokens, intermediate]
+        linear_residual(x, h, &self.down_proj, adapters) // [tokens, hidden]
     }
 }
 
@@ -97,8 +78,8 @@ mod tests {
         let x = Tensor::random(shape, random, (&Device::flex(), DType::F32));
         let parts = layer
             .mlp
-            .forward_onto(x.clone(), norm(), &AdapterSelection::Base);
-        let whole = layer.mlp.rows_onto(x, norm(), &AdapterSelection::Base);
+            .forward_residual(x.clone(), norm(), &AdapterSelection::Base);
+        let whole = layer.mlp.rows_residual(x, norm(), &AdapterSelection::Base);
         assert_eq!(parts.dims(), shape);
         let parts: Vec<f32> = parts.into_data().try_into_vec().unwrap();
         let whole: Vec<f32> = whole.into_data().try_into_vec().unwrap();

@@ -11,14 +11,16 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::KvCache;
 #[cfg(feature = "gpu")]
 use lora_4bit::StackedRows;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm, Weight};
+use lora_4bit::{
+    AdapterSelection, ComputeDtype, Linear, Norm, Weight, linear_residual, norm_qkv, rms_norm,
+};
 use tracing::trace_span;
 
 use crate::config::QwenConfig;
 use crate::head::HeadBounds;
 #[cfg(feature = "gpu")]
 use crate::kernels::{self, graph::CapturedStep};
-use crate::kernels::{both, on_worker, rms_norm, rms_norm_to, rotate_both};
+use crate::kernels::{on_worker, rotate_both};
 pub use crate::mlp::Mlp;
 use crate::rotary::{Rotary, RotaryFrequencies};
 
@@ -216,7 +218,11 @@ impl QwenModel {
 
     /// The norm between the last layer and the head; both `[tokens, hidden]`.
     pub fn final_norm(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm(x, &self.norm, self.config.rms_norm_eps)
+        let norm = Norm {
+            weight: &self.norm,
+            eps: self.config.rms_norm_eps,
+        };
+        rms_norm(x, norm)
     }
 
     /// Scores of the next token: hidden `[rows, hidden]` to logits `[rows, vocab]`, f32.
@@ -331,11 +337,8 @@ impl DecoderLayer {
             eps: self.rms_norm_eps,
         };
         let (attn, mlp) = (&self.self_attn, &self.mlp);
-        let h = attn.forward(layer, &x, norm(&self.input_layernorm), rotary, adapters, kv); // [tokens, heads * head_dim]
-        let span = trace_span!("o_proj").entered();
-        let x = attn.o_proj.forward_onto(x, h, adapters); // [tokens, hidden]
-        span.exit();
-        mlp.forward_onto(x, norm(&self.post_attention_layernorm), adapters)
+        let x = attn.forward_residual(layer, x, norm(&self.input_layernorm), rotary, adapters, kv); // [tokens, hidden]
+        mlp.forward_residual(x, norm(&self.post_attention_layernorm), adapters) // [tokens, hidden]
     }
 
     /// The layer's linear layers with their names within the layer.
@@ -368,24 +371,21 @@ impl DecoderLayer {
 }
 
 impl Attention {
-    /// Everything before the output projection.
-    fn forward(
+    /// `x + attention(norm(x))`: `[tokens, hidden]`.
+    fn forward_residual(
         &self,
         layer: usize,
-        x: &Tensor<2>,
+        x: Tensor<2>,
         norm: Norm<'_>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
         kv: &mut dyn KvCache,
     ) -> Tensor<2> {
-        let span = trace_span!("q_proj, k_proj, v_proj, rotary").entered();
-        let eps = norm.eps;
-        let (q, k, v) = self.project(x, norm, adapters);
-        let (q, k, v) = (self.heads(q), self.heads(k), self.heads(v));
-        let q = head_norm(q, self.q_norm.as_ref(), eps);
-        let k = head_norm(k, self.k_norm.as_ref(), eps);
-        span.exit();
-        let dtype = self.o_proj.input_dtype(x, adapters);
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let [q, k, v] = norm_qkv(&x, norm, projections, adapters).map(|y| self.heads(y)); // [tokens, heads, head_dim]
+        let q = head_norm(q, self.q_norm.as_ref(), norm.eps);
+        let k = head_norm(k, self.k_norm.as_ref(), norm.eps);
+        let dtype = self.o_proj.input_dtype(&x, adapters);
         let angles = [&rotary.cos, &rotary.sin];
         let out = match kv.rotate_and_attend(layer, [&q, &k, &v], angles, dtype) {
             Some(out) => out,
@@ -395,31 +395,8 @@ impl Attention {
             }
         }; // [tokens, heads, head_dim]
         let [tokens, heads, head_dim] = out.dims();
-        out.reshape([tokens, heads * head_dim])
-    }
-
-    /// Queries `[tokens, heads * head_dim]`, keys and values `[tokens, kv_heads * head_dim]`.
-    fn project(
-        &self,
-        x: &Tensor<2>,
-        norm: Norm<'_>,
-        adapters: &AdapterSelection,
-    ) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
-        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
-        if let Some([q, k, v]) = Linear::forward_three(layers, x, Some(norm), adapters) {
-            return (q, k, v);
-        }
-        let x = input_norm(x, norm, &self.q_proj, adapters);
-        if let Some([q, k, v]) = Linear::forward_three(layers, &x, None, adapters) {
-            return (q, k, v);
-        }
-        let project = |linear: &Linear| linear.forward(x.clone(), adapters);
-        let (q, (k, v)) = both(
-            &x,
-            || project(&self.q_proj),
-            || both(&x, || project(&self.k_proj), || project(&self.v_proj)),
-        );
-        (q, k, v)
+        let out = out.reshape([tokens, heads * head_dim]);
+        linear_residual(x, out, &self.o_proj, adapters) // [tokens, hidden]
     }
 
     fn heads(&self, x: Tensor<2>) -> Tensor<3> {
@@ -428,21 +405,10 @@ impl Attention {
     }
 }
 
-/// The normalised input of `next`, in the type that it takes.
-pub(crate) fn input_norm(
-    x: &Tensor<2>,
-    norm: Norm<'_>,
-    next: &Linear,
-    adapters: &AdapterSelection,
-) -> Tensor<2> {
-    let dtype = next.input_dtype(x, adapters);
-    rms_norm_to(x.clone(), norm.weight, norm.eps, dtype)
-}
-
 /// Qwen3 normalises every head of q and k; Qwen2 has no such weight.
 fn head_norm(x: Tensor<3>, weight: Option<&Tensor<1>>, eps: f64) -> Tensor<3> {
     let Some(weight) = weight else { return x };
     let [tokens, heads, head_dim] = x.dims();
-    let x = rms_norm(x.reshape([tokens * heads, head_dim]), weight, eps);
+    let x = rms_norm(x.reshape([tokens * heads, head_dim]), Norm { weight, eps });
     x.reshape([tokens, heads, head_dim])
 }

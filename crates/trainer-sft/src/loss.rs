@@ -6,7 +6,8 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::{AdapterSelection, Linear, Weight};
-use model_qwen::kernels::{cross_entropy, rms_norm};
+use lora_4bit::{Norm, rms_norm};
+use model_qwen::kernels::cross_entropy;
 
 use crate::parameters::GradientStore;
 
@@ -60,7 +61,11 @@ pub struct Head {
 impl Head {
     /// Both `[rows, hidden]`.
     fn normalized(&self, hidden: Tensor<2>) -> Tensor<2> {
-        rms_norm(hidden, &self.norm, self.norm_eps)
+        let norm = Norm {
+            weight: &self.norm,
+            eps: self.norm_eps,
+        };
+        rms_norm(hidden, norm)
     }
 
     /// `[rows, hidden]` → `[rows, vocab]`.

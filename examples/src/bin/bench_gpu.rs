@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use clap::{Parser, Subcommand};
 use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
 use lora_4bit::nf4::Nf4Data;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Weight};
+use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Norm, Weight, norm_swiglu};
 use model_qwen::{DecodeKind, Draw, LoadOptions, QwenModel, StepChoice, parse_device};
 
 /// Measures single operations on a GPU.
@@ -126,15 +126,19 @@ fn products(device: &Device, rows: &[usize], nf4: bool) -> Result<()> {
             .collect();
         for &m in rows {
             let x = random([m, k], device); // [m, k]
-            let x = x.clone().cast(layers[0].input_dtype(&x, &adapters));
+            // The gated product normalises its input, which is f32 then.
+            let input = x.clone().cast(layers[0].input_dtype(&x, &adapters));
+            let weight = random([1, k], device).reshape([k]); // [k]
+            let norm = Norm {
+                weight: &weight,
+                eps: 1e-6,
+            };
             let time = shortest(device, 60, |i| {
                 let [layer, up] = [0, 1].map(|j| &layers[(i as usize + j) % COPIES]);
-                let fused = is_gated
-                    .then(|| Linear::forward_gated(layer, up, &x, None, &adapters))
-                    .flatten();
-                if fused.is_none() {
-                    let _ = layer.forward(x.clone(), &adapters);
-                }
+                let _ = match is_gated {
+                    true => norm_swiglu(&x, norm, [layer, up], &adapters),
+                    false => layer.forward(input.clone(), &adapters),
+                };
             })?;
             let num = if is_gated { 2 } else { 1 };
             let per_second = |amount: usize| (num * amount) as f64 / time.as_secs_f64() * 1e-12;

@@ -8,11 +8,15 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex};
 
 use super::cpu::LoraState;
-use super::{AbsmaxOperand, ComputeDtype, LinearOps, LoraOps, Nf4Operand};
+use super::cpu::elementwise::{rms_norm_backward, swiglu_backward};
+use super::elementwise::ElementwiseOps;
+use super::operand::{AbsmaxOperand, Nf4Operand};
+use super::{ComputeDtype, LinearOps, LoraOps};
 use tracing::trace_span;
 
 /// Implements [`Backward`] for an operation whose gradient is its transposed twin.
@@ -178,6 +182,83 @@ impl<C: CheckpointStrategy> LoraOps for Autodiff<Flex, C> {
         {
             OpsKind::Tracked(prep) => prep.finish(state, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RmsNorm;
+
+impl Backward<Flex, 1> for RmsNorm {
+    type State = (FlexTensor, FlexTensor, f64);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let _span = trace_span!("backward", of = "RmsNorm").entered();
+        let (x, weight, eps) = ops.state;
+        unary::<Flex, _>(ops.parents, ops.node, grads, |dy| {
+            rms_norm_backward(x, weight, eps, dy)
+        });
+    }
+}
+
+#[derive(Debug)]
+struct SwiGlu;
+
+impl Backward<Flex, 2> for SwiGlu {
+    type State = (FlexTensor, FlexTensor);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let _span = trace_span!("backward", of = "SwiGlu").entered();
+        let (gate, up) = ops.state;
+        let dy = grads.consume::<Flex>(&ops.node);
+        let inputs = swiglu_backward(gate, up, dy);
+        for (parent, gradient) in ops.parents.into_iter().zip(inputs) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> ElementwiseOps for Autodiff<Flex, C> {
+    fn cpu_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let weight = weight.into_primitive();
+        let (x, node) = x.into_parts();
+        match RmsNorm.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = Flex::cpu_rms_norm(x.clone(), weight.clone(), eps);
+                prep.finish((x, weight, eps), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_rms_norm(x, weight, eps)),
+        }
+    }
+
+    fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
+        match SwiGlu
+            .prepare::<C>([gate_node, up_node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let y = Flex::cpu_swiglu(gate.clone(), up.clone());
+                prep.finish((gate, up), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_swiglu(gate, up)),
         }
     }
 }

@@ -12,12 +12,12 @@
 //! The transposed products are the gradients of the plain ones with respect to `x`. `w` is a constant: no operation
 //! here has a gradient for it.
 //!
-//! `cpu_gated` is `silu(x · gateᵀ) · (x · upᵀ)`, on CPUs with AMX: neither product goes through memory by itself.
-//!
 //! [`lora_add`] adds an adapter's product to the base product: `y + scaling · (x · aᵀ) · b`, with gradients for all four.
+//! [`rms_norm`] and [`swiglu`] lie between the products of a decoder layer. `fused` joins products, adapters, norm and
+//! activation; each of its operations computes what its name says on every device.
 //!
-//! Rooms: `naive` (each operation written with plain tensor operations; the reference in tests), `cpu` (burn's flex
-//! backend), `cube` (CubeCL backends), `autodiff` (gradients).
+//! [`plan`] says which kernel computes a product. Rooms: `naive` (each operation written with plain tensor operations; the
+//! reference in tests), `cpu` (Burn's flex backend), `cube` (CubeCL backends), `autodiff` (gradients).
 
 // Unsafe code is confined to this module: intrinsics and raw pointers of the kernels.
 #![allow(unsafe_code)]
@@ -26,27 +26,30 @@ mod autodiff;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
-#[cfg(feature = "gpu")]
-mod device;
+mod elementwise;
+pub mod exp;
+mod fused;
 pub mod naive;
+mod operand;
+pub mod plan;
+mod tile;
+mod vectorized;
 
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
 use tracing::trace_span;
 
-use crate::adapter_selection::StackedRows;
-use crate::lora_stack::LoraStack;
-use crate::weight::Weight;
+pub use elementwise::{Norm, rms_norm, swiglu};
+pub use fused::both;
+pub(crate) use fused::{input_dtype, linear, norm_linears, norm_swiglu, product};
+pub use operand::{AbsmaxOperand, Nf4Operand};
+pub(crate) use operand::{
+    LayerOperand, Maybe, MaybeStack, STACK_PADDING, STACK_RANKS, StackOperand, WeightOperand,
+};
 
 pub(crate) use cpu::simd::bytes::{
     ByteFactor, STEP as BYTE_STEP, SplitRow, W_ROWS as BYTE_ROWS, is_fast as bytes_are_fast,
-};
-
-#[cfg(feature = "gpu")]
-pub(crate) use device::{
-    DeviceLayer, device_gated, device_gated_lora, device_input_dtype, device_linear,
-    device_three_linears, device_two_linears,
 };
 
 /// The type in which the factors of a product are multiplied.
@@ -71,38 +74,6 @@ pub enum ComputeDtype {
     /// many rows, of weights in bf16 with AMX from five rows on, on GPUs from three rows on (five with NF4). What `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as
     /// [`ComputeDtype::F32`].
     Bf16,
-}
-
-/// The tensors of an NF4 weight on one backend.
-#[derive(ExtensionType, Clone, Debug)]
-pub struct Nf4Operand<B: Backend> {
-    /// Two codes a byte, first value in the high four bits: `[ceil(n * k / 2)]` in U8, or in words of four bytes.
-    pub packed: IntTensor<B>,
-    /// Level of each code, f32: `[16]`.
-    pub quant_map: FloatTensor<B>,
-    /// Scales of the blocks of 64 values.
-    #[extension_type]
-    pub absmax: AbsmaxOperand<B>,
-    /// `[n, k]`.
-    pub shape: [usize; 2],
-}
-
-/// The scales of an NF4 weight on one backend, one for each block of 64 values of the flattened matrix.
-#[derive(ExtensionType, Clone, Debug)]
-pub enum AbsmaxOperand<B: Backend> {
-    /// f32: `[blocks]`.
-    Single(FloatTensor<B>),
-    /// Scale of block `i` is `map[codes[i]] * nested_absmax[i / 256] + offset`.
-    Double {
-        /// `[blocks]` in U8, or in words of four bytes.
-        codes: IntTensor<B>,
-        /// f32: `[256]`.
-        map: FloatTensor<B>,
-        /// f32: `[ceil(blocks / 256)]`.
-        nested_absmax: FloatTensor<B>,
-        /// Mean of the scales before quantization.
-        offset: f32,
-    },
 }
 
 /// Products with a frozen weight. The bodies given here are the naive ones; a backend with kernels overrides them.
@@ -150,54 +121,6 @@ pub trait LinearOps: Backend {
     }
 }
 
-/// A root-mean-square norm (arXiv 1910.07467) before a layer.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    /// `[in]`, f32.
-    pub weight: &'a Tensor<1>,
-    /// Added to the mean square.
-    pub eps: f64,
-}
-
-/// The first half of an MLP, on the plain CPU backend.
-#[backend_extension(Flex)]
-pub(crate) trait GatedOps: Backend {
-    /// `silu(x · gateᵀ) · (x · upᵀ)`: `[m, k]`, `[n, k]` twice → `[m, n]`.
-    fn dense_gated(
-        x: FloatTensor<Self>,
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        compute: ComputeDtype,
-    ) -> FloatTensor<Self>;
-}
-
-/// `silu(x · gateᵀ) · (x · upᵀ)`, where a CPU does that at once.
-///
-/// # Shapes
-///
-/// `x [m, k]`, weights `[n, k]` → `[m, n]`
-pub(crate) fn cpu_gated(
-    x: &Tensor<2>,
-    [gate, up]: [&Weight; 2],
-    compute: ComputeDtype,
-) -> Option<Tensor<2>> {
-    let (Weight::Dense(gate), Weight::Dense(up)) = (gate, up) else {
-        return None;
-    };
-    let [n, k] = gate.dims();
-    let on_cpu = [x, gate, up]
-        .into_iter()
-        .all(|tensor| matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_)));
-    let fits = on_cpu && x.dtype() == DType::F32 && up.dims() == [n, k] && x.dims()[1] == k;
-    let is_bf16 = |weight: &Tensor<2>| weight.dtype() == DType::BF16;
-    if !fits || !is_bf16(gate) || !is_bf16(up) || !cpu::gates(x.dims()[0], [n, k], compute) {
-        return None;
-    }
-    let [x, gate, up] = [x, gate, up].map(|tensor| tensor.clone().into_dispatch());
-    let y = <Dispatch as GatedOps>::dense_gated(x, gate, up, compute);
-    Some(Tensor::from_dispatch(y))
-}
-
 /// The product of a LoRA adapter, on the plain CPU backend.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait LoraOps: Backend {
@@ -221,34 +144,11 @@ pub fn lora_add(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scaling:
     let ([m, n], [r, k]) = (y.dims(), a.dims());
     assert_eq!(x.dims(), [m, k], "lora_add: x");
     assert_eq!(b.dims(), [r, n], "lora_add: b");
-    let on_cpu = [&y, &x, &a, &b].iter().all(|tensor| {
-        let device = tensor.device().without_autodiff();
-        tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
-    });
-    if !on_cpu {
+    if ![&y, &x, &a, &b].into_iter().all(cpu::is_fast) {
         return naive::lora_add(y, x, a, b, scaling);
     }
     let [y, x, a, b] = [y, x, a, b].map(Tensor::into_dispatch);
     Tensor::from_dispatch(<Dispatch as LoraOps>::lora_add(y, x, a, b, scaling))
-}
-
-/// Adds what the stacked adapters of up to three layers make of `x` to their base products. Layers without a stack keep
-/// theirs.
-pub(crate) fn add_stacked<const N: usize>(
-    x: &Tensor<2>,
-    bases: [Tensor<2>; N],
-    stacks: [Option<&LoraStack>; N],
-    rows: &StackedRows,
-) -> [Tensor<2>; N] {
-    #[cfg(feature = "gpu")]
-    if device::on_gpu(x) {
-        return device::device_add_lora(x, bases, stacks, rows);
-    }
-    let mut stacks = stacks.into_iter();
-    bases.map(|y| match stacks.next().flatten() {
-        Some(stack) => naive::add_stacked(y, x.clone(), stack, rows),
-        None => y,
-    })
 }
 
 /// `x · wᵀ` with a constant `w`.
@@ -323,6 +223,22 @@ pub(crate) fn nf4_dequantize(w: Nf4Operand<Dispatch>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_dequantize(w))
 }
 
+/// `tensor` as a constant of the autodiff graph that `other` belongs to, unchanged if there is none.
+pub(crate) fn constant_like<const D: usize, const E: usize>(
+    tensor: Tensor<D>,
+    other: &Tensor<E>,
+) -> Tensor<D> {
+    if tensor.is_autodiff() {
+        return tensor;
+    }
+    match other.gradient_checkpointing_strategy() {
+        Some(strategy) => tensor
+            .autodiff()
+            .with_gradient_checkpointing_strategy(strategy),
+        None => tensor,
+    }
+}
+
 fn check_inner(op: &str, left: usize, right: usize) {
     assert_eq!(
         left, right,
@@ -332,7 +248,7 @@ fn check_inner(op: &str, left: usize, right: usize) {
 
 /// Forgets what this thread's kernels keep on devices between launches. Call it when a device has failed to compute
 /// something: what the failed kernels should have left there is missing.
-#[cfg(feature = "gpu")]
 pub fn forget_device_state() {
+    #[cfg(feature = "gpu")]
     cube::forget_counters();
 }

@@ -1,16 +1,17 @@
 //! The operations written with plain tensor operations of any backend: cast or dequantize the whole weight, multiply.
 //!
-//! GPU backends run these; on the CPU they are the reference that tests compare the kernels with. Nothing is read back
+//! They are the reference that tests compare the kernels with, and they run on devices without a kernel. Nothing is read back
 //! to the host.
 
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice, Tensor};
+use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice, Tensor, activation};
 
-use super::{AbsmaxOperand, Nf4Operand};
+use super::constant_like;
+use super::elementwise::Norm;
+use super::operand::{AbsmaxOperand, Nf4Operand, StackOperand};
 use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
-use crate::weight::constant_like;
 
 /// `x · wᵀ`, see [`super::dense_linear`].
 pub fn dense_linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
@@ -24,8 +25,8 @@ pub fn dense_linear_t<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> Floa
     B::float_matmul(dy, w)
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`, see `cpu_gated`.
-pub fn dense_gated<B: Backend>(
+/// `silu(x · gateᵀ) · (x · upᵀ)`, see `super::norm_swiglu`.
+pub fn dense_swiglu<B: Backend>(
     x: FloatTensor<B>,
     gate: FloatTensor<B>,
     up: FloatTensor<B>,
@@ -34,6 +35,18 @@ pub fn dense_gated<B: Backend>(
     let up = dense_linear::<B>(x, up);
     let silu = B::float_mul(gate.clone(), B::sigmoid(gate));
     B::float_mul(silu, up)
+}
+
+/// See [`super::rms_norm`].
+pub fn rms_norm(x: Tensor<2>, norm: Norm<'_>) -> Tensor<2> {
+    let mean_square = (x.clone() * x.clone()).mean_dim(1); // [rows, 1]
+    let inv_rms = (mean_square + norm.eps).sqrt().recip(); // [rows, 1]
+    x * inv_rms * norm.weight.clone().unsqueeze() // [rows, dim]
+}
+
+/// See [`super::swiglu`].
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    activation::silu(gate) * up
 }
 
 /// `x · wᵀ`, see `nf4_linear`.
@@ -150,26 +163,42 @@ fn cast<B: Backend>(w: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
 ///
 /// # Shapes
 ///
-/// `y [rows, out]`, `x [rows, in]` → `[rows, out]`
-pub(crate) fn add_stacked(
-    y: Tensor<2>,
-    x: Tensor<2>,
-    stack: &crate::lora_stack::LoraStack,
-    rows: &crate::adapter_selection::StackedRows,
-) -> Tensor<2> {
-    let [num_rows, inner] = x.dims();
-    let (rank, outer, num_slots) = (stack.rank, y.dims()[1], stack.num_slots);
-    let slots = rows.slots.clone().narrow(0, rows.at, num_rows); // [rows]
-    let known = slots.clone().clamp(0, num_slots as i64 - 1);
-    let has_adapter = slots.equal(known.clone()).float().cast(DType::F32); // [rows]
-    let slots = known;
-    let a = stack.a.clone().cast(DType::F32);
-    let a = a.reshape([num_slots, rank, inner]).select(0, slots.clone()); // [rows, r, in]
-    let b = stack.b.clone().narrow(0, 0, outer * num_slots * rank);
-    let b = b.cast(DType::F32).reshape([outer, num_slots, rank]);
-    let b = b.select(1, slots); // [out, rows, r]
-    let x = x.cast(DType::F32).reshape([num_rows, 1, inner]);
-    let h = (a * x).sum_dim(2).reshape([1, num_rows, rank]);
-    let sum = (b * h).sum_dim(2).reshape([outer, num_rows]).transpose(); // [rows, out]
-    y + sum * has_adapter.reshape([num_rows, 1])
+/// `y [rows, n]` f32, `x [rows, k]` → `[rows, n]`
+pub(crate) fn add_stacked<B: Backend>(
+    y: FloatTensor<B>,
+    x: FloatTensor<B>,
+    stack: StackOperand<B>,
+) -> FloatTensor<B> {
+    let StackOperand {
+        a,
+        b,
+        rank,
+        num_slots,
+        slots,
+        at,
+    } = stack;
+    let ([rows, k], [_, n]) = (x.shape().dims(), y.shape().dims::<2>());
+    let slots = B::int_slice(slots, &[Slice::from(at..at + rows)]); // [rows]
+    let last = Scalar::from(num_slots as i32 - 1);
+    let known = B::int_clamp(slots.clone(), Scalar::from(0), last); // [rows]
+    // 0 for a row with an adapter, 1 without.
+    let distance = B::int_abs(B::int_sub(slots, known.clone()));
+    let distance = B::int_clamp(distance, Scalar::from(0), Scalar::from(1));
+    let distance = B::int_into_float(distance, FloatDType::F32); // [rows]
+    let has_adapter = B::float_add_scalar(B::float_neg(distance), Scalar::from(1)); // [rows]
+
+    let a = cast::<B>(a, DType::F32);
+    let a = B::float_reshape(a, Shape::new([num_slots, rank, k]));
+    let a = B::float_select(a, 0, known.clone()); // [rows, rank, k]
+    let x = B::float_reshape(cast::<B>(x, DType::F32), Shape::new([rows, 1, k]));
+    let h = B::float_sum_dim(B::float_mul(a, x), 2); // [rows, rank, 1]
+    let h = B::float_reshape(h, Shape::new([1, rows, rank]));
+
+    let b = B::float_slice(b, &[Slice::from(0..n * num_slots * rank)]);
+    let b = B::float_reshape(cast::<B>(b, DType::F32), Shape::new([n, num_slots, rank]));
+    let b = B::float_select(b, 1, known); // [n, rows, rank]
+    let sum = B::float_sum_dim(B::float_mul(b, h), 2); // [n, rows, 1]
+    let sum = B::float_transpose(B::float_reshape(sum, Shape::new([n, rows]))); // [rows, n]
+    let has_adapter = B::float_reshape(has_adapter, Shape::new([rows, 1]));
+    B::float_add(y, B::float_mul(sum, has_adapter))
 }

@@ -1,9 +1,12 @@
 //! Products with stacked adapters.
 
 use burn::tensor::{DType, Device, Tensor};
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, LoraWeights, StackedRows};
+use lora_4bit::{
+    AdapterSelection, ComputeDtype, Linear, LoraWeights, StackedRows, linear_residual, norm_qkv,
+    norm_swiglu,
+};
 
-use crate::{assert_close, gpu, layer, random, to};
+use crate::{assert_close, gpu, layer, norm, normalised, random, signs, to};
 
 /// Adapters of several ranks in some slots, on the layer's both sides.
 fn add_adapters([cpu, on_gpu]: &mut [Linear; 2], ranks: &[(usize, usize)], gpu: &Device) {
@@ -26,7 +29,7 @@ fn add_adapters([cpu, on_gpu]: &mut [Linear; 2], ranks: &[(usize, usize)], gpu: 
             linear.set_adapter(slot, Some(weights));
         }
     }
-    on_gpu.stack_adapters();
+    let _ = on_gpu.stack_adapters();
 }
 
 /// Compares layers with stacked adapters with those on the CPU, for rows with all kinds of slots: of one, of none, of another
@@ -59,29 +62,28 @@ fn check_stacked(k: usize, rows: usize, compute: ComputeDtype, gpu: &Device) {
     let mut one = rounded([72, k], true);
     add_adapters(&mut one, &[(0, 4), (2, 17)], gpu);
     let expected = residual.clone() + one[0].forward(x.clone(), &adapters);
-    let found = one[1].forward_onto(to(&residual, gpu), on_gpu.clone(), &stacked);
+    let found = linear_residual(to(&residual, gpu), on_gpu.clone(), &one[1], &stacked);
     assert_close(found, expected, tolerance);
 
+    let (x, weight) = signs([rows, k], dtype);
+    let normed = normalised(&x, &weight); // [rows, k]
+    let (on_gpu, weight) = (to(&x, gpu), to(&weight, gpu));
     let mut layers = [128, 32, 64].map(|n| rounded([n, k], true));
     add_adapters(&mut layers[0], &[(2, 8), (1, 3)], gpu);
     add_adapters(&mut layers[2], &[(0, 16), (3, 40)], gpu);
     let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-    let found = Linear::forward_three(fused, &on_gpu, None, &stacked);
-    assert!(
-        found.is_some() || dtype == DType::BF16,
-        "{rows} rows at once"
-    );
-    for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
-        assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+    let found = norm_qkv(&on_gpu, norm(&weight), fused, &stacked);
+    for ([cpu, _], found) in layers.iter().zip(found) {
+        assert_close(found, cpu.forward(normed.clone(), &adapters), tolerance);
     }
 
     // Of another three the first has none.
     let mut layers = [64, 32, 128].map(|n| rounded([n, k], false));
     add_adapters(&mut layers[1], &[(1, 8)], gpu);
     let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-    let found = Linear::forward_three(fused, &on_gpu, None, &stacked);
-    for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
-        assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+    let found = norm_qkv(&on_gpu, norm(&weight), fused, &stacked);
+    for ([cpu, _], found) in layers.iter().zip(found) {
+        assert_close(found, cpu.forward(normed.clone(), &adapters), tolerance);
     }
 
     let all: &[(usize, usize)] = &[(1, 8), (2, 4)];
@@ -89,14 +91,10 @@ fn check_stacked(k: usize, rows: usize, compute: ComputeDtype, gpu: &Device) {
         let [mut gate, mut up] = [0, 1].map(|_| rounded([600, k], false));
         add_adapters(&mut gate, gate_ranks, gpu);
         add_adapters(&mut up, up_ranks, gpu);
-        let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &stacked);
-        let both = !gate_ranks.is_empty() && !up_ranks.is_empty();
-        let is_fused = dtype == DType::F32 && k.is_multiple_of(8) && both;
-        assert!(found.is_some() || !is_fused, "{rows} rows at once");
-        let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
+        let found = norm_swiglu(&on_gpu, norm(&weight), [&gate[1], &up[1]], &stacked);
+        let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(normed.clone(), &adapters));
         let expected = burn::tensor::activation::silu(g) * u;
         let scale = expected.clone().abs() + k as f32;
-        let Some(found) = found else { continue };
         let found = to(&found.cast(DType::F32), &Device::flex());
         let part = if dtype == DType::BF16 { 5e-2 } else { 1e-3 };
         assert_close(found / scale.clone(), expected / scale, part);

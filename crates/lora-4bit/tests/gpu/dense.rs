@@ -2,9 +2,9 @@
 
 use burn::tensor::DType;
 use lora_4bit::kernels::dense_linear;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Norm};
+use lora_4bit::{AdapterSelection, ComputeDtype, linear_residual, norm_qkv, norm_swiglu};
 
-use crate::{assert_close, gated_by_cpu, gpu, has_cores, layer, random, rms_norm, to};
+use crate::{assert_close, gated_by_cpu, gpu, layer, norm, normalised, random, signs, to};
 
 #[test]
 fn dense_products_equal_those_of_the_cpu() {
@@ -63,42 +63,26 @@ fn fused_layers_equal_single_operations() {
                 let residual = random([m, 70]);
                 let [cpu, fused] = layer([70, k], has_bias, dtype, &gpu);
                 let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
-                let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
+                let found = linear_residual(to(&residual, &gpu), on_gpu.clone(), &fused, &adapters);
                 assert_close(found, expected, tolerance);
             }
 
+            let weight = random([1, k]).reshape([k]); // [k]
+            let normed = normalised(&x, &weight); // [m, k]
+            let weight = to(&weight, &gpu);
             let layers = [[129, k], [33, k], [64, k]].map(|shape| layer(shape, true, dtype, &gpu));
             let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-            let found = Linear::forward_three(fused, &on_gpu, None, &adapters).expect("a GPU");
+            let found = norm_qkv(&on_gpu, norm(&weight), fused, &adapters);
             for ([cpu, _], found) in layers.iter().zip(found) {
-                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
-            }
-
-            // With a norm in front.
-            let (weight, eps) = (random([1, k]).reshape([k]), 1e-6);
-            let normed = rms_norm(&x, &weight, eps); // [m, k]
-            let weight = to(&weight, &gpu);
-            let norm = Some(Norm {
-                weight: &weight,
-                eps,
-            });
-            let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-            let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
-            assert_eq!(found.is_some(), m == 1, "{m} rows");
-            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
                 let expected = cpu.forward(normed.clone(), &adapters);
                 assert_close(found, expected, 3.0 * tolerance);
             }
 
             let [gate, up] = [0, 1].map(|_| layer([77, k], false, dtype, &gpu));
-            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
+            let found = norm_swiglu(&on_gpu, norm(&weight), [&gate[1], &up[1]], &adapters);
             // Values go up to some hundreds.
             let tolerance = 100.0 * tolerance;
-            assert_close(
-                found.expect("a GPU"),
-                gated_by_cpu(&gate, &up, &x),
-                tolerance,
-            );
+            assert_close(found, gated_by_cpu(&gate, &up, &normed), tolerance);
         }
     }
 }
@@ -124,31 +108,24 @@ fn fused_layers_of_rounded_factors_equal_single_operations() {
             let residual = random([m, 70]);
             let [cpu, fused] = rounded([70, k], true);
             let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
-            let found = fused.forward_onto(to(&residual, &gpu), on_gpu.clone(), &adapters);
+            let found = linear_residual(to(&residual, &gpu), on_gpu.clone(), &fused, &adapters);
             assert_close(found, expected, tolerance);
 
+            let (x, weight) = signs([m, k], DType::BF16);
+            let normed = normalised(&x, &weight); // [m, k]
+            let (on_gpu, weight) = (to(&x, &gpu), to(&weight, &gpu));
             let layers = [[130, k], [34, k], [64, k]].map(|shape| rounded(shape, true));
             let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-            let found = Linear::forward_three(fused, &on_gpu, None, &adapters);
-            assert!(
-                found.is_some() || !has_cores(&gpu),
-                "{m} rows in one launch"
-            );
-            for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
-                assert_close(found, cpu.forward(x.clone(), &adapters), tolerance);
+            let found = norm_qkv(&on_gpu, norm(&weight), fused, &adapters);
+            for ([cpu, _], found) in layers.iter().zip(found) {
+                assert_close(found, cpu.forward(normed.clone(), &adapters), tolerance);
             }
 
             let [gate, up] = [0, 1].map(|_| rounded([78, k], false));
-            let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, None, &adapters);
-            let [g, u] = [gate, up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters));
-            let expected = burn::tensor::activation::silu(g) * u; // [m, 78]
+            let found = norm_swiglu(&on_gpu, norm(&weight), [&gate[1], &up[1]], &adapters);
+            let expected = gated_by_cpu(&gate, &up, &normed); // [m, 78]
             // The result is rounded to 8 bits; the factor is compared, so that large values don't hide small ones.
             let scale = expected.clone().abs() + 1.0;
-            assert!(
-                found.is_some() || !has_cores(&gpu),
-                "{m} rows in one launch"
-            );
-            let Some(found) = found else { continue };
             let found = to(&found.cast(DType::F32), &expected.device());
             assert_close(found / scale.clone(), expected / scale, 1e-2);
         }

@@ -4,7 +4,7 @@
 #![cfg(feature = "gpu")]
 
 use burn::tensor::{DType, Device, DeviceType, Distribution, Tensor};
-use lora_4bit::{AdapterSelection, Linear, Weight};
+use lora_4bit::{AdapterSelection, Linear, Norm, Weight};
 
 mod adapters;
 mod dense;
@@ -21,17 +21,6 @@ fn gpu() -> Device {
     ];
     let mut devices = types.iter().cloned().flat_map(Device::enumerate);
     devices.next().expect("a CUDA or WebGPU device")
-}
-
-/// Whether the kernels for tensor cores run there.
-fn has_cores(gpu: &Device) -> bool {
-    #[cfg(feature = "cuda")]
-    return Device::enumerate(DeviceType::Cuda).contains(gpu);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = gpu;
-        false
-    }
 }
 
 fn random(shape: [usize; 2]) -> Tensor<2> {
@@ -62,10 +51,27 @@ fn layer([n, k]: [usize; 2], has_bias: bool, dtype: DType, gpu: &Device) -> [Lin
 }
 
 /// The norm in front of a layer, with tensor operations.
-fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
+fn normalised(x: &Tensor<2>, weight: &Tensor<1>) -> Tensor<2> {
     let mean_square = (x.clone() * x.clone()).mean_dim(1); // [m, 1]
     let weight: Tensor<2> = weight.clone().unsqueeze(); // [1, k]
-    x.clone() / (mean_square + eps).sqrt() * weight // [m, k]
+    x.clone() / (mean_square + EPS).sqrt() * weight // [m, k]
+}
+
+/// Epsilon of the norms: none, so that inputs of signs are normalised exactly.
+const EPS: f64 = 0.0;
+
+fn norm(weight: &Tensor<1>) -> Norm<'_> {
+    Norm { weight, eps: EPS }
+}
+
+/// An input whose norm is exact: 1 or -1, so that a normalised value is the norm's weight, which `dtype` holds. What a GPU
+/// rounds of it is then the same on the CPU.
+fn signs([m, k]: [usize; 2], dtype: DType) -> (Tensor<2>, Tensor<1>) {
+    let x = random([m, k]).sign(); // [m, k]
+    // Zero has no sign.
+    let x = x.clone() + (x.clone() * x - 1.0).abs();
+    let weight = random([1, k]).cast(dtype).cast(DType::F32).reshape([k]); // [k]
+    (x, weight)
 }
 
 /// The gated product with the layers on the CPU, by single operations.

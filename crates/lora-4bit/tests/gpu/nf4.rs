@@ -2,9 +2,12 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::nf4::Nf4Data;
-use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Norm, Weight};
+use lora_4bit::{
+    AdapterSelection, ComputeDtype, Linear, Nf4Weight, Weight, linear_residual, norm_qkv,
+    norm_swiglu,
+};
 
-use crate::{assert_close, gated_by_cpu, gpu, has_cores, random, rms_norm, to};
+use crate::{assert_close, gated_by_cpu, gpu, norm, normalised, random, to};
 
 /// A weight in NF4 on the CPU and the same on a GPU.
 fn nf4([n, k]: [usize; 2], double_quant: bool, gpu: &Device) -> [Weight; 2] {
@@ -76,10 +79,9 @@ fn check_fused_nf4(double_quant: bool, k: usize, m: usize, compute: ComputeDtype
     let layer = |n, has_bias| nf4_layer([n, k], has_bias, double_quant, compute, gpu);
     // The CPU is given what the GPU makes of `x`. Rounded weights have 8 bits; a product is off by up to a part in 200.
     let is_rounded = compute == ComputeDtype::Bf16;
-    let (dtype, part, most_rows, most_normed) = match is_rounded {
-        true if has_cores(gpu) => (DType::BF16, 6e-3, 32, 8),
-        true => (DType::BF16, 6e-3, 4, 4),
-        false => (DType::F32, 3e-5, 4, 4),
+    let (dtype, part) = match is_rounded {
+        true => (DType::BF16, 6e-3),
+        false => (DType::F32, 3e-5),
     };
     let tolerance = part * (k as f32).sqrt();
     let x = random([m, k]).cast(dtype); // [m, k]
@@ -89,39 +91,29 @@ fn check_fused_nf4(double_quant: bool, k: usize, m: usize, compute: ComputeDtype
     let [cpu, fused] = layer(70, true);
     let expected = residual.clone() + cpu.forward(x.clone(), &adapters);
     for on_gpu in [on_gpu.clone(), to(&x, gpu)] {
-        let found = fused.forward_onto(to(&residual, gpu), on_gpu, &adapters);
+        let found = linear_residual(to(&residual, gpu), on_gpu, &fused, &adapters);
         assert_close(found, expected.clone(), tolerance);
     }
 
     let weight = random([1, k]).reshape([k]); // [k]
-    let normed = rms_norm(&x, &weight, 1e-6); // [m, k]
-    let norm_weight = to(&weight, gpu);
-    let norm = Norm {
-        weight: &norm_weight,
-        eps: 1e-6,
-    };
+    let normed = normalised(&x, &weight); // [m, k]
+    let (on_gpu, weight) = (to(&x, gpu), to(&weight, gpu));
     let layers = [129, 33, 64].map(|n| layer(n, true));
-    let [gate, up] = [0, 1].map(|_| layer(77, false));
-    for (norm, x, most_rows) in [(None, &x, most_rows), (Some(norm), &normed, most_normed)] {
-        let is_fused = m <= most_rows;
-        let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
-        let found = Linear::forward_three(fused, &on_gpu, norm, &adapters);
-        assert!(found.is_some() || !is_fused, "{m} rows in one launch");
-        for ([cpu, _], found) in layers.iter().zip(found.into_iter().flatten()) {
-            assert_close(found, cpu.forward(x.clone(), &adapters), 3.0 * tolerance);
-        }
-        // What is normalised is rounded after that: twice the squared error.
-        let part = if norm.is_some() { 1.5 * part } else { part };
-        let found = Linear::forward_gated(&gate[1], &up[1], &on_gpu, norm, &adapters);
-        assert!(found.is_some() || !is_fused, "{m} rows in one launch");
-        let Some(found) = found else { continue };
-        // What a factor is off by is multiplied with the other one, and a rounded result has 8 bits.
-        let [g, u] = [&gate, &up].map(|[cpu, _]| cpu.forward(x.clone(), &adapters).abs());
-        let expected = gated_by_cpu(&gate, &up, x); // [m, 77]
-        let scale = expected.clone().abs() + (g + u + 1.0) * (k as f32).sqrt();
-        let found = to(&found.cast(DType::F32), &expected.device());
-        assert_close(found / scale.clone(), expected / scale, part);
+    let fused = layers.each_ref().map(|[_, on_gpu]| on_gpu);
+    let found = norm_qkv(&on_gpu, norm(&weight), fused, &adapters);
+    for ([cpu, _], found) in layers.iter().zip(found) {
+        let expected = cpu.forward(normed.clone(), &adapters);
+        assert_close(found, expected, 3.0 * tolerance);
     }
+    let [gate, up] = [0, 1].map(|_| layer(77, false));
+    let found = norm_swiglu(&on_gpu, norm(&weight), [&gate[1], &up[1]], &adapters);
+    // What a factor is off by is multiplied with the other one, and a rounded result has 8 bits.
+    let [g, u] = [&gate, &up].map(|[cpu, _]| cpu.forward(normed.clone(), &adapters).abs());
+    let expected = gated_by_cpu(&gate, &up, &normed); // [m, 77]
+    let scale = expected.clone().abs() + (g + u + 1.0) * (k as f32).sqrt();
+    let found = to(&found.cast(DType::F32), &expected.device());
+    // The normalised input is rounded, too: twice the squared error.
+    assert_close(found / scale.clone(), expected / scale, 1.5 * part);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::ModelOps;
-use crate::exp::exp;
+use lora_4bit::kernels::exp::exp;
+use lora_4bit::vectorized;
 
 /// Elements below which handing work to other threads costs more than it saves.
 const PARALLEL_FROM: usize = 16 * 1024;
@@ -47,55 +48,6 @@ fn contiguous(x: FlexTensor) -> FlexTensor {
     }
 }
 
-/// Defines a loop over rows twice: for the instruction set of the build, and for x86-64 with AVX2 and FMA, chosen at run
-/// time. Both are the same code, vectorised by the compiler.
-macro_rules! vectorized {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $body:block) => {
-        $(#[$doc])*
-        fn $name($($arg: $type),*) {
-            #[inline(always)]
-            fn body($($arg: $type),*) $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) {
-                    body($($arg),*);
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the CPU has both.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*);
-        }
-    };
-}
-
-vectorized! {
-    /// `row = row / rms(row) * weight`
-    fn normalize(row: &mut [f32], weight: &[f32], eps: f32) {
-        let inv_rms = inverse_rms(row, eps);
-        for (v, w) in row.iter_mut().zip(weight) {
-            *v = *v * inv_rms * w;
-        }
-    }
-}
-
-vectorized! {
-    /// Turns the gradient `dy` of a normalised row into that of `x`.
-    fn normalize_backward(x: &[f32], weight: &[f32], eps: f32, dy: &mut [f32]) {
-        let inv_rms = inverse_rms(x, eps);
-        for (d, w) in dy.iter_mut().zip(weight) {
-            *d *= w;
-        }
-        let slope = dot(x, dy) * inv_rms * inv_rms / x.len() as f32;
-        for (d, x) in dy.iter_mut().zip(x) {
-            *d = (*d - x * slope) * inv_rms;
-        }
-    }
-}
-
 vectorized! {
     /// Rotates the halves of each head by the angles of one token.
     fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
@@ -106,26 +58,6 @@ vectorized! {
                 let s = s * direction;
                 (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
             }
-        }
-    }
-}
-
-vectorized! {
-    /// `gate = silu(gate) * up`
-    fn gate_up(gate: &mut [f32], up: &[f32]) {
-        for (g, u) in gate.iter_mut().zip(up) {
-            *g = *g / (1.0 + exp(-*g)) * u;
-        }
-    }
-}
-
-vectorized! {
-    /// Turns `gate` and `up` into their gradients.
-    fn gate_up_backward(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
-        for ((g, u), d) in gate.iter_mut().zip(up).zip(dy) {
-            let sigmoid = 1.0 / (1.0 + exp(-*g));
-            let silu = *g * sigmoid;
-            (*g, *u) = (d * *u * (sigmoid + silu * (1.0 - sigmoid)), d * silu);
         }
     }
 }
@@ -149,27 +81,6 @@ vectorized! {
     }
 }
 
-#[inline(always)]
-fn inverse_rms(row: &[f32], eps: f32) -> f32 {
-    let mean_square = dot(row, row) / row.len() as f32;
-    1.0 / (mean_square + eps).sqrt()
-}
-
-/// `Σ a · b` with sixteen running sums, so that the compiler can vectorise it.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
-    let tail = a.remainder().iter().zip(b.remainder());
-    let tail: f32 = tail.map(|(a, b)| a * b).sum();
-    let mut sums = [0.0f32; 16];
-    for (a, b) in a.zip(b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum::<f32>() + tail
-}
-
 /// Replaces values by `e^(value - max)` and returns their sum.
 #[inline(always)]
 fn exp_sum(values: &mut [f32], max: f32) -> f32 {
@@ -189,40 +100,9 @@ fn exp_sum(values: &mut [f32], max: f32) -> f32 {
 }
 
 impl ModelOps for Flex {
-    fn fused_rms_norm(x: FlexTensor, weight: FlexTensor, eps: f64) -> FlexTensor {
-        let weight = contiguous(weight);
-        let weight = weight.storage::<f32>();
-        map_rows(x, weight.len(), |_, row| normalize(row, weight, eps as f32))
-    }
-
     fn fused_rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
         rotate(x, cos, sin, 1.0)
     }
-
-    fn fused_silu_mul(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
-        let up = contiguous(up);
-        let up = up.storage::<f32>();
-        // Elementwise: any row width does; this one splits evenly over threads.
-        let width = gate.layout().shape()[1];
-        map_rows(gate, width, |i, row| {
-            gate_up(row, &up[i * width..][..width])
-        })
-    }
-}
-
-/// The gradient of `x` from that of its norm.
-pub(super) fn rms_norm_backward(
-    x: FlexTensor,
-    weight: FlexTensor,
-    eps: f64,
-    dy: FlexTensor,
-) -> FlexTensor {
-    let (x, weight) = (contiguous(x), contiguous(weight));
-    let (x, weight) = (x.storage::<f32>(), weight.storage::<f32>());
-    let dim = weight.len();
-    map_rows(dy, dim, |i, dy| {
-        normalize_backward(&x[i * dim..][..dim], weight, eps as f32, dy);
-    })
 }
 
 /// Rotary embedding; with direction -1 the other way round, which is also its gradient.
@@ -240,22 +120,6 @@ pub(super) fn rotate(
         let angles = token * half..(token + 1) * half;
         rotate_heads(row, &cos[angles.clone()], &sin[angles], direction);
     })
-}
-
-/// The gradients of `gate` and `up` from that of `silu(gate) * up`.
-pub(super) fn silu_mul_backward(
-    gate: FlexTensor,
-    up: FlexTensor,
-    dy: FlexTensor,
-) -> [FlexTensor; 2] {
-    let (mut gate, mut up, dy) = (contiguous(gate), contiguous(up), contiguous(dy));
-    let width = gate.layout().shape()[1];
-    gate.storage_mut::<f32>()
-        .par_chunks_mut(width)
-        .zip(up.storage_mut::<f32>().par_chunks_mut(width))
-        .zip(dy.storage::<f32>().par_chunks(width))
-        .for_each(|((gate, up), dy)| gate_up_backward(gate, up, dy));
-    [gate, up]
 }
 
 /// See [`super::cross_entropy`]; `logits [rows, vocab]` become their gradient.

@@ -49,38 +49,6 @@ fn has_plane_operations(device: &Device) -> bool {
 }
 
 impl DeviceModelOps for Cube {
-    fn device_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        eps: f64,
-        dtype: DType,
-    ) -> FloatTensor<Self> {
-        let (x, weight) = (into_contiguous(x), into_contiguous(weight));
-        let [rows, dim] = x.meta.shape().dims();
-        let y = empty_of(&x, [rows, dim], dtype);
-        let vector = if dim.is_multiple_of(4) { 4 } else { 1 };
-        if rows > 0 {
-            // SAFETY: a cube for each row; units stay below `dim`.
-            unsafe {
-                rms_norm::launch_unchecked(
-                    &x.client.clone(),
-                    cubes(rows * UNITS),
-                    CubeDim::new_1d(UNITS as u32),
-                    vector,
-                    x.into_buffer_arg(),
-                    weight.into_buffer_arg(),
-                    y.clone().into_buffer_arg(),
-                    rows,
-                    dim as f32,
-                    eps as f32,
-                    dim / vector,
-                    dtype_to_elem_type(dtype),
-                );
-            }
-        }
-        y
-    }
-
     fn device_rotate_both(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -114,27 +82,6 @@ impl DeviceModelOps for Cube {
             }
         }
         (q_out, k_out)
-    }
-
-    fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (gate, up) = (into_contiguous(gate), into_contiguous(up));
-        let len = gate.meta.num_elements();
-        let y = empty(&gate);
-        if len > 0 {
-            // SAFETY: units stay below the number of elements.
-            unsafe {
-                silu_mul::launch_unchecked(
-                    &gate.client.clone(),
-                    cubes(len),
-                    CubeDim::new_1d(UNITS as u32),
-                    gate.into_buffer_arg(),
-                    up.into_buffer_arg(),
-                    y.clone().into_buffer_arg(),
-                    len,
-                );
-            }
-        }
-        y
     }
 
     fn device_begin(
@@ -290,65 +237,6 @@ fn cubes(units: usize) -> CubeCount {
 }
 
 #[cube(launch_unchecked)]
-fn rms_norm<Y: Float, N: Size>(
-    x: &[Vector<f32, N>],
-    weight: &[Vector<f32, N>],
-    y: &mut [Vector<Y, N>],
-    rows: usize,
-    dim: f32,
-    eps: f32,
-    #[comptime] vectors: usize,
-    #[define(Y)] _dtype: ElemType,
-) {
-    // A cube past the last row writes that one again.
-    let start = min(CUBE_POS, rows - 1) * vectors;
-    let unit = UNIT_POS as usize;
-    let loads = comptime!(vectors.div_ceil(UNITS));
-    let mut values = Array::<Vector<f32, N>>::new(loads);
-    let mut squares = Vector::<f32, N>::new(0.0);
-    #[unroll]
-    for load in 0..loads {
-        let i = load * UNITS + unit;
-        values[load] = Vector::new(0.0);
-        if i < vectors {
-            values[load] = x[start + i];
-        }
-        squares += values[load] * values[load];
-    }
-    let mut sum = 0.0f32;
-    #[unroll]
-    for i in 0..squares.vector_size() {
-        sum += squares.extract(i);
-    }
-    let factor = (sum_of_cube(sum) / dim + eps).inverse_sqrt();
-    #[unroll]
-    for load in 0..loads {
-        let i = load * UNITS + unit;
-        if i < vectors {
-            y[start + i] = Vector::cast_from(values[load] * Vector::new(factor) * weight[i]);
-        }
-    }
-}
-
-/// The sum over all units of a cube, for each of them.
-#[cube]
-fn sum_of_cube(value: f32) -> f32 {
-    // A plane has at least four units.
-    let mut sums = Shared::<[f32]>::new_slice(comptime!(UNITS / 4));
-    let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let sum = plane_sum(value);
-    if UNIT_POS_PLANE == 0 {
-        sums[(UNIT_POS / PLANE_DIM) as usize] = sum;
-    }
-    sync_cube();
-    let mut total = 0.0f32;
-    for plane in 0..planes {
-        total += sums[plane];
-    }
-    total
-}
-
-#[cube(launch_unchecked)]
 fn rotary(
     q: &[f32],
     k: &[f32],
@@ -387,12 +275,4 @@ fn rotate(x: &[f32], y: &mut [f32], at: usize, half: usize, cos: f32, sin: f32) 
     let (first, second) = (x[at], x[at + half]);
     y[at] = first * cos - second * sin;
     y[at + half] = second * cos + first * sin;
-}
-
-#[cube(launch_unchecked)]
-fn silu_mul(gate: &[f32], up: &[f32], y: &mut [f32], len: usize) {
-    if ABSOLUTE_POS < len {
-        let value = gate[ABSOLUTE_POS];
-        y[ABSOLUTE_POS] = value / (1.0 + (-value).exp()) * up[ABSOLUTE_POS];
-    }
 }

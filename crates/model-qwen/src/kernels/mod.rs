@@ -10,6 +10,7 @@ use burn::backend::{Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 #[cfg(feature = "gpu")]
 use cube::PendingWords;
+use lora_4bit::kernels::both;
 use tracing::trace_span;
 
 use crate::rotary::Rotary;
@@ -38,12 +39,6 @@ pub use choice::{
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait ModelOps: burn::backend::Backend {
-    /// `x / rms(x) * weight` per row: x `[rows, dim]`, weight `[dim]`, both f32.
-    fn fused_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        eps: f64,
-    ) -> FloatTensor<Self>;
     /// Rotates the halves of each head: x `[tokens, heads, head_dim]`, cos and sin
     /// `[tokens, 1, head_dim / 2]`, all f32.
     fn fused_rotary(
@@ -51,21 +46,12 @@ pub(crate) trait ModelOps: burn::backend::Backend {
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
-    /// `silu(gate) * up`, elementwise, f32.
-    fn fused_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// The same on a GPU, outside of autodiff graphs.
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait DeviceModelOps: burn::backend::Backend {
-    /// See [`ModelOps::fused_rms_norm`]; the result has the type `dtype`.
-    fn device_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        eps: f64,
-        dtype: DType,
-    ) -> FloatTensor<Self>;
     /// See [`ModelOps::fused_rotary`], for queries and keys.
     fn device_rotate_both(
         q: FloatTensor<Self>,
@@ -73,8 +59,6 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// See [`ModelOps::fused_silu_mul`].
-    fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     /// What a step starts with. Of `rows` tokens, which start at `tokens_at` in `step`, the rows of `weight [vocab, hidden]` in
     /// f32; -1, -2 and so on stand for the tokens in `chosen`. Then `scale` times the cosines and sines of the positions from
     /// `positions_at` on, times `inv_freq [half]`: both `[rows, 1, half]`.
@@ -250,19 +234,6 @@ pub(crate) fn is_plain_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// Both results. On the plain CPU backend the threads share the work of both, instead of waiting for each other after
-/// the first; a GPU queues what one thread sends it.
-pub(crate) fn both<const D: usize, A: Send, B: Send>(
-    x: &Tensor<D>,
-    a: impl FnOnce() -> A + Send,
-    b: impl FnOnce() -> B + Send,
-) -> (A, B) {
-    match is_plain_cpu(x) {
-        true => rayon::join(a, b),
-        false => (a(), b()),
-    }
-}
-
 /// Runs `step`; on the CPU, on a thread of rayon's pool.
 ///
 /// The kernels of a step split their work over that pool some hundred times. From a thread outside of it, each of these
@@ -273,32 +244,6 @@ pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R
         DispatchDevice::Flex(_) => rayon::scope(|_| step()),
         _ => step(),
     }
-}
-
-/// Root-mean-square normalisation (arXiv 1910.07467) over the last dimension.
-///
-/// # Shapes
-/// x `[rows, dim]`, weight `[dim]`; result `[rows, dim]`.
-pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
-    rms_norm_to(x, weight, eps, DType::F32)
-}
-
-/// [`rms_norm`] with a result of another type than f32.
-pub(crate) fn rms_norm_to(x: Tensor<2>, weight: &Tensor<1>, eps: f64, dtype: DType) -> Tensor<2> {
-    let _span = trace_span!("rms_norm").entered();
-    #[cfg(feature = "gpu")]
-    if cube::supports(&x) && cube::supports(weight) {
-        let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
-        return Tensor::from_dispatch(Dispatch::device_rms_norm(x, weight, eps, dtype));
-    }
-    if dtype != DType::F32 {
-        return rms_norm(x, weight, eps).cast(dtype);
-    }
-    if !is_fused(&x) || !is_fused(weight) || weight.is_tracked() {
-        return naive::rms_norm(x, weight, eps);
-    }
-    let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
-    Tensor::from_dispatch(Dispatch::fused_rms_norm(x, weight, eps))
 }
 
 /// Rotary embedding as Qwen applies it: dimension `i` is paired with `i + head_dim / 2`.
@@ -330,24 +275,6 @@ pub fn rotate_both(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor<3>, T
         || apply_rotary(q, rotary),
         || apply_rotary(k, rotary),
     )
-}
-
-/// The gate of the MLP: `silu(gate) * up`.
-///
-/// # Shapes
-/// All `[tokens, intermediate]`.
-pub fn silu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    let _span = trace_span!("silu_mul").entered();
-    #[cfg(feature = "gpu")]
-    if cube::supports(&gate) && cube::supports(&up) {
-        let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::device_silu_mul(gate, up));
-    }
-    if !is_fused(&gate) || !is_fused(&up) {
-        return naive::silu_mul(gate, up);
-    }
-    let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
-    Tensor::from_dispatch(Dispatch::fused_silu_mul(gate, up))
 }
 
 /// Summed cross-entropy of `targets`, one for each row of logits, and the gradient of `scale` times it.
@@ -409,19 +336,6 @@ mod tests {
     }
 
     #[test]
-    fn rms_norm_equals_its_twin() {
-        for rows in ROWS {
-            for dim in [2, 16, 61, 896] {
-                let (x, weight) = (random([rows, dim]), random([dim]));
-                check(
-                    rms_norm(x.clone(), &weight, 1e-6),
-                    naive::rms_norm(x, &weight, 1e-6),
-                );
-            }
-        }
-    }
-
-    #[test]
     fn rotary_equals_its_twin() {
         for tokens in ROWS {
             for (heads, head_dim) in [(1, 2), (5, 16), (14, 64)] {
@@ -438,19 +352,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn silu_mul_equals_its_twin() {
-        for rows in ROWS {
-            for width in [1, 96, 333] {
-                let (gate, up) = (random([rows, width]), random([rows, width]));
-                check(
-                    silu_mul(gate.clone(), up.clone()),
-                    naive::silu_mul(gate, up),
-                );
-            }
-        }
-    }
-
     /// The kernels of a GPU against the twins on the CPU.
     #[cfg(feature = "gpu")]
     #[test]
@@ -460,26 +361,6 @@ mod tests {
             Tensor::from_data(x.clone().into_data(), (device, x.dtype()))
         }
         for rows in ROWS {
-            for dim in [2, 61, 896] {
-                let (x, weight) = (random([rows, dim]), random([dim]));
-                let (on_gpu, gpu_weight) = (to(&x, &gpu), to(&weight, &gpu));
-                assert!(
-                    cube::supports(&on_gpu),
-                    "the device has no plane operations"
-                );
-                let y = rms_norm(on_gpu, &gpu_weight, 1e-6);
-                check(y, naive::rms_norm(x.clone(), &weight, 1e-6));
-                let up = random([rows, dim]);
-                let y = silu_mul(to(&x, &gpu), to(&up, &gpu));
-                check(y, naive::silu_mul(x.clone(), up));
-                let y = rms_norm_to(to(&x, &gpu), &gpu_weight, 1e-6, DType::F16);
-                let (y, exact) = (y.cast(DType::F32), naive::rms_norm(x, &weight, 1e-6));
-                let error = (y.into_data().iter::<f32>())
-                    .zip(exact.into_data().iter::<f32>())
-                    .map(|(a, b)| (a - b).abs() / b.abs().max(1.0))
-                    .fold(0.0, f32::max);
-                assert!(error < 1e-3, "rounded to 11 bits: {error}");
-            }
             let (q, k) = (random([rows, 5, 16]), random([rows, 2, 16]));
             let (cos, sin) = (random([rows, 1, 8]), random([rows, 1, 8]));
             let on_gpu = Rotary {
@@ -643,7 +524,11 @@ mod tests {
                 let on_cpu = |x: Tensor<2>| Tensor::<2>::from_data(x.into_data(), &Device::flex());
                 let norm = Tensor::<1>::from_data(norm.into_data(), &Device::flex());
                 let head = on_cpu(head.cast(DType::F32));
-                let logits = rms_norm(on_cpu(x), &norm, 1e-6).matmul(head.transpose());
+                let norm = lora_4bit::Norm {
+                    weight: &norm,
+                    eps: 1e-6,
+                };
+                let logits = lora_4bit::rms_norm(on_cpu(x), norm).matmul(head.transpose());
                 let logits = floats(logits.into_data());
                 for (row, (id, logits)) in chosen.iter().zip(logits.chunks(vocab)).enumerate() {
                     let found = logits[*id as usize];
@@ -661,25 +546,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn views_and_shared_tensors_are_left_alone() {
-        let whole = random([40, 64]);
-        let view = whole.clone().transpose().narrow(0, 5, 20); // [20, 40], neither contiguous nor at the start
-        let weight = random([40]);
-        check(
-            rms_norm(view.clone(), &weight, 1e-6),
-            naive::rms_norm(view.clone(), &weight, 1e-6),
-        );
-        check(
-            silu_mul(view.clone(), view.clone()),
-            naive::silu_mul(view.clone(), view),
-        );
-        let before = whole.clone();
-        let weight = random([64]);
-        let _ = rms_norm(whole.clone(), &weight, 1e-6);
-        check(whole, before);
     }
 
     #[test]
@@ -714,17 +580,6 @@ mod tests {
     #[test]
     fn gradients_equal_those_of_the_twins() {
         for rows in ROWS {
-            let weight = random([61]);
-            check_gradients(
-                [random([rows, 61])],
-                |[x]| rms_norm(x.clone(), &weight, 1e-6),
-                |[x]| naive::rms_norm(x.clone(), &weight, 1e-6),
-            );
-            check_gradients(
-                [random([rows, 96]), random([rows, 96])],
-                |[gate, up]| silu_mul(gate.clone(), up.clone()),
-                |[gate, up]| naive::silu_mul(gate.clone(), up.clone()),
-            );
             let rotary = Rotary {
                 cos: random([rows, 1, 8]),
                 sin: random([rows, 1, 8]),
@@ -735,14 +590,6 @@ mod tests {
                 |[x]| naive::apply_rotary(x.clone(), &rotary),
             );
         }
-    }
-
-    #[test]
-    fn a_norm_in_training_gets_a_gradient() {
-        let weight = random([8]).autodiff().require_grad();
-        let x = random([3, 8]).autodiff();
-        let gradients = rms_norm(x, &weight, 1e-6).sum().backward();
-        assert!(weight.grad(&gradients).is_some());
     }
 
     #[test]

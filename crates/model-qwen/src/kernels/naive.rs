@@ -1,16 +1,9 @@
 //! Plain twins of the fused operations: tensor ops only, differentiable, on every device.
 
-use burn::tensor::{DType, IndexingUpdateOp, Tensor, activation};
+use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
 use crate::model::token_tensor;
 use crate::rotary::Rotary;
-
-/// See [`super::rms_norm`].
-pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
-    let mean_square = (x.clone() * x.clone()).mean_dim(1); // [rows, 1]
-    let inv_rms = (mean_square + eps).sqrt().recip(); // [rows, 1]
-    x * inv_rms * weight.clone().unsqueeze() // [rows, dim]
-}
 
 /// See [`super::apply_rotary`].
 pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
@@ -21,11 +14,6 @@ pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
     let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
     let rotated_second = second * cos + first * sin;
     Tensor::cat(vec![rotated_first, rotated_second], 2) // [tokens, heads, head_dim]
-}
-
-/// See [`super::silu_mul`].
-pub fn silu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    activation::silu(gate) * up
 }
 
 /// See [`super::cross_entropy`].

@@ -60,7 +60,11 @@ fn maximum(logits: &[f32]) -> f32 {
 /// e^x for x <= 0; 0 below -87.
 #[inline]
 pub(super) fn exp(x: f32) -> f32 {
-    if x < -87.0 { 0.0 } else { crate::exp::exp(x) }
+    if x < -87.0 {
+        0.0
+    } else {
+        lora_4bit::kernels::exp::exp(x)
+    }
 }
 
 /// Sum of exp((logit - max) * scale), in f32 lanes.

@@ -6,9 +6,8 @@ use rayon::prelude::*;
 
 use super::ProductShape;
 use super::aligned::Aligned;
-use super::nf4::Nf4Matrix;
 use super::simd::ints::{IntKernels, IntRows};
-use super::simd::{Element, Kernels, Order, Output};
+use super::simd::{Element, Kernels, Nf4Rows, Order, Output};
 use crate::nf4::BLOCK_SIZE;
 
 /// Bytes of a tile in f32: about half of a second-level cache.
@@ -56,13 +55,7 @@ pub(super) fn dense<E: Element>(
 }
 
 /// `y = x · wᵀ` with `w` in NF4: `x [m, k]`, `w [n, k]`, `y [m, n]`.
-pub(super) fn nf4(
-    kernels: &Kernels,
-    x: &[f32],
-    w: &Nf4Matrix<'_>,
-    shape: ProductShape,
-    y: *mut f32,
-) {
+pub(super) fn nf4(kernels: &Kernels, x: &[f32], w: Nf4Rows<'_>, shape: ProductShape, y: *mut f32) {
     let k = shape.inner;
     let whole_blocks = k.is_multiple_of(BLOCK_SIZE);
     let split; // [m, k]
@@ -81,7 +74,7 @@ pub(super) fn nf4(
             unsafe {
                 if whole_blocks && shape.m <= MAX_NF4_DIRECT_ROWS {
                     let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
-                    (kernels.dot_nf4)(x, w.rows(blocks), k, y);
+                    (kernels.dot_nf4)(x, w.blocks(blocks), k, y);
                 } else {
                     let wide = scratch.room(rows.len() * k);
                     w.unpack(rows.start * k..rows.end * k, order, kernels, wide);
@@ -96,12 +89,12 @@ pub(super) fn nf4(
 pub(super) fn nf4_ints(
     kernels: &IntKernels,
     x: &[f32],
-    w: &Nf4Matrix<'_>,
+    w: Nf4Rows<'_>,
     shape: ProductShape,
     y: *mut f32,
 ) {
     let k = shape.inner;
-    let x = IntRows::new(kernels, x, k, w.map());
+    let x = IntRows::new(kernels, x, k, w.map);
     let tiles = Tiles {
         max_direct: kernels.max_direct_rows,
         max_values: kernels.max_values,
@@ -110,7 +103,7 @@ pub(super) fn nf4_ints(
     for_each_tile(shape, tiles, y, |rows, scratch, y| {
         let blocks = rows.start * k / BLOCK_SIZE..rows.end * k / BLOCK_SIZE;
         // SAFETY: `kernels` fits the CPU; `y` has `m` rows, and these columns belong to this tile.
-        unsafe { (kernels.dot)(&x, w.rows(blocks), y, scratch) }
+        unsafe { (kernels.dot)(&x, w.blocks(blocks), y, scratch) }
     });
 }
 

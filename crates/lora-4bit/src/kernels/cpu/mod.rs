@@ -1,4 +1,4 @@
-//! Kernels of burn's flex backend.
+//! Kernels of Burn's flex backend. [`Plan`] says which one computes a product.
 //!
 //! Weights are read as they are stored, a tile at a time, and never copied whole: bf16 and f16 are widened in registers
 //! or, when a tile serves many rows of `x`, in a scratch buffer that fits the cache; NF4 codes are looked up in a table
@@ -10,9 +10,11 @@
 //! - `pairs`: both with bf16 factors; `forward` has one with NF4 and integers,
 //! - `tiles`: `x · wᵀ` with AMX and a bf16 weight,
 //! - `nf4`: ranges of an NF4 weight,
+//! - `elementwise`: RMSNorm and SwiGLU,
 //! - `simd`: the inner loops for AVX-512, AVX2, NEON and any other CPU.
 
 mod aligned;
+pub(super) mod elementwise;
 mod forward;
 mod lora;
 mod nf4;
@@ -26,18 +28,61 @@ mod transposed;
 
 pub(super) use self::lora::LoraState;
 
-use burn::backend::Flex;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{Bytes, DType, Shape};
+use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
+use burn::tensor::{Bytes, DType, Shape, Tensor};
 use half::{bf16, f16};
 
-use self::nf4::Nf4Matrix;
 use self::simd::ints::IntKernels;
 use self::simd::pairs::PairKernels;
-use self::simd::{Element, Kernels};
-use super::{ComputeDtype, GatedOps, LinearOps, Nf4Operand, naive};
-use crate::nf4::BLOCK_SIZE;
+use self::simd::{Element, Kernels, Nf4Rows};
+use super::operand::{LayerOperand, Maybe, MaybeStack, Nf4Operand, WeightOperand};
+use super::plan::{CpuFeatures, Features, Operation, Plan, Product, WeightFormat};
+use super::{ComputeDtype, LinearOps, naive};
+
+/// Whether a tensor is computed on the CPU outside of any autodiff graph, by whichever thread asks for it.
+pub(super) fn is_plain<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Whether the kernels with gradients take a tensor: on the CPU, f32. It may be part of an autodiff graph.
+pub(super) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
+    let device = x.device().without_autodiff();
+    x.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// What this CPU can do.
+pub(super) fn features() -> CpuFeatures {
+    CpuFeatures {
+        min_integer_rows: IntKernels::min_rows(),
+        bf16_pairs: PairKernels::get().is_some(),
+        #[cfg(target_arch = "x86_64")]
+        amx: tiles::are_available(),
+        #[cfg(not(target_arch = "x86_64"))]
+        amx: false,
+    }
+}
+
+/// How this CPU computes a product.
+fn plan(
+    operation: Operation,
+    rows: usize,
+    [n, k]: [usize; 2],
+    weight: WeightFormat,
+    compute: ComputeDtype,
+) -> Plan {
+    let product = Product {
+        operation,
+        rows,
+        n,
+        k,
+        weight,
+        input: DType::F32,
+        compute,
+    };
+    Plan::choose(&product, &Features::Cpu(features()))
+}
 
 impl LinearOps for Flex {
     fn dense_linear(
@@ -77,26 +122,28 @@ impl LinearOps for Flex {
         w: Nf4Operand<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        let (Some(x), Some(matrix)) = (activations(&x), Nf4Matrix::new(&w)) else {
+        let (Some(x), Some(rows)) = (activations(&x), Nf4Rows::new(&w)) else {
             return naive::nf4_linear::<Self>(x, w);
         };
         product(&x, w.shape[0], |x, shape, y| {
             let kernels = Kernels::get();
-            match pair_kernels(shape, compute) {
-                Some(pairs) => {
-                    let k = shape.inner;
+            let format = WeightFormat::Nf4;
+            match plan(Operation::Forward, shape.m, w.shape, format, compute) {
+                Plan::CpuBf16Pairs => {
+                    let pairs = there(PairKernels::get());
                     let w = pairs::Nf4 {
                         kernels,
                         pairs,
-                        matrix: &matrix,
-                        k,
+                        rows,
+                        k: shape.inner,
                     };
                     pairs::forward(pairs, x, &w, shape, y);
                 }
-                None => match int_kernels(shape, compute) {
-                    Some(kernels) => forward::nf4_ints(kernels, x, &matrix, shape, y),
-                    None => forward::nf4(kernels, x, &matrix, shape, y),
-                },
+                Plan::CpuIntegers => {
+                    let kernels = there(IntKernels::get(shape.m));
+                    forward::nf4_ints(kernels, x, rows, shape, y);
+                }
+                _ => forward::nf4(kernels, x, rows, shape, y),
             }
         })
     }
@@ -106,53 +153,90 @@ impl LinearOps for Flex {
         w: Nf4Operand<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        let (Some(dy), Some(matrix)) = (activations(&dy), Nf4Matrix::new(&w)) else {
+        let (Some(dy), Some(rows)) = (activations(&dy), Nf4Rows::new(&w)) else {
             return naive::nf4_linear_t::<Self>(dy, w);
         };
         product(&dy, w.shape[1], |dy, shape, dx| {
             let kernels = Kernels::get();
-            match pair_kernels(shape, compute) {
-                Some(pairs) => {
-                    let k = shape.columns;
+            let format = WeightFormat::Nf4;
+            match plan(Operation::Transposed, shape.m, w.shape, format, compute) {
+                Plan::CpuBf16Pairs => {
+                    let pairs = there(PairKernels::get());
                     let w = pairs::Nf4 {
                         kernels,
                         pairs,
-                        matrix: &matrix,
-                        k,
+                        rows,
+                        k: shape.columns,
                     };
                     pairs::transposed(pairs, dy, &w, shape, dx);
                 }
-                None => transposed::nf4(kernels, dy, &matrix, shape, dx),
+                _ => transposed::nf4(kernels, dy, rows, shape, dx),
             }
         })
     }
 }
 
-/// Whether [`GatedOps`] has a kernel for `m` rows of `x` and weights `[n, k]` in bf16.
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(unused_variables, reason = "no such kernels")
-)]
-pub(super) fn gates(m: usize, [n, k]: [usize; 2], compute: ComputeDtype) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let shape = ProductShape {
-            m,
-            inner: k,
-            columns: n,
-        };
-        n > 0 && k > 0 && tiles::parts(shape, compute).is_some()
+/// What the plan asks for exists: its features say so.
+fn there<T>(kernels: Option<T>) -> T {
+    match kernels {
+        Some(kernels) => kernels,
+        None => unreachable!("a plan names loops that this CPU has"),
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
-impl GatedOps for Flex {
+/// The first half of an MLP in one pass, on the plain CPU backend.
+#[backend_extension(Flex)]
+pub(super) trait SwiGluOps: Backend {
+    /// `silu(x · gateᵀ) · (x · upᵀ)`: `[m, k]`, `[n, k]` twice → `[m, n]`.
+    fn dense_swiglu(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)`, if the plan has one kernel for it: neither product goes through memory by itself.
+///
+/// # Shapes
+///
+/// `x [m, k]`, weights `[n, k]` → `[m, n]`
+pub(super) fn swiglu_at_once(
+    x: &Tensor<2>,
+    [gate, up]: [&LayerOperand<Dispatch>; 2],
+    compute: ComputeDtype,
+) -> Option<Tensor<2>> {
+    let dense = |layer: &LayerOperand<Dispatch>| match layer {
+        LayerOperand {
+            weight: WeightOperand::Dense(weight),
+            bias: Maybe::None,
+            stack: MaybeStack::None,
+        } => Some(Tensor::<2>::from_dispatch(weight.clone())),
+        _ => None,
+    };
+    let (gate, up) = (dense(gate)?, dense(up)?);
+    let on_cpu = [x, &gate, &up].into_iter().all(is_plain);
+    if !on_cpu || x.dtype() != DType::F32 || gate.dtype() != up.dtype() || gate.dims() != up.dims()
+    {
+        return None;
+    }
+    let format = WeightFormat::dense(gate.dtype(), gate.dims()[1]);
+    match plan(Operation::SwiGlu, x.dims()[0], gate.dims(), format, compute) {
+        Plan::Separate => None,
+        _ => {
+            let [x, gate, up] = [x.clone(), gate, up].map(Tensor::into_dispatch);
+            let y = <Dispatch as SwiGluOps>::dense_swiglu(x, gate, up, compute);
+            Some(Tensor::from_dispatch(y))
+        }
+    }
+}
+
+impl SwiGluOps for Flex {
     #[cfg_attr(
         not(target_arch = "x86_64"),
         allow(unused_variables, reason = "no such kernels")
     )]
-    fn dense_gated(
+    fn dense_swiglu(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
@@ -161,19 +245,16 @@ impl GatedOps for Flex {
         #[cfg(target_arch = "x86_64")]
         if gate.dtype() == DType::BF16
             && up.dtype() == DType::BF16
+            && let Some(parts) = tiles::Parts::of(compute)
             && let (Some((x, gate)), Some((_, up))) = (operands(&x, &gate), operands(&x, &up))
         {
-            let ([m, inner], [columns, _]) =
-                (x.layout().shape().dims(), gate.layout().shape().dims::<2>());
-            let shape = ProductShape { m, inner, columns };
-            if let Some(parts) = tiles::parts(shape, compute) {
-                let weights = [gate.storage::<bf16>(), up.storage::<bf16>()];
-                return product(&x, columns, |x, shape, y| {
-                    tiles::gated(parts, x, weights, shape, y);
-                });
-            }
+            let columns = gate.layout().shape()[0];
+            let weights = [gate.storage::<bf16>(), up.storage::<bf16>()];
+            return product(&x, columns, |x, shape, y| {
+                tiles::gated(parts, x, weights, shape, y);
+            });
         }
-        naive::dense_gated::<Self>(x, gate, up)
+        naive::dense_swiglu::<Self>(x, gate, up)
     }
 }
 
@@ -184,16 +265,17 @@ fn forward_dense<E: Element>(
     compute: ComputeDtype,
     y: *mut f32,
 ) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(values) = E::as_bf16(values)
-        && let Some(parts) = tiles::parts(shape, compute)
-    {
-        return tiles::forward(parts, x, values, shape, y);
-    }
     let kernels = Kernels::get();
-    match pair_kernels(shape, compute) {
-        Some(pairs) => {
-            let k = shape.inner;
+    let (k, n) = (shape.inner, shape.columns);
+    let format = WeightFormat::dense(E::DTYPE, k);
+    match plan(Operation::Forward, shape.m, [n, k], format, compute) {
+        #[cfg(target_arch = "x86_64")]
+        Plan::CpuAmxExact | Plan::CpuAmxRounded => {
+            let (parts, values) = (tiles::Parts::of(compute), E::as_bf16(values));
+            tiles::forward(there(parts), x, there(values), shape, y);
+        }
+        Plan::CpuBf16Pairs => {
+            let pairs = there(PairKernels::get());
             let w = pairs::Dense {
                 kernels,
                 pairs,
@@ -202,7 +284,7 @@ fn forward_dense<E: Element>(
             };
             pairs::forward(pairs, x, &w, shape, y);
         }
-        None => forward::dense(kernels, x, values, shape, y),
+        _ => forward::dense(kernels, x, values, shape, y),
     }
 }
 
@@ -214,9 +296,11 @@ fn transposed_dense<E: Element>(
     dx: *mut f32,
 ) {
     let kernels = Kernels::get();
-    match pair_kernels(shape, compute) {
-        Some(pairs) => {
-            let k = shape.columns;
+    let (n, k) = (shape.inner, shape.columns);
+    let format = WeightFormat::dense(E::DTYPE, k);
+    match plan(Operation::Transposed, shape.m, [n, k], format, compute) {
+        Plan::CpuBf16Pairs => {
+            let pairs = there(PairKernels::get());
             let w = pairs::Dense {
                 kernels,
                 pairs,
@@ -225,20 +309,8 @@ fn transposed_dense<E: Element>(
             };
             pairs::transposed(pairs, dy, &w, shape, dx);
         }
-        None => transposed::dense(kernels, dy, values, shape, dx),
+        _ => transposed::dense(kernels, dy, values, shape, dx),
     }
-}
-
-/// The loops for bf16 factors, if they are wanted, exist, and pay.
-fn pair_kernels(shape: ProductShape, compute: ComputeDtype) -> Option<&'static PairKernels> {
-    let pays = compute == ComputeDtype::Bf16 && shape.m >= pairs::MIN_ROWS;
-    pays.then(PairKernels::get).flatten()
-}
-
-/// The loops for integers, if they are wanted, exist, and fit the blocks of a row.
-fn int_kernels(shape: ProductShape, compute: ComputeDtype) -> Option<&'static IntKernels> {
-    let fits = compute == ComputeDtype::Bits16 && shape.inner.is_multiple_of(BLOCK_SIZE);
-    fits.then(|| IntKernels::get(shape.m)).flatten()
 }
 
 /// The sizes of a product: `left [m, inner]`, `right [inner, columns]` → `[m, columns]`.

@@ -5,20 +5,11 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 
 use super::simd::{DoubleScales, Kernels, Nf4Rows, Order, Scales};
-use crate::kernels::{AbsmaxOperand, Nf4Operand};
+use crate::kernels::operand::{AbsmaxOperand, Nf4Operand};
 use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
 
-/// Slices of the tensors of an NF4 weight.
-pub(super) struct Nf4Matrix<'a> {
-    packed: &'a [u8],
-    map: &'a [f32; 16],
-    scales: Scales<'a>,
-    /// Number of values, `n * k`.
-    len: usize,
-}
-
-impl<'a> Nf4Matrix<'a> {
-    /// Views the tensors; `None` if one isn't contiguous or has another type than on upload.
+impl<'a> Nf4Rows<'a> {
+    /// The whole weight; `None` if a tensor isn't contiguous or has another type than on upload.
     pub(super) fn new(w: &'a Nf4Operand<burn::backend::Flex>) -> Option<Self> {
         let floats = |tensor: &'a FlexTensor| tensor.as_slice::<f32>();
         let scales = match &w.absmax {
@@ -40,18 +31,7 @@ impl<'a> Nf4Matrix<'a> {
             packed: w.packed.as_slice::<u8>()?,
             map: floats(&w.quant_map)?.try_into().ok()?,
             scales,
-            len: w.shape[0] * w.shape[1],
         })
-    }
-
-    /// The codes, two to a byte.
-    pub(super) fn packed(&self) -> &[u8] {
-        self.packed
-    }
-
-    /// The levels of the codes.
-    pub(super) fn map(&self) -> &[f32; 16] {
-        self.map
     }
 
     /// The scale of a block, in f32.
@@ -60,26 +40,26 @@ impl<'a> Nf4Matrix<'a> {
             Scales::Single(scales) => scales[block],
             Scales::Double(double) => {
                 let level = double.map[usize::from(double.codes[block])];
-                level * double.nested[block / NESTED_BLOCK_SIZE] + double.offset
+                level * double.nested[(double.first + block) / NESTED_BLOCK_SIZE] + double.offset
             }
         }
     }
 
     /// Some whole blocks.
-    pub(super) fn rows(&self, blocks: Range<usize>) -> Nf4Rows<'a> {
+    pub(super) fn blocks(&self, blocks: Range<usize>) -> Self {
         let packed = &self.packed[blocks.start * BLOCK_SIZE / 2..blocks.end * BLOCK_SIZE / 2];
         let scales = match self.scales {
             Scales::Single(scales) => Scales::Single(&scales[blocks]),
             Scales::Double(double) => {
-                assert!(blocks.end <= double.nested.len() * NESTED_BLOCK_SIZE);
+                assert!(double.first + blocks.end <= double.nested.len() * NESTED_BLOCK_SIZE);
                 Scales::Double(DoubleScales {
-                    first: blocks.start,
+                    first: double.first + blocks.start,
                     codes: &double.codes[blocks],
                     ..double
                 })
             }
         };
-        Nf4Rows {
+        Self {
             packed,
             scales,
             map: self.map,
@@ -96,7 +76,7 @@ impl<'a> Nf4Matrix<'a> {
         kernels: &Kernels,
         to: &mut [f32],
     ) {
-        debug_assert!(range.end <= self.len && to.len() == range.len());
+        debug_assert!(to.len() == range.len());
         let first = range.start.div_ceil(BLOCK_SIZE);
         let last = range.end / BLOCK_SIZE;
         if first >= last {
@@ -107,7 +87,7 @@ impl<'a> Nf4Matrix<'a> {
         self.unpack_each(range.start, head);
         self.unpack_each(last * BLOCK_SIZE, tail);
         // SAFETY: `kernels` fits the CPU; the slices hold the same number of whole blocks.
-        unsafe { (kernels.unpack)(self.rows(first..last), order, body) }
+        unsafe { (kernels.unpack)(self.blocks(first..last), order, body) }
     }
 
     fn unpack_each(&self, start: usize, to: &mut [f32]) {

@@ -8,14 +8,13 @@ use rayon::prelude::*;
 
 use super::ProductShape;
 use super::aligned::Aligned;
-use super::nf4::Nf4Matrix;
 use super::simd::pairs::{
     INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch, TILE,
 };
-use super::simd::{Element, Kernels, Order, Output, PANEL};
+use super::simd::{Element, Kernels, Nf4Rows, Order, Output, PANEL};
 
-/// Fewer rows don't pay for rearranging the weight.
-pub(super) const MIN_ROWS: usize = 32;
+/// The rows of a job are a multiple of this.
+const JOB_ROWS: usize = 32;
 
 /// Inner values of a panel: with 64 columns of bf16, 640 KiB, which a second-level cache of 1 MiB holds.
 const PANEL_INNER: usize = 5 * 1024;
@@ -106,14 +105,14 @@ impl<E: Element> Source for Dense<'_, E> {
 pub(super) struct Nf4<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) pairs: &'a PairKernels,
-    pub(super) matrix: &'a Nf4Matrix<'a>,
+    pub(super) rows: Nf4Rows<'a>,
     pub(super) k: usize,
 }
 
 impl Source for Nf4<'_> {
     fn prefetch(&self, rows: Range<usize>) -> Prefetch {
         let bytes = rows.start * self.k / 2..rows.end * self.k / 2;
-        Prefetch::new(&self.matrix.packed()[bytes])
+        Prefetch::new(&self.rows.packed[bytes])
     }
 
     fn part<'a>(
@@ -125,7 +124,7 @@ impl Source for Nf4<'_> {
         scratch.fill(self.pairs, [rows.len(), columns.len()], |row, to| {
             let start = (rows.start + row) * self.k + columns.start;
             let range = start..start + to.len();
-            self.matrix.unpack(range, Order::Natural, self.kernels, to);
+            self.rows.unpack(range, Order::Natural, self.kernels, to);
         })
     }
 }
@@ -233,7 +232,7 @@ fn for_each_panel(
     let num_panels = columns.div_ceil(PANEL);
     // Where there are few panels, threads share the rows of each.
     let splits = (2 * rayon::current_num_threads()).div_ceil(num_panels);
-    let job_rows = m.div_ceil(splits).next_multiple_of(MIN_ROWS);
+    let job_rows = m.div_ceil(splits).next_multiple_of(JOB_ROWS);
     let jobs = num_panels * m.div_ceil(job_rows);
     let run = |job: usize| {
         let mut scratch = SCRATCH.take();

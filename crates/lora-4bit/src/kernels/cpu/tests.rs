@@ -2,10 +2,9 @@
 
 use half::{bf16, f16};
 
-use super::nf4::Nf4Matrix;
 use super::simd::ints::{IntKernels, plain};
 use super::simd::pairs::PairKernels;
-use super::simd::{Element, InstructionSet, Kernels};
+use super::simd::{Element, InstructionSet, Kernels, Nf4Rows};
 use super::{ProductShape, forward, pairs, transposed};
 use crate::kernels::{AbsmaxOperand, Nf4Operand};
 use crate::nf4::{Absmax, Nf4Data};
@@ -44,12 +43,12 @@ fn nf4_kernels_equal_plain_sums() {
                 let data = Nf4Data::quantize(&random(n * k, 3), [n, k], DType::F32, double);
                 let w = data.dequantize();
                 let operand = operand(&data);
-                let matrix = Nf4Matrix::new(&operand).unwrap();
+                let rows = Nf4Rows::new(&operand).unwrap();
                 check(kernels, [m, n, k], &w, &mut |x, shape, y| {
-                    forward::nf4(kernels, x, &matrix, shape, y);
+                    forward::nf4(kernels, x, rows, shape, y);
                 });
                 check_t(kernels, [m, n, k], &w, &mut |dy, shape, dx| {
-                    transposed::nf4(kernels, dy, &matrix, shape, dx);
+                    transposed::nf4(kernels, dy, rows, shape, dx);
                 });
             }
         }
@@ -70,11 +69,11 @@ fn products_of_bf16_factors_equal_plain_sums() {
             let w = data.dequantize();
             let rounded: Vec<f32> = w.iter().copied().map(round).collect();
             let operand = operand(&data);
-            let matrix = &Nf4Matrix::new(&operand).unwrap();
+            let rows = Nf4Rows::new(&operand).unwrap();
             let source = pairs::Nf4 {
                 kernels,
                 pairs,
-                matrix,
+                rows,
                 k,
             };
             check_source(pairs, shape, &rounded, &source);
@@ -212,7 +211,7 @@ fn products_with_integers_equal_their_reference() {
             for double in [false, true] {
                 let data = Nf4Data::quantize(&random(n * k, 3), [n, k], DType::F32, double);
                 let operand = operand(&data);
-                let matrix = Nf4Matrix::new(&operand).unwrap();
+                let rows = Nf4Rows::new(&operand).unwrap();
                 let mut x = random(m * k, 1);
                 if m > 1 {
                     // One value that is much larger than all others of its row, and a block of zeros.
@@ -225,8 +224,8 @@ fn products_with_integers_equal_their_reference() {
                     inner: k,
                     columns: n,
                 };
-                forward::nf4_ints(kernels, &x, &matrix, shape, found.as_mut_ptr());
-                plain(&x, matrix.rows(0..n * k / 64), k, &mut expected);
+                forward::nf4_ints(kernels, &x, rows, shape, found.as_mut_ptr());
+                plain(&x, rows.blocks(0..n * k / 64), k, &mut expected);
                 assert_eq!(found, expected, "{:?} {m} {n} {k}", kernels.instruction_set);
                 // Far less than bf16 would lose.
                 let w = data.dequantize();
@@ -249,7 +248,7 @@ fn integers_stay_within_their_bits_and_what_is_not_finite_stays_so() {
             // All codes have the largest level.
             let data = Nf4Data::quantize(&vec![0.25; n * k], [n, k], DType::F32, false);
             let operand = operand(&data);
-            let matrix = Nf4Matrix::new(&operand).unwrap();
+            let rows = Nf4Rows::new(&operand).unwrap();
             let x = vec![value; k];
             let mut y = vec![0.0; n];
             let shape = ProductShape {
@@ -257,7 +256,7 @@ fn integers_stay_within_their_bits_and_what_is_not_finite_stays_so() {
                 inner: k,
                 columns: n,
             };
-            forward::nf4_ints(kernels, &x, &matrix, shape, y.as_mut_ptr());
+            forward::nf4_ints(kernels, &x, rows, shape, y.as_mut_ptr());
             let expected = value * 0.25 * k as f32;
             for y in &y {
                 let error = (y - expected).abs();
@@ -269,7 +268,7 @@ fn integers_stay_within_their_bits_and_what_is_not_finite_stays_so() {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = x.clone();
                 x[77] = bad;
-                forward::nf4_ints(kernels, &x, &matrix, shape, y.as_mut_ptr());
+                forward::nf4_ints(kernels, &x, rows, shape, y.as_mut_ptr());
                 assert!(y.iter().all(|y| y.is_nan()), "{y:?}");
             }
         }

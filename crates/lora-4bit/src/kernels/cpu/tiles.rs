@@ -38,9 +38,6 @@ const STREAMED_BYTES: usize = 128 << 10;
 /// Bytes of sums that are not complete, for each thread.
 const SUM_BYTES: usize = 4 << 20;
 
-/// Fewer rows of `x` are multiplied as fast without tiles: as fast as the weight is read.
-const MIN_ROWS: usize = 5;
-
 /// Of how many bf16 a value of `x` is the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parts {
@@ -50,15 +47,20 @@ pub(super) enum Parts {
     Three = 3,
 }
 
-/// How `x` is multiplied, if tiles are wanted, exist, fit, and pay.
-pub(super) fn parts(shape: ProductShape, compute: ComputeDtype) -> Option<Parts> {
-    let parts = match compute {
-        ComputeDtype::F32 => return None,
-        ComputeDtype::Bits16 => Parts::Three,
-        ComputeDtype::Bf16 => Parts::One,
-    };
-    let fit = shape.m >= MIN_ROWS && shape.inner.is_multiple_of(STEP);
-    (fit && InstructionSet::limit() >= InstructionSet::Amx && is_available()).then_some(parts)
+impl Parts {
+    /// How many terms the products of a compute type take; `None` if they use no tiles.
+    pub(super) fn of(compute: ComputeDtype) -> Option<Self> {
+        match compute {
+            ComputeDtype::F32 => None,
+            ComputeDtype::Bits16 => Some(Self::Three),
+            ComputeDtype::Bf16 => Some(Self::One),
+        }
+    }
+}
+
+/// Whether the CPU has tiles and `LORA_4BIT_SIMD` allows them.
+pub(super) fn are_available() -> bool {
+    InstructionSet::limit() >= InstructionSet::Amx && is_available()
 }
 
 /// Working memory.

@@ -3,8 +3,7 @@
 use rayon::prelude::*;
 
 use super::ProductShape;
-use super::nf4::Nf4Matrix;
-use super::simd::{Element, Kernels, Order, Output, PANEL, Rows};
+use super::simd::{Element, Kernels, Nf4Rows, Order, Output, PANEL, Rows};
 
 /// Rows of `w` in a panel: 64 KiB in f32.
 const PANEL_ROWS: usize = 256;
@@ -33,7 +32,7 @@ pub(super) fn dense<E: Element>(
 pub(super) fn nf4(
     kernels: &Kernels,
     dy: &[f32],
-    w: &Nf4Matrix<'_>,
+    w: Nf4Rows<'_>,
     shape: ProductShape,
     dx: *mut f32,
 ) {

@@ -4,20 +4,21 @@
 
 mod kernels;
 
+use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::features::features;
 use super::{UNITS, empty};
+use crate::kernels::operand::{STACK_RANKS as RANKS, StackOperand};
 
 /// Loads of a unit that are in flight together, at most.
 const MAX_UNROLL: usize = 8;
 /// Rows of `x`: as many cubes as a dimension holds everywhere.
 const MAX_ROWS: usize = 65_535;
-/// Ranks that are added up together; a stack's rank is a multiple of it.
-pub(crate) const RANKS: usize = crate::lora_stack::RANKS;
 
 /// How ranks are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,15 +44,15 @@ pub(super) struct Layer {
     pub(super) num_slots: usize,
 }
 
-impl Layer {
-    /// Whether the kernels can read the adapters.
-    pub(super) fn is_supported(&self, x: &CubeTensor) -> bool {
-        super::has_plane_operations(x)
-            && x.meta.shape()[0] <= MAX_ROWS
-            && x.meta.shape()[1].is_multiple_of(8)
-            && self.rank.is_multiple_of(RANKS)
-    }
+/// Whether the kernels can read adapters.
+pub(super) fn supports(x: &CubeTensor, stack: &StackOperand<Cube>) -> bool {
+    features(x).plane_operations
+        && x.meta.shape()[0] <= MAX_ROWS
+        && x.meta.shape()[1].is_multiple_of(8)
+        && stack.rank.is_multiple_of(RANKS)
+}
 
+impl Layer {
     fn columns(&self) -> usize {
         self.y.meta.shape()[1]
     }

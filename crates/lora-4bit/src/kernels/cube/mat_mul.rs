@@ -19,20 +19,12 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::ir::features::MmaConfig;
-use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::{StackOperand, empty};
+use super::super::operand::StackOperand;
+use super::super::tile::{CHUNKS, INNER, PLANE, Tile, VECTOR};
+use super::empty;
 
-/// Units of a plane.
-const PLANE: usize = 32;
-/// Values of 16 bits in a load.
-const VECTOR: usize = 8;
-/// Inner values of a step: a row of a tile then fills all banks of shared memory once.
-const INNER: usize = 64;
-/// Vectors of a row of a tile.
-const CHUNKS: usize = INNER / VECTOR;
 /// Cubes for each multiprocessor that keep it busy.
 const WANTED_CUBES: usize = 2;
 /// Steps that are worth a cube of their own.
@@ -55,65 +47,6 @@ const SHRINK_ARRIVED: usize = MAX_SPLIT_TILES;
 const READY: usize = SHRINK_ARRIVED + MAX_SHRINK_TILES;
 const READ: usize = READY + MAX_ROW_TILES;
 const NUM_COUNTERS: usize = READ + MAX_ROW_TILES;
-
-/// The part of the result that a cube computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tile {
-    rows: usize,
-    columns: usize,
-    /// Planes along the rows and along the columns.
-    planes: [usize; 2],
-    /// Steps that are in shared memory together.
-    stages: usize,
-}
-
-impl Tile {
-    const fn units(&self) -> usize {
-        self.planes[0] * self.planes[1] * PLANE
-    }
-
-    /// Blocks of 16 rows of a plane.
-    const fn row_blocks(&self) -> usize {
-        self.rows / self.planes[0] / 16
-    }
-
-    /// Blocks of 8 columns of a plane.
-    const fn column_blocks(&self) -> usize {
-        self.columns / self.planes[1] / 8
-    }
-
-    /// Sums of a unit, in pairs.
-    const fn pairs(&self) -> usize {
-        self.row_blocks() * self.column_blocks() * 2
-    }
-
-    /// Vectors of a step in shared memory.
-    const fn stage_len(&self) -> usize {
-        (self.rows + self.columns) * CHUNKS
-    }
-
-    /// Bytes of shared memory: the steps, a slot for each row, and two flags.
-    const fn num_bytes(&self) -> usize {
-        self.stage_len() * VECTOR * 2 * self.stages + self.rows * 4 + 8
-    }
-
-    /// For a product with `rows` rows of `x`.
-    fn of(rows: usize) -> Self {
-        let (rows, columns, planes, stages) = match rows {
-            0..=16 => (16, 64, [1, 4], 5),
-            17..=32 => (32, 64, [1, 4], 5),
-            33..=64 => (64, 64, [2, 2], 4),
-            65..=320 => (64, 128, [1, 4], 4),
-            _ => (128, 128, [2, 2], 3),
-        };
-        Self {
-            rows,
-            columns,
-            planes,
-            stages,
-        }
-    }
-}
 
 /// What a cube multiplies with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -138,53 +71,27 @@ struct Kind {
     is_seamless: bool,
 }
 
-/// Whether tensor cores multiply values of a type of 16 bits, with all that the kernels use besides.
-pub(super) fn has_cores(x: &CubeTensor, dtype: DType) -> bool {
-    let kind = match dtype {
-        DType::BF16 => FloatKind::BF16,
-        DType::F16 => FloatKind::F16,
-        _ => return false,
-    };
-    let config = MmaConfig {
-        a_type: ElemType::Float(kind),
-        b_type: ElemType::Float(kind),
-        cd_type: ElemType::Float(FloatKind::F32),
-        m: 16,
-        n: 8,
-        k: 16,
-    };
-    let (hardware, features) = (&x.client.properties().hardware, x.client.features());
-    features.matmul.mma.contains(&config)
-        && features.matmul.ldmatrix.contains(&ElemType::Float(kind))
-        && features.copy_async
-        && features.device_memory_scope
-        && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
-}
-
-/// Whether the kernel can multiply `x` with a weight of `shape`.
-pub(super) fn supports_shape(x: &CubeTensor, [n, k]: [usize; 2], dtype: DType) -> bool {
-    let shared = x.client.properties().hardware.max_shared_memory_size;
-    (x.dtype == DType::F32 || x.dtype == dtype)
-        && has_cores(x, dtype)
-        && Tile::of(x.meta.shape()[0]).num_bytes() <= shared
-        && k.is_multiple_of(INNER)
-        && n.is_multiple_of(2)
-}
-
-/// Whether the device has what the kernel uses, and the kernel can read these tensors.
-pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
-    supports_shape(x, w.meta.shape().dims(), w.dtype)
-        && !w.meta.is_tiled()
-        && w.meta.strides()[1] == 1
-        && w.meta.strides()[0].is_multiple_of(VECTOR)
-}
-
 /// A layer of a product.
 pub(super) struct Layer {
     /// `[n, k]`.
     pub(super) w: CubeTensor,
     pub(super) bias: Option<CubeTensor>,
     pub(super) stack: Option<StackOperand<Cube>>,
+}
+
+impl Layer {
+    /// Layers of these weights, biases and adapters.
+    pub(super) fn all<const N: usize>(
+        weights: [CubeTensor; N],
+        biases: [Option<CubeTensor>; N],
+        stacks: [Option<StackOperand<Cube>>; N],
+    ) -> [Self; N] {
+        let mut rest = biases.into_iter().zip(stacks);
+        weights.map(|w| {
+            let (bias, stack) = rest.next().unwrap_or_default();
+            Self { w, bias, stack }
+        })
+    }
 }
 
 /// Whether the kernel can add the adapters of layers to their products.
@@ -196,12 +103,6 @@ pub(super) fn supports_stacks(x: &CubeTensor, layers: &[&Layer]) -> bool {
                 && rows(x).div_ceil(Tile::of(rows(x)).rows) <= MAX_ROW_TILES
         })
     })
-}
-
-/// `x · wᵀ + bias + residual`: `x [m, k]`, `w [n, k]` → `[m, n]` f32.
-pub(super) fn product(x: CubeTensor, layer: Layer, residual: Option<CubeTensor>) -> CubeTensor {
-    let [y] = products(x, [layer], residual);
-    y
 }
 
 /// `x · wᵀ + bias` for up to three layers with weights of the same type and inner stride, and `+ residual` for one.

@@ -56,14 +56,6 @@ impl Shape {
     }
 }
 
-/// Whether [`products`] can read these tensors.
-pub(super) fn supports(x: &CubeTensor, w: &CubeTensor) -> bool {
-    x.dtype == DType::F32
-        && matches!(w.dtype, DType::F32 | DType::BF16 | DType::F16)
-        && !w.meta.is_tiled()
-        && w.meta.strides()[1] == 1
-}
-
 /// Root-mean-square normalisation of the rows of `x`.
 pub(super) struct Norm {
     /// `[k]`, f32.

@@ -14,24 +14,22 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::super::naive;
+use super::super::operand::{AbsmaxOperand, Nf4Operand};
+use super::super::plan::{CODES, NF4_MAT_VEC_SHARED};
 use super::mat_vec::{Norm, norm_args};
 use super::output::Outputs;
-use super::{AbsmaxOperand, Nf4Operand, UNITS, empty, naive};
+use super::{UNITS, empty};
 use crate::nf4::BLOCK_SIZE;
 
-/// Codes of a load.
-const CODES: usize = 16;
 /// Loads of the values that share a scale.
 const LOADS_PER_BLOCK: usize = BLOCK_SIZE / CODES;
 /// Loads of a unit that are in flight together, at most.
 const MAX_LOADS: usize = 12;
 /// Loads of a row at once, at most: each unit computes the scale of one block.
 const MAX_UNROLL: usize = LOADS_PER_BLOCK;
-/// Bytes of `x` in shared memory, at most, and of everything else there.
+/// Bytes of `x` in shared memory, at most.
 const MAX_STAGE: usize = 32 << 10;
-const OTHER_SHARED: usize = 7 << 10;
-/// Buffers of a kernel: five for each of three weights, nine more, and one for what CubeCL adds.
-const MIN_BINDINGS: u32 = 25;
 /// Levels of a code: one for each unit of a plane, so that all units read from banks of their own.
 const LANES: usize = 32;
 const LANES_BITS: u32 = LANES.trailing_zeros();
@@ -63,80 +61,8 @@ struct Kind {
     num_weights: usize,
 }
 
-/// Tensors of a weight as the kernels read them; those that it lacks are others of its own.
-#[derive(Clone)]
-struct Parts {
-    packed: CubeTensor,
-    levels: CubeTensor,
-    codes: CubeTensor,
-    map: CubeTensor,
-    absmax: CubeTensor,
-    offset: f32,
-}
-
-impl Parts {
-    fn of(weight: &Nf4Operand<Cube>) -> Self {
-        let (packed, levels) = (weight.packed.clone(), weight.quant_map.clone());
-        match &weight.absmax {
-            AbsmaxOperand::Single(absmax) => Self {
-                codes: packed.clone(),
-                map: levels.clone(),
-                packed,
-                levels,
-                absmax: absmax.clone(),
-                offset: 0.0,
-            },
-            AbsmaxOperand::Double {
-                codes,
-                map,
-                nested_absmax,
-                offset,
-            } => Self {
-                packed,
-                levels,
-                codes: codes.clone(),
-                map: map.clone(),
-                absmax: nested_absmax.clone(),
-                offset: *offset,
-            },
-        }
-    }
-
-    /// The arguments of up to three weights; those that there aren't are the first one.
-    fn of_three(weights: &[Nf4Operand<Cube>]) -> [weight::WeightLaunch; 3] {
-        std::array::from_fn(|i| Self::of(weights.get(i).unwrap_or(&weights[0])).launch())
-    }
-
-    /// The arguments of a launch.
-    fn launch(self) -> weight::WeightLaunch {
-        weight::WeightLaunch::new(
-            self.packed.into_buffer_arg(),
-            self.levels.into_buffer_arg(),
-            self.codes.into_buffer_arg(),
-            self.map.into_buffer_arg(),
-            self.absmax.into_buffer_arg(),
-            self.offset,
-        )
-    }
-}
-
 fn is_double(weight: &Nf4Operand<Cube>) -> bool {
     matches!(weight.absmax, AbsmaxOperand::Double { .. })
-}
-
-/// Whether [`products`] can read a weight.
-pub(super) fn supports(weight: &Nf4Operand<Cube>) -> bool {
-    let [n, k] = weight.shape;
-    let hardware = &weight.packed.client.properties().hardware;
-    let shared = OTHER_SHARED + 4 * CODES * super::MAX_NF4_ROWS * hardware.plane_size_max as usize;
-    weight.packed.dtype == DType::I32
-        && n > 0
-        && k > 0
-        && k.is_multiple_of(BLOCK_SIZE)
-        && hardware.max_bindings >= MIN_BINDINGS
-        && hardware.plane_size_min == hardware.plane_size_max
-        && (LOADS_PER_BLOCK as u32..=UNITS).contains(&hardware.plane_size_max)
-        && hardware.max_shared_memory_size >= shared
 }
 
 /// Whether one kernel takes all weights.
@@ -159,7 +85,11 @@ impl Kind {
             _ => (2, 1),
         };
         let mut planes = usize::min(planes, UNITS as usize / lanes);
-        let stage = MAX_STAGE.min(hardware.max_shared_memory_size.saturating_sub(OTHER_SHARED));
+        let stage = MAX_STAGE.min(
+            hardware
+                .max_shared_memory_size
+                .saturating_sub(NF4_MAT_VEC_SHARED),
+        );
         let segment = 4 * CODES * m * lanes;
         while planes > 1 && segment * planes > stage {
             planes /= 2;
@@ -242,7 +172,7 @@ pub(super) fn products<const N: usize>(
         let weight = weights.get(i);
         weight.map_or(0, |weight| weight.shape[0].div_ceil(kind.rows_per_cube()))
     };
-    let [w0, w1, w2] = Parts::of_three(&weights);
+    let [w0, w1, w2] = weight::launch_three(&weights);
     let [out0, out1, out2] = outputs.launch;
     // SAFETY: `k` codes of each row exist, and rows past the last are clamped to it.
     unsafe {
@@ -284,7 +214,6 @@ pub(super) fn gated(
     let mut kind = Kind::new(&x, &gate, 2 * n, true);
     kind.has_norm = norm.is_some();
     let (norm, eps) = norm_args(&x, norm);
-    let (gate, up) = (Parts::of(&gate), Parts::of(&up));
     // SAFETY: as in `products`.
     unsafe {
         kernels::gated::launch_unchecked(
@@ -293,8 +222,8 @@ pub(super) fn gated(
             CubeDim::new_1d(UNITS),
             x.into_buffer_arg(),
             norm.into_buffer_arg(),
-            gate.launch(),
-            up.launch(),
+            weight::launch(&gate),
+            weight::launch(&up),
             y.clone().into_buffer_arg(),
             n,
             k / CODES,
@@ -312,8 +241,7 @@ pub(super) fn dequantize(weight: Nf4Operand<Cube>, dtype: DType) -> CubeTensor {
     if weight.packed.dtype != DType::I32 || len == 0 || !len.is_multiple_of(CODES) {
         return cast(naive::dequantize::<Cube>(weight), dtype);
     }
-    let parts = Parts::of(&weight);
-    let w = empty(&parts.packed, [n, k], dtype);
+    let w = empty(&weight.packed, [n, k], dtype);
     let cubes = (len / CODES).div_ceil(UNITS as usize);
     // One dimension holds 65,535 cubes on some devices.
     let rows = cubes.div_ceil(65_535);
@@ -323,7 +251,7 @@ pub(super) fn dequantize(weight: Nf4Operand<Cube>, dtype: DType) -> CubeTensor {
             &w.client.clone(),
             CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),
-            parts.launch(),
+            weight::launch(&weight),
             w.clone().into_buffer_arg(),
             len / CODES,
             is_double(&weight),

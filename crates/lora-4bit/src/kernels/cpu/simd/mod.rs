@@ -34,6 +34,8 @@ mod x86;
 
 use std::sync::OnceLock;
 
+use burn::tensor::DType;
+
 use half::{bf16, f16};
 
 pub(super) use self::instruction_set::InstructionSet;
@@ -84,6 +86,8 @@ pub(super) trait Simd {
 
 /// A type of dense weights.
 pub(super) trait Element: Copy + Send + Sync + 'static {
+    /// The type's name.
+    const DTYPE: DType;
     const ZERO: Self;
     /// # Safety
     ///
@@ -313,6 +317,7 @@ impl Kernels {
 }
 
 impl Element for f32 {
+    const DTYPE: DType = DType::F32;
     const ZERO: Self = 0.0;
 
     #[inline(always)]
@@ -335,6 +340,7 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
     const ZERO: Self = bf16::ZERO;
 
     #[inline(always)]
@@ -361,6 +367,7 @@ impl Element for bf16 {
 }
 
 impl Element for f16 {
+    const DTYPE: DType = DType::F16;
     const ZERO: Self = f16::ZERO;
 
     #[inline(always)]

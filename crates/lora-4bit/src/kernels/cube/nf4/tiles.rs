@@ -1,6 +1,6 @@
 //! Products with weights in NF4 on the tensor cores of NVIDIA's GPUs.
 //!
-//! Each plane multiplies 16 rows of the weight, or 8 of a gate and 8 of what it multiplies, with up to [`MAX_ROWS`] rows of
+//! Each plane multiplies 16 rows of the weight, or 8 of a gate and 8 of what it multiplies, with up to 32 rows of
 //! `x`. Four units hold a block of 64 codes of a row, 16 each. A table turns a byte, two codes, into two values in bf16: half
 //! of a register of the tensor cores' left factor. The right one is `x`, of which each unit has the values that go with its
 //! codes. The products of a block are summed up before they are scaled, so that only the 16 levels are rounded
@@ -18,17 +18,12 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::super::mat_mul::has_cores;
+use super::super::empty;
 use super::super::mat_vec::{Norm, norm_args};
 use super::super::output::Outputs;
-use super::super::{Nf4Operand, empty};
-use super::{Parts, is_double};
+use super::{is_double, weight};
+use crate::kernels::operand::Nf4Operand;
 use crate::nf4::BLOCK_SIZE;
-
-/// Rows of `x` at once, at most.
-pub(in super::super) const MAX_ROWS: usize = 32;
-/// Rows of `x` that are normalised, at most.
-pub(in super::super) const MAX_NORM_ROWS: usize = 8;
 
 /// Units of a plane.
 const PLANE: usize = 32;
@@ -62,8 +57,6 @@ const MAX_RESIDENT: usize = 48 << 10;
 const MAX_STAGE: usize = 96 << 10;
 /// What codes of scales stand for, ends of rows and what alignment leaves free.
 const OTHER_SHARED: usize = 6 << 10;
-/// Enough for the tables, the sums of one plane, and a block of all rows of `x`.
-const MIN_SHARED: usize = 48 << 10;
 /// Enough for tables with a copy for each unit of a plane besides.
 const ROOMY_SHARED: usize = 96 << 10;
 
@@ -230,15 +223,6 @@ impl Kind {
     }
 }
 
-/// Whether the kernel can multiply `x` with a weight.
-pub(in super::super) fn supports(x: &CubeTensor, weight: &Nf4Operand<Cube>) -> bool {
-    let hardware = &x.client.properties().hardware;
-    super::supports(weight)
-        && has_cores(x, DType::BF16)
-        && matches!(x.dtype, DType::F32 | DType::BF16)
-        && hardware.max_shared_memory_size >= MIN_SHARED
-}
-
 /// `norm(x) · wᵀ + bias` for up to three weights, and `+ residual` for one: `x [m, k]`, f32 if it is normalised, `w [n, k]` →
 /// `[m, n]` f32.
 pub(in super::super) fn products<const N: usize>(
@@ -267,7 +251,7 @@ pub(in super::super) fn products<const N: usize>(
         let weight = weights.get(i);
         weight.map_or(0, |weight| weight.shape[0].div_ceil(kind.cube_rows()))
     };
-    let [w0, w1, w2] = Parts::of_three(&weights);
+    let [w0, w1, w2] = weight::launch_three(&weights);
     let [out0, out1, out2] = outputs.launch;
     let dtypes = [DType::BF16, x.dtype].map(dtype_to_elem_type);
     // SAFETY: `k` codes of each row exist, and rows past the last are clamped to it.
@@ -322,8 +306,8 @@ pub(in super::super) fn gated(
             CubeDim::new_1d(kind.units() as u32),
             x.into_buffer_arg(),
             norm.into_buffer_arg(),
-            Parts::of(&gate).launch(),
-            Parts::of(&up).launch(),
+            weight::launch(&gate),
+            weight::launch(&up),
             y.clone().into_buffer_arg(),
             n,
             m,

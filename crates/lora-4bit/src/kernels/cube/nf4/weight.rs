@@ -1,9 +1,12 @@
 //! Weights in NF4 in kernels: their scales, their levels, and the kernel that dequantizes them.
 
+use burn::backend::Cube;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::{CODES, LANES, LANES_BITS, LOADS_PER_BLOCK, UNITS};
+use crate::kernels::operand::{AbsmaxOperand, Nf4Operand};
 use crate::nf4::NESTED_BLOCK_SIZE;
 
 /// The tensors of a weight.
@@ -17,6 +20,33 @@ pub(super) struct Weight {
     pub(super) map: Box<[f32]>,
     pub(super) absmax: Box<[f32]>,
     pub(super) offset: f32,
+}
+
+/// The arguments of a weight. What a weight lacks is another of its tensors, which the kernel doesn't read.
+pub(super) fn launch(weight: &Nf4Operand<Cube>) -> WeightLaunch {
+    let (codes, map, absmax, offset) = match &weight.absmax {
+        AbsmaxOperand::Single(absmax) => (&weight.packed, &weight.quant_map, absmax, 0.0),
+        AbsmaxOperand::Double {
+            codes,
+            map,
+            nested_absmax,
+            offset,
+        } => (codes, map, nested_absmax, *offset),
+    };
+    let argument = |tensor: &CubeTensor| tensor.clone().into_buffer_arg();
+    WeightLaunch::new(
+        argument(&weight.packed),
+        argument(&weight.quant_map),
+        argument(codes),
+        argument(map),
+        argument(absmax),
+        offset,
+    )
+}
+
+/// The arguments of three weights; the first one stands for a missing one.
+pub(super) fn launch_three(weights: &[Nf4Operand<Cube>]) -> [WeightLaunch; 3] {
+    std::array::from_fn(|i| launch(weights.get(i).unwrap_or(&weights[0])))
 }
 
 #[cube(launch_unchecked)]

@@ -3,7 +3,7 @@
 /// `e^x` within 2 units in the last place, without a branch or a call, so that the compiler can vectorise a loop of it.
 /// Arguments are clamped to `-87..=88`.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // Cephes' expf: e^x = 2^n * e^r with |r| <= ln(2)/2, and a polynomial of degree 5 for e^r.
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;

@@ -1,0 +1,88 @@
+//! What a device can do, as far as the plan depends on it.
+
+use burn::backend::DispatchDevice;
+use burn::tensor::Device;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::ir::features::{MmaConfig, Plane};
+use cubecl::ir::{ElemType, FloatKind};
+
+use crate::kernels::plan::GpuFeatures;
+use crate::kernels::tile::PLANE;
+
+/// What a device can do; `None` for a CPU, and inside of an autodiff graph.
+pub(in super::super) fn features_of(device: &Device) -> Option<GpuFeatures> {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => Some(of_client(&device.client())),
+        _ => None,
+    }
+}
+
+/// What the device of a tensor can do.
+pub(super) fn features(x: &CubeTensor) -> GpuFeatures {
+    of_client(&x.client)
+}
+
+fn of_client(client: &Client) -> GpuFeatures {
+    let hardware = &client.properties().hardware;
+    GpuFeatures {
+        plane_operations: plane_operations(client),
+        plane_sizes: [hardware.plane_size_min, hardware.plane_size_max].map(|size| size as usize),
+        bf16_tensor_cores: has_tensor_cores(client, FloatKind::BF16),
+        f16_tensor_cores: has_tensor_cores(client, FloatKind::F16),
+        shared_memory: hardware.max_shared_memory_size,
+        max_bindings: hardware.max_bindings as usize,
+    }
+}
+
+/// Whether a device is a GPU, outside of an autodiff graph, on which units of a plane (a warp) can add up their values.
+pub(in super::super) fn has_plane_operations(device: &Device) -> bool {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => plane_operations(&device.client()),
+        _ => false,
+    }
+}
+
+/// CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although they work there. The tests run on
+/// it, so a variable can say otherwise.
+fn plane_operations(client: &Client) -> bool {
+    client.features().plane.contains(Plane::Ops)
+        || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
+}
+
+/// Whether products in bf16 are possible at all.
+pub(super) fn supports_bf16(x: &CubeTensor) -> bool {
+    x.client.properties().supports_type(FloatKind::BF16)
+}
+
+/// Whether tensor cores multiply values of a type of 16 bits, with all that the kernels use besides.
+fn has_tensor_cores(client: &Client, kind: FloatKind) -> bool {
+    let config = MmaConfig {
+        a_type: ElemType::Float(kind),
+        b_type: ElemType::Float(kind),
+        cd_type: ElemType::Float(FloatKind::F32),
+        m: 16,
+        n: 8,
+        k: 16,
+    };
+    let (hardware, features) = (&client.properties().hardware, client.features());
+    features.matmul.mma.contains(&config)
+        && features.matmul.ldmatrix.contains(&ElemType::Float(kind))
+        && features.copy_async
+        && features.device_memory_scope
+        && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
+}
+
+/// The first GPU that is compiled in.
+#[cfg(test)]
+pub(in super::super) fn first_gpu() -> Device {
+    use burn::tensor::DeviceType;
+    let types: &[DeviceType] = &[
+        #[cfg(feature = "cuda")]
+        DeviceType::Cuda,
+        #[cfg(feature = "wgpu")]
+        DeviceType::Wgpu,
+    ];
+    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
+    devices.next().expect("a CUDA or WebGPU device")
+}

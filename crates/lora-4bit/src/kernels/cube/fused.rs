@@ -1,0 +1,343 @@
+//! A decoder layer's operations in as few launches as the plan allows.
+
+use burn::backend::Cube;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::mat_vec::Norm;
+use super::{elementwise, f32, features, linear, lora, mat_mul, mat_vec, nf4, plan, product};
+use crate::kernels::fused::FusedOps;
+use crate::kernels::operand::{
+    LayerOperand, Maybe, Nf4Operand, NormOperand, StackOperand, WeightOperand,
+};
+use crate::kernels::plan::{Features, Operation, Plan};
+use crate::kernels::{ComputeDtype, naive};
+
+impl FusedOps for Cube {
+    fn input_dtype(x: FloatTensor<Self>, w: WeightOperand<Self>, compute: ComputeDtype) -> DType {
+        input_dtype(&x, &w, compute)
+    }
+
+    fn linear(
+        x: FloatTensor<Self>,
+        layer: LayerOperand<Self>,
+        residual: Maybe<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        linear_with_adapters(x, layer.into(), residual.into_option(), compute)
+    }
+
+    fn norm_linears(
+        x: FloatTensor<Self>,
+        norm: NormOperand<Self>,
+        first: LayerOperand<Self>,
+        second: LayerOperand<Self>,
+        third: LayerOperand<Self>,
+        compute: ComputeDtype,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let layers = [first, second, third].map(Layer::from);
+        let weights = layers.each_ref().map(|layer| layer.weight.clone());
+        let joined = Joined::of(Operation::Forward, &x, weights, compute);
+        let has_stack = layers.iter().any(|layer| layer.stack.is_some());
+        let rows = x.meta.shape()[0];
+        let fuses_norm =
+            |joined: &Joined<3>| !has_stack && joined.plan().fuses_norm(Operation::Forward, rows);
+        let [a, b, c] = match joined {
+            Some(joined) if fuses_norm(&joined) => {
+                joined.products(x, Some(norm.into()), layers.map(|layer| layer.bias))
+            }
+            Some(joined) => {
+                let x = normalised(x, norm, &layers[0].weight, compute);
+                joined_with_adapters(x, joined, layers)
+            }
+            None => {
+                let x = normalised(x, norm, &layers[0].weight, compute);
+                layers.map(|layer| linear_with_adapters(x.clone(), layer, None, compute))
+            }
+        };
+        (a, b, c)
+    }
+
+    fn norm_swiglu(
+        x: FloatTensor<Self>,
+        norm: NormOperand<Self>,
+        gate: LayerOperand<Self>,
+        up: LayerOperand<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        let layers = [gate, up].map(Layer::from);
+        let weights = layers.each_ref().map(|layer| layer.weight.clone());
+        let has_bias = layers.iter().any(|layer| layer.bias.is_some());
+        let joined = match has_bias {
+            true => None,
+            false => Joined::of(Operation::SwiGlu, &x, weights, compute),
+        };
+        let has_stack = layers.iter().any(|layer| layer.stack.is_some());
+        let rows = x.meta.shape()[0];
+        if let Some(joined) = &joined
+            && !has_stack
+            && joined.plan().fuses_norm(Operation::SwiGlu, rows)
+        {
+            return joined.clone().swiglu(x, Some(norm.into()));
+        }
+        let x = normalised(x, norm, &layers[0].weight, compute);
+        match joined {
+            Some(joined) if has_stack => swiglu_with_adapters(x, joined, layers, compute),
+            Some(joined) => joined.swiglu(x, None),
+            None => separate_swiglu(x, layers, compute),
+        }
+    }
+}
+
+/// A layer without the wrappers of dispatch.
+struct Layer {
+    weight: WeightOperand<Cube>,
+    bias: Option<CubeTensor>,
+    stack: Option<StackOperand<Cube>>,
+}
+
+impl From<LayerOperand<Cube>> for Layer {
+    fn from(layer: LayerOperand<Cube>) -> Self {
+        Self {
+            weight: layer.weight,
+            bias: layer.bias.into_option(),
+            stack: layer.stack.into_option(),
+        }
+    }
+}
+
+impl From<NormOperand<Cube>> for Norm {
+    fn from(norm: NormOperand<Cube>) -> Self {
+        Self {
+            weight: norm.weight,
+            eps: norm.eps as f32,
+        }
+    }
+}
+
+/// Weights that one launch multiplies with the same input: they have one format, lie in memory alike, and have one plan.
+#[derive(Clone)]
+enum Joined<const N: usize> {
+    Dense([CubeTensor; N], Plan),
+    Nf4([Nf4Operand<Cube>; N], Plan),
+}
+
+impl<const N: usize> Joined<N> {
+    /// `None` if the weights differ, or their kernel takes one weight at a time.
+    fn of(
+        operation: Operation,
+        x: &CubeTensor,
+        weights: [WeightOperand<Cube>; N],
+        compute: ComputeDtype,
+    ) -> Option<Self> {
+        let choose = |weight| plan(operation, x, weight, compute);
+        let first = choose(&weights[0]);
+        let agree = weights.iter().all(|weight| choose(weight) == first);
+        if !agree || !first.takes_several_weights() {
+            return None;
+        }
+        let (mut dense, mut nf4) = (Vec::new(), Vec::new());
+        for weight in weights {
+            match weight {
+                WeightOperand::Dense(weight) => dense.push(weight),
+                WeightOperand::Nf4 { weight } => nf4.push(weight),
+            }
+        }
+        if let Ok(weights) = <[CubeTensor; N]>::try_from(dense) {
+            let alike = |w: &CubeTensor| {
+                w.dtype == weights[0].dtype && w.meta.strides() == weights[0].meta.strides()
+            };
+            return weights
+                .iter()
+                .all(alike)
+                .then(|| Self::Dense(weights, first));
+        }
+        let weights = <[Nf4Operand<Cube>; N]>::try_from(nf4).ok()?;
+        nf4::are_alike(&weights).then(|| Self::Nf4(weights, first))
+    }
+
+    fn plan(&self) -> Plan {
+        match self {
+            Self::Dense(_, plan) | Self::Nf4(_, plan) => *plan,
+        }
+    }
+
+    /// `norm(x) · wᵀ + bias` of each weight.
+    fn products(
+        self,
+        x: CubeTensor,
+        norm: Option<Norm>,
+        biases: [Option<CubeTensor>; N],
+    ) -> [CubeTensor; N] {
+        match self {
+            Self::Nf4(weights, Plan::GpuNf4MatMul) => {
+                nf4::tiles::products(x, norm, weights, biases, None)
+            }
+            Self::Nf4(weights, _) => nf4::products(f32(x), norm, weights, biases, None),
+            Self::Dense(weights, Plan::GpuMatMul) => {
+                let stacks = [const { None }; N];
+                mat_mul::products(x, mat_mul::Layer::all(weights, biases, stacks), None)
+            }
+            Self::Dense(weights, _) => mat_vec::products(f32(x), norm, weights, biases, None),
+        }
+    }
+}
+
+impl Joined<2> {
+    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)`.
+    fn swiglu(self, x: CubeTensor, norm: Option<Norm>) -> CubeTensor {
+        match self {
+            Self::Nf4(weights, Plan::GpuNf4MatMul) => nf4::tiles::gated(x, norm, weights),
+            Self::Nf4(weights, _) => nf4::gated(f32(x), norm, weights),
+            Self::Dense(weights, Plan::GpuMatMul) => {
+                let [gate, up] = mat_mul::Layer::all(weights, [None, None], [None, None]);
+                mat_mul::gated(x, gate, up)
+            }
+            Self::Dense([gate, up], _) => mat_vec::gated(f32(x), gate, up),
+        }
+    }
+}
+
+/// See [`FusedOps::input_dtype`].
+fn input_dtype(x: &CubeTensor, w: &WeightOperand<Cube>, compute: ComputeDtype) -> DType {
+    let product = product(Operation::Forward, x, w, compute);
+    let device = Features::Gpu(features::features(x));
+    Plan::choose(&product, &device).input_dtype(&product, &device)
+}
+
+/// The normalised input of a layer, in the type that the layer takes without a conversion.
+fn normalised(
+    x: CubeTensor,
+    norm: NormOperand<Cube>,
+    next: &WeightOperand<Cube>,
+    compute: ComputeDtype,
+) -> CubeTensor {
+    let dtype = input_dtype(&x, next, compute);
+    elementwise::rms_norm(x, norm.weight, norm.eps, dtype)
+}
+
+/// `x · wᵀ + bias + residual` and the product of each row's adapter.
+fn linear_with_adapters(
+    x: CubeTensor,
+    Layer {
+        weight,
+        bias,
+        stack,
+    }: Layer,
+    residual: Option<CubeTensor>,
+    compute: ComputeDtype,
+) -> CubeTensor {
+    let Some(stack) = stack else {
+        return linear(x, weight, bias, residual, compute);
+    };
+    let plan = plan(Operation::Forward, &x, &weight, compute);
+    if let (Plan::GpuMatMul, WeightOperand::Dense(w)) = (plan, &weight) {
+        let layer = mat_mul::Layer {
+            w: w.clone(),
+            bias: bias.clone(),
+            stack: Some(stack.clone()),
+        };
+        if mat_mul::supports_stacks(&x, &[&layer]) {
+            let [y] = mat_mul::products(x, [layer], residual);
+            return y;
+        }
+    }
+    let y = linear(x.clone(), weight, bias, residual, compute);
+    let [y] = add_stacks(x, [y], [Some(stack)]);
+    y
+}
+
+/// `x · wᵀ + bias` and the product of each row's adapter, for layers whose weights are `joined`.
+fn joined_with_adapters(x: CubeTensor, joined: Joined<3>, layers: [Layer; 3]) -> [CubeTensor; 3] {
+    let biases = layers.each_ref().map(|layer| layer.bias.clone());
+    let stacks = layers.map(|layer| layer.stack);
+    if let Joined::Dense(weights, Plan::GpuMatMul) = &joined {
+        let layers = mat_mul::Layer::all(weights.clone(), biases.clone(), stacks.clone());
+        if mat_mul::supports_stacks(&x, &layers.each_ref()) {
+            return mat_mul::products(x, layers, None);
+        }
+    }
+    let products = joined.products(x.clone(), None, biases);
+    add_stacks(x, products, stacks)
+}
+
+/// `silu(gate) · up` of layers without biases, of which one has adapters at least.
+fn swiglu_with_adapters(
+    x: CubeTensor,
+    joined: Joined<2>,
+    layers: [Layer; 2],
+    compute: ComputeDtype,
+) -> CubeTensor {
+    let stacks = layers.each_ref().map(|layer| layer.stack.clone());
+    if let Joined::Dense(weights, Plan::GpuMatMul) = &joined {
+        let layers = mat_mul::Layer::all(weights.clone(), [None, None], stacks.clone());
+        if mat_mul::supports_stacks(&x, &layers.each_ref()) {
+            let [gate, up] = layers;
+            return mat_mul::gated(x, gate, up);
+        }
+    }
+    let [Some(gate_stack), Some(up_stack)] = stacks else {
+        return separate_swiglu(x, layers, compute);
+    };
+    if ![&gate_stack, &up_stack]
+        .into_iter()
+        .all(|stack| lora::supports(&x, stack))
+    {
+        return separate_swiglu(x, layers, compute);
+    }
+    let (slots, at, dtype) = (gate_stack.slots.clone(), gate_stack.at, x.dtype);
+    let [gate, up] = joined.products(x.clone(), None, [None, None]);
+    let layers = [lora_layer(gate, &gate_stack), lora_layer(up, &up_stack)];
+    lora::gated(x, layers, &slots, at, dtype)
+}
+
+/// `silu(gate) · up`, one launch after the other.
+fn separate_swiglu(x: CubeTensor, layers: [Layer; 2], compute: ComputeDtype) -> CubeTensor {
+    let [gate, up] = layers.map(|layer| linear_with_adapters(x.clone(), layer, None, compute));
+    elementwise::swiglu(gate, up)
+}
+
+/// Adds the product of each row's adapter to base products of layers with the same input. A layer without a stack keeps its
+/// product.
+fn add_stacks<const N: usize>(
+    x: CubeTensor,
+    products: [CubeTensor; N],
+    stacks: [Option<StackOperand<Cube>>; N],
+) -> [CubeTensor; N] {
+    let Some((slots, at)) =
+        (stacks.iter().flatten().next()).map(|stack| (stack.slots.clone(), stack.at))
+    else {
+        return products;
+    };
+    let is_supported = (stacks.iter().flatten()).all(|stack| lora::supports(&x, stack));
+    let mut stacks = stacks.into_iter();
+    if !is_supported {
+        return products.map(|y| match stacks.next().flatten() {
+            Some(stack) => naive::add_stacked::<Cube>(y, x.clone(), stack),
+            None => y,
+        });
+    }
+    let both = products.iter().zip(stacks.clone());
+    let layers: Vec<lora::Layer> = both
+        .filter_map(|(y, stack)| Some(lora_layer(y.clone(), &stack?)))
+        .collect();
+    lora::add(x, &layers, &slots, at);
+    let mut added = layers.into_iter().map(|layer| layer.y);
+    products.map(|y| match stacks.next().flatten() {
+        Some(_) => added.next().unwrap_or(y),
+        None => y,
+    })
+}
+
+/// A base product and the adapters to add to it, in place.
+fn lora_layer(y: CubeTensor, stack: &StackOperand<Cube>) -> lora::Layer {
+    lora::Layer {
+        y: into_contiguous(y),
+        a: stack.a.clone(),
+        b: stack.b.clone(),
+        rank: stack.rank,
+        num_slots: stack.num_slots,
+    }
+}

@@ -1,0 +1,259 @@
+//! RMSNorm and SwiGLU: what lies between the products of a decoder layer.
+//!
+//! Each has a plain twin in [`naive`]: the reference of the tests, and what runs on devices without a kernel. On the CPU the
+//! kernels have gradients of their own.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, backend_extension};
+#[cfg(feature = "gpu")]
+use burn::tensor::DType;
+use burn::tensor::Tensor;
+use tracing::trace_span;
+
+#[cfg(feature = "gpu")]
+use super::operand::NormOperand;
+use super::{cpu, naive};
+
+/// A root-mean-square norm (arXiv 1910.07467) before a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// f32: `[dim]`.
+    pub weight: &'a Tensor<1>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+#[cfg(feature = "gpu")]
+impl NormOperand<Dispatch> {
+    pub(super) fn new(norm: Norm<'_>) -> Self {
+        Self {
+            weight: norm.weight.clone().into_dispatch(),
+            eps: norm.eps,
+        }
+    }
+}
+
+/// The operations on the CPU, inside and outside of autodiff graphs.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait ElementwiseOps: Backend {
+    /// `x / rms(x) * weight` per row: x `[rows, dim]`, weight `[dim]`, both f32.
+    fn cpu_rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64)
+    -> FloatTensor<Self>;
+    /// `silu(gate) * up`, elementwise, f32: `[rows, width]`.
+    fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// The operations on a GPU, outside of autodiff graphs.
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait GpuElementwiseOps: Backend {
+    /// See [`ElementwiseOps::cpu_rms_norm`]; the result has the type `dtype`.
+    fn gpu_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        dtype: DType,
+    ) -> FloatTensor<Self>;
+    /// See [`ElementwiseOps::cpu_swiglu`].
+    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// Whether the GPU's kernels take a tensor.
+#[cfg(feature = "gpu")]
+fn is_on_gpu<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && super::cube::has_plane_operations(&x.device())
+}
+
+/// Root-mean-square normalisation over the last dimension.
+///
+/// # Shapes
+///
+/// x `[rows, dim]` f32, weight `[dim]`; result `[rows, dim]` f32.
+pub fn rms_norm(x: Tensor<2>, norm: Norm<'_>) -> Tensor<2> {
+    let _span = trace_span!("rms_norm").entered();
+    let Norm { weight, eps } = norm;
+    #[cfg(feature = "gpu")]
+    if is_on_gpu(&x) && is_on_gpu(weight) {
+        let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
+        let y = <Dispatch as GpuElementwiseOps>::gpu_rms_norm(x, weight, eps, DType::F32);
+        return Tensor::from_dispatch(y);
+    }
+    if !cpu::is_fast(&x) || !cpu::is_fast(weight) || weight.is_tracked() {
+        return naive::rms_norm(x, norm);
+    }
+    let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
+    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_rms_norm(x, weight, eps))
+}
+
+/// The gate of an MLP: `silu(gate) * up` (SwiGLU, arXiv 2002.05202).
+///
+/// # Shapes
+///
+/// All `[rows, width]` f32.
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    let _span = trace_span!("swiglu").entered();
+    #[cfg(feature = "gpu")]
+    if is_on_gpu(&gate) && is_on_gpu(&up) {
+        let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as GpuElementwiseOps>::gpu_swiglu(gate, up));
+    }
+    if !cpu::is_fast(&gate) || !cpu::is_fast(&up) {
+        return naive::swiglu(gate, up);
+    }
+    let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_swiglu(gate, up))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::{DType, Device, Distribution};
+
+    use super::*;
+
+    /// Small, odd and large enough to be split over threads.
+    const ROWS: [usize; 4] = [1, 3, 17, 700];
+
+    fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+        Tensor::random(
+            shape,
+            Distribution::Uniform(-3.0, 3.0),
+            (&Device::flex(), DType::F32),
+        )
+    }
+
+    fn norm(weight: &Tensor<1>) -> Norm<'_> {
+        Norm { weight, eps: 1e-6 }
+    }
+
+    #[track_caller]
+    fn check<const D: usize>(fused: Tensor<D>, naive: Tensor<D>) {
+        assert_eq!(fused.dims(), naive.dims());
+        let values = |t: Tensor<D>| t.into_data().iter::<f32>().collect::<Vec<f32>>();
+        for (i, (a, b)) in values(fused).into_iter().zip(values(naive)).enumerate() {
+            assert!(
+                (a - b).abs() <= 1e-5 * b.abs().max(1.0),
+                "element {i}: {a}, twin {b}"
+            );
+        }
+    }
+
+    #[test]
+    fn rms_norm_equals_its_twin() {
+        for rows in ROWS {
+            for dim in [2, 16, 61, 896] {
+                let (x, weight) = (random([rows, dim]), random([dim]));
+                check(
+                    rms_norm(x.clone(), norm(&weight)),
+                    naive::rms_norm(x, norm(&weight)),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn swiglu_equals_its_twin() {
+        for rows in ROWS {
+            for width in [1, 96, 333] {
+                let (gate, up) = (random([rows, width]), random([rows, width]));
+                check(swiglu(gate.clone(), up.clone()), naive::swiglu(gate, up));
+            }
+        }
+    }
+
+    #[test]
+    fn views_and_shared_tensors_are_left_alone() {
+        let whole = random([40, 64]);
+        let view = whole.clone().transpose().narrow(0, 5, 20); // [20, 40], neither contiguous nor at the start
+        let weight = random([40]);
+        check(
+            rms_norm(view.clone(), norm(&weight)),
+            naive::rms_norm(view.clone(), norm(&weight)),
+        );
+        check(
+            swiglu(view.clone(), view.clone()),
+            naive::swiglu(view.clone(), view),
+        );
+        let before = whole.clone();
+        let weight = random([64]);
+        let _ = rms_norm(whole.clone(), norm(&weight));
+        check(whole, before);
+    }
+
+    /// Values and gradients of `fused` and `naive` for the same inputs.
+    #[track_caller]
+    fn check_gradients<const N: usize>(
+        inputs: [Tensor<2>; N],
+        fused: impl Fn(&[Tensor<2>; N]) -> Tensor<2>,
+        naive: impl Fn(&[Tensor<2>; N]) -> Tensor<2>,
+    ) {
+        let run = |op: &dyn Fn(&[Tensor<2>; N]) -> Tensor<2>| {
+            let leaves = inputs.clone().map(|x| x.autodiff().require_grad());
+            let y = op(&leaves);
+            // The square, so that the gradient of every element is its own.
+            let mut gradients = (y.clone() * y.clone()).sum().backward();
+            let gradients = leaves.map(|x| x.grad_remove(&mut gradients).unwrap());
+            (y.inner(), gradients)
+        };
+        let ((y, gradients), (expected, expected_gradients)) = (run(&fused), run(&naive));
+        check(y, expected);
+        for (a, b) in gradients.into_iter().zip(expected_gradients) {
+            check(a, b);
+        }
+    }
+
+    #[test]
+    fn gradients_equal_those_of_the_twins() {
+        for rows in ROWS {
+            let weight = random([61]);
+            check_gradients(
+                [random([rows, 61])],
+                |[x]| rms_norm(x.clone(), norm(&weight)),
+                |[x]| naive::rms_norm(x.clone(), norm(&weight)),
+            );
+            check_gradients(
+                [random([rows, 96]), random([rows, 96])],
+                |[gate, up]| swiglu(gate.clone(), up.clone()),
+                |[gate, up]| naive::swiglu(gate.clone(), up.clone()),
+            );
+        }
+    }
+
+    #[test]
+    fn a_norm_in_training_gets_a_gradient() {
+        let weight = random([8]).autodiff().require_grad();
+        let x = random([3, 8]).autodiff();
+        let gradients = rms_norm(x, norm(&weight)).sum().backward();
+        assert!(weight.grad(&gradients).is_some());
+    }
+
+    /// The kernels of a GPU against the twins on the CPU.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn kernels_of_a_gpu_equal_the_twins() {
+        let gpu = crate::kernels::cube::first_gpu();
+        fn to<const D: usize>(x: &Tensor<D>, device: &Device) -> Tensor<D> {
+            Tensor::from_data(x.clone().into_data(), (device, x.dtype()))
+        }
+        for rows in ROWS {
+            for dim in [2, 61, 896] {
+                let (x, weight) = (random([rows, dim]), random([dim]));
+                let (on_gpu, gpu_weight) = (to(&x, &gpu), to(&weight, &gpu));
+                assert!(is_on_gpu(&on_gpu), "the device has no plane operations");
+                let exact = naive::rms_norm(x.clone(), norm(&weight));
+                check(rms_norm(on_gpu.clone(), norm(&gpu_weight)), exact.clone());
+                let up = random([rows, dim]);
+                let y = swiglu(on_gpu.clone(), to(&up, &gpu));
+                check(y, naive::swiglu(x, up));
+                let weight = gpu_weight.into_dispatch();
+                let y = Dispatch::gpu_rms_norm(on_gpu.into_dispatch(), weight, 1e-6, DType::F16);
+                let y = Tensor::<2>::from_dispatch(y).cast(DType::F32);
+                let error = (y.into_data().iter::<f32>())
+                    .zip(exact.into_data().iter::<f32>())
+                    .map(|(a, b)| (a - b).abs() / b.abs().max(1.0))
+                    .fold(0.0, f32::max);
+                assert!(error < 1e-3, "rounded to 11 bits: {error}");
+            }
+        }
+    }
+}

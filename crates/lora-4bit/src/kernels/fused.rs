@@ -1,0 +1,222 @@
+//! The operations of a decoder layer around its products. Each computes what its name says on every device: on a GPU in as few
+//! launches as its kernels allow, elsewhere and in autodiff graphs one product after the other.
+
+use burn::backend::Dispatch;
+#[cfg(feature = "gpu")]
+use burn::backend::tensor::FloatTensor;
+#[cfg(feature = "gpu")]
+use burn::backend::{Backend, backend_extension};
+use burn::tensor::{DType, Tensor};
+use tracing::trace_span;
+
+use super::elementwise::{Norm, rms_norm, swiglu};
+use super::operand::{LayerOperand, MaybeStack, WeightOperand};
+#[cfg(feature = "gpu")]
+use super::operand::{Maybe, NormOperand};
+use super::{ComputeDtype, check_inner, constant_like, cpu, dense_linear, naive, nf4_linear};
+
+/// The operations of this module on a GPU, outside of autodiff graphs.
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait FusedOps: Backend {
+    /// See [`input_dtype`].
+    fn input_dtype(
+        x: FloatTensor<Self>,
+        #[extension_type] w: WeightOperand<Self>,
+        compute: ComputeDtype,
+    ) -> DType;
+
+    /// See [`linear`].
+    fn linear(
+        x: FloatTensor<Self>,
+        #[extension_type] layer: LayerOperand<Self>,
+        #[extension_type] residual: Maybe<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+
+    /// See [`norm_linears`].
+    fn norm_linears(
+        x: FloatTensor<Self>,
+        #[extension_type] norm: NormOperand<Self>,
+        #[extension_type] first: LayerOperand<Self>,
+        #[extension_type] second: LayerOperand<Self>,
+        #[extension_type] third: LayerOperand<Self>,
+        compute: ComputeDtype,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`norm_swiglu`].
+    fn norm_swiglu(
+        x: FloatTensor<Self>,
+        #[extension_type] norm: NormOperand<Self>,
+        #[extension_type] gate: LayerOperand<Self>,
+        #[extension_type] up: LayerOperand<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+}
+
+/// Whether [`FusedOps`] take a tensor.
+#[cfg(feature = "gpu")]
+fn is_fused(x: &Tensor<2>) -> bool {
+    super::cube::has_plane_operations(&x.device())
+}
+
+/// The type that [`linear`] takes its input in without a conversion: f32, or on a GPU the type that the product rounds f32 to.
+///
+/// # Shapes
+///
+/// `x [rows, k]`: of the tensor only the shape, the type and the device are read.
+pub(crate) fn input_dtype(
+    x: &Tensor<2>,
+    weight: WeightOperand<Dispatch>,
+    compute: ComputeDtype,
+) -> DType {
+    #[cfg(feature = "gpu")]
+    if is_fused(x) {
+        let x = x.clone().into_dispatch();
+        return <Dispatch as FusedOps>::input_dtype(x, weight, compute);
+    }
+    let _ = (x, weight, compute);
+    DType::F32
+}
+
+/// `x · wᵀ + bias`, the product of each row's adapter, and the residual.
+///
+/// # Shapes
+///
+/// `x [rows, k]`, `residual [rows, n]` → `[rows, n]` f32
+pub(crate) fn linear(
+    x: Tensor<2>,
+    layer: LayerOperand<Dispatch>,
+    residual: Option<Tensor<2>>,
+    compute: ComputeDtype,
+) -> Tensor<2> {
+    let [n, k] = layer.weight.shape();
+    let _span = trace_span!("linear", n, k).entered();
+    check_inner("linear", x.dims()[1], k);
+    if let Some(residual) = &residual {
+        assert_eq!(residual.dims(), [x.dims()[0], n], "linear: residual");
+    }
+    #[cfg(feature = "gpu")]
+    if is_fused(&x) {
+        let residual = Maybe::new(residual.as_ref());
+        let y = <Dispatch as FusedOps>::linear(x.into_dispatch(), layer, residual, compute);
+        return Tensor::from_dispatch(y);
+    }
+    let y = product(x.clone(), layer.weight, compute); // [rows, n]
+    let y = match layer.bias.into_tensor::<1>() {
+        Some(bias) => {
+            let bias = constant_like(bias, &y).cast(y.dtype());
+            constant_like(y, &bias) + bias.unsqueeze() // [rows, n]
+        }
+        None => y,
+    };
+    let y = match layer.stack {
+        MaybeStack::Some { stack } => {
+            let y = naive::add_stacked::<Dispatch>(y.into_dispatch(), x.into_dispatch(), stack);
+            Tensor::from_dispatch(y)
+        }
+        MaybeStack::None => y,
+    };
+    match residual {
+        Some(residual) => residual + y,
+        None => y,
+    }
+}
+
+/// `norm(x) · wᵀ + bias` for three layers with the same input, each with its adapters.
+///
+/// # Shapes
+///
+/// `x [rows, k]` f32 → `[rows, n]` f32 for each layer
+pub(crate) fn norm_linears(
+    x: &Tensor<2>,
+    norm: Norm<'_>,
+    layers: [LayerOperand<Dispatch>; 3],
+    compute: ComputeDtype,
+) -> [Tensor<2>; 3] {
+    let _span = trace_span!("norm_linears").entered();
+    for layer in &layers {
+        check_inner("norm_linears", x.dims()[1], layer.weight.shape()[1]);
+    }
+    #[cfg(feature = "gpu")]
+    if is_fused(x) {
+        let [first, second, third] = layers;
+        let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
+        let (a, b, c) =
+            <Dispatch as FusedOps>::norm_linears(x, norm, first, second, third, compute);
+        return [a, b, c].map(Tensor::from_dispatch);
+    }
+    let x = rms_norm(x.clone(), norm); // [rows, k]
+    let [first, second, third] = layers;
+    let product = |layer| linear(x.clone(), layer, None, compute);
+    let (a, (b, c)) = both(
+        &x,
+        || product(first),
+        || both(&x, || product(second), || product(third)),
+    );
+    [a, b, c]
+}
+
+/// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` of layers with adapters.
+///
+/// # Shapes
+///
+/// `x [rows, k]` f32 → `[rows, n]`, f32 or the type to which the next product would round it
+pub(crate) fn norm_swiglu(
+    x: &Tensor<2>,
+    norm: Norm<'_>,
+    [gate, up]: [LayerOperand<Dispatch>; 2],
+    compute: ComputeDtype,
+) -> Tensor<2> {
+    let _span = trace_span!("norm_swiglu").entered();
+    let shape = gate.weight.shape();
+    check_inner("norm_swiglu", x.dims()[1], shape[1]);
+    assert_eq!(shape, up.weight.shape(), "norm_swiglu: gate and up");
+    #[cfg(feature = "gpu")]
+    if is_fused(x) {
+        let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
+        let y = <Dispatch as FusedOps>::norm_swiglu(x, norm, gate, up, compute);
+        return Tensor::from_dispatch(y);
+    }
+    let x = rms_norm(x.clone(), norm); // [rows, k]
+    if let Some(y) = cpu::swiglu_at_once(&x, [&gate, &up], compute) {
+        return y;
+    }
+    let product = |layer| linear(x.clone(), layer, None, compute);
+    let (gate, up) = both(&x, || product(gate), || product(up)); // [rows, n]
+    swiglu(gate, up)
+}
+
+/// `x · wᵀ` with a constant weight, or with a dense one that takes part in the autodiff graph.
+///
+/// # Shapes
+///
+/// `x [rows, k]` → `[rows, n]`
+pub(crate) fn product(
+    x: Tensor<2>,
+    weight: WeightOperand<Dispatch>,
+    compute: ComputeDtype,
+) -> Tensor<2> {
+    let weight = match weight {
+        WeightOperand::Nf4 { weight } => return nf4_linear(x, weight, compute),
+        WeightOperand::Dense(weight) => Tensor::<2>::from_dispatch(weight),
+    };
+    if weight.is_tracked() {
+        let weight = weight.cast(x.dtype()); // [n, k]
+        return constant_like(x, &weight).matmul(weight.transpose());
+    }
+    dense_linear(x, weight, compute)
+}
+
+/// Both results. On the plain CPU backend the threads share the work of both, instead of waiting for each other after the
+/// first; a GPU queues what one thread sends it.
+pub fn both<const D: usize, A: Send, B: Send>(
+    x: &Tensor<D>,
+    a: impl FnOnce() -> A + Send,
+    b: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    match cpu::is_plain(x) {
+        true => rayon::join(a, b),
+        false => (a(), b()),
+    }
+}
