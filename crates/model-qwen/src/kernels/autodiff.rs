@@ -33,26 +33,6 @@ impl Backward<Flex, 1> for RmsNorm {
 }
 
 #[derive(Debug)]
-struct RotaryEmbedding;
-
-impl Backward<Flex, 1> for RotaryEmbedding {
-    type State = (FlexTensor, FlexTensor);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let _span = trace_span!("backward", of = "RotaryEmbedding").entered();
-        let (cos, sin) = ops.state;
-        unary::<Flex, _>(ops.parents, ops.node, grads, |dy| {
-            cpu::rotate(dy, cos, sin, -1.0)
-        });
-    }
-}
-
-#[derive(Debug)]
 struct SiluMul;
 
 impl Backward<Flex, 2> for SiluMul {
@@ -90,24 +70,6 @@ impl<C: CheckpointStrategy> ModelOps for Autodiff<Flex, C> {
                 prep.finish((x, weight, eps), y)
             }
             OpsKind::UnTracked(prep) => prep.finish(Flex::fused_rms_norm(x, weight, eps)),
-        }
-    }
-
-    fn fused_rotary(
-        x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
-        let (x, node) = x.into_parts();
-        let y = Flex::fused_rotary(x, cos.clone(), sin.clone());
-        match RotaryEmbedding
-            .prepare::<C>([node])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => prep.finish((cos, sin), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 

@@ -97,20 +97,6 @@ vectorized! {
 }
 
 vectorized! {
-    /// Rotates the halves of each head by the angles of one token.
-    fn rotate_heads(row: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
-        let half = cos.len();
-        for head in row.chunks_exact_mut(2 * half) {
-            let (first, second) = head.split_at_mut(half);
-            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                let s = s * direction;
-                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-            }
-        }
-    }
-}
-
-vectorized! {
     /// `gate = silu(gate) * up`
     fn gate_up(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
@@ -195,10 +181,6 @@ impl ModelOps for Flex {
         map_rows(x, weight.len(), |_, row| normalize(row, weight, eps as f32))
     }
 
-    fn fused_rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
-        rotate(x, cos, sin, 1.0)
-    }
-
     fn fused_silu_mul(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
         let up = contiguous(up);
         let up = up.storage::<f32>();
@@ -222,23 +204,6 @@ pub(super) fn rms_norm_backward(
     let dim = weight.len();
     map_rows(dy, dim, |i, dy| {
         normalize_backward(&x[i * dim..][..dim], weight, eps as f32, dy);
-    })
-}
-
-/// Rotary embedding; with direction -1 the other way round, which is also its gradient.
-pub(super) fn rotate(
-    x: FlexTensor,
-    cos: FlexTensor,
-    sin: FlexTensor,
-    direction: f32,
-) -> FlexTensor {
-    let (cos, sin) = (contiguous(cos), contiguous(sin));
-    let (cos, sin) = (cos.storage::<f32>(), sin.storage::<f32>());
-    let (heads, head_dim) = (x.layout().shape()[1], x.layout().shape()[2]);
-    let half = head_dim / 2;
-    map_rows(x, heads * head_dim, |token, row| {
-        let angles = token * half..(token + 1) * half;
-        rotate_heads(row, &cos[angles.clone()], &sin[angles], direction);
     })
 }
 

@@ -81,41 +81,6 @@ impl DeviceModelOps for Cube {
         y
     }
 
-    fn device_rotate_both(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, k) = (into_contiguous(q), into_contiguous(k));
-        let (cos, sin) = (into_contiguous(cos), into_contiguous(sin));
-        let ([tokens, heads, head_dim], [_, kv_heads, _]) =
-            (q.meta.shape().dims(), k.meta.shape().dims());
-        let (q_out, k_out) = (empty(&q), empty(&k));
-        let pairs = tokens * (heads + kv_heads) * head_dim / 2;
-        if pairs > 0 {
-            // SAFETY: units stay below the number of pairs.
-            unsafe {
-                rotary::launch_unchecked(
-                    &q.client.clone(),
-                    cubes(pairs),
-                    CubeDim::new_1d(UNITS as u32),
-                    q.into_buffer_arg(),
-                    k.into_buffer_arg(),
-                    cos.into_buffer_arg(),
-                    sin.into_buffer_arg(),
-                    q_out.clone().into_buffer_arg(),
-                    k_out.clone().into_buffer_arg(),
-                    pairs,
-                    heads,
-                    kv_heads,
-                    head_dim / 2,
-                );
-            }
-        }
-        (q_out, k_out)
-    }
-
     fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let (gate, up) = (into_contiguous(gate), into_contiguous(up));
         let len = gate.meta.num_elements();
@@ -346,47 +311,6 @@ fn sum_of_cube(value: f32) -> f32 {
         total += sums[plane];
     }
     total
-}
-
-#[cube(launch_unchecked)]
-fn rotary(
-    q: &[f32],
-    k: &[f32],
-    cos: &[f32],
-    sin: &[f32],
-    q_out: &mut [f32],
-    k_out: &mut [f32],
-    pairs: usize,
-    heads: usize,
-    kv_heads: usize,
-    half: usize,
-) {
-    if ABSOLUTE_POS < pairs {
-        let (row, i) = (ABSOLUTE_POS / half, ABSOLUTE_POS % half);
-        let (token, head) = (row / (heads + kv_heads), row % (heads + kv_heads));
-        let (cos, sin) = (cos[token * half + i], sin[token * half + i]);
-        if head < heads {
-            rotate(
-                q,
-                q_out,
-                (token * heads + head) * 2 * half + i,
-                half,
-                cos,
-                sin,
-            );
-        } else {
-            let row = token * kv_heads + head - heads;
-            rotate(k, k_out, row * 2 * half + i, half, cos, sin);
-        }
-    }
-}
-
-/// Turns the pair of elements `at` and `at + half`.
-#[cube]
-fn rotate(x: &[f32], y: &mut [f32], at: usize, half: usize, cos: f32, sin: f32) {
-    let (first, second) = (x[at], x[at + half]);
-    y[at] = first * cos - second * sin;
-    y[at + half] = second * cos + first * sin;
 }
 
 #[cube(launch_unchecked)]

@@ -10,9 +10,9 @@ use burn::backend::{Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 #[cfg(feature = "gpu")]
 use cube::PendingWords;
+#[cfg(feature = "gpu")]
+use kv_paging::Rotary;
 use tracing::trace_span;
-
-use crate::rotary::Rotary;
 
 pub(crate) mod allocator;
 mod autodiff;
@@ -44,13 +44,6 @@ pub(crate) trait ModelOps: burn::backend::Backend {
         weight: FloatTensor<Self>,
         eps: f64,
     ) -> FloatTensor<Self>;
-    /// Rotates the halves of each head: x `[tokens, heads, head_dim]`, cos and sin
-    /// `[tokens, 1, head_dim / 2]`, all f32.
-    fn fused_rotary(
-        x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
     /// `silu(gate) * up`, elementwise, f32.
     fn fused_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
@@ -66,13 +59,6 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
         eps: f64,
         dtype: DType,
     ) -> FloatTensor<Self>;
-    /// See [`ModelOps::fused_rotary`], for queries and keys.
-    fn device_rotate_both(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// See [`ModelOps::fused_silu_mul`].
     fn device_silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
     /// What a step starts with. Of `rows` tokens, which start at `tokens_at` in `step`, the rows of `weight [vocab, hidden]` in
@@ -301,37 +287,6 @@ pub(crate) fn rms_norm_to(x: Tensor<2>, weight: &Tensor<1>, eps: f64, dtype: DTy
     Tensor::from_dispatch(Dispatch::fused_rms_norm(x, weight, eps))
 }
 
-/// Rotary embedding as Qwen applies it: dimension `i` is paired with `i + head_dim / 2`.
-///
-/// # Shapes
-/// x and result `[tokens, heads, head_dim]`.
-pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
-    if !is_fused(&x) {
-        return naive::apply_rotary(x, rotary);
-    }
-    Tensor::from_dispatch(Dispatch::fused_rotary(
-        x.into_dispatch(),
-        rotary.cos.clone().into_dispatch(),
-        rotary.sin.clone().into_dispatch(),
-    ))
-}
-
-/// [`apply_rotary`] of queries and keys.
-pub fn rotate_both(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor<3>, Tensor<3>) {
-    #[cfg(feature = "gpu")]
-    if cube::supports(&q) && cube::supports(&k) {
-        let [q, k] = [q, k].map(Tensor::into_dispatch);
-        let [cos, sin] = [&rotary.cos, &rotary.sin].map(|angles| angles.clone().into_dispatch());
-        let (q, k) = Dispatch::device_rotate_both(q, k, cos, sin);
-        return (Tensor::from_dispatch(q), Tensor::from_dispatch(k));
-    }
-    both(
-        &q.clone(),
-        || apply_rotary(q, rotary),
-        || apply_rotary(k, rotary),
-    )
-}
-
 /// The gate of the MLP: `silu(gate) * up`.
 ///
 /// # Shapes
@@ -422,23 +377,6 @@ mod tests {
     }
 
     #[test]
-    fn rotary_equals_its_twin() {
-        for tokens in ROWS {
-            for (heads, head_dim) in [(1, 2), (5, 16), (14, 64)] {
-                let x = random([tokens, heads, head_dim]);
-                let rotary = Rotary {
-                    cos: random([tokens, 1, head_dim / 2]),
-                    sin: random([tokens, 1, head_dim / 2]),
-                };
-                check(
-                    apply_rotary(x.clone(), &rotary),
-                    naive::apply_rotary(x, &rotary),
-                );
-            }
-        }
-    }
-
-    #[test]
     fn silu_mul_equals_its_twin() {
         for rows in ROWS {
             for width in [1, 96, 333] {
@@ -480,16 +418,6 @@ mod tests {
                     .fold(0.0, f32::max);
                 assert!(error < 1e-3, "rounded to 11 bits: {error}");
             }
-            let (q, k) = (random([rows, 5, 16]), random([rows, 2, 16]));
-            let (cos, sin) = (random([rows, 1, 8]), random([rows, 1, 8]));
-            let on_gpu = Rotary {
-                cos: to(&cos, &gpu),
-                sin: to(&sin, &gpu),
-            };
-            let (rotated_q, rotated_k) = rotate_both(to(&q, &gpu), to(&k, &gpu), &on_gpu);
-            let rotary = Rotary { cos, sin };
-            check(rotated_q, naive::apply_rotary(q, &rotary));
-            check(rotated_k, naive::apply_rotary(k, &rotary));
         }
     }
 
@@ -724,15 +652,6 @@ mod tests {
                 [random([rows, 96]), random([rows, 96])],
                 |[gate, up]| silu_mul(gate.clone(), up.clone()),
                 |[gate, up]| naive::silu_mul(gate.clone(), up.clone()),
-            );
-            let rotary = Rotary {
-                cos: random([rows, 1, 8]),
-                sin: random([rows, 1, 8]),
-            };
-            check_gradients(
-                [random([rows, 5, 16])],
-                |[x]| apply_rotary(x.clone(), &rotary),
-                |[x]| naive::apply_rotary(x.clone(), &rotary),
             );
         }
     }

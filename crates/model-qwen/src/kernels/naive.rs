@@ -3,24 +3,12 @@
 use burn::tensor::{DType, IndexingUpdateOp, Tensor, activation};
 
 use crate::model::token_tensor;
-use crate::rotary::Rotary;
 
 /// See [`super::rms_norm`].
 pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
     let mean_square = (x.clone() * x.clone()).mean_dim(1); // [rows, 1]
     let inv_rms = (mean_square + eps).sqrt().recip(); // [rows, 1]
     x * inv_rms * weight.clone().unsqueeze() // [rows, dim]
-}
-
-/// See [`super::apply_rotary`].
-pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
-    let half = x.dims()[2] / 2;
-    let first = x.clone().narrow(2, 0, half); // [tokens, heads, head_dim / 2]
-    let second = x.narrow(2, half, half); // [tokens, heads, head_dim / 2]
-    let (cos, sin) = (rotary.cos.clone(), rotary.sin.clone()); // [tokens, 1, head_dim / 2]
-    let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
-    let rotated_second = second * cos + first * sin;
-    Tensor::cat(vec![rotated_first, rotated_second], 2) // [tokens, heads, head_dim]
 }
 
 /// See [`super::silu_mul`].
