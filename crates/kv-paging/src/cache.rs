@@ -100,7 +100,7 @@ impl PagedKvCache {
             unreachable!("a write puts back the tensors it took");
         };
         let new = [k, v].map(Tensor::without_autodiff);
-        let [keys, values] = kernels::kv_write([keys, values], new, batch);
+        let [keys, values] = kernels::kv_write([keys, values], new, batch.plan());
         (kv.k, kv.v) = (Some(keys), Some(values));
     }
 

@@ -1,7 +1,7 @@
 //! Qwen models as a library: Qwen2, Qwen2.5, Qwen3 (dense) and DeepSeek-R1-Distill-Qwen.
 //!
 //! One file holds the forward pass ([`model`]), in the names of the checkpoint. It never sees a
-//! KV block: keys and values go through [`kv_paging::KvCache`]. Every linear layer is a
+//! KV block: every layer asks a [`kv_paging::Attention`]. Every linear layer is a
 //! [`lora_4bit::Linear`], dense or NF4, with any number of LoRA adapters, so that training and
 //! serving run the same code.
 
@@ -42,7 +42,6 @@ pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
 #[cfg(feature = "gpu")]
 pub use model::{DecodeKind, StepChoice};
 pub use model::{DecoderLayer, QwenModel};
-pub use rotary::Rotary;
 pub use sampling::{
     Draw, SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of,
 };

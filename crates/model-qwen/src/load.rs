@@ -10,7 +10,7 @@ use lora_4bit::{Linear, Nf4Weight, Weight};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ConfigError, QwenConfig};
-use crate::model::{Attention, DecoderLayer, Mlp, QwenModel};
+use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention};
 
 /// In which dtype dense weights are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub(crate) fn build_layer(
     let o_bias = bias && config.model_type == "qwen3";
     Ok(DecoderLayer {
         input_layernorm: norm("input_layernorm", hidden)?,
-        self_attn: Attention {
+        self_attn: SelfAttention {
             q_proj: linear("self_attn.q_proj", [q_width, hidden], bias)?,
             k_proj: linear("self_attn.k_proj", [kv_width, hidden], bias)?,
             v_proj: linear("self_attn.v_proj", [kv_width, hidden], bias)?,

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use kv_paging::KvCache;
+use kv_paging::{Attention, Rotary};
 #[cfg(feature = "gpu")]
 use lora_4bit::StackedRows;
 use lora_4bit::{
@@ -18,11 +18,11 @@ use tracing::trace_span;
 
 use crate::config::QwenConfig;
 use crate::head::HeadBounds;
+use crate::kernels::on_worker;
 #[cfg(feature = "gpu")]
 use crate::kernels::{self, graph::CapturedStep};
-use crate::kernels::{on_worker, rotate_both};
 pub use crate::mlp::Mlp;
-use crate::rotary::{Rotary, RotaryFrequencies};
+use crate::rotary::RotaryFrequencies;
 
 /// A whole model: embedding, decoder layers, final norm, head.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ pub struct DecoderLayer {
     /// `[hidden]`.
     pub input_layernorm: Tensor<1>,
     /// Attention.
-    pub self_attn: Attention,
+    pub self_attn: SelfAttention,
     /// `[hidden]`.
     pub post_attention_layernorm: Tensor<1>,
     /// MLP.
@@ -81,7 +81,7 @@ pub struct DecoderLayer {
 
 /// Grouped-query attention with rotary positions.
 #[derive(Clone, Debug)]
-pub struct Attention {
+pub struct SelfAttention {
     /// `[heads * head_dim, hidden]`.
     pub q_proj: Linear,
     /// `[kv_heads * head_dim, hidden]`.
@@ -131,7 +131,7 @@ impl QwenModel {
     /// Hidden states of a packed step, after the final norm.
     ///
     /// `positions[i]` is the position of `tokens[i]` in its own sequence; which tokens form a
-    /// sequence is known to `kv` alone.
+    /// sequence is known to `attention` alone.
     ///
     /// # Shapes
     /// tokens and positions `[tokens]`; result `[tokens, hidden]`.
@@ -140,11 +140,11 @@ impl QwenModel {
         tokens: &[u32],
         positions: &[u32],
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         on_worker(&self.device(), || {
             let rotary = self.rotary(positions);
-            self.final_norm(self.forward_layers(self.embed(tokens), &rotary, adapters, kv))
+            self.final_norm(self.forward_layers(self.embed(tokens), &rotary, adapters, attention))
         })
     }
 
@@ -154,10 +154,10 @@ impl QwenModel {
         mut x: Tensor<2>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(i, x, rotary, adapters, kv); // [tokens, hidden]
+            x = layer.forward(i, x, rotary, adapters, attention); // [tokens, hidden]
         }
         x
     }
@@ -176,7 +176,7 @@ impl QwenModel {
         kind: DecodeKind,
     ) -> CapturedStep<(Tensor<1, Int>, Option<Tensor<2>>)> {
         let (model, step, chosen) = (self.clone(), step.clone(), chosen.clone());
-        let mut kv = kv_paging::DecodeAttention::new(step.clone(), cache);
+        let mut attention = kv_paging::RecordedAttention::new(step.clone(), cache);
         let device = self.device();
         let inv_freq = self.frequencies.tensor(&device); // [head_dim / 2]
         CapturedStep::capture(&device, move || {
@@ -190,7 +190,7 @@ impl QwenModel {
                 })),
                 false => AdapterSelection::Base,
             };
-            let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
+            let x = model.forward_layers(x, &rotary, &adapters, &mut attention);
             if kind.choice == StepChoice::Argmax
                 && let Some(tokens) = model.choose_from_bounds(&x, &chosen)
             {
@@ -320,7 +320,7 @@ pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
 }
 
 impl DecoderLayer {
-    /// One layer over a packed step; `layer` is its index, for the cache.
+    /// One layer over a packed step; `layer` is its index, for `attention`.
     ///
     /// # Shapes
     /// x and result `[tokens, hidden]`.
@@ -330,14 +330,21 @@ impl DecoderLayer {
         x: Tensor<2>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         let norm = |weight| Norm {
             weight,
             eps: self.rms_norm_eps,
         };
         let (attn, mlp) = (&self.self_attn, &self.mlp);
-        let x = attn.forward_residual(layer, x, norm(&self.input_layernorm), rotary, adapters, kv); // [tokens, hidden]
+        let x = attn.forward_residual(
+            layer,
+            x,
+            norm(&self.input_layernorm),
+            rotary,
+            adapters,
+            attention,
+        ); // [tokens, hidden]
         mlp.forward_residual(x, norm(&self.post_attention_layernorm), adapters) // [tokens, hidden]
     }
 
@@ -370,7 +377,7 @@ impl DecoderLayer {
     }
 }
 
-impl Attention {
+impl SelfAttention {
     /// `x + attention(norm(x))`: `[tokens, hidden]`.
     fn forward_residual(
         &self,
@@ -379,21 +386,14 @@ impl Attention {
         norm: Norm<'_>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
         let [q, k, v] = norm_qkv(&x, norm, projections, adapters).map(|y| self.heads(y)); // [tokens, heads, head_dim]
         let q = head_norm(q, self.q_norm.as_ref(), norm.eps);
         let k = head_norm(k, self.k_norm.as_ref(), norm.eps);
         let dtype = self.o_proj.input_dtype(&x, adapters);
-        let angles = [&rotary.cos, &rotary.sin];
-        let out = match kv.rotate_and_attend(layer, [&q, &k, &v], angles, dtype) {
-            Some(out) => out,
-            None => {
-                let (q, k) = rotate_both(q, k, rotary);
-                kv.attend(layer, q, k, v)
-            }
-        }; // [tokens, heads, head_dim]
+        let out = attention.attend(layer, q, k, v, rotary, dtype); // [tokens, heads, head_dim]
         let [tokens, heads, head_dim] = out.dims();
         let out = out.reshape([tokens, heads * head_dim]);
         linear_residual(x, out, &self.o_proj, adapters) // [tokens, hidden]

@@ -28,11 +28,6 @@ use super::DeviceModelOps;
 /// Units of a cube.
 const UNITS: usize = 256;
 
-/// Whether the kernels can run where a tensor lives.
-pub(super) fn supports<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && has_plane_operations(&x.device())
-}
-
 /// Whether the logits of a head `[vocab, hidden]` can be bounded by a copy in 8 bits.
 pub(super) fn can_bound(weight: &Tensor<2>) -> bool {
     head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
@@ -49,41 +44,6 @@ fn has_plane_operations(device: &Device) -> bool {
 }
 
 impl DeviceModelOps for Cube {
-    fn device_rotate_both(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, k) = (into_contiguous(q), into_contiguous(k));
-        let (cos, sin) = (into_contiguous(cos), into_contiguous(sin));
-        let ([tokens, heads, head_dim], [_, kv_heads, _]) =
-            (q.meta.shape().dims(), k.meta.shape().dims());
-        let (q_out, k_out) = (empty(&q), empty(&k));
-        let pairs = tokens * (heads + kv_heads) * head_dim / 2;
-        if pairs > 0 {
-            // SAFETY: units stay below the number of pairs.
-            unsafe {
-                rotary::launch_unchecked(
-                    &q.client.clone(),
-                    cubes(pairs),
-                    CubeDim::new_1d(UNITS as u32),
-                    q.into_buffer_arg(),
-                    k.into_buffer_arg(),
-                    cos.into_buffer_arg(),
-                    sin.into_buffer_arg(),
-                    q_out.clone().into_buffer_arg(),
-                    k_out.clone().into_buffer_arg(),
-                    pairs,
-                    heads,
-                    kv_heads,
-                    head_dim / 2,
-                );
-            }
-        }
-        (q_out, k_out)
-    }
-
     fn device_begin(
         weight: FloatTensor<Self>,
         step: IntTensor<Self>,
@@ -234,45 +194,4 @@ fn cubes(units: usize) -> CubeCount {
     let cubes = units.div_ceil(UNITS);
     let rows = cubes.div_ceil(65_535);
     CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
-}
-
-#[cube(launch_unchecked)]
-fn rotary(
-    q: &[f32],
-    k: &[f32],
-    cos: &[f32],
-    sin: &[f32],
-    q_out: &mut [f32],
-    k_out: &mut [f32],
-    pairs: usize,
-    heads: usize,
-    kv_heads: usize,
-    half: usize,
-) {
-    if ABSOLUTE_POS < pairs {
-        let (row, i) = (ABSOLUTE_POS / half, ABSOLUTE_POS % half);
-        let (token, head) = (row / (heads + kv_heads), row % (heads + kv_heads));
-        let (cos, sin) = (cos[token * half + i], sin[token * half + i]);
-        if head < heads {
-            rotate(
-                q,
-                q_out,
-                (token * heads + head) * 2 * half + i,
-                half,
-                cos,
-                sin,
-            );
-        } else {
-            let row = token * kv_heads + head - heads;
-            rotate(k, k_out, row * 2 * half + i, half, cos, sin);
-        }
-    }
-}
-
-/// Turns the pair of elements `at` and `at + half`.
-#[cube]
-fn rotate(x: &[f32], y: &mut [f32], at: usize, half: usize, cos: f32, sin: f32) {
-    let (first, second) = (x[at], x[at + half]);
-    y[at] = first * cos - second * sin;
-    y[at + half] = second * cos + first * sin;
 }

@@ -1,22 +1,21 @@
-//! The operations of the forward pass that lie between the matrix products.
+//! What a model computes besides its layers: the start and the end of a step, and the loss.
 //!
-//! Each has a plain twin made of tensor ops in [`naive`]: the reference of the tests, and what runs
-//! on devices without a kernel of their own. On the CPU the kernels have gradients of their own.
+//! The loss has a plain twin made of tensor operations in [`naive`]: the reference of the tests, and what runs on devices
+//! without a kernel.
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::DispatchDevice;
 #[cfg(feature = "gpu")]
-use burn::backend::tensor::IntTensor;
-use burn::backend::{Dispatch, DispatchDevice, backend_extension};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+#[cfg(feature = "gpu")]
+use burn::backend::{Dispatch, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 #[cfg(feature = "gpu")]
 use cube::PendingWords;
-use lora_4bit::kernels::both;
+#[cfg(feature = "gpu")]
+use kv_paging::Rotary;
 use tracing::trace_span;
 
-use crate::rotary::Rotary;
-
 pub(crate) mod allocator;
-mod autodiff;
 #[cfg(feature = "gpu")]
 mod choice;
 mod cpu;
@@ -36,29 +35,10 @@ pub use choice::{
     wait_on_device,
 };
 
-/// The fused operations; `Dispatch` sends each call to the backend its tensors live on.
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait ModelOps: burn::backend::Backend {
-    /// Rotates the halves of each head: x `[tokens, heads, head_dim]`, cos and sin
-    /// `[tokens, 1, head_dim / 2]`, all f32.
-    fn fused_rotary(
-        x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-}
-
-/// The same on a GPU, outside of autodiff graphs.
+/// The operations of a step on a GPU, outside of autodiff graphs.
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait DeviceModelOps: burn::backend::Backend {
-    /// See [`ModelOps::fused_rotary`], for queries and keys.
-    fn device_rotate_both(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// What a step starts with. Of `rows` tokens, which start at `tokens_at` in `step`, the rows of `weight [vocab, hidden]` in
     /// f32; -1, -2 and so on stand for the tokens in `chosen`. Then `scale` times the cosines and sines of the positions from
     /// `positions_at` on, times `inv_freq [half]`: both `[rows, 1, half]`.
@@ -246,37 +226,6 @@ pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R
     }
 }
 
-/// Rotary embedding as Qwen applies it: dimension `i` is paired with `i + head_dim / 2`.
-///
-/// # Shapes
-/// x and result `[tokens, heads, head_dim]`.
-pub fn apply_rotary(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
-    if !is_fused(&x) {
-        return naive::apply_rotary(x, rotary);
-    }
-    Tensor::from_dispatch(Dispatch::fused_rotary(
-        x.into_dispatch(),
-        rotary.cos.clone().into_dispatch(),
-        rotary.sin.clone().into_dispatch(),
-    ))
-}
-
-/// [`apply_rotary`] of queries and keys.
-pub fn rotate_both(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor<3>, Tensor<3>) {
-    #[cfg(feature = "gpu")]
-    if cube::supports(&q) && cube::supports(&k) {
-        let [q, k] = [q, k].map(Tensor::into_dispatch);
-        let [cos, sin] = [&rotary.cos, &rotary.sin].map(|angles| angles.clone().into_dispatch());
-        let (q, k) = Dispatch::device_rotate_both(q, k, cos, sin);
-        return (Tensor::from_dispatch(q), Tensor::from_dispatch(k));
-    }
-    both(
-        &q.clone(),
-        || apply_rotary(q, rotary),
-        || apply_rotary(k, rotary),
-    )
-}
-
 /// Summed cross-entropy of `targets`, one for each row of logits, and the gradient of `scale` times it.
 ///
 /// # Shapes
@@ -312,9 +261,6 @@ mod tests {
 
     use super::*;
 
-    /// Small, odd and large enough to be split over threads.
-    const ROWS: [usize; 4] = [1, 3, 17, 700];
-
     fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
         Tensor::random(
             shape,
@@ -332,45 +278,6 @@ mod tests {
                 (a - b).abs() <= 1e-5 * b.abs().max(1.0),
                 "element {i}: {a}, twin {b}"
             );
-        }
-    }
-
-    #[test]
-    fn rotary_equals_its_twin() {
-        for tokens in ROWS {
-            for (heads, head_dim) in [(1, 2), (5, 16), (14, 64)] {
-                let x = random([tokens, heads, head_dim]);
-                let rotary = Rotary {
-                    cos: random([tokens, 1, head_dim / 2]),
-                    sin: random([tokens, 1, head_dim / 2]),
-                };
-                check(
-                    apply_rotary(x.clone(), &rotary),
-                    naive::apply_rotary(x, &rotary),
-                );
-            }
-        }
-    }
-
-    /// The kernels of a GPU against the twins on the CPU.
-    #[cfg(feature = "gpu")]
-    #[test]
-    fn kernels_of_a_gpu_equal_the_twins() {
-        let gpu = cube::first_gpu();
-        fn to<const D: usize>(x: &Tensor<D>, device: &Device) -> Tensor<D> {
-            Tensor::from_data(x.clone().into_data(), (device, x.dtype()))
-        }
-        for rows in ROWS {
-            let (q, k) = (random([rows, 5, 16]), random([rows, 2, 16]));
-            let (cos, sin) = (random([rows, 1, 8]), random([rows, 1, 8]));
-            let on_gpu = Rotary {
-                cos: to(&cos, &gpu),
-                sin: to(&sin, &gpu),
-            };
-            let (rotated_q, rotated_k) = rotate_both(to(&q, &gpu), to(&k, &gpu), &on_gpu);
-            let rotary = Rotary { cos, sin };
-            check(rotated_q, naive::apply_rotary(q, &rotary));
-            check(rotated_k, naive::apply_rotary(k, &rotary));
         }
     }
 
@@ -553,43 +460,6 @@ mod tests {
         let x = random([2, 8]);
         assert!(is_fused(&x) && is_fused(&x.clone().autodiff()));
         assert!(is_plain_cpu(&x) && !is_plain_cpu(&x.autodiff()));
-    }
-
-    /// Values and gradients of `fused` and `naive` for the same inputs.
-    #[track_caller]
-    fn check_gradients<const D: usize, const N: usize>(
-        inputs: [Tensor<D>; N],
-        fused: impl Fn(&[Tensor<D>; N]) -> Tensor<D>,
-        naive: impl Fn(&[Tensor<D>; N]) -> Tensor<D>,
-    ) {
-        let run = |op: &dyn Fn(&[Tensor<D>; N]) -> Tensor<D>| {
-            let leaves = inputs.clone().map(|x| x.autodiff().require_grad());
-            let y = op(&leaves);
-            // The square, so that the gradient of every element is its own.
-            let mut gradients = (y.clone() * y.clone()).sum().backward();
-            let gradients = leaves.map(|x| x.grad_remove(&mut gradients).unwrap());
-            (y.inner(), gradients)
-        };
-        let ((y, gradients), (expected, expected_gradients)) = (run(&fused), run(&naive));
-        check(y, expected);
-        for (a, b) in gradients.into_iter().zip(expected_gradients) {
-            check(a, b);
-        }
-    }
-
-    #[test]
-    fn gradients_equal_those_of_the_twins() {
-        for rows in ROWS {
-            let rotary = Rotary {
-                cos: random([rows, 1, 8]),
-                sin: random([rows, 1, 8]),
-            };
-            check_gradients(
-                [random([rows, 5, 16])],
-                |[x]| apply_rotary(x.clone(), &rotary),
-                |[x]| naive::apply_rotary(x.clone(), &rotary),
-            );
-        }
     }
 
     #[test]

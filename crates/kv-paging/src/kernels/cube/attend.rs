@@ -11,12 +11,14 @@ pub(super) mod kernel;
 
 use std::cell::RefCell;
 
+use burn::backend::Cube;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::super::device::{Context, NewTokens};
 use super::{elem_type, empty};
 
 /// Units that share the dot product of a query with a key.
@@ -92,28 +94,16 @@ impl Heads {
     }
 }
 
-/// What a step of one token per sequence brings along.
-pub(super) struct NewTokens {
-    /// Not rotated yet: `[tokens, kv_heads, head_dim]`.
-    pub(super) keys: CubeTensor,
-    /// `[tokens, kv_heads, head_dim]`.
-    pub(super) values: CubeTensor,
-    /// `[tokens, 1, head_dim / 2]`.
-    pub(super) cos: CubeTensor,
-    pub(super) sin: CubeTensor,
-}
-
-/// `q [tokens, heads, head_dim]`, `k` and `v` `[slots, kv_heads, head_dim]` → `[tokens, heads, head_dim]` of type `dtype`.
+/// Attention of `q` `[tokens, heads, head_dim]`, which with `new` is rotated first: `[tokens, heads, head_dim]` of type
+/// `dtype`.
 pub(super) fn attend(
     q: CubeTensor,
-    [k, v]: [CubeTensor; 2],
-    new: Option<NewTokens>,
-    indices: CubeTensor,
-    block_size: usize,
-    max_context: usize,
+    new: Option<NewTokens<Cube>>,
+    context: Context<Cube>,
     dtype: DType,
 ) -> CubeTensor {
     let q = into_contiguous(q);
+    let (k, v, indices) = (context.keys, context.values, context.indices);
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
     let out = empty(&q, [tokens, heads, head_dim], dtype);
@@ -128,14 +118,14 @@ pub(super) fn attend(
         .unwrap_or(1);
     let splits = WANTED_CUBES
         .div_ceil(tokens * kv_heads)
-        .min(max_context.div_ceil(MIN_PART))
+        .min(context.max_len.div_ceil(MIN_PART))
         .clamp(1, MAX_SPLITS);
     let shape = Heads {
         kv_heads,
         group: heads / kv_heads,
         vectors: head_dim / vector,
         vector_bytes: vector * size_of::<f32>(),
-        block_size,
+        block_size: context.block_size,
         merge: match splits {
             1 => Merge::None,
             _ if client.features().device_memory_scope => Merge::InPlace,

@@ -7,12 +7,14 @@
 mod kernel;
 mod load;
 
+use burn::backend::Cube;
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::attend::{MAX_SPLITS, NewTokens, WANTED_CUBES, arrival_counters};
+use super::super::device::{Context, NewTokens};
+use super::attend::{MAX_SPLITS, WANTED_CUBES, arrival_counters};
 use super::blocks::{Blocks, KEYS};
 use super::{elem_type, empty};
 
@@ -40,14 +42,12 @@ pub(super) fn supports(q: &CubeTensor, k: &CubeTensor) -> bool {
 /// See [`super::attend::attend`].
 pub(super) fn attend(
     q: CubeTensor,
-    [k, v]: [CubeTensor; 2],
-    new: NewTokens,
-    indices: CubeTensor,
-    block_size: usize,
-    max_context: usize,
+    new: NewTokens<Cube>,
+    context: Context<Cube>,
     dtype: DType,
 ) -> CubeTensor {
     let q = into_contiguous(q);
+    let (k, v, indices) = (context.keys, context.values, context.indices);
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
     let out = empty(&q, [tokens, heads, head_dim], dtype);
@@ -56,14 +56,14 @@ pub(super) fn attend(
     }
     let splits = WANTED_CUBES
         .div_ceil(tokens * kv_heads)
-        .min(max_context.div_ceil(KEYS))
+        .min(context.max_len.div_ceil(KEYS))
         .clamp(1, MAX_SPLITS);
     let shape = Heads {
         group: heads / kv_heads,
         blocks: Blocks {
             kv_heads,
             head_dim,
-            block_size,
+            block_size: context.block_size,
             stages: STAGES,
         },
         is_split: splits > 1,

@@ -4,16 +4,19 @@
 //! Keys and values come to shared memory block by block, the next block while one is multiplied. Scores never leave the
 //! registers: a fragment of the first product is one of the second.
 
+use burn::backend::Cube;
 use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
+use super::super::device::Context;
 use super::attend::LOWEST;
 use super::blocks::{Blocks, KEYS, VECTOR, end_group, load_block, place, wait_for_groups};
-use super::{Tiles, elem_type, empty};
+use super::{elem_type, empty};
 
 /// Queries of a tile, and rows of a tensor core's instruction.
 pub(super) const QUERIES: usize = 16;
@@ -56,28 +59,23 @@ pub(super) fn supports(q: &CubeTensor, k: &CubeTensor) -> bool {
         && head_dim <= MAX_HEAD_DIM
 }
 
-/// `q [tokens, heads, head_dim]`, `k` and `v` `[slots, kv_heads, head_dim]` → `[tokens, heads, head_dim]`.
-pub(super) fn attend(
-    q: CubeTensor,
-    [k, v]: [CubeTensor; 2],
-    indices: CubeTensor,
-    block_size: usize,
-    tiles: Tiles,
-) -> CubeTensor {
-    let q = burn_cubecl::kernel::into_contiguous(q);
+/// Attention of `q` `[tokens, heads, head_dim]`: `[tokens, heads, head_dim]` of type `dtype`.
+pub(super) fn attend(q: CubeTensor, context: Context<Cube>, dtype: DType) -> CubeTensor {
+    let q = into_contiguous(q);
+    let (k, v, tiles) = (context.keys, context.values, context.tiles);
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
-    let out = empty(&q, [tokens, heads, head_dim], DType::F32);
+    let out = empty(&q, [tokens, heads, head_dim], dtype);
     let shape = Heads {
         group: heads / kv_heads,
         blocks: Blocks {
             kv_heads,
             head_dim,
-            block_size,
+            block_size: context.block_size,
             stages: 2,
         },
     };
-    let dtype = elem_type(&k);
+    let dtypes = [elem_type(&k), elem_type(&out)];
     // SAFETY: the wrapper has compared the shapes; a batch names only slots that exist, and its tiles only its tokens.
     unsafe {
         attend_tile::launch_unchecked(
@@ -87,32 +85,32 @@ pub(super) fn attend(
             q.into_buffer_arg(),
             k.into_buffer_arg(),
             v.into_buffer_arg(),
-            indices.into_buffer_arg(),
+            context.indices.into_buffer_arg(),
             out.clone().into_buffer_arg(),
             tokens,
             tiles.at,
             tiles.num,
             1.0 / (head_dim as f32).sqrt(),
             shape,
-            dtype,
+            dtypes,
         );
     }
     out
 }
 
 #[cube(launch_unchecked)]
-fn attend_tile<E: Float>(
+fn attend_tile<E: Float, O: Float>(
     q: &[Vector<f32, Const<2>>],
     k: &[Vector<E, Const<8>>],
     v: &[Vector<E, Const<8>>],
     indices: &[u32],
-    out: &mut [Vector<f32, Const<2>>],
+    out: &mut [Vector<O, Const<2>>],
     num_tokens: usize,
     tiles_at: usize,
     num_tiles: usize,
     scale: f32,
     #[comptime] heads: Heads,
-    #[define(E)] _dtype: ElemType,
+    #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
     let group = comptime!(heads.group);
     let head_pairs = comptime!(heads.blocks.head_dim / 2);
@@ -339,7 +337,7 @@ fn attend_tile<E: Float>(
             #[unroll]
             for block in 0..comptime!(heads.blocks.head_dim / 8) {
                 let part = &output[block];
-                out[to + block * 4] = part[half] / Vector::new(sum);
+                out[to + block * 4] = Vector::cast_from(part[half] / Vector::new(sum));
             }
         }
     }

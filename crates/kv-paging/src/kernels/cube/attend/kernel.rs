@@ -3,6 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+use super::super::rope::turn;
 use super::{CHUNK, Heads, LANES, LOWEST, MIN_PART, Merge, Merged, UNITS, UNROLL};
 
 #[cube(launch_unchecked)]
@@ -61,9 +62,9 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                 let (g, pair) = (i / half, i % half);
                 let at = first_query + g * vectors + pair;
                 let (c, s) = (cos[token * half + pair], sin[token * half + pair]);
-                let (first, second) = (q[at], q[at + half]);
-                queries[g * vectors + pair] = (first * c - second * s) * Vector::new(scale);
-                queries[g * vectors + half + pair] = (second * c + first * s) * Vector::new(scale);
+                let (first, second) = turn::<N>(q[at], q[at + half], c, s);
+                queries[g * vectors + pair] = first * Vector::new(scale);
+                queries[g * vectors + half + pair] = second * Vector::new(scale);
                 i += UNITS;
             }
             // The cube that sees the last key, the token's own, writes it first.
@@ -73,9 +74,10 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                 let mut i = unit;
                 while i < half {
                     let (c, s) = (cos[token * half + i], sin[token * half + i]);
-                    let (first, second) = (new_keys[from + i], new_keys[from + half + i]);
-                    k[to + i] = Vector::cast_from(first * c - second * s);
-                    k[to + half + i] = Vector::cast_from(second * c + first * s);
+                    let (first, second) =
+                        turn::<N>(new_keys[from + i], new_keys[from + half + i], c, s);
+                    k[to + i] = Vector::cast_from(first);
+                    k[to + half + i] = Vector::cast_from(second);
                     i += UNITS;
                 }
                 let mut i = unit;

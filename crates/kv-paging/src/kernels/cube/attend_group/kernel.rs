@@ -7,6 +7,7 @@ use cubecl::prelude::*;
 use super::super::attend::kernel::merge_heads;
 use super::super::attend::{LOWEST, Merged};
 use super::super::blocks::{KEYS, end_group, place, wait_for_groups};
+use super::super::rope::turn;
 use super::load::load_known;
 use super::{Heads, PLANE, PLANES, STAGES, UNITS};
 
@@ -81,12 +82,11 @@ pub(super) fn attend_group<E: Float, O: Float>(
             #[unroll]
             for i in 0..4usize {
                 let at = (token * half + pair) * 4 + i;
-                let (c, s) = (cos[at], sin[at]);
+                let (first, second) = turn(pair_of(a, i), pair_of(b, i), cos[at], sin[at]);
                 #[unroll]
                 for j in 0..2usize {
-                    let (c, s) = (c.extract(j), s.extract(j));
-                    let (a, b) = (a.extract(i * 2 + j), b.extract(i * 2 + j));
-                    key.insert(i * 2 + j, select(is_low, a * c - b * s, b * c + a * s));
+                    let value = select(is_low, first.extract(j), second.extract(j));
+                    key.insert(i * 2 + j, value);
                 }
             }
             own_key = Vector::cast_from(key);
@@ -142,12 +142,12 @@ pub(super) fn attend_group<E: Float, O: Float>(
                 let pair = core * 8 + i / 2 * 4 + column;
                 let at =
                     (token * kv_heads * group + head) * comptime!(heads.blocks.head_dim / 2) + pair;
-                let (a, b) = (q[at], q[at + quarter]);
                 let (c, s) = (cos[token * quarter + pair], sin[token * quarter + pair]);
+                let (first, second) = turn(q[at], q[at + quarter], c, s);
                 let low = &mut queries[core];
-                low[i] = Vector::cast_from((a * c - b * s) * factor);
+                low[i] = Vector::cast_from(first * factor);
                 let high = &mut queries[core + half_cores];
-                high[i] = Vector::cast_from((b * c + a * s) * factor);
+                high[i] = Vector::cast_from(second * factor);
             }
         }
 
@@ -388,6 +388,14 @@ pub(super) fn attend_group<E: Float, O: Float>(
             }
         }
     }
+}
+
+/// Elements `2i` and `2i + 1`.
+#[cube]
+fn pair_of(of: Vector<f32, Const<8>>, #[comptime] i: usize) -> Vector<f32, Const<2>> {
+    let mut pair = Vector::<f32, Const<2>>::new(of.extract(i * 2));
+    pair.insert(1usize, of.extract(i * 2 + 1));
+    pair
 }
 
 /// What this unit knows to be written is seen by all who know of its later writes, and the other way round.

@@ -9,21 +9,22 @@ mod attend;
 mod attend_group;
 mod attend_tiles;
 mod blocks;
-
-pub(super) use attend::forget_counters;
+mod rope;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
-use super::DevicePagedOps;
-use crate::batch::BatchLayout;
+pub(super) use self::attend::forget_counters;
+use super::device::{Context, DeviceOps, NewTokens};
+use crate::batch_layout::BatchLayout;
 
-/// Whether the kernels can run on a device and with heads of this length; otherwise the twins do.
-pub(crate) fn supports(device: &Device, head_dim: usize) -> bool {
+/// Whether the kernels over a cache can run on a device and with heads of this length; otherwise the twins do.
+pub(super) fn supports(device: &Device, head_dim: usize) -> bool {
     let DispatchDevice::Cube(device) = device.as_dispatch() else {
         return false;
     };
@@ -40,7 +41,7 @@ pub(crate) fn supports(device: &Device, head_dim: usize) -> bool {
 
 /// Tiles of queries in the indices of a step: for each the first token and the number of tokens.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tiles {
+pub(super) struct Tiles {
     /// Where they start.
     at: usize,
     /// How many there are; none in a step of single tokens.
@@ -49,7 +50,7 @@ pub(crate) struct Tiles {
 
 impl Tiles {
     /// The tiles that [`indices`] appends.
-    pub(crate) fn of(layout: &BatchLayout) -> Self {
+    pub(super) fn of(layout: &BatchLayout) -> Self {
         Self {
             at: 3 * layout.slots.len() + layout.block_tables.len(),
             num: tiles(layout).count(),
@@ -75,7 +76,7 @@ fn tiles(layout: &BatchLayout) -> impl Iterator<Item = [usize; 2]> {
 
 /// What the kernels read of a step, as 32-bit integers: for each token its cache row, the number of keys it sees and where
 /// its block table starts, then all block tables, then the [`Tiles`].
-pub(crate) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
+pub(super) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
     let num_tokens = layout.slots.len();
     let mut values = Vec::with_capacity(3 * num_tokens + layout.block_tables.len());
     values.extend(layout.slots.iter().map(|&slot| slot as i32));
@@ -93,7 +94,16 @@ pub(crate) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
 }
 
-impl DevicePagedOps for Cube {
+impl DeviceOps for Cube {
+    fn device_apply_rope(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        rope::apply_rope(q, k, cos, sin)
+    }
+
     fn device_kv_write(
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
@@ -101,8 +111,7 @@ impl DevicePagedOps for Cube {
         new_values: FloatTensor<Self>,
         indices: IntTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let new_keys = burn_cubecl::kernel::into_contiguous(new_keys);
-        let new_values = burn_cubecl::kernel::into_contiguous(new_values);
+        let (new_keys, new_values) = (into_contiguous(new_keys), into_contiguous(new_values));
         let [tokens, kv_heads, head_dim] = new_keys.meta.shape().dims();
         let row = kv_heads * head_dim;
         let len = tokens * row;
@@ -131,52 +140,25 @@ impl DevicePagedOps for Cube {
 
     fn device_paged_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        indices: IntTensor<Self>,
-        block_size: usize,
-        max_context: usize,
-        tiles: Tiles,
+        context: Context<Self>,
+        dtype: DType,
     ) -> FloatTensor<Self> {
-        if tiles.num > 0 && attend_tiles::supports(&q, &k) {
-            return attend_tiles::attend(q, [k, v], indices, block_size, tiles);
+        if context.tiles.num > 0 && attend_tiles::supports(&q, &context.keys) {
+            return attend_tiles::attend(q, context, dtype);
         }
-        let caches = [k, v];
-        attend::attend(
-            q,
-            caches,
-            None,
-            indices,
-            block_size,
-            max_context,
-            DType::F32,
-        )
+        attend::attend(q, None, context, dtype)
     }
 
     fn device_step_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
-        step: IntTensor<Self>,
-        block_size: usize,
+        new: NewTokens<Self>,
+        context: Context<Self>,
         dtype: DType,
     ) -> FloatTensor<Self> {
-        let new = attend::NewTokens {
-            keys: k,
-            values: v,
-            cos,
-            sin,
-        };
-        let [slots, ..] = keys.meta.shape().dims::<3>();
-        let caches = [keys, values];
-        if attend_group::supports(&q, &caches[0]) {
-            return attend_group::attend(q, caches, new, step, block_size, slots, dtype);
+        if attend_group::supports(&q, &context.keys) {
+            return attend_group::attend(q, new, context, dtype);
         }
-        attend::attend(q, caches, Some(new), step, block_size, slots, dtype)
+        attend::attend(q, Some(new), context, dtype)
     }
 
     fn device_overwrite(old: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self> {
@@ -245,22 +227,27 @@ fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor
     )
 }
 
+/// The first GPU that is compiled in.
+#[cfg(test)]
+pub(super) fn first_gpu() -> Device {
+    use burn::tensor::DeviceType;
+    let types: &[DeviceType] = &[
+        #[cfg(feature = "cuda")]
+        DeviceType::Cuda,
+        #[cfg(feature = "wgpu")]
+        DeviceType::Wgpu,
+    ];
+    let gpu = types.iter().cloned().flat_map(Device::enumerate).next();
+    gpu.expect("a CUDA or WebGPU device")
+}
+
 #[cfg(test)]
 mod tests {
-    use burn::tensor::DeviceType;
-
     use super::*;
 
     #[test]
     fn the_kernels_run_on_the_first_gpu() {
-        let types: &[DeviceType] = &[
-            #[cfg(feature = "cuda")]
-            DeviceType::Cuda,
-            #[cfg(feature = "wgpu")]
-            DeviceType::Wgpu,
-        ];
-        let gpu = types.iter().cloned().flat_map(Device::enumerate).next();
-        let gpu = gpu.expect("a CUDA or WebGPU device");
+        let gpu = first_gpu();
         assert!(supports(&gpu, 64) && supports(&gpu, 128));
         assert!(!supports(&gpu, 20) && !supports(&Device::flex(), 64));
     }
