@@ -26,6 +26,7 @@ mod random;
 pub mod rotary;
 pub mod sampling;
 pub mod save;
+pub mod sys;
 pub mod tokenizer;
 
 pub use adapter::AdapterError;

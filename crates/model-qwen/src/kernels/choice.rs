@@ -1,4 +1,4 @@
-//! Tokens and logits that a GPU sends to the host, and what it does while there are none.
+//! Tokens and logits that a GPU sends to the host.
 
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -29,24 +29,6 @@ pub fn device_queues_reads(device: &Device) -> bool {
             queues(device) || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
         }
         _ => false,
-    }
-}
-
-/// The result of `wait`, which is called on the device's own thread: CubeCL's GPUs have one that otherwise looks for work some
-/// thousand times a second, for as long as the process lives.
-///
-/// Meanwhile other threads that use the device wait, too.
-pub fn wait_on_device<R: Send + 'static>(device: &Device, wait: impl FnOnce() -> R + Send) -> R {
-    let DispatchDevice::Cube(device) = device.as_dispatch() else {
-        return wait();
-    };
-    let mut wait = Some(wait);
-    let mut take = || wait.take().map(|wait| wait());
-    let waited = device.client().exclusive(&mut take);
-    // A device that can't be had has not called it.
-    match waited.ok().flatten().or_else(take) {
-        Some(result) => result,
-        None => panic!("what was waited for on the device's thread has failed"),
     }
 }
 
@@ -200,23 +182,6 @@ mod tests {
                 compare(params, &coarse);
             }
         }
-    }
-
-    #[test]
-    fn a_gpu_waits_on_its_own_thread_and_works_on() {
-        let gpu = first_gpu();
-        let (sender, receiver) = std::sync::mpsc::channel();
-        sender.send(7).unwrap();
-        let wait = move || (std::thread::current().id(), receiver.recv());
-        let (thread, received) = wait_on_device(&gpu, wait);
-        assert_eq!(received, Ok(7));
-        assert_ne!(thread, std::thread::current().id());
-        let sum = Tensor::<1>::ones([64], &gpu).sum().into_scalar::<f32>();
-        assert_eq!(sum, 64.0);
-
-        let here = std::thread::current().id();
-        let thread = wait_on_device(&Device::flex(), || std::thread::current().id());
-        assert_eq!(thread, here, "a CPU has no such thread");
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn begin<E: Float>(
 
 /// The first GPU that is compiled in.
 #[cfg(test)]
-pub(super) fn first_gpu() -> burn::tensor::Device {
+pub(crate) fn first_gpu() -> burn::tensor::Device {
     use burn::tensor::{Device, DeviceType};
     let types: &[DeviceType] = &[
         #[cfg(feature = "cuda")]

@@ -14,25 +14,22 @@ use tracing::trace_span;
 
 use crate::rotary::Rotary;
 
-pub(crate) mod allocator;
 mod autodiff;
 #[cfg(feature = "gpu")]
 mod choice;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 #[cfg(feature = "gpu")]
 pub(crate) mod graph;
-pub(crate) mod map_file;
 pub mod naive;
 
-pub use allocator::{keep_freed_memory, return_freed_memory, share_freed_memory};
+#[cfg(all(test, feature = "gpu"))]
+pub(crate) use cube::first_gpu;
+
 #[cfg(feature = "gpu")]
 pub use choice::{
     PendingIds, PendingTop, device_draw, device_queues_reads, device_read_ids, device_top_logits,
-    wait_on_device,
 };
 
 /// The fused operations; `Dispatch` sends each call to the backend its tensors live on.

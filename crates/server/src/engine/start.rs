@@ -107,7 +107,7 @@ impl Engine {
             adapters.load(&mut model, &module.name, &module.path)?;
         }
         // What building the tokenizer and loading the weights have freed.
-        model_qwen::kernels::return_freed_memory();
+        model_qwen::sys::return_freed_memory();
         let plan = memory::plan(config, &device, &model, kv_dtype)?;
         if plan.bounds_head {
             model.bound_head();

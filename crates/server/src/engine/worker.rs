@@ -12,9 +12,7 @@ use kv_paging::{
     SequenceChunk, SequenceId, Step,
 };
 use lora_4bit::AdapterSelection;
-use model_qwen::kernels::return_freed_memory;
-#[cfg(feature = "gpu")]
-use model_qwen::kernels::wait_on_device;
+use model_qwen::sys::{return_freed_memory, wait_on_device};
 use model_qwen::{QwenModel, Sampler};
 
 use super::active::ActiveSequence;
@@ -41,7 +39,6 @@ pub(super) struct Worker {
     pub(super) cache: PagedKvCache,
     pub(super) scheduler: Scheduler,
     receiver: EngineReceiver,
-    #[cfg(feature = "gpu")]
     owns_device: bool,
     adapters: AdapterSlots,
     pub(super) sequences: HashMap<SequenceId, ActiveSequence>,
@@ -87,7 +84,6 @@ impl Worker {
             cache,
             scheduler,
             receiver,
-            #[cfg(feature = "gpu")]
             owns_device: config.owns_device,
             adapters,
             sequences: HashMap::new(),
@@ -167,7 +163,6 @@ impl Worker {
     /// Sleeps until a command arrives; `None` once every handle is gone.
     fn sleep(&mut self) -> Option<EngineCommand> {
         let receiver = &mut self.receiver;
-        #[cfg(feature = "gpu")]
         if self.owns_device {
             return wait_on_device(&self.device, move || receiver.recv());
         }
