@@ -5,26 +5,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::attention::KvCache;
 use crate::cache::PagedKvCache;
+use crate::decode_token::DecodeToken;
 use crate::kernels;
-
-/// The token that a sequence of a [`DecodeStep`] computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DecodeToken {
-    /// One that is known.
-    Id(u32),
-    /// The one that the step before chose in this row: the host need not know it yet.
-    ChosenIn(usize),
-}
-
-impl DecodeToken {
-    /// Ids as they are; rows as -1, -2 and so on.
-    fn encode(self) -> i32 {
-        match self {
-            Self::Id(id) => id as i32,
-            Self::ChosenIn(row) => -1 - row as i32,
-        }
-    }
-}
 
 /// A sequence of a [`DecodeStep`].
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +114,7 @@ impl DecodeStep {
                 slot as i32,
                 row.position as i32 + 1,
                 table as i32,
-                row.token.encode(),
+                encode(row.token),
                 row.position as i32,
                 row.slot.map_or(-1, |slot| slot as i32),
             ];
@@ -146,6 +128,14 @@ impl DecodeStep {
         let device = self.values.device();
         let values = Tensor::from_data(TensorData::new(values, [len]), (&device, DType::I32));
         kernels::overwrite(&self.values, values);
+    }
+}
+
+/// Ids as they are; rows as -1, -2 and so on.
+fn encode(token: DecodeToken) -> i32 {
+    match token {
+        DecodeToken::Id(id) => id as i32,
+        DecodeToken::ChosenIn(row) => -1 - row as i32,
     }
 }
 

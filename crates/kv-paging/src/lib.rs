@@ -65,6 +65,7 @@ mod cache;
 mod causal;
 #[cfg(feature = "gpu")]
 mod decode_step;
+mod decode_token;
 pub mod kernels;
 
 pub use attention::{KvCache, PagedAttention};
@@ -72,4 +73,5 @@ pub use batch::{AttentionBatch, BatchLayout, SequenceChunk, SequenceSpan};
 pub use cache::{KvShape, PagedKvCache};
 pub use causal::CausalAttention;
 #[cfg(feature = "gpu")]
-pub use decode_step::{CHOICE_WORDS, DecodeAttention, DecodeRow, DecodeStep, DecodeToken};
+pub use decode_step::{CHOICE_WORDS, DecodeAttention, DecodeRow, DecodeStep};
+pub use decode_token::DecodeToken;
