@@ -91,7 +91,7 @@ pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
             expected: "a device number after the colon, as in cuda:0",
         })?),
     };
-    // One queue for all threads: memory then passes between them without waiting, and steps can be recorded.
+    // One queue for all threads: memory then passes between them without waiting, and steps can be captured.
     cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
     match name {
         "auto" => auto(spec),

@@ -1,103 +1,103 @@
-//! The largest logits of a row without reading the whole head.
+//! The largest logits of a row without reading all of lm_head: an int8 copy of it gives each logit up to an error that is known.
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::row_bounds::Largest;
 use lora_4bit::{AdapterSelection, Linear, RowBounds, Weight};
 use tracing::trace_span;
 
-#[cfg(feature = "gpu")]
-use crate::kernels::DeviceBounds;
+use crate::kernels::choice::GpuInt8Head;
 use crate::kernels::on_worker;
 use crate::model::QwenModel;
 use crate::sampling::TopLogits;
 
-/// Rows of the head that are read for it, at most: beyond that, all are.
+/// Rows of lm_head that are read for it, at most: beyond that, all are.
 const MAX_CANDIDATES: usize = 8192;
 
-/// A copy of the head in 8 bits, from which the largest logits can be told up to an error that is known.
+/// A copy of lm_head in int8, with a bound of each row's error.
 #[derive(Clone, Debug)]
-pub(crate) enum HeadBounds {
+pub(crate) enum Int8Head {
     Cpu(Arc<RowBounds>),
-    #[cfg(feature = "gpu")]
-    Device(Arc<DeviceBounds>),
+    /// CUDA graphs read it.
+    Gpu(Arc<GpuInt8Head>),
 }
 
-impl HeadBounds {
-    /// The bounds of a head, where they pay.
+impl Int8Head {
+    /// The copy of `weight`, where it pays.
     fn new(weight: &Weight) -> Option<Self> {
         let Weight::Dense(dense) = weight else {
             return None;
         };
+        if dense.device() != Device::flex() {
+            let copy = GpuInt8Head::new(dense)?;
+            return Some(Self::Gpu(Arc::new(copy)));
+        }
         if Self::bytes_of(weight) == 0 {
             return None;
         }
-        if dense.device() == burn::tensor::Device::flex() {
-            let bounds = on_worker(&dense.device(), || RowBounds::new(weight));
-            return bounds.map(|bounds| Self::Cpu(Arc::new(bounds)));
-        }
-        #[cfg(feature = "gpu")]
-        return Some(Self::Device(Arc::new(DeviceBounds::new(dense))));
-        #[cfg(not(feature = "gpu"))]
-        None
+        let copy = on_worker(&dense.device(), || RowBounds::new(weight));
+        copy.map(|copy| Self::Cpu(Arc::new(copy)))
     }
 
-    /// Bytes of memory that the bounds of a head take, 0 where they don't pay.
+    /// Bytes of memory that the copy of `weight` takes, 0 where it doesn't pay.
     fn bytes_of(weight: &Weight) -> usize {
         let Weight::Dense(dense) = weight else {
             return 0;
         };
-        if dense.device() == burn::tensor::Device::flex() {
-            return match RowBounds::pays() && RowBounds::supports(dense.dims(), dense.dtype()) {
-                true => RowBounds::bytes_of(dense.dims()),
-                false => 0,
-            };
+        if dense.device() != Device::flex() {
+            return GpuInt8Head::bytes_of(dense);
         }
-        #[cfg(feature = "gpu")]
-        return DeviceBounds::bytes_of(dense);
-        #[cfg(not(feature = "gpu"))]
-        0
+        match RowBounds::pays() && RowBounds::supports(dense.dims(), dense.dtype()) {
+            true => RowBounds::bytes_of(dense.dims()),
+            false => 0,
+        }
     }
 
     /// Bytes of memory.
     pub(crate) fn num_bytes(&self) -> usize {
         match self {
-            Self::Cpu(bounds) => bounds.num_bytes(),
-            #[cfg(feature = "gpu")]
-            Self::Device(bounds) => bounds.num_bytes(),
+            Self::Cpu(copy) => copy.num_bytes(),
+            Self::Gpu(copy) => copy.num_bytes(),
         }
     }
 }
 
 impl QwenModel {
-    /// Logits that [`QwenModel::top_logits`] finds of each row at least.
+    /// Logits that [`QwenModel::largest_logits`] finds of each row at least.
     pub const NUM_LARGEST: usize = 64;
 
-    /// Makes an 8-bit copy of the head, so that the largest logits of a few rows are found without reading all of it: by
-    /// [`QwenModel::top_logits`] on the CPU, by recorded steps on a GPU. Where that doesn't pay, nothing.
+    /// Makes an int8 copy of lm_head, so that the largest logits of a few rows are found without reading all of lm_head: by
+    /// [`QwenModel::largest_logits`] on the CPU, by the [`GraphRunner`](crate::GraphRunner) on a GPU. Where that doesn't pay,
+    /// nothing.
     ///
-    /// It takes half of the memory of a head in 16 bits. Call it again when the head has changed.
-    pub fn bound_head(&mut self) {
+    /// It takes half of the memory of lm_head in 16 bits. Call it again when lm_head has changed.
+    pub fn copy_lm_head_int8(&mut self) {
         let weight = self.lm_head.weight.clone();
         // As the weights on a GPU: outside of its pools.
         let device = self.device();
-        self.head_bounds =
-            device.memory_persistent_allocations(weight, |weight| HeadBounds::new(&weight));
+        self.int8_head =
+            device.memory_persistent_allocations(weight, |weight| Int8Head::new(&weight));
     }
 
-    /// Bytes of memory that [`QwenModel::bound_head`] takes, 0 where it does nothing.
-    pub fn head_bounds_bytes(&self) -> usize {
-        HeadBounds::bytes_of(&self.lm_head.weight)
+    /// Bytes of memory that [`QwenModel::copy_lm_head_int8`] takes, 0 where it does nothing.
+    pub fn int8_lm_head_bytes(&self) -> usize {
+        Int8Head::bytes_of(&self.lm_head.weight)
     }
 
-    /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`] for the row by itself. `None`
-    /// without [`QwenModel::bound_head`], on a GPU, and where reading the whole head costs less.
+    /// Whether the [`GraphRunner`](crate::GraphRunner) finds the most likely tokens of so many rows by the int8 copy of lm_head.
+    pub fn int8_lm_head_takes(&self, rows: usize) -> bool {
+        (1..=GpuInt8Head::MAX_ROWS).contains(&rows)
+            && matches!(self.int8_head, Some(Int8Head::Gpu(_)))
+    }
+
+    /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`] for the row by
+    /// itself. `None` without [`QwenModel::copy_lm_head_int8`], on a GPU, and where reading all of lm_head costs less.
     ///
     /// The sum over all weights, [`TopLogits::total`], is not known: see
     /// [`Sampler::takes_largest`](crate::Sampler::takes_largest).
-    pub fn top_logits(&self, hidden: &Tensor<2>) -> Option<Vec<TopLogits>> {
-        let Some(HeadBounds::Cpu(bounds)) = &self.head_bounds else {
+    pub fn largest_logits(&self, hidden: &Tensor<2>) -> Option<Vec<TopLogits>> {
+        let Some(Int8Head::Cpu(copy)) = &self.int8_head else {
             return None;
         };
         let rows = hidden.dims()[0];
@@ -107,7 +107,7 @@ impl QwenModel {
         let _span = trace_span!("lm_head").entered();
         on_worker(&self.device(), || {
             let x: Vec<f32> = hidden.clone().into_data().try_into_vec().ok()?;
-            let largest = bounds.largest(&x, Self::NUM_LARGEST)?;
+            let largest = copy.largest(&x, Self::NUM_LARGEST)?;
             if largest.iter().any(|row| row.rows.len() > MAX_CANDIDATES) {
                 return None;
             }
@@ -117,31 +117,7 @@ impl QwenModel {
         })
     }
 
-    /// Whether recorded steps of so many rows may choose their tokens without computing all logits.
-    #[cfg(feature = "gpu")]
-    pub fn chooses_from_bounds(&self, rows: usize) -> bool {
-        rows <= DeviceBounds::MAX_ROWS && matches!(self.head_bounds, Some(HeadBounds::Device(_)))
-    }
-
-    /// The most likely token after each row of `x [rows, hidden]`, which the final norm hasn't seen yet, also written to the
-    /// first elements of `chosen`. `None` without [`QwenModel::chooses_from_bounds`].
-    #[cfg(feature = "gpu")]
-    pub(crate) fn choose_from_bounds(
-        &self,
-        x: &Tensor<2>,
-        chosen: &Tensor<1, Int>,
-    ) -> Option<Tensor<1, Int>> {
-        let (Weight::Dense(weight), Some(HeadBounds::Device(bounds))) =
-            (&self.lm_head.weight, &self.head_bounds)
-        else {
-            return None;
-        };
-        let norm = (&self.norm, self.config.rms_norm_eps);
-        self.chooses_from_bounds(x.dims()[0])
-            .then(|| bounds.choose(x.clone(), norm, weight, chosen))
-    }
-
-    /// The logits of the head's rows that may be among the largest.
+    /// The logits of the rows of lm_head that may be among the largest.
     fn exact(&self, hidden: Tensor<2>, Largest { rows, bound }: Largest) -> Option<TopLogits> {
         let Weight::Dense(weight) = &self.lm_head.weight else {
             return None;
@@ -165,23 +141,23 @@ impl QwenModel {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::Distribution;
 
     use super::*;
     use crate::load::LoadOptions;
 
     #[test]
-    fn the_largest_logits_are_those_of_the_whole_head() {
+    fn the_largest_logits_are_those_of_all_of_lm_head() {
         let dir = crate::bundled_model_dir().unwrap();
         let mut model = QwenModel::load(&dir, &LoadOptions::default(), &Device::flex()).unwrap();
         let [vocab, hidden] = model.lm_head.weight.shape();
         let random = Distribution::Normal(0.0, 1.0);
         let rows = Tensor::random([3, hidden], random, (&Device::flex(), DType::F32));
-        assert!(model.top_logits(&rows).is_none());
+        assert!(model.largest_logits(&rows).is_none());
         // Whether it pays on this CPU or not.
-        let bounds = RowBounds::new(&model.lm_head.weight).unwrap();
-        model.head_bounds = Some(HeadBounds::Cpu(Arc::new(bounds)));
-        let tops = model.top_logits(&rows).unwrap();
+        let copy = RowBounds::new(&model.lm_head.weight).unwrap();
+        model.int8_head = Some(Int8Head::Cpu(Arc::new(copy)));
+        let tops = model.largest_logits(&rows).unwrap();
         let all: Vec<f32> = model.logits(rows).into_data().try_into_vec().unwrap();
         assert_eq!(tops.len(), 3);
         for (top, logits) in tops.iter().zip(all.chunks_exact(vocab)) {
