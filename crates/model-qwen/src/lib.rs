@@ -3,20 +3,23 @@
 //! One file holds the forward pass ([`model`]), in the names of the checkpoint. It never sees a
 //! KV block: every layer asks a [`kv_paging::Attention`]. Every linear layer is a
 //! [`lora_4bit::Linear`], dense or NF4, with any number of LoRA adapters, so that training and
-//! serving run the same code.
+//! serving run the same code. [`choose()`] takes hidden states to tokens, and a [`GraphRunner`] runs steps of one token per
+//! sequence, as CUDA graphs where a device has them.
 
 #![deny(missing_docs)]
 
 pub mod adapter;
 pub mod chat_template;
 pub mod checkpoint;
+pub mod choose;
 pub mod config;
 pub mod detokenizer;
 pub mod device;
 pub mod generate;
 pub mod generation_config;
-mod head;
+pub mod graph_runner;
 pub mod hub;
+mod int8_head;
 pub mod kernels;
 pub mod load;
 mod mlp;
@@ -25,22 +28,21 @@ mod random;
 pub mod rotary;
 pub mod sampling;
 pub mod save;
+pub mod sys;
 pub mod tokenizer;
 
 pub use adapter::AdapterError;
 pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
 pub use checkpoint::{Checkpoint, CheckpointError};
+pub use choose::{Choice, ChoiceRow, MAX_LOGIT_ROWS, Want, choose};
 pub use config::{ConfigError, QwenConfig, Yarn};
 pub use detokenizer::Detokenizer;
 pub use device::{DeviceError, DeviceMemory, device_memory, is_gpu, parse_device};
 pub use generate::{GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
+pub use graph_runner::{DecodeRow, GraphRunner, Pending};
 pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};
-#[cfg(feature = "gpu")]
-pub use kernels::graph::CapturedStep;
 pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
-#[cfg(feature = "gpu")]
-pub use model::{DecodeKind, StepChoice};
 pub use model::{DecoderLayer, QwenModel};
 pub use sampling::{
     Draw, SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of,

@@ -46,8 +46,8 @@ pub struct LoadOptions {
     pub dtype: DtypeChoice,
     /// Quantization of the linear layers.
     pub quantization: Quantization,
-    /// Whether to call [`QwenModel::bound_head`]: for a model that will decode.
-    pub bound_head: bool,
+    /// Whether to call [`QwenModel::copy_lm_head_int8`]: for a model that will decode.
+    pub int8_lm_head: bool,
 }
 
 /// Why a model folder cannot be loaded.
@@ -92,10 +92,10 @@ impl QwenModel {
         // Exact sizes outside of the pools of a GPU, whose pages would grow to the size of the embedding.
         let mut model =
             device.memory_persistent_allocations(config, |config| loader.model(config))?;
-        if options.bound_head {
-            model.bound_head();
-            if model.head_bounds.is_some() {
-                // What is read of the head now are a few rows.
+        if options.int8_lm_head {
+            model.copy_lm_head_int8();
+            if model.int8_head.is_some() {
+                // What is read of lm_head now are a few rows.
                 checkpoint.release(head_name(&model.config));
             }
         }

@@ -137,7 +137,7 @@ pub struct Args {
     #[arg(long)]
     pub seed: Option<u64>,
 
-    /// Launch every kernel by itself instead of replaying recorded steps; for finding errors. A CPU records none
+    /// Launch every kernel by itself instead of replaying CUDA graphs; for finding errors. A CPU has none
     #[arg(long)]
     pub enforce_eager: bool,
 

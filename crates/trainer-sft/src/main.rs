@@ -13,7 +13,7 @@ use trainer_sft::data::Datasets;
 use trainer_sft::preview::preview;
 
 fn main() -> ExitCode {
-    model_qwen::kernels::keep_freed_memory();
+    model_qwen::sys::keep_freed_memory();
     match run() {
         Ok(code) => code,
         Err(error) => {

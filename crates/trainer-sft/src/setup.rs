@@ -22,7 +22,7 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
     let full = LoadOptions {
         dtype: DtypeChoice::F32,
         quantization: model_qwen::Quantization::None,
-        bound_head: false,
+        int8_lm_head: false,
     };
     let options = if config.run.full {
         full
@@ -66,7 +66,7 @@ fn frozen_options(config: &Config) -> LoadOptions {
             },
             Quantization::None => model_qwen::Quantization::None,
         },
-        bound_head: false,
+        int8_lm_head: false,
     }
 }
 

@@ -94,7 +94,7 @@ fn load(quantization: Quantization, device: &Device) -> QwenModel {
     let options = LoadOptions {
         dtype: DtypeChoice::F32,
         quantization,
-        bound_head: false,
+        int8_lm_head: false,
     };
     QwenModel::load(&golden("model"), &options, device).unwrap()
 }

@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     };
     let options = args.quantization.load_options();
     let options = LoadOptions {
-        bound_head: true,
+        int8_lm_head: true,
         ..options
     };
     let mut model = QwenModel::load(&args.model, &options, &Device::flex())?;

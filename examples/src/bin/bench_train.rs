@@ -51,7 +51,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    model_qwen::kernels::keep_freed_memory();
+    model_qwen::sys::keep_freed_memory();
     rayon::ThreadPoolBuilder::new()
         .num_threads(args.threads)
         .build_global()?;

@@ -27,7 +27,7 @@ fn main() -> Result<()> {
         _ => bail!("usage: generate [MODEL_DIR] PROMPT"),
     };
     let options = LoadOptions {
-        bound_head: true,
+        int8_lm_head: true,
         ..LoadOptions::default()
     };
     let model = QwenModel::load(&dir, &options, &Device::flex())?;

@@ -40,6 +40,8 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 use tracing::trace_span;
 
+#[cfg(feature = "gpu")]
+pub use cube::sum_of_cube;
 pub use elementwise::{Norm, rms_norm, swiglu};
 pub use fused::both;
 pub(crate) use fused::{input_dtype, linear, norm_linears, norm_swiglu, product};

@@ -5,7 +5,7 @@
 
 mod choose;
 mod draw;
-mod head;
+mod int8_head;
 mod read;
 
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -20,17 +20,23 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
 pub(super) use choose::{NONE, top_logits_of};
-pub(super) use head::MAX_ROWS as MAX_BOUND_ROWS;
+pub(super) use int8_head::MAX_ROWS as MAX_INT8_ROWS;
 pub(super) use read::{PendingWords, queues};
 
 use super::DeviceModelOps;
+use super::choice::GpuChoiceOps;
 
 /// Units of a cube.
 const UNITS: usize = 256;
 
-/// Whether the logits of a head `[vocab, hidden]` can be bounded by a copy in 8 bits.
-pub(super) fn can_bound(weight: &Tensor<2>) -> bool {
-    head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
+/// Whether the kernels can run where a tensor lives.
+pub(super) fn supports<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && has_plane_operations(&x.device())
+}
+
+/// Whether lm_head `[vocab, hidden]` can be copied in int8.
+pub(super) fn can_copy_int8(weight: &Tensor<2>) -> bool {
+    int8_head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
 }
 
 fn has_plane_operations(device: &Device) -> bool {
@@ -84,26 +90,28 @@ impl DeviceModelOps for Cube {
         }
         (x, cos, sin)
     }
+}
 
-    fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
+impl GpuChoiceOps for Cube {
+    fn gpu_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
         let rows = logits.meta.shape()[0];
         let chosen = empty_of(&logits, [rows], DType::I32);
-        Self::device_choose(logits, chosen)
+        Self::gpu_choose(logits, chosen)
     }
 
-    fn device_read_ids(ids: IntTensor<Self>) -> PendingWords {
+    fn gpu_read_ids(ids: IntTensor<Self>) -> PendingWords {
         PendingWords::new(into_contiguous(ids))
     }
 
-    fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self> {
+    fn gpu_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self> {
         choose::argmax(logits, chosen)
     }
 
-    fn device_copy_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
-        head::copy(weight)
+    fn gpu_copy_lm_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        int8_head::copy(weight)
     }
 
-    fn device_choose_from(
+    fn gpu_choose_by_int8(
         x: FloatTensor<Self>,
         norm: FloatTensor<Self>,
         eps: f64,
@@ -112,15 +120,15 @@ impl DeviceModelOps for Cube {
         factors: FloatTensor<Self>,
         chosen: IntTensor<Self>,
     ) -> IntTensor<Self> {
-        head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
+        int8_head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
     }
 
-    fn device_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords {
+    fn gpu_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords {
         let top = choose::top_logits(logits, into_contiguous(scales), 0);
         PendingWords::new(top.words)
     }
 
-    fn device_draw(
+    fn gpu_draw(
         logits: FloatTensor<Self>,
         draws: IntTensor<Self>,
         at: usize,
@@ -166,7 +174,7 @@ fn begin<E: Float>(
 
 /// The first GPU that is compiled in.
 #[cfg(test)]
-pub(super) fn first_gpu() -> burn::tensor::Device {
+pub(crate) fn first_gpu() -> burn::tensor::Device {
     use burn::tensor::{Device, DeviceType};
     let types: &[DeviceType] = &[
         #[cfg(feature = "cuda")]
@@ -176,11 +184,6 @@ pub(super) fn first_gpu() -> burn::tensor::Device {
     ];
     let mut devices = types.iter().cloned().flat_map(Device::enumerate);
     devices.next().expect("a CUDA or WebGPU device")
-}
-
-/// A tensor of the same shape whose values are not set yet.
-fn empty(like: &CubeTensor) -> CubeTensor {
-    empty_of(like, like.meta.shape().clone(), DType::F32)
 }
 
 /// A tensor on the same device whose values are not set yet.

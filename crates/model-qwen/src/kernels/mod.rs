@@ -10,30 +10,19 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Dispatch, backend_extension};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 #[cfg(feature = "gpu")]
-use cube::PendingWords;
-#[cfg(feature = "gpu")]
 use kv_paging::Rotary;
 use tracing::trace_span;
 
-pub(crate) mod allocator;
-#[cfg(feature = "gpu")]
-mod choice;
+pub(crate) mod choice;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 #[cfg(feature = "gpu")]
 pub(crate) mod graph;
-pub(crate) mod map_file;
 pub mod naive;
 
-pub use allocator::{keep_freed_memory, return_freed_memory, share_freed_memory};
-#[cfg(feature = "gpu")]
-pub use choice::{
-    PendingIds, PendingTop, device_draw, device_queues_reads, device_read_ids, device_top_logits,
-    wait_on_device,
-};
+#[cfg(all(test, feature = "gpu"))]
+pub(crate) use cube::first_gpu;
 
 /// The operations of a step on a GPU, outside of autodiff graphs.
 #[cfg(feature = "gpu")]
@@ -53,37 +42,6 @@ pub(crate) trait DeviceModelOps: burn::backend::Backend {
         rows: usize,
         scale: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    /// Index of the largest value of each row `[rows, vocab]`, the first of several; NaN never is: `[rows]`.
-    fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self>;
-    /// The same; also written to the first elements of `chosen`, which all of its handles see.
-    fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self>;
-    /// A copy of a head `[vocab, hidden]` in 8 bits: `[vocab * hidden / 4]`, and what describes its rows: `[vocab * 4]`.
-    fn device_copy_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>);
-    /// [`DeviceModelOps::device_choose`] for the logits of `norm(x)`, x `[rows, hidden]`, with this copy of the head. `x` is not
-    /// rounded, as a product of three rows or more with tensor cores would.
-    fn device_choose_from(
-        x: FloatTensor<Self>,
-        norm: FloatTensor<Self>,
-        eps: f64,
-        head: FloatTensor<Self>,
-        codes: IntTensor<Self>,
-        factors: FloatTensor<Self>,
-        chosen: IntTensor<Self>,
-    ) -> IntTensor<Self>;
-    /// Starts to copy token ids to the host.
-    fn device_read_ids(ids: IntTensor<Self>) -> PendingWords;
-    /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`, floats.
-    fn device_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords;
-    /// Draws a token of each row of logits `[rows, vocab]` as `draws` says from `at` on, where it has the words of
-    /// [`Draw`](crate::Draw): the first one of `num_draws` rows, then the second. -1 where the largest logits don't decide; also
-    /// written to the first elements of `chosen`, as 0 there.
-    fn device_draw(
-        logits: FloatTensor<Self>,
-        draws: IntTensor<Self>,
-        at: usize,
-        num_draws: usize,
-        chosen: IntTensor<Self>,
-    ) -> IntTensor<Self>;
 }
 
 /// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
@@ -108,99 +66,14 @@ pub(crate) fn device_begin(
     (Tensor::from_dispatch(x), Rotary { cos, sin })
 }
 
-/// See [`DeviceModelOps::device_choose`].
-#[cfg(feature = "gpu")]
-pub(crate) fn device_choose(
-    logits: Tensor<2>,
-    chosen: &Tensor<1, burn::tensor::Int>,
-) -> Tensor<1, burn::tensor::Int> {
-    let chosen = chosen.clone().into_dispatch();
-    Tensor::from_dispatch(Dispatch::device_choose(logits.into_dispatch(), chosen))
-}
-
-/// Draws a token of each row of a step as it says, see [`DeviceModelOps::device_draw`].
-#[cfg(feature = "gpu")]
-pub(crate) fn device_draw_step(
-    logits: Tensor<2>,
-    step: &kv_paging::DecodeStep,
-    chosen: &Tensor<1, burn::tensor::Int>,
-) -> Tensor<1, burn::tensor::Int> {
-    Tensor::from_dispatch(Dispatch::device_draw(
-        logits.into_dispatch(),
-        step.values().clone().into_dispatch(),
-        step.choices_at(),
-        step.num_rows(),
-        chosen.clone().into_dispatch(),
-    ))
-}
-
-/// A copy of a head in 8 bits on a GPU, and what describes its rows.
-#[cfg(feature = "gpu")]
-#[derive(Debug)]
-pub(crate) struct DeviceBounds {
-    /// `[vocab * hidden / 4]`.
-    codes: Tensor<1, burn::tensor::Int>,
-    /// `[vocab * 4]`.
-    factors: Tensor<1>,
-}
-
-#[cfg(feature = "gpu")]
-impl DeviceBounds {
-    /// The most rows of `x` at once.
-    pub(crate) const MAX_ROWS: usize = cube::MAX_BOUND_ROWS;
-
-    /// The bounds of `weight [vocab, hidden]`, for which [`Self::bytes_of`] says that there are kernels.
-    pub(crate) fn new(weight: &Tensor<2>) -> Self {
-        let (codes, factors) = Dispatch::device_copy_head(weight.clone().into_dispatch());
-        Self {
-            codes: Tensor::from_dispatch(codes),
-            factors: Tensor::from_dispatch(factors),
-        }
+/// Forgets what kernels keep on devices between launches. Call it when a device has failed to compute something: what the
+/// failed kernels should have left there is missing.
+pub fn forget_device_state() {
+    #[cfg(feature = "gpu")]
+    {
+        lora_4bit::kernels::forget_device_state();
+        kv_paging::kernels::forget_device_state();
     }
-
-    /// Bytes of memory of the bounds of `weight [vocab, hidden]`; 0 where there are no kernels for it.
-    pub(crate) fn bytes_of(weight: &Tensor<2>) -> usize {
-        let [vocab, hidden] = weight.dims();
-        if cube::can_bound(weight) {
-            vocab * (hidden + 16)
-        } else {
-            0
-        }
-    }
-
-    /// Bytes of memory.
-    pub(crate) fn num_bytes(&self) -> usize {
-        4 * (self.codes.dims()[0] + self.factors.dims()[0])
-    }
-
-    /// The token with the largest logit of each row of `norm(x) · weightᵀ`, x `[rows, hidden]`: `[rows]`, also written to the
-    /// first elements of `chosen`.
-    pub(crate) fn choose(
-        &self,
-        x: Tensor<2>,
-        (norm, eps): (&Tensor<1>, f64),
-        weight: &Tensor<2>,
-        chosen: &Tensor<1, burn::tensor::Int>,
-    ) -> Tensor<1, burn::tensor::Int> {
-        Tensor::from_dispatch(Dispatch::device_choose_from(
-            x.into_dispatch(),
-            norm.clone().into_dispatch(),
-            eps,
-            weight.clone().into_dispatch(),
-            self.codes.clone().into_dispatch(),
-            self.factors.clone().into_dispatch(),
-            chosen.clone().into_dispatch(),
-        ))
-    }
-}
-
-/// Index of the largest value of each row, the first of several; NaN never is.
-///
-/// # Shapes
-/// logits `[rows, vocab]`; result `[rows]`.
-#[cfg(feature = "gpu")]
-pub fn device_argmax(logits: Tensor<2>) -> Tensor<1, burn::tensor::Int> {
-    Tensor::from_dispatch(Dispatch::device_argmax(logits.into_dispatch()))
 }
 
 /// Whether a tensor lives where the fused operations run: plain CPU, f32. It may be part of an autodiff graph.
@@ -281,51 +154,11 @@ mod tests {
         }
     }
 
-    /// The largest logits of each row, with a row of few distinct values and one that holds NaN and infinities.
-    #[cfg(feature = "gpu")]
-    #[test]
-    fn a_gpu_finds_the_largest_logits() {
-        let gpu = cube::first_gpu();
-        // More than one part keeps, and than a row gives.
-        let vocab = 40_000;
-        let mut rows: Vec<Vec<f32>> = (0..3)
-            .map(|_| random([1, vocab]).into_data().iter().collect())
-            .collect();
-        for logit in &mut rows[1] {
-            *logit = logit.round();
-        }
-        rows[2][..3000].fill(f32::NAN);
-        rows[2][3000..39_990].fill(f32::NEG_INFINITY);
-        let scales = [1.0, 2.0, 0.5];
-        let data = TensorData::new(rows.concat(), [3, vocab]);
-        let logits = Tensor::<2>::from_data(data, (&gpu, DType::F32));
-        let found = device_top_logits(logits, &scales).wait().expect("a step");
-        for ((row, top), scale) in rows.iter().zip(found).zip(scales) {
-            let numbers = row.iter().copied().filter(|logit| !logit.is_nan());
-            let mut sorted: Vec<f32> = numbers.clone().collect();
-            sorted.sort_by(|a, b| b.total_cmp(a));
-            // Every part has 63 above its own bound, if values differ, and the row 511 at most.
-            assert!(top.bound <= sorted[63], "{}", top.bound);
-            assert!(top.entries.len() < 512);
-            let expected: Vec<(u32, f32)> = (0..)
-                .zip(row.iter().copied())
-                .filter(|(_, logit)| *logit > top.bound)
-                .collect();
-            assert_eq!(top.entries, expected);
-            let weights = numbers.map(|logit| f64::from((logit - sorted[0]) * scale).exp());
-            let total: f64 = weights.sum();
-            assert!(
-                (top.total / total - 1.0).abs() < 1e-4,
-                "{}, not {total}",
-                top.total
-            );
-        }
-    }
-
     /// What a decode step computes besides the layers.
     #[cfg(feature = "gpu")]
     #[test]
     fn steps_on_a_gpu_embed_turn_and_choose() {
+        use crate::sampling::Draw;
         use burn::tensor::Int;
         let gpu = cube::first_gpu();
         let integers = |values: &[i32]| {
@@ -376,83 +209,12 @@ mod tests {
         (logits[c + 4_095], logits[c + 4_096]) = (5.0, 5.0);
         logits[d..d + vocab].fill(f32::NAN);
         logits[d + 4_321] = -1e30;
-        let best = device_argmax(on_gpu(logits, [4, vocab])).into_data();
+        let draws = [Draw::default(); 4];
+        let best = choice::draw_tokens(&on_gpu(logits, [4, vocab]), &draws).unwrap();
         assert_eq!(
-            best.iter::<i32>().collect::<Vec<_>>(),
-            [9_999, 0, 4_095, 4_321]
+            best.wait().unwrap(),
+            [9_999, 0, 4_095, 4_321].map(Some::<u32>)
         );
-    }
-
-    /// The most likely tokens by the bounds of a head are those of all logits.
-    #[cfg(feature = "gpu")]
-    #[test]
-    fn bounds_on_a_gpu_choose_the_most_likely_tokens() {
-        use burn::tensor::Int;
-        let gpu = cube::first_gpu();
-        let floats = |data: TensorData| data.iter::<f32>().collect::<Vec<f32>>();
-        // Of the others not all know bf16.
-        let dtypes = match gpu.as_dispatch() {
-            DispatchDevice::Cube(device) if cube::queues(device) => vec![DType::F32, DType::BF16],
-            _ => vec![DType::F32],
-        };
-        for (vocab, hidden) in [(5000, 64), (1030, 896), (2, 16), (4096, 1536), (700, 8192)] {
-            for (dtype, rows) in dtypes
-                .iter()
-                .flat_map(|dtype| [1, 2, 4].map(|m| (*dtype, m)))
-            {
-                let mut head = floats(random([vocab, hidden]).into_data());
-                let equal = [vocab / 3, vocab - 1].map(|row| row * hidden);
-                head.copy_within(equal[0]..equal[0] + hidden, equal[1]);
-                let head = TensorData::new(head, [vocab, hidden]);
-                let head = Tensor::<2>::from_data(head, (&gpu, dtype));
-                let norm = random([hidden]);
-                let mut x = floats((random([rows, hidden]) * 30.0).into_data());
-                if rows == 4 {
-                    // The row that is there twice is the largest; no logit is a number; all are zero.
-                    let twice = head.clone().narrow(0, vocab / 3, 1).into_data();
-                    let norm = floats(norm.clone().into_data());
-                    let signs = floats(twice).into_iter().zip(&norm).map(|(w, n)| w * n);
-                    x[..hidden].copy_from_slice(&signs.collect::<Vec<f32>>());
-                    x[hidden..2 * hidden].fill(f32::NAN);
-                    x[2 * hidden..3 * hidden].fill(0.0);
-                }
-                let x = Tensor::<2>::from_data(TensorData::new(x, [rows, hidden]), &gpu);
-                let norm = Tensor::<1>::from_data(norm.into_data(), (&gpu, DType::F32));
-                let places = TensorData::new(vec![-1; 5], [5]);
-                let places = Tensor::<1, Int>::from_data(places, (&gpu, DType::I32));
-                let bounds = DeviceBounds::new(&head);
-                assert_eq!(bounds.num_bytes(), DeviceBounds::bytes_of(&head));
-                let chosen = bounds.choose(x.clone(), (&norm, 1e-6), &head, &places);
-                let chosen: Vec<i32> = chosen.into_data().iter().collect();
-                let written: Vec<i32> = places.into_data().iter().collect();
-                assert_eq!(written[..rows], chosen);
-                assert!(written[rows..].iter().all(|id| *id == -1));
-
-                let on_cpu = |x: Tensor<2>| Tensor::<2>::from_data(x.into_data(), &Device::flex());
-                let norm = Tensor::<1>::from_data(norm.into_data(), &Device::flex());
-                let head = on_cpu(head.cast(DType::F32));
-                let norm = lora_4bit::Norm {
-                    weight: &norm,
-                    eps: 1e-6,
-                };
-                let logits = lora_4bit::rms_norm(on_cpu(x), norm).matmul(head.transpose());
-                let logits = floats(logits.into_data());
-                for (row, (id, logits)) in chosen.iter().zip(logits.chunks(vocab)).enumerate() {
-                    let found = logits[*id as usize];
-                    let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-                    let is_special = rows == 4 && row < 3;
-                    let expected = if row == 0 { vocab / 3 } else { 0 };
-                    assert!(
-                        if is_special {
-                            *id as usize == expected
-                        } else {
-                            found >= largest - 1e-3
-                        },
-                        "{vocab} x {hidden}, {dtype:?}, row {row} of {rows}: {id} with {found} of {largest}"
-                    );
-                }
-            }
-        }
     }
 
     #[test]

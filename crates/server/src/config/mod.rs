@@ -53,7 +53,7 @@ pub struct Config {
     pub enable_prefix_caching: bool,
     /// Type in which weights are multiplied.
     pub compute_dtype: ComputeDtype,
-    /// Whether no step is recorded as a graph.
+    /// Whether no step is captured as a CUDA graph.
     pub enforce_eager: bool,
     /// Type of the KV cache.
     pub kv_cache_dtype: KvCacheDtype,

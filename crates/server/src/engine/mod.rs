@@ -2,19 +2,19 @@
 
 mod active;
 mod adapters;
-#[cfg(feature = "gpu")]
-mod ahead;
-#[cfg(feature = "gpu")]
-mod decode;
+mod commands;
 pub mod error;
 pub mod handle;
+mod launch;
 mod memory;
+mod overlap;
+mod publish;
 pub mod receiver;
 mod recovery;
 pub mod request;
-mod sample;
 mod start;
 pub mod stats;
+mod submit;
 mod worker;
 
 pub use error::{AdapterError, SubmitError};

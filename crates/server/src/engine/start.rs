@@ -83,7 +83,7 @@ impl Engine {
                 }
             },
             // On a GPU only if the KV cache has room enough besides.
-            bound_head: !is_gpu(&device),
+            int8_lm_head: !is_gpu(&device),
         };
         let start = std::time::Instant::now();
         let mut model = QwenModel::load(&dir, &options, &device)?;
@@ -107,10 +107,10 @@ impl Engine {
             adapters.load(&mut model, &module.name, &module.path)?;
         }
         // What building the tokenizer and loading the weights have freed.
-        model_qwen::kernels::return_freed_memory();
+        model_qwen::sys::return_freed_memory();
         let plan = memory::plan(config, &device, &model, kv_dtype)?;
-        if plan.bounds_head {
-            model.bound_head();
+        if plan.copies_lm_head {
+            model.copy_lm_head_int8();
         }
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: config.max_num_seqs,

@@ -3,9 +3,10 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+use super::super::UNITS;
 use super::super::choose::{key_of, places, value_of};
-use super::super::{UNITS, sum_of_cube};
 use super::{Kind, PART, ROWS};
+use lora_4bit::kernels::sum_of_cube;
 
 /// Bounds that a unit looks at.
 const OWN: usize = PART / UNITS;
@@ -89,7 +90,7 @@ fn max_of_cube(value: f32) -> f32 {
     largest
 }
 
-/// Normalises each row of `x`, and splits it in integers for the bytes of the head: 16 upper parts, then the lower ones. Of
+/// Normalises each row of `x`, and splits it in integers for the bytes of lm_head: 16 upper parts, then the lower ones. Of
 /// each row `ranges` has what the integers are multiplied with, its length, and the length of what they lack.
 #[cube(launch_unchecked)]
 pub(super) fn split_rows(
@@ -177,7 +178,7 @@ fn sum_of_squares(values: Vector<f32, Const<4>>) -> f32 {
     sum
 }
 
-/// Bounds each logit from above, and the largest one from below. A plane takes [`ROWS`] rows of the head.
+/// Bounds each logit from above, and the largest one from below. A plane takes [`ROWS`] rows of lm_head.
 #[cube(launch_unchecked)]
 pub(super) fn bound_rows(
     codes: &[Vector<i32, Const<4>>],
@@ -290,7 +291,7 @@ fn within(block: usize, blocks: usize, #[comptime] kind: Kind) -> usize {
     }
 }
 
-/// The largest logit of a part of the head, and its row, among those whose bound reaches what the largest one is at least.
+/// The largest logit of a part of lm_head, and its row, among those whose bound reaches what the largest one is at least.
 #[cube(launch_unchecked)]
 pub(super) fn exact_rows<W: Float, N: Size>(
     x: &[Vector<f32, N>],

@@ -1,6 +1,6 @@
-//! The most likely token of a few rows without reading all of the head, as [`lora_4bit::row_bounds`] does it on a CPU.
+//! The most likely token of a few rows without reading all of lm_head, as [`lora_4bit::row_bounds`] does it on a CPU.
 //!
-//! A copy of the head in 8 bits gives each logit up to an error that is known. Only the rows of the head that can have the
+//! An int8 copy of lm_head gives each logit up to an error that is known. Only the rows of lm_head that can have the
 //! largest logit are then multiplied as they are: by Cauchy and Schwarz the difference between a row and its copy, times `x`,
 //! is at most the product of both lengths.
 
@@ -15,17 +15,17 @@ use cubecl::prelude::*;
 use super::choose::argmax_of_parts;
 use super::{UNITS, empty_of};
 
-/// Rows of `x`, at most: with more, reading all of the head costs less.
+/// Rows of `x`, at most: with more, reading all of lm_head costs less.
 pub(in super::super) const MAX_ROWS: usize = 4;
 /// Codes of a load.
 const CODES: usize = 16;
 /// Values of a row in the registers of a cube.
 const MAX_HIDDEN: usize = 8192;
-/// Rows of the head that a plane multiplies at once.
+/// Rows of lm_head that a plane multiplies at once.
 const ROWS: usize = 4;
 /// Loads of each of them that are in flight together, at most.
 const MAX_UNROLL: usize = 3;
-/// Rows of the head that a cube looks through for those that are multiplied as they are.
+/// Rows of lm_head that a cube looks through for those that are multiplied as they are.
 const PART: usize = 1024;
 
 /// What `bound_rows` is compiled for.
@@ -39,7 +39,7 @@ struct Kind {
     is_ragged: bool,
 }
 
-/// Whether a head of this shape and type can be copied.
+/// Whether lm_head of this shape and type can be copied.
 pub(super) fn supports([vocab, hidden]: [usize; 2], dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
         && hidden.is_multiple_of(CODES)
