@@ -22,6 +22,7 @@ mod device;
 #[cfg(not(feature = "gpu"))]
 #[path = "kernels/no_device.rs"]
 mod device;
+mod gather;
 pub mod naive;
 mod plan;
 mod recorded;
