@@ -11,9 +11,10 @@ use crate::step_layout::{DecodeRow, StepLayout};
 
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
-/// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
-/// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position, the slot
-/// of its adapter (-1 if it has none), how the next token is chosen; then the block tables, one after the other.
+/// Each row has a value in every field: the cache row it is written to, the number of keys it sees (0 in a row without a
+/// sequence), the start of its block table, its token (or -1, -2, ... for the token that the step before chose in row 0,
+/// 1, ...), its position, the slot of its adapter (-1 without one), how the next token is chosen. The block tables follow,
+/// one after the other.
 #[derive(Clone, Debug)]
 pub struct DecodeStep {
     values: Tensor<1, Int>,
@@ -21,7 +22,7 @@ pub struct DecodeStep {
 }
 
 impl DecodeStep {
-    /// Whether a device has kernels for such steps, for heads of this length; a CPU has none.
+    /// Whether a device has kernels for such steps, with heads of this length. A CPU has none.
     pub fn is_supported(device: &Device, head_dim: usize) -> bool {
         kernels::records_steps(device, head_dim)
     }
@@ -73,7 +74,7 @@ impl DecodeStep {
     ///
     /// # Panics
     ///
-    /// If there are more sequences than rows, or a block table is too short or too long; on a device without
+    /// If the sequences are more than the rows, if a block table is too short or too long, or if the device has no
     /// kernels for such steps.
     pub fn upload(&self, rows: &[DecodeRow<'_>]) {
         let values = self.layout.encode(rows);
@@ -84,7 +85,7 @@ impl DecodeStep {
     }
 }
 
-/// Attention of a [`DecodeStep`] over a cache, of which it holds handles.
+/// Attention of a [`DecodeStep`] over a cache. It holds handles of the cache's tensors, so that a replay finds them.
 #[derive(Debug)]
 pub struct RecordedAttention {
     step: DecodeStep,
@@ -93,7 +94,7 @@ pub struct RecordedAttention {
 }
 
 impl RecordedAttention {
-    /// Reads what `step` holds whenever it runs, and writes to the memory of `cache`.
+    /// The attention reads what `step` holds whenever it runs, and writes to the memory of `cache`.
     pub fn new(step: DecodeStep, cache: &PagedKvCache) -> Self {
         let layers = 0..cache.shape().num_layers;
         Self {
@@ -123,5 +124,29 @@ impl Attention for RecordedAttention {
             block_size: self.step.layout.block_size,
         };
         kernels::step_attention([q, k, v], rotary, step, dtype) // [tokens, heads, head_dim]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step_layout::{CHOICE_WORDS, DecodeToken};
+
+    #[test]
+    fn a_cpu_records_no_steps() {
+        assert!(!DecodeStep::is_supported(&Device::flex(), 64));
+    }
+
+    #[test]
+    #[should_panic(expected = "no kernels for recorded steps")]
+    fn a_step_on_a_cpu_is_refused() {
+        let row = DecodeRow {
+            token: DecodeToken::Id(0),
+            position: 0,
+            slot: None,
+            block_table: &[0],
+            choice: [0; CHOICE_WORDS],
+        };
+        DecodeStep::new(1, 1, 16, &Device::flex()).upload(&[row]);
     }
 }

@@ -1,19 +1,17 @@
 //! Decides which sequences compute which tokens in the next step.
 //!
 //! There is no prefill phase and no decode phase, only tokens that are not computed yet (the view of vLLM's v1
-//! scheduler). Each step has one token budget. Running sequences get their share first, in order of arrival; what is
-//! left admits waiting ones, first come first served. A long prompt is thereby computed in chunks beside the decoding
-//! of others.
+//! scheduler). Each step has one token budget. Running sequences get their share first, in order of arrival; the rest of
+//! the budget admits waiting sequences, first come first served. So a long prompt is computed in chunks while other
+//! sequences decode.
 //!
 //! When blocks run out, the *last* running sequence is preempted: it loses its blocks, goes to the *front* of the
-//! waiting queue and later computes its prompt and what it has generated again. So `running` followed by `waiting` is
-//! always in order of arrival, the first running sequence can always take what it needs, and, since none is accepted
-//! that would not fit alone, it finishes after a bounded number of steps. Hence neither deadlock nor starvation.
+//! waiting queue and later computes its prompt and its generated tokens again. So `running` followed by `waiting` is
+//! always in order of arrival, and the first running sequence can always take the blocks it needs. A sequence that would
+//! not fit alone is refused, so the first one finishes after a bounded number of steps: neither deadlock nor starvation.
 
 mod config;
 mod step;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -258,3 +256,6 @@ impl Scheduler {
         self.pool.check_invariants(&holds);
     }
 }
+
+#[cfg(test)]
+mod tests;

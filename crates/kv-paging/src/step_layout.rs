@@ -33,7 +33,7 @@ pub struct DecodeRow<'a> {
     pub slot: Option<usize>,
     /// Block of every `block_size` tokens up to this one.
     pub block_table: &'a [u32],
-    /// How the caller's kernels choose the token that follows: nothing here reads it.
+    /// How the caller's kernels choose the token that follows. This crate does not read it.
     pub choice: [i32; CHOICE_WORDS],
 }
 
@@ -101,7 +101,7 @@ impl StepLayout {
     ///
     /// # Panics
     ///
-    /// If there are more sequences than rows, or a block table is too short or too long.
+    /// If the sequences are more than the rows, or if a block table is too short or too long.
     pub(crate) fn encode(&self, rows: &[DecodeRow<'_>]) -> Vec<i32> {
         assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
         let mut values = vec![0; FIELDS * self.num_rows];

@@ -131,11 +131,11 @@ impl<'a> SingleSequence<'a> {
             block_table: &self.block_table,
         };
         let batch = AttentionBatch::new(&[chunk], BLOCK_SIZE);
-        let mut kv = PagedAttention {
+        let mut attention = PagedAttention {
             cache: &mut self.cache,
             batch: &batch,
         };
         self.model
-            .forward(tokens, &positions, &self.adapters, &mut kv)
+            .forward(tokens, &positions, &self.adapters, &mut attention)
     }
 }

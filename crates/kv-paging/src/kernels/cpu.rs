@@ -42,7 +42,7 @@ pub(crate) fn supports(head_dim: usize) -> bool {
 #[derive(Clone, Copy)]
 struct SharedMut(*mut f32);
 
-// SAFETY: only `get` hands the pointer out, and whoever writes through it writes rows that no
+// SAFETY: only `get` hands the pointer out, and each thread writes through it to rows that no
 // other thread touches.
 unsafe impl Send for SharedMut {}
 // SAFETY: as above.

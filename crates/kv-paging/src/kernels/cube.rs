@@ -9,6 +9,7 @@ mod attend;
 mod attend_group;
 mod attend_tiles;
 mod blocks;
+mod operands;
 mod rope;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -20,6 +21,7 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
 pub(super) use self::attend::forget_counters;
+use self::operands::{KeysValues, KeysValuesLaunch, StepList, StepListLaunch};
 use super::device::{Context, DeviceOps, NewTokens};
 use crate::batch_layout::BatchLayout;
 
@@ -29,8 +31,8 @@ pub(super) fn supports(device: &Device, head_dim: usize) -> bool {
         return false;
     };
     let client = device.client();
-    // CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although they work there. The tests
-    // run on it, so that a variable can say otherwise.
+    // CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although lavapipe has them. The
+    // tests run on lavapipe, so that a variable can say otherwise.
     let has_planes = client.features().plane.contains(Plane::Ops)
         || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some();
     has_planes
@@ -42,9 +44,9 @@ pub(super) fn supports(device: &Device, head_dim: usize) -> bool {
 /// Tiles of queries in the indices of a step: for each the first token and the number of tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tiles {
-    /// Where they start.
+    /// Where the tiles start.
     at: usize,
-    /// How many there are; none in a step of single tokens.
+    /// Number of tiles; 0 in a step of single tokens.
     num: usize,
 }
 
@@ -123,14 +125,14 @@ impl DeviceOps for Cube {
                     &new_keys.client.clone(),
                     CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
                     CubeDim::new_1d(WRITE_UNITS as u32),
-                    new_keys.into_buffer_arg(),
-                    new_values.into_buffer_arg(),
-                    indices.into_buffer_arg(),
-                    keys.clone().into_buffer_arg(),
-                    values.clone().into_buffer_arg(),
+                    KeysValuesLaunch::new(new_keys.into_buffer_arg(), new_values.into_buffer_arg()),
+                    StepListLaunch::new(indices.into_buffer_arg(), tokens),
+                    KeysValuesLaunch::new(
+                        keys.clone().into_buffer_arg(),
+                        values.clone().into_buffer_arg(),
+                    ),
                     len,
                     row,
-                    tokens,
                     elem_type(&keys),
                 );
             }
@@ -190,25 +192,23 @@ fn overwrite(from: &[i32], to: &mut [i32], len: usize) {
 /// Units of a cube that copies.
 const WRITE_UNITS: usize = 256;
 
+/// A unit for each of `len` elements; `row` are the elements of a token.
 #[cube(launch_unchecked)]
 fn write_rows<E: Float>(
-    new_keys: &[f32],
-    new_values: &[f32],
-    indices: &[u32],
-    keys: &mut [E],
-    values: &mut [E],
+    new: &KeysValues<f32, Const<1>>,
+    step: &StepList,
+    cache: &mut KeysValues<E, Const<1>>,
     len: usize,
     row: usize,
-    tokens: usize,
     #[define(E)] _dtype: ElemType,
 ) {
     if ABSOLUTE_POS < len {
         let token = ABSOLUTE_POS / row;
         // A token that sees no key isn't one.
-        if indices[tokens + token] > 0 {
-            let to = indices[token] as usize * row + ABSOLUTE_POS % row;
-            keys[to] = E::cast_from(new_keys[ABSOLUTE_POS]);
-            values[to] = E::cast_from(new_values[ABSOLUTE_POS]);
+        if step.context(token) > 0 {
+            let to = step.slot(token) * row + ABSOLUTE_POS % row;
+            cache.keys[to] = Vector::cast_from(new.keys[ABSOLUTE_POS]);
+            cache.values[to] = Vector::cast_from(new.values[ABSOLUTE_POS]);
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) trait DeviceOps: Backend {
         dtype: DType,
     ) -> FloatTensor<Self>;
 
-    /// Writes `new` over the beginning of `old`, in place, whoever else holds it.
+    /// Writes `new` over the beginning of `old`, in place: all handles of `old` see it.
     fn device_overwrite(old: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self>;
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 #[cfg(feature = "gpu")]
 use burn::tensor::{Int, Tensor};
 
-use super::naive::{Gather, Padding};
+use super::gather::{Gather, Padding};
 use crate::batch_layout::BatchLayout;
 
 /// A packed step over a paged cache. All layers of the step share its index tensors.

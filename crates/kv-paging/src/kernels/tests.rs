@@ -1,6 +1,6 @@
 //! RoPE against its twin. Attention has its tests in `tests/attention`.
 
-use burn::tensor::Distribution;
+use burn::tensor::{Device, Distribution};
 
 use super::*;
 

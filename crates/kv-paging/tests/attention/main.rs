@@ -2,6 +2,7 @@
 //! twins, and gradients against burn's autodiff over the twin.
 
 mod causal;
+mod contract;
 mod paged;
 #[cfg(feature = "gpu")]
 mod steps;
@@ -89,6 +90,18 @@ fn unrotated(tokens: usize, head_dim: usize, device: &Device) -> Rotary {
         cos: angles(1.0),
         sin: angles(0.0),
     }
+}
+
+/// Turns the pairs of each head of a token by angles: `x [heads, head_dim]`, `angles [head_dim / 2]`.
+fn rotated(x: &[f32], angles: &[f32]) -> Vec<f32> {
+    let half = angles.len();
+    let turn = |head: &[f32]| {
+        let pair = |i: usize| (head[i], head[i + half], angles[i].sin_cos());
+        let first = (0..half).map(pair).map(|(a, b, (s, c))| a * c - b * s);
+        let second = (0..half).map(pair).map(|(a, b, (s, c))| b * c + a * s);
+        first.chain(second).collect::<Vec<f32>>()
+    };
+    x.chunks_exact(2 * half).flat_map(turn).collect()
 }
 
 /// `[heads, kv_heads, head_dim]`.

@@ -4,18 +4,6 @@ use kv_paging::{CHOICE_WORDS, DecodeRow, DecodeStep, DecodeToken, RecordedAttent
 
 use super::*;
 
-/// Turns the pairs of each head of a token by angles: `x [heads, head_dim]`, `angles [head_dim / 2]`.
-fn rotated(x: &[f32], angles: &[f32]) -> Vec<f32> {
-    let half = angles.len();
-    let turn = |head: &[f32]| {
-        let pair = |i: usize| (head[i], head[i + half], angles[i].sin_cos());
-        let first = (0..half).map(pair).map(|(a, b, (s, c))| a * c - b * s);
-        let second = (0..half).map(pair).map(|(a, b, (s, c))| b * c + a * s);
-        first.chain(second).collect::<Vec<f32>>()
-    };
-    x.chunks_exact(2 * half).flat_map(turn).collect()
-}
-
 #[test]
 fn steps_equal_attention_over_what_they_wrote() {
     let gpu = devices().last().expect("a device");

@@ -1,4 +1,4 @@
-//! Rotary position embedding: one pass over each token's heads, in parallel where there is enough work.
+//! Rotary position embedding: one pass over each token's heads, on all threads where the work is worth it.
 
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;

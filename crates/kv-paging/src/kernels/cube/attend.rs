@@ -19,6 +19,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::device::{Context, NewTokens};
+use super::operands::{AnglesLaunch, KeysValuesLaunch, NewRowsLaunch, PartsLaunch, StepListLaunch};
 use super::{elem_type, empty};
 
 /// Units that share the dot product of a query with a key.
@@ -61,11 +62,11 @@ struct Heads {
 /// How the parts of a context become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Merge {
-    /// There is one part.
+    /// The context has one part.
     None,
-    /// In the cube that ends last.
+    /// The cube that ends last merges the parts.
     InPlace,
-    /// In another kernel.
+    /// Another kernel merges the parts.
     Later,
 }
 
@@ -103,7 +104,7 @@ pub(super) fn attend(
     dtype: DType,
 ) -> CubeTensor {
     let q = into_contiguous(q);
-    let (k, v, indices) = (context.keys, context.values, context.indices);
+    let (k, v) = (context.keys, context.values);
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
     let out = empty(&q, [tokens, heads, head_dim], dtype);
@@ -133,8 +134,8 @@ pub(super) fn attend(
         },
         is_step: new.is_some(),
     };
-    // Arguments that a kernel has no use for are another one.
-    let (parts, stats) = match splits {
+    // Where a kernel does not use an argument, `q` stands in for it.
+    let (sums, stats) = match splits {
         1 => (q.clone(), q.clone()),
         _ => (
             empty(&q, [tokens, splits, heads, head_dim], DType::F32),
@@ -150,7 +151,12 @@ pub(super) fn attend(
         _ => q.clone(),
     };
     let dtypes = [elem_type(&k), elem_type(&out)];
-    let out_dtype = elem_type(&out);
+    let new_rows = NewRowsLaunch::new(
+        KeysValuesLaunch::new(new_keys.into_buffer_arg(), new_values.into_buffer_arg()),
+        AnglesLaunch::new(cos.into_buffer_arg(), sin.into_buffer_arg()),
+    );
+    let step = || StepListLaunch::new(context.indices.clone().into_buffer_arg(), tokens);
+    let parts = [sums, stats, counters];
     // SAFETY: the wrapper has compared the shapes; a batch names only slots that exist and the tables of its tokens.
     unsafe {
         kernel::attend_token::launch_unchecked(
@@ -159,18 +165,11 @@ pub(super) fn attend(
             CubeDim::new_1d(UNITS as u32),
             vector,
             q.into_buffer_arg(),
-            k.into_buffer_arg(),
-            v.into_buffer_arg(),
-            new_keys.into_buffer_arg(),
-            new_values.into_buffer_arg(),
-            cos.into_buffer_arg(),
-            sin.into_buffer_arg(),
-            indices.clone().into_buffer_arg(),
+            KeysValuesLaunch::new(k.into_buffer_arg(), v.into_buffer_arg()),
+            new_rows,
+            step(),
             out.clone().into_buffer_arg(),
-            parts.clone().into_buffer_arg(),
-            stats.clone().into_buffer_arg(),
-            counters.into_buffer_arg(),
-            tokens,
+            parts_arg(&parts),
             1.0 / (head_dim as f32).sqrt(),
             shape,
             dtypes,
@@ -181,18 +180,22 @@ pub(super) fn attend(
                 CubeCount::Static(tokens as u32, kv_heads as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
                 vector,
-                parts.into_buffer_arg(),
-                stats.into_buffer_arg(),
-                indices.into_buffer_arg(),
+                parts_arg(&parts),
+                step(),
                 out.clone().into_buffer_arg(),
-                tokens,
                 splits,
                 shape,
-                out_dtype,
+                dtypes[1],
             );
         }
     }
     out
+}
+
+/// Sums, statistics and counters of [`super::operands::Parts`], for a kernel whose vectors are `N`.
+fn parts_arg<N: Size>(parts: &[CubeTensor; 3]) -> PartsLaunch<N> {
+    let [sums, stats, arrived] = parts.each_ref().map(|part| part.clone().into_buffer_arg());
+    PartsLaunch::new(sums, stats, arrived)
 }
 
 thread_local! {

@@ -5,6 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::empty;
+use super::operands::{Angles, AnglesLaunch};
 
 /// Units of a cube.
 const UNITS: usize = 256;
@@ -29,16 +30,13 @@ pub(super) fn apply_rope(
                 &q.client.clone(),
                 cubes(pairs),
                 CubeDim::new_1d(UNITS as u32),
-                q.into_buffer_arg(),
-                k.into_buffer_arg(),
-                cos.into_buffer_arg(),
-                sin.into_buffer_arg(),
-                q_out.clone().into_buffer_arg(),
-                k_out.clone().into_buffer_arg(),
-                pairs,
-                heads,
-                kv_heads,
-                head_dim / 2,
+                HeadsLaunch::new(q.into_buffer_arg(), k.into_buffer_arg()),
+                AnglesLaunch::new(cos.into_buffer_arg(), sin.into_buffer_arg()),
+                HeadsLaunch::new(
+                    q_out.clone().into_buffer_arg(),
+                    k_out.clone().into_buffer_arg(),
+                ),
+                PairsLaunch::new(pairs, heads, kv_heads, head_dim / 2),
             );
         }
     }
@@ -52,39 +50,51 @@ fn cubes(units: usize) -> CubeCount {
     CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
 }
 
-/// A unit for each pair: the heads of a token's queries, then those of its keys.
-#[cube(launch_unchecked)]
-fn turn_pairs(
-    q: &[Vector<f32, Const<1>>],
-    k: &[Vector<f32, Const<1>>],
-    cos: &[Vector<f32, Const<1>>],
-    sin: &[Vector<f32, Const<1>>],
-    q_out: &mut [Vector<f32, Const<1>>],
-    k_out: &mut [Vector<f32, Const<1>>],
-    pairs: usize,
+/// Queries and keys of a step's tokens.
+#[derive(CubeType, CubeLaunch)]
+struct Heads {
+    /// `[tokens, heads, head_dim]`.
+    q: Box<[Vector<f32, Const<1>>]>,
+    /// `[tokens, kv_heads, head_dim]`.
+    k: Box<[Vector<f32, Const<1>>]>,
+}
+
+/// The numbers of pairs.
+#[derive(CubeType, CubeLaunch)]
+struct Pairs {
+    /// In all heads of all tokens.
+    num: usize,
+    /// Query heads of a token.
     heads: usize,
+    /// Key heads of a token.
     kv_heads: usize,
+    /// Pairs of a head: `head_dim / 2`.
     half: usize,
-) {
-    if ABSOLUTE_POS < pairs {
+}
+
+/// A unit for each pair: a token's query heads come first, then its key heads.
+#[cube(launch_unchecked)]
+fn turn_pairs(x: &Heads, angles: &Angles<Const<1>>, out: &mut Heads, pairs: &Pairs) {
+    let (heads, kv_heads, half) = (pairs.heads, pairs.kv_heads, pairs.half);
+    if ABSOLUTE_POS < pairs.num {
         let (row, i) = (ABSOLUTE_POS / half, ABSOLUTE_POS % half);
         let (token, head) = (row / (heads + kv_heads), row % (heads + kv_heads));
-        let (cos, sin) = (cos[token * half + i], sin[token * half + i]);
+        let (cos, sin) = (angles.cos[token * half + i], angles.sin[token * half + i]);
         if head < heads {
             let at = (token * heads + head) * 2 * half + i;
-            let (first, second) = turn(q[at], q[at + half], cos, sin);
-            q_out[at] = first;
-            q_out[at + half] = second;
+            let (first, second) = turn(x.q[at], x.q[at + half], cos, sin);
+            out.q[at] = first;
+            out.q[at + half] = second;
         } else {
             let at = (token * kv_heads + head - heads) * 2 * half + i;
-            let (first, second) = turn(k[at], k[at + half], cos, sin);
-            k_out[at] = first;
-            k_out[at + half] = second;
+            let (first, second) = turn(x.k[at], x.k[at + half], cos, sin);
+            out.k[at] = first;
+            out.k[at + half] = second;
         }
     }
 }
 
-/// Turns pairs by their angles: the one place of the kernels that knows how.
+/// Turns pairs by their angles. Every kernel that rotates calls this function.
 #[cube]
 pub(super) fn turn<N: Size>(
     first: Vector<f32, N>,
