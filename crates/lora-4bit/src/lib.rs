@@ -21,6 +21,7 @@
 
 pub mod adapter_selection;
 pub mod bnb;
+mod compute_dtype;
 pub mod dynamic_map;
 pub mod kernels;
 pub mod linear;
@@ -31,7 +32,8 @@ pub mod row_bounds;
 pub mod weight;
 
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
-pub use kernels::{ComputeDtype, Norm};
+pub use compute_dtype::ComputeDtype;
+pub use kernels::Norm;
 pub use linear::{Linear, LoraWeights};
 pub use row_bounds::RowBounds;
 pub use weight::{Nf4Weight, Weight};

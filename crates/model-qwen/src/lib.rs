@@ -13,7 +13,10 @@ pub mod checkpoint;
 pub mod config;
 pub mod detokenizer;
 pub mod device;
+mod dtype;
 mod exp;
+#[cfg(feature = "clap")]
+pub mod flags;
 pub mod generate;
 pub mod generation_config;
 mod head;
@@ -34,12 +37,13 @@ pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{ConfigError, QwenConfig, Yarn};
 pub use detokenizer::Detokenizer;
 pub use device::{DeviceError, DeviceMemory, device_memory, is_gpu, parse_device};
+pub use dtype::Dtype;
 pub use generate::{GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};
 #[cfg(feature = "gpu")]
 pub use kernels::graph::CapturedStep;
-pub use load::{DtypeChoice, LoadError, LoadOptions, Quantization};
+pub use load::{LoadError, LoadOptions, Quantization};
 #[cfg(feature = "gpu")]
 pub use model::{DecodeKind, StepChoice};
 pub use model::{DecoderLayer, QwenModel};

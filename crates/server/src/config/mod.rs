@@ -13,11 +13,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::FromArgMatches;
+use lora_4bit::ComputeDtype;
+use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 use command_line::{dashed, parse};
 
-use crate::args::{Args, ComputeDtype, Dtype, KvCacheDtype, Quantization};
+use crate::args::Args;
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]
@@ -38,7 +40,7 @@ pub struct Config {
     /// Type of the weights.
     pub dtype: Dtype,
     /// Quantization on load.
-    pub quantization: Option<Quantization>,
+    pub quantization: Quantization,
     /// What memory may be used.
     pub memory: MemoryConfig,
     /// Longest prompt plus output.
@@ -56,7 +58,7 @@ pub struct Config {
     /// Whether no step is recorded as a graph.
     pub enforce_eager: bool,
     /// Type of the KV cache.
-    pub kv_cache_dtype: KvCacheDtype,
+    pub kv_cache_dtype: Dtype,
     /// Adapter limits and the adapters to load at start; `None` without `--enable-lora`.
     pub lora: Option<LoraOptions>,
     /// A Jinja template's source that replaces the model's.
@@ -268,7 +270,7 @@ impl Config {
             api_keys: args.api_key.into_iter().map(ApiKey).collect(),
             device: args.device,
             dtype: args.dtype,
-            quantization: args.quantization,
+            quantization: args.quantization.unwrap_or_default(),
             memory: MemoryConfig {
                 gpu_memory_utilization: args.gpu_memory_utilization,
                 device_memory: args.device_memory,

@@ -87,7 +87,7 @@ fn spellings_and_repetitions() {
     assert!(!config.enable_prefix_caching);
     assert_eq!(
         (config.api_keys.len(), config.dtype, config.model.as_deref()),
-        (2, Dtype::Float16, Some("m"))
+        (2, Dtype::F16, Some("m"))
     );
     assert!(config.api_keys[1].matches("k2") && !config.api_keys[1].matches("k"));
     assert!(!config.api_keys[1].matches("k2k2") && !config.api_keys[1].matches(""));

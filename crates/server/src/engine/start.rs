@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use burn::tensor::DType;
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
 use model_qwen::{
-    ChatTemplate, DeviceError, DtypeChoice, GenerationConfig, GenerationConfigError, LoadError,
-    LoadOptions, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,
-    bundled_model_dir, is_gpu, parse_device, resolve_model,
+    ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
+    QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError, bundled_model_dir, is_gpu,
+    parse_device, resolve_model,
 };
 
 use super::adapters::AdapterSlots;
@@ -16,7 +16,6 @@ use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::stats::EngineLimits;
 use super::worker::Worker;
-use crate::args::{ComputeDtype, Dtype, KvCacheDtype};
 use crate::config::Config;
 use crate::state::ModelInfo;
 
@@ -70,18 +69,9 @@ impl Engine {
         let generation_config = GenerationConfig::from_dir(&dir)?;
 
         let options = LoadOptions {
-            dtype: match config.dtype {
-                Dtype::Auto => DtypeChoice::Auto,
-                Dtype::Float32 => DtypeChoice::F32,
-                Dtype::Bfloat16 => DtypeChoice::Bf16,
-                Dtype::Float16 => DtypeChoice::F16,
-            },
-            quantization: match config.quantization {
-                None => model_qwen::Quantization::None,
-                Some(crate::args::Quantization::Nf4) => {
-                    model_qwen::Quantization::Nf4 { double_quant: true }
-                }
-            },
+            dtype: config.dtype,
+            quantization: config.quantization,
+            double_quant: true,
             // On a GPU only if the KV cache has room enough besides.
             bound_head: !is_gpu(&device),
         };
@@ -89,19 +79,15 @@ impl Engine {
         let mut model = QwenModel::load(&dir, &options, &device)?;
         tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
 
-        model.set_compute_dtype(match config.compute_dtype {
-            ComputeDtype::Auto if is_gpu(&device) => lora_4bit::ComputeDtype::Bf16,
-            ComputeDtype::Auto => lora_4bit::ComputeDtype::Bits16,
-            ComputeDtype::Float32 => lora_4bit::ComputeDtype::F32,
-            ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
-        });
-        let kv_dtype = match config.kv_cache_dtype {
-            KvCacheDtype::Auto if is_gpu(&device) && device.supports_dtype(DType::BF16) => {
+        model.set_compute_dtype(config.compute_dtype);
+        let kv_dtype = config.kv_cache_dtype.resolve(
+            if is_gpu(&device) {
                 DType::BF16
-            }
-            KvCacheDtype::Auto | KvCacheDtype::Float32 => DType::F32,
-            KvCacheDtype::Bfloat16 => DType::BF16,
-        };
+            } else {
+                DType::F32
+            },
+            &device,
+        );
         let mut adapters = AdapterSlots::new(config.lora.as_ref());
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
             adapters.load(&mut model, &module.name, &module.path)?;

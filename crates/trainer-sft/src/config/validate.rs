@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_4bit::ComputeDtype;
+use model_qwen::{Dtype, Quantization};
 use thiserror::Error;
 
 use super::{
-    ComputeDtype, Config, DataConfig, Dtype, GradientCheckpointing, LoraOptions, LrSchedule,
-    ModelConfig, OptimizerConfig, Quantization, RunConfig, Thinking, TrainOn,
+    Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, ModelConfig,
+    OptimizerConfig, RunConfig, Thinking, TrainOn,
 };
 use crate::args::Args;
 

@@ -53,7 +53,7 @@ pub(super) enum Parts {
 /// How `x` is multiplied, if tiles are wanted, exist, fit, and pay.
 pub(super) fn parts(shape: ProductShape, compute: ComputeDtype) -> Option<Parts> {
     let parts = match compute {
-        ComputeDtype::F32 => return None,
+        ComputeDtype::F32 | ComputeDtype::Auto => return None,
         ComputeDtype::Bits16 => Parts::Three,
         ComputeDtype::Bf16 => Parts::One,
     };
