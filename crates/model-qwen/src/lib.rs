@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 
 pub mod adapter;
+pub mod chat;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
@@ -31,7 +32,10 @@ pub mod sampling;
 pub mod save;
 pub mod tokenizer;
 
+pub use burn;
+
 pub use adapter::AdapterError;
+pub use chat::{ChatError, ChatModel, ReplyOptions};
 pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use config::{ConfigError, QwenConfig, Yarn};
