@@ -31,6 +31,8 @@ pub mod peft;
 pub mod row_bounds;
 pub mod weight;
 
+pub use burn;
+
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
 pub use compute_dtype::ComputeDtype;
 pub use kernels::Norm;

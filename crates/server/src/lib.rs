@@ -19,6 +19,7 @@ pub mod protocol;
 pub mod routes;
 pub mod state;
 pub mod stream;
+pub mod text;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -30,6 +31,8 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::serve::Listener;
 use tokio::sync::oneshot;
+
+pub use burn;
 
 pub use config::{Config, ConfigError};
 pub use state::{AppState, ModelInfo};

@@ -16,6 +16,37 @@ fn with_file(toml: &str, args: &[&str]) -> Result<Config, ConfigError> {
 }
 
 #[test]
+fn the_default_is_a_command_line_without_flags() {
+    let without_flags = format!("{:?}", config(&[]).unwrap());
+    assert_eq!(without_flags, format!("{:?}", Config::default()));
+    let lora = config(&["--enable-lora"]).unwrap().lora;
+    assert_eq!(lora, Some(LoraOptions::default()));
+}
+
+#[test]
+fn settings_that_no_flag_can_have_are_refused_too() {
+    for (config, flag) in [
+        (
+            Config {
+                max_model_len: MaxModelLen::Tokens(0),
+                ..Config::default()
+            },
+            "--max-model-len",
+        ),
+        (
+            Config {
+                kv_cache_dtype: Dtype::F16,
+                ..Config::default()
+            },
+            "--kv-cache-dtype",
+        ),
+    ] {
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.starts_with(flag), "{error}");
+    }
+}
+
+#[test]
 fn defaults_are_vllms() {
     let config = config(&[]).unwrap();
     assert_eq!(

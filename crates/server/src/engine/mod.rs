@@ -4,6 +4,7 @@ mod active;
 mod adapters;
 #[cfg(feature = "gpu")]
 mod ahead;
+mod builder;
 #[cfg(feature = "gpu")]
 mod decode;
 pub mod error;
@@ -17,6 +18,7 @@ mod start;
 pub mod stats;
 mod worker;
 
+pub use builder::EngineBuilder;
 pub use error::{AdapterError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
 pub use memory::MemoryError;

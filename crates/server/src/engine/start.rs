@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
 use model_qwen::{
     ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
@@ -16,13 +16,15 @@ use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::stats::EngineLimits;
 use super::worker::Worker;
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::state::ModelInfo;
 
 /// Why the engine does not start.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub enum StartError {
+    /// A setting.
+    Config(#[from] ConfigError),
     /// There is no bundled model here.
     #[error(
         "no --model given and no bundled model found (looked for data/model below the current folder and the \
@@ -62,7 +64,15 @@ impl Engine {
     /// # Errors
     /// [`StartError`]: whatever is missing, broken, or does not fit.
     pub fn start(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
-        let device = parse_device(&config.device)?;
+        config.check()?;
+        Self::start_on(config, parse_device(&config.device)?)
+    }
+
+    /// [`Self::start`] on a device that is known already.
+    pub(super) fn start_on(
+        config: &Config,
+        device: Device,
+    ) -> Result<(EngineHandle, ModelInfo), StartError> {
         let (dir, model_id) = model_dir(config)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let chat_template = ChatTemplate::from_dir(&dir)?;
