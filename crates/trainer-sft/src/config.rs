@@ -4,6 +4,7 @@
 //! takes `&Config`. Serialized, a `Config` is a flat table whose keys are the flag names with underscores, so that the
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
+mod defaults;
 mod validate;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use validate::{ALL_LINEAR, ConfigError, DEFAULT_EPOCHS};
 
-/// Everything that determines a training run; built by [`Config::from_args`].
+/// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     /// Which weights are trained, and in which form they are held.

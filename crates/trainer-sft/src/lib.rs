@@ -27,6 +27,10 @@ pub mod schedule;
 mod setup;
 pub mod step;
 pub mod trainer;
+mod training;
+
+pub use burn;
 
 pub use error::TrainError;
-pub use run::{Summary, train, train_until};
+pub use run::{StepReport, Summary};
+pub use training::{Training, train, train_until};

@@ -68,14 +68,7 @@ fn main() -> Result<()> {
         ..LoadOptions::default()
     };
     let mut model = QwenModel::load(&args.model, &load, &Device::flex())?;
-    let lora = LoraOptions {
-        r: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        target_modules: vec!["all-linear".to_owned()],
-        use_rslora: false,
-    };
-    let adapter = new_adapter(&lora, None, &model, 0);
+    let adapter = new_adapter(&LoraOptions::default(), None, &model, 0);
     model.set_compute_dtype(args.compute_dtype);
     model.add_adapter(SLOT, &adapter)?;
     let batch = document(args.tokens, model.config.vocab_size as u32);
