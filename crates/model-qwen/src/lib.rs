@@ -26,6 +26,7 @@ pub mod kernels;
 pub mod load;
 mod mlp;
 pub mod model;
+pub mod quantize;
 mod random;
 pub mod rotary;
 pub mod sampling;
