@@ -17,6 +17,8 @@
 //!
 //! Sources: QLoRA (<https://arxiv.org/abs/2305.14314>), LoRA (<https://arxiv.org/abs/2106.09685>),
 //! rsLoRA (<https://arxiv.org/abs/2312.03732>), and the file formats written by `bitsandbytes` 0.50 and `peft` 0.21.
+//!
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub mod adapter_selection;

@@ -4,7 +4,8 @@
 //! KV block: keys and values go through [`kv_paging::KvCache`]. Every linear layer is a
 //! [`lora_4bit::Linear`], dense or NF4, with any number of LoRA adapters, so that training and
 //! serving run the same code.
-
+//!
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub mod adapter;

@@ -6,7 +6,8 @@
 //! [`stream`] sends it, at once or as server-sent events. A client that goes away drops its channel, which aborts the sequence.
 //!
 //! [`app`] builds the router without a socket, [`run`] serves it until a shutdown signal and drains.
-
+//!
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub mod args;

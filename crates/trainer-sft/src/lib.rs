@@ -3,6 +3,8 @@
 //! A run reads top to bottom: [`args::Args`] → [`config::Config`] → [`data::Datasets`] (records of five formats, rendered
 //! with the model's chat template into tokens and a loss mask) → [`batch::DataLoader`] (packed batches) → the training
 //! loop.
+//!
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub mod args;
