@@ -3,7 +3,7 @@
 //! One file holds the forward pass ([`model`]), in the names of the checkpoint. It never sees a
 //! KV block: keys and values go through [`kv_paging::KvCache`]. Every linear layer is a
 //! [`lora_4bit::Linear`], dense or NF4, with any number of LoRA adapters, so that training and
-//! serving run the same code.
+//! serving run the same code. [`ChatModel`] joins model, tokenizer and template.
 //!
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]

@@ -5,6 +5,8 @@
 //! device, model and KV cache; it sends tokens back over a channel per sequence. [`postprocess`] makes text of them, and
 //! [`stream`] sends it, at once or as server-sent events. A client that goes away drops its channel, which aborts the sequence.
 //!
+//! [`text`] is the engine without HTTP: [`engine::Engine::builder`] starts it from a program's own values.
+//!
 //! [`app`] builds the router without a socket, [`run`] serves it until a shutdown signal and drains.
 //!
 #![doc = include_str!("../README.md")]

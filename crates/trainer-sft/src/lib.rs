@@ -2,7 +2,7 @@
 //!
 //! A run reads top to bottom: [`args::Args`] → [`config::Config`] → [`data::Datasets`] (records of five formats, rendered
 //! with the model's chat template into tokens and a loss mask) → [`batch::DataLoader`] (packed batches) → the training
-//! loop.
+//! loop. [`Training`] starts it, also on records that a program has in memory.
 //!
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]

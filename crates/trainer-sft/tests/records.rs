@@ -5,6 +5,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use lora_4bit::ComputeDtype;
 use serde_json::{Value, json};
 use trainer_sft::burn::tensor::Device;
 use trainer_sft::config::{Config, ConfigError};
@@ -105,6 +106,10 @@ fn what_cannot_be_learnt_is_named() {
         .unwrap_err()
         .to_string();
     assert!(message.starts_with("--lora-r: expected"), "{message}");
+    let mut wrong = config.clone();
+    wrong.model.compute_dtype = ComputeDtype::Auto;
+    let message = wrong.check().unwrap_err().to_string();
+    assert!(message.contains("found auto"), "{message}");
     let unset = Training::new(&Config::new("")).records(records()).run();
     assert!(unset.unwrap_err().to_string().starts_with("--output"));
 }

@@ -14,12 +14,7 @@ fn main() -> anyhow::Result<()> {
     let mut config = Config::new(output);
     config.model.model = Some(model);
     config.run.max_steps = Some(20);
-    let answers = [
-        ("Who are you?", "The captain."),
-        ("Where are you?", "On the bridge."),
-    ];
-    let records =
-        answers.map(|(prompt, completion)| json!({"prompt": prompt, "completion": completion}));
+    let records = [json!({"prompt": "Who are you?", "completion": "The captain."})];
     let training = Training::new(&config).records(records).on_step(|step| {
         println!(
             "{} of {}: loss {:.3}",

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_4bit::ComputeDtype;
 use model_qwen::Quantization;
 use thiserror::Error;
 
@@ -160,12 +161,19 @@ impl Config {
     /// The first setting that is out of range or excluded by another one.
     pub fn check(&self) -> Result<(), ConfigError> {
         let Self {
+            model,
             data,
             lora,
             optimizer,
             run,
-            ..
         } = self;
+        if !matches!(model.compute_dtype, ComputeDtype::F32 | ComputeDtype::Bf16) {
+            return Err(ConfigError::Value {
+                flag: "compute-dtype",
+                expected: "f32 or bf16".into(),
+                found: format!("{:?}", model.compute_dtype).to_lowercase(),
+            });
+        }
         at_least("max-length", data.max_length, 2)?;
         at_least("lora-r", lora.r, 1)?;
         positive("lora-alpha", lora.alpha)?;
