@@ -12,6 +12,7 @@ mod bench;
 mod ci;
 mod docs;
 mod golden;
+mod package;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -19,6 +20,7 @@ usage: cargo xtask COMMAND
   ci                    everything CI checks, in CI's order
   arch                  dependency direction, file sizes, where unsafe may stand, the CUDA stand-in's version
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
+  package               packages the crates and checks examples/outside, a program outside of the workspace, against them
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
   bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] [--hf PYTHON] [--peft PYTHON]
                         decode and prefill speed on the CPU, beside the peers that are named
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ["arch"] => arch::run(),
         ["docs"] => docs::run(false),
         ["docs", "--check"] => docs::run(true),
+        ["package"] => package::run(),
         ["golden", names @ ..] => golden::run(names),
         ["bench", "cpu", flags @ ..] => bench::cpu(flags),
         ["bench", "gpu", flags @ ..] => bench::gpu::run(flags),

@@ -51,6 +51,8 @@ mod scheduler;
 mod sequence;
 mod stats;
 
+pub use burn;
+
 pub use block_pool::{BlockId, BlockPool, PrefixMatch};
 pub use block_table::BlockTable;
 pub use prefix::{CacheKey, PrefixId};

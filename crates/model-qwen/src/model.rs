@@ -165,8 +165,9 @@ impl QwenModel {
         self.frequencies.at(positions, &self.device().inner())
     }
 
-    /// Sets the type in which the weights of all linear layers and of lm_head are multiplied.
+    /// Sets the type in which the weights of all linear layers and of lm_head are multiplied; `Auto` is what suits the device.
     pub fn set_compute_dtype(&mut self, compute: ComputeDtype) {
+        let compute = compute.resolve(&self.device());
         self.lm_head.compute = compute;
         self.linears_mut()
             .for_each(|linear| linear.compute = compute);
