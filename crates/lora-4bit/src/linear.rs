@@ -85,7 +85,7 @@ pub fn linear_residual(
     if let Some(rows) = joined_rows(adapters) {
         return kernels::linear(x, layer.operand(rows), Some(residual), layer.compute);
     }
-    residual + layer.forward(x, adapters)
+    kernels::add(residual, layer.forward(x, adapters))
 }
 
 /// The rows whose adapters the kernels add to the base product. The first `None`: adapters with gradients, dropout or groups of

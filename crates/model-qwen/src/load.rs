@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, DataError, Device, Tensor, TensorData};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use lora_4bit::bnb::{self, BnbError};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{Linear, Nf4Weight, Weight};
@@ -242,13 +244,12 @@ impl Loader<'_> {
                 .checkpoint
                 .tensor(&weight_name, shape, &Device::flex())?;
             let dtype = tensor.dtype();
-            let data = tensor.cast(DType::F32).into_data();
-            let values = data.as_slice::<f32>().map_err(|e| CheckpointError::Dtype {
+            let values = floats(&tensor.into_data()).map_err(|e| CheckpointError::Dtype {
                 dir: self.checkpoint.dir().to_owned(),
                 name: weight_name.clone(),
                 found: format!("{e:?}"),
             })?;
-            let data = Nf4Data::quantize(values, shape, dtype, self.options.double_quant);
+            let data = Nf4Data::quantize(&values, shape, dtype, self.options.double_quant);
             self.checkpoint.release(&weight_name);
             Weight::Nf4(Nf4Weight::from_data(&data, self.device))
         } else {
@@ -317,4 +318,15 @@ impl Loader<'_> {
             names: unexpected.join(", "),
         })
     }
+}
+
+/// The values of a float tensor in f32.
+fn floats(data: &TensorData) -> Result<Vec<f32>, DataError> {
+    let mut values = vec![0.0; data.num_elements()];
+    match data.dtype() {
+        DType::BF16 => data.as_slice::<bf16>()?.convert_to_f32_slice(&mut values),
+        DType::F16 => data.as_slice::<f16>()?.convert_to_f32_slice(&mut values),
+        _ => values.copy_from_slice(data.as_slice::<f32>()?),
+    }
+    Ok(values)
 }

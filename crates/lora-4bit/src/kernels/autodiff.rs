@@ -230,7 +230,65 @@ impl Backward<Flex, 2> for SwiGlu {
     }
 }
 
+#[derive(Debug)]
+struct Add;
+
+impl Backward<Flex, 2> for Add {
+    type State = ();
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        for parent in ops.parents.into_iter().flatten() {
+            grads.register::<Flex>(parent.id, dy.clone());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AddBias;
+
+impl Backward<Flex, 1> for AddBias {
+    type State = ();
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        unary::<Flex, _>(ops.parents, ops.node, grads, |dy| dy);
+    }
+}
+
 impl<C: CheckpointStrategy> ElementwiseOps for Autodiff<Flex, C> {
+    fn cpu_add(residual: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ((residual, residual_node), (y, y_node)) = (residual.into_parts(), y.into_parts());
+        let sum = Flex::cpu_add(residual, y);
+        match Add
+            .prepare::<C>([residual_node, y_node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish((), sum),
+            OpsKind::UnTracked(prep) => prep.finish(sum),
+        }
+    }
+
+    fn cpu_add_bias(y: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        let bias = bias.into_primitive();
+        let (y, node) = y.into_parts();
+        let sum = Flex::cpu_add_bias(y, bias);
+        match AddBias.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((), sum),
+            OpsKind::UnTracked(prep) => prep.finish(sum),
+        }
+    }
+
     fn cpu_rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

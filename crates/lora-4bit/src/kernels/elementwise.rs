@@ -12,7 +12,7 @@ use tracing::trace_span;
 
 #[cfg(feature = "gpu")]
 use super::operand::NormOperand;
-use super::{cpu, naive};
+use super::{constant_like, cpu, naive};
 
 /// A root-mean-square norm (arXiv 1910.07467) before a layer.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,10 @@ pub(crate) trait ElementwiseOps: Backend {
     -> FloatTensor<Self>;
     /// `silu(gate) * up`, elementwise, f32: `[rows, width]`.
     fn cpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `residual + y`, elementwise, f32: `[rows, width]`.
+    fn cpu_add(residual: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `y + bias` per row: y `[rows, width]`, bias `[width]`, both f32. The bias is a constant.
+    fn cpu_add_bias(y: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// The operations on a GPU, outside of autodiff graphs.
@@ -104,6 +108,35 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_swiglu(gate, up))
 }
 
+/// `residual + y`.
+///
+/// # Shapes
+///
+/// All `[rows, width]`, f32.
+pub(crate) fn add(residual: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+    if residual.dims() != y.dims() || ![&residual, &y].into_iter().all(cpu::is_fast) {
+        return residual + y;
+    }
+    let residual = constant_like(residual, &y);
+    let y = constant_like(y, &residual);
+    let (residual, y) = (residual.into_dispatch(), y.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_add(residual, y))
+}
+
+/// `y + bias` for each row.
+///
+/// # Shapes
+///
+/// y and the result `[rows, width]`, bias `[width]`.
+pub(super) fn add_bias(y: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    if !cpu::is_fast(&y) || !cpu::is_fast(&bias) || bias.is_tracked() {
+        return naive::add_bias(y, bias);
+    }
+    let bias = constant_like(bias, &y);
+    let (y, bias) = (y.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_add_bias(y, bias))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -162,6 +195,21 @@ mod tests {
     }
 
     #[test]
+    fn sums_equal_their_twins() {
+        for rows in ROWS {
+            for width in [1, 96, 333] {
+                let (x, y, bias) = (
+                    random([rows, width]),
+                    random([rows, width]),
+                    random([width]),
+                );
+                check(add(x.clone(), y.clone()), x + y.clone());
+                check(add_bias(y.clone(), bias.clone()), naive::add_bias(y, bias));
+            }
+        }
+    }
+
+    #[test]
     fn views_and_shared_tensors_are_left_alone() {
         let whole = random([40, 64]);
         let view = whole.clone().transpose().narrow(0, 5, 20); // [20, 40], neither contiguous nor at the start
@@ -215,6 +263,17 @@ mod tests {
                 [random([rows, 96]), random([rows, 96])],
                 |[gate, up]| swiglu(gate.clone(), up.clone()),
                 |[gate, up]| naive::swiglu(gate.clone(), up.clone()),
+            );
+            check_gradients(
+                [random([rows, 33]), random([rows, 33])],
+                |[x, y]| add(x.clone(), y.clone()),
+                |[x, y]| x.clone() + y.clone(),
+            );
+            let bias = random([33]);
+            check_gradients(
+                [random([rows, 33])],
+                |[y]| add_bias(y.clone(), bias.clone()),
+                |[y]| naive::add_bias(y.clone(), bias.clone()),
             );
         }
     }

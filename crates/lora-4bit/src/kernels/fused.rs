@@ -9,7 +9,7 @@ use burn::backend::{Backend, backend_extension};
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
-use super::elementwise::{Norm, rms_norm, swiglu};
+use super::elementwise::{Norm, add, add_bias, rms_norm, swiglu};
 use super::operand::{LayerOperand, MaybeStack, WeightOperand};
 #[cfg(feature = "gpu")]
 use super::operand::{Maybe, NormOperand};
@@ -104,10 +104,7 @@ pub(crate) fn linear(
     }
     let y = product(x.clone(), layer.weight, compute); // [rows, n]
     let y = match layer.bias.into_tensor::<1>() {
-        Some(bias) => {
-            let bias = constant_like(bias, &y).cast(y.dtype());
-            constant_like(y, &bias) + bias.unsqueeze() // [rows, n]
-        }
+        Some(bias) => add_bias(y, bias), // [rows, n]
         None => y,
     };
     let y = match layer.stack {
@@ -118,7 +115,7 @@ pub(crate) fn linear(
         MaybeStack::None => y,
     };
     match residual {
-        Some(residual) => residual + y,
+        Some(residual) => add(residual, y),
         None => y,
     }
 }

@@ -42,6 +42,7 @@ use tracing::trace_span;
 
 #[cfg(feature = "gpu")]
 pub use cube::sum_of_cube;
+pub(crate) use elementwise::add;
 pub use elementwise::{Norm, rms_norm, swiglu};
 pub use fused::both;
 pub(crate) use fused::{input_dtype, linear, norm_linears, norm_swiglu, product};

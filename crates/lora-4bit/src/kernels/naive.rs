@@ -49,6 +49,12 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     activation::silu(gate) * up
 }
 
+/// `y + bias` for each row; either may belong to an autodiff graph.
+pub fn add_bias(y: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    let bias = constant_like(bias, &y).cast(y.dtype());
+    constant_like(y, &bias) + bias.unsqueeze() // [rows, width]
+}
+
 /// `x · wᵀ`, see `nf4_linear`.
 pub fn nf4_linear<B: Backend>(x: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTensor<B> {
     dense_linear::<B>(x, dequantize::<B>(w))

@@ -88,6 +88,15 @@ crate::vectorized! {
     }
 }
 
+crate::vectorized! {
+    /// `y = y + x`
+    fn add_row(y: &mut [f32], x: &[f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
 #[inline(always)]
 fn inverse_rms(row: &[f32], eps: f32) -> f32 {
     let mean_square = dot(row, row) / row.len() as f32;
@@ -124,6 +133,21 @@ impl ElementwiseOps for Flex {
         map_rows(gate, width, |i, row| {
             gate_up(row, &up[i * width..][..width])
         })
+    }
+
+    fn cpu_add(residual: FlexTensor, y: FlexTensor) -> FlexTensor {
+        let residual = contiguous(residual);
+        let residual = residual.storage::<f32>();
+        let width = y.layout().shape()[1];
+        map_rows(y, width, |i, row| {
+            add_row(row, &residual[i * width..][..width])
+        })
+    }
+
+    fn cpu_add_bias(y: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let bias = contiguous(bias);
+        let bias = bias.storage::<f32>();
+        map_rows(y, bias.len(), |_, row| add_row(row, bias))
     }
 }
 
