@@ -87,8 +87,7 @@ impl QwenModel {
 
     /// Whether the [`GraphRunner`](crate::GraphRunner) finds the most likely tokens of so many rows by the int8 copy of lm_head.
     pub fn int8_lm_head_takes(&self, rows: usize) -> bool {
-        (1..=GpuInt8Head::MAX_ROWS).contains(&rows)
-            && matches!(self.int8_head, Some(Int8Head::Gpu(_)))
+        GpuInt8Head::takes(rows) && matches!(self.int8_head, Some(Int8Head::Gpu(_)))
     }
 
     /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`] for the row by

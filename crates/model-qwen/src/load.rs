@@ -153,7 +153,7 @@ pub(crate) fn build_layer(
     })
 }
 
-/// The tensor that the head is.
+/// The tensor that lm_head is.
 fn head_name(config: &QwenConfig) -> &'static str {
     match config.tie_word_embeddings {
         true => "model.embed_tokens.weight",

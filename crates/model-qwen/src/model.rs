@@ -143,7 +143,7 @@ impl QwenModel {
         self.embed_tokens.clone().select(0, ids).cast(DType::F32) // [tokens, hidden]
     }
 
-    /// The norm between the last layer and the head; both `[tokens, hidden]`.
+    /// The norm between the last layer and lm_head; both `[tokens, hidden]`.
     pub fn final_norm(&self, x: Tensor<2>) -> Tensor<2> {
         let norm = Norm {
             weight: &self.norm,

@@ -1,14 +1,18 @@
 //! What fits: weights, adapters, activations and KV blocks within the memory the server may use.
 
+mod estimate;
+mod room;
+
 use std::fmt::Write as _;
 
 use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
-use lora_4bit::{ComputeDtype, Linear, Weight};
-use model_qwen::{DeviceMemory, MAX_LOGIT_ROWS, QwenConfig, QwenModel, device_memory};
+use model_qwen::{DeviceMemory, QwenModel, device_memory};
 use sysinfo::System;
 
 use crate::config::{Config, MaxModelLen};
+use estimate::{activation_bytes, adapter_bytes, unpacked_bytes};
+use room::Room;
 
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * KIB;
@@ -23,8 +27,6 @@ const BATCHED_TOKENS: usize = 2048;
 const BATCHED_TOKENS_OF_LARGE: usize = 8192;
 /// Memory of such a GPU.
 const LARGE_GPU: u64 = 70 << 30;
-/// A KV cache is at least so many times as large as a copy that it has to share its room with.
-const CACHE_PER_COPY: u64 = 8;
 /// Without any flag the KV cache of a CPU server gets at most this.
 const CPU_KV_LIMIT: u64 = 4 << 30;
 
@@ -258,30 +260,6 @@ pub(super) fn plan(
     })
 }
 
-/// Where an int8 copy of lm_head, which makes steps faster, can be.
-#[derive(Clone, Copy, Debug)]
-enum Room {
-    /// The KV cache gets what the copy leaves.
-    ToShare,
-    /// The KV cache has a size of its own; so many bytes are left.
-    Beside(u64),
-}
-
-impl Room {
-    /// Whether it is worth it: a KV cache of `cache` bytes, which holds a sequence of `longest` bytes still if it did, loses
-    /// little of what it can use, `useful` bytes at most.
-    fn holds(self, copy: u64, cache: u64, longest: u64, useful: u64) -> bool {
-        match self {
-            Self::ToShare => {
-                let holds_longest = copy + longest <= cache || longest > cache;
-                let loses_little = copy <= cache / CACHE_PER_COPY || copy + useful <= cache;
-                holds_longest && loses_little
-            }
-            Self::Beside(free) => copy <= free,
-        }
-    }
-}
-
 /// A number of bytes in the unit that suits it.
 fn size(bytes: u64) -> String {
     let bytes = bytes as f64;
@@ -315,71 +293,9 @@ fn table(rows: &[(&str, u64)], kv: &KvShape, max_model_len: usize) -> String {
     text
 }
 
-/// Every slot taken by an adapter of the largest rank on all linear layers, in f32; on a GPU a second time, stacked.
-fn adapter_bytes(config: &Config, model: &QwenConfig, is_gpu: bool) -> u64 {
-    let Some(lora) = &config.lora else { return 0 };
-    let (hidden, inter) = (model.hidden_size, model.intermediate_size);
-    let (q, kv) = (
-        model.num_attention_heads * model.head_dim,
-        model.num_key_value_heads * model.head_dim,
-    );
-    let widths = [
-        (hidden, q),
-        (hidden, kv),
-        (hidden, kv),
-        (q, hidden),
-        (hidden, inter),
-        (hidden, inter),
-        (inter, hidden),
-    ];
-    let per_rank: usize = widths.iter().map(|(inp, out)| inp + out).sum();
-    let rank = match is_gpu {
-        // Ranks of a stack are multiples of eight.
-        true => lora.max_lora_rank + lora.max_lora_rank.next_multiple_of(8),
-        false => lora.max_lora_rank,
-    };
-    (4 * per_rank * model.num_hidden_layers * rank * lora.max_loras) as u64
-}
-
-/// The f32 tensors that are alive at once in the widest place of a full step: the MLP, or the logits.
-fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &QwenConfig) -> u64 {
-    let residual = 3 * model.hidden_size;
-    let mlp = 3 * model.intermediate_size;
-    let attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim;
-    let step = max_num_batched_tokens * (residual + mlp.max(attention));
-    let logits = MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
-    4 * (step + logits) as u64
-}
-
-/// Weights of a layer in NF4 that a GPU unpacks for a step of many tokens, in the type that it multiplies. Gate, up, down, and
-/// those of attention are pages of a pool, which are as large as the largest activation.
-fn unpacked_bytes(model: &QwenModel, max_num_batched_tokens: usize) -> u64 {
-    let is_nf4 = |linear: &Linear| matches!(linear.weight, Weight::Nf4(_));
-    if !model.linears().iter().any(|(_, linear)| is_nf4(linear)) {
-        return 0;
-    }
-    let (hidden, inter) = (model.config.hidden_size, model.config.intermediate_size);
-    let value = match model.lm_head.compute {
-        ComputeDtype::Bf16 => 2,
-        _ => 4,
-    };
-    let (weight, activation) = (value * hidden * inter, 4 * max_num_batched_tokens * inter);
-    4 * weight.max(activation) as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_copy_of_lm_head_leaves_most_of_the_cache() {
-        let share = |copy, longest, useful| Room::ToShare.holds(copy, 80, longest, useful);
-        assert!(share(10, 70, 1000) && share(10, 81, 1000));
-        assert!(!share(11, 1, 1000), "more than an eighth");
-        assert!(share(40, 1, 40), "of what nobody uses");
-        assert!(!share(10, 71, 1000), "too little for the longest sequence");
-        assert!(Room::Beside(10).holds(10, 1, 1, 1) && !Room::Beside(9).holds(10, 1000, 1, 1));
-    }
 
     #[test]
     fn only_large_gpus_take_many_tokens_at_once() {

@@ -17,7 +17,7 @@ pub(crate) trait GpuChoiceOps: burn::backend::Backend {
     fn gpu_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self>;
     /// A copy of lm_head `[vocab, hidden]` in int8: `[vocab * hidden / 4]`, and what describes its rows: `[vocab * 4]`.
     fn gpu_copy_lm_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>);
-    /// [`GpuChoiceOps::gpu_choose`] for the logits of `norm(x)`, x `[rows, hidden]`, with this copy of the head. `x` is not
+    /// [`GpuChoiceOps::gpu_choose`] for the logits of `norm(x)`, x `[rows, hidden]`, with this copy of lm_head. `x` is not
     /// rounded, as a product of three rows or more with tensor cores would.
     fn gpu_choose_by_int8(
         x: FloatTensor<Self>,
@@ -170,9 +170,6 @@ pub(crate) struct GpuInt8Head {
 }
 
 impl GpuInt8Head {
-    /// The most rows of `x` at once.
-    pub(crate) const MAX_ROWS: usize = cube::MAX_INT8_ROWS;
-
     /// The copy of `weight [vocab, hidden]`. `None` where there are no kernels for it.
     pub(crate) fn new(weight: &Tensor<2>) -> Option<Self> {
         if !cube::can_copy_int8(weight) {
@@ -192,6 +189,11 @@ impl GpuInt8Head {
             true => vocab * (hidden + 16),
             false => 0,
         }
+    }
+
+    /// Whether [`GpuInt8Head::argmax`] takes so many rows at once.
+    pub(crate) fn takes(rows: usize) -> bool {
+        rows <= cube::MAX_INT8_ROWS
     }
 
     /// Bytes of memory.
