@@ -2,7 +2,6 @@
 
 mod active;
 mod adapters;
-mod builder;
 mod commands;
 pub mod error;
 pub mod handle;
@@ -18,7 +17,6 @@ pub mod stats;
 mod submit;
 mod worker;
 
-pub use builder::EngineBuilder;
 pub use error::{AdapterError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
 pub use memory::MemoryError;

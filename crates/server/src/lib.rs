@@ -13,6 +13,7 @@
 #![deny(missing_docs)]
 
 pub mod args;
+mod builder;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -37,6 +38,7 @@ use tokio::sync::oneshot;
 
 pub use burn;
 
+pub use builder::EngineBuilder;
 pub use config::{Config, ConfigError};
 pub use state::{AppState, ModelInfo};
 

@@ -4,8 +4,9 @@
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
 use model_qwen::{LoadOptions, QwenModel, SamplingParams, bundled_model_dir};
+use server::EngineBuilder;
 use server::burn::tensor::Device;
-use server::engine::{Engine, EngineBuilder};
+use server::engine::Engine;
 use server::text::{TextError, TextRequest};
 
 fn builder() -> EngineBuilder {

@@ -6,7 +6,15 @@ use model_qwen::{ChatTemplate, QwenConfig, Tokenizer, bundled_model_dir, resolve
 use thiserror::Error;
 
 use crate::config::{Config, ModelConfig};
-use crate::data::Limits;
+
+/// What the model sets for the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most tokens the model can attend to.
+    pub context_length: usize,
+    /// The token that ends texts and completions.
+    pub eos_token_id: Option<u32>,
+}
 
 /// A base model that cannot be found, or whose text files cannot be used.
 #[derive(Debug, Error)]

@@ -69,7 +69,7 @@ impl Engine {
     }
 
     /// [`Self::start`] on a device that is known already.
-    pub(super) fn start_on(
+    pub(crate) fn start_on(
         config: &Config,
         device: Device,
     ) -> Result<(EngineHandle, ModelInfo), StartError> {

@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization, parse_device};
 
-use super::start::{Engine, StartError};
 use crate::config::{Config, LoraModule, LoraOptions, MaxModelLen};
+use crate::engine::{Engine, StartError};
 use crate::text::TextEngine;
 
 impl Engine {
@@ -133,7 +133,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Room for this many adapters, so that [`EngineHandle::load_adapter`](super::EngineHandle::load_adapter) may load some
+    /// Room for this many adapters, so that [`EngineHandle::load_adapter`](crate::engine::EngineHandle::load_adapter) may load some
     /// later.
     pub fn max_loras(mut self, num: usize) -> Self {
         let lora = self.config.lora.get_or_insert_with(LoraOptions::default);

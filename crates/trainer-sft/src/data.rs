@@ -23,15 +23,6 @@ use crate::chat_format::ChatFormat;
 use crate::config::{Config, TrainOn};
 use crate::render::{RenderSettings, Renderer};
 
-/// What the model sets for the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Most tokens the model can attend to.
-    pub context_length: usize,
-    /// The token that ends texts and completions.
-    pub eos_token_id: Option<u32>,
-}
-
 /// Examples of one or more files.
 #[derive(Clone, Debug, Default)]
 pub struct Dataset {
