@@ -9,6 +9,7 @@ use crate::root;
 mod files;
 mod modules;
 mod source;
+mod tensor_free;
 mod tree;
 mod workspace;
 
@@ -24,12 +25,13 @@ const PACKAGES: [(&str, PackageRule); 4] = [
     ("profiles", workspace::profiles),
 ];
 /// What is true of Rust files.
-const FILES: [(&str, FileRule); 5] = [
+const FILES: [(&str, FileRule); 6] = [
     ("files without a module", tree::check),
     ("file sizes", files::sizes),
     ("unsafe code", files::unsafe_code),
     ("GPU instructions", files::gpu_instructions),
     ("weights on the CPU", files::stored_weights),
+    ("tensor-free bookkeeping", tensor_free::check),
 ];
 
 /// Checks everything and reports all that is wrong.
