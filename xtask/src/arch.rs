@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::root;
 
+mod circles;
 mod files;
 mod modules;
 mod source;
@@ -25,25 +26,30 @@ const PACKAGES: [(&str, PackageRule); 4] = [
     ("profiles", workspace::profiles),
 ];
 /// What is true of Rust files.
-const FILES: [(&str, FileRule); 6] = [
+const FILES: [(&str, FileRule); 7] = [
     ("files without a module", tree::check),
     ("file sizes", files::sizes),
     ("unsafe code", files::unsafe_code),
     ("GPU instructions", files::gpu_instructions),
     ("weights on the CPU", files::stored_weights),
     ("tensor-free bookkeeping", tensor_free::check),
+    ("circles of modules", circles::check),
 ];
 
 /// Checks everything and reports all that is wrong.
 pub(crate) fn run(flags: &[&str]) -> Result<()> {
-    let mut root = root();
+    let (mut root, mut circles) = (root(), false);
     for &flag in flags {
         match flag {
+            "--circles" => circles = true,
             _ if flag.starts_with('-') => bail!("arch knows no {flag}"),
             dir => root = PathBuf::from(dir),
         }
     }
     let tree = tree::Tree::read(&root)?;
+    if circles {
+        print("circles of files in one folder", &circles::notes(&tree));
+    }
 
     let mut num = 0;
     let mut note = |name: &str, wrong: Vec<String>| {

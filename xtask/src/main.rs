@@ -17,7 +17,9 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   ci                    everything CI checks, in CI's order
-  arch [DIR]            what docs/src/architecture.md says of the code, of this checkout's or of another one
+  arch [--circles] [--cubes] [DIR]
+                        what docs/src/architecture.md says of the code, of this checkout's or of another one; prints the
+                        circles of files in one folder, and the kernels with many arguments
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
   bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] [--hf PYTHON] [--peft PYTHON]
