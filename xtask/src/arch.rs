@@ -8,6 +8,7 @@ use crate::root;
 
 mod circles;
 mod files;
+mod gpu_features;
 mod modules;
 mod source;
 mod tensor_free;
@@ -26,7 +27,7 @@ const PACKAGES: [(&str, PackageRule); 4] = [
     ("profiles", workspace::profiles),
 ];
 /// What is true of Rust files.
-const FILES: [(&str, FileRule); 7] = [
+const FILES: [(&str, FileRule); 8] = [
     ("files without a module", tree::check),
     ("file sizes", files::sizes),
     ("unsafe code", files::unsafe_code),
@@ -34,6 +35,7 @@ const FILES: [(&str, FileRule); 7] = [
     ("weights on the CPU", files::stored_weights),
     ("tensor-free bookkeeping", tensor_free::check),
     ("circles of modules", circles::check),
+    ("cfgs of devices", gpu_features::check),
 ];
 
 /// Checks everything and reports all that is wrong.
