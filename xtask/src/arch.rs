@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use crate::root;
 
 mod circles;
+mod cubes;
 mod files;
 mod gpu_features;
 mod modules;
@@ -40,10 +41,11 @@ const FILES: [(&str, FileRule); 8] = [
 
 /// Checks everything and reports all that is wrong.
 pub(crate) fn run(flags: &[&str]) -> Result<()> {
-    let (mut root, mut circles) = (root(), false);
+    let (mut root, mut circles, mut cubes) = (root(), false, false);
     for &flag in flags {
         match flag {
             "--circles" => circles = true,
+            "--cubes" => cubes = true,
             _ if flag.starts_with('-') => bail!("arch knows no {flag}"),
             dir => root = PathBuf::from(dir),
         }
@@ -51,6 +53,9 @@ pub(crate) fn run(flags: &[&str]) -> Result<()> {
     let tree = tree::Tree::read(&root)?;
     if circles {
         print("circles of files in one folder", &circles::notes(&tree));
+    }
+    if cubes {
+        print("kernels with many arguments", &cubes::notes(&tree));
     }
 
     let mut num = 0;
