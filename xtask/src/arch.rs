@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::root;
 
+mod attention;
 mod circles;
 mod cubes;
 mod files;
@@ -28,13 +29,14 @@ const PACKAGES: [(&str, PackageRule); 4] = [
     ("profiles", workspace::profiles),
 ];
 /// What is true of Rust files.
-const FILES: [(&str, FileRule); 8] = [
+const FILES: [(&str, FileRule); 9] = [
     ("files without a module", tree::check),
     ("file sizes", files::sizes),
     ("unsafe code", files::unsafe_code),
     ("GPU instructions", files::gpu_instructions),
     ("weights on the CPU", files::stored_weights),
     ("tensor-free bookkeeping", tensor_free::check),
+    ("the model's attention", attention::check),
     ("circles of modules", circles::check),
     ("cfgs of devices", gpu_features::check),
 ];
