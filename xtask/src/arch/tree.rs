@@ -90,13 +90,17 @@ fn kind_of(place: &str) -> Option<Kind> {
     .filter(|_| place.ends_with(".rs"))
 }
 
-/// The parts of a place below the folder of its package.
+/// Folders of a package with files of Rust.
+const FOLDERS: [&str; 4] = ["src", "tests", "examples", "benches"];
+
+/// The parts of a place below the folder of its package. A package may lie in the folder of another one.
 fn in_package(place: &str) -> Option<Vec<&str>> {
     let parts: Vec<&str> = place.split('/').collect();
-    match parts.as_slice() {
-        ["crates", _, rest @ ..] | [_, rest @ ..] => Some(rest.to_vec()),
-        [] => None,
-    }
+    let (["crates", _, rest @ ..] | [_, rest @ ..]) = parts.as_slice() else {
+        return None;
+    };
+    let start = rest.iter().position(|part| FOLDERS.contains(part));
+    Some(rest[start.unwrap_or(0)..].to_vec())
 }
 
 /// The folders and the file below `src` of a package; the last without `.rs`.
@@ -156,6 +160,7 @@ mod tests {
             ),
             ("crates/a/tests/support/mod.rs", ""),
             ("crates/a/examples/x.rs", ""),
+            ("examples/other/src/main.rs", ""),
         ]);
         let code: Vec<_> = tree.files.keys().map(String::as_str).collect();
         let expected = [
@@ -164,6 +169,7 @@ mod tests {
             "crates/a/src/c/d/e.rs",
             "crates/a/src/c/d/mod.rs",
             "crates/a/src/lib.rs",
+            "examples/other/src/main.rs",
         ];
         assert_eq!(code, expected);
         assert!(tree.lost.is_empty());
