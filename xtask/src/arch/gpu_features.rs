@@ -9,8 +9,8 @@ use super::tree::{Tree, in_src};
 
 /// Cargo features that choose devices.
 const FEATURES: [&str; 6] = ["gpu", "cuda", "wgpu", "vulkan", "metal", "rocm"];
-/// Places outside of `src/kernels` and the graph runner that look at them, at most. The one that turns `--device` into a
-/// device needs some of them. Where a model, a layer or the engine needs one, an operation doesn't yet answer on every device.
+/// Places outside of `src/kernels`, the graph runner and [`BACKENDS`] that look at them, at most. Where a model, a layer or the
+/// engine needs one, an operation doesn't yet answer on every device.
 const MAX_PLACES: usize = 15;
 /// Where there is none.
 const WITHOUT: [&str; 4] = [
@@ -19,6 +19,8 @@ const WITHOUT: [&str; 4] = [
     "crates/model-qwen/src/model",
     "crates/server/src/engine/worker",
 ];
+/// What turns `--device` into a device, and what asks the system about one: they name the backends that are compiled in.
+const BACKENDS: [&str; 2] = ["crates/model-qwen/src/device", "crates/model-qwen/src/sys"];
 /// The graph runner, which records and replays what a device computes.
 const GRAPH_RUNNER: &str = "crates/model-qwen/src/graph_runner";
 
@@ -32,7 +34,8 @@ pub(super) fn check(tree: &Tree, wrong: &mut Vec<String>) {
     let mut places: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (place, source) in &tree.files {
         let is_kernel = in_src(place).is_some_and(|parts| parts.first() == Some(&"kernels"));
-        if is_kernel || is_in(place, GRAPH_RUNNER) {
+        let names_backends = BACKENDS.iter().any(|module| is_in(place, module));
+        if is_kernel || names_backends || is_in(place, GRAPH_RUNNER) {
             continue;
         }
         let lines = lines(source);
