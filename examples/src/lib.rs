@@ -1,4 +1,3 @@
 //! What several of the example programs use.
 
-pub mod choices;
 pub mod profile;

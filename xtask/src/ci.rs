@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{arch, docs, run as command, run_with as command_with};
+use crate::{arch, docs, package, run as command, run_with as command_with};
 
 /// One check, with the time it took.
 fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -47,6 +47,7 @@ pub(crate) fn run() -> Result<()> {
     run_step("rustdoc", || {
         command("cargo", &["doc", "--release", "--workspace", "--no-deps"])
     })?;
+    run_step("packages, and a program that uses them", package::run)?;
     run_step("GPU kernels on the CPU", gpu_tests)?;
     run_step("CUDA build", || {
         command(

@@ -12,6 +12,7 @@ mod bench;
 mod ci;
 mod docs;
 mod golden;
+mod package;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -21,6 +22,7 @@ usage: cargo xtask COMMAND
                         what docs/src/architecture.md says of the code, of this checkout's or of another one; prints the
                         circles of files in one folder, and the kernels with many arguments
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
+  package               packages the crates and checks examples/outside, a program outside of the workspace, against them
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
   bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] [--hf PYTHON] [--peft PYTHON]
                         decode and prefill speed on the CPU, beside the peers that are named
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         ["arch", flags @ ..] => arch::run(flags),
         ["docs"] => docs::run(false),
         ["docs", "--check"] => docs::run(true),
+        ["package"] => package::run(),
         ["golden", names @ ..] => golden::run(names),
         ["bench", "cpu", flags @ ..] => bench::cpu(flags),
         ["bench", "gpu", flags @ ..] => bench::gpu::run(flags),

@@ -9,7 +9,8 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use kv_paging::kernels::naive;
 use kv_paging::{
-    AttentionBatch, CausalAttention, KvCache, KvShape, PagedAttention, PagedKvCache, SequenceChunk,
+    Attention, AttentionBatch, CausalAttention, KvShape, PagedAttention, PagedKvCache, Rotary,
+    SequenceChunk,
 };
 
 fn main() {
@@ -52,13 +53,14 @@ fn main() {
                 &device,
             );
             let batch = AttentionBatch::new(&[chunk], 16);
+            let rotary = rotary(query_len, head_dim, &device);
             let runs = 4000 / query_len + 3;
             best(
                 &format!("{dtype:?} cache, {query_len} queries over {context}"),
                 runs,
                 &mut || {
                     let mut attention = PagedAttention::new(&mut cache, &batch);
-                    attention.attend(0, q.clone(), k.clone(), k.clone());
+                    attention.attend(0, q.clone(), k.clone(), k.clone(), &rotary, DType::F32);
                 },
             );
         }
@@ -74,16 +76,17 @@ fn main() {
             &format!("{dtype:?} cache, twin, 1 query over {context}"),
             20,
             &mut || {
-                naive::paged_attention(q.clone(), k.clone(), v.clone(), &batch);
+                naive::paged_attention(q.clone(), k.clone(), v.clone(), batch.plan());
             },
         );
     }
     for lengths in [&[1024][..], &[512, 512]] {
-        let attention = CausalAttention::new(lengths);
+        let mut attention = CausalAttention::new(lengths);
         let device = Device::flex().autodiff();
         let tokens: usize = lengths.iter().sum();
         let shapes = [heads, kv_heads, kv_heads].map(|heads| [tokens, heads, head_dim]);
         let inputs = shapes.map(|shape| rng.values(shape.iter().product()));
+        let rotary = rotary(tokens, head_dim, &Device::flex());
         for fast in [true, false] {
             best(
                 &format!("{lengths:?} forward and backward, fast path: {fast}"),
@@ -93,8 +96,8 @@ fn main() {
                         tensor(&inputs[i], shapes[i], &device).require_grad()
                     });
                     let out = match fast {
-                        true => attention.forward(q, k, v),
-                        false => naive::causal_attention(q, k, v, &attention),
+                        true => attention.attend(0, q, k, v, &rotary, DType::F32),
+                        false => naive::causal_attention(q, k, v, attention.plan()),
                     };
                     out.sum().backward();
                 },
@@ -105,6 +108,21 @@ fn main() {
 
 fn tensor(values: &[f32], dims: [usize; 3], device: &Device) -> Tensor<3> {
     Tensor::from_data(TensorData::new(values.to_vec(), dims), device)
+}
+
+/// Angles of zero for all tokens.
+fn rotary(tokens: usize, head_dim: usize, device: &Device) -> Rotary {
+    let angles = |value| {
+        tensor(
+            &vec![value; tokens * head_dim / 2],
+            [tokens, 1, head_dim / 2],
+            device,
+        )
+    };
+    Rotary {
+        cos: angles(1.0),
+        sin: angles(0.0),
+    }
 }
 
 /// A linear congruential generator.

@@ -1,45 +1,39 @@
-//! The one method the model knows about keys and values, and its paged implementation.
+//! The one method that a model calls to attend, and its paged implementation.
 
 use burn::tensor::{DType, Tensor};
 
 use crate::batch::AttentionBatch;
 use crate::cache::PagedKvCache;
 use crate::kernels;
+use crate::rotary::Rotary;
 
-/// Where a decoder layer puts its keys and values and gets its attention from.
+/// What a decoder layer gets its attention from.
 ///
-/// The model never sees a block or a document boundary: serving passes [`PagedAttention`],
-/// training passes [`CausalAttention`](crate::CausalAttention).
-pub trait KvCache: Send {
-    /// Stores the keys and values of this step's tokens in `layer` and returns the causal
-    /// attention of `q` over all keys of each token's own sequence so far. Scores are scaled by
-    /// `1/sqrt(head_dim)`; query head `h` reads key/value head `h / (heads / kv_heads)`.
+/// The model never sees a block, a cache or a document boundary. Serving passes [`PagedAttention`], a step that a GPU
+/// replays has [`RecordedAttention`](crate::RecordedAttention), training passes
+/// [`CausalAttention`](crate::CausalAttention).
+pub trait Attention: Send {
+    /// Rotates `q` and `k`, stores `k` and `v` as the step's tokens of `layer`, and returns the causal attention of `q`
+    /// over all keys of each token's own sequence so far.
+    ///
+    /// Scores are scaled by `1/sqrt(head_dim)`; query head `h` reads key/value head `h / (heads / kv_heads)`.
     ///
     /// # Shapes
     ///
-    /// - `q`: `[tokens, heads, head_dim]`, the tokens of all sequences packed one after another
-    /// - `k`, `v`: `[tokens, kv_heads, head_dim]`
-    /// - returns `[tokens, heads, head_dim]`
-    fn attend(&mut self, layer: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3>;
-
-    /// [`attend`](Self::attend) that first rotates `q` and `k` itself, where one kernel does both. The result then has the
-    /// type `dtype`. Otherwise nothing has happened.
-    ///
-    /// # Shapes
-    ///
-    /// - `q`, `k`, `v` and the result as in [`attend`](Self::attend)
-    /// - `cos`, `sin`: `[tokens, 1, head_dim / 2]`, of the angle by which the dimensions `i` and `i + head_dim / 2` of a
-    ///   head are turned
-    fn rotate_and_attend(
+    /// - `q`: `[tokens, heads, head_dim]`, not rotated yet, the tokens of all sequences packed one after another
+    /// - `k`, `v`: `[tokens, kv_heads, head_dim]`, not rotated yet
+    /// - `rotary`: the angles of the same tokens, `[tokens, 1, head_dim / 2]`
+    /// - returns `[tokens, heads, head_dim]` of type `dtype`: f32, but where the next product runs on a GPU and takes
+    ///   bf16
+    fn attend(
         &mut self,
         layer: usize,
-        qkv: [&Tensor<3>; 3],
-        angles: [&Tensor<3>; 2],
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        rotary: &Rotary,
         dtype: DType,
-    ) -> Option<Tensor<3>> {
-        let _ = (layer, qkv, angles, dtype);
-        None
-    }
+    ) -> Tensor<3>;
 }
 
 /// One packed step over a paged cache: prefill chunks and decodes mixed.
@@ -58,10 +52,19 @@ impl<'a> PagedAttention<'a> {
     }
 }
 
-impl KvCache for PagedAttention<'_> {
-    fn attend(&mut self, layer: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
+impl Attention for PagedAttention<'_> {
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        rotary: &Rotary,
+        dtype: DType,
+    ) -> Tensor<3> {
+        let (q, k) = kernels::apply_rope(q, k, rotary); // [tokens, heads or kv_heads, head_dim]
         self.cache.write(layer, k, v, self.batch);
         let (keys, values) = self.cache.layer(layer); // [slots, kv_heads, head_dim]
-        kernels::paged_attention(q, keys, values, self.batch) // [tokens, heads, head_dim]
+        kernels::paged_attention(q, [keys, values], self.batch.plan(), dtype) // [tokens, heads, head_dim]
     }
 }

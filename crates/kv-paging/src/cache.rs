@@ -95,12 +95,12 @@ impl PagedKvCache {
     /// names a block that the cache does not have.
     pub fn write(&mut self, layer: usize, k: Tensor<3>, v: Tensor<3>, batch: &AttentionBatch) {
         let kv = &mut self.layers[layer];
-        // The tensors are moved through the write so that their handles stay the only ones.
+        // A write takes the tensors by value, so that no second handle makes the backend copy the cache.
         let (Some(keys), Some(values)) = (kv.k.take(), kv.v.take()) else {
             unreachable!("a write puts back the tensors it took");
         };
         let new = [k, v].map(Tensor::without_autodiff);
-        let [keys, values] = kernels::kv_write([keys, values], new, batch);
+        let [keys, values] = kernels::kv_write([keys, values], new, batch.plan());
         (kv.k, kv.v) = (Some(keys), Some(values));
     }
 
@@ -121,8 +121,8 @@ impl PagedKvCache {
 
 /// A zeroed tensor `[slots, kv_heads, head_dim]`.
 ///
-/// On the CPU its pages are those the system hands out zeroed at first touch, so that an unused cache takes no memory;
-/// burn's own `zeros` writes them all.
+/// On the CPU the system hands out zeroed pages at their first touch, so that an unused cache takes no memory; burn's own
+/// `zeros` writes all pages.
 fn zeros(dims: [usize; 3], dtype: DType, device: &Device) -> Tensor<3> {
     let num_bytes = dims.iter().product::<usize>() * dtype.size();
     let is_cpu = matches!(device.as_dispatch(), DispatchDevice::Flex(_));

@@ -1,62 +1,58 @@
 //! Attention without a cache: packed documents that do not see each other.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use crate::attention::KvCache;
-use crate::kernels;
-use crate::kernels::naive::DocumentPlan;
+use crate::attention::Attention;
+use crate::kernels::{self, DocumentPlan};
+use crate::rotary::Rotary;
 
 /// Block-diagonal causal attention over packed documents, differentiable. The trainer's
-/// [`KvCache`]: nothing is stored, every layer attends over the keys it is given.
+/// [`Attention`]: nothing is stored, every layer attends over the keys it is given.
 #[derive(Clone, Debug)]
 pub struct CausalAttention {
-    lengths: Arc<[usize]>,
-    /// Index tensors of the twin made of tensor operations, uploaded at its first use.
-    plan: Arc<OnceLock<DocumentPlan>>,
+    plan: Arc<DocumentPlan>,
 }
 
 impl CausalAttention {
-    /// Documents of these lengths, in tokens, packed one after another. Empty ones are skipped.
+    /// Documents of these lengths, in tokens, packed one after another. Empty documents are skipped.
     pub fn new(lengths: &[usize]) -> Self {
         Self {
-            lengths: lengths.iter().copied().filter(|&len| len > 0).collect(),
-            plan: Arc::default(),
+            plan: Arc::new(DocumentPlan::new(lengths)),
         }
     }
 
     /// Lengths of the documents, in tokens; none is zero.
     pub fn lengths(&self) -> &Arc<[usize]> {
-        &self.lengths
+        self.plan.lengths()
     }
 
     /// Packed tokens: the sum of the lengths.
     pub fn num_tokens(&self) -> usize {
-        self.lengths.iter().sum()
+        self.plan.num_tokens()
     }
 
-    /// Attention within each document; the same contract as [`KvCache::attend`].
-    ///
-    /// # Shapes
-    ///
-    /// - `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[tokens, kv_heads, head_dim]`
-    /// - returns `[tokens, heads, head_dim]`
-    ///
-    /// # Panics
-    ///
-    /// If the tensors do not have [`num_tokens`](Self::num_tokens) rows.
-    pub fn forward(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
-        kernels::causal_attention(q, k, v, self) // [tokens, heads, head_dim]
-    }
-
-    pub(crate) fn plan(&self) -> &OnceLock<DocumentPlan> {
+    /// The documents as the kernels take them.
+    pub fn plan(&self) -> &DocumentPlan {
         &self.plan
     }
 }
 
-impl KvCache for CausalAttention {
-    fn attend(&mut self, _layer: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
-        self.forward(q, k, v) // [tokens, heads, head_dim]
+impl Attention for CausalAttention {
+    /// # Panics
+    ///
+    /// If the tensors do not have [`num_tokens`](Self::num_tokens) rows.
+    fn attend(
+        &mut self,
+        _layer: usize,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        rotary: &Rotary,
+        dtype: DType,
+    ) -> Tensor<3> {
+        let (q, k) = kernels::apply_rope(q, k, rotary); // [tokens, heads or kv_heads, head_dim]
+        kernels::causal_attention(q, k, v, &self.plan, dtype) // [tokens, heads, head_dim]
     }
 }

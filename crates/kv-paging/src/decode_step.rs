@@ -3,83 +3,46 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::attention::KvCache;
+use crate::attention::Attention;
 use crate::cache::PagedKvCache;
 use crate::kernels;
-
-/// The token that a sequence of a [`DecodeStep`] computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DecodeToken {
-    /// One that is known.
-    Id(u32),
-    /// The one that the step before chose in this row: the host need not know it yet.
-    ChosenIn(usize),
-}
-
-impl DecodeToken {
-    /// Ids as they are; rows as -1, -2 and so on.
-    fn encode(self) -> i32 {
-        match self {
-            Self::Id(id) => id as i32,
-            Self::ChosenIn(row) => -1 - row as i32,
-        }
-    }
-}
-
-/// A sequence of a [`DecodeStep`].
-#[derive(Clone, Copy, Debug)]
-pub struct DecodeRow<'a> {
-    /// The token to compute.
-    pub token: DecodeToken,
-    /// Its position: the number of tokens before it.
-    pub position: usize,
-    /// The sequence's adapter.
-    pub slot: Option<usize>,
-    /// Block of every `block_size` tokens up to this one.
-    pub block_table: &'a [u32],
-    /// How the caller's kernels choose the token that follows: nothing here reads it.
-    pub choice: [i32; CHOICE_WORDS],
-}
-
-/// Integers of [`DecodeRow::choice`].
-pub const CHOICE_WORDS: usize = 5;
-
-/// Integers of a row, besides its block table.
-pub(crate) const FIELDS: usize = 6 + CHOICE_WORDS;
+use crate::rotary::Rotary;
+use crate::step_layout::{DecodeRow, StepLayout};
 
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
-/// For each row: the cache row it is written to, the number of keys it sees (0 in a row without a sequence), the start of
-/// its block table, its token (or -1, -2, ... for the one that the step before chose in row 0, 1, ...), its position, the slot
-/// of its adapter (-1 if it has none), how the next token is chosen; then the block tables, one after the other.
+/// Each row has a value in every field: the cache row it is written to, the number of keys it sees (0 in a row without a
+/// sequence), the start of its block table, its token (or -1, -2, ... for the token that the step before chose in row 0,
+/// 1, ...), its position, the slot of its adapter (-1 without one), how the next token is chosen. The block tables follow,
+/// one after the other.
 #[derive(Clone, Debug)]
 pub struct DecodeStep {
     values: Tensor<1, Int>,
-    num_rows: usize,
-    max_blocks: usize,
-    block_size: usize,
+    layout: StepLayout,
 }
 
 impl DecodeStep {
-    /// Whether a device has kernels for such steps, for heads of this length.
+    /// Whether a device has kernels for such steps, with heads of this length. A CPU has none.
     pub fn is_supported(device: &Device, head_dim: usize) -> bool {
-        kernels::cube::supports(device, head_dim)
+        kernels::records_steps(device, head_dim)
     }
 
     /// Room for `num_rows` sequences of at most `max_blocks` blocks.
     pub fn new(num_rows: usize, max_blocks: usize, block_size: usize, device: &Device) -> Self {
-        let len = num_rows * (FIELDS + max_blocks);
-        Self {
-            values: Tensor::zeros([len], (device, DType::I32)),
+        let layout = StepLayout {
             num_rows,
             max_blocks,
             block_size,
+        };
+        Self {
+            values: Tensor::zeros([layout.len()], (device, DType::I32)),
+            layout,
         }
     }
 
     /// Rows, with and without a sequence.
     pub fn num_rows(&self) -> usize {
-        self.num_rows
+        self.layout.num_rows
     }
 
     /// The tensor.
@@ -89,76 +52,49 @@ impl DecodeStep {
 
     /// Where the tokens start in [`DecodeStep::values`].
     pub fn tokens_at(&self) -> usize {
-        3 * self.num_rows
+        self.layout.tokens_at()
     }
 
     /// Where the positions start in [`DecodeStep::values`].
     pub fn positions_at(&self) -> usize {
-        4 * self.num_rows
+        self.layout.positions_at()
     }
 
     /// Where the slots of the adapters start in [`DecodeStep::values`].
     pub fn slots_at(&self) -> usize {
-        5 * self.num_rows
+        self.layout.slots_at()
     }
 
     /// Where [`DecodeRow::choice`] starts in [`DecodeStep::values`]: its first integer for all rows, then the second, and so on.
     pub fn choices_at(&self) -> usize {
-        6 * self.num_rows
+        self.layout.choices_at()
     }
 
     /// Writes the sequences of the next step, in one copy.
     ///
     /// # Panics
     ///
-    /// If there are more sequences than rows, or a block table is too short or too long.
+    /// If the sequences are more than the rows, if a block table is too short or too long, or if the device has no
+    /// kernels for such steps.
     pub fn upload(&self, rows: &[DecodeRow<'_>]) {
-        assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
-        let mut values = vec![0; FIELDS * self.num_rows];
-        values[self.slots_at()..self.choices_at()].fill(-1);
-        for (i, row) in rows.iter().enumerate() {
-            let num_blocks = row.position / self.block_size + 1;
-            assert!(
-                num_blocks <= row.block_table.len() && num_blocks <= self.max_blocks,
-                "row {i}: position {} with {} blocks, {} fit",
-                row.position,
-                row.block_table.len(),
-                self.max_blocks
-            );
-            let table = values.len();
-            let block = row.block_table[num_blocks - 1] as usize;
-            let slot = block * self.block_size + row.position % self.block_size;
-            let fields = [
-                slot as i32,
-                row.position as i32 + 1,
-                table as i32,
-                row.token.encode(),
-                row.position as i32,
-                row.slot.map_or(-1, |slot| slot as i32),
-            ];
-            for (field, value) in fields.into_iter().chain(row.choice).enumerate() {
-                values[field * self.num_rows + i] = value;
-            }
-            let blocks = &row.block_table[..num_blocks];
-            values.extend(blocks.iter().map(|&block| block as i32));
-        }
+        let values = self.layout.encode(rows);
         let len = values.len();
         let device = self.values.device();
-        let values = Tensor::from_data(TensorData::new(values, [len]), (&device, DType::I32));
+        let values = Tensor::from_data(TensorData::new(values, [len]), (&device, DType::I32)); // [len]
         kernels::overwrite(&self.values, values);
     }
 }
 
-/// Attention of a [`DecodeStep`] over a cache, of which it holds handles.
+/// Attention of a [`DecodeStep`] over a cache. It holds handles of the cache's tensors, so that a replay finds them.
 #[derive(Debug)]
-pub struct DecodeAttention {
+pub struct RecordedAttention {
     step: DecodeStep,
     /// Keys and values of each layer, `[slots, kv_heads, head_dim]`.
     layers: Vec<(Tensor<3>, Tensor<3>)>,
 }
 
-impl DecodeAttention {
-    /// Reads what `step` holds whenever it runs, and writes to the memory of `cache`.
+impl RecordedAttention {
+    /// The attention reads what `step` holds whenever it runs, and writes to the memory of `cache`.
     pub fn new(step: DecodeStep, cache: &PagedKvCache) -> Self {
         let layers = 0..cache.shape().num_layers;
         Self {
@@ -168,24 +104,49 @@ impl DecodeAttention {
     }
 }
 
-impl KvCache for DecodeAttention {
-    fn attend(&mut self, layer: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
-        let (keys, values) = &self.layers[layer];
-        let step = self.step.values.clone();
-        kernels::decode_attention(q, [k, v], [keys, values], step, self.step.block_size)
-    }
-
-    fn rotate_and_attend(
+impl Attention for RecordedAttention {
+    /// # Panics
+    ///
+    /// Where [`DecodeStep::is_supported`] says no.
+    fn attend(
         &mut self,
         layer: usize,
-        qkv: [&Tensor<3>; 3],
-        angles: [&Tensor<3>; 2],
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        rotary: &Rotary,
         dtype: DType,
-    ) -> Option<Tensor<3>> {
+    ) -> Tensor<3> {
         let (keys, values) = &self.layers[layer];
-        let step = self.step.values.clone();
-        let (caches, block_size) = ([keys, values], self.step.block_size);
-        let out = kernels::step_attention(qkv, angles, caches, step, block_size, dtype);
-        Some(out)
+        let step = kernels::RecordedStep {
+            caches: [keys, values],
+            indices: &self.step.values,
+            block_size: self.step.layout.block_size,
+        };
+        kernels::step_attention([q, k, v], rotary, step, dtype) // [tokens, heads, head_dim]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step_layout::{CHOICE_WORDS, DecodeToken};
+
+    #[test]
+    fn a_cpu_records_no_steps() {
+        assert!(!DecodeStep::is_supported(&Device::flex(), 64));
+    }
+
+    #[test]
+    #[should_panic(expected = "no kernels for recorded steps")]
+    fn a_step_on_a_cpu_is_refused() {
+        let row = DecodeRow {
+            token: DecodeToken::Id(0),
+            position: 0,
+            slot: None,
+            block_table: &[0],
+            choice: [0; CHOICE_WORDS],
+        };
+        DecodeStep::new(1, 1, 16, &Device::flex()).upload(&[row]);
     }
 }

@@ -51,6 +51,8 @@ mod scheduler;
 mod sequence;
 mod stats;
 
+pub use burn;
+
 pub use block_pool::{BlockId, BlockPool, PrefixMatch};
 pub use block_table::BlockTable;
 pub use prefix::{CacheKey, PrefixId};
@@ -58,18 +60,25 @@ pub use scheduler::{AddError, Chunk, ConfigError, Sampled, Scheduler, SchedulerC
 pub use sequence::{NewSequence, SequenceId};
 pub use stats::SchedulerStats;
 
-// Tensors.
+// Plain descriptions of a step, which the kernels read.
+mod batch_layout;
+mod rotary;
+mod step_layout;
+
+pub use batch_layout::{BatchLayout, SequenceChunk, SequenceSpan};
+pub use rotary::Rotary;
+pub use step_layout::{CHOICE_WORDS, DecodeRow, DecodeToken};
+
+// Tensors: the kernels import the descriptions above, and the modules below import the kernels.
 mod attention;
 mod batch;
 mod cache;
 mod causal;
-#[cfg(feature = "gpu")]
 mod decode_step;
 pub mod kernels;
 
-pub use attention::{KvCache, PagedAttention};
-pub use batch::{AttentionBatch, BatchLayout, SequenceChunk, SequenceSpan};
+pub use attention::{Attention, PagedAttention};
+pub use batch::AttentionBatch;
 pub use cache::{KvShape, PagedKvCache};
 pub use causal::CausalAttention;
-#[cfg(feature = "gpu")]
-pub use decode_step::{CHOICE_WORDS, DecodeAttention, DecodeRow, DecodeStep, DecodeToken};
+pub use decode_step::{DecodeStep, RecordedAttention};

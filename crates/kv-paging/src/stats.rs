@@ -5,9 +5,9 @@
 pub struct SchedulerStats {
     /// Sequences that hold blocks and take part in steps.
     pub num_running: usize,
-    /// Sequences that wait to be admitted, preempted ones included.
+    /// Sequences that wait to be admitted, preempted sequences included.
     pub num_waiting: usize,
-    /// Blocks no sequence holds; those with cached contents count as free.
+    /// Blocks that no sequence holds; a block with cached contents counts as free.
     pub num_free_blocks: usize,
     /// All blocks.
     pub num_blocks: usize,

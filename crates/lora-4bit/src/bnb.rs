@@ -7,6 +7,7 @@
 //! Source: `QuantState.as_dict` and `QuantState.from_dict` in `bitsandbytes/functional.py` of bitsandbytes 0.50.
 
 mod error;
+mod file;
 mod write;
 
 use burn::tensor::DType;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use crate::nf4::{Absmax, BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Data};
 
 pub use error::BnbError;
+pub use file::{QuantizeFileError, QuantizedFile, TensorFile};
 pub(crate) use write::decode_floats;
 pub use write::{OwnedTensor, nf4_tensors, quantize_tensor};
 

@@ -17,10 +17,13 @@
 //!
 //! Sources: QLoRA (<https://arxiv.org/abs/2305.14314>), LoRA (<https://arxiv.org/abs/2106.09685>),
 //! rsLoRA (<https://arxiv.org/abs/2312.03732>), and the file formats written by `bitsandbytes` 0.50 and `peft` 0.21.
+//!
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub mod adapter_selection;
 pub mod bnb;
+mod compute_dtype;
 pub mod dynamic_map;
 pub mod kernels;
 pub mod linear;
@@ -30,8 +33,11 @@ pub mod peft;
 pub mod row_bounds;
 pub mod weight;
 
+pub use burn;
+
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
-pub use kernels::{ComputeDtype, Norm, rms_norm};
+pub use compute_dtype::ComputeDtype;
+pub use kernels::{Norm, rms_norm};
 pub use linear::{Linear, linear_residual, norm_qkv, norm_swiglu};
 pub use lora::LoraWeights;
 pub use row_bounds::RowBounds;

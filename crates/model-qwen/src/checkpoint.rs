@@ -13,7 +13,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use crate::kernels::map_file::{map_file, release};
+use crate::sys::map_file::{map_file, release};
 
 /// Why a weight file cannot be used.
 #[derive(Debug, thiserror::Error)]

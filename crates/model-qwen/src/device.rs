@@ -54,7 +54,7 @@ pub enum DeviceError {
         /// What was given.
         found: String,
         /// What is missing, and how to get it.
-        reason: crate::kernels::cuda::CudaError,
+        reason: crate::sys::cuda::CudaError,
     },
 }
 
@@ -91,7 +91,7 @@ pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
             expected: "a device number after the colon, as in cuda:0",
         })?),
     };
-    // One queue for all threads: memory then passes between them without waiting, and steps can be recorded.
+    // One queue for all threads: memory then passes between them without waiting, and steps can be captured.
     cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
     match name {
         "auto" => auto(spec),
@@ -102,7 +102,7 @@ pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
 
 #[cfg(feature = "cuda")]
 fn auto(spec: &str) -> Result<Device, DeviceError> {
-    use crate::kernels::cuda::CudaError;
+    use crate::sys::cuda::CudaError;
     match cuda(0, spec) {
         Err(DeviceError::Cuda {
             reason: CudaError::NoDriver,
@@ -127,7 +127,7 @@ fn auto(_spec: &str) -> Result<Device, DeviceError> {
 /// A CUDA device that is known to run kernels.
 #[cfg(feature = "cuda")]
 fn cuda(index: usize, spec: &str) -> Result<Device, DeviceError> {
-    use crate::kernels::cuda::{check_compiler, check_driver, check_kernel};
+    use crate::sys::cuda::{check_compiler, check_driver, check_kernel};
     let explain = |reason| DeviceError::Cuda {
         found: spec.to_owned(),
         reason,
@@ -317,7 +317,7 @@ mod tests {
             }
             Err(other) => panic!("{other}"),
         }
-        let no_header = crate::kernels::cuda::CudaError::NoHeader {
+        let no_header = crate::sys::cuda::CudaError::NoHeader {
             file: "mma.h",
             folder: Some("/opt/cuda/include".into()),
         };

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use burn::tensor::{DType, Tensor};
 use kv_paging::{AttentionBatch, KvShape, PagedAttention, PagedKvCache, SequenceChunk};
 use lora_4bit::AdapterSelection;
-use tracing::trace_span;
 
+use crate::choose::{Choice, ChoiceRow, Want, choose};
 use crate::model::QwenModel;
 use crate::sampling::{Sampler, SamplingParams};
 
@@ -54,8 +54,7 @@ pub fn generate(
         if output.len() == request.max_tokens {
             break;
         }
-        let last = rows.dims()[0] - 1;
-        let Some(token) = next_token(model, rows.narrow(0, last, 1), &mut sampler) else {
+        let Some(token) = next_token(model, &rows, &mut sampler) else {
             break;
         };
         if request.stop_token_ids.contains(&token) {
@@ -70,17 +69,19 @@ pub fn generate(
     output
 }
 
-/// The token after a row of hidden states, `[1, hidden]`.
-fn next_token(model: &QwenModel, hidden: Tensor<2>, sampler: &mut Sampler) -> Option<u32> {
-    if sampler.takes_largest(QwenModel::NUM_LARGEST)
-        && let Some([top]) = model.top_logits(&hidden).as_deref()
-        && let Some(token) = sampler.sample_top(top, &[])
-    {
-        return Some(token.id);
+/// The token after the last row of hidden states, `[tokens, hidden]`.
+fn next_token(model: &QwenModel, hidden: &Tensor<2>, sampler: &mut Sampler) -> Option<u32> {
+    let mut last = [ChoiceRow {
+        row: hidden.dims()[0] - 1,
+        want: Want::Token {
+            sampler,
+            banned: &[],
+        },
+    }];
+    match choose(model, hidden, &mut last).ok()?.pop()? {
+        Choice::Token(token) => Some(token.id),
+        Choice::Score(_) | Choice::Undrawn => None,
     }
-    let mut logits = model.logits(hidden).into_data().try_into_vec().ok()?; // [1, vocab]
-    let _span = trace_span!("sample").entered();
-    Some(sampler.sample(&mut logits, &[]).id)
 }
 
 /// A sequence that owns its whole cache: block `i` of its table is block `i` of the pool.
@@ -130,11 +131,11 @@ impl<'a> SingleSequence<'a> {
             block_table: &self.block_table,
         };
         let batch = AttentionBatch::new(&[chunk], BLOCK_SIZE);
-        let mut kv = PagedAttention {
+        let mut attention = PagedAttention {
             cache: &mut self.cache,
             batch: &batch,
         };
         self.model
-            .forward(tokens, &positions, &self.adapters, &mut kv)
+            .forward(tokens, &positions, &self.adapters, &mut attention)
     }
 }

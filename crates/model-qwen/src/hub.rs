@@ -1,12 +1,15 @@
 //! Finds a model: a folder on this machine, or a repository on the Hugging Face Hub, which is
 //! downloaded into the standard cache that the Python libraries use too.
 
+#[cfg(feature = "hub")]
 mod download;
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "hub")]
 use hf_hub::{Cache, CacheRepo};
 
+#[cfg(feature = "hub")]
 use download::{Download, INDEX, SINGLE_FILE, shards};
 
 /// Where the Hub is when `HF_ENDPOINT` says nothing.
@@ -29,6 +32,15 @@ pub enum ResolveError {
     NotAModel {
         /// What was given.
         given: String,
+    },
+    /// The name of a repository, in a build without the Hub.
+    #[error(
+        "{id} is the name of a model on the Hub, and this build reads folders only: turn on the cargo feature `hub` of \
+         model-qwen, or download the model elsewhere and pass its folder"
+    )]
+    NoHub {
+        /// The model.
+        id: String,
     },
     /// `HF_HUB_OFFLINE` is set and the cache does not have the model.
     #[error("{id} is not (completely) in the cache {} and HF_HUB_OFFLINE is set: unset it, or download the model elsewhere and pass its folder", cache.display())]
@@ -143,12 +155,13 @@ impl HubOptions {
     }
 }
 
-/// The folder of a model given as a folder or as `org/name` on the Hub. What the cache already
-/// has completely is used without the network; anything else is downloaded with a progress bar.
+/// The folder of a model given as a folder or as `org/name` on the Hub (cargo feature `hub`). What
+/// the cache already has completely is used without the network; anything else is downloaded with a
+/// progress bar.
 ///
 /// # Errors
-/// When there is no such folder or repository, access is refused, or the network fails; the
-/// message says what to do.
+/// When there is no such folder or repository, access is refused, the network fails, or a repository is
+/// named in a build without `hub`; the message says what to do.
 pub fn resolve_model(id_or_path: &str) -> Result<PathBuf, ResolveError> {
     resolve_model_with(id_or_path, &HubOptions::from_env())
 }
@@ -173,17 +186,28 @@ pub fn resolve_model_with(id_or_path: &str, options: &HubOptions) -> Result<Path
             given: id_or_path.to_owned(),
         });
     }
+    on_the_hub(id_or_path, options)
+}
+
+/// The folder of the repository `id`: in the cache, or downloaded into it.
+#[cfg(feature = "hub")]
+fn on_the_hub(id: &str, options: &HubOptions) -> Result<PathBuf, ResolveError> {
     let cache = Cache::new(options.cache_dir.clone());
-    if let Some(folder) = complete_in_cache(&cache.model(id_or_path.to_owned())) {
+    if let Some(folder) = complete_in_cache(&cache.model(id.to_owned())) {
         return Ok(folder);
     }
     if options.offline {
         return Err(ResolveError::Offline {
-            id: id_or_path.to_owned(),
+            id: id.to_owned(),
             cache: options.cache_dir.clone(),
         });
     }
-    Download::new(id_or_path, options)?.run()
+    Download::new(id, options)?.run()
+}
+
+#[cfg(not(feature = "hub"))]
+fn on_the_hub(id: &str, _options: &HubOptions) -> Result<PathBuf, ResolveError> {
+    Err(ResolveError::NoHub { id: id.to_owned() })
 }
 
 /// The model that comes with this program: `data/model` under the current folder, next to or above
@@ -234,6 +258,7 @@ fn is_repository_name(id: &str) -> bool {
 }
 
 /// The cached snapshot, if it has the configuration, a tokenizer and all weights.
+#[cfg(feature = "hub")]
 fn complete_in_cache(cache: &CacheRepo) -> Option<PathBuf> {
     let folder = cache.get("config.json")?.parent()?.to_path_buf();
     let has = |name: &str| folder.join(name).is_file();
@@ -273,6 +298,13 @@ mod tests {
         assert!(!xdg.offline);
         let cache = options(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y")]);
         assert_eq!(cache.cache_dir, Path::new("/y"));
+    }
+
+    #[cfg(not(feature = "hub"))]
+    #[test]
+    fn a_name_on_the_hub_is_refused_with_the_feature_that_it_needs() {
+        let error = resolve_model("Qwen/Qwen2.5-0.5B").expect_err("no such folder");
+        assert!(error.to_string().contains("feature `hub`"), "{error}");
     }
 
     #[test]

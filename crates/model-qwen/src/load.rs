@@ -7,47 +7,49 @@ use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::bnb::{self, BnbError};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{Linear, Nf4Weight, Weight};
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ConfigError, QwenConfig};
-use crate::model::{Attention, DecoderLayer, Mlp, QwenModel};
-
-/// In which dtype dense weights are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DtypeChoice {
-    /// The dtype of the file.
-    #[default]
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
+use crate::dtype::Dtype;
+use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention};
 
 /// How the linear layers of the decoder are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
 pub enum Quantization {
     /// As in the file: dense, or NF4 where the checkpoint is a bitsandbytes one.
     #[default]
     None,
-    /// NF4, quantized while loading.
-    Nf4 {
-        /// Whether the scales are quantized as well.
-        double_quant: bool,
-    },
+    /// 4-bit NormalFloat in blocks of 64, quantized while loading.
+    Nf4,
 }
 
 /// Choices of [`QwenModel::load`].
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Dtype of dense weights.
-    pub dtype: DtypeChoice,
+    pub dtype: Dtype,
     /// Quantization of the linear layers.
     pub quantization: Quantization,
-    /// Whether to call [`QwenModel::bound_head`]: for a model that will decode.
-    pub bound_head: bool,
+    /// Whether the scales of weights that are quantized while loading are quantized as well, which saves 0.37 bits a weight.
+    pub double_quant: bool,
+    /// Whether to call [`QwenModel::copy_lm_head_int8`]: for a model that will decode.
+    pub int8_lm_head: bool,
+}
+
+impl Default for LoadOptions {
+    /// The weights as they are in the file, for training or for a single look; double quantization for those that will be
+    /// quantized.
+    fn default() -> Self {
+        Self {
+            dtype: Dtype::Auto,
+            quantization: Quantization::None,
+            double_quant: true,
+            int8_lm_head: false,
+        }
+    }
 }
 
 /// Why a model folder cannot be loaded.
@@ -92,10 +94,10 @@ impl QwenModel {
         // Exact sizes outside of the pools of a GPU, whose pages would grow to the size of the embedding.
         let mut model =
             device.memory_persistent_allocations(config, |config| loader.model(config))?;
-        if options.bound_head {
-            model.bound_head();
-            if model.head_bounds.is_some() {
-                // What is read of the head now are a few rows.
+        if options.int8_lm_head {
+            model.copy_lm_head_int8();
+            if model.int8_head.is_some() {
+                // What is read of lm_head now are a few rows.
                 checkpoint.release(head_name(&model.config));
             }
         }
@@ -130,7 +132,7 @@ pub(crate) fn build_layer(
     let o_bias = bias && config.model_type == "qwen3";
     Ok(DecoderLayer {
         input_layernorm: norm("input_layernorm", hidden)?,
-        self_attn: Attention {
+        self_attn: SelfAttention {
             q_proj: linear("self_attn.q_proj", [q_width, hidden], bias)?,
             k_proj: linear("self_attn.k_proj", [kv_width, hidden], bias)?,
             v_proj: linear("self_attn.v_proj", [kv_width, hidden], bias)?,
@@ -188,37 +190,25 @@ impl Loader<'_> {
 
     /// A matrix in the dtype the options ask for.
     fn dense(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
-        self.tensor(
-            name,
-            shape,
-            match self.options.dtype {
-                DtypeChoice::Auto => None,
-                DtypeChoice::F32 => Some(DType::F32),
-                DtypeChoice::Bf16 => Some(DType::BF16),
-                DtypeChoice::F16 => Some(DType::F16),
-            },
-        )
+        self.tensor(name, shape, self.options.dtype)
     }
 
     /// Norm weights and biases are few: always f32.
     fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, LoadError> {
-        self.tensor(name, [len], Some(DType::F32))
+        self.tensor(name, [len], Dtype::F32)
     }
 
-    /// A tensor in the given dtype, or else in that of the file, or f32 where the device doesn't have that.
+    /// A tensor in the given dtype; `auto` is that of the file.
     fn tensor<const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
-        dtype: Option<DType>,
+        dtype: Dtype,
     ) -> Result<Tensor<D>, LoadError> {
         // On the CPU it stays in the mapped file unless it is converted.
         let tensor = self.checkpoint.tensor(name, shape, &Device::flex())?;
         let stored = tensor.dtype();
-        let dtype = dtype.unwrap_or(match self.device.supports_dtype(stored) {
-            true => stored,
-            false => DType::F32,
-        });
+        let dtype = dtype.resolve(stored, self.device);
         let is_converted = stored != dtype;
         let tensor = match is_converted {
             true => tensor.cast(dtype),
@@ -247,7 +237,7 @@ impl Loader<'_> {
             self.check_shape(&weight_name, shape, data.shape)?;
             self.checkpoint.release(&weight_name);
             Weight::Nf4(Nf4Weight::from_data(&data, self.device))
-        } else if let Quantization::Nf4 { double_quant } = self.options.quantization {
+        } else if self.options.quantization == Quantization::Nf4 {
             let tensor = self
                 .checkpoint
                 .tensor(&weight_name, shape, &Device::flex())?;
@@ -258,7 +248,7 @@ impl Loader<'_> {
                 name: weight_name.clone(),
                 found: format!("{e:?}"),
             })?;
-            let data = Nf4Data::quantize(values, shape, dtype, double_quant);
+            let data = Nf4Data::quantize(values, shape, dtype, self.options.double_quant);
             self.checkpoint.release(&weight_name);
             Weight::Nf4(Nf4Weight::from_data(&data, self.device))
         } else {

@@ -4,25 +4,18 @@
 //! transformers. Activations are f32, except that on a GPU an operation whose reader would round them
 //! writes that type; weights keep the dtype they were loaded in.
 
-#[cfg(feature = "gpu")]
-use std::sync::Arc;
-
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use kv_paging::KvCache;
-#[cfg(feature = "gpu")]
-use lora_4bit::StackedRows;
+use kv_paging::{Attention, Rotary};
 use lora_4bit::{
     AdapterSelection, ComputeDtype, Linear, Norm, Weight, linear_residual, norm_qkv, rms_norm,
 };
 use tracing::trace_span;
 
 use crate::config::QwenConfig;
-use crate::head::HeadBounds;
-#[cfg(feature = "gpu")]
-use crate::kernels::{self, graph::CapturedStep};
-use crate::kernels::{on_worker, rotate_both};
+use crate::int8_head::Int8Head;
+use crate::kernels::on_worker;
 pub use crate::mlp::Mlp;
-use crate::rotary::{Rotary, RotaryFrequencies};
+use crate::rotary::RotaryFrequencies;
 
 /// A whole model: embedding, decoder layers, final norm, head.
 #[derive(Clone, Debug)]
@@ -37,31 +30,9 @@ pub struct QwenModel {
     pub norm: Tensor<1>,
     /// `[vocab, hidden]`; the embedding itself where `tie_word_embeddings` says so.
     pub lm_head: Linear,
-    /// See [`QwenModel::bound_head`].
-    pub(crate) head_bounds: Option<HeadBounds>,
-    frequencies: RotaryFrequencies,
-}
-
-/// What a recorded step of one token per sequence computes, see [`QwenModel::capture_decode`].
-#[cfg(feature = "gpu")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct DecodeKind {
-    /// Whether rows have [stacked](QwenModel::stack_adapters) adapters.
-    pub has_adapters: bool,
-    /// How the next tokens are chosen.
-    pub choice: StepChoice,
-}
-
-/// How a recorded step chooses the tokens that follow.
-#[cfg(feature = "gpu")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum StepChoice {
-    /// The most likely ones, without logits if these can be had so.
-    Argmax,
-    /// The most likely ones, with all logits for those who choose others.
-    Logits,
-    /// As [`DecodeRow::choice`](kv_paging::DecodeRow) says, by the words of [`Draw`](crate::Draw).
-    Draw,
+    /// See [`QwenModel::copy_lm_head_int8`].
+    pub(crate) int8_head: Option<Int8Head>,
+    pub(crate) frequencies: RotaryFrequencies,
 }
 
 /// One decoder layer: attention and MLP, each behind a norm and added to the residual stream.
@@ -70,7 +41,7 @@ pub struct DecoderLayer {
     /// `[hidden]`.
     pub input_layernorm: Tensor<1>,
     /// Attention.
-    pub self_attn: Attention,
+    pub self_attn: SelfAttention,
     /// `[hidden]`.
     pub post_attention_layernorm: Tensor<1>,
     /// MLP.
@@ -81,7 +52,7 @@ pub struct DecoderLayer {
 
 /// Grouped-query attention with rotary positions.
 #[derive(Clone, Debug)]
-pub struct Attention {
+pub struct SelfAttention {
     /// `[heads * head_dim, hidden]`.
     pub q_proj: Linear,
     /// `[kv_heads * head_dim, hidden]`.
@@ -111,7 +82,7 @@ impl QwenModel {
         let mut model = Self {
             frequencies: RotaryFrequencies::new(&config),
             lm_head: Linear::new(Weight::Dense(head), None),
-            head_bounds: None,
+            int8_head: None,
             config,
             embed_tokens,
             layers,
@@ -131,7 +102,7 @@ impl QwenModel {
     /// Hidden states of a packed step, after the final norm.
     ///
     /// `positions[i]` is the position of `tokens[i]` in its own sequence; which tokens form a
-    /// sequence is known to `kv` alone.
+    /// sequence is known to `attention` alone.
     ///
     /// # Shapes
     /// tokens and positions `[tokens]`; result `[tokens, hidden]`.
@@ -140,70 +111,26 @@ impl QwenModel {
         tokens: &[u32],
         positions: &[u32],
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         on_worker(&self.device(), || {
             let rotary = self.rotary(positions);
-            self.final_norm(self.forward_layers(self.embed(tokens), &rotary, adapters, kv))
+            self.final_norm(self.forward_layers(self.embed(tokens), &rotary, adapters, attention))
         })
     }
 
     /// All layers; both `[tokens, hidden]`.
-    fn forward_layers(
+    pub(crate) fn forward_layers(
         &self,
         mut x: Tensor<2>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(i, x, rotary, adapters, kv); // [tokens, hidden]
+            x = layer.forward(i, x, rotary, adapters, attention); // [tokens, hidden]
         }
         x
-    }
-
-    /// Records a step of one token per sequence; it reads `step` and writes to `cache` when it is replayed.
-    ///
-    /// The results are the most likely tokens, `[rows]`, and the logits, `[rows, vocab]`; these only where they are asked for,
-    /// or the tokens can't be had without. The tokens are also left in `chosen`, at least one value for each row,
-    /// where the next step finds them.
-    #[cfg(feature = "gpu")]
-    pub fn capture_decode(
-        &self,
-        step: &kv_paging::DecodeStep,
-        cache: &kv_paging::PagedKvCache,
-        chosen: &Tensor<1, Int>,
-        kind: DecodeKind,
-    ) -> CapturedStep<(Tensor<1, Int>, Option<Tensor<2>>)> {
-        let (model, step, chosen) = (self.clone(), step.clone(), chosen.clone());
-        let mut kv = kv_paging::DecodeAttention::new(step.clone(), cache);
-        let device = self.device();
-        let inv_freq = self.frequencies.tensor(&device); // [head_dim / 2]
-        CapturedStep::capture(&device, move || {
-            let frequencies = (&inv_freq, model.frequencies.scale());
-            let embed = &model.embed_tokens;
-            let (x, rotary) = kernels::device_begin(embed, &step, &chosen, frequencies); // [rows, hidden]
-            let adapters = match kind.has_adapters {
-                true => AdapterSelection::Stacked(Arc::new(StackedRows {
-                    slots: step.values().clone(),
-                    at: step.slots_at(),
-                })),
-                false => AdapterSelection::Base,
-            };
-            let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
-            if kind.choice == StepChoice::Argmax
-                && let Some(tokens) = model.choose_from_bounds(&x, &chosen)
-            {
-                return (tokens, None);
-            }
-            let logits = model.logits(model.final_norm(x)); // [rows, vocab]
-            if kind.choice == StepChoice::Draw {
-                let tokens = kernels::device_draw_step(logits, &step, &chosen);
-                return (tokens, None);
-            }
-            let tokens = kernels::device_choose(logits.clone(), &chosen);
-            (tokens, Some(logits))
-        })
     }
 
     /// Rows of the embedding, `[tokens, hidden]`, f32.
@@ -238,8 +165,9 @@ impl QwenModel {
         self.frequencies.at(positions, &self.device().inner())
     }
 
-    /// Sets the type in which the weights of all linear layers and of the head are multiplied.
+    /// Sets the type in which the weights of all linear layers and of lm_head are multiplied; `Auto` is what suits the device.
     pub fn set_compute_dtype(&mut self, compute: ComputeDtype) {
+        let compute = compute.resolve(&self.device());
         self.lm_head.compute = compute;
         self.linears_mut()
             .for_each(|linear| linear.compute = compute);
@@ -289,7 +217,7 @@ impl QwenModel {
             .map(|(_, linear)| linear)
     }
 
-    /// Bytes of all weights on their device, with the bounds of the head; a tied head counts once.
+    /// Bytes of all weights on their device, with the int8 copy of lm_head; a tied lm_head counts once.
     pub fn num_bytes(&self) -> usize {
         let linears: usize = self.linears().iter().map(|(_, l)| linear_bytes(l)).sum();
         let head = if self.config.tie_word_embeddings {
@@ -299,8 +227,8 @@ impl QwenModel {
         };
         let embedding = Weight::Dense(self.embed_tokens.clone()).num_bytes();
         let norms = 4 * self.config.hidden_size * (2 * self.layers.len() + 1);
-        let bounds = self.head_bounds.as_ref();
-        linears + head + embedding + norms + bounds.map_or(0, |bounds| bounds.num_bytes())
+        let int8 = self.int8_head.as_ref().map_or(0, Int8Head::num_bytes);
+        linears + head + embedding + norms + int8
     }
 }
 
@@ -320,7 +248,7 @@ pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
 }
 
 impl DecoderLayer {
-    /// One layer over a packed step; `layer` is its index, for the cache.
+    /// One layer over a packed step; `layer` is its index, for `attention`.
     ///
     /// # Shapes
     /// x and result `[tokens, hidden]`.
@@ -330,14 +258,21 @@ impl DecoderLayer {
         x: Tensor<2>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         let norm = |weight| Norm {
             weight,
             eps: self.rms_norm_eps,
         };
         let (attn, mlp) = (&self.self_attn, &self.mlp);
-        let x = attn.forward_residual(layer, x, norm(&self.input_layernorm), rotary, adapters, kv); // [tokens, hidden]
+        let x = attn.forward_residual(
+            layer,
+            x,
+            norm(&self.input_layernorm),
+            rotary,
+            adapters,
+            attention,
+        ); // [tokens, hidden]
         mlp.forward_residual(x, norm(&self.post_attention_layernorm), adapters) // [tokens, hidden]
     }
 
@@ -370,7 +305,7 @@ impl DecoderLayer {
     }
 }
 
-impl Attention {
+impl SelfAttention {
     /// `x + attention(norm(x))`: `[tokens, hidden]`.
     fn forward_residual(
         &self,
@@ -379,21 +314,14 @@ impl Attention {
         norm: Norm<'_>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
-        kv: &mut dyn KvCache,
+        attention: &mut dyn Attention,
     ) -> Tensor<2> {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
         let [q, k, v] = norm_qkv(&x, norm, projections, adapters).map(|y| self.heads(y)); // [tokens, heads, head_dim]
         let q = head_norm(q, self.q_norm.as_ref(), norm.eps);
         let k = head_norm(k, self.k_norm.as_ref(), norm.eps);
         let dtype = self.o_proj.input_dtype(&x, adapters);
-        let angles = [&rotary.cos, &rotary.sin];
-        let out = match kv.rotate_and_attend(layer, [&q, &k, &v], angles, dtype) {
-            Some(out) => out,
-            None => {
-                let (q, k) = rotate_both(q, k, rotary);
-                kv.attend(layer, q, k, v)
-            }
-        }; // [tokens, heads, head_dim]
+        let out = attention.attend(layer, q, k, v, rotary, dtype); // [tokens, heads, head_dim]
         let [tokens, heads, head_dim] = out.dims();
         let out = out.reshape([tokens, heads * head_dim]);
         linear_residual(x, out, &self.o_proj, adapters) // [tokens, hidden]

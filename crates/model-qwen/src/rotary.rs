@@ -1,6 +1,7 @@
-//! Rotary position embedding: the angles of a step's tokens, computed once and shared by all layers.
+//! The frequencies of rotary position embedding, and the angles that they give a step's tokens. Attention applies the angles.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use kv_paging::Rotary;
 
 use crate::config::QwenConfig;
 
@@ -10,16 +11,6 @@ pub struct RotaryFrequencies {
     inv_freq: Vec<f32>,
     /// What cos and sin are multiplied by (YaRN; 1 otherwise).
     scale: f32,
-}
-
-/// cos and sin of the angles of the tokens of one packed step.
-///
-/// # Shapes
-/// Both `[tokens, 1, head_dim / 2]`, f32: the middle dimension broadcasts over heads.
-#[derive(Clone, Debug)]
-pub struct Rotary {
-    pub(crate) cos: Tensor<3>,
-    pub(crate) sin: Tensor<3>,
 }
 
 impl RotaryFrequencies {

@@ -75,6 +75,8 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     /// Tokens so far: each one has a random number of its own.
     num_output: u64,
+    /// Tokens after which a device may draw again.
+    draws_from: u64,
     /// Empty unless a penalty is on.
     seen: HashMap<u32, Seen>,
     /// Raw values of the logits that were changed in this step.
@@ -109,6 +111,7 @@ impl Sampler {
             params: params.clone(),
             rng,
             num_output: 0,
+            draws_from: 0,
             seen,
             changed: Vec::new(),
             candidates: Vec::new(),

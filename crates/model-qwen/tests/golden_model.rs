@@ -11,7 +11,7 @@ use kv_paging::{
     AttentionBatch, CausalAttention, KvShape, PagedAttention, PagedKvCache, SequenceChunk,
 };
 use lora_4bit::AdapterSelection;
-use model_qwen::{DtypeChoice, GenerateRequest, LoadOptions, QwenModel, SamplingParams, generate};
+use model_qwen::{Dtype, GenerateRequest, LoadOptions, QwenModel, SamplingParams, generate};
 use safetensors::SafeTensors;
 
 const CASES: [&str; 4] = ["qwen2-tied", "qwen2-untied", "qwen2-yarn", "qwen3"];
@@ -166,7 +166,7 @@ fn a_saved_model_loads_as_it_was() {
 fn bf16_weights_stay_bf16_and_stay_close() {
     let case = "qwen2-untied";
     let options = LoadOptions {
-        dtype: DtypeChoice::Bf16,
+        dtype: Dtype::Bf16,
         ..LoadOptions::default()
     };
     let model = QwenModel::load(&folder(case), &options, &Device::flex()).unwrap();

@@ -1,73 +1,88 @@
-//! A recorded step on the first GPU that is compiled in: its tokens with the bounds of the head are those of all logits. Alone in
-//! its process, since a recording on a GPU takes what other threads start there for its own.
+//! Decode steps on the first GPU that is compiled in: the tokens by the int8 copy of lm_head are those of all logits. Alone in its
+//! process, since the capture of a CUDA graph takes what other threads start there for its own.
 
 #![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used)]
 
-use burn::tensor::{DType, Int, Tensor};
-use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
+use burn::tensor::DType;
+use kv_paging::{DecodeToken, KvShape, PagedKvCache, SchedulerConfig};
 use model_qwen::{
-    DecodeKind, Draw, LoadOptions, QwenModel, StepChoice, bundled_model_dir, parse_device,
+    Choice, ChoiceRow, DecodeRow, Draw, GraphRunner, LoadOptions, QwenModel, Sampler,
+    SamplingParams, Want, bundled_model_dir, parse_device,
 };
 
 /// The first rows' tokens; the others follow.
 const FIRST: [u32; 8] = [5, 40, 70, 100, 150, 200, 250, 300];
 
 #[test]
-fn tokens_by_the_bounds_of_the_head_are_those_of_all_logits() {
+fn tokens_by_the_int8_copy_of_lm_head_are_those_of_all_logits() {
     let mut devices = ["cuda", "wgpu"].into_iter().map(parse_device);
     let device = devices.find_map(Result::ok).expect("a GPU");
     let dir = bundled_model_dir().unwrap();
     let mut model = QwenModel::load(&dir, &LoadOptions::default(), &device).unwrap();
-    assert!(!model.chooses_from_bounds(1));
-    model.bound_head();
-    assert!(model.chooses_from_bounds(4) && !model.chooses_from_bounds(5));
-    let cache = PagedKvCache::new(
+    assert!(!model.int8_lm_head_takes(1));
+    model.copy_lm_head_int8();
+    assert!(model.int8_lm_head_takes(4) && !model.int8_lm_head_takes(5));
+    let config = SchedulerConfig {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        block_size: 16,
+        num_blocks: 4,
+        max_model_len: 16,
+        enable_prefix_caching: false,
+    };
+    let mut cache = PagedKvCache::new(
         &KvShape {
             num_layers: model.config.num_hidden_layers,
             num_kv_heads: model.config.num_key_value_heads,
             head_dim: model.config.head_dim,
-            block_size: 16,
-            num_blocks: 4,
+            block_size: config.block_size,
+            num_blocks: config.num_blocks,
             dtype: DType::F32,
         },
         &device,
     );
+    let greedy = SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    };
+    let mut runner = GraphRunner::new(&model, &config);
     for num_rows in [1, 4] {
-        let chosen = Tensor::<1, Int>::zeros([num_rows], (&device, DType::I32));
-        let steps = [StepChoice::Argmax, StepChoice::Logits].map(|choice| {
-            let step = DecodeStep::new(num_rows, 1, 16, &device);
-            let kind = DecodeKind {
-                has_adapters: false,
-                choice,
-            };
-            let recorded = model.capture_decode(&step, &cache, &chosen, kind);
-            (step, recorded)
-        });
-        let mut found = Vec::new();
-        for (step, mut recorded) in steps {
-            for first in FIRST {
-                let tables: Vec<[u32; 1]> = (0..num_rows as u32).map(|row| [row]).collect();
+        let tables: Vec<[u32; 1]> = (0..num_rows as u32).map(|row| [row]).collect();
+        let mut samplers = vec![Sampler::new(&greedy, &[], model.config.vocab_size); num_rows];
+        // Where the device draws nothing, the graph leaves all logits.
+        let found = [Some(Draw::default()), None].map(|draw| {
+            FIRST.map(|first| {
                 let rows = tables.iter().zip(first..).map(|(table, id)| DecodeRow {
                     token: DecodeToken::Id(id),
                     position: 0,
                     slot: None,
                     block_table: table,
-                    choice: Draw::default().words(),
+                    draw,
                 });
-                step.upload(&rows.collect::<Vec<_>>());
-                let (tokens, logits) = recorded.replay();
-                let tokens: Vec<i32> = tokens.clone().into_data().iter().collect();
-                found.push((tokens, logits.is_some()));
-            }
-        }
-        let (by_bounds, by_logits) = found.split_at(FIRST.len());
-        assert!(by_bounds.iter().all(|(_, has_logits)| !has_logits));
-        assert!(by_logits.iter().all(|(_, has_logits)| *has_logits));
-        let differ = by_logits.iter().any(|(ids, _)| *ids != by_logits[0].0);
+                let rows: Vec<DecodeRow<'_>> = rows.collect();
+                let pending = runner.launch(&model, &mut cache, &rows);
+                assert_eq!(pending.is_drawn(), draw.is_some());
+                let mut wants: Vec<ChoiceRow<'_>> = (samplers.iter_mut().enumerate())
+                    .map(|(row, sampler)| ChoiceRow {
+                        row,
+                        want: Want::Token {
+                            sampler,
+                            banned: &[],
+                        },
+                    })
+                    .collect();
+                let tokens = pending.tokens(&model, &mut wants).unwrap().into_iter();
+                let id = |choice| match choice {
+                    Choice::Token(token) => token.id,
+                    other => panic!("{other:?}"),
+                };
+                tokens.map(id).collect::<Vec<u32>>()
+            })
+        });
+        let [by_int8, by_logits] = found;
+        let differ = by_logits.iter().any(|ids| *ids != by_logits[0]);
         assert!(differ, "always the same token");
-        for (a, b) in by_bounds.iter().zip(by_logits) {
-            assert_eq!(a.0, b.0, "{num_rows} rows");
-        }
+        assert_eq!(by_int8, by_logits, "{num_rows} rows");
     }
 }

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser};
+use lora_4bit::ComputeDtype;
+use model_qwen::flags::some_of;
+use model_qwen::{Dtype, Quantization};
 
 use crate::config::units;
 use crate::config::{LoraModule, MaxModelLen};
@@ -50,7 +53,7 @@ pub struct Args {
     pub device: String,
 
     /// Type of the weights in memory; auto = what the checkpoint says
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    #[arg(long, default_value = "auto", value_parser = some_of::<Dtype>(&DTYPE))]
     pub dtype: Dtype,
 
     /// Fraction of the device's total memory for this process (weights, activations and KV cache). On a GPU the default is
@@ -94,16 +97,16 @@ pub struct Args {
     pub no_enable_prefix_caching: bool,
 
     /// Quantize the weights while loading; bitsandbytes 4-bit checkpoints are recognised without it
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION))]
     pub quantization: Option<Quantization>,
 
     /// Type in which weights are multiplied where a step has many tokens, as in prompts; sums are f32
-    #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
+    #[arg(long, default_value = "auto", value_parser = some_of::<ComputeDtype>(&COMPUTE_DTYPE))]
     pub compute_dtype: ComputeDtype,
 
     /// Type of the KV cache; auto = float32 on the CPU, bfloat16 on GPUs that have it
-    #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
-    pub kv_cache_dtype: KvCacheDtype,
+    #[arg(long, default_value = "auto", value_parser = some_of::<Dtype>(&KV_CACHE_DTYPE))]
+    pub kv_cache_dtype: Dtype,
 
     /// Allow LoRA adapters, from --lora-modules or over POST /v1/load_lora_adapter
     #[arg(long)]
@@ -137,7 +140,7 @@ pub struct Args {
     #[arg(long)]
     pub seed: Option<u64>,
 
-    /// Launch every kernel by itself instead of replaying recorded steps; for finding errors. A CPU records none
+    /// Launch every kernel by itself instead of replaying CUDA graphs; for finding errors. A CPU has none
     #[arg(long)]
     pub enforce_eager: bool,
 
@@ -146,48 +149,41 @@ pub struct Args {
     pub config: Option<PathBuf>,
 }
 
-/// `--dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// What the checkpoint says.
-    Auto,
-    /// 32-bit floats.
-    #[value(alias = "float")]
-    Float32,
-    /// 16-bit floats with 8 bits of exponent.
-    Bfloat16,
-    /// 16-bit IEEE floats.
-    #[value(alias = "half")]
-    Float16,
-}
-
 /// `--quantization`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Quantization {
-    /// 4-bit NormalFloat with double quantization, as in QLoRA.
-    Nf4,
-}
+const QUANTIZATION: [(&str, &str); 1] = [(
+    "nf4",
+    "4-bit NormalFloat with double quantization, as in QLoRA",
+)];
+
+/// `--dtype`.
+const DTYPE: [(&str, &str); 4] = [
+    ("auto", "What the checkpoint says"),
+    ("float32", "32-bit floats"),
+    ("bfloat16", "16-bit floats with 8 bits of exponent"),
+    ("float16", "16-bit IEEE floats"),
+];
 
 /// `--compute-dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ComputeDtype {
-    /// On a CPU what is as good as float32: NF4 weights are multiplied in 16-bit integers (off by 1e-4), others exactly. bfloat16 on
-    /// a GPU.
-    Auto,
-    /// Exact: an answer doesn't depend on what else is computed beside it.
-    Float32,
-    /// Rounded to bfloat16, as most engines do: prompts are computed twice as fast on CPUs with AVX-512-BF16, several times
-    /// as fast with AMX.
-    Bfloat16,
-}
+const COMPUTE_DTYPE: [(&str, &str); 3] = [
+    (
+        "auto",
+        "On a CPU what is as good as float32: NF4 weights are multiplied in 16-bit integers (off by 1e-4), others exactly. \
+         bfloat16 on a GPU",
+    ),
+    (
+        "float32",
+        "Exact: an answer doesn't depend on what else is computed beside it",
+    ),
+    (
+        "bfloat16",
+        "Rounded to bfloat16, as most engines do: prompts are computed twice as fast on CPUs with AVX-512-BF16, several times \
+         as fast with AMX",
+    ),
+];
 
 /// `--kv-cache-dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum KvCacheDtype {
-    /// The engine's choice.
-    Auto,
-    /// 32-bit floats.
-    Float32,
-    /// 16-bit floats with 8 bits of exponent.
-    Bfloat16,
-}
+const KV_CACHE_DTYPE: [(&str, &str); 3] = [
+    ("auto", "The engine's choice"),
+    ("float32", "32-bit floats"),
+    ("bfloat16", "16-bit floats with 8 bits of exponent"),
+];

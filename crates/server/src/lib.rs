@@ -5,8 +5,11 @@
 //! device, model and KV cache; it sends tokens back over a channel per sequence. [`postprocess`] makes text of them, and
 //! [`stream`] sends it, at once or as server-sent events. A client that goes away drops its channel, which aborts the sequence.
 //!
+//! [`text`] is the engine without HTTP: [`engine::Engine::builder`] starts it from a program's own values.
+//!
 //! [`app`] builds the router without a socket, [`run`] serves it until a shutdown signal and drains.
-
+//!
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub mod args;
@@ -19,6 +22,7 @@ pub mod protocol;
 pub mod routes;
 pub mod state;
 pub mod stream;
+pub mod text;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -30,6 +34,8 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::serve::Listener;
 use tokio::sync::oneshot;
+
+pub use burn;
 
 pub use config::{Config, ConfigError};
 pub use state::{AppState, ModelInfo};

@@ -30,6 +30,23 @@ pub struct ModelInfo {
     pub memory_table: String,
 }
 
+impl ModelInfo {
+    /// Takes the template `source`, if there is one, instead of the model's own; the special tokens stay.
+    pub(crate) fn replace_template(&mut self, source: Option<&str>) -> Result<(), TemplateError> {
+        if let Some(source) = source {
+            let special_tokens = self
+                .chat_template
+                .as_ref()
+                .map(|template| template.special_tokens().clone());
+            self.chat_template = Some(ChatTemplate::from_source(
+                source,
+                special_tokens.unwrap_or_default(),
+            )?);
+        }
+        Ok(())
+    }
+}
+
 /// Shared by all handlers; clones are cheap.
 #[derive(Clone)]
 pub struct AppState(Arc<Shared>);
@@ -57,16 +74,7 @@ impl AppState {
         engine: EngineHandle,
         mut model: ModelInfo,
     ) -> Result<Self, TemplateError> {
-        if let Some(source) = &config.chat_template {
-            let special_tokens = model
-                .chat_template
-                .as_ref()
-                .map(|template| template.special_tokens().clone());
-            model.chat_template = Some(ChatTemplate::from_source(
-                source,
-                special_tokens.unwrap_or_default(),
-            )?);
-        }
+        model.replace_template(config.chat_template.as_deref())?;
         let served_model_names = match config.served_model_names.as_slice() {
             [] => vec![model.model_id.clone()],
             names => names.to_vec(),

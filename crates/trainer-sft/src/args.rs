@@ -10,12 +10,33 @@ mod parse;
 use std::path::PathBuf;
 
 use clap::Parser;
+use lora_4bit::ComputeDtype;
+use model_qwen::flags::some_of;
+use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use self::parse::ArgsError;
-use crate::config::{
-    ComputeDtype, Dtype, GradientCheckpointing, LrSchedule, Quantization, Thinking, TrainOn,
-};
+use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
+
+/// `--quantization`.
+const QUANTIZATION: [(&str, &str); 2] = [
+    ("nf4", "4-bit NormalFloat in blocks of 64: QLoRA"),
+    ("none", "As in the checkpoint: LoRA"),
+];
+
+/// `--dtype`.
+const DTYPE: [(&str, &str); 4] = [
+    ("auto", "As in the checkpoint"),
+    ("f32", "32-bit"),
+    ("bf16", "bfloat16"),
+    ("f16", "IEEE half precision"),
+];
+
+/// `--compute-dtype`.
+const COMPUTE_DTYPE: [(&str, &str); 2] = [
+    ("f32", "The factors as they are"),
+    ("bf16", "The factors rounded to bf16 where that is faster"),
+];
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -81,7 +102,7 @@ pub struct Args {
     pub model: Option<String>,
 
     /// Base weights: `nf4` (4-bit, QLoRA) or `none` (as in the checkpoint, LoRA) [default: nf4; none with --full]
-    #[arg(long, value_enum, help_heading = "Model")]
+    #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION), help_heading = "Model")]
     pub quantization: Option<Quantization>,
 
     /// Quantize the scales of 4-bit blocks too, which saves 0.37 bits per weight [default: on]
@@ -96,7 +117,7 @@ pub struct Args {
     /// Dtype of the base weights that are not quantized [default: auto, as in the checkpoint]
     #[arg(
         long,
-        value_enum,
+        value_parser = some_of::<Dtype>(&DTYPE),
         help_heading = "Model",
         visible_alias = "torch-dtype"
     )]
@@ -106,7 +127,7 @@ pub struct Args {
     /// AVX-512-BF16), sums stay in f32; `f32` never does [default: bf16]
     #[arg(
         long,
-        value_enum,
+        value_parser = some_of::<ComputeDtype>(&COMPUTE_DTYPE),
         help_heading = "Model",
         visible_alias = "bnb-4bit-compute-dtype"
     )]

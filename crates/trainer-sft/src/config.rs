@@ -4,15 +4,18 @@
 //! takes `&Config`. Serialized, a `Config` is a flat table whose keys are the flag names with underscores, so that the
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
+mod defaults;
 mod validate;
 
 use std::path::PathBuf;
 
+use lora_4bit::ComputeDtype;
+use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use validate::{ALL_LINEAR, ConfigError, DEFAULT_EPOCHS};
 
-/// Everything that determines a training run; built by [`Config::from_args`].
+/// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     /// Which weights are trained, and in which form they are held.
@@ -164,40 +167,6 @@ impl RunConfig {
         self.max_steps
             .unwrap_or_else(|| ((self.epochs * steps_per_epoch as f64).ceil() as usize).max(1))
     }
-}
-
-/// How the frozen base is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantization {
-    /// 4-bit NormalFloat in blocks of 64: QLoRA.
-    Nf4,
-    /// As in the checkpoint: LoRA.
-    None,
-}
-
-/// The dtype of base weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// As in the checkpoint.
-    Auto,
-    /// 32-bit.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-/// The type in which frozen weights are multiplied; see [`lora_4bit::ComputeDtype`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum ComputeDtype {
-    /// The factors as they are.
-    F32,
-    /// The factors rounded to bf16 where that is faster.
-    Bf16,
 }
 
 /// Which activations are computed a second time; see [`Checkpointing`](crate::step::Checkpointing).

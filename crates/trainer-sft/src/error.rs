@@ -8,11 +8,15 @@ use thiserror::Error;
 
 use crate::chat_format::ModelFilesError;
 use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
 use crate::data::DataError;
 
 /// Why a run cannot start or go on.
 #[derive(Debug, Error)]
 pub enum TrainError {
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// `--device`.
     #[error("--device: {0}")]
     Device(#[from] DeviceError),

@@ -2,7 +2,9 @@
 //!
 //! A run reads top to bottom: [`args::Args`] → [`config::Config`] → [`data::Datasets`] (records of five formats, rendered
 //! with the model's chat template into tokens and a loss mask) → [`batch::DataLoader`] (packed batches) → the training
-//! loop.
+//! loop. [`Training`] starts it, also on records that a program has in memory.
+//!
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 pub mod args;
@@ -27,6 +29,10 @@ pub mod schedule;
 mod setup;
 pub mod step;
 pub mod trainer;
+mod training;
+
+pub use burn;
 
 pub use error::TrainError;
-pub use run::{Summary, train, train_until};
+pub use run::{StepReport, Summary};
+pub use training::{Training, train, train_until};

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use tracing_subscriber::EnvFilter;
+use trainer_sft::Training;
 use trainer_sft::args::{Args, ArgsError};
 use trainer_sft::chat_format::ChatFormat;
 use trainer_sft::config::Config;
-use trainer_sft::data::Datasets;
+use trainer_sft::data::{Datasets, Records};
 use trainer_sft::preview::preview;
 
 fn main() -> ExitCode {
-    model_qwen::kernels::keep_freed_memory();
+    model_qwen::sys::keep_freed_memory();
     match run() {
         Ok(code) => code,
         Err(error) => {
@@ -45,12 +46,7 @@ fn run() -> Result<ExitCode> {
 
 fn show(config: &Config, count: usize) -> Result<()> {
     let format = ChatFormat::load(config)?;
-    let data = Datasets::load(
-        config,
-        &format.tokenizer,
-        format.template.as_ref(),
-        &format.limits,
-    )?;
+    let data = Datasets::load(config, &format, Records::default())?;
     let mut out = std::io::stdout();
     let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     write_out(
@@ -61,7 +57,10 @@ fn show(config: &Config, count: usize) -> Result<()> {
 
 fn train(config: &Config) -> Result<ExitCode> {
     tracing::info!("output folder: {}", config.run.output.display());
-    let summary = trainer_sft::train_until(config, stop_at_signal()?)?;
+    let summary = Training::new(config)
+        .stop_when(stop_at_signal()?)
+        .progress_bar(true)
+        .run()?;
     let (what_next, code) = match summary.stopped {
         // As a shell reports a program that SIGINT has ended.
         Some(_) => (String::new(), ExitCode::from(130)),

@@ -1,8 +1,8 @@
-//! A whole run: model and data in, steps, then an adapter (or a model) out.
+//! The loop of a run: steps, what is written meanwhile, and the adapter (or the model) at its end.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -10,15 +10,13 @@ use burn::tensor::DType;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::batch::{DataLoader, LoaderOptions, StepBatch, sequential_batches};
-use crate::chat_format::ChatFormat;
+use crate::batch::{DataLoader, StepBatch, sequential_batches};
 use crate::checkpoint::{self, CheckpointError, TrainerState};
 use crate::config::Config;
-use crate::data::{Datasets, Example};
+use crate::data::Example;
 use crate::error::{TrainError, output_error};
 use crate::metrics::{MetricsFile, Record, Speedometer, peak_memory, progress_bar};
 use crate::output::Weights;
-use crate::setup::{add_adapter, load_model, start};
 use crate::trainer::{StepOutput, Trainer};
 
 /// What a run did.
@@ -79,60 +77,43 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Trains as `config` says and writes the result to `config.run.output`.
-///
-/// # Errors
-///
-/// Whatever is wrong with device, model, data or output folder, before the first step; a diverged loss or a full disk
-/// later. Checkpoints that were written stay.
-pub fn train(config: &Config) -> Result<Summary, TrainError> {
-    train_until(config, &AtomicBool::new(false))
+/// What one optimizer step did, for the callback of [`Training::on_step`](crate::Training::on_step).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Optimizer steps done.
+    pub step: usize,
+    /// Optimizer steps of the whole run.
+    pub total_steps: usize,
+    /// Passes over the training data, with the fraction of the current one.
+    pub epoch: f64,
+    /// Mean cross-entropy per target token, in nats.
+    pub loss: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens of the step, context and targets.
+    pub num_tokens: usize,
 }
 
-/// [`train`], but when `stop` becomes true it ends after the step that is being computed, with a checkpoint to go on from
-/// instead of a result.
-///
-/// # Errors
-///
-/// See [`train`].
-pub fn train_until(config: &Config, stop: &AtomicBool) -> Result<Summary, TrainError> {
-    let device = model_qwen::parse_device(&config.model.device)?;
-    let format = ChatFormat::load(config)?;
-    let datasets = Datasets::load(
-        config,
-        &format.tokenizer,
-        format.template.as_ref(),
-        &format.limits,
-    )?;
-    let mut model = load_model(config, &device)?;
-    let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
-    if tokens > vocab {
-        return Err(TrainError::Vocabulary { tokens, vocab });
-    }
-    let loader = DataLoader::new(
-        Arc::new(datasets.train.examples),
-        LoaderOptions {
-            batch_size: config.run.batch_size,
-            gradient_accumulation: config.run.gradient_accumulation,
-            packing: config.data.packing.then_some(datasets.max_length),
-            seed: config.run.seed,
-        },
-    );
-    let weights = match config.run.full {
-        true => Weights::Model {
-            tokenizer: config.model.tokenizer.clone().or(config.model.folder()?),
-        },
-        false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),
-    };
-    let total_steps = config.run.num_steps(loader.steps_per_epoch());
-    let (trainer, loader) = start(config, model, loader, total_steps)?;
-    let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
-    Run::new(config, trainer, loader, weights, eval)?.finish(total_steps, stop)
+/// What is called after each step; `Break` stops the run.
+pub(crate) type OnStep<'a> = Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>;
+
+/// Who looks on, and may stop the run.
+#[derive(Default)]
+pub(crate) struct Watch<'a> {
+    /// Called after each step.
+    pub(crate) on_step: Option<OnStep<'a>>,
+    /// Becomes true when the run is to stop.
+    pub(crate) stop: Option<&'a AtomicBool>,
+    /// Whether a bar on the terminal shows the progress.
+    pub(crate) progress_bar: bool,
 }
 
 /// The loop and what it writes to.
-struct Run<'a> {
+pub(crate) struct Run<'a> {
     config: &'a Config,
+    watch: Watch<'a>,
     trainer: Trainer,
     loader: DataLoader,
     weights: Weights,
@@ -143,10 +124,10 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(
+    pub(crate) fn new(
         config: &'a Config,
-        mut trainer: Trainer,
-        loader: DataLoader,
+        watch: Watch<'a>,
+        (mut trainer, loader): (Trainer, DataLoader),
         weights: Weights,
         eval: Vec<Example>,
     ) -> Result<Self, TrainError> {
@@ -165,6 +146,7 @@ impl<'a> Run<'a> {
         };
         Ok(Self {
             config,
+            watch,
             trainer,
             loader,
             weights,
@@ -176,11 +158,15 @@ impl<'a> Run<'a> {
     }
 
     /// Steps until `total_steps` are done, then writes the result.
-    fn finish(mut self, total_steps: usize, stop: &AtomicBool) -> Result<Summary, TrainError> {
+    pub(crate) fn finish(mut self, total_steps: usize) -> Result<Summary, TrainError> {
         let every =
             |steps: Option<usize>, step: usize| steps.is_some_and(|n| step.is_multiple_of(n));
         let settings = &self.config.run;
-        let bar = progress_bar(total_steps, self.trainer.num_steps(), false);
+        let bar = progress_bar(
+            total_steps,
+            self.trainer.num_steps(),
+            !self.watch.progress_bar,
+        );
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps {
             let batch = self.loader.next_step();
@@ -199,7 +185,9 @@ impl<'a> Run<'a> {
             if every(settings.eval_steps, step) || last {
                 self.evaluate(&batch, &bar)?;
             }
-            let stops = !last && stop.load(Ordering::Relaxed);
+            let is_broken = self.report(&batch, &output, total_steps).is_break();
+            let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
+            let stops = !last && (is_broken || is_told);
             if stops || every(settings.save_steps, step) {
                 let checkpoint = self.save_checkpoint(total_steps)?;
                 self.summary.stopped = stops.then_some(checkpoint);
@@ -220,6 +208,29 @@ impl<'a> Run<'a> {
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
         Ok(self.summary)
+    }
+
+    /// Tells the caller of the step that was taken.
+    fn report(
+        &mut self,
+        batch: &StepBatch,
+        output: &StepOutput,
+        total_steps: usize,
+    ) -> ControlFlow<()> {
+        let (step, epoch) = (self.trainer.num_steps(), self.epoch(batch));
+        let Some(on_step) = &mut self.watch.on_step else {
+            return ControlFlow::Continue(());
+        };
+        let (loss, grad_norm) = output.read();
+        on_step(&StepReport {
+            step,
+            total_steps,
+            epoch,
+            loss,
+            grad_norm,
+            learning_rate: output.learning_rate,
+            num_tokens: batch.num_tokens(),
+        })
     }
 
     fn log(
@@ -285,11 +296,16 @@ impl<'a> Run<'a> {
         Ok(dir)
     }
 
-    fn record(&self, batch: &StepBatch) -> Record {
+    /// Passes over the training data, with the fraction of the current one.
+    fn epoch(&self, batch: &StepBatch) -> f64 {
         let done = self.loader.state().index as f64 / self.loader.num_rows().max(1) as f64;
+        batch.epoch as f64 + done
+    }
+
+    fn record(&self, batch: &StepBatch) -> Record {
         Record {
             step: self.trainer.num_steps(),
-            epoch: batch.epoch as f64 + done,
+            epoch: self.epoch(batch),
             peak_memory: peak_memory(),
             elapsed: self.started.elapsed().as_secs_f64(),
             ..Record::default()

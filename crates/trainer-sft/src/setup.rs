@@ -3,12 +3,12 @@
 use burn::tensor::Device;
 use lora_4bit::Weight;
 use lora_4bit::peft::{LoraAdapter, LoraConfig};
-use model_qwen::{DtypeChoice, LoadOptions, QwenModel};
+use model_qwen::{Dtype, LoadOptions, QwenModel};
 use tracing::info;
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{ComputeDtype, Config, Dtype, GradientCheckpointing, Quantization};
+use crate::config::{Config, GradientCheckpointing};
 use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
@@ -20,9 +20,8 @@ use crate::trainer::{Trainer, TrainerOptions};
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
 pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, TrainError> {
     let full = LoadOptions {
-        dtype: DtypeChoice::F32,
-        quantization: model_qwen::Quantization::None,
-        bound_head: false,
+        dtype: Dtype::F32,
+        ..LoadOptions::default()
     };
     let options = if config.run.full {
         full
@@ -43,10 +42,7 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
             return Err(TrainError::Quantized(name));
         }
     }
-    model.set_compute_dtype(match config.model.compute_dtype {
-        ComputeDtype::F32 => lora_4bit::ComputeDtype::F32,
-        ComputeDtype::Bf16 => lora_4bit::ComputeDtype::Bf16,
-    });
+    model.set_compute_dtype(config.model.compute_dtype);
     info!("{} MiB of weights on {device:?}", model.num_bytes() >> 20);
     Ok(model)
 }
@@ -54,19 +50,10 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
 /// How the frozen base of an adapter is held.
 fn frozen_options(config: &Config) -> LoadOptions {
     LoadOptions {
-        dtype: match config.model.dtype {
-            Dtype::Auto => DtypeChoice::Auto,
-            Dtype::F32 => DtypeChoice::F32,
-            Dtype::Bf16 => DtypeChoice::Bf16,
-            Dtype::F16 => DtypeChoice::F16,
-        },
-        quantization: match config.model.quantization {
-            Quantization::Nf4 => model_qwen::Quantization::Nf4 {
-                double_quant: config.model.double_quant,
-            },
-            Quantization::None => model_qwen::Quantization::None,
-        },
-        bound_head: false,
+        dtype: config.model.dtype,
+        quantization: config.model.quantization,
+        double_quant: config.model.double_quant,
+        int8_lm_head: false,
     }
 }
 

@@ -9,9 +9,9 @@
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
-use kv_paging::CausalAttention;
+use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::AdapterSelection;
-use model_qwen::{DecoderLayer, QwenModel, Rotary};
+use model_qwen::{DecoderLayer, QwenModel};
 
 use crate::batch::Batch;
 use crate::full::embedding_gradient;

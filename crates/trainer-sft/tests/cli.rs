@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use model_qwen::{Dtype, Quantization};
 use tempfile::TempDir;
 use trainer_sft::args::Args;
-use trainer_sft::config::{Config, Dtype, LrSchedule, Quantization, Thinking, TrainOn};
+use trainer_sft::config::{Config, LrSchedule, Thinking, TrainOn};
 
 fn parse(flags: &str) -> Result<Config, String> {
     Args::parse_config(std::iter::once("trainer-sft").chain(flags.split_whitespace()))

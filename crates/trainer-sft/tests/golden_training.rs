@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use lora_4bit::LoraWeights;
-use model_qwen::{DtypeChoice, LoadOptions, Quantization, QwenModel};
+use model_qwen::{Dtype, LoadOptions, Quantization, QwenModel};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -92,9 +92,10 @@ fn peft_name(module: &str, matrix: &str) -> String {
 
 fn load(quantization: Quantization, device: &Device) -> QwenModel {
     let options = LoadOptions {
-        dtype: DtypeChoice::F32,
+        dtype: Dtype::F32,
         quantization,
-        bound_head: false,
+        double_quant: true,
+        int8_lm_head: false,
     };
     QwenModel::load(&golden("model"), &options, device).unwrap()
 }
@@ -208,7 +209,7 @@ fn lora_trains_as_peft() {
 
 #[test]
 fn qlora_trains_as_peft_with_bitsandbytes() {
-    check_adapter_run("nf4", Quantization::Nf4 { double_quant: true });
+    check_adapter_run("nf4", Quantization::Nf4);
 }
 
 #[test]

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Parser;
-use examples::choices::{Compute, Format};
 use examples::profile::{Profile, Rows};
-use model_qwen::{GenerateRequest, LoadOptions, QwenModel, SamplingParams, generate};
+use lora_4bit::ComputeDtype;
+use model_qwen::{GenerateRequest, LoadOptions, Quantization, QwenModel, SamplingParams, generate};
 
 /// Measures prefill and greedy decode of one sequence on the CPU.
 #[derive(Debug, Parser)]
@@ -20,11 +20,11 @@ struct Args {
     #[arg(long)]
     model: PathBuf,
     /// How to hold the linear weights.
-    #[arg(long, value_enum, default_value_t = Format::None)]
-    quantization: Format,
+    #[arg(long, value_enum, default_value_t = Quantization::None)]
+    quantization: Quantization,
     /// Type in which the weights are multiplied: as the server chooses, or f32, bf16.
-    #[arg(long, value_enum, default_value_t = Compute::Bits16)]
-    compute_dtype: Compute,
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Bits16)]
+    compute_dtype: ComputeDtype,
     /// Threads; by default one for each core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -54,16 +54,16 @@ fn main() -> Result<()> {
 
     let start = Instant::now();
     let name = match args.quantization {
-        Format::None => "bf16",
-        Format::Nf4 => "NF4",
+        Quantization::None => "bf16",
+        Quantization::Nf4 => "NF4",
     };
-    let options = args.quantization.load_options();
     let options = LoadOptions {
-        bound_head: true,
-        ..options
+        quantization: args.quantization,
+        int8_lm_head: true,
+        ..LoadOptions::default()
     };
     let mut model = QwenModel::load(&args.model, &options, &Device::flex())?;
-    model.set_compute_dtype(args.compute_dtype.into());
+    model.set_compute_dtype(args.compute_dtype);
     println!(
         "load: {:.2} s; weights {:.0} MB",
         start.elapsed().as_secs_f64(),

@@ -1,4 +1,4 @@
-//! Speed of single operations on a GPU: products of a linear layer, and recorded decode steps of a whole model.
+//! Speed of single operations on a GPU: products of a linear layer, and decode steps of a whole model.
 //!
 //! `bench_gpu products --rows 1,32,256` takes the shapes of a 1.5B Qwen2 model; `bench_gpu steps --model DIR --steps 1:200,32:200`
 //! replays a step of so many sequences with so many tokens each.
@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use clap::{Parser, Subcommand};
-use kv_paging::{DecodeRow, DecodeStep, DecodeToken, KvShape, PagedKvCache};
+use kv_paging::{DecodeToken, KvShape, PagedKvCache, SchedulerConfig};
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{AdapterSelection, ComputeDtype, Linear, Nf4Weight, Norm, Weight, norm_swiglu};
-use model_qwen::{DecodeKind, Draw, LoadOptions, QwenModel, StepChoice, parse_device};
+use model_qwen::{
+    ChoiceRow, DecodeRow, Draw, GraphRunner, LoadOptions, QwenModel, Sampler, SamplingParams, Want,
+    parse_device,
+};
 
 /// Measures single operations on a GPU.
 #[derive(Debug, Parser)]
@@ -37,7 +40,7 @@ enum What {
         #[arg(long)]
         nf4: bool,
     },
-    /// Recorded steps of one token per sequence.
+    /// Steps of one token per sequence, as CUDA graphs.
     Steps {
         /// Folder of the checkpoint.
         #[arg(long)]
@@ -160,7 +163,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
     let needed = steps
         .iter()
         .map(|&(rows, context)| rows * blocks_of(context));
-    let cache = PagedKvCache::new(
+    let mut cache = PagedKvCache::new(
         &KvShape {
             num_layers: model.config.num_hidden_layers,
             num_kv_heads: model.config.num_key_value_heads,
@@ -171,15 +174,20 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
         },
         device,
     );
+    let most_rows = steps.iter().map(|&(rows, _)| rows).max().unwrap_or(1);
+    let longest = steps.iter().map(|&(_, context)| context).max().unwrap_or(1);
+    let config = SchedulerConfig {
+        max_num_seqs: most_rows,
+        max_num_batched_tokens: most_rows,
+        block_size: BLOCK_SIZE,
+        num_blocks: cache.shape().num_blocks,
+        max_model_len: longest,
+        enable_prefix_caching: false,
+    };
+    let mut runner = GraphRunner::new(&model, &config);
+    let greedy = Sampler::new(&SamplingParams::greedy(), &[], model.config.vocab_size);
     for &(num_rows, context) in steps {
         let max_blocks = blocks_of(context);
-        let step = DecodeStep::new(num_rows, max_blocks, BLOCK_SIZE, device);
-        let chosen = Tensor::zeros([num_rows], (device, DType::I32));
-        let kind = DecodeKind {
-            has_adapters: false,
-            choice: StepChoice::Argmax,
-        };
-        let mut recorded = model.capture_decode(&step, &cache, &chosen, kind);
         let tables: Vec<Vec<u32>> = (0..num_rows)
             .map(|row| {
                 (0..max_blocks)
@@ -192,20 +200,35 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
             position: context - 1,
             slot: None,
             block_table: table,
-            choice: Draw::default().words(),
+            draw: Some(Draw::default()),
         };
         let rows: Vec<DecodeRow<'_>> = tables.iter().map(|table| rows(table)).collect();
-        step.upload(&rows);
-        let replay = shortest(device, 20, |_| {
-            recorded.replay();
+        // Their tokens are dropped together, when all are launched.
+        let mut pending = Vec::new();
+        let launched = shortest(device, 20, |i| {
+            if i == 0 {
+                pending.clear();
+            }
+            pending.push(runner.launch(&model, &mut cache, &rows));
         })?;
+        drop(pending);
+        let mut samplers = vec![greedy.clone(); num_rows];
         let whole = shortest(device, 20, |_| {
-            step.upload(&rows);
-            let tokens = recorded.replay().0.clone();
-            assert_eq!(tokens.into_data().iter::<i32>().count(), num_rows);
+            let pending = runner.launch(&model, &mut cache, &rows);
+            let mut wants: Vec<ChoiceRow<'_>> = (samplers.iter_mut().enumerate())
+                .map(|(row, sampler)| ChoiceRow {
+                    row,
+                    want: Want::Token {
+                        sampler,
+                        banned: &[],
+                    },
+                })
+                .collect();
+            let tokens = pending.tokens(&model, &mut wants);
+            assert_eq!(tokens.map(|tokens| tokens.len()), Ok(num_rows));
         })?;
         println!(
-            "{num_rows} sequences of {context} tokens: {replay:.1?} a step, with its upload and the tokens read {whole:.1?}"
+            "{num_rows} sequences of {context} tokens: {launched:.1?} a step, {whole:.1?} if the host reads its tokens before the next one"
         );
     }
     Ok(())

@@ -10,9 +10,9 @@ use std::time::Instant;
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::Parser;
-use examples::choices::{Compute, Format};
 use examples::profile::{Profile, Rows};
-use model_qwen::QwenModel;
+use lora_4bit::ComputeDtype;
+use model_qwen::{LoadOptions, Quantization, QwenModel};
 use trainer_sft::batch::Batch;
 use trainer_sft::config::{LoraOptions, LrSchedule};
 use trainer_sft::lora::{SLOT, new_adapter};
@@ -30,11 +30,11 @@ struct Args {
     #[arg(long)]
     model: PathBuf,
     /// How to hold the linear weights.
-    #[arg(long, value_enum, default_value_t = Format::Nf4)]
-    quantization: Format,
+    #[arg(long, value_enum, default_value_t = Quantization::Nf4)]
+    quantization: Quantization,
     /// Type in which the frozen weights are multiplied.
-    #[arg(long, value_enum, default_value_t = Compute::Bf16)]
-    compute_dtype: Compute,
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Bf16)]
+    compute_dtype: ComputeDtype,
     /// Threads; by default one for each core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -51,7 +51,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    model_qwen::kernels::keep_freed_memory();
+    model_qwen::sys::keep_freed_memory();
     rayon::ThreadPoolBuilder::new()
         .num_threads(args.threads)
         .build_global()?;
@@ -60,20 +60,16 @@ fn main() -> Result<()> {
         .then(|| Profile::install(Rows::Kernels))
         .transpose()?;
     let name = match args.quantization {
-        Format::None => "LoRA, bf16",
-        Format::Nf4 => "QLoRA, NF4",
+        Quantization::None => "LoRA, bf16",
+        Quantization::Nf4 => "QLoRA, NF4",
     };
-    let load = args.quantization.load_options();
+    let load = LoadOptions {
+        quantization: args.quantization,
+        ..LoadOptions::default()
+    };
     let mut model = QwenModel::load(&args.model, &load, &Device::flex())?;
-    let lora = LoraOptions {
-        r: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        target_modules: vec!["all-linear".to_owned()],
-        use_rslora: false,
-    };
-    let adapter = new_adapter(&lora, None, &model, 0);
-    model.set_compute_dtype(args.compute_dtype.into());
+    let adapter = new_adapter(&LoraOptions::default(), None, &model, 0);
+    model.set_compute_dtype(args.compute_dtype);
     model.add_adapter(SLOT, &adapter)?;
     let batch = document(args.tokens, model.config.vocab_size as u32);
     let mut trainer = Trainer::new(

@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     let text = fs::read_to_string(expected).with_context(|| expected.clone())?;
     let expected: Value = serde_json::from_str(&text).with_context(|| expected.clone())?;
     let options = LoadOptions {
-        bound_head: true,
+        int8_lm_head: true,
         ..LoadOptions::default()
     };
     let mut model = QwenModel::load(Path::new(dir), &options, &Device::flex())?;

@@ -4,6 +4,7 @@
 //! - `gemm`, `tile`: the products of one tile, and what a tile is
 //! - `forward`, `backward`: the kernels of one tile
 //! - `paged`, `documents`: cutting a call into tiles and running them on all threads
+//! - `rope`: rotary position embedding
 #![allow(unsafe_code)]
 // Whole functions here are unsafe for one reason, named in their `# Safety` section or their
 // trait; a block per line would hide it.
@@ -15,6 +16,7 @@ mod forward;
 mod gemm;
 mod lanes;
 mod paged;
+mod rope;
 mod tile;
 
 use std::sync::Arc;
@@ -26,8 +28,10 @@ use burn::tensor::{DType, TensorData};
 use half::bf16;
 
 use self::tile::Heads;
-use super::{CausalOps, PagedOps};
-use crate::batch::BatchLayout;
+use super::{CausalOps, PagedOps, RopeOps};
+use crate::batch_layout::BatchLayout;
+
+pub(super) use self::rope::rope;
 
 /// Whether the kernels can run rows of this length; otherwise the twin does.
 pub(crate) fn supports(head_dim: usize) -> bool {
@@ -38,7 +42,7 @@ pub(crate) fn supports(head_dim: usize) -> bool {
 #[derive(Clone, Copy)]
 struct SharedMut(*mut f32);
 
-// SAFETY: only `get` hands the pointer out, and whoever writes through it writes rows that no
+// SAFETY: only `get` hands the pointer out, and each thread writes through it to rows that no
 // other thread touches.
 unsafe impl Send for SharedMut {}
 // SAFETY: as above.
@@ -66,6 +70,16 @@ fn heads(q: &FlexTensor, k: &FlexTensor) -> Heads {
 
 fn tensor(values: Vec<f32>, like: &FlexTensor) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, dims(like)))
+}
+
+impl RopeOps for Flex {
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        rope(x, cos, sin, 1.0) // [tokens, heads, head_dim]
+    }
 }
 
 impl PagedOps for Flex {

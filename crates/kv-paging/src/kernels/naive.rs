@@ -5,109 +5,28 @@
 //! are folded into the rows of one matrix product.
 
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, IndexingUpdateOp, Tensor};
 
-use crate::batch::{AttentionBatch, BatchLayout, SequenceSpan};
-use crate::causal::CausalAttention;
+use super::plan::{BatchPlan, DocumentPlan};
+use crate::rotary::Rotary;
 
 /// Score of a key that a query must not see. Finite, since WGSL has no infinities; its
 /// exponential is zero next to any real score.
 const HIDDEN: f32 = -1e30;
 
-/// Index tensors of one [`AttentionBatch`] on the device.
-#[derive(Debug)]
-pub struct GatherPlan {
-    /// Cache row of every packed token, `[tokens]`.
-    slots: Tensor<1, Int>,
-    groups: Vec<QueryGroup>,
-    /// Packed token → row in the concatenated groups, `[tokens]`; `None` if they are in order.
-    order: Option<Tensor<1, Int>>,
-}
-
-/// Sequences with the same number of queries, computed as one batch padded to the longest context.
-#[derive(Debug)]
-struct QueryGroup {
-    num_sequences: usize,
-    query_len: usize,
-    context_len: usize,
-    /// Packed rows of the queries, `[num_sequences * query_len]`; `None` if it is all of them in order.
-    rows: Option<Tensor<1, Int>>,
-    /// Cache rows of the keys, `[num_sequences * context_len]`.
-    keys: Tensor<1, Int>,
-    /// True where a query must not see a key, `[num_sequences, 1, query_len, context_len]`.
-    hidden: Tensor<4, Bool>,
-}
-
-fn indices(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32)) // [len]
-}
-
-impl GatherPlan {
-    fn new(layout: &BatchLayout, device: &Device) -> Self {
-        let mut lengths: Vec<usize> = layout.sequences.iter().map(|s| s.query_len).collect();
-        lengths.sort_unstable();
-        lengths.dedup();
-        let mut order = vec![0; layout.slots.len()];
-        let mut next = 0;
-        let mut groups = Vec::with_capacity(lengths.len());
-        for query_len in lengths {
-            let members = layout.sequences.iter().filter(|s| s.query_len == query_len);
-            let members: Vec<&SequenceSpan> = members.collect();
-            let mut rows = Vec::with_capacity(members.len() * query_len);
-            for row in members
-                .iter()
-                .flat_map(|s| s.query_start..s.query_start + query_len)
-            {
-                rows.push(row as i32);
-                order[row] = next;
-                next += 1;
-            }
-            groups.push(QueryGroup::new(layout, &members, rows, device));
-        }
-        let in_order = groups.iter().all(|group| group.rows.is_none());
-        let slots = layout.slots.iter().map(|&slot| slot as i32).collect();
-        Self {
-            slots: indices(slots, device),
-            groups,
-            order: (!in_order).then(|| indices(order, device)),
-        }
-    }
-}
-
-impl QueryGroup {
-    fn new(
-        layout: &BatchLayout,
-        members: &[&SequenceSpan],
-        rows: Vec<i32>,
-        device: &Device,
-    ) -> Self {
-        let query_len = rows.len() / members.len();
-        let context_len = members.iter().map(|s| s.context_len).max().unwrap_or(0);
-        let mut keys = Vec::with_capacity(members.len() * context_len);
-        let mut hidden = Vec::with_capacity(rows.len() * context_len);
-        for sequence in members {
-            let context = layout.context_slots(sequence, sequence.context_len);
-            keys.extend(context.map(|slot| slot as i32));
-            // Padding repeats a row of the sequence; the mask hides it.
-            let last = keys[keys.len() - 1];
-            keys.resize(keys.len() + context_len - sequence.context_len, last);
-            let first_position = sequence.context_len - query_len;
-            for position in first_position..sequence.context_len {
-                hidden.extend((0..context_len).map(|key| key > position));
-            }
-        }
-        let all_in_order = rows.len() == layout.slots.len() && rows.is_sorted();
-        let shape = [members.len(), 1, query_len, context_len];
-        Self {
-            num_sequences: members.len(),
-            query_len,
-            context_len,
-            rows: (!all_in_order).then(|| indices(rows, device)),
-            keys: indices(keys, device),
-            hidden: Tensor::from_data(TensorData::new(hidden, shape), device), // [n, 1, q, c]
-        }
-    }
+/// Rotary position embedding: dimension `i` of each head is turned together with dimension `i + head_dim / 2`.
+///
+/// # Shapes
+///
+/// - `x`: `[tokens, heads, head_dim]`, returned rotated
+pub fn apply_rope(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
+    let half = x.dims()[2] / 2;
+    let first = x.clone().narrow(2, 0, half); // [tokens, heads, head_dim / 2]
+    let second = x.narrow(2, half, half); // [tokens, heads, head_dim / 2]
+    let (cos, sin) = (rotary.cos.clone(), rotary.sin.clone()); // [tokens, 1, head_dim / 2]
+    let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone(); // [tokens, heads, head_dim / 2]
+    let rotated_second = second * cos + first * sin; // [tokens, heads, head_dim / 2]
+    Tensor::cat(vec![rotated_first, rotated_second], 2) // [tokens, heads, head_dim]
 }
 
 /// Writes `new` to the cache rows of this step's tokens.
@@ -115,10 +34,10 @@ impl QueryGroup {
 /// # Shapes
 ///
 /// - `cache`: `[slots, kv_heads, head_dim]`, returned with `new` `[tokens, kv_heads, head_dim]` written
-pub fn kv_write(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch) -> Tensor<3> {
-    let plan = plan(batch, &cache);
+pub fn kv_write(cache: Tensor<3>, new: Tensor<3>, plan: &BatchPlan) -> Tensor<3> {
+    let slots = plan.gather(&cache.device()).slots.clone(); // [tokens]
     let new = new.cast(cache.dtype()); // [tokens, kv_heads, head_dim]
-    cache.select_assign(0, plan.slots.clone(), new, IndexingUpdateOp::Assign) // [slots, kv_heads, head_dim]
+    cache.select_assign(0, slots, new, IndexingUpdateOp::Assign) // [slots, kv_heads, head_dim]
 }
 
 /// Attention of packed queries over the sequences' rows of the cache.
@@ -127,27 +46,22 @@ pub fn kv_write(cache: Tensor<3>, new: Tensor<3>, batch: &AttentionBatch) -> Ten
 ///
 /// - `q`: `[tokens, heads, head_dim]`; `k`, `v`: `[slots, kv_heads, head_dim]`
 /// - returns `[tokens, heads, head_dim]`
-pub fn paged_attention(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    batch: &AttentionBatch,
-) -> Tensor<3> {
+pub fn paged_attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, plan: &BatchPlan) -> Tensor<3> {
     let ([_, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
-    let plan = plan(batch, &q);
-    let mut outputs = Vec::with_capacity(plan.groups.len());
-    for group in &plan.groups {
+    let gather = plan.gather(&q.device());
+    let mut outputs = Vec::with_capacity(gather.groups.len());
+    for group in &gather.groups {
         let (n, c) = (group.num_sequences, group.context_len);
         let queries = match &group.rows {
             Some(rows) => q.clone().select(0, rows.clone()),
             None => q.clone(),
         }; // [n * q, heads, head_dim]
         let queries = queries.reshape([n, group.query_len, heads, head_dim]); // [n, q, heads, head_dim]
-        let gather = |cache: &Tensor<3>| {
+        let rows_of = |cache: &Tensor<3>| {
             let rows = cache.clone().select(0, group.keys.clone()); // [n * c, kv_heads, head_dim]
             rows.cast(q.dtype()).reshape([n, c, kv_heads, head_dim]) // [n, c, kv_heads, head_dim]
         };
-        let output = attention(queries, gather(&k), gather(&v), group.hidden.clone()); // [n, q, heads, head_dim]
+        let output = attention(queries, rows_of(&k), rows_of(&v), group.hidden.clone()); // [n, q, heads, head_dim]
         outputs.push(output.reshape([n * group.query_len, heads, head_dim])); // [n * q, heads, head_dim]
     }
     let output = match outputs.len() {
@@ -155,59 +69,9 @@ pub fn paged_attention(
         1 => outputs.remove(0),
         _ => Tensor::cat(outputs, 0),
     }; // [tokens, heads, head_dim]
-    match &plan.order {
+    match &gather.order {
         Some(order) => output.select(0, order.clone()), // [tokens, heads, head_dim]
         None => output,
-    }
-}
-
-fn plan<'a>(batch: &'a AttentionBatch, tensor: &Tensor<3>) -> &'a GatherPlan {
-    batch.plan().get_or_init(|| {
-        let device = tensor.device().without_autodiff();
-        GatherPlan::new(batch.layout(), &device)
-    })
-}
-
-/// Index tensors of one [`CausalAttention`] on the device.
-#[derive(Debug)]
-pub struct DocumentPlan {
-    /// `None` if all documents have the same length, so that packed and batched agree.
-    padding: Option<Padding>,
-    /// True above the diagonal, `[1, 1, max_len, max_len]`.
-    hidden: Tensor<4, Bool>,
-}
-
-/// Packed rows to documents padded to the longest, and back.
-#[derive(Debug)]
-struct Padding {
-    /// Packed row of every padded row, `[documents * max_len]`.
-    pad: Tensor<1, Int>,
-    /// Padded row of every packed row, `[tokens]`.
-    unpad: Tensor<1, Int>,
-}
-
-impl DocumentPlan {
-    fn new(lengths: &[usize], device: &Device) -> Self {
-        let max_len = lengths.iter().copied().max().unwrap_or(0);
-        let ragged = lengths.iter().any(|&len| len != max_len);
-        let padding = ragged.then(|| {
-            let (mut pad, mut unpad, mut start) = (Vec::new(), Vec::new(), 0);
-            for (document, &len) in lengths.iter().enumerate() {
-                unpad.extend((0..len).map(|i| (document * max_len + i) as i32));
-                // Padding follows the document, so that the causal mask hides it from real rows.
-                pad.extend((0..max_len).map(|i| (start + i.min(len - 1)) as i32));
-                start += len;
-            }
-            Padding {
-                pad: indices(pad, device),
-                unpad: indices(unpad, device),
-            }
-        });
-        let hidden = Tensor::<2, Bool>::tril_mask([max_len, max_len], 0, device); // [max_len, max_len]
-        Self {
-            padding,
-            hidden: hidden.reshape([1, 1, max_len, max_len]), // [1, 1, max_len, max_len]
-        }
     }
 }
 
@@ -221,29 +85,26 @@ pub fn causal_attention(
     q: Tensor<3>,
     k: Tensor<3>,
     v: Tensor<3>,
-    documents: &CausalAttention,
+    plan: &DocumentPlan,
 ) -> Tensor<3> {
-    let lengths = documents.lengths();
+    let lengths = plan.lengths();
     let Some(&max_len) = lengths.iter().max() else {
         return q;
     };
-    let plan = documents.plan().get_or_init(|| {
-        let device = q.device().without_autodiff();
-        DocumentPlan::new(lengths, &device)
-    });
+    let padding = plan.padding(&q.device());
     let batched = |tensor: Tensor<3>| {
         let [_, heads, head_dim] = tensor.dims();
-        let tensor = match &plan.padding {
-            Some(padding) => tensor.select(0, padding.pad.clone()),
+        let tensor = match &padding.rows {
+            Some(rows) => tensor.select(0, rows.pad.clone()),
             None => tensor,
         }; // [documents * max_len, heads, head_dim]
         tensor.reshape([lengths.len(), max_len, heads, head_dim]) // [documents, max_len, heads, head_dim]
     };
     let [_, heads, head_dim] = q.dims();
-    let output = attention(batched(q), batched(k), batched(v), plan.hidden.clone()); // [documents, max_len, heads, head_dim]
+    let output = attention(batched(q), batched(k), batched(v), padding.hidden.clone()); // [documents, max_len, heads, head_dim]
     let output = output.reshape([lengths.len() * max_len, heads, head_dim]); // [documents * max_len, heads, head_dim]
-    match &plan.padding {
-        Some(padding) => output.select(0, padding.unpad.clone()), // [tokens, heads, head_dim]
+    match &padding.rows {
+        Some(rows) => output.select(0, rows.unpad.clone()), // [tokens, heads, head_dim]
         None => output,
     }
 }

@@ -50,14 +50,15 @@ fn causal_attention_matches_the_reference_per_document() {
             start += len;
         }
         let mut attention = CausalAttention::new(lengths);
-        let twin = naive::causal_attention(q.clone(), k.clone(), v.clone(), &attention);
+        let twin = naive::causal_attention(q.clone(), k.clone(), v.clone(), attention.plan());
         assert_close(
             &values(twin),
             &expected,
             1e-4,
             &format!("twin {dims:?} {lengths:?}"),
         );
-        let fast = attention.attend(0, q, k, v);
+        let rotary = unrotated(lengths.iter().sum(), head_dim, &device);
+        let fast = attention.attend(0, q, k, v, &rotary, DType::F32);
         assert_close(
             &values(fast),
             &expected,
@@ -79,13 +80,15 @@ fn gradients_match_burns_autodiff_over_the_twin() {
             let shapes = shapes(dims, lengths);
             let weights = rng.values(inputs[0].len());
             let attention = CausalAttention::new(lengths);
+            let rotary = unrotated(attention.num_tokens(), dims[2], &Device::flex());
             let gradients = |fast: bool| -> [Vec<f32>; 4] {
                 let [q, k, v]: [Tensor<3>; 3] =
                     std::array::from_fn(|i| tensor(&inputs[i], shapes[i], &device).require_grad());
                 let (a, b, c) = (q.clone(), k.clone(), v.clone());
+                let mut attention = attention.clone();
                 let out = match fast {
-                    true => attention.forward(a, b, c),
-                    false => naive::causal_attention(a, b, c, &attention),
+                    true => attention.attend(0, a, b, c, &rotary, DType::F32),
+                    false => naive::causal_attention(a, b, c, attention.plan()),
                 };
                 let loss = (out.clone() * tensor(&weights, shapes[0], &device)).sum();
                 let grads = loss.backward();
@@ -115,13 +118,15 @@ fn constant_keys_need_no_graph() {
     let shapes = shapes(dims, &lengths);
     let device = Device::flex();
     let attention = CausalAttention::new(&lengths);
+    let rotary = unrotated(attention.num_tokens(), dims[2], &device);
     let gradient = |fast: bool| {
         let [q, k, v]: [Tensor<3>; 3] =
             std::array::from_fn(|i| tensor(&inputs[i], shapes[i], &device));
         let q = q.autodiff().require_grad();
+        let mut attention = attention.clone();
         let out = match fast {
-            true => attention.forward(q.clone(), k, v),
-            false => naive::causal_attention(q.clone(), k, v, &attention),
+            true => attention.attend(0, q.clone(), k, v, &rotary, DType::F32),
+            false => naive::causal_attention(q.clone(), k, v, attention.plan()),
         };
         let grads = (out.clone() * out).sum().backward();
         values(q.grad(&grads).unwrap())

@@ -2,6 +2,7 @@
 //! twins, and gradients against burn's autodiff over the twin.
 
 mod causal;
+mod contract;
 mod paged;
 #[cfg(feature = "gpu")]
 mod steps;
@@ -11,7 +12,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::bf16;
 use kv_paging::kernels::naive;
 use kv_paging::{
-    AttentionBatch, CausalAttention, KvCache, KvShape, PagedAttention, PagedKvCache, SequenceChunk,
+    Attention, AttentionBatch, CausalAttention, KvShape, PagedAttention, PagedKvCache, Rotary,
+    SequenceChunk,
 };
 
 /// SplitMix64: seeded, and the same on every platform.
@@ -76,6 +78,30 @@ fn tensor(values: &[f32], dims: [usize; 3], device: &Device) -> Tensor<3> {
 fn values(tensor: Tensor<3>) -> Vec<f32> {
     let data = tensor.into_data().convert::<f32>();
     data.try_to_vec().expect("a readable f32 tensor")
+}
+
+/// Angles of zero: queries and keys stay as they are, to the bit.
+fn unrotated(tokens: usize, head_dim: usize, device: &Device) -> Rotary {
+    let angles = |value| {
+        let len = tokens * head_dim / 2;
+        tensor(&vec![value; len], [tokens, 1, head_dim / 2], device)
+    };
+    Rotary {
+        cos: angles(1.0),
+        sin: angles(0.0),
+    }
+}
+
+/// Turns the pairs of each head of a token by angles: `x [heads, head_dim]`, `angles [head_dim / 2]`.
+fn rotated(x: &[f32], angles: &[f32]) -> Vec<f32> {
+    let half = angles.len();
+    let turn = |head: &[f32]| {
+        let pair = |i: usize| (head[i], head[i + half], angles[i].sin_cos());
+        let first = (0..half).map(pair).map(|(a, b, (s, c))| a * c - b * s);
+        let second = (0..half).map(pair).map(|(a, b, (s, c))| b * c + a * s);
+        first.chain(second).collect::<Vec<f32>>()
+    };
+    x.chunks_exact(2 * half).flat_map(turn).collect()
 }
 
 /// `[heads, kv_heads, head_dim]`.
@@ -250,9 +276,11 @@ impl Case {
         let q = tensor(&q, [batch.num_tokens(), heads, head_dim], device);
         let k = self.packed(|s| &s.k, |s| before(s)..s.context, device);
         let v = self.packed(|s| &s.v, |s| before(s)..s.context, device);
-        let fast = PagedAttention::new(&mut cache, &batch).attend(1, q.clone(), k, v);
+        let rotary = unrotated(batch.num_tokens(), head_dim, device);
+        let mut attention = PagedAttention::new(&mut cache, &batch);
+        let fast = attention.attend(1, q.clone(), k, v, &rotary, DType::F32);
         let (k, v) = cache.layer(1);
-        let naive = naive::paged_attention(q, k, v, &batch);
+        let naive = naive::paged_attention(q, k, v, batch.plan());
         let expected: Vec<f32> = (self.sequences.iter())
             .flat_map(|s| reference(self.dims, &s.q, &s.k, &s.v))
             .collect();

@@ -92,7 +92,9 @@ fn a_chunked_prefill_equals_one_shot() {
             };
             let batch = AttentionBatch::new(&[chunk], block_size);
             let mut attention = PagedAttention::new(&mut cache, &batch);
-            let step = attention.attend(0, part(&q, heads), part(&k, kv_heads), part(&v, kv_heads));
+            let rotary = unrotated(end - start, head_dim, &device);
+            let [q, k, v] = [part(&q, heads), part(&k, kv_heads), part(&v, kv_heads)];
+            let step = attention.attend(0, q, k, v, &rotary, DType::F32);
             out.extend(values(step));
         }
         assert_close(&out, &expected, 1e-4, &format!("chunks of {chunk}"));
@@ -141,7 +143,9 @@ fn writes_happen_in_place() {
                 let (q, k) = (rng.values(4 * 32), rng.values(2 * 32));
                 let q = tensor(&q, [1, 4, 32], &device);
                 let k = tensor(&k, [1, 2, 32], &device);
-                PagedAttention::new(&mut cache, &batch).attend(layer, q, k.clone(), k);
+                let rotary = unrotated(1, 32, &device);
+                let mut attention = PagedAttention::new(&mut cache, &batch);
+                attention.attend(layer, q, k.clone(), k, &rotary, DType::F32);
             }
             assert_eq!(pointers(&cache), before, "{dtype:?}, step {context_len}");
         }

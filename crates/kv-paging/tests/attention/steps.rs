@@ -1,20 +1,8 @@
 //! Steps of one token per sequence on a GPU, which rotate, write and attend at once.
 
-use kv_paging::{CHOICE_WORDS, DecodeAttention, DecodeRow, DecodeStep, DecodeToken};
+use kv_paging::{CHOICE_WORDS, DecodeRow, DecodeStep, DecodeToken, RecordedAttention};
 
 use super::*;
-
-/// Turns the pairs of each head of a token by angles: `x [heads, head_dim]`, `angles [head_dim / 2]`.
-fn rotated(x: &[f32], angles: &[f32]) -> Vec<f32> {
-    let half = angles.len();
-    let turn = |head: &[f32]| {
-        let pair = |i: usize| (head[i], head[i + half], angles[i].sin_cos());
-        let first = (0..half).map(pair).map(|(a, b, (s, c))| a * c - b * s);
-        let second = (0..half).map(pair).map(|(a, b, (s, c))| b * c + a * s);
-        first.chain(second).collect::<Vec<f32>>()
-    };
-    x.chunks_exact(2 * half).flat_map(turn).collect()
-}
 
 #[test]
 fn steps_equal_attention_over_what_they_wrote() {
@@ -79,7 +67,7 @@ fn steps_equal_attention_over_what_they_wrote() {
         // One row more than there are sequences.
         let num_rows = contexts.len() + 1;
         let step = DecodeStep::new(num_rows, 200, block_size, &gpu);
-        let mut attention = DecodeAttention::new(step.clone(), &cache);
+        let mut attention = RecordedAttention::new(step.clone(), &cache);
         for i in 0..num_steps {
             let rows: Vec<DecodeRow<'_>> = contexts
                 .iter()
@@ -101,14 +89,10 @@ fn steps_equal_attention_over_what_they_wrote() {
                 tensor(&values, [num_rows, 1, head_dim / 2], &gpu)
             });
             let on_gpu = |values: &[f32], heads| tensor(values, [num_rows, heads, head_dim], &gpu);
-            let qkv = [
-                on_gpu(&q, heads),
-                on_gpu(&k, kv_heads),
-                on_gpu(&v, kv_heads),
-            ];
-            let out = attention
-                .rotate_and_attend(0, qkv.each_ref(), [&cos, &sin], DType::F32)
-                .expect("a kernel for steps");
+            let [q_gpu, k_gpu, v_gpu] = [(&q, heads), (&k, kv_heads), (&v, kv_heads)]
+                .map(|(values, heads)| on_gpu(values, heads));
+            let rotary = Rotary { cos, sin };
+            let out = attention.attend(0, q_gpu, k_gpu, v_gpu, &rotary, DType::F32);
             let out = values(out);
             for (s, [keys, values]) in past.iter_mut().enumerate() {
                 let angles = &angles[s * head_dim / 2..][..head_dim / 2];

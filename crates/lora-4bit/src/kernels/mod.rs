@@ -40,6 +40,8 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 use tracing::trace_span;
 
+#[cfg(feature = "gpu")]
+pub use cube::sum_of_cube;
 pub use elementwise::{Norm, rms_norm, swiglu};
 pub use fused::both;
 pub(crate) use fused::{input_dtype, linear, norm_linears, norm_swiglu, product};
@@ -48,33 +50,11 @@ pub(crate) use operand::{
     LayerOperand, Maybe, MaybeStack, STACK_PADDING, STACK_RANKS, StackOperand, WeightOperand,
 };
 
+pub use crate::compute_dtype::ComputeDtype;
+
 pub(crate) use cpu::simd::bytes::{
     ByteFactor, STEP as BYTE_STEP, SplitRow, W_ROWS as BYTE_ROWS, is_fast as bytes_are_fast,
 };
-
-/// The type in which the factors of a product are multiplied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ComputeDtype {
-    /// As they are. On a CPU each row has the same result whatever other rows are multiplied beside it.
-    #[default]
-    F32,
-    /// As fast as the CPU multiplies factors of 16 bits or more.
-    ///
-    /// NF4 weights: with AVX2, AVX-512-VNNI or AMX, their levels and the values they are multiplied with are rounded to integers of
-    /// up to 16 bits, with a scale for each block of 64. A result is off by some 1e-4 of its size, a tenth of what bf16 loses, and
-    /// stays the same whatever other rows are multiplied beside it.
-    ///
-    /// Weights in bf16: with AMX and five rows or more, a value is taken as the sum of three bf16, which it is (but near the
-    /// limits of f32), so that products are exact as those of [`ComputeDtype::F32`] and are added in f32, but in another order
-    /// than those of fewer rows.
-    ///
-    /// Otherwise as [`ComputeDtype::F32`].
-    Bits16,
-    /// Rounded to bf16 (or to the type of a weight in f16) where that is faster: on CPUs with AVX-512-BF16 or AMX when there are
-    /// many rows, of weights in bf16 with AMX from five rows on, on GPUs from three rows on (five with NF4). What `bnb_4bit_compute_dtype` and autocast do; sums stay f32. Elsewhere as
-    /// [`ComputeDtype::F32`].
-    Bf16,
-}
 
 /// Products with a frozen weight. The bodies given here are the naive ones; a backend with kernels overrides them.
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]

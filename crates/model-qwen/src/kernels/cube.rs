@@ -5,7 +5,7 @@
 
 mod choose;
 mod draw;
-mod head;
+mod int8_head;
 mod read;
 
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -20,10 +20,11 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
 pub(super) use choose::{NONE, top_logits_of};
-pub(super) use head::MAX_ROWS as MAX_BOUND_ROWS;
+pub(super) use int8_head::MAX_ROWS as MAX_INT8_ROWS;
 pub(super) use read::{PendingWords, queues};
 
 use super::DeviceModelOps;
+use super::choice::GpuChoiceOps;
 
 /// Units of a cube.
 const UNITS: usize = 256;
@@ -33,9 +34,9 @@ pub(super) fn supports<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && has_plane_operations(&x.device())
 }
 
-/// Whether the logits of a head `[vocab, hidden]` can be bounded by a copy in 8 bits.
-pub(super) fn can_bound(weight: &Tensor<2>) -> bool {
-    head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
+/// Whether lm_head `[vocab, hidden]` can be copied in int8.
+pub(super) fn can_copy_int8(weight: &Tensor<2>) -> bool {
+    int8_head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
 }
 
 fn has_plane_operations(device: &Device) -> bool {
@@ -49,41 +50,6 @@ fn has_plane_operations(device: &Device) -> bool {
 }
 
 impl DeviceModelOps for Cube {
-    fn device_rotate_both(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, k) = (into_contiguous(q), into_contiguous(k));
-        let (cos, sin) = (into_contiguous(cos), into_contiguous(sin));
-        let ([tokens, heads, head_dim], [_, kv_heads, _]) =
-            (q.meta.shape().dims(), k.meta.shape().dims());
-        let (q_out, k_out) = (empty(&q), empty(&k));
-        let pairs = tokens * (heads + kv_heads) * head_dim / 2;
-        if pairs > 0 {
-            // SAFETY: units stay below the number of pairs.
-            unsafe {
-                rotary::launch_unchecked(
-                    &q.client.clone(),
-                    cubes(pairs),
-                    CubeDim::new_1d(UNITS as u32),
-                    q.into_buffer_arg(),
-                    k.into_buffer_arg(),
-                    cos.into_buffer_arg(),
-                    sin.into_buffer_arg(),
-                    q_out.clone().into_buffer_arg(),
-                    k_out.clone().into_buffer_arg(),
-                    pairs,
-                    heads,
-                    kv_heads,
-                    head_dim / 2,
-                );
-            }
-        }
-        (q_out, k_out)
-    }
-
     fn device_begin(
         weight: FloatTensor<Self>,
         step: IntTensor<Self>,
@@ -124,26 +90,28 @@ impl DeviceModelOps for Cube {
         }
         (x, cos, sin)
     }
+}
 
-    fn device_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
+impl GpuChoiceOps for Cube {
+    fn gpu_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
         let rows = logits.meta.shape()[0];
         let chosen = empty_of(&logits, [rows], DType::I32);
-        Self::device_choose(logits, chosen)
+        Self::gpu_choose(logits, chosen)
     }
 
-    fn device_read_ids(ids: IntTensor<Self>) -> PendingWords {
+    fn gpu_read_ids(ids: IntTensor<Self>) -> PendingWords {
         PendingWords::new(into_contiguous(ids))
     }
 
-    fn device_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self> {
+    fn gpu_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self> {
         choose::argmax(logits, chosen)
     }
 
-    fn device_copy_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
-        head::copy(weight)
+    fn gpu_copy_lm_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        int8_head::copy(weight)
     }
 
-    fn device_choose_from(
+    fn gpu_choose_by_int8(
         x: FloatTensor<Self>,
         norm: FloatTensor<Self>,
         eps: f64,
@@ -152,15 +120,15 @@ impl DeviceModelOps for Cube {
         factors: FloatTensor<Self>,
         chosen: IntTensor<Self>,
     ) -> IntTensor<Self> {
-        head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
+        int8_head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
     }
 
-    fn device_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords {
+    fn gpu_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords {
         let top = choose::top_logits(logits, into_contiguous(scales), 0);
         PendingWords::new(top.words)
     }
 
-    fn device_draw(
+    fn gpu_draw(
         logits: FloatTensor<Self>,
         draws: IntTensor<Self>,
         at: usize,
@@ -206,7 +174,7 @@ fn begin<E: Float>(
 
 /// The first GPU that is compiled in.
 #[cfg(test)]
-pub(super) fn first_gpu() -> burn::tensor::Device {
+pub(crate) fn first_gpu() -> burn::tensor::Device {
     use burn::tensor::{Device, DeviceType};
     let types: &[DeviceType] = &[
         #[cfg(feature = "cuda")]
@@ -216,11 +184,6 @@ pub(super) fn first_gpu() -> burn::tensor::Device {
     ];
     let mut devices = types.iter().cloned().flat_map(Device::enumerate);
     devices.next().expect("a CUDA or WebGPU device")
-}
-
-/// A tensor of the same shape whose values are not set yet.
-fn empty(like: &CubeTensor) -> CubeTensor {
-    empty_of(like, like.meta.shape().clone(), DType::F32)
 }
 
 /// A tensor on the same device whose values are not set yet.
@@ -234,45 +197,4 @@ fn cubes(units: usize) -> CubeCount {
     let cubes = units.div_ceil(UNITS);
     let rows = cubes.div_ceil(65_535);
     CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
-}
-
-#[cube(launch_unchecked)]
-fn rotary(
-    q: &[f32],
-    k: &[f32],
-    cos: &[f32],
-    sin: &[f32],
-    q_out: &mut [f32],
-    k_out: &mut [f32],
-    pairs: usize,
-    heads: usize,
-    kv_heads: usize,
-    half: usize,
-) {
-    if ABSOLUTE_POS < pairs {
-        let (row, i) = (ABSOLUTE_POS / half, ABSOLUTE_POS % half);
-        let (token, head) = (row / (heads + kv_heads), row % (heads + kv_heads));
-        let (cos, sin) = (cos[token * half + i], sin[token * half + i]);
-        if head < heads {
-            rotate(
-                q,
-                q_out,
-                (token * heads + head) * 2 * half + i,
-                half,
-                cos,
-                sin,
-            );
-        } else {
-            let row = token * kv_heads + head - heads;
-            rotate(k, k_out, row * 2 * half + i, half, cos, sin);
-        }
-    }
-}
-
-/// Turns the pair of elements `at` and `at + half`.
-#[cube]
-fn rotate(x: &[f32], y: &mut [f32], at: usize, half: usize, cos: f32, sin: f32) {
-    let (first, second) = (x[at], x[at + half]);
-    y[at] = first * cos - second * sin;
-    y[at + half] = second * cos + first * sin;
 }

@@ -1,4 +1,4 @@
-//! A step that is recorded once and replayed: hundreds of launches become one.
+//! A step that is captured once as a CUDA graph and replayed: hundreds of launches become one.
 
 // For the replay.
 #![allow(unsafe_code)]
@@ -9,10 +9,10 @@ use burn::tensor::{Device, Graph, capture};
 
 type Closure<T> = Box<dyn FnMut() -> T + Send>;
 
-/// A recorded computation that owns everything it reads and writes.
+/// A captured computation that owns everything it reads and writes.
 ///
 /// Where the device has no graphs, a replay runs the closure again.
-pub struct CapturedStep<T> {
+pub(crate) struct CapturedStep<T> {
     graph: Graph<T, Closure<T>>,
 }
 
@@ -23,9 +23,9 @@ impl<T> fmt::Debug for CapturedStep<T> {
 }
 
 impl<T> CapturedStep<T> {
-    /// Runs `step` some times and records it. What it writes to memory that others see must not depend on how often it
+    /// Runs `step` some times and captures it. What it writes to memory that others see must not depend on how often it
     /// runs.
-    pub fn capture(device: &Device, step: impl FnMut() -> T + Send + 'static) -> Self {
+    pub(crate) fn capture(device: &Device, step: impl FnMut() -> T + Send + 'static) -> Self {
         Self {
             graph: capture(device, Box::new(step) as Closure<T>),
         }
@@ -34,7 +34,7 @@ impl<T> CapturedStep<T> {
     /// Runs the step on what its inputs hold now. The result is overwritten by the next replay.
     ///
     /// Call it on the thread that captured the step: the device orders the work of one thread.
-    pub fn replay(&mut self) -> &T {
+    pub(crate) fn replay(&mut self) -> &T {
         // SAFETY: the closure is `'static`, so that it owns every tensor it reads or writes, and the graph owns the
         // closure and the output. Inputs are written and outputs read on the same thread, thus in the order of its queue.
         unsafe { self.graph.replay() }

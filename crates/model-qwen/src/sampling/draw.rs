@@ -40,10 +40,19 @@ impl Draw {
     }
 }
 
+/// Tokens that the host draws after one that a device couldn't draw, since that step was in vain.
+const UNDRAWN: u64 = 64;
+
 impl Sampler {
-    /// How to draw the token that comes after `ahead` others that are not known yet, if that takes nothing but its logits: no
-    /// penalties, biases or log-probabilities. [`Sampler::observe`] the token then.
-    pub fn draw(&mut self, ahead: usize) -> Option<Draw> {
+    /// How a device draws the token that comes after `ahead` others that are not known yet. [`Sampler::observe`] the token then,
+    /// or call [`Sampler::undrawn`].
+    ///
+    /// `None` where the draw takes more than the logits: with `banned` tokens, penalties, biases or log-probabilities, and for
+    /// some tokens after one that a device couldn't draw.
+    pub fn draw(&mut self, ahead: usize, banned: &[u32]) -> Option<Draw> {
+        if !banned.is_empty() || self.num_output < self.draws_from {
+            return None;
+        }
         if self.is_argmax() {
             return Some(Draw::default());
         }
@@ -61,5 +70,29 @@ impl Sampler {
             min_p,
             uniform: self.uniform(ahead) as f32,
         })
+    }
+
+    /// Takes note that a device couldn't draw the token of [`Sampler::draw`]: the host draws this one and the next ones.
+    pub fn undrawn(&mut self) {
+        self.draws_from = self.num_output + UNDRAWN;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::sampling::SamplingParams;
+
+    #[test]
+    fn the_host_draws_for_a_while_after_a_device_could_not() {
+        let mut sampler = Sampler::new(&SamplingParams::default(), &[], 10);
+        assert!(sampler.draw(0, &[]).is_some() && sampler.draw(0, &[3]).is_none());
+        sampler.undrawn();
+        for _ in 0..UNDRAWN {
+            assert_eq!(sampler.draw(0, &[]), None);
+            sampler.observe(1);
+        }
+        assert!(sampler.draw(0, &[]).is_some());
     }
 }

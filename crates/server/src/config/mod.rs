@@ -3,6 +3,7 @@
 //! The file's entries are turned into flags and parsed by the same rules, so that both know the same settings with the same
 //! checks. A flag wins over the file, the file wins over the environment.
 
+mod check;
 mod command_line;
 mod file;
 pub mod units;
@@ -13,11 +14,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::FromArgMatches;
+use lora_4bit::ComputeDtype;
+use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 use command_line::{dashed, parse};
 
-use crate::args::{Args, ComputeDtype, Dtype, KvCacheDtype, Quantization};
+use crate::args::Args;
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]
@@ -38,7 +41,7 @@ pub struct Config {
     /// Type of the weights.
     pub dtype: Dtype,
     /// Quantization on load.
-    pub quantization: Option<Quantization>,
+    pub quantization: Quantization,
     /// What memory may be used.
     pub memory: MemoryConfig,
     /// Longest prompt plus output.
@@ -53,10 +56,10 @@ pub struct Config {
     pub enable_prefix_caching: bool,
     /// Type in which weights are multiplied.
     pub compute_dtype: ComputeDtype,
-    /// Whether no step is recorded as a graph.
+    /// Whether no step is captured as a CUDA graph.
     pub enforce_eager: bool,
     /// Type of the KV cache.
-    pub kv_cache_dtype: KvCacheDtype,
+    pub kv_cache_dtype: Dtype,
     /// Adapter limits and the adapters to load at start; `None` without `--enable-lora`.
     pub lora: Option<LoraOptions>,
     /// A Jinja template's source that replaces the model's.
@@ -203,59 +206,18 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Flag`].
     pub fn from_args(args: Args) -> Result<Self, ConfigError> {
-        let flag = |flag, message: String| Err(ConfigError::Flag { flag, message });
-        for (name, value) in [
-            ("--max-num-seqs", args.max_num_seqs),
-            (
-                "--max-num-batched-tokens",
-                args.max_num_batched_tokens.unwrap_or(1),
-            ),
-            ("--block-size", args.block_size),
-            ("--max-loras", args.max_loras),
-            ("--max-lora-rank", args.max_lora_rank),
-            ("--max-num-queued-reqs", args.max_num_queued_reqs),
-        ] {
-            if value == 0 {
-                return flag(name, "expected at least 1, found 0".to_owned());
-            }
-        }
-        if args.api_key.iter().any(String::is_empty) {
-            return flag("--api-key (or VLLM_API_KEY)", "the key is empty".to_owned());
-        }
-        if args.served_model_name.iter().any(String::is_empty) {
-            return flag("--served-model-name", "the name is empty".to_owned());
-        }
         if !args.lora_modules.is_empty() && !args.enable_lora {
-            return flag("--lora-modules", "needs --enable-lora".to_owned());
-        }
-        if args.lora_modules.len() > args.max_loras {
-            return flag(
-                "--lora-modules",
-                format!(
-                    "{} adapters given, but --max-loras is {}",
-                    args.lora_modules.len(),
-                    args.max_loras
-                ),
-            );
-        }
-        for (i, module) in args.lora_modules.iter().enumerate() {
-            let taken = args.lora_modules[..i]
-                .iter()
-                .any(|other| other.name == module.name)
-                || args.served_model_name.contains(&module.name);
-            if taken {
-                return flag(
-                    "--lora-modules",
-                    format!("the name `{}` is given twice", module.name),
-                );
-            }
+            return Err(ConfigError::Flag {
+                flag: "--lora-modules",
+                message: "needs --enable-lora".to_owned(),
+            });
         }
         let lora = args.enable_lora.then_some(LoraOptions {
             max_loras: args.max_loras,
             max_lora_rank: args.max_lora_rank,
             modules: args.lora_modules,
         });
-        Ok(Self {
+        let config = Self {
             model: args.model.or(args.model_positional),
             served_model_names: args.served_model_name,
             listen: match args.uds {
@@ -268,7 +230,7 @@ impl Config {
             api_keys: args.api_key.into_iter().map(ApiKey).collect(),
             device: args.device,
             dtype: args.dtype,
-            quantization: args.quantization,
+            quantization: args.quantization.unwrap_or_default(),
             memory: MemoryConfig {
                 gpu_memory_utilization: args.gpu_memory_utilization,
                 device_memory: args.device_memory,
@@ -288,7 +250,53 @@ impl Config {
             max_num_queued_reqs: args.max_num_queued_reqs,
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             seed: args.seed,
-        })
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl Default for Config {
+    /// The bundled model, with the settings of a command line without flags.
+    fn default() -> Self {
+        Self {
+            model: None,
+            served_model_names: Vec::new(),
+            listen: Listen::Tcp {
+                host: "127.0.0.1".to_owned(),
+                port: 8000,
+            },
+            api_keys: Vec::new(),
+            device: "auto".to_owned(),
+            owns_device: false,
+            dtype: Dtype::Auto,
+            quantization: Quantization::None,
+            memory: MemoryConfig::default(),
+            max_model_len: MaxModelLen::Auto,
+            max_num_seqs: 256,
+            max_num_batched_tokens: None,
+            block_size: 16,
+            enable_prefix_caching: true,
+            compute_dtype: ComputeDtype::Auto,
+            enforce_eager: false,
+            kv_cache_dtype: Dtype::Auto,
+            lora: None,
+            chat_template: None,
+            max_num_queued_reqs: 1024,
+            shutdown_timeout: Duration::from_secs(30),
+            seed: None,
+        }
+    }
+}
+
+impl Default for LoraOptions {
+    /// Eight adapters of any rank up to 256, none of them loaded at start.
+    fn default() -> Self {
+        Self {
+            max_loras: 8,
+            max_lora_rank: 256,
+            modules: Vec::new(),
+        }
     }
 }
 

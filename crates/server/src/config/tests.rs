@@ -16,6 +16,37 @@ fn with_file(toml: &str, args: &[&str]) -> Result<Config, ConfigError> {
 }
 
 #[test]
+fn the_default_is_a_command_line_without_flags() {
+    let without_flags = format!("{:?}", config(&[]).unwrap());
+    assert_eq!(without_flags, format!("{:?}", Config::default()));
+    let lora = config(&["--enable-lora"]).unwrap().lora;
+    assert_eq!(lora, Some(LoraOptions::default()));
+}
+
+#[test]
+fn settings_that_no_flag_can_have_are_refused_too() {
+    for (config, flag) in [
+        (
+            Config {
+                max_model_len: MaxModelLen::Tokens(0),
+                ..Config::default()
+            },
+            "--max-model-len",
+        ),
+        (
+            Config {
+                kv_cache_dtype: Dtype::F16,
+                ..Config::default()
+            },
+            "--kv-cache-dtype",
+        ),
+    ] {
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.starts_with(flag), "{error}");
+    }
+}
+
+#[test]
 fn defaults_are_vllms() {
     let config = config(&[]).unwrap();
     assert_eq!(
@@ -87,7 +118,7 @@ fn spellings_and_repetitions() {
     assert!(!config.enable_prefix_caching);
     assert_eq!(
         (config.api_keys.len(), config.dtype, config.model.as_deref()),
-        (2, Dtype::Float16, Some("m"))
+        (2, Dtype::F16, Some("m"))
     );
     assert!(config.api_keys[1].matches("k2") && !config.api_keys[1].matches("k"));
     assert!(!config.api_keys[1].matches("k2k2") && !config.api_keys[1].matches(""));

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use kv_paging::SequenceId;
 use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
 use model_qwen::QwenModel;
 
 use super::error::AdapterError;
 use super::recovery::catch;
+use super::request::{EngineOutput, FinishReason};
 use super::stats::AdapterInfo;
+use super::worker::Worker;
 use crate::config::LoraOptions;
 
 /// The adapter slots of the engine's model.
@@ -137,7 +140,49 @@ impl AdapterSlots {
     }
 }
 
+impl Worker {
+    /// Puts an adapter on the model.
+    ///
+    /// # Errors
+    /// [`AdapterError`], with nothing changed.
+    pub(super) fn load_adapter(&mut self, name: &str, path: &Path) -> Result<(), AdapterError> {
+        self.adapters.load(&mut self.model, name, path)?;
+        self.forget_graphs();
+        self.receiver.set_adapters(self.adapters.infos());
+        Ok(())
+    }
+
+    /// Takes an adapter off the model, and ends the sequences that use it.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`].
+    pub(super) fn unload_adapter(&mut self, name: &str) -> Result<(), AdapterError> {
+        let slot = self.adapters.unload(&mut self.model, name)?;
+        self.forget_graphs();
+        self.receiver.set_adapters(self.adapters.infos());
+        let users = self
+            .sequences
+            .iter()
+            .filter(|(_, sequence)| sequence.slot == Some(slot));
+        let users: Vec<SequenceId> = users.map(|(id, _)| *id).collect();
+        for id in users {
+            self.scheduler.abort(id);
+            if let Some(sequence) = self.sequences.remove(&id) {
+                sequence.sink.send(EngineOutput::Finished {
+                    reason: FinishReason::Abort,
+                });
+            }
+        }
+        // Another adapter may come under the same name.
+        self.scheduler.forget_adapter(name);
+        Ok(())
+    }
+}
+
 /// Puts the adapters of each layer together on a GPU; what the device said if that failed.
 fn stack(model: &mut QwenModel) -> Result<(), String> {
-    catch(|| model.stack_adapters())
+    catch(|| {
+        model.stack_adapters();
+        Ok(())
+    })
 }

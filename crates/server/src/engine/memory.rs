@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
 use lora_4bit::{ComputeDtype, Linear, Weight};
-use model_qwen::{DeviceMemory, QwenConfig, QwenModel, device_memory};
+use model_qwen::{DeviceMemory, MAX_LOGIT_ROWS, QwenConfig, QwenModel, device_memory};
 use sysinfo::System;
 
 use crate::config::{Config, MaxModelLen};
@@ -13,7 +13,7 @@ use crate::config::{Config, MaxModelLen};
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * KIB;
 const GIB: f64 = 1024.0 * MIB;
-/// Context, compiled kernels, recorded steps and pools of a CUDA process. Besides weights, cache and activations, `nvidia-smi`
+/// Context, compiled kernels, CUDA graphs and pools of a CUDA process. Besides weights, cache and activations, `nvidia-smi`
 /// showed 0.87 GiB on an H200 while 8 sequences of 4,000 tokens ran (docs/benchmarks/2026-11-23-cuda.md).
 const GPU_CONTEXT: u64 = 960 << 20;
 /// `--gpu-memory-utilization` of a GPU, as in vLLM.
@@ -80,8 +80,8 @@ pub(super) struct MemoryPlan {
     pub(super) max_model_len: usize,
     /// Most tokens in one step.
     pub(super) max_num_batched_tokens: usize,
-    /// Whether to call [`QwenModel::bound_head`], for which there is room.
-    pub(super) bounds_head: bool,
+    /// Whether to call [`QwenModel::copy_lm_head_int8`], for which there is room.
+    pub(super) copies_lm_head: bool,
     /// The report for the start.
     pub(super) table: String,
 }
@@ -192,7 +192,7 @@ pub(super) fn plan(
         }
     };
     let copy = match device.is_gpu {
-        true => model.head_bounds_bytes() as u64,
+        true => model.int8_lm_head_bytes() as u64,
         false => 0,
     };
     let longest = match config.max_model_len {
@@ -201,8 +201,8 @@ pub(super) fn plan(
     };
     let longest = longest.div_ceil(config.block_size) as u64 * bytes_per_block;
     let useful = longest.saturating_mul(config.max_num_seqs as u64);
-    let bounds_head = copy > 0 && room.holds(copy, available, longest, useful);
-    let (copy, available) = match (bounds_head, room) {
+    let copies_lm_head = copy > 0 && room.holds(copy, available, longest, useful);
+    let (copy, available) = match (copies_lm_head, room) {
         (false, _) => (0, available),
         (true, Room::Beside(_)) => (copy, available),
         (true, Room::ToShare) => (copy, available - copy),
@@ -246,19 +246,19 @@ pub(super) fn plan(
         ("KV cache", kv.num_blocks as u64 * bytes_per_block),
     ];
     if device.is_gpu {
-        rows.push(("copy of the head, 8 bits", copy));
+        rows.push(("int8 copy of lm_head", copy));
         rows.push(("driver, at most", device.context));
     }
     Ok(MemoryPlan {
         kv,
         max_model_len,
         max_num_batched_tokens,
-        bounds_head,
+        copies_lm_head,
         table: table(&rows, &kv, max_model_len),
     })
 }
 
-/// Where a copy of the head that makes steps faster can be.
+/// Where an int8 copy of lm_head, which makes steps faster, can be.
 #[derive(Clone, Copy, Debug)]
 enum Room {
     /// The KV cache gets what the copy leaves.
@@ -347,7 +347,7 @@ fn activation_bytes(config: &Config, max_num_batched_tokens: usize, model: &Qwen
     let mlp = 3 * model.intermediate_size;
     let attention = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim;
     let step = max_num_batched_tokens * (residual + mlp.max(attention));
-    let logits = super::sample::MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
+    let logits = MAX_LOGIT_ROWS.min(config.max_num_seqs) * 2 * model.vocab_size;
     4 * (step + logits) as u64
 }
 
@@ -372,7 +372,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_of_the_head_leaves_most_of_the_cache() {
+    fn a_copy_of_lm_head_leaves_most_of_the_cache() {
         let share = |copy, longest, useful| Room::ToShare.holds(copy, 80, longest, useful);
         assert!(share(10, 70, 1000) && share(10, 81, 1000));
         assert!(!share(11, 1, 1000), "more than an eighth");

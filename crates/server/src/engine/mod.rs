@@ -2,21 +2,23 @@
 
 mod active;
 mod adapters;
-#[cfg(feature = "gpu")]
-mod ahead;
-#[cfg(feature = "gpu")]
-mod decode;
+mod builder;
+mod commands;
 pub mod error;
 pub mod handle;
+mod launch;
 mod memory;
+mod overlap;
+mod publish;
 pub mod receiver;
 mod recovery;
 pub mod request;
-mod sample;
 mod start;
 pub mod stats;
+mod submit;
 mod worker;
 
+pub use builder::EngineBuilder;
 pub use error::{AdapterError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
 pub use memory::MemoryError;

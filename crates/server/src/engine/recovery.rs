@@ -16,10 +16,14 @@ pub(super) const MAX_FAILURES: usize = 3;
 const MAX_CAUSES: usize = 12;
 const MAX_MESSAGE: usize = 800;
 
-/// The result of `step`, or what the device said: Burn's operations panic where a kernel or an allocation has failed.
-pub(super) fn catch<T>(step: impl FnOnce() -> T) -> Result<T, String> {
+/// The result of `step`, or what the device said: Burn's operations panic where a kernel or an allocation has failed, and reads
+/// of this project's own have an error.
+pub(super) fn catch<T>(step: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // What a step leaves half done is replaced in `Worker::recover`.
-    catch_unwind(AssertUnwindSafe(step)).map_err(|panic| message(panic.as_ref()))
+    match catch_unwind(AssertUnwindSafe(step)) {
+        Ok(result) => result.map_err(|report| causes(&report)),
+        Err(panic) => Err(message(panic.as_ref())),
+    }
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
@@ -44,18 +48,6 @@ fn causes(report: &str) -> String {
 }
 
 impl Worker {
-    /// Forgets what kernels keep on the device between launches.
-    fn forget_device_state(&mut self) {
-        #[cfg(feature = "gpu")]
-        {
-            if let Some(graphs) = &mut self.decode_graphs {
-                graphs.reset();
-            }
-            lora_4bit::kernels::forget_device_state();
-            kv_paging::kernels::forget_device_state();
-        }
-    }
-
     /// Ends the sequences that were running, and begins anew with an empty cache: what the step should have written to the
     /// old one is missing.
     pub(super) fn recover(&mut self, reason: &str) {
@@ -78,7 +70,7 @@ impl Worker {
         self.scheduler.reset_prefix_cache();
         let replaced = catch(|| {
             self.forget_graphs();
-            self.forget_device_state();
+            self.runner.reset();
             let shape = *self.cache.shape();
             let smallest = KvShape {
                 num_blocks: 1,
@@ -97,6 +89,7 @@ impl Worker {
                     let _ = first.iter::<f32>().next();
                 }
             }
+            Ok(())
         });
         if let Err(reason) = replaced {
             tracing::error!(reason, "the device has no room for a new KV cache");
@@ -230,48 +223,51 @@ mod tests {
         assert!(handle.submit(request(vec![1])).is_err());
     }
 
-    /// A GPU, or Mesa's lavapipe.
     #[cfg(feature = "gpu")]
-    fn gpu() -> Device {
-        use burn::tensor::DeviceType;
-        let types: &[DeviceType] = &[
-            #[cfg(feature = "cuda")]
-            DeviceType::Cuda,
-            #[cfg(feature = "wgpu")]
-            DeviceType::Wgpu,
-        ];
-        let mut gpus = types.iter().cloned().flat_map(Device::enumerate);
-        gpus.next().expect("a GPU")
-    }
+    mod on_a_gpu {
+        use super::*;
 
-    /// The device has no room for what a step needs, and then it has again.
-    #[cfg(feature = "gpu")]
-    #[test]
-    fn steps_succeed_again_when_there_is_room() {
-        let (handle, mut worker) = worker(gpu());
-        let ask = |worker: &mut Worker, prompt: std::ops::Range<u32>| {
-            let mut request = request(prompt.collect());
-            request.max_tokens = 5;
-            let stream = handle.submit(request).unwrap();
-            worker.receive();
-            while worker.scheduler.has_work() {
-                worker.step();
-            }
-            end(stream)
-        };
-        assert_eq!(ask(&mut worker, 0..50), FinishReason::Length);
-        let known = worker.model.embed_tokens.clone();
-        let [vocab, hidden] = known.dims();
-        worker.model.embed_tokens =
-            burn::tensor::Tensor::zeros([vocab << 20, hidden], (&worker.device, known.dtype()));
-        let failed = ask(&mut worker, 0..40);
-        assert!(
-            matches!(failed, FinishReason::DeviceFailed(_)),
-            "{failed:?}"
-        );
-        worker.model.embed_tokens = known;
-        for _ in 0..2 {
+        /// A GPU, or Mesa's lavapipe.
+        fn gpu() -> Device {
+            use burn::tensor::DeviceType;
+            let types: &[DeviceType] = &[
+                #[cfg(feature = "cuda")]
+                DeviceType::Cuda,
+                #[cfg(feature = "wgpu")]
+                DeviceType::Wgpu,
+            ];
+            let mut gpus = types.iter().cloned().flat_map(Device::enumerate);
+            gpus.next().expect("a GPU")
+        }
+
+        /// The device has no room for what a step needs, and then it has again.
+        #[test]
+        fn steps_succeed_again_when_there_is_room() {
+            let (handle, mut worker) = worker(gpu());
+            let ask = |worker: &mut Worker, prompt: std::ops::Range<u32>| {
+                let mut request = request(prompt.collect());
+                request.max_tokens = 5;
+                let stream = handle.submit(request).unwrap();
+                worker.receive();
+                while worker.scheduler.has_work() {
+                    worker.step();
+                }
+                end(stream)
+            };
             assert_eq!(ask(&mut worker, 0..50), FinishReason::Length);
+            let known = worker.model.embed_tokens.clone();
+            let [vocab, hidden] = known.dims();
+            worker.model.embed_tokens =
+                burn::tensor::Tensor::zeros([vocab << 20, hidden], (&worker.device, known.dtype()));
+            let failed = ask(&mut worker, 0..40);
+            assert!(
+                matches!(failed, FinishReason::DeviceFailed(_)),
+                "{failed:?}"
+            );
+            worker.model.embed_tokens = known;
+            for _ in 0..2 {
+                assert_eq!(ask(&mut worker, 0..50), FinishReason::Length);
+            }
         }
     }
 }

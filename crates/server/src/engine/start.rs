@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
 use model_qwen::{
-    ChatTemplate, DeviceError, DtypeChoice, GenerationConfig, GenerationConfigError, LoadError,
-    LoadOptions, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,
-    bundled_model_dir, is_gpu, parse_device, resolve_model,
+    ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
+    QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError, bundled_model_dir, is_gpu,
+    parse_device, resolve_model,
 };
 
 use super::adapters::AdapterSlots;
@@ -16,14 +16,15 @@ use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::stats::EngineLimits;
 use super::worker::Worker;
-use crate::args::{ComputeDtype, Dtype, KvCacheDtype};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::state::ModelInfo;
 
 /// Why the engine does not start.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub enum StartError {
+    /// A setting.
+    Config(#[from] ConfigError),
     /// There is no bundled model here.
     #[error(
         "no --model given and no bundled model found (looked for data/model below the current folder and the \
@@ -63,54 +64,49 @@ impl Engine {
     /// # Errors
     /// [`StartError`]: whatever is missing, broken, or does not fit.
     pub fn start(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
-        let device = parse_device(&config.device)?;
+        config.check()?;
+        Self::start_on(config, parse_device(&config.device)?)
+    }
+
+    /// [`Self::start`] on a device that is known already.
+    pub(super) fn start_on(
+        config: &Config,
+        device: Device,
+    ) -> Result<(EngineHandle, ModelInfo), StartError> {
         let (dir, model_id) = model_dir(config)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let chat_template = ChatTemplate::from_dir(&dir)?;
         let generation_config = GenerationConfig::from_dir(&dir)?;
 
         let options = LoadOptions {
-            dtype: match config.dtype {
-                Dtype::Auto => DtypeChoice::Auto,
-                Dtype::Float32 => DtypeChoice::F32,
-                Dtype::Bfloat16 => DtypeChoice::Bf16,
-                Dtype::Float16 => DtypeChoice::F16,
-            },
-            quantization: match config.quantization {
-                None => model_qwen::Quantization::None,
-                Some(crate::args::Quantization::Nf4) => {
-                    model_qwen::Quantization::Nf4 { double_quant: true }
-                }
-            },
+            dtype: config.dtype,
+            quantization: config.quantization,
+            double_quant: true,
             // On a GPU only if the KV cache has room enough besides.
-            bound_head: !is_gpu(&device),
+            int8_lm_head: !is_gpu(&device),
         };
         let start = std::time::Instant::now();
         let mut model = QwenModel::load(&dir, &options, &device)?;
         tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
 
-        model.set_compute_dtype(match config.compute_dtype {
-            ComputeDtype::Auto if is_gpu(&device) => lora_4bit::ComputeDtype::Bf16,
-            ComputeDtype::Auto => lora_4bit::ComputeDtype::Bits16,
-            ComputeDtype::Float32 => lora_4bit::ComputeDtype::F32,
-            ComputeDtype::Bfloat16 => lora_4bit::ComputeDtype::Bf16,
-        });
-        let kv_dtype = match config.kv_cache_dtype {
-            KvCacheDtype::Auto if is_gpu(&device) && device.supports_dtype(DType::BF16) => {
+        model.set_compute_dtype(config.compute_dtype);
+        let kv_dtype = config.kv_cache_dtype.resolve(
+            if is_gpu(&device) {
                 DType::BF16
-            }
-            KvCacheDtype::Auto | KvCacheDtype::Float32 => DType::F32,
-            KvCacheDtype::Bfloat16 => DType::BF16,
-        };
+            } else {
+                DType::F32
+            },
+            &device,
+        );
         let mut adapters = AdapterSlots::new(config.lora.as_ref());
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
             adapters.load(&mut model, &module.name, &module.path)?;
         }
         // What building the tokenizer and loading the weights have freed.
-        model_qwen::kernels::return_freed_memory();
+        model_qwen::sys::return_freed_memory();
         let plan = memory::plan(config, &device, &model, kv_dtype)?;
-        if plan.bounds_head {
-            model.bound_head();
+        if plan.copies_lm_head {
+            model.copy_lm_head_int8();
         }
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: config.max_num_seqs,

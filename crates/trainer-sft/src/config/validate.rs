@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_4bit::ComputeDtype;
+use model_qwen::Quantization;
 use thiserror::Error;
 
-use super::{
-    ComputeDtype, Config, DataConfig, Dtype, GradientCheckpointing, LoraOptions, LrSchedule,
-    ModelConfig, OptimizerConfig, Quantization, RunConfig, Thinking, TrainOn,
-};
+use super::{Config, DataConfig, LoraOptions, ModelConfig, OptimizerConfig, RunConfig};
 use crate::args::Args;
 
 /// The value of `--target-modules` that means every linear layer but the output head.
@@ -40,6 +39,9 @@ pub enum ConfigError {
         "--data is missing: give a JSONL file to learn from, for example `--data data/train.jsonl`"
     )]
     NoData,
+    /// Nothing to evaluate on.
+    #[error("--eval-steps needs --eval-data")]
+    NoEvalData,
     /// Two settings exclude each other.
     #[error("{0}")]
     Conflict(String),
@@ -63,7 +65,7 @@ impl Config {
         if args.data.is_empty() {
             return Err(ConfigError::NoData);
         }
-        let init = args.init_config.is_some();
+        let default = ModelConfig::default();
         let model = ModelConfig {
             model: args.model,
             init_config: args.init_config,
@@ -71,75 +73,136 @@ impl Config {
             quantization: args.quantization.unwrap_or(if full {
                 Quantization::None
             } else {
-                Quantization::Nf4
+                default.quantization
             }),
-            double_quant: args.double_quant.unwrap_or(true),
-            dtype: args.dtype.unwrap_or(Dtype::Auto),
-            compute_dtype: args.compute_dtype.unwrap_or(ComputeDtype::Bf16),
-            device: args.device.unwrap_or_else(|| "auto".into()),
+            double_quant: args.double_quant.unwrap_or(default.double_quant),
+            dtype: args.dtype.unwrap_or(default.dtype),
+            compute_dtype: args.compute_dtype.unwrap_or(default.compute_dtype),
+            device: args.device.unwrap_or(default.device),
         };
+        let default = DataConfig::default();
         let data = DataConfig {
             train: args.data,
             eval: args.eval_data,
-            max_length: at_least("max-length", args.max_length.unwrap_or(1024), 2)?,
-            packing: args.packing.unwrap_or(false),
-            train_on: args.train_on.unwrap_or(TrainOn::Assistant),
-            thinking: args.thinking.unwrap_or(Thinking::Keep),
+            max_length: args.max_length.unwrap_or(default.max_length),
+            packing: args.packing.unwrap_or(default.packing),
+            train_on: args.train_on.unwrap_or(default.train_on),
+            thinking: args.thinking.unwrap_or(default.thinking),
         };
+        let default = LoraOptions::default();
         let lora = LoraOptions {
-            r: at_least("lora-r", args.lora_r.unwrap_or(16), 1)?,
-            alpha: positive("lora-alpha", args.lora_alpha.unwrap_or(32.0))?,
-            dropout: in_range("lora-dropout", args.lora_dropout.unwrap_or(0.0), 0.0, 0.99)?,
-            target_modules: target_modules(args.target_modules)?,
-            use_rslora: args.use_rslora.unwrap_or(false),
+            r: args.lora_r.unwrap_or(default.r),
+            alpha: args.lora_alpha.unwrap_or(default.alpha),
+            dropout: args.lora_dropout.unwrap_or(default.dropout),
+            target_modules: if args.target_modules.is_empty() {
+                default.target_modules
+            } else {
+                args.target_modules
+            },
+            use_rslora: args.use_rslora.unwrap_or(default.use_rslora),
         };
-        // The narrower the model, the larger the steps it takes: 2e-4 suits half a billion parameters and more, and
+        let default = OptimizerConfig::default();
+        // The narrower the model, the larger the steps it takes: the default suits half a billion parameters and more, and
         // leaves the bundled model where it was.
         let bundled = model.model.is_none() && !full;
-        let learning_rate = if bundled { 2e-3 } else { 2e-4 };
+        let learning_rate = if bundled { 2e-3 } else { default.learning_rate };
         let optimizer = OptimizerConfig {
-            learning_rate: positive("learning-rate", args.learning_rate.unwrap_or(learning_rate))?,
-            lr_schedule: args.lr_schedule.unwrap_or(LrSchedule::Cosine),
-            warmup_ratio: in_range("warmup-ratio", args.warmup_ratio.unwrap_or(0.03), 0.0, 1.0)?,
+            learning_rate: args.learning_rate.unwrap_or(learning_rate),
+            lr_schedule: args.lr_schedule.unwrap_or(default.lr_schedule),
+            warmup_ratio: args.warmup_ratio.unwrap_or(default.warmup_ratio),
             warmup_steps: args.warmup_steps,
-            weight_decay: in_range("weight-decay", args.weight_decay.unwrap_or(0.0), 0.0, 10.0)?,
-            max_grad_norm: in_range("max-grad-norm", args.max_grad_norm.unwrap_or(1.0), 0.0, 1e9)?,
+            weight_decay: args.weight_decay.unwrap_or(default.weight_decay),
+            max_grad_norm: args.max_grad_norm.unwrap_or(default.max_grad_norm),
             gradient_checkpointing: args
                 .gradient_checkpointing
-                .unwrap_or(GradientCheckpointing::Auto),
+                .unwrap_or(default.gradient_checkpointing),
         };
         let stem = data.train[0]
             .file_stem()
             .map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
+        let default = RunConfig::default();
         let run = RunConfig {
             output: match args.output {
                 Some(path) => path,
                 None => free_folder(Path::new(if full { "models" } else { "adapters" }), &stem),
             },
             full,
-            epochs: positive("epochs", args.epochs.unwrap_or(DEFAULT_EPOCHS))?,
-            max_steps: optional_at_least("max-steps", args.max_steps)?,
-            batch_size: at_least("batch-size", args.batch_size.unwrap_or(4), 1)?,
-            gradient_accumulation: at_least(
-                "gradient-accumulation",
-                args.gradient_accumulation.unwrap_or(1),
-                1,
-            )?,
-            seed: args.seed.unwrap_or(42),
-            save_steps: optional_at_least("save-steps", args.save_steps)?,
-            log_steps: at_least("log-steps", args.log_steps.unwrap_or(1), 1)?,
-            eval_steps: optional_at_least("eval-steps", args.eval_steps)?,
+            epochs: args.epochs.unwrap_or(default.epochs),
+            max_steps: args.max_steps,
+            batch_size: args.batch_size.unwrap_or(default.batch_size),
+            gradient_accumulation: args
+                .gradient_accumulation
+                .unwrap_or(default.gradient_accumulation),
+            seed: args.seed.unwrap_or(default.seed),
+            save_steps: args.save_steps,
+            log_steps: args.log_steps.unwrap_or(default.log_steps),
+            eval_steps: args.eval_steps,
             resume: args.resume,
-            preview: optional_at_least("preview", args.preview)?,
+            preview: args.preview,
         };
-        check_conflicts(&model, &data, &run, init)?;
-        Ok(Self {
+        let config = Self {
             model,
             data,
             lora,
             optimizer,
             run,
-        })
+        };
+        config.check()?;
+        if config.run.eval_steps.is_some() && config.data.eval.is_empty() {
+            return Err(ConfigError::NoEvalData);
+        }
+        Ok(config)
+    }
+
+    /// Checks every setting's range, and that no two exclude each other. Messages name the settings as the command line does:
+    /// `--lora-r` is [`LoraOptions::r`].
+    ///
+    /// # Errors
+    /// The first setting that is out of range or excluded by another one.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let Self {
+            model,
+            data,
+            lora,
+            optimizer,
+            run,
+        } = self;
+        if !matches!(model.compute_dtype, ComputeDtype::F32 | ComputeDtype::Bf16) {
+            return Err(ConfigError::Value {
+                flag: "compute-dtype",
+                expected: "f32 or bf16".into(),
+                found: format!("{:?}", model.compute_dtype).to_lowercase(),
+            });
+        }
+        at_least("max-length", data.max_length, 2)?;
+        at_least("lora-r", lora.r, 1)?;
+        positive("lora-alpha", lora.alpha)?;
+        in_range("lora-dropout", lora.dropout, 0.0, 0.99)?;
+        check_target_modules(&lora.target_modules)?;
+        positive("learning-rate", optimizer.learning_rate)?;
+        in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
+        in_range("weight-decay", optimizer.weight_decay, 0.0, 10.0)?;
+        in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
+        positive("epochs", run.epochs)?;
+        at_least("batch-size", run.batch_size, 1)?;
+        at_least("gradient-accumulation", run.gradient_accumulation, 1)?;
+        at_least("log-steps", run.log_steps, 1)?;
+        for (flag, value) in [
+            ("max-steps", run.max_steps),
+            ("save-steps", run.save_steps),
+            ("eval-steps", run.eval_steps),
+            ("preview", run.preview),
+        ] {
+            at_least(flag, value.unwrap_or(1), 1)?;
+        }
+        if run.output.as_os_str().is_empty() {
+            return Err(ConfigError::Value {
+                flag: "output",
+                expected: "a folder".into(),
+                found: "an empty path".into(),
+            });
+        }
+        self.check_conflicts()
     }
 
     /// The settings as a file for `--config`, without the folder they were written to.
@@ -152,51 +215,47 @@ impl Config {
 /// Passes over the data when neither `--epochs` nor `--max-steps` is given.
 pub const DEFAULT_EPOCHS: f64 = 10.0;
 
-fn check_conflicts(
-    model: &ModelConfig,
-    data: &DataConfig,
-    run: &RunConfig,
-    init: bool,
-) -> Result<(), ConfigError> {
-    let conflict = |text: &str| Err(ConfigError::Conflict(text.into()));
-    if run.full && model.quantization == Quantization::Nf4 {
-        return conflict(
-            "--full trains every weight, and 4-bit weights cannot be trained: leave --quantization out, or leave --full out to train a LoRA adapter on the 4-bit model",
-        );
-    }
-    if init && !run.full {
-        return conflict(
-            "--init-config starts from random weights, which an adapter cannot repair: add --full",
-        );
-    }
-    if init && model.model.is_some() {
-        return conflict(
-            "--init-config and --model exclude each other: the weights are either random or read from a model",
-        );
-    }
-    if init && model.tokenizer.is_none() {
-        return conflict(
-            "--init-config needs --tokenizer FOLDER: the folder that has tokenizer.json and the chat template",
-        );
-    }
-    if run.eval_steps.is_some() && data.eval.is_empty() {
-        return conflict("--eval-steps needs --eval-data");
-    }
-    if run.resume.is_none() && run.preview.is_none() {
-        for name in ["adapter_model.safetensors", "model.safetensors"] {
-            if run.output.join(name).exists() {
-                return Err(ConfigError::Value {
-                    flag: "output",
-                    expected: "a folder without a trained model".into(),
-                    found: format!(
-                        "{} (nothing is overwritten: choose another folder)",
-                        run.output.join(name).display()
-                    ),
-                });
+impl Config {
+    fn check_conflicts(&self) -> Result<(), ConfigError> {
+        let (model, run) = (&self.model, &self.run);
+        let init = model.init_config.is_some();
+        let conflict = |text: &str| Err(ConfigError::Conflict(text.into()));
+        if run.full && model.quantization == Quantization::Nf4 {
+            return conflict(
+                "--full trains every weight, and 4-bit weights cannot be trained: leave --quantization out, or leave --full out to train a LoRA adapter on the 4-bit model",
+            );
+        }
+        if init && !run.full {
+            return conflict(
+                "--init-config starts from random weights, which an adapter cannot repair: add --full",
+            );
+        }
+        if init && model.model.is_some() {
+            return conflict(
+                "--init-config and --model exclude each other: the weights are either random or read from a model",
+            );
+        }
+        if init && model.tokenizer.is_none() {
+            return conflict(
+                "--init-config needs --tokenizer FOLDER: the folder that has tokenizer.json and the chat template",
+            );
+        }
+        if run.resume.is_none() && run.preview.is_none() {
+            for name in ["adapter_model.safetensors", "model.safetensors"] {
+                if run.output.join(name).exists() {
+                    return Err(ConfigError::Value {
+                        flag: "output",
+                        expected: "a folder without a trained model".into(),
+                        found: format!(
+                            "{} (nothing is overwritten: choose another folder)",
+                            run.output.join(name).display()
+                        ),
+                    });
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// `parent/stem-1`, or the first number that is free.
@@ -211,25 +270,25 @@ fn free_folder(parent: &Path, stem: &str) -> PathBuf {
     }
 }
 
-fn target_modules(given: Vec<String>) -> Result<Vec<String>, ConfigError> {
-    if given.is_empty() {
-        return Ok(vec![ALL_LINEAR.into()]);
+fn check_target_modules(given: &[String]) -> Result<(), ConfigError> {
+    let wrong = |found: String| {
+        Err(ConfigError::Value {
+            flag: "target-modules",
+            expected: format!("`{ALL_LINEAR}` or a list of {}", LINEAR_NAMES.join(", ")),
+            found,
+        })
+    };
+    let unknown = |name: &&String| *name != ALL_LINEAR && !LINEAR_NAMES.contains(&name.as_str());
+    match given.iter().find(unknown) {
+        Some(name) => wrong(format!("`{name}`")),
+        None if given.is_empty() => wrong("an empty list".to_owned()),
+        None => Ok(()),
     }
-    for name in &given {
-        if name != ALL_LINEAR && !LINEAR_NAMES.contains(&name.as_str()) {
-            return Err(ConfigError::Value {
-                flag: "target-modules",
-                expected: format!("`{ALL_LINEAR}` or a list of {}", LINEAR_NAMES.join(", ")),
-                found: format!("`{name}`"),
-            });
-        }
-    }
-    Ok(given)
 }
 
-fn at_least(flag: &'static str, value: usize, least: usize) -> Result<usize, ConfigError> {
+fn at_least(flag: &'static str, value: usize, least: usize) -> Result<(), ConfigError> {
     if value >= least {
-        return Ok(value);
+        return Ok(());
     }
     Err(ConfigError::Value {
         flag,
@@ -238,16 +297,9 @@ fn at_least(flag: &'static str, value: usize, least: usize) -> Result<usize, Con
     })
 }
 
-fn optional_at_least(
-    flag: &'static str,
-    value: Option<usize>,
-) -> Result<Option<usize>, ConfigError> {
-    value.map(|value| at_least(flag, value, 1)).transpose()
-}
-
-fn positive(flag: &'static str, value: f64) -> Result<f64, ConfigError> {
+fn positive(flag: &'static str, value: f64) -> Result<(), ConfigError> {
     if value > 0.0 && value.is_finite() {
-        return Ok(value);
+        return Ok(());
     }
     Err(ConfigError::Value {
         flag,
@@ -256,9 +308,9 @@ fn positive(flag: &'static str, value: f64) -> Result<f64, ConfigError> {
     })
 }
 
-fn in_range(flag: &'static str, value: f64, low: f64, high: f64) -> Result<f64, ConfigError> {
+fn in_range(flag: &'static str, value: f64, low: f64, high: f64) -> Result<(), ConfigError> {
     if (low..=high).contains(&value) {
-        return Ok(value);
+        return Ok(());
     }
     Err(ConfigError::Value {
         flag,

@@ -10,14 +10,16 @@ pub mod read;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use model_qwen::{ChatTemplate, Tokenizer};
+use serde_json::Value;
 use tracing::{info, warn};
 
 pub use error::DataError;
 pub use example::{Example, Place, Source};
 pub use format::{Chat, Content, Format, Record};
 
+use crate::chat_format::ChatFormat;
 use crate::config::{Config, TrainOn};
 use crate::render::{RenderSettings, Renderer};
 
@@ -58,6 +60,15 @@ pub struct DataReport {
     pub dropped: Vec<Source>,
 }
 
+/// Records that a program has in memory: JSON objects of any of the [formats](Format), instead of the files of a [`Config`].
+#[derive(Clone, Debug, Default)]
+pub struct Records {
+    /// What is learnt; `None` is the files of [`DataConfig::train`](crate::config::DataConfig::train).
+    pub train: Option<Vec<Value>>,
+    /// What is only measured; `None` is the files of [`DataConfig::eval`](crate::config::DataConfig::eval).
+    pub eval: Option<Vec<Value>>,
+}
+
 /// The data of a run.
 #[derive(Clone, Debug)]
 pub struct Datasets {
@@ -70,16 +81,12 @@ pub struct Datasets {
 }
 
 impl Datasets {
-    /// Reads, renders and tokenizes the files of a run.
+    /// Reads, renders and tokenizes the data of a run: `records`, or the files of `config` where there are none.
     ///
     /// # Errors
     /// The first file, record or field that cannot be used, and data of which nothing is left to learn.
-    pub fn load(
-        config: &Config,
-        tokenizer: &Tokenizer,
-        template: Option<&ChatTemplate>,
-        limits: &Limits,
-    ) -> Result<Self, DataError> {
+    pub fn load(config: &Config, format: &ChatFormat, records: Records) -> Result<Self, DataError> {
+        let limits = &format.limits;
         let max_length = config.data.max_length.min(limits.context_length);
         if max_length < config.data.max_length {
             info!("examples are limited to the model's context of {max_length} tokens");
@@ -90,11 +97,15 @@ impl Datasets {
             max_length,
             eos_token_id: limits.eos_token_id,
         };
-        let renderer = Renderer::new(tokenizer, template, settings);
-        let train = Dataset::load(&config.data.train, &renderer)?;
-        let eval = match config.data.eval.is_empty() {
-            true => None,
-            false => Some(Dataset::load(&config.data.eval, &renderer)?),
+        let renderer = Renderer::new(&format.tokenizer, format.template.as_ref(), settings);
+        let train = match records.train {
+            Some(records) => Dataset::from_records(records, &renderer)?,
+            None => Dataset::load(&config.data.train, &renderer)?,
+        };
+        let eval = match records.eval {
+            Some(records) => Some(Dataset::from_records(records, &renderer)?),
+            None if config.data.eval.is_empty() => None,
+            None => Some(Dataset::load(&config.data.eval, &renderer)?),
         };
         Ok(Self {
             train,
@@ -112,17 +123,44 @@ impl Dataset {
     pub fn load(files: &[PathBuf], renderer: &Renderer<'_>) -> Result<Self, DataError> {
         let mut dataset = Self::default();
         for file in files {
-            dataset.add_file(file, renderer)?;
+            dataset.add(file, read::read_file(file)?, renderer)?;
         }
-        let report = &dataset.report;
-        if dataset.examples.is_empty() {
+        let names = files.iter().map(|file| file.display().to_string());
+        dataset.checked(|| names.collect::<Vec<_>>().join(", "), renderer)
+    }
+
+    /// Renders records of the same formats as those of files, and logs what was recognised. Record 3 is named `records[3]`.
+    ///
+    /// # Errors
+    /// The first record or field that cannot be used, and records of which nothing is left to learn.
+    pub fn from_records(
+        records: impl IntoIterator<Item = Value>,
+        renderer: &Renderer<'_>,
+    ) -> Result<Self, DataError> {
+        let name: Arc<Path> = Path::new("records").into();
+        let records = records.into_iter().enumerate().map(|(index, value)| {
+            let source = Source {
+                file: name.clone(),
+                place: Place::Element(index),
+            };
+            (source, value)
+        });
+        let mut dataset = Self::default();
+        dataset.add(&name, records.collect(), renderer)?;
+        dataset.checked(|| "records".to_owned(), renderer)
+    }
+
+    /// Refuses a dataset without examples, and warns of what was lost.
+    fn checked(
+        self,
+        files: impl FnOnce() -> String,
+        renderer: &Renderer<'_>,
+    ) -> Result<Self, DataError> {
+        let report = &self.report;
+        if self.examples.is_empty() {
             let settings = renderer.settings();
             return Err(DataError::NothingToLearn {
-                files: files
-                    .iter()
-                    .map(|file| file.display().to_string())
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                files: files(),
                 num_records: report.num_records,
                 max_length: settings.max_length,
                 train_on: match settings.train_on {
@@ -159,14 +197,19 @@ impl Dataset {
                 report.num_lost_targets
             );
         }
-        Ok(dataset)
+        Ok(self)
     }
 
-    fn add_file(&mut self, file: &Path, renderer: &Renderer<'_>) -> Result<(), DataError> {
+    fn add(
+        &mut self,
+        file: &Path,
+        records: Vec<(Source, Value)>,
+        renderer: &Renderer<'_>,
+    ) -> Result<(), DataError> {
         let mut formats: BTreeMap<Format, usize> = BTreeMap::new();
         let mut num_records = 0;
         let first_example = self.examples.len();
-        for (source, value) in read::read_file(file)? {
+        for (source, value) in records {
             let record = Record::parse(source, value)?;
             *formats.entry(record.format).or_default() += 1;
             num_records += 1;

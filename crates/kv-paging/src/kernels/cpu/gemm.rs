@@ -52,7 +52,7 @@ pub(super) struct Left {
 pub(super) struct Out {
     pub(super) base: *mut f32,
     pub(super) stride: usize,
-    /// Adds to what is there instead of replacing it.
+    /// Adds to the output instead of replacing it.
     pub(super) accumulate: bool,
 }
 

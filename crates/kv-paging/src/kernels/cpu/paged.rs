@@ -6,7 +6,7 @@ use super::SharedMut;
 use super::forward::{ForwardTile, Scratch, Sink};
 use super::lanes::{Element, Level};
 use super::tile::{Heads, KeyMap, QueryTile};
-use crate::batch::BatchLayout;
+use crate::batch_layout::BatchLayout;
 
 /// Context tokens below which a decode is not split further.
 const MIN_SPLIT: usize = 256;

@@ -11,12 +11,15 @@ pub(super) mod kernel;
 
 use std::cell::RefCell;
 
+use burn::backend::Cube;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::super::device::{Context, NewTokens};
+use super::operands::{AnglesLaunch, KeysValuesLaunch, NewRowsLaunch, PartsLaunch, StepListLaunch};
 use super::{elem_type, empty};
 
 /// Units that share the dot product of a query with a key.
@@ -59,11 +62,11 @@ struct Heads {
 /// How the parts of a context become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Merge {
-    /// There is one part.
+    /// The context has one part.
     None,
-    /// In the cube that ends last.
+    /// The cube that ends last merges the parts.
     InPlace,
-    /// In another kernel.
+    /// Another kernel merges the parts.
     Later,
 }
 
@@ -92,28 +95,16 @@ impl Heads {
     }
 }
 
-/// What a step of one token per sequence brings along.
-pub(super) struct NewTokens {
-    /// Not rotated yet: `[tokens, kv_heads, head_dim]`.
-    pub(super) keys: CubeTensor,
-    /// `[tokens, kv_heads, head_dim]`.
-    pub(super) values: CubeTensor,
-    /// `[tokens, 1, head_dim / 2]`.
-    pub(super) cos: CubeTensor,
-    pub(super) sin: CubeTensor,
-}
-
-/// `q [tokens, heads, head_dim]`, `k` and `v` `[slots, kv_heads, head_dim]` → `[tokens, heads, head_dim]` of type `dtype`.
+/// Attention of `q` `[tokens, heads, head_dim]`, which with `new` is rotated first: `[tokens, heads, head_dim]` of type
+/// `dtype`.
 pub(super) fn attend(
     q: CubeTensor,
-    [k, v]: [CubeTensor; 2],
-    new: Option<NewTokens>,
-    indices: CubeTensor,
-    block_size: usize,
-    max_context: usize,
+    new: Option<NewTokens<Cube>>,
+    context: Context<Cube>,
     dtype: DType,
 ) -> CubeTensor {
     let q = into_contiguous(q);
+    let (k, v) = (context.keys, context.values);
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
     let out = empty(&q, [tokens, heads, head_dim], dtype);
@@ -128,14 +119,14 @@ pub(super) fn attend(
         .unwrap_or(1);
     let splits = WANTED_CUBES
         .div_ceil(tokens * kv_heads)
-        .min(max_context.div_ceil(MIN_PART))
+        .min(context.max_len.div_ceil(MIN_PART))
         .clamp(1, MAX_SPLITS);
     let shape = Heads {
         kv_heads,
         group: heads / kv_heads,
         vectors: head_dim / vector,
         vector_bytes: vector * size_of::<f32>(),
-        block_size,
+        block_size: context.block_size,
         merge: match splits {
             1 => Merge::None,
             _ if client.features().device_memory_scope => Merge::InPlace,
@@ -143,8 +134,8 @@ pub(super) fn attend(
         },
         is_step: new.is_some(),
     };
-    // Arguments that a kernel has no use for are another one.
-    let (parts, stats) = match splits {
+    // Where a kernel does not use an argument, `q` stands in for it.
+    let (sums, stats) = match splits {
         1 => (q.clone(), q.clone()),
         _ => (
             empty(&q, [tokens, splits, heads, head_dim], DType::F32),
@@ -160,7 +151,12 @@ pub(super) fn attend(
         _ => q.clone(),
     };
     let dtypes = [elem_type(&k), elem_type(&out)];
-    let out_dtype = elem_type(&out);
+    let new_rows = NewRowsLaunch::new(
+        KeysValuesLaunch::new(new_keys.into_buffer_arg(), new_values.into_buffer_arg()),
+        AnglesLaunch::new(cos.into_buffer_arg(), sin.into_buffer_arg()),
+    );
+    let step = || StepListLaunch::new(context.indices.clone().into_buffer_arg(), tokens);
+    let parts = [sums, stats, counters];
     // SAFETY: the wrapper has compared the shapes; a batch names only slots that exist and the tables of its tokens.
     unsafe {
         kernel::attend_token::launch_unchecked(
@@ -169,18 +165,11 @@ pub(super) fn attend(
             CubeDim::new_1d(UNITS as u32),
             vector,
             q.into_buffer_arg(),
-            k.into_buffer_arg(),
-            v.into_buffer_arg(),
-            new_keys.into_buffer_arg(),
-            new_values.into_buffer_arg(),
-            cos.into_buffer_arg(),
-            sin.into_buffer_arg(),
-            indices.clone().into_buffer_arg(),
+            KeysValuesLaunch::new(k.into_buffer_arg(), v.into_buffer_arg()),
+            new_rows,
+            step(),
             out.clone().into_buffer_arg(),
-            parts.clone().into_buffer_arg(),
-            stats.clone().into_buffer_arg(),
-            counters.into_buffer_arg(),
-            tokens,
+            parts_arg(&parts),
             1.0 / (head_dim as f32).sqrt(),
             shape,
             dtypes,
@@ -191,18 +180,22 @@ pub(super) fn attend(
                 CubeCount::Static(tokens as u32, kv_heads as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
                 vector,
-                parts.into_buffer_arg(),
-                stats.into_buffer_arg(),
-                indices.into_buffer_arg(),
+                parts_arg(&parts),
+                step(),
                 out.clone().into_buffer_arg(),
-                tokens,
                 splits,
                 shape,
-                out_dtype,
+                dtypes[1],
             );
         }
     }
     out
+}
+
+/// Sums, statistics and counters of [`super::operands::Parts`], for a kernel whose vectors are `N`.
+fn parts_arg<N: Size>(parts: &[CubeTensor; 3]) -> PartsLaunch<N> {
+    let [sums, stats, arrived] = parts.each_ref().map(|part| part.clone().into_buffer_arg());
+    PartsLaunch::new(sums, stats, arrived)
 }
 
 thread_local! {

@@ -2,18 +2,21 @@
 //!
 //! A cube serves one token, one key/value head and a part of the context. The query heads that share the key/value head
 //! are the rows of an instruction, so that one fragment of keys serves all of them. The four planes of a cube take
-//! different keys of a block; their sums are merged in shared memory, and those of the parts by the cube that ends last.
+//! different keys of a block; their sums are merged in shared memory. The cube that ends last merges the sums of the parts.
 
 mod kernel;
 mod load;
 
+use burn::backend::Cube;
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::attend::{MAX_SPLITS, NewTokens, WANTED_CUBES, arrival_counters};
+use super::super::device::{Context, NewTokens};
+use super::attend::{MAX_SPLITS, WANTED_CUBES, arrival_counters};
 use super::blocks::{Blocks, KEYS};
+use super::operands::{AnglesLaunch, KeysValuesLaunch, NewRowsLaunch, PartsLaunch, StepListLaunch};
 use super::{elem_type, empty};
 
 /// Each takes 16 keys of a block.
@@ -40,14 +43,12 @@ pub(super) fn supports(q: &CubeTensor, k: &CubeTensor) -> bool {
 /// See [`super::attend::attend`].
 pub(super) fn attend(
     q: CubeTensor,
-    [k, v]: [CubeTensor; 2],
-    new: NewTokens,
-    indices: CubeTensor,
-    block_size: usize,
-    max_context: usize,
+    new: NewTokens<Cube>,
+    context: Context<Cube>,
     dtype: DType,
 ) -> CubeTensor {
     let q = into_contiguous(q);
+    let (k, v) = (context.keys, context.values);
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
     let out = empty(&q, [tokens, heads, head_dim], dtype);
@@ -56,20 +57,20 @@ pub(super) fn attend(
     }
     let splits = WANTED_CUBES
         .div_ceil(tokens * kv_heads)
-        .min(max_context.div_ceil(KEYS))
+        .min(context.max_len.div_ceil(KEYS))
         .clamp(1, MAX_SPLITS);
     let shape = Heads {
         group: heads / kv_heads,
         blocks: Blocks {
             kv_heads,
             head_dim,
-            block_size,
+            block_size: context.block_size,
             stages: STAGES,
         },
         is_split: splits > 1,
     };
-    // Arguments that a kernel has no use for are another one.
-    let (parts, stats) = match splits {
+    // Where the kernel does not use an argument, `q` stands in for it.
+    let (sums, stats) = match splits {
         1 => (q.clone(), q.clone()),
         _ => (
             empty(&q, [tokens, splits, heads, head_dim], DType::F32),
@@ -86,18 +87,18 @@ pub(super) fn attend(
             CubeCount::Static(tokens as u32, kv_heads as u32, splits as u32),
             CubeDim::new_1d(UNITS as u32),
             q.clone().into_buffer_arg(),
-            k.into_buffer_arg(),
-            v.into_buffer_arg(),
-            new_keys.into_buffer_arg(),
-            new_values.into_buffer_arg(),
-            cos.into_buffer_arg(),
-            sin.into_buffer_arg(),
-            indices.into_buffer_arg(),
+            KeysValuesLaunch::new(k.into_buffer_arg(), v.into_buffer_arg()),
+            NewRowsLaunch::new(
+                KeysValuesLaunch::new(new_keys.into_buffer_arg(), new_values.into_buffer_arg()),
+                AnglesLaunch::new(cos.into_buffer_arg(), sin.into_buffer_arg()),
+            ),
+            StepListLaunch::new(context.indices.into_buffer_arg(), tokens),
             out.clone().into_buffer_arg(),
-            parts.into_buffer_arg(),
-            stats.into_buffer_arg(),
-            arrival_counters(&q).into_buffer_arg(),
-            tokens,
+            PartsLaunch::new(
+                sums.into_buffer_arg(),
+                stats.into_buffer_arg(),
+                arrival_counters(&q).into_buffer_arg(),
+            ),
             1.0 / (head_dim as f32).sqrt(),
             shape,
             dtypes,

@@ -4,16 +4,22 @@
 //! Keys and values come to shared memory block by block, the next block while one is multiplied. Scores never leave the
 //! registers: a fragment of the first product is one of the second.
 
+use burn::backend::Cube;
 use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
+use super::super::device::Context;
 use super::attend::LOWEST;
-use super::blocks::{Blocks, KEYS, VECTOR, end_group, load_block, place, wait_for_groups};
-use super::{Tiles, elem_type, empty};
+use super::blocks::{
+    BlockLoad, Blocks, KEYS, VECTOR, end_group, load_block, place, wait_for_groups,
+};
+use super::operands::{KeysValues, KeysValuesLaunch, StepList, StepListLaunch};
+use super::{elem_type, empty};
 
 /// Queries of a tile, and rows of a tensor core's instruction.
 pub(super) const QUERIES: usize = 16;
@@ -56,28 +62,23 @@ pub(super) fn supports(q: &CubeTensor, k: &CubeTensor) -> bool {
         && head_dim <= MAX_HEAD_DIM
 }
 
-/// `q [tokens, heads, head_dim]`, `k` and `v` `[slots, kv_heads, head_dim]` → `[tokens, heads, head_dim]`.
-pub(super) fn attend(
-    q: CubeTensor,
-    [k, v]: [CubeTensor; 2],
-    indices: CubeTensor,
-    block_size: usize,
-    tiles: Tiles,
-) -> CubeTensor {
-    let q = burn_cubecl::kernel::into_contiguous(q);
+/// Attention of `q` `[tokens, heads, head_dim]`: `[tokens, heads, head_dim]` of type `dtype`.
+pub(super) fn attend(q: CubeTensor, context: Context<Cube>, dtype: DType) -> CubeTensor {
+    let q = into_contiguous(q);
+    let (k, v, tiles) = (context.keys, context.values, context.tiles);
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
-    let out = empty(&q, [tokens, heads, head_dim], DType::F32);
+    let out = empty(&q, [tokens, heads, head_dim], dtype);
     let shape = Heads {
         group: heads / kv_heads,
         blocks: Blocks {
             kv_heads,
             head_dim,
-            block_size,
+            block_size: context.block_size,
             stages: 2,
         },
     };
-    let dtype = elem_type(&k);
+    let dtypes = [elem_type(&k), elem_type(&out)];
     // SAFETY: the wrapper has compared the shapes; a batch names only slots that exist, and its tiles only its tokens.
     unsafe {
         attend_tile::launch_unchecked(
@@ -85,34 +86,36 @@ pub(super) fn attend(
             CubeCount::Static(kv_heads as u32, tiles.num as u32, 1),
             CubeDim::new_1d((shape.group * PLANE) as u32),
             q.into_buffer_arg(),
-            k.into_buffer_arg(),
-            v.into_buffer_arg(),
-            indices.into_buffer_arg(),
+            KeysValuesLaunch::new(k.into_buffer_arg(), v.into_buffer_arg()),
+            StepListLaunch::new(context.indices.into_buffer_arg(), tokens),
             out.clone().into_buffer_arg(),
-            tokens,
-            tiles.at,
-            tiles.num,
+            TileListLaunch::new(tiles.at, tiles.num),
             1.0 / (head_dim as f32).sqrt(),
             shape,
-            dtype,
+            dtypes,
         );
     }
     out
 }
 
+/// Tiles of queries in a [`StepList`], each with its first token and its number of tokens.
+#[derive(CubeType, CubeLaunch)]
+struct TileList {
+    /// Where they start.
+    at: usize,
+    num: usize,
+}
+
 #[cube(launch_unchecked)]
-fn attend_tile<E: Float>(
+fn attend_tile<E: Float, O: Float>(
     q: &[Vector<f32, Const<2>>],
-    k: &[Vector<E, Const<8>>],
-    v: &[Vector<E, Const<8>>],
-    indices: &[u32],
-    out: &mut [Vector<f32, Const<2>>],
-    num_tokens: usize,
-    tiles_at: usize,
-    num_tiles: usize,
+    cache: &KeysValues<E, Const<8>>,
+    step: &StepList,
+    out: &mut [Vector<O, Const<2>>],
+    tiles: &TileList,
     scale: f32,
     #[comptime] heads: Heads,
-    #[define(E)] _dtype: ElemType,
+    #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
     let group = comptime!(heads.group);
     let head_pairs = comptime!(heads.blocks.head_dim / 2);
@@ -130,25 +133,21 @@ fn attend_tile<E: Float>(
     let lane = UNIT_POS_PLANE as usize;
     let kv_head = CUBE_POS_X as usize;
     // Late tiles of a prompt see the most keys: they come first.
-    let tile = tiles_at + 2 * (num_tiles - 1 - CUBE_POS_Y as usize);
-    let first_token = indices[tile] as usize;
-    let num_queries = indices[tile + 1] as usize;
-    let first_context = indices[num_tokens + first_token] as usize;
-    let table = indices[2 * num_tokens + first_token] as usize;
+    let tile = tiles.at + 2 * (tiles.num - 1 - CUBE_POS_Y as usize);
+    let first_token = step.list[tile] as usize;
+    let num_queries = step.list[tile + 1] as usize;
+    let first_context = step.context(first_token);
+    let table = step.table(first_token);
     let num_keys = first_context + num_queries - 1;
 
-    load_block::<E>(
-        k,
-        v,
-        &mut memory,
-        indices,
+    let first = BlockLoad {
         table,
-        0usize,
-        num_keys,
         kv_head,
-        0usize,
-        blocks,
-    );
+        start: 0usize.runtime(),
+        end: num_keys,
+        stage: 0usize.runtime(),
+    };
+    load_block::<E>(cache, step, &mut memory, &first, blocks);
     end_group();
 
     // In a fragment, a unit has two rows and pairs of columns: row and row + 8; column and column + 8 of each core.
@@ -196,21 +195,17 @@ fn attend_tile<E: Float>(
     let mut stage = 0usize;
     while start < num_keys {
         wait_for_groups(0usize);
-        // The block is there, and nobody reads the one before.
+        // The block has arrived, and no unit reads the block before it any more.
         sync_cube();
         if start + KEYS < num_keys {
-            load_block::<E>(
-                k,
-                v,
-                &mut memory,
-                indices,
+            let next = BlockLoad {
                 table,
-                start + KEYS,
-                num_keys,
                 kv_head,
-                1 - stage,
-                blocks,
-            );
+                start: start + KEYS,
+                end: num_keys,
+                stage: 1 - stage,
+            };
+            load_block::<E>(cache, step, &mut memory, &next, blocks);
         }
         end_group();
 
@@ -339,7 +334,7 @@ fn attend_tile<E: Float>(
             #[unroll]
             for block in 0..comptime!(heads.blocks.head_dim / 8) {
                 let part = &output[block];
-                out[to + block * 4] = part[half] / Vector::new(sum);
+                out[to + block * 4] = Vector::cast_from(part[half] / Vector::new(sum));
             }
         }
     }

@@ -3,6 +3,8 @@
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
+use super::operands::{KeysValues, StepList};
+
 /// Keys of a block.
 pub(super) const KEYS: usize = 64;
 /// Values of a key in a load.
@@ -15,7 +17,7 @@ pub(super) struct Blocks {
     pub(super) head_dim: usize,
     /// Tokens of a block of the cache.
     pub(super) block_size: usize,
-    /// Blocks in shared memory: those of the keys, then as many of the values.
+    /// Blocks of keys in shared memory; as many blocks of values follow.
     pub(super) stages: usize,
 }
 
@@ -49,18 +51,27 @@ pub(super) fn place(key: usize, chunk: usize, #[comptime] blocks: Blocks) -> usi
     key * comptime!(blocks.chunks()) + (chunk ^ (key % 8))
 }
 
-/// Starts to copy a block of keys and values; past the last one, the last one again.
+/// A block of a context, and where it goes.
+#[derive(CubeType)]
+pub(super) struct BlockLoad {
+    /// Where the context's block table starts in the [`StepList`].
+    pub(super) table: usize,
+    pub(super) kv_head: usize,
+    /// Position of the first key.
+    pub(super) start: usize,
+    /// Position past the last key that is in the cache.
+    pub(super) end: usize,
+    /// The block in shared memory.
+    pub(super) stage: usize,
+}
+
+/// Starts to copy a block of keys and values. Past the last key of the context, the last key is copied again.
 #[cube]
 pub(super) fn load_block<E: Float>(
-    k: &[Vector<E, Const<8>>],
-    v: &[Vector<E, Const<8>>],
+    cache: &KeysValues<E, Const<8>>,
+    step: &StepList,
     memory: &mut [Vector<E, Const<8>>],
-    indices: &[u32],
-    table: usize,
-    start: usize,
-    end: usize,
-    kv_head: usize,
-    stage: usize,
+    load: &BlockLoad,
     #[comptime] blocks: Blocks,
 ) {
     let chunks = comptime!(blocks.chunks());
@@ -68,42 +79,48 @@ pub(super) fn load_block<E: Float>(
     let mut i = UNIT_POS as usize;
     while i < comptime!(blocks.len()) {
         let (key, chunk) = (i / chunks, i % chunks);
-        let position = min(start + key, end - 1);
-        let slot =
-            indices[table + position / block_size] as usize * block_size + position % block_size;
-        copy_vectors(k, v, memory, slot, kv_head, key, chunk, stage, blocks);
+        let position = min(load.start + key, load.end - 1);
+        let entry = step.list[load.table + position / block_size];
+        let slot = entry as usize * block_size + position % block_size;
+        let from = cache_vector(slot, load.kv_head, chunk, blocks);
+        copy_vectors(cache, memory, from, places(key, chunk, load.stage, blocks));
         i += CUBE_DIM as usize;
     }
 }
 
-/// Starts to copy one vector of a slot's key and of its value to where a key of a block lies.
+/// Where a vector of a head lies in the cache.
 #[cube]
-pub(super) fn copy_vectors<E: Float>(
-    k: &[Vector<E, Const<8>>],
-    v: &[Vector<E, Const<8>>],
-    memory: &mut [Vector<E, Const<8>>],
+pub(super) fn cache_vector(
     slot: usize,
     kv_head: usize,
-    key: usize,
     chunk: usize,
-    stage: usize,
     #[comptime] blocks: Blocks,
+) -> usize {
+    (slot * comptime!(blocks.kv_heads) + kv_head) * comptime!(blocks.chunks()) + chunk
+}
+
+/// Starts to copy one vector of a key and of its value from the cache to their [`places`] in a block.
+#[cube]
+pub(super) fn copy_vectors<E: Float>(
+    cache: &KeysValues<E, Const<8>>,
+    memory: &mut [Vector<E, Const<8>>],
+    from: usize,
+    places: (usize, usize),
 ) {
-    let from = (slot * comptime!(blocks.kv_heads) + kv_head) * comptime!(blocks.chunks()) + chunk;
-    let (to, values_to) = places(key, chunk, stage, blocks);
+    let (to, values_to) = places;
     copy_async(
-        &k[from..from + 1],
+        &cache.keys[from..from + 1],
         &mut memory[to..to + 1],
         comptime!(VECTOR as u32),
     );
     copy_async(
-        &v[from..from + 1],
+        &cache.values[from..from + 1],
         &mut memory[values_to..values_to + 1],
         comptime!(VECTOR as u32),
     );
 }
 
-/// Where a vector of a key of a block lies, and that of its value.
+/// Where a vector of a key lies in a block, and where the same vector of its value lies.
 #[cube]
 pub(super) fn places(
     key: usize,

@@ -51,7 +51,7 @@ impl Parts {
     /// How many terms the products of a compute type take; `None` if they use no tiles.
     pub(super) fn of(compute: ComputeDtype) -> Option<Self> {
         match compute {
-            ComputeDtype::F32 => None,
+            ComputeDtype::F32 | ComputeDtype::Auto => None,
             ComputeDtype::Bits16 => Some(Self::Three),
             ComputeDtype::Bf16 => Some(Self::One),
         }

@@ -1,5 +1,8 @@
 //! RMSNorm and SwiGLU.
 
+// `#[cube]` makes a module without a comment for each public function.
+#![allow(missing_docs)]
+
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::FloatTensor;
@@ -128,9 +131,9 @@ fn rms_norm_kernel<Y: Float, N: Size>(
     }
 }
 
-/// The sum over all units of a cube, for each of them.
+/// The sum over all units of a cube of at most 256, for each of them.
 #[cube]
-fn sum_of_cube(value: f32) -> f32 {
+pub fn sum_of_cube(value: f32) -> f32 {
     // A plane has at least four units.
     let mut sums = Shared::<[f32]>::new_slice(comptime!(UNITS / 4));
     let planes = (CUBE_DIM / PLANE_DIM) as usize;

@@ -23,6 +23,7 @@ mod mat_vec;
 mod nf4;
 mod output;
 
+pub use elementwise::sum_of_cube;
 #[cfg(test)]
 pub(super) use features::first_gpu;
 pub(super) use features::{features_of, has_plane_operations};

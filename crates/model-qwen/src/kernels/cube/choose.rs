@@ -5,8 +5,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{UNITS, empty_of, sum_of_cube};
+use super::{UNITS, empty_of};
 use crate::sampling::TopLogits;
+use lora_4bit::kernels::sum_of_cube;
 
 /// Logits of a row that a cube looks through.
 pub(super) const PART: usize = 4096;

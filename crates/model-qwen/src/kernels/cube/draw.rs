@@ -10,7 +10,8 @@ use super::choose::{
     INFINITY, LOWEST, NEG_INFINITY, NONE, OWN, PART, PART_WORDS, ROW_HEADER, ROW_TOP, ROW_WORDS,
     key_of, largest_of_cube, of_all_units, top_logits, value_of,
 };
-use super::{UNITS, empty_of, sum_of_cube};
+use super::{UNITS, empty_of};
+use lora_4bit::kernels::sum_of_cube;
 
 /// Entries of a row that a unit looks at.
 const ENTRIES: usize = ROW_TOP / UNITS;

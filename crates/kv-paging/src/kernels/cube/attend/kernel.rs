@@ -3,23 +3,18 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+use super::super::operands::{KeysValues, NewRows, Parts, Splits, StepList};
+use super::super::rope::turn;
 use super::{CHUNK, Heads, LANES, LOWEST, MIN_PART, Merge, Merged, UNITS, UNROLL};
 
 #[cube(launch_unchecked)]
 pub(super) fn attend_token<E: Float, O: Float, N: Size>(
     q: &[Vector<f32, N>],
-    k: &mut [Vector<E, N>],
-    v: &mut [Vector<E, N>],
-    new_keys: &[Vector<f32, N>],
-    new_values: &[Vector<f32, N>],
-    cos: &[Vector<f32, N>],
-    sin: &[Vector<f32, N>],
-    indices: &[u32],
+    cache: &mut KeysValues<E, N>,
+    new: &NewRows<N, N>,
+    step: &StepList,
     out: &mut [Vector<O, N>],
-    parts: &mut [Vector<f32, N>],
-    stats: &mut [f32],
-    arrived: &mut [Atomic<u32>],
-    num_tokens: usize,
+    parts: &mut Parts<N>,
     scale: f32,
     #[comptime] heads: Heads,
     #[define(E, O)] _dtypes: [ElemType; 2],
@@ -35,8 +30,8 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
     let kv_heads = comptime!(heads.kv_heads);
     let lanes = comptime!(LANES as usize);
 
-    let context = indices[num_tokens + token] as usize;
-    let table = indices[2 * num_tokens + token] as usize;
+    let context = step.context(token);
+    let table = step.table(token);
     let num_splits = CUBE_COUNT_Z as usize;
     let split_len = split_len(context, num_splits);
     let mut chunk = split * split_len;
@@ -60,27 +55,30 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
             while i < group * half {
                 let (g, pair) = (i / half, i % half);
                 let at = first_query + g * vectors + pair;
-                let (c, s) = (cos[token * half + pair], sin[token * half + pair]);
-                let (first, second) = (q[at], q[at + half]);
-                queries[g * vectors + pair] = (first * c - second * s) * Vector::new(scale);
-                queries[g * vectors + half + pair] = (second * c + first * s) * Vector::new(scale);
+                let c = new.angles.cos[token * half + pair];
+                let s = new.angles.sin[token * half + pair];
+                let (first, second) = turn::<N>(q[at], q[at + half], c, s);
+                queries[g * vectors + pair] = first * Vector::new(scale);
+                queries[g * vectors + half + pair] = second * Vector::new(scale);
                 i += UNITS;
             }
             // The cube that sees the last key, the token's own, writes it first.
             if split + 1 == used && context > 0 {
                 let from = (token * kv_heads + kv_head) * vectors;
-                let to = (indices[token] as usize * kv_heads + kv_head) * vectors;
+                let to = (step.slot(token) * kv_heads + kv_head) * vectors;
                 let mut i = unit;
                 while i < half {
-                    let (c, s) = (cos[token * half + i], sin[token * half + i]);
-                    let (first, second) = (new_keys[from + i], new_keys[from + half + i]);
-                    k[to + i] = Vector::cast_from(first * c - second * s);
-                    k[to + half + i] = Vector::cast_from(second * c + first * s);
+                    let c = new.angles.cos[token * half + i];
+                    let s = new.angles.sin[token * half + i];
+                    let keys = &new.rows.keys;
+                    let (first, second) = turn::<N>(keys[from + i], keys[from + half + i], c, s);
+                    cache.keys[to + i] = Vector::cast_from(first);
+                    cache.keys[to + half + i] = Vector::cast_from(second);
                     i += UNITS;
                 }
                 let mut i = unit;
                 while i < vectors {
-                    v[to + i] = Vector::cast_from(new_values[from + i]);
+                    cache.values[to + i] = Vector::cast_from(new.rows.values[from + i]);
                     i += UNITS;
                 }
                 sync_storage();
@@ -117,7 +115,7 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
             // Where the rows of the chunk start; past the last key, that of the last one.
             if unit < CHUNK {
                 let position = min(chunk + unit, end - 1);
-                let row = indices[table + position / block_size] as usize * block_size
+                let row = step.list[table + position / block_size] as usize * block_size
                     + position % block_size;
                 starts[unit] = ((row * kv_heads + kv_head) * vectors) as u32;
             }
@@ -131,7 +129,7 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                 let start = starts[load * keys_at_once + key_unit] as usize;
                 #[unroll]
                 for part in 0..key_parts {
-                    keys[load * key_parts + part] = k[start + part * lanes + lane];
+                    keys[load * key_parts + part] = cache.keys[start + part * lanes + lane];
                 }
             }
             // The values are under way while the scores are computed.
@@ -139,7 +137,7 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
             #[unroll]
             for load in 0..values_at_once {
                 let key = min(load * value_units + value_unit, CHUNK - 1);
-                rows[load] = v[starts[key] as usize + vector];
+                rows[load] = cache.values[starts[key] as usize + vector];
             }
             #[unroll]
             for load in 0..UNROLL {
@@ -177,7 +175,7 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                 let mine = base + plane < group;
                 let mut highest = f32::new(LOWEST);
                 let mut old = f32::new(LOWEST);
-                // A plane without a head reads nothing of the one that writes there.
+                // A plane without a head reads no score: another plane may be writing it.
                 let (mut len, mut keys) = (len, CHUNK.runtime());
                 if mine {
                     // Who writes it reads it, for all of the plane.
@@ -259,10 +257,10 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
                         out[to] = Vector::cast_from(total / Vector::new(at_least_some(sums[head])));
                     } else {
                         let to = first_head + head;
-                        parts[to * vectors + vector] = total;
+                        parts.sums[to * vectors + vector] = total;
                         if vector == 0 {
-                            stats[to * 2] = maxima[head];
-                            stats[to * 2 + 1] = sums[head];
+                            parts.stats[to * 2] = maxima[head];
+                            parts.stats[to * 2 + 1] = sums[head];
                         }
                     }
                 }
@@ -276,23 +274,27 @@ pub(super) fn attend_token<E: Float, O: Float, N: Size>(
             let mut last = Shared::<[u32]>::new_slice(1usize);
             if unit == 0 {
                 let counter = token * kv_heads + kv_head;
-                let before = arrived[counter].fetch_add(1u32) as usize;
+                let before = parts.arrived[counter].fetch_add(1u32) as usize;
                 last[0] = u32::cast_from(before + 1 == used);
                 if before + 1 == used {
-                    arrived[counter].store(0u32);
+                    parts.arrived[counter].store(0u32);
                 }
             }
             sync_storage();
             if last[0] == 1u32 {
-                let (parts, stats) = (&parts[0..], &stats[0..]);
-                let merged = comptime!(heads.merged());
-                merge_heads::<O, N>(parts, stats, out, token, kv_head, used, num_splits, merged);
+                let splits = Splits {
+                    token,
+                    kv_head,
+                    used,
+                    num: num_splits,
+                };
+                merge_heads::<O, N>(&*parts, out, &splits, comptime!(heads.merged()));
             }
         }
     }
 }
 
-/// Keys of a part, of which there are at most `splits`.
+/// Keys of a part of a context that is cut into at most `splits` parts.
 #[cube]
 fn split_len(context: usize, splits: usize) -> usize {
     let len = max(context.div_ceil(splits), 1);
@@ -302,20 +304,22 @@ fn split_len(context: usize, splits: usize) -> usize {
 /// Combines the parts of each head.
 #[cube(launch_unchecked)]
 pub(super) fn merge<O: Float, N: Size>(
-    parts: &[Vector<f32, N>],
-    stats: &[f32],
-    indices: &[u32],
+    parts: &Parts<N>,
+    step: &StepList,
     out: &mut [Vector<O, N>],
-    num_tokens: usize,
     num_splits: usize,
     #[comptime] heads: Heads,
     #[define(O)] _dtype: ElemType,
 ) {
     let (token, kv_head) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
-    let context = indices[num_tokens + token] as usize;
-    let used = max(context.div_ceil(split_len(context, num_splits)), 1);
-    let merged = comptime!(heads.merged());
-    merge_heads::<O, N>(parts, stats, out, token, kv_head, used, num_splits, merged);
+    let context = step.context(token);
+    let splits = Splits {
+        token,
+        kv_head,
+        used: max(context.div_ceil(split_len(context, num_splits)), 1),
+        num: num_splits,
+    };
+    merge_heads::<O, N>(parts, out, &splits, comptime!(heads.merged()));
 }
 
 /// Parts that are loaded together.
@@ -324,13 +328,9 @@ const BATCH: usize = 4;
 /// Combines the parts of the heads of a group: a unit for each vector.
 #[cube]
 pub(in super::super) fn merge_heads<O: Float, N: Size>(
-    parts: &[Vector<f32, N>],
-    stats: &[f32],
+    parts: &Parts<N>,
     out: &mut [Vector<O, N>],
-    token: usize,
-    kv_head: usize,
-    used: usize,
-    num_splits: usize,
+    splits: &Splits,
     #[comptime] heads: Merged,
 ) {
     let group = comptime!(heads.group);
@@ -338,27 +338,27 @@ pub(in super::super) fn merge_heads<O: Float, N: Size>(
     let kv_heads = comptime!(heads.kv_heads);
     let mut i = UNIT_POS as usize;
     while i < group * vectors {
-        let head = kv_head * group + i / vectors;
+        let head = splits.kv_head * group + i / vectors;
         let mut highest = f32::new(LOWEST);
         let mut sum = 0.0f32;
         let mut total = Vector::<f32, N>::new(0.0);
         // Some parts at a time, so that they are loaded together.
         let mut next = 0usize;
-        while next < used {
+        while next < splits.used {
             let mut maxima = Array::<f32>::new(BATCH);
             let mut part_sums = Array::<f32>::new(BATCH);
             let mut values = Array::<Vector<f32, N>>::new(BATCH);
             #[unroll]
             for j in 0..BATCH {
-                let split = min(next + j, used - 1);
-                let at = (token * num_splits + split) * kv_heads * group + head;
-                maxima[j] = stats[at * 2];
-                part_sums[j] = stats[at * 2 + 1];
-                values[j] = parts[at * vectors + i % vectors];
+                let split = min(next + j, splits.used - 1);
+                let at = (splits.token * splits.num + split) * kv_heads * group + head;
+                maxima[j] = parts.stats[at * 2];
+                part_sums[j] = parts.stats[at * 2 + 1];
+                values[j] = parts.sums[at * vectors + i % vectors];
             }
             #[unroll]
             for j in 0..BATCH {
-                if next + j < used {
+                if next + j < splits.used {
                     let new = max(highest, maxima[j]);
                     let (old_factor, factor) = ((highest - new).exp(), (maxima[j] - new).exp());
                     sum = sum * old_factor + part_sums[j] * factor;
@@ -368,7 +368,7 @@ pub(in super::super) fn merge_heads<O: Float, N: Size>(
             }
             next += BATCH;
         }
-        let to = (token * kv_heads * group + head) * vectors + i % vectors;
+        let to = (splits.token * kv_heads * group + head) * vectors + i % vectors;
         out[to] = Vector::cast_from(total / Vector::new(at_least_some(sum)));
         i += UNITS;
     }

@@ -6,25 +6,20 @@ use cubecl::prelude::*;
 
 use super::super::attend::kernel::merge_heads;
 use super::super::attend::{LOWEST, Merged};
-use super::super::blocks::{KEYS, end_group, place, wait_for_groups};
-use super::load::load_known;
+use super::super::blocks::{BlockLoad, KEYS, end_group, place, wait_for_groups};
+use super::super::operands::{KeysValues, NewRows, Parts, Splits, StepList};
+use super::super::rope::turn;
+use super::load::{OwnToken, load_known};
 use super::{Heads, PLANE, PLANES, STAGES, UNITS};
 
 #[cube(launch_unchecked)]
 pub(super) fn attend_group<E: Float, O: Float>(
     q: &[Vector<f32, Const<2>>],
-    k: &mut [Vector<E, Const<8>>],
-    v: &mut [Vector<E, Const<8>>],
-    new_keys: &[Vector<f32, Const<8>>],
-    new_values: &[Vector<f32, Const<8>>],
-    cos: &[Vector<f32, Const<2>>],
-    sin: &[Vector<f32, Const<2>>],
-    indices: &[u32],
+    cache: &mut KeysValues<E, Const<8>>,
+    new: &NewRows<Const<8>, Const<2>>,
+    step: &StepList,
     out: &mut [Vector<O, Const<4>>],
-    parts: &mut [Vector<f32, Const<4>>],
-    stats: &mut [f32],
-    arrived: &mut [Atomic<u32>],
-    num_tokens: usize,
+    parts: &mut Parts<Const<4>>,
     scale: f32,
     #[comptime] heads: Heads,
     #[define(E, O)] _dtypes: [ElemType; 2],
@@ -43,8 +38,8 @@ pub(super) fn attend_group<E: Float, O: Float>(
     let kv_heads = comptime!(heads.blocks.kv_heads);
     let stage_len = comptime!(heads.blocks.len());
 
-    let context = indices[num_tokens + token] as usize;
-    let table = indices[2 * num_tokens + token] as usize;
+    let context = step.context(token);
+    let table = step.table(token);
     let split_len = max(context.div_ceil(num_splits), 1).div_ceil(KEYS) * KEYS;
     let first = split * split_len;
     let end = min(context, first + split_len);
@@ -67,34 +62,39 @@ pub(super) fn attend_group<E: Float, O: Float>(
         // them from here, and writes them for the steps to come.
         let sees_own = split + 1 == used && context > 0;
         let known = select(sees_own, end - 1, end);
-        let mut own_key = Vector::<E, Const<8>>::new(E::new(0.0));
-        let mut own_value = Vector::<E, Const<8>>::new(E::new(0.0));
+        let mut own = OwnToken::<E> {
+            key: Vector::new(E::new(0.0)),
+            value: Vector::new(E::new(0.0)),
+        };
         if sees_own {
             let half = comptime!(heads.blocks.chunks() / 2);
             let chunk = unit % chunks;
             let pair = chunk % half;
             let from = (token * kv_heads + kv_head) * chunks;
-            let (a, b) = (new_keys[from + pair], new_keys[from + half + pair]);
-            let value = new_values[from + chunk];
+            let (a, b) = (
+                new.rows.keys[from + pair],
+                new.rows.keys[from + half + pair],
+            );
+            let value = new.rows.values[from + chunk];
             let is_low = chunk < half;
             let mut key = Vector::<f32, Const<8>>::new(0.0);
             #[unroll]
             for i in 0..4usize {
                 let at = (token * half + pair) * 4 + i;
-                let (c, s) = (cos[at], sin[at]);
+                let (c, s) = (new.angles.cos[at], new.angles.sin[at]);
+                let (first, second) = turn(pair_of(a, i), pair_of(b, i), c, s);
                 #[unroll]
                 for j in 0..2usize {
-                    let (c, s) = (c.extract(j), s.extract(j));
-                    let (a, b) = (a.extract(i * 2 + j), b.extract(i * 2 + j));
-                    key.insert(i * 2 + j, select(is_low, a * c - b * s, b * c + a * s));
+                    let value = select(is_low, first.extract(j), second.extract(j));
+                    key.insert(i * 2 + j, value);
                 }
             }
-            own_key = Vector::cast_from(key);
-            own_value = Vector::cast_from(value);
+            own.key = Vector::cast_from(key);
+            own.value = Vector::cast_from(value);
             if unit < chunks {
-                let to = (indices[token] as usize * kv_heads + kv_head) * chunks + chunk;
-                k[to] = own_key;
-                v[to] = own_value;
+                let to = (step.slot(token) * kv_heads + kv_head) * chunks + chunk;
+                cache.keys[to] = own.key;
+                cache.values[to] = own.value;
             }
         }
 
@@ -102,21 +102,14 @@ pub(super) fn attend_group<E: Float, O: Float>(
         for stage in 0..comptime!(STAGES - 1) {
             if first + stage * KEYS < end {
                 let start = first + stage * KEYS;
-                let (k, v) = (&k[0..], &v[0..]);
-                load_known::<E>(
-                    k,
-                    v,
-                    &mut memory,
-                    indices,
+                let load = BlockLoad {
                     table,
-                    start,
-                    known,
-                    own_key,
-                    own_value,
                     kv_head,
+                    start,
+                    end: known,
                     stage,
-                    blocks,
-                );
+                };
+                load_known::<E>(&*cache, step, &mut memory, &load, &own, blocks);
             }
             end_group();
         }
@@ -142,12 +135,13 @@ pub(super) fn attend_group<E: Float, O: Float>(
                 let pair = core * 8 + i / 2 * 4 + column;
                 let at =
                     (token * kv_heads * group + head) * comptime!(heads.blocks.head_dim / 2) + pair;
-                let (a, b) = (q[at], q[at + quarter]);
-                let (c, s) = (cos[token * quarter + pair], sin[token * quarter + pair]);
+                let c = new.angles.cos[token * quarter + pair];
+                let s = new.angles.sin[token * quarter + pair];
+                let (first, second) = turn(q[at], q[at + quarter], c, s);
                 let low = &mut queries[core];
-                low[i] = Vector::cast_from((a * c - b * s) * factor);
+                low[i] = Vector::cast_from(first * factor);
                 let high = &mut queries[core + half_cores];
-                high[i] = Vector::cast_from((b * c + a * s) * factor);
+                high[i] = Vector::cast_from(second * factor);
             }
         }
 
@@ -172,25 +166,18 @@ pub(super) fn attend_group<E: Float, O: Float>(
         let mut free = comptime!(STAGES - 1).runtime();
         while start < end {
             wait_for_groups(comptime!(STAGES - 2));
-            // What all units have loaded is there, and nobody reads the block before.
+            // All units' loads have arrived, and no unit reads the block before any more.
             sync_cube();
             let next = start + comptime!((STAGES - 1) * KEYS);
             if next < end {
-                let (k, v) = (&k[0..], &v[0..]);
-                load_known::<E>(
-                    k,
-                    v,
-                    &mut memory,
-                    indices,
+                let load = BlockLoad {
                     table,
-                    next,
-                    known,
-                    own_key,
-                    own_value,
                     kv_head,
-                    free,
-                    blocks,
-                );
+                    start: next,
+                    end: known,
+                    stage: free,
+                };
+                load_known::<E>(&*cache, step, &mut memory, &load, &own, blocks);
             }
             end_group();
 
@@ -348,10 +335,10 @@ pub(super) fn attend_group<E: Float, O: Float>(
                 total += part * Vector::new(factor);
             }
             if comptime!(heads.is_split) {
-                parts[(first_head + head) * quads + quad] = total;
+                parts.sums[(first_head + head) * quads + quad] = total;
                 if quad == 0 {
-                    stats[(first_head + head) * 2] = highest;
-                    stats[(first_head + head) * 2 + 1] = sum;
+                    parts.stats[(first_head + head) * 2] = highest;
+                    parts.stats[(first_head + head) * 2 + 1] = sum;
                 }
             } else {
                 let whole = total / Vector::new(max(sum, f32::new(1e-30)));
@@ -367,27 +354,38 @@ pub(super) fn attend_group<E: Float, O: Float>(
                 // For what all units have written: they have met above.
                 fence();
                 let counter = token * kv_heads + kv_head;
-                let before = arrived[counter].fetch_add(1u32) as usize;
+                let before = parts.arrived[counter].fetch_add(1u32) as usize;
                 last[0] = u32::cast_from(before + 1 == used);
                 if before + 1 == used {
-                    arrived[counter].store(0u32);
+                    parts.arrived[counter].store(0u32);
                 }
                 fence();
             }
             sync_cube();
             if last[0] == 1u32 {
-                let (parts, stats) = (&parts[0..], &stats[0..]);
+                let splits = Splits {
+                    token,
+                    kv_head,
+                    used,
+                    num: num_splits,
+                };
                 let merged = comptime!(Merged {
                     kv_heads: heads.blocks.kv_heads,
                     group: heads.group,
                     vectors: heads.blocks.head_dim / 4,
                 });
-                merge_heads::<O, Const<4>>(
-                    parts, stats, out, token, kv_head, used, num_splits, merged,
-                );
+                merge_heads::<O, Const<4>>(&*parts, out, &splits, merged);
             }
         }
     }
+}
+
+/// Elements `2i` and `2i + 1`.
+#[cube]
+fn pair_of(of: Vector<f32, Const<8>>, #[comptime] i: usize) -> Vector<f32, Const<2>> {
+    let mut pair = Vector::<f32, Const<2>>::new(of.extract(i * 2));
+    pair.insert(1usize, of.extract(i * 2 + 1));
+    pair
 }
 
 /// What this unit knows to be written is seen by all who know of its later writes, and the other way round.

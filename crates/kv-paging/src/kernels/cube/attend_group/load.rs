@@ -1,27 +1,29 @@
-//! Blocks of keys and values whose last ones are not in the cache yet.
+//! Blocks of keys and values, of which the token's own are not in the cache yet.
 
 use cubecl::prelude::*;
 
-use super::super::blocks::{Blocks, KEYS, copy_vectors, places};
+use super::super::blocks::{BlockLoad, Blocks, KEYS, cache_vector, copy_vectors, places};
+use super::super::operands::{KeysValues, StepList};
 use super::UNITS;
 
-/// Starts to copy a block of keys and values. From position `known` on it holds `own_key` and `own_value` instead, the vectors
-/// of the token itself that each unit has: only the last block of a context has such positions.
+/// The vectors of the token's own key and value that a unit has.
+#[derive(CubeType)]
+pub(super) struct OwnToken<E: Float> {
+    pub(super) key: Vector<E, Const<8>>,
+    pub(super) value: Vector<E, Const<8>>,
+}
+
+/// Starts to copy a block of keys and values. A position that is not in the cache gets
+/// the token's own key and value: only the last block of a context has such a position.
 ///
 /// A unit takes the same vector, `UNIT_POS % chunks`, of each of its keys: `UNITS` is a multiple of a key's vectors.
 #[cube]
 pub(super) fn load_known<E: Float>(
-    k: &[Vector<E, Const<8>>],
-    v: &[Vector<E, Const<8>>],
+    cache: &KeysValues<E, Const<8>>,
+    step: &StepList,
     memory: &mut [Vector<E, Const<8>>],
-    indices: &[u32],
-    table: usize,
-    start: usize,
-    known: usize,
-    own_key: Vector<E, Const<8>>,
-    own_value: Vector<E, Const<8>>,
-    kv_head: usize,
-    stage: usize,
+    load: &BlockLoad,
+    own: &OwnToken<E>,
     #[comptime] blocks: Blocks,
 ) {
     let chunks = comptime!(blocks.chunks());
@@ -33,22 +35,23 @@ pub(super) fn load_known<E: Float>(
     let mut entries = Array::<u32>::new(comptime!(KEYS / keys));
     #[unroll]
     for i in 0..comptime!(KEYS / keys) {
-        let position = start + first + i * keys;
-        if position < known {
-            entries[i] = indices[table + position / block_size];
+        let position = load.start + first + i * keys;
+        if position < load.end {
+            entries[i] = step.list[load.table + position / block_size];
         }
     }
     #[unroll]
     for i in 0..comptime!(KEYS / keys) {
         let key = first + i * keys;
-        let position = start + key;
-        if position < known {
+        let position = load.start + key;
+        if position < load.end {
             let slot = entries[i] as usize * block_size + position % block_size;
-            copy_vectors(k, v, memory, slot, kv_head, key, chunk, stage, blocks);
+            let from = cache_vector(slot, load.kv_head, chunk, blocks);
+            copy_vectors(cache, memory, from, places(key, chunk, load.stage, blocks));
         } else {
-            let (to, values_to) = places(key, chunk, stage, blocks);
-            memory[to] = own_key;
-            memory[values_to] = own_value;
+            let (to, values_to) = places(key, chunk, load.stage, blocks);
+            memory[to] = own.key;
+            memory[values_to] = own.value;
         }
     }
 }

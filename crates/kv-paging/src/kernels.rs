@@ -1,0 +1,264 @@
+//! The operations under attention.
+//!
+//! | operation | computes | twin |
+//! |---|---|---|
+//! | `apply_rope` | queries and keys turned by the angles of their positions, differentiable | [`naive::apply_rope`] |
+//! | `kv_write` | `cache[slots[t]] = new[t]` for every packed token `t`, in place | [`naive::kv_write`] |
+//! | `paged_attention` | causal attention of packed queries over block tables | [`naive::paged_attention`] |
+//! | `causal_attention` | block-diagonal causal attention, differentiable | [`naive::causal_attention`] |
+//! | `step_attention` | the first three for one token per sequence, replayable | none: tests compare it with plain loops |
+//!
+//! The rooms: `cpu` has the fast paths of the plain CPU backend, `autodiff` their backward, `device` and `cube` are for
+//! GPUs, and [`naive`] holds the twins made of tensor operations, which run on every other backend and are the reference
+//! in tests. Kernels read a step as its plain description ([`BatchLayout`]) and the index tensors made of it
+//! ([`BatchPlan`], [`DocumentPlan`]).
+
+pub(crate) mod autodiff;
+pub(crate) mod cpu;
+#[cfg(feature = "gpu")]
+pub(crate) mod cube;
+#[cfg(feature = "gpu")]
+mod device;
+#[cfg(not(feature = "gpu"))]
+#[path = "kernels/no_device.rs"]
+mod device;
+mod gather;
+pub mod naive;
+mod plan;
+mod recorded;
+
+use std::sync::Arc;
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::tensor::{DType, Tensor};
+use tracing::trace_span;
+
+use self::device::Gpu;
+pub use self::plan::{BatchPlan, DocumentPlan};
+pub(crate) use self::recorded::{RecordedStep, overwrite, records_steps, step_attention};
+use crate::batch_layout::BatchLayout;
+use crate::rotary::Rotary;
+
+/// Rotary position embedding.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait RopeOps: Backend {
+    /// Turns dimension `i` of each head of `x` `[tokens, heads, head_dim]` together with dimension `i + head_dim / 2`, by
+    /// the angle whose cosine and sine are `cos` and `sin` `[tokens, 1, head_dim / 2]`; all f32.
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+/// Operations on a paged cache. They have no backward: a cache holds values, not a graph.
+#[backend_extension(Flex)]
+pub(crate) trait PagedOps: Backend {
+    /// Writes `new` `[tokens, kv_heads, head_dim]` to the rows `layout.slots` of `cache`
+    /// `[slots, kv_heads, head_dim]`, converted to its element type, and returns the handle of
+    /// `cache`. In place when that handle is the only one.
+    fn kv_write(
+        cache: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        layout: Arc<BatchLayout>,
+    ) -> FloatTensor<Self>;
+
+    /// Attention of `q` `[tokens, heads, head_dim]` over the sequences of `layout` in `k` and `v`
+    /// `[slots, kv_heads, head_dim]`: the query at context position `p` sees keys `0..=p`.
+    fn paged_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        layout: Arc<BatchLayout>,
+    ) -> FloatTensor<Self>;
+}
+
+/// Attention within packed documents.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait CausalOps: Backend {
+    /// Causal attention of `q` `[tokens, heads, head_dim]` over `k` and `v`
+    /// `[tokens, kv_heads, head_dim]` within documents of `lengths` tokens.
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        lengths: Arc<[usize]>,
+    ) -> FloatTensor<Self>;
+}
+
+/// Whether `tensor` lives on the plain CPU backend, outside of any autodiff graph.
+fn on_cpu(tensor: &Tensor<3>) -> bool {
+    matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// Whether `tensor` is f32 and lives on the plain CPU backend, in an autodiff graph or not.
+fn is_differentiable_on_cpu(tensor: &Tensor<3>) -> bool {
+    let device = tensor.device().without_autodiff();
+    tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// `x` in the type `dtype`.
+fn in_dtype(x: Tensor<3>, dtype: DType) -> Tensor<3> {
+    match x.dtype() == dtype {
+        true => x,
+        false => x.cast(dtype),
+    }
+}
+
+/// Turns queries and keys by the angles of their positions; see [`RopeOps::rope`].
+///
+/// # Shapes
+///
+/// - `q`: `[tokens, heads, head_dim]`; `k`: `[tokens, kv_heads, head_dim]`; both are returned
+pub(crate) fn apply_rope(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor<3>, Tensor<3>) {
+    let _span = trace_span!("apply_rope").entered();
+    for x in [&q, &k] {
+        let [tokens, _, head_dim] = x.dims();
+        let angles = [tokens, 1, head_dim / 2];
+        assert_eq!(rotary.cos.dims(), angles, "cosines");
+        assert_eq!(rotary.sin.dims(), angles, "sines");
+    }
+    if let Some(gpu) = Gpu::of(&q.device())
+        && [&q, &k].iter().all(|x| x.dtype() == DType::F32)
+    {
+        return gpu.apply_rope(q, k, rotary);
+    }
+    // The threads share the work of both instead of waiting for each other after the first.
+    match on_cpu(&q) {
+        true => rayon::join(|| rope(q, rotary), || rope(k, rotary)),
+        false => (rope(q, rotary), rope(k, rotary)),
+    }
+}
+
+/// [`apply_rope`] of one tensor.
+fn rope(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
+    if !is_differentiable_on_cpu(&x) {
+        return naive::apply_rope(x, rotary);
+    }
+    let [cos, sin] = [&rotary.cos, &rotary.sin].map(|angles| angles.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::rope(x.into_dispatch(), cos, sin)) // [tokens, heads, head_dim]
+}
+
+/// Writes this step's keys and values to their caches; see [`PagedOps::kv_write`].
+pub(crate) fn kv_write(
+    caches: [Tensor<3>; 2],
+    new: [Tensor<3>; 2],
+    plan: &BatchPlan,
+) -> [Tensor<3>; 2] {
+    let _span = trace_span!("kv_write").entered();
+    for (cache, new) in caches.iter().zip(&new) {
+        let ([slots, ..], [tokens, ..]) = (cache.dims(), new.dims());
+        assert_eq!(cache.dims()[1..], new.dims()[1..], "[kv_heads, head_dim]");
+        assert_fits(plan.layout(), tokens, slots);
+    }
+    let [keys, values] = &caches;
+    if let Some(gpu) = Gpu::of(&keys.device())
+        && gpu.attends(keys.dims()[2])
+        && new.iter().all(|new| new.dtype() == DType::F32)
+        && keys.dtype() == values.dtype()
+    {
+        return gpu.kv_write(caches, new, plan);
+    }
+    let ([keys, values], [k, v]) = (caches, new);
+    [write_rows(keys, k, plan), write_rows(values, v, plan)]
+}
+
+/// Writes to one cache.
+fn write_rows(cache: Tensor<3>, new: Tensor<3>, plan: &BatchPlan) -> Tensor<3> {
+    let floats = |tensor: &Tensor<3>| matches!(tensor.dtype(), DType::F32 | DType::BF16);
+    if on_cpu(&cache) && on_cpu(&new) && floats(&cache) && floats(&new) {
+        Tensor::from_dispatch(Dispatch::kv_write(
+            cache.into_dispatch(),
+            new.into_dispatch(),
+            plan.layout().clone(),
+        ))
+    } else {
+        naive::kv_write(cache, new, plan)
+    }
+}
+
+/// Attention over the cache, in the type `dtype`; see [`PagedOps::paged_attention`].
+pub(crate) fn paged_attention(
+    q: Tensor<3>,
+    [k, v]: [Tensor<3>; 2],
+    plan: &BatchPlan,
+    dtype: DType,
+) -> Tensor<3> {
+    let _span = trace_span!("paged_attention").entered();
+    let ([tokens, heads, head_dim], [slots, kv_heads, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), v.dims(), "keys and values differ in shape");
+    assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
+    assert_eq!(head_dim, k.dims()[2], "head_dim");
+    assert_fits(plan.layout(), tokens, slots);
+    let has_types = q.dtype() == DType::F32 && k.dtype() == v.dtype();
+    if let Some(gpu) = Gpu::of(&q.device())
+        && gpu.attends(head_dim)
+        && has_types
+    {
+        return gpu.paged_attention(q, [k, v], plan, dtype);
+    }
+    let is_fast = has_types
+        && matches!(k.dtype(), DType::F32 | DType::BF16)
+        && cpu::supports(head_dim)
+        && [&q, &k, &v].into_iter().all(on_cpu);
+    let out = if is_fast {
+        Tensor::from_dispatch(Dispatch::paged_attention(
+            q.into_dispatch(),
+            k.into_dispatch(),
+            v.into_dispatch(),
+            plan.layout().clone(),
+        ))
+    } else {
+        naive::paged_attention(q, k, v, plan)
+    }; // [tokens, heads, head_dim]
+    in_dtype(out, dtype)
+}
+
+/// Attention within documents, in the type `dtype`; see [`CausalOps::causal_attention`].
+pub(crate) fn causal_attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    plan: &DocumentPlan,
+    dtype: DType,
+) -> Tensor<3> {
+    let _span = trace_span!("causal_attention").entered();
+    let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), v.dims(), "keys and values differ in shape");
+    assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
+    assert_eq!(k.dims(), [tokens, kv_heads, head_dim], "keys");
+    assert_eq!(tokens, plan.num_tokens(), "tokens of all documents");
+    let is_fast = [&q, &k, &v].into_iter().all(is_differentiable_on_cpu);
+    let out = if is_fast && cpu::supports(head_dim) {
+        Tensor::from_dispatch(Dispatch::causal_attention(
+            q.into_dispatch(),
+            k.into_dispatch(),
+            v.into_dispatch(),
+            plan.lengths().clone(),
+        ))
+    } else {
+        naive::causal_attention(q, k, v, plan)
+    }; // [tokens, heads, head_dim]
+    in_dtype(out, dtype)
+}
+
+/// The only check between a batch and a cache; the kernels index without any.
+fn assert_fits(layout: &BatchLayout, tokens: usize, slots: usize) {
+    assert_eq!(tokens, layout.num_tokens(), "tokens of the batch");
+    let needed = layout.num_slots;
+    assert!(
+        needed <= slots,
+        "the batch names cache row {} of {slots}",
+        needed.saturating_sub(1)
+    );
+}
+
+/// Forgets what this thread's kernels keep on devices between launches. Call it when a device has failed to compute
+/// something: the failed kernels have not left what the next launch expects.
+pub fn forget_device_state() {
+    device::forget_state();
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! CubeCL backends (CUDA, ROCm, Metal, Vulkan, WebGPU).
+//!
+//! What a step reads and writes is described by one tensor of integers ([`indices`]), uploaded once and used by all layers.
+
+// For the launches of kernels, which index without checks.
+#![allow(unsafe_code)]
+
+mod attend;
+mod attend_group;
+mod attend_tiles;
+mod blocks;
+mod operands;
+mod rope;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Cube, DispatchDevice};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::features::Plane;
+use cubecl::prelude::*;
+
+pub(super) use self::attend::forget_counters;
+use self::operands::{KeysValues, KeysValuesLaunch, StepList, StepListLaunch};
+use super::device::{Context, DeviceOps, NewTokens};
+use crate::batch_layout::BatchLayout;
+
+/// Whether the kernels over a cache can run on a device and with heads of this length; otherwise the twins do.
+pub(super) fn supports(device: &Device, head_dim: usize) -> bool {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return false;
+    };
+    let client = device.client();
+    // CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although lavapipe has them. The
+    // tests run on lavapipe, so that a variable can say otherwise.
+    let has_planes = client.features().plane.contains(Plane::Ops)
+        || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some();
+    has_planes
+        && client.properties().hardware.plane_size_min >= attend::LANES
+        && head_dim.is_multiple_of(attend::LANES as usize)
+        && head_dim <= attend::MAX_HEAD_DIM
+}
+
+/// Tiles of queries in the indices of a step: for each the first token and the number of tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tiles {
+    /// Where the tiles start.
+    at: usize,
+    /// Number of tiles; 0 in a step of single tokens.
+    num: usize,
+}
+
+impl Tiles {
+    /// The tiles that [`indices`] appends.
+    pub(super) fn of(layout: &BatchLayout) -> Self {
+        Self {
+            at: 3 * layout.slots.len() + layout.block_tables.len(),
+            num: tiles(layout).count(),
+        }
+    }
+}
+
+/// First token and number of tokens of each tile.
+fn tiles(layout: &BatchLayout) -> impl Iterator<Item = [usize; 2]> {
+    let single = layout
+        .sequences
+        .iter()
+        .all(|sequence| sequence.query_len == 1);
+    let sequences = if single { &[][..] } else { &layout.sequences };
+    sequences.iter().flat_map(|sequence| {
+        let tiles = (0..sequence.query_len).step_by(attend_tiles::QUERIES);
+        tiles.map(|first| {
+            let num = (sequence.query_len - first).min(attend_tiles::QUERIES);
+            [sequence.query_start + first, num]
+        })
+    })
+}
+
+/// What the kernels read of a step, as 32-bit integers: for each token its cache row, the number of keys it sees and where
+/// its block table starts, then all block tables, then the [`Tiles`].
+pub(super) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
+    let num_tokens = layout.slots.len();
+    let mut values = Vec::with_capacity(3 * num_tokens + layout.block_tables.len());
+    values.extend(layout.slots.iter().map(|&slot| slot as i32));
+    for sequence in &layout.sequences {
+        let first = sequence.context_len - sequence.query_len + 1;
+        values.extend((first..=sequence.context_len).map(|keys| keys as i32));
+    }
+    for sequence in &layout.sequences {
+        let table = (3 * num_tokens + sequence.blocks.start) as i32;
+        values.extend(std::iter::repeat_n(table, sequence.query_len));
+    }
+    values.extend(layout.block_tables.iter().map(|&block| block as i32));
+    values.extend(tiles(layout).flatten().map(|value| value as i32));
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
+}
+
+impl DeviceOps for Cube {
+    fn device_apply_rope(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        rope::apply_rope(q, k, cos, sin)
+    }
+
+    fn device_kv_write(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        new_keys: FloatTensor<Self>,
+        new_values: FloatTensor<Self>,
+        indices: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (new_keys, new_values) = (into_contiguous(new_keys), into_contiguous(new_values));
+        let [tokens, kv_heads, head_dim] = new_keys.meta.shape().dims();
+        let row = kv_heads * head_dim;
+        let len = tokens * row;
+        if len > 0 {
+            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. The caches are the only
+            // handles, or later writers' views of the same memory.
+            unsafe {
+                write_rows::launch_unchecked(
+                    &new_keys.client.clone(),
+                    CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
+                    CubeDim::new_1d(WRITE_UNITS as u32),
+                    KeysValuesLaunch::new(new_keys.into_buffer_arg(), new_values.into_buffer_arg()),
+                    StepListLaunch::new(indices.into_buffer_arg(), tokens),
+                    KeysValuesLaunch::new(
+                        keys.clone().into_buffer_arg(),
+                        values.clone().into_buffer_arg(),
+                    ),
+                    len,
+                    row,
+                    elem_type(&keys),
+                );
+            }
+        }
+        (keys, values)
+    }
+
+    fn device_paged_attention(
+        q: FloatTensor<Self>,
+        context: Context<Self>,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        if context.tiles.num > 0 && attend_tiles::supports(&q, &context.keys) {
+            return attend_tiles::attend(q, context, dtype);
+        }
+        attend::attend(q, None, context, dtype)
+    }
+
+    fn device_step_attention(
+        q: FloatTensor<Self>,
+        new: NewTokens<Self>,
+        context: Context<Self>,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        if attend_group::supports(&q, &context.keys) {
+            return attend_group::attend(q, new, context, dtype);
+        }
+        attend::attend(q, Some(new), context, dtype)
+    }
+
+    fn device_overwrite(old: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self> {
+        let len = new.meta.num_elements();
+        if len > 0 {
+            // SAFETY: the wrapper has compared the lengths.
+            unsafe {
+                overwrite::launch_unchecked(
+                    &new.client.clone(),
+                    CubeCount::Static(len.div_ceil(WRITE_UNITS) as u32, 1, 1),
+                    CubeDim::new_1d(WRITE_UNITS as u32),
+                    new.into_buffer_arg(),
+                    old.clone().into_buffer_arg(),
+                    len,
+                );
+            }
+        }
+        old
+    }
+}
+
+#[cube(launch_unchecked)]
+fn overwrite(from: &[i32], to: &mut [i32], len: usize) {
+    if ABSOLUTE_POS < len {
+        to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
+    }
+}
+
+/// Units of a cube that copies.
+const WRITE_UNITS: usize = 256;
+
+/// A unit for each of `len` elements; `row` are the elements of a token.
+#[cube(launch_unchecked)]
+fn write_rows<E: Float>(
+    new: &KeysValues<f32, Const<1>>,
+    step: &StepList,
+    cache: &mut KeysValues<E, Const<1>>,
+    len: usize,
+    row: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let token = ABSOLUTE_POS / row;
+        // A token that sees no key isn't one.
+        if step.context(token) > 0 {
+            let to = step.slot(token) * row + ABSOLUTE_POS % row;
+            cache.keys[to] = Vector::cast_from(new.keys[ABSOLUTE_POS]);
+            cache.values[to] = Vector::cast_from(new.values[ABSOLUTE_POS]);
+        }
+    }
+}
+
+fn elem_type(tensor: &CubeTensor) -> cubecl::ir::ElemType {
+    burn::backend::cubecl::dtype_to_elem_type(tensor.dtype)
+}
+
+/// A tensor whose values are not set yet.
+fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
+        like.client.clone(),
+        like.device.clone(),
+        shape.into(),
+        dtype,
+    )
+}
+
+/// The first GPU that is compiled in.
+#[cfg(test)]
+pub(super) fn first_gpu() -> Device {
+    use burn::tensor::DeviceType;
+    let types: &[DeviceType] = &[
+        #[cfg(feature = "cuda")]
+        DeviceType::Cuda,
+        #[cfg(feature = "wgpu")]
+        DeviceType::Wgpu,
+    ];
+    let gpu = types.iter().cloned().flat_map(Device::enumerate).next();
+    gpu.expect("a CUDA or WebGPU device")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_run_on_the_first_gpu() {
+        let gpu = first_gpu();
+        assert!(supports(&gpu, 64) && supports(&gpu, 128));
+        assert!(!supports(&gpu, 20) && !supports(&Device::flex(), 64));
+    }
+}

@@ -1,0 +1,85 @@
+//! A step as the kernels take it: its plain description, and the index tensors made of it at their first use.
+
+use std::sync::{Arc, OnceLock};
+
+use burn::tensor::Device;
+#[cfg(feature = "gpu")]
+use burn::tensor::{Int, Tensor};
+
+use super::gather::{Gather, Padding};
+use crate::batch_layout::BatchLayout;
+
+/// A packed step over a paged cache. All layers of the step share its index tensors.
+#[derive(Debug)]
+pub struct BatchPlan {
+    layout: Arc<BatchLayout>,
+    /// For the twin made of tensor operations.
+    gather: OnceLock<Gather>,
+    /// For the kernels of a GPU.
+    #[cfg(feature = "gpu")]
+    indices: OnceLock<Tensor<1, Int>>,
+}
+
+impl BatchPlan {
+    /// The plan of a step; uploads nothing yet.
+    pub fn new(layout: BatchLayout) -> Self {
+        Self {
+            layout: Arc::new(layout),
+            gather: OnceLock::new(),
+            #[cfg(feature = "gpu")]
+            indices: OnceLock::new(),
+        }
+    }
+
+    /// The plain description.
+    pub fn layout(&self) -> &Arc<BatchLayout> {
+        &self.layout
+    }
+
+    pub(super) fn gather(&self, device: &Device) -> &Gather {
+        let upload = || Gather::new(&self.layout, &device.clone().without_autodiff());
+        self.gather.get_or_init(upload)
+    }
+
+    /// For the kernels of a GPU: the step as one list of integers, in the form that `upload` gives it.
+    #[cfg(feature = "gpu")]
+    pub(super) fn indices(
+        &self,
+        upload: impl FnOnce(&BatchLayout) -> Tensor<1, Int>,
+    ) -> Tensor<1, Int> {
+        self.indices.get_or_init(|| upload(&self.layout)).clone()
+    }
+}
+
+/// Documents that are packed one after another and do not see each other.
+#[derive(Debug)]
+pub struct DocumentPlan {
+    lengths: Arc<[usize]>,
+    /// For the twin made of tensor operations.
+    padding: OnceLock<Padding>,
+}
+
+impl DocumentPlan {
+    /// Documents of these lengths, in tokens; uploads nothing yet. Empty documents are skipped.
+    pub fn new(lengths: &[usize]) -> Self {
+        Self {
+            lengths: lengths.iter().copied().filter(|&len| len > 0).collect(),
+            padding: OnceLock::new(),
+        }
+    }
+
+    /// Lengths of the documents, in tokens; none is zero.
+    pub fn lengths(&self) -> &Arc<[usize]> {
+        &self.lengths
+    }
+
+    /// Packed tokens: the sum of the lengths.
+    pub fn num_tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    pub(super) fn padding(&self, device: &Device) -> &Padding {
+        let upload = || Padding::new(&self.lengths, &device.clone().without_autodiff());
+        self.padding.get_or_init(upload)
+    }
+}

@@ -1,0 +1,273 @@
+//! From hidden states to tokens, on every device and for every way to sample.
+//!
+//! The cheapest way is taken that gives the tokens of [`Sampler::sample`]:
+//!
+//! 1. The int8 copy of lm_head finds the largest logits of a few rows on the CPU, without reading all of lm_head.
+//! 2. The device draws the tokens, or takes the most likely ones. Only ids go to the host.
+//! 3. The device finds the largest logits. The host draws from these.
+//! 4. The host reads all logits, of every row or of those rows that the largest logits don't decide.
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use tracing::trace_span;
+
+use crate::kernels::choice::{draw_tokens, largest_logits};
+use crate::model::QwenModel;
+use crate::sampling::{Draw, Logprobs, SampledToken, Sampler, TopLogits, logprobs_of};
+
+/// Rows whose logits are in memory at once: `vocab_size` floats each.
+pub const MAX_LOGIT_ROWS: usize = 64;
+
+/// A row whose logits are needed.
+#[derive(Debug)]
+pub struct ChoiceRow<'a> {
+    /// Which row of the hidden states.
+    pub row: usize,
+    /// What for.
+    pub want: Want<'a>,
+}
+
+/// What is wanted of a row of logits.
+#[derive(Debug)]
+pub enum Want<'a> {
+    /// The next token of a sequence.
+    Token {
+        /// The sequence's sampler.
+        sampler: &'a mut Sampler,
+        /// Tokens that may not come.
+        banned: &'a [u32],
+    },
+    /// The log-probabilities of a token that is known, and of the most likely ones.
+    Score {
+        /// The token.
+        id: u32,
+        /// How many of the most likely ones.
+        num_top: usize,
+    },
+}
+
+/// The answer to a [`Want`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choice {
+    /// The next token; its sampler has counted it.
+    Token(SampledToken),
+    /// The log-probabilities of a known token.
+    Score(Logprobs),
+    /// A step that left no logits couldn't draw the token. The row has to be computed again: its sampler takes all logits then.
+    Undrawn,
+}
+
+impl Want<'_> {
+    /// How a device draws the token.
+    fn draw(&mut self) -> Option<Draw> {
+        match self {
+            Self::Token { sampler, banned } => sampler.draw(0, banned),
+            Self::Score { .. } => None,
+        }
+    }
+
+    /// Takes a token that a device has drawn. `None` where it couldn't.
+    fn drawn(&mut self, id: Option<u32>) -> Option<Choice> {
+        let Self::Token { sampler, .. } = self else {
+            return None;
+        };
+        let Some(id) = id else {
+            sampler.undrawn();
+            return None;
+        };
+        sampler.observe(id);
+        Some(Choice::Token(SampledToken { id, logprobs: None }))
+    }
+
+    /// The token, from the largest logits. `None` where these don't decide.
+    fn by_largest(&mut self, largest: &TopLogits) -> Option<Choice> {
+        match self {
+            Self::Token { sampler, banned } => {
+                sampler.sample_top(largest, banned).map(Choice::Token)
+            }
+            Self::Score { .. } => None,
+        }
+    }
+
+    /// The answer, from all logits of the row.
+    fn by_all(&mut self, logits: &mut [f32]) -> Choice {
+        let _span = trace_span!("sample").entered();
+        match self {
+            Self::Token { sampler, banned } => Choice::Token(sampler.sample(logits, banned)),
+            Self::Score { id, num_top } => Choice::Score(logprobs_of(logits, *id, *num_top)),
+        }
+    }
+}
+
+/// Answers what is wanted of some rows of `hidden [tokens, hidden]`, which the final norm has seen. The answers are in the order
+/// of `rows`.
+///
+/// # Errors
+/// What the device says, if it couldn't compute them.
+///
+/// # Panics
+/// As Burn does when it reads from a device that couldn't compute the logits.
+pub fn choose(
+    model: &QwenModel,
+    hidden: &Tensor<2>,
+    rows: &mut [ChoiceRow<'_>],
+) -> Result<Vec<Choice>, String> {
+    let mut choices = Vec::with_capacity(rows.len());
+    for rows in rows.chunks_mut(MAX_LOGIT_ROWS) {
+        let hidden = select(hidden, rows); // [rows, hidden]
+        let largest = match rows.iter().all(takes_largest) {
+            true => model.largest_logits(&hidden),
+            false => None,
+        };
+        choices.extend(match largest {
+            Some(largest) => choose_from_largest(rows, &largest, |row| {
+                model.logits(hidden.clone().narrow(0, row, 1)) // [1, vocab]
+            }),
+            None => choose_from_logits(model.logits(hidden), rows)?,
+        });
+    }
+    Ok(choices)
+}
+
+/// [`choose`] for logits that are computed: `[rows, vocab]`, one row for each of `rows`.
+pub(crate) fn choose_from_logits(
+    logits: Tensor<2>,
+    rows: &mut [ChoiceRow<'_>],
+) -> Result<Vec<Choice>, String> {
+    let row_of = |row| logits.clone().narrow(0, row, 1); // [1, vocab]
+    let draws: Option<Vec<Draw>> = rows.iter_mut().map(|row| row.want.draw()).collect();
+    if let Some(draws) = draws
+        && let Some(tokens) = draw_tokens(&logits, &draws)
+    {
+        let drawn = rows.iter_mut().zip(tokens.wait()?).enumerate();
+        return Ok(drawn
+            .map(|(i, (row, id))| {
+                let choice = row.want.drawn(id);
+                choice.unwrap_or_else(|| row.want.by_all(&mut on_host(row_of(i))))
+            })
+            .collect());
+    }
+    if let Some(scales) = scales(rows)
+        && let Some(largest) = largest_logits(&logits, &scales)
+    {
+        return Ok(choose_from_largest(rows, &largest.wait()?, row_of));
+    }
+    let [_, vocab] = logits.dims();
+    let mut logits = on_host(logits);
+    let logits = logits.chunks_exact_mut(vocab);
+    Ok((rows.iter_mut().zip(logits))
+        .map(|(row, logits)| row.want.by_all(logits))
+        .collect())
+}
+
+/// [`choose`] for a step that left the tokens alone, which the device has drawn: one for each row of the step.
+pub(crate) fn choose_drawn(ids: &[Option<u32>], rows: &mut [ChoiceRow<'_>]) -> Vec<Choice> {
+    let drawn = |row: &mut ChoiceRow<'_>| row.want.drawn(ids[row.row]).unwrap_or(Choice::Undrawn);
+    rows.iter_mut().map(drawn).collect()
+}
+
+/// Chooses from the largest logits of each row. Where these don't decide, `logits_of` computes all logits of a row, `[1, vocab]`.
+fn choose_from_largest(
+    rows: &mut [ChoiceRow<'_>],
+    largest: &[TopLogits],
+    logits_of: impl Fn(usize) -> Tensor<2>,
+) -> Vec<Choice> {
+    let rows = rows.iter_mut().zip(largest).enumerate();
+    rows.map(|(i, (row, largest))| {
+        let choice = row.want.by_largest(largest);
+        choice.unwrap_or_else(|| row.want.by_all(&mut on_host(logits_of(i))))
+    })
+    .collect()
+}
+
+/// Whether the largest logits that the int8 copy of lm_head finds may decide a row.
+fn takes_largest(row: &ChoiceRow<'_>) -> bool {
+    match &row.want {
+        Want::Token { sampler, .. } => sampler.takes_largest(QwenModel::NUM_LARGEST),
+        Want::Score { .. } => false,
+    }
+}
+
+/// The scale of each row's sampler, if tokens are wanted of all rows and the largest logits may decide one of them.
+fn scales(rows: &[ChoiceRow<'_>]) -> Option<Vec<f32>> {
+    let samplers = rows.iter().map(|row| match &row.want {
+        Want::Token { sampler, .. } => Some(&**sampler),
+        Want::Score { .. } => None,
+    });
+    let samplers: Vec<&Sampler> = samplers.collect::<Option<_>>()?;
+    let may_decide = samplers.iter().any(|sampler| sampler.takes_top());
+    may_decide.then(|| samplers.iter().map(|sampler| sampler.scale()).collect())
+}
+
+/// The rows of `x` that are asked for, in their order.
+pub(crate) fn select(x: &Tensor<2>, rows: &[ChoiceRow<'_>]) -> Tensor<2> {
+    if rows.iter().enumerate().all(|(i, row)| row.row == i) {
+        return match rows.len() == x.dims()[0] {
+            true => x.clone(),
+            false => x.clone().narrow(0, 0, rows.len()),
+        };
+    }
+    let indices: Vec<i32> = rows.iter().map(|row| row.row as i32).collect();
+    let indices = TensorData::new(indices, [rows.len()]);
+    let indices = Tensor::<1, Int>::from_data(indices, (&x.device(), DType::I32));
+    x.clone().select(0, indices)
+}
+
+/// The values of a tensor on the host; without a copy where they are there already.
+fn on_host(tensor: Tensor<2>) -> Vec<f32> {
+    match tensor.into_data_dtype(DType::F32).try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("f32 values: {error}"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+    use crate::load::LoadOptions;
+    use crate::sampling::SamplingParams;
+
+    /// Tokens and scores of more rows than have their logits in memory at once are those of each row by itself.
+    #[test]
+    fn answers_are_those_of_each_row_by_itself() {
+        let dir = crate::bundled_model_dir().unwrap();
+        let model = QwenModel::load(&dir, &LoadOptions::default(), &Device::flex()).unwrap();
+        let [vocab, hidden] = model.lm_head.weight.shape();
+        let random = Distribution::Normal(0.0, 1.0);
+        let hidden = Tensor::random([100, hidden], random, (&Device::flex(), DType::F32));
+        let sampler = |row: usize| {
+            let params = SamplingParams {
+                temperature: if row.is_multiple_of(2) { 0.0 } else { 1.0 },
+                seed: Some(row as u64),
+                ..SamplingParams::default()
+            };
+            Sampler::new(&params, &[], vocab)
+        };
+        let banned = [3];
+        let mut samplers: Vec<Sampler> = (0..100).map(sampler).collect();
+        let mut rows: Vec<ChoiceRow<'_>> = (samplers.iter_mut().enumerate())
+            .map(|(row, sampler)| ChoiceRow {
+                row: 99 - row,
+                want: match row % 3 {
+                    0 => Want::Score { id: 7, num_top: 2 },
+                    _ => Want::Token {
+                        sampler,
+                        banned: &banned,
+                    },
+                },
+            })
+            .collect();
+        let choices = choose(&model, &hidden, &mut rows).unwrap();
+        assert_eq!(choices.len(), 100);
+        for (row, choice) in choices.into_iter().enumerate() {
+            let mut logits = on_host(model.logits(hidden.clone().narrow(0, 99 - row, 1)));
+            let expected = match row % 3 {
+                0 => Choice::Score(logprobs_of(&mut logits, 7, 2)),
+                _ => Choice::Token(sampler(row).sample(&mut logits, &banned)),
+            };
+            assert_eq!(choice, expected, "row {row}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Decode on a device: steps of one token per sequence.
+//!
+//! On a GPU a step is a CUDA graph. The runner pads the rows to a bucket, captures a graph for each bucket once and replays it;
+//! the graph chooses the tokens, too, and leaves them where the next graph finds them. So the next step can be launched before
+//! the host has read the tokens of this one (overlap scheduling). Where no graphs exist, and with [`GraphRunner::eager`], the
+//! same interface computes a step at once, operation by operation.
+
+#[cfg_attr(not(feature = "gpu"), path = "graph_runner/no_graphs.rs")]
+mod graphs;
+mod pending;
+
+use burn::tensor::Tensor;
+use kv_paging::{
+    AttentionBatch, DecodeToken, PagedAttention, PagedKvCache, SchedulerConfig, SequenceChunk,
+};
+use lora_4bit::AdapterSelection;
+
+use crate::kernels::choice::queues_reads;
+use crate::kernels::forget_device_state;
+use crate::model::QwenModel;
+use crate::sampling::Draw;
+use graphs::Graphs;
+pub use pending::Pending;
+
+/// A sequence of a decode step.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeRow<'a> {
+    /// The token to compute.
+    pub token: DecodeToken,
+    /// Its position: the number of tokens before it.
+    pub position: usize,
+    /// The slot of the sequence's adapter.
+    pub slot: Option<usize>,
+    /// Block of every `block_size` tokens up to this one.
+    pub block_table: &'a [u32],
+    /// How a device draws the token that follows, see [`Sampler::draw`](crate::Sampler::draw). `None` if the host has to choose
+    /// it.
+    pub draw: Option<Draw>,
+}
+
+/// Runs decode steps of one model over one KV cache.
+///
+/// Call it on one thread: a device orders the work of a thread. The model and the cache must be the same ones at every step; call
+/// [`GraphRunner::forget_graphs`] when their tensors have been replaced.
+#[derive(Debug)]
+pub struct GraphRunner {
+    /// `None` where the device has no graphs, and when they aren't wanted.
+    graphs: Option<Graphs>,
+    /// Whether a device goes on computing while the host reads tokens.
+    queues_reads: bool,
+}
+
+impl GraphRunner {
+    /// A runner for sequences within the limits of a scheduler. It captures graphs where the model's device has kernels for them.
+    pub fn new(model: &QwenModel, config: &SchedulerConfig) -> Self {
+        Self {
+            graphs: Graphs::new(model, config),
+            queues_reads: queues_reads(&model.device()),
+        }
+    }
+
+    /// A runner without graphs: every operation is launched by itself.
+    pub fn eager() -> Self {
+        Self {
+            graphs: None,
+            queues_reads: false,
+        }
+    }
+
+    /// Whether steps can be launched ahead, see [`GraphRunner::launch_ahead`].
+    pub fn overlaps(&self) -> bool {
+        self.graphs.is_some() && self.queues_reads
+    }
+
+    /// Starts to compute one token of each sequence, and to choose the tokens that follow.
+    ///
+    /// # Panics
+    /// When a row's token is [`DecodeToken::ChosenIn`] and the runner has no graphs.
+    pub fn launch(
+        &mut self,
+        model: &QwenModel,
+        cache: &mut PagedKvCache,
+        rows: &[DecodeRow<'_>],
+    ) -> Pending {
+        match &mut self.graphs {
+            Some(graphs) => graphs.launch(model, cache, rows),
+            None => Pending::hidden(forward(model, cache, rows)),
+        }
+    }
+
+    /// Starts the step after `before`, whose tokens the host doesn't know yet: rows name them by [`DecodeToken::ChosenIn`].
+    ///
+    /// `None`, and nothing has happened, unless the device has drawn all tokens of `before` and draws all of this step, and has
+    /// captured a graph for it: to capture one runs it, so that the tokens of `before` would be lost.
+    pub fn launch_ahead(
+        &mut self,
+        before: &Pending,
+        model: &QwenModel,
+        cache: &PagedKvCache,
+        rows: &[DecodeRow<'_>],
+    ) -> Option<Pending> {
+        let graphs = self.graphs.as_mut()?;
+        let can_draw = before.is_drawn() && rows.iter().all(|row| row.draw.is_some());
+        let may_launch = self.queues_reads && can_draw && graphs.has_captured(model, rows);
+        may_launch.then(|| graphs.launch(model, cache, rows))
+    }
+
+    /// Forgets the graphs: they hold tensors of the model and of the cache that have been replaced. Drop steps that are still
+    /// pending first.
+    pub fn forget_graphs(&mut self) {
+        if let Some(graphs) = &mut self.graphs {
+            graphs.forget();
+        }
+    }
+
+    /// Forgets all that is kept on the device between steps. Call it when the device has failed to compute one.
+    pub fn reset(&mut self) {
+        if let Some(graphs) = &mut self.graphs {
+            graphs.reset();
+        }
+        forget_device_state();
+    }
+}
+
+/// Hidden states of a step that is computed at once, `[rows, hidden]`.
+fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) -> Tensor<2> {
+    let id = |row: &DecodeRow<'_>| match row.token {
+        DecodeToken::Id(id) => id,
+        DecodeToken::ChosenIn(row) => panic!("without graphs no step leaves a token in row {row}"),
+    };
+    let tokens: Vec<u32> = rows.iter().map(id).collect();
+    let positions: Vec<u32> = rows.iter().map(|row| row.position as u32).collect();
+    let slots: Vec<Option<usize>> = rows.iter().map(|row| row.slot).collect();
+    let chunks: Vec<SequenceChunk<'_>> = (rows.iter())
+        .map(|row| SequenceChunk {
+            query_len: 1,
+            context_len: row.position + 1,
+            block_table: row.block_table,
+        })
+        .collect();
+    let batch = AttentionBatch::new(&chunks, cache.shape().block_size);
+    let adapters = AdapterSelection::per_row(&slots, &model.device());
+    let mut kv = PagedAttention::new(cache, &batch);
+    model.forward(&tokens, &positions, &adapters, &mut kv)
+}

@@ -1,0 +1,36 @@
+//! The answers of a build without GPUs: there are no graphs. A type without values stands for them.
+
+use kv_paging::{PagedKvCache, SchedulerConfig};
+
+use super::{DecodeRow, Pending};
+use crate::model::QwenModel;
+
+#[derive(Debug)]
+pub(super) enum Graphs {}
+
+impl Graphs {
+    pub(super) fn new(_model: &QwenModel, _config: &SchedulerConfig) -> Option<Self> {
+        None
+    }
+
+    pub(super) fn has_captured(&self, _model: &QwenModel, _rows: &[DecodeRow<'_>]) -> bool {
+        match *self {}
+    }
+
+    pub(super) fn launch(
+        &mut self,
+        _model: &QwenModel,
+        _cache: &PagedKvCache,
+        _rows: &[DecodeRow<'_>],
+    ) -> Pending {
+        match *self {}
+    }
+
+    pub(super) fn forget(&mut self) {
+        match *self {}
+    }
+
+    pub(super) fn reset(&mut self) {
+        match *self {}
+    }
+}

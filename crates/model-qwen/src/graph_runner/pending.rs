@@ -1,0 +1,66 @@
+//! A step whose tokens are not known yet.
+
+// Without GPUs no step leaves logits or tokens on a device.
+#![cfg_attr(not(feature = "gpu"), allow(dead_code))]
+
+use burn::tensor::Tensor;
+
+use crate::choose::{Choice, ChoiceRow, choose, choose_drawn, choose_from_logits, select};
+use crate::kernels::choice::PendingIds;
+use crate::model::QwenModel;
+
+/// A step that was launched and whose tokens are still to be chosen or read.
+#[derive(Debug)]
+pub struct Pending(State);
+
+/// How far the step has got by itself.
+#[derive(Debug)]
+enum State {
+    /// Hidden states of every token, after the final norm: `[tokens, hidden]`.
+    Hidden(Tensor<2>),
+    /// Logits of every row and of the padding, `[padded rows, vocab]`.
+    Logits(Tensor<2>),
+    /// The tokens that the device has drawn, on their way to the host.
+    Drawn(PendingIds),
+}
+
+impl Pending {
+    /// A step that computed hidden states, `[tokens, hidden]`, as [`QwenModel::forward`] gives them.
+    pub fn hidden(hidden: Tensor<2>) -> Self {
+        Self(State::Hidden(hidden))
+    }
+
+    /// A step that computed logits, `[padded rows, vocab]`.
+    pub(super) fn logits(logits: Tensor<2>) -> Self {
+        Self(State::Logits(logits))
+    }
+
+    /// A step that drew its tokens.
+    pub(super) fn drawn(ids: PendingIds) -> Self {
+        Self(State::Drawn(ids))
+    }
+
+    /// Whether the device draws the tokens, and leaves them for the next step.
+    pub fn is_drawn(&self) -> bool {
+        matches!(self.0, State::Drawn(_))
+    }
+
+    /// Waits for the step, and answers what is wanted of its rows.
+    ///
+    /// # Errors
+    /// What the device says, if it couldn't compute the step.
+    ///
+    /// # Panics
+    /// As Burn does when it reads from a device that couldn't compute the step.
+    pub fn tokens(
+        self,
+        model: &QwenModel,
+        rows: &mut [ChoiceRow<'_>],
+    ) -> Result<Vec<Choice>, String> {
+        match self.0 {
+            State::Hidden(hidden) => choose(model, &hidden, rows),
+            State::Logits(logits) => choose_from_logits(select(&logits, rows), rows),
+            State::Drawn(ids) => Ok(choose_drawn(&ids.wait()?, rows)),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The largest logits of a row without reading all of lm_head: an int8 copy of it gives each logit up to an error that is known.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use lora_4bit::row_bounds::Largest;
+use lora_4bit::{AdapterSelection, Linear, RowBounds, Weight};
+use tracing::trace_span;
+
+use crate::kernels::choice::GpuInt8Head;
+use crate::kernels::on_worker;
+use crate::model::QwenModel;
+use crate::sampling::TopLogits;
+
+/// Rows of lm_head that are read for it, at most: beyond that, all are.
+const MAX_CANDIDATES: usize = 8192;
+
+/// A copy of lm_head in int8, with a bound of each row's error.
+#[derive(Clone, Debug)]
+pub(crate) enum Int8Head {
+    Cpu(Arc<RowBounds>),
+    /// CUDA graphs read it.
+    Gpu(Arc<GpuInt8Head>),
+}
+
+impl Int8Head {
+    /// The copy of `weight`, where it pays.
+    fn new(weight: &Weight) -> Option<Self> {
+        let Weight::Dense(dense) = weight else {
+            return None;
+        };
+        if dense.device() != Device::flex() {
+            let copy = GpuInt8Head::new(dense)?;
+            return Some(Self::Gpu(Arc::new(copy)));
+        }
+        if Self::bytes_of(weight) == 0 {
+            return None;
+        }
+        let copy = on_worker(&dense.device(), || RowBounds::new(weight));
+        copy.map(|copy| Self::Cpu(Arc::new(copy)))
+    }
+
+    /// Bytes of memory that the copy of `weight` takes, 0 where it doesn't pay.
+    fn bytes_of(weight: &Weight) -> usize {
+        let Weight::Dense(dense) = weight else {
+            return 0;
+        };
+        if dense.device() != Device::flex() {
+            return GpuInt8Head::bytes_of(dense);
+        }
+        match RowBounds::pays() && RowBounds::supports(dense.dims(), dense.dtype()) {
+            true => RowBounds::bytes_of(dense.dims()),
+            false => 0,
+        }
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn num_bytes(&self) -> usize {
+        match self {
+            Self::Cpu(copy) => copy.num_bytes(),
+            Self::Gpu(copy) => copy.num_bytes(),
+        }
+    }
+}
+
+impl QwenModel {
+    /// Logits that [`QwenModel::largest_logits`] finds of each row at least.
+    pub const NUM_LARGEST: usize = 64;
+
+    /// Makes an int8 copy of lm_head, so that the largest logits of a few rows are found without reading all of lm_head: by
+    /// [`QwenModel::largest_logits`] on the CPU, by the [`GraphRunner`](crate::GraphRunner) on a GPU. Where that doesn't pay,
+    /// nothing.
+    ///
+    /// It takes half of the memory of lm_head in 16 bits. Call it again when lm_head has changed.
+    pub fn copy_lm_head_int8(&mut self) {
+        let weight = self.lm_head.weight.clone();
+        // As the weights on a GPU: outside of its pools.
+        let device = self.device();
+        self.int8_head =
+            device.memory_persistent_allocations(weight, |weight| Int8Head::new(&weight));
+    }
+
+    /// Bytes of memory that [`QwenModel::copy_lm_head_int8`] takes, 0 where it does nothing.
+    pub fn int8_lm_head_bytes(&self) -> usize {
+        Int8Head::bytes_of(&self.lm_head.weight)
+    }
+
+    /// Whether the [`GraphRunner`](crate::GraphRunner) finds the most likely tokens of so many rows by the int8 copy of lm_head.
+    pub fn int8_lm_head_takes(&self, rows: usize) -> bool {
+        (1..=GpuInt8Head::MAX_ROWS).contains(&rows)
+            && matches!(self.int8_head, Some(Int8Head::Gpu(_)))
+    }
+
+    /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`] for the row by
+    /// itself. `None` without [`QwenModel::copy_lm_head_int8`], on a GPU, and where reading all of lm_head costs less.
+    ///
+    /// The sum over all weights, [`TopLogits::total`], is not known: see
+    /// [`Sampler::takes_largest`](crate::Sampler::takes_largest).
+    pub fn largest_logits(&self, hidden: &Tensor<2>) -> Option<Vec<TopLogits>> {
+        let Some(Int8Head::Cpu(copy)) = &self.int8_head else {
+            return None;
+        };
+        let rows = hidden.dims()[0];
+        if rows > RowBounds::max_rows() {
+            return None;
+        }
+        let _span = trace_span!("lm_head").entered();
+        on_worker(&self.device(), || {
+            let x: Vec<f32> = hidden.clone().into_data().try_into_vec().ok()?;
+            let largest = copy.largest(&x, Self::NUM_LARGEST)?;
+            if largest.iter().any(|row| row.rows.len() > MAX_CANDIDATES) {
+                return None;
+            }
+            let rows = (0..rows).zip(largest);
+            rows.map(|(row, largest)| self.exact(hidden.clone().narrow(0, row, 1), largest))
+                .collect()
+        })
+    }
+
+    /// The logits of the rows of lm_head that may be among the largest.
+    fn exact(&self, hidden: Tensor<2>, Largest { rows, bound }: Largest) -> Option<TopLogits> {
+        let Weight::Dense(weight) = &self.lm_head.weight else {
+            return None;
+        };
+        let ids: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let ids = TensorData::new(ids, [rows.len()]);
+        let ids = Tensor::<1, Int>::from_data(ids, (&weight.device(), DType::I32));
+        let mut head = Linear::new(Weight::Dense(weight.clone().select(0, ids)), None);
+        head.compute = self.lm_head.compute;
+        let logits = head.forward(hidden, &AdapterSelection::Base); // [1, rows]
+        let logits: Vec<f32> = logits.into_data().try_into_vec().ok()?;
+        let entries = rows.into_iter().zip(logits);
+        Some(TopLogits {
+            entries: entries.filter(|(_, logit)| *logit > bound).collect(),
+            bound,
+            total: f64::INFINITY,
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+    use crate::load::LoadOptions;
+
+    #[test]
+    fn the_largest_logits_are_those_of_all_of_lm_head() {
+        let dir = crate::bundled_model_dir().unwrap();
+        let mut model = QwenModel::load(&dir, &LoadOptions::default(), &Device::flex()).unwrap();
+        let [vocab, hidden] = model.lm_head.weight.shape();
+        let random = Distribution::Normal(0.0, 1.0);
+        let rows = Tensor::random([3, hidden], random, (&Device::flex(), DType::F32));
+        assert!(model.largest_logits(&rows).is_none());
+        // Whether it pays on this CPU or not.
+        let copy = RowBounds::new(&model.lm_head.weight).unwrap();
+        model.int8_head = Some(Int8Head::Cpu(Arc::new(copy)));
+        let tops = model.largest_logits(&rows).unwrap();
+        let all: Vec<f32> = model.logits(rows).into_data().try_into_vec().unwrap();
+        assert_eq!(tops.len(), 3);
+        for (top, logits) in tops.iter().zip(all.chunks_exact(vocab)) {
+            assert!(top.entries.len() >= QwenModel::NUM_LARGEST - 1);
+            let larger = (0..).zip(logits.iter().copied());
+            let larger: Vec<(u32, f32)> = larger.filter(|(_, logit)| *logit > top.bound).collect();
+            assert_eq!(top.entries, larger);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What this crate asks of the operating system and of drivers: memory maps, hints for the allocator, the parts of CUDA that
+//! must be installed, and a sleep that lets a device rest.
+
+mod allocator;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+pub(crate) mod map_file;
+mod wait;
+
+pub use allocator::{keep_freed_memory, return_freed_memory, share_freed_memory};
+pub use wait::wait_on_device;

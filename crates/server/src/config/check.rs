@@ -1,0 +1,92 @@
+//! Ranges and contradictions that neither clap nor a type rules out.
+
+use model_qwen::Dtype;
+
+use super::{Config, ConfigError, LoraOptions, MaxModelLen};
+
+impl Config {
+    /// Checks every setting's range, and that no two contradict each other. Messages name the setting as the command line
+    /// does: `--max-num-seqs` is [`Config::max_num_seqs`].
+    ///
+    /// # Errors
+    /// [`ConfigError::Flag`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        for (flag, value) in [
+            ("--max-num-seqs", self.max_num_seqs),
+            (
+                "--max-num-batched-tokens",
+                self.max_num_batched_tokens.unwrap_or(1),
+            ),
+            ("--block-size", self.block_size),
+            ("--max-num-queued-reqs", self.max_num_queued_reqs),
+        ] {
+            at_least_one(flag, value)?;
+        }
+        if let MaxModelLen::Tokens(tokens) = self.max_model_len {
+            at_least_one("--max-model-len", tokens)?;
+        }
+        if self.kv_cache_dtype == Dtype::F16 {
+            return wrong(
+                "--kv-cache-dtype",
+                "expected auto, float32 or bfloat16, found float16".to_owned(),
+            );
+        }
+        if let Some(fraction) = self.memory.gpu_memory_utilization
+            && !(fraction > 0.0 && fraction <= 1.0)
+        {
+            return wrong(
+                "--gpu-memory-utilization",
+                format!("expected a fraction above 0 and at most 1, found {fraction}"),
+            );
+        }
+        if self.api_keys.iter().any(|key| key.0.is_empty()) {
+            return wrong("--api-key (or VLLM_API_KEY)", "the key is empty".to_owned());
+        }
+        if self.served_model_names.iter().any(String::is_empty) {
+            return wrong("--served-model-name", "the name is empty".to_owned());
+        }
+        match &self.lora {
+            Some(lora) => self.check_lora(lora),
+            None => Ok(()),
+        }
+    }
+
+    fn check_lora(&self, lora: &LoraOptions) -> Result<(), ConfigError> {
+        at_least_one("--max-loras", lora.max_loras)?;
+        at_least_one("--max-lora-rank", lora.max_lora_rank)?;
+        if lora.modules.len() > lora.max_loras {
+            return wrong(
+                "--lora-modules",
+                format!(
+                    "{} adapters given, but --max-loras is {}",
+                    lora.modules.len(),
+                    lora.max_loras
+                ),
+            );
+        }
+        for (i, module) in lora.modules.iter().enumerate() {
+            let taken = lora.modules[..i]
+                .iter()
+                .any(|other| other.name == module.name)
+                || self.served_model_names.contains(&module.name);
+            if taken {
+                return wrong(
+                    "--lora-modules",
+                    format!("the name `{}` is given twice", module.name),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn at_least_one(flag: &'static str, value: usize) -> Result<(), ConfigError> {
+    match value {
+        0 => wrong(flag, "expected at least 1, found 0".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn wrong(flag: &'static str, message: String) -> Result<(), ConfigError> {
+    Err(ConfigError::Flag { flag, message })
+}

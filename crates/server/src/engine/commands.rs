@@ -1,0 +1,59 @@
+//! Commands to the engine thread, and its sleep while there are none.
+
+use std::sync::mpsc::TryRecvError;
+
+use model_qwen::sys::wait_on_device;
+
+use super::receiver::EngineCommand;
+use super::worker::Worker;
+
+impl Worker {
+    /// Takes the commands that wait; sleeps for one if nothing else is to be done. `false` at the end.
+    pub(super) fn receive(&mut self) -> bool {
+        if !self.scheduler.has_work() {
+            if self.shutting_down {
+                return false;
+            }
+            match self.sleep() {
+                Some(command) => self.obey(command),
+                None => return false,
+            }
+        }
+        loop {
+            match self.receiver.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+                // Nobody is left to read an answer.
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Sleeps until a command arrives; `None` once every handle is gone.
+    fn sleep(&mut self) -> Option<EngineCommand> {
+        let receiver = &mut self.receiver;
+        match self.owns_device {
+            true => wait_on_device(&self.device, move || receiver.recv()),
+            false => receiver.recv(),
+        }
+    }
+
+    fn obey(&mut self, command: EngineCommand) {
+        match command {
+            EngineCommand::Submit(submission) => self.submit(submission),
+            EngineCommand::Abort(id) => {
+                self.scheduler.abort(id);
+                self.sequences.remove(&id);
+            }
+            EngineCommand::LoadAdapter { name, path, reply } => {
+                // The caller may have gone away; the adapter is loaded all the same.
+                let _ = reply.send(self.load_adapter(&name, &path));
+            }
+            EngineCommand::UnloadAdapter { name, reply } => {
+                let _ = reply.send(self.unload_adapter(&name));
+            }
+            EngineCommand::Shutdown => self.shutting_down = true,
+        }
+        self.publish();
+    }
+}

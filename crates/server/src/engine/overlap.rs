@@ -1,0 +1,93 @@
+//! Overlap scheduling: a step is launched before the tokens of the step before are known.
+//!
+//! While the tokens of a step are on their way to the host, the device computes the next step already: with the tokens that
+//! it has chosen itself, for all sequences that don't reach their length. A sequence that turns out to have ended with a
+//! token computes one for nothing; it writes to blocks of its own, before any other sequence gets these.
+
+use std::collections::HashMap;
+
+use kv_paging::{Chunk, DecodeToken, SequenceId};
+use model_qwen::{DecodeRow, Draw, Pending};
+
+use super::launch::Launched;
+use super::worker::Worker;
+
+/// A step that was launched before the step before was committed.
+#[derive(Debug)]
+pub(super) struct StepAhead {
+    /// Row of each sequence, and the position of the token that it computes.
+    rows: HashMap<SequenceId, (usize, usize)>,
+    pending: Pending,
+}
+
+impl StepAhead {
+    /// The chunks that this step computes, and the rest. `None` if it computes none of them.
+    pub(super) fn meet(self, chunks: &[Chunk]) -> Option<(Launched<'_>, Vec<&Chunk>)> {
+        let (mut met, mut rest) = (Vec::with_capacity(chunks.len()), Vec::new());
+        for chunk in chunks {
+            match self.row_of(chunk) {
+                Some(row) => met.push((chunk, row)),
+                None => rest.push(chunk),
+            }
+        }
+        let launched = Launched {
+            chunks: met,
+            pending: self.pending,
+        };
+        (!launched.chunks.is_empty()).then_some((launched, rest))
+    }
+
+    /// The row that computes a chunk.
+    fn row_of(&self, chunk: &Chunk) -> Option<usize> {
+        let (row, position) = *self.rows.get(&chunk.id)?;
+        (chunk.tokens.len() == 1 && chunk.start == position).then_some(row)
+    }
+
+    /// Forgets the rows of sequences whose tokens turned out to be others.
+    pub(super) fn forget(&mut self, chunks: &[&Chunk]) {
+        let keeps = |id: &SequenceId| chunks.iter().all(|chunk| chunk.id != *id);
+        self.rows.retain(|id, _| keeps(id));
+    }
+}
+
+impl Worker {
+    /// Launches the step after one that the device is working on. `None` if the device can't draw its tokens, if there are too few
+    /// blocks for it, or if no graph of it has been captured.
+    pub(super) fn launch_ahead(&mut self, before: &Launched<'_>) -> Option<StepAhead> {
+        // Otherwise blocks would be reserved for nothing.
+        if !before.pending.is_drawn() {
+            return None;
+        }
+        let mut next: Vec<(&Chunk, usize, Draw, Option<usize>)> = Vec::new();
+        for (chunk, row) in &before.chunks {
+            let sequence = self.sequences.get_mut(&chunk.id);
+            let Some(sequence) = sequence.filter(|_| !chunk.reaches_max_len) else {
+                continue;
+            };
+            if let Some(draw) = sequence.draw_next() {
+                next.push((chunk, *row, draw, sequence.slot));
+            }
+        }
+        if next.is_empty() {
+            return None;
+        }
+        let ids: Vec<SequenceId> = next.iter().map(|(chunk, ..)| chunk.id).collect();
+        let tables = self.scheduler.reserve_next(&ids)?;
+        let rows: Vec<DecodeRow<'_>> = (next.iter().zip(&tables))
+            .map(|((chunk, row, draw, slot), table)| DecodeRow {
+                token: DecodeToken::ChosenIn(*row),
+                position: chunk.start + 1,
+                slot: *slot,
+                block_table: table,
+                draw: Some(*draw),
+            })
+            .collect();
+        let (model, cache) = (&self.model, &self.cache);
+        let pending = (self.runner).launch_ahead(&before.pending, model, cache, &rows)?;
+        let positions = rows.iter().map(|row| row.position);
+        Some(StepAhead {
+            rows: ids.into_iter().zip((0..).zip(positions)).collect(),
+            pending,
+        })
+    }
+}

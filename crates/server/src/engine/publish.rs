@@ -1,0 +1,35 @@
+//! What the engine thread tells the HTTP side after every step.
+
+use super::stats::EngineStats;
+use super::worker::Worker;
+
+impl Worker {
+    /// Publishes a snapshot of the engine.
+    pub(super) fn publish(&self) {
+        let stats = self.scheduler.stats();
+        let adapters = |waiting: bool| {
+            let mut names: Vec<String> = (self.sequences.values())
+                .filter(|sequence| sequence.permit.is_some() == waiting)
+                .filter_map(|sequence| sequence.request.adapter.clone())
+                .collect();
+            names.sort_unstable();
+            names.dedup();
+            names
+        };
+        self.receiver.publish_stats(EngineStats {
+            num_running: stats.num_running,
+            num_waiting: stats.num_waiting,
+            num_blocks: stats.num_blocks,
+            num_free_blocks: stats.num_free_blocks,
+            block_size: self.scheduler.config().block_size,
+            prefix_queries: stats.prefix_queries,
+            prefix_hits: stats.prefix_hits,
+            num_preemptions: stats.num_preemptions,
+            prompt_tokens: self.prompt_tokens,
+            generation_tokens: self.generation_tokens,
+            running_adapters: adapters(false),
+            waiting_adapters: adapters(true),
+            max_loras: self.adapters.max_loras(),
+        });
+    }
+}

@@ -1,0 +1,374 @@
+//! Text in, text out: the engine without HTTP, for programs that use this crate as a library.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use model_qwen::{RenderOptions, SamplingError, SamplingParams, TemplateError, TokenizerError};
+use serde_json::{Value, json};
+
+use crate::engine::{EngineHandle, EngineOutput, GenerateRequest, OutputStream, SubmitError};
+use crate::postprocess::{Delta, Postprocessor};
+use crate::protocol::sampling::TextOptions;
+use crate::state::ModelInfo;
+
+/// Why there is no text.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum TextError {
+    /// The template, or messages that it refuses.
+    Template(#[from] TemplateError),
+    /// Messages for a base model.
+    #[error(
+        "messages: the model has no chat template, as base models have none: send a text, or set a template"
+    )]
+    NoTemplate,
+    /// A text that cannot be made tokens.
+    Tokenizer(#[from] TokenizerError),
+    /// A sampling parameter.
+    Sampling(#[from] SamplingError),
+    /// A field of the request.
+    #[error("{field}: expected {expected}, found {found}")]
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// What it takes.
+        expected: &'static str,
+        /// What was given.
+        found: String,
+    },
+    /// The engine does not take the request.
+    Submit(#[from] SubmitError),
+    /// The engine did not finish the text.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A text, continued as it is.
+    Text(String),
+    /// Messages (objects with `role` and `content`, as in OpenAI's API) that the assistant answers.
+    Messages(Vec<Value>),
+}
+
+/// One text to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How tokens are chosen; `None` is what the model's `generation_config.json` says.
+    pub sampling: Option<SamplingParams>,
+    /// Most tokens to generate; `None` is as many as the context has room for.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the text; they are not part of it.
+    pub stop: Vec<String>,
+    /// Name of a loaded adapter; `None` is the base model.
+    pub adapter: Option<String>,
+}
+
+impl TextRequest {
+    fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            sampling: None,
+            max_tokens: None,
+            stop: Vec::new(),
+            adapter: None,
+        }
+    }
+
+    /// The assistant's answer to one message of the user.
+    pub fn chat(message: impl Into<String>) -> Self {
+        let message: String = message.into();
+        Self::messages(vec![json!({"role": "user", "content": message})])
+    }
+
+    /// The assistant's answer to a conversation.
+    pub fn messages(messages: Vec<Value>) -> Self {
+        Self::new(Prompt::Messages(messages))
+    }
+
+    /// What follows a text.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::new(Prompt::Text(text.into()))
+    }
+
+    /// With this adapter.
+    #[must_use]
+    pub fn adapter(mut self, name: impl Into<String>) -> Self {
+        self.adapter = Some(name.into());
+        self
+    }
+
+    /// With at most this many tokens.
+    #[must_use]
+    pub fn max_tokens(mut self, num: usize) -> Self {
+        self.max_tokens = Some(num);
+        self
+    }
+
+    /// With these sampling parameters, such as [`SamplingParams::greedy`].
+    #[must_use]
+    pub fn sampling(mut self, sampling: SamplingParams) -> Self {
+        self.sampling = Some(sampling);
+        self
+    }
+
+    /// Ending before this string.
+    #[must_use]
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+}
+
+/// A generated text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Completion {
+    /// The text, without stop strings and special tokens.
+    pub text: String,
+    /// `stop`, or `length` where `max_tokens` or the context ended it.
+    pub finish_reason: &'static str,
+    /// Tokens of the prompt.
+    pub num_prompt_tokens: usize,
+    /// Tokens of the prompt that came from the prefix cache.
+    pub num_cached_tokens: usize,
+    /// Generated tokens, those of a stop string and the end-of-sequence token among them.
+    pub num_tokens: usize,
+}
+
+/// A running engine and what makes text of its tokens; [`Engine::builder`](crate::engine::Engine::builder) starts one. Clones
+/// share the engine.
+#[derive(Clone)]
+pub struct TextEngine {
+    handle: EngineHandle,
+    model: ModelInfo,
+}
+
+impl TextEngine {
+    /// Joins an engine and its model.
+    pub fn new(handle: EngineHandle, model: ModelInfo) -> Self {
+        Self { handle, model }
+    }
+
+    /// The engine, for adapters, statistics, and requests in token ids.
+    pub fn handle(&self) -> &EngineHandle {
+        &self.handle
+    }
+
+    /// Tokenizer, template and limits of the model.
+    pub fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    /// Generates all texts, as many together as the engine's limits allow, and waits for them. The results are in the order of
+    /// the requests.
+    ///
+    /// It blocks the thread; asynchronous programs take [`Self::submit`].
+    ///
+    /// # Errors
+    /// Each text has an error of its own, as [`Self::submit`] and [`TextStream::finish`].
+    pub fn generate(
+        &self,
+        requests: impl IntoIterator<Item = TextRequest>,
+    ) -> Vec<Result<Completion, TextError>> {
+        let mut results = Vec::new();
+        let mut running = VecDeque::new();
+        for request in requests {
+            let stream = loop {
+                match self.submit(&request) {
+                    Err(TextError::Submit(SubmitError::QueueFull { .. })) => {
+                        match running.pop_front() {
+                            Some(oldest) => results.push(block_on(finish(oldest))),
+                            // The queue is full of other callers' requests.
+                            None => thread::sleep(Duration::from_millis(1)),
+                        }
+                    }
+                    result => break result,
+                }
+            };
+            running.push_back(stream);
+        }
+        results.extend(running.into_iter().map(|stream| block_on(finish(stream))));
+        results
+    }
+
+    /// Starts one text. Dropping the stream ends it.
+    ///
+    /// # Errors
+    /// When the messages or a setting cannot be used, the prompt is longer than the context, the adapter is unknown, or the queue
+    /// is full.
+    pub fn submit(&self, request: &TextRequest) -> Result<TextStream, TextError> {
+        let field = |field, expected, found| TextError::Field {
+            field,
+            expected,
+            found,
+        };
+        let tokenizer = &self.model.tokenizer;
+        let prompt = match &request.prompt {
+            Prompt::Text(text) => tokenizer.encode(text, true)?,
+            Prompt::Messages(messages) => {
+                let template = self.model.chat_template.as_ref();
+                let template = template.ok_or(TextError::NoTemplate)?;
+                let options = RenderOptions {
+                    add_generation_prompt: true,
+                    ..RenderOptions::default()
+                };
+                tokenizer.encode(&template.render(messages, &options)?, false)?
+            }
+        };
+        let num_prompt_tokens = prompt.len();
+        let room = self.model.max_model_len.saturating_sub(prompt.len());
+        let max_tokens = request.max_tokens.unwrap_or(room.max(1));
+        if max_tokens == 0 {
+            return Err(field("max_tokens", "1 or more", "0".to_owned()));
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return Err(field("stop", "a text", "an empty one".to_owned()));
+        }
+        let generation_config = &self.model.generation_config;
+        let sampling = match &request.sampling {
+            Some(sampling) => sampling.clone(),
+            None => generation_config.sampling_defaults(),
+        };
+        sampling.validate_for_vocab(self.handle.vocab_size())?;
+        let text = TextOptions {
+            stop: request.stop.clone(),
+            stop_token_ids: generation_config.eos_token_ids.clone(),
+            eos_token_ids: generation_config.eos_token_ids.clone(),
+            skip_special_tokens: true,
+            ..TextOptions::default()
+        };
+        let outputs = self.handle.submit(GenerateRequest {
+            prompt,
+            sampling,
+            max_tokens,
+            min_tokens: 0,
+            stop_token_ids: text.stop_token_ids.clone(),
+            adapter: request.adapter.clone(),
+            cache_salt: None,
+            prompt_logprobs: None,
+        })?;
+        Ok(TextStream {
+            outputs: Some(outputs),
+            text: Postprocessor::new(tokenizer.clone(), text),
+            done: Completion {
+                num_prompt_tokens,
+                ..Completion::default()
+            },
+        })
+    }
+}
+
+/// One text as it grows. Asynchronous programs call [`Self::next`], in whichever runtime; others iterate, which blocks the
+/// thread between the pieces.
+#[derive(Debug)]
+pub struct TextStream {
+    /// `None` once the text is complete.
+    outputs: Option<OutputStream>,
+    text: Postprocessor,
+    /// All but the text.
+    done: Completion,
+}
+
+impl TextStream {
+    /// The next piece of text, in whole characters; `None` after the last.
+    pub async fn next(&mut self) -> Option<Result<String, TextError>> {
+        loop {
+            let delta = match self.outputs.as_mut()?.next().await {
+                Some(EngineOutput::PromptLogprobs(_)) => None,
+                Some(EngineOutput::Token {
+                    id,
+                    logprobs,
+                    num_cached_tokens,
+                }) => {
+                    self.done.num_cached_tokens = num_cached_tokens;
+                    self.text.push(id, logprobs)
+                }
+                Some(EngineOutput::Finished { reason }) => match self.text.finish(&reason) {
+                    Ok(delta) => Some(delta),
+                    Err(error) => return Some(self.fail(error.message)),
+                },
+                None => return Some(self.fail("the engine has stopped".to_owned())),
+            };
+            self.done.num_tokens = self.text.num_tokens();
+            let Some(Delta { text, finish, .. }) = delta else {
+                continue;
+            };
+            if let Some(finish) = finish {
+                self.done.finish_reason = finish.reason;
+                self.outputs = None;
+            }
+            if !text.is_empty() {
+                return Some(Ok(text));
+            }
+        }
+    }
+
+    fn fail(&mut self, message: String) -> Result<String, TextError> {
+        self.outputs = None;
+        Err(TextError::Failed(message))
+    }
+
+    /// Waits for the end; the text is what [`Self::next`] has not given yet.
+    ///
+    /// # Errors
+    /// If the engine does not finish the text.
+    pub async fn finish(mut self) -> Result<Completion, TextError> {
+        let mut text = String::new();
+        while let Some(piece) = self.next().await {
+            text.push_str(&piece?);
+        }
+        Ok(Completion { text, ..self.done })
+    }
+}
+
+impl IntoIterator for TextStream {
+    type Item = Result<String, TextError>;
+    type IntoIter = TextPieces;
+
+    fn into_iter(self) -> TextPieces {
+        TextPieces(self)
+    }
+}
+
+/// The pieces of a [`TextStream`]; waits for each.
+#[derive(Debug)]
+pub struct TextPieces(TextStream);
+
+impl Iterator for TextPieces {
+    type Item = Result<String, TextError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        block_on(self.0.next())
+    }
+}
+
+async fn finish(stream: Result<TextStream, TextError>) -> Result<Completion, TextError> {
+    stream?.finish().await
+}
+
+/// Runs a future on this thread, which sleeps while it waits. The engine's channels need no runtime.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(thread::current())).into();
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}

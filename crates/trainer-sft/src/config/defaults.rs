@@ -1,0 +1,110 @@
+//! What a run does where nothing else is said.
+
+use std::path::PathBuf;
+
+use lora_4bit::ComputeDtype;
+use model_qwen::{Dtype, Quantization};
+
+use super::{
+    ALL_LINEAR, Config, DEFAULT_EPOCHS, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule,
+    ModelConfig, OptimizerConfig, RunConfig, Thinking, TrainOn,
+};
+
+impl Config {
+    /// A LoRA run of the bundled model in NF4 that writes to the folder `output`. Set what should be otherwise; a run checks it
+    /// with [`Self::check`].
+    ///
+    /// ```
+    /// let mut config = trainer_sft::config::Config::new("adapters/captain");
+    /// config.model.model = Some("Qwen/Qwen2.5-0.5B-Instruct".to_owned());
+    /// config.run.max_steps = Some(20);
+    /// config.check()?;
+    /// # Ok::<(), trainer_sft::config::ConfigError>(())
+    /// ```
+    pub fn new(output: impl Into<PathBuf>) -> Self {
+        Self {
+            model: ModelConfig::default(),
+            data: DataConfig::default(),
+            lora: LoraOptions::default(),
+            optimizer: OptimizerConfig::default(),
+            run: RunConfig {
+                output: output.into(),
+                ..RunConfig::default()
+            },
+        }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            model: None,
+            init_config: None,
+            tokenizer: None,
+            quantization: Quantization::Nf4,
+            double_quant: true,
+            dtype: Dtype::Auto,
+            compute_dtype: ComputeDtype::Bf16,
+            device: "auto".into(),
+        }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            train: Vec::new(),
+            eval: Vec::new(),
+            max_length: 1024,
+            packing: false,
+            train_on: TrainOn::Assistant,
+            thinking: Thinking::Keep,
+        }
+    }
+}
+
+impl Default for LoraOptions {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: vec![ALL_LINEAR.into()],
+            use_rslora: false,
+        }
+    }
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 2e-4,
+            lr_schedule: LrSchedule::Cosine,
+            warmup_ratio: 0.03,
+            warmup_steps: None,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            gradient_checkpointing: GradientCheckpointing::Auto,
+        }
+    }
+}
+
+impl Default for RunConfig {
+    /// Everything but the output folder, which has to be set.
+    fn default() -> Self {
+        Self {
+            output: PathBuf::new(),
+            full: false,
+            epochs: DEFAULT_EPOCHS,
+            max_steps: None,
+            batch_size: 4,
+            gradient_accumulation: 1,
+            seed: 42,
+            save_steps: None,
+            log_steps: 1,
+            eval_steps: None,
+            resume: None,
+            preview: None,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! A whole run: model and data in, an adapter (or a model) out.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use burn::tensor::Device;
+use serde_json::Value;
+
+use crate::batch::{DataLoader, LoaderOptions};
+use crate::chat_format::ChatFormat;
+use crate::config::{Config, ConfigError};
+use crate::data::{Datasets, Records};
+use crate::error::TrainError;
+use crate::output::Weights;
+use crate::run::{Run, StepReport, Summary, Watch};
+use crate::setup::{add_adapter, load_model, start};
+
+/// A run that is about to start.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use serde_json::json;
+/// use trainer_sft::{Training, config::Config};
+///
+/// let mut config = Config::new("adapters/captain");
+/// config.model.model = Some("Qwen/Qwen2.5-0.5B-Instruct".to_owned());
+/// let records = vec![json!({"prompt": "Who are you?", "completion": "I am the captain."})];
+/// let training = Training::new(&config).records(records).on_step(|step| {
+///     println!("{} of {}: loss {:.3}", step.step, step.total_steps, step.loss);
+///     ControlFlow::Continue(())
+/// });
+/// println!("{}", training.run()?);
+/// # Ok::<(), trainer_sft::TrainError>(())
+/// ```
+#[must_use = "nothing is trained before `run`"]
+pub struct Training<'a> {
+    config: &'a Config,
+    device: Option<Device>,
+    records: Records,
+    watch: Watch<'a>,
+}
+
+impl fmt::Debug for Training<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Training")
+            .field("config", self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Training<'a> {
+    /// A run as `config` says.
+    pub fn new(config: &'a Config) -> Self {
+        Self {
+            config,
+            device: None,
+            records: Records::default(),
+            watch: Watch::default(),
+        }
+    }
+
+    /// Trains on this device, and not on the one that [`ModelConfig::device`](crate::config::ModelConfig::device) names.
+    pub fn device(mut self, device: &Device) -> Self {
+        self.device = Some(device.clone());
+        self
+    }
+
+    /// Learns from these records, JSON objects as the lines of a data file, and not from the files of `config`.
+    pub fn records(mut self, records: impl IntoIterator<Item = Value>) -> Self {
+        self.records.train = Some(records.into_iter().collect());
+        self
+    }
+
+    /// Evaluates on these records, and not on the files of `config`.
+    pub fn eval_records(mut self, records: impl IntoIterator<Item = Value>) -> Self {
+        self.records.eval = Some(records.into_iter().collect());
+        self
+    }
+
+    /// Calls `on_step` after each optimizer step, which waits for the device. With `Break` the run ends after that step, with a
+    /// checkpoint to go on from instead of a result.
+    pub fn on_step(mut self, on_step: impl FnMut(&StepReport) -> ControlFlow<()> + 'a) -> Self {
+        self.watch.on_step = Some(Box::new(on_step));
+        self
+    }
+
+    /// When `stop` becomes true, the run ends after the step that is being computed, with a checkpoint to go on from instead of
+    /// a result.
+    pub fn stop_when(mut self, stop: &'a AtomicBool) -> Self {
+        self.watch.stop = Some(stop);
+        self
+    }
+
+    /// Whether a bar on standard error shows the progress; none does by default.
+    pub fn progress_bar(mut self, show: bool) -> Self {
+        self.watch.progress_bar = show;
+        self
+    }
+
+    /// Trains, and writes the result to the output folder of the configuration.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a setting, device, model, data or output folder, before the first step; a diverged loss or a full
+    /// disk later. Checkpoints that were written stay.
+    pub fn run(self) -> Result<Summary, TrainError> {
+        let config = self.config;
+        config.check()?;
+        if self.records.train.is_none() && config.data.train.is_empty() {
+            return Err(ConfigError::NoData.into());
+        }
+        let has_eval = self.records.eval.is_some() || !config.data.eval.is_empty();
+        if config.run.eval_steps.is_some() && !has_eval {
+            return Err(ConfigError::NoEvalData.into());
+        }
+        let device = match self.device {
+            Some(device) => device,
+            None => model_qwen::parse_device(&config.model.device)?,
+        };
+        let format = ChatFormat::load(config)?;
+        let datasets = Datasets::load(config, &format, self.records)?;
+        let mut model = load_model(config, &device)?;
+        let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
+        if tokens > vocab {
+            return Err(TrainError::Vocabulary { tokens, vocab });
+        }
+        let loader = DataLoader::new(
+            Arc::new(datasets.train.examples),
+            LoaderOptions {
+                batch_size: config.run.batch_size,
+                gradient_accumulation: config.run.gradient_accumulation,
+                packing: config.data.packing.then_some(datasets.max_length),
+                seed: config.run.seed,
+            },
+        );
+        let weights = match config.run.full {
+            true => Weights::Model {
+                tokenizer: config.model.tokenizer.clone().or(config.model.folder()?),
+            },
+            false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),
+        };
+        let total_steps = config.run.num_steps(loader.steps_per_epoch());
+        let (trainer, loader) = start(config, model, loader, total_steps)?;
+        let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
+        Run::new(config, self.watch, (trainer, loader), weights, eval)?.finish(total_steps)
+    }
+}
+
+/// Trains as `config` says and writes the result to its output folder.
+///
+/// # Errors
+/// See [`Training::run`].
+pub fn train(config: &Config) -> Result<Summary, TrainError> {
+    Training::new(config).run()
+}
+
+/// [`train`], but see [`Training::stop_when`].
+///
+/// # Errors
+/// See [`Training::run`].
+pub fn train_until(config: &Config, stop: &AtomicBool) -> Result<Summary, TrainError> {
+    Training::new(config).stop_when(stop).run()
+}
