@@ -18,7 +18,9 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   ci                    everything CI checks, in CI's order
-  arch                  dependency direction, file sizes, where unsafe may stand, the CUDA stand-in's version
+  arch [--circles] [--cubes] [DIR]
+                        what docs/src/architecture.md says of the code, of this checkout's or of another one; prints the
+                        circles of files in one folder, and the kernels with many arguments
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
   package               packages the crates and checks examples/outside, a program outside of the workspace, against them
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
         ["ci"] => ci::run(),
-        ["arch"] => arch::run(),
+        ["arch", flags @ ..] => arch::run(flags),
         ["docs"] => docs::run(false),
         ["docs", "--check"] => docs::run(true),
         ["package"] => package::run(),
@@ -104,9 +106,15 @@ fn run_with(program: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<
     Ok(())
 }
 
-/// The standard output of a command, which must succeed.
+/// The standard output of a command in the workspace's top folder. The command must succeed.
 fn output(program: &str, args: &[&str]) -> Result<String> {
+    output_in(&root(), program, args)
+}
+
+/// [`output`] in another folder.
+fn output_in(dir: &Path, program: &str, args: &[&str]) -> Result<String> {
     let output = command(program)
+        .current_dir(dir)
         .args(args)
         .output()
         .with_context(|| format!("cannot start {program}"))?;

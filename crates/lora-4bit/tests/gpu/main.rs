@@ -10,6 +10,7 @@ mod adapters;
 mod dense;
 mod failures;
 mod nf4;
+mod waiting;
 
 /// The first GPU there is.
 fn gpu() -> Device {

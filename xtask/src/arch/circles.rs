@@ -1,0 +1,292 @@
+//! Imports that lead in a circle.
+//!
+//! A module of a crate and what lies below it are one room: `kernels.rs` and `kernels/`. The rooms of a crate must not import
+//! each other in a circle. Inside of a room modules import each other as they like: `--circles` prints their circles.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::modules::{Crate, Import};
+use super::tree::Tree;
+
+/// The imports between rooms next to each other: by the room that imports, and the one that is imported.
+type Rooms = BTreeMap<String, BTreeMap<String, Import>>;
+
+/// Imports of rooms that are to go: of the crate with this root, from this room, to that one. The circles without them are
+/// looked for.
+const KNOWN: [[&str; 3]; 6] = [
+    // A sequence takes its `Chunk` of a step; the types of a step belong beside the scheduler, not into its folder.
+    ["crates/kv-paging/src/lib.rs", "sequence", "scheduler"],
+    // The twin makes a tensor of token ids with the model's function.
+    ["crates/model-qwen/src/lib.rs", "kernels", "model"],
+    // The flags know the units of the configuration that is made of them.
+    ["crates/server/src/lib.rs", "args", "config"],
+    // The engine's start returns what the routes say of the model.
+    ["crates/server/src/lib.rs", "engine", "state"],
+    // The flags know the types of the configuration that is made of them.
+    ["crates/trainer-sft/src/lib.rs", "args", "config"],
+    // Data are rendered while they are read.
+    ["crates/trainer-sft/src/lib.rs", "data", "render"],
+];
+
+/// Rooms that import each other in a circle.
+struct Circle {
+    /// Each from its room to the next one's.
+    imports: Vec<Import>,
+    rooms: Vec<String>,
+    /// Whether these are rooms of the crate, one of which is a folder.
+    crosses_folders: bool,
+}
+
+impl Circle {
+    fn show(&self, root: &str) -> String {
+        let rooms = self.rooms.iter().chain(self.rooms.first());
+        let rooms = rooms.map(String::as_str).collect::<Vec<_>>().join(" -> ");
+        let mut text = format!("{root}: modules import each other: {rooms}");
+        for Import {
+            from,
+            line,
+            path,
+            to,
+            ..
+        } in &self.imports
+        {
+            text += &format!("\n    {from}:{line} imports {path} of {to}");
+        }
+        text
+    }
+}
+
+/// Circles of which a room is a folder.
+pub(super) fn check(tree: &Tree, wrong: &mut Vec<String>) {
+    check_without(&KNOWN, tree, wrong);
+}
+
+/// The same with other known imports. Each must be there, and part of a circle.
+fn check_without(known: &[[&str; 3]], tree: &Tree, wrong: &mut Vec<String>) {
+    wrong.extend(find(known, tree, true));
+    for entry @ [root, from, to] in known {
+        let Some(of) = tree.crates.iter().find(|of| of.root == *root) else {
+            continue;
+        };
+        let others: Vec<[&str; 3]> = known.iter().filter(|k| *k != entry).copied().collect();
+        let is_part = |circle: &Circle| {
+            let next = circle.rooms.iter().cycle().skip(1);
+            let mut steps = circle.rooms.iter().zip(next);
+            steps.any(|(a, b)| a == from && b == to)
+        };
+        if !circles(&others, of).iter().any(is_part) {
+            wrong.push(format!(
+                "{root}: {from} imports {to} in no circle any more: take it out of KNOWN in xtask/src/arch/circles.rs"
+            ));
+        }
+    }
+}
+
+/// Circles among files of one folder.
+pub(super) fn notes(tree: &Tree) -> Vec<String> {
+    find(&KNOWN, tree, false)
+}
+
+fn find(known: &[[&str; 3]], tree: &Tree, crosses_folders: bool) -> Vec<String> {
+    let of_crate = |of| {
+        let circles = circles(known, of).into_iter();
+        let circles = circles.filter(|circle| circle.crosses_folders == crosses_folders);
+        circles
+            .map(|circle| circle.show(&of.root))
+            .collect::<Vec<_>>()
+    };
+    tree.crates.iter().flat_map(of_crate).collect()
+}
+
+/// Circles that together have every import that is part of one; each is the shortest with one of its imports.
+fn circles(known: &[[&str; 3]], of: &Crate) -> Vec<Circle> {
+    let mut circles = Vec::new();
+    for (parent, rooms) in rooms(known, of) {
+        let edges = rooms.iter();
+        let edges = edges.flat_map(|(a, next)| next.keys().map(move |b| (a.as_str(), b.as_str())));
+        let mut paths: Vec<Vec<&str>> = edges
+            .filter_map(|(a, b)| shortest_path(&rooms, b, a))
+            .collect();
+        paths.sort_by_key(Vec::len);
+        let mut seen = BTreeSet::new();
+        for path in paths {
+            let next = path.iter().cycle().skip(1);
+            let edges: Vec<(&str, &str)> = path.iter().copied().zip(next.copied()).collect();
+            if edges.iter().all(|edge| seen.contains(edge)) {
+                continue;
+            }
+            let imports = edges.iter().map(|&(a, b)| rooms[a][b].clone()).collect();
+            let full = |name: &str| [&*parent, &[name.to_owned()]].concat();
+            let is_folder = |name: &&str| is_folder(of, &full(name));
+            circles.push(Circle {
+                imports,
+                rooms: path.iter().map(|name| full(name).join("::")).collect(),
+                crosses_folders: parent.is_empty() && path.iter().any(is_folder),
+            });
+            seen.extend(edges);
+        }
+    }
+    circles
+}
+
+/// Whether files lie below the module.
+fn is_folder(of: &Crate, module: &[String]) -> bool {
+    of.files()
+        .any(|(_, path)| path.len() > module.len() && path.starts_with(module))
+}
+
+/// For each module, the imports between the rooms in it, without the known ones.
+fn rooms(known: &[[&str; 3]], of: &Crate) -> BTreeMap<Vec<String>, Rooms> {
+    let mut all: BTreeMap<Vec<String>, Rooms> = BTreeMap::new();
+    for import in of.imports() {
+        let (from, to) = (import.from_module.clone(), import.to_module.clone());
+        let common = from.iter().zip(to.iter()).take_while(|(a, b)| a == b);
+        let common = common.count();
+        // Otherwise one lies below the other.
+        if let (Some(a), Some(b)) = (from.get(common), to.get(common)) {
+            let full = |path: &[String]| path[..=common].join("::");
+            if known.contains(&[&of.root, &full(&from), &full(&to)]) {
+                continue;
+            }
+            let rooms = all.entry(from[..common].to_vec()).or_default();
+            let next = rooms.entry(a.clone()).or_default();
+            next.entry(b.clone()).or_insert(import);
+        }
+    }
+    all
+}
+
+/// The rooms from `start` to `end`, both included.
+fn shortest_path<'a>(rooms: &'a Rooms, start: &'a str, end: &str) -> Option<Vec<&'a str>> {
+    let mut came_from = BTreeMap::from([(start, None)]);
+    let mut queue = VecDeque::from([start]);
+    while let Some(room) = queue.pop_front() {
+        if room == end {
+            let mut path = Vec::new();
+            let mut at = Some(room);
+            while let Some(room) = at {
+                path.push(room);
+                at = came_from[room];
+            }
+            path.reverse();
+            return Some(path);
+        }
+        for next in rooms.get(room).into_iter().flat_map(BTreeMap::keys) {
+            if !came_from.contains_key(next.as_str()) {
+                came_from.insert(next, Some(room));
+                queue.push_back(next);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KERNELS: (&str, &str) = (
+        "crates/a/src/kernels.rs",
+        "pub mod naive;\npub struct Plan;",
+    );
+
+    #[test]
+    fn circles_that_cross_folders_are_named() {
+        let tree = Tree::of(&[
+            (
+                "crates/a/src/lib.rs",
+                "mod kernels; mod linear; mod weight;\npub use linear::Linear;",
+            ),
+            KERNELS,
+            (
+                "crates/a/src/kernels/naive.rs",
+                "use super::Plan;\n\nuse crate::Linear;",
+            ),
+            (
+                "crates/a/src/linear.rs",
+                "use crate::weight;\npub struct Linear;",
+            ),
+            (
+                "crates/a/src/weight.rs",
+                "fn f() { crate::kernels::naive::g(); }",
+            ),
+        ]);
+        let mut wrong = Vec::new();
+        check(&tree, &mut wrong);
+        let expected = "crates/a/src/lib.rs: modules import each other: linear -> weight -> kernels -> linear\n    \
+             crates/a/src/linear.rs:1 imports crate::weight of crates/a/src/weight.rs\n    \
+             crates/a/src/weight.rs:1 imports crate::kernels::naive::g of crates/a/src/kernels/naive.rs\n    \
+             crates/a/src/kernels/naive.rs:3 imports crate::Linear of crates/a/src/linear.rs";
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        let first_lines = |text: &str| {
+            let mut lines: Vec<String> = text.lines().skip(1).map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(first_lines(&wrong[0]), first_lines(expected));
+        assert!(notes(&tree).is_empty());
+    }
+
+    #[test]
+    fn known_imports_are_left_out_until_they_are_gone() {
+        let check = |weight: &str| {
+            let tree = Tree::of(&[
+                ("crates/a/src/lib.rs", "mod kernels; mod weight;"),
+                KERNELS,
+                (
+                    "crates/a/src/kernels/naive.rs",
+                    "use crate::weight::Weight;",
+                ),
+                ("crates/a/src/weight.rs", weight),
+            ]);
+            let mut wrong = Vec::new();
+            let known = ["crates/a/src/lib.rs", "kernels", "weight"];
+            check_without(&[known], &tree, &mut wrong);
+            wrong
+        };
+        assert_eq!(check("use crate::kernels::naive;"), Vec::<String>::new());
+        let found = check("");
+        assert!(found[0].contains("no circle any more"), "{found:?}");
+    }
+
+    #[test]
+    fn circles_inside_of_a_room_are_notes() {
+        let tree = Tree::of(&[
+            ("crates/a/src/lib.rs", "mod kernels;"),
+            ("crates/a/src/kernels/mod.rs", "mod cpu; mod naive;"),
+            ("crates/a/src/kernels/naive.rs", "use super::cpu::tile::f;"),
+            ("crates/a/src/kernels/cpu/mod.rs", "pub mod tile;"),
+            (
+                "crates/a/src/kernels/cpu/tile.rs",
+                "use super::super::naive;",
+            ),
+        ]);
+        let mut wrong = Vec::new();
+        check(&tree, &mut wrong);
+        assert_eq!(wrong, Vec::<String>::new());
+        let notes = notes(&tree);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("kernels::cpu") && notes[0].contains("kernels::naive"));
+    }
+
+    #[test]
+    fn circles_of_one_folder_are_notes() {
+        let tree = Tree::of(&[
+            ("crates/a/src/lib.rs", "mod kernels; mod a; mod b;"),
+            KERNELS,
+            (
+                "crates/a/src/kernels/naive.rs",
+                "use crate::kernels::Plan;\nuse super::super::a::A;",
+            ),
+            (
+                "crates/a/src/a.rs",
+                "use crate::b::B;\n#[cfg(test)]\nmod tests { use crate::kernels::Plan; }",
+            ),
+            ("crates/a/src/b.rs", "use crate::a::A;"),
+        ]);
+        let mut wrong = Vec::new();
+        check(&tree, &mut wrong);
+        assert_eq!(wrong, Vec::<String>::new());
+        assert_eq!(notes(&tree).len(), 1);
+    }
+}
