@@ -40,7 +40,7 @@ pub fn norm_qkv(
     [q, k, v]: [&Linear; 3],
     adapters: &AdapterSelection,
 ) -> [Tensor<2>; 3] {
-    if let Some(rows) = joined_rows(adapters) {
+    if let Added::Together(rows) = Added::of(adapters) {
         let layers = [q, k, v].map(|layer| layer.operand(rows));
         return kernels::norm_linears(x, norm, layers, q.compute);
     }
@@ -61,7 +61,7 @@ pub fn norm_swiglu(
     [gate, up]: [&Linear; 2],
     adapters: &AdapterSelection,
 ) -> Tensor<2> {
-    if let Some(rows) = joined_rows(adapters) {
+    if let Added::Together(rows) = Added::of(adapters) {
         let layers = [gate, up].map(|layer| layer.operand(rows));
         return kernels::norm_swiglu(x, norm, layers, gate.compute);
     }
@@ -82,19 +82,27 @@ pub fn linear_residual(
     layer: &Linear,
     adapters: &AdapterSelection,
 ) -> Tensor<2> {
-    if let Some(rows) = joined_rows(adapters) {
+    if let Added::Together(rows) = Added::of(adapters) {
         return kernels::linear(x, layer.operand(rows), Some(residual), layer.compute);
     }
     kernels::add(residual, layer.forward(x, adapters))
 }
 
-/// The rows whose adapters the kernels add to the base product. The first `None`: adapters with gradients, dropout or groups of
-/// rows, which are added afterwards.
-fn joined_rows(adapters: &AdapterSelection) -> Option<Option<&StackedRows>> {
-    match adapters {
-        AdapterSelection::Base => Some(None),
-        AdapterSelection::Stacked(rows) => Some(Some(rows)),
-        AdapterSelection::All { .. } | AdapterSelection::PerRow(_) => None,
+/// When the adapters of a selection are added to the base product.
+enum Added<'a> {
+    /// With the base product, by the kernels: the slots of the rows, if there are adapters.
+    Together(Option<&'a StackedRows>),
+    /// After the base product: adapters with gradients, dropout or groups of rows.
+    Afterwards,
+}
+
+impl<'a> Added<'a> {
+    fn of(adapters: &'a AdapterSelection) -> Self {
+        match adapters {
+            AdapterSelection::Base => Self::Together(None),
+            AdapterSelection::Stacked(rows) => Self::Together(Some(rows)),
+            AdapterSelection::All { .. } | AdapterSelection::PerRow(_) => Self::Afterwards,
+        }
     }
 }
 
@@ -186,7 +194,7 @@ impl Linear {
     ///
     /// `x [tokens, in]` f32 → `[tokens, out]` f32
     pub fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
-        if let Some(rows) = joined_rows(adapters) {
+        if let Added::Together(rows) = Added::of(adapters) {
             return kernels::linear(x, self.operand(rows), None, self.compute);
         }
         let base = kernels::linear(x.clone(), self.operand(None), None, self.compute); // [tokens, out]
@@ -200,9 +208,9 @@ impl Linear {
     ///
     /// `x [tokens, in]`: any tensor like the input, of which only the shape, the type and the device are read.
     pub fn input_dtype(&self, x: &Tensor<2>, adapters: &AdapterSelection) -> DType {
-        match joined_rows(adapters) {
-            Some(_) => kernels::input_dtype(x, self.weight.operand(), self.compute),
-            None => DType::F32,
+        match Added::of(adapters) {
+            Added::Together(_) => kernels::input_dtype(x, self.weight.operand(), self.compute),
+            Added::Afterwards => DType::F32,
         }
     }
 
