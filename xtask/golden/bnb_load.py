@@ -1,7 +1,7 @@
 """Checks by hand that transformers and bitsandbytes load what the `quantize` example writes.
 
-    cargo build --release -p examples --bin quantize
-    python xtask/golden/bnb_load.py target/release/quantize [MODEL_DIR]
+    cargo build -p examples --bin quantize
+    python xtask/golden/bnb_load.py target/debug/quantize [MODEL_DIR]
 
 Without MODEL_DIR a tiny random Qwen2 checkpoint is used. For single and double quantization the logits of our
 checkpoint are compared with those of bitsandbytes' own `load_in_4bit` of the original, and the packed weights bit by

@@ -1,7 +1,7 @@
 """Greedy text of a real checkpoint, computed by transformers in f32. Set MODEL to its folder.
 
 Writes data/golden/greedy/NAME.json: prompts (token ids, rendered by the model's own chat template) and the
-tokens that follow. `cargo run --release -p examples --bin check_greedy -- MODEL_DIR FILE` compares.
+tokens that follow. `cargo run -p examples --bin check_greedy -- MODEL_DIR FILE` compares.
 """
 import json
 import os

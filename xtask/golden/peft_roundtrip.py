@@ -1,6 +1,6 @@
 """Checks by hand that PEFT loads the adapters this project writes.
 
-    cargo run --release -p lora-4bit --example rewrite_adapter -- data/golden/peft/adapter /tmp/adapter
+    cargo run -p lora-4bit --example rewrite_adapter -- data/golden/peft/adapter /tmp/adapter
     python xtask/golden/peft_roundtrip.py /tmp/adapter
 
 The adapter at the path must be data/golden/peft/adapter, read and written again. The logits of the base model with it

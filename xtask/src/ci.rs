@@ -36,16 +36,14 @@ pub(crate) fn run() -> Result<()> {
             ],
         )
     })?;
-    run_step("tests", || {
-        command("cargo", &["test", "--release", "--workspace"])
-    })?;
+    run_step("tests", || command("cargo", &["test", "--workspace"]))?;
     run_step("flag pages", || docs::run(true))?;
     run_step("clippy", || {
-        let clippy = ["clippy", "--release", "--workspace", "--all-targets"];
+        let clippy = ["clippy", "--workspace", "--all-targets"];
         command("cargo", &[&clippy[..], &["--", "-D", "warnings"]].concat())
     })?;
     run_step("rustdoc", || {
-        command("cargo", &["doc", "--release", "--workspace", "--no-deps"])
+        command("cargo", &["doc", "--workspace", "--no-deps"])
     })?;
     run_step("packages, and a program that uses them", package::run)?;
     run_step("GPU kernels on the CPU", gpu_tests)?;
@@ -54,7 +52,6 @@ pub(crate) fn run() -> Result<()> {
             "cargo",
             &[
                 "check",
-                "--release",
                 "-p",
                 "server",
                 "-p",
@@ -74,7 +71,7 @@ fn gpu_tests() -> Result<()> {
         ("XDG_RUNTIME_DIR", "/tmp"),
     ];
     let packages = ["lora-4bit", "kv-paging", "model-qwen", "server"];
-    let mut arguments = vec!["test", "--release", "--features", "server/wgpu"];
+    let mut arguments = vec!["test", "--features", "server/wgpu"];
     arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
     arguments.extend([
         "--lib",

@@ -16,17 +16,17 @@ const PAGES: [(&str, &str); 2] = [
 
 /// Writes the pages, or with `check` fails where one differs.
 pub(crate) fn run(check: bool) -> Result<()> {
-    command("cargo", &["build", "--release", "--workspace", "--bins"])?;
+    command("cargo", &["build", "--workspace", "--bins"])?;
     let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps"])?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let target = metadata["target_directory"].as_str();
     let target = target.context("cargo metadata: no target_directory")?;
     for (program, page) in PAGES {
-        let help = output(&format!("{target}/release/{program}"), &["--help"])?;
+        let help = output(&format!("{target}/debug/{program}"), &["--help"])?;
         // Wrapped lines end in blanks that editors remove.
         let help: Vec<&str> = help.lines().map(str::trim_end).collect();
         let text = format!(
-            "# Flags of `{program}`\n\nWhat `cargo run --release -p {program} -- --help` prints.\n\n\
+            "# Flags of `{program}`\n\nWhat `cargo run -p {program} -- --help` prints.\n\n\
              ```text\n{}\n```\n",
             help.join("\n").trim_end()
         );

@@ -39,10 +39,7 @@ pub(crate) fn run() -> Result<()> {
     let manifest = manifest.to_str().context("a path that is not UTF-8")?;
 
     // Burn is the one that the workspace has built: same profile, same versions, same features.
-    command(
-        "cargo",
-        &["check", "--release", "--manifest-path", manifest],
-    )?;
+    command("cargo", &["check", "--manifest-path", manifest])?;
     let tree = ["tree", "--manifest-path", manifest, "--features", "cuda"];
     let of_stand_in = ["-i", "cubecl-llvm", "--depth", "0"];
     let found = output("cargo", &[&tree[..], &of_stand_in].concat())?;

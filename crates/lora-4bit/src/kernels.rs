@@ -115,6 +115,57 @@ pub(crate) trait LoraOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
+/// A frozen layer with its adapter, on the plain CPU backend.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait AdapterOps: Backend {
+    /// `x · wᵀ + bias + scaling · (x · aᵀ) · b`: `[m, k]`, `[n, k]`, `[n]`, `[r, k]`, `[r, n]` → `[m, n]`. Weight and bias are
+    /// constants.
+    fn linear_with_adapter(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: WeightOperand<Self>,
+        #[extension_type] bias: Maybe<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f32,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self>;
+}
+
+/// `x · wᵀ + bias + scaling · (x · aᵀ) · b`, where `b` is the transpose of LoRA's B. On the CPU one operation, so that the input
+/// gets one gradient and not a sum of two.
+///
+/// # Shapes
+///
+/// `x [m, k]`, `a [r, k]`, `b [r, n]` → `[m, n]`
+pub(crate) fn linear_with_adapter(
+    x: Tensor<2>,
+    layer: LayerOperand<Dispatch>,
+    [a, b]: [Tensor<2>; 2],
+    scaling: f32,
+    compute: ComputeDtype,
+) -> Tensor<2> {
+    let is_fast = [&x, &a, &b].into_iter().all(cpu::is_fast);
+    if !is_fast || layer.is_tracked() {
+        let y = linear(x.clone(), layer, None, compute); // [m, n]
+        return lora_add(y, x, a, b, scaling);
+    }
+    let [n, k] = layer.weight.shape();
+    let _span = trace_span!("linear_with_adapter", n, k).entered();
+    check_inner("linear_with_adapter", x.dims()[1], k);
+    assert_eq!(a.dims()[1], k, "linear_with_adapter: a");
+    assert_eq!(b.dims(), [a.dims()[0], n], "linear_with_adapter: b");
+    let [x, a, b] = [x, a, b].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as AdapterOps>::linear_with_adapter(
+        x,
+        layer.weight,
+        layer.bias,
+        a,
+        b,
+        scaling,
+        compute,
+    ))
+}
+
 /// `y + scaling · (x · aᵀ) · b`, where `b` is the transpose of LoRA's B.
 ///
 /// # Shapes

@@ -197,6 +197,14 @@ impl Linear {
         if let Added::Together(rows) = Added::of(adapters) {
             return kernels::linear(x, self.operand(rows), None, self.compute);
         }
+        if let AdapterSelection::All { slot, dropout } = adapters
+            && let Some(LoraWeights { a, b_t, scaling }) = self.adapter(*slot)
+            && dropout.is_none_or(|dropout| dropout.p <= 0.0)
+        {
+            let factors = [a.clone(), b_t.clone()];
+            let layer = self.operand(None);
+            return kernels::linear_with_adapter(x, layer, factors, *scaling, self.compute);
+        }
         let base = kernels::linear(x.clone(), self.operand(None), None, self.compute); // [tokens, out]
         self.add_adapters(base, x, adapters)
     }

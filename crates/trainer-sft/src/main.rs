@@ -88,7 +88,7 @@ fn stop_at_signal() -> Result<&'static AtomicBool> {
 fn serve_command(config: &Config) -> String {
     let output = config.run.output.display();
     if config.run.full {
-        return format!("Serve it: cargo run --release -p server -- --model {output}");
+        return format!("Serve it: cargo run -p server -- --model {output}");
     }
     let name = config
         .run
@@ -100,9 +100,7 @@ fn serve_command(config: &Config) -> String {
         .model
         .as_ref()
         .map_or_else(String::new, |model| format!("--model {model} "));
-    format!(
-        "Serve it: cargo run --release -p server -- {model}--enable-lora --lora-modules {name}={output}"
-    )
+    format!("Serve it: cargo run -p server -- {model}--enable-lora --lora-modules {name}={output}")
 }
 
 /// Writes to standard output; a reader that goes away (`| head`) is no error.

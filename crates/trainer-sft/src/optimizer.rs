@@ -1,11 +1,12 @@
 //! AdamW with decoupled weight decay, and clipping by the global gradient norm.
 //!
 //! Both follow PyTorch (`torch.optim.AdamW`, `torch.nn.utils.clip_grad_norm_`). Everything stays on the device: the norm
-//! and the clip factor are tensors, so that an optimizer step reads nothing back to the host.
+//! and the clip factor are tensors, so that an optimizer step on a GPU reads nothing back to the host. On the CPU a step is one pass
+//! over memory.
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 /// Constants of AdamW.
@@ -107,6 +108,26 @@ impl AdamW {
             eps,
             weight_decay,
         } = self.config;
+        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let correction1 = 1.0 - beta1.powi(steps);
+        let correction2 = (1.0 - beta2.powi(steps)).sqrt();
+        let decay = match rate.decay {
+            true => 1.0 - rate.learning_rate * weight_decay,
+            false => 1.0,
+        };
+        if is_plain_cpu(&value) && is_plain_cpu(&gradient) {
+            let pass = Pass {
+                beta: [beta1 as f32, beta2 as f32],
+                rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
+                correction: correction2 as f32,
+                eps: eps as f32,
+                rate: (rate.learning_rate / correction1) as f32,
+                decay: decay as f32,
+            };
+            let (value, moments) = pass.run(value, gradient, self.moments.remove(name));
+            self.moments.insert(name.to_owned(), moments);
+            return value;
+        }
         let square = gradient.clone() * gradient.clone(); // [numel]
         let (mean, variance) = match self.moments.remove(name) {
             Some(Moments { mean, variance }) => (
@@ -126,16 +147,69 @@ impl AdamW {
             },
         );
 
-        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let correction1 = 1.0 - beta1.powi(steps);
-        let correction2 = (1.0 - beta2.powi(steps)).sqrt();
         let denominator = variance.sqrt().div_scalar(correction2).add_scalar(eps); // [numel]
         let update = (mean / denominator).mul_scalar(rate.learning_rate / correction1); // [numel]
-        if rate.decay && weight_decay != 0.0 {
-            value.mul_scalar(1.0 - rate.learning_rate * weight_decay) - update
-        } else {
-            value - update
+        match decay == 1.0 {
+            true => value - update,
+            false => value.mul_scalar(decay) - update,
         }
+    }
+}
+
+/// Whether a tensor's values lie in this process's memory, as f32.
+fn is_plain_cpu(tensor: &Tensor<1>) -> bool {
+    tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
+}
+
+/// The factors of one step of one parameter: the tensor operations of [`AdamW::update`] in one pass over memory.
+struct Pass {
+    beta: [f32; 2],
+    /// `1 - beta`.
+    rest: [f32; 2],
+    /// Root of the second moment's bias correction.
+    correction: f32,
+    eps: f32,
+    /// Learning rate over the first moment's bias correction.
+    rate: f32,
+    decay: f32,
+}
+
+impl Pass {
+    /// The new value, `[numel]`, and the new moments.
+    fn run(
+        &self,
+        value: Tensor<1>,
+        gradient: Tensor<1>,
+        moments: Option<Moments>,
+    ) -> (Tensor<1>, Moments) {
+        let (mut value, gradient) = (host(value), host(gradient));
+        let (mut mean, mut variance) = match moments {
+            Some(Moments { mean, variance }) => (host(mean), host(variance)),
+            None => (vec![0.0; value.len()], vec![0.0; value.len()]),
+        };
+        let moments = mean.iter_mut().zip(&mut variance);
+        for ((value, gradient), (mean, variance)) in value.iter_mut().zip(gradient).zip(moments) {
+            *mean = *mean * self.beta[0] + gradient * self.rest[0];
+            *variance = *variance * self.beta[1] + gradient * gradient * self.rest[1];
+            let denominator = variance.sqrt() / self.correction + self.eps;
+            *value = *value * self.decay - *mean / denominator * self.rate;
+        }
+        let [value, mean, variance] = [value, mean, variance].map(|values| {
+            let len = values.len();
+            Tensor::from_data(
+                TensorData::new(values, [len]),
+                (&Device::flex(), DType::F32),
+            )
+        });
+        (value, Moments { mean, variance })
+    }
+}
+
+/// The values of a tensor for which [`is_plain_cpu`] holds; without a copy where nobody else holds them.
+fn host(tensor: Tensor<1>) -> Vec<f32> {
+    match tensor.into_data().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("f32 values: {error}"),
     }
 }
 

@@ -12,11 +12,11 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex};
 
-use super::cpu::LoraState;
 use super::cpu::elementwise::{rms_norm_backward, swiglu_backward};
+use super::cpu::{LoraState, base, base_t};
 use super::elementwise::ElementwiseOps;
-use super::operand::{AbsmaxOperand, Nf4Operand};
-use super::{ComputeDtype, LinearOps, LoraOps};
+use super::operand::{AbsmaxOperand, Maybe, Nf4Operand, WeightOperand};
+use super::{AdapterOps, ComputeDtype, LinearOps, LoraOps};
 use tracing::trace_span;
 
 /// Implements [`Backward`] for an operation whose gradient is its transposed twin.
@@ -317,6 +317,74 @@ impl<C: CheckpointStrategy> ElementwiseOps for Autodiff<Flex, C> {
                 prep.finish((gate, up), y)
             }
             OpsKind::UnTracked(prep) => prep.finish(Flex::cpu_swiglu(gate, up)),
+        }
+    }
+}
+
+/// A frozen layer with its adapter.
+#[derive(Debug)]
+struct LinearWithAdapter;
+
+impl Backward<Flex, 3> for LinearWithAdapter {
+    type State = (WeightOperand<Flex>, ComputeDtype, LoraState);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let _span = trace_span!("backward", of = "LinearWithAdapter").entered();
+        let dy = grads.consume::<Flex>(&ops.node);
+        let (weight, compute, state) = ops.state;
+        let [x, a, b] = ops.parents;
+        let inputs = state.backward(&dy, [&x, &a, &b].map(Option::is_some));
+        let dx = x.is_some().then(|| {
+            let dx = base_t(dy, weight, compute);
+            match inputs.x {
+                Some(of_adapter) => Flex::cpu_add(of_adapter, dx),
+                None => dx,
+            }
+        });
+        for (parent, gradient) in [(x, dx), (a, inputs.a), (b, inputs.b)] {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                grads.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> AdapterOps for Autodiff<Flex, C> {
+    fn linear_with_adapter(
+        x: FloatTensor<Self>,
+        weight: WeightOperand<Self>,
+        bias: Maybe<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f32,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let ((a, a_node), (b, b_node)) = (a.into_parts(), b.into_parts());
+        let weight = match weight {
+            WeightOperand::Dense(weight) => WeightOperand::Dense(weight.into_primitive()),
+            WeightOperand::Nf4 { weight } => WeightOperand::Nf4 {
+                weight: inner::<Flex, C>(weight),
+            },
+        };
+        let bias = match bias {
+            Maybe::Some(bias) => Maybe::Some(bias.into_primitive()),
+            Maybe::None => Maybe::None,
+        };
+        let y = base(x.clone(), weight.clone(), bias, compute);
+        let (y, state) = LoraState::forward(y, x, a, b, scaling);
+        match LinearWithAdapter
+            .prepare::<C>([x_node, a_node, b_node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish((weight, compute, state), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 }

@@ -26,7 +26,7 @@ mod tests;
 mod tiles;
 mod transposed;
 
-pub(super) use self::lora::LoraState;
+pub(super) use self::lora::{LoraState, base, base_t};
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;

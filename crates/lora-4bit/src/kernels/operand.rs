@@ -165,6 +165,18 @@ impl WeightOperand<Dispatch> {
     }
 }
 
+impl LayerOperand<Dispatch> {
+    /// Whether the weight or the bias gets a gradient.
+    pub(super) fn is_tracked(&self) -> bool {
+        let weight = match &self.weight {
+            WeightOperand::Dense(weight) => Tensor::<2>::from_dispatch(weight.clone()).is_tracked(),
+            WeightOperand::Nf4 { .. } => false,
+        };
+        let bias: Option<Tensor<1>> = self.bias.clone().into_tensor();
+        weight || bias.is_some_and(|bias| bias.is_tracked())
+    }
+}
+
 impl StackOperand<Dispatch> {
     /// The operand of adapters in `a [num_slots * rank * k]` and `b`.
     pub(crate) fn new(

@@ -8,7 +8,9 @@ use rayon::prelude::*;
 
 use super::simd::{Kernels, Output, PANEL, Rows};
 use super::{ProductShape, forward};
-use crate::kernels::LoraOps;
+use crate::kernels::elementwise::ElementwiseOps;
+use crate::kernels::operand::{Maybe, WeightOperand};
+use crate::kernels::{AdapterOps, ComputeDtype, LinearOps, LoraOps};
 
 /// Multiplications that a thread should do at least.
 const MIN_JOB_WORK: usize = 1 << 15;
@@ -216,4 +218,48 @@ fn values(tensor: &FlexTensor) -> &[f32] {
 
 fn dims(tensor: &FlexTensor) -> [usize; 2] {
     tensor.layout().shape().dims()
+}
+
+impl AdapterOps for Flex {
+    fn linear_with_adapter(
+        x: FloatTensor<Self>,
+        weight: WeightOperand<Self>,
+        bias: Maybe<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f32,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        let y = base(x.clone(), weight, bias, compute);
+        Self::lora_add(y, x, a, b, scaling)
+    }
+}
+
+/// `x · wᵀ + bias`.
+pub(in super::super) fn base(
+    x: FlexTensor,
+    weight: WeightOperand<Flex>,
+    bias: Maybe<Flex>,
+    compute: ComputeDtype,
+) -> FlexTensor {
+    let y = match weight {
+        WeightOperand::Dense(weight) => Flex::dense_linear(x, weight, compute),
+        WeightOperand::Nf4 { weight } => Flex::nf4_linear(x, weight, compute),
+    };
+    match bias {
+        Maybe::Some(bias) => Flex::cpu_add_bias(y, bias),
+        Maybe::None => y,
+    }
+}
+
+/// `dy · w`.
+pub(in super::super) fn base_t(
+    dy: FlexTensor,
+    weight: WeightOperand<Flex>,
+    compute: ComputeDtype,
+) -> FlexTensor {
+    match weight {
+        WeightOperand::Dense(weight) => Flex::dense_linear_t(dy, weight, compute),
+        WeightOperand::Nf4 { weight } => Flex::nf4_linear_t(dy, weight, compute),
+    }
 }
