@@ -49,7 +49,7 @@ fn normal(path: &str) -> String {
 }
 
 /// Calls `note` with a file and the files of the modules below it, and whether each is one of a test. `is_root` is as in
-/// [`Crate::load`].
+/// `Crate::load`.
 pub(in super::super) fn note_files(
     (file, is_root): (&str, bool),
     files: &BTreeMap<String, Source>,
