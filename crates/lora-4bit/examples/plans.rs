@@ -9,30 +9,26 @@
 
 #![allow(clippy::print_stdout)]
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, DeviceType};
 use lora_4bit::ComputeDtype;
 use lora_4bit::kernels::plan::{Features, Operation, Plan, Product, WeightFormat};
 
-const ROWS: [usize; 8] = [1, 2, 3, 5, 8, 32, 33, 512];
+/// Rows of the input, at most.
+const MAX_ROWS: usize = 512;
 const SHAPE: [usize; 2] = [4864, 896];
 
 fn main() {
-    let mut devices = vec![("CPU", Device::flex())];
-    #[cfg(feature = "cuda")]
-    devices.extend(
-        Device::enumerate(burn::tensor::DeviceType::Cuda)
-            .into_iter()
-            .take(1)
-            .map(|device| ("CUDA", device)),
-    );
-    #[cfg(feature = "wgpu")]
-    devices.extend(
-        Device::enumerate(burn::tensor::DeviceType::Wgpu)
-            .into_iter()
-            .take(1)
-            .map(|device| ("WebGPU", device)),
-    );
-    for (name, device) in devices.drain(..) {
+    let gpus: &[(&str, DeviceType)] = &[
+        #[cfg(feature = "cuda")]
+        ("CUDA", DeviceType::Cuda),
+        #[cfg(feature = "wgpu")]
+        ("WebGPU", DeviceType::Wgpu),
+    ];
+    let gpus = gpus.iter().filter_map(|(name, kind)| {
+        let device = Device::enumerate(kind.clone()).into_iter().next()?;
+        Some((*name, device))
+    });
+    for (name, device) in [("CPU", Device::flex())].into_iter().chain(gpus) {
         let features = Features::of(&device);
         println!("{name}: {features:?}\n");
         print_table(&features);
@@ -47,7 +43,7 @@ fn print_table(features: &Features) {
         ("NF4", WeightFormat::Nf4),
     ];
     println!(
-        "{:<11} {:<6} {:<7} kernel from so many rows on",
+        "{:<11} {:<6} {:<7} kernels, each from a number of rows on",
         "operation", "weight", "compute"
     );
     for operation in [Operation::Forward, Operation::SwiGlu, Operation::Transposed] {
@@ -67,11 +63,12 @@ fn print_table(features: &Features) {
                 };
                 let mut parts: Vec<String> = Vec::new();
                 let mut last = None;
-                for rows in ROWS {
-                    if last != Some(plan(rows)) {
-                        parts.push(format!("{rows}: {:?}", plan(rows)));
-                        last = Some(plan(rows));
+                for rows in 1..=MAX_ROWS {
+                    let plan = Some(plan(rows));
+                    if let Some(plan) = plan.filter(|_| plan != last) {
+                        parts.push(format!("{rows}: {plan:?}"));
                     }
+                    last = plan;
                 }
                 let operation = format!("{operation:?}");
                 let compute = format!("{compute:?}");

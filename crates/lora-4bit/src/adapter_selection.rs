@@ -38,18 +38,18 @@ impl AdapterSelection {
 
     /// The selection for rows with the given slots (`None`: no adapter), row by row.
     ///
-    /// On a GPU the selection is [`Stacked`](Self::Stacked), so the layers need
+    /// On a GPU outside of an autodiff graph the selection is [`Stacked`](Self::Stacked), so the layers need
     /// [`stack_adapters`](crate::linear::Linear::stack_adapters). Elsewhere rows that agree give [`Base`](Self::Base) or
     /// [`All`](Self::All).
     pub fn per_row(slots: &[Option<usize>], device: &Device) -> Self {
-        let Some(first) = slots.iter().find(|slot| slot.is_some()) else {
+        let Some(first) = slots.iter().copied().flatten().next() else {
             return Self::Base;
         };
-        if !is_cpu(device) {
+        if !is_cpu(device) && !device.is_autodiff() {
             return Self::Stacked(Arc::new(StackedRows::new(slots, device)));
         }
-        if slots.iter().all(|slot| slot == first) {
-            return first.map_or(Self::Base, Self::all);
+        if slots.iter().all(|slot| *slot == Some(first)) {
+            return Self::all(first);
         }
         Self::PerRow(Arc::new(RowGroups::new(slots, device)))
     }

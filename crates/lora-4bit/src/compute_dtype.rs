@@ -3,6 +3,8 @@
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter_selection::is_cpu;
+
 /// The type in which the factors of a product are multiplied. Sums are f32 whatever it is.
 ///
 /// A file or a flag (cargo feature `clap`) may spell a type as PyTorch does, `bfloat16`, or in short, `bf16`.
@@ -31,15 +33,14 @@ pub enum ComputeDtype {
     /// up to 16 bits, with a scale for each block of 64. A result is off by some 1e-4 of its size, a tenth of what bf16 loses, and
     /// stays the same whatever other rows are multiplied beside it.
     ///
-    /// Weights in bf16: with AMX and five rows or more, a value is taken as the sum of three bf16, which it is (but near the
-    /// limits of f32), so that products are exact as those of [`ComputeDtype::F32`] and are added in f32, but in another order
-    /// than those of fewer rows.
+    /// Weights in bf16: with AMX and five rows or more, each value is split into three bf16 whose sum it is, except near the limits
+    /// of f32. Products are then as exact as with [`ComputeDtype::F32`]. Their sums are f32, in another order than with fewer rows.
     ///
     /// Otherwise as [`ComputeDtype::F32`].
     Bits16,
-    /// Rounded to bf16 (or to the type of a weight in f16) where that is faster: on CPUs with AVX-512-BF16 or AMX when there are
-    /// many rows, of weights in bf16 with AMX from five rows on, on GPUs from three rows on (five with NF4). What
-    /// `bnb_4bit_compute_dtype` and autocast do. Elsewhere as [`ComputeDtype::F32`].
+    /// Rounded to bf16 (or to the type of a weight in f16) where that is faster: on CPUs with AVX-512-BF16 or AMX from 32 rows on,
+    /// of weights in bf16 with AMX from five rows on, on GPUs with tensor cores for NF4 always and for dense weights from three rows
+    /// on. What `bnb_4bit_compute_dtype` and autocast do. Elsewhere as [`ComputeDtype::F32`].
     #[serde(alias = "bfloat16")]
     #[cfg_attr(feature = "clap", value(name = "bfloat16", alias = "bf16"))]
     Bf16,
@@ -51,7 +52,7 @@ impl ComputeDtype {
     #[must_use]
     pub fn resolve(self, device: &Device) -> Self {
         match self {
-            Self::Auto if device.clone().without_autodiff() == Device::flex() => Self::Bits16,
+            Self::Auto if is_cpu(device) => Self::Bits16,
             Self::Auto => Self::Bf16,
             given => given,
         }

@@ -7,8 +7,8 @@
 //! | `nf4_linear` | `x · wᵀ`, `w` in NF4 | `[m, k]`, `[n, k]` → `[m, n]` |
 //! | `nf4_linear_t` | `dy · w`, `w` in NF4 | `[m, n]`, `[n, k]` → `[m, k]` |
 //!
-//! `x` and `dy` are f32, on a GPU also what the product would round f32 to; a dense `w` is f32, bf16 or f16; sums and results
-//! are f32. With [`ComputeDtype::Bf16`] the factors may be rounded to bf16 first, where the hardware multiplies these faster.
+//! `x` and `dy` are f32; on a GPU they may also have the type to which the product rounds them. A dense `w` is f32, bf16 or f16;
+//! sums and results are f32. With [`ComputeDtype::Bf16`] the factors may be rounded to bf16 first, where the hardware multiplies these faster.
 //! The transposed products are the gradients of the plain ones with respect to `x`. `w` is a constant: no operation
 //! here has a gradient for it.
 //!
@@ -48,7 +48,7 @@ pub use fused::both;
 pub(crate) use fused::{input_dtype, linear, norm_linears, norm_swiglu, product};
 pub use operand::{AbsmaxOperand, Nf4Operand};
 pub(crate) use operand::{
-    LayerOperand, Maybe, MaybeStack, STACK_PADDING, STACK_RANKS, StackOperand, WeightOperand,
+    Adapters, LayerOperand, Maybe, STACK_PADDING, STACK_RANKS, StackOperand, WeightOperand,
 };
 
 pub use crate::compute_dtype::ComputeDtype;
@@ -56,6 +56,13 @@ pub use crate::compute_dtype::ComputeDtype;
 pub(crate) use cpu::simd::bytes::{
     ByteFactor, STEP as BYTE_STEP, SplitRow, W_ROWS as BYTE_ROWS, is_fast as bytes_are_fast,
 };
+
+/// Whether loops that are compiled twice may use AVX2 and FMA: the CPU has both, and `LORA_4BIT_SIMD` allows them.
+#[doc(hidden)]
+#[cfg(target_arch = "x86_64")]
+pub fn has_avx2() -> bool {
+    cpu::simd::has_avx2()
+}
 
 /// Products with a frozen weight. The bodies given here are the naive ones; a backend with kernels overrides them.
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]
@@ -102,7 +109,7 @@ pub trait LinearOps: Backend {
     }
 }
 
-/// The product of a LoRA adapter, on the plain CPU backend.
+/// Products of one LoRA adapter, on the CPU, inside and outside of autodiff graphs.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait LoraOps: Backend {
     /// `y + scaling · (x · aᵀ) · b`: `[m, n]`, `[m, k]`, `[r, k]`, `[r, n]`, all f32 → `[m, n]`.
@@ -113,57 +120,12 @@ pub(crate) trait LoraOps: Backend {
         b: FloatTensor<Self>,
         scaling: f32,
     ) -> FloatTensor<Self>;
-}
 
-/// A frozen layer with its adapter, on the plain CPU backend.
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait AdapterOps: Backend {
-    /// `x · wᵀ + bias + scaling · (x · aᵀ) · b`: `[m, k]`, `[n, k]`, `[n]`, `[r, k]`, `[r, n]` → `[m, n]`. Weight and bias are
-    /// constants.
+    /// A layer with [`Adapters::One`], its weight and bias constants. The input gets one gradient, not a sum of two.
     fn linear_with_adapter(
         x: FloatTensor<Self>,
-        #[extension_type] weight: WeightOperand<Self>,
-        #[extension_type] bias: Maybe<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scaling: f32,
-        compute: ComputeDtype,
+        #[extension_type] layer: LayerOperand<Self>,
     ) -> FloatTensor<Self>;
-}
-
-/// `x · wᵀ + bias + scaling · (x · aᵀ) · b`, where `b` is the transpose of LoRA's B. On the CPU one operation, so that the input
-/// gets one gradient and not a sum of two.
-///
-/// # Shapes
-///
-/// `x [m, k]`, `a [r, k]`, `b [r, n]` → `[m, n]`
-pub(crate) fn linear_with_adapter(
-    x: Tensor<2>,
-    layer: LayerOperand<Dispatch>,
-    [a, b]: [Tensor<2>; 2],
-    scaling: f32,
-    compute: ComputeDtype,
-) -> Tensor<2> {
-    let is_fast = [&x, &a, &b].into_iter().all(cpu::is_fast);
-    if !is_fast || layer.is_tracked() {
-        let y = linear(x.clone(), layer, None, compute); // [m, n]
-        return lora_add(y, x, a, b, scaling);
-    }
-    let [n, k] = layer.weight.shape();
-    let _span = trace_span!("linear_with_adapter", n, k).entered();
-    check_inner("linear_with_adapter", x.dims()[1], k);
-    assert_eq!(a.dims()[1], k, "linear_with_adapter: a");
-    assert_eq!(b.dims(), [a.dims()[0], n], "linear_with_adapter: b");
-    let [x, a, b] = [x, a, b].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(<Dispatch as AdapterOps>::linear_with_adapter(
-        x,
-        layer.weight,
-        layer.bias,
-        a,
-        b,
-        scaling,
-        compute,
-    ))
 }
 
 /// `y + scaling · (x · aᵀ) · b`, where `b` is the transpose of LoRA's B.
@@ -253,22 +215,6 @@ pub(crate) fn nf4_linear_t(
 /// The whole of a weight in NF4, in f32: `[n, k]`.
 pub(crate) fn nf4_dequantize(w: Nf4Operand<Dispatch>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as LinearOps>::nf4_dequantize(w))
-}
-
-/// `tensor` as a constant of the autodiff graph that `other` belongs to, unchanged if there is none.
-pub(crate) fn constant_like<const D: usize, const E: usize>(
-    tensor: Tensor<D>,
-    other: &Tensor<E>,
-) -> Tensor<D> {
-    if tensor.is_autodiff() {
-        return tensor;
-    }
-    match other.gradient_checkpointing_strategy() {
-        Some(strategy) => tensor
-            .autodiff()
-            .with_gradient_checkpointing_strategy(strategy),
-        None => tensor,
-    }
 }
 
 fn check_inner(op: &str, left: usize, right: usize) {

@@ -9,8 +9,8 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
-use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows, is_cpu};
-use crate::kernels::{self, ComputeDtype, LayerOperand, Maybe, MaybeStack, Norm, both};
+use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
+use crate::kernels::{self, Adapters, ComputeDtype, LayerOperand, Maybe, Norm, both};
 use crate::lora::{LoraStack, LoraWeights};
 use crate::weight::Weight;
 
@@ -19,7 +19,7 @@ use crate::weight::Weight;
 pub struct Linear {
     /// Base weight, `[out, in]`.
     pub weight: Weight,
-    /// Base bias, `[out]`.
+    /// Base bias, f32: `[out]`.
     pub bias: Option<Tensor<1>>,
     /// Number of the layer within its model: two layers with the same id drop the same inputs.
     pub id: u32,
@@ -34,20 +34,25 @@ pub struct Linear {
 /// # Shapes
 ///
 /// `x [tokens, in]` f32 → `[tokens, out]` f32 for each layer
+///
+/// # Panics
+///
+/// As [`Linear::forward`].
 pub fn norm_qkv(
     x: &Tensor<2>,
     norm: Norm<'_>,
     [q, k, v]: [&Linear; 3],
     adapters: &AdapterSelection,
 ) -> [Tensor<2>; 3] {
-    if let Added::Together(rows) = Added::of(adapters) {
-        let layers = [q, k, v].map(|layer| layer.operand(rows));
-        return kernels::norm_linears(x, norm, layers, q.compute);
+    match [q, k, v].map(|layer| layer.operand(adapters)) {
+        [Some(q), Some(k), Some(v)] => kernels::norm_linears(x, norm, [q, k, v]),
+        _ => {
+            let x = kernels::rms_norm(x.clone(), norm); // [tokens, in]
+            let project = |layer: &Linear| layer.forward(x.clone(), adapters);
+            let (q, (k, v)) = both(&x, || project(q), || both(&x, || project(k), || project(v)));
+            [q, k, v]
+        }
     }
-    let x = kernels::rms_norm(x.clone(), norm); // [tokens, in]
-    let project = |layer: &Linear| layer.forward(x.clone(), adapters);
-    let (q, (k, v)) = both(&x, || project(q), || both(&x, || project(k), || project(v)));
-    [q, k, v]
 }
 
 /// The gated half of an MLP on the normalised input: `silu(gate(norm(x))) * up(norm(x))` (SwiGLU, arXiv 2002.05202).
@@ -55,20 +60,25 @@ pub fn norm_qkv(
 /// # Shapes
 ///
 /// `x [tokens, in]` f32 → `[tokens, out]`, f32 or the type to which the next product would round it
+///
+/// # Panics
+///
+/// As [`Linear::forward`], and if the weights differ in shape.
 pub fn norm_swiglu(
     x: &Tensor<2>,
     norm: Norm<'_>,
     [gate, up]: [&Linear; 2],
     adapters: &AdapterSelection,
 ) -> Tensor<2> {
-    if let Added::Together(rows) = Added::of(adapters) {
-        let layers = [gate, up].map(|layer| layer.operand(rows));
-        return kernels::norm_swiglu(x, norm, layers, gate.compute);
+    match [gate, up].map(|layer| layer.operand(adapters)) {
+        [Some(gate), Some(up)] => kernels::norm_swiglu(x, norm, [gate, up]),
+        _ => {
+            let x = kernels::rms_norm(x.clone(), norm); // [tokens, in]
+            let project = |layer: &Linear| layer.forward(x.clone(), adapters);
+            let (gate, up) = both(&x, || project(gate), || project(up)); // [tokens, out]
+            kernels::swiglu(gate, up)
+        }
     }
-    let x = kernels::rms_norm(x.clone(), norm); // [tokens, in]
-    let project = |layer: &Linear| layer.forward(x.clone(), adapters);
-    let (gate, up) = both(&x, || project(gate), || project(up)); // [tokens, out]
-    kernels::swiglu(gate, up)
 }
 
 /// A layer applied to `x`, added to `residual`.
@@ -76,38 +86,24 @@ pub fn norm_swiglu(
 /// # Shapes
 ///
 /// `residual [tokens, out]` f32, `x [tokens, in]` → `[tokens, out]` f32
+///
+/// # Panics
+///
+/// As [`Linear::forward`], and if `residual` has another shape than the result.
 pub fn linear_residual(
     residual: Tensor<2>,
     x: Tensor<2>,
     layer: &Linear,
     adapters: &AdapterSelection,
 ) -> Tensor<2> {
-    if let Added::Together(rows) = Added::of(adapters) {
-        return kernels::linear(x, layer.operand(rows), Some(residual), layer.compute);
-    }
-    kernels::add(residual, layer.forward(x, adapters))
-}
-
-/// When the adapters of a selection are added to the base product.
-enum Added<'a> {
-    /// With the base product, by the kernels: the slots of the rows, if there are adapters.
-    Together(Option<&'a StackedRows>),
-    /// After the base product: adapters with gradients, dropout or groups of rows.
-    Afterwards,
-}
-
-impl<'a> Added<'a> {
-    fn of(adapters: &'a AdapterSelection) -> Self {
-        match adapters {
-            AdapterSelection::Base => Self::Together(None),
-            AdapterSelection::Stacked(rows) => Self::Together(Some(rows)),
-            AdapterSelection::All { .. } | AdapterSelection::PerRow(_) => Self::Afterwards,
-        }
+    match layer.operand(adapters) {
+        Some(layer) => kernels::linear(x, layer, Some(residual)),
+        None => kernels::add(residual, layer.forward(x, adapters)),
     }
 }
 
 impl Linear {
-    /// A layer without adapters and with id 0.
+    /// A layer without adapters and with id 0; the bias is kept in f32.
     ///
     /// # Panics
     ///
@@ -118,7 +114,7 @@ impl Linear {
         }
         Self {
             weight,
-            bias,
+            bias: bias.map(|bias| bias.cast(DType::F32)),
             id: 0,
             compute: ComputeDtype::default(),
             adapters: Vec::new(),
@@ -171,13 +167,9 @@ impl Linear {
     /// Copies the adapters into one tensor, for [`AdapterSelection::Stacked`]; in bf16 if the base product is computed in
     /// bf16. Call it whenever adapters have changed.
     ///
-    /// The result is a sum over all values, `[1]`, if there is an adapter: reading it tells whether the device had room. On the
-    /// CPU nothing is stacked.
+    /// The result is a sum over all values, `[1]`, if there is an adapter: reading it tells whether the device had room.
     pub fn stack_adapters(&mut self) -> Option<Tensor<1>> {
         let device = self.weight.device();
-        if is_cpu(&device) {
-            return None;
-        }
         let dtype = match self.compute {
             ComputeDtype::Bf16 if device.supports_dtype(DType::BF16) => DType::BF16,
             _ => DType::F32,
@@ -193,20 +185,27 @@ impl Linear {
     /// # Shapes
     ///
     /// `x [tokens, in]` f32 → `[tokens, out]` f32
+    ///
+    /// # Panics
+    ///
+    /// If `x` has another width than the weight, if a selection of rows has another length, or if it is
+    /// [`AdapterSelection::Stacked`] and adapters have changed since [`Linear::stack_adapters`].
     pub fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
-        if let Added::Together(rows) = Added::of(adapters) {
-            return kernels::linear(x, self.operand(rows), None, self.compute);
+        if let Some(layer) = self.operand(adapters) {
+            return kernels::linear(x, layer, None);
         }
-        if let AdapterSelection::All { slot, dropout } = adapters
-            && let Some(LoraWeights { a, b_t, scaling }) = self.adapter(*slot)
-            && dropout.is_none_or(|dropout| dropout.p <= 0.0)
-        {
-            let factors = [a.clone(), b_t.clone()];
-            let layer = self.operand(None);
-            return kernels::linear_with_adapter(x, layer, factors, *scaling, self.compute);
+        let base = kernels::linear(x.clone(), self.base(Adapters::None), None); // [tokens, out]
+        match adapters {
+            AdapterSelection::PerRow(rows) => self.add_per_row(base, &x, rows),
+            AdapterSelection::All {
+                slot,
+                dropout: Some(dropout),
+            } => match self.adapter(*slot) {
+                Some(adapter) => adapter.add_to(base, self.drop_inputs(x, *dropout)),
+                None => base,
+            },
+            _ => base,
         }
-        let base = kernels::linear(x.clone(), self.operand(None), None, self.compute); // [tokens, out]
-        self.add_adapters(base, x, adapters)
     }
 
     /// The type that the layer takes its input in without a conversion: f32, or on a GPU the type that its product rounds f32
@@ -216,50 +215,42 @@ impl Linear {
     ///
     /// `x [tokens, in]`: any tensor like the input, of which only the shape, the type and the device are read.
     pub fn input_dtype(&self, x: &Tensor<2>, adapters: &AdapterSelection) -> DType {
-        match Added::of(adapters) {
-            Added::Together(_) => kernels::input_dtype(x, self.weight.operand(), self.compute),
-            Added::Afterwards => DType::F32,
+        match self.operand(adapters) {
+            Some(layer) => kernels::input_dtype(x, layer),
+            None => DType::F32,
         }
     }
 
-    /// The handles of the layer, and of its adapters for `rows`.
-    fn operand(&self, rows: Option<&StackedRows>) -> LayerOperand<Dispatch> {
+    /// The handles of the layer and of the adapters that the kernels add together with the base product. `None` for groups of rows
+    /// and for dropout, which are added afterwards.
+    fn operand(&self, adapters: &AdapterSelection) -> Option<LayerOperand<Dispatch>> {
+        let adapters = match adapters {
+            AdapterSelection::Base => Adapters::None,
+            AdapterSelection::Stacked(rows) => match &self.stack {
+                Some(stack) => stack.operand(rows),
+                None => {
+                    let has_none = self.adapters.is_empty();
+                    assert!(has_none, "layer {}: call stack_adapters first", self.id);
+                    Adapters::None
+                }
+            },
+            AdapterSelection::All { slot, dropout } => match self.adapter(*slot) {
+                Some(_) if dropout.is_some_and(|dropout| dropout.p > 0.0) => return None,
+                Some(adapter) => adapter.operand(),
+                None => Adapters::None,
+            },
+            AdapterSelection::PerRow(_) => return None,
+        };
+        Some(self.base(adapters))
+    }
+
+    /// The handles of the layer with `adapters`.
+    fn base(&self, adapters: Adapters<Dispatch>) -> LayerOperand<Dispatch> {
         LayerOperand {
             weight: self.weight.operand(),
             bias: Maybe::new(self.bias.as_ref()),
-            stack: match (rows, &self.stack) {
-                (None, _) => MaybeStack::None,
-                (Some(rows), Some(stack)) => stack.operand(rows),
-                (Some(_), None) => {
-                    let has_none = self.adapters.is_empty();
-                    assert!(
-                        has_none,
-                        "the adapters of layer {} are not stacked",
-                        self.id
-                    );
-                    MaybeStack::None
-                }
-            },
-        }
-    }
-
-    /// Adds what the adapters make of `x` to `base`.
-    fn add_adapters(
-        &self,
-        base: Tensor<2>,
-        x: Tensor<2>,
-        adapters: &AdapterSelection,
-    ) -> Tensor<2> {
-        match adapters {
-            AdapterSelection::All { slot, dropout } => match self.adapter(*slot) {
-                Some(adapter) => {
-                    let x = self.drop_inputs(x, *dropout); // [tokens, in]
-                    adapter.add_to(base, x) // [tokens, out]
-                }
-                None => base,
-            },
-            AdapterSelection::PerRow(rows) => self.add_per_row(base, &x, rows),
-            AdapterSelection::Base | AdapterSelection::Stacked(_) => base,
+            adapters,
+            compute: self.compute,
         }
     }
 
@@ -276,14 +267,9 @@ impl Linear {
         })
     }
 
-    fn drop_inputs(&self, x: Tensor<2>, dropout: Option<Dropout>) -> Tensor<2> {
-        match dropout {
-            Some(dropout) if dropout.p > 0.0 => {
-                let mask = dropout.mask(self.id, x.dims(), &x.device().inner());
-                let mask = kernels::constant_like(mask.cast(x.dtype()), &x); // [tokens, in]
-                x * mask
-            }
-            _ => x,
-        }
+    /// `x [tokens, in]` without the values that dropout drops.
+    fn drop_inputs(&self, x: Tensor<2>, dropout: Dropout) -> Tensor<2> {
+        let mask = dropout.mask(self.id, x.dims(), &x.device().inner()); // [tokens, in]
+        x.clone() * mask.cast(x.dtype())
     }
 }

@@ -7,7 +7,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
 use crate::adapter_selection::StackedRows;
-use crate::kernels::{self, MaybeStack, STACK_PADDING, STACK_RANKS, StackOperand};
+use crate::kernels::{self, Adapters, STACK_PADDING, STACK_RANKS, StackOperand};
 
 /// One LoRA adapter of one layer.
 #[derive(Clone, Debug)]
@@ -25,6 +25,15 @@ impl LoraWeights {
     pub fn new(a: Tensor<2>, b: Tensor<2>, scaling: f32) -> Self {
         let b_t = b.transpose(); // [r, out]
         Self { a, b_t, scaling }
+    }
+
+    /// The handles of the adapter, for the kernels.
+    pub(crate) fn operand(&self) -> Adapters<Dispatch> {
+        Adapters::One {
+            a: self.a.clone().into_dispatch(),
+            b: self.b_t.clone().into_dispatch(),
+            scaling: self.scaling,
+        }
     }
 
     /// `y + scaling·(x·Aᵀ)·Bᵀ`.
@@ -94,10 +103,16 @@ impl LoraStack {
     }
 
     /// The handles of the stack, with the slot of each row.
-    pub(crate) fn operand(&self, rows: &StackedRows) -> MaybeStack<Dispatch> {
-        let shape = [self.num_slots, self.rank];
-        MaybeStack::Some {
-            stack: StackOperand::new([&self.a, &self.b], shape, (&rows.slots, rows.at)),
+    pub(crate) fn operand(&self, rows: &StackedRows) -> Adapters<Dispatch> {
+        Adapters::Stack {
+            stack: StackOperand {
+                a: self.a.clone().into_dispatch(),
+                b: self.b.clone().into_dispatch(),
+                rank: self.rank,
+                num_slots: self.num_slots,
+                slots: rows.slots.clone().into_dispatch(),
+                at: rows.at,
+            },
         }
     }
 }

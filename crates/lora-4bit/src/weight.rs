@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::backend::{Dispatch, DispatchDevice, DispatchTensor, TensorMetadata};
+use burn::backend::{Dispatch, DispatchTensor, TensorMetadata};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::adapter_selection::is_cpu;
 use crate::kernels::{self, AbsmaxOperand, ComputeDtype, Nf4Operand, WeightOperand};
 use crate::nf4::{Absmax, BLOCK_SIZE, Nf4Data};
 
@@ -96,7 +97,6 @@ impl Weight {
 pub struct Nf4Weight {
     /// Shared, so that clones are small and cheap.
     operand: Arc<Nf4Operand<Dispatch>>,
-    device: Device,
     /// Type of the weight before quantization.
     dtype: DType,
 }
@@ -126,7 +126,6 @@ impl Nf4Weight {
         };
         Self {
             operand: Arc::new(operand),
-            device: device.clone(),
             dtype: data.dtype,
         }
     }
@@ -181,7 +180,7 @@ impl Nf4Weight {
 
     /// Where the weight lives.
     pub fn device(&self) -> Device {
-        self.device.clone()
+        Tensor::<1, Int>::from_dispatch(self.operand.packed.clone()).device()
     }
 
     /// Bytes that codes, scales and maps occupy on the device.
@@ -234,7 +233,7 @@ fn floats(values: &[f32], device: &Device) -> Tensor<1> {
 /// Bytes on a device: as U8 on the CPU; on a GPU as I32 words of four bytes each, the first in the low bits, to which zeros
 /// are added until there are full vectors of 16 bytes.
 fn bytes(values: &[u8], device: &Device) -> Tensor<1, Int> {
-    if matches!(device.as_dispatch(), DispatchDevice::Flex(_)) {
+    if is_cpu(device) {
         let data = TensorData::new(values.to_vec(), [values.len()]);
         return Tensor::from_data(data, (device, DType::U8));
     }

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use lora_4bit::ComputeDtype::F32;
 use lora_4bit::kernels::{dense_linear, dense_linear_t, lora_add, naive};
 use lora_4bit::nf4::Nf4Data;
-use lora_4bit::{AdapterSelection, Dropout, Linear, LoraWeights, Nf4Weight, Weight};
+use lora_4bit::{AdapterSelection, Dropout, Linear, LoraWeights, Nf4Weight, StackedRows, Weight};
 
 /// Sizes that cut vectors, tiles and panels at their edges: `[m, n, k]`.
 const SHAPES: [[usize; 3]; 14] = [
@@ -315,6 +315,31 @@ fn rows_of_a_mixed_batch_equal_each_adapter_alone() {
         let base = floats(linear.forward(x.clone(), &AdapterSelection::Base));
         let all = floats(linear.forward(x.clone(), &AdapterSelection::all(0)));
         assert_ne!(base, all);
+    }
+}
+
+/// The twin of the GPU kernels for stacked adapters.
+#[test]
+fn stacked_adapters_equal_groups_of_rows() {
+    let (device, [n, k]) = (Device::flex(), [12, 16]);
+    let slots = [Some(2), None, Some(0), Some(1), Some(5), Some(2)];
+    let x = matrix([slots.len(), k], 1, &device);
+    let mut linear = Linear::new(Weight::Dense(matrix([n, k], 3, &device)), None);
+    for (slot, r) in [(0, 2), (2, 9)] {
+        let (a, b) = (
+            matrix([r, k], 20 + r as u64, &device),
+            matrix([n, r], 40, &device),
+        );
+        linear.set_adapter(slot, Some(LoraWeights::new(a, b, 0.5)));
+    }
+    assert!(linear.stack_adapters().is_some());
+    // The rows' slots may start anywhere.
+    let mut rows = StackedRows::new(&[&[Some(0); 3], &slots[..]].concat(), &device);
+    rows.at = 3;
+    let stacked = linear.forward(x.clone(), &AdapterSelection::Stacked(rows.into()));
+    let grouped = linear.forward(x, &AdapterSelection::per_row(&slots, &device));
+    for (a, b) in floats(stacked).into_iter().zip(floats(grouped)) {
+        assert!((a - b).abs() < 1e-4, "{a}, not {b}");
     }
 }
 

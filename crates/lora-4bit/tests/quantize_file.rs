@@ -90,6 +90,11 @@ proptest! {
         let error = TensorFile::open(&path).unwrap_err().to_string();
         prop_assert!(error.contains("in.safetensors"), "{}", error);
 
+        let mut bytes = serialize(tensors(), None).unwrap();
+        bytes.push(0);
+        std::fs::write(&path, &bytes).unwrap();
+        prop_assert!(TensorFile::open(&path).is_err(), "a byte too many");
+
         // One wrong byte in the header: refused, or read as another valid file. It never panics.
         let mut bytes = serialize(tensors(), None).unwrap();
         let place = place % bytes.len();

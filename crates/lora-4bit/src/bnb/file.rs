@@ -122,10 +122,11 @@ impl TensorFile {
     /// scales quantized too if `double_quant`; other tensors are copied. `on_tensor` gets the name of each tensor when it is
     /// done, and its bytes in this file.
     ///
-    /// Memory holds one tensor of this file and all of the new one.
+    /// The `__metadata__` of this file is kept. Memory holds one tensor of this file and all of the new one.
     ///
     /// # Errors
-    /// If a tensor cannot be read or quantized, or the new file cannot be written; it is incomplete then.
+    /// If a tensor cannot be read or quantized, or the new file cannot be written. `output` is then as it was, unless only its
+    /// permissions could not be set.
     pub fn quantize_to(
         &mut self,
         output: &Path,
@@ -164,7 +165,9 @@ impl TensorFile {
             path: output.to_owned(),
             message,
         };
-        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        let mut metadata = self.metadata.metadata().clone().unwrap_or_default();
+        let format = metadata.entry("format".to_owned());
+        format.or_insert_with(|| "pt".to_owned());
         serialize_to_file(tensors, Some(metadata), output)
             .map_err(|error| write(error.to_string()))?;
         // The safetensors crate writes files that only their owner may read.

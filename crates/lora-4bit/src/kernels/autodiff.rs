@@ -7,7 +7,7 @@
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex};
@@ -15,8 +15,8 @@ use burn::backend::{Autodiff, Backend, Flex};
 use super::cpu::elementwise::{rms_norm_backward, swiglu_backward};
 use super::cpu::{LoraState, base, base_t};
 use super::elementwise::ElementwiseOps;
-use super::operand::{AbsmaxOperand, Maybe, Nf4Operand, WeightOperand};
-use super::{AdapterOps, ComputeDtype, LinearOps, LoraOps};
+use super::operand::{AbsmaxOperand, Adapters, LayerOperand, Maybe, Nf4Operand, WeightOperand};
+use super::{ComputeDtype, LinearOps, LoraOps};
 use tracing::trace_span;
 
 /// Implements [`Backward`] for an operation whose gradient is its transposed twin.
@@ -184,6 +184,38 @@ impl<C: CheckpointStrategy> LoraOps for Autodiff<Flex, C> {
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
+
+    fn linear_with_adapter(x: FloatTensor<Self>, layer: LayerOperand<Self>) -> FloatTensor<Self> {
+        let Adapters::One { a, b, scaling } = layer.adapters else {
+            unreachable!("a layer with one adapter");
+        };
+        let (x, x_node) = x.into_parts();
+        let ((a, a_node), (b, b_node)) = (a.into_parts(), b.into_parts());
+        let frozen = LayerOperand {
+            weight: match layer.weight {
+                WeightOperand::Dense(weight) => WeightOperand::Dense(weight.into_primitive()),
+                WeightOperand::Nf4 { weight } => WeightOperand::Nf4 {
+                    weight: inner::<Flex, C>(weight),
+                },
+            },
+            bias: match layer.bias {
+                Maybe::Some(bias) => Maybe::Some(bias.into_primitive()),
+                Maybe::None => Maybe::None,
+            },
+            adapters: Adapters::None,
+            compute: layer.compute,
+        };
+        let y = base(x.clone(), frozen.clone());
+        let (y, state) = LoraState::forward(y, x, a, b, scaling);
+        match LinearWithAdapter
+            .prepare::<C>([x_node, a_node, b_node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish((frozen, state), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -242,10 +274,7 @@ impl Backward<Flex, 2> for Add {
         grads: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
-        let dy = grads.consume::<Flex>(&ops.node);
-        for parent in ops.parents.into_iter().flatten() {
-            grads.register::<Flex>(parent.id, dy.clone());
-        }
+        binary::<Flex, _, _>(ops.parents, ops.node, grads, |dy| dy, |dy| dy);
     }
 }
 
@@ -269,24 +298,16 @@ impl<C: CheckpointStrategy> ElementwiseOps for Autodiff<Flex, C> {
     fn cpu_add(residual: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((residual, residual_node), (y, y_node)) = (residual.into_parts(), y.into_parts());
         let sum = Flex::cpu_add(residual, y);
-        match Add
-            .prepare::<C>([residual_node, y_node])
+        Add.prepare::<C>([residual_node, y_node])
             .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => prep.finish((), sum),
-            OpsKind::UnTracked(prep) => prep.finish(sum),
-        }
+            .stateless(sum)
     }
 
     fn cpu_add_bias(y: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         let bias = bias.into_primitive();
         let (y, node) = y.into_parts();
         let sum = Flex::cpu_add_bias(y, bias);
-        match AddBias.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((), sum),
-            OpsKind::UnTracked(prep) => prep.finish(sum),
-        }
+        AddBias.prepare::<C>([node]).compute_bound().stateless(sum)
     }
 
     fn cpu_rms_norm(
@@ -326,7 +347,7 @@ impl<C: CheckpointStrategy> ElementwiseOps for Autodiff<Flex, C> {
 struct LinearWithAdapter;
 
 impl Backward<Flex, 3> for LinearWithAdapter {
-    type State = (WeightOperand<Flex>, ComputeDtype, LoraState);
+    type State = (LayerOperand<Flex>, LoraState);
 
     fn backward(
         self,
@@ -336,11 +357,11 @@ impl Backward<Flex, 3> for LinearWithAdapter {
     ) {
         let _span = trace_span!("backward", of = "LinearWithAdapter").entered();
         let dy = grads.consume::<Flex>(&ops.node);
-        let (weight, compute, state) = ops.state;
+        let (layer, state) = ops.state;
         let [x, a, b] = ops.parents;
         let inputs = state.backward(&dy, [&x, &a, &b].map(Option::is_some));
         let dx = x.is_some().then(|| {
-            let dx = base_t(dy, weight, compute);
+            let dx = base_t(dy, layer);
             match inputs.x {
                 Some(of_adapter) => Flex::cpu_add(of_adapter, dx),
                 None => dx,
@@ -350,41 +371,6 @@ impl Backward<Flex, 3> for LinearWithAdapter {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<Flex>(parent.id, gradient);
             }
-        }
-    }
-}
-
-impl<C: CheckpointStrategy> AdapterOps for Autodiff<Flex, C> {
-    fn linear_with_adapter(
-        x: FloatTensor<Self>,
-        weight: WeightOperand<Self>,
-        bias: Maybe<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scaling: f32,
-        compute: ComputeDtype,
-    ) -> FloatTensor<Self> {
-        let (x, x_node) = x.into_parts();
-        let ((a, a_node), (b, b_node)) = (a.into_parts(), b.into_parts());
-        let weight = match weight {
-            WeightOperand::Dense(weight) => WeightOperand::Dense(weight.into_primitive()),
-            WeightOperand::Nf4 { weight } => WeightOperand::Nf4 {
-                weight: inner::<Flex, C>(weight),
-            },
-        };
-        let bias = match bias {
-            Maybe::Some(bias) => Maybe::Some(bias.into_primitive()),
-            Maybe::None => Maybe::None,
-        };
-        let y = base(x.clone(), weight.clone(), bias, compute);
-        let (y, state) = LoraState::forward(y, x, a, b, scaling);
-        match LinearWithAdapter
-            .prepare::<C>([x_node, a_node, b_node])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => prep.finish((weight, compute, state), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 }

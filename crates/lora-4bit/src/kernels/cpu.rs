@@ -28,6 +28,8 @@ mod transposed;
 
 pub(super) use self::lora::{LoraState, base, base_t};
 
+use std::sync::OnceLock;
+
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
@@ -37,31 +39,32 @@ use half::{bf16, f16};
 use self::simd::ints::IntKernels;
 use self::simd::pairs::PairKernels;
 use self::simd::{Element, Kernels, Nf4Rows};
-use super::operand::{LayerOperand, Maybe, MaybeStack, Nf4Operand, WeightOperand};
+use super::operand::{Adapters, LayerOperand, Maybe, Nf4Operand, WeightOperand};
 use super::plan::{CpuFeatures, Features, Operation, Plan, Product, WeightFormat};
 use super::{ComputeDtype, LinearOps, naive};
+use crate::adapter_selection::is_cpu;
 
-/// Whether a tensor is computed on the CPU outside of any autodiff graph, by whichever thread asks for it.
+/// Whether a tensor is on the CPU and in no autodiff graph.
 pub(super) fn is_plain<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// Whether the kernels with gradients take a tensor: on the CPU, f32. It may be part of an autodiff graph.
 pub(super) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
-    let device = x.device().without_autodiff();
-    x.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    x.dtype() == DType::F32 && is_cpu(&x.device())
 }
 
 /// What this CPU can do.
 pub(super) fn features() -> CpuFeatures {
-    CpuFeatures {
-        min_integer_rows: IntKernels::min_rows(),
+    static FEATURES: OnceLock<CpuFeatures> = OnceLock::new();
+    *FEATURES.get_or_init(|| CpuFeatures {
+        integers: IntKernels::get(1).is_some(),
         bf16_pairs: PairKernels::get().is_some(),
         #[cfg(target_arch = "x86_64")]
         amx: tiles::are_available(),
         #[cfg(not(target_arch = "x86_64"))]
         amx: false,
-    }
+    })
 }
 
 /// How this CPU computes a product.
@@ -130,14 +133,7 @@ impl LinearOps for Flex {
             let format = WeightFormat::Nf4;
             match plan(Operation::Forward, shape.m, w.shape, format, compute) {
                 Plan::CpuBf16Pairs => {
-                    let pairs = there(PairKernels::get());
-                    let w = pairs::Nf4 {
-                        kernels,
-                        pairs,
-                        rows,
-                        k: shape.inner,
-                    };
-                    pairs::forward(pairs, x, &w, shape, y);
+                    pairs::forward(x, &pairs::Nf4::new(rows, w.shape[1]), shape, y);
                 }
                 Plan::CpuIntegers => {
                     let kernels = there(IntKernels::get(shape.m));
@@ -161,14 +157,7 @@ impl LinearOps for Flex {
             let format = WeightFormat::Nf4;
             match plan(Operation::Transposed, shape.m, w.shape, format, compute) {
                 Plan::CpuBf16Pairs => {
-                    let pairs = there(PairKernels::get());
-                    let w = pairs::Nf4 {
-                        kernels,
-                        pairs,
-                        rows,
-                        k: shape.columns,
-                    };
-                    pairs::transposed(pairs, dy, &w, shape, dx);
+                    pairs::transposed(dy, &pairs::Nf4::new(rows, w.shape[1]), shape, dx);
                 }
                 _ => transposed::nf4(kernels, dy, rows, shape, dx),
             }
@@ -187,12 +176,12 @@ fn there<T>(kernels: Option<T>) -> T {
 /// The first half of an MLP in one pass, on the plain CPU backend.
 #[backend_extension(Flex)]
 pub(super) trait SwiGluOps: Backend {
-    /// `silu(x · gateᵀ) · (x · upᵀ)`: `[m, k]`, `[n, k]` twice → `[m, n]`.
+    /// `silu(x · gateᵀ) · (x · upᵀ)` with tiles: `[m, k]` f32, `[n, k]` bf16 twice → `[m, n]`.
     fn dense_swiglu(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
-        compute: ComputeDtype,
+        plan: Plan,
     ) -> FloatTensor<Self>;
 }
 
@@ -204,13 +193,17 @@ pub(super) trait SwiGluOps: Backend {
 pub(super) fn swiglu_at_once(
     x: &Tensor<2>,
     [gate, up]: [&LayerOperand<Dispatch>; 2],
-    compute: ComputeDtype,
 ) -> Option<Tensor<2>> {
+    let compute = gate.compute;
+    if up.compute != compute {
+        return None;
+    }
     let dense = |layer: &LayerOperand<Dispatch>| match layer {
         LayerOperand {
             weight: WeightOperand::Dense(weight),
             bias: Maybe::None,
-            stack: MaybeStack::None,
+            adapters: Adapters::None,
+            ..
         } => Some(Tensor::<2>::from_dispatch(weight.clone())),
         _ => None,
     };
@@ -223,9 +216,9 @@ pub(super) fn swiglu_at_once(
     let format = WeightFormat::dense(gate.dtype(), gate.dims()[1]);
     match plan(Operation::SwiGlu, x.dims()[0], gate.dims(), format, compute) {
         Plan::Separate => None,
-        _ => {
+        plan => {
             let [x, gate, up] = [x.clone(), gate, up].map(Tensor::into_dispatch);
-            let y = <Dispatch as SwiGluOps>::dense_swiglu(x, gate, up, compute);
+            let y = <Dispatch as SwiGluOps>::dense_swiglu(x, gate, up, plan);
             Some(Tensor::from_dispatch(y))
         }
     }
@@ -240,14 +233,14 @@ impl SwiGluOps for Flex {
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
-        compute: ComputeDtype,
+        plan: Plan,
     ) -> FloatTensor<Self> {
         #[cfg(target_arch = "x86_64")]
-        if gate.dtype() == DType::BF16
-            && up.dtype() == DType::BF16
-            && let Some(parts) = tiles::Parts::of(compute)
-            && let (Some((x, gate)), Some((_, up))) = (operands(&x, &gate), operands(&x, &up))
-        {
+        if let (Some((x, gate)), Some((_, up))) = (operands(&x, &gate), operands(&x, &up)) {
+            let parts = match plan {
+                Plan::CpuAmxRounded => tiles::Parts::One,
+                _ => tiles::Parts::Three,
+            };
             let columns = gate.layout().shape()[0];
             let weights = [gate.storage::<bf16>(), up.storage::<bf16>()];
             return product(&x, columns, |x, shape, y| {
@@ -270,20 +263,14 @@ fn forward_dense<E: Element>(
     let format = WeightFormat::dense(E::DTYPE, k);
     match plan(Operation::Forward, shape.m, [n, k], format, compute) {
         #[cfg(target_arch = "x86_64")]
-        Plan::CpuAmxExact | Plan::CpuAmxRounded => {
-            let (parts, values) = (tiles::Parts::of(compute), E::as_bf16(values));
-            tiles::forward(there(parts), x, there(values), shape, y);
+        Plan::CpuAmxExact => {
+            tiles::forward(tiles::Parts::Three, x, there(E::as_bf16(values)), shape, y);
         }
-        Plan::CpuBf16Pairs => {
-            let pairs = there(PairKernels::get());
-            let w = pairs::Dense {
-                kernels,
-                pairs,
-                values,
-                k,
-            };
-            pairs::forward(pairs, x, &w, shape, y);
+        #[cfg(target_arch = "x86_64")]
+        Plan::CpuAmxRounded => {
+            tiles::forward(tiles::Parts::One, x, there(E::as_bf16(values)), shape, y);
         }
+        Plan::CpuBf16Pairs => pairs::forward(x, &pairs::Dense::new(values, k), shape, y),
         _ => forward::dense(kernels, x, values, shape, y),
     }
 }
@@ -299,16 +286,7 @@ fn transposed_dense<E: Element>(
     let (n, k) = (shape.inner, shape.columns);
     let format = WeightFormat::dense(E::DTYPE, k);
     match plan(Operation::Transposed, shape.m, [n, k], format, compute) {
-        Plan::CpuBf16Pairs => {
-            let pairs = there(PairKernels::get());
-            let w = pairs::Dense {
-                kernels,
-                pairs,
-                values,
-                k,
-            };
-            pairs::transposed(pairs, dy, &w, shape, dx);
-        }
+        Plan::CpuBf16Pairs => pairs::transposed(dy, &pairs::Dense::new(values, k), shape, dx),
         _ => transposed::dense(kernels, dy, values, shape, dx),
     }
 }
@@ -352,4 +330,14 @@ fn operands(x: &FlexTensor, w: &FlexTensor) -> Option<(FlexTensor, FlexTensor)> 
 /// The tensor contiguous, if it is f32.
 fn activations(x: &FlexTensor) -> Option<FlexTensor> {
     (x.dtype() == DType::F32).then(|| x.to_contiguous())
+}
+
+/// A tensor whose storage is exactly its elements, in order, so that it can be written to.
+fn exact(tensor: FlexTensor) -> FlexTensor {
+    let layout = tensor.layout();
+    let len = layout.num_elements() * size_of::<f32>();
+    if tensor.is_contiguous() && layout.start_offset() == 0 && tensor.bytes().len() == len {
+        return tensor;
+    }
+    FlexTensor::from_data(tensor.to_contiguous().into_data())
 }

@@ -102,17 +102,6 @@ fn product(
     }
 }
 
-/// How a product is computed.
-fn plan(
-    operation: Operation,
-    x: &CubeTensor,
-    w: &WeightOperand<Cube>,
-    compute: ComputeDtype,
-) -> Plan {
-    let product = product(operation, x, w, compute);
-    Plan::choose(&product, &Features::Gpu(features(x)))
-}
-
 /// A tensor in f32.
 fn f32(x: CubeTensor) -> CubeTensor {
     match x.dtype {
@@ -130,7 +119,9 @@ fn linear(
     residual: Option<CubeTensor>,
     compute: ComputeDtype,
 ) -> CubeTensor {
-    let [y] = match (plan(Operation::Forward, &x, &w, compute), w) {
+    let product = product(Operation::Forward, &x, &w, compute);
+    let plan = Plan::choose(&product, &Features::Gpu(features(&x)));
+    let [y] = match (plan, w) {
         (Plan::GpuNf4MatMul, WeightOperand::Nf4 { weight }) => {
             nf4::tiles::products(x, None, [weight], [bias], residual)
         }
@@ -146,7 +137,7 @@ fn linear(
             [linear(x, w, bias, residual, compute)]
         }
         (Plan::GpuMatVec, WeightOperand::Dense(w)) => {
-            mat_vec::products(f32(x), None, [w], [bias], residual)
+            mat_vec::products(x, None, [w], [bias], residual)
         }
         (Plan::GpuMatMul, WeightOperand::Dense(w)) => {
             let stack = None;

@@ -5,33 +5,28 @@ use burn::backend::Dispatch;
 #[cfg(feature = "gpu")]
 use burn::backend::tensor::FloatTensor;
 #[cfg(feature = "gpu")]
-use burn::backend::{Backend, backend_extension};
+use burn::backend::{Backend, DispatchAutodiffContext, ExtensionType, backend_extension};
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
 use super::elementwise::{Norm, add, add_bias, rms_norm, swiglu};
-use super::operand::{LayerOperand, MaybeStack, WeightOperand};
+use super::operand::{Adapters, LayerOperand, WeightOperand};
 #[cfg(feature = "gpu")]
 use super::operand::{Maybe, NormOperand};
-use super::{ComputeDtype, check_inner, constant_like, cpu, dense_linear, naive, nf4_linear};
+use super::{ComputeDtype, LoraOps, cpu, dense_linear, lora_add, naive, nf4_linear};
 
-/// The operations of this module on a GPU, outside of autodiff graphs.
+/// The operations of this module on a GPU, outside of autodiff graphs, for layers without [`Adapters::One`].
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait FusedOps: Backend {
     /// See [`input_dtype`].
-    fn input_dtype(
-        x: FloatTensor<Self>,
-        #[extension_type] w: WeightOperand<Self>,
-        compute: ComputeDtype,
-    ) -> DType;
+    fn input_dtype(x: FloatTensor<Self>, #[extension_type] layer: LayerOperand<Self>) -> DType;
 
     /// See [`linear`].
     fn linear(
         x: FloatTensor<Self>,
         #[extension_type] layer: LayerOperand<Self>,
         #[extension_type] residual: Maybe<Self>,
-        compute: ComputeDtype,
     ) -> FloatTensor<Self>;
 
     /// See [`norm_linears`].
@@ -41,7 +36,6 @@ pub(crate) trait FusedOps: Backend {
         #[extension_type] first: LayerOperand<Self>,
         #[extension_type] second: LayerOperand<Self>,
         #[extension_type] third: LayerOperand<Self>,
-        compute: ComputeDtype,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`norm_swiglu`].
@@ -50,14 +44,21 @@ pub(crate) trait FusedOps: Backend {
         #[extension_type] norm: NormOperand<Self>,
         #[extension_type] gate: LayerOperand<Self>,
         #[extension_type] up: LayerOperand<Self>,
-        compute: ComputeDtype,
     ) -> FloatTensor<Self>;
 }
 
-/// Whether [`FusedOps`] take a tensor.
+/// Whether [`FusedOps`] take an input and its layers.
 #[cfg(feature = "gpu")]
-fn is_fused(x: &Tensor<2>) -> bool {
+fn is_fused(x: &Tensor<2>, layers: &[&LayerOperand<Dispatch>]) -> bool {
     super::cube::has_plane_operations(&x.device())
+        && (layers.iter())
+            .all(|layer| is_plain(*layer) && !matches!(layer.adapters, Adapters::One { .. }))
+}
+
+/// Whether an operand takes part in no autodiff graph.
+#[cfg(feature = "gpu")]
+fn is_plain<T: ExtensionType<Dispatch, Target = T>>(operand: &T) -> bool {
+    T::autodiff_context(operand) == DispatchAutodiffContext::Disabled
 }
 
 /// The type that [`linear`] takes its input in without a conversion: f32, or on a GPU the type that the product rounds f32 to.
@@ -65,17 +66,12 @@ fn is_fused(x: &Tensor<2>) -> bool {
 /// # Shapes
 ///
 /// `x [rows, k]`: of the tensor only the shape, the type and the device are read.
-pub(crate) fn input_dtype(
-    x: &Tensor<2>,
-    weight: WeightOperand<Dispatch>,
-    compute: ComputeDtype,
-) -> DType {
+pub(crate) fn input_dtype(x: &Tensor<2>, layer: LayerOperand<Dispatch>) -> DType {
     #[cfg(feature = "gpu")]
-    if is_fused(x) {
-        let x = x.clone().into_dispatch();
-        return <Dispatch as FusedOps>::input_dtype(x, weight, compute);
+    if is_fused(x, &[&layer]) {
+        return <Dispatch as FusedOps>::input_dtype(x.clone().into_dispatch(), layer);
     }
-    let _ = (x, weight, compute);
+    let _ = (x, layer);
     DType::F32
 }
 
@@ -83,40 +79,53 @@ pub(crate) fn input_dtype(
 ///
 /// # Shapes
 ///
-/// `x [rows, k]`, `residual [rows, n]` → `[rows, n]` f32
+/// `x [rows, k]`, `residual [rows, n]` f32 → `[rows, n]` f32
 pub(crate) fn linear(
     x: Tensor<2>,
     layer: LayerOperand<Dispatch>,
     residual: Option<Tensor<2>>,
-    compute: ComputeDtype,
 ) -> Tensor<2> {
     let [n, k] = layer.weight.shape();
     let _span = trace_span!("linear", n, k).entered();
-    check_inner("linear", x.dims()[1], k);
+    layer.check("linear", x.dims());
     if let Some(residual) = &residual {
         assert_eq!(residual.dims(), [x.dims()[0], n], "linear: residual");
+        assert_eq!(residual.dtype(), DType::F32, "linear: type of the residual");
     }
     #[cfg(feature = "gpu")]
-    if is_fused(&x) {
+    if is_fused(&x, &[&layer]) && is_plain(&Maybe::new(residual.as_ref())) {
         let residual = Maybe::new(residual.as_ref());
-        let y = <Dispatch as FusedOps>::linear(x.into_dispatch(), layer, residual, compute);
+        let y = <Dispatch as FusedOps>::linear(x.into_dispatch(), layer, residual);
         return Tensor::from_dispatch(y);
     }
-    let y = product(x.clone(), layer.weight, compute); // [rows, n]
-    let y = match layer.bias.into_tensor::<1>() {
-        Some(bias) => add_bias(y, bias), // [rows, n]
-        None => y,
-    };
-    let y = match layer.stack {
-        MaybeStack::Some { stack } => {
-            let y = naive::add_stacked::<Dispatch>(y.into_dispatch(), x.into_dispatch(), stack);
-            Tensor::from_dispatch(y)
-        }
-        MaybeStack::None => y,
-    };
+    let y = with_adapters(x, layer); // [rows, n]
     match residual {
         Some(residual) => add(residual, y),
         None => y,
+    }
+}
+
+/// `x · wᵀ + bias` and the product of each row's adapter, one operation after the other, except for one adapter on the CPU.
+fn with_adapters(x: Tensor<2>, layer: LayerOperand<Dispatch>) -> Tensor<2> {
+    if cpu::is_fast(&x) && layer.is_frozen_with_adapter() {
+        let y = <Dispatch as LoraOps>::linear_with_adapter(x.into_dispatch(), layer);
+        return Tensor::from_dispatch(y);
+    }
+    let y = product(x.clone(), layer.weight, layer.compute); // [rows, n]
+    let y = match layer.bias.into_option() {
+        Some(bias) => add_bias(y, Tensor::from_dispatch(bias)), // [rows, n]
+        None => y,
+    };
+    match layer.adapters {
+        Adapters::None => y,
+        Adapters::Stack { stack } => {
+            let y = naive::add_stacked::<Dispatch>(y.into_dispatch(), x.into_dispatch(), stack);
+            Tensor::from_dispatch(y)
+        }
+        Adapters::One { a, b, scaling } => {
+            let [a, b] = [a, b].map(Tensor::from_dispatch);
+            lora_add(y, x, a, b, scaling)
+        }
     }
 }
 
@@ -129,23 +138,21 @@ pub(crate) fn norm_linears(
     x: &Tensor<2>,
     norm: Norm<'_>,
     layers: [LayerOperand<Dispatch>; 3],
-    compute: ComputeDtype,
 ) -> [Tensor<2>; 3] {
     let _span = trace_span!("norm_linears").entered();
     for layer in &layers {
-        check_inner("norm_linears", x.dims()[1], layer.weight.shape()[1]);
+        layer.check("norm_linears", x.dims());
     }
     #[cfg(feature = "gpu")]
-    if is_fused(x) {
+    if is_fused(x, &layers.each_ref()) && norm.is_plain(x) {
         let [first, second, third] = layers;
         let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
-        let (a, b, c) =
-            <Dispatch as FusedOps>::norm_linears(x, norm, first, second, third, compute);
+        let (a, b, c) = <Dispatch as FusedOps>::norm_linears(x, norm, first, second, third);
         return [a, b, c].map(Tensor::from_dispatch);
     }
     let x = rms_norm(x.clone(), norm); // [rows, k]
     let [first, second, third] = layers;
-    let product = |layer| linear(x.clone(), layer, None, compute);
+    let product = |layer| linear(x.clone(), layer, None);
     let (a, (b, c)) = both(
         &x,
         || product(first),
@@ -163,23 +170,23 @@ pub(crate) fn norm_swiglu(
     x: &Tensor<2>,
     norm: Norm<'_>,
     [gate, up]: [LayerOperand<Dispatch>; 2],
-    compute: ComputeDtype,
 ) -> Tensor<2> {
     let _span = trace_span!("norm_swiglu").entered();
-    let shape = gate.weight.shape();
-    check_inner("norm_swiglu", x.dims()[1], shape[1]);
-    assert_eq!(shape, up.weight.shape(), "norm_swiglu: gate and up");
+    let shapes = [&gate, &up].map(|layer| layer.weight.shape());
+    assert_eq!(shapes[0], shapes[1], "norm_swiglu: gate and up");
+    for layer in [&gate, &up] {
+        layer.check("norm_swiglu", x.dims());
+    }
     #[cfg(feature = "gpu")]
-    if is_fused(x) {
+    if is_fused(x, &[&gate, &up]) && norm.is_plain(x) {
         let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
-        let y = <Dispatch as FusedOps>::norm_swiglu(x, norm, gate, up, compute);
-        return Tensor::from_dispatch(y);
+        return Tensor::from_dispatch(<Dispatch as FusedOps>::norm_swiglu(x, norm, gate, up));
     }
     let x = rms_norm(x.clone(), norm); // [rows, k]
-    if let Some(y) = cpu::swiglu_at_once(&x, [&gate, &up], compute) {
+    if let Some(y) = cpu::swiglu_at_once(&x, [&gate, &up]) {
         return y;
     }
-    let product = |layer| linear(x.clone(), layer, None, compute);
+    let product = |layer| linear(x.clone(), layer, None);
     let (gate, up) = both(&x, || product(gate), || product(up)); // [rows, n]
     swiglu(gate, up)
 }
@@ -200,7 +207,7 @@ pub(crate) fn product(
     };
     if weight.is_tracked() {
         let weight = weight.cast(x.dtype()); // [n, k]
-        return constant_like(x, &weight).matmul(weight.transpose());
+        return x.matmul(weight.transpose());
     }
     dense_linear(x, weight, compute)
 }

@@ -8,7 +8,6 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice, Tensor, activation};
 
-use super::constant_like;
 use super::elementwise::Norm;
 use super::operand::{AbsmaxOperand, Nf4Operand, StackOperand};
 use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
@@ -51,8 +50,8 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 
 /// `y + bias` for each row; either may belong to an autodiff graph.
 pub fn add_bias(y: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
-    let bias = constant_like(bias, &y).cast(y.dtype());
-    constant_like(y, &bias) + bias.unsqueeze() // [rows, width]
+    let bias = bias.cast(y.dtype());
+    y + bias.unsqueeze() // [rows, width]
 }
 
 /// `x · wᵀ`, see `nf4_linear`.
@@ -69,14 +68,12 @@ pub fn nf4_linear_t<B: Backend>(dy: FloatTensor<B>, w: Nf4Operand<B>) -> FloatTe
 pub fn lora_add(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scaling: f32) -> Tensor<2> {
     let low = matmul(x, a.transpose()); // [m, r]
     let delta = matmul(low * scaling, b); // [m, n]
-    constant_like(y, &delta) + delta
+    y + delta
 }
 
 /// `x · w`, of which either may belong to an autodiff graph.
 fn matmul(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
     let w = w.cast(x.dtype());
-    let x = constant_like(x, &w);
-    let w = constant_like(w, &x);
     x.matmul(w)
 }
 

@@ -1,8 +1,10 @@
 //! What the operations read of a layer, on one backend.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, ExtensionType};
-use burn::tensor::{Int, Tensor};
+use burn::backend::{Backend, Dispatch, DispatchTensor, ExtensionType, TensorMetadata};
+use burn::tensor::{DType, Tensor};
+
+use super::ComputeDtype;
 
 /// A stack's rank is a multiple of this.
 pub(crate) const STACK_RANKS: usize = 8;
@@ -65,7 +67,6 @@ pub(crate) enum Maybe<B: Backend> {
 }
 
 impl<B: Backend> Maybe<B> {
-    #[cfg(feature = "gpu")]
     pub(super) fn into_option(self) -> Option<FloatTensor<B>> {
         match self {
             Self::None => None,
@@ -80,14 +81,6 @@ impl Maybe<Dispatch> {
         tensor.map_or(Self::None, |tensor| {
             Self::Some(tensor.clone().into_dispatch())
         })
-    }
-
-    /// The tensor, if there is one.
-    pub(super) fn into_tensor<const D: usize>(self) -> Option<Tensor<D>> {
-        match self {
-            Self::None => None,
-            Self::Some(tensor) => Some(Tensor::from_dispatch(tensor)),
-        }
     }
 }
 
@@ -108,27 +101,26 @@ pub(crate) struct StackOperand<B: Backend> {
     pub(crate) at: usize,
 }
 
-/// [`StackOperand`], or none.
+/// The adapters that are added to a layer's product.
 #[derive(ExtensionType, Clone, Debug)]
-pub(crate) enum MaybeStack<B: Backend> {
-    /// Missing.
+pub(crate) enum Adapters<B: Backend> {
+    /// None.
     None,
-    /// There.
-    Some {
-        /// Its tensors.
+    /// An adapter of its own for each row.
+    Stack {
+        /// The adapters.
         #[extension_type]
         stack: StackOperand<B>,
     },
-}
-
-#[cfg(feature = "gpu")]
-impl<B: Backend> MaybeStack<B> {
-    pub(super) fn into_option(self) -> Option<StackOperand<B>> {
-        match self {
-            Self::None => None,
-            Self::Some { stack } => Some(stack),
-        }
-    }
+    /// One adapter for all rows, which may get gradients.
+    One {
+        /// f32: `[r, k]`.
+        a: FloatTensor<B>,
+        /// The transpose of LoRA's B, f32: `[r, n]`.
+        b: FloatTensor<B>,
+        /// Factor of the product.
+        scaling: f32,
+    },
 }
 
 /// A layer: `x · wᵀ + bias`, and for each row the product of its adapter.
@@ -142,7 +134,9 @@ pub(crate) struct LayerOperand<B: Backend> {
     pub(crate) bias: Maybe<B>,
     /// The adapters of the rows.
     #[extension_type]
-    pub(crate) stack: MaybeStack<B>,
+    pub(crate) adapters: Adapters<B>,
+    /// Type in which the weight is multiplied.
+    pub(crate) compute: ComputeDtype,
 }
 
 /// A root-mean-square norm (arXiv 1910.07467) of the rows of an input.
@@ -159,38 +153,63 @@ impl WeightOperand<Dispatch> {
     /// `[n, k]`.
     pub(super) fn shape(&self) -> [usize; 2] {
         match self {
-            Self::Dense(weight) => Tensor::<2>::from_dispatch(weight.clone()).dims(),
+            Self::Dense(weight) => weight.shape().dims(),
             Self::Nf4 { weight } => weight.shape,
         }
     }
 }
 
 impl LayerOperand<Dispatch> {
-    /// Whether the weight or the bias gets a gradient.
-    pub(super) fn is_tracked(&self) -> bool {
-        let weight = match &self.weight {
-            WeightOperand::Dense(weight) => Tensor::<2>::from_dispatch(weight.clone()).is_tracked(),
-            WeightOperand::Nf4 { .. } => false,
+    /// Whether [`LoraOps::linear_with_adapter`](super::LoraOps::linear_with_adapter) computes the layer: with one adapter in f32,
+    /// and a weight and a bias that get no gradient.
+    pub(super) fn is_frozen_with_adapter(&self) -> bool {
+        let is_f32 = |tensor: &DispatchTensor| tensor.dtype() == DType::F32;
+        let is_one = match &self.adapters {
+            Adapters::One { a, b, .. } => is_f32(a) && is_f32(b),
+            Adapters::None | Adapters::Stack { .. } => false,
         };
-        let bias: Option<Tensor<1>> = self.bias.clone().into_tensor();
-        weight || bias.is_some_and(|bias| bias.is_tracked())
+        let weight = match &self.weight {
+            WeightOperand::Dense(weight) => !Dispatch::is_tracked(weight),
+            WeightOperand::Nf4 { .. } => true,
+        };
+        let bias = match &self.bias {
+            Maybe::Some(bias) => is_f32(bias) && !Dispatch::is_tracked(bias),
+            Maybe::None => true,
+        };
+        is_one && weight && bias
     }
-}
 
-impl StackOperand<Dispatch> {
-    /// The operand of adapters in `a [num_slots * rank * k]` and `b`.
-    pub(crate) fn new(
-        [a, b]: [&Tensor<1>; 2],
-        [num_slots, rank]: [usize; 2],
-        (slots, at): (&Tensor<1, Int>, usize),
-    ) -> Self {
-        Self {
-            a: a.clone().into_dispatch(),
-            b: b.clone().into_dispatch(),
-            rank,
-            num_slots,
-            slots: slots.clone().into_dispatch(),
-            at,
+    /// Fails if the layer doesn't fit an input `[rows, k]`. Kernels index without a check.
+    ///
+    /// # Panics
+    ///
+    /// With the name of the operation and what differs.
+    #[track_caller]
+    pub(super) fn check(&self, operation: &str, [rows, k]: [usize; 2]) {
+        let [n, inner] = self.weight.shape();
+        assert_eq!(
+            k, inner,
+            "{operation}: columns of the input and of the weight"
+        );
+        if let Maybe::Some(bias) = &self.bias {
+            assert_eq!(bias.shape().dims(), [n], "{operation}: bias");
+        }
+        match &self.adapters {
+            Adapters::None => {}
+            Adapters::Stack { stack } => {
+                let num = stack.slots.shape().num_elements();
+                let end = stack.at + rows;
+                assert!(
+                    num >= end,
+                    "{operation}: {num} slots, {rows} rows from {}",
+                    stack.at
+                );
+            }
+            Adapters::One { a, b, .. } => {
+                let [r, columns] = a.shape().dims();
+                assert_eq!(columns, k, "{operation}: columns of a");
+                assert_eq!(b.shape().dims(), [r, n], "{operation}: b");
+            }
         }
     }
 }

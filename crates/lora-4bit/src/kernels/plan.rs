@@ -73,8 +73,8 @@ pub enum Features {
 /// What a CPU can do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuFeatures {
-    /// Rows of the input from which on integers are faster than floats for NF4; `None` without such instructions.
-    pub min_integer_rows: Option<usize>,
+    /// Products of NF4 in integers (AVX2, AVX-512-VNNI, AMX).
+    pub integers: bool,
     /// Products of pairs of bf16 (AVX-512-BF16, AMX).
     pub bf16_pairs: bool,
     /// Tiles of bf16 (AMX).
@@ -169,9 +169,7 @@ impl Plan {
             WeightFormat::Nf4 => None,
         };
         let fits_tiles = cpu.amx && rows >= MIN_AMX_ROWS && k.is_multiple_of(AMX_COLUMNS);
-        let fits_integers = dense.is_none()
-            && k.is_multiple_of(BLOCK_SIZE)
-            && cpu.min_integer_rows.is_some_and(|min| rows >= min);
+        let fits_integers = cpu.integers && dense.is_none() && k.is_multiple_of(BLOCK_SIZE);
         match (product.operation, product.compute) {
             (Operation::Forward | Operation::SwiGlu, Bits16)
                 if fits_tiles && dense == Some(DType::BF16) =>
@@ -194,9 +192,17 @@ impl Plan {
         match (product.operation, product.weight) {
             (Operation::Transposed, WeightFormat::Dense { .. }) => Self::Burn,
             (Operation::Transposed, WeightFormat::Nf4) => Self::GpuDequantize,
-            (_, WeightFormat::Nf4) => Self::nf4_on_gpu(product, gpu),
-            (_, WeightFormat::Dense { dtype, row_stride }) => {
-                Self::dense_on_gpu(product, dtype, row_stride, gpu)
+            (operation, weight) => {
+                let plan = match weight {
+                    WeightFormat::Nf4 => Self::nf4_on_gpu(product, gpu),
+                    WeightFormat::Dense { dtype, row_stride } => {
+                        Self::dense_on_gpu(product, dtype, row_stride, gpu)
+                    }
+                };
+                match operation == Operation::SwiGlu && !plan.takes_several_weights() {
+                    true => Self::Separate,
+                    false => plan,
+                }
             }
         }
     }
@@ -251,7 +257,7 @@ impl Plan {
         }
     }
 
-    /// The type that the product takes its input in without a conversion, where the choice is free.
+    /// The type in which the kernel reads its input. An input of another type is converted first.
     pub fn input_dtype(self, product: &Product, device: &Features) -> DType {
         match (self, product.weight, device) {
             (Self::GpuMatMul, WeightFormat::Dense { dtype, .. }, _) => dtype,
@@ -303,10 +309,11 @@ fn fits_mat_mul(product: &Product, dtype: DType, gpu: &GpuFeatures) -> bool {
 }
 
 impl Features {
-    /// What a device can do.
+    /// What a device can do, outside of autodiff graphs.
     pub fn of(device: &Device) -> Self {
+        let device = device.clone().without_autodiff();
         #[cfg(feature = "gpu")]
-        if let Some(gpu) = super::cube::features_of(device) {
+        if let Some(gpu) = super::cube::features_of(&device) {
             return Self::Gpu(gpu);
         }
         let _ = device;
@@ -326,12 +333,12 @@ mod tests {
     use super::*;
 
     const AMX: Features = Features::Cpu(CpuFeatures {
-        min_integer_rows: Some(2),
+        integers: true,
         bf16_pairs: true,
         amx: true,
     });
     const AVX2: Features = Features::Cpu(CpuFeatures {
-        min_integer_rows: Some(1),
+        integers: true,
         bf16_pairs: false,
         amx: false,
     });
@@ -387,8 +394,7 @@ mod tests {
             (Forward, bf16, 5, Bf16, Plan::CpuAmxRounded),
             (Forward, Some(DType::F16), 31, Bf16, Plan::CpuFloats),
             (Forward, Some(DType::F16), 32, Bf16, Plan::CpuBf16Pairs),
-            (Forward, None, 1, Bits16, Plan::CpuFloats),
-            (Forward, None, 2, Bits16, Plan::CpuIntegers),
+            (Forward, None, 1, Bits16, Plan::CpuIntegers),
             (Forward, None, 512, Bits16, Plan::CpuIntegers),
             (Forward, None, 32, Bf16, Plan::CpuBf16Pairs),
             (Transposed, bf16, 512, Bits16, Plan::CpuFloats),
@@ -418,7 +424,7 @@ mod tests {
     #[test]
     fn a_gpu_has_a_kernel_for_each_number_of_rows() {
         use ComputeDtype::{Bf16, F32};
-        use Operation::{Forward, Transposed};
+        use Operation::{Forward, SwiGlu, Transposed};
         let bf16 = Some(DType::BF16);
         for (device, operation, weight, rows, compute, expected) in [
             (HOPPER, Forward, bf16, 2, Bf16, Plan::GpuMatVec),
@@ -442,6 +448,9 @@ mod tests {
             (WEBGPU, Forward, bf16, 1, F32, Plan::GpuMatVec),
             (WEBGPU, Forward, bf16, 3, Bf16, Plan::Burn),
             (WEBGPU, Forward, None, 4, Bf16, Plan::GpuNf4MatVec),
+            (HOPPER, SwiGlu, bf16, 3, Bf16, Plan::GpuMatMul),
+            (HOPPER, SwiGlu, None, 33, Bf16, Plan::Separate),
+            (WEBGPU, SwiGlu, bf16, 3, Bf16, Plan::Separate),
         ] {
             let found = plan(&device, operation, weight, rows, compute);
             assert_eq!(

@@ -17,7 +17,7 @@ macro_rules! vectorized {
                 fn avx2($($arg: $type),*) {
                     body($($arg),*);
                 }
-                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                if $crate::kernels::has_avx2() {
                     // SAFETY: the CPU has both.
                     return unsafe { avx2($($arg),*) };
                 }

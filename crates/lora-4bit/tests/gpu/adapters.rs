@@ -6,6 +6,7 @@ use lora_4bit::{
     norm_swiglu,
 };
 
+use crate::nf4::nf4_layer;
 use crate::{assert_close, gpu, layer, norm, normalised, random, signs, to};
 
 /// Adapters of several ranks in some slots, on the layer's both sides.
@@ -34,7 +35,7 @@ fn add_adapters([cpu, on_gpu]: &mut [Linear; 2], ranks: &[(usize, usize)], gpu: 
 
 /// Compares layers with stacked adapters with those on the CPU, for rows with all kinds of slots: of one, of none, of another
 /// layer's.
-fn check_stacked(k: usize, rows: usize, compute: ComputeDtype, gpu: &Device) {
+fn check_stacked(is_nf4: bool, k: usize, rows: usize, compute: ComputeDtype, gpu: &Device) {
     let kinds = [Some(2), None, Some(0), Some(1), Some(3), Some(2)];
     let slots: Vec<Option<usize>> = (0..rows).map(|row| kinds[row % kinds.len()]).collect();
     let adapters = AdapterSelection::per_row(&slots, &Device::flex());
@@ -45,6 +46,9 @@ fn check_stacked(k: usize, rows: usize, compute: ComputeDtype, gpu: &Device) {
         _ => (DType::F32, 2e-4 * k as f32),
     };
     let rounded = |shape, has_bias| {
+        if is_nf4 {
+            return nf4_layer(shape, has_bias, true, compute, gpu);
+        }
         let [cpu, mut on_gpu] = layer(shape, has_bias, dtype, gpu);
         on_gpu.compute = compute;
         [cpu, on_gpu]
@@ -105,7 +109,11 @@ fn check_stacked(k: usize, rows: usize, compute: ComputeDtype, gpu: &Device) {
 fn stacked_adapters_equal_those_of_the_cpu() {
     let gpu = gpu();
     for (k, rows) in [(192, 1), (192, 5), (4864, 3), (190, 5)] {
-        check_stacked(k, rows, ComputeDtype::F32, &gpu);
+        check_stacked(false, k, rows, ComputeDtype::F32, &gpu);
+    }
+    // With the kernel for few rows, and unpacked.
+    for rows in [3, 5] {
+        check_stacked(true, 192, rows, ComputeDtype::F32, &gpu);
     }
 }
 
@@ -130,7 +138,10 @@ fn stacked_adapters_of_rounded_factors_equal_those_of_the_cpu() {
     ] {
         // Twice: a launch leaves the counters as the next one needs them.
         for _ in 0..2 {
-            check_stacked(k, rows, ComputeDtype::Bf16, &gpu);
+            check_stacked(false, k, rows, ComputeDtype::Bf16, &gpu);
         }
+    }
+    for rows in [5, 40] {
+        check_stacked(true, 192, rows, ComputeDtype::Bf16, &gpu);
     }
 }

@@ -58,15 +58,15 @@ fn normalised(x: &Tensor<2>, weight: &Tensor<1>) -> Tensor<2> {
     x.clone() / (mean_square + EPS).sqrt() * weight // [m, k]
 }
 
-/// Epsilon of the norms: none, so that inputs of signs are normalised exactly.
-const EPS: f64 = 0.0;
+/// Epsilon of the norms. A row of signs has the mean square 1, so its norm is exactly half of the weight.
+const EPS: f64 = 3.0;
 
 fn norm(weight: &Tensor<1>) -> Norm<'_> {
     Norm { weight, eps: EPS }
 }
 
-/// An input whose norm is exact: 1 or -1, so that a normalised value is the norm's weight, which `dtype` holds. What a GPU
-/// rounds of it is then the same on the CPU.
+/// An input of 1 and -1, whose norm is exact: half of the norm's weight, which `dtype` holds. A GPU then rounds it as the CPU
+/// does.
 fn signs([m, k]: [usize; 2], dtype: DType) -> (Tensor<2>, Tensor<1>) {
     let x = random([m, k]).sign(); // [m, k]
     // Zero has no sign.

@@ -4,6 +4,7 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::exact;
 use crate::kernels::elementwise::ElementwiseOps;
 use crate::kernels::exp::exp;
 
@@ -12,6 +13,9 @@ const PARALLEL_FROM: usize = 16 * 1024;
 
 /// Runs `f(index, row)` over the rows of `data`, on all threads if the tensor is large.
 fn for_each_row(data: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if data.is_empty() {
+        return;
+    }
     if data.len() < PARALLEL_FROM {
         data.chunks_exact_mut(width)
             .enumerate()
@@ -27,21 +31,9 @@ fn for_each_row(data: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + 
 
 /// `f` applied to the rows of a copy of `x`, or of `x` itself when nobody else holds it.
 fn map_rows(x: FlexTensor, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
-    let mut x = contiguous(x);
+    let mut x = exact(x);
     for_each_row(x.storage_mut::<f32>(), width, f);
     x
-}
-
-/// A tensor whose storage is exactly its elements, in order.
-fn contiguous(x: FlexTensor) -> FlexTensor {
-    let exact = x.is_contiguous()
-        && x.layout().start_offset() == 0
-        && x.bytes().len() == x.layout().num_elements() * size_of::<f32>();
-    if exact {
-        x
-    } else {
-        FlexTensor::from_data(x.to_contiguous().into_data())
-    }
 }
 
 crate::vectorized! {
@@ -120,13 +112,13 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 impl ElementwiseOps for Flex {
     fn cpu_rms_norm(x: FlexTensor, weight: FlexTensor, eps: f64) -> FlexTensor {
-        let weight = contiguous(weight);
+        let weight = exact(weight);
         let weight = weight.storage::<f32>();
         map_rows(x, weight.len(), |_, row| normalize(row, weight, eps as f32))
     }
 
     fn cpu_swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
-        let up = contiguous(up);
+        let up = exact(up);
         let up = up.storage::<f32>();
         // Elementwise: any row width does; this one splits evenly over threads.
         let width = gate.layout().shape()[1];
@@ -136,7 +128,7 @@ impl ElementwiseOps for Flex {
     }
 
     fn cpu_add(residual: FlexTensor, y: FlexTensor) -> FlexTensor {
-        let residual = contiguous(residual);
+        let residual = exact(residual);
         let residual = residual.storage::<f32>();
         let width = y.layout().shape()[1];
         map_rows(y, width, |i, row| {
@@ -145,7 +137,7 @@ impl ElementwiseOps for Flex {
     }
 
     fn cpu_add_bias(y: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        let bias = contiguous(bias);
+        let bias = exact(bias);
         let bias = bias.storage::<f32>();
         map_rows(y, bias.len(), |_, row| add_row(row, bias))
     }
@@ -158,7 +150,7 @@ pub(in super::super) fn rms_norm_backward(
     eps: f64,
     dy: FlexTensor,
 ) -> FlexTensor {
-    let (x, weight) = (contiguous(x), contiguous(weight));
+    let (x, weight) = (exact(x), exact(weight));
     let (x, weight) = (x.storage::<f32>(), weight.storage::<f32>());
     let dim = weight.len();
     map_rows(dy, dim, |i, dy| {
@@ -172,8 +164,9 @@ pub(in super::super) fn swiglu_backward(
     up: FlexTensor,
     dy: FlexTensor,
 ) -> [FlexTensor; 2] {
-    let (mut gate, mut up, dy) = (contiguous(gate), contiguous(up), contiguous(dy));
-    let width = gate.layout().shape()[1];
+    let (mut gate, mut up, dy) = (exact(gate), exact(up), exact(dy));
+    // Chunks have a value at least.
+    let width = gate.layout().shape()[1].max(1);
     gate.storage_mut::<f32>()
         .par_chunks_mut(width)
         .zip(up.storage_mut::<f32>().par_chunks_mut(width))

@@ -7,10 +7,10 @@ use burn::tensor::{Bytes, DType, Shape};
 use rayon::prelude::*;
 
 use super::simd::{Kernels, Output, PANEL, Rows};
-use super::{ProductShape, forward};
+use super::{ProductShape, exact, forward};
 use crate::kernels::elementwise::ElementwiseOps;
-use crate::kernels::operand::{Maybe, WeightOperand};
-use crate::kernels::{AdapterOps, ComputeDtype, LinearOps, LoraOps};
+use crate::kernels::operand::{Adapters, LayerOperand, Maybe, WeightOperand};
+use crate::kernels::{LinearOps, LoraOps};
 
 /// Multiplications that a thread should do at least.
 const MIN_JOB_WORK: usize = 1 << 15;
@@ -45,6 +45,18 @@ impl LoraOps for Flex {
         scaling: f32,
     ) -> FloatTensor<Self> {
         LoraState::forward(y, x, a, b, scaling).0
+    }
+
+    fn linear_with_adapter(
+        x: FloatTensor<Self>,
+        mut layer: LayerOperand<Self>,
+    ) -> FloatTensor<Self> {
+        let adapters = std::mem::replace(&mut layer.adapters, Adapters::None);
+        let y = base(x.clone(), layer);
+        match adapters {
+            Adapters::One { a, b, scaling } => Self::lora_add(y, x, a, b, scaling),
+            Adapters::None | Adapters::Stack { .. } => unreachable!("a layer with one adapter"),
+        }
     }
 }
 
@@ -197,16 +209,6 @@ fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
     transposed
 }
 
-/// The same values in a storage of exactly that size, which can be written to.
-fn exact(tensor: FlexTensor) -> FlexTensor {
-    let layout = tensor.layout();
-    let len = layout.num_elements() * size_of::<f32>();
-    if tensor.is_contiguous() && layout.start_offset() == 0 && tensor.bytes().len() == len {
-        return tensor;
-    }
-    FlexTensor::from_data(tensor.to_contiguous().into_data())
-}
-
 fn matrix(values: Vec<f32>, shape: [usize; 2]) -> FlexTensor {
     let layout = Layout::contiguous(Shape::new(shape));
     FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
@@ -220,46 +222,23 @@ fn dims(tensor: &FlexTensor) -> [usize; 2] {
     tensor.layout().shape().dims()
 }
 
-impl AdapterOps for Flex {
-    fn linear_with_adapter(
-        x: FloatTensor<Self>,
-        weight: WeightOperand<Self>,
-        bias: Maybe<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scaling: f32,
-        compute: ComputeDtype,
-    ) -> FloatTensor<Self> {
-        let y = base(x.clone(), weight, bias, compute);
-        Self::lora_add(y, x, a, b, scaling)
-    }
-}
-
-/// `x · wᵀ + bias`.
-pub(in super::super) fn base(
-    x: FlexTensor,
-    weight: WeightOperand<Flex>,
-    bias: Maybe<Flex>,
-    compute: ComputeDtype,
-) -> FlexTensor {
-    let y = match weight {
+/// `x · wᵀ + bias` of a layer.
+pub(in super::super) fn base(x: FlexTensor, layer: LayerOperand<Flex>) -> FlexTensor {
+    let compute = layer.compute;
+    let y = match layer.weight {
         WeightOperand::Dense(weight) => Flex::dense_linear(x, weight, compute),
         WeightOperand::Nf4 { weight } => Flex::nf4_linear(x, weight, compute),
     };
-    match bias {
+    match layer.bias {
         Maybe::Some(bias) => Flex::cpu_add_bias(y, bias),
         Maybe::None => y,
     }
 }
 
-/// `dy · w`.
-pub(in super::super) fn base_t(
-    dy: FlexTensor,
-    weight: WeightOperand<Flex>,
-    compute: ComputeDtype,
-) -> FlexTensor {
-    match weight {
-        WeightOperand::Dense(weight) => Flex::dense_linear_t(dy, weight, compute),
-        WeightOperand::Nf4 { weight } => Flex::nf4_linear_t(dy, weight, compute),
+/// `dy · w` of a layer, the gradient of [`base`] with respect to `x`.
+pub(in super::super) fn base_t(dy: FlexTensor, layer: LayerOperand<Flex>) -> FlexTensor {
+    match layer.weight {
+        WeightOperand::Dense(weight) => Flex::dense_linear_t(dy, weight, layer.compute),
+        WeightOperand::Nf4 { weight } => Flex::nf4_linear_t(dy, weight, layer.compute),
     }
 }

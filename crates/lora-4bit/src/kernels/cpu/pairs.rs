@@ -6,12 +6,12 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::ProductShape;
 use super::aligned::Aligned;
 use super::simd::pairs::{
     INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch, TILE,
 };
 use super::simd::{Element, Kernels, Nf4Rows, Order, Output, PANEL};
+use super::{ProductShape, there};
 
 /// The rows of a job are a multiple of this.
 const JOB_ROWS: usize = 32;
@@ -24,6 +24,9 @@ const UNPACKED_ROWS: usize = 32;
 
 /// A weight whose pieces can be had in bf16.
 pub(super) trait Source: Sync {
+    /// The loops that multiply its pieces.
+    fn pairs(&self) -> &PairKernels;
+
     /// Where those rows lie.
     fn prefetch(&self, rows: Range<usize>) -> Prefetch;
 
@@ -74,7 +77,23 @@ pub(super) struct Dense<'a, E> {
     pub(super) k: usize,
 }
 
+impl<'a, E: Element> Dense<'a, E> {
+    /// For the loops of this CPU, which has some.
+    pub(super) fn new(values: &'a [E], k: usize) -> Self {
+        Self {
+            kernels: Kernels::get(),
+            pairs: there(PairKernels::get()),
+            values,
+            k,
+        }
+    }
+}
+
 impl<E: Element> Source for Dense<'_, E> {
+    fn pairs(&self) -> &PairKernels {
+        self.pairs
+    }
+
     fn prefetch(&self, rows: Range<usize>) -> Prefetch {
         Prefetch::new(&self.values[rows.start * self.k..rows.end * self.k])
     }
@@ -109,7 +128,23 @@ pub(super) struct Nf4<'a> {
     pub(super) k: usize,
 }
 
+impl<'a> Nf4<'a> {
+    /// For the loops of this CPU, which has some.
+    pub(super) fn new(rows: Nf4Rows<'a>, k: usize) -> Self {
+        Self {
+            kernels: Kernels::get(),
+            pairs: there(PairKernels::get()),
+            rows,
+            k,
+        }
+    }
+}
+
 impl Source for Nf4<'_> {
+    fn pairs(&self) -> &PairKernels {
+        self.pairs
+    }
+
     fn prefetch(&self, rows: Range<usize>) -> Prefetch {
         let bytes = rows.start * self.k / 2..rows.end * self.k / 2;
         Prefetch::new(&self.rows.packed[bytes])
@@ -130,13 +165,8 @@ impl Source for Nf4<'_> {
 }
 
 /// `y = x · wᵀ`: `x [m, k]`, `w [n, k]`, `y [m, n]`.
-pub(super) fn forward(
-    pairs: &PairKernels,
-    x: &[f32],
-    w: &impl Source,
-    shape: ProductShape,
-    y: *mut f32,
-) {
+pub(super) fn forward(x: &[f32], w: &impl Source, shape: ProductShape, y: *mut f32) {
+    let pairs = w.pairs();
     for_each_panel(
         pairs,
         x,
@@ -155,13 +185,8 @@ pub(super) fn forward(
 }
 
 /// `dx = dy · w`: `dy [m, n]`, `w [n, k]`, `dx [m, k]`.
-pub(super) fn transposed(
-    pairs: &PairKernels,
-    dy: &[f32],
-    w: &impl Source,
-    shape: ProductShape,
-    dx: *mut f32,
-) {
+pub(super) fn transposed(dy: &[f32], w: &impl Source, shape: ProductShape, dx: *mut f32) {
+    let pairs = w.pairs();
     for_each_panel(
         pairs,
         dy,

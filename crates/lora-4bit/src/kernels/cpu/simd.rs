@@ -316,6 +316,17 @@ impl Kernels {
     }
 }
 
+/// Whether the CPU has AVX2 and FMA, within [`InstructionSet::limit`].
+#[cfg(target_arch = "x86_64")]
+pub(in super::super) fn has_avx2() -> bool {
+    static HAS_AVX2: OnceLock<bool> = OnceLock::new();
+    *HAS_AVX2.get_or_init(|| {
+        InstructionSet::limit() >= InstructionSet::Avx2
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+    })
+}
+
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
     const ZERO: Self = 0.0;

@@ -309,10 +309,10 @@ fn check_source(
 ) {
     let subject = (pairs.instruction_set, round as fn(f32) -> f32);
     compare(subject, [m, n, k], rounded, &mut |x, shape, y| {
-        pairs::forward(pairs, x, source, shape, y);
+        pairs::forward(x, source, shape, y);
     });
     compare_t(subject, [m, n, k], rounded, &mut |dy, shape, dx| {
-        pairs::transposed(pairs, dy, source, shape, dx);
+        pairs::transposed(dy, source, shape, dx);
     });
 }
 

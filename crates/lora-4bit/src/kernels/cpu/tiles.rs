@@ -18,7 +18,6 @@ use super::simd::tiles_amx::{
     store, store_gated,
 };
 use super::simd::{InstructionSet, Output};
-use crate::kernels::ComputeDtype;
 
 /// Rows of `x` that are multiplied before the next ones.
 const MAX_ROWS: usize = 512;
@@ -45,17 +44,6 @@ pub(super) enum Parts {
     One = 1,
     /// Three, whose sum it is.
     Three = 3,
-}
-
-impl Parts {
-    /// How many terms the products of a compute type take; `None` if they use no tiles.
-    pub(super) fn of(compute: ComputeDtype) -> Option<Self> {
-        match compute {
-            ComputeDtype::F32 | ComputeDtype::Auto => None,
-            ComputeDtype::Bits16 => Some(Self::Three),
-            ComputeDtype::Bf16 => Some(Self::One),
-        }
-    }
 }
 
 /// Whether the CPU has tiles and `LORA_4BIT_SIMD` allows them.

@@ -1,5 +1,7 @@
 //! What a device can do, as far as the plan depends on it.
 
+use std::sync::OnceLock;
+
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 use burn_cubecl::tensor::CubeTensor;
@@ -46,8 +48,9 @@ pub(in super::super) fn has_plane_operations(device: &Device) -> bool {
 /// CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although they work there. The tests run on
 /// it, so a variable can say otherwise.
 fn plane_operations(client: &Client) -> bool {
+    static ARE_ASSUMED: OnceLock<bool> = OnceLock::new();
     client.features().plane.contains(Plane::Ops)
-        || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
+        || *ARE_ASSUMED.get_or_init(|| std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some())
 }
 
 /// Whether products in bf16 are possible at all.

@@ -7,26 +7,26 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::mat_vec::Norm;
-use super::{elementwise, f32, features, linear, lora, mat_mul, mat_vec, nf4, plan, product};
+use super::{elementwise, f32, features, linear, lora, mat_mul, mat_vec, nf4, product};
 use crate::kernels::fused::FusedOps;
 use crate::kernels::operand::{
-    LayerOperand, Maybe, Nf4Operand, NormOperand, StackOperand, WeightOperand,
+    Adapters, LayerOperand, Maybe, Nf4Operand, NormOperand, StackOperand, WeightOperand,
 };
 use crate::kernels::plan::{Features, Operation, Plan};
 use crate::kernels::{ComputeDtype, naive};
 
 impl FusedOps for Cube {
-    fn input_dtype(x: FloatTensor<Self>, w: WeightOperand<Self>, compute: ComputeDtype) -> DType {
-        input_dtype(&x, &w, compute)
+    fn input_dtype(x: FloatTensor<Self>, layer: LayerOperand<Self>) -> DType {
+        input_dtype(&x, &[Layer::from(layer)], &device_of(&x))
     }
 
     fn linear(
         x: FloatTensor<Self>,
         layer: LayerOperand<Self>,
         residual: Maybe<Self>,
-        compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        linear_with_adapters(x, layer.into(), residual.into_option(), compute)
+        let device = device_of(&x);
+        linear_with_adapters(x, layer.into(), residual.into_option(), &device)
     }
 
     fn norm_linears(
@@ -35,26 +35,23 @@ impl FusedOps for Cube {
         first: LayerOperand<Self>,
         second: LayerOperand<Self>,
         third: LayerOperand<Self>,
-        compute: ComputeDtype,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let device = device_of(&x);
         let layers = [first, second, third].map(Layer::from);
-        let weights = layers.each_ref().map(|layer| layer.weight.clone());
-        let joined = Joined::of(Operation::Forward, &x, weights, compute);
+        let joined = Joined::of(Operation::Forward, &x, &layers, &device);
         let has_stack = layers.iter().any(|layer| layer.stack.is_some());
         let rows = x.meta.shape()[0];
-        let fuses_norm =
-            |joined: &Joined<3>| !has_stack && joined.plan().fuses_norm(Operation::Forward, rows);
         let [a, b, c] = match joined {
-            Some(joined) if fuses_norm(&joined) => {
+            Some(joined) if !has_stack && joined.plan().fuses_norm(Operation::Forward, rows) => {
                 joined.products(x, Some(norm.into()), layers.map(|layer| layer.bias))
             }
             Some(joined) => {
-                let x = normalised(x, norm, &layers[0].weight, compute);
+                let x = normalised(x, norm, &layers, &device);
                 joined_with_adapters(x, joined, layers)
             }
             None => {
-                let x = normalised(x, norm, &layers[0].weight, compute);
-                layers.map(|layer| linear_with_adapters(x.clone(), layer, None, compute))
+                let x = normalised(x, norm, &layers, &device);
+                layers.map(|layer| linear_with_adapters(x.clone(), layer, None, &device))
             }
         };
         (a, b, c)
@@ -65,30 +62,38 @@ impl FusedOps for Cube {
         norm: NormOperand<Self>,
         gate: LayerOperand<Self>,
         up: LayerOperand<Self>,
-        compute: ComputeDtype,
     ) -> FloatTensor<Self> {
+        let device = device_of(&x);
         let layers = [gate, up].map(Layer::from);
-        let weights = layers.each_ref().map(|layer| layer.weight.clone());
         let has_bias = layers.iter().any(|layer| layer.bias.is_some());
         let joined = match has_bias {
             true => None,
-            false => Joined::of(Operation::SwiGlu, &x, weights, compute),
+            false => Joined::of(Operation::SwiGlu, &x, &layers, &device),
         };
         let has_stack = layers.iter().any(|layer| layer.stack.is_some());
         let rows = x.meta.shape()[0];
-        if let Some(joined) = &joined
-            && !has_stack
-            && joined.plan().fuses_norm(Operation::SwiGlu, rows)
-        {
-            return joined.clone().swiglu(x, Some(norm.into()));
-        }
-        let x = normalised(x, norm, &layers[0].weight, compute);
         match joined {
-            Some(joined) if has_stack => swiglu_with_adapters(x, joined, layers, compute),
-            Some(joined) => joined.swiglu(x, None),
-            None => separate_swiglu(x, layers, compute),
+            Some(joined) if !has_stack && joined.plan().fuses_norm(Operation::SwiGlu, rows) => {
+                joined.swiglu(x, Some(norm.into()))
+            }
+            Some(joined) => {
+                let x = normalised(x, norm, &layers, &device);
+                match has_stack {
+                    true => swiglu_with_adapters(x, joined, layers, &device),
+                    false => joined.swiglu(x, None),
+                }
+            }
+            None => {
+                let x = normalised(x, norm, &layers, &device);
+                separate_swiglu(x, layers, &device)
+            }
         }
     }
+}
+
+/// What the device of a tensor can do.
+fn device_of(x: &CubeTensor) -> Features {
+    Features::Gpu(features::features(x))
 }
 
 /// A layer without the wrappers of dispatch.
@@ -96,6 +101,14 @@ struct Layer {
     weight: WeightOperand<Cube>,
     bias: Option<CubeTensor>,
     stack: Option<StackOperand<Cube>>,
+    compute: ComputeDtype,
+}
+
+impl Layer {
+    /// How the layer's product is computed.
+    fn plan(&self, operation: Operation, x: &CubeTensor, device: &Features) -> Plan {
+        Plan::choose(&product(operation, x, &self.weight, self.compute), device)
+    }
 }
 
 impl From<LayerOperand<Cube>> for Layer {
@@ -103,7 +116,12 @@ impl From<LayerOperand<Cube>> for Layer {
         Self {
             weight: layer.weight,
             bias: layer.bias.into_option(),
-            stack: layer.stack.into_option(),
+            stack: match layer.adapters {
+                Adapters::None => None,
+                Adapters::Stack { stack } => Some(stack),
+                Adapters::One { .. } => unreachable!("one adapter is added afterwards"),
+            },
+            compute: layer.compute,
         }
     }
 }
@@ -129,30 +147,26 @@ impl<const N: usize> Joined<N> {
     fn of(
         operation: Operation,
         x: &CubeTensor,
-        weights: [WeightOperand<Cube>; N],
-        compute: ComputeDtype,
+        layers: &[Layer; N],
+        device: &Features,
     ) -> Option<Self> {
-        let choose = |weight| plan(operation, x, weight, compute);
-        let first = choose(&weights[0]);
-        let agree = weights.iter().all(|weight| choose(weight) == first);
-        if !agree || !first.takes_several_weights() {
+        let first = layers[0].plan(operation, x, device);
+        let agree = |layer: &Layer| layer.plan(operation, x, device) == first;
+        if !first.takes_several_weights() || !layers[1..].iter().all(agree) {
             return None;
         }
         let (mut dense, mut nf4) = (Vec::new(), Vec::new());
-        for weight in weights {
-            match weight {
-                WeightOperand::Dense(weight) => dense.push(weight),
-                WeightOperand::Nf4 { weight } => nf4.push(weight),
+        for layer in layers {
+            match &layer.weight {
+                WeightOperand::Dense(weight) => dense.push(weight.clone()),
+                WeightOperand::Nf4 { weight } => nf4.push(weight.clone()),
             }
         }
         if let Ok(weights) = <[CubeTensor; N]>::try_from(dense) {
             let alike = |w: &CubeTensor| {
                 w.dtype == weights[0].dtype && w.meta.strides() == weights[0].meta.strides()
             };
-            return weights
-                .iter()
-                .all(alike)
-                .then(|| Self::Dense(weights, first));
+            return (weights.iter().all(alike)).then(|| Self::Dense(weights, first));
         }
         let weights = <[Nf4Operand<Cube>; N]>::try_from(nf4).ok()?;
         nf4::are_alike(&weights).then(|| Self::Nf4(weights, first))
@@ -180,7 +194,7 @@ impl<const N: usize> Joined<N> {
                 let stacks = [const { None }; N];
                 mat_mul::products(x, mat_mul::Layer::all(weights, biases, stacks), None)
             }
-            Self::Dense(weights, _) => mat_vec::products(f32(x), norm, weights, biases, None),
+            Self::Dense(weights, _) => mat_vec::products(x, norm, weights, biases, None),
         }
     }
 }
@@ -195,55 +209,59 @@ impl Joined<2> {
                 let [gate, up] = mat_mul::Layer::all(weights, [None, None], [None, None]);
                 mat_mul::gated(x, gate, up)
             }
-            Self::Dense([gate, up], _) => mat_vec::gated(f32(x), gate, up),
+            Self::Dense([gate, up], _) => mat_vec::gated(x, gate, up),
         }
     }
 }
 
-/// See [`FusedOps::input_dtype`].
-fn input_dtype(x: &CubeTensor, w: &WeightOperand<Cube>, compute: ComputeDtype) -> DType {
-    let product = product(Operation::Forward, x, w, compute);
-    let device = Features::Gpu(features::features(x));
-    Plan::choose(&product, &device).input_dtype(&product, &device)
+/// The type in which the kernels of all layers read their input; f32 where they differ.
+fn input_dtype(x: &CubeTensor, layers: &[Layer], device: &Features) -> DType {
+    let dtype_of = |layer: &Layer| {
+        let product = product(Operation::Forward, x, &layer.weight, layer.compute);
+        Plan::choose(&product, device).input_dtype(&product, device)
+    };
+    let first = dtype_of(&layers[0]);
+    match layers[1..].iter().all(|layer| dtype_of(layer) == first) {
+        true => first,
+        false => DType::F32,
+    }
 }
 
-/// The normalised input of a layer, in the type that the layer takes without a conversion.
+/// The normalised input of layers, in the type that they take without a conversion.
 fn normalised(
     x: CubeTensor,
     norm: NormOperand<Cube>,
-    next: &WeightOperand<Cube>,
-    compute: ComputeDtype,
+    layers: &[Layer],
+    device: &Features,
 ) -> CubeTensor {
-    let dtype = input_dtype(&x, next, compute);
+    let dtype = input_dtype(&x, layers, device);
     elementwise::rms_norm(x, norm.weight, norm.eps, dtype)
 }
 
 /// `x · wᵀ + bias + residual` and the product of each row's adapter.
 fn linear_with_adapters(
     x: CubeTensor,
-    Layer {
+    layer: Layer,
+    residual: Option<CubeTensor>,
+    device: &Features,
+) -> CubeTensor {
+    let plan = layer.plan(Operation::Forward, &x, device);
+    let Layer {
         weight,
         bias,
         stack,
-    }: Layer,
-    residual: Option<CubeTensor>,
-    compute: ComputeDtype,
-) -> CubeTensor {
+        compute,
+    } = layer;
+    if let (Plan::GpuMatMul, WeightOperand::Dense(w)) = (plan, &weight)
+        && mat_mul::supports_stacks(&x, w.dtype, [&stack])
+    {
+        let w = w.clone();
+        let [y] = mat_mul::products(x, [mat_mul::Layer { w, bias, stack }], residual);
+        return y;
+    }
     let Some(stack) = stack else {
         return linear(x, weight, bias, residual, compute);
     };
-    let plan = plan(Operation::Forward, &x, &weight, compute);
-    if let (Plan::GpuMatMul, WeightOperand::Dense(w)) = (plan, &weight) {
-        let layer = mat_mul::Layer {
-            w: w.clone(),
-            bias: bias.clone(),
-            stack: Some(stack.clone()),
-        };
-        if mat_mul::supports_stacks(&x, &[&layer]) {
-            let [y] = mat_mul::products(x, [layer], residual);
-            return y;
-        }
-    }
     let y = linear(x.clone(), weight, bias, residual, compute);
     let [y] = add_stacks(x, [y], [Some(stack)]);
     y
@@ -253,14 +271,17 @@ fn linear_with_adapters(
 fn joined_with_adapters(x: CubeTensor, joined: Joined<3>, layers: [Layer; 3]) -> [CubeTensor; 3] {
     let biases = layers.each_ref().map(|layer| layer.bias.clone());
     let stacks = layers.map(|layer| layer.stack);
-    if let Joined::Dense(weights, Plan::GpuMatMul) = &joined {
-        let layers = mat_mul::Layer::all(weights.clone(), biases.clone(), stacks.clone());
-        if mat_mul::supports_stacks(&x, &layers.each_ref()) {
-            return mat_mul::products(x, layers, None);
+    match joined {
+        Joined::Dense(weights, Plan::GpuMatMul)
+            if mat_mul::supports_stacks(&x, weights[0].dtype, stacks.each_ref()) =>
+        {
+            mat_mul::products(x, mat_mul::Layer::all(weights, biases, stacks), None)
+        }
+        joined => {
+            let products = joined.products(x.clone(), None, biases);
+            add_stacks(x, products, stacks)
         }
     }
-    let products = joined.products(x.clone(), None, biases);
-    add_stacks(x, products, stacks)
 }
 
 /// `silu(gate) · up` of layers without biases, of which one has adapters at least.
@@ -268,34 +289,32 @@ fn swiglu_with_adapters(
     x: CubeTensor,
     joined: Joined<2>,
     layers: [Layer; 2],
-    compute: ComputeDtype,
+    device: &Features,
 ) -> CubeTensor {
-    let stacks = layers.each_ref().map(|layer| layer.stack.clone());
-    if let Joined::Dense(weights, Plan::GpuMatMul) = &joined {
-        let layers = mat_mul::Layer::all(weights.clone(), [None, None], stacks.clone());
-        if mat_mul::supports_stacks(&x, &layers.each_ref()) {
-            let [gate, up] = layers;
-            return mat_mul::gated(x, gate, up);
+    let stacks = layers.each_ref().map(|layer| &layer.stack);
+    match (joined, stacks) {
+        (Joined::Dense(weights, Plan::GpuMatMul), stacks)
+            if mat_mul::supports_stacks(&x, weights[0].dtype, stacks) =>
+        {
+            let stacks = stacks.map(Clone::clone);
+            let [gate, up] = mat_mul::Layer::all(weights, [None, None], stacks);
+            mat_mul::gated(x, gate, up)
         }
+        (joined, [Some(gate_stack), Some(up_stack)])
+            if lora::supports(&x, gate_stack) && lora::supports(&x, up_stack) =>
+        {
+            let (slots, at, dtype) = (gate_stack.slots.clone(), gate_stack.at, x.dtype);
+            let [gate, up] = joined.products(x.clone(), None, [None, None]);
+            let layers = [lora_layer(gate, gate_stack), lora_layer(up, up_stack)];
+            lora::gated(x, layers, &slots, at, dtype)
+        }
+        _ => separate_swiglu(x, layers, device),
     }
-    let [Some(gate_stack), Some(up_stack)] = stacks else {
-        return separate_swiglu(x, layers, compute);
-    };
-    if ![&gate_stack, &up_stack]
-        .into_iter()
-        .all(|stack| lora::supports(&x, stack))
-    {
-        return separate_swiglu(x, layers, compute);
-    }
-    let (slots, at, dtype) = (gate_stack.slots.clone(), gate_stack.at, x.dtype);
-    let [gate, up] = joined.products(x.clone(), None, [None, None]);
-    let layers = [lora_layer(gate, &gate_stack), lora_layer(up, &up_stack)];
-    lora::gated(x, layers, &slots, at, dtype)
 }
 
 /// `silu(gate) · up`, one launch after the other.
-fn separate_swiglu(x: CubeTensor, layers: [Layer; 2], compute: ComputeDtype) -> CubeTensor {
-    let [gate, up] = layers.map(|layer| linear_with_adapters(x.clone(), layer, None, compute));
+fn separate_swiglu(x: CubeTensor, layers: [Layer; 2], device: &Features) -> CubeTensor {
+    let [gate, up] = layers.map(|layer| linear_with_adapters(x.clone(), layer, None, device));
     elementwise::swiglu(gate, up)
 }
 

@@ -11,7 +11,6 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::features::features;
 use super::{UNITS, empty};
 use crate::kernels::operand::{STACK_RANKS as RANKS, StackOperand};
 
@@ -44,10 +43,9 @@ pub(super) struct Layer {
     pub(super) num_slots: usize,
 }
 
-/// Whether the kernels can read adapters.
+/// Whether the kernels can read adapters. The device has plane operations: otherwise nothing is fused.
 pub(super) fn supports(x: &CubeTensor, stack: &StackOperand<Cube>) -> bool {
-    features(x).plane_operations
-        && x.meta.shape()[0] <= MAX_ROWS
+    x.meta.shape()[0] <= MAX_ROWS
         && x.meta.shape()[1].is_multiple_of(8)
         && stack.rank.is_multiple_of(RANKS)
 }

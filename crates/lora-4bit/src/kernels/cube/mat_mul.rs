@@ -94,14 +94,17 @@ impl Layer {
     }
 }
 
-/// Whether the kernel can add the adapters of layers to their products.
-pub(super) fn supports_stacks(x: &CubeTensor, layers: &[&Layer]) -> bool {
-    layers.iter().all(|layer| {
-        layer.stack.as_ref().is_none_or(|stack| {
-            stack.a.dtype == layer.w.dtype
-                && stack.rank * stack.num_slots <= MAX_RANKS
-                && rows(x).div_ceil(Tile::of(rows(x)).rows) <= MAX_ROW_TILES
-        })
+/// Whether the kernel can add adapters to the products of weights of type `dtype`.
+pub(super) fn supports_stacks<const N: usize>(
+    x: &CubeTensor,
+    dtype: DType,
+    stacks: [&Option<StackOperand<Cube>>; N],
+) -> bool {
+    let row_tiles = rows(x).div_ceil(Tile::of(rows(x)).rows);
+    stacks.into_iter().flatten().all(|stack| {
+        stack.a.dtype == dtype
+            && stack.rank * stack.num_slots <= MAX_RANKS
+            && row_tiles <= MAX_ROW_TILES
     })
 }
 
@@ -203,7 +206,7 @@ fn launch(
         1 => 0,
         _ => columns * row_tiles * splits * tile_len,
     };
-    // Arguments that a kernel has no use for are another one.
+    // Where the kernel does not read an argument, another tensor stands in for it.
     let parts = match parts_len + shrink_splits * m * num_ranks {
         0 => results[0].clone(),
         len => empty(&x, [len], DType::F32),
@@ -213,15 +216,7 @@ fn launch(
         false => x.clone(),
     };
     let rows_of = layers.iter().find_map(|layer| layer.stack.as_ref());
-    let (slots, at) = rows_of.map_or((x.clone(), 0), |stack| {
-        let num = stack.slots.meta.num_elements();
-        assert!(
-            num >= stack.at + m,
-            "{num} slots, {m} rows from {}",
-            stack.at
-        );
-        (stack.slots.clone(), stack.at)
-    });
+    let (slots, at) = rows_of.map_or((x.clone(), 0), |stack| (stack.slots.clone(), stack.at));
     let (mut h_step, mut part_rank) = (0, 0);
     let mut args = |i: usize| {
         let layer = layers.get(i);

@@ -153,7 +153,7 @@ pub(super) fn products<const N: usize>(
             .get(i)
             .map_or(0, |w| rows(w).div_ceil(plan.rows_per_cube))
     };
-    // Those that there aren't are the first one.
+    // The first weight stands in for a missing one.
     let weight = |i: usize| weights.get(i).unwrap_or(&weights[0]).clone();
     let [out0, out1, out2] = outputs.launch;
     // SAFETY: `k` values of each row exist, and rows past the last are clamped to it.

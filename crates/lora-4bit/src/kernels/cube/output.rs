@@ -15,8 +15,8 @@ pub(super) struct Output {
     pub(super) rows: usize,
 }
 
-/// The outputs of up to three layers, and what is added to the only one's result. Arguments that a kernel has no use for are
-/// other ones.
+/// The outputs of up to three layers, and what is added to the only one's result. Where a
+/// kernel does not read an argument, another tensor stands in for it.
 pub(super) struct Outputs {
     pub(super) launch: [OutputLaunch; 3],
     pub(super) residual: BufferArg,

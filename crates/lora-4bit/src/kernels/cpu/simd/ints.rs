@@ -41,9 +41,6 @@ const ROUNDER: f32 = 12_582_912.0;
 /// A block whose largest value is less counts as zeros: its scale has no inverse.
 const MIN_LARGEST: f32 = 1e-33;
 
-/// [`IntKernels::min_rows`] of all instruction sets, at most.
-const MAX_MIN_ROWS: usize = 5;
-
 /// The loops for one instruction set.
 pub(in super::super) struct IntKernels {
     pub(in super::super) instruction_set: InstructionSet,
@@ -77,12 +74,6 @@ impl IntKernels {
             .iter()
             .copied()
             .find(|kernels| kernels.min_rows <= m)
-    }
-
-    /// Rows of `x` from which on these loops are faster than floats; `None` without the instructions.
-    pub(in super::super) fn min_rows() -> Option<usize> {
-        // AVX2's loops take a single row, which the other instruction sets leave to floats.
-        (1..=MAX_MIN_ROWS).find(|rows| Self::get(*rows).is_some())
     }
 
     /// All loops that this CPU can run, best first.

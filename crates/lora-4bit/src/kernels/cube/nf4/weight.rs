@@ -22,7 +22,7 @@ pub(super) struct Weight {
     pub(super) offset: f32,
 }
 
-/// The arguments of a weight. What a weight lacks is another of its tensors, which the kernel doesn't read.
+/// The arguments of a weight, whose bytes [`Nf4Weight::from_data`](crate::Nf4Weight::from_data) uploads in words of four. What a weight lacks is another of its tensors, which the kernel doesn't read.
 pub(super) fn launch(weight: &Nf4Operand<Cube>) -> WeightLaunch {
     let (codes, map, absmax, offset) = match &weight.absmax {
         AbsmaxOperand::Single(absmax) => (&weight.packed, &weight.quant_map, absmax, 0.0),
