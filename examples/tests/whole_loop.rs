@@ -45,7 +45,7 @@ fn serve() -> String {
         let config =
             Config::from_command_line(["server", "--device", "cpu", "--enable-lora"]).unwrap();
         let (engine, model) = Engine::start(&config).unwrap();
-        let state = AppState::new(&config, engine, model).unwrap();
+        let state = AppState::new(&config, engine, model);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -6,9 +6,13 @@
 //! cached block only together with all blocks before it. Hence a prefix's tail always stands before its head in the
 //! list and is evicted first; no cached block outlives its parent.
 
+mod prefix;
+
 use std::sync::Arc;
 
-use crate::prefix::{CacheKey, PrefixCache, PrefixId};
+use prefix::PrefixCache;
+
+pub use prefix::{CacheKey, PrefixId};
 
 /// Number of a block: its first slot in the cache tensors is `block * block_size`.
 pub type BlockId = u32;

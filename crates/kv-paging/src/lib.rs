@@ -46,18 +46,17 @@
 // Bookkeeping, without tensors.
 mod block_pool;
 mod block_table;
-mod prefix;
 mod scheduler;
-mod sequence;
 mod stats;
 
 pub use burn;
 
-pub use block_pool::{BlockId, BlockPool, PrefixMatch};
+pub use block_pool::{BlockId, BlockPool, CacheKey, PrefixId, PrefixMatch};
 pub use block_table::BlockTable;
-pub use prefix::{CacheKey, PrefixId};
-pub use scheduler::{AddError, Chunk, ConfigError, Sampled, Scheduler, SchedulerConfig, Step};
-pub use sequence::{NewSequence, SequenceId};
+pub use scheduler::{
+    AddError, Chunk, ConfigError, NewSequence, Sampled, Scheduler, SchedulerConfig, SequenceId,
+    Step,
+};
 pub use stats::SchedulerStats;
 
 // Plain descriptions of a step, which the kernels read.

@@ -11,16 +11,17 @@
 //! not fit alone is refused, so the first one finishes after a bounded number of steps: neither deadlock nor starvation.
 
 mod config;
+mod sequence;
 mod step;
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::block_pool::{BlockId, BlockPool};
-use crate::prefix::CacheKey;
-use crate::sequence::{NewSequence, Sequence, SequenceId};
+use crate::block_pool::{BlockId, BlockPool, CacheKey};
 use crate::stats::SchedulerStats;
+use sequence::Sequence;
 
 pub use config::{AddError, ConfigError, SchedulerConfig};
+pub use sequence::{NewSequence, SequenceId};
 pub use step::{Chunk, Sampled, Step};
 
 /// Owner of all sequences and of the block pool. One step is [`schedule`](Self::schedule), the forward pass,

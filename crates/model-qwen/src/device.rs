@@ -91,13 +91,18 @@ pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
             expected: "a device number after the colon, as in cuda:0",
         })?),
     };
-    // One queue for all threads: memory then passes between them without waiting, and steps can be captured.
-    cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
+    use_one_queue();
     match name {
         "auto" => auto(spec),
         "cpu" => Ok(Device::flex()),
         _ => gpu(name, index.unwrap_or(0), spec),
     }
+}
+
+/// One queue of a device for all threads: memory then passes between them without waiting, and steps can be captured. It must be
+/// set before the first tensor of a model is made, whoever chose the device.
+pub(crate) fn use_one_queue() {
+    cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
 }
 
 #[cfg(feature = "cuda")]

@@ -8,7 +8,7 @@ use burn::backend::DispatchDevice;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 #[cfg(feature = "gpu")]
 use burn::backend::{Dispatch, backend_extension};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 #[cfg(feature = "gpu")]
 use kv_paging::Rotary;
 use tracing::trace_span;
@@ -64,6 +64,16 @@ pub(crate) fn device_begin(
     );
     let [cos, sin] = [cos, sin].map(Tensor::from_dispatch);
     (Tensor::from_dispatch(x), Rotary { cos, sin })
+}
+
+/// Token ids as a tensor for `select`, `[tokens]`.
+pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
+    let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
+    let len = ids.len();
+    Tensor::from_data(
+        TensorData::new(ids, [len]),
+        (&device.clone().inner(), DType::I32),
+    )
 }
 
 /// Forgets what kernels keep on devices between launches. Call it when a device has failed to compute something: what the

@@ -24,7 +24,6 @@ pub mod generate;
 pub mod generation_config;
 pub mod graph_runner;
 pub mod hub;
-mod int8_head;
 pub mod kernels;
 pub mod load;
 mod mlp;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ConfigError, QwenConfig};
+use crate::device::use_one_queue;
 use crate::dtype::Dtype;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention};
 
@@ -85,6 +86,7 @@ impl QwenModel {
     /// # Errors
     /// When `config.json` or the weight files are missing, broken, or do not fit each other.
     pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
+        use_one_queue();
         let config = QwenConfig::load(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         let loader = Loader {

@@ -4,7 +4,9 @@
 //! transformers. Activations are f32, except that on a GPU an operation whose reader would round them
 //! writes that type; weights keep the dtype they were loaded in.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+mod int8_head;
+
+use burn::tensor::{DType, Device, Tensor};
 use kv_paging::{Attention, Rotary};
 use lora_4bit::{
     AdapterSelection, ComputeDtype, Linear, Norm, Weight, linear_residual, norm_qkv, rms_norm,
@@ -13,10 +15,10 @@ use tracing::trace_span;
 
 use crate::config::QwenConfig;
 use crate::device::is_gpu;
-use crate::int8_head::Int8Head;
-use crate::kernels::on_worker;
+use crate::kernels::{on_worker, token_tensor};
 pub use crate::mlp::Mlp;
 use crate::rotary::RotaryFrequencies;
+pub(crate) use int8_head::Int8Head;
 
 /// A whole model: embedding, decoder layers, final norm, head.
 #[derive(Clone, Debug)]
@@ -240,16 +242,6 @@ impl QwenModel {
 fn linear_bytes(linear: &Linear) -> usize {
     let bias = linear.bias.as_ref().map_or(0, |b| 4 * b.dims()[0]);
     linear.weight.num_bytes() + bias
-}
-
-/// Token ids as a tensor for `select`, `[tokens]`.
-pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
-    let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
-    let len = ids.len();
-    Tensor::from_data(
-        TensorData::new(ids, [len]),
-        (&device.clone().inner(), DType::I32),
-    )
 }
 
 impl DecoderLayer {

@@ -6,6 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::QwenConfig;
+use crate::device::use_one_queue;
 use crate::load::{LoadError, build_layer};
 use crate::model::QwenModel;
 
@@ -16,6 +17,7 @@ impl QwenModel {
     /// A model with normally distributed weights (standard deviation 0.02), zero biases and unit
     /// norms in f32; the same for the same seed.
     pub fn random(config: QwenConfig, seed: u64, device: &Device) -> Self {
+        use_one_queue();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let matrix = |[rows, columns]: [usize; 2], rng: &mut ChaCha8Rng| {
             let data = TensorData::new(normal_values(rows * columns, rng), [rows, columns]);

@@ -152,8 +152,7 @@ impl EngineBuilder {
             Some(device) => device,
             None => parse_device(&self.config.device)?,
         };
-        let (handle, mut model) = Engine::start_on(&self.config, device)?;
-        model.replace_template(self.config.chat_template.as_deref())?;
+        let (handle, model) = Engine::start_on(&self.config, device)?;
         Ok(TextEngine::new(handle, model))
     }
 }

@@ -3,6 +3,7 @@
 //! The file's entries are turned into flags and parsed by the same rules, so that both know the same settings with the same
 //! checks. A flag wins over the file, the file wins over the environment.
 
+pub mod args;
 mod check;
 mod command_line;
 mod file;
@@ -18,9 +19,8 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
+use args::Args;
 use command_line::{dashed, parse};
-
-use crate::args::Args;
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]

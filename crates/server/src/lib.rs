@@ -12,7 +12,6 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
-pub mod args;
 mod builder;
 pub mod config;
 pub mod engine;
@@ -39,8 +38,9 @@ use tokio::sync::oneshot;
 pub use burn;
 
 pub use builder::EngineBuilder;
-pub use config::{Config, ConfigError};
-pub use state::{AppState, ModelInfo};
+pub use config::{Config, ConfigError, args};
+pub use engine::ModelInfo;
+pub use state::AppState;
 
 use protocol::body::MAX_BODY_BYTES;
 use routes::{auth, chat, completions, health, lora, models, tokenize};

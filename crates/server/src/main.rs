@@ -123,8 +123,7 @@ async fn load(config: &Config, signals: &watch::Receiver<bool>) -> Result<Option
     tokio::select! {
         started = started => {
             let (engine, model) = started.context("loading the model failed")??;
-            let state = AppState::new(config, engine, model).context("--chat-template")?;
-            Ok(Some(state))
+            Ok(Some(AppState::new(config, engine, model)))
         }
         () = signaled(signals.clone()) => Ok(None),
     }

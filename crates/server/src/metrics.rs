@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::engine::EngineStats;
-use crate::state::{AppState, unix_time};
 
 const SECONDS: [f64; 18] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -74,12 +73,11 @@ impl Histogram {
     }
 }
 
-/// All metrics of a server.
-pub fn render(state: &AppState) -> String {
-    let stats = state.engine().stats();
-    let labels = format!("model_name=\"{}\"", escaped(&state.served_model_names()[0]));
+/// All metrics of a server: what the HTTP side and the engine have counted, under the model's name. `now` is in Unix seconds.
+pub fn render(metrics: &Metrics, stats: &EngineStats, model: &str, now: u64) -> String {
+    let labels = format!("model_name=\"{}\"", escaped(model));
     let mut out = String::new();
-    gauges_and_counters(&mut out, &stats, &labels);
+    gauges_and_counters(&mut out, stats, &labels);
 
     let labels_of_cache = format!(
         "{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"",
@@ -110,14 +108,14 @@ pub fn render(state: &AppState) -> String {
         &mut out,
         "vllm:lora_requests_info",
         &labels_of_lora,
-        unix_time() as f64,
+        now as f64,
     );
 
     let Metrics {
         time_to_first_token,
         inter_token_latency,
         e2e_request_latency,
-    } = state.metrics();
+    } = metrics;
     time_to_first_token.write(
         &mut out,
         "vllm:time_to_first_token_seconds",

@@ -6,46 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use model_qwen::{ChatTemplate, GenerationConfig, TemplateError, Tokenizer};
-
 use crate::config::{ApiKey, Config};
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-
-/// What the loaded model brings for the HTTP side.
-#[derive(Clone)]
-pub struct ModelInfo {
-    /// Text to token ids and back.
-    pub tokenizer: Tokenizer,
-    /// The model's own chat template, if it has one.
-    pub chat_template: Option<ChatTemplate>,
-    /// Sampling defaults and end-of-sequence ids.
-    pub generation_config: GenerationConfig,
-    /// The model as the user named it; the default for `--served-model-name`.
-    pub model_id: String,
-    /// Longest prompt plus output, in tokens.
-    pub max_model_len: usize,
-    /// The memory report, several lines, for printing at start.
-    pub memory_table: String,
-}
-
-impl ModelInfo {
-    /// Takes the template `source`, if there is one, instead of the model's own; the special tokens stay.
-    pub(crate) fn replace_template(&mut self, source: Option<&str>) -> Result<(), TemplateError> {
-        if let Some(source) = source {
-            let special_tokens = self
-                .chat_template
-                .as_ref()
-                .map(|template| template.special_tokens().clone());
-            self.chat_template = Some(ChatTemplate::from_source(
-                source,
-                special_tokens.unwrap_or_default(),
-            )?);
-        }
-        Ok(())
-    }
-}
 
 /// Shared by all handlers; clones are cheap.
 #[derive(Clone)]
@@ -66,20 +30,12 @@ struct Shared {
 
 impl AppState {
     /// Joins engine, model and configuration.
-    ///
-    /// # Errors
-    /// If `--chat-template` is not a valid template.
-    pub fn new(
-        config: &Config,
-        engine: EngineHandle,
-        mut model: ModelInfo,
-    ) -> Result<Self, TemplateError> {
-        model.replace_template(config.chat_template.as_deref())?;
+    pub fn new(config: &Config, engine: EngineHandle, model: ModelInfo) -> Self {
         let served_model_names = match config.served_model_names.as_slice() {
             [] => vec![model.model_id.clone()],
             names => names.to_vec(),
         };
-        Ok(Self(Arc::new(Shared {
+        Self(Arc::new(Shared {
             engine,
             model,
             served_model_names,
@@ -90,7 +46,7 @@ impl AppState {
             metrics: Metrics::default(),
             id_hasher: RandomState::new(),
             next_id: AtomicU64::new(0),
-        })))
+        }))
     }
 
     /// The engine.

@@ -11,10 +11,11 @@ use std::time::Duration;
 use model_qwen::{RenderOptions, SamplingError, SamplingParams, TemplateError, TokenizerError};
 use serde_json::{Value, json};
 
-use crate::engine::{EngineHandle, EngineOutput, GenerateRequest, OutputStream, SubmitError};
+use crate::engine::{
+    EngineHandle, EngineOutput, GenerateRequest, ModelInfo, OutputStream, SubmitError,
+};
 use crate::postprocess::{Delta, Postprocessor};
 use crate::protocol::sampling::TextOptions;
-use crate::state::ModelInfo;
 
 /// Why there is no text.
 #[derive(Debug, thiserror::Error)]

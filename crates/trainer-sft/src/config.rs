@@ -1,9 +1,10 @@
 //! The validated settings of one training run.
 //!
-//! [`crate::args::Args`] (flags, and the `--config` file with the same names) become one [`Config`]; every later function
+//! [`args::Args`] (flags, and the `--config` file with the same names) become one [`Config`]; every later function
 //! takes `&Config`. Serialized, a `Config` is a flat table whose keys are the flag names with underscores, so that the
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
+pub mod args;
 mod defaults;
 mod validate;
 

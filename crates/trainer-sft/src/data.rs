@@ -1,12 +1,13 @@
 //! From files to tokenized [`Example`]s.
 //!
-//! [`read`] parses files, [`mod@format`] recognises and checks records, [`crate::render`] turns them into tokens and a loss
+//! [`read`] parses files, [`mod@format`] recognises and checks records, [`render`] turns them into tokens and a loss
 //! mask, and [`Datasets::load`] does it all, reporting what was recognised, shortened and dropped.
 
 mod error;
 mod example;
 pub mod format;
 pub mod read;
+pub mod render;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ pub use format::{Chat, Content, Format, Record};
 
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, TrainOn};
-use crate::render::{RenderSettings, Renderer};
+use render::{RenderSettings, Renderer};
 
 /// Examples of one or more files.
 #[derive(Clone, Debug, Default)]

@@ -7,7 +7,6 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
-pub mod args;
 pub mod batch;
 pub mod chat_format;
 pub mod checkpoint;
@@ -23,7 +22,6 @@ pub mod optimizer;
 mod output;
 pub mod parameters;
 pub mod preview;
-pub mod render;
 mod run;
 pub mod schedule;
 mod setup;
@@ -33,6 +31,8 @@ mod training;
 
 pub use burn;
 
+pub use config::args;
+pub use data::render;
 pub use error::TrainError;
 pub use run::{StepReport, Summary};
 pub use training::{Training, train, train_until};

@@ -85,12 +85,6 @@ impl Crate {
         new
     }
 
-    /// The files of its modules.
-    pub(super) fn files(&self) -> impl Iterator<Item = (&str, &[String])> {
-        let modules = self.modules.iter();
-        modules.map(|module| (module.file.as_str(), &*module.file_path))
-    }
-
     /// Adds the module in `file`, and those below it. `is_root` says that its children's files stand next to it.
     fn load(
         &mut self,

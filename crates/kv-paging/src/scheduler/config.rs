@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::sequence::SequenceId;
+use super::sequence::SequenceId;
 
 /// Limits of a scheduler. Field names and meanings are those of vLLM's flags.
 #[derive(Debug, Clone, PartialEq, Eq)]

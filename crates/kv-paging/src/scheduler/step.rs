@@ -1,7 +1,7 @@
 //! What goes to the engine for one step, and what comes back from it.
 
+use super::sequence::SequenceId;
 use crate::block_pool::BlockId;
-use crate::sequence::SequenceId;
 
 /// One step: everything the model computes in one forward pass.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -9,10 +9,10 @@ use kv_paging::{DecodeStep, PagedKvCache, RecordedAttention, SchedulerConfig};
 use lora_4bit::{AdapterSelection, StackedRows, Weight};
 
 use super::{DecodeRow, Pending};
-use crate::int8_head::Int8Head;
 use crate::kernels::choice::{argmax_into, draw_step, read_ids};
 use crate::kernels::device_begin;
 use crate::kernels::graph::CapturedStep;
+use crate::model::Int8Head;
 use crate::model::QwenModel;
 
 /// Captured steps. They hold handles of the weights and of the KV cache.

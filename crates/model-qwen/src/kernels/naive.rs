@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
-use crate::model::token_tensor;
+use super::token_tensor;
 
 /// See [`super::cross_entropy`].
 pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {

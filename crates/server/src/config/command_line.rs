@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, CommandFactory};
 
-use crate::args::Args;
+use super::args::Args;
 
 /// Parses and, for an unknown flag, names the nearest one.
 pub(super) fn parse(command_line: &[OsString]) -> Result<ArgMatches, clap::Error> {

@@ -8,8 +8,8 @@ use clap::{ArgMatches, CommandFactory};
 use toml::{Table, Value};
 
 use super::ConfigError;
+use super::args::Args;
 use super::command_line::nearest_flag;
-use crate::args::Args;
 
 /// The command line with the file's entries in front, without those that the command line sets itself.
 pub(super) fn merge(

@@ -14,10 +14,10 @@ use super::adapters::AdapterSlots;
 use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
+use super::model_info::ModelInfo;
 use super::stats::EngineLimits;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError};
-use crate::state::ModelInfo;
 
 /// Why the engine does not start.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,9 @@ pub enum StartError {
     Tokenizer(#[from] TokenizerError),
     /// The chat template of the model.
     Template(#[from] TemplateError),
+    /// The chat template that replaces it.
+    #[error("--chat-template: {0}")]
+    ChatTemplate(TemplateError),
     /// `generation_config.json`.
     GenerationConfig(#[from] GenerationConfigError),
     /// Config or weights.
@@ -75,7 +78,7 @@ impl Engine {
     ) -> Result<(EngineHandle, ModelInfo), StartError> {
         let (dir, model_id) = model_dir(config)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
-        let chat_template = ChatTemplate::from_dir(&dir)?;
+        let chat_template = chat_template(config, ChatTemplate::from_dir(&dir)?)?;
         let generation_config = GenerationConfig::from_dir(&dir)?;
 
         let options = LoadOptions {
@@ -139,6 +142,20 @@ impl Engine {
         };
         Ok((handle, info))
     }
+}
+
+/// The configuration's chat template with the special tokens of the model's `own`, or else that one.
+fn chat_template(
+    config: &Config,
+    own: Option<ChatTemplate>,
+) -> Result<Option<ChatTemplate>, StartError> {
+    let Some(source) = &config.chat_template else {
+        return Ok(own);
+    };
+    let special_tokens = own.map(|own| own.special_tokens().clone());
+    ChatTemplate::from_source(source, special_tokens.unwrap_or_default())
+        .map(Some)
+        .map_err(StartError::ChatTemplate)
 }
 
 /// The model's folder and the name that clients give it.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::metrics;
-use crate::state::AppState;
+use crate::state::{AppState, unix_time};
 
 /// 200 while the engine takes requests, else 503.
 pub async fn health(State(state): State<AppState>) -> Result<StatusCode, ApiError> {
@@ -35,6 +35,11 @@ pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
             header::CONTENT_TYPE,
             "text/plain; version=0.0.4; charset=utf-8",
         )],
-        metrics::render(&state),
+        metrics::render(
+            state.metrics(),
+            &state.engine().stats(),
+            &state.served_model_names()[0],
+            unix_time(),
+        ),
     )
 }

@@ -54,7 +54,7 @@ impl Server {
             let (engine, info) = Engine::start(&config).unwrap();
             (engine, info, new_thread(&before))
         };
-        let state = AppState::new(&config, engine.clone(), info).unwrap();
+        let state = AppState::new(&config, engine.clone(), info);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -126,7 +126,7 @@ impl TestServer {
             .enable_all()
             .build()
             .unwrap();
-        let state = AppState::new(&config, engine, model()).unwrap();
+        let state = AppState::new(&config, engine, model());
         let listener = runtime
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
             .unwrap();

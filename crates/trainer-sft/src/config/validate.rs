@@ -6,8 +6,8 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Quantization;
 use thiserror::Error;
 
+use super::args::Args;
 use super::{Config, DataConfig, LoraOptions, ModelConfig, OptimizerConfig, RunConfig};
-use crate::args::Args;
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";

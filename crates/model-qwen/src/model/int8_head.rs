@@ -7,9 +7,9 @@ use lora_4bit::row_bounds::Largest;
 use lora_4bit::{AdapterSelection, Linear, RowBounds, Weight};
 use tracing::trace_span;
 
+use super::QwenModel;
 use crate::kernels::choice::GpuInt8Head;
 use crate::kernels::on_worker;
-use crate::model::QwenModel;
 use crate::sampling::TopLogits;
 
 /// Rows of lm_head that are read for it, at most: beyond that, all are.

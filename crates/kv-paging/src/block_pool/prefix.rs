@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use crate::block_pool::BlockId;
+use super::BlockId;
 
 /// What, besides the tokens, the keys and values of a prefix depend on or are kept apart by.
 ///

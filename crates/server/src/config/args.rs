@@ -1,4 +1,4 @@
-//! The command line as clap sees it. [`crate::config::Config`] is what the rest of the program uses.
+//! The command line as clap sees it. [`super::Config`] is what the rest of the program uses.
 
 use std::path::PathBuf;
 
@@ -7,8 +7,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 
-use crate::config::units;
-use crate::config::{LoraModule, MaxModelLen};
+use super::{LoraModule, MaxModelLen, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
 /// (`--max_model_len`).

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::block_pool::{BlockId, BlockPool};
+use super::step::{Chunk, Sampled};
+use crate::block_pool::{BlockId, BlockPool, CacheKey, PrefixId};
 use crate::block_table::BlockTable;
-use crate::prefix::{CacheKey, PrefixId};
-use crate::scheduler::{Chunk, Sampled};
 
 /// Names a sequence; chosen by the engine, unique among the sequences a scheduler holds.
 pub type SequenceId = u64;
