@@ -131,9 +131,17 @@ pub struct LoraModule {
 pub struct ApiKey(String);
 
 impl ApiKey {
+    /// The key `key`. An empty one matches nothing.
+    pub fn new(key: impl Into<String>) -> Self {
+        Self(key.into())
+    }
+
     /// Whether `candidate` is this key, in a time that depends on the candidate's length only.
     pub fn matches(&self, candidate: &str) -> bool {
         let key = self.0.as_bytes();
+        if key.is_empty() {
+            return false;
+        }
         let mut difference = key.len() ^ candidate.len();
         for (i, byte) in candidate.bytes().enumerate() {
             difference |= usize::from(key[i % key.len()] ^ byte);
@@ -212,11 +220,14 @@ impl Config {
                 message: "needs --enable-lora".to_owned(),
             });
         }
-        let lora = args.enable_lora.then_some(LoraOptions {
+        let lora = LoraOptions {
             max_loras: args.max_loras,
             max_lora_rank: args.max_lora_rank,
             modules: args.lora_modules,
-        });
+        };
+        // Wrong values are refused whether or not they are used.
+        lora.check(&args.served_model_name)?;
+        let lora = args.enable_lora.then_some(lora);
         let config = Self {
             model: args.model.or(args.model_positional),
             served_model_names: args.served_model_name,
@@ -227,7 +238,7 @@ impl Config {
                     port: args.port,
                 },
             },
-            api_keys: args.api_key.into_iter().map(ApiKey).collect(),
+            api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),
             device: args.device,
             dtype: args.dtype,
             quantization: args.quantization.unwrap_or_default(),

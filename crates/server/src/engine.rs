@@ -18,7 +18,7 @@ pub mod stats;
 mod submit;
 mod worker;
 
-pub use error::{AdapterError, SubmitError};
+pub use error::{AdapterError, SequenceError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
 pub use memory::MemoryError;
 pub use model_info::ModelInfo;

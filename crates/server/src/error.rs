@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::engine::{AdapterError, SubmitError};
+use crate::engine::{AdapterError, SequenceError, SubmitError};
 
 /// An HTTP status with `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +108,16 @@ impl From<SubmitError> for ApiError {
                 Self::bad_request("prompt", message)
             }
             SubmitError::UnknownAdapter { name } => Self::model_not_found(&name),
+        }
+    }
+}
+
+impl From<SequenceError> for ApiError {
+    fn from(error: SequenceError) -> Self {
+        let message = error.to_string();
+        match error {
+            SequenceError::Aborted | SequenceError::DeviceFailed(_) => Self::unavailable(message),
+            SequenceError::Failed(_) | SequenceError::Stopped => Self::internal(message),
         }
     }
 }

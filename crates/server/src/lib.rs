@@ -14,6 +14,7 @@
 
 mod builder;
 pub mod config;
+pub mod deltas;
 pub mod engine;
 pub mod error;
 pub mod metrics;

@@ -9,7 +9,6 @@ use model_qwen::{Detokenizer, Tokenizer};
 use serde_json::Value;
 
 use crate::engine::{FinishReason, TokenLogprobs};
-use crate::error::ApiError;
 use crate::protocol::sampling::TextOptions;
 
 /// What is new of one choice.
@@ -32,8 +31,8 @@ pub struct Delta {
 /// How a choice ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finish {
-    /// `stop` or `length`.
-    pub reason: &'static str,
+    /// What ended it.
+    pub reason: FinishReason,
     /// The stop string or token; null for the end-of-sequence token and for `length`.
     pub stop_reason: Value,
 }
@@ -90,7 +89,7 @@ impl Postprocessor {
                 range.start
             });
             let finish = Finish {
-                reason: "stop",
+                reason: FinishReason::Stop,
                 stop_reason: Value::String(stop),
             };
             return Some(self.take(self.pending.len(), Some(finish)));
@@ -100,39 +99,19 @@ impl Postprocessor {
     }
 
     /// Ends the text for the engine's reason and gives the rest of it.
-    ///
-    /// # Errors
-    /// 500 or 503 if the engine did not finish the sequence.
-    pub fn finish(&mut self, reason: &FinishReason) -> Result<Delta, ApiError> {
-        let finish = match reason {
-            FinishReason::Stop => {
-                let token = self
-                    .last_stop_token
-                    .filter(|id| !self.options.eos_token_ids.contains(id));
-                Finish {
-                    reason: "stop",
-                    stop_reason: token.map_or(Value::Null, Value::from),
-                }
-            }
-            FinishReason::Length => Finish {
-                reason: "length",
-                stop_reason: Value::Null,
-            },
-            FinishReason::Abort => {
-                return Err(ApiError::unavailable(
-                    "The request was aborted by the server.",
-                ));
-            }
-            FinishReason::DeviceFailed(reason) => {
-                return Err(ApiError::unavailable(format!(
-                    "The device failed to compute this request: {reason}"
-                )));
-            }
-            FinishReason::Error(message) => return Err(ApiError::internal(message.clone())),
+    pub fn finish(&mut self, reason: FinishReason) -> Delta {
+        let is_own = |id: &u32| !self.options.eos_token_ids.contains(id);
+        let stop_reason = match reason {
+            FinishReason::Stop => self.last_stop_token.filter(is_own),
+            FinishReason::Length => None,
         };
         let rest = self.detokenizer.finish();
         self.pending.push_str(&rest);
-        Ok(self.take(self.pending.len(), Some(finish)))
+        let finish = Finish {
+            reason,
+            stop_reason: stop_reason.map_or(Value::Null, Value::from),
+        };
+        self.take(self.pending.len(), Some(finish))
     }
 
     /// Sends the first `len` bytes of the pending text.

@@ -10,9 +10,11 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use serde_json::Value;
 
-use crate::engine::{EngineOutput, GenerateRequest, OutputStream};
+use crate::deltas::Deltas;
+use crate::engine::GenerateRequest;
 use crate::error::ApiError;
-use crate::postprocess::{Delta, Finish, Postprocessor};
+use crate::metrics::Metrics;
+use crate::postprocess::{Delta, Postprocessor};
 use crate::protocol::sampling::TextOptions;
 use crate::protocol::usage::Usage;
 use crate::state::AppState;
@@ -20,17 +22,28 @@ use crate::state::AppState;
 /// A comment is sent when nothing else was for this long; it keeps proxies patient.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// One running sequence.
+/// One running sequence. Dropping it before its end aborts it.
 pub struct Choice {
     index: usize,
     state: AppState,
-    /// `None` once the last delta was given; dropping it earlier aborts the sequence.
-    outputs: Option<OutputStream>,
-    text: Postprocessor,
-    prompt_only: bool,
-    num_cached_tokens: usize,
+    deltas: Deltas,
+    times: Times,
+}
+
+/// When a sequence was submitted, and when it had its last token.
+struct Times {
     submitted: Instant,
     last_token: Option<Instant>,
+}
+
+impl Times {
+    fn observe_token(&mut self, metrics: &Metrics) {
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            None => metrics.time_to_first_token.observe(now - self.submitted),
+            Some(last) => metrics.inter_token_latency.observe(now - last),
+        }
+    }
 }
 
 impl Choice {
@@ -45,74 +58,35 @@ impl Choice {
         text: &TextOptions,
         prompt_only: bool,
     ) -> Result<Self, ApiError> {
+        let outputs = state.engine().submit(request)?;
+        let text = Postprocessor::new(state.model().tokenizer.clone(), text.clone());
         Ok(Self {
             index,
-            outputs: Some(state.engine().submit(request)?),
-            text: Postprocessor::new(state.model().tokenizer.clone(), text.clone()),
             state: state.clone(),
-            prompt_only,
-            num_cached_tokens: 0,
-            submitted: Instant::now(),
-            last_token: None,
+            deltas: match prompt_only {
+                true => Deltas::of_prompt(outputs, text),
+                false => Deltas::new(outputs, text),
+            },
+            times: Times {
+                submitted: Instant::now(),
+                last_token: None,
+            },
         })
     }
 
     /// The next delta; `None` after the one with `finish`, or after an error.
+    ///
+    /// # Errors
+    /// If the engine does not finish the sequence.
     pub async fn next(&mut self) -> Option<Result<Delta, ApiError>> {
-        loop {
-            let output = self.outputs.as_mut()?.next().await;
-            let delta = match output {
-                Some(EngineOutput::PromptLogprobs(logprobs)) => Some(Ok(Delta {
-                    prompt_logprobs: Some(logprobs),
-                    ..Delta::default()
-                })),
-                Some(EngineOutput::Token {
-                    id,
-                    logprobs,
-                    num_cached_tokens,
-                }) => {
-                    self.num_cached_tokens = num_cached_tokens;
-                    self.observe_token();
-                    if self.prompt_only {
-                        None
-                    } else {
-                        self.text.push(id, logprobs).map(Ok)
-                    }
-                }
-                Some(EngineOutput::Finished { reason }) => {
-                    Some(self.text.finish(&reason).map(|delta| {
-                        let length = Finish {
-                            reason: "length",
-                            stop_reason: Value::Null,
-                        };
-                        Delta {
-                            finish: if self.prompt_only {
-                                Some(length)
-                            } else {
-                                delta.finish.clone()
-                            },
-                            ..delta
-                        }
-                    }))
-                }
-                None => Some(Err(ApiError::internal(
-                    "The engine stopped while the request was running.",
-                ))),
-            };
-            let Some(delta) = delta else { continue };
-            if !matches!(delta, Ok(Delta { finish: None, .. })) {
-                self.outputs = None;
-                self.state
-                    .metrics()
-                    .e2e_request_latency
-                    .observe(self.submitted.elapsed());
-            }
-            return Some(delta.map(|delta| Delta {
-                num_tokens: self.text.num_tokens(),
-                num_cached_tokens: self.num_cached_tokens,
-                ..delta
-            }));
+        let metrics = self.state.metrics();
+        let times = &mut self.times;
+        let delta = self.deltas.next(|| times.observe_token(metrics)).await?;
+        if !matches!(delta, Ok(Delta { finish: None, .. })) {
+            let elapsed = self.times.submitted.elapsed();
+            metrics.e2e_request_latency.observe(elapsed);
         }
+        Some(delta.map_err(ApiError::from))
     }
 
     /// Everything until the end as one delta.
@@ -130,15 +104,6 @@ impl Choice {
             all.finish = delta.finish;
         }
         Ok(all)
-    }
-
-    fn observe_token(&mut self) {
-        let now = Instant::now();
-        let metrics = self.state.metrics();
-        match self.last_token.replace(now) {
-            None => metrics.time_to_first_token.observe(now - self.submitted),
-            Some(last) => metrics.inter_token_latency.observe(now - last),
-        }
     }
 }
 

@@ -123,6 +123,8 @@ fn spellings_and_repetitions() {
     assert!(config.api_keys[1].matches("k2") && !config.api_keys[1].matches("k"));
     assert!(!config.api_keys[1].matches("k2k2") && !config.api_keys[1].matches(""));
     assert!(!format!("{:?}", config.api_keys).contains("k1"));
+    assert_eq!(config.api_keys[0], ApiKey::new("k1"));
+    assert!(!ApiKey::new("").matches(""));
 }
 
 #[test]
@@ -153,6 +155,8 @@ fn bad_values_name_their_flag() {
         (vec!["--block-size", "0"], "--block-size"),
         (vec!["--max-num-seqs", "-1"], "--max-num-seqs"),
         (vec!["--api-key", ""], "--api-key"),
+        (vec!["--max-loras", "0"], "--max-loras"),
+        (vec!["--max-lora-rank", "0"], "--max-lora-rank"),
         (vec!["--lora-modules", "a=b"], "--enable-lora"),
         (
             vec!["--enable-lora", "--lora-modules", "a=b", "a=c"],

@@ -6,9 +6,9 @@ use kv_paging::SequenceId;
 use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
 use model_qwen::QwenModel;
 
-use super::error::AdapterError;
+use super::error::{AdapterError, SequenceError};
 use super::recovery::catch;
-use super::request::{EngineOutput, FinishReason};
+use super::request::EngineOutput;
 use super::stats::AdapterInfo;
 use super::worker::Worker;
 use crate::config::LoraOptions;
@@ -168,9 +168,9 @@ impl Worker {
         for id in users {
             self.scheduler.abort(id);
             if let Some(sequence) = self.sequences.remove(&id) {
-                sequence.sink.send(EngineOutput::Finished {
-                    reason: FinishReason::Abort,
-                });
+                sequence
+                    .sink
+                    .send(EngineOutput::Failed(SequenceError::Aborted));
             }
         }
         // Another adapter may come under the same name.

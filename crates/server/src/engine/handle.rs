@@ -38,7 +38,7 @@ impl Shared {
     }
 }
 
-/// The client's end of one sequence. Dropping it before `Finished` aborts the sequence.
+/// The client's end of one sequence. Dropping it before `Finished` or `Failed` aborts the sequence.
 #[derive(Debug)]
 pub struct OutputStream {
     id: RequestId,
@@ -48,10 +48,13 @@ pub struct OutputStream {
 }
 
 impl OutputStream {
-    /// The next event; `None` after `Finished`, or if the engine died.
+    /// The next event; `None` after `Finished` or `Failed`, or if the engine died.
     pub async fn next(&mut self) -> Option<EngineOutput> {
         let output = self.outputs.recv().await;
-        self.finished |= matches!(output, None | Some(EngineOutput::Finished { .. }));
+        self.finished |= matches!(
+            output,
+            None | Some(EngineOutput::Finished { .. } | EngineOutput::Failed(_))
+        );
         output
     }
 }

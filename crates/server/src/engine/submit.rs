@@ -4,8 +4,9 @@ use kv_paging::{CacheKey, NewSequence};
 use model_qwen::Sampler;
 
 use super::active::ActiveSequence;
+use super::error::SequenceError;
 use super::receiver::Submission;
-use super::request::{EngineOutput, FinishReason};
+use super::request::EngineOutput;
 use super::worker::Worker;
 
 impl Worker {
@@ -25,9 +26,7 @@ impl Worker {
                 Some(slot) => Some(slot),
                 // It was unloaded between the check of the request and now.
                 None => {
-                    sink.send(EngineOutput::Finished {
-                        reason: FinishReason::Abort,
-                    });
+                    sink.send(EngineOutput::Failed(SequenceError::Aborted));
                     return;
                 }
             },
@@ -43,8 +42,8 @@ impl Worker {
             needs_prompt_logits: request.prompt_logprobs.is_some(),
         });
         if let Err(error) = added {
-            let reason = FinishReason::Error(error.to_string());
-            sink.send(EngineOutput::Finished { reason });
+            let error = SequenceError::Failed(error.to_string());
+            sink.send(EngineOutput::Failed(error));
             return;
         }
         self.prompt_tokens += request.prompt.len() as u64;

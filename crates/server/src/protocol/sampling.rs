@@ -1,6 +1,6 @@
 //! From request fields to what the engine and the postprocessor take.
 
-use model_qwen::{GenerationConfig, SamplingParams};
+use model_qwen::SamplingParams;
 
 use super::common::SamplingFields;
 use crate::error::ApiError;
@@ -24,7 +24,8 @@ pub struct TextOptions {
 }
 
 impl SamplingFields {
-    /// Sampling parameters: the request's over the model's `generation_config.json` over vLLM's defaults.
+    /// Sampling parameters: the request's over the model's defaults, which are its `generation_config.json` over
+    /// vLLM's.
     ///
     /// # Errors
     /// 400 with the field.
@@ -33,10 +34,9 @@ impl SamplingFields {
         state: &AppState,
         logprobs: Option<usize>,
     ) -> Result<SamplingParams, ApiError> {
-        let defaults: &GenerationConfig = &state.model().generation_config;
-        let base = SamplingParams::default();
+        let defaults = state.model().generation_config.sampling_defaults();
         let top_k = match self.top_k {
-            None => defaults.top_k.unwrap_or(base.top_k),
+            None => defaults.top_k,
             Some(-1 | 0) => 0,
             Some(k) => usize::try_from(k).map_err(|_| {
                 ApiError::bad_request(
@@ -46,19 +46,15 @@ impl SamplingFields {
             })?,
         };
         let params = SamplingParams {
-            temperature: self
-                .temperature
-                .or(defaults.temperature)
-                .unwrap_or(base.temperature),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
             top_k,
-            top_p: self.top_p.or(defaults.top_p).unwrap_or(base.top_p),
-            min_p: self.min_p.or(defaults.min_p).unwrap_or(base.min_p),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
             repetition_penalty: self
                 .repetition_penalty
-                .or(defaults.repetition_penalty)
-                .unwrap_or(base.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
+                .unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             logit_bias: self.logit_bias(state.engine().vocab_size())?,
             seed: self.seed.map(i64::cast_unsigned),
             logprobs,

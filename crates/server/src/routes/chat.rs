@@ -170,9 +170,9 @@ impl ChatFormat {
         let choices = deltas.into_iter().enumerate().map(|(index, delta)| {
             self.counts.update(index, &delta);
             let logprobs = self.logprobs(&delta);
-            let (finish_reason, stop_reason) = delta
-                .finish
-                .map_or(("stop", Value::Null), |f| (f.reason, f.stop_reason));
+            let (finish_reason, stop_reason) = delta.finish.map_or(("stop", Value::Null), |f| {
+                (f.reason.as_str(), f.stop_reason)
+            });
             let message = AssistantMessage {
                 role: "assistant",
                 content: delta.text,
@@ -251,7 +251,10 @@ impl EventFormat for ChatFormat {
         let logprobs = self
             .logprobs(&delta)
             .filter(|logprobs| !logprobs.content.is_empty());
-        let (finish_reason, stop_reason) = delta.finish.map(|f| (f.reason, f.stop_reason)).unzip();
+        let (finish_reason, stop_reason) = delta
+            .finish
+            .map(|f| (f.reason.as_str(), f.stop_reason))
+            .unzip();
         let content = Some(delta.text).filter(|text| !text.is_empty());
         let delta = ChatDelta {
             role: None,

@@ -55,9 +55,9 @@ impl CompletionFormat {
             }
             logprobs
         });
-        let (finish_reason, stop_reason) = delta
-            .finish
-            .map_or((None, Value::Null), |f| (Some(f.reason), f.stop_reason));
+        let (finish_reason, stop_reason) = delta.finish.map_or((None, Value::Null), |f| {
+            (Some(f.reason.as_str()), f.stop_reason)
+        });
         CompletionChoice {
             index,
             text,

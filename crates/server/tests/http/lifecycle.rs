@@ -60,11 +60,11 @@ fn a_full_queue_is_503_with_retry_after() {
 #[test]
 fn engine_failures_are_reported() {
     let server = TestServer::start(|request| match request.sampling.seed {
-        Some(1) => Play::Tokens(
+        Some(1) => Play::Fails(
             bytes("ab").collect(),
-            FinishReason::Error("the device is lost".to_owned()),
+            SequenceError::Failed("the device is lost".to_owned()),
         ),
-        Some(2) => Play::Tokens(Vec::new(), FinishReason::Abort),
+        Some(2) => Play::Fails(Vec::new(), SequenceError::Aborted),
         _ => Play::Die(bytes("ab").collect()),
     });
     for (seed, status, message) in [

@@ -14,7 +14,7 @@ use model_qwen::{ChatTemplate, GenerationConfig, Tokenizer};
 use serde_json::{Map, Value, json};
 use server::engine::{
     AdapterError, AdapterInfo, EngineCommand, EngineLimits, EngineOutput, EngineReceiver,
-    EngineStats, FinishReason, GenerateRequest, Submission, TokenLogprobs, channel,
+    EngineStats, FinishReason, GenerateRequest, SequenceError, Submission, TokenLogprobs, channel,
 };
 use server::{AppState, Config, ModelInfo};
 use tokio::sync::oneshot;
@@ -31,6 +31,8 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role | first }}:{{ m.content
 pub(crate) enum Play {
     /// These tokens, then the end.
     Tokens(Vec<u32>, FinishReason),
+    /// These tokens, then an end before the end.
+    Fails(Vec<u32>, SequenceError),
     /// These tokens, then nothing until the client aborts.
     Hang(Vec<u32>),
     /// Nothing at all, and the sequence stays in the queue.
@@ -327,8 +329,11 @@ impl FakeEngine {
                 .sink
                 .send(EngineOutput::PromptLogprobs(logprobs.collect()));
         }
-        let (tokens, reason, stays) = match play {
-            Play::Tokens(tokens, reason) => (tokens, Some(reason), false),
+        let (tokens, end, stays) = match play {
+            Play::Tokens(tokens, reason) => {
+                (tokens, Some(EngineOutput::Finished { reason }), false)
+            }
+            Play::Fails(tokens, error) => (tokens, Some(EngineOutput::Failed(error)), false),
             Play::Hang(tokens) => (tokens, None, true),
             Play::Queue => {
                 self.open.insert(submission.id, submission);
@@ -344,8 +349,8 @@ impl FakeEngine {
                 num_cached_tokens: 2,
             });
         }
-        if let Some(reason) = reason {
-            submission.sink.send(EngineOutput::Finished { reason });
+        if let Some(end) = end {
+            submission.sink.send(end);
         }
         if stays {
             self.open.insert(submission.id, submission);
