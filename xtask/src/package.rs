@@ -22,10 +22,10 @@ const OUTSIDE: &str = "examples/outside";
 
 /// Packages the crates and checks the program against them, on the CPU, and what it would build with CUDA.
 pub(crate) fn run() -> Result<()> {
-    command(
-        "cargo",
-        &["package", "--workspace", "--no-verify", "--allow-dirty"],
-    )?;
+    let packages = CRATES.iter().flat_map(|name| ["-p", name]);
+    let mut arguments = vec!["package", "--no-verify", "--allow-dirty"];
+    arguments.extend(packages);
+    command("cargo", &arguments)?;
     let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps"])?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let target = metadata["target_directory"].as_str();
