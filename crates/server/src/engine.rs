@@ -9,6 +9,7 @@ mod launch;
 mod memory;
 mod model_info;
 mod overlap;
+mod parked;
 mod publish;
 pub mod receiver;
 mod recovery;

@@ -16,6 +16,8 @@ use crate::protocol::sampling::TextOptions;
 pub struct Delta {
     /// New text.
     pub text: String,
+    /// The tokens since the last delta.
+    pub token_ids: Vec<u32>,
     /// Log-probabilities of the tokens since the last delta.
     pub logprobs: Vec<TokenLogprobs>,
     /// Log-probabilities of the prompt, once, before any text.
@@ -46,6 +48,7 @@ pub struct Postprocessor {
     pending: String,
     /// Bytes of `pending` that belong to the first `min_tokens` tokens: a stop string must end behind them.
     protected: usize,
+    token_ids: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
     num_tokens: usize,
     last_stop_token: Option<u32>,
@@ -59,6 +62,7 @@ impl Postprocessor {
             options,
             pending: String::new(),
             protected: 0,
+            token_ids: Vec::new(),
             logprobs: Vec::new(),
             num_tokens: 0,
             last_stop_token: None,
@@ -73,7 +77,23 @@ impl Postprocessor {
     /// Adds a token. The result is `None` while there is nothing to send; it has `finish` if a stop string is complete.
     pub fn push(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> Option<Delta> {
         self.num_tokens += 1;
+        self.token_ids.push(id);
         self.logprobs.extend(logprobs);
+        let special = self.options.special_stops.iter();
+        let special = special.filter(|_| self.num_tokens > self.options.min_tokens);
+        if let Some((_, stop)) = special.into_iter().find(|(special, _)| *special == id) {
+            let stop = stop.clone();
+            let rest = self.detokenizer.finish();
+            self.pending.push_str(&rest);
+            if self.options.include_stop {
+                self.pending.push_str(&stop);
+            }
+            let finish = Finish {
+                reason: FinishReason::Stop,
+                stop_reason: Value::String(stop),
+            };
+            return Some(self.take(self.pending.len(), Some(finish)));
+        }
         self.last_stop_token = self.options.stop_token_ids.contains(&id).then_some(id);
         if self.last_stop_token.is_none() || self.options.include_stop {
             let text = self.detokenizer.push(id);
@@ -120,6 +140,7 @@ impl Postprocessor {
         self.protected = self.protected.saturating_sub(len);
         Delta {
             text: mem::replace(&mut self.pending, rest),
+            token_ids: mem::take(&mut self.token_ids),
             logprobs: mem::take(&mut self.logprobs),
             num_tokens: self.num_tokens,
             finish,

@@ -9,18 +9,26 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::deltas::Deltas;
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::postprocess::{Delta, Postprocessor};
+use crate::protocol::common::StreamOptions;
 use crate::protocol::sampling::TextOptions;
 use crate::protocol::usage::Usage;
 use crate::state::AppState;
 
 /// A comment is sent when nothing else was for this long; it keeps proxies patient.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Events that wait for a slow client; then its tokens wait, too.
+const MAX_UNREAD: usize = 64;
+/// A client that reads nothing for this long is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One running sequence. Dropping it before its end aborts it.
 pub struct Choice {
@@ -98,6 +106,7 @@ impl Choice {
         while let Some(delta) = self.next().await {
             let delta = delta?;
             all.text.push_str(&delta.text);
+            all.token_ids.extend(delta.token_ids);
             all.logprobs.extend(delta.logprobs);
             all.prompt_logprobs = all.prompt_logprobs.or(delta.prompt_logprobs);
             (all.num_tokens, all.num_cached_tokens) = (delta.num_tokens, delta.num_cached_tokens);
@@ -159,7 +168,7 @@ impl<F: EventFormat> Events<F> {
 }
 
 /// Answers with the choices' events as they come, in the order in which the engine produces them, then `[DONE]`.
-/// A client that leaves drops the stream, and with it the sequences.
+/// A client that leaves, or reads nothing for [`WRITE_TIMEOUT`], ends the stream, and with it the sequences.
 pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     let choices = choices.into_iter().map(|choice| {
         stream::unfold(choice, |mut choice| async {
@@ -176,10 +185,47 @@ pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     };
     let first = events.format.first();
     events.push(first);
-    let stream = stream::unfold(events, Events::next);
-    Sse::new(stream)
+    let (sender, receiver) = mpsc::channel(MAX_UNREAD);
+    tokio::spawn(send(events, sender));
+    Sse::new(ReceiverStream::new(receiver))
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
         .into_response()
+}
+
+/// Moves events to the client as fast as it reads.
+async fn send<F: EventFormat>(
+    mut events: Events<F>,
+    sender: mpsc::Sender<Result<Event, Infallible>>,
+) {
+    loop {
+        let next = tokio::select! {
+            next = events.next() => next,
+            // Dropping the events aborts the sequences.
+            () = sender.closed() => return,
+        };
+        let Some((event, rest)) = next else { return };
+        events = rest;
+        match sender.send_timeout(event, WRITE_TIMEOUT).await {
+            Ok(()) => {}
+            Err(SendTimeoutError::Closed(_)) => return,
+            Err(SendTimeoutError::Timeout(_)) => {
+                tracing::warn!(timeout = ?WRITE_TIMEOUT, "a client reads nothing; its request ends");
+                return;
+            }
+        }
+    }
+}
+
+impl StreamOptions {
+    /// The field `usage` of an event: what is due, or the counts so far, or nothing.
+    pub(crate) fn shown(self, due: Option<Usage>, counts: &TokenCounts) -> Option<Value> {
+        let is_continuous = self.continuous_usage_stats.unwrap_or(false);
+        let usage = due.or_else(|| is_continuous.then(|| counts.usage()));
+        match usage {
+            Some(usage) => serde_json::to_value(usage).ok(),
+            None => self.include_usage.unwrap_or(false).then_some(Value::Null),
+        }
+    }
 }
 
 /// Tokens of all choices of a request, for `usage`.

@@ -57,12 +57,13 @@ impl LoraOptions {
     pub(super) fn check(&self, served_model_names: &[String]) -> Result<(), ConfigError> {
         at_least_one("--max-loras", self.max_loras)?;
         at_least_one("--max-lora-rank", self.max_lora_rank)?;
-        if self.modules.len() > self.max_loras {
+        if let Some(num) = self.max_cpu_loras
+            && num < self.max_loras
+        {
             return wrong(
-                "--lora-modules",
+                "--max-cpu-loras",
                 format!(
-                    "{} adapters given, but --max-loras is {}",
-                    self.modules.len(),
+                    "expected at least --max-loras, {}, found {num}",
                     self.max_loras
                 ),
             );

@@ -163,15 +163,18 @@ fn bad_values_name_their_flag() {
             "--lora-modules",
         ),
         (
-            vec![
-                "--enable-lora",
-                "--max-loras",
-                "1",
-                "--lora-modules",
-                "a=b",
-                "c=c",
-            ],
-            "--max-loras",
+            vec!["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "2"],
+            "--max-cpu-loras",
+        ),
+        (vec!["--allowed-origins", "[1]"], "--allowed-origins"),
+        (vec!["--allowed-methods", "G T"], "--allowed-methods"),
+        (
+            vec!["--default-chat-template-kwargs", "[]"],
+            "--default-chat-template-kwargs",
+        ),
+        (
+            vec!["--tensor-parallel-size", "2"],
+            "--tensor-parallel-size",
         ),
         (vec!["--chat-template", "/no/such/file"], "--chat-template"),
         (vec!["--quantization", "awq"], "--quantization"),

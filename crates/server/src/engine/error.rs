@@ -82,7 +82,7 @@ pub enum AdapterError {
         reason: String,
     },
     /// The name is taken.
-    #[error("a LoRA adapter `{name}` is loaded already")]
+    #[error("a LoRA adapter `{name}` is loaded already; `load_inplace`: true replaces it")]
     AlreadyLoaded {
         /// The name.
         name: String,
@@ -92,14 +92,6 @@ pub enum AdapterError {
     Unknown {
         /// The name.
         name: String,
-    },
-    /// All slots are taken.
-    #[error(
-        "{max_loras} LoRA adapters are loaded, which is the most (--max-loras); unload one first"
-    )]
-    TooMany {
-        /// The number of slots.
-        max_loras: usize,
     },
     /// The device's memory is full.
     #[error("LoRA adapter at {path}: the device has no room for it: {reason}")]

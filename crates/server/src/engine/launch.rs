@@ -35,7 +35,7 @@ impl Worker {
             DecodeRow {
                 token: DecodeToken::Id(chunk.tokens[0]),
                 position: chunk.start,
-                slot: sequence.as_ref().and_then(|sequence| sequence.slot),
+                slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
                 block_table: &chunk.block_table,
                 draw: sequence.and_then(|sequence| sequence.draw(0)),
             }
@@ -59,7 +59,7 @@ impl Worker {
             tokens.extend_from_slice(&chunk.tokens);
             positions.extend(chunk.start as u32..end as u32);
             let sequence = self.sequences.get(&chunk.id);
-            slots.resize(tokens.len(), sequence.and_then(|sequence| sequence.slot));
+            slots.resize(tokens.len(), sequence.and_then(ActiveSequence::slot));
             packed.push(SequenceChunk {
                 query_len: chunk.tokens.len(),
                 context_len: end,

@@ -92,6 +92,7 @@ impl Worker {
             }
             Ok(())
         });
+        self.settle();
         if let Err(reason) = replaced {
             tracing::error!(reason, "the device has no room for a new KV cache");
             self.num_failures = MAX_FAILURES;
@@ -108,7 +109,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::engine::adapters::AdapterSlots;
+    use crate::engine::adapters::Adapters;
     use crate::engine::stats::EngineLimits;
     use crate::engine::{EngineHandle, FinishReason, GenerateRequest, OutputStream, channel};
 
@@ -142,7 +143,7 @@ mod tests {
         });
         let config = Config::from_command_line(["server", "--device", "cpu"]).unwrap();
         let cache = PagedKvCache::new(&kv, &device);
-        let adapters = AdapterSlots::new(None);
+        let adapters = Adapters::new(None);
         let scheduler = scheduler.unwrap();
         let worker = Worker::new(model, cache, scheduler, receiver, adapters, &config);
         (handle, worker)

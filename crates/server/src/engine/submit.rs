@@ -1,17 +1,18 @@
-//! How a sequence comes to the engine thread.
+//! How a sequence comes to the scheduler.
 
 use kv_paging::{CacheKey, NewSequence};
 use model_qwen::Sampler;
 
 use super::active::ActiveSequence;
+use super::adapters::AdapterUse;
 use super::error::SequenceError;
 use super::receiver::Submission;
 use super::request::EngineOutput;
 use super::worker::Worker;
 
 impl Worker {
-    /// Takes a sequence in, or says why not.
-    pub(super) fn submit(
+    /// Hands a sequence to the scheduler, or says why not.
+    pub(super) fn start(
         &mut self,
         Submission {
             id,
@@ -19,23 +20,13 @@ impl Worker {
             sink,
             permit,
         }: Submission,
+        adapter: Option<AdapterUse>,
     ) {
-        let slot = match &request.adapter {
-            None => None,
-            Some(name) => match self.adapters.slot(name) {
-                Some(slot) => Some(slot),
-                // It was unloaded between the check of the request and now.
-                None => {
-                    sink.send(EngineOutput::Failed(SequenceError::Aborted));
-                    return;
-                }
-            },
-        };
         let added = self.scheduler.add(NewSequence {
             id,
             prompt: request.prompt.clone(),
             cache_key: CacheKey {
-                adapter: request.adapter.clone(),
+                adapter: adapter.and_then(|adapter| self.adapters.cache_key(adapter.id)),
                 salt: request.cache_salt.clone(),
             },
             max_tokens: request.max_tokens,
@@ -56,7 +47,7 @@ impl Worker {
             request,
             sink,
             permit: Some(permit),
-            slot,
+            adapter,
             num_generated: 0,
         };
         self.sequences.insert(id, sequence);

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod answers;
+mod compat;
+mod envelope;
 mod errors;
 mod lifecycle;
 mod prompts;
