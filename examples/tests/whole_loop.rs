@@ -55,9 +55,7 @@ fn serve() -> String {
             address
                 .send(format!("http://{}", listener.local_addr().unwrap()))
                 .unwrap();
-            server::run(listener, state, std::future::pending())
-                .await
-                .unwrap();
+            server::run(listener, state, std::future::pending()).await;
         });
     });
     receive.recv().unwrap()

@@ -26,7 +26,7 @@ const PACKAGES: [(&str, PackageRule); 4] = [
     ("dependency direction", workspace::imports),
     ("CUDA stand-in", workspace::cuda_stand_in),
     ("one build for all programs", workspace::one_build),
-    ("profiles", workspace::profiles),
+    ("dev profile", workspace::dev_profile),
 ];
 /// What is true of Rust files.
 const FILES: [(&str, FileRule); 9] = [

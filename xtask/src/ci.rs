@@ -45,6 +45,13 @@ pub(crate) fn run() -> Result<()> {
     run_step("rustdoc", || {
         command("cargo", &["doc", "--workspace", "--no-deps"])
     })?;
+    run_step("libraries without the hub", || {
+        let libraries = ["-p", "server", "-p", "trainer-sft", "--lib"];
+        command(
+            "cargo",
+            &[&["check", "--no-default-features"], &libraries[..]].concat(),
+        )
+    })?;
     run_step("packages, and a program that uses them", package::run)?;
     run_step("GPU kernels on the CPU", gpu_tests)?;
     run_step("CUDA build", || {

@@ -22,10 +22,10 @@ const OUTSIDE: &str = "examples/outside";
 
 /// Packages the crates and checks the program against them, on the CPU, and what it would build with CUDA.
 pub(crate) fn run() -> Result<()> {
-    command(
-        "cargo",
-        &["package", "--workspace", "--no-verify", "--allow-dirty"],
-    )?;
+    let packages = CRATES.iter().flat_map(|name| ["-p", name]);
+    let mut arguments = vec!["package", "--no-verify", "--allow-dirty"];
+    arguments.extend(packages);
+    command("cargo", &arguments)?;
     let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps"])?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let target = metadata["target_directory"].as_str();
@@ -76,15 +76,12 @@ fn outside(folder: &Path, packages: &[PathBuf]) -> Result<PathBuf> {
     fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock"))?;
 
     let workspace = fs::read_to_string(root().join("Cargo.toml"))?;
-    let profile = workspace.split_once("[profile.release]\n");
-    let (profile, _) = profile
-        .and_then(|(_, rest)| rest.split_once("\n\n"))
-        .context("Cargo.toml: no [profile.release]")?;
     let path = folder.join("Cargo.toml");
     let mut manifest = fs::read_to_string(&path)?;
     write!(
         manifest,
-        "\n[profile.release]\n{profile}\n\n[patch.crates-io]\n"
+        "\n{}\n[patch.crates-io]\n",
+        dev_profile(&workspace)?
     )?;
     let stand_in = root().canonicalize()?.join(".cargo/cubecl-llvm");
     writeln!(manifest, "cubecl-llvm = {{ path = {stand_in:?} }}")?;
@@ -93,4 +90,32 @@ fn outside(folder: &Path, packages: &[PathBuf]) -> Result<PathBuf> {
     }
     fs::write(&path, manifest)?;
     Ok(path)
+}
+
+/// The workspace's dev profile as a manifest has it: with it the check finds what the workspace has built.
+fn dev_profile(workspace: &str) -> Result<String> {
+    let workspace: toml::Table = toml::from_str(workspace).context("Cargo.toml")?;
+    let dev = workspace
+        .get("profile")
+        .and_then(|profiles| profiles.get("dev"));
+    let dev = dev.context("Cargo.toml: no [profile.dev]")?.clone();
+    let profiles = toml::Table::from_iter([("dev".to_owned(), dev)]);
+    let manifest = toml::Table::from_iter([("profile".to_owned(), profiles.into())]);
+    Ok(toml::to_string(&manifest)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dev_profile_is_copied_whole() {
+        let workspace = "[profile.dev]\nopt-level = 0\n[profile.dev.package]\na = { opt-level = 3 }\n\n\
+                         [profile.release]\nopt-level = 3\n";
+        let copy: toml::Table = toml::from_str(&dev_profile(workspace).unwrap()).unwrap();
+        let whole: toml::Table = toml::from_str(workspace).unwrap();
+        assert_eq!(copy["profile"]["dev"], whole["profile"]["dev"]);
+        assert!(copy["profile"].get("release").is_none());
+        assert!(dev_profile("[profile.release]\n").is_err());
+    }
 }

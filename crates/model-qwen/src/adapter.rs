@@ -31,12 +31,11 @@ pub enum AdapterError {
 }
 
 impl QwenModel {
-    /// Puts an adapter into `slot` of every linear layer it has matrices for; on an error nothing
-    /// has changed.
+    /// Whether the model has the layers that an adapter has matrices for.
     ///
     /// # Errors
     /// When the adapter was made for another architecture.
-    pub fn add_adapter(&mut self, slot: usize, adapter: &LoraAdapter) -> Result<(), AdapterError> {
+    pub fn check_adapter(&mut self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
         for (module, matrices) in &adapter.modules {
             let Some(linear) = self.linear_mut(module) else {
                 return Err(AdapterError::NoSuchModule {
@@ -53,6 +52,16 @@ impl QwenModel {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Puts an adapter into `slot` of every linear layer it has matrices for; on an error nothing
+    /// has changed.
+    ///
+    /// # Errors
+    /// As [`Self::check_adapter`].
+    pub fn add_adapter(&mut self, slot: usize, adapter: &LoraAdapter) -> Result<(), AdapterError> {
+        self.check_adapter(adapter)?;
         self.remove_adapter(slot);
         let device = self.device();
         for (module, m) in &adapter.modules {

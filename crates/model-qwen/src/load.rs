@@ -26,6 +26,7 @@ pub enum Quantization {
     #[default]
     None,
     /// 4-bit NormalFloat in blocks of 64, quantized while loading.
+    #[cfg_attr(feature = "clap", value(alias = "bitsandbytes"))]
     Nf4,
 }
 

@@ -1,6 +1,6 @@
 //! From logits to the next token, with vLLM's parameters and their meaning.
 //!
-//! Order: logit bias, banned tokens, penalties (repetition over prompt and output, frequency and
+//! Order: allowed tokens, logit bias, bad words, banned tokens, penalties (repetition over prompt and output, frequency and
 //! presence over the output), temperature, top-k, top-p, min-p, draw. Log-probabilities are those
 //! of the raw logits, before any of this.
 //!
@@ -79,6 +79,8 @@ pub struct Sampler {
     draws_from: u64,
     /// Empty unless a penalty is on.
     seen: HashMap<u32, Seen>,
+    /// The output so far; empty unless some words may not come.
+    output: Vec<u32>,
     /// Raw values of the logits that were changed in this step.
     changed: Vec<(u32, f32)>,
     candidates: Vec<Candidate>,
@@ -113,6 +115,7 @@ impl Sampler {
             num_output: 0,
             draws_from: 0,
             seen,
+            output: Vec::new(),
             changed: Vec::new(),
             candidates: Vec::new(),
             scratch: Vec::new(),
@@ -139,7 +142,9 @@ impl Sampler {
         });
 
         self.changed.clear();
+        self.keep_allowed(logits);
         self.apply_bias(logits);
+        self.exclude_bad_words(logits);
         for &id in banned {
             change(logits, &mut self.changed, id, |_| f32::NEG_INFINITY);
         }
@@ -169,6 +174,7 @@ impl Sampler {
         params.temperature < GREEDY_BELOW
             && params.logprobs.is_none()
             && params.logit_bias.is_empty()
+            && !params.has_exclusions()
             && !params.has_penalties()
     }
 
@@ -178,6 +184,31 @@ impl Sampler {
         self.num_output += 1;
         if self.params.has_penalties() {
             self.seen.entry(id).or_default().num_output += 1;
+        }
+        if !self.params.bad_words.is_empty() {
+            self.output.push(id);
+        }
+    }
+
+    fn keep_allowed(&self, logits: &mut [f32]) {
+        let Some(allowed) = &self.params.allowed_token_ids else {
+            return;
+        };
+        let kept = allowed.iter().map(|&id| id as usize);
+        let kept: Vec<(usize, f32)> = kept.filter_map(|id| Some((id, *logits.get(id)?))).collect();
+        logits.fill(f32::NEG_INFINITY);
+        for (id, logit) in kept {
+            logits[id] = logit;
+        }
+    }
+
+    fn exclude_bad_words(&mut self, logits: &mut [f32]) {
+        for word in &self.params.bad_words {
+            if let Some((&last, before)) = word.split_last()
+                && self.output.ends_with(before)
+            {
+                change(logits, &mut self.changed, last, |_| f32::NEG_INFINITY);
+            }
         }
     }
 

@@ -25,11 +25,19 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn builder(model: impl Into<String>) -> EngineBuilder {
-        EngineBuilder {
-            config: Config {
-                model: Some(model.into()),
-                ..Config::default()
-            },
+        Config {
+            model: Some(model.into()),
+            ..Config::default()
+        }
+        .into()
+    }
+}
+
+impl From<Config> for EngineBuilder {
+    /// The engine's part of a configuration, as of a command line.
+    fn from(config: Config) -> Self {
+        Self {
+            config,
             device: None,
         }
     }
@@ -98,6 +106,30 @@ impl EngineBuilder {
         self
     }
 
+    /// Fraction of the device's total memory for this process, above 0 and at most 1.
+    pub fn gpu_memory_utilization(mut self, fraction: f64) -> Self {
+        self.config.memory.gpu_memory_utilization = Some(fraction);
+        self
+    }
+
+    /// Memory in bytes that the device is taken to have, whatever it has.
+    pub fn device_memory(mut self, bytes: u64) -> Self {
+        self.config.memory.device_memory = Some(bytes);
+        self
+    }
+
+    /// Tokens per block of the KV cache.
+    pub fn block_size(mut self, tokens: usize) -> Self {
+        self.config.block_size = tokens;
+        self
+    }
+
+    /// Whether every kernel is launched by itself, without CUDA graphs; for finding errors.
+    pub fn enforce_eager(mut self, eager: bool) -> Self {
+        self.config.enforce_eager = eager;
+        self
+    }
+
     /// Whether equal prompt beginnings share blocks of the KV cache.
     pub fn enable_prefix_caching(mut self, enable: bool) -> Self {
         self.config.enable_prefix_caching = enable;
@@ -138,6 +170,13 @@ impl EngineBuilder {
     pub fn max_loras(mut self, num: usize) -> Self {
         let lora = self.config.lora.get_or_insert_with(LoraOptions::default);
         lora.max_loras = num.max(lora.modules.len());
+        self
+    }
+
+    /// Largest rank of an adapter; each takes only the memory of its own rank.
+    pub fn max_lora_rank(mut self, rank: usize) -> Self {
+        let lora = self.config.lora.get_or_insert_with(LoraOptions::default);
+        lora.max_lora_rank = rank;
         self
     }
 

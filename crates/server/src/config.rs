@@ -3,21 +3,28 @@
 //! The file's entries are turned into flags and parsed by the same rules, so that both know the same settings with the same
 //! checks. A flag wins over the file, the file wins over the environment.
 
+mod api;
 pub mod args;
 mod check;
 mod command_line;
 mod file;
 pub mod units;
+mod vllm_flags;
 
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::FromArgMatches;
+use axum::http::HeaderValue;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, FromArgMatches};
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
+
+pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
 use command_line::{dashed, parse};
@@ -31,6 +38,8 @@ pub struct Config {
     pub served_model_names: Vec<String>,
     /// Where to listen.
     pub listen: Listen,
+    /// How the HTTP API answers.
+    pub api: ApiConfig,
     /// Accepted API keys; empty = no authentication.
     pub api_keys: Vec<ApiKey>,
     /// `--device` as given; `model_qwen::parse_device` reads it.
@@ -62,6 +71,8 @@ pub struct Config {
     pub kv_cache_dtype: Dtype,
     /// Adapter limits and the adapters to load at start; `None` without `--enable-lora`.
     pub lora: Option<LoraOptions>,
+    /// Whether sampling defaults are those of the model's `generation_config.json`.
+    pub model_sampling_defaults: bool,
     /// A Jinja template's source that replaces the model's.
     pub chat_template: Option<String>,
     /// Most requests that wait for their first step.
@@ -109,8 +120,10 @@ pub enum MaxModelLen {
 /// LoRA limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoraOptions {
-    /// Most adapters loaded at once.
+    /// Most adapters in one step.
     pub max_loras: usize,
+    /// Adapters that are kept on the host while others are in use; `None` = none.
+    pub max_cpu_loras: Option<usize>,
     /// Largest rank.
     pub max_lora_rank: usize,
     /// Adapters to load at start.
@@ -131,9 +144,17 @@ pub struct LoraModule {
 pub struct ApiKey(String);
 
 impl ApiKey {
+    /// The key `key`. An empty one matches nothing.
+    pub fn new(key: impl Into<String>) -> Self {
+        Self(key.into())
+    }
+
     /// Whether `candidate` is this key, in a time that depends on the candidate's length only.
     pub fn matches(&self, candidate: &str) -> bool {
         let key = self.0.as_bytes();
+        if key.is_empty() {
+            return false;
+        }
         let mut difference = key.len() ^ candidate.len();
         for (i, byte) in candidate.bytes().enumerate() {
             difference |= usize::from(key[i % key.len()] ^ byte);
@@ -185,18 +206,25 @@ impl Config {
         let command_line: Vec<OsString> = command_line
             .into_iter()
             .map(|arg| dashed(arg.into()))
+            .enumerate()
+            // `vllm serve MODEL` is `server serve MODEL`.
+            .filter(|(i, arg)| *i != 1 || arg != "serve")
+            .map(|(_, arg)| arg)
             .collect();
+        let command_line = vllm_flags::take(command_line)?;
         let matches = parse(&command_line)?;
         let args = Args::from_arg_matches(&matches)?;
         match &args.config {
-            None => Self::from_args(args),
+            None => Self::from_args(without_empty_key(args, &matches)),
             Some(path) => {
                 let with_file = file::merge(path, command_line, &matches)?;
+                let with_file = vllm_flags::take(with_file)?;
                 let matches = parse(&with_file).map_err(|error| ConfigError::File {
                     path: path.clone(),
                     message: error.to_string().trim_start_matches("error: ").to_owned(),
                 })?;
-                Self::from_args(Args::from_arg_matches(&matches)?)
+                let args = Args::from_arg_matches(&matches)?;
+                Self::from_args(without_empty_key(args, &matches))
             }
         }
     }
@@ -212,11 +240,15 @@ impl Config {
                 message: "needs --enable-lora".to_owned(),
             });
         }
-        let lora = args.enable_lora.then_some(LoraOptions {
+        let lora = LoraOptions {
             max_loras: args.max_loras,
+            max_cpu_loras: args.max_cpu_loras,
             max_lora_rank: args.max_lora_rank,
             modules: args.lora_modules,
-        });
+        };
+        // Wrong values are refused whether or not they are used.
+        lora.check(&args.served_model_name)?;
+        let lora = args.enable_lora.then_some(lora);
         let config = Self {
             model: args.model.or(args.model_positional),
             served_model_names: args.served_model_name,
@@ -227,7 +259,27 @@ impl Config {
                     port: args.port,
                 },
             },
-            api_keys: args.api_key.into_iter().map(ApiKey).collect(),
+            api: ApiConfig {
+                cors: CorsConfig {
+                    origins: allowed("--allowed-origins", &args.allowed_origins, |origin| {
+                        HeaderValue::from_str(origin).ok()
+                    })?,
+                    methods: allowed("--allowed-methods", &args.allowed_methods, |method| {
+                        method.parse().ok()
+                    })?,
+                    headers: allowed("--allowed-headers", &args.allowed_headers, |header| {
+                        header.parse().ok()
+                    })?,
+                    credentials: args.allow_credentials,
+                },
+                trust_request_chat_template: args.trust_request_chat_template,
+                default_chat_template_kwargs: args.default_chat_template_kwargs.unwrap_or_default(),
+                max_logprobs: args.max_logprobs,
+                return_tokens_as_token_ids: args.return_tokens_as_token_ids,
+                enable_force_include_usage: args.enable_force_include_usage,
+            },
+            model_sampling_defaults: args.generation_config == "auto",
+            api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),
             device: args.device,
             dtype: args.dtype,
             quantization: args.quantization.unwrap_or_default(),
@@ -266,6 +318,8 @@ impl Default for Config {
                 host: "127.0.0.1".to_owned(),
                 port: 8000,
             },
+            api: ApiConfig::default(),
+            model_sampling_defaults: true,
             api_keys: Vec::new(),
             device: "auto".to_owned(),
             owns_device: false,
@@ -294,10 +348,32 @@ impl Default for LoraOptions {
     fn default() -> Self {
         Self {
             max_loras: 8,
+            max_cpu_loras: None,
             max_lora_rank: 256,
             modules: Vec::new(),
         }
     }
+}
+
+/// The values of a flag of CORS.
+fn allowed<T>(
+    flag: &'static str,
+    texts: &[units::Texts],
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Allowed<T>, ConfigError> {
+    let texts: Vec<String> = texts.iter().flat_map(|texts| texts.0.clone()).collect();
+    Allowed::parse(&texts, parse).map_err(|text| ConfigError::Flag {
+        flag,
+        message: format!("cannot be {text:?}"),
+    })
+}
+
+/// A variable that is set to nothing, as `VLLM_API_KEY=` in a compose file, is one that isn't set.
+fn without_empty_key(mut args: Args, matches: &ArgMatches) -> Args {
+    if matches.value_source("api_key") == Some(ValueSource::EnvVariable) {
+        args.api_key.retain(|key| !key.is_empty());
+    }
+    args
 }
 
 /// A file's content, or the text itself if it looks like a template.

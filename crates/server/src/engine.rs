@@ -9,6 +9,7 @@ mod launch;
 mod memory;
 mod model_info;
 mod overlap;
+mod parked;
 mod publish;
 pub mod receiver;
 mod recovery;
@@ -18,7 +19,7 @@ pub mod stats;
 mod submit;
 mod worker;
 
-pub use error::{AdapterError, SubmitError};
+pub use error::{AdapterError, SequenceError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
 pub use memory::MemoryError;
 pub use model_info::ModelInfo;

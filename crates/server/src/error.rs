@@ -1,11 +1,11 @@
-//! Every failure an HTTP client sees, as OpenAI's error object.
+//! Every failure an HTTP client sees, as OpenAI's error object with vLLM's types.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::engine::{AdapterError, SubmitError};
+use crate::engine::{AdapterError, SequenceError, SubmitError};
 
 /// An HTTP status with `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct ApiError {
     pub message: String,
     /// The request field that is at fault, such as `messages[0].role`.
     pub param: Option<String>,
-    /// A word for programs, such as `model_not_found`.
+    /// A word for programs, such as `model_not_found`; otherwise the object has the status, as vLLM's.
     pub code: Option<&'static str>,
     /// Seconds after which to try again.
     pub retry_after: Option<u32>,
@@ -70,13 +70,17 @@ impl ApiError {
     /// The error object, as in a body or in the middle of a stream.
     pub fn body(&self) -> Value {
         let kind = match self.status {
-            StatusCode::UNAUTHORIZED => "authentication_error",
-            StatusCode::NOT_FOUND => "not_found_error",
-            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
-            status if status.is_server_error() => "server_error",
-            _ => "invalid_request_error",
+            StatusCode::BAD_REQUEST => "BadRequestError",
+            StatusCode::UNAUTHORIZED => "AuthenticationError",
+            StatusCode::FORBIDDEN => "PermissionDeniedError",
+            StatusCode::NOT_FOUND => "NotFoundError",
+            StatusCode::INTERNAL_SERVER_ERROR => "InternalServerError",
+            StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableError",
+            status => status.canonical_reason().unwrap_or("Error"),
         };
-        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": self.code } })
+        let code = self.code.map(Value::from);
+        let code = code.unwrap_or_else(|| Value::from(self.status.as_u16()));
+        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": code } })
     }
 }
 
@@ -112,6 +116,16 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+impl From<SequenceError> for ApiError {
+    fn from(error: SequenceError) -> Self {
+        let message = error.to_string();
+        match error {
+            SequenceError::Aborted | SequenceError::DeviceFailed(_) => Self::unavailable(message),
+            SequenceError::Failed(_) | SequenceError::Stopped => Self::internal(message),
+        }
+    }
+}
+
 impl From<AdapterError> for ApiError {
     fn from(error: AdapterError) -> Self {
         let message = error.to_string();
@@ -125,9 +139,7 @@ impl From<AdapterError> for ApiError {
                 param: Some("lora_name".to_owned()),
                 ..Self::new(StatusCode::NOT_FOUND, message)
             },
-            AdapterError::AlreadyLoaded { .. } | AdapterError::TooMany { .. } => {
-                Self::bad_request("lora_name", message)
-            }
+            AdapterError::AlreadyLoaded { .. } => Self::bad_request("lora_name", message),
             AdapterError::NoRoom { .. } => Self::unavailable(message),
             AdapterError::Invalid { .. } => Self::bad_request("lora_path", message),
             AdapterError::Stopped => Self::internal(message),

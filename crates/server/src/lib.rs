@@ -12,26 +12,29 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod blocking;
 mod builder;
 pub mod config;
+mod cors;
+pub mod deltas;
 pub mod engine;
 pub mod error;
 pub mod metrics;
 pub mod postprocess;
 pub mod protocol;
+pub mod request_id;
 pub mod routes;
+mod serve;
 pub mod state;
 pub mod stream;
 pub mod text;
 
-use std::fmt::Debug;
 use std::future::Future;
-use std::io;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, get, post};
 use axum::serve::Listener;
 use tokio::sync::oneshot;
 
@@ -42,74 +45,103 @@ pub use config::{Config, ConfigError, args};
 pub use engine::ModelInfo;
 pub use state::AppState;
 
-use protocol::body::MAX_BODY_BYTES;
+use error::ApiError;
 use routes::{auth, chat, completions, health, lora, models, tokenize};
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(chat::chat_completions))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::get))
-        .route("/v1/load_lora_adapter", post(lora::load))
-        .route("/v1/unload_lora_adapter", post(lora::unload))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/health", get(health::health))
-        .route("/version", get(health::version))
-        .route("/metrics", get(health::metrics))
+    let routes: [(&str, MethodRouter<AppState>); 10] = [
+        ("/v1/chat/completions", post(chat::chat_completions)),
+        ("/v1/completions", post(completions::completions)),
+        ("/v1/models", get(models::list)),
+        ("/v1/load_lora_adapter", post(lora::load)),
+        ("/v1/unload_lora_adapter", post(lora::unload)),
+        ("/tokenize", post(tokenize::tokenize)),
+        ("/detokenize", post(tokenize::detokenize)),
+        ("/health", get(health::health)),
+        ("/version", get(health::version)),
+        ("/metrics", get(health::metrics)),
+    ];
+    let mut router = Router::new().route("/v1/models/{*id}", get(models::get));
+    for (path, methods) in routes {
+        // A slash at the end changes nothing.
+        router = router
+            .route(&format!("{path}/"), methods.clone())
+            .route(path, methods);
+    }
+    router
         .fallback(auth::unknown_route)
         .method_not_allowed_fallback(auth::wrong_method)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(state.clone(), auth::require_api_key))
+        .layer(from_fn(request_id::echo))
+        .layer(cors::layer(&state.api().cors))
         .with_state(state)
 }
 
 /// Serves until `shutdown` completes, then stops accepting and lets running requests end, at most for
 /// [`AppState::shutdown_timeout`].
-///
-/// # Errors
-/// If the listener fails.
-pub async fn run<L>(
+pub async fn run<L: Listener>(
     listener: L,
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()>
-where
-    L: Listener,
-    L::Addr: Debug,
-{
-    let (engine, timeout) = (state.engine().clone(), state.shutdown_timeout());
+) {
+    run_loading(listener, std::future::ready(state), shutdown).await;
+}
+
+/// As [`run`], from before there is a model: until `state` completes, every request is answered 503.
+pub async fn run_loading<L: Listener>(
+    listener: L,
+    state: impl Future<Output = AppState>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) {
+    let loaded: Arc<OnceLock<(AppState, Router)>> = Arc::default();
+    let loading =
+        Router::new().fallback(async || ApiError::unavailable("The model is being loaded."));
     let (draining, drain) = oneshot::channel();
     let stop = {
-        let engine = engine.clone();
+        let loaded = Arc::clone(&loaded);
         async move {
             shutdown.await;
-            engine.begin_shutdown();
+            let timeout = loaded.get().map(|(state, _)| {
+                state.engine().begin_shutdown();
+                state.shutdown_timeout()
+            });
+            let timeout = timeout.unwrap_or_default();
             tracing::info!(?timeout, "shutting down: finishing the running requests");
             // The receiver is gone only if the server has ended already.
-            let _ = draining.send(());
+            let _ = draining.send(timeout);
         }
     };
+    let current = {
+        let loaded = Arc::clone(&loaded);
+        move || match loaded.get() {
+            Some((_, app)) => app.clone(),
+            None => loading.clone(),
+        }
+    };
+    let open = async {
+        let state = state.await;
+        // Only this task sets it.
+        let _ = loaded.set((state.clone(), app(state)));
+        std::future::pending::<()>().await;
+    };
     let served = async {
-        axum::serve(listener, app(state))
-            .with_graceful_shutdown(stop)
-            .await?;
-        engine.drained().await;
-        Ok(())
+        serve::serve(listener, current, stop).await;
+        if let Some((state, _)) = loaded.get() {
+            state.engine().drained().await;
+        }
     };
     let expired = async {
         match drain.await {
-            Ok(()) => tokio::time::sleep(timeout).await,
+            Ok(timeout) => tokio::time::sleep(timeout).await,
             Err(_) => std::future::pending().await,
         }
     };
     tokio::select! {
-        result = served => result,
+        () = served => {}
+        () = open => {}
         () = expired => {
-            tracing::warn!(?timeout, "requests are still running; ending without them (--shutdown-timeout)");
-            Ok(())
+            tracing::warn!("requests are still running; ending without them (--shutdown-timeout)");
         }
     }
 }

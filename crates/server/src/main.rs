@@ -1,15 +1,16 @@
 //! The `server` program: flags to [`Config`], model and engine, HTTP until a signal.
 
 use std::io::IsTerminal as _;
+use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use axum::serve::ListenerExt;
+use axum::serve::{Listener, ListenerExt};
 use server::config::{Config, ConfigError, Listen};
 use server::engine::Engine;
 use server::state::AppState;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -49,7 +50,7 @@ fn start(config: &Config) -> Result<()> {
 
 async fn serve(config: &Config) -> Result<()> {
     let signals = signals()?;
-    // The port is taken before the model is loaded, so that a busy one is known at once.
+    // The port is taken before the model is loaded, so that a busy one is known at once. Until then the answer is 503.
     match &config.listen {
         Listen::Tcp { host, port } => {
             let listener = TcpListener::bind((host.as_str(), *port)).await.with_context(|| {
@@ -63,39 +64,59 @@ async fn serve(config: &Config) -> Result<()> {
                     tracing::debug!(%error, "cannot set TCP_NODELAY");
                 }
             });
-            let Some(state) = load(config, &signals).await? else {
-                return Ok(());
-            };
-            announce(
-                &state,
+            serve_on(
+                listener,
+                config,
+                signals,
                 &format!("http://{address}"),
                 "curl",
-                !config.api_keys.is_empty(),
-            );
-            server::run(listener, state, signaled(signals))
-                .await
-                .context("the HTTP server failed")
+            )
+            .await
         }
         #[cfg(unix)]
         Listen::Unix(path) => {
             let listener = bind_unix(path)?;
-            if let Some(state) = load(config, &signals).await? {
-                let curl = format!("curl --unix-socket {}", path.display());
-                announce(
-                    &state,
-                    "http://localhost",
-                    &curl,
-                    !config.api_keys.is_empty(),
-                );
-                server::run(listener, state, signaled(signals))
-                    .await
-                    .context("the HTTP server failed")?;
-            }
-            std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+            let curl = format!("curl --unix-socket {}", path.display());
+            let served = serve_on(listener, config, signals, "http://localhost", &curl).await;
+            let removed = std::fs::remove_file(path)
+                .with_context(|| format!("cannot remove {}", path.display()));
+            served.and(removed)
         }
         #[cfg(not(unix))]
         Listen::Unix(_) => anyhow::bail!("--uds: this system has no Unix domain sockets"),
     }
+}
+
+/// Loads the model while the listener answers that it is being loaded, then serves it.
+async fn serve_on<L: Listener>(
+    listener: L,
+    config: &Config,
+    signals: watch::Receiver<bool>,
+    url: &str,
+    curl: &str,
+) -> Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    let loaded = async {
+        match receiver.await {
+            Ok(state) => state,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let mut serving = pin!(server::run_loading(
+        listener,
+        loaded,
+        signaled(signals.clone())
+    ));
+    let state = tokio::select! {
+        state = load(config, &signals) => state?,
+        () = &mut serving => None,
+    };
+    let Some(state) = state else { return Ok(()) };
+    announce(&state, url, curl, !config.api_keys.is_empty());
+    // The receiver lives as long as `serving`.
+    let _ = sender.send(state);
+    serving.await;
+    Ok(())
 }
 
 /// Binds a Unix domain socket; one that a dead server left behind is replaced.

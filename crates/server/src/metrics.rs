@@ -1,4 +1,4 @@
-//! `/metrics` in Prometheus' text format, with the names that vLLM's routers scrape.
+//! `/metrics` in Prometheus' text format or in OpenMetrics, with the names that vLLM's routers scrape.
 
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
@@ -73,11 +73,44 @@ impl Histogram {
     }
 }
 
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' text format.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What a client asks for with `Accept`.
+    pub fn accepted(accept: Option<&str>) -> Self {
+        match accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+            true => Self::OpenMetrics,
+            false => Self::Prometheus,
+        }
+    }
+
+    /// The `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
 /// All metrics of a server: what the HTTP side and the engine have counted, under the model's name. `now` is in Unix seconds.
-pub fn render(metrics: &Metrics, stats: &EngineStats, model: &str, now: u64) -> String {
+pub fn render(
+    metrics: &Metrics,
+    stats: &EngineStats,
+    model: &str,
+    now: u64,
+    format: Format,
+) -> String {
     let labels = format!("model_name=\"{}\"", escaped(model));
     let mut out = String::new();
-    gauges_and_counters(&mut out, stats, &labels);
+    gauges_and_counters(&mut out, stats, &labels, format);
 
     let labels_of_cache = format!(
         "{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"",
@@ -134,10 +167,13 @@ pub fn render(metrics: &Metrics, stats: &EngineStats, model: &str, now: u64) -> 
         "Time of whole requests",
         &labels,
     );
+    if format == Format::OpenMetrics {
+        out.push_str("# EOF\n");
+    }
     out
 }
 
-fn gauges_and_counters(out: &mut String, stats: &EngineStats, labels: &str) {
+fn gauges_and_counters(out: &mut String, stats: &EngineStats, labels: &str, format: Format) {
     let used = stats.num_blocks.saturating_sub(stats.num_free_blocks) as f64
         / stats.num_blocks.max(1) as f64;
     let (hits, queries) = (stats.prefix_hits as f64, stats.prefix_queries as f64);
@@ -211,7 +247,12 @@ fn gauges_and_counters(out: &mut String, stats: &EngineStats, labels: &str) {
     ];
     for (name, kind, help, value) in metrics {
         let name = format!("vllm:{name}");
-        header(out, &name, help, kind);
+        // OpenMetrics names the family, its samples add the ending.
+        let family = match format {
+            Format::Prometheus => name.as_str(),
+            Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(&name),
+        };
+        header(out, family, help, kind);
         line(out, &name, labels, value);
     }
 }

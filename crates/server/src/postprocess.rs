@@ -9,7 +9,6 @@ use model_qwen::{Detokenizer, Tokenizer};
 use serde_json::Value;
 
 use crate::engine::{FinishReason, TokenLogprobs};
-use crate::error::ApiError;
 use crate::protocol::sampling::TextOptions;
 
 /// What is new of one choice.
@@ -17,6 +16,8 @@ use crate::protocol::sampling::TextOptions;
 pub struct Delta {
     /// New text.
     pub text: String,
+    /// The tokens since the last delta.
+    pub token_ids: Vec<u32>,
     /// Log-probabilities of the tokens since the last delta.
     pub logprobs: Vec<TokenLogprobs>,
     /// Log-probabilities of the prompt, once, before any text.
@@ -32,8 +33,8 @@ pub struct Delta {
 /// How a choice ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finish {
-    /// `stop` or `length`.
-    pub reason: &'static str,
+    /// What ended it.
+    pub reason: FinishReason,
     /// The stop string or token; null for the end-of-sequence token and for `length`.
     pub stop_reason: Value,
 }
@@ -47,6 +48,7 @@ pub struct Postprocessor {
     pending: String,
     /// Bytes of `pending` that belong to the first `min_tokens` tokens: a stop string must end behind them.
     protected: usize,
+    token_ids: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
     num_tokens: usize,
     last_stop_token: Option<u32>,
@@ -60,6 +62,7 @@ impl Postprocessor {
             options,
             pending: String::new(),
             protected: 0,
+            token_ids: Vec::new(),
             logprobs: Vec::new(),
             num_tokens: 0,
             last_stop_token: None,
@@ -74,7 +77,23 @@ impl Postprocessor {
     /// Adds a token. The result is `None` while there is nothing to send; it has `finish` if a stop string is complete.
     pub fn push(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> Option<Delta> {
         self.num_tokens += 1;
+        self.token_ids.push(id);
         self.logprobs.extend(logprobs);
+        let special = self.options.special_stops.iter();
+        let special = special.filter(|_| self.num_tokens > self.options.min_tokens);
+        if let Some((_, stop)) = special.into_iter().find(|(special, _)| *special == id) {
+            let stop = stop.clone();
+            let rest = self.detokenizer.finish();
+            self.pending.push_str(&rest);
+            if self.options.include_stop {
+                self.pending.push_str(&stop);
+            }
+            let finish = Finish {
+                reason: FinishReason::Stop,
+                stop_reason: Value::String(stop),
+            };
+            return Some(self.take(self.pending.len(), Some(finish)));
+        }
         self.last_stop_token = self.options.stop_token_ids.contains(&id).then_some(id);
         if self.last_stop_token.is_none() || self.options.include_stop {
             let text = self.detokenizer.push(id);
@@ -90,7 +109,7 @@ impl Postprocessor {
                 range.start
             });
             let finish = Finish {
-                reason: "stop",
+                reason: FinishReason::Stop,
                 stop_reason: Value::String(stop),
             };
             return Some(self.take(self.pending.len(), Some(finish)));
@@ -100,39 +119,19 @@ impl Postprocessor {
     }
 
     /// Ends the text for the engine's reason and gives the rest of it.
-    ///
-    /// # Errors
-    /// 500 or 503 if the engine did not finish the sequence.
-    pub fn finish(&mut self, reason: &FinishReason) -> Result<Delta, ApiError> {
-        let finish = match reason {
-            FinishReason::Stop => {
-                let token = self
-                    .last_stop_token
-                    .filter(|id| !self.options.eos_token_ids.contains(id));
-                Finish {
-                    reason: "stop",
-                    stop_reason: token.map_or(Value::Null, Value::from),
-                }
-            }
-            FinishReason::Length => Finish {
-                reason: "length",
-                stop_reason: Value::Null,
-            },
-            FinishReason::Abort => {
-                return Err(ApiError::unavailable(
-                    "The request was aborted by the server.",
-                ));
-            }
-            FinishReason::DeviceFailed(reason) => {
-                return Err(ApiError::unavailable(format!(
-                    "The device failed to compute this request: {reason}"
-                )));
-            }
-            FinishReason::Error(message) => return Err(ApiError::internal(message.clone())),
+    pub fn finish(&mut self, reason: FinishReason) -> Delta {
+        let is_own = |id: &u32| !self.options.eos_token_ids.contains(id);
+        let stop_reason = match reason {
+            FinishReason::Stop => self.last_stop_token.filter(is_own),
+            FinishReason::Length => None,
         };
         let rest = self.detokenizer.finish();
         self.pending.push_str(&rest);
-        Ok(self.take(self.pending.len(), Some(finish)))
+        let finish = Finish {
+            reason,
+            stop_reason: stop_reason.map_or(Value::Null, Value::from),
+        };
+        self.take(self.pending.len(), Some(finish))
     }
 
     /// Sends the first `len` bytes of the pending text.
@@ -141,6 +140,7 @@ impl Postprocessor {
         self.protected = self.protected.saturating_sub(len);
         Delta {
             text: mem::replace(&mut self.pending, rest),
+            token_ids: mem::take(&mut self.token_ids),
             logprobs: mem::take(&mut self.logprobs),
             num_tokens: self.num_tokens,
             finish,

@@ -1,15 +1,18 @@
 //! The JSON bodies of the API: OpenAI's, with vLLM's extra fields.
 //!
 //! Requests are read in two steps. The body becomes a [`serde_json::Value`] first; then the endpoint's own fields and the
-//! shared [`common::SamplingFields`] are read from it, each naming the field that does not fit. Fields that nobody reads are
-//! ignored, as vLLM does, and logged at debug level.
+//! shared [`common::SamplingFields`] are read from it, each naming the field that does not fit. [`fields`] says what becomes of
+//! fields that nobody reads.
 
 pub mod body;
 pub mod chat;
 pub mod common;
 pub mod completions;
+#[cfg(test)]
 mod field_names;
+pub mod fields;
 pub mod logprobs;
+mod messages;
 pub mod models;
 pub mod sampling;
 pub mod tokenize;

@@ -2,28 +2,11 @@
 
 pub mod auth;
 pub mod chat;
+mod chat_format;
 mod completion_format;
 pub mod completions;
 pub mod health;
 pub mod lora;
 pub mod models;
+mod prompt;
 pub mod tokenize;
-
-use axum::http::StatusCode;
-
-use crate::error::ApiError;
-
-/// Runs work that may take a while on long inputs (templates, tokenization) where it does not delay other requests.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| {
-            tracing::error!(%error, "a request handler failed");
-            Err(ApiError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "The request could not be processed; see the server's log.",
-            ))
-        })
-}

@@ -1,15 +1,22 @@
 //! What every request handler shares.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::config::{ApiKey, Config};
+use model_qwen::Tokenizer;
+use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::{ApiConfig, ApiKey, Config};
 use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+
+/// Bytes of large bodies that are in memory at once.
+const BODY_MEMORY: usize = 40 << 20;
+/// Bytes of bodies whose texts are tokenized at once, which takes a hundred times their memory.
+const TOKENIZER_MEMORY: usize = 512 << 10;
 
 /// Shared by all handlers; clones are cheap.
 #[derive(Clone)]
@@ -24,8 +31,11 @@ struct Shared {
     shutdown_timeout: Duration,
     started: u64,
     metrics: Metrics,
-    id_hasher: RandomState,
-    next_id: AtomicU64,
+    api: ApiConfig,
+    fingerprint: String,
+    longest_token: usize,
+    body_memory: Arc<Semaphore>,
+    tokenizer_memory: Arc<Semaphore>,
 }
 
 impl AppState {
@@ -36,6 +46,11 @@ impl AppState {
             names => names.to_vec(),
         };
         Self(Arc::new(Shared {
+            fingerprint: fingerprint(&model),
+            longest_token: longest_token(&model.tokenizer),
+            api: config.api.clone(),
+            body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
+            tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
             engine,
             model,
             served_model_names,
@@ -44,8 +59,6 @@ impl AppState {
             shutdown_timeout: config.shutdown_timeout,
             started: unix_time(),
             metrics: Metrics::default(),
-            id_hasher: RandomState::new(),
-            next_id: AtomicU64::new(0),
         }))
     }
 
@@ -128,12 +141,64 @@ impl AppState {
         }
     }
 
-    /// A fresh id such as `chatcmpl-…`.
-    pub fn new_id(&self, prefix: &str) -> String {
-        let number = self.0.next_id.fetch_add(1, Ordering::Relaxed);
-        let hash = |part: u8| self.0.id_hasher.hash_one((number, part));
-        format!("{prefix}-{:016x}{:016x}", hash(0), hash(1))
+    /// How the API answers.
+    pub fn api(&self) -> &ApiConfig {
+        &self.0.api
     }
+
+    /// Most alternatives per token in log-probabilities.
+    pub fn max_logprobs(&self) -> usize {
+        self.0.api.max_logprobs
+    }
+
+    /// Whether requests may bring a chat template.
+    pub fn trust_request_chat_template(&self) -> bool {
+        self.0.api.trust_request_chat_template
+    }
+
+    /// Variables of the chat template that requests may override.
+    pub fn default_chat_template_kwargs(&self) -> &Map<String, Value> {
+        &self.0.api.default_chat_template_kwargs
+    }
+
+    /// `system_fingerprint`: the same as long as version, model and context are.
+    pub fn fingerprint(&self) -> &str {
+        &self.0.fingerprint
+    }
+
+    /// Length in bytes of the longest token.
+    pub(crate) fn longest_token(&self) -> usize {
+        self.0.longest_token
+    }
+
+    /// Waits until a large body of so many bytes has room in memory.
+    pub(crate) async fn body_memory(&self, num_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        take(&self.0.body_memory, num_bytes.min(BODY_MEMORY)).await
+    }
+
+    /// Waits until a body of so many bytes may be tokenized.
+    pub(crate) async fn tokenizer_memory(&self, num_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        take(&self.0.tokenizer_memory, num_bytes.min(TOKENIZER_MEMORY)).await
+    }
+}
+
+/// Waits for permits; the semaphores are never closed.
+async fn take(semaphore: &Arc<Semaphore>, num: usize) -> Option<OwnedSemaphorePermit> {
+    let num = u32::try_from(num).unwrap_or(u32::MAX);
+    Arc::clone(semaphore).acquire_many_owned(num).await.ok()
+}
+
+fn longest_token(tokenizer: &Tokenizer) -> usize {
+    let ids = 0..tokenizer.vocab_size() as u32;
+    let lengths = ids.map(|id| tokenizer.token_bytes(id).len());
+    lengths.max().unwrap_or(1).max(1)
+}
+
+fn fingerprint(model: &ModelInfo) -> String {
+    let mut hasher = DefaultHasher::new();
+    (&model.model_id, model.max_model_len).hash(&mut hasher);
+    let hash = hasher.finish() as u32;
+    format!("server-{}-{hash:08x}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Seconds since 1970.

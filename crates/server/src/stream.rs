@@ -9,28 +9,49 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio_stream::wrappers::ReceiverStream;
 
-use crate::engine::{EngineOutput, GenerateRequest, OutputStream};
+use crate::deltas::Deltas;
+use crate::engine::GenerateRequest;
 use crate::error::ApiError;
-use crate::postprocess::{Delta, Finish, Postprocessor};
+use crate::metrics::Metrics;
+use crate::postprocess::{Delta, Postprocessor};
+use crate::protocol::common::StreamOptions;
 use crate::protocol::sampling::TextOptions;
 use crate::protocol::usage::Usage;
 use crate::state::AppState;
 
 /// A comment is sent when nothing else was for this long; it keeps proxies patient.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Events that wait for a slow client; then its tokens wait, too.
+const MAX_UNREAD: usize = 64;
+/// A client that reads nothing for this long is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One running sequence.
+/// One running sequence. Dropping it before its end aborts it.
 pub struct Choice {
     index: usize,
     state: AppState,
-    /// `None` once the last delta was given; dropping it earlier aborts the sequence.
-    outputs: Option<OutputStream>,
-    text: Postprocessor,
-    prompt_only: bool,
-    num_cached_tokens: usize,
+    deltas: Deltas,
+    times: Times,
+}
+
+/// When a sequence was submitted, and when it had its last token.
+struct Times {
     submitted: Instant,
     last_token: Option<Instant>,
+}
+
+impl Times {
+    fn observe_token(&mut self, metrics: &Metrics) {
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            None => metrics.time_to_first_token.observe(now - self.submitted),
+            Some(last) => metrics.inter_token_latency.observe(now - last),
+        }
+    }
 }
 
 impl Choice {
@@ -45,74 +66,35 @@ impl Choice {
         text: &TextOptions,
         prompt_only: bool,
     ) -> Result<Self, ApiError> {
+        let outputs = state.engine().submit(request)?;
+        let text = Postprocessor::new(state.model().tokenizer.clone(), text.clone());
         Ok(Self {
             index,
-            outputs: Some(state.engine().submit(request)?),
-            text: Postprocessor::new(state.model().tokenizer.clone(), text.clone()),
             state: state.clone(),
-            prompt_only,
-            num_cached_tokens: 0,
-            submitted: Instant::now(),
-            last_token: None,
+            deltas: match prompt_only {
+                true => Deltas::of_prompt(outputs, text),
+                false => Deltas::new(outputs, text),
+            },
+            times: Times {
+                submitted: Instant::now(),
+                last_token: None,
+            },
         })
     }
 
     /// The next delta; `None` after the one with `finish`, or after an error.
+    ///
+    /// # Errors
+    /// If the engine does not finish the sequence.
     pub async fn next(&mut self) -> Option<Result<Delta, ApiError>> {
-        loop {
-            let output = self.outputs.as_mut()?.next().await;
-            let delta = match output {
-                Some(EngineOutput::PromptLogprobs(logprobs)) => Some(Ok(Delta {
-                    prompt_logprobs: Some(logprobs),
-                    ..Delta::default()
-                })),
-                Some(EngineOutput::Token {
-                    id,
-                    logprobs,
-                    num_cached_tokens,
-                }) => {
-                    self.num_cached_tokens = num_cached_tokens;
-                    self.observe_token();
-                    if self.prompt_only {
-                        None
-                    } else {
-                        self.text.push(id, logprobs).map(Ok)
-                    }
-                }
-                Some(EngineOutput::Finished { reason }) => {
-                    Some(self.text.finish(&reason).map(|delta| {
-                        let length = Finish {
-                            reason: "length",
-                            stop_reason: Value::Null,
-                        };
-                        Delta {
-                            finish: if self.prompt_only {
-                                Some(length)
-                            } else {
-                                delta.finish.clone()
-                            },
-                            ..delta
-                        }
-                    }))
-                }
-                None => Some(Err(ApiError::internal(
-                    "The engine stopped while the request was running.",
-                ))),
-            };
-            let Some(delta) = delta else { continue };
-            if !matches!(delta, Ok(Delta { finish: None, .. })) {
-                self.outputs = None;
-                self.state
-                    .metrics()
-                    .e2e_request_latency
-                    .observe(self.submitted.elapsed());
-            }
-            return Some(delta.map(|delta| Delta {
-                num_tokens: self.text.num_tokens(),
-                num_cached_tokens: self.num_cached_tokens,
-                ..delta
-            }));
+        let metrics = self.state.metrics();
+        let times = &mut self.times;
+        let delta = self.deltas.next(|| times.observe_token(metrics)).await?;
+        if !matches!(delta, Ok(Delta { finish: None, .. })) {
+            let elapsed = self.times.submitted.elapsed();
+            metrics.e2e_request_latency.observe(elapsed);
         }
+        Some(delta.map_err(ApiError::from))
     }
 
     /// Everything until the end as one delta.
@@ -124,21 +106,13 @@ impl Choice {
         while let Some(delta) = self.next().await {
             let delta = delta?;
             all.text.push_str(&delta.text);
+            all.token_ids.extend(delta.token_ids);
             all.logprobs.extend(delta.logprobs);
             all.prompt_logprobs = all.prompt_logprobs.or(delta.prompt_logprobs);
             (all.num_tokens, all.num_cached_tokens) = (delta.num_tokens, delta.num_cached_tokens);
             all.finish = delta.finish;
         }
         Ok(all)
-    }
-
-    fn observe_token(&mut self) {
-        let now = Instant::now();
-        let metrics = self.state.metrics();
-        match self.last_token.replace(now) {
-            None => metrics.time_to_first_token.observe(now - self.submitted),
-            Some(last) => metrics.inter_token_latency.observe(now - last),
-        }
     }
 }
 
@@ -194,7 +168,7 @@ impl<F: EventFormat> Events<F> {
 }
 
 /// Answers with the choices' events as they come, in the order in which the engine produces them, then `[DONE]`.
-/// A client that leaves drops the stream, and with it the sequences.
+/// A client that leaves, or reads nothing for [`WRITE_TIMEOUT`], ends the stream, and with it the sequences.
 pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     let choices = choices.into_iter().map(|choice| {
         stream::unfold(choice, |mut choice| async {
@@ -211,10 +185,47 @@ pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     };
     let first = events.format.first();
     events.push(first);
-    let stream = stream::unfold(events, Events::next);
-    Sse::new(stream)
+    let (sender, receiver) = mpsc::channel(MAX_UNREAD);
+    tokio::spawn(send(events, sender));
+    Sse::new(ReceiverStream::new(receiver))
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
         .into_response()
+}
+
+/// Moves events to the client as fast as it reads.
+async fn send<F: EventFormat>(
+    mut events: Events<F>,
+    sender: mpsc::Sender<Result<Event, Infallible>>,
+) {
+    loop {
+        let next = tokio::select! {
+            next = events.next() => next,
+            // Dropping the events aborts the sequences.
+            () = sender.closed() => return,
+        };
+        let Some((event, rest)) = next else { return };
+        events = rest;
+        match sender.send_timeout(event, WRITE_TIMEOUT).await {
+            Ok(()) => {}
+            Err(SendTimeoutError::Closed(_)) => return,
+            Err(SendTimeoutError::Timeout(_)) => {
+                tracing::warn!(timeout = ?WRITE_TIMEOUT, "a client reads nothing; its request ends");
+                return;
+            }
+        }
+    }
+}
+
+impl StreamOptions {
+    /// The field `usage` of an event: what is due, or the counts so far, or nothing.
+    pub(crate) fn shown(self, due: Option<Usage>, counts: &TokenCounts) -> Option<Value> {
+        let is_continuous = self.continuous_usage_stats.unwrap_or(false);
+        let usage = due.or_else(|| is_continuous.then(|| counts.usage()));
+        match usage {
+            Some(usage) => serde_json::to_value(usage).ok(),
+            None => self.include_usage.unwrap_or(false).then_some(Value::Null),
+        }
+    }
 }
 
 /// Tokens of all choices of a request, for `usage`.

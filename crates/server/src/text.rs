@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
@@ -11,8 +12,10 @@ use std::time::Duration;
 use model_qwen::{RenderOptions, SamplingError, SamplingParams, TemplateError, TokenizerError};
 use serde_json::{Value, json};
 
+use crate::deltas::Deltas;
 use crate::engine::{
-    EngineHandle, EngineOutput, GenerateRequest, ModelInfo, OutputStream, SubmitError,
+    EngineHandle, FinishReason, GenerateRequest, ModelInfo, SequenceError, SubmitError,
+    TokenLogprobs,
 };
 use crate::postprocess::{Delta, Postprocessor};
 use crate::protocol::sampling::TextOptions;
@@ -45,8 +48,7 @@ pub enum TextError {
     /// The engine does not take the request.
     Submit(#[from] SubmitError),
     /// The engine did not finish the text.
-    #[error("{0}")]
-    Failed(String),
+    Failed(#[from] SequenceError),
 }
 
 /// What to continue.
@@ -130,12 +132,14 @@ impl TextRequest {
 }
 
 /// A generated text.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
     /// The text, without stop strings and special tokens.
     pub text: String,
-    /// `stop`, or `length` where `max_tokens` or the context ended it.
-    pub finish_reason: &'static str,
+    /// What ended it.
+    pub finish_reason: FinishReason,
+    /// One entry per generated token, if [`SamplingParams::logprobs`] asks for them.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Tokens of the prompt.
     pub num_prompt_tokens: usize,
     /// Tokens of the prompt that came from the prefix cache.
@@ -182,18 +186,18 @@ impl TextEngine {
         let mut results = Vec::new();
         let mut running = VecDeque::new();
         for request in requests {
-            let stream = loop {
-                match self.submit(&request) {
-                    Err(TextError::Submit(SubmitError::QueueFull { .. })) => {
-                        match running.pop_front() {
+            let stream = self.prepare(&request).and_then(|prepared| {
+                loop {
+                    match self.start(prepared.clone()) {
+                        Err(SubmitError::QueueFull { .. }) => match running.pop_front() {
                             Some(oldest) => results.push(block_on(finish(oldest))),
                             // The queue is full of other callers' requests.
                             None => thread::sleep(Duration::from_millis(1)),
-                        }
+                        },
+                        result => break Ok(result?),
                     }
-                    result => break result,
                 }
-            };
+            });
             running.push_back(stream);
         }
         results.extend(running.into_iter().map(|stream| block_on(finish(stream))));
@@ -206,6 +210,11 @@ impl TextEngine {
     /// When the messages or a setting cannot be used, the prompt is longer than the context, the adapter is unknown, or the queue
     /// is full.
     pub fn submit(&self, request: &TextRequest) -> Result<TextStream, TextError> {
+        Ok(self.start(self.prepare(request)?)?)
+    }
+
+    /// Tokens and checked settings of a request.
+    fn prepare(&self, request: &TextRequest) -> Result<Prepared, TextError> {
         let field = |field, expected, found| TextError::Field {
             field,
             expected,
@@ -224,7 +233,6 @@ impl TextEngine {
                 tokenizer.encode(&template.render(messages, &options)?, false)?
             }
         };
-        let num_prompt_tokens = prompt.len();
         let room = self.model.max_model_len.saturating_sub(prompt.len());
         let max_tokens = request.max_tokens.unwrap_or(room.max(1));
         if max_tokens == 0 {
@@ -246,7 +254,7 @@ impl TextEngine {
             skip_special_tokens: true,
             ..TextOptions::default()
         };
-        let outputs = self.handle.submit(GenerateRequest {
+        let request = GenerateRequest {
             prompt,
             sampling,
             max_tokens,
@@ -255,78 +263,81 @@ impl TextEngine {
             adapter: request.adapter.clone(),
             cache_salt: None,
             prompt_logprobs: None,
-        })?;
+        };
+        Ok(Prepared { request, text })
+    }
+
+    fn start(&self, Prepared { request, text }: Prepared) -> Result<TextStream, SubmitError> {
+        let num_prompt_tokens = request.prompt.len();
+        let outputs = self.handle.submit(request)?;
+        let text = Postprocessor::new(self.model.tokenizer.clone(), text);
         Ok(TextStream {
-            outputs: Some(outputs),
-            text: Postprocessor::new(tokenizer.clone(), text),
-            done: Completion {
-                num_prompt_tokens,
-                ..Completion::default()
-            },
+            deltas: Deltas::new(outputs, text),
+            last: None,
+            logprobs: Vec::new(),
+            num_prompt_tokens,
         })
     }
+}
+
+/// A request that the engine can take.
+#[derive(Clone, Debug)]
+struct Prepared {
+    request: GenerateRequest,
+    text: TextOptions,
 }
 
 /// One text as it grows. Asynchronous programs call [`Self::next`], in whichever runtime; others iterate, which blocks the
 /// thread between the pieces.
 #[derive(Debug)]
 pub struct TextStream {
-    /// `None` once the text is complete.
-    outputs: Option<OutputStream>,
-    text: Postprocessor,
-    /// All but the text.
-    done: Completion,
+    deltas: Deltas,
+    /// The delta that came last, without its text and log-probabilities.
+    last: Option<Delta>,
+    logprobs: Vec<TokenLogprobs>,
+    num_prompt_tokens: usize,
 }
 
 impl TextStream {
     /// The next piece of text, in whole characters; `None` after the last.
+    ///
+    /// # Errors
+    /// [`TextError::Failed`] if the engine does not finish the text.
     pub async fn next(&mut self) -> Option<Result<String, TextError>> {
         loop {
-            let delta = match self.outputs.as_mut()?.next().await {
-                Some(EngineOutput::PromptLogprobs(_)) => None,
-                Some(EngineOutput::Token {
-                    id,
-                    logprobs,
-                    num_cached_tokens,
-                }) => {
-                    self.done.num_cached_tokens = num_cached_tokens;
-                    self.text.push(id, logprobs)
-                }
-                Some(EngineOutput::Finished { reason }) => match self.text.finish(&reason) {
-                    Ok(delta) => Some(delta),
-                    Err(error) => return Some(self.fail(error.message)),
-                },
-                None => return Some(self.fail("the engine has stopped".to_owned())),
+            let mut delta = match self.deltas.next(|| ()).await? {
+                Ok(delta) => delta,
+                Err(error) => return Some(Err(error.into())),
             };
-            self.done.num_tokens = self.text.num_tokens();
-            let Some(Delta { text, finish, .. }) = delta else {
-                continue;
-            };
-            if let Some(finish) = finish {
-                self.done.finish_reason = finish.reason;
-                self.outputs = None;
-            }
+            let text = mem::take(&mut delta.text);
+            self.logprobs.append(&mut delta.logprobs);
+            self.last = Some(delta);
             if !text.is_empty() {
                 return Some(Ok(text));
             }
         }
     }
 
-    fn fail(&mut self, message: String) -> Result<String, TextError> {
-        self.outputs = None;
-        Err(TextError::Failed(message))
-    }
-
     /// Waits for the end; the text is what [`Self::next`] has not given yet.
     ///
     /// # Errors
-    /// If the engine does not finish the text.
+    /// [`TextError::Failed`] if the engine does not finish the text.
     pub async fn finish(mut self) -> Result<Completion, TextError> {
         let mut text = String::new();
         while let Some(piece) = self.next().await {
             text.push_str(&piece?);
         }
-        Ok(Completion { text, ..self.done })
+        // Without an end the error was given before.
+        let last = self.last.unwrap_or_default();
+        let finish = last.finish.ok_or(SequenceError::Stopped)?;
+        Ok(Completion {
+            text,
+            finish_reason: finish.reason,
+            logprobs: self.logprobs,
+            num_prompt_tokens: self.num_prompt_tokens,
+            num_cached_tokens: last.num_cached_tokens,
+            num_tokens: last.num_tokens,
+        })
     }
 }
 

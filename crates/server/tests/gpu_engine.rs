@@ -30,11 +30,9 @@ fn start(device: &str, flags: &[&str]) -> EngineHandle {
 }
 
 fn gpu() -> &'static str {
-    #[cfg(feature = "cuda")]
-    if !burn::tensor::Device::enumerate(burn::tensor::DeviceType::Cuda).is_empty() {
-        return "cuda";
-    }
-    "wgpu"
+    let mut names = ["cuda", "wgpu"].into_iter();
+    let gpu = names.find(|name| model_qwen::parse_device(name).is_ok());
+    gpu.expect("a GPU")
 }
 
 fn request(i: u32) -> GenerateRequest {

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
-use model_qwen::{LoadOptions, QwenModel, SamplingParams, bundled_model_dir};
-use server::EngineBuilder;
+use model_qwen::{LoadOptions, QwenModel, RenderOptions, SamplingParams, bundled_model_dir};
 use server::burn::tensor::Device;
-use server::engine::Engine;
-use server::text::{TextError, TextRequest};
+use server::engine::{Engine, FinishReason};
+use server::text::{TextEngine, TextError, TextRequest};
+use server::{Config, EngineBuilder};
 
 fn builder() -> EngineBuilder {
     let dir = bundled_model_dir().unwrap();
@@ -33,10 +33,71 @@ fn many_texts_come_in_order_whatever_the_queue_holds() {
         let alone = engine.submit(&story(animal)).unwrap();
         let pieces: Result<String, TextError> = alone.into_iter().collect();
         assert_eq!(completion.text, pieces.unwrap());
-        assert_eq!(completion.finish_reason, "length");
+        assert_eq!(completion.finish_reason, FinishReason::Length);
         assert_eq!(completion.num_tokens, 12);
-        assert!(completion.num_prompt_tokens > 5);
+        assert_eq!(
+            completion.num_prompt_tokens,
+            num_prompt_tokens(&engine, animal)
+        );
+        assert_eq!(completion.logprobs, []);
     }
+}
+
+/// Tokens of the prompt of [`story`].
+fn num_prompt_tokens(engine: &TextEngine, about: &str) -> usize {
+    let template = engine.model().chat_template.as_ref().unwrap();
+    let content = format!("Tell me a story about a {about}.");
+    let options = RenderOptions {
+        add_generation_prompt: true,
+        ..RenderOptions::default()
+    };
+    let message = serde_json::json!({ "role": "user", "content": content });
+    let prompt = template.render(&[message], &options).unwrap();
+    engine
+        .model()
+        .tokenizer
+        .encode(&prompt, false)
+        .unwrap()
+        .len()
+}
+
+#[test]
+fn log_probabilities_come_with_the_text() {
+    let engine = builder().start().unwrap();
+    let sampling = SamplingParams {
+        logprobs: Some(2),
+        ..SamplingParams::greedy()
+    };
+    let plain = engine.generate([story("duck")]).remove(0).unwrap();
+    let shown = engine.generate([story("duck").sampling(sampling)]);
+    let shown = shown.into_iter().next().unwrap().unwrap();
+    assert_eq!(shown.text, plain.text);
+    assert_eq!(shown.logprobs.len(), 12);
+    for token in &shown.logprobs {
+        // Greedy takes the most likely one.
+        assert_eq!(token.top.len(), 2);
+        assert_eq!(token.top[0], (token.id, token.logprob));
+        assert!(token.top[1].1 <= token.logprob && token.logprob < 0.0);
+    }
+}
+
+#[test]
+fn a_builder_takes_a_whole_configuration() {
+    let dir = bundled_model_dir().unwrap();
+    let flags = ["server", dir.to_str().unwrap(), "--max-model-len", "64"];
+    let config = Config::from_command_line(flags).unwrap();
+    let engine = EngineBuilder::from(config)
+        .device(&Device::flex())
+        .block_size(8)
+        .max_lora_rank(4)
+        .device_memory(4 << 30)
+        .gpu_memory_utilization(0.5)
+        .enforce_eager(true)
+        .start()
+        .unwrap();
+    assert_eq!(engine.model().max_model_len, 64);
+    let stats = engine.handle().stats();
+    assert_eq!((stats.block_size, stats.max_loras), (8, 8));
 }
 
 #[tokio::test]
@@ -50,7 +111,13 @@ async fn a_stream_ends_before_a_stop_string() {
     while let Some(piece) = stream.next().await {
         text.push_str(&piece.unwrap());
     }
-    assert_eq!(text, whole[..whole.find(word).unwrap()]);
+    let expected = &whole[..whole.find(word).unwrap()];
+    assert!(!expected.is_empty());
+    assert_eq!(text, expected);
+    // All was given already.
+    let end = stream.finish().await.unwrap();
+    assert_eq!((&*end.text, end.finish_reason), ("", FinishReason::Stop));
+    assert!((1..12).contains(&end.num_tokens), "{}", end.num_tokens);
 }
 
 #[test]
@@ -80,12 +147,18 @@ fn adapters_are_chosen_by_name() {
         },
     };
     adapter.save(dir.path()).unwrap();
+    let without = builder().start().unwrap();
+    let without = without.generate([story("duck")]).remove(0).unwrap().text;
+    let alone = builder().adapter("other", dir.path()).start().unwrap();
+    let alone = alone.generate([story("duck").adapter("other")]);
+    let alone = alone.into_iter().next().unwrap().unwrap().text;
 
     let engine = builder().adapter("strange", dir.path()).start().unwrap();
     let base = story("duck");
     let texts = engine.generate([base.clone(), base.adapter("strange")]);
     let texts: Vec<String> = texts.into_iter().map(|text| text.unwrap().text).collect();
-    assert_ne!(texts[0], texts[1]);
+    assert_ne!(without, alone);
+    assert_eq!(texts, [without, alone]);
 }
 
 #[test]
@@ -126,6 +199,20 @@ fn a_setting_out_of_range_is_named() {
         (
             builder().adapter("a", "x").adapter("a", "y"),
             "--lora-modules: the name `a`",
+        ),
+        (
+            builder().adapter("", ""),
+            "--lora-modules: an adapter's name",
+        ),
+        (
+            builder().adapter("a", ""),
+            "--lora-modules: the path of `a`",
+        ),
+        (builder().max_loras(0), "--max-loras"),
+        (builder().max_lora_rank(0), "--max-lora-rank"),
+        (
+            builder().gpu_memory_utilization(1.5),
+            "--gpu-memory-utilization",
         ),
     ] {
         let error = builder.start().err().unwrap().to_string();

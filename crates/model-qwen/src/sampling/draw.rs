@@ -47,7 +47,7 @@ impl Sampler {
     /// How a device draws the token that comes after `ahead` others that are not known yet. [`Sampler::observe`] the token then,
     /// or call [`Sampler::undrawn`].
     ///
-    /// `None` where the draw takes more than the logits: with `banned` tokens, penalties, biases or log-probabilities, and for
+    /// `None` where the draw takes more than the logits: with `banned` or excluded tokens, penalties, biases or log-probabilities, and for
     /// some tokens after one that a device couldn't draw.
     pub fn draw(&mut self, ahead: usize, banned: &[u32]) -> Option<Draw> {
         if !banned.is_empty() || self.num_output < self.draws_from {
@@ -57,8 +57,10 @@ impl Sampler {
             return Some(Draw::default());
         }
         let params = &self.params;
-        let needs_more =
-            params.logprobs.is_some() || !params.logit_bias.is_empty() || params.has_penalties();
+        let needs_more = params.logprobs.is_some()
+            || !params.logit_bias.is_empty()
+            || params.has_exclusions()
+            || params.has_penalties();
         if needs_more {
             return None;
         }

@@ -34,6 +34,10 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// The only tokens that may be drawn; `None` allows all.
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Runs of tokens that may not come in the output, none of them empty: the last token of one is not drawn after the others.
+    pub bad_words: Vec<Vec<u32>>,
     /// Makes the draws reproducible.
     pub seed: Option<u64>,
     /// Report this many of the most likely tokens. `Some(0)`: only the chosen one's log-probability.
@@ -51,6 +55,8 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            allowed_token_ids: None,
+            bad_words: Vec::new(),
             seed: None,
             logprobs: None,
         }
@@ -118,6 +124,20 @@ impl SamplingParams {
             (-2.0..=2.0).contains(&self.frequency_penalty),
             penalty,
         )?;
+        if self.allowed_token_ids.as_ref().is_some_and(Vec::is_empty) {
+            return Err(SamplingError {
+                param: "allowed_token_ids",
+                expected: "at least one token id",
+                found: "an empty list".to_owned(),
+            });
+        }
+        if self.bad_words.iter().any(Vec::is_empty) {
+            return Err(SamplingError {
+                param: "bad_words",
+                expected: "words of at least one token",
+                found: "an empty one".to_owned(),
+            });
+        }
         for &(_, bias) in &self.logit_bias {
             check(
                 "logit_bias",
@@ -129,21 +149,32 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// [`SamplingParams::validate`], and that the tokens of `logit_bias` exist.
+    /// [`SamplingParams::validate`], and that the tokens that it names exist.
     ///
     /// # Errors
     /// Names the first parameter that is out of range.
     pub fn validate_for_vocab(&self, vocab_size: usize) -> Result<(), SamplingError> {
         self.validate()?;
-        let mut ids = self.logit_bias.iter().map(|(id, _)| *id);
-        match ids.find(|id| *id as usize >= vocab_size) {
+        let biased = self.logit_bias.iter().map(|(id, _)| ("logit_bias", *id));
+        let allowed = self.allowed_token_ids.iter().flatten();
+        let allowed = allowed.map(|id| ("allowed_token_ids", *id));
+        let bad = self.bad_words.iter().flatten();
+        let mut ids = biased
+            .chain(allowed)
+            .chain(bad.map(|id| ("bad_words", *id)));
+        match ids.find(|(_, id)| *id as usize >= vocab_size) {
             None => Ok(()),
-            Some(id) => Err(SamplingError {
-                param: "logit_bias",
+            Some((param, id)) => Err(SamplingError {
+                param,
                 expected: "token ids of the vocabulary",
                 found: format!("{id} (the vocabulary has {vocab_size} tokens)"),
             }),
         }
+    }
+
+    /// Whether some tokens may not be drawn.
+    pub(super) fn has_exclusions(&self) -> bool {
+        self.allowed_token_ids.is_some() || !self.bad_words.is_empty()
     }
 
     /// Whether tokens that came up before have other logits.

@@ -24,13 +24,14 @@ impl Sampler {
     }
 
     /// Whether [`Sampler::sample_top`] may have an answer. It has none where all logits count: with log-probabilities, with
-    /// biases or penalties that raise logits, and when temperature alone decides.
+    /// biases, with tokens that may not come, with penalties that raise logits, and when temperature alone decides.
     pub fn takes_top(&self) -> bool {
         let params = &self.params;
         let is_greedy = params.temperature < GREEDY_BELOW;
         let has_limit = params.top_k > 0 || params.min_p > 0.0;
         params.logprobs.is_none()
             && params.logit_bias.is_empty()
+            && !params.has_exclusions()
             && params.repetition_penalty >= 1.0
             && params.presence_penalty >= 0.0
             && params.frequency_penalty >= 0.0

@@ -5,6 +5,7 @@
 
 mod choices;
 mod distribution;
+mod exclusions;
 mod top;
 
 use std::collections::BTreeSet;

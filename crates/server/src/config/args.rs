@@ -7,6 +7,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 
+use super::api::MAX_LOGPROBS;
 use super::{LoraModule, MaxModelLen, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
@@ -46,6 +47,23 @@ pub struct Args {
     /// Keys of which a client must send one as `Authorization: Bearer KEY`, on every route but /health and /metrics
     #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
+
+    /// Origins of web pages that may read the answers, as JSON (`'["https://example.org"]'`) or one after the other [default:
+    /// all, but not for loading adapters]
+    #[arg(long, value_name = "JSON|ORIGIN", num_args = 1.., action = ArgAction::Append, value_parser = units::texts)]
+    pub allowed_origins: Vec<units::Texts>,
+
+    /// Methods that web pages may use, as JSON or one after the other [default: all]
+    #[arg(long, value_name = "JSON|METHOD", num_args = 1.., action = ArgAction::Append, value_parser = units::texts)]
+    pub allowed_methods: Vec<units::Texts>,
+
+    /// Headers that web pages may send, as JSON or one after the other [default: all]
+    #[arg(long, value_name = "JSON|HEADER", num_args = 1.., action = ArgAction::Append, value_parser = units::texts)]
+    pub allowed_headers: Vec<units::Texts>,
+
+    /// Let web pages send cookies
+    #[arg(long)]
+    pub allow_credentials: bool,
 
     /// Where the model runs: auto, cpu, cuda, cuda:N, wgpu, vulkan, metal or rocm (those compiled in)
     #[arg(long, default_value = "auto")]
@@ -95,7 +113,7 @@ pub struct Args {
     #[arg(long, overrides_with = "enable_prefix_caching")]
     pub no_enable_prefix_caching: bool,
 
-    /// Quantize the weights while loading; bitsandbytes 4-bit checkpoints are recognised without it
+    /// Quantize the weights while loading; bitsandbytes 4-bit checkpoints are recognised without it. `bitsandbytes` is nf4
     #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION))]
     pub quantization: Option<Quantization>,
 
@@ -115,9 +133,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME=PATH", num_args = 1.., action = ArgAction::Append, value_parser = units::lora_module)]
     pub lora_modules: Vec<LoraModule>,
 
-    /// Most adapters loaded at the same time
+    /// Most adapters in one step; requests for others wait until one of these is not in use
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub max_loras: usize,
+
+    /// Adapters that are kept in the host's memory while others are in use, so that they aren't read again [default: none]
+    #[arg(long, value_name = "N")]
+    pub max_cpu_loras: Option<usize>,
 
     /// Largest rank of an adapter; each takes only the memory of its own rank
     #[arg(long, value_name = "R", default_value_t = 256)]
@@ -126,6 +148,30 @@ pub struct Args {
     /// Jinja chat template, as a file or as the template itself [default: the model's]
     #[arg(long, value_name = "FILE|TEMPLATE")]
     pub chat_template: Option<String>,
+
+    /// Take `chat_template` from requests; a template is a program, so trust whoever can send one
+    #[arg(long)]
+    pub trust_request_chat_template: bool,
+
+    /// Variables of the chat template, as JSON: `'{"enable_thinking": false}'`; those of a request win
+    #[arg(long, value_name = "JSON", value_parser = units::object)]
+    pub default_chat_template_kwargs: Option<units::Object>,
+
+    /// Where requests have their sampling defaults from: auto = the model's generation_config.json, vllm = none of it
+    #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = ["auto", "vllm"])]
+    pub generation_config: String,
+
+    /// Most alternatives per token that a request may ask for
+    #[arg(long, value_name = "N", default_value_t = MAX_LOGPROBS)]
+    pub max_logprobs: usize,
+
+    /// Show tokens in log-probabilities as `token_id:N` unless the request says otherwise
+    #[arg(long)]
+    pub return_tokens_as_token_ids: bool,
+
+    /// End every stream with its usage
+    #[arg(long)]
+    pub enable_force_include_usage: bool,
 
     /// Most requests that wait for their first step; one more is answered 503 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 1024)]

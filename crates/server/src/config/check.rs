@@ -46,29 +46,40 @@ impl Config {
             return wrong("--served-model-name", "the name is empty".to_owned());
         }
         match &self.lora {
-            Some(lora) => self.check_lora(lora),
+            Some(lora) => lora.check(&self.served_model_names),
             None => Ok(()),
         }
     }
+}
 
-    fn check_lora(&self, lora: &LoraOptions) -> Result<(), ConfigError> {
-        at_least_one("--max-loras", lora.max_loras)?;
-        at_least_one("--max-lora-rank", lora.max_lora_rank)?;
-        if lora.modules.len() > lora.max_loras {
+impl LoraOptions {
+    /// [`Config::check`] of these settings.
+    pub(super) fn check(&self, served_model_names: &[String]) -> Result<(), ConfigError> {
+        at_least_one("--max-loras", self.max_loras)?;
+        at_least_one("--max-lora-rank", self.max_lora_rank)?;
+        if let Some(num) = self.max_cpu_loras
+            && num < self.max_loras
+        {
             return wrong(
-                "--lora-modules",
+                "--max-cpu-loras",
                 format!(
-                    "{} adapters given, but --max-loras is {}",
-                    lora.modules.len(),
-                    lora.max_loras
+                    "expected at least --max-loras, {}, found {num}",
+                    self.max_loras
                 ),
             );
         }
-        for (i, module) in lora.modules.iter().enumerate() {
-            let taken = lora.modules[..i]
+        for (i, module) in self.modules.iter().enumerate() {
+            if module.name.is_empty() {
+                return wrong("--lora-modules", "an adapter's name is empty".to_owned());
+            }
+            if module.path.as_os_str().is_empty() {
+                let name = &module.name;
+                return wrong("--lora-modules", format!("the path of `{name}` is empty"));
+            }
+            let taken = self.modules[..i]
                 .iter()
                 .any(|other| other.name == module.name)
-                || self.served_model_names.contains(&module.name);
+                || served_model_names.contains(&module.name);
             if taken {
                 return wrong(
                     "--lora-modules",

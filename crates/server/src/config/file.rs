@@ -10,6 +10,7 @@ use toml::{Table, Value};
 use super::ConfigError;
 use super::args::Args;
 use super::command_line::nearest_flag;
+use super::vllm_flags::VllmFlag;
 
 /// The command line with the file's entries in front, without those that the command line sets itself.
 pub(super) fn merge(
@@ -65,6 +66,9 @@ fn flags(key: &str, value: &Value) -> Result<Vec<OsString>, String> {
         .get_arguments()
         .find(|arg| arg.get_long() == Some(key) && key != "config")
     else {
+        if VllmFlag::find(&format!("--{key}")).is_some() {
+            return vllm_flag(key, value);
+        }
         let hint = nearest_flag(&command, key).map_or_else(String::new, |flag| {
             format!("; did you mean `{}`?", &flag[2..])
         });
@@ -94,4 +98,20 @@ fn flags(key: &str, value: &Value) -> Result<Vec<OsString>, String> {
         Value::Array(items) => items.iter().map(scalar).collect(),
         other => scalar(other).map(|flag| vec![flag]),
     }
+}
+
+/// An entry that is a flag of vLLM's, which is looked at later.
+fn vllm_flag(key: &str, value: &Value) -> Result<Vec<OsString>, String> {
+    let flag = match value {
+        Value::Boolean(true) => format!("--{key}"),
+        Value::Boolean(false) => format!("--no-{key}"),
+        Value::String(text) => format!("--{key}={text}"),
+        Value::Integer(number) => format!("--{key}={number}"),
+        Value::Float(number) => format!("--{key}={number}"),
+        other => {
+            let json = serde_json::to_string(other).map_err(|error| error.to_string())?;
+            format!("--{key}={json}")
+        }
+    };
+    Ok(vec![flag.into()])
 }

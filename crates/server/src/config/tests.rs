@@ -123,6 +123,8 @@ fn spellings_and_repetitions() {
     assert!(config.api_keys[1].matches("k2") && !config.api_keys[1].matches("k"));
     assert!(!config.api_keys[1].matches("k2k2") && !config.api_keys[1].matches(""));
     assert!(!format!("{:?}", config.api_keys).contains("k1"));
+    assert_eq!(config.api_keys[0], ApiKey::new("k1"));
+    assert!(!ApiKey::new("").matches(""));
 }
 
 #[test]
@@ -153,21 +155,26 @@ fn bad_values_name_their_flag() {
         (vec!["--block-size", "0"], "--block-size"),
         (vec!["--max-num-seqs", "-1"], "--max-num-seqs"),
         (vec!["--api-key", ""], "--api-key"),
+        (vec!["--max-loras", "0"], "--max-loras"),
+        (vec!["--max-lora-rank", "0"], "--max-lora-rank"),
         (vec!["--lora-modules", "a=b"], "--enable-lora"),
         (
             vec!["--enable-lora", "--lora-modules", "a=b", "a=c"],
             "--lora-modules",
         ),
         (
-            vec![
-                "--enable-lora",
-                "--max-loras",
-                "1",
-                "--lora-modules",
-                "a=b",
-                "c=c",
-            ],
-            "--max-loras",
+            vec!["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "2"],
+            "--max-cpu-loras",
+        ),
+        (vec!["--allowed-origins", "[1]"], "--allowed-origins"),
+        (vec!["--allowed-methods", "G T"], "--allowed-methods"),
+        (
+            vec!["--default-chat-template-kwargs", "[]"],
+            "--default-chat-template-kwargs",
+        ),
+        (
+            vec!["--tensor-parallel-size", "2"],
+            "--tensor-parallel-size",
         ),
         (vec!["--chat-template", "/no/such/file"], "--chat-template"),
         (vec!["--quantization", "awq"], "--quantization"),

@@ -82,6 +82,28 @@ pub fn lora_module(text: &str) -> Result<LoraModule, String> {
     }
 }
 
+/// Texts of one value of a flag: a JSON list of them, or one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Texts(pub Vec<String>);
+
+/// A JSON list of texts, or one text as it is.
+pub fn texts(text: &str) -> Result<Texts, String> {
+    if !text.trim_start().starts_with('[') {
+        return Ok(Texts(vec![text.to_owned()]));
+    }
+    serde_json::from_str(text)
+        .map(Texts)
+        .map_err(|error| format!("expected a JSON list of texts: {error}"))
+}
+
+/// A JSON object.
+pub type Object = serde_json::Map<String, serde_json::Value>;
+
+/// A JSON object.
+pub fn object(text: &str) -> Result<Object, String> {
+    serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))
+}
+
 /// `number * scale` for a whole or decimal number, if the product is a whole number that fits.
 fn scaled(number: &str, scale: u64) -> Option<u64> {
     if number.bytes().all(|b| b.is_ascii_digit()) {

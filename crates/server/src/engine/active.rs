@@ -6,6 +6,7 @@ use kv_paging::{Chunk, Sampled};
 use model_qwen::sampling::Logprobs;
 use model_qwen::{ChoiceRow, Draw, SampledToken, Sampler, Want};
 
+use super::adapters::AdapterUse;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
 
@@ -16,7 +17,7 @@ pub(super) struct ActiveSequence {
     /// Held until the sequence is first scheduled.
     pub(super) permit: Option<QueuePermit>,
     pub(super) sampler: Sampler,
-    pub(super) slot: Option<usize>,
+    pub(super) adapter: Option<AdapterUse>,
     pub(super) num_generated: usize,
     /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
@@ -54,6 +55,11 @@ impl ActiveSequence {
     pub(super) fn draw(&mut self, ahead: usize) -> Option<Draw> {
         let banned = banned(&self.request, self.num_generated);
         self.sampler.draw(ahead, banned)
+    }
+
+    /// The slot of its adapter.
+    pub(super) fn slot(&self) -> Option<usize> {
+        self.adapter.map(|adapter| adapter.slot)
     }
 
     /// How the device can draw the token after the next one, if one will follow unless that is a stop token.

@@ -1,52 +1,80 @@
-//! Which adapter is in which slot of the model.
+//! The adapters that requests may name, and which of them are in the slots of the model.
 
 use std::path::Path;
 
-use kv_paging::SequenceId;
 use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
 use model_qwen::QwenModel;
 
-use super::error::AdapterError;
+use super::error::{AdapterError, SequenceError};
 use super::recovery::catch;
-use super::request::{EngineOutput, FinishReason};
 use super::stats::AdapterInfo;
-use super::worker::Worker;
 use crate::config::LoraOptions;
 
-/// The adapter slots of the engine's model.
-#[derive(Debug, Default)]
-pub(super) struct AdapterSlots {
-    slots: Vec<Option<AdapterInfo>>,
-    max_lora_rank: usize,
+/// Names an adapter for the life of the process: one that is loaded again is another.
+pub(super) type AdapterId = u64;
+
+/// What is known of an adapter.
+#[derive(Debug)]
+struct Adapter {
+    id: AdapterId,
+    info: AdapterInfo,
+    slot: Option<usize>,
+    /// No request may name it any more; it goes when no sequence uses it.
+    retired: bool,
+    /// When it was last put into a slot or asked for.
+    used: u64,
+    /// Its matrices, as the host keeps them for the next time.
+    matrices: Option<LoraAdapter>,
 }
 
-impl AdapterSlots {
-    /// `max_loras` empty slots; none without `--enable-lora`.
+/// The engine's adapters.
+#[derive(Debug, Default)]
+pub(super) struct Adapters {
+    all: Vec<Adapter>,
+    max_loras: usize,
+    max_cpu_loras: usize,
+    max_lora_rank: usize,
+    next_id: AdapterId,
+    clock: u64,
+}
+
+impl Adapters {
+    /// No adapters yet; none at all without `--enable-lora`.
     pub(super) fn new(options: Option<&LoraOptions>) -> Self {
         options.map_or_else(Self::default, |options| Self {
-            slots: vec![None; options.max_loras],
+            max_loras: options.max_loras,
+            max_cpu_loras: options.max_cpu_loras.unwrap_or(0),
             max_lora_rank: options.max_lora_rank,
+            ..Self::default()
         })
     }
 
     /// Number of slots.
     pub(super) fn max_loras(&self) -> usize {
-        self.slots.len()
+        self.max_loras
     }
 
-    /// The loaded adapters.
+    /// The adapters that requests may name.
     pub(super) fn infos(&self) -> Vec<AdapterInfo> {
-        self.slots.iter().flatten().cloned().collect()
+        let named = self.all.iter().filter(|adapter| !adapter.retired);
+        named.map(|adapter| adapter.info.clone()).collect()
     }
 
-    /// The slot of an adapter.
-    pub(super) fn slot(&self, name: &str) -> Option<usize> {
-        self.slots
-            .iter()
-            .position(|slot| slot.as_ref().is_some_and(|info| info.name == name))
+    /// The adapter that requests call `name`.
+    pub(super) fn find(&self, name: &str) -> Option<AdapterId> {
+        let mut named = self.all.iter().filter(|adapter| !adapter.retired);
+        let found = named.find(|adapter| adapter.info.name == name);
+        found.map(|adapter| adapter.id)
     }
 
-    /// Reads the PEFT folder at `path` and puts it on `model`.
+    /// What separates its blocks in the prefix cache from those of another adapter, also of one with its name.
+    pub(super) fn cache_key(&self, id: AdapterId) -> Option<String> {
+        let adapter = self.all.iter().find(|adapter| adapter.id == id)?;
+        Some(format!("{id}:{}", adapter.info.name))
+    }
+
+    /// Reads the PEFT folder at `path`, and puts it on `model` if a slot is free. With `replaces`, an adapter of the same name
+    /// makes room for it; otherwise the name must be new.
     ///
     /// # Errors
     /// [`AdapterError`], with nothing changed.
@@ -55,24 +83,61 @@ impl AdapterSlots {
         model: &mut QwenModel,
         name: &str,
         path: &Path,
+        replaces: bool,
     ) -> Result<(), AdapterError> {
-        if self.slots.is_empty() {
+        if self.max_loras == 0 {
             return Err(AdapterError::Disabled);
         }
-        if self.slot(name).is_some() {
+        let old = self.find(name);
+        if old.is_some() && !replaces {
             return Err(AdapterError::AlreadyLoaded {
                 name: name.to_owned(),
             });
         }
-        let max_loras = self.max_loras();
-        let free = self.slots.iter().position(Option::is_none);
-        let slot = free.ok_or(AdapterError::TooMany { max_loras })?;
+        let matrices = self.read(path)?;
+        let invalid = |reason: String| AdapterError::Invalid {
+            path: path.to_owned(),
+            reason: explained(reason),
+        };
+        model
+            .check_adapter(&matrices)
+            .map_err(|error| invalid(error.to_string()))?;
+        let slot = self.free_slot();
+        if let Some(slot) = slot {
+            put(model, slot, &matrices).map_err(|reason| AdapterError::NoRoom {
+                path: path.to_owned(),
+                reason,
+            })?;
+        }
+        if let Some(old) = old {
+            self.retire(old);
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.clock += 1;
+        self.all.push(Adapter {
+            id,
+            info: AdapterInfo {
+                name: name.to_owned(),
+                path: path.to_owned(),
+            },
+            slot,
+            retired: false,
+            used: self.clock,
+            matrices: None,
+        });
+        self.keep(id, matrices);
+        Ok(())
+    }
 
+    /// Reads an adapter's folder.
+    fn read(&self, path: &Path) -> Result<LoraAdapter, AdapterError> {
         if !path.join(CONFIG_FILE).is_file() {
             let reason = if path.is_dir() {
                 format!("the folder has no {CONFIG_FILE}")
             } else {
-                "no such folder".to_owned()
+                "no such folder; an adapter must be a local one, so download it first from a hub"
+                    .to_owned()
             };
             return Err(AdapterError::NotFound {
                 path: path.to_owned(),
@@ -81,102 +146,155 @@ impl AdapterSlots {
         }
         let invalid = |reason: String| AdapterError::Invalid {
             path: path.to_owned(),
-            reason,
+            reason: explained(reason),
         };
         let adapter = LoraAdapter::load(path).map_err(|error| invalid(error.to_string()))?;
-        let rank = adapter
-            .modules
-            .values()
-            .map(|matrices| matrices.r)
-            .max()
-            .unwrap_or(0);
-        if rank > self.max_lora_rank {
-            let limit = self.max_lora_rank;
+        let ranks = adapter.modules.values().map(|matrices| matrices.r);
+        let (rank, limit) = (ranks.max().unwrap_or(0), self.max_lora_rank);
+        if rank > limit {
             return Err(invalid(format!(
                 "its rank is {rank}, --max-lora-rank is {limit}"
             )));
         }
-        model
-            .add_adapter(slot, &adapter)
-            .map_err(|error| invalid(error.to_string()))?;
-        if let Err(reason) = stack(model) {
-            model.remove_adapter(slot);
-            // What was there before had room.
-            let _ = stack(model);
-            return Err(AdapterError::NoRoom {
-                path: path.to_owned(),
-                reason,
-            });
-        }
-        self.slots[slot] = Some(AdapterInfo {
-            name: name.to_owned(),
-            path: path.to_owned(),
-        });
-        Ok(())
+        Ok(adapter)
     }
 
-    /// Takes the adapter off `model`; the freed slot.
+    fn free_slot(&self) -> Option<usize> {
+        let is_taken = |slot: &usize| self.all.iter().any(|adapter| adapter.slot == Some(*slot));
+        (0..self.max_loras).find(|slot| !is_taken(slot))
+    }
+
+    /// Keeps an adapter's matrices on the host, as far as there is room for them, in place of those that were not used for
+    /// the longest time.
+    fn keep(&mut self, id: AdapterId, matrices: LoraAdapter) {
+        if self.max_cpu_loras == 0 {
+            return;
+        }
+        let kept = |adapters: &[Adapter]| {
+            let kept = adapters.iter().enumerate();
+            let kept = kept.filter(|(_, adapter)| adapter.matrices.is_some());
+            let oldest = kept.clone().min_by_key(|(_, adapter)| adapter.used);
+            (kept.count(), oldest.map(|(i, _)| i))
+        };
+        if let (num, Some(oldest)) = kept(&self.all)
+            && num >= self.max_cpu_loras
+        {
+            self.all[oldest].matrices = None;
+        }
+        if let Some(adapter) = self.all.iter_mut().find(|adapter| adapter.id == id) {
+            adapter.matrices = Some(matrices);
+        }
+    }
+
+    /// The slot of an adapter; puts it into one first if it has none. `None` while all slots are `in_use`. Says whether the
+    /// model has changed.
+    ///
+    /// # Errors
+    /// If its files are not what they were, or the device has no room.
+    pub(super) fn place(
+        &mut self,
+        model: &mut QwenModel,
+        id: AdapterId,
+        in_use: impl Fn(AdapterId) -> bool,
+    ) -> Result<Option<(usize, bool)>, SequenceError> {
+        self.clock += 1;
+        let unknown = SequenceError::Aborted;
+        let place = self.all.iter().position(|adapter| adapter.id == id);
+        let place = place.ok_or(unknown)?;
+        self.all[place].used = self.clock;
+        if let Some(slot) = self.all[place].slot {
+            return Ok(Some((slot, false)));
+        }
+        let slot = self.free_slot().or_else(|| {
+            let idle = self.all.iter_mut();
+            let idle = idle.filter(|adapter| adapter.slot.is_some() && !in_use(adapter.id));
+            idle.min_by_key(|adapter| adapter.used)?.slot.take()
+        });
+        let Some(slot) = slot else { return Ok(None) };
+        let failed = |reason: String| SequenceError::Failed(format!("LoRA adapter: {reason}"));
+        let matrices = match self.all[place].matrices.take() {
+            Some(matrices) => matrices,
+            None => {
+                let path = self.all[place].info.path.clone();
+                self.read(&path)
+                    .map_err(|error| failed(error.to_string()))?
+            }
+        };
+        model
+            .check_adapter(&matrices)
+            .map_err(|error| failed(error.to_string()))?;
+        put(model, slot, &matrices).map_err(failed)?;
+        self.all[place].slot = Some(slot);
+        self.keep(id, matrices);
+        Ok(Some((slot, true)))
+    }
+
+    /// Lets no further request name an adapter.
+    fn retire(&mut self, id: AdapterId) {
+        let adapters = self.all.iter_mut();
+        for adapter in adapters.filter(|adapter| adapter.id == id) {
+            adapter.retired = true;
+        }
+    }
+
+    /// [`Self::retire`] by name.
     ///
     /// # Errors
     /// [`AdapterError::Unknown`].
-    pub(super) fn unload(
+    pub(super) fn unload(&mut self, name: &str) -> Result<(), AdapterError> {
+        let id = self.find(name).ok_or_else(|| AdapterError::Unknown {
+            name: name.to_owned(),
+        })?;
+        self.retire(id);
+        Ok(())
+    }
+
+    /// Takes the retired adapters off `model` that are not `in_use`; what separated their blocks.
+    pub(super) fn reap(
         &mut self,
         model: &mut QwenModel,
-        name: &str,
-    ) -> Result<usize, AdapterError> {
-        let unknown = || AdapterError::Unknown {
-            name: name.to_owned(),
-        };
-        let slot = self.slot(name).ok_or_else(unknown)?;
-        model.remove_adapter(slot);
-        if let Err(reason) = stack(model) {
+        in_use: impl Fn(AdapterId) -> bool,
+    ) -> Vec<String> {
+        let is_done = |adapter: &Adapter| adapter.retired && !in_use(adapter.id);
+        let done: Vec<AdapterId> = self
+            .all
+            .iter()
+            .filter(|a| is_done(a))
+            .map(|a| a.id)
+            .collect();
+        let keys = done.iter().filter_map(|&id| self.cache_key(id)).collect();
+        let mut changed = false;
+        self.all.retain(|adapter| {
+            let stays = !done.contains(&adapter.id);
+            if let (false, Some(slot)) = (stays, adapter.slot) {
+                model.remove_adapter(slot);
+                changed = true;
+            }
+            stays
+        });
+        if changed && let Err(reason) = stack(model) {
             tracing::error!(
                 reason,
                 "the device has no room for the adapters that are left"
             );
         }
-        self.slots[slot] = None;
-        Ok(slot)
+        keys
     }
 }
 
-impl Worker {
-    /// Puts an adapter on the model.
-    ///
-    /// # Errors
-    /// [`AdapterError`], with nothing changed.
-    pub(super) fn load_adapter(&mut self, name: &str, path: &Path) -> Result<(), AdapterError> {
-        self.adapters.load(&mut self.model, name, path)?;
-        self.forget_graphs();
-        self.receiver.set_adapters(self.adapters.infos());
+/// Puts an adapter into a slot; what the device said if it has no room.
+fn put(model: &mut QwenModel, slot: usize, matrices: &LoraAdapter) -> Result<(), String> {
+    let added = catch(|| {
+        let added = model.add_adapter(slot, matrices);
+        added.map_err(|error| error.to_string())?;
+        model.stack_adapters();
         Ok(())
-    }
-
-    /// Takes an adapter off the model, and ends the sequences that use it.
-    ///
-    /// # Errors
-    /// [`AdapterError::Unknown`].
-    pub(super) fn unload_adapter(&mut self, name: &str) -> Result<(), AdapterError> {
-        let slot = self.adapters.unload(&mut self.model, name)?;
-        self.forget_graphs();
-        self.receiver.set_adapters(self.adapters.infos());
-        let users = self
-            .sequences
-            .iter()
-            .filter(|(_, sequence)| sequence.slot == Some(slot));
-        let users: Vec<SequenceId> = users.map(|(id, _)| *id).collect();
-        for id in users {
-            self.scheduler.abort(id);
-            if let Some(sequence) = self.sequences.remove(&id) {
-                sequence.sink.send(EngineOutput::Finished {
-                    reason: FinishReason::Abort,
-                });
-            }
-        }
-        // Another adapter may come under the same name.
-        self.scheduler.forget_adapter(name);
-        Ok(())
-    }
+    });
+    added.inspect_err(|_| {
+        model.remove_adapter(slot);
+        // What was there before had room.
+        let _ = stack(model);
+    })
 }
 
 /// Puts the adapters of each layer together on a GPU; what the device said if that failed.
@@ -185,4 +303,24 @@ fn stack(model: &mut QwenModel) -> Result<(), String> {
         model.stack_adapters();
         Ok(())
     })
+}
+
+/// Says what an adapter may change where one changes something else.
+fn explained(reason: String) -> String {
+    let others = ["lm_head", "embed_tokens", "norm"];
+    match others.iter().find(|other| reason.contains(**other)) {
+        Some(other) => format!(
+            "it changes `{other}`, but adapters of the head, the embedding and the norms are not supported ({reason})"
+        ),
+        None => reason,
+    }
+}
+
+/// Which adapter a sequence uses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdapterUse {
+    /// The adapter.
+    pub(super) id: AdapterId,
+    /// Its slot, which it keeps as long as a sequence uses it.
+    pub(super) slot: usize,
 }

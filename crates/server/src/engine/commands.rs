@@ -40,14 +40,16 @@ impl Worker {
 
     fn obey(&mut self, command: EngineCommand) {
         match command {
-            EngineCommand::Submit(submission) => self.submit(submission),
-            EngineCommand::Abort(id) => {
-                self.scheduler.abort(id);
-                self.sequences.remove(&id);
-            }
-            EngineCommand::LoadAdapter { name, path, reply } => {
+            EngineCommand::Submit(submission) => self.submit(*submission),
+            EngineCommand::Abort(id) => self.abort(id),
+            EngineCommand::LoadAdapter {
+                name,
+                path,
+                replaces,
+                reply,
+            } => {
                 // The caller may have gone away; the adapter is loaded all the same.
-                let _ = reply.send(self.load_adapter(&name, &path));
+                let _ = reply.send(self.load_adapter(&name, &path, replaces));
             }
             EngineCommand::UnloadAdapter { name, reply } => {
                 let _ = reply.send(self.unload_adapter(&name));

@@ -50,6 +50,23 @@ pub enum SubmitError {
     },
 }
 
+/// Why an accepted sequence did not come to its end.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SequenceError {
+    /// The engine dropped it.
+    #[error("the request was aborted by the server")]
+    Aborted,
+    /// The device failed, as when its memory is full: the request may be sent again.
+    #[error("the device failed to compute this request: {0}")]
+    DeviceFailed(String),
+    /// The engine failed on it.
+    #[error("{0}")]
+    Failed(String),
+    /// The engine thread is gone.
+    #[error("the engine stopped while the request was running; see the server's log")]
+    Stopped,
+}
+
 /// Why an adapter was not loaded or unloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
@@ -65,7 +82,7 @@ pub enum AdapterError {
         reason: String,
     },
     /// The name is taken.
-    #[error("a LoRA adapter `{name}` is loaded already")]
+    #[error("a LoRA adapter `{name}` is loaded already; `load_inplace`: true replaces it")]
     AlreadyLoaded {
         /// The name.
         name: String,
@@ -75,14 +92,6 @@ pub enum AdapterError {
     Unknown {
         /// The name.
         name: String,
-    },
-    /// All slots are taken.
-    #[error(
-        "{max_loras} LoRA adapters are loaded, which is the most (--max-loras); unload one first"
-    )]
-    TooMany {
-        /// The number of slots.
-        max_loras: usize,
     },
     /// The device's memory is full.
     #[error("LoRA adapter at {path}: the device has no room for it: {reason}")]

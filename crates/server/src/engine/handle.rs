@@ -38,7 +38,7 @@ impl Shared {
     }
 }
 
-/// The client's end of one sequence. Dropping it before `Finished` aborts the sequence.
+/// The client's end of one sequence. Dropping it before `Finished` or `Failed` aborts the sequence.
 #[derive(Debug)]
 pub struct OutputStream {
     id: RequestId,
@@ -48,10 +48,13 @@ pub struct OutputStream {
 }
 
 impl OutputStream {
-    /// The next event; `None` after `Finished`, or if the engine died.
+    /// The next event; `None` after `Finished` or `Failed`, or if the engine died.
     pub async fn next(&mut self) -> Option<EngineOutput> {
         let output = self.outputs.recv().await;
-        self.finished |= matches!(output, None | Some(EngineOutput::Finished { .. }));
+        self.finished |= matches!(
+            output,
+            None | Some(EngineOutput::Finished { .. } | EngineOutput::Failed(_))
+        );
         output
     }
 }
@@ -94,7 +97,7 @@ impl EngineHandle {
             permit,
         };
         self.commands
-            .send(EngineCommand::Submit(submission))
+            .send(EngineCommand::Submit(Box::new(submission)))
             .map_err(|_| SubmitError::Stopped)?;
         Ok(OutputStream {
             id,
@@ -157,10 +160,23 @@ impl EngineHandle {
     /// # Errors
     /// [`AdapterError`], with nothing changed.
     pub async fn load_adapter(&self, name: &str, path: &Path) -> Result<(), AdapterError> {
+        self.load(name, path, false).await
+    }
+
+    /// The same in place of an adapter `name`, if there is one; sequences that use that one finish with it.
+    ///
+    /// # Errors
+    /// [`AdapterError`], with nothing changed.
+    pub async fn replace_adapter(&self, name: &str, path: &Path) -> Result<(), AdapterError> {
+        self.load(name, path, true).await
+    }
+
+    async fn load(&self, name: &str, path: &Path, replaces: bool) -> Result<(), AdapterError> {
         let (reply, answer) = oneshot::channel();
         let command = EngineCommand::LoadAdapter {
             name: name.to_owned(),
             path: path.to_owned(),
+            replaces,
             reply,
         };
         self.commands
@@ -169,7 +185,7 @@ impl EngineHandle {
         answer.await.unwrap_or(Err(AdapterError::Stopped))
     }
 
-    /// Forgets the adapter `name`.
+    /// Lets no further sequence use the adapter `name`; those that do finish.
     ///
     /// # Errors
     /// [`AdapterError::Unknown`] if none is loaded under this name.

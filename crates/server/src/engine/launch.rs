@@ -35,7 +35,7 @@ impl Worker {
             DecodeRow {
                 token: DecodeToken::Id(chunk.tokens[0]),
                 position: chunk.start,
-                slot: sequence.as_ref().and_then(|sequence| sequence.slot),
+                slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
                 block_table: &chunk.block_table,
                 draw: sequence.and_then(|sequence| sequence.draw(0)),
             }
@@ -59,7 +59,7 @@ impl Worker {
             tokens.extend_from_slice(&chunk.tokens);
             positions.extend(chunk.start as u32..end as u32);
             let sequence = self.sequences.get(&chunk.id);
-            slots.resize(tokens.len(), sequence.and_then(|sequence| sequence.slot));
+            slots.resize(tokens.len(), sequence.and_then(ActiveSequence::slot));
             packed.push(SequenceChunk {
                 query_len: chunk.tokens.len(),
                 context_len: end,
@@ -91,8 +91,8 @@ impl Worker {
                 owners.resize(rows.len(), owner);
             }
         }
-        let failed = |error| format!("the device failed to compute a step: {error}");
-        let choices = pending.tokens(&self.model, &mut rows).map_err(failed)?;
+        let choices = pending.tokens(&self.model, &mut rows);
+        let choices = choices.map_err(|error| error.to_string())?;
         drop(rows);
         let (mut sampled, mut undrawn) = (Vec::with_capacity(chunks.len()), Vec::new());
         for (owner, choice) in owners.into_iter().zip(choices) {
@@ -126,7 +126,11 @@ fn sequences_of<'a>(
     let ids = chunks.iter().map(|(chunk, _)| chunk.id);
     let places: HashMap<SequenceId, usize> = ids.zip(0..).collect();
     let mut found: Vec<Option<&mut ActiveSequence>> = chunks.iter().map(|_| None).collect();
-    for (id, sequence) in sequences {
+    // What still waits for its first step is in no chunk.
+    let started = sequences
+        .iter_mut()
+        .filter(|(_, sequence)| sequence.permit.is_none());
+    for (id, sequence) in started {
         if let Some(place) = places.get(id) {
             found[*place] = Some(sequence);
         }

@@ -65,7 +65,7 @@ impl Worker {
                 continue;
             };
             if let Some(draw) = sequence.draw_next() {
-                next.push((chunk, *row, draw, sequence.slot));
+                next.push((chunk, *row, draw, sequence.slot()));
             }
         }
         if next.is_empty() {

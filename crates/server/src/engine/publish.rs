@@ -12,13 +12,17 @@ impl Worker {
                 .filter(|sequence| sequence.permit.is_some() == waiting)
                 .filter_map(|sequence| sequence.request.adapter.clone())
                 .collect();
+            if waiting {
+                let parked = self.parked.iter();
+                names.extend(parked.filter_map(|p| p.submission.request.adapter.clone()));
+            }
             names.sort_unstable();
             names.dedup();
             names
         };
         self.receiver.publish_stats(EngineStats {
             num_running: stats.num_running,
-            num_waiting: stats.num_waiting,
+            num_waiting: stats.num_waiting + self.parked.len(),
             num_blocks: stats.num_blocks,
             num_free_blocks: stats.num_free_blocks,
             block_size: self.scheduler.config().block_size,

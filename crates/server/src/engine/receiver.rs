@@ -19,19 +19,21 @@ pub type RequestId = u64;
 #[derive(Debug)]
 pub enum EngineCommand {
     /// A new sequence.
-    Submit(Submission),
+    Submit(Box<Submission>),
     /// Its client is gone; free its blocks. The id may be finished already.
     Abort(RequestId),
-    /// Load a PEFT folder into a free slot, call [`EngineReceiver::set_adapters`], then answer.
+    /// Load a PEFT folder, call [`EngineReceiver::set_adapters`], then answer.
     LoadAdapter {
         /// Name for requests.
         name: String,
         /// PEFT folder.
         path: PathBuf,
+        /// Whether an adapter of this name makes room for it.
+        replaces: bool,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), AdapterError>>,
     },
-    /// Free an adapter's slot, call [`EngineReceiver::set_adapters`], then answer.
+    /// Let no further sequence use an adapter, call [`EngineReceiver::set_adapters`], then answer.
     UnloadAdapter {
         /// Its name.
         name: String,

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use burn::tensor::DType;
 use kv_paging::{KvShape, PagedKvCache, SequenceId};
 
-use super::request::{EngineOutput, FinishReason};
+use super::error::SequenceError;
+use super::request::EngineOutput;
 use super::worker::Worker;
 
 /// Failed steps in a row after which the engine gives up: the device needs a new process then.
@@ -63,13 +64,13 @@ impl Worker {
         for id in running {
             self.scheduler.abort(id);
             if let Some(sequence) = self.sequences.remove(&id) {
-                let reason = FinishReason::DeviceFailed(reason.to_owned());
-                sequence.sink.send(EngineOutput::Finished { reason });
+                let error = SequenceError::DeviceFailed(reason.to_owned());
+                sequence.sink.send(EngineOutput::Failed(error));
             }
         }
         self.scheduler.reset_prefix_cache();
         let replaced = catch(|| {
-            self.forget_graphs();
+            self.ahead = None;
             self.runner.reset();
             let shape = *self.cache.shape();
             let smallest = KvShape {
@@ -91,6 +92,7 @@ impl Worker {
             }
             Ok(())
         });
+        self.settle();
         if let Err(reason) = replaced {
             tracing::error!(reason, "the device has no room for a new KV cache");
             self.num_failures = MAX_FAILURES;
@@ -107,9 +109,9 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::engine::adapters::AdapterSlots;
+    use crate::engine::adapters::Adapters;
     use crate::engine::stats::EngineLimits;
-    use crate::engine::{EngineHandle, GenerateRequest, OutputStream, channel};
+    use crate::engine::{EngineHandle, FinishReason, GenerateRequest, OutputStream, channel};
 
     /// Tokens that the embedding of the broken model has.
     const KNOWN: usize = 100;
@@ -141,7 +143,7 @@ mod tests {
         });
         let config = Config::from_command_line(["server", "--device", "cpu"]).unwrap();
         let cache = PagedKvCache::new(&kv, &device);
-        let adapters = AdapterSlots::new(None);
+        let adapters = Adapters::new(None);
         let scheduler = scheduler.unwrap();
         let worker = Worker::new(model, cache, scheduler, receiver, adapters, &config);
         (handle, worker)
@@ -172,14 +174,16 @@ mod tests {
     }
 
     /// How a sequence ended.
-    fn end(mut stream: OutputStream) -> FinishReason {
+    fn end(mut stream: OutputStream) -> Result<FinishReason, SequenceError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
         runtime.block_on(async {
             loop {
-                if let EngineOutput::Finished { reason } = stream.next().await.unwrap() {
-                    return reason;
+                match stream.next().await.unwrap() {
+                    EngineOutput::Finished { reason } => return Ok(reason),
+                    EngineOutput::Failed(error) => return Err(error),
+                    EngineOutput::PromptLogprobs(_) | EngineOutput::Token { .. } => {}
                 }
             }
         })
@@ -200,21 +204,21 @@ mod tests {
         let (handle, worker) = broken_worker();
         let engine = std::thread::spawn(move || worker.run());
         let submit = |prompt| handle.submit(request(prompt)).unwrap();
-        assert_eq!(end(submit((0..50).collect())), FinishReason::Length);
+        assert_eq!(end(submit((0..50).collect())), Ok(FinishReason::Length));
         for _ in 0..2 {
             let failed = end(submit(vec![1, KNOWN as u32 + 7]));
             assert!(
-                matches!(failed, FinishReason::DeviceFailed(_)),
+                matches!(failed, Err(SequenceError::DeviceFailed(_))),
                 "{failed:?}"
             );
         }
         // The cache is another one: nothing is found in it.
-        assert_eq!(end(submit((0..50).collect())), FinishReason::Length);
+        assert_eq!(end(submit((0..50).collect())), Ok(FinishReason::Length));
         assert_eq!(handle.stats().num_free_blocks, 32);
         for _ in 0..MAX_FAILURES {
             let failed = end(submit(vec![1, KNOWN as u32 + 7]));
             assert!(
-                matches!(failed, FinishReason::DeviceFailed(_)),
+                matches!(failed, Err(SequenceError::DeviceFailed(_))),
                 "{failed:?}"
             );
         }
@@ -229,15 +233,8 @@ mod tests {
 
         /// A GPU, or Mesa's lavapipe.
         fn gpu() -> Device {
-            use burn::tensor::DeviceType;
-            let types: &[DeviceType] = &[
-                #[cfg(feature = "cuda")]
-                DeviceType::Cuda,
-                #[cfg(feature = "wgpu")]
-                DeviceType::Wgpu,
-            ];
-            let mut gpus = types.iter().cloned().flat_map(Device::enumerate);
-            gpus.next().expect("a GPU")
+            let mut gpus = ["cuda", "wgpu"].into_iter().map(model_qwen::parse_device);
+            gpus.find_map(Result::ok).expect("a GPU")
         }
 
         /// The device has no room for what a step needs, and then it has again.
@@ -254,19 +251,19 @@ mod tests {
                 }
                 end(stream)
             };
-            assert_eq!(ask(&mut worker, 0..50), FinishReason::Length);
+            assert_eq!(ask(&mut worker, 0..50), Ok(FinishReason::Length));
             let known = worker.model.embed_tokens.clone();
             let [vocab, hidden] = known.dims();
             worker.model.embed_tokens =
                 burn::tensor::Tensor::zeros([vocab << 20, hidden], (&worker.device, known.dtype()));
             let failed = ask(&mut worker, 0..40);
             assert!(
-                matches!(failed, FinishReason::DeviceFailed(_)),
+                matches!(failed, Err(SequenceError::DeviceFailed(_))),
                 "{failed:?}"
             );
             worker.model.embed_tokens = known;
             for _ in 0..2 {
-                assert_eq!(ask(&mut worker, 0..50), FinishReason::Length);
+                assert_eq!(ask(&mut worker, 0..50), Ok(FinishReason::Length));
             }
         }
     }

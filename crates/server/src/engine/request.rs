@@ -2,6 +2,8 @@
 
 use model_qwen::SamplingParams;
 
+use super::error::SequenceError;
+
 /// One sequence to generate. A request for `n` choices becomes `n` of these.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
@@ -23,7 +25,7 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
 }
 
-/// One event of a sequence. The order is: at most one `PromptLogprobs`, any number of `Token`, one `Finished`.
+/// One event of a sequence. The order is: at most one `PromptLogprobs`, any number of `Token`, then `Finished` or `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EngineOutput {
     /// One entry per prompt token; the first is `None` (nothing precedes it). Only if it was asked for.
@@ -37,26 +39,32 @@ pub enum EngineOutput {
         /// How many tokens of the prompt came from the prefix cache.
         num_cached_tokens: usize,
     },
-    /// The sequence is over and its blocks are free.
+    /// The sequence is complete and its blocks are free.
     Finished {
         /// Why it ended.
         reason: FinishReason,
     },
+    /// The sequence is over before its end, and its blocks are free.
+    Failed(SequenceError),
 }
 
-/// Why a sequence ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a sequence is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A stop token was generated.
+    /// A stop token or a stop string.
     Stop,
     /// `max_tokens` or the end of the context was reached.
     Length,
-    /// The engine dropped the sequence (shutdown, adapter unloaded).
-    Abort,
-    /// The engine failed on this sequence.
-    Error(String),
-    /// The device failed, as when its memory is full: the request may be sent again.
-    DeviceFailed(String),
+}
+
+impl FinishReason {
+    /// The API's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
 }
 
 /// Log-probabilities at one position, taken from the raw logits (before temperature and penalties).

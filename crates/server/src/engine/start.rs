@@ -10,7 +10,7 @@ use model_qwen::{
     parse_device, resolve_model,
 };
 
-use super::adapters::AdapterSlots;
+use super::adapters::Adapters;
 use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
@@ -79,7 +79,13 @@ impl Engine {
         let (dir, model_id) = model_dir(config)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let chat_template = chat_template(config, ChatTemplate::from_dir(&dir)?)?;
-        let generation_config = GenerationConfig::from_dir(&dir)?;
+        let mut generation_config = GenerationConfig::from_dir(&dir)?;
+        if !config.model_sampling_defaults {
+            generation_config = GenerationConfig {
+                eos_token_ids: generation_config.eos_token_ids,
+                ..GenerationConfig::default()
+            };
+        }
 
         let options = LoadOptions {
             dtype: config.dtype,
@@ -101,9 +107,9 @@ impl Engine {
             },
             &device,
         );
-        let mut adapters = AdapterSlots::new(config.lora.as_ref());
+        let mut adapters = Adapters::new(config.lora.as_ref());
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
-            adapters.load(&mut model, &module.name, &module.path)?;
+            adapters.load(&mut model, &module.name, &module.path, false)?;
         }
         // What building the tokenizer and loading the weights have freed.
         model_qwen::sys::return_freed_memory();

@@ -1,16 +1,18 @@
-//! How a sequence comes to the engine thread.
+//! How a sequence comes to the scheduler.
 
 use kv_paging::{CacheKey, NewSequence};
 use model_qwen::Sampler;
 
 use super::active::ActiveSequence;
+use super::adapters::AdapterUse;
+use super::error::SequenceError;
 use super::receiver::Submission;
-use super::request::{EngineOutput, FinishReason};
+use super::request::EngineOutput;
 use super::worker::Worker;
 
 impl Worker {
-    /// Takes a sequence in, or says why not.
-    pub(super) fn submit(
+    /// Hands a sequence to the scheduler, or says why not.
+    pub(super) fn start(
         &mut self,
         Submission {
             id,
@@ -18,33 +20,21 @@ impl Worker {
             sink,
             permit,
         }: Submission,
+        adapter: Option<AdapterUse>,
     ) {
-        let slot = match &request.adapter {
-            None => None,
-            Some(name) => match self.adapters.slot(name) {
-                Some(slot) => Some(slot),
-                // It was unloaded between the check of the request and now.
-                None => {
-                    sink.send(EngineOutput::Finished {
-                        reason: FinishReason::Abort,
-                    });
-                    return;
-                }
-            },
-        };
         let added = self.scheduler.add(NewSequence {
             id,
             prompt: request.prompt.clone(),
             cache_key: CacheKey {
-                adapter: request.adapter.clone(),
+                adapter: adapter.and_then(|adapter| self.adapters.cache_key(adapter.id)),
                 salt: request.cache_salt.clone(),
             },
             max_tokens: request.max_tokens,
             needs_prompt_logits: request.prompt_logprobs.is_some(),
         });
         if let Err(error) = added {
-            let reason = FinishReason::Error(error.to_string());
-            sink.send(EngineOutput::Finished { reason });
+            let error = SequenceError::Failed(error.to_string());
+            sink.send(EngineOutput::Failed(error));
             return;
         }
         self.prompt_tokens += request.prompt.len() as u64;
@@ -57,7 +47,7 @@ impl Worker {
             request,
             sink,
             permit: Some(permit),
-            slot,
+            adapter,
             num_generated: 0,
         };
         self.sequences.insert(id, sequence);

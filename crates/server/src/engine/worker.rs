@@ -8,8 +8,9 @@ use model_qwen::sys::return_freed_memory;
 use model_qwen::{GraphRunner, QwenModel};
 
 use super::active::ActiveSequence;
-use super::adapters::AdapterSlots;
+use super::adapters::Adapters;
 use super::overlap::StepAhead;
+use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
 use super::recovery::{MAX_FAILURES, catch};
 use super::request::{EngineOutput, FinishReason};
@@ -28,7 +29,9 @@ pub(super) struct Worker {
     pub(super) runner: GraphRunner,
     pub(super) receiver: EngineReceiver,
     pub(super) owns_device: bool,
-    pub(super) adapters: AdapterSlots,
+    pub(super) adapters: Adapters,
+    /// Sequences whose adapters are in no slot.
+    pub(super) parked: ParkedQueue,
     pub(super) sequences: HashMap<SequenceId, ActiveSequence>,
     /// `--seed`: sequences without a seed of their own get this one plus their id, so that they differ.
     pub(super) seed: Option<u64>,
@@ -47,7 +50,7 @@ impl Worker {
         cache: PagedKvCache,
         scheduler: Scheduler,
         receiver: EngineReceiver,
-        adapters: AdapterSlots,
+        adapters: Adapters,
         config: &Config,
     ) -> Self {
         let worker = Self {
@@ -62,6 +65,7 @@ impl Worker {
             receiver,
             owns_device: config.owns_device,
             adapters,
+            parked: ParkedQueue::new(),
             sequences: HashMap::new(),
             seed: config.seed,
             ahead: None,
@@ -147,7 +151,9 @@ impl Worker {
             self.num_failures = 0;
         }
         self.scheduler.commit(sampled);
+        let mut ended = false;
         for sampled in sampled.iter().filter(|sampled| sampled.finished) {
+            ended = true;
             if let Some(sequence) = self.sequences.remove(&sampled.id) {
                 let stopped = sequence.request.stop_token_ids.contains(&sampled.token);
                 let reason = match stopped {
@@ -156,6 +162,9 @@ impl Worker {
                 };
                 sequence.sink.send(EngineOutput::Finished { reason });
             }
+        }
+        if ended {
+            self.settle();
         }
     }
 

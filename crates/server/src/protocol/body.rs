@@ -1,65 +1,197 @@
-//! Reading a request body with errors that name the field.
+//! Reading a request body within bounds, with errors that name the field.
+
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
+use futures::StreamExt as _;
+use model_qwen::sys::return_freed_memory;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::field_names::field_names;
+use super::fields::{self, Endpoint};
+use crate::blocking::blocking;
 use crate::error::ApiError;
+use crate::request_id::RequestId;
+use crate::state::AppState;
 
 /// Largest accepted body in bytes.
 pub const MAX_BODY_BYTES: usize = 32 << 20;
+/// Bodies up to here don't wait for one another.
+pub(crate) const SMALL_BODY_BYTES: usize = 1 << 20;
+/// Most values (numbers, texts, lists, …) of a large body: each takes more memory than its text.
+const MAX_VALUES: usize = 2_000_000;
+/// Longest wait for the next bytes of a body.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// A JSON object that arrived as a body, whatever its `Content-Type`.
+/// A JSON object that arrived as a body.
 #[derive(Debug)]
-pub struct Body(Value);
+pub struct Body {
+    value: Value,
+    request_id: RequestId,
+    num_bytes: usize,
+    /// Its part of [`AppState::body_memory`], if it is large.
+    _memory: Option<OwnedSemaphorePermit>,
+}
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl FromRequest<AppState> for Body {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let too_large = || {
-            let message = format!("The request body is larger than {MAX_BODY_BYTES} bytes.");
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        require_json(request.headers())?;
+        let request_id = RequestId::of(&request);
+        let (bytes, memory) = read_bytes(request, state).await?;
+        let num_bytes = bytes.len();
+        let value = if num_bytes > SMALL_BODY_BYTES {
+            let value = blocking(move || parse(&bytes)).await;
+            // The bytes are of no use any more.
+            return_freed_memory();
+            value
+        } else {
+            parse(&bytes)
         };
-        let announced = request.headers().get(header::CONTENT_LENGTH);
-        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        if announced.is_some_and(|length| length > MAX_BODY_BYTES) {
-            return Err(too_large());
-        }
-        let bytes = Bytes::from_request(request, state).await;
-        let bytes = bytes.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-            _ => ApiError::new(StatusCode::BAD_REQUEST, rejection.body_text()),
-        })?;
-        let value = serde_json::from_slice(&bytes).map_err(|error| {
-            ApiError::new(
-                StatusCode::BAD_REQUEST,
-                format!("The request body is not valid JSON: {error}"),
-            )
-        })?;
-        match value {
-            Value::Object(_) => Ok(Self(value)),
-            other => Err(ApiError::new(
-                StatusCode::BAD_REQUEST,
-                format!(
-                    "The request body must be a JSON object, found {}.",
-                    kind(&other)
-                ),
-            )),
-        }
+        Ok(Self {
+            value: value?,
+            request_id,
+            num_bytes,
+            _memory: memory,
+        })
     }
 }
 
+/// Any web page can send other types of content to this server without asking the browser's leave first.
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let given = headers.get(header::CONTENT_TYPE);
+    let given = given.map(|value| value.to_str().unwrap_or("something else"));
+    let kind = given
+        .and_then(|given| given.split(';').next())
+        .map(str::trim);
+    let is_json = |kind: &str| {
+        let kind = kind.to_ascii_lowercase();
+        kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+    };
+    if kind.is_some_and(is_json) {
+        return Ok(());
+    }
+    let found = given.unwrap_or("none");
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        format!("The `Content-Type` must be application/json, found {found}."),
+    ))
+}
+
+/// The body's bytes. A large body waits for its part of the memory before most of it is read.
+async fn read_bytes(
+    request: Request,
+    state: &AppState,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ApiError> {
+    let too_large = || {
+        let message = format!("The request body is larger than {MAX_BODY_BYTES} bytes.");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    };
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY_BYTES) {
+        return Err(too_large());
+    }
+    let mut chunks = request.into_body().into_data_stream();
+    let (mut bytes, mut memory, mut is_large) = (Vec::new(), None, false);
+    loop {
+        let chunk = tokio::time::timeout(READ_TIMEOUT, chunks.next()).await;
+        let chunk = chunk.map_err(|_| {
+            let message = format!("No more of the request body came for {READ_TIMEOUT:?}.");
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
+        })?;
+        let Some(chunk) = chunk else { break };
+        let chunk = chunk.map_err(|error| {
+            let message = format!("The request body cannot be read: {error}");
+            ApiError::new(StatusCode::BAD_REQUEST, message)
+        })?;
+        let len = bytes.len() + chunk.len();
+        if len > MAX_BODY_BYTES {
+            return Err(too_large());
+        }
+        if len > SMALL_BODY_BYTES && !is_large {
+            is_large = true;
+            let expected = announced.unwrap_or(MAX_BODY_BYTES).max(len);
+            memory = state.body_memory(expected).await;
+            bytes.reserve_exact(expected - bytes.len());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok((bytes.into(), memory))
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+    let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
+    if bytes.len() > SMALL_BODY_BYTES && num_values(bytes) > MAX_VALUES {
+        return Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("The request body has more than {MAX_VALUES} values."),
+        ));
+    }
+    let value = serde_json::from_slice(bytes).map_err(|error| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!("The request body is not valid JSON: {error}"),
+        )
+    })?;
+    match value {
+        Value::Object(_) => Ok(value),
+        other => Err(ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "The request body must be a JSON object, found {}.",
+                kind(&other)
+            ),
+        )),
+    }
+}
+
+/// About as many values as a text of JSON has: the commas and brackets outside of strings.
+fn num_values(json: &[u8]) -> usize {
+    let (mut num, mut in_string, mut escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => num += 1,
+            _ => {}
+        }
+    }
+    num
+}
+
 impl Body {
+    /// Brings the fields of an endpoint into one form, and logs which of them are ignored.
+    ///
+    /// # Errors
+    /// 400 with the field that is refused.
+    pub fn check(&mut self, endpoint: Endpoint) -> Result<(), ApiError> {
+        match &mut self.value {
+            Value::Object(fields) => fields::check(endpoint, fields),
+            // `parse` lets nothing else pass.
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the fields of an endpoint that has few into one form.
+    pub fn normalize(&mut self) {
+        if let Value::Object(fields) = &mut self.value {
+            fields::normalize_all(fields);
+        }
+    }
+
     /// Reads the fields of `T`.
     ///
     /// # Errors
     /// 400 with the path of the field that is missing or has the wrong type.
     pub fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ApiError> {
-        serde_path_to_error::deserialize(&self.0).map_err(|error| {
+        serde_path_to_error::deserialize(&self.value).map_err(|error| {
             let path = error.path().to_string();
             let message = error.inner().to_string();
             let missing = message
@@ -74,34 +206,30 @@ impl Body {
         })
     }
 
-    /// Logs the fields that neither `A` nor `B` reads.
-    pub fn log_unknown_fields<A, B>(&self)
-    where
-        A: for<'de> Deserialize<'de>,
-        B: for<'de> Deserialize<'de>,
-    {
-        if tracing::enabled!(tracing::Level::DEBUG)
-            && let Value::Object(fields) = &self.0
-        {
-            let known = [field_names::<A>(), field_names::<B>()].concat();
-            let unknown: Vec<&String> = fields
-                .keys()
-                .filter(|name| !known.contains(&name.as_str()))
-                .collect();
-            if !unknown.is_empty() {
-                tracing::debug!(?unknown, "ignored request fields");
-            }
+    /// Takes a field out, so that it isn't in memory twice.
+    pub(super) fn take(&mut self, field: &str) -> Option<Value> {
+        self.value.as_object_mut()?.shift_remove(field)
+    }
+
+    pub(super) fn put(&mut self, field: &str, value: Value) {
+        if let Some(fields) = self.value.as_object_mut() {
+            fields.insert(field.to_owned(), value);
         }
     }
 
-    /// Whether the field is there and not null.
-    pub fn has(&self, field: &str) -> bool {
-        self.0.get(field).is_some_and(|value| !value.is_null())
+    /// The id that the request's answer carries.
+    pub fn request_id(&self) -> &RequestId {
+        &self.request_id
+    }
+
+    /// Its length, as it arrived.
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes
     }
 }
 
 /// What a JSON value is called in messages.
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -117,7 +245,17 @@ mod tests {
     use super::*;
     use crate::protocol::chat::ChatFields;
     use crate::protocol::common::SamplingFields;
+    use crate::protocol::field_names::field_names;
     use serde_json::json;
+
+    fn body(value: Value) -> Body {
+        Body {
+            value,
+            request_id: RequestId::default(),
+            num_bytes: 0,
+            _memory: None,
+        }
+    }
 
     #[test]
     fn fields_are_known_by_name() {
@@ -131,7 +269,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_path() {
-        for (body, param) in [
+        for (fields, param) in [
             (json!({ "temperature": "hot" }), "temperature"),
             (json!({ "stop_token_ids": [1, -2] }), "stop_token_ids[1]"),
             (
@@ -141,11 +279,50 @@ mod tests {
             (json!({ "n": 1.5 }), "n"),
             (json!({ "stop": [1] }), "stop"),
         ] {
-            let error = Body(body).read::<SamplingFields>().unwrap_err();
+            let error = body(fields).read::<SamplingFields>().unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{error:?}");
             assert!(error.message.contains(param));
         }
-        let error = Body(json!({})).read::<ChatFields>().unwrap_err();
+        let error = body(json!({})).read::<ChatFields>().unwrap_err();
         assert_eq!(error.param.as_deref(), Some("messages"));
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_strings() {
+        assert_eq!(num_values(br#"{"a": [1, 2], "b,[": "\",["}"#), 5);
+        let many = format!("[{}0]", "0,".repeat(MAX_VALUES));
+        assert_eq!(
+            parse(many.as_bytes()).unwrap_err().status,
+            StatusCode::PAYLOAD_TOO_LARGE
+        );
+        let bom = [BOM, b"{}"].concat();
+        assert_eq!(parse(&bom).unwrap(), json!({}));
+    }
+
+    #[test]
+    fn only_json_is_json() {
+        let require = |kind: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(kind) = kind {
+                headers.insert(header::CONTENT_TYPE, kind.parse().unwrap());
+            }
+            require_json(&headers).is_ok()
+        };
+        for kind in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/ld+json",
+        ] {
+            assert!(require(Some(kind)), "{kind}");
+        }
+        for kind in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "application/jsonp",
+            "",
+        ] {
+            assert!(!require(Some(kind)), "{kind}");
+        }
+        assert!(!require(None));
     }
 }

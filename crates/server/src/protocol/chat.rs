@@ -1,20 +1,24 @@
 //! Bodies of `/v1/chat/completions`.
 
-use model_qwen::{RenderOptions, TemplateError};
+use std::borrow::Cow;
+
+use model_qwen::{ChatTemplate, RenderOptions, TemplateError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::logprobs::ChatLogprobs;
+use super::body::Body;
+use super::logprobs::{ChatLogprobs, PromptLogprobs};
+use super::messages;
 use super::usage::Usage;
 use crate::error::ApiError;
 use crate::state::AppState;
 
-/// Fields of a chat request besides [`super::common::SamplingFields`].
+/// Fields of a chat request besides [`super::common::SamplingFields`] and [`TemplateFields`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct ChatFields {
     /// Served name or adapter name.
     pub model: Option<String>,
-    /// The conversation and how it is rendered.
+    /// The conversation.
     pub messages: Vec<Map<String, Value>>,
     /// Older name of `max_completion_tokens`.
     pub max_tokens: Option<usize>,
@@ -26,6 +30,34 @@ pub struct ChatFields {
     pub top_logprobs: Option<usize>,
     /// `none`, `auto`, `required` or a function.
     pub tool_choice: Option<Value>,
+    /// Begin the answer with the last message if both have the same role.
+    pub echo: Option<bool>,
+}
+
+impl ChatFields {
+    /// Reads the fields of a body, and takes the messages out of it.
+    ///
+    /// # Errors
+    /// 400 with the field that is missing or has the wrong type.
+    pub(crate) fn take(body: &mut Body) -> Result<Self, ApiError> {
+        let messages = match body.take("messages") {
+            Some(Value::Array(messages)) if messages.iter().all(Value::is_object) => messages,
+            Some(other) => {
+                body.put("messages", other);
+                return body.read();
+            }
+            None => return body.read(),
+        };
+        body.put("messages", Value::Array(Vec::new()));
+        let objects = messages.into_iter().filter_map(|message| match message {
+            Value::Object(message) => Some(message),
+            _ => None,
+        });
+        Ok(Self {
+            messages: objects.collect(),
+            ..body.read()?
+        })
+    }
 }
 
 /// How a conversation becomes a prompt; also read by `/tokenize`.
@@ -37,10 +69,51 @@ pub struct TemplateFields {
     pub add_generation_prompt: Option<bool>,
     /// Leave the last message open.
     pub continue_final_message: Option<bool>,
+    /// A template that replaces the model's, if the server trusts it.
+    pub chat_template: Option<String>,
     /// More variables for the template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// A variable of the template.
+    pub documents: Option<Vec<Value>>,
+    /// A variable of the template; `none` turns thinking off.
+    pub reasoning_effort: Option<ReasoningEffort>,
     /// Let the tokenizer add its own special tokens to what the template wrote; false by default.
     pub add_special_tokens: Option<bool>,
+}
+
+/// `reasoning_effort`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the field's own words")]
+pub enum ReasoningEffort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    XHigh,
+    Max,
+}
+
+/// Variables that have a field of their own.
+const NO_KWARGS: [&str; 6] = [
+    "messages",
+    "tools",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+];
+
+/// A conversation as the model reads it.
+#[derive(Debug)]
+pub struct Rendered {
+    /// The prompt.
+    pub prompt: String,
+    /// Role of the answer.
+    pub role: String,
+    /// Text of the last message, if the answer has its role.
+    pub last: Option<String>,
 }
 
 /// Renders a conversation.
@@ -49,73 +122,96 @@ pub struct TemplateFields {
 /// 400 if a message is malformed, the template refuses it, or there is no template.
 pub fn render(
     state: &AppState,
-    messages: &[Map<String, Value>],
-    fields: &TemplateFields,
-) -> Result<String, ApiError> {
-    let Some(template) = &state.model().chat_template else {
-        return Err(ApiError::bad_request(
-            "messages",
-            "This model has no chat template; start the server with --chat-template or use /v1/completions.",
-        ));
-    };
+    messages: Vec<Map<String, Value>>,
+    fields: TemplateFields,
+) -> Result<Rendered, ApiError> {
+    let template = template(state, fields.chat_template.as_deref())?;
     if messages.is_empty() {
         return Err(ApiError::bad_request(
             "messages",
             "`messages` must not be empty.",
         ));
     }
+    let messages = messages::prepare(messages, template.source())?;
     let continue_final_message = fields.continue_final_message.unwrap_or(false);
-    for (i, message) in messages.iter().enumerate() {
-        check(i, message)?;
-    }
-    let messages: Vec<Value> = messages.iter().cloned().map(Value::Object).collect();
+    let add_generation_prompt = fields
+        .add_generation_prompt
+        .unwrap_or(!continue_final_message);
     let options = RenderOptions {
-        add_generation_prompt: fields
-            .add_generation_prompt
-            .unwrap_or(!continue_final_message),
+        add_generation_prompt,
         continue_final_message,
-        tools: fields
-            .tools
-            .clone()
-            .filter(|tools| !tools.is_empty())
-            .map(Value::Array),
-        extra: fields.chat_template_kwargs.clone().unwrap_or_default(),
+        extra: variables(state, &fields)?,
+        tools: fields.tools.map(Value::Array),
     };
-    template.render(&messages, &options).map_err(template_error)
+    let prompt = template
+        .render(&messages, &options)
+        .map_err(template_error)?;
+    let role_of = |message: &Value| message["role"].as_str().unwrap_or_default().to_owned();
+    let last = messages.last();
+    let role = match last {
+        Some(last) if !add_generation_prompt => role_of(last),
+        _ => "assistant".to_owned(),
+    };
+    let last = last.filter(|last| role_of(last) == role);
+    Ok(Rendered {
+        prompt,
+        last: last.map(messages::text),
+        role,
+    })
 }
 
-/// Refuses what a template would show as nothing: a message without content (only a tool call may be all there is) and
-/// parts that are not text.
-fn check(i: usize, message: &Map<String, Value>) -> Result<(), ApiError> {
-    let fail = |field: &str, expected: &str, found: &str| {
-        let param = format!("messages[{i}].{field}");
-        Err(ApiError::bad_request(
-            &param,
-            format!("`{param}`: expected {expected}, found {found}."),
-        ))
+/// The template in force: the request's, if it may have one, or else the server's.
+fn template<'a>(
+    state: &'a AppState,
+    requested: Option<&str>,
+) -> Result<Cow<'a, ChatTemplate>, ApiError> {
+    let own = state.model().chat_template.as_ref();
+    let Some(source) = requested else {
+        return own.map(Cow::Borrowed).ok_or_else(|| {
+            ApiError::bad_request(
+                "messages",
+                "This model has no chat template; start the server with --chat-template or use /v1/completions.",
+            )
+        });
     };
-    match message.get("content") {
-        None | Some(Value::Null) if message.get("role").is_none_or(|role| role != "assistant") => {
-            fail("content", "a string or a list of text parts", "nothing")
-        }
-        Some(Value::Array(parts)) => {
-            let kinds = parts
-                .iter()
-                .map(|part| part.get("type").and_then(Value::as_str));
-            match kinds
-                .enumerate()
-                .find_map(|(j, kind)| Some((j, kind.filter(|&kind| kind != "text")?)))
-            {
-                Some((j, kind)) => fail(
-                    &format!("content[{j}].type"),
-                    "`text` (the model reads only text)",
-                    kind,
-                ),
-                None => Ok(()),
-            }
-        }
-        _ => Ok(()),
+    if !state.trust_request_chat_template() {
+        return Err(ApiError::bad_request(
+            "chat_template",
+            "`chat_template` is refused: a template is a program, and the server runs without --trust-request-chat-template.",
+        ));
     }
+    let special_tokens = own.map(|own| own.special_tokens().clone());
+    ChatTemplate::from_source(source, special_tokens.unwrap_or_default())
+        .map(Cow::Owned)
+        .map_err(|error| ApiError::bad_request("chat_template", error.to_string()))
+}
+
+/// Variables for the template: the server's, the request's, and those that have a field.
+fn variables(state: &AppState, fields: &TemplateFields) -> Result<Map<String, Value>, ApiError> {
+    let given = fields.chat_template_kwargs.iter().flatten();
+    if let Some((name, _)) = given
+        .clone()
+        .find(|(name, _)| NO_KWARGS.contains(&name.as_str()))
+    {
+        let param = format!("chat_template_kwargs.{name}");
+        let message = format!("`{param}` has no effect: set the request's field `{name}`.");
+        return Err(ApiError::bad_request(param, message));
+    }
+    let mut variables = state.default_chat_template_kwargs().clone();
+    variables.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+    if let Some(effort) = fields.reasoning_effort {
+        let value = serde_json::to_value(effort).unwrap_or_default();
+        variables.insert("reasoning_effort".to_owned(), value);
+        let thinks = Value::Bool(effort != ReasoningEffort::None);
+        variables
+            .entry("enable_thinking".to_owned())
+            .or_insert(thinks);
+    }
+    if let Some(documents) = &fields.documents {
+        let documents = Value::Array(documents.clone());
+        variables.insert("documents".to_owned(), documents);
+    }
+    Ok(variables)
 }
 
 /// Names the field that the template stumbled over.
@@ -148,8 +244,16 @@ pub struct ChatResponse {
     pub model: String,
     /// In the order of `index`.
     pub choices: Vec<ChatChoice>,
+    /// The same for the same server and model.
+    pub system_fingerprint: String,
     /// Token counts.
     pub usage: Usage,
+    /// The prompt's tokens, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
+    /// One entry per token of the prompt, if asked for; the first is null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// One choice of a [`ChatResponse`].
@@ -165,13 +269,16 @@ pub struct ChatChoice {
     pub finish_reason: &'static str,
     /// The stop string or token that ended it; null for the end-of-sequence token.
     pub stop_reason: Value,
+    /// Its tokens, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
 }
 
 /// The message of a [`ChatChoice`].
 #[derive(Debug, Serialize)]
 pub struct AssistantMessage {
-    /// `assistant`.
-    pub role: &'static str,
+    /// `assistant`, or the role of a last message that is continued.
+    pub role: String,
     /// Its text.
     pub content: String,
 }
@@ -187,8 +294,13 @@ pub struct ChatChunk<'a> {
     pub created: u64,
     /// The name the request used.
     pub model: &'a str,
+    /// The same for the same server and model.
+    pub system_fingerprint: &'a str,
     /// One choice, or none in the usage event.
     pub choices: Vec<ChatChunkChoice>,
+    /// The prompt's tokens, in the first event, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<&'a [u32]>,
     /// Absent unless asked for; then null until the usage is due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Value>,
@@ -208,15 +320,17 @@ pub struct ChatChunkChoice {
     /// As in [`ChatChoice`], only at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_reason: Option<Value>,
+    /// The new tokens, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
 }
 
 /// New parts of a message.
 #[derive(Debug, Default, Serialize)]
 pub struct ChatDelta {
-    /// `assistant`, in the first event.
+    /// The answer's role, in the first event.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub role: Option<&'static str>,
-    /// More text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub content: Option<String>,
+    pub role: Option<String>,
+    /// More text, which may be none.
+    pub content: String,
 }

@@ -6,26 +6,10 @@ use serde::Deserialize;
 
 use super::body::Body;
 use crate::error::ApiError;
+use crate::state::AppState;
 
 /// Most choices per prompt.
 const MAX_N: usize = 128;
-/// Most alternatives per token in `logprobs`.
-pub const MAX_LOGPROBS: usize = 20;
-/// Fields that would change the answer and that this server does not implement: refused rather than ignored.
-const UNSUPPORTED: [&str; 11] = [
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "suffix",
-    "use_beam_search",
-    "prompt_embeds",
-    "logits_processors",
-    "prompt_logprobs",
-    "audio",
-];
-
 /// Sampling, stopping and streaming fields of `/v1/chat/completions` and `/v1/completions`; absent and null are the same.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct SamplingFields {
@@ -45,6 +29,10 @@ pub struct SamplingFields {
     pub frequency_penalty: Option<f32>,
     /// Token id (as text) to a number added to its logit.
     pub logit_bias: Option<BTreeMap<String, f32>>,
+    /// The only tokens that may come.
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Words that may not come.
+    pub bad_words: Option<Texts>,
     /// Choice `i` uses `seed + i`.
     pub seed: Option<i64>,
     /// Choices per prompt.
@@ -52,7 +40,7 @@ pub struct SamplingFields {
     /// Tokens before any stop condition counts.
     pub min_tokens: Option<usize>,
     /// Strings that end the text.
-    pub stop: Option<Stop>,
+    pub stop: Option<Texts>,
     /// Tokens that end the text.
     pub stop_token_ids: Option<Vec<u32>>,
     /// Go on after the end-of-sequence token.
@@ -67,6 +55,16 @@ pub struct SamplingFields {
     pub stream_options: Option<StreamOptions>,
     /// Show tokens in logprobs as `token_id:N`.
     pub return_tokens_as_token_ids: Option<bool>,
+    /// Send token ids beside the texts.
+    pub return_token_ids: Option<bool>,
+    /// Log-probabilities of the prompt's tokens, with this many alternatives each.
+    pub prompt_logprobs: Option<i64>,
+    /// Keep this many tokens of the prompt; -1 = as many as fit.
+    pub truncate_prompt_tokens: Option<i64>,
+    /// Which of them.
+    pub truncation_side: Option<TruncationSide>,
+    /// The answer's id, unless the header `X-Request-Id` has one.
+    pub request_id: Option<String>,
     /// Separates prefix-cache entries.
     pub cache_salt: Option<String>,
     /// Only `{"type": "text"}` is implemented.
@@ -80,14 +78,35 @@ pub struct ResponseFormat {
     pub r#type: String,
 }
 
-/// `stop`: one string or several.
+/// One string or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string or a list of strings")]
-pub enum Stop {
+pub enum Texts {
     /// One.
     One(String),
     /// Several.
     Many(Vec<String>),
+}
+
+impl Texts {
+    pub(super) fn of(texts: Option<&Self>) -> Vec<String> {
+        match texts {
+            None => Vec::new(),
+            Some(Self::One(text)) => vec![text.clone()],
+            Some(Self::Many(texts)) => texts.clone(),
+        }
+    }
+}
+
+/// `truncation_side`: the end of the prompt that is cut off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TruncationSide {
+    /// Its beginning.
+    #[default]
+    Left,
+    /// Its end.
+    Right,
 }
 
 /// `stream_options`.
@@ -100,18 +119,12 @@ pub struct StreamOptions {
 }
 
 impl SamplingFields {
-    /// Reads and checks the shared fields.
+    /// Reads and checks the shared fields; a token has at most `max_logprobs` alternatives.
     ///
     /// # Errors
     /// 400 with the field.
-    pub fn from_body(body: &Body) -> Result<Self, ApiError> {
+    pub fn from_body(body: &Body, max_logprobs: usize) -> Result<Self, ApiError> {
         let fields: Self = body.read()?;
-        if let Some(name) = UNSUPPORTED.iter().find(|name| body.has(name)) {
-            return Err(ApiError::bad_request(
-                *name,
-                format!("`{name}` is not supported."),
-            ));
-        }
         match &fields.response_format {
             Some(format) if format.r#type != "text" => {
                 let message = format!(
@@ -122,7 +135,10 @@ impl SamplingFields {
             }
             _ => {}
         }
-        if fields.stream_options.is_some() && !fields.stream() {
+        let options = fields.stream_options.unwrap_or_default();
+        let asks =
+            options.include_usage == Some(true) || options.continuous_usage_stats == Some(true);
+        if asks && !fields.stream() {
             return Err(ApiError::bad_request(
                 "stream_options",
                 "`stream_options` is only allowed with `stream`: true.",
@@ -138,6 +154,28 @@ impl SamplingFields {
                 "`stop` must not contain an empty string.",
             ));
         }
+        let unusable = |param: &str, expected: &str, found: String| {
+            let message = format!("`{param}` must be {expected}, found {found}.");
+            Err(ApiError::bad_request(param, message))
+        };
+        match fields.truncate_prompt_tokens {
+            Some(n) if n != -1 && n < 1 => {
+                let expected = "-1 (the longest prompt) or at least 1";
+                return unusable("truncate_prompt_tokens", expected, n.to_string());
+            }
+            _ => {}
+        }
+        match fields.prompt_logprobs {
+            Some(n) if n < 0 || n > max_logprobs as i64 => {
+                let expected = format!("between 0 and {max_logprobs} (--max-logprobs)");
+                return unusable("prompt_logprobs", &expected, n.to_string());
+            }
+            Some(_) if fields.stream() => {
+                let expected = "absent with `stream`: true";
+                return unusable("prompt_logprobs", expected, "both".to_owned());
+            }
+            _ => {}
+        }
         Ok(fields)
     }
 
@@ -151,11 +189,30 @@ impl SamplingFields {
         self.stream.unwrap_or(false)
     }
 
-    pub(super) fn stop_strings(&self) -> Vec<String> {
-        match &self.stop {
-            None => Vec::new(),
-            Some(Stop::One(text)) => vec![text.clone()],
-            Some(Stop::Many(texts)) => texts.clone(),
+    /// What a stream shows besides text.
+    pub(crate) fn shown_usage(&self, state: &AppState) -> StreamOptions {
+        let options = self.stream_options.unwrap_or_default();
+        match state.api().enable_force_include_usage {
+            true => StreamOptions {
+                include_usage: Some(true),
+                ..options
+            },
+            false => options,
         }
+    }
+
+    /// Whether log-probabilities show tokens as `token_id:N`.
+    pub(crate) fn tokens_as_ids(&self, state: &AppState) -> bool {
+        let asked = self.return_tokens_as_token_ids;
+        asked.unwrap_or(state.api().return_tokens_as_token_ids)
+    }
+
+    /// Alternatives per token of the prompt, if its log-probabilities are asked for.
+    pub fn prompt_logprobs(&self) -> Option<usize> {
+        self.prompt_logprobs.and_then(|n| usize::try_from(n).ok())
+    }
+
+    pub(super) fn stop_strings(&self) -> Vec<String> {
+        Texts::of(self.stop.as_ref())
     }
 }

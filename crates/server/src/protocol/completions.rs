@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::logprobs::CompletionLogprobs;
+use super::body::Body;
+use super::logprobs::{CompletionLogprobs, PromptLogprobs};
 use super::usage::Usage;
 use crate::error::ApiError;
 
@@ -25,6 +26,30 @@ pub struct CompletionFields {
     pub echo: Option<bool>,
     /// Let the tokenizer add its special tokens to a text prompt; true by default.
     pub add_special_tokens: Option<bool>,
+}
+
+impl CompletionFields {
+    /// Reads the fields of a body, and takes the prompt out of it.
+    ///
+    /// # Errors
+    /// 400 with the field that is missing or has the wrong type.
+    pub(crate) fn take(body: &mut Body) -> Result<Self, ApiError> {
+        match body.take("prompt") {
+            // Texts are the long ones.
+            Some(Value::String(text)) => {
+                body.put("prompt", Value::from(""));
+                Ok(Self {
+                    prompt: Prompt::Text(text),
+                    ..body.read()?
+                })
+            }
+            Some(other) => {
+                body.put("prompt", other);
+                body.read()
+            }
+            None => body.read(),
+        }
+    }
 }
 
 /// `prompt` in its four forms.
@@ -90,6 +115,8 @@ pub struct CompletionResponse<'a> {
     pub model: &'a str,
     /// Index = prompt × n + choice.
     pub choices: Vec<CompletionChoice>,
+    /// The same for the same server and model.
+    pub system_fingerprint: &'a str,
     /// Token counts; in a stream absent unless asked for, then null until due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Value>,
@@ -115,4 +142,13 @@ pub struct CompletionChoice {
     pub finish_reason: Option<&'static str>,
     /// The stop string or token that ended it; null for the end-of-sequence token.
     pub stop_reason: Value,
+    /// The new tokens, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+    /// The prompt's tokens, if asked for; in a stream once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
+    /// One entry per token of the prompt, if asked for; the first is null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }

@@ -3,6 +3,7 @@
 //! A byte-level token may be part of a character. Chat shows such a token as `\xf0\x9f` and gives its bytes; completions show
 //! `bytes:\xf0\x9f`, as OpenAI does, so that different tokens stay different keys.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use model_qwen::Tokenizer;
@@ -56,6 +57,47 @@ impl TokenView {
             .filter(|&&byte| byte & 0b1100_0000 != 0b1000_0000)
             .count()
     }
+}
+
+/// `prompt_logprobs`: per token an object from token ids to what is known of them, as vLLM sends it.
+pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptLogprob>>>;
+
+/// One of the tokens that might stand at a place of the prompt.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PromptLogprob {
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its place among all tokens, from 1; null for the prompt's own token where it is none of the best.
+    pub rank: Option<usize>,
+    /// Its text.
+    pub decoded_token: String,
+}
+
+/// Shows the log-probabilities of a prompt, `num_top` tokens each and the prompt's own.
+pub fn prompt_logprobs(
+    view: &TokenView,
+    prompt: &[Option<TokenLogprobs>],
+    num_top: usize,
+) -> PromptLogprobs {
+    let shown = |id: u32, logprob: f32, rank| {
+        let logprob = logprob.max(LEAST_LOGPROB);
+        let decoded_token = view.text(id, "bytes:");
+        let entry = PromptLogprob {
+            logprob,
+            rank,
+            decoded_token,
+        };
+        (id, entry)
+    };
+    let entries = prompt.iter().map(|entry| {
+        let entry = entry.as_ref()?;
+        let place = entry.top.iter().position(|&(id, _)| id == entry.id);
+        let top = entry.top.iter().take(num_top).enumerate();
+        let top = top.map(|(i, &(id, logprob))| shown(id, logprob, Some(i + 1)));
+        let own = shown(entry.id, entry.logprob, place.map(|place| place + 1));
+        Some(top.chain([own]).collect())
+    });
+    entries.collect()
 }
 
 /// `logprobs` of a chat choice.
@@ -122,21 +164,23 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Appends one token; `offset` is where it begins and moves behind it.
+    /// Appends one token with at most `num_top` others; `offset` is where it begins and moves behind it.
     pub fn push(
         &mut self,
         view: &TokenView,
         id: u32,
         entry: Option<&TokenLogprobs>,
+        num_top: usize,
         offset: &mut usize,
     ) {
         self.tokens.push(view.text(id, "bytes:"));
         self.token_logprobs
             .push(entry.map(|entry| entry.logprob.max(LEAST_LOGPROB)));
         self.top_logprobs.push(entry.map(|entry| {
+            let top = &entry.top[..num_top.min(entry.top.len())];
             let chosen = std::iter::once((entry.id, entry.logprob))
-                .filter(|(id, _)| entry.top.iter().all(|t| t.0 != *id));
-            let all = entry.top.iter().copied().chain(chosen);
+                .filter(|(id, _)| top.iter().all(|t| t.0 != *id));
+            let all = top.iter().copied().chain(chosen);
             all.map(|(id, logprob)| {
                 (
                     view.text(id, "bytes:"),

@@ -37,6 +37,8 @@ pub struct LoadLora {
     pub lora_name: String,
     /// PEFT folder on the server's disk.
     pub lora_path: String,
+    /// Whether an adapter of this name makes room for it.
+    pub load_inplace: Option<bool>,
 }
 
 /// Body of `/v1/unload_lora_adapter`.

@@ -1,8 +1,8 @@
 //! From request fields to what the engine and the postprocessor take.
 
-use model_qwen::{GenerationConfig, SamplingParams};
+use model_qwen::{SamplingParams, Tokenizer};
 
-use super::common::SamplingFields;
+use super::common::{SamplingFields, Texts};
 use crate::error::ApiError;
 use crate::state::AppState;
 
@@ -11,6 +11,8 @@ use crate::state::AppState;
 pub struct TextOptions {
     /// Stop strings, none empty.
     pub stop: Vec<String>,
+    /// Stop strings that are special tokens, which the text doesn't show.
+    pub special_stops: Vec<(u32, String)>,
     /// Stop tokens of the request and, unless `ignore_eos`, of the model.
     pub stop_token_ids: Vec<u32>,
     /// The model's end-of-sequence ids among them; they are not reported as `stop_reason`.
@@ -24,7 +26,8 @@ pub struct TextOptions {
 }
 
 impl SamplingFields {
-    /// Sampling parameters: the request's over the model's `generation_config.json` over vLLM's defaults.
+    /// Sampling parameters: the request's over the model's defaults, which are its `generation_config.json` over
+    /// vLLM's.
     ///
     /// # Errors
     /// 400 with the field.
@@ -33,10 +36,10 @@ impl SamplingFields {
         state: &AppState,
         logprobs: Option<usize>,
     ) -> Result<SamplingParams, ApiError> {
-        let defaults: &GenerationConfig = &state.model().generation_config;
-        let base = SamplingParams::default();
+        let defaults = state.model().generation_config.sampling_defaults();
+        let vocab_size = state.engine().vocab_size();
         let top_k = match self.top_k {
-            None => defaults.top_k.unwrap_or(base.top_k),
+            None => defaults.top_k,
             Some(-1 | 0) => 0,
             Some(k) => usize::try_from(k).map_err(|_| {
                 ApiError::bad_request(
@@ -46,27 +49,49 @@ impl SamplingFields {
             })?,
         };
         let params = SamplingParams {
-            temperature: self
-                .temperature
-                .or(defaults.temperature)
-                .unwrap_or(base.temperature),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
             top_k,
-            top_p: self.top_p.or(defaults.top_p).unwrap_or(base.top_p),
-            min_p: self.min_p.or(defaults.min_p).unwrap_or(base.min_p),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
             repetition_penalty: self
                 .repetition_penalty
-                .or(defaults.repetition_penalty)
-                .unwrap_or(base.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
-            logit_bias: self.logit_bias(state.engine().vocab_size())?,
+                .unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            logit_bias: self.logit_bias(vocab_size)?,
+            allowed_token_ids: self.allowed_token_ids.clone(),
+            bad_words: self.bad_words(&state.model().tokenizer)?,
             seed: self.seed.map(i64::cast_unsigned),
             logprobs,
         };
         params
-            .validate()
+            .validate_for_vocab(vocab_size)
             .map_err(|error| ApiError::bad_request(error.param, error.to_string()))?;
         Ok(params)
+    }
+
+    /// Tokens of each bad word at the beginning of a text, and after a space where that is as many tokens of which the first
+    /// one differs: as vLLM has it.
+    fn bad_words(&self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
+        let mut words = Vec::new();
+        let given = Texts::of(self.bad_words.as_ref());
+        for (i, word) in given.iter().enumerate() {
+            let param = format!("bad_words[{i}]");
+            let encode = |text: &str| {
+                let encoded = tokenizer.encode(text, false);
+                encoded.map_err(|error| ApiError::bad_request(&param, error.to_string()))
+            };
+            let word = word.trim_start();
+            let (bare, spaced) = (encode(word)?, encode(&format!(" {word}"))?);
+            if bare.is_empty() {
+                let message = format!("`{param}` must not be empty.");
+                return Err(ApiError::bad_request(&param, message));
+            }
+            let is_another = spaced.len() == bare.len() && spaced[0] != bare[0];
+            words.push(bare);
+            words.extend(is_another.then_some(spaced));
+        }
+        Ok(words)
     }
 
     fn logit_bias(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
@@ -122,12 +147,22 @@ impl SamplingFields {
         stop_token_ids.extend(&eos_token_ids);
         stop_token_ids.sort_unstable();
         stop_token_ids.dedup();
+        let (skips, tokenizer) = (
+            self.skip_special_tokens.unwrap_or(true),
+            &state.model().tokenizer,
+        );
+        let stop = self.stop_strings();
+        let special = stop.iter().filter_map(|text| {
+            let id = tokenizer.token_to_id(text)?;
+            (skips && tokenizer.is_special(id)).then(|| (id, text.clone()))
+        });
         Ok(TextOptions {
-            stop: self.stop_strings(),
+            special_stops: special.collect(),
+            stop,
             stop_token_ids,
             eos_token_ids,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
-            skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
+            skip_special_tokens: skips,
             min_tokens: self.min_tokens.unwrap_or(0),
         })
     }

@@ -24,7 +24,8 @@ pub async fn require_api_key(
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim());
-    if OPEN.contains(&request.uri().path()) || state.authorizes(bearer) {
+    let path = request.uri().path().trim_end_matches('/');
+    if OPEN.contains(&path) || state.authorizes(bearer) {
         return Ok(next.run(request).await);
     }
     let message = match bearer {

@@ -8,30 +8,30 @@ use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use serde_json::Value;
 
-use super::blocking;
-use super::tokenize::encode;
+use super::chat_format::ChatFormat;
+use super::prompt::{Length, encode, in_turn};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
-use crate::postprocess::Delta;
 use crate::protocol::body::Body;
-use crate::protocol::chat::{
-    AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatFields, ChatResponse,
-    TemplateFields, render,
-};
-use crate::protocol::common::{MAX_LOGPROBS, SamplingFields, StreamOptions};
-use crate::protocol::logprobs::{ChatLogprobs, TokenView};
+use crate::protocol::chat::{ChatFields, Rendered, TemplateFields, render};
+use crate::protocol::common::SamplingFields;
+use crate::protocol::fields::Endpoint;
+use crate::protocol::logprobs::TokenView;
 use crate::protocol::sampling::TextOptions;
-use crate::protocol::usage::Usage;
 use crate::state::{AppState, unix_time};
-use crate::stream::{Choice, EventFormat, TokenCounts, sse};
+use crate::stream::{Choice, TokenCounts, sse};
 
 /// A checked request, ready to be submitted.
 struct Prepared {
+    id: String,
     model: String,
     request: GenerateRequest,
     text: TextOptions,
     sampling: SamplingFields,
     logprobs: bool,
+    role: String,
+    /// What the answers begin with.
+    echo: Option<String>,
 }
 
 /// Answers a conversation.
@@ -39,19 +39,24 @@ pub async fn chat_completions(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let shared = state.clone();
     let Prepared {
+        id,
         model,
         request,
         text,
         sampling,
         logprobs,
-    } = blocking(move || prepare(&shared, &body)).await?;
+        role,
+        echo,
+    } = in_turn(&state, body, prepare).await?;
 
+    let n = sampling.n();
     let prompt_lens: Arc<[usize]> = Arc::new([request.prompt.len()]);
-    let choices = (0..sampling.n())
+    let choices = (0..n)
         .map(|i| {
             let mut request = request.clone();
+            // The prompt is the same for all.
+            request.prompt_logprobs = request.prompt_logprobs.filter(|_| i == 0);
             request.sampling.seed = request
                 .sampling
                 .seed
@@ -61,17 +66,24 @@ pub async fn chat_completions(
         .collect::<Result<Vec<_>, _>>()?;
 
     let format = ChatFormat {
-        id: state.new_id("chatcmpl"),
+        id,
         created: unix_time(),
         model,
-        counts: TokenCounts::new(&prompt_lens, sampling.n()),
-        options: sampling.stream_options.unwrap_or_default(),
-        n: sampling.n(),
-        logprobs: logprobs.then(|| TokenView {
+        fingerprint: state.fingerprint().to_owned(),
+        counts: TokenCounts::new(&prompt_lens, n),
+        options: sampling.shown_usage(&state),
+        n,
+        role,
+        echo,
+        view: TokenView {
             tokenizer: state.model().tokenizer.clone(),
-            as_ids: sampling.return_tokens_as_token_ids.unwrap_or(false),
+            as_ids: sampling.tokens_as_ids(&state),
             skip_special_tokens: text.skip_special_tokens,
-        }),
+        },
+        logprobs,
+        returns_token_ids: sampling.return_token_ids.unwrap_or(false),
+        prompt: request.prompt,
+        num_prompt_logprobs: sampling.prompt_logprobs().unwrap_or(0),
     };
     if sampling.stream() {
         return Ok(sse(choices, format));
@@ -80,11 +92,13 @@ pub async fn chat_completions(
     Ok(Json(format.response(deltas)).into_response())
 }
 
-fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
-    let fields: ChatFields = body.read()?;
+fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
+    body.check(Endpoint::Chat)?;
     let template: TemplateFields = body.read()?;
-    let sampling = SamplingFields::from_body(body)?;
-    body.log_unknown_fields::<ChatFields, SamplingFields>();
+    let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let fields = ChatFields::take(&mut body)?;
+    let id = body.request_id().or(sampling.request_id.as_deref());
+    drop(body);
 
     let (model, adapter) = state.resolve_model(fields.model.as_deref())?;
     match &fields.tool_choice {
@@ -96,9 +110,12 @@ fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
         }
     }
     let logprobs = fields.logprobs.unwrap_or(false);
+    let max_logprobs = state.max_logprobs();
     let num_top = match fields.top_logprobs {
-        Some(n) if n > MAX_LOGPROBS => {
-            let message = format!("`top_logprobs` must be at most {MAX_LOGPROBS}, found {n}.");
+        Some(n) if n > max_logprobs => {
+            let message = format!(
+                "`top_logprobs` must be at most {max_logprobs} (--max-logprobs), found {n}."
+            );
             return Err(ApiError::bad_request("top_logprobs", message));
         }
         Some(n) if n > 0 && !logprobs => {
@@ -109,16 +126,6 @@ fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
         }
         n => logprobs.then_some(n.unwrap_or(0)),
     };
-    let params = sampling.sampling_params(state, num_top)?;
-    let text = sampling.text_options(state)?;
-
-    let rendered = render(state, &fields.messages, &template)?;
-    let prompt = encode(
-        state,
-        &rendered,
-        template.add_special_tokens.unwrap_or(false),
-        "messages",
-    )?;
     let requested = match fields.max_completion_tokens.or(fields.max_tokens) {
         Some(0) => {
             return Err(ApiError::bad_request(
@@ -128,6 +135,13 @@ fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
         }
         requested => requested,
     };
+    let params = sampling.sampling_params(state, num_top)?;
+    let text = sampling.text_options(state)?;
+
+    let add_special_tokens = template.add_special_tokens.unwrap_or(false);
+    let Rendered { prompt, role, last } = render(state, fields.messages, template)?;
+    let length = Length::of(state, &sampling, "messages", requested)?;
+    let prompt = encode(state, &prompt, add_special_tokens, &length)?;
     let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
     let request = GenerateRequest {
         prompt,
@@ -137,141 +151,16 @@ fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
         stop_token_ids: text.stop_token_ids.clone(),
         adapter,
         cache_salt: sampling.cache_salt.clone(),
-        prompt_logprobs: None,
+        prompt_logprobs: sampling.prompt_logprobs(),
     };
     Ok(Prepared {
+        id: format!("chatcmpl-{id}"),
         model,
         request,
         text,
         sampling,
         logprobs,
+        role,
+        echo: last.filter(|_| fields.echo.unwrap_or(false)),
     })
-}
-
-/// The shape of chat answers.
-struct ChatFormat {
-    id: String,
-    created: u64,
-    model: String,
-    counts: TokenCounts,
-    options: StreamOptions,
-    n: usize,
-    logprobs: Option<TokenView>,
-}
-
-impl ChatFormat {
-    fn logprobs(&self, delta: &Delta) -> Option<ChatLogprobs> {
-        self.logprobs
-            .as_ref()
-            .map(|view| ChatLogprobs::new(view, &delta.logprobs))
-    }
-
-    fn response(mut self, deltas: Vec<Delta>) -> ChatResponse {
-        let choices = deltas.into_iter().enumerate().map(|(index, delta)| {
-            self.counts.update(index, &delta);
-            let logprobs = self.logprobs(&delta);
-            let (finish_reason, stop_reason) = delta
-                .finish
-                .map_or(("stop", Value::Null), |f| (f.reason, f.stop_reason));
-            let message = AssistantMessage {
-                role: "assistant",
-                content: delta.text,
-            };
-            ChatChoice {
-                index,
-                message,
-                logprobs,
-                finish_reason,
-                stop_reason,
-            }
-        });
-        let choices = choices.collect();
-        let usage = self.counts.usage();
-        ChatResponse {
-            id: self.id,
-            object: "chat.completion",
-            created: self.created,
-            model: self.model,
-            choices,
-            usage,
-        }
-    }
-
-    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> Value {
-        let continuous = self
-            .options
-            .continuous_usage_stats
-            .unwrap_or(false)
-            .then(|| self.counts.usage());
-        let usage = match usage.or(continuous) {
-            Some(usage) => serde_json::to_value(usage).ok(),
-            None => self
-                .options
-                .include_usage
-                .unwrap_or(false)
-                .then_some(Value::Null),
-        };
-        let (id, model) = (self.id.as_str(), self.model.as_str());
-        let chunk = ChatChunk {
-            id,
-            object: "chat.completion.chunk",
-            created: self.created,
-            model,
-            choices,
-            usage,
-        };
-        // Strings, numbers and lists of them always serialize.
-        serde_json::to_value(chunk).unwrap_or_default()
-    }
-}
-
-impl EventFormat for ChatFormat {
-    fn first(&mut self) -> Vec<Value> {
-        let role = |index| {
-            let delta = ChatDelta {
-                role: Some("assistant"),
-                content: Some(String::new()),
-            };
-            self.chunk(
-                vec![ChatChunkChoice {
-                    index,
-                    delta,
-                    logprobs: None,
-                    finish_reason: None,
-                    stop_reason: None,
-                }],
-                None,
-            )
-        };
-        (0..self.n).map(role).collect()
-    }
-
-    fn delta(&mut self, index: usize, delta: Delta) -> Vec<Value> {
-        self.counts.update(index, &delta);
-        let logprobs = self
-            .logprobs(&delta)
-            .filter(|logprobs| !logprobs.content.is_empty());
-        let (finish_reason, stop_reason) = delta.finish.map(|f| (f.reason, f.stop_reason)).unzip();
-        let content = Some(delta.text).filter(|text| !text.is_empty());
-        let delta = ChatDelta {
-            role: None,
-            content,
-        };
-        vec![self.chunk(
-            vec![ChatChunkChoice {
-                index,
-                delta,
-                logprobs,
-                finish_reason,
-                stop_reason,
-            }],
-            None,
-        )]
-    }
-
-    fn last(&mut self) -> Vec<Value> {
-        let wanted = self.options.include_usage.unwrap_or(false);
-        let usage = || self.chunk(Vec::new(), Some(self.counts.usage()));
-        wanted.then(usage).into_iter().collect()
-    }
 }

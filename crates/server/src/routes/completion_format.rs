@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::postprocess::Delta;
 use crate::protocol::common::StreamOptions;
 use crate::protocol::completions::{CompletionChoice, CompletionResponse};
-use crate::protocol::logprobs::{CompletionLogprobs, TokenView};
+use crate::protocol::logprobs::{CompletionLogprobs, TokenView, prompt_logprobs};
 use crate::protocol::usage::Usage;
 use crate::stream::{EventFormat, TokenCounts};
 
@@ -17,6 +17,8 @@ pub(super) struct CompletionFormat {
     pub(super) created: u64,
     /// The name the request used.
     pub(super) model: String,
+    /// `system_fingerprint`.
+    pub(super) fingerprint: String,
     /// Tokens so far.
     pub(super) counts: TokenCounts,
     /// What a stream shows of them.
@@ -29,8 +31,16 @@ pub(super) struct CompletionFormat {
     pub(super) echoes: Option<Vec<String>>,
     /// Token ids, per prompt.
     pub(super) prompts: Vec<Vec<u32>>,
-    /// How to show log-probabilities, if they were asked for.
-    pub(super) logprobs: Option<TokenView>,
+    /// How tokens are shown.
+    pub(super) view: TokenView,
+    /// Alternatives per token, if log-probabilities were asked for.
+    pub(super) num_logprobs: Option<usize>,
+    /// Alternatives per token of the prompt, if its log-probabilities were asked for.
+    pub(super) num_prompt_logprobs: Option<usize>,
+    /// Whether to show token ids.
+    pub(super) returns_token_ids: bool,
+    /// Per choice, whether the ids of the prompt were sent.
+    pub(super) sent_prompt: Vec<bool>,
 }
 
 impl CompletionFormat {
@@ -44,32 +54,41 @@ impl CompletionFormat {
             text.push_str(&echoes[prompt]);
         }
         text.push_str(&delta.text);
-        let logprobs = self.logprobs.as_ref().map(|view| {
+        let logprobs = self.num_logprobs.map(|num_top| {
             let mut logprobs = CompletionLogprobs::default();
-            for (i, entry) in delta.prompt_logprobs.iter().flatten().enumerate() {
+            let echoed = delta.prompt_logprobs.iter().flatten();
+            let echoed = echoed.filter(|_| self.echoes.is_some()).enumerate();
+            for (i, entry) in echoed {
                 let id = self.prompts[prompt].get(i).copied().unwrap_or_default();
-                logprobs.push(view, id, entry.as_ref(), offset);
+                logprobs.push(&self.view, id, entry.as_ref(), num_top, offset);
             }
             for entry in &delta.logprobs {
-                logprobs.push(view, entry.id, Some(entry), offset);
+                logprobs.push(&self.view, entry.id, Some(entry), num_top, offset);
             }
             logprobs
         });
-        let (finish_reason, stop_reason) = delta
-            .finish
-            .map_or((None, Value::Null), |f| (Some(f.reason), f.stop_reason));
+        let scores = self.num_prompt_logprobs.zip(delta.prompt_logprobs);
+        let (finish_reason, stop_reason) = delta.finish.map_or((None, Value::Null), |f| {
+            (Some(f.reason.as_str()), f.stop_reason)
+        });
+        let sends_prompt =
+            self.returns_token_ids && !std::mem::replace(&mut self.sent_prompt[index], true);
         CompletionChoice {
             index,
             text,
             logprobs,
             finish_reason,
             stop_reason,
+            token_ids: self.returns_token_ids.then_some(delta.token_ids),
+            prompt_token_ids: sends_prompt.then(|| self.prompts[prompt].clone()),
+            prompt_logprobs: scores
+                .map(|(num_top, scores)| prompt_logprobs(&self.view, &scores, num_top)),
         }
     }
 
     /// Whether the prompt's text is sent at once, as nothing has to be computed for it.
     fn echoes_at_once(&self) -> bool {
-        self.echoes.is_some() && self.logprobs.is_none()
+        self.echoes.is_some() && self.num_logprobs.is_none() && self.num_prompt_logprobs.is_none()
     }
 
     /// The answer without streaming.
@@ -104,6 +123,7 @@ impl CompletionFormat {
             created: self.created,
             model,
             choices,
+            system_fingerprint: &self.fingerprint,
             usage,
         };
         // Strings, numbers and lists of them always serialize.
@@ -111,19 +131,7 @@ impl CompletionFormat {
     }
 
     fn event(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Value {
-        let continuous = self
-            .options
-            .continuous_usage_stats
-            .unwrap_or(false)
-            .then(|| self.counts.usage());
-        let usage = match usage.or(continuous) {
-            Some(usage) => CompletionResponse::usage(usage),
-            None => self
-                .options
-                .include_usage
-                .unwrap_or(false)
-                .then_some(Value::Null),
-        };
+        let usage = self.options.shown(usage, &self.counts);
         self.body(choices, usage)
     }
 }

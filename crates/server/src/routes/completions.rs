@@ -6,15 +6,16 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
+use model_qwen::TokenizerError;
 
-use super::blocking;
 use super::completion_format::CompletionFormat;
-use super::tokenize::encode;
+use super::prompt::{Length, encode, in_turn};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
-use crate::protocol::common::{MAX_LOGPROBS, SamplingFields};
+use crate::protocol::common::SamplingFields;
 use crate::protocol::completions::{CompletionFields, DEFAULT_MAX_TOKENS, PromptItem};
+use crate::protocol::fields::Endpoint;
 use crate::protocol::logprobs::TokenView;
 use crate::protocol::sampling::TextOptions;
 use crate::state::{AppState, unix_time};
@@ -22,6 +23,7 @@ use crate::stream::{Choice, TokenCounts, sse};
 
 /// A checked request, ready to be submitted: one sequence per prompt, to be repeated `n` times.
 struct Prepared {
+    id: String,
     model: String,
     requests: Vec<GenerateRequest>,
     /// What `echo` repeats, per prompt.
@@ -29,22 +31,21 @@ struct Prepared {
     prompt_only: bool,
     text: TextOptions,
     sampling: SamplingFields,
-    logprobs: bool,
+    num_logprobs: Option<usize>,
 }
 
 /// Continues texts.
 pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let shared = state.clone();
-    let prepared = blocking(move || prepare(&shared, &body)).await?;
     let Prepared {
+        id,
         model,
         requests,
         echoes,
         prompt_only,
         text,
         sampling,
-        logprobs,
-    } = prepared;
+        num_logprobs,
+    } = in_turn(&state, body, prepare).await?;
 
     let n = sampling.n();
     let mut choices = Vec::with_capacity(requests.len() * n);
@@ -69,20 +70,25 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
         .map(|request| request.prompt.len())
         .collect();
     let format = CompletionFormat {
-        id: state.new_id("cmpl"),
+        id,
         created: unix_time(),
         model,
+        fingerprint: state.fingerprint().to_owned(),
         counts: TokenCounts::new(&prompt_lens, n),
-        options: sampling.stream_options.unwrap_or_default(),
+        options: sampling.shown_usage(&state),
         n,
         offsets: vec![0; choices.len()],
         echoes,
         prompts: requests.into_iter().map(|request| request.prompt).collect(),
-        logprobs: logprobs.then(|| TokenView {
+        view: TokenView {
             tokenizer: state.model().tokenizer.clone(),
-            as_ids: sampling.return_tokens_as_token_ids.unwrap_or(false),
+            as_ids: sampling.tokens_as_ids(&state),
             skip_special_tokens: text.skip_special_tokens,
-        }),
+        },
+        num_logprobs,
+        num_prompt_logprobs: sampling.prompt_logprobs(),
+        returns_token_ids: sampling.return_token_ids.unwrap_or(false),
+        sent_prompt: vec![false; choices.len()],
     };
     if sampling.stream() {
         return Ok(sse(choices, format));
@@ -91,14 +97,18 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
     Ok(Json(format.response(deltas)).into_response())
 }
 
-fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
-    let fields: CompletionFields = body.read()?;
-    let sampling = SamplingFields::from_body(body)?;
-    body.log_unknown_fields::<CompletionFields, SamplingFields>();
+fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
+    body.check(Endpoint::Completions)?;
+    let fields = CompletionFields::take(&mut body)?;
+    let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let id = body.request_id().or(sampling.request_id.as_deref());
+    drop(body);
 
     let (model, adapter) = state.resolve_model(fields.model.as_deref())?;
-    if let Some(n) = fields.logprobs.filter(|&n| n > MAX_LOGPROBS) {
-        let message = format!("`logprobs` must be at most {MAX_LOGPROBS}, found {n}.");
+    let max_logprobs = state.max_logprobs();
+    if let Some(n) = fields.logprobs.filter(|&n| n > max_logprobs) {
+        let message =
+            format!("`logprobs` must be at most {max_logprobs} (--max-logprobs), found {n}.");
         return Err(ApiError::bad_request("logprobs", message));
     }
     let echo = fields.echo.unwrap_or(false);
@@ -123,11 +133,13 @@ fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
         );
         return Err(ApiError::bad_request("prompt", message));
     }
+    let length = Length::of(state, &sampling, "prompt", fields.max_tokens)?;
+    let echoed_logprobs = fields.logprobs.filter(|_| echo);
     let mut requests = Vec::with_capacity(items.len());
     let mut echoes = Vec::with_capacity(items.len());
     for item in items {
-        let (prompt, shown) =
-            read_prompt(state, item, fields.add_special_tokens.unwrap_or(true), echo)?;
+        let add_special_tokens = fields.add_special_tokens.unwrap_or(true);
+        let (prompt, shown) = read_prompt(state, item, add_special_tokens, echo, &length)?;
         let room = state.model().max_model_len.saturating_sub(prompt.len());
         let requested = match fields.max_tokens {
             // The engine computes a prompt by generating one token, which is dropped.
@@ -144,19 +156,19 @@ fn prepare(state: &AppState, body: &Body) -> Result<Prepared, ApiError> {
             stop_token_ids: text.stop_token_ids.clone(),
             adapter: adapter.clone(),
             cache_salt: sampling.cache_salt.clone(),
-            prompt_logprobs: fields.logprobs.filter(|_| echo),
+            prompt_logprobs: sampling.prompt_logprobs().max(echoed_logprobs),
         });
         echoes.push(shown);
     }
-    let logprobs = fields.logprobs.is_some();
     Ok(Prepared {
+        id: format!("cmpl-{id}"),
         model,
         requests,
         echoes: echo.then_some(echoes),
         prompt_only,
         text,
         sampling,
-        logprobs,
+        num_logprobs: fields.logprobs,
     })
 }
 
@@ -166,24 +178,36 @@ fn read_prompt(
     item: PromptItem,
     add_special_tokens: bool,
     echo: bool,
+    length: &Length<'_>,
 ) -> Result<(Vec<u32>, String), ApiError> {
     let vocab_size = state.engine().vocab_size();
+    let unreadable = |error: TokenizerError| ApiError::bad_request("prompt", error.to_string());
+    let decode = |ids: &[u32]| match echo {
+        true => state
+            .model()
+            .tokenizer
+            .decode(ids, false)
+            .map_err(unreadable),
+        false => Ok(String::new()),
+    };
     let (ids, text) = match item {
-        PromptItem::Text(text) => (encode(state, &text, add_special_tokens, "prompt")?, text),
+        PromptItem::Text(text) => {
+            let ids = encode(state, &text, add_special_tokens, length)?;
+            // Of a prompt that was cut, only the rest is repeated.
+            let text = match echo && length.cuts() {
+                true => decode(&ids)?,
+                false => text,
+            };
+            (ids, text)
+        }
         PromptItem::Tokens(ids) => {
             if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
                 let message = format!("`prompt`: {id} is not a token id below {vocab_size}.");
                 return Err(ApiError::bad_request("prompt", message));
             }
-            let text = if echo {
-                state.model().tokenizer.decode(&ids, false)
-            } else {
-                Ok(String::new())
-            };
-            (
-                ids,
-                text.map_err(|error| ApiError::bad_request("prompt", error.to_string()))?,
-            )
+            let ids = length.cut(ids);
+            let text = decode(&ids)?;
+            (ids, text)
         }
     };
     if ids.is_empty() {

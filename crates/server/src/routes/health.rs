@@ -2,12 +2,12 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::metrics;
+use crate::metrics::{self, Format};
 use crate::state::{AppState, unix_time};
 
 /// 200 while the engine takes requests, else 503.
@@ -28,18 +28,18 @@ pub async fn version() -> Json<Value> {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
 }
 
-/// Prometheus' text format.
-pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
+/// Prometheus' text format, or OpenMetrics if the client takes that.
+pub async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(header::ACCEPT);
+    let format = Format::accepted(accept.and_then(|accept| accept.to_str().ok()));
     (
-        [(
-            header::CONTENT_TYPE,
-            "text/plain; version=0.0.4; charset=utf-8",
-        )],
+        [(header::CONTENT_TYPE, format.content_type())],
         metrics::render(
             state.metrics(),
             &state.engine().stats(),
             &state.served_model_names()[0],
             unix_time(),
+            format,
         ),
     )
 }

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
 
+use crate::config::Allowed;
 use crate::engine::AdapterError;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -11,11 +13,17 @@ use crate::protocol::models::{LoadLora, UnloadLora};
 use crate::state::AppState;
 
 /// Loads a PEFT folder from the server's disk; it serves requests from the answer on.
-pub async fn load(State(state): State<AppState>, body: Body) -> Result<String, ApiError> {
-    require_lora(&state)?;
+pub async fn load(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    mut body: Body,
+) -> Result<String, ApiError> {
+    require_lora(&state, &headers)?;
+    body.normalize();
     let LoadLora {
         lora_name,
         lora_path,
+        load_inplace,
     } = body.read()?;
     for (field, value) in [("lora_name", &lora_name), ("lora_path", &lora_path)] {
         if value.is_empty() {
@@ -32,23 +40,23 @@ pub async fn load(State(state): State<AppState>, body: Body) -> Result<String, A
         ));
     }
     let path = Path::new(&lora_path);
-    if !path.exists() {
-        return Err(AdapterError::NotFound {
-            path: path.to_owned(),
-            reason: "there is no such folder".to_owned(),
-        }
-        .into());
+    match load_inplace.unwrap_or(false) {
+        true => state.engine().replace_adapter(&lora_name, path).await?,
+        false => state.engine().load_adapter(&lora_name, path).await?,
     }
-    state.engine().load_adapter(&lora_name, path).await?;
     tracing::info!(lora_name, lora_path, "loaded a LoRA adapter");
     Ok(format!(
         "Success: LoRA adapter '{lora_name}' added successfully."
     ))
 }
 
-/// Forgets an adapter.
-pub async fn unload(State(state): State<AppState>, body: Body) -> Result<String, ApiError> {
-    require_lora(&state)?;
+/// Forgets an adapter; requests that use it finish.
+pub async fn unload(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<String, ApiError> {
+    require_lora(&state, &headers)?;
     let UnloadLora { lora_name } = body.read()?;
     state.engine().unload_adapter(&lora_name).await?;
     tracing::info!(lora_name, "unloaded a LoRA adapter");
@@ -57,7 +65,14 @@ pub async fn unload(State(state): State<AppState>, body: Body) -> Result<String,
     ))
 }
 
-fn require_lora(state: &AppState) -> Result<(), ApiError> {
+/// A web page may change adapters only if its origin was allowed by name.
+fn require_lora(state: &AppState, headers: &HeaderMap) -> Result<(), ApiError> {
+    if state.api().cors.origins == Allowed::Any && headers.contains_key(header::ORIGIN) {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "A web page may load and unload adapters only from an origin that --allowed-origins names.",
+        ));
+    }
     if state.enable_lora() {
         Ok(())
     } else {

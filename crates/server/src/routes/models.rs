@@ -20,6 +20,7 @@ pub async fn get(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<Json<ModelCard>, ApiError> {
+    let id = id.trim_end_matches('/').to_owned();
     let card = cards(&state).into_iter().find(|card| card.id == id);
     card.map(Json).ok_or_else(|| ApiError::model_not_found(&id))
 }

@@ -3,27 +3,34 @@
 use axum::Json;
 use axum::extract::State;
 
-use super::blocking;
+use super::prompt::{Length, encode, in_turn};
+use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
 use crate::protocol::chat::{TemplateFields, render};
 use crate::protocol::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized};
 use crate::state::AppState;
 
+/// Longest text that is tokenized for its own sake, in bytes.
+const MAX_TEXT_BYTES: usize = 8 << 20;
+
 /// Token ids of a text or of a rendered conversation.
 pub async fn tokenize(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<Tokenized>, ApiError> {
-    let fields: TokenizeFields = body.read()?;
-    let template: TemplateFields = body.read()?;
-    state.resolve_model(fields.model.as_deref())?;
-    blocking(move || {
+    in_turn(&state, body, |state, mut body| {
+        body.normalize();
+        let fields: TokenizeFields = body.read()?;
+        let template: TemplateFields = body.read()?;
+        drop(body);
+        state.resolve_model(fields.model.as_deref())?;
+        let given = template.add_special_tokens;
         let (text, add_special_tokens) = match (fields.prompt, fields.messages) {
-            (Some(prompt), None) => (prompt, template.add_special_tokens.unwrap_or(true)),
+            (Some(prompt), None) => (prompt, given.unwrap_or(true)),
             (None, Some(messages)) => (
-                render(&state, &messages, &template)?,
-                template.add_special_tokens.unwrap_or(false),
+                render(state, messages, template)?.prompt,
+                given.unwrap_or(false),
             ),
             (Some(_), Some(_)) => {
                 return Err(ApiError::bad_request(
@@ -38,8 +45,15 @@ pub async fn tokenize(
                 ));
             }
         };
+        if text.len() > MAX_TEXT_BYTES {
+            let message = format!(
+                "`prompt` must have at most {MAX_TEXT_BYTES} bytes here, found {}.",
+                text.len()
+            );
+            return Err(ApiError::bad_request("prompt", message));
+        }
         let tokenizer = &state.model().tokenizer;
-        let tokens = encode(&state, &text, add_special_tokens, "prompt")?;
+        let tokens = encode(state, &text, add_special_tokens, &Length::any("prompt"))?;
         let token_strs = fields.return_token_strs.unwrap_or(false).then(|| {
             tokens
                 .iter()
@@ -59,8 +73,9 @@ pub async fn tokenize(
 /// The text of token ids.
 pub async fn detokenize(
     State(state): State<AppState>,
-    body: Body,
+    mut body: Body,
 ) -> Result<Json<Detokenized>, ApiError> {
+    body.normalize();
     let fields: DetokenizeFields = body.read()?;
     state.resolve_model(fields.model.as_deref())?;
     let vocab_size = state.engine().vocab_size();
@@ -81,17 +96,4 @@ pub async fn detokenize(
         Ok(Json(Detokenized { prompt }))
     })
     .await
-}
-
-/// Token ids of a text that came in the field `param`.
-pub(super) fn encode(
-    state: &AppState,
-    text: &str,
-    add_special_tokens: bool,
-    param: &str,
-) -> Result<Vec<u32>, ApiError> {
-    let encoded = state.model().tokenizer.encode(text, add_special_tokens);
-    encoded.map_err(|error| {
-        ApiError::bad_request(param, format!("`{param}` cannot be tokenized: {error}"))
-    })
 }

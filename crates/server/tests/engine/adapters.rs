@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_4bit::peft::LoraAdapter;
+use lora_4bit::peft::{LoraAdapter, TargetModules};
 use serde_json::{Value, json};
 
 use crate::client::Server;
@@ -98,11 +98,6 @@ fn adapters_come_and_go_while_the_server_works() {
             "the name is taken"
         );
         server.load_adapter("other", &first);
-        assert_eq!(
-            load(&server, "third", &second).0,
-            400,
-            "both slots are taken"
-        );
 
         assert_eq!(unload(&server, "adapter"), 200);
         assert_unknown(&server, "adapter");
@@ -119,25 +114,106 @@ fn adapters_come_and_go_while_the_server_works() {
 }
 
 #[test]
-fn unloading_ends_the_requests_of_the_adapter_and_no_others() {
+fn unloading_lets_running_requests_finish() {
     let model = TestModel::new();
-    let server = Server::start(&model, &["--enable-lora"]);
-    server.load_adapter("adapter", &model.adapter(1));
-    let ask = |name: &str, max_tokens: usize| {
-        let body = json!({ "model": name, "prompt": [500, 600], "max_tokens": max_tokens, "ignore_eos": true });
-        server.post("/v1/completions", &body)
+    let (first, second) = (model.adapter(1), model.adapter(2));
+    let server = Server::start(&model, &["--enable-lora", "--max-loras", "2"]);
+    let prompt = Random(32).tokens(30);
+    let expected = |path: &Path, num| greedy(&model.load_with(path), &prompt, num, Some(0));
+    let ask = |max_tokens: usize| {
+        let extra = json!({ "model": "adapter", "max_tokens": max_tokens, "ignore_eos": true });
+        server.complete(&prompt, extra)
     };
+    server.load_adapter("adapter", &first);
+    let undisturbed = ask(600);
     std::thread::scope(|scope| {
-        let adapted = scope.spawn(|| ask("adapter", 4000));
-        let base = scope.spawn(|| ask("base", 500));
-        server.wait_for("two running sequences", |stats| stats.num_running == 2);
+        let running = scope.spawn(|| ask(600));
+        server.wait_for("a running sequence", |stats| stats.num_running == 1);
         assert_eq!(unload(&server, "adapter"), 200);
-        assert_eq!(adapted.join().unwrap().0, 503);
-        let (status, answer) = base.join().unwrap();
-        assert_eq!(
-            (status, &answer["usage"]["completion_tokens"]),
-            (200, &json!(500))
-        );
+        assert_unknown(&server, "adapter");
+        // Another adapter of the same name while the first still answers.
+        server.load_adapter("adapter", &second);
+        assert_eq!(ask(10).tokens, expected(&second, 10));
+        let in_place = json!({ "lora_name": "adapter", "lora_path": first, "load_inplace": true });
+        assert_eq!(server.post_text("/v1/load_lora_adapter", &in_place).0, 200);
+        assert_eq!(ask(10).tokens, expected(&first, 10));
+        assert_eq!(running.join().unwrap(), undisturbed);
     });
     server.wait_until_free();
+    let names: Vec<_> = server
+        .engine
+        .adapters()
+        .into_iter()
+        .map(|a| a.name)
+        .collect();
+    assert_eq!(names, ["adapter"]);
+}
+
+#[test]
+fn more_adapters_than_slots_take_turns() {
+    let model = TestModel::new();
+    let paths: Vec<_> = (0..3).map(|seed| model.adapter(seed)).collect();
+    let prompt = Random(33).tokens(25);
+    let expected: Vec<_> = paths
+        .iter()
+        .map(|path| greedy(&model.load_with(path), &prompt, 15, Some(0)))
+        .collect();
+    for flags in [&["--max-cpu-loras", "2"][..], &[]] {
+        let flags = [&["--enable-lora", "--max-loras", "1"], flags].concat();
+        let server = Server::start(&model, &flags);
+        for (i, path) in paths.iter().enumerate() {
+            server.load_adapter(&format!("adapter-{i}"), path);
+        }
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..12)
+                .map(|i| {
+                    let (server, prompt) = (&server, &prompt);
+                    scope.spawn(move || {
+                        let name = format!("adapter-{}", i % 3);
+                        server.complete(prompt, json!({ "model": name, "max_tokens": 15 }))
+                    })
+                })
+                .collect();
+            let base = server.complete(&prompt, json!({ "max_tokens": 5 }));
+            assert_eq!(base.tokens, greedy(&model.load(), &prompt, 5, None));
+            for (i, client) in clients.into_iter().enumerate() {
+                let tokens = client.join().unwrap().tokens;
+                let expected = &expected[i % 3];
+                assert_eq!(&tokens[..expected.len()], expected, "request {i}");
+            }
+        });
+        server.wait_until_free();
+        // One whose files have gone can't come back.
+        if flags.len() == 3 {
+            std::fs::remove_file(paths[0].join("adapter_model.safetensors")).unwrap();
+            server.complete(&prompt, json!({ "model": "adapter-1", "max_tokens": 2 }));
+            let body = json!({ "model": "adapter-0", "prompt": [500], "max_tokens": 2 });
+            let (status, answer) = server.post("/v1/completions", &body);
+            assert_eq!(status, 500, "{answer}");
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.contains(paths[0].to_str().unwrap()), "{message}");
+            server.complete(&prompt, json!({ "model": "adapter-2", "max_tokens": 2 }));
+        }
+    }
+}
+
+#[test]
+fn adapters_of_other_parts_are_refused_with_the_reason() {
+    let model = TestModel::new();
+    let server = Server::start(&model, &["--enable-lora"]);
+    let mut adapter = LoraAdapter::load(&model.adapter(0)).unwrap();
+    let matrices = adapter.modules.values().next().unwrap().clone();
+    adapter.modules.insert("lm_head".to_owned(), matrices);
+    let modules = ["q_proj", "v_proj", "lm_head"].map(str::to_owned);
+    adapter.config.target_modules = TargetModules::List(modules.to_vec());
+    let path = model.dir().join("head");
+    adapter.save(&path).unwrap();
+    let (status, answer) = load(&server, "head", &path);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert_eq!(status, 400, "{message}");
+    assert!(message.contains("the head, the embedding"), "{message}");
+    let (status, answer) = load(&server, "hub", Path::new("acme/sql-lora"));
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert_eq!(status, 404, "{message}");
+    assert!(message.contains("local"), "{message}");
 }

@@ -52,7 +52,7 @@ fn chat_streams_role_text_finish_and_usage() {
         .collect();
     assert_eq!(contents, ["n", "é"]);
     assert_eq!(events[3]["choices"][0]["finish_reason"], "stop");
-    assert_eq!(events[3]["choices"][0]["delta"], json!({}));
+    assert_eq!(events[3]["choices"][0]["delta"], json!({ "content": "" }));
     assert_eq!(
         (
             &events[4]["choices"],
@@ -227,7 +227,7 @@ fn streams_of_choices_are_interleaved() {
     let body = json!({ "prompt": "x", "n": 2, "seed": 0, "stream": true }).to_string();
     write!(
         stream,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();

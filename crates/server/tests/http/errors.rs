@@ -24,7 +24,6 @@ fn bad_fields_are_400_and_named() {
         (json!({ "n": 0 }), "n"),
         (json!({ "n": 1000 }), "n"),
         (json!({ "seed": "x" }), "seed"),
-        (json!({ "stop": "" }), "stop"),
         (json!({ "stop": ["a", ""] }), "stop"),
         (json!({ "stop": 5 }), "stop"),
         (json!({ "stop_token_ids": [1, 9999] }), "stop_token_ids[1]"),
@@ -34,17 +33,17 @@ fn bad_fields_are_400_and_named() {
         (json!({ "max_tokens": 500 }), "max_tokens"),
         (json!({ "max_tokens": u64::MAX }), "max_tokens"),
         (
-            json!({ "max_completion_tokens": "9" }),
+            json!({ "max_completion_tokens": "9.5" }),
             "max_completion_tokens",
         ),
         (json!({ "min_tokens": 9, "max_tokens": 5 }), "min_tokens"),
-        (json!({ "stream": "yes" }), "stream"),
+        (json!({ "stream": "perhaps" }), "stream"),
         (
             json!({ "stream_options": { "include_usage": true } }),
             "stream_options",
         ),
         (
-            json!({ "stream": true, "stream_options": { "include_usage": 1 } }),
+            json!({ "stream": true, "stream_options": { "include_usage": 2 } }),
             "stream_options.include_usage",
         ),
         (json!({ "logprobs": 5 }), "logprobs"),
@@ -63,10 +62,6 @@ fn bad_fields_are_400_and_named() {
         ),
         (json!({ "tool_choice": "required" }), "tool_choice"),
         (json!({ "tools": "x" }), "tools"),
-        (
-            json!({ "chat_template_kwargs": [] }),
-            "chat_template_kwargs",
-        ),
         (
             json!({ "add_generation_prompt": true, "continue_final_message": true }),
             "continue_final_message",
@@ -101,7 +96,7 @@ fn bad_fields_are_400_and_named() {
             (400, Some(param)),
             "{body}: {error}"
         );
-        assert_eq!(error["type"], "invalid_request_error");
+        assert_eq!(error["type"], "BadRequestError");
         assert!(error["message"].as_str().unwrap().len() > 10);
     }
     for (body, param) in [
@@ -117,7 +112,7 @@ fn bad_fields_are_400_and_named() {
         (json!({ "logprobs": true }), "logprobs"),
         (json!({ "logprobs": 21 }), "logprobs"),
         (json!({ "suffix": "x" }), "suffix"),
-        (json!({ "echo": 1 }), "echo"),
+        (json!({ "echo": 2 }), "echo"),
     ] {
         let answer = server.complete(body.clone());
         assert_eq!(
@@ -186,7 +181,7 @@ fn errors_outside_of_fields() {
     assert_eq!(post(&deep).status, 400);
     // Refused by its announced length, before the body is sent.
     let mut stream = TcpStream::connect(server.address).unwrap();
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 34000000\r\n\r\n";
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 34000000\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     let mut start = [0; 12];
     stream.read_exact(&mut start).unwrap();

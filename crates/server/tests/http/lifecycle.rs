@@ -10,7 +10,7 @@ fn a_client_that_leaves_aborts_its_sequences() {
         let body = json!({ "prompt": "x", "n": 2, "stream": stream }).to_string();
         write!(
             connection,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         )
         .unwrap();
@@ -33,7 +33,7 @@ fn a_full_queue_is_503_with_retry_after() {
     let body = json!({ "prompt": "x" }).to_string();
     write!(
         waiting,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
@@ -60,11 +60,11 @@ fn a_full_queue_is_503_with_retry_after() {
 #[test]
 fn engine_failures_are_reported() {
     let server = TestServer::start(|request| match request.sampling.seed {
-        Some(1) => Play::Tokens(
+        Some(1) => Play::Fails(
             bytes("ab").collect(),
-            FinishReason::Error("the device is lost".to_owned()),
+            SequenceError::Failed("the device is lost".to_owned()),
         ),
-        Some(2) => Play::Tokens(Vec::new(), FinishReason::Abort),
+        Some(2) => Play::Fails(Vec::new(), SequenceError::Aborted),
         _ => Play::Die(bytes("ab").collect()),
     });
     for (seed, status, message) in [
@@ -285,7 +285,7 @@ fn shutdown_lets_running_requests_end() {
             let mut stream = TcpStream::connect(address).unwrap();
             write!(
                 stream,
-                "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+                "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len()
             )
             .unwrap();
@@ -296,7 +296,7 @@ fn shutdown_lets_running_requests_end() {
         server.wait_for_submission();
         server.signal_shutdown();
         assert!(running.join().unwrap().contains("\"done\""));
-        server.join().unwrap();
+        server.join();
         assert!(TcpStream::connect(address).is_err());
     });
 }
@@ -310,13 +310,13 @@ fn shutdown_ends_after_its_timeout() {
     let body = json!({ "prompt": "x" }).to_string();
     write!(
         connection,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
     server.wait_for_requests(1);
     let start = Instant::now();
     server.signal_shutdown();
-    server.join().unwrap();
+    server.join();
     assert!((1.0..5.0).contains(&start.elapsed().as_secs_f64()));
 }

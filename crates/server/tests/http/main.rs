@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod answers;
+mod compat;
+mod envelope;
 mod errors;
 mod lifecycle;
 mod prompts;
@@ -15,7 +17,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::engine::FinishReason;
+use server::engine::{FinishReason, SequenceError};
 use support::{IM_END, IM_START, MAX_MODEL_LEN, Play, TestServer, bytes, says};
 use ureq::http::Method;
 

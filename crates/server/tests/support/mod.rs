@@ -14,7 +14,7 @@ use model_qwen::{ChatTemplate, GenerationConfig, Tokenizer};
 use serde_json::{Map, Value, json};
 use server::engine::{
     AdapterError, AdapterInfo, EngineCommand, EngineLimits, EngineOutput, EngineReceiver,
-    EngineStats, FinishReason, GenerateRequest, Submission, TokenLogprobs, channel,
+    EngineStats, FinishReason, GenerateRequest, SequenceError, Submission, TokenLogprobs, channel,
 };
 use server::{AppState, Config, ModelInfo};
 use tokio::sync::oneshot;
@@ -31,6 +31,8 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.role | first }}:{{ m.content
 pub(crate) enum Play {
     /// These tokens, then the end.
     Tokens(Vec<u32>, FinishReason),
+    /// These tokens, then an end before the end.
+    Fails(Vec<u32>, SequenceError),
     /// These tokens, then nothing until the client aborts.
     Hang(Vec<u32>),
     /// Nothing at all, and the sequence stays in the queue.
@@ -62,7 +64,7 @@ pub(crate) struct TestServer {
     pub(crate) seen: Arc<Mutex<Seen>>,
     pub(crate) state: AppState,
     shutdown: Option<oneshot::Sender<()>>,
-    served: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+    served: Option<tokio::task::JoinHandle<()>>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -174,10 +176,39 @@ impl TestServer {
         if let Some(key) = key {
             request = request.header("authorization", key);
         }
+        if method == ureq::http::Method::POST {
+            request = request.header("content-type", "application/json");
+        }
         let mut response = if method == ureq::http::Method::POST {
             agent.run(request.body(body).unwrap()).unwrap()
         } else {
             agent.run(request.body(()).unwrap()).unwrap()
+        };
+        Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.body_mut().read_to_string().unwrap(),
+        }
+    }
+
+    /// Sends a request with these headers and nothing else.
+    pub(crate) fn raw(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .allow_non_standard_methods(true)
+            .timeout_global(Some(Duration::from_secs(20)))
+            .build()
+            .into();
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address));
+        for header in headers {
+            let (name, value) = header.split_once(": ").unwrap();
+            request = request.header(name, value);
+        }
+        let mut response = match method {
+            "POST" => agent.run(request.body(body.to_owned()).unwrap()).unwrap(),
+            _ => agent.run(request.body(()).unwrap()).unwrap(),
         };
         Answer {
             status: response.status().as_u16(),
@@ -239,8 +270,8 @@ impl TestServer {
     }
 
     /// Waits for `server::run` to return.
-    pub(crate) fn join(&mut self) -> std::io::Result<()> {
-        self.runtime.block_on(self.served.take().unwrap()).unwrap()
+    pub(crate) fn join(&mut self) {
+        self.runtime.block_on(self.served.take().unwrap()).unwrap();
     }
 }
 
@@ -270,13 +301,24 @@ impl FakeEngine {
         });
         while let Some(command) = self.receiver.recv() {
             match command {
-                EngineCommand::Submit(submission) => self.play(submission),
+                EngineCommand::Submit(submission) => self.play(*submission),
                 EngineCommand::Abort(id) => {
                     self.open.remove(&id);
                     self.seen.lock().unwrap().num_aborted += 1;
                 }
-                EngineCommand::LoadAdapter { name, path, reply } => {
-                    let result = if adapters.iter().any(|adapter| adapter.name == name) {
+                EngineCommand::LoadAdapter {
+                    name,
+                    path,
+                    replaces,
+                    reply,
+                } => {
+                    if replaces {
+                        adapters.retain(|adapter| adapter.name != name);
+                    }
+                    let result = if !path.exists() {
+                        let reason = "no such folder".to_owned();
+                        Err(AdapterError::NotFound { path, reason })
+                    } else if adapters.iter().any(|adapter| adapter.name == name) {
                         Err(AdapterError::AlreadyLoaded { name })
                     } else {
                         adapters.push(AdapterInfo { name, path });
@@ -327,8 +369,11 @@ impl FakeEngine {
                 .sink
                 .send(EngineOutput::PromptLogprobs(logprobs.collect()));
         }
-        let (tokens, reason, stays) = match play {
-            Play::Tokens(tokens, reason) => (tokens, Some(reason), false),
+        let (tokens, end, stays) = match play {
+            Play::Tokens(tokens, reason) => {
+                (tokens, Some(EngineOutput::Finished { reason }), false)
+            }
+            Play::Fails(tokens, error) => (tokens, Some(EngineOutput::Failed(error)), false),
             Play::Hang(tokens) => (tokens, None, true),
             Play::Queue => {
                 self.open.insert(submission.id, submission);
@@ -344,8 +389,8 @@ impl FakeEngine {
                 num_cached_tokens: 2,
             });
         }
-        if let Some(reason) = reason {
-            submission.sink.send(EngineOutput::Finished { reason });
+        if let Some(end) = end {
+            submission.sink.send(end);
         }
         if stays {
             self.open.insert(submission.id, submission);

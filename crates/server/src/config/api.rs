@@ -1,0 +1,81 @@
+//! How the HTTP API answers.
+
+use axum::http::{HeaderName, HeaderValue, Method};
+use serde_json::{Map, Value};
+
+/// Most alternatives per token in log-probabilities, as in vLLM.
+pub(super) const MAX_LOGPROBS: usize = 20;
+
+/// How the HTTP API answers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiConfig {
+    /// Which web pages may read the answers.
+    pub cors: CorsConfig,
+    /// Whether requests may bring a chat template.
+    pub trust_request_chat_template: bool,
+    /// Variables of the chat template; those of a request win.
+    pub default_chat_template_kwargs: Map<String, Value>,
+    /// Most alternatives per token in log-probabilities.
+    pub max_logprobs: usize,
+    /// Whether log-probabilities show tokens as `token_id:N` unless a request says otherwise.
+    pub return_tokens_as_token_ids: bool,
+    /// Whether every stream ends with its usage.
+    pub enable_force_include_usage: bool,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            cors: CorsConfig::default(),
+            trust_request_chat_template: false,
+            default_chat_template_kwargs: Map::new(),
+            max_logprobs: MAX_LOGPROBS,
+            return_tokens_as_token_ids: false,
+            enable_force_include_usage: false,
+        }
+    }
+}
+
+/// Which web pages may read the answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CorsConfig {
+    /// Their origins, such as `https://example.org`.
+    pub origins: Allowed<HeaderValue>,
+    /// Methods that they may use.
+    pub methods: Allowed<Method>,
+    /// Headers that they may send.
+    pub headers: Allowed<HeaderName>,
+    /// Whether the browser sends their cookies.
+    pub credentials: bool,
+}
+
+/// Some or all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Allowed<T> {
+    /// All.
+    #[default]
+    Any,
+    /// These.
+    Only(Vec<T>),
+}
+
+impl<T> Allowed<T> {
+    /// From the texts of a flag, of which `*` is all; none is the default.
+    ///
+    /// # Errors
+    /// The text that is no `T`.
+    pub(super) fn parse(
+        texts: &[String],
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Self, String> {
+        if texts.is_empty() || texts.iter().any(|text| text == "*") {
+            return Ok(Self::Any);
+        }
+        let parse = |text: &String| parse(text).ok_or_else(|| text.clone());
+        texts
+            .iter()
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(Self::Only)
+    }
+}

@@ -1,0 +1,269 @@
+//! Flags of `vllm serve` that this server takes without having them, so that its command lines start: `vllm_flags.txt` lists
+//! them.
+
+use std::ffi::OsString;
+use std::sync::LazyLock;
+
+use clap::CommandFactory as _;
+
+use super::ConfigError;
+use super::args::Args;
+
+/// One row of `vllm_flags.txt`.
+#[derive(Clone, Debug)]
+pub struct VllmFlag {
+    /// `--FLAG`.
+    pub flag: &'static str,
+    values: Values,
+    /// What becomes of it.
+    pub verdict: &'static str,
+    /// What a reader should know.
+    pub note: &'static str,
+}
+
+/// How many values follow a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Values {
+    None,
+    One,
+    Maybe,
+    Some,
+}
+
+/// The rows of `vllm_flags.txt`.
+pub static VLLM_FLAGS: LazyLock<Vec<VllmFlag>> = LazyLock::new(|| {
+    let rows = include_str!("vllm_flags.txt").lines();
+    rows.filter(|row| row.starts_with("--"))
+        .filter_map(row)
+        .collect()
+});
+
+/// vLLM's short names.
+const SHORT: [(&str, &str); 14] = [
+    ("-q", "--quantization"),
+    ("-tp", "--tensor-parallel-size"),
+    ("-pp", "--pipeline-parallel-size"),
+    ("-dp", "--data-parallel-size"),
+    ("-dcp", "--decode-context-parallel-size"),
+    ("-dpn", "--data-parallel-rank"),
+    ("-dpr", "--data-parallel-start-rank"),
+    ("-dpl", "--data-parallel-size-local"),
+    ("-dpa", "--data-parallel-address"),
+    ("-dpp", "--data-parallel-rpc-port"),
+    ("-dpb", "--data-parallel-backend"),
+    ("-asc", "--api-server-count"),
+    ("-cc", "--compilation-config"),
+    ("-O", "--optimization-level"),
+];
+
+fn row(row: &'static str) -> Option<VllmFlag> {
+    let mut cells = row.split(" | ");
+    Some(VllmFlag {
+        flag: cells.next()?,
+        values: match cells.next()? {
+            "none" => Values::None,
+            "one" => Values::One,
+            "maybe" => Values::Maybe,
+            "some" => Values::Some,
+            _ => return None,
+        },
+        verdict: cells.next()?,
+        note: cells.next()?,
+    })
+}
+
+impl VllmFlag {
+    /// The row of `--FLAG`, also as `--no-FLAG`.
+    pub(super) fn find(flag: &str) -> Option<&'static Self> {
+        let row = |flag: &str| VLLM_FLAGS.iter().find(|row| row.flag == flag);
+        let positive = || {
+            let name = flag.strip_prefix("--no-")?;
+            row(&format!("--{name}")).filter(|row| row.values == Values::None)
+        };
+        row(flag).or_else(positive)
+    }
+
+    /// Whether it may have these values; off is harmless.
+    fn takes(&self, is_off: bool, values: &[String]) -> bool {
+        match self.verdict.split_once(" if ") {
+            Some((_, harmless)) => values
+                .iter()
+                .all(|value| harmless.split(' ').any(|harmless| harmless == value)),
+            None => is_off || self.verdict == "harmless",
+        }
+    }
+}
+
+/// Takes vLLM's flags out of a command line, and names in the log those that make no difference.
+///
+/// # Errors
+/// [`ConfigError::Flag`] for one that asks for what this server doesn't do.
+pub(super) fn take(command_line: Vec<OsString>) -> Result<Vec<OsString>, ConfigError> {
+    let command = Args::command();
+    let is_own = |flag: &str| {
+        let mut arguments = command.get_arguments();
+        arguments.any(|argument| argument.get_long().is_some_and(|long| flag[2..] == *long))
+    };
+    let (mut own, mut ignored) = (Vec::new(), Vec::new());
+    let mut rest = command_line.into_iter().peekable();
+    while let Some(argument) = rest.next() {
+        let long = argument.to_str().and_then(long_name);
+        let Some((flag, value)) = long.filter(|(flag, _)| flag.len() > 2) else {
+            own.push(argument);
+            continue;
+        };
+        // `--compilation-config.mode` sets a part of `--compilation-config`.
+        let name = flag.split('.').next().unwrap_or(&flag);
+        let Some(row) = VllmFlag::find(name).filter(|_| !is_own(&flag)) else {
+            own.push(match value {
+                Some(value) => format!("{flag}={value}").into(),
+                None => flag.into(),
+            });
+            continue;
+        };
+        let mut values: Vec<String> = value.into_iter().collect();
+        let mut more = match (row.values, values.len()) {
+            (Values::One | Values::Maybe, 0) => 1,
+            (Values::Some, 0) => usize::MAX,
+            _ => 0,
+        };
+        let is_value = |argument: &OsString| {
+            let text = argument.to_string_lossy();
+            row.values == Values::One || !text.starts_with('-')
+        };
+        while more > 0
+            && let Some(value) = rest.next_if(is_value)
+        {
+            values.push(value.to_string_lossy().into_owned());
+            more -= 1;
+        }
+        if !row.takes(name != row.flag, &values) {
+            let given = values.join(" ");
+            return Err(ConfigError::Flag {
+                flag: row.flag,
+                message: match row.verdict.split_once(" if ") {
+                    Some((_, harmless)) => {
+                        let expected = harmless.replace(' ', ", ");
+                        format!("expected {expected}, found {given}: {}", row.note)
+                    }
+                    None => format!("this server does not have it: {}", row.note),
+                },
+            });
+        }
+        ignored.push(flag);
+    }
+    if !ignored.is_empty() {
+        let flags = ignored.join(" ");
+        tracing::info!(flags, "flags of vLLM that make no difference here");
+    }
+    Ok(own)
+}
+
+/// `--flag` and its value, if it has one, of an argument that is a flag; vLLM's short names in full.
+fn long_name(argument: &str) -> Option<(String, Option<String>)> {
+    let (name, value) = match argument.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (argument, None),
+    };
+    if name.starts_with("--") {
+        return Some((name.to_owned(), value));
+    }
+    if let Some(level) = argument
+        .strip_prefix("-O")
+        .filter(|level| !level.is_empty())
+    {
+        let level = level.trim_start_matches('=').to_owned();
+        return Some(("--optimization-level".to_owned(), Some(level)));
+    }
+    let (_, long) = SHORT.iter().find(|(short, _)| *short == name)?;
+    Some(((*long).to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(arguments: &str) -> Result<Vec<String>, String> {
+        let arguments = arguments.split(' ').map(OsString::from).collect();
+        match take(arguments) {
+            Ok(rest) => Ok(rest
+                .iter()
+                .map(|a| a.to_string_lossy().into_owned())
+                .collect()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn every_row_is_read_and_is_no_flag_of_this_server() {
+        let rows = include_str!("vllm_flags.txt").lines();
+        let rows: Vec<&str> = rows.filter(|row| !row.starts_with('#')).collect();
+        assert_eq!(VLLM_FLAGS.len(), rows.len());
+        let command = Args::command();
+        let own: Vec<&str> = command
+            .get_arguments()
+            .filter_map(|a| a.get_long())
+            .collect();
+        for (i, row) in VLLM_FLAGS.iter().enumerate() {
+            let verdict = row.verdict.split(' ').next();
+            assert!(matches!(verdict, Some("harmless" | "refused")), "{row:?}");
+            assert!(!own.contains(&&row.flag[2..]), "{row:?}");
+            assert!(VLLM_FLAGS[..i].iter().all(|other| other.flag != row.flag));
+        }
+    }
+
+    #[test]
+    fn harmless_flags_are_taken_with_their_values() {
+        for (given, rest) in [
+            ("server m --trust-remote-code --port 1", "server m --port 1"),
+            ("server --tensor-parallel-size 1 m", "server m"),
+            ("server -tp=1 -pp 1 m -O3", "server m"),
+            ("server --load-format=bitsandbytes m", "server m"),
+            (
+                "server --cudagraph-capture-sizes 1 2 4 --port 1",
+                "server --port 1",
+            ),
+            (
+                "server --enable-chunked-prefill --port 1",
+                "server --port 1",
+            ),
+            ("server --compilation-config.mode 3 m", "server m"),
+            ("server --no-enable-log-requests m", "server m"),
+            ("server --no-enable-sleep-mode m", "server m"),
+            (
+                "server --long-prefill-token-threshold 0 -q nf4",
+                "server --quantization nf4",
+            ),
+            ("server --seed -1 --unknown", "server --seed -1 --unknown"),
+        ] {
+            let rest: Vec<String> = rest.split(' ').map(str::to_owned).collect();
+            assert_eq!(taken(given), Ok(rest), "{given}");
+        }
+    }
+
+    #[test]
+    fn what_this_server_does_not_do_is_refused_with_the_reason() {
+        for (given, expected) in [
+            (
+                "server -tp 2",
+                "--tensor-parallel-size: expected 1, found 2: a server has one device",
+            ),
+            (
+                "server --speculative-config {}",
+                "--speculative-config: this server does not have it",
+            ),
+            (
+                "server --no-enable-chunked-prefill",
+                "--no-enable-chunked-prefill: this server",
+            ),
+            (
+                "server --load-format gguf",
+                "--load-format: expected auto, hf, safetensors",
+            ),
+            ("server --enable-sleep-mode", "stop the server instead"),
+        ] {
+            let error = taken(given).unwrap_err();
+            assert!(error.contains(expected), "{given}: {error}");
+        }
+    }
+}

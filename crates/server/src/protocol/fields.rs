@@ -1,0 +1,385 @@
+//! What becomes of each field of a request: `fields.txt` is the list.
+//!
+//! A field either works, or is refused by name, or makes no difference here, which the log says. Values may have the forms that
+//! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`. An empty value says what its
+//! absence says.
+
+use std::sync::LazyLock;
+
+use serde_json::{Map, Number, Value};
+
+use crate::error::ApiError;
+
+/// Whose fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+}
+
+/// One row of `fields.txt`.
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// `chat`, `completions` or `both`.
+    pub endpoints: &'static str,
+    kind: Kind,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// What a reader should know.
+    pub note: &'static str,
+}
+
+/// What becomes of a field.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// It is understood.
+    Works,
+    /// It is ignored, as it makes no difference here.
+    Harmless,
+    /// It is refused, unless its value is empty or one of these.
+    Refused(Vec<Value>),
+}
+
+/// Which forms a value may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Integer,
+    Number,
+    Boolean,
+    Integers,
+    Numbers,
+    Booleans,
+    Tokens,
+    Other,
+}
+
+/// The rows of `fields.txt`.
+pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
+    let rows = include_str!("fields.txt").lines();
+    let rows = rows.filter(|row| !row.starts_with('#'));
+    rows.filter_map(field).collect()
+});
+
+/// What the log shows of ignored fields: so many, and so much of each name.
+const MAX_NAMES: usize = 20;
+const MAX_NAME: usize = 64;
+/// Fields whose empty value is an error of its own.
+const REQUIRED: [&str; 2] = ["messages", "prompt"];
+
+fn field(row: &'static str) -> Option<Field> {
+    let mut cells = row.split('|').map(str::trim);
+    let (name, endpoints) = (cells.next()?, cells.next()?);
+    let kind = match cells.next()? {
+        "integer" => Kind::Integer,
+        "number" => Kind::Number,
+        "boolean" => Kind::Boolean,
+        "integers" => Kind::Integers,
+        "numbers" => Kind::Numbers,
+        "booleans" => Kind::Booleans,
+        "tokens" => Kind::Tokens,
+        "text" | "any" => Kind::Other,
+        _ => return None,
+    };
+    let verdict = match cells.next()?.split_once(" unless ") {
+        Some(("refused", values)) => {
+            let values = serde_json::Deserializer::from_str(values).into_iter();
+            Verdict::Refused(values.collect::<Result<_, _>>().ok()?)
+        }
+        Some(_) => return None,
+        None => match row.split('|').nth(3)?.trim() {
+            "works" => Verdict::Works,
+            "harmless" => Verdict::Harmless,
+            "refused" => Verdict::Refused(Vec::new()),
+            _ => return None,
+        },
+    };
+    Some(Field {
+        name,
+        endpoints,
+        kind,
+        verdict,
+        note: cells.next()?,
+    })
+}
+
+impl Field {
+    fn is_of(&self, endpoint: Endpoint) -> bool {
+        match endpoint {
+            Endpoint::Chat => self.endpoints != "completions",
+            Endpoint::Completions => self.endpoints != "chat",
+        }
+    }
+}
+
+/// Brings the fields of a request into one form, and takes out those that say nothing. Names in the log what is ignored.
+///
+/// # Errors
+/// 400 with the field that is refused.
+pub(super) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Result<(), ApiError> {
+    let mut ignored = Vec::new();
+    let mut refused = None;
+    fields.retain(|name, value| {
+        let known = FIELDS.iter();
+        let mut known = known.filter(|field| field.name == name && field.is_of(endpoint));
+        let Some(field) = known.next() else {
+            ignored.push(name.clone());
+            return false;
+        };
+        normalize(field.kind, value);
+        match &field.verdict {
+            Verdict::Works => {
+                let is_unset = match field.kind {
+                    // A list is no number, empty or not.
+                    Kind::Integer | Kind::Number | Kind::Boolean => {
+                        !value.is_array() && !value.is_object() && is_empty(value)
+                    }
+                    _ => is_empty(value),
+                };
+                REQUIRED.contains(&field.name) || !is_unset
+            }
+            Verdict::Harmless => {
+                if !says_nothing(value) {
+                    ignored.push(name.clone());
+                }
+                false
+            }
+            Verdict::Refused(neutral) => {
+                // Off says something where on is what happens anyway.
+                let is_silent = match neutral.contains(&Value::Bool(true)) {
+                    true => value.is_null(),
+                    false => says_nothing(value),
+                };
+                if !is_silent && !neutral.contains(value) {
+                    refused.get_or_insert(field);
+                }
+                false
+            }
+        }
+    });
+    if let Some(Field { name, note, .. }) = refused {
+        let message = format!("`{name}` is not supported: {note}.");
+        return Err(ApiError::bad_request(*name, message));
+    }
+    if !ignored.is_empty() {
+        let short = |name: &String| name.chars().take(MAX_NAME).collect::<String>();
+        let fields: Vec<String> = ignored.iter().take(MAX_NAMES).map(short).collect();
+        tracing::warn!(?fields, num = ignored.len(), "ignored request fields");
+    }
+    Ok(())
+}
+
+/// Brings the fields of an endpoint with fields of its own into one form.
+pub(super) fn normalize_all(fields: &mut Map<String, Value>) {
+    /// vLLM's, of `/tokenize`, `/detokenize` and `/v1/load_lora_adapter`.
+    const OWN: [(&str, Kind); 3] = [
+        ("tokens", Kind::Tokens),
+        ("return_token_strs", Kind::Boolean),
+        ("load_inplace", Kind::Boolean),
+    ];
+    for (name, value) in fields {
+        let own = OWN.iter().find(|(own, _)| own == name);
+        let shared = FIELDS.iter().find(|field| field.name == name);
+        let kind = own
+            .map(|(_, kind)| *kind)
+            .or(shared.map(|field| field.kind));
+        if let Some(kind) = kind {
+            normalize(kind, value);
+        }
+    }
+}
+
+/// Null, an empty text, list or object.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// As [`is_empty`], or a switch that is off, or an object of nothing else.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => !on,
+        Value::Object(fields) => fields.values().all(says_nothing),
+        other => is_empty(other),
+    }
+}
+
+/// Writes a value as its kind is read. What has another kind stays as it is, and is refused where it is read.
+fn normalize(kind: Kind, value: &mut Value) {
+    match (kind, &mut *value) {
+        (Kind::Integer | Kind::Tokens, Value::Number(_)) | (Kind::Integer, Value::String(_)) => {
+            if let Some(number) = integer(value) {
+                *value = number;
+            }
+        }
+        (Kind::Number, Value::String(text)) => {
+            let number = text.trim().parse().ok().and_then(Number::from_f64);
+            if let Some(number) = number {
+                *value = Value::Number(number);
+            }
+        }
+        (Kind::Boolean, Value::String(_) | Value::Number(_)) => {
+            if let Some(on) = boolean(value) {
+                *value = Value::Bool(on);
+            }
+        }
+        (Kind::Integers, Value::Array(items)) => {
+            items
+                .iter_mut()
+                .for_each(|item| normalize(Kind::Integer, item));
+        }
+        (Kind::Tokens, Value::Array(items)) => {
+            items
+                .iter_mut()
+                .for_each(|item| normalize(Kind::Tokens, item));
+        }
+        (Kind::Numbers, Value::Object(fields)) => {
+            fields
+                .values_mut()
+                .for_each(|field| normalize(Kind::Number, field));
+        }
+        (Kind::Booleans, Value::Object(fields)) => {
+            fields
+                .values_mut()
+                .for_each(|field| normalize(Kind::Boolean, field));
+        }
+        _ => {}
+    }
+}
+
+/// `16.0`, `"16"` and `"16.0"` as 16.
+fn integer(value: &Value) -> Option<Value> {
+    /// Whole numbers up to here are exact in an f64.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let whole = |number: f64| {
+        (number.fract() == 0.0 && number.abs() <= EXACT).then(|| Value::from(number as i64))
+    };
+    match value {
+        Value::Number(number) if number.is_f64() => whole(number.as_f64()?),
+        Value::String(text) => {
+            let text = text.trim();
+            let exact = text.parse::<i64>().map(Value::from);
+            let exact = exact.or_else(|_| text.parse::<u64>().map(Value::from));
+            exact.ok().or_else(|| whole(text.parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
+/// A switch in the forms that pydantic takes.
+fn boolean(value: &Value) -> Option<bool> {
+    match value {
+        Value::Number(number) if number.as_f64() == Some(1.0) => Some(true),
+        Value::Number(number) if number.as_f64() == Some(0.0) => Some(false),
+        Value::String(text) => match text.to_ascii_lowercase().as_str() {
+            "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
+            "false" | "f" | "no" | "n" | "off" | "0" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::chat::{ChatFields, TemplateFields};
+    use crate::protocol::common::SamplingFields;
+    use crate::protocol::completions::CompletionFields;
+    use crate::protocol::field_names::field_names;
+    use serde_json::json;
+
+    #[test]
+    fn every_row_is_read() {
+        let rows = include_str!("fields.txt").lines();
+        let rows: Vec<&str> = rows.filter(|row| !row.starts_with('#')).collect();
+        assert_eq!(FIELDS.len(), rows.len());
+        for (field, row) in FIELDS.iter().zip(rows) {
+            assert!(row.starts_with(field.name), "{row}");
+            assert!(matches!(field.endpoints, "chat" | "completions" | "both"));
+            assert!(field.verdict == Verdict::Works || !field.note.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_works_is_what_is_read() {
+        let works = |endpoint| {
+            let fields = FIELDS.iter();
+            let fields = fields.filter(|f| f.is_of(endpoint) && f.verdict == Verdict::Works);
+            let mut names: Vec<&str> = fields.map(|field| field.name).collect();
+            names.sort_unstable();
+            names
+        };
+        let read = |structs: &[&[&'static str]]| {
+            let mut names = structs.concat();
+            names.sort_unstable();
+            names.dedup();
+            names
+        };
+        let sampling = field_names::<SamplingFields>();
+        let chat = [field_names::<ChatFields>(), sampling];
+        assert_eq!(
+            works(Endpoint::Chat),
+            read(&[chat[0], chat[1], field_names::<TemplateFields>()])
+        );
+        assert_eq!(
+            works(Endpoint::Completions),
+            read(&[field_names::<CompletionFields>(), sampling])
+        );
+    }
+
+    fn checked(fields: Value) -> Result<Value, ApiError> {
+        let Value::Object(mut fields) = fields else {
+            panic!("not an object")
+        };
+        check(Endpoint::Chat, &mut fields)?;
+        Ok(Value::Object(fields))
+    }
+
+    #[test]
+    fn forms_of_a_value_are_one() {
+        let forms = json!({
+            "max_tokens": 16.0, "n": "2", "seed": "-7", "top_k": "40.0", "temperature": "0.5", "stream": "yes",
+            "logprobs": 1, "stop_token_ids": [5.0, "6"], "logit_bias": { "5": "1.5" },
+            "stream_options": { "include_usage": 1 },
+        });
+        let one = json!({
+            "max_tokens": 16, "n": 2, "seed": -7, "top_k": 40, "temperature": 0.5, "stream": true,
+            "logprobs": true, "stop_token_ids": [5, 6], "logit_bias": { "5": 1.5 },
+            "stream_options": { "include_usage": true },
+        });
+        assert_eq!(checked(forms).unwrap(), one);
+        let others = json!({ "max_tokens": 8.5, "n": "two", "temperature": "nan", "stream": 2 });
+        assert_eq!(checked(others.clone()).unwrap(), others);
+    }
+
+    #[test]
+    fn what_says_nothing_is_taken_out() {
+        let fields = json!({
+            "use_beam_search": false, "guided_choice": [], "structured_outputs": { "json": null, "regex": "" },
+            "logits_processors": null, "priority": 0, "stop": "", "tools": [], "response_format": {}, "unknown": 1,
+            "user": "me", "best_of": 1.0, "modalities": ["text"], "thinking_token_budget": -1, "messages": [],
+        });
+        assert_eq!(checked(fields).unwrap(), json!({ "messages": [] }));
+        for (field, value) in [
+            ("use_beam_search", json!(true)),
+            ("guided_json", json!({ "type": "object" })),
+            ("structured_outputs", json!({ "choice": ["a"] })),
+            ("priority", json!(-1)),
+            ("include_reasoning", json!(false)),
+            ("best_of", json!(2)),
+            ("modalities", json!(["text", "audio"])),
+        ] {
+            let error = checked(json!({ field: value })).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(field), "{error:?}");
+        }
+    }
+}
