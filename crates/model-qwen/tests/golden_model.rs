@@ -141,7 +141,7 @@ fn greedy_text_equals_transformers() {
             stop_token_ids: Vec::new(),
             adapter: None,
         };
-        let found = generate(&model, &request, |_| ControlFlow::Continue(()));
+        let found = generate(&model, &request, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(found, want.greedy, "{case}");
     }
 }
