@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, CacheRepo};
 
 #[cfg(feature = "hub")]
+use crate::chat_template::ChatTemplate;
+#[cfg(feature = "hub")]
 use download::{Download, INDEX, OPTIONAL_FILES, SINGLE_FILE, shards};
 
 /// Where the Hub is when `HF_ENDPOINT` says nothing.
@@ -214,7 +216,7 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
     let repository = folder.parent().and_then(Path::parent).unwrap_or(folder);
     let known_to_miss = repository.join(".no_exist").join(&*commit);
     let is_unknown = |name: &str| !folder.join(name).exists() && !known_to_miss.join(name).exists();
-    let has_template = matches!(crate::ChatTemplate::from_dir(folder), Ok(Some(_)) | Err(_));
+    let has_template = matches!(ChatTemplate::from_dir(folder), Ok(Some(_)) | Err(_));
     let depends = |name: &str| match name {
         "generation_config.json" | "tokenizer_config.json" => true,
         "chat_template.jinja" | "chat_template.json" => !has_template,
