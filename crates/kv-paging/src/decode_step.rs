@@ -7,7 +7,7 @@ use crate::attention::Attention;
 use crate::cache::PagedKvCache;
 use crate::kernels;
 use crate::rotary::Rotary;
-use crate::step_layout::{DecodeRow, StepLayout};
+use crate::step_layout::{StepLayout, StepRow};
 
 /// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
 ///
@@ -65,7 +65,7 @@ impl DecodeStep {
         self.layout.slots_at()
     }
 
-    /// Where [`DecodeRow::choice`] starts in [`DecodeStep::values`]: its first integer for all rows, then the second, and so on.
+    /// Where [`StepRow::choice`] starts in [`DecodeStep::values`]: its first integer for all rows, then the second, and so on.
     pub fn choices_at(&self) -> usize {
         self.layout.choices_at()
     }
@@ -76,7 +76,7 @@ impl DecodeStep {
     ///
     /// If the sequences are more than the rows, if a block table is too short or too long, or if the device has no
     /// kernels for such steps.
-    pub fn upload(&self, rows: &[DecodeRow<'_>]) {
+    pub fn upload(&self, rows: &[StepRow<'_>]) {
         let values = self.layout.encode(rows);
         let len = values.len();
         let device = self.values.device();
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "no kernels for recorded steps")]
     fn a_step_on_a_cpu_is_refused() {
-        let row = DecodeRow {
+        let row = StepRow {
             token: DecodeToken::Id(0),
             position: 0,
             slot: None,

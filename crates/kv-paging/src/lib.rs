@@ -66,7 +66,7 @@ mod step_layout;
 
 pub use batch_layout::{BatchLayout, SequenceChunk, SequenceSpan};
 pub use rotary::Rotary;
-pub use step_layout::{CHOICE_WORDS, DecodeRow, DecodeToken};
+pub use step_layout::{CHOICE_WORDS, DecodeToken, StepRow};
 
 // Tensors: the kernels import the descriptions above, and the modules below import the kernels.
 mod attention;

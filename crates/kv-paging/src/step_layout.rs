@@ -24,7 +24,7 @@ impl DecodeToken {
 
 /// A sequence of a step.
 #[derive(Clone, Copy, Debug)]
-pub struct DecodeRow<'a> {
+pub struct StepRow<'a> {
     /// The token to compute.
     pub token: DecodeToken,
     /// Its position: the number of tokens before it.
@@ -37,7 +37,7 @@ pub struct DecodeRow<'a> {
     pub choice: [i32; CHOICE_WORDS],
 }
 
-/// Integers of [`DecodeRow::choice`].
+/// Integers of [`StepRow::choice`].
 pub const CHOICE_WORDS: usize = 5;
 
 /// Integers of a row, besides its block table.
@@ -92,7 +92,7 @@ impl StepLayout {
         ADAPTER * self.num_rows
     }
 
-    /// Where [`DecodeRow::choice`] starts: its first integer for all rows, then the second, and so on.
+    /// Where [`StepRow::choice`] starts: its first integer for all rows, then the second, and so on.
     pub(crate) fn choices_at(&self) -> usize {
         CHOICE * self.num_rows
     }
@@ -102,7 +102,7 @@ impl StepLayout {
     /// # Panics
     ///
     /// If the sequences are more than the rows, or if a block table is too short or too long.
-    pub(crate) fn encode(&self, rows: &[DecodeRow<'_>]) -> Vec<i32> {
+    pub(crate) fn encode(&self, rows: &[StepRow<'_>]) -> Vec<i32> {
         assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
         let mut values = vec![0; FIELDS * self.num_rows];
         values[self.slots_at()..self.choices_at()].fill(-1);
@@ -147,7 +147,7 @@ mod tests {
             max_blocks: 2,
             block_size: 4,
         };
-        let row = |token, position, slot, block_table| DecodeRow {
+        let row = |token, position, slot, block_table| StepRow {
             token,
             position,
             slot,
@@ -178,7 +178,7 @@ mod tests {
             max_blocks: 2,
             block_size: 4,
         };
-        layout.encode(&[DecodeRow {
+        layout.encode(&[StepRow {
             token: DecodeToken::Id(0),
             position: 4,
             slot: None,

@@ -229,8 +229,19 @@ fn tensor_name(module: &str, suffix: &str) -> String {
     format!("{PREFIX}{module}{suffix}")
 }
 
+/// Whether a tensor belongs to the head, to the embedding or to a norm.
+fn is_outside_of_linears(name: &str) -> bool {
+    let is_one = |part: &str| {
+        matches!(part, "lm_head" | "embed_tokens") || part == "norm" || part.ends_with("norm")
+    };
+    name.split('.').any(is_one)
+}
+
 /// The module of a tensor, and whether it is `A`.
 fn parse_name(name: &str) -> Result<(&str, bool), PeftError> {
+    if is_outside_of_linears(name) {
+        return Err(PeftError::UnsupportedModule(name.to_owned()));
+    }
     let parse = || {
         let rest = name.strip_prefix(PREFIX)?;
         let a = rest.strip_suffix(A_SUFFIX).map(|module| (module, true));

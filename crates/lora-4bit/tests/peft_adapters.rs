@@ -298,6 +298,14 @@ fn what_is_not_supported_is_refused_by_name() {
         ("target_parameters", json!(["experts.gate"])),
         ("alora_invocation_tokens", json!([5])),
         ("init_lora_weights", json!("pissa_niter_4")),
+        ("use_qalora", json!(true)),
+        ("use_bdlora", json!({"nblocks": 2})),
+        ("arrow_config", json!({"top_k": 3})),
+        ("kasa_config", json!({"beta": 0.1})),
+        ("monteclora_config", json!({"num_samples": 4})),
+        ("velora_config", json!({"num_groups": 2})),
+        ("num_virtual_tokens", json!(8)),
+        ("task_type", json!("SEQ_CLS")),
     ];
     for (field, value) in cases {
         let error = with_field(field, value.clone()).unwrap_err();
@@ -307,6 +315,63 @@ fn what_is_not_supported_is_refused_by_name() {
     assert!(with_field("some_new_field", json!({"x": 1})).is_ok());
     assert!(with_field("use_dora", Value::Null).is_ok());
     assert!(with_field("init_lora_weights", json!("gaussian")).is_ok());
+}
+
+#[test]
+fn what_says_nothing_is_read_as_absent() {
+    for (field, value) in [
+        ("lora_dropout", Value::Null),
+        ("rank_pattern", json!({"down_proj": 2.0})),
+        ("alpha_pattern", Value::Null),
+        ("use_rslora", Value::Null),
+        ("r", json!(4.0)),
+        ("task_type", Value::Null),
+        ("megatron_core", json!("megatron.core")),
+        ("loftq_config", json!({})),
+        ("trainable_token_indices", Value::Null),
+    ] {
+        let read = with_field(field, value).unwrap();
+        assert_eq!(read.modules, adapter().modules, "{field}");
+    }
+    let (config, weights) = adapter().to_bytes().unwrap();
+    let marked = ["\u{feff}".as_bytes(), &config].concat();
+    assert!(LoraAdapter::from_bytes(&marked, &weights).is_ok());
+}
+
+#[test]
+fn adapters_of_the_head_are_named() {
+    for name in [
+        "base_model.model.lm_head.base_layer.weight",
+        "base_model.model.lm_head.lora_A.weight",
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.model.norm.weight",
+        "base_model.model.model.layers.0.self_attn.q_norm.weight",
+    ] {
+        let error = with_tensors(|tensors| {
+            tensors.push((
+                name.to_owned(),
+                safetensors::Dtype::F32,
+                vec![1],
+                vec![0; 4],
+            ));
+        });
+        assert!(matches!(error, PeftError::UnsupportedModule(_)), "{error}");
+        assert_says(error, &[name, "lm_head", "not supported"]);
+    }
+}
+
+#[test]
+fn git_lfs_pointers_are_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("adapter");
+    adapter().save(&path).unwrap();
+    for file in [WEIGHTS_FILE, CONFIG_FILE] {
+        fs::write(path.join(file), pointer).unwrap();
+        let error = LoraAdapter::load(&path).unwrap_err();
+        assert_says(error, &[file, "Git LFS pointer", "git lfs pull"]);
+    }
 }
 
 #[test]

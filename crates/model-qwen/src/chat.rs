@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::chat_template::{ChatTemplate, RenderOptions, TemplateError};
 use crate::detokenizer::Detokenizer;
-use crate::generate::{GenerateRequest, generate};
+use crate::generate::{GenerateError, GenerateRequest, generate};
 use crate::generation_config::{GenerationConfig, GenerationConfigError};
 use crate::hub::{ResolveError, resolve_model};
 use crate::load::{LoadError, LoadOptions};
@@ -42,6 +42,8 @@ pub enum ChatError {
     Load(#[from] LoadError),
     /// A sampling parameter.
     Sampling(#[from] SamplingError),
+    /// A step that the device could not compute.
+    Generate(#[from] GenerateError),
     /// The messages give no token.
     #[error("messages: expected at least one token, found an empty text")]
     Empty,
@@ -119,9 +121,9 @@ impl ChatModel {
     ) -> Result<Self, ChatError> {
         let dir = resolve_model(id_or_path)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
-        let generation_config = GenerationConfig::from_dir(&dir)?;
         let template = ChatTemplate::from_dir(&dir)?;
         let template = template.ok_or_else(|| ChatError::NoTemplate { dir: dir.clone() })?;
+        let generation_config = GenerationConfig::from_dir(&dir, &tokenizer, Some(&template))?;
         let options = LoadOptions {
             int8_lm_head: true,
             ..*options
@@ -150,7 +152,7 @@ impl ChatModel {
         let text = self.template.render(messages, &options.render)?;
         let prompt = self.tokenizer.encode(&text, false)?;
         let config = &self.model.config;
-        let (len, max_len) = (prompt.len(), config.max_position_embeddings);
+        let (len, max_len) = (prompt.len(), config.context_length());
         if prompt.is_empty() {
             return Err(ChatError::Empty);
         }
@@ -181,7 +183,7 @@ impl ChatModel {
                 true => ControlFlow::Continue(()),
                 false => on_text(&text),
             }
-        });
+        })?;
         let rest = words.finish();
         if !rest.is_empty() {
             reply.push_str(&rest);

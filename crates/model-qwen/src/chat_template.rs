@@ -16,6 +16,7 @@ use std::sync::Arc;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
 use serde_json::Map;
 
+use crate::json_file::JsonFileError;
 use messages::Prepared;
 use source::TemplateFiles;
 
@@ -59,6 +60,23 @@ pub enum TemplateError {
     /// The template failed while it ran.
     #[error("the chat template failed: {0}")]
     Render(String),
+}
+
+impl From<JsonFileError> for TemplateError {
+    fn from(error: JsonFileError) -> Self {
+        match error {
+            JsonFileError::File { path, reason } => Self::File { path, reason },
+            JsonFileError::Field {
+                path,
+                field,
+                expected,
+                found,
+            } => Self::File {
+                path,
+                reason: format!("field `{field}`: expected {expected}, found {found}"),
+            },
+        }
+    }
 }
 
 /// What to render besides the messages.

@@ -1,7 +1,7 @@
 //! Weight files: single or sharded safetensors, mapped into memory and handed out without a copy.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+use crate::json_file::{read_text, refuse_lfs_pointer};
 use crate::sys::map_file::{map_file, release};
 
 /// Why a weight file cannot be used.
@@ -132,9 +133,9 @@ impl Checkpoint {
         if single.is_file() {
             checkpoint.add_shard(&single)?;
         } else if index.is_file() {
-            let text = fs::read_to_string(&index).map_err(|source| CheckpointError::Read {
+            let text = read_text(&index).map_err(|message| CheckpointError::Format {
                 path: index.clone(),
-                source,
+                message,
             })?;
             let parsed: ShardIndex =
                 serde_json::from_str(&text).map_err(|e| CheckpointError::Format {
@@ -162,14 +163,9 @@ impl Checkpoint {
                 }
             }
         } else {
-            let pickled = dir.join("pytorch_model.bin").is_file();
             return Err(CheckpointError::NoWeights {
                 dir: dir.to_owned(),
-                hint: if pickled {
-                    " (pytorch_model.bin must be converted to safetensors)"
-                } else {
-                    ""
-                },
+                hint: other_weights(dir),
             });
         }
         Ok(checkpoint)
@@ -191,6 +187,7 @@ impl Checkpoint {
             ));
         }
         let map = Arc::new(map_file(&file).map_err(read)?);
+        refuse_lfs_pointer(&map).map_err(format)?;
         let bytes = SharedBytes::from_owner(Mapped(map.clone()));
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|e| format(format!("not a whole safetensors file: {e}")))?;
@@ -286,6 +283,24 @@ impl Checkpoint {
         };
         let data = TensorData::from_bytes(bytes, shape, dtype);
         Ok(Tensor::from_data(data, (device, dtype)))
+    }
+}
+
+/// What explains that a folder has no safetensors.
+fn other_weights(dir: &Path) -> &'static str {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names: Vec<String> = names
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let has = |end: &str| names.iter().any(|name| name.ends_with(end));
+    if names.iter().any(|name| name.starts_with("pytorch_model")) {
+        " (pytorch_model.bin must be converted to safetensors)"
+    } else if has(".gguf") {
+        " (GGUF files are not read)"
+    } else if names.iter().any(|name| name == "adapter_config.json") {
+        " (this is an adapter: name its base model, and load the adapter on it)"
+    } else {
+        ""
     }
 }
 

@@ -1,11 +1,19 @@
 //! `config.json`: the shape of a Qwen model, checked once so that the forward pass need not check.
 
+mod check;
+mod keys;
+mod quantization;
+mod rope;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use crate::json_file::{JsonFile, JsonFileError};
+
+pub use rope::{Llama3, LongRope, RopeScaling, Yarn};
 
 /// Why a `config.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,41 +28,9 @@ pub enum ConfigError {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// The file is not JSON, or a field has another type than expected.
-    #[error("{path}: {message}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// What the JSON parser said, with line and column.
-        message: String,
-    },
-    /// A field is missing or has a value this crate cannot honour.
-    #[error("{path}: field `{field}`: expected {expected}, found {found}")]
-    Field {
-        /// The file.
-        path: PathBuf,
-        /// The field's name.
-        field: &'static str,
-        /// What would be accepted.
-        expected: String,
-        /// What the file says.
-        found: String,
-    },
-}
-
-/// YaRN context extension (arXiv 2309.00071), as Qwen documents it for Qwen2.5.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Yarn {
-    /// How many times longer the context becomes.
-    pub factor: f64,
-    /// The context length the model was trained on, in tokens.
-    pub original_max_position_embeddings: usize,
-    /// Rotations over the original context above which a dimension keeps its frequency.
-    pub beta_fast: f64,
-    /// Rotations over the original context below which a dimension is fully interpolated.
-    pub beta_slow: f64,
-    /// What cos and sin are multiplied by.
-    pub attention_factor: f64,
+    /// The file is not JSON, or a field has a value that this crate cannot honour.
+    #[error(transparent)]
+    File(#[from] JsonFileError),
 }
 
 /// The architecture of one checkpoint.
@@ -80,15 +56,15 @@ pub struct QwenConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Context extension, where the file asks for one.
-    pub rope_scaling: Option<Yarn>,
+    /// How the rotary frequencies differ from the plain ones.
+    pub rope_scaling: Option<RopeScaling>,
     /// Whether `lm_head` is the embedding itself.
     pub tie_word_embeddings: bool,
     /// Whether q, k and v projections have a bias (Qwen2: yes, Qwen3: no).
     pub attention_bias: bool,
     /// Whether q and k are normalised per head (Qwen3).
     pub qk_norm: bool,
-    /// The longest context, in tokens.
+    /// What the file says of the longest text, in tokens; see [`QwenConfig::context_length`].
     pub max_position_embeddings: usize,
     /// Tokens that end a text, as far as `config.json` says.
     pub eos_token_ids: Vec<u32>,
@@ -98,53 +74,26 @@ pub struct QwenConfig {
     pub dtype: DType,
 }
 
-/// `config.json` as written; every field optional, so that errors can name the field.
-#[derive(Deserialize)]
-struct RawConfig {
-    model_type: Option<String>,
-    hidden_size: Option<usize>,
-    intermediate_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
-    num_attention_heads: Option<usize>,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: Option<usize>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Map<String, Value>>,
-    /// The newer spelling of `rope_theta` and `rope_scaling` together.
-    rope_parameters: Option<Map<String, Value>>,
-    tie_word_embeddings: Option<bool>,
-    attention_bias: Option<bool>,
-    hidden_act: Option<String>,
-    max_position_embeddings: Option<usize>,
-    use_sliding_window: Option<bool>,
-    layer_types: Option<Vec<String>>,
-    eos_token_id: Option<OneOrMany>,
-    bos_token_id: Option<u32>,
-    torch_dtype: Option<String>,
-    dtype: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
 impl QwenConfig {
     /// Reads `config.json` of a model folder.
     ///
     /// # Errors
     /// When the file is missing, is not JSON, or describes something that is not a dense Qwen model.
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        Self::load_with_notes(dir).map(|(config, _)| config)
+    }
+
+    /// [`Self::load`], with what the user should know about the file.
+    pub(crate) fn load_with_notes(dir: &Path) -> Result<(Self, Vec<String>), ConfigError> {
         let path = dir.join("config.json");
-        let text = fs::read_to_string(&path).map_err(|source| ConfigError::Read {
+        fs::metadata(&path).map_err(|source| ConfigError::Read {
             path: path.clone(),
             source,
         })?;
-        Self::from_json(&text, &path)
+        let file = JsonFile::read(path)?;
+        let read = check::read(&file)?;
+        quantization::check_files(dir, &file)?;
+        Ok(read)
     }
 
     /// Parses the text of a `config.json`; `path` is only named in errors.
@@ -152,11 +101,17 @@ impl QwenConfig {
     /// # Errors
     /// As [`QwenConfig::load`], but for reading.
     pub fn from_json(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = serde_json::from_str(text).map_err(|e| ConfigError::Syntax {
-            path: path.to_owned(),
-            message: e.to_string(),
-        })?;
-        Fields { path }.check(raw)
+        let file = JsonFile::parse(text, path.to_owned())?;
+        Ok(check::read(&file)?.0)
+    }
+
+    /// Tokens of the longest text: `max_position_embeddings`, or as far as the scaling of RoPE reaches.
+    pub fn context_length(&self) -> usize {
+        let max = self.max_position_embeddings;
+        match &self.rope_scaling {
+            Some(scaling) => scaling.context_length(max),
+            None => max,
+        }
     }
 
     /// Query heads that share one key/value head.
@@ -195,15 +150,8 @@ impl QwenConfig {
         if qwen3 {
             json["attention_bias"] = Value::from(self.attention_bias);
         }
-        if let Some(yarn) = &self.rope_scaling {
-            json["rope_scaling"] = serde_json::json!({
-                "rope_type": "yarn",
-                "factor": yarn.factor,
-                "original_max_position_embeddings": yarn.original_max_position_embeddings,
-                "beta_fast": yarn.beta_fast,
-                "beta_slow": yarn.beta_slow,
-                "attention_factor": yarn.attention_factor,
-            });
+        if let Some(scaling) = &self.rope_scaling {
+            json["rope_scaling"] = scaling.to_json();
         }
         json
     }
@@ -218,169 +166,10 @@ pub(crate) fn dtype_name(dtype: DType) -> &'static str {
     }
 }
 
-/// Builds errors that name the file.
-struct Fields<'a> {
-    path: &'a Path,
-}
-
-impl Fields<'_> {
-    fn error(&self, field: &'static str, expected: &str, found: impl ToString) -> ConfigError {
-        ConfigError::Field {
-            path: self.path.to_owned(),
-            field,
-            expected: expected.to_owned(),
-            found: found.to_string(),
-        }
-    }
-
-    fn positive(&self, field: &'static str, value: Option<usize>) -> Result<usize, ConfigError> {
-        match value {
-            Some(n) if n > 0 => Ok(n),
-            Some(n) => Err(self.error(field, "a positive number", n)),
-            None => Err(self.error(field, "a positive number", "nothing")),
-        }
-    }
-
-    fn check(&self, raw: RawConfig) -> Result<QwenConfig, ConfigError> {
-        let model_type = raw.model_type.unwrap_or_default();
-        if !matches!(model_type.as_str(), "qwen2" | "qwen3") {
-            let found = format!("`{model_type}`");
-            return Err(self.error("model_type", "`qwen2` or `qwen3`", found));
-        }
-        let qwen3 = model_type == "qwen3";
-        if let Some(act) = raw.hidden_act.filter(|act| act != "silu") {
-            return Err(self.error("hidden_act", "`silu`", format!("`{act}`")));
-        }
-        let sliding = raw
-            .layer_types
-            .iter()
-            .flatten()
-            .any(|t| t != "full_attention");
-        if raw.use_sliding_window == Some(true) || sliding {
-            let field = if sliding {
-                "layer_types"
-            } else {
-                "use_sliding_window"
-            };
-            return Err(self.error(
-                field,
-                "full attention in every layer",
-                "sliding-window attention",
-            ));
-        }
-
-        let hidden_size = self.positive("hidden_size", raw.hidden_size)?;
-        let num_attention_heads = self.positive("num_attention_heads", raw.num_attention_heads)?;
-        let num_key_value_heads = raw.num_key_value_heads.unwrap_or(num_attention_heads);
-        if num_key_value_heads == 0 || num_attention_heads % num_key_value_heads != 0 {
-            let expected = format!("a divisor of num_attention_heads ({num_attention_heads})");
-            return Err(self.error("num_key_value_heads", &expected, num_key_value_heads));
-        }
-        if raw.head_dim.is_none() && hidden_size % num_attention_heads != 0 {
-            let expected = format!("a multiple of num_attention_heads ({num_attention_heads})");
-            return Err(self.error("hidden_size", &expected, hidden_size));
-        }
-        let head_dim = raw.head_dim.unwrap_or(hidden_size / num_attention_heads);
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(self.error("head_dim", "a positive even number", head_dim));
-        }
-
-        let rope = raw.rope_parameters.or(raw.rope_scaling).unwrap_or_default();
-        let rope_theta = raw
-            .rope_theta
-            .or_else(|| rope.get("rope_theta").and_then(Value::as_f64))
-            .unwrap_or(10_000.0);
-        if !(rope_theta.is_finite() && rope_theta > 1.0) {
-            return Err(self.error("rope_theta", "a number above 1", rope_theta));
-        }
-        let rms_norm_eps = raw.rms_norm_eps.unwrap_or(1e-6);
-        if !(rms_norm_eps.is_finite() && rms_norm_eps > 0.0) {
-            return Err(self.error("rms_norm_eps", "a positive number", rms_norm_eps));
-        }
-
-        Ok(QwenConfig {
-            hidden_size,
-            intermediate_size: self.positive("intermediate_size", raw.intermediate_size)?,
-            num_hidden_layers: self.positive("num_hidden_layers", raw.num_hidden_layers)?,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            vocab_size: self.positive("vocab_size", raw.vocab_size)?,
-            rms_norm_eps,
-            rope_theta,
-            rope_scaling: self.rope_scaling(&rope)?,
-            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
-            attention_bias: if qwen3 {
-                raw.attention_bias.unwrap_or(false)
-            } else {
-                true
-            },
-            qk_norm: qwen3,
-            max_position_embeddings: self
-                .positive("max_position_embeddings", raw.max_position_embeddings)?,
-            eos_token_ids: match raw.eos_token_id {
-                None => Vec::new(),
-                Some(OneOrMany::One(id)) => vec![id],
-                Some(OneOrMany::Many(ids)) => ids,
-            },
-            bos_token_id: raw.bos_token_id,
-            dtype: self.dtype(raw.torch_dtype.or(raw.dtype))?,
-            model_type,
-        })
-    }
-
-    fn dtype(&self, name: Option<String>) -> Result<DType, ConfigError> {
-        match name.as_deref() {
-            None | Some("float32") => Ok(DType::F32),
-            Some("bfloat16") => Ok(DType::BF16),
-            Some("float16") => Ok(DType::F16),
-            Some(other) => Err(self.error(
-                "torch_dtype",
-                "`float32`, `bfloat16` or `float16`",
-                format!("`{other}`"),
-            )),
-        }
-    }
-
-    fn rope_scaling(&self, rope: &Map<String, Value>) -> Result<Option<Yarn>, ConfigError> {
-        let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-        match kind.map(|k| k.as_str().unwrap_or_default()) {
-            None | Some("default") => return Ok(None),
-            Some("yarn") => {}
-            Some(other) => {
-                let found = format!("`{other}`");
-                return Err(self.error("rope_scaling.rope_type", "`default` or `yarn`", found));
-            }
-        }
-        let number = |key: &str| rope.get(key).and_then(Value::as_f64);
-        let factor = number("factor").unwrap_or_default();
-        if !(factor.is_finite() && factor >= 1.0) {
-            return Err(self.error("rope_scaling.factor", "a number of at least 1", factor));
-        }
-        let original = number("original_max_position_embeddings").unwrap_or_default() as usize;
-        if original == 0 {
-            return Err(self.error(
-                "rope_scaling.original_max_position_embeddings",
-                "the context length the model was trained on",
-                "nothing",
-            ));
-        }
-        Ok(Some(Yarn {
-            factor,
-            original_max_position_embeddings: original,
-            beta_fast: number("beta_fast").unwrap_or(32.0),
-            beta_slow: number("beta_slow").unwrap_or(1.0),
-            attention_factor: number("attention_factor").unwrap_or(if factor > 1.0 {
-                0.1 * factor.ln() + 1.0
-            } else {
-                1.0
-            }),
-        }))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const QWEN2: &str = r#"{"model_type":"qwen2","hidden_size":64,"intermediate_size":128,
@@ -409,16 +198,20 @@ mod tests {
 
     #[test]
     fn writes_what_it_reads() {
-        let config = parse(|json| {
-            json["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4.0,
-                "original_max_position_embeddings": 128});
-        })
-        .unwrap();
-        let text = config.to_json().to_string();
-        assert_eq!(
-            QwenConfig::from_json(&text, Path::new("x")).unwrap(),
-            config
-        );
+        let factors = vec![1.5; 8];
+        for scaling in [
+            json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}),
+            json!({"type": "linear", "factor": 2.0}),
+            json!({"type": "dynamic", "factor": 2.0}),
+            json!({"type": "longrope", "short_factor": factors, "long_factor": factors}),
+            json!({"type": "llama3", "factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4}),
+            json!({"type": "proportional", "partial_rotary_factor": 0.5}),
+        ] {
+            let config = parse(|json| json["rope_scaling"] = scaling).unwrap();
+            let text = config.to_json().to_string();
+            let read = QwenConfig::from_json(&text, Path::new("x")).unwrap();
+            assert_eq!(read, config);
+        }
     }
 
     #[test]
@@ -430,10 +223,224 @@ mod tests {
         assert!(
             error(|json| json["num_key_value_heads"] = 3.into()).contains("num_key_value_heads")
         );
-        assert!(error(|json| json["use_sliding_window"] = true.into()).contains("sliding-window"));
         assert!(error(|json| json["hidden_size"] = 0.into()).contains("found 0"));
-        assert!(error(|json| json["hidden_size"] = "x".into()).contains("line 1"));
-        let linear = serde_json::json!({"rope_type": "linear", "factor": 2.0});
-        assert!(error(|json| json["rope_scaling"] = linear).contains("`linear`"));
+        assert!(error(|json| json["hidden_size"] = "x".into()).contains("`hidden_size`"));
+        assert!(error(|json| json["mlp_bias"] = true.into()).contains("`mlp_bias`"));
+        assert!(error(|json| json["is_causal"] = false.into()).contains("`is_causal`"));
+        let reward = json!(["Qwen2ForRewardModel"]);
+        assert!(error(|json| json["architectures"] = reward).contains("`Qwen2ForCausalLM`"));
+    }
+
+    #[test]
+    fn what_says_nothing_is_read_as_absent() {
+        let plain = parse(|_| {}).unwrap();
+        for (key, value) in [
+            ("rope_scaling", Value::Null),
+            ("rope_scaling", json!({})),
+            ("rope_parameters", json!({"rope_type": "default"})),
+            ("head_dim", Value::Null),
+            ("hidden_size", json!(64.0)),
+            ("quantization_config", json!({})),
+            ("quantization_config", json!({"quant_method": null})),
+            ("eos_token_id", json!([1, -1, 2])),
+            ("bos_token_id", json!(-1)),
+            ("pad_token_id", json!(-1)),
+            ("hidden_act", json!("swish")),
+            ("torch_dtype", json!("torch.bfloat16")),
+            ("mlp_bias", json!(false)),
+            ("use_mrope", json!(false)),
+            ("partial_rotary_factor", json!(1.0)),
+            ("sliding_window", json!(16)),
+            ("architectures", json!([])),
+        ] {
+            let read = parse(|json| json[key] = value.clone()).unwrap();
+            assert_eq!(read, plain, "{key}: {value}");
+        }
+        let auto = parse(|json| json["torch_dtype"] = "auto".into()).unwrap();
+        assert_eq!(auto.dtype, DType::F32);
+        let renamed = parse(|json| {
+            json["torch_dtype"] = Value::Null;
+            json["dtype"] = "float16".into();
+        });
+        assert_eq!(renamed.unwrap().dtype, DType::F16);
+    }
+
+    #[test]
+    fn a_head_of_qwen3_is_128_wide_unless_the_file_says_otherwise() {
+        let qwen3 = |edit: fn(&mut Value)| {
+            parse(|json| {
+                json["model_type"] = "qwen3".into();
+                edit(json);
+            })
+        };
+        assert_eq!(qwen3(|_| {}).unwrap().head_dim, 128);
+        assert_eq!(
+            qwen3(|json| json["head_dim"] = Value::Null)
+                .unwrap()
+                .head_dim,
+            16
+        );
+        assert_eq!(
+            qwen3(|json| json["head_dim"] = 32.into()).unwrap().head_dim,
+            32
+        );
+    }
+
+    #[test]
+    fn a_window_is_refused_where_it_hides_a_token() {
+        let window = |layers: Value, window: Value| {
+            parse(|json| {
+                json["use_sliding_window"] = true.into();
+                json["max_window_layers"] = layers;
+                json["sliding_window"] = window;
+            })
+        };
+        assert!(window(json!(1), json!(100)).is_err());
+        assert!(window(json!(2), json!(100)).is_ok(), "no layer has one");
+        assert!(
+            window(json!(0), json!(512)).is_ok(),
+            "it is as long as the context"
+        );
+        assert!(window(json!(0), Value::Null).is_ok());
+        let types = |types: Value| parse(|json| json["layer_types"] = types);
+        assert!(types(json!(["full_attention", "full_attention"])).is_ok());
+        for wrong in [
+            json!(["full_attention", "sliding_attention"]),
+            json!(["full_attention"]),
+            json!(["full_attention", "linear_attention"]),
+        ] {
+            let message = types(wrong).unwrap_err().to_string();
+            assert!(message.contains("`layer_types`"), "{message}");
+        }
+    }
+
+    #[test]
+    fn scalings_are_refused_by_name() {
+        for (scaling, expected) in [
+            (json!({"type": "mrope"}), "`mrope`"),
+            (
+                json!({"rope_type": "default", "mrope_section": [4, 2, 2]}),
+                "mrope_section",
+            ),
+            (json!({"type": "ntk"}), "rope_scaling.rope_type"),
+            (json!({"factor": 4.0}), "rope_scaling.rope_type"),
+            (json!({"type": "linear"}), "rope_scaling.factor"),
+            (
+                json!({"type": "linear", "factor": "2"}),
+                "rope_scaling.factor",
+            ),
+            (json!({"type": "yarn", "factor": -1}), "rope_scaling.factor"),
+            (
+                json!({"type": "yarn", "factor": 4, "extrapolation_factor": 2}),
+                "extrapolation_factor",
+            ),
+            (
+                json!({"type": "yarn", "factor": 4, "attn_factor": 2, "attention_factor": 1}),
+                "attn_factor",
+            ),
+            (
+                json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
+                "8 numbers",
+            ),
+            (json!({"type": "llama3", "factor": 8}), "low_freq_factor"),
+            (
+                json!({"type": "linear", "factor": 2, "partial_rotary_factor": 0.5}),
+                "partial_rotary_factor",
+            ),
+            (
+                json!({"full_attention": {"rope_type": "default"}}),
+                "rope_scaling.full_attention",
+            ),
+        ] {
+            let message = error(|json| json["rope_scaling"] = scaling.clone());
+            assert!(message.contains(expected), "{scaling}: {message}");
+        }
+        let lost = error(|json| {
+            json["rope_theta"] = Value::Null;
+            json["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 1e6});
+            json["rope_scaling"] = json!({"type": "yarn", "factor": 4.0});
+        });
+        assert!(
+            lost.contains("rope_scaling.rope_theta") && lost.contains("rope_parameters"),
+            "{lost}"
+        );
+    }
+
+    #[test]
+    fn the_context_reaches_as_far_as_rope() {
+        let length = |max: usize, scaling: Value| {
+            let config = parse(|json| {
+                json["max_position_embeddings"] = max.into();
+                json["rope_scaling"] = scaling;
+            });
+            config.unwrap().context_length()
+        };
+        let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024});
+        assert_eq!(length(1024, yarn.clone()), 4096);
+        assert_eq!(length(4096, yarn), 4096);
+        assert_eq!(length(1024, json!({"type": "yarn", "factor": 2.0})), 2048);
+        assert_eq!(length(1024, json!({"type": "linear", "factor": 2.5})), 2560);
+        assert_eq!(
+            length(1024, json!({"type": "dynamic", "factor": 2.0})),
+            1024
+        );
+        let factors = vec![1.0; 8];
+        let long = json!({"type": "longrope", "short_factor": factors, "long_factor": factors,
+            "original_max_position_embeddings": 256});
+        assert_eq!(length(1024, long), 256);
+        assert_eq!(length(1024, Value::Null), 1024);
+    }
+
+    #[test]
+    fn formats_of_quantization_are_named() {
+        for (config, found) in [
+            (json!({"quant_method": "gptq", "bits": 4}), "`gptq`"),
+            (json!({"quant_method": "awq"}), "`awq`"),
+            (json!({"quant_method": "fp8"}), "`fp8`"),
+            (json!({"quant_method": "mxfp4"}), "`mxfp4`"),
+            (
+                json!({"quant_method": "compressed-tensors"}),
+                "`compressed-tensors`",
+            ),
+            (json!({"quant_method": "hqq"}), "`hqq`"),
+            (json!({"quant_method": "eetq"}), "`eetq`"),
+            (json!({"quant_method": "quanto"}), "`quanto`"),
+            (json!({"quant_method": "torchao"}), "`torchao`"),
+            (json!({"quant_algo": "NVFP4"}), "`NVFP4`"),
+            (
+                json!({"quant_method": "bitsandbytes", "load_in_8bit": true}),
+                "LLM.int8",
+            ),
+            (
+                json!({"load_in_4bit": true, "bnb_4bit_quant_type": "fp4"}),
+                "`fp4`",
+            ),
+            (
+                json!({"bits": 4, "group_size": 64}),
+                "nothing beside bits, group_size",
+            ),
+        ] {
+            let message = error(|json| json["quantization_config"] = config.clone());
+            assert!(message.contains("field `quantization_config."), "{message}");
+            assert!(
+                message.contains(&format!("found {found}")) || message.contains(found),
+                "{message}"
+            );
+            assert!(message.contains("bitsandbytes NF4"), "{message}");
+        }
+        let nf4 = json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"});
+        assert!(parse(|json| json["quantization_config"] = nf4).is_ok());
+        assert!(error(|json| json["quantization"] = json!({"bits": 4})).contains("`quantization."));
+    }
+
+    #[test]
+    fn unknown_keys_are_named_once() {
+        let mut json: Value = serde_json::from_str(QWEN2).unwrap();
+        json["logit_scale"] = json!(2.0);
+        json["my_key"] = json!(1);
+        json["initializer_range"] = json!(0.02);
+        let file = JsonFile::parse(&json.to_string(), "config.json".into()).unwrap();
+        let (_, notes) = check::read(&file).unwrap();
+        assert_eq!(notes, ["unknown keys are not read: logit_scale, my_key"]);
     }
 }

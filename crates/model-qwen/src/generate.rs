@@ -30,7 +30,15 @@ pub struct GenerateRequest {
     pub adapter: Option<usize>,
 }
 
+/// The device could not compute a step.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the device failed to compute a step: {0}")]
+pub struct GenerateError(pub String);
+
 /// Generates until a stop token, `max_tokens`, or `on_token` breaks; returns the generated tokens.
+///
+/// # Errors
+/// When the device could not compute a step.
 ///
 /// # Panics
 /// When the prompt is empty or holds ids that are not below `vocab_size`.
@@ -38,7 +46,7 @@ pub fn generate(
     model: &QwenModel,
     request: &GenerateRequest,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
-) -> Vec<u32> {
+) -> Result<Vec<u32>, GenerateError> {
     assert!(
         !request.prompt.is_empty(),
         "generate: the prompt has no token"
@@ -54,9 +62,7 @@ pub fn generate(
         if output.len() == request.max_tokens {
             break;
         }
-        let Some(token) = next_token(model, &rows, &mut sampler) else {
-            break;
-        };
+        let token = next_token(model, &rows, &mut sampler)?;
         if request.stop_token_ids.contains(&token) {
             break;
         }
@@ -66,11 +72,15 @@ pub fn generate(
         }
         hidden = Some(sequence.step(&[token])); // [1, hidden]
     }
-    output
+    Ok(output)
 }
 
 /// The token after the last row of hidden states, `[tokens, hidden]`.
-fn next_token(model: &QwenModel, hidden: &Tensor<2>, sampler: &mut Sampler) -> Option<u32> {
+fn next_token(
+    model: &QwenModel,
+    hidden: &Tensor<2>,
+    sampler: &mut Sampler,
+) -> Result<u32, GenerateError> {
     let mut last = [ChoiceRow {
         row: hidden.dims()[0] - 1,
         want: Want::Token {
@@ -78,9 +88,10 @@ fn next_token(model: &QwenModel, hidden: &Tensor<2>, sampler: &mut Sampler) -> O
             banned: &[],
         },
     }];
-    match choose(model, hidden, &mut last).ok()?.pop()? {
-        Choice::Token(token) => Some(token.id),
-        Choice::Score(_) | Choice::Undrawn => None,
+    let choices = choose(model, hidden, &mut last).map_err(GenerateError)?;
+    match choices.as_slice() {
+        [Choice::Token(token)] => Ok(token.id),
+        other => unreachable!("a token was wanted of one row, not {other:?}"),
     }
 }
 

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, CacheRepo};
 
 #[cfg(feature = "hub")]
-use download::{Download, INDEX, SINGLE_FILE, shards};
+use crate::chat_template::ChatTemplate;
+#[cfg(feature = "hub")]
+use download::{Download, INDEX, OPTIONAL_FILES, SINGLE_FILE, shards};
 
 /// Where the Hub is when `HF_ENDPOINT` says nothing.
 const HUB: &str = "https://huggingface.co";
@@ -194,6 +196,7 @@ pub fn resolve_model_with(id_or_path: &str, options: &HubOptions) -> Result<Path
 fn on_the_hub(id: &str, options: &HubOptions) -> Result<PathBuf, ResolveError> {
     let cache = Cache::new(options.cache_dir.clone());
     if let Some(folder) = complete_in_cache(&cache.model(id.to_owned())) {
+        add_small_files(id, &folder, options);
         return Ok(folder);
     }
     if options.offline {
@@ -202,7 +205,41 @@ fn on_the_hub(id: &str, options: &HubOptions) -> Result<PathBuf, ResolveError> {
             cache: options.cache_dir.clone(),
         });
     }
-    Download::new(id, options)?.run()
+    Download::new(id, "main", options)?.run()
+}
+
+/// Downloads what a snapshot in the cache lacks of the small files, if its meaning depends on it: another program may have
+/// fetched the files that it needed, and no more.
+#[cfg(feature = "hub")]
+fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
+    let commit = folder.file_name().unwrap_or_default().to_string_lossy();
+    let repository = folder.parent().and_then(Path::parent).unwrap_or(folder);
+    let known_to_miss = repository.join(".no_exist").join(&*commit);
+    let is_unknown = |name: &str| !folder.join(name).exists() && !known_to_miss.join(name).exists();
+    let has_template = matches!(ChatTemplate::from_dir(folder), Ok(Some(_)) | Err(_));
+    let depends = |name: &str| match name {
+        "generation_config.json" | "tokenizer_config.json" => true,
+        "chat_template.jinja" | "chat_template.json" => !has_template,
+        _ => false,
+    };
+    let missing = OPTIONAL_FILES.into_iter().filter(|name| is_unknown(name));
+    let missing: Vec<&str> = missing.filter(|name| depends(name)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let reason = match options.offline {
+        true => "HF_HUB_OFFLINE is set".to_owned(),
+        false => match Download::new(id, &commit, options).and_then(|download| download.complete())
+        {
+            Ok(()) => return,
+            Err(error) => error.to_string(),
+        },
+    };
+    tracing::warn!(
+        "the cache of {id} lacks {}, which the repository may have ({}): {reason}",
+        missing.join(", "),
+        folder.display()
+    );
 }
 
 #[cfg(not(feature = "hub"))]

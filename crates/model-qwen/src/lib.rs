@@ -18,12 +18,14 @@ pub mod config;
 pub mod detokenizer;
 pub mod device;
 mod dtype;
+mod end_tokens;
 #[cfg(feature = "clap")]
 pub mod flags;
 pub mod generate;
 pub mod generation_config;
 pub mod graph_runner;
 pub mod hub;
+mod json_file;
 pub mod kernels;
 pub mod load;
 mod mlp;
@@ -33,6 +35,7 @@ mod random;
 pub mod rotary;
 pub mod sampling;
 pub mod save;
+mod special_tokens;
 pub mod sys;
 pub mod tokenizer;
 
@@ -43,18 +46,21 @@ pub use chat::{ChatError, ChatModel, ReplyOptions};
 pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use choose::{Choice, ChoiceRow, MAX_LOGIT_ROWS, Want, choose};
-pub use config::{ConfigError, QwenConfig, Yarn};
+pub use config::{ConfigError, Llama3, LongRope, QwenConfig, RopeScaling, Yarn};
 pub use detokenizer::Detokenizer;
 pub use device::{DeviceError, DeviceMemory, device_memory, is_gpu, parse_device};
 pub use dtype::Dtype;
-pub use generate::{GenerateRequest, generate};
+pub use end_tokens::end_tokens;
+pub use generate::{GenerateError, GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use graph_runner::{DecodeRow, GraphRunner, Pending};
 pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};
+pub use json_file::JsonFileError;
 pub use load::{LoadError, LoadOptions, Quantization};
 pub use model::{DecoderLayer, QwenModel};
 pub use sampling::{
     Draw, SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of,
 };
 pub use save::SaveError;
+pub use special_tokens::special_tokens;
 pub use tokenizer::{Tokenizer, TokenizerError};

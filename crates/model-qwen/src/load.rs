@@ -88,7 +88,11 @@ impl QwenModel {
     /// When `config.json` or the weight files are missing, broken, or do not fit each other.
     pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
         use_one_queue();
-        let config = QwenConfig::load(dir)?;
+        let (config, notes) = QwenConfig::load_with_notes(dir)?;
+        if !notes.is_empty() {
+            let path = dir.join("config.json");
+            tracing::warn!("{}: {}", path.display(), notes.join("; "));
+        }
         let checkpoint = Checkpoint::open(dir)?;
         let loader = Loader {
             checkpoint: &checkpoint,
@@ -133,8 +137,7 @@ pub(crate) fn build_layer(
             .transpose()
     };
     let (q_norm, k_norm) = (qk_norm("self_attn.q_norm")?, qk_norm("self_attn.k_norm")?);
-    // Qwen3 with attention_bias also has one on the output projection; Qwen2 never has.
-    let o_bias = bias && config.model_type == "qwen3";
+    let o_bias = has_output_bias(config);
     Ok(DecoderLayer {
         input_layernorm: norm("input_layernorm", hidden)?,
         self_attn: SelfAttention {
@@ -154,6 +157,25 @@ pub(crate) fn build_layer(
         },
         rms_norm_eps: config.rms_norm_eps,
     })
+}
+
+/// Qwen3 with attention_bias also has one on the output projection; Qwen2 never has.
+fn has_output_bias(config: &QwenConfig) -> bool {
+    config.attention_bias && config.model_type == "qwen3"
+}
+
+/// The linear layers of a decoder layer, and whether they have a bias.
+fn linears(config: &QwenConfig) -> [(&'static str, bool); 7] {
+    let bias = config.attention_bias;
+    [
+        ("self_attn.q_proj", bias),
+        ("self_attn.k_proj", bias),
+        ("self_attn.v_proj", bias),
+        ("self_attn.o_proj", has_output_bias(config)),
+        ("mlp.gate_proj", false),
+        ("mlp.up_proj", false),
+        ("mlp.down_proj", false),
+    ]
 }
 
 /// The tensor that lm_head is.
@@ -284,32 +306,37 @@ impl Loader<'_> {
     /// Refuses files with tensors the config does not describe: a wrong `num_hidden_layers`, say,
     /// must not load half a model in silence.
     fn check_names(&self, dir: &Path, config: &QwenConfig) -> Result<(), LoadError> {
-        let mut expected = BTreeSet::from(["model.embed_tokens", "model.norm"].map(str::to_owned));
-        // A tied head may be stored once more; old files store the rotary frequencies.
-        expected.insert("lm_head".to_owned());
-        let modules = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj \
-            mlp.gate_proj mlp.up_proj mlp.down_proj self_attn.q_norm self_attn.k_norm \
-            input_layernorm post_attention_layernorm self_attn.rotary_emb";
+        let mut expected: BTreeSet<String> = BTreeSet::new();
+        // A tied head may be stored once more.
+        let names = ["model.embed_tokens", "model.norm", "lm_head"];
+        expected.extend(names.map(|module| format!("{module}.weight")));
         for i in 0..config.num_hidden_layers {
-            let named = modules
-                .split_whitespace()
-                .map(|m| format!("model.layers.{i}.{m}"));
-            expected.extend(named);
+            // With shapes and biases as in `build_layer`, which reads each of these names.
+            let layer = |name: &str| format!("model.layers.{i}.{name}");
+            let norms = ["input_layernorm", "post_attention_layernorm"];
+            expected.extend(norms.map(|norm| layer(&format!("{norm}.weight"))));
+            if config.qk_norm {
+                let norms = ["self_attn.q_norm", "self_attn.k_norm"];
+                expected.extend(norms.map(|norm| layer(&format!("{norm}.weight"))));
+            }
+            for (module, has_bias) in linears(config) {
+                expected.insert(layer(&format!("{module}.weight")));
+                if has_bias {
+                    expected.insert(layer(&format!("{module}.bias")));
+                }
+            }
         }
-        let module_of = |name: &str| {
-            let end = [".weight", ".bias", ".inv_freq"]
-                .iter()
-                .filter_map(|s| name.rfind(s))
-                .max();
-            name[..end.unwrap_or(name.len())].to_owned()
-        };
-        // bitsandbytes appends the parts of a weight to its name: `q_proj.weight.absmax`.
         let unexpected: Vec<&str> = self
             .checkpoint
             .names()
             .filter(|name| {
-                let weight = name.split(".weight.").next().unwrap_or(name);
-                !expected.contains(&module_of(weight))
+                // bitsandbytes appends the parts of a weight to its name: `q_proj.weight.absmax`.
+                let weight = match name.split_once(".weight.") {
+                    Some((module, _)) => &name[..module.len() + ".weight".len()],
+                    None => name,
+                };
+                // Old files store the frequencies, which config.json gives.
+                !expected.contains(weight) && !name.ends_with("rotary_emb.inv_freq")
             })
             .take(8)
             .collect();

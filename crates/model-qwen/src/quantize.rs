@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use lora_4bit::bnb::{QuantizeFileError, TensorFile};
 use serde_json::{Map, Value, json};
 
+use crate::json_file::read_text;
+
 /// The linear layers of a decoder layer.
 const LINEARS: [&str; 7] = [
     "q_proj",
@@ -319,12 +321,13 @@ fn copy_other_files(input: &Path, output: &Path) -> Result<(), QuantizeError> {
 
 /// Reads a file that holds a JSON object.
 fn read_object(path: &Path) -> Result<Map<String, Value>, QuantizeError> {
-    let text = fs::read(path).map_err(io_error(path))?;
-    serde_json::from_slice(&text).map_err(|error| QuantizeError::Format {
+    let wrong = |found: String| QuantizeError::Format {
         path: path.to_owned(),
         expected: "a JSON object".to_owned(),
-        found: error.to_string(),
-    })
+        found,
+    };
+    let text = read_text(path).map_err(wrong)?;
+    serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))
 }
 
 /// Writes a JSON file, indented.

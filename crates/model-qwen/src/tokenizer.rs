@@ -4,7 +4,8 @@
 //! that name the file, and the exact bytes a token stands for, from which [`crate::Detokenizer`]
 //! builds text incrementally.
 
-use std::collections::BTreeMap;
+mod extra;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,9 @@ use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::{DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+
+use crate::json_file::{JsonFileError, read_text};
 
 /// The split pattern of Qwen2, Qwen2.5 and Qwen3 (`Qwen2Tokenizer` in transformers).
 const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -40,6 +43,9 @@ pub enum TokenizerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// `tokenizer_config.json`, or another small file of the folder.
+    #[error(transparent)]
+    File(#[from] JsonFileError),
     /// Text could not be turned into tokens, or tokens into text.
     #[error("tokenizer: {0}")]
     Process(String),
@@ -70,7 +76,10 @@ impl Tokenizer {
         let json = dir.join("tokenizer.json");
         let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
         if json.is_file() {
-            Self::from_file(&json)
+            let mut tokenizer = read_tokenizer(&json)?;
+            let added = extra::check(dir, &tokenizer)?;
+            extra::add_missing(&mut tokenizer, added)?;
+            Self::new(tokenizer).map_err(|reason| TokenizerError::Invalid { path: json, reason })
         } else if vocab.is_file() && merges.is_file() {
             Self::from_vocab_and_merges(dir, &vocab, &merges)
         } else {
@@ -86,19 +95,10 @@ impl Tokenizer {
     /// # Errors
     /// When the file cannot be read, or is not a byte-level BPE.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let invalid = |reason: String| TokenizerError::Invalid {
+        Self::new(read_tokenizer(path)?).map_err(|reason| TokenizerError::Invalid {
             path: path.to_path_buf(),
             reason,
-        };
-        let bytes = std::fs::read(path).map_err(|e| invalid(format!("cannot be read: {e}")))?;
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| invalid(format!("not a valid tokenizer file: {e}")))?;
-        // Padding and truncation stored in the file would silently change prompts.
-        tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|e| invalid(e.to_string()))?;
-        Self::new(tokenizer).map_err(invalid)
+        })
     }
 
     /// `Err` holds the reason.
@@ -146,6 +146,9 @@ impl Tokenizer {
             path: path.to_path_buf(),
             reason,
         };
+        for path in [vocab, merges] {
+            read_text(path).map_err(|reason| invalid(path, reason))?;
+        }
         let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
             .build()
             .map_err(|e| invalid(vocab, format!("with {}: {e}", merges.display())))?;
@@ -169,26 +172,9 @@ impl Tokenizer {
             .with_decoder(Some(byte_level))
             .with_post_processor(Some(byte_level));
 
-        let config = dir.join("tokenizer_config.json");
-        for (id, token) in added_tokens(&config)? {
-            let content = token.content.clone();
-            let added = if token.special {
-                tokenizer.add_special_tokens([token])
-            } else {
-                tokenizer.add_tokens([token])
-            };
-            added.map_err(|e| invalid(&config, e.to_string()))?;
-            let found = tokenizer.token_to_id(&content);
-            if found != Some(id) {
-                return Err(invalid(
-                    &config,
-                    format!(
-                        "added_tokens_decoder says token {content:?} has id {id}, but after {} it gets {found:?}",
-                        vocab.display()
-                    ),
-                ));
-            }
-        }
+        let added = extra::check(dir, &tokenizer)?;
+        extra::add_missing(&mut tokenizer, added)?;
+        extra::add_ends(&mut tokenizer, dir)?;
         Self::new(tokenizer).map_err(|reason| invalid(vocab, reason))
     }
 
@@ -255,6 +241,12 @@ impl Tokenizer {
             .unwrap_or(false)
     }
 
+    /// Is `id` an added token, special or not: one that the vocabulary of byte pairs doesn't need to have?
+    pub(crate) fn is_added(&self, id: u32) -> bool {
+        let added = self.inner.tokenizer.get_added_vocabulary();
+        added.simple_id_to_token(id).is_some()
+    }
+
     /// Number of tokens, added ones included. The model's `vocab_size` is often larger (padding).
     pub fn vocab_size(&self) -> usize {
         self.inner.tokenizer.get_vocab_size(true)
@@ -288,22 +280,19 @@ fn byte_alphabet() -> [Option<u8>; 0x144] {
     table
 }
 
-/// `added_tokens_decoder` of `tokenizer_config.json`, in the order of the ids.
-fn added_tokens(path: &Path) -> Result<BTreeMap<u32, AddedToken>, TokenizerError> {
-    #[derive(serde::Deserialize)]
-    struct Config {
-        #[serde(default)]
-        added_tokens_decoder: BTreeMap<u32, AddedToken>,
-    }
-    if !path.is_file() {
-        return Ok(BTreeMap::new());
-    }
+/// Reads a `tokenizer.json`.
+fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let invalid = |reason: String| TokenizerError::Invalid {
         path: path.to_path_buf(),
         reason,
     };
-    let bytes = std::fs::read(path).map_err(|e| invalid(format!("cannot be read: {e}")))?;
-    let config: Config = serde_json::from_slice(&bytes)
-        .map_err(|e| invalid(format!("added_tokens_decoder: {e}")))?;
-    Ok(config.added_tokens_decoder)
+    let text = read_text(path).map_err(invalid)?;
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(text.as_bytes())
+        .map_err(|e| invalid(format!("not a valid tokenizer file: {e}")))?;
+    // Padding and truncation stored in the file would silently change prompts.
+    tokenizer.with_padding(None);
+    tokenizer
+        .with_truncation(None)
+        .map_err(|e| invalid(e.to_string()))?;
+    Ok(tokenizer)
 }

@@ -298,7 +298,7 @@ fn named_templates_are_chosen_by_tools() {
 fn malformed_files_are_named() {
     for (text, expected) in [
         ("[]", "expected a JSON object, found a list"),
-        ("{", "not valid JSON"),
+        ("{", "expected a JSON object: EOF"),
         (
             r#"{"chat_template": 3}"#,
             "chat_template: expected a string",

@@ -141,7 +141,7 @@ fn greedy_text_equals_transformers() {
             stop_token_ids: Vec::new(),
             adapter: None,
         };
-        let found = generate(&model, &request, |_| ControlFlow::Continue(()));
+        let found = generate(&model, &request, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(found, want.greedy, "{case}");
     }
 }
@@ -202,6 +202,10 @@ fn wrong_files_are_named() {
         for file in ["config.json", "model.safetensors"] {
             std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
         }
+        // The list has an entry for each layer, so that another number of layers contradicts it.
+        let path = dir.path().join("config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"layer_types\"", "\"_layer_types\"")).unwrap();
         edit(dir.path());
         let result = QwenModel::load(dir.path(), &LoadOptions::default(), &Device::flex());
         result.expect_err("must be refused").to_string()

@@ -20,6 +20,11 @@ struct Hub {
 impl Hub {
     /// Serves `files` of the repository `org/name`; with `status`, answers everything with it.
     fn start(files: &[(&str, &str)], status: Option<u16>) -> Self {
+        Self::start_with(files, status, true)
+    }
+
+    /// Without `ranges` it is a mirror that sends whole files, and none of the Hub's headers.
+    fn start_with(files: &[(&str, &str)], status: Option<u16>, ranges: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let files: BTreeMap<String, String> = files
@@ -32,7 +37,7 @@ impl Hub {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (files, log) = (files.clone(), log.clone());
-                std::thread::spawn(move || answer(&stream, &files, status, &log));
+                std::thread::spawn(move || answer(&stream, &files, status, ranges, &log));
             }
         });
         Self { address, requests }
@@ -57,6 +62,7 @@ fn answer(
     mut stream: &TcpStream,
     files: &BTreeMap<String, String>,
     status: Option<u16>,
+    ranges: bool,
     log: &Mutex<Vec<String>>,
 ) -> Option<()> {
     let mut lines = BufReader::new(stream).lines();
@@ -90,7 +96,11 @@ fn answer(
     if !authorized {
         return send(401, "", b"no token");
     }
-    if path == "/api/models/org/name/revision/main" {
+    let revision = |rest: &str| rest == "main" || rest == COMMIT;
+    if path
+        .strip_prefix("/api/models/org/name/revision/")
+        .is_some_and(revision)
+    {
         let siblings: Vec<_> = files
             .keys()
             .map(|name| serde_json::json!({ "rfilename": name }))
@@ -102,12 +112,16 @@ fn answer(
             info.to_string().as_bytes(),
         );
     }
-    let file = path
-        .strip_prefix("/org/name/resolve/main/")
-        .and_then(|name| files.get(name));
+    let file = path.strip_prefix("/org/name/resolve/").and_then(|rest| {
+        let (found, name) = rest.split_once('/')?;
+        files.get(name).filter(|_| revision(found))
+    });
     let Some(text) = file else {
         return send(404, "", b"not found");
     };
+    if !ranges {
+        return send(200, "", text.as_bytes());
+    }
     let (from, to) = range.unwrap_or((0, None));
     let to = to.map_or(text.len(), |to| (to + 1).min(text.len()));
     let headers = format!(
@@ -158,6 +172,57 @@ fn downloads_once_then_uses_the_cache() {
     };
     assert_eq!(resolve_model_with("org/name", &offline).unwrap(), folder);
     assert_eq!(hub.num_requests(), before, "the cache needs no network");
+}
+
+#[test]
+fn small_files_that_the_cache_lacks_are_fetched() {
+    let cache = tempfile::tempdir().unwrap();
+    let repository = cache.path().join("models--org--name");
+    let folder = repository.join("snapshots").join(COMMIT);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/main"), COMMIT).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::write(folder.join(name), "{}").unwrap();
+    }
+    let hub = Hub::start(&SINGLE, None);
+    let options = hub.options(cache.path());
+    let offline = HubOptions {
+        offline: true,
+        ..options.clone()
+    };
+    assert_eq!(resolve_model_with("org/name", &offline).unwrap(), folder);
+    assert_eq!(hub.num_requests(), 0);
+
+    assert_eq!(resolve_model_with("org/name", &options).unwrap(), folder);
+    assert_eq!(names(&folder), SINGLE.map(|(name, _)| name)[1..]);
+    assert_eq!(
+        std::fs::read_to_string(folder.join("config.json")).unwrap(),
+        "{}"
+    );
+    let before = hub.num_requests();
+    assert_eq!(resolve_model_with("org/name", &options).unwrap(), folder);
+    assert_eq!(
+        hub.num_requests(),
+        before,
+        "what the repository lacks is known"
+    );
+}
+
+#[test]
+fn a_mirror_without_ranges_is_enough() {
+    let hub = Hub::start_with(&SINGLE, None, false);
+    let cache = tempfile::tempdir().unwrap();
+    let options = hub.options(cache.path());
+    let folder = resolve_model_with("org/name", &options).unwrap();
+    assert!(folder.ends_with(COMMIT), "{}", folder.display());
+    assert_eq!(names(&folder), SINGLE.map(|(name, _)| name)[1..]);
+    for (name, text) in &SINGLE[1..] {
+        assert_eq!(&std::fs::read_to_string(folder.join(name)).unwrap(), text);
+    }
+    let before = hub.num_requests();
+    assert_eq!(resolve_model_with("org/name", &options).unwrap(), folder);
+    assert_eq!(hub.num_requests(), before);
 }
 
 #[test]

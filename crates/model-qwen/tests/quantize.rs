@@ -26,7 +26,7 @@ fn greedy(dir: &Path, quantization: Quantization) -> Vec<u32> {
         stop_token_ids: Vec::new(),
         adapter: None,
     };
-    generate(&model, &request, |_| ControlFlow::Continue(()))
+    generate(&model, &request, |_| ControlFlow::Continue(())).unwrap()
 }
 
 #[test]

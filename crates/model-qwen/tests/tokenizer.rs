@@ -191,7 +191,7 @@ fn vocab_and_merges_give_the_same_tokens() {
     let message = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
     assert!(message.contains("tokenizer_config.json"), "{message}");
     assert!(
-        message.contains("says token \"<|im_end|>\" has id"),
+        message.contains("token \"<|im_end|>\" has the id"),
         "{message}"
     );
 }

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use model_qwen::{ChatTemplate, QwenConfig, Tokenizer, bundled_model_dir, resolve_model};
+use model_qwen::{
+    ChatTemplate, JsonFileError, QwenConfig, Tokenizer, bundled_model_dir, end_tokens,
+    resolve_model,
+};
 use thiserror::Error;
 
 use crate::config::{Config, ModelConfig};
@@ -47,6 +50,9 @@ pub enum ModelFilesError {
     /// `tokenizer.json`.
     #[error(transparent)]
     Tokenizer(#[from] model_qwen::TokenizerError),
+    /// A small JSON file of the folder.
+    #[error(transparent)]
+    File(#[from] JsonFileError),
     /// The chat template.
     #[error(transparent)]
     Template(#[from] model_qwen::TemplateError),
@@ -117,12 +123,17 @@ impl ChatFormat {
             (None, None) => return Err(ModelFilesError::NoTokenizer),
         };
         let architecture = config.model.architecture()?;
+        let tokenizer = Tokenizer::from_dir(&folder)?;
+        let template = ChatTemplate::from_dir(&folder)?;
+        // As the server asks; the architecture may be that of `--init-config`.
+        let ends = end_tokens(&folder, &tokenizer, template.as_ref())?;
+        let own = architecture.eos_token_ids.first().copied();
         Ok(Self {
-            tokenizer: Tokenizer::from_dir(&folder)?,
-            template: ChatTemplate::from_dir(&folder)?,
+            tokenizer,
+            template,
             limits: Limits {
-                context_length: architecture.max_position_embeddings,
-                eos_token_id: architecture.eos_token_ids.first().copied(),
+                context_length: architecture.context_length(),
+                eos_token_id: own.or(ends.first().copied()),
             },
         })
     }

@@ -70,7 +70,7 @@ fn main() -> Result<()> {
         model.num_bytes() as f64 / 1e6
     );
     for _ in 0..args.runs {
-        let (prefill, decode) = speed(&model, &args, profile.as_ref());
+        let (prefill, decode) = speed(&model, &args, profile.as_ref())?;
         let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64();
         println!(
             "this project, {name}, multiplied in {:?}: prefill {}: {:.1} tok/s; decode {:.2} tok/s",
@@ -84,7 +84,11 @@ fn main() -> Result<()> {
 }
 
 /// Time of the prompt (until its first token), and of the tokens after it.
-fn speed(model: &QwenModel, args: &Args, profile: Option<&Profile>) -> (Duration, Duration) {
+fn speed(
+    model: &QwenModel,
+    args: &Args,
+    profile: Option<&Profile>,
+) -> Result<(Duration, Duration)> {
     let vocab = model.config.vocab_size as u32;
     let request = GenerateRequest {
         prompt: (0..args.prompt as u32)
@@ -109,11 +113,11 @@ fn speed(model: &QwenModel, args: &Args, profile: Option<&Profile>) -> (Duration
             (elapsed, Instant::now())
         });
         ControlFlow::Continue(())
-    });
+    })?;
     let (prefill, first) = first.unwrap_or((start.elapsed(), start));
     let decode = first.elapsed();
     if let Some(profile) = profile {
         println!("decode\n\n{}", profile.take(decode, args.generate));
     }
-    (prefill, decode)
+    Ok((prefill, decode))
 }

@@ -47,7 +47,7 @@ fn main() -> Result<()> {
             stop_token_ids: Vec::new(),
             adapter: None,
         };
-        let found = generate(&model, &request, |_| ControlFlow::Continue(()));
+        let found = generate(&model, &request, |_| ControlFlow::Continue(()))?;
         let equal = found.iter().zip(&want).take_while(|(a, b)| a == b).count();
         println!(
             "{}: prompt of {} tokens, {equal} of {} tokens equal: {:?}",

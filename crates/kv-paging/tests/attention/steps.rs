@@ -1,6 +1,6 @@
 //! Steps of one token per sequence on a GPU, which rotate, write and attend at once.
 
-use kv_paging::{CHOICE_WORDS, DecodeRow, DecodeStep, DecodeToken, RecordedAttention};
+use kv_paging::{CHOICE_WORDS, DecodeStep, DecodeToken, RecordedAttention, StepRow};
 
 use super::*;
 
@@ -69,10 +69,10 @@ fn steps_equal_attention_over_what_they_wrote() {
         let step = DecodeStep::new(num_rows, 200, block_size, &gpu);
         let mut attention = RecordedAttention::new(step.clone(), &cache);
         for i in 0..num_steps {
-            let rows: Vec<DecodeRow<'_>> = contexts
+            let rows: Vec<StepRow<'_>> = contexts
                 .iter()
                 .zip(&tables)
-                .map(|(&context, table)| DecodeRow {
+                .map(|(&context, table)| StepRow {
                     token: DecodeToken::Id(0),
                     slot: None,
                     position: context + i,

@@ -88,6 +88,11 @@ impl TensorFile {
         }
         let mut header_len = [0; 8];
         file.read_exact(&mut header_len).map_err(read)?;
+        if header_len == *b"version " {
+            let found =
+                "a Git LFS pointer: run `git lfs pull` in the folder, or download the model again";
+            return Err(format(found.to_owned()));
+        }
         let header_len = u64::from_le_bytes(header_len);
         if header_len > MAX_HEADER_LEN.min(file_len - 8) {
             return Err(format(format!(

@@ -64,7 +64,7 @@ impl<T: serde::Serialize> OneOrMany<T> {
 
 /// The hyperparameters of a LoRA adapter: what PEFT keeps in `adapter_config.json`.
 ///
-/// Fields that are missing from a file take PEFT's defaults, and unknown ones are ignored.
+/// Fields that are missing from a file take PEFT's defaults. A warning names unknown ones.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct LoraConfig {
@@ -125,8 +125,14 @@ impl LoraConfig {
     /// If the text is not JSON, a field has the wrong type or an impossible value, or asks for something that is not
     /// implemented.
     pub fn from_json(text: &[u8]) -> Result<Self, PeftError> {
-        let fields: Map<String, Value> =
+        let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
+        let mut fields: Map<String, Value> =
             serde_json::from_slice(text).map_err(PeftError::ConfigJson)?;
+        // Null says what a missing field says.
+        fields.retain(|_, value| !value.is_null());
+        for field in ["r", "rank_pattern", "layers_to_transform"] {
+            fields.get_mut(field).map(read_whole_floats);
+        }
         refuse_unsupported(&fields)?;
         let config: Self =
             serde_json::from_value(Value::Object(fields)).map_err(PeftError::ConfigJson)?;
@@ -233,6 +239,22 @@ impl LoraConfig {
     pub(super) fn scaling(&self, alpha: f64, rank: usize) -> f64 {
         let rank = rank as f64;
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// Makes integers of whole numbers that are written as floats.
+fn read_whole_floats(value: &mut Value) {
+    match value {
+        Value::Number(n) => {
+            if let Some(float) = n.as_f64().filter(|x| n.is_f64() && (0.0..9e15).contains(x))
+                && float.fract() == 0.0
+            {
+                *value = json!(float as u64);
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(read_whole_floats),
+        Value::Object(fields) => fields.values_mut().for_each(read_whole_floats),
+        _ => {}
     }
 }
 

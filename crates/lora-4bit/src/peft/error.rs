@@ -81,6 +81,18 @@ pub enum PeftError {
         "{WEIGHTS_FILE}: tensor `{0}` is not a LoRA matrix, expected `{PREFIX}<module>.lora_A.weight` or `.lora_B.weight`"
     )]
     UnexpectedTensor(String),
+    /// A tensor belongs to a module that adapters are not computed for.
+    #[error(
+        "{WEIGHTS_FILE}: tensor `{0}`: adapters of lm_head, embed_tokens and norms are not supported, neither as LoRA nor as \
+         modules_to_save; supported are those of the linear layers inside the decoder"
+    )]
+    UnsupportedModule(String),
+    /// A file is not what its name says.
+    #[error(
+        "`{0}` is a Git LFS pointer, the file itself was not fetched: run `git lfs pull` in the folder, or download the adapter \
+         again"
+    )]
+    LfsPointer(PathBuf),
     /// A tensor belongs to a module that the configuration does not name.
     #[error(
         "{WEIGHTS_FILE}: tensor `{0}` belongs to a module that `target_modules` in {CONFIG_FILE} does not name"

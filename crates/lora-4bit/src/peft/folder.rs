@@ -6,10 +6,13 @@ use std::path::Path;
 
 use super::{CONFIG_FILE, PeftError, WEIGHTS_FILE};
 
+/// What Git leaves in the place of a large file begins with this.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The content of `file` in `dir`.
 pub(super) fn read_file(dir: &Path, file: &'static str) -> Result<Vec<u8>, PeftError> {
     let path = dir.join(file);
-    fs::read(&path).map_err(|error| {
+    let content = fs::read(&path).map_err(|error| {
         if error.kind() != io::ErrorKind::NotFound {
             return PeftError::io("read", &path)(error);
         }
@@ -23,7 +26,11 @@ pub(super) fn read_file(dir: &Path, file: &'static str) -> Result<Vec<u8>, PeftE
                 ""
             },
         }
-    })
+    })?;
+    match content.starts_with(LFS_POINTER) {
+        true => Err(PeftError::LfsPointer(path)),
+        false => Ok(content),
+    }
 }
 
 /// Writes a file and waits until it is on the disk.

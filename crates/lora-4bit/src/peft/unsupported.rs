@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::PeftError;
+use super::{CONFIG_FILE, PeftError};
 
 /// Fields that change what an adapter computes, or name tensors that are not LoRA matrices. Any value but null, false,
 /// zero or empty is refused.
-const UNSUPPORTED: [&str; 18] = [
+const UNSUPPORTED: [&str; 17] = [
     "use_dora",
     "modules_to_save",
     "fan_in_fan_out",
@@ -24,7 +24,41 @@ const UNSUPPORTED: [&str; 18] = [
     "velora_config",
     "num_virtual_tokens",
     "encoder_hidden_size",
-    "target_modules_bd_a",
+];
+
+/// Fields that change nothing once an adapter is trained, or that [`super::LoraConfig`] has.
+const KNOWN: [&str; 31] = [
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "num_attention_heads",
+    "num_layers",
+    "num_transformer_submodules",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "token_dim",
+    "use_rslora",
 ];
 
 /// Ways of initializing that also change the base weights, so that the adapter alone is not the whole model.
@@ -56,6 +90,21 @@ pub(super) fn refuse_unsupported(fields: &Map<String, Value>) -> Result<(), Peft
         None | Some(Value::Null) => {}
         Some(Value::String(bias)) if bias == "none" => {}
         Some(bias) => return Err(PeftError::unsupported("bias", bias, "\"none\"")),
+    }
+    match fields.get("task_type") {
+        None => {}
+        Some(Value::String(task)) if task.ends_with("CAUSAL_LM") || task.is_empty() => {}
+        Some(task) => return Err(PeftError::unsupported("task_type", task, "\"CAUSAL_LM\"")),
+    }
+    let is_known = |field: &str| KNOWN.contains(&field) || UNSUPPORTED.contains(&field);
+    let unknown: Vec<&str> = fields
+        .keys()
+        .map(String::as_str)
+        .filter(|f| !is_known(f))
+        .collect();
+    if !unknown.is_empty() {
+        let unknown = unknown.join(", ");
+        tracing::warn!("{CONFIG_FILE}: unknown fields are not read: {unknown}");
     }
     if let Some(Value::String(init)) = fields.get("init_lora_weights") {
         let lower = init.to_lowercase();

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use super::TemplateError;
 use super::json;
 use super::python;
-use super::source::{block_tags, kind};
+use super::source::block_tags;
+use crate::json_file::kind;
 
 /// Names under which reasoning text travels; transformers copies it to the first two.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::TemplateError;
+use crate::json_file::{self, JsonFile, kind};
+use crate::special_tokens::special_tokens;
 
 /// What the files of a checkpoint folder say about its chat template.
 pub(super) struct TemplateFiles {
@@ -18,15 +20,7 @@ pub(super) struct TemplateFiles {
 impl TemplateFiles {
     /// `None` when no file has a template.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, TemplateError> {
-        let config_path = dir.join("tokenizer_config.json");
-        let config = read_object(&config_path)?.unwrap_or_default();
-        let mut special_tokens = special_tokens(&config);
-        if let Some(map) = read_object(&dir.join("special_tokens_map.json"))? {
-            for (name, token) in self::special_tokens(&map) {
-                special_tokens.entry(name).or_insert(token);
-            }
-        }
-
+        let special_tokens = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
         if jinja.is_file() {
             let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
@@ -40,12 +34,14 @@ impl TemplateFiles {
                 special_tokens,
             }));
         }
-        let json_path = dir.join("chat_template.json");
-        let json = read_object(&json_path)?.unwrap_or_default();
-        for (path, object) in [(json_path, json), (config_path, config)] {
-            let (main, tool_use) = match object.get("chat_template") {
-                None | Some(Value::Null) => continue,
+        for name in ["chat_template.json", "tokenizer_config.json"] {
+            let file = JsonFile::read_optional(dir.join(name))?;
+            let path = file.path().to_owned();
+            let (main, tool_use) = match file.get("chat_template") {
+                None => continue,
+                Some(Value::String(template)) if template.is_empty() => continue,
                 Some(Value::String(template)) => (template.clone(), None),
+                Some(Value::Array(list)) if list.is_empty() => continue,
                 Some(Value::Array(list)) => named(&path, list)?,
                 Some(other) => {
                     return Err(TemplateError::File {
@@ -101,56 +97,11 @@ fn named(path: &Path, list: &[Value]) -> Result<(String, Option<String>), Templa
     }
 }
 
-/// The `*_token` entries that are set: strings, or `AddedToken` objects with a `content`.
-fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
-    let text = |value: &Value| match value {
-        Value::String(_) => Some(value.clone()),
-        Value::Object(token) => token.get("content").filter(|c| c.is_string()).cloned(),
-        _ => None,
-    };
-    config
-        .iter()
-        .filter(|(name, _)| name.ends_with("_token"))
-        .filter_map(|(name, value)| Some((name.clone(), text(value)?)))
-        .collect()
-}
-
 fn read_text(path: &Path) -> Result<String, TemplateError> {
-    std::fs::read_to_string(path).map_err(|e| TemplateError::File {
+    json_file::read_text(path).map_err(|reason| TemplateError::File {
         path: path.to_path_buf(),
-        reason: format!("cannot be read: {e}"),
+        reason,
     })
-}
-
-/// The JSON object in `path`; `None` when there is no such file.
-fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TemplateError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = read_text(path)?;
-    let found = serde_json::from_str(&text).map_err(|e| TemplateError::File {
-        path: path.to_path_buf(),
-        reason: format!("not valid JSON: {e}"),
-    })?;
-    match found {
-        Value::Object(object) => Ok(Some(object)),
-        other => Err(TemplateError::File {
-            path: path.to_path_buf(),
-            reason: format!("expected a JSON object, found {}", kind(&other)),
-        }),
-    }
-}
-
-/// The JSON type of `value`, for messages.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// Every `{% tag %}` of `source`: its position and what stands between the `%` signs, without

@@ -109,8 +109,8 @@ impl Graphs {
             tracing::info!(?kind, seconds, "captured a decode step");
             Captured { step, graph }
         });
-        let uploaded: Vec<kv_paging::DecodeRow<'_>> = (rows.iter())
-            .map(|row| kv_paging::DecodeRow {
+        let uploaded: Vec<kv_paging::StepRow<'_>> = (rows.iter())
+            .map(|row| kv_paging::StepRow {
                 token: row.token,
                 position: row.position,
                 slot: row.slot,
@@ -141,7 +141,8 @@ fn capture(
     let (model, step, chosen) = (model.clone(), step.clone(), chosen.clone());
     let mut kv = RecordedAttention::new(step.clone(), cache);
     let device = model.device();
-    let inv_freq = model.frequencies.tensor(&device); // [head_dim / 2]
+    let inv_freq = model.frequencies.inv_freq();
+    let inv_freq = Tensor::<1>::from_data(inv_freq, (&device, DType::F32)); // [head_dim / 2]
     CapturedStep::capture(&device, move || {
         let frequencies = (&inv_freq, model.frequencies.scale());
         let embed = &model.embed_tokens;

@@ -1,23 +1,32 @@
 //! Downloads the files of one repository into the cache.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
 
 use super::{HubOptions, ResolveError};
 
-/// Files taken when the repository has them.
-const OPTIONAL_FILES: [&str; 8] = [
+/// Files taken when the repository has them: all that the meaning of a folder depends on.
+pub(super) const OPTIONAL_FILES: [&str; 13] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
 ];
+/// Times that a transfer without ranges is started.
+const ATTEMPTS: usize = 3;
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
@@ -49,11 +58,17 @@ fn is_plain_file_name(name: &str) -> bool {
 pub(super) struct Download<'a> {
     id: &'a str,
     options: &'a HubOptions,
+    revision: &'a str,
     repo: ApiRepo,
 }
 
 impl<'a> Download<'a> {
-    pub(super) fn new(id: &'a str, options: &'a HubOptions) -> Result<Self, ResolveError> {
+    /// The files of a branch or a commit.
+    pub(super) fn new(
+        id: &'a str,
+        revision: &'a str,
+        options: &'a HubOptions,
+    ) -> Result<Self, ResolveError> {
         let api = ApiBuilder::from_cache(Cache::new(options.cache_dir.clone()))
             .with_endpoint(options.endpoint.clone())
             .with_token(options.token.clone())
@@ -61,11 +76,16 @@ impl<'a> Download<'a> {
             .with_retries(3)
             .build();
         match api {
-            Ok(api) => Ok(Self {
-                id,
-                options,
-                repo: api.model(id.to_owned()),
-            }),
+            Ok(api) => {
+                let (name, revision_) = (id.to_owned(), revision.to_owned());
+                let repo = Repo::with_revision(name, RepoType::Model, revision_);
+                Ok(Self {
+                    id,
+                    options,
+                    revision,
+                    repo: api.repo(repo),
+                })
+            }
             Err(e) => Err(ResolveError::Network {
                 id: id.to_owned(),
                 endpoint: options.endpoint.clone(),
@@ -98,28 +118,125 @@ impl<'a> Download<'a> {
             ));
         }
 
-        let config = self.get("config.json")?;
-        for name in OPTIONAL_FILES.into_iter().filter(|name| has(name)) {
-            self.get(name)?;
-        }
+        let commit = info.sha.as_str();
+        let config = self.get("config.json", commit)?;
+        self.get_optional(&names, commit)?;
         if has(SINGLE_FILE) {
-            self.get(SINGLE_FILE)?;
+            self.get(SINGLE_FILE, commit)?;
         } else {
-            let index = self.get(INDEX)?;
+            let index = self.get(INDEX, commit)?;
             let shards = shards(&index).map_err(|reason| ResolveError::MissingFile {
                 id: self.id.to_owned(),
                 expected: format!("a valid {INDEX}"),
                 found: reason,
             })?;
             for shard in &shards {
-                self.get(shard)?;
+                self.get(shard, commit)?;
             }
         }
         Ok(config.parent().map(Path::to_path_buf).unwrap_or(config))
     }
 
-    fn get(&self, name: &str) -> Result<PathBuf, ResolveError> {
-        self.repo.get(name).map_err(|e| self.error(&e, Some(name)))
+    /// Downloads the small files that a snapshot in the cache lacks.
+    pub(super) fn complete(&self) -> Result<(), ResolveError> {
+        let info = self.repo.info().map_err(|e| self.error(&e, None))?;
+        let mut names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+        names.sort_unstable();
+        self.get_optional(&names, &info.sha)
+    }
+
+    /// Downloads the [`OPTIONAL_FILES`] among `names`, which are sorted, and notes in the cache which ones `commit` doesn't have.
+    fn get_optional(&self, names: &[&str], commit: &str) -> Result<(), ResolveError> {
+        for name in OPTIONAL_FILES {
+            if names.binary_search(&name).is_ok() {
+                self.get(name, commit)?;
+            } else if is_plain_file_name(commit) {
+                let marker = self.folder().join(".no_exist").join(commit).join(name);
+                // Without it the next start asks again.
+                let _ = marker.parent().map(fs::create_dir_all);
+                let _ = fs::write(marker, "");
+            }
+        }
+        Ok(())
+    }
+
+    /// The repository's folder in the cache.
+    fn folder(&self) -> PathBuf {
+        let repo = Repo::model(self.id.to_owned());
+        self.options.cache_dir.join(repo.folder_name())
+    }
+
+    fn get(&self, name: &str, commit: &str) -> Result<PathBuf, ResolveError> {
+        match self.repo.get(name) {
+            Ok(path) => Ok(path),
+            // A mirror without ranges, or without the Hub's headers.
+            Err(
+                ApiError::MissingHeader(_)
+                | ApiError::InvalidHeader(_)
+                | ApiError::ParseIntError(_),
+            ) if is_plain_file_name(commit) => self.get_whole(name, commit),
+            Err(error) => Err(self.error(&error, Some(name))),
+        }
+    }
+
+    /// Downloads a file in one plain request, into the snapshot of `commit`.
+    fn get_whole(&self, name: &str, commit: &str) -> Result<PathBuf, ResolveError> {
+        let folder = self.folder();
+        let path = folder.join("snapshots").join(commit).join(name);
+        let failed = |reason: String| ResolveError::Network {
+            id: self.id.to_owned(),
+            endpoint: self.options.endpoint.clone(),
+            reason: format!("{name}: {reason}"),
+        };
+        let io_failed = |error: io::Error| failed(error.to_string());
+        if !path.exists() {
+            let parent = path.parent().unwrap_or(&folder);
+            fs::create_dir_all(parent).map_err(io_failed)?;
+            let partial = path.with_extension(format!("{}.part", std::process::id()));
+            tracing::info!("downloading {name} without ranges");
+            let mut result = Ok(());
+            for _ in 0..ATTEMPTS {
+                result = self.transfer(name, &partial);
+                if result.is_ok() {
+                    break;
+                }
+            }
+            let renamed =
+                result.and_then(|()| fs::rename(&partial, &path).map_err(|e| e.to_string()));
+            if renamed.is_err() {
+                // What is left of it is of no use.
+                let _ = fs::remove_file(&partial);
+            }
+            renamed.map_err(failed)?;
+        }
+        let refs = folder.join("refs");
+        fs::create_dir_all(&refs)
+            .and_then(|()| fs::write(refs.join(self.revision), commit))
+            .map_err(io_failed)?;
+        Ok(path)
+    }
+
+    /// Writes the body of one request to `path`. `Err` holds the reason.
+    fn transfer(&self, name: &str, path: &Path) -> Result<(), String> {
+        let agent = ureq::Agent::config_builder()
+            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+            .build();
+        let mut request = ureq::Agent::from(agent).get(self.repo.url(name));
+        if let Some(token) = &self.options.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = request.call().map_err(|e| e.to_string())?;
+        let (parts, body) = response.into_parts();
+        let length = parts.headers.get("content-length");
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        // A compressed body has another length than its header says.
+        let is_plain = !parts.headers.contains_key("content-encoding");
+        let mut file = fs::File::create(path).map_err(|e| e.to_string())?;
+        let written = io::copy(&mut body.into_reader(), &mut file).map_err(|e| e.to_string())?;
+        match length.filter(|&length| is_plain && length != written) {
+            None => Ok(()),
+            Some(length) => Err(format!("expected {length} bytes, found {written}")),
+        }
     }
 
     fn error(&self, error: &ApiError, file: Option<&str>) -> ResolveError {

@@ -63,12 +63,12 @@ pub enum MemoryError {
     },
     /// Longer than the model can be.
     #[error(
-        "--max-model-len {max_model_len}: the model's own limit is {limit} tokens (max_position_embeddings)"
+        "--max-model-len {max_model_len}: the model's own limit is {limit} tokens (max_position_embeddings, and rope_scaling where it reaches further)"
     )]
     BeyondModel {
         /// The asked length.
         max_model_len: usize,
-        /// `max_position_embeddings`.
+        /// See `QwenConfig::context_length`.
         limit: usize,
     },
 }
@@ -149,7 +149,7 @@ pub(super) fn plan(
         };
     let fixed = weights + adapters + activations + device.context;
 
-    let limit = model.config.max_position_embeddings;
+    let limit = model.config.context_length();
     if let MaxModelLen::Tokens(max_model_len) = config.max_model_len
         && max_model_len > limit
     {

@@ -1,13 +1,13 @@
 //! From a configuration to a running engine thread.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
 use model_qwen::{
     ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
     QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError, bundled_model_dir, is_gpu,
-    parse_device, resolve_model,
+    parse_device, resolve_model, special_tokens,
 };
 
 use super::adapters::Adapters;
@@ -78,8 +78,9 @@ impl Engine {
     ) -> Result<(EngineHandle, ModelInfo), StartError> {
         let (dir, model_id) = model_dir(config)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
-        let chat_template = chat_template(config, ChatTemplate::from_dir(&dir)?)?;
-        let mut generation_config = GenerationConfig::from_dir(&dir)?;
+        let chat_template = chat_template(config, &dir)?;
+        let mut generation_config =
+            GenerationConfig::from_dir(&dir, &tokenizer, chat_template.as_ref())?;
         if !config.model_sampling_defaults {
             generation_config = GenerationConfig {
                 eos_token_ids: generation_config.eos_token_ids,
@@ -150,16 +151,13 @@ impl Engine {
     }
 }
 
-/// The configuration's chat template with the special tokens of the model's `own`, or else that one.
-fn chat_template(
-    config: &Config,
-    own: Option<ChatTemplate>,
-) -> Result<Option<ChatTemplate>, StartError> {
+/// The configuration's chat template with the special tokens of the model's folder, or else the folder's own.
+fn chat_template(config: &Config, dir: &Path) -> Result<Option<ChatTemplate>, StartError> {
     let Some(source) = &config.chat_template else {
-        return Ok(own);
+        return Ok(ChatTemplate::from_dir(dir)?);
     };
-    let special_tokens = own.map(|own| own.special_tokens().clone());
-    ChatTemplate::from_source(source, special_tokens.unwrap_or_default())
+    let special_tokens = special_tokens(dir).map_err(TemplateError::from)?;
+    ChatTemplate::from_source(source, special_tokens)
         .map(Some)
         .map_err(StartError::ChatTemplate)
 }

@@ -172,7 +172,7 @@ pub(crate) fn greedy(
         stop_token_ids: EOS.to_vec(),
         adapter,
     };
-    generate(model, &request, |_| ControlFlow::Continue(()))
+    generate(model, &request, |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// Log-probabilities of all tokens after each token, `[tokens][vocab]`, in one forward pass without a cache.

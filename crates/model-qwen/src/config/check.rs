@@ -1,0 +1,195 @@
+//! From the fields of a `config.json` to a [`QwenConfig`].
+
+use burn::tensor::DType;
+use serde_json::Value;
+
+use super::QwenConfig;
+use super::keys::check_keys;
+use super::quantization::check_quantization;
+use super::rope::{RopeShape, read_rope};
+use crate::json_file::{JsonFile, JsonFileError, Nested, whole};
+
+/// Checks every field. What the user should know besides comes second.
+pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFileError> {
+    let mut notes = Vec::new();
+    let top = file.top();
+    let model_type = model_type(&top)?;
+    let qwen3 = model_type == "qwen3";
+    check_quantization(file)?;
+    check_keys(file, &mut notes)?;
+    if let Some(act) = top.text("hidden_act")?
+        && !matches!(act.as_str(), "silu" | "swish")
+    {
+        return Err(top.error("hidden_act", "`silu`", format!("`{act}`")));
+    }
+
+    let hidden_size = top.required("hidden_size")?;
+    let num_attention_heads = top.required("num_attention_heads")?;
+    let num_key_value_heads = top
+        .positive("num_key_value_heads")?
+        .unwrap_or(num_attention_heads);
+    if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+        let expected = format!("a divisor of num_attention_heads ({num_attention_heads})");
+        return Err(top.error("num_key_value_heads", expected, num_key_value_heads));
+    }
+    let head_dim = match top.positive("head_dim")? {
+        Some(head_dim) => head_dim,
+        // The default of Qwen3; an explicit null asks for the quotient.
+        None if qwen3 && !file.object().contains_key("head_dim") => 128,
+        None if hidden_size.is_multiple_of(num_attention_heads) => {
+            hidden_size / num_attention_heads
+        }
+        None => {
+            let expected = format!("a multiple of num_attention_heads ({num_attention_heads})");
+            return Err(top.error("hidden_size", expected, hidden_size));
+        }
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(top.error("head_dim", "a positive even number", head_dim));
+    }
+    let rms_norm_eps = top.number("rms_norm_eps")?.unwrap_or(1e-6);
+    if !(rms_norm_eps.is_finite() && rms_norm_eps > 0.0) {
+        return Err(top.error("rms_norm_eps", "a positive number", rms_norm_eps));
+    }
+    let max_position_embeddings = context(file, &mut notes)?;
+    let shape = RopeShape {
+        head_dim,
+        max_position_embeddings,
+    };
+    let (rope_theta, rope_scaling) = read_rope(file, shape, &mut notes)?;
+    let dropout = top.number("attention_dropout")?.unwrap_or_default();
+    if dropout != 0.0 {
+        notes.push(format!(
+            "attention_dropout {dropout} is not applied in training"
+        ));
+    }
+
+    let config = QwenConfig {
+        hidden_size,
+        intermediate_size: top.required("intermediate_size")?,
+        num_hidden_layers: top.required("num_hidden_layers")?,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        vocab_size: top.required("vocab_size")?,
+        rms_norm_eps,
+        rope_theta,
+        rope_scaling,
+        tie_word_embeddings: top.boolean("tie_word_embeddings")?.unwrap_or(false),
+        // Qwen2 has these biases whatever the file says, in transformers too.
+        attention_bias: !qwen3 || top.boolean("attention_bias")?.unwrap_or(false),
+        qk_norm: qwen3,
+        max_position_embeddings,
+        eos_token_ids: top.token_ids("eos_token_id")?,
+        bos_token_id: top.token_ids("bos_token_id")?.first().copied(),
+        dtype: dtype(&top)?,
+        model_type,
+    };
+    full_attention(&top, &config)?;
+    Ok((config, notes))
+}
+
+fn model_type(top: &Nested<'_>) -> Result<String, JsonFileError> {
+    let model_type = top.text("model_type")?.unwrap_or_default();
+    let class = match model_type.as_str() {
+        "qwen2" => "Qwen2ForCausalLM",
+        "qwen3" => "Qwen3ForCausalLM",
+        _ => {
+            let found = format!("`{model_type}`");
+            return Err(top.error("model_type", "`qwen2` or `qwen3`", found));
+        }
+    };
+    // Some trainers put a word before the name of the class.
+    let names_class = |value: &Value| {
+        let classes = value.as_array()?;
+        let mut names = classes.iter().map(Value::as_str);
+        let names_it = names.any(|name| name.is_some_and(|name| name.ends_with(class)));
+        (names_it || classes.is_empty()).then_some(())
+    };
+    let expected = format!("`{class}`, as the model_type {model_type} says");
+    top.read("architectures", &expected, names_class)?;
+    Ok(model_type)
+}
+
+fn dtype(top: &Nested<'_>) -> Result<DType, JsonFileError> {
+    let (field, name) = match top.text("torch_dtype")? {
+        Some(name) => ("torch_dtype", Some(name)),
+        None => ("dtype", top.text("dtype")?),
+    };
+    let name = name.unwrap_or_default();
+    match name.strip_prefix("torch.").unwrap_or(&name) {
+        // The weights say it.
+        "" | "auto" | "float32" | "float" => Ok(DType::F32),
+        "bfloat16" => Ok(DType::BF16),
+        "float16" | "half" => Ok(DType::F16),
+        _ => {
+            let expected = "`float32`, `bfloat16`, `float16` or `auto`";
+            Err(top.error(field, expected, format!("`{name}`")))
+        }
+    }
+}
+
+/// `max_position_embeddings`, or as far as full attention is what Qwen2.5-1M computes.
+fn context(file: &JsonFile, notes: &mut Vec<String>) -> Result<usize, JsonFileError> {
+    let max = file.top().required("max_position_embeddings")?;
+    let Some(chunks) = file.object_in("dual_chunk_attention_config")? else {
+        return Ok(max);
+    };
+    let limit = match chunks.positive("original_max_position_embeddings")? {
+        Some(original) => original,
+        None => chunks.required("chunk_size")?,
+    };
+    if limit < max {
+        notes.push(format!(
+            "dual_chunk_attention_config: attention is computed up to {limit} tokens, not up to {max}"
+        ));
+    }
+    Ok(limit.min(max))
+}
+
+/// Refuses layers whose attention does not reach the start of the longest text.
+fn full_attention(top: &Nested<'_>, config: &QwenConfig) -> Result<(), JsonFileError> {
+    let uses_window = top.boolean("use_sliding_window")?.unwrap_or(false);
+    let window = match uses_window {
+        true if top.object().contains_key("sliding_window") => top.positive("sliding_window")?,
+        // The default of transformers.
+        true => Some(4096),
+        false => None,
+    };
+    let reaches_all = window.is_none_or(|window| window >= config.context_length());
+    let expected = "full attention in every layer";
+    if let Some(types) = top.get("layer_types") {
+        let num = config.num_hidden_layers;
+        let list = types.as_array().filter(|types| types.len() == num);
+        let Some(list) = list else {
+            let expected = format!("a list of {num} layer types, num_hidden_layers");
+            return Err(top.error("layer_types", expected, types));
+        };
+        let is_full = |kind: &Value| match kind.as_str() {
+            Some("full_attention") => true,
+            Some("sliding_attention") => window.is_some() && reaches_all,
+            _ => false,
+        };
+        return match list.iter().find(|kind| !is_full(kind)) {
+            None => Ok(()),
+            Some(kind) if kind == "sliding_attention" => {
+                Err(top.error("layer_types", expected, "sliding-window attention"))
+            }
+            Some(kind) => Err(top.error("layer_types", expected, kind)),
+        };
+    }
+    if !uses_window || reaches_all {
+        return Ok(());
+    }
+    let from = top
+        .read("max_window_layers", "a whole number", whole)?
+        .unwrap_or(28);
+    if from >= config.num_hidden_layers as i64 {
+        return Ok(());
+    }
+    Err(top.error(
+        "use_sliding_window",
+        expected,
+        format!("sliding-window attention from layer {from} on"),
+    ))
+}

@@ -1,0 +1,167 @@
+//! Weights that cannot be read are named for what they are.
+
+use std::fs;
+
+use model_qwen::{ChatTemplate, Tokenizer};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::json;
+
+use crate::Folder;
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0\nsize 4096\n";
+
+/// Replaces the weights by zeros of these names and shapes.
+fn with_tensors(folder: &Folder, tensors: &[(&str, Dtype, &[usize])]) {
+    let zeros = vec![0; 8 << 20];
+    let views = tensors.iter().map(|&(name, dtype, shape)| {
+        let len = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (
+            name,
+            TensorView::new(dtype, shape.to_vec(), &zeros[..len]).unwrap(),
+        )
+    });
+    let bytes = safetensors::serialize(views, None).unwrap();
+    folder.remove("model.safetensors");
+    fs::write(folder.file("model.safetensors"), bytes).unwrap();
+}
+
+#[test]
+fn quantized_weights_are_named_before_their_tensors() {
+    let projection = "model.layers.0.self_attn.q_proj";
+    let names = |parts: [&'static str; 2]| parts.map(|part| format!("{projection}.{part}"));
+    for (config, parts, expected) in [
+        (
+            json!({"quant_method": "gptq", "bits": 4, "group_size": 128}),
+            ["qweight", "g_idx"],
+            "found `gptq`",
+        ),
+        (
+            json!({"quant_method": "awq", "bits": 4}),
+            ["qweight", "qzeros"],
+            "found `awq`",
+        ),
+        (
+            json!({"quant_method": "bitsandbytes", "load_in_8bit": true}),
+            ["SCB", "weight_format"],
+            "LLM.int8",
+        ),
+        (
+            json!({"quant_method": "fp8"}),
+            ["weight_scale_inv", "input_scale"],
+            "found `fp8`",
+        ),
+    ] {
+        let folder = Folder::new();
+        folder.set("config.json", "quantization_config", config);
+        let [a, b] = names(parts);
+        with_tensors(&folder, &[(&a, Dtype::I32, &[4]), (&b, Dtype::I32, &[4])]);
+        let error = folder.refusal();
+        assert!(
+            error.contains("config.json: field `quantization_config."),
+            "{error}"
+        );
+        assert!(
+            error.contains(expected) && error.contains("bitsandbytes NF4"),
+            "{error}"
+        );
+    }
+    let folder = Folder::new();
+    folder.write("quantize_config.json", r#"{"bits": 4}"#);
+    let error = folder.refusal();
+    assert!(
+        error.contains("quantize_config.json") && error.contains("quantized"),
+        "{error}"
+    );
+}
+
+#[test]
+fn git_lfs_pointers_are_named() {
+    let expected = "Git LFS pointer";
+    let folder = Folder::new();
+    folder.write("model.safetensors", POINTER);
+    let error = folder.refusal();
+    assert!(
+        error.contains("model.safetensors") && error.contains(expected),
+        "{error}"
+    );
+
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        let folder = Folder::new();
+        folder.write(name, POINTER);
+        let error = match name {
+            "config.json" => folder.refusal(),
+            "generation_config.json" => folder.generation_config().unwrap_err().to_string(),
+            "tokenizer.json" => Tokenizer::from_dir(folder.path()).unwrap_err().to_string(),
+            _ => ChatTemplate::from_dir(folder.path())
+                .unwrap_err()
+                .to_string(),
+        };
+        assert!(error.contains(name) && error.contains(expected), "{error}");
+        assert!(error.contains("git lfs pull"), "{error}");
+    }
+    let folder = Folder::new();
+    folder.remove("model.safetensors");
+    folder.write(
+        "model.safetensors.index.json",
+        r#"{"weight_map": {"a": "model-1.safetensors"}}"#,
+    );
+    folder.write("model-1.safetensors", POINTER);
+    let error = folder.refusal();
+    assert!(
+        error.contains("model-1.safetensors") && error.contains(expected),
+        "{error}"
+    );
+}
+
+#[test]
+fn every_spelling_of_a_dtype_loads() {
+    for (field, value) in [
+        ("torch_dtype", json!("auto")),
+        ("torch_dtype", json!("torch.bfloat16")),
+        ("torch_dtype", json!(null)),
+        ("dtype", json!("bfloat16")),
+        ("dtype", json!("torch.float16")),
+    ] {
+        let folder = Folder::new();
+        folder.edit("config.json", |json| {
+            json.remove("torch_dtype");
+            json.insert(field.to_owned(), value.clone());
+        });
+        folder.load().unwrap();
+    }
+    let folder = Folder::new();
+    folder.set("config.json", "torch_dtype", json!("float8_e4m3fn"));
+    assert!(folder.refusal().contains("field `torch_dtype`"));
+}
+
+/// A bias or a norm that the architecture doesn't have must not be dropped in silence.
+#[test]
+fn tensors_without_a_place_are_refused() {
+    let folder = Folder::new();
+    let bytes = fs::read(folder.file("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let zeros = vec![0; 4 * 896];
+    for (name, len) in [
+        ("model.layers.0.mlp.gate_proj.bias", 896),
+        ("model.layers.0.self_attn.o_proj.bias", 320),
+        ("model.layers.7.self_attn.q_norm.weight", 64),
+        ("lm_head.bias", 8),
+    ] {
+        let extra = TensorView::new(Dtype::F32, vec![len], &zeros[..4 * len]).unwrap();
+        let views = file.iter().map(|(name, view)| (name.to_owned(), view));
+        let views = views.chain([(name.to_owned(), extra)]);
+        let written = safetensors::serialize(views, None).unwrap();
+        folder.remove("model.safetensors");
+        fs::write(folder.file("model.safetensors"), written).unwrap();
+        let error = folder.refusal();
+        assert!(
+            error.contains("no place for") && error.contains(name),
+            "{error}"
+        );
+    }
+}
