@@ -26,6 +26,7 @@ mod gather;
 pub mod naive;
 mod plan;
 mod recorded;
+pub mod training;
 
 use std::sync::Arc;
 
