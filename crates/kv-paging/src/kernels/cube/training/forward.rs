@@ -120,16 +120,7 @@ pub(super) fn attend<E: Float>(
                     let row = plane_row + part * 16;
                     left.push(fragment::<E>(&memory, 0usize, row, core, chunks));
                 }
-                add_row_products::<E>(
-                    &left,
-                    0usize,
-                    &memory,
-                    keys,
-                    core,
-                    &mut scores,
-                    PARTS,
-                    chunks,
-                );
+                add_row_products::<E>(&left, &memory, keys, core, &mut scores, PARTS, chunks);
             }
             if start + ROWS > plane_first + 1 {
                 hide_later_keys(&mut scores, plane_first + lane / 4, start + column);
@@ -198,11 +189,12 @@ pub(super) fn attend<E: Float>(
             if column == 0 {
                 lse[row] = highest[i] * scale + sum.ln();
             }
+            let inverse = 1.0 / sum;
             let to = row * comptime!(shape.head_dim / 2) + column / 2;
             #[unroll]
             for block in 0..chunks {
                 let output = &output[part * chunks + block];
-                out[to + block * 4] = Vector::cast_from(output[half] / Vector::new(sum));
+                out[to + block * 4] = Vector::cast_from(output[half] * Vector::new(inverse));
             }
         }
     }

@@ -120,21 +120,11 @@ pub(super) fn key_gradients<E: Float, O: Float>(
         for core in 0..comptime!(shape.chunks() / 2) {
             let mut keys = Sequence::<Array<Vector<E, Const<2>>>>::new();
             keys.push(fragment::<E>(&memory, 0usize, plane_row, core, chunks));
-            add_row_products::<E>(
-                &keys,
-                0usize,
-                &memory,
-                queries,
-                core,
-                &mut scores,
-                1usize,
-                chunks,
-            );
+            add_row_products::<E>(&keys, &memory, queries, core, &mut scores, 1usize, chunks);
             let mut values = Sequence::<Array<Vector<E, Const<2>>>>::new();
             values.push(fragment::<E>(&memory, block, plane_row, core, chunks));
             add_row_products::<E>(
                 &values,
-                0usize,
                 &memory,
                 gradients,
                 core,

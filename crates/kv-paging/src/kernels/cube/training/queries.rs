@@ -99,18 +99,17 @@ pub(super) fn query_gradients<E: Float>(
     let plane_row = UNIT_POS as usize / 32 * 16;
     let plane_first = tile.first + plane_row;
     let factor = scale * LOG2_E;
-    let mut queries = Sequence::<Array<Vector<E, Const<2>>>>::new();
-    let mut gradients = Sequence::<Array<Vector<E, Const<2>>>>::new();
+    let mut queries = Sequence::<Sequence<Array<Vector<E, Const<2>>>>>::new();
+    let mut gradients = Sequence::<Sequence<Array<Vector<E, Const<2>>>>>::new();
     #[unroll]
     for core in 0..cores {
-        queries.push(fragment::<E>(&memory, block, plane_row, core, chunks));
-        gradients.push(fragment::<E>(
-            &memory,
-            all_values + block,
-            plane_row,
-            core,
-            chunks,
-        ));
+        let mut query = Sequence::<Array<Vector<E, Const<2>>>>::new();
+        query.push(fragment::<E>(&memory, block, plane_row, core, chunks));
+        queries.push(query);
+        let from = all_values + block;
+        let mut gradient = Sequence::<Array<Vector<E, Const<2>>>>::new();
+        gradient.push(fragment::<E>(&memory, from, plane_row, core, chunks));
+        gradients.push(gradient);
     }
 
     // Of both rows: the logarithm to base 2 of the sum of exponentials, and the sum of `out * d_out`.
@@ -124,7 +123,7 @@ pub(super) fn query_gradients<E: Float>(
         let mut total = Vector::<f32, Const<2>>::new(0.0);
         #[unroll]
         for core in 0..cores {
-            let gradient = &gradients[core];
+            let gradient = &gradients[core][0];
             let low = Vector::<f32, Const<2>>::cast_from(gradient[half]);
             let high = Vector::<f32, Const<2>>::cast_from(gradient[half + 2]);
             total += low * Vector::cast_from(out[from + core * 8]);
@@ -172,8 +171,7 @@ pub(super) fn query_gradients<E: Float>(
         #[unroll]
         for core in 0..cores {
             add_row_products::<E>(
-                &queries,
-                core,
+                &queries[core],
                 &memory,
                 keys,
                 core,
@@ -182,8 +180,7 @@ pub(super) fn query_gradients<E: Float>(
                 chunks,
             );
             add_row_products::<E>(
-                &gradients,
-                core,
+                &gradients[core],
                 &memory,
                 values,
                 core,

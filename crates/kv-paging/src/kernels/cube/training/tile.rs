@@ -145,12 +145,11 @@ pub(super) fn zeros(#[comptime] num: usize) -> Sequence<Array<Vector<f32, Const<
     sums
 }
 
-/// Adds the products of fragments, `left[from]` and after it, with the rows of the tile at `at` in the same 16 columns.
+/// Adds the products of fragments with the rows of the tile at `at` in the same 16 columns.
 /// The [`ROWS`] products of a row are columns of `sums`.
 #[cube]
 pub(super) fn add_row_products<E: Float>(
     left: &Sequence<Array<Vector<E, Const<2>>>>,
-    from: usize,
     memory: &[Vector<E, Const<8>>],
     at: usize,
     core: usize,
@@ -178,7 +177,7 @@ pub(super) fn add_row_products<E: Float>(
             #[unroll]
             for i in 0..num {
                 let sum = &mut sums[i * comptime!(ROWS / 8) + pair * 2 + half];
-                instruction.execute_inplace(&left[from + i], &right, sum);
+                instruction.execute_inplace(&left[i], &right, sum);
             }
         }
     }
