@@ -15,12 +15,37 @@ mod device;
 
 use std::sync::{Arc, OnceLock};
 
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use tracing::trace_span;
 
 use self::device::Tables;
-use super::naive;
+use super::{cpu, naive};
 use crate::rotary::Rotary;
+
+/// Attention on the plain CPU backend, of tokens `[tokens, heads or kv_heads, head_dim]` in f32.
+#[backend_extension(Flex)]
+pub(super) trait HostOps: Backend {
+    /// Output `[tokens, heads, head_dim]` and log-sum-exp `[tokens, heads, 1]`.
+    fn host_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        lengths: Arc<[usize]>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Gradients of queries, keys and values.
+    fn host_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        out: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        d_out: FloatTensor<Self>,
+        lengths: Arc<[usize]>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+}
 
 /// RMSNorm of each query and key head (Qwen3).
 #[derive(Clone, Copy, Debug)]
@@ -232,6 +257,7 @@ pub(crate) fn forward(qkv: Tensor<2>, plan: &TrainingPlan) -> (Tensor<2>, Tensor
     plan.assert_rows(&qkv);
     match plan.tables(&qkv.device()) {
         Some(tables) if qkv.dtype() == DType::BF16 => tables.forward(qkv, plan),
+        _ if on_host(&qkv, plan) => host_forward(qkv, plan),
         _ => naive::training::forward(qkv, plan),
     }
 }
@@ -252,6 +278,57 @@ pub(crate) fn backward(
     let saved = [out, lse, d_out];
     match plan.tables(&qkv.device()) {
         Some(tables) if qkv.dtype() == DType::BF16 => tables.backward(qkv, saved, plan),
+        _ if on_host(&qkv, plan) => host_backward(qkv, saved, plan),
         _ => naive::training::backward(qkv, saved, plan),
     }
+}
+
+/// Whether the kernels of the plain CPU backend take `qkv`.
+fn on_host(qkv: &Tensor<2>, plan: &TrainingPlan) -> bool {
+    matches!(qkv.device().as_dispatch(), DispatchDevice::Flex(_))
+        && cpu::supports(plan.head_dim())
+        && plan.num_tokens() > 0
+}
+
+fn host_forward(qkv: Tensor<2>, plan: &TrainingPlan) -> (Tensor<2>, Tensor<2>) {
+    let (dtype, [tokens, _]) = (qkv.dtype(), qkv.dims());
+    let (heads, row) = (plan.heads(), plan.heads() * plan.head_dim());
+    let [q, k, v] = naive::training::split(documents(qkv, plan), plan).map(Tensor::into_dispatch);
+    let (out, lse) = Dispatch::host_forward(q, k, v, plan.lengths().clone());
+    let (out, lse) = (
+        Tensor::<3>::from_dispatch(out), // [num_tokens, heads, head_dim]
+        Tensor::<3>::from_dispatch(lse), // [num_tokens, heads, 1]
+    );
+    let out = out.reshape([plan.num_tokens(), row]).cast(dtype); // [num_tokens, heads * head_dim]
+    let lse = lse.reshape([plan.num_tokens(), heads]); // [num_tokens, heads]
+    (padded(out, tokens), padded(lse, tokens)) // [tokens, heads * head_dim], [tokens, heads]
+}
+
+fn host_backward(qkv: Tensor<2>, saved: [Tensor<2>; 3], plan: &TrainingPlan) -> Tensor<2> {
+    let (dtype, [tokens, _]) = (qkv.dtype(), qkv.dims());
+    let [q, k, v] = naive::training::split(documents(qkv, plan), plan).map(Tensor::into_dispatch);
+    let [out, lse, d_out] = saved.map(|x| {
+        let x = documents(x, plan).cast(DType::F32); // [num_tokens, ..]
+        x.reshape([plan.num_tokens() as i32, plan.heads() as i32, -1]) // [num_tokens, heads, head_dim or 1]
+            .into_dispatch()
+    });
+    let lengths = plan.lengths().clone();
+    let (dq, dk, dv) = Dispatch::host_backward(q, k, v, out, lse, d_out, lengths);
+    let gradients = [dq, dk, dv].map(Tensor::from_dispatch); // [num_tokens, heads or kv_heads, head_dim]
+    padded(naive::training::join(gradients, dtype), tokens) // [tokens, (heads + 2 * kv_heads) * head_dim]
+}
+
+/// The rows of documents.
+fn documents(x: Tensor<2>, plan: &TrainingPlan) -> Tensor<2> {
+    x.narrow(0, 0, plan.num_tokens()) // [num_tokens, columns]
+}
+
+/// Rows of documents, with rows of zeros behind them.
+fn padded(x: Tensor<2>, tokens: usize) -> Tensor<2> {
+    let [num, columns] = x.dims();
+    if num == tokens {
+        return x;
+    }
+    let zeros = Tensor::<2>::zeros([tokens - num, columns], &x.device()).cast(x.dtype()); // [tokens - num, columns]
+    Tensor::cat(vec![x, zeros], 0) // [tokens, columns]
 }

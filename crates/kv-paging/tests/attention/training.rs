@@ -108,18 +108,29 @@ fn training_attention_and_its_gradient_match_autodiff_of_plain_operations() {
         let tracked = qkv.clone().autodiff().require_grad();
         let (expected_out, expected_lse) = plain_forward(&tracked, &batch);
         let expected = if batch.lengths.is_empty() {
-            qkv.zeros_like()
+            flat(qkv.zeros_like())
         } else {
             let loss = (expected_out.clone() * d_out.clone().autodiff()).sum();
-            tracked.grad(&loss.backward()).unwrap()
+            flat(tracked.grad(&loss.backward()).unwrap())
         };
+        let (expected_out, expected_lse) = (flat(expected_out.inner()), flat(expected_lse.inner()));
 
         let attention = batch.attention(&device);
-        let (out, lse) = attention.forward(qkv.clone());
-        assert_close(&flat(out.clone()), &flat(expected_out.inner()), 1e-5, &what);
-        assert_close(&flat(lse.clone()), &flat(expected_lse.inner()), 1e-5, &what);
-        let d_qkv = attention.backward(qkv, out, lse, d_out);
-        assert_close(&flat(d_qkv), &flat(expected), 1e-5, &what);
+        for is_twin in [false, true] {
+            let what = format!("{what}, twin: {is_twin}");
+            let plan = attention.plan();
+            let (out, lse) = match is_twin {
+                true => naive::training::forward(qkv.clone(), plan),
+                false => attention.forward(qkv.clone()),
+            };
+            assert_close(&flat(out.clone()), &expected_out, 1e-5, &what);
+            assert_close(&flat(lse.clone()), &expected_lse, 1e-5, &what);
+            let d_qkv = match is_twin {
+                true => naive::training::backward(qkv.clone(), [out, lse, d_out.clone()], plan),
+                false => attention.backward(qkv.clone(), out, lse, d_out.clone()),
+            };
+            assert_close(&flat(d_qkv), &expected, 1e-5, &what);
+        }
     }
 }
 

@@ -129,7 +129,7 @@ pub fn backward(
 }
 
 /// Queries, keys and values of fused rows, in f32: `[tokens, heads or kv_heads, head_dim]`.
-fn split(qkv: Tensor<2>, plan: &TrainingPlan) -> [Tensor<3>; 3] {
+pub(in crate::kernels) fn split(qkv: Tensor<2>, plan: &TrainingPlan) -> [Tensor<3>; 3] {
     let [tokens, _] = qkv.dims();
     let (heads, kv_heads) = (plan.heads(), plan.kv_heads());
     let all = heads + 2 * kv_heads;
@@ -143,7 +143,7 @@ fn split(qkv: Tensor<2>, plan: &TrainingPlan) -> [Tensor<3>; 3] {
 }
 
 /// The fused rows of queries, keys and values: `[tokens, (heads + 2 * kv_heads) * head_dim]`.
-fn join(parts: [Tensor<3>; 3], dtype: DType) -> Tensor<2> {
+pub(in crate::kernels) fn join(parts: [Tensor<3>; 3], dtype: DType) -> Tensor<2> {
     let qkv = Tensor::cat(parts.to_vec(), 1); // [tokens, heads + 2 * kv_heads, head_dim]
     let [tokens, all, head_dim] = qkv.dims();
     qkv.reshape([tokens, all * head_dim]).cast(dtype) // [tokens, (heads + 2 * kv_heads) * head_dim]
