@@ -6,8 +6,8 @@ use cubecl::prelude::*;
 use super::super::attend::LOWEST;
 use super::super::blocks::{end_group, wait_for_groups};
 use super::tile::{
-    LOG2_E, PLANES, ROWS, RowLoad, Tiles, add_column_products, add_row_products, fragment,
-    load_rows, power_of_two, rounded, zeros,
+    ALIGNMENT, LOG2_E, PLANES, ROWS, RowLoad, Tiles, add_column_products, add_row_products,
+    fragment, lanes_of, load_rows, power_of_two, rounded, zeros,
 };
 use crate::kernels::training::HeadShape;
 
@@ -32,7 +32,7 @@ pub(super) fn attend<E: Float>(
     // The queries, then two tiles of keys, then two of values.
     let mut memory = Shared::<[Vector<E, Const<8>>]>::new_aligned_slice(
         comptime!((QUERIES + 4 * ROWS) * shape.chunks()),
-        128usize,
+        ALIGNMENT,
     );
     let all_keys = comptime!(QUERIES * shape.chunks());
     let all_values = comptime!((QUERIES + 2 * ROWS) * shape.chunks());
@@ -69,11 +69,13 @@ pub(super) fn attend<E: Float>(
     load_rows::<E>(qkv, &mut memory, &values, ROWS, chunks, vectors);
     end_group();
 
+    let lanes = lanes_of::<E>(&memory, shape);
     let lane = UNIT_POS_PLANE as usize;
     let column = lane % 4 * 2;
     let plane_row = UNIT_POS as usize / 32 * comptime!(16 * PARTS);
     let plane_first = tile.first + plane_row;
     let factor = scale * LOG2_E;
+    let queries = lanes.left + plane_row as u32 * comptime!(2 * shape.head_dim as u32);
 
     let mut output = zeros(comptime!(PARTS * shape.chunks()));
     let mut highest = Array::<f32>::new(comptime!(2 * PARTS));
@@ -110,17 +112,17 @@ pub(super) fn attend<E: Float>(
 
         // Otherwise all keys lie behind the plane's queries.
         if start < plane_first + comptime!(16 * PARTS) {
-            let keys = all_keys + stage * block;
+            let keys = lanes.right + (all_keys + stage * block) as u32 * 16;
             let mut scores = zeros(comptime!(PARTS * ROWS / 8));
             #[unroll]
             for core in 0..comptime!(shape.chunks() / 2) {
                 let mut left = Sequence::<Array<Vector<E, Const<2>>>>::new();
                 #[unroll]
                 for part in 0..PARTS {
-                    let row = plane_row + part * 16;
-                    left.push(fragment::<E>(&memory, 0usize, row, core, chunks));
+                    let rows = queries + part as u32 * comptime!(shape.core_bytes());
+                    left.push(fragment::<E>(rows, core));
                 }
-                add_row_products::<E>(&left, &memory, keys, core, &mut scores, PARTS, chunks);
+                add_row_products::<E>(&left, keys, core, &mut scores, PARTS, shape);
             }
             if start + ROWS > plane_first + 1 {
                 hide_later_keys(&mut scores, plane_first + lane / 4, start + column);
@@ -161,7 +163,7 @@ pub(super) fn attend<E: Float>(
                 }
             }
 
-            let values = all_values + stage * block;
+            let values = lanes.left + (all_values + stage * block) as u32 * 16;
             #[unroll]
             for core in 0..comptime!(ROWS / 16) {
                 let mut left = Sequence::<Array<Vector<E, Const<2>>>>::new();
@@ -170,7 +172,7 @@ pub(super) fn attend<E: Float>(
                     let at = part * comptime!(ROWS / 8) + core * 2;
                     left.push(rounded::<E>(&scores[at], &scores[at + 1]));
                 }
-                add_column_products::<E>(&left, &memory, values, core, &mut output, PARTS, chunks);
+                add_column_products::<E>(&left, values, core, &mut output, PARTS, shape);
             }
         }
         start += ROWS;

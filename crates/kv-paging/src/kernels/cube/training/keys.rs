@@ -9,8 +9,8 @@ use super::super::attend::LOWEST;
 use super::super::blocks::{end_group, wait_for_groups};
 use super::queries::Saved;
 use super::tile::{
-    LOG2_E, ROWS, RowLoad, Tiles, UNITS, add_column_products, add_row_products, fragment,
-    load_rows, power_of_two, rounded, zeros,
+    ALIGNMENT, LOG2_E, ROWS, RowLoad, Tiles, UNITS, add_column_products, add_row_products,
+    fragment, lanes_of, load_rows, power_of_two, rounded, zeros,
 };
 use crate::kernels::training::HeadShape;
 
@@ -44,9 +44,8 @@ pub(super) fn key_gradients<E: Float, O: Float>(
     // Keys and values, then two tiles of queries and two of gradients.
     let mut memory = Shared::<[Vector<E, Const<8>>]>::new_aligned_slice(
         comptime!(6 * ROWS * shape.chunks()),
-        128usize,
+        ALIGNMENT,
     );
-    let all_queries = comptime!(2 * ROWS * shape.chunks());
     // For each of two tiles of queries, their log-sum-exp and then their delta.
     let mut stats = Shared::<[f32]>::new_slice(comptime!(4 * ROWS));
 
@@ -85,11 +84,13 @@ pub(super) fn key_gradients<E: Float, O: Float>(
     load_queries::<E>(saved, delta, &mut memory, &mut stats, &first, shape);
     end_group();
 
+    let lanes = lanes_of::<E>(&memory, shape);
     let lane = UNIT_POS_PLANE as usize;
     let column = lane % 4 * 2;
     let plane_row = UNIT_POS as usize / 32 * 16;
     let plane_first = tile.first + plane_row;
     let factor = scale * LOG2_E;
+    let from = lanes.left + plane_row as u32 * comptime!(2 * shape.head_dim as u32);
     let mut d_key = zeros(chunks);
     let mut d_value = zeros(chunks);
 
@@ -112,25 +113,31 @@ pub(super) fn key_gradients<E: Float, O: Float>(
         end_group();
 
         let start = tile.first + item % head_tiles * ROWS;
-        let queries = all_queries + stage * block;
-        let gradients = queries + 2 * block;
+        let queries = (stage as u32 + 2) * comptime!(shape.tile_bytes());
+        let gradients = queries + comptime!(2 * shape.tile_bytes());
         let mut scores = zeros(comptime!(ROWS / 8));
         let mut d_weights = zeros(comptime!(ROWS / 8));
         #[unroll]
         for core in 0..comptime!(shape.chunks() / 2) {
             let mut keys = Sequence::<Array<Vector<E, Const<2>>>>::new();
-            keys.push(fragment::<E>(&memory, 0usize, plane_row, core, chunks));
-            add_row_products::<E>(&keys, &memory, queries, core, &mut scores, 1usize, chunks);
+            keys.push(fragment::<E>(from, core));
+            add_row_products::<E>(
+                &keys,
+                lanes.right + queries,
+                core,
+                &mut scores,
+                1usize,
+                shape,
+            );
             let mut values = Sequence::<Array<Vector<E, Const<2>>>>::new();
-            values.push(fragment::<E>(&memory, block, plane_row, core, chunks));
+            values.push(fragment::<E>(from + comptime!(shape.tile_bytes()), core));
             add_row_products::<E>(
                 &values,
-                &memory,
-                gradients,
+                lanes.right + gradients,
                 core,
                 &mut d_weights,
                 1usize,
-                chunks,
+                shape,
             );
         }
         if start < tile.first + ROWS || start + ROWS > tile.len {
@@ -168,16 +175,15 @@ pub(super) fn key_gradients<E: Float, O: Float>(
             left.push(rounded::<E>(&scores[core * 2], &scores[core * 2 + 1]));
             add_column_products::<E>(
                 &left,
-                &memory,
-                gradients,
+                lanes.left + gradients,
                 core,
                 &mut d_value,
                 1usize,
-                chunks,
+                shape,
             );
             let mut left = Sequence::<Array<Vector<E, Const<2>>>>::new();
             left.push(rounded::<E>(&d_weights[core * 2], &d_weights[core * 2 + 1]));
-            add_column_products::<E>(&left, &memory, queries, core, &mut d_key, 1usize, chunks);
+            add_column_products::<E>(&left, lanes.left + queries, core, &mut d_key, 1usize, shape);
         }
         item += 1;
         stage = 1 - stage;

@@ -6,8 +6,8 @@ use cubecl::prelude::*;
 use super::super::attend::LOWEST;
 use super::super::blocks::{end_group, wait_for_groups};
 use super::tile::{
-    LOG2_E, ROWS, RowLoad, Tiles, add_column_products, add_row_products, fragment, load_rows,
-    power_of_two, rounded, zeros,
+    ALIGNMENT, LOG2_E, ROWS, RowLoad, Tiles, add_column_products, add_row_products, fragment,
+    lanes_of, load_rows, power_of_two, rounded, zeros,
 };
 use crate::kernels::training::HeadShape;
 
@@ -42,7 +42,7 @@ pub(super) fn query_gradients<E: Float>(
     // Two tiles of keys, then two of values. Queries and gradients pass through the later ones.
     let mut memory = Shared::<[Vector<E, Const<8>>]>::new_aligned_slice(
         comptime!(4 * ROWS * shape.chunks()),
-        128usize,
+        ALIGNMENT,
     );
     let all_values = comptime!(2 * ROWS * shape.chunks());
 
@@ -94,21 +94,25 @@ pub(super) fn query_gradients<E: Float>(
     wait_for_groups(0usize);
     sync_cube();
 
+    let lanes = lanes_of::<E>(&memory, shape);
     let lane = UNIT_POS_PLANE as usize;
     let column = lane % 4 * 2;
     let plane_row = UNIT_POS as usize / 32 * 16;
     let plane_first = tile.first + plane_row;
     let factor = scale * LOG2_E;
+    let from = lanes.left + plane_row as u32 * comptime!(2 * shape.head_dim as u32);
     let mut queries = Sequence::<Sequence<Array<Vector<E, Const<2>>>>>::new();
     let mut gradients = Sequence::<Sequence<Array<Vector<E, Const<2>>>>>::new();
     #[unroll]
     for core in 0..cores {
         let mut query = Sequence::<Array<Vector<E, Const<2>>>>::new();
-        query.push(fragment::<E>(&memory, block, plane_row, core, chunks));
+        query.push(fragment::<E>(from + comptime!(shape.tile_bytes()), core));
         queries.push(query);
-        let from = all_values + block;
         let mut gradient = Sequence::<Array<Vector<E, Const<2>>>>::new();
-        gradient.push(fragment::<E>(&memory, from, plane_row, core, chunks));
+        gradient.push(fragment::<E>(
+            from + comptime!(3 * shape.tile_bytes()),
+            core,
+        ));
         gradients.push(gradient);
     }
 
@@ -164,29 +168,21 @@ pub(super) fn query_gradients<E: Float>(
         }
         end_group();
 
-        let keys = stage * block;
-        let values = all_values + stage * block;
+        let tile = stage as u32 * comptime!(shape.tile_bytes());
+        let keys = lanes.right + tile;
+        let values = keys + comptime!(2 * shape.tile_bytes());
         let mut scores = zeros(comptime!(ROWS / 8));
         let mut d_weights = zeros(comptime!(ROWS / 8));
         #[unroll]
         for core in 0..cores {
-            add_row_products::<E>(
-                &queries[core],
-                &memory,
-                keys,
-                core,
-                &mut scores,
-                1usize,
-                chunks,
-            );
+            add_row_products::<E>(&queries[core], keys, core, &mut scores, 1usize, shape);
             add_row_products::<E>(
                 &gradients[core],
-                &memory,
                 values,
                 core,
                 &mut d_weights,
                 1usize,
-                chunks,
+                shape,
             );
         }
         if start + ROWS > plane_first + 1 {
@@ -211,7 +207,7 @@ pub(super) fn query_gradients<E: Float>(
         for core in 0..comptime!(ROWS / 16) {
             let mut left = Sequence::<Array<Vector<E, Const<2>>>>::new();
             left.push(rounded::<E>(&scores[core * 2], &scores[core * 2 + 1]));
-            add_column_products::<E>(&left, &memory, keys, core, &mut output, 1usize, chunks);
+            add_column_products::<E>(&left, lanes.left + tile, core, &mut output, 1usize, shape);
         }
         start += ROWS;
         stage = 1 - stage;

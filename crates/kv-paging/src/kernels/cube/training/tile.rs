@@ -3,7 +3,7 @@
 //! Of a fragment of 16 rows, a unit has pairs of columns in two rows: `row` and `row + 8`, where `row` is a quarter of its
 //! lane. Sums of 16 rows and 8 columns are two such pairs; those of a wider product are a sequence of them.
 
-use cubecl::cmma::{MatrixIdent, MmaDefinition};
+use cubecl::cmma::MmaDefinition;
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
@@ -111,24 +111,88 @@ pub(super) fn load_rows<E: Float>(
     }
 }
 
-/// The fragment of 16 rows of the tile at `at`, from `row` on, and of 16 columns.
+/// Where a unit reads its row of four matrices of 8 rows and 8 columns, in bytes of shared memory: in 16 rows of a tile and
+/// 16 of their columns, the first of each. Other columns are reached by an exclusive or, other rows by an addition, which
+/// is why an instruction needs no arithmetic of its own.
+#[derive(CubeType)]
+pub(super) struct Lanes {
+    /// For a left operand, and for columns of a right one.
+    pub(super) left: u32,
+    /// For rows of a right operand.
+    pub(super) right: u32,
+}
+
+impl HeadShape {
+    /// Bytes of a tile.
+    pub(super) const fn tile_bytes(&self) -> u32 {
+        (ROWS * self.head_dim * 2) as u32
+    }
+
+    /// Bytes of 16 rows.
+    pub(super) const fn core_bytes(&self) -> u32 {
+        (16 * self.head_dim * 2) as u32
+    }
+}
+
+/// Bytes of 16 columns.
+const CORE_COLUMNS: u32 = 32;
+/// Bytes of a vector.
+const VECTOR_BYTES: u32 = 16;
+/// The exclusive or must not leave a row: memory starts at a multiple of these bytes.
+pub(super) const ALIGNMENT: usize = 256;
+
 #[cube]
-pub(super) fn fragment<E: Float>(
+pub(super) fn lanes_of<E: Float>(
     memory: &[Vector<E, Const<8>>],
-    at: usize,
-    row: usize,
-    core: usize,
-    #[comptime] chunks: usize,
+    #[comptime] shape: HeadShape,
+) -> Lanes {
+    let lane = UNIT_POS_PLANE;
+    let chunks = comptime!(shape.chunks() as u32);
+    let memory = shared_address::<E>(memory);
+    let left = lane % 16 * chunks + (lane / 16 ^ (lane % 8));
+    let right = (lane / 16 * 8 + lane % 8) * chunks + (lane / 8 % 2 ^ (lane % 8));
+    Lanes {
+        left: memory + left * VECTOR_BYTES,
+        right: memory + right * VECTOR_BYTES,
+    }
+}
+
+/// The address of shared memory that instructions take.
+#[cube]
+fn shared_address<E: Float>(memory: &[Vector<E, Const<8>>]) -> u32 {
+    let pointer = unsafe { memory.as_ptr_unchecked() };
+    let address: u32;
+    gpu_asm!(
+        "{{.reg .u64 place; cvta.to.shared.u64 place, {pointer}; cvt.u32.u64 {address}, place;}}",
+        address = out(_) address, pointer = in(_) pointer, options(nomem)
+    );
+    address
+}
+
+/// Four matrices, of which `address` is this unit's row.
+#[cube]
+fn load_matrices<E: Float>(
+    address: u32,
+    #[comptime] transposed: &str,
 ) -> Array<Vector<E, Const<2>>> {
-    let lane = UNIT_POS_PLANE as usize;
-    let from = at + place(row + lane % 16, core * 2 + lane / 16, chunks);
-    let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-    instruction.load_matrix::<Vector<E, Const<8>>, Const<2>>(
-        &memory[from..from + 1],
-        MatrixIdent::A,
-        4usize,
-        false,
-    )
+    let loaded: Vector<u32, Const<4>>;
+    gpu_asm!(
+        "ldmatrix.sync.aligned.m8n8.x4{transposed}.shared::cta.b16 {loaded}, [{address}];",
+        loaded = out(_) loaded, address = in(_) address,
+        options(explicit_mem, reads_address_space shared)
+    );
+    let mut fragment = Array::<Vector<E, Const<2>>>::new(4usize);
+    #[unroll]
+    for i in 0..4usize {
+        fragment[i] = Vector::reinterpret(loaded.extract(i));
+    }
+    fragment
+}
+
+/// The fragment of 16 rows, whose first columns are at `address`, and of the 16 columns `core`.
+#[cube]
+pub(super) fn fragment<E: Float>(address: u32, core: usize) -> Array<Vector<E, Const<2>>> {
+    load_matrices::<E>(address ^ (core as u32 * CORE_COLUMNS), "")
 }
 
 /// Sums of 16 rows and `8 * num` columns.
@@ -145,79 +209,82 @@ pub(super) fn zeros(#[comptime] num: usize) -> Sequence<Array<Vector<f32, Const<
     sums
 }
 
-/// Adds the products of fragments with the rows of the tile at `at` in the same 16 columns.
-/// The [`ROWS`] products of a row are columns of `sums`.
+/// Adds the products of fragments with the rows of a tile, whose first ones are at `address`, in the same 16 columns. The
+/// [`ROWS`] products of a row are columns of `sums`.
 #[cube]
 pub(super) fn add_row_products<E: Float>(
     left: &Sequence<Array<Vector<E, Const<2>>>>,
-    memory: &[Vector<E, Const<8>>],
-    at: usize,
+    address: u32,
     core: usize,
     sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
     #[comptime] num: usize,
-    #[comptime] chunks: usize,
+    #[comptime] shape: HeadShape,
 ) {
-    let lane = UNIT_POS_PLANE as usize;
-    let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let columns = address ^ (core as u32 * CORE_COLUMNS);
     #[unroll]
     for pair in 0..comptime!(ROWS / 16) {
-        let row = pair * 16 + lane / 16 * 8 + lane % 8;
-        let right = at + place(row, core * 2 + lane / 8 % 2, chunks);
-        let loaded = instruction.load_matrix::<Vector<E, Const<8>>, Const<2>>(
-            &memory[right..right + 1],
-            MatrixIdent::B,
-            4usize,
-            false,
-        );
+        let rows = columns + pair as u32 * comptime!(shape.core_bytes());
+        let loaded = load_matrices::<E>(rows, "");
         #[unroll]
         for half in 0..2usize {
-            let mut right = Array::<Vector<E, Const<2>>>::new(2usize);
-            right[0] = loaded[half * 2];
-            right[1] = loaded[half * 2 + 1];
+            let right = half_of::<E>(&loaded, half);
             #[unroll]
             for i in 0..num {
                 let sum = &mut sums[i * comptime!(ROWS / 8) + pair * 2 + half];
-                instruction.execute_inplace(&left[i], &right, sum);
+                multiply::<E>(&left[i], &right, sum);
             }
         }
     }
 }
 
-/// Adds the products of fragments with the columns of the tile at `at`, in its 16 rows that belong to the fragments'
-/// columns. The products of a row with all columns are columns of `sums`.
+/// Adds the products of fragments with the columns of a tile, whose first ones are at `address`, in its 16 rows that belong
+/// to the fragments' columns. The products of a row with all columns are columns of `sums`.
 #[cube]
 pub(super) fn add_column_products<E: Float>(
     left: &Sequence<Array<Vector<E, Const<2>>>>,
-    memory: &[Vector<E, Const<8>>],
-    at: usize,
+    address: u32,
     core: usize,
     sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
     #[comptime] num: usize,
-    #[comptime] chunks: usize,
+    #[comptime] shape: HeadShape,
 ) {
-    let lane = UNIT_POS_PLANE as usize;
-    let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let rows = core as u32 * comptime!(shape.core_bytes());
     #[unroll]
-    for pair in 0..comptime!(chunks / 2) {
-        let right = at + place(core * 16 + lane % 16, pair * 2 + lane / 16, chunks);
-        let loaded = instruction.load_matrix::<Vector<E, Const<8>>, Const<2>>(
-            &memory[right..right + 1],
-            MatrixIdent::B,
-            4usize,
-            true,
-        );
+    for pair in 0..comptime!(shape.chunks() / 2) {
+        let columns = address ^ (pair as u32 * CORE_COLUMNS);
+        let loaded = load_matrices::<E>(columns + rows, ".trans");
         #[unroll]
         for half in 0..2usize {
-            let mut right = Array::<Vector<E, Const<2>>>::new(2usize);
-            right[0] = loaded[half * 2];
-            right[1] = loaded[half * 2 + 1];
+            let right = half_of::<E>(&loaded, half);
             #[unroll]
             for i in 0..num {
-                let sum = &mut sums[i * chunks + pair * 2 + half];
-                instruction.execute_inplace(&left[i], &right, sum);
+                let sum = &mut sums[i * comptime!(shape.chunks()) + pair * 2 + half];
+                multiply::<E>(&left[i], &right, sum);
             }
         }
     }
+}
+
+/// The right operand of 8 columns, of two that were loaded.
+#[cube]
+fn half_of<E: Float>(
+    loaded: &Array<Vector<E, Const<2>>>,
+    half: usize,
+) -> Array<Vector<E, Const<2>>> {
+    let mut right = Array::<Vector<E, Const<2>>>::new(2usize);
+    right[0] = loaded[half * 2];
+    right[1] = loaded[half * 2 + 1];
+    right
+}
+
+#[cube]
+fn multiply<E: Float>(
+    left: &Array<Vector<E, Const<2>>>,
+    right: &Array<Vector<E, Const<2>>>,
+    sum: &mut Array<Vector<f32, Const<2>>>,
+) {
+    let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    instruction.execute_inplace(left, right, sum);
 }
 
 /// Rounds the sums of 16 columns, two blocks of 8, to a fragment.
