@@ -8,7 +8,8 @@ use crate::rotary::Rotary;
 
 /// Documents of a packed batch, and heads. One serves all layers of a step.
 ///
-/// The rows behind the documents are padding: attention and its gradient are zero in them.
+/// The rows behind the documents are padding: attention and its gradient are zero in them. Tensors are outside of autodiff
+/// graphs, and on the device that the batch was made for.
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};

@@ -1,11 +1,12 @@
-//! Attention of a training step that is written by hand: the operations without a graph, each with its gradient.
+//! Attention of a training step that is written by hand: the operations without a graph, each with its gradient. Their public
+//! face is [`TrainingAttention`](crate::TrainingAttention).
 //!
 //! | operation | computes | twin |
 //! |---|---|---|
-//! | [`rotate`] | queries and keys turned by their positions, after their head norms | [`naive::training::rotate`] |
-//! | [`rotate_backward`] | its gradient | [`naive::training::rotate_backward`] |
-//! | [`forward`] | causal attention within documents, and the log-sum-exp of the scores | [`naive::training::forward`] |
-//! | [`backward`] | its gradient | [`naive::training::backward`] |
+//! | `rotate` | queries and keys turned by their positions, after their head norms | [`naive::training::rotate`] |
+//! | `rotate_backward` | its gradient | [`naive::training::rotate_backward`] |
+//! | `forward` | causal attention within documents, and the log-sum-exp of the scores | [`naive::training::forward`] |
+//! | `backward` | its gradient | [`naive::training::backward`] |
 
 #[cfg(feature = "gpu")]
 pub(super) mod device;

@@ -160,6 +160,7 @@ pub(super) fn lanes_of<E: Float>(
 /// The address of shared memory that instructions take.
 #[cube]
 fn shared_address<E: Float>(memory: &[Vector<E, Const<8>>]) -> u32 {
+    // SAFETY: only the address is taken.
     let pointer = unsafe { memory.as_ptr_unchecked() };
     let address: u32;
     gpu_asm!(
