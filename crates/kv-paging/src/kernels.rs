@@ -8,6 +8,8 @@
 //! | `causal_attention` | block-diagonal causal attention, differentiable | [`naive::causal_attention`] |
 //! | `step_attention` | the first three for one token per sequence, replayable | none: tests compare it with plain loops |
 //!
+//! [`training`] has the operations of a training step that is written by hand, without a graph.
+//!
 //! The rooms: `cpu` has the fast paths of the plain CPU backend, `autodiff` their backward, `device` and `cube` are for
 //! GPUs, and [`naive`] holds the twins made of tensor operations, which run on every other backend and are the reference
 //! in tests. Kernels read a step as its plain description ([`BatchLayout`]) and the index tensors made of it
@@ -26,6 +28,7 @@ mod gather;
 pub mod naive;
 mod plan;
 mod recorded;
+pub mod training;
 
 use std::sync::Arc;
 

@@ -75,9 +75,12 @@ mod cache;
 mod causal;
 mod decode_step;
 pub mod kernels;
+mod training;
 
 pub use attention::{Attention, PagedAttention};
 pub use batch::AttentionBatch;
 pub use cache::{KvShape, PagedKvCache};
 pub use causal::CausalAttention;
 pub use decode_step::{DecodeStep, RecordedAttention};
+pub use kernels::training::HeadNorms;
+pub use training::TrainingAttention;

@@ -15,7 +15,7 @@ const BOOKKEEPING: [&str; 6] = [
     "step_layout",
 ];
 /// Its other modules.
-const TENSORS: [&str; 7] = [
+const TENSORS: [&str; 8] = [
     "attention",
     "batch",
     "cache",
@@ -23,6 +23,7 @@ const TENSORS: [&str; 7] = [
     "decode_step",
     "kernels",
     "rotary",
+    "training",
 ];
 /// Crates of tensors and devices, and how the names of others start.
 const TENSOR_CRATES: [&str; 3] = ["burn", "cubecl", "cudarc"];

@@ -5,6 +5,7 @@
 //! - `forward`, `backward`: the kernels of one tile
 //! - `paged`, `documents`: cutting a call into tiles and running them on all threads
 //! - `rope`: rotary position embedding
+//! - `training`: causal attention without a graph
 #![allow(unsafe_code)]
 // Whole functions here are unsafe for one reason, named in their `# Safety` section or their
 // trait; a block per line would hide it.
@@ -18,6 +19,7 @@ mod lanes;
 mod paged;
 mod rope;
 mod tile;
+mod training;
 
 use std::sync::Arc;
 

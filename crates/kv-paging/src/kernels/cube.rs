@@ -11,6 +11,7 @@ mod attend_tiles;
 mod blocks;
 mod operands;
 mod rope;
+pub(super) mod training;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};

@@ -4,6 +4,8 @@
 //! Key/value heads are not repeated for grouped queries: the query heads of one key/value head
 //! are folded into the rows of one matrix product.
 
+pub mod training;
+
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, IndexingUpdateOp, Tensor};
 

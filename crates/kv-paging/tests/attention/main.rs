@@ -6,6 +6,9 @@ mod contract;
 mod paged;
 #[cfg(feature = "gpu")]
 mod steps;
+mod training;
+#[cfg(feature = "gpu")]
+mod training_gpu;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor, TensorData};
