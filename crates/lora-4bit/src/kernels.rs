@@ -33,6 +33,7 @@ pub mod naive;
 mod operand;
 pub mod plan;
 mod tile;
+pub(crate) mod training;
 mod vectorized;
 
 use burn::backend::tensor::FloatTensor;

@@ -31,6 +31,7 @@ mod lora;
 pub mod nf4;
 pub mod peft;
 pub mod row_bounds;
+pub mod training;
 pub mod weight;
 
 pub use burn;

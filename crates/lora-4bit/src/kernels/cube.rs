@@ -2,7 +2,9 @@
 //!
 //! - `fused`: a decoder layer's operations in as few launches as possible,
 //! - `features`: what a device can do,
+//! - `gemm`: products of many rows, both factors read either way, for training,
 //! - `elementwise`: RMSNorm and SwiGLU,
+//! - `training`: what a training step computes between its products,
 //! - `lora`: adapters, another one for each row,
 //! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact factors,
 //! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs, with adapters in the same launch,
@@ -17,17 +19,20 @@
 mod elementwise;
 mod features;
 mod fused;
+mod gemm;
 mod lora;
 mod mat_mul;
 mod mat_vec;
 mod nf4;
 mod output;
+mod training;
 
 pub use elementwise::sum_of_cube;
 #[cfg(test)]
 pub(super) use features::first_gpu;
 pub(super) use features::{features_of, has_plane_operations};
 pub(super) use mat_mul::forget_counters;
+pub(super) use training::supports_gemm;
 
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;

@@ -213,3 +213,12 @@ impl LayerOperand<Dispatch> {
         }
     }
 }
+
+/// How a factor of a product lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Major {
+    /// The inner dimension along the rows: `[outer, inner]`.
+    Inner,
+    /// The inner dimension down the columns: `[inner, outer]`.
+    Outer,
+}

@@ -16,7 +16,7 @@ use super::empty;
 use crate::kernels::elementwise::GpuElementwiseOps;
 
 /// Units of a cube.
-const UNITS: usize = 256;
+pub(super) const UNITS: usize = 256;
 
 impl GpuElementwiseOps for Cube {
     fn gpu_rms_norm(
@@ -84,7 +84,7 @@ pub(super) fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
 }
 
 /// Enough cubes for a unit each; two dimensions, since one holds 65,535 on some devices.
-fn cubes(units: usize) -> CubeCount {
+pub(super) fn cubes(units: usize) -> CubeCount {
     let cubes = units.div_ceil(UNITS);
     let rows = cubes.div_ceil(65_535);
     CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)

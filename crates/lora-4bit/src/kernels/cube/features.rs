@@ -6,7 +6,7 @@ use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
-use cubecl::ir::features::{MmaConfig, Plane};
+use cubecl::ir::features::{MmaConfig, Plane, Tma};
 use cubecl::ir::{ElemType, FloatKind};
 
 use crate::kernels::plan::GpuFeatures;
@@ -25,7 +25,7 @@ pub(super) fn features(x: &CubeTensor) -> GpuFeatures {
     of_client(&x.client)
 }
 
-fn of_client(client: &Client) -> GpuFeatures {
+pub(super) fn of_client(client: &Client) -> GpuFeatures {
     let hardware = &client.properties().hardware;
     GpuFeatures {
         plane_operations: plane_operations(client),
@@ -51,6 +51,12 @@ fn plane_operations(client: &Client) -> bool {
     static ARE_ASSUMED: OnceLock<bool> = OnceLock::new();
     client.features().plane.contains(Plane::Ops)
         || *ARE_ASSUMED.get_or_init(|| std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some())
+}
+
+/// Whether the device has `wgmma`: NVIDIA's Hopper has, and of its successors, which have TMA too, none.
+pub(super) fn has_wgmma(client: &Client) -> bool {
+    let features = client.features();
+    features.tma.contains(Tma::Base) && features.matmul.scaled_mma.is_empty()
 }
 
 /// Whether products in bf16 are possible at all.

@@ -23,7 +23,7 @@ use cubecl::prelude::*;
 
 use super::super::operand::StackOperand;
 use super::super::tile::{CHUNKS, INNER, PLANE, Tile, VECTOR};
-use super::empty;
+use super::{empty, gemm};
 
 /// Cubes for each multiprocessor that keep it busy.
 const WANTED_CUBES: usize = 2;
@@ -115,6 +115,17 @@ pub(super) fn products<const N: usize>(
     residual: Option<CubeTensor>,
 ) -> [CubeTensor; N] {
     assert!((1..=3).contains(&N) && (N == 1 || residual.is_none()));
+    if layers
+        .iter()
+        .all(|layer| layer.stack.is_none() && gemm::is_best(&x, &layer.w))
+    {
+        let x = in_dtype(x, layers[0].w.dtype);
+        let mut residual = residual.map(into_contiguous);
+        return layers.map(|Layer { w, bias, .. }| {
+            let bias = bias.map(into_contiguous);
+            gemm::linear(x.clone(), into_contiguous(w), bias, residual.take())
+        });
+    }
     let results =
         (layers.each_ref()).map(|layer| empty(&x, [rows(&x), rows(&layer.w)], DType::F32));
     let kind = if N == 1 { Weights::One } else { Weights::Three };
@@ -129,10 +140,27 @@ pub(super) fn gated(x: CubeTensor, gate: Layer, up: Layer) -> CubeTensor {
         DType::BF16 => DType::BF16,
         _ => DType::F32,
     };
+    if dtype == DType::BF16
+        && gate.stack.is_none()
+        && up.stack.is_none()
+        && gemm::is_best(&x, &gate.w)
+    {
+        let x = in_dtype(x, dtype);
+        return gemm::gated(x, into_contiguous(gate.w), into_contiguous(up.w));
+    }
     let y = empty(&x, [rows(&x), rows(&gate.w)], dtype);
     let results = [y.clone(), y.clone()];
     launch(x, &[gate, up], Weights::Gated, None, &results);
     y
+}
+
+/// `x` in rows without gaps, or in rows of one length.
+fn in_dtype(x: CubeTensor, dtype: DType) -> CubeTensor {
+    match x.dtype == dtype {
+        true => into_contiguous(x),
+        // A converted tensor may have longer rows.
+        false => burn_cubecl::kernel::cast(into_contiguous(x), dtype),
+    }
 }
 
 fn rows(tensor: &CubeTensor) -> usize {
@@ -158,11 +186,7 @@ fn launch(
     }
     let tile = Tile::of(m);
     let dtype = layers[0].w.dtype;
-    let x = match x.dtype == dtype {
-        true => into_contiguous(x),
-        // A converted tensor may have longer rows.
-        false => burn_cubecl::kernel::cast(into_contiguous(x), dtype),
-    };
+    let x = in_dtype(x, dtype);
     let client = x.client.clone();
     let result_columns = match weights {
         Weights::Gated => tile.columns / 2,

@@ -237,26 +237,44 @@ pub(super) fn gated(
 /// The whole weight: `[n, k]` of type `dtype`.
 pub(super) fn dequantize(weight: Nf4Operand<Cube>, dtype: DType) -> CubeTensor {
     let [n, k] = weight.shape;
-    let len = n * k;
-    if weight.packed.dtype != DType::I32 || len == 0 || !len.is_multiple_of(CODES) {
+    if !is_in_words(&weight) {
         return cast(naive::dequantize::<Cube>(weight), dtype);
     }
     let w = empty(&weight.packed, [n, k], dtype);
+    dequantize_into(weight, w, 0)
+}
+
+/// Whether the kernels take the weight: its bytes are in words, and its length is a multiple of a load.
+fn is_in_words(weight: &Nf4Operand<Cube>) -> bool {
+    let len = weight.shape[0] * weight.shape[1];
+    weight.packed.dtype == DType::I32 && len > 0 && len.is_multiple_of(CODES)
+}
+
+/// Writes the whole weight to the rows of `to [rows, k]` from row `at` on; the result is `to`.
+pub(super) fn dequantize_into(weight: Nf4Operand<Cube>, to: CubeTensor, at: usize) -> CubeTensor {
+    let [n, k] = weight.shape;
+    let len = n * k;
+    if !is_in_words(&weight) || !(at * k).is_multiple_of(4) {
+        let from = naive::dequantize::<Cube>(weight);
+        return super::training::write_rows(to, into_contiguous(from), at);
+    }
+    let dtype = to.dtype;
     let cubes = (len / CODES).div_ceil(UNITS as usize);
     // One dimension holds 65,535 cubes on some devices.
     let rows = cubes.div_ceil(65_535);
-    // SAFETY: units stay below the number of loads.
+    // SAFETY: units stay below the number of loads; the caller has made room for the rows.
     unsafe {
         weight::dequantize::launch_unchecked(
-            &w.client.clone(),
+            &to.client.clone(),
             CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1),
             CubeDim::new_1d(UNITS),
             weight::launch(&weight),
-            w.clone().into_buffer_arg(),
+            to.clone().into_buffer_arg(),
             len / CODES,
+            at * k / 4,
             is_double(&weight),
             dtype_to_elem_type(dtype),
         );
     }
-    w
+    to
 }

@@ -54,6 +54,7 @@ pub(super) fn dequantize<W: Float>(
     weight: &Weight,
     w: &mut [Vector<W, Const<4>>],
     loads: usize,
+    at: usize,
     #[comptime] is_double: bool,
     #[define(W)] _dtype: ElemType,
 ) {
@@ -65,7 +66,7 @@ pub(super) fn dequantize<W: Float>(
         #[unroll]
         for i in 0..comptime!(CODES / 4) {
             let values = decode(weight.packed[ABSOLUTE_POS], &table, i);
-            w[ABSOLUTE_POS * comptime!(CODES / 4) + i] =
+            w[at + ABSOLUTE_POS * comptime!(CODES / 4) + i] =
                 Vector::cast_from(values * Vector::new(scale));
         }
     }

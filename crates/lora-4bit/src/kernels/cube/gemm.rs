@@ -1,0 +1,316 @@
+//! Products of many rows, with both factors read either way: forward passes, their gradients, and gradients of weights.
+//!
+//! `y[i, j] = alpha · Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]` with factors of 16 bits and sums in f32. A factor lies in
+//! memory with its inner dimension `k` along the rows ([`Major::Inner`]) or down the columns ([`Major::Outer`]). Its inner
+//! dimension may go on in a second tensor: so a product and its adapter are one launch.
+//!
+//! Tiles come to shared memory by asynchronous copies some steps ahead. `wgmma` multiplies them on Hopper, `mma` on other
+//! cards of NVIDIA with tensor cores.
+
+mod kernel;
+mod load;
+mod mma;
+mod wgmma;
+
+use burn::backend::cubecl::dtype_to_elem_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
+use cubecl::prelude::*;
+
+use self::load::FactorLaunch;
+use super::super::tile::{INNER, VECTOR};
+use super::{empty, features};
+use crate::kernels::operand::Major;
+
+/// Rows of a panel: a tile is made of panels of 64 rows of 128 bytes.
+const PANEL: usize = 64;
+/// Parts of the inner dimension, at most.
+const MAX_SPLITS: usize = 16;
+/// Steps that are worth a cube of their own.
+const MIN_STEPS: usize = 8;
+
+/// The instruction that multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Instruction {
+    /// A warp multiplies 16 × 8 × 16, from registers.
+    Mma,
+    /// Four warps multiply 64 rows with all columns of a tile, from shared memory.
+    Wgmma,
+}
+
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    instruction: Instruction,
+    rows: usize,
+    columns: usize,
+    /// Warps along the rows and along the columns.
+    planes: [usize; 2],
+    /// Steps that are in shared memory together.
+    stages: usize,
+    majors: [Major; 2],
+    has_second: bool,
+    /// The second factor is a gate and what it multiplies: `silu(a · first) · (a · second)`.
+    is_gated: bool,
+    has_bias: bool,
+    has_residual: bool,
+}
+
+impl Kind {
+    fn new(client: &Client, product: &Product) -> Self {
+        let is_narrow = product.shape[1] <= 64;
+        let instruction = match features::has_wgmma(client) {
+            true => Instruction::Wgmma,
+            false => Instruction::Mma,
+        };
+        let (rows, columns, planes, stages) = match (instruction, is_narrow) {
+            (Instruction::Wgmma, true) => (128, 64, [8, 1], 6),
+            (Instruction::Wgmma, false) if product.shape[1] <= 128 => (128, 128, [8, 1], 5),
+            (Instruction::Wgmma, false) => (128, 256, [8, 1], 4),
+            (Instruction::Mma, true) => (128, 64, [4, 1], 3),
+            (Instruction::Mma, false) => (128, 128, [2, 2], 3),
+        };
+        Self {
+            instruction,
+            rows,
+            columns,
+            planes,
+            stages,
+            majors: [product.a.major, product.b.major],
+            has_second: product.a.second.is_some(),
+            is_gated: product.is_gated(),
+            has_bias: product.bias.is_some(),
+            has_residual: product.residual.is_some(),
+        }
+    }
+
+    const fn units(&self) -> usize {
+        self.planes[0] * self.planes[1] * 32
+    }
+
+    /// Columns of the result in a tile.
+    const fn result_columns(&self) -> usize {
+        match self.is_gated {
+            true => self.columns / 2,
+            false => self.columns,
+        }
+    }
+
+    /// Vectors of a step in shared memory.
+    const fn stage_len(&self) -> usize {
+        (self.rows + self.columns) * INNER / VECTOR
+    }
+
+    /// Steps that are on their way while one is multiplied. `wgmma` reads shared memory after it was issued: the step before must
+    /// stay, too.
+    const fn ahead(&self) -> usize {
+        match self.instruction {
+            Instruction::Mma => self.stages - 1,
+            Instruction::Wgmma => self.stages - 2,
+        }
+    }
+}
+
+/// A factor of a product.
+#[derive(Clone, Debug)]
+pub(super) struct Factor {
+    /// `[outer, inner]` or `[inner, outer]`, contiguous.
+    pub(super) first: CubeTensor,
+    /// More of the inner dimension. Of `b` alone, what a gate, the first tensor, multiplies.
+    pub(super) second: Option<CubeTensor>,
+    pub(super) major: Major,
+}
+
+/// A product, see the module.
+pub(super) struct Product {
+    pub(super) a: Factor,
+    pub(super) b: Factor,
+    /// `[n]`, f32.
+    pub(super) bias: Option<CubeTensor>,
+    /// `[m, n]`, of the type of the result.
+    pub(super) residual: Option<CubeTensor>,
+    /// Rows and columns of the result.
+    pub(super) shape: [usize; 2],
+    /// Inner values of the first tensors, and of the second.
+    pub(super) inner: [usize; 2],
+    pub(super) alpha: f32,
+    /// Of the result: f32 or the type of the factors.
+    pub(super) dtype: DType,
+}
+
+/// Whether the kernel takes factors of this type and these sizes.
+pub(super) fn supports(
+    client: &Client,
+    dtype: DType,
+    shape: [usize; 2],
+    inner: [usize; 2],
+    major_a: Major,
+) -> bool {
+    let features = features::of_client(client);
+    let has_tensor_cores = dtype == DType::BF16 && features.bf16_tensor_cores;
+    has_tensor_cores
+        && shape[1].is_multiple_of(8)
+        && (major_a == Major::Inner || shape[0].is_multiple_of(8))
+        && inner.into_iter().all(|inner| inner.is_multiple_of(INNER))
+        && features.shared_memory >= 3 * (128 + 128) * INNER * 2
+}
+
+impl Product {
+    fn is_gated(&self) -> bool {
+        self.a.second.is_none() && self.b.second.is_some()
+    }
+
+    /// `[m, n]`.
+    pub(super) fn run(self) -> CubeTensor {
+        let [m, n] = self.shape;
+        let like = self.a.first.clone();
+        let client = like.client.clone();
+        let kind = Kind::new(&client, &self);
+        let (row_tiles, column_tiles) = (m.div_ceil(kind.rows), n.div_ceil(kind.result_columns()));
+        let steps = (self.inner[0] + self.inner[1]) / INNER;
+        let tiles = row_tiles * column_tiles;
+        let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
+        let can_split = !kind.is_gated && self.bias.is_none() && self.residual.is_none();
+        let wanted = match can_split {
+            true => (multiprocessors.unwrap_or(64) as usize / tiles.max(1)).clamp(1, MAX_SPLITS),
+            false => 1,
+        };
+        let wanted = wanted.min(steps / MIN_STEPS).max(1);
+        let split_steps = steps.div_ceil(wanted);
+        let splits = steps.div_ceil(split_steps);
+        let (y, dtype) = match splits {
+            1 => (empty(&like, [m, n], self.dtype), self.dtype),
+            _ => (empty(&like, [splits, m * n], DType::F32), DType::F32),
+        };
+        if tiles == 0 {
+            return y;
+        }
+        let dtypes = [like.dtype, dtype].map(dtype_to_elem_type);
+        let factor = |factor: Factor, outer: usize| {
+            let stride = |tensor: &CubeTensor| tensor.meta.strides()[0] / VECTOR;
+            let first_stride = stride(&factor.first);
+            let second = factor.second.unwrap_or_else(|| factor.first.clone());
+            let second_stride = stride(&second);
+            FactorLaunch::new(
+                factor.first.into_buffer_arg(),
+                second.into_buffer_arg(),
+                first_stride,
+                second_stride,
+                outer,
+            )
+        };
+        let bias = self.bias.unwrap_or_else(|| like.clone());
+        let residual = self.residual.unwrap_or_else(|| y.clone());
+        // SAFETY: rows and columns past the last are clamped to it when read and left out when written; the inner dimension is
+        // a multiple of a step.
+        unsafe {
+            kernel::gemm::launch_unchecked(
+                &client,
+                CubeCount::Static(tiles as u32, splits as u32, 1),
+                CubeDim::new_1d(kind.units() as u32),
+                factor(self.a, m),
+                factor(self.b, n),
+                bias.into_buffer_arg(),
+                residual.into_buffer_arg(),
+                y.clone().into_buffer_arg(),
+                self.alpha,
+                self.inner[0] / INNER,
+                steps,
+                split_steps,
+                kind,
+                dtypes,
+            );
+        }
+        match splits {
+            1 => y,
+            _ => sum_parts(y, [m, n], self.dtype),
+        }
+    }
+}
+
+/// Rows from which the kernel is faster than the one of [`mat_mul`](super::mat_mul) for products without adapters.
+const MIN_ROWS: usize = 512;
+
+/// Whether `wgmma` multiplies `x` with weights `[n, k]` like `w` best.
+pub(super) fn is_best(x: &CubeTensor, w: &CubeTensor) -> bool {
+    let ([m, k], [n, _]): ([usize; 2], [usize; 2]) = (x.meta.shape().dims(), w.meta.shape().dims());
+    m >= MIN_ROWS
+        && features::has_wgmma(&x.client)
+        && supports(&x.client, w.dtype, [m, n], [k, 0], Major::Inner)
+}
+
+/// `x · wᵀ + bias + residual`, in f32; both factors have one type.
+pub(super) fn linear(
+    x: CubeTensor,
+    w: CubeTensor,
+    bias: Option<CubeTensor>,
+    residual: Option<CubeTensor>,
+) -> CubeTensor {
+    let factor = |first| Factor {
+        first,
+        second: None,
+        major: Major::Inner,
+    };
+    let ([m, k], [n, _]): ([usize; 2], [usize; 2]) = (x.meta.shape().dims(), w.meta.shape().dims());
+    let product = Product {
+        a: factor(x),
+        b: factor(w),
+        bias,
+        residual,
+        shape: [m, n],
+        inner: [k, 0],
+        alpha: 1.0,
+        dtype: DType::F32,
+    };
+    product.run()
+}
+
+/// `silu(x · gateᵀ) · (x · upᵀ)`, of the type of the factors.
+pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+    let ([m, k], [n, _]): ([usize; 2], [usize; 2]) =
+        (x.meta.shape().dims(), gate.meta.shape().dims());
+    let dtype = x.dtype;
+    let product = Product {
+        a: Factor {
+            first: x,
+            second: None,
+            major: Major::Inner,
+        },
+        b: Factor {
+            first: gate,
+            second: Some(up),
+            major: Major::Inner,
+        },
+        bias: None,
+        residual: None,
+        shape: [m, n],
+        inner: [k, 0],
+        alpha: 1.0,
+        dtype,
+    };
+    product.run()
+}
+
+/// The sum of the first dimension, in its order: `[parts, m * n]` f32 to `[m, n]` of type `dtype`.
+fn sum_parts(parts: CubeTensor, [m, n]: [usize; 2], dtype: DType) -> CubeTensor {
+    let y = empty(&parts, [m, n], dtype);
+    let num_parts = parts.meta.shape()[0];
+    let vectors = m * n / 2;
+    let cubes = vectors.div_ceil(256);
+    let rows = cubes.div_ceil(65_535);
+    // SAFETY: units stay below the number of vectors.
+    unsafe {
+        kernel::sum_parts::launch_unchecked(
+            &y.client.clone(),
+            CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1),
+            CubeDim::new_1d(256),
+            parts.into_buffer_arg(),
+            y.clone().into_buffer_arg(),
+            vectors,
+            num_parts,
+            dtype_to_elem_type(dtype),
+        );
+    }
+    y
+}

@@ -1,0 +1,696 @@
+//! Kernels of a training step between the products: bf16 or f32 in memory, f32 in registers.
+
+// `#[cube]` makes a module without a comment for each public function.
+#![allow(missing_docs)]
+
+use burn::backend::Cube;
+use burn::backend::cubecl::dtype_to_elem_type;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use super::elementwise::{UNITS, cubes, sum_of_cube};
+use super::{empty, gemm, nf4};
+use crate::kernels::operand::{Major, Maybe, WeightOperand};
+use crate::kernels::training::{AdamWFactors, GemmOperand, Part, PartOperand, TrainingOps};
+
+/// Values of a unit of a sum of squares, about.
+const SQUARES: usize = 16;
+/// Parts of a sum of squares, at most.
+const MAX_PARTS: usize = 256;
+
+/// Whether the kernel of products takes factors like `a`.
+pub(in super::super) fn supports_gemm(
+    a: &Tensor<2>,
+    shape: [usize; 2],
+    inner: [usize; 2],
+    major_a: Major,
+) -> bool {
+    match a.device().as_dispatch() {
+        burn::backend::DispatchDevice::Cube(device) => {
+            gemm::supports(&device.client(), a.dtype(), shape, inner, major_a)
+        }
+        _ => false,
+    }
+}
+
+impl TrainingOps for Cube {
+    fn gemm(operand: GemmOperand<Self>) -> FloatTensor<Self> {
+        let factor = |first: CubeTensor, second: Maybe<Self>, major| gemm::Factor {
+            first: into_contiguous(first),
+            second: second.into_option().map(into_contiguous),
+            major,
+        };
+        let [major_a, major_b] = operand.majors;
+        let a = factor(operand.a, operand.second_a, major_a);
+        let b = factor(operand.b, operand.second_b, major_b);
+        let sizes = |factor: &gemm::Factor| {
+            let [rows, columns]: [usize; 2] = factor.first.meta.shape().dims();
+            let second = factor
+                .second
+                .as_ref()
+                .map_or([0, 0], |s| s.meta.shape().dims());
+            match factor.major {
+                Major::Inner => (rows, [columns, second[1]]),
+                Major::Outer => (columns, [rows, second[0]]),
+            }
+        };
+        let ((m, inner), (n, _)) = (sizes(&a), sizes(&b));
+        let product = gemm::Product {
+            a,
+            b,
+            bias: operand.bias.into_option().map(into_contiguous),
+            residual: operand.residual.into_option().map(into_contiguous),
+            shape: [m, n],
+            inner,
+            alpha: operand.alpha,
+            dtype: operand.dtype,
+        };
+        product.run()
+    }
+
+    fn write_weight(
+        to: FloatTensor<Self>,
+        weight: WeightOperand<Self>,
+        at: usize,
+    ) -> FloatTensor<Self> {
+        match weight {
+            WeightOperand::Nf4 { weight } => nf4::dequantize_into(weight, to, at),
+            WeightOperand::Dense(weight) => write_rows(to, into_contiguous(weight), at),
+        }
+    }
+
+    fn stack_adapters(
+        first: PartOperand<Self>,
+        second: PartOperand<Self>,
+        third: PartOperand<Self>,
+        [k, n, ranks]: [usize; 3],
+        dtype: DType,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let like = first.a.clone();
+        let (a, b) = (
+            empty(&like, [ranks, k], dtype),
+            empty(&like, [n, ranks], dtype),
+        );
+        let argument = |operand: PartOperand<Self>| {
+            let Part {
+                row,
+                rows,
+                rank,
+                ranks,
+                scaling,
+                ..
+            } = operand.part;
+            AdapterLaunch::new(
+                into_contiguous(operand.a).into_buffer_arg(),
+                into_contiguous(operand.b_t).into_buffer_arg(),
+                row,
+                rows,
+                rank,
+                ranks,
+                scaling,
+            )
+        };
+        let len = ranks * (k + n);
+        // SAFETY: units stay below the number of values; places of parts lie in their tensors.
+        unsafe {
+            stack_kernel::launch_unchecked(
+                &like.client.clone(),
+                cubes(len),
+                CubeDim::new_1d(UNITS as u32),
+                argument(first),
+                argument(second),
+                argument(third),
+                a.clone().into_buffer_arg(),
+                b.clone().into_buffer_arg(),
+                len,
+                k,
+                ranks,
+                dtype_to_elem_type(dtype),
+            );
+        }
+        (a, b)
+    }
+
+    fn adapter_gradients(
+        da: FloatTensor<Self>,
+        db: FloatTensor<Self>,
+        part: Part,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (da, db) = (into_contiguous(da), into_contiguous(db));
+        let [k, all_ranks] = da.meta.shape().dims();
+        let Part {
+            row,
+            rows,
+            rank,
+            ranks,
+            scaling,
+            ..
+        } = part;
+        let (a, b_t) = (
+            empty(&da, [ranks, k], DType::F32),
+            empty(&da, [ranks, rows], DType::F32),
+        );
+        let len = ranks * (k + rows);
+        // SAFETY: units stay below the number of values; the part lies in both tensors.
+        unsafe {
+            gradients_kernel::launch_unchecked(
+                &a.client.clone(),
+                cubes(len),
+                CubeDim::new_1d(UNITS as u32),
+                da.into_buffer_arg(),
+                db.into_buffer_arg(),
+                a.clone().into_buffer_arg(),
+                b_t.clone().into_buffer_arg(),
+                len,
+                k,
+                rows,
+                row,
+                rank,
+                ranks,
+                all_ranks,
+                scaling,
+            );
+        }
+        (a, b_t)
+    }
+
+    fn training_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let (x, weight) = (into_contiguous(x), into_contiguous(weight));
+        let [rows, dim] = x.meta.shape().dims();
+        let y = empty(&x, [rows, dim], x.dtype);
+        let dtype = dtype_to_elem_type(x.dtype);
+        if rows > 0 {
+            // SAFETY: a cube for each row; units stay below `dim`.
+            unsafe {
+                norm_kernel::launch_unchecked(
+                    &x.client.clone(),
+                    cubes(rows * UNITS),
+                    CubeDim::new_1d(UNITS as u32),
+                    vector_of(dim),
+                    x.into_buffer_arg(),
+                    weight.into_buffer_arg(),
+                    y.clone().into_buffer_arg(),
+                    rows,
+                    dim as f32,
+                    eps as f32,
+                    dim / vector_of(dim),
+                    dtype,
+                );
+            }
+        }
+        y
+    }
+
+    fn training_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        residual: Maybe<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let [x, weight, dy] = [x, weight, dy].map(into_contiguous);
+        let [rows, dim] = x.meta.shape().dims();
+        let dx = empty(&x, [rows, dim], x.dtype);
+        let dtype = dtype_to_elem_type(x.dtype);
+        let residual = residual.into_option().map(into_contiguous);
+        let has_residual = residual.is_some();
+        let residual = residual.unwrap_or_else(|| x.clone());
+        if rows > 0 {
+            // SAFETY: a cube for each row; units stay below `dim`.
+            unsafe {
+                norm_backward_kernel::launch_unchecked(
+                    &x.client.clone(),
+                    cubes(rows * UNITS),
+                    CubeDim::new_1d(UNITS as u32),
+                    vector_of(dim),
+                    x.into_buffer_arg(),
+                    weight.into_buffer_arg(),
+                    dy.into_buffer_arg(),
+                    residual.into_buffer_arg(),
+                    dx.clone().into_buffer_arg(),
+                    rows,
+                    dim as f32,
+                    eps as f32,
+                    dim / vector_of(dim),
+                    has_residual,
+                    dtype,
+                );
+            }
+        }
+        dx
+    }
+
+    fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let gate_up = into_contiguous(gate_up);
+        let [rows, both] = gate_up.meta.shape().dims();
+        let width = both / 2;
+        let y = empty(&gate_up, [rows, width], gate_up.dtype);
+        let dtype = dtype_to_elem_type(gate_up.dtype);
+        let vectors = width / vector_of(width);
+        if rows * width > 0 {
+            // SAFETY: units stay below the number of vectors.
+            unsafe {
+                swiglu_kernel::launch_unchecked(
+                    &gate_up.client.clone(),
+                    cubes(rows * vectors),
+                    CubeDim::new_1d(UNITS as u32),
+                    vector_of(width),
+                    gate_up.into_buffer_arg(),
+                    y.clone().into_buffer_arg(),
+                    rows * vectors,
+                    vectors,
+                    dtype,
+                );
+            }
+        }
+        y
+    }
+
+    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let x = into_contiguous(x);
+        let len = x.meta.num_elements();
+        let parts = len.div_ceil(UNITS * SQUARES).clamp(1, MAX_PARTS);
+        let y = empty(&x, [parts], x.dtype);
+        // SAFETY: units stay below the number of values.
+        unsafe {
+            squares_kernel::launch_unchecked(
+                &x.client.clone(),
+                CubeCount::Static(parts as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                x.into_buffer_arg(),
+                y.clone().into_buffer_arg(),
+                len,
+            );
+        }
+        y
+    }
+
+    fn adamw(
+        value: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        clip: FloatTensor<Self>,
+        factors: AdamWFactors,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let gradient = into_contiguous(gradient);
+        // Somebody else's tensor is left as it is.
+        let [value, mean, variance] = [value, mean, variance].map(|tensor| {
+            let tensor = into_contiguous(tensor);
+            if tensor.can_mut() {
+                tensor
+            } else {
+                tensor.copy()
+            }
+        });
+        let len = value.meta.num_elements();
+        let AdamWFactors {
+            beta,
+            rest,
+            correction,
+            eps,
+            rate,
+            decay,
+        } = factors;
+        if len > 0 {
+            // SAFETY: units stay below the number of values.
+            unsafe {
+                adamw_kernel::launch_unchecked(
+                    &value.client.clone(),
+                    cubes(len),
+                    CubeDim::new_1d(UNITS as u32),
+                    value.clone().into_buffer_arg(),
+                    mean.clone().into_buffer_arg(),
+                    variance.clone().into_buffer_arg(),
+                    gradient.into_buffer_arg(),
+                    clip.into_buffer_arg(),
+                    len,
+                    beta[0],
+                    beta[1],
+                    rest[0],
+                    rest[1],
+                    correction,
+                    eps,
+                    rate,
+                    decay,
+                );
+            }
+        }
+        (value, mean, variance)
+    }
+
+    fn training_swiglu_backward(
+        gate_up: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (gate_up, dy) = (into_contiguous(gate_up), into_contiguous(dy));
+        let [rows, width] = dy.meta.shape().dims();
+        let dtype = dtype_to_elem_type(dy.dtype);
+        let vectors = width / vector_of(width);
+        if rows * width > 0 {
+            // SAFETY: units stay below the number of vectors; each reads what it overwrites first.
+            unsafe {
+                swiglu_backward_kernel::launch_unchecked(
+                    &dy.client.clone(),
+                    cubes(rows * vectors),
+                    CubeDim::new_1d(UNITS as u32),
+                    vector_of(width),
+                    gate_up.clone().into_buffer_arg(),
+                    dy.into_buffer_arg(),
+                    rows * vectors,
+                    vectors,
+                    dtype,
+                );
+            }
+        }
+        gate_up
+    }
+}
+
+/// Values of a load.
+fn vector_of(width: usize) -> usize {
+    match width {
+        width if width.is_multiple_of(4) => 4,
+        width if width.is_multiple_of(2) => 2,
+        _ => 1,
+    }
+}
+
+/// Copies `from [rows, k]` to the rows of `to [n, k]` from row `at` on, in the type of `to`.
+pub(super) fn write_rows(to: CubeTensor, from: CubeTensor, at: usize) -> CubeTensor {
+    let [rows, k] = from.meta.shape().dims();
+    let vector = vector_of(k);
+    let dtypes = [from.dtype, to.dtype].map(dtype_to_elem_type);
+    if rows * k > 0 {
+        // SAFETY: units stay below the number of vectors; the caller has made room for the rows.
+        unsafe {
+            copy_kernel::launch_unchecked(
+                &to.client.clone(),
+                cubes(rows * k / vector),
+                CubeDim::new_1d(UNITS as u32),
+                vector,
+                from.into_buffer_arg(),
+                to.clone().into_buffer_arg(),
+                rows * k / vector,
+                at * k / vector,
+                dtypes,
+            );
+        }
+    }
+    to
+}
+
+#[cube(launch_unchecked)]
+fn copy_kernel<X: Float, Y: Float, N: Size>(
+    from: &[Vector<X, N>],
+    to: &mut [Vector<Y, N>],
+    len: usize,
+    at: usize,
+    #[define(X, Y)] _dtypes: [ElemType; 2],
+) {
+    if ABSOLUTE_POS < len {
+        to[at + ABSOLUTE_POS] = Vector::cast_from(from[ABSOLUTE_POS]);
+    }
+}
+
+#[cube]
+fn sum_of_vector<N: Size>(values: Vector<f32, N>) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..values.vector_size() {
+        sum += values.extract(i);
+    }
+    sum
+}
+
+#[cube(launch_unchecked)]
+fn norm_kernel<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    weight: &[Vector<f32, N>],
+    y: &mut [Vector<E, N>],
+    rows: usize,
+    dim: f32,
+    eps: f32,
+    #[comptime] vectors: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    // A cube past the last row writes that one again.
+    let start = min(CUBE_POS, rows - 1) * vectors;
+    let unit = UNIT_POS as usize;
+    let loads = comptime!(vectors.div_ceil(UNITS));
+    let mut values = Array::<Vector<f32, N>>::new(loads);
+    let mut squares = Vector::<f32, N>::new(0.0);
+    #[unroll]
+    for load in 0..loads {
+        let i = load * UNITS + unit;
+        values[load] = Vector::new(0.0);
+        if i < vectors {
+            values[load] = Vector::cast_from(x[start + i]);
+        }
+        squares += values[load] * values[load];
+    }
+    let factor = (sum_of_cube(sum_of_vector(squares)) / dim + eps).inverse_sqrt();
+    #[unroll]
+    for load in 0..loads {
+        let i = load * UNITS + unit;
+        if i < vectors {
+            y[start + i] = Vector::cast_from(values[load] * Vector::new(factor) * weight[i]);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn norm_backward_kernel<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    weight: &[Vector<f32, N>],
+    dy: &[Vector<E, N>],
+    residual: &[Vector<E, N>],
+    dx: &mut [Vector<E, N>],
+    rows: usize,
+    dim: f32,
+    eps: f32,
+    #[comptime] vectors: usize,
+    #[comptime] has_residual: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let start = min(CUBE_POS, rows - 1) * vectors;
+    let unit = UNIT_POS as usize;
+    let loads = comptime!(vectors.div_ceil(UNITS));
+    let mut values = Array::<Vector<f32, N>>::new(loads);
+    let mut gradients = Array::<Vector<f32, N>>::new(loads);
+    let mut squares = Vector::<f32, N>::new(0.0);
+    let mut products = Vector::<f32, N>::new(0.0);
+    #[unroll]
+    for load in 0..loads {
+        let i = load * UNITS + unit;
+        values[load] = Vector::new(0.0);
+        gradients[load] = Vector::new(0.0);
+        if i < vectors {
+            values[load] = Vector::cast_from(x[start + i]);
+            gradients[load] = Vector::<f32, N>::cast_from(dy[start + i]) * weight[i];
+        }
+        squares += values[load] * values[load];
+        products += values[load] * gradients[load];
+    }
+    let squares = sum_of_cube(sum_of_vector(squares));
+    // All have read the first sum before the second one's parts may take its memory.
+    sync_cube();
+    let products = sum_of_cube(sum_of_vector(products));
+    let factor = (squares / dim + eps).inverse_sqrt();
+    // With x normalised: factor · (g - x · mean(g · x)).
+    let mean = products * factor * factor / dim;
+    #[unroll]
+    for load in 0..loads {
+        let i = load * UNITS + unit;
+        if i < vectors {
+            let mut d = (gradients[load] - values[load] * Vector::new(mean)) * Vector::new(factor);
+            if comptime!(has_residual) {
+                d += Vector::cast_from(residual[start + i]);
+            }
+            dx[start + i] = Vector::cast_from(d);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn swiglu_kernel<E: Float, N: Size>(
+    gate_up: &[Vector<E, N>],
+    y: &mut [Vector<E, N>],
+    len: usize,
+    width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < len {
+        let from = at / width * width + at;
+        let gate = Vector::<f32, N>::cast_from(gate_up[from]);
+        let up = Vector::<f32, N>::cast_from(gate_up[from + width]);
+        let one = Vector::<f32, N>::new(1.0);
+        y[at] = Vector::cast_from(gate / (one + (-gate).exp()) * up);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn swiglu_backward_kernel<E: Float, N: Size>(
+    gate_up: &mut [Vector<E, N>],
+    dy: &[Vector<E, N>],
+    len: usize,
+    width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < len {
+        let from = at / width * width + at;
+        let gate = Vector::<f32, N>::cast_from(gate_up[from]);
+        let up = Vector::<f32, N>::cast_from(gate_up[from + width]);
+        let d = Vector::<f32, N>::cast_from(dy[at]);
+        let one = Vector::<f32, N>::new(1.0);
+        let sigma = one / (one + (-gate).exp());
+        let slope = sigma * (one + gate * (one - sigma));
+        gate_up[from] = Vector::cast_from(d * up * slope);
+        gate_up[from + width] = Vector::cast_from(d * gate * sigma);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn squares_kernel(x: &[f32], y: &mut [f32], len: usize) {
+    let mut sum = 0.0f32;
+    let mut at = ABSOLUTE_POS;
+    while at < len {
+        sum += x[at] * x[at];
+        at += CUBE_COUNT * UNITS;
+    }
+    let sum = sum_of_cube(sum);
+    if UNIT_POS == 0 {
+        y[CUBE_POS] = sum;
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn adamw_kernel(
+    value: &mut [f32],
+    mean: &mut [f32],
+    variance: &mut [f32],
+    gradient: &[f32],
+    clip: &[f32],
+    len: usize,
+    beta1: f32,
+    beta2: f32,
+    rest1: f32,
+    rest2: f32,
+    correction: f32,
+    eps: f32,
+    rate: f32,
+    decay: f32,
+) {
+    let at = ABSOLUTE_POS;
+    if at < len {
+        let g = gradient[at] * clip[0];
+        let m = mean[at] * beta1 + g * rest1;
+        let v = variance[at] * beta2 + g * g * rest2;
+        mean[at] = m;
+        variance[at] = v;
+        value[at] = value[at] * decay - m / (v.sqrt() / correction + eps) * rate;
+    }
+}
+
+/// An adapter of a layer, and its place among those of a group.
+#[derive(CubeType, CubeLaunch)]
+struct Adapter {
+    /// `[ranks, k]`.
+    a: Box<[f32]>,
+    /// `[ranks, rows]`.
+    b_t: Box<[f32]>,
+    row: usize,
+    rows: usize,
+    rank: usize,
+    ranks: usize,
+    scaling: f32,
+}
+
+#[cube]
+impl Adapter {
+    fn value_of_a(&self, rank: usize, column: usize, k: usize) -> f32 {
+        let mut value = 0.0f32;
+        if rank >= self.rank && rank < self.rank + self.ranks {
+            value = self.a[(rank - self.rank) * k + column];
+        }
+        value
+    }
+
+    fn value_of_b(&self, row: usize, rank: usize) -> f32 {
+        let mut value = 0.0f32;
+        if rank >= self.rank
+            && rank < self.rank + self.ranks
+            && row >= self.row
+            && row < self.row + self.rows
+        {
+            value = self.b_t[(rank - self.rank) * self.rows + row - self.row] * self.scaling;
+        }
+        value
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn stack_kernel<E: Float>(
+    first: &Adapter,
+    second: &Adapter,
+    third: &Adapter,
+    a: &mut [E],
+    b: &mut [E],
+    len: usize,
+    k: usize,
+    ranks: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < ranks * k {
+        let (rank, column) = (at / k, at % k);
+        let value = first.value_of_a(rank, column, k)
+            + second.value_of_a(rank, column, k)
+            + third.value_of_a(rank, column, k);
+        a[at] = E::cast_from(value);
+    } else if at < len {
+        let at = at - ranks * k;
+        let (row, rank) = (at / ranks, at % ranks);
+        let value = first.value_of_b(row, rank)
+            + second.value_of_b(row, rank)
+            + third.value_of_b(row, rank);
+        b[at] = E::cast_from(value);
+    }
+}
+
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+fn gradients_kernel(
+    da: &[f32],
+    db: &[f32],
+    a: &mut [f32],
+    b_t: &mut [f32],
+    len: usize,
+    k: usize,
+    rows: usize,
+    row: usize,
+    rank: usize,
+    ranks: usize,
+    all_ranks: usize,
+    scaling: f32,
+) {
+    let at = ABSOLUTE_POS;
+    if at < ranks * k {
+        a[at] = da[at % k * all_ranks + rank + at / k];
+    } else if at < len {
+        let at = at - ranks * k;
+        b_t[at] = db[(row + at % rows) * all_ranks + rank + at / rows] * scaling;
+    }
+}

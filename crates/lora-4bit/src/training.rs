@@ -1,0 +1,262 @@
+//! A training step without an autodiff graph: the forward pass of layers that share an input, and its gradients.
+//!
+//! The trainer walks through a decoder layer forward and backward and calls these operations in turn. So it decides what is
+//! kept, what is overwritten, and in which type: [`dtype_of`].
+//!
+//! A [`Group`] is the layers that share an input (queries, keys and values; gate and up) with their weights one below the
+//! other. With adapters, whose A lie one below the other, too, and whose B are the blocks of a block-diagonal matrix:
+//!
+//! | | computes |
+//! |---|---|
+//! | forward | `h = x · Aᵀ`; `y = [x, h] · [W, s·B]ᵀ + bias` |
+//! | gradient of `x` | `dh = dy · s·B`; `dx = [dy, dh] · [W; A]` |
+//! | of the adapters | `dA = dhᵀ · x`; `dB = dyᵀ · h · s` |
+
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::adapter_selection::Dropout;
+use crate::kernels::training::{self as ops, Epilogue, Factor, Part};
+pub use crate::kernels::training::{
+    AdamWFactors, adamw, rms_norm, rms_norm_backward, sum_of_squares, swiglu, swiglu_backward,
+};
+use crate::linear::Linear;
+use crate::lora::LoraWeights;
+use crate::weight::Weight;
+
+/// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
+const RANKS: usize = 64;
+
+/// The type in which a training step on `device` computes: bf16 where tensor cores multiply it, f32 elsewhere.
+#[must_use]
+pub fn dtype_of(device: &Device) -> DType {
+    ops::dtype_of(device)
+}
+
+/// Layers that share an input, ready for products.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// The weights one below the other: `[out, in]`.
+    weight: Tensor<2>,
+    /// f32: `[out]`.
+    bias: Option<Tensor<1>>,
+    adapters: Option<Stacked>,
+    layers: Vec<Part>,
+}
+
+/// The adapters of a group.
+#[derive(Clone, Debug)]
+struct Stacked {
+    /// `[ranks, in]`, rows past the adapters' zero.
+    a: Tensor<2>,
+    /// Times the scaling: `[out, ranks]`.
+    b: Tensor<2>,
+    dropout: Option<Dropout>,
+}
+
+/// The gradients of a layer's adapter, f32.
+#[derive(Clone, Debug)]
+pub struct AdapterGradients {
+    /// `[r, in]`.
+    pub a: Tensor<2>,
+    /// Of the transpose of B, `[r, out]`.
+    pub b_t: Tensor<2>,
+}
+
+impl Group {
+    /// The layers with the adapters in `slot`, if any, in `dtype`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no layer, or inputs differ in width.
+    #[must_use]
+    pub fn new(layers: &[&Linear], slot: Option<(usize, Option<Dropout>)>, dtype: DType) -> Self {
+        let weights: Vec<&Weight> = layers.iter().map(|layer| &layer.weight).collect();
+        let device = weights[0].device();
+        let adapter = |layer: &'_ Linear| slot.and_then(|(slot, _)| layer.adapter(slot).cloned());
+        let adapters: Vec<Option<LoraWeights>> =
+            layers.iter().map(|layer| adapter(layer)).collect();
+        let (mut row, mut rank) = (0, 0);
+        let mut parts = Vec::with_capacity(layers.len());
+        for (layer, adapter) in layers.iter().zip(&adapters) {
+            let rows = layer.out_features();
+            let ranks = adapter.as_ref().map_or(0, |adapter| adapter.a.dims()[0]);
+            parts.push(Part {
+                id: layer.id,
+                row,
+                rows,
+                rank,
+                ranks,
+                scaling: adapter.as_ref().map_or(0.0, |adapter| adapter.scaling),
+            });
+            row += rows;
+            rank += ranks;
+        }
+        let dropout = slot.and_then(|(_, dropout)| dropout.filter(|dropout| dropout.p > 0.0));
+        let adapters = (rank > 0).then(|| {
+            let all: Vec<_> = (adapters.iter().zip(&parts))
+                .filter_map(|(adapter, part)| {
+                    let adapter = adapter.as_ref()?;
+                    Some(([&adapter.a, &adapter.b_t], *part))
+                })
+                .collect();
+            let shape = [layers[0].in_features(), row, rank.next_multiple_of(RANKS)];
+            let [a, b] = ops::stack_adapters(&all, shape, dtype);
+            Stacked { a, b, dropout }
+        });
+        Self {
+            weight: ops::stack_weights(&weights, dtype),
+            bias: stack_biases(layers, &device),
+            adapters,
+            layers: parts,
+        }
+    }
+
+    /// The result of all layers side by side, and what [`Group::backward`] needs of the adapters.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `residual [tokens, out]` → `[tokens, out]` and `[tokens, ranks]`
+    #[must_use]
+    pub fn forward(
+        &self,
+        x: &Tensor<2>,
+        residual: Option<Tensor<2>>,
+    ) -> (Tensor<2>, Option<Tensor<2>>) {
+        let h = self
+            .adapters
+            .as_ref()
+            .map(|adapters| self.shrink(x, adapters)); // [tokens, ranks]
+        let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
+        let epilogue = Epilogue {
+            bias: self.bias.clone(),
+            residual,
+            ..Epilogue::plain(x.dtype())
+        };
+        let y = ops::product(
+            Factor::rows(x.clone(), h.clone()),
+            Factor::rows(self.weight.clone(), b),
+            epilogue,
+        ); // [tokens, out]
+        (y, h)
+    }
+
+    /// `x · Aᵀ`, of the inputs that dropout leaves.
+    fn shrink(&self, x: &Tensor<2>, adapters: &Stacked) -> Tensor<2> {
+        let a = &adapters.a;
+        let plain = |x: Tensor<2>, a: Tensor<2>| {
+            let epilogue = Epilogue::plain(x.dtype());
+            ops::product(Factor::rows(x, None), Factor::rows(a, None), epilogue)
+        };
+        let Some(dropout) = adapters.dropout else {
+            return plain(x.clone(), a.clone());
+        };
+        let [tokens, _] = x.dims();
+        let mut all = self.with_adapters().map(|part| {
+            let a = a.clone().narrow(0, part.rank, part.ranks);
+            plain(masked(x, dropout, part.id), a) // [tokens, ranks of the layer]
+        });
+        let first = all.next();
+        let ranks = self.with_adapters().map(|part| part.ranks).sum::<usize>();
+        let padding = Tensor::zeros([tokens, a.dims()[0] - ranks], (&x.device(), x.dtype()));
+        Tensor::cat(first.into_iter().chain(all).chain([padding]).collect(), 1)
+    }
+
+    fn with_adapters(&self) -> impl Iterator<Item = &Part> {
+        self.layers.iter().filter(|part| part.ranks > 0)
+    }
+
+    /// The gradient with respect to the input, and those of each layer's adapter.
+    ///
+    /// `h` is what [`Group::forward`] gave with `x`. The memory of `x` is free before that of its gradient is taken.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `dy [tokens, out]` → `[tokens, in]`
+    #[must_use]
+    pub fn backward(
+        &self,
+        x: Tensor<2>,
+        h: Option<Tensor<2>>,
+        dy: &Tensor<2>,
+    ) -> (Tensor<2>, Vec<Option<AdapterGradients>>) {
+        let dtype = x.dtype();
+        let (Some(adapters), Some(h)) = (&self.adapters, h) else {
+            return (self.input_gradient(dy, None), vec![None; self.layers.len()]);
+        };
+        let sums = Epilogue::plain(DType::F32);
+        let dh = ops::product(
+            Factor::rows(dy.clone(), None),
+            Factor::columns(adapters.b.clone(), None),
+            Epilogue::plain(dtype),
+        ); // [tokens, ranks]
+        let db = ops::product(
+            Factor::columns(dy.clone(), None),
+            Factor::columns(h, None),
+            sums.clone(),
+        ); // [out, ranks]
+        let tall = |x: Tensor<2>, dh: Tensor<2>| {
+            ops::product(
+                Factor::columns(x, None),
+                Factor::columns(dh, None),
+                sums.clone(),
+            ) // [in, ranks]
+        };
+        let (da, dx) = match adapters.dropout {
+            None => {
+                let da = tall(x, dh.clone());
+                (da, self.input_gradient(dy, Some((dh, adapters.a.clone()))))
+            }
+            Some(dropout) => {
+                let mut dx = self.input_gradient(dy, None);
+                let mut all = Vec::new();
+                for part in self.with_adapters() {
+                    let dh = dh.clone().narrow(1, part.rank, part.ranks);
+                    let a = adapters.a.clone().narrow(0, part.rank, part.ranks);
+                    let mask = dropout.mask(part.id, x.dims(), &x.device()).cast(dtype);
+                    let through = ops::product(
+                        Factor::rows(dh.clone(), None),
+                        Factor::columns(a, None),
+                        Epilogue::plain(dtype),
+                    ); // [tokens, in]
+                    dx = dx + through * mask.clone();
+                    all.push(tall(x.clone() * mask, dh));
+                }
+                (Tensor::cat(all, 1), dx)
+            }
+        };
+        let gradients = self.layers.iter().map(|part| {
+            (part.ranks > 0).then(|| {
+                let [a, b_t] = ops::adapter_gradients(&da, &db, *part);
+                AdapterGradients { a, b_t }
+            })
+        });
+        let gradients = gradients.collect();
+        (dx, gradients)
+    }
+
+    /// `[dy, dh] · [W; A]`: `[tokens, in]`.
+    fn input_gradient(&self, dy: &Tensor<2>, adapter: Option<(Tensor<2>, Tensor<2>)>) -> Tensor<2> {
+        let (dh, a) = adapter.unzip();
+        ops::product(
+            Factor::rows(dy.clone(), dh),
+            Factor::columns(self.weight.clone(), a),
+            Epilogue::plain(dy.dtype()),
+        )
+    }
+}
+
+/// `x [tokens, in]` with the values that dropout drops set to zero.
+fn masked(x: &Tensor<2>, dropout: Dropout, id: u32) -> Tensor<2> {
+    let mask = dropout.mask(id, x.dims(), &x.device());
+    x.clone() * mask.cast(x.dtype())
+}
+
+/// The biases one after the other, zero where a layer has none: `[out]`.
+fn stack_biases(layers: &[&Linear], device: &Device) -> Option<Tensor<1>> {
+    layers.iter().find_map(|layer| layer.bias.as_ref())?;
+    let biases = layers.iter().map(|layer| match &layer.bias {
+        Some(bias) => bias.clone(),
+        None => Tensor::zeros([layer.out_features()], (device, DType::F32)),
+    });
+    Some(Tensor::cat(biases.collect(), 0))
+}
