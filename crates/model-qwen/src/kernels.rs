@@ -109,6 +109,49 @@ pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R
     }
 }
 
+/// The loss of a training step on a GPU, outside of autodiff graphs.
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait LossOps: burn::backend::Backend {
+    /// The losses of rows of logits, `[rows]`, and the logits, overwritten with the gradient of `scale` times their sum.
+    fn gpu_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+/// The cross-entropy of each row with its target, and the gradient of `scale` times their sum. On a GPU it takes the memory of
+/// `logits`, which nobody else may hold.
+///
+/// # Shapes
+/// logits and their gradient `[rows, vocab]`, of one type; the losses `[rows]` in f32.
+///
+/// # Panics
+/// As [`cross_entropy`].
+pub fn cross_entropy_of_rows(
+    logits: Tensor<2>,
+    targets: &[u32],
+    scale: f64,
+) -> (Tensor<1>, Tensor<2>) {
+    let _span = trace_span!("cross_entropy").entered();
+    let [rows, vocab] = logits.dims();
+    assert_eq!(targets.len(), rows, "targets of the rows");
+    let largest = targets.iter().max().copied().unwrap_or_default();
+    assert!((largest as usize) < vocab, "target {largest} of {vocab}");
+    #[cfg(feature = "gpu")]
+    if cube::has_plane_operations(&logits.device()) {
+        let targets = token_tensor(targets, &logits.device()).into_dispatch();
+        let (losses, gradient) =
+            <Dispatch as LossOps>::gpu_cross_entropy(logits.into_dispatch(), targets, scale as f32);
+        return (
+            Tensor::from_dispatch(losses),
+            Tensor::from_dispatch(gradient),
+        );
+    }
+    naive::cross_entropy_of_rows(logits, targets, scale)
+}
+
 /// Summed cross-entropy of `targets`, one for each row of logits, and the gradient of `scale` times it.
 ///
 /// # Shapes

@@ -41,6 +41,9 @@ pub struct LoadOptions {
     pub double_quant: bool,
     /// Whether to call [`QwenModel::copy_lm_head_int8`]: for a model that will decode.
     pub int8_lm_head: bool,
+    /// Whether embeddings that aren't tied to lm_head stay in the CPU's memory, as they are in the file: for training on a GPU,
+    /// where each step reads few of their rows.
+    pub embeddings_on_cpu: bool,
 }
 
 impl Default for LoadOptions {
@@ -52,6 +55,7 @@ impl Default for LoadOptions {
             quantization: Quantization::None,
             double_quant: true,
             int8_lm_head: false,
+            embeddings_on_cpu: false,
         }
     }
 }
@@ -195,7 +199,13 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn model(&self, config: QwenConfig) -> Result<QwenModel, LoadError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = self.dense("model.embed_tokens.weight", [vocab, hidden])?;
+        let name = "model.embed_tokens.weight";
+        let on_gpu = self.device.clone().without_autodiff() != Device::flex();
+        let stays = on_gpu && self.options.embeddings_on_cpu && !config.tie_word_embeddings;
+        let embed_tokens = match stays {
+            true => (self.checkpoint).tensor(name, [vocab, hidden], &Device::flex())?,
+            false => self.dense(name, [vocab, hidden])?,
+        };
         let layers = (0..config.num_hidden_layers)
             .map(|i| {
                 let prefix = format!("model.layers.{i}.");

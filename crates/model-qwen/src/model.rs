@@ -143,7 +143,13 @@ impl QwenModel {
     pub fn embed(&self, tokens: &[u32]) -> Tensor<2> {
         let _span = trace_span!("embed").entered();
         let ids = token_tensor(tokens, &self.embed_tokens.device()); // [tokens]
-        self.embed_tokens.clone().select(0, ids).cast(DType::F32) // [tokens, hidden]
+        let rows = self.embed_tokens.clone().select(0, ids); // [tokens, hidden]
+        let rows = match self.embed_tokens.device() == self.device() {
+            true => rows,
+            // See `LoadOptions::embeddings_on_cpu`.
+            false => rows.to_device(&self.device()),
+        };
+        rows.cast(DType::F32)
     }
 
     /// The norm between the last layer and lm_head; both `[tokens, hidden]`.

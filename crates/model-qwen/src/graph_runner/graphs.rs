@@ -66,7 +66,8 @@ impl Graphs {
     /// Nothing captured yet; `None` if the device has no kernels for such steps.
     pub(super) fn new(model: &QwenModel, config: &SchedulerConfig) -> Option<Self> {
         let supported = DecodeStep::is_supported(&model.device(), model.config.head_dim);
-        supported.then(|| Self {
+        let is_there = model.embed_tokens.device() == model.device();
+        (supported && is_there).then(|| Self {
             graphs: BTreeMap::new(),
             max_blocks: config.max_model_len.div_ceil(config.block_size),
             chosen: Tensor::zeros([bucket(config.max_num_seqs)], (&model.device(), DType::I32)),

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod choose;
+mod cross_entropy;
 mod draw;
 mod int8_head;
 mod read;
@@ -39,7 +40,7 @@ pub(super) fn can_copy_int8(weight: &Tensor<2>) -> bool {
     int8_head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
 }
 
-fn has_plane_operations(device: &Device) -> bool {
+pub(super) fn has_plane_operations(device: &Device) -> bool {
     let DispatchDevice::Cube(device) = device.as_dispatch() else {
         return false;
     };
@@ -47,6 +48,16 @@ fn has_plane_operations(device: &Device) -> bool {
     // run on it, so that a variable can say otherwise.
     device.client().features().plane.contains(Plane::Ops)
         || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
+}
+
+impl super::LossOps for Cube {
+    fn gpu_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        cross_entropy::cross_entropy(logits, targets, scale)
+    }
 }
 
 impl DeviceModelOps for Cube {

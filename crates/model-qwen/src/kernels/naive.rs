@@ -4,19 +4,28 @@ use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
 use super::token_tensor;
 
-/// See [`super::cross_entropy`].
-pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
-    let device = logits.device();
+/// See [`super::cross_entropy_of_rows`].
+pub fn cross_entropy_of_rows(
+    logits: Tensor<2>,
+    targets: &[u32],
+    scale: f64,
+) -> (Tensor<1>, Tensor<2>) {
+    let (device, dtype) = (logits.device(), logits.dtype());
+    let logits = logits.cast(DType::F32);
     let targets = token_tensor(targets, &device).unsqueeze_dim::<2>(1); // [rows, 1]
     let max = logits.clone().max_dim(1); // [rows, 1]
     let chosen = logits.clone().gather(1, targets.clone()); // [rows, 1]
     let exp = (logits - max.clone()).exp(); // [rows, vocab]
     let sum = exp.clone().sum_dim(1); // [rows, 1]
-    let loss = (sum.clone().log() + max - chosen).sum(); // [1]
+    let losses = sum.clone().log() + max - chosen; // [rows, 1]
     let hit = Tensor::full(targets.dims(), -scale, (&device, DType::F32)); // [rows, 1]
     let softmax = (exp / sum).mul_scalar(scale); // [rows, vocab]
-    (
-        loss,
-        softmax.scatter(1, targets, hit, IndexingUpdateOp::Add),
-    )
+    let gradient = softmax.scatter(1, targets, hit, IndexingUpdateOp::Add);
+    (losses.squeeze_dim::<1>(1), gradient.cast(dtype))
+}
+
+/// See [`super::cross_entropy`].
+pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
+    let (losses, gradient) = cross_entropy_of_rows(logits, targets, scale);
+    (losses.sum(), gradient)
 }

@@ -94,6 +94,7 @@ impl Engine {
             double_quant: true,
             // On a GPU only if the KV cache has room enough besides.
             int8_lm_head: !is_gpu(&device),
+            embeddings_on_cpu: false,
         };
         let start = std::time::Instant::now();
         let mut model = QwenModel::load(&dir, &options, &device)?;

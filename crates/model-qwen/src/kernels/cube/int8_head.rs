@@ -6,6 +6,8 @@
 
 mod kernels;
 
+pub(super) use kernels::max_of_cube;
+
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;

@@ -74,7 +74,7 @@ const SMALLEST: f32 = 1e-30;
 
 /// The largest value of all units of a cube, for each of them.
 #[cube]
-fn max_of_cube(value: f32) -> f32 {
+pub(in super::super) fn max_of_cube(value: f32) -> f32 {
     // A plane has at least four units.
     let mut values = Shared::<[f32]>::new_slice(comptime!(UNITS / 4));
     let planes = (CUBE_DIM / PLANE_DIM) as usize;
