@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::batch::LoaderState;
-use crate::optimizer::{AdamW, AdamWConfig, Moments};
+use crate::config::STATE_FILE;
+use crate::optimizer::{AdamW, AdamWConfig, Moments, MomentsError};
 
 /// A checkpoint that cannot be written or read.
 #[derive(Debug, Error)]
@@ -40,6 +41,14 @@ pub enum CheckpointError {
         /// What is there.
         found: String,
     },
+    /// Moments of AdamW that do not belong to the parameters.
+    #[error("{}: {error}", path.display())]
+    Moments {
+        /// The file.
+        path: PathBuf,
+        /// Which, and what was expected.
+        error: MomentsError,
+    },
     /// The trained weights.
     #[error("{0}")]
     Weights(String),
@@ -58,7 +67,6 @@ pub struct TrainerState {
     pub loader: LoaderState,
 }
 
-const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// Writes a checkpoint to `dir`; `write_weights` writes the trained weights into the folder it is given.
@@ -103,6 +111,24 @@ pub fn load(
     let moments = read_optimizer(&dir.join(OPTIMIZER_FILE), device)?;
     let optimizer = AdamW::resume(config, state.step, moments);
     Ok((state, optimizer))
+}
+
+/// Checks that the optimizer read from `dir` belongs to parameters of these sizes.
+///
+/// # Errors
+///
+/// The first parameter whose moments are missing, unknown or of another length.
+pub fn check_optimizer(
+    dir: &Path,
+    optimizer: &AdamW,
+    sizes: &BTreeMap<String, usize>,
+) -> Result<(), CheckpointError> {
+    optimizer
+        .check(sizes)
+        .map_err(|error| CheckpointError::Moments {
+            path: dir.join(OPTIMIZER_FILE),
+            error,
+        })
 }
 
 /// Fills a folder under another name and renames it to `dir`, replacing what was there.

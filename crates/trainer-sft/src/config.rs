@@ -5,7 +5,10 @@
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
 pub mod args;
+mod columns;
 mod defaults;
+mod resolve;
+mod resume;
 mod validate;
 
 use std::path::PathBuf;
@@ -14,9 +17,14 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
-pub use validate::{ALL_LINEAR, ConfigError, DEFAULT_EPOCHS};
+pub use columns::Columns;
+pub use resolve::DEFAULT_EPOCHS;
+pub(crate) use resume::{STATE_FILE, find_checkpoint, run_of};
+pub use validate::{ALL_LINEAR, ConfigError};
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
+///
+/// Settings that depend on other settings may be `None`; [`Config::resolved`] fills them in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     /// Which weights are trained, and in which form they are held.
@@ -45,8 +53,8 @@ pub struct ModelConfig {
     pub init_config: Option<PathBuf>,
     /// Folder with `tokenizer.json`; `None` is the model's own.
     pub tokenizer: Option<PathBuf>,
-    /// How the frozen linear weights are held.
-    pub quantization: Quantization,
+    /// How the frozen linear weights are held; `None` is NF4, or as in the checkpoint with [`RunConfig::full`].
+    pub quantization: Option<Quantization>,
     /// Whether NF4 block scales are quantized too.
     pub double_quant: bool,
     /// The dtype of the base weights that are not quantized.
@@ -60,12 +68,18 @@ pub struct ModelConfig {
 /// The data and how it becomes tokens.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DataConfig {
-    /// Training files, at least one.
+    /// Training files, folders, glob patterns or `-` (standard input), at least one.
     #[serde(rename = "data")]
     pub train: Vec<PathBuf>,
-    /// Evaluation files, possibly none.
+    /// Evaluation files, as [`train`](Self::train), possibly none.
     #[serde(rename = "eval_data")]
     pub eval: Vec<PathBuf>,
+    /// Names of the fields of a record, `OURS=THEIRS`; empty is as the records name them.
+    pub columns: Vec<String>,
+    /// A record that teaches nothing ends the run, instead of being left out.
+    pub strict: bool,
+    /// Reads the data while training, a block at a time, instead of before.
+    pub streaming: bool,
     /// Longest example in tokens.
     pub max_length: usize,
     /// Whether short examples share a row of `max_length` tokens.
@@ -104,8 +118,8 @@ impl LoraOptions {
 /// AdamW (betas 0.9 and 0.999, epsilon 1e-8) and its schedule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OptimizerConfig {
-    /// Peak learning rate.
-    pub learning_rate: f64,
+    /// Peak learning rate; `None` is 2e-4, or 2e-3 for an adapter of the bundled model.
+    pub learning_rate: Option<f64>,
     /// Shape after the warm-up.
     pub lr_schedule: LrSchedule,
     /// Part of all steps spent warming up; used when `warmup_steps` is `None`.
@@ -133,13 +147,16 @@ impl OptimizerConfig {
 /// Length, batches, seed and outputs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunConfig {
-    /// The folder that is written.
+    /// The folder that is written: a new one, or one that is empty.
     #[serde(skip)]
     pub output: PathBuf,
+    /// `output` ends with a number: when another run has taken it meanwhile, the next number that is free is taken.
+    #[serde(skip)]
+    pub numbered: bool,
     /// Train every parameter instead of an adapter.
     pub full: bool,
-    /// Passes over the data; used when `max_steps` is `None`.
-    pub epochs: f64,
+    /// Passes over the data; used when `max_steps` is `None`. `None` is 3, or 10 for the bundled model.
+    pub epochs: Option<f64>,
     /// Optimizer steps in all.
     pub max_steps: Option<usize>,
     /// Examples (rows, with packing) per micro-batch.
@@ -154,9 +171,14 @@ pub struct RunConfig {
     pub log_steps: usize,
     /// Evaluate every so many steps; `None` is once at the end.
     pub eval_steps: Option<usize>,
-    /// Checkpoint folder to continue from.
+    /// Checkpoint to continue from, or the folder of a run: then its newest checkpoint.
     #[serde(skip)]
     pub resume: Option<PathBuf>,
+    /// Continue although data or settings differ from those of the checkpoint.
+    #[serde(skip)]
+    pub resume_anyway: bool,
+    /// Adapter folder to start from, instead of a new adapter.
+    pub adapter: Option<PathBuf>,
     /// Show so many examples instead of training.
     #[serde(skip)]
     pub preview: Option<usize>,
@@ -165,8 +187,10 @@ pub struct RunConfig {
 impl RunConfig {
     /// Optimizer steps of the whole run, given those of one epoch.
     pub fn num_steps(&self, steps_per_epoch: usize) -> usize {
-        self.max_steps
-            .unwrap_or_else(|| ((self.epochs * steps_per_epoch as f64).ceil() as usize).max(1))
+        self.max_steps.unwrap_or_else(|| {
+            ((self.epochs.unwrap_or(DEFAULT_EPOCHS) * steps_per_epoch as f64).ceil() as usize)
+                .max(1)
+        })
     }
 }
 

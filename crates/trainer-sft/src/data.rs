@@ -91,11 +91,11 @@ impl Datasets {
         };
         let renderer = Renderer::new(&format.tokenizer, format.template.as_ref(), settings);
         let train = match records.train {
-            Some(records) => Dataset::from_records(records, &renderer)?,
+            Some(records) => Dataset::from_records("records", records, &renderer)?,
             None => Dataset::load(&config.data.train, &renderer)?,
         };
         let eval = match records.eval {
-            Some(records) => Some(Dataset::from_records(records, &renderer)?),
+            Some(records) => Some(Dataset::from_records("eval_records", records, &renderer)?),
             None if config.data.eval.is_empty() => None,
             None => Some(Dataset::load(&config.data.eval, &renderer)?),
         };
@@ -121,25 +121,31 @@ impl Dataset {
         dataset.checked(|| names.collect::<Vec<_>>().join(", "), renderer)
     }
 
-    /// Renders records of the same formats as those of files, and logs what was recognised. Record 3 is named `records[3]`.
+    /// Renders records of the same formats as those of files, and logs what was recognised. Of `records`, record 3 is named
+    /// `records[3]`.
     ///
     /// # Errors
     /// The first record or field that cannot be used, and records of which nothing is left to learn.
     pub fn from_records(
+        name: &str,
         records: impl IntoIterator<Item = Value>,
         renderer: &Renderer<'_>,
     ) -> Result<Self, DataError> {
-        let name: Arc<Path> = Path::new("records").into();
+        let file: Arc<Path> = Path::new(name).into();
         let records = records.into_iter().enumerate().map(|(index, value)| {
             let source = Source {
-                file: name.clone(),
+                file: file.clone(),
                 place: Place::Element(index),
             };
             (source, value)
         });
+        let records: Vec<_> = records.collect();
+        if records.is_empty() {
+            return Err(DataError::NoRecords(name.to_owned()));
+        }
         let mut dataset = Self::default();
-        dataset.add(&name, records.collect(), renderer)?;
-        dataset.checked(|| "records".to_owned(), renderer)
+        dataset.add(&file, records, renderer)?;
+        dataset.checked(|| name.to_owned(), renderer)
     }
 
     /// Refuses a dataset without examples, and warns of what was lost.

@@ -34,5 +34,6 @@ pub use burn;
 pub use config::args;
 pub use data::render;
 pub use error::TrainError;
+pub use preview::preview;
 pub use run::{StepReport, Summary};
 pub use training::{Training, train, train_until};

@@ -40,6 +40,20 @@ impl Targets {
         self.rows.len()
     }
 
+    /// Rows and their tokens, at most `size` at a time.
+    pub(crate) fn chunks(&self, size: usize) -> impl Iterator<Item = (&[i32], &[u32])> {
+        self.rows.chunks(size).zip(self.tokens.chunks(size))
+    }
+
+    /// For each of `num_tokens` rows its number among the rows with a target, or the number of these.
+    pub(crate) fn sources(&self, num_tokens: usize) -> Vec<i32> {
+        let mut sources = vec![self.len() as i32; num_tokens];
+        for (from, &to) in (0..).zip(&self.rows) {
+            sources[to as usize] = from;
+        }
+        sources
+    }
+
     /// Whether nothing is learnt from this batch.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -96,7 +110,7 @@ pub struct HeadNames<'a> {
 pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let device = hidden.device();
     let mut total = Tensor::zeros([1], (&device, DType::F32));
-    for (rows, tokens) in chunks(targets, head.chunk_rows()) {
+    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let logits = head.logits(head.normalized(x)); // [rows, vocab]
         total = total + cross_entropy(logits, tokens, 1.0).0;
@@ -129,7 +143,7 @@ pub fn backward(
     let mut trained = trained;
     let mut total = Tensor::zeros([1], (&device, DType::F32));
     let mut gradients = Vec::new();
-    for (rows, tokens) in chunks(targets, head.chunk_rows()) {
+    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
         let x = hidden
             .clone()
             .select(0, indices(rows, &device))
@@ -172,15 +186,8 @@ fn spread(gradients: Vec<Tensor<2>>, targets: &Targets, like: &Tensor<2>) -> Ten
     let [num_tokens, width] = like.dims();
     let mut rows = gradients;
     rows.push(Tensor::zeros([1, width], (&device, DType::F32)));
-    let mut source = vec![targets.len() as i32; num_tokens];
-    for (from, &to) in (0..).zip(&targets.rows) {
-        source[to as usize] = from;
-    }
+    let source = targets.sources(num_tokens);
     Tensor::cat(rows, 0).select(0, indices(&source, &device)) // [tokens, hidden]
-}
-
-fn chunks(targets: &Targets, size: usize) -> impl Iterator<Item = (&[i32], &[u32])> {
-    targets.rows.chunks(size).zip(targets.tokens.chunks(size))
 }
 
 /// Row numbers or tokens on a device: `[values.len()]`, I32.

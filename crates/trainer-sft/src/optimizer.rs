@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use lora_4bit::training::{AdamWFactors, adamw};
 use serde::{Deserialize, Serialize};
 
 /// Constants of AdamW.
@@ -90,16 +91,17 @@ impl AdamW {
 
     /// The new value of one parameter.
     ///
-    /// `decay` says whether this parameter is subject to weight decay (matrices are, biases and norms are not).
+    /// The gradient is multiplied with `clip` first.
     ///
     /// # Shapes
     ///
-    /// `value`, `gradient` and the result are `[numel]`.
+    /// `value`, `gradient` and the result are `[numel]`, `clip` is `[1]`.
     pub fn update(
         &mut self,
         name: &str,
         value: Tensor<1>,
         gradient: Tensor<1>,
+        clip: Option<&Tensor<1>>,
         rate: StepRate,
     ) -> Tensor<1> {
         let AdamWConfig {
@@ -115,45 +117,76 @@ impl AdamW {
             true => 1.0 - rate.learning_rate * weight_decay,
             false => 1.0,
         };
-        if is_plain_cpu(&value) && is_plain_cpu(&gradient) {
-            let pass = Pass {
-                beta: [beta1 as f32, beta2 as f32],
-                rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
-                correction: correction2 as f32,
-                eps: eps as f32,
-                rate: (rate.learning_rate / correction1) as f32,
-                decay: decay as f32,
-            };
-            let (value, moments) = pass.run(value, gradient, self.moments.remove(name));
-            self.moments.insert(name.to_owned(), moments);
-            return value;
-        }
-        let square = gradient.clone() * gradient.clone(); // [numel]
-        let (mean, variance) = match self.moments.remove(name) {
-            Some(Moments { mean, variance }) => (
-                mean.mul_scalar(beta1) + gradient.mul_scalar(1.0 - beta1), // [numel]
-                variance.mul_scalar(beta2) + square.mul_scalar(1.0 - beta2), // [numel]
-            ),
-            None => (
-                gradient.mul_scalar(1.0 - beta1),
-                square.mul_scalar(1.0 - beta2),
-            ),
+        let pass = Pass {
+            beta: [beta1, beta2],
+            correction: correction2,
+            eps,
+            rate: rate.learning_rate / correction1,
+            decay,
         };
-        self.moments.insert(
-            name.to_owned(),
-            Moments {
-                mean: mean.clone(),
-                variance: variance.clone(),
-            },
-        );
+        let moments = self.moments.remove(name);
+        let (value, moments) = if is_plain_cpu(&value) && is_plain_cpu(&gradient) {
+            let gradient = match clip {
+                Some(clip) => gradient * clip.clone(), // [numel]
+                None => gradient,
+            };
+            pass.on_host(value, gradient, moments)
+        } else {
+            pass.on_device(value, &gradient, clip, moments)
+        };
+        self.moments.insert(name.to_owned(), moments);
+        value
+    }
 
-        let denominator = variance.sqrt().div_scalar(correction2).add_scalar(eps); // [numel]
-        let update = (mean / denominator).mul_scalar(rate.learning_rate / correction1); // [numel]
-        match decay == 1.0 {
-            true => value - update,
-            false => value.mul_scalar(decay) - update,
+    /// Checks that the moments belong to parameters of these sizes: name and number of values, of all parameters.
+    ///
+    /// # Errors
+    ///
+    /// The first parameter whose moments are missing, unknown or of another length.
+    pub fn check(&self, sizes: &BTreeMap<String, usize>) -> Result<(), MomentsError> {
+        let error = |parameter: &str, expected: String, found: String| {
+            Err(MomentsError {
+                parameter: parameter.to_owned(),
+                expected,
+                found,
+            })
+        };
+        for (name, &size) in sizes {
+            let expected = format!("{size} values");
+            let Some(Moments { mean, variance }) = self.moments.get(name) else {
+                return error(name, expected, "no moments".into());
+            };
+            for (kind, found) in [("mean", mean.dims()[0]), ("variance", variance.dims()[0])] {
+                if found != size {
+                    return error(
+                        &format!("{name}.{kind}"),
+                        expected,
+                        format!("{found} values"),
+                    );
+                }
+            }
+        }
+        match self.moments.keys().find(|name| !sizes.contains_key(*name)) {
+            Some(name) => error(
+                name,
+                "a parameter of this run".into(),
+                "none of this name".into(),
+            ),
+            None => Ok(()),
         }
     }
+}
+
+/// Moments that do not belong to the parameters of a run.
+#[derive(Debug, thiserror::Error)]
+#[error("`{parameter}`: expected {expected}, found {found}")]
+pub struct MomentsError {
+    /// The parameter, with `.mean` or `.variance` where one of them is meant.
+    pub parameter: String,
+    /// What belongs to it.
+    pub expected: String,
+    /// What was given.
+    pub found: String,
 }
 
 /// Whether a tensor's values lie in this process's memory, as f32.
@@ -161,38 +194,71 @@ fn is_plain_cpu(tensor: &Tensor<1>) -> bool {
     tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
 }
 
-/// The factors of one step of one parameter: the tensor operations of [`AdamW::update`] in one pass over memory.
+/// The factors of one step of one parameter.
 struct Pass {
-    beta: [f32; 2],
-    /// `1 - beta`.
-    rest: [f32; 2],
+    beta: [f64; 2],
     /// Root of the second moment's bias correction.
-    correction: f32,
-    eps: f32,
+    correction: f64,
+    eps: f64,
     /// Learning rate over the first moment's bias correction.
-    rate: f32,
-    decay: f32,
+    rate: f64,
+    decay: f64,
 }
 
 impl Pass {
-    /// The new value, `[numel]`, and the new moments.
-    fn run(
+    /// The new value, `[numel]`, and the new moments, on the device.
+    fn on_device(
+        &self,
+        value: Tensor<1>,
+        gradient: &Tensor<1>,
+        clip: Option<&Tensor<1>>,
+        moments: Option<Moments>,
+    ) -> (Tensor<1>, Moments) {
+        let like = (&value.device(), DType::F32);
+        let Moments { mean, variance } = moments.unwrap_or_else(|| Moments {
+            mean: Tensor::zeros(value.dims(), like),
+            variance: Tensor::zeros(value.dims(), like),
+        });
+        let clip = clip.map_or_else(|| Tensor::ones([1], like), Clone::clone);
+        let factors = AdamWFactors {
+            beta: self.beta.map(|beta| beta as f32),
+            rest: self.beta.map(|beta| (1.0 - beta) as f32),
+            correction: self.correction as f32,
+            eps: self.eps as f32,
+            rate: self.rate as f32,
+            decay: self.decay as f32,
+        };
+        let [value, mean, variance] = adamw([value, mean, variance], gradient, &clip, factors);
+        (value, Moments { mean, variance })
+    }
+
+    /// The same in one pass over memory.
+    fn on_host(
         &self,
         value: Tensor<1>,
         gradient: Tensor<1>,
         moments: Option<Moments>,
     ) -> (Tensor<1>, Moments) {
+        let beta = self.beta.map(|beta| beta as f32);
+        let rest = self.beta.map(|beta| (1.0 - beta) as f32);
+        let [correction, eps] = [self.correction, self.eps].map(|value| value as f32);
+        let [rate, decay] = [self.rate, self.decay].map(|value| value as f32);
         let (mut value, gradient) = (host(value), host(gradient));
         let (mut mean, mut variance) = match moments {
             Some(Moments { mean, variance }) => (host(mean), host(variance)),
             None => (vec![0.0; value.len()], vec![0.0; value.len()]),
         };
+        // `zip` would leave the rest of the longer ones as it is: see `AdamW::check`.
+        debug_assert_eq!(
+            [gradient.len(), mean.len(), variance.len()],
+            [value.len(); 3]
+        );
         let moments = mean.iter_mut().zip(&mut variance);
         for ((value, gradient), (mean, variance)) in value.iter_mut().zip(gradient).zip(moments) {
-            *mean = *mean * self.beta[0] + gradient * self.rest[0];
-            *variance = *variance * self.beta[1] + gradient * gradient * self.rest[1];
-            let denominator = variance.sqrt() / self.correction + self.eps;
-            *value = *value * self.decay - *mean / denominator * self.rate;
+            *mean = *mean * beta[0] + gradient * rest[0];
+            *variance = *variance * beta[1] + gradient * gradient * rest[1];
+            let denominator = variance.sqrt() / correction + eps;
+            *value = *value * decay - *mean / denominator * rate;
         }
         let [value, mean, variance] = [value, mean, variance].map(|values| {
             let len = values.len();
@@ -233,4 +299,95 @@ pub fn clip_factor(norm: Tensor<1>, max_norm: f64) -> Tensor<1> {
         .recip()
         .mul_scalar(max_norm)
         .clamp_max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(values: &[f32]) -> Tensor<1> {
+        let data = TensorData::new(values.to_vec(), [values.len()]);
+        Tensor::from_data(data, (&Device::flex(), DType::F32))
+    }
+
+    #[test]
+    fn one_pass_over_memory_computes_what_the_tensor_operations_do() {
+        for decay in [1.0, 0.99] {
+            let start = tensor(&[0.5, -1.25, 3.0, 0.0, 1e-3]);
+            let (mut host, mut device) = ((start.clone(), None), (start, None));
+            for step in 1..=4 {
+                let factor = step as f32;
+                let gradient = tensor(&[0.1 * factor, -2.0, 1e-4, 0.0, 7.5 / factor]);
+                let pass = Pass {
+                    beta: [0.9, 0.999],
+                    correction: (1.0 - 0.999f64.powi(step)).sqrt(),
+                    eps: 1e-8,
+                    rate: 1e-2 / (1.0 - 0.9f64.powi(step)),
+                    decay,
+                };
+                let (value, moments) = pass.on_host(host.0, gradient.clone(), host.1);
+                host = (value, Some(moments));
+                let (value, moments) = pass.on_device(device.0, &gradient, None, device.1);
+                device = (value, Some(moments));
+                let (Some(left), Some(right)) = (&host.1, &device.1) else {
+                    panic!("no moments")
+                };
+                for (left, right) in [
+                    (&host.0, &device.0),
+                    (&left.mean, &right.mean),
+                    (&left.variance, &right.variance),
+                ] {
+                    let values =
+                        |tensor: &Tensor<1>| -> Vec<f32> { tensor.to_data().iter().collect() };
+                    for (left, right) in values(left).into_iter().zip(values(right)) {
+                        let close = (left - right).abs() <= 1e-6 * right.abs().max(1e-6);
+                        assert!(close, "step {step}: {left}, {right}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn moments_of_another_length_are_named() {
+        let moments = |mean: usize, variance: usize| Moments {
+            mean: tensor(&vec![0.0; mean]),
+            variance: tensor(&vec![0.0; variance]),
+        };
+        let sizes = BTreeMap::from([("a".to_owned(), 3), ("b".to_owned(), 2)]);
+        let check = |found: BTreeMap<String, Moments>| {
+            let result = AdamW::resume(AdamWConfig::default(), 1, found).check(&sizes);
+            result.map_err(|error| error.to_string())
+        };
+        let good = BTreeMap::from([
+            ("a".to_owned(), moments(3, 3)),
+            ("b".to_owned(), moments(2, 2)),
+        ]);
+        assert_eq!(check(good.clone()), Ok(()));
+        for (name, pair, expected) in [
+            (
+                "b",
+                Some(moments(2, 1)),
+                "`b.variance`: expected 2 values, found 1 values",
+            ),
+            (
+                "a",
+                Some(moments(4, 3)),
+                "`a.mean`: expected 3 values, found 4 values",
+            ),
+            ("a", None, "`a`: expected 3 values, found no moments"),
+            (
+                "c",
+                Some(moments(1, 1)),
+                "`c`: expected a parameter of this run, found none of this name",
+            ),
+        ] {
+            let mut found = good.clone();
+            match pair {
+                Some(pair) => found.insert(name.to_owned(), pair),
+                None => found.remove(name),
+            };
+            assert_eq!(check(found), Err(expected.to_owned()));
+        }
+    }
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Gradients, Tensor};
+use lora_4bit::training::sum_of_squares;
 use lora_4bit::{Linear, Weight};
 use model_qwen::{DecoderLayer, QwenModel};
 
@@ -71,13 +72,22 @@ impl ParameterMut<'_> {
         }
     }
 
-    /// Replaces the value by `new(value)`, both `[numel]`.
+    /// Replaces the value by `new(value)`, both `[numel]`. `new` gets the only handle, so that it may write in place.
     pub fn replace(self, new: impl FnOnce(Tensor<1>) -> Tensor<1>) {
         match self {
-            Self::Vector(tensor) => *tensor = new(tensor.clone()),
-            Self::Matrix(tensor) => *tensor = new(flat(tensor.clone())).reshape(tensor.dims()),
+            Self::Vector(tensor) => *tensor = new(take(tensor)),
+            Self::Matrix(tensor) => {
+                let dims = tensor.dims();
+                *tensor = new(flat(take(tensor))).reshape(dims);
+            }
         }
     }
+}
+
+/// The tensor itself, not a second handle; an empty one takes its place.
+fn take<const D: usize>(tensor: &mut Tensor<D>) -> Tensor<D> {
+    let empty = Tensor::empty([0; D], (&tensor.device(), DType::F32));
+    std::mem::replace(tensor, empty)
 }
 
 /// `[rows, columns]` → `[rows · columns]`.
@@ -118,6 +128,11 @@ pub fn visit_model(
     }
     if trainable == Trainable::Full {
         visit(FINAL_NORM, ParameterMut::Vector(&mut model.norm));
+        if model.config.tie_word_embeddings {
+            // Otherwise the head is a second handle of the embeddings while they are visited.
+            let device = model.embed_tokens.device();
+            model.lm_head.weight = Weight::Dense(Tensor::empty([0, 0], (&device, DType::F32)));
+        }
         visit(EMBEDDINGS, ParameterMut::Matrix(&mut model.embed_tokens));
         if model.config.tie_word_embeddings {
             model.lm_head.weight = Weight::Dense(model.embed_tokens.clone());
@@ -217,11 +232,7 @@ impl GradientStore {
     /// L2 norm of all gradients together: `[1]`, on the device.
     #[must_use]
     pub fn norm(&self, device: &Device) -> Tensor<1> {
-        let squares: Vec<_> = self
-            .gradients
-            .values()
-            .map(|g| (g.clone() * g.clone()).sum())
-            .collect(); // [1] each
+        let squares: Vec<_> = self.gradients.values().map(sum_of_squares).collect(); // [parts] each
         if squares.is_empty() {
             return Tensor::zeros([1], (device, DType::F32));
         }

@@ -1,5 +1,7 @@
 //! What a run needs before its first step: the model, its adapter, and the optimizer where it left off.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Device;
 use lora_4bit::Weight;
 use lora_4bit::peft::{LoraAdapter, LoraConfig};
@@ -12,7 +14,7 @@ use crate::config::{Config, GradientCheckpointing};
 use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
-use crate::parameters::Trainable;
+use crate::parameters::{Trainable, visit_model};
 use crate::schedule::Schedule;
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
@@ -51,9 +53,10 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
 fn frozen_options(config: &Config) -> LoadOptions {
     LoadOptions {
         dtype: config.model.dtype,
-        quantization: config.model.quantization,
+        quantization: config.quantization(),
         double_quant: config.model.double_quant,
         int8_lm_head: false,
+        embeddings_on_cpu: true,
     }
 }
 
@@ -80,7 +83,7 @@ pub(crate) fn add_adapter(
 /// The trainer at its first step, or where the checkpoint of `--resume` left it.
 pub(crate) fn start(
     config: &Config,
-    model: QwenModel,
+    mut model: QwenModel,
     mut loader: DataLoader,
     total_steps: usize,
 ) -> Result<(Trainer, DataLoader), TrainError> {
@@ -96,7 +99,7 @@ pub(crate) fn start(
         } else {
             Trainable::Adapter { slot: lora::SLOT }
         },
-        learning_rate: config.optimizer.learning_rate,
+        learning_rate: config.learning_rate(),
         schedule: Schedule {
             kind: config.optimizer.lr_schedule,
             warmup_steps: config.optimizer.num_warmup_steps(total_steps),
@@ -135,6 +138,11 @@ pub(crate) fn start(
                     total_steps.to_string(),
                 ));
             }
+            let mut sizes = BTreeMap::new();
+            visit_model(&mut model, options.trainable, &mut |name, parameter| {
+                sizes.insert(name.to_owned(), parameter.num_values());
+            });
+            checkpoint::check_optimizer(dir, &optimizer, &sizes)?;
             loader.restore(state.loader);
             optimizer
         }

@@ -7,17 +7,32 @@
 //! With gradient checkpointing, the forward pass keeps only a layer's input, and the backward pass computes the layer
 //! again: a third more work, but only one layer's activations are in memory at any time.
 
+pub mod explicit;
+
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
 use kv_paging::{CausalAttention, Rotary};
-use lora_4bit::AdapterSelection;
-use model_qwen::{DecoderLayer, QwenModel};
+use lora_4bit::{AdapterSelection, Dropout};
+use model_qwen::{DecoderLayer, QwenModel, is_gpu};
 
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
+
+/// The slot and the dropout of the adapters for [`explicit`]: where an adapter is used or trained on a GPU.
+pub(crate) fn explicit_slot(
+    model: &QwenModel,
+    adapters: &AdapterSelection,
+) -> Option<(usize, Option<Dropout>)> {
+    match adapters {
+        AdapterSelection::All { slot, dropout } if is_gpu(&model.device()) => {
+            Some((*slot, *dropout))
+        }
+        _ => None,
+    }
+}
 
 /// What the layers of one micro-batch share.
 struct Shared<'a> {
@@ -30,6 +45,9 @@ struct Shared<'a> {
 /// Summed cross-entropy of a batch's targets, without gradients: `[1]`.
 #[must_use]
 pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
+    if let Some((slot, None)) = explicit_slot(model, adapters) {
+        return explicit::forward(model, batch, slot);
+    }
     let rotary = model.rotary(&batch.positions);
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
@@ -49,6 +67,9 @@ pub fn forward_backward(
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
+    if let Some(slot) = explicit_slot(model, adapters) {
+        return explicit::forward_backward(model, batch, slot, checkpointing, scale, store);
+    }
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
         rotary,
@@ -174,7 +195,7 @@ impl LayerGraph {
 /// How many layers keep their activations from the forward to the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// On the CPU as many as fit into half of the memory that is free, on other devices none.
+    /// On the CPU as many as fit into half of the memory that is free, on a GPU none.
     #[default]
     Auto,
     /// None: each is computed twice.

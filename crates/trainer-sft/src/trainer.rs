@@ -1,5 +1,7 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
+use std::borrow::Cow;
+
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
@@ -150,15 +152,12 @@ impl Trainer {
                 let Some(gradient) = gradients.remove(name) else {
                     return;
                 };
-                let gradient = match &clip {
-                    Some(clip) => gradient * clip.clone(), // [numel]
-                    None => gradient,
-                };
                 let rate = StepRate {
                     learning_rate,
                     decay: parameter.decays(),
                 };
-                parameter.replace(|value| optimizer.update(name, value, gradient, rate));
+                parameter
+                    .replace(|value| optimizer.update(name, value, gradient, clip.as_ref(), rate));
             },
         );
         StepOutput {
@@ -183,7 +182,7 @@ impl Trainer {
             let adapters = self.adapters(Some(index));
             let options = &self.options;
             let how = (options.trainable, &adapters, options.checkpointing);
-            for batch in even_batches(batch, &self.device()).iter() {
+            for batch in self.even(batch, &adapters).iter() {
                 loss = loss + step::forward_backward(&self.model, batch, how, scale, &mut store);
             }
         }
@@ -197,7 +196,7 @@ impl Trainer {
         let (mut total, mut num_targets) = (0f64, 0usize);
         for batch in batches {
             if batch.num_targets() > 0 {
-                for batch in even_batches(&batch, &self.device()).iter() {
+                for batch in self.even(&batch, &adapters).iter() {
                     total += f64::from(
                         step::forward(&self.model, batch, &adapters).into_scalar::<f32>(),
                     );
@@ -206,6 +205,14 @@ impl Trainer {
             }
         }
         (num_targets > 0).then(|| total / num_targets as f64)
+    }
+
+    /// What is computed for a batch.
+    fn even<'b>(&self, batch: &'b Batch, adapters: &AdapterSelection) -> Cow<'b, [Batch]> {
+        match step::explicit_slot(&self.model, adapters) {
+            Some(_) => Cow::Borrowed(std::slice::from_ref(batch)),
+            None => even_batches(batch, &self.device()),
+        }
     }
 
     /// The adapters in use, with the dropout of one micro-batch of the coming step.

@@ -106,14 +106,12 @@ impl<'a> Training<'a> {
     /// Whatever is wrong with a setting, device, model, data or output folder, before the first step; a diverged loss or a full
     /// disk later. Checkpoints that were written stay.
     pub fn run(self) -> Result<Summary, TrainError> {
-        let config = self.config;
-        config.check()?;
-        if self.records.train.is_none() && config.data.train.is_empty() {
-            return Err(ConfigError::NoData.into());
-        }
-        let has_eval = self.records.eval.is_some() || !config.data.eval.is_empty();
-        if config.run.eval_steps.is_some() && !has_eval {
-            return Err(ConfigError::NoEvalData.into());
+        let config = &self.config.resolved()?;
+        let (train, eval) = (&self.records.train, &self.records.eval);
+        config.check_data(train.is_some(), eval.is_some())?;
+        if config.run.preview.is_some() {
+            let text = "a run trains, and `preview` shows examples instead: leave it out, or call `trainer_sft::preview`";
+            return Err(ConfigError::Conflict(text.into()).into());
         }
         let device = match self.device {
             Some(device) => device,

@@ -43,7 +43,7 @@ fn the_help_tells_the_true_defaults() {
         ("warmup-ratio", config.optimizer.warmup_ratio.to_string()),
         ("weight-decay", config.optimizer.weight_decay.to_string()),
         ("max-grad-norm", config.optimizer.max_grad_norm.to_string()),
-        ("epochs", config.run.epochs.to_string()),
+        ("epochs", "3".into()),
         ("batch-size", config.run.batch_size.to_string()),
         (
             "gradient-accumulation",
@@ -69,19 +69,47 @@ fn the_help_tells_the_true_defaults() {
             "--{flag}: help {stated}, real {default}"
         );
     }
-    assert_eq!(config.optimizer.learning_rate, 2e-3, "the bundled model");
+    assert_eq!(
+        config.optimizer.learning_rate,
+        Some(2e-3),
+        "the bundled model"
+    );
     let named = parse("--data d.jsonl --model m").unwrap();
-    assert_eq!(named.optimizer.learning_rate, 2e-4);
+    assert_eq!(named.optimizer.learning_rate, Some(2e-4));
+    assert_eq!(
+        (config.run.epochs, named.run.epochs),
+        (Some(10.0), Some(3.0))
+    );
     assert_eq!(config.optimizer.lr_schedule, LrSchedule::Cosine);
     assert_eq!(
         (config.model.quantization, config.model.double_quant),
-        (Quantization::Nf4, true)
+        (Some(Quantization::Nf4), true)
     );
     assert_eq!(
         (config.data.train_on, config.data.thinking),
         (TrainOn::Assistant, Thinking::Keep)
     );
     assert_eq!(config.run.output, PathBuf::from("adapters/d-1"));
+}
+
+/// Settings that depend on the rest are the same whoever asks.
+#[test]
+fn a_program_gets_the_defaults_of_the_command_line() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("x");
+    for (flags, model, full) in [
+        ("", None, false),
+        ("--full", None, true),
+        ("--model m", Some("m"), false),
+        ("--model m --full", Some("m"), true),
+    ] {
+        let line = format!("--data d --output {} {flags}", output.display());
+        let mut config = Config::new(&output);
+        config.data.train = vec!["d".into()];
+        config.model.model = model.map(Into::into);
+        config.run.full = full;
+        assert_eq!(config.resolved().unwrap(), parse(&line).unwrap(), "{flags}");
+    }
 }
 
 #[test]
@@ -117,13 +145,26 @@ fn unknown_flags_name_the_nearest_one() {
 }
 
 #[test]
-fn even_a_flag_like_no_other_gets_a_hint() {
-    for flag in ["--bs", "--4bit", "--zzzzzz"] {
+fn a_flag_of_another_program_is_translated_and_any_other_points_nowhere() {
+    for (flag, here) in [
+        ("--bs", "--batch-size"),
+        ("--4bit", "--quantization"),
+        ("--load_in_4bit", "--quantization"),
+        ("--dataset", "--data"),
+    ] {
         let message = error(&format!("--data d.jsonl {flag} 3"));
-        assert!(
-            message.contains("a similar argument exists: '--"),
-            "{message}"
-        );
+        let expected = format!("a similar argument exists: '{here}'");
+        assert!(message.contains(&expected), "{message}");
+    }
+    for flag in [
+        "--zzzzzz",
+        "--do-train",
+        "--deepspeed",
+        "--warmth",
+        "--fp16",
+    ] {
+        let message = error(&format!("--data d.jsonl {flag} 3"));
+        assert!(!message.contains("similar"), "{message}");
     }
 }
 
@@ -143,7 +184,18 @@ fn values_out_of_range_name_the_flag() {
             "--data d --learning-rate nan",
             "--learning-rate: expected a number above 0, found NaN",
         ),
-        ("--data d --epochs -1", "unexpected argument '-1'"),
+        (
+            "--data d --epochs -1",
+            "--epochs: expected a number above 0, found -1",
+        ),
+        (
+            "--data d --seed -1",
+            "'--seed <SEED>': expected a whole number from 0 to 2^64 - 1, found `-1`",
+        ),
+        (
+            "--data d --learning-rate fast",
+            "'--learning-rate <LR>': expected a number such as 0.5 or 2e-4, found `fast`",
+        ),
         (
             "--data d --epochs=-1",
             "--epochs: expected a number above 0, found -1",
@@ -162,7 +214,7 @@ fn values_out_of_range_name_the_flag() {
         ),
         (
             "--data d --batch-size x",
-            "invalid value 'x' for '--batch-size",
+            "'--batch-size <N>': expected a whole number, 0 or more, found `x`",
         ),
         (
             "--data d --quantization int8",
@@ -177,6 +229,28 @@ fn values_out_of_range_name_the_flag() {
         ("--data d --full --init-config c.json", "needs --tokenizer"),
         ("--data d --eval-steps 5", "--eval-steps needs --eval-data"),
         (
+            "--data d --full --lora-r 8",
+            "--lora-r would have no effect",
+        ),
+        (
+            "--data d --quantization none --no-double-quant",
+            "--no-double-quant would have no effect",
+        ),
+        (
+            "--data d --columns prompt",
+            "--columns: expected PART=FIELD",
+        ),
+        (
+            "--data d --columns question=prompt",
+            "--columns: expected one of messages,",
+        ),
+        ("--data d --streaming", "--streaming needs --max-steps"),
+        ("--data d --resume-anyway", "--resume-anyway needs --resume"),
+        (
+            "--data d --resume no/run",
+            "--resume: expected a checkpoint folder, or the folder of a run that has some, found no/run, which is no folder",
+        ),
+        (
             "--data d --double-quant --no-double-quant",
             "cannot be used with",
         ),
@@ -186,7 +260,7 @@ fn values_out_of_range_name_the_flag() {
     }
     assert_eq!(
         parse("--data d --full").unwrap().model.quantization,
-        Quantization::None
+        Some(Quantization::None)
     );
 }
 
@@ -202,11 +276,11 @@ fn flags_win_over_the_file() {
             config.optimizer.learning_rate,
             config.run.epochs
         ),
-        (8, 1e-3, 2.0)
+        (8, Some(1e-3), Some(2.0))
     );
     assert_eq!(
         (config.model.quantization, config.model.dtype),
-        (Quantization::None, Dtype::F32)
+        (Some(Quantization::None), Dtype::F32)
     );
     assert_eq!(config.data.train, [Path::new("f.jsonl")]);
     assert_eq!(
@@ -247,7 +321,7 @@ fn errors_in_the_file_name_the_line() {
 
 #[test]
 fn a_written_configuration_gives_the_same_run() {
-    let config = parse("--data a.jsonl --eval-data e.jsonl --lora-r 8 --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
+    let config = parse("--data a.jsonl --eval-data e.jsonl --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
     let (_folder, path) = config_file(&config.to_toml());
     assert_eq!(
         parse(&format!("--config {path} --output /tmp/none/x")).unwrap(),
@@ -263,7 +337,7 @@ fn a_trained_adapter_is_not_overwritten() {
     std::fs::write(folder.path().join("adapter_model.safetensors"), "").unwrap();
     let message = error(&format!("--data d --output {}", folder.path().display()));
     assert!(
-        message.contains("--output: expected a folder without a trained model"),
+        message.contains("--output: expected a new or empty folder, found"),
         "{message}"
     );
 }

@@ -91,7 +91,23 @@ fn what_cannot_be_learnt_is_named() {
     let message = run(vec![records().remove(0), json!({"text": 5})]);
     let message = message.unwrap_err().to_string();
     assert!(message.contains("records[1]"), "{message}");
-    assert!(matches!(run(Vec::new()), Err(TrainError::Data(_))));
+    let message = run(Vec::new()).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "records: expected at least one record, found an empty list"
+    );
+    let training = Training::new(&config).records(records());
+    let message = training.eval_records([json!({"text": 5})]).run();
+    let message = message.unwrap_err().to_string();
+    assert!(
+        message.starts_with("eval_records[0]: field `text`"),
+        "{message}"
+    );
+    let mut shown = config.clone();
+    shown.run.preview = Some(1);
+    let message = Training::new(&shown).records(records()).run();
+    let message = message.unwrap_err().to_string();
+    assert!(message.contains("trainer_sft::preview"), "{message}");
     let without = Training::new(&config).run();
     assert!(matches!(
         without,

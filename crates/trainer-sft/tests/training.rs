@@ -4,7 +4,8 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use kv_paging::CausalAttention;
-use lora_4bit::{AdapterSelection, Weight};
+use lora_4bit::peft::LoraAdapter;
+use lora_4bit::{AdapterSelection, Dropout, Weight};
 use model_qwen::{QwenConfig, QwenModel};
 use trainer_sft::batch::{Batch, LoaderState};
 use trainer_sft::checkpoint::{self, TrainerState};
@@ -12,9 +13,9 @@ use trainer_sft::config::{LoraOptions, LrSchedule};
 use trainer_sft::even;
 use trainer_sft::lora::{SLOT, new_adapter, read_adapter};
 use trainer_sft::optimizer::AdamWConfig;
-use trainer_sft::parameters::{Trainable, visit_model};
+use trainer_sft::parameters::{GradientStore, Trainable, visit_model};
 use trainer_sft::schedule::Schedule;
-use trainer_sft::step::Checkpointing;
+use trainer_sft::step::{self, Checkpointing};
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
 const VOCAB: u32 = 97;
@@ -44,6 +45,13 @@ fn model(tied: bool, qk_norm: bool) -> QwenModel {
 /// As [`model`], with an adapter whose B is not zero.
 fn model_with_adapter() -> QwenModel {
     let mut model = model(true, false);
+    let adapter = adapter(&model);
+    model.add_adapter(SLOT, &adapter).unwrap();
+    model
+}
+
+/// An adapter on all layers whose B is not zero.
+fn adapter(model: &QwenModel) -> LoraAdapter {
     let lora = LoraOptions {
         r: 3,
         alpha: 6.0,
@@ -51,7 +59,7 @@ fn model_with_adapter() -> QwenModel {
         target_modules: vec!["all-linear".into()],
         use_rslora: false,
     };
-    let mut adapter = new_adapter(&lora, None, &model, 11);
+    let mut adapter = new_adapter(&lora, None, model, 11);
     for matrices in adapter.modules.values_mut() {
         matrices
             .b
@@ -59,8 +67,7 @@ fn model_with_adapter() -> QwenModel {
             .enumerate()
             .for_each(|(i, b)| *b = ((i * 37 % 19) as f32 - 9.0) * 0.01);
     }
-    model.add_adapter(SLOT, &adapter).unwrap();
-    model
+    adapter
 }
 
 fn options(trainable: Trainable) -> TrainerOptions {
@@ -261,6 +268,46 @@ fn whole_graph(
         ));
     });
     (loss.inner().into_scalar::<f32>(), found)
+}
+
+/// The step of GPUs, on the CPU by the twins of its operations.
+#[test]
+fn the_explicit_step_equals_the_graphs() {
+    for (qk_norm, p) in [(false, 0.0), (true, 0.0), (true, 0.25)] {
+        let mut model = model(qk_norm, qk_norm);
+        let adapter = adapter(&model);
+        model.add_adapter(SLOT, &adapter).unwrap();
+        let batch = pack(&documents());
+        let trainable = Trainable::Adapter { slot: SLOT };
+        let dropout = (p > 0.0).then_some(Dropout { p, seed: 3 });
+        let adapters = AdapterSelection::All {
+            slot: SLOT,
+            dropout,
+        };
+        let (mut expected, mut found) = (GradientStore::default(), GradientStore::default());
+        let how = (trainable, &adapters, Checkpointing::On);
+        // The masks of dropout depend on the number of rows: this one needs no padding.
+        let batch = if p > 0.0 { document(3, 64, 5) } else { batch };
+        let loss = step::forward_backward(&model, &batch, how, 0.5, &mut expected);
+        let slot = (SLOT, dropout);
+        let kept = if qk_norm {
+            Checkpointing::Off
+        } else {
+            Checkpointing::On
+        };
+        let explicit =
+            step::explicit::forward_backward(&model, &batch, slot, kept, 0.5, &mut found);
+        assert_close("loss", &values(&explicit), &values(&loss), 1e-5);
+        assert!(expected.names().eq(found.names()));
+        for name in expected.names() {
+            let (a, b) = (found.get(name).unwrap(), expected.get(name).unwrap());
+            assert_close(name, &values(a), &values(b), 1e-4);
+        }
+        if dropout.is_none() {
+            let evaluated = step::explicit::forward(&model, &batch, SLOT);
+            assert_close("evaluated", &values(&evaluated), &values(&loss), 1e-5);
+        }
+    }
 }
 
 #[test]

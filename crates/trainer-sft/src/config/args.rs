@@ -6,6 +6,7 @@
 mod hints;
 mod merge;
 mod parse;
+mod values;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use self::parse::ArgsError;
+use self::values::{number, seed, whole};
 use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
 
 /// `--quantization`.
@@ -51,8 +53,9 @@ pub struct Args {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// File to learn from, JSONL or a JSON array; repeat for several. Each record is one of: `messages` (OpenAI),
-    /// `conversations` (ShareGPT), `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `text`
+    /// File to learn from: JSONL, a JSON array or CSV, also as .gz or .zst; a folder of such files, a glob pattern, or `-`
+    /// for standard input; repeat for several. Each record is one of: `messages` (OpenAI), `conversations` (ShareGPT),
+    /// `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `query`/`response`, `segments`, `text`
     #[arg(long, value_name = "FILE", help_heading = "Data", visible_alias = "train-file", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many")]
     pub data: Vec<PathBuf>,
@@ -62,6 +65,21 @@ pub struct Args {
     #[serde(deserialize_with = "one_or_many")]
     pub eval_data: Vec<PathBuf>,
 
+    /// Names of the fields in the data: prompt=question,completion=answer reads `question` as the prompt and `answer` as the
+    /// completion, and no other field
+    #[arg(long, value_name = "PART=FIELD", help_heading = "Data", value_delimiter = ',', num_args = 1..)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub columns: Vec<String>,
+
+    /// End with an error at a record that teaches nothing, instead of leaving it out with a warning
+    #[arg(long, help_heading = "Data", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub strict: Option<bool>,
+
+    /// Read the data while training, in blocks of 4096 records that are shuffled, instead of before the first step; needs
+    /// --max-steps
+    #[arg(long, help_heading = "Data", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub streaming: Option<bool>,
+
     /// Longest example in tokens, at most the model's context. Longer ones lose the left of their prompt, never part of
     /// an answer [default: 1024]
     #[arg(
@@ -69,7 +87,8 @@ pub struct Args {
         value_name = "TOKENS",
         help_heading = "Data",
         visible_alias = "max-seq-length",
-        alias = "cutoff-len"
+        alias = "cutoff-len",
+        value_parser = whole, allow_negative_numbers = true
     )]
     pub max_length: Option<usize>,
 
@@ -88,7 +107,7 @@ pub struct Args {
     pub thinking: Option<Thinking>,
 
     /// Show the first N examples as tokens, with those that are learnt highlighted, and stop
-    #[arg(long, value_name = "N", help_heading = "Data", num_args = 0..=1, default_missing_value = "1")]
+    #[arg(long, value_name = "N", help_heading = "Data", num_args = 0..=1, default_missing_value = "1", value_parser = whole, allow_negative_numbers = true)]
     #[serde(skip)]
     pub preview: Option<usize>,
 
@@ -149,22 +168,28 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER", help_heading = "Model")]
     pub tokenizer: Option<PathBuf>,
 
+    /// Start from this adapter (a PEFT folder) instead of a new one, for example with other data. Its rank, alpha and layers
+    /// stay
+    #[arg(long, value_name = "FOLDER", help_heading = "LoRA")]
+    pub adapter: Option<PathBuf>,
+
     /// Rank of the adapter [default: 16]
     #[arg(
         long,
         value_name = "R",
         help_heading = "LoRA",
         visible_alias = "lora-rank",
-        alias = "rank"
+        alias = "rank",
+        value_parser = whole, allow_negative_numbers = true
     )]
     pub lora_r: Option<usize>,
 
     /// Scale of the adapter: its output is multiplied by alpha / r [default: 32]
-    #[arg(long, value_name = "ALPHA", help_heading = "LoRA")]
+    #[arg(long, value_name = "ALPHA", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub lora_alpha: Option<f64>,
 
     /// Probability of zeroing an input of the adapter while training [default: 0]
-    #[arg(long, value_name = "P", help_heading = "LoRA")]
+    #[arg(long, value_name = "P", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub lora_dropout: Option<f64>,
 
     /// Layers that get an adapter: `all-linear`, or a list such as q_proj,v_proj [default: all-linear]
@@ -182,7 +207,8 @@ pub struct Args {
         long,
         value_name = "LR",
         help_heading = "Training",
-        visible_alias = "lr"
+        visible_alias = "lr",
+        value_parser = number, allow_negative_numbers = true
     )]
     pub learning_rate: Option<f64>,
 
@@ -196,32 +222,33 @@ pub struct Args {
     pub lr_schedule: Option<LrSchedule>,
 
     /// Part of all steps in which the learning rate rises to its peak [default: 0.03]
-    #[arg(long, value_name = "PART", help_heading = "Training")]
+    #[arg(long, value_name = "PART", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub warmup_ratio: Option<f64>,
 
     /// Number of steps in which the learning rate rises; replaces --warmup-ratio
-    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = whole, allow_negative_numbers = true)]
     pub warmup_steps: Option<usize>,
 
     /// Decoupled weight decay of AdamW [default: 0]
-    #[arg(long, value_name = "W", help_heading = "Training")]
+    #[arg(long, value_name = "W", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
 
     /// Gradients are scaled down to this global L2 norm; 0 switches it off [default: 1]
-    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    #[arg(long, value_name = "NORM", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub max_grad_norm: Option<f64>,
 
-    /// Passes over the data; may be a fraction [default: 10]
+    /// Passes over the data; may be a fraction [default: 3; 10 for LoRA on the bundled model]
     #[arg(
         long,
         value_name = "N",
         help_heading = "Training",
-        visible_alias = "num-train-epochs"
+        visible_alias = "num-train-epochs",
+        value_parser = number, allow_negative_numbers = true
     )]
     pub epochs: Option<f64>,
 
     /// Stop after so many optimizer steps; replaces --epochs
-    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = whole, allow_negative_numbers = true)]
     pub max_steps: Option<usize>,
 
     /// Examples (rows, with --packing) computed at once [default: 4]
@@ -229,7 +256,8 @@ pub struct Args {
         long,
         value_name = "N",
         help_heading = "Training",
-        visible_alias = "per-device-train-batch-size"
+        visible_alias = "per-device-train-batch-size",
+        value_parser = whole, allow_negative_numbers = true
     )]
     pub batch_size: Option<usize>,
 
@@ -238,7 +266,8 @@ pub struct Args {
         long,
         value_name = "N",
         help_heading = "Training",
-        visible_alias = "gradient-accumulation-steps"
+        visible_alias = "gradient-accumulation-steps",
+        value_parser = whole, allow_negative_numbers = true
     )]
     pub gradient_accumulation: Option<usize>,
 
@@ -249,10 +278,10 @@ pub struct Args {
     pub gradient_checkpointing: Option<GradientCheckpointing>,
 
     /// Seed of shuffling, initialization and dropout [default: 42]
-    #[arg(long, value_name = "SEED", help_heading = "Training")]
+    #[arg(long, value_name = "SEED", help_heading = "Training", value_parser = seed, allow_negative_numbers = true)]
     pub seed: Option<u64>,
 
-    /// Folder to write; nothing is overwritten [default: adapters/DATA-N; models/… with --full]
+    /// Folder to write, a new or empty one; nothing is overwritten [default: adapters/DATA-N; models/… with --full]
     #[arg(
         long,
         short,
@@ -263,7 +292,7 @@ pub struct Args {
     pub output: Option<PathBuf>,
 
     /// Write a checkpoint every so many steps [default: only the result at the end]
-    #[arg(long, value_name = "STEPS", help_heading = "Output")]
+    #[arg(long, value_name = "STEPS", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
     pub save_steps: Option<usize>,
 
     /// Write metrics every so many steps [default: 1]
@@ -271,15 +300,17 @@ pub struct Args {
         long,
         value_name = "STEPS",
         help_heading = "Output",
-        visible_alias = "logging-steps"
+        visible_alias = "logging-steps",
+        value_parser = whole, allow_negative_numbers = true
     )]
     pub log_steps: Option<usize>,
 
     /// Evaluate every so many steps (needs --eval-data) [default: at the end]
-    #[arg(long, value_name = "STEPS", help_heading = "Output")]
+    #[arg(long, value_name = "STEPS", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
     pub eval_steps: Option<usize>,
 
-    /// Continue from this checkpoint folder, bit for bit as if the run had not stopped
+    /// Continue from this checkpoint, or from the newest one of this run, bit for bit as if the run had not stopped. The
+    /// settings are those of its run.toml
     #[arg(
         long,
         value_name = "FOLDER",
@@ -288,6 +319,11 @@ pub struct Args {
     )]
     #[serde(skip)]
     pub resume: Option<PathBuf>,
+
+    /// Continue although model, data or settings differ from those of the checkpoint
+    #[arg(long, help_heading = "Output")]
+    #[serde(skip)]
+    pub resume_anyway: bool,
 }
 
 /// A list, or a single value standing for a list of one.

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use lora_4bit::ComputeDtype;
-use model_qwen::{Dtype, Quantization};
+use model_qwen::Dtype;
 
 use super::{
-    ALL_LINEAR, Config, DEFAULT_EPOCHS, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule,
-    ModelConfig, OptimizerConfig, RunConfig, Thinking, TrainOn,
+    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, ModelConfig,
+    OptimizerConfig, RunConfig, Thinking, TrainOn,
 };
 
 impl Config {
@@ -41,7 +41,7 @@ impl Default for ModelConfig {
             model: None,
             init_config: None,
             tokenizer: None,
-            quantization: Quantization::Nf4,
+            quantization: None,
             double_quant: true,
             dtype: Dtype::Auto,
             compute_dtype: ComputeDtype::Bf16,
@@ -55,6 +55,9 @@ impl Default for DataConfig {
         Self {
             train: Vec::new(),
             eval: Vec::new(),
+            columns: Vec::new(),
+            strict: false,
+            streaming: false,
             max_length: 1024,
             packing: false,
             train_on: TrainOn::Assistant,
@@ -78,7 +81,7 @@ impl Default for LoraOptions {
 impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
-            learning_rate: 2e-4,
+            learning_rate: None,
             lr_schedule: LrSchedule::Cosine,
             warmup_ratio: 0.03,
             warmup_steps: None,
@@ -94,8 +97,9 @@ impl Default for RunConfig {
     fn default() -> Self {
         Self {
             output: PathBuf::new(),
+            numbered: false,
             full: false,
-            epochs: DEFAULT_EPOCHS,
+            epochs: None,
             max_steps: None,
             batch_size: 4,
             gradient_accumulation: 1,
@@ -104,6 +108,8 @@ impl Default for RunConfig {
             log_steps: 1,
             eval_steps: None,
             resume: None,
+            resume_anyway: false,
+            adapter: None,
             preview: None,
         }
     }

@@ -1,13 +1,10 @@
 //! Optional settings → a complete, checked [`Config`].
 
-use std::path::{Path, PathBuf};
-
 use lora_4bit::ComputeDtype;
 use model_qwen::Quantization;
 use thiserror::Error;
 
-use super::args::Args;
-use super::{Config, DataConfig, LoraOptions, ModelConfig, OptimizerConfig, RunConfig};
+use super::{Columns, Config};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -56,104 +53,6 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Fills in defaults and checks every value.
-    ///
-    /// # Errors
-    /// The first setting that is out of range, missing, or excluded by another one.
-    pub fn from_args(args: Args) -> Result<Self, ConfigError> {
-        let full = args.full.unwrap_or(false);
-        if args.data.is_empty() {
-            return Err(ConfigError::NoData);
-        }
-        let default = ModelConfig::default();
-        let model = ModelConfig {
-            model: args.model,
-            init_config: args.init_config,
-            tokenizer: args.tokenizer,
-            quantization: args.quantization.unwrap_or(if full {
-                Quantization::None
-            } else {
-                default.quantization
-            }),
-            double_quant: args.double_quant.unwrap_or(default.double_quant),
-            dtype: args.dtype.unwrap_or(default.dtype),
-            compute_dtype: args.compute_dtype.unwrap_or(default.compute_dtype),
-            device: args.device.unwrap_or(default.device),
-        };
-        let default = DataConfig::default();
-        let data = DataConfig {
-            train: args.data,
-            eval: args.eval_data,
-            max_length: args.max_length.unwrap_or(default.max_length),
-            packing: args.packing.unwrap_or(default.packing),
-            train_on: args.train_on.unwrap_or(default.train_on),
-            thinking: args.thinking.unwrap_or(default.thinking),
-        };
-        let default = LoraOptions::default();
-        let lora = LoraOptions {
-            r: args.lora_r.unwrap_or(default.r),
-            alpha: args.lora_alpha.unwrap_or(default.alpha),
-            dropout: args.lora_dropout.unwrap_or(default.dropout),
-            target_modules: if args.target_modules.is_empty() {
-                default.target_modules
-            } else {
-                args.target_modules
-            },
-            use_rslora: args.use_rslora.unwrap_or(default.use_rslora),
-        };
-        let default = OptimizerConfig::default();
-        // The narrower the model, the larger the steps it takes: the default suits half a billion parameters and more, and
-        // leaves the bundled model where it was.
-        let bundled = model.model.is_none() && !full;
-        let learning_rate = if bundled { 2e-3 } else { default.learning_rate };
-        let optimizer = OptimizerConfig {
-            learning_rate: args.learning_rate.unwrap_or(learning_rate),
-            lr_schedule: args.lr_schedule.unwrap_or(default.lr_schedule),
-            warmup_ratio: args.warmup_ratio.unwrap_or(default.warmup_ratio),
-            warmup_steps: args.warmup_steps,
-            weight_decay: args.weight_decay.unwrap_or(default.weight_decay),
-            max_grad_norm: args.max_grad_norm.unwrap_or(default.max_grad_norm),
-            gradient_checkpointing: args
-                .gradient_checkpointing
-                .unwrap_or(default.gradient_checkpointing),
-        };
-        let stem = data.train[0]
-            .file_stem()
-            .map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
-        let default = RunConfig::default();
-        let run = RunConfig {
-            output: match args.output {
-                Some(path) => path,
-                None => free_folder(Path::new(if full { "models" } else { "adapters" }), &stem),
-            },
-            full,
-            epochs: args.epochs.unwrap_or(default.epochs),
-            max_steps: args.max_steps,
-            batch_size: args.batch_size.unwrap_or(default.batch_size),
-            gradient_accumulation: args
-                .gradient_accumulation
-                .unwrap_or(default.gradient_accumulation),
-            seed: args.seed.unwrap_or(default.seed),
-            save_steps: args.save_steps,
-            log_steps: args.log_steps.unwrap_or(default.log_steps),
-            eval_steps: args.eval_steps,
-            resume: args.resume,
-            preview: args.preview,
-        };
-        let config = Self {
-            model,
-            data,
-            lora,
-            optimizer,
-            run,
-        };
-        config.check()?;
-        if config.run.eval_steps.is_some() && config.data.eval.is_empty() {
-            return Err(ConfigError::NoEvalData);
-        }
-        Ok(config)
-    }
-
     /// Checks every setting's range, and that no two exclude each other. Messages name the settings as the command line does:
     /// `--lora-r` is [`LoraOptions::r`].
     ///
@@ -175,15 +74,16 @@ impl Config {
             });
         }
         at_least("max-length", data.max_length, 2)?;
+        Columns::parse(&data.columns)?;
         at_least("lora-r", lora.r, 1)?;
         positive("lora-alpha", lora.alpha)?;
         in_range("lora-dropout", lora.dropout, 0.0, 0.99)?;
         check_target_modules(&lora.target_modules)?;
-        positive("learning-rate", optimizer.learning_rate)?;
+        positive("learning-rate", self.learning_rate())?;
         in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
         in_range("weight-decay", optimizer.weight_decay, 0.0, 10.0)?;
         in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
-        positive("epochs", run.epochs)?;
+        positive("epochs", self.epochs())?;
         at_least("batch-size", run.batch_size, 1)?;
         at_least("gradient-accumulation", run.gradient_accumulation, 1)?;
         at_least("log-steps", run.log_steps, 1)?;
@@ -205,6 +105,20 @@ impl Config {
         self.check_conflicts()
     }
 
+    /// Checks that data is there: records that a program has in memory, or files.
+    ///
+    /// # Errors
+    /// Nothing to learn, or nothing to evaluate on where that is asked for.
+    pub(crate) fn check_data(&self, has_records: bool, has_eval: bool) -> Result<(), ConfigError> {
+        if !has_records && self.data.train.is_empty() {
+            return Err(ConfigError::NoData);
+        }
+        if self.run.eval_steps.is_some() && !has_eval && self.data.eval.is_empty() {
+            return Err(ConfigError::NoEvalData);
+        }
+        Ok(())
+    }
+
     /// The settings as a file for `--config`, without the folder they were written to.
     pub fn to_toml(&self) -> String {
         // A table of strings, numbers, lists and booleans always has a TOML form.
@@ -212,15 +126,12 @@ impl Config {
     }
 }
 
-/// Passes over the data when neither `--epochs` nor `--max-steps` is given.
-pub const DEFAULT_EPOCHS: f64 = 10.0;
-
 impl Config {
     fn check_conflicts(&self) -> Result<(), ConfigError> {
         let (model, run) = (&self.model, &self.run);
         let init = model.init_config.is_some();
         let conflict = |text: &str| Err(ConfigError::Conflict(text.into()));
-        if run.full && model.quantization == Quantization::Nf4 {
+        if run.full && model.quantization == Some(Quantization::Nf4) {
             return conflict(
                 "--full trains every weight, and 4-bit weights cannot be trained: leave --quantization out, or leave --full out to train a LoRA adapter on the 4-bit model",
             );
@@ -240,33 +151,25 @@ impl Config {
                 "--init-config needs --tokenizer FOLDER: the folder that has tokenizer.json and the chat template",
             );
         }
-        if run.resume.is_none() && run.preview.is_none() {
-            for name in ["adapter_model.safetensors", "model.safetensors"] {
-                if run.output.join(name).exists() {
-                    return Err(ConfigError::Value {
-                        flag: "output",
-                        expected: "a folder without a trained model".into(),
-                        found: format!(
-                            "{} (nothing is overwritten: choose another folder)",
-                            run.output.join(name).display()
-                        ),
-                    });
-                }
-            }
+        if run.full && run.adapter.is_some() {
+            return conflict(
+                "--adapter goes on with an adapter, and --full trains the model itself: leave one of them out",
+            );
+        }
+        if run.resume.is_some() && run.adapter.is_some() {
+            return conflict(
+                "--resume goes on with a run, and --adapter starts a new one from its result: leave one of them out",
+            );
+        }
+        if run.resume_anyway && run.resume.is_none() {
+            return conflict("--resume-anyway needs --resume: the run or checkpoint to go on from");
+        }
+        if self.data.streaming && run.max_steps.is_none() {
+            return conflict(
+                "--streaming needs --max-steps: how long an epoch is is not known before the data has been read",
+            );
         }
         Ok(())
-    }
-}
-
-/// `parent/stem-1`, or the first number that is free.
-fn free_folder(parent: &Path, stem: &str) -> PathBuf {
-    let mut number = 1usize;
-    loop {
-        let path = parent.join(format!("{stem}-{number}"));
-        if !path.exists() {
-            return path;
-        }
-        number += 1;
     }
 }
 

@@ -39,6 +39,9 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A program's list without a record.
+    #[error("{0}: expected at least one record, found an empty list")]
+    NoRecords(String),
     /// Keys that belong to none of the formats.
     #[error(
         "{source_place}: no known format: expected the keys `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, or `text`; found {found}"

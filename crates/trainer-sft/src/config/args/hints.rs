@@ -1,4 +1,4 @@
-//! Spellings: underscores in flags, and the nearest known name for an unknown one.
+//! Spellings: underscores in flags, and the name that an unknown one may stand for.
 
 use std::ffi::OsString;
 
@@ -6,6 +6,34 @@ use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::Args;
+
+/// What the flags of TRL, LLaMA-Factory, axolotl and ms-swift are here, where the names are not alike.
+const ELSEWHERE: [(&str, &str); 24] = [
+    ("4bit", "quantization"),
+    ("load-in-4bit", "quantization"),
+    ("quantization-bit", "quantization"),
+    ("bs", "batch-size"),
+    ("micro-batch-size", "batch-size"),
+    ("train-batch-size", "batch-size"),
+    ("grad-accum", "gradient-accumulation"),
+    ("dataset", "data"),
+    ("dataset-name", "data"),
+    ("dataset-path", "data"),
+    ("train-data", "data"),
+    ("val-dataset", "eval-data"),
+    ("eval-dataset", "eval-data"),
+    ("sequence-len", "max-length"),
+    ("max-len", "max-length"),
+    ("context-length", "max-length"),
+    ("base-model", "model"),
+    ("lora-rank-dim", "lora-r"),
+    ("full-finetune", "full"),
+    ("train-type", "full"),
+    ("adapters", "adapter"),
+    ("resume-from", "resume"),
+    ("steps", "max-steps"),
+    ("bf16", "dtype"),
+];
 
 /// `--lora_r=8` as `--lora-r=8`; values stay as they are.
 pub(super) fn with_hyphens(word: OsString) -> OsString {
@@ -18,31 +46,44 @@ pub(super) fn with_hyphens(word: OsString) -> OsString {
     }
 }
 
-/// Names the nearest flag when clap itself found none similar enough.
+/// Names the flag that an unknown one stands for, in the place of clap's guess, which also names flags that are little alike.
 pub(super) fn with_nearest_flag(mut error: clap::Error) -> clap::Error {
-    if error.kind() != ErrorKind::UnknownArgument || error.get(ContextKind::SuggestedArg).is_some()
-    {
+    if error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
-    if let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) {
-        let command = Args::command();
-        let names = command
-            .get_arguments()
-            .filter_map(|arg| arg.get_long())
-            .collect::<Vec<_>>();
-        if let Some(near) = nearest(unknown.trim_start_matches('-'), names.into_iter()) {
-            error.insert(
-                ContextKind::SuggestedArg,
-                ContextValue::String(format!("--{near}")),
-            );
-        }
+    error.remove(ContextKind::SuggestedArg);
+    error.remove(ContextKind::Suggested);
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let unknown = unknown.trim_start_matches('-').to_owned();
+    let command = Args::command();
+    let mut names: Vec<String> = Vec::new();
+    for argument in command.get_arguments() {
+        names.extend(argument.get_long().map(ToOwned::to_owned));
+        let aliases = argument.get_all_aliases().unwrap_or_default();
+        names.extend(aliases.into_iter().map(ToOwned::to_owned));
+    }
+    let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == unknown);
+    let near = match elsewhere {
+        Some((_, here)) => Some(*here),
+        None => nearest(&unknown, names.iter().map(String::as_str)),
+    };
+    if let Some(near) = near {
+        let near = ContextValue::String(format!("--{near}"));
+        error.insert(ContextKind::SuggestedArg, near);
     }
     error
 }
 
-/// The name most like `unknown`.
+/// The name that `unknown` is a misspelling or the beginning of.
 pub(super) fn nearest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let similarity =
-        |name: &str| strsim::jaro_winkler(unknown, name).max(strsim::sorensen_dice(unknown, name));
-    names.max_by(|left, right| similarity(left).total_cmp(&similarity(right)))
+    let distance = |name: &str| {
+        let is_start = unknown.len() >= 4 && name.starts_with(unknown);
+        let edits = strsim::damerau_levenshtein(unknown, name);
+        let longest = unknown.len().max(name.len());
+        (is_start || edits * 4 <= longest.max(4)).then_some(edits)
+    };
+    let near = names.filter_map(|name| Some((distance(name)?, name)));
+    near.min().map(|(_, name)| name)
 }

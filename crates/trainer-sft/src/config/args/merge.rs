@@ -12,6 +12,13 @@ impl Args {
             config: None,
             data: list(self.data, file.data),
             eval_data: list(self.eval_data, file.eval_data),
+            columns: if self.columns.is_empty() {
+                file.columns
+            } else {
+                self.columns
+            },
+            strict: self.strict.or(file.strict),
+            streaming: self.streaming.or(file.streaming),
             max_length: self.max_length.or(file.max_length),
             packing: self.packing.or(file.packing),
             train_on: self.train_on.or(file.train_on),
@@ -38,12 +45,19 @@ impl Args {
             use_rslora: self.use_rslora.or(file.use_rslora),
             learning_rate: self.learning_rate.or(file.learning_rate),
             lr_schedule: self.lr_schedule.or(file.lr_schedule),
+            // A flag wins over the file's other way of saying the same.
+            warmup_steps: match self.warmup_ratio {
+                Some(_) => self.warmup_steps,
+                None => self.warmup_steps.or(file.warmup_steps),
+            },
             warmup_ratio: self.warmup_ratio.or(file.warmup_ratio),
-            warmup_steps: self.warmup_steps.or(file.warmup_steps),
             weight_decay: self.weight_decay.or(file.weight_decay),
             max_grad_norm: self.max_grad_norm.or(file.max_grad_norm),
+            max_steps: match self.epochs {
+                Some(_) => self.max_steps,
+                None => self.max_steps.or(file.max_steps),
+            },
             epochs: self.epochs.or(file.epochs),
-            max_steps: self.max_steps.or(file.max_steps),
             batch_size: self.batch_size.or(file.batch_size),
             gradient_accumulation: self.gradient_accumulation.or(file.gradient_accumulation),
             gradient_checkpointing: self.gradient_checkpointing.or(file.gradient_checkpointing),
@@ -53,6 +67,8 @@ impl Args {
             log_steps: self.log_steps.or(file.log_steps),
             eval_steps: self.eval_steps.or(file.eval_steps),
             resume: self.resume,
+            resume_anyway: self.resume_anyway,
+            adapter: self.adapter.or(file.adapter),
         }
     }
 }

@@ -5,9 +5,11 @@ use std::path::Path;
 
 use clap::{CommandFactory, Parser};
 
+use model_qwen::Quantization;
+
 use super::Args;
 use super::hints::{nearest, with_hyphens, with_nearest_flag};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, run_of};
 
 /// What the command line asked for instead of a run, or why it is refused.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +39,56 @@ impl Args {
         if args.no_double_quant {
             args.double_quant = Some(false);
         }
+        args.check_effect()?;
         if let Some(path) = args.config.take() {
             args = args.over(Self::from_file(&path)?);
         }
+        if let Some(resume) = &args.resume {
+            let path = run_of(resume).join("run.toml");
+            if path.is_file() {
+                args = args.over(Self::from_file(&path)?);
+            }
+        }
         Ok(Config::from_args(args)?)
+    }
+
+    /// Refuses flags that another flag makes ineffective.
+    fn check_effect(&self) -> Result<(), ConfigError> {
+        let full = self.full == Some(true);
+        let dense = full || self.quantization == Some(Quantization::None);
+        let new_adapter = "--full trains the model itself and makes no adapter";
+        let no_blocks = "the weights are not in 4-bit blocks";
+        for (flag, is_given, is_idle, why) in [
+            ("lora-r", self.lora_r.is_some(), full, new_adapter),
+            ("lora-alpha", self.lora_alpha.is_some(), full, new_adapter),
+            (
+                "lora-dropout",
+                self.lora_dropout.is_some(),
+                full,
+                new_adapter,
+            ),
+            (
+                "target-modules",
+                !self.target_modules.is_empty(),
+                full,
+                new_adapter,
+            ),
+            ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
+            (
+                "double-quant",
+                self.double_quant == Some(true),
+                dense,
+                no_blocks,
+            ),
+            ("no-double-quant", self.no_double_quant, dense, no_blocks),
+            ("dtype", self.dtype.is_some(), full, "--full trains in f32"),
+        ] {
+            if is_given && is_idle {
+                let text = format!("--{flag} would have no effect: {why}; leave it out");
+                return Err(ConfigError::Conflict(text));
+            }
+        }
+        Ok(())
     }
 
     /// Reads the settings in a TOML file.

@@ -1,0 +1,77 @@
+//! `--columns`: which field of a record plays which part.
+
+use super::ConfigError;
+
+/// The parts that a field can play.
+const PARTS: [&str; 13] = [
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "query",
+    "response",
+    "history",
+    "text",
+    "system",
+    "tools",
+];
+
+/// Parts and the fields that play them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Columns(Vec<(String, String)>);
+
+impl Columns {
+    /// Parses `OURS=THEIRS` pairs.
+    ///
+    /// # Errors
+    /// A pair without `=`, a part that no format has, and a part that is given twice.
+    pub fn parse(pairs: &[String]) -> Result<Self, ConfigError> {
+        let mut columns: Vec<(String, String)> = Vec::new();
+        for pair in pairs {
+            let wrong = |expected: String| {
+                Err(ConfigError::Value {
+                    flag: "columns",
+                    expected,
+                    found: format!("`{pair}`"),
+                })
+            };
+            let Some((ours, theirs)) = pair.split_once('=') else {
+                return wrong("PART=FIELD, for example prompt=question".into());
+            };
+            let (ours, theirs) = (ours.trim(), theirs.trim());
+            if !PARTS.contains(&ours) {
+                return wrong(format!("one of {} before the `=`", PARTS.join(", ")));
+            }
+            if theirs.is_empty() {
+                return wrong("the name of a field after the `=`".into());
+            }
+            if columns.iter().any(|(part, _)| part == ours) {
+                return wrong(format!("one field for `{ours}`"));
+            }
+            columns.push((ours.to_owned(), theirs.to_owned()));
+        }
+        Ok(Self(columns))
+    }
+
+    /// Whether records keep their own names.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Parts and fields.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(part, field)| (part.as_str(), field.as_str()))
+    }
+
+    /// The field that plays a part, for messages; the part itself where nothing else is said.
+    pub fn field_of<'a>(&'a self, part: &'a str) -> &'a str {
+        self.iter()
+            .find(|(ours, _)| *ours == part)
+            .map_or(part, |(_, field)| field)
+    }
+}

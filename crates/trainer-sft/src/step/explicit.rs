@@ -1,0 +1,305 @@
+//! The step of an adapter on a GPU, forward and backward written down operation by operation, without autodiff graphs.
+//!
+//! So each tensor has the type that its reader multiplies (bf16 on tensor cores), is freed after its last reader, and is
+//! overwritten where nobody reads it again. Only the input of each layer is kept; the backward pass computes the layer
+//! again, unless all activations are to be kept.
+
+use burn::tensor::{DType, Tensor};
+use kv_paging::{HeadNorms, Rotary, TrainingAttention};
+use lora_4bit::training::{
+    AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
+};
+use lora_4bit::{Dropout, Norm};
+use model_qwen::kernels::cross_entropy_of_rows;
+use model_qwen::{DecoderLayer, QwenModel};
+
+use crate::batch::Batch;
+use crate::loss::{Targets, indices};
+use crate::parameters::GradientStore;
+use crate::step::Checkpointing;
+
+/// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
+const ROWS: usize = 64;
+/// Logits that one chunk of the loss may hold: 512 rows of Qwen's vocabulary (about 156 MB in bf16).
+const MAX_LOGITS: usize = 512 * 151_936;
+
+/// What the layers of one micro-batch share.
+struct Shared<'a> {
+    attention: TrainingAttention,
+    rotary: Rotary,
+    slot: usize,
+    dropout: Option<Dropout>,
+    dtype: DType,
+    model: &'a QwenModel,
+}
+
+/// A decoder layer with its weights ready for products.
+struct Layer<'a> {
+    layer: &'a DecoderLayer,
+    qkv: Group,
+    o: Group,
+    gate_up: Group,
+    down: Group,
+}
+
+/// What the backward pass reads of a layer's forward pass; `h` is of the adapters, see [`Group`].
+struct Activations {
+    /// Input, `[tokens, hidden]`.
+    x: Tensor<2>,
+    /// `[tokens, hidden]`.
+    normed: Tensor<2>,
+    qkv_h: Option<Tensor<2>>,
+    /// Before the rotation, `[tokens, (heads + 2 * kv_heads) * head_dim]`; where heads have norms.
+    unrotated: Option<Tensor<2>>,
+    /// `[tokens, (heads + 2 * kv_heads) * head_dim]`.
+    qkv: Tensor<2>,
+    /// `[tokens, heads * head_dim]`.
+    attended: Tensor<2>,
+    /// `[tokens, heads]`, f32.
+    lse: Tensor<2>,
+    o_h: Option<Tensor<2>>,
+    /// After attention, `[tokens, hidden]`.
+    middle: Tensor<2>,
+    /// `[tokens, hidden]`.
+    middle_normed: Tensor<2>,
+    gate_up_h: Option<Tensor<2>>,
+    /// `[tokens, 2 * intermediate]`.
+    gate_up: Tensor<2>,
+    /// `[tokens, intermediate]`.
+    activated: Tensor<2>,
+    down_h: Option<Tensor<2>>,
+}
+
+/// What the forward pass keeps of a layer.
+#[expect(clippy::large_enum_variant, reason = "there is one for each layer")]
+enum Kept {
+    /// `[tokens, hidden]`.
+    Input(Tensor<2>),
+    Activations(Activations),
+}
+
+/// Adds the gradients of `scale` times a batch's summed cross-entropy to `store`.
+///
+/// Returns the summed cross-entropy, `[1]`, without the scale.
+pub fn forward_backward(
+    model: &QwenModel,
+    batch: &Batch,
+    (slot, dropout): (usize, Option<Dropout>),
+    checkpointing: Checkpointing,
+    scale: f64,
+    store: &mut GradientStore,
+) -> Tensor<1> {
+    let batch = padded(batch);
+    let shared = Shared::new(model, &batch, slot, dropout);
+    let mut kept = Vec::with_capacity(model.layers.len());
+    let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
+    for layer in &model.layers {
+        let (y, activations) = Layer::new(layer, &shared).forward(x.clone(), &shared);
+        kept.push(match checkpointing {
+            Checkpointing::Off => Kept::Activations(activations),
+            Checkpointing::Auto | Checkpointing::On => Kept::Input(x),
+        });
+        x = y; // [tokens, hidden]
+    }
+    let (loss, mut dx) = loss(x, &Targets::new(&batch.targets), scale, &shared, true);
+    for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
+        let layer = Layer::new(layer, &shared);
+        let activations = match kept {
+            Kept::Activations(activations) => activations,
+            Kept::Input(x) => layer.forward(x, &shared).1,
+        };
+        dx = layer.backward(index, activations, dx, &shared, store); // [tokens, hidden]
+    }
+    loss
+}
+
+/// Summed cross-entropy of a batch's targets, without gradients: `[1]`.
+#[must_use]
+pub fn forward(model: &QwenModel, batch: &Batch, slot: usize) -> Tensor<1> {
+    let batch = padded(batch);
+    let shared = Shared::new(model, &batch, slot, None);
+    let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
+    for layer in &model.layers {
+        x = Layer::new(layer, &shared).forward(x, &shared).0; // [tokens, hidden]
+    }
+    loss(x, &Targets::new(&batch.targets), 1.0, &shared, false).0
+}
+
+impl<'a> Shared<'a> {
+    fn new(model: &'a QwenModel, batch: &Batch, slot: usize, dropout: Option<Dropout>) -> Self {
+        let (device, config) = (model.device(), &model.config);
+        let attention = TrainingAttention::new(
+            &batch.lengths,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            &device,
+        );
+        Self {
+            attention,
+            rotary: model.rotary(&batch.positions),
+            slot,
+            dropout,
+            dtype: dtype_of(&device),
+            model,
+        }
+    }
+}
+
+/// The batch with rows behind its documents up to a multiple of [`ROWS`].
+fn padded(batch: &Batch) -> Batch {
+    let mut batch = batch.clone();
+    let rows = batch.num_tokens().next_multiple_of(ROWS);
+    batch.tokens.resize(rows, 0);
+    batch.positions.resize(rows, 0);
+    batch.targets.resize(rows, None);
+    batch
+}
+
+impl<'a> Layer<'a> {
+    fn new(layer: &'a DecoderLayer, shared: &Shared<'_>) -> Self {
+        let adapters = Some((shared.slot, shared.dropout));
+        let group = |layers: &[_]| Group::new(layers, adapters, shared.dtype);
+        let (attn, mlp) = (&layer.self_attn, &layer.mlp);
+        Self {
+            layer,
+            qkv: group(&[&attn.q_proj, &attn.k_proj, &attn.v_proj]),
+            o: group(&[&attn.o_proj]),
+            gate_up: group(&[&mlp.gate_proj, &mlp.up_proj]),
+            down: group(&[&mlp.down_proj]),
+        }
+    }
+
+    fn norm<'n>(&self, weight: &'n Tensor<1>) -> Norm<'n> {
+        Norm {
+            weight,
+            eps: self.layer.rms_norm_eps,
+        }
+    }
+
+    fn head_norms(&self) -> Option<HeadNorms<'a>> {
+        let attn = &self.layer.self_attn;
+        let (q, k) = (attn.q_norm.as_ref()?, attn.k_norm.as_ref()?);
+        let eps = self.layer.rms_norm_eps;
+        Some(HeadNorms { q, k, eps })
+    }
+
+    /// `x [tokens, hidden]` → `[tokens, hidden]`.
+    fn forward(&self, x: Tensor<2>, shared: &Shared<'_>) -> (Tensor<2>, Activations) {
+        let normed = rms_norm(x.clone(), self.norm(&self.layer.input_layernorm));
+        let (qkv, qkv_h) = self.qkv.forward(&normed, None);
+        let norms = self.head_norms();
+        let unrotated = norms.is_some().then(|| qkv.clone());
+        let qkv = shared.attention.rotate(qkv, norms, &shared.rotary);
+        let (attended, lse) = shared.attention.forward(qkv.clone());
+        let (middle, o_h) = self.o.forward(&attended, Some(x.clone()));
+        let norm = self.norm(&self.layer.post_attention_layernorm);
+        let middle_normed = rms_norm(middle.clone(), norm);
+        let (gate_up, gate_up_h) = self.gate_up.forward(&middle_normed, None);
+        let activated = swiglu(gate_up.clone());
+        let (y, down_h) = self.down.forward(&activated, Some(middle.clone()));
+        let activations = Activations {
+            x,
+            normed,
+            qkv_h,
+            unrotated,
+            qkv,
+            attended,
+            lse,
+            o_h,
+            middle,
+            middle_normed,
+            gate_up_h,
+            gate_up,
+            activated,
+            down_h,
+        };
+        (y, activations)
+    }
+
+    /// The gradient of the input from that of the result, both `[tokens, hidden]`.
+    fn backward(
+        &self,
+        index: usize,
+        activations: Activations,
+        dy: Tensor<2>,
+        shared: &Shared<'_>,
+        store: &mut GradientStore,
+    ) -> Tensor<2> {
+        let a = activations;
+        let mut add = |modules: &[&str], gradients: Vec<Option<AdapterGradients>>| {
+            for (module, gradients) in modules.iter().zip(gradients) {
+                let Some(AdapterGradients { a, b_t }) = gradients else {
+                    continue;
+                };
+                let name = format!("model.layers.{index}.{module}");
+                store.add(&format!("{name}.lora_A"), Some(a));
+                store.add(&format!("{name}.lora_B_t"), Some(b_t));
+            }
+        };
+        let (d, gradients) = self.down.backward(a.activated, a.down_h, &dy);
+        add(&["mlp.down_proj"], gradients);
+        let d = swiglu_backward(a.gate_up, d); // [tokens, 2 * intermediate]
+        let (d, gradients) = self.gate_up.backward(a.middle_normed, a.gate_up_h, &d);
+        add(&["mlp.gate_proj", "mlp.up_proj"], gradients);
+        let norm = self.norm(&self.layer.post_attention_layernorm);
+        let dy = rms_norm_backward(a.middle, norm, d, Some(dy)); // [tokens, hidden]
+
+        let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy);
+        add(&["self_attn.o_proj"], gradients);
+        let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
+        let norms = self.head_norms();
+        let d = shared
+            .attention
+            .rotate_backward(d, a.unrotated, norms, &shared.rotary);
+        let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d);
+        add(
+            &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            gradients,
+        );
+        rms_norm_backward(a.x, self.norm(&self.layer.input_layernorm), d, Some(dy))
+    }
+}
+
+/// Summed cross-entropy, `[1]`, of the rows of `hidden [tokens, hidden]` that have a target, and with `has_gradient` the gradient
+/// of `scale` times it, `[tokens, hidden]`. The logits of a chunk of rows become their gradient.
+fn loss(
+    hidden: Tensor<2>,
+    targets: &Targets,
+    scale: f64,
+    shared: &Shared<'_>,
+    has_gradient: bool,
+) -> (Tensor<1>, Tensor<2>) {
+    let model = shared.model;
+    let device = hidden.device();
+    let [tokens, width] = hidden.dims();
+    let norm = || Norm {
+        weight: &model.norm,
+        eps: model.config.rms_norm_eps,
+    };
+    let head = Group::new(&[&model.lm_head], None, shared.dtype);
+    let chunk = (MAX_LOGITS / model.lm_head.out_features()).max(ROWS) / ROWS * ROWS;
+    let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+    for (rows, tokens) in targets.chunks(chunk) {
+        let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
+        let (logits, _) = head.forward(&rms_norm(x.clone(), norm()), None); // [rows, vocab]
+        let (loss, d) = cross_entropy_of_rows(logits, tokens, scale);
+        losses.push(loss);
+        if has_gradient {
+            let (d, _) = head.backward(x.clone(), None, &d); // [rows, hidden]
+            gradients.push(rms_norm_backward(x, norm(), d, None));
+        }
+    }
+    let loss = match losses.is_empty() {
+        true => Tensor::zeros([1], (&device, DType::F32)),
+        false => Tensor::cat(losses, 0).sum(),
+    };
+    if !has_gradient {
+        return (loss, hidden);
+    }
+    // Rows without a target take the row of zeros behind the gradients: a scatter is slow on GPUs.
+    gradients.push(Tensor::zeros([1, width], (&device, shared.dtype)));
+    let source = targets.sources(tokens);
+    let dx = Tensor::cat(gradients, 0).select(0, indices(&source, &device));
+    (loss, dx)
+}

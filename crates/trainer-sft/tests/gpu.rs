@@ -1,0 +1,156 @@
+//! The training step of a GPU against the CPU's, on a random model large enough for the kernels.
+#![cfg(any(feature = "cuda", feature = "wgpu"))]
+#![allow(clippy::unwrap_used)]
+
+use burn::tensor::{Device, DeviceType, Tensor};
+use lora_4bit::peft::LoraAdapter;
+use model_qwen::{QwenConfig, QwenModel};
+use trainer_sft::batch::Batch;
+use trainer_sft::config::{LoraOptions, LrSchedule};
+use trainer_sft::lora::{SLOT, new_adapter};
+use trainer_sft::optimizer::AdamWConfig;
+use trainer_sft::parameters::{Trainable, visit_model};
+use trainer_sft::schedule::Schedule;
+use trainer_sft::step::Checkpointing;
+use trainer_sft::trainer::{Trainer, TrainerOptions};
+
+const VOCAB: u32 = 512;
+
+fn gpu() -> Device {
+    let types: &[DeviceType] = &[
+        #[cfg(feature = "cuda")]
+        DeviceType::Cuda,
+        #[cfg(feature = "wgpu")]
+        DeviceType::Wgpu,
+    ];
+    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
+    devices.next().expect("a CUDA or WebGPU device")
+}
+
+/// Two layers whose sizes the kernels take: heads of 64, widths that are multiples of 64.
+fn model(qk_norm: bool, device: &Device) -> QwenModel {
+    let model_type = if qk_norm { "qwen3" } else { "qwen2" };
+    let text = format!(
+        r#"{{"model_type": "{model_type}", "vocab_size": {VOCAB}, "hidden_size": 128, "intermediate_size": 192,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "tie_word_embeddings": false, "eos_token_id": 0, "torch_dtype": "float32"}}"#
+    );
+    let config = QwenConfig::from_json(&text, "config.json".as_ref()).unwrap();
+    let mut model = QwenModel::random(config, 7, device);
+    visit_model(&mut model, Trainable::Full, &mut |name, parameter| {
+        if !name.contains("norm") {
+            parameter.replace(|value| value.mul_scalar(4.0));
+        }
+    });
+    let adapter = adapter(&model);
+    model.add_adapter(SLOT, &adapter).unwrap();
+    model
+}
+
+/// An adapter on all layers whose B is not zero.
+fn adapter(model: &QwenModel) -> LoraAdapter {
+    let lora = LoraOptions {
+        r: 8,
+        alpha: 16.0,
+        dropout: 0.0,
+        target_modules: vec!["all-linear".into()],
+        use_rslora: false,
+    };
+    let mut adapter = new_adapter(&lora, None, model, 11);
+    for matrices in adapter.modules.values_mut() {
+        for (i, b) in matrices.b.iter_mut().enumerate() {
+            *b = ((i * 37 % 19) as f32 - 9.0) * 0.01;
+        }
+    }
+    adapter
+}
+
+fn trainer(qk_norm: bool, device: &Device) -> Trainer {
+    let options = TrainerOptions {
+        trainable: Trainable::Adapter { slot: SLOT },
+        learning_rate: 2e-3,
+        schedule: Schedule {
+            kind: LrSchedule::Constant,
+            warmup_steps: 0,
+            total_steps: 20,
+        },
+        optimizer: AdamWConfig::default(),
+        max_grad_norm: Some(1.0),
+        checkpointing: Checkpointing::default(),
+        dropout: 0.0,
+        seed: 5,
+    };
+    Trainer::new(model(qk_norm, device), options)
+}
+
+/// Documents of these lengths that are learnt from their fourth token on.
+fn batch(lengths: &[usize]) -> Batch {
+    let mut batch = Batch::default();
+    for (document, &length) in (0u32..).zip(lengths) {
+        let token = |i: usize| (document * 31 + i as u32 * 7 + i as u32 * i as u32) % VOCAB;
+        batch.tokens.extend((0..length).map(token));
+        batch.positions.extend(0..length as u32);
+        let target = |i: usize| (i >= 3 && i + 1 < length).then(|| token(i + 1));
+        batch.targets.extend((0..length).map(target));
+        batch.lengths.push(length);
+    }
+    batch
+}
+
+fn values(tensor: &Tensor<1>) -> Vec<f32> {
+    tensor.to_data().iter::<f32>().collect()
+}
+
+#[test]
+fn gradients_equal_those_of_the_cpu() {
+    let device = gpu();
+    for qk_norm in [false, true] {
+        let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
+        let (cpu_loss, cpu) = trainer(qk_norm, &Device::flex()).gradients(&batches);
+        let (gpu_loss, gpu) = trainer(qk_norm, &device).gradients(&batches);
+        let (expected, found) = (values(&cpu_loss)[0], values(&gpu_loss)[0]);
+        assert!(
+            (found - expected).abs() < 0.01 * expected,
+            "{found}, not {expected}"
+        );
+        assert!(cpu.names().eq(gpu.names()));
+        for name in cpu.names() {
+            let expected = values(cpu.get(name).unwrap());
+            let found = values(gpu.get(name).unwrap());
+            assert_eq!(expected.len(), found.len(), "{name}");
+            let dot =
+                |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let (a, b) = (dot(&found, &found).sqrt(), dot(&expected, &expected).sqrt());
+            let cosine = dot(&found, &expected) / (a * b);
+            // bf16 has 8 bits: single values differ, the direction does not.
+            assert!(cosine > 0.995, "{name}: cosine {cosine}");
+            assert!((a / b - 1.0).abs() < 0.05, "{name}: length {a}, not {b}");
+        }
+    }
+}
+
+#[test]
+fn losses_follow_those_of_the_cpu() {
+    let device = gpu();
+    let batches = [batch(&[40, 90, 3])];
+    let (mut cpu, mut gpu) = (trainer(false, &Device::flex()), trainer(false, &device));
+    let mut first = None;
+    for step in 0..20 {
+        let (expected, _) = cpu.step(&batches).read();
+        let (found, norm) = gpu.step(&batches).read();
+        let first = *first.get_or_insert(expected);
+        assert!(norm.is_finite());
+        assert!(
+            (found - expected).abs() < 0.02 * first,
+            "step {step}: {found}, not {expected}"
+        );
+    }
+    let last = gpu.evaluate(batches.clone()).unwrap();
+    assert!(last < 0.8 * first.unwrap(), "{last} after {first:?}");
+    let expected = cpu.evaluate(batches).unwrap();
+    assert!(
+        (last - expected).abs() < 0.02 * first.unwrap(),
+        "{last}, not {expected}"
+    );
+}
