@@ -149,8 +149,8 @@ pub(super) fn lanes_of<E: Float>(
     let lane = UNIT_POS_PLANE;
     let chunks = comptime!(shape.chunks() as u32);
     let memory = shared_address::<E>(memory);
-    let left = lane % 16 * chunks + (lane / 16 ^ (lane % 8));
-    let right = (lane / 16 * 8 + lane % 8) * chunks + (lane / 8 % 2 ^ (lane % 8));
+    let left = lane % 16 * chunks + ((lane / 16) ^ (lane % 8));
+    let right = (lane / 16 * 8 + lane % 8) * chunks + ((lane / 8 % 2) ^ (lane % 8));
     Lanes {
         left: memory + left * VECTOR_BYTES,
         right: memory + right * VECTOR_BYTES,
