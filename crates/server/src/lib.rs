@@ -50,7 +50,7 @@ use routes::{auth, chat, completions, health, lora, models, tokenize};
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let routes: [(&str, MethodRouter<AppState>); 10] = [
+    let routes: [(&str, MethodRouter<AppState>); 11] = [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
         ("/v1/models", get(models::list)),
@@ -59,6 +59,7 @@ pub fn app(state: AppState) -> Router {
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/health", get(health::health)),
+        ("/ping", get(health::health).post(health::health)),
         ("/version", get(health::version)),
         ("/metrics", get(health::metrics)),
     ];

@@ -168,7 +168,7 @@ impl<F: EventFormat> Events<F> {
 }
 
 /// Answers with the choices' events as they come, in the order in which the engine produces them, then `[DONE]`.
-/// A client that leaves, or reads nothing for [`WRITE_TIMEOUT`], ends the stream, and with it the sequences.
+/// A client that leaves, or reads nothing for a minute, ends the stream, and with it the sequences.
 pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     let choices = choices.into_iter().map(|choice| {
         stream::unfold(choice, |mut choice| async {

@@ -44,7 +44,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
     pub uds: Option<PathBuf>,
 
-    /// Keys of which a client must send one as `Authorization: Bearer KEY`, on every route but /health and /metrics
+    /// Keys of which a client must send one as `Authorization: Bearer KEY`, on every route but /health, /ping and
+    /// /metrics
     #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
 

@@ -23,9 +23,15 @@ pub(super) fn merge(
         message,
     };
     let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
-    let table: Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| fail(error.to_string()))?;
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        let is_yaml = path
+            .extension()
+            .is_some_and(|ending| ending == "yaml" || ending == "yml");
+        fail(match is_yaml {
+            true => format!("expected TOML (`key = value`), found YAML? {error}"),
+            false => error.to_string(),
+        })
+    })?;
     let mut merged = Vec::new();
     for (key, value) in &table {
         let key = key.replace('_', "-");

@@ -307,7 +307,7 @@ fn stack(model: &mut QwenModel) -> Result<(), String> {
 
 /// Says what an adapter may change where one changes something else.
 fn explained(reason: String) -> String {
-    let others = ["lm_head", "embed_tokens", "norm"];
+    let others = ["lm_head", "embed_tokens", "layernorm", "model.norm"];
     match others.iter().find(|other| reason.contains(**other)) {
         Some(other) => format!(
             "it changes `{other}`, but adapters of the head, the embedding and the norms are not supported ({reason})"

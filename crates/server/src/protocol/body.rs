@@ -34,7 +34,7 @@ pub struct Body {
     request_id: RequestId,
     num_bytes: usize,
     /// Its part of [`AppState::body_memory`], if it is large.
-    _memory: Option<OwnedSemaphorePermit>,
+    memory: Option<OwnedSemaphorePermit>,
 }
 
 impl FromRequest<AppState> for Body {
@@ -57,7 +57,7 @@ impl FromRequest<AppState> for Body {
             value: value?,
             request_id,
             num_bytes,
-            _memory: memory,
+            memory,
         })
     }
 }
@@ -222,6 +222,11 @@ impl Body {
         &self.request_id
     }
 
+    /// Its part of [`AppState::body_memory`], for what outlives the body.
+    pub(crate) fn take_memory(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.memory.take()
+    }
+
     /// Its length, as it arrived.
     pub fn num_bytes(&self) -> usize {
         self.num_bytes
@@ -253,7 +258,7 @@ mod tests {
             value,
             request_id: RequestId::default(),
             num_bytes: 0,
-            _memory: None,
+            memory: None,
         }
     }
 

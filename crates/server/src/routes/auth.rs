@@ -9,7 +9,7 @@ use crate::error::ApiError;
 use crate::state::AppState;
 
 /// Paths that load balancers and scrapers read without a key.
-const OPEN: [&str; 2] = ["/health", "/metrics"];
+const OPEN: [&str; 3] = ["/health", "/ping", "/metrics"];
 
 /// Lets a request pass if it brings a key or needs none.
 pub async fn require_api_key(

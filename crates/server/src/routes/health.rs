@@ -1,4 +1,4 @@
-//! `/health`, `/version`, `/metrics`.
+//! `/health` (also as `/ping`), `/version`, `/metrics`.
 
 use axum::Json;
 use axum::extract::State;

@@ -19,10 +19,12 @@ const MAX_DECOMPOSED: usize = 4;
 /// to the system.
 pub(super) async fn in_turn<T: Send + 'static>(
     state: &AppState,
-    body: Body,
+    mut body: Body,
     prepare: impl FnOnce(&AppState, Body) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let num_bytes = body.num_bytes();
+    // What is made of a large body takes its place in memory.
+    let memory = body.take_memory();
     let turn = state.tokenizer_memory(num_bytes).await;
     let state = state.clone();
     blocking(move || {
@@ -30,7 +32,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
         if num_bytes > SMALL_BODY_BYTES {
             return_freed_memory();
         }
-        drop(turn);
+        drop((turn, memory));
         prepared
     })
     .await
