@@ -77,8 +77,14 @@ fn gpu_tests() -> Result<()> {
         ("ASSUME_PLANE_OPERATIONS", "1"),
         ("XDG_RUNTIME_DIR", "/tmp"),
     ];
-    let packages = ["lora-4bit", "kv-paging", "model-qwen", "server"];
-    let mut arguments = vec!["test", "--features", "server/wgpu"];
+    let packages = [
+        "lora-4bit",
+        "kv-paging",
+        "model-qwen",
+        "server",
+        "trainer-sft",
+    ];
+    let mut arguments = vec!["test", "--features", "server/wgpu,trainer-sft/wgpu"];
     arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
     arguments.extend([
         "--lib",
