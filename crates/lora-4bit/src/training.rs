@@ -21,7 +21,6 @@ pub use crate::kernels::training::{
 };
 use crate::linear::Linear;
 use crate::lora::LoraWeights;
-use crate::weight::Weight;
 
 /// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
 const RANKS: usize = 64;
@@ -70,8 +69,8 @@ impl Group {
     /// If there is no layer, or inputs differ in width.
     #[must_use]
     pub fn new(layers: &[&Linear], slot: Option<(usize, Option<Dropout>)>, dtype: DType) -> Self {
-        let weights: Vec<&Weight> = layers.iter().map(|layer| &layer.weight).collect();
-        let device = weights[0].device();
+        let device = layers[0].weight.device();
+        let weights = layers.iter().map(|layer| layer.weight.operand()).collect();
         let adapter = |layer: &'_ Linear| slot.and_then(|(slot, _)| layer.adapter(slot).cloned());
         let adapters: Vec<Option<LoraWeights>> =
             layers.iter().map(|layer| adapter(layer)).collect();
@@ -104,7 +103,7 @@ impl Group {
             Stacked { a, b, dropout }
         });
         Self {
-            weight: ops::stack_weights(&weights, dtype),
+            weight: ops::stack_weights(weights, dtype),
             bias: stack_biases(layers, &device),
             adapters,
             layers: parts,

@@ -157,6 +157,15 @@ impl WeightOperand<Dispatch> {
             Self::Nf4 { weight } => weight.shape,
         }
     }
+
+    /// Where the weight lives.
+    #[cfg(feature = "gpu")]
+    pub(super) fn device(&self) -> burn::tensor::Device {
+        match self {
+            Self::Dense(weight) => Tensor::<2>::from_dispatch(weight.clone()).device(),
+            Self::Nf4 { weight } => Tensor::<1>::from_dispatch(weight.quant_map.clone()).device(),
+        }
+    }
 }
 
 impl LayerOperand<Dispatch> {

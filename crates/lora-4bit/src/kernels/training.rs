@@ -5,18 +5,18 @@
 //! operations of their own. Each operation has a twin made of tensor operations in [`naive`], which runs on devices without a
 //! kernel.
 
+use burn::backend::Dispatch;
 #[cfg(feature = "gpu")]
 use burn::backend::tensor::FloatTensor;
 #[cfg(feature = "gpu")]
-use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
+use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
 use super::elementwise::Norm;
-use super::operand::Major;
 #[cfg(feature = "gpu")]
-use super::operand::{Maybe, WeightOperand};
-use crate::weight::Weight;
+use super::operand::Maybe;
+use super::operand::{Major, WeightOperand};
 
 mod naive;
 
@@ -266,12 +266,13 @@ pub(crate) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
 }
 
 /// Weights with `k` columns, one below the other, in `dtype`: `[n, k]`.
-pub(crate) fn stack_weights(weights: &[&Weight], dtype: DType) -> Tensor<2> {
+pub(crate) fn stack_weights(weights: Vec<WeightOperand<Dispatch>>, dtype: DType) -> Tensor<2> {
     let _span = trace_span!("stack_weights").entered();
-    if let [Weight::Dense(weight)] = weights
-        && weight.dtype() == dtype
-    {
-        return weight.clone();
+    if let [WeightOperand::Dense(weight)] = &weights[..] {
+        let weight = Tensor::from_dispatch(weight.clone());
+        if weight.dtype() == dtype {
+            return weight;
+        }
     }
     #[cfg(feature = "gpu")]
     if super::cube::has_plane_operations(&weights[0].device()) {
@@ -283,8 +284,9 @@ pub(crate) fn stack_weights(weights: &[&Weight], dtype: DType) -> Tensor<2> {
         let mut all = all.into_dispatch();
         let mut at = 0;
         for weight in weights {
-            all = <Dispatch as TrainingOps>::write_weight(all, weight.operand(), at);
-            at += weight.shape()[0];
+            let rows = weight.shape()[0];
+            all = <Dispatch as TrainingOps>::write_weight(all, weight, at);
+            at += rows;
         }
         return Tensor::from_dispatch(all);
     }
@@ -464,6 +466,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::cube::first_gpu;
+    use crate::weight::Weight;
 
     fn random(shape: [usize; 2], dtype: DType, device: &Device) -> Tensor<2> {
         let uniform = Distribution::Uniform(-1.0, 1.0);
@@ -622,9 +625,14 @@ mod tests {
                 Weight::Dense(random([24, k], DType::F32, &device)),
                 Weight::Dense(random([8, k], dtype, &device)),
             ];
-            let weights: Vec<&Weight> = weights.iter().collect();
-            let found = stack_weights(&weights, dtype);
-            check("weights", found, naive::stack_weights(&weights, dtype), 0.0);
+            let operands = || weights.iter().map(Weight::operand).collect();
+            let found = stack_weights(operands(), dtype);
+            check(
+                "weights",
+                found,
+                naive::stack_weights(operands(), dtype),
+                0.0,
+            );
         }
     }
 

@@ -1,7 +1,6 @@
 //! Kernels of a training step between the products: bf16 or f32 in memory, f32 in registers.
 
-// `#[cube]` makes a module without a comment for each public function.
-#![allow(missing_docs)]
+mod kernels;
 
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -9,10 +8,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::elementwise::{UNITS, cubes, sum_of_cube};
+use super::elementwise::{UNITS, cubes};
 use super::{empty, gemm, nf4};
 use crate::kernels::operand::{Major, Maybe, WeightOperand};
 use crate::kernels::training::{AdamWFactors, GemmOperand, Part, PartOperand, TrainingOps};
@@ -104,7 +102,7 @@ impl TrainingOps for Cube {
                 scaling,
                 ..
             } = operand.part;
-            AdapterLaunch::new(
+            kernels::AdapterLaunch::new(
                 into_contiguous(operand.a).into_buffer_arg(),
                 into_contiguous(operand.b_t).into_buffer_arg(),
                 row,
@@ -117,7 +115,7 @@ impl TrainingOps for Cube {
         let len = ranks * (k + n);
         // SAFETY: units stay below the number of values; places of parts lie in their tensors.
         unsafe {
-            stack_kernel::launch_unchecked(
+            kernels::stack_kernel::launch_unchecked(
                 &like.client.clone(),
                 cubes(len),
                 CubeDim::new_1d(UNITS as u32),
@@ -157,7 +155,7 @@ impl TrainingOps for Cube {
         let len = ranks * (k + rows);
         // SAFETY: units stay below the number of values; the part lies in both tensors.
         unsafe {
-            gradients_kernel::launch_unchecked(
+            kernels::gradients_kernel::launch_unchecked(
                 &a.client.clone(),
                 cubes(len),
                 CubeDim::new_1d(UNITS as u32),
@@ -190,7 +188,7 @@ impl TrainingOps for Cube {
         if rows > 0 {
             // SAFETY: a cube for each row; units stay below `dim`.
             unsafe {
-                norm_kernel::launch_unchecked(
+                kernels::norm_kernel::launch_unchecked(
                     &x.client.clone(),
                     cubes(rows * UNITS),
                     CubeDim::new_1d(UNITS as u32),
@@ -226,7 +224,7 @@ impl TrainingOps for Cube {
         if rows > 0 {
             // SAFETY: a cube for each row; units stay below `dim`.
             unsafe {
-                norm_backward_kernel::launch_unchecked(
+                kernels::norm_backward_kernel::launch_unchecked(
                     &x.client.clone(),
                     cubes(rows * UNITS),
                     CubeDim::new_1d(UNITS as u32),
@@ -258,7 +256,7 @@ impl TrainingOps for Cube {
         if rows * width > 0 {
             // SAFETY: units stay below the number of vectors.
             unsafe {
-                swiglu_kernel::launch_unchecked(
+                kernels::swiglu_kernel::launch_unchecked(
                     &gate_up.client.clone(),
                     cubes(rows * vectors),
                     CubeDim::new_1d(UNITS as u32),
@@ -281,7 +279,7 @@ impl TrainingOps for Cube {
         let y = empty(&x, [parts], x.dtype);
         // SAFETY: units stay below the number of values.
         unsafe {
-            squares_kernel::launch_unchecked(
+            kernels::squares_kernel::launch_unchecked(
                 &x.client.clone(),
                 CubeCount::Static(parts as u32, 1, 1),
                 CubeDim::new_1d(UNITS as u32),
@@ -323,7 +321,7 @@ impl TrainingOps for Cube {
         if len > 0 {
             // SAFETY: units stay below the number of values.
             unsafe {
-                adamw_kernel::launch_unchecked(
+                kernels::adamw_kernel::launch_unchecked(
                     &value.client.clone(),
                     cubes(len),
                     CubeDim::new_1d(UNITS as u32),
@@ -358,7 +356,7 @@ impl TrainingOps for Cube {
         if rows * width > 0 {
             // SAFETY: units stay below the number of vectors; each reads what it overwrites first.
             unsafe {
-                swiglu_backward_kernel::launch_unchecked(
+                kernels::swiglu_backward_kernel::launch_unchecked(
                     &dy.client.clone(),
                     cubes(rows * vectors),
                     CubeDim::new_1d(UNITS as u32),
@@ -392,7 +390,7 @@ pub(super) fn write_rows(to: CubeTensor, from: CubeTensor, at: usize) -> CubeTen
     if rows * k > 0 {
         // SAFETY: units stay below the number of vectors; the caller has made room for the rows.
         unsafe {
-            copy_kernel::launch_unchecked(
+            kernels::copy_kernel::launch_unchecked(
                 &to.client.clone(),
                 cubes(rows * k / vector),
                 CubeDim::new_1d(UNITS as u32),
@@ -406,291 +404,4 @@ pub(super) fn write_rows(to: CubeTensor, from: CubeTensor, at: usize) -> CubeTen
         }
     }
     to
-}
-
-#[cube(launch_unchecked)]
-fn copy_kernel<X: Float, Y: Float, N: Size>(
-    from: &[Vector<X, N>],
-    to: &mut [Vector<Y, N>],
-    len: usize,
-    at: usize,
-    #[define(X, Y)] _dtypes: [ElemType; 2],
-) {
-    if ABSOLUTE_POS < len {
-        to[at + ABSOLUTE_POS] = Vector::cast_from(from[ABSOLUTE_POS]);
-    }
-}
-
-#[cube]
-fn sum_of_vector<N: Size>(values: Vector<f32, N>) -> f32 {
-    let mut sum = 0.0f32;
-    #[unroll]
-    for i in 0..values.vector_size() {
-        sum += values.extract(i);
-    }
-    sum
-}
-
-#[cube(launch_unchecked)]
-fn norm_kernel<E: Float, N: Size>(
-    x: &[Vector<E, N>],
-    weight: &[Vector<f32, N>],
-    y: &mut [Vector<E, N>],
-    rows: usize,
-    dim: f32,
-    eps: f32,
-    #[comptime] vectors: usize,
-    #[define(E)] _dtype: ElemType,
-) {
-    // A cube past the last row writes that one again.
-    let start = min(CUBE_POS, rows - 1) * vectors;
-    let unit = UNIT_POS as usize;
-    let loads = comptime!(vectors.div_ceil(UNITS));
-    let mut values = Array::<Vector<f32, N>>::new(loads);
-    let mut squares = Vector::<f32, N>::new(0.0);
-    #[unroll]
-    for load in 0..loads {
-        let i = load * UNITS + unit;
-        values[load] = Vector::new(0.0);
-        if i < vectors {
-            values[load] = Vector::cast_from(x[start + i]);
-        }
-        squares += values[load] * values[load];
-    }
-    let factor = (sum_of_cube(sum_of_vector(squares)) / dim + eps).inverse_sqrt();
-    #[unroll]
-    for load in 0..loads {
-        let i = load * UNITS + unit;
-        if i < vectors {
-            y[start + i] = Vector::cast_from(values[load] * Vector::new(factor) * weight[i]);
-        }
-    }
-}
-
-#[cube(launch_unchecked)]
-fn norm_backward_kernel<E: Float, N: Size>(
-    x: &[Vector<E, N>],
-    weight: &[Vector<f32, N>],
-    dy: &[Vector<E, N>],
-    residual: &[Vector<E, N>],
-    dx: &mut [Vector<E, N>],
-    rows: usize,
-    dim: f32,
-    eps: f32,
-    #[comptime] vectors: usize,
-    #[comptime] has_residual: bool,
-    #[define(E)] _dtype: ElemType,
-) {
-    let start = min(CUBE_POS, rows - 1) * vectors;
-    let unit = UNIT_POS as usize;
-    let loads = comptime!(vectors.div_ceil(UNITS));
-    let mut values = Array::<Vector<f32, N>>::new(loads);
-    let mut gradients = Array::<Vector<f32, N>>::new(loads);
-    let mut squares = Vector::<f32, N>::new(0.0);
-    let mut products = Vector::<f32, N>::new(0.0);
-    #[unroll]
-    for load in 0..loads {
-        let i = load * UNITS + unit;
-        values[load] = Vector::new(0.0);
-        gradients[load] = Vector::new(0.0);
-        if i < vectors {
-            values[load] = Vector::cast_from(x[start + i]);
-            gradients[load] = Vector::<f32, N>::cast_from(dy[start + i]) * weight[i];
-        }
-        squares += values[load] * values[load];
-        products += values[load] * gradients[load];
-    }
-    let squares = sum_of_cube(sum_of_vector(squares));
-    // All have read the first sum before the second one's parts may take its memory.
-    sync_cube();
-    let products = sum_of_cube(sum_of_vector(products));
-    let factor = (squares / dim + eps).inverse_sqrt();
-    // With x normalised: factor · (g - x · mean(g · x)).
-    let mean = products * factor * factor / dim;
-    #[unroll]
-    for load in 0..loads {
-        let i = load * UNITS + unit;
-        if i < vectors {
-            let mut d = (gradients[load] - values[load] * Vector::new(mean)) * Vector::new(factor);
-            if comptime!(has_residual) {
-                d += Vector::cast_from(residual[start + i]);
-            }
-            dx[start + i] = Vector::cast_from(d);
-        }
-    }
-}
-
-#[cube(launch_unchecked)]
-fn swiglu_kernel<E: Float, N: Size>(
-    gate_up: &[Vector<E, N>],
-    y: &mut [Vector<E, N>],
-    len: usize,
-    width: usize,
-    #[define(E)] _dtype: ElemType,
-) {
-    let at = ABSOLUTE_POS;
-    if at < len {
-        let from = at / width * width + at;
-        let gate = Vector::<f32, N>::cast_from(gate_up[from]);
-        let up = Vector::<f32, N>::cast_from(gate_up[from + width]);
-        let one = Vector::<f32, N>::new(1.0);
-        y[at] = Vector::cast_from(gate / (one + (-gate).exp()) * up);
-    }
-}
-
-#[cube(launch_unchecked)]
-fn swiglu_backward_kernel<E: Float, N: Size>(
-    gate_up: &mut [Vector<E, N>],
-    dy: &[Vector<E, N>],
-    len: usize,
-    width: usize,
-    #[define(E)] _dtype: ElemType,
-) {
-    let at = ABSOLUTE_POS;
-    if at < len {
-        let from = at / width * width + at;
-        let gate = Vector::<f32, N>::cast_from(gate_up[from]);
-        let up = Vector::<f32, N>::cast_from(gate_up[from + width]);
-        let d = Vector::<f32, N>::cast_from(dy[at]);
-        let one = Vector::<f32, N>::new(1.0);
-        let sigma = one / (one + (-gate).exp());
-        let slope = sigma * (one + gate * (one - sigma));
-        gate_up[from] = Vector::cast_from(d * up * slope);
-        gate_up[from + width] = Vector::cast_from(d * gate * sigma);
-    }
-}
-
-#[cube(launch_unchecked)]
-fn squares_kernel(x: &[f32], y: &mut [f32], len: usize) {
-    let mut sum = 0.0f32;
-    let mut at = ABSOLUTE_POS;
-    while at < len {
-        sum += x[at] * x[at];
-        at += CUBE_COUNT * UNITS;
-    }
-    let sum = sum_of_cube(sum);
-    if UNIT_POS == 0 {
-        y[CUBE_POS] = sum;
-    }
-}
-
-#[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-fn adamw_kernel(
-    value: &mut [f32],
-    mean: &mut [f32],
-    variance: &mut [f32],
-    gradient: &[f32],
-    clip: &[f32],
-    len: usize,
-    beta1: f32,
-    beta2: f32,
-    rest1: f32,
-    rest2: f32,
-    correction: f32,
-    eps: f32,
-    rate: f32,
-    decay: f32,
-) {
-    let at = ABSOLUTE_POS;
-    if at < len {
-        let g = gradient[at] * clip[0];
-        let m = mean[at] * beta1 + g * rest1;
-        let v = variance[at] * beta2 + g * g * rest2;
-        mean[at] = m;
-        variance[at] = v;
-        value[at] = value[at] * decay - m / (v.sqrt() / correction + eps) * rate;
-    }
-}
-
-/// An adapter of a layer, and its place among those of a group.
-#[derive(CubeType, CubeLaunch)]
-struct Adapter {
-    /// `[ranks, k]`.
-    a: Box<[f32]>,
-    /// `[ranks, rows]`.
-    b_t: Box<[f32]>,
-    row: usize,
-    rows: usize,
-    rank: usize,
-    ranks: usize,
-    scaling: f32,
-}
-
-#[cube]
-impl Adapter {
-    fn value_of_a(&self, rank: usize, column: usize, k: usize) -> f32 {
-        let mut value = 0.0f32;
-        if rank >= self.rank && rank < self.rank + self.ranks {
-            value = self.a[(rank - self.rank) * k + column];
-        }
-        value
-    }
-
-    fn value_of_b(&self, row: usize, rank: usize) -> f32 {
-        let mut value = 0.0f32;
-        if rank >= self.rank
-            && rank < self.rank + self.ranks
-            && row >= self.row
-            && row < self.row + self.rows
-        {
-            value = self.b_t[(rank - self.rank) * self.rows + row - self.row] * self.scaling;
-        }
-        value
-    }
-}
-
-#[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-fn stack_kernel<E: Float>(
-    first: &Adapter,
-    second: &Adapter,
-    third: &Adapter,
-    a: &mut [E],
-    b: &mut [E],
-    len: usize,
-    k: usize,
-    ranks: usize,
-    #[define(E)] _dtype: ElemType,
-) {
-    let at = ABSOLUTE_POS;
-    if at < ranks * k {
-        let (rank, column) = (at / k, at % k);
-        let value = first.value_of_a(rank, column, k)
-            + second.value_of_a(rank, column, k)
-            + third.value_of_a(rank, column, k);
-        a[at] = E::cast_from(value);
-    } else if at < len {
-        let at = at - ranks * k;
-        let (row, rank) = (at / ranks, at % ranks);
-        let value = first.value_of_b(row, rank)
-            + second.value_of_b(row, rank)
-            + third.value_of_b(row, rank);
-        b[at] = E::cast_from(value);
-    }
-}
-
-#[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-fn gradients_kernel(
-    da: &[f32],
-    db: &[f32],
-    a: &mut [f32],
-    b_t: &mut [f32],
-    len: usize,
-    k: usize,
-    rows: usize,
-    row: usize,
-    rank: usize,
-    ranks: usize,
-    all_ranks: usize,
-    scaling: f32,
-) {
-    let at = ABSOLUTE_POS;
-    if at < ranks * k {
-        a[at] = da[at % k * all_ranks + rank + at / k];
-    } else if at < len {
-        let at = at - ranks * k;
-        b_t[at] = db[(row + at % rows) * all_ranks + rank + at / rows] * scaling;
-    }
 }

@@ -1,11 +1,12 @@
 //! The twins, made of tensor operations, in f32.
 
+use burn::backend::Dispatch;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Tensor};
 
 use super::{AdamWFactors, Epilogue, Factor, Norm, Part};
-use crate::kernels::operand::Major;
-use crate::weight::Weight;
+use crate::kernels::nf4_dequantize;
+use crate::kernels::operand::{Major, WeightOperand};
 
 fn f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.cast(DType::F32)
@@ -41,8 +42,11 @@ pub(super) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
 }
 
 /// See [`super::stack_weights`].
-pub(super) fn stack_weights(weights: &[&Weight], dtype: DType) -> Tensor<2> {
-    let rows = weights.iter().map(|weight| weight.dequantize().cast(dtype));
+pub(super) fn stack_weights(weights: Vec<WeightOperand<Dispatch>>, dtype: DType) -> Tensor<2> {
+    let rows = weights.into_iter().map(|weight| match weight {
+        WeightOperand::Dense(weight) => Tensor::<2>::from_dispatch(weight).cast(dtype),
+        WeightOperand::Nf4 { weight } => nf4_dequantize(weight).cast(dtype),
+    });
     Tensor::cat(rows.collect(), 0)
 }
 
