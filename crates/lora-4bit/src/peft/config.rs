@@ -128,8 +128,8 @@ impl LoraConfig {
         let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
         let mut fields: Map<String, Value> =
             serde_json::from_slice(text).map_err(PeftError::ConfigJson)?;
-        // Null says what a missing field says.
-        fields.retain(|_, value| !value.is_null());
+        // Null says what a missing field says; but a null task is none, and a missing one is that of a language model.
+        fields.retain(|field, value| !value.is_null() || field == "task_type");
         for field in ["r", "rank_pattern", "layers_to_transform"] {
             fields.get_mut(field).map(read_whole_floats);
         }

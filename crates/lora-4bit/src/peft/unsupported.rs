@@ -92,7 +92,7 @@ pub(super) fn refuse_unsupported(fields: &Map<String, Value>) -> Result<(), Peft
         Some(bias) => return Err(PeftError::unsupported("bias", bias, "\"none\"")),
     }
     match fields.get("task_type") {
-        None => {}
+        None | Some(Value::Null) => {}
         Some(Value::String(task)) if task.ends_with("CAUSAL_LM") || task.is_empty() => {}
         Some(task) => return Err(PeftError::unsupported("task_type", task, "\"CAUSAL_LM\"")),
     }
