@@ -2,18 +2,20 @@
 
 use std::path::PathBuf;
 
-use model_qwen::{ChatTemplate, QwenConfig, Tokenizer, bundled_model_dir, resolve_model};
+use model_qwen::{
+    ChatTemplate, GenerationConfig, QwenConfig, Tokenizer, bundled_model_dir, resolve_model,
+};
 use thiserror::Error;
 
 use crate::config::{Config, ModelConfig};
 
 /// What the model sets for the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most tokens the model can attend to.
     pub context_length: usize,
-    /// The token that ends texts and completions.
-    pub eos_token_id: Option<u32>,
+    /// The tokens at which the server stops; the first one ends texts and completions.
+    pub eos_token_ids: Vec<u32>,
 }
 
 /// A base model that cannot be found, or whose text files cannot be used.
@@ -41,6 +43,9 @@ pub enum ModelFilesError {
         /// Why.
         error: std::io::Error,
     },
+    /// `generation_config.json`.
+    #[error(transparent)]
+    Generation(#[from] model_qwen::GenerationConfigError),
     /// `config.json`.
     #[error(transparent)]
     Config(#[from] model_qwen::ConfigError),
@@ -111,18 +116,25 @@ impl ChatFormat {
     /// # Errors
     /// When a file is missing or invalid; the message names it.
     pub fn load(config: &Config) -> Result<Self, ModelFilesError> {
-        let folder = match (&config.model.tokenizer, config.model.folder()?) {
+        let model = config.model.folder()?;
+        let folder = match (&config.model.tokenizer, &model) {
             (Some(folder), _) => folder.clone(),
-            (None, Some(folder)) => folder,
+            (None, Some(folder)) => folder.clone(),
             (None, None) => return Err(ModelFilesError::NoTokenizer),
         };
         let architecture = config.model.architecture()?;
+        // The server asks the same files of the same folder.
+        let generation = GenerationConfig::from_dir(model.as_deref().unwrap_or(&folder))?;
+        let mut eos_token_ids = generation.eos_token_ids;
+        if eos_token_ids.is_empty() {
+            eos_token_ids = architecture.eos_token_ids;
+        }
         Ok(Self {
             tokenizer: Tokenizer::from_dir(&folder)?,
             template: ChatTemplate::from_dir(&folder)?,
             limits: Limits {
                 context_length: architecture.max_position_embeddings,
-                eos_token_id: architecture.eos_token_ids.first().copied(),
+                eos_token_ids,
             },
         })
     }
