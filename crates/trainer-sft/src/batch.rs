@@ -4,6 +4,8 @@
 //! [`Batch::lengths`]) and positions restart at every document, so that a packed batch has the loss of its documents
 //! computed one by one.
 
+mod packing;
+
 use std::sync::Arc;
 
 use rand::SeedableRng;
@@ -11,7 +13,8 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Example;
+use self::packing::first_fit;
+use crate::data::{DataError, Example, Examples, Source, Stream, StreamPlace};
 
 /// One forward pass: documents end to end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,14 +60,16 @@ impl Batch {
 }
 
 /// The micro-batches of one optimizer step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepBatch {
     /// At most `gradient_accumulation` batches; fewer at the end of an epoch.
     pub micro_batches: Vec<Batch>,
     /// Target tokens in all of them: the loss of the step is the sum over tokens divided by this.
     pub num_targets: usize,
-    /// The epoch, from 0, that the batches are part of.
-    pub epoch: usize,
+    /// Passes over the data after this step, with the fraction of the current one.
+    pub epoch: f64,
+    /// Where the examples were read.
+    pub sources: Vec<Source>,
 }
 
 impl StepBatch {
@@ -93,49 +98,121 @@ pub struct LoaderOptions {
 pub struct LoaderState {
     /// Completed passes over the data.
     pub epoch: usize,
-    /// Rows of this epoch that have been given out.
+    /// Rows of this epoch that have been given out; of this block, where the data is streamed.
     pub index: usize,
+    /// The block, where the data is streamed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub block: Option<BlockState>,
+}
+
+/// The block of streamed data that a loader is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockState {
+    /// Number of the block in its pass.
+    pub number: usize,
+    /// Where it begins.
+    pub start: StreamPlace,
 }
 
 /// Endless stream of optimizer steps over shuffled examples.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct DataLoader {
-    examples: Arc<Vec<Example>>,
-    rows: Vec<Vec<usize>>,
-    order: Vec<usize>,
+    rows: Rows,
+    order: Vec<u32>,
     options: LoaderOptions,
     state: LoaderState,
+    stream: Option<Box<Stream>>,
+    /// The stream has come to the end of its pass, and the last step of the epoch has been given out.
+    has_ended: bool,
+}
+
+/// Examples in rows of one or, packed, of several.
+#[derive(Clone, Debug)]
+struct Rows {
+    examples: Arc<Examples>,
+    packed: Option<Vec<Vec<u32>>>,
+}
+
+impl Rows {
+    fn new(examples: Arc<Examples>, options: &LoaderOptions, stream: u64) -> Self {
+        let packed = options.packing.map(|capacity| {
+            let mut order: Vec<u32> = (0..examples.len() as u32).collect();
+            order.shuffle(&mut rng(options.seed, stream));
+            let lengths = |index: u32| examples.length(index as usize);
+            first_fit(&order, lengths, capacity)
+        });
+        Self { examples, packed }
+    }
+
+    fn len(&self) -> usize {
+        self.packed.as_ref().map_or(self.examples.len(), Vec::len)
+    }
+
+    fn get(&self, row: u32) -> Result<Vec<Example>, DataError> {
+        match &self.packed {
+            None => Ok(vec![self.examples.get(row as usize)?]),
+            Some(rows) => {
+                let row = rows[row as usize].iter();
+                row.map(|&index| self.examples.get(index as usize))
+                    .collect()
+            }
+        }
+    }
 }
 
 impl DataLoader {
     /// A loader at the start of the first epoch. With no examples, [`Self::next_step`] gives empty steps.
-    pub fn new(examples: Arc<Vec<Example>>, options: LoaderOptions) -> Self {
-        let rows = match options.packing {
-            Some(capacity) => {
-                let mut indices: Vec<usize> = (0..examples.len()).collect();
-                // The stream of the packing order is one that no epoch reaches.
-                indices.shuffle(&mut rng(options.seed, u64::MAX));
-                first_fit(&examples, &indices, capacity)
-            }
-            None => (0..examples.len()).map(|index| vec![index]).collect(),
-        };
+    pub fn new(examples: Arc<Examples>, options: LoaderOptions) -> Self {
         let mut loader = Self {
-            examples,
-            rows,
+            // The stream of the packing order is one that no epoch reaches.
+            rows: Rows::new(examples, &options, u64::MAX),
             order: Vec::new(),
             options,
             state: LoaderState::default(),
+            stream: None,
+            has_ended: false,
         };
         loader.shuffle();
         loader
     }
 
-    /// Optimizer steps in one epoch.
-    pub fn steps_per_epoch(&self) -> usize {
-        self.rows.len().div_ceil(self.rows_per_step()).max(1)
+    /// A loader at the first example of data that is read while the run goes on.
+    ///
+    /// # Errors
+    /// When the first block cannot be read.
+    pub(crate) fn streamed(stream: Box<Stream>, options: LoaderOptions) -> Result<Self, DataError> {
+        let empty = Rows {
+            examples: Arc::default(),
+            packed: None,
+        };
+        let mut loader = Self {
+            rows: empty,
+            order: Vec::new(),
+            options,
+            state: LoaderState {
+                block: Some(BlockState::default()),
+                ..LoaderState::default()
+            },
+            stream: Some(stream),
+            has_ended: false,
+        };
+        loader.load_block()?;
+        Ok(loader)
     }
 
-    /// Number of rows, which are single examples unless packed.
+    /// Optimizer steps in one epoch; `None` where the data is streamed.
+    pub fn steps_per_epoch(&self) -> Option<usize> {
+        let steps = self.rows.len().div_ceil(self.rows_per_step()).max(1);
+        self.stream.is_none().then_some(steps)
+    }
+
+    /// Examples, those of the current block where the data is streamed.
+    pub fn examples(&self) -> &Examples {
+        &self.rows.examples
+    }
+
+    /// Number of rows, which are single examples unless packed; of the current block where the data is streamed.
     pub fn num_rows(&self) -> usize {
         self.rows.len()
     }
@@ -146,38 +223,104 @@ impl DataLoader {
     }
 
     /// Goes to `state`, as if all before it had been given out.
-    pub fn restore(&mut self, state: LoaderState) {
-        self.state = state;
-        self.shuffle();
+    ///
+    /// # Errors
+    /// When streamed data cannot be read again.
+    pub fn restore(&mut self, state: LoaderState) -> Result<(), DataError> {
+        self.has_ended = false;
+        self.state = LoaderState {
+            block: self
+                .stream
+                .as_ref()
+                .map(|_| state.block.unwrap_or_default()),
+            ..state
+        };
+        match (&mut self.stream, self.state.block) {
+            (Some(stream), Some(block)) => {
+                stream.seek(block.start)?;
+                self.load_block()?;
+                self.state.index = state.index;
+            }
+            _ => self.shuffle(),
+        }
+        Ok(())
     }
 
     /// The micro-batches of the next optimizer step; a step never spans two epochs.
-    pub fn next_step(&mut self) -> StepBatch {
-        if self.state.index >= self.rows.len() {
-            self.state = LoaderState {
-                epoch: self.state.epoch + 1,
-                index: 0,
-            };
-            self.shuffle();
+    ///
+    /// # Errors
+    /// When the tokens cannot be read back, or streamed data has malformed records.
+    pub fn next_step(&mut self) -> Result<StepBatch, DataError> {
+        let mut rows: Vec<Vec<Example>> = Vec::new();
+        while rows.len() < self.rows_per_step() && !self.rows.examples.is_empty() {
+            if self.state.index >= self.rows.len() && !self.advance(rows.is_empty())? {
+                break;
+            }
+            rows.push(self.rows.get(self.order[self.state.index])?);
+            self.state.index += 1;
         }
-        let end = (self.state.index + self.rows_per_step()).min(self.order.len());
-        let micro_batches: Vec<Batch> = self.order[self.state.index..end]
-            .chunks(self.options.batch_size.max(1))
-            .map(|rows| {
-                Batch::collate(
-                    rows.iter()
-                        .flat_map(|&row| &self.rows[row])
-                        .map(|&index| &self.examples[index]),
-                )
-            })
+        let sources = rows
+            .iter()
+            .flatten()
+            .map(|example| example.source.clone())
             .collect();
-        self.state.index = end;
+        let micro_batches: Vec<Batch> = rows
+            .chunks(self.options.batch_size.max(1))
+            .map(|rows| Batch::collate(rows.iter().flatten()))
+            .collect();
         let num_targets = micro_batches.iter().map(Batch::num_targets).sum();
-        StepBatch {
+        let part = match &self.stream {
+            Some(stream) => stream.progress(),
+            None => self.state.index as f64 / self.rows.len().max(1) as f64,
+        };
+        Ok(StepBatch {
             micro_batches,
             num_targets,
-            epoch: self.state.epoch,
+            epoch: self.state.epoch as f64 + part,
+            sources,
+        })
+    }
+
+    /// Goes to the next block or, if `may_end`, to the next epoch. Says whether there are rows.
+    fn advance(&mut self, may_end: bool) -> Result<bool, DataError> {
+        if let Some(stream) = self.stream.as_ref().filter(|_| !self.has_ended) {
+            let start = stream.place();
+            let number = self.state.block.map_or(0, |block| block.number + 1);
+            let before = self.state;
+            self.state.block = Some(BlockState { number, start });
+            if self.load_block()? {
+                return Ok(true);
+            }
+            self.state = before;
+            self.has_ended = true;
         }
+        if !may_end {
+            return Ok(false);
+        }
+        self.has_ended = false;
+        self.state.epoch += 1;
+        self.state.index = 0;
+        if self.stream.is_some() {
+            self.state.block = Some(BlockState::default());
+            return self.load_block();
+        }
+        self.shuffle();
+        Ok(true)
+    }
+
+    /// Loads the block that the stream stands at. `false` at the end of a pass.
+    fn load_block(&mut self) -> Result<bool, DataError> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(false);
+        };
+        let Some(examples) = stream.next_block()? else {
+            return Ok(false);
+        };
+        let block = self.state.block.map_or(0, |block| block.number as u64);
+        self.rows = Rows::new(Arc::new(examples), &self.options, u64::MAX - 1 - block);
+        self.state.index = 0;
+        self.shuffle();
+        Ok(true)
     }
 
     fn rows_per_step(&self) -> usize {
@@ -185,54 +328,32 @@ impl DataLoader {
     }
 
     fn shuffle(&mut self) {
-        self.order = (0..self.rows.len()).collect();
-        self.order
-            .shuffle(&mut rng(self.options.seed, self.state.epoch as u64));
+        let block = self
+            .state
+            .block
+            .map_or(0, |block| (block.number as u64) << 20);
+        let stream = self.state.epoch as u64 + block;
+        self.order = (0..self.rows.len() as u32).collect();
+        self.order.shuffle(&mut rng(self.options.seed, stream));
     }
 }
 
 /// `examples` in their order, `batch_size` at a time: for evaluation.
 pub fn sequential_batches(
-    examples: &[Example],
+    examples: &Examples,
     batch_size: usize,
-) -> impl Iterator<Item = Batch> + '_ {
-    examples.chunks(batch_size.max(1)).map(Batch::collate)
+) -> impl Iterator<Item = Result<Batch, DataError>> + '_ {
+    let size = batch_size.max(1);
+    (0..examples.len()).step_by(size).map(move |start| {
+        let end = (start + size).min(examples.len());
+        let examples = (start..end).map(|index| examples.get(index));
+        let examples = examples.collect::<Result<Vec<_>, _>>()?;
+        Ok(Batch::collate(&examples))
+    })
 }
 
 fn rng(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
     rng
-}
-
-/// Each example goes to the first row that still has room. Examples longer than `capacity` get a row of their own.
-fn first_fit(examples: &[Example], order: &[usize], capacity: usize) -> Vec<Vec<usize>> {
-    let mut rows: Vec<(usize, Vec<usize>)> = Vec::new();
-    // Rows before this one have no room for even the shortest example.
-    let shortest = examples
-        .iter()
-        .map(|example| example.tokens.len())
-        .min()
-        .unwrap_or(0);
-    let mut first_open = 0;
-    for &index in order {
-        let length = examples[index].tokens.len();
-        match rows[first_open..]
-            .iter_mut()
-            .find(|(used, _)| used + length <= capacity)
-        {
-            Some((used, row)) => {
-                *used += length;
-                row.push(index);
-            }
-            None => rows.push((length, vec![index])),
-        }
-        while rows
-            .get(first_open)
-            .is_some_and(|(used, _)| used + shortest > capacity)
-        {
-            first_open += 1;
-        }
-    }
-    rows.into_iter().map(|(_, row)| row).collect()
 }

@@ -11,12 +11,12 @@ use thiserror::Error;
 use crate::config::{Config, ModelConfig};
 
 /// What the model sets for the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most tokens the model can attend to.
     pub context_length: usize,
-    /// The token that ends texts and completions.
-    pub eos_token_id: Option<u32>,
+    /// The tokens at which the server stops; the first one ends texts and completions.
+    pub eos_token_ids: Vec<u32>,
 }
 
 /// A base model that cannot be found, or whose text files cannot be used.
@@ -44,6 +44,9 @@ pub enum ModelFilesError {
         /// Why.
         error: std::io::Error,
     },
+    /// `generation_config.json`.
+    #[error(transparent)]
+    Generation(#[from] model_qwen::GenerationConfigError),
     /// `config.json`.
     #[error(transparent)]
     Config(#[from] model_qwen::ConfigError),
@@ -117,23 +120,26 @@ impl ChatFormat {
     /// # Errors
     /// When a file is missing or invalid; the message names it.
     pub fn load(config: &Config) -> Result<Self, ModelFilesError> {
-        let folder = match (&config.model.tokenizer, config.model.folder()?) {
+        let model = config.model.folder()?;
+        let folder = match (&config.model.tokenizer, &model) {
             (Some(folder), _) => folder.clone(),
-            (None, Some(folder)) => folder,
+            (None, Some(folder)) => folder.clone(),
             (None, None) => return Err(ModelFilesError::NoTokenizer),
         };
         let architecture = config.model.architecture()?;
         let tokenizer = Tokenizer::from_dir(&folder)?;
         let template = ChatTemplate::from_dir(&folder)?;
-        // As the server asks; the architecture may be that of `--init-config`.
+        // As the server asks; the architecture may be that of `--init-config`, whose end token is the first.
         let ends = end_tokens(&folder, &tokenizer, template.as_ref())?;
-        let own = architecture.eos_token_ids.first().copied();
+        let mut eos_token_ids = architecture.eos_token_ids.clone();
+        let others = ends.into_iter();
+        eos_token_ids.extend(others.filter(|id| !architecture.eos_token_ids.contains(id)));
         Ok(Self {
             tokenizer,
             template,
             limits: Limits {
                 context_length: architecture.context_length(),
-                eos_token_id: own.or(ends.first().copied()),
+                eos_token_ids,
             },
         })
     }

@@ -14,6 +14,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::batch::LoaderState;
@@ -54,8 +55,19 @@ pub enum CheckpointError {
     Weights(String),
 }
 
+/// What a checkpoint says of the run that wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunIdentity {
+    /// The settings, as in `run.toml`.
+    pub settings: Map<String, Value>,
+    /// Hash of the training data.
+    pub data: String,
+    /// Hash of the base model and its tokenizer.
+    pub model: String,
+}
+
 /// `trainer_state.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainerState {
     /// Optimizer steps done.
     pub step: usize,
@@ -65,6 +77,9 @@ pub struct TrainerState {
     pub seed: u64,
     /// Place in the training data.
     pub loader: LoaderState,
+    /// The run that wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunIdentity>,
 }
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -86,7 +101,11 @@ pub fn save(
         let path = folder.join(STATE_FILE);
         let text =
             serde_json::to_string_pretty(state).map_err(|error| io_error(&path)(error.into()))?;
-        fs::write(&path, text + "\n").map_err(io_error(&path))
+        fs::write(&path, text + "\n").map_err(io_error(&path))?;
+        // The library for tensors keeps its files to the user; this one is a new file like any other.
+        let optimizer = folder.join(OPTIMIZER_FILE);
+        let like_new = fs::metadata(&path).map_err(io_error(&path))?.permissions();
+        fs::set_permissions(&optimizer, like_new).map_err(io_error(&optimizer))
     })
 }
 
@@ -100,17 +119,25 @@ pub fn load(
     config: AdamWConfig,
     device: &Device,
 ) -> Result<(TrainerState, AdamW), CheckpointError> {
-    let path = dir.join(STATE_FILE);
-    let text = fs::read_to_string(&path).map_err(io_error(&path))?;
-    let state: TrainerState =
-        serde_json::from_str(&text).map_err(|error| CheckpointError::Content {
-            path: path.clone(),
-            expected: "the state of a training run",
-            found: error.to_string(),
-        })?;
+    let state = load_state(dir)?;
     let moments = read_optimizer(&dir.join(OPTIMIZER_FILE), device)?;
     let optimizer = AdamW::resume(config, state.step, moments);
     Ok((state, optimizer))
+}
+
+/// Reads the state of the checkpoint in `dir`.
+///
+/// # Errors
+///
+/// When the file is missing or broken.
+pub fn load_state(dir: &Path) -> Result<TrainerState, CheckpointError> {
+    let path = dir.join(STATE_FILE);
+    let text = fs::read_to_string(&path).map_err(io_error(&path))?;
+    serde_json::from_str(&text).map_err(|error| CheckpointError::Content {
+        path: path.clone(),
+        expected: "the state of a training run",
+        found: error.to_string(),
+    })
 }
 
 /// Checks that the optimizer read from `dir` belongs to parameters of these sizes.
@@ -143,7 +170,11 @@ fn write_folder(
         fs::remove_dir_all(&partial).map_err(io_error(&partial))?;
     }
     fs::create_dir_all(&partial).map_err(io_error(&partial))?;
-    fill(&partial)?;
+    if let Err(error) = fill(&partial) {
+        // A full disk has room again.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error);
+    }
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(io_error(dir))?;
     }

@@ -1,55 +1,52 @@
 //! From files to tokenized [`Example`]s.
 //!
-//! [`read`] parses files, [`mod@format`] recognises and checks records, [`render`] turns them into tokens and a loss
-//! mask, and [`Datasets::load`] does it all, reporting what was recognised, shortened and dropped.
+//! `open` unpacks files, [`read`] tells records apart, [`mod@format`] recognises and checks them, [`render`] turns them into
+//! tokens and a loss mask, and [`Datasets::load`] does it all on all cores, reporting what was recognised, shortened and
+//! left out. [`Examples`] holds the tokens, on the disk where there are many; [`Stream`] reads while the run goes on.
 
+mod array;
 mod error;
 mod example;
+pub mod files;
 pub mod format;
+mod load;
+mod open;
 pub mod read;
 pub mod render;
+mod report;
+mod shown;
+mod store;
+mod stream;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use tracing::{info, warn};
+use sha2::{Digest, Sha256};
+use tracing::info;
 
 pub use error::DataError;
 pub use example::{Example, Place, Source};
-pub use format::{Chat, Content, Format, Record};
+pub use format::{Chat, Content, Extras, Format, Record};
+pub use report::{DataReport, Found};
+pub use store::Examples;
+pub(crate) use stream::{Stream, StreamPlace};
 
 use crate::chat_format::ChatFormat;
-use crate::config::{Config, TrainOn};
+use crate::config::{Columns, Config};
+use load::{Recipe, load_files, load_records};
+use read::RawRecord;
 use render::{RenderSettings, Renderer};
 
 /// Examples of one or more files.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Dataset {
     /// In file order.
-    pub examples: Vec<Example>,
+    pub examples: Examples,
     /// What was found.
     pub report: DataReport,
-}
-
-/// Counts of what was read, learnt, shortened and dropped.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DataReport {
-    /// Records read.
-    pub num_records: usize,
-    /// Records of each format.
-    pub formats: BTreeMap<Format, usize>,
-    /// Tokens of all examples.
-    pub num_tokens: usize,
-    /// Tokens that are learnt.
-    pub num_targets: usize,
-    /// Records that lost the left of their prompt, or earlier turns.
-    pub num_truncated: usize,
-    /// Tokens that would have been learnt, but are in earlier turns or dropped examples that do not fit.
-    pub num_lost_targets: usize,
-    /// Records that give no example at all.
-    pub dropped: Vec<Source>,
+    /// Tells these records from any other ones.
+    pub hash: String,
 }
 
 /// Records that a program has in memory: JSON objects of any of the [formats](Format), instead of the files of a [`Config`].
@@ -61,11 +58,20 @@ pub struct Records {
     pub eval: Option<Vec<Value>>,
 }
 
+/// What is learnt, read before the run or while it goes on.
+#[derive(Debug)]
+pub enum TrainData {
+    /// All of it is there.
+    Loaded(Box<Dataset>),
+    /// It comes a block at a time.
+    Streamed(Box<Stream>),
+}
+
 /// The data of a run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Datasets {
     /// What is learnt.
-    pub train: Dataset,
+    pub train: TrainData,
     /// What is only measured.
     pub eval: Option<Dataset>,
     /// The length limit in force: `--max-length`, or the model's context where that is shorter.
@@ -73,11 +79,18 @@ pub struct Datasets {
 }
 
 impl Datasets {
-    /// Reads, renders and tokenizes the data of a run: `records`, or the files of `config` where there are none.
+    /// Reads, renders and tokenizes the data of a run: `records`, or the files of `config` where there are none. Tokens that do
+    /// not fit in memory go to `folder`; with `show`, a bar on standard error or the log shows the progress.
     ///
     /// # Errors
-    /// The first file, record or field that cannot be used, and data of which nothing is left to learn.
-    pub fn load(config: &Config, format: &ChatFormat, records: Records) -> Result<Self, DataError> {
+    /// The files, records or fields that cannot be used, and data of which nothing is left to learn.
+    pub fn load(
+        config: &Config,
+        format: &ChatFormat,
+        records: Records,
+        folder: Option<&Path>,
+        show: bool,
+    ) -> Result<Self, DataError> {
         let limits = &format.limits;
         let max_length = config.data.max_length.min(limits.context_length);
         if max_length < config.data.max_length {
@@ -87,17 +100,31 @@ impl Datasets {
             train_on: config.data.train_on,
             thinking: config.data.thinking,
             max_length,
-            eos_token_id: limits.eos_token_id,
+            eos_token_id: limits.eos_token_ids.first().copied(),
         };
-        let renderer = Renderer::new(&format.tokenizer, format.template.as_ref(), settings);
+        let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
+        let recipe = Recipe {
+            renderer: Renderer::new(&format.tokenizer, format.template.as_ref(), settings),
+            columns,
+            strict: config.data.strict,
+        };
+        let files = |paths: &[PathBuf]| {
+            let files = files::expand(paths)?;
+            load_files(&files, &recipe, folder, show)
+        };
+        let memory = |name, records| load_records(name, raw(name, records), &recipe, folder);
         let train = match records.train {
-            Some(records) => Dataset::from_records("records", records, &renderer)?,
-            None => Dataset::load(&config.data.train, &renderer)?,
+            Some(records) => TrainData::Loaded(Box::new(memory("records", records)?)),
+            None if config.data.streaming && config.run.preview.is_none() => {
+                let files = files::expand(&config.data.train)?;
+                TrainData::Streamed(Box::new(Stream::new(files, recipe.clone())?))
+            }
+            None => TrainData::Loaded(Box::new(files(&config.data.train)?)),
         };
         let eval = match records.eval {
-            Some(records) => Some(Dataset::from_records("eval_records", records, &renderer)?),
+            Some(records) => Some(memory("eval_records", records)?),
             None if config.data.eval.is_empty() => None,
-            None => Some(Dataset::load(&config.data.eval, &renderer)?),
+            None => Some(files(&config.data.eval)?),
         };
         Ok(Self {
             train,
@@ -112,140 +139,44 @@ impl Dataset {
     ///
     /// # Errors
     /// As [`Datasets::load`].
-    pub fn load(files: &[PathBuf], renderer: &Renderer<'_>) -> Result<Self, DataError> {
-        let mut dataset = Self::default();
-        for file in files {
-            dataset.add(file, read::read_file(file)?, renderer)?;
-        }
-        let names = files.iter().map(|file| file.display().to_string());
-        dataset.checked(|| names.collect::<Vec<_>>().join(", "), renderer)
+    pub fn load(files: &[PathBuf], renderer: &Renderer) -> Result<Self, DataError> {
+        let recipe = Recipe {
+            renderer: renderer.clone(),
+            columns: Columns::default(),
+            strict: false,
+        };
+        load_files(&files::expand(files)?, &recipe, None, false)
     }
+}
 
-    /// Renders records of the same formats as those of files, and logs what was recognised. Of `records`, record 3 is named
-    /// `records[3]`.
-    ///
-    /// # Errors
-    /// The first record or field that cannot be used, and records of which nothing is left to learn.
-    pub fn from_records(
-        name: &str,
-        records: impl IntoIterator<Item = Value>,
-        renderer: &Renderer<'_>,
-    ) -> Result<Self, DataError> {
-        let file: Arc<Path> = Path::new(name).into();
-        let records = records.into_iter().enumerate().map(|(index, value)| {
-            let source = Source {
-                file: file.clone(),
-                place: Place::Element(index),
-            };
-            (source, value)
-        });
-        let records: Vec<_> = records.collect();
-        if records.is_empty() {
-            return Err(DataError::NoRecords(name.to_owned()));
-        }
-        let mut dataset = Self::default();
-        dataset.add(&file, records, renderer)?;
-        dataset.checked(|| name.to_owned(), renderer)
-    }
+/// Records of a program. Record 3 of `records` is named `records[3]`.
+fn raw(name: &str, records: Vec<Value>) -> impl Iterator<Item = RawRecord> {
+    let file: Arc<Path> = Path::new(name).into();
+    records.into_iter().enumerate().map(move |(index, value)| {
+        let source = Source {
+            file: file.clone(),
+            place: Place::Element(index),
+        };
+        RawRecord::from_value(source, value)
+    })
+}
 
-    /// Refuses a dataset without examples, and warns of what was lost.
-    fn checked(
-        self,
-        files: impl FnOnce() -> String,
-        renderer: &Renderer<'_>,
-    ) -> Result<Self, DataError> {
-        let report = &self.report;
-        if self.examples.is_empty() {
-            let settings = renderer.settings();
-            return Err(DataError::NothingToLearn {
-                files: files(),
-                num_records: report.num_records,
-                max_length: settings.max_length,
-                train_on: match settings.train_on {
-                    TrainOn::Assistant => "assistant",
-                    TrainOn::Prompt => "prompt",
-                    TrainOn::All => "all",
-                },
-                first: report
-                    .dropped
-                    .first()
-                    .map(ToString::to_string)
-                    .unwrap_or_default(),
-            });
-        }
-        if report.num_truncated > 0 {
-            warn!(
-                "{} of {} records are longer than --max-length {} and lost the left of their prompt",
-                report.num_truncated,
-                report.num_records,
-                renderer.settings().max_length
-            );
-        }
-        if let Some(first) = report.dropped.first() {
-            warn!(
-                "{} of {} records are left out, the first is {first}: no answer fits into --max-length {} with a token of its prompt",
-                report.dropped.len(),
-                report.num_records,
-                renderer.settings().max_length
-            );
-        }
-        if report.num_lost_targets > 0 {
-            warn!(
-                "{} tokens of answers are not learnt because they do not fit",
-                report.num_lost_targets
-            );
-        }
-        Ok(self)
-    }
-
-    fn add(
-        &mut self,
-        file: &Path,
-        records: Vec<(Source, Value)>,
-        renderer: &Renderer<'_>,
-    ) -> Result<(), DataError> {
-        let mut formats: BTreeMap<Format, usize> = BTreeMap::new();
-        let mut num_records = 0;
-        let first_example = self.examples.len();
-        for (source, value) in records {
-            let record = Record::parse(source, value)?;
-            *formats.entry(record.format).or_default() += 1;
-            num_records += 1;
-            let rendered = renderer.render(&record)?;
-            self.report.num_truncated += usize::from(rendered.truncated);
-            self.report.num_lost_targets += rendered.num_lost_targets;
-            if rendered.examples.is_empty() {
-                self.report.dropped.push(record.source);
+impl TrainData {
+    /// Tells this data from any other.
+    pub(crate) fn hash(&self) -> String {
+        match self {
+            Self::Loaded(dataset) => dataset.hash.clone(),
+            Self::Streamed(stream) => {
+                let mut hash = Sha256::new();
+                for file in stream.files() {
+                    read::hash_start(file, &mut hash);
+                }
+                let hash = hash.finalize();
+                hash.iter()
+                    .take(8)
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect()
             }
-            self.examples.extend(rendered.examples);
         }
-        let added = &self.examples[first_example..];
-        let num_tokens: usize = added.iter().map(|example| example.tokens.len()).sum();
-        let num_targets: usize = added.iter().map(Example::num_targets).sum();
-        let found: Vec<String> = match formats.len() {
-            1 => formats.keys().map(ToString::to_string).collect(),
-            _ => formats
-                .iter()
-                .map(|(format, count)| format!("{count} × {format}"))
-                .collect(),
-        };
-        let mixed = if formats.len() > 1 {
-            " (mixed: each record is read by its own keys)"
-        } else {
-            ""
-        };
-        info!(
-            "{}: {num_records} records of {}{mixed}; {} examples, {num_tokens} tokens, {num_targets} to learn",
-            file.display(),
-            found.join(", "),
-            added.len()
-        );
-        self.report.num_records += num_records;
-        self.report.num_tokens += num_tokens;
-        self.report.num_targets += num_targets;
-        for (format, count) in formats {
-            *self.report.formats.entry(format).or_default() += count;
-        }
-        Ok(())
     }
 }

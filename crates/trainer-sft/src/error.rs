@@ -45,14 +45,26 @@ pub enum TrainError {
     )]
     Quantized(String),
     /// The checkpoint of `--resume` belongs to another run.
-    #[error("--resume: {field} is {found} in the checkpoint and {expected} in this run")]
+    #[error("--resume {}: this run differs from the one it goes on with:\n  {differences}\n{instead}", checkpoint.display())]
     Resume {
-        /// What differs.
-        field: &'static str,
-        /// The checkpoint's value.
-        found: String,
-        /// This run's value.
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What differs, one line each.
+        differences: String,
+        /// What to do.
+        instead: &'static str,
+    },
+    /// The adapter of `--adapter` has another form than the flags ask for.
+    #[error("--{flag}: expected {expected}, as the adapter in {} has, found {found}", folder.display())]
+    AdapterForm {
+        /// The flag.
+        flag: &'static str,
+        /// The adapter's value.
         expected: String,
+        /// What was given.
+        found: String,
+        /// The adapter.
+        folder: PathBuf,
     },
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
@@ -74,18 +86,38 @@ pub enum TrainError {
         /// Why.
         error: std::io::Error,
     },
-    /// The loss is infinite or not a number.
+    /// The disk has no room for the result.
+    #[error("--output: expected at least {needed} MiB of room for the result, found {free} MiB in {}", folder.display())]
+    Space {
+        /// The folder.
+        folder: PathBuf,
+        /// MiB that are needed.
+        needed: u64,
+        /// MiB that are free.
+        free: u64,
+    },
+    /// A loss, a gradient or a weight is infinite or not a number.
     #[error(
-        "the loss is {loss} at step {step}: training has diverged; try a smaller --learning-rate. Checkpoints written before stay in {}",
+        "{what} at step {step} ({records}): training has diverged, and nothing of it is written; try a smaller --learning-rate. Checkpoints written before stay in {}",
         output.display()
     )]
     Diverged {
         /// The step.
         step: usize,
-        /// The loss.
-        loss: f64,
+        /// What is not finite.
+        what: String,
+        /// The records of the step.
+        records: String,
         /// The output folder.
         output: PathBuf,
+    },
+    /// The result cannot be written where it belongs.
+    #[error("{error}; the result {}", kept.as_ref().map_or("is lost".to_owned(), |kept| format!("is kept in {}", kept.display())))]
+    Result {
+        /// Why.
+        error: Box<TrainError>,
+        /// Where it is instead.
+        kept: Option<PathBuf>,
     },
 }
 

@@ -1,7 +1,7 @@
 //! Supervised fine-tuning of Qwen-architecture models: LoRA, QLoRA, and full-parameter training.
 //!
-//! A run reads top to bottom: [`args::Args`] → [`config::Config`] → [`data::Datasets`] (records of five formats, rendered
-//! with the model's chat template into tokens and a loss mask) → [`batch::DataLoader`] (packed batches) → the training
+//! A run reads top to bottom: [`args::Args`] → [`config::Config`] → [`data::Datasets`] (records of seven formats,
+//! rendered with the model's chat template into tokens and a loss mask) → [`batch::DataLoader`] (packed batches) → the training
 //! loop. [`Training`] starts it, also on records that a program has in memory.
 //!
 #![doc = include_str!("../README.md")]
@@ -12,9 +12,11 @@ pub mod chat_format;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod endings;
 mod error;
 pub mod even;
 pub mod full;
+mod identity;
 pub mod lora;
 pub mod loss;
 pub mod metrics;
@@ -25,6 +27,7 @@ pub mod preview;
 mod run;
 pub mod schedule;
 mod setup;
+mod space;
 pub mod step;
 pub mod trainer;
 mod training;
@@ -34,6 +37,7 @@ pub use burn;
 pub use config::args;
 pub use data::render;
 pub use error::TrainError;
+pub use output::discard_unused_output;
 pub use preview::preview;
 pub use run::{StepReport, Summary};
 pub use training::{Training, train, train_until};

@@ -1,17 +1,18 @@
 //! `trainer-sft`: settings in, adapter folder out.
 
+mod signals;
+
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use tracing_subscriber::EnvFilter;
-use trainer_sft::Training;
 use trainer_sft::args::{Args, ArgsError};
 use trainer_sft::chat_format::ChatFormat;
 use trainer_sft::config::Config;
-use trainer_sft::data::{Datasets, Records};
+use trainer_sft::data::{Datasets, Records, TrainData};
 use trainer_sft::preview::preview;
+use trainer_sft::{Summary, Training};
 
 fn main() -> ExitCode {
     model_qwen::sys::keep_freed_memory();
@@ -46,52 +47,38 @@ fn run() -> Result<ExitCode> {
 
 fn show(config: &Config, count: usize) -> Result<()> {
     let format = ChatFormat::load(config)?;
-    let data = Datasets::load(config, &format, Records::default())?;
+    let data = Datasets::load(config, &format, Records::default(), None, true)?;
+    let TrainData::Loaded(train) = data.train else {
+        unreachable!("a preview reads all data");
+    };
     let mut out = std::io::stdout();
     let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    write_out(
-        &mut out,
-        &preview(&data.train.examples, &format.tokenizer, count, colour),
-    )
+    let shown = preview(&train.examples, &format.tokenizer, count, colour)?;
+    write_out(&mut out, &shown)
 }
 
 fn train(config: &Config) -> Result<ExitCode> {
-    tracing::info!("output folder: {}", config.run.output.display());
+    signals::watch()?;
     let summary = Training::new(config)
-        .stop_when(stop_at_signal()?)
+        .stop_when(&signals::STOP)
+        .on_start(signals::stop_after_a_step)
         .progress_bar(true)
         .run()?;
     let (what_next, code) = match summary.stopped {
-        // As a shell reports a program that SIGINT has ended.
-        Some(_) => (String::new(), ExitCode::from(130)),
-        None => (serve_command(config) + "\n", ExitCode::SUCCESS),
+        Some(_) => (String::new(), ExitCode::from(signals::exit_code())),
+        None => (serve_command(config, &summary) + "\n", ExitCode::SUCCESS),
     };
     write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))?;
     Ok(code)
 }
 
-/// Becomes true at Ctrl-C; the second one ends the program.
-fn stop_at_signal() -> Result<&'static AtomicBool> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        let told = "\nstopping after this step, with a checkpoint; once more to end at once\n";
-        // The terminal may be gone.
-        let _ = std::io::stderr().write_all(told.as_bytes());
-    })?;
-    Ok(&STOP)
-}
-
 /// How to talk to the result.
-fn serve_command(config: &Config) -> String {
-    let output = config.run.output.display();
+fn serve_command(config: &Config, summary: &Summary) -> String {
+    let output = summary.output.display();
     if config.run.full {
         return format!("Serve it: cargo run -p server -- --model {output}");
     }
-    let name = config
-        .run
+    let name = summary
         .output
         .file_name()
         .map_or_else(|| "adapter".into(), |name| name.to_string_lossy());

@@ -1,24 +1,203 @@
-//! What a run leaves behind: an adapter folder, or a model folder that can be served.
+//! The output folder, and what a run leaves in it: an adapter, or a model that can be served.
 
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::DType;
 use lora_4bit::peft::LoraConfig;
 use model_qwen::QwenModel;
+use serde_json::{Value, json};
+use tracing::warn;
 
+use crate::config::{Config, ConfigError, run_of};
 use crate::error::{TrainError, output_error};
 use crate::lora;
+
+/// The settings of a run.
+const SETTINGS: &str = "run.toml";
+
+/// Folders that were made for runs that have not begun.
+static UNUSED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn unused() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the output folders of runs that have not begun: for a program that ends at once.
+pub fn discard_unused_output() {
+    unused().drain(..).for_each(|folder| discard(&folder));
+}
+
+fn discard(folder: &Path) {
+    // What else is in it stays.
+    let _ = fs::remove_file(folder.join(SETTINGS));
+    let _ = fs::remove_dir(folder);
+}
+
+/// The output folder of a run: its own from the start, removed again when the run does not begin.
+#[derive(Debug)]
+pub(crate) struct OutputFolder {
+    path: PathBuf,
+    /// Keeps other runs out.
+    _lock: Option<File>,
+}
+
+impl Drop for OutputFolder {
+    fn drop(&mut self) {
+        let mut unused = unused();
+        let own = unused.iter().position(|folder| *folder == self.path);
+        if let Some(own) = own {
+            discard(&unused.swap_remove(own));
+        }
+    }
+}
+
+impl OutputFolder {
+    /// Makes the folder, or takes that of the run that goes on.
+    ///
+    /// # Errors
+    /// A folder that is not empty, cannot be written, or is another run's.
+    pub(crate) fn claim(config: &Config) -> Result<Self, TrainError> {
+        let goes_on = config.run.resume.as_ref().is_some_and(|checkpoint| {
+            let own = run_of(checkpoint).canonicalize();
+            own.is_ok_and(|own| {
+                config
+                    .run
+                    .output
+                    .canonicalize()
+                    .is_ok_and(|output| own == output)
+            })
+        });
+        let path = match goes_on {
+            true => config.run.output.clone(),
+            false => make(config)?,
+        };
+        let lock = lock(&path)?;
+        if goes_on {
+            remove_leftovers(&path);
+        }
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the settings. From now on the folder stays.
+    pub(crate) fn begin(&self, config: &Config) -> Result<(), TrainError> {
+        let settings = self.path.join(SETTINGS);
+        fs::write(&settings, config.to_toml()).map_err(output_error(&settings))?;
+        unused().retain(|folder| *folder != self.path);
+        Ok(())
+    }
+}
+
+/// Makes a new folder, or takes an empty one, and writes the settings into it: of two runs, one gets it.
+fn make(config: &Config) -> Result<PathBuf, TrainError> {
+    let mut path = config.run.output.clone();
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        fs::create_dir_all(parent).map_err(output_error(parent))?;
+    }
+    loop {
+        match fs::create_dir(&path) {
+            Ok(()) => break,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if config.run.numbered {
+                    path = next_number(&path);
+                    continue;
+                }
+                let entry = fs::read_dir(&path).map_err(output_error(&path))?.next();
+                match entry {
+                    None => break,
+                    Some(_) => return Err(taken(&path)),
+                }
+            }
+            Err(error) => return Err(output_error(&path)(error)),
+        }
+    }
+    let settings = path.join(SETTINGS);
+    match File::create_new(&settings) {
+        Ok(mut file) => {
+            let written = file.write_all(config.to_toml().as_bytes());
+            if let Err(error) = written {
+                discard(&path);
+                return Err(output_error(&settings)(error));
+            }
+            unused().push(path.clone());
+            Ok(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(taken(&path)),
+        Err(error) => Err(output_error(&settings)(error)),
+    }
+}
+
+fn taken(path: &Path) -> TrainError {
+    let found = format!("{}, which is another run's", path.display());
+    TrainError::Config(ConfigError::Value {
+        flag: "output",
+        expected: "a new or empty folder".into(),
+        found,
+    })
+}
+
+/// `name-2` after `name-1`.
+fn next_number(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let (stem, number) = name.rsplit_once('-').unwrap_or((&name, "0"));
+    let number: usize = number.parse().unwrap_or(0);
+    path.with_file_name(format!("{stem}-{}", number + 1))
+}
+
+/// Locks a folder until this process ends; `None` where the file system has no locks.
+fn lock(path: &Path) -> Result<Option<File>, TrainError> {
+    let Ok(folder) = File::open(path) else {
+        return Ok(None);
+    };
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => Err(taken(path)),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Removes what a run that was killed has left half-written.
+fn remove_leftovers(run: &Path) {
+    for entry in fs::read_dir(run).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".part") || (name.starts_with('.') && name.ends_with(".tmp")) {
+            let path = entry.path();
+            let removed = match path.is_dir() {
+                true => fs::remove_dir_all(&path),
+                false => fs::remove_file(&path),
+            };
+            if let Err(error) = removed {
+                warn!("{}: cannot be removed: {error}", path.display());
+            }
+        }
+    }
+}
 
 /// What the result is made of.
 pub(crate) enum Weights {
     /// Configuration of the adapter.
     Adapter(Box<LoraConfig>),
     /// Folder of the tokenizer, which is copied.
-    Model { tokenizer: Option<PathBuf> },
+    Model {
+        /// The folder.
+        tokenizer: Option<PathBuf>,
+        /// The token that ends an answer, where no file of that folder says so.
+        end: Option<u32>,
+    },
 }
 
 /// Tokenizer files that a model folder needs next to its weights.
-const TOKENIZER_FILES: [&str; 8] = [
+const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,8 +205,11 @@ const TOKENIZER_FILES: [&str; 8] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 ];
+/// Folder of further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
 
 impl Weights {
     /// Writes the result to `dir`, model weights in `dtype`; every file appears whole or not at all.
@@ -41,16 +223,112 @@ impl Weights {
             Self::Adapter(lora_config) => {
                 Ok(lora::read_adapter(model, lora::SLOT, lora_config).save(dir)?)
             }
-            Self::Model { tokenizer } => {
-                std::fs::create_dir_all(dir).map_err(output_error(dir))?;
-                let sources = tokenizer
-                    .iter()
-                    .flat_map(|folder| TOKENIZER_FILES.map(|name| (folder.join(name), name)));
-                for (source, name) in sources.filter(|(source, _)| source.exists()) {
-                    std::fs::copy(&source, dir.join(name)).map_err(output_error(&source))?;
+            Self::Model { tokenizer, end } => {
+                fs::create_dir_all(dir).map_err(output_error(dir))?;
+                if let Some(folder) = tokenizer {
+                    copy_tokenizer(folder, dir)?;
                 }
-                Ok(model.save(dir, dtype)?)
+                if let Some(end) = end {
+                    add_end(
+                        &dir.join("generation_config.json"),
+                        &model.config.eos_token_ids,
+                        *end,
+                    )?;
+                }
+                model.save(dir, dtype)?;
+                follow_umask(dir)
             }
         }
     }
+
+    /// Writes the result where it still can be, after `dir` has failed. Says where.
+    pub(crate) fn save_elsewhere(
+        &self,
+        model: &QwenModel,
+        dir: &Path,
+        dtype: DType,
+    ) -> Option<PathBuf> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("trainer-sft-{}-{name}", std::process::id());
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        let places = [
+            Some(std::env::temp_dir()),
+            home,
+            std::env::current_dir().ok(),
+        ];
+        places.into_iter().flatten().find_map(|place| {
+            let folder = place.join(&name);
+            fs::create_dir(&folder).ok()?;
+            match self.save(model, &folder, dtype) {
+                Ok(()) => Some(folder),
+                Err(_) => {
+                    // Half a result is none.
+                    let _ = fs::remove_dir_all(&folder);
+                    None
+                }
+            }
+        })
+    }
+}
+
+/// The library for tensors keeps its files to the user: gives them the permissions of a new file.
+fn follow_umask(dir: &Path) -> Result<(), TrainError> {
+    let config = dir.join("config.json");
+    let like_new = fs::metadata(&config)
+        .map_err(output_error(&config))?
+        .permissions();
+    for entry in fs::read_dir(dir).map_err(output_error(dir))?.flatten() {
+        let path = entry.path();
+        if path
+            .extension()
+            .is_some_and(|ending| ending == "safetensors")
+        {
+            fs::set_permissions(&path, like_new.clone()).map_err(output_error(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the content of the tokenizer's files; they get the permissions of new ones.
+fn copy_tokenizer(folder: &Path, dir: &Path) -> Result<(), TrainError> {
+    let copy = |source: &Path, target: &Path| {
+        let bytes = fs::read(source).map_err(output_error(source))?;
+        fs::write(target, bytes).map_err(output_error(target))
+    };
+    for name in TOKENIZER_FILES {
+        let source = folder.join(name);
+        if source.exists() {
+            copy(&source, &dir.join(name))?;
+        }
+    }
+    let templates = folder.join(TEMPLATES);
+    if templates.is_dir() {
+        let target = dir.join(TEMPLATES);
+        fs::create_dir_all(&target).map_err(output_error(&target))?;
+        let entries = fs::read_dir(&templates).map_err(output_error(&templates))?;
+        for entry in entries.flatten() {
+            copy(&entry.path(), &target.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the token that ends an answer to those at which generation stops.
+fn add_end(path: &Path, known: &[u32], end: u32) -> Result<(), TrainError> {
+    let mut config: Value = match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| output_error(path)(io::Error::other(error)))?,
+        Err(_) => json!({}),
+    };
+    let mut tokens = match config.get("eos_token_id") {
+        Some(Value::Array(tokens)) => tokens.clone(),
+        Some(token) if token.is_u64() => vec![token.clone()],
+        _ => known.iter().map(|&token| token.into()).collect(),
+    };
+    if !tokens.contains(&end.into()) {
+        tokens.push(end.into());
+    }
+    config["eos_token_id"] = tokens.into();
+    let text = serde_json::to_string_pretty(&config).unwrap_or_default();
+    fs::write(path, text + "\n").map_err(output_error(path))
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use model_qwen::Tokenizer;
 
-use crate::data::Example;
+use crate::data::{DataError, Examples};
 
 const LEARNT: &str = "\x1b[1;32m";
 const CONTEXT: &str = "\x1b[2m";
@@ -14,9 +14,18 @@ const RESET: &str = "\x1b[0m";
 ///
 /// Tokens are separated by `|`. Learnt ones are green with `colour`, otherwise in `[brackets]`. Line breaks are shown as
 /// `⏎` before they are made, tabs as `⇥`, and bytes of unfinished UTF-8 characters as `\xE2`.
-pub fn preview(examples: &[Example], tokenizer: &Tokenizer, count: usize, colour: bool) -> String {
+///
+/// # Errors
+/// When the tokens cannot be read back from the disk.
+pub fn preview(
+    examples: &Examples,
+    tokenizer: &Tokenizer,
+    count: usize,
+    colour: bool,
+) -> Result<String, DataError> {
     let mut text = String::new();
     for example in examples.iter().take(count) {
+        let example = example?;
         let num_tokens = example.tokens.len();
         // Writing to a String cannot fail.
         let _ = writeln!(
@@ -44,20 +53,15 @@ pub fn preview(examples: &[Example], tokenizer: &Tokenizer, count: usize, colour
         }
     }
     let shown = examples.len().min(count);
-    let num_tokens: usize = examples.iter().map(|example| example.tokens.len()).sum();
-    let num_targets: usize = examples.iter().map(Example::num_targets).sum();
-    let longest = examples
-        .iter()
-        .map(|example| example.tokens.len())
-        .max()
-        .unwrap_or(0);
+    let (num_tokens, num_targets) = (examples.num_tokens(), examples.num_targets());
+    let longest = examples.longest();
     let style = if colour { "green" } else { "in [brackets]" };
     let _ = writeln!(
         text,
         "── {shown} of {} examples; in all {num_tokens} tokens, {num_targets} learnt ({style}), longest example {longest}",
         examples.len()
     );
-    text
+    Ok(text)
 }
 
 /// A token's bytes as visible text.

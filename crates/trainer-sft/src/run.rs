@@ -1,100 +1,29 @@
 //! The loop of a run: steps, what is written meanwhile, and the adapter (or the model) at its end.
 
-use std::fmt;
+mod checks;
+mod summary;
+mod told;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::DType;
-use indicatif::ProgressBar;
-use serde::Serialize;
+use model_qwen::is_gpu;
+use tracing::warn;
 
-use crate::batch::{DataLoader, StepBatch, sequential_batches};
-use crate::checkpoint::{self, CheckpointError, TrainerState};
+use self::checks::{Broken, Checks, broken_weight};
+pub use self::summary::{StepReport, Summary};
+use self::told::{Told, tell_the_plan};
+use crate::batch::{DataLoader, LoaderState, StepBatch, sequential_batches};
+use crate::checkpoint::{self, CheckpointError, RunIdentity, TrainerState};
 use crate::config::Config;
-use crate::data::Example;
+use crate::data::Examples;
 use crate::error::{TrainError, output_error};
-use crate::metrics::{MetricsFile, Record, Speedometer, peak_memory, progress_bar};
-use crate::output::Weights;
+use crate::metrics::{MetricsFile, Record, Speedometer, peak_memory};
+use crate::output::{OutputFolder, Weights};
 use crate::trainer::{StepOutput, Trainer};
-
-/// What a run did.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Summary {
-    /// The folder with the result.
-    pub output: PathBuf,
-    /// The checkpoint to go on from, if the run was stopped before its end.
-    pub stopped: Option<PathBuf>,
-    /// Optimizer steps of the whole run.
-    pub num_steps: usize,
-    /// Values that were trained.
-    pub num_trainable: usize,
-    /// Tokens seen by this process.
-    pub num_tokens: usize,
-    /// First logged loss of this process.
-    pub first_loss: Option<f64>,
-    /// Last logged loss.
-    pub last_loss: Option<f64>,
-    /// Last evaluation loss.
-    pub eval_loss: Option<f64>,
-    /// Seconds spent in the loop.
-    pub seconds: f64,
-    /// Largest resident memory in bytes.
-    pub peak_memory: Option<u64>,
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            num_steps,
-            num_tokens,
-            seconds,
-            ..
-        } = self;
-        write!(
-            formatter,
-            "{num_steps} steps, {num_tokens} tokens in {seconds:.0} s"
-        )?;
-        if let (Some(first), Some(last)) = (self.first_loss, self.last_loss) {
-            write!(formatter, "; loss {first:.3} → {last:.3}")?;
-        }
-        if let Some(loss) = self.eval_loss {
-            write!(formatter, "; eval loss {loss:.3}")?;
-        }
-        if let Some(bytes) = self.peak_memory {
-            write!(formatter, "; peak memory {} MiB", bytes >> 20)?;
-        }
-        match &self.stopped {
-            Some(checkpoint) => write!(
-                formatter,
-                "\nStopped. To go on, give the same flags and --output {} --resume {}",
-                self.output.display(),
-                checkpoint.display()
-            ),
-            None => write!(formatter, "\nWritten to {}", self.output.display()),
-        }
-    }
-}
-
-/// What one optimizer step did, for the callback of [`Training::on_step`](crate::Training::on_step).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Optimizer steps done.
-    pub step: usize,
-    /// Optimizer steps of the whole run.
-    pub total_steps: usize,
-    /// Passes over the training data, with the fraction of the current one.
-    pub epoch: f64,
-    /// Mean cross-entropy per target token, in nats.
-    pub loss: f64,
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Tokens of the step, context and targets.
-    pub num_tokens: usize,
-}
 
 /// What is called after each step; `Break` stops the run.
 pub(crate) type OnStep<'a> = Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>;
@@ -102,56 +31,68 @@ pub(crate) type OnStep<'a> = Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>
 /// Who looks on, and may stop the run.
 #[derive(Default)]
 pub(crate) struct Watch<'a> {
+    /// Called before the first step.
+    pub(crate) on_start: Option<Box<dyn FnOnce() + 'a>>,
     /// Called after each step.
     pub(crate) on_step: Option<OnStep<'a>>,
     /// Becomes true when the run is to stop.
     pub(crate) stop: Option<&'a AtomicBool>,
-    /// Whether a bar on the terminal shows the progress.
+    /// Whether standard error shows the progress.
     pub(crate) progress_bar: bool,
 }
 
 /// The loop and what it writes to.
 pub(crate) struct Run<'a> {
     config: &'a Config,
+    identity: RunIdentity,
     watch: Watch<'a>,
     trainer: Trainer,
     loader: DataLoader,
     weights: Weights,
-    eval: Vec<Example>,
-    metrics: MetricsFile,
+    eval: Examples,
+    metrics: Metrics,
+    checks: Checks,
     started: Instant,
     summary: Summary,
 }
 
+/// The metrics file; a disk that fills up does not end the run.
+struct Metrics {
+    file: MetricsFile,
+    has_failed: bool,
+}
+
 impl<'a> Run<'a> {
     pub(crate) fn new(
-        config: &'a Config,
+        (config, output, identity): (&'a Config, &OutputFolder, RunIdentity),
         watch: Watch<'a>,
         (mut trainer, loader): (Trainer, DataLoader),
         weights: Weights,
-        eval: Vec<Example>,
+        eval: Examples,
     ) -> Result<Self, TrainError> {
-        let output = &config.run.output;
-        std::fs::create_dir_all(output).map_err(output_error(output))?;
-        let settings = output.join("run.toml");
-        std::fs::write(&settings, config.to_toml()).map_err(output_error(&settings))?;
-        let path = output.join("metrics.jsonl");
+        output.begin(config)?;
+        let path = output.path().join("metrics.jsonl");
         let keep_until = config.run.resume.is_some().then(|| trainer.num_steps());
-        let metrics = MetricsFile::open(&path, keep_until).map_err(output_error(&path))?;
+        let file = MetricsFile::open(&path, keep_until).map_err(output_error(&path))?;
         let num_trainable = trainer.num_trainable();
         let summary = Summary {
-            output: output.clone(),
+            output: output.path().to_path_buf(),
             num_trainable,
             ..Summary::default()
         };
         Ok(Self {
             config,
+            identity,
             watch,
             trainer,
             loader,
             weights,
             eval,
-            metrics,
+            metrics: Metrics {
+                file,
+                has_failed: false,
+            },
+            checks: Checks::new(config.model.init_config.is_some()),
             started: Instant::now(),
             summary,
         })
@@ -162,14 +103,23 @@ impl<'a> Run<'a> {
         let every =
             |steps: Option<usize>, step: usize| steps.is_some_and(|n| step.is_multiple_of(n));
         let settings = &self.config.run;
-        let bar = progress_bar(
+        let reads_all = !is_gpu(&self.trainer.device());
+        tell_the_plan(self.config, (&mut self.trainer, &self.loader), total_steps);
+        if let Some(on_start) = self.watch.on_start.take() {
+            on_start();
+        }
+        let mut told = Told::new(
             total_steps,
             self.trainer.num_steps(),
-            !self.watch.progress_bar,
+            self.watch.progress_bar,
         );
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps {
-            let batch = self.loader.next_step();
+            let before = self.loader.state();
+            let mut batch = match self.loader.next_step() {
+                Ok(batch) => batch,
+                Err(error) => return Err(self.stop_at(before, total_steps, error.into())),
+            };
             let output = self.trainer.step(&batch.micro_batches);
             let (step, last) = (
                 self.trainer.num_steps(),
@@ -177,20 +127,34 @@ impl<'a> Run<'a> {
             );
             speed.add(batch.num_tokens());
             self.summary.num_tokens += batch.num_tokens();
-            bar.set_position(step as u64);
+            told.bar.set_position(step as u64);
             let pause = Instant::now();
-            if step.is_multiple_of(settings.log_steps) || last {
-                self.log(&batch, &output, speed.take(), &bar)?;
+            let sources = std::mem::take(&mut batch.sources);
+            self.checks.add(step, output.clone(), sources);
+            let logs = step.is_multiple_of(settings.log_steps) || last;
+            let read = match reads_all || logs || told.is_due(step) || self.checks.is_due() {
+                true => self.read_checks()?,
+                false => None,
+            };
+            if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
+                self.log(&batch, &output, (read, speed.take(), logs), &mut told);
             }
             if every(settings.eval_steps, step) || last {
-                self.evaluate(&batch, &bar)?;
+                self.evaluate(&batch, &told)?;
             }
             let is_broken = self.report(&batch, &output, total_steps).is_break();
             let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
             let stops = !last && (is_broken || is_told);
             if stops || every(settings.save_steps, step) {
-                let checkpoint = self.save_checkpoint(total_steps)?;
-                self.summary.stopped = stops.then_some(checkpoint);
+                self.check_before_writing()?;
+                let saved = self.save_checkpoint(self.loader.state(), total_steps);
+                match saved {
+                    Ok(checkpoint) => self.summary.stopped = stops.then_some(checkpoint),
+                    Err(error) if stops => return Err(self.keep_elsewhere(error, DType::F32)),
+                    Err(error) => warn!(
+                        "step {step}: no checkpoint could be written, and the run goes on: {error}"
+                    ),
+                }
             }
             if stops {
                 break;
@@ -198,16 +162,66 @@ impl<'a> Run<'a> {
             speed.pause(pause);
         }
         if self.summary.stopped.is_some() {
-            bar.abandon();
+            told.bar.abandon();
         } else {
-            bar.finish();
-            self.weights
-                .save(&self.trainer.model, &settings.output, DType::BF16)?;
+            told.bar.finish();
+            self.check_before_writing()?;
+            let saved = self
+                .weights
+                .save(&self.trainer.model, &settings.output, DType::BF16);
+            if let Err(error) = saved {
+                return Err(self.keep_elsewhere(error, DType::BF16));
+            }
         }
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
         Ok(self.summary)
+    }
+
+    /// Ends a run whose data cannot be read on, with a checkpoint of the steps that were done.
+    fn stop_at(&self, loader: LoaderState, total_steps: usize, error: TrainError) -> TrainError {
+        if self.trainer.num_steps() > 0 {
+            match self.save_checkpoint(loader, total_steps) {
+                Ok(checkpoint) => warn!("the steps so far are kept in {}", checkpoint.display()),
+                Err(error) => warn!("no checkpoint could be written: {error}"),
+            }
+        }
+        error
+    }
+
+    /// What was learnt must not be lost with the disk that it was to be written to.
+    fn keep_elsewhere(&self, error: TrainError, dtype: DType) -> TrainError {
+        let output = &self.config.run.output;
+        TrainError::Result {
+            error: Box::new(error),
+            kept: self
+                .weights
+                .save_elsewhere(&self.trainer.model, output, dtype),
+        }
+    }
+
+    fn read_checks(&mut self) -> Result<Option<(f64, f64)>, TrainError> {
+        let vocab = self.trainer.model.config.vocab_size;
+        self.checks
+            .read(vocab)
+            .map_err(|broken| self.broken(broken))
+    }
+
+    fn broken(&self, broken: Broken) -> TrainError {
+        broken.into_error(&self.config.run.output)
+    }
+
+    /// Refuses to write anything that has a number which is none.
+    fn check_before_writing(&mut self) -> Result<(), TrainError> {
+        self.read_checks()?;
+        match broken_weight(&mut self.trainer) {
+            Some(name) => {
+                let step = self.trainer.num_steps();
+                Err(self.broken(self.checks.broken_weight_after(step, &name)))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Tells the caller of the step that was taken.
@@ -217,7 +231,7 @@ impl<'a> Run<'a> {
         output: &StepOutput,
         total_steps: usize,
     ) -> ControlFlow<()> {
-        let (step, epoch) = (self.trainer.num_steps(), self.epoch(batch));
+        let step = self.trainer.num_steps();
         let Some(on_step) = &mut self.watch.on_step else {
             return ControlFlow::Continue(());
         };
@@ -225,7 +239,7 @@ impl<'a> Run<'a> {
         on_step(&StepReport {
             step,
             total_steps,
-            epoch,
+            epoch: batch.epoch,
             loss,
             grad_norm,
             learning_rate: output.learning_rate,
@@ -233,26 +247,16 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Writes a step to the metrics (where that is asked for), the bar and the log.
     fn log(
         &mut self,
         batch: &StepBatch,
         output: &StepOutput,
-        speed: f64,
-        bar: &ProgressBar,
-    ) -> Result<(), TrainError> {
-        let (loss, grad_norm) = output.read();
-        let step = self.trainer.num_steps();
-        if !loss.is_finite() {
-            bar.abandon();
-            return Err(TrainError::Diverged {
-                step,
-                loss,
-                output: self.config.run.output.clone(),
-            });
-        }
-        self.summary.first_loss.get_or_insert(loss);
-        self.summary.last_loss = Some(loss);
-        bar.set_message(format!("loss {loss:.4}  {speed:.0} tokens/s"));
+        ((loss, grad_norm), speed, is_metric): ((f64, f64), f64, bool),
+        told: &mut Told,
+    ) {
+        told.bar
+            .set_message(format!("loss {loss:.4}  {speed:.0} tokens/s"));
         let record = Record {
             loss: Some(loss),
             learning_rate: Some(output.learning_rate),
@@ -260,33 +264,64 @@ impl<'a> Run<'a> {
             tokens_per_second: Some(speed),
             ..self.record(batch)
         };
-        self.write(&record)
+        if told.is_due(record.step) {
+            told.tell(&record);
+        }
+        if is_metric {
+            self.summary.first_loss.get_or_insert(loss);
+            self.summary.last_loss = Some(loss);
+            self.metrics.write(&record);
+        }
     }
 
-    fn evaluate(&mut self, batch: &StepBatch, bar: &ProgressBar) -> Result<(), TrainError> {
+    fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<(), TrainError> {
+        let step = self.trainer.num_steps();
+        let mut failed = None;
         let batches = sequential_batches(&self.eval, self.config.run.batch_size);
-        let Some(loss) = self.trainer.evaluate(batches) else {
+        let batches = batches.map_while(|batch| match batch {
+            Ok(batch) => Some(batch),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        let loss = self.trainer.evaluate(batches);
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let Some(loss) = loss else {
             return Ok(());
         };
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged {
+                step,
+                what: format!("the evaluation loss is {loss}"),
+                records: "records of --eval-data".into(),
+                output: self.config.run.output.clone(),
+            });
+        }
         self.summary.eval_loss = Some(loss);
-        bar.println(format!(
-            "step {}: eval loss {loss:.4}",
-            self.trainer.num_steps()
-        ));
+        told.line(&format!("step {step}: eval loss {loss:.4}"));
         let record = Record {
             eval_loss: Some(loss),
             ..self.record(batch)
         };
-        self.write(&record)
+        self.metrics.write(&record);
+        Ok(())
     }
 
-    fn save_checkpoint(&self, total_steps: usize) -> Result<PathBuf, TrainError> {
+    fn save_checkpoint(
+        &self,
+        loader: LoaderState,
+        total_steps: usize,
+    ) -> Result<PathBuf, TrainError> {
         let step = self.trainer.num_steps();
         let state = TrainerState {
             step,
             total_steps,
             seed: self.config.run.seed,
-            loader: self.loader.state(),
+            loader,
+            run: Some(self.identity.clone()),
         };
         let dir = self.config.run.output.join(format!("checkpoint-{step}"));
         checkpoint::save(&dir, &state, self.trainer.optimizer(), |folder| {
@@ -296,24 +331,24 @@ impl<'a> Run<'a> {
         Ok(dir)
     }
 
-    /// Passes over the training data, with the fraction of the current one.
-    fn epoch(&self, batch: &StepBatch) -> f64 {
-        let done = self.loader.state().index as f64 / self.loader.num_rows().max(1) as f64;
-        batch.epoch as f64 + done
-    }
-
     fn record(&self, batch: &StepBatch) -> Record {
         Record {
             step: self.trainer.num_steps(),
-            epoch: self.epoch(batch),
+            epoch: batch.epoch,
             peak_memory: peak_memory(),
             elapsed: self.started.elapsed().as_secs_f64(),
             ..Record::default()
         }
     }
+}
 
-    fn write(&mut self, record: &Record) -> Result<(), TrainError> {
-        let path = self.metrics.path().to_path_buf();
-        self.metrics.write(record).map_err(output_error(&path))
+impl Metrics {
+    fn write(&mut self, record: &Record) {
+        if let Err(error) = self.file.write(record)
+            && !self.has_failed
+        {
+            self.has_failed = true;
+            warn!("{}: {error}; the run goes on", self.file.path().display());
+        }
     }
 }

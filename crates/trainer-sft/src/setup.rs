@@ -1,16 +1,17 @@
 //! What a run needs before its first step: the model, its adapter, and the optimizer where it left off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use burn::tensor::Device;
 use lora_4bit::Weight;
-use lora_4bit::peft::{LoraAdapter, LoraConfig};
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices};
 use model_qwen::{Dtype, LoadOptions, QwenModel};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, GradientCheckpointing};
+use crate::config::{Config, GradientCheckpointing, LoraOptions};
 use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
@@ -60,13 +61,14 @@ fn frozen_options(config: &Config) -> LoadOptions {
     }
 }
 
-/// Puts the adapter to train on the model: a new one, or the one of the checkpoint to go on from.
+/// Puts the adapter to train on the model: a new one, the one of the checkpoint to go on from, or the one of `--adapter`.
 pub(crate) fn add_adapter(
     config: &Config,
     model: &mut QwenModel,
 ) -> Result<LoraConfig, TrainError> {
-    let adapter = match &config.run.resume {
-        Some(checkpoint) => LoraAdapter::load(checkpoint)?,
+    let folder = config.run.resume.as_ref().or(config.run.adapter.as_ref());
+    let adapter = match folder {
+        Some(folder) => LoraAdapter::load(folder)?,
         None => {
             let folder = config
                 .model
@@ -76,8 +78,73 @@ pub(crate) fn add_adapter(
             lora::new_adapter(&config.lora, base, model, config.run.seed)
         }
     };
+    warn_of_large_ranks(&adapter);
     model.add_adapter(lora::SLOT, &adapter)?;
     Ok(adapter.config)
+}
+
+/// A rank above a layer's width makes the adapter larger than the layer, and no better.
+fn warn_of_large_ranks(adapter: &LoraAdapter) {
+    let width = |matrices: &LoraMatrices| matrices.in_features.min(matrices.out_features);
+    let mut wide = adapter
+        .modules
+        .iter()
+        .filter(|(_, matrices)| matrices.r > width(matrices));
+    if let Some((name, matrices)) = wide.next() {
+        let count = 1 + wide.count();
+        warn!(
+            "--lora-r {} is above the width of {count} layers, the first is `{name}` with {}: there the adapter is larger \
+             than the layer",
+            matrices.r,
+            width(matrices)
+        );
+    }
+}
+
+/// The options of the adapter that `--adapter` names. What was left at its default is taken from it; anything else has to
+/// agree.
+pub(crate) fn options_of_adapter(
+    folder: &Path,
+    given: &LoraOptions,
+) -> Result<LoraOptions, TrainError> {
+    let LoraAdapter { config, modules } = LoraAdapter::load(folder)?;
+    let names = modules.keys().filter_map(|name| name.rsplit('.').next());
+    let names: BTreeSet<String> = names.map(ToOwned::to_owned).collect();
+    let default = LoraOptions::default();
+    let own = LoraOptions {
+        r: config.r,
+        alpha: config.lora_alpha,
+        dropout: given.dropout,
+        target_modules: names.into_iter().collect(),
+        use_rslora: config.use_rslora,
+    };
+    let differs = |flag, expected: String, found: String| {
+        Err(TrainError::AdapterForm {
+            flag,
+            expected,
+            found,
+            folder: folder.to_path_buf(),
+        })
+    };
+    let mut named = lora::target_modules(given);
+    named.sort();
+    if given.r != default.r && given.r != own.r {
+        return differs("lora-r", own.r.to_string(), given.r.to_string());
+    }
+    if given.alpha != default.alpha && given.alpha != own.alpha {
+        return differs("lora-alpha", own.alpha.to_string(), given.alpha.to_string());
+    }
+    if given.target_modules != default.target_modules && named != own.target_modules {
+        return differs(
+            "target-modules",
+            own.target_modules.join(","),
+            named.join(","),
+        );
+    }
+    if given.use_rslora && !own.use_rslora {
+        return differs("use-rslora", "false".into(), "true".into());
+    }
+    Ok(own)
 }
 
 /// The trainer at its first step, or where the checkpoint of `--resume` left it.
@@ -119,31 +186,12 @@ pub(crate) fn start(
         None => AdamW::new(optimizer_config),
         Some(dir) => {
             let (state, optimizer) = checkpoint::load(dir, optimizer_config, &model.device())?;
-            let differs = |field, found: String, expected: String| TrainError::Resume {
-                field,
-                found,
-                expected,
-            };
-            if state.seed != config.run.seed {
-                return Err(differs(
-                    "seed",
-                    state.seed.to_string(),
-                    config.run.seed.to_string(),
-                ));
-            }
-            if state.total_steps != total_steps {
-                return Err(differs(
-                    "the number of steps",
-                    state.total_steps.to_string(),
-                    total_steps.to_string(),
-                ));
-            }
             let mut sizes = BTreeMap::new();
             visit_model(&mut model, options.trainable, &mut |name, parameter| {
                 sizes.insert(name.to_owned(), parameter.num_values());
             });
             checkpoint::check_optimizer(dir, &optimizer, &sizes)?;
-            loader.restore(state.loader);
+            loader.restore(state.loader)?;
             optimizer
         }
     };

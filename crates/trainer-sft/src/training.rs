@@ -7,15 +7,20 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use serde_json::Value;
+use tracing::info;
 
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
+use crate::checkpoint::load_state;
 use crate::config::{Config, ConfigError};
-use crate::data::{Datasets, Records};
+use crate::data::{Datasets, Records, TrainData};
+use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
-use crate::output::Weights;
+use crate::identity::{self, identify};
+use crate::output::{OutputFolder, Weights};
 use crate::run::{Run, StepReport, Summary, Watch};
-use crate::setup::{add_adapter, load_model, start};
+use crate::setup::{add_adapter, load_model, options_of_adapter, start};
+use crate::space;
 
 /// A run that is about to start.
 ///
@@ -94,7 +99,13 @@ impl<'a> Training<'a> {
         self
     }
 
-    /// Whether a bar on standard error shows the progress; none does by default.
+    /// Calls `on_start` when everything is loaded, right before the first step.
+    pub fn on_start(mut self, on_start: impl FnOnce() + 'a) -> Self {
+        self.watch.on_start = Some(Box::new(on_start));
+        self
+    }
+
+    /// Whether a bar on standard error shows the progress, or the log where that is no terminal; neither does by default.
     pub fn progress_bar(mut self, show: bool) -> Self {
         self.watch.progress_bar = show;
         self
@@ -117,32 +128,60 @@ impl<'a> Training<'a> {
             Some(device) => device,
             None => model_qwen::parse_device(&config.model.device)?,
         };
+        let mut config = config.clone();
+        if let Some(folder) = &config.run.adapter {
+            config.lora = options_of_adapter(folder, &config.lora)?;
+        }
+        let output = OutputFolder::claim(&config)?;
+        config.run.output = output.path().to_path_buf();
+        info!("output folder: {}", output.path().display());
+        let config = &config;
+
         let format = ChatFormat::load(config)?;
-        let datasets = Datasets::load(config, &format, self.records)?;
+        space::check(config, output.path())?;
+        warn_of_endless_answers(&format, config.run.full);
+        let show = self.watch.progress_bar;
+        let folder = Some(output.path());
+        let datasets = Datasets::load(config, &format, self.records, folder, show)?;
+        let identity = identify(config, datasets.train.hash())?;
+        let options = LoaderOptions {
+            batch_size: config.run.batch_size,
+            gradient_accumulation: config.run.gradient_accumulation,
+            packing: config.data.packing.then_some(datasets.max_length),
+            seed: config.run.seed,
+        };
+        let loader = match datasets.train {
+            TrainData::Loaded(data) => DataLoader::new(Arc::new(data.examples), options),
+            TrainData::Streamed(stream) => DataLoader::streamed(stream, options)?,
+        };
+        let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0);
+        let total_steps = config.run.num_steps(steps_per_epoch);
+        if let Some(checkpoint) = &config.run.resume {
+            identity::check(&identity, config, &load_state(checkpoint)?, total_steps)?;
+        }
+
         let mut model = load_model(config, &device)?;
         let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
         if tokens > vocab {
             return Err(TrainError::Vocabulary { tokens, vocab });
         }
-        let loader = DataLoader::new(
-            Arc::new(datasets.train.examples),
-            LoaderOptions {
-                batch_size: config.run.batch_size,
-                gradient_accumulation: config.run.gradient_accumulation,
-                packing: config.data.packing.then_some(datasets.max_length),
-                seed: config.run.seed,
-            },
-        );
         let weights = match config.run.full {
             true => Weights::Model {
                 tokenizer: config.model.tokenizer.clone().or(config.model.folder()?),
+                end: unknown_end(&format).map(|(token, _)| token),
             },
             false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),
         };
-        let total_steps = config.run.num_steps(loader.steps_per_epoch());
         let (trainer, loader) = start(config, model, loader, total_steps)?;
         let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
-        Run::new(config, self.watch, (trainer, loader), weights, eval)?.finish(total_steps)
+        let run = Run::new(
+            (config, &output, identity),
+            self.watch,
+            (trainer, loader),
+            weights,
+            eval,
+        )?;
+        run.finish(total_steps)
     }
 }
 

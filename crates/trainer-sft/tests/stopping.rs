@@ -53,37 +53,45 @@ fn a_stopped_run_goes_on_where_it_was() {
     assert!(adapter(&whole) == adapter(&parts), "the adapters differ");
 }
 
-/// Ctrl-C in a terminal.
+/// Ctrl-C in a terminal, `kill`, and a terminal that goes away.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_program_leaves_a_checkpoint() {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    let dir = tempfile::tempdir().unwrap();
-    let output = dir.path().join("adapter");
-    let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
-        .args(flags(&output, "100000"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let start = Instant::now();
-    while std::fs::read(output.join("metrics.jsonl")).map_or(true, |text| text.is_empty()) {
-        assert!(start.elapsed() < Duration::from_secs(120), "no first step");
-        assert!(program.try_wait().unwrap().is_none(), "it has ended");
-        std::thread::sleep(Duration::from_millis(20));
+    // Under `nohup` this test's programs ignore SIGHUP, as they should.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let ignores_hup = ignored.is_some_and(|mask| mask & 1 != 0);
+    let all = [("-INT", 130), ("-TERM", 143), ("-HUP", 129)];
+    for (signal, code) in all.into_iter().take(if ignores_hup { 2 } else { 3 }) {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("adapter");
+        let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+            .args(flags(&output, "100000"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while std::fs::read(output.join("metrics.jsonl")).map_or(true, |text| text.is_empty()) {
+            assert!(start.elapsed() < Duration::from_secs(120), "no first step");
+            assert!(program.try_wait().unwrap().is_none(), "it has ended");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let id = program.id().to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().unwrap();
+        assert!(sent.success());
+        let ended = program.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(code));
+        let told = String::from_utf8(ended.stdout).unwrap();
+        let (_, checkpoint) = told.trim_end().split_once("--resume ").unwrap();
+        assert!(
+            Path::new(checkpoint)
+                .join("adapter_model.safetensors")
+                .is_file()
+        );
     }
-    let id = program.id().to_string();
-    let sent = Command::new("kill").args(["-INT", &id]).status().unwrap();
-    assert!(sent.success());
-    let ended = program.wait_with_output().unwrap();
-    assert_eq!(ended.status.code(), Some(130));
-    let told = String::from_utf8(ended.stdout).unwrap();
-    let (_, checkpoint) = told.trim_end().split_once("--resume ").unwrap();
-    assert!(
-        Path::new(checkpoint)
-            .join("adapter_model.safetensors")
-            .is_file()
-    );
 }

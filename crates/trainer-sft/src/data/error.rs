@@ -17,6 +17,80 @@ pub enum DataError {
         /// Why.
         error: std::io::Error,
     },
+    /// No such file.
+    #[error("{}: no such file in {}{near}", path.display(), folder.display())]
+    NoFile {
+        /// What was given.
+        path: PathBuf,
+        /// Where it was looked up.
+        folder: PathBuf,
+        /// Files that may be meant.
+        near: String,
+    },
+    /// A folder or a pattern without files.
+    #[error("--data: {what}")]
+    NoFiles {
+        /// Which, and what is there.
+        what: String,
+    },
+    /// A file of a kind that is not read.
+    #[error("{}: expected JSONL, a JSON array or CSV, also packed by gzip or Zstandard; found {found}: {instead}", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
+    /// The file for tokens that do not fit in memory.
+    #[error("{}: the tokens of the data cannot be kept there: {error}", folder.display())]
+    Tokens {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Records that cannot be read.
+    #[error("{}", listed(errors, *all))]
+    Malformed {
+        /// The first of them.
+        errors: Vec<DataError>,
+        /// Whether these are all.
+        all: bool,
+    },
+    /// A well-formed record from which nothing can be learnt.
+    #[error("{source_place}: {reason}")]
+    TeachesNothing {
+        /// The record.
+        source_place: Source,
+        /// Why.
+        reason: String,
+    },
+    /// Data of another training method.
+    #[error("{source_place}: {kind}: {instead}")]
+    Method {
+        /// The record.
+        source_place: Source,
+        /// Which method, and how it was recognised.
+        kind: String,
+        /// What to do.
+        instead: String,
+    },
+    /// Something that the chat template leaves out.
+    #[error(
+        "{source_place}: field `{field}`: the model's chat template does not write {what}, so the model would never see them: {instead}"
+    )]
+    NotWritten {
+        /// The record.
+        source_place: Source,
+        /// For example `messages[1].tool_calls`.
+        field: String,
+        /// What is left out.
+        what: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
     /// Bytes that are not UTF-8 text.
     #[error("{place}: expected UTF-8 text, found {found}")]
     Encoding {
@@ -33,18 +107,29 @@ pub enum DataError {
         /// What the parser says, and what the file should look like.
         reason: String,
     },
+    /// `--columns`.
+    #[error(transparent)]
+    Columns(crate::config::ConfigError),
     /// No record at all.
     #[error("{}: the file is empty: expected one JSON object per line, or a JSON array of objects", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
+    /// A table, or a row of one.
+    #[error("{place}: {reason}")]
+    Table {
+        /// File and line.
+        place: String,
+        /// What was expected, and what was found.
+        reason: String,
+    },
     /// A program's list without a record.
     #[error("{0}: expected at least one record, found an empty list")]
     NoRecords(String),
     /// Keys that belong to none of the formats.
     #[error(
-        "{source_place}: no known format: expected the keys `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, or `text`; found {found}"
+        "{source_place}: no known format: expected the keys `messages`, `conversations`, `instruction` and `output`, `prompt` and `completion`, `query` and `response`, `segments`, or `text`; found {found}"
     )]
     Format {
         /// The record.
@@ -108,7 +193,7 @@ pub enum DataError {
     },
     /// Nothing is left after truncation and masking.
     #[error(
-        "{files}: nothing to learn: none of the {num_records} records has a token to learn within --max-length {max_length} (--train-on {train_on}); the first one dropped is {first}"
+        "{files}: nothing to learn: none of the {num_records} records has a token to learn within --max-length {max_length} (--train-on {train_on}); for example {first}"
     )]
     NothingToLearn {
         /// The files.
@@ -122,4 +207,43 @@ pub enum DataError {
         /// The first record that was dropped.
         first: String,
     },
+}
+
+impl DataError {
+    /// The record and the reason, where the record is well-formed and teaches nothing.
+    pub(super) fn teaches_nothing(self) -> Result<(Source, String), Self> {
+        match self {
+            Self::TeachesNothing {
+                source_place,
+                reason,
+            } => Ok((source_place, reason)),
+            error => Err(error),
+        }
+    }
+
+    /// Whether it is about one record, so that more may be wrong with the rest of the file.
+    pub(super) fn is_of_a_record(&self) -> bool {
+        !matches!(
+            self,
+            Self::Io { .. } | Self::Tokens { .. } | Self::Kind { .. } | Self::NoTemplate { .. }
+        )
+    }
+}
+
+/// One error as it is; several below each other.
+fn listed(errors: &[DataError], all: bool) -> String {
+    match (errors, all) {
+        ([one], true) => one.to_string(),
+        _ => {
+            let lines: Vec<String> = errors.iter().map(|error| format!("\n  {error}")).collect();
+            let count = errors.len();
+            match all {
+                true => format!("the data has {count} malformed records:{}", lines.concat()),
+                false => format!(
+                    "the data has malformed records; the first {count} are:{}",
+                    lines.concat()
+                ),
+            }
+        }
+    }
 }

@@ -1,15 +1,23 @@
-//! The five record formats, recognised by their keys, and reduced to chats, completions and texts.
+//! The record formats, recognised by their keys, and reduced to chats, completions and texts.
 
-mod messages;
+mod calls;
+mod chat;
+mod marks;
+mod parts;
 mod reader;
+mod refused;
+mod turns;
 
 use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-use self::reader::{Reader, describe};
+use self::reader::{Reader, describe, is_filled};
 use super::error::DataError;
 use super::example::Source;
+use crate::config::Columns;
+
+pub(crate) use self::refused::unused_keys;
 
 /// What a record was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +30,10 @@ pub enum Format {
     Alpaca,
     /// `prompt`, `completion`.
     PromptCompletion,
+    /// `query`, `response`, `history`, as in ms-swift.
+    QueryResponse,
+    /// `segments` with `label` and `text`, as in axolotl.
+    Segments,
     /// `text`.
     Text,
 }
@@ -34,6 +46,8 @@ impl Format {
             Self::ShareGpt => "conversations (ShareGPT)",
             Self::Alpaca => "instruction/input/output (Alpaca)",
             Self::PromptCompletion => "prompt/completion",
+            Self::QueryResponse => "query/response",
+            Self::Segments => "segments",
             Self::Text => "text",
         }
     }
@@ -67,7 +81,11 @@ pub enum Content {
         prompt: String,
         /// Learnt, with an end token.
         completion: String,
+        /// Function schemas and variables for the template.
+        with: Extras,
     },
+    /// Texts one after the other as they are, some of them learnt.
+    Segments(Vec<(String, bool)>),
     /// Learnt whole, with an end token.
     Text(String),
 }
@@ -79,72 +97,80 @@ pub struct Chat {
     pub messages: Vec<Value>,
     /// Whether message `i` is from the assistant and is to be learnt.
     pub learnt: Vec<bool>,
-    /// Function schemas for the template.
+    /// Function schemas and variables for the template.
+    pub with: Extras,
+    /// Whether turns before the first question or after the last answer were left out.
+    pub is_cut: bool,
+}
+
+/// What a template gets besides the messages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Extras {
+    /// Function schemas.
     pub tools: Option<Value>,
+    /// Further variables, such as `enable_thinking`.
+    pub variables: Map<String, Value>,
 }
 
 impl Chat {
     /// One question, one answer.
-    pub fn single_turn(prompt: &str, completion: &str) -> Self {
+    pub fn single_turn(prompt: &str, completion: &str, with: Extras) -> Self {
         Self {
             messages: vec![
                 json!({"role": "user", "content": prompt}),
                 json!({"role": "assistant", "content": completion}),
             ],
             learnt: vec![false, true],
-            tools: None,
+            with,
+            is_cut: false,
         }
     }
 }
 
-/// The accepted keys, for hints.
-const KEYS: [&str; 8] = [
-    "messages",
-    "conversations",
-    "instruction",
-    "input",
-    "output",
-    "prompt",
-    "completion",
-    "text",
-];
-
 impl Record {
-    /// Recognises and checks one record.
+    /// Recognises and checks one record; `columns` says which of its fields are which.
+    ///
+    /// Null says what the absence of a key says.
     ///
     /// # Errors
-    /// Keys of no known format; fields that are missing or have the wrong content.
-    pub fn parse(source: Source, value: Value) -> Result<Self, DataError> {
-        let Value::Object(fields) = value else {
-            let found = describe(Some(&value));
+    /// Keys of no known format; fields that are missing or have the wrong content; data of another training method; and
+    /// records that teach nothing.
+    pub fn parse(source: Source, value: Value, columns: &Columns) -> Result<Self, DataError> {
+        let Value::Object(mut fields) = value else {
             return Err(DataError::Format {
+                found: describe(Some(&value)),
                 source_place: source,
-                found,
             });
         };
+        if !columns.is_empty() {
+            let named = columns.iter().filter_map(|(part, field)| {
+                let value = fields.get(field)?.clone();
+                Some((part.to_owned(), value))
+            });
+            fields = named.collect();
+        }
         let reader = Reader {
             source: &source,
             fields: &fields,
+            columns,
         };
-        let has = |key: &str| fields.contains_key(key);
-        let (format, content) = if has("messages") {
-            (
-                Format::Messages,
-                Content::Chat(reader.messages("messages")?),
-            )
-        } else if has("conversations") {
-            (Format::ShareGpt, Content::Chat(reader.conversations()?))
-        } else if has("instruction") {
-            (Format::Alpaca, Content::Chat(reader.alpaca()?))
-        } else if has("prompt") {
-            (Format::PromptCompletion, reader.prompt_completion()?)
-        } else if has("text") {
-            (Format::Text, Content::Text(reader.non_empty("text")?))
-        } else {
-            return Err(DataError::Format {
-                found: unknown_keys(&fields),
-                source_place: source,
-            });
+        reader.refuse_other_methods()?;
+        let format = match reader.recognise() {
+            Some(format) => format,
+            None => return Err(reader.unknown_format()),
+        };
+        reader.check_marks()?;
+        let content = match format {
+            Format::Messages => Content::Chat(reader.messages("messages")?),
+            Format::ShareGpt if is_filled(fields.get("conversation")) => {
+                Content::Chat(reader.pairs("conversation")?)
+            }
+            Format::ShareGpt => Content::Chat(reader.messages("conversations")?),
+            Format::Alpaca => Content::Chat(reader.alpaca()?),
+            Format::QueryResponse => Content::Chat(reader.query_response()?),
+            Format::PromptCompletion => reader.prompt_completion()?,
+            Format::Segments => Content::Segments(reader.segments()?),
+            Format::Text => Content::Text(reader.to_learn("text")?),
         };
         Ok(Self {
             source,
@@ -154,35 +180,44 @@ impl Record {
     }
 }
 
+impl Reader<'_> {
+    /// The format that most of the keys with a value belong to; where none has one, of the keys that are there.
+    fn recognise(&self) -> Option<Format> {
+        let filled = |key: &str| is_filled(self.fields.get(key));
+        let known = |key: &str| self.fields.contains_key(key);
+        let format = |has: &dyn Fn(&str) -> bool| {
+            if has("messages") {
+                Some(Format::Messages)
+            } else if has("conversations") || has("conversation") {
+                Some(Format::ShareGpt)
+            } else if has("instruction") {
+                Some(Format::Alpaca)
+            } else if has("prompt") {
+                Some(Format::PromptCompletion)
+            } else if has("query") {
+                Some(Format::QueryResponse)
+            } else if has("segments") {
+                Some(Format::Segments)
+            } else if has("text") {
+                Some(Format::Text)
+            } else if has("output") && known("instruction") {
+                Some(Format::Alpaca)
+            } else if has("completion") && known("prompt") {
+                Some(Format::PromptCompletion)
+            } else if has("response") && known("query") {
+                Some(Format::QueryResponse)
+            } else {
+                None
+            }
+        };
+        format(&filled).or_else(|| format(&known))
+    }
+}
+
 /// The role of a checked message.
 pub(crate) fn role_of(message: &Value) -> &str {
     message
         .get("role")
         .and_then(Value::as_str)
         .unwrap_or_default()
-}
-
-fn unknown_keys(fields: &Map<String, Value>) -> String {
-    if fields.is_empty() {
-        return "no keys at all".into();
-    }
-    let names: Vec<String> = fields
-        .keys()
-        .take(8)
-        .map(|key| format!("`{key}`"))
-        .collect();
-    let mut found = names.join(", ");
-    for key in fields.keys() {
-        if KEYS.contains(&key.as_str()) {
-            continue;
-        }
-        if let Some(near) = KEYS
-            .iter()
-            .find(|known| strsim::damerau_levenshtein(known, &key.to_lowercase()) <= 2)
-        {
-            found.push_str(&format!(" (did you mean `{near}`?)"));
-            break;
-        }
-    }
-    found
 }

@@ -1,118 +1,311 @@
-//! Files → JSON values with their places: JSONL, or one JSON array.
+//! Files → records with their places, a block at a time.
 
+use std::io::{BufRead, Read};
 use std::path::Path;
 use std::str;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::example::{Place, Source};
+use super::open::{Layout, Progress, Stream, open};
 
-const BOM: &[u8] = b"\xEF\xBB\xBF";
+/// Records that are parsed and rendered together.
+pub(super) const BLOCK: usize = 4096;
+/// Bytes after which a block ends before that.
+const BLOCK_BYTES: usize = 8 << 20;
 
-/// Reads every record of a file. Blank lines, CRLF and a byte order mark are tolerated.
-///
-/// # Errors
-/// Unreadable or empty files, bytes that are not UTF-8, text that is not JSON.
-pub fn read_file(path: &Path) -> Result<Vec<(Source, Value)>, DataError> {
-    let bytes = std::fs::read(path).map_err(|error| DataError::Io {
-        path: path.into(),
-        error,
-    })?;
-    if bytes.starts_with(b"\xFF\xFE") || bytes.starts_with(b"\xFE\xFF") {
-        return Err(DataError::Encoding {
-            place: path.display().to_string(),
-            found: "UTF-16 (convert the file: `iconv -f UTF-16 -t UTF-8`)".into(),
-        });
-    }
-    let bytes = bytes.strip_prefix(BOM).unwrap_or(&bytes);
-    let records = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'[') => read_array(path, bytes)?,
-        _ => read_lines(path, bytes)?,
-    };
-    if records.is_empty() {
-        return Err(DataError::Empty { path: path.into() });
-    }
-    Ok(records)
+/// One record, not parsed yet.
+#[derive(Clone, Debug)]
+pub(super) struct RawRecord {
+    pub(super) source: Source,
+    content: RawContent,
 }
 
-fn read_lines(path: &Path, bytes: &[u8]) -> Result<Vec<(Source, Value)>, DataError> {
-    let file: Arc<Path> = path.into();
-    let mut records = Vec::new();
-    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-        let source = Source {
-            file: file.clone(),
-            place: Place::Line(index + 1),
-        };
-        let text = str::from_utf8(line).map_err(|error| DataError::Encoding {
-            place: source.to_string(),
-            found: invalid_byte(line, error.valid_up_to(), "of the line"),
-        })?;
-        if text.trim().is_empty() {
-            continue;
+#[derive(Clone, Debug)]
+enum RawContent {
+    /// JSON text, and the line that it begins on.
+    Json(Vec<u8>, usize),
+    /// A row of a table, or a record that a program has in memory.
+    Value(Value),
+    /// A row that cannot be read.
+    Broken(String),
+}
+
+impl RawRecord {
+    /// A record that a program has in memory.
+    pub(super) fn from_value(source: Source, value: Value) -> Self {
+        Self {
+            source,
+            content: RawContent::Value(value),
         }
-        match serde_json::from_str(text) {
-            Ok(value) => records.push((source, value)),
-            Err(error) => {
-                let hint = if error.is_eof() && records.is_empty() {
-                    " (a record has to be on one line; a file with line breaks inside records has to be one JSON array)"
-                } else {
-                    ""
-                };
-                let reason = format!("{} at column {}{hint}", message(&error), error.column());
-                return Err(DataError::Json {
+    }
+
+    /// Adds the record to what tells one data set from another.
+    pub(super) fn hash(&self, hash: &mut Sha256) {
+        match &self.content {
+            RawContent::Json(text, _) => hash.update(text),
+            RawContent::Value(value) => hash.update(value.to_string()),
+            RawContent::Broken(reason) => hash.update(reason),
+        }
+        hash.update(b"\n");
+    }
+
+    /// Parses the record.
+    ///
+    /// # Errors
+    /// Bytes that are not UTF-8, and text that is not JSON.
+    pub(super) fn parse(self) -> Result<(Source, Value), DataError> {
+        let source = self.source;
+        let (bytes, first_line) = match self.content {
+            RawContent::Value(value) => return Ok((source, value)),
+            RawContent::Broken(reason) => {
+                return Err(DataError::Table {
                     place: source.to_string(),
                     reason,
                 });
             }
+            RawContent::Json(bytes, line) => (bytes, line),
+        };
+        let is_line = matches!(source.place, Place::Line(_));
+        let place = |line: usize| match is_line {
+            true => source.to_string(),
+            false => format!("{}:{}", source.file.display(), first_line + line - 1),
+        };
+        let text = str::from_utf8(&bytes).map_err(|error| {
+            let valid = &bytes[..error.valid_up_to()];
+            let breaks = valid.iter().filter(|&&byte| byte == b'\n').count();
+            let of = if is_line {
+                "of the line"
+            } else {
+                "of the record"
+            };
+            DataError::Encoding {
+                place: place(breaks + 1),
+                found: format!(
+                    "byte {:#04x} at position {} {of}",
+                    bytes.get(valid.len()).copied().unwrap_or_default(),
+                    valid.len() + 1
+                ),
+            }
+        })?;
+        match serde_json::from_str(text) {
+            Ok(value) => Ok((source, value)),
+            Err(error) => {
+                let hint = match error.is_eof() && source.place == Place::Line(1) {
+                    true => {
+                        " (a record has to be on one line; a file with line breaks inside records has to be one JSON array)"
+                    }
+                    false => "",
+                };
+                Err(DataError::Json {
+                    place: place(error.line()),
+                    reason: format!("{} at column {}{hint}", message(&error), error.column()),
+                })
+            }
         }
     }
-    Ok(records)
 }
 
-fn read_array(path: &Path, bytes: &[u8]) -> Result<Vec<(Source, Value)>, DataError> {
-    let file: Arc<Path> = path.into();
-    let text = str::from_utf8(bytes).map_err(|error| {
-        let line = bytes[..error.valid_up_to()]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
-            .count()
-            + 1;
-        DataError::Encoding {
-            place: format!("{}:{line}", path.display()),
-            found: invalid_byte(bytes, error.valid_up_to(), "of the file"),
-        }
-    })?;
-    let values: Vec<Value> = serde_json::from_str(text).map_err(|error| DataError::Json {
-        place: format!("{}:{}", path.display(), error.line()),
-        reason: format!("{} at column {}", message(&error), error.column()),
-    })?;
-    Ok(values
-        .into_iter()
-        .enumerate()
-        .map(|(index, value)| {
-            (
-                Source {
-                    file: file.clone(),
-                    place: Place::Element(index),
-                },
-                value,
-            )
+/// The records of one file, in their order.
+pub(super) struct RecordReader {
+    path: Arc<Path>,
+    records: Records,
+    /// What was found after records that are still to be given out.
+    failed: Option<DataError>,
+}
+
+enum Records {
+    Lines {
+        stream: Stream,
+        line: usize,
+    },
+    Array(super::array::Elements<Stream>),
+    Table {
+        reader: Box<csv::Reader<Stream>>,
+        header: Vec<String>,
+    },
+}
+
+impl RecordReader {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is of a kind that is not.
+    pub(super) fn open(path: &Path, progress: &Progress) -> Result<Self, DataError> {
+        let (stream, layout) = open(path, progress)?;
+        let records = match layout {
+            Layout::Lines => Records::Lines { stream, line: 0 },
+            Layout::Array => Records::Array(super::array::Elements::new(stream)),
+            Layout::Table(separator) => {
+                let mut reader = csv::ReaderBuilder::new()
+                    .delimiter(separator)
+                    .flexible(true)
+                    .from_reader(stream);
+                let header = reader.headers().map_err(|error| DataError::Table {
+                    place: path.display().to_string(),
+                    reason: format!("expected a table with a header, found: {error}"),
+                })?;
+                let header = header.iter().map(|name| name.trim().to_owned()).collect();
+                let reader = Box::new(reader);
+                Records::Table { reader, header }
+            }
+        };
+        Ok(Self {
+            path: path.into(),
+            records,
+            failed: None,
         })
-        .collect())
+    }
+
+    /// The next records, at most [`BLOCK`] of them; none at the end of the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is no array to its end.
+    pub(super) fn next_block(&mut self) -> Result<Vec<RawRecord>, DataError> {
+        self.next_records(BLOCK)
+    }
+
+    /// The next records, at most `most` of them.
+    ///
+    /// # Errors
+    /// As [`next_block`](Self::next_block).
+    pub(super) fn next_records(&mut self, most: usize) -> Result<Vec<RawRecord>, DataError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let mut block = Vec::new();
+        let mut bytes = 0;
+        while block.len() < most && bytes < BLOCK_BYTES {
+            match self.next() {
+                Ok(Some((record, size))) => {
+                    bytes += size;
+                    block.push(record);
+                }
+                Ok(None) => break,
+                Err(error) if block.is_empty() => return Err(error),
+                Err(error) => {
+                    self.failed = Some(error);
+                    break;
+                }
+            }
+        }
+        Ok(block)
+    }
+
+    /// The next record and its size in bytes.
+    fn next(&mut self) -> Result<Option<(RawRecord, usize)>, DataError> {
+        let file = self.path.clone();
+        let io_error = |error| DataError::Io {
+            path: file.to_path_buf(),
+            error,
+        };
+        let record = |place, content| RawRecord {
+            source: Source {
+                file: file.clone(),
+                place,
+            },
+            content,
+        };
+        match &mut self.records {
+            Records::Lines { stream, line } => loop {
+                let mut text = Vec::new();
+                if stream.read_until(b'\n', &mut text).map_err(io_error)? == 0 {
+                    return Ok(None);
+                }
+                *line += 1;
+                let text = text.trim_ascii();
+                if !text.is_empty() {
+                    let content = RawContent::Json(text.to_vec(), *line);
+                    return Ok(Some((record(Place::Line(*line), content), text.len())));
+                }
+            },
+            Records::Array(elements) => {
+                let next = elements.next().map_err(io_error)?;
+                let next = next.map_err(|(line, reason)| DataError::Json {
+                    place: format!("{}:{line}", file.display()),
+                    reason,
+                })?;
+                Ok(next.map(|(index, line, text)| {
+                    let size = text.len();
+                    let content = RawContent::Json(text, line);
+                    (record(Place::Element(index), content), size)
+                }))
+            }
+            Records::Table { reader, header } => {
+                let mut row = csv::ByteRecord::new();
+                let is_row = reader.read_byte_record(&mut row);
+                let is_row = is_row.map_err(|error| io_error(std::io::Error::other(error)))?;
+                if !is_row {
+                    return Ok(None);
+                }
+                let line = row.position().map_or(0, csv::Position::line) as usize;
+                let size = row.as_slice().len();
+                Ok(Some((record(Place::Line(line), cells(header, &row)), size)))
+            }
+        }
+    }
 }
 
-fn invalid_byte(bytes: &[u8], at: usize, of: &str) -> String {
-    format!(
-        "byte {:#04x} at position {} {of}",
-        bytes.get(at).copied().unwrap_or_default(),
-        at + 1
-    )
+/// A row as an object of texts, one for each column.
+fn cells(header: &[String], row: &csv::ByteRecord) -> RawContent {
+    if row.len() != header.len() {
+        return RawContent::Broken(format!(
+            "expected {} cells as in the header, found {}",
+            header.len(),
+            row.len()
+        ));
+    }
+    let mut fields = Map::new();
+    for (name, cell) in header.iter().zip(row) {
+        match str::from_utf8(cell) {
+            Ok(cell) => fields.insert(name.clone(), cell.into()),
+            Err(_) => {
+                return RawContent::Broken(format!("column `{name}`: expected UTF-8 text"));
+            }
+        };
+    }
+    RawContent::Value(Value::Object(fields))
+}
+
+/// Reads and parses every record of a file. Blank lines, CRLF and a byte order mark are tolerated.
+///
+/// # Errors
+/// Unreadable or empty files, bytes that are not UTF-8, text that is not JSON.
+pub fn read_file(path: &Path) -> Result<Vec<(Source, Value)>, DataError> {
+    let mut reader = RecordReader::open(path, &Progress::default())?;
+    let mut records = Vec::new();
+    loop {
+        let block = reader.next_block()?;
+        if block.is_empty() {
+            break;
+        }
+        for record in block {
+            records.push(record.parse()?);
+        }
+    }
+    match records.is_empty() {
+        true => Err(DataError::Empty { path: path.into() }),
+        false => Ok(records),
+    }
 }
 
 /// The parser's message without its own line and column, which count from the start of what it was given.
 fn message(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
+/// What tells one file from another without reading it: its length and its beginning.
+pub(super) fn hash_start(path: &Path, hash: &mut Sha256) {
+    let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    hash.update(length.to_le_bytes());
+    let mut start = Vec::new();
+    if let Ok(file) = std::fs::File::open(path) {
+        // What cannot be read now is an error when it is read for training.
+        let _ = file.take(1 << 16).read_to_end(&mut start);
+    }
+    hash.update(&start);
 }

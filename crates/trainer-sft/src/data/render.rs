@@ -8,13 +8,19 @@
 //! Templates that rewrite earlier turns, as DeepSeek-R1's and Qwen3's do with reasoning, give one example per assistant
 //! turn, each after exactly the prompt that the server would send. Reasoning that a template strips is put back into the
 //! target: `reasoning\n</think>\n\nanswer`.
+//!
+//! Text that has the template's own tokens already gets no second template, BOS or end token.
 
+mod facts;
 mod turns;
 
 use model_qwen::{ChatTemplate, Tokenizer};
+use serde_json::Value;
 
+pub use self::facts::TemplateFacts;
 use self::turns::Turns;
 use crate::config::{Thinking, TrainOn};
+use crate::data::format::role_of;
 use crate::data::{Chat, Content, DataError, Example, Record, Source};
 
 /// What determines tokens and mask, besides tokenizer and template.
@@ -30,11 +36,14 @@ pub struct RenderSettings {
     pub eos_token_id: Option<u32>,
 }
 
-/// Turns records into examples.
+/// Turns records into examples. Cloning copies pointers and small texts.
 #[derive(Clone, Debug)]
-pub struct Renderer<'a> {
-    tokenizer: &'a Tokenizer,
-    template: Option<&'a ChatTemplate>,
+pub struct Renderer {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    facts: TemplateFacts,
+    /// Tokens that the tokenizer puts before every text.
+    prefix: Vec<u32>,
     settings: RenderSettings,
 }
 
@@ -47,18 +56,27 @@ pub struct Rendered {
     pub truncated: bool,
     /// Tokens of answers that do not fit.
     pub num_lost_targets: usize,
+    /// Whether turns before the first question or after the last answer were left out.
+    pub is_cut: bool,
+    /// Whether the prompt had been rendered already, and got no second template.
+    pub was_rendered: bool,
+    /// Whether texts have the template's own tokens.
+    pub has_own_tokens: bool,
 }
 
-impl<'a> Renderer<'a> {
+impl Renderer {
     /// A renderer for a model's tokenizer and, where it has one, chat template.
     pub fn new(
-        tokenizer: &'a Tokenizer,
-        template: Option<&'a ChatTemplate>,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
         settings: RenderSettings,
     ) -> Self {
+        let facts = template.map(|template| TemplateFacts::of(template, tokenizer));
         Self {
-            tokenizer,
-            template,
+            facts: facts.unwrap_or_default(),
+            prefix: tokenizer.encode("", true).unwrap_or_default(),
+            tokenizer: tokenizer.clone(),
+            template: template.cloned(),
             settings,
         }
     }
@@ -72,54 +90,159 @@ impl<'a> Renderer<'a> {
     ///
     /// # Errors
     /// When the template refuses the messages, there is none, or it contradicts its own generation prompt; when an answer
-    /// lacks the reasoning that the template asks for.
+    /// lacks the reasoning that the template asks for; when the template leaves out what is to be learnt.
     pub fn render(&self, record: &Record) -> Result<Rendered, DataError> {
         let source = &record.source;
         match &record.content {
             Content::Text(text) => {
-                Ok(self.windows(source, self.with_eos(self.encode(source, text, true)?)))
+                let tokens = self.text_tokens(source, text)?;
+                Ok(self.windows(source, self.with_end(text, tokens, None)))
             }
-            Content::Completion { prompt, completion } if self.template.is_none() => {
-                let mut tokens = self.encode(source, prompt, true)?;
-                let mut answer = vec![false; tokens.len()];
-                tokens.extend(self.with_eos(self.encode(source, completion, false)?));
-                answer.resize(tokens.len(), true);
-                let mut rendered = Rendered::default();
-                self.push(&mut rendered, source, tokens, &answer);
-                Ok(rendered)
+            Content::Segments(segments) => {
+                let mut tokens = Vec::new();
+                let mut learnt = Vec::new();
+                for (text, label) in segments {
+                    tokens.extend(self.encode(source, text, false)?);
+                    learnt.resize(tokens.len(), *label);
+                }
+                Ok(self.document(source, tokens, &learnt))
             }
-            Content::Completion { prompt, completion } => {
-                self.chat(record, &Chat::single_turn(prompt, completion))
+            Content::Completion {
+                prompt, completion, ..
+            } if self.template.is_none() => self.completion(source, prompt, completion, None),
+            Content::Completion {
+                prompt, completion, ..
+            } if self.facts.has_marker(prompt) => {
+                let end = self.facts.end.as_ref().map(|(token, _)| *token);
+                let rendered = self.completion(source, prompt, completion, end)?;
+                Ok(Rendered {
+                    was_rendered: true,
+                    ..rendered
+                })
             }
+            Content::Completion {
+                prompt,
+                completion,
+                with,
+            } => self.chat(record, &Chat::single_turn(prompt, completion, with.clone())),
             Content::Chat(chat) => self.chat(record, chat),
         }
     }
 
+    /// Two texts one after the other, and `end` or the token that ends texts.
+    fn completion(
+        &self,
+        source: &Source,
+        prompt: &str,
+        completion: &str,
+        end: Option<u32>,
+    ) -> Result<Rendered, DataError> {
+        let mut tokens = self.text_tokens(source, prompt)?;
+        let mut learnt = vec![false; tokens.len()];
+        let ends = self.ends_itself(completion);
+        // White space after the end is none of the answer.
+        let answer = if ends {
+            completion.trim_end()
+        } else {
+            completion
+        };
+        let answer = self.encode(source, answer, false)?;
+        tokens.extend(self.with_end(completion, answer, end));
+        learnt.resize(tokens.len(), true);
+        Ok(self.document(source, tokens, &learnt))
+    }
+
     fn chat(&self, record: &Record, chat: &Chat) -> Result<Rendered, DataError> {
         let source = &record.source;
-        let Some(template) = self.template else {
+        let Some(template) = &self.template else {
             return Err(DataError::NoTemplate {
                 source_place: source.clone(),
                 format: record.format.name(),
             });
         };
+        self.check_written(source, chat)?;
+        let mut clean = None;
+        let mut has_own_tokens = false;
+        for (index, message) in chat.messages.iter().enumerate() {
+            let text = message
+                .get("content")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            if !self.facts.has_marker(text) {
+                continue;
+            }
+            has_own_tokens = true;
+            let shorter = self
+                .facts
+                .without_end(text)
+                .filter(|_| role_of(message) == "assistant");
+            if let Some(shorter) = shorter {
+                let chat = clean.get_or_insert_with(|| chat.clone());
+                chat.messages[index]["content"] = shorter.into();
+            }
+        }
         let turns = Turns {
             renderer: self,
             template,
             source,
-            chat,
+            chat: clean.as_ref().unwrap_or(chat),
         };
-        let mut rendered = Rendered::default();
+        let mut rendered = Rendered {
+            is_cut: chat.is_cut,
+            has_own_tokens,
+            ..Rendered::default()
+        };
         for document in turns.documents()? {
             let mut tokens = Vec::new();
-            let mut answer = Vec::new();
+            let mut learnt = Vec::new();
             for segment in document {
-                tokens.extend(self.encode(source, &segment.text, false)?);
-                answer.resize(tokens.len(), segment.learnt);
+                tokens.extend(segment.tokens);
+                learnt.resize(tokens.len(), segment.learnt);
             }
-            self.push(&mut rendered, source, tokens, &answer);
+            self.push(&mut rendered, source, tokens, &learnt);
         }
         Ok(rendered)
+    }
+
+    /// Refuses what the template would leave out in silence.
+    fn check_written(&self, source: &Source, chat: &Chat) -> Result<(), DataError> {
+        let refuse = |field: String, what, instead| {
+            Err(DataError::NotWritten {
+                source_place: source.clone(),
+                field,
+                what,
+                instead,
+            })
+        };
+        let facts = &self.facts;
+        if chat.with.tools.is_some() && !facts.writes_tools {
+            let instead = "leave `tools` out, or give a model whose template has them";
+            return refuse("tools".into(), "function schemas", instead);
+        }
+        for (index, message) in chat.messages.iter().enumerate() {
+            if message.get("tool_calls").is_some() && !facts.writes_calls {
+                let instead =
+                    "give a model whose template writes them, or write the calls into `content`";
+                let field = format!("messages[{index}].tool_calls");
+                return refuse(field, "the arguments of tool calls", instead);
+            }
+            let (is_written, what) = match role_of(message) {
+                "tool" => (facts.writes_results, "results of tools"),
+                "system" => (facts.writes_system, "what the system says"),
+                _ => (true, ""),
+            };
+            if !is_written {
+                let instead = "give a model whose template writes them, or leave the turn out";
+                return refuse(format!("messages[{index}]"), what, instead);
+            }
+        }
+        Ok(())
+    }
+
+    fn document(&self, source: &Source, tokens: Vec<u32>, learnt: &[bool]) -> Rendered {
+        let mut rendered = Rendered::default();
+        self.push(&mut rendered, source, tokens, learnt);
+        rendered
     }
 
     /// Shortens one document from the left and adds it, unless nothing to learn is left.
@@ -165,9 +288,17 @@ impl<'a> Renderer<'a> {
 
     /// Whether the first token is one that the tokenizer puts before every text.
     fn starts_with_bos(&self, tokens: &[u32]) -> bool {
-        self.tokenizer
-            .encode("", true)
-            .is_ok_and(|prefix| !prefix.is_empty() && tokens.starts_with(&prefix[..1]))
+        !self.prefix.is_empty() && tokens.starts_with(&self.prefix[..1])
+    }
+
+    /// Tokens of a text that stands for itself, with what the tokenizer puts before it once, also where the text has it.
+    fn text_tokens(&self, source: &Source, text: &str) -> Result<Vec<u32>, DataError> {
+        let mut tokens = self.encode(source, text, true)?;
+        let num = self.prefix.len();
+        if num > 0 && tokens.starts_with(&self.prefix) && tokens[num..].starts_with(&self.prefix) {
+            tokens.drain(..num);
+        }
+        Ok(tokens)
     }
 
     /// A text in windows of the length limit. Each begins with the last token of the one before, so all are learnt once.
@@ -189,13 +320,33 @@ impl<'a> Renderer<'a> {
         rendered
     }
 
-    fn with_eos(&self, mut tokens: Vec<u32>) -> Vec<u32> {
-        if let Some(eos) = self.settings.eos_token_id
-            && tokens.last() != Some(&eos)
-        {
-            tokens.push(eos);
+    /// `tokens` of `text` with `end`, or the token that ends texts, unless the text ends itself.
+    fn with_end(&self, text: &str, mut tokens: Vec<u32>, end: Option<u32>) -> Vec<u32> {
+        let end = end.or(self.settings.eos_token_id);
+        if let Some(end) = end.filter(|_| !self.ends_itself(text)) {
+            tokens.push(end);
         }
         tokens
+    }
+
+    /// Whether a text ends with a token that ends a text or a turn, and white space at most.
+    fn ends_itself(&self, text: &str) -> bool {
+        let text = text.trim_end();
+        // Such tokens look like `<|im_end|>`.
+        if !text.ends_with('>') {
+            return false;
+        }
+        let start = text.rfind('<').unwrap_or_default();
+        let tokens = self
+            .tokenizer
+            .encode(&text[start..], false)
+            .unwrap_or_default();
+        matches!(tokens[..], [only] if self.is_end(only))
+    }
+
+    /// Whether a token can end a turn or a text.
+    pub(super) fn is_end(&self, token: u32) -> bool {
+        self.tokenizer.is_special(token) || self.settings.eos_token_id == Some(token)
     }
 
     fn encode(

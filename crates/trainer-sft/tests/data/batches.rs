@@ -3,7 +3,11 @@
 use super::*;
 
 /// `lengths.len()` examples whose tokens tell them apart; the last half of each is learnt.
-fn examples(lengths: &[usize]) -> Arc<Vec<Example>> {
+fn examples(lengths: &[usize]) -> Arc<Examples> {
+    Arc::new(list(lengths).into())
+}
+
+fn list(lengths: &[usize]) -> Vec<Example> {
     let example = |(index, &length): (usize, &usize)| Example {
         tokens: (0..length)
             .map(|position| (index * 100 + position) as u32)
@@ -13,7 +17,7 @@ fn examples(lengths: &[usize]) -> Arc<Vec<Example>> {
             .collect(),
         source: source(),
     };
-    Arc::new(lengths.iter().enumerate().map(example).collect())
+    lengths.iter().enumerate().map(example).collect()
 }
 
 fn options() -> LoaderOptions {
@@ -38,7 +42,7 @@ fn documents(batch: &Batch) -> Vec<usize> {
 
 #[test]
 fn collation_keeps_documents_apart() {
-    let batch = Batch::collate(examples(&[3, 2]).iter());
+    let batch = Batch::collate(&list(&[3, 2]));
     assert_eq!(batch.tokens, [0, 1, 2, 100, 101]);
     assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
     assert_eq!(batch.targets, [None, Some(2), None, Some(101), None]);
@@ -50,11 +54,13 @@ fn collation_keeps_documents_apart() {
 fn an_epoch_gives_every_example_once_in_its_own_order() {
     let data = examples(&[2; 10]);
     let mut loader = DataLoader::new(data.clone(), options());
-    assert_eq!(loader.steps_per_epoch(), 3);
+    assert_eq!(loader.steps_per_epoch(), Some(3));
     let mut orders = Vec::new();
     for epoch in 0..2 {
-        let steps: Vec<_> = (0..3).map(|_| loader.next_step()).collect();
-        assert!(steps.iter().all(|step| step.epoch == epoch));
+        let steps: Vec<_> = (0..3).map(|_| loader.next_step().unwrap()).collect();
+        let after: Vec<f64> = steps.iter().map(|step| step.epoch).collect();
+        let epoch = f64::from(epoch);
+        assert_eq!(after, [epoch + 0.4, epoch + 0.8, epoch + 1.0]);
         assert_eq!(
             steps
                 .iter()
@@ -87,10 +93,13 @@ fn an_epoch_gives_every_example_once_in_its_own_order() {
             ..options()
         },
     )
-    .next_step();
+    .next_step()
+    .unwrap();
     assert_ne!(
         other,
-        DataLoader::new(examples(&[2; 10]), options()).next_step()
+        DataLoader::new(examples(&[2; 10]), options())
+            .next_step()
+            .unwrap()
     );
 }
 
@@ -117,8 +126,9 @@ fn a_restored_loader_goes_on_where_the_other_stood() {
                     ..options()
                 },
             );
-            restored.restore(state);
-            assert_eq!(loader.next_step(), restored.next_step());
+            restored.restore(state).unwrap();
+            let (next, again) = (loader.next_step(), restored.next_step());
+            assert_eq!(next.unwrap(), again.unwrap());
         }
         assert!(loader.state().epoch > 0);
     }
@@ -136,14 +146,14 @@ fn packing_fills_rows_without_splitting_or_losing_examples() {
     let mut loader = DataLoader::new(data.clone(), options);
     assert!(loader.num_rows() < 8, "nothing was packed");
     let mut seen = Vec::new();
-    for _ in 0..loader.steps_per_epoch() {
-        let batch = loader.next_step().micro_batches.remove(0);
+    for _ in 0..loader.steps_per_epoch().unwrap() {
+        let batch = loader.next_step().unwrap().micro_batches.remove(0);
         assert!(batch.num_tokens() <= 8 || batch.lengths == [9]);
         assert_eq!(
             batch.lengths,
             documents(&batch)
                 .iter()
-                .map(|&index| data[index].tokens.len())
+                .map(|&index| data.length(index))
                 .collect::<Vec<_>>()
         );
         seen.extend(documents(&batch));
@@ -156,7 +166,7 @@ fn packing_fills_rows_without_splitting_or_losing_examples() {
 fn evaluation_goes_in_order() {
     let data = examples(&[2; 5]);
     let order: Vec<usize> = sequential_batches(&data, 2)
-        .flat_map(|batch| documents(&batch))
+        .flat_map(|batch| documents(&batch.unwrap()))
         .collect();
     assert_eq!(order, [0, 1, 2, 3, 4]);
 }
@@ -165,7 +175,8 @@ fn evaluation_goes_in_order() {
 fn the_preview_brackets_what_is_learnt() {
     let value = chat(&[("system", "S"), ("user", "é"), ("assistant", "Ho")]);
     let examples = render(value, CHATML, settings()).unwrap().examples;
-    let shown = preview(&examples, &tokenizer(), 3, false);
+    let examples = Examples::from(examples);
+    let shown = preview(&examples, &tokenizer(), 3, false).unwrap();
     assert!(shown.contains("t.jsonl:1: "), "{shown}");
     assert!(shown.contains("\\xC3|\\xA9|<|im_end|>|⏎\n"), "{shown}");
     assert!(
@@ -173,7 +184,11 @@ fn the_preview_brackets_what_is_learnt() {
         "{shown}"
     );
     assert!(shown.contains("3 learnt (in [brackets])"), "{shown}");
-    assert!(preview(&examples, &tokenizer(), 3, true).contains("\x1b[1;32mH\x1b[0m"));
+    assert!(
+        preview(&examples, &tokenizer(), 3, true)
+            .unwrap()
+            .contains("\x1b[1;32mH\x1b[0m")
+    );
 }
 
 #[test]
@@ -183,8 +198,12 @@ fn the_sample_data_is_valid() {
     let renderer = Renderer::new(&tokenizer, Some(&template), settings());
     for (name, least) in [("train.jsonl", 40), ("eval.jsonl", 8)] {
         let dataset = Dataset::load(&[data.join(name)], &renderer).unwrap();
-        assert!(dataset.examples.len() >= least && dataset.report.dropped.is_empty());
-        for answer in dataset.examples.iter().flat_map(learnt) {
+        assert!(dataset.examples.len() >= least && dataset.report.num_left_out == 0);
+        for answer in dataset
+            .examples
+            .iter()
+            .flat_map(|example| learnt(&example.unwrap()))
+        {
             assert!(
                 answer.starts_with("Arr! ")
                     && answer.ends_with(" Squawk! Time for a biscuit!<|im_end|>"),

@@ -124,25 +124,22 @@ fn errors_name_line_field_and_what_was_found() {
             "{\"messages\": [{\"role\": \"user\"}]}",
             "t.jsonl:2: field `messages[0].content`: expected text, found nothing",
         ),
-        (
-            "{\"messages\": []}",
-            "t.jsonl:2: field `messages`: expected a list of messages, found an empty list",
-        ),
+        ("{\"messages\": []}", "t.jsonl:2: `messages` is empty"),
         (
             "{\"messages\": [3]}",
             "t.jsonl:2: field `messages[0]`: expected an object with `role` and `content`, found the number 3",
         ),
         (
             "{\"messages\": [{\"role\": \"assistant\", \"content\": \"x\"}]}",
-            "field `messages[0].role`: expected a message from the user or the system first",
+            "t.jsonl:2: `messages` has no question before the answer of the assistant",
         ),
         (
-            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}, {\"role\": \"user\", \"content\": \"c\"}]}",
-            "field `messages[2].role`: expected the last message to be the assistant's, which is what is learnt, found a message from `user`",
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}",
+            "t.jsonl:2: `messages` has no answer of the assistant",
         ),
         (
             "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"  \"}]}",
-            "field `messages[1].content`: expected what the assistant says, found an empty string",
+            "every answer in `messages` is empty or is marked as not to be learnt",
         ),
         (
             "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]}",
@@ -154,7 +151,7 @@ fn errors_name_line_field_and_what_was_found() {
         ),
         (
             "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"weight\": 0}]}",
-            "only messages with weight 0",
+            "every answer in `messages` is empty or is marked as not to be learnt",
         ),
         (
             "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"{\"}}]}]}",
@@ -178,11 +175,11 @@ fn errors_name_line_field_and_what_was_found() {
         ),
         (
             "{\"prompt\": \"a\", \"completion\": null}",
-            "field `completion`: expected text, found null",
+            "`completion` is empty",
         ),
         (
             "{\"prompt\": \"a\", \"completion\": \"\"}",
-            "field `completion`: expected text that can be learnt, found an empty string",
+            "`completion` is empty",
         ),
         (
             "{\"text\": true}",
@@ -218,7 +215,7 @@ fn unusable_files_are_named() {
     let message = error("t.json", b"[\n\"\xC3\"]");
     assert!(
         message
-            .contains("t.json:2: expected UTF-8 text, found byte 0xc3 at position 4 of the file"),
+            .contains("t.json:2: expected UTF-8 text, found byte 0xc3 at position 2 of the record"),
         "{message}"
     );
     assert!(error("t.jsonl", b"\xFF\xFE{\0").contains("UTF-16"));

@@ -118,15 +118,18 @@ fn nothing_to_learn_is_refused_and_mixed_files_are_counted() {
         Dataset::load(std::slice::from_ref(&path), &renderer)
     };
     let report = load(8).unwrap().report;
+    assert_eq!(report.formats, BTreeMap::from([(Format::Text, 1)]));
     assert_eq!(
-        report.formats,
-        BTreeMap::from([(Format::Text, 1), (Format::PromptCompletion, 1)])
-    );
-    assert_eq!(
-        (report.num_records, report.dropped.len(), report.num_targets),
+        (report.num_records, report.num_left_out, report.num_targets),
         (2, 1, 3)
     );
-    assert!(report.dropped[0].to_string().ends_with("mixed.jsonl:2"));
+    let (reason, found) = report.left_out.first_key_value().unwrap();
+    assert!(
+        reason.starts_with("no answer fits into --max-length 8"),
+        "{reason}"
+    );
+    let first = found.first.as_ref().unwrap().to_string();
+    assert!(first.ends_with("mixed.jsonl:2"), "{first}");
     let (_folder, path) = file(
         "t.jsonl",
         "{\"prompt\": \"a\", \"completion\": \"bbbbbbbb\"}\n",

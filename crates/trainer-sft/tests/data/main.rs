@@ -15,9 +15,9 @@ use model_qwen::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use trainer_sft::batch::{Batch, DataLoader, LoaderOptions, LoaderState, sequential_batches};
-use trainer_sft::config::{Thinking, TrainOn};
+use trainer_sft::config::{Columns, Thinking, TrainOn};
 use trainer_sft::data::{
-    Content, DataError, Dataset, Example, Format, Place, Record, Source, read,
+    Content, DataError, Dataset, Example, Examples, Format, Place, Record, Source, read,
 };
 use trainer_sft::preview::preview;
 use trainer_sft::render::{RenderSettings, Rendered, Renderer};
@@ -111,8 +111,12 @@ fn source() -> Source {
     }
 }
 
+fn parse(value: Value) -> Result<Record, DataError> {
+    Record::parse(source(), value, &Columns::default())
+}
+
 fn record(value: Value) -> Record {
-    Record::parse(source(), value).unwrap()
+    parse(value).unwrap()
 }
 
 fn render(
@@ -157,7 +161,7 @@ fn records(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<Record>, DataErr
     let (_folder, path) = file(name, content);
     read::read_file(&path)?
         .into_iter()
-        .map(|(source, value)| Record::parse(source, value))
+        .map(|(source, value)| Record::parse(source, value, &Columns::default()))
         .collect()
 }
 

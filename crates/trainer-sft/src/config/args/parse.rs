@@ -46,7 +46,12 @@ impl Args {
         if let Some(resume) = &args.resume {
             let path = run_of(resume).join("run.toml");
             if path.is_file() {
-                args = args.over(Self::from_file(&path)?);
+                let run = Self {
+                    // The run that started from it has gone on since.
+                    adapter: None,
+                    ..Self::from_file(&path)?
+                };
+                args = args.over(run);
             }
         }
         Ok(Config::from_args(args)?)
@@ -57,6 +62,8 @@ impl Args {
         let full = self.full == Some(true);
         let dense = full || self.quantization == Some(Quantization::None);
         let new_adapter = "--full trains the model itself and makes no adapter";
+        let own = self.adapter.is_some();
+        let own_form = "the adapter of --adapter keeps its rank, alpha and layers";
         let no_blocks = "the weights are not in 4-bit blocks";
         for (flag, is_given, is_idle, why) in [
             ("lora-r", self.lora_r.is_some(), full, new_adapter),
@@ -74,6 +81,15 @@ impl Args {
                 new_adapter,
             ),
             ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
+            ("lora-r", self.lora_r.is_some(), own, own_form),
+            ("lora-alpha", self.lora_alpha.is_some(), own, own_form),
+            (
+                "target-modules",
+                !self.target_modules.is_empty(),
+                own,
+                own_form,
+            ),
+            ("use-rslora", self.use_rslora.is_some(), own, own_form),
             (
                 "double-quant",
                 self.double_quant == Some(true),

@@ -1,15 +1,17 @@
 //! Fields of one record, checked; errors name the field.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::super::error::DataError;
 use super::super::example::Source;
-use super::{Chat, Content, role_of};
+use super::Extras;
+use crate::config::Columns;
 
-/// Reads fields of one record; errors know the record's place.
+/// Reads fields of one record; errors know the record's place and its own names of the fields.
 pub(super) struct Reader<'a> {
     pub(super) source: &'a Source,
     pub(super) fields: &'a Map<String, Value>,
+    pub(super) columns: &'a Columns,
 }
 
 impl Reader<'_> {
@@ -30,218 +32,143 @@ impl Reader<'_> {
     ) -> DataError {
         DataError::Field {
             source_place: self.source.clone(),
-            field: field.into(),
+            field: self.own_name(&field.into()),
             expected: expected.into(),
             found,
         }
     }
 
-    fn text(&self, key: &str) -> Result<String, DataError> {
+    /// The record is well-formed and has nothing to learn.
+    pub(super) fn teaches_nothing(&self, reason: impl Into<String>) -> DataError {
+        DataError::TeachesNothing {
+            source_place: self.source.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    /// `question[0].role` of `prompt[0].role`, where `--columns prompt=question` says so.
+    pub(super) fn own_name(&self, field: &str) -> String {
+        let end = field.find(['.', '[']).unwrap_or(field.len());
+        let (part, rest) = field.split_at(end);
+        format!("{}{rest}", self.columns.field_of(part))
+    }
+
+    /// The value of a key, unless it is null.
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
+        self.fields.get(key).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<String, DataError> {
         match self.fields.get(key) {
             Some(Value::String(text)) => Ok(text.clone()),
             other => Err(self.error(key, "text", other)),
         }
     }
 
-    pub(super) fn non_empty(&self, key: &str) -> Result<String, DataError> {
-        let text = self.text(key)?;
-        if text.trim().is_empty() {
-            return Err(self.error_found(key, "text that can be learnt", "an empty string".into()));
+    /// A text that is there to be learnt: nothing in it teaches nothing, and a key that is missing is an error.
+    pub(super) fn to_learn(&self, key: &str) -> Result<String, DataError> {
+        let text = match self.fields.get(key) {
+            Some(Value::Null) => String::new(),
+            _ => self.text(key)?,
+        };
+        match text.trim().is_empty() {
+            true => Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key)))),
+            false => Ok(text),
         }
-        Ok(text)
     }
 
     pub(super) fn optional_text(&self, key: &str) -> Result<Option<String>, DataError> {
-        match self.fields.get(key) {
-            None | Some(Value::Null) => Ok(None),
+        match self.value(key) {
+            None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
             other => Err(self.error(key, "text", other)),
         }
     }
 
-    pub(super) fn list(&self, key: &str) -> Result<&[Value], DataError> {
-        match self.fields.get(key) {
-            Some(Value::Array(items)) if !items.is_empty() => Ok(items),
-            Some(Value::Array(_)) => {
-                Err(self.error_found(key, "a list of messages", "an empty list".into()))
-            }
-            other => Err(self.error(key, "a list of messages", other)),
-        }
-    }
-
-    /// `tools` as a list, or as a string that holds one.
-    fn tools(&self) -> Result<Option<Value>, DataError> {
-        match self.fields.get("tools") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Array(tools)) => {
-                Ok(Some(Value::Array(tools.clone())).filter(|_| !tools.is_empty()))
-            }
-            Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+    /// A list, also as JSON in a text (as tables have it). An empty one teaches nothing.
+    pub(super) fn list(&self, key: &str, of: &str) -> Result<Vec<Value>, DataError> {
+        let expected = format!("a list of {of}");
+        let items = match self.fields.get(key) {
+            Some(Value::Array(items)) => items.clone(),
+            Some(Value::Null) => Vec::new(),
             Some(Value::String(text)) => match serde_json::from_str(text) {
-                Ok(Value::Array(tools)) => Ok(Some(Value::Array(tools))),
-                _ => Err(self.error_found(
-                    "tools",
-                    "a list of functions",
-                    format!("the text {text:?}"),
-                )),
+                Ok(Value::Array(items)) => items,
+                _ if text.trim().is_empty() => Vec::new(),
+                _ => return Err(self.error(key, &expected, self.fields.get(key))),
             },
-            other => Err(self.error("tools", "a list of functions", other)),
-        }
-    }
-
-    /// ShareGPT turns; turns with `role` and `content` are read as OpenAI messages.
-    pub(super) fn conversations(&self) -> Result<Chat, DataError> {
-        let key = "conversations";
-        let items = self.list(key)?;
-        if items.iter().all(|item| item.get("role").is_some()) {
-            return self.messages(key);
-        }
-        let mut messages = Vec::new();
-        for (index, item) in items.iter().enumerate() {
-            let place = format!("{key}[{index}]");
-            let value = match item.get("value") {
-                Some(Value::String(text)) => text,
-                other => return Err(self.error(format!("{place}.value"), "text", other)),
-            };
-            let role = match item.get("from").and_then(Value::as_str) {
-                Some("system") => "system",
-                Some("human" | "user") => "user",
-                Some("gpt" | "assistant" | "model" | "chatgpt" | "bing" | "bard") => "assistant",
-                Some("tool" | "observation" | "function_response") => "tool",
-                Some("function_call") => {
-                    let call: Value = serde_json::from_str(value).map_err(|_| {
-                        self.error_found(
-                            format!("{place}.value"),
-                            "a JSON object",
-                            format!("the text {value:?}"),
-                        )
-                    })?;
-                    let call = json!({"role": "assistant", "tool_calls": [{"type": "function", "function": call}]});
-                    messages.push(self.message(&place, &call)?.0);
-                    continue;
-                }
-                _ => {
-                    let expected = "one of system, human, gpt, tool, function_call";
-                    return Err(self.error(format!("{place}.from"), expected, item.get("from")));
-                }
-            };
-            if role == "assistant" && value.trim().is_empty() {
-                let found = "an empty string".into();
-                return Err(self.error_found(
-                    format!("{place}.value"),
-                    "what the assistant says",
-                    found,
-                ));
-            }
-            messages.push(json!({"role": role, "content": value}));
-        }
-        let learnt = messages
-            .iter()
-            .map(|message| role_of(message) == "assistant")
-            .collect();
-        self.chat(key, "from", messages, learnt)
-    }
-
-    /// Alpaca, with LLaMA-Factory's optional `system` and `history`.
-    pub(super) fn alpaca(&self) -> Result<Chat, DataError> {
-        let mut prompt = self.text("instruction")?;
-        if let Some(input) = self.optional_text("input")? {
-            prompt = format!("{prompt}\n{input}");
-        }
-        let mut chat = Chat {
-            messages: Vec::new(),
-            learnt: Vec::new(),
-            tools: None,
+            other => return Err(self.error(key, &expected, other)),
         };
-        match self.fields.get("history") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(turns)) => {
-                for (index, turn) in turns.iter().enumerate() {
-                    let pair = turn
-                        .as_array()
-                        .map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
-                    let Some([Some(question), Some(answer)]) = pair.as_deref() else {
-                        return Err(self.error(
-                            format!("history[{index}]"),
-                            "a pair of texts",
-                            Some(turn),
-                        ));
-                    };
-                    let turn = Chat::single_turn(question, answer);
-                    chat.messages.extend(turn.messages);
-                    chat.learnt.extend(turn.learnt);
+        match items.is_empty() {
+            true => Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key)))),
+            false => Ok(items),
+        }
+    }
+
+    /// Function schemas and variables for the template.
+    pub(super) fn extras(&self) -> Result<Extras, DataError> {
+        let variables = match self.value("chat_template_kwargs") {
+            None => Map::new(),
+            Some(Value::Object(variables)) => variables.clone(),
+            other => return Err(self.error("chat_template_kwargs", "an object", other)),
+        };
+        let tools = match self.tools("tools")? {
+            Some(tools) => Some(tools),
+            // The older form of the same.
+            None => self.tools("functions")?.map(|functions| {
+                let wrap = |function| serde_json::json!({"type": "function", "function": function});
+                functions.into_iter().map(wrap).collect()
+            }),
+        };
+        Ok(Extras {
+            tools: tools.map(Value::Array),
+            variables,
+        })
+    }
+
+    /// A list of functions; the list and each of them also as JSON in a text.
+    fn tools(&self, key: &str) -> Result<Option<Vec<Value>>, DataError> {
+        let expected = "a list of functions";
+        let tools = match self.value(key) {
+            None => return Ok(None),
+            Some(Value::Array(tools)) => tools.clone(),
+            Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
+            Some(Value::String(text)) => match serde_json::from_str(text) {
+                Ok(Value::Array(tools)) => tools,
+                Ok(Value::Null) => return Ok(None),
+                _ => return Err(self.error_found(key, expected, format!("the text {text:?}"))),
+            },
+            other => return Err(self.error(key, expected, other)),
+        };
+        let mut read = Vec::new();
+        for (index, tool) in tools.into_iter().enumerate() {
+            let parsed = match &tool {
+                Value::String(text) => serde_json::from_str(text).ok(),
+                _ => None,
+            };
+            match parsed.unwrap_or(tool) {
+                tool @ Value::Object(_) => read.push(tool),
+                other => {
+                    let field = format!("{key}[{index}]");
+                    return Err(self.error(
+                        field,
+                        "an object that describes a function",
+                        Some(&other),
+                    ));
                 }
             }
-            other => return Err(self.error("history", "a list of pairs", other)),
         }
-        let last = Chat::single_turn(&prompt, &self.non_empty("output")?);
-        chat.messages.extend(last.messages);
-        chat.learnt.extend(last.learnt);
-        self.chat("output", "", chat.messages, chat.learnt)
+        Ok(Some(read).filter(|tools| !tools.is_empty()))
     }
+}
 
-    /// Two texts, or two lists of messages of which only the second is learnt.
-    pub(super) fn prompt_completion(&self) -> Result<Content, DataError> {
-        if !matches!(self.fields.get("prompt"), Some(Value::Array(_))) {
-            return Ok(Content::Completion {
-                prompt: self.text("prompt")?,
-                completion: self.non_empty("completion")?,
-            });
-        }
-        let mut messages = Vec::new();
-        let mut learnt = Vec::new();
-        for key in ["prompt", "completion"] {
-            for (index, item) in self.list(key)?.iter().enumerate() {
-                let (message, learn) = self.message(&format!("{key}[{index}]"), item)?;
-                messages.push(message);
-                learnt.push(learn && key == "completion");
-            }
-        }
-        Ok(Content::Chat(self.chat(
-            "completion",
-            "role",
-            messages,
-            learnt,
-        )?))
-    }
-
-    /// Adds `system` and `tools`, and checks the order of roles.
-    pub(super) fn chat(
-        &self,
-        key: &str,
-        role: &str,
-        messages: Vec<Value>,
-        learnt: Vec<bool>,
-    ) -> Result<Chat, DataError> {
-        let (mut messages, mut learnt) = (messages, learnt);
-        let index = messages.len() - 1;
-        let last = role_of(&messages[index]);
-        if last != "assistant" {
-            let expected = "the last message to be the assistant's, which is what is learnt";
-            let found = format!("a message from `{last}`");
-            return Err(self.error_found(format!("{key}[{index}].{role}"), expected, found));
-        }
-        if let Some(system) = self.optional_text("system")? {
-            messages.insert(0, json!({"role": "system", "content": system}));
-            learnt.insert(0, false);
-        }
-        if role_of(&messages[0]) == "assistant" {
-            let expected = "a message from the user or the system first";
-            return Err(self.error_found(
-                format!("{key}[0].{role}"),
-                expected,
-                "a message from `assistant`".into(),
-            ));
-        }
-        if !learnt.contains(&true) {
-            let expected = "an assistant message to learn";
-            return Err(self.error_found(key, expected, "only messages with weight 0".into()));
-        }
-        Ok(Chat {
-            messages,
-            learnt,
-            tools: self.tools()?,
-        })
+/// Whether a value says anything: null and what is empty do not.
+pub(super) fn is_filled(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(Value::Object(fields)) => !fields.is_empty(),
+        Some(_) => true,
     }
 }
 

@@ -4,24 +4,33 @@ use model_qwen::{ChatTemplate, RenderOptions};
 use serde_json::{Value, json};
 
 use super::Renderer;
+use super::facts::PROBE;
 use crate::config::Thinking;
 use crate::data::format::role_of;
 use crate::data::{Chat, DataError, Source};
 
 const THINK: &str = "<think>";
 const END_THINK: &str = "</think>";
-/// Content whose surroundings show what a template prints after an answer.
-const PROBE: &str = "QWENBURNPROBE";
 
-/// Text that is encoded by itself.
+/// Tokens of text that is encoded by itself.
 pub(super) struct Segment {
-    pub(super) text: String,
+    pub(super) tokens: Vec<u32>,
     pub(super) learnt: bool,
+}
+
+/// One turn of the assistant.
+struct Answer {
+    /// Its message.
+    index: usize,
+    /// What the template writes before it.
+    prompt: String,
+    /// What the assistant says; `None` where it is not learnt and the template does not say.
+    target: Option<String>,
 }
 
 /// One conversation under one template.
 pub(super) struct Turns<'a> {
-    pub(super) renderer: &'a Renderer<'a>,
+    pub(super) renderer: &'a Renderer,
     pub(super) template: &'a ChatTemplate,
     pub(super) source: &'a Source,
     pub(super) chat: &'a Chat,
@@ -32,72 +41,96 @@ impl Turns<'_> {
     pub(super) fn documents(&self) -> Result<Vec<Vec<Segment>>, DataError> {
         let messages = &self.chat.messages;
         let full = self.text(messages, false)?;
-        let mut whole = Some(Vec::new());
-        let mut cursor = 0;
-        let mut single = Vec::new();
+        let mut answers = Vec::new();
         for index in (0..messages.len()).filter(|&index| role_of(&messages[index]) == "assistant") {
-            let learnt = self.chat.learnt[index];
             let prompt = self.text(&messages[..index], true)?;
-            let target = self.target(index, &prompt)?;
-            match &mut whole {
-                Some(segments)
-                    if full.starts_with(&prompt)
-                        && full[prompt.len()..].starts_with(&target)
-                        && prompt.len() >= cursor =>
-                {
-                    segments.push(Segment {
-                        text: full[cursor..prompt.len()].to_owned(),
-                        learnt: false,
-                    });
-                    cursor = prompt.len() + target.len();
-                    self.push_target(segments, &target, learnt);
-                }
-                _ => whole = None,
-            }
-            if learnt {
-                let mut segments = vec![Segment {
-                    text: prompt,
-                    learnt: false,
-                }];
-                self.push_target(&mut segments, &target, true);
-                single.push(segments);
-            }
+            let target = match index + 1 == messages.len() {
+                true => self.target(index, &prompt, &full),
+                false => self
+                    .text(&messages[..=index], false)
+                    .and_then(|rendered| self.target(index, &prompt, &rendered)),
+            };
+            let target = match target {
+                Err(error) if self.chat.learnt[index] => return Err(error),
+                target => target.ok(),
+            };
+            answers.push(Answer {
+                index,
+                prompt,
+                target,
+            });
         }
-        Ok(whole.map_or(single, |segments| vec![segments]))
+        let mut cursor = 0;
+        let continues = |answer: &Answer| {
+            let (prompt, Some(target)) = (&answer.prompt, &answer.target) else {
+                return false;
+            };
+            let is_next = prompt.len() >= cursor
+                && full.starts_with(prompt.as_str())
+                && full[prompt.len()..].starts_with(target.as_str());
+            cursor = prompt.len() + target.len();
+            is_next
+        };
+        let mut documents = Vec::new();
+        if answers.iter().all(continues) {
+            let mut segments = Vec::new();
+            let mut cursor = 0;
+            for answer in &answers {
+                let target = answer.target.as_deref().unwrap_or_default();
+                self.push(&mut segments, &full[cursor..answer.prompt.len()], false)?;
+                self.push_target(&mut segments, target, self.chat.learnt[answer.index])?;
+                cursor = answer.prompt.len() + target.len();
+            }
+            documents.push(segments);
+            return Ok(documents);
+        }
+        for answer in answers
+            .iter()
+            .filter(|answer| self.chat.learnt[answer.index])
+        {
+            let mut segments = Vec::new();
+            self.push(&mut segments, &answer.prompt, false)?;
+            self.push_target(
+                &mut segments,
+                answer.target.as_deref().unwrap_or_default(),
+                true,
+            )?;
+            documents.push(segments);
+        }
+        Ok(documents)
+    }
+
+    fn push(&self, segments: &mut Vec<Segment>, text: &str, learnt: bool) -> Result<(), DataError> {
+        let tokens = self.renderer.encode(self.source, text, false)?;
+        segments.push(Segment { tokens, learnt });
+        Ok(())
     }
 
     /// The answer and its end token are learnt; white space that the template prints after the end token is not.
-    fn push_target(&self, segments: &mut Vec<Segment>, target: &str, learnt: bool) {
-        let trimmed = target.trim_end();
-        let tokenizer = self.renderer.tokenizer;
-        let ends_the_turn = tokenizer
-            .encode(trimmed, false)
-            .ok()
-            .and_then(|tokens| tokens.last().copied())
-            .is_some_and(|last| {
-                tokenizer.is_special(last) || self.renderer.settings.eos_token_id == Some(last)
-            });
-        let (answer, rest) = target.split_at(if ends_the_turn {
-            trimmed.len()
-        } else {
-            target.len()
-        });
-        segments.push(Segment {
-            text: answer.to_owned(),
-            learnt,
-        });
+    fn push_target(
+        &self,
+        segments: &mut Vec<Segment>,
+        target: &str,
+        learnt: bool,
+    ) -> Result<(), DataError> {
+        let (answer, rest) = target.split_at(target.trim_end().len());
         if !rest.is_empty() {
-            segments.push(Segment {
-                text: rest.to_owned(),
-                learnt: false,
-            });
+            let tokens = self.renderer.encode(self.source, answer, false)?;
+            if tokens
+                .last()
+                .is_some_and(|&last| self.renderer.is_end(last))
+            {
+                segments.push(Segment { tokens, learnt });
+                return self.push(segments, rest, false);
+            }
         }
+        self.push(segments, target, learnt)
     }
 
     /// What the assistant says after `prompt` in message `index`.
-    fn target(&self, index: usize, prompt: &str) -> Result<String, DataError> {
+    /// `rendered` is the conversation up to that message.
+    fn target(&self, index: usize, prompt: &str, rendered: &str) -> Result<String, DataError> {
         let messages = &self.chat.messages;
-        let rendered = self.text(&messages[..=index], false)?;
         let (reasoning, answer) = split_reasoning(&messages[index]);
         let opens_think = prompt.trim_end().ends_with(THINK);
         let wants_empty = self.renderer.settings.thinking == Thinking::Empty;
@@ -121,7 +154,7 @@ impl Turns<'_> {
             return Err(DataError::Prefix {
                 source_place: self.source.clone(),
                 message: index,
-                rendered: tail(&rendered),
+                rendered: tail(rendered),
                 prompt: tail(prompt),
             });
         }
@@ -161,7 +194,8 @@ impl Turns<'_> {
     fn text(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, DataError> {
         let options = RenderOptions {
             add_generation_prompt,
-            tools: self.chat.tools.clone(),
+            tools: self.chat.with.tools.clone(),
+            extra: self.chat.with.variables.clone(),
             ..RenderOptions::default()
         };
         self.template

@@ -1,0 +1,164 @@
+//! What `--data` names: files, folders of files, glob patterns, and standard input.
+
+use std::path::{Path, PathBuf};
+
+use tracing::info;
+
+use super::error::DataError;
+
+/// Stands for standard input.
+pub const STDIN: &str = "-";
+
+/// Ends of names that a folder is searched for.
+const ENDINGS: [&str; 6] = [".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet"];
+/// Files about data, which hold none.
+const ABOUT: [&str; 3] = ["dataset_info.json", "dataset_infos.json", "state.json"];
+/// Entries that a search for a missing file looks at.
+const MAX_ENTRIES: usize = 20_000;
+
+/// The files that `paths` name, in their order; those of a folder or pattern by name.
+///
+/// # Errors
+/// A path that is not there (with what is near it), and a folder or pattern without files.
+pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
+    let mut files = Vec::new();
+    for path in paths {
+        let pattern = path.to_str().filter(|text| text.contains(['*', '?', '[']));
+        match pattern {
+            _ if path.as_os_str() == STDIN => files.push(path.clone()),
+            _ if path.is_dir() => files.extend(folder(path)?),
+            _ if path.exists() => files.push(path.clone()),
+            Some(pattern) => files.extend(matches(pattern)?),
+            None => return Err(missing(path)),
+        }
+    }
+    let mut stdin = files.iter().filter(|file| file.as_os_str() == STDIN);
+    match stdin.nth(1) {
+        Some(_) => Err(DataError::NoFiles {
+            what: "standard input (`-`) is given twice, and can be read once".into(),
+        }),
+        None => Ok(files),
+    }
+}
+
+fn matches(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
+    let wrong = |reason: String| DataError::NoFiles {
+        what: format!("the pattern `{pattern}` {reason}"),
+    };
+    let found = glob::glob(pattern).map_err(|error| wrong(format!("is none: {error}")))?;
+    let mut files: Vec<PathBuf> = found.flatten().filter(|path| path.is_file()).collect();
+    files.sort();
+    match files.is_empty() {
+        true => Err(wrong(format!("matches no file in {}", here().display()))),
+        false => Ok(files),
+    }
+}
+
+fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let entries = std::fs::read_dir(folder).map_err(|error| DataError::Io {
+        path: folder.into(),
+        error,
+    })?;
+    let mut all: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    all.retain(|path| path.is_file() && !name(path).starts_with('.'));
+    all.sort();
+    let is_data = |path: &PathBuf| {
+        let name = name(path).to_lowercase();
+        let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst"));
+        let plain = plain.unwrap_or(&name);
+        ENDINGS.iter().any(|ending| plain.ends_with(ending)) && !ABOUT.contains(&plain)
+    };
+    let (files, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(is_data);
+    let names = |paths: &[PathBuf]| {
+        let names: Vec<String> = paths.iter().take(5).map(|path| name(path)).collect();
+        names.join(", ")
+    };
+    if files.is_empty() {
+        let found = match rest.is_empty() {
+            true => "no file".to_owned(),
+            false => names(&rest),
+        };
+        return Err(DataError::NoFiles {
+            what: format!(
+                "the folder {}: expected files ending in {} (also with .gz or .zst), found {found}",
+                folder.display(),
+                ENDINGS.join(", ")
+            ),
+        });
+    }
+    if !rest.is_empty() {
+        info!("{}: not read: {}", folder.display(), names(&rest));
+    }
+    Ok(files)
+}
+
+fn name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+fn here() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| ".".into())
+}
+
+/// Says where a path was looked up, and which files may be meant.
+fn missing(path: &Path) -> DataError {
+    let base = match path.is_absolute() {
+        true => path.parent().unwrap_or(path).to_path_buf(),
+        false => here(),
+    };
+    let mut near = Vec::new();
+    let mut left = MAX_ENTRIES;
+    // The nearest folder above that exists, and at most three levels below it.
+    let start = base.ancestors().find(|folder| folder.is_dir());
+    if let Some(start) = start {
+        search(start, &name(path), 3, &mut left, &mut near);
+    }
+    near.sort();
+    let shown = near.iter().take(3).map(|(_, found)| {
+        let relative = found.strip_prefix(here()).unwrap_or(found);
+        format!("`{}`", relative.display())
+    });
+    let shown: Vec<String> = shown.collect();
+    DataError::NoFile {
+        path: path.into(),
+        folder: base,
+        near: match shown.is_empty() {
+            true => String::new(),
+            false => format!("; did you mean {}?", shown.join(" or ")),
+        },
+    }
+}
+
+/// Collects files of this name, and of almost this name, with how far they are off.
+fn search(
+    folder: &Path,
+    wanted: &str,
+    depth: usize,
+    left: &mut usize,
+    near: &mut Vec<(usize, PathBuf)>,
+) {
+    let skipped = |name: &str| name.starts_with('.') || ["target", "node_modules"].contains(&name);
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            return;
+        }
+        let path = entry.path();
+        let found = name(&path);
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        if kind.is_dir() {
+            if depth > 0 && !skipped(&found) {
+                search(&path, wanted, depth - 1, left, near);
+            }
+            continue;
+        }
+        let stem = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        let edits = strsim::damerau_levenshtein(&found, wanted);
+        if edits <= 2 || stem(&found) == stem(wanted) {
+            near.push((edits, path));
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Records → chats, and what in them is left out.
+
+use serde_json::{Value, json};
+
+use super::super::error::DataError;
+use super::reader::Reader;
+use super::turns::{Turn, plain};
+use super::{Chat, Content, role_of};
+
+impl Reader<'_> {
+    /// A list of OpenAI or ShareGPT turns under `key`, with an optional `system` text beside them.
+    pub(super) fn messages(&self, key: &str) -> Result<Chat, DataError> {
+        let items = self.list(key, "messages")?;
+        let is_pairs = |item: &Value| item.get("human").is_some() && item.get("from").is_none();
+        if items.iter().all(is_pairs) {
+            return self.pairs(key);
+        }
+        let turns = items.iter().enumerate();
+        let turns = turns.map(|(index, item)| self.turn(&format!("{key}[{index}]"), item));
+        self.chat(key, turns.collect::<Result<_, _>>()?)
+    }
+
+    /// ms-swift's `conversation`.
+    pub(super) fn pairs(&self, key: &str) -> Result<Chat, DataError> {
+        self.chat(key, self.turns_of_pairs(key)?)
+    }
+
+    /// Alpaca, with LLaMA-Factory's optional `system` and `history`.
+    pub(super) fn alpaca(&self) -> Result<Chat, DataError> {
+        if !self.fields.contains_key("output") && self.columns_flag().is_some() {
+            return Err(self.unknown_format());
+        }
+        let texts = [
+            self.optional_text("instruction")?,
+            self.optional_text("input")?,
+        ];
+        let prompt: Vec<String> = texts.into_iter().flatten().collect();
+        let mut turns = self.turns_of_history()?;
+        turns.push(plain("user", &prompt.join("\n")));
+        turns.push(plain("assistant", &self.to_learn("output")?));
+        self.chat("output", turns)
+    }
+
+    /// ms-swift's `query`, `response` and `history`.
+    pub(super) fn query_response(&self) -> Result<Chat, DataError> {
+        if !self.fields.contains_key("response") && self.columns_flag().is_some() {
+            return Err(self.unknown_format());
+        }
+        let mut turns = self.turns_of_history()?;
+        turns.push(plain("user", &self.text("query")?));
+        turns.push(plain("assistant", &self.to_learn("response")?));
+        self.chat("response", turns)
+    }
+
+    /// Two texts, or two lists of messages of which only the second is learnt.
+    pub(super) fn prompt_completion(&self) -> Result<Content, DataError> {
+        if !self.fields.contains_key("completion") && self.columns_flag().is_some() {
+            return Err(self.unknown_format());
+        }
+        let is_list = |key: &str| matches!(self.fields.get(key), Some(Value::Array(_)));
+        if !is_list("prompt") && !is_list("completion") {
+            let (prompt, completion) = (self.text("prompt")?, self.to_learn("completion")?);
+            if let Some(system) = self.optional_text("system")? {
+                let turns = vec![
+                    plain("system", &system),
+                    plain("user", &prompt),
+                    plain("assistant", &completion),
+                ];
+                return Ok(Content::Chat(self.chat_of("completion", turns)?));
+            }
+            return Ok(Content::Completion {
+                prompt,
+                completion,
+                with: self.extras()?,
+            });
+        }
+        let mut turns = Vec::new();
+        for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
+            if !is_list(key) {
+                turns.push(plain(role, &self.text(key)?));
+                continue;
+            }
+            for (index, item) in self.list(key, "messages")?.iter().enumerate() {
+                let (message, learn) = self.turn(&format!("{key}[{index}]"), item)?;
+                turns.push((message, learn && key == "completion"));
+            }
+        }
+        Ok(Content::Chat(self.chat("completion", turns)?))
+    }
+
+    /// axolotl's texts, each with a label that says whether it is learnt.
+    pub(super) fn segments(&self) -> Result<Vec<(String, bool)>, DataError> {
+        let mut segments = Vec::new();
+        for (index, item) in self
+            .list("segments", "objects with `label` and `text`")?
+            .iter()
+            .enumerate()
+        {
+            let field = |name: &str| format!("segments[{index}].{name}");
+            let Some(Value::Bool(label)) = item.get("label") else {
+                return Err(self.error(field("label"), "true or false", item.get("label")));
+            };
+            let Some(Value::String(text)) = item.get("text") else {
+                return Err(self.error(field("text"), "text", item.get("text")));
+            };
+            segments.push((text.clone(), *label));
+        }
+        match segments
+            .iter()
+            .any(|(text, label)| *label && !text.is_empty())
+        {
+            true => Ok(segments),
+            false => Err(self.teaches_nothing("no segment has the label true")),
+        }
+    }
+
+    /// Adds `system`, and leaves out what cannot be learnt or be context of it.
+    fn chat(&self, key: &str, turns: Vec<Turn>) -> Result<Chat, DataError> {
+        let mut turns = turns;
+        if let Some(system) = self.optional_text("system")? {
+            match turns.first() {
+                Some((first, _)) if role_of(first) == "system" => {
+                    if first.get("content").and_then(Value::as_str) != Some(&system) {
+                        let expected = format!("no second system text beside {key}[0]");
+                        return Err(self.error("system", &expected, Some(&system.into())));
+                    }
+                }
+                _ => turns.insert(0, (json!({"role": "system", "content": system}), false)),
+            }
+        }
+        self.chat_of(key, turns)
+    }
+
+    fn chat_of(&self, key: &str, turns: Vec<Turn>) -> Result<Chat, DataError> {
+        let num_turns = turns.len();
+        let is_answer = |(message, _): &Turn| role_of(message) == "assistant";
+        // What comes after the last answer leads nowhere, and what the assistant says unasked follows no prompt.
+        let end = turns.iter().rposition(is_answer).map_or(0, |last| last + 1);
+        let start = turns.iter().take_while(|turn| is_answer(turn)).count();
+        let own_key = self.own_name(key);
+        if end == 0 {
+            return Err(self.teaches_nothing(format!("`{own_key}` has no answer of the assistant")));
+        }
+        if start >= end {
+            let reason = format!("`{own_key}` has no question before the answer of the assistant");
+            return Err(self.teaches_nothing(reason));
+        }
+        let kept: Vec<Turn> = turns.into_iter().take(end).skip(start).collect();
+        if !kept.iter().any(|(_, learnt)| *learnt) {
+            let reason =
+                format!("every answer in `{own_key}` is empty or is marked as not to be learnt");
+            return Err(self.teaches_nothing(reason));
+        }
+        let is_cut = kept.len() < num_turns;
+        let (messages, learnt) = kept.into_iter().unzip();
+        Ok(Chat {
+            messages,
+            learnt,
+            with: self.extras()?,
+            is_cut,
+        })
+    }
+}

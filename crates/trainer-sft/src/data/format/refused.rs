@@ -1,0 +1,222 @@
+//! Data that this program does not learn from, by name; and keys that it has no use for.
+
+use serde_json::{Map, Value};
+
+use super::super::error::DataError;
+use super::marks::MARKS;
+use super::reader::{Reader, is_filled};
+use super::{Format, Record};
+
+/// The accepted keys.
+const KEYS: [&str; 18] = [
+    "messages",
+    "conversations",
+    "conversation",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "query",
+    "response",
+    "history",
+    "segments",
+    "text",
+    "system",
+    "tools",
+    "functions",
+    "chat_template_kwargs",
+    "weight",
+];
+/// Names of questions and answers in data sets of the Hub, in the order in which they are looked for.
+const QUESTIONS: [&str; 12] = [
+    "question",
+    "query",
+    "prompt",
+    "instruction",
+    "INSTRUCTION",
+    "problem",
+    "human",
+    "user",
+    "message_1",
+    "article",
+    "document",
+    "source",
+];
+const ANSWERS: [&str; 14] = [
+    "answer",
+    "response",
+    "RESPONSE",
+    "completion",
+    "output",
+    "solution",
+    "generation",
+    "assistant",
+    "bot",
+    "message_2",
+    "summary",
+    "target",
+    "label_text",
+    "reply",
+];
+/// Keys that only data of preference training has.
+const PREFERENCE: [&str; 7] = [
+    "rejected",
+    "rejected_response",
+    "rejected_messages",
+    "non_preferred_output",
+    "chosen",
+    "chosen_response",
+    "chosen_messages",
+];
+/// Keys of pictures and sounds.
+const MEDIA: [&str; 8] = [
+    "images",
+    "image",
+    "videos",
+    "video",
+    "audios",
+    "audio",
+    "objects",
+    "rejected_images",
+];
+
+impl Reader<'_> {
+    /// Refuses data of other training methods and of models that do more than text.
+    pub(super) fn refuse_other_methods(&self) -> Result<(), DataError> {
+        // The fields that `--columns` names are all that counts.
+        if !self.columns.is_empty() {
+            return Ok(());
+        }
+        let filled = |key: &str| is_filled(self.fields.get(key));
+        if let Some(key) = PREFERENCE.iter().find(|key| filled(key)) {
+            return Err(self.method(
+                format!("preference data (DPO, ORPO), recognised by `{key}`"),
+                "this program learns from answers, not from pairs of them: give the wanted answers alone, for example by \
+                 --columns prompt=prompt,completion=chosen, or messages=messages",
+            ));
+        }
+        let is_tagged = filled("kto_tag")
+            || match self.fields.get("label") {
+                Some(Value::Bool(_)) => true,
+                Some(Value::Number(label)) => {
+                    !filled("text") && matches!(label.as_f64(), Some(0.0 | 1.0))
+                }
+                _ => false,
+            };
+        if is_tagged {
+            let key = if filled("kto_tag") {
+                "kto_tag"
+            } else {
+                "label"
+            };
+            return Err(self.method(
+                format!("data with a verdict on each answer (KTO), recognised by `{key}`"),
+                "this program learns every answer: keep the records whose answer is wanted and leave the key out, or learn \
+                 them all by --columns prompt=prompt,completion=completion, or messages=messages",
+            ));
+        }
+        if filled("completions") && filled("labels") {
+            return Err(self.method(
+                "stepwise data of a reward model, recognised by `completions` and `labels`".into(),
+                "this program learns from `prompt` and `completion`",
+            ));
+        }
+        if filled("input_ids") {
+            return Err(self.method(
+                "tokenized data, recognised by `input_ids`".into(),
+                "this program makes the tokens itself, with the model's tokenizer: give the text",
+            ));
+        }
+        if let Some(key) = MEDIA.iter().find(|key| filled(key)) {
+            return Err(self.method(
+                format!("pictures or sounds in `{key}`"),
+                "these models read text only: leave the record or the key out",
+            ));
+        }
+        Ok(())
+    }
+
+    fn method(&self, kind: String, instead: &str) -> DataError {
+        DataError::Method {
+            source_place: self.source.clone(),
+            kind,
+            instead: instead.to_owned(),
+        }
+    }
+
+    /// No format has these keys: what they are, and the flag that would read them.
+    pub(super) fn unknown_format(&self) -> DataError {
+        DataError::Format {
+            source_place: self.source.clone(),
+            found: self.found_keys(),
+        }
+    }
+
+    pub(super) fn found_keys(&self) -> String {
+        let fields = self.fields;
+        if !self.columns.is_empty() {
+            let names = self
+                .columns
+                .iter()
+                .map(|(part, field)| format!("{part}={field}"));
+            let names: Vec<String> = names.collect();
+            return format!("none with --columns {}", names.join(","));
+        }
+        if fields.is_empty() {
+            return "no keys at all".into();
+        }
+        let names = fields.keys().take(8).map(|key| format!("`{key}`"));
+        let mut found = names.collect::<Vec<_>>().join(", ");
+        if let Some(columns) = self.columns_flag() {
+            found.push_str(&format!(" (read it with {columns})"));
+            return found;
+        }
+        let unknown = fields.keys().filter(|key| !KEYS.contains(&key.as_str()));
+        let near = unknown.into_iter().find_map(|key| {
+            let key = key.to_lowercase();
+            let close = |known: &&&str| strsim::damerau_levenshtein(known, &key) <= 2;
+            KEYS.iter().find(close)
+        });
+        if let Some(near) = near {
+            found.push_str(&format!(" (did you mean `{near}`?)"));
+        }
+        found
+    }
+
+    /// `--columns` for a record that has a question and an answer under other names.
+    pub(super) fn columns_flag(&self) -> Option<String> {
+        let has = |key: &&&str| self.fields.contains_key(**key);
+        let question = QUESTIONS.iter().find(has)?;
+        let answer = ANSWERS.iter().find(has)?;
+        let context = ["context", "input"].iter().find(has);
+        Some(match context {
+            Some(context) => {
+                format!("--columns instruction={question},input={context},output={answer}")
+            }
+            None => format!("--columns prompt={question},completion={answer}"),
+        })
+    }
+}
+
+/// The keys of a record that have a value and no use.
+pub(crate) fn unused_keys(fields: &Map<String, Value>, record: &Record) -> Vec<String> {
+    let of_format: &[&str] = match record.format {
+        Format::Messages => &["messages"],
+        Format::ShareGpt => &["conversations", "conversation"],
+        Format::Alpaca => &["instruction", "input", "output", "history"],
+        Format::PromptCompletion => &["prompt", "completion"],
+        Format::QueryResponse => &["query", "response", "history"],
+        Format::Segments => &["segments"],
+        Format::Text => &["text"],
+    };
+    let with_chat = ["system", "tools", "functions", "chat_template_kwargs"];
+    let is_plain = matches!(record.format, Format::Text | Format::Segments);
+    let is_used = |key: &str| {
+        of_format.contains(&key) || MARKS.contains(&key) || (!is_plain && with_chat.contains(&key))
+    };
+    let unused = fields
+        .iter()
+        .filter(|(key, value)| is_filled(Some(value)) && !is_used(key));
+    unused.map(|(key, _)| key.clone()).collect()
+}

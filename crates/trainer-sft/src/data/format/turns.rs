@@ -1,0 +1,183 @@
+//! Turns of all formats, checked and in the form that chat templates expect.
+
+use serde_json::{Map, Value, json};
+
+use super::super::error::DataError;
+use super::parts::Parts;
+use super::reader::{Reader, is_filled};
+
+/// One turn: what the template gets, and whether it is learnt.
+pub(super) type Turn = (Value, bool);
+
+/// The names of a turn's role and content.
+struct Keys {
+    role: &'static str,
+    content: &'static str,
+    /// For messages.
+    roles: &'static str,
+}
+
+impl Reader<'_> {
+    /// One turn of an OpenAI or ShareGPT list.
+    pub(super) fn turn(&self, place: &str, item: &Value) -> Result<Turn, DataError> {
+        let Value::Object(fields) = item else {
+            return Err(self.error(place, "an object with `role` and `content`", Some(item)));
+        };
+        let mut turn = fields.clone();
+        // Null says what the absence of a key says.
+        turn.retain(|_, value| !value.is_null());
+        let keys = match turn.contains_key("role") || !turn.contains_key("from") {
+            true => Keys {
+                role: "role",
+                content: if turn.contains_key("content") || !turn.contains_key("value") {
+                    "content"
+                } else {
+                    "value"
+                },
+                roles: "one of system, user, assistant, tool",
+            },
+            false => Keys {
+                role: "from",
+                content: if turn.contains_key("value") || !turn.contains_key("content") {
+                    "value"
+                } else {
+                    "content"
+                },
+                roles: "one of system, human, gpt, tool, function_call",
+            },
+        };
+        let field = |name: &str| format!("{place}.{name}");
+        let named = turn.shift_remove(keys.role);
+        let (role, is_call) = match named.as_ref().and_then(Value::as_str) {
+            Some("system" | "developer") => ("system", false),
+            Some("user" | "human") => ("user", false),
+            Some("assistant" | "gpt" | "model" | "chatgpt" | "bing" | "bard") => {
+                ("assistant", false)
+            }
+            Some("tool" | "observation" | "function_response" | "tool_response" | "function") => {
+                ("tool", false)
+            }
+            Some("function_call" | "tool_call") => ("assistant", true),
+            _ => {
+                let found = fields.get(keys.role);
+                return Err(self.error(field(keys.role), keys.roles, found));
+            }
+        };
+        for key in ["images", "image", "videos", "video", "audios", "audio"] {
+            if is_filled(turn.get(key)) {
+                let expected = "no pictures or sounds: these models read text only";
+                return Err(self.error(field(key), expected, turn.get(key)));
+            }
+            turn.shift_remove(key);
+        }
+        let is_marked = self.take_marks(place, role, &mut turn)?;
+        let mut calls = self.take_calls(place, &mut turn)?;
+        let refusal = turn.shift_remove("refusal");
+        let place = field(keys.content);
+        let content = match turn.shift_remove(keys.content) {
+            Some(Value::String(text)) if is_call => {
+                let (text, found) = self.text_and_calls(&place, &text)?;
+                calls.extend(found);
+                Parts {
+                    text,
+                    ..Parts::default()
+                }
+            }
+            Some(Value::String(text)) => Parts {
+                text,
+                ..Parts::default()
+            },
+            Some(Value::Array(parts)) if !is_call => self.parts(&place, &parts)?,
+            Some(call @ (Value::Object(_) | Value::Array(_))) if is_call => {
+                calls.extend(self.calls_in_text(&place, &call.to_string())?);
+                Parts::default()
+            }
+            None if role == "assistant" && !is_call => Parts::default(),
+            _ => return Err(self.error(place, "text", fields.get(keys.content))),
+        };
+        let content = match refusal {
+            // What the assistant says instead of a content.
+            Some(Value::String(text)) if content.text.is_empty() => Parts { text, ..content },
+            Some(refusal) if is_filled(Some(&refusal)) => {
+                let expected = format!("no second text beside `{}`", keys.content);
+                return Err(self.error(field("refusal"), &expected, Some(&refusal)));
+            }
+            _ => content,
+        };
+        calls.extend(content.calls);
+        if let Some(reasoning) = content.reasoning {
+            turn.insert("reasoning_content".into(), reasoning.into());
+        }
+        if !calls.is_empty() && role != "assistant" {
+            let expected = "calls of the assistant only";
+            return Err(self.error(field("tool_calls"), expected, Some(&Value::Array(calls))));
+        }
+        let says =
+            !content.text.trim().is_empty() || !calls.is_empty() || reasoning_of(&turn).is_some();
+        let mut message = Map::new();
+        message.insert("role".into(), role.into());
+        message.insert("content".into(), content.text.into());
+        if !calls.is_empty() {
+            message.insert("tool_calls".into(), calls.into());
+        }
+        message.extend(turn);
+        Ok((
+            Value::Object(message),
+            role == "assistant" && is_marked && says,
+        ))
+    }
+
+    /// ms-swift's pairs of `human` and `assistant`.
+    pub(super) fn turns_of_pairs(&self, key: &str) -> Result<Vec<Turn>, DataError> {
+        let mut turns = Vec::new();
+        for (index, pair) in self
+            .list(key, "pairs of `human` and `assistant`")?
+            .iter()
+            .enumerate()
+        {
+            for (name, role) in [("human", "user"), ("assistant", "assistant")] {
+                let text = match pair.get(name) {
+                    Some(Value::String(text)) => text,
+                    Some(Value::Null) if role == "assistant" => "",
+                    other => {
+                        return Err(self.error(format!("{key}[{index}].{name}"), "text", other));
+                    }
+                };
+                turns.push(plain(role, text));
+            }
+        }
+        Ok(turns)
+    }
+
+    /// `history`: pairs of question and answer.
+    pub(super) fn turns_of_history(&self) -> Result<Vec<Turn>, DataError> {
+        let mut turns = Vec::new();
+        if !is_filled(self.fields.get("history")) {
+            return Ok(turns);
+        }
+        for (index, pair) in self.list("history", "pairs of texts")?.iter().enumerate() {
+            let texts = pair
+                .as_array()
+                .map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
+            let Some([Some(question), Some(answer)]) = texts.as_deref() else {
+                return Err(self.error(format!("history[{index}]"), "a pair of texts", Some(pair)));
+            };
+            turns.push(plain("user", question));
+            turns.push(plain("assistant", answer));
+        }
+        Ok(turns)
+    }
+}
+
+/// A turn that is only text.
+pub(super) fn plain(role: &str, text: &str) -> Turn {
+    let learnt = role == "assistant" && !text.trim().is_empty();
+    (json!({"role": role, "content": text}), learnt)
+}
+
+/// The reasoning of a message, under any of the names that data has for it.
+fn reasoning_of(message: &Map<String, Value>) -> Option<&str> {
+    let names = ["reasoning_content", "reasoning", "thinking"];
+    let texts = names.iter().filter_map(|name| message.get(*name)?.as_str());
+    texts.into_iter().find(|text| !text.trim().is_empty())
+}

@@ -1,0 +1,108 @@
+//! What a chat template does, found out by rendering probes.
+
+use model_qwen::{ChatTemplate, RenderOptions, Tokenizer};
+use serde_json::{Value, json};
+
+/// Text that no template has of its own.
+pub(super) const PROBE: &str = "QWENBURNPROBE";
+/// Tokens of content, which templates print too.
+const OF_CONTENT: [&str; 6] = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+];
+
+/// What a template prints. Where a probe is refused, the answer is yes: a record gets the template's own error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TemplateFacts {
+    /// The tokens around turns, such as `<|im_start|>`.
+    pub markers: Vec<String>,
+    /// The token that ends an answer.
+    pub end: Option<(u32, String)>,
+    /// Whether it writes the arguments of tool calls.
+    pub writes_calls: bool,
+    /// Whether it writes function schemas.
+    pub writes_tools: bool,
+    /// Whether it writes results of tools.
+    pub writes_results: bool,
+    /// Whether it writes what the system says.
+    pub writes_system: bool,
+}
+
+impl TemplateFacts {
+    /// Renders probes with `template`.
+    pub fn of(template: &ChatTemplate, tokenizer: &Tokenizer) -> Self {
+        let user = json!({"role": "user", "content": "hi"});
+        let call = json!({"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "id": "call12345", "function": {"name": "look", "arguments": {"at": PROBE}}}]});
+        let answer = json!({"role": "assistant", "content": PROBE});
+        let tool = json!({"type": "function", "function": {
+            "name": PROBE, "description": "d", "parameters": {"type": "object", "properties": {}}}});
+        let result =
+            json!({"role": "tool", "name": "look", "tool_call_id": "call12345", "content": PROBE});
+        let render = |messages: &[&Value], tools: Option<Value>| {
+            let messages: Vec<Value> = messages.iter().map(|&message| message.clone()).collect();
+            let options = RenderOptions {
+                tools,
+                ..RenderOptions::default()
+            };
+            template.render(&messages, &options).ok()
+        };
+        let writes = |text: Option<String>| text.is_none_or(|text| text.contains(PROBE));
+        let writes_calls = writes(render(&[&user, &call], None));
+        let before = match writes_calls {
+            true => json!({"role": "assistant", "content": "", "tool_calls": [
+                {"type": "function", "id": "call12345", "function": {"name": "look", "arguments": {}}}]}),
+            false => json!({"role": "assistant", "content": "look"}),
+        };
+        let turn = render(&[&user, &answer], None).unwrap_or_default();
+        let (head, tail) = turn.split_once(PROBE).unwrap_or_default();
+        let special = |text: &str| {
+            let tokens = tokenizer.encode(text, false).unwrap_or_default();
+            let tokens = tokens.into_iter().filter_map(|token| {
+                let text = String::from_utf8(tokenizer.token_bytes(token)).ok()?;
+                let is_tag = text.len() > 3 && text.starts_with('<') && text.ends_with('>');
+                let is_marker = tokenizer.is_special(token) || is_tag;
+                (is_marker && !OF_CONTENT.contains(&text.as_str())).then_some((token, text))
+            });
+            tokens.collect::<Vec<_>>()
+        };
+        let end = special(tail).into_iter().next();
+        let mut markers: Vec<String> = special(head).into_iter().map(|(_, text)| text).collect();
+        markers.extend(end.iter().map(|(_, text)| text.clone()));
+        markers.sort();
+        markers.dedup();
+        let system = json!({"role": "system", "content": PROBE});
+        Self {
+            markers,
+            end,
+            writes_calls,
+            writes_tools: writes(render(&[&user], Some(json!([tool])))),
+            writes_results: writes(render(&[&user, &before, &result], None)),
+            writes_system: writes(render(&[&system, &user], None)),
+        }
+    }
+
+    /// Whether a text has tokens of the template's own.
+    pub fn has_marker(&self, text: &str) -> bool {
+        // Every marker known so far begins like this; most texts need no further look.
+        text.contains('<')
+            && self
+                .markers
+                .iter()
+                .any(|marker| text.contains(marker.as_str()))
+    }
+
+    /// An answer without the token that ends it, which the template adds; `None` where it has none.
+    pub fn without_end<'a>(&self, answer: &'a str) -> Option<&'a str> {
+        let (_, end) = self.end.as_ref()?;
+        let mut rest = answer.trim_end().strip_suffix(end.as_str())?;
+        while let Some(shorter) = rest.trim_end().strip_suffix(end.as_str()) {
+            rest = shorter;
+        }
+        Some(rest)
+    }
+}

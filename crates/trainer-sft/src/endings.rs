@@ -1,0 +1,36 @@
+//! The token that ends an answer: learnt from the chat template, and looked for by the server in the model's files.
+
+use tracing::warn;
+
+use crate::chat_format::ChatFormat;
+use crate::data::render::TemplateFacts;
+
+/// The token that ends an answer in the chat template, where it is none at which the server stops.
+pub(crate) fn unknown_end(format: &ChatFormat) -> Option<(u32, String)> {
+    let facts = TemplateFacts::of(format.template.as_ref()?, &format.tokenizer);
+    let known = &format.limits.eos_token_ids;
+    facts.end.filter(|(token, _)| !known.contains(token))
+}
+
+/// Warns of what makes chats go on after their end. `is_written` says that the result says where they end.
+pub(crate) fn warn_of_endless_answers(format: &ChatFormat, is_written: bool) {
+    if format.limits.eos_token_ids.is_empty() {
+        warn!(
+            "no file of the model names a token that ends a text (`eos_token_id`): texts and completions are learnt without \
+             an end"
+        );
+    }
+    if let Some((token, text)) = unknown_end(format) {
+        let instead = match is_written {
+            true => "it is added to generation_config.json of the result".to_owned(),
+            false => format!(
+                "add {token} to `eos_token_id` in generation_config.json of the base model, or give \
+                 \"stop_token_ids\": [{token}] with every request"
+            ),
+        };
+        warn!(
+            "the chat template ends an answer with `{text}`, and no file of the model says that a text ends there: the \
+             server would go on after it; {instead}"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! What makes a run the run that it is: settings, data and model, compared before it goes on from a checkpoint.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use tracing::warn;
+
+use crate::checkpoint::{RunIdentity, TrainerState};
+use crate::config::Config;
+use crate::error::TrainError;
+
+/// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
+/// number of steps).
+const FREE: [&str; 15] = [
+    "data",
+    "eval_data",
+    "model",
+    "tokenizer",
+    "init_config",
+    "device",
+    "gradient_checkpointing",
+    "strict",
+    "adapter",
+    "epochs",
+    "max_steps",
+    "save_steps",
+    "log_steps",
+    "eval_steps",
+    "seed",
+];
+/// Settings that the weights in a checkpoint have taken the shape of.
+const FIXED: [&str; 5] = [
+    "full",
+    "lora_r",
+    "lora_alpha",
+    "target_modules",
+    "use_rslora",
+];
+
+/// The identity of a run of `config` on data with this hash.
+pub(crate) fn identify(config: &Config, data: String) -> Result<RunIdentity, TrainError> {
+    let settings = match serde_json::to_value(config) {
+        Ok(Value::Object(settings)) => settings,
+        _ => Map::new(),
+    };
+    let mut hash = Sha256::new();
+    if let Some(folder) = config.model.folder()? {
+        hash_model(&folder, &mut hash);
+    }
+    if let Some(folder) = &config.model.tokenizer {
+        hash_file(&folder.join("tokenizer.json"), &mut hash);
+    }
+    if let Some(path) = &config.model.init_config {
+        hash_file(path, &mut hash);
+    }
+    let hash = hash.finalize();
+    Ok(RunIdentity {
+        settings,
+        data,
+        model: hash
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    })
+}
+
+/// Compares this run with the one that the checkpoint of `config` is part of.
+///
+/// # Errors
+/// Everything that differs, unless `--resume-anyway` and the weights allow it.
+pub(crate) fn check(
+    this: &RunIdentity,
+    config: &Config,
+    state: &TrainerState,
+    total_steps: usize,
+) -> Result<(), TrainError> {
+    let Some(checkpoint) = &config.run.resume else {
+        return Ok(());
+    };
+    let mut differences = Vec::new();
+    let mut is_fixed = false;
+    let mut differs = |name: &str, found: String, now: String| {
+        differences.push(format!(
+            "{name}: {found} in the checkpoint, {now} in this run"
+        ));
+    };
+    match &state.run {
+        None => warn!(
+            "{}: does not say which data and settings it is of",
+            checkpoint.display()
+        ),
+        Some(run) => {
+            if run.model != this.model {
+                let name = |run: &RunIdentity| match run.settings.get("model") {
+                    Some(Value::String(name)) => format!("`{name}` ({})", run.model),
+                    _ => format!("the bundled model ({})", run.model),
+                };
+                differs("--model", name(run), name(this));
+            }
+            if run.data != this.data {
+                let name = |run: &RunIdentity| {
+                    let files = run.settings.get("data").map(show).unwrap_or_default();
+                    format!("{files} ({})", run.data)
+                };
+                differs("--data", name(run), name(this));
+            }
+            let mut keys: Vec<&String> = run.settings.keys().chain(this.settings.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            for key in keys {
+                let (found, now) = (run.settings.get(key), this.settings.get(key));
+                if found == now || FREE.contains(&key.as_str()) {
+                    continue;
+                }
+                is_fixed |= FIXED.contains(&key.as_str());
+                let show = |value: Option<&Value>| value.map_or("not set".into(), show);
+                differs(
+                    &format!("--{}", key.replace('_', "-")),
+                    show(found),
+                    show(now),
+                );
+            }
+        }
+    }
+    if state.seed != config.run.seed {
+        differs(
+            "--seed",
+            state.seed.to_string(),
+            config.run.seed.to_string(),
+        );
+    }
+    if state.total_steps != total_steps {
+        let (found, now) = (state.total_steps, total_steps);
+        differs("the number of steps", found.to_string(), now.to_string());
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    if config.run.resume_anyway && !is_fixed {
+        warn!(
+            "going on although this run differs from the checkpoint:\n  {}",
+            differences.join("\n  ")
+        );
+        return Ok(());
+    }
+    Err(TrainError::Resume {
+        checkpoint: checkpoint.clone(),
+        differences: differences.join("\n  "),
+        instead: match is_fixed {
+            true => {
+                "the weights in the checkpoint have these already: leave out the flags that change the adapter"
+            }
+            false => "leave the flags out to go on as before, or add --resume-anyway",
+        },
+    })
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(show).collect::<Vec<_>>().join(","),
+        value => value.to_string(),
+    }
+}
+
+/// Small files whole; of weights their length and parts of them, since reading all would take longer than loading.
+fn hash_model(folder: &Path, hash: &mut Sha256) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        let ending = path.extension().unwrap_or_default();
+        let name = path.file_name().unwrap_or_default();
+        if ending == "safetensors" {
+            hash.update(name.as_encoded_bytes());
+            hash_parts(&path, hash);
+        } else if name == "config.json" || name == "tokenizer.json" {
+            hash_file(&path, hash);
+        }
+    }
+}
+
+fn hash_file(path: &Path, hash: &mut Sha256) {
+    // What cannot be read is an error where it is needed.
+    hash.update(std::fs::read(path).unwrap_or_default());
+}
+
+fn hash_parts(path: &Path, hash: &mut Sha256) {
+    const PARTS: u64 = 64;
+    const SIZE: u64 = 1 << 14;
+    let Ok(mut file) = File::open(path) else {
+        return;
+    };
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    hash.update(length.to_le_bytes());
+    for part in 0..PARTS {
+        let start = length / PARTS * part;
+        let mut bytes = Vec::new();
+        if file.seek(SeekFrom::Start(start)).is_ok()
+            && (&file).take(SIZE).read_to_end(&mut bytes).is_ok()
+        {
+            hash.update(&bytes);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What a run and a step of it did, for whoever started it.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// What a run did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// The folder with the result.
+    pub output: PathBuf,
+    /// The checkpoint to go on from, if the run was stopped before its end.
+    pub stopped: Option<PathBuf>,
+    /// Optimizer steps of the whole run.
+    pub num_steps: usize,
+    /// Values that were trained.
+    pub num_trainable: usize,
+    /// Tokens seen by this process.
+    pub num_tokens: usize,
+    /// First logged loss of this process.
+    pub first_loss: Option<f64>,
+    /// Last logged loss.
+    pub last_loss: Option<f64>,
+    /// Last evaluation loss.
+    pub eval_loss: Option<f64>,
+    /// Seconds spent in the loop.
+    pub seconds: f64,
+    /// Largest resident memory in bytes.
+    pub peak_memory: Option<u64>,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            num_steps,
+            num_tokens,
+            seconds,
+            ..
+        } = self;
+        write!(
+            formatter,
+            "{num_steps} steps, {num_tokens} tokens in {seconds:.0} s"
+        )?;
+        if let (Some(first), Some(last)) = (self.first_loss, self.last_loss) {
+            write!(formatter, "; loss {first:.3} → {last:.3}")?;
+        }
+        if let Some(loss) = self.eval_loss {
+            write!(formatter, "; eval loss {loss:.3}")?;
+        }
+        if let Some(bytes) = self.peak_memory {
+            write!(formatter, "; peak memory {} MiB", bytes >> 20)?;
+        }
+        match &self.stopped {
+            Some(checkpoint) => write!(
+                formatter,
+                "\nStopped. To go on: --resume {}",
+                checkpoint.display()
+            ),
+            None => write!(formatter, "\nWritten to {}", self.output.display()),
+        }
+    }
+}
+
+/// What one optimizer step did, for the callback of [`Training::on_step`](crate::Training::on_step).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Optimizer steps done.
+    pub step: usize,
+    /// Optimizer steps of the whole run.
+    pub total_steps: usize,
+    /// Passes over the training data, with the fraction of the current one.
+    pub epoch: f64,
+    /// Mean cross-entropy per target token, in nats.
+    pub loss: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens of the step, context and targets.
+    pub num_tokens: usize,
+}

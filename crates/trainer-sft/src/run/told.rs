@@ -1,0 +1,167 @@
+//! What a run says on standard error: a bar on a terminal, lines of the log elsewhere.
+
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use model_qwen::QwenModel;
+use tracing::{info, warn};
+
+use crate::batch::DataLoader;
+use crate::config::Config;
+use crate::metrics::{Record, progress_bar};
+use crate::trainer::Trainer;
+
+/// Steps and time between lines of the log.
+const EVERY_STEPS: usize = 10;
+const EVERY: Duration = Duration::from_secs(30);
+
+/// The progress of the steps.
+pub(super) struct Told {
+    pub(super) bar: ProgressBar,
+    /// Whether lines of the log stand for the bar.
+    logs: bool,
+    last: Instant,
+    started: Instant,
+    first_step: usize,
+    total_steps: usize,
+}
+
+impl Told {
+    pub(super) fn new(total_steps: usize, done: usize, show: bool) -> Self {
+        let bar = progress_bar(total_steps, done, !show);
+        Self {
+            logs: show && bar.is_hidden(),
+            bar,
+            last: Instant::now(),
+            started: Instant::now(),
+            first_step: done,
+            total_steps,
+        }
+    }
+
+    /// Whether a line of the log is due after `step`.
+    pub(super) fn is_due(&self, step: usize) -> bool {
+        let is_first = step == self.first_step + 1;
+        let is_some = step.is_multiple_of(EVERY_STEPS) || step == self.total_steps;
+        self.logs && (is_first || is_some || self.last.elapsed() >= EVERY)
+    }
+
+    /// Says how far the run is.
+    pub(super) fn tell(&mut self, record: &Record) {
+        self.last = Instant::now();
+        let step = record.step;
+        let done = step.saturating_sub(self.first_step).max(1) as f64;
+        let left = self.total_steps.saturating_sub(step) as f64;
+        let seconds = self.started.elapsed().as_secs_f64() / done * left;
+        let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        info!(
+            "step {step}/{}: loss {:.4}, lr {:.2e}, grad norm {:.3}, {:.0} tokens/s, {} left",
+            self.total_steps,
+            or_none(record.loss),
+            or_none(record.learning_rate),
+            or_none(record.grad_norm),
+            or_none(record.tokens_per_second),
+            time(seconds),
+        );
+    }
+
+    /// A line that stays, above the bar or in the log.
+    pub(super) fn line(&self, text: &str) {
+        match self.logs {
+            true => info!("{text}"),
+            false => self.bar.println(text),
+        }
+    }
+}
+
+fn time(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds:02} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes:02} min"),
+    }
+}
+
+/// What is about to be trained, on what, for how long.
+pub(super) fn tell_the_plan(
+    config: &Config,
+    (trainer, loader): (&mut Trainer, &DataLoader),
+    total_steps: usize,
+) {
+    let (trained, all) = (trainer.num_trainable(), num_weights(&trainer.model));
+    let (rows, steps) = (config.run.batch_size, config.run.gradient_accumulation);
+    let examples = loader.examples();
+    let data = match loader.steps_per_epoch() {
+        Some(per_epoch) => format!(
+            "{} examples with {} tokens, {} of them learnt; {total_steps} steps ({:.2} epochs of {per_epoch})",
+            examples.len(),
+            examples.num_tokens(),
+            examples.num_targets(),
+            total_steps as f64 / per_epoch as f64,
+        ),
+        None => format!("streamed examples; {total_steps} steps"),
+    };
+    let row = if config.data.packing {
+        "packed rows"
+    } else {
+        "examples"
+    };
+    info!(
+        "{trained} parameters are trained, of a model with {all}; {data}; {} {row} per step ({rows} × {steps})",
+        rows * steps,
+    );
+    if config.is_quickstart() {
+        let (epochs, rate) = (config.epochs(), config.learning_rate());
+        let length = match config.run.max_steps {
+            Some(_) => String::new(),
+            None => format!("{epochs} epochs and "),
+        };
+        info!(
+            "the bundled model is small and takes {length}a learning rate of {rate}; the defaults for any other model are 3 and 2e-4"
+        );
+    }
+    let warmup = match config.optimizer.warmup_steps {
+        Some(steps) => steps,
+        None => config.optimizer.num_warmup_steps(total_steps),
+    };
+    if warmup >= total_steps {
+        let flag = match config.optimizer.warmup_steps {
+            Some(_) => "--warmup-steps",
+            None => "--warmup-ratio",
+        };
+        let effect = match total_steps {
+            1 => "the rate of the only step is 0, and nothing is learnt",
+            _ => "the learning rate never reaches its peak",
+        };
+        warn!("{flag}: a warm-up of {warmup} steps in a run of {total_steps}: {effect}");
+    }
+}
+
+/// Weights and biases of the model, without adapters.
+fn num_weights(model: &QwenModel) -> usize {
+    let linears = model.linears().into_iter().map(|(_, linear)| {
+        let bias = linear.bias.as_ref().map_or(0, |bias| bias.dims()[0]);
+        linear.in_features() * linear.out_features() + bias
+    });
+    let hidden = model.config.hidden_size;
+    let norms = (2 * model.layers.len() + 1) * hidden;
+    let embeddings = model.config.vocab_size * hidden;
+    let head = if model.config.tie_word_embeddings {
+        0
+    } else {
+        embeddings
+    };
+    linears.sum::<usize>() + norms + embeddings + head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn times_are_short() {
+        let shown = [3.4, 65.0, 7384.0].map(time);
+        assert_eq!(shown, ["3 s", "1 min 05 s", "2 h 03 min"]);
+    }
+}

@@ -1,0 +1,71 @@
+//! Ctrl-C, SIGTERM and SIGHUP: end at once while loading, with a checkpoint while training.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use anyhow::Result;
+
+/// Becomes true at the first signal.
+pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+/// Whether steps are being taken, after which a checkpoint can be written.
+static TRAINS: AtomicBool = AtomicBool::new(false);
+/// The first signal.
+static SIGNAL: AtomicI32 = AtomicI32::new(2);
+
+/// From now on a signal ends the run after the current step, with a checkpoint.
+pub(crate) fn stop_after_a_step() {
+    TRAINS.store(true, Ordering::SeqCst);
+}
+
+/// As a shell reports a program that the signal has ended.
+pub(crate) fn exit_code() -> u8 {
+    128 + SIGNAL.load(Ordering::SeqCst) as u8
+}
+
+fn receive(signal: i32) {
+    let is_first = !STOP.swap(true, Ordering::SeqCst);
+    if is_first {
+        SIGNAL.store(signal, Ordering::SeqCst);
+    }
+    if !is_first || !TRAINS.load(Ordering::SeqCst) {
+        trainer_sft::discard_unused_output();
+        std::process::exit(128 + signal);
+    }
+    let told = "\nstopping after this step, with a checkpoint; once more to end at once\n";
+    // The terminal may be gone.
+    let _ = std::io::stderr().write_all(told.as_bytes());
+}
+
+/// Starts to listen.
+#[cfg(unix)]
+pub(crate) fn watch() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = vec![SIGINT, SIGTERM];
+    // `nohup` has it ignored, and means it.
+    if !is_ignored(SIGHUP) {
+        signals.push(SIGHUP);
+    }
+    let mut signals = signal_hook::iterator::Signals::new(signals)?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            receive(signal);
+        }
+    });
+    Ok(())
+}
+
+/// Whether this process was started with a signal ignored, where `/proc` says so.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
+/// Starts to listen.
+#[cfg(not(unix))]
+pub(crate) fn watch() -> Result<()> {
+    ctrlc::set_handler(|| receive(2))?;
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Room on the disk: looked for before anything is loaded.
+
+use std::path::Path;
+
+use model_qwen::QwenConfig;
+
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::lora;
+
+/// Checks that the result, and one checkpoint where the run writes some, fit into `folder`.
+///
+/// # Errors
+/// When they do not, as far as the system says.
+pub(crate) fn check(config: &Config, folder: &Path) -> Result<(), TrainError> {
+    let parameters = num_trained(config, &config.model.architecture()?);
+    let checkpoint = match config.run.save_steps {
+        // The weights in f32 and both moments.
+        Some(_) => 12,
+        None => 0,
+    };
+    let result = if config.run.full { 2 } else { 4 };
+    let needed = parameters * (result + checkpoint);
+    match free(folder) {
+        Some(free) if free < needed => Err(TrainError::Space {
+            folder: folder.to_path_buf(),
+            needed: needed.div_ceil(1 << 20),
+            free: free >> 20,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Values that are trained.
+fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
+    let hidden = model.hidden_size;
+    let queries = model.num_attention_heads * model.head_dim;
+    let keys = model.num_key_value_heads * model.head_dim;
+    let inner = model.intermediate_size;
+    let linears = [
+        ("q_proj", hidden, queries),
+        ("k_proj", hidden, keys),
+        ("v_proj", hidden, keys),
+        ("o_proj", queries, hidden),
+        ("gate_proj", hidden, inner),
+        ("up_proj", hidden, inner),
+        ("down_proj", inner, hidden),
+    ];
+    let chosen = lora::target_modules(&config.lora);
+    let is_chosen = |name: &str| chosen.iter().any(|module| module == name);
+    let per_layer: usize = match config.run.full {
+        true => linears
+            .iter()
+            .map(|(_, inputs, outputs)| inputs * outputs)
+            .sum(),
+        false => linears
+            .iter()
+            .filter(|(name, ..)| is_chosen(name))
+            .map(|(_, inputs, outputs)| config.lora.r * (inputs + outputs))
+            .sum(),
+    };
+    let embeddings = match (config.run.full, model.tie_word_embeddings) {
+        (false, _) => 0,
+        (true, true) => model.vocab_size * hidden,
+        (true, false) => 2 * model.vocab_size * hidden,
+    };
+    (model.num_hidden_layers * per_layer + embeddings) as u64
+}
+
+/// Bytes that this user can still write in `folder`.
+#[cfg(unix)]
+fn free(folder: &Path) -> Option<u64> {
+    let room = rustix::fs::statvfs(folder).ok()?;
+    room.f_bavail.checked_mul(room.f_frsize)
+}
+
+/// Unknown.
+#[cfg(not(unix))]
+fn free(_folder: &Path) -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_of_the_bundled_model_has_its_size() {
+        let config = Config::new("x");
+        let model = config.model.architecture().unwrap();
+        // What `trainer-sft` counts on the loaded model: 8 layers of rank 16.
+        assert_eq!(num_trained(&config, &model), 729_088);
+    }
+
+    #[test]
+    fn too_little_room_is_said_in_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::new(folder.path().join("x"));
+        check(&config, folder.path()).unwrap();
+        config.lora.r = 1 << 40;
+        let message = check(&config, folder.path()).unwrap_err().to_string();
+        assert!(
+            message.contains(" MiB of room for the result, found "),
+            "{message}"
+        );
+    }
+}

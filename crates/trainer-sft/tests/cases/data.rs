@@ -1,0 +1,475 @@
+//! Records: forms, marks, what teaches nothing, and other methods' data.
+
+use super::*;
+
+#[test]
+fn null_says_what_absence_says() {
+    let row = |own: Value| {
+        let mut row = json!({"messages": null, "conversations": null, "instruction": null, "input": null,
+            "output": null, "prompt": null, "completion": null, "text": null});
+        for (key, value) in own.as_object().unwrap() {
+            row[key] = value.clone();
+        }
+        row
+    };
+    let said = preview(
+        &[
+            row(messages(&[("user", "Where?"), ("assistant", "At sea.")])),
+            row(sharegpt(&[("human", "When?"), ("gpt", "Now.")])),
+            row(json!({"instruction": "Count.", "output": "One."})),
+            row(json!({"prompt": "Why?", "completion": "Wind."})),
+            row(json!({"text": "A ship."})),
+        ],
+        &[],
+    );
+    let found = learnt(&said);
+    assert_eq!(
+        found[..4],
+        [
+            "At sea.<|im_end|>",
+            "Now.<|im_end|>",
+            "One.<|im_end|>",
+            "Wind.<|im_end|>"
+        ]
+    );
+    assert_eq!(found.len(), 5);
+}
+
+#[test]
+fn records_that_teach_nothing_are_left_out_in_every_format() {
+    let nothing = [
+        json!({"instruction": "Draw.", "input": "", "output": ""}),
+        json!({"instruction": "Draw.", "output": null}),
+        json!({"prompt": "Draw.", "completion": "  "}),
+        json!({"query": "Draw.", "response": ""}),
+        json!({"text": " "}),
+        json!({"messages": []}),
+        messages(&[("user", "Hello?")]),
+        messages(&[("assistant", "Unasked.")]),
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}),
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}),
+        sharegpt(&[("human", "Hello?"), ("gpt", "")]),
+        json!({"segments": [{"label": false, "text": "x"}]}),
+        json!({"prompt": "a", "completion": "b", "weight": 0}),
+    ];
+    let good = json!({"prompt": "A bird?", "completion": "A gull."});
+    for record in nothing {
+        let said = preview(&[good.clone(), record.clone()], &[]);
+        assert_eq!(learnt(&said), ["A gull.<|im_end|>"], "{record}");
+        assert!(
+            said.err
+                .contains("WARN 1 of 2 records teach nothing and are left out; the first is")
+                && said.err.contains("t.jsonl:2: "),
+            "{record}: {}",
+            said.err
+        );
+        let strict = preview(&[good.clone(), record.clone()], &["--strict"]);
+        assert!(
+            !strict.is_success && strict.err.contains("t.jsonl:2: "),
+            "{record}"
+        );
+        let alone = preview(&[record], &[]);
+        assert!(
+            alone.err.contains("nothing to learn") && alone.err.contains("t.jsonl:1: "),
+            "{}",
+            alone.err
+        );
+    }
+}
+
+#[test]
+fn the_ends_of_a_conversation_that_teach_nothing_are_dropped() {
+    let said = preview(
+        &[
+            sharegpt(&[("human", "One"), ("gpt", "Two."), ("human", "Thanks")]),
+            sharegpt(&[("gpt", "Welcome."), ("human", "A pear"), ("gpt", "Here.")]),
+            messages(&[("user", "Up"), ("assistant", "Down."), ("user", "Left")]),
+        ],
+        &[],
+    );
+    assert_eq!(
+        learnt(&said),
+        ["Two.<|im_end|>", "Here.<|im_end|>", "Down.<|im_end|>"]
+    );
+    assert!(!said.out.contains("Welcome") && !said.out.contains("Thanks"));
+    assert!(
+        said.err.contains("3 of 3 records lose turns"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn marks_of_all_trainers_are_obeyed() {
+    for mark in [
+        "weight",
+        "loss_weight",
+        "loss",
+        "loss_scale",
+        "train",
+        "training",
+    ] {
+        for (zero, one) in [
+            (json!(0), json!(1)),
+            (json!(false), json!(true)),
+            (json!(0.0), json!(1.0)),
+        ] {
+            let mut openai = messages(&[
+                ("user", "2+2?"),
+                ("assistant", "WRONG"),
+                ("user", "Sure?"),
+                ("assistant", "Right"),
+            ]);
+            let mut share = sharegpt(&[
+                ("human", "2+2?"),
+                ("gpt", "WRONG"),
+                ("human", "Sure?"),
+                ("gpt", "Right"),
+            ]);
+            for (record, key) in [(&mut openai, "messages"), (&mut share, "conversations")] {
+                record[key][0][mark] = zero.clone();
+                record[key][1][mark] = zero.clone();
+                record[key][3][mark] = one.clone();
+            }
+            assert_eq!(
+                learnt(&preview(&[openai, share], &[])),
+                ["Right<|im_end|>"; 2],
+                "{mark}"
+            );
+        }
+    }
+}
+
+#[test]
+fn marks_that_cannot_be_obeyed_are_refused_by_name() {
+    let answer = |mark: &str, value: Value| {
+        let mut record = messages(&[("user", "a"), ("assistant", "b")]);
+        record["messages"][1][mark] = value;
+        record
+    };
+    let mut user = messages(&[("user", "a"), ("assistant", "b")]);
+    user["messages"][0]["train"] = true.into();
+    for (record, expected) in [
+        (
+            answer("weight", json!(0.5)),
+            "field `messages[1].weight`: expected 0 or 1, found the number 0.5",
+        ),
+        (
+            answer("loss_weight", json!("high")),
+            "field `messages[1].loss_weight`: expected 0 or 1",
+        ),
+        (
+            answer("train_detail", json!([{"begin_offset": 0}])),
+            "field `messages[1].train_detail`: expected no mark but",
+        ),
+        (answer("mask", json!(true)), "field `messages[1].mask`"),
+        (
+            user,
+            "field `messages[0].train`: expected 0: only what the assistant says is learnt",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &[]);
+        assert!(
+            !said.is_success && said.err.contains(expected),
+            "{record}: {}",
+            said.err
+        );
+    }
+    let neutral = answer("train_detail", json!([]));
+    assert_eq!(learnt(&preview(&[neutral], &[])), ["b<|im_end|>"]);
+}
+
+#[test]
+fn data_of_other_methods_is_named() {
+    let chat = messages(&[("user", "a"), ("assistant", "b")]);
+    let with = |key: &str, value: Value| {
+        let mut record = chat.clone();
+        record[key] = value;
+        record
+    };
+    for (record, expected) in [
+        (
+            json!({"prompt": "a", "chosen": "b", "rejected": "c"}),
+            "preference data (DPO, ORPO), recognised by `rejected`",
+        ),
+        (
+            json!({"instruction": "a", "input": "", "chosen": "b", "rejected": "c"}),
+            "recognised by `rejected`",
+        ),
+        (
+            with("rejected_response", json!("c")),
+            "recognised by `rejected_response`",
+        ),
+        (
+            json!({"input": {"messages": []}, "preferred_output": [], "non_preferred_output": [{"role": "assistant"}]}),
+            "`non_preferred_output`",
+        ),
+        (
+            json!({"prompt": "a", "completion": "b", "label": false}),
+            "(KTO), recognised by `label`",
+        ),
+        (with("label", json!(true)), "(KTO), recognised by `label`"),
+        (
+            with("kto_tag", json!(true)),
+            "(KTO), recognised by `kto_tag`",
+        ),
+        (
+            json!({"prompt": "a", "completions": ["b"], "labels": [true]}),
+            "stepwise data of a reward model",
+        ),
+        (
+            json!({"input_ids": [1, 2], "labels": [1, 2]}),
+            "tokenized data, recognised by `input_ids`",
+        ),
+        (
+            with("images", json!(["a.png"])),
+            "pictures or sounds in `images`",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &[]);
+        assert!(
+            !said.is_success && said.err.contains(expected),
+            "{record}: {}",
+            said.err
+        );
+    }
+    // What is empty asks for nothing.
+    let neutral =
+        json!({"messages": chat["messages"], "images": [], "rejected": "", "label": null});
+    assert_eq!(learnt(&preview(&[neutral], &[])), ["b<|im_end|>"]);
+}
+
+#[test]
+fn columns_name_the_fields_of_other_data_sets() {
+    for (record, flag) in [
+        (
+            json!({"question": "2+2?", "answer": "Four"}),
+            "prompt=question,completion=answer",
+        ),
+        (
+            json!({"instruction": "2+2?", "context": "Numbers.", "response": "Four", "category": "qa"}),
+            "instruction=instruction,input=context,output=response",
+        ),
+        (
+            json!({"prompt": "2+2?", "response": "Four"}),
+            "prompt=prompt,completion=response",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &[]);
+        let hint = format!("(read it with --columns {flag})");
+        assert!(!said.is_success && said.err.contains(&hint), "{}", said.err);
+        let said = preview(&[record], &["--columns", flag]);
+        assert_eq!(learnt(&said), ["Four<|im_end|>"]);
+    }
+    let wrong = json!({"question": "2+2?", "answer": 4});
+    let said = preview(
+        &[wrong],
+        &["--columns", "prompt=question,completion=answer"],
+    );
+    assert!(
+        said.err
+            .contains("field `answer`: expected text, found the number 4"),
+        "{}",
+        said.err
+    );
+    let kto = json!({"prompt": "a", "completion": "b", "label": true});
+    let said = preview(
+        &[kto],
+        &["--columns", "prompt=prompt,completion=completion"],
+    );
+    assert_eq!(learnt(&said), ["b<|im_end|>"]);
+}
+
+#[test]
+fn forms_of_the_same_content_are_read_alike() {
+    let parts = |content: Value| json!({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": content}]});
+    let swift =
+        json!({"system": "Be brief.", "conversation": [{"human": "Who?", "assistant": "A gull."}]});
+    let refusal = json!({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": null, "refusal": "A gull."}]});
+    let records = [
+        parts(json!([{"type": "text", "text": "A gull."}])),
+        parts(json!([{"type": "text", "value": "A gull."}])),
+        parts(json!([{"type": "output_text", "text": "A gull."}])),
+        parts(json!([{"type": "refusal", "refusal": "A gull."}])),
+        parts(json!(["A gull."])),
+        refusal,
+        swift,
+        json!({"conversations": [{"role": "human", "value": "Who?"}, {"role": "gpt", "value": "A gull."}]}),
+        json!({"query": "Who?", "response": "A gull.", "history": []}),
+        json!({"prompt": [{"role": "user", "content": "Who?"}], "completion": "A gull."}),
+        json!({"instruction": "", "input": "Who?", "output": "A gull."}),
+    ];
+    let said = preview(&records, &[]);
+    assert_eq!(learnt(&said), vec!["A gull.<|im_end|>"; records.len()]);
+    for (part, expected) in [
+        (
+            json!({"type": "text"}),
+            "field `messages[1].content[0].text`: expected text, found nothing",
+        ),
+        (
+            json!({"type": "image_url"}),
+            "found a part of type `image_url`",
+        ),
+    ] {
+        let said = preview(&[parts(json!([part]))], &[]);
+        assert!(said.err.contains(expected), "{}", said.err);
+    }
+}
+
+#[test]
+fn segments_are_learnt_by_their_labels_and_without_a_template() {
+    let record = json!({"segments": [{"label": true, "text": "A gull"}, {"label": false, "text": " or"}, {"label": true, "text": " a tern."}]});
+    let said = preview(&[record], &[]);
+    assert_eq!(learnt(&said).concat().replace(' ', ""), "gullatern.");
+    assert!(!said.out.contains("im_start"));
+}
+
+#[test]
+fn a_text_that_is_rendered_gets_no_second_template() {
+    let prompt = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n";
+    let said = preview(
+        &[
+            json!({"prompt": prompt, "completion": "A gull.<|im_end|>\n"}),
+            json!({"prompt": prompt, "completion": "A gull."}),
+            json!({"prompt": "Who?", "completion": "A gull.<|im_end|>"}),
+            messages(&[("user", "Who?"), ("assistant", "A gull.<|im_end|>\n")]),
+            json!({"text": "A gull.<|im_end|>\n"}),
+        ],
+        &[],
+    );
+    assert_eq!(learnt(&said)[..4], ["A gull.<|im_end|>"; 4]);
+    assert_eq!(said.out.matches("<|im_start|>").count(), 8, "{}", said.out);
+    assert_eq!(said.out.matches("<|im_end|>").count(), 9, "{}", said.out);
+    assert!(
+        said.err
+            .contains("2 of 5 prompts have the chat template's tokens already"),
+        "{}",
+        said.err
+    );
+    assert!(
+        said.err
+            .contains("2 of 5 records have the chat template's own tokens"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn calls_are_learnt_as_the_template_writes_them() {
+    let model = with_tools();
+    let flags = ["--model", text_of(model.path())];
+    let call =
+        |name: &str, on: bool| format!("{{\"name\": \"{name}\", \"arguments\": {{\"on\": {on}}}}}");
+    let both = format!("[{}, {}]", call("light", true), call("fan", false));
+    let written = |calls: &[String]| {
+        let calls = calls
+            .iter()
+            .map(|call| format!("<tool_call>⏎{call}⏎</tool_call>"));
+        calls.collect::<Vec<_>>().join("⏎") + "<|im_end|>"
+    };
+    let openai = |arguments: Value| {
+        json!({"messages": [{"role": "user", "content": "Light"}, {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "light", "arguments": arguments}}]}]})
+    };
+    let light = written(&[call("light", true)]);
+    let none = light.replace("{\"on\": true}", "{}");
+    let thought = format!("<think>⏎It is dark.⏎</think>⏎{light}");
+    for (record, expected) in [
+        (openai(json!("{\"on\": true}")), light.clone()),
+        (openai(json!({"on": true})), light.clone()),
+        (openai(json!("\"{\\\"on\\\": true}\"")), light.clone()),
+        (openai(json!("")), none.clone()),
+        (openai(Value::Null), none),
+        (
+            sharegpt(&[("human", "Both"), ("function_call", &both)]),
+            written(&[call("light", true), call("fan", false)]),
+        ),
+        (
+            sharegpt(&[
+                ("human", "Light"),
+                (
+                    "function_call",
+                    &format!("<think>\nIt is dark.\n</think>\n{}", call("light", true)),
+                ),
+            ]),
+            thought,
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "Light"}, {"role": "assistant", "content": [{"type": "tool_call", "value": call("light", true)}]}]}),
+            light.clone(),
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "Light"}, {"role": "assistant", "function_call": {"name": "light", "arguments": "{\"on\": true}"}}]}),
+            light.clone(),
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &flags);
+        assert_eq!(learnt(&said), [expected], "{record}");
+    }
+    for (record, expected) in [
+        (
+            openai(json!("[1, 2]")),
+            "field `messages[1].tool_calls[0].function.arguments`: expected a JSON object, found a list",
+        ),
+        (
+            openai(json!(7)),
+            "arguments`: expected a JSON object, found the number 7",
+        ),
+        (
+            sharegpt(&[("human", "a"), ("function_call", "light on")]),
+            "field `conversations[1].value`: expected a call, or a list of calls",
+        ),
+        (
+            sharegpt(&[
+                ("human", "a"),
+                ("function_call", "{\"name\": \"f\", \"parameters\": {}}"),
+            ]),
+            "field `conversations[1].value.parameters`: expected nothing but",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &flags);
+        assert!(
+            !said.is_success && said.err.contains(expected),
+            "{record}: {}",
+            said.err
+        );
+    }
+    // The bundled model's own template writes no calls: an empty answer would be learnt.
+    let said = preview(&[openai(json!({"on": true}))], &[]);
+    let expected = "field `messages[1].tool_calls`: the model's chat template does not write the arguments of tool calls";
+    assert!(
+        !said.is_success && said.err.contains(expected),
+        "{}",
+        said.err
+    );
+    let mut tools = messages(&[("user", "a"), ("assistant", "b")]);
+    tools["tools"] = json!("[{\"type\": \"function\", \"function\": {\"name\": \"light\"}}]");
+    let said = preview(&[tools], &[]);
+    assert!(
+        said.err
+            .contains("field `tools`: the model's chat template does not write function schemas"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn ten_malformed_records_are_shown() {
+    let bad = json!({"prompt": "a", "completion": 5});
+    let good = json!({"prompt": "a", "completion": "b"});
+    let three = [good.clone(), bad.clone(), good, bad.clone()];
+    let said = preview(&three, &[]);
+    assert!(
+        said.err.contains("the data has 2 malformed records:\n"),
+        "{}",
+        said.err
+    );
+    for line in [2, 4] {
+        assert!(said.err.contains(&format!(
+            "t.jsonl:{line}: field `completion`: expected text, found the number 5"
+        )));
+    }
+    let said = preview(&vec![bad; 30], &[]);
+    assert!(said.err.contains("the first 10 are:"), "{}", said.err);
+    assert_eq!(said.err.matches("field `completion`").count(), 10);
+}

@@ -1,0 +1,160 @@
+//! Files, folders and what they are packed in.
+
+use std::io::Write;
+
+use super::*;
+
+const LINES: &str = "{\"prompt\": \"Who?\", \"completion\": \"A gull.\"}\n{\"prompt\": \"Where?\", \"completion\": \"At sea.\"}\n";
+
+/// `--preview 9` of this `--data`, in this folder.
+fn shown(folder: &Path, data: &[&str], stdin: &str) -> Said {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+        .current_dir(folder)
+        .args([
+            "--preview",
+            "9",
+            "--model",
+            text_of(&bundled().join("model").canonicalize().unwrap()),
+            "--data",
+        ])
+        .args(data)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    program
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(stdin.as_bytes())
+        .unwrap();
+    let output = program.wait_with_output().unwrap();
+    Said {
+        is_success: output.status.success(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A Zstandard frame that holds `content` as it is.
+fn zst(content: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xB5, 0x2F, 0xFD, 0x20, content.len() as u8];
+    let header = (content.len() as u32) << 3 | 1;
+    frame.extend(&header.to_le_bytes()[..3]);
+    frame.extend(content);
+    frame
+}
+
+#[test]
+fn files_are_read_in_every_form() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, content: &[u8]| fs::write(folder.path().join(name), content).unwrap();
+    write("a.jsonl", LINES.as_bytes());
+    write("array.json", b"\n[{\"prompt\": \"Who?\", \"completion\": \"A gull.\"},\n{\"prompt\": \"Where?\", \"completion\": \"At sea.\"}]\n");
+    write(
+        "table.csv",
+        b"prompt,completion\nWho?,A gull.\n\"Where?\",\"At sea.\"\n",
+    );
+    write(
+        "table.tsv",
+        b"prompt\tcompletion\nWho?\tA gull.\nWhere?\tAt sea.\n",
+    );
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(LINES.as_bytes()).unwrap();
+    write("b.jsonl.gz", &packed.finish().unwrap());
+    let (first, second) = LINES.split_at(LINES.find('\n').unwrap() + 1);
+    write(
+        "c.jsonl.zst",
+        &[zst(first.as_bytes()), zst(second.as_bytes())].concat(),
+    );
+    let expected = ["A gull.<|im_end|>", "At sea.<|im_end|>"];
+    for name in [
+        "a.jsonl",
+        "array.json",
+        "table.csv",
+        "table.tsv",
+        "b.jsonl.gz",
+        "c.jsonl.zst",
+    ] {
+        assert_eq!(
+            learnt(&shown(folder.path(), &[name], "")),
+            expected,
+            "{name}"
+        );
+    }
+    assert_eq!(learnt(&shown(folder.path(), &["-"], LINES)), expected);
+    write("README.md", b"about");
+    let all = shown(folder.path(), &["."], "");
+    assert_eq!(learnt(&all).len(), 9, "{}", all.out);
+    assert!(
+        all.out.contains("of 12 examples") && all.err.contains("not read: README.md"),
+        "{}",
+        all.err
+    );
+    assert!(
+        shown(folder.path(), &["table.*"], "")
+            .out
+            .contains("of 4 examples")
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_named_with_what_to_do() {
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join("data")).unwrap();
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    fs::write(folder.path().join("data/train.jsonl"), LINES).unwrap();
+    for (name, content, expected) in [
+        (
+            "a.parquet",
+            b"PAR1....".as_slice(),
+            "found a Parquet file: convert it to JSONL",
+        ),
+        (
+            "lfs.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "found a Git LFS pointer: run `git lfs pull`",
+        ),
+        (
+            "short.csv",
+            b"prompt,completion\nWho?\n",
+            "short.csv:2: expected 2 cells as in the header, found 1",
+        ),
+        ("cut.jsonl.gz", b"\x1F\x8B\x08\x00", "cut.jsonl.gz: "),
+    ] {
+        fs::write(folder.path().join(name), content).unwrap();
+        let said = shown(folder.path(), &[name], "");
+        assert!(
+            !said.is_success && said.err.contains(expected),
+            "{}",
+            said.err
+        );
+    }
+    let said = shown(folder.path(), &["train.jsonl"], "");
+    let here = folder.path().canonicalize().unwrap();
+    let expected = format!(
+        "train.jsonl: no such file in {}; did you mean `data/train.jsonl`?",
+        here.display()
+    );
+    assert!(said.err.contains(&expected), "{}", said.err);
+    let said = shown(folder.path(), &["data/trian.jsonl"], "");
+    assert!(
+        said.err.contains("did you mean `data/train.jsonl`?"),
+        "{}",
+        said.err
+    );
+    for (data, expected) in [
+        ("empty", "the folder empty: expected files ending in .jsonl"),
+        ("*.jsonx", "the pattern `*.jsonx` matches no file"),
+        ("zebra.jsonl", "zebra.jsonl: no such file in"),
+    ] {
+        let said = shown(folder.path(), &[data], "");
+        assert!(
+            !said.is_success && said.err.contains(expected),
+            "{}",
+            said.err
+        );
+        assert!(!said.err.contains("did you mean"), "{}", said.err);
+    }
+}
