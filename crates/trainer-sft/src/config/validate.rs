@@ -54,7 +54,7 @@ pub enum ConfigError {
 
 impl Config {
     /// Checks every setting's range, and that no two exclude each other. Messages name the settings as the command line does:
-    /// `--lora-r` is [`LoraOptions::r`].
+    /// `--lora-r` is [`LoraOptions::r`](super::LoraOptions::r).
     ///
     /// # Errors
     /// The first setting that is out of range or excluded by another one.
