@@ -2,7 +2,7 @@
 //!
 //! `open` unpacks files, [`read`] tells records apart, [`mod@format`] recognises and checks them, [`render`] turns them into
 //! tokens and a loss mask, and [`Datasets::load`] does it all on all cores, reporting what was recognised, shortened and
-//! left out. [`Examples`] holds the tokens, on the disk where there are many; [`Stream`] reads while the run goes on.
+//! left out. [`Examples`] holds the tokens, on the disk where there are many; a stream reads while the run goes on.
 
 mod array;
 mod error;

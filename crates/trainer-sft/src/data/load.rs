@@ -333,6 +333,10 @@ impl Counts {
         let formats = report.formats.iter();
         let formats = formats.map(|(format, &count)| (format, since(format, count)));
         let formats: Vec<_> = formats.filter(|(_, count)| *count > 0).collect();
+        if formats.is_empty() {
+            // An error or a warning says why.
+            return;
+        }
         let found: Vec<String> = match formats[..] {
             [(only, _)] => vec![only.to_string()],
             _ => formats

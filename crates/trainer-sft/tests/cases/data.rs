@@ -69,6 +69,7 @@ fn records_that_teach_nothing_are_left_out_in_every_format() {
             "{record}"
         );
         let alone = preview(&[record], &[]);
+        assert!(!alone.err.contains("records of"), "{}", alone.err);
         assert!(
             alone.err.contains("nothing to learn") && alone.err.contains("t.jsonl:1: "),
             "{}",
