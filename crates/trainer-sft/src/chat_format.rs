@@ -70,6 +70,8 @@ pub struct ChatFormat {
     pub template: Option<ChatTemplate>,
     /// Context length and end token.
     pub limits: Limits,
+    /// The tokens that end a text by the model's files, without what its chat template says.
+    pub named_ends: Vec<u32>,
 }
 
 impl ModelConfig {
@@ -131,6 +133,8 @@ impl ChatFormat {
         let template = ChatTemplate::from_dir(&folder)?;
         // As the server asks; the architecture may be that of `--init-config`, whose end token is the first.
         let ends = end_tokens(&folder, &tokenizer, template.as_ref())?;
+        let mut named_ends = architecture.eos_token_ids.clone();
+        named_ends.extend(end_tokens(&folder, &tokenizer, None)?);
         let mut eos_token_ids = architecture.eos_token_ids.clone();
         let others = ends.into_iter();
         eos_token_ids.extend(others.filter(|id| !architecture.eos_token_ids.contains(id)));
@@ -141,6 +145,7 @@ impl ChatFormat {
                 context_length: architecture.context_length(),
                 eos_token_ids,
             },
+            named_ends,
         })
     }
 }

@@ -1,14 +1,14 @@
-//! The token that ends an answer: learnt from the chat template, and looked for by the server in the model's files.
+//! The token that ends an answer: learnt from the chat template, and looked for by other programs in the model's files.
 
 use tracing::warn;
 
 use crate::chat_format::ChatFormat;
 use crate::data::render::TemplateFacts;
 
-/// The token that ends an answer in the chat template, where it is none at which the server stops.
+/// The token that ends an answer in the chat template, where no file of the model names it. The server stops there all the same.
 pub(crate) fn unknown_end(format: &ChatFormat) -> Option<(u32, String)> {
     let facts = TemplateFacts::of(format.template.as_ref()?, &format.tokenizer);
-    let known = &format.limits.eos_token_ids;
+    let known = &format.named_ends;
     facts.end.filter(|(token, _)| !known.contains(token))
 }
 
@@ -29,8 +29,8 @@ pub(crate) fn warn_of_endless_answers(format: &ChatFormat, is_written: bool) {
             ),
         };
         warn!(
-            "the chat template ends an answer with `{text}`, and no file of the model says that a text ends there: the \
-             server would go on after it; {instead}"
+            "the chat template ends an answer with `{text}`, and no file of the model says that a text ends there: this \
+             project's server stops there all the same, other programs go on; {instead}"
         );
     }
 }
