@@ -44,7 +44,7 @@ use tracing::trace_span;
 #[cfg(feature = "gpu")]
 pub use cube::sum_of_cube;
 pub(crate) use elementwise::add;
-pub use elementwise::{Norm, rms_norm, swiglu};
+pub use elementwise::{Norm, inner_product, rms_norm, swiglu};
 pub use fused::both;
 pub(crate) use fused::{input_dtype, linear, norm_linears, norm_swiglu, product};
 pub use operand::{AbsmaxOperand, Nf4Operand};

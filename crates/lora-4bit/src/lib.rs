@@ -38,7 +38,7 @@ pub use burn;
 
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
 pub use compute_dtype::ComputeDtype;
-pub use kernels::{Norm, rms_norm};
+pub use kernels::{Norm, inner_product, rms_norm};
 pub use linear::{Linear, linear_residual, norm_qkv, norm_swiglu};
 pub use lora::LoraWeights;
 pub use row_bounds::RowBounds;

@@ -6,7 +6,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::{AdapterSelection, Linear, Weight};
-use lora_4bit::{Norm, rms_norm};
+use lora_4bit::{Norm, inner_product, rms_norm};
 use model_qwen::kernels::cross_entropy;
 
 use crate::parameters::GradientStore;
@@ -166,7 +166,7 @@ pub fn backward(
             }
         };
         total = total + loss;
-        let mut grads = (y * dy.autodiff()).sum().backward();
+        let mut grads = inner_product(y, dy.autodiff()).backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
         if let Some((names, store)) = &mut trained {
             store.add(names.norm, head.norm.grad_remove(&mut grads));

@@ -126,11 +126,8 @@ impl AdamW {
         };
         let moments = self.moments.remove(name);
         let (value, moments) = if is_plain_cpu(&value) && is_plain_cpu(&gradient) {
-            let gradient = match clip {
-                Some(clip) => gradient * clip.clone(), // [numel]
-                None => gradient,
-            };
-            pass.on_host(value, gradient, moments)
+            let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
+            pass.on_host(value, gradient, clip, moments)
         } else {
             pass.on_device(value, &gradient, clip, moments)
         };
@@ -237,6 +234,7 @@ impl Pass {
         &self,
         value: Tensor<1>,
         gradient: Tensor<1>,
+        clip: f32,
         moments: Option<Moments>,
     ) -> (Tensor<1>, Moments) {
         let beta = self.beta.map(|beta| beta as f32);
@@ -255,6 +253,7 @@ impl Pass {
         );
         let moments = mean.iter_mut().zip(&mut variance);
         for ((value, gradient), (mean, variance)) in value.iter_mut().zip(gradient).zip(moments) {
+            let gradient = gradient * clip;
             *mean = *mean * beta[0] + gradient * rest[0];
             *variance = *variance * beta[1] + gradient * gradient * rest[1];
             let denominator = variance.sqrt() / correction + eps;
@@ -325,7 +324,7 @@ mod tests {
                     rate: 1e-2 / (1.0 - 0.9f64.powi(step)),
                     decay,
                 };
-                let (value, moments) = pass.on_host(host.0, gradient.clone(), host.1);
+                let (value, moments) = pass.on_host(host.0, gradient.clone(), 1.0, host.1);
                 host = (value, Some(moments));
                 let (value, moments) = pass.on_device(device.0, &gradient, None, device.1);
                 device = (value, Some(moments));

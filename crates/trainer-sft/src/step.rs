@@ -2,7 +2,7 @@
 //!
 //! Every layer is a small autodiff graph of its own, whose leaves are the layer's input and its trainable tensors. The
 //! backward pass walks the layers in reverse and pulls the gradient of each output through its graph with
-//! `sum(y · dy).backward()`.
+//! `inner_product(y, dy).backward()`.
 //!
 //! With gradient checkpointing, the forward pass keeps only a layer's input, and the backward pass computes the layer
 //! again: a third more work, but only one layer's activations are in memory at any time.
@@ -12,7 +12,7 @@ pub mod explicit;
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
 use kv_paging::{CausalAttention, Rotary};
-use lora_4bit::{AdapterSelection, Dropout};
+use lora_4bit::{AdapterSelection, Dropout, inner_product};
 use model_qwen::{DecoderLayer, QwenModel, is_gpu};
 
 use crate::batch::Batch;
@@ -184,7 +184,7 @@ impl LayerGraph {
         if !self.y.is_tracked() {
             return None;
         }
-        let mut gradients = (self.y * dy.autodiff()).sum().backward();
+        let mut gradients = inner_product(self.y, dy.autodiff()).backward();
         visit_layer(&mut self.layer, index, trainable, &mut |name, parameter| {
             store.add(name, parameter.take_gradient(&mut gradients));
         });

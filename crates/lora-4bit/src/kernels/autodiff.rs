@@ -12,7 +12,7 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex};
 
-use super::cpu::elementwise::{rms_norm_backward, swiglu_backward};
+use super::cpu::elementwise::{inner_product_backward, rms_norm_backward, swiglu_backward};
 use super::cpu::{LoraState, base, base_t};
 use super::elementwise::ElementwiseOps;
 use super::operand::{AbsmaxOperand, Adapters, LayerOperand, Maybe, Nf4Operand, WeightOperand};
@@ -294,6 +294,26 @@ impl Backward<Flex, 1> for AddBias {
     }
 }
 
+/// `d(Σ x · y)/dx = y`
+#[derive(Debug)]
+struct InnerProduct;
+
+impl Backward<Flex, 1> for InnerProduct {
+    type State = FlexTensor;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let y = ops.state;
+        unary::<Flex, _>(ops.parents, ops.node, grads, |grad| {
+            inner_product_backward(y, &grad)
+        });
+    }
+}
+
 impl<C: CheckpointStrategy> ElementwiseOps for Autodiff<Flex, C> {
     fn cpu_add(residual: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         let ((residual, residual_node), (y, y_node)) = (residual.into_parts(), y.into_parts());
@@ -301,6 +321,16 @@ impl<C: CheckpointStrategy> ElementwiseOps for Autodiff<Flex, C> {
         Add.prepare::<C>([residual_node, y_node])
             .compute_bound()
             .stateless(sum)
+    }
+
+    fn cpu_inner_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = y.into_primitive();
+        let (x, node) = x.into_parts();
+        let product = Flex::cpu_inner_product(x, y.clone());
+        match InnerProduct.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(y, product),
+            OpsKind::UnTracked(prep) => prep.finish(product),
+        }
     }
 
     fn cpu_add_bias(y: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -58,6 +58,8 @@ pub(crate) trait ElementwiseOps: Backend {
     fn cpu_add(residual: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
     /// `y + bias` per row: y `[rows, width]`, bias `[width]`, both f32. The bias is a constant.
     fn cpu_add_bias(y: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// See [`inner_product`].
+    fn cpu_inner_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// The operations on a GPU, outside of autodiff graphs.
@@ -157,6 +159,22 @@ pub(super) fn add_bias(y: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     }
     let (y, bias) = (y.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_add_bias(y, bias))
+}
+
+/// `Σ x · y`, of which `y` is a constant. On the CPU a loop of our own, as for [`add`].
+///
+/// A backward pass that starts here gives `x` the gradient `y`.
+///
+/// # Shapes
+///
+/// x and y alike; the result is `[1]`.
+pub fn inner_product<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<1> {
+    assert_eq!(x.dims(), y.dims(), "inner_product: shapes");
+    if !cpu::is_fast(&x) || !cpu::is_fast(&y) || y.is_tracked() {
+        return (x * y).sum();
+    }
+    let (x, y) = (x.into_dispatch(), y.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_inner_product(x, y))
 }
 
 #[cfg(test)]
@@ -297,6 +315,28 @@ mod tests {
                 |[y]| add_bias(y.clone(), bias.clone()),
                 |[y]| naive::add_bias(y.clone(), bias.clone()),
             );
+        }
+    }
+
+    #[test]
+    fn an_inner_product_equals_its_twin() {
+        for rows in ROWS {
+            for width in [1, 96, 333] {
+                let (x, y) = (random([rows, width]), random([rows, width]));
+                let [fused, twin] = [0, 1].map(|way| {
+                    let (x, y) = (x.clone().autodiff().require_grad(), y.clone().autodiff());
+                    let z = match way {
+                        0 => inner_product(x.clone(), y),
+                        _ => (x.clone() * y).sum(),
+                    };
+                    let mut gradients = (z.clone() * 3.0).backward();
+                    let value = z.inner().into_scalar::<f32>();
+                    (value, x.grad_remove(&mut gradients).unwrap())
+                });
+                let size = (rows * width) as f32;
+                assert!((fused.0 - twin.0).abs() < 1e-5 * size.max(10.0));
+                check(fused.1, twin.1);
+            }
         }
     }
 

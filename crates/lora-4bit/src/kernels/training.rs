@@ -13,7 +13,7 @@ use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
-use super::elementwise::Norm;
+use super::elementwise::{Norm, inner_product};
 #[cfg(feature = "gpu")]
 use super::operand::Maybe;
 use super::operand::{Major, WeightOperand};
@@ -427,7 +427,7 @@ pub fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
         let parts = <Dispatch as TrainingOps>::sum_of_squares(x.clone().into_dispatch());
         return Tensor::from_dispatch(parts);
     }
-    (x.clone() * x.clone()).sum()
+    inner_product(x.clone(), x.clone())
 }
 
 /// One step of AdamW: the new value, mean and variance. A kernel writes them in place, where nobody else holds the tensors.

@@ -2,6 +2,7 @@
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
+use burn::tensor::TensorData;
 use rayon::prelude::*;
 
 use super::exact;
@@ -10,6 +11,8 @@ use crate::kernels::exp::exp;
 
 /// Elements below which handing work to other threads costs more than it saves.
 const PARALLEL_FROM: usize = 16 * 1024;
+/// Products that are added up in f32, before the sum of the sums in f64.
+const EXACT_SUM: usize = 4096;
 
 /// Runs `f(index, row)` over the rows of `data`, on all threads if the tensor is large.
 fn for_each_row(data: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
@@ -32,8 +35,19 @@ fn for_each_row(data: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + 
 /// `f` applied to the rows of a copy of `x`, or of `x` itself when nobody else holds it.
 fn map_rows(x: FlexTensor, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
     let mut x = exact(x);
-    for_each_row(x.storage_mut::<f32>(), width, f);
-    x
+    if let Some(values) = x.try_storage_mut::<f32>() {
+        for_each_row(values, width, f);
+        return x;
+    }
+    // The threads that compute the rows also copy them: most of a copy's time are page faults of new memory.
+    let from = x.storage::<f32>();
+    let mut y = vec![0.0; from.len()];
+    for_each_row(&mut y, width, |i, row| {
+        row.copy_from_slice(&from[i * width..][..width]);
+        f(i, row);
+    });
+    let shape = x.layout().shape().clone();
+    FlexTensor::from_data(TensorData::new(y, shape))
 }
 
 crate::vectorized! {
@@ -89,6 +103,13 @@ crate::vectorized! {
     }
 }
 
+crate::vectorized! {
+    /// `sum = Σ x · y`
+    fn inner_product(x: &[f32], y: &[f32], sum: &mut f32) {
+        *sum = dot(x, y);
+    }
+}
+
 #[inline(always)]
 fn inverse_rms(row: &[f32], eps: f32) -> f32 {
     let mean_square = dot(row, row) / row.len() as f32;
@@ -136,10 +157,33 @@ impl ElementwiseOps for Flex {
         })
     }
 
+    fn cpu_inner_product(x: FlexTensor, y: FlexTensor) -> FlexTensor {
+        let (x, y) = (exact(x), exact(y));
+        let pairs =
+            (x.storage::<f32>().chunks(EXACT_SUM)).zip(y.storage::<f32>().chunks(EXACT_SUM));
+        let sums = pairs.map(|(x, y)| {
+            let mut sum = 0.0;
+            inner_product(x, y, &mut sum);
+            f64::from(sum)
+        });
+        let sum: f64 = sums.sum();
+        FlexTensor::from_data(TensorData::new(vec![sum as f32], [1]))
+    }
+
     fn cpu_add_bias(y: FlexTensor, bias: FlexTensor) -> FlexTensor {
         let bias = exact(bias);
         let bias = bias.storage::<f32>();
         map_rows(y, bias.len(), |_, row| add_row(row, bias))
+    }
+}
+
+/// The gradient of `x` from that of the inner product with `y`.
+pub(in super::super) fn inner_product_backward(y: FlexTensor, d: &FlexTensor) -> FlexTensor {
+    let factor = d.storage::<f32>()[0];
+    // What starts a backward pass has the gradient one.
+    match factor == 1.0 {
+        true => y,
+        false => map_rows(y, 1, |_, value| value[0] *= factor),
     }
 }
 
