@@ -101,15 +101,17 @@ impl PromptLookup {
         let is_end = |end: &usize| self.tokens[..*end].ends_with(last);
         let indexed = self.ends.get(&hash).map(|&end| end as usize);
         let recent = self.num_indexed.max(ngram - 1) + 1..self.tokens.len();
-        indexed.filter(is_end).or_else(|| recent.into_iter().find(is_end))
+        indexed
+            .filter(is_end)
+            .or_else(|| recent.into_iter().find(is_end))
     }
 }
 
 /// The hashes of the last token, of the last two, and so on up to `max_ngram`.
 fn hashes(tokens: &[u32], max_ngram: usize) -> impl Iterator<Item = u64> {
     let last = tokens.iter().rev().take(max_ngram);
-    last.scan(0, |hash, &token| {
-        *hash = mix(*hash ^ u64::from(token)).wrapping_add(1);
+    last.scan(0u64, |hash, &token| {
+        *hash = mix(hash.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ u64::from(token));
         Some(*hash)
     })
 }
@@ -196,7 +198,10 @@ mod tests {
         };
         assert_eq!(guess(&[]), None);
         assert_eq!(guess(&[7]), None);
-        assert_eq!(guess(&[1, 2, 3, 4, 9, 3, 5, 5, 1, 2, 3]), Some((vec![4, 9], 3)));
+        assert_eq!(
+            guess(&[1, 2, 3, 4, 9, 3, 5, 5, 1, 2, 3]),
+            Some((vec![4, 9], 3))
+        );
         assert_eq!(guess(&[3, 4, 9, 3, 5, 6, 3]), Some((vec![5, 6], 1)));
         // A run: the guess is as long as it may be, though the last time is right before the end.
         assert_eq!(guess(&[8, 5, 5, 5, 5, 5, 5]), Some((vec![5, 5], 3)));

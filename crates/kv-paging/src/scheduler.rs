@@ -140,7 +140,10 @@ impl Scheduler {
     /// # Panics
     /// If `step` has no chunk `index`.
     pub fn add_draft(&mut self, step: &mut Step, index: usize, draft: &[u32]) -> usize {
-        let left = self.config.max_num_batched_tokens.saturating_sub(step.num_tokens());
+        let left = self
+            .config
+            .max_num_batched_tokens
+            .saturating_sub(step.num_tokens());
         let chunk = &mut step.chunks[index];
         // The chunks are those of the first running sequences.
         let sequence = self.running.get_mut(index);

@@ -17,6 +17,8 @@ pub(crate) struct RecordedStep<'a> {
     pub(crate) indices: &'a Tensor<1, Int>,
     /// Tokens per block.
     pub(crate) block_size: usize,
+    /// Whether all keys and values are written before any is read, since rows may see those of other rows.
+    pub(crate) writes_first: bool,
 }
 
 /// Whether a device has kernels for recorded steps, for heads of this length.

@@ -449,7 +449,14 @@ fn drafts_take_what_is_left() {
         finished: false,
     };
     // What follows a wrong token is ignored; so is the rest of the draft.
-    let tokens = [token(1, 7), token(2, 7), token(2, 7), token(2, 7), token(1, 9), token(1, 5)];
+    let tokens = [
+        token(1, 7),
+        token(2, 7),
+        token(2, 7),
+        token(2, 7),
+        token(1, 9),
+        token(1, 5),
+    ];
     scheduler.commit(&tokens);
     scheduler.check_invariants();
     let mut third = scheduler.schedule();
@@ -457,9 +464,23 @@ fn drafts_take_what_is_left() {
     assert_eq!(third.chunks[0].tokens, [9]);
     // No block is left: the second sequence's own has room for three tokens more.
     assert_eq!(scheduler.stats().num_free_blocks, 0);
-    assert_eq!(scheduler.add_draft(&mut third, 1, &[1, 2, 3, 4]), 2, "12 tokens are all");
+    assert_eq!(
+        scheduler.add_draft(&mut third, 1, &[1, 2, 3, 4]),
+        2,
+        "12 tokens are all"
+    );
     assert!(third.chunks[1].reaches_max_len && !third.chunks[0].reaches_max_len);
-    assert_eq!(scheduler.add_draft(&mut third, 0, &[1, 2, 3]), 2, "8 tokens fit");
+    assert_eq!(
+        scheduler.add_draft(&mut third, 0, &[1, 2, 3]),
+        2,
+        "8 tokens fit"
+    );
     // A step that failed leaves no draft behind.
-    assert!(scheduler.schedule().chunks.iter().all(|chunk| chunk.draft.is_empty()));
+    assert!(
+        scheduler
+            .schedule()
+            .chunks
+            .iter()
+            .all(|chunk| chunk.draft.is_empty())
+    );
 }

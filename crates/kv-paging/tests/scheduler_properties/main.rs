@@ -289,10 +289,7 @@ impl Engine {
             assert_eq!(chunk.samples, end == digests.len());
             let last = end + chunk.draft.len() + 1;
             assert!(last <= live.max_len);
-            assert_eq!(
-                chunk.reaches_max_len,
-                chunk.samples && last == live.max_len
-            );
+            assert_eq!(chunk.reaches_max_len, chunk.samples && last == live.max_len);
         }
     }
 

@@ -182,7 +182,10 @@ fn random_traffic_hits_prefixes_and_preempts() {
         num_emitted += engine.num_emitted;
         num_accepted += engine.num_accepted;
     }
-    assert!(num_accepted > 400, "{num_accepted} tokens of drafts were right");
+    assert!(
+        num_accepted > 400,
+        "{num_accepted} tokens of drafts were right"
+    );
     assert!(num_hits > 1000, "{num_hits} tokens hit");
     assert!(num_preemptions > 60, "{num_preemptions} preemptions");
     assert!(num_emitted > 4000, "{num_emitted} tokens emitted");

@@ -118,7 +118,9 @@ fn num_decodes(layout: &BatchLayout, first: usize) -> usize {
         let [before, after] = pair else { return false };
         after.query_len == 1
             && after.context_len == before.context_len + 1
-            && layout.block_table(after).starts_with(layout.block_table(before))
+            && layout
+                .block_table(after)
+                .starts_with(layout.block_table(before))
     };
     let pairs = layout.sequences[first..].windows(2);
     1 + pairs.take_while(follows).count()
