@@ -42,7 +42,7 @@ pub(crate) fn step_attention(
     step: RecordedStep<'_>,
     dtype: DType,
 ) -> Tensor<3> {
-    let _span = trace_span!("step_attention").entered();
+    let _span = trace_span!("step_attention", writes_first = step.writes_first).entered();
     let ([q, k, v], [keys, values]) = (&qkv, step.caches);
     let ([rows, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), [rows, kv_heads, head_dim], "keys");
