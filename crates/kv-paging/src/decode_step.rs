@@ -89,6 +89,8 @@ impl DecodeStep {
 #[derive(Debug)]
 pub struct RecordedAttention {
     step: DecodeStep,
+    /// See [`RecordedAttention::of_neighbours`].
+    writes_first: bool,
     /// Keys and values of each layer, `[slots, kv_heads, head_dim]`.
     layers: Vec<(Tensor<3>, Tensor<3>)>,
 }
@@ -99,8 +101,17 @@ impl RecordedAttention {
         let layers = 0..cache.shape().num_layers;
         Self {
             step,
+            writes_first: false,
             layers: layers.map(|layer| cache.layer(layer)).collect(),
         }
+    }
+
+    /// For steps whose rows may follow each other in one sequence, so that a row sees keys of the rows before it: a launch of its
+    /// own writes all keys first.
+    #[must_use]
+    pub fn of_neighbours(mut self) -> Self {
+        self.writes_first = true;
+        self
     }
 }
 
@@ -122,6 +133,7 @@ impl Attention for RecordedAttention {
             caches: [keys, values],
             indices: &self.step.values,
             block_size: self.step.layout.block_size,
+            writes_first: self.writes_first,
         };
         kernels::step_attention([q, k, v], rotary, step, dtype) // [tokens, heads, head_dim]
     }

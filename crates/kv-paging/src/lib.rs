@@ -46,6 +46,7 @@
 // Bookkeeping, without tensors.
 mod block_pool;
 mod block_table;
+mod prompt_lookup;
 mod scheduler;
 mod stats;
 
@@ -53,6 +54,7 @@ pub use burn;
 
 pub use block_pool::{BlockId, BlockPool, CacheKey, PrefixId, PrefixMatch};
 pub use block_table::BlockTable;
+pub use prompt_lookup::{Guess, LookupConfig, PromptLookup};
 pub use scheduler::{
     AddError, Chunk, ConfigError, NewSequence, Sampled, Scheduler, SchedulerConfig, SequenceId,
     Step,

@@ -130,6 +130,31 @@ impl Scheduler {
         Step { chunks, preempted }
     }
 
+    /// Adds a draft to a chunk of the step that was just scheduled: tokens that may come next. The engine computes them in
+    /// the same step and commits as many as it samples itself; what turns out to be wrong is computed again.
+    ///
+    /// Nothing is taken from other sequences for it: the draft is cut to what is left of the step's token budget, to free
+    /// blocks, and to the tokens that the sequence may still have. Returns how many of its tokens are computed: none if
+    /// the chunk is part of a prompt.
+    ///
+    /// # Panics
+    /// If `step` has no chunk `index`.
+    pub fn add_draft(&mut self, step: &mut Step, index: usize, draft: &[u32]) -> usize {
+        let left = self
+            .config
+            .max_num_batched_tokens
+            .saturating_sub(step.num_tokens());
+        let chunk = &mut step.chunks[index];
+        // The chunks are those of the first running sequences.
+        let sequence = self.running.get_mut(index);
+        let Some(sequence) = sequence.filter(|sequence| sequence.id == chunk.id && chunk.decodes())
+        else {
+            return 0;
+        };
+        let draft = &draft[..draft.len().min(left)];
+        sequence.add_draft(chunk, draft, &mut self.pool)
+    }
+
     /// Gives `running[index]` room for its next `num_tokens` tokens, preempting from the back of `running` where
     /// needed. Returns false if that went as far as `running[index]` itself.
     fn make_room(
@@ -172,16 +197,17 @@ impl Scheduler {
     ///
     /// Full blocks become findable for other sequences now, and sequences that are finished, or reach their
     /// [`max_len`](Self::max_len), leave the scheduler; their full blocks stay cached. Tokens for sequences that were
-    /// aborted meanwhile, or were not due one, are ignored. A sequence that was due a token and got none computes its
-    /// last token again in the next step.
+    /// aborted meanwhile, or were not due one, are ignored, and so are tokens after one that differs from its draft. A
+    /// sequence that was due a token and got none computes its last token again in the next step.
     pub fn commit(&mut self, sampled: &[Sampled]) {
-        let sampled: HashMap<SequenceId, &Sampled> = sampled
-            .iter()
-            .map(|sampled| (sampled.id, sampled))
-            .collect();
+        let mut of: HashMap<SequenceId, Vec<&Sampled>> = HashMap::with_capacity(sampled.len());
+        for sampled in sampled {
+            of.entry(sampled.id).or_default().push(sampled);
+        }
         let pool = &mut self.pool;
         self.running.retain_mut(|sequence| {
-            let finished = sequence.commit(sampled.get(&sequence.id).copied(), pool);
+            let sampled = of.get(&sequence.id).map_or(&[][..], Vec::as_slice);
+            let finished = sequence.commit(sampled, pool);
             if finished {
                 sequence.release(pool);
             }

@@ -1,4 +1,4 @@
-//! Decode on a device: steps of one token per sequence.
+//! Decode on a device: steps of one token per sequence, and of guessed tokens that follow it.
 //!
 //! On a GPU a step is a CUDA graph. The runner pads the rows to a bucket, captures a graph for each bucket once and replays it;
 //! the graph chooses the tokens, too, and leaves them where the next graph finds them. So the next step can be launched before
@@ -25,6 +25,8 @@ pub use pending::Pending;
 /// A sequence of a decode step.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeRow<'a> {
+    /// Whether it computes the next token of the sequence of the row before: a guess that is checked in the same step.
+    pub follows: bool,
     /// The token to compute.
     pub token: DecodeToken,
     /// Its position: the number of tokens before it.
@@ -72,7 +74,8 @@ impl GraphRunner {
         self.graphs.is_some() && self.queues_reads
     }
 
-    /// Starts to compute one token of each sequence, and to choose the tokens that follow.
+    /// Starts to compute one token of each row, and to choose the tokens that follow. Rows are at most as many as sequences run, or
+    /// [`MAX_LOGIT_ROWS`](crate::MAX_LOGIT_ROWS).
     ///
     /// # Panics
     /// When a row's token is [`DecodeToken::ChosenIn`] and the runner has no graphs.

@@ -33,6 +33,7 @@ pub mod model;
 pub mod quantize;
 mod random;
 pub mod rotary;
+mod row_boundaries;
 pub mod sampling;
 pub mod save;
 mod special_tokens;

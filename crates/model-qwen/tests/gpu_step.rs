@@ -54,6 +54,7 @@ fn tokens_by_the_int8_copy_of_lm_head_are_those_of_all_logits() {
         let found = [Some(Draw::default()), None].map(|draw| {
             FIRST.map(|first| {
                 let rows = tables.iter().zip(first..).map(|(table, id)| DecodeRow {
+                    follows: false,
                     token: DecodeToken::Id(id),
                     position: 0,
                     slot: None,

@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod command_line;
 mod file;
+mod speculative;
 pub mod units;
 mod vllm_flags;
 
@@ -24,6 +25,7 @@ use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use speculative::{NgramConfig, Speculation};
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
@@ -81,6 +83,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// Seed for requests without one.
     pub seed: Option<u64>,
+    /// Whether tokens are guessed and checked several at once.
+    pub speculation: Speculation,
 }
 
 /// Where to listen.
@@ -302,6 +306,7 @@ impl Config {
             max_num_queued_reqs: args.max_num_queued_reqs,
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             seed: args.seed,
+            speculation: args.speculative_config,
         };
         config.check()?;
         Ok(config)
@@ -339,6 +344,7 @@ impl Default for Config {
             max_num_queued_reqs: 1024,
             shutdown_timeout: Duration::from_secs(30),
             seed: None,
+            speculation: Speculation::Auto,
         }
     }
 }

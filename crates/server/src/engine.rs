@@ -14,9 +14,11 @@ mod publish;
 pub mod receiver;
 mod recovery;
 pub mod request;
+mod speculation;
 mod start;
 pub mod stats;
 mod submit;
+mod verify;
 mod worker;
 
 pub use error::{AdapterError, SequenceError, SubmitError};
@@ -26,4 +28,4 @@ pub use model_info::ModelInfo;
 pub use receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission};
 pub use request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
 pub use start::{Engine, StartError};
-pub use stats::{AdapterInfo, EngineLimits, EngineStats};
+pub use stats::{AdapterInfo, EngineLimits, EngineStats, SpeculationStats};

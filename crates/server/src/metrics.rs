@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::engine::EngineStats;
+use crate::engine::{EngineStats, SpeculationStats};
 
 const SECONDS: [f64; 18] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -111,6 +111,9 @@ pub fn render(
     let labels = format!("model_name=\"{}\"", escaped(model));
     let mut out = String::new();
     gauges_and_counters(&mut out, stats, &labels, format);
+    if let Some(speculation) = &stats.speculation {
+        speculation_counters(&mut out, speculation, &labels, format);
+    }
 
     let labels_of_cache = format!(
         "{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"",
@@ -255,6 +258,40 @@ fn gauges_and_counters(out: &mut String, stats: &EngineStats, labels: &str, form
         header(out, family, help, kind);
         line(out, &name, labels, value);
     }
+}
+
+/// What has come of drafts, only with speculative decoding.
+fn speculation_counters(out: &mut String, stats: &SpeculationStats, labels: &str, format: Format) {
+    let mut counter = |name: &str, help: &str, samples: Vec<(String, u64)>| {
+        let family = match format {
+            Format::Prometheus => format!("vllm:{name}_total"),
+            Format::OpenMetrics => format!("vllm:{name}"),
+        };
+        header(out, &family, help, "counter");
+        for (labels, value) in samples {
+            line(out, &format!("vllm:{name}_total"), &labels, value as f64);
+        }
+    };
+    let one = |value: u64| vec![(labels.to_owned(), value)];
+    let positions = (0..).zip(&stats.accepted_per_position);
+    let positions =
+        positions.map(|(position, count)| (format!("{labels},position=\"{position}\""), *count));
+    counter("spec_decode_num_drafts", "Drafts", one(stats.num_drafts));
+    counter(
+        "spec_decode_num_draft_tokens",
+        "Tokens of drafts",
+        one(stats.num_draft_tokens),
+    );
+    counter(
+        "spec_decode_num_accepted_tokens",
+        "Tokens of drafts that were right",
+        one(stats.num_accepted_tokens),
+    );
+    counter(
+        "spec_decode_num_accepted_tokens_per_pos",
+        "Tokens of drafts that were right, by their place in the draft",
+        positions.collect(),
+    );
 }
 
 fn header(out: &mut String, name: &str, help: &str, kind: &str) {

@@ -266,3 +266,34 @@ async fn greedy_text_equals_that_of_the_cpu() {
         );
     }
 }
+
+/// Guessed tokens are rows of the same sequence, in a recorded step and operation by operation; greedy and drawn by the device.
+#[tokio::test]
+async fn drafts_change_no_token() {
+    let _turn = DEVICE.lock().await;
+    let on = "{\"method\": \"ngram\", \"num_speculative_tokens\": 4, \"prompt_lookup_max\": 3, \"prompt_lookup_min\": 1}";
+    let drafts = ["--speculative-config", on];
+    let cpu = start("cpu", &["--speculative-config", "off"]);
+    let graphs = start(gpu(), &drafts);
+    let eager = start(gpu(), &[&drafts[..], &["--enforce-eager"]].concat());
+    let mut requests: Vec<GenerateRequest> = (0..4).map(request).collect();
+    for (i, request) in requests.iter_mut().enumerate() {
+        // A prompt that repeats itself, and an answer that does so in the end.
+        request.prompt = request.prompt.repeat(3);
+        request.max_tokens = 60;
+        if i == 3 {
+            request.sampling.temperature = 0.3;
+            request.sampling.seed = Some(3);
+        }
+    }
+    let expected = tokens(&cpu, requests.clone()).await;
+    for engine in [&graphs, &eager] {
+        assert_eq!(tokens(engine, requests.clone()).await, expected, "together");
+        for (request, expected) in requests.iter().zip(&expected) {
+            let alone = tokens(engine, vec![request.clone()]).await;
+            assert_eq!(&alone[0], expected, "alone");
+        }
+        let stats = engine.stats().speculation.expect("drafts");
+        assert!(stats.num_accepted_tokens > 20, "{stats:?}");
+    }
+}

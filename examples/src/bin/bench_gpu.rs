@@ -196,6 +196,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
             })
             .collect();
         let rows = |table| DecodeRow {
+            follows: false,
             token: DecodeToken::Id(5),
             position: context - 1,
             slot: None,

@@ -6,10 +6,11 @@ use super::tree::{Tree, in_src};
 
 const SRC: &str = "crates/kv-paging/src/";
 /// Modules of kv-paging that hold no tensor and see no device.
-const BOOKKEEPING: [&str; 6] = [
+const BOOKKEEPING: [&str; 7] = [
     "batch_layout",
     "block_pool",
     "block_table",
+    "prompt_lookup",
     "scheduler",
     "stats",
     "step_layout",

@@ -147,23 +147,33 @@ impl Gpu {
         step: RecordedStep<'_>,
         dtype: DType,
     ) -> Tensor<3> {
+        let [keys, values] = step.caches;
+        let [slots, ..] = keys.dims();
+        let [keys, values] = [keys, values].map(|cache| cache.clone().into_dispatch());
+        let indices = step.indices.clone().into_dispatch();
+        let context = |keys, values, indices| Context {
+            keys,
+            values,
+            indices,
+            block_size: step.block_size,
+            // A recording serves contexts of any length.
+            max_len: slots,
+            tiles: cube::Tiles::default(),
+        };
+        if step.writes_first {
+            let (q, k) = self.apply_rope(q, k, rotary);
+            let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
+            let (keys, values) = Dispatch::device_kv_write(keys, values, k, v, indices.clone());
+            let context = context(keys, values, indices);
+            return Tensor::from_dispatch(Dispatch::device_paged_attention(q, context, dtype)); // [rows, heads, head_dim]
+        }
         let new = NewTokens {
             keys: k.into_dispatch(),
             values: v.into_dispatch(),
             cos: rotary.cos.clone().into_dispatch(),
             sin: rotary.sin.clone().into_dispatch(),
         };
-        let [keys, values] = step.caches;
-        let [slots, ..] = keys.dims();
-        let context = Context {
-            keys: keys.clone().into_dispatch(),
-            values: values.clone().into_dispatch(),
-            indices: step.indices.clone().into_dispatch(),
-            block_size: step.block_size,
-            // A recording serves contexts of any length.
-            max_len: slots,
-            tiles: cube::Tiles::default(),
-        };
+        let context = context(keys, values, indices);
         let q = q.into_dispatch();
         Tensor::from_dispatch(Dispatch::device_step_attention(q, new, context, dtype)) // [rows, heads, head_dim]
     }

@@ -17,6 +17,8 @@ pub(crate) struct RecordedStep<'a> {
     pub(crate) indices: &'a Tensor<1, Int>,
     /// Tokens per block.
     pub(crate) block_size: usize,
+    /// Whether all keys and values are written before any is read, since rows may see those of other rows.
+    pub(crate) writes_first: bool,
 }
 
 /// Whether a device has kernels for recorded steps, for heads of this length.
@@ -40,7 +42,7 @@ pub(crate) fn step_attention(
     step: RecordedStep<'_>,
     dtype: DType,
 ) -> Tensor<3> {
-    let _span = trace_span!("step_attention").entered();
+    let _span = trace_span!("step_attention", writes_first = step.writes_first).entered();
     let ([q, k, v], [keys, values]) = (&qkv, step.caches);
     let ([rows, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), [rows, kv_heads, head_dim], "keys");

@@ -53,6 +53,8 @@ pub(crate) struct Sequence {
     num_computed: usize,
     /// Tokens of the step in flight, which become computed with its commit.
     num_scheduled: usize,
+    /// Guessed tokens that the step in flight computes after those.
+    draft: Vec<u32>,
     /// Leading blocks that are in the prefix cache, and the prefix the last of them ends.
     num_registered: usize,
     registered: Option<PrefixId>,
@@ -78,6 +80,7 @@ impl Sequence {
             block_table: BlockTable::default(),
             num_computed: 0,
             num_scheduled: 0,
+            draft: Vec::new(),
             num_registered: 0,
             registered: None,
             num_cached: None,
@@ -144,12 +147,33 @@ impl Sequence {
         Chunk {
             id: self.id,
             tokens: self.tokens[start..end].to_vec(),
+            draft: Vec::new(),
             start,
             block_table: self.block_table.as_slice().to_vec(),
             samples,
             reaches_max_len: samples && end + 1 >= self.max_len,
             num_cached: self.num_cached.unwrap_or(0),
         }
+    }
+
+    /// Adds a draft to its chunk of the step, as far as there is room for it; how many tokens that are.
+    pub(crate) fn add_draft(
+        &mut self,
+        chunk: &mut Chunk,
+        draft: &[u32],
+        pool: &mut BlockPool,
+    ) -> usize {
+        // Each token of the draft gives a further one.
+        let mut len = draft.len().min(self.max_len - self.tokens.len() - 1);
+        if !self.grow(self.num_scheduled + len, pool) {
+            let room = self.block_table.as_slice().len() * self.block_size;
+            len = room - self.num_computed - self.num_scheduled;
+        }
+        self.draft = draft[..len].to_vec();
+        chunk.draft.clone_from(&self.draft);
+        chunk.block_table = self.block_table.as_slice().to_vec();
+        chunk.reaches_max_len = self.tokens.len() + len + 1 >= self.max_len;
+        len
     }
 
     /// Makes room for one more token than is scheduled; all blocks then.
@@ -161,25 +185,28 @@ impl Sequence {
     /// Forgets a step that was scheduled but never committed.
     pub(crate) fn unschedule(&mut self) {
         self.num_scheduled = 0;
+        self.draft.clear();
     }
 
-    /// Takes note that the step in flight has been computed, and of the token sampled from it. Returns whether the
+    /// Takes note that the step in flight has been computed, and of the tokens sampled from it. Returns whether the
     /// sequence is finished.
-    pub(crate) fn commit(&mut self, sampled: Option<&Sampled>, pool: &mut BlockPool) -> bool {
+    pub(crate) fn commit(&mut self, sampled: &[&Sampled], pool: &mut BlockPool) -> bool {
         self.num_computed += std::mem::take(&mut self.num_scheduled);
-        let is_due = self.num_computed == self.tokens.len();
-        let finished = match sampled {
-            Some(sampled) if is_due => {
+        let draft = std::mem::take(&mut self.draft);
+        let mut finished = false;
+        if self.num_computed == self.tokens.len() {
+            // Until a token is sampled, the last one counts as not computed.
+            self.num_computed -= 1;
+            let before = std::iter::once(None).chain(draft.into_iter().map(Some));
+            for (sampled, guessed) in sampled.iter().zip(before) {
+                if finished || guessed.is_some_and(|guessed| self.tokens.last() != Some(&guessed)) {
+                    break;
+                }
+                self.num_computed += 1;
                 self.tokens.push(sampled.token);
-                sampled.finished || self.tokens.len() >= self.max_len
+                finished = sampled.finished || self.tokens.len() >= self.max_len;
             }
-            None if is_due => {
-                // Nothing was sampled, so the last token is computed once more.
-                self.num_computed -= 1;
-                false
-            }
-            _ => false,
-        };
+        }
         self.register_full_blocks(pool);
         finished
     }
@@ -204,7 +231,7 @@ impl Sequence {
     pub(crate) fn release(&mut self, pool: &mut BlockPool) {
         self.block_table.release(pool);
         self.num_computed = 0;
-        self.num_scheduled = 0;
+        self.unschedule();
         self.num_registered = 0;
         self.registered = None;
     }
@@ -229,9 +256,12 @@ impl Sequence {
             !blocks.is_empty(),
             "sequence {id}: running and holding blocks"
         );
-        let num_after_step = self.num_computed + self.num_scheduled;
+        let num_scheduled = self.num_computed + self.num_scheduled;
+        let num_after_step = num_scheduled + self.draft.len();
         assert!(
-            self.num_computed < self.tokens.len() && num_after_step <= self.tokens.len(),
+            self.num_computed < self.tokens.len()
+                && num_scheduled <= self.tokens.len()
+                && num_after_step < self.max_len,
             "{self:?}"
         );
         assert!(

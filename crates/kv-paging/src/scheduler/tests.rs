@@ -419,3 +419,68 @@ fn room_for_a_token_more_is_that_of_the_next_step() {
     assert_eq!(tables, reserved);
     assert!(next.preempted.is_empty());
 }
+
+/// A draft is cut to the token budget, to free blocks and to the tokens that may still come, and takes nothing from others.
+#[test]
+fn drafts_take_what_is_left() {
+    let mut scheduler = scheduler(SchedulerConfig {
+        num_blocks: 5,
+        max_num_batched_tokens: 8,
+        max_model_len: 12,
+        ..config()
+    });
+    scheduler.add(sequence(1, 0, 3)).unwrap();
+    scheduler.add(sequence(2, 100, 5)).unwrap();
+    let mut first = scheduler.schedule();
+    assert_eq!(shape(&first), [(1, 0, 3), (2, 0, 5)]);
+    assert_eq!(scheduler.add_draft(&mut first, 1, &[7]), 0, "a prompt");
+    commit(&mut scheduler, &first);
+
+    // Three of five blocks are taken. The first draft gets a block, the second is cut to the token budget.
+    let mut second = scheduler.schedule();
+    assert_eq!(scheduler.add_draft(&mut second, 0, &[7, 8, 7, 7]), 4);
+    assert_eq!(second.chunks[0].block_table.len(), 2);
+    assert_eq!(scheduler.add_draft(&mut second, 1, &[7, 7, 7, 7]), 2);
+    assert_eq!(second.num_tokens(), 8);
+    scheduler.check_invariants();
+    let token = |id, token| Sampled {
+        id,
+        token,
+        finished: false,
+    };
+    // What follows a wrong token is ignored; so is the rest of the draft.
+    let tokens = [
+        token(1, 7),
+        token(2, 7),
+        token(2, 7),
+        token(2, 7),
+        token(1, 9),
+        token(1, 5),
+    ];
+    scheduler.commit(&tokens);
+    scheduler.check_invariants();
+    let mut third = scheduler.schedule();
+    assert_eq!(shape(&third), [(1, 5, 1), (2, 8, 1)]);
+    assert_eq!(third.chunks[0].tokens, [9]);
+    // No block is left: the second sequence's own has room for three tokens more.
+    assert_eq!(scheduler.stats().num_free_blocks, 0);
+    assert_eq!(
+        scheduler.add_draft(&mut third, 1, &[1, 2, 3, 4]),
+        2,
+        "12 tokens are all"
+    );
+    assert!(third.chunks[1].reaches_max_len && !third.chunks[0].reaches_max_len);
+    assert_eq!(
+        scheduler.add_draft(&mut third, 0, &[1, 2, 3]),
+        2,
+        "8 tokens fit"
+    );
+    // A step that failed leaves no draft behind.
+    assert!(
+        scheduler
+            .schedule()
+            .chunks
+            .iter()
+            .all(|chunk| chunk.draft.is_empty())
+    );
+}

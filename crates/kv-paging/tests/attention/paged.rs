@@ -101,6 +101,76 @@ fn a_chunked_prefill_equals_one_shot() {
     }
 }
 
+/// Neighbours in one sequence share tiles, and other sequences run beside them: each decode has the bits that it has alone.
+#[test]
+fn a_decode_has_the_bits_that_it_has_alone() {
+    for ([heads, kv_heads, head_dim], dtype) in [
+        ([14, 2, 64], DType::F32),
+        ([14, 2, 64], DType::BF16),
+        ([16, 1, 32], DType::F32),
+        ([4, 4, 24], DType::F32),
+    ] {
+        let (mut rng, device, block_size) = (Rng(5), Device::flex(), 16);
+        let shape = KvShape {
+            num_layers: 1,
+            num_kv_heads: kv_heads,
+            head_dim,
+            block_size,
+            num_blocks: 100,
+            dtype,
+        };
+        let mut cache = PagedKvCache::new(&shape, &device);
+        let blocks = rng.shuffled(100);
+        let (table, other) = blocks.split_at(70);
+        let mut attend = |tokens: &[(usize, &[u32])], [q, k, v]: [&[f32]; 3]| {
+            let chunk = |&(context_len, block_table)| SequenceChunk {
+                query_len: 1,
+                context_len,
+                block_table,
+            };
+            let chunks: Vec<SequenceChunk<'_>> = tokens.iter().map(chunk).collect();
+            let batch = AttentionBatch::new(&chunks, block_size);
+            let mut attention = PagedAttention::new(&mut cache, &batch);
+            let num = tokens.len();
+            let rotary = unrotated(num, head_dim, &device);
+            let q = tensor(q, [num, heads, head_dim], &device);
+            let [k, v] = [k, v].map(|x| tensor(x, [num, kv_heads, head_dim], &device));
+            values(attention.attend(0, q, k, v, &rotary, DType::F32))
+        };
+        let mut random = |num: usize| {
+            let [q, k, v] = [heads, kv_heads, kv_heads].map(|of| rng.values(num * of * head_dim));
+            (q, k, v)
+        };
+        // Fill the cache, 60 neighbours at a time.
+        for (table, len) in [(table, 1100), (other, 420)] {
+            for first in (1..=len).step_by(60) {
+                let tokens: Vec<(usize, &[u32])> =
+                    (first..=len.min(first + 59)).map(|n| (n, table)).collect();
+                let (q, k, v) = random(tokens.len());
+                attend(&tokens, [&q, &k, &v]);
+            }
+        }
+        for first in [1, 15, 60, 125, 250, 300, 380, 509, 700, 767, 1020] {
+            let mut tokens: Vec<(usize, &[u32])> = (first..first + 7).map(|n| (n, table)).collect();
+            tokens.insert(0, (400, other));
+            tokens.push((401, other));
+            let (q, k, v) = random(tokens.len());
+            let together = attend(&tokens, [&q, &k, &v]);
+            for (i, &token) in tokens.iter().enumerate() {
+                let part = |x: &[f32]| {
+                    let row = x.len() / tokens.len();
+                    x[i * row..(i + 1) * row].to_vec()
+                };
+                let alone = attend(&[token], [&part(&q), &part(&k), &part(&v)]);
+                assert!(
+                    alone == part(&together),
+                    "{heads} heads, {kv_heads} of keys, {dtype:?}, from {first}, row {i}"
+                );
+            }
+        }
+    }
+}
+
 fn pointers(cache: &PagedKvCache) -> Vec<*const u8> {
     let pointer = |tensor: Tensor<3>| {
         let primitive = tensor

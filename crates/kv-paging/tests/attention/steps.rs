@@ -108,3 +108,75 @@ fn steps_equal_attention_over_what_they_wrote() {
         }
     }
 }
+
+/// Rows that follow each other in one sequence see the keys that the rows before them write in the same step.
+#[test]
+fn rows_of_one_sequence_see_each_other() {
+    let gpu = devices().last().expect("a device");
+    let mut rng = Rng(12);
+    for (dims, dtype) in [
+        ([12, 2, 128], DType::BF16),
+        ([14, 2, 64], DType::F32),
+        ([3, 1, 24], DType::F32),
+    ] {
+        let [heads, kv_heads, head_dim] = dims;
+        if !gpu.supports_dtype(dtype) || !DecodeStep::is_supported(&gpu, head_dim) {
+            continue;
+        }
+        let block_size = 16;
+        let shape = KvShape {
+            num_layers: 1,
+            num_kv_heads: kv_heads,
+            head_dim,
+            block_size,
+            num_blocks: 20,
+            dtype,
+        };
+        let cache = PagedKvCache::new(&shape, &gpu);
+        let blocks = rng.shuffled(20);
+        // Two sequences that begin in this step, and a row without one.
+        let (first, second) = blocks.split_at(10);
+        let positions = |len: usize, table| (0..len).map(move |position| (position, table));
+        let rows: Vec<(usize, &[u32])> =
+            positions(20, first).chain(positions(37, second)).collect();
+        let num_rows = rows.len() + 1;
+        let step = DecodeStep::new(num_rows, 10, block_size, &gpu);
+        let mut attention = RecordedAttention::new(step.clone(), &cache).of_neighbours();
+        let uploaded: Vec<StepRow<'_>> = (rows.iter())
+            .map(|&(position, block_table)| StepRow {
+                token: DecodeToken::Id(0),
+                slot: None,
+                position,
+                block_table,
+                choice: [-1; CHOICE_WORDS],
+            })
+            .collect();
+        step.upload(&uploaded);
+        let values_of = |rng: &mut Rng, heads: usize| rng.values(num_rows * heads * head_dim);
+        let [q, k, v] = [heads, kv_heads, kv_heads].map(|heads| values_of(&mut rng, heads));
+        let on_gpu = |values: &[f32], heads| tensor(values, [num_rows, heads, head_dim], &gpu);
+        let rotary = unrotated(num_rows, head_dim, &gpu);
+        let new = [
+            on_gpu(&q, heads),
+            on_gpu(&k, kv_heads),
+            on_gpu(&v, kv_heads),
+        ];
+        let [q_gpu, k_gpu, v_gpu] = new;
+        let out = values(attention.attend(0, q_gpu, k_gpu, v_gpu, &rotary, DType::F32));
+        let tolerance = if dtype == DType::BF16 { 2e-2 } else { 1e-4 };
+        for range in [0..20, 20..57] {
+            let part = |values: &[f32], heads: usize| {
+                let row = heads * head_dim;
+                values[range.start * row..range.end * row].to_vec()
+            };
+            let expected = reference(
+                dims,
+                &part(&q, heads),
+                &part(&k, kv_heads),
+                &part(&v, kv_heads),
+            );
+            let what = format!("{dims:?} {dtype:?} {range:?}");
+            assert_close(&part(&out, heads), &expected, tolerance, &what);
+        }
+    }
+}

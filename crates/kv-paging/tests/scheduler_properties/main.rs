@@ -5,6 +5,8 @@
 //! values depend on everything before them. Each step first writes all chunks and then reads every position of every
 //! chunk's sequence back through its block table: each must hold the digest of that very sequence. The sampled token
 //! is a function of the last digest, so outputs can be compared with what each sequence would have produced alone.
+//!
+//! Steps may have drafts, right and wrong ones: their digests are written too, and must never be read as anybody's.
 
 mod traffic;
 
@@ -98,6 +100,10 @@ struct Engine {
     versions: [u64; NUM_KEYS],
     next_id: SequenceId,
     num_emitted: usize,
+    /// Tokens of drafts that were right.
+    num_accepted: usize,
+    /// Tokens of a draft at most.
+    max_draft: usize,
 }
 
 impl Engine {
@@ -111,6 +117,8 @@ impl Engine {
             versions: [0; NUM_KEYS],
             next_id: 0,
             num_emitted: 0,
+            num_accepted: 0,
+            max_draft: 0,
         }
     }
 
@@ -178,9 +186,35 @@ impl Engine {
         self.scheduler.check_invariants();
     }
 
+    /// The tokens that come next, and from some place on others.
+    fn draft(&self, chunk: &Chunk) -> Vec<u32> {
+        let Some(live) = self.live.get(&chunk.id) else {
+            return Vec::new();
+        };
+        let mut last = *live.digests().last().expect("a prompt");
+        let random = mix(last ^ 0x5eed) as usize;
+        let (len, num_right) = (random % (self.max_draft + 1), random / 64 % 8);
+        let tokens = (0..len).map(|i| {
+            let next = next_token(last);
+            let token = if i < num_right { next } else { next + 1 };
+            last = digest(live.root, Some(last), token);
+            token
+        });
+        tokens.collect()
+    }
+
     fn schedule(&mut self) -> Step {
         let had_work = self.scheduler.has_work();
-        let step = self.scheduler.schedule();
+        let mut step = self.scheduler.schedule();
+        let free = self.scheduler.stats().num_free_blocks;
+        for index in 0..step.chunks.len() {
+            let draft = self.draft(&step.chunks[index]);
+            let num = self.scheduler.add_draft(&mut step, index, &draft);
+            let chunk = &step.chunks[index];
+            assert_eq!(chunk.draft, draft[..num], "the beginning of the draft");
+            assert!(num == 0 || chunk.decodes());
+        }
+        assert!(self.max_draft > 0 || self.scheduler.stats().num_free_blocks == free);
         self.scheduler.check_invariants();
         assert_eq!(
             had_work,
@@ -218,7 +252,8 @@ impl Engine {
             let mut before = chunk.start.checked_sub(1).map(|position| {
                 self.slots[self.slot(chunk, position)].expect("reads a slot nobody has written")
             });
-            for (position, &token) in (chunk.start..).zip(&chunk.tokens) {
+            let tokens = chunk.tokens.iter().chain(&chunk.draft);
+            for (position, &token) in (chunk.start..).zip(tokens) {
                 let slot = self.slot(chunk, position);
                 self.slots[slot] = Some(*before.insert(digest(roots[&chunk.id], before, token)));
             }
@@ -252,10 +287,9 @@ impl Engine {
                 assert_eq!(live.token(position), Some(token));
             }
             assert_eq!(chunk.samples, end == digests.len());
-            assert_eq!(
-                chunk.reaches_max_len,
-                chunk.samples && end + 1 == live.max_len
-            );
+            let last = end + chunk.draft.len() + 1;
+            assert!(last <= live.max_len);
+            assert_eq!(chunk.reaches_max_len, chunk.samples && last == live.max_len);
         }
     }
 
@@ -263,15 +297,23 @@ impl Engine {
     fn commit(&mut self, step: &Step) {
         let mut sampled = Vec::new();
         for chunk in step.chunks.iter().filter(|chunk| chunk.samples) {
-            let last = self.slots[self.slot(chunk, chunk.start + chunk.tokens.len() - 1)]
-                .expect("computed");
-            let token = next_token(last);
-            let finished = token == EOS || chunk.reaches_max_len;
-            sampled.push(Sampled {
-                id: chunk.id,
-                token,
-                finished,
-            });
+            let first = chunk.start + chunk.tokens.len() - 1;
+            for i in 0..=chunk.draft.len() {
+                let last = self.slots[self.slot(chunk, first + i)].expect("computed");
+                let token = next_token(last);
+                let is_last = chunk.reaches_max_len && i == chunk.draft.len();
+                let finished = token == EOS || is_last;
+                let id = chunk.id;
+                sampled.push(Sampled {
+                    id,
+                    token,
+                    finished,
+                });
+                if finished || chunk.draft.get(i) != Some(&token) {
+                    break;
+                }
+                self.num_accepted += 1;
+            }
         }
         self.scheduler.commit(&sampled);
         self.scheduler.check_invariants();

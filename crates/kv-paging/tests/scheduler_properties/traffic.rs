@@ -152,8 +152,10 @@ proptest! {
     fn every_sequence_reads_only_its_own_keys_and_finishes(
         config in config(),
         ops in prop::collection::vec(op(), 1..80),
+        max_draft in prop_oneof![Just(0), 1..6usize],
     ) {
         let mut engine = Engine::new(config);
+        engine.max_draft = max_draft;
         run(&mut engine, ops);
         engine.drain();
     }
@@ -168,15 +170,22 @@ fn random_traffic_hits_prefixes_and_preempts() {
     let mut runner = TestRunner::deterministic();
     let strategy = (config(), prop::collection::vec(op(), 40..80));
     let (mut num_hits, mut num_preemptions, mut num_emitted) = (0, 0, 0);
-    for _ in 0..200 {
+    let mut num_accepted = 0;
+    for case in 0..200 {
         let (config, ops) = strategy.new_tree(&mut runner).unwrap().current();
         let mut engine = Engine::new(config);
+        engine.max_draft = case % 4;
         run(&mut engine, ops);
         engine.drain();
         num_hits += engine.scheduler.stats().prefix_hits;
         num_preemptions += engine.scheduler.stats().num_preemptions;
         num_emitted += engine.num_emitted;
+        num_accepted += engine.num_accepted;
     }
+    assert!(
+        num_accepted > 400,
+        "{num_accepted} tokens of drafts were right"
+    );
     assert!(num_hits > 1000, "{num_hits} tokens hit");
     assert!(num_preemptions > 60, "{num_preemptions} preemptions");
     assert!(num_emitted > 4000, "{num_emitted} tokens emitted");
@@ -227,6 +236,7 @@ fn many_sequences_stay_consistent() {
         max_model_len: 256,
         enable_prefix_caching: true,
     });
+    engine.max_draft = 5;
     for n in 0..400 {
         let prompt = (0..20 + n % 60)
             .map(|position| shared_token(n as u32 % 3, position))

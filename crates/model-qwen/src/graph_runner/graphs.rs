@@ -9,6 +9,7 @@ use kv_paging::{DecodeStep, PagedKvCache, RecordedAttention, SchedulerConfig};
 use lora_4bit::{AdapterSelection, StackedRows, Weight};
 
 use super::{DecodeRow, Pending};
+use crate::choose::MAX_LOGIT_ROWS;
 use crate::kernels::choice::{argmax_into, draw_step, read_ids};
 use crate::kernels::device_begin;
 use crate::kernels::graph::CapturedStep;
@@ -32,6 +33,8 @@ struct Kind {
     num_rows: usize,
     /// Whether rows have [stacked](QwenModel::stack_adapters) adapters.
     has_adapters: bool,
+    /// Whether rows follow each other in one sequence.
+    has_neighbours: bool,
     /// How the next tokens are chosen.
     how: How,
 }
@@ -70,7 +73,10 @@ impl Graphs {
         (supported && is_there).then(|| Self {
             graphs: BTreeMap::new(),
             max_blocks: config.max_model_len.div_ceil(config.block_size),
-            chosen: Tensor::zeros([bucket(config.max_num_seqs)], (&model.device(), DType::I32)),
+            chosen: Tensor::zeros(
+                [bucket(config.max_num_seqs.max(MAX_LOGIT_ROWS))],
+                (&model.device(), DType::I32),
+            ),
         })
     }
 
@@ -140,7 +146,11 @@ fn capture(
     kind: Kind,
 ) -> CapturedStep<Output> {
     let (model, step, chosen) = (model.clone(), step.clone(), chosen.clone());
-    let mut kv = RecordedAttention::new(step.clone(), cache);
+    let kv = RecordedAttention::new(step.clone(), cache);
+    let mut kv = match kind.has_neighbours {
+        true => kv.of_neighbours(),
+        false => kv,
+    };
     let device = model.device();
     let inv_freq = model.frequencies.inv_freq();
     let inv_freq = Tensor::<1>::from_data(inv_freq, (&device, DType::F32)); // [head_dim / 2]
@@ -209,6 +219,7 @@ fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     Kind {
         num_rows,
         has_adapters: rows.iter().any(|row| row.slot.is_some()),
+        has_neighbours: rows.iter().any(|row| row.follows),
         how,
     }
 }

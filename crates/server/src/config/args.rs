@@ -8,6 +8,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 
 use super::api::MAX_LOGPROBS;
+use super::speculative::{Speculation, speculation};
 use super::{LoraModule, MaxModelLen, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
@@ -185,6 +186,12 @@ pub struct Args {
     /// Seed for requests that bring none [default: random]
     #[arg(long)]
     pub seed: Option<u64>,
+
+    /// Speculative decoding by prompt lookup: guess that the text goes on as it did after the same words before, and check
+    /// several tokens in one step. JSON as vLLM's: `'{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4,
+    /// "prompt_lookup_min": 2}'`; off = never; auto = with these numbers on a CPU, off on a GPU
+    #[arg(long, value_name = "JSON|auto|off", default_value = "auto", value_parser = speculation)]
+    pub speculative_config: Speculation,
 
     /// Launch every kernel by itself instead of replaying CUDA graphs; for finding errors. A CPU has none
     #[arg(long)]

@@ -166,6 +166,10 @@ fn bad_values_name_their_flag() {
             vec!["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "2"],
             "--max-cpu-loras",
         ),
+        (
+            vec!["--speculative-config", r#"{"method": "eagle"}"#],
+            "--speculative-config",
+        ),
         (vec!["--allowed-origins", "[1]"], "--allowed-origins"),
         (vec!["--allowed-methods", "G T"], "--allowed-methods"),
         (
@@ -209,6 +213,13 @@ fn flags_win_over_the_file() {
     assert_eq!(file.memory.gpu_memory_utilization, Some(0.5));
     assert_eq!(file.lora.unwrap().modules.len(), 2);
     assert!(!file.enable_prefix_caching);
+    let table = "speculative-config = { method = 'ngram', num_speculative_tokens = 5, prompt_lookup_max = 4, prompt_lookup_min = 2 }";
+    assert_eq!(
+        with_file(table, &[]).unwrap().speculation,
+        Speculation::Ngram(NgramConfig::default())
+    );
+    let off = with_file(table, &["--speculative-config", "off"]).unwrap();
+    assert_eq!(off.speculation, Speculation::Off);
 
     let flags = [
         "mine",

@@ -39,8 +39,9 @@ pub static VLLM_FLAGS: LazyLock<Vec<VllmFlag>> = LazyLock::new(|| {
 });
 
 /// vLLM's short names.
-const SHORT: [(&str, &str); 14] = [
+const SHORT: [(&str, &str); 15] = [
     ("-q", "--quantization"),
+    ("-sc", "--speculative-config"),
     ("-tp", "--tensor-parallel-size"),
     ("-pp", "--pipeline-parallel-size"),
     ("-dp", "--data-parallel-size"),
@@ -235,6 +236,7 @@ mod tests {
                 "server --quantization nf4",
             ),
             ("server --seed -1 --unknown", "server --seed -1 --unknown"),
+            ("server -sc off", "server --speculative-config off"),
         ] {
             let rest: Vec<String> = rest.split(' ').map(str::to_owned).collect();
             assert_eq!(taken(given), Ok(rest), "{given}");
@@ -249,8 +251,8 @@ mod tests {
                 "--tensor-parallel-size: expected 1, found 2: a server has one device",
             ),
             (
-                "server --speculative-config {}",
-                "--speculative-config: this server does not have it",
+                "server --speculative-model m",
+                "--speculative-model: this server does not have it",
             ),
             (
                 "server --no-enable-chunked-prefill",

@@ -9,6 +9,7 @@ use model_qwen::{ChoiceRow, Draw, SampledToken, Sampler, Want};
 use super::adapters::AdapterUse;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
+use super::speculation::Drafter;
 
 /// What the engine remembers of a sequence besides its blocks.
 pub(super) struct ActiveSequence {
@@ -19,6 +20,12 @@ pub(super) struct ActiveSequence {
     pub(super) sampler: Sampler,
     pub(super) adapter: Option<AdapterUse>,
     pub(super) num_generated: usize,
+    /// Guesses its next tokens, from its first one on; `None` without speculative decoding.
+    pub(super) drafter: Option<Drafter>,
+    /// Its sampler after each token of its draft.
+    pub(super) samplers: Vec<Sampler>,
+    /// Whether its next steps may have drafts, so that none is launched before its tokens are known.
+    pub(super) holds_back: bool,
     /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
@@ -41,13 +48,7 @@ impl ActiveSequence {
             },
         }));
         if chunk.samples {
-            rows.push(ChoiceRow {
-                row: first_row + chunk.tokens.len() - 1,
-                want: Want::Token {
-                    sampler: &mut self.sampler,
-                    banned: banned(&self.request, self.num_generated),
-                },
-            });
+            self.add_token_rows(chunk, first_row, rows);
         }
     }
 
@@ -68,13 +69,17 @@ impl ActiveSequence {
         goes_on.then(|| self.draw(1)).flatten()
     }
 
-    /// Sends the sequence's next token, and before the first one the log-probabilities of the prompt.
-    pub(super) fn send(&mut self, chunk: &Chunk, token: SampledToken) -> Sampled {
+    /// Sends the sequence's next token, and before the first one the log-probabilities of the prompt. `is_last` says whether there
+    /// is no room for a further one.
+    pub(super) fn send(&mut self, chunk: &Chunk, token: SampledToken, is_last: bool) -> Sampled {
         if let Some(scores) = self.prompt_logprobs.take() {
             self.sink.send(EngineOutput::PromptLogprobs(scores));
         }
         let id = token.id;
         self.num_generated += 1;
+        if let Some(drafter) = &mut self.drafter {
+            drafter.observe(id);
+        }
         let delivered = self.sink.send(EngineOutput::Token {
             id,
             logprobs: token.logprobs.map(|logprobs| token_logprobs(id, logprobs)),
@@ -82,7 +87,7 @@ impl ActiveSequence {
         });
         let finished = self.request.stop_token_ids.contains(&id)
             || self.num_generated >= self.request.max_tokens
-            || chunk.reaches_max_len
+            || is_last
             || !delivered;
         Sampled {
             id: chunk.id,
@@ -119,7 +124,7 @@ fn token_logprobs(id: u32, logprobs: Logprobs) -> TokenLogprobs {
 }
 
 /// Tokens that may not come yet.
-fn banned(request: &GenerateRequest, num_generated: usize) -> &[u32] {
+pub(super) fn banned(request: &GenerateRequest, num_generated: usize) -> &[u32] {
     match num_generated < request.min_tokens {
         true => &request.stop_token_ids,
         false => &[],

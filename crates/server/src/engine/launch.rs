@@ -21,34 +21,38 @@ pub(super) struct Launched<'a> {
 impl Worker {
     /// Starts to compute the chunks of a step.
     pub(super) fn launch<'a>(&mut self, chunks: Vec<&'a Chunk>) -> Launched<'a> {
-        let decodes = |chunk: &&Chunk| chunk.samples && chunk.tokens.len() == 1;
-        match chunks.iter().all(decodes) {
+        match chunks.iter().all(|chunk| chunk.decodes()) {
             true => self.decode(chunks),
             false => self.forward(chunks),
         }
     }
 
-    /// Starts a step of one token per sequence.
+    /// Starts a step of one token per sequence, and the tokens of drafts.
     fn decode<'a>(&mut self, chunks: Vec<&'a Chunk>) -> Launched<'a> {
-        let rows = chunks.iter().map(|chunk| {
-            let sequence = self.sequences.get_mut(&chunk.id);
-            DecodeRow {
-                token: DecodeToken::Id(chunk.tokens[0]),
-                position: chunk.start,
+        let mut rows: Vec<DecodeRow<'_>> = Vec::with_capacity(chunks.len());
+        let mut starts = Vec::with_capacity(chunks.len());
+        for chunk in &chunks {
+            starts.push(rows.len());
+            let mut sequence = self.sequences.get_mut(&chunk.id);
+            let tokens = chunk.tokens.iter().chain(&chunk.draft);
+            rows.extend(tokens.enumerate().map(|(i, &token)| DecodeRow {
+                follows: i > 0,
+                token: DecodeToken::Id(token),
+                position: chunk.start + i,
                 slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
                 block_table: &chunk.block_table,
-                draw: sequence.and_then(|sequence| sequence.draw(0)),
-            }
-        });
-        let rows: Vec<DecodeRow<'_>> = rows.collect();
+                draw: sequence.as_mut().and_then(|sequence| sequence.draw(i)),
+            }));
+        }
         let pending = self.runner.launch(&self.model, &mut self.cache, &rows);
         Launched {
-            chunks: chunks.into_iter().zip(0..).collect(),
+            chunks: chunks.into_iter().zip(starts).collect(),
             pending,
         }
     }
 
-    /// Computes the hidden states of chunks of any length, packed one after the other.
+    /// Computes the hidden states of chunks of any length, packed one after the other. Tokens of a draft are sequences of one query,
+    /// so that each has the result that it has in a step of its own.
     pub(super) fn forward<'a>(&mut self, chunks: Vec<&'a Chunk>) -> Launched<'a> {
         let (mut tokens, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         let mut starts = Vec::with_capacity(chunks.len());
@@ -56,15 +60,21 @@ impl Worker {
         for chunk in &chunks {
             let end = chunk.start + chunk.tokens.len();
             starts.push(tokens.len());
-            tokens.extend_from_slice(&chunk.tokens);
-            positions.extend(chunk.start as u32..end as u32);
+            tokens.extend(chunk.tokens.iter().chain(&chunk.draft));
+            positions.extend((chunk.start as u32..).take(chunk.num_tokens()));
             let sequence = self.sequences.get(&chunk.id);
             slots.resize(tokens.len(), sequence.and_then(ActiveSequence::slot));
-            packed.push(SequenceChunk {
-                query_len: chunk.tokens.len(),
-                context_len: end,
-                block_table: &chunk.block_table,
-            });
+            let query_lens =
+                std::iter::once(chunk.tokens.len()).chain(chunk.draft.iter().map(|_| 1));
+            packed.extend(
+                query_lens
+                    .zip(end..)
+                    .map(|(query_len, context_len)| SequenceChunk {
+                        query_len,
+                        context_len,
+                        block_table: &chunk.block_table,
+                    }),
+            );
         }
         let batch = AttentionBatch::new(&packed, self.cache.shape().block_size);
         let adapters = AdapterSelection::per_row(&slots, &self.device);
@@ -83,27 +93,33 @@ impl Worker {
     pub(super) fn collect(&mut self, launched: Launched<'_>) -> Result<Vec<Sampled>, String> {
         let Launched { chunks, pending } = launched;
         let mut sequences = sequences_of(&mut self.sequences, &chunks);
-        let (mut rows, mut owners): (Vec<ChoiceRow<'_>>, Vec<usize>) = (Vec::new(), Vec::new());
-        for (owner, sequence) in sequences.iter_mut().enumerate() {
-            let (chunk, first_row) = chunks[owner];
+        let (mut rows, mut ends): (Vec<ChoiceRow<'_>>, Vec<usize>) = (Vec::new(), Vec::new());
+        for (sequence, (chunk, first_row)) in sequences.iter_mut().zip(&chunks) {
             if let Some(sequence) = sequence {
-                sequence.add_rows(chunk, first_row, &mut rows);
-                owners.resize(rows.len(), owner);
+                sequence.add_rows(chunk, *first_row, &mut rows);
             }
+            ends.push(rows.len());
         }
         let choices = pending.tokens(&self.model, &mut rows);
-        let choices = choices.map_err(|error| error.to_string())?;
+        let mut choices = choices.map_err(|error| error.to_string())?.into_iter();
         drop(rows);
         let (mut sampled, mut undrawn) = (Vec::with_capacity(chunks.len()), Vec::new());
-        for (owner, choice) in owners.into_iter().zip(choices) {
-            let (chunk, _) = chunks[owner];
-            let Some(sequence) = &mut sequences[owner] else {
-                continue;
-            };
-            match choice {
-                Choice::Token(token) => sampled.push(sequence.send(chunk, token)),
-                Choice::Score(score) => sequence.take_score(score),
-                Choice::Undrawn => undrawn.push(chunk),
+        let mut done = 0;
+        for ((sequence, (chunk, _)), end) in sequences.iter_mut().zip(&chunks).zip(ends) {
+            let own = choices
+                .by_ref()
+                .take(end - std::mem::replace(&mut done, end));
+            let Some(sequence) = sequence else { continue };
+            let mut tokens = Vec::new();
+            for choice in own {
+                match choice {
+                    Choice::Score(score) => sequence.take_score(score),
+                    token => tokens.push(token),
+                }
+            }
+            match sequence.accept(chunk, tokens, self.drafts.as_mut()) {
+                Some(accepted) => sampled.extend(accepted),
+                None => undrawn.push(*chunk),
             }
         }
         self.generation_tokens += sampled.len() as u64;

@@ -3,6 +3,9 @@
 //! While the tokens of a step are on their way to the host, the device computes the next step already: with the tokens that
 //! it has chosen itself, for all sequences that don't reach their length. A sequence that turns out to have ended with a
 //! token computes one for nothing; it writes to blocks of its own, before any other sequence gets these.
+//!
+//! While a sequence's guesses are right (speculative decoding), no step is launched ahead: a draft follows a token that would not
+//! be known yet.
 
 use std::collections::HashMap;
 
@@ -40,7 +43,8 @@ impl StepAhead {
     /// The row that computes a chunk.
     fn row_of(&self, chunk: &Chunk) -> Option<usize> {
         let (row, position) = *self.rows.get(&chunk.id)?;
-        (chunk.tokens.len() == 1 && chunk.start == position).then_some(row)
+        let is_one = chunk.num_tokens() == 1;
+        (is_one && chunk.start == position).then_some(row)
     }
 
     /// Forgets the rows of sequences whose tokens turned out to be others.
@@ -56,6 +60,13 @@ impl Worker {
     pub(super) fn launch_ahead(&mut self, before: &Launched<'_>) -> Option<StepAhead> {
         // Otherwise blocks would be reserved for nothing.
         if !before.pending.is_drawn() {
+            return None;
+        }
+        let holds_back = |(chunk, _): &(&Chunk, usize)| {
+            let sequence = self.sequences.get(&chunk.id);
+            !chunk.draft.is_empty() || sequence.is_some_and(|sequence| sequence.holds_back)
+        };
+        if before.chunks.iter().any(holds_back) {
             return None;
         }
         let mut next: Vec<(&Chunk, usize, Draw, Option<usize>)> = Vec::new();
@@ -75,6 +86,7 @@ impl Worker {
         let tables = self.scheduler.reserve_next(&ids)?;
         let rows: Vec<DecodeRow<'_>> = (next.iter().zip(&tables))
             .map(|((chunk, row, draw, slot), table)| DecodeRow {
+                follows: false,
                 token: DecodeToken::ChosenIn(*row),
                 position: chunk.start + 1,
                 slot: *slot,

@@ -34,6 +34,7 @@ impl Worker {
             running_adapters: adapters(false),
             waiting_adapters: adapters(true),
             max_loras: self.adapters.max_loras(),
+            speculation: self.drafts.as_ref().map(|drafts| drafts.stats().clone()),
         });
     }
 }

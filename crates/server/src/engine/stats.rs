@@ -51,4 +51,19 @@ pub struct EngineStats {
     pub waiting_adapters: Vec<String>,
     /// Adapter slots.
     pub max_loras: usize,
+    /// What has come of drafts; `None` without speculative decoding.
+    pub speculation: Option<SpeculationStats>,
+}
+
+/// What has come of the drafts of speculative decoding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpeculationStats {
+    /// Drafts that were computed.
+    pub num_drafts: u64,
+    /// Their tokens.
+    pub num_draft_tokens: u64,
+    /// How many of these were right.
+    pub num_accepted_tokens: u64,
+    /// How many of these were the first of their draft, the second and so on.
+    pub accepted_per_position: Vec<u64>,
 }

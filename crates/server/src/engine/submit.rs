@@ -49,6 +49,9 @@ impl Worker {
             permit: Some(permit),
             adapter,
             num_generated: 0,
+            drafter: None,
+            samplers: Vec::new(),
+            holds_back: false,
         };
         self.sequences.insert(id, sequence);
     }

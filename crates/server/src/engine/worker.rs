@@ -1,6 +1,7 @@
 //! The engine thread: receive, schedule, launch, collect, commit. It sleeps when there is nothing to do.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use burn::tensor::Device;
 use kv_paging::{Chunk, PagedKvCache, Sampled, Scheduler, SequenceId, Step};
@@ -14,6 +15,7 @@ use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
 use super::recovery::{MAX_FAILURES, catch};
 use super::request::{EngineOutput, FinishReason};
+use super::speculation::Drafts;
 use crate::config::Config;
 
 /// After a step of so many tokens on a CPU its activations go back to the system: they would stay with the process, and
@@ -35,6 +37,8 @@ pub(super) struct Worker {
     pub(super) sequences: HashMap<SequenceId, ActiveSequence>,
     /// `--seed`: sequences without a seed of their own get this one plus their id, so that they differ.
     pub(super) seed: Option<u64>,
+    /// Speculative decoding; `None` without.
+    pub(super) drafts: Option<Drafts>,
     /// The step after the last one, if it was launched already.
     pub(super) ahead: Option<StepAhead>,
     /// Steps that the device has failed to compute since the last one that it did.
@@ -59,6 +63,7 @@ impl Worker {
                 true => GraphRunner::eager(),
                 false => GraphRunner::new(&model, scheduler.config()),
             },
+            drafts: Drafts::new(config.speculation, &model),
             model,
             cache,
             scheduler,
@@ -87,17 +92,22 @@ impl Worker {
 
     /// One step of all scheduled sequences.
     pub(super) fn step(&mut self) {
-        let step = self.scheduler.schedule();
+        let mut step = self.scheduler.schedule();
         if step.chunks.is_empty() {
             return;
         }
         self.admit(&step);
+        self.add_drafts(&mut step);
+        let start = Instant::now();
         let sampled = catch(|| match self.runner.overlaps() {
             true => self.overlap_step(&step),
             false => self.normal_step(&step),
         });
         match sampled {
-            Ok(sampled) => self.commit(&sampled),
+            Ok(sampled) => {
+                self.measure(&step, start.elapsed());
+                self.commit(&sampled);
+            }
             Err(reason) => self.recover(&reason),
         }
         if step.num_tokens() >= LONG_STEP && self.device == Device::flex() {

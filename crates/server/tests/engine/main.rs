@@ -11,3 +11,4 @@ mod memory;
 mod model;
 mod prefix_cache;
 mod sampling;
+mod speculation;

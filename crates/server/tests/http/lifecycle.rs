@@ -258,6 +258,10 @@ fn metrics_have_vllms_names() {
         "vllm:inter_token_latency_seconds_count{model_name=\"base\"} 3",
         "vllm:e2e_request_latency_seconds_bucket{model_name=\"base\",le=\"+Inf\"} 1",
         "vllm:num_preemptions_total{",
+        "vllm:spec_decode_num_drafts_total{model_name=\"base\"} 7",
+        "vllm:spec_decode_num_draft_tokens_total{model_name=\"base\"} 20",
+        "vllm:spec_decode_num_accepted_tokens_total{model_name=\"base\"} 9",
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name=\"base\",position=\"1\"} 3",
         "vllm:generation_tokens_total{",
     ] {
         assert!(

@@ -14,7 +14,8 @@ use model_qwen::{ChatTemplate, GenerationConfig, Tokenizer};
 use serde_json::{Map, Value, json};
 use server::engine::{
     AdapterError, AdapterInfo, EngineCommand, EngineLimits, EngineOutput, EngineReceiver,
-    EngineStats, FinishReason, GenerateRequest, SequenceError, Submission, TokenLogprobs, channel,
+    EngineStats, FinishReason, GenerateRequest, SequenceError, SpeculationStats, Submission,
+    TokenLogprobs, channel,
 };
 use server::{AppState, Config, ModelInfo};
 use tokio::sync::oneshot;
@@ -297,6 +298,12 @@ impl FakeEngine {
             num_blocks: 8,
             num_free_blocks: 6,
             block_size: 16,
+            speculation: Some(SpeculationStats {
+                num_drafts: 7,
+                num_draft_tokens: 20,
+                num_accepted_tokens: 9,
+                accepted_per_position: vec![6, 3],
+            }),
             ..EngineStats::default()
         });
         while let Some(command) = self.receiver.recv() {

@@ -78,6 +78,7 @@ pub(super) unsafe fn forward(
         .for_each_init(forward::Scratch::default, |scratch, (document, tile)| {
             let kernel = ForwardTile {
                 heads,
+                packed: tile.num_queries * heads.group() >= forward::PACKED_ROWS,
                 tile,
                 map: KeyMap::Contiguous {
                     first_row: document,

@@ -9,8 +9,8 @@ use super::gemm::{Indexed, Left, Out, Strided, dots, gemm, transpose};
 use super::lanes::{Element, Kernel, Lanes};
 use super::tile::{Buffer, Heads, KEY_BLOCK, KeyMap, QueryTile, scale_row, scale_rows};
 
-/// Rows from which a block of keys is transposed.
-const PACKED_ROWS: usize = 16;
+/// Rows from which it pays to transpose a block of keys.
+pub(super) const PACKED_ROWS: usize = 16;
 
 /// Working memory of one thread.
 #[derive(Default)]
@@ -43,6 +43,8 @@ pub(super) struct ForwardTile<'a, E> {
     pub(super) q: *const f32,
     pub(super) k: *const E,
     pub(super) v: *const E,
+    /// Whether blocks of keys are transposed. The products of a score are then added in another order.
+    pub(super) packed: bool,
     pub(super) sink: Sink,
     pub(super) scratch: &'a mut Scratch,
 }
@@ -90,7 +92,7 @@ impl<E: Element> Kernel for ForwardTile<'_, E> {
             let len = positions(block).len();
             let columns = len.next_multiple_of(16);
             map.offsets(positions(block + len), cell, &mut scratch.next_offsets);
-            if rows < PACKED_ROWS {
+            if !self.packed {
                 // Little arithmetic per byte: the values and the next keys are fetched meanwhile.
                 prefetch_rows::<L, E>(self.v, &scratch.offsets, head_dim);
                 prefetch_rows::<L, E>(self.k, &scratch.next_offsets, head_dim);
@@ -104,7 +106,7 @@ impl<E: Element> Kernel for ForwardTile<'_, E> {
                 base: self.v,
                 offsets,
             };
-            if rows >= PACKED_ROWS {
+            if self.packed {
                 let keys = scratch.keys.get(head_dim * KEY_BLOCK);
                 transpose(k, keys, KEY_BLOCK, [len, head_dim]);
                 let keys = Strided::<f32> {
@@ -129,7 +131,7 @@ impl<E: Element> Kernel for ForwardTile<'_, E> {
                 let output = output.add(row * head_dim);
                 softmax_row::<L>(scores, columns, [max, sum], output, head_dim);
             }
-            if rows >= PACKED_ROWS {
+            if self.packed {
                 let values = scratch.values.get(KEY_BLOCK * head_dim);
                 for (j, &offset) in offsets.iter().enumerate() {
                     copy_row::<L, E>(self.v.add(offset), values.add(j * head_dim), head_dim);
