@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod command_line;
 mod file;
+mod structured_outputs;
 pub mod units;
 mod vllm_flags;
 
@@ -277,6 +278,7 @@ impl Config {
                 max_logprobs: args.max_logprobs,
                 return_tokens_as_token_ids: args.return_tokens_as_token_ids,
                 enable_force_include_usage: args.enable_force_include_usage,
+                json_style: args.structured_outputs_config.unwrap_or_default(),
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),
