@@ -9,6 +9,7 @@ mod check;
 mod command_line;
 mod file;
 mod speculative;
+mod structured_outputs;
 pub mod units;
 mod vllm_flags;
 
@@ -281,6 +282,7 @@ impl Config {
                 max_logprobs: args.max_logprobs,
                 return_tokens_as_token_ids: args.return_tokens_as_token_ids,
                 enable_force_include_usage: args.enable_force_include_usage,
+                json_style: args.structured_outputs_config.unwrap_or_default(),
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),

@@ -1,6 +1,7 @@
 //! How the HTTP API answers.
 
 use axum::http::{HeaderName, HeaderValue, Method};
+use model_qwen::JsonStyle;
 use serde_json::{Map, Value};
 
 /// Most alternatives per token in log-probabilities, as in vLLM.
@@ -21,6 +22,8 @@ pub struct ApiConfig {
     pub return_tokens_as_token_ids: bool,
     /// Whether every stream ends with its usage.
     pub enable_force_include_usage: bool,
+    /// How answers in JSON are written, and how schemas are read, unless a request says otherwise.
+    pub json_style: JsonStyle,
 }
 
 impl Default for ApiConfig {
@@ -32,6 +35,7 @@ impl Default for ApiConfig {
             max_logprobs: MAX_LOGPROBS,
             return_tokens_as_token_ids: false,
             enable_force_include_usage: false,
+            json_style: JsonStyle::default(),
         }
     }
 }

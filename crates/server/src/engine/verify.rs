@@ -71,8 +71,8 @@ impl ActiveSequence {
             if !chunk.draft.is_empty() {
                 drafts.count(chunk.draft.len(), right.len());
             }
-            // What only waits needs no index.
-            if self.drafter.is_none() {
+            // What only waits needs no index, and a grammar would have to follow each draft.
+            if self.drafter.is_none() && self.sampler.constraint().is_none() {
                 let mut drafter = drafts.drafter(&self.request.prompt);
                 drafter.observe(first.token);
                 self.drafter = Some(drafter);

@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use serde_json::Value;
 
 use super::chat_format::ChatFormat;
+use super::constraint::{constraint, reasoning_end};
 use super::prompt::{Length, encode, in_turn};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
@@ -16,6 +17,7 @@ use crate::protocol::body::Body;
 use crate::protocol::chat::{ChatFields, Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
+use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::TokenView;
 use crate::protocol::sampling::TextOptions;
 use crate::state::{AppState, unix_time};
@@ -96,6 +98,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     body.check(Endpoint::Chat)?;
     let template: TemplateFields = body.read()?;
     let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let grammar: GrammarFields = body.read()?;
     let fields = ChatFields::take(&mut body)?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
@@ -137,18 +140,23 @@ fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     };
     let params = sampling.sampling_params(state, num_top)?;
     let text = sampling.text_options(state)?;
+    let asked = grammar.asked(state.json_style())?;
 
     let add_special_tokens = template.add_special_tokens.unwrap_or(false);
     let Rendered { prompt, role, last } = render(state, fields.messages, template)?;
     let length = Length::of(state, &sampling, "messages", requested)?;
+    let after = reasoning_end(state, &prompt);
     let prompt = encode(state, &prompt, add_special_tokens, &length)?;
     let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
+    let stop_token_ids = text.stop_token_ids.clone();
+    let (constraint, text) = constraint(state, asked, after, &sampling, text)?;
     let request = GenerateRequest {
         prompt,
         sampling: params,
+        constraint,
         max_tokens,
         min_tokens: text.min_tokens,
-        stop_token_ids: text.stop_token_ids.clone(),
+        stop_token_ids,
         adapter,
         cache_salt: sampling.cache_salt.clone(),
         prompt_logprobs: sampling.prompt_logprobs(),
