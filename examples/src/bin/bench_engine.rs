@@ -3,17 +3,23 @@
 //!
 //! What follows `--` are the server's flags. Prompts are random token ids, different in every run, so that the prefix cache
 //! finds nothing.
+//!
+//! Speculative decoding pays where an answer repeats its prompt: `--edit FILE` asks for a file with one more line. Run it with
+//! `--speculative-config off` after the `--`, and without.
 
 #![allow(clippy::print_stdout)]
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use model_qwen::SamplingParams;
+use model_qwen::{RenderOptions, SamplingParams};
 use server::config::Config;
-use server::engine::{Engine, EngineHandle, EngineOutput, FinishReason, GenerateRequest};
+use server::engine::{
+    Engine, EngineHandle, EngineOutput, FinishReason, GenerateRequest, ModelInfo,
+};
 
 /// Measures the engine in this process.
 #[derive(Debug, Parser)]
@@ -39,6 +45,9 @@ struct Args {
     /// Name of a loaded adapter; several are spread over the sequences.
     #[arg(long)]
     adapter: Vec<String>,
+    /// All prompts ask for this text file with a line added in front, so that most of the answer is in the prompt.
+    #[arg(long, value_name = "FILE")]
+    edit: Option<PathBuf>,
     /// Repetitions after one that warms up.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -79,10 +88,16 @@ fn main() -> Result<()> {
         "first token after {:.2} s; it took {first:.2?}",
         start.elapsed().as_secs_f64()
     );
+    let edit = args.edit.as_ref().map(|file| edit_prompt(&info, file));
+    let edit = edit.transpose()?;
     for &num in &args.sequences {
         let mut rates = Vec::new();
         for i in 0..=args.runs {
-            let requests = requests(&args, &mut rng, num, args.prompt, args.generate);
+            let mut requests = requests(&args, &mut rng, num, args.prompt, args.generate);
+            if let Some(prompt) = &edit {
+                let set = |request: &mut GenerateRequest| request.prompt.clone_from(prompt);
+                requests.iter_mut().for_each(set);
+            }
             let expected: usize = requests.iter().map(|request| request.max_tokens).sum();
             let (elapsed, tokens) = runtime.block_on(run(&engine, requests))?;
             if tokens != expected {
@@ -99,6 +114,9 @@ fn main() -> Result<()> {
             rates[rates.len() / 2]
         );
     }
+    if let Some(speculation) = engine.stats().speculation {
+        println!("{speculation:?}");
+    }
     if let Some(len) = args.first_token_of {
         for _ in 0..=args.runs {
             let (elapsed, _) =
@@ -110,6 +128,23 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The chat that asks for a file with a line added in front.
+fn edit_prompt(info: &ModelInfo, file: &PathBuf) -> Result<Vec<u32>> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let template = info.chat_template.as_ref().context("no chat template")?;
+    let content = format!(
+        "Add a line with your name in front of this file. Answer with the whole file and nothing else.\n```\n{text}\n```"
+    );
+    let messages = serde_json::json!([{ "role": "user", "content": content }]);
+    let options = RenderOptions {
+        add_generation_prompt: true,
+        ..RenderOptions::default()
+    };
+    let messages = messages.as_array().context("a list")?;
+    let text = template.render(messages, &options)?;
+    Ok(info.tokenizer.encode(&text, false)?)
 }
 
 fn requests(

@@ -151,14 +151,16 @@ impl Gpu {
         let [slots, ..] = keys.dims();
         let [keys, values] = [keys, values].map(|cache| cache.clone().into_dispatch());
         let indices = step.indices.clone().into_dispatch();
-        let context = |keys, values, indices| Context {
-            keys,
-            values,
-            indices,
-            block_size: step.block_size,
-            // A recording serves contexts of any length.
-            max_len: slots,
-            tiles: cube::Tiles::default(),
+        let context = |keys, values, indices| -> Context<Dispatch> {
+            Context {
+                keys,
+                values,
+                indices,
+                block_size: step.block_size,
+                // A recording serves contexts of any length.
+                max_len: slots,
+                tiles: cube::Tiles::default(),
+            }
         };
         if step.writes_first {
             let (q, k) = self.apply_rope(q, k, rotary);

@@ -164,7 +164,12 @@ mod tests {
     #[test]
     fn likely_tokens_get_rows_and_unlikely_ones_none() {
         let likely = vec![0.95, 0.9, 0.86, 0.81, 0.77];
-        let chances = [likely.clone(), vec![0.05, 0.01], Vec::new(), vec![0.9, 0.5]];
+        let chances = [
+            likely.clone(),
+            vec![0.05, 0.01],
+            Vec::new(),
+            vec![0.93, 0.5],
+        ];
         assert_eq!(drafts(&[]).lengths(1, &chances[..1]), [5]);
         assert_eq!(drafts(&[]).lengths(4, &chances), [5, 0, 0, 2]);
         // No row may come to be the fifth, or be added to 64.

@@ -16,6 +16,7 @@ const OFF: [&str; 2] = ["--speculative-config", "off"];
 /// are right now and then.
 fn requests() -> Vec<GenerateRequest> {
     let mut random = Random(11);
+    let shared = random.tokens(300);
     let few = || Some(vec![300, 301, 302]);
     let greedy = SamplingParams {
         temperature: 0.0,
@@ -64,7 +65,8 @@ fn requests() -> Vec<GenerateRequest> {
     ];
     (0..32)
         .map(|i| {
-            let mut prompt = random.tokens(1 + 9 * i);
+            let mut prompt = shared[..6 * i].to_vec();
+            prompt.extend(random.tokens(1 + 3 * i));
             prompt.extend([300, 301, 302, 300, 302].repeat(i % 3));
             GenerateRequest {
                 sampling: kinds[i % kinds.len()].clone(),
