@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod chat;
+pub mod chat_answer;
 pub mod common;
 pub mod completions;
 #[cfg(test)]
@@ -16,4 +17,5 @@ mod messages;
 pub mod models;
 pub mod sampling;
 pub mod tokenize;
+pub mod tools;
 pub mod usage;

@@ -374,7 +374,6 @@ mod tests {
             ("guided_json", json!({ "type": "object" })),
             ("structured_outputs", json!({ "choice": ["a"] })),
             ("priority", json!(-1)),
-            ("include_reasoning", json!(false)),
             ("best_of", json!(2)),
             ("modalities", json!(["text", "audio"])),
         ] {

@@ -21,6 +21,8 @@ pub struct TextOptions {
     pub include_stop: bool,
     /// Leave out special tokens.
     pub skip_special_tokens: bool,
+    /// Special tokens that stay, with their texts: the tags of an answer's parts.
+    pub kept_special: Vec<(u32, String)>,
     /// Tokens before a stop string counts.
     pub min_tokens: usize,
 }
@@ -163,6 +165,7 @@ impl SamplingFields {
             eos_token_ids,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             skip_special_tokens: skips,
+            kept_special: Vec::new(),
             min_tokens: self.min_tokens.unwrap_or(0),
         })
     }

@@ -89,7 +89,6 @@ fn what_asks_for_something_is_refused_by_name() {
         ("audio", json!({ "voice": "v" })),
         ("kv_transfer_params", json!({ "do_remote_decode": true })),
         ("vllm_xargs", json!({ "x": 1 })),
-        ("include_reasoning", json!(false)),
         ("thinking_token_budget", json!(5)),
         ("logprob_token_ids", json!([1])),
         ("chat_template", json!("{{ messages }}")),

@@ -8,6 +8,8 @@ mod envelope;
 mod errors;
 mod lifecycle;
 mod prompts;
+mod reasoning;
+mod tools;
 
 #[path = "../support/mod.rs"]
 mod support;
