@@ -9,6 +9,7 @@ mod check;
 mod command_line;
 mod file;
 mod parsers;
+mod structured_outputs;
 pub mod units;
 mod vllm_flags;
 
@@ -283,6 +284,7 @@ impl Config {
                 tool_call_parser: args.tool_call_parser,
                 enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
                 exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
+                json_style: args.structured_outputs_config.unwrap_or_default(),
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),

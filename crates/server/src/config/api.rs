@@ -2,6 +2,7 @@
 
 use super::parsers::{ReasoningParser, ToolCallParser};
 use axum::http::{HeaderName, HeaderValue, Method};
+use model_qwen::JsonStyle;
 use serde_json::{Map, Value};
 
 /// Most alternatives per token in log-probabilities, as in vLLM.
@@ -30,6 +31,8 @@ pub struct ApiConfig {
     pub enable_auto_tool_choice: bool,
     /// Whether the template shows no tools where none may be called.
     pub exclude_tools_when_tool_choice_none: bool,
+    /// How answers in JSON are written, and how schemas are read, unless a request says otherwise.
+    pub json_style: JsonStyle,
 }
 
 impl Default for ApiConfig {
@@ -45,6 +48,7 @@ impl Default for ApiConfig {
             tool_call_parser: ToolCallParser::default(),
             enable_auto_tool_choice: true,
             exclude_tools_when_tool_choice_none: false,
+            json_style: JsonStyle::default(),
         }
     }
 }
