@@ -89,7 +89,7 @@ fn what_asks_for_something_is_refused_by_name() {
         ("audio", json!({ "voice": "v" })),
         ("kv_transfer_params", json!({ "do_remote_decode": true })),
         ("vllm_xargs", json!({ "x": 1 })),
-        ("thinking_token_budget", json!(5)),
+        ("thinking_token_budget", json!(-2)),
         ("logprob_token_ids", json!([1])),
         ("chat_template", json!("{{ messages }}")),
         ("truncate_prompt_tokens", json!(-2)),
