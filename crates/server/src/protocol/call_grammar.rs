@@ -38,7 +38,7 @@ pub(crate) fn with_calls(
             Some(Asked { grammar, param }) => Some(match json_format(&grammar) {
                 Some(answer) if !tools.is_empty() => Asked {
                     grammar: Grammar::StructuralTag(json!({
-                        "format": { "type": "or", "elements": [calls(&called, only_one), answer] },
+                        "format": { "type": "or", "elements": [calls(&called, only_one, false), answer] },
                     })),
                     param,
                 },
@@ -51,7 +51,7 @@ pub(crate) fn with_calls(
         return Err(ApiError::bad_request("tool_choice", message));
     }
     let only_one = only_one || matches!(choice, ToolChoice::Named(_));
-    Ok(Some(of_tools(calls(&called, only_one))))
+    Ok(Some(of_tools(calls(&called, only_one, true))))
 }
 
 /// The same with reasoning before it: with its tag or without any, or, if `is_open`, always, without the tag that begins it.
@@ -73,14 +73,18 @@ pub(crate) fn after_reasoning(asked: Asked, is_open: bool) -> Asked {
     }
 }
 
-/// One call at least.
-fn calls(tools: &[&Tool], only_one: bool) -> Value {
+/// One call at least. Arguments follow the schemas of all tools, or of strict ones.
+fn calls(tools: &[&Tool], only_one: bool, all_schemas: bool) -> Value {
     let tags = tools.iter().map(|tool| {
+        let arguments = match all_schemas || tool.strict {
+            true => arguments(tool, " ?"),
+            false => json!({ "type": "json_schema", "json_schema": { "type": "object" } }),
+        };
         let name = Value::from(tool.name.as_str());
         json!({
             "type": "tag",
             "begin": format!("{OPEN_CALL}\n{{\"name\": {name}, \"arguments\": "),
-            "content": arguments(tool, " ?"),
+            "content": arguments,
             "end": format!("}}\n{CLOSE_CALL}"),
         })
     });
