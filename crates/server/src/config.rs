@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod command_line;
 mod file;
+mod parsers;
 mod speculative;
 mod structured_outputs;
 pub mod units;
@@ -26,6 +27,7 @@ use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use parsers::{ReasoningParser, ToolCallParser};
 pub use speculative::{NgramConfig, Speculation};
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
@@ -282,6 +284,10 @@ impl Config {
                 max_logprobs: args.max_logprobs,
                 return_tokens_as_token_ids: args.return_tokens_as_token_ids,
                 enable_force_include_usage: args.enable_force_include_usage,
+                reasoning_parser: args.reasoning_parser,
+                tool_call_parser: args.tool_call_parser,
+                enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
+                exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
                 json_style: args.structured_outputs_config.unwrap_or_default(),
             },
             model_sampling_defaults: args.generation_config == "auto",

@@ -12,6 +12,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+pub mod answer;
 mod blocking;
 mod builder;
 pub mod config;

@@ -8,14 +8,19 @@ use std::mem;
 use model_qwen::{Detokenizer, Tokenizer};
 use serde_json::Value;
 
+use crate::answer::{self, Part};
 use crate::engine::{FinishReason, TokenLogprobs};
 use crate::protocol::sampling::TextOptions;
 
 /// What is new of one choice.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delta {
-    /// New text.
+    /// New text; empty where it is in `parts`.
     pub text: String,
+    /// New parts of an answer, where these are asked for.
+    pub parts: Vec<Part>,
+    /// Tokens of reasoning so far.
+    pub num_reasoning_tokens: usize,
     /// The tokens since the last delta.
     pub token_ids: Vec<u32>,
     /// Log-probabilities of the tokens since the last delta.
@@ -28,6 +33,25 @@ pub struct Delta {
     pub num_cached_tokens: usize,
     /// Present in the last delta.
     pub finish: Option<Finish>,
+}
+
+impl Delta {
+    /// Adds what came next.
+    pub fn append(&mut self, next: Self) {
+        self.text.push_str(&next.text);
+        for part in next.parts {
+            answer::push(&mut self.parts, part);
+        }
+        self.token_ids.extend(next.token_ids);
+        self.logprobs.extend(next.logprobs);
+        if self.prompt_logprobs.is_none() {
+            self.prompt_logprobs = next.prompt_logprobs;
+        }
+        self.num_tokens = next.num_tokens;
+        self.num_cached_tokens = next.num_cached_tokens;
+        self.num_reasoning_tokens = next.num_reasoning_tokens;
+        self.finish = next.finish;
+    }
 }
 
 /// How a choice ended.
@@ -96,7 +120,11 @@ impl Postprocessor {
         }
         self.last_stop_token = self.options.stop_token_ids.contains(&id).then_some(id);
         if self.last_stop_token.is_none() || self.options.include_stop {
-            let text = self.detokenizer.push(id);
+            let mut kept = self.options.kept_special.iter();
+            let text = match kept.find(|(kept, _)| *kept == id) {
+                Some((_, tag)) => self.detokenizer.finish() + tag,
+                None => self.detokenizer.push(id),
+            };
             self.pending.push_str(&text);
         }
         if self.num_tokens <= self.options.min_tokens {

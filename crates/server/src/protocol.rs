@@ -5,7 +5,9 @@
 //! fields that nobody reads.
 
 pub mod body;
+pub(crate) mod call_grammar;
 pub mod chat;
+pub mod chat_answer;
 pub mod common;
 pub mod completions;
 #[cfg(test)]
@@ -17,4 +19,5 @@ mod messages;
 pub mod models;
 pub mod sampling;
 pub mod tokenize;
+pub mod tools;
 pub mod usage;

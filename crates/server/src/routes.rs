@@ -6,6 +6,7 @@ mod chat_format;
 mod completion_format;
 pub mod completions;
 mod constraint;
+mod conversation;
 pub mod health;
 pub mod lora;
 pub mod models;

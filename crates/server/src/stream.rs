@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::answer::{self, AnswerOptions, AnswerParser};
 use crate::deltas::Deltas;
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
@@ -20,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::postprocess::{Delta, Postprocessor};
 use crate::protocol::common::StreamOptions;
 use crate::protocol::sampling::TextOptions;
-use crate::protocol::usage::Usage;
+use crate::protocol::usage::{CompletionTokensDetails, Usage};
 use crate::state::AppState;
 
 /// A comment is sent when nothing else was for this long; it keeps proxies patient.
@@ -36,6 +37,8 @@ pub struct Choice {
     state: AppState,
     deltas: Deltas,
     times: Times,
+    /// What makes parts of the text, if these are asked for.
+    parser: Option<AnswerParser>,
 }
 
 /// When a sequence was submitted, and when it had its last token.
@@ -79,22 +82,51 @@ impl Choice {
                 submitted: Instant::now(),
                 last_token: None,
             },
+            parser: None,
         })
     }
 
-    /// The next delta; `None` after the one with `finish`, or after an error.
+    /// Gives the text as parts of an answer.
+    #[must_use]
+    pub fn in_parts(mut self, options: AnswerOptions) -> Self {
+        self.parser = Some(AnswerParser::new(options));
+        self
+    }
+
+    /// The next delta; `None` after the one with `finish`, or after an error. Without parts to give, tokens wait for the next one.
     ///
     /// # Errors
     /// If the engine does not finish the sequence.
     pub async fn next(&mut self) -> Option<Result<Delta, ApiError>> {
-        let metrics = self.state.metrics();
-        let times = &mut self.times;
-        let delta = self.deltas.next(|| times.observe_token(metrics)).await?;
-        if !matches!(delta, Ok(Delta { finish: None, .. })) {
-            let elapsed = self.times.submitted.elapsed();
-            metrics.e2e_request_latency.observe(elapsed);
+        let mut held = Delta::default();
+        loop {
+            let metrics = self.state.metrics();
+            let times = &mut self.times;
+            let delta = self.deltas.next(|| times.observe_token(metrics)).await?;
+            if !matches!(delta, Ok(Delta { finish: None, .. })) {
+                let elapsed = self.times.submitted.elapsed();
+                metrics.e2e_request_latency.observe(elapsed);
+            }
+            let mut delta = match delta {
+                Ok(delta) => delta,
+                Err(error) => return Some(Err(error.into())),
+            };
+            let Some(parser) = &mut self.parser else {
+                return Some(Ok(delta));
+            };
+            let text = std::mem::take(&mut delta.text);
+            delta.parts = parser.push(&text, &delta.token_ids);
+            if delta.finish.is_some() {
+                for part in parser.finish() {
+                    answer::push(&mut delta.parts, part);
+                }
+            }
+            delta.num_reasoning_tokens = parser.num_reasoning_tokens();
+            held.append(delta);
+            if !held.parts.is_empty() || held.finish.is_some() || held.prompt_logprobs.is_some() {
+                return Some(Ok(held));
+            }
         }
-        Some(delta.map_err(ApiError::from))
     }
 
     /// Everything until the end as one delta.
@@ -104,13 +136,7 @@ impl Choice {
     pub async fn collect(mut self) -> Result<Delta, ApiError> {
         let mut all = Delta::default();
         while let Some(delta) = self.next().await {
-            let delta = delta?;
-            all.text.push_str(&delta.text);
-            all.token_ids.extend(delta.token_ids);
-            all.logprobs.extend(delta.logprobs);
-            all.prompt_logprobs = all.prompt_logprobs.or(delta.prompt_logprobs);
-            (all.num_tokens, all.num_cached_tokens) = (delta.num_tokens, delta.num_cached_tokens);
-            all.finish = delta.finish;
+            all.append(delta?);
         }
         Ok(all)
     }
@@ -235,6 +261,8 @@ pub struct TokenCounts {
     n: usize,
     completion: Vec<usize>,
     cached: Vec<usize>,
+    /// Per choice, where answers are split into reasoning and content.
+    reasoning: Option<Vec<usize>>,
 }
 
 impl TokenCounts {
@@ -246,18 +274,35 @@ impl TokenCounts {
             n,
             completion: vec![0; num_choices],
             cached: vec![0; num_choices],
+            reasoning: None,
         }
+    }
+
+    /// With tokens of reasoning.
+    #[must_use]
+    pub fn with_reasoning(mut self) -> Self {
+        self.reasoning = Some(vec![0; self.completion.len()]);
+        self
     }
 
     /// Takes over the counts of a choice.
     pub fn update(&mut self, index: usize, delta: &Delta) {
         self.completion[index] = delta.num_tokens;
         self.cached[index] = delta.num_cached_tokens;
+        if let Some(reasoning) = &mut self.reasoning {
+            reasoning[index] = delta.num_reasoning_tokens;
+        }
     }
 
     /// The usage so far. A prompt counts once, whatever `n`; so do its cached tokens, as its first choice found them.
     pub fn usage(&self) -> Usage {
         let cached = self.cached.iter().step_by(self.n).sum();
-        Usage::new(self.prompt_tokens, self.completion.iter().sum(), cached)
+        let reasoning = self.reasoning.as_ref();
+        Usage {
+            completion_tokens_details: reasoning.map(|tokens| CompletionTokensDetails {
+                reasoning_tokens: tokens.iter().sum(),
+            }),
+            ..Usage::new(self.prompt_tokens, self.completion.iter().sum(), cached)
+        }
     }
 }

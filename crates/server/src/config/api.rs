@@ -1,5 +1,6 @@
 //! How the HTTP API answers.
 
+use super::parsers::{ReasoningParser, ToolCallParser};
 use axum::http::{HeaderName, HeaderValue, Method};
 use model_qwen::JsonStyle;
 use serde_json::{Map, Value};
@@ -22,6 +23,14 @@ pub struct ApiConfig {
     pub return_tokens_as_token_ids: bool,
     /// Whether every stream ends with its usage.
     pub enable_force_include_usage: bool,
+    /// Which reasoning is looked for in answers.
+    pub reasoning_parser: ReasoningParser,
+    /// Which calls are looked for in answers.
+    pub tool_call_parser: ToolCallParser,
+    /// Whether calls are looked for where the model decides whether it calls a tool.
+    pub enable_auto_tool_choice: bool,
+    /// Whether the template shows no tools where none may be called.
+    pub exclude_tools_when_tool_choice_none: bool,
     /// How answers in JSON are written, and how schemas are read, unless a request says otherwise.
     pub json_style: JsonStyle,
 }
@@ -35,6 +44,10 @@ impl Default for ApiConfig {
             max_logprobs: MAX_LOGPROBS,
             return_tokens_as_token_ids: false,
             enable_force_include_usage: false,
+            reasoning_parser: ReasoningParser::default(),
+            tool_call_parser: ToolCallParser::default(),
+            enable_auto_tool_choice: true,
+            exclude_tools_when_tool_choice_none: false,
             json_style: JsonStyle::default(),
         }
     }

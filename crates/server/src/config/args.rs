@@ -10,7 +10,7 @@ use model_qwen::{Dtype, JsonStyle, Quantization};
 use super::api::MAX_LOGPROBS;
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
-use super::{LoraModule, MaxModelLen, units};
+use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
 /// (`--max_model_len`).
@@ -159,6 +159,26 @@ pub struct Args {
     /// Variables of the chat template, as JSON: `'{"enable_thinking": false}'`; those of a request win
     #[arg(long, value_name = "JSON", value_parser = units::object)]
     pub default_chat_template_kwargs: Option<units::Object>,
+
+    /// Which text of a chat answer is its reasoning
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub reasoning_parser: ReasoningParser,
+
+    /// What calls of tools look like in a chat answer
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub tool_call_parser: ToolCallParser,
+
+    /// Look for calls where a request has `tools` and leaves the choice to the model [default: on]
+    #[arg(long, overrides_with = "no_enable_auto_tool_choice")]
+    pub enable_auto_tool_choice: bool,
+
+    /// Leave such calls in the text
+    #[arg(long, overrides_with = "enable_auto_tool_choice")]
+    pub no_enable_auto_tool_choice: bool,
+
+    /// Show the model no tools where a request has `tool_choice` `none`
+    #[arg(long)]
+    pub exclude_tools_when_tool_choice_none: bool,
 
     /// Settings of structured output, as JSON: `'{"disable_any_whitespace": true}'` writes JSON without white space,
     /// `disable_additional_properties` lets objects have only the properties that their schema lists; those of a request win

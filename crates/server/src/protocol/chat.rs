@@ -1,4 +1,4 @@
-//! Bodies of `/v1/chat/completions`.
+//! Requests to `/v1/chat/completions`; [`super::chat_answer`] has its answers.
 
 use std::borrow::Cow;
 
@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::body::Body;
-use super::logprobs::{ChatLogprobs, PromptLogprobs};
 use super::messages;
-use super::usage::Usage;
+use crate::answer::{CLOSE_THINK, OPEN_FUNCTION, OPEN_THINK};
 use crate::error::ApiError;
 use crate::state::AppState;
 
@@ -28,8 +27,14 @@ pub struct ChatFields {
     pub logprobs: Option<bool>,
     /// How many alternatives per token.
     pub top_logprobs: Option<usize>,
-    /// `none`, `auto`, `required` or a function.
+    /// See [`super::tools::read_choice`].
     pub tool_choice: Option<Value>,
+    /// Whether an answer may have several calls; true by default.
+    pub parallel_tool_calls: Option<bool>,
+    /// Whether to send the answer's reasoning; true by default.
+    pub include_reasoning: Option<bool>,
+    /// Most tokens of reasoning; -1 = any number.
+    pub thinking_token_budget: Option<i64>,
     /// Begin the answer with the last message if both have the same role.
     pub echo: Option<bool>,
 }
@@ -114,6 +119,14 @@ pub struct Rendered {
     pub role: String,
     /// Text of the last message, if the answer has its role.
     pub last: Option<String>,
+    /// Whether the answer goes on with the last message.
+    pub is_continued: bool,
+    /// Whether the template names `<think>` or `</think>`.
+    pub has_think_tags: bool,
+    /// Whether the template names `<function=`.
+    pub has_function_tags: bool,
+    /// The template's variable `enable_thinking`.
+    pub enable_thinking: Option<bool>,
 }
 
 /// Renders a conversation.
@@ -137,10 +150,12 @@ pub fn render(
     let add_generation_prompt = fields
         .add_generation_prompt
         .unwrap_or(!continue_final_message);
+    let extra = variables(state, &fields)?;
+    let enable_thinking = extra.get("enable_thinking").and_then(Value::as_bool);
     let options = RenderOptions {
         add_generation_prompt,
         continue_final_message,
-        extra: variables(state, &fields)?,
+        extra,
         tools: fields.tools.map(Value::Array),
     };
     let prompt = template
@@ -153,10 +168,15 @@ pub fn render(
         _ => "assistant".to_owned(),
     };
     let last = last.filter(|last| role_of(last) == role);
+    let source = template.source();
     Ok(Rendered {
         prompt,
         last: last.map(messages::text),
         role,
+        is_continued: continue_final_message,
+        has_think_tags: source.contains(OPEN_THINK) || source.contains(CLOSE_THINK),
+        has_function_tags: source.contains(OPEN_FUNCTION),
+        enable_thinking,
     })
 }
 
@@ -229,108 +249,4 @@ fn template_error(error: TemplateError) -> ApiError {
         | TemplateError::File { .. }
         | TemplateError::Syntax { .. } => ApiError::bad_request("messages", message),
     }
-}
-
-/// The answer without streaming.
-#[derive(Debug, Serialize)]
-pub struct ChatResponse {
-    /// `chatcmpl-…`.
-    pub id: String,
-    /// `chat.completion`.
-    pub object: &'static str,
-    /// Unix seconds.
-    pub created: u64,
-    /// The name the request used.
-    pub model: String,
-    /// In the order of `index`.
-    pub choices: Vec<ChatChoice>,
-    /// The same for the same server and model.
-    pub system_fingerprint: String,
-    /// Token counts.
-    pub usage: Usage,
-    /// The prompt's tokens, if asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_token_ids: Option<Vec<u32>>,
-    /// One entry per token of the prompt, if asked for; the first is null.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_logprobs: Option<PromptLogprobs>,
-}
-
-/// One choice of a [`ChatResponse`].
-#[derive(Debug, Serialize)]
-pub struct ChatChoice {
-    /// 0-based.
-    pub index: usize,
-    /// What the model said.
-    pub message: AssistantMessage,
-    /// If asked for.
-    pub logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
-    pub finish_reason: &'static str,
-    /// The stop string or token that ended it; null for the end-of-sequence token.
-    pub stop_reason: Value,
-    /// Its tokens, if asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_ids: Option<Vec<u32>>,
-}
-
-/// The message of a [`ChatChoice`].
-#[derive(Debug, Serialize)]
-pub struct AssistantMessage {
-    /// `assistant`, or the role of a last message that is continued.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-}
-
-/// One event of a stream.
-#[derive(Debug, Serialize)]
-pub struct ChatChunk<'a> {
-    /// The same in every event.
-    pub id: &'a str,
-    /// `chat.completion.chunk`.
-    pub object: &'static str,
-    /// The same in every event.
-    pub created: u64,
-    /// The name the request used.
-    pub model: &'a str,
-    /// The same for the same server and model.
-    pub system_fingerprint: &'a str,
-    /// One choice, or none in the usage event.
-    pub choices: Vec<ChatChunkChoice>,
-    /// The prompt's tokens, in the first event, if asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_token_ids: Option<&'a [u32]>,
-    /// Absent unless asked for; then null until the usage is due.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Value>,
-}
-
-/// The choice of a [`ChatChunk`].
-#[derive(Debug, Serialize)]
-pub struct ChatChunkChoice {
-    /// 0-based.
-    pub index: usize,
-    /// What is new.
-    pub delta: ChatDelta,
-    /// Of the new tokens.
-    pub logprobs: Option<ChatLogprobs>,
-    /// Null until the end.
-    pub finish_reason: Option<&'static str>,
-    /// As in [`ChatChoice`], only at the end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop_reason: Option<Value>,
-    /// The new tokens, if asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_ids: Option<Vec<u32>>,
-}
-
-/// New parts of a message.
-#[derive(Debug, Default, Serialize)]
-pub struct ChatDelta {
-    /// The answer's role, in the first event.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub role: Option<String>,
-    /// More text, which may be none.
-    pub content: String,
 }

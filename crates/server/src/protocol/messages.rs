@@ -49,7 +49,13 @@ fn one(
     message.retain(|field, value| field == "content" || !value.is_null());
     let role = role(i, &message, template)?;
     message.insert("role".to_owned(), Value::from(role.as_str()));
-    take_calls(&mut message);
+    take_calls(i, &mut message)?;
+    for field in ["reasoning", "reasoning_content"] {
+        if let Some(other) = message.get(field).filter(|value| !value.is_string()) {
+            let place = format!("messages[{i}].{field}");
+            return Err(wrong(&place, "a string", kind(other)));
+        }
+    }
     let place = format!("messages[{i}].content");
     let content = match message.shift_remove("content") {
         Some(Value::Array(parts)) => Some(parts_of(&place, parts)?),
@@ -97,32 +103,66 @@ fn role(i: usize, message: &Map<String, Value>, template: &str) -> Result<String
 }
 
 /// Brings calls into the form of `tool_calls`; no calls are no field, no arguments are an empty object.
-fn take_calls(message: &mut Map<String, Value>) {
+fn take_calls(i: usize, message: &mut Map<String, Value>) -> Result<(), ApiError> {
     if let Some(call @ Value::Object(_)) = message.shift_remove("function_call") {
         let calls = json!([{ "type": "function", "function": call }]);
         message.entry("tool_calls").or_insert(calls);
     }
-    let Some(Value::Array(calls)) = message.get_mut("tool_calls") else {
-        return;
+    let place = format!("messages[{i}].tool_calls");
+    let calls = match message.get_mut("tool_calls") {
+        None => return Ok(()),
+        Some(Value::Array(calls)) => calls,
+        Some(other) => return Err(wrong(&place, "a list", kind(other))),
     };
+    for (j, call) in calls.iter_mut().enumerate() {
+        check_call(&format!("{place}[{j}]"), call)?;
+    }
     if calls.is_empty() {
         message.shift_remove("tool_calls");
-        return;
     }
-    for call in calls {
-        let Some(Value::Object(function)) = call.get_mut("function") else {
-            continue;
-        };
-        let arguments = function.entry("arguments").or_insert(Value::Null);
-        let is_empty = match arguments {
-            Value::Null => true,
-            Value::String(text) => text.trim().is_empty(),
-            _ => false,
-        };
-        if is_empty {
-            *arguments = Value::from("{}");
+    Ok(())
+}
+
+/// Arguments that are no JSON are what the model wrote: it may see them again.
+fn check_call(place: &str, call: &mut Value) -> Result<(), ApiError> {
+    let Value::Object(call) = call else {
+        return Err(wrong(place, "an object", kind(call)));
+    };
+    match call.get("type") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(kind)) if kind == "function" => {}
+        Some(Value::String(other)) => {
+            let found = format!("`{other}`");
+            return Err(wrong(&format!("{place}.type"), "`function`", &found));
+        }
+        Some(other) => return Err(wrong(&format!("{place}.type"), "`function`", kind(other))),
+    }
+    let place = format!("{place}.function");
+    let function = match call.get_mut("function") {
+        Some(Value::Object(function)) => function,
+        other => {
+            let found = other.map_or("nothing", |other| kind(other));
+            return Err(wrong(&place, "an object", found));
+        }
+    };
+    match function.get("name") {
+        Some(Value::String(_)) => {}
+        other => {
+            let found = other.map_or("nothing", kind);
+            return Err(wrong(&format!("{place}.name"), "a string", found));
         }
     }
+    let arguments = function.entry("arguments").or_insert(Value::Null);
+    match arguments {
+        Value::Null => *arguments = Value::from("{}"),
+        Value::String(text) if text.trim().is_empty() => *arguments = Value::from("{}"),
+        Value::String(_) | Value::Object(_) => {}
+        other => {
+            let expected = "a string of JSON, or an object";
+            return Err(wrong(&format!("{place}.arguments"), expected, kind(other)));
+        }
+    }
+    Ok(())
 }
 
 /// Parts of text, each as `{"type": "text", "text": …}`. vLLM shows refusals and thoughts as text, too.
@@ -206,7 +246,10 @@ mod tests {
                 json!({ "content": "Yes.", "refusal": "No." }),
                 json!("Yes."),
             ),
-            (json!({ "content": null, "tool_calls": [{}] }), Value::Null),
+            (
+                json!({ "content": null, "tool_calls": [{ "function": { "name": "f" } }] }),
+                Value::Null,
+            ),
         ] {
             let mut message = message;
             message["role"] = "assistant".into();

@@ -21,6 +21,8 @@ pub struct TextOptions {
     pub include_stop: bool,
     /// Leave out special tokens.
     pub skip_special_tokens: bool,
+    /// Special tokens that stay, with their texts: the tags of an answer's parts.
+    pub kept_special: Vec<(u32, String)>,
     /// Tokens before a stop string counts.
     pub min_tokens: usize,
 }
@@ -75,6 +77,7 @@ impl SamplingFields {
             bad_words: self.bad_words(&state.model().tokenizer)?,
             seed: self.seed.map(i64::cast_unsigned),
             logprobs,
+            thinking_budget: None,
         };
         params
             .validate_for_vocab(vocab_size)
@@ -175,6 +178,7 @@ impl SamplingFields {
             eos_token_ids,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             skip_special_tokens: skips,
+            kept_special: Vec::new(),
             min_tokens: self.min_tokens.unwrap_or(0),
         })
     }

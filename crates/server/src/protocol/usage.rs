@@ -13,6 +13,9 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// How many prompt tokens came from the cache.
     pub prompt_tokens_details: PromptTokensDetails,
+    /// What the output tokens were for, where answers are split into reasoning and content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
 /// Part of [`Usage`].
@@ -20,6 +23,13 @@ pub struct Usage {
 pub struct PromptTokensDetails {
     /// Prompt tokens found in the prefix cache.
     pub cached_tokens: usize,
+}
+
+/// Part of [`Usage`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CompletionTokensDetails {
+    /// Output tokens of reasoning.
+    pub reasoning_tokens: usize,
 }
 
 impl Usage {
@@ -30,6 +40,7 @@ impl Usage {
             total_tokens: prompt_tokens + completion_tokens,
             completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: None,
         }
     }
 }

@@ -2,9 +2,12 @@
 
 use serde_json::Value;
 
+use crate::answer::Part;
+use crate::engine::FinishReason;
 use crate::postprocess::Delta;
-use crate::protocol::chat::{
-    AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatResponse,
+use crate::protocol::chat_answer::{
+    AssistantMessage, CalledFunction, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta,
+    ChatResponse, MoreArguments, Reasoning, ToolCall, ToolCallDelta, ToolCallPart,
 };
 use crate::protocol::common::StreamOptions;
 use crate::protocol::logprobs::{ChatLogprobs, TokenView, prompt_logprobs};
@@ -37,6 +40,12 @@ pub(super) struct ChatFormat {
     pub(super) logprobs: bool,
     /// Whether to show token ids.
     pub(super) returns_token_ids: bool,
+    /// Whether to show reasoning.
+    pub(super) shows_reasoning: bool,
+    /// Whether the request names the tool to call.
+    pub(super) names_tool: bool,
+    /// Per choice, whether it has called a tool.
+    pub(super) called: Vec<bool>,
     /// The prompt's tokens.
     pub(super) prompt: Vec<u32>,
     /// Alternatives per token of the prompt.
@@ -59,17 +68,15 @@ impl ChatFormat {
         let choices = deltas.into_iter().enumerate().map(|(index, delta)| {
             self.counts.update(index, &delta);
             let logprobs = self.logprobs(&delta);
-            let (finish_reason, stop_reason) = delta.finish.map_or(("stop", Value::Null), |f| {
-                (f.reason.as_str(), f.stop_reason)
-            });
-            let mut content = self.echo.clone().unwrap_or_default();
-            content.push_str(&delta.text);
+            let message = self.message(delta.parts);
+            let called = !message.tool_calls.is_empty();
+            let (finish_reason, stop_reason) =
+                delta.finish.map_or(("stop", Value::Null), |finish| {
+                    (self.reason(finish.reason, called), finish.stop_reason)
+                });
             ChatChoice {
                 index,
-                message: AssistantMessage {
-                    role: self.role.clone(),
-                    content,
-                },
+                message,
                 logprobs,
                 finish_reason,
                 stop_reason,
@@ -88,6 +95,72 @@ impl ChatFormat {
             usage,
             prompt_token_ids: self.returns_token_ids.then_some(self.prompt),
             prompt_logprobs,
+        }
+    }
+
+    /// The whole message.
+    fn message(&self, parts: Vec<Part>) -> AssistantMessage {
+        let mut content = self.echo.clone().unwrap_or_default();
+        let mut reasoning = String::new();
+        let mut tool_calls = Vec::<ToolCall>::new();
+        let mut has_reasoning = false;
+        for part in parts {
+            match part {
+                Part::Reasoning(text) => {
+                    has_reasoning = true;
+                    reasoning.push_str(&text);
+                }
+                Part::Content(text) => content.push_str(&text),
+                Part::Call { id, name, .. } => tool_calls.push(call(id, name)),
+                Part::Arguments { index, text } => {
+                    if let Some(call) = tool_calls.get_mut(index) {
+                        call.function.arguments.push_str(&text);
+                    }
+                }
+                Part::CallEnd { .. } => {}
+            }
+        }
+        let is_silent = content.is_empty() && (has_reasoning || !tool_calls.is_empty());
+        AssistantMessage {
+            role: self.role.clone(),
+            content: (!is_silent).then_some(content),
+            reasoning: match has_reasoning && self.shows_reasoning {
+                true => reasoning.into(),
+                false => Reasoning::default(),
+            },
+            tool_calls,
+        }
+    }
+
+    /// Why an answer ended, in OpenAI's words: the call of a tool that the request names is no reason.
+    fn reason(&self, reason: FinishReason, called: bool) -> &'static str {
+        match reason {
+            FinishReason::Stop if called && !self.names_tool => "tool_calls",
+            reason => reason.as_str(),
+        }
+    }
+
+    /// What an event shows of a part.
+    fn shown(&self, part: Part) -> Option<ChatDelta> {
+        match part {
+            Part::Reasoning(text) => self.shows_reasoning.then(|| ChatDelta {
+                reasoning: text.into(),
+                ..ChatDelta::default()
+            }),
+            Part::Content(text) => Some(ChatDelta {
+                content: Some(text),
+                ..ChatDelta::default()
+            }),
+            Part::Call { index, id, name } => {
+                Some(of_call(index, ToolCallPart::Begin(call(id, name))))
+            }
+            Part::Arguments { index, text } => Some(of_call(
+                index,
+                ToolCallPart::Arguments {
+                    function: MoreArguments { arguments: text },
+                },
+            )),
+            Part::CallEnd { .. } => None,
         }
     }
 
@@ -131,7 +204,8 @@ impl EventFormat for ChatFormat {
         for index in 0..self.n {
             let role = ChatDelta {
                 role: Some(self.role.clone()),
-                content: String::new(),
+                content: Some(String::new()),
+                ..ChatDelta::default()
             };
             let is_first = index == 0 && self.returns_token_ids;
             let prompt = is_first.then_some(self.prompt.as_slice());
@@ -139,8 +213,8 @@ impl EventFormat for ChatFormat {
         }
         for (index, echo) in (0..self.n).zip(self.echo.iter().cycle()) {
             let echo = ChatDelta {
-                role: None,
-                content: echo.clone(),
+                content: Some(echo.clone()),
+                ..ChatDelta::default()
             };
             events.push(self.part(index, echo, None));
         }
@@ -149,30 +223,62 @@ impl EventFormat for ChatFormat {
 
     fn delta(&mut self, index: usize, delta: Delta) -> Vec<Value> {
         self.counts.update(index, &delta);
-        let logprobs = self
+        let mut logprobs = self
             .logprobs(&delta)
             .filter(|logprobs| !logprobs.content.is_empty());
-        let (finish_reason, stop_reason) = delta
-            .finish
-            .map(|f| (f.reason.as_str(), f.stop_reason))
-            .unzip();
-        let choice = ChatChunkChoice {
-            index,
-            delta: ChatDelta {
-                role: None,
-                content: delta.text,
-            },
-            logprobs,
-            finish_reason,
-            stop_reason,
-            token_ids: self.returns_token_ids.then_some(delta.token_ids),
-        };
-        vec![self.chunk(vec![choice], None, None)]
+        let mut token_ids = self.returns_token_ids.then_some(delta.token_ids);
+        let is_call = |part: &Part| matches!(part, Part::Call { .. });
+        self.called[index] |= delta.parts.iter().any(is_call);
+        let parts = delta.parts.into_iter();
+        let mut deltas: Vec<ChatDelta> = parts.filter_map(|part| self.shown(part)).collect();
+        let has_tokens = logprobs.is_some() || token_ids.is_some();
+        // The end of a call comes by itself, as OpenAI's does.
+        let ends_alone = deltas.is_empty() || self.called[index];
+        if delta.finish.is_some() && ends_alone || deltas.is_empty() && has_tokens {
+            deltas.push(ChatDelta {
+                content: (!self.called[index]).then(String::new),
+                ..ChatDelta::default()
+            });
+        }
+        let num = deltas.len();
+        let events = deltas.into_iter().enumerate().map(|(i, shown)| {
+            let finish = delta.finish.as_ref().filter(|_| i + 1 == num);
+            let choice = ChatChunkChoice {
+                index,
+                delta: shown,
+                // The tokens of all of them.
+                logprobs: logprobs.take(),
+                finish_reason: finish.map(|f| self.reason(f.reason, self.called[index])),
+                stop_reason: finish.map(|f| f.stop_reason.clone()),
+                token_ids: token_ids.take(),
+            };
+            self.chunk(vec![choice], None, None)
+        });
+        events.collect()
     }
 
     fn last(&mut self) -> Vec<Value> {
         let wanted = self.options.include_usage.unwrap_or(false);
         let usage = || self.chunk(Vec::new(), Some(self.counts.usage()), None);
         wanted.then(usage).into_iter().collect()
+    }
+}
+
+/// A call without arguments.
+fn call(id: String, name: String) -> ToolCall {
+    ToolCall {
+        id,
+        r#type: "function",
+        function: CalledFunction {
+            name,
+            arguments: String::new(),
+        },
+    }
+}
+
+fn of_call(index: usize, part: ToolCallPart) -> ChatDelta {
+    ChatDelta {
+        tool_calls: vec![ToolCallDelta { index, part }],
+        ..ChatDelta::default()
     }
 }

@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod answers;
+mod call_grammars;
 mod compat;
 mod envelope;
 mod errors;
 mod grammars;
 mod lifecycle;
 mod prompts;
+mod reasoning;
+mod tools;
 
 #[path = "../support/mod.rs"]
 mod support;

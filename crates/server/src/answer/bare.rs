@@ -1,0 +1,95 @@
+//! Calls without tags, as small models write them: JSON on a line of its own, or in a block of code.
+//!
+//! Only JSON that begins with `{"name": "…"` (or with a list of such objects), where the name is that of a tool, is held back.
+
+use super::brackets::{Brackets, Stop};
+use super::calls::FENCE;
+use super::json_call::{calls_of, head_name};
+use super::tag::{Begins, begins};
+use super::{AnswerParser, Place, State, Tool};
+
+/// What a line begins with.
+pub(super) enum Probe {
+    /// Behind so many bytes, the JSON of a call.
+    Call { len: usize, is_fenced: bool },
+    /// Something else.
+    Other,
+    /// More text decides.
+    Open,
+}
+
+/// Looks at a text from the start of a line.
+pub(super) fn probe(line: &str, tools: &[Tool], ends: bool) -> Probe {
+    let mut rest = line.trim_start();
+    let is_fenced = match begins(rest, &[FENCE], ends) {
+        Begins::With(_) => {
+            rest = &rest[FENCE.len()..];
+            match rest.split_once('\n') {
+                // The language.
+                Some((language, code)) if is_language(language) => rest = code.trim_start(),
+                None if is_language(rest) && !ends => return Probe::Open,
+                _ => return Probe::Other,
+            }
+            true
+        }
+        Begins::Otherwise => false,
+        Begins::Open => return Probe::Open,
+    };
+    let json = rest.strip_prefix('[').map_or(rest, str::trim_start);
+    match head_name(json) {
+        Some(Some(name)) if tools.iter().any(|tool| tool.name == name) => Probe::Call {
+            len: line.len() - rest.len(),
+            is_fenced,
+        },
+        Some(_) => Probe::Other,
+        None if ends => Probe::Other,
+        None => Probe::Open,
+    }
+}
+
+fn is_language(text: &str) -> bool {
+    let text = text.trim_end_matches('\r');
+    text.len() <= 16 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+impl AnswerParser {
+    pub(super) fn bare(&mut self, lead: String, is_fenced: bool, ends: bool) -> bool {
+        // Nothing outside of strings ends JSON before its last bracket.
+        let (mut brackets, mut len) = (Brackets::default(), 0);
+        let stop = loop {
+            let (more, _, stop) = brackets.take(&self.buffer[len..]);
+            len += more;
+            if stop != Stop::Angle {
+                break stop;
+            }
+            len += 1;
+        };
+        if stop == Stop::Text && !ends {
+            return self.wait(State::Bare { lead, is_fenced });
+        }
+        let json = self.take(len);
+        let calls = match (&self.options.calls, stop) {
+            (Some(options), Stop::Complete) => calls_of(&json).filter(|calls| {
+                let is_known = |name: &str| options.tools.iter().any(|tool| tool.name == name);
+                calls.iter().all(|(name, _)| is_known(name))
+            }),
+            _ => None,
+        };
+        match calls {
+            Some(calls) => {
+                for (name, arguments) in calls {
+                    self.emit_call(name);
+                    self.emit_arguments(arguments);
+                    self.emit_end();
+                }
+                self.go(State::Content(Place::Call {
+                    in_fence: is_fenced,
+                }))
+            }
+            None => {
+                self.emit_content(lead + &json);
+                self.go(State::Content(Place::Line))
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Content, and where a call begins in it.
+
+use super::bare::{self, Probe};
+use super::tag::{Begins, Search, begins, search};
+use super::{AnswerParser, OPEN_CALL, OPEN_FUNCTION, Place, State};
+
+/// A block of code begins and ends with it.
+pub(super) const FENCE: &str = "```";
+
+/// What a call may begin with.
+enum Start {
+    Tag(&'static str),
+    Bare { len: usize, is_fenced: bool },
+}
+
+impl AnswerParser {
+    pub(super) fn content(&mut self, place: Place, ends: bool) -> bool {
+        if self.options.calls.is_none() {
+            let len = self.buffer.len();
+            let text = self.take(len);
+            self.emit_content(text);
+            return self.wait(State::Content(place));
+        }
+        if let Place::Call { in_fence } = place
+            && !self.skip_behind_call(in_fence, ends)
+        {
+            return self.wait(State::Content(place));
+        }
+        let (at, start) = self.find_start(place, ends);
+        // Space before a call is not part of the content.
+        let cut = match start.is_none() && ends {
+            true => at,
+            false => self.buffer[..at].trim_end().len(),
+        };
+        let text = self.take(cut);
+        let is_moved = !text.is_empty();
+        self.emit_content(text);
+        let Some(start) = start else {
+            let place = if is_moved { Place::Line } else { place };
+            // `find_start` has looked at all of the buffer.
+            return self.wait(State::Content(place));
+        };
+        match start {
+            Start::Tag(tag) => {
+                let lead = self.take(at - cut + tag.len());
+                self.go(match tag {
+                    OPEN_FUNCTION => State::Name { lead },
+                    _ => State::Opened { lead },
+                })
+            }
+            Start::Bare { len, is_fenced } => {
+                // One block of code may have several calls.
+                let is_fenced = is_fenced || (cut == 0 && place == Place::Call { in_fence: true });
+                let lead = self.take(at - cut + len);
+                self.go(State::Bare { lead, is_fenced })
+            }
+        }
+    }
+
+    /// Takes away the space behind a call, and the end of its block of code. `false` if more of it may follow.
+    fn skip_behind_call(&mut self, in_fence: bool, ends: bool) -> bool {
+        let len = self.buffer.len() - self.buffer.trim_start().len();
+        self.take(len);
+        if self.buffer.is_empty() {
+            return ends;
+        }
+        if in_fence {
+            match begins(&self.buffer, &[FENCE], ends) {
+                Begins::With(_) => {
+                    self.take(FENCE.len());
+                    return self.skip_behind_call(false, ends);
+                }
+                Begins::Otherwise => {}
+                Begins::Open => return false,
+            }
+        }
+        true
+    }
+
+    /// Where a call begins or may begin: with a tag, or with JSON at the start of a line.
+    fn find_start(&self, place: Place, ends: bool) -> (usize, Option<Start>) {
+        let Some(calls) = &self.options.calls else {
+            return (self.buffer.len(), None);
+        };
+        let tags: &[&'static str] = match calls.bare_functions {
+            true => &[OPEN_CALL, OPEN_FUNCTION],
+            false => &[OPEN_CALL],
+        };
+        let (at, tag) = match search(&self.buffer, tags, ends) {
+            Search::Found { at, tag } => (at, Some(tag)),
+            Search::None { open } => (open, None),
+        };
+        let first = (place != Place::Line).then_some(0);
+        let lines = self.buffer[..at].match_indices('\n').map(|(i, _)| i + 1);
+        for line in first.into_iter().chain(lines) {
+            match bare::probe(&self.buffer[line..], &calls.tools, ends) {
+                Probe::Call { len, is_fenced } => {
+                    return (line, Some(Start::Bare { len, is_fenced }));
+                }
+                Probe::Open => return (line, None),
+                Probe::Other => {}
+            }
+        }
+        (at, tag.map(Start::Tag))
+    }
+}

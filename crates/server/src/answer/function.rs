@@ -1,0 +1,172 @@
+//! Calls as Qwen3-Coder writes them: `<function=NAME><parameter=P>VALUE</parameter></function>` in `<tool_call>`.
+
+use serde_json::Value;
+
+use super::tag::{Begins, Search, begins, search};
+use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State};
+
+const CLOSE_FUNCTION: &str = "</function>";
+const OPEN_PARAMETER: &str = "<parameter=";
+const CLOSE_PARAMETER: &str = "</parameter>";
+/// What may follow a parameter.
+const FOLLOWERS: [&str; 3] = [OPEN_PARAMETER, CLOSE_FUNCTION, CLOSE_CALL];
+
+/// A function's parameters so far.
+#[derive(Debug)]
+pub(super) struct Parameters {
+    /// Index of the tool, if it is one of the request's.
+    tool: Option<usize>,
+    num: usize,
+    /// Text between them.
+    stray: String,
+}
+
+impl AnswerParser {
+    pub(super) fn function_name(&mut self, lead: String, ends: bool) -> bool {
+        let end = self.buffer.find(['>', '\n', '<']);
+        match end {
+            Some(at) if self.buffer[at..].starts_with('>') && at > 0 => {
+                let name = self.take(at + 1);
+                let name = name[..at].trim().trim_matches(['"', '\'']).to_owned();
+                let tools = self.options.calls.as_ref().map(|calls| &calls.tools);
+                let tool = tools.and_then(|tools| tools.iter().position(|tool| tool.name == name));
+                self.emit_call(name);
+                self.emit_arguments("{");
+                self.go(State::Parameters(Parameters {
+                    tool,
+                    num: 0,
+                    stray: String::new(),
+                }))
+            }
+            None if !ends => self.wait(State::Name { lead }),
+            _ => {
+                self.emit_content(lead);
+                self.go(State::Content(Place::Line))
+            }
+        }
+    }
+
+    pub(super) fn parameters(&mut self, mut parameters: Parameters, ends: bool) -> bool {
+        let words = [
+            OPEN_PARAMETER,
+            CLOSE_FUNCTION,
+            CLOSE_CALL,
+            OPEN_CALL,
+            OPEN_FUNCTION,
+        ];
+        let found = search(&self.buffer, &words, ends);
+        let (Search::Found { at: len, .. } | Search::None { open: len }) = found;
+        let stray = self.take(len);
+        parameters.stray.push_str(&stray);
+        let Search::Found { tag, .. } = found else {
+            if ends {
+                // Cut off.
+                self.emit_end();
+                self.emit_content(parameters.stray.trim());
+                return self.wait(State::Content(Place::Line));
+            }
+            return self.wait(State::Parameters(parameters));
+        };
+        match tag {
+            OPEN_PARAMETER => match self.buffer.find('>') {
+                Some(at) => {
+                    let open = self.take(at + 1);
+                    let name = open[OPEN_PARAMETER.len()..at].trim();
+                    let name = name.trim_matches(['"', '\'']).to_owned();
+                    self.go(State::Value(parameters, name))
+                }
+                None if ends => {
+                    let rest = self.take(self.buffer.len());
+                    parameters.stray.push_str(&rest);
+                    self.go(State::Parameters(parameters))
+                }
+                None => self.wait(State::Parameters(parameters)),
+            },
+            CLOSE_FUNCTION => {
+                self.take(CLOSE_FUNCTION.len());
+                self.end_function(parameters);
+                self.go(State::FunctionTail)
+            }
+            // The model forgot the end of the function.
+            _ => {
+                self.end_function(parameters);
+                self.go(State::FunctionTail)
+            }
+        }
+    }
+
+    pub(super) fn value(&mut self, mut parameters: Parameters, name: String, ends: bool) -> bool {
+        let Some((end, len)) = value_end(&self.buffer, ends) else {
+            if !ends {
+                return self.wait(State::Value(parameters, name));
+            }
+            // Cut off: as much of the value as there is, and no end.
+            let text = self.take(self.buffer.len());
+            let value = Value::from(text.strip_prefix('\n').unwrap_or(&text)).to_string();
+            let key = Value::from(name);
+            let comma = if parameters.num > 0 { ", " } else { "" };
+            self.emit_arguments(format!("{comma}{key}: {}", &value[..value.len() - 1]));
+            self.emit_end();
+            self.emit_content(parameters.stray.trim());
+            return self.wait(State::Content(Place::Line));
+        };
+        let text = self.take(len);
+        let text = &text[..end];
+        let text = text.strip_prefix('\n').unwrap_or(text);
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        let tools = self.options.calls.as_ref().map(|calls| &calls.tools);
+        let tool = tools.zip(parameters.tool).map(|(tools, i)| &tools[i]);
+        let value = tool.map_or_else(|| Value::from(text), |tool| tool.value(&name, text));
+        let comma = if parameters.num > 0 { ", " } else { "" };
+        let key = Value::from(name);
+        parameters.num += 1;
+        self.emit_arguments(format!("{comma}{key}: {value}"));
+        self.go(State::Parameters(parameters))
+    }
+
+    fn end_function(&mut self, parameters: Parameters) {
+        self.emit_arguments("}");
+        self.emit_end();
+        self.emit_content(parameters.stray.trim());
+    }
+
+    pub(super) fn function_tail(&mut self, ends: bool) -> bool {
+        let len = self.buffer.len() - self.buffer.trim_start().len();
+        self.take(len);
+        match begins(&self.buffer, &[CLOSE_CALL], ends) {
+            Begins::With(tag) => {
+                self.take(tag.len());
+                self.go(State::Content(Place::Call { in_fence: false }))
+            }
+            Begins::Open => self.wait(State::FunctionTail),
+            Begins::Otherwise => self.go(State::Content(Place::Call { in_fence: false })),
+        }
+    }
+}
+
+/// Where a value ends, and how long it is with its closing tag. A closing tag ends it only where a function can go on, so that a
+/// value may have such tags itself.
+fn value_end(text: &str, ends: bool) -> Option<(usize, usize)> {
+    let mut from = 0;
+    loop {
+        let found = search(&text[from..], &[CLOSE_PARAMETER, CLOSE_FUNCTION], ends);
+        let Search::Found { at, tag } = found else {
+            return None;
+        };
+        let (at, behind) = (from + at, from + at + tag.len());
+        let is_end = |words: &[&'static str]| {
+            let rest = text[behind..].trim_start();
+            match begins(rest, words, ends) {
+                Begins::With(_) => Some(true),
+                Begins::Otherwise => Some(ends && rest.is_empty()),
+                Begins::Open => None,
+            }
+        };
+        match tag {
+            CLOSE_PARAMETER if is_end(&FOLLOWERS)? => return Some((at, behind)),
+            // The model forgot the end of the parameter.
+            CLOSE_FUNCTION if is_end(&[CLOSE_CALL])? => return Some((at, at)),
+            _ => from = behind,
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Calls in JSON between tags, as Hermes and Qwen2.5 write them: `<tool_call>{"name": "…", "arguments": {…}}</tool_call>`.
+
+use serde_json::Value;
+
+use super::brackets::{Brackets, Stop};
+use super::tag::{Begins, Search, begins, search};
+use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State};
+
+/// Names of the field with a call's arguments.
+const ARGUMENTS: [&str; 2] = ["\"arguments\"", "\"parameters\""];
+
+impl AnswerParser {
+    pub(super) fn opened(&mut self, lead: String, ends: bool) -> bool {
+        let body = self.buffer.trim_start();
+        let space = self.buffer.len() - body.len();
+        match begins(body, &["{", "[", "`", OPEN_FUNCTION], ends) {
+            Begins::With(OPEN_FUNCTION) => {
+                let lead = lead + &self.take(space + OPEN_FUNCTION.len());
+                self.go(State::Name { lead })
+            }
+            Begins::With("{") => match head(body) {
+                Head::Arguments { name, at } => {
+                    self.take(space + at);
+                    self.emit_call(name);
+                    self.go(State::Json(Brackets::default()))
+                }
+                Head::Open if !ends => self.wait(State::Opened { lead }),
+                Head::Open | Head::Other => self.go(State::Whole { lead }),
+            },
+            Begins::With(_) => self.go(State::Whole { lead }),
+            Begins::Otherwise => {
+                self.emit_content(lead);
+                self.go(State::Content(Place::Line))
+            }
+            Begins::Open => self.wait(State::Opened { lead }),
+        }
+    }
+
+    pub(super) fn whole(&mut self, lead: String, ends: bool) -> bool {
+        let (len, tag) = match search(&self.buffer, &[CLOSE_CALL, OPEN_CALL], ends) {
+            Search::Found { at, tag } => (at, tag),
+            Search::None { .. } if !ends => return self.wait(State::Whole { lead }),
+            Search::None { open } => (open, ""),
+        };
+        let body = self.take(len);
+        let close = match tag {
+            CLOSE_CALL => self.take(CLOSE_CALL.len()),
+            _ => String::new(),
+        };
+        let Some(calls) = calls_of(&body) else {
+            self.emit_content(lead + &body + &close);
+            return self.go(State::Content(Place::Line));
+        };
+        for (name, arguments) in calls {
+            self.emit_call(name);
+            self.emit_arguments(arguments);
+            self.emit_end();
+        }
+        self.go(State::Content(Place::Call { in_fence: false }))
+    }
+
+    pub(super) fn json(&mut self, mut brackets: Brackets, ends: bool) -> bool {
+        let (len, read, stop) = brackets.take(&self.buffer);
+        self.take(len);
+        self.emit_arguments(read);
+        match stop {
+            Stop::Complete => {
+                self.emit_end();
+                self.go(State::JsonTail)
+            }
+            Stop::Text => self.wait(State::Json(brackets)),
+            Stop::Angle => match begins(&self.buffer, &[CLOSE_CALL], ends) {
+                Begins::With(_) => {
+                    // The model forgot some brackets.
+                    self.emit_arguments(brackets.closing());
+                    self.emit_end();
+                    self.go(State::JsonTail)
+                }
+                Begins::Open => self.wait(State::Json(brackets)),
+                Begins::Otherwise => {
+                    let angle = self.take(1);
+                    self.emit_arguments(angle);
+                    self.go(State::Json(brackets))
+                }
+            },
+        }
+    }
+
+    pub(super) fn json_tail(&mut self, ends: bool) -> bool {
+        let rest = self
+            .buffer
+            .trim_start_matches(|c: char| c.is_whitespace() || c == '}');
+        let len = self.buffer.len() - rest.len();
+        self.take(len);
+        match begins(&self.buffer, &[CLOSE_CALL], ends) {
+            Begins::With(tag) => {
+                self.take(tag.len());
+                self.go(State::Content(Place::Call { in_fence: false }))
+            }
+            Begins::Open => self.wait(State::JsonTail),
+            Begins::Otherwise => self.go(State::Content(Place::Call { in_fence: false })),
+        }
+    }
+}
+
+/// How a JSON object begins.
+enum Head {
+    /// With a name and arguments, which begin here.
+    Arguments { name: String, at: usize },
+    /// In another way.
+    Other,
+    /// More text decides.
+    Open,
+}
+
+/// What is behind one or two tokens of JSON, and the space around them; `None` if more text decides, `Some(None)` if other tokens
+/// are there.
+fn behind<'a>(text: &'a str, tokens: &[&str]) -> Option<Option<&'a str>> {
+    let mut rest = text;
+    for token in tokens {
+        rest = rest.trim_start();
+        match rest.strip_prefix(token) {
+            Some(behind) => rest = behind,
+            None if token.starts_with(rest) => return None,
+            None => return Some(None),
+        }
+    }
+    let rest = rest.trim_start();
+    (!rest.is_empty()).then_some(Some(rest))
+}
+
+/// The string that a text begins with, and what is behind it; `None` and `Some(None)` as [`behind`].
+fn string(text: &str) -> Option<Option<(String, &str)>> {
+    let Some(body) = text.strip_prefix('"') else {
+        return Some(None);
+    };
+    let mut is_escaped = false;
+    let end = body.find(|c| match c {
+        _ if is_escaped => {
+            is_escaped = false;
+            false
+        }
+        '\\' => {
+            is_escaped = true;
+            false
+        }
+        c => c == '"',
+    })?;
+    let string = serde_json::from_str(&text[..end + 2]).ok();
+    Some(string.map(|string| (string, &text[end + 2..])))
+}
+
+/// The name of a call, and what is behind it; `None` and `Some(None)` as [`behind`].
+fn name(text: &str) -> Option<Option<(String, &str)>> {
+    match behind(text, &["{", "\"name\"", ":"])? {
+        Some(rest) => string(rest),
+        None => Some(None),
+    }
+}
+
+/// The name of a call that a text begins with. `None` if more text decides, `Some(None)` if it begins with something else.
+pub(super) fn head_name(text: &str) -> Option<Option<String>> {
+    let name = name(text)?;
+    Some(name.map(|(name, _)| name))
+}
+
+fn head(text: &str) -> Head {
+    let (name, rest) = match name(text) {
+        Some(Some(found)) => found,
+        Some(None) => return Head::Other,
+        None => return Head::Open,
+    };
+    let rest = match behind(rest, &[","]) {
+        Some(Some(rest)) => rest,
+        Some(None) => return Head::Other,
+        None => return Head::Open,
+    };
+    let found = ARGUMENTS.map(|field| behind(rest, &[field, ":"]));
+    match found {
+        [Some(Some(arguments)), _] | [_, Some(Some(arguments))] => {
+            match arguments.starts_with('{') {
+                true => Head::Arguments {
+                    name,
+                    at: text.len() - arguments.len(),
+                },
+                false => Head::Other,
+            }
+        }
+        [Some(None), Some(None)] => Head::Other,
+        _ => Head::Open,
+    }
+}
+
+/// Names and arguments of the calls in a complete text, which has nothing else but a block of code around them.
+pub(super) fn calls_of(text: &str) -> Option<Vec<(String, String)>> {
+    let text = text.trim();
+    let text = match text
+        .strip_prefix("```")
+        .and_then(|code| code.split_once('\n'))
+    {
+        Some((_, code)) => code.trim_end().strip_suffix("```").unwrap_or(code),
+        None => text,
+    };
+    // As a model writes it, or as it would have been right.
+    let values = values(text).or_else(|| {
+        let (len, read, _) = Brackets::default().take(text);
+        values(&read).filter(|_| len == text.len())
+    })?;
+    let values = values.into_iter().flat_map(|value| match value {
+        Value::Array(values) => values,
+        value => vec![value],
+    });
+    let calls: Vec<_> = values.map(call_of).collect::<Option<_>>()?;
+    (!calls.is_empty()).then_some(calls)
+}
+
+fn values(text: &str) -> Option<Vec<Value>> {
+    let values = serde_json::Deserializer::from_str(text).into_iter();
+    values.collect::<Result<_, _>>().ok()
+}
+
+fn call_of(mut value: Value) -> Option<(String, String)> {
+    // OpenAI's own form.
+    if let Some(function @ Value::Object(_)) = value.get_mut("function") {
+        value = function.take();
+    }
+    let name = value.get("name")?.as_str()?.to_owned();
+    let arguments = value.get("arguments").or_else(|| value.get("parameters"));
+    let arguments = match arguments {
+        None | Some(Value::Null) => "{}".to_owned(),
+        Some(arguments @ Value::Object(_)) => arguments.to_string(),
+        Some(Value::String(text)) => {
+            let value: Value = serde_json::from_str(text).ok()?;
+            value.is_object().then(|| text.clone())?
+        }
+        Some(_) => return None,
+    };
+    Some((name, arguments))
+}

@@ -1,0 +1,94 @@
+//! Tools, and values of their parameters that are written without JSON.
+
+use serde_json::{Number, Value};
+
+/// A function that the model may call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// JSON schema of its arguments.
+    pub parameters: Value,
+    /// Whether calls have to follow the schema.
+    pub strict: bool,
+}
+
+/// How deep schemas of one parameter may refer to others.
+const MAX_DEPTH: usize = 8;
+
+impl Tool {
+    /// A parameter's value from its text: of the type that the schema says, or the text itself.
+    pub(super) fn value(&self, parameter: &str, text: &str) -> Value {
+        let mut types = Vec::new();
+        if let Some(schema) = self
+            .parameters
+            .pointer("/properties")
+            .and_then(|p| p.get(parameter))
+        {
+            self.add_types(schema, MAX_DEPTH, &mut types);
+        }
+        let trimmed = text.trim();
+        let is_null = matches!(trimmed, "null" | "None" | "none" | "NULL");
+        let first = types.iter().find(|kind| **kind != "null");
+        let value = match first.copied() {
+            _ if is_null && types.contains(&"null") => Some(Value::Null),
+            None | Some("string") => None,
+            _ if is_null => Some(Value::Null),
+            Some("integer") => trimmed
+                .parse()
+                .map(|n: i64| n.into())
+                .or_else(|_| trimmed.parse().map(|n: u64| n.into()))
+                .ok(),
+            Some("number") => serde_json::from_str::<Number>(trimmed)
+                .map(Value::Number)
+                .ok(),
+            Some("boolean") => match trimmed.to_ascii_lowercase().as_str() {
+                "true" => Some(true.into()),
+                "false" => Some(false.into()),
+                _ => None,
+            },
+            Some(_) => serde_json::from_str(trimmed).ok(),
+        };
+        value.unwrap_or_else(|| Value::from(text))
+    }
+
+    /// The types that a schema allows, in its order.
+    fn add_types<'a>(&'a self, schema: &'a Value, depth: usize, types: &mut Vec<&'a str>) {
+        if depth == 0 {
+            return;
+        }
+        let reference = schema.get("$ref").and_then(Value::as_str);
+        if let Some(path) = reference.and_then(|reference| reference.strip_prefix('#'))
+            && let Some(schema) = self.parameters.pointer(path)
+        {
+            self.add_types(schema, depth - 1, types);
+        }
+        match schema.get("type") {
+            Some(Value::String(kind)) => types.push(kind),
+            Some(Value::Array(kinds)) => types.extend(kinds.iter().filter_map(Value::as_str)),
+            _ => {}
+        }
+        for field in ["anyOf", "oneOf", "allOf"] {
+            for schema in schema
+                .get(field)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+            {
+                self.add_types(schema, depth - 1, types);
+            }
+        }
+        let values = schema.get("enum").and_then(Value::as_array);
+        if types.is_empty() {
+            let values = values.into_iter().flatten().chain(schema.get("const"));
+            types.extend(values.map(|value| match value {
+                Value::Null => "null",
+                Value::Bool(_) => "boolean",
+                Value::Number(_) => "number",
+                Value::String(_) => "string",
+                Value::Array(_) => "array",
+                Value::Object(_) => "object",
+            }));
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! `tools` and `tool_choice`.
+
+use serde_json::{Map, Value, json};
+
+use super::body::kind;
+use crate::answer::Tool;
+use crate::error::ApiError;
+
+/// Which tools an answer may or must call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// None.
+    None,
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// At least one.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+fn wrong(param: &str, expected: &str, found: &str) -> ApiError {
+    ApiError::bad_request(
+        param,
+        format!("`{param}`: expected {expected}, found {found}."),
+    )
+}
+
+/// Reads the list `tools`.
+///
+/// # Errors
+/// 400 with the field of a tool that is no function.
+pub fn read_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
+    let tools = tools.iter().enumerate();
+    tools.map(|(i, tool)| read_tool(i, tool)).collect()
+}
+
+fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
+    let place = format!("tools[{i}]");
+    let Value::Object(tool) = tool else {
+        return Err(wrong(&place, "an object", kind(tool)));
+    };
+    match tool.get("type") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(kind)) if kind == "function" => {}
+        Some(other) => {
+            let expected = "`function` (the server has no tools of its own)";
+            return Err(wrong(&format!("{place}.type"), expected, &shown(other)));
+        }
+    }
+    let place = format!("{place}.function");
+    let function = match tool.get("function") {
+        Some(Value::Object(function)) => function,
+        other => return Err(wrong(&place, "an object", other.map_or("nothing", kind))),
+    };
+    let name = match function.get("name") {
+        Some(Value::String(name)) if !name.is_empty() => name.clone(),
+        Some(Value::String(_)) => {
+            return Err(wrong(&format!("{place}.name"), "a name", "an empty one"));
+        }
+        other => {
+            let found = other.map_or("nothing", kind);
+            return Err(wrong(&format!("{place}.name"), "a string", found));
+        }
+    };
+    let parameters = match function.get("parameters") {
+        None | Some(Value::Null) => json!({ "type": "object", "properties": {} }),
+        Some(parameters @ Value::Object(_)) => parameters.clone(),
+        Some(other) => {
+            let expected = "an object, a JSON schema";
+            return Err(wrong(&format!("{place}.parameters"), expected, kind(other)));
+        }
+    };
+    let strict = match function.get("strict").or_else(|| tool.get("strict")) {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(strict)) => *strict,
+        Some(other) => return Err(wrong(&format!("{place}.strict"), "a boolean", kind(other))),
+    };
+    Ok(Tool {
+        name,
+        parameters,
+        strict,
+    })
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("`{}`", text.chars().take(64).collect::<String>()),
+        other => kind(other).to_owned(),
+    }
+}
+
+/// Reads `tool_choice`, and takes out of `tools` what a list of allowed tools doesn't name.
+///
+/// # Errors
+/// 400 if it is no choice, or one among tools that are not there.
+pub fn read_choice(
+    choice: Option<&Value>,
+    tools: Option<&mut Vec<Value>>,
+) -> Result<ToolChoice, ApiError> {
+    const PARAM: &str = "tool_choice";
+    const EXPECTED: &str = "`none`, `auto`, `required`, {\"type\": \"function\", \"function\": {\"name\": …}} or {\"type\": \"allowed_tools\", …}";
+    let choice = match choice {
+        None | Some(Value::Null) => return Ok(ToolChoice::Auto),
+        Some(choice) => choice,
+    };
+    let mut none = Vec::new();
+    let tools = tools.unwrap_or(&mut none);
+    let choice = match choice {
+        Value::String(mode) => {
+            mode_of(mode).ok_or_else(|| wrong(PARAM, EXPECTED, &shown(choice)))?
+        }
+        Value::Object(object) => match object.get("type").and_then(Value::as_str) {
+            Some("function") | None => {
+                let name = function_name(object)
+                    .ok_or_else(|| wrong("tool_choice.function.name", "a name", "none"))?;
+                ToolChoice::Named(name.to_owned())
+            }
+            Some("allowed_tools") => allowed(object, tools)?,
+            Some(other) => {
+                return Err(wrong(
+                    "tool_choice.type",
+                    "`function` or `allowed_tools`",
+                    &format!("`{other}`"),
+                ));
+            }
+        },
+        other => return Err(wrong(PARAM, EXPECTED, kind(other))),
+    };
+    match &choice {
+        ToolChoice::Required if tools.is_empty() => Err(wrong(PARAM, "`tools` with it", "none")),
+        ToolChoice::Named(name) if !tools.iter().any(|tool| name_of(tool) == Some(name)) => {
+            let param = "tool_choice.function.name";
+            Err(wrong(
+                param,
+                "the name of one of `tools`",
+                &format!("`{name}`"),
+            ))
+        }
+        _ => Ok(choice),
+    }
+}
+
+fn mode_of(mode: &str) -> Option<ToolChoice> {
+    match mode {
+        "none" => Some(ToolChoice::None),
+        "auto" => Some(ToolChoice::Auto),
+        "required" => Some(ToolChoice::Required),
+        _ => None,
+    }
+}
+
+fn function_name(object: &Map<String, Value>) -> Option<&str> {
+    let name = object.get("function")?.get("name")?.as_str()?;
+    (!name.is_empty()).then_some(name)
+}
+
+fn name_of(tool: &Value) -> Option<&str> {
+    function_name(tool.as_object()?)
+}
+
+/// OpenAI's list of tools that may be called, of which the model sees no others.
+fn allowed(object: &Map<String, Value>, tools: &mut Vec<Value>) -> Result<ToolChoice, ApiError> {
+    const PLACE: &str = "tool_choice.allowed_tools";
+    let allowed = object.get("allowed_tools").and_then(Value::as_object);
+    let allowed = allowed.ok_or_else(|| wrong(PLACE, "an object", "none"))?;
+    let mode = match allowed.get("mode").and_then(Value::as_str) {
+        Some("auto") | None => ToolChoice::Auto,
+        Some("required") => ToolChoice::Required,
+        Some(other) => {
+            let found = format!("`{other}`");
+            return Err(wrong(
+                &format!("{PLACE}.mode"),
+                "`auto` or `required`",
+                &found,
+            ));
+        }
+    };
+    let list = allowed.get("tools").and_then(Value::as_array);
+    let list = list.ok_or_else(|| wrong(&format!("{PLACE}.tools"), "a list", "none"))?;
+    for (i, entry) in list.iter().enumerate() {
+        let name = name_of(entry);
+        if name.is_none() || !tools.iter().any(|tool| name_of(tool) == name) {
+            let found = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
+            let place = format!("{PLACE}.tools[{i}].function.name");
+            return Err(wrong(&place, "the name of one of `tools`", &found));
+        }
+    }
+    tools.retain(|tool| list.iter().any(|entry| name_of(entry) == name_of(tool)));
+    Ok(mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn function(name: &str) -> Value {
+        json!({ "type": "function", "function": { "name": name } })
+    }
+
+    #[test]
+    fn tools_are_functions() {
+        let parameters = json!({ "type": "object", "properties": { "a": {} } });
+        let full = json!({ "type": "function", "function": { "name": "f", "parameters": parameters, "strict": true } });
+        let bare = json!({ "function": { "name": "g", "parameters": null, "strict": null } });
+        let tools = read_tools(&[full, bare]).unwrap();
+        assert_eq!((tools[0].name.as_str(), tools[0].strict), ("f", true));
+        assert_eq!(tools[0].parameters, parameters);
+        assert_eq!((tools[1].name.as_str(), tools[1].strict), ("g", false));
+        for (tool, param) in [
+            (json!("f"), "tools[0]"),
+            (json!({ "type": "custom", "custom": {} }), "tools[0].type"),
+            (
+                json!({ "type": "function", "name": "f" }),
+                "tools[0].function",
+            ),
+            (json!({ "function": {} }), "tools[0].function.name"),
+            (
+                json!({ "function": { "name": "" } }),
+                "tools[0].function.name",
+            ),
+            (
+                json!({ "function": { "name": "f", "parameters": "{}" } }),
+                "tools[0].function.parameters",
+            ),
+            (
+                json!({ "function": { "name": "f", "strict": "yes" } }),
+                "tools[0].function.strict",
+            ),
+        ] {
+            let error = read_tools(&[tool]).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param));
+            assert!(error.message.contains("expected"));
+        }
+    }
+
+    #[test]
+    fn choices_are_among_the_tools() {
+        let read = |choice: Value, names: &[&str]| {
+            let mut tools: Vec<Value> = names.iter().map(|name| function(name)).collect();
+            read_choice(Some(&choice), Some(&mut tools)).map(|choice| (choice, tools.len()))
+        };
+        for (choice, expected) in [
+            (json!(null), ToolChoice::Auto),
+            (json!("auto"), ToolChoice::Auto),
+            (json!("none"), ToolChoice::None),
+            (json!("required"), ToolChoice::Required),
+            (function("b"), ToolChoice::Named("b".to_owned())),
+        ] {
+            assert_eq!(read(choice, &["a", "b"]).unwrap(), (expected, 2));
+        }
+        let some = |mode: &str, name: &str| json!({ "type": "allowed_tools", "allowed_tools": { "mode": mode, "tools": [function(name)] } });
+        assert_eq!(
+            read(some("auto", "b"), &["a", "b"]).unwrap(),
+            (ToolChoice::Auto, 1)
+        );
+        assert_eq!(
+            read(some("required", "b"), &["a", "b"]).unwrap(),
+            (ToolChoice::Required, 1)
+        );
+        for (choice, param) in [
+            (json!("any"), "tool_choice"),
+            (json!(5), "tool_choice"),
+            (json!({ "type": "custom" }), "tool_choice.type"),
+            (json!({ "type": "function" }), "tool_choice.function.name"),
+            (function("c"), "tool_choice.function.name"),
+            (
+                some("auto", "c"),
+                "tool_choice.allowed_tools.tools[0].function.name",
+            ),
+            (some("maybe", "a"), "tool_choice.allowed_tools.mode"),
+        ] {
+            let error = read(choice, &["a", "b"]).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param));
+        }
+        for choice in [json!("required"), function("a")] {
+            assert!(read(choice, &[]).is_err());
+        }
+        for choice in [json!("auto"), json!("none")] {
+            assert!(read_choice(Some(&choice), None).is_ok());
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! From a conversation to running choices: what all APIs of conversations share.
+
+use std::sync::Arc;
+
+use model_qwen::ThinkingBudget;
+use serde_json::{Map, Value};
+
+use super::constraint::{constraint, reasoning_end};
+use super::prompt::{Length, encode};
+use crate::answer::{
+    AnswerOptions, CLOSE_CALL, CLOSE_THINK, CallOptions, OPEN_CALL, OPEN_THINK, ReasoningStart,
+    Tool,
+};
+use crate::config::{ReasoningParser, ToolCallParser};
+use crate::engine::GenerateRequest;
+use crate::error::ApiError;
+use crate::protocol::call_grammar::{after_reasoning, with_calls};
+use crate::protocol::chat::{Rendered, TemplateFields, render};
+use crate::protocol::common::SamplingFields;
+use crate::protocol::grammar::Asked;
+use crate::protocol::sampling::TextOptions;
+use crate::protocol::tools::{ToolChoice, read_tools};
+use crate::state::AppState;
+use crate::stream::Choice;
+
+/// A conversation to answer, whichever API it came by.
+#[derive(Debug, Default)]
+pub(super) struct Conversation {
+    /// Served name or adapter name.
+    pub(super) model: Option<String>,
+    /// OpenAI's messages.
+    pub(super) messages: Vec<Map<String, Value>>,
+    /// Tools, and what else the template takes.
+    pub(super) template: TemplateFields,
+    /// Sampling and stopping.
+    pub(super) sampling: SamplingFields,
+    /// Most tokens to generate; the rest of the context by default.
+    pub(super) max_tokens: Option<usize>,
+    /// Log-probabilities with so many alternatives.
+    pub(super) num_logprobs: Option<usize>,
+    /// What the answer has to keep to.
+    pub(super) grammar: Option<Asked>,
+    /// Which tools are called.
+    pub(super) tool_choice: ToolChoice,
+    /// Whether an answer has at most one call.
+    pub(super) only_one_call: bool,
+    /// Most tokens of reasoning; -1 = any number.
+    pub(super) thinking_token_budget: Option<i64>,
+}
+
+/// A checked conversation, ready to be submitted.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// The name for the answer.
+    pub(super) model: String,
+    /// Prompt and settings.
+    pub(super) request: GenerateRequest,
+    /// How the text ends.
+    pub(super) text: TextOptions,
+    /// Which parts it has.
+    pub(super) parts: AnswerOptions,
+    /// As they came.
+    pub(super) sampling: SamplingFields,
+    /// Role of the answers.
+    pub(super) role: String,
+    /// Text of the last message, if it has this role.
+    pub(super) last: Option<String>,
+}
+
+impl Conversation {
+    /// Checks, renders and tokenizes. Errors name fields as `/v1/chat/completions` has them.
+    ///
+    /// # Errors
+    /// 400 with the field, 404 for an unknown model.
+    pub(super) fn prepare(self, state: &AppState) -> Result<Prepared, ApiError> {
+        let Self {
+            model,
+            messages,
+            mut template,
+            sampling,
+            max_tokens: requested,
+            num_logprobs,
+            grammar,
+            tool_choice,
+            only_one_call,
+            thinking_token_budget,
+        } = self;
+        let (model, adapter) = state.resolve_model(model.as_deref())?;
+        if requested == Some(0) {
+            let message = "`max_tokens` must be at least 1, found 0.";
+            return Err(ApiError::bad_request("max_tokens", message));
+        }
+        let tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
+        warn_of_hidden_tools(state, &tools);
+        let exclude = state.api().exclude_tools_when_tool_choice_none;
+        if exclude && tool_choice == ToolChoice::None {
+            template.tools = None;
+        }
+        let mut params = sampling.sampling_params(state, num_logprobs)?;
+        let mut text = sampling.text_options(state)?;
+
+        let add_special_tokens = template.add_special_tokens.unwrap_or(false);
+        let grammar = match looks_for_calls(state, &tool_choice) {
+            true => with_calls(grammar, &tool_choice, &tools, only_one_call)?,
+            false => grammar,
+        };
+        let rendered = render(state, messages, template)?;
+        let parts = AnswerOptions {
+            reasoning: reasoning_start(state.api().reasoning_parser, &rendered),
+            think_ids: [OPEN_THINK, CLOSE_THINK]
+                .map(|tag| state.model().tokenizer.token_to_id(tag)),
+            calls: looks_for_calls(state, &tool_choice)
+                .then(|| call_options(state, &rendered, tools, only_one_call))
+                .flatten(),
+        };
+        text.kept_special = kept_special(state, &parts);
+        let length = Length::of(state, &sampling, "messages", requested)?;
+        let parser = state.api().reasoning_parser;
+        params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
+        let (grammar, after) = grammar_and_place(state, grammar, &rendered, &parts);
+        let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
+        let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
+        let stop_token_ids = text.stop_token_ids.clone();
+        let (constraint, text) = constraint(state, grammar, after, &sampling, text)?;
+        let request = GenerateRequest {
+            prompt,
+            sampling: params,
+            constraint,
+            max_tokens,
+            min_tokens: text.min_tokens,
+            stop_token_ids,
+            adapter,
+            cache_salt: sampling.cache_salt.clone(),
+            prompt_logprobs: sampling.prompt_logprobs(),
+        };
+        Ok(Prepared {
+            model,
+            request,
+            text,
+            parts,
+            sampling,
+            role: rendered.role,
+            last: rendered.last,
+        })
+    }
+}
+
+impl Prepared {
+    /// Starts as many choices as were asked for.
+    ///
+    /// # Errors
+    /// As [`crate::engine::EngineHandle::submit`].
+    pub(super) fn submit(&self, state: &AppState) -> Result<Vec<Choice>, ApiError> {
+        let choices = (0..self.sampling.n()).map(|i| {
+            let mut request = self.request.clone();
+            // The prompt is the same for all.
+            request.prompt_logprobs = request.prompt_logprobs.filter(|_| i == 0);
+            let seed = request.sampling.seed;
+            request.sampling.seed = seed.map(|seed| seed.wrapping_add(i as u64));
+            let choice = Choice::submit(state, i, request, &self.text, false)?;
+            Ok(choice.in_parts(self.parts.clone()))
+        });
+        choices.collect()
+    }
+
+    /// Lengths of the prompts, for the usage.
+    pub(super) fn prompt_lens(&self) -> Arc<[usize]> {
+        Arc::new([self.request.prompt.len()])
+    }
+}
+
+/// Whether calls are parts of an answer.
+fn looks_for_calls(state: &AppState, choice: &ToolChoice) -> bool {
+    match choice {
+        ToolChoice::None => false,
+        ToolChoice::Auto => state.api().enable_auto_tool_choice,
+        ToolChoice::Required | ToolChoice::Named(_) => true,
+    }
+}
+
+/// What calls of these tools look like, if there are any.
+fn call_options(
+    state: &AppState,
+    rendered: &Rendered,
+    tools: Vec<Tool>,
+    only_one: bool,
+) -> Option<CallOptions> {
+    (!tools.is_empty()).then(|| CallOptions {
+        tools: tools.into(),
+        bare_functions: match state.api().tool_call_parser {
+            ToolCallParser::Auto => rendered.has_function_tags,
+            ToolCallParser::Hermes => false,
+            ToolCallParser::Qwen3Coder | ToolCallParser::Qwen3Xml => true,
+        },
+        only_one,
+    })
+}
+
+/// Says in the log if the model can't know the tools.
+fn warn_of_hidden_tools(state: &AppState, tools: &[Tool]) {
+    let template = state.model().chat_template.as_ref();
+    let is_shown = template.is_none_or(|template| template.source().contains("tools"));
+    if !tools.is_empty() && !is_shown {
+        tracing::warn!("the chat template does not show `tools` to the model");
+    }
+}
+
+/// What the answer has to keep to, and the token after which it has to.
+fn grammar_and_place(
+    state: &AppState,
+    asked: Option<Asked>,
+    rendered: &Rendered,
+    parts: &AnswerOptions,
+) -> (Option<Asked>, Option<u32>) {
+    let [_, close] = parts.think_ids;
+    match (asked, parts.reasoning, close) {
+        (Some(asked), ReasoningStart::Tag, _) => (Some(after_reasoning(asked, false)), None),
+        (Some(asked), ReasoningStart::Prompt, None) => (Some(after_reasoning(asked, true)), None),
+        (asked, ReasoningStart::Prompt, close) => (asked, close),
+        (asked, ReasoningStart::None, _) => (asked, reasoning_end(state, &rendered.prompt)),
+        (None, ReasoningStart::Tag, _) => (None, None),
+    }
+}
+
+/// The budget of reasoning, if it has one.
+fn thinking_budget(
+    budget: Option<i64>,
+    parser: ReasoningParser,
+    rendered: &Rendered,
+    parts: &AnswerOptions,
+) -> Result<Option<ThinkingBudget>, ApiError> {
+    const PARAM: &str = "thinking_token_budget";
+    let wrong = |message: String| Err(ApiError::bad_request(PARAM, message));
+    let num_tokens = match budget {
+        None | Some(-1) => return Ok(None),
+        Some(budget) => match usize::try_from(budget) {
+            Ok(num_tokens) => num_tokens,
+            Err(_) => {
+                return wrong(format!(
+                    "`{PARAM}` must be -1 (any number) or more, found {budget}."
+                ));
+            }
+        },
+    };
+    let is_off = match parser {
+        ReasoningParser::None => true,
+        ReasoningParser::Auto => !rendered.has_think_tags,
+        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => false,
+    };
+    if is_off {
+        let message =
+            "the server looks for no reasoning in the answers of this model (--reasoning-parser).";
+        return wrong(format!("`{PARAM}`: {message}"));
+    }
+    let begin = match (parts.reasoning, parts.think_ids) {
+        // The template has switched it off.
+        (ReasoningStart::None, _) => return Ok(None),
+        (ReasoningStart::Prompt, [_, Some(end)]) => (None, end),
+        (ReasoningStart::Tag, [Some(begin), Some(end)]) => (Some(begin), end),
+        _ => {
+            let message = "the model has no tokens `<think>` and `</think>`.";
+            return wrong(format!("`{PARAM}`: {message}"));
+        }
+    };
+    Ok(Some(ThinkingBudget {
+        num_tokens,
+        begin: begin.0,
+        end: begin.1,
+    }))
+}
+
+/// Where the reasoning of an answer to this prompt begins.
+fn reasoning_start(parser: ReasoningParser, rendered: &Rendered) -> ReasoningStart {
+    let is_off = match parser {
+        ReasoningParser::None => true,
+        ReasoningParser::Auto => !rendered.has_think_tags,
+        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => false,
+    };
+    if is_off || rendered.role != "assistant" {
+        return ReasoningStart::None;
+    }
+    let prompt = rendered.prompt.trim_end();
+    if prompt.ends_with(OPEN_THINK) {
+        return ReasoningStart::Prompt;
+    }
+    if prompt.ends_with(CLOSE_THINK) {
+        return ReasoningStart::None;
+    }
+    if let Some(begun) = rendered.last.as_deref().filter(|_| rendered.is_continued) {
+        match (begun.rfind(OPEN_THINK), begun.rfind(CLOSE_THINK)) {
+            (Some(open), close) if close.is_none_or(|close| close < open) => {
+                return ReasoningStart::Prompt;
+            }
+            (None, None) if begun.trim().is_empty() => {}
+            _ => return ReasoningStart::None,
+        }
+    }
+    match parser {
+        ReasoningParser::DeepseekR1 => ReasoningStart::Prompt,
+        _ if rendered.enable_thinking == Some(false) => ReasoningStart::None,
+        _ => ReasoningStart::Tag,
+    }
+}
+
+/// The tags of the parts that are special tokens, which the text would not show.
+fn kept_special(state: &AppState, parts: &AnswerOptions) -> Vec<(u32, String)> {
+    let think = [OPEN_THINK, CLOSE_THINK].map(|tag| (parts.reasoning != ReasoningStart::None, tag));
+    let calls = [OPEN_CALL, CLOSE_CALL].map(|tag| (parts.calls.is_some(), tag));
+    let tokenizer = &state.model().tokenizer;
+    let tags = think.into_iter().chain(calls).filter_map(|(is_used, tag)| {
+        let id = tokenizer
+            .token_to_id(tag)
+            .filter(|id| tokenizer.is_special(*id));
+        id.filter(|_| is_used).map(|id| (id, tag.to_owned()))
+    });
+    tags.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(prompt: &str) -> Rendered {
+        Rendered {
+            prompt: prompt.to_owned(),
+            role: "assistant".to_owned(),
+            last: None,
+            is_continued: false,
+            has_think_tags: true,
+            has_function_tags: false,
+            enable_thinking: None,
+        }
+    }
+
+    #[test]
+    fn the_prompt_decides_where_reasoning_begins() {
+        use ReasoningParser::{Auto, DeepseekR1, Qwen3};
+        use ReasoningStart::{None, Prompt, Tag};
+        for (prompt, [auto, r1, qwen3]) in [
+            ("<｜Assistant｜><think>\n", [Prompt, Prompt, Prompt]),
+            ("<|im_start|>assistant\n", [Tag, Prompt, Tag]),
+            (
+                "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+                [None, None, None],
+            ),
+            (
+                "what is <think>?<|im_end|>\n<|im_start|>assistant\n",
+                [Tag, Prompt, Tag],
+            ),
+        ] {
+            let found =
+                [Auto, DeepseekR1, Qwen3].map(|parser| reasoning_start(parser, &rendered(prompt)));
+            assert_eq!(found, [auto, r1, qwen3], "{prompt}");
+        }
+        let off = Rendered {
+            enable_thinking: Some(false),
+            ..rendered("assistant\n")
+        };
+        assert_eq!(reasoning_start(Auto, &off), None);
+        let plain = Rendered {
+            has_think_tags: false,
+            ..rendered("assistant\n")
+        };
+        assert_eq!(reasoning_start(Auto, &plain), None);
+        assert_eq!(reasoning_start(DeepseekR1, &plain), Prompt);
+        assert_eq!(
+            reasoning_start(ReasoningParser::None, &rendered("<think>")),
+            None
+        );
+        for (last, start) in [
+            ("<think>so", Prompt),
+            ("<think>so</think>Yes", None),
+            ("Yes", None),
+            (" ", Tag),
+        ] {
+            let continued = Rendered {
+                last: Some(last.to_owned()),
+                is_continued: true,
+                ..rendered(&format!("assistant\n{last}."))
+            };
+            assert_eq!(reasoning_start(Qwen3, &continued), start, "{last}");
+        }
+    }
+}
