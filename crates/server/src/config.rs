@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod command_line;
 mod file;
+pub mod pooling;
 pub mod units;
 mod vllm_flags;
 
@@ -24,6 +25,7 @@ use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner};
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
@@ -51,6 +53,8 @@ pub struct Config {
     pub dtype: Dtype,
     /// Quantization on load.
     pub quantization: Quantization,
+    /// Whether the model generates text or computes embeddings and scores.
+    pub pooling: PoolingConfig,
     /// What memory may be used.
     pub memory: MemoryConfig,
     /// Longest prompt plus output.
@@ -283,6 +287,13 @@ impl Config {
             device: args.device,
             dtype: args.dtype,
             quantization: args.quantization.unwrap_or_default(),
+            pooling: PoolingConfig::new(
+                (args.runner, args.convert),
+                args.task,
+                args.pooler_config,
+                args.hf_overrides,
+            )
+            .map_err(|(flag, message)| ConfigError::Flag { flag, message })?,
             memory: MemoryConfig {
                 gpu_memory_utilization: args.gpu_memory_utilization,
                 device_memory: args.device_memory,
@@ -325,6 +336,7 @@ impl Default for Config {
             owns_device: false,
             dtype: Dtype::Auto,
             quantization: Quantization::None,
+            pooling: PoolingConfig::default(),
             memory: MemoryConfig::default(),
             max_model_len: MaxModelLen::Auto,
             max_num_seqs: 256,

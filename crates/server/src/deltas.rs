@@ -63,6 +63,8 @@ impl Deltas {
                         },
                     }
                 }
+                // Of sequences that want no text.
+                Some(EngineOutput::Pooled { .. }) => continue,
                 Some(EngineOutput::Finished { .. }) if self.prompt_only => Delta {
                     finish: Some(Finish {
                         reason: FinishReason::Length,

@@ -8,6 +8,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 
 use super::api::MAX_LOGPROBS;
+use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::{LoraModule, MaxModelLen, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
@@ -117,6 +118,29 @@ pub struct Args {
     /// Quantize the weights while loading; bitsandbytes 4-bit checkpoints are recognised without it. `bitsandbytes` is nf4
     #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION))]
     pub quantization: Option<Quantization>,
+
+    /// What the model is served for; auto = embeddings or scores if its folder says so (modules.json, `architectures`, no
+    /// lm_head), otherwise text
+    #[arg(long, default_value = "auto", value_enum)]
+    pub runner: Runner,
+
+    /// What --runner pooling computes; auto = scores if the model has a score of its own, otherwise embeddings
+    #[arg(long, default_value = "auto", value_enum)]
+    pub convert: Convert,
+
+    /// Older form of --runner and --convert
+    #[arg(long, value_enum)]
+    pub task: Option<Task>,
+
+    /// How hidden states become one vector, as JSON: `'{"pooling_type": "MEAN"}'` (LAST, MEAN, CLS), `use_activation` (or
+    /// `normalize`), `dimensions`, `max_embed_len` [default: what the model's folder says, or else LAST and length 1]
+    #[arg(long, alias = "override-pooler-config", value_name = "JSON", value_parser = PoolerConfig::parse)]
+    pub pooler_config: Option<PoolerConfig>,
+
+    /// What config.json should say of a classifier, as JSON; for Qwen3-Reranker
+    /// `'{"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"]}'`
+    #[arg(long, value_name = "JSON", value_parser = HfOverrides::parse)]
+    pub hf_overrides: Option<HfOverrides>,
 
     /// Type in which weights are multiplied where a step has many tokens, as in prompts; sums are f32
     #[arg(long, default_value = "auto", value_parser = some_of::<ComputeDtype>(&COMPUTE_DTYPE))]

@@ -7,6 +7,7 @@ use model_qwen::sampling::Logprobs;
 use model_qwen::{ChoiceRow, Draw, SampledToken, Sampler, Want};
 
 use super::adapters::AdapterUse;
+use super::pooling::Pooler;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
 
@@ -19,6 +20,8 @@ pub(super) struct ActiveSequence {
     pub(super) sampler: Sampler,
     pub(super) adapter: Option<AdapterUse>,
     pub(super) num_generated: usize,
+    /// Of a sequence that wants a vector.
+    pub(super) pooler: Option<Pooler>,
     /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
@@ -32,6 +35,9 @@ impl ActiveSequence {
         first_row: usize,
         rows: &mut Vec<ChoiceRow<'a>>,
     ) {
+        if self.pooler.is_some() {
+            return;
+        }
         let num_top = self.request.prompt_logprobs.unwrap_or(0);
         rows.extend(self.unscored_prompt(chunk).map(|position| ChoiceRow {
             row: first_row + position - 1 - chunk.start,

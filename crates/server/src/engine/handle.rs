@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use model_qwen::PoolingType;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 use super::error::{AdapterError, SubmitError};
 use super::receiver::{
     EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission,
 };
-use super::request::{EngineOutput, GenerateRequest};
+use super::request::{EngineOutput, GenerateRequest, PoolRequest};
 use super::stats::{AdapterInfo, EngineLimits, EngineStats};
 
 /// State that both ends see.
@@ -81,7 +82,32 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError`] if the request breaks a limit, the queue is full, or the engine takes no more.
     pub fn submit(&self, request: GenerateRequest) -> Result<OutputStream, SubmitError> {
-        self.check(&request)?;
+        if self.shared.limits.pooling.is_some() {
+            return Err(SubmitError::NoText);
+        }
+        self.check(&request, request.max_tokens)?;
+        self.send(request, None)
+    }
+
+    /// Queues a text to make a vector of. Its outputs are `Pooled` and `Finished`.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn pool(&self, request: PoolRequest) -> Result<OutputStream, SubmitError> {
+        let pooling = self.shared.limits.pooling;
+        let request = request.generate();
+        if pooling.is_none() {
+            return Err(SubmitError::NoPooling);
+        }
+        self.check(&request, 0)?;
+        self.send(request, pooling)
+    }
+
+    fn send(
+        &self,
+        request: GenerateRequest,
+        pooling: Option<PoolingType>,
+    ) -> Result<OutputStream, SubmitError> {
         let permit = self.queue_permit()?;
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (outputs, receiver) = async_mpsc::unbounded_channel();
@@ -93,6 +119,7 @@ impl EngineHandle {
         let submission = Submission {
             id,
             request,
+            pooling,
             sink,
             permit,
         };
@@ -107,7 +134,7 @@ impl EngineHandle {
         })
     }
 
-    fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+    fn check(&self, request: &GenerateRequest, max_tokens: usize) -> Result<(), SubmitError> {
         let EngineLimits {
             max_model_len,
             vocab_size,
@@ -123,7 +150,7 @@ impl EngineHandle {
         if request.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
-        let (prompt_len, max_tokens) = (request.prompt.len(), request.max_tokens);
+        let prompt_len = request.prompt.len();
         if prompt_len.saturating_add(max_tokens) > max_model_len {
             return Err(SubmitError::PromptTooLong {
                 prompt_len,

@@ -2,6 +2,8 @@
 
 use model_qwen::{ChatTemplate, GenerationConfig, Tokenizer};
 
+use super::runner::PoolingInfo;
+
 /// What the loaded model brings for those who make requests.
 #[derive(Clone)]
 pub struct ModelInfo {
@@ -13,6 +15,8 @@ pub struct ModelInfo {
     pub generation_config: GenerationConfig,
     /// The model as the user named it; the default for `--served-model-name`.
     pub model_id: String,
+    /// How texts become vectors or scores; `None` for a model that generates text.
+    pub pooling: Option<PoolingInfo>,
     /// Longest prompt plus output, in tokens.
     pub max_model_len: usize,
     /// The memory report, several lines, for printing at start.

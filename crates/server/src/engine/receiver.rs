@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError};
 
+use model_qwen::PoolingType;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::error::AdapterError;
@@ -51,6 +52,8 @@ pub struct Submission {
     pub id: RequestId,
     /// What to generate; already checked against `EngineLimits`.
     pub request: GenerateRequest,
+    /// Make one vector of the prompt instead.
+    pub pooling: Option<PoolingType>,
     /// Where its outputs go; dropped when the sequence is over.
     pub sink: OutputSink,
     /// Its place in the queue; the engine drops it when the sequence is first scheduled.

@@ -132,6 +132,7 @@ mod tests {
             max_model_len: 256,
             vocab_size: model.config.vocab_size,
             max_num_queued_reqs: 8,
+            pooling: None,
         });
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: 8,
@@ -183,7 +184,9 @@ mod tests {
                 match stream.next().await.unwrap() {
                     EngineOutput::Finished { reason } => return Ok(reason),
                     EngineOutput::Failed(error) => return Err(error),
-                    EngineOutput::PromptLogprobs(_) | EngineOutput::Token { .. } => {}
+                    EngineOutput::PromptLogprobs(_)
+                    | EngineOutput::Token { .. }
+                    | EngineOutput::Pooled { .. } => {}
                 }
             }
         })

@@ -6,6 +6,7 @@ use model_qwen::Sampler;
 use super::active::ActiveSequence;
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
+use super::pooling::Pooler;
 use super::receiver::Submission;
 use super::request::EngineOutput;
 use super::worker::Worker;
@@ -17,6 +18,7 @@ impl Worker {
         Submission {
             id,
             mut request,
+            pooling,
             sink,
             permit,
         }: Submission,
@@ -30,7 +32,8 @@ impl Worker {
                 salt: request.cache_salt.clone(),
             },
             max_tokens: request.max_tokens,
-            needs_prompt_logits: request.prompt_logprobs.is_some(),
+            needs_prompt_logits: request.prompt_logprobs.is_some()
+                || pooling.is_some_and(Pooler::needs_all),
         });
         if let Err(error) = added {
             let error = SequenceError::Failed(error.to_string());
@@ -44,6 +47,7 @@ impl Worker {
         let sequence = ActiveSequence {
             sampler: Sampler::new(&request.sampling, &request.prompt, vocab_size),
             prompt_logprobs: request.prompt_logprobs.map(|_| vec![None]),
+            pooler: pooling.map(Pooler::new),
             request,
             sink,
             permit: Some(permit),

@@ -112,6 +112,7 @@ impl TestServer {
             max_model_len: MAX_MODEL_LEN,
             vocab_size: VOCAB_SIZE,
             max_num_queued_reqs: config.max_num_queued_reqs,
+            pooling: None,
         };
         let (engine, receiver) = channel(limits);
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -412,6 +413,7 @@ fn model() -> ModelInfo {
             ..GenerationConfig::default()
         },
         model_id: "org/tiny".to_owned(),
+        pooling: None,
         max_model_len: MAX_MODEL_LEN,
         memory_table: String::new(),
     }

@@ -1,0 +1,160 @@
+//! Whether a folder's model generates text, or computes embeddings or scores, and how.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use model_qwen::pooling::classifier_from_token;
+use model_qwen::{
+    Architecture, LoadError, PoolingType, QwenConfig, ScoreHead, ScoreTokens, SentenceTransformer,
+    Tokenizer, is_headless, score_weights,
+};
+
+use super::start::StartError;
+use crate::config::{ConfigError, Convert, PoolingConfig, Runner};
+
+/// How texts become vectors or scores.
+#[derive(Clone, Debug)]
+pub struct PoolingInfo {
+    /// How hidden states become one vector.
+    pub pooling_type: PoolingType,
+    /// Whether embeddings have length 1, and scores are between 0 and 1.
+    pub use_activation: bool,
+    /// Length of embeddings unless a request says otherwise.
+    pub dimensions: Option<usize>,
+    /// Length of the whole vector.
+    pub hidden_size: usize,
+    /// Of a reranker: what a vector is multiplied with.
+    pub score: Option<Arc<[f32]>>,
+    /// Longest text in tokens, if that is less than the context.
+    pub max_len: Option<usize>,
+    /// Whether texts are lower-cased first.
+    pub do_lower_case: bool,
+}
+
+/// `None` for a model that generates text.
+///
+/// # Errors
+/// When the folder cannot be read, or is not what the flags say.
+pub(super) fn resolve(
+    config: &PoolingConfig,
+    dir: &Path,
+    tokenizer: &Tokenizer,
+) -> Result<Option<PoolingInfo>, StartError> {
+    if config.runner == Runner::Generate {
+        return Ok(None);
+    }
+    let architecture = Architecture::of(dir).map_err(LoadError::from)?;
+    let sentences = SentenceTransformer::from_dir(dir).map_err(LoadError::from)?;
+    let named = classifier_from_token(dir).map_err(LoadError::from)?;
+    let named = config.classifier_from_token.as_ref().or(named.as_ref());
+    let is_for_text = architecture == Architecture::CausalLm
+        && sentences.is_none()
+        && named.is_none()
+        && !is_headless(dir)?;
+    let is_converted = matches!(config.convert, Convert::Embed | Convert::Classify);
+    if is_for_text && !is_converted {
+        return match config.runner {
+            Runner::Pooling if config.convert == Convert::None => Err(ConfigError::Flag {
+                flag: "--convert",
+                message: "none: the model generates text; expected embed or classify with --runner pooling"
+                    .to_owned(),
+            }
+            .into()),
+            Runner::Pooling => info(config, dir, None, None).map(Some),
+            Runner::Auto | Runner::Generate => Ok(None),
+        };
+    }
+    let sentences = sentences.unwrap_or(SentenceTransformer {
+        normalize: true,
+        ..SentenceTransformer::default()
+    });
+    let head = match (named, sentences.score, architecture) {
+        (Some(tokens), ..) => Some(ScoreHead::Tokens(score_tokens(tokens, tokenizer)?)),
+        (None, Some(tokens), _) => Some(ScoreHead::Tokens(tokens)),
+        (None, None, Architecture::Classifier) => Some(ScoreHead::Label),
+        (None, None, _) => None,
+    };
+    let head = match config.convert {
+        Convert::Embed => None,
+        Convert::Classify if head.is_none() => {
+            return Err(ConfigError::Flag {
+                flag: "--convert",
+                message:
+                    "classify: the model has no score of its own; name the tokens of one with \
+                          --hf-overrides '{\"classifier_from_token\": [\"no\", \"yes\"]}'"
+                        .to_owned(),
+            }
+            .into());
+        }
+        Convert::Auto | Convert::None | Convert::Classify => head,
+    };
+    info(config, dir, Some(sentences), head).map(Some)
+}
+
+fn info(
+    config: &PoolingConfig,
+    dir: &Path,
+    sentences: Option<SentenceTransformer>,
+    head: Option<ScoreHead>,
+) -> Result<PoolingInfo, StartError> {
+    let pooler = config.pooler;
+    let sentences = sentences.unwrap_or(SentenceTransformer {
+        normalize: true,
+        ..SentenceTransformer::default()
+    });
+    let hidden_size = QwenConfig::load(dir).map_err(LoadError::from)?.hidden_size;
+    if let Some(dimensions) = pooler.dimensions.filter(|&num| num > hidden_size) {
+        return Err(ConfigError::Flag {
+            flag: "--pooler-config",
+            message: format!("`dimensions`: expected at most {hidden_size}, found {dimensions}"),
+        }
+        .into());
+    }
+    let score = head.map(|head| score_weights(dir, head)).transpose()?;
+    let limits = [pooler.max_embed_len, sentences.max_seq_length];
+    Ok(PoolingInfo {
+        pooling_type: match &score {
+            // The score is one of the next token.
+            Some(_) => PoolingType::Last,
+            None => pooler.pooling_type.unwrap_or(sentences.pooling),
+        },
+        use_activation: pooler
+            .use_activation
+            .unwrap_or(sentences.normalize || score.is_some()),
+        dimensions: pooler.dimensions,
+        hidden_size,
+        score: score.map(Arc::from),
+        max_len: limits.into_iter().flatten().min(),
+        do_lower_case: sentences.do_lower_case,
+    })
+}
+
+/// The negative token comes first, if there are two.
+fn score_tokens(names: &[String], tokenizer: &Tokenizer) -> Result<ScoreTokens, StartError> {
+    let id = |name: &String| {
+        let id = tokenizer.token_to_id(name);
+        id.ok_or_else(|| ConfigError::Flag {
+            flag: "--hf-overrides",
+            message: format!("`classifier_from_token`: the model has no token `{name}`"),
+        })
+    };
+    Ok(match names {
+        [negative, positive] => ScoreTokens {
+            positive: id(positive)?,
+            negative: Some(id(negative)?),
+        },
+        [positive] => ScoreTokens {
+            positive: id(positive)?,
+            negative: None,
+        },
+        _ => {
+            return Err(ConfigError::Flag {
+                flag: "--hf-overrides",
+                message: format!(
+                    "`classifier_from_token`: expected one or two tokens, found {names:?}"
+                ),
+            }
+            .into());
+        }
+    })
+}
