@@ -27,6 +27,6 @@ pub use memory::MemoryError;
 pub use model_info::ModelInfo;
 pub use receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission};
 pub use request::{EngineOutput, FinishReason, GenerateRequest, PoolRequest, TokenLogprobs};
-pub use runner::PoolingInfo;
+pub use runner::{PoolingInfo, ScoreTemplate};
 pub use start::{Engine, StartError};
 pub use stats::{AdapterInfo, EngineLimits, EngineStats};

@@ -46,13 +46,20 @@ pub use engine::ModelInfo;
 pub use state::AppState;
 
 use error::ApiError;
-use routes::{auth, chat, completions, health, lora, models, tokenize};
+use routes::{auth, chat, completions, embeddings, health, lora, models, scores, tokenize};
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let routes: [(&str, MethodRouter<AppState>); 11] = [
+    let routes: [(&str, MethodRouter<AppState>); 18] = [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
+        ("/v1/embeddings", post(embeddings::embeddings)),
+        ("/pooling", post(embeddings::pooling)),
+        ("/score", post(scores::score)),
+        ("/v1/score", post(scores::score)),
+        ("/rerank", post(scores::rerank)),
+        ("/v1/rerank", post(scores::rerank)),
+        ("/v2/rerank", post(scores::rerank)),
         ("/v1/models", get(models::list)),
         ("/v1/load_lora_adapter", post(lora::load)),
         ("/v1/unload_lora_adapter", post(lora::unload)),

@@ -14,6 +14,8 @@ pub mod fields;
 pub mod logprobs;
 mod messages;
 pub mod models;
+pub mod pooling;
 pub mod sampling;
+pub mod scores;
 pub mod tokenize;
 pub mod usage;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use model_qwen::pooling::classifier_from_token;
 use model_qwen::{
-    Architecture, LoadError, PoolingType, QwenConfig, ScoreHead, ScoreTokens, SentenceTransformer,
-    Tokenizer, is_headless, score_weights,
+    Architecture, ChatTemplate, LoadError, PoolingType, QwenConfig, ScoreHead, ScoreTokens,
+    SentenceTransformer, Tokenizer, is_headless, score_weights,
 };
 
 use super::start::StartError;
@@ -25,10 +25,23 @@ pub struct PoolingInfo {
     pub hidden_size: usize,
     /// Of a reranker: what a vector is multiplied with.
     pub score: Option<Arc<[f32]>>,
+    /// How a reranker reads a query and a document.
+    pub template: ScoreTemplate,
     /// Longest text in tokens, if that is less than the context.
     pub max_len: Option<usize>,
     /// Whether texts are lower-cased first.
     pub do_lower_case: bool,
+}
+
+/// How a query and a document become one prompt.
+#[derive(Clone, Debug)]
+pub enum ScoreTemplate {
+    /// Qwen3-Reranker's prompt.
+    Qwen3Reranker,
+    /// One after the other.
+    Joined,
+    /// `--chat-template`.
+    Jinja(ChatTemplate),
 }
 
 /// `None` for a model that generates text.
@@ -39,6 +52,7 @@ pub(super) fn resolve(
     config: &PoolingConfig,
     dir: &Path,
     tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
 ) -> Result<Option<PoolingInfo>, StartError> {
     if config.runner == Runner::Generate {
         return Ok(None);
@@ -60,7 +74,7 @@ pub(super) fn resolve(
                     .to_owned(),
             }
             .into()),
-            Runner::Pooling => info(config, dir, None, None).map(Some),
+            Runner::Pooling => info(config, dir, None, None, ScoreTemplate::Joined).map(Some),
             Runner::Auto | Runner::Generate => Ok(None),
         };
     }
@@ -88,7 +102,20 @@ pub(super) fn resolve(
         }
         Convert::Auto | Convert::None | Convert::Classify => head,
     };
-    info(config, dir, Some(sentences), head).map(Some)
+    let template = match (template, head) {
+        (Some(template), _) => ScoreTemplate::Jinja(template.clone()),
+        (None, Some(ScoreHead::Tokens(tokens))) if says_yes_or_no(tokens, tokenizer) => {
+            ScoreTemplate::Qwen3Reranker
+        }
+        (None, _) => ScoreTemplate::Joined,
+    };
+    info(config, dir, Some(sentences), head, template).map(Some)
+}
+
+/// Whether a score is of Qwen3-Reranker's tokens.
+fn says_yes_or_no(tokens: ScoreTokens, tokenizer: &Tokenizer) -> bool {
+    let id = |name| tokenizer.token_to_id(name);
+    id("yes") == Some(tokens.positive) && tokens.negative.is_some_and(|no| id("no") == Some(no))
 }
 
 fn info(
@@ -96,6 +123,7 @@ fn info(
     dir: &Path,
     sentences: Option<SentenceTransformer>,
     head: Option<ScoreHead>,
+    template: ScoreTemplate,
 ) -> Result<PoolingInfo, StartError> {
     let pooler = config.pooler;
     let sentences = sentences.unwrap_or(SentenceTransformer {
@@ -124,6 +152,7 @@ fn info(
         dimensions: pooler.dimensions,
         hidden_size,
         score: score.map(Arc::from),
+        template,
         max_len: limits.into_iter().flatten().min(),
         do_lower_case: sentences.do_lower_case,
     })

@@ -89,7 +89,12 @@ impl Engine {
             };
         }
 
-        let pooling = runner::resolve(&config.pooling, &dir, &tokenizer)?;
+        let pooling = {
+            let own_template = chat_template
+                .as_ref()
+                .filter(|_| config.chat_template.is_some());
+            runner::resolve(&config.pooling, &dir, &tokenizer, own_template)?
+        };
         let pools = pooling.is_some();
         let options = LoadOptions {
             dtype: config.dtype,

@@ -17,6 +17,38 @@ pub enum Endpoint {
     Chat,
     /// `/v1/completions`.
     Completions,
+    /// `/v1/embeddings`.
+    Embeddings,
+    /// `/pooling`.
+    Pooling,
+    /// `/score`.
+    Score,
+    /// `/rerank`.
+    Rerank,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Embeddings,
+        Self::Pooling,
+        Self::Score,
+        Self::Rerank,
+    ];
+
+    /// Its name in `fields.txt`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Embeddings => "embeddings",
+            Self::Pooling => "pooling",
+            Self::Score => "score",
+            Self::Rerank => "rerank",
+        }
+    }
 }
 
 /// One row of `fields.txt`.
@@ -24,7 +56,7 @@ pub enum Endpoint {
 pub struct Field {
     /// Its name.
     pub name: &'static str,
-    /// `chat`, `completions` or `both`.
+    /// Names of endpoints; `both` is `chat completions`.
     pub endpoints: &'static str,
     kind: Kind,
     /// What becomes of it.
@@ -68,7 +100,7 @@ pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
 const MAX_NAMES: usize = 20;
 const MAX_NAME: usize = 64;
 /// Fields whose empty value is an error of its own.
-const REQUIRED: [&str; 2] = ["messages", "prompt"];
+const REQUIRED: [&str; 5] = ["messages", "prompt", "input", "query", "documents"];
 
 fn field(row: &'static str) -> Option<Field> {
     let mut cells = row.split('|').map(str::trim);
@@ -107,11 +139,13 @@ fn field(row: &'static str) -> Option<Field> {
 }
 
 impl Field {
-    fn is_of(&self, endpoint: Endpoint) -> bool {
-        match endpoint {
-            Endpoint::Chat => self.endpoints != "completions",
-            Endpoint::Completions => self.endpoints != "chat",
-        }
+    /// Whether the endpoint has it.
+    pub fn is_of(&self, endpoint: Endpoint) -> bool {
+        let name = match (self.endpoints, endpoint) {
+            ("both", Endpoint::Chat | Endpoint::Completions) => "both",
+            _ => endpoint.name(),
+        };
+        self.endpoints.split(' ').any(|of| of == name)
     }
 }
 
@@ -295,6 +329,8 @@ mod tests {
     use crate::protocol::common::SamplingFields;
     use crate::protocol::completions::CompletionFields;
     use crate::protocol::field_names::field_names;
+    use crate::protocol::pooling::{EmbeddingFields, PoolingFields, TaskField};
+    use crate::protocol::scores::{RerankFields, ScoreFields};
     use serde_json::json;
 
     #[test]
@@ -304,7 +340,12 @@ mod tests {
         assert_eq!(FIELDS.len(), rows.len());
         for (field, row) in FIELDS.iter().zip(rows) {
             assert!(row.starts_with(field.name), "{row}");
-            assert!(matches!(field.endpoints, "chat" | "completions" | "both"));
+            let names = Endpoint::ALL.map(Endpoint::name);
+            let mut endpoints = field.endpoints.split(' ');
+            assert!(
+                endpoints.all(|of| of == "both" || names.contains(&of)),
+                "{row}"
+            );
             assert!(field.verdict == Verdict::Works || !field.note.is_empty());
         }
     }
@@ -334,6 +375,25 @@ mod tests {
             works(Endpoint::Completions),
             read(&[field_names::<CompletionFields>(), sampling])
         );
+        let pooling = field_names::<PoolingFields>();
+        let template: &[&str] = &[
+            "add_generation_prompt",
+            "add_special_tokens",
+            "chat_template",
+            "chat_template_kwargs",
+            "continue_final_message",
+        ];
+        let embeddings = [field_names::<EmbeddingFields>(), pooling, template];
+        assert_eq!(works(Endpoint::Embeddings), read(&embeddings));
+        let task = field_names::<TaskField>();
+        assert_eq!(
+            works(Endpoint::Pooling),
+            read(&[&embeddings[..], &[task]].concat())
+        );
+        let score = [field_names::<ScoreFields>(), pooling];
+        assert_eq!(works(Endpoint::Score), read(&score));
+        let rerank = [field_names::<RerankFields>(), pooling];
+        assert_eq!(works(Endpoint::Rerank), read(&rerank));
     }
 
     fn checked(fields: Value) -> Result<Value, ApiError> {

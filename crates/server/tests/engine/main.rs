@@ -9,5 +9,6 @@ mod lifecycle;
 mod logprobs;
 mod memory;
 mod model;
+mod pooling;
 mod prefix_cache;
 mod sampling;
