@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::{ApiConfig, ApiKey, Config};
 use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
-use crate::metrics::Metrics;
+use crate::metrics::{HttpMetrics, Metrics};
 
 /// Bytes of large bodies that are in memory at once.
 const BODY_MEMORY: usize = 40 << 20;
@@ -31,6 +31,7 @@ struct Shared {
     shutdown_timeout: Duration,
     started: u64,
     metrics: Metrics,
+    http_metrics: HttpMetrics,
     api: ApiConfig,
     fingerprint: String,
     longest_token: usize,
@@ -59,6 +60,7 @@ impl AppState {
             shutdown_timeout: config.shutdown_timeout,
             started: unix_time(),
             metrics: Metrics::default(),
+            http_metrics: HttpMetrics::default(),
         }))
     }
 
@@ -95,6 +97,11 @@ impl AppState {
     /// Latency histograms.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Counts of HTTP requests.
+    pub fn http_metrics(&self) -> &HttpMetrics {
+        &self.0.http_metrics
     }
 
     /// Whether a request may pass: there are no keys, or it brought one of them.

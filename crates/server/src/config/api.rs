@@ -21,6 +21,10 @@ pub struct ApiConfig {
     pub return_tokens_as_token_ids: bool,
     /// Whether every stream ends with its usage.
     pub enable_force_include_usage: bool,
+    /// Whether `/load` tells how many requests are not answered yet.
+    pub enable_server_load_tracking: bool,
+    /// Whether `/tokenizer_info` shows the tokenizer's configuration.
+    pub enable_tokenizer_info_endpoint: bool,
 }
 
 impl Default for ApiConfig {
@@ -32,6 +36,8 @@ impl Default for ApiConfig {
             max_logprobs: MAX_LOGPROBS,
             return_tokens_as_token_ids: false,
             enable_force_include_usage: false,
+            enable_server_load_tracking: false,
+            enable_tokenizer_info_endpoint: false,
         }
     }
 }

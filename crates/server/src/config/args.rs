@@ -198,6 +198,14 @@ pub struct Args {
     #[arg(long)]
     pub enable_force_include_usage: bool,
 
+    /// Answer GET /load with the number of requests that are not answered yet
+    #[arg(long)]
+    pub enable_server_load_tracking: bool,
+
+    /// Answer GET /tokenizer_info with the tokenizer's configuration and the chat template
+    #[arg(long)]
+    pub enable_tokenizer_info_endpoint: bool,
+
     /// Most requests that wait for their first step; one more is answered 503 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_num_queued_reqs: usize,

@@ -10,6 +10,7 @@ use super::adapters::AdapterUse;
 use super::pooling::Pooler;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
+use super::request_metrics::SequenceTimes;
 
 /// What the engine remembers of a sequence besides its blocks.
 pub(super) struct ActiveSequence {
@@ -19,6 +20,7 @@ pub(super) struct ActiveSequence {
     pub(super) permit: Option<QueuePermit>,
     pub(super) sampler: Sampler,
     pub(super) adapter: Option<AdapterUse>,
+    pub(super) times: SequenceTimes,
     pub(super) num_generated: usize,
     /// Of a sequence that wants a vector.
     pub(super) pooler: Option<Pooler>,
@@ -81,6 +83,7 @@ impl ActiveSequence {
         }
         let id = token.id;
         self.num_generated += 1;
+        self.times.token();
         let delivered = self.sink.send(EngineOutput::Token {
             id,
             logprobs: token.logprobs.map(|logprobs| token_logprobs(id, logprobs)),

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use model_qwen::PoolingType;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
@@ -18,6 +19,7 @@ use super::receiver::{
     EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission,
 };
 use super::request::{EngineOutput, GenerateRequest, PoolRequest};
+use super::request_metrics::RequestMetrics;
 use super::stats::{AdapterInfo, EngineLimits, EngineStats};
 
 /// State that both ends see.
@@ -31,6 +33,7 @@ pub(super) struct Shared {
     pub(super) alive: AtomicBool,
     pub(super) stats: Mutex<EngineStats>,
     pub(super) adapters: RwLock<Vec<AdapterInfo>>,
+    pub(super) requests: RequestMetrics,
 }
 
 impl Shared {
@@ -46,9 +49,15 @@ pub struct OutputStream {
     outputs: async_mpsc::UnboundedReceiver<EngineOutput>,
     commands: Sender<EngineCommand>,
     finished: bool,
+    complete: bool,
 }
 
 impl OutputStream {
+    /// Ends the sequence, whose text is complete without further tokens: it is no abort.
+    pub fn complete(mut self) {
+        self.complete = true;
+    }
+
     /// The next event; `None` after `Finished` or `Failed`, or if the engine died.
     pub async fn next(&mut self) -> Option<EngineOutput> {
         let output = self.outputs.recv().await;
@@ -63,8 +72,12 @@ impl OutputStream {
 impl Drop for OutputStream {
     fn drop(&mut self) {
         if !self.finished {
+            let command = match self.complete {
+                true => EngineCommand::Complete(self.id),
+                false => EngineCommand::Abort(self.id),
+            };
             // A dead engine has nothing to abort.
-            let _ = self.commands.send(EngineCommand::Abort(self.id));
+            let _ = self.commands.send(command);
         }
     }
 }
@@ -121,6 +134,7 @@ impl EngineHandle {
             request,
             pooling,
             sink,
+            submitted: Instant::now(),
             permit,
         };
         self.commands
@@ -131,6 +145,7 @@ impl EngineHandle {
             outputs: receiver,
             commands: self.commands.clone(),
             finished: false,
+            complete: false,
         })
     }
 
@@ -246,6 +261,11 @@ impl EngineHandle {
         adapters.iter().any(|adapter| adapter.name == name)
     }
 
+    /// What the engine has counted.
+    pub fn request_metrics(&self) -> &RequestMetrics {
+        &self.shared.requests
+    }
+
     /// The latest published snapshot.
     pub fn stats(&self) -> EngineStats {
         self.shared.stats().clone()
@@ -300,6 +320,7 @@ impl EngineHandle {
 /// Makes the two ends of an engine.
 pub fn channel(limits: EngineLimits) -> (EngineHandle, EngineReceiver) {
     let (commands, receiver) = mpsc::channel();
+    let requests = RequestMetrics::new(limits.max_model_len);
     let shared = Arc::new(Shared {
         limits,
         next_id: AtomicU64::new(0),
@@ -309,6 +330,7 @@ pub fn channel(limits: EngineLimits) -> (EngineHandle, EngineReceiver) {
         alive: AtomicBool::new(true),
         stats: Mutex::default(),
         adapters: RwLock::default(),
+        requests,
     });
     let handle = EngineHandle {
         commands,

@@ -1,5 +1,7 @@
 //! What the loaded model brings besides its weights: text to tokens and back.
 
+use std::path::PathBuf;
+
 use model_qwen::{ChatTemplate, GenerationConfig, Tokenizer};
 
 use super::runner::PoolingInfo;
@@ -13,6 +15,8 @@ pub struct ModelInfo {
     pub chat_template: Option<ChatTemplate>,
     /// Sampling defaults and end-of-sequence ids.
     pub generation_config: GenerationConfig,
+    /// Its folder.
+    pub dir: PathBuf,
     /// The model as the user named it; the default for `--served-model-name`.
     pub model_id: String,
     /// How texts become vectors or scores; `None` for a model that generates text.

@@ -97,6 +97,7 @@ impl Worker {
                 .take(range.len())
                 .for_each(|row| pooler.add(row));
             if chunk.samples {
+                sequence.times.token();
                 sequence.sink.send(EngineOutput::Pooled {
                     values: pooler.mean(),
                     num_cached_tokens: chunk.num_cached,

@@ -8,6 +8,7 @@ use kv_paging::{KvShape, PagedKvCache, SequenceId};
 
 use super::error::SequenceError;
 use super::request::EngineOutput;
+use super::request_metrics::Ended;
 use super::worker::Worker;
 
 /// Failed steps in a row after which the engine gives up: the device needs a new process then.
@@ -64,6 +65,9 @@ impl Worker {
         for id in running {
             self.scheduler.abort(id);
             if let Some(sequence) = self.sequences.remove(&id) {
+                self.receiver
+                    .request_metrics()
+                    .record(&sequence, Ended::Error);
                 let error = SequenceError::DeviceFailed(reason.to_owned());
                 sequence.sink.send(EngineOutput::Failed(error));
             }

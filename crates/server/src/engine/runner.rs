@@ -57,6 +57,7 @@ pub(super) fn resolve(
     if config.runner == Runner::Generate {
         return Ok(None);
     }
+    let model = QwenConfig::load(dir).map_err(LoadError::from)?;
     let architecture = Architecture::of(dir).map_err(LoadError::from)?;
     let sentences = SentenceTransformer::from_dir(dir).map_err(LoadError::from)?;
     let named = classifier_from_token(dir).map_err(LoadError::from)?;
@@ -67,16 +68,14 @@ pub(super) fn resolve(
         && !is_headless(dir)?;
     let is_converted = matches!(config.convert, Convert::Embed | Convert::Classify);
     if is_for_text && !is_converted {
-        return match config.runner {
-            Runner::Pooling if config.convert == Convert::None => Err(ConfigError::Flag {
-                flag: "--convert",
-                message: "none: the model generates text; expected embed or classify with --runner pooling"
-                    .to_owned(),
-            }
-            .into()),
-            Runner::Pooling => info(config, dir, None, None, ScoreTemplate::Joined).map(Some),
-            Runner::Auto | Runner::Generate => Ok(None),
-        };
+        if config.runner != Runner::Pooling {
+            return Ok(None);
+        }
+        if config.convert == Convert::None {
+            let message =
+                "none: the model generates text; expected embed or classify with --runner pooling";
+            return Err(wrong("--convert", message.to_owned()));
+        }
     }
     let sentences = sentences.unwrap_or(SentenceTransformer {
         normalize: true,
@@ -91,14 +90,9 @@ pub(super) fn resolve(
     let head = match config.convert {
         Convert::Embed => None,
         Convert::Classify if head.is_none() => {
-            return Err(ConfigError::Flag {
-                flag: "--convert",
-                message:
-                    "classify: the model has no score of its own; name the tokens of one with \
-                          --hf-overrides '{\"classifier_from_token\": [\"no\", \"yes\"]}'"
-                        .to_owned(),
-            }
-            .into());
+            let message = "classify: the model has no score of its own; name the tokens of one with \
+                           --hf-overrides '{\"classifier_from_token\": [\"no\", \"yes\"]}'";
+            return Err(wrong("--convert", message.to_owned()));
         }
         Convert::Auto | Convert::None | Convert::Classify => head,
     };
@@ -109,7 +103,7 @@ pub(super) fn resolve(
         }
         (None, _) => ScoreTemplate::Joined,
     };
-    info(config, dir, Some(sentences), head, template).map(Some)
+    info(config, (dir, model.hidden_size), sentences, head, template).map(Some)
 }
 
 /// Whether a score is of Qwen3-Reranker's tokens.
@@ -120,23 +114,15 @@ fn says_yes_or_no(tokens: ScoreTokens, tokenizer: &Tokenizer) -> bool {
 
 fn info(
     config: &PoolingConfig,
-    dir: &Path,
-    sentences: Option<SentenceTransformer>,
+    (dir, hidden_size): (&Path, usize),
+    sentences: SentenceTransformer,
     head: Option<ScoreHead>,
     template: ScoreTemplate,
 ) -> Result<PoolingInfo, StartError> {
     let pooler = config.pooler;
-    let sentences = sentences.unwrap_or(SentenceTransformer {
-        normalize: true,
-        ..SentenceTransformer::default()
-    });
-    let hidden_size = QwenConfig::load(dir).map_err(LoadError::from)?.hidden_size;
     if let Some(dimensions) = pooler.dimensions.filter(|&num| num > hidden_size) {
-        return Err(ConfigError::Flag {
-            flag: "--pooler-config",
-            message: format!("`dimensions`: expected at most {hidden_size}, found {dimensions}"),
-        }
-        .into());
+        let message = format!("`dimensions`: expected at most {hidden_size}, found {dimensions}");
+        return Err(wrong("--pooler-config", message));
     }
     let score = head.map(|head| score_weights(dir, head)).transpose()?;
     let limits = [pooler.max_embed_len, sentences.max_seq_length];
@@ -162,10 +148,8 @@ fn info(
 fn score_tokens(names: &[String], tokenizer: &Tokenizer) -> Result<ScoreTokens, StartError> {
     let id = |name: &String| {
         let id = tokenizer.token_to_id(name);
-        id.ok_or_else(|| ConfigError::Flag {
-            flag: "--hf-overrides",
-            message: format!("`classifier_from_token`: the model has no token `{name}`"),
-        })
+        let message = || format!("`classifier_from_token`: the model has no token `{name}`");
+        id.ok_or_else(|| wrong("--hf-overrides", message()))
     };
     Ok(match names {
         [negative, positive] => ScoreTokens {
@@ -177,13 +161,13 @@ fn score_tokens(names: &[String], tokenizer: &Tokenizer) -> Result<ScoreTokens, 
             negative: None,
         },
         _ => {
-            return Err(ConfigError::Flag {
-                flag: "--hf-overrides",
-                message: format!(
-                    "`classifier_from_token`: expected one or two tokens, found {names:?}"
-                ),
-            }
-            .into());
+            let message =
+                format!("`classifier_from_token`: expected one or two tokens, found {names:?}");
+            return Err(wrong("--hf-overrides", message));
         }
     })
+}
+
+fn wrong(flag: &'static str, message: String) -> StartError {
+    ConfigError::Flag { flag, message }.into()
 }

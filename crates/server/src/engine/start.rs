@@ -124,8 +124,8 @@ impl Engine {
         }
         // What building the tokenizer and loading the weights have freed.
         model_qwen::sys::return_freed_memory();
-        let plan = memory::plan(config, &device, &model, kv_dtype)?;
-        if plan.copies_lm_head && !pools {
+        let plan = memory::plan(config, &device, &model, kv_dtype, pools)?;
+        if plan.copies_lm_head {
             model.copy_lm_head_int8();
         }
         let scheduler = Scheduler::new(SchedulerConfig {
@@ -162,6 +162,7 @@ impl Engine {
             tokenizer,
             chat_template,
             generation_config,
+            dir,
             model_id,
             pooling,
             max_model_len,

@@ -33,6 +33,8 @@ pub struct EngineStats {
     pub num_running: usize,
     /// Sequences that wait for blocks or for a place in the batch.
     pub num_waiting: usize,
+    /// Those of the waiting that wait for a slot for their adapter.
+    pub num_deferred: usize,
     /// Blocks of the KV cache.
     pub num_blocks: usize,
     /// Blocks that no running sequence holds.

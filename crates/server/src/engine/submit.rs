@@ -9,6 +9,7 @@ use super::error::SequenceError;
 use super::pooling::Pooler;
 use super::receiver::Submission;
 use super::request::EngineOutput;
+use super::request_metrics::{Ended, SequenceTimes};
 use super::worker::Worker;
 
 impl Worker {
@@ -20,6 +21,7 @@ impl Worker {
             mut request,
             pooling,
             sink,
+            submitted,
             permit,
         }: Submission,
         adapter: Option<AdapterUse>,
@@ -36,6 +38,7 @@ impl Worker {
                 || pooling.is_some_and(Pooler::needs_all),
         });
         if let Err(error) = added {
+            self.receiver.request_metrics().count(Ended::Error);
             let error = SequenceError::Failed(error.to_string());
             sink.send(EngineOutput::Failed(error));
             return;
@@ -52,6 +55,7 @@ impl Worker {
             sink,
             permit: Some(permit),
             adapter,
+            times: SequenceTimes::new(submitted),
             num_generated: 0,
         };
         self.sequences.insert(id, sequence);

@@ -14,6 +14,7 @@ use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
 use super::recovery::{MAX_FAILURES, catch};
 use super::request::{EngineOutput, FinishReason};
+use super::request_metrics::Ended;
 use crate::config::Config;
 
 /// After a step of so many tokens on a CPU its activations go back to the system: they would stay with the process, and
@@ -135,13 +136,22 @@ impl Worker {
         self.collect(launched)
     }
 
-    /// Frees the queue places of the sequences that are scheduled for the first time.
+    /// Takes note of a step: frees the queue places of the sequences that are scheduled for the first time, and counts.
     fn admit(&mut self, step: &Step) {
         for chunk in &step.chunks {
             if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
                 sequence.permit = None;
+                sequence.times.schedule(chunk.num_cached);
             }
         }
+        for id in &step.preempted {
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.times.num_preemptions += 1;
+            }
+        }
+        let num_tokens = step.num_tokens() as f64;
+        let metrics = self.receiver.request_metrics();
+        metrics.iteration_tokens.observe_value(num_tokens);
     }
 
     /// Takes note of the tokens of a step, and says goodbye to the sequences that ended with it: their blocks are free then.
@@ -160,6 +170,11 @@ impl Worker {
                     true => FinishReason::Stop,
                     false => FinishReason::Length,
                 };
+                let how = match stopped || sequence.pooler.is_some() {
+                    true => Ended::Stop,
+                    false => Ended::Length,
+                };
+                self.receiver.request_metrics().record(&sequence, how);
                 sequence.sink.send(EngineOutput::Finished { reason });
             }
         }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use model_qwen::{ChatTemplate, RenderOptions, TemplateError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -232,7 +233,7 @@ fn template_error(error: TemplateError) -> ApiError {
 }
 
 /// The answer without streaming.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatResponse {
     /// `chatcmpl-…`.
     pub id: String,
@@ -257,7 +258,7 @@ pub struct ChatResponse {
 }
 
 /// One choice of a [`ChatResponse`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatChoice {
     /// 0-based.
     pub index: usize,
@@ -275,7 +276,7 @@ pub struct ChatChoice {
 }
 
 /// The message of a [`ChatChoice`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct AssistantMessage {
     /// `assistant`, or the role of a last message that is continued.
     pub role: String,
@@ -284,7 +285,7 @@ pub struct AssistantMessage {
 }
 
 /// One event of a stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatChunk<'a> {
     /// The same in every event.
     pub id: &'a str,
@@ -307,7 +308,7 @@ pub struct ChatChunk<'a> {
 }
 
 /// The choice of a [`ChatChunk`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatChunkChoice {
     /// 0-based.
     pub index: usize,
@@ -326,7 +327,7 @@ pub struct ChatChunkChoice {
 }
 
 /// New parts of a message.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct ChatDelta {
     /// The answer's role, in the first event.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -59,6 +59,8 @@ pub struct Field {
     /// Names of endpoints; `both` is `chat completions`.
     pub endpoints: &'static str,
     kind: Kind,
+    /// Its kind as `fields.txt` has it.
+    kind_name: &'static str,
     /// What becomes of it.
     pub verdict: Verdict,
     /// What a reader should know.
@@ -100,12 +102,25 @@ pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
 const MAX_NAMES: usize = 20;
 const MAX_NAME: usize = 64;
 /// Fields whose empty value is an error of its own.
-const REQUIRED: [&str; 5] = ["messages", "prompt", "input", "query", "documents"];
+const REQUIRED: [&str; 11] = [
+    "messages",
+    "prompt",
+    "input",
+    "query",
+    "documents",
+    "text_1",
+    "text_2",
+    "queries",
+    "items",
+    "data_1",
+    "data_2",
+];
 
 fn field(row: &'static str) -> Option<Field> {
     let mut cells = row.split('|').map(str::trim);
     let (name, endpoints) = (cells.next()?, cells.next()?);
-    let kind = match cells.next()? {
+    let kind_name = cells.next()?;
+    let kind = match kind_name {
         "integer" => Kind::Integer,
         "number" => Kind::Number,
         "boolean" => Kind::Boolean,
@@ -133,12 +148,18 @@ fn field(row: &'static str) -> Option<Field> {
         name,
         endpoints,
         kind,
+        kind_name,
         verdict,
         note: cells.next()?,
     })
 }
 
 impl Field {
+    /// Its kind as `fields.txt` has it.
+    pub(crate) fn kind_name(&self) -> &'static str {
+        self.kind_name
+    }
+
     /// Whether the endpoint has it.
     pub fn is_of(&self, endpoint: Endpoint) -> bool {
         let name = match (self.endpoints, endpoint) {

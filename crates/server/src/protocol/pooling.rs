@@ -1,6 +1,7 @@
 //! Bodies of `/v1/embeddings` and `/pooling`.
 
 use half::{bf16, f16};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -214,7 +215,7 @@ fn items(input: Prompt) -> Result<Vec<PromptItem>, ApiError> {
 }
 
 /// A vector in an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Vector {
     /// Its values.
@@ -224,7 +225,7 @@ pub enum Vector {
 }
 
 /// Answer of `/v1/embeddings`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct EmbeddingResponse {
     /// `embd-…`.
     pub id: String,
@@ -241,7 +242,7 @@ pub struct EmbeddingResponse {
 }
 
 /// One vector of [`EmbeddingResponse`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Embedding {
     /// Which input.
     pub index: usize,
@@ -252,7 +253,7 @@ pub struct Embedding {
 }
 
 /// Answer of `/pooling`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct PoolingResponse {
     /// `pool-…`.
     pub id: String,
@@ -269,7 +270,7 @@ pub struct PoolingResponse {
 }
 
 /// One vector of [`PoolingResponse`], or one score in a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct PoolingData {
     /// Which input.
     pub index: usize,

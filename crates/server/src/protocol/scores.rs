@@ -1,5 +1,6 @@
 //! Bodies of `/score` and `/rerank`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -159,7 +160,7 @@ fn texts(name: &str, value: Value) -> Result<Vec<String>, ApiError> {
 }
 
 /// Answer of `/score`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ScoreResponse {
     /// `score-…`.
     pub id: String,
@@ -176,7 +177,7 @@ pub struct ScoreResponse {
 }
 
 /// One score of [`ScoreResponse`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Score {
     /// Which pair.
     pub index: usize,
@@ -187,7 +188,7 @@ pub struct Score {
 }
 
 /// Answer of `/rerank`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct RerankResponse {
     /// `rerank-…`.
     pub id: String,
@@ -200,7 +201,7 @@ pub struct RerankResponse {
 }
 
 /// One document of [`RerankResponse`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct RerankResult {
     /// Which document.
     pub index: usize,
@@ -211,7 +212,7 @@ pub struct RerankResult {
 }
 
 /// A document.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct RerankDocument {
     /// Its text.
     pub text: String,

@@ -22,12 +22,12 @@ use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
 
 /// A checked request, ready to be submitted.
-struct Prepared {
-    id: String,
-    model: String,
-    request: GenerateRequest,
-    text: TextOptions,
-    sampling: SamplingFields,
+pub(super) struct Prepared {
+    pub(super) id: String,
+    pub(super) model: String,
+    pub(super) request: GenerateRequest,
+    pub(super) text: TextOptions,
+    pub(super) sampling: SamplingFields,
     logprobs: bool,
     role: String,
     /// What the answers begin with.
@@ -51,6 +51,7 @@ pub async fn chat_completions(
     } = in_turn(&state, body, prepare).await?;
 
     let n = sampling.n();
+    state.metrics().params_n.observe_value(n as f64);
     let prompt_lens: Arc<[usize]> = Arc::new([request.prompt.len()]);
     let choices = (0..n)
         .map(|i| {
@@ -92,7 +93,7 @@ pub async fn chat_completions(
     Ok(Json(format.response(deltas)).into_response())
 }
 
-fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
+pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     body.check(Endpoint::Chat)?;
     let template: TemplateFields = body.read()?;
     let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;

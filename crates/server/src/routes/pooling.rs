@@ -1,5 +1,7 @@
 //! What embeddings and scores share: texts to tokens, tokens to vectors.
 
+use std::time::{Duration, Instant};
+
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::prompt::{Length, encode};
@@ -12,6 +14,8 @@ use crate::state::AppState;
 
 /// Most sequences of one request that wait at once: others may come in between.
 const MAX_WAITING: usize = 256;
+/// Between two looks at a full queue.
+const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 /// Below this a vector has no direction.
 const MIN_NORM: f64 = 1e-12;
 
@@ -43,8 +47,8 @@ pub(super) fn info(state: &AppState) -> Result<&PoolingInfo, ApiError> {
 /// If one of them is refused or not finished.
 pub(super) async fn pool(state: &AppState, requests: Vec<PoolRequest>) -> Result<Pooled, ApiError> {
     let limit = state.engine().max_num_queued_reqs().div_ceil(2);
-    let vectors = stream::iter(requests)
-        .map(|request| pool_one(state, request))
+    let vectors = stream::iter(requests.into_iter().enumerate())
+        .map(|(i, request)| pool_one(state, request, i > 0))
         .buffered(limit.min(MAX_WAITING))
         .try_collect::<Vec<_>>()
         .await?;
@@ -54,8 +58,19 @@ pub(super) async fn pool(state: &AppState, requests: Vec<PoolRequest>) -> Result
     })
 }
 
-async fn pool_one(state: &AppState, request: PoolRequest) -> Result<(Vec<f32>, usize), ApiError> {
-    let mut outputs = state.engine().pool(request)?;
+/// One of them. With `waits`, a full queue is no error: the request's first text has been taken.
+async fn pool_one(
+    state: &AppState,
+    request: PoolRequest,
+    waits: bool,
+) -> Result<(Vec<f32>, usize), ApiError> {
+    let submitted = Instant::now();
+    let mut outputs = loop {
+        match state.engine().pool(request.clone()) {
+            Err(SubmitError::QueueFull { .. }) if waits => tokio::time::sleep(QUEUE_PAUSE).await,
+            submitted => break submitted?,
+        }
+    };
     let mut vector = None;
     loop {
         match outputs.next().await {
@@ -69,6 +84,8 @@ async fn pool_one(state: &AppState, request: PoolRequest) -> Result<(Vec<f32>, u
         }
     }
     let vector = vector.ok_or(SequenceError::Stopped)?;
+    let latency = &state.metrics().e2e_request_latency;
+    latency.observe(submitted.elapsed());
     match vector.0.iter().all(|value| value.is_finite()) {
         true => Ok(vector),
         false => Err(ApiError::internal(

@@ -4,9 +4,12 @@
 
 mod answers;
 mod compat;
+mod endpoints;
 mod envelope;
 mod errors;
 mod lifecycle;
+mod metrics;
+mod pooling;
 mod prompts;
 
 #[path = "../support/mod.rs"]
@@ -18,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use server::engine::{FinishReason, SequenceError};
-use support::{IM_END, IM_START, MAX_MODEL_LEN, Play, TestServer, bytes, says};
+use support::{Answer, IM_END, IM_START, MAX_MODEL_LEN, Play, TestServer, bytes, says};
 use ureq::http::Method;
 
 /// The joined text of choice `index` in chat or completion events.
