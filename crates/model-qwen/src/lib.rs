@@ -31,6 +31,7 @@ pub mod kernels;
 pub mod load;
 mod mlp;
 pub mod model;
+pub mod pooling;
 pub mod quantize;
 mod random;
 pub mod rotary;
@@ -59,8 +60,9 @@ pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use graph_runner::{DecodeRow, GraphRunner, Pending};
 pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};
 pub use json_file::JsonFileError;
-pub use load::{LoadError, LoadOptions, Quantization};
+pub use load::{LoadError, LoadOptions, Quantization, is_headless, score_weights};
 pub use model::{DecoderLayer, QwenModel};
+pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
     Draw, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,
     logprobs_of,

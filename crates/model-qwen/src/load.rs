@@ -1,6 +1,8 @@
 //! From a model folder to a [`QwenModel`]: names, shapes and dtypes are checked here and nowhere else.
 
-use std::collections::BTreeSet;
+mod heads;
+mod names;
+
 use std::path::Path;
 
 use burn::tensor::{DType, DataError, Device, Tensor, TensorData};
@@ -15,7 +17,11 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ConfigError, QwenConfig};
 use crate::device::use_one_queue;
 use crate::dtype::Dtype;
+use crate::json_file::JsonFileError;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention};
+use crate::pooling::Architecture;
+
+pub use heads::{is_headless, score_weights};
 
 /// How the linear layers of the decoder are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,6 +50,8 @@ pub struct LoadOptions {
     /// Whether embeddings that aren't tied to lm_head stay in the CPU's memory, as they are in the file: for training on a GPU,
     /// where each step reads few of their rows.
     pub embeddings_on_cpu: bool,
+    /// Whether the model computes logits. Without, lm_head may be missing, and isn't read: for embeddings and scores.
+    pub lm_head: bool,
 }
 
 impl Default for LoadOptions {
@@ -56,6 +64,7 @@ impl Default for LoadOptions {
             double_quant: true,
             int8_lm_head: false,
             embeddings_on_cpu: false,
+            lm_head: true,
         }
     }
 }
@@ -72,6 +81,18 @@ pub enum LoadError {
     /// A bitsandbytes weight.
     #[error(transparent)]
     Bnb(#[from] BnbError),
+    /// One of the small files.
+    #[error(transparent)]
+    File(#[from] JsonFileError),
+    /// A model for embeddings or scores, where text is wanted.
+    #[error(
+        "{dir}: config.json names a model without lm_head (`architectures`): it computes embeddings or scores, not text; \
+         `server` serves it with --runner pooling", dir = .dir.display()
+    )]
+    NoHead {
+        /// The folder.
+        dir: std::path::PathBuf,
+    },
     /// The files hold tensors that the config has no place for.
     #[error("{dir}: tensors that config.json has no place for: {names}", dir = .dir.display())]
     Unexpected {
@@ -97,8 +118,17 @@ impl QwenModel {
             let path = dir.join("config.json");
             tracing::warn!("{}: {}", path.display(), notes.join("; "));
         }
+        if options.lm_head && Architecture::of(dir)? != Architecture::CausalLm {
+            return Err(LoadError::NoHead {
+                dir: dir.to_owned(),
+            });
+        }
         let checkpoint = Checkpoint::open(dir)?;
         let loader = Loader {
+            prefix: match checkpoint.contains("embed_tokens.weight") {
+                true => "",
+                false => "model.",
+            },
             checkpoint: &checkpoint,
             options,
             device,
@@ -111,7 +141,7 @@ impl QwenModel {
             model.copy_lm_head_int8();
             if model.int8_head.is_some() {
                 // What is read of lm_head now are a few rows.
-                checkpoint.release(head_name(&model.config));
+                checkpoint.release(&loader.stored(head_name(&model.config)));
             }
         }
         Ok(model)
@@ -168,20 +198,6 @@ fn has_output_bias(config: &QwenConfig) -> bool {
     config.attention_bias && config.model_type == "qwen3"
 }
 
-/// The linear layers of a decoder layer, and whether they have a bias.
-fn linears(config: &QwenConfig) -> [(&'static str, bool); 7] {
-    let bias = config.attention_bias;
-    [
-        ("self_attn.q_proj", bias),
-        ("self_attn.k_proj", bias),
-        ("self_attn.v_proj", bias),
-        ("self_attn.o_proj", has_output_bias(config)),
-        ("mlp.gate_proj", false),
-        ("mlp.up_proj", false),
-        ("mlp.down_proj", false),
-    ]
-}
-
 /// The tensor that lm_head is.
 fn head_name(config: &QwenConfig) -> &'static str {
     match config.tie_word_embeddings {
@@ -191,19 +207,33 @@ fn head_name(config: &QwenConfig) -> &'static str {
 }
 
 struct Loader<'a> {
+    /// What the names of a decoder's tensors begin with: `model.`, or nothing where it was saved without lm_head.
+    prefix: &'static str,
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions,
     device: &'a Device,
 }
 
 impl Loader<'_> {
-    fn model(&self, config: QwenConfig) -> Result<QwenModel, LoadError> {
+    /// A tensor's name in the file.
+    fn stored(&self, name: &str) -> String {
+        match name.strip_prefix("model.") {
+            Some(rest) => format!("{}{rest}", self.prefix),
+            None => name.to_owned(),
+        }
+    }
+
+    fn model(&self, mut config: QwenConfig) -> Result<QwenModel, LoadError> {
+        // Nobody asks for logits.
+        config.tie_word_embeddings |= !self.options.lm_head;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let name = "model.embed_tokens.weight";
         let on_gpu = self.device.clone().without_autodiff() != Device::flex();
         let stays = on_gpu && self.options.embeddings_on_cpu && !config.tie_word_embeddings;
         let embed_tokens = match stays {
-            true => (self.checkpoint).tensor(name, [vocab, hidden], &Device::flex())?,
+            true => {
+                (self.checkpoint).tensor(&self.stored(name), [vocab, hidden], &Device::flex())?
+            }
             false => self.dense(name, [vocab, hidden])?,
         };
         let layers = (0..config.num_hidden_layers)
@@ -242,6 +272,7 @@ impl Loader<'_> {
         shape: [usize; D],
         dtype: Dtype,
     ) -> Result<Tensor<D>, LoadError> {
+        let name = &self.stored(name);
         // On the CPU it stays in the mapped file unless it is converted.
         let tensor = self.checkpoint.tensor(name, shape, &Device::flex())?;
         let stored = tensor.dtype();
@@ -268,7 +299,7 @@ impl Loader<'_> {
     }
 
     fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, LoadError> {
-        let weight_name = format!("{name}.weight");
+        let weight_name = self.stored(&format!("{name}.weight"));
         let stored = bnb::read_nf4(&|n| self.checkpoint.view(n), &weight_name)?;
         let weight = if let Some(data) = stored {
             self.check_shape(&weight_name, shape, data.shape)?;
@@ -310,52 +341,6 @@ impl Loader<'_> {
             name: name.to_owned(),
             expected: expected.to_vec(),
             found: found.to_vec(),
-        })
-    }
-
-    /// Refuses files with tensors the config does not describe: a wrong `num_hidden_layers`, say,
-    /// must not load half a model in silence.
-    fn check_names(&self, dir: &Path, config: &QwenConfig) -> Result<(), LoadError> {
-        let mut expected: BTreeSet<String> = BTreeSet::new();
-        // A tied head may be stored once more.
-        let names = ["model.embed_tokens", "model.norm", "lm_head"];
-        expected.extend(names.map(|module| format!("{module}.weight")));
-        for i in 0..config.num_hidden_layers {
-            // With shapes and biases as in `build_layer`, which reads each of these names.
-            let layer = |name: &str| format!("model.layers.{i}.{name}");
-            let norms = ["input_layernorm", "post_attention_layernorm"];
-            expected.extend(norms.map(|norm| layer(&format!("{norm}.weight"))));
-            if config.qk_norm {
-                let norms = ["self_attn.q_norm", "self_attn.k_norm"];
-                expected.extend(norms.map(|norm| layer(&format!("{norm}.weight"))));
-            }
-            for (module, has_bias) in linears(config) {
-                expected.insert(layer(&format!("{module}.weight")));
-                if has_bias {
-                    expected.insert(layer(&format!("{module}.bias")));
-                }
-            }
-        }
-        let unexpected: Vec<&str> = self
-            .checkpoint
-            .names()
-            .filter(|name| {
-                // bitsandbytes appends the parts of a weight to its name: `q_proj.weight.absmax`.
-                let weight = match name.split_once(".weight.") {
-                    Some((module, _)) => &name[..module.len() + ".weight".len()],
-                    None => name,
-                };
-                // Old files store the frequencies, which config.json gives.
-                !expected.contains(weight) && !name.ends_with("rotary_emb.inv_freq")
-            })
-            .take(8)
-            .collect();
-        if unexpected.is_empty() {
-            return Ok(());
-        }
-        Err(LoadError::Unexpected {
-            dir: dir.to_owned(),
-            names: unexpected.join(", "),
         })
     }
 }

@@ -9,6 +9,7 @@ mod check;
 mod command_line;
 mod file;
 mod parsers;
+pub mod pooling;
 mod speculative;
 mod structured_outputs;
 pub mod units;
@@ -28,6 +29,7 @@ use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
 pub use parsers::{ReasoningParser, ToolCallParser};
+pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner};
 pub use speculative::{NgramConfig, Speculation};
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
@@ -56,6 +58,8 @@ pub struct Config {
     pub dtype: Dtype,
     /// Quantization on load.
     pub quantization: Quantization,
+    /// Whether the model generates text or computes embeddings and scores.
+    pub pooling: PoolingConfig,
     /// What memory may be used.
     pub memory: MemoryConfig,
     /// Longest prompt plus output.
@@ -289,12 +293,21 @@ impl Config {
                 enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
                 exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
                 json_style: args.structured_outputs_config.unwrap_or_default(),
+                enable_server_load_tracking: args.enable_server_load_tracking,
+                enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),
             device: args.device,
             dtype: args.dtype,
             quantization: args.quantization.unwrap_or_default(),
+            pooling: PoolingConfig::new(
+                (args.runner, args.convert),
+                args.task,
+                args.pooler_config,
+                args.hf_overrides,
+            )
+            .map_err(|(flag, message)| ConfigError::Flag { flag, message })?,
             memory: MemoryConfig {
                 gpu_memory_utilization: args.gpu_memory_utilization,
                 device_memory: args.device_memory,
@@ -338,6 +351,7 @@ impl Default for Config {
             owns_device: false,
             dtype: Dtype::Auto,
             quantization: Quantization::None,
+            pooling: PoolingConfig::default(),
             memory: MemoryConfig::default(),
             max_model_len: MaxModelLen::Auto,
             max_num_seqs: 256,

@@ -63,6 +63,8 @@ impl Deltas {
                         },
                     }
                 }
+                // Of sequences that want no text.
+                Some(EngineOutput::Pooled { .. }) => continue,
                 Some(EngineOutput::Finished { .. }) if self.prompt_only => Delta {
                     finish: Some(Finish {
                         reason: FinishReason::Length,
@@ -74,8 +76,10 @@ impl Deltas {
                 Some(EngineOutput::Failed(error)) => return Some(self.fail(error)),
                 None => return Some(self.fail(SequenceError::Stopped)),
             };
-            if delta.finish.is_some() {
-                self.outputs = None;
+            if delta.finish.is_some()
+                && let Some(outputs) = self.outputs.take()
+            {
+                outputs.complete();
             }
             return Some(Ok(Delta {
                 num_tokens: self.text.num_tokens(),

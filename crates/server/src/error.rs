@@ -108,6 +108,7 @@ impl From<SubmitError> for ApiError {
                 code: Some("context_length_exceeded"),
                 ..Self::bad_request("prompt", message)
             },
+            SubmitError::NoText | SubmitError::NoPooling => Self::bad_request("model", message),
             SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. } => {
                 Self::bad_request("prompt", message)
             }

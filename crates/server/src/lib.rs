@@ -21,7 +21,9 @@ pub mod deltas;
 pub mod engine;
 pub mod error;
 mod grammars;
+pub mod histogram;
 pub mod metrics;
+mod openapi;
 pub mod postprocess;
 pub mod protocol;
 pub mod request_id;
@@ -48,25 +50,48 @@ pub use engine::ModelInfo;
 pub use state::AppState;
 
 use error::ApiError;
-use routes::{auth, chat, completions, health, lora, models, tokenize};
+use routes::{
+    auth, chat, completions, embeddings, health, info, invocations, lora, models, render, scores,
+    tokenize, track,
+};
 
-/// The whole HTTP API.
-pub fn app(state: AppState) -> Router {
-    let routes: [(&str, MethodRouter<AppState>); 11] = [
+/// Paths and what answers there.
+fn routes() -> [(&'static str, MethodRouter<AppState>); 24] {
+    [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
+        ("/v1/embeddings", post(embeddings::embeddings)),
+        ("/pooling", post(embeddings::pooling)),
+        ("/score", post(scores::score)),
+        ("/v1/score", post(scores::score)),
+        ("/rerank", post(scores::rerank)),
+        ("/v1/rerank", post(scores::rerank)),
+        ("/v2/rerank", post(scores::rerank)),
         ("/v1/models", get(models::list)),
         ("/v1/load_lora_adapter", post(lora::load)),
         ("/v1/unload_lora_adapter", post(lora::unload)),
+        (
+            "/v1/chat/completions/render",
+            post(render::chat_completions),
+        ),
+        ("/v1/completions/render", post(render::completions)),
+        ("/invocations", post(invocations::invocations)),
+        ("/load", get(info::load)),
+        ("/tokenizer_info", get(info::tokenizer)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/health", get(health::health)),
         ("/ping", get(health::health).post(health::health)),
         ("/version", get(health::version)),
         ("/metrics", get(health::metrics)),
-    ];
+        ("/openapi.json", get(openapi::openapi)),
+    ]
+}
+
+/// The whole HTTP API.
+pub fn app(state: AppState) -> Router {
     let mut router = Router::new().route("/v1/models/{*id}", get(models::get));
-    for (path, methods) in routes {
+    for (path, methods) in routes() {
         // A slash at the end changes nothing.
         router = router
             .route(&format!("{path}/"), methods.clone())
@@ -76,6 +101,7 @@ pub fn app(state: AppState) -> Router {
         .fallback(auth::unknown_route)
         .method_not_allowed_fallback(auth::wrong_method)
         .layer(from_fn_with_state(state.clone(), auth::require_api_key))
+        .layer(from_fn_with_state(state.clone(), track::track))
         .layer(from_fn(request_id::echo))
         .layer(cors::layer(&state.api().cors))
         .with_state(state)

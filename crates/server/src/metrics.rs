@@ -1,18 +1,17 @@
-//! `/metrics` in Prometheus' text format or in OpenMetrics, with the names that vLLM's routers scrape.
+//! `/metrics` in Prometheus' text format or in OpenMetrics, with the names and the bounds of vLLM's metrics.
 
-use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+mod exposition;
+mod http;
+mod process;
 
-use crate::engine::{EngineStats, SpeculationStats};
+use crate::engine::{Ended, EngineStats, RequestMetrics, SpeculationStats};
+use crate::histogram::{CHOICES, FIRST_TOKEN_SECONDS, Histogram, REQUEST_SECONDS, TOKEN_SECONDS};
+use exposition::{Exposition, escaped};
 
-const SECONDS: [f64; 18] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    30.0, 60.0,
-];
+pub use http::{Answered, HttpMetrics};
 
-/// Latencies seen by the HTTP side.
-#[derive(Debug, Default)]
+/// What the HTTP side has seen of sequences.
+#[derive(Debug)]
 pub struct Metrics {
     /// From submission to the first token.
     pub time_to_first_token: Histogram,
@@ -20,56 +19,18 @@ pub struct Metrics {
     pub inter_token_latency: Histogram,
     /// From submission to the end.
     pub e2e_request_latency: Histogram,
+    /// `n` of requests.
+    pub params_n: Histogram,
 }
 
-/// Durations counted in fixed buckets.
-#[derive(Debug, Default)]
-pub struct Histogram(Mutex<Counts>);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    buckets: [u64; SECONDS.len()],
-    count: u64,
-    sum: f64,
-}
-
-impl Histogram {
-    /// Adds one duration.
-    pub fn observe(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bucket) = SECONDS.iter().position(|&limit| seconds <= limit) {
-            counts.buckets[bucket] += 1;
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            time_to_first_token: Histogram::new(&FIRST_TOKEN_SECONDS),
+            inter_token_latency: Histogram::new(&TOKEN_SECONDS),
+            e2e_request_latency: Histogram::new(&REQUEST_SECONDS),
+            params_n: Histogram::new(&CHOICES),
         }
-        counts.count += 1;
-        counts.sum += seconds;
-    }
-
-    fn write(&self, out: &mut String, name: &str, help: &str, labels: &str) {
-        let Counts {
-            buckets,
-            count,
-            sum,
-        } = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        header(out, name, help, "histogram");
-        let mut below = 0;
-        for (limit, in_bucket) in SECONDS.iter().zip(buckets) {
-            below += in_bucket;
-            line(
-                out,
-                &format!("{name}_bucket"),
-                &format!("{labels},le=\"{limit}\""),
-                below as f64,
-            );
-        }
-        line(
-            out,
-            &format!("{name}_bucket"),
-            &format!("{labels},le=\"+Inf\""),
-            count as f64,
-        );
-        line(out, &format!("{name}_sum"), labels, sum);
-        line(out, &format!("{name}_count"), labels, count as f64);
     }
 }
 
@@ -100,33 +61,151 @@ impl Format {
     }
 }
 
-/// All metrics of a server: what the HTTP side and the engine have counted, under the model's name. `now` is in Unix seconds.
-pub fn render(
-    metrics: &Metrics,
-    stats: &EngineStats,
-    model: &str,
-    now: u64,
-    format: Format,
-) -> String {
-    let labels = format!("model_name=\"{}\"", escaped(model));
-    let mut out = String::new();
-    gauges_and_counters(&mut out, stats, &labels, format);
-    if let Some(speculation) = &stats.speculation {
-        speculation_counters(&mut out, speculation, &labels, format);
-    }
+/// Everything that a page shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// Of the HTTP side.
+    pub metrics: &'a Metrics,
+    /// Of connections.
+    pub http: &'a HttpMetrics,
+    /// Of the engine.
+    pub requests: &'a RequestMetrics,
+    /// The engine now.
+    pub stats: &'a EngineStats,
+    /// Longest prompt plus output, in tokens.
+    pub max_model_len: usize,
+    /// The served name.
+    pub model: &'a str,
+    /// Unix seconds.
+    pub now: u64,
+}
 
+/// All metrics of a server.
+pub fn render(sources: Sources<'_>, format: Format) -> String {
+    let labels = format!("engine=\"0\",model_name=\"{}\"", escaped(sources.model));
+    let mut page = Exposition::new(format);
+    scheduler(&mut page, sources, &labels);
+    tokens(&mut page, sources.stats, &labels);
+    infos(&mut page, sources, &labels);
+    requests(&mut page, sources, &labels);
+    latencies(&mut page, sources, &labels);
+    if let Some(speculation) = &sources.stats.speculation {
+        drafts(&mut page, speculation, &labels);
+    }
+    sources.http.write(&mut page);
+    process::write(&mut page);
+    page.finish()
+}
+
+fn scheduler(page: &mut Exposition, sources: Sources<'_>, labels: &str) {
+    let stats = sources.stats;
+    let (running, waiting) = (stats.num_running as f64, stats.num_waiting as f64);
+    let used = stats.num_blocks.saturating_sub(stats.num_free_blocks) as f64
+        / stats.num_blocks.max(1) as f64;
+    page.gauge(
+        "vllm:num_requests_running",
+        "Sequences that hold KV blocks",
+        labels,
+        running,
+    );
+    page.gauge(
+        "vllm:num_requests_waiting",
+        "Sequences that wait",
+        labels,
+        waiting,
+    );
+    let deferred = stats.num_deferred as f64;
+    page.gauges(
+        "vllm:num_requests_waiting_by_reason",
+        "Sequences that wait for blocks (capacity) or for a slot of their adapter (deferred)",
+        [("capacity", waiting - deferred), ("deferred", deferred)]
+            .map(|(reason, num)| (format!("{labels},reason=\"{reason}\""), num)),
+    );
+    page.gauge(
+        "vllm:kv_cache_usage_perc",
+        "Used part of the KV cache, 0-1",
+        labels,
+        used,
+    );
+    page.gauge(
+        "vllm:gpu_cache_usage_perc",
+        "The old name of kv_cache_usage_perc",
+        labels,
+        used,
+    );
+    page.counter(
+        "vllm:num_preemptions",
+        "Sequences recomputed for lack of blocks",
+        labels,
+        stats.num_preemptions as f64,
+    );
+}
+
+fn tokens(page: &mut Exposition, stats: &EngineStats, labels: &str) {
+    let (hits, queries) = (stats.prefix_hits as f64, stats.prefix_queries as f64);
+    let prompt = stats.prompt_tokens as f64;
+    for (name, help, value) in [
+        (
+            "prefix_cache_queries",
+            "Prompt tokens looked up in the prefix cache",
+            queries,
+        ),
+        (
+            "prefix_cache_hits",
+            "Prompt tokens found in the prefix cache",
+            hits,
+        ),
+        (
+            "gpu_prefix_cache_queries",
+            "The old name of prefix_cache_queries",
+            queries,
+        ),
+        (
+            "gpu_prefix_cache_hits",
+            "The old name of prefix_cache_hits",
+            hits,
+        ),
+        ("prompt_tokens", "Prompt tokens", prompt),
+        (
+            "prompt_tokens_cached",
+            "Prompt tokens that were not computed",
+            hits,
+        ),
+        (
+            "generation_tokens",
+            "Generated tokens",
+            stats.generation_tokens as f64,
+        ),
+    ] {
+        page.counter(&format!("vllm:{name}"), help, labels, value);
+    }
+    let sources = [
+        ("local_compute", (prompt - hits).max(0.0)),
+        ("local_cache_hit", hits),
+        ("external_kv_transfer", 0.0),
+    ];
+    page.counters(
+        "vllm:prompt_tokens_by_source",
+        "Prompt tokens by where their keys and values come from",
+        sources.map(|(source, value)| (format!("{labels},source=\"{source}\""), value)),
+    );
+}
+
+fn infos(page: &mut Exposition, sources: Sources<'_>, labels: &str) {
+    let stats = sources.stats;
+    let size = stats.num_blocks * stats.block_size;
+    let concurrency = size as f64 / sources.max_model_len.max(1) as f64;
     let labels_of_cache = format!(
-        "{labels},block_size=\"{}\",num_gpu_blocks=\"{}\"",
+        "{labels},block_size=\"{}\",num_gpu_blocks=\"{}\",kv_cache_size_tokens=\"{size}\",\
+         kv_cache_max_concurrency=\"{concurrency}\"",
         stats.block_size, stats.num_blocks
     );
-    header(
-        &mut out,
+    page.gauge(
         "vllm:cache_config_info",
         "Size of the KV cache",
-        "gauge",
+        &labels_of_cache,
+        1.0,
     );
-    line(&mut out, "vllm:cache_config_info", &labels_of_cache, 1.0);
-
     let names = |adapters: &[String]| escaped(&adapters.join(","));
     let labels_of_lora = format!(
         "max_lora=\"{}\",running_lora_adapters=\"{}\",waiting_lora_adapters=\"{}\"",
@@ -134,179 +213,151 @@ pub fn render(
         names(&stats.running_adapters),
         names(&stats.waiting_adapters)
     );
-    header(
-        &mut out,
+    page.gauge(
         "vllm:lora_requests_info",
         "Adapters in use; the value is the time of the scrape",
-        "gauge",
-    );
-    line(
-        &mut out,
-        "vllm:lora_requests_info",
         &labels_of_lora,
-        now as f64,
+        sources.now as f64,
     );
-
-    let Metrics {
-        time_to_first_token,
-        inter_token_latency,
-        e2e_request_latency,
-    } = metrics;
-    time_to_first_token.write(
-        &mut out,
-        "vllm:time_to_first_token_seconds",
-        "Time to first token",
-        &labels,
-    );
-    inter_token_latency.write(
-        &mut out,
-        "vllm:inter_token_latency_seconds",
-        "Time between tokens",
-        &labels,
-    );
-    e2e_request_latency.write(
-        &mut out,
-        "vllm:e2e_request_latency_seconds",
-        "Time of whole requests",
-        &labels,
-    );
-    if format == Format::OpenMetrics {
-        out.push_str("# EOF\n");
-    }
-    out
 }
 
-fn gauges_and_counters(out: &mut String, stats: &EngineStats, labels: &str, format: Format) {
-    let used = stats.num_blocks.saturating_sub(stats.num_free_blocks) as f64
-        / stats.num_blocks.max(1) as f64;
-    let (hits, queries) = (stats.prefix_hits as f64, stats.prefix_queries as f64);
-    let metrics: [(&str, &str, &str, f64); 11] = [
+fn requests(page: &mut Exposition, sources: Sources<'_>, labels: &str) {
+    let requests = sources.requests;
+    let ended = Ended::ALL.map(|how| {
+        let labels = format!("{labels},finished_reason=\"{}\"", how.name());
+        (labels, requests.num_ended(how) as f64)
+    });
+    page.counters(
+        "vllm:request_success",
+        "Sequences that have ended, by how",
+        ended,
+    );
+    for (name, help, histogram) in [
         (
-            "num_requests_running",
-            "gauge",
-            "Sequences that hold KV blocks",
-            stats.num_running as f64,
+            "request_prompt_tokens",
+            "Prompt tokens of a sequence",
+            &requests.prompt_tokens,
         ),
         (
-            "num_requests_waiting",
-            "gauge",
-            "Sequences that wait",
-            stats.num_waiting as f64,
+            "request_generation_tokens",
+            "Generated tokens of a sequence",
+            &requests.generation_tokens,
         ),
         (
-            "kv_cache_usage_perc",
-            "gauge",
-            "Used part of the KV cache, 0-1",
-            used,
+            "request_max_num_generation_tokens",
+            "Generated tokens of the longest choice; each choice counts",
+            &requests.generation_tokens,
         ),
         (
-            "gpu_cache_usage_perc",
-            "gauge",
-            "The old name of kv_cache_usage_perc",
-            used,
+            "request_prefill_kv_computed_tokens",
+            "Prompt tokens of a sequence that were computed",
+            &requests.computed_prompt_tokens,
         ),
         (
-            "prefix_cache_queries_total",
-            "counter",
-            "Prompt tokens looked up in the prefix cache",
-            queries,
+            "request_params_max_tokens",
+            "Most tokens that a sequence may generate",
+            &requests.max_tokens,
         ),
         (
-            "prefix_cache_hits_total",
-            "counter",
-            "Prompt tokens found in the prefix cache",
-            hits,
+            "request_params_n",
+            "Choices of a request",
+            &sources.metrics.params_n,
         ),
         (
-            "gpu_prefix_cache_queries_total",
-            "counter",
-            "The old name of prefix_cache_queries_total",
-            queries,
+            "request_num_preemptions",
+            "Preemptions of a sequence",
+            &requests.num_preemptions,
         ),
         (
-            "gpu_prefix_cache_hits_total",
-            "counter",
-            "The old name of prefix_cache_hits_total",
-            hits,
+            "iteration_tokens_total",
+            "Tokens of a step",
+            &requests.iteration_tokens,
         ),
-        (
-            "prompt_tokens_total",
-            "counter",
-            "Prompt tokens",
-            stats.prompt_tokens as f64,
-        ),
-        (
-            "generation_tokens_total",
-            "counter",
-            "Generated tokens",
-            stats.generation_tokens as f64,
-        ),
-        (
-            "num_preemptions_total",
-            "counter",
-            "Sequences recomputed for lack of blocks",
-            stats.num_preemptions as f64,
-        ),
-    ];
-    for (name, kind, help, value) in metrics {
-        let name = format!("vllm:{name}");
-        // OpenMetrics names the family, its samples add the ending.
-        let family = match format {
-            Format::Prometheus => name.as_str(),
-            Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(&name),
-        };
-        header(out, family, help, kind);
-        line(out, &name, labels, value);
+    ] {
+        page.histogram(&format!("vllm:{name}"), help, labels, histogram);
     }
 }
 
 /// What has come of drafts, only with speculative decoding.
-fn speculation_counters(out: &mut String, stats: &SpeculationStats, labels: &str, format: Format) {
-    let mut counter = |name: &str, help: &str, samples: Vec<(String, u64)>| {
-        let family = match format {
-            Format::Prometheus => format!("vllm:{name}_total"),
-            Format::OpenMetrics => format!("vllm:{name}"),
-        };
-        header(out, &family, help, "counter");
-        for (labels, value) in samples {
-            line(out, &format!("vllm:{name}_total"), &labels, value as f64);
-        }
-    };
-    let one = |value: u64| vec![(labels.to_owned(), value)];
-    let positions = (0..).zip(&stats.accepted_per_position);
-    let positions =
-        positions.map(|(position, count)| (format!("{labels},position=\"{position}\""), *count));
-    counter("spec_decode_num_drafts", "Drafts", one(stats.num_drafts));
-    counter(
-        "spec_decode_num_draft_tokens",
-        "Tokens of drafts",
-        one(stats.num_draft_tokens),
-    );
-    counter(
-        "spec_decode_num_accepted_tokens",
-        "Tokens of drafts that were right",
-        one(stats.num_accepted_tokens),
-    );
-    counter(
-        "spec_decode_num_accepted_tokens_per_pos",
+fn drafts(page: &mut Exposition, stats: &SpeculationStats, labels: &str) {
+    for (name, help, value) in [
+        ("num_drafts", "Drafts", stats.num_drafts),
+        (
+            "num_draft_tokens",
+            "Tokens of drafts",
+            stats.num_draft_tokens,
+        ),
+        (
+            "num_accepted_tokens",
+            "Tokens of drafts that were right",
+            stats.num_accepted_tokens,
+        ),
+    ] {
+        page.counter(
+            &format!("vllm:spec_decode_{name}"),
+            help,
+            labels,
+            value as f64,
+        );
+    }
+    let positions = stats.accepted_per_position.iter().enumerate();
+    page.counters(
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
         "Tokens of drafts that were right, by their place in the draft",
-        positions.collect(),
+        positions
+            .map(|(position, count)| (format!("{labels},position=\"{position}\""), *count as f64)),
     );
 }
 
-fn header(out: &mut String, name: &str, help: &str, kind: &str) {
-    // Writing to a String cannot fail.
-    let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-}
-
-fn line(out: &mut String, name: &str, labels: &str, value: f64) {
-    let _ = writeln!(out, "{name}{{{labels}}} {value}");
-}
-
-/// A label value: backslash, quote and newline escaped.
-fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+fn latencies(page: &mut Exposition, sources: Sources<'_>, labels: &str) {
+    let (metrics, requests) = (sources.metrics, sources.requests);
+    for (name, help, histogram) in [
+        (
+            "time_to_first_token",
+            "Time to first token",
+            &metrics.time_to_first_token,
+        ),
+        (
+            "inter_token_latency",
+            "Time between tokens",
+            &metrics.inter_token_latency,
+        ),
+        (
+            "time_per_output_token",
+            "The old name of inter_token_latency_seconds",
+            &metrics.inter_token_latency,
+        ),
+        (
+            "request_time_per_output_token",
+            "Mean time between the tokens of a sequence",
+            &requests.time_per_output_token,
+        ),
+        (
+            "e2e_request_latency",
+            "Time of whole requests",
+            &metrics.e2e_request_latency,
+        ),
+        (
+            "request_queue_time",
+            "Time before a sequence's first step",
+            &requests.queue_time,
+        ),
+        (
+            "request_inference_time",
+            "Time from a sequence's first step to its end",
+            &requests.inference_time,
+        ),
+        (
+            "request_prefill_time",
+            "Time from a sequence's first step to its first token",
+            &requests.prefill_time,
+        ),
+        (
+            "request_decode_time",
+            "Time from a sequence's first token to its last",
+            &requests.decode_time,
+        ),
+    ] {
+        page.histogram(&format!("vllm:{name}_seconds"), help, labels, histogram);
+    }
 }

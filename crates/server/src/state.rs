@@ -12,7 +12,7 @@ use crate::config::{ApiConfig, ApiKey, Config};
 use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::grammars::Grammars;
-use crate::metrics::Metrics;
+use crate::metrics::{HttpMetrics, Metrics};
 use crate::protocol::grammar::Asked;
 
 /// Bytes of large bodies that are in memory at once.
@@ -34,6 +34,7 @@ struct Shared {
     started: u64,
     metrics: Metrics,
     grammars: Grammars,
+    http_metrics: HttpMetrics,
     api: ApiConfig,
     fingerprint: String,
     longest_token: usize,
@@ -63,6 +64,7 @@ impl AppState {
             shutdown_timeout: config.shutdown_timeout,
             started: unix_time(),
             metrics: Metrics::default(),
+            http_metrics: HttpMetrics::default(),
         }))
     }
 
@@ -99,6 +101,11 @@ impl AppState {
     /// Latency histograms.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Counts of HTTP requests.
+    pub fn http_metrics(&self) -> &HttpMetrics {
+        &self.0.http_metrics
     }
 
     /// Whether a request may pass: there are no keys, or it brought one of them.

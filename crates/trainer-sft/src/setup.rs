@@ -58,6 +58,7 @@ fn frozen_options(config: &Config) -> LoadOptions {
         double_quant: config.model.double_quant,
         int8_lm_head: false,
         embeddings_on_cpu: true,
+        lm_head: true,
     }
 }
 

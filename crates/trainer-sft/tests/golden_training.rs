@@ -97,6 +97,7 @@ fn load(quantization: Quantization, device: &Device) -> QwenModel {
         double_quant: true,
         int8_lm_head: false,
         embeddings_on_cpu: false,
+        lm_head: true,
     };
     QwenModel::load(&golden("model"), &options, device).unwrap()
 }

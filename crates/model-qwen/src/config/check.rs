@@ -91,9 +91,18 @@ pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFil
 
 fn model_type(top: &Nested<'_>) -> Result<String, JsonFileError> {
     let model_type = top.text("model_type")?.unwrap_or_default();
-    let class = match model_type.as_str() {
-        "qwen2" => "Qwen2ForCausalLM",
-        "qwen3" => "Qwen3ForCausalLM",
+    // The last two compute embeddings and scores.
+    let classes = match model_type.as_str() {
+        "qwen2" => [
+            "Qwen2ForCausalLM",
+            "Qwen2Model",
+            "Qwen2ForSequenceClassification",
+        ],
+        "qwen3" => [
+            "Qwen3ForCausalLM",
+            "Qwen3Model",
+            "Qwen3ForSequenceClassification",
+        ],
         _ => {
             let found = format!("`{model_type}`");
             return Err(top.error("model_type", "`qwen2` or `qwen3`", found));
@@ -101,12 +110,14 @@ fn model_type(top: &Nested<'_>) -> Result<String, JsonFileError> {
     };
     // Some trainers put a word before the name of the class.
     let names_class = |value: &Value| {
-        let classes = value.as_array()?;
-        let mut names = classes.iter().map(Value::as_str);
-        let names_it = names.any(|name| name.is_some_and(|name| name.ends_with(class)));
-        (names_it || classes.is_empty()).then_some(())
+        let names = value.as_array()?;
+        let is_known = |name: &str| classes.iter().any(|class| name.ends_with(class));
+        let names_it = names.iter().filter_map(Value::as_str).any(is_known);
+        (names_it || names.is_empty()).then_some(())
     };
-    let expected = format!("`{class}`, as the model_type {model_type} says");
+    let [class, base, classifier] = classes;
+    let expected =
+        format!("`{class}`, `{base}` or `{classifier}`, as the model_type {model_type} says");
     top.read("architectures", &expected, names_class)?;
     Ok(model_type)
 }

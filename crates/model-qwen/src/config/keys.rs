@@ -6,12 +6,13 @@ use serde_json::Value;
 use crate::json_file::{JsonFile, JsonFileError, says_nothing};
 
 /// Keys that the rest of this module reads.
-const READ: [&str; 34] = [
+const READ: [&str; 35] = [
     "architectures",
     "attention_bias",
     "attention_dropout",
     "auto_map",
     "bos_token_id",
+    "classifier_from_token",
     "dtype",
     "dual_chunk_attention_config",
     "eos_token_id",

@@ -40,6 +40,14 @@ impl Pending {
         Self(State::Drawn(ids))
     }
 
+    /// The hidden states of a step that computed these, `[tokens, hidden]`.
+    pub fn hidden_states(&self) -> Option<&Tensor<2>> {
+        match &self.0 {
+            State::Hidden(hidden) => Some(hidden),
+            State::Logits(_) | State::Drawn(_) => None,
+        }
+    }
+
     /// Whether the device draws the tokens, and leaves them for the next step.
     pub fn is_drawn(&self) -> bool {
         matches!(self.0, State::Drawn(_))

@@ -2,7 +2,11 @@
 
 use std::fs;
 
-use model_qwen::{ChatTemplate, Tokenizer};
+use burn::tensor::Device;
+use model_qwen::{
+    ChatTemplate, LoadOptions, QwenModel, ScoreHead, ScoreTokens, Tokenizer, is_headless,
+    score_weights,
+};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 
@@ -164,4 +168,32 @@ fn tensors_without_a_place_are_refused() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn a_model_without_lm_head_generates_no_text() {
+    let folder = Folder::new();
+    let without = LoadOptions {
+        lm_head: false,
+        ..LoadOptions::default()
+    };
+    let load = |options: &LoadOptions| {
+        let loaded = QwenModel::load(folder.path(), options, &Device::flex());
+        loaded.map(drop).map_err(|error| error.to_string())
+    };
+    for class in ["Qwen2Model", "Qwen2ForSequenceClassification"] {
+        folder.set("config.json", "architectures", json!([class]));
+        let error = load(&LoadOptions::default()).unwrap_err();
+        assert!(error.contains("--runner pooling"), "{error}");
+        assert_eq!(load(&without), Ok(()));
+    }
+    assert!(!is_headless(folder.path()).unwrap());
+    let score = score_weights(folder.path(), ScoreHead::Label).unwrap_err();
+    assert!(score.to_string().contains("score.weight"), "{score}");
+    let tokens = ScoreTokens {
+        positive: 9_000_000,
+        negative: None,
+    };
+    let score = score_weights(folder.path(), ScoreHead::Tokens(tokens)).unwrap_err();
+    assert!(score.to_string().contains("[9000000]"), "{score}");
 }

@@ -33,6 +33,10 @@ pub struct ApiConfig {
     pub exclude_tools_when_tool_choice_none: bool,
     /// How answers in JSON are written, and how schemas are read, unless a request says otherwise.
     pub json_style: JsonStyle,
+    /// Whether `/load` tells how many requests are not answered yet.
+    pub enable_server_load_tracking: bool,
+    /// Whether `/tokenizer_info` shows the tokenizer's configuration.
+    pub enable_tokenizer_info_endpoint: bool,
 }
 
 impl Default for ApiConfig {
@@ -49,6 +53,8 @@ impl Default for ApiConfig {
             enable_auto_tool_choice: true,
             exclude_tools_when_tool_choice_none: false,
             json_style: JsonStyle::default(),
+            enable_server_load_tracking: false,
+            enable_tokenizer_info_endpoint: false,
         }
     }
 }

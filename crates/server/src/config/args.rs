@@ -8,6 +8,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, JsonStyle, Quantization};
 
 use super::api::MAX_LOGPROBS;
+use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
 use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, units};
@@ -120,6 +121,29 @@ pub struct Args {
     #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION))]
     pub quantization: Option<Quantization>,
 
+    /// What the model is served for; auto = embeddings or scores if its folder says so (modules.json, `architectures`, no
+    /// lm_head), otherwise text
+    #[arg(long, default_value = "auto", value_enum)]
+    pub runner: Runner,
+
+    /// What --runner pooling computes; auto = scores if the model has a score of its own, otherwise embeddings
+    #[arg(long, default_value = "auto", value_enum)]
+    pub convert: Convert,
+
+    /// Older form of --runner and --convert
+    #[arg(long, value_enum)]
+    pub task: Option<Task>,
+
+    /// How hidden states become one vector, as JSON: `'{"pooling_type": "MEAN"}'` (LAST, MEAN, CLS), `use_activation` (or
+    /// `normalize`), `dimensions`, `max_embed_len` [default: what the model's folder says, or else LAST and length 1]
+    #[arg(long, alias = "override-pooler-config", value_name = "JSON", value_parser = PoolerConfig::parse)]
+    pub pooler_config: Option<PoolerConfig>,
+
+    /// What config.json should say of a classifier, as JSON; for Qwen3-Reranker
+    /// `'{"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"]}'`
+    #[arg(long, value_name = "JSON", value_parser = HfOverrides::parse)]
+    pub hf_overrides: Option<HfOverrides>,
+
     /// Type in which weights are multiplied where a step has many tokens, as in prompts; sums are f32
     #[arg(long, default_value = "auto", value_parser = some_of::<ComputeDtype>(&COMPUTE_DTYPE))]
     pub compute_dtype: ComputeDtype,
@@ -200,6 +224,14 @@ pub struct Args {
     /// End every stream with its usage
     #[arg(long)]
     pub enable_force_include_usage: bool,
+
+    /// Answer GET /load with the number of requests that are not answered yet
+    #[arg(long)]
+    pub enable_server_load_tracking: bool,
+
+    /// Answer GET /tokenizer_info with the tokenizer's configuration and the chat template
+    #[arg(long)]
+    pub enable_tokenizer_info_endpoint: bool,
 
     /// Most requests that wait for their first step; one more is answered 503 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 1024)]

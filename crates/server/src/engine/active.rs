@@ -8,8 +8,10 @@ use model_qwen::{ChoiceRow, Constraint, Draw, SampledToken, Sampler, Want};
 
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
+use super::pooling::Pooler;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
+use super::request_metrics::SequenceTimes;
 use super::speculation::Drafter;
 
 /// What the engine remembers of a sequence besides its blocks.
@@ -20,6 +22,7 @@ pub(super) struct ActiveSequence {
     pub(super) permit: Option<QueuePermit>,
     pub(super) sampler: Sampler,
     pub(super) adapter: Option<AdapterUse>,
+    pub(super) times: SequenceTimes,
     pub(super) num_generated: usize,
     /// Guesses its next tokens, from its first one on; `None` without speculative decoding.
     pub(super) drafter: Option<Drafter>,
@@ -29,6 +32,8 @@ pub(super) struct ActiveSequence {
     pub(super) holds_back: bool,
     /// Why it can't go on.
     pub(super) failure: Option<SequenceError>,
+    /// Of a sequence that wants a vector.
+    pub(super) pooler: Option<Pooler>,
     /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
@@ -42,6 +47,9 @@ impl ActiveSequence {
         first_row: usize,
         rows: &mut Vec<ChoiceRow<'a>>,
     ) {
+        if self.pooler.is_some() {
+            return;
+        }
         let num_top = self.request.prompt_logprobs.unwrap_or(0);
         rows.extend(self.unscored_prompt(chunk).map(|position| ChoiceRow {
             row: first_row + position - 1 - chunk.start,
@@ -98,6 +106,7 @@ impl ActiveSequence {
         if let Some(drafter) = &mut self.drafter {
             drafter.observe(id);
         }
+        self.times.token();
         let delivered = self.sink.send(EngineOutput::Token {
             id,
             logprobs: token.logprobs.map(|logprobs| token_logprobs(id, logprobs)),

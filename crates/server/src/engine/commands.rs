@@ -5,6 +5,7 @@ use std::sync::mpsc::TryRecvError;
 use model_qwen::sys::wait_on_device;
 
 use super::receiver::EngineCommand;
+use super::request_metrics::Ended;
 use super::worker::Worker;
 
 impl Worker {
@@ -41,7 +42,8 @@ impl Worker {
     fn obey(&mut self, command: EngineCommand) {
         match command {
             EngineCommand::Submit(submission) => self.submit(*submission),
-            EngineCommand::Abort(id) => self.abort(id),
+            EngineCommand::Abort(id) => self.abort(id, Ended::Abort),
+            EngineCommand::Complete(id) => self.abort(id, Ended::Stop),
             EngineCommand::LoadAdapter {
                 name,
                 path,

@@ -19,6 +19,16 @@ pub enum SubmitError {
     /// The engine thread is gone.
     #[error("the engine has stopped; see the server's log")]
     Stopped,
+    /// A text is asked for.
+    #[error(
+        "this model computes embeddings or scores, not text; a model that generates text is served without --runner pooling"
+    )]
+    NoText,
+    /// An embedding or a score is asked for.
+    #[error(
+        "this model generates text; start the server with --runner pooling for embeddings and scores"
+    )]
+    NoPooling,
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,

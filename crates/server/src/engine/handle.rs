@@ -9,14 +9,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
+use model_qwen::PoolingType;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 use super::error::{AdapterError, SubmitError};
 use super::receiver::{
     EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission,
 };
-use super::request::{EngineOutput, GenerateRequest};
+use super::request::{EngineOutput, GenerateRequest, PoolRequest};
+use super::request_metrics::RequestMetrics;
 use super::stats::{AdapterInfo, EngineLimits, EngineStats};
 
 /// State that both ends see.
@@ -30,6 +33,7 @@ pub(super) struct Shared {
     pub(super) alive: AtomicBool,
     pub(super) stats: Mutex<EngineStats>,
     pub(super) adapters: RwLock<Vec<AdapterInfo>>,
+    pub(super) requests: RequestMetrics,
 }
 
 impl Shared {
@@ -45,9 +49,15 @@ pub struct OutputStream {
     outputs: async_mpsc::UnboundedReceiver<EngineOutput>,
     commands: Sender<EngineCommand>,
     finished: bool,
+    complete: bool,
 }
 
 impl OutputStream {
+    /// Ends the sequence, whose text is complete without further tokens: it is no abort.
+    pub fn complete(mut self) {
+        self.complete = true;
+    }
+
     /// The next event; `None` after `Finished` or `Failed`, or if the engine died.
     pub async fn next(&mut self) -> Option<EngineOutput> {
         let output = self.outputs.recv().await;
@@ -62,8 +72,12 @@ impl OutputStream {
 impl Drop for OutputStream {
     fn drop(&mut self) {
         if !self.finished {
+            let command = match self.complete {
+                true => EngineCommand::Complete(self.id),
+                false => EngineCommand::Abort(self.id),
+            };
             // A dead engine has nothing to abort.
-            let _ = self.commands.send(EngineCommand::Abort(self.id));
+            let _ = self.commands.send(command);
         }
     }
 }
@@ -81,7 +95,32 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError`] if the request breaks a limit, the queue is full, or the engine takes no more.
     pub fn submit(&self, request: GenerateRequest) -> Result<OutputStream, SubmitError> {
-        self.check(&request)?;
+        if self.shared.limits.pooling.is_some() {
+            return Err(SubmitError::NoText);
+        }
+        self.check(&request, request.max_tokens)?;
+        self.send(request, None)
+    }
+
+    /// Queues a text to make a vector of. Its outputs are `Pooled` and `Finished`.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn pool(&self, request: PoolRequest) -> Result<OutputStream, SubmitError> {
+        let pooling = self.shared.limits.pooling;
+        let request = request.generate();
+        if pooling.is_none() {
+            return Err(SubmitError::NoPooling);
+        }
+        self.check(&request, 0)?;
+        self.send(request, pooling)
+    }
+
+    fn send(
+        &self,
+        request: GenerateRequest,
+        pooling: Option<PoolingType>,
+    ) -> Result<OutputStream, SubmitError> {
         let permit = self.queue_permit()?;
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (outputs, receiver) = async_mpsc::unbounded_channel();
@@ -93,7 +132,9 @@ impl EngineHandle {
         let submission = Submission {
             id,
             request,
+            pooling,
             sink,
+            submitted: Instant::now(),
             permit,
         };
         self.commands
@@ -104,10 +145,11 @@ impl EngineHandle {
             outputs: receiver,
             commands: self.commands.clone(),
             finished: false,
+            complete: false,
         })
     }
 
-    fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
+    fn check(&self, request: &GenerateRequest, max_tokens: usize) -> Result<(), SubmitError> {
         let EngineLimits {
             max_model_len,
             vocab_size,
@@ -123,7 +165,7 @@ impl EngineHandle {
         if request.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
-        let (prompt_len, max_tokens) = (request.prompt.len(), request.max_tokens);
+        let prompt_len = request.prompt.len();
         if prompt_len.saturating_add(max_tokens) > max_model_len {
             return Err(SubmitError::PromptTooLong {
                 prompt_len,
@@ -219,6 +261,11 @@ impl EngineHandle {
         adapters.iter().any(|adapter| adapter.name == name)
     }
 
+    /// What the engine has counted.
+    pub fn request_metrics(&self) -> &RequestMetrics {
+        &self.shared.requests
+    }
+
     /// The latest published snapshot.
     pub fn stats(&self) -> EngineStats {
         self.shared.stats().clone()
@@ -273,6 +320,7 @@ impl EngineHandle {
 /// Makes the two ends of an engine.
 pub fn channel(limits: EngineLimits) -> (EngineHandle, EngineReceiver) {
     let (commands, receiver) = mpsc::channel();
+    let requests = RequestMetrics::new(limits.max_model_len);
     let shared = Arc::new(Shared {
         limits,
         next_id: AtomicU64::new(0),
@@ -282,6 +330,7 @@ pub fn channel(limits: EngineLimits) -> (EngineHandle, EngineReceiver) {
         alive: AtomicBool::new(true),
         stats: Mutex::default(),
         adapters: RwLock::default(),
+        requests,
     });
     let handle = EngineHandle {
         commands,

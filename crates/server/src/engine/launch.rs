@@ -21,7 +21,8 @@ pub(super) struct Launched<'a> {
 impl Worker {
     /// Starts to compute the chunks of a step.
     pub(super) fn launch<'a>(&mut self, chunks: Vec<&'a Chunk>) -> Launched<'a> {
-        match chunks.iter().all(|chunk| chunk.decodes()) {
+        let decodes = |chunk: &&Chunk| chunk.decodes() && !self.pools(chunk.id);
+        match chunks.iter().all(decodes) {
             true => self.decode(chunks),
             false => self.forward(chunks),
         }
@@ -92,6 +93,7 @@ impl Worker {
     /// What the device says, if it couldn't compute the step.
     pub(super) fn collect(&mut self, launched: Launched<'_>) -> Result<Vec<Sampled>, String> {
         let Launched { chunks, pending } = launched;
+        let pooled = self.pool(&chunks, &pending)?;
         let mut sequences = sequences_of(&mut self.sequences, &chunks);
         let (mut rows, mut ends): (Vec<ChoiceRow<'_>>, Vec<usize>) = (Vec::new(), Vec::new());
         for (sequence, (chunk, first_row)) in sequences.iter_mut().zip(&chunks) {
@@ -123,6 +125,7 @@ impl Worker {
             }
         }
         self.generation_tokens += sampled.len() as u64;
+        sampled.extend(pooled);
         if !undrawn.is_empty() {
             // The step ahead goes on with any token instead.
             if let Some(ahead) = &mut self.ahead {

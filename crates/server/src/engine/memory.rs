@@ -127,7 +127,7 @@ impl Available {
     }
 }
 
-/// Divides the memory for `model`, which is loaded already.
+/// Divides the memory for `model`, which is loaded already. A model that pools computes no logits.
 ///
 /// # Errors
 /// [`MemoryError`] with the numbers.
@@ -136,6 +136,7 @@ pub(super) fn plan(
     device: &Device,
     model: &QwenModel,
     kv_dtype: DType,
+    pools: bool,
 ) -> Result<MemoryPlan, MemoryError> {
     let device = Available::on(device, config);
     let weights = model.num_bytes() as u64;
@@ -193,7 +194,7 @@ pub(super) fn plan(
             )
         }
     };
-    let copy = match device.is_gpu {
+    let copy = match device.is_gpu && !pools {
         true => model.int8_lm_head_bytes() as u64,
         false => 0,
     };

@@ -9,6 +9,7 @@ use super::adapters::{AdapterId, AdapterUse};
 use super::error::{AdapterError, SequenceError};
 use super::receiver::{RequestId, Submission};
 use super::request::EngineOutput;
+use super::request_metrics::Ended;
 use super::worker::Worker;
 
 /// A sequence that has waited for so long lets no later one go first.
@@ -43,6 +44,7 @@ impl Worker {
             }
             // It was unloaded between the check of the request and now.
             None => {
+                self.receiver.request_metrics().count(Ended::Error);
                 let sink = &submission.sink;
                 sink.send(EngineOutput::Failed(SequenceError::Aborted));
             }
@@ -77,6 +79,7 @@ impl Worker {
                 Err(error) => {
                     // A slot may have been emptied for it.
                     self.forget_graphs();
+                    self.receiver.request_metrics().count(Ended::Error);
                     parked.submission.sink.send(EngineOutput::Failed(error));
                 }
             }
@@ -84,10 +87,16 @@ impl Worker {
     }
 
     /// Forgets a sequence, wherever it is.
-    pub(super) fn abort(&mut self, id: RequestId) {
+    pub(super) fn abort(&mut self, id: RequestId, how: Ended) {
         self.scheduler.abort(id);
-        self.sequences.remove(&id);
+        if let Some(sequence) = self.sequences.remove(&id) {
+            self.receiver.request_metrics().record(&sequence, how);
+        }
+        let num = self.parked.len();
         self.parked.retain(|parked| parked.submission.id != id);
+        if self.parked.len() < num {
+            self.receiver.request_metrics().count(how);
+        }
         self.settle();
     }
 

@@ -23,6 +23,7 @@ impl Worker {
         self.receiver.publish_stats(EngineStats {
             num_running: stats.num_running,
             num_waiting: stats.num_waiting + self.parked.len(),
+            num_deferred: self.parked.len(),
             num_blocks: stats.num_blocks,
             num_free_blocks: stats.num_free_blocks,
             block_size: self.scheduler.config().block_size,

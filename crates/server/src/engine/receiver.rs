@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
+use model_qwen::PoolingType;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::error::AdapterError;
 use super::handle::Shared;
 use super::request::{EngineOutput, GenerateRequest};
+use super::request_metrics::RequestMetrics;
 use super::stats::{AdapterInfo, EngineStats};
 
 /// Names one submitted sequence for the life of the process.
@@ -22,6 +25,8 @@ pub enum EngineCommand {
     Submit(Box<Submission>),
     /// Its client is gone; free its blocks. The id may be finished already.
     Abort(RequestId),
+    /// The same for a sequence whose text is complete, as after a stop string.
+    Complete(RequestId),
     /// Load a PEFT folder, call [`EngineReceiver::set_adapters`], then answer.
     LoadAdapter {
         /// Name for requests.
@@ -51,8 +56,12 @@ pub struct Submission {
     pub id: RequestId,
     /// What to generate; already checked against `EngineLimits`.
     pub request: GenerateRequest,
+    /// Make one vector of the prompt instead.
+    pub pooling: Option<PoolingType>,
     /// Where its outputs go; dropped when the sequence is over.
     pub sink: OutputSink,
+    /// When it was submitted.
+    pub submitted: Instant,
     /// Its place in the queue; the engine drops it when the sequence is first scheduled.
     pub permit: QueuePermit,
 }
@@ -106,6 +115,11 @@ impl EngineReceiver {
     /// `Empty` if none waits, `Disconnected` once every handle is gone.
     pub fn try_recv(&self) -> Result<EngineCommand, TryRecvError> {
         self.commands.try_recv()
+    }
+
+    /// Where the engine counts what it has done.
+    pub fn request_metrics(&self) -> &RequestMetrics {
+        &self.shared.requests
     }
 
     /// Publishes a snapshot for `/metrics`.

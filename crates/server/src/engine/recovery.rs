@@ -8,6 +8,7 @@ use kv_paging::{KvShape, PagedKvCache, SequenceId};
 
 use super::error::SequenceError;
 use super::request::EngineOutput;
+use super::request_metrics::Ended;
 use super::worker::Worker;
 
 /// Failed steps in a row after which the engine gives up: the device needs a new process then.
@@ -64,6 +65,9 @@ impl Worker {
         for id in running {
             self.scheduler.abort(id);
             if let Some(sequence) = self.sequences.remove(&id) {
+                self.receiver
+                    .request_metrics()
+                    .record(&sequence, Ended::Error);
                 let error = SequenceError::DeviceFailed(reason.to_owned());
                 sequence.sink.send(EngineOutput::Failed(error));
             }
@@ -132,6 +136,7 @@ mod tests {
             max_model_len: 256,
             vocab_size: model.config.vocab_size,
             max_num_queued_reqs: 8,
+            pooling: None,
         });
         let scheduler = Scheduler::new(SchedulerConfig {
             max_num_seqs: 8,
@@ -184,7 +189,9 @@ mod tests {
                 match stream.next().await.unwrap() {
                     EngineOutput::Finished { reason } => return Ok(reason),
                     EngineOutput::Failed(error) => return Err(error),
-                    EngineOutput::PromptLogprobs(_) | EngineOutput::Token { .. } => {}
+                    EngineOutput::PromptLogprobs(_)
+                    | EngineOutput::Token { .. }
+                    | EngineOutput::Pooled { .. } => {}
                 }
             }
         })

@@ -27,7 +27,36 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
 }
 
-/// One event of a sequence. The order is: at most one `PromptLogprobs`, any number of `Token`, then `Finished` or `Failed`.
+/// One text to make a vector of.
+#[derive(Clone, Debug, Default)]
+pub struct PoolRequest {
+    /// Token ids, never empty, all below the vocabulary size.
+    pub prompt: Vec<u32>,
+    /// Name of a loaded LoRA adapter, or the base model.
+    pub adapter: Option<String>,
+    /// Requests with different salts never share prefix-cache blocks.
+    pub cache_salt: Option<String>,
+}
+
+impl PoolRequest {
+    /// The same as the engine's other parts see it: one token, which nobody chooses.
+    pub(super) fn generate(self) -> GenerateRequest {
+        GenerateRequest {
+            prompt: self.prompt,
+            sampling: SamplingParams::default(),
+            constraint: None,
+            max_tokens: 1,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+            adapter: self.adapter,
+            cache_salt: self.cache_salt,
+            prompt_logprobs: None,
+        }
+    }
+}
+
+/// One event of a sequence. The order is: at most one `PromptLogprobs`, any number of `Token` or one `Pooled`, then `Finished` or
+/// `Failed`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EngineOutput {
     /// One entry per prompt token; the first is `None` (nothing precedes it). Only if it was asked for.
@@ -38,6 +67,13 @@ pub enum EngineOutput {
         id: u32,
         /// Present if `sampling.logprobs` is set.
         logprobs: Option<TokenLogprobs>,
+        /// How many tokens of the prompt came from the prefix cache.
+        num_cached_tokens: usize,
+    },
+    /// The vector of a [`PoolRequest`].
+    Pooled {
+        /// The pooled hidden states, after the final norm.
+        values: Vec<f32>,
         /// How many tokens of the prompt came from the prefix cache.
         num_cached_tokens: usize,
     },

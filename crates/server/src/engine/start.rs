@@ -15,6 +15,7 @@ use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::model_info::ModelInfo;
+use super::runner;
 use super::stats::EngineLimits;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError};
@@ -88,13 +89,21 @@ impl Engine {
             };
         }
 
+        let pooling = {
+            let own_template = chat_template
+                .as_ref()
+                .filter(|_| config.chat_template.is_some());
+            runner::resolve(&config.pooling, &dir, &tokenizer, own_template)?
+        };
+        let pools = pooling.is_some();
         let options = LoadOptions {
             dtype: config.dtype,
             quantization: config.quantization,
             double_quant: true,
             // On a GPU only if the KV cache has room enough besides.
-            int8_lm_head: !is_gpu(&device),
+            int8_lm_head: !pools && !is_gpu(&device),
             embeddings_on_cpu: false,
+            lm_head: !pools,
         };
         let start = std::time::Instant::now();
         let mut model = QwenModel::load(&dir, &options, &device)?;
@@ -115,7 +124,7 @@ impl Engine {
         }
         // What building the tokenizer and loading the weights have freed.
         model_qwen::sys::return_freed_memory();
-        let plan = memory::plan(config, &device, &model, kv_dtype)?;
+        let plan = memory::plan(config, &device, &model, kv_dtype, pools)?;
         if plan.copies_lm_head {
             model.copy_lm_head_int8();
         }
@@ -124,16 +133,25 @@ impl Engine {
             max_num_batched_tokens: plan.max_num_batched_tokens,
             block_size: config.block_size,
             num_blocks: plan.kv.num_blocks,
-            max_model_len: plan.max_model_len,
+            // A text without output may have as many tokens as the context.
+            max_model_len: plan.max_model_len + usize::from(pools),
             enable_prefix_caching: config.enable_prefix_caching,
         })?;
+        let longest = pooling.as_ref().and_then(|pooling| pooling.max_len);
+        let max_model_len = longest.map_or(plan.max_model_len, |len| len.min(plan.max_model_len));
         let (handle, receiver) = channel(EngineLimits {
-            max_model_len: plan.max_model_len,
+            max_model_len,
             vocab_size: model.config.vocab_size,
             max_num_queued_reqs: config.max_num_queued_reqs,
+            pooling: pooling.as_ref().map(|pooling| pooling.pooling_type),
         });
         receiver.set_adapters(adapters.infos());
         let cache = PagedKvCache::new(&plan.kv, &device);
+        let config = &Config {
+            // Steps of a pooling model have no tokens to draw.
+            enforce_eager: config.enforce_eager || pools,
+            ..config.clone()
+        };
         let worker = Worker::new(model, cache, scheduler, receiver, adapters, config);
         std::thread::Builder::new()
             .name("engine".to_owned())
@@ -144,8 +162,10 @@ impl Engine {
             tokenizer,
             chat_template,
             generation_config,
+            dir,
             model_id,
-            max_model_len: plan.max_model_len,
+            pooling,
+            max_model_len,
             memory_table: plan.table,
         };
         Ok((handle, info))

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use model_qwen::PoolingType;
+
 /// What the HTTP side must know to refuse a request before it reaches the engine.
 #[derive(Clone, Debug)]
 pub struct EngineLimits {
@@ -11,6 +13,8 @@ pub struct EngineLimits {
     pub vocab_size: usize,
     /// Most sequences that wait for their first step; one more is refused.
     pub max_num_queued_reqs: usize,
+    /// How the hidden states of a text become one vector; `None` for a model that generates text.
+    pub pooling: Option<PoolingType>,
 }
 
 /// A loaded LoRA adapter.
@@ -29,6 +33,8 @@ pub struct EngineStats {
     pub num_running: usize,
     /// Sequences that wait for blocks or for a place in the batch.
     pub num_waiting: usize,
+    /// Those of the waiting that wait for a slot for their adapter.
+    pub num_deferred: usize,
     /// Blocks of the KV cache.
     pub num_blocks: usize,
     /// Blocks that no running sequence holds.

@@ -6,8 +6,10 @@ use model_qwen::Sampler;
 use super::active::ActiveSequence;
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
+use super::pooling::Pooler;
 use super::receiver::Submission;
 use super::request::EngineOutput;
+use super::request_metrics::{Ended, SequenceTimes};
 use super::worker::Worker;
 
 impl Worker {
@@ -17,7 +19,9 @@ impl Worker {
         Submission {
             id,
             mut request,
+            pooling,
             sink,
+            submitted,
             permit,
         }: Submission,
         adapter: Option<AdapterUse>,
@@ -30,9 +34,11 @@ impl Worker {
                 salt: request.cache_salt.clone(),
             },
             max_tokens: request.max_tokens,
-            needs_prompt_logits: request.prompt_logprobs.is_some(),
+            needs_prompt_logits: request.prompt_logprobs.is_some()
+                || pooling.is_some_and(Pooler::needs_all),
         });
         if let Err(error) = added {
+            self.receiver.request_metrics().count(Ended::Error);
             let error = SequenceError::Failed(error.to_string());
             sink.send(EngineOutput::Failed(error));
             return;
@@ -46,10 +52,12 @@ impl Worker {
             sampler: sampler.constrained(request.constraint.take()),
             failure: None,
             prompt_logprobs: request.prompt_logprobs.map(|_| vec![None]),
+            pooler: pooling.map(Pooler::new),
             request,
             sink,
             permit: Some(permit),
             adapter,
+            times: SequenceTimes::new(submitted),
             num_generated: 0,
             drafter: None,
             samplers: Vec::new(),

@@ -15,6 +15,7 @@ use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
 use super::recovery::{MAX_FAILURES, catch};
 use super::request::{EngineOutput, FinishReason};
+use super::request_metrics::Ended;
 use super::speculation::Drafts;
 use crate::config::Config;
 
@@ -145,13 +146,22 @@ impl Worker {
         self.collect(launched)
     }
 
-    /// Frees the queue places of the sequences that are scheduled for the first time.
+    /// Takes note of a step: frees the queue places of the sequences that are scheduled for the first time, and counts.
     fn admit(&mut self, step: &Step) {
         for chunk in &step.chunks {
             if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
                 sequence.permit = None;
+                sequence.times.schedule(chunk.num_cached);
             }
         }
+        for id in &step.preempted {
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.times.num_preemptions += 1;
+            }
+        }
+        let num_tokens = step.num_tokens() as f64;
+        let metrics = self.receiver.request_metrics();
+        metrics.iteration_tokens.observe_value(num_tokens);
     }
 
     /// Takes note of the tokens of a step, and says goodbye to the sequences that ended with it: their blocks are free then.
@@ -169,6 +179,11 @@ impl Worker {
                     true => FinishReason::Stop,
                     false => FinishReason::Length,
                 };
+                let how = match (reason, &sequence.pooler) {
+                    (FinishReason::Length, None) => Ended::Length,
+                    _ => Ended::Stop,
+                };
+                self.receiver.request_metrics().record(&sequence, how);
                 let end = match sequence.failure {
                     Some(error) => EngineOutput::Failed(error),
                     None => EngineOutput::Finished { reason },

@@ -206,6 +206,11 @@ impl Body {
         })
     }
 
+    /// Whether it has a field that says something.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.value.get(field).is_some_and(|value| !value.is_null())
+    }
+
     /// Takes a field out, so that it isn't in memory twice.
     pub(super) fn take(&mut self, field: &str) -> Option<Value> {
         self.value.as_object_mut()?.shift_remove(field)

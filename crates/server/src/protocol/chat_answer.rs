@@ -1,5 +1,6 @@
 //! Answers of `/v1/chat/completions`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use super::logprobs::{ChatLogprobs, PromptLogprobs};
 use super::usage::Usage;
 
 /// The answer without streaming.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatResponse {
     /// `chatcmpl-…`.
     pub id: String,
@@ -32,7 +33,7 @@ pub struct ChatResponse {
 }
 
 /// One choice of a [`ChatResponse`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatChoice {
     /// 0-based.
     pub index: usize,
@@ -50,7 +51,7 @@ pub struct ChatChoice {
 }
 
 /// The message of a [`ChatChoice`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct AssistantMessage {
     /// `assistant`, or the role of a last message that is continued.
     pub role: String,
@@ -65,7 +66,7 @@ pub struct AssistantMessage {
 }
 
 /// Reasoning under both of its names: vLLM's, and the one that DeepSeek's API and other servers have.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Reasoning {
     /// vLLM's name.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,7 +86,7 @@ impl From<String> for Reasoning {
 }
 
 /// A call, or its beginning.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ToolCall {
     /// `call_…`.
     pub id: String,
@@ -96,7 +97,7 @@ pub struct ToolCall {
 }
 
 /// Part of [`ToolCall`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct CalledFunction {
     /// Its name.
     pub name: String,
@@ -105,7 +106,7 @@ pub struct CalledFunction {
 }
 
 /// New parts of a call.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ToolCallDelta {
     /// 0-based, among the calls of a choice.
     pub index: usize,
@@ -115,7 +116,7 @@ pub struct ToolCallDelta {
 }
 
 /// Part of [`ToolCallDelta`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ToolCallPart {
     /// A call without arguments.
@@ -128,14 +129,14 @@ pub enum ToolCallPart {
 }
 
 /// Part of [`ToolCallPart`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct MoreArguments {
     /// JSON.
     pub arguments: String,
 }
 
 /// One event of a stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatChunk<'a> {
     /// The same in every event.
     pub id: &'a str,
@@ -158,7 +159,7 @@ pub struct ChatChunk<'a> {
 }
 
 /// The choice of a [`ChatChunk`].
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatChunkChoice {
     /// 0-based.
     pub index: usize,
@@ -177,7 +178,7 @@ pub struct ChatChunkChoice {
 }
 
 /// New parts of a message.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct ChatDelta {
     /// The answer's role, in the first event.
     #[serde(skip_serializing_if = "Option::is_none")]

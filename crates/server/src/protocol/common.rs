@@ -193,6 +193,11 @@ impl SamplingFields {
         self.prompt_logprobs.and_then(|n| usize::try_from(n).ok())
     }
 
+    /// `bad_words` as they were given.
+    pub(crate) fn bad_words_given(&self) -> Vec<String> {
+        Texts::of(self.bad_words.as_ref())
+    }
+
     pub(super) fn stop_strings(&self) -> Vec<String> {
         Texts::of(self.stop.as_ref())
     }

@@ -1,5 +1,6 @@
 //! Bodies of `/v1/completions`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -103,7 +104,7 @@ impl Prompt {
 }
 
 /// The answer without streaming, and one event of a stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct CompletionResponse<'a> {
     /// `cmpl-…`.
     pub id: &'a str,
@@ -130,7 +131,7 @@ impl CompletionResponse<'_> {
 }
 
 /// One choice.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct CompletionChoice {
     /// Index = prompt × n + choice.
     pub index: usize,

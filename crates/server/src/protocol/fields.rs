@@ -17,6 +17,38 @@ pub enum Endpoint {
     Chat,
     /// `/v1/completions`.
     Completions,
+    /// `/v1/embeddings`.
+    Embeddings,
+    /// `/pooling`.
+    Pooling,
+    /// `/score`.
+    Score,
+    /// `/rerank`.
+    Rerank,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Embeddings,
+        Self::Pooling,
+        Self::Score,
+        Self::Rerank,
+    ];
+
+    /// Its name in `fields.txt`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Embeddings => "embeddings",
+            Self::Pooling => "pooling",
+            Self::Score => "score",
+            Self::Rerank => "rerank",
+        }
+    }
 }
 
 /// One row of `fields.txt`.
@@ -24,9 +56,11 @@ pub enum Endpoint {
 pub struct Field {
     /// Its name.
     pub name: &'static str,
-    /// `chat`, `completions` or `both`.
+    /// Names of endpoints; `both` is `chat completions`.
     pub endpoints: &'static str,
     kind: Kind,
+    /// Its kind as `fields.txt` has it.
+    kind_name: &'static str,
     /// What becomes of it.
     pub verdict: Verdict,
     /// What a reader should know.
@@ -68,12 +102,25 @@ pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
 const MAX_NAMES: usize = 20;
 const MAX_NAME: usize = 64;
 /// Fields whose empty value is an error of its own.
-const REQUIRED: [&str; 2] = ["messages", "prompt"];
+const REQUIRED: [&str; 11] = [
+    "messages",
+    "prompt",
+    "input",
+    "query",
+    "documents",
+    "text_1",
+    "text_2",
+    "queries",
+    "items",
+    "data_1",
+    "data_2",
+];
 
 fn field(row: &'static str) -> Option<Field> {
     let mut cells = row.split('|').map(str::trim);
     let (name, endpoints) = (cells.next()?, cells.next()?);
-    let kind = match cells.next()? {
+    let kind_name = cells.next()?;
+    let kind = match kind_name {
         "integer" => Kind::Integer,
         "number" => Kind::Number,
         "boolean" => Kind::Boolean,
@@ -101,17 +148,25 @@ fn field(row: &'static str) -> Option<Field> {
         name,
         endpoints,
         kind,
+        kind_name,
         verdict,
         note: cells.next()?,
     })
 }
 
 impl Field {
-    fn is_of(&self, endpoint: Endpoint) -> bool {
-        match endpoint {
-            Endpoint::Chat => self.endpoints != "completions",
-            Endpoint::Completions => self.endpoints != "chat",
-        }
+    /// Its kind as `fields.txt` has it.
+    pub(crate) fn kind_name(&self) -> &'static str {
+        self.kind_name
+    }
+
+    /// Whether the endpoint has it.
+    pub fn is_of(&self, endpoint: Endpoint) -> bool {
+        let name = match (self.endpoints, endpoint) {
+            ("both", Endpoint::Chat | Endpoint::Completions) => "both",
+            _ => endpoint.name(),
+        };
+        self.endpoints.split(' ').any(|of| of == name)
     }
 }
 
@@ -296,6 +351,8 @@ mod tests {
     use crate::protocol::completions::CompletionFields;
     use crate::protocol::field_names::field_names;
     use crate::protocol::grammar::GrammarFields;
+    use crate::protocol::pooling::{EmbeddingFields, PoolingFields, TaskField};
+    use crate::protocol::scores::{RerankFields, ScoreFields};
     use serde_json::json;
 
     #[test]
@@ -305,7 +362,12 @@ mod tests {
         assert_eq!(FIELDS.len(), rows.len());
         for (field, row) in FIELDS.iter().zip(rows) {
             assert!(row.starts_with(field.name), "{row}");
-            assert!(matches!(field.endpoints, "chat" | "completions" | "both"));
+            let names = Endpoint::ALL.map(Endpoint::name);
+            let mut endpoints = field.endpoints.split(' ');
+            assert!(
+                endpoints.all(|of| of == "both" || names.contains(&of)),
+                "{row}"
+            );
             assert!(field.verdict == Verdict::Works || !field.note.is_empty());
         }
     }
@@ -339,6 +401,25 @@ mod tests {
             works(Endpoint::Completions),
             read(&[field_names::<CompletionFields>(), sampling])
         );
+        let pooling = field_names::<PoolingFields>();
+        let template: &[&str] = &[
+            "add_generation_prompt",
+            "add_special_tokens",
+            "chat_template",
+            "chat_template_kwargs",
+            "continue_final_message",
+        ];
+        let embeddings = [field_names::<EmbeddingFields>(), pooling, template];
+        assert_eq!(works(Endpoint::Embeddings), read(&embeddings));
+        let task = field_names::<TaskField>();
+        assert_eq!(
+            works(Endpoint::Pooling),
+            read(&[&embeddings[..], &[task]].concat())
+        );
+        let score = [field_names::<ScoreFields>(), pooling];
+        assert_eq!(works(Endpoint::Score), read(&score));
+        let rerank = [field_names::<RerankFields>(), pooling];
+        assert_eq!(works(Endpoint::Rerank), read(&rerank));
     }
 
     fn checked(fields: Value) -> Result<Value, ApiError> {

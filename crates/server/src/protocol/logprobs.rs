@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use model_qwen::Tokenizer;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -63,7 +64,7 @@ impl TokenView {
 pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptLogprob>>>;
 
 /// One of the tokens that might stand at a place of the prompt.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct PromptLogprob {
     /// Natural logarithm of its probability.
     pub logprob: f32,
@@ -101,14 +102,14 @@ pub fn prompt_logprobs(
 }
 
 /// `logprobs` of a chat choice.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct ChatLogprobs {
     /// One entry per token.
     pub content: Vec<ChatLogprob>,
 }
 
 /// One token of [`ChatLogprobs`].
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ChatLogprob {
     /// The chosen token.
     #[serde(flatten)]
@@ -118,7 +119,7 @@ pub struct ChatLogprob {
 }
 
 /// A token and its log-probability.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ChatToken {
     /// Its text.
     pub token: String,
@@ -151,7 +152,7 @@ impl ChatLogprobs {
 }
 
 /// `logprobs` of a text completion choice: four lists of the same length.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct CompletionLogprobs {
     /// The tokens.
     pub tokens: Vec<String>,

@@ -1,9 +1,10 @@
 //! Bodies of `/v1/models` and of loading and unloading adapters.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A list of models.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ModelList {
     /// `list`.
     pub object: &'static str,
@@ -12,7 +13,7 @@ pub struct ModelList {
 }
 
 /// A name that requests may give as `model`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ModelCard {
     /// The name.
     pub id: String,

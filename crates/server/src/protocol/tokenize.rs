@@ -1,5 +1,6 @@
 //! Bodies of `/tokenize` and `/detokenize`, vLLM's.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -17,7 +18,7 @@ pub struct TokenizeFields {
 }
 
 /// Answer of `/tokenize`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Tokenized {
     /// Number of tokens.
     pub count: usize,
@@ -39,7 +40,7 @@ pub struct DetokenizeFields {
 }
 
 /// Answer of `/detokenize`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Detokenized {
     /// The text, special tokens included.
     pub prompt: String,

@@ -1,9 +1,10 @@
 //! Token counts in answers.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// The `usage` object.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Usage {
     /// Tokens of all prompts.
     pub prompt_tokens: usize,
@@ -19,14 +20,14 @@ pub struct Usage {
 }
 
 /// Part of [`Usage`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct PromptTokensDetails {
     /// Prompt tokens found in the prefix cache.
     pub cached_tokens: usize,
 }
 
 /// Part of [`Usage`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct CompletionTokensDetails {
     /// Output tokens of reasoning.
     pub reasoning_tokens: usize,

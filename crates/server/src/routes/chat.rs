@@ -21,8 +21,8 @@ use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
 
 /// What the answer shows.
-struct Shown {
-    id: String,
+pub(super) struct Shown {
+    pub(super) id: String,
     logprobs: bool,
     reasoning: bool,
     echo: bool,
@@ -81,7 +81,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
     }
 }
 
-fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
+pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
     body.check(Endpoint::Chat)?;
     let mut template: TemplateFields = body.read()?;
     let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;

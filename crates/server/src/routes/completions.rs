@@ -24,15 +24,15 @@ use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
 
 /// A checked request, ready to be submitted: one sequence per prompt, to be repeated `n` times.
-struct Prepared {
-    id: String,
-    model: String,
-    requests: Vec<GenerateRequest>,
+pub(super) struct Prepared {
+    pub(super) id: String,
+    pub(super) model: String,
+    pub(super) requests: Vec<GenerateRequest>,
     /// What `echo` repeats, per prompt.
     echoes: Option<Vec<String>>,
     prompt_only: bool,
-    text: TextOptions,
-    sampling: SamplingFields,
+    pub(super) text: TextOptions,
+    pub(super) sampling: SamplingFields,
     num_logprobs: Option<usize>,
 }
 
@@ -50,6 +50,7 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
     } = in_turn(&state, body, prepare).await?;
 
     let n = sampling.n();
+    state.metrics().params_n.observe_value(n as f64);
     let mut choices = Vec::with_capacity(requests.len() * n);
     for (prompt, request) in requests.iter().enumerate() {
         for i in 0..n {
@@ -99,7 +100,7 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
     Ok(Json(format.response(deltas)).into_response())
 }
 
-fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
+pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     body.check(Endpoint::Completions)?;
     let fields = CompletionFields::take(&mut body)?;
     let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;

@@ -151,7 +151,9 @@ impl Prepared {
     /// # Errors
     /// As [`crate::engine::EngineHandle::submit`].
     pub(super) fn submit(&self, state: &AppState) -> Result<Vec<Choice>, ApiError> {
-        let choices = (0..self.sampling.n()).map(|i| {
+        let n = self.sampling.n();
+        state.metrics().params_n.observe_value(n as f64);
+        let choices = (0..n).map(|i| {
             let mut request = self.request.clone();
             // The prompt is the same for all.
             request.prompt_logprobs = request.prompt_logprobs.filter(|_| i == 0);

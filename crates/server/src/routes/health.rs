@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::metrics::{self, Format};
+use crate::metrics::{self, Format, Sources};
 use crate::state::{AppState, unix_time};
 
 /// 200 while the engine takes requests, else 503.
@@ -35,10 +35,15 @@ pub async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> impl 
     (
         [(header::CONTENT_TYPE, format.content_type())],
         metrics::render(
-            state.metrics(),
-            &state.engine().stats(),
-            &state.served_model_names()[0],
-            unix_time(),
+            Sources {
+                metrics: state.metrics(),
+                http: state.http_metrics(),
+                requests: state.engine().request_metrics(),
+                stats: &state.engine().stats(),
+                max_model_len: state.model().max_model_len,
+                model: &state.served_model_names()[0],
+                now: unix_time(),
+            },
             format,
         ),
     )

@@ -1,6 +1,7 @@
 //! From text to tokens, within bounds: of length, of memory, of how many requests do it at once.
 
 use model_qwen::sys::return_freed_memory;
+use model_qwen::{Tokenizer, TokenizerError};
 
 use crate::blocking::blocking;
 use crate::error::ApiError;
@@ -85,6 +86,53 @@ impl<'a> Length<'a> {
         })
     }
 
+    /// A text that is pooled: by default its beginning is kept, as sentence-transformers does.
+    ///
+    /// # Errors
+    /// 400 if more is to be kept than there is room for, or nothing.
+    pub(super) fn of_input(
+        state: &AppState,
+        param: &'a str,
+        keep: Option<i64>,
+        side: Option<TruncationSide>,
+    ) -> Result<Self, ApiError> {
+        let max_model_len = state.model().max_model_len;
+        let Some(given) = keep else {
+            return Ok(Self {
+                param,
+                limit: Some(max_model_len),
+                keep: None,
+            });
+        };
+        let keep = match given {
+            -1 => Some(max_model_len),
+            _ => usize::try_from(given).ok(),
+        };
+        let keep = keep.filter(|keep| (1..=max_model_len).contains(keep));
+        let keep = keep.ok_or_else(|| {
+            let message = format!(
+                "`truncate_prompt_tokens` must be -1 (the longest text) or between 1 and {max_model_len}, found {given}."
+            );
+            ApiError::bad_request("truncate_prompt_tokens", message)
+        })?;
+        Ok(Self {
+            param,
+            limit: None,
+            keep: Some((keep, side.unwrap_or(TruncationSide::Right))),
+        })
+    }
+
+    /// The same with room for so many tokens less.
+    pub(super) fn less(&self, num: usize) -> Self {
+        Self {
+            param: self.param,
+            limit: self.limit.map(|limit| limit.saturating_sub(num)),
+            keep: self
+                .keep
+                .map(|(keep, side)| (keep.saturating_sub(num).max(1), side)),
+        }
+    }
+
     /// A prompt of any length.
     pub(super) fn any(param: &'a str) -> Self {
         Self {
@@ -147,18 +195,17 @@ pub(super) fn encode(
             return Err(too_long(state, length, least));
         }
     }
-    let failed = |error: model_qwen::TokenizerError| {
+    let failed = |error: TokenizerError| {
         let param = length.param;
         ApiError::bad_request(param, format!("`{param}` cannot be tokenized: {error}"))
     };
-    let special = match add_special_tokens {
-        true => tokenizer.encode("", true).map_err(failed)?,
-        false => Vec::new(),
+    let around = match add_special_tokens {
+        true => special(tokenizer).map_err(failed)?,
+        false => Some((Vec::new(), Vec::new())),
     };
-    // What comes before the text; a tokenizer that also adds something after it takes the text whole.
-    if special.len() > 1 {
+    let Some((before, after)) = around else {
         return Ok(length.cut(tokenizer.encode(text, true).map_err(failed)?));
-    }
+    };
     let mut ids = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -172,7 +219,7 @@ pub(super) fn encode(
     }
     let mut ids = match length.keep {
         Some((keep, side)) => {
-            let keep = keep.saturating_sub(special.len());
+            let keep = keep.saturating_sub(before.len() + after.len());
             let rest = Length {
                 keep: Some((keep, side)),
                 ..*length
@@ -181,8 +228,20 @@ pub(super) fn encode(
         }
         None => ids,
     };
-    ids.splice(0..0, special);
+    ids.splice(0..0, before);
+    ids.extend(after);
     Ok(ids)
+}
+
+/// What the tokenizer puts before a text and after it; `None` if it changes the text's own tokens, too.
+fn special(tokenizer: &Tokenizer) -> Result<Option<(Vec<u32>, Vec<u32>)>, TokenizerError> {
+    let (plain, whole) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);
+    let num = whole.len().saturating_sub(plain.len());
+    let at = (0..=num).find(|&at| whole[at..].starts_with(&plain));
+    Ok(at.map(|at| {
+        let after = whole[at + plain.len()..].to_vec();
+        (whole[..at].to_vec(), after)
+    }))
 }
 
 fn too_long(state: &AppState, length: &Length<'_>, least: usize) -> ApiError {
@@ -233,8 +292,6 @@ fn is_between_words(before: &str, after: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use model_qwen::Tokenizer;
-
     use super::*;
 
     #[test]

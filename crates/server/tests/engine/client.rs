@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::future::pending;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,11 @@ pub(crate) struct Completion {
 impl Server {
     /// A server of `model` under the name `base`, with 1,000 blocks unless the flags say otherwise.
     pub(crate) fn start(model: &TestModel, flags: &[&str]) -> Self {
+        Self::start_in(model.dir(), flags)
+    }
+
+    /// The same with the model of a folder.
+    pub(crate) fn start_in(dir: &Path, flags: &[&str]) -> Self {
         const POOL: &str = "--kv-cache-memory-bytes";
         let default = [POOL, &blocks(1000)];
         let default = if flags.contains(&POOL) {
@@ -47,7 +52,7 @@ impl Server {
         } else {
             &default
         };
-        Self::of(config(model, &[flags, default].concat()))
+        Self::of(config_in(dir, &[flags, default].concat()))
     }
 
     /// A server of the bundled model.
@@ -219,7 +224,12 @@ pub(crate) fn wait(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// The configuration of a server of `model`, named `base`.
 pub(crate) fn config(model: &TestModel, flags: &[&str]) -> Config {
-    let dir = model.dir().to_str().unwrap();
+    config_in(model.dir(), flags)
+}
+
+/// The same of a folder's model.
+pub(crate) fn config_in(dir: &Path, flags: &[&str]) -> Config {
+    let dir = dir.to_str().unwrap();
     let fixed = ["server", dir, "--served-model-name", "base"];
     let device = ["--device", "cpu"];
     Config::from_command_line([&fixed[..], &device, flags].concat()).unwrap()

@@ -12,6 +12,7 @@ mod lifecycle;
 mod logprobs;
 mod memory;
 mod model;
+mod pooling;
 mod prefix_cache;
 mod sampling;
 mod speculation;

@@ -1,4 +1,4 @@
-//! Clients that leave, failures, adapters, metrics and shutdown.
+//! Clients that leave, failures, adapters and shutdown.
 
 use super::*;
 
@@ -232,48 +232,6 @@ fn adapters_are_loaded_listed_and_used() {
     );
     assert_eq!(answer.status, 400);
     assert!(answer.text.contains("--enable-lora"));
-}
-
-#[test]
-fn metrics_have_vllms_names() {
-    let server = TestServer::start(|_| says("abc"));
-    server.chat(json!({}));
-    let answer = server.get("/metrics");
-    assert!(
-        answer.headers["content-type"]
-            .to_str()
-            .unwrap()
-            .starts_with("text/plain")
-    );
-    for expected in [
-        "vllm:num_requests_running{model_name=\"base\"} 0",
-        "vllm:num_requests_waiting{",
-        "vllm:kv_cache_usage_perc{model_name=\"base\"} 0.25",
-        "vllm:gpu_cache_usage_perc{",
-        "vllm:gpu_prefix_cache_hits_total{",
-        "vllm:prefix_cache_queries_total{",
-        "vllm:cache_config_info{model_name=\"base\",block_size=\"16\",num_gpu_blocks=\"8\"} 1",
-        "vllm:lora_requests_info{",
-        "vllm:time_to_first_token_seconds_count{model_name=\"base\"} 1",
-        "vllm:inter_token_latency_seconds_count{model_name=\"base\"} 3",
-        "vllm:e2e_request_latency_seconds_bucket{model_name=\"base\",le=\"+Inf\"} 1",
-        "vllm:num_preemptions_total{",
-        "vllm:spec_decode_num_drafts_total{model_name=\"base\"} 7",
-        "vllm:spec_decode_num_draft_tokens_total{model_name=\"base\"} 20",
-        "vllm:spec_decode_num_accepted_tokens_total{model_name=\"base\"} 9",
-        "vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name=\"base\",position=\"1\"} 3",
-        "vllm:generation_tokens_total{",
-    ] {
-        assert!(
-            answer.text.contains(expected),
-            "{expected}\n{}",
-            answer.text
-        );
-    }
-    assert_eq!(
-        server.get("/version").json(),
-        json!({ "version": env!("CARGO_PKG_VERSION") })
-    );
 }
 
 #[test]

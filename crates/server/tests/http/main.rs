@@ -5,10 +5,13 @@
 mod answers;
 mod call_grammars;
 mod compat;
+mod endpoints;
 mod envelope;
 mod errors;
 mod grammars;
 mod lifecycle;
+mod metrics;
+mod pooling;
 mod prompts;
 mod reasoning;
 mod tools;
@@ -22,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use server::engine::{FinishReason, SequenceError};
-use support::{IM_END, IM_START, MAX_MODEL_LEN, Play, TestServer, bytes, says};
+use support::{Answer, IM_END, IM_START, MAX_MODEL_LEN, Play, TestServer, bytes, says};
 use ureq::http::Method;
 
 /// The joined text of choice `index` in chat or completion events.

@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use model_qwen::{ChatTemplate, GenerationConfig, Tokenizer};
+use model_qwen::{ChatTemplate, GenerationConfig, PoolingType, Tokenizer};
 use serde_json::{Map, Value, json};
 use server::engine::{
     AdapterError, AdapterInfo, EngineCommand, EngineLimits, EngineOutput, EngineReceiver,
-    EngineStats, FinishReason, GenerateRequest, SequenceError, SpeculationStats, Submission,
-    TokenLogprobs, channel,
+    EngineStats, FinishReason, GenerateRequest, PoolingInfo, ScoreTemplate, SequenceError,
+    SpeculationStats, Submission, TokenLogprobs, channel,
 };
 use server::{AppState, Config, ModelInfo};
 use tokio::sync::oneshot;
@@ -107,12 +107,40 @@ impl TestServer {
         flags: &[&str],
         script: impl Fn(&GenerateRequest) -> Play + Send + 'static,
     ) -> Self {
+        Self::start_model(flags, model(), script)
+    }
+
+    /// A server whose vectors are `[number of tokens, first token, last token, 1]`; with `score`, scores are products with it.
+    pub(crate) fn start_pooling(flags: &[&str], score: Option<&[f32]>) -> Self {
+        let pooling = PoolingInfo {
+            pooling_type: PoolingType::Last,
+            use_activation: true,
+            dimensions: None,
+            hidden_size: 4,
+            score: score.map(Arc::from),
+            template: ScoreTemplate::Joined,
+            max_len: None,
+            do_lower_case: false,
+        };
+        let model = ModelInfo {
+            pooling: Some(pooling),
+            ..model()
+        };
+        Self::start_model(flags, model, |_| says("x"))
+    }
+
+    fn start_model(
+        flags: &[&str],
+        model: ModelInfo,
+        script: impl Fn(&GenerateRequest) -> Play + Send + 'static,
+    ) -> Self {
         let flags = [&["server", "--served-model-name", "base", "alias"], flags].concat();
         let config = Config::from_command_line(flags).unwrap();
         let limits = EngineLimits {
             max_model_len: MAX_MODEL_LEN,
             vocab_size: VOCAB_SIZE,
             max_num_queued_reqs: config.max_num_queued_reqs,
+            pooling: model.pooling.as_ref().map(|pooling| pooling.pooling_type),
         };
         let (engine, receiver) = channel(limits);
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -129,7 +157,7 @@ impl TestServer {
             .enable_all()
             .build()
             .unwrap();
-        let state = AppState::new(&config, engine, model());
+        let state = AppState::new(&config, engine, model);
         let listener = runtime
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
             .unwrap();
@@ -309,7 +337,7 @@ impl FakeEngine {
         while let Some(command) = self.receiver.recv() {
             match command {
                 EngineCommand::Submit(submission) => self.play(*submission),
-                EngineCommand::Abort(id) => {
+                EngineCommand::Abort(id) | EngineCommand::Complete(id) => {
                     self.open.remove(&id);
                     self.seen.lock().unwrap().num_aborted += 1;
                 }
@@ -365,6 +393,17 @@ impl FakeEngine {
             ][..n.min(3)]
                 .to_vec(),
         };
+        if submission.pooling.is_some() {
+            let ids = [request.prompt.first(), request.prompt.last()];
+            let [first, last] = ids.map(|id| *id.unwrap() as f32);
+            submission.sink.send(EngineOutput::Pooled {
+                values: vec![request.prompt.len() as f32, first, last, 1.0],
+                num_cached_tokens: 1,
+            });
+            let reason = FinishReason::Length;
+            submission.sink.send(EngineOutput::Finished { reason });
+            return;
+        }
         let play = (self.script)(request);
         if let Some(n) = request.prompt_logprobs {
             let logprobs = request
@@ -419,6 +458,8 @@ fn model() -> ModelInfo {
             ..GenerationConfig::default()
         },
         model_id: "org/tiny".to_owned(),
+        dir: std::path::PathBuf::new(),
+        pooling: None,
         max_model_len: MAX_MODEL_LEN,
         memory_table: String::new(),
     }

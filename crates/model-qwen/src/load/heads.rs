@@ -1,0 +1,67 @@
+//! What a folder has in the place of lm_head.
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device, Tensor};
+
+use super::LoadError;
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::QwenConfig;
+use crate::pooling::ScoreHead;
+
+/// Whether the weights of a folder are those of a model without lm_head: saved as one, or not tied and without the tensor.
+///
+/// # Errors
+/// When `config.json` or the weight files cannot be read.
+pub fn is_headless(dir: &Path) -> Result<bool, LoadError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let is_tied = QwenConfig::load(dir)?.tie_word_embeddings;
+    let is_base = checkpoint.contains("embed_tokens.weight");
+    Ok(!checkpoint.contains("lm_head.weight") && (is_base || !is_tied))
+}
+
+/// The vector whose product with a hidden state is the score, `[hidden]`.
+///
+/// # Errors
+/// When the tensor is missing or has another shape.
+pub fn score_weights(dir: &Path, head: ScoreHead) -> Result<Vec<f32>, LoadError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let config = QwenConfig::load(dir)?;
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let values = |row: Tensor<2>| -> Vec<f32> {
+        let row = row.cast(DType::F32).into_data();
+        row.iter::<f32>().collect()
+    };
+    let tokens = match head {
+        ScoreHead::Label => {
+            let score = checkpoint.tensor("score.weight", [1, hidden], &Device::flex())?;
+            return Ok(values(score));
+        }
+        ScoreHead::Tokens(tokens) => tokens,
+    };
+    let names = match config.tie_word_embeddings {
+        true => ["model.embed_tokens.weight", "embed_tokens.weight"],
+        false => ["lm_head.weight"; 2],
+    };
+    let [first, second] = names;
+    let name = match checkpoint.contains(first) {
+        true => first,
+        false => second,
+    };
+    let row = |id: u32| {
+        if id as usize >= vocab {
+            return Err(CheckpointError::Missing {
+                dir: dir.to_owned(),
+                name: format!("{name}[{id}]"),
+            });
+        }
+        let lm_head: Tensor<2> = checkpoint.tensor(name, [vocab, hidden], &Device::flex())?;
+        Ok(values(lm_head.narrow(0, id as usize, 1)))
+    };
+    let mut weights = row(tokens.positive)?;
+    if let Some(negative) = tokens.negative {
+        let negative = row(negative)?;
+        (weights.iter_mut().zip(negative)).for_each(|(weight, other)| *weight -= other);
+    }
+    Ok(weights)
+}

@@ -1,0 +1,70 @@
+//! The names of all tensors that a config has a place for.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::{LoadError, Loader, has_output_bias};
+use crate::config::QwenConfig;
+
+impl Loader<'_> {
+    /// Refuses files with tensors the config does not describe: a wrong `num_hidden_layers`, say,
+    /// must not load half a model in silence.
+    pub(super) fn check_names(&self, dir: &Path, config: &QwenConfig) -> Result<(), LoadError> {
+        let mut expected: BTreeSet<String> = BTreeSet::new();
+        // A tied head may be stored once more; a score is read by `score_weights`.
+        let names = ["model.embed_tokens", "model.norm", "lm_head"];
+        expected.extend(names.map(|module| self.stored(&format!("{module}.weight"))));
+        expected.extend((!self.options.lm_head).then(|| "score.weight".to_owned()));
+        for i in 0..config.num_hidden_layers {
+            // With shapes and biases as in `build_layer`, which reads each of these names.
+            let layer = |name: &str| self.stored(&format!("model.layers.{i}.{name}"));
+            let norms = ["input_layernorm", "post_attention_layernorm"];
+            expected.extend(norms.map(|norm| layer(&format!("{norm}.weight"))));
+            if config.qk_norm {
+                let norms = ["self_attn.q_norm", "self_attn.k_norm"];
+                expected.extend(norms.map(|norm| layer(&format!("{norm}.weight"))));
+            }
+            for (module, has_bias) in linears(config) {
+                expected.insert(layer(&format!("{module}.weight")));
+                if has_bias {
+                    expected.insert(layer(&format!("{module}.bias")));
+                }
+            }
+        }
+        let unexpected: Vec<&str> = self
+            .checkpoint
+            .names()
+            .filter(|name| {
+                // bitsandbytes appends the parts of a weight to its name: `q_proj.weight.absmax`.
+                let weight = match name.split_once(".weight.") {
+                    Some((module, _)) => &name[..module.len() + ".weight".len()],
+                    None => name,
+                };
+                // Old files store the frequencies, which config.json gives.
+                !expected.contains(weight) && !name.ends_with("rotary_emb.inv_freq")
+            })
+            .take(8)
+            .collect();
+        if unexpected.is_empty() {
+            return Ok(());
+        }
+        Err(LoadError::Unexpected {
+            dir: dir.to_owned(),
+            names: unexpected.join(", "),
+        })
+    }
+}
+
+/// The linear layers of a decoder layer, and whether they have a bias.
+fn linears(config: &QwenConfig) -> [(&'static str, bool); 7] {
+    let bias = config.attention_bias;
+    [
+        ("self_attn.q_proj", bias),
+        ("self_attn.k_proj", bias),
+        ("self_attn.v_proj", bias),
+        ("self_attn.o_proj", has_output_bias(config)),
+        ("mlp.gate_proj", false),
+        ("mlp.up_proj", false),
+        ("mlp.down_proj", false),
+    ]
+}

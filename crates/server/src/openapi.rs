@@ -1,0 +1,341 @@
+//! `/openapi.json`: requests as `fields.txt` has them, answers as their types say.
+
+mod requests;
+
+use std::sync::LazyLock;
+
+use axum::Json;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::protocol::chat_answer::ChatResponse;
+use crate::protocol::completions::CompletionResponse;
+use crate::protocol::fields::Endpoint;
+use crate::protocol::models::{ModelCard, ModelList};
+use crate::protocol::pooling::{EmbeddingResponse, PoolingResponse};
+use crate::protocol::scores::{RerankResponse, ScoreResponse};
+use crate::protocol::tokenize::{Detokenized, Tokenized};
+use requests::{detokenize, load_lora, rendered, request, tokenize, unload_lora};
+
+/// The document.
+static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
+
+/// Answers with the document.
+pub(crate) async fn openapi() -> Json<&'static Value> {
+    Json(&DOCUMENT)
+}
+
+/// What an answer holds.
+#[derive(Clone, Debug)]
+enum Answer {
+    Json(Value),
+    /// The same, or server-sent events with `stream`.
+    Stream(Value),
+    Text,
+    Nothing,
+}
+
+/// One route with one method.
+struct Operation {
+    path: &'static str,
+    method: &'static str,
+    summary: &'static str,
+    request: Option<Value>,
+    answer: Answer,
+}
+
+fn document() -> Value {
+    let settings = SchemaSettings::draft2020_12()
+        .for_serialize()
+        .with(|settings| {
+            settings.definitions_path = "/components/schemas".into();
+            settings.meta_schema = None;
+        });
+    let mut schemas = settings.into_generator();
+    let mut paths = Map::new();
+    for operation in operations(&mut schemas) {
+        let (path, method) = (operation.path, operation.method);
+        let path = paths.entry(path).or_insert_with(|| json!({}));
+        path[method] = operation.describe();
+    }
+    let mut components = schemas.take_definitions(true);
+    components.insert("Error".to_owned(), error());
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "server",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "OpenAI's API with vLLM's additions.",
+        },
+        "security": [{}, { "key": [] }],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
+        },
+    })
+}
+
+fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
+    let chat = || Some(request(Endpoint::Chat));
+    let completions = || Some(request(Endpoint::Completions));
+    let embeddings = || Some(request(Endpoint::Embeddings));
+    let (score, rerank) = (
+        || Some(request(Endpoint::Score)),
+        || Some(request(Endpoint::Rerank)),
+    );
+    let scores = Answer::Json(of::<ScoreResponse>(schemas));
+    let ranks = Answer::Json(of::<RerankResponse>(schemas));
+    let chat_answer = of::<ChatResponse>(schemas);
+    let completion = of::<CompletionResponse<'_>>(schemas);
+    let object = || Answer::Json(json!({ "type": "object" }));
+    let post = |path, summary, request, answer| Operation {
+        path,
+        method: "post",
+        summary,
+        request,
+        answer,
+    };
+    let get = |path, summary, answer| Operation {
+        path,
+        method: "get",
+        summary,
+        request: None,
+        answer,
+    };
+    vec![
+        post(
+            "/v1/chat/completions",
+            "Answers a conversation",
+            chat(),
+            Answer::Stream(chat_answer),
+        ),
+        post(
+            "/v1/completions",
+            "Continues texts",
+            completions(),
+            Answer::Stream(completion),
+        ),
+        post(
+            "/v1/chat/completions/render",
+            "The tokens of a conversation",
+            chat(),
+            Answer::Json(rendered()),
+        ),
+        post(
+            "/v1/completions/render",
+            "The tokens of prompts",
+            completions(),
+            Answer::Json(json!({ "type": "array", "items": rendered() })),
+        ),
+        post(
+            "/v1/embeddings",
+            "Vectors of texts",
+            embeddings(),
+            Answer::Json(of::<EmbeddingResponse>(schemas)),
+        ),
+        post(
+            "/pooling",
+            "What a pooling model computes for texts",
+            Some(request(Endpoint::Pooling)),
+            Answer::Json(of::<PoolingResponse>(schemas)),
+        ),
+        post(
+            "/score",
+            "Scores of pairs of texts",
+            score(),
+            scores.clone(),
+        ),
+        post("/v1/score", "Scores of pairs of texts", score(), scores),
+        post(
+            "/rerank",
+            "Documents, the best first",
+            rerank(),
+            ranks.clone(),
+        ),
+        post(
+            "/v1/rerank",
+            "Documents, the best first",
+            rerank(),
+            ranks.clone(),
+        ),
+        post("/v2/rerank", "Documents, the best first", rerank(), ranks),
+        post(
+            "/invocations",
+            "Whichever of these the body is for",
+            Some(json!({ "type": "object" })),
+            Answer::Stream(json!({ "type": "object" })),
+        ),
+        get(
+            "/v1/models",
+            "The names that requests may use",
+            Answer::Json(of::<ModelList>(schemas)),
+        ),
+        get(
+            "/v1/models/{id}",
+            "One of them",
+            Answer::Json(of::<ModelCard>(schemas)),
+        ),
+        post(
+            "/v1/load_lora_adapter",
+            "Loads a PEFT folder",
+            Some(load_lora()),
+            Answer::Text,
+        ),
+        post(
+            "/v1/unload_lora_adapter",
+            "Forgets an adapter",
+            Some(unload_lora()),
+            Answer::Text,
+        ),
+        post(
+            "/tokenize",
+            "Token ids of a text or a conversation",
+            Some(tokenize()),
+            Answer::Json(of::<Tokenized>(schemas)),
+        ),
+        post(
+            "/detokenize",
+            "The text of token ids",
+            Some(detokenize()),
+            Answer::Json(of::<Detokenized>(schemas)),
+        ),
+        get("/tokenizer_info", "The tokenizer's configuration", object()),
+        get(
+            "/health",
+            "Whether the engine takes requests",
+            Answer::Nothing,
+        ),
+        get(
+            "/ping",
+            "Whether the engine takes requests",
+            Answer::Nothing,
+        ),
+        post(
+            "/ping",
+            "Whether the engine takes requests",
+            None,
+            Answer::Nothing,
+        ),
+        get("/load", "Requests that are not answered yet", object()),
+        get("/version", "The version of this program", object()),
+        get("/metrics", "Prometheus' metrics", Answer::Text),
+        get("/openapi.json", "This document", object()),
+    ]
+}
+
+impl Operation {
+    fn describe(self) -> Value {
+        let content = match self.answer {
+            Answer::Json(schema) => json!({ "application/json": { "schema": schema } }),
+            Answer::Stream(schema) => json!({
+                "application/json": { "schema": schema },
+                "text/event-stream": { "schema": { "type": "string" } },
+            }),
+            Answer::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
+            Answer::Nothing => Value::Null,
+        };
+        let mut success = json!({ "description": "Success" });
+        if !content.is_null() {
+            success["content"] = content;
+        }
+        let error = json!({ "description": "An error", "content": { "application/json": {
+            "schema": { "$ref": "#/components/schemas/Error" } } } });
+        let mut described = json!({
+            "summary": self.summary,
+            "responses": { "200": success, "4XX": error, "5XX": error },
+        });
+        if let Some(schema) = self.request {
+            described["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+        }
+        if self.path.contains("{id}") {
+            described["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }]);
+        }
+        described
+    }
+}
+
+fn of<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Value {
+    schemas.subschema_for::<T>().to_value()
+}
+
+/// OpenAI's error object.
+fn error() -> Value {
+    json!({
+        "type": "object",
+        "required": ["error"],
+        "properties": { "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": { "type": "string" },
+                "type": { "type": "string" },
+                "param": { "type": ["string", "null"] },
+                "code": { "type": ["string", "integer"] },
+            },
+        } },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::protocol::fields::FIELDS;
+
+    #[test]
+    fn every_route_is_described() {
+        let paths = DOCUMENT["paths"].as_object().unwrap();
+        let described: BTreeSet<&str> = paths.keys().map(String::as_str).collect();
+        let routes = crate::routes().map(|(path, _)| path);
+        let mut routes: BTreeSet<&str> = routes.into_iter().collect();
+        routes.insert("/v1/models/{id}");
+        assert_eq!(described, routes);
+    }
+
+    #[test]
+    fn every_field_is_described() {
+        for (path, endpoint) in [
+            ("/v1/chat/completions", Endpoint::Chat),
+            ("/v1/chat/completions/render", Endpoint::Chat),
+            ("/v1/completions", Endpoint::Completions),
+            ("/v1/embeddings", Endpoint::Embeddings),
+            ("/pooling", Endpoint::Pooling),
+            ("/v1/score", Endpoint::Score),
+            ("/v2/rerank", Endpoint::Rerank),
+        ] {
+            let body = &DOCUMENT["paths"][path]["post"]["requestBody"]["content"];
+            let properties = body["application/json"]["schema"]["properties"].as_object();
+            let described: BTreeSet<&str> =
+                properties.unwrap().keys().map(String::as_str).collect();
+            let fields = FIELDS.iter().filter(|field| field.is_of(endpoint));
+            assert_eq!(
+                described,
+                fields.map(|field| field.name).collect(),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_reference_has_its_schema() {
+        fn check(value: &Value, schemas: &Map<String, Value>) {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(Value::String(reference)) = fields.get("$ref") {
+                        let name = reference.strip_prefix("#/components/schemas/").unwrap();
+                        assert!(schemas.contains_key(name), "{reference}");
+                    }
+                    fields.values().for_each(|value| check(value, schemas));
+                }
+                Value::Array(items) => items.iter().for_each(|value| check(value, schemas)),
+                _ => {}
+            }
+        }
+        let schemas = DOCUMENT["components"]["schemas"].as_object().unwrap();
+        assert!(schemas.len() > 15);
+        check(&DOCUMENT, schemas);
+    }
+}

@@ -1,0 +1,212 @@
+//! Schemas of requests. They are the forms that clients write; the server takes some more, such as `"16"` for 16.
+
+use serde_json::{Map, Value, json};
+
+use crate::protocol::fields::{Endpoint, FIELDS, Field, Verdict};
+
+/// A request of an endpoint: its fields in `fields.txt`.
+pub(super) fn request(endpoint: Endpoint) -> Value {
+    let fields = FIELDS.iter().filter(|field| field.is_of(endpoint));
+    let properties: Map<String, Value> = fields
+        .map(|field| (field.name.to_owned(), property(field)))
+        .collect();
+    let required: &[&str] = match endpoint {
+        Endpoint::Chat => &["messages"],
+        Endpoint::Completions => &["prompt"],
+        Endpoint::Rerank => &["query", "documents"],
+        Endpoint::Embeddings | Endpoint::Pooling | Endpoint::Score => &[],
+    };
+    let mut schema = json!({ "type": "object", "required": required, "properties": properties });
+    let one_of: &[&[&str]] = match endpoint {
+        Endpoint::Embeddings | Endpoint::Pooling => &[&["input"], &["messages"]],
+        Endpoint::Score => &[
+            &["text_1", "text_2"],
+            &["queries", "documents"],
+            &["queries", "items"],
+            &["data_1", "data_2"],
+        ],
+        Endpoint::Chat | Endpoint::Completions | Endpoint::Rerank => &[],
+    };
+    if !one_of.is_empty() {
+        let forms = one_of.iter().map(|names| json!({ "required": names }));
+        schema["anyOf"] = forms.collect();
+    }
+    schema
+}
+
+fn property(field: &Field) -> Value {
+    let mut schema = match &field.verdict {
+        Verdict::Works => form(field),
+        // Whatever it is.
+        Verdict::Harmless => json!({}),
+        Verdict::Refused(neutral) => {
+            let values = [&[Value::Null], neutral.as_slice()].concat();
+            json!({ "enum": values })
+        }
+    };
+    let note = match &field.verdict {
+        Verdict::Works => field.note.to_owned(),
+        Verdict::Harmless => format!("Ignored: {}.", field.note),
+        Verdict::Refused(_) => format!("Refused: {}.", field.note),
+    };
+    if !note.is_empty() {
+        schema["description"] = Value::from(note);
+    }
+    schema
+}
+
+/// The values of a field that works.
+fn form(field: &Field) -> Value {
+    let texts = json!({ "anyOf": [
+        { "type": ["string", "null"] },
+        { "type": "array", "items": { "type": "string" } },
+    ] });
+    match field.name {
+        "messages" => json!({ "type": "array", "minItems": 1, "items": {
+            "type": "object",
+            "required": ["role", "content"],
+            "properties": {
+                "role": { "enum": ["system", "developer", "user", "assistant", "tool", "function"] },
+                "content": { "anyOf": [{ "type": "string" }, { "type": "array", "minItems": 1, "items": {
+                    "type": "object",
+                    "required": ["type", "text"],
+                    "properties": { "type": { "const": "text" }, "text": { "type": "string" } },
+                } }] },
+            },
+        } }),
+        "prompt" | "input" => tokens(),
+        "stop" | "bad_words" | "text_1" | "text_2" | "queries" | "documents" | "items"
+        | "data_1" | "data_2" => texts,
+        "query" => json!({ "type": "string" }),
+        "reasoning_effort" => {
+            json!({ "enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max", null] })
+        }
+        "truncation_side" => json!({ "enum": ["left", "right", null] }),
+        "encoding_format" => json!({ "enum": ["float", "base64", null] }),
+        "embed_dtype" => json!({ "enum": ["float32", "float16", "bfloat16", null] }),
+        "endianness" => json!({ "enum": ["native", "little", "big", null] }),
+        "task" => json!({ "enum": ["embed", "classify", null] }),
+        _ => match field.kind_name() {
+            "text" => json!({ "type": ["string", "null"] }),
+            "integer" => bounded("integer", bounds(field)),
+            "number" => bounded("number", bounds(field)),
+            "boolean" => json!({ "type": ["boolean", "null"] }),
+            "integers" => {
+                json!({ "type": ["array", "null"], "items": { "type": "integer", "minimum": 0 } })
+            }
+            "numbers" => json!({
+                "type": ["object", "null"],
+                "propertyNames": { "pattern": "^[0-9]+$" },
+                "additionalProperties": { "type": "number" },
+            }),
+            "booleans" => {
+                json!({ "type": ["object", "null"], "additionalProperties": { "type": ["boolean", "null"] } })
+            }
+            "tokens" => tokens(),
+            _ => json!({}),
+        },
+    }
+}
+
+/// The least and the largest value of a number.
+fn bounds(field: &Field) -> (Option<f64>, Option<f64>) {
+    match field.name {
+        "presence_penalty" | "frequency_penalty" => (Some(-2.0), Some(2.0)),
+        "temperature" | "min_tokens" | "top_n" | "logprobs" | "top_logprobs"
+        | "prompt_logprobs" => (Some(0.0), None),
+        "top_p" | "min_p" => (Some(0.0), Some(1.0)),
+        "n" => (Some(1.0), Some(128.0)),
+        "top_k" | "truncate_prompt_tokens" => (Some(-1.0), None),
+        "max_tokens" | "max_completion_tokens" if field.is_of(Endpoint::Completions) => {
+            (Some(0.0), None)
+        }
+        "max_completion_tokens" | "dimensions" => (Some(1.0), None),
+        "repetition_penalty" => (Some(0.0), None),
+        _ => (None, None),
+    }
+}
+
+fn bounded(kind: &str, (least, largest): (Option<f64>, Option<f64>)) -> Value {
+    let mut schema = json!({ "type": [kind, "null"] });
+    for (key, bound) in [("minimum", least), ("maximum", largest)] {
+        if let Some(bound) = bound {
+            schema[key] = json!(bound as i64);
+        }
+    }
+    schema
+}
+
+/// A text, texts, token ids, or lists of these.
+fn tokens() -> Value {
+    let ids =
+        json!({ "type": "array", "minItems": 1, "items": { "type": "integer", "minimum": 0 } });
+    let text = json!({ "type": "string", "minLength": 1 });
+    json!({ "anyOf": [
+        text,
+        { "type": "array", "minItems": 1, "items": text },
+        ids,
+        { "type": "array", "minItems": 1, "items": ids },
+    ] })
+}
+
+pub(super) fn rendered() -> Value {
+    json!({
+        "type": "object",
+        "required": ["request_id", "token_ids", "sampling_params"],
+        "properties": {
+            "request_id": { "type": "string" },
+            "model": { "type": "string" },
+            "token_ids": { "type": "array", "items": { "type": "integer" } },
+            "sampling_params": { "type": "object" },
+        },
+    })
+}
+
+pub(super) fn tokenize() -> Value {
+    let of_chat = [
+        "model",
+        "messages",
+        "tools",
+        "documents",
+        "add_special_tokens",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+        "chat_template_kwargs",
+        "reasoning_effort",
+    ];
+    let fields = FIELDS.iter().filter(|field| field.is_of(Endpoint::Chat));
+    let fields = fields.filter(|field| of_chat.contains(&field.name));
+    let mut properties: Map<String, Value> = fields
+        .map(|field| (field.name.to_owned(), property(field)))
+        .collect();
+    properties.insert("prompt".to_owned(), json!({ "type": "string" }));
+    let on = json!({ "type": ["boolean", "null"] });
+    properties.insert("return_token_strs".to_owned(), on);
+    json!({
+        "type": "object",
+        "oneOf": [{ "required": ["prompt"] }, { "required": ["messages"] }],
+        "properties": properties,
+    })
+}
+
+pub(super) fn detokenize() -> Value {
+    json!({ "type": "object", "required": ["tokens"], "properties": {
+        "model": { "type": ["string", "null"] },
+        "tokens": { "type": "array", "items": { "type": "integer", "minimum": 0 } },
+    } })
+}
+
+pub(super) fn load_lora() -> Value {
+    json!({ "type": "object", "required": ["lora_name", "lora_path"], "properties": {
+        "lora_name": { "type": "string" },
+        "lora_path": { "type": "string" },
+        "load_inplace": { "type": ["boolean", "null"] },
+    } })
+}
+
+pub(super) fn unload_lora() -> Value {
+    json!({ "type": "object", "required": ["lora_name"], "properties": {
+        "lora_name": { "type": "string" },
+    } })
+}

@@ -1,0 +1,56 @@
+//! `/load` and `/tokenizer_info`, which a flag turns on.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use model_qwen::JsonFileError;
+use serde_json::{Map, Value, json};
+
+use crate::blocking::blocking;
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// Requests for text, vectors and scores that are not answered yet.
+pub async fn load(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    if !state.api().enable_server_load_tracking {
+        return Err(off("/load", "--enable-server-load-tracking"));
+    }
+    Ok(Json(
+        json!({ "server_load": state.http_metrics().num_in_flight() }),
+    ))
+}
+
+/// The model's `tokenizer_config.json`, with the chat template in force.
+pub async fn tokenizer(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    if !state.api().enable_tokenizer_info_endpoint {
+        let flag = "--enable-tokenizer-info-endpoint";
+        return Err(off("/tokenizer_info", flag));
+    }
+    blocking(move || {
+        let path = state.model().dir.join("tokenizer_config.json");
+        let unreadable = |reason: String| {
+            let path = path.clone();
+            ApiError::internal(JsonFileError::File { path, reason }.to_string())
+        };
+        let mut config: Map<String, Value> = match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let text = text.trim_start_matches('\u{feff}');
+                serde_json::from_str(text).map_err(|error| unreadable(error.to_string()))?
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
+            Err(error) => return Err(unreadable(error.to_string())),
+        };
+        let class = Value::from("PreTrainedTokenizerFast");
+        config.entry("tokenizer_class").or_insert(class);
+        if let Some(template) = &state.model().chat_template {
+            config.insert("chat_template".to_owned(), Value::from(template.source()));
+        }
+        Ok(Json(Value::Object(config)))
+    })
+    .await
+}
+
+fn off(path: &str, flag: &str) -> ApiError {
+    let message = format!("There is no {path} here: start the server with {flag}.");
+    ApiError::new(StatusCode::NOT_FOUND, message)
+}

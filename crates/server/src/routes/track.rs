@@ -1,0 +1,130 @@
+//! Counts requests and how long they take, to the end of their answers.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
+
+use crate::metrics::Answered;
+use crate::state::AppState;
+
+/// Handlers that load balancers and scrapers call; they are not counted, as in vLLM.
+const UNCOUNTED: [&str; 6] = [
+    "/health",
+    "/load",
+    "/metrics",
+    "/ping",
+    "/server_info",
+    "/version",
+];
+/// Handlers that give the engine work.
+const WORK: [&str; 10] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/pooling",
+    "/score",
+    "/v1/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/invocations",
+];
+
+/// A request until the last byte of its answer is sent, or its client is gone.
+struct Tracked {
+    state: AppState,
+    started: Instant,
+    answered: Answered,
+    is_work: bool,
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        if self.is_work {
+            self.state.http_metrics().end();
+        }
+        let answered = Answered {
+            duration: self.started.elapsed(),
+            ..self.answered.clone()
+        };
+        self.state.http_metrics().observe(answered);
+    }
+}
+
+/// Tracks each request.
+pub async fn track(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>();
+    let handler = path.map_or("none", |path| path.as_str()).to_owned();
+    let handler = match handler.trim_end_matches('/') {
+        "" => handler,
+        short => short.to_owned(),
+    };
+    if UNCOUNTED.contains(&handler.as_str()) {
+        return next.run(request).await;
+    }
+    let is_work = WORK.contains(&handler.as_str());
+    if is_work {
+        state.http_metrics().begin();
+    }
+    let mut tracked = Tracked {
+        state,
+        started: Instant::now(),
+        answered: Answered {
+            handler,
+            method: request.method().to_string(),
+            // What nginx calls a client that closed the connection.
+            status: 499,
+            request_bytes: length(request.headers()),
+            response_bytes: 0,
+            duration: Default::default(),
+        },
+        is_work,
+    };
+    let response = next.run(request).await;
+    tracked.answered.status = response.status().as_u16();
+    tracked.answered.response_bytes = response.body().size_hint().exact().unwrap_or(0);
+    response.map(|body| {
+        Body::new(TrackedBody {
+            body,
+            _tracked: tracked,
+        })
+    })
+}
+
+fn length(headers: &HeaderMap) -> u64 {
+    let length = headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    length.unwrap_or(0)
+}
+
+struct TrackedBody {
+    body: Body,
+    _tracked: Tracked,
+}
+
+impl HttpBody for TrackedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
