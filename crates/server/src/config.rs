@@ -277,6 +277,7 @@ impl Config {
                 max_logprobs: args.max_logprobs,
                 return_tokens_as_token_ids: args.return_tokens_as_token_ids,
                 enable_force_include_usage: args.enable_force_include_usage,
+                enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),

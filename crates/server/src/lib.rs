@@ -28,6 +28,7 @@ mod serve;
 pub mod state;
 pub mod stream;
 pub mod text;
+mod unread;
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -50,7 +51,7 @@ use routes::{auth, chat, completions, health, lora, models, tokenize};
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let routes: [(&str, MethodRouter<AppState>); 11] = [
+    let routes: [(&str, MethodRouter<AppState>); 12] = [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
         ("/v1/models", get(models::list)),
@@ -58,6 +59,7 @@ pub fn app(state: AppState) -> Router {
         ("/v1/unload_lora_adapter", post(lora::unload)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
+        ("/tokenizer_info", get(tokenize::info)),
         ("/health", get(health::health)),
         ("/ping", get(health::health).post(health::health)),
         ("/version", get(health::version)),

@@ -8,7 +8,6 @@ pub mod body;
 pub mod chat;
 pub mod common;
 pub mod completions;
-#[cfg(test)]
 mod field_names;
 pub mod fields;
 pub mod logprobs;

@@ -21,6 +21,8 @@ pub struct ApiConfig {
     pub return_tokens_as_token_ids: bool,
     /// Whether every stream ends with its usage.
     pub enable_force_include_usage: bool,
+    /// Whether `/tokenizer_info` shows the special tokens and the chat template.
+    pub enable_tokenizer_info_endpoint: bool,
 }
 
 impl Default for ApiConfig {
@@ -32,6 +34,7 @@ impl Default for ApiConfig {
             max_logprobs: MAX_LOGPROBS,
             return_tokens_as_token_ids: false,
             enable_force_include_usage: false,
+            enable_tokenizer_info_endpoint: false,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::{Map, Value};
 
 use super::prompt::{Length, encode, in_turn};
 use crate::blocking::blocking;
@@ -20,7 +22,7 @@ pub async fn tokenize(
     body: Body,
 ) -> Result<Json<Tokenized>, ApiError> {
     in_turn(&state, body, |state, mut body| {
-        body.normalize();
+        body.normalize_both::<TokenizeFields, TemplateFields>();
         let fields: TokenizeFields = body.read()?;
         let template: TemplateFields = body.read()?;
         drop(body);
@@ -70,12 +72,35 @@ pub async fn tokenize(
     .await
 }
 
+/// What vLLM says of the tokenizer: its special tokens and the chat template.
+pub async fn info(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    if !state.api().enable_tokenizer_info_endpoint {
+        return Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "The server runs without --enable-tokenizer-info-endpoint.",
+        ));
+    }
+    let model = state.model();
+    let template = model.chat_template.as_ref();
+    let mut info = template.map_or_else(Map::new, |template| template.special_tokens().clone());
+    if !info.contains_key("eos_token") {
+        let end = model.generation_config.eos_token_ids.first();
+        let end = end.and_then(|&id| model.tokenizer.id_to_token(id));
+        info.insert("eos_token".to_owned(), end.into());
+    }
+    info.insert("tokenizer_class".to_owned(), "Qwen2TokenizerFast".into());
+    info.insert("model_max_length".to_owned(), model.max_model_len.into());
+    let source = template.map(|template| template.source());
+    info.insert("chat_template".to_owned(), source.into());
+    Ok(Json(info.into()))
+}
+
 /// The text of token ids.
 pub async fn detokenize(
     State(state): State<AppState>,
     mut body: Body,
 ) -> Result<Json<Detokenized>, ApiError> {
-    body.normalize();
+    body.normalize::<DetokenizeFields>();
     let fields: DetokenizeFields = body.read()?;
     state.resolve_model(fields.model.as_deref())?;
     let vocab_size = state.engine().vocab_size();
