@@ -122,6 +122,13 @@ impl LoraAdapter {
         if modules.is_empty() {
             return Err(PeftError::Empty);
         }
+        let without = matcher.names_without(modules.keys());
+        if !without.is_empty() {
+            tracing::warn!(
+                "{WEIGHTS_FILE} has no matrices of {}, which `target_modules` in {CONFIG_FILE} names: is the file whole?",
+                without.join(", ")
+            );
+        }
         drop(matcher);
         Ok(Self { config, modules })
     }

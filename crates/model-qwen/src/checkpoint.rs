@@ -13,7 +13,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use crate::json_file::{read_text, refuse_lfs_pointer};
+use crate::json_file::{read_text, refuse_stand_in};
 use crate::sys::map_file::{map_file, release};
 
 /// Why a weight file cannot be used.
@@ -143,6 +143,22 @@ impl Checkpoint {
                     message: format!("expected a `weight_map` of tensor names to files: {e}"),
                 })?;
             let files: BTreeSet<&String> = parsed.weight_map.values().collect();
+            let missing: Vec<&str> = files
+                .iter()
+                .filter(|file| !dir.join(file).exists())
+                .map(|file| file.as_str())
+                .collect();
+            if !missing.is_empty() {
+                return Err(CheckpointError::Format {
+                    path: index.clone(),
+                    message: format!(
+                        "expected the files of `weight_map` beside it, {} of {} are missing: {}",
+                        missing.len(),
+                        files.len(),
+                        missing.join(", ")
+                    ),
+                });
+            }
             for file in files {
                 if Path::new(file).file_name() != Some(file.as_ref()) {
                     return Err(CheckpointError::Format {
@@ -187,7 +203,7 @@ impl Checkpoint {
             ));
         }
         let map = Arc::new(map_file(&file).map_err(read)?);
-        refuse_lfs_pointer(&map).map_err(format)?;
+        refuse_stand_in(&map).map_err(format)?;
         let bytes = SharedBytes::from_owner(Mapped(map.clone()));
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|e| format(format!("not a whole safetensors file: {e}")))?;

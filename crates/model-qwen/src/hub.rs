@@ -1,6 +1,7 @@
 //! Finds a model: a folder on this machine, or a repository on the Hugging Face Hub, which is
 //! downloaded into the standard cache that the Python libraries use too.
 
+pub(crate) mod describe;
 #[cfg(feature = "hub")]
 mod download;
 
@@ -29,11 +30,13 @@ pub enum ResolveError {
     },
     /// Neither an existing folder nor the name of a repository.
     #[error(
-        "{given:?} is neither an existing folder nor a model name such as Qwen/Qwen2.5-0.5B-Instruct"
+        "{given:?} is neither an existing folder nor a model name such as Qwen/Qwen2.5-0.5B-Instruct{hint}"
     )]
     NotAModel {
         /// What was given.
         given: String,
+        /// What may be meant.
+        hint: String,
     },
     /// The name of a repository, in a build without the Hub.
     #[error(
@@ -45,10 +48,12 @@ pub enum ResolveError {
         id: String,
     },
     /// `HF_HUB_OFFLINE` is set and the cache does not have the model.
-    #[error("{id} is not (completely) in the cache {} and HF_HUB_OFFLINE is set: unset it, or download the model elsewhere and pass its folder", cache.display())]
+    #[error("{id} is not (completely) in the cache {}{lacks} and HF_HUB_OFFLINE is set: unset it, or download the model elsewhere and pass its folder", cache.display())]
     Offline {
         /// The model.
         id: String,
+        /// What the cache lacks of it, if it has a part.
+        lacks: String,
         /// The cache folder.
         cache: PathBuf,
     },
@@ -115,7 +120,7 @@ pub struct HubOptions {
 
 impl HubOptions {
     /// The environment's answer, as the Python library `huggingface_hub` reads it: `HF_ENDPOINT`,
-    /// `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, and the token
+    /// `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, and the token
     /// that `hf auth login` stored.
     pub fn from_env() -> Self {
         Self::from_lookup(|name| std::env::var(name).ok())
@@ -151,7 +156,9 @@ impl HubOptions {
                 .to_owned(),
             token,
             cache_dir: cache_dir.map_or_else(|| home.join("hub"), PathBuf::from),
-            offline: get("HF_HUB_OFFLINE").is_some_and(truthy),
+            offline: get("HF_HUB_OFFLINE")
+                .or_else(|| get("TRANSFORMERS_OFFLINE"))
+                .is_some_and(truthy),
             progress: true,
         }
     }
@@ -180,12 +187,13 @@ pub fn resolve_model_with(id_or_path: &str, options: &HubOptions) -> Result<Path
         }
         return Err(ResolveError::NotAModelFolder {
             path: path.to_path_buf(),
-            found: describe_folder(path),
+            found: describe::folder(path),
         });
     }
     if !is_repository_name(id_or_path) {
         return Err(ResolveError::NotAModel {
             given: id_or_path.to_owned(),
+            hint: describe::hint(id_or_path),
         });
     }
     on_the_hub(id_or_path, options)
@@ -195,26 +203,36 @@ pub fn resolve_model_with(id_or_path: &str, options: &HubOptions) -> Result<Path
 #[cfg(feature = "hub")]
 fn on_the_hub(id: &str, options: &HubOptions) -> Result<PathBuf, ResolveError> {
     let cache = Cache::new(options.cache_dir.clone());
-    if let Some(folder) = complete_in_cache(&cache.model(id.to_owned())) {
-        add_small_files(id, &folder, options);
-        return Ok(folder);
-    }
+    let in_cache = in_cache(&cache.model(id.to_owned()));
+    let lacks = match in_cache {
+        Some((folder, lacks)) if lacks.is_empty() => {
+            add_small_files(id, &folder, options);
+            return Ok(folder);
+        }
+        Some((_, lacks)) => format!(", which lacks {}", lacks.join(", ")),
+        None => String::new(),
+    };
     if options.offline {
         return Err(ResolveError::Offline {
             id: id.to_owned(),
+            lacks,
             cache: options.cache_dir.clone(),
         });
     }
     Download::new(id, "main", options)?.run()
 }
 
-/// Downloads what a snapshot in the cache lacks of the small files, if its meaning depends on it: another program may have
-/// fetched the files that it needed, and no more.
+/// What a snapshot in the cache lacks of the small files, if its meaning depends on it: another program may have fetched the
+/// files that it needed, and no more. Nothing for a folder that is in no cache.
 #[cfg(feature = "hub")]
-fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
-    let commit = folder.file_name().unwrap_or_default().to_string_lossy();
-    let repository = folder.parent().and_then(Path::parent).unwrap_or(folder);
-    let known_to_miss = repository.join(".no_exist").join(&*commit);
+fn lacking(folder: &Path) -> Vec<&'static str> {
+    let commit = folder.file_name().unwrap_or_default();
+    let snapshots = folder.parent().unwrap_or(folder);
+    let repository = snapshots.parent().unwrap_or(folder);
+    if !snapshots.ends_with("snapshots") {
+        return Vec::new();
+    }
+    let known_to_miss = repository.join(".no_exist").join(commit);
     let is_unknown = |name: &str| !folder.join(name).exists() && !known_to_miss.join(name).exists();
     let has_template = matches!(ChatTemplate::from_dir(folder), Ok(Some(_)) | Err(_));
     let depends = |name: &str| match name {
@@ -223,21 +241,61 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
         _ => false,
     };
     let missing = OPTIONAL_FILES.into_iter().filter(|name| is_unknown(name));
-    let missing: Vec<&str> = missing.filter(|name| depends(name)).collect();
+    missing.filter(|name| depends(name)).collect()
+}
+
+/// The small files of a model that the cache lacks and the repository may have, such as its chat template. Uses no network.
+pub fn unfetched(id_or_path: &str) -> Vec<&'static str> {
+    #[cfg(feature = "hub")]
+    {
+        let path = Path::new(id_or_path);
+        if path.exists() {
+            return path
+                .canonicalize()
+                .map_or_else(|_| Vec::new(), |folder| lacking(&folder));
+        }
+        if is_repository_name(id_or_path) {
+            let cache = Cache::new(HubOptions::from_env().cache_dir);
+            let found = in_cache(&cache.model(id_or_path.to_owned()));
+            return found.map_or_else(Vec::new, |(folder, _)| lacking(&folder));
+        }
+    }
+    #[cfg(not(feature = "hub"))]
+    let _ = id_or_path;
+    Vec::new()
+}
+
+/// Downloads the small files that a snapshot lacks, or says what the model goes without.
+#[cfg(feature = "hub")]
+fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
+    let missing = lacking(folder);
     if missing.is_empty() {
         return;
     }
+    let commit = folder.file_name().unwrap_or_default().to_string_lossy();
     let reason = match options.offline {
-        true => "HF_HUB_OFFLINE is set".to_owned(),
+        true => "HF_HUB_OFFLINE is set: unset it once, and they are fetched".to_owned(),
         false => match Download::new(id, &commit, options).and_then(|download| download.complete())
         {
             Ok(()) => return,
             Err(error) => error.to_string(),
         },
     };
+    let means: Vec<&str> = missing
+        .iter()
+        .map(|name| match *name {
+            "generation_config.json" => "defaults of sampling and tokens that end an answer",
+            "tokenizer_config.json" => "special tokens",
+            _ => "the chat template",
+        })
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
     tracing::warn!(
-        "the cache of {id} lacks {}, which the repository may have ({}): {reason}",
+        "the cache of {id} lacks {}, which the repository may have, so that the model goes without what they say of {} ({}): \
+         {reason}",
         missing.join(", "),
+        means.join(", "),
         folder.display()
     );
 }
@@ -261,26 +319,6 @@ pub fn bundled_model_dir() -> Option<PathBuf> {
         .find(|dir| dir.join("config.json").is_file())
 }
 
-/// What is in a folder, for error messages.
-pub(crate) fn describe_folder(path: &Path) -> String {
-    if path.is_file() {
-        return "a file".to_owned();
-    }
-    let Ok(entries) = std::fs::read_dir(path) else {
-        return "no readable folder".to_owned();
-    };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    match names.len() {
-        0 => "an empty folder".to_owned(),
-        1..=8 => names.join(", "),
-        more => format!("{} and {} more", names[..8].join(", "), more - 8),
-    }
-}
-
 /// `org/name` of letters, digits, `-`, `_` and `.`.
 fn is_repository_name(id: &str) -> bool {
     let valid = |part: &str| {
@@ -294,16 +332,23 @@ fn is_repository_name(id: &str) -> bool {
         .is_some_and(|(org, name)| valid(org) && valid(name))
 }
 
-/// The cached snapshot, if it has the configuration, a tokenizer and all weights.
+/// The cached snapshot, and what it lacks of configuration, tokenizer and weights.
 #[cfg(feature = "hub")]
-fn complete_in_cache(cache: &CacheRepo) -> Option<PathBuf> {
+fn in_cache(cache: &CacheRepo) -> Option<(PathBuf, Vec<String>)> {
     let folder = cache.get("config.json")?.parent()?.to_path_buf();
     let has = |name: &str| folder.join(name).is_file();
-    let tokenizer = has("tokenizer.json") || has("vocab.json") && has("merges.txt");
-    let weights = has(SINGLE_FILE)
-        || shards(&folder.join(INDEX))
-            .is_ok_and(|shards| !shards.is_empty() && shards.iter().all(|shard| has(shard)));
-    (tokenizer && weights).then_some(folder)
+    let mut lacks = Vec::new();
+    if !has("tokenizer.json") && !(has("vocab.json") && has("merges.txt")) {
+        lacks.push("tokenizer.json".to_owned());
+    }
+    match shards(&folder.join(INDEX)) {
+        _ if has(SINGLE_FILE) => {}
+        Ok(shards) if !shards.is_empty() => {
+            lacks.extend(shards.into_iter().filter(|shard| !has(shard)));
+        }
+        _ => lacks.push(SINGLE_FILE.to_owned()),
+    }
+    Some((folder, lacks))
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ pub(crate) fn whole(value: &Value) -> Option<i64> {
 /// The text of a file without its byte order mark. `Err` holds the reason.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    refuse_lfs_pointer(&bytes)?;
+    refuse_stand_in(&bytes)?;
     let text = String::from_utf8(bytes).map_err(|error| format!("expected UTF-8: {error}"))?;
     Ok(match text.strip_prefix('\u{feff}') {
         Some(text) => text.to_owned(),
@@ -229,13 +229,22 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     })
 }
 
-/// Refuses what Git leaves in the place of a large file that was not fetched. `Err` holds the reason.
-pub(crate) fn refuse_lfs_pointer(bytes: &[u8]) -> Result<(), String> {
-    match bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
-        true => Err(
+/// Refuses what stands in the place of a file that was not fetched: Git's pointer to a large file, or the page of a web server
+/// that wanted something else. `Err` holds the reason.
+pub(crate) fn refuse_stand_in(bytes: &[u8]) -> Result<(), String> {
+    let start: Vec<u8> = bytes.iter().take(64).map(u8::to_ascii_lowercase).collect();
+    if start.starts_with(b"version https://git-lfs.github.com/spec/") {
+        return Err(
             "this is a Git LFS pointer, the file itself was not fetched: run `git lfs pull` in the folder, or download \
              the model again"
                 .to_owned(),
+        );
+    }
+    let is_page =
+        |start: &[u8]| start.starts_with(b"<!doctype html") || start.starts_with(b"<html");
+    match is_page(start.trim_ascii_start()) {
+        true => Err(
+            "this is a web page, not the file: download the model again, with the token that it needs".to_owned(),
         ),
         false => Ok(()),
     }

@@ -10,6 +10,7 @@
 #![deny(missing_docs)]
 
 pub mod adapter;
+mod causes;
 pub mod chat;
 pub mod chat_template;
 pub mod checkpoint;
@@ -45,6 +46,7 @@ pub mod tokenizer;
 pub use burn;
 
 pub use adapter::AdapterError;
+pub use causes::with_causes;
 pub use chat::{ChatError, ChatModel, ReplyOptions};
 pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
 pub use checkpoint::{Checkpoint, CheckpointError};
@@ -58,7 +60,9 @@ pub use end_tokens::end_tokens;
 pub use generate::{GenerateError, GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use graph_runner::{DecodeRow, GraphRunner, Pending};
-pub use hub::{HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with};
+pub use hub::{
+    HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with, unfetched,
+};
 pub use json_file::JsonFileError;
 pub use load::{LoadError, LoadOptions, Quantization, is_headless, score_weights};
 pub use model::{DecoderLayer, QwenModel};

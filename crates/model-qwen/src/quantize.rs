@@ -281,7 +281,7 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, QuantizeError> {
     };
     if !path.exists() {
         let expected = "model.safetensors or model.safetensors.index.json";
-        return Err(wrong(dir, expected, crate::hub::describe_folder(dir)));
+        return Err(wrong(dir, expected, crate::hub::describe::folder(dir)));
     }
     let index = read_object(&path)?;
     let expected = "weight_map, an object from tensors to files of this folder";

@@ -85,7 +85,7 @@ impl Tokenizer {
         } else {
             Err(TokenizerError::Missing {
                 dir: dir.to_path_buf(),
-                found: crate::hub::describe_folder(dir),
+                found: crate::hub::describe::folder(dir),
             })
         }
     }

@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use model_qwen::{HubOptions, ResolveError, resolve_model, resolve_model_with};
+use model_qwen::{HubOptions, ResolveError, resolve_model, resolve_model_with, unfetched};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -193,6 +193,13 @@ fn small_files_that_the_cache_lacks_are_fetched() {
     };
     assert_eq!(resolve_model_with("org/name", &offline).unwrap(), folder);
     assert_eq!(hub.num_requests(), 0);
+    let small = [
+        "generation_config.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ];
+    assert_eq!(unfetched(folder.to_str().unwrap()), small);
 
     assert_eq!(resolve_model_with("org/name", &options).unwrap(), folder);
     assert_eq!(names(&folder), SINGLE.map(|(name, _)| name)[1..]);
@@ -207,6 +214,13 @@ fn small_files_that_the_cache_lacks_are_fetched() {
         before,
         "what the repository lacks is known"
     );
+    assert_eq!(unfetched(folder.to_str().unwrap()), [""; 0]);
+
+    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let error = resolve_model_with("org/name", &offline)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("which lacks model.safetensors"), "{error}");
 }
 
 #[test]
@@ -367,6 +381,12 @@ fn folders_are_taken_as_they_are() {
     assert!(error.to_string().contains("found model.gguf"), "{error}");
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     assert_eq!(resolve_model(path).unwrap(), dir.path());
+    let file = dir.path().join("model.gguf");
+    let error = resolve_model(file.to_str().unwrap()).unwrap_err();
+    assert!(
+        error.to_string().contains("a GGUF file, which is not read"),
+        "{error}"
+    );
 
     for given in ["./nowhere", "/nowhere/at/all", "gpt2", "a/b/c", ""] {
         let error = resolve_model(given).unwrap_err();

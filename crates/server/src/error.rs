@@ -102,8 +102,10 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::QueueFull { .. } | SubmitError::ShuttingDown => Self::unavailable(message),
-            SubmitError::Stopped => Self::internal(message),
+            // An engine that has stopped is as /health says: another server may take the request.
+            SubmitError::QueueFull { .. } | SubmitError::ShuttingDown | SubmitError::Stopped => {
+                Self::unavailable(message)
+            }
             SubmitError::PromptTooLong { .. } => Self {
                 code: Some("context_length_exceeded"),
                 ..Self::bad_request("prompt", message)
@@ -142,9 +144,8 @@ impl From<AdapterError> for ApiError {
                 ..Self::new(StatusCode::NOT_FOUND, message)
             },
             AdapterError::AlreadyLoaded { .. } => Self::bad_request("lora_name", message),
-            AdapterError::NoRoom { .. } => Self::unavailable(message),
+            AdapterError::NoRoom { .. } | AdapterError::Stopped => Self::unavailable(message),
             AdapterError::Invalid { .. } => Self::bad_request("lora_path", message),
-            AdapterError::Stopped => Self::internal(message),
         }
     }
 }

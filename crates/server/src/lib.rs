@@ -32,6 +32,7 @@ mod serve;
 pub mod state;
 pub mod stream;
 pub mod text;
+mod unread;
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};

@@ -10,7 +10,6 @@ pub mod chat;
 pub mod chat_answer;
 pub mod common;
 pub mod completions;
-#[cfg(test)]
 mod field_names;
 pub mod fields;
 pub mod grammar;

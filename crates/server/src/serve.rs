@@ -14,8 +14,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 
+use crate::unread::Unread;
+
 /// Longest wait for the head of a request, on a new connection or after the last request of an old one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest wait for a client to take more of an answer. A stream ends before, see `stream.rs`.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Serves what `app` gives for each request until `shutdown`, then closes the listener and waits for the connections to end.
 pub(crate) async fn serve<L: Listener>(
@@ -38,7 +43,7 @@ pub(crate) async fn serve<L: Listener>(
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(io), service);
+            .serve_connection(TokioIo::new(Unread::new(io, WRITE_TIMEOUT)), service);
         let connection = connections.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -248,7 +248,7 @@ pub enum TrainOn {
 pub enum Thinking {
     /// The data's reasoning is learnt; an answer without any is an error.
     Keep,
-    /// An answer without reasoning gets an empty think block; others keep theirs.
+    /// An answer without reasoning gets an empty think block; an answer with reasoning keeps it.
     Empty,
 }
 

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

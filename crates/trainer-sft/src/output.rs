@@ -102,6 +102,14 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
     {
+        let file = parent.ancestors().find(|above| above.is_file());
+        if let Some(file) = file {
+            return Err(TrainError::Config(ConfigError::Value {
+                flag: "output",
+                expected: "a path of folders".into(),
+                found: format!("the file {} in it", file.display()),
+            }));
+        }
         fs::create_dir_all(parent).map_err(output_error(parent))?;
     }
     loop {

@@ -68,6 +68,25 @@ impl<'a> LoraMatcher<'a> {
         self.config.scaling(alpha, self.rank(module))
     }
 
+    /// The names in a list of targets to which none of `modules` belongs.
+    pub(super) fn names_without<'m>(
+        &self,
+        modules: impl Iterator<Item = &'m String> + Clone,
+    ) -> Vec<String> {
+        let TargetModules::List(names) = &self.config.target_modules else {
+            return Vec::new();
+        };
+        let is_of = |module: &str, name: &str| {
+            module
+                .strip_suffix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        let without = names
+            .iter()
+            .filter(|name| !modules.clone().any(|module| is_of(module, name)));
+        without.cloned().collect()
+    }
+
     /// Whether `layers_to_transform` admits `module`; PEFT looks at it only next to a list of targets.
     fn in_layers(&self, module: &str) -> bool {
         let TargetModules::List(names) = &self.config.target_modules else {

@@ -22,10 +22,15 @@ impl TemplateFiles {
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, TemplateError> {
         let special_tokens = special_tokens(dir)?;
         let jinja = dir.join("chat_template.jinja");
-        if jinja.is_file() {
+        let main = match jinja.is_file() {
+            true => read_text(&jinja)?,
+            false => String::new(),
+        };
+        // An empty file says what a missing one says.
+        if !main.trim().is_empty() {
             let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
             return Ok(Some(Self {
-                main: read_text(&jinja)?,
+                main,
                 tool_use: tool_use
                     .is_file()
                     .then(|| read_text(&tool_use))

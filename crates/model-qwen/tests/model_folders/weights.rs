@@ -197,3 +197,46 @@ fn a_model_without_lm_head_generates_no_text() {
     let score = score_weights(folder.path(), ScoreHead::Tokens(tokens)).unwrap_err();
     assert!(score.to_string().contains("[9000000]"), "{score}");
 }
+
+/// A proxy or a mirror answers with a page where it wants something else.
+#[test]
+fn web_pages_are_named() {
+    let page = "\n<!DOCTYPE html>\n<html><body>Sign in</body></html>";
+    for name in ["model.safetensors", "config.json"] {
+        let folder = Folder::new();
+        folder.write(name, page);
+        let error = folder.refusal();
+        assert!(
+            error.contains(name) && error.contains("a web page"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn missing_shards_are_all_named() {
+    let folder = Folder::new();
+    folder.remove("model.safetensors");
+    let index = r#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#;
+    folder.write("model.safetensors.index.json", index);
+    let error = folder.refusal();
+    let expected = "2 of 2 are missing: m-1.safetensors, m-2.safetensors";
+    assert!(error.contains(expected), "{error}");
+}
+
+/// An empty file says what a missing one says.
+#[test]
+fn an_empty_template_is_none() {
+    let folder = Folder::new();
+    folder.write("chat_template.jinja", "\n");
+    folder.write(
+        "tokenizer_config.json",
+        r#"{"chat_template": "from the config"}"#,
+    );
+    let template = ChatTemplate::from_dir(folder.path()).unwrap().unwrap();
+    let text = template.render(
+        &[serde_json::json!({"role": "user", "content": "x"})],
+        &Default::default(),
+    );
+    assert_eq!(text.unwrap(), "from the config");
+}

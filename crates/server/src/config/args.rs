@@ -160,11 +160,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME=PATH", num_args = 1.., action = ArgAction::Append, value_parser = units::lora_module)]
     pub lora_modules: Vec<LoraModule>,
 
-    /// Most adapters in one step; requests for others wait until one of these is not in use
+    /// Most adapters in one step; requests for further adapters wait until one of these is not in use
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub max_loras: usize,
 
-    /// Adapters that are kept in the host's memory while others are in use, so that they aren't read again [default: none]
+    /// Adapters that are kept in the host's memory while further adapters are in use, so that they aren't read again [default: none]
     #[arg(long, value_name = "N")]
     pub max_cpu_loras: Option<usize>,
 
@@ -278,7 +278,7 @@ const DTYPE: [(&str, &str); 4] = [
 const COMPUTE_DTYPE: [(&str, &str); 3] = [
     (
         "auto",
-        "On a CPU what is as good as float32: NF4 weights are multiplied in 16-bit integers (off by 1e-4), others exactly. \
+        "On a CPU what is as good as float32: NF4 weights are multiplied in 16-bit integers (off by 1e-4), other weights exactly. \
          bfloat16 on a GPU",
     ),
     (

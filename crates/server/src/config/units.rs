@@ -61,7 +61,15 @@ pub fn max_model_len(text: &str) -> Result<MaxModelLen, String> {
 /// One `--lora-modules` value: `name=path`, or JSON with `name` and `path` (other keys, as vLLM's `base_model_name`, are ignored).
 pub fn lora_module(text: &str) -> Result<LoraModule, String> {
     let module = if text.trim_start().starts_with('{') {
-        serde_json::from_str::<LoraModule>(text).map_err(|error| error.to_string())?
+        let fields = object(text)?;
+        // vLLM's, of which the last says something about the base model's name only.
+        let known = ["name", "path", "base_model_name"];
+        if let Some(unknown) = fields.keys().find(|key| !known.contains(&key.as_str())) {
+            return Err(format!(
+                "expected the keys name, path and base_model_name, found {unknown}"
+            ));
+        }
+        serde_json::from_value::<LoraModule>(fields.into()).map_err(|error| error.to_string())?
     } else {
         let (name, path) = text
             .split_once('=')
@@ -166,7 +174,8 @@ mod tests {
             lora_module(r#"{"name": "sql", "path": "/tmp/a=b", "base_model_name": "x"}"#),
             Ok(expected)
         );
-        for bad in ["sql", "=x", "x=", r#"{"name": "sql"}"#, "{"] {
+        let unknown = r#"{"name": "sql", "path": "p", "rank": 4}"#;
+        for bad in ["sql", "=x", "x=", r#"{"name": "sql"}"#, "{", unknown] {
             assert!(lora_module(bad).is_err(), "{bad}");
         }
     }

@@ -39,7 +39,7 @@ pub static VLLM_FLAGS: LazyLock<Vec<VllmFlag>> = LazyLock::new(|| {
 });
 
 /// vLLM's short names.
-const SHORT: [(&str, &str); 15] = [
+const SHORT: [(&str, &str); 25] = [
     ("-q", "--quantization"),
     ("-sc", "--speculative-config"),
     ("-tp", "--tensor-parallel-size"),
@@ -52,8 +52,18 @@ const SHORT: [(&str, &str); 15] = [
     ("-dpa", "--data-parallel-address"),
     ("-dpp", "--data-parallel-rpc-port"),
     ("-dpb", "--data-parallel-backend"),
+    ("-dph", "--data-parallel-hybrid-lb"),
+    ("-dpe", "--data-parallel-external-lb"),
+    ("-dpm", "--data-parallel-multi-port-external-lb"),
+    ("-pcp", "--prefill-context-parallel-size"),
+    ("-ep", "--enable-expert-parallel"),
+    ("-n", "--nnodes"),
+    ("-r", "--node-rank"),
     ("-asc", "--api-server-count"),
+    ("-ac", "--attention-config"),
     ("-cc", "--compilation-config"),
+    ("-dc", "--diffusion-config"),
+    ("-sc", "--speculative-config"),
     ("-O", "--optimization-level"),
 ];
 

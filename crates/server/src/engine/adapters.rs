@@ -1,5 +1,6 @@
 //! The adapters that requests may name, and which of them are in the slots of the model.
 
+use std::fs;
 use std::path::Path;
 
 use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
@@ -134,7 +135,21 @@ impl Adapters {
     fn read(&self, path: &Path) -> Result<LoraAdapter, AdapterError> {
         if !path.join(CONFIG_FILE).is_file() {
             let reason = if path.is_dir() {
-                format!("the folder has no {CONFIG_FILE}")
+                let below = fs::read_dir(path).into_iter().flatten().flatten();
+                let below = below.map(|entry| entry.path());
+                let mut below: Vec<_> = below
+                    .filter(|path| path.join(CONFIG_FILE).is_file())
+                    .collect();
+                below.sort();
+                match below.last() {
+                    Some(folder) => format!(
+                        "the folder has no {CONFIG_FILE}; did you mean {}?",
+                        folder.display()
+                    ),
+                    None => format!("the folder has no {CONFIG_FILE}"),
+                }
+            } else if path.is_file() {
+                "expected the folder, found a file".to_owned()
             } else {
                 "no such folder; an adapter must be a local one, so download it first from a hub"
                     .to_owned()
@@ -308,7 +323,9 @@ fn stack(model: &mut QwenModel) -> Result<(), String> {
 /// Says what an adapter may change where one changes something else.
 fn explained(reason: String) -> String {
     let others = ["lm_head", "embed_tokens", "layernorm", "model.norm"];
-    match others.iter().find(|other| reason.contains(**other)) {
+    // What the error says of all such adapters comes after the tensor's name.
+    let subject = reason.split(": adapters of ").next().unwrap_or(&reason);
+    match others.iter().find(|other| subject.contains(**other)) {
         Some(other) => format!(
             "it changes `{other}`, but adapters of the head, the embedding and the norms are not supported ({reason})"
         ),

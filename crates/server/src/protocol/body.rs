@@ -1,6 +1,6 @@
 //! Reading a request body within bounds, with errors that name the field.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::field_names::field_names;
 use super::fields::{self, Endpoint};
 use crate::blocking::blocking;
 use crate::error::ApiError;
@@ -23,8 +24,10 @@ pub const MAX_BODY_BYTES: usize = 32 << 20;
 pub(crate) const SMALL_BODY_BYTES: usize = 1 << 20;
 /// Most values (numbers, texts, lists, …) of a large body: each takes more memory than its text.
 const MAX_VALUES: usize = 2_000_000;
-/// Longest wait for the next bytes of a body.
+/// Longest wait for the next bytes of a body, and for the first of them at [`MIN_BYTES_PER_SECOND`].
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// A body that comes more slowly than this is given up: it keeps its part of the memory as long as it comes.
+const MIN_BYTES_PER_SECOND: u32 = 16 << 10;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// A JSON object that arrived as a body.
@@ -42,6 +45,7 @@ impl FromRequest<AppState> for Body {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         require_json(request.headers())?;
+        refuse_packed(request.headers())?;
         let request_id = RequestId::of(&request);
         let (bytes, memory) = read_bytes(request, state).await?;
         let num_bytes = bytes.len();
@@ -83,6 +87,21 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     ))
 }
 
+/// A packed body is named as one, not as broken JSON.
+fn refuse_packed(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    let encoding = encoding.map(|value| value.to_str().unwrap_or("something else").trim());
+    match encoding {
+        None | Some("" | "identity") => Ok(()),
+        Some(found) => Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!(
+                "The `Content-Encoding` must be identity, found {found}: send the body unpacked."
+            ),
+        )),
+    }
+}
+
 /// The body's bytes. A large body waits for its part of the memory before most of it is read.
 async fn read_bytes(
     request: Request,
@@ -99,10 +118,21 @@ async fn read_bytes(
     }
     let mut chunks = request.into_body().into_data_stream();
     let (mut bytes, mut memory, mut is_large) = (Vec::new(), None, false);
+    let mut waited = Duration::ZERO;
     loop {
-        let chunk = tokio::time::timeout(READ_TIMEOUT, chunks.next()).await;
+        let patience = patience(bytes.len(), waited);
+        let start = Instant::now();
+        let chunk = tokio::time::timeout(patience, chunks.next()).await;
+        waited += start.elapsed();
         let chunk = chunk.map_err(|_| {
-            let message = format!("No more of the request body came for {READ_TIMEOUT:?}.");
+            let message = match patience == READ_TIMEOUT {
+                true => format!("No more of the request body came for {READ_TIMEOUT:?}."),
+                false => format!(
+                    "The request body came too slowly: {} bytes in {} seconds.",
+                    bytes.len(),
+                    waited.as_secs()
+                ),
+            };
             ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
         })?;
         let Some(chunk) = chunk else { break };
@@ -123,6 +153,14 @@ async fn read_bytes(
         bytes.extend_from_slice(&chunk);
     }
     Ok((bytes.into(), memory))
+}
+
+/// How long to wait for more of a body of which so many bytes came in this time.
+fn patience(num_bytes: usize, waited: Duration) -> Duration {
+    let due = Duration::from_secs_f64(num_bytes as f64 / f64::from(MIN_BYTES_PER_SECOND));
+    (READ_TIMEOUT + due)
+        .saturating_sub(waited)
+        .min(READ_TIMEOUT)
 }
 
 fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
@@ -179,10 +217,23 @@ impl Body {
         }
     }
 
-    /// Brings the fields of an endpoint that has few into one form.
-    pub fn normalize(&mut self) {
+    /// Brings the fields of an endpoint that has few, read as `T`, into one form, and logs which of them are ignored.
+    pub fn normalize<T: for<'de> Deserialize<'de>>(&mut self) {
+        self.normalize_known(&[field_names::<T>()]);
+    }
+
+    /// The same for an endpoint whose fields are read as `T` and as `U`.
+    pub fn normalize_both<T, U>(&mut self)
+    where
+        T: for<'de> Deserialize<'de>,
+        U: for<'de> Deserialize<'de>,
+    {
+        self.normalize_known(&[field_names::<T>(), field_names::<U>()]);
+    }
+
+    fn normalize_known(&mut self, known: &[&[&str]]) {
         if let Value::Object(fields) = &mut self.value {
-            fields::normalize_all(fields);
+            fields::normalize_all(fields, known);
         }
     }
 
@@ -255,7 +306,6 @@ mod tests {
     use super::*;
     use crate::protocol::chat::ChatFields;
     use crate::protocol::common::SamplingFields;
-    use crate::protocol::field_names::field_names;
     use serde_json::json;
 
     fn body(value: Value) -> Body {
@@ -334,5 +384,28 @@ mod tests {
             assert!(!require(Some(kind)), "{kind}");
         }
         assert!(!require(None));
+    }
+
+    #[test]
+    fn a_slow_body_is_given_up() {
+        let seconds = Duration::from_secs;
+        assert_eq!(patience(0, Duration::ZERO), READ_TIMEOUT);
+        assert_eq!(patience(0, seconds(29)), seconds(1));
+        assert_eq!(patience(1 << 20, seconds(60)), READ_TIMEOUT);
+        assert_eq!(patience(1 << 20, seconds(90)), seconds(4));
+        assert_eq!(patience(1 << 20, seconds(200)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_packed_body_is_named() {
+        let refuse = |encoding: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_ENCODING, encoding.parse().unwrap());
+            refuse_packed(&headers)
+        };
+        assert!(refuse("identity").is_ok() && refuse_packed(&HeaderMap::new()).is_ok());
+        let error = refuse("gzip").unwrap_err();
+        assert_eq!(error.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert!(error.message.contains("found gzip"), "{}", error.message);
     }
 }

@@ -180,6 +180,23 @@ pub fn render(
     })
 }
 
+/// Why there is no template: the model has none, or the cache lacks it.
+fn no_template(model: &str) -> String {
+    let unfetched = model_qwen::unfetched(model);
+    let why = match unfetched
+        .iter()
+        .any(|name| name.starts_with("chat_template"))
+    {
+        true => format!(
+            "The cache of {model} lacks {}, and so perhaps the chat template; start the server once without HF_HUB_OFFLINE, \
+             or",
+            unfetched.join(", ")
+        ),
+        false => "This model has no chat template;".to_owned(),
+    };
+    format!("{why} start the server with --chat-template or use /v1/completions.")
+}
+
 /// The template in force: the request's, if it may have one, or else the server's.
 fn template<'a>(
     state: &'a AppState,
@@ -188,10 +205,7 @@ fn template<'a>(
     let own = state.model().chat_template.as_ref();
     let Some(source) = requested else {
         return own.map(Cow::Borrowed).ok_or_else(|| {
-            ApiError::bad_request(
-                "messages",
-                "This model has no chat template; start the server with --chat-template or use /v1/completions.",
-            )
+            ApiError::bad_request("messages", no_template(&state.model().model_id))
         });
     };
     if !state.trust_request_chat_template() {

@@ -219,16 +219,27 @@ pub(super) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Resu
         let message = format!("`{name}` is not supported: {note}.");
         return Err(ApiError::bad_request(*name, message));
     }
+    log_ignored(&ignored);
+    Ok(())
+}
+
+/// One line of the log, as short as it has to be.
+fn log_ignored(ignored: &[String]) {
     if !ignored.is_empty() {
         let short = |name: &String| name.chars().take(MAX_NAME).collect::<String>();
         let fields: Vec<String> = ignored.iter().take(MAX_NAMES).map(short).collect();
         tracing::warn!(?fields, num = ignored.len(), "ignored request fields");
     }
-    Ok(())
 }
 
-/// Brings the fields of an endpoint with fields of its own into one form.
-pub(super) fn normalize_all(fields: &mut Map<String, Value>) {
+/// Brings the fields of an endpoint with fields of its own into one form. Names in the log what is not in `known`.
+pub(super) fn normalize_all(fields: &mut Map<String, Value>, known: &[&[&str]]) {
+    let is_known = |name: &str| known.iter().any(|names| names.contains(&name));
+    let unknown = fields
+        .iter()
+        .filter(|(name, value)| !is_known(name) && !says_nothing(value));
+    log_ignored(&unknown.map(|(name, _)| name.clone()).collect::<Vec<_>>());
+
     /// vLLM's, of `/tokenize`, `/detokenize` and `/v1/load_lora_adapter`.
     const OWN: [(&str, Kind); 3] = [
         ("tokens", Kind::Tokens),

@@ -42,7 +42,13 @@ pub async fn tokenizer(State(state): State<AppState>) -> Result<Json<Value>, Api
         };
         let class = Value::from("PreTrainedTokenizerFast");
         config.entry("tokenizer_class").or_insert(class);
-        if let Some(template) = &state.model().chat_template {
+        let model = state.model();
+        if !config.contains_key("eos_token") {
+            let end = model.generation_config.eos_token_ids.first();
+            let end = end.and_then(|&id| model.tokenizer.id_to_token(id));
+            config.insert("eos_token".to_owned(), end.into());
+        }
+        if let Some(template) = &model.chat_template {
             config.insert("chat_template".to_owned(), Value::from(template.source()));
         }
         Ok(Json(Value::Object(config)))

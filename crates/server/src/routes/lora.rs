@@ -19,7 +19,7 @@ pub async fn load(
     mut body: Body,
 ) -> Result<String, ApiError> {
     require_lora(&state, &headers)?;
-    body.normalize();
+    body.normalize::<LoadLora>();
     let LoadLora {
         lora_name,
         lora_path,
@@ -54,9 +54,10 @@ pub async fn load(
 pub async fn unload(
     State(state): State<AppState>,
     headers: HeaderMap,
-    body: Body,
+    mut body: Body,
 ) -> Result<String, ApiError> {
     require_lora(&state, &headers)?;
+    body.normalize::<UnloadLora>();
     let UnloadLora { lora_name } = body.read()?;
     state.engine().unload_adapter(&lora_name).await?;
     tracing::info!(lora_name, "unloaded a LoRA adapter");

@@ -20,7 +20,7 @@ pub async fn tokenize(
     body: Body,
 ) -> Result<Json<Tokenized>, ApiError> {
     in_turn(&state, body, |state, mut body| {
-        body.normalize();
+        body.normalize_both::<TokenizeFields, TemplateFields>();
         let fields: TokenizeFields = body.read()?;
         let template: TemplateFields = body.read()?;
         drop(body);
@@ -75,7 +75,7 @@ pub async fn detokenize(
     State(state): State<AppState>,
     mut body: Body,
 ) -> Result<Json<Detokenized>, ApiError> {
-    body.normalize();
+    body.normalize::<DetokenizeFields>();
     let fields: DetokenizeFields = body.read()?;
     state.resolve_model(fields.model.as_deref())?;
     let vocab_size = state.engine().vocab_size();

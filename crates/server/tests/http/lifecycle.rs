@@ -104,7 +104,13 @@ fn a_dead_engine_is_unhealthy() {
     while server.get("/health").status != 503 {
         assert!(start.elapsed() < Duration::from_secs(10));
     }
-    assert_eq!(server.chat(json!({})).status, 500);
+    let answer = server.chat(json!({}));
+    assert_eq!(answer.status, 503, "{}", answer.text);
+    assert!(
+        answer.text.contains("the engine has stopped"),
+        "{}",
+        answer.text
+    );
 }
 
 #[test]
@@ -161,6 +167,32 @@ fn texts_are_tokenized_and_back() {
             .status,
         404
     );
+}
+
+#[test]
+fn the_tokenizer_is_described_on_request() {
+    let flags = ["--enable-tokenizer-info-endpoint"];
+    let server = TestServer::start_with(&flags, |_| says("x"));
+    let info = server.get("/tokenizer_info").json();
+    assert_eq!(info["eos_token"], "<|im_end|>");
+    assert!(
+        info["chat_template"]
+            .as_str()
+            .unwrap()
+            .contains("add_generation_prompt")
+    );
+    let answer = TestServer::start(|_| says("x")).get("/tokenizer_info");
+    assert_eq!(answer.status, 404);
+    assert!(answer.text.contains("--enable-tokenizer-info-endpoint"));
+}
+
+#[test]
+fn a_packed_body_is_refused_as_one() {
+    let server = TestServer::start(|_| says("x"));
+    let headers = ["content-type: application/json", "content-encoding: gzip"];
+    let answer = server.raw("POST", "/v1/completions", &headers, "x");
+    assert_eq!(answer.status, 415, "{}", answer.text);
+    assert!(answer.text.contains("Content-Encoding"), "{}", answer.text);
 }
 
 #[test]

@@ -106,7 +106,7 @@ pub struct Args {
     #[arg(long, value_enum, help_heading = "Data")]
     pub thinking: Option<Thinking>,
 
-    /// Show the first N examples as tokens, with those that are learnt highlighted, and stop
+    /// Show the first N examples as tokens, with the learnt tokens highlighted, and stop
     #[arg(long, value_name = "N", help_heading = "Data", num_args = 0..=1, default_missing_value = "1", value_parser = whole, allow_negative_numbers = true)]
     #[serde(skip)]
     pub preview: Option<usize>,

@@ -29,7 +29,7 @@ pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
             _ if path.is_dir() => files.extend(folder(path)?),
             _ if path.exists() => files.push(path.clone()),
             Some(pattern) => files.extend(matches(pattern)?),
-            None => return Err(missing(path)),
+            None => return Err(address(path).unwrap_or_else(|| missing(path))),
         }
     }
     let mut stdin = files.iter().filter(|file| file.as_os_str() == STDIN);
@@ -60,22 +60,30 @@ fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
         error,
     })?;
     let mut all: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    all.retain(|path| path.is_file() && !name(path).starts_with('.'));
+    all.retain(|path| !name(path).starts_with('.'));
     all.sort();
     let is_data = |path: &PathBuf| {
         let name = name(path).to_lowercase();
         let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst"));
         let plain = plain.unwrap_or(&name);
-        ENDINGS.iter().any(|ending| plain.ends_with(ending)) && !ABOUT.contains(&plain)
+        let is_about = ABOUT.contains(&plain);
+        path.is_file() && !is_about && ENDINGS.iter().any(|ending| plain.ends_with(ending))
     };
     let (files, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(is_data);
     let names = |paths: &[PathBuf]| {
-        let names: Vec<String> = paths.iter().take(5).map(|path| name(path)).collect();
-        names.join(", ")
+        let shown = paths.iter().take(5).map(|path| match path.is_dir() {
+            true => format!("{}/", name(path)),
+            false => name(path),
+        });
+        let mut shown: Vec<String> = shown.collect();
+        if paths.len() > shown.len() {
+            shown.push(format!("and {} more", paths.len() - shown.len()));
+        }
+        shown.join(", ")
     };
     if files.is_empty() {
         let found = match rest.is_empty() {
-            true => "no file".to_owned(),
+            true => "nothing".to_owned(),
             false => names(&rest),
         };
         return Err(DataError::NoFiles {
@@ -101,6 +109,30 @@ fn here() -> PathBuf {
     std::env::current_dir().unwrap_or_else(|_| ".".into())
 }
 
+/// Data of another machine, which is not fetched.
+fn address(path: &Path) -> Option<DataError> {
+    let text = path.to_str()?;
+    let (scheme, _) = text.split_once("://")?;
+    let is_scheme = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric());
+    is_scheme.then(|| DataError::NoFiles {
+        what: format!(
+            "expected files or folders of this machine, found {text}: download the data first"
+        ),
+    })
+}
+
+/// What to do about a path that looks like the name of a data set on the Hub, such as `tatsu-lab/alpaca`.
+fn of_the_hub(path: &Path) -> String {
+    let parts: Vec<_> = path.iter().collect();
+    match parts.len() == 2 && path.is_relative() && path.extension().is_none() {
+        true => format!(
+            "; a data set of the Hub has to be downloaded first, for example with `hf download --repo-type dataset {}`",
+            path.display()
+        ),
+        false => String::new(),
+    }
+}
+
 /// Says where a path was looked up, and which files may be meant.
 fn missing(path: &Path) -> DataError {
     let base = match path.is_absolute() {
@@ -124,7 +156,7 @@ fn missing(path: &Path) -> DataError {
         path: path.into(),
         folder: base,
         near: match shown.is_empty() {
-            true => String::new(),
+            true => of_the_hub(path),
             false => format!("; did you mean {}?", shown.join(" or ")),
         },
     }

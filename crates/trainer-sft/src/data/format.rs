@@ -163,7 +163,7 @@ impl Record {
         let content = match format {
             Format::Messages => Content::Chat(reader.messages("messages")?),
             Format::ShareGpt if is_filled(fields.get("conversation")) => {
-                Content::Chat(reader.pairs("conversation")?)
+                Content::Chat(reader.messages("conversation")?)
             }
             Format::ShareGpt => Content::Chat(reader.messages("conversations")?),
             Format::Alpaca => Content::Chat(reader.alpaca()?),

@@ -317,6 +317,25 @@ fn forms_of_the_same_content_are_read_alike() {
     }
 }
 
+/// Reasoning has three names, and a list of turns two.
+#[test]
+fn names_of_the_same_part_are_read_alike() {
+    let tools = with_tools();
+    let model = ["--model", text_of(tools.path())];
+    let turns = |key: &str| {
+        json!({"messages": [{"role": "user", "content": "Who?"},
+            {"role": "assistant", "content": "Mo.", key: "It is a gull."}]})
+    };
+    let records = ["reasoning_content", "reasoning", "thinking"].map(turns);
+    let learnt = learnt(&preview(&records, &model));
+    assert!(learnt[0].contains("It is a gull."), "{learnt:?}");
+    assert!(learnt.iter().all(|text| *text == learnt[0]), "{learnt:?}");
+
+    let mut record = sharegpt(&[("human", "Who?"), ("gpt", "Mo.")]);
+    record["conversation"] = record["conversations"].take();
+    assert_eq!(super::learnt(&preview(&[record], &[])), ["Mo.<|im_end|>"]);
+}
+
 #[test]
 fn segments_are_learnt_by_their_labels_and_without_a_template() {
     let record = json!({"segments": [{"label": true, "text": "A gull"}, {"label": false, "text": " or"}, {"label": true, "text": " a tern."}]});

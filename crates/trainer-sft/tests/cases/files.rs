@@ -122,6 +122,11 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
             "short.csv:2: expected 2 cells as in the header, found 1",
         ),
         ("cut.jsonl.gz", b"\x1F\x8B\x08\x00", "cut.jsonl.gz: "),
+        (
+            "semicolons.csv",
+            b"prompt;completion\nWho?;Mo.\n",
+            "found `prompt;completion`: a table with semicolons",
+        ),
     ] {
         fs::write(folder.path().join(name), content).unwrap();
         let said = shown(folder.path(), &[name], "");
@@ -148,6 +153,14 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
         ("empty", "the folder empty: expected files ending in .jsonl"),
         ("*.jsonx", "the pattern `*.jsonx` matches no file"),
         ("zebra.jsonl", "zebra.jsonl: no such file in"),
+        (
+            "acme/stories",
+            "a data set of the Hub has to be downloaded first, for example with",
+        ),
+        (
+            "https://example.org/a.jsonl",
+            "found https://example.org/a.jsonl: download the data first",
+        ),
     ] {
         let said = shown(folder.path(), &[data], "");
         assert!(

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod data;
+mod ends;
 mod files;
 mod model;
 mod runs;

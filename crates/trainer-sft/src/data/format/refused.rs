@@ -166,6 +166,13 @@ impl Reader<'_> {
         if fields.is_empty() {
             return "no keys at all".into();
         }
+        if let (Some(only), 1) = (fields.keys().next(), fields.len())
+            && only.contains(';')
+        {
+            return format!(
+                "`{only}`: a table with semicolons: separate its columns by commas, or by tabs in a .tsv file"
+            );
+        }
         let names = fields.keys().take(8).map(|key| format!("`{key}`"));
         let mut found = names.collect::<Vec<_>>().join(", ");
         if let Some(columns) = self.columns_flag() {

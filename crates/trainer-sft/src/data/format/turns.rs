@@ -107,6 +107,8 @@ impl Reader<'_> {
         calls.extend(content.calls);
         if let Some(reasoning) = content.reasoning {
             turn.insert("reasoning_content".into(), reasoning.into());
+        } else if let Some(reasoning) = reasoning_of(&turn).map(str::to_owned) {
+            turn.insert("reasoning_content".into(), reasoning.into());
         }
         if !calls.is_empty() && role != "assistant" {
             let expected = "calls of the assistant only";
