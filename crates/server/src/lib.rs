@@ -47,8 +47,8 @@ pub use config::{Config, ConfigError, args};
 pub use engine::ModelInfo;
 pub use state::AppState;
 
-use error::ApiError;
-use routes::{auth, chat, completions, health, lora, models, tokenize};
+use error::{ApiError, shape};
+use routes::{anthropic, auth, chat, completions, health, lora, models, ollama, tokenize};
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
@@ -65,8 +65,11 @@ pub fn app(state: AppState) -> Router {
         ("/version", get(health::version)),
         ("/metrics", get(health::metrics)),
     ];
-    let mut router = Router::new().route("/v1/models/{*id}", get(models::get));
-    for (path, methods) in routes {
+    let mut router = Router::new()
+        .route("/", get(ollama::alive))
+        .route("/v1/models/{*id}", get(models::get));
+    let routes = routes.into_iter().chain(anthropic::routes());
+    for (path, methods) in routes.chain(ollama::routes()) {
         // A slash at the end changes nothing.
         router = router
             .route(&format!("{path}/"), methods.clone())
@@ -76,6 +79,7 @@ pub fn app(state: AppState) -> Router {
         .fallback(auth::unknown_route)
         .method_not_allowed_fallback(auth::wrong_method)
         .layer(from_fn_with_state(state.clone(), auth::require_api_key))
+        .layer(from_fn(shape::apply))
         .layer(from_fn(request_id::echo))
         .layer(cors::layer(&state.api().cors))
         .with_state(state)
@@ -100,6 +104,7 @@ pub async fn run_loading<L: Listener>(
     let loaded: Arc<OnceLock<(AppState, Router)>> = Arc::default();
     let loading =
         Router::new().fallback(async || ApiError::unavailable("The model is being loaded."));
+    let loading = loading.layer(from_fn(shape::apply));
     let (draining, drain) = oneshot::channel();
     let stop = {
         let loaded = Arc::clone(&loaded);

@@ -1,5 +1,6 @@
 //! Request handlers, one file per group of endpoints.
 
+pub mod anthropic;
 pub mod auth;
 pub mod chat;
 mod chat_format;
@@ -10,5 +11,7 @@ mod conversation;
 pub mod health;
 pub mod lora;
 pub mod models;
+pub mod ollama;
 mod prompt;
+mod thoughts;
 pub mod tokenize;

@@ -14,7 +14,7 @@ use super::adapters::Adapters;
 use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
-use super::model_info::ModelInfo;
+use super::model_info::{ModelDetails, ModelInfo};
 use super::stats::EngineLimits;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError};
@@ -133,6 +133,7 @@ impl Engine {
             max_num_queued_reqs: config.max_num_queued_reqs,
         });
         receiver.set_adapters(adapters.infos());
+        let details = ModelDetails::of(&model);
         let cache = PagedKvCache::new(&plan.kv, &device);
         let worker = Worker::new(model, cache, scheduler, receiver, adapters, config);
         std::thread::Builder::new()
@@ -147,6 +148,7 @@ impl Engine {
             model_id,
             max_model_len: plan.max_model_len,
             memory_table: plan.table,
+            details,
         };
         Ok((handle, info))
     }

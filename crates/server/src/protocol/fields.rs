@@ -1,4 +1,4 @@
-//! What becomes of each field of a request: `fields.txt` is the list.
+//! What becomes of each field of a request: `fields.txt` is the list, and `fields/` has those of other APIs.
 //!
 //! A field either works, or is refused by name, or makes no difference here, which the log says. Values may have the forms that
 //! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`. An empty value says what its
@@ -17,6 +17,51 @@ pub enum Endpoint {
     Chat,
     /// `/v1/completions`.
     Completions,
+    /// `/v1/messages`.
+    Messages,
+    /// `/v1/messages/count_tokens`.
+    CountTokens,
+    /// `/api/chat`.
+    OllamaChat,
+    /// `/api/generate`.
+    OllamaGenerate,
+    /// The object `options` of these two.
+    OllamaOptions,
+    /// `/api/show`.
+    OllamaShow,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Messages,
+        Self::CountTokens,
+        Self::OllamaChat,
+        Self::OllamaGenerate,
+        Self::OllamaOptions,
+        Self::OllamaShow,
+    ];
+
+    /// Its name in the lists of fields.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Messages => "messages",
+            Self::CountTokens => "count_tokens",
+            Self::OllamaChat => "ollama_chat",
+            Self::OllamaGenerate => "ollama_generate",
+            Self::OllamaOptions => "ollama_options",
+            Self::OllamaShow => "ollama_show",
+        }
+    }
+
+    /// Whether a field that no list has is refused, as Anthropic does.
+    fn is_closed(self) -> bool {
+        matches!(self, Self::Messages | Self::CountTokens)
+    }
 }
 
 /// One row of `fields.txt`.
@@ -24,7 +69,7 @@ pub enum Endpoint {
 pub struct Field {
     /// Its name.
     pub name: &'static str,
-    /// `chat`, `completions` or `both`.
+    /// Names of endpoints; `both` is `chat completions`.
     pub endpoints: &'static str,
     kind: Kind,
     /// What becomes of it.
@@ -57,12 +102,20 @@ enum Kind {
     Other,
 }
 
-/// The rows of `fields.txt`.
-pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
-    let rows = include_str!("fields.txt").lines();
-    let rows = rows.filter(|row| !row.starts_with('#'));
-    rows.filter_map(field).collect()
-});
+/// The lists.
+const LISTS: [&str; 3] = [
+    include_str!("fields.txt"),
+    include_str!("fields/anthropic.txt"),
+    include_str!("fields/ollama.txt"),
+];
+
+/// The rows of all lists.
+pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| rows().filter_map(field).collect());
+
+fn rows() -> impl Iterator<Item = &'static str> {
+    let rows = LISTS.into_iter().flat_map(str::lines);
+    rows.filter(|row| !row.starts_with('#'))
+}
 
 /// What the log shows of ignored fields: so many, and so much of each name.
 const MAX_NAMES: usize = 20;
@@ -107,11 +160,13 @@ fn field(row: &'static str) -> Option<Field> {
 }
 
 impl Field {
-    fn is_of(&self, endpoint: Endpoint) -> bool {
-        match endpoint {
-            Endpoint::Chat => self.endpoints != "completions",
-            Endpoint::Completions => self.endpoints != "chat",
-        }
+    /// Whether the endpoint has it.
+    pub fn is_of(&self, endpoint: Endpoint) -> bool {
+        let name = match (self.endpoints, endpoint) {
+            ("both", Endpoint::Chat | Endpoint::Completions) => "both",
+            _ => endpoint.name(),
+        };
+        self.endpoints.split(' ').any(|of| of == name)
     }
 }
 
@@ -122,6 +177,9 @@ impl Field {
 pub(super) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Result<(), ApiError> {
     let mut ignored = Vec::new();
     let mut refused = None;
+    if endpoint.is_closed() {
+        refuse_unknown(endpoint, fields)?;
+    }
     fields.retain(|name, value| {
         let known = FIELDS.iter();
         let mut known = known.filter(|field| field.name == name && field.is_of(endpoint));
@@ -170,6 +228,25 @@ pub(super) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Resu
         tracing::warn!(?fields, num = ignored.len(), "ignored request fields");
     }
     Ok(())
+}
+
+/// Refuses a field that no list has.
+fn refuse_unknown(endpoint: Endpoint, fields: &Map<String, Value>) -> Result<(), ApiError> {
+    let of_endpoint = || FIELDS.iter().filter(|field| field.is_of(endpoint));
+    let is_known = |name: &str| of_endpoint().any(|field| field.name == name);
+    let Some(unknown) = fields.keys().find(|name| !is_known(name)) else {
+        return Ok(());
+    };
+    let name: String = unknown.chars().take(MAX_NAME).collect();
+    let distance = |field: &&Field| strsim::damerau_levenshtein(&name, field.name);
+    let nearest = of_endpoint()
+        .min_by_key(distance)
+        .filter(|field| distance(field) <= 2);
+    let hint = nearest.map_or_else(String::new, |field| {
+        format!(" Did you mean `{}`?", field.name)
+    });
+    let message = format!("`{name}`: there is no such field.{hint}");
+    Err(ApiError::bad_request(name, message))
 }
 
 /// Brings the fields of an endpoint with fields of its own into one form.
@@ -291,21 +368,27 @@ fn boolean(value: &Value) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::anthropic::{AnswerFields, PromptFields};
     use crate::protocol::chat::{ChatFields, TemplateFields};
     use crate::protocol::common::SamplingFields;
     use crate::protocol::completions::CompletionFields;
     use crate::protocol::field_names::field_names;
     use crate::protocol::grammar::GrammarFields;
+    use crate::protocol::ollama;
     use serde_json::json;
 
     #[test]
     fn every_row_is_read() {
-        let rows = include_str!("fields.txt").lines();
-        let rows: Vec<&str> = rows.filter(|row| !row.starts_with('#')).collect();
+        let rows: Vec<&str> = rows().collect();
         assert_eq!(FIELDS.len(), rows.len());
         for (field, row) in FIELDS.iter().zip(rows) {
             assert!(row.starts_with(field.name), "{row}");
-            assert!(matches!(field.endpoints, "chat" | "completions" | "both"));
+            let names = Endpoint::ALL.map(Endpoint::name);
+            let mut endpoints = field.endpoints.split(' ');
+            assert!(
+                endpoints.all(|of| of == "both" || names.contains(&of)),
+                "{row}"
+            );
             assert!(field.verdict == Verdict::Works || !field.note.is_empty());
         }
     }
@@ -339,6 +422,32 @@ mod tests {
             works(Endpoint::Completions),
             read(&[field_names::<CompletionFields>(), sampling])
         );
+        let prompt = [
+            field_names::<PromptFields>(),
+            &["messages", "system", "tools"],
+        ];
+        assert_eq!(works(Endpoint::CountTokens), read(&prompt));
+        let answer = field_names::<AnswerFields>();
+        assert_eq!(
+            works(Endpoint::Messages),
+            read(&[prompt[0], prompt[1], answer])
+        );
+        let shared = field_names::<ollama::AnswerFields>();
+        let chat: &[&str] = &["messages", "tools", "options"];
+        assert_eq!(works(Endpoint::OllamaChat), read(&[shared, chat]));
+        let generate = [field_names::<ollama::GenerateFields>(), &["options"]];
+        assert_eq!(
+            works(Endpoint::OllamaGenerate),
+            read(&[shared, generate[0], generate[1]])
+        );
+        assert_eq!(
+            works(Endpoint::OllamaOptions),
+            read(&[field_names::<ollama::Options>()])
+        );
+        assert_eq!(
+            works(Endpoint::OllamaShow),
+            read(&[field_names::<ollama::ShowFields>()])
+        );
     }
 
     fn checked(fields: Value) -> Result<Value, ApiError> {
@@ -347,6 +456,18 @@ mod tests {
         };
         check(Endpoint::Chat, &mut fields)?;
         Ok(Value::Object(fields))
+    }
+
+    #[test]
+    fn anthropics_endpoints_refuse_what_no_list_has() {
+        let unknown = |name: &str| {
+            let mut fields = Map::from_iter([(name.to_owned(), json!(1))]);
+            check(Endpoint::Messages, &mut fields).unwrap_err()
+        };
+        let error = unknown("temprature");
+        assert_eq!(error.param.as_deref(), Some("temprature"));
+        assert!(error.message.contains("`temperature`"), "{error:?}");
+        assert!(!unknown("best_of").message.contains("mean"));
     }
 
     #[test]

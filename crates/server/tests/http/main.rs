@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod answers;
+mod anthropic;
 mod compat;
 mod envelope;
 mod errors;
 mod grammars;
 mod lifecycle;
+mod ollama;
 mod prompts;
 mod reasoning;
 mod tools;
