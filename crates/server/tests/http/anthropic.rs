@@ -163,6 +163,34 @@ fn tools_are_called_and_answered() {
 }
 
 #[test]
+fn choices_of_tools_and_formats_constrain_the_answer() {
+    let server = TestServer::start(|_| says(CALL));
+    let schema = json!({ "type": "json_schema", "schema": { "type": "object" } });
+    for extra in [
+        json!({ "tools": tools(), "tool_choice": { "type": "any" } }),
+        json!({ "tools": tools(), "tool_choice": { "type": "tool", "name": "look" } }),
+        json!({ "output_config": { "format": schema } }),
+    ] {
+        let answer = ask(&server, extra.clone());
+        assert_eq!(answer.status, 200, "{extra}: {}", answer.text);
+        assert!(server.last_request().constraint.is_some(), "{extra}");
+    }
+    ask(&server, json!({ "tools": tools() }));
+    assert!(server.last_request().constraint.is_none());
+    let wrong = json!({ "format": { "type": "json_schema", "schema": { "type": "thing" } } });
+    let wrong = ask(&server, json!({ "output_config": wrong }));
+    assert_eq!(wrong.status, 400);
+    let message = wrong.json()["error"]["message"].clone();
+    assert!(
+        message
+            .as_str()
+            .unwrap()
+            .contains("`output_config.format.schema`"),
+        "{message}"
+    );
+}
+
+#[test]
 fn thoughts_are_blocks_of_their_own() {
     let server = TestServer::start_with(&["--reasoning-parser", "qwen3"], |_| {
         says("<think>\nHm.\n</think>\n\nYes.")
@@ -265,7 +293,7 @@ fn errors_are_anthropics() {
         ),
         (
             &[key],
-            json!({ "temperature": 9 }),
+            json!({ "temperature": -1 }),
             400,
             "invalid_request_error",
             "temperature",

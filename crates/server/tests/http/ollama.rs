@@ -144,6 +144,28 @@ fn tools_are_called_and_answered() {
 }
 
 #[test]
+fn formats_constrain_the_answer() {
+    let server = TestServer::start(|_| says("{}"));
+    for format in [
+        json!("json"),
+        json!({ "type": "object", "properties": { "x": { "type": "integer" } } }),
+    ] {
+        for raw in [false, true] {
+            let answer = generate(&server, json!({ "format": format, "raw": raw }));
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            assert!(server.last_request().constraint.is_some());
+        }
+        assert_eq!(chat(&server, json!({ "format": format })).status, 200);
+        assert!(server.last_request().constraint.is_some());
+    }
+    chat(&server, json!({ "format": "" }));
+    assert!(server.last_request().constraint.is_none());
+    let wrong = chat(&server, json!({ "format": { "type": "thing" } }));
+    assert_eq!(wrong.status, 400);
+    assert!(wrong.json()["error"].as_str().unwrap().contains("`format`"));
+}
+
+#[test]
 fn thinking_is_shown_or_left_out() {
     let server = TestServer::start_with(&["--reasoning-parser", "qwen3"], |_| {
         says("<think>\nHm.\n</think>\n\nYes.")
@@ -274,7 +296,7 @@ fn errors_are_ollamas() {
         ("/api/chat", json!({ "messages": [] }), 400, "`model`"),
         (
             "/api/chat",
-            json!({ "model": "base", "format": "json" }),
+            json!({ "model": "base", "format": "xml" }),
             400,
             "`format`",
         ),

@@ -173,7 +173,12 @@ fn thinking_and_formats_are_told() {
         let on = prompt.template.chat_template_kwargs;
         let on = on.and_then(|kwargs| kwargs["enable_thinking"].as_bool());
         let budget = prompt.thinking_budget;
-        (prompt.template.reasoning_effort, on, budget, prompt.shows_thinking)
+        (
+            prompt.template.reasoning_effort,
+            on,
+            budget,
+            prompt.shows_thinking,
+        )
     };
     let none = Value::Null;
     assert_eq!(

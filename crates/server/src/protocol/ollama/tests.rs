@@ -148,11 +148,16 @@ fn what_asks_for_something_is_refused_by_name() {
     }
     let format = |format: Value| {
         let request = chat(json!({ "format": format })).unwrap();
-        request.grammar(&JsonStyle::default()).map(|asked| asked.grammar)
+        request
+            .grammar(&JsonStyle::default())
+            .map(|asked| asked.grammar)
     };
     let style = JsonStyle::default();
     assert_eq!(format(json!("")), None);
-    assert_eq!(format(json!("json")), Some(Grammar::JsonObject.styled(&style)));
+    assert_eq!(
+        format(json!("json")),
+        Some(Grammar::JsonObject.styled(&style))
+    );
     let schema = json!({ "type": "object" });
     let expected = Grammar::JsonSchema(schema.clone()).styled(&style);
     assert_eq!(format(schema), Some(expected));
