@@ -1,7 +1,7 @@
 """Asks a running server through Anthropic's client, and stops at the first answer that is wrong.
 
-    pip install anthropic==2.14.0
-    python anthropic_messages.py http://127.0.0.1:8000 MODEL [KEY]
+    python -m venv venv && venv/bin/pip install -r crates/server/tests/clients/requirements.txt
+    venv/bin/python crates/server/tests/clients/anthropic_messages.py http://127.0.0.1:8000 MODEL [KEY]
 
 MODEL is a served name; it should be an instruct model that calls tools, such as Qwen2.5-Coder-0.5B-Instruct.
 """

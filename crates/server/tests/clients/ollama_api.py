@@ -1,7 +1,7 @@
 """Asks a running server through Ollama's client, and stops at the first answer that is wrong.
 
-    pip install ollama==0.6.3
-    python ollama_api.py http://127.0.0.1:8000 MODEL
+    python -m venv venv && venv/bin/pip install -r crates/server/tests/clients/requirements.txt
+    venv/bin/python crates/server/tests/clients/ollama_api.py http://127.0.0.1:8000 MODEL
 
 MODEL is a served name; it should be an instruct model that calls tools, such as Qwen2.5-Coder-0.5B-Instruct.
 """

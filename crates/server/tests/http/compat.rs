@@ -74,12 +74,9 @@ fn what_asks_for_something_is_refused_by_name() {
     let server = TestServer::start(|_| says("x"));
     for (field, value) in [
         ("use_beam_search", json!(true)),
-        ("guided_regex", json!("a+")),
-        ("guided_choice", json!(["a"])),
-        (
-            "structured_outputs",
-            json!({ "json": { "type": "object" } }),
-        ),
+        ("guided_regex", json!("(a")),
+        ("guided_choice", json!("a")),
+        ("guided_decoding_backend", json!("outlines")),
         ("logits_processors", json!(["x"])),
         ("priority", json!(5)),
         ("best_of", json!(3)),

@@ -4,6 +4,7 @@
 
 mod answers;
 mod anthropic;
+mod call_grammars;
 mod compat;
 mod envelope;
 mod errors;
