@@ -1,5 +1,7 @@
 //! Every failure an HTTP client sees, as OpenAI's error object with vLLM's types.
 
+pub(crate) mod shape;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -40,6 +42,28 @@ impl ApiError {
             param: Some(param.into()),
             ..Self::new(StatusCode::BAD_REQUEST, message)
         }
+    }
+
+    /// 400 that names the field, what it takes, and what it has.
+    pub fn expected(param: impl Into<String>, expected: &str, found: &str) -> Self {
+        let param = param.into();
+        let message = format!("`{param}`: expected {expected}, found {found}.");
+        Self::bad_request(param, message)
+    }
+
+    /// The same with other names of fields, of which the first that fits counts.
+    #[must_use]
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        let Some(param) = &self.param else {
+            return self;
+        };
+        let name = names.iter().find(|(name, _)| param.contains(name));
+        if let Some((name, other)) = name {
+            let renamed = param.replace(name, other);
+            self.message = self.message.replace(param.as_str(), &renamed);
+            self.param = Some(renamed);
+        }
+        self
     }
 
     /// 404 for a name that neither the base model nor an adapter has.
@@ -94,6 +118,8 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For the shape of another API.
+        response.extensions_mut().insert(self);
         response
     }
 }

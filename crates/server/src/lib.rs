@@ -50,10 +50,10 @@ pub use config::{Config, ConfigError, args};
 pub use engine::ModelInfo;
 pub use state::AppState;
 
-use error::ApiError;
+use error::{ApiError, shape};
 use routes::{
-    auth, chat, completions, embeddings, health, info, invocations, lora, models, render, scores,
-    tokenize, track,
+    anthropic, auth, chat, completions, embeddings, health, info, invocations, lora, models,
+    ollama, render, scores, tokenize, track,
 };
 
 /// Paths and what answers there.
@@ -91,8 +91,11 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 24] {
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let mut router = Router::new().route("/v1/models/{*id}", get(models::get));
-    for (path, methods) in routes() {
+    let mut router = Router::new()
+        .route("/", get(ollama::alive))
+        .route("/v1/models/{*id}", get(models::get));
+    let routes = routes().into_iter().chain(anthropic::routes());
+    for (path, methods) in routes.chain(ollama::routes()) {
         // A slash at the end changes nothing.
         router = router
             .route(&format!("{path}/"), methods.clone())
@@ -102,6 +105,7 @@ pub fn app(state: AppState) -> Router {
         .fallback(auth::unknown_route)
         .method_not_allowed_fallback(auth::wrong_method)
         .layer(from_fn_with_state(state.clone(), auth::require_api_key))
+        .layer(from_fn(shape::apply))
         .layer(from_fn_with_state(state.clone(), track::track))
         .layer(from_fn(request_id::echo))
         .layer(cors::layer(&state.api().cors))
@@ -127,6 +131,7 @@ pub async fn run_loading<L: Listener>(
     let loaded: Arc<OnceLock<(AppState, Router)>> = Arc::default();
     let loading =
         Router::new().fallback(async || ApiError::unavailable("The model is being loaded."));
+    let loading = loading.layer(from_fn(shape::apply));
     let (draining, drain) = oneshot::channel();
     let stop = {
         let loaded = Arc::clone(&loaded);

@@ -4,6 +4,8 @@
 //! shared [`common::SamplingFields`] are read from it, each naming the field that does not fit. [`fields`] says what becomes of
 //! fields that nobody reads.
 
+pub mod anthropic;
+pub mod anthropic_answer;
 pub mod body;
 pub(crate) mod call_grammar;
 pub mod chat;
@@ -16,6 +18,8 @@ pub mod grammar;
 pub mod logprobs;
 mod messages;
 pub mod models;
+pub mod ollama;
+pub mod ollama_answer;
 pub mod pooling;
 pub mod sampling;
 pub mod scores;

@@ -1,5 +1,6 @@
 //! Request handlers, one file per group of endpoints.
 
+pub mod anthropic;
 pub mod auth;
 pub mod chat;
 mod chat_format;
@@ -13,9 +14,12 @@ pub mod info;
 pub mod invocations;
 pub mod lora;
 pub mod models;
+pub mod ollama;
 mod pooling;
+mod prompt;
 mod prompt;
 pub mod render;
 pub mod scores;
+mod thoughts;
 pub mod tokenize;
 pub mod track;

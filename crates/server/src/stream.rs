@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
+use axum::http::header;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
@@ -144,32 +146,63 @@ impl Choice {
 
 /// Turns deltas into the JSON events of one endpoint.
 pub trait EventFormat: Send + 'static {
+    /// What ends a stream, after its last event.
+    const END: Option<&'static str> = Some("[DONE]");
+    /// Whether events are lines of JSON, not server-sent events.
+    const IS_LINES: bool = false;
+
     /// Events before any token.
     fn first(&mut self) -> Vec<Value>;
     /// Events for a delta of the choice `index`.
     fn delta(&mut self, index: usize, delta: Delta) -> Vec<Value>;
     /// Events after the last token.
     fn last(&mut self) -> Vec<Value>;
+    /// Events for an error, after which nothing comes: the status was sent long ago.
+    fn error(&mut self, error: &ApiError) -> Vec<Value> {
+        vec![error.body()]
+    }
+    /// The name of an event, for formats that have some.
+    fn name<'a>(&self, _event: &'a Value) -> Option<&'a str> {
+        None
+    }
+    /// The event that is sent when nothing else was for a while; a comment, if there is no such event.
+    fn keep_alive(&self) -> Option<Value> {
+        None
+    }
+}
+
+/// What is sent: an event and its name, or the end.
+type Sent = (Value, Option<String>);
+
+/// A server-sent event. The end of a stream is a text, events are objects.
+fn event((value, name): Sent) -> Event {
+    let event = match name {
+        Some(name) => Event::default().event(name),
+        None => Event::default(),
+    };
+    match value {
+        Value::String(end) => event.data(end),
+        value => event.data(value.to_string()),
+    }
 }
 
 /// A stream in the making.
 struct Events<F> {
     format: F,
     deltas: BoxStream<'static, (usize, Result<Delta, ApiError>)>,
-    ready: VecDeque<Event>,
+    ready: VecDeque<Sent>,
     done: bool,
 }
 
 impl<F: EventFormat> Events<F> {
     fn push(&mut self, values: Vec<Value>) {
-        self.ready.extend(
-            values
-                .iter()
-                .map(|value| Event::default().data(value.to_string())),
-        );
+        for value in values {
+            let name = self.format.name(&value).map(str::to_owned);
+            self.ready.push_back((value, name));
+        }
     }
 
-    async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+    async fn next(mut self) -> Option<(Sent, Self)> {
         while self.ready.is_empty() && !self.done {
             match self.deltas.next().await {
                 Some((index, Ok(delta))) => {
@@ -177,23 +210,27 @@ impl<F: EventFormat> Events<F> {
                     self.push(values);
                     continue;
                 }
-                // The status was sent long ago, so the error becomes an event; the other choices are dropped.
-                Some((_, Err(error))) => self.push(vec![error.body()]),
+                // The other choices are dropped.
+                Some((_, Err(error))) => {
+                    let values = self.format.error(&error);
+                    self.push(values);
+                }
                 None => {
                     let values = self.format.last();
                     self.push(values);
                 }
             }
             self.deltas = stream::empty().boxed();
-            self.ready.push_back(Event::default().data("[DONE]"));
+            let end = F::END.map(|end| (Value::from(end), None));
+            self.ready.extend(end);
             self.done = true;
         }
         let event = self.ready.pop_front()?;
-        Some((Ok(event), self))
+        Some((event, self))
     }
 }
 
-/// Answers with the choices' events as they come, in the order in which the engine produces them, then `[DONE]`.
+/// Answers with the choices' events as they come, in the order in which the engine produces them, then the format's end.
 /// A client that leaves, or reads nothing for a minute, ends the stream, and with it the sequences.
 pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     let choices = choices.into_iter().map(|choice| {
@@ -211,18 +248,25 @@ pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     };
     let first = events.format.first();
     events.push(first);
+    let mut keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    if let Some(value) = events.format.keep_alive() {
+        let name = events.format.name(&value).map(str::to_owned);
+        keep_alive = keep_alive.event(event((value, name)));
+    }
     let (sender, receiver) = mpsc::channel(MAX_UNREAD);
     tokio::spawn(send(events, sender));
-    Sse::new(ReceiverStream::new(receiver))
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-        .into_response()
+    let sent = ReceiverStream::new(receiver);
+    if F::IS_LINES {
+        let lines = sent.map(|(value, _)| Ok::<_, Infallible>(format!("{value}\n")));
+        let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+        return (kind, Body::from_stream(lines)).into_response();
+    }
+    let events = sent.map(|sent| Ok::<_, Infallible>(event(sent)));
+    Sse::new(events).keep_alive(keep_alive).into_response()
 }
 
 /// Moves events to the client as fast as it reads.
-async fn send<F: EventFormat>(
-    mut events: Events<F>,
-    sender: mpsc::Sender<Result<Event, Infallible>>,
-) {
+async fn send<F: EventFormat>(mut events: Events<F>, sender: mpsc::Sender<Sent>) {
     loop {
         let next = tokio::select! {
             next = events.next() => next,

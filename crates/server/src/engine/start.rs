@@ -14,7 +14,7 @@ use super::adapters::Adapters;
 use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
-use super::model_info::ModelInfo;
+use super::model_info::{ModelDetails, ModelInfo};
 use super::runner;
 use super::stats::EngineLimits;
 use super::worker::Worker;
@@ -146,6 +146,7 @@ impl Engine {
             pooling: pooling.as_ref().map(|pooling| pooling.pooling_type),
         });
         receiver.set_adapters(adapters.infos());
+        let details = ModelDetails::of(&model);
         let cache = PagedKvCache::new(&plan.kv, &device);
         let config = &Config {
             // Steps of a pooling model have no tokens to draw.
@@ -167,6 +168,7 @@ impl Engine {
             pooling,
             max_model_len,
             memory_table: plan.table,
+            details,
         };
         Ok((handle, info))
     }

@@ -44,7 +44,11 @@ impl FromRequest<AppState> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        require_json(request.headers())?;
+        // Ollama's own examples send no type. What a web page sends has an origin.
+        let is_ollama = request.uri().path().starts_with("/api/");
+        if !is_ollama || request.headers().contains_key(header::ORIGIN) {
+            require_json(request.headers())?;
+        }
         refuse_packed(request.headers())?;
         let request_id = RequestId::of(&request);
         let (bytes, memory) = read_bytes(request, state).await?;
@@ -242,7 +246,12 @@ impl Body {
     /// # Errors
     /// 400 with the path of the field that is missing or has the wrong type.
     pub fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ApiError> {
-        serde_path_to_error::deserialize(&self.value).map_err(|error| {
+        Self::read_value(&self.value)
+    }
+
+    /// The same of a part of a body.
+    pub(super) fn read_value<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, ApiError> {
+        serde_path_to_error::deserialize(value).map_err(|error| {
             let path = error.path().to_string();
             let message = error.inner().to_string();
             let missing = message
@@ -270,6 +279,16 @@ impl Body {
     pub(super) fn put(&mut self, field: &str, value: Value) {
         if let Some(fields) = self.value.as_object_mut() {
             fields.insert(field.to_owned(), value);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(value: Value) -> Self {
+        Self {
+            value,
+            request_id: RequestId::default(),
+            num_bytes: 0,
+            memory: None,
         }
     }
 
@@ -309,12 +328,7 @@ mod tests {
     use serde_json::json;
 
     fn body(value: Value) -> Body {
-        Body {
-            value,
-            request_id: RequestId::default(),
-            num_bytes: 0,
-            memory: None,
-        }
+        Body::of(value)
     }
 
     #[test]

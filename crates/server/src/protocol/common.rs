@@ -80,7 +80,7 @@ pub enum Texts {
 }
 
 impl Texts {
-    pub(super) fn of(texts: Option<&Self>) -> Vec<String> {
+    pub(crate) fn of(texts: Option<&Self>) -> Vec<String> {
         match texts {
             None => Vec::new(),
             Some(Self::One(text)) => vec![text.clone()],

@@ -1,4 +1,4 @@
-//! What becomes of each field of a request: `fields.txt` is the list.
+//! What becomes of each field of a request: `fields.txt` is the list, and `fields/` has those of other APIs.
 //!
 //! A field either works, or is refused by name, or makes no difference here, which the log says. Values may have the forms that
 //! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`. An empty value says what its
@@ -25,20 +25,38 @@ pub enum Endpoint {
     Score,
     /// `/rerank`.
     Rerank,
+    /// `/v1/messages`.
+    Messages,
+    /// `/v1/messages/count_tokens`.
+    CountTokens,
+    /// `/api/chat`.
+    OllamaChat,
+    /// `/api/generate`.
+    OllamaGenerate,
+    /// The object `options` of these two.
+    OllamaOptions,
+    /// `/api/show`.
+    OllamaShow,
 }
 
 impl Endpoint {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 12] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
         Self::Pooling,
         Self::Score,
         Self::Rerank,
+        Self::Messages,
+        Self::CountTokens,
+        Self::OllamaChat,
+        Self::OllamaGenerate,
+        Self::OllamaOptions,
+        Self::OllamaShow,
     ];
 
-    /// Its name in `fields.txt`.
+    /// Its name in the lists of fields.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -47,7 +65,18 @@ impl Endpoint {
             Self::Pooling => "pooling",
             Self::Score => "score",
             Self::Rerank => "rerank",
+            Self::Messages => "messages",
+            Self::CountTokens => "count_tokens",
+            Self::OllamaChat => "ollama_chat",
+            Self::OllamaGenerate => "ollama_generate",
+            Self::OllamaOptions => "ollama_options",
+            Self::OllamaShow => "ollama_show",
         }
+    }
+
+    /// Whether a field that no list has is refused, as Anthropic does.
+    fn is_closed(self) -> bool {
+        matches!(self, Self::Messages | Self::CountTokens)
     }
 }
 
@@ -91,12 +120,20 @@ enum Kind {
     Other,
 }
 
-/// The rows of `fields.txt`.
-pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
-    let rows = include_str!("fields.txt").lines();
-    let rows = rows.filter(|row| !row.starts_with('#'));
-    rows.filter_map(field).collect()
-});
+/// The lists.
+const LISTS: [&str; 3] = [
+    include_str!("fields.txt"),
+    include_str!("fields/anthropic.txt"),
+    include_str!("fields/ollama.txt"),
+];
+
+/// The rows of all lists.
+pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| rows().filter_map(field).collect());
+
+fn rows() -> impl Iterator<Item = &'static str> {
+    let rows = LISTS.into_iter().flat_map(str::lines);
+    rows.filter(|row| !row.starts_with('#'))
+}
 
 /// What the log shows of ignored fields: so many, and so much of each name.
 const MAX_NAMES: usize = 20;
@@ -177,6 +214,9 @@ impl Field {
 pub(super) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Result<(), ApiError> {
     let mut ignored = Vec::new();
     let mut refused = None;
+    if endpoint.is_closed() {
+        refuse_unknown(endpoint, fields)?;
+    }
     fields.retain(|name, value| {
         let known = FIELDS.iter();
         let mut known = known.filter(|field| field.name == name && field.is_of(endpoint));
@@ -230,6 +270,25 @@ fn log_ignored(ignored: &[String]) {
         let fields: Vec<String> = ignored.iter().take(MAX_NAMES).map(short).collect();
         tracing::warn!(?fields, num = ignored.len(), "ignored request fields");
     }
+}
+
+/// Refuses a field that no list has.
+fn refuse_unknown(endpoint: Endpoint, fields: &Map<String, Value>) -> Result<(), ApiError> {
+    let of_endpoint = || FIELDS.iter().filter(|field| field.is_of(endpoint));
+    let is_known = |name: &str| of_endpoint().any(|field| field.name == name);
+    let Some(unknown) = fields.keys().find(|name| !is_known(name)) else {
+        return Ok(());
+    };
+    let name: String = unknown.chars().take(MAX_NAME).collect();
+    let distance = |field: &&Field| strsim::damerau_levenshtein(&name, field.name);
+    let nearest = of_endpoint()
+        .min_by_key(distance)
+        .filter(|field| distance(field) <= 2);
+    let hint = nearest.map_or_else(String::new, |field| {
+        format!(" Did you mean `{}`?", field.name)
+    });
+    let message = format!("`{name}`: there is no such field.{hint}");
+    Err(ApiError::bad_request(name, message))
 }
 
 /// Brings the fields of an endpoint with fields of its own into one form. Names in the log what is not in `known`.
@@ -357,19 +416,20 @@ fn boolean(value: &Value) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::anthropic::{AnswerFields, PromptFields};
     use crate::protocol::chat::{ChatFields, TemplateFields};
     use crate::protocol::common::SamplingFields;
     use crate::protocol::completions::CompletionFields;
     use crate::protocol::field_names::field_names;
     use crate::protocol::grammar::GrammarFields;
+    use crate::protocol::ollama;
     use crate::protocol::pooling::{EmbeddingFields, PoolingFields, TaskField};
     use crate::protocol::scores::{RerankFields, ScoreFields};
     use serde_json::json;
 
     #[test]
     fn every_row_is_read() {
-        let rows = include_str!("fields.txt").lines();
-        let rows: Vec<&str> = rows.filter(|row| !row.starts_with('#')).collect();
+        let rows: Vec<&str> = rows().collect();
         assert_eq!(FIELDS.len(), rows.len());
         for (field, row) in FIELDS.iter().zip(rows) {
             assert!(row.starts_with(field.name), "{row}");
@@ -431,6 +491,32 @@ mod tests {
         assert_eq!(works(Endpoint::Score), read(&score));
         let rerank = [field_names::<RerankFields>(), pooling];
         assert_eq!(works(Endpoint::Rerank), read(&rerank));
+        let prompt = [
+            field_names::<PromptFields>(),
+            &["messages", "system", "tools"],
+        ];
+        assert_eq!(works(Endpoint::CountTokens), read(&prompt));
+        let answer = field_names::<AnswerFields>();
+        assert_eq!(
+            works(Endpoint::Messages),
+            read(&[prompt[0], prompt[1], answer])
+        );
+        let shared = field_names::<ollama::AnswerFields>();
+        let chat: &[&str] = &["messages", "tools", "options"];
+        assert_eq!(works(Endpoint::OllamaChat), read(&[shared, chat]));
+        let generate = [field_names::<ollama::GenerateFields>(), &["options"]];
+        assert_eq!(
+            works(Endpoint::OllamaGenerate),
+            read(&[shared, generate[0], generate[1]])
+        );
+        assert_eq!(
+            works(Endpoint::OllamaOptions),
+            read(&[field_names::<ollama::Options>()])
+        );
+        assert_eq!(
+            works(Endpoint::OllamaShow),
+            read(&[field_names::<ollama::ShowFields>()])
+        );
     }
 
     fn checked(fields: Value) -> Result<Value, ApiError> {
@@ -439,6 +525,18 @@ mod tests {
         };
         check(Endpoint::Chat, &mut fields)?;
         Ok(Value::Object(fields))
+    }
+
+    #[test]
+    fn anthropics_endpoints_refuse_what_no_list_has() {
+        let unknown = |name: &str| {
+            let mut fields = Map::from_iter([(name.to_owned(), json!(1))]);
+            check(Endpoint::Messages, &mut fields).unwrap_err()
+        };
+        let error = unknown("temprature");
+        assert_eq!(error.param.as_deref(), Some("temprature"));
+        assert!(error.message.contains("`temperature`"), "{error:?}");
+        assert!(!unknown("best_of").message.contains("mean"));
     }
 
     #[test]

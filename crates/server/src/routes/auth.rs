@@ -8,6 +8,7 @@ use axum::response::Response;
 use crate::error::ApiError;
 use crate::state::AppState;
 
+const X_API_KEY: &str = "x-api-key";
 /// Paths that load balancers and scrapers read without a key.
 const OPEN: [&str; 3] = ["/health", "/ping", "/metrics"];
 
@@ -24,12 +25,16 @@ pub async fn require_api_key(
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim());
+    // Anthropic's clients send it there.
+    let header = request.headers().get(X_API_KEY);
+    let header = header.and_then(|value| value.to_str().ok()).map(str::trim);
+    let is_authorized = state.authorizes(bearer) | state.authorizes(header);
     let path = request.uri().path().trim_end_matches('/');
-    if OPEN.contains(&path) || state.authorizes(bearer) {
+    if OPEN.contains(&path) || is_authorized {
         return Ok(next.run(request).await);
     }
-    let message = match bearer {
-        None => "Missing API key: send it as `Authorization: Bearer KEY`.",
+    let message = match bearer.or(header) {
+        None => "Missing API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
         Some(_) => "Incorrect API key provided.",
     };
     Err(ApiError {

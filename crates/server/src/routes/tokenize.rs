@@ -45,13 +45,7 @@ pub async fn tokenize(
                 ));
             }
         };
-        if text.len() > MAX_TEXT_BYTES {
-            let message = format!(
-                "`prompt` must have at most {MAX_TEXT_BYTES} bytes here, found {}.",
-                text.len()
-            );
-            return Err(ApiError::bad_request("prompt", message));
-        }
+        check_size("prompt", &text)?;
         let tokenizer = &state.model().tokenizer;
         let tokens = encode(state, &text, add_special_tokens, &Length::any("prompt"))?;
         let token_strs = fields.return_token_strs.unwrap_or(false).then(|| {
@@ -68,6 +62,18 @@ pub async fn tokenize(
         }))
     })
     .await
+}
+
+/// Refuses a text that would take too long.
+pub(super) fn check_size(param: &str, text: &str) -> Result<(), ApiError> {
+    if text.len() <= MAX_TEXT_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "`{param}` must have at most {MAX_TEXT_BYTES} bytes here, found {}.",
+        text.len()
+    );
+    Err(ApiError::bad_request(param, message))
 }
 
 /// The text of token ids.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod answers;
+mod anthropic;
 mod call_grammars;
 mod compat;
 mod endpoints;
@@ -11,6 +12,7 @@ mod errors;
 mod grammars;
 mod lifecycle;
 mod metrics;
+mod ollama;
 mod pooling;
 mod prompts;
 mod reasoning;

@@ -14,8 +14,8 @@ use model_qwen::{ChatTemplate, GenerationConfig, PoolingType, Tokenizer};
 use serde_json::{Map, Value, json};
 use server::engine::{
     AdapterError, AdapterInfo, EngineCommand, EngineLimits, EngineOutput, EngineReceiver,
-    EngineStats, FinishReason, GenerateRequest, PoolingInfo, ScoreTemplate, SequenceError,
-    SpeculationStats, Submission, TokenLogprobs, channel,
+    EngineStats, FinishReason, GenerateRequest, ModelDetails, PoolingInfo, ScoreTemplate,
+    SequenceError, SpeculationStats, Submission, TokenLogprobs, channel,
 };
 use server::{AppState, Config, ModelInfo};
 use tokio::sync::oneshot;
@@ -462,6 +462,16 @@ fn model() -> ModelInfo {
         pooling: None,
         max_model_len: MAX_MODEL_LEN,
         memory_table: String::new(),
+        details: ModelDetails {
+            architecture: "qwen2".to_owned(),
+            num_parameters: 494_032_768,
+            num_bytes: 988_097_536,
+            quantization: "BF16",
+            context_length: 32_768,
+            num_layers: 24,
+            hidden_size: 896,
+            ..ModelDetails::default()
+        },
     }
 }
 

@@ -1,0 +1,146 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`.
+
+mod format;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, post};
+
+use self::format::MessageFormat;
+use super::conversation::{Conversation, Prepared};
+use super::prompt::{Length, encode, in_turn};
+use super::thoughts::can_end_thoughts;
+use super::tokenize::check_size;
+use crate::answer::ReasoningStart;
+use crate::error::ApiError;
+use crate::protocol::anthropic::{AnswerFields, Prompt};
+use crate::protocol::anthropic_answer::TokenCount;
+use crate::protocol::body::Body;
+use crate::protocol::chat::render;
+use crate::protocol::fields::Endpoint;
+use crate::protocol::grammar::Asked;
+use crate::protocol::tools::{ToolChoice, read_choice};
+use crate::state::AppState;
+use crate::stream::{Choice, TokenCounts, sse};
+
+/// The endpoints.
+pub fn routes() -> [(&'static str, MethodRouter<AppState>); 2] {
+    [
+        ("/v1/messages", post(messages)),
+        ("/v1/messages/count_tokens", post(count_tokens)),
+    ]
+}
+
+/// What the answer shows.
+struct Shown {
+    id: String,
+    thinking: bool,
+    /// Whether the context has no room for `max_tokens`.
+    is_cut: bool,
+}
+
+/// Answers a conversation.
+async fn messages(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
+    let (shown, prepared) = in_turn(&state, body, prepare).await?;
+    let mut choices = prepared.submit(&state)?;
+    let counts = TokenCounts::new(&prepared.prompt_lens(), 1);
+    let format = MessageFormat::new(
+        shown.id,
+        prepared.model,
+        match prepared.parts.reasoning {
+            ReasoningStart::None => counts,
+            _ => counts.with_reasoning(),
+        },
+        shown.thinking,
+        shown.is_cut,
+    );
+    if prepared.sampling.stream() {
+        return Ok(sse(choices, format));
+    }
+    // One was asked for.
+    let choice = choices.pop();
+    let choice = choice.ok_or_else(|| ApiError::internal("there is no answer"))?;
+    let delta = Choice::collect(choice).await?;
+    Ok(Json(format.response(delta)).into_response())
+}
+
+fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
+    body.check(Endpoint::Messages)?;
+    let mut prompt = Prompt::take(&mut body)?;
+    let fields = AnswerFields::read(&body)?;
+    let id = format!("msg_{}", body.request_id().or(None));
+    drop(body);
+
+    let thinking = prompt.shows_thinking;
+    let requested = fields.max_tokens;
+    let budget = prompt.thinking_budget.filter(|_| can_end_thoughts(state));
+    let style = state.json_style();
+    let grammar = prompt.grammar.take().map(|asked| Asked {
+        grammar: asked.grammar.styled(style),
+        ..asked
+    });
+    let conversation = Conversation {
+        sampling: fields.sampling(),
+        grammar,
+        thinking_token_budget: budget.and_then(|budget| i64::try_from(budget).ok()),
+        ..conversation(prompt)?
+    };
+    let mut prepared = conversation.prepare(state).map_err(renamed)?;
+    let room = prepared.request.max_tokens;
+    prepared.request.max_tokens = requested.min(room);
+    let shown = Shown {
+        id,
+        thinking,
+        is_cut: requested > room,
+    };
+    Ok((shown, prepared))
+}
+
+/// A conversation without settings.
+fn conversation(mut prompt: Prompt) -> Result<Conversation, ApiError> {
+    let tool_choice = choice(&mut prompt)?;
+    Ok(Conversation {
+        model: Some(prompt.model),
+        messages: prompt.messages,
+        template: prompt.template,
+        tool_choice,
+        only_one_call: prompt.only_one_call,
+        ..Conversation::default()
+    })
+}
+
+fn choice(prompt: &mut Prompt) -> Result<ToolChoice, ApiError> {
+    let choice = prompt.tool_choice.as_ref();
+    read_choice(choice, prompt.template.tools.as_mut()).map_err(renamed)
+}
+
+/// Names fields as Anthropic does.
+fn renamed(error: ApiError) -> ApiError {
+    error.renamed(&[
+        ("tool_choice.function.name", "tool_choice.name"),
+        (".function.parameters", ".input_schema"),
+        (".function.", "."),
+    ])
+}
+
+/// Counts the tokens of a conversation.
+async fn count_tokens(
+    State(state): State<AppState>,
+    body: Body,
+) -> Result<Json<TokenCount>, ApiError> {
+    in_turn(&state, body, |state, mut body| {
+        body.check(Endpoint::CountTokens)?;
+        let mut prompt = Prompt::take(&mut body)?;
+        drop(body);
+        state.resolve_model(Some(&prompt.model))?;
+        choice(&mut prompt)?;
+        let prompt = render(state, prompt.messages, prompt.template)?.prompt;
+        check_size("messages", &prompt)?;
+        let tokens = encode(state, &prompt, false, &Length::any("messages"))?;
+        Ok(Json(TokenCount {
+            input_tokens: tokens.len(),
+        }))
+    })
+    .await
+}

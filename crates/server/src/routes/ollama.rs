@@ -1,0 +1,77 @@
+//! Ollama's `/api/…`.
+
+mod chat;
+mod format;
+mod generate;
+mod models;
+mod time;
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::routing::{MethodRouter, delete, get, head, post};
+
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// What clients look for at `/`.
+pub async fn alive() -> (HeaderMap, &'static str) {
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
+    (headers, "Ollama is running")
+}
+
+/// The endpoints.
+pub fn routes() -> [(&'static str, MethodRouter<AppState>); 14] {
+    [
+        ("/api/chat", post(chat::chat)),
+        ("/api/generate", post(generate::generate)),
+        ("/api/tags", get(models::tags)),
+        ("/api/show", post(models::show)),
+        ("/api/ps", get(models::running)),
+        ("/api/version", get(models::version)),
+        ("/api/pull", post(refuse)),
+        ("/api/push", post(refuse)),
+        ("/api/create", post(refuse)),
+        ("/api/copy", post(refuse)),
+        ("/api/delete", delete(refuse)),
+        ("/api/blobs/{digest}", head(refuse).post(refuse)),
+        ("/api/embed", post(refuse_embedding)),
+        ("/api/embeddings", post(refuse_embedding)),
+    ]
+}
+
+/// What changes models.
+async fn refuse(uri: Uri) -> ApiError {
+    let message = format!(
+        "{} is not supported: the server has the model that it was started with. Adapters are loaded with \
+         POST /v1/load_lora_adapter.",
+        uri.path()
+    );
+    ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
+}
+
+async fn refuse_embedding(uri: Uri) -> ApiError {
+    let message = format!("{} is not supported: the model generates text.", uri.path());
+    ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
+}
+
+/// The model's name without the tag that Ollama adds to names without one.
+fn model_name(state: &AppState, requested: &str) -> String {
+    let is_known = |name: &str| state.resolve_model(Some(name)).is_ok();
+    match requested.strip_suffix(":latest") {
+        Some(name) if !is_known(requested) && is_known(name) => name.to_owned(),
+        _ => requested.to_owned(),
+    }
+}
+
+/// Names fields as Ollama does.
+fn renamed(error: ApiError) -> ApiError {
+    error.renamed(&[
+        ("repetition_penalty", "options.repeat_penalty"),
+        ("temperature", "options.temperature"),
+        ("top_k", "options.top_k"),
+        ("top_p", "options.top_p"),
+        ("min_p", "options.min_p"),
+        ("presence_penalty", "options.presence_penalty"),
+        ("frequency_penalty", "options.frequency_penalty"),
+    ])
+}

@@ -1,0 +1,131 @@
+//! `/api/chat`.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use super::super::conversation::{Conversation, Prepared};
+use super::super::prompt::in_turn;
+use super::super::thoughts::thinks;
+use super::format::{Api, LineFormat};
+use super::{model_name, renamed};
+use crate::error::ApiError;
+use crate::postprocess::Delta;
+use crate::protocol::body::Body;
+use crate::protocol::chat::TemplateFields;
+use crate::protocol::fields::Endpoint;
+use crate::protocol::ollama::{Request, Think, take_messages, take_tools};
+use crate::state::AppState;
+use crate::stream::sse;
+
+/// A request, and what is generated for it, if anything is.
+pub(super) struct Work {
+    pub(super) request: Request,
+    /// The name the request used.
+    pub(super) model: String,
+    pub(super) prepared: Option<Prepared>,
+    pub(super) started: Instant,
+}
+
+/// Answers a conversation.
+pub(super) async fn chat(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let work = in_turn(&state, body, move |state, body| {
+        prepare(state, body, started)
+    })
+    .await?;
+    work.answer(&state, Api::Chat).await
+}
+
+fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, ApiError> {
+    body.check(Endpoint::OllamaChat)?;
+    let messages = take_messages(&mut body)?;
+    let tools = take_tools(&mut body)?;
+    let request = Request::take(&mut body)?;
+    drop(body);
+
+    let conversation = messages.map(|messages| Conversation {
+        messages,
+        template: TemplateFields {
+            tools,
+            ..request.template()
+        },
+        ..Conversation::default()
+    });
+    Work::new(state, request, conversation, started)
+}
+
+impl Work {
+    /// Checks a request, and prepares its conversation, if there is one.
+    pub(super) fn new(
+        state: &AppState,
+        request: Request,
+        conversation: Option<Conversation>,
+        started: Instant,
+    ) -> Result<Self, ApiError> {
+        let model = request.fields.model.clone();
+        let known = model_name(state, &model);
+        state.resolve_model(Some(&known))?;
+        request.options.check_length(state.model().max_model_len)?;
+        let asks_to_think = match request.fields.think {
+            None | Some(Think::Switch(false)) => false,
+            Some(_) => request.shows_thinking(),
+        };
+        if asks_to_think && !thinks(state) {
+            let message = format!("`think`: the model `{model}` does not support thinking.");
+            return Err(ApiError::bad_request("think", message));
+        }
+        let num_logprobs = request.num_logprobs(state.max_logprobs())?;
+        let prepare = |conversation| {
+            let conversation = Conversation {
+                model: Some(known),
+                sampling: request.options.sampling(),
+                num_logprobs,
+                grammar: request.grammar(state.json_style()),
+                ..conversation
+            };
+            conversation.prepare(state).map_err(renamed)
+        };
+        let mut prepared = conversation.map(prepare).transpose()?;
+        if let Some(prepared) = &mut prepared {
+            limit(prepared, &request);
+        }
+        Ok(Self {
+            request,
+            model,
+            prepared,
+            started,
+        })
+    }
+
+    /// Generates the answer.
+    pub(super) async fn answer(self, state: &AppState, api: Api) -> Result<Response, ApiError> {
+        let streams = self.request.fields.stream.unwrap_or(true);
+        let Some(prepared) = &self.prepared else {
+            let line = LineFormat::new(state, api, &self).loaded();
+            return Ok(Json(line).into_response());
+        };
+        let mut choices = prepared.submit(state)?;
+        let mut format = LineFormat::new(state, api, &self);
+        if streams {
+            return Ok(sse(choices, format));
+        }
+        let mut all = Delta::default();
+        for choice in &mut choices {
+            while let Some(delta) = choice.next().await {
+                format.note_first();
+                all.append(delta?);
+            }
+        }
+        Ok(Json(format.response(all)).into_response())
+    }
+}
+
+/// At most so many tokens as were asked for; the context may have room for fewer.
+pub(super) fn limit(prepared: &mut Prepared, request: &Request) {
+    let requested = request.options.max_tokens().unwrap_or(usize::MAX);
+    let room = prepared.request.max_tokens;
+    prepared.request.max_tokens = requested.min(room);
+}
