@@ -9,6 +9,7 @@ mod check;
 mod command_line;
 mod file;
 mod parsers;
+mod stored_responses;
 pub mod units;
 mod vllm_flags;
 
@@ -26,6 +27,7 @@ use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
 pub use parsers::{ReasoningParser, ToolCallParser};
+pub use stored_responses::StoredResponses;
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
@@ -283,6 +285,7 @@ impl Config {
                 tool_call_parser: args.tool_call_parser,
                 enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
                 exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
+                stored_responses: args.stored_responses,
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),

@@ -27,6 +27,7 @@ pub mod request_id;
 pub mod routes;
 mod serve;
 pub mod state;
+pub mod stored_responses;
 pub mod stream;
 pub mod text;
 
@@ -47,13 +48,23 @@ pub use engine::ModelInfo;
 pub use state::AppState;
 
 use error::ApiError;
-use routes::{auth, chat, completions, health, lora, models, tokenize};
+use routes::{
+    auth, chat, completions, health, lora, models, responses, stored_responses as stored, tokenize,
+};
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let routes: [(&str, MethodRouter<AppState>); 11] = [
+    let routes: [(&str, MethodRouter<AppState>); 16] = [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
+        ("/v1/responses", post(responses::create)),
+        ("/v1/responses/input_tokens", post(responses::input_tokens)),
+        (
+            "/v1/responses/{id}",
+            get(stored::retrieve).delete(stored::delete),
+        ),
+        ("/v1/responses/{id}/cancel", post(stored::cancel)),
+        ("/v1/responses/{id}/input_items", get(stored::input_items)),
         ("/v1/models", get(models::list)),
         ("/v1/load_lora_adapter", post(lora::load)),
         ("/v1/unload_lora_adapter", post(lora::unload)),

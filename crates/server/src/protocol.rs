@@ -15,6 +15,7 @@ pub mod fields;
 pub mod logprobs;
 mod messages;
 pub mod models;
+pub mod responses;
 pub mod sampling;
 pub mod tokenize;
 pub mod tools;

@@ -10,4 +10,7 @@ pub mod health;
 pub mod lora;
 pub mod models;
 mod prompt;
+pub mod responses;
+mod responses_format;
+pub mod stored_responses;
 pub mod tokenize;

@@ -12,6 +12,7 @@ use crate::config::{ApiConfig, ApiKey, Config};
 use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::stored_responses::ResponseStore;
 
 /// Bytes of large bodies that are in memory at once.
 const BODY_MEMORY: usize = 40 << 20;
@@ -31,6 +32,7 @@ struct Shared {
     shutdown_timeout: Duration,
     started: u64,
     metrics: Metrics,
+    stored_responses: ResponseStore,
     api: ApiConfig,
     fingerprint: String,
     longest_token: usize,
@@ -45,7 +47,10 @@ impl AppState {
             [] => vec![model.model_id.clone()],
             names => names.to_vec(),
         };
+        let stored = &config.api.stored_responses;
+        let stored_bytes = usize::try_from(stored.max_bytes).unwrap_or(usize::MAX);
         Self(Arc::new(Shared {
+            stored_responses: ResponseStore::new(stored.max_num, stored_bytes),
             fingerprint: fingerprint(&model),
             longest_token: longest_token(&model.tokenizer),
             api: config.api.clone(),
@@ -144,6 +149,11 @@ impl AppState {
     /// How the API answers.
     pub fn api(&self) -> &ApiConfig {
         &self.0.api
+    }
+
+    /// Answers that later requests refer to.
+    pub fn stored_responses(&self) -> &ResponseStore {
+        &self.0.stored_responses
     }
 
     /// Most alternatives per token in log-probabilities.

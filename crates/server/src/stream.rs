@@ -144,12 +144,23 @@ impl Choice {
 
 /// Turns deltas into the JSON events of one endpoint.
 pub trait EventFormat: Send + 'static {
+    /// What ends a stream, after its last event.
+    const END: Option<&'static str> = Some("[DONE]");
+
     /// Events before any token.
     fn first(&mut self) -> Vec<Value>;
     /// Events for a delta of the choice `index`.
     fn delta(&mut self, index: usize, delta: Delta) -> Vec<Value>;
     /// Events after the last token.
     fn last(&mut self) -> Vec<Value>;
+    /// Events for an error, after which nothing comes: the status was sent long ago.
+    fn error(&mut self, error: &ApiError) -> Vec<Value> {
+        vec![error.body()]
+    }
+    /// The name of an event, for formats that have some.
+    fn name<'a>(&self, _event: &'a Value) -> Option<&'a str> {
+        None
+    }
 }
 
 /// A stream in the making.
@@ -162,11 +173,13 @@ struct Events<F> {
 
 impl<F: EventFormat> Events<F> {
     fn push(&mut self, values: Vec<Value>) {
-        self.ready.extend(
-            values
-                .iter()
-                .map(|value| Event::default().data(value.to_string())),
-        );
+        for value in values {
+            let event = Event::default().data(value.to_string());
+            self.ready.push_back(match self.format.name(&value) {
+                Some(name) => event.event(name),
+                None => event,
+            });
+        }
     }
 
     async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
@@ -177,15 +190,19 @@ impl<F: EventFormat> Events<F> {
                     self.push(values);
                     continue;
                 }
-                // The status was sent long ago, so the error becomes an event; the other choices are dropped.
-                Some((_, Err(error))) => self.push(vec![error.body()]),
+                // The other choices are dropped.
+                Some((_, Err(error))) => {
+                    let values = self.format.error(&error);
+                    self.push(values);
+                }
                 None => {
                     let values = self.format.last();
                     self.push(values);
                 }
             }
             self.deltas = stream::empty().boxed();
-            self.ready.push_back(Event::default().data("[DONE]"));
+            let end = F::END.map(|end| Event::default().data(end));
+            self.ready.extend(end);
             self.done = true;
         }
         let event = self.ready.pop_front()?;
@@ -193,7 +210,7 @@ impl<F: EventFormat> Events<F> {
     }
 }
 
-/// Answers with the choices' events as they come, in the order in which the engine produces them, then `[DONE]`.
+/// Answers with the choices' events as they come, in the order in which the engine produces them, then the format's end.
 /// A client that leaves, or reads nothing for a minute, ends the stream, and with it the sequences.
 pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
     let choices = choices.into_iter().map(|choice| {

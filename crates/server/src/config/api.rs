@@ -1,5 +1,6 @@
 //! How the HTTP API answers.
 
+use super::StoredResponses;
 use super::parsers::{ReasoningParser, ToolCallParser};
 use axum::http::{HeaderName, HeaderValue, Method};
 use serde_json::{Map, Value};
@@ -30,6 +31,8 @@ pub struct ApiConfig {
     pub enable_auto_tool_choice: bool,
     /// Whether the template shows no tools where none may be called.
     pub exclude_tools_when_tool_choice_none: bool,
+    /// Which answers of `/v1/responses` are kept.
+    pub stored_responses: StoredResponses,
 }
 
 impl Default for ApiConfig {
@@ -45,6 +48,7 @@ impl Default for ApiConfig {
             tool_call_parser: ToolCallParser::default(),
             enable_auto_tool_choice: true,
             exclude_tools_when_tool_choice_none: false,
+            stored_responses: StoredResponses::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 
 use super::api::MAX_LOGPROBS;
-use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, units};
+use super::{LoraModule, MaxModelLen, ReasoningParser, StoredResponses, ToolCallParser, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
 /// (`--max_model_len`).
@@ -193,6 +193,10 @@ pub struct Args {
     /// End every stream with its usage
     #[arg(long)]
     pub enable_force_include_usage: bool,
+
+    #[allow(missing_docs, reason = "clap would take it for the program's own help")]
+    #[command(flatten)]
+    pub stored_responses: StoredResponses,
 
     /// Most requests that wait for their first step; one more is answered 503 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 1024)]

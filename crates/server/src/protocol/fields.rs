@@ -17,6 +17,22 @@ pub enum Endpoint {
     Chat,
     /// `/v1/completions`.
     Completions,
+    /// `/v1/responses`.
+    Responses,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Responses];
+
+    /// Its name in `fields.txt`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Responses => "responses",
+        }
+    }
 }
 
 /// One row of `fields.txt`.
@@ -24,7 +40,7 @@ pub enum Endpoint {
 pub struct Field {
     /// Its name.
     pub name: &'static str,
-    /// `chat`, `completions` or `both`.
+    /// Names of endpoints; `both` is `chat completions`.
     pub endpoints: &'static str,
     kind: Kind,
     /// What becomes of it.
@@ -68,7 +84,7 @@ pub static FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| {
 const MAX_NAMES: usize = 20;
 const MAX_NAME: usize = 64;
 /// Fields whose empty value is an error of its own.
-const REQUIRED: [&str; 2] = ["messages", "prompt"];
+const REQUIRED: [&str; 3] = ["messages", "prompt", "input"];
 
 fn field(row: &'static str) -> Option<Field> {
     let mut cells = row.split('|').map(str::trim);
@@ -107,11 +123,11 @@ fn field(row: &'static str) -> Option<Field> {
 }
 
 impl Field {
-    fn is_of(&self, endpoint: Endpoint) -> bool {
-        match endpoint {
-            Endpoint::Chat => self.endpoints != "completions",
-            Endpoint::Completions => self.endpoints != "chat",
-        }
+    /// Whether the endpoint has it.
+    pub fn is_of(&self, endpoint: Endpoint) -> bool {
+        let is_both = matches!(endpoint, Endpoint::Chat | Endpoint::Completions);
+        let mut endpoints = self.endpoints.split(' ');
+        endpoints.any(|of| of == endpoint.name() || (is_both && of == "both"))
     }
 }
 
@@ -295,6 +311,7 @@ mod tests {
     use crate::protocol::common::SamplingFields;
     use crate::protocol::completions::CompletionFields;
     use crate::protocol::field_names::field_names;
+    use crate::protocol::responses::ResponsesFields;
     use serde_json::json;
 
     #[test]
@@ -304,7 +321,12 @@ mod tests {
         assert_eq!(FIELDS.len(), rows.len());
         for (field, row) in FIELDS.iter().zip(rows) {
             assert!(row.starts_with(field.name), "{row}");
-            assert!(matches!(field.endpoints, "chat" | "completions" | "both"));
+            let names = Endpoint::ALL.map(Endpoint::name);
+            let mut endpoints = field.endpoints.split(' ');
+            assert!(
+                endpoints.all(|of| of == "both" || names.contains(&of)),
+                "{row}"
+            );
             assert!(field.verdict == Verdict::Works || !field.note.is_empty());
         }
     }
@@ -333,6 +355,19 @@ mod tests {
         assert_eq!(
             works(Endpoint::Completions),
             read(&[field_names::<CompletionFields>(), sampling])
+        );
+        // An answer is one text, which begins behind the prompt.
+        let others = [
+            "n",
+            "prompt_logprobs",
+            "response_format",
+            "return_token_ids",
+        ];
+        let fields = sampling.iter().filter(|field| !others.contains(field));
+        let fields: Vec<&str> = fields.copied().collect();
+        assert_eq!(
+            works(Endpoint::Responses),
+            read(&[field_names::<ResponsesFields>(), &fields])
         );
     }
 

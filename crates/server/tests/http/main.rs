@@ -9,6 +9,8 @@ mod errors;
 mod lifecycle;
 mod prompts;
 mod reasoning;
+mod responses;
+mod responses_stored;
 mod tools;
 
 #[path = "../support/mod.rs"]
