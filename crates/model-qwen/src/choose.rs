@@ -1,6 +1,7 @@
 //! From hidden states to tokens, on every device and for every way to sample.
 //!
-//! The cheapest way is taken that gives the tokens of [`Sampler::sample`]:
+//! The cheapest way is taken that gives the tokens of [`Sampler::sample`]. Rows whose constraint lets few tokens through come
+//! first: one token needs no logits, a few need only theirs. Of the other rows:
 //!
 //! 1. The int8 copy of lm_head finds the largest logits of a few rows on the CPU, without reading all of lm_head.
 //! 2. The device draws the tokens, or takes the most likely ones. Only ids go to the host.
@@ -25,6 +26,9 @@ pub struct ChoiceRow<'a> {
     /// What for.
     pub want: Want<'a>,
 }
+
+/// Tokens of which the logits are computed one by one, of all rows together: all of lm_head takes as long as some ten thousand.
+const MAX_FEW: usize = 8192;
 
 /// What is wanted of a row of logits.
 #[derive(Debug)]
@@ -56,7 +60,52 @@ pub enum Choice {
     Undrawn,
 }
 
+impl ChoiceRow<'_> {
+    /// The same row, for as long as it is borrowed.
+    fn reborrowed(&mut self) -> ChoiceRow<'_> {
+        let want = match &mut self.want {
+            Want::Token { sampler, banned } => Want::Token { sampler, banned },
+            &mut Want::Score { id, num_top } => Want::Score { id, num_top },
+        };
+        ChoiceRow {
+            row: self.row,
+            want,
+        }
+    }
+}
+
 impl Want<'_> {
+    /// Whether only some tokens may come.
+    fn is_constrained(&self) -> bool {
+        match self {
+            Self::Token { sampler, .. } => sampler.is_constrained(),
+            Self::Score { .. } => false,
+        }
+    }
+
+    /// The token, if only one may come.
+    fn only(&mut self) -> Option<Choice> {
+        match self {
+            Self::Token { sampler, .. } => sampler.sample_only().map(Choice::Token),
+            Self::Score { .. } => None,
+        }
+    }
+
+    /// The token, from the logits of the few that may come, which `logits_of` computes. `None` if these are more than `max`.
+    fn by_few(
+        &mut self,
+        max: usize,
+        logits_of: impl FnOnce(&[u32]) -> Option<Vec<f32>>,
+    ) -> Option<Choice> {
+        let Self::Token { sampler, banned } = self else {
+            return None;
+        };
+        let ids = sampler.few_allowed(max)?;
+        let mut logits = logits_of(&ids)?;
+        let token = sampler.sample_few(&ids, &mut logits, banned);
+        Some(Choice::Token(token))
+    }
+
     /// How a device draws the token.
     fn draw(&mut self) -> Option<Draw> {
         match self {
@@ -111,6 +160,42 @@ pub fn choose(
     hidden: &Tensor<2>,
     rows: &mut [ChoiceRow<'_>],
 ) -> Result<Vec<Choice>, String> {
+    let num_constrained = rows.iter().filter(|row| row.want.is_constrained()).count();
+    let max = MAX_FEW / num_constrained.max(1);
+    let few = |row: &mut ChoiceRow<'_>| {
+        let hidden = || hidden.clone().narrow(0, row.row, 1); // [1, hidden]
+        let few = row.want.only();
+        few.or_else(|| row.want.by_few(max, |ids| model.logits_of(hidden(), ids)))
+    };
+    few_first(rows, few, |rows, _| choose_from_hidden(model, hidden, rows))
+}
+
+/// Answers rows of which `few` knows how, and lets `rest` answer the others: it gets these, and their places among all.
+fn few_first(
+    rows: &mut [ChoiceRow<'_>],
+    few: impl FnMut(&mut ChoiceRow<'_>) -> Option<Choice>,
+    rest: impl FnOnce(&mut [ChoiceRow<'_>], &[usize]) -> Result<Vec<Choice>, String>,
+) -> Result<Vec<Choice>, String> {
+    let mut choices: Vec<Option<Choice>> = rows.iter_mut().map(few).collect();
+    let places = (0..rows.len()).filter(|place| choices[*place].is_none());
+    let places: Vec<usize> = places.collect();
+    let left = rows.iter_mut().zip(&choices);
+    let left = left.filter(|(_, choice)| choice.is_none());
+    let mut left: Vec<ChoiceRow<'_>> = left.map(|(row, _)| row.reborrowed()).collect();
+    if !left.is_empty() {
+        for (place, choice) in places.iter().zip(rest(&mut left, &places)?) {
+            choices[*place] = Some(choice);
+        }
+    }
+    Ok(choices.into_iter().flatten().collect())
+}
+
+/// [`choose`] for rows whose tokens may be any of many.
+fn choose_from_hidden(
+    model: &QwenModel,
+    hidden: &Tensor<2>,
+    rows: &mut [ChoiceRow<'_>],
+) -> Result<Vec<Choice>, String> {
     let mut choices = Vec::with_capacity(rows.len());
     for rows in rows.chunks_mut(MAX_LOGIT_ROWS) {
         let hidden = select(hidden, rows); // [rows, hidden]
@@ -133,6 +218,38 @@ pub(crate) fn choose_from_logits(
     logits: Tensor<2>,
     rows: &mut [ChoiceRow<'_>],
 ) -> Result<Vec<Choice>, String> {
+    if !rows.iter().any(|row| row.want.is_constrained()) {
+        return choose_from_rows(logits, rows);
+    }
+    few_first(
+        rows,
+        |row| row.want.only(),
+        |rows, places| {
+            // What the device can do for the other rows it should not leave to the host because of these.
+            let mut choices: Vec<Option<Choice>> = vec![None; rows.len()];
+            for constrained in [false, true] {
+                let of_kind = |at: &usize| rows[*at].want.is_constrained() == constrained;
+                let at: Vec<usize> = (0..rows.len()).filter(of_kind).collect();
+                if at.is_empty() {
+                    continue;
+                }
+                let indices: Vec<usize> = at.iter().map(|at| places[*at]).collect();
+                let logits = select_rows(&logits, &indices);
+                let mut kind: Vec<ChoiceRow<'_>> = (rows.iter_mut().enumerate())
+                    .filter(|(i, _)| at.binary_search(i).is_ok())
+                    .map(|(_, row)| row.reborrowed())
+                    .collect();
+                for (at, choice) in at.iter().zip(choose_from_rows(logits, &mut kind)?) {
+                    choices[*at] = Some(choice);
+                }
+            }
+            Ok(choices.into_iter().flatten().collect())
+        },
+    )
+}
+
+/// [`choose_from_logits`] for rows that are chosen in one way.
+fn choose_from_rows(logits: Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec<Choice>, String> {
     let row_of = |row| logits.clone().narrow(0, row, 1); // [1, vocab]
     let draws: Option<Vec<Draw>> = rows.iter_mut().map(|row| row.want.draw()).collect();
     if let Some(draws) = draws
@@ -206,8 +323,15 @@ pub(crate) fn select(x: &Tensor<2>, rows: &[ChoiceRow<'_>]) -> Tensor<2> {
             false => x.clone().narrow(0, 0, rows.len()),
         };
     }
-    let indices: Vec<i32> = rows.iter().map(|row| row.row as i32).collect();
-    let indices = TensorData::new(indices, [rows.len()]);
+    let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
+    select_rows(x, &indices)
+}
+
+/// These rows of `x`.
+fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
+    let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
+    let num = indices.len();
+    let indices = TensorData::new(indices, [num]);
     let indices = Tensor::<1, Int>::from_data(indices, (&x.device(), DType::I32));
     x.clone().select(0, indices)
 }

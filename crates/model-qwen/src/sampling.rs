@@ -1,12 +1,13 @@
 //! From logits to the next token, with vLLM's parameters and their meaning.
 //!
-//! Order: allowed tokens, logit bias, bad words, banned tokens, penalties (repetition over prompt and output, frequency and
+//! Order: the constraint's tokens, allowed tokens, logit bias, bad words, banned tokens, penalties (repetition over prompt and output, frequency and
 //! presence over the output), temperature, top-k, top-p, min-p, draw. Log-probabilities are those
 //! of the raw logits, before any of this.
 //!
 //! Nothing sorts the vocabulary (151,936 tokens for Qwen): top-k and top-p select in linear time,
 //! and plain temperature sampling sums weights by blocks.
 
+mod constrained;
 mod distribution;
 mod draw;
 mod params;
@@ -24,6 +25,8 @@ use distribution::{
 pub use draw::Draw;
 pub use params::{SamplingError, SamplingParams};
 pub use top::TopLogits;
+
+use crate::constraint::Constraint;
 
 /// Temperatures below this are greedy, as in vLLM.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -72,6 +75,8 @@ pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> Logprobs {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
+    /// Which tokens may come, if not all.
+    constraint: Option<Constraint>,
     rng: ChaCha8Rng,
     /// Tokens so far: each one has a random number of its own.
     num_output: u64,
@@ -111,6 +116,7 @@ impl Sampler {
         }
         Self {
             params: params.clone(),
+            constraint: None,
             rng,
             num_output: 0,
             draws_from: 0,
@@ -126,7 +132,7 @@ impl Sampler {
     ///
     /// `logits` (`[vocab]`) is changed in place; `banned` tokens are never drawn, as long as
     /// another one is left. NaN counts as impossible. If no token is possible, the answer is the
-    /// lowest id that is not banned.
+    /// lowest id that is not banned; with a constraint, the most likely one that it lets through.
     pub fn sample(&mut self, logits: &mut [f32], banned: &[u32]) -> SampledToken {
         sanitize(logits);
         let normalized = self.params.logprobs.map(|num_top| {
@@ -141,16 +147,9 @@ impl Sampler {
             (normalizer, top)
         });
 
-        self.changed.clear();
-        self.keep_allowed(logits);
-        self.apply_bias(logits);
-        self.exclude_bad_words(logits);
-        for &id in banned {
-            change(logits, &mut self.changed, id, |_| f32::NEG_INFINITY);
-        }
-        self.apply_penalties(logits);
-
-        let id = self.choose(logits, banned);
+        let best = self.apply_mask(logits);
+        let row = Row { logits, ids: None };
+        let id = self.choose_adjusted(row, banned, best);
         // The first record of an id holds its raw value.
         let changed = self.changed.iter().find(|(changed, _)| *changed == id);
         let raw = match changed {
@@ -168,20 +167,41 @@ impl Sampler {
         SampledToken { id, logprobs }
     }
 
+    /// The token that the parameters choose. Where none is possible, `best`: its place in the row.
+    fn choose_adjusted(&mut self, mut row: Row<'_>, banned: &[u32], best: Option<u32>) -> u32 {
+        self.changed.clear();
+        self.keep_allowed(&mut row);
+        self.apply_bias(&mut row);
+        self.exclude_bad_words(&mut row);
+        for &id in banned {
+            change(&mut row, &mut self.changed, id, |_| f32::NEG_INFINITY);
+        }
+        self.apply_penalties(&mut row);
+        let place = self.choose(row.logits, banned, best);
+        match row.ids {
+            None => place,
+            Some(ids) => ids.get(place as usize).copied().unwrap_or(place),
+        }
+    }
+
     /// Whether the next token is the one with the largest logit, and nothing else is asked for.
     pub fn is_argmax(&self) -> bool {
         let params = &self.params;
         params.temperature < GREEDY_BELOW
+            && !self.is_constrained()
             && params.logprobs.is_none()
             && params.logit_bias.is_empty()
             && !params.has_exclusions()
             && !params.has_penalties()
     }
 
-    /// Counts an output token that was not drawn by this sampler: for the penalties, and so that the next one gets another
-    /// random number.
+    /// Counts an output token that was not drawn by this sampler: for the penalties and the constraint, and so that the next one
+    /// gets another random number.
     pub fn observe(&mut self, id: u32) {
         self.num_output += 1;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.consume(id);
+        }
         if self.params.has_penalties() {
             self.seen.entry(id).or_default().num_output += 1;
         }
@@ -190,38 +210,38 @@ impl Sampler {
         }
     }
 
-    fn keep_allowed(&self, logits: &mut [f32]) {
+    fn keep_allowed(&self, row: &mut Row<'_>) {
         let Some(allowed) = &self.params.allowed_token_ids else {
             return;
         };
-        let kept = allowed.iter().map(|&id| id as usize);
-        let kept: Vec<(usize, f32)> = kept.filter_map(|id| Some((id, *logits.get(id)?))).collect();
-        logits.fill(f32::NEG_INFINITY);
-        for (id, logit) in kept {
-            logits[id] = logit;
+        let places = allowed.iter().filter_map(|&id| row.place(id));
+        let kept: Vec<(usize, f32)> = places.map(|place| (place, row.logits[place])).collect();
+        row.logits.fill(f32::NEG_INFINITY);
+        for (place, logit) in kept {
+            row.logits[place] = logit;
         }
     }
 
-    fn exclude_bad_words(&mut self, logits: &mut [f32]) {
+    fn exclude_bad_words(&mut self, row: &mut Row<'_>) {
         for word in &self.params.bad_words {
             if let Some((&last, before)) = word.split_last()
                 && self.output.ends_with(before)
             {
-                change(logits, &mut self.changed, last, |_| f32::NEG_INFINITY);
+                change(row, &mut self.changed, last, |_| f32::NEG_INFINITY);
             }
         }
     }
 
-    fn apply_bias(&mut self, logits: &mut [f32]) {
+    fn apply_bias(&mut self, row: &mut Row<'_>) {
         for &(id, bias) in &self.params.logit_bias {
-            change(logits, &mut self.changed, id, |logit| logit + bias);
+            change(row, &mut self.changed, id, |logit| logit + bias);
         }
     }
 
-    fn apply_penalties(&mut self, logits: &mut [f32]) {
+    fn apply_penalties(&mut self, row: &mut Row<'_>) {
         let params = &self.params;
         for (&id, &Seen { num_output }) in &self.seen {
-            change(logits, &mut self.changed, id, |logit| {
+            change(row, &mut self.changed, id, |logit| {
                 params.penalized(logit, num_output)
             });
         }
@@ -235,12 +255,13 @@ impl Sampler {
         (self.rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    fn choose(&mut self, logits: &[f32], banned: &[u32]) -> u32 {
+    fn choose(&mut self, logits: &[f32], banned: &[u32], otherwise: Option<u32>) -> u32 {
         let (best, max) = argmax(logits);
         if max == f32::NEG_INFINITY {
             // Nothing is possible.
             let mut ids = 0..logits.len() as u32;
-            return ids.find(|id| !banned.contains(id)).unwrap_or(0);
+            let lowest = || ids.find(|id| !banned.contains(id)).unwrap_or(0);
+            return otherwise.unwrap_or_else(lowest);
         }
         let SamplingParams {
             temperature, top_k, ..
@@ -301,13 +322,26 @@ impl Sampler {
     }
 }
 
-fn change(
-    logits: &mut [f32],
-    changed: &mut Vec<(u32, f32)>,
-    id: u32,
-    new: impl FnOnce(f32) -> f32,
-) {
-    if let Some(logit) = logits.get_mut(id as usize) {
+/// The logits of a row, of all tokens or of some.
+struct Row<'a> {
+    logits: &'a mut [f32],
+    /// Their tokens, in the order of ids; `None` if these are all.
+    ids: Option<&'a [u32]>,
+}
+
+impl Row<'_> {
+    /// Where the logit of a token is.
+    fn place(&self, id: u32) -> Option<usize> {
+        let place = match self.ids {
+            None => id as usize,
+            Some(ids) => ids.binary_search(&id).ok()?,
+        };
+        (place < self.logits.len()).then_some(place)
+    }
+}
+
+fn change(row: &mut Row<'_>, changed: &mut Vec<(u32, f32)>, id: u32, new: impl FnOnce(f32) -> f32) {
+    if let Some(logit) = row.place(id).map(|place| &mut row.logits[place]) {
         changed.push((id, *logit));
         // Large logits can overflow here; keep what `sanitize` guarantees.
         let value = new(*logit);

@@ -10,6 +10,7 @@ mod command_line;
 mod file;
 mod parsers;
 mod stored_responses;
+mod structured_outputs;
 pub mod units;
 mod vllm_flags;
 
@@ -286,6 +287,7 @@ impl Config {
                 enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
                 exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
                 stored_responses: args.stored_responses,
+                json_style: args.structured_outputs_config.unwrap_or_default(),
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),

@@ -121,6 +121,7 @@ impl From<SequenceError> for ApiError {
         let message = error.to_string();
         match error {
             SequenceError::Aborted | SequenceError::DeviceFailed(_) => Self::unavailable(message),
+            SequenceError::Grammar(_) => Self::new(StatusCode::BAD_REQUEST, message),
             SequenceError::Failed(_) | SequenceError::Stopped => Self::internal(message),
         }
     }

@@ -20,6 +20,7 @@ mod cors;
 pub mod deltas;
 pub mod engine;
 pub mod error;
+mod grammars;
 pub mod metrics;
 pub mod postprocess;
 pub mod protocol;

@@ -12,6 +12,7 @@ pub mod completions;
 #[cfg(test)]
 mod field_names;
 pub mod fields;
+pub mod grammar;
 pub mod logprobs;
 mod messages;
 pub mod models;

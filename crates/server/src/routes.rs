@@ -5,6 +5,7 @@ pub mod chat;
 mod chat_format;
 mod completion_format;
 pub mod completions;
+mod constraint;
 mod conversation;
 pub mod health;
 pub mod lora;

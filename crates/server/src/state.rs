@@ -4,14 +4,16 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use model_qwen::Tokenizer;
+use model_qwen::{Constraint, JsonStyle, Tokenizer};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{ApiConfig, ApiKey, Config};
 use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
+use crate::grammars::Grammars;
 use crate::metrics::Metrics;
+use crate::protocol::grammar::Asked;
 use crate::stored_responses::ResponseStore;
 
 /// Bytes of large bodies that are in memory at once.
@@ -33,6 +35,7 @@ struct Shared {
     started: u64,
     metrics: Metrics,
     stored_responses: ResponseStore,
+    grammars: Grammars,
     api: ApiConfig,
     fingerprint: String,
     longest_token: usize,
@@ -53,6 +56,7 @@ impl AppState {
             stored_responses: ResponseStore::new(stored.max_num, stored_bytes),
             fingerprint: fingerprint(&model),
             longest_token: longest_token(&model.tokenizer),
+            grammars: Grammars::new(&model, engine.vocab_size()),
             api: config.api.clone(),
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
@@ -169,6 +173,20 @@ impl AppState {
     /// Variables of the chat template that requests may override.
     pub fn default_chat_template_kwargs(&self) -> &Map<String, Value> {
         &self.0.api.default_chat_template_kwargs
+    }
+
+    /// How answers in JSON are written, unless a request says otherwise.
+    pub(crate) fn json_style(&self) -> &JsonStyle {
+        &self.0.api.json_style
+    }
+
+    /// A constraint that keeps an answer to a grammar. It may take a while.
+    ///
+    /// # Errors
+    /// 400 with the grammar's field.
+    pub(crate) fn constraint(&self, asked: &Asked) -> Result<Constraint, ApiError> {
+        let compiled = self.0.grammars.compile(&asked.grammar);
+        compiled.map_err(|error| asked.refusal(&error))
     }
 
     /// `system_fingerprint`: the same as long as version, model and context are.

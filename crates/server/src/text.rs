@@ -9,7 +9,10 @@ use std::task::{Context, Poll, Wake};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use model_qwen::{RenderOptions, SamplingError, SamplingParams, TemplateError, TokenizerError};
+use model_qwen::{
+    Grammar, GrammarError, RenderOptions, SamplingError, SamplingParams, TemplateError,
+    TokenizerError,
+};
 use serde_json::{Value, json};
 
 use crate::deltas::Deltas;
@@ -17,6 +20,7 @@ use crate::engine::{
     EngineHandle, FinishReason, GenerateRequest, ModelInfo, SequenceError, SubmitError,
     TokenLogprobs,
 };
+use crate::grammars::Grammars;
 use crate::postprocess::{Delta, Postprocessor};
 use crate::protocol::sampling::TextOptions;
 
@@ -35,6 +39,9 @@ pub enum TextError {
     Tokenizer(#[from] TokenizerError),
     /// A sampling parameter.
     Sampling(#[from] SamplingError),
+    /// A grammar that can't be used.
+    #[error("grammar: {0}")]
+    Grammar(#[from] GrammarError),
     /// A field of the request.
     #[error("{field}: expected {expected}, found {found}")]
     Field {
@@ -73,6 +80,8 @@ pub struct TextRequest {
     pub stop: Vec<String>,
     /// Name of a loaded adapter; `None` is the base model.
     pub adapter: Option<String>,
+    /// What the text has to keep to; `None` is free text.
+    pub grammar: Option<Grammar>,
 }
 
 impl TextRequest {
@@ -83,6 +92,7 @@ impl TextRequest {
             max_tokens: None,
             stop: Vec::new(),
             adapter: None,
+            grammar: None,
         }
     }
 
@@ -123,6 +133,13 @@ impl TextRequest {
         self
     }
 
+    /// Keeping to this grammar, such as a JSON Schema, to its end unless `max_tokens` comes first.
+    #[must_use]
+    pub fn grammar(mut self, grammar: Grammar) -> Self {
+        self.grammar = Some(grammar);
+        self
+    }
+
     /// Ending before this string.
     #[must_use]
     pub fn stop(mut self, text: impl Into<String>) -> Self {
@@ -154,12 +171,18 @@ pub struct Completion {
 pub struct TextEngine {
     handle: EngineHandle,
     model: ModelInfo,
+    grammars: Arc<Grammars>,
 }
 
 impl TextEngine {
     /// Joins an engine and its model.
     pub fn new(handle: EngineHandle, model: ModelInfo) -> Self {
-        Self { handle, model }
+        let grammars = Arc::new(Grammars::new(&model, handle.vocab_size()));
+        Self {
+            handle,
+            model,
+            grammars,
+        }
     }
 
     /// The engine, for adapters, statistics, and requests in token ids.
@@ -254,9 +277,12 @@ impl TextEngine {
             skip_special_tokens: true,
             ..TextOptions::default()
         };
+        let grammar = request.grammar.as_ref();
+        let constraint = grammar.map(|grammar| self.grammars.compile(grammar));
         let request = GenerateRequest {
             prompt,
             sampling,
+            constraint: constraint.transpose()?,
             max_tokens,
             min_tokens: 0,
             stop_token_ids: text.stop_token_ids.clone(),

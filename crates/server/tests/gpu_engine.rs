@@ -44,6 +44,7 @@ fn request(i: u32) -> GenerateRequest {
         },
         max_tokens: 12 + i as usize,
         min_tokens: 0,
+        constraint: None,
         stop_token_ids: Vec::new(),
         adapter: None,
         cache_salt: None,

@@ -141,6 +141,7 @@ fn requests(
                 },
                 max_tokens,
                 min_tokens: max_tokens,
+                constraint: None,
                 stop_token_ids: Vec::new(),
                 adapter: match args.adapter.len() {
                     0 => None,

@@ -116,8 +116,16 @@ impl QwenModel {
         })
     }
 
-    /// The logits of the rows of lm_head that may be among the largest.
-    fn exact(&self, hidden: Tensor<2>, Largest { rows, bound }: Largest) -> Option<TopLogits> {
+    /// The logits of these tokens after `hidden [1, hidden]`, without reading the rest of lm_head. `None` on a GPU, and where
+    /// lm_head is quantized.
+    pub(crate) fn logits_of(&self, hidden: Tensor<2>, tokens: &[u32]) -> Option<Vec<f32>> {
+        let _span = trace_span!("lm_head").entered();
+        (self.device() == Device::flex())
+            .then(|| on_worker(&self.device(), || self.rows(hidden, tokens)))?
+    }
+
+    /// Logits of some rows of lm_head.
+    fn rows(&self, hidden: Tensor<2>, rows: &[u32]) -> Option<Vec<f32>> {
         let Weight::Dense(weight) = &self.lm_head.weight else {
             return None;
         };
@@ -127,7 +135,12 @@ impl QwenModel {
         let mut head = Linear::new(Weight::Dense(weight.clone().select(0, ids)), None);
         head.compute = self.lm_head.compute;
         let logits = head.forward(hidden, &AdapterSelection::Base); // [1, rows]
-        let logits: Vec<f32> = logits.into_data().try_into_vec().ok()?;
+        logits.into_data().try_into_vec().ok()
+    }
+
+    /// The logits of the rows of lm_head that may be among the largest.
+    fn exact(&self, hidden: Tensor<2>, Largest { rows, bound }: Largest) -> Option<TopLogits> {
+        let logits = self.rows(hidden, &rows)?;
         let entries = rows.into_iter().zip(logits);
         Some(TopLogits {
             entries: entries.filter(|(_, logit)| *logit > bound).collect(),

@@ -48,9 +48,12 @@ impl Sampler {
     /// or call [`Sampler::undrawn`].
     ///
     /// `None` where the draw takes more than the logits: with `banned` or excluded tokens, penalties, biases or log-probabilities, and for
-    /// some tokens after one that a device couldn't draw.
+    /// some tokens after one that a device couldn't draw. What a constraint lets through is known only when the tokens before are.
     pub fn draw(&mut self, ahead: usize, banned: &[u32]) -> Option<Draw> {
         if !banned.is_empty() || self.num_output < self.draws_from {
+            return None;
+        }
+        if self.is_constrained() || (ahead > 0 && self.constraint.is_some()) {
             return None;
         }
         if self.is_argmax() {

@@ -24,7 +24,8 @@ impl Sampler {
     }
 
     /// Whether [`Sampler::sample_top`] may have an answer. It has none where all logits count: with log-probabilities, with
-    /// biases, with tokens that may not come, with penalties that raise logits, and when temperature alone decides.
+    /// biases, with tokens that may not come, with penalties that raise logits, and when temperature alone decides. Of the tokens
+    /// that a constraint lets through, the sum of weights isn't known.
     pub fn takes_top(&self) -> bool {
         let params = &self.params;
         let is_greedy = params.temperature < GREEDY_BELOW;
@@ -36,7 +37,7 @@ impl Sampler {
             && params.presence_penalty >= 0.0
             && params.frequency_penalty >= 0.0
             // Without top-k, top-p takes its share of a sum over all tokens.
-            && (is_greedy || params.top_k > 0 || !params.has_penalties())
+            && (is_greedy || params.top_k > 0 || !(params.has_penalties() || self.is_constrained()))
             && (is_greedy || has_limit || params.top_p < 1.0)
     }
 
@@ -54,7 +55,10 @@ impl Sampler {
         if !self.takes_top() || (!is_greedy && !limited && !banned.is_empty()) {
             return None;
         }
-        let (ids, mut logits): (Vec<u32>, Vec<f32>) = top.entries.iter().copied().unzip();
+        let mask = self.mask();
+        let allows = |id: &u32| mask.as_ref().is_none_or(|mask| mask.allows(*id));
+        let allowed = top.entries.iter().filter(|(id, _)| allows(id));
+        let (ids, mut logits): (Vec<u32>, Vec<f32>) = allowed.copied().unzip();
         sanitize(&mut logits);
         self.lower(&ids, &mut logits, banned);
         // Here ids are places in `ids`.

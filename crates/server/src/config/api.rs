@@ -3,6 +3,7 @@
 use super::StoredResponses;
 use super::parsers::{ReasoningParser, ToolCallParser};
 use axum::http::{HeaderName, HeaderValue, Method};
+use model_qwen::JsonStyle;
 use serde_json::{Map, Value};
 
 /// Most alternatives per token in log-probabilities, as in vLLM.
@@ -33,6 +34,8 @@ pub struct ApiConfig {
     pub exclude_tools_when_tool_choice_none: bool,
     /// Which answers of `/v1/responses` are kept.
     pub stored_responses: StoredResponses,
+    /// How answers in JSON are written, and how schemas are read, unless a request says otherwise.
+    pub json_style: JsonStyle,
 }
 
 impl Default for ApiConfig {
@@ -49,6 +52,7 @@ impl Default for ApiConfig {
             enable_auto_tool_choice: true,
             exclude_tools_when_tool_choice_none: false,
             stored_responses: StoredResponses::default(),
+            json_style: JsonStyle::default(),
         }
     }
 }

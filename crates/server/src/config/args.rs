@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 use lora_4bit::ComputeDtype;
 use model_qwen::flags::some_of;
-use model_qwen::{Dtype, Quantization};
+use model_qwen::{Dtype, JsonStyle, Quantization};
 
 use super::api::MAX_LOGPROBS;
+use super::structured_outputs::json_style;
 use super::{LoraModule, MaxModelLen, ReasoningParser, StoredResponses, ToolCallParser, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
@@ -177,6 +178,11 @@ pub struct Args {
     /// Show the model no tools where a request has `tool_choice` `none`
     #[arg(long)]
     pub exclude_tools_when_tool_choice_none: bool,
+
+    /// Settings of structured output, as JSON: `'{"disable_any_whitespace": true}'` writes JSON without white space,
+    /// `disable_additional_properties` lets objects have only the properties that their schema lists; those of a request win
+    #[arg(long, value_name = "JSON", value_parser = json_style)]
+    pub structured_outputs_config: Option<JsonStyle>,
 
     /// Where requests have their sampling defaults from: auto = the model's generation_config.json, vllm = none of it
     #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = ["auto", "vllm"])]

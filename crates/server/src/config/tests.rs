@@ -173,6 +173,14 @@ fn bad_values_name_their_flag() {
             "--default-chat-template-kwargs",
         ),
         (
+            vec!["--structured-outputs-config", "{\"backend\": \"outlines\"}"],
+            "--structured-outputs-config",
+        ),
+        (
+            vec!["--guided-decoding-backend", "outlines"],
+            "--guided-decoding-backend",
+        ),
+        (
             vec!["--tensor-parallel-size", "2"],
             "--tensor-parallel-size",
         ),

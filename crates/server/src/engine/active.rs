@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use kv_paging::{Chunk, Sampled};
 use model_qwen::sampling::Logprobs;
-use model_qwen::{ChoiceRow, Draw, SampledToken, Sampler, Want};
+use model_qwen::{ChoiceRow, Constraint, Draw, SampledToken, Sampler, Want};
 
 use super::adapters::AdapterUse;
+use super::error::SequenceError;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
 
@@ -19,6 +20,8 @@ pub(super) struct ActiveSequence {
     pub(super) sampler: Sampler,
     pub(super) adapter: Option<AdapterUse>,
     pub(super) num_generated: usize,
+    /// Why it can't go on.
+    pub(super) failure: Option<SequenceError>,
     /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
@@ -68,8 +71,23 @@ impl ActiveSequence {
         goes_on.then(|| self.draw(1)).flatten()
     }
 
+    /// Whether `id`, its last token, ends it with reason `Stop`.
+    pub(super) fn stops(&self, id: u32) -> bool {
+        let constraint = self.sampler.constraint();
+        self.request.stop_token_ids.contains(&id) || constraint.is_some_and(Constraint::is_finished)
+    }
+
     /// Sends the sequence's next token, and before the first one the log-probabilities of the prompt.
     pub(super) fn send(&mut self, chunk: &Chunk, token: SampledToken) -> Sampled {
+        let constraint = self.sampler.constraint();
+        if let Some(reason) = constraint.and_then(Constraint::error) {
+            self.failure = Some(SequenceError::Grammar(reason.to_owned()));
+            return Sampled {
+                id: chunk.id,
+                token: token.id,
+                finished: true,
+            };
+        }
         if let Some(scores) = self.prompt_logprobs.take() {
             self.sink.send(EngineOutput::PromptLogprobs(scores));
         }
@@ -80,7 +98,7 @@ impl ActiveSequence {
             logprobs: token.logprobs.map(|logprobs| token_logprobs(id, logprobs)),
             num_cached_tokens: chunk.num_cached,
         });
-        let finished = self.request.stop_token_ids.contains(&id)
+        let finished = self.stops(id)
             || self.num_generated >= self.request.max_tokens
             || chunk.reaches_max_len
             || !delivered;

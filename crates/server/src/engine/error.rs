@@ -62,6 +62,9 @@ pub enum SequenceError {
     /// The engine failed on it.
     #[error("{0}")]
     Failed(String),
+    /// Its grammar lets no token come, or has become too complex.
+    #[error("the grammar of this request cannot be followed any further: {0}")]
+    Grammar(String),
     /// The engine thread is gone.
     #[error("the engine stopped while the request was running; see the server's log")]
     Stopped,

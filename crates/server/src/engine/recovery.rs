@@ -166,6 +166,7 @@ mod tests {
             },
             max_tokens: 1,
             min_tokens: 0,
+            constraint: None,
             stop_token_ids: Vec::new(),
             adapter: None,
             cache_salt: None,

@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out of it: plain data, no tensors.
 
-use model_qwen::SamplingParams;
+use model_qwen::{Constraint, SamplingParams};
 
 use super::error::SequenceError;
 
@@ -11,9 +11,11 @@ pub struct GenerateRequest {
     pub prompt: Vec<u32>,
     /// How the next token is chosen.
     pub sampling: SamplingParams,
+    /// Which tokens may come, if not all: of the model's vocabulary, before its first token.
+    pub constraint: Option<Constraint>,
     /// Most tokens to generate, at least 1; prompt and output together fit the context.
     pub max_tokens: usize,
-    /// No stop token may be chosen before this many tokens were generated.
+    /// No stop token may be chosen before this many tokens were generated, unless the constraint lets no other one come.
     pub min_tokens: usize,
     /// Token ids that end the sequence, with the model's end-of-sequence ids unless `ignore_eos` was asked for.
     pub stop_token_ids: Vec<u32>,

@@ -41,8 +41,10 @@ impl Worker {
         let default_seed = self.seed.map(|seed| seed.wrapping_add(id));
         request.sampling.seed = request.sampling.seed.or(default_seed);
         let vocab_size = self.model.config.vocab_size;
+        let sampler = Sampler::new(&request.sampling, &request.prompt, vocab_size);
         let sequence = ActiveSequence {
-            sampler: Sampler::new(&request.sampling, &request.prompt, vocab_size),
+            sampler: sampler.constrained(request.constraint.take()),
+            failure: None,
             prompt_logprobs: request.prompt_logprobs.map(|_| vec![None]),
             request,
             sink,

@@ -155,12 +155,15 @@ impl Worker {
         for sampled in sampled.iter().filter(|sampled| sampled.finished) {
             ended = true;
             if let Some(sequence) = self.sequences.remove(&sampled.id) {
-                let stopped = sequence.request.stop_token_ids.contains(&sampled.token);
-                let reason = match stopped {
+                let reason = match sequence.stops(sampled.token) {
                     true => FinishReason::Stop,
                     false => FinishReason::Length,
                 };
-                sequence.sink.send(EngineOutput::Finished { reason });
+                let end = match sequence.failure {
+                    Some(error) => EngineOutput::Failed(error),
+                    None => EngineOutput::Finished { reason },
+                };
+                sequence.sink.send(end);
             }
         }
         if ended {

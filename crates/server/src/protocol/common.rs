@@ -67,15 +67,6 @@ pub struct SamplingFields {
     pub request_id: Option<String>,
     /// Separates prefix-cache entries.
     pub cache_salt: Option<String>,
-    /// Only `{"type": "text"}` is implemented.
-    pub response_format: Option<ResponseFormat>,
-}
-
-/// `response_format`.
-#[derive(Clone, Debug, Deserialize)]
-pub struct ResponseFormat {
-    /// `text`, `json_object`, `json_schema`.
-    pub r#type: String,
 }
 
 /// One string or several.
@@ -125,16 +116,6 @@ impl SamplingFields {
     /// 400 with the field.
     pub fn from_body(body: &Body, max_logprobs: usize) -> Result<Self, ApiError> {
         let fields: Self = body.read()?;
-        match &fields.response_format {
-            Some(format) if format.r#type != "text" => {
-                let message = format!(
-                    "`response_format`: the type `{}` is not supported, only `text`.",
-                    format.r#type
-                );
-                return Err(ApiError::bad_request("response_format.type", message));
-            }
-            _ => {}
-        }
         let options = fields.stream_options.unwrap_or_default();
         let asks =
             options.include_usage == Some(true) || options.continuous_usage_stats == Some(true);

@@ -220,7 +220,7 @@ fn is_empty(value: &Value) -> bool {
 }
 
 /// As [`is_empty`], or a switch that is off, or an object of nothing else.
-fn says_nothing(value: &Value) -> bool {
+pub(super) fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Bool(on) => !on,
         Value::Object(fields) => fields.values().all(says_nothing),
@@ -311,6 +311,7 @@ mod tests {
     use crate::protocol::common::SamplingFields;
     use crate::protocol::completions::CompletionFields;
     use crate::protocol::field_names::field_names;
+    use crate::protocol::grammar::GrammarFields;
     use crate::protocol::responses::ResponsesFields;
     use serde_json::json;
 
@@ -346,7 +347,11 @@ mod tests {
             names.dedup();
             names
         };
-        let sampling = field_names::<SamplingFields>();
+        let shared = [
+            field_names::<SamplingFields>(),
+            field_names::<GrammarFields>(),
+        ];
+        let sampling = shared.concat().leak();
         let chat = [field_names::<ChatFields>(), sampling];
         assert_eq!(
             works(Endpoint::Chat),
@@ -399,15 +404,13 @@ mod tests {
     #[test]
     fn what_says_nothing_is_taken_out() {
         let fields = json!({
-            "use_beam_search": false, "guided_choice": [], "structured_outputs": { "json": null, "regex": "" },
+            "use_beam_search": false, "guided_choice": [], "structured_outputs": {},
             "logits_processors": null, "priority": 0, "stop": "", "tools": [], "response_format": {}, "unknown": 1,
             "user": "me", "best_of": 1.0, "modalities": ["text"], "thinking_token_budget": -1, "messages": [],
         });
         assert_eq!(checked(fields).unwrap(), json!({ "messages": [] }));
         for (field, value) in [
             ("use_beam_search", json!(true)),
-            ("guided_json", json!({ "type": "object" })),
-            ("structured_outputs", json!({ "choice": ["a"] })),
             ("priority", json!(-1)),
             ("best_of", json!(2)),
             ("modalities", json!(["text", "audio"])),

@@ -27,6 +27,18 @@ pub struct TextOptions {
     pub min_tokens: usize,
 }
 
+impl TextOptions {
+    /// The same for a text that a constraint ends with one of `ends`, whatever the request says of these.
+    #[must_use]
+    pub(crate) fn ending_with(mut self, ends: &[u32]) -> Self {
+        self.eos_token_ids = ends.to_vec();
+        self.stop_token_ids.extend(ends);
+        self.stop_token_ids.sort_unstable();
+        self.stop_token_ids.dedup();
+        self
+    }
+}
+
 impl SamplingFields {
     /// Sampling parameters: the request's over the model's defaults, which are its `generation_config.json` over
     /// vLLM's.

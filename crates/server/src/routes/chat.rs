@@ -14,6 +14,7 @@ use crate::protocol::body::Body;
 use crate::protocol::chat::{ChatFields, TemplateFields};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
+use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::TokenView;
 use crate::protocol::tools::{ToolChoice, read_choice};
 use crate::state::{AppState, unix_time};
@@ -84,6 +85,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
     body.check(Endpoint::Chat)?;
     let mut template: TemplateFields = body.read()?;
     let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let grammar: GrammarFields = body.read()?;
     let fields = ChatFields::take(&mut body)?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
@@ -104,6 +106,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         sampling,
         max_tokens: fields.max_completion_tokens.or(fields.max_tokens),
         num_logprobs,
+        grammar: grammar.asked(state.json_style())?,
         tool_choice,
         only_one_call: fields.parallel_tool_calls == Some(false),
     };

@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use model_qwen::TokenizerError;
 
 use super::completion_format::CompletionFormat;
+use super::constraint::constraint;
 use super::prompt::{Length, encode, in_turn};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
@@ -16,6 +17,7 @@ use crate::protocol::body::Body;
 use crate::protocol::common::SamplingFields;
 use crate::protocol::completions::{CompletionFields, DEFAULT_MAX_TOKENS, PromptItem};
 use crate::protocol::fields::Endpoint;
+use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::TokenView;
 use crate::protocol::sampling::TextOptions;
 use crate::state::{AppState, unix_time};
@@ -101,6 +103,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     body.check(Endpoint::Completions)?;
     let fields = CompletionFields::take(&mut body)?;
     let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let grammar: GrammarFields = body.read()?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
 
@@ -121,6 +124,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     };
     let params = sampling.sampling_params(state, fields.logprobs)?;
     let text = sampling.text_options(state)?;
+    let asked = grammar.asked(state.json_style())?;
 
     let items = fields.prompt.into_items()?;
     let (num_sequences, limit) = (
@@ -133,6 +137,8 @@ fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
         );
         return Err(ApiError::bad_request("prompt", message));
     }
+    let stop_token_ids = text.stop_token_ids.clone();
+    let (constraint, text) = constraint(state, asked, None, &sampling, text)?;
     let length = Length::of(state, &sampling, "prompt", fields.max_tokens)?;
     let echoed_logprobs = fields.logprobs.filter(|_| echo);
     let mut requests = Vec::with_capacity(items.len());
@@ -151,9 +157,10 @@ fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
         requests.push(GenerateRequest {
             prompt,
             sampling: params.clone(),
+            constraint: constraint.clone(),
             max_tokens,
             min_tokens: text.min_tokens,
-            stop_token_ids: text.stop_token_ids.clone(),
+            stop_token_ids: stop_token_ids.clone(),
             adapter: adapter.clone(),
             cache_salt: sampling.cache_salt.clone(),
             prompt_logprobs: sampling.prompt_logprobs().max(echoed_logprobs),

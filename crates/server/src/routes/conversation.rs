@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::constraint::{constraint, reasoning_end};
 use super::prompt::{Length, encode};
 use crate::answer::{
     AnswerOptions, CLOSE_CALL, CLOSE_THINK, CallOptions, OPEN_CALL, OPEN_THINK, ReasoningStart,
@@ -14,6 +15,7 @@ use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
+use crate::protocol::grammar::Asked;
 use crate::protocol::sampling::TextOptions;
 use crate::protocol::tools::{ToolChoice, read_tools};
 use crate::state::AppState;
@@ -34,6 +36,8 @@ pub(super) struct Conversation {
     pub(super) max_tokens: Option<usize>,
     /// Log-probabilities with so many alternatives.
     pub(super) num_logprobs: Option<usize>,
+    /// What the answer has to keep to.
+    pub(super) grammar: Option<Asked>,
     /// Which tools are called.
     pub(super) tool_choice: ToolChoice,
     /// Whether an answer has at most one call.
@@ -72,6 +76,7 @@ impl Conversation {
             sampling,
             max_tokens: requested,
             num_logprobs,
+            grammar,
             tool_choice,
             only_one_call,
         } = self;
@@ -101,14 +106,18 @@ impl Conversation {
         };
         text.kept_special = kept_special(state, &parts);
         let length = Length::of(state, &sampling, "messages", requested)?;
+        let after = reasoning_end(state, &rendered.prompt);
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
+        let stop_token_ids = text.stop_token_ids.clone();
+        let (constraint, text) = constraint(state, grammar, after, &sampling, text)?;
         let request = GenerateRequest {
             prompt,
             sampling: params,
+            constraint,
             max_tokens,
             min_tokens: text.min_tokens,
-            stop_token_ids: text.stop_token_ids.clone(),
+            stop_token_ids,
             adapter,
             cache_salt: sampling.cache_salt.clone(),
             prompt_logprobs: sampling.prompt_logprobs(),

@@ -16,9 +16,10 @@ use crate::protocol::body::Body;
 use crate::protocol::chat::TemplateFields;
 use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
+use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::TokenView;
 use crate::protocol::responses::items::{Item, is_unfinished, read_input};
-use crate::protocol::responses::messages::{Messages, Places};
+use crate::protocol::responses::messages::Messages;
 use crate::protocol::responses::output::Output;
 use crate::protocol::responses::response::{ResponseObject, Status, decimal};
 use crate::protocol::responses::settings;
@@ -98,7 +99,9 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
     body.check(Endpoint::Responses)?;
     let mut fields = ResponsesFields::take(&mut body)?;
     let mut sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let mut grammar: GrammarFields = body.read()?;
     drop(body);
+    grammar.response_format = settings::read_text(fields.text.as_ref())?;
     let truncation = fields.truncation.unwrap_or_default();
     if truncation == Truncation::Auto {
         // The longest prompt that leaves room for the output.
@@ -123,7 +126,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         reasoning_effort: settings::read_reasoning(fields.reasoning.as_ref())?,
         ..TemplateFields::default()
     };
-    refuse_format(settings::read_text(fields.text.as_ref())?)?;
+    let grammar = grammar.asked(state.json_style());
     let (messages, places) = messages(&fields, previous.as_deref(), &input).into_parts();
     let conversation = Conversation {
         model: fields.model,
@@ -132,6 +135,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         sampling,
         max_tokens: fields.max_output_tokens,
         num_logprobs,
+        grammar: grammar.map_err(|error| places.name(error))?,
         tool_choice,
         only_one_call: fields.parallel_tool_calls == Some(false),
     };
@@ -143,19 +147,8 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         input,
     };
     let prepared = conversation.prepare(state);
-    let prepared = prepared.map_err(|error| Places::name(&places, error))?;
+    let prepared = prepared.map_err(|error| places.name(error))?;
     Ok((shown, prepared))
-}
-
-/// Refuses a format that the answer would have to keep to.
-fn refuse_format(format: Option<Value>) -> Result<(), ApiError> {
-    match format {
-        None => Ok(()),
-        Some(_) => {
-            let message = "`text.format`: only `text` is supported.";
-            Err(ApiError::bad_request("text.format.type", message))
-        }
-    }
 }
 
 /// The response before it has any output.

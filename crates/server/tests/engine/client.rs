@@ -47,7 +47,16 @@ impl Server {
         } else {
             &default
         };
-        let config = config(model, &[flags, default].concat());
+        Self::of(config(model, &[flags, default].concat()))
+    }
+
+    /// A server of the bundled model.
+    pub(crate) fn start_bundled() -> Self {
+        let flags = ["server", "--device", "cpu", "--served-model-name", "base"];
+        Self::of(Config::from_command_line(flags).unwrap())
+    }
+
+    fn of(config: Config) -> Self {
         let (engine, info, thread) = {
             let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
             let before = engine_threads();
@@ -231,6 +240,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: usize) -> GenerateRequest {
         },
         max_tokens,
         min_tokens: 0,
+        constraint: None,
         stop_token_ids: EOS.to_vec(),
         adapter: None,
         cache_salt: None,

@@ -5,6 +5,9 @@
 mod adapters;
 mod batching;
 mod client;
+mod generated_schemas;
+mod grammars;
+mod json_schema;
 mod lifecycle;
 mod logprobs;
 mod memory;

@@ -6,6 +6,7 @@ mod answers;
 mod compat;
 mod envelope;
 mod errors;
+mod grammars;
 mod lifecycle;
 mod prompts;
 mod reasoning;

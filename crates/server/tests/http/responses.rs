@@ -128,8 +128,11 @@ fn text_is_streamed_in_events() {
     let whole = respond(&server, json!({})).json();
     assert_eq!(whole["usage"], done["usage"]);
     assert_eq!(whole["output"][0]["content"], done["output"][0]["content"]);
-    let mut keys = [&whole, done, created].map(|response| response.as_object().unwrap().keys());
-    assert!(keys[0].clone().eq(keys[1].clone()) && keys[1].by_ref().eq(keys[2].by_ref()));
+    let keys = [&whole, done, created].map(|response| {
+        let keys = response.as_object().unwrap().keys();
+        keys.cloned().collect::<Vec<_>>()
+    });
+    assert!(keys[0] == keys[1] && keys[1] == keys[2]);
 }
 
 #[test]

@@ -82,6 +82,16 @@ impl Messages {
     }
 }
 
+/// Fields that a chat has under other names.
+const NAMES: [(&str, &str); 6] = [
+    ("messages", "input"),
+    ("max_tokens", "max_output_tokens"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+];
+
 /// Where messages came from.
 #[derive(Debug)]
 pub struct Places(Vec<String>);
@@ -90,41 +100,48 @@ impl Places {
     /// The error with names of this endpoint's fields.
     #[must_use]
     pub fn name(&self, mut error: ApiError) -> ApiError {
-        let renamed = error.param.as_deref().and_then(|param| self.renamed(param));
-        if let (Some(param), Some(name)) = (error.param.take(), renamed) {
-            error.message = error
+        let own = error.param.as_deref().map(|param| self.renamed(param));
+        if let (Some(param), Some(own)) = (error.param.take(), own) {
+            let message = error
                 .message
-                .replace(&format!("`{param}`"), &format!("`{name}`"));
-            error.param = Some(name);
+                .replace(&format!("`{param}`"), &format!("`{own}`"));
+            error.message = message;
+            error.param = Some(own);
+        }
+        for (chat, own) in NAMES {
+            for end in ["`", "."] {
+                let message = error
+                    .message
+                    .replace(&format!("`{chat}{end}"), &format!("`{own}{end}"));
+                error.message = message;
+            }
         }
         error
     }
 
-    fn renamed(&self, param: &str) -> Option<String> {
-        const NAMES: [(&str, &str); 5] = [
-            ("max_tokens", "max_output_tokens"),
-            ("max_completion_tokens", "max_output_tokens"),
-            ("reasoning_effort", "reasoning.effort"),
-            ("response_format.json_schema", "text.format"),
-            ("response_format", "text.format"),
-        ];
-        if let Some(index) = param.strip_prefix("messages[") {
-            let (index, rest) = index.split_once(']')?;
-            let place = self.0.get(index.parse::<usize>().ok()?)?;
-            return Some(match place.as_str() {
-                // Their fields are not the request's.
-                "instructions" | "previous_response_id" => place.clone(),
-                _ => format!("{place}{rest}"),
-            });
+    fn renamed(&self, param: &str) -> String {
+        if let Some(place) = self.place(param) {
+            return place;
+        }
+        if param.starts_with("tools[") {
+            return param.replace(".function", "");
         }
         let mut names = NAMES.iter();
-        let known = names.find_map(|(chat, own)| {
+        let own = names.find_map(|(chat, own)| {
             let rest = param.strip_prefix(chat)?;
             (rest.is_empty() || rest.starts_with('.')).then(|| format!("{own}{rest}"))
         });
-        Some(match param {
-            "messages" => "input".to_owned(),
-            _ => known.unwrap_or_else(|| param.to_owned()),
+        own.unwrap_or_else(|| param.to_owned())
+    }
+
+    /// Where the field of a message came from.
+    fn place(&self, param: &str) -> Option<String> {
+        let (index, rest) = param.strip_prefix("messages[")?.split_once(']')?;
+        let place = self.0.get(index.parse::<usize>().ok()?)?;
+        Some(match place.as_str() {
+            // Their fields are not the request's.
+            "instructions" | "previous_response_id" => place.clone(),
+            _ => format!("{place}{rest}"),
         })
     }
 }
@@ -236,6 +253,7 @@ mod tests {
             ("response_format.json_schema.schema", "text.format.schema"),
             ("response_format.type", "text.format.type"),
             ("temperature", "temperature"),
+            ("tools[1].function.parameters", "tools[1].parameters"),
         ] {
             let error = ApiError::bad_request(param, format!("`{param}`: odd."));
             let error = places.name(error);

@@ -1,0 +1,302 @@
+//! JSON Schemas, brought into the part of the language that llguidance reads.
+//!
+//! llguidance refuses by name what it does not know. Here it gets the same schema in other words where it would refuse one that
+//! can be said otherwise: references to any place of the document, `propertyNames`, a `oneOf` whose options exclude each other,
+//! and formats that JSON Schema does not define, which are annotations.
+
+use serde_json::{Map, Value, json};
+
+use super::grammar::{GrammarError, JsonStyle, invalid};
+use super::{one_of, references};
+
+/// Values inside one another.
+const MAX_DEPTH: usize = 256;
+
+/// Where a keyword has schemas.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// Its value is a schema, or a list of schemas.
+    Schemas,
+    /// The values of its object are schemas.
+    Map,
+    /// It has none.
+    Nothing,
+}
+
+/// What a keyword holds.
+pub(super) fn holds(keyword: &str) -> Holds {
+    match keyword {
+        "additionalItems"
+        | "additionalProperties"
+        | "allOf"
+        | "anyOf"
+        | "contains"
+        | "else"
+        | "if"
+        | "items"
+        | "not"
+        | "oneOf"
+        | "prefixItems"
+        | "propertyNames"
+        | "then"
+        | "unevaluatedItems"
+        | "unevaluatedProperties"
+        | "contentSchema" => Holds::Schemas,
+        "$defs" | "definitions" | "dependencies" | "dependentSchemas" | "patternProperties"
+        | "properties" => Holds::Map,
+        _ => Holds::Nothing,
+    }
+}
+
+/// Calls `visit` for each schema directly inside `schema`.
+pub(super) fn for_each_inside<'a>(
+    schema: &'a Map<String, Value>,
+    mut visit: impl FnMut(&'a Value),
+) {
+    for (keyword, value) in schema {
+        match (holds(keyword), value) {
+            (Holds::Schemas, Value::Array(schemas)) => schemas.iter().for_each(&mut visit),
+            (Holds::Schemas, schema) => visit(schema),
+            (Holds::Map, Value::Object(schemas)) => schemas.values().for_each(&mut visit),
+            (Holds::Map | Holds::Nothing, _) => {}
+        }
+    }
+}
+
+/// Calls `change` for each schema inside `schema` and for itself, the inner ones first.
+pub(super) fn for_each_mut(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Value>)) {
+    let Value::Object(object) = schema else {
+        return;
+    };
+    for (keyword, value) in object.iter_mut() {
+        match (holds(keyword), value) {
+            (Holds::Schemas, Value::Array(schemas)) => {
+                schemas
+                    .iter_mut()
+                    .for_each(|schema| for_each_mut(schema, change));
+            }
+            (Holds::Schemas, schema) => for_each_mut(schema, change),
+            (Holds::Map, Value::Object(schemas)) => {
+                schemas
+                    .values_mut()
+                    .for_each(|schema| for_each_mut(schema, change));
+            }
+            (Holds::Map | Holds::Nothing, _) => {}
+        }
+    }
+    change(object);
+}
+
+/// The schema with llguidance's settings for a style.
+pub(super) fn styled(mut schema: Value, style: &JsonStyle) -> Value {
+    if style.closed_objects && depth(&schema, 0).is_ok() {
+        for_each_mut(&mut schema, &mut close);
+    }
+    if let Value::Bool(accepts) = schema {
+        schema = match accepts {
+            true => json!({}),
+            false => return schema,
+        };
+    }
+    let Value::Object(object) = &mut schema else {
+        return schema;
+    };
+    let mut settings = Map::new();
+    if style.compact {
+        settings.insert("whitespace_flexible".to_owned(), false.into());
+    }
+    if let Some(pattern) = &style.whitespace_pattern {
+        settings.insert("whitespace_pattern".to_owned(), pattern.as_str().into());
+    }
+    match object.get("x-guidance") {
+        None => {}
+        Some(Value::Object(given)) => settings.extend(given.clone()),
+        // llguidance says what is wrong with it.
+        Some(_) => return schema,
+    }
+    if !settings.is_empty() {
+        object.insert("x-guidance".to_owned(), settings.into());
+    }
+    schema
+}
+
+fn close(schema: &mut Map<String, Value>) {
+    let is_object = |key| schema.get(key).is_some_and(Value::is_object);
+    if (is_object("properties") || is_object("patternProperties"))
+        && !schema.contains_key("additionalProperties")
+    {
+        schema.insert("additionalProperties".to_owned(), false.into());
+    }
+}
+
+/// The schema as llguidance takes it.
+///
+/// # Errors
+/// If it is no schema, or too deep.
+pub(super) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
+    match schema {
+        Value::Object(_) => {}
+        Value::Bool(_) => return Ok(schema.clone()),
+        _ => return invalid("a JSON schema: expected an object, found something else"),
+    }
+    depth(schema, 0)?;
+    let mut schema = references::resolved(schema.clone())?;
+    let root = schema.clone();
+    for_each_mut(&mut schema, &mut |schema| {
+        drop_annotations(schema);
+        property_names(schema);
+        one_of::to_any_of(schema, &root);
+    });
+    Ok(schema)
+}
+
+/// Checks how deep the value is, as whoever reads it goes down as deep.
+fn depth(value: &Value, level: usize) -> Result<(), GrammarError> {
+    if level > MAX_DEPTH {
+        return Err(GrammarError::TooLarge(format!(
+            "the schema is deeper than {MAX_DEPTH} levels"
+        )));
+    }
+    match value {
+        Value::Array(items) => items.iter().try_for_each(|item| depth(item, level + 1)),
+        Value::Object(items) => items.values().try_for_each(|item| depth(item, level + 1)),
+        _ => Ok(()),
+    }
+}
+
+/// Formats that JSON Schema defines. All others are annotations: nothing is checked by them.
+const FORMATS: [&str; 19] = [
+    "date",
+    "date-time",
+    "duration",
+    "email",
+    "hostname",
+    "idn-email",
+    "idn-hostname",
+    "ipv4",
+    "ipv6",
+    "iri",
+    "iri-reference",
+    "json-pointer",
+    "regex",
+    "relative-json-pointer",
+    "time",
+    "uri",
+    "uri-reference",
+    "uri-template",
+    "uuid",
+];
+
+/// Leaves out keywords that accept everything.
+fn drop_annotations(schema: &mut Map<String, Value>) {
+    let is_annotation = |schema: &Map<String, Value>, key: &str| match (key, schema.get(key)) {
+        ("format", Some(Value::String(format))) => !FORMATS.contains(&format.as_str()),
+        ("uniqueItems", Some(value)) => *value == Value::Bool(false),
+        ("unevaluatedItems" | "unevaluatedProperties", Some(value)) => *value == Value::Bool(true),
+        ("dependentRequired" | "dependentSchemas" | "dependencies", Some(Value::Object(rules))) => {
+            rules.is_empty()
+        }
+        _ => false,
+    };
+    for key in [
+        "format",
+        "uniqueItems",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+    ] {
+        if is_annotation(schema, key) {
+            schema.shift_remove(key);
+        }
+    }
+}
+
+/// Says `propertyNames` with other keywords, where only it speaks of names.
+fn property_names(schema: &mut Map<String, Value>) {
+    let Some(names) = schema.get("propertyNames") else {
+        return;
+    };
+    let pattern = match names {
+        Value::Bool(true) => None,
+        Value::Object(names) => match name_pattern(names) {
+            Ok(pattern) => pattern,
+            Err(Unsaid) => return,
+        },
+        _ => return,
+    };
+    let Some(names) = pattern else {
+        schema.shift_remove("propertyNames");
+        return;
+    };
+    let is_free = |key: &str| {
+        let value = schema.get(key);
+        value.is_none_or(|value| value.as_object().is_some_and(Map::is_empty))
+    };
+    if !is_free("properties") || !is_free("patternProperties") || schema.contains_key("required") {
+        return;
+    }
+    let values = schema
+        .get("additionalProperties")
+        .cloned()
+        .unwrap_or(Value::Bool(true));
+    let (key, value) = match names {
+        Names::Pattern(pattern) => ("patternProperties", json!({ pattern: values })),
+        Names::These(names) => {
+            let names = names.into_iter().map(|name| (name, values.clone()));
+            ("properties", Value::Object(names.collect()))
+        }
+    };
+    schema.insert(key.to_owned(), value);
+    schema.insert("additionalProperties".to_owned(), false.into());
+    schema.shift_remove("propertyNames");
+}
+
+/// Names of properties.
+enum Names {
+    Pattern(String),
+    These(Vec<String>),
+}
+
+/// What can't be said with other keywords.
+struct Unsaid;
+
+/// The names that a schema of names accepts; `None` for all.
+fn name_pattern(names: &Map<String, Value>) -> Result<Option<Names>, Unsaid> {
+    let mut found = None;
+    let (mut shortest, mut longest) = (None, None);
+    for (key, value) in names {
+        let of_key = match (key.as_str(), value) {
+            ("type", Value::String(name)) if name == "string" => continue,
+            ("title" | "description" | "$comment" | "examples", _) => continue,
+            ("pattern", Value::String(pattern)) => Names::Pattern(pattern.clone()),
+            ("const", Value::String(name)) => Names::These(vec![name.clone()]),
+            ("enum", Value::Array(names)) => {
+                let names = names.iter().map(|name| name.as_str().map(str::to_owned));
+                Names::These(names.collect::<Option<_>>().ok_or(Unsaid)?)
+            }
+            ("minLength", Value::Number(length)) => {
+                shortest = Some(length.as_u64().ok_or(Unsaid)?);
+                continue;
+            }
+            ("maxLength", Value::Number(length)) => {
+                longest = Some(length.as_u64().ok_or(Unsaid)?);
+                continue;
+            }
+            _ => return Err(Unsaid),
+        };
+        if found.replace(of_key).is_some() {
+            return Err(Unsaid);
+        }
+    }
+    if shortest.is_none() && longest.is_none() {
+        return Ok(found);
+    }
+    let longest = longest.map(|length| length.to_string()).unwrap_or_default();
+    let lengths = format!("^[\\s\\S]{{{},{longest}}}$", shortest.unwrap_or(0));
+    match found {
+        None => Ok(Some(Names::Pattern(lengths))),
+        Some(_) => Err(Unsaid),
+    }
+}

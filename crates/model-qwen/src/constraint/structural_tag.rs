@@ -1,0 +1,385 @@
+//! Free text with parts that keep to a format: vLLM's and xgrammar's structural tags, as Lark.
+
+use std::fmt::Write as _;
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use serde_json::{Map, Value};
+
+use super::grammar::{
+    Grammar, GrammarError, JsonStyle, invalid, kind, lark_regex, lark_string, object, sized,
+};
+use super::json_schema;
+
+/// Formats inside one another.
+const MAX_DEPTH: usize = 64;
+/// Any text.
+const TEXT: &str = "/(?s:.*)/";
+
+/// The tag with its schemas in this style.
+pub(super) fn styled(mut tag: Value, style: &JsonStyle) -> Value {
+    fn style_in(value: &mut Value, style: &JsonStyle, level: usize) {
+        match value {
+            _ if level > MAX_DEPTH => {}
+            Value::Array(items) => items
+                .iter_mut()
+                .for_each(|item| style_in(item, style, level + 1)),
+            Value::Object(object) => {
+                for (key, value) in object {
+                    match key.as_str() {
+                        "schema" | "json_schema" => {
+                            *value = json_schema::styled(value.take(), style);
+                        }
+                        _ => style_in(value, style, level + 1),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    style_in(&mut tag, style, 0);
+    tag
+}
+
+/// The grammar of a structural tag.
+///
+/// # Errors
+/// Names what is not supported.
+pub(super) fn to_llguidance(tag: &Value) -> Result<TopLevelGrammar, GrammarError> {
+    let mut lark = Lark::default();
+    let start = match tag.get("structures") {
+        Some(_) => lark.older(tag)?,
+        None => {
+            let tag = object(tag, "structural_tag", &["type", "format"])?;
+            match tag.get("type") {
+                None => {}
+                Some(Value::String(name)) if name == "structural_tag" => {}
+                Some(_) => return invalid("structural_tag: `type` must be `structural_tag`"),
+            }
+            let Some(format) = tag.get("format") else {
+                return invalid(
+                    "structural_tag: expected `format`, or `structures` and `triggers`",
+                );
+            };
+            lark.format(format, 0)?
+        }
+    };
+    let grammar = format!(
+        "%llguidance {{}}\nstart: {start}\nTEXT: {TEXT}\n{}",
+        lark.rules
+    );
+    let mut grammar = TopLevelGrammar::from_lark(grammar);
+    grammar.grammars.extend(lark.grammars);
+    Ok(grammar)
+}
+
+/// A part of free text that begins with `begin`: the rest is an expression of Lark.
+struct Tag {
+    begin: String,
+    rest: String,
+}
+
+#[derive(Default)]
+struct Lark {
+    rules: String,
+    /// Grammars that the rules name.
+    grammars: Vec<GrammarWithLexer>,
+    num_rules: usize,
+}
+
+impl Lark {
+    /// Adds a rule, and gives its name.
+    fn rule(&mut self, options: &str, body: &str) -> String {
+        let name = format!("part_{}", self.num_rules);
+        self.num_rules += 1;
+        let _ = writeln!(self.rules, "{name}{options}: {body}");
+        name
+    }
+
+    fn schema(&mut self, schema: &Value) -> Result<String, GrammarError> {
+        let schema = json_schema::prepared(schema)?;
+        Ok(self.rule("", &format!("%json {schema}")))
+    }
+
+    /// `{"structures": [{"begin", "schema", "end"}], "triggers": []}`.
+    fn older(&mut self, tag: &Value) -> Result<String, GrammarError> {
+        let tag = object(tag, "structural_tag", &["type", "structures", "triggers"])?;
+        let mut tags = Vec::new();
+        for structure in list(tag, "structures")? {
+            let structure = object(structure, "structures", &["begin", "schema", "end"])?;
+            let schema = match structure.get("schema") {
+                // Any JSON, as without a schema.
+                None | Some(Value::Null) => self.schema(&Value::Object(Map::new()))?,
+                Some(Value::String(schema)) => match serde_json::from_str(schema) {
+                    Ok(schema) => self.schema(&schema)?,
+                    Err(error) => {
+                        return invalid(format!("structures: `schema` is no JSON: {error}"));
+                    }
+                },
+                Some(schema) => self.schema(schema)?,
+            };
+            let end = text(structure, "end")?;
+            tags.push(Tag {
+                begin: text(structure, "begin")?.to_owned(),
+                rest: joined(&[schema, literal(end)]),
+            });
+        }
+        self.triggered(&tags, &texts(tag, "triggers")?, false, false)
+    }
+
+    /// The expression of a format.
+    fn format(&mut self, format: &Value, depth: usize) -> Result<String, GrammarError> {
+        if depth > MAX_DEPTH {
+            return Err(GrammarError::TooLarge(format!(
+                "formats are deeper than {MAX_DEPTH} levels"
+            )));
+        }
+        let Some(name) = format.get("type").and_then(Value::as_str) else {
+            return invalid(format!(
+                "a format: expected an object with `type`, found {}",
+                kind(format)
+            ));
+        };
+        let with = |keys: &[&str]| object(format, name, &[&["type"], keys].concat());
+        Ok(match name {
+            "const_string" => literal(text(with(&["value"])?, "value")?),
+            "json_schema" => {
+                let schema = with(&["json_schema", "style"])?;
+                match schema.get("style").map(Value::as_str) {
+                    None | Some(Some("json")) => {}
+                    Some(_) => return invalid("json_schema: the only supported `style` is `json`"),
+                }
+                match schema.get("json_schema") {
+                    Some(schema) => self.schema(schema)?,
+                    None => return invalid("json_schema: expected `json_schema`"),
+                }
+            }
+            "regex" => lark_regex(sized(text(with(&["pattern"])?, "pattern")?)?),
+            "grammar" => self.grammar(text(with(&["grammar"])?, "grammar")?)?,
+            "any_text" => {
+                with(&[])?;
+                "TEXT".to_owned()
+            }
+            "sequence" => self.sequence(list(with(&["elements"])?, "elements")?, depth)?,
+            "or" => {
+                let elements = list(with(&["elements"])?, "elements")?;
+                let elements = elements
+                    .iter()
+                    .map(|element| self.format(element, depth + 1));
+                format!("({})", elements.collect::<Result<Vec<_>, _>>()?.join(" | "))
+            }
+            "tag" => {
+                let Tag { begin, rest } = self.tag(format, depth)?;
+                joined(&[literal(&begin), rest])
+            }
+            "triggered_tags" => {
+                let tags = with(&["triggers", "tags", "at_least_one", "stop_after_first"])?;
+                let triggers = texts(tags, "triggers")?;
+                let [at_least_one, only_one] =
+                    ["at_least_one", "stop_after_first"].map(|key| flag(tags, key));
+                let tags = self.tags(tags, depth)?;
+                self.triggered(&tags, &triggers, at_least_one?, only_one?)?
+            }
+            "tags_with_separator" => {
+                let tags = with(&["tags", "separator", "at_least_one", "stop_after_first"])?;
+                self.separated(tags, depth)?
+            }
+            _ => {
+                return invalid(format!(
+                    "the format `{name}` is not supported, expected const_string, json_schema, regex, grammar, any_text, \
+                     sequence, or, tag, triggered_tags or tags_with_separator"
+                ));
+            }
+        })
+    }
+
+    fn grammar(&mut self, source: &str) -> Result<String, GrammarError> {
+        let grammar = Grammar::from_source(source.to_owned()).to_llguidance()?;
+        let name = format!("grammar_{}", self.grammars.len());
+        self.grammars.extend(
+            grammar
+                .grammars
+                .into_iter()
+                .map(|grammar| GrammarWithLexer {
+                    name: Some(name.clone()),
+                    ..grammar
+                }),
+        );
+        Ok(format!("@{name}"))
+    }
+
+    fn sequence(&mut self, elements: &[Value], depth: usize) -> Result<String, GrammarError> {
+        let mut parts = Vec::with_capacity(elements.len());
+        for (i, element) in elements.iter().enumerate() {
+            let part = self.format(element, depth + 1)?;
+            if part == "TEXT" && i + 1 < elements.len() {
+                return invalid(
+                    "sequence: `any_text` is only supported as the last element; a tag's `end` ends it, too",
+                );
+            }
+            parts.push(part);
+        }
+        Ok(joined(&parts))
+    }
+
+    fn tags(
+        &mut self,
+        format: &Map<String, Value>,
+        depth: usize,
+    ) -> Result<Vec<Tag>, GrammarError> {
+        let tags = list(format, "tags")?;
+        tags.iter().map(|tag| self.tag(tag, depth + 1)).collect()
+    }
+
+    fn tag(&mut self, tag: &Value, depth: usize) -> Result<Tag, GrammarError> {
+        let tag = object(tag, "tag", &["type", "begin", "content", "end"])?;
+        let begin = text(tag, "begin")?.to_owned();
+        let ends = match tag.get("end") {
+            Some(Value::Array(_)) => texts(tag, "end")?,
+            _ => vec![text(tag, "end")?.to_owned()],
+        };
+        let Some(content) = tag.get("content") else {
+            return invalid("tag: expected `content`");
+        };
+        let content = self.format(content, depth + 1)?;
+        let is_open = ends.iter().any(String::is_empty);
+        let literals: Vec<String> = ends.iter().map(|end| literal(end)).collect();
+        let end = match literals.as_slice() {
+            [one] => one.clone(),
+            several => format!("({})", several.join(" | ")),
+        };
+        let rest = match content == "TEXT" {
+            false => joined(&[content, end]),
+            true if is_open => content,
+            // The text up to the first end.
+            true => self.rule("[lazy]", &joined(&[content, end])),
+        };
+        Ok(Tag { begin, rest })
+    }
+
+    /// Any text, in which each trigger begins one of its tags.
+    fn triggered(
+        &mut self,
+        tags: &[Tag],
+        triggers: &[String],
+        at_least_one: bool,
+        only_one: bool,
+    ) -> Result<String, GrammarError> {
+        if tags.is_empty() || triggers.iter().any(String::is_empty) {
+            return invalid("expected at least one tag, and triggers of at least one character");
+        }
+        let mut groups: Vec<(&String, Vec<String>)> = triggers
+            .iter()
+            .map(|trigger| (trigger, Vec::new()))
+            .collect();
+        for Tag { begin, rest } in tags {
+            let group = groups
+                .iter_mut()
+                .find(|(trigger, _)| begin.starts_with(trigger.as_str()));
+            let Some((trigger, group)) = group else {
+                return invalid(format!("no trigger begins the tag {begin:?}"));
+            };
+            group.push(joined(&[literal(&begin[trigger.len()..]), rest.clone()]));
+        }
+        let mut parts = Vec::new();
+        for (trigger, group) in groups {
+            if group.is_empty() {
+                return invalid(format!("no tag begins with the trigger {trigger:?}"));
+            }
+            let before = match at_least_one && only_one {
+                // Text may come before a tag only if there may be none.
+                true => literal(trigger),
+                false => self.rule("[lazy]", &format!("TEXT {}", lark_string(trigger))),
+            };
+            parts.push(joined(&[before, format!("({})", group.join(" | "))]));
+        }
+        let part = self.rule("", &parts.join(" | "));
+        Ok(match (at_least_one, only_one) {
+            (false, false) => format!("{part}* TEXT"),
+            (true, false) => format!("{part}+ TEXT"),
+            (false, true) => format!("({part} | TEXT)"),
+            (true, true) => part,
+        })
+    }
+
+    fn separated(
+        &mut self,
+        format: &Map<String, Value>,
+        depth: usize,
+    ) -> Result<String, GrammarError> {
+        let tags = self.tags(format, depth)?;
+        if tags.is_empty() {
+            return invalid("tags_with_separator: expected at least one tag");
+        }
+        let tags = tags
+            .iter()
+            .map(|tag| joined(&[literal(&tag.begin), tag.rest.clone()]));
+        let tags: Vec<String> = tags.collect();
+        let tag = self.rule("", &tags.join(" | "));
+        let separator = literal(text(format, "separator")?);
+        let some = match flag(format, "stop_after_first")? {
+            true => tag,
+            false => joined(&[tag.clone(), format!("({})*", joined(&[separator, tag]))]),
+        };
+        Ok(match flag(format, "at_least_one")? {
+            true => some,
+            false => format!("({some})?"),
+        })
+    }
+}
+
+/// Expressions one after the other.
+fn joined(parts: &[String]) -> String {
+    let parts: Vec<&str> = parts
+        .iter()
+        .map(String::as_str)
+        .filter(|part| !part.is_empty())
+        .collect();
+    match parts.is_empty() {
+        true => "\"\"".to_owned(),
+        false => parts.join(" "),
+    }
+}
+
+/// A text as an expression; nothing for an empty one.
+fn literal(text: &str) -> String {
+    match text.is_empty() {
+        true => String::new(),
+        false => lark_string(text),
+    }
+}
+
+fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, GrammarError> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => invalid(format!("`{key}`: expected a string, found {}", kind(other))),
+        None => invalid(format!("expected `{key}`")),
+    }
+}
+
+fn texts(object: &Map<String, Value>, key: &str) -> Result<Vec<String>, GrammarError> {
+    let texts = list(object, key)?.iter().map(|text| match text {
+        Value::String(text) => Ok(text.clone()),
+        other => invalid(format!("`{key}`: expected strings, found {}", kind(other))),
+    });
+    texts.collect()
+}
+
+fn list<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a [Value], GrammarError> {
+    match object.get(key) {
+        Some(Value::Array(items)) if !items.is_empty() => Ok(items),
+        Some(Value::Array(_)) => invalid(format!("`{key}`: expected at least one, found none")),
+        Some(other) => invalid(format!("`{key}`: expected a list, found {}", kind(other))),
+        None => invalid(format!("expected `{key}`")),
+    }
+}
+
+fn flag(object: &Map<String, Value>, key: &str) -> Result<bool, GrammarError> {
+    match object.get(key) {
+        None => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => invalid(format!(
+            "`{key}`: expected a boolean, found {}",
+            kind(other)
+        )),
+    }
+}

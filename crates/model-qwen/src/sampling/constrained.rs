@@ -1,0 +1,76 @@
+//! Sampling where a constraint says which tokens may come.
+
+use std::sync::Arc;
+
+use super::distribution::{argmax, sanitize};
+use super::{Row, SampledToken, Sampler};
+use crate::constraint::{Constraint, TokenMask};
+
+impl Sampler {
+    /// The same for a text that keeps to a constraint: of the next tokens only those may come that it lets through, whatever the
+    /// parameters, the bans and the penalties say of them.
+    #[must_use]
+    pub fn constrained(mut self, constraint: Option<Constraint>) -> Self {
+        self.constraint = constraint;
+        self
+    }
+
+    /// The constraint, which has taken every token so far.
+    pub fn constraint(&self) -> Option<&Constraint> {
+        self.constraint.as_ref()
+    }
+
+    /// Whether only some tokens may come next.
+    pub fn is_constrained(&self) -> bool {
+        let constraint = self.constraint.as_ref();
+        constraint.is_some_and(Constraint::is_active)
+    }
+
+    pub(super) fn mask(&mut self) -> Option<Arc<TokenMask>> {
+        self.constraint.as_mut().and_then(Constraint::mask)
+    }
+
+    /// The next token where only one may come, which takes no logits. `None` where others may, and with log-probabilities.
+    pub fn sample_only(&mut self) -> Option<SampledToken> {
+        if self.params.logprobs.is_some() {
+            return None;
+        }
+        let id = self.mask()?.only()?;
+        self.observe(id);
+        Some(SampledToken { id, logprobs: None })
+    }
+
+    /// The tokens that may come, in the order of their ids, if these are `max` at most: [`Sampler::sample_few`] takes their logits
+    /// alone. `None` with log-probabilities, which are among all tokens.
+    pub fn few_allowed(&mut self, max: usize) -> Option<Vec<u32>> {
+        if self.params.logprobs.is_some() {
+            return None;
+        }
+        let mask = self.mask()?;
+        (mask.num_allowed() <= max).then(|| mask.ids().collect())
+    }
+
+    /// As [`Sampler::sample`], from the logits of the tokens of [`Sampler::few_allowed`].
+    pub fn sample_few(&mut self, ids: &[u32], logits: &mut [f32], banned: &[u32]) -> SampledToken {
+        sanitize(logits);
+        let (best, _) = argmax(logits);
+        let row = Row {
+            logits,
+            ids: Some(ids),
+        };
+        let id = self.choose_adjusted(row, banned, Some(best));
+        self.observe(id);
+        SampledToken { id, logprobs: None }
+    }
+
+    /// Makes the logits of tokens that may not come negative infinity. The best of the others, if there is a constraint.
+    pub(super) fn apply_mask(&mut self, logits: &mut [f32]) -> Option<u32> {
+        let mask = self.mask()?;
+        mask.apply(logits);
+        match argmax(logits) {
+            // All of them are impossible: one has to come.
+            (_, f32::NEG_INFINITY) => mask.ids().next(),
+            (best, _) => Some(best),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! JSON Schemas.
+
+use model_qwen::Grammar;
+use serde_json::{Value, json};
+
+use crate::check;
+
+#[track_caller]
+fn schema(schema: Value, good: &[&str], bad: &[&str]) {
+    check(&Grammar::JsonSchema(schema), good, bad);
+}
+
+#[test]
+fn types_enumerations_and_bounds() {
+    schema(
+        json!({"type": ["integer", "null"]}),
+        &["5", "-7", "null"],
+        &["5.5", "true", "\"5\""],
+    );
+    schema(
+        json!({"enum": ["a", 1, null, {"x": [true]}]}),
+        &["\"a\"", "1", "null", "{\"x\": [true]}"],
+        &["\"b\"", "2"],
+    );
+    schema(json!({"const": "a\"b"}), &["\"a\\\"b\""], &["\"a\""]);
+    schema(
+        json!({"type": "integer", "minimum": 3, "exclusiveMaximum": 12}),
+        &["3", "11"],
+        &["2", "12"],
+    );
+    schema(
+        json!({"type": "number", "minimum": -1.5, "maximum": 2}),
+        &["-1.5", "0.25", "2"],
+        &["-1.6", "2.1"],
+    );
+    schema(
+        json!({"type": "integer", "multipleOf": 5}),
+        &["0", "25"],
+        &["7"],
+    );
+    schema(
+        json!({"type": "string", "minLength": 2, "maxLength": 3}),
+        &["\"ab\"", "\"éüß\""],
+        &["\"a\"", "\"abcd\""],
+    );
+    schema(
+        json!({"type": "string", "pattern": "^[A-Z]{2}[0-9]+$"}),
+        &["\"AB12\""],
+        &["\"Ab12\"", "\"AB12x\""],
+    );
+    schema(json!(true), &["1", "[{}]"], &["", "x"]);
+    schema(json!({}), &["1", "\"x\""], &["x"]);
+}
+
+#[test]
+fn formats() {
+    schema(
+        json!({"type": "string", "format": "date-time"}),
+        &["\"2024-02-29T10:00:00Z\""],
+        &["\"2024-13-01T10:00:00Z\"", "\"now\""],
+    );
+    schema(
+        json!({"type": "string", "format": "uuid"}),
+        &["\"123e4567-e89b-12d3-a456-426614174000\""],
+        &["\"123\""],
+    );
+    schema(
+        json!({"type": "string", "format": "ipv4"}),
+        &["\"10.0.0.255\""],
+        &["\"10.0.0.256\""],
+    );
+    // JSON Schema knows none of these: nothing is checked.
+    schema(
+        json!({"type": "string", "format": "password"}),
+        &["\"anything\""],
+        &["5"],
+    );
+    schema(
+        json!({"type": "integer", "format": "int32"}),
+        &["5"],
+        &["\"5\""],
+    );
+}
+
+#[test]
+fn objects_and_arrays() {
+    let person = json!({"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name"], "additionalProperties": false});
+    schema(
+        person,
+        &["{\"name\": \"Ada\"}", "{\"name\": \"Ada\", \"age\": 36}"],
+        &[
+            "{}",
+            "{\"age\": 36}",
+            "{\"name\": \"Ada\", \"x\": 1}",
+            "{\"name\": 5}",
+        ],
+    );
+    schema(
+        json!({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3}),
+        &["[true]", "[true, false, true]"],
+        &["[]", "[1]", "[true,true,true,true]"],
+    );
+    schema(
+        json!({"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": false}),
+        &["[\"a\", 1]"],
+        &["[1, \"a\"]", "[\"a\", 1, 2]"],
+    );
+    schema(
+        json!({"type": "object", "patternProperties": {"^x_": {"type": "integer"}}, "additionalProperties": false}),
+        &["{\"x_a\": 1}", "{}"],
+        &["{\"y\": 1}", "{\"x_a\": \"1\"}"],
+    );
+    schema(
+        json!({"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": {"type": "integer"}}),
+        &["{\"abc\": 1}", "{}"],
+        &["{\"A\": 1}", "{\"abc\": null}"],
+    );
+    schema(
+        json!({"type": "object", "propertyNames": {"enum": ["a", "b"]}}),
+        &["{\"a\": 1}", "{\"a\": 1, \"b\": []}"],
+        &["{\"c\": 1}"],
+    );
+    schema(
+        json!({"type": "object", "propertyNames": {"maxLength": 2}}),
+        &["{\"ab\": 1}"],
+        &["{\"abc\": 1}"],
+    );
+    schema(
+        json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": false}),
+        &["[1,1]"],
+        &["[\"1\"]"],
+    );
+}
+
+#[test]
+fn combinations_and_references() {
+    schema(
+        json!({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 1}]}),
+        &["5", "\"a\""],
+        &["\"ab\"", "null"],
+    );
+    schema(
+        json!({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}),
+        &["3", "5"],
+        &["2", "6"],
+    );
+    let tree = json!({"$ref": "#/$defs/node", "$defs": {"node": {"type": "object",
+        "properties": {"value": {"type": "integer"}, "children": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+        "required": ["value"], "additionalProperties": false}}});
+    schema(
+        tree,
+        &[
+            "{\"value\": 1}",
+            "{\"value\": 1, \"children\": [{\"value\": 2, \"children\": []}]}",
+        ],
+        &["{\"children\": []}"],
+    );
+    // Keys with signs of JSON pointers, anchors, and the document's own name.
+    let odd = json!({"$id": "https://example.com/s", "$defs": {"a/b": {"type": "integer"}, "c d": {"$anchor": "text", "type": "string"},
+        "loop~": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/loop~0"}}]}},
+        "type": "object", "properties": {"i": {"$ref": "#/$defs/a~1b"}, "t": {"$ref": "#text"}, "p": {"$ref": "#/$defs/c%20d"},
+        "u": {"$ref": "https://example.com/s#/$defs/a~1b"}, "l": {"$ref": "#/$defs/loop~0"}}, "additionalProperties": false});
+    schema(
+        odd,
+        &["{\"i\": 1, \"t\": \"x\", \"p\": \"y\", \"u\": 2, \"l\": [[null], []]}"],
+        &["{\"i\": \"1\"}", "{\"t\": 1}", "{\"l\": [1]}"],
+    );
+    // One of several kinds of object, as pydantic writes it.
+    let pets = json!({"oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}], "discriminator": {"propertyName": "kind"}, "$defs": {
+        "Cat": {"type": "object", "properties": {"kind": {"const": "cat"}, "lives": {"type": "integer"}}, "required": ["kind", "lives"]},
+        "Dog": {"type": "object", "properties": {"kind": {"const": "dog", "type": "string"}}, "required": ["kind"]}}});
+    schema(
+        pets,
+        &["{\"kind\": \"cat\", \"lives\": 9}", "{\"kind\": \"dog\"}"],
+        &["{\"kind\": \"cat\"}", "{\"kind\": \"cow\"}"],
+    );
+    schema(
+        json!({"oneOf": [{"type": "integer"}, {"type": "string"}, {"enum": [null]}]}),
+        &["1", "\"a\"", "null"],
+        &["true"],
+    );
+}

@@ -1,0 +1,488 @@
+//! Fields that say what an answer has to keep to: OpenAI's `response_format`, vLLM's `structured_outputs`, and vLLM's older
+//! `guided_*`.
+
+use model_qwen::{Grammar, JsonStyle};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::body::kind;
+use super::fields::says_nothing;
+use crate::error::ApiError;
+
+/// The fields, each as it came.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct GrammarFields {
+    /// `text`, `json_object`, `json_schema` or `structural_tag`.
+    pub response_format: Option<Value>,
+    /// An object of one grammar and of settings.
+    pub structured_outputs: Option<Value>,
+    /// A JSON Schema.
+    pub guided_json: Option<Value>,
+    /// A regular expression.
+    pub guided_regex: Option<String>,
+    /// Texts.
+    pub guided_choice: Option<Vec<String>>,
+    /// Lark or EBNF.
+    pub guided_grammar: Option<String>,
+    /// White space of JSON.
+    pub guided_whitespace_pattern: Option<String>,
+    /// `auto` or `guidance`.
+    pub guided_decoding_backend: Option<String>,
+    /// Free text with constrained parts.
+    pub structural_tag: Option<Value>,
+}
+
+/// A grammar, and the field that it came in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// What the answer has to keep to.
+    pub grammar: Grammar,
+    /// The field.
+    pub param: String,
+}
+
+impl Asked {
+    fn new(param: &str, grammar: Grammar) -> Self {
+        Self {
+            grammar,
+            param: param.to_owned(),
+        }
+    }
+
+    /// 400 for a grammar that can't be used.
+    pub fn refusal(&self, error: &model_qwen::GrammarError) -> ApiError {
+        let param = &self.param;
+        ApiError::bad_request(param, format!("`{param}` cannot be used: {error}"))
+    }
+}
+
+impl GrammarFields {
+    /// The grammar of the answer, if a field names one. JSON is in the style `defaults`, unless the request says otherwise.
+    ///
+    /// # Errors
+    /// 400 with the field: for what is not understood, and for more than one grammar.
+    pub fn asked(self, defaults: &JsonStyle) -> Result<Option<Asked>, ApiError> {
+        let mut style = defaults.clone();
+        let mut asked = Vec::new();
+        match self.guided_decoding_backend.as_deref() {
+            None | Some("auto" | "guidance") => {}
+            Some(other) => {
+                let message = format!(
+                    "`guided_decoding_backend`: expected `auto` or `guidance`, found {other:?}."
+                );
+                return Err(ApiError::bad_request("guided_decoding_backend", message));
+            }
+        }
+        if let Some(format) = &self.response_format {
+            asked.extend(response_format(format)?);
+        }
+        if let Some(fields) = self.structured_outputs.as_ref()
+            && !says_nothing(fields)
+        {
+            asked.push(structured_outputs(fields, &mut style)?);
+        }
+        let older: [Option<Result<(&str, Grammar), ApiError>>; 5] = [
+            self.guided_json.map(|schema| {
+                Ok((
+                    "guided_json",
+                    Grammar::JsonSchema(json("guided_json", schema)?),
+                ))
+            }),
+            self.guided_regex
+                .map(|regex| Ok(("guided_regex", Grammar::Regex(regex)))),
+            self.guided_choice
+                .map(|choice| Ok(("guided_choice", Grammar::Choice(choice)))),
+            self.guided_grammar
+                .map(|source| Ok(("guided_grammar", Grammar::from_source(source)))),
+            self.structural_tag.map(|tag| {
+                Ok((
+                    "structural_tag",
+                    Grammar::StructuralTag(json("structural_tag", tag)?),
+                ))
+            }),
+        ];
+        for older in older.into_iter().flatten() {
+            let (param, grammar) = older?;
+            asked.push(Asked::new(param, grammar));
+        }
+        if self.guided_whitespace_pattern.is_some() {
+            style.whitespace_pattern = self.guided_whitespace_pattern;
+            if asked.is_empty() {
+                let message = "`guided_whitespace_pattern` is of use only with `guided_json`.";
+                return Err(ApiError::bad_request("guided_whitespace_pattern", message));
+            }
+        }
+        if let [first, second, ..] = asked.as_slice() {
+            let (first, second) = (&first.param, &second.param);
+            let message = format!("Only one grammar is possible: found `{first}` and `{second}`.");
+            return Err(ApiError::bad_request(second, message));
+        }
+        Ok(asked.pop().map(|asked| Asked {
+            grammar: asked.grammar.styled(&style),
+            ..asked
+        }))
+    }
+}
+
+fn bad(param: &str, expected: &str, found: &Value) -> ApiError {
+    let message = format!("`{param}`: expected {expected}, found {}.", kind(found));
+    ApiError::bad_request(param, message)
+}
+
+/// JSON, also as a text of JSON.
+fn json(param: &str, value: Value) -> Result<Value, ApiError> {
+    let Value::String(text) = value else {
+        return Ok(value);
+    };
+    serde_json::from_str(&text).map_err(|error| {
+        let message = format!("`{param}` is a text that is no JSON: {error}");
+        ApiError::bad_request(param, message)
+    })
+}
+
+/// An object whose every key is known. Keys without a value are as good as absent.
+fn object<'a>(
+    param: &str,
+    value: &'a Value,
+    keys: &[&str],
+) -> Result<&'a Map<String, Value>, ApiError> {
+    let Value::Object(object) = value else {
+        return Err(bad(param, "an object", value));
+    };
+    let mut unknown = object.iter().filter(|(_, value)| !value.is_null());
+    match unknown.find(|(key, _)| !keys.contains(&key.as_str())) {
+        None => Ok(object),
+        Some((key, _)) => {
+            let message = format!(
+                "`{param}.{key}` is not supported, expected {}.",
+                keys.join(", ")
+            );
+            Err(ApiError::bad_request(format!("{param}.{key}"), message))
+        }
+    }
+}
+
+fn response_format(format: &Value) -> Result<Option<Asked>, ApiError> {
+    let param = "response_format";
+    let Value::Object(fields) = format else {
+        return Err(bad(param, "an object", format));
+    };
+    let name = match fields.get("type") {
+        Some(Value::String(name)) => name.as_str(),
+        Some(other) => return Err(bad("response_format.type", "a string", other)),
+        None => {
+            let message = "`response_format.type`: expected text, json_object, json_schema or structural_tag, found nothing.";
+            return Err(ApiError::bad_request("response_format.type", message));
+        }
+    };
+    match name {
+        "text" => {
+            object(param, format, &["type"])?;
+            Ok(None)
+        }
+        "json_object" => {
+            object(param, format, &["type"])?;
+            Ok(Some(Asked::new(param, Grammar::JsonObject)))
+        }
+        "json_schema" => {
+            let fields = object(param, format, &["type", "json_schema"])?;
+            json_schema(fields.get("json_schema").unwrap_or(&Value::Null)).map(Some)
+        }
+        "structural_tag" => {
+            let tag = Grammar::StructuralTag(format.clone());
+            Ok(Some(Asked::new(param, tag)))
+        }
+        other => {
+            let message = format!(
+                "`response_format.type`: expected text, json_object, json_schema or structural_tag, found {other:?}."
+            );
+            Err(ApiError::bad_request("response_format.type", message))
+        }
+    }
+}
+
+/// `{"name", "schema", "strict", "description"}`.
+fn json_schema(format: &Value) -> Result<Asked, ApiError> {
+    let param = "response_format.json_schema";
+    let fields = object(param, format, &["name", "description", "schema", "strict"])?;
+    let key = |key: &str| format!("{param}.{key}");
+    match fields.get("name").unwrap_or(&Value::Null) {
+        Value::String(_) => {}
+        other => return Err(bad(&key("name"), "a string", other)),
+    }
+    // The schema is kept to in any case.
+    match fields.get("strict").unwrap_or(&Value::Null) {
+        Value::Null | Value::Bool(_) => {}
+        other => return Err(bad(&key("strict"), "a boolean", other)),
+    }
+    let param = key("schema");
+    match fields.get("schema").unwrap_or(&Value::Null) {
+        Value::Null => Err(bad(&param, "a JSON schema", &Value::Null)),
+        schema => {
+            let schema = json(&param, schema.clone())?;
+            Ok(Asked::new(&param, Grammar::JsonSchema(schema)))
+        }
+    }
+}
+
+const KINDS: [&str; 6] = [
+    "json",
+    "regex",
+    "choice",
+    "grammar",
+    "json_object",
+    "structural_tag",
+];
+const SETTINGS: [&str; 3] = [
+    "disable_any_whitespace",
+    "disable_additional_properties",
+    "whitespace_pattern",
+];
+
+/// One of [`KINDS`], and [`SETTINGS`].
+fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, ApiError> {
+    let param = "structured_outputs";
+    let fields = object(param, value, &[KINDS.as_slice(), &SETTINGS].concat())?;
+    let key = |key: &str| format!("{param}.{key}");
+    for (name, field) in [
+        ("disable_any_whitespace", &mut style.compact),
+        ("disable_additional_properties", &mut style.closed_objects),
+    ] {
+        match fields.get(name) {
+            None | Some(Value::Null) => {}
+            Some(Value::Bool(flag)) => *field |= *flag,
+            Some(other) => return Err(bad(&key(name), "a boolean", other)),
+        }
+    }
+    match fields.get("whitespace_pattern") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(pattern)) => style.whitespace_pattern = Some(pattern.clone()),
+        Some(other) => return Err(bad(&key("whitespace_pattern"), "a string", other)),
+    }
+    let given = KINDS
+        .iter()
+        .filter_map(|name| Some((*name, fields.get(*name)?)));
+    let given = given.filter(|(_, value)| !matches!(value, Value::Null | Value::Bool(false)));
+    let given: Vec<(&str, &Value)> = given.collect();
+    let (name, value) = match given.as_slice() {
+        [one] => *one,
+        [] => {
+            let message = format!(
+                "`{param}`: expected one of {}, found none.",
+                KINDS.join(", ")
+            );
+            return Err(ApiError::bad_request(param, message));
+        }
+        [(first, _), (second, _), ..] => {
+            let message =
+                format!("`{param}`: only one grammar is possible, found {first} and {second}.");
+            return Err(ApiError::bad_request(key(second), message));
+        }
+    };
+    let param = key(name);
+    let grammar = match (name, value) {
+        ("json", schema) => Grammar::JsonSchema(json(&param, schema.clone())?),
+        ("structural_tag", tag) => Grammar::StructuralTag(json(&param, tag.clone())?),
+        ("json_object", Value::Bool(true)) => Grammar::JsonObject,
+        ("json_object", other) => return Err(bad(&param, "a boolean", other)),
+        ("choice", Value::Array(texts)) => {
+            let texts = texts.iter().map(|text| match text {
+                Value::String(text) => Ok(text.clone()),
+                other => Err(bad(&param, "strings", other)),
+            });
+            Grammar::Choice(texts.collect::<Result<_, _>>()?)
+        }
+        ("choice", other) => return Err(bad(&param, "a list of strings", other)),
+        ("regex", Value::String(regex)) => Grammar::Regex(regex.clone()),
+        (_, Value::String(source)) => Grammar::from_source(source.clone()),
+        (_, other) => return Err(bad(&param, "a string", other)),
+    };
+    Ok(Asked::new(&param, grammar))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn asked(fields: Value) -> Result<Option<Asked>, ApiError> {
+        let fields: GrammarFields = serde_json::from_value(fields).unwrap();
+        fields.asked(&JsonStyle::default())
+    }
+
+    #[test]
+    fn every_field_names_a_grammar() {
+        let schema = json!({"type": "object"});
+        let text = schema.to_string();
+        let of_schema = Grammar::JsonSchema(schema.clone());
+        let choice = Grammar::Choice(vec!["a".to_owned()]);
+        for (fields, param, grammar) in [
+            (
+                json!({"response_format": {"type": "json_object"}}),
+                "response_format",
+                Grammar::JsonObject,
+            ),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}}}),
+                "response_format.json_schema.schema",
+                of_schema.clone(),
+            ),
+            (
+                json!({"structured_outputs": {"json": text, "regex": null}}),
+                "structured_outputs.json",
+                of_schema.clone(),
+            ),
+            (
+                json!({"structured_outputs": {"choice": ["a"]}}),
+                "structured_outputs.choice",
+                choice.clone(),
+            ),
+            (
+                json!({"structured_outputs": {"json_object": true}}),
+                "structured_outputs.json_object",
+                Grammar::JsonObject,
+            ),
+            (
+                json!({"structured_outputs": {"regex": "a"}}),
+                "structured_outputs.regex",
+                Grammar::Regex("a".to_owned()),
+            ),
+            (
+                json!({"structured_outputs": {"grammar": "root ::= \"a\""}}),
+                "structured_outputs.grammar",
+                Grammar::Ebnf("root ::= \"a\"".to_owned()),
+            ),
+            (json!({"guided_json": text}), "guided_json", of_schema),
+            (json!({"guided_choice": ["a"]}), "guided_choice", choice),
+            (
+                json!({"guided_grammar": "start: \"a\""}),
+                "guided_grammar",
+                Grammar::Lark("start: \"a\"".to_owned()),
+            ),
+            (
+                json!({"structural_tag": "{\"format\": {\"type\": \"any_text\"}}"}),
+                "structural_tag",
+                Grammar::StructuralTag(json!({"format": {"type": "any_text"}})),
+            ),
+        ] {
+            let expected = Asked::new(param, grammar);
+            assert_eq!(asked(fields.clone()).unwrap(), Some(expected), "{fields}");
+        }
+        assert_eq!(
+            asked(json!({"response_format": {"type": "text"}})).unwrap(),
+            None
+        );
+        assert_eq!(asked(json!({})).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (fields, param) in [
+            (json!({"response_format": "json"}), "response_format"),
+            (json!({"response_format": {}}), "response_format.type"),
+            (
+                json!({"response_format": {"type": "xml"}}),
+                "response_format.type",
+            ),
+            (
+                json!({"response_format": {"type": "json_object", "schema": {"a": 1}}}),
+                "response_format.schema",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema"}}),
+                "response_format.json_schema",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}),
+                "response_format.json_schema.name",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
+                "response_format.json_schema.schema",
+            ),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "strict": 1}}}),
+                "response_format.json_schema.strict",
+            ),
+            (
+                json!({"structured_outputs": {"xml": "x"}}),
+                "structured_outputs.xml",
+            ),
+            (
+                json!({"structured_outputs": {"json": null}}),
+                "structured_outputs",
+            ),
+            (
+                json!({"structured_outputs": {"regex": 5}}),
+                "structured_outputs.regex",
+            ),
+            (
+                json!({"structured_outputs": {"choice": [5]}}),
+                "structured_outputs.choice",
+            ),
+            (
+                json!({"structured_outputs": {"regex": "a", "json_object": true}}),
+                "structured_outputs.json_object",
+            ),
+            (
+                json!({"structured_outputs": {"json": "{"}}),
+                "structured_outputs.json",
+            ),
+            (
+                json!({"structured_outputs": {"regex": "a", "disable_any_whitespace": 2}}),
+                "structured_outputs.disable_any_whitespace",
+            ),
+            (json!({"guided_json": "no"}), "guided_json"),
+            (
+                json!({"guided_regex": "a", "guided_choice": ["b"]}),
+                "guided_choice",
+            ),
+            (
+                json!({"guided_regex": "a", "response_format": {"type": "json_object"}}),
+                "guided_regex",
+            ),
+            (
+                json!({"guided_whitespace_pattern": " "}),
+                "guided_whitespace_pattern",
+            ),
+            (
+                json!({"guided_decoding_backend": "outlines"}),
+                "guided_decoding_backend",
+            ),
+        ] {
+            let error = asked(fields.clone()).unwrap_err();
+            assert_eq!(
+                error.param.as_deref(),
+                Some(param),
+                "{fields}: {}",
+                error.message
+            );
+            assert!(error.message.contains(param), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn settings_are_in_the_schema() {
+        let fields =
+            json!({"structured_outputs": {"json_object": true, "disable_any_whitespace": true}});
+        let Some(Asked {
+            grammar: Grammar::JsonSchema(schema),
+            ..
+        }) = asked(fields).unwrap()
+        else {
+            panic!("a schema");
+        };
+        assert_eq!(schema["x-guidance"], json!({"whitespace_flexible": false}));
+        let fields = json!({"guided_json": {"type": "object"}, "guided_whitespace_pattern": " ?"});
+        let Some(Asked {
+            grammar: Grammar::JsonSchema(schema),
+            ..
+        }) = asked(fields).unwrap()
+        else {
+            panic!("a schema");
+        };
+        assert_eq!(schema["x-guidance"], json!({"whitespace_pattern": " ?"}));
+    }
+}
