@@ -14,13 +14,35 @@ const TURN_BYTES: usize = 512;
 /// Memory of an item's id, about: in the turn and in the index.
 const ID_BYTES: usize = 192;
 
+/// The items of an input, as JSON.
+#[derive(Debug, Default)]
+pub struct Input {
+    json: String,
+    ids: Vec<String>,
+}
+
+impl Input {
+    /// These items.
+    pub fn new(items: &[Map<String, Value>]) -> Self {
+        Self {
+            json: serde_json::to_string(items).unwrap_or_default(),
+            ids: ids(items),
+        }
+    }
+}
+
+fn ids(items: &[Map<String, Value>]) -> Vec<String> {
+    let ids = items.iter().filter_map(|item| item.get("id")?.as_str());
+    ids.map(str::to_owned).collect()
+}
+
 /// An answer and its input, as JSON.
 #[derive(Debug)]
 pub struct Turn {
     previous: Option<Arc<Turn>>,
-    input: String,
+    input: Input,
     response: String,
-    item_ids: Vec<String>,
+    output_ids: Vec<String>,
     num_bytes: usize,
     /// Bytes of all turns of the store.
     total: Arc<AtomicUsize>,
@@ -34,7 +56,7 @@ impl Turn {
 
     /// The items of its input, without those of the turns before.
     pub fn input(&self) -> Vec<Map<String, Value>> {
-        serde_json::from_str(&self.input).unwrap_or_default()
+        serde_json::from_str(&self.input.json).unwrap_or_default()
     }
 
     /// The items of its output.
@@ -45,6 +67,10 @@ impl Turn {
         }
         let output = serde_json::from_str(&self.response);
         output.map_or_else(|_| Vec::new(), |Output { output }| output)
+    }
+
+    fn item_ids(&self) -> impl Iterator<Item = &String> {
+        self.input.ids.iter().chain(&self.output_ids)
     }
 
     /// All items of the conversation, the oldest first.
@@ -93,7 +119,7 @@ impl Turns {
     fn remove(&mut self, id: &str) -> Option<Arc<Turn>> {
         let turn = self.by_id.remove(id)?;
         self.order.retain(|other| other != id);
-        for item in &turn.item_ids {
+        for item in turn.item_ids() {
             if self.items.get(item).is_some_and(|of| of == id) {
                 self.items.remove(item);
             }
@@ -123,37 +149,33 @@ impl ResponseStore {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an answer and its input; both have their items as JSON.
-    pub fn insert(
-        &self,
-        id: &str,
-        previous: Option<Arc<Turn>>,
-        input: &[Map<String, Value>],
-        response: String,
-    ) {
-        if !self.is_on() {
-            return;
-        }
+    /// Keeps an answer and its input.
+    pub fn insert(&self, id: &str, previous: Option<Arc<Turn>>, input: Input, response: String) {
         let mut turn = Turn {
             previous,
-            input: serde_json::to_string(input).unwrap_or_default(),
+            input,
             response,
-            item_ids: Vec::new(),
+            output_ids: Vec::new(),
             num_bytes: 0,
             total: Arc::clone(&self.total),
         };
-        let own = turn.output();
-        let ids = input.iter().chain(&own).filter_map(|item| item.get("id"));
-        turn.item_ids = ids
-            .filter_map(|id| id.as_str().map(str::to_owned))
-            .collect();
-        let ids: usize = turn.item_ids.iter().map(|id| ID_BYTES + 2 * id.len()).sum();
-        turn.num_bytes = TURN_BYTES + 2 * id.len() + ids + turn.input.len() + turn.response.len();
-        self.total.fetch_add(turn.num_bytes, Ordering::Relaxed);
+        turn.output_ids = ids(&turn.output());
+        let of_ids: usize = turn.item_ids().map(|id| ID_BYTES + 2 * id.len()).sum();
+        let of_texts = turn.input.json.len() + turn.response.len();
+        let num_bytes = TURN_BYTES + 2 * id.len() + of_ids + of_texts;
+        if !self.is_on() {
+            return;
+        }
+        if num_bytes > self.max_bytes {
+            tracing::warn!(id, num_bytes, "a response is too large to be kept");
+            return;
+        }
+        turn.num_bytes = num_bytes;
+        self.total.fetch_add(num_bytes, Ordering::Relaxed);
 
         let mut turns = self.turns();
         turns.remove(id);
-        for item in &turn.item_ids {
+        for item in turn.item_ids() {
             turns.items.insert(item.clone(), id.to_owned());
         }
         turns.by_id.insert(id.to_owned(), Arc::new(turn));
@@ -164,10 +186,6 @@ impl ResponseStore {
             let Some(oldest) = turns.order.front().cloned() else {
                 return;
             };
-            if oldest == id {
-                let max_bytes = self.max_bytes;
-                tracing::warn!(id, max_bytes, "a response is too large to be kept");
-            }
             turns.remove(&oldest);
         }
     }
@@ -217,8 +235,13 @@ mod tests {
     #[test]
     fn a_turn_has_what_was_said_before() {
         let store = ResponseStore::new(10, 1 << 20);
-        store.insert("a", None, &[item("a1")], response("a", "a2"));
-        store.insert("b", store.get("a"), &[item("b1")], response("b", "b2"));
+        store.insert("a", None, Input::new(&[item("a1")]), response("a", "a2"));
+        store.insert(
+            "b",
+            store.get("a"),
+            Input::new(&[item("b1")]),
+            response("b", "b2"),
+        );
         let b = store.get("b").unwrap();
         assert_eq!(ids(&b.conversation()), ["a1", "a2", "b1", "b2"]);
         assert_eq!(ids(&b.input()), ["b1"]);
@@ -234,7 +257,7 @@ mod tests {
     fn the_oldest_are_forgotten() {
         let store = ResponseStore::new(2, 1 << 20);
         for id in ["a", "b", "b", "c"] {
-            store.insert(id, None, &[], response(id, id));
+            store.insert(id, None, Input::default(), response(id, id));
         }
         assert!(store.get("a").is_none());
         assert!(store.get("b").is_some() && store.get("c").is_some());
@@ -242,7 +265,7 @@ mod tests {
         assert!(store.remove("b") && store.remove("c"));
         assert_eq!(store.total.load(Ordering::Relaxed), 0);
         let off = ResponseStore::new(0, 1 << 20);
-        off.insert("a", None, &[], response("a", "a"));
+        off.insert("a", None, Input::default(), response("a", "a"));
         assert!(!off.is_on() && off.get("a").is_none());
     }
 
@@ -252,20 +275,20 @@ mod tests {
         let long =
             |id: &str| json!({ "id": id, "text": "x".repeat(4000), "output": [] }).to_string();
         for i in 0..100 {
-            store.insert(&i.to_string(), None, &[], long("a"));
+            store.insert(&i.to_string(), None, Input::default(), long("a"));
         }
         assert!(store.total.load(Ordering::Relaxed) <= 20_000);
         assert_eq!(store.turns().by_id.len(), 4);
         // A conversation needs all of its turns.
         for i in 100..110 {
             let previous = store.get(&(i - 1).to_string());
-            store.insert(&i.to_string(), previous, &[], long("b"));
+            store.insert(&i.to_string(), previous, Input::default(), long("b"));
             assert!(store.total.load(Ordering::Relaxed) <= 20_000);
         }
-        store.insert("huge", None, &[], "x".repeat(30_000));
+        let num = store.turns().by_id.len();
+        store.insert("huge", None, Input::default(), "x".repeat(30_000));
         assert!(store.get("huge").is_none());
-        assert_eq!(store.total.load(Ordering::Relaxed), 0);
-        assert!(store.turns().order.is_empty());
+        assert_eq!(store.turns().by_id.len(), num);
     }
 
     #[test]
@@ -276,7 +299,7 @@ mod tests {
             store.insert(
                 &(i + 1).to_string(),
                 store.get(&previous),
-                &[],
+                Input::default(),
                 "{}".to_owned(),
             );
         }

@@ -27,7 +27,7 @@ use crate::protocol::responses::tools::{chat_choice, chat_tool, read_tools};
 use crate::protocol::responses::{ResponsesFields, Truncation, new_id};
 use crate::protocol::tools::read_choice;
 use crate::state::{AppState, unix_time};
-use crate::stored_responses::Turn;
+use crate::stored_responses::{Input, Turn};
 use crate::stream::sse;
 
 /// What the answer shows and what is kept of it.
@@ -36,7 +36,8 @@ struct Shown {
     logprobs: bool,
     reasoning: bool,
     previous: Option<Arc<Turn>>,
-    input: Vec<Item>,
+    /// `None` if nothing is kept.
+    input: Option<Input>,
 }
 
 /// Answers the items of a conversation.
@@ -77,10 +78,10 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat
     response.frequency_penalty = decimal(sampling.frequency_penalty);
     response.model = prepared.model;
     ResponsesFormat {
-        kept: response.store.then(|| Kept {
+        kept: shown.input.map(|input| Kept {
             state: state.clone(),
             previous: shown.previous,
-            input: shown.input,
+            input,
         }),
         response,
         output: Output::new(prepared.sampling.stream()),
@@ -140,11 +141,11 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         only_one_call: fields.parallel_tool_calls == Some(false),
     };
     let shown = Shown {
+        input: response.store.then(|| Input::new(&input)),
         response,
         logprobs: num_logprobs.is_some(),
         reasoning: fields.include_reasoning.unwrap_or(true),
         previous,
-        input,
     };
     let prepared = conversation.prepare(state);
     let prepared = prepared.map_err(|error| places.name(error))?;

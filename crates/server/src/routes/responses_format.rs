@@ -9,13 +9,12 @@ use crate::engine::{FinishReason, TokenLogprobs};
 use crate::error::ApiError;
 use crate::postprocess::Delta;
 use crate::protocol::logprobs::{ChatLogprobs, TokenView};
-use crate::protocol::responses::items::Item;
 use crate::protocol::responses::output::Output;
 use crate::protocol::responses::response::{
     IncompleteDetails, ResponseError, ResponseObject, ResponseUsage, Status,
 };
 use crate::state::{AppState, unix_time};
-use crate::stored_responses::Turn;
+use crate::stored_responses::{Input, Turn};
 use crate::stream::EventFormat;
 
 /// The shape of a response.
@@ -43,7 +42,7 @@ pub(super) struct Kept {
     /// The turns before.
     pub(super) previous: Option<Arc<Turn>>,
     /// Items of the input.
-    pub(super) input: Vec<Item>,
+    pub(super) input: Input,
 }
 
 impl ResponsesFormat {
@@ -105,7 +104,7 @@ impl ResponsesFormat {
         }) = self.kept.take()
         {
             let (id, store) = (&self.response.id, state.stored_responses());
-            store.insert(id, previous, &input, response.to_string());
+            store.insert(id, previous, input, response.to_string());
         }
         self.output.tell(event, &response);
     }

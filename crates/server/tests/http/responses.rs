@@ -363,3 +363,62 @@ fn what_is_not_understood_is_refused_by_name() {
     }
     assert_eq!(server.last_request().prompt.len(), MAX_MODEL_LEN - 1);
 }
+
+#[test]
+fn a_format_constrains_the_answer() {
+    let server = TestServer::start(|_| says("{}"));
+    let schema = json!({ "type": "object", "properties": {}, "additionalProperties": false });
+    let format = json!({ "type": "json_schema", "name": "n", "schema": schema, "strict": true });
+    let answer = respond(&server, json!({ "text": { "format": format } })).json();
+    assert_eq!(answer["text"]["format"], format);
+    assert!(server.last_request().constraint.is_some());
+    for constrained in [
+        json!({ "text": { "format": { "type": "json_object" } } }),
+        json!({ "structured_outputs": { "regex": "a+" } }),
+        json!({ "tools": [weather()], "tool_choice": "required" }),
+        json!({ "tools": [weather()], "tool_choice": { "type": "function", "name": "weather" } }),
+    ] {
+        let answer = respond(&server, constrained.clone());
+        assert_eq!(answer.status, 200, "{constrained}: {}", answer.text);
+        assert!(server.last_request().constraint.is_some(), "{constrained}");
+    }
+    respond(&server, json!({ "text": { "format": { "type": "text" } } }));
+    assert!(server.last_request().constraint.is_none());
+    let named = |format: Value| json!({ "text": { "format": format } });
+    for (extra, param) in [
+        (
+            named(json!({ "type": "json_object", "schema": {} })),
+            "text.format.schema",
+        ),
+        (
+            named(json!({ "type": "json_schema", "schema": {} })),
+            "text.format.name",
+        ),
+        (
+            named(json!({ "type": "json_schema", "name": "n" })),
+            "text.format.schema",
+        ),
+        (
+            named(json!({ "type": "json_schema", "name": "n", "schema": { "type": "odd" } })),
+            "text.format.schema",
+        ),
+        (
+            named(json!({ "type": "json_schema", "name": "n", "schema": {}, "strict": 1 })),
+            "text.format.strict",
+        ),
+        (
+            json!({ "text": { "format": { "type": "json_object" } }, "structured_outputs": { "regex": "a" } }),
+            "structured_outputs.regex",
+        ),
+    ] {
+        let error = &respond(&server, extra.clone()).json()["error"];
+        assert_eq!(error["param"].as_str(), Some(param), "{extra}: {error}");
+        assert!(
+            !error["message"]
+                .as_str()
+                .unwrap()
+                .contains("response_format"),
+            "{error}"
+        );
+    }
+}

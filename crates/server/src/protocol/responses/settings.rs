@@ -82,7 +82,7 @@ pub fn read_reasoning(reasoning: Option<&Value>) -> Result<Option<ReasoningEffor
     Ok(effort)
 }
 
-/// Reads `text` and gives its `format`, in the form of a chat's `response_format`; `None` is text without constraints.
+/// Reads `text` and gives its `format`, in the form of a chat's `response_format`.
 ///
 /// # Errors
 /// 400 with the key that is not understood.
@@ -106,8 +106,7 @@ fn chat_format(format: &Value) -> Result<Option<Value>, ApiError> {
         return Err(wrong("text.format", "an object", kind(format)));
     };
     match format.get("type").and_then(Value::as_str) {
-        Some("text") => Ok(None),
-        Some("json_object") => Ok(Some(json!({ "type": "json_object" }))),
+        Some("text" | "json_object") => Ok(Some(Value::Object(format.clone()))),
         Some("json_schema") => {
             let keys = format
                 .iter()
@@ -194,7 +193,7 @@ mod tests {
                 &json!({ "verbosity": "medium", "format": { "type": "text" } })
             ))
             .unwrap(),
-            None
+            Some(json!({ "type": "text" }))
         );
         assert_eq!(read_text(Some(&json!({ "format": null }))).unwrap(), None);
         let format = json!({ "format": { "type": "json_schema", "name": "n", "schema": {}, "strict": true, "description": null } });
