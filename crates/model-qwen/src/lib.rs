@@ -61,7 +61,8 @@ pub use json_file::JsonFileError;
 pub use load::{LoadError, LoadOptions, Quantization};
 pub use model::{DecoderLayer, QwenModel};
 pub use sampling::{
-    Draw, SampledToken, Sampler, SamplingError, SamplingParams, TopLogits, logprobs_of,
+    Draw, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,
+    logprobs_of,
 };
 pub use save::SaveError;
 pub use special_tokens::special_tokens;

@@ -11,6 +11,7 @@ mod constrained;
 mod distribution;
 mod draw;
 mod params;
+mod thinking;
 mod top;
 
 use std::collections::HashMap;
@@ -24,9 +25,11 @@ use distribution::{
 };
 pub use draw::Draw;
 pub use params::{SamplingError, SamplingParams};
+pub use thinking::ThinkingBudget;
 pub use top::TopLogits;
 
 use crate::constraint::Constraint;
+use thinking::Thinking;
 
 /// Temperatures below this are greedy, as in vLLM.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -77,6 +80,8 @@ pub struct Sampler {
     params: SamplingParams,
     /// Which tokens may come, if not all.
     constraint: Option<Constraint>,
+    /// The budget of its reasoning, if it has one.
+    thinking: Option<Thinking>,
     rng: ChaCha8Rng,
     /// Tokens so far: each one has a random number of its own.
     num_output: u64,
@@ -117,6 +122,7 @@ impl Sampler {
         Self {
             params: params.clone(),
             constraint: None,
+            thinking: params.thinking_budget.map(Thinking::new),
             rng,
             num_output: 0,
             draws_from: 0,
@@ -201,6 +207,9 @@ impl Sampler {
         self.num_output += 1;
         if let Some(constraint) = &mut self.constraint {
             constraint.consume(id);
+        }
+        if let Some(thinking) = &mut self.thinking {
+            thinking.observe(id);
         }
         if self.params.has_penalties() {
             self.seen.entry(id).or_default().num_output += 1;

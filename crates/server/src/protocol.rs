@@ -5,6 +5,7 @@
 //! fields that nobody reads.
 
 pub mod body;
+pub(crate) mod call_grammar;
 pub mod chat;
 pub mod chat_answer;
 pub mod common;

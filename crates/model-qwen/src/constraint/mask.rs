@@ -18,6 +18,16 @@ impl TokenMask {
         Self { words, num_allowed }
     }
 
+    /// The set of one token.
+    pub(crate) fn of(id: u32) -> Self {
+        let mut words = vec![0; id as usize / 32 + 1];
+        words[id as usize / 32] = 1 << (id % 32);
+        Self {
+            words,
+            num_allowed: 1,
+        }
+    }
+
     /// Takes `ids` out, unless the set has no other token.
     pub(super) fn leave_out_unless_alone(&mut self, ids: &[u32]) {
         let mut rest = self.words.clone();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::distribution::{argmax, sanitize};
+use super::thinking::Thinking;
 use super::{Row, SampledToken, Sampler};
 use crate::constraint::{Constraint, TokenMask};
 
@@ -23,10 +24,23 @@ impl Sampler {
     /// Whether only some tokens may come next.
     pub fn is_constrained(&self) -> bool {
         let constraint = self.constraint.as_ref();
-        constraint.is_some_and(Constraint::is_active)
+        self.forced().is_some() || constraint.is_some_and(Constraint::is_active)
+    }
+
+    /// Whether reasoning with a budget may still come to its end.
+    pub(super) fn is_thinking(&self) -> bool {
+        self.thinking.as_ref().is_some_and(Thinking::is_open)
+    }
+
+    /// The only token that may come next, if reasoning has spent its budget.
+    fn forced(&self) -> Option<u32> {
+        self.thinking.as_ref().and_then(Thinking::forced)
     }
 
     pub(super) fn mask(&mut self) -> Option<Arc<TokenMask>> {
+        if let Some(id) = self.forced() {
+            return Some(Arc::new(TokenMask::of(id)));
+        }
         self.constraint.as_mut().and_then(Constraint::mask)
     }
 

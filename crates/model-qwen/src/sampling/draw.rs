@@ -53,7 +53,8 @@ impl Sampler {
         if !banned.is_empty() || self.num_output < self.draws_from {
             return None;
         }
-        if self.is_constrained() || (ahead > 0 && self.constraint.is_some()) {
+        if self.is_constrained() || (ahead > 0 && (self.constraint.is_some() || self.is_thinking()))
+        {
             return None;
         }
         if self.is_argmax() {

@@ -1,5 +1,7 @@
 //! The parameters of sampling and their ranges.
 
+use super::ThinkingBudget;
+
 /// A sampling parameter out of its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{param}: expected {expected}, found {found}")]
@@ -42,6 +44,8 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// Report this many of the most likely tokens. `Some(0)`: only the chosen one's log-probability.
     pub logprobs: Option<usize>,
+    /// How long the text may reason.
+    pub thinking_budget: Option<ThinkingBudget>,
 }
 
 impl Default for SamplingParams {
@@ -59,6 +63,7 @@ impl Default for SamplingParams {
             bad_words: Vec::new(),
             seed: None,
             logprobs: None,
+            thinking_budget: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod choices;
+mod constrained;
 mod distribution;
 mod exclusions;
 mod top;

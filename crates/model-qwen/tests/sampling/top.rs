@@ -5,7 +5,7 @@ use model_qwen::{Sampler, SamplingParams, TopLogits};
 const VOCAB: usize = 3000;
 
 /// Between -6 and 6, few of them large.
-fn random_logits(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn random_logits(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut uniform = || {
         state = state
@@ -19,7 +19,7 @@ fn random_logits(len: usize, seed: u64) -> Vec<f32> {
 }
 
 /// What a device would find of `num` logits at least.
-fn top(logits: &[f32], num: usize, scale: f32) -> TopLogits {
+pub(crate) fn top(logits: &[f32], num: usize, scale: f32) -> TopLogits {
     let mut sorted = logits.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
     let (largest, bound) = (sorted[0], sorted[num]);

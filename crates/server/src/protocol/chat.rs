@@ -33,6 +33,8 @@ pub struct ChatFields {
     pub parallel_tool_calls: Option<bool>,
     /// Whether to send the answer's reasoning; true by default.
     pub include_reasoning: Option<bool>,
+    /// Most tokens of reasoning; -1 = any number.
+    pub thinking_token_budget: Option<i64>,
     /// Begin the answer with the last message if both have the same role.
     pub echo: Option<bool>,
 }

@@ -406,7 +406,7 @@ mod tests {
         let fields = json!({
             "use_beam_search": false, "guided_choice": [], "structured_outputs": {},
             "logits_processors": null, "priority": 0, "stop": "", "tools": [], "response_format": {}, "unknown": 1,
-            "user": "me", "best_of": 1.0, "modalities": ["text"], "thinking_token_budget": -1, "messages": [],
+            "user": "me", "best_of": 1.0, "modalities": ["text"], "messages": [],
         });
         assert_eq!(checked(fields).unwrap(), json!({ "messages": [] }));
         for (field, value) in [

@@ -44,6 +44,8 @@ pub struct ResponsesFields {
     pub reasoning: Option<Value>,
     /// Whether to send the answer's reasoning; true by default.
     pub include_reasoning: Option<bool>,
+    /// Most tokens of reasoning; -1 = any number.
+    pub thinking_token_budget: Option<i64>,
     /// See [`settings::read_text`].
     pub text: Option<Value>,
     /// Whether to cut a long prompt.

@@ -77,6 +77,7 @@ impl SamplingFields {
             bad_words: self.bad_words(&state.model().tokenizer)?,
             seed: self.seed.map(i64::cast_unsigned),
             logprobs,
+            thinking_budget: None,
         };
         params
             .validate_for_vocab(vocab_size)

@@ -109,6 +109,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         grammar: grammar.asked(state.json_style())?,
         tool_choice,
         only_one_call: fields.parallel_tool_calls == Some(false),
+        thinking_token_budget: fields.thinking_token_budget,
     };
     Ok((shown, conversation.prepare(state)?))
 }

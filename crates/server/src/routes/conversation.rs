@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use model_qwen::ThinkingBudget;
 use serde_json::{Map, Value};
 
 use super::constraint::{constraint, reasoning_end};
@@ -13,6 +14,7 @@ use crate::answer::{
 use crate::config::{ReasoningParser, ToolCallParser};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
+use crate::protocol::call_grammar::{after_reasoning, with_calls};
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::grammar::Asked;
@@ -42,6 +44,8 @@ pub(super) struct Conversation {
     pub(super) tool_choice: ToolChoice,
     /// Whether an answer has at most one call.
     pub(super) only_one_call: bool,
+    /// Most tokens of reasoning; -1 = any number.
+    pub(super) thinking_token_budget: Option<i64>,
 }
 
 /// A checked conversation, ready to be submitted.
@@ -79,6 +83,7 @@ impl Conversation {
             grammar,
             tool_choice,
             only_one_call,
+            thinking_token_budget,
         } = self;
         let (model, adapter) = state.resolve_model(model.as_deref())?;
         if requested == Some(0) {
@@ -86,15 +91,19 @@ impl Conversation {
             return Err(ApiError::bad_request("max_tokens", message));
         }
         let tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
-        check_choice(state, &tool_choice, &tools)?;
+        warn_of_hidden_tools(state, &tools);
         let exclude = state.api().exclude_tools_when_tool_choice_none;
         if exclude && tool_choice == ToolChoice::None {
             template.tools = None;
         }
-        let params = sampling.sampling_params(state, num_logprobs)?;
+        let mut params = sampling.sampling_params(state, num_logprobs)?;
         let mut text = sampling.text_options(state)?;
 
         let add_special_tokens = template.add_special_tokens.unwrap_or(false);
+        let grammar = match looks_for_calls(state, &tool_choice) {
+            true => with_calls(grammar, &tool_choice, &tools, only_one_call)?,
+            false => grammar,
+        };
         let rendered = render(state, messages, template)?;
         let parts = AnswerOptions {
             reasoning: reasoning_start(state.api().reasoning_parser, &rendered),
@@ -106,7 +115,9 @@ impl Conversation {
         };
         text.kept_special = kept_special(state, &parts);
         let length = Length::of(state, &sampling, "messages", requested)?;
-        let after = reasoning_end(state, &rendered.prompt);
+        let parser = state.api().reasoning_parser;
+        params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
+        let (grammar, after) = grammar_and_place(state, grammar, &rendered, &parts);
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
         let stop_token_ids = text.stop_token_ids.clone();
@@ -185,20 +196,77 @@ fn call_options(
     })
 }
 
-fn check_choice(state: &AppState, choice: &ToolChoice, tools: &[Tool]) -> Result<(), ApiError> {
-    match choice {
-        ToolChoice::None | ToolChoice::Auto => {}
-        ToolChoice::Required | ToolChoice::Named(_) => {
-            let message = "`tool_choice`: only `auto` and `none` are supported.";
-            return Err(ApiError::bad_request("tool_choice", message));
-        }
-    }
+/// Says in the log if the model can't know the tools.
+fn warn_of_hidden_tools(state: &AppState, tools: &[Tool]) {
     let template = state.model().chat_template.as_ref();
     let is_shown = template.is_none_or(|template| template.source().contains("tools"));
     if !tools.is_empty() && !is_shown {
         tracing::warn!("the chat template does not show `tools` to the model");
     }
-    Ok(())
+}
+
+/// What the answer has to keep to, and the token after which it has to.
+fn grammar_and_place(
+    state: &AppState,
+    asked: Option<Asked>,
+    rendered: &Rendered,
+    parts: &AnswerOptions,
+) -> (Option<Asked>, Option<u32>) {
+    let [_, close] = parts.think_ids;
+    match (asked, parts.reasoning, close) {
+        (Some(asked), ReasoningStart::Tag, _) => (Some(after_reasoning(asked, false)), None),
+        (Some(asked), ReasoningStart::Prompt, None) => (Some(after_reasoning(asked, true)), None),
+        (asked, ReasoningStart::Prompt, close) => (asked, close),
+        (asked, ReasoningStart::None, _) => (asked, reasoning_end(state, &rendered.prompt)),
+        (None, ReasoningStart::Tag, _) => (None, None),
+    }
+}
+
+/// The budget of reasoning, if it has one.
+fn thinking_budget(
+    budget: Option<i64>,
+    parser: ReasoningParser,
+    rendered: &Rendered,
+    parts: &AnswerOptions,
+) -> Result<Option<ThinkingBudget>, ApiError> {
+    const PARAM: &str = "thinking_token_budget";
+    let wrong = |message: String| Err(ApiError::bad_request(PARAM, message));
+    let num_tokens = match budget {
+        None | Some(-1) => return Ok(None),
+        Some(budget) => match usize::try_from(budget) {
+            Ok(num_tokens) => num_tokens,
+            Err(_) => {
+                return wrong(format!(
+                    "`{PARAM}` must be -1 (any number) or more, found {budget}."
+                ));
+            }
+        },
+    };
+    let is_off = match parser {
+        ReasoningParser::None => true,
+        ReasoningParser::Auto => !rendered.has_think_tags,
+        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => false,
+    };
+    if is_off {
+        let message =
+            "the server looks for no reasoning in the answers of this model (--reasoning-parser).";
+        return wrong(format!("`{PARAM}`: {message}"));
+    }
+    let begin = match (parts.reasoning, parts.think_ids) {
+        // The template has switched it off.
+        (ReasoningStart::None, _) => return Ok(None),
+        (ReasoningStart::Prompt, [_, Some(end)]) => (None, end),
+        (ReasoningStart::Tag, [Some(begin), Some(end)]) => (Some(begin), end),
+        _ => {
+            let message = "the model has no tokens `<think>` and `</think>`.";
+            return wrong(format!("`{PARAM}`: {message}"));
+        }
+    };
+    Ok(Some(ThinkingBudget {
+        num_tokens,
+        begin: begin.0,
+        end: begin.1,
+    }))
 }
 
 /// Where the reasoning of an answer to this prompt begins.

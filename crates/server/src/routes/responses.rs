@@ -139,6 +139,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         grammar: grammar.map_err(|error| places.name(error))?,
         tool_choice,
         only_one_call: fields.parallel_tool_calls == Some(false),
+        thinking_token_budget: fields.thinking_token_budget,
     };
     let shown = Shown {
         input: response.store.then(|| Input::new(&input)),

@@ -143,11 +143,12 @@ fn logprobs_are_of_the_raw_logits() {
     let top = |logprobs: &Value| logprobs["top_logprobs"][0].as_object().unwrap().clone();
     let chosen = answer["tokens"][0].as_str().unwrap();
     for (token, logprob) in top(&free) {
-        assert_eq!(top(&answer)[&token], logprob);
+        let difference = top(&answer)[&token].as_f64().unwrap() - logprob.as_f64().unwrap();
+        assert!(difference.abs() < 1e-4, "{token}: {difference}");
     }
     assert!(
         answer["token_logprobs"][0].as_f64().unwrap()
-            <= free["token_logprobs"][0].as_f64().unwrap()
+            <= free["token_logprobs"][0].as_f64().unwrap() + 1e-4
     );
     assert!(
         "yes".starts_with(chosen) || "no".starts_with(chosen),

@@ -74,12 +74,9 @@ fn what_asks_for_something_is_refused_by_name() {
     let server = TestServer::start(|_| says("x"));
     for (field, value) in [
         ("use_beam_search", json!(true)),
-        ("guided_regex", json!("a+")),
-        ("guided_choice", json!(["a"])),
-        (
-            "structured_outputs",
-            json!({ "json": { "type": "object" } }),
-        ),
+        ("guided_regex", json!("(a")),
+        ("guided_choice", json!("a")),
+        ("guided_decoding_backend", json!("outlines")),
         ("logits_processors", json!(["x"])),
         ("priority", json!(5)),
         ("best_of", json!(3)),
@@ -89,7 +86,7 @@ fn what_asks_for_something_is_refused_by_name() {
         ("audio", json!({ "voice": "v" })),
         ("kv_transfer_params", json!({ "do_remote_decode": true })),
         ("vllm_xargs", json!({ "x": 1 })),
-        ("thinking_token_budget", json!(5)),
+        ("thinking_token_budget", json!(-2)),
         ("logprob_token_ids", json!([1])),
         ("chat_template", json!("{{ messages }}")),
         ("truncate_prompt_tokens", json!(-2)),

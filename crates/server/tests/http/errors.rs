@@ -53,12 +53,12 @@ fn bad_fields_are_400_and_named() {
         ),
         (json!({ "top_logprobs": 2 }), "top_logprobs"),
         (
-            json!({ "response_format": { "type": "json_object" } }),
+            json!({ "response_format": { "type": "yaml" } }),
             "response_format.type",
         ),
         (
-            json!({ "structured_outputs": { "choice": ["a"] } }),
-            "structured_outputs",
+            json!({ "structured_outputs": { "choice": [5] } }),
+            "structured_outputs.choice",
         ),
         (json!({ "tool_choice": "required" }), "tool_choice"),
         (json!({ "tools": "x" }), "tools"),

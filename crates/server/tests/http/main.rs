@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod answers;
+mod call_grammars;
 mod compat;
 mod envelope;
 mod errors;

@@ -209,3 +209,28 @@ fn reasoning_goes_back_to_the_template() {
     let answer = server.chat(json!({ "messages": messages }));
     assert_eq!(answer.json()["error"]["param"], "messages[0].reasoning");
 }
+
+#[test]
+fn a_budget_needs_tokens_that_end_reasoning() {
+    let server = TestServer::start_with(&R1, |_| says("x"));
+    for (budget, status) in [
+        (json!(5), 400),
+        (json!(-2), 400),
+        (json!(-1), 200),
+        (json!(null), 200),
+        (json!("many"), 400),
+    ] {
+        let answer = server.chat(json!({ "thinking_token_budget": budget }));
+        assert_eq!(answer.status, status, "{budget}: {}", answer.text);
+        if status == 400 {
+            assert_eq!(answer.json()["error"]["param"], "thinking_token_budget");
+        }
+    }
+    let plain = TestServer::start(|_| says("x"));
+    let answer = plain.chat(json!({ "thinking_token_budget": 5 }));
+    assert!(
+        answer.text.contains("--reasoning-parser"),
+        "{}",
+        answer.text
+    );
+}

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn tools() -> Value {
+pub(crate) fn tools() -> Value {
     let function = |name: &str| {
         json!({ "type": "function", "function": { "name": name, "description": "…",
         "parameters": { "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] } } })
@@ -10,7 +10,7 @@ fn tools() -> Value {
     json!([function("weather"), function("time")])
 }
 
-const CALL: &str =
+pub(crate) const CALL: &str =
     "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rom é\"}}\n</tool_call>";
 
 /// The calls of a stream as openai-python joins them, after checking the form of each delta.

@@ -1,0 +1,158 @@
+//! What an answer has to keep to where a request says which tools it calls, or that calls follow their schemas: in the terms of
+//! structural tags.
+
+use model_qwen::{Grammar, JsonStyle};
+use serde_json::{Value, json};
+
+use super::grammar::Asked;
+use super::tools::ToolChoice;
+use crate::answer::{CLOSE_CALL, CLOSE_THINK, OPEN_CALL, OPEN_THINK, Tool};
+use crate::error::ApiError;
+
+/// Line ends that the model may write before a call.
+const LINE_ENDS: &str = r"\n{0,2}";
+
+/// What the answer has to keep to, by the request's own grammar and by its tools.
+///
+/// # Errors
+/// 400 if the answer has to be a call, and to keep to a grammar.
+pub(crate) fn with_calls(
+    asked: Option<Asked>,
+    choice: &ToolChoice,
+    tools: &[Tool],
+    only_one: bool,
+) -> Result<Option<Asked>, ApiError> {
+    let of_tools = |format: Value| Asked {
+        param: "tools".to_owned(),
+        grammar: Grammar::StructuralTag(json!({ "format": format })),
+    };
+    let called: Vec<&Tool> = match choice {
+        ToolChoice::None => return Ok(asked),
+        ToolChoice::Auto | ToolChoice::Required => tools.iter().collect(),
+        ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
+    };
+    if *choice == ToolChoice::Auto {
+        return Ok(match asked {
+            None => strict_calls(tools).map(of_tools),
+            // The model answers in the format, or calls.
+            Some(Asked { grammar, param }) => Some(match json_format(&grammar) {
+                Some(answer) if !tools.is_empty() => Asked {
+                    grammar: Grammar::StructuralTag(json!({
+                        "format": { "type": "or", "elements": [calls(&called, only_one, false), answer] },
+                    })),
+                    param,
+                },
+                _ => Asked { grammar, param },
+            }),
+        });
+    }
+    if let Some(Asked { param, .. }) = asked {
+        let message = format!("`tool_choice` asks for a call, which cannot keep to `{param}`.");
+        return Err(ApiError::bad_request("tool_choice", message));
+    }
+    let only_one = only_one || matches!(choice, ToolChoice::Named(_));
+    Ok(Some(of_tools(calls(&called, only_one, true))))
+}
+
+/// The same with reasoning before it: with its tag or without any, or, if `is_open`, always, without the tag that begins it.
+pub(crate) fn after_reasoning(asked: Asked, is_open: bool) -> Asked {
+    let Some(format) = format_of(&asked.grammar) else {
+        return asked;
+    };
+    let begin = if is_open { "" } else { OPEN_THINK };
+    let reasoning = json!({ "type": "tag", "begin": begin, "content": { "type": "any_text" }, "end": CLOSE_THINK });
+    let line_ends = json!({ "type": "regex", "pattern": LINE_ENDS });
+    let reasoned = json!({ "type": "sequence", "elements": [reasoning, line_ends, format] });
+    let format = match is_open {
+        true => reasoned,
+        false => json!({ "type": "or", "elements": [reasoned, format] }),
+    };
+    Asked {
+        grammar: Grammar::StructuralTag(json!({ "format": format })),
+        ..asked
+    }
+}
+
+/// One call at least. Arguments follow the schemas of all tools, or of strict ones.
+fn calls(tools: &[&Tool], only_one: bool, all_schemas: bool) -> Value {
+    let tags = tools.iter().map(|tool| {
+        let arguments = match all_schemas || tool.strict {
+            true => arguments(tool, " ?"),
+            false => json!({ "type": "json_schema", "json_schema": { "type": "object" } }),
+        };
+        let name = Value::from(tool.name.as_str());
+        json!({
+            "type": "tag",
+            "begin": format!("{OPEN_CALL}\n{{\"name\": {name}, \"arguments\": "),
+            "content": arguments,
+            "end": format!("}}\n{CLOSE_CALL}"),
+        })
+    });
+    let tags: Vec<Value> = tags.collect();
+    let calls = json!({ "type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": true,
+        "stop_after_first": only_one });
+    let line_ends = json!({ "type": "regex", "pattern": LINE_ENDS });
+    json!({ "type": "sequence", "elements": [line_ends, calls] })
+}
+
+/// Any text, whose calls of strict tools follow their schemas; `None` if no tool is strict. A model may write a call in
+/// `<tool_call>` or without it, on one line or on several.
+fn strict_calls(tools: &[Tool]) -> Option<Value> {
+    let strict = tools.iter().filter(|tool| tool.strict);
+    let tags = strict.map(|tool| {
+        let between = json!({ "type": "regex", "pattern": r#",\s{0,16}"arguments": "# });
+        let arguments = arguments(tool, r"\s{0,16}");
+        json!({
+            "type": "tag",
+            "begin": format!("\"name\": {}", Value::from(tool.name.as_str())),
+            "content": { "type": "sequence", "elements": [between, arguments] },
+            "end": "",
+        })
+    });
+    let tags: Vec<Value> = tags.collect();
+    let triggers: Vec<&Value> = tags.iter().map(|tag| &tag["begin"]).collect();
+    let format = json!({ "type": "triggered_tags", "triggers": triggers, "tags": tags });
+    (!tags.is_empty()).then_some(format)
+}
+
+/// Arguments that follow the tool's schema and have no properties besides.
+fn arguments(tool: &Tool, space: &str) -> Value {
+    let style = JsonStyle {
+        compact: false,
+        whitespace_pattern: Some(space.to_owned()),
+        closed_objects: true,
+    };
+    let schema = match Grammar::JsonSchema(tool.parameters.clone()).styled(&style) {
+        Grammar::JsonSchema(schema) => schema,
+        _ => tool.parameters.clone(),
+    };
+    json!({ "type": "json_schema", "json_schema": schema })
+}
+
+fn json_format(grammar: &Grammar) -> Option<Value> {
+    let schema = match grammar {
+        Grammar::JsonSchema(schema) => schema.clone(),
+        Grammar::JsonObject => json!({ "type": "object" }),
+        _ => return None,
+    };
+    Some(json!({ "type": "json_schema", "json_schema": schema }))
+}
+
+/// A grammar as a part of a structural tag, if it can be one.
+fn format_of(grammar: &Grammar) -> Option<Value> {
+    match grammar {
+        Grammar::JsonSchema(_) | Grammar::JsonObject => json_format(grammar),
+        Grammar::Regex(regex) => Some(json!({ "type": "regex", "pattern": regex })),
+        Grammar::Lark(source) | Grammar::Ebnf(source) => {
+            Some(json!({ "type": "grammar", "grammar": source }))
+        }
+        Grammar::StructuralTag(tag) => tag.get("format").cloned(),
+        Grammar::Choice(choices) if choices.iter().all(|choice| !choice.is_empty()) => {
+            let texts = choices
+                .iter()
+                .map(|text| json!({ "type": "const_string", "value": text }));
+            Some(json!({ "type": "or", "elements": texts.collect::<Vec<_>>() }))
+        }
+        Grammar::Choice(_) => None,
+    }
+}

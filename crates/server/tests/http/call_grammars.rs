@@ -1,0 +1,166 @@
+//! Grammars of answers that call tools.
+
+use super::tools::{CALL, tools};
+use super::*;
+
+/// Whether an answer that keeps to the last request's grammar may be this text, from its first byte to its last.
+fn accepts(server: &TestServer, text: &str) -> bool {
+    let Some(mut constraint) = server.last_request().constraint else {
+        return true;
+    };
+    for id in bytes(text) {
+        if constraint.mask().is_some_and(|mask| !mask.allows(id)) {
+            return false;
+        }
+        constraint.consume(id);
+    }
+    constraint.may_stop()
+}
+
+fn call(name: &str, arguments: &str) -> String {
+    format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+}
+
+#[test]
+fn a_required_call_keeps_to_a_grammar() {
+    let server = TestServer::start(|_| says(CALL));
+    let ask = |extra: Value| {
+        let answer = server.chat(support::merged(json!({ "tools": tools() }), extra));
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()["choices"][0].clone()
+    };
+    let choice = ask(json!({ "tool_choice": "required" }));
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let rome = call("weather", "{\"city\": \"Rome\"}");
+    let both = format!("{rome}\n{}", call("time", "{\"city\": \"\"}"));
+    for text in [
+        &rome,
+        &both,
+        &format!("\n\n{rome}"),
+        &call("time", "{\"city\":\"x\"}"),
+    ] {
+        assert!(accepts(&server, text), "{text}");
+    }
+    for text in [
+        "",
+        "Hi",
+        &format!("Hi {rome}"),
+        &call("other", "{}"),
+        &call("weather", "{}"),
+        &call("weather", "{\"city\": 5}"),
+        &call("weather", "{\"city\": \"a\", \"more\": 1}"),
+        &format!("{rome}\nDone."),
+    ] {
+        assert!(!accepts(&server, text), "{text}");
+    }
+    ask(json!({ "tool_choice": "required", "parallel_tool_calls": false }));
+    assert!(accepts(&server, &rome) && !accepts(&server, &both));
+
+    let named = json!({ "type": "function", "function": { "name": "time" } });
+    let server_named = TestServer::start(|_| says(&call("time", "{\"city\": \"Rome\"}")));
+    let answer = server_named
+        .chat(json!({ "tools": tools(), "tool_choice": named }))
+        .json();
+    let choice = &answer["choices"][0];
+    // As OpenAI's: the call was no choice of the model's.
+    assert_eq!(choice["finish_reason"], "stop");
+    assert_eq!(
+        choice["message"]["tool_calls"][0]["function"]["name"],
+        "time"
+    );
+    assert!(accepts(&server_named, &call("time", "{\"city\": \"a\"}")));
+    assert!(!accepts(&server_named, &rome));
+
+    let only = json!({ "type": "allowed_tools", "allowed_tools": { "mode": "required", "tools": [named] } });
+    ask(json!({ "tool_choice": only }));
+    assert!(accepts(&server, &call("time", "{\"city\": \"a\"}")) && !accepts(&server, &rome));
+}
+
+#[test]
+fn calls_of_strict_tools_keep_to_their_schemas() {
+    let server = TestServer::start(|_| says("x"));
+    let mut list = tools();
+    server.chat(json!({ "tools": list }));
+    assert!(server.last_request().constraint.is_none());
+    list[0]["function"]["strict"] = json!(true);
+    server.chat(json!({ "tools": list }));
+    let bare = |arguments: &str| {
+        format!("So:\n```json\n{{\n  \"name\": \"weather\",\n  \"arguments\": {arguments}\n}}\n```")
+    };
+    for text in [
+        "Just text, with \"name\": \"Ada\" in it.",
+        &call("weather", "{\"city\": \"Rome\"}"),
+        &call("time", "{\"anything\": 1}"),
+        &bare("{\n    \"city\": \"Rome\"\n  }"),
+    ] {
+        assert!(accepts(&server, text), "{text}");
+    }
+    for text in [
+        call("weather", "{\"city\": 1}"),
+        call("weather", "{}"),
+        bare("{\"town\": \"Rome\"}"),
+    ] {
+        assert!(!accepts(&server, &text), "{text}");
+    }
+}
+
+#[test]
+fn an_answer_is_a_call_or_in_the_format() {
+    let server = TestServer::start(|_| says("x"));
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": { "type": "object",
+        "properties": { "a": { "type": "integer" } }, "required": ["a"], "additionalProperties": false } } });
+    server.chat(json!({ "tools": tools(), "response_format": format }));
+    assert!(accepts(&server, "{\"a\": 1}") && accepts(&server, &call("time", "{\"city\": \"a\"}")));
+    assert!(!accepts(&server, "Hello") && !accepts(&server, "{\"b\": 1}"));
+    let both = server
+        .chat(json!({ "tools": tools(), "response_format": format, "tool_choice": "required" }));
+    assert_eq!(
+        (both.status, &both.json()["error"]["param"]),
+        (400, &json!("tool_choice"))
+    );
+}
+
+#[test]
+fn a_grammar_begins_behind_reasoning() {
+    let flags = ["--trust-request-chat-template"];
+    let server = TestServer::start_with(&flags, |_| says("x"));
+    let yes = json!({ "structured_outputs": { "choice": ["yes", "no"] } });
+    let hybrid = "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}";
+    let with = |template: &str, extra: Value| {
+        let body = support::merged(yes.clone(), json!({ "chat_template": template }));
+        let answer = server.chat(support::merged(body, extra));
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    };
+    with(hybrid, json!({}));
+    for (text, accepted) in [
+        ("<think>no?</think>\n\nyes", true),
+        ("yes", true),
+        ("<think>no?</think>maybe", false),
+        ("maybe", false),
+    ] {
+        assert_eq!(accepts(&server, text), accepted, "{text}");
+    }
+    with(
+        hybrid,
+        json!({ "chat_template_kwargs": { "enable_thinking": false } }),
+    );
+    assert!(accepts(&server, "yes") && !accepts(&server, "<think>"));
+    with("{{ messages[0].content }}<think>\n", json!({}));
+    assert!(accepts(&server, "no?</think>\n\nyes") && !accepts(&server, "yes"));
+}
+
+#[test]
+fn schemas_that_no_grammar_takes_are_refused() {
+    let server = TestServer::start(|_| says("x"));
+    let mut list = tools();
+    list[0]["function"]["parameters"] =
+        json!({ "type": "object", "properties": { "a": { "type": "number", "multipleOf": "x" } } });
+    let answer = server.chat(json!({ "tools": list, "tool_choice": "required" }));
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["param"]),
+        (400, &json!("tools")),
+        "{}",
+        answer.text
+    );
+    assert_eq!(server.chat(json!({ "tools": list })).status, 200);
+}
