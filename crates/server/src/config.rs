@@ -11,6 +11,7 @@ mod file;
 mod parsers;
 pub mod pooling;
 mod speculative;
+mod stored_responses;
 mod structured_outputs;
 pub mod units;
 mod vllm_flags;
@@ -31,6 +32,7 @@ pub use api::{Allowed, ApiConfig, CorsConfig};
 pub use parsers::{ReasoningParser, ToolCallParser};
 pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner};
 pub use speculative::{NgramConfig, Speculation};
+pub use stored_responses::StoredResponses;
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
@@ -292,6 +294,7 @@ impl Config {
                 tool_call_parser: args.tool_call_parser,
                 enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
                 exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
+                stored_responses: args.stored_responses,
                 json_style: args.structured_outputs_config.unwrap_or_default(),
                 enable_server_load_tracking: args.enable_server_load_tracking,
                 enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,

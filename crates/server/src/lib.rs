@@ -30,6 +30,7 @@ pub mod request_id;
 pub mod routes;
 mod serve;
 pub mod state;
+pub mod stored_responses;
 pub mod stream;
 pub mod text;
 mod unread;
@@ -53,14 +54,22 @@ pub use state::AppState;
 use error::{ApiError, shape};
 use routes::{
     anthropic, auth, chat, completions, embeddings, health, info, invocations, lora, models,
-    ollama, render, scores, tokenize, track,
+    ollama, render, responses, scores, stored_responses as stored, tokenize, track,
 };
 
 /// Paths and what answers there.
-fn routes() -> [(&'static str, MethodRouter<AppState>); 24] {
+fn routes() -> [(&'static str, MethodRouter<AppState>); 29] {
     [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
+        ("/v1/responses", post(responses::create)),
+        ("/v1/responses/input_tokens", post(responses::input_tokens)),
+        (
+            "/v1/responses/{id}",
+            get(stored::retrieve).delete(stored::delete),
+        ),
+        ("/v1/responses/{id}/cancel", post(stored::cancel)),
+        ("/v1/responses/{id}/input_items", get(stored::input_items)),
         ("/v1/embeddings", post(embeddings::embeddings)),
         ("/pooling", post(embeddings::pooling)),
         ("/score", post(scores::score)),

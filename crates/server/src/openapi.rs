@@ -1,5 +1,6 @@
 //! `/openapi.json`: requests as `fields.txt` has them, answers as their types say.
 
+mod other_apis;
 mod requests;
 
 use std::sync::LazyLock;
@@ -32,6 +33,8 @@ enum Answer {
     Json(Value),
     /// The same, or server-sent events with `stream`.
     Stream(Value),
+    /// The same, or lines of JSON with `stream`.
+    Lines(Value),
     Text,
     Nothing,
 }
@@ -54,7 +57,8 @@ fn document() -> Value {
         });
     let mut schemas = settings.into_generator();
     let mut paths = Map::new();
-    for operation in operations(&mut schemas) {
+    let operations = operations(&mut schemas);
+    for operation in operations.into_iter().chain(other_apis::operations()) {
         let (path, method) = (operation.path, operation.method);
         let path = paths.entry(path).or_insert_with(|| json!({}));
         path[method] = operation.describe();
@@ -233,6 +237,10 @@ impl Operation {
                 "application/json": { "schema": schema },
                 "text/event-stream": { "schema": { "type": "string" } },
             }),
+            Answer::Lines(schema) => json!({
+                "application/json": { "schema": schema },
+                "application/x-ndjson": { "schema": { "type": "string" } },
+            }),
             Answer::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
             Answer::Nothing => Value::Null,
         };
@@ -240,8 +248,12 @@ impl Operation {
         if !content.is_null() {
             success["content"] = content;
         }
-        let error = json!({ "description": "An error", "content": { "application/json": {
-            "schema": { "$ref": "#/components/schemas/Error" } } } });
+        // Each API has errors in a shape of its own.
+        let error = match self.path.starts_with("/v1/messages") || self.path.starts_with("/api/") {
+            true => json!({ "type": "object", "required": ["error"] }),
+            false => json!({ "$ref": "#/components/schemas/Error" }),
+        };
+        let error = json!({ "description": "An error", "content": { "application/json": { "schema": error } } });
         let mut described = json!({
             "summary": self.summary,
             "responses": { "200": success, "4XX": error, "5XX": error },
@@ -284,13 +296,35 @@ mod tests {
 
     use super::*;
     use crate::protocol::fields::FIELDS;
+    use crate::routes::{anthropic, ollama};
 
     #[test]
     fn every_route_is_described() {
         let paths = DOCUMENT["paths"].as_object().unwrap();
         let described: BTreeSet<&str> = paths.keys().map(String::as_str).collect();
-        let routes = crate::routes().map(|(path, _)| path);
-        let mut routes: BTreeSet<&str> = routes.into_iter().collect();
+        // What is refused whatever is asked.
+        let refused = |path: &&str| {
+            let models = [
+                "pull",
+                "push",
+                "create",
+                "copy",
+                "delete",
+                "blobs",
+                "embed",
+                "embeddings",
+            ];
+            let name = path
+                .strip_prefix("/api/")
+                .and_then(|path| path.split('/').next());
+            name.is_some_and(|name| models.contains(&name))
+        };
+        let routes = crate::routes()
+            .into_iter()
+            .chain(anthropic::routes())
+            .chain(ollama::routes());
+        let routes = routes.map(|(path, _)| path).filter(|path| !refused(path));
+        let mut routes: BTreeSet<&str> = routes.collect();
         routes.insert("/v1/models/{id}");
         assert_eq!(described, routes);
     }
@@ -305,6 +339,12 @@ mod tests {
             ("/pooling", Endpoint::Pooling),
             ("/v1/score", Endpoint::Score),
             ("/v2/rerank", Endpoint::Rerank),
+            ("/v1/responses", Endpoint::Responses),
+            ("/v1/messages", Endpoint::Messages),
+            ("/v1/messages/count_tokens", Endpoint::CountTokens),
+            ("/api/chat", Endpoint::OllamaChat),
+            ("/api/generate", Endpoint::OllamaGenerate),
+            ("/api/show", Endpoint::OllamaShow),
         ] {
             let body = &DOCUMENT["paths"][path]["post"]["requestBody"]["content"];
             let properties = body["application/json"]["schema"]["properties"].as_object();

@@ -21,6 +21,7 @@ pub mod models;
 pub mod ollama;
 pub mod ollama_answer;
 pub mod pooling;
+pub mod responses;
 pub mod sampling;
 pub mod scores;
 pub mod tokenize;

@@ -14,6 +14,7 @@ use crate::error::ApiError;
 use crate::grammars::Grammars;
 use crate::metrics::{HttpMetrics, Metrics};
 use crate::protocol::grammar::Asked;
+use crate::stored_responses::ResponseStore;
 
 /// Bytes of large bodies that are in memory at once.
 const BODY_MEMORY: usize = 40 << 20;
@@ -33,6 +34,7 @@ struct Shared {
     shutdown_timeout: Duration,
     started: u64,
     metrics: Metrics,
+    stored_responses: ResponseStore,
     grammars: Grammars,
     http_metrics: HttpMetrics,
     api: ApiConfig,
@@ -49,7 +51,10 @@ impl AppState {
             [] => vec![model.model_id.clone()],
             names => names.to_vec(),
         };
+        let stored = &config.api.stored_responses;
+        let stored_bytes = usize::try_from(stored.max_bytes).unwrap_or(usize::MAX);
         Self(Arc::new(Shared {
+            stored_responses: ResponseStore::new(stored.max_num, stored_bytes),
             fingerprint: fingerprint(&model),
             longest_token: longest_token(&model.tokenizer),
             grammars: Grammars::new(&model, engine.vocab_size()),
@@ -155,6 +160,11 @@ impl AppState {
     /// How the API answers.
     pub fn api(&self) -> &ApiConfig {
         &self.0.api
+    }
+
+    /// Answers that later requests refer to.
+    pub fn stored_responses(&self) -> &ResponseStore {
+        &self.0.stored_responses
     }
 
     /// Most alternatives per token in log-probabilities.

@@ -1,5 +1,6 @@
 //! How the HTTP API answers.
 
+use super::StoredResponses;
 use super::parsers::{ReasoningParser, ToolCallParser};
 use axum::http::{HeaderName, HeaderValue, Method};
 use model_qwen::JsonStyle;
@@ -31,6 +32,8 @@ pub struct ApiConfig {
     pub enable_auto_tool_choice: bool,
     /// Whether the template shows no tools where none may be called.
     pub exclude_tools_when_tool_choice_none: bool,
+    /// Which answers of `/v1/responses` are kept.
+    pub stored_responses: StoredResponses,
     /// How answers in JSON are written, and how schemas are read, unless a request says otherwise.
     pub json_style: JsonStyle,
     /// Whether `/load` tells how many requests are not answered yet.
@@ -52,6 +55,7 @@ impl Default for ApiConfig {
             tool_call_parser: ToolCallParser::default(),
             enable_auto_tool_choice: true,
             exclude_tools_when_tool_choice_none: false,
+            stored_responses: StoredResponses::default(),
             json_style: JsonStyle::default(),
             enable_server_load_tracking: false,
             enable_tokenizer_info_endpoint: false,

@@ -11,7 +11,7 @@ use super::api::MAX_LOGPROBS;
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
-use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, units};
+use super::{LoraModule, MaxModelLen, ReasoningParser, StoredResponses, ToolCallParser, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
 /// (`--max_model_len`).
@@ -232,6 +232,10 @@ pub struct Args {
     /// Answer GET /tokenizer_info with the tokenizer's configuration and the chat template
     #[arg(long)]
     pub enable_tokenizer_info_endpoint: bool,
+
+    #[allow(missing_docs, reason = "clap would take it for the program's own help")]
+    #[command(flatten)]
+    pub stored_responses: StoredResponses,
 
     /// Most requests that wait for their first step; one more is answered 503 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 1024)]

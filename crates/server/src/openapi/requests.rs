@@ -2,19 +2,27 @@
 
 use serde_json::{Map, Value, json};
 
+use super::other_apis::form as other_form;
 use crate::protocol::fields::{Endpoint, FIELDS, Field, Verdict};
 
 /// A request of an endpoint: its fields in `fields.txt`.
 pub(super) fn request(endpoint: Endpoint) -> Value {
     let fields = FIELDS.iter().filter(|field| field.is_of(endpoint));
     let properties: Map<String, Value> = fields
-        .map(|field| (field.name.to_owned(), property(field)))
+        .map(|field| (field.name.to_owned(), property(endpoint, field)))
         .collect();
     let required: &[&str] = match endpoint {
         Endpoint::Chat => &["messages"],
         Endpoint::Completions => &["prompt"],
         Endpoint::Rerank => &["query", "documents"],
-        Endpoint::Embeddings | Endpoint::Pooling | Endpoint::Score => &[],
+        Endpoint::Messages => &["messages", "max_tokens"],
+        Endpoint::CountTokens => &["messages"],
+        Endpoint::OllamaChat | Endpoint::OllamaGenerate | Endpoint::OllamaShow => &["model"],
+        Endpoint::Embeddings
+        | Endpoint::Pooling
+        | Endpoint::Score
+        | Endpoint::Responses
+        | Endpoint::OllamaOptions => &[],
     };
     let mut schema = json!({ "type": "object", "required": required, "properties": properties });
     let one_of: &[&[&str]] = match endpoint {
@@ -25,7 +33,7 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
             &["queries", "items"],
             &["data_1", "data_2"],
         ],
-        Endpoint::Chat | Endpoint::Completions | Endpoint::Rerank => &[],
+        _ => &[],
     };
     if !one_of.is_empty() {
         let forms = one_of.iter().map(|names| json!({ "required": names }));
@@ -34,9 +42,9 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
     schema
 }
 
-fn property(field: &Field) -> Value {
+fn property(endpoint: Endpoint, field: &Field) -> Value {
     let mut schema = match &field.verdict {
-        Verdict::Works => form(field),
+        Verdict::Works => other_form(endpoint, field.name).unwrap_or_else(|| form(field)),
         // Whatever it is.
         Verdict::Harmless => json!({}),
         Verdict::Refused(neutral) => {
@@ -178,7 +186,7 @@ pub(super) fn tokenize() -> Value {
     let fields = FIELDS.iter().filter(|field| field.is_of(Endpoint::Chat));
     let fields = fields.filter(|field| of_chat.contains(&field.name));
     let mut properties: Map<String, Value> = fields
-        .map(|field| (field.name.to_owned(), property(field)))
+        .map(|field| (field.name.to_owned(), property(Endpoint::Chat, field)))
         .collect();
     properties.insert("prompt".to_owned(), json!({ "type": "string" }));
     let on = json!({ "type": ["boolean", "null"] });

@@ -276,6 +276,10 @@ impl Body {
         self.value.as_object_mut()?.shift_remove(field)
     }
 
+    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+        self.value.get(field)
+    }
+
     pub(super) fn put(&mut self, field: &str, value: Value) {
         if let Some(fields) = self.value.as_object_mut() {
             fields.insert(field.to_owned(), value);

@@ -37,11 +37,13 @@ pub enum Endpoint {
     OllamaOptions,
     /// `/api/show`.
     OllamaShow,
+    /// `/v1/responses`.
+    Responses,
 }
 
 impl Endpoint {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
@@ -54,6 +56,7 @@ impl Endpoint {
         Self::OllamaGenerate,
         Self::OllamaOptions,
         Self::OllamaShow,
+        Self::Responses,
     ];
 
     /// Its name in the lists of fields.
@@ -71,6 +74,7 @@ impl Endpoint {
             Self::OllamaGenerate => "ollama_generate",
             Self::OllamaOptions => "ollama_options",
             Self::OllamaShow => "ollama_show",
+            Self::Responses => "responses",
         }
     }
 
@@ -199,11 +203,9 @@ impl Field {
 
     /// Whether the endpoint has it.
     pub fn is_of(&self, endpoint: Endpoint) -> bool {
-        let name = match (self.endpoints, endpoint) {
-            ("both", Endpoint::Chat | Endpoint::Completions) => "both",
-            _ => endpoint.name(),
-        };
-        self.endpoints.split(' ').any(|of| of == name)
+        let is_both = matches!(endpoint, Endpoint::Chat | Endpoint::Completions);
+        let mut endpoints = self.endpoints.split(' ');
+        endpoints.any(|of| of == endpoint.name() || (is_both && of == "both"))
     }
 }
 
@@ -424,6 +426,7 @@ mod tests {
     use crate::protocol::grammar::GrammarFields;
     use crate::protocol::ollama;
     use crate::protocol::pooling::{EmbeddingFields, PoolingFields, TaskField};
+    use crate::protocol::responses::ResponsesFields;
     use crate::protocol::scores::{RerankFields, ScoreFields};
     use serde_json::json;
 
@@ -516,6 +519,19 @@ mod tests {
         assert_eq!(
             works(Endpoint::OllamaShow),
             read(&[field_names::<ollama::ShowFields>()])
+        );
+        // An answer is one text, which begins behind the prompt.
+        let others = [
+            "n",
+            "prompt_logprobs",
+            "response_format",
+            "return_token_ids",
+        ];
+        let fields = sampling.iter().filter(|field| !others.contains(field));
+        let fields: Vec<&str> = fields.copied().collect();
+        assert_eq!(
+            works(Endpoint::Responses),
+            read(&[field_names::<ResponsesFields>(), &fields])
         );
     }
 

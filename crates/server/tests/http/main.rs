@@ -16,6 +16,8 @@ mod ollama;
 mod pooling;
 mod prompts;
 mod reasoning;
+mod responses;
+mod responses_stored;
 mod tools;
 
 #[path = "../support/mod.rs"]
