@@ -117,7 +117,8 @@ impl Conversation {
         let length = Length::of(state, &sampling, "messages", requested)?;
         let parser = state.api().reasoning_parser;
         params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
-        let (grammar, after) = grammar_and_place(state, grammar, &rendered, &parts);
+        let is_forced = matches!(tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+        let (grammar, after) = grammar_and_place(state, grammar, &rendered, &parts, is_forced);
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
         let stop_token_ids = text.stop_token_ids.clone();
@@ -213,8 +214,10 @@ fn grammar_and_place(
     asked: Option<Asked>,
     rendered: &Rendered,
     parts: &AnswerOptions,
+    is_forced: bool,
 ) -> (Option<Asked>, Option<u32>) {
-    let [_, close] = parts.think_ids;
+    // Where a call must come, the answer can't end with its reasoning.
+    let close = parts.think_ids[1].filter(|_| !is_forced);
     match (asked, parts.reasoning, close) {
         (Some(asked), ReasoningStart::Tag, _) => (Some(after_reasoning(asked, false)), None),
         (Some(asked), ReasoningStart::Prompt, None) => (Some(after_reasoning(asked, true)), None),

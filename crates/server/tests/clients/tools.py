@@ -1,7 +1,7 @@
 """Tools and reasoning through OpenAI's and LangChain's clients, against a running server with a real model.
 
     python -m venv venv && venv/bin/pip install -r crates/server/tests/clients/requirements.txt
-    server Qwen/Qwen2.5-Coder-0.5B-Instruct --port 8000
+    server Qwen/Qwen2.5-Coder-1.5B-Instruct --port 8000
     venv/bin/python crates/server/tests/clients/tools.py http://127.0.0.1:8000/v1
 
 Prints a line for each check, and ends with 1 if one of them failed.
