@@ -217,6 +217,11 @@ impl Body {
         }
     }
 
+    /// Whether it has one of these fields.
+    pub(crate) fn has_any(&self, fields: &[&str]) -> bool {
+        fields.iter().any(|field| !self.value[*field].is_null())
+    }
+
     /// The id that the request's answer carries.
     pub fn request_id(&self) -> &RequestId {
         &self.request_id
