@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => 1,
     };
     let tokenizer = Tokenizer::from_dir(&model)?;
-    let vocab_size = QwenConfig::from_dir(&model)?.vocab_size;
+    let vocab_size = QwenConfig::load(&model)?.vocab_size;
     let ends = end_tokens(&model, &tokenizer, None)?;
     let start = Instant::now();
     let factory = ConstraintFactory::new(&tokenizer, vocab_size, &ends)?;

@@ -14,6 +14,7 @@ mod json_schema;
 mod mask;
 mod one_of;
 mod places;
+mod property_names;
 mod references;
 mod structural_tag;
 

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
-use model_qwen::{LoadOptions, QwenModel, RenderOptions, SamplingParams, bundled_model_dir};
+use model_qwen::{
+    Grammar, LoadOptions, QwenModel, RenderOptions, SamplingParams, bundled_model_dir,
+};
 use server::burn::tensor::Device;
 use server::engine::{Engine, FinishReason};
 use server::text::{TextEngine, TextError, TextRequest};
@@ -41,6 +43,34 @@ fn many_texts_come_in_order_whatever_the_queue_holds() {
         );
         assert_eq!(completion.logprobs, []);
     }
+}
+
+#[test]
+fn texts_keep_to_a_grammar() {
+    let engine = builder().start().unwrap();
+    let schema = serde_json::json!({ "type": "object", "properties": { "animal": { "enum": ["duck", "bear"] } },
+        "required": ["animal"], "additionalProperties": false });
+    let grammars = [
+        Grammar::Choice(vec!["yes".to_owned(), "no".to_owned()]),
+        Grammar::JsonSchema(schema),
+        Grammar::Regex("[0-9]{4}".to_owned()),
+    ];
+    let requests = grammars.map(|grammar| story("duck").max_tokens(40).grammar(grammar));
+    let texts = engine.generate(requests).into_iter();
+    let texts: Vec<String> = texts
+        .map(|completion| {
+            let completion = completion.unwrap();
+            assert_eq!(completion.finish_reason, FinishReason::Stop);
+            completion.text
+        })
+        .collect();
+    assert!(texts[0] == "yes" || texts[0] == "no", "{texts:?}");
+    let value: serde_json::Value = serde_json::from_str(&texts[1]).unwrap();
+    assert!(value["animal"] == "duck" || value["animal"] == "bear");
+    assert!(texts[2].len() == 4 && texts[2].parse::<u32>().is_ok());
+    let broken = story("duck").grammar(Grammar::Regex("(".to_owned()));
+    let error = engine.submit(&broken).unwrap_err();
+    assert!(matches!(error, TextError::Grammar(_)), "{error}");
 }
 
 /// Tokens of the prompt of [`story`].

@@ -7,10 +7,12 @@
 use serde_json::{Map, Value, json};
 
 use super::grammar::{GrammarError, JsonStyle, invalid};
-use super::{one_of, references};
+use super::{one_of, property_names, references};
 
 /// Values inside one another.
 const MAX_DEPTH: usize = 256;
+/// Bytes of a schema as text.
+const MAX_BYTES: usize = 4 << 20;
 
 /// Where a keyword has schemas.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,11 +142,17 @@ pub(super) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
         _ => return invalid("a JSON schema: expected an object, found something else"),
     }
     depth(schema, 0)?;
+    let num_bytes = schema.to_string().len();
+    if num_bytes > MAX_BYTES {
+        return Err(GrammarError::TooLarge(format!(
+            "expected a schema of at most {MAX_BYTES} bytes, found {num_bytes}"
+        )));
+    }
     let mut schema = references::resolved(schema.clone())?;
     let root = schema.clone();
     for_each_mut(&mut schema, &mut |schema| {
         drop_annotations(schema);
-        property_names(schema);
+        property_names::without(schema);
         one_of::to_any_of(schema, &root);
     });
     Ok(schema)
@@ -210,93 +218,5 @@ fn drop_annotations(schema: &mut Map<String, Value>) {
         if is_annotation(schema, key) {
             schema.shift_remove(key);
         }
-    }
-}
-
-/// Says `propertyNames` with other keywords, where only it speaks of names.
-fn property_names(schema: &mut Map<String, Value>) {
-    let Some(names) = schema.get("propertyNames") else {
-        return;
-    };
-    let pattern = match names {
-        Value::Bool(true) => None,
-        Value::Object(names) => match name_pattern(names) {
-            Ok(pattern) => pattern,
-            Err(Unsaid) => return,
-        },
-        _ => return,
-    };
-    let Some(names) = pattern else {
-        schema.shift_remove("propertyNames");
-        return;
-    };
-    let is_free = |key: &str| {
-        let value = schema.get(key);
-        value.is_none_or(|value| value.as_object().is_some_and(Map::is_empty))
-    };
-    if !is_free("properties") || !is_free("patternProperties") || schema.contains_key("required") {
-        return;
-    }
-    let values = schema
-        .get("additionalProperties")
-        .cloned()
-        .unwrap_or(Value::Bool(true));
-    let (key, value) = match names {
-        Names::Pattern(pattern) => ("patternProperties", json!({ pattern: values })),
-        Names::These(names) => {
-            let names = names.into_iter().map(|name| (name, values.clone()));
-            ("properties", Value::Object(names.collect()))
-        }
-    };
-    schema.insert(key.to_owned(), value);
-    schema.insert("additionalProperties".to_owned(), false.into());
-    schema.shift_remove("propertyNames");
-}
-
-/// Names of properties.
-enum Names {
-    Pattern(String),
-    These(Vec<String>),
-}
-
-/// What can't be said with other keywords.
-struct Unsaid;
-
-/// The names that a schema of names accepts; `None` for all.
-fn name_pattern(names: &Map<String, Value>) -> Result<Option<Names>, Unsaid> {
-    let mut found = None;
-    let (mut shortest, mut longest) = (None, None);
-    for (key, value) in names {
-        let of_key = match (key.as_str(), value) {
-            ("type", Value::String(name)) if name == "string" => continue,
-            ("title" | "description" | "$comment" | "examples", _) => continue,
-            ("pattern", Value::String(pattern)) => Names::Pattern(pattern.clone()),
-            ("const", Value::String(name)) => Names::These(vec![name.clone()]),
-            ("enum", Value::Array(names)) => {
-                let names = names.iter().map(|name| name.as_str().map(str::to_owned));
-                Names::These(names.collect::<Option<_>>().ok_or(Unsaid)?)
-            }
-            ("minLength", Value::Number(length)) => {
-                shortest = Some(length.as_u64().ok_or(Unsaid)?);
-                continue;
-            }
-            ("maxLength", Value::Number(length)) => {
-                longest = Some(length.as_u64().ok_or(Unsaid)?);
-                continue;
-            }
-            _ => return Err(Unsaid),
-        };
-        if found.replace(of_key).is_some() {
-            return Err(Unsaid);
-        }
-    }
-    if shortest.is_none() && longest.is_none() {
-        return Ok(found);
-    }
-    let longest = longest.map(|length| length.to_string()).unwrap_or_default();
-    let lengths = format!("^[\\s\\S]{{{},{longest}}}$", shortest.unwrap_or(0));
-    match found {
-        None => Ok(Some(Names::Pattern(lengths))),
-        Some(_) => Err(Unsaid),
     }
 }

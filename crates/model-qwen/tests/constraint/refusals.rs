@@ -185,6 +185,16 @@ mod too_much {
         let _ = FACTORY.compile(&many(20_000), None);
     }
 
+    #[test]
+    fn many_values() {
+        let many = |num: usize| {
+            let values: Vec<String> = (0..num).map(|i| format!("value {i}")).collect();
+            Grammar::JsonSchema(json!({"enum": values}))
+        };
+        let _ = FACTORY.compile(&many(50_000), None);
+        refused(many(500_000), "too large");
+    }
+
     /// They are refused, or where a text goes too far into them, or they are not too much.
     fn takes(regex: &str) {
         let start = Instant::now();

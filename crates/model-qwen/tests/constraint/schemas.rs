@@ -134,6 +134,30 @@ fn objects_and_arrays() {
 }
 
 #[test]
+fn names_of_properties() {
+    let both = json!({"type": "object", "properties": {"ab": {"type": "integer"}, "LONG": {"type": "integer"}}, "required": ["ab"],
+        "propertyNames": {"pattern": "^[a-z]{1,3}$"}});
+    let closed = json!({"type": "object", "properties": {"ab": {"type": "integer"}, "abcd": {"type": "integer"}},
+        "propertyNames": {"maxLength": 3}, "additionalProperties": false});
+    schema(
+        both,
+        &["{\"ab\": 1}", "{\"ab\": 1, \"xyz\": null}"],
+        &["{\"ab\": 1, \"LONG\": 2}", "{\"ab\": 1, \"wxyz\": 2}", "{}"],
+    );
+    schema(
+        closed,
+        &["{}", "{\"ab\": 1}"],
+        &["{\"abcd\": 1}", "{\"x\": 1}"],
+    );
+    let these = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "propertyNames": {"enum": ["a", "b"]}});
+    schema(
+        these,
+        &["{\"a\": 1, \"b\": []}"],
+        &["{\"a\": []}", "{\"c\": 1}"],
+    );
+}
+
+#[test]
 fn combinations_and_references() {
     schema(
         json!({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 1}]}),

@@ -13,7 +13,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn words() -> Grammar {
-    Grammar::Regex("[a-z]{2,6}( [a-z]{2,6}|#forced#){3,60}".to_owned())
+    Grammar::Regex("begin: [a-z]{2,6}( [a-z]{2,6}|: [0-9]{2}){3,60}".to_owned())
 }
 
 /// Draws under a grammar from all logits, and from as few as are needed; how often which were enough.

@@ -286,6 +286,11 @@ impl Body {
         }
     }
 
+    /// Whether it has one of these fields.
+    pub(crate) fn has_any(&self, fields: &[&str]) -> bool {
+        fields.iter().any(|field| !self.value[*field].is_null())
+    }
+
     #[cfg(test)]
     pub(super) fn of(value: Value) -> Self {
         Self {

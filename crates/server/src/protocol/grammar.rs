@@ -9,6 +9,17 @@ use super::body::kind;
 use super::fields::says_nothing;
 use crate::error::ApiError;
 
+/// Fields that may name a grammar.
+pub(crate) const NAMES: [&str; 7] = [
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structural_tag",
+];
+
 /// The fields, each as it came.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct GrammarFields {
@@ -411,7 +422,7 @@ mod tests {
                 "structured_outputs.xml",
             ),
             (
-                json!({"structured_outputs": {"json": null}}),
+                json!({"structured_outputs": {"disable_any_whitespace": true}}),
                 "structured_outputs",
             ),
             (
