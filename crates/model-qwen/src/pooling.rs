@@ -127,6 +127,13 @@ impl SentenceTransformer {
         }
         let limits = JsonFile::read_optional(dir.join("sentence_bert_config.json"))?;
         found.max_seq_length = limits.top().positive("max_seq_length")?;
+        let prompts = JsonFile::read_optional(dir.join("config_sentence_transformers.json"))?;
+        if let Some(name) = prompts.top().text("default_prompt_name")? {
+            let path = prompts.path().display();
+            tracing::warn!(
+                "{path}: the prompt `{name}` is not put before texts: write it into them"
+            );
+        }
         found.do_lower_case = limits.top().boolean("do_lower_case")?.unwrap_or(false);
         Ok(Some(found))
     }

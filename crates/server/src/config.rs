@@ -253,6 +253,7 @@ impl Config {
                 message: "needs --enable-lora".to_owned(),
             });
         }
+        let pooling = PoolingConfig::from_args(&args)?;
         let lora = LoraOptions {
             max_loras: args.max_loras,
             max_cpu_loras: args.max_cpu_loras,
@@ -304,13 +305,7 @@ impl Config {
             device: args.device,
             dtype: args.dtype,
             quantization: args.quantization.unwrap_or_default(),
-            pooling: PoolingConfig::new(
-                (args.runner, args.convert),
-                args.task,
-                args.pooler_config,
-                args.hf_overrides,
-            )
-            .map_err(|(flag, message)| ConfigError::Flag { flag, message })?,
+            pooling,
             memory: MemoryConfig {
                 gpu_memory_utilization: args.gpu_memory_utilization,
                 device_memory: args.device_memory,

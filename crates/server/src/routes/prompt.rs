@@ -207,9 +207,9 @@ pub(super) fn encode(
     };
     let around = match add_special_tokens {
         true => special(tokenizer).map_err(failed)?,
-        false => Some((Vec::new(), Vec::new())),
+        false => Some(Special::default()),
     };
-    let Some((before, after)) = around else {
+    let Some(Special { before, after }) = around else {
         return Ok(length.cut(tokenizer.encode(text, true).map_err(failed)?));
     };
     let mut ids = Vec::new();
@@ -239,14 +239,21 @@ pub(super) fn encode(
     Ok(ids)
 }
 
-/// What the tokenizer puts before a text and after it; `None` if it changes the text's own tokens, too.
-fn special(tokenizer: &Tokenizer) -> Result<Option<(Vec<u32>, Vec<u32>)>, TokenizerError> {
+/// What a tokenizer puts before a text and after it.
+#[derive(Default)]
+struct Special {
+    before: Vec<u32>,
+    after: Vec<u32>,
+}
+
+/// `None` if the tokenizer changes the text's own tokens, too.
+fn special(tokenizer: &Tokenizer) -> Result<Option<Special>, TokenizerError> {
     let (plain, whole) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);
     let num = whole.len().saturating_sub(plain.len());
     let at = (0..=num).find(|&at| whole[at..].starts_with(&plain));
-    Ok(at.map(|at| {
-        let after = whole[at + plain.len()..].to_vec();
-        (whole[..at].to_vec(), after)
+    Ok(at.map(|at| Special {
+        before: whole[..at].to_vec(),
+        after: whole[at + plain.len()..].to_vec(),
     }))
 }
 

@@ -53,7 +53,7 @@ fn families(text: &str) -> BTreeMap<String, Family> {
 
 /// Every histogram counts up to its count, bucket by bucket.
 fn check_histogram(name: &str, family: &Family) {
-    let mut series: BTreeMap<Vec<(String, String)>, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut series: BTreeMap<_, Vec<(f64, f64)>> = BTreeMap::new();
     let mut counts = BTreeMap::new();
     for (suffix, labels, value) in &family.samples {
         let mut labels = labels.clone();
@@ -91,6 +91,7 @@ fn the_page_is_what_a_scraper_of_vllm_reads() {
     server.chat(json!({ "n": 2 }));
     server.complete(json!({ "prompt": "bad" }));
     server.get("/nowhere");
+    server.raw("INVENTED", "/v1/models", &[], "");
     let answer = server.get("/metrics");
     let kind = answer.headers["content-type"].to_str().unwrap();
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
@@ -221,18 +222,20 @@ fn the_page_is_what_a_scraper_of_vllm_reads() {
         ),
         1.0
     );
+    let other = [("method", "other"), ("status", "4xx")];
+    assert_eq!(value("http_requests_total", "", &other), 1.0);
     assert_eq!(
         value("http_request_size_bytes", "_count", &[("handler", "none")]),
         1.0
     );
     assert_eq!(
         value("http_request_duration_highr_seconds", "_count", &[]),
-        3.0
+        4.0
     );
     let chat = [("handler", "/v1/chat/completions")];
     assert_eq!(value("http_request_duration_seconds", "_count", &chat), 1.0);
     assert!(value("http_response_size_bytes", "_sum", &chat) > 100.0);
     assert!(value("process_resident_memory_bytes", "", &[]) > 1e6);
     assert!(value("process_start_time_seconds", "", &[]) > 1.6e9);
-    assert!(!answer.text.contains("handler=\"/metrics\""));
+    assert!(!answer.text.contains("handler=\"/metrics\"") && !answer.text.contains("INVENTED"));
 }
