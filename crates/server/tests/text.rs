@@ -60,7 +60,11 @@ fn texts_keep_to_a_grammar() {
     let texts: Vec<String> = texts
         .map(|completion| {
             let completion = completion.unwrap();
-            assert_eq!(completion.finish_reason, FinishReason::Stop);
+            assert_eq!(
+                completion.finish_reason,
+                FinishReason::Stop,
+                "{completion:?}"
+            );
             completion.text
         })
         .collect();

@@ -285,9 +285,10 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, Api
             return Err(ApiError::bad_request(param, message));
         }
         [(first, _), (second, _), ..] => {
+            let param = key(second);
             let message =
-                format!("`{param}`: only one grammar is possible, found {first} and {second}.");
-            return Err(ApiError::bad_request(key(second), message));
+                format!("`{param}`: only one grammar is possible, found {first} as well.");
+            return Err(ApiError::bad_request(param, message));
         }
     };
     let param = key(name);
