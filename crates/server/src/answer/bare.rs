@@ -4,7 +4,7 @@
 
 use super::brackets::{Brackets, Stop};
 use super::calls::FENCE;
-use super::json_call::{calls_of, head_name};
+use super::json_call::{Read, calls_of, name};
 use super::tag::{Begins, begins};
 use super::{AnswerParser, Place, State, Tool};
 
@@ -36,14 +36,13 @@ pub(super) fn probe(line: &str, tools: &[Tool], ends: bool) -> Probe {
         Begins::Open => return Probe::Open,
     };
     let json = rest.strip_prefix('[').map_or(rest, str::trim_start);
-    match head_name(json) {
-        Some(Some(name)) if tools.iter().any(|tool| tool.name == name) => Probe::Call {
+    match name(json) {
+        Read::Found((name, _)) if tools.iter().any(|tool| tool.name == name) => Probe::Call {
             len: line.len() - rest.len(),
             is_fenced,
         },
-        Some(_) => Probe::Other,
-        None if ends => Probe::Other,
-        None => Probe::Open,
+        Read::Open if !ends => Probe::Open,
+        Read::Found(_) | Read::Other | Read::Open => Probe::Other,
     }
 }
 

@@ -103,6 +103,16 @@ impl AnswerParser {
     }
 }
 
+/// What a text begins with.
+pub(super) enum Read<T> {
+    /// What was looked for.
+    Found(T),
+    /// Something else.
+    Other,
+    /// More text decides.
+    Open,
+}
+
 /// How a JSON object begins.
 enum Head {
     /// With a name and arguments, which begin here.
@@ -113,26 +123,27 @@ enum Head {
     Open,
 }
 
-/// What is behind one or two tokens of JSON, and the space around them; `None` if more text decides, `Some(None)` if other tokens
-/// are there.
-fn behind<'a>(text: &'a str, tokens: &[&str]) -> Option<Option<&'a str>> {
+/// What is behind some tokens of JSON, and the space around them.
+fn behind<'a>(text: &'a str, tokens: &[&str]) -> Read<&'a str> {
     let mut rest = text;
     for token in tokens {
         rest = rest.trim_start();
         match rest.strip_prefix(token) {
             Some(behind) => rest = behind,
-            None if token.starts_with(rest) => return None,
-            None => return Some(None),
+            None if token.starts_with(rest) => return Read::Open,
+            None => return Read::Other,
         }
     }
-    let rest = rest.trim_start();
-    (!rest.is_empty()).then_some(Some(rest))
+    match rest.trim_start() {
+        "" => Read::Open,
+        rest => Read::Found(rest),
+    }
 }
 
-/// The string that a text begins with, and what is behind it; `None` and `Some(None)` as [`behind`].
-fn string(text: &str) -> Option<Option<(String, &str)>> {
+/// The string that a text begins with, and what is behind it.
+fn string(text: &str) -> Read<(String, &str)> {
     let Some(body) = text.strip_prefix('"') else {
-        return Some(None);
+        return Read::Other;
     };
     let mut is_escaped = false;
     let end = body.find(|c| match c {
@@ -145,39 +156,39 @@ fn string(text: &str) -> Option<Option<(String, &str)>> {
             false
         }
         c => c == '"',
-    })?;
-    let string = serde_json::from_str(&text[..end + 2]).ok();
-    Some(string.map(|string| (string, &text[end + 2..])))
-}
-
-/// The name of a call, and what is behind it; `None` and `Some(None)` as [`behind`].
-fn name(text: &str) -> Option<Option<(String, &str)>> {
-    match behind(text, &["{", "\"name\"", ":"])? {
-        Some(rest) => string(rest),
-        None => Some(None),
+    });
+    let Some(end) = end else {
+        return Read::Open;
+    };
+    match serde_json::from_str(&text[..end + 2]) {
+        Ok(string) => Read::Found((string, &text[end + 2..])),
+        Err(_) => Read::Other,
     }
 }
 
-/// The name of a call that a text begins with. `None` if more text decides, `Some(None)` if it begins with something else.
-pub(super) fn head_name(text: &str) -> Option<Option<String>> {
-    let name = name(text)?;
-    Some(name.map(|(name, _)| name))
+/// The name of a call that a text begins with, and what is behind it.
+pub(super) fn name(text: &str) -> Read<(String, &str)> {
+    match behind(text, &["{", "\"name\"", ":"]) {
+        Read::Found(rest) => string(rest),
+        Read::Other => Read::Other,
+        Read::Open => Read::Open,
+    }
 }
 
 fn head(text: &str) -> Head {
     let (name, rest) = match name(text) {
-        Some(Some(found)) => found,
-        Some(None) => return Head::Other,
-        None => return Head::Open,
+        Read::Found(found) => found,
+        Read::Other => return Head::Other,
+        Read::Open => return Head::Open,
     };
     let rest = match behind(rest, &[","]) {
-        Some(Some(rest)) => rest,
-        Some(None) => return Head::Other,
-        None => return Head::Open,
+        Read::Found(rest) => rest,
+        Read::Other => return Head::Other,
+        Read::Open => return Head::Open,
     };
     let found = ARGUMENTS.map(|field| behind(rest, &[field, ":"]));
     match found {
-        [Some(Some(arguments)), _] | [_, Some(Some(arguments))] => {
+        [Read::Found(arguments), _] | [_, Read::Found(arguments)] => {
             match arguments.starts_with('{') {
                 true => Head::Arguments {
                     name,
@@ -186,7 +197,7 @@ fn head(text: &str) -> Head {
                 false => Head::Other,
             }
         }
-        [Some(None), Some(None)] => Head::Other,
+        [Read::Other, Read::Other] => Head::Other,
         _ => Head::Open,
     }
 }
