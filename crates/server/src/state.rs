@@ -13,7 +13,6 @@ use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::grammars::Grammars;
 use crate::metrics::{HttpMetrics, Metrics};
-use crate::protocol::grammar::Asked;
 use crate::stored_responses::ResponseStore;
 
 /// Bytes of large bodies that are in memory at once.
@@ -191,13 +190,9 @@ impl AppState {
         &self.0.api.json_style
     }
 
-    /// A constraint that keeps an answer to a grammar. It may take a while.
-    ///
-    /// # Errors
-    /// 400 with the grammar's field.
-    pub(crate) fn constraint(&self, asked: &Asked) -> Result<Constraint, ApiError> {
-        let compiled = self.0.grammars.compile(&asked.grammar);
-        compiled.map_err(|error| asked.refusal(&error))
+    /// Compiled grammars.
+    pub(crate) fn grammars(&self) -> &Grammars {
+        &self.0.grammars
     }
 
     /// `system_fingerprint`: the same as long as version, model and context are.

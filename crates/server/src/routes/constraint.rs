@@ -23,7 +23,10 @@ pub(super) fn constraint(
     let Some(asked) = asked else {
         return Ok((None, text));
     };
-    let constraint = state.constraint(&asked)?.after(after);
+    let compiled = state.grammars().compile(&asked.grammar);
+    let constraint = compiled
+        .map_err(|error| asked.refusal(&error))?
+        .after(after);
     let ends = &state.model().generation_config.eos_token_ids;
     let constraint = match sampling.ignore_eos {
         Some(true) => constraint.without_early_end(),
