@@ -10,7 +10,7 @@
 #![allow(clippy::print_stdout)]
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -131,7 +131,7 @@ fn main() -> Result<()> {
 }
 
 /// The chat that asks for a file with a line added in front.
-fn edit_prompt(info: &ModelInfo, file: &PathBuf) -> Result<Vec<u32>> {
+fn edit_prompt(info: &ModelInfo, file: &Path) -> Result<Vec<u32>> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let template = info.chat_template.as_ref().context("no chat template")?;
     let content = format!(
