@@ -4,7 +4,7 @@
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
 use model_qwen::{
-    Grammar, LoadOptions, QwenModel, RenderOptions, SamplingParams, bundled_model_dir,
+    Grammar, JsonStyle, LoadOptions, QwenModel, RenderOptions, SamplingParams, bundled_model_dir,
 };
 use server::burn::tensor::Device;
 use server::engine::{Engine, FinishReason};
@@ -49,12 +49,15 @@ fn many_texts_come_in_order_whatever_the_queue_holds() {
 fn texts_keep_to_a_grammar() {
     let engine = builder().start().unwrap();
     let schema = serde_json::json!({ "type": "object", "properties": { "animal": { "enum": ["duck", "bear"] } },
-        "required": ["animal"], "additionalProperties": false,
-        // The small model likes white space too much.
-        "x-guidance": { "whitespace_flexible": false } });
+        "required": ["animal"], "additionalProperties": false });
+    let compact = JsonStyle {
+        compact: true,
+        ..JsonStyle::default()
+    };
     let grammars = [
         Grammar::Choice(vec!["yes".to_owned(), "no".to_owned()]),
-        Grammar::JsonSchema(schema),
+        // So small a model goes on writing white space where it may.
+        Grammar::JsonSchema(schema).styled(&compact),
         Grammar::Regex("[0-9]{4}".to_owned()),
     ];
     let requests = grammars.map(|grammar| story("duck").max_tokens(40).grammar(grammar));
