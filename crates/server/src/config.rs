@@ -286,7 +286,10 @@ impl Config {
                 tool_call_parser: args.tool_call_parser,
                 enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
                 exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
-                stored_responses: args.stored_responses,
+                stored_responses: StoredResponses {
+                    max_num: args.max_stored_responses,
+                    max_bytes: args.max_stored_responses_bytes,
+                },
                 json_style: args.structured_outputs_config.unwrap_or_default(),
             },
             model_sampling_defaults: args.generation_config == "auto",
