@@ -295,7 +295,10 @@ impl Config {
                 tool_call_parser: args.tool_call_parser,
                 enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
                 exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
-                stored_responses: args.stored_responses,
+                stored_responses: StoredResponses {
+                    max_num: args.max_stored_responses,
+                    max_bytes: args.max_stored_responses_bytes,
+                },
                 json_style: args.structured_outputs_config.unwrap_or_default(),
                 enable_server_load_tracking: args.enable_server_load_tracking,
                 enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,

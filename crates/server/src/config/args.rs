@@ -11,7 +11,7 @@ use super::api::MAX_LOGPROBS;
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
-use super::{LoraModule, MaxModelLen, ReasoningParser, StoredResponses, ToolCallParser, units};
+use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, stored_responses, units};
 
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
 /// (`--max_model_len`).
@@ -233,9 +233,13 @@ pub struct Args {
     #[arg(long)]
     pub enable_tokenizer_info_endpoint: bool,
 
-    #[allow(missing_docs, reason = "clap would take it for the program's own help")]
-    #[command(flatten)]
-    pub stored_responses: StoredResponses,
+    /// Answers of /v1/responses that are kept for `previous_response_id`, the oldest forgotten first; 0 keeps none
+    #[arg(long, value_name = "N", default_value_t = stored_responses::MAX_NUM)]
+    pub max_stored_responses: usize,
+
+    /// Most memory for these (64MiB, bytes); the oldest are forgotten first
+    #[arg(long, value_name = "SIZE", default_value = stored_responses::MAX_BYTES, value_parser = units::bytes)]
+    pub max_stored_responses_bytes: u64,
 
     /// Most requests that wait for their first step; one more is answered 503 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 1024)]
