@@ -338,7 +338,8 @@ fn in_cache(cache: &CacheRepo) -> Option<(PathBuf, Vec<String>)> {
     let folder = cache.get("config.json")?.parent()?.to_path_buf();
     let has = |name: &str| folder.join(name).is_file();
     let mut lacks = Vec::new();
-    if !has("tokenizer.json") && !(has("vocab.json") && has("merges.txt")) {
+    let has_tokenizer = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+    if !has_tokenizer {
         lacks.push("tokenizer.json".to_owned());
     }
     match shards(&folder.join(INDEX)) {

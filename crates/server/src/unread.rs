@@ -97,7 +97,7 @@ mod tests {
     use std::future::poll_fn;
     use std::io::Read as _;
 
-    const BYTES: [u8; 1 << 16] = [1; 1 << 16];
+    static BYTES: [u8; 1 << 16] = [1; 1 << 16];
 
     /// Writes so much to a client that pauses for so long after each read.
     async fn write(num_bytes: usize, pause: Duration) -> io::Result<()> {

@@ -192,7 +192,7 @@ fn generated_schemas_are_kept_to_or_refused_by_name() {
     });
     let sum = |place: usize| tallies.iter().map(|tally| tally[place]).sum::<u64>();
     let (stopped, cut, refused) = (sum(0), sum(1), sum(2));
-    println!("{num} schemas: {stopped} kept to, {cut} cut at max_tokens, {refused} refused");
+    eprintln!("{num} schemas: {stopped} kept to, {cut} cut at max_tokens, {refused} refused");
     // A small model goes on writing white space where it may.
     assert!(stopped > num / 20);
 }
@@ -214,7 +214,7 @@ fn try_schema(server: &Server, seed: u64) -> usize {
     if status == 400 {
         let message = answer["error"]["message"].as_str().unwrap();
         assert!(message.contains("` cannot be used: "), "{message}");
-        println!("{seed} refused: {message}");
+        eprintln!("{seed} refused: {message}");
         return 2;
     }
     assert_eq!(status, 200, "{seed}: {answer}");
