@@ -549,8 +549,8 @@ mod tests {
             let mut fields = Map::from_iter([(name.to_owned(), json!(1))]);
             check(Endpoint::Messages, &mut fields).unwrap_err()
         };
-        let error = unknown("temprature");
-        assert_eq!(error.param.as_deref(), Some("temprature"));
+        let error = unknown("temperatures");
+        assert_eq!(error.param.as_deref(), Some("temperatures"));
         assert!(error.message.contains("`temperature`"), "{error:?}");
         assert!(!unknown("best_of").message.contains("mean"));
     }

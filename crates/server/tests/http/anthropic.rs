@@ -279,7 +279,7 @@ fn errors_are_anthropics() {
         ),
         (
             &[key],
-            json!({ "temprature": 1 }),
+            json!({ "temperatures": 1 }),
             400,
             "invalid_request_error",
             "`temperature`",
