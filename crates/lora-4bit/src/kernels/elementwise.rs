@@ -161,7 +161,7 @@ pub(super) fn add_bias(y: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as ElementwiseOps>::cpu_add_bias(y, bias))
 }
 
-/// `Σ x · y`, of which `y` is a constant. On the CPU a loop of our own, as for [`add`].
+/// `Σ x · y`, of which `y` is a constant. On the CPU a loop of our own: Burn's is compiled without optimization in the dev profile.
 ///
 /// A backward pass that starts here gives `x` the gradient `y`.
 ///
