@@ -168,12 +168,10 @@ impl LineFormat {
         let text = (!delta.text.is_empty()).then_some(Part::Content(delta.text));
         for part in text.into_iter().chain(delta.parts) {
             match self.space.take(part) {
-                None => {}
-                Some(Part::Reasoning(text)) => {
-                    if self.shows_thinking {
-                        more.thinking.push_str(&text);
-                    }
+                Some(Part::Reasoning(text)) if self.shows_thinking => {
+                    more.thinking.push_str(&text);
                 }
+                None | Some(Part::Reasoning(_)) => {}
                 Some(Part::Content(text)) => more.content.push_str(&text),
                 Some(Part::Call { index, id, name }) => {
                     self.call = Some(OllamaCall {
