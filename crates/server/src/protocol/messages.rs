@@ -68,7 +68,8 @@ fn one(
         None if role != "assistant" => {
             return Err(wrong(&place, "a string or a list of text parts", "nothing"));
         }
-        None if message.contains_key("tool_calls") => Value::Null,
+        // The template of R1 tells a turn with calls by it; others would join it to a text.
+        None if message.contains_key("tool_calls") && template.contains("is none") => Value::Null,
         None => refusal
             .filter(Value::is_string)
             .unwrap_or_else(|| Value::from("")),
@@ -248,11 +249,21 @@ mod tests {
             ),
             (
                 json!({ "content": null, "tool_calls": [{ "function": { "name": "f" } }] }),
-                Value::Null,
+                json!(""),
             ),
         ] {
             let mut message = message;
             message["role"] = "assistant".into();
+            if message
+                .get("tool_calls")
+                .is_some_and(|calls| calls[0].is_object())
+            {
+                let of_r1 = "{% if message['content'] is none %}";
+                assert_eq!(
+                    prepared(message.clone(), of_r1).unwrap()["content"],
+                    Value::Null
+                );
+            }
             let prepared = prepared(message, TEMPLATE).unwrap();
             assert_eq!(prepared["content"], content);
             assert!(prepared.get("refusal").is_none());

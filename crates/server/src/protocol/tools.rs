@@ -66,7 +66,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
     };
     let parameters = match function.get("parameters") {
         None | Some(Value::Null) => json!({ "type": "object", "properties": {} }),
-        Some(parameters @ Value::Object(_)) => parameters.clone(),
+        Some(Value::Object(schema)) => of_object(&place, schema)?,
         Some(other) => {
             let expected = "an object, a JSON schema";
             return Err(wrong(&format!("{place}.parameters"), expected, kind(other)));
@@ -82,6 +82,28 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
         parameters,
         strict,
     })
+}
+
+/// The schema of arguments, which are an object.
+fn of_object(place: &str, schema: &Map<String, Value>) -> Result<Value, ApiError> {
+    let allows = |kind: &Value| match kind {
+        Value::String(kind) => kind == "object",
+        Value::Array(kinds) => kinds.iter().any(|kind| kind == "object"),
+        _ => false,
+    };
+    if let Some(kind) = schema.get("type").filter(|kind| !allows(kind)) {
+        return Err(wrong(
+            &format!("{place}.parameters.type"),
+            "`object`",
+            &shown(kind),
+        ));
+    }
+    let mut schema = schema.clone();
+    // What it refers to says it.
+    if !schema.contains_key("$ref") {
+        schema.insert("type".to_owned(), Value::from("object"));
+    }
+    Ok(Value::Object(schema))
 }
 
 fn shown(value: &Value) -> String {
@@ -208,6 +230,11 @@ mod tests {
         assert_eq!((tools[0].name.as_str(), tools[0].strict), ("f", true));
         assert_eq!(tools[0].parameters, parameters);
         assert_eq!((tools[1].name.as_str(), tools[1].strict), ("g", false));
+        // Arguments are an object, whether or not the schema says so.
+        for parameters in [json!({}), json!({ "type": ["object", "string"] })] {
+            let tool = json!({ "function": { "name": "f", "parameters": parameters } });
+            assert_eq!(read_tools(&[tool]).unwrap()[0].parameters["type"], "object");
+        }
         for (tool, param) in [
             (json!("f"), "tools[0]"),
             (json!({ "type": "custom", "custom": {} }), "tools[0].type"),
@@ -227,6 +254,10 @@ mod tests {
             (
                 json!({ "function": { "name": "f", "strict": "yes" } }),
                 "tools[0].function.strict",
+            ),
+            (
+                json!({ "function": { "name": "f", "parameters": { "type": "array" } } }),
+                "tools[0].function.parameters.type",
             ),
         ] {
             let error = read_tools(&[tool]).unwrap_err();

@@ -293,3 +293,19 @@ fn calls_that_are_sent_back_are_checked() {
         at("[0].function.arguments")
     );
 }
+
+/// What the server answers with can be sent back: a turn that is only a call, and the call's result.
+#[test]
+fn a_call_and_its_result_go_back() {
+    let server = TestServer::start(|_| says("x"));
+    let call = json!({ "id": "c1", "type": "function", "function": { "name": "weather", "arguments": "{}" } });
+    for content in [json!(null), json!("")] {
+        let messages = json!([
+            { "role": "user", "content": "Weather?" },
+            { "role": "assistant", "content": content, "tool_calls": [call] },
+            { "role": "tool", "tool_call_id": "c1", "content": "sunny" },
+        ]);
+        let answer = server.chat(json!({ "messages": messages, "tools": tools() }));
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+}
