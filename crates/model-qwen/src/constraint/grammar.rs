@@ -177,6 +177,11 @@ pub(super) fn reason(error: &impl std::fmt::Display) -> String {
     let ends = ["<non-verbose/>", "<backtrace>", "<state>"];
     let end = ends.iter().filter_map(|end| text.find(end)).min();
     let text = text[..end.unwrap_or(text.len())].trim();
+    let text = match text {
+        // llguidance's name for it.
+        "NoExtensionBias" => "no text fits it",
+        text => text,
+    };
     match text.chars().nth(MAX_REASON) {
         None => text.to_owned(),
         Some(_) => text.chars().take(MAX_REASON).chain("…".chars()).collect(),
@@ -233,6 +238,7 @@ mod tests {
     #[test]
     fn reasons_are_short_and_without_states() {
         assert_eq!(reason(&"no\n<state>\n5"), "no");
+        assert_eq!(reason(&"NoExtensionBias"), "no text fits it");
         assert_eq!(reason(&"é".repeat(2000)).chars().count(), MAX_REASON + 1);
     }
 }
