@@ -4,6 +4,8 @@
 //! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`. An empty value says what its
 //! absence says.
 
+mod nested;
+
 use std::sync::LazyLock;
 
 use serde_json::{Map, Number, Value};
@@ -261,6 +263,7 @@ pub(super) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Resu
         let message = format!("`{name}` is not supported: {note}.");
         return Err(ApiError::bad_request(*name, message));
     }
+    ignored.extend(nested::unknown(endpoint, fields, MAX_NAMES));
     log_ignored(&ignored);
     Ok(())
 }

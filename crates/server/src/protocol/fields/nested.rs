@@ -1,0 +1,149 @@
+//! Keys inside of fields that nobody reads. What a chat template sees is read: messages and tools of OpenAI's chats.
+
+use serde_json::{Map, Value};
+
+use super::Endpoint;
+
+/// A place in a request, `[]` for each element of a list, and the keys that are known there.
+type Place = (&'static [&'static str], &'static [&'static str]);
+
+const STREAM: Place = (
+    &["stream_options"],
+    &["include_usage", "continuous_usage_stats"],
+);
+const ANTHROPIC: [Place; 6] = [
+    (&["output_config"], &["effort", "format"]),
+    (&["thinking"], &["type", "budget_tokens", "display"]),
+    (
+        &["tool_choice"],
+        &["type", "name", "disable_parallel_tool_use"],
+    ),
+    (
+        &["tools", "[]"],
+        &[
+            "type",
+            "name",
+            "description",
+            "input_schema",
+            "strict",
+            "cache_control",
+        ],
+    ),
+    (&["messages", "[]"], &["role", "content"]),
+    (
+        &["messages", "[]", "content", "[]"],
+        &[
+            "type",
+            "text",
+            "thinking",
+            "signature",
+            "data",
+            "id",
+            "name",
+            "input",
+            "tool_use_id",
+            "content",
+            "is_error",
+            "cache_control",
+            "citations",
+        ],
+    ),
+];
+const OLLAMA: [Place; 1] = [(
+    &["messages", "[]"],
+    &[
+        "role",
+        "content",
+        "thinking",
+        "images",
+        "tool_calls",
+        "tool_name",
+        "tool_call_id",
+        "name",
+    ],
+)];
+
+/// The keys that nobody reads, with their places, as far as `room` goes.
+pub(super) fn unknown(endpoint: Endpoint, fields: &Map<String, Value>, room: usize) -> Vec<String> {
+    let places: &[Place] = match endpoint {
+        Endpoint::Chat | Endpoint::Completions => &[STREAM],
+        Endpoint::Messages | Endpoint::CountTokens => &ANTHROPIC,
+        Endpoint::OllamaChat => &OLLAMA,
+        _ => &[],
+    };
+    let mut found = Vec::new();
+    for (path, known) in places {
+        if let [field, rest @ ..] = path
+            && let Some(value) = fields.get(*field)
+        {
+            walk(value, rest, known, (*field).to_owned(), &mut found, room);
+        }
+    }
+    found
+}
+
+fn walk(
+    value: &Value,
+    path: &[&str],
+    known: &[&str],
+    place: String,
+    found: &mut Vec<String>,
+    room: usize,
+) {
+    match (path, value) {
+        (["[]", rest @ ..], Value::Array(values)) => {
+            for (i, value) in values.iter().enumerate() {
+                if found.len() >= room {
+                    return;
+                }
+                walk(value, rest, known, format!("{place}[{i}]"), found, room);
+            }
+        }
+        ([key, rest @ ..], Value::Object(object)) if *key != "[]" => {
+            if let Some(value) = object.get(*key) {
+                walk(value, rest, known, format!("{place}.{key}"), found, room);
+            }
+        }
+        ([], Value::Object(object)) => {
+            let unknown = object.keys().filter(|key| !known.contains(&key.as_str()));
+            let room = room.saturating_sub(found.len());
+            found.extend(unknown.take(room).map(|key| format!("{place}.{key}")));
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn keys_that_nobody_reads_are_found() {
+        let found = |endpoint, fields: Value, room| {
+            let Value::Object(fields) = fields else {
+                panic!("an object");
+            };
+            unknown(endpoint, &fields, room)
+        };
+        let chat = json!({ "stream_options": { "include_usage": true, "zzz": 1 }, "messages": [{ "zzz": 1 }] });
+        assert_eq!(found(Endpoint::Chat, chat, 9), ["stream_options.zzz"]);
+        let messages = json!({
+            "thinking": { "type": "disabled", "a": 1 },
+            "tools": [{ "name": "f", "input_schema": {}, "b": 1 }, 5],
+            "messages": [{ "role": "user", "content": "x", "c": 1 },
+                { "role": "user", "content": [{ "type": "text", "text": "x", "d": 1 }] }],
+        });
+        let all = [
+            "thinking.a",
+            "tools[0].b",
+            "messages[0].c",
+            "messages[1].content[0].d",
+        ];
+        assert_eq!(found(Endpoint::Messages, messages.clone(), 9), all);
+        assert_eq!(found(Endpoint::Messages, messages, 2), all[..2]);
+        let odd = json!({ "thinking": 5, "tools": {}, "messages": [[], "x"] });
+        assert!(found(Endpoint::Messages, odd, 9).is_empty());
+    }
+}
