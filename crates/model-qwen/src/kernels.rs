@@ -4,13 +4,7 @@
 //! without a kernel.
 
 use burn::backend::DispatchDevice;
-#[cfg(feature = "gpu")]
-use burn::backend::tensor::{FloatTensor, IntTensor};
-#[cfg(feature = "gpu")]
-use burn::backend::{Dispatch, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-#[cfg(feature = "gpu")]
-use kv_paging::Rotary;
 use tracing::trace_span;
 
 pub(crate) mod choice;
@@ -18,53 +12,13 @@ mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
 #[cfg(feature = "gpu")]
+pub(crate) mod gpu;
+#[cfg(feature = "gpu")]
 pub(crate) mod graph;
 pub mod naive;
 
 #[cfg(all(test, feature = "gpu"))]
 pub(crate) use cube::first_gpu;
-
-/// The operations of a step on a GPU, outside of autodiff graphs.
-#[cfg(feature = "gpu")]
-#[backend_extension(Cube)]
-pub(crate) trait DeviceModelOps: burn::backend::Backend {
-    /// What a step starts with. Of `rows` tokens, which start at `tokens_at` in `step`, the rows of `weight [vocab, hidden]` in
-    /// f32; -1, -2 and so on stand for the tokens in `chosen`. Then `scale` times the cosines and sines of the positions from
-    /// `positions_at` on, times `inv_freq [half]`: both `[rows, 1, half]`.
-    #[allow(clippy::too_many_arguments)]
-    fn device_begin(
-        weight: FloatTensor<Self>,
-        step: IntTensor<Self>,
-        chosen: IntTensor<Self>,
-        inv_freq: FloatTensor<Self>,
-        tokens_at: usize,
-        positions_at: usize,
-        rows: usize,
-        scale: f32,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-}
-
-/// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
-#[cfg(feature = "gpu")]
-pub(crate) fn device_begin(
-    weight: &Tensor<2>,
-    step: &kv_paging::DecodeStep,
-    chosen: &Tensor<1, burn::tensor::Int>,
-    (inv_freq, scale): (&Tensor<1>, f32),
-) -> (Tensor<2>, Rotary) {
-    let (x, cos, sin) = Dispatch::device_begin(
-        weight.clone().into_dispatch(),
-        step.values().clone().into_dispatch(),
-        chosen.clone().into_dispatch(),
-        inv_freq.clone().into_dispatch(),
-        step.tokens_at(),
-        step.positions_at(),
-        step.num_rows(),
-        scale,
-    );
-    let [cos, sin] = [cos, sin].map(Tensor::from_dispatch);
-    (Tensor::from_dispatch(x), Rotary { cos, sin })
-}
 
 /// Token ids as a tensor for `select`, `[tokens]`.
 pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
@@ -109,18 +63,6 @@ pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R
     }
 }
 
-/// The loss of a training step on a GPU, outside of autodiff graphs.
-#[cfg(feature = "gpu")]
-#[backend_extension(Cube)]
-pub(crate) trait LossOps: burn::backend::Backend {
-    /// The losses of rows of logits, `[rows]`, and the logits, overwritten with the gradient of `scale` times their sum.
-    fn gpu_cross_entropy(
-        logits: FloatTensor<Self>,
-        targets: IntTensor<Self>,
-        scale: f32,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-}
-
 /// The cross-entropy of each row with its target, and the gradient of `scale` times their sum. On a GPU it takes the memory of
 /// `logits`, which nobody else may hold.
 ///
@@ -141,13 +83,7 @@ pub fn cross_entropy_of_rows(
     assert!((largest as usize) < vocab, "target {largest} of {vocab}");
     #[cfg(feature = "gpu")]
     if cube::has_plane_operations(&logits.device()) {
-        let targets = token_tensor(targets, &logits.device()).into_dispatch();
-        let (losses, gradient) =
-            <Dispatch as LossOps>::gpu_cross_entropy(logits.into_dispatch(), targets, scale as f32);
-        return (
-            Tensor::from_dispatch(losses),
-            Tensor::from_dispatch(gradient),
-        );
+        return gpu::cross_entropy_of_rows(logits, targets, scale);
     }
     naive::cross_entropy_of_rows(logits, targets, scale)
 }
@@ -187,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    pub(super) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
         Tensor::random(
             shape,
             Distribution::Uniform(-3.0, 3.0),
@@ -196,7 +132,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check<const D: usize>(fused: Tensor<D>, naive: Tensor<D>) {
+    pub(super) fn check<const D: usize>(fused: Tensor<D>, naive: Tensor<D>) {
         assert_eq!(fused.dims(), naive.dims());
         let values = |t: Tensor<D>| t.into_data().iter::<f32>().collect::<Vec<f32>>();
         for (i, (a, b)) in values(fused).into_iter().zip(values(naive)).enumerate() {
@@ -205,69 +141,6 @@ mod tests {
                 "element {i}: {a}, twin {b}"
             );
         }
-    }
-
-    /// What a decode step computes besides the layers.
-    #[cfg(feature = "gpu")]
-    #[test]
-    fn steps_on_a_gpu_embed_turn_and_choose() {
-        use crate::sampling::Draw;
-        use burn::tensor::Int;
-        let gpu = cube::first_gpu();
-        let integers = |values: &[i32]| {
-            let data = TensorData::new(values.to_vec(), [values.len()]);
-            Tensor::<1, Int>::from_data(data, (&gpu, DType::I32))
-        };
-        let on_gpu = |values: Vec<f32>, shape: [usize; 2]| {
-            Tensor::<2>::from_data(TensorData::new(values, shape), (&gpu, DType::F32))
-        };
-        let floats = |data: TensorData| data.iter::<f32>().collect::<Vec<f32>>();
-
-        let weight = random([50, 12]);
-        let weight = on_gpu(floats(weight.into_data()), [50, 12]);
-        let inv_freq: Vec<f32> = (0..20).map(|i| 0.3_f32.powi(i)).collect();
-        let frequencies = Tensor::<1>::from_data(inv_freq.as_slice(), (&gpu, DType::F32));
-        let (x, cos, sin) = Dispatch::device_begin(
-            weight.clone().into_dispatch(),
-            integers(&[7, 7, 49, 0, -2, 9, 0, 1000, 5]).into_dispatch(),
-            integers(&[11, 3]).into_dispatch(),
-            frequencies.into_dispatch(),
-            2,
-            6,
-            3,
-            1.5,
-        );
-        check(
-            Tensor::from_dispatch(x),
-            weight.select(0, integers(&[49, 0, 3])),
-        );
-        let turns: [fn(f32) -> f32; 2] = [f32::cos, f32::sin];
-        for (turned, turn) in [cos, sin].into_iter().zip(turns) {
-            let expected = [0.0, 1000.0, 5.0].into_iter().flat_map(|position: f32| {
-                let angles = inv_freq.iter().map(move |freq| position * freq);
-                angles.map(move |angle| 1.5 * turn(angle))
-            });
-            let turned = floats(Tensor::<3>::from_dispatch(turned).into_data());
-            assert_eq!(turned.len(), 60);
-            for (a, b) in turned.into_iter().zip(expected) {
-                assert!((a - b).abs() < 1e-3, "{a}, expected {b}");
-            }
-        }
-
-        // Several parts of a row; the first of equal values; never a NaN.
-        let vocab = 10_000;
-        let mut logits = floats(random([4, vocab]).into_data());
-        let [a, b, c, d] = [0, 1, 2, 3].map(|row| row * vocab);
-        (logits[a + 9_999], logits[b], logits[b + 5_000]) = (5.0, 5.0, 5.0);
-        (logits[c + 4_095], logits[c + 4_096]) = (5.0, 5.0);
-        logits[d..d + vocab].fill(f32::NAN);
-        logits[d + 4_321] = -1e30;
-        let draws = [Draw::default(); 4];
-        let best = choice::draw_tokens(&on_gpu(logits, [4, vocab]), &draws).unwrap();
-        assert_eq!(
-            best.wait().unwrap(),
-            [9_999, 0, 4_095, 4_321].map(Some::<u32>)
-        );
     }
 
     #[test]

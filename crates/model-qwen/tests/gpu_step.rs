@@ -1,7 +1,6 @@
 //! Decode steps on the first GPU that is compiled in: the tokens by the int8 copy of lm_head are those of all logits. Alone in its
 //! process, since the capture of a CUDA graph takes what other threads start there for its own.
 
-#![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::DType;

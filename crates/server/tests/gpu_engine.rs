@@ -2,7 +2,6 @@
 //!
 //! Needs a feature for a GPU and a device: `--features wgpu` finds Mesa's lavapipe on machines without one (with
 //! `ASSUME_PLANE_OPERATIONS=1`).
-#![cfg(feature = "gpu")]
 
 use std::path::{Path, PathBuf};
 

@@ -3,12 +3,10 @@
 
 mod causal;
 mod contract;
+#[cfg(feature = "gpu")]
+mod on_a_gpu;
 mod paged;
-#[cfg(feature = "gpu")]
-mod steps;
 mod training;
-#[cfg(feature = "gpu")]
-mod training_gpu;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor, TensorData};

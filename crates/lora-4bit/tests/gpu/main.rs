@@ -1,7 +1,6 @@
 //! Kernels of a GPU against those of the CPU, on random values.
 //!
 //! Needs a feature for a GPU and a device: `--features wgpu` finds Mesa's lavapipe on machines without one.
-#![cfg(feature = "gpu")]
 
 use burn::tensor::{DType, Device, DeviceType, Distribution, Tensor};
 use lora_4bit::{AdapterSelection, Linear, Norm, Weight};

@@ -11,7 +11,7 @@ use lora_4bit::{AdapterSelection, StackedRows, Weight};
 use super::{DecodeRow, Pending};
 use crate::choose::MAX_LOGIT_ROWS;
 use crate::kernels::choice::{argmax_into, draw_step, read_ids};
-use crate::kernels::device_begin;
+use crate::kernels::gpu::device_begin;
 use crate::kernels::graph::CapturedStep;
 use crate::model::Int8Head;
 use crate::model::QwenModel;

@@ -24,8 +24,8 @@ pub(super) use choose::{NONE, top_logits_of};
 pub(super) use int8_head::MAX_ROWS as MAX_INT8_ROWS;
 pub(super) use read::{PendingWords, queues};
 
-use super::DeviceModelOps;
 use super::choice::GpuChoiceOps;
+use super::gpu::{DeviceModelOps, LossOps};
 
 /// Units of a cube.
 const UNITS: usize = 256;
@@ -50,7 +50,7 @@ pub(super) fn has_plane_operations(device: &Device) -> bool {
         || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
 }
 
-impl super::LossOps for Cube {
+impl LossOps for Cube {
     fn gpu_cross_entropy(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,

@@ -3,62 +3,25 @@
 //! The tokenizer is byte-level without merges: token ids 0–255 are the bytes, so that a text's tokens are its UTF-8 bytes and
 //! every multi-byte character spans tokens. 256 is `<|im_start|>`, 257 is `<|im_end|>` (the end-of-sequence token).
 
+mod engine;
+mod model;
+
 use std::collections::HashMap;
 use std::future::pending;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use model_qwen::{ChatTemplate, GenerationConfig, PoolingType, Tokenizer};
-use serde_json::{Map, Value, json};
-use server::engine::{
-    AdapterError, AdapterInfo, EngineCommand, EngineLimits, EngineOutput, EngineReceiver,
-    EngineStats, FinishReason, GenerateRequest, ModelDetails, PoolingInfo, ScoreTemplate,
-    SequenceError, SpeculationStats, Submission, TokenLogprobs, channel,
-};
+use model_qwen::PoolingType;
+use serde_json::{Value, json};
+use server::engine::{EngineLimits, GenerateRequest, PoolingInfo, ScoreTemplate, channel};
 use server::{AppState, Config, ModelInfo};
 use tokio::sync::oneshot;
 
-pub(crate) const IM_START: u32 = 256;
-pub(crate) const IM_END: u32 = 257;
-pub(crate) const MAX_MODEL_LEN: usize = 200;
-const VOCAB_SIZE: usize = 258;
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role | first }}:{{ m.content }};{% endfor %}\
-    {% if tools %}tools={{ tools | length }};{% endif %}{{ extra_word }}\
-    {% if add_generation_prompt %}<|im_start|>{% endif %}";
-
-/// What the engine does with a request.
-pub(crate) enum Play {
-    /// These tokens, then the end.
-    Tokens(Vec<u32>, FinishReason),
-    /// These tokens, then an end before the end.
-    Fails(Vec<u32>, SequenceError),
-    /// These tokens, then nothing until the client aborts.
-    Hang(Vec<u32>),
-    /// Nothing at all, and the sequence stays in the queue.
-    Queue,
-    /// These events and no `Finished`, as if the engine had died.
-    Die(Vec<u32>),
-}
-
-/// The tokens of a text, then a stop at the end-of-sequence token.
-pub(crate) fn says(text: &str) -> Play {
-    Play::Tokens(bytes(text).chain([IM_END]).collect(), FinishReason::Stop)
-}
-
-pub(crate) fn bytes(text: &str) -> impl Iterator<Item = u32> {
-    text.bytes().map(u32::from)
-}
-
-type Script = Box<dyn Fn(&GenerateRequest) -> Play + Send>;
-
-/// What the engine saw.
-#[derive(Default)]
-pub(crate) struct Seen {
-    pub(crate) requests: Vec<GenerateRequest>,
-    pub(crate) num_aborted: usize,
-}
+use engine::FakeEngine;
+pub(crate) use engine::{Play, Seen, bytes, says};
+pub(crate) use model::{IM_END, IM_START, MAX_MODEL_LEN};
+use model::{VOCAB_SIZE, model};
 
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
@@ -310,193 +273,4 @@ pub(crate) fn merged(mut base: Value, extra: Value) -> Value {
     };
     base.as_object_mut().unwrap().extend(extra);
     base
-}
-
-struct FakeEngine {
-    receiver: EngineReceiver,
-    seen: Arc<Mutex<Seen>>,
-    script: Script,
-    open: HashMap<u64, Submission>,
-}
-
-impl FakeEngine {
-    fn run(mut self) {
-        let mut adapters: Vec<AdapterInfo> = Vec::new();
-        self.receiver.publish_stats(EngineStats {
-            num_blocks: 8,
-            num_free_blocks: 6,
-            block_size: 16,
-            speculation: Some(SpeculationStats {
-                num_drafts: 7,
-                num_draft_tokens: 20,
-                num_accepted_tokens: 9,
-                accepted_per_position: vec![6, 3],
-            }),
-            ..EngineStats::default()
-        });
-        while let Some(command) = self.receiver.recv() {
-            match command {
-                EngineCommand::Submit(submission) => self.play(*submission),
-                EngineCommand::Abort(id) | EngineCommand::Complete(id) => {
-                    self.open.remove(&id);
-                    self.seen.lock().unwrap().num_aborted += 1;
-                }
-                EngineCommand::LoadAdapter {
-                    name,
-                    path,
-                    replaces,
-                    reply,
-                } => {
-                    if replaces {
-                        adapters.retain(|adapter| adapter.name != name);
-                    }
-                    let result = if !path.exists() {
-                        let reason = "no such folder".to_owned();
-                        Err(AdapterError::NotFound { path, reason })
-                    } else if adapters.iter().any(|adapter| adapter.name == name) {
-                        Err(AdapterError::AlreadyLoaded { name })
-                    } else {
-                        adapters.push(AdapterInfo { name, path });
-                        self.receiver.set_adapters(adapters.clone());
-                        Ok(())
-                    };
-                    reply.send(result).unwrap();
-                }
-                EngineCommand::UnloadAdapter { name, reply } => {
-                    let before = adapters.len();
-                    adapters.retain(|adapter| adapter.name != name);
-                    self.receiver.set_adapters(adapters.clone());
-                    let removed = adapters.len() < before;
-                    reply
-                        .send(if removed {
-                            Ok(())
-                        } else {
-                            Err(AdapterError::Unknown { name })
-                        })
-                        .unwrap();
-                }
-                EngineCommand::Shutdown => {}
-            }
-        }
-    }
-
-    fn play(&mut self, submission: Submission) {
-        let request = &submission.request;
-        self.seen.lock().unwrap().requests.push(request.clone());
-        let fake = |id: u32, n: usize| TokenLogprobs {
-            id,
-            logprob: -0.25,
-            top: [
-                (id, -0.25),
-                (0xf0, f32::NEG_INFINITY),
-                (u32::from(b'z'), -4.0),
-            ][..n.min(3)]
-                .to_vec(),
-        };
-        if submission.pooling.is_some() {
-            let ids = [request.prompt.first(), request.prompt.last()];
-            let [first, last] = ids.map(|id| *id.unwrap() as f32);
-            submission.sink.send(EngineOutput::Pooled {
-                values: vec![request.prompt.len() as f32, first, last, 1.0],
-                num_cached_tokens: 1,
-            });
-            let reason = FinishReason::Length;
-            submission.sink.send(EngineOutput::Finished { reason });
-            return;
-        }
-        let play = (self.script)(request);
-        if let Some(n) = request.prompt_logprobs {
-            let logprobs = request
-                .prompt
-                .iter()
-                .enumerate()
-                .map(|(i, &id)| (i > 0).then(|| fake(id, n)));
-            submission
-                .sink
-                .send(EngineOutput::PromptLogprobs(logprobs.collect()));
-        }
-        let (tokens, end, stays) = match play {
-            Play::Tokens(tokens, reason) => {
-                (tokens, Some(EngineOutput::Finished { reason }), false)
-            }
-            Play::Fails(tokens, error) => (tokens, Some(EngineOutput::Failed(error)), false),
-            Play::Hang(tokens) => (tokens, None, true),
-            Play::Queue => {
-                self.open.insert(submission.id, submission);
-                return;
-            }
-            Play::Die(tokens) => (tokens, None, false),
-        };
-        for id in tokens {
-            let logprobs = request.sampling.logprobs.map(|n| fake(id, n));
-            submission.sink.send(EngineOutput::Token {
-                id,
-                logprobs,
-                num_cached_tokens: 2,
-            });
-        }
-        if let Some(end) = end {
-            submission.sink.send(end);
-        }
-        if stays {
-            self.open.insert(submission.id, submission);
-        }
-    }
-}
-
-fn model() -> ModelInfo {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("tokenizer.json");
-    write_tokenizer(&path);
-    ModelInfo {
-        tokenizer: Tokenizer::from_file(&path).unwrap(),
-        chat_template: Some(ChatTemplate::from_source(TEMPLATE, Map::new()).unwrap()),
-        generation_config: GenerationConfig {
-            eos_token_ids: vec![IM_END],
-            temperature: Some(0.7),
-            top_k: Some(20),
-            ..GenerationConfig::default()
-        },
-        model_id: "org/tiny".to_owned(),
-        dir: std::path::PathBuf::new(),
-        pooling: None,
-        max_model_len: MAX_MODEL_LEN,
-        memory_table: String::new(),
-        details: ModelDetails {
-            architecture: "qwen2".to_owned(),
-            num_parameters: 494_032_768,
-            num_bytes: 988_097_536,
-            quantization: "BF16",
-            context_length: 32_768,
-            num_layers: 24,
-            hidden_size: 896,
-            ..ModelDetails::default()
-        },
-    }
-}
-
-/// GPT-2's byte-to-character table without merges.
-fn write_tokenizer(path: &Path) {
-    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    let mut shifted = 256;
-    let vocab: Map<String, Value> = (0..256)
-        .map(|byte| {
-            let code = if printable(byte) { byte } else { shifted };
-            shifted += u32::from(!printable(byte));
-            (char::from_u32(code).unwrap().to_string(), json!(byte))
-        })
-        .collect();
-    let special = |id: u32, content: &str| {
-        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true })
-    };
-    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [special(IM_START, "<|im_start|>"), special(IM_END, "<|im_end|>")],
-        "normalizer": null, "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },
-    });
-    std::fs::write(path, tokenizer.to_string()).unwrap();
 }

@@ -48,6 +48,14 @@ impl Options {
                 "0 (no penalty) or -1 (the whole text)",
                 &num.to_string(),
             )),
+            Some(num) if self.repeat_penalty.is_none() && !matches!(num, 0 | -1) => {
+                // Clients send Ollama's default. It is no error where no penalty is asked for.
+                tracing::warn!(
+                    num,
+                    "ignored option repeat_last_n: a penalty of the model is one of the whole text"
+                );
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use kv_paging::{CHOICE_WORDS, DecodeStep, DecodeToken, RecordedAttention, StepRow};
 
-use super::*;
+use crate::*;
 
 #[test]
 fn steps_equal_attention_over_what_they_wrote() {

@@ -1,14 +1,10 @@
 //! The kernels of attention without a graph, on a GPU, against their twins on the CPU.
 
-#![allow(clippy::print_stdout)]
-
-use std::time::Instant;
-
 use burn::tensor::FloatDType;
 use kv_paging::{HeadNorms, TrainingAttention};
 
-use super::training::{flat, matrix};
-use super::*;
+use crate::training::{flat, matrix};
+use crate::*;
 
 /// Heads, lengths of the documents, rows behind them.
 const BATCHES: [(Dims, &[usize], usize); 7] = [
@@ -160,66 +156,5 @@ fn training_rotation_on_a_gpu_matches_the_twin() {
                 }
             }
         }
-    }
-}
-
-/// Times on a GPU: `--ignored --nocapture`.
-#[test]
-#[ignore = "a benchmark"]
-fn training_times() {
-    let mut rng = Rng(43);
-    for (device, (dims, lengths)) in gpus(DType::BF16).flat_map(|device| {
-        let batches = [
-            ([12, 2, 128], [2048; 4]),
-            ([14, 2, 64], [2048; 4]),
-            ([16, 8, 128], [2048; 4]),
-        ];
-        batches.map(|batch| (device.clone(), batch))
-    }) {
-        let [heads, kv_heads, head_dim] = dims;
-        let rows = lengths.iter().sum::<usize>();
-        let row = (heads + 2 * kv_heads) * head_dim;
-        let attention = TrainingAttention::new(&lengths, heads, kv_heads, head_dim, &device);
-        let qkv = on(
-            &device,
-            &rounded(&mut rng, rows * row),
-            row,
-            FloatDType::BF16,
-        );
-        let columns = heads * head_dim;
-        let d_out = rounded(&mut rng, rows * columns);
-        let d_out = on(&device, &d_out, columns, FloatDType::BF16);
-        let angles = rng.values(rows * head_dim / 2);
-        let angles = tensor(&angles, [rows, 1, head_dim / 2], &device);
-        let rotary = Rotary {
-            cos: angles.clone(),
-            sin: angles,
-        };
-        let (out, lse) = attention.forward(qkv.clone());
-        let squares: usize = lengths.iter().map(|len| len * len / 2).sum();
-        let product = (2 * heads * head_dim * squares) as f64;
-        let time = |what: &str, products: f64, run: &dyn Fn()| {
-            run();
-            device.sync().expect("a device that computes");
-            let start = Instant::now();
-            const RUNS: u32 = 20;
-            for _ in 0..RUNS {
-                run();
-            }
-            device.sync().expect("a device that computes");
-            let seconds = start.elapsed().as_secs_f64() / f64::from(RUNS);
-            println!(
-                "{dims:?} {lengths:?} {what}: {:.3} ms, {:.0} TFLOP/s",
-                seconds * 1e3,
-                products * product / seconds / 1e12
-            );
-        };
-        time("forward", 2.0, &|| drop(attention.forward(qkv.clone())));
-        time("backward", 5.0, &|| {
-            drop(attention.backward(qkv.clone(), out.clone(), lse.clone(), d_out.clone()));
-        });
-        time("rotate, copied", 0.0, &|| {
-            drop(attention.rotate(qkv.clone(), None, &rotary));
-        });
     }
 }

@@ -1,0 +1,4 @@
+//! What only a GPU does.
+
+mod steps;
+mod training;

@@ -1,0 +1,146 @@
+//! What a GPU computes with kernels of its own, outside of autodiff graphs.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::{Int, Tensor};
+use kv_paging::{DecodeStep, Rotary};
+
+use super::token_tensor;
+
+/// The operations of a step on a GPU, outside of autodiff graphs.
+#[backend_extension(Cube)]
+pub(crate) trait DeviceModelOps: Backend {
+    /// What a step starts with. Of `rows` tokens, which start at `tokens_at` in `step`, the rows of `weight [vocab, hidden]` in
+    /// f32; -1, -2 and so on stand for the tokens in `chosen`. Then `scale` times the cosines and sines of the positions from
+    /// `positions_at` on, times `inv_freq [half]`: both `[rows, 1, half]`.
+    #[allow(clippy::too_many_arguments)]
+    fn device_begin(
+        weight: FloatTensor<Self>,
+        step: IntTensor<Self>,
+        chosen: IntTensor<Self>,
+        inv_freq: FloatTensor<Self>,
+        tokens_at: usize,
+        positions_at: usize,
+        rows: usize,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+}
+
+/// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
+pub(crate) fn device_begin(
+    weight: &Tensor<2>,
+    step: &DecodeStep,
+    chosen: &Tensor<1, Int>,
+    (inv_freq, scale): (&Tensor<1>, f32),
+) -> (Tensor<2>, Rotary) {
+    let (x, cos, sin) = Dispatch::device_begin(
+        weight.clone().into_dispatch(),
+        step.values().clone().into_dispatch(),
+        chosen.clone().into_dispatch(),
+        inv_freq.clone().into_dispatch(),
+        step.tokens_at(),
+        step.positions_at(),
+        step.num_rows(),
+        scale,
+    );
+    let [cos, sin] = [cos, sin].map(Tensor::from_dispatch);
+    (Tensor::from_dispatch(x), Rotary { cos, sin })
+}
+
+/// The loss of a training step on a GPU, outside of autodiff graphs.
+#[backend_extension(Cube)]
+pub(crate) trait LossOps: Backend {
+    /// The losses of rows of logits, `[rows]`, and the logits, overwritten with the gradient of `scale` times their sum.
+    fn gpu_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+/// The losses of rows of logits, and the gradient of `scale` times their sum, in the place of the logits.
+pub(super) fn cross_entropy_of_rows(
+    logits: Tensor<2>,
+    targets: &[u32],
+    scale: f64,
+) -> (Tensor<1>, Tensor<2>) {
+    let targets = token_tensor(targets, &logits.device()).into_dispatch();
+    let logits = logits.into_dispatch();
+    let (losses, gradient) =
+        <Dispatch as LossOps>::gpu_cross_entropy(logits, targets, scale as f32);
+    (
+        Tensor::from_dispatch(losses),
+        Tensor::from_dispatch(gradient),
+    )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::{DType, TensorData};
+
+    use super::*;
+    use crate::kernels::tests::{check, random};
+    use crate::kernels::{choice, cube};
+    use crate::sampling::Draw;
+
+    /// What a decode step computes besides the layers.
+    #[test]
+    fn steps_on_a_gpu_embed_turn_and_choose() {
+        let gpu = cube::first_gpu();
+        let integers = |values: &[i32]| {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            Tensor::<1, Int>::from_data(data, (&gpu, DType::I32))
+        };
+        let on_gpu = |values: Vec<f32>, shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values, shape), (&gpu, DType::F32))
+        };
+        let floats = |data: TensorData| data.iter::<f32>().collect::<Vec<f32>>();
+
+        let weight = random([50, 12]);
+        let weight = on_gpu(floats(weight.into_data()), [50, 12]);
+        let inv_freq: Vec<f32> = (0..20).map(|i| 0.3_f32.powi(i)).collect();
+        let frequencies = Tensor::<1>::from_data(inv_freq.as_slice(), (&gpu, DType::F32));
+        let (x, cos, sin) = Dispatch::device_begin(
+            weight.clone().into_dispatch(),
+            integers(&[7, 7, 49, 0, -2, 9, 0, 1000, 5]).into_dispatch(),
+            integers(&[11, 3]).into_dispatch(),
+            frequencies.into_dispatch(),
+            2,
+            6,
+            3,
+            1.5,
+        );
+        check(
+            Tensor::from_dispatch(x),
+            weight.select(0, integers(&[49, 0, 3])),
+        );
+        let turns: [fn(f32) -> f32; 2] = [f32::cos, f32::sin];
+        for (turned, turn) in [cos, sin].into_iter().zip(turns) {
+            let expected = [0.0, 1000.0, 5.0].into_iter().flat_map(|position: f32| {
+                let angles = inv_freq.iter().map(move |freq| position * freq);
+                angles.map(move |angle| 1.5 * turn(angle))
+            });
+            let turned = floats(Tensor::<3>::from_dispatch(turned).into_data());
+            assert_eq!(turned.len(), 60);
+            for (a, b) in turned.into_iter().zip(expected) {
+                assert!((a - b).abs() < 1e-3, "{a}, expected {b}");
+            }
+        }
+
+        // Several parts of a row; the first of equal values; never a NaN.
+        let vocab = 10_000;
+        let mut logits = floats(random([4, vocab]).into_data());
+        let [a, b, c, d] = [0, 1, 2, 3].map(|row| row * vocab);
+        (logits[a + 9_999], logits[b], logits[b + 5_000]) = (5.0, 5.0, 5.0);
+        (logits[c + 4_095], logits[c + 4_096]) = (5.0, 5.0);
+        logits[d..d + vocab].fill(f32::NAN);
+        logits[d + 4_321] = -1e30;
+        let draws = [Draw::default(); 4];
+        let best = choice::draw_tokens(&on_gpu(logits, [4, vocab]), &draws).unwrap();
+        assert_eq!(
+            best.wait().unwrap(),
+            [9_999, 0, 4_095, 4_321].map(Some::<u32>)
+        );
+    }
+}
