@@ -223,7 +223,7 @@ pub struct AdamWFactors {
     pub decay: f32,
 }
 
-/// The type in which a training step on `device` computes: bf16 where tensor cores multiply it, f32 elsewhere.
+/// The type in which a training step on `device` is fast: bf16 where tensor cores multiply it, f32 elsewhere.
 pub(crate) fn dtype_of(device: &Device) -> DType {
     #[cfg(feature = "gpu")]
     if super::cube::features_of(device).is_some_and(|features| features.bf16_tensor_cores) {
