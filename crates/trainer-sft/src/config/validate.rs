@@ -1,4 +1,4 @@
-//! Optional settings → a complete, checked [`Config`].
+//! What the settings of a run may be, and which of them exclude each other.
 
 use lora_4bit::ComputeDtype;
 use model_qwen::Quantization;
@@ -108,10 +108,14 @@ impl Config {
     /// Checks that data is there: records that a program has in memory, or files.
     ///
     /// # Errors
-    /// Nothing to learn, or nothing to evaluate on where that is asked for.
+    /// Nothing to learn, nothing to evaluate on where that is asked for, or records that should be read from files.
     pub(crate) fn check_data(&self, has_records: bool, has_eval: bool) -> Result<(), ConfigError> {
         if !has_records && self.data.train.is_empty() {
             return Err(ConfigError::NoData);
+        }
+        if has_records && self.data.streaming {
+            let text = "--streaming reads files while the run goes on, and the records of a program are in memory before it: leave it out";
+            return Err(ConfigError::Conflict(text.into()));
         }
         if self.run.eval_steps.is_some() && !has_eval && self.data.eval.is_empty() {
             return Err(ConfigError::NoEvalData);

@@ -1,15 +1,15 @@
 //! The step of an adapter on a GPU, forward and backward written down operation by operation, without autodiff graphs.
 //!
-//! So each tensor has the type that its reader multiplies (bf16 on tensor cores), is freed after its last reader, and is
-//! overwritten where nobody reads it again. Only the input of each layer is kept; the backward pass computes the layer
-//! again, unless all activations are to be kept.
+//! So each tensor has the type that its reader multiplies (bf16 on tensor cores, unless the layers compute in f32), is freed
+//! after its last reader, and is overwritten where nobody reads it again. Only the input of each layer is kept, and the backward
+//! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead.
 
 use burn::tensor::{DType, Tensor};
 use kv_paging::{HeadNorms, Rotary, TrainingAttention};
 use lora_4bit::training::{
     AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
 };
-use lora_4bit::{Dropout, Norm};
+use lora_4bit::{ComputeDtype, Dropout, Norm};
 use model_qwen::kernels::cross_entropy_of_rows;
 use model_qwen::{DecoderLayer, QwenModel};
 
@@ -140,9 +140,17 @@ impl<'a> Shared<'a> {
             rotary: model.rotary(&batch.positions),
             slot,
             dropout,
-            dtype: dtype_of(&device),
+            dtype: dtype(model),
             model,
         }
+    }
+}
+
+/// The type of activations, and of weights in products: f32 unless the layers may round.
+fn dtype(model: &QwenModel) -> DType {
+    match model.lm_head.compute {
+        ComputeDtype::Bf16 => dtype_of(&model.device()),
+        ComputeDtype::F32 | ComputeDtype::Auto | ComputeDtype::Bits16 => DType::F32,
     }
 }
 
