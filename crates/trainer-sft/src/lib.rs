@@ -12,6 +12,7 @@ pub mod chat_format;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod digest;
 mod endings;
 mod error;
 pub mod even;
