@@ -105,7 +105,7 @@ impl Datasets {
         };
         let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
         let recipe = Recipe {
-            renderer: Renderer::new(&format.tokenizer, format.template.as_ref(), settings),
+            renderer: Renderer::of(format, settings),
             columns,
             strict: config.data.strict,
         };
