@@ -9,7 +9,7 @@ use model_qwen::{
 use thiserror::Error;
 
 use crate::config::{Config, ModelConfig};
-use crate::data::render::TemplateFacts;
+use crate::template_facts::TemplateFacts;
 
 /// What the model sets for the data.
 #[derive(Clone, Debug, PartialEq, Eq)]

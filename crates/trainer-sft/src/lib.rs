@@ -30,6 +30,7 @@ pub mod schedule;
 mod setup;
 mod space;
 pub mod step;
+mod template_facts;
 pub mod trainer;
 mod training;
 

@@ -11,18 +11,17 @@
 //!
 //! Text that has the template's own tokens already gets no second template, BOS or end token.
 
-mod facts;
 mod turns;
 
 use model_qwen::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 
-pub use self::facts::TemplateFacts;
 use self::turns::Turns;
 use crate::chat_format::ChatFormat;
 use crate::config::{Thinking, TrainOn};
 use crate::data::format::role_of;
 use crate::data::{Chat, Content, DataError, Example, Record, Source};
+pub use crate::template_facts::TemplateFacts;
 
 /// What determines tokens and mask, besides tokenizer and template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
