@@ -1,10 +1,11 @@
 //! A training step without an autodiff graph: the forward pass of layers that share an input, and its gradients.
 //!
 //! The trainer walks through a decoder layer forward and backward and calls these operations in turn. So it decides what is
-//! kept, what is overwritten, and in which type: [`dtype_of`].
+//! kept, what is overwritten, and in which type; [`dtype_of`] names the fast one.
 //!
-//! A [`Group`] is the layers that share an input (queries, keys and values; gate and up) with their weights one below the
-//! other. With adapters, whose A lie one below the other, too, and whose B are the blocks of a block-diagonal matrix:
+//! A [`Group`] is the layers that share an input: queries, keys and values, or gate and up. `W` is their weights, one below
+//! the other. `A` is the A of their adapters, also one below the other. `B` has the B of their adapters as the blocks of a
+//! block-diagonal matrix; `s` is their scaling. A group computes:
 //!
 //! | | computes |
 //! |---|---|
@@ -25,7 +26,7 @@ use crate::lora::LoraWeights;
 /// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
 const RANKS: usize = 64;
 
-/// The type in which a training step on `device` computes: bf16 where tensor cores multiply it, f32 elsewhere.
+/// The type in which a training step on `device` is fast: bf16 where tensor cores multiply it, f32 elsewhere.
 #[must_use]
 pub fn dtype_of(device: &Device) -> DType {
     ops::dtype_of(device)

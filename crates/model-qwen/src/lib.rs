@@ -65,7 +65,7 @@ pub use hub::{
 };
 pub use json_file::JsonFileError;
 pub use load::{LoadError, LoadOptions, Quantization, is_headless, score_weights};
-pub use model::{DecoderLayer, QwenModel};
+pub use model::{DecoderLayer, LINEARS, QwenModel, linear_names};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
     Draw, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,

@@ -38,6 +38,22 @@ pub struct QwenModel {
     pub(crate) frequencies: RotaryFrequencies,
 }
 
+/// The linear layers of a decoder layer by their names within it, in the order of the forward pass.
+pub const LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// [`LINEARS`] as adapters and messages name them: `q_proj`.
+pub fn linear_names() -> [&'static str; 7] {
+    LINEARS.map(|path| path.rsplit_once('.').map_or(path, |(_, name)| name))
+}
+
 /// One decoder layer: attention and MLP, each behind a norm and added to the residual stream.
 #[derive(Clone, Debug)]
 pub struct DecoderLayer {
@@ -282,28 +298,30 @@ impl DecoderLayer {
     /// The layer's linear layers with their names within the layer.
     pub fn linears(&self) -> [(&'static str, &Linear); 7] {
         let (attn, mlp) = (&self.self_attn, &self.mlp);
+        let [q, k, v, o, gate, up, down] = LINEARS;
         [
-            ("self_attn.q_proj", &attn.q_proj),
-            ("self_attn.k_proj", &attn.k_proj),
-            ("self_attn.v_proj", &attn.v_proj),
-            ("self_attn.o_proj", &attn.o_proj),
-            ("mlp.gate_proj", &mlp.gate_proj),
-            ("mlp.up_proj", &mlp.up_proj),
-            ("mlp.down_proj", &mlp.down_proj),
+            (q, &attn.q_proj),
+            (k, &attn.k_proj),
+            (v, &attn.v_proj),
+            (o, &attn.o_proj),
+            (gate, &mlp.gate_proj),
+            (up, &mlp.up_proj),
+            (down, &mlp.down_proj),
         ]
     }
 
     /// As [`DecoderLayer::linears`], to change them.
     pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
         let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
+        let [q, k, v, o, gate, up, down] = LINEARS;
         [
-            ("self_attn.q_proj", &mut attn.q_proj),
-            ("self_attn.k_proj", &mut attn.k_proj),
-            ("self_attn.v_proj", &mut attn.v_proj),
-            ("self_attn.o_proj", &mut attn.o_proj),
-            ("mlp.gate_proj", &mut mlp.gate_proj),
-            ("mlp.up_proj", &mut mlp.up_proj),
-            ("mlp.down_proj", &mut mlp.down_proj),
+            (q, &mut attn.q_proj),
+            (k, &mut attn.k_proj),
+            (v, &mut attn.v_proj),
+            (o, &mut attn.o_proj),
+            (gate, &mut mlp.gate_proj),
+            (up, &mut mlp.up_proj),
+            (down, &mut mlp.down_proj),
         ]
     }
 }

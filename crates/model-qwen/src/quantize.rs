@@ -12,17 +12,8 @@ use lora_4bit::bnb::{QuantizeFileError, TensorFile};
 use serde_json::{Map, Value, json};
 
 use crate::json_file::read_text;
+use crate::model::linear_names;
 
-/// The linear layers of a decoder layer.
-const LINEARS: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
 const CONFIG: &str = "config.json";
 /// Name of the weights of a checkpoint in one file.
 const SINGLE: &str = "model.safetensors";
@@ -64,7 +55,7 @@ pub enum QuantizeError {
     Weights(#[from] QuantizeFileError),
     /// Nothing is left to quantize.
     #[error(
-        "{}: expected a weight named {}, found none after skipping {skip_modules:?}", .dir.display(), LINEARS.join(", ")
+        "{}: expected a weight named {}, found none after skipping {skip_modules:?}", .dir.display(), linear_names().join(", ")
     )]
     NothingToDo {
         /// The checkpoint.
@@ -239,7 +230,7 @@ fn is_linear(name: &str, skip: &[String]) -> bool {
     };
     let (_, last) = module.rsplit_once('.').unwrap_or(("", module));
     let skipped = |skip: &String| format!(".{module}.").contains(&format!(".{skip}."));
-    LINEARS.contains(&last) && !skip.iter().any(skipped)
+    linear_names().contains(&last) && !skip.iter().any(skipped)
 }
 
 /// What transformers reads to load the weights with bitsandbytes.

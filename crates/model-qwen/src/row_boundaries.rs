@@ -1,4 +1,4 @@
-//! For which numbers of rows the same loops compute a row.
+//! Which numbers of rows the same loops compute.
 
 use lora_4bit::kernels::plan::{Features, Operation, Plan, Product, WeightFormat};
 use lora_4bit::{Linear, RowBounds, Weight};
@@ -7,8 +7,9 @@ use crate::device::is_gpu;
 use crate::model::{Int8Head, QwenModel};
 
 impl QwenModel {
-    /// Numbers of rows, up to `max_rows`, from which on other loops compute a step than with one row less. On a CPU each row has
-    /// the same bits whatever the number of rows, as long as it crosses none of these. On a GPU nothing of that kind is known.
+    /// The boundaries up to `max_rows`: a step with so many rows is computed by other loops than a step with one row less. On a
+    /// CPU the bits of a row are the same in all steps whose numbers of rows lie between two boundaries. For a GPU no boundary is
+    /// known, and the list is empty.
     ///
     /// Call it when weights and compute dtype are set.
     pub fn row_boundaries(&self, max_rows: usize) -> Vec<usize> {

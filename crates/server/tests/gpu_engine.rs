@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
-use model_qwen::{LoadOptions, QwenModel, SamplingParams};
+use model_qwen::{LoadOptions, QwenModel, SamplingParams, linear_names};
 use server::config::Config;
 use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest};
 
@@ -154,18 +154,9 @@ fn adapter(seed: usize, r: usize, suffixes: &[&str], dir: &Path) -> PathBuf {
 async fn text_of_adapters_equals_that_of_the_cpu() {
     let _turn = DEVICE.lock().await;
     let dir = tempfile::tempdir().expect("a folder");
-    let all = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ];
     let paths = [
         adapter(1, 4, &["q_proj", "v_proj"], dir.path()),
-        adapter(2, 16, &all, dir.path()),
+        adapter(2, 16, &linear_names(), dir.path()),
         adapter(3, 5, &["up_proj", "down_proj"], dir.path()),
     ];
     let modules: Vec<String> = (1..)

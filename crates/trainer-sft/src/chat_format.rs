@@ -9,6 +9,7 @@ use model_qwen::{
 use thiserror::Error;
 
 use crate::config::{Config, ModelConfig};
+use crate::template_facts::TemplateFacts;
 
 /// What the model sets for the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub struct ChatFormat {
     pub template: Option<ChatTemplate>,
     /// Context length and end token.
     pub limits: Limits,
+    /// What the chat template prints; nothing where there is none.
+    pub facts: TemplateFacts,
     /// The tokens that end a text by the model's files, without what its chat template says.
     pub named_ends: Vec<u32>,
 }
@@ -138,7 +141,11 @@ impl ChatFormat {
         let mut eos_token_ids = architecture.eos_token_ids.clone();
         let others = ends.into_iter();
         eos_token_ids.extend(others.filter(|id| !architecture.eos_token_ids.contains(id)));
+        let facts = template
+            .as_ref()
+            .map(|template| TemplateFacts::of(template, &tokenizer));
         Ok(Self {
+            facts: facts.unwrap_or_default(),
             tokenizer,
             template,
             limits: Limits {

@@ -59,7 +59,7 @@ pub struct ModelConfig {
     pub double_quant: bool,
     /// The dtype of the base weights that are not quantized.
     pub dtype: Dtype,
-    /// The type in which the frozen weights are multiplied.
+    /// The type in which the frozen weights are multiplied; always f32 with [`RunConfig::full`], which freezes none.
     pub compute_dtype: ComputeDtype,
     /// `auto`, `cpu`, `cuda`, `cuda:1`, …; parsed by `model_qwen::parse_device`.
     pub device: String,

@@ -34,6 +34,7 @@ pub(crate) use stream::{Stream, StreamPlace};
 
 use crate::chat_format::ChatFormat;
 use crate::config::{Columns, Config};
+use crate::digest;
 use load::{Recipe, load_files, load_records};
 use read::RawRecord;
 use render::{RenderSettings, Renderer};
@@ -104,7 +105,7 @@ impl Datasets {
         };
         let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
         let recipe = Recipe {
-            renderer: Renderer::new(&format.tokenizer, format.template.as_ref(), settings),
+            renderer: Renderer::of(format, settings),
             columns,
             strict: config.data.strict,
         };
@@ -171,11 +172,7 @@ impl TrainData {
                 for file in stream.files() {
                     read::hash_start(file, &mut hash);
                 }
-                let hash = hash.finalize();
-                hash.iter()
-                    .take(8)
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect()
+                digest::short(hash)
             }
         }
     }

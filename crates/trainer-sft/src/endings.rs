@@ -3,13 +3,11 @@
 use tracing::warn;
 
 use crate::chat_format::ChatFormat;
-use crate::data::render::TemplateFacts;
 
 /// The token that ends an answer in the chat template, where no file of the model names it. The server stops there all the same.
 pub(crate) fn unknown_end(format: &ChatFormat) -> Option<(u32, String)> {
-    let facts = TemplateFacts::of(format.template.as_ref()?, &format.tokenizer);
-    let known = &format.named_ends;
-    facts.end.filter(|(token, _)| !known.contains(token))
+    let end = format.facts.end.clone();
+    end.filter(|(token, _)| !format.named_ends.contains(token))
 }
 
 /// Warns of what makes chats go on after their end. `is_written` says that the result says where they end.

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::checkpoint::{RunIdentity, TrainerState};
 use crate::config::Config;
+use crate::digest;
 use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
@@ -56,15 +57,10 @@ pub(crate) fn identify(config: &Config, data: String) -> Result<RunIdentity, Tra
     if let Some(path) = &config.model.init_config {
         hash_file(path, &mut hash);
     }
-    let hash = hash.finalize();
     Ok(RunIdentity {
         settings,
         data,
-        model: hash
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        model: digest::short(hash),
     })
 }
 

@@ -12,6 +12,7 @@ pub mod chat_format;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod digest;
 mod endings;
 mod error;
 pub mod even;
@@ -29,6 +30,7 @@ pub mod schedule;
 mod setup;
 mod space;
 pub mod step;
+mod template_facts;
 pub mod trainer;
 mod training;
 

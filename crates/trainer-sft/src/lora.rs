@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
-use model_qwen::QwenModel;
+use model_qwen::{QwenModel, linear_names};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -11,22 +11,12 @@ use crate::config::LoraOptions;
 /// The slot that a run trains.
 pub const SLOT: usize = 0;
 
-/// Every linear layer of a decoder layer, what `all-linear` stands for; the output head is left out.
-const ALL_LINEAR: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
-
-/// The names of the layers that get an adapter, `all-linear` spelled out.
+/// The names of the layers that get an adapter. `all-linear` stands for every linear layer of a decoder layer; the output head is
+/// left out.
 #[must_use]
 pub fn target_modules(options: &LoraOptions) -> Vec<String> {
     if options.is_all_linear() {
-        ALL_LINEAR.iter().map(|&name| name.to_owned()).collect()
+        linear_names().map(str::to_owned).to_vec()
     } else {
         options.target_modules.clone()
     }

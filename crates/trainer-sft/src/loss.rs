@@ -46,7 +46,7 @@ impl Targets {
     }
 
     /// For each of `num_tokens` rows its number among the rows with a target, or the number of these.
-    pub(crate) fn sources(&self, num_tokens: usize) -> Vec<i32> {
+    fn sources(&self, num_tokens: usize) -> Vec<i32> {
         let mut sources = vec![self.len() as i32; num_tokens];
         for (from, &to) in (0..).zip(&self.rows) {
             sources[to as usize] = from;
@@ -178,14 +178,14 @@ pub fn backward(
     (total, spread(gradients, targets, &hidden))
 }
 
-/// Puts gradients of the target rows back in their places; every other row is zero.
+/// Puts gradients of the target rows back in their places; every other row is zero. `like` has the shape and the type.
 ///
 /// A lookup into `[gradients; one zero row]`, because a scatter is sequential on GPUs.
-fn spread(gradients: Vec<Tensor<2>>, targets: &Targets, like: &Tensor<2>) -> Tensor<2> {
+pub(crate) fn spread(gradients: Vec<Tensor<2>>, targets: &Targets, like: &Tensor<2>) -> Tensor<2> {
     let device = like.device();
     let [num_tokens, width] = like.dims();
     let mut rows = gradients;
-    rows.push(Tensor::zeros([1, width], (&device, DType::F32)));
+    rows.push(Tensor::zeros([1, width], (&device, like.dtype())));
     let source = targets.sources(num_tokens);
     Tensor::cat(rows, 0).select(0, indices(&source, &device)) // [tokens, hidden]
 }

@@ -11,7 +11,7 @@ use model_qwen::QwenModel;
 use serde_json::{Value, json};
 use tracing::warn;
 
-use crate::config::{Config, ConfigError, run_of};
+use crate::config::{Config, ConfigError};
 use crate::error::{TrainError, output_error};
 use crate::lora;
 
@@ -60,16 +60,7 @@ impl OutputFolder {
     /// # Errors
     /// A folder that is not empty, cannot be written, or is another run's.
     pub(crate) fn claim(config: &Config) -> Result<Self, TrainError> {
-        let goes_on = config.run.resume.as_ref().is_some_and(|checkpoint| {
-            let own = run_of(checkpoint).canonicalize();
-            own.is_ok_and(|own| {
-                config
-                    .run
-                    .output
-                    .canonicalize()
-                    .is_ok_and(|output| own == output)
-            })
-        });
+        let goes_on = config.run.goes_on_in_its_folder();
         let path = match goes_on {
             true => config.run.output.clone(),
             false => make(config)?,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use model_qwen::QwenConfig;
+use model_qwen::{QwenConfig, linear_names};
 
 use crate::config::Config;
 use crate::error::TrainError;
@@ -37,14 +37,15 @@ fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
     let queries = model.num_attention_heads * model.head_dim;
     let keys = model.num_key_value_heads * model.head_dim;
     let inner = model.intermediate_size;
+    let [q, k, v, o, gate, up, down] = linear_names();
     let linears = [
-        ("q_proj", hidden, queries),
-        ("k_proj", hidden, keys),
-        ("v_proj", hidden, keys),
-        ("o_proj", queries, hidden),
-        ("gate_proj", hidden, inner),
-        ("up_proj", hidden, inner),
-        ("down_proj", inner, hidden),
+        (q, hidden, queries),
+        (k, hidden, keys),
+        (v, hidden, keys),
+        (o, queries, hidden),
+        (gate, hidden, inner),
+        (up, hidden, inner),
+        (down, inner, hidden),
     ];
     let chosen = lora::target_modules(&config.lora);
     let is_chosen = |name: &str| chosen.iter().any(|module| module == name);

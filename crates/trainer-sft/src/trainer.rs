@@ -1,6 +1,7 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
 use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::{AdapterSelection, Dropout};
@@ -44,11 +45,13 @@ pub struct Trainer {
     optimizer: AdamW,
 }
 
-/// What one optimizer step found; the tensors are read only when somebody asks.
+/// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
 #[derive(Clone, Debug)]
 pub struct StepOutput {
     loss: Tensor<1>,
     grad_norm: Tensor<1>,
+    /// Both, when they have been read.
+    numbers: Arc<OnceLock<(f64, f64)>>,
     /// Learning rate of the step.
     pub learning_rate: f64,
 }
@@ -59,12 +62,12 @@ impl StepOutput {
     /// Waits for the device.
     #[must_use]
     pub fn read(&self) -> (f64, f64) {
-        let both = Tensor::cat(vec![self.loss.clone(), self.grad_norm.clone()], 0).into_data(); // [2]
-        let mut values = both.iter::<f64>();
-        (
-            values.next().unwrap_or(f64::NAN),
-            values.next().unwrap_or(f64::NAN),
-        )
+        *self.numbers.get_or_init(|| {
+            let both = Tensor::cat(vec![self.loss.clone(), self.grad_norm.clone()], 0).into_data(); // [2]
+            let mut values = both.iter::<f64>();
+            let mut next = || values.next().unwrap_or(f64::NAN);
+            (next(), next())
+        })
     }
 }
 
@@ -163,6 +166,7 @@ impl Trainer {
         StepOutput {
             loss,
             grad_norm: norm,
+            numbers: Arc::default(),
             learning_rate,
         }
     }
@@ -227,5 +231,24 @@ impl Trainer {
                 seed: self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ index as u64,
             });
         AdapterSelection::All { slot, dropout }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_clone_has_read_is_not_read_again() {
+        let number = |value: f32| Tensor::from_data([value], (&Device::flex(), DType::F32));
+        let output = StepOutput {
+            loss: number(1.5),
+            grad_norm: number(0.25),
+            numbers: Arc::default(),
+            learning_rate: 0.0,
+        };
+        let clone = output.clone();
+        assert_eq!(clone.read(), (1.5, 0.25));
+        assert_eq!(output.numbers.get(), Some(&(1.5, 0.25)));
     }
 }

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
 use tempfile::TempDir;
 use trainer_sft::args::Args;
@@ -262,6 +263,56 @@ fn values_out_of_range_name_the_flag() {
         parse("--data d --full").unwrap().model.quantization,
         Some(Quantization::None)
     );
+}
+
+#[test]
+fn flags_that_a_setting_of_the_file_makes_ineffective_are_refused() {
+    for (file, flags, flag) in [
+        ("full = true\n", "--lora-r 8", "--lora-r"),
+        ("full = true\n", "--lora-dropout 0.1", "--lora-dropout"),
+        ("full = true\n", "--dtype bf16", "--dtype"),
+        ("full = true\n", "--compute-dtype f32", "--compute-dtype"),
+        ("full = true\n", "--double-quant", "--double-quant"),
+        (
+            "adapter = \"a\"\n",
+            "--target-modules q_proj",
+            "--target-modules",
+        ),
+        (
+            "quantization = \"none\"\n",
+            "--no-double-quant",
+            "--no-double-quant",
+        ),
+        // And the other way round: a flag that makes another one ineffective, whatever the file says.
+        ("full = false\n", "--full --use-rslora", "--use-rslora"),
+    ] {
+        let (_folder, path) = config_file(file);
+        let message = error(&format!("--data d --config {path} {flags}"));
+        let expected = format!("{flag} would have no effect");
+        assert!(message.starts_with(&expected), "{file}{flags}: {message}");
+    }
+    // A flag that takes the setting of the file back.
+    let (_folder, path) = config_file("full = true\nquantization = \"none\"\n");
+    let config = parse(&format!("--data d --config {path} --full=false --lora-r 8"));
+    assert_eq!(config.unwrap().lora.r, 8);
+    // Settings of a file may be without effect: `run.toml` has all of them.
+    let (_folder, path) = config_file("full = true\nlora_r = 8\ncompute_dtype = \"bfloat16\"\n");
+    parse(&format!("--data d --config {path}")).unwrap();
+}
+
+#[test]
+fn full_training_computes_in_f32() {
+    let compute = |flags: &str| parse(flags).unwrap().model.compute_dtype;
+    assert_eq!(compute("--data d"), ComputeDtype::Bf16);
+    assert_eq!(compute("--data d --full"), ComputeDtype::F32);
+    assert_eq!(compute("--data d --compute-dtype f32"), ComputeDtype::F32);
+    let mut config = Config::new("/tmp/none/x");
+    config.run.full = true;
+    let config = config.resolved().unwrap();
+    assert_eq!(config.model.compute_dtype, ComputeDtype::F32);
+    let message = error("--data d --full --compute-dtype bf16");
+    let expected = "--compute-dtype would have no effect: --full trains in f32";
+    assert!(message.starts_with(expected), "{message}");
 }
 
 #[test]

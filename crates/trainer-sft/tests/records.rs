@@ -108,6 +108,14 @@ fn what_cannot_be_learnt_is_named() {
     let message = Training::new(&shown).records(records()).run();
     let message = message.unwrap_err().to_string();
     assert!(message.contains("trainer_sft::preview"), "{message}");
+    let mut streamed = config.clone();
+    streamed.data.streaming = true;
+    let message = Training::new(&streamed).records(records()).run();
+    let message = message.unwrap_err().to_string();
+    assert!(
+        message.starts_with("--streaming reads files while the run goes on"),
+        "{message}"
+    );
     let without = Training::new(&config).run();
     assert!(matches!(
         without,

@@ -119,26 +119,47 @@ pub(super) struct PaddedRows {
     pub(super) unpad: Tensor<1, Int>,
 }
 
+/// What stands in the rows behind a document.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fill {
+    /// The last row of the document.
+    LastRow,
+    /// The row behind all documents.
+    RowBehind,
+}
+
+impl PaddedRows {
+    /// `None` if all documents have the same length, so that packed and batched agree. No length is zero.
+    pub(super) fn new(lengths: &[usize], fill: Fill, device: &Device) -> Option<Self> {
+        let max_len = lengths.iter().copied().max().unwrap_or(0);
+        if lengths.iter().all(|&len| len == max_len) {
+            return None;
+        }
+        let num_tokens: usize = lengths.iter().sum();
+        let (mut pad, mut unpad, mut start) = (Vec::new(), Vec::new(), 0);
+        for (document, &len) in lengths.iter().enumerate() {
+            unpad.extend((0..len).map(|i| (document * max_len + i) as i32));
+            let behind = match fill {
+                Fill::LastRow => start + len - 1,
+                Fill::RowBehind => num_tokens,
+            };
+            pad.extend((0..max_len).map(|i| if i < len { start + i } else { behind } as i32));
+            start += len;
+        }
+        Some(Self {
+            pad: indices(pad, device),
+            unpad: indices(unpad, device),
+        })
+    }
+}
+
 impl Padding {
     pub(super) fn new(lengths: &[usize], device: &Device) -> Self {
         let max_len = lengths.iter().copied().max().unwrap_or(0);
-        let ragged = lengths.iter().any(|&len| len != max_len);
-        let rows = ragged.then(|| {
-            let (mut pad, mut unpad, mut start) = (Vec::new(), Vec::new(), 0);
-            for (document, &len) in lengths.iter().enumerate() {
-                unpad.extend((0..len).map(|i| (document * max_len + i) as i32));
-                // Padding follows the document, so that the causal mask hides it from real rows.
-                pad.extend((0..max_len).map(|i| (start + i.min(len - 1)) as i32));
-                start += len;
-            }
-            PaddedRows {
-                pad: indices(pad, device),
-                unpad: indices(unpad, device),
-            }
-        });
         let hidden = Tensor::<2, Bool>::tril_mask([max_len, max_len], 0, device); // [max_len, max_len]
         Self {
-            rows,
+            // Padding follows the document, so that the causal mask hides it from real rows.
+            rows: PaddedRows::new(lengths, Fill::LastRow, device),
             hidden: hidden.reshape([1, 1, max_len, max_len]), // [1, 1, max_len, max_len]
         }
     }

@@ -18,10 +18,11 @@ use std::sync::{Arc, OnceLock};
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Tensor};
 use tracing::trace_span;
 
 use self::device::Tables;
+use super::gather::{Fill, PaddedRows};
 use super::{cpu, naive};
 use crate::rotary::Rotary;
 
@@ -77,15 +78,6 @@ pub struct TrainingPlan {
     /// For the twins; the rows are `None` if all documents have the same length.
     padding: Arc<OnceLock<Option<PaddedRows>>>,
     hidden: Arc<OnceLock<Tensor<3, Bool>>>,
-}
-
-/// Packed rows to documents padded to the longest, and back.
-#[derive(Debug)]
-pub(super) struct PaddedRows {
-    /// Packed row of every padded row, `[documents * max_len]`; the row past the last one is for padding.
-    pub(super) pad: Tensor<1, Int>,
-    /// Padded row of every packed row, `[num_tokens]`.
-    pub(super) unpad: Tensor<1, Int>,
 }
 
 impl TrainingPlan {
@@ -157,8 +149,9 @@ impl TrainingPlan {
     }
 
     pub(super) fn padding(&self, device: &Device) -> Option<&PaddedRows> {
-        let rows = self.padding.get_or_init(|| self.padded_rows(device));
-        rows.as_ref()
+        // Sums over the rows of a document need zeros behind it: the twins put a row of zeros behind all documents.
+        let rows = || PaddedRows::new(&self.lengths, Fill::RowBehind, &plain(device));
+        self.padding.get_or_init(rows).as_ref()
     }
 
     /// True above the diagonal, `[1, max_len, max_len]`.
@@ -167,27 +160,6 @@ impl TrainingPlan {
             let len = self.max_len();
             let hidden = Tensor::<2, Bool>::tril_mask([len, len], 0, &plain(device)); // [max_len, max_len]
             hidden.reshape([1, len, len]) // [1, max_len, max_len]
-        })
-    }
-
-    fn padded_rows(&self, device: &Device) -> Option<PaddedRows> {
-        let (max_len, num_tokens) = (self.max_len(), self.num_tokens());
-        if self.lengths.iter().all(|&len| len == max_len) {
-            return None;
-        }
-        let (mut pad, mut unpad, mut start) = (Vec::new(), Vec::new(), 0);
-        for (document, &len) in self.lengths.iter().enumerate() {
-            unpad.extend((0..len).map(|i| (document * max_len + i) as i32));
-            pad.extend((0..max_len).map(|i| if i < len { start + i } else { num_tokens } as i32));
-            start += len;
-        }
-        let upload = |rows: Vec<i32>| {
-            let len = rows.len();
-            Tensor::from_data(TensorData::new(rows, [len]), &plain(device)) // [len]
-        };
-        Some(PaddedRows {
-            pad: upload(pad),
-            unpad: upload(unpad),
         })
     }
 

@@ -80,8 +80,6 @@ pub(crate) struct Epilogue {
     pub(crate) bias: Option<Tensor<1>>,
     /// `[m, n]`, of the type of the result.
     pub(crate) residual: Option<Tensor<2>>,
-    /// The sums are multiplied with it first.
-    pub(crate) alpha: f32,
     /// Type of the result: f32 or the factors'.
     pub(crate) dtype: DType,
 }
@@ -92,7 +90,6 @@ impl Epilogue {
         Self {
             bias: None,
             residual: None,
-            alpha: 1.0,
             dtype,
         }
     }
@@ -113,7 +110,6 @@ pub(crate) struct GemmOperand<B: Backend> {
     #[extension_type]
     pub(crate) residual: Maybe<B>,
     pub(crate) majors: [Major; 2],
-    pub(crate) alpha: f32,
     pub(crate) dtype: DType,
 }
 
@@ -223,7 +219,7 @@ pub struct AdamWFactors {
     pub decay: f32,
 }
 
-/// The type in which a training step on `device` computes: bf16 where tensor cores multiply it, f32 elsewhere.
+/// The type in which a training step on `device` is fast: bf16 where tensor cores multiply it, f32 elsewhere.
 pub(crate) fn dtype_of(device: &Device) -> DType {
     #[cfg(feature = "gpu")]
     if super::cube::features_of(device).is_some_and(|features| features.bf16_tensor_cores) {
@@ -238,7 +234,7 @@ fn has_kernels(x: &Tensor<2>) -> bool {
     super::cube::has_plane_operations(&x.device())
 }
 
-/// `y[i, j] = alpha · Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]`.
+/// `y[i, j] = Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]`.
 ///
 /// # Shapes
 ///
@@ -259,7 +255,6 @@ pub(crate) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
             b: b.first.into_dispatch(),
             bias: Maybe::new(epilogue.bias.as_ref()),
             residual: Maybe::new(epilogue.residual.as_ref()),
-            alpha: epilogue.alpha,
             dtype: epilogue.dtype,
         };
         return Tensor::from_dispatch(<Dispatch as TrainingOps>::gemm(operand));

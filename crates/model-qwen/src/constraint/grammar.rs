@@ -2,6 +2,7 @@
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::regex_to_lark;
+use regex_syntax::escape;
 use serde_json::{Map, Value, json};
 
 use super::{ebnf, json_schema, structural_tag};
@@ -155,20 +156,8 @@ fn alternatives(choices: &[String]) -> Result<String, GrammarError> {
     if choices.iter().any(String::is_empty) {
         return invalid("expected choices of at least one character, found an empty one");
     }
-    let choices: Vec<String> = choices.iter().map(|choice| escaped(choice)).collect();
+    let choices: Vec<String> = choices.iter().map(|choice| escape(choice)).collect();
     Ok(format!("(?:{})", choices.join("|")))
-}
-
-/// A regular expression of exactly this text.
-fn escaped(text: &str) -> String {
-    let mut regex = String::with_capacity(text.len());
-    for c in text.chars() {
-        if r"\.+*?()|[]{}^$#&-~".contains(c) {
-            regex.push('\\');
-        }
-        regex.push(c);
-    }
-    regex
 }
 
 /// What is worth reading in an error of llguidance.

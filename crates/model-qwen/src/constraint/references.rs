@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::grammar::{GrammarError, invalid};
@@ -81,7 +82,7 @@ fn target<'a>(schema: &'a Value, reference: &str) -> Result<&'a Value, GrammarEr
             "`$ref`: {reference:?} names another document, expected a place in this one (`#/…`)"
         ));
     };
-    let fragment = percent_decoded(fragment);
+    let fragment = percent_decode_str(fragment).decode_utf8_lossy();
     let found = match fragment.is_empty() || fragment.starts_with('/') {
         true => schema.pointer(&fragment),
         false => anchor(schema, &fragment),
@@ -107,25 +108,4 @@ fn anchor<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {
         for_each_inside(object, |inside| waiting.push(inside));
     }
     None
-}
-
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = after
-            .get(..2)
-            .and_then(|code| std::str::from_utf8(code).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
-            Some(decoded) if byte == b'%' => {
-                bytes.push(decoded);
-                rest = &after[2..];
-            }
-            _ => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{LoadError, Loader, has_output_bias};
 use crate::config::QwenConfig;
+use crate::model::LINEARS;
 
 impl Loader<'_> {
     /// Refuses files with tensors the config does not describe: a wrong `num_hidden_layers`, say,
@@ -57,14 +58,15 @@ impl Loader<'_> {
 
 /// The linear layers of a decoder layer, and whether they have a bias.
 fn linears(config: &QwenConfig) -> [(&'static str, bool); 7] {
+    let [q, k, v, o, gate, up, down] = LINEARS;
     let bias = config.attention_bias;
     [
-        ("self_attn.q_proj", bias),
-        ("self_attn.k_proj", bias),
-        ("self_attn.v_proj", bias),
-        ("self_attn.o_proj", has_output_bias(config)),
-        ("mlp.gate_proj", false),
-        ("mlp.up_proj", false),
-        ("mlp.down_proj", false),
+        (q, bias),
+        (k, bias),
+        (v, bias),
+        (o, has_output_bias(config)),
+        (gate, false),
+        (up, false),
+        (down, false),
     ]
 }

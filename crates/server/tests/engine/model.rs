@@ -8,7 +8,8 @@ use kv_paging::CausalAttention;
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
 use lora_4bit::{AdapterSelection, Linear, Weight};
 use model_qwen::{
-    GenerateRequest, LoadOptions, QwenConfig, QwenModel, SamplingParams, generate, parse_device,
+    GenerateRequest, LoadOptions, QwenConfig, QwenModel, SamplingParams, generate, linear_names,
+    parse_device,
 };
 use tempfile::TempDir;
 
@@ -100,15 +101,7 @@ impl TestModel {
         let suffixes: &[&str] = match seed % 3 {
             0 => &["q_proj", "v_proj"],
             1 => &["gate_proj", "up_proj", "down_proj"],
-            _ => &[
-                "q_proj",
-                "k_proj",
-                "v_proj",
-                "o_proj",
-                "gate_proj",
-                "up_proj",
-                "down_proj",
-            ],
+            _ => &linear_names(),
         };
         let mut random = Random(1000 + seed as u64);
         let model = self.load();

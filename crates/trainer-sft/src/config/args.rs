@@ -143,7 +143,8 @@ pub struct Args {
     pub dtype: Option<Dtype>,
 
     /// Type in which frozen weights are multiplied: `bf16` rounds the factors where that is faster (a CPU with
-    /// AVX-512-BF16), sums stay in f32; `f32` never does [default: bf16]
+    /// AVX-512-BF16, a GPU with tensor cores), sums stay in f32; `f32` does not round them to it. --full trains in f32
+    /// [default: bf16]
     #[arg(
         long,
         value_parser = some_of::<ComputeDtype>(&COMPUTE_DTYPE),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_4bit::ComputeDtype;
 use model_qwen::Quantization;
 
 use super::args::Args;
@@ -112,6 +113,9 @@ impl Config {
     pub fn resolved(&self) -> Result<Self, ConfigError> {
         let mut config = self.clone();
         config.model.quantization = Some(self.quantization());
+        if self.run.full {
+            config.model.compute_dtype = ComputeDtype::F32;
+        }
         config.optimizer.learning_rate = Some(self.learning_rate());
         config.run.epochs = Some(self.epochs());
         if let Some(resume) = &self.run.resume {
@@ -161,11 +165,7 @@ impl Config {
                 found: format!("{found} (nothing is overwritten: choose another folder)"),
             })
         };
-        let goes_on = run.resume.as_ref().is_some_and(|checkpoint| {
-            let (own, output) = (run_of(checkpoint).canonicalize(), run.output.canonicalize());
-            own.is_ok_and(|own| output.is_ok_and(|output| own == output))
-        });
-        if goes_on {
+        if run.goes_on_in_its_folder() {
             let mut results = ["adapter_model.safetensors", "model.safetensors"]
                 .map(|name| run.output.join(name))
                 .into_iter();

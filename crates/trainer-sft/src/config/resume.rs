@@ -2,10 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
+use super::{ConfigError, RunConfig};
 
 /// The file that makes a folder a checkpoint.
 pub(crate) const STATE_FILE: &str = "trainer_state.json";
+
+impl RunConfig {
+    /// Whether this is a run that goes on in the folder that it has written so far.
+    pub(crate) fn goes_on_in_its_folder(&self) -> bool {
+        let Some(checkpoint) = &self.resume else {
+            return false;
+        };
+        let (own, output) = (
+            run_of(checkpoint).canonicalize(),
+            self.output.canonicalize(),
+        );
+        own.is_ok_and(|own| output.is_ok_and(|output| own == output))
+    }
+}
 
 /// The folder of the run that a checkpoint is part of; `path` itself where it is a run.
 pub(crate) fn run_of(path: &Path) -> PathBuf {

@@ -1,22 +1,13 @@
-//! Optional settings → a complete, checked [`Config`].
+//! What the settings of a run may be, and which of them exclude each other.
 
 use lora_4bit::ComputeDtype;
-use model_qwen::Quantization;
+use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
 use super::{Columns, Config};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
-const LINEAR_NAMES: [&str; 7] = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-];
 
 /// A setting that cannot be honoured.
 #[derive(Debug, Error)]
@@ -108,10 +99,14 @@ impl Config {
     /// Checks that data is there: records that a program has in memory, or files.
     ///
     /// # Errors
-    /// Nothing to learn, or nothing to evaluate on where that is asked for.
+    /// Nothing to learn, nothing to evaluate on where that is asked for, or records that should be read from files.
     pub(crate) fn check_data(&self, has_records: bool, has_eval: bool) -> Result<(), ConfigError> {
         if !has_records && self.data.train.is_empty() {
             return Err(ConfigError::NoData);
+        }
+        if has_records && self.data.streaming {
+            let text = "--streaming reads files while the run goes on, and the records of a program are in memory before it: leave it out";
+            return Err(ConfigError::Conflict(text.into()));
         }
         if self.run.eval_steps.is_some() && !has_eval && self.data.eval.is_empty() {
             return Err(ConfigError::NoEvalData);
@@ -177,11 +172,11 @@ fn check_target_modules(given: &[String]) -> Result<(), ConfigError> {
     let wrong = |found: String| {
         Err(ConfigError::Value {
             flag: "target-modules",
-            expected: format!("`{ALL_LINEAR}` or a list of {}", LINEAR_NAMES.join(", ")),
+            expected: format!("`{ALL_LINEAR}` or a list of {}", linear_names().join(", ")),
             found,
         })
     };
-    let unknown = |name: &&String| *name != ALL_LINEAR && !LINEAR_NAMES.contains(&name.as_str());
+    let unknown = |name: &&String| *name != ALL_LINEAR && !linear_names().contains(&name.as_str());
     match given.iter().find(unknown) {
         Some(name) => wrong(format!("`{name}`")),
         None if given.is_empty() => wrong("an empty list".to_owned()),

@@ -116,6 +116,16 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A file that has lost records since the run that goes on read it.
+    #[error("{}: expected at least {expected} records, as the run that goes on has read, found {found}", path.display())]
+    Shorter {
+        /// The file.
+        path: PathBuf,
+        /// Records that were read.
+        expected: usize,
+        /// Records that are there.
+        found: usize,
+    },
     /// A table, or a row of one.
     #[error("{place}: {reason}")]
     Table {
@@ -193,7 +203,7 @@ pub enum DataError {
     },
     /// Nothing is left after truncation and masking.
     #[error(
-        "{files}: nothing to learn: none of the {num_records} records has a token to learn within --max-length {max_length} (--train-on {train_on}); for example {first}"
+        "{files}: nothing to learn: none of the {num_records} records has a token to learn within --max-length {max_length} (--train-on {train_on}); the commonest reason is that of {commonest}"
     )]
     NothingToLearn {
         /// The files.
@@ -204,8 +214,8 @@ pub enum DataError {
         max_length: usize,
         /// The mask asked for.
         train_on: &'static str,
-        /// The first record that was dropped.
-        first: String,
+        /// The first record that was left out for the commonest reason, with that reason.
+        commonest: String,
     },
 }
 

@@ -10,7 +10,7 @@ use super::error::DataError;
 pub const STDIN: &str = "-";
 
 /// Ends of names that a folder is searched for.
-const ENDINGS: [&str; 6] = [".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet"];
+const ENDINGS: [&str; 5] = [".jsonl", ".json", ".ndjson", ".csv", ".tsv"];
 /// Files about data, which hold none.
 const ABOUT: [&str; 3] = ["dataset_info.json", "dataset_infos.json", "state.json"];
 /// Entries that a search for a missing file looks at.
@@ -64,8 +64,7 @@ fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     all.sort();
     let is_data = |path: &PathBuf| {
         let name = name(path).to_lowercase();
-        let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst"));
-        let plain = plain.unwrap_or(&name);
+        let plain = unpacked(&name);
         let is_about = ABOUT.contains(&plain);
         path.is_file() && !is_about && ENDINGS.iter().any(|ending| plain.ends_with(ending))
     };
@@ -98,6 +97,12 @@ fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
         info!("{}: not read: {}", folder.display(), names(&rest));
     }
     Ok(files)
+}
+
+/// A name in lower case without the ending of what the file is packed in, `.gz` or `.zst`.
+pub(super) fn unpacked(name: &str) -> &str {
+    let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst"));
+    plain.unwrap_or(name)
 }
 
 fn name(path: &Path) -> String {

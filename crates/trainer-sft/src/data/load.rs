@@ -20,6 +20,7 @@ use super::report::DataReport;
 use super::shown::Shown;
 use super::store::Examples;
 use crate::config::Columns;
+use crate::digest;
 
 /// Malformed records that are shown.
 const MAX_ERRORS: usize = 10;
@@ -273,15 +274,10 @@ fn finish(
         return Err(nothing_to_learn(files(), &report, &recipe.renderer));
     }
     report.warn(recipe.renderer.settings().max_length);
-    let hash = hash.finalize();
     Ok(Dataset {
         examples,
         report,
-        hash: hash
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        hash: digest::short(hash),
     })
 }
 
@@ -302,7 +298,7 @@ pub(super) fn nothing_to_learn(
             TrainOn::Prompt => "prompt",
             TrainOn::All => "all",
         },
-        first: report.first_left_out(),
+        commonest: report.commonest_left_out(),
     }
 }
 

@@ -10,7 +10,7 @@ use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 
 use super::error::DataError;
-use super::files::STDIN;
+use super::files::{STDIN, unpacked};
 
 const BUFFER: usize = 1 << 18;
 
@@ -30,6 +30,11 @@ pub(super) enum Layout {
 pub(super) struct Progress(Arc<AtomicU64>);
 
 impl Progress {
+    /// That of a pass whose first `bytes` are not read again.
+    pub(super) fn after(bytes: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(bytes)))
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -125,8 +130,7 @@ fn skip_blank(stream: &mut Stream) -> io::Result<(Option<u8>, usize)> {
 /// `,` for a .csv file, a tab for a .tsv file, also where they are packed.
 fn separator(path: &Path) -> Option<u8> {
     let name = path.file_name()?.to_string_lossy().to_lowercase();
-    let plain = name.strip_suffix(".gz").or(name.strip_suffix(".zst"));
-    let plain = plain.unwrap_or(&name);
+    let plain = unpacked(&name);
     if plain.ends_with(".csv") {
         Some(b',')
     } else if plain.ends_with(".tsv") {

@@ -11,17 +11,17 @@
 //!
 //! Text that has the template's own tokens already gets no second template, BOS or end token.
 
-mod facts;
 mod turns;
 
 use model_qwen::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 
-pub use self::facts::TemplateFacts;
 use self::turns::Turns;
+use crate::chat_format::ChatFormat;
 use crate::config::{Thinking, TrainOn};
 use crate::data::format::role_of;
 use crate::data::{Chat, Content, DataError, Example, Record, Source};
+pub use crate::template_facts::TemplateFacts;
 
 /// What determines tokens and mask, besides tokenizer and template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +72,23 @@ impl Renderer {
         settings: RenderSettings,
     ) -> Self {
         let facts = template.map(|template| TemplateFacts::of(template, tokenizer));
+        Self::with_facts(tokenizer, template, facts.unwrap_or_default(), settings)
+    }
+
+    /// A renderer for a model whose template has been looked at.
+    pub(crate) fn of(format: &ChatFormat, settings: RenderSettings) -> Self {
+        let (template, facts) = (format.template.as_ref(), format.facts.clone());
+        Self::with_facts(&format.tokenizer, template, facts, settings)
+    }
+
+    fn with_facts(
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+        facts: TemplateFacts,
+        settings: RenderSettings,
+    ) -> Self {
         Self {
-            facts: facts.unwrap_or_default(),
+            facts,
             prefix: tokenizer.encode("", true).unwrap_or_default(),
             tokenizer: tokenizer.clone(),
             template: template.cloned(),

@@ -91,8 +91,8 @@ impl DataReport {
         self.own_tokens.merge(other.own_tokens);
     }
 
-    /// The record that was left out first, with its reason.
-    pub(super) fn first_left_out(&self) -> String {
+    /// The first record that was left out for the commonest reason, with that reason.
+    pub(super) fn commonest_left_out(&self) -> String {
         let all = self.left_out.iter();
         let most = all.max_by_key(|(_, found)| found.count);
         most.map(|(reason, found)| format!("{}: {reason}", found.first()))
@@ -143,5 +143,31 @@ impl DataReport {
                 "{count} of {all} records have the chat template's own tokens in their text; the first is {first}"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::example::Place;
+    use super::*;
+
+    #[test]
+    fn the_commonest_reason_comes_with_its_first_record() {
+        let mut report = DataReport::default();
+        for (line, reason) in [
+            (1, "empty"),
+            (2, "too long"),
+            (4, "too long"),
+            (5, "by its mark"),
+        ] {
+            let source = Source {
+                file: Path::new("t.jsonl").into(),
+                place: Place::Line(line),
+            };
+            report.leave_out(&source, reason.to_owned());
+        }
+        assert_eq!(report.commonest_left_out(), "t.jsonl:2: too long");
     }
 }

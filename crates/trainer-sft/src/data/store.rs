@@ -89,6 +89,12 @@ impl Examples {
         if self.memory.len() > IN_MEMORY {
             self.spill()?;
         }
+        self.append(example);
+        Ok(())
+    }
+
+    /// Adds an example to those in memory.
+    fn append(&mut self, example: &Example) {
         let Source { file, place } = &example.source;
         if self.files.last() != Some(file) {
             self.files.push(file.clone());
@@ -112,7 +118,6 @@ impl Examples {
             }));
         self.num_targets += example.num_targets();
         self.longest = self.longest.max(example.tokens.len());
-        Ok(())
     }
 
     /// Example `index`.
@@ -211,10 +216,8 @@ impl From<Vec<Example>> for Examples {
     /// Keeps the examples in memory, however many they are.
     fn from(examples: Vec<Example>) -> Self {
         let mut all = Self::default();
-        for example in examples {
-            // Only a write to the disk can fail; see the test of both.
-            let pushed = all.push(&example);
-            debug_assert!(pushed.is_ok());
+        for example in &examples {
+            all.append(example);
         }
         all
     }
@@ -263,6 +266,25 @@ mod tests {
         assert_eq!(stored.num_targets(), targets);
         // The file has no name: nothing is left behind.
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_list_stays_in_memory_and_pushed_examples_do_not() {
+        let all = vec![example(1, IN_MEMORY + 1), example(2, 3), example(3, 4)];
+        let kept = Examples::from(all.clone());
+        assert!(kept.disk.is_none());
+        assert_eq!(kept.memory.len(), IN_MEMORY + 8);
+        assert_eq!(kept.get(2).unwrap(), all[2]);
+        let folder = tempfile::tempdir().unwrap();
+        let mut pushed = Examples::in_folder(folder.path());
+        for example in &all {
+            pushed.push(example).unwrap();
+        }
+        assert_eq!(
+            (pushed.on_disk, pushed.memory.len()),
+            (IN_MEMORY as u64 + 1, 7)
+        );
+        assert_eq!(pushed.get(0).unwrap(), all[0]);
     }
 
     #[test]

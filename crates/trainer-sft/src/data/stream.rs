@@ -48,14 +48,19 @@ impl std::fmt::Debug for Stream {
     }
 }
 
+/// Bytes of all files; what is no file has none.
+fn size_of(files: &[PathBuf]) -> u64 {
+    let sizes = files
+        .iter()
+        .map(|file| std::fs::metadata(file).map_or(0, |file| file.len()));
+    sizes.sum()
+}
+
 impl Stream {
     /// The examples of `files`; the first one is opened, so that a wrong one is found at once.
     pub(super) fn new(files: Vec<PathBuf>, recipe: Recipe) -> Result<Self, DataError> {
-        let sizes = files
-            .iter()
-            .map(|file| std::fs::metadata(file).map_or(0, |file| file.len()));
         let mut stream = Self {
-            total: sizes.sum(),
+            total: size_of(&files),
             files,
             recipe,
             reader: None,
@@ -90,24 +95,39 @@ impl Stream {
         }
     }
 
-    /// Goes to a place, without rendering what is before it.
+    /// Goes to a place, without reading the files before it and without rendering the records before it.
     ///
     /// # Errors
-    /// When the file cannot be read, or is shorter.
+    /// When the file cannot be read, has fewer records or is not there, and standard input that has been read already.
     pub(crate) fn seek(&mut self, place: StreamPlace) -> Result<(), DataError> {
-        self.start_pass();
-        while self.place.file < place.file.min(self.files.len()) {
-            self.place.file += 1;
-            self.place.record = 0;
+        let Some(file) = self.files.get(place.file).cloned() else {
+            let (found, expected) = (self.files.len(), place.file + 1);
+            return Err(DataError::NoFiles {
+                what: format!(
+                    "expected at least {expected} files, as the run that goes on has read, found {found}"
+                ),
+            });
+        };
+        // The first file has been opened, and a block of it read.
+        if self.files[0].as_os_str() == STDIN {
+            return Err(DataError::NoFiles {
+                what: "a streamed run cannot go on from standard input (`-`), whose beginning has been read: give a file"
+                    .into(),
+            });
         }
-        let mut skipped = 0;
-        while skipped < place.record {
-            let left = place.record - skipped;
-            let block = self.read(left.min(BLOCK))?;
-            if block.is_empty() {
-                break;
+        self.start_pass();
+        self.place.file = place.file;
+        self.progress = Progress::after(size_of(&self.files[..place.file]));
+        while self.place.record < place.record {
+            let found = self.place.record;
+            self.read((place.record - found).min(BLOCK))?;
+            if self.place.file != place.file {
+                return Err(DataError::Shorter {
+                    path: file,
+                    expected: place.record,
+                    found,
+                });
             }
-            skipped += block.len();
         }
         Ok(())
     }
@@ -191,5 +211,119 @@ impl Stream {
             self.reader = None;
         }
         Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::super::example::Example;
+    use super::super::render::{RenderSettings, Renderer};
+    use super::*;
+    use crate::chat_format::ChatFormat;
+    use crate::config::{Columns, Config, Thinking, TrainOn};
+
+    /// Files with so many records, each a text of its own.
+    fn files(folder: &Path, counts: &[usize]) -> Vec<PathBuf> {
+        let file = |(index, &count): (usize, &usize)| {
+            let path = folder.join(format!("{index}.jsonl"));
+            let lines = (0..count).map(|line| format!("{{\"text\": \"{index} {line}\"}}\n"));
+            std::fs::write(&path, lines.collect::<String>()).unwrap();
+            path
+        };
+        counts.iter().enumerate().map(file).collect()
+    }
+
+    fn stream(files: &[PathBuf]) -> Stream {
+        let format = ChatFormat::load(&Config::new("unused")).unwrap();
+        let settings = RenderSettings {
+            train_on: TrainOn::All,
+            thinking: Thinking::Keep,
+            max_length: 64,
+            eos_token_id: None,
+        };
+        let recipe = Recipe {
+            renderer: Renderer::new(&format.tokenizer, None, settings),
+            columns: Columns::default(),
+            strict: false,
+        };
+        Stream::new(files.to_vec(), recipe).unwrap()
+    }
+
+    fn block(stream: &mut Stream) -> Option<Vec<Example>> {
+        let examples = stream.next_block().unwrap()?;
+        Some(examples.iter().map(Result::unwrap).collect())
+    }
+
+    #[test]
+    fn a_stream_goes_on_at_each_place_as_if_all_before_it_had_been_read() {
+        let folder = TempDir::new().unwrap();
+        let files = files(folder.path(), &[3, BLOCK + 2, 2]);
+        let mut whole = stream(&files);
+        let mut places = vec![whole.place()];
+        let mut blocks = Vec::new();
+        while let Some(examples) = block(&mut whole) {
+            blocks.push((examples, whole.progress()));
+            places.push(whole.place());
+        }
+        let at = |file, record| StreamPlace { file, record };
+        assert_eq!(
+            places,
+            [at(0, 0), at(0, 3), at(1, BLOCK), at(1, BLOCK + 2), at(2, 2)]
+        );
+        assert!(blocks.is_sorted_by_key(|(_, progress)| *progress));
+        assert_eq!(blocks[3].1, 1.0);
+        for (place, expected) in places.into_iter().zip(&blocks) {
+            let mut stream = stream(&files);
+            stream.seek(place).unwrap();
+            assert_eq!(stream.place(), place);
+            let found = block(&mut stream).unwrap();
+            assert!(
+                (&found, stream.progress()) == (&expected.0, expected.1),
+                "{place:?}"
+            );
+        }
+        let mut within = stream(&files);
+        within.seek(at(1, 7)).unwrap();
+        assert_eq!(
+            block(&mut within).unwrap()[0].source.to_string(),
+            format!("{}:8", files[1].display())
+        );
+    }
+
+    #[test]
+    fn data_that_is_shorter_than_before_is_named() {
+        let folder = TempDir::new().unwrap();
+        let files = files(folder.path(), &[3, 2]);
+        let seek = |files: &[PathBuf], file, record| {
+            let place = StreamPlace { file, record };
+            stream(files).seek(place).unwrap_err().to_string()
+        };
+        let message = seek(&files, 0, 5);
+        assert!(
+            message.ends_with(
+                "0.jsonl: expected at least 5 records, as the run that goes on has read, found 3"
+            ),
+            "{message}"
+        );
+        let message = seek(&files, 1, 3);
+        assert!(
+            message.ends_with(
+                "1.jsonl: expected at least 3 records, as the run that goes on has read, found 2"
+            ),
+            "{message}"
+        );
+        let message = seek(&files, 4, 0);
+        assert!(
+            message
+                .ends_with("expected at least 5 files, as the run that goes on has read, found 2"),
+            "{message}"
+        );
+        stream(&files)
+            .seek(StreamPlace { file: 0, record: 3 })
+            .unwrap();
     }
 }

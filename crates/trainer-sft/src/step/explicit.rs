@@ -1,20 +1,20 @@
 //! The step of an adapter on a GPU, forward and backward written down operation by operation, without autodiff graphs.
 //!
-//! So each tensor has the type that its reader multiplies (bf16 on tensor cores), is freed after its last reader, and is
-//! overwritten where nobody reads it again. Only the input of each layer is kept; the backward pass computes the layer
-//! again, unless all activations are to be kept.
+//! So each tensor has the type that its reader multiplies (bf16 on tensor cores, unless the layers compute in f32), is freed
+//! after its last reader, and is overwritten where nobody reads it again. Only the input of each layer is kept, and the backward
+//! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead.
 
 use burn::tensor::{DType, Tensor};
 use kv_paging::{HeadNorms, Rotary, TrainingAttention};
 use lora_4bit::training::{
     AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
 };
-use lora_4bit::{Dropout, Norm};
+use lora_4bit::{ComputeDtype, Dropout, Norm};
 use model_qwen::kernels::cross_entropy_of_rows;
-use model_qwen::{DecoderLayer, QwenModel};
+use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
 use crate::batch::Batch;
-use crate::loss::{Targets, indices};
+use crate::loss::{Targets, indices, spread};
 use crate::parameters::GradientStore;
 use crate::step::Checkpointing;
 
@@ -101,7 +101,10 @@ pub fn forward_backward(
         });
         x = y; // [tokens, hidden]
     }
-    let (loss, mut dx) = loss(x, &Targets::new(&batch.targets), scale, &shared, true);
+    let targets = Targets::new(&batch.targets);
+    let (loss, gradients) = loss(&x, &targets, Some(scale), &shared);
+    let mut dx = spread(gradients, &targets, &x); // [tokens, hidden]
+    drop(x);
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         let layer = Layer::new(layer, &shared);
         let activations = match kept {
@@ -122,7 +125,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, slot: usize) -> Tensor<1> {
     for layer in &model.layers {
         x = Layer::new(layer, &shared).forward(x, &shared).0; // [tokens, hidden]
     }
-    loss(x, &Targets::new(&batch.targets), 1.0, &shared, false).0
+    loss(&x, &Targets::new(&batch.targets), None, &shared).0
 }
 
 impl<'a> Shared<'a> {
@@ -140,9 +143,17 @@ impl<'a> Shared<'a> {
             rotary: model.rotary(&batch.positions),
             slot,
             dropout,
-            dtype: dtype_of(&device),
+            dtype: dtype(model),
             model,
         }
+    }
+}
+
+/// The type of activations, and of weights in products: f32 unless the layers may round.
+fn dtype(model: &QwenModel) -> DType {
+    match model.lm_head.compute {
+        ComputeDtype::Bf16 => dtype_of(&model.device()),
+        ComputeDtype::F32 | ComputeDtype::Auto | ComputeDtype::Bits16 => DType::F32,
     }
 }
 
@@ -227,6 +238,7 @@ impl<'a> Layer<'a> {
         store: &mut GradientStore,
     ) -> Tensor<2> {
         let a = activations;
+        let [q, k, v, o, gate, up, down] = LINEARS;
         let mut add = |modules: &[&str], gradients: Vec<Option<AdapterGradients>>| {
             for (module, gradients) in modules.iter().zip(gradients) {
                 let Some(AdapterGradients { a, b_t }) = gradients else {
@@ -238,41 +250,36 @@ impl<'a> Layer<'a> {
             }
         };
         let (d, gradients) = self.down.backward(a.activated, a.down_h, &dy);
-        add(&["mlp.down_proj"], gradients);
+        add(&[down], gradients);
         let d = swiglu_backward(a.gate_up, d); // [tokens, 2 * intermediate]
         let (d, gradients) = self.gate_up.backward(a.middle_normed, a.gate_up_h, &d);
-        add(&["mlp.gate_proj", "mlp.up_proj"], gradients);
+        add(&[gate, up], gradients);
         let norm = self.norm(&self.layer.post_attention_layernorm);
         let dy = rms_norm_backward(a.middle, norm, d, Some(dy)); // [tokens, hidden]
 
         let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy);
-        add(&["self_attn.o_proj"], gradients);
+        add(&[o], gradients);
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
         let norms = self.head_norms();
         let d = shared
             .attention
             .rotate_backward(d, a.unrotated, norms, &shared.rotary);
         let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d);
-        add(
-            &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-            gradients,
-        );
+        add(&[q, k, v], gradients);
         rms_norm_backward(a.x, self.norm(&self.layer.input_layernorm), d, Some(dy))
     }
 }
 
-/// Summed cross-entropy, `[1]`, of the rows of `hidden [tokens, hidden]` that have a target, and with `has_gradient` the gradient
-/// of `scale` times it, `[tokens, hidden]`. The logits of a chunk of rows become their gradient.
+/// Summed cross-entropy, `[1]`, of the rows of `hidden [tokens, hidden]` that have a target, and with `scale` the gradient of
+/// `scale` times it: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their gradient.
 fn loss(
-    hidden: Tensor<2>,
+    hidden: &Tensor<2>,
     targets: &Targets,
-    scale: f64,
+    scale: Option<f64>,
     shared: &Shared<'_>,
-    has_gradient: bool,
-) -> (Tensor<1>, Tensor<2>) {
+) -> (Tensor<1>, Vec<Tensor<2>>) {
     let model = shared.model;
     let device = hidden.device();
-    let [tokens, width] = hidden.dims();
     let norm = || Norm {
         weight: &model.norm,
         eps: model.config.rms_norm_eps,
@@ -283,9 +290,9 @@ fn loss(
     for (rows, tokens) in targets.chunks(chunk) {
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let (logits, _) = head.forward(&rms_norm(x.clone(), norm()), None); // [rows, vocab]
-        let (loss, d) = cross_entropy_of_rows(logits, tokens, scale);
+        let (loss, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
         losses.push(loss);
-        if has_gradient {
+        if scale.is_some() {
             let (d, _) = head.backward(x.clone(), None, &d); // [rows, hidden]
             gradients.push(rms_norm_backward(x, norm(), d, None));
         }
@@ -294,12 +301,5 @@ fn loss(
         true => Tensor::zeros([1], (&device, DType::F32)),
         false => Tensor::cat(losses, 0).sum(),
     };
-    if !has_gradient {
-        return (loss, hidden);
-    }
-    // Rows without a target take the row of zeros behind the gradients: a scatter is slow on GPUs.
-    gradients.push(Tensor::zeros([1, width], (&device, shared.dtype)));
-    let source = targets.sources(tokens);
-    let dx = Tensor::cat(gradients, 0).select(0, indices(&source, &device));
-    (loss, dx)
+    (loss, gradients)
 }

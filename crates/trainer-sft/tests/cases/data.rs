@@ -165,6 +165,10 @@ fn marks_that_cannot_be_obeyed_are_refused_by_name() {
         ),
         (answer("mask", json!(true)), "field `messages[1].mask`"),
         (
+            answer("sample_weight", json!(1)),
+            "field `messages[1].sample_weight`: expected no mark but weight, loss_weight, loss, loss_scale, train, training, trainable, 0 or 1",
+        ),
+        (
             user,
             "field `messages[0].train`: expected 0: only what the assistant says is learnt",
         ),
@@ -204,6 +208,10 @@ fn data_of_other_methods_is_named() {
         (
             json!({"input": {"messages": []}, "preferred_output": [], "non_preferred_output": [{"role": "assistant"}]}),
             "`non_preferred_output`",
+        ),
+        (
+            json!({"prompt": "a", "completion": "b", "preferred_output": "c"}),
+            "preference data (DPO, ORPO), recognised by `preferred_output`",
         ),
         (
             json!({"prompt": "a", "completion": "b", "label": false}),

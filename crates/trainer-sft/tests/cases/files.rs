@@ -85,10 +85,11 @@ fn files_are_read_in_every_form() {
     }
     assert_eq!(learnt(&shown(folder.path(), &["-"], LINES)), expected);
     write("README.md", b"about");
+    write("more.parquet", b"PAR1....");
     let all = shown(folder.path(), &["."], "");
     assert_eq!(learnt(&all).len(), 9, "{}", all.out);
     assert!(
-        all.out.contains("of 12 examples") && all.err.contains("not read: README.md"),
+        all.out.contains("of 12 examples") && all.err.contains("not read: README.md, more.parquet"),
         "{}",
         all.err
     );
@@ -104,6 +105,8 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
     let folder = TempDir::new().unwrap();
     fs::create_dir(folder.path().join("data")).unwrap();
     fs::create_dir(folder.path().join("empty")).unwrap();
+    fs::create_dir(folder.path().join("tables")).unwrap();
+    fs::write(folder.path().join("tables/a.parquet"), "PAR1....").unwrap();
     fs::write(folder.path().join("data/train.jsonl"), LINES).unwrap();
     for (name, content, expected) in [
         (
@@ -151,6 +154,10 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
     );
     for (data, expected) in [
         ("empty", "the folder empty: expected files ending in .jsonl"),
+        (
+            "tables",
+            "expected files ending in .jsonl, .json, .ndjson, .csv, .tsv (also with .gz or .zst), found a.parquet",
+        ),
         ("*.jsonx", "the pattern `*.jsonx` matches no file"),
         ("zebra.jsonl", "zebra.jsonl: no such file in"),
         (

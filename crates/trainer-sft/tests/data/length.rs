@@ -144,7 +144,9 @@ fn nothing_to_learn_is_refused_and_mixed_files_are_counted() {
     );
     let message = Dataset::load(&[path], &renderer).unwrap_err().to_string();
     assert!(
-        message.contains("nothing to learn") && message.contains("t.jsonl:1"),
+        message.contains("nothing to learn")
+            && message.contains("; the commonest reason is that of ")
+            && message.contains("t.jsonl:1: no answer fits into --max-length 8"),
         "{message}"
     );
 }

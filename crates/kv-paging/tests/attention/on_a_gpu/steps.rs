@@ -2,11 +2,13 @@
 
 use kv_paging::{CHOICE_WORDS, DecodeStep, DecodeToken, RecordedAttention, StepRow};
 
+use super::{gpu, has_dtype};
 use crate::*;
 
 #[test]
 fn steps_equal_attention_over_what_they_wrote() {
-    let gpu = devices().last().expect("a device");
+    let gpu = gpu();
+    let mut num_checked = 0;
     let mut rng = Rng(11);
     for (dims, dtype, contexts) in [
         ([12, 2, 128], DType::BF16, &[129, 1, 700, 64, 65][..]),
@@ -17,9 +19,10 @@ fn steps_equal_attention_over_what_they_wrote() {
         ([16, 8, 32], DType::F32, &[33; 40][..]),
     ] {
         let [heads, kv_heads, head_dim] = dims;
-        if !gpu.supports_dtype(dtype) || !DecodeStep::is_supported(&gpu, head_dim) {
+        if !has_dtype(&gpu, dtype) || !DecodeStep::is_supported(&gpu, head_dim) {
             continue;
         }
+        num_checked += 1;
         let what = format!("{dims:?} {dtype:?} {} sequences", contexts.len());
         let (block_size, num_steps) = (16, 3);
         let num_blocks = |context: usize| (context + num_steps).div_ceil(block_size);
@@ -107,12 +110,17 @@ fn steps_equal_attention_over_what_they_wrote() {
             }
         }
     }
+    assert!(
+        num_checked > 0,
+        "{gpu:?} takes none of these steps; Mesa's needs ASSUME_PLANE_OPERATIONS=1"
+    );
 }
 
 /// Rows that follow each other in one sequence see the keys that the rows before them write in the same step.
 #[test]
 fn rows_of_one_sequence_see_each_other() {
-    let gpu = devices().last().expect("a device");
+    let gpu = gpu();
+    let mut num_checked = 0;
     let mut rng = Rng(12);
     for (dims, dtype) in [
         ([12, 2, 128], DType::BF16),
@@ -120,9 +128,10 @@ fn rows_of_one_sequence_see_each_other() {
         ([3, 1, 24], DType::F32),
     ] {
         let [heads, kv_heads, head_dim] = dims;
-        if !gpu.supports_dtype(dtype) || !DecodeStep::is_supported(&gpu, head_dim) {
+        if !has_dtype(&gpu, dtype) || !DecodeStep::is_supported(&gpu, head_dim) {
             continue;
         }
+        num_checked += 1;
         let block_size = 16;
         let shape = KvShape {
             num_layers: 1,
@@ -179,4 +188,8 @@ fn rows_of_one_sequence_see_each_other() {
             assert_close(&part(&out, heads), &expected, tolerance, &what);
         }
     }
+    assert!(
+        num_checked > 0,
+        "{gpu:?} takes none of these steps; Mesa's needs ASSUME_PLANE_OPERATIONS=1"
+    );
 }

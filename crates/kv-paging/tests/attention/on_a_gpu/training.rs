@@ -3,6 +3,7 @@
 use burn::tensor::FloatDType;
 use kv_paging::{HeadNorms, TrainingAttention};
 
+use super::{gpu, has_dtype};
 use crate::training::{flat, matrix};
 use crate::*;
 
@@ -18,9 +19,9 @@ const BATCHES: [(Dims, &[usize], usize); 7] = [
 ];
 
 /// The GPU, if it has the type.
-fn gpus(dtype: DType) -> impl Iterator<Item = Device> {
-    let gpus = devices().filter(|device| *device != Device::flex());
-    gpus.filter(move |device| device.supports_dtype(dtype))
+fn gpu_with(dtype: DType) -> impl Iterator<Item = Device> {
+    let gpu = gpu();
+    has_dtype(&gpu, dtype).then_some(gpu).into_iter()
 }
 
 /// Values that bf16 holds.
@@ -68,7 +69,7 @@ fn columns(values: &[f32], row: usize, range: std::ops::Range<usize>) -> Vec<f32
 fn training_kernels_match_the_twin() {
     let mut rng = Rng(41);
     for (device, (dims, lengths, behind)) in
-        gpus(DType::BF16).flat_map(|device| BATCHES.map(|batch| (device.clone(), batch)))
+        gpu_with(DType::BF16).flat_map(|device| BATCHES.map(|batch| (device.clone(), batch)))
     {
         let [heads, kv_heads, head_dim] = dims;
         let rows = lengths.iter().sum::<usize>() + behind;
@@ -116,7 +117,7 @@ fn training_rotation_on_a_gpu_matches_the_twin() {
         (DType::BF16, FloatDType::BF16, 1e-2),
     ] {
         for (device, ([heads, kv_heads, head_dim], rows)) in
-            gpus(dtype).flat_map(|device| batches.map(|batch| (device.clone(), batch)))
+            gpu_with(dtype).flat_map(|device| batches.map(|batch| (device.clone(), batch)))
         {
             let row = (heads + 2 * kv_heads) * head_dim;
             let (qkv, d) = (rounded(&mut rng, rows * row), rounded(&mut rng, rows * row));

@@ -1,6 +1,6 @@
 //! Products of many rows, with both factors read either way: forward passes, their gradients, and gradients of weights.
 //!
-//! `y[i, j] = alpha · Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]` with factors of 16 bits and sums in f32. A factor lies in
+//! `y[i, j] = Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]` with factors of 16 bits and sums in f32. A factor lies in
 //! memory with its inner dimension `k` along the rows ([`Major::Inner`]) or down the columns ([`Major::Outer`]). Its inner
 //! dimension may go on in a second tensor: so a product and its adapter are one launch.
 //!
@@ -18,7 +18,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
-use self::load::FactorLaunch;
+use self::load::FactorBuffersLaunch;
 use super::super::tile::{INNER, VECTOR};
 use super::{empty, features};
 use crate::kernels::operand::Major;
@@ -112,9 +112,9 @@ impl Kind {
     }
 }
 
-/// A factor of a product.
+/// A factor of a product, its tensors on the device.
 #[derive(Clone, Debug)]
-pub(super) struct Factor {
+pub(super) struct FactorTensors {
     /// `[outer, inner]` or `[inner, outer]`, contiguous.
     pub(super) first: CubeTensor,
     /// More of the inner dimension. Of `b` alone, what a gate, the first tensor, multiplies.
@@ -124,8 +124,8 @@ pub(super) struct Factor {
 
 /// A product, see the module.
 pub(super) struct Product {
-    pub(super) a: Factor,
-    pub(super) b: Factor,
+    pub(super) a: FactorTensors,
+    pub(super) b: FactorTensors,
     /// `[n]`, f32.
     pub(super) bias: Option<CubeTensor>,
     /// `[m, n]`, of the type of the result.
@@ -134,7 +134,6 @@ pub(super) struct Product {
     pub(super) shape: [usize; 2],
     /// Inner values of the first tensors, and of the second.
     pub(super) inner: [usize; 2],
-    pub(super) alpha: f32,
     /// Of the result: f32 or the type of the factors.
     pub(super) dtype: DType,
 }
@@ -187,12 +186,12 @@ impl Product {
             return y;
         }
         let dtypes = [like.dtype, dtype].map(dtype_to_elem_type);
-        let factor = |factor: Factor, outer: usize| {
+        let factor = |factor: FactorTensors, outer: usize| {
             let stride = |tensor: &CubeTensor| tensor.meta.strides()[0] / VECTOR;
             let first_stride = stride(&factor.first);
             let second = factor.second.unwrap_or_else(|| factor.first.clone());
             let second_stride = stride(&second);
-            FactorLaunch::new(
+            FactorBuffersLaunch::new(
                 factor.first.into_buffer_arg(),
                 second.into_buffer_arg(),
                 first_stride,
@@ -214,7 +213,6 @@ impl Product {
                 bias.into_buffer_arg(),
                 residual.into_buffer_arg(),
                 y.clone().into_buffer_arg(),
-                self.alpha,
                 self.inner[0] / INNER,
                 steps,
                 split_steps,
@@ -247,7 +245,7 @@ pub(super) fn linear(
     bias: Option<CubeTensor>,
     residual: Option<CubeTensor>,
 ) -> CubeTensor {
-    let factor = |first| Factor {
+    let factor = |first| FactorTensors {
         first,
         second: None,
         major: Major::Inner,
@@ -260,7 +258,6 @@ pub(super) fn linear(
         residual,
         shape: [m, n],
         inner: [k, 0],
-        alpha: 1.0,
         dtype: DType::F32,
     };
     product.run()
@@ -272,12 +269,12 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
         (x.meta.shape().dims(), gate.meta.shape().dims());
     let dtype = x.dtype;
     let product = Product {
-        a: Factor {
+        a: FactorTensors {
             first: x,
             second: None,
             major: Major::Inner,
         },
-        b: Factor {
+        b: FactorTensors {
             first: gate,
             second: Some(up),
             major: Major::Inner,
@@ -286,7 +283,6 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
         residual: None,
         shape: [m, n],
         inner: [k, 0],
-        alpha: 1.0,
         dtype,
     };
     product.run()

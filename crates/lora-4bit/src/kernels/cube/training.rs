@@ -37,7 +37,7 @@ pub(in super::super) fn supports_gemm(
 
 impl TrainingOps for Cube {
     fn gemm(operand: GemmOperand<Self>) -> FloatTensor<Self> {
-        let factor = |first: CubeTensor, second: Maybe<Self>, major| gemm::Factor {
+        let factor = |first: CubeTensor, second: Maybe<Self>, major| gemm::FactorTensors {
             first: into_contiguous(first),
             second: second.into_option().map(into_contiguous),
             major,
@@ -45,7 +45,7 @@ impl TrainingOps for Cube {
         let [major_a, major_b] = operand.majors;
         let a = factor(operand.a, operand.second_a, major_a);
         let b = factor(operand.b, operand.second_b, major_b);
-        let sizes = |factor: &gemm::Factor| {
+        let sizes = |factor: &gemm::FactorTensors| {
             let [rows, columns]: [usize; 2] = factor.first.meta.shape().dims();
             let second = factor
                 .second
@@ -64,7 +64,6 @@ impl TrainingOps for Cube {
             residual: operand.residual.into_option().map(into_contiguous),
             shape: [m, n],
             inner,
-            alpha: operand.alpha,
             dtype: operand.dtype,
         };
         product.run()

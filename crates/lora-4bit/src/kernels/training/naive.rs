@@ -29,9 +29,6 @@ fn in_rows(factor: Factor) -> Tensor<2> {
 /// See [`super::product`].
 pub(super) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
     let mut y = in_rows(a).matmul(in_rows(b).transpose()); // [m, n]
-    if epilogue.alpha != 1.0 {
-        y = y.mul_scalar(epilogue.alpha);
-    }
     if let Some(bias) = epilogue.bias {
         y = y + f32(bias).unsqueeze::<2>();
     }

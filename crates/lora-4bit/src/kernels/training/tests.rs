@@ -79,10 +79,7 @@ fn products_equal_their_twin() {
                         let name = format!(
                             "{m} x {n} x {k} + {second}, {major_a:?} {major_b:?}, {dtype:?}"
                         );
-                        let plain = Epilogue {
-                            alpha: 0.5,
-                            ..Epilogue::plain(dtype)
-                        };
+                        let plain = Epilogue::plain(dtype);
                         let full = Epilogue {
                             bias: Some(random([1, n], DType::F32, &device).reshape([n])),
                             residual: Some(random([m, n], dtype, &device)),
@@ -132,7 +129,7 @@ fn by_hand(a: &Factor, b: &Factor, epilogue: &Epilogue) -> Tensor<2> {
         let sum: f64 = pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         let bias = bias.as_ref().map_or(0.0, |bias| bias[j]);
         let residual = residual.as_ref().map_or(0.0, |residual| residual[at]);
-        (f64::from(epilogue.alpha) * sum) as f32 + bias + residual
+        sum as f32 + bias + residual
     });
     let results = burn::tensor::TensorData::new(results.collect::<Vec<f32>>(), [m, n]);
     Tensor::from_data(results, (&a.first.device(), epilogue.dtype))

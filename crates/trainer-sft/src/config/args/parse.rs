@@ -39,7 +39,7 @@ impl Args {
         if args.no_double_quant {
             args.double_quant = Some(false);
         }
-        args.check_effect()?;
+        let given = args.clone();
         if let Some(path) = args.config.take() {
             args = args.over(Self::from_file(&path)?);
         }
@@ -54,15 +54,17 @@ impl Args {
                 args = args.over(run);
             }
         }
+        given.check_effect(&args)?;
         Ok(Config::from_args(args)?)
     }
 
-    /// Refuses flags that another flag makes ineffective.
-    fn check_effect(&self) -> Result<(), ConfigError> {
-        let full = self.full == Some(true);
-        let dense = full || self.quantization == Some(Quantization::None);
+    /// Refuses these flags where another setting of the run, a flag or one of a file, makes them ineffective.
+    fn check_effect(&self, run: &Self) -> Result<(), ConfigError> {
+        let full = run.full == Some(true);
+        let dense = full || run.quantization == Some(Quantization::None);
         let new_adapter = "--full trains the model itself and makes no adapter";
-        let own = self.adapter.is_some();
+        let in_f32 = "--full trains in f32";
+        let own = run.adapter.is_some();
         let own_form = "the adapter of --adapter keeps its rank, alpha and layers";
         let no_blocks = "the weights are not in 4-bit blocks";
         for (flag, is_given, is_idle, why) in [
@@ -97,7 +99,8 @@ impl Args {
                 no_blocks,
             ),
             ("no-double-quant", self.no_double_quant, dense, no_blocks),
-            ("dtype", self.dtype.is_some(), full, "--full trains in f32"),
+            ("dtype", self.dtype.is_some(), full, in_f32),
+            ("compute-dtype", self.compute_dtype.is_some(), full, in_f32),
         ] {
             if is_given && is_idle {
                 let text = format!("--{flag} would have no effect: {why}; leave it out");

@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 use super::super::error::DataError;
 use super::reader::{Reader, is_filled};
 
-/// Marks of OpenAI (`weight`), LLaMA-Factory (`loss_weight`), ms-swift (`loss`, `loss_scale`) and axolotl (`train`,
-/// `training`, `weight`).
-pub(super) const MARKS: [&str; 8] = [
+/// Marks of turns and records of OpenAI (`weight`), LLaMA-Factory (`loss_weight`), ms-swift (`loss`, `loss_scale`) and axolotl
+/// (`train`, `training`, `weight`).
+const MARKS: [&str; 7] = [
     "weight",
     "loss_weight",
     "loss",
@@ -15,10 +15,16 @@ pub(super) const MARKS: [&str; 8] = [
     "train",
     "training",
     "trainable",
-    "sample_weight",
 ];
+/// A mark of whole records only.
+const SAMPLE_WEIGHT: &str = "sample_weight";
 /// What the name of an unknown mark has in it.
 const LIKE_MARKS: [&str; 4] = ["weight", "loss", "train", "mask"];
+
+/// Whether this key of a record says whether the record is learnt.
+pub(super) fn is_mark_of_record(key: &str) -> bool {
+    MARKS.contains(&key) || key == SAMPLE_WEIGHT
+}
 
 impl Reader<'_> {
     /// Takes the marks out of a turn of `role`. Says whether the turn is learnt, as far as they go.
@@ -42,7 +48,7 @@ impl Reader<'_> {
             }
             let field = format!("{place}.{key}");
             if !MARKS.contains(&key.as_str()) {
-                let expected = format!("no mark but {}, 0 or 1", MARKS[..6].join(", "));
+                let expected = format!("no mark but {}, 0 or 1", MARKS.join(", "));
                 return Err(self.error(field, &expected, Some(&value)));
             }
             let mark = self.mark(&field, &value)?;
@@ -57,7 +63,7 @@ impl Reader<'_> {
 
     /// Marks of the whole record.
     pub(super) fn check_marks(&self) -> Result<(), DataError> {
-        for key in MARKS {
+        for key in MARKS.into_iter().chain([SAMPLE_WEIGHT]) {
             let Some(value) = self.fields.get(key).filter(|value| is_filled(Some(value))) else {
                 continue;
             };

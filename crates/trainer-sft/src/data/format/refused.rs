@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::super::error::DataError;
-use super::marks::MARKS;
+use super::marks::is_mark_of_record;
 use super::reader::{Reader, is_filled};
 use super::{Format, Record};
 
@@ -60,11 +60,12 @@ const ANSWERS: [&str; 14] = [
     "reply",
 ];
 /// Keys that only data of preference training has.
-const PREFERENCE: [&str; 7] = [
+const PREFERENCE: [&str; 8] = [
     "rejected",
     "rejected_response",
     "rejected_messages",
     "non_preferred_output",
+    "preferred_output",
     "chosen",
     "chosen_response",
     "chosen_messages",
@@ -220,7 +221,9 @@ pub(crate) fn unused_keys(fields: &Map<String, Value>, record: &Record) -> Vec<S
     let with_chat = ["system", "tools", "functions", "chat_template_kwargs"];
     let is_plain = matches!(record.format, Format::Text | Format::Segments);
     let is_used = |key: &str| {
-        of_format.contains(&key) || MARKS.contains(&key) || (!is_plain && with_chat.contains(&key))
+        of_format.contains(&key)
+            || is_mark_of_record(key)
+            || (!is_plain && with_chat.contains(&key))
     };
     let unused = fields
         .iter()

@@ -4,10 +4,10 @@ use model_qwen::{ChatTemplate, RenderOptions};
 use serde_json::{Value, json};
 
 use super::Renderer;
-use super::facts::PROBE;
 use crate::config::Thinking;
 use crate::data::format::role_of;
 use crate::data::{Chat, DataError, Source};
+use crate::template_facts::PROBE;
 
 const THINK: &str = "<think>";
 const END_THINK: &str = "</think>";

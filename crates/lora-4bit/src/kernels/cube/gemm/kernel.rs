@@ -3,7 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::load::{Factor, end_group, load, wait_for_groups};
+use super::load::{FactorBuffers, end_group, load, wait_for_groups};
 use super::{Instruction, Kind, mma, wgmma};
 use crate::kernels::tile::CHUNKS;
 
@@ -12,12 +12,11 @@ const ROW_TILES: usize = 8;
 
 #[cube(launch_unchecked)]
 pub(super) fn gemm<W: Float, Y: Float>(
-    a: &Factor<W>,
-    b: &Factor<W>,
+    a: &FactorBuffers<W>,
+    b: &FactorBuffers<W>,
     bias: &[Vector<f32, Const<2>>],
     residual: &[Vector<Y, Const<2>>],
     y: &mut [Vector<Y, Const<2>>],
-    alpha: f32,
     first_steps: usize,
     steps: usize,
     split_steps: usize,
@@ -182,7 +181,6 @@ pub(super) fn gemm<W: Float, Y: Float>(
                     result = result / (one + (-result).exp()) * up;
                 }
                 if r < num_rows && c < num_columns {
-                    result *= Vector::new(alpha);
                     if comptime!(kind.has_bias) {
                         result += bias[c / 2];
                     }

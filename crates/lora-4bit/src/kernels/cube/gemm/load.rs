@@ -11,9 +11,9 @@ use super::{Kind, PANEL};
 use crate::kernels::operand::Major;
 use crate::kernels::tile::{CHUNKS, VECTOR};
 
-/// The tensors of a factor.
+/// A factor as the kernel reads it.
 #[derive(CubeType, CubeLaunch)]
-pub(super) struct Factor<W: Float> {
+pub(super) struct FactorBuffers<W: Float> {
     pub(super) first: Box<[Vector<W, Const<8>>]>,
     pub(super) second: Box<[Vector<W, Const<8>>]>,
     /// Vectors from one row to the next.
@@ -32,7 +32,7 @@ pub(super) fn swizzled(row: usize, chunk: usize) -> usize {
 /// Starts to copy a factor's tile of a step; `outer` is its first row or column of the result.
 #[cube]
 pub(super) fn load<W: Float>(
-    factor: &Factor<W>,
+    factor: &FactorBuffers<W>,
     stage: &mut [Vector<W, Const<8>>],
     outer: usize,
     step: usize,

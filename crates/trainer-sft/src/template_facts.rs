@@ -4,7 +4,7 @@ use model_qwen::{ChatTemplate, RenderOptions, Tokenizer};
 use serde_json::{Value, json};
 
 /// Text that no template has of its own.
-pub(super) const PROBE: &str = "QWENBURNPROBE";
+pub(crate) const PROBE: &str = "QWENBURNPROBE";
 /// Tokens of content, which templates print too.
 const OF_CONTENT: [&str; 6] = [
     "<think>",
