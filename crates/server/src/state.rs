@@ -17,8 +17,6 @@ use crate::stored_responses::ResponseStore;
 
 /// Bytes of large bodies that are in memory at once.
 const BODY_MEMORY: usize = 40 << 20;
-/// Requests with a grammar that are prepared at once.
-const GRAMMAR_TURNS: usize = 8;
 /// Bytes of bodies whose texts are tokenized at once, which takes a hundred times their memory.
 const TOKENIZER_MEMORY: usize = 512 << 10;
 
@@ -43,7 +41,6 @@ struct Shared {
     longest_token: usize,
     body_memory: Arc<Semaphore>,
     tokenizer_memory: Arc<Semaphore>,
-    grammar_turns: Arc<Semaphore>,
 }
 
 impl AppState {
@@ -63,7 +60,6 @@ impl AppState {
             api: config.api.clone(),
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
-            grammar_turns: Arc::new(Semaphore::new(GRAMMAR_TURNS)),
             engine,
             model,
             served_model_names,
@@ -208,11 +204,6 @@ impl AppState {
     /// Waits until a large body of so many bytes has room in memory.
     pub(crate) async fn body_memory(&self, num_bytes: usize) -> Option<OwnedSemaphorePermit> {
         take(&self.0.body_memory, num_bytes.min(BODY_MEMORY)).await
-    }
-
-    /// Waits until a request with a grammar may be prepared.
-    pub(crate) async fn grammar_turn(&self) -> Option<OwnedSemaphorePermit> {
-        take(&self.0.grammar_turns, 1).await
     }
 
     /// Waits until a body of so many bytes may be tokenized.

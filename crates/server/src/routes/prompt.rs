@@ -7,7 +7,6 @@ use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::protocol::body::{Body, SMALL_BODY_BYTES};
 use crate::protocol::common::{SamplingFields, TruncationSide};
-use crate::protocol::grammar;
 use crate::state::AppState;
 
 /// Bytes of text that are tokenized at once, which takes a hundred times their memory.
@@ -17,8 +16,8 @@ const SPARE_TOKENS: usize = 64;
 /// Bytes of a composed character, at least, for one that was written in parts.
 const MAX_DECOMPOSED: usize = 4;
 
-/// Prepares a request where it does not delay others, with at most a few texts and a few grammars at a time. What a large one has taken goes back
-/// to the system.
+/// Prepares a request where it does not delay others, with at most a few texts at a time. What a large one has taken goes back to
+/// the system.
 pub(super) async fn in_turn<T: Send + 'static>(
     state: &AppState,
     mut body: Body,
@@ -27,11 +26,6 @@ pub(super) async fn in_turn<T: Send + 'static>(
     let num_bytes = body.num_bytes();
     // What is made of a large body takes its place in memory.
     let memory = body.take_memory();
-    // A grammar may take its time: not of the threads that prepare other requests.
-    let grammar_turn = match body.has_any(&grammar::NAMES) {
-        true => state.grammar_turn().await,
-        false => None,
-    };
     let turn = state.tokenizer_memory(num_bytes).await;
     let state = state.clone();
     blocking(move || {
@@ -39,7 +33,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
         if num_bytes > SMALL_BODY_BYTES {
             return_freed_memory();
         }
-        drop((turn, grammar_turn, memory));
+        drop((turn, memory));
         prepared
     })
     .await
