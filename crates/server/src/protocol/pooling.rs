@@ -141,12 +141,17 @@ impl EmbeddingFields {
     /// Length of the vectors.
     ///
     /// # Errors
-    /// 400 if the model's vectors are shorter.
+    /// 400 if the model's vectors are shorter, or if it computes scores.
     pub(crate) fn dimensions(&self, pooling: &PoolingInfo) -> Result<usize, ApiError> {
         let hidden_size = pooling.hidden_size;
         let Some(given) = self.dimensions else {
             return Ok(pooling.dimensions.unwrap_or(hidden_size));
         };
+        if pooling.score.is_some() {
+            let message =
+                "`dimensions` is of embeddings: this model computes one score for a text.";
+            return Err(ApiError::bad_request("dimensions", message));
+        }
         let dimensions = usize::try_from(given).ok();
         let dimensions = dimensions.filter(|num| (1..=hidden_size).contains(num));
         dimensions.ok_or_else(|| {

@@ -14,7 +14,7 @@ use crate::protocol::completions::PromptItem;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::pooling::{
     Embedding, EmbeddingFields, EmbeddingResponse, Input, PoolingData, PoolingFields,
-    PoolingResponse, PoolingTask, TaskField, Vector,
+    PoolingResponse, PoolingTask, TaskField,
 };
 use crate::state::{AppState, unix_time};
 
@@ -96,13 +96,12 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
     let data = vectors.map(|(index, values)| PoolingData {
         index,
         object: "pooling",
-        data: match pooling.score(&values, prepared.activation) {
-            Some(score) => Vector::Float(vec![score]),
-            None => {
-                let values = pooling.embedding(values, prepared.dimensions, prepared.activation);
-                prepared.fields.encode(values)
-            }
-        },
+        data: prepared
+            .fields
+            .encode(match pooling.score(&values, prepared.activation) {
+                Some(score) => vec![score],
+                None => pooling.embedding(values, prepared.dimensions, prepared.activation),
+            }),
     });
     let response = PoolingResponse {
         data: data.collect(),
