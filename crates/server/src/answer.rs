@@ -15,6 +15,8 @@ mod tool;
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use brackets::Brackets;
 pub use reasoning::{CLOSE_THINK, OPEN_THINK, ReasoningStart};
 pub use tool::Tool;
@@ -27,6 +29,8 @@ pub const OPEN_CALL: &str = "<tool_call>";
 pub const CLOSE_CALL: &str = "</tool_call>";
 /// Begins a call in the form of Qwen3-Coder.
 pub const OPEN_FUNCTION: &str = "<function=";
+/// The key of arguments that are no object, as in Anthropic's API.
+const INVALID_JSON: &str = "INVALID_JSON";
 
 /// A piece of an answer. Pieces of one kind that follow each other are one text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,6 +284,15 @@ pub fn push(parts: &mut Vec<Part>, part: Part) {
             },
         ) if *index == same => all.push_str(text),
         (_, part) => parts.push(part),
+    }
+}
+
+/// Arguments as an object, whatever the model wrote.
+pub fn arguments_object(arguments: &str) -> Map<String, Value> {
+    match serde_json::from_str(arguments) {
+        Ok(Value::Object(arguments)) => arguments,
+        _ if arguments.trim().is_empty() => Map::new(),
+        _ => Map::from_iter([(INVALID_JSON.to_owned(), Value::from(arguments))]),
     }
 }
 

@@ -9,15 +9,13 @@ use axum::routing::{MethodRouter, post};
 
 use self::format::MessageFormat;
 use super::conversation::{Conversation, Prepared};
-use super::prompt::{Length, encode, in_turn};
+use super::prompt::in_turn;
 use super::thoughts::can_end_thoughts;
-use super::tokenize::check_size;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::anthropic::{AnswerFields, Prompt};
 use crate::protocol::anthropic_answer::TokenCount;
 use crate::protocol::body::Body;
-use crate::protocol::chat::render;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::Asked;
 use crate::protocol::tools::{ToolChoice, read_choice};
@@ -131,16 +129,10 @@ async fn count_tokens(
 ) -> Result<Json<TokenCount>, ApiError> {
     in_turn(&state, body, |state, mut body| {
         body.check(Endpoint::CountTokens)?;
-        let mut prompt = Prompt::take(&mut body)?;
+        let prompt = Prompt::take(&mut body)?;
         drop(body);
-        state.resolve_model(Some(&prompt.model))?;
-        choice(&mut prompt)?;
-        let prompt = render(state, prompt.messages, prompt.template)?.prompt;
-        check_size("messages", &prompt)?;
-        let tokens = encode(state, &prompt, false, &Length::any("messages"))?;
-        Ok(Json(TokenCount {
-            input_tokens: tokens.len(),
-        }))
+        let input_tokens = conversation(prompt)?.count(state).map_err(renamed)?;
+        Ok(Json(TokenCount { input_tokens }))
     })
     .await
 }

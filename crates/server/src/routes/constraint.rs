@@ -34,10 +34,3 @@ pub(super) fn constraint(
     };
     Ok((Some(constraint), text.ending_with(ends)))
 }
-
-/// The token that ends the reasoning which a rendered prompt begins, and after which an answer has to keep to its grammar.
-pub(super) fn reasoning_end(state: &AppState, prompt: &str) -> Option<u32> {
-    let begins = prompt.trim_end().ends_with("<think>");
-    let tokenizer = &state.model().tokenizer;
-    begins.then(|| tokenizer.token_to_id("</think>")).flatten()
-}

@@ -1,12 +1,13 @@
 //! From a conversation to running choices: what all APIs of conversations share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use model_qwen::ThinkingBudget;
 use serde_json::{Map, Value};
 
-use super::constraint::{constraint, reasoning_end};
+use super::constraint::constraint;
 use super::prompt::{Length, encode};
+use super::tokenize::check_size;
 use crate::answer::{
     AnswerOptions, CLOSE_CALL, CLOSE_THINK, CallOptions, OPEN_CALL, OPEN_THINK, ReasoningStart,
     Tool,
@@ -72,11 +73,15 @@ impl Conversation {
     ///
     /// # Errors
     /// 400 with the field, 404 for an unknown model.
-    pub(super) fn prepare(self, state: &AppState) -> Result<Prepared, ApiError> {
+    pub(super) fn prepare(mut self, state: &AppState) -> Result<Prepared, ApiError> {
+        let (model, adapter) = state.resolve_model(self.model.as_deref())?;
+        if self.max_tokens == Some(0) {
+            let message = "`max_tokens` must be at least 1, found 0.";
+            return Err(ApiError::bad_request("max_tokens", message));
+        }
+        let add_special_tokens = self.template.add_special_tokens.unwrap_or(false);
+        let (rendered, tools) = self.render(state)?;
         let Self {
-            model,
-            messages,
-            mut template,
             sampling,
             max_tokens: requested,
             num_logprobs,
@@ -84,27 +89,15 @@ impl Conversation {
             tool_choice,
             only_one_call,
             thinking_token_budget,
+            ..
         } = self;
-        let (model, adapter) = state.resolve_model(model.as_deref())?;
-        if requested == Some(0) {
-            let message = "`max_tokens` must be at least 1, found 0.";
-            return Err(ApiError::bad_request("max_tokens", message));
-        }
-        let tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
-        warn_of_hidden_tools(state, &tools);
-        let exclude = state.api().exclude_tools_when_tool_choice_none;
-        if exclude && tool_choice == ToolChoice::None {
-            template.tools = None;
-        }
         let mut params = sampling.sampling_params(state, num_logprobs)?;
         let mut text = sampling.text_options(state)?;
 
-        let add_special_tokens = template.add_special_tokens.unwrap_or(false);
         let grammar = match looks_for_calls(state, &tool_choice) {
             true => with_calls(grammar, &tool_choice, &tools, only_one_call)?,
             false => grammar,
         };
-        let rendered = render(state, messages, template)?;
         let parts = AnswerOptions {
             reasoning: reasoning_start(state.api().reasoning_parser, &rendered),
             think_ids: [OPEN_THINK, CLOSE_THINK]
@@ -118,7 +111,7 @@ impl Conversation {
         let parser = state.api().reasoning_parser;
         params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
         let is_forced = matches!(tool_choice, ToolChoice::Required | ToolChoice::Named(_));
-        let (grammar, after) = grammar_and_place(state, grammar, &rendered, &parts, is_forced);
+        let (grammar, after) = grammar_and_place(grammar, &rendered, &parts, is_forced);
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
         let stop_token_ids = text.stop_token_ids.clone();
@@ -143,6 +136,42 @@ impl Conversation {
             role: rendered.role,
             last: rendered.last,
         })
+    }
+
+    /// The tokens of the prompt, which may have any length unless it is to be cut.
+    ///
+    /// # Errors
+    /// 400 with the field, 404 for an unknown model.
+    pub(super) fn count(mut self, state: &AppState) -> Result<usize, ApiError> {
+        state.resolve_model(self.model.as_deref())?;
+        let add_special_tokens = self.template.add_special_tokens.unwrap_or(false);
+        let (rendered, _) = self.render(state)?;
+        check_size("messages", &rendered.prompt)?;
+        let length = match self.sampling.truncate_prompt_tokens {
+            Some(_) => Length::of(state, &self.sampling, "messages", self.max_tokens)?,
+            None => Length::any("messages"),
+        };
+        let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
+        Ok(prompt.len())
+    }
+
+    /// The messages as the model reads them, and the tools that it may call.
+    fn render(&mut self, state: &AppState) -> Result<(Rendered, Vec<Tool>), ApiError> {
+        let mut template = std::mem::take(&mut self.template);
+        let tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
+        let exclude = state.api().exclude_tools_when_tool_choice_none;
+        if exclude && self.tool_choice == ToolChoice::None {
+            template.tools = None;
+        }
+        let gives_tools = template
+            .tools
+            .as_ref()
+            .is_some_and(|tools| !tools.is_empty());
+        let rendered = render(state, std::mem::take(&mut self.messages), template)?;
+        if gives_tools && !rendered.shows_tools {
+            warn_of_hidden_tools();
+        }
+        Ok((rendered, tools))
     }
 }
 
@@ -199,18 +228,14 @@ fn call_options(
     })
 }
 
-/// Says in the log if the model can't know the tools.
-fn warn_of_hidden_tools(state: &AppState, tools: &[Tool]) {
-    let template = state.model().chat_template.as_ref();
-    let is_shown = template.is_none_or(|template| template.source().contains("tools"));
-    if !tools.is_empty() && !is_shown {
-        tracing::warn!("the chat template does not show `tools` to the model");
-    }
+/// Says once in the log that the model can't know the tools.
+fn warn_of_hidden_tools() {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| tracing::warn!("the chat template does not show `tools` to the model"));
 }
 
 /// What the answer has to keep to, and the token after which it has to.
 fn grammar_and_place(
-    state: &AppState,
     asked: Option<Asked>,
     rendered: &Rendered,
     parts: &AnswerOptions,
@@ -222,7 +247,10 @@ fn grammar_and_place(
         (Some(asked), ReasoningStart::Tag, _) => (Some(after_reasoning(asked, false)), None),
         (Some(asked), ReasoningStart::Prompt, None) => (Some(after_reasoning(asked, true)), None),
         (asked, ReasoningStart::Prompt, close) => (asked, close),
-        (asked, ReasoningStart::None, _) => (asked, reasoning_end(state, &rendered.prompt)),
+        (asked, ReasoningStart::None, _) => {
+            let begins = rendered.prompt.trim_end().ends_with(OPEN_THINK);
+            (asked, parts.think_ids[1].filter(|_| begins))
+        }
         (None, ReasoningStart::Tag, _) => (None, None),
     }
 }
@@ -333,6 +361,7 @@ mod tests {
             is_continued: false,
             has_think_tags: true,
             has_function_tags: false,
+            shows_tools: false,
             enable_thinking: None,
         }
     }

@@ -222,6 +222,16 @@ fn tokens_are_counted_as_the_prompt_has_them() {
     let input = usage["input_tokens"].as_u64().unwrap();
     let cached = usage["cache_read_input_tokens"].as_u64().unwrap();
     assert_eq!(counted.json(), json!({ "input_tokens": input + cached }));
+    // Tools that the model isn't shown don't count.
+    let server = TestServer::start_with(&["--exclude-tools-when-tool-choice-none"], |_| says("x"));
+    let count = |tools: Value| {
+        let body = json!({ "model": "base", "messages": [{ "role": "user", "content": "hi" }], "tools": tools,
+            "tool_choice": { "type": "none" } });
+        let counted = server.post("/v1/messages/count_tokens", &body);
+        assert_eq!(counted.status, 200, "{}", counted.text);
+        counted.json()["input_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(count(tools()), count(json!([])));
     // A prompt of any length.
     let long =
         json!({ "model": "base", "messages": [{ "role": "user", "content": "x".repeat(1000) }] });

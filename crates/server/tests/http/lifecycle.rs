@@ -170,23 +170,6 @@ fn texts_are_tokenized_and_back() {
 }
 
 #[test]
-fn the_tokenizer_is_described_on_request() {
-    let flags = ["--enable-tokenizer-info-endpoint"];
-    let server = TestServer::start_with(&flags, |_| says("x"));
-    let info = server.get("/tokenizer_info").json();
-    assert_eq!(info["eos_token"], "<|im_end|>");
-    assert!(
-        info["chat_template"]
-            .as_str()
-            .unwrap()
-            .contains("add_generation_prompt")
-    );
-    let answer = TestServer::start(|_| says("x")).get("/tokenizer_info");
-    assert_eq!(answer.status, 404);
-    assert!(answer.text.contains("--enable-tokenizer-info-endpoint"));
-}
-
-#[test]
 fn a_packed_body_is_refused_as_one() {
     let server = TestServer::start(|_| says("x"));
     let headers = ["content-type: application/json", "content-encoding: gzip"];

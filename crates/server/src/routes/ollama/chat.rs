@@ -78,10 +78,15 @@ impl Work {
             return Err(ApiError::bad_request("think", message));
         }
         let num_logprobs = request.num_logprobs(state.max_logprobs())?;
+        let sampling = request.options.sampling();
+        // Also where nothing is generated yet.
+        sampling
+            .sampling_params(state, num_logprobs)
+            .map_err(renamed)?;
         let prepare = |conversation| {
             let conversation = Conversation {
                 model: Some(known),
-                sampling: request.options.sampling(),
+                sampling,
                 num_logprobs,
                 grammar: request.grammar(state.json_style()),
                 ..conversation

@@ -52,6 +52,12 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
     let is_raw = fields.raw.unwrap_or(false);
     let prompt = fields.prompt.filter(|prompt| !prompt.is_empty());
     let fills_gap = fields.suffix.is_some();
+    let is_told = fields.system.as_ref().is_some_and(|text| !text.is_empty());
+    if is_told && (is_raw || fills_gap) {
+        let other = if is_raw { "raw" } else { "suffix" };
+        let message = format!("`system` needs a template: it cannot be used with `{other}`.");
+        return Err(ApiError::bad_request("system", message));
+    }
     let text = match (prompt, fields.suffix, is_raw) {
         (_, Some(_), true) => {
             let message = "`suffix` needs a template: it cannot be used with `raw`.";
