@@ -1,6 +1,7 @@
 //! Whole answers, and every way to cut them.
 
 mod cuts;
+mod long;
 
 use serde_json::json;
 
