@@ -353,14 +353,7 @@ fn errors_are_anthropics() {
 #[test]
 fn a_server_without_room_is_overloaded() {
     let server = TestServer::start_with(&["--max-num-queued-reqs", "1"], |_| Play::Queue);
-    let mut waiting = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x" }).to_string();
-    write!(
-        waiting,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let _waiting = server.begin("/v1/completions", &json!({ "prompt": "x" }));
     server.wait_for_requests(1);
     let full = ask(&server, json!({}));
     assert_eq!(

@@ -30,15 +30,7 @@ fn a_flag_turns_load_on() {
     .into_iter()
     .enumerate()
     {
-        let mut connection = TcpStream::connect(server.address).unwrap();
-        let body = body.to_string();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json");
-        write!(
-            connection,
-            "{head}\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
+        let connection = server.begin(path, body);
         server.wait_for_requests(i + 1);
         let wait_for = |num: u64| {
             while load() != json!({ "server_load": num }) {

@@ -6,14 +6,10 @@ use super::*;
 fn a_client_that_leaves_aborts_its_sequences() {
     let server = TestServer::start(|_| Play::Hang(bytes("some text").collect()));
     for (i, stream) in [true, false].into_iter().enumerate() {
-        let mut connection = TcpStream::connect(server.address).unwrap();
-        let body = json!({ "prompt": "x", "n": 2, "stream": stream }).to_string();
-        write!(
-            connection,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
+        let mut connection = server.begin(
+            "/v1/completions",
+            &json!({ "prompt": "x", "n": 2, "stream": stream }),
+        );
         server.wait_for_requests(2 * i + 2);
         if stream {
             let mut start = [0; 15];
@@ -29,14 +25,7 @@ fn a_client_that_leaves_aborts_its_sequences() {
 #[test]
 fn a_full_queue_is_503_with_retry_after() {
     let server = TestServer::start_with(&["--max-num-queued-reqs", "2"], |_| Play::Queue);
-    let mut waiting = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x" }).to_string();
-    write!(
-        waiting,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let waiting = server.begin("/v1/completions", &json!({ "prompt": "x" }));
     server.wait_for_requests(1);
     // Of these two, the first fits and is given up again with the second.
     let full = server.complete(json!({ "n": 2 }));
@@ -258,14 +247,7 @@ fn shutdown_lets_running_requests_end() {
     std::thread::scope(|scope| {
         let address = server.address;
         let running = scope.spawn(move || {
-            let body = json!({ "prompt": "x" }).to_string();
-            let mut stream = TcpStream::connect(address).unwrap();
-            write!(
-                stream,
-                "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            )
-            .unwrap();
+            let mut stream = support::begin(address, "/v1/completions", &json!({ "prompt": "x" }));
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
             answer
@@ -283,14 +265,7 @@ fn shutdown_ends_after_its_timeout() {
     let mut server = TestServer::start_with(&["--shutdown-timeout", "1"], |_| {
         Play::Hang(bytes("x").collect())
     });
-    let mut connection = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x" }).to_string();
-    write!(
-        connection,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let _connection = server.begin("/v1/completions", &json!({ "prompt": "x" }));
     server.wait_for_requests(1);
     let start = Instant::now();
     server.signal_shutdown();
