@@ -13,6 +13,7 @@ use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::grammars::Grammars;
 use crate::metrics::{HttpMetrics, Metrics};
+use crate::special_tokens::SpecialTokens;
 use crate::stored_responses::ResponseStore;
 
 /// Bytes of large bodies that are in memory at once.
@@ -39,6 +40,7 @@ struct Shared {
     api: ApiConfig,
     fingerprint: String,
     longest_token: usize,
+    special_tokens: Option<SpecialTokens>,
     body_memory: Arc<Semaphore>,
     tokenizer_memory: Arc<Semaphore>,
 }
@@ -56,6 +58,7 @@ impl AppState {
             stored_responses: ResponseStore::new(stored.max_num, stored_bytes),
             fingerprint: fingerprint(&model),
             longest_token: longest_token(&model.tokenizer),
+            special_tokens: SpecialTokens::of(&model.tokenizer),
             grammars: Grammars::new(&model, engine.vocab_size()),
             api: config.api.clone(),
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
@@ -199,6 +202,11 @@ impl AppState {
     /// Length in bytes of the longest token.
     pub(crate) fn longest_token(&self) -> usize {
         self.0.longest_token
+    }
+
+    /// What the tokenizer puts around a text, if it is the same for each.
+    pub(crate) fn special_tokens(&self) -> Option<&SpecialTokens> {
+        self.0.special_tokens.as_ref()
     }
 
     /// Waits until a large body of so many bytes has room in memory.
