@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::body::Body;
 use crate::error::ApiError;
+use crate::request_id::RequestId;
 use crate::state::AppState;
 
 /// Most choices per prompt.
@@ -116,6 +117,7 @@ impl SamplingFields {
     /// 400 with the field.
     pub fn from_body(body: &Body, max_logprobs: usize) -> Result<Self, ApiError> {
         let fields: Self = body.read()?;
+        RequestId::check(fields.request_id.as_deref())?;
         let options = fields.stream_options.unwrap_or_default();
         let asks =
             options.include_usage == Some(true) || options.continuous_usage_stats == Some(true);

@@ -11,6 +11,7 @@ use super::completions::{Prompt, PromptItem};
 use super::usage::Usage;
 use crate::engine::PoolingInfo;
 use crate::error::ApiError;
+use crate::request_id::RequestId;
 
 /// Fields that embeddings and scores share.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -27,6 +28,18 @@ pub struct PoolingFields {
     pub cache_salt: Option<String>,
     /// Whether embeddings have length 1, and scores are between 0 and 1.
     pub use_activation: Option<bool>,
+}
+
+impl PoolingFields {
+    /// Reads the fields of a body.
+    ///
+    /// # Errors
+    /// 400 with the field.
+    pub(crate) fn read(body: &Body) -> Result<Self, ApiError> {
+        let fields: Self = body.read()?;
+        RequestId::check(fields.request_id.as_deref())?;
+        Ok(fields)
+    }
 }
 
 /// Fields of `/v1/embeddings` and `/pooling` besides [`PoolingFields`] and, with `messages`, [`super::chat::TemplateFields`].

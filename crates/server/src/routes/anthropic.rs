@@ -18,6 +18,7 @@ use crate::protocol::anthropic_answer::TokenCount;
 use crate::protocol::body::Body;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::Asked;
+use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::{ToolChoice, read_choice};
 use crate::state::AppState;
 use crate::stream::{Choice, TokenCounts, sse};
@@ -80,17 +81,16 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
     });
     let conversation = Conversation {
         sampling: fields.sampling(),
+        max_tokens: MaxTokens::AtMost(requested),
         grammar,
         thinking_token_budget: budget.and_then(|budget| i64::try_from(budget).ok()),
         ..conversation(prompt)?
     };
-    let mut prepared = conversation.prepare(state).map_err(renamed)?;
-    let room = prepared.request.max_tokens;
-    prepared.request.max_tokens = requested.min(room);
+    let prepared = conversation.prepare(state).map_err(renamed)?;
     let shown = Shown {
         id,
         thinking,
-        is_cut: requested > room,
+        is_cut: requested > prepared.request.max_tokens,
     };
     Ok((shown, prepared))
 }

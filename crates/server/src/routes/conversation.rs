@@ -5,7 +5,7 @@ use std::sync::{Arc, Once};
 use model_qwen::ThinkingBudget;
 use serde_json::{Map, Value};
 
-use super::constraint::constraint;
+use super::constraint::sequence;
 use super::prompt::{Length, encode};
 use super::tokenize::check_size;
 use crate::answer::{
@@ -15,11 +15,11 @@ use crate::answer::{
 use crate::config::{ReasoningParser, ToolCallParser};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
-use crate::protocol::call_grammar::{after_reasoning, with_calls};
+use crate::protocol::call_grammar::{after_reasoning, unusable_tool, with_calls};
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::grammar::Asked;
-use crate::protocol::sampling::TextOptions;
+use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::protocol::tools::{ToolChoice, read_tools};
 use crate::state::AppState;
 use crate::stream::Choice;
@@ -35,8 +35,8 @@ pub(super) struct Conversation {
     pub(super) template: TemplateFields,
     /// Sampling and stopping.
     pub(super) sampling: SamplingFields,
-    /// Most tokens to generate; the rest of the context by default.
-    pub(super) max_tokens: Option<usize>,
+    /// Most tokens to generate.
+    pub(super) max_tokens: MaxTokens,
     /// Log-probabilities with so many alternatives.
     pub(super) num_logprobs: Option<usize>,
     /// What the answer has to keep to.
@@ -75,7 +75,7 @@ impl Conversation {
     /// 400 with the field, 404 for an unknown model.
     pub(super) fn prepare(mut self, state: &AppState) -> Result<Prepared, ApiError> {
         let (model, adapter) = state.resolve_model(self.model.as_deref())?;
-        if self.max_tokens == Some(0) {
+        if self.max_tokens == MaxTokens::Exactly(0) {
             let message = "`max_tokens` must be at least 1, found 0.";
             return Err(ApiError::bad_request("max_tokens", message));
         }
@@ -107,25 +107,23 @@ impl Conversation {
                 .flatten(),
         };
         text.kept_special = kept_special(state, &parts);
-        let length = Length::of(state, &sampling, "messages", requested)?;
+        let length = Length::of(state, &sampling, "messages", requested.exact())?;
         let parser = state.api().reasoning_parser;
         params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
         let is_forced = matches!(tool_choice, ToolChoice::Required | ToolChoice::Named(_));
         let (grammar, after) = grammar_and_place(grammar, &rendered, &parts, is_forced);
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
-        let stop_token_ids = text.stop_token_ids.clone();
-        let (constraint, text) = constraint(state, grammar, after, &sampling, text)?;
+        let started = sequence(state, (grammar, after), &sampling, params, adapter, text);
+        let (request, text) = started.map_err(|error| {
+            let tools = parts.calls.as_ref().map_or(&[][..], |calls| &calls.tools);
+            let compile = |grammar: &_| state.grammars().compile(grammar).map(drop);
+            unusable_tool(tools, &tool_choice, compile).unwrap_or(error)
+        })?;
         let request = GenerateRequest {
             prompt,
-            sampling: params,
-            constraint,
             max_tokens,
-            min_tokens: text.min_tokens,
-            stop_token_ids,
-            adapter,
-            cache_salt: sampling.cache_salt.clone(),
-            prompt_logprobs: sampling.prompt_logprobs(),
+            ..request
         };
         Ok(Prepared {
             model,
@@ -148,7 +146,10 @@ impl Conversation {
         let (rendered, _) = self.render(state)?;
         check_size("messages", &rendered.prompt)?;
         let length = match self.sampling.truncate_prompt_tokens {
-            Some(_) => Length::of(state, &self.sampling, "messages", self.max_tokens)?,
+            Some(_) => {
+                let requested = self.max_tokens.exact();
+                Length::of(state, &self.sampling, "messages", requested)?
+            }
             None => Length::any("messages"),
         };
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
@@ -255,6 +256,15 @@ fn grammar_and_place(
     }
 }
 
+/// Whether answers of this template may have reasoning.
+fn looks_for_reasoning(parser: ReasoningParser, rendered: &Rendered) -> bool {
+    match parser {
+        ReasoningParser::None => false,
+        ReasoningParser::Auto => rendered.has_think_tags,
+        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => true,
+    }
+}
+
 /// The budget of reasoning, if it has one.
 fn thinking_budget(
     budget: Option<i64>,
@@ -275,12 +285,7 @@ fn thinking_budget(
             }
         },
     };
-    let is_off = match parser {
-        ReasoningParser::None => true,
-        ReasoningParser::Auto => !rendered.has_think_tags,
-        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => false,
-    };
-    if is_off {
+    if !looks_for_reasoning(parser, rendered) {
         let message =
             "the server looks for no reasoning in the answers of this model (--reasoning-parser).";
         return wrong(format!("`{PARAM}`: {message}"));
@@ -304,12 +309,7 @@ fn thinking_budget(
 
 /// Where the reasoning of an answer to this prompt begins.
 fn reasoning_start(parser: ReasoningParser, rendered: &Rendered) -> ReasoningStart {
-    let is_off = match parser {
-        ReasoningParser::None => true,
-        ReasoningParser::Auto => !rendered.has_think_tags,
-        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => false,
-    };
-    if is_off || rendered.role != "assistant" {
+    if !looks_for_reasoning(parser, rendered) || rendered.role != "assistant" {
         return ReasoningStart::None;
     }
     let prompt = rendered.prompt.trim_end();

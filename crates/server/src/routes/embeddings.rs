@@ -117,7 +117,7 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
 fn prepare(state: &AppState, mut body: Body, endpoint: Endpoint) -> Result<Prepared, ApiError> {
     body.check(endpoint)?;
     let pooling = info(state)?;
-    let shared: PoolingFields = body.read()?;
+    let shared = PoolingFields::read(&body)?;
     let template: TemplateFields = body.read()?;
     let (fields, input) = EmbeddingFields::take(&mut body)?;
     let id = body.request_id().or(shared.request_id.as_deref());

@@ -25,6 +25,7 @@ use crate::protocol::responses::response::{ResponseObject, Status, decimal};
 use crate::protocol::responses::settings;
 use crate::protocol::responses::tools::{chat_choice, chat_tool, read_tools};
 use crate::protocol::responses::{ResponsesFields, Truncation, new_id};
+use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::read_choice;
 use crate::state::{AppState, unix_time};
 use crate::stored_responses::{Input, Turn};
@@ -104,7 +105,10 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat
 fn prepare(state: &AppState, body: Body) -> Result<(Shown, Prepared), ApiError> {
     let (shown, conversation, places) = read(state, body)?;
     let prepared = conversation.prepare(state);
-    let prepared = prepared.map_err(|error| places.name(error))?;
+    let mut prepared = prepared.map_err(|error| places.name(error))?;
+    if let Some(param) = &mut prepared.text.grammar_param {
+        *param = places.renamed(param);
+    }
     Ok((shown, prepared))
 }
 
@@ -147,7 +151,7 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
         messages,
         template,
         sampling,
-        max_tokens: fields.max_output_tokens,
+        max_tokens: MaxTokens::of(fields.max_output_tokens),
         num_logprobs,
         grammar: grammar.map_err(|error| places.name(error))?,
         tool_choice,

@@ -130,7 +130,7 @@ fn prepare(
     instruction: Option<&str>,
     top_n: Option<usize>,
 ) -> Result<Prepared, ApiError> {
-    let shared: PoolingFields = body.read()?;
+    let shared = PoolingFields::read(&body)?;
     let id = body.request_id().or(shared.request_id.as_deref());
     drop(body);
 

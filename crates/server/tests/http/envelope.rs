@@ -14,6 +14,18 @@ fn requests_have_ids() {
     );
     let of_body = server.chat(json!({ "request_id": "other" })).json();
     assert_eq!(of_body["id"], "chatcmpl-other");
+    for id in ["x".repeat(257), "a\nb".to_owned()] {
+        let fields = json!({ "model": "base", "prompt": "x", "input": "x", "request_id": id });
+        for path in ["/v1/completions", "/v1/responses"] {
+            let refused = server.post(path, &fields);
+            let error = &refused.json()["error"];
+            assert_eq!(
+                (refused.status, &error["param"]),
+                (400, &json!("request_id")),
+                "{path} {id:?}: {error}"
+            );
+        }
+    }
     // Answers of every kind have one.
     let refused = server.get("/nothing");
     let id = refused.headers["x-request-id"].to_str().unwrap();

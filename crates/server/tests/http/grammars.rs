@@ -282,7 +282,21 @@ fn a_grammar_that_breaks_off_is_an_error() {
     let fields = json!({ "response_format": { "type": "json_object" } });
     let answer = server.chat(fields.clone());
     assert_eq!(answer.status, 400, "{}", answer.text);
-    assert!(answer.text.contains("too many items"));
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], "response_format");
+    assert_eq!(
+        error["message"],
+        "`response_format` cannot be followed any further: too many items"
+    );
+    let text =
+        json!({ "model": "base", "input": "x", "text": { "format": { "type": "json_object" } } });
+    let answer = server.post("/v1/responses", &text);
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["param"]),
+        (400, &json!("text.format")),
+        "{}",
+        answer.text
+    );
     let events = server
         .chat(support::merged(fields, json!({ "stream": true })))
         .events();

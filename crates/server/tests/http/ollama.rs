@@ -328,13 +328,13 @@ fn errors_are_ollamas() {
             "/api/chat",
             json!({ "model": "base", "options": { "temperature": -1 } }),
             400,
-            "`options.temperature`",
+            "options.temperature",
         ),
         (
             "/api/generate",
             json!({ "model": "base", "prompt": "", "options": { "top_p": 2 } }),
             400,
-            "`options.top_p`",
+            "options.top_p",
         ),
         (
             "/api/generate",

@@ -173,9 +173,9 @@ fn tokens_are_counted_without_an_answer() {
     let long = "x".repeat(1000);
     let format = json!({ "type": "json_schema", "name": "n", "schema": { "$ref": "#/$defs/x" } });
     for (extra, num) in [
-        (json!({}), 1005),
+        (json!({}), 1004),
         (json!({ "truncation": "auto" }), MAX_MODEL_LEN - 1),
-        (json!({ "text": { "format": format } }), 1005),
+        (json!({ "text": { "format": format } }), 1004),
     ] {
         let body = support::merged(json!({ "input": long }), extra);
         let count = server.post("/v1/responses/input_tokens", &body);

@@ -87,16 +87,14 @@ impl Work {
             let conversation = Conversation {
                 model: Some(known),
                 sampling,
+                max_tokens: request.options.max_tokens(),
                 num_logprobs,
                 grammar: request.grammar(state.json_style()),
                 ..conversation
             };
             conversation.prepare(state).map_err(renamed)
         };
-        let mut prepared = conversation.map(prepare).transpose()?;
-        if let Some(prepared) = &mut prepared {
-            limit(prepared, &request);
-        }
+        let prepared = conversation.map(prepare).transpose()?;
         Ok(Self {
             request,
             model,
@@ -126,11 +124,4 @@ impl Work {
         }
         Ok(Json(format.response(all)).into_response())
     }
-}
-
-/// At most so many tokens as were asked for; the context may have room for fewer.
-pub(super) fn limit(prepared: &mut Prepared, request: &Request) {
-    let requested = request.options.max_tokens().unwrap_or(usize::MAX);
-    let room = prepared.request.max_tokens;
-    prepared.request.max_tokens = requested.min(room);
 }
