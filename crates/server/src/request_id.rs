@@ -10,12 +10,10 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use crate::error::ApiError;
-
 /// Where clients and routers put it.
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken over.
-const MAX_LEN: usize = 256;
+pub(crate) const MAX_LEN: usize = 256;
 
 /// The id of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,23 +51,6 @@ impl RequestId {
             id: id.to_owned(),
             is_given: true,
         })
-    }
-
-    /// Checks a `request_id` of a body.
-    ///
-    /// # Errors
-    /// 400 for a text that is too long to be an id, or that can't be shown on one line.
-    pub(crate) fn check(of_body: Option<&str>) -> Result<(), ApiError> {
-        let found = match of_body {
-            Some(id) if id.len() > MAX_LEN => format!("{} bytes", id.len()),
-            Some(id) => match id.chars().find(|c| c.is_control()) {
-                Some(c) => format!("the control character U+{:04X}", u32::from(c)),
-                None => return Ok(()),
-            },
-            None => return Ok(()),
-        };
-        let expected = format!("a printable text of at most {MAX_LEN} bytes");
-        Err(ApiError::expected("request_id", &expected, &found))
     }
 
     /// This id, or the body's `request_id` where the header had none.

@@ -6,12 +6,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::body::Body;
-use super::common::TruncationSide;
+use super::common::{TruncationSide, check_request_id};
 use super::completions::{Prompt, PromptItem};
 use super::usage::Usage;
 use crate::engine::PoolingInfo;
 use crate::error::ApiError;
-use crate::request_id::RequestId;
 
 /// Fields that embeddings and scores share.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -37,7 +36,7 @@ impl PoolingFields {
     /// 400 with the field.
     pub(crate) fn read(body: &Body) -> Result<Self, ApiError> {
         let fields: Self = body.read()?;
-        RequestId::check(fields.request_id.as_deref())?;
+        check_request_id(fields.request_id.as_deref())?;
         Ok(fields)
     }
 }

@@ -15,9 +15,8 @@ fn requests_have_ids() {
     let of_body = server.chat(json!({ "request_id": "other" })).json();
     assert_eq!(of_body["id"], "chatcmpl-other");
     for id in ["x".repeat(257), "a\nb".to_owned()] {
-        let fields = json!({ "model": "base", "prompt": "x", "input": "x", "request_id": id });
-        for path in ["/v1/completions", "/v1/responses"] {
-            let refused = server.post(path, &fields);
+        for (path, input) in [("/v1/completions", "prompt"), ("/v1/responses", "input")] {
+            let refused = server.post(path, &json!({ input: "x", "request_id": id }));
             let error = &refused.json()["error"];
             assert_eq!(
                 (refused.status, &error["param"]),
