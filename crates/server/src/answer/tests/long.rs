@@ -6,13 +6,14 @@ use super::super::tag::{MAX_NAME, MAX_SPACE};
 use super::*;
 
 const LEN: usize = 1 << 20;
+const PIECE: usize = 16;
 
-/// The parts of a text in pieces of four bytes.
+/// The parts of a text in pieces of as many bytes as a few tokens have.
 #[track_caller]
 fn parts_in_time(text: &str) -> Vec<Part> {
     let bytes: Vec<&str> = (0..text.len())
-        .step_by(4)
-        .map(|at| &text[at..(at + 4).min(text.len())])
+        .step_by(PIECE)
+        .map(|at| &text[at..(at + PIECE).min(text.len())])
         .collect();
     let start = Instant::now();
     let parts = parts_of(&options(ReasoningStart::None), &bytes);
