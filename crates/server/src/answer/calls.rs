@@ -101,6 +101,11 @@ impl AnswerParser {
         let first = (place != Place::Line).then_some(0);
         let lines = self.buffer[..at].match_indices('\n').map(|(i, _)| i + 1);
         for line in first.into_iter().chain(lines) {
+            // Of empty lines only the last one counts.
+            let next = self.buffer[line..].split_once('\n');
+            if next.is_some_and(|(text, _)| text.trim().is_empty()) {
+                continue;
+            }
             match bare::probe(&self.buffer[line..], &calls.tools, ends) {
                 Probe::Call { len, is_fenced } => {
                     return (line, Some(Start::Bare { len, is_fenced }));
