@@ -8,6 +8,7 @@
 //! may. A constraint never panics and never hangs: what is too much for it is an error with a reason.
 
 mod ebnf;
+mod endless;
 mod factory;
 mod grammar;
 mod json_schema;

@@ -15,6 +15,7 @@ mod thinking;
 mod top;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -77,7 +78,7 @@ pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> Logprobs {
 /// Draws the tokens of one sequence. Holds its random state and the tokens seen so far.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    params: SamplingParams,
+    params: Arc<SamplingParams>,
     /// Which tokens may come, if not all.
     constraint: Option<Constraint>,
     /// The budget of its reasoning, if it has one.
@@ -120,7 +121,7 @@ impl Sampler {
             seen.extend(in_vocab.map(|&id| (id, Seen::default())));
         }
         Self {
-            params: params.clone(),
+            params: Arc::new(params.clone()),
             constraint: None,
             thinking: params.thinking_budget.map(Thinking::new),
             rng,
@@ -132,6 +133,38 @@ impl Sampler {
             candidates: Vec::new(),
             scratch: Vec::new(),
         }
+    }
+
+    /// The same without what it has room for, for [`Self::follow`].
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            params: Arc::clone(&self.params),
+            constraint: self.constraint.clone(),
+            thinking: self.thinking.clone(),
+            rng: self.rng.clone(),
+            num_output: self.num_output,
+            draws_from: self.draws_from,
+            seen: self.seen.clone(),
+            output: self.output.clone(),
+            changed: Vec::new(),
+            candidates: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Becomes what `before`, another sampler of the same text, is after `token`. Takes the place of a copy without asking for
+    /// memory.
+    pub fn follow(&mut self, before: &Self, token: u32) {
+        self.params = Arc::clone(&before.params);
+        self.constraint.clone_from(&before.constraint);
+        self.thinking.clone_from(&before.thinking);
+        self.rng.clone_from(&before.rng);
+        self.num_output = before.num_output;
+        self.draws_from = before.draws_from;
+        self.seen.clone_from(&before.seen);
+        self.output.clone_from(&before.output);
+        self.observe(token);
     }
 
     /// Draws the next token and counts it for the penalties.
@@ -274,7 +307,7 @@ impl Sampler {
         }
         let SamplingParams {
             temperature, top_k, ..
-        } = self.params;
+        } = *self.params;
         if temperature < GREEDY_BELOW {
             return best;
         }
@@ -285,7 +318,7 @@ impl Sampler {
             return draw_dense(logits, max, inverse_temperature, u).unwrap_or(best);
         }
         let total = self.collect_candidates(logits, max, limited);
-        let SamplingParams { top_p, min_p, .. } = self.params;
+        let SamplingParams { top_p, min_p, .. } = *self.params;
         if top_p < 1.0 {
             keep_top_p(&mut self.candidates, top_p, total, &mut self.scratch);
         }
@@ -304,7 +337,7 @@ impl Sampler {
             top_p,
             min_p,
             ..
-        } = self.params;
+        } = *self.params;
         let scale = 1.0 / temperature;
         let (lowest, mut total) = if limited {
             // Tokens that tie with the k-th stay, as in transformers and vLLM.

@@ -15,6 +15,8 @@ mod tool;
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use brackets::Brackets;
 pub use reasoning::{CLOSE_THINK, OPEN_THINK, ReasoningStart};
 pub use tool::Tool;
@@ -27,6 +29,8 @@ pub const OPEN_CALL: &str = "<tool_call>";
 pub const CLOSE_CALL: &str = "</tool_call>";
 /// Begins a call in the form of Qwen3-Coder.
 pub const OPEN_FUNCTION: &str = "<function=";
+/// The key of arguments that are no object, as in Anthropic's API.
+const INVALID_JSON: &str = "INVALID_JSON";
 
 /// A piece of an answer. Pieces of one kind that follow each other are one text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,20 +109,24 @@ enum State {
     Content(Place),
     /// What follows `<tool_call>`. Without a call `lead` is content.
     Opened { lead: String },
-    /// A body that is read once it is complete.
-    Whole { lead: String },
+    /// A body that is read once it is complete; it has no tag before `from`.
+    Whole { lead: String, from: usize },
     /// Arguments in JSON.
     Json(Brackets),
     /// What follows the arguments, up to `</tool_call>`.
     JsonTail,
     /// JSON without tags.
-    Bare { lead: String, is_fenced: bool },
+    Bare(bare::Bare),
     /// The name of a function, behind `<function=`.
     Name { lead: String },
     /// Between the parameters of a function.
     Parameters(function::Parameters),
-    /// The value of a parameter.
-    Value(function::Parameters, String),
+    /// The value of a parameter, by its name. Its end is not before `from`.
+    Value {
+        parameters: function::Parameters,
+        name: String,
+        from: usize,
+    },
     /// What follows `</function>`, up to `</tool_call>`.
     FunctionTail,
 }
@@ -193,13 +201,17 @@ impl AnswerParser {
             State::Reasoning { is_fresh } => self.reasoning(is_fresh, ends),
             State::Content(place) => self.content(place, ends),
             State::Opened { lead } => self.opened(lead, ends),
-            State::Whole { lead } => self.whole(lead, ends),
+            State::Whole { lead, from } => self.whole(lead, from, ends),
             State::Json(brackets) => self.json(brackets, ends),
             State::JsonTail => self.json_tail(ends),
-            State::Bare { lead, is_fenced } => self.bare(lead, is_fenced, ends),
+            State::Bare(bare) => self.bare(bare, ends),
             State::Name { lead } => self.function_name(lead, ends),
             State::Parameters(parameters) => self.parameters(parameters, ends),
-            State::Value(parameters, name) => self.value(parameters, name, ends),
+            State::Value {
+                parameters,
+                name,
+                from,
+            } => self.value(parameters, name, from, ends),
             State::FunctionTail => self.function_tail(ends),
         }
     }
@@ -218,6 +230,9 @@ impl AnswerParser {
 
     /// Takes so many bytes off the buffer.
     fn take(&mut self, len: usize) -> String {
+        if len == 0 {
+            return String::new();
+        }
         let rest = self.buffer.split_off(len);
         std::mem::replace(&mut self.buffer, rest)
     }
@@ -280,6 +295,15 @@ pub fn push(parts: &mut Vec<Part>, part: Part) {
             },
         ) if *index == same => all.push_str(text),
         (_, part) => parts.push(part),
+    }
+}
+
+/// Arguments as an object, whatever the model wrote.
+pub fn arguments_object(arguments: &str) -> Map<String, Value> {
+    match serde_json::from_str(arguments) {
+        Ok(Value::Object(arguments)) => arguments,
+        _ if arguments.trim().is_empty() => Map::new(),
+        _ => Map::from_iter([(INVALID_JSON.to_owned(), Value::from(arguments))]),
     }
 }
 

@@ -30,7 +30,7 @@ use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
 pub use parsers::{ReasoningParser, ToolCallParser};
-pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner};
+pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner, ScoreMethod, Task};
 pub use speculative::{NgramConfig, Speculation};
 pub use stored_responses::StoredResponses;
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};

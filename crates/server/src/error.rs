@@ -145,6 +145,19 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+impl ApiError {
+    /// The error of a sequence that keeps to the grammar of the field `grammar_param`.
+    pub(crate) fn of_sequence(error: SequenceError, grammar_param: Option<&str>) -> Self {
+        match (error, grammar_param) {
+            (SequenceError::Grammar(reason), Some(param)) => {
+                let message = format!("`{param}` cannot be followed any further: {reason}");
+                Self::bad_request(param, message)
+            }
+            (error, _) => error.into(),
+        }
+    }
+}
+
 impl From<SequenceError> for ApiError {
     fn from(error: SequenceError) -> Self {
         let message = error.to_string();

@@ -29,6 +29,7 @@ pub mod protocol;
 pub mod request_id;
 pub mod routes;
 mod serve;
+mod special_tokens;
 pub mod state;
 pub mod stored_responses;
 pub mod stream;

@@ -10,6 +10,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::error::shape::ErrorShape;
 use crate::protocol::chat_answer::ChatResponse;
 use crate::protocol::completions::CompletionResponse;
 use crate::protocol::fields::Endpoint;
@@ -70,13 +71,17 @@ fn document() -> Value {
         "info": {
             "title": "server",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "OpenAI's API with vLLM's additions.",
+            "description": "OpenAI's Completions, Chat Completions, Embeddings and Responses with vLLM's additions, vLLM's own \
+                            routes, Anthropic's Messages and Ollama's API.",
         },
-        "security": [{}, { "key": [] }],
+        "security": [{}, { "key": [] }, { "x-api-key": [] }],
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
+            "securitySchemes": {
+                "key": { "type": "http", "scheme": "bearer" },
+                "x-api-key": { "type": "apiKey", "in": "header", "name": "x-api-key" },
+            },
         },
     })
 }
@@ -249,9 +254,11 @@ impl Operation {
             success["content"] = content;
         }
         // Each API has errors in a shape of its own.
-        let error = match self.path.starts_with("/v1/messages") || self.path.starts_with("/api/") {
-            true => json!({ "type": "object", "required": ["error"] }),
-            false => json!({ "$ref": "#/components/schemas/Error" }),
+        let error = match ErrorShape::of(self.path) {
+            ErrorShape::OpenAi => json!({ "$ref": "#/components/schemas/Error" }),
+            ErrorShape::Anthropic | ErrorShape::Ollama => {
+                json!({ "type": "object", "required": ["error"] })
+            }
         };
         let error = json!({ "description": "An error", "content": { "application/json": { "schema": error } } });
         let mut described = json!({

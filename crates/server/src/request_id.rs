@@ -13,7 +13,7 @@ use axum::response::Response;
 /// Where clients and routers put it.
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken over.
-const MAX_LEN: usize = 256;
+pub(crate) const MAX_LEN: usize = 256;
 
 /// The id of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,12 +13,11 @@ use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::grammars::Grammars;
 use crate::metrics::{HttpMetrics, Metrics};
+use crate::special_tokens::SpecialTokens;
 use crate::stored_responses::ResponseStore;
 
 /// Bytes of large bodies that are in memory at once.
 const BODY_MEMORY: usize = 40 << 20;
-/// Requests with a grammar that are prepared at once.
-const GRAMMAR_TURNS: usize = 8;
 /// Bytes of bodies whose texts are tokenized at once, which takes a hundred times their memory.
 const TOKENIZER_MEMORY: usize = 512 << 10;
 
@@ -41,9 +40,9 @@ struct Shared {
     api: ApiConfig,
     fingerprint: String,
     longest_token: usize,
+    special_tokens: Option<SpecialTokens>,
     body_memory: Arc<Semaphore>,
     tokenizer_memory: Arc<Semaphore>,
-    grammar_turns: Arc<Semaphore>,
 }
 
 impl AppState {
@@ -59,11 +58,11 @@ impl AppState {
             stored_responses: ResponseStore::new(stored.max_num, stored_bytes),
             fingerprint: fingerprint(&model),
             longest_token: longest_token(&model.tokenizer),
+            special_tokens: SpecialTokens::of(&model.tokenizer),
             grammars: Grammars::new(&model, engine.vocab_size()),
             api: config.api.clone(),
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
-            grammar_turns: Arc::new(Semaphore::new(GRAMMAR_TURNS)),
             engine,
             model,
             served_model_names,
@@ -205,14 +204,14 @@ impl AppState {
         self.0.longest_token
     }
 
+    /// What the tokenizer puts around a text, if it is the same for each.
+    pub(crate) fn special_tokens(&self) -> Option<&SpecialTokens> {
+        self.0.special_tokens.as_ref()
+    }
+
     /// Waits until a large body of so many bytes has room in memory.
     pub(crate) async fn body_memory(&self, num_bytes: usize) -> Option<OwnedSemaphorePermit> {
         take(&self.0.body_memory, num_bytes.min(BODY_MEMORY)).await
-    }
-
-    /// Waits until a request with a grammar may be prepared.
-    pub(crate) async fn grammar_turn(&self) -> Option<OwnedSemaphorePermit> {
-        take(&self.0.grammar_turns, 1).await
     }
 
     /// Waits until a body of so many bytes may be tokenized.

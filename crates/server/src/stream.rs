@@ -39,6 +39,8 @@ pub struct Choice {
     state: AppState,
     deltas: Deltas,
     times: Times,
+    /// The field of the grammar that the text keeps to.
+    grammar_param: Option<String>,
     /// What makes parts of the text, if these are asked for.
     parser: Option<AnswerParser>,
 }
@@ -72,18 +74,19 @@ impl Choice {
         prompt_only: bool,
     ) -> Result<Self, ApiError> {
         let outputs = state.engine().submit(request)?;
-        let text = Postprocessor::new(state.model().tokenizer.clone(), text.clone());
+        let postprocessor = Postprocessor::new(state.model().tokenizer.clone(), text.clone());
         Ok(Self {
             index,
             state: state.clone(),
             deltas: match prompt_only {
-                true => Deltas::of_prompt(outputs, text),
-                false => Deltas::new(outputs, text),
+                true => Deltas::of_prompt(outputs, postprocessor),
+                false => Deltas::new(outputs, postprocessor),
             },
             times: Times {
                 submitted: Instant::now(),
                 last_token: None,
             },
+            grammar_param: text.grammar_param.clone(),
             parser: None,
         })
     }
@@ -111,7 +114,12 @@ impl Choice {
             }
             let mut delta = match delta {
                 Ok(delta) => delta,
-                Err(error) => return Some(Err(error.into())),
+                Err(error) => {
+                    return Some(Err(ApiError::of_sequence(
+                        error,
+                        self.grammar_param.as_deref(),
+                    )));
+                }
             };
             let Some(parser) = &mut self.parser else {
                 return Some(Ok(delta));

@@ -339,6 +339,22 @@ fn documented_command_lines_start() {
     assert!(refusal(command(model, &["--api-key", ""])).contains("the key is empty"));
 }
 
+#[test]
+fn tools_that_the_template_does_not_show_are_named_once() {
+    let mut server = start(command(bundled().to_str().unwrap(), &[]));
+    let tool = json!({"type": "function", "function": {"name": "look"}});
+    let body =
+        json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "tools": [tool]});
+    for _ in 0..2 {
+        assert_eq!(server.post("/v1/chat/completions", body.clone()).0, 200);
+    }
+    server.program.kill().unwrap();
+    let mut said = String::new();
+    let mut stderr = server.program.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("does not show `tools`").count(), 1, "{said}");
+}
+
 /// Another program has fetched the files that it needed, and there is no network.
 #[test]
 fn files_that_the_cache_lacks_are_named() {

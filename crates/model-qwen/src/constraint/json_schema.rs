@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::grammar::{GrammarError, JsonStyle, invalid};
-use super::{one_of, property_names, references};
+use super::{endless, one_of, property_names, references};
 
 /// Values inside one another.
 const MAX_DEPTH: usize = 256;
@@ -149,6 +149,7 @@ pub(super) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
         )));
     }
     let mut schema = references::resolved(schema.clone())?;
+    endless::check(&schema)?;
     let root = schema.clone();
     for_each_mut(&mut schema, &mut |schema| {
         drop_annotations(schema);

@@ -100,7 +100,7 @@ impl Sampler {
             top_p,
             min_p,
             ..
-        } = self.params;
+        } = *self.params;
         let scale = self.scale();
         let weigh = |logit: f32| exp((logit - max) * scale);
         let lowest = match top_k {

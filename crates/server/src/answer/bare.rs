@@ -5,7 +5,7 @@
 use super::brackets::{Brackets, Stop};
 use super::calls::FENCE;
 use super::json_call::{Read, calls_of, name};
-use super::tag::{Begins, begins};
+use super::tag::{Begins, begins, trimmed};
 use super::{AnswerParser, Place, State, Tool};
 
 /// What a line begins with.
@@ -18,15 +18,35 @@ pub(super) enum Probe {
     Open,
 }
 
+/// JSON without tags, up to where it was read.
+#[derive(Debug, Default)]
+pub(super) struct Bare {
+    /// Without a call it is content.
+    pub(super) lead: String,
+    pub(super) is_fenced: bool,
+    brackets: Brackets,
+    len: usize,
+}
+
+impl Bare {
+    pub(super) fn new(lead: String, is_fenced: bool) -> Self {
+        Self {
+            lead,
+            is_fenced,
+            ..Self::default()
+        }
+    }
+}
+
 /// Looks at a text from the start of a line.
 pub(super) fn probe(line: &str, tools: &[Tool], ends: bool) -> Probe {
-    let mut rest = line.trim_start();
+    let mut rest = trimmed(line);
     let is_fenced = match begins(rest, &[FENCE], ends) {
         Begins::With(_) => {
             rest = &rest[FENCE.len()..];
             match rest.split_once('\n') {
                 // The language.
-                Some((language, code)) if is_language(language) => rest = code.trim_start(),
+                Some((language, code)) if is_language(language) => rest = trimmed(code),
                 None if is_language(rest) && !ends => return Probe::Open,
                 _ => return Probe::Other,
             }
@@ -35,7 +55,7 @@ pub(super) fn probe(line: &str, tools: &[Tool], ends: bool) -> Probe {
         Begins::Otherwise => false,
         Begins::Open => return Probe::Open,
     };
-    let json = rest.strip_prefix('[').map_or(rest, str::trim_start);
+    let json = rest.strip_prefix('[').map_or(rest, trimmed);
     match name(json) {
         Read::Found((name, _)) if tools.iter().any(|tool| tool.name == name) => Probe::Call {
             len: line.len() - rest.len(),
@@ -52,21 +72,23 @@ fn is_language(text: &str) -> bool {
 }
 
 impl AnswerParser {
-    pub(super) fn bare(&mut self, lead: String, is_fenced: bool, ends: bool) -> bool {
+    pub(super) fn bare(&mut self, mut bare: Bare, ends: bool) -> bool {
         // Nothing outside of strings ends JSON before its last bracket.
-        let (mut brackets, mut len) = (Brackets::default(), 0);
         let stop = loop {
-            let (more, _, stop) = brackets.take(&self.buffer[len..]);
-            len += more;
+            let (more, _, stop) = bare.brackets.take(&self.buffer[bare.len..]);
+            bare.len += more;
             if stop != Stop::Angle {
                 break stop;
             }
-            len += 1;
+            bare.len += 1;
         };
         if stop == Stop::Text && !ends {
-            return self.wait(State::Bare { lead, is_fenced });
+            return self.wait(State::Bare(bare));
         }
-        let json = self.take(len);
+        let json = self.take(bare.len);
+        let Bare {
+            lead, is_fenced, ..
+        } = bare;
         let calls = match (&self.options.calls, stop) {
             (Some(options), Stop::Complete) => calls_of(&json).filter(|calls| {
                 let is_known = |name: &str| options.tools.iter().any(|tool| tool.name == name);

@@ -1,7 +1,7 @@
 //! Content, and where a call begins in it.
 
-use super::bare::{self, Probe};
-use super::tag::{Begins, Search, begins, search};
+use super::bare::{self, Bare, Probe};
+use super::tag::{Begins, MAX_SPACE, Search, begins, search};
 use super::{AnswerParser, OPEN_CALL, OPEN_FUNCTION, Place, State};
 
 /// A block of code begins and ends with it.
@@ -30,7 +30,7 @@ impl AnswerParser {
         // Space before a call is not part of the content.
         let cut = match start.is_none() && ends {
             true => at,
-            false => self.buffer[..at].trim_end().len(),
+            false => self.before_space(at),
         };
         let text = self.take(cut);
         let is_moved = !text.is_empty();
@@ -52,9 +52,17 @@ impl AnswerParser {
                 // One block of code may have several calls.
                 let is_fenced = is_fenced || (cut == 0 && place == Place::Call { in_fence: true });
                 let lead = self.take(at - cut + len);
-                self.go(State::Bare { lead, is_fenced })
+                self.go(State::Bare(Bare::new(lead, is_fenced)))
             }
         }
+    }
+
+    /// Where the white space before `at` begins, of which [`MAX_SPACE`] bytes count.
+    fn before_space(&self, at: usize) -> usize {
+        let from = self
+            .buffer
+            .floor_char_boundary(at.saturating_sub(MAX_SPACE));
+        from + self.buffer[from..at].trim_end().len()
     }
 
     /// Takes away the space behind a call, and the end of its block of code. `false` if more of it may follow.
@@ -93,6 +101,11 @@ impl AnswerParser {
         let first = (place != Place::Line).then_some(0);
         let lines = self.buffer[..at].match_indices('\n').map(|(i, _)| i + 1);
         for line in first.into_iter().chain(lines) {
+            // Of empty lines only the last one counts.
+            let next = self.buffer[line..].split_once('\n');
+            if next.is_some_and(|(text, _)| text.trim().is_empty()) {
+                continue;
+            }
             match bare::probe(&self.buffer[line..], &calls.tools, ends) {
                 Probe::Call { len, is_fenced } => {
                     return (line, Some(Start::Bare { len, is_fenced }));

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::tag::{Begins, Search, begins, search};
+use super::tag::{Begins, MAX_NAME, Search, begins, name_room, search, search_from, trimmed};
 use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State};
 
 const CLOSE_FUNCTION: &str = "</function>";
@@ -23,7 +23,7 @@ pub(super) struct Parameters {
 
 impl AnswerParser {
     pub(super) fn function_name(&mut self, lead: String, ends: bool) -> bool {
-        let end = self.buffer.find(['>', '\n', '<']);
+        let end = name_room(&self.buffer).find(['>', '\n', '<']);
         match end {
             Some(at) if self.buffer[at..].starts_with('>') && at > 0 => {
                 let name = self.take(at + 1);
@@ -38,7 +38,7 @@ impl AnswerParser {
                     stray: String::new(),
                 }))
             }
-            None if !ends => self.wait(State::Name { lead }),
+            None if !ends && self.buffer.len() <= MAX_NAME => self.wait(State::Name { lead }),
             _ => {
                 self.emit_content(lead);
                 self.go(State::Content(Place::Line))
@@ -68,16 +68,20 @@ impl AnswerParser {
             return self.wait(State::Parameters(parameters));
         };
         match tag {
-            OPEN_PARAMETER => match self.buffer.find('>') {
+            OPEN_PARAMETER => match name_room(&self.buffer).find('>') {
                 Some(at) => {
                     let open = self.take(at + 1);
                     let name = open[OPEN_PARAMETER.len()..at].trim();
                     let name = name.trim_matches(['"', '\'']).to_owned();
-                    self.go(State::Value(parameters, name))
+                    self.go(State::Value {
+                        parameters,
+                        name,
+                        from: 0,
+                    })
                 }
-                None if ends => {
-                    let rest = self.take(self.buffer.len());
-                    parameters.stray.push_str(&rest);
+                None if ends || self.buffer.len() > MAX_NAME => {
+                    let tag = self.take(OPEN_PARAMETER.len());
+                    parameters.stray.push_str(&tag);
                     self.go(State::Parameters(parameters))
                 }
                 None => self.wait(State::Parameters(parameters)),
@@ -95,10 +99,21 @@ impl AnswerParser {
         }
     }
 
-    pub(super) fn value(&mut self, mut parameters: Parameters, name: String, ends: bool) -> bool {
-        let Some((end, len)) = value_end(&self.buffer, ends) else {
-            if !ends {
-                return self.wait(State::Value(parameters, name));
+    pub(super) fn value(
+        &mut self,
+        mut parameters: Parameters,
+        name: String,
+        from: usize,
+        ends: bool,
+    ) -> bool {
+        let found = value_end(&self.buffer, from, ends);
+        let ValueEnd::Found { end, len } = found else {
+            if let (ValueEnd::None { from }, false) = (found, ends) {
+                return self.wait(State::Value {
+                    parameters,
+                    name,
+                    from,
+                });
             }
             // Cut off: as much of the value as there is, and no end.
             let text = self.take(self.buffer.len());
@@ -144,29 +159,37 @@ impl AnswerParser {
     }
 }
 
-/// Where a value ends, and how long it is with its closing tag. A closing tag ends it only where a function can go on, so that a
-/// value may have such tags itself.
-fn value_end(text: &str, ends: bool) -> Option<(usize, usize)> {
-    let mut from = 0;
+/// Where a value ends.
+enum ValueEnd {
+    /// Here, with a closing tag up to `len`.
+    Found { end: usize, len: usize },
+    /// Not before `from`.
+    None { from: usize },
+}
+
+/// Looks for the end of a value from `from` on. A closing tag ends it only where a function can go on, so that a value may have
+/// such tags itself.
+fn value_end(text: &str, mut from: usize, ends: bool) -> ValueEnd {
     loop {
-        let found = search(&text[from..], &[CLOSE_PARAMETER, CLOSE_FUNCTION], ends);
-        let Search::Found { at, tag } = found else {
-            return None;
+        let found = search_from(text, from, &[CLOSE_PARAMETER, CLOSE_FUNCTION], ends);
+        let (at, tag) = match found {
+            Search::Found { at, tag } => (at, tag),
+            Search::None { open } => return ValueEnd::None { from: open },
         };
-        let (at, behind) = (from + at, from + at + tag.len());
-        let is_end = |words: &[&'static str]| {
-            let rest = text[behind..].trim_start();
-            match begins(rest, words, ends) {
-                Begins::With(_) => Some(true),
-                Begins::Otherwise => Some(ends && rest.is_empty()),
-                Begins::Open => None,
-            }
-        };
-        match tag {
-            CLOSE_PARAMETER if is_end(&FOLLOWERS)? => return Some((at, behind)),
+        let behind = at + tag.len();
+        let (words, len): (&[&'static str], usize) = match tag {
+            CLOSE_PARAMETER => (&FOLLOWERS, behind),
             // The model forgot the end of the parameter.
-            CLOSE_FUNCTION if is_end(&[CLOSE_CALL])? => return Some((at, at)),
-            _ => from = behind,
+            _ => (&[CLOSE_CALL], at),
+        };
+        let rest = trimmed(&text[behind..]);
+        match begins(rest, words, ends) {
+            Begins::With(_) => return ValueEnd::Found { end: at, len },
+            Begins::Otherwise if ends && rest.is_empty() => {
+                return ValueEnd::Found { end: at, len };
+            }
+            Begins::Otherwise => from = behind,
+            Begins::Open => return ValueEnd::None { from: at },
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::brackets::{Brackets, Stop};
-use super::tag::{Begins, Search, begins, search};
+use super::tag::{Begins, Search, begins, name_room, search_from, trimmed};
 use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State};
 
 /// Names of the field with a call's arguments.
@@ -11,7 +11,7 @@ const ARGUMENTS: [&str; 2] = ["\"arguments\"", "\"parameters\""];
 
 impl AnswerParser {
     pub(super) fn opened(&mut self, lead: String, ends: bool) -> bool {
-        let body = self.buffer.trim_start();
+        let body = trimmed(&self.buffer);
         let space = self.buffer.len() - body.len();
         match begins(body, &["{", "[", "`", OPEN_FUNCTION], ends) {
             Begins::With(OPEN_FUNCTION) => {
@@ -25,9 +25,9 @@ impl AnswerParser {
                     self.go(State::Json(Brackets::default()))
                 }
                 Head::Open if !ends => self.wait(State::Opened { lead }),
-                Head::Open | Head::Other => self.go(State::Whole { lead }),
+                Head::Open | Head::Other => self.go(State::Whole { lead, from: 0 }),
             },
-            Begins::With(_) => self.go(State::Whole { lead }),
+            Begins::With(_) => self.go(State::Whole { lead, from: 0 }),
             Begins::Otherwise => {
                 self.emit_content(lead);
                 self.go(State::Content(Place::Line))
@@ -36,10 +36,11 @@ impl AnswerParser {
         }
     }
 
-    pub(super) fn whole(&mut self, lead: String, ends: bool) -> bool {
-        let (len, tag) = match search(&self.buffer, &[CLOSE_CALL, OPEN_CALL], ends) {
+    pub(super) fn whole(&mut self, lead: String, from: usize, ends: bool) -> bool {
+        let tags = [CLOSE_CALL, OPEN_CALL];
+        let (len, tag) = match search_from(&self.buffer, from, &tags, ends) {
             Search::Found { at, tag } => (at, tag),
-            Search::None { .. } if !ends => return self.wait(State::Whole { lead }),
+            Search::None { open } if !ends => return self.wait(State::Whole { lead, from: open }),
             Search::None { open } => (open, ""),
         };
         let body = self.take(len);
@@ -127,14 +128,14 @@ enum Head {
 fn behind<'a>(text: &'a str, tokens: &[&str]) -> Read<&'a str> {
     let mut rest = text;
     for token in tokens {
-        rest = rest.trim_start();
+        rest = trimmed(rest);
         match rest.strip_prefix(token) {
             Some(behind) => rest = behind,
             None if token.starts_with(rest) => return Read::Open,
             None => return Read::Other,
         }
     }
-    match rest.trim_start() {
+    match trimmed(rest) {
         "" => Read::Open,
         rest => Read::Found(rest),
     }
@@ -146,7 +147,8 @@ fn string(text: &str) -> Read<(String, &str)> {
         return Read::Other;
     };
     let mut is_escaped = false;
-    let end = body.find(|c| match c {
+    let room = name_room(body);
+    let end = room.find(|c| match c {
         _ if is_escaped => {
             is_escaped = false;
             false
@@ -157,8 +159,11 @@ fn string(text: &str) -> Read<(String, &str)> {
         }
         c => c == '"',
     });
-    let Some(end) = end else {
-        return Read::Open;
+    let end = match end {
+        Some(end) => end,
+        // It is too long.
+        None if room.len() < body.len() => return Read::Other,
+        None => return Read::Open,
     };
     match serde_json::from_str(&text[..end + 2]) {
         Ok(string) => Read::Found((string, &text[end + 2..])),

@@ -1,6 +1,6 @@
 //! Reasoning, between `<think>` and `</think>`.
 
-use super::tag::{Begins, Search, begins, search};
+use super::tag::{Begins, Search, begins, search, trimmed};
 use super::{AnswerParser, OPEN_CALL, OPEN_FUNCTION, Part, Place, State};
 
 /// Begins reasoning.
@@ -26,7 +26,7 @@ impl AnswerParser {
     }
 
     pub(super) fn start(&mut self, ends: bool) -> bool {
-        let text = self.buffer.trim_start();
+        let text = trimmed(&self.buffer);
         match begins(text, &[OPEN_THINK], ends) {
             Begins::With(tag) => {
                 let len = self.buffer.len() - text.len() + tag.len();
@@ -40,7 +40,7 @@ impl AnswerParser {
 
     pub(super) fn reasoning(&mut self, is_fresh: bool, ends: bool) -> bool {
         if is_fresh {
-            let text = self.buffer.trim_start();
+            let text = trimmed(&self.buffer);
             match begins(text, &[OPEN_THINK], ends) {
                 Begins::With(tag) => {
                     let len = self.buffer.len() - text.len() + tag.len();
@@ -66,7 +66,7 @@ impl AnswerParser {
             }
             // A model may go from its reasoning to a call directly, and it may write about calls.
             Search::Found { at, tag } => {
-                let behind = self.buffer[at + tag.len()..].trim_start();
+                let behind = trimmed(&self.buffer[at + tag.len()..]);
                 match begins(behind, &["{", OPEN_FUNCTION], ends) {
                     Begins::With(_) => {
                         self.emit_reasoning(at);

@@ -1,5 +1,23 @@
 //! Tags in a text that grows.
 
+/// Bytes of white space where a tag or a call may follow, at most. With more, what follows is text: who waits for the end of white
+/// space looks at all of it for each token.
+pub(super) const MAX_SPACE: usize = 256;
+/// Bytes of a name, at most.
+pub(super) const MAX_NAME: usize = 256;
+
+/// The text behind its first white space, of which [`MAX_SPACE`] bytes count.
+pub(super) fn trimmed(text: &str) -> &str {
+    let mut chars = text.char_indices();
+    let end = chars.find(|(at, c)| *at >= MAX_SPACE || !c.is_whitespace());
+    &text[end.map_or(text.len(), |(at, _)| at)..]
+}
+
+/// As many bytes of a text as a name may have.
+pub(super) fn name_room(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_NAME)]
+}
+
 /// What a search for tags says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Search {
@@ -33,6 +51,14 @@ pub(super) fn search(text: &str, tags: &[&'static str], ends: bool) -> Search {
     let open = places.find(|&at| !ends && may_begin(at));
     Search::None {
         open: open.unwrap_or(text.len()),
+    }
+}
+
+/// As [`search`], of a text that has no tag before `from`.
+pub(super) fn search_from(text: &str, from: usize, tags: &[&'static str], ends: bool) -> Search {
+    match search(&text[from..], tags, ends) {
+        Search::Found { at, tag } => Search::Found { at: from + at, tag },
+        Search::None { open } => Search::None { open: from + open },
     }
 }
 

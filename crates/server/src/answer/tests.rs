@@ -1,8 +1,9 @@
 //! Whole answers, and every way to cut them.
 
 mod cuts;
+mod long;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::*;
 
@@ -373,4 +374,12 @@ fn tokens_of_reasoning_are_counted() {
         parser.push(piece, &[5]);
     }
     assert_eq!(parser.num_reasoning_tokens(), 2);
+}
+
+#[test]
+fn arguments_that_are_no_object_are_kept() {
+    assert_eq!(arguments_object(""), Map::new());
+    assert_eq!(arguments_object("{\"x\": 1}")["x"], 1);
+    assert_eq!(arguments_object("{\"x\": ")[INVALID_JSON], "{\"x\": ");
+    assert_eq!(arguments_object("[1]")[INVALID_JSON], "[1]");
 }

@@ -47,8 +47,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
     pub uds: Option<PathBuf>,
 
-    /// Keys of which a client must send one as `Authorization: Bearer KEY`, on every route but /health, /ping and
-    /// /metrics
+    /// Keys of which a client must send one as `Authorization: Bearer KEY` or `x-api-key: KEY`, on every route but
+    /// /health, /ping and /metrics
     #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
 
@@ -295,8 +295,7 @@ const COMPUTE_DTYPE: [(&str, &str); 3] = [
     ),
     (
         "bfloat16",
-        "Rounded to bfloat16, as most engines do: prompts are computed twice as fast on CPUs with AVX-512-BF16, several times \
-         as fast with AMX",
+        "Rounded to bfloat16, as most engines do: prompts are computed faster on CPUs with AVX-512-BF16 or AMX",
     ),
 ];
 

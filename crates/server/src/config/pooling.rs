@@ -60,6 +60,17 @@ pub struct PoolingConfig {
     pub pooler: PoolerConfig,
     /// `classifier_from_token`: the tokens whose logits are compared, the negative one first.
     pub classifier_from_token: Option<Vec<String>>,
+    /// How a score comes from their logits.
+    pub method: Option<ScoreMethod>,
+}
+
+/// `method`: how a score comes from the logits of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreMethod {
+    /// `from_2_way_softmax`: the logit of the second less that of the first.
+    Softmax,
+    /// `no_post_processing`: the logit of the only one.
+    Logit,
 }
 
 /// `--pooler-config`; what it leaves out is as the model's folder says.
@@ -73,6 +84,8 @@ pub struct PoolerConfig {
     pub dimensions: Option<usize>,
     /// Longest text in tokens.
     pub max_embed_len: Option<usize>,
+    /// What the model computes, [`Task::Embed`] or [`Task::Classify`].
+    pub task: Option<Task>,
 }
 
 impl PoolerConfig {
@@ -117,11 +130,17 @@ impl PoolerConfig {
                 "enable_chunked_processing" => {
                     return wrong("false: a text is as long as the model's context at most");
                 }
-                "task" if matches!(value.as_str(), Some("embed" | "classify")) => {}
+                "task" => {
+                    config.task = Some(match value.as_str() {
+                        Some("embed") => Task::Embed,
+                        Some("classify") => Task::Classify,
+                        _ => return wrong("\"embed\" or \"classify\""),
+                    });
+                }
                 _ => {
                     return Err(format!(
                         "`{key}`: this key is not supported; expected pooling_type, use_activation (or normalize), \
-                         dimensions or max_embed_len"
+                         dimensions, max_embed_len or task"
                     ));
                 }
             }
@@ -135,6 +154,7 @@ impl PoolerConfig {
 pub struct HfOverrides {
     architecture: Option<Architecture>,
     classifier_from_token: Option<Vec<String>>,
+    method: Option<ScoreMethod>,
 }
 
 impl HfOverrides {
@@ -169,11 +189,13 @@ impl HfOverrides {
                 "is_matryoshka" if value.is_boolean() => {}
                 "num_labels" if value == 1 => {}
                 "num_labels" => return wrong("1"),
-                "method"
-                    if matches!(
-                        value.as_str(),
-                        Some("from_2_way_softmax" | "no_post_processing")
-                    ) => {}
+                "method" => {
+                    overrides.method = Some(match value.as_str() {
+                        Some("from_2_way_softmax") => ScoreMethod::Softmax,
+                        Some("no_post_processing") => ScoreMethod::Logit,
+                        _ => return wrong("\"from_2_way_softmax\" or \"no_post_processing\""),
+                    });
+                }
                 _ => {
                     return Err(format!(
                         "`{key}`: write it into config.json; only architectures, classifier_from_token, \
@@ -230,7 +252,8 @@ impl PoolingConfig {
         if runner == Runner::Generate {
             let asks = matches!(convert, Convert::Embed | Convert::Classify)
                 || pooler.is_some()
-                || overrides.classifier_from_token.is_some();
+                || overrides.classifier_from_token.is_some()
+                || overrides.method.is_some();
             if asks {
                 let message =
                     "generate: --convert, --pooler-config and a classifier are of --runner pooling";
@@ -242,6 +265,7 @@ impl PoolingConfig {
             convert,
             pooler: pooler.unwrap_or_default(),
             classifier_from_token: overrides.classifier_from_token,
+            method: overrides.method,
         })
     }
 }
@@ -259,12 +283,14 @@ mod tests {
             use_activation: Some(false),
             dimensions: Some(8),
             max_embed_len: None,
+            task: None,
         };
         assert_eq!(config, Ok(expected));
         for (text, key) in [
             (r#"{"pooling_type": "ALL"}"#, "pooling_type"),
             (r#"{"step_tag_id": 1}"#, "step_tag_id"),
             (r#"{"dimensions": 0}"#, "dimensions"),
+            (r#"{"task": "token_embed"}"#, "task"),
             (
                 r#"{"enable_chunked_processing": true}"#,
                 "enable_chunked_processing",
@@ -297,5 +323,9 @@ mod tests {
         assert_eq!(flag, "--task");
         let generate = (Runner::Generate, Convert::Embed);
         assert!(PoolingConfig::new(generate, None, None, None).is_err());
+        let text = (Runner::Generate, Convert::Auto);
+        let overrides = HfOverrides::parse(r#"{"method": "no_post_processing"}"#).unwrap();
+        assert!(PoolingConfig::new(text, None, None, Some(overrides)).is_err());
+        assert!(HfOverrides::parse(r#"{"method": "other"}"#).is_err());
     }
 }

@@ -39,7 +39,7 @@ pub static VLLM_FLAGS: LazyLock<Vec<VllmFlag>> = LazyLock::new(|| {
 });
 
 /// vLLM's short names.
-const SHORT: [(&str, &str); 25] = [
+const SHORT: [(&str, &str); 24] = [
     ("-q", "--quantization"),
     ("-sc", "--speculative-config"),
     ("-tp", "--tensor-parallel-size"),
@@ -63,7 +63,6 @@ const SHORT: [(&str, &str); 25] = [
     ("-ac", "--attention-config"),
     ("-cc", "--compilation-config"),
     ("-dc", "--diffusion-config"),
-    ("-sc", "--speculative-config"),
     ("-O", "--optimization-level"),
 ];
 

@@ -1,6 +1,7 @@
 //! What the engine thread knows of a sequence besides its blocks: its request, its sampler, and where its tokens go.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use kv_paging::{Chunk, Sampled};
 use model_qwen::sampling::Logprobs;
@@ -45,6 +46,7 @@ impl ActiveSequence {
         &'a mut self,
         chunk: &Chunk,
         first_row: usize,
+        spare: &mut Vec<Sampler>,
         rows: &mut Vec<ChoiceRow<'a>>,
     ) {
         if self.pooler.is_some() {
@@ -59,7 +61,7 @@ impl ActiveSequence {
             },
         }));
         if chunk.samples {
-            self.add_token_rows(chunk, first_row, rows);
+            self.add_token_rows(chunk, first_row, spare, rows);
         }
     }
 
@@ -88,7 +90,13 @@ impl ActiveSequence {
 
     /// Sends the sequence's next token, and before the first one the log-probabilities of the prompt. `is_last` says whether there
     /// is no room for a further one.
-    pub(super) fn send(&mut self, chunk: &Chunk, token: SampledToken, is_last: bool) -> Sampled {
+    pub(super) fn send(
+        &mut self,
+        chunk: &Chunk,
+        token: SampledToken,
+        is_last: bool,
+        now: Instant,
+    ) -> Sampled {
         let constraint = self.sampler.constraint();
         if let Some(reason) = constraint.and_then(Constraint::error) {
             self.failure = Some(SequenceError::Grammar(reason.to_owned()));
@@ -106,7 +114,7 @@ impl ActiveSequence {
         if let Some(drafter) = &mut self.drafter {
             drafter.observe(id);
         }
-        self.times.token();
+        self.times.token(now);
         let delivered = self.sink.send(EngineOutput::Token {
             id,
             logprobs: token.logprobs.map(|logprobs| token_logprobs(id, logprobs)),

@@ -11,23 +11,35 @@ use super::worker::Worker;
 impl Worker {
     /// Takes the commands that wait; sleeps for one if nothing else is to be done. `false` at the end.
     pub(super) fn receive(&mut self) -> bool {
+        let mut is_new = false;
         if !self.scheduler.has_work() {
             if self.shutting_down {
                 return false;
             }
             match self.sleep() {
-                Some(command) => self.obey(command),
+                Some(command) => {
+                    is_new = true;
+                    self.obey(command);
+                }
                 None => return false,
             }
         }
-        loop {
+        let goes_on = loop {
             match self.receiver.try_recv() {
-                Ok(command) => self.obey(command),
-                Err(TryRecvError::Empty) => return true,
+                Ok(command) => {
+                    is_new = true;
+                    self.obey(command);
+                }
+                Err(TryRecvError::Empty) => break true,
                 // Nobody is left to read an answer.
-                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Disconnected) => break false,
             }
+        };
+        // Once for all of them: the step that follows may take long.
+        if is_new {
+            self.publish();
         }
+        goes_on
     }
 
     /// Sleeps until a command arrives; `None` once every handle is gone.
@@ -58,6 +70,5 @@ impl Worker {
             }
             EngineCommand::Shutdown => self.shutting_down = true,
         }
-        self.publish();
     }
 }

@@ -98,30 +98,35 @@ impl EngineHandle {
         if self.shared.limits.pooling.is_some() {
             return Err(SubmitError::NoText);
         }
-        self.check(&request, request.max_tokens)?;
-        self.send(request, None)
+        self.check(
+            &request.prompt,
+            request.adapter.as_deref(),
+            request.max_tokens,
+        )?;
+        let permit = self.queue_permit()?;
+        self.send(request, None, permit)
     }
 
     /// Queues a text to make a vector of. Its outputs are `Pooled` and `Finished`.
     ///
     /// # Errors
     /// As [`Self::submit`].
-    pub fn pool(&self, request: PoolRequest) -> Result<OutputStream, SubmitError> {
+    pub fn pool(&self, request: &PoolRequest) -> Result<OutputStream, SubmitError> {
         let pooling = self.shared.limits.pooling;
-        let request = request.generate();
         if pooling.is_none() {
             return Err(SubmitError::NoPooling);
         }
-        self.check(&request, 0)?;
-        self.send(request, pooling)
+        self.check(&request.prompt, request.adapter.as_deref(), 0)?;
+        let permit = self.queue_permit()?;
+        self.send(request.clone().generate(), pooling, permit)
     }
 
     fn send(
         &self,
         request: GenerateRequest,
         pooling: Option<PoolingType>,
+        permit: QueuePermit,
     ) -> Result<OutputStream, SubmitError> {
-        let permit = self.queue_permit()?;
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (outputs, receiver) = async_mpsc::unbounded_channel();
         self.shared.num_active.send_modify(|count| *count += 1);
@@ -149,7 +154,12 @@ impl EngineHandle {
         })
     }
 
-    fn check(&self, request: &GenerateRequest, max_tokens: usize) -> Result<(), SubmitError> {
+    fn check(
+        &self,
+        prompt: &[u32],
+        adapter: Option<&str>,
+        max_tokens: usize,
+    ) -> Result<(), SubmitError> {
         let EngineLimits {
             max_model_len,
             vocab_size,
@@ -162,10 +172,10 @@ impl EngineHandle {
         if !self.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        if request.prompt.is_empty() {
+        if prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
-        let prompt_len = request.prompt.len();
+        let prompt_len = prompt.len();
         if prompt_len.saturating_add(max_tokens) > max_model_len {
             return Err(SubmitError::PromptTooLong {
                 prompt_len,
@@ -173,12 +183,13 @@ impl EngineHandle {
                 max_model_len,
             });
         }
-        if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+        if let Some(&id) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(SubmitError::UnknownToken { id, vocab_size });
         }
-        match &request.adapter {
+        match adapter {
             Some(name) if !self.has_adapter(name) => {
-                Err(SubmitError::UnknownAdapter { name: name.clone() })
+                let name = name.to_owned();
+                Err(SubmitError::UnknownAdapter { name })
             }
             _ => Ok(()),
         }

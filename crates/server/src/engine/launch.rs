@@ -1,6 +1,7 @@
 //! From a scheduled step to its tokens: what the device is given to do, and what comes back.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use kv_paging::{
     AttentionBatch, Chunk, DecodeToken, PagedAttention, Sampled, SequenceChunk, SequenceId,
@@ -96,9 +97,12 @@ impl Worker {
         let pooled = self.pool(&chunks, &pending)?;
         let mut sequences = sequences_of(&mut self.sequences, &chunks);
         let (mut rows, mut ends): (Vec<ChoiceRow<'_>>, Vec<usize>) = (Vec::new(), Vec::new());
+        let mut none = Vec::new();
+        let spare = self.drafts.as_mut();
+        let spare = spare.map_or(&mut none, |drafts| &mut drafts.spare);
         for (sequence, (chunk, first_row)) in sequences.iter_mut().zip(&chunks) {
             if let Some(sequence) = sequence {
-                sequence.add_rows(chunk, *first_row, &mut rows);
+                sequence.add_rows(chunk, *first_row, spare, &mut rows);
             }
             ends.push(rows.len());
         }
@@ -107,6 +111,7 @@ impl Worker {
         drop(rows);
         let (mut sampled, mut undrawn) = (Vec::with_capacity(chunks.len()), Vec::new());
         let mut done = 0;
+        let now = Instant::now();
         for ((sequence, (chunk, _)), end) in sequences.iter_mut().zip(&chunks).zip(ends) {
             let own = choices
                 .by_ref()
@@ -119,7 +124,7 @@ impl Worker {
                     token => tokens.push(token),
                 }
             }
-            match sequence.accept(chunk, tokens, self.drafts.as_mut()) {
+            match sequence.accept(chunk, tokens, self.drafts.as_mut(), now) {
                 Some(accepted) => sampled.extend(accepted),
                 None => undrawn.push(*chunk),
             }

@@ -1,6 +1,7 @@
 //! Sequences that end with their prompt: their hidden states become one vector.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kv_paging::{Chunk, Sampled, SequenceId};
@@ -86,6 +87,7 @@ impl Worker {
         let values = read_rows(hidden, &rows)?;
         let mut rows = values.chunks_exact(hidden.dims()[1]);
         let mut ended = Vec::new();
+        let now = Instant::now();
         for (chunk, range) in wanted {
             let Some(sequence) = self.sequences.get_mut(&chunk.id) else {
                 continue;
@@ -97,7 +99,7 @@ impl Worker {
                 .take(range.len())
                 .for_each(|row| pooler.add(row));
             if chunk.samples {
-                sequence.times.token();
+                sequence.times.token(now);
                 sequence.sink.send(EngineOutput::Pooled {
                     values: pooler.mean(),
                     num_cached_tokens: chunk.num_cached,

@@ -142,16 +142,15 @@ impl SequenceTimes {
     }
 
     /// Takes note of the first step.
-    pub(super) fn schedule(&mut self, num_cached: usize) {
+    pub(super) fn schedule(&mut self, num_cached: usize, now: Instant) {
         if self.scheduled.is_none() {
-            self.scheduled = Some(Instant::now());
+            self.scheduled = Some(now);
             self.num_cached = num_cached;
         }
     }
 
     /// Takes note of a token, or of a vector.
-    pub(super) fn token(&mut self) {
-        let now = Instant::now();
+    pub(super) fn token(&mut self, now: Instant) {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
     }

@@ -10,7 +10,7 @@ use model_qwen::{
 };
 
 use super::start::StartError;
-use crate::config::{ConfigError, Convert, PoolingConfig, Runner};
+use crate::config::{ConfigError, Convert, PoolingConfig, Runner, ScoreMethod, Task};
 
 /// How texts become vectors or scores.
 #[derive(Clone, Debug)]
@@ -62,6 +62,7 @@ pub(super) fn resolve(
     let sentences = SentenceTransformer::from_dir(dir).map_err(LoadError::from)?;
     let named = classifier_from_token(dir).map_err(LoadError::from)?;
     let named = config.classifier_from_token.as_ref().or(named.as_ref());
+    check_method(config.method, named.map_or(0, Vec::len))?;
     let is_for_text = architecture == Architecture::CausalLm
         && sentences.is_none()
         && named.is_none()
@@ -106,6 +107,22 @@ pub(super) fn resolve(
     info(config, (dir, model.hidden_size), sentences, head, template).map(Some)
 }
 
+/// `method` says the same as the number of tokens.
+fn check_method(method: Option<ScoreMethod>, num_tokens: usize) -> Result<(), StartError> {
+    let (name, expected) = match method {
+        None => return Ok(()),
+        Some(ScoreMethod::Softmax) => ("from_2_way_softmax", 2),
+        Some(ScoreMethod::Logit) => ("no_post_processing", 1),
+    };
+    if num_tokens == expected {
+        return Ok(());
+    }
+    let message = format!(
+        "`method`: {name} is of a `classifier_from_token` with {expected} of the tokens, found {num_tokens}"
+    );
+    Err(wrong("--hf-overrides", message))
+}
+
 /// Whether a score is of Qwen3-Reranker's tokens.
 fn says_yes_or_no(tokens: ScoreTokens, tokenizer: &Tokenizer) -> bool {
     let id = |name| tokenizer.token_to_id(name);
@@ -122,6 +139,14 @@ fn info(
     let pooler = config.pooler;
     if let Some(dimensions) = pooler.dimensions.filter(|&num| num > hidden_size) {
         let message = format!("`dimensions`: expected at most {hidden_size}, found {dimensions}");
+        return Err(wrong("--pooler-config", message));
+    }
+    let (task, name) = match head {
+        Some(_) => (Task::Classify, "classify"),
+        None => (Task::Embed, "embed"),
+    };
+    if pooler.task.is_some_and(|given| given != task) {
+        let message = format!("`task`: expected {name}, which is what this model computes");
         return Err(wrong("--pooler-config", message));
     }
     let score = head.map(|head| score_weights(dir, head)).transpose()?;

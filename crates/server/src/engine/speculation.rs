@@ -10,7 +10,7 @@ mod drafter;
 use std::time::Duration;
 
 use kv_paging::{LookupConfig, Step};
-use model_qwen::{MAX_LOGIT_ROWS, QwenModel, is_gpu};
+use model_qwen::{MAX_LOGIT_ROWS, QwenModel, Sampler, is_gpu};
 
 use super::stats::SpeculationStats;
 use super::worker::Worker;
@@ -28,6 +28,8 @@ pub(super) struct Drafts {
     cost: StepCost,
     /// Numbers of rows from which on a row may have other bits: see [`QwenModel::row_boundaries`].
     boundaries: Vec<usize>,
+    /// Samplers of drafts that are over, of at most [`MAX_ROWS`].
+    pub(super) spare: Vec<Sampler>,
     stats: SpeculationStats,
 }
 
@@ -50,6 +52,7 @@ impl Drafts {
             },
             cost: StepCost::default(),
             boundaries: model.row_boundaries(MAX_ROWS),
+            spare: Vec::new(),
             stats: SpeculationStats {
                 accepted_per_position: vec![0; ngram.num_speculative_tokens],
                 ..SpeculationStats::default()
@@ -157,6 +160,7 @@ mod tests {
             },
             cost,
             boundaries: boundaries.to_vec(),
+            spare: Vec::new(),
             stats: SpeculationStats::default(),
         }
     }

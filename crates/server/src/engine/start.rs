@@ -18,7 +18,7 @@ use super::model_info::{ModelDetails, ModelInfo};
 use super::runner;
 use super::stats::EngineLimits;
 use super::worker::Worker;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Speculation};
 
 /// Why the engine does not start.
 #[derive(Debug, thiserror::Error)]
@@ -149,8 +149,12 @@ impl Engine {
         let details = ModelDetails::of(&model);
         let cache = PagedKvCache::new(&plan.kv, &device);
         let config = &Config {
-            // Steps of a pooling model have no tokens to draw.
+            // Steps of a pooling model have no tokens to draw, nor to guess.
             enforce_eager: config.enforce_eager || pools,
+            speculation: match pools {
+                true => Speculation::Off,
+                false => config.speculation,
+            },
             ..config.clone()
         };
         let worker = Worker::new(model, cache, scheduler, receiver, adapters, config);

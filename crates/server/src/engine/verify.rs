@@ -4,6 +4,8 @@
 //! a copy of the sequence's sampler that has counted them. The tokens count up to the first one that differs from the draft; so
 //! they are the tokens that come without a draft, random numbers and penalties included.
 
+use std::time::Instant;
+
 use kv_paging::{Chunk, Sampled};
 use model_qwen::{Choice, ChoiceRow, Sampler, Want};
 
@@ -12,17 +14,19 @@ use super::speculation::Drafts;
 
 impl ActiveSequence {
     /// Adds the rows that give the next token, and those that come after it if the draft is right. The chunk's first token is in
-    /// row `first_row`.
+    /// row `first_row`. Samplers that are `spare` take the place of copies.
     pub(super) fn add_token_rows<'a>(
         &'a mut self,
         chunk: &Chunk,
         first_row: usize,
+        spare: &mut Vec<Sampler>,
         rows: &mut Vec<ChoiceRow<'a>>,
     ) {
         self.samplers.clear();
         for &token in &chunk.draft {
-            let mut sampler = self.samplers.last().unwrap_or(&self.sampler).clone();
-            sampler.observe(token);
+            let before = self.samplers.last().unwrap_or(&self.sampler);
+            let mut sampler = spare.pop().unwrap_or_else(|| before.fork());
+            sampler.follow(before, token);
             self.samplers.push(sampler);
         }
         let Self {
@@ -49,25 +53,27 @@ impl ActiveSequence {
         chunk: &Chunk,
         choices: Vec<Choice>,
         drafts: Option<&mut Drafts>,
+        now: Instant,
     ) -> Option<Vec<Sampled>> {
         let is_due = !choices.is_empty();
-        let mut samplers = std::mem::take(&mut self.samplers).into_iter();
         let mut sampled: Vec<Sampled> = Vec::with_capacity(choices.len());
         for (i, choice) in choices.into_iter().enumerate() {
-            if i > 0 {
-                self.go_on_with(samplers.next());
+            // The draft was right so far.
+            if let Some(sampler) = i.checked_sub(1).and_then(|i| self.samplers.get_mut(i)) {
+                std::mem::swap(&mut self.sampler, sampler);
             }
             // After a token that the device couldn't draw, the next step begins at it.
             let Choice::Token(token) = choice else { break };
             let id = token.id;
             let is_last = chunk.reaches_max_len && i == chunk.draft.len();
-            sampled.push(self.send(chunk, token, is_last));
+            sampled.push(self.send(chunk, token, is_last, now));
             let goes_on = !sampled.last().is_some_and(|sampled| sampled.finished);
             if !goes_on || chunk.draft.get(i) != Some(&id) {
                 break;
             }
         }
         if let (Some(drafts), Some((first, right))) = (drafts, sampled.split_first()) {
+            drafts.spare.append(&mut self.samplers);
             if !chunk.draft.is_empty() {
                 drafts.count(chunk.draft.len(), right.len());
             }
@@ -78,12 +84,7 @@ impl ActiveSequence {
                 self.drafter = Some(drafter);
             }
         }
+        self.samplers.clear();
         (!is_due || !sampled.is_empty()).then_some(sampled)
-    }
-
-    fn go_on_with(&mut self, sampler: Option<Sampler>) {
-        if let Some(sampler) = sampler {
-            self.sampler = sampler;
-        }
     }
 }

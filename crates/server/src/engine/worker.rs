@@ -97,9 +97,9 @@ impl Worker {
         if step.chunks.is_empty() {
             return;
         }
-        self.admit(&step);
-        self.add_drafts(&mut step);
         let start = Instant::now();
+        self.admit(&step, start);
+        self.add_drafts(&mut step);
         let sampled = catch(|| match self.runner.overlaps() {
             true => self.overlap_step(&step),
             false => self.normal_step(&step),
@@ -147,11 +147,11 @@ impl Worker {
     }
 
     /// Takes note of a step: frees the queue places of the sequences that are scheduled for the first time, and counts.
-    fn admit(&mut self, step: &Step) {
+    fn admit(&mut self, step: &Step, now: Instant) {
         for chunk in &step.chunks {
             if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
                 sequence.permit = None;
-                sequence.times.schedule(chunk.num_cached);
+                sequence.times.schedule(chunk.num_cached, now);
             }
         }
         for id in &step.preempted {

@@ -28,7 +28,7 @@ pub(crate) enum ErrorShape {
 
 impl ErrorShape {
     /// The shape of errors on a path.
-    fn of(path: &str) -> Self {
+    pub(crate) fn of(path: &str) -> Self {
         let is_below = |root: &str| {
             let rest = path.strip_prefix(root);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

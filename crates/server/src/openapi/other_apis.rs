@@ -53,7 +53,7 @@ const GETS: [(&str, &str); 5] = [
     ),
     ("/api/tags", "The names that requests may use"),
     ("/api/ps", "The loaded model"),
-    ("/api/version", "The version of this program"),
+    ("/api/version", "The version of Ollama's API"),
 ];
 
 pub(super) fn operations() -> Vec<Operation> {

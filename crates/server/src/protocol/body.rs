@@ -15,6 +15,7 @@ use super::field_names::field_names;
 use super::fields::{self, Endpoint};
 use crate::blocking::blocking;
 use crate::error::ApiError;
+use crate::error::shape::ErrorShape;
 use crate::request_id::RequestId;
 use crate::state::AppState;
 
@@ -45,7 +46,7 @@ impl FromRequest<AppState> for Body {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         // Ollama's own examples send no type. What a web page sends has an origin.
-        let is_ollama = request.uri().path().starts_with("/api/");
+        let is_ollama = ErrorShape::of(request.uri().path()) == ErrorShape::Ollama;
         if !is_ollama || request.headers().contains_key(header::ORIGIN) {
             require_json(request.headers())?;
         }
@@ -284,11 +285,6 @@ impl Body {
         if let Some(fields) = self.value.as_object_mut() {
             fields.insert(field.to_owned(), value);
         }
-    }
-
-    /// Whether it has one of these fields.
-    pub(crate) fn has_any(&self, fields: &[&str]) -> bool {
-        fields.iter().any(|field| !self.value[*field].is_null())
     }
 
     #[cfg(test)]

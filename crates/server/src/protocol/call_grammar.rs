@@ -1,7 +1,7 @@
 //! What an answer has to keep to where a request says which tools it calls, or that calls follow their schemas: in the terms of
 //! structural tags.
 
-use model_qwen::{Grammar, JsonStyle};
+use model_qwen::{Grammar, GrammarError, JsonStyle};
 use serde_json::{Value, json};
 
 use super::grammar::Asked;
@@ -117,16 +117,44 @@ fn strict_calls(tools: &[Tool]) -> Option<Value> {
 
 /// Arguments that follow the tool's schema and have no properties besides.
 fn arguments(tool: &Tool, space: &str) -> Value {
+    json!({ "type": "json_schema", "json_schema": closed_schema(tool, space) })
+}
+
+/// The tool's schema with no properties besides those that it names.
+fn closed_schema(tool: &Tool, space: &str) -> Value {
     let style = JsonStyle {
         compact: false,
         whitespace_pattern: Some(space.to_owned()),
         closed_objects: true,
     };
-    let schema = match Grammar::JsonSchema(tool.parameters.clone()).styled(&style) {
+    match Grammar::JsonSchema(tool.parameters.clone()).styled(&style) {
         Grammar::JsonSchema(schema) => schema,
         _ => tool.parameters.clone(),
+    }
+}
+
+/// The first of the tools whose schema cannot be used, if it is the fault of one: the grammar of all calls says what is wrong in
+/// other words.
+pub(crate) fn unusable_tool(
+    tools: &[Tool],
+    choice: &ToolChoice,
+    compile: impl Fn(&Grammar) -> Result<(), GrammarError>,
+) -> Option<ApiError> {
+    let is_used = |tool: &Tool| match choice {
+        ToolChoice::None => false,
+        ToolChoice::Auto => tool.strict,
+        ToolChoice::Required => true,
+        ToolChoice::Named(name) => tool.name == *name,
     };
-    json!({ "type": "json_schema", "json_schema": schema })
+    let used = tools.iter().enumerate().filter(|(_, tool)| is_used(tool));
+    let mut errors = used.filter_map(|(i, tool)| {
+        let grammar = Grammar::JsonSchema(closed_schema(tool, " ?"));
+        let error = compile(&grammar).err()?;
+        let param = format!("tools[{i}].function.parameters");
+        let message = format!("`{param}` (of `{}`) cannot be used: {error}", tool.name);
+        Some(ApiError::bad_request(param, message))
+    });
+    errors.next()
 }
 
 fn json_format(grammar: &Grammar) -> Option<Value> {

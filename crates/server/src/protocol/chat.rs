@@ -125,6 +125,8 @@ pub struct Rendered {
     pub has_think_tags: bool,
     /// Whether the template names `<function=`.
     pub has_function_tags: bool,
+    /// Whether the template names `tools`.
+    pub shows_tools: bool,
     /// The template's variable `enable_thinking`.
     pub enable_thinking: Option<bool>,
 }
@@ -176,6 +178,7 @@ pub fn render(
         is_continued: continue_final_message,
         has_think_tags: source.contains(OPEN_THINK) || source.contains(CLOSE_THINK),
         has_function_tags: source.contains(OPEN_FUNCTION),
+        shows_tools: source.contains("tools"),
         enable_thinking,
     })
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::body::Body;
 use crate::error::ApiError;
+use crate::request_id;
 use crate::state::AppState;
 
 /// Most choices per prompt.
@@ -109,6 +110,23 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
+/// Checks a `request_id`.
+///
+/// # Errors
+/// 400 for a text that is too long to be an id, or that can't be shown on one line.
+pub(crate) fn check_request_id(given: Option<&str>) -> Result<(), ApiError> {
+    const MAX_LEN: usize = request_id::MAX_LEN;
+    let Some(id) = given else { return Ok(()) };
+    let control = id.chars().find(|c| c.is_control());
+    let found = match control {
+        Some(c) => format!("the control character U+{:04X}", u32::from(c)),
+        None if id.len() > MAX_LEN => format!("{} bytes", id.len()),
+        None => return Ok(()),
+    };
+    let expected = format!("a printable text of at most {MAX_LEN} bytes");
+    Err(ApiError::expected("request_id", &expected, &found))
+}
+
 impl SamplingFields {
     /// Reads and checks the shared fields; a token has at most `max_logprobs` alternatives.
     ///
@@ -116,6 +134,7 @@ impl SamplingFields {
     /// 400 with the field.
     pub fn from_body(body: &Body, max_logprobs: usize) -> Result<Self, ApiError> {
         let fields: Self = body.read()?;
+        check_request_id(fields.request_id.as_deref())?;
         let options = fields.stream_options.unwrap_or_default();
         let asks =
             options.include_usage == Some(true) || options.continuous_usage_stats == Some(true);

@@ -9,17 +9,6 @@ use super::body::kind;
 use super::fields::says_nothing;
 use crate::error::ApiError;
 
-/// Fields that may name a grammar.
-pub(crate) const NAMES: [&str; 7] = [
-    "response_format",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structural_tag",
-];
-
 /// The fields, each as it came.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct GrammarFields {
@@ -136,8 +125,7 @@ impl GrammarFields {
 }
 
 fn bad(param: &str, expected: &str, found: &Value) -> ApiError {
-    let message = format!("`{param}`: expected {expected}, found {}.", kind(found));
-    ApiError::bad_request(param, message)
+    ApiError::expected(param, expected, kind(found))
 }
 
 /// JSON, also as a text of JSON.

@@ -33,13 +33,6 @@ pub(super) fn text(message: &Value) -> String {
     }
 }
 
-fn wrong(param: &str, expected: &str, found: &str) -> ApiError {
-    ApiError::bad_request(
-        param,
-        format!("`{param}`: expected {expected}, found {found}."),
-    )
-}
-
 fn one(
     i: usize,
     mut message: Map<String, Value>,
@@ -53,7 +46,7 @@ fn one(
     for field in ["reasoning", "reasoning_content"] {
         if let Some(other) = message.get(field).filter(|value| !value.is_string()) {
             let place = format!("messages[{i}].{field}");
-            return Err(wrong(&place, "a string", kind(other)));
+            return Err(ApiError::expected(&place, "a string", kind(other)));
         }
     }
     let place = format!("messages[{i}].content");
@@ -66,7 +59,11 @@ fn one(
     let refusal = message.shift_remove("refusal");
     let content = match content {
         None if role != "assistant" => {
-            return Err(wrong(&place, "a string or a list of text parts", "nothing"));
+            return Err(ApiError::expected(
+                &place,
+                "a string or a list of text parts",
+                "nothing",
+            ));
         }
         // The template of R1 tells a turn with calls by it; others would join it to a text.
         None if message.contains_key("tool_calls") && template.contains("is none") => Value::Null,
@@ -96,8 +93,8 @@ fn role(i: usize, message: &Map<String, Value>, template: &str) -> Result<String
         Some(other) => kind(other).to_owned(),
         None => "nothing".to_owned(),
     };
-    Err(wrong(
-        &format!("messages[{i}].role"),
+    Err(ApiError::expected(
+        format!("messages[{i}].role"),
         "one of system, developer, user, assistant and tool",
         &found,
     ))
@@ -113,7 +110,7 @@ fn take_calls(i: usize, message: &mut Map<String, Value>) -> Result<(), ApiError
     let calls = match message.get_mut("tool_calls") {
         None => return Ok(()),
         Some(Value::Array(calls)) => calls,
-        Some(other) => return Err(wrong(&place, "a list", kind(other))),
+        Some(other) => return Err(ApiError::expected(&place, "a list", kind(other))),
     };
     for (j, call) in calls.iter_mut().enumerate() {
         check_call(&format!("{place}[{j}]"), call)?;
@@ -127,30 +124,44 @@ fn take_calls(i: usize, message: &mut Map<String, Value>) -> Result<(), ApiError
 /// Arguments that are no JSON are what the model wrote: it may see them again.
 fn check_call(place: &str, call: &mut Value) -> Result<(), ApiError> {
     let Value::Object(call) = call else {
-        return Err(wrong(place, "an object", kind(call)));
+        return Err(ApiError::expected(place, "an object", kind(call)));
     };
     match call.get("type") {
         None | Some(Value::Null) => {}
         Some(Value::String(kind)) if kind == "function" => {}
         Some(Value::String(other)) => {
             let found = format!("`{other}`");
-            return Err(wrong(&format!("{place}.type"), "`function`", &found));
+            return Err(ApiError::expected(
+                format!("{place}.type"),
+                "`function`",
+                &found,
+            ));
         }
-        Some(other) => return Err(wrong(&format!("{place}.type"), "`function`", kind(other))),
+        Some(other) => {
+            return Err(ApiError::expected(
+                format!("{place}.type"),
+                "`function`",
+                kind(other),
+            ));
+        }
     }
     let place = format!("{place}.function");
     let function = match call.get_mut("function") {
         Some(Value::Object(function)) => function,
         other => {
             let found = other.map_or("nothing", |other| kind(other));
-            return Err(wrong(&place, "an object", found));
+            return Err(ApiError::expected(&place, "an object", found));
         }
     };
     match function.get("name") {
         Some(Value::String(_)) => {}
         other => {
             let found = other.map_or("nothing", kind);
-            return Err(wrong(&format!("{place}.name"), "a string", found));
+            return Err(ApiError::expected(
+                format!("{place}.name"),
+                "a string",
+                found,
+            ));
         }
     }
     let arguments = function.entry("arguments").or_insert(Value::Null);
@@ -160,7 +171,11 @@ fn check_call(place: &str, call: &mut Value) -> Result<(), ApiError> {
         Value::String(_) | Value::Object(_) => {}
         other => {
             let expected = "a string of JSON, or an object";
-            return Err(wrong(&format!("{place}.arguments"), expected, kind(other)));
+            return Err(ApiError::expected(
+                format!("{place}.arguments"),
+                expected,
+                kind(other),
+            ));
         }
     }
     Ok(())
@@ -175,7 +190,7 @@ fn parts_of(place: &str, parts: Vec<Value>) -> Result<Value, ApiError> {
             Value::Object(part) => part,
             other => {
                 let expected = "a part such as {\"type\": \"text\", \"text\": …}";
-                return Err(wrong(&place, expected, kind(&other)));
+                return Err(ApiError::expected(&place, expected, kind(&other)));
             }
         };
         let field = match part.get("type") {
@@ -186,20 +201,30 @@ fn parts_of(place: &str, parts: Vec<Value>) -> Result<Value, ApiError> {
                 "thinking" => "thinking",
                 other => {
                     let expected = "`text` (the model reads only text)";
-                    return Err(wrong(
-                        &format!("{place}.type"),
+                    return Err(ApiError::expected(
+                        format!("{place}.type"),
                         expected,
                         &format!("`{other}`"),
                     ));
                 }
             },
-            Some(other) => return Err(wrong(&format!("{place}.type"), "a string", kind(other))),
+            Some(other) => {
+                return Err(ApiError::expected(
+                    format!("{place}.type"),
+                    "a string",
+                    kind(other),
+                ));
+            }
         };
         match part.shift_remove(field) {
             Some(Value::String(text)) => Ok(json!({ "type": "text", "text": text })),
             other => {
                 let found = other.as_ref().map_or("nothing", kind);
-                Err(wrong(&format!("{place}.{field}"), "a string", found))
+                Err(ApiError::expected(
+                    format!("{place}.{field}"),
+                    "a string",
+                    found,
+                ))
             }
         }
     });

@@ -143,7 +143,7 @@ impl Request {
     /// Alternatives per token, if log-probabilities are asked for.
     ///
     /// # Errors
-    /// 400 if there are more than the server gives.
+    /// 400 if there are more than the server gives, or if no log-probabilities are asked for.
     pub fn num_logprobs(&self, max_logprobs: usize) -> Result<Option<usize>, ApiError> {
         let logprobs = self.fields.logprobs.unwrap_or(false);
         let num = self.fields.top_logprobs.unwrap_or(0);
@@ -151,6 +151,10 @@ impl Request {
             let expected = format!("at most {max_logprobs} (--max-logprobs)");
             let found = num.to_string();
             return Err(ApiError::expected("top_logprobs", &expected, &found));
+        }
+        if num > 0 && !logprobs {
+            let message = "`top_logprobs` needs `logprobs`: true.";
+            return Err(ApiError::bad_request("top_logprobs", message));
         }
         Ok(logprobs.then_some(num))
     }

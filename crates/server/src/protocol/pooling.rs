@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::body::Body;
-use super::common::TruncationSide;
+use super::common::{TruncationSide, check_request_id};
 use super::completions::{Prompt, PromptItem};
 use super::usage::Usage;
 use crate::engine::PoolingInfo;
@@ -27,6 +27,18 @@ pub struct PoolingFields {
     pub cache_salt: Option<String>,
     /// Whether embeddings have length 1, and scores are between 0 and 1.
     pub use_activation: Option<bool>,
+}
+
+impl PoolingFields {
+    /// Reads the fields of a body.
+    ///
+    /// # Errors
+    /// 400 with the field.
+    pub(crate) fn read(body: &Body) -> Result<Self, ApiError> {
+        let fields: Self = body.read()?;
+        check_request_id(fields.request_id.as_deref())?;
+        Ok(fields)
+    }
 }
 
 /// Fields of `/v1/embeddings` and `/pooling` besides [`PoolingFields`] and, with `messages`, [`super::chat::TemplateFields`].
@@ -141,12 +153,17 @@ impl EmbeddingFields {
     /// Length of the vectors.
     ///
     /// # Errors
-    /// 400 if the model's vectors are shorter.
+    /// 400 if the model's vectors are shorter, or if it computes scores.
     pub(crate) fn dimensions(&self, pooling: &PoolingInfo) -> Result<usize, ApiError> {
         let hidden_size = pooling.hidden_size;
         let Some(given) = self.dimensions else {
             return Ok(pooling.dimensions.unwrap_or(hidden_size));
         };
+        if pooling.score.is_some() {
+            let message =
+                "`dimensions` is of embeddings: this model computes one score for a text.";
+            return Err(ApiError::bad_request("dimensions", message));
+        }
         let dimensions = usize::try_from(given).ok();
         let dimensions = dimensions.filter(|num| (1..=hidden_size).contains(num));
         dimensions.ok_or_else(|| {

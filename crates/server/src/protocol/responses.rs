@@ -93,10 +93,3 @@ impl ResponsesFields {
 pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}_{}", RequestId::default().or(None))
 }
-
-fn wrong(param: &str, expected: &str, found: &str) -> ApiError {
-    ApiError::bad_request(
-        param,
-        format!("`{param}`: expected {expected}, found {found}."),
-    )
-}

@@ -6,6 +6,33 @@ use super::common::{SamplingFields, Texts};
 use crate::error::ApiError;
 use crate::state::AppState;
 
+/// How many tokens an answer may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MaxTokens {
+    /// As many as the context has room for.
+    #[default]
+    Room,
+    /// So many; the context must have room for them.
+    Exactly(usize),
+    /// So many, or fewer where the context has less room.
+    AtMost(usize),
+}
+
+impl MaxTokens {
+    /// A field that is an error where the context has less room.
+    pub fn of(field: Option<usize>) -> Self {
+        field.map_or(Self::Room, Self::Exactly)
+    }
+
+    /// The number for which the context must have room.
+    pub fn exact(self) -> Option<usize> {
+        match self {
+            Self::Exactly(num) => Some(num),
+            Self::Room | Self::AtMost(_) => None,
+        }
+    }
+}
+
 /// How the text of a sequence ends and how it is shown.
 #[derive(Clone, Debug, Default)]
 pub struct TextOptions {
@@ -25,12 +52,15 @@ pub struct TextOptions {
     pub kept_special: Vec<(u32, String)>,
     /// Tokens before a stop string counts.
     pub min_tokens: usize,
+    /// The field of the grammar that the text keeps to.
+    pub grammar_param: Option<String>,
 }
 
 impl TextOptions {
-    /// The same for a text that a constraint ends with one of `ends`, whatever the request says of these.
+    /// The same for a text that the grammar of a field ends with one of `ends`, whatever the request says of these.
     #[must_use]
-    pub(crate) fn ending_with(mut self, ends: &[u32]) -> Self {
+    pub(crate) fn constrained(mut self, param: String, ends: &[u32]) -> Self {
+        self.grammar_param = Some(param);
         self.eos_token_ids = ends.to_vec();
         self.stop_token_ids.extend(ends);
         self.stop_token_ids.sort_unstable();
@@ -180,6 +210,7 @@ impl SamplingFields {
             skip_special_tokens: skips,
             kept_special: Vec::new(),
             min_tokens: self.min_tokens.unwrap_or(0),
+            grammar_param: None,
         })
     }
 
@@ -191,7 +222,7 @@ impl SamplingFields {
         &self,
         state: &AppState,
         prompt_len: usize,
-        requested: Option<usize>,
+        requested: MaxTokens,
         prompt_param: &str,
     ) -> Result<usize, ApiError> {
         let max_model_len = state.model().max_model_len;
@@ -211,7 +242,11 @@ impl SamplingFields {
             return Err(too_long(prompt_param, rest));
         }
         let room = max_model_len - prompt_len;
-        let max_tokens = requested.unwrap_or(room);
+        let max_tokens = match requested {
+            MaxTokens::Room => room,
+            MaxTokens::Exactly(num) => num,
+            MaxTokens::AtMost(num) => num.min(room),
+        };
         if max_tokens > room {
             let rest = format!(
                 "you requested {max_tokens} output tokens and the prompt has {prompt_len} tokens, {} in total. Please shorten the \

@@ -68,18 +68,33 @@ impl ScoreFields {
     /// 400 if a side is missing, holds something else, or the sides don't go together.
     pub(crate) fn take(body: &mut Body) -> Result<(Pairs, Option<String>), ApiError> {
         let mut fields: Self = body.read()?;
-        let sides = [
-            (fields.text_1.take(), fields.text_2.take()),
-            (fields.queries.clone(), fields.documents.take()),
-            (fields.queries.take(), fields.items.take()),
-            (fields.data_1.take(), fields.data_2.take()),
+        let given = [
+            ("text_1", fields.text_1.take()),
+            ("text_2", fields.text_2.take()),
+            ("queries", fields.queries.take()),
+            ("documents", fields.documents.take()),
+            ("items", fields.items.take()),
+            ("data_1", fields.data_1.take()),
+            ("data_2", fields.data_2.take()),
         ];
-        let mut given = SIDES.into_iter().zip(sides);
-        let complete = given.find_map(|(names, sides)| match sides {
-            (Some(first), Some(second)) => Some((names, first, second)),
+        let given = given
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        let mut given: Vec<(&'static str, Value)> = given.collect();
+        let found: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
+        if let [_, _, third, ..] = found.as_slice() {
+            let message = format!(
+                "`{third}`: only one pair of fields is possible, found {}.",
+                found.join(", ")
+            );
+            return Err(ApiError::bad_request(*third, message));
+        }
+        let names = match found.as_slice() {
+            [first, second] => SIDES.into_iter().find(|names| *names == (*first, *second)),
             _ => None,
-        });
-        let Some((names, first, second)) = complete else {
+        };
+        let (Some(names), Some((_, second)), Some((_, first))) = (names, given.pop(), given.pop())
+        else {
             let message = "Give `text_1` and `text_2` (or `queries` and `documents`, `queries` and `items`, `data_1` and \
                            `data_2`).";
             return Err(ApiError::bad_request("text_1", message));

@@ -20,13 +20,6 @@ pub enum ToolChoice {
     Named(String),
 }
 
-fn wrong(param: &str, expected: &str, found: &str) -> ApiError {
-    ApiError::bad_request(
-        param,
-        format!("`{param}`: expected {expected}, found {found}."),
-    )
-}
-
 /// Reads the list `tools`.
 ///
 /// # Errors
@@ -39,29 +32,47 @@ pub fn read_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
 fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
     let place = format!("tools[{i}]");
     let Value::Object(tool) = tool else {
-        return Err(wrong(&place, "an object", kind(tool)));
+        return Err(ApiError::expected(&place, "an object", kind(tool)));
     };
     match tool.get("type") {
         None | Some(Value::Null) => {}
         Some(Value::String(kind)) if kind == "function" => {}
         Some(other) => {
             let expected = "`function` (the server has no tools of its own)";
-            return Err(wrong(&format!("{place}.type"), expected, &shown(other)));
+            return Err(ApiError::expected(
+                format!("{place}.type"),
+                expected,
+                &shown(other),
+            ));
         }
     }
     let place = format!("{place}.function");
     let function = match tool.get("function") {
         Some(Value::Object(function)) => function,
-        other => return Err(wrong(&place, "an object", other.map_or("nothing", kind))),
+        other => {
+            return Err(ApiError::expected(
+                &place,
+                "an object",
+                other.map_or("nothing", kind),
+            ));
+        }
     };
     let name = match function.get("name") {
         Some(Value::String(name)) if !name.is_empty() => name.clone(),
         Some(Value::String(_)) => {
-            return Err(wrong(&format!("{place}.name"), "a name", "an empty one"));
+            return Err(ApiError::expected(
+                format!("{place}.name"),
+                "a name",
+                "an empty one",
+            ));
         }
         other => {
             let found = other.map_or("nothing", kind);
-            return Err(wrong(&format!("{place}.name"), "a string", found));
+            return Err(ApiError::expected(
+                format!("{place}.name"),
+                "a string",
+                found,
+            ));
         }
     };
     let parameters = match function.get("parameters") {
@@ -69,13 +80,23 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
         Some(Value::Object(schema)) => of_object(&place, schema)?,
         Some(other) => {
             let expected = "an object, a JSON schema";
-            return Err(wrong(&format!("{place}.parameters"), expected, kind(other)));
+            return Err(ApiError::expected(
+                format!("{place}.parameters"),
+                expected,
+                kind(other),
+            ));
         }
     };
     let strict = match function.get("strict").or_else(|| tool.get("strict")) {
         None | Some(Value::Null) => false,
         Some(Value::Bool(strict)) => *strict,
-        Some(other) => return Err(wrong(&format!("{place}.strict"), "a boolean", kind(other))),
+        Some(other) => {
+            return Err(ApiError::expected(
+                format!("{place}.strict"),
+                "a boolean",
+                kind(other),
+            ));
+        }
     };
     Ok(Tool {
         name,
@@ -92,8 +113,8 @@ fn of_object(place: &str, schema: &Map<String, Value>) -> Result<Value, ApiError
         _ => false,
     };
     if let Some(kind) = schema.get("type").filter(|kind| !allows(kind)) {
-        return Err(wrong(
-            &format!("{place}.parameters.type"),
+        return Err(ApiError::expected(
+            format!("{place}.parameters.type"),
             "`object`",
             &shown(kind),
         ));
@@ -131,30 +152,33 @@ pub fn read_choice(
     let tools = tools.unwrap_or(&mut none);
     let choice = match choice {
         Value::String(mode) => {
-            mode_of(mode).ok_or_else(|| wrong(PARAM, EXPECTED, &shown(choice)))?
+            mode_of(mode).ok_or_else(|| ApiError::expected(PARAM, EXPECTED, &shown(choice)))?
         }
         Value::Object(object) => match object.get("type").and_then(Value::as_str) {
             Some("function") | None => {
-                let name = function_name(object)
-                    .ok_or_else(|| wrong("tool_choice.function.name", "a name", "none"))?;
+                let name = function_name(object).ok_or_else(|| {
+                    ApiError::expected("tool_choice.function.name", "a name", "none")
+                })?;
                 ToolChoice::Named(name.to_owned())
             }
             Some("allowed_tools") => allowed(object, tools)?,
             Some(other) => {
-                return Err(wrong(
+                return Err(ApiError::expected(
                     "tool_choice.type",
                     "`function` or `allowed_tools`",
                     &format!("`{other}`"),
                 ));
             }
         },
-        other => return Err(wrong(PARAM, EXPECTED, kind(other))),
+        other => return Err(ApiError::expected(PARAM, EXPECTED, kind(other))),
     };
     match &choice {
-        ToolChoice::Required if tools.is_empty() => Err(wrong(PARAM, "`tools` with it", "none")),
+        ToolChoice::Required if tools.is_empty() => {
+            Err(ApiError::expected(PARAM, "`tools` with it", "none"))
+        }
         ToolChoice::Named(name) if !tools.iter().any(|tool| name_of(tool) == Some(name)) => {
             let param = "tool_choice.function.name";
-            Err(wrong(
+            Err(ApiError::expected(
                 param,
                 "the name of one of `tools`",
                 &format!("`{name}`"),
@@ -186,27 +210,32 @@ fn name_of(tool: &Value) -> Option<&str> {
 fn allowed(object: &Map<String, Value>, tools: &mut Vec<Value>) -> Result<ToolChoice, ApiError> {
     const PLACE: &str = "tool_choice.allowed_tools";
     let allowed = object.get("allowed_tools").and_then(Value::as_object);
-    let allowed = allowed.ok_or_else(|| wrong(PLACE, "an object", "none"))?;
+    let allowed = allowed.ok_or_else(|| ApiError::expected(PLACE, "an object", "none"))?;
     let mode = match allowed.get("mode").and_then(Value::as_str) {
         Some("auto") | None => ToolChoice::Auto,
         Some("required") => ToolChoice::Required,
         Some(other) => {
             let found = format!("`{other}`");
-            return Err(wrong(
-                &format!("{PLACE}.mode"),
+            return Err(ApiError::expected(
+                format!("{PLACE}.mode"),
                 "`auto` or `required`",
                 &found,
             ));
         }
     };
     let list = allowed.get("tools").and_then(Value::as_array);
-    let list = list.ok_or_else(|| wrong(&format!("{PLACE}.tools"), "a list", "none"))?;
+    let list =
+        list.ok_or_else(|| ApiError::expected(format!("{PLACE}.tools"), "a list", "none"))?;
     for (i, entry) in list.iter().enumerate() {
         let name = name_of(entry);
         if name.is_none() || !tools.iter().any(|tool| name_of(tool) == name) {
             let found = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
             let place = format!("{PLACE}.tools[{i}].function.name");
-            return Err(wrong(&place, "the name of one of `tools`", &found));
+            return Err(ApiError::expected(
+                &place,
+                "the name of one of `tools`",
+                &found,
+            ));
         }
     }
     tools.retain(|tool| list.iter().any(|entry| name_of(entry) == name_of(tool)));

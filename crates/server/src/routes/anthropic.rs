@@ -9,17 +9,16 @@ use axum::routing::{MethodRouter, post};
 
 use self::format::MessageFormat;
 use super::conversation::{Conversation, Prepared};
-use super::prompt::{Length, encode, in_turn};
+use super::prompt::in_turn;
 use super::thoughts::can_end_thoughts;
-use super::tokenize::check_size;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::anthropic::{AnswerFields, Prompt};
 use crate::protocol::anthropic_answer::TokenCount;
 use crate::protocol::body::Body;
-use crate::protocol::chat::render;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::Asked;
+use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::{ToolChoice, read_choice};
 use crate::state::AppState;
 use crate::stream::{Choice, TokenCounts, sse};
@@ -82,17 +81,16 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
     });
     let conversation = Conversation {
         sampling: fields.sampling(),
+        max_tokens: MaxTokens::AtMost(requested),
         grammar,
         thinking_token_budget: budget.and_then(|budget| i64::try_from(budget).ok()),
         ..conversation(prompt)?
     };
-    let mut prepared = conversation.prepare(state).map_err(renamed)?;
-    let room = prepared.request.max_tokens;
-    prepared.request.max_tokens = requested.min(room);
+    let prepared = conversation.prepare(state).map_err(renamed)?;
     let shown = Shown {
         id,
         thinking,
-        is_cut: requested > room,
+        is_cut: requested > prepared.request.max_tokens,
     };
     Ok((shown, prepared))
 }
@@ -131,16 +129,10 @@ async fn count_tokens(
 ) -> Result<Json<TokenCount>, ApiError> {
     in_turn(&state, body, |state, mut body| {
         body.check(Endpoint::CountTokens)?;
-        let mut prompt = Prompt::take(&mut body)?;
+        let prompt = Prompt::take(&mut body)?;
         drop(body);
-        state.resolve_model(Some(&prompt.model))?;
-        choice(&mut prompt)?;
-        let prompt = render(state, prompt.messages, prompt.template)?.prompt;
-        check_size("messages", &prompt)?;
-        let tokens = encode(state, &prompt, false, &Length::any("messages"))?;
-        Ok(Json(TokenCount {
-            input_tokens: tokens.len(),
-        }))
+        let input_tokens = conversation(prompt)?.count(state).map_err(renamed)?;
+        Ok(Json(TokenCount { input_tokens }))
     })
     .await
 }

@@ -16,6 +16,7 @@ use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::TokenView;
+use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::{ToolChoice, read_choice};
 use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
@@ -104,7 +105,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepar
         messages: fields.messages,
         template,
         sampling,
-        max_tokens: fields.max_completion_tokens.or(fields.max_tokens),
+        max_tokens: MaxTokens::of(fields.max_completion_tokens.or(fields.max_tokens)),
         num_logprobs,
         grammar: grammar.asked(state.json_style())?,
         tool_choice,

@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use model_qwen::TokenizerError;
 
 use super::completion_format::CompletionFormat;
-use super::constraint::constraint;
+use super::constraint::sequence;
 use super::prompt::{Length, encode, in_turn};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
@@ -19,7 +19,7 @@ use crate::protocol::completions::{CompletionFields, DEFAULT_MAX_TOKENS, PromptI
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::TokenView;
-use crate::protocol::sampling::TextOptions;
+use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
 
@@ -138,8 +138,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         );
         return Err(ApiError::bad_request("prompt", message));
     }
-    let stop_token_ids = text.stop_token_ids.clone();
-    let (constraint, text) = constraint(state, asked, None, &sampling, text)?;
+    let (sequence, text) = sequence(state, (asked, None), &sampling, params, adapter, text)?;
     let length = Length::of(state, &sampling, "prompt", fields.max_tokens)?;
     let echoed_logprobs = fields.logprobs.filter(|_| echo);
     let mut requests = Vec::with_capacity(items.len());
@@ -147,24 +146,18 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
     for item in items {
         let add_special_tokens = fields.add_special_tokens.unwrap_or(true);
         let (prompt, shown) = read_prompt(state, item, add_special_tokens, echo, &length)?;
-        let room = state.model().max_model_len.saturating_sub(prompt.len());
         let requested = match fields.max_tokens {
             // The engine computes a prompt by generating one token, which is dropped.
-            Some(0) => 1,
-            Some(requested) => requested,
-            None => DEFAULT_MAX_TOKENS.min(room),
+            Some(0) => MaxTokens::Exactly(1),
+            Some(requested) => MaxTokens::Exactly(requested),
+            None => MaxTokens::AtMost(DEFAULT_MAX_TOKENS),
         };
-        let max_tokens = sampling.max_tokens(state, prompt.len(), Some(requested), "prompt")?;
+        let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "prompt")?;
         requests.push(GenerateRequest {
             prompt,
-            sampling: params.clone(),
-            constraint: constraint.clone(),
             max_tokens,
-            min_tokens: text.min_tokens,
-            stop_token_ids: stop_token_ids.clone(),
-            adapter: adapter.clone(),
-            cache_salt: sampling.cache_salt.clone(),
-            prompt_logprobs: sampling.prompt_logprobs().max(echoed_logprobs),
+            prompt_logprobs: sequence.prompt_logprobs.max(echoed_logprobs),
+            ..sequence.clone()
         });
         echoes.push(shown);
     }

@@ -1,12 +1,13 @@
 //! From a conversation to running choices: what all APIs of conversations share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use model_qwen::ThinkingBudget;
 use serde_json::{Map, Value};
 
-use super::constraint::{constraint, reasoning_end};
+use super::constraint::sequence;
 use super::prompt::{Length, encode};
+use super::tokenize::check_size;
 use crate::answer::{
     AnswerOptions, CLOSE_CALL, CLOSE_THINK, CallOptions, OPEN_CALL, OPEN_THINK, ReasoningStart,
     Tool,
@@ -14,11 +15,11 @@ use crate::answer::{
 use crate::config::{ReasoningParser, ToolCallParser};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
-use crate::protocol::call_grammar::{after_reasoning, with_calls};
+use crate::protocol::call_grammar::{after_reasoning, unusable_tool, with_calls};
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::grammar::Asked;
-use crate::protocol::sampling::TextOptions;
+use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::protocol::tools::{ToolChoice, read_tools};
 use crate::state::AppState;
 use crate::stream::Choice;
@@ -34,8 +35,8 @@ pub(super) struct Conversation {
     pub(super) template: TemplateFields,
     /// Sampling and stopping.
     pub(super) sampling: SamplingFields,
-    /// Most tokens to generate; the rest of the context by default.
-    pub(super) max_tokens: Option<usize>,
+    /// Most tokens to generate.
+    pub(super) max_tokens: MaxTokens,
     /// Log-probabilities with so many alternatives.
     pub(super) num_logprobs: Option<usize>,
     /// What the answer has to keep to.
@@ -72,11 +73,15 @@ impl Conversation {
     ///
     /// # Errors
     /// 400 with the field, 404 for an unknown model.
-    pub(super) fn prepare(self, state: &AppState) -> Result<Prepared, ApiError> {
+    pub(super) fn prepare(mut self, state: &AppState) -> Result<Prepared, ApiError> {
+        let (model, adapter) = state.resolve_model(self.model.as_deref())?;
+        if self.max_tokens == MaxTokens::Exactly(0) {
+            let message = "`max_tokens` must be at least 1, found 0.";
+            return Err(ApiError::bad_request("max_tokens", message));
+        }
+        let add_special_tokens = self.template.add_special_tokens.unwrap_or(false);
+        let (rendered, tools) = self.render(state)?;
         let Self {
-            model,
-            messages,
-            mut template,
             sampling,
             max_tokens: requested,
             num_logprobs,
@@ -84,27 +89,15 @@ impl Conversation {
             tool_choice,
             only_one_call,
             thinking_token_budget,
+            ..
         } = self;
-        let (model, adapter) = state.resolve_model(model.as_deref())?;
-        if requested == Some(0) {
-            let message = "`max_tokens` must be at least 1, found 0.";
-            return Err(ApiError::bad_request("max_tokens", message));
-        }
-        let tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
-        warn_of_hidden_tools(state, &tools);
-        let exclude = state.api().exclude_tools_when_tool_choice_none;
-        if exclude && tool_choice == ToolChoice::None {
-            template.tools = None;
-        }
         let mut params = sampling.sampling_params(state, num_logprobs)?;
         let mut text = sampling.text_options(state)?;
 
-        let add_special_tokens = template.add_special_tokens.unwrap_or(false);
         let grammar = match looks_for_calls(state, &tool_choice) {
             true => with_calls(grammar, &tool_choice, &tools, only_one_call)?,
             false => grammar,
         };
-        let rendered = render(state, messages, template)?;
         let parts = AnswerOptions {
             reasoning: reasoning_start(state.api().reasoning_parser, &rendered),
             think_ids: [OPEN_THINK, CLOSE_THINK]
@@ -114,25 +107,23 @@ impl Conversation {
                 .flatten(),
         };
         text.kept_special = kept_special(state, &parts);
-        let length = Length::of(state, &sampling, "messages", requested)?;
+        let length = Length::of(state, &sampling, "messages", requested.exact())?;
         let parser = state.api().reasoning_parser;
         params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
         let is_forced = matches!(tool_choice, ToolChoice::Required | ToolChoice::Named(_));
-        let (grammar, after) = grammar_and_place(state, grammar, &rendered, &parts, is_forced);
+        let (grammar, after) = grammar_and_place(grammar, &rendered, &parts, is_forced);
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
-        let stop_token_ids = text.stop_token_ids.clone();
-        let (constraint, text) = constraint(state, grammar, after, &sampling, text)?;
+        let started = sequence(state, (grammar, after), &sampling, params, adapter, text);
+        let (request, text) = started.map_err(|error| {
+            let tools = parts.calls.as_ref().map_or(&[][..], |calls| &calls.tools);
+            let compile = |grammar: &_| state.grammars().compile(grammar).map(drop);
+            unusable_tool(tools, &tool_choice, compile).unwrap_or(error)
+        })?;
         let request = GenerateRequest {
             prompt,
-            sampling: params,
-            constraint,
             max_tokens,
-            min_tokens: text.min_tokens,
-            stop_token_ids,
-            adapter,
-            cache_salt: sampling.cache_salt.clone(),
-            prompt_logprobs: sampling.prompt_logprobs(),
+            ..request
         };
         Ok(Prepared {
             model,
@@ -143,6 +134,45 @@ impl Conversation {
             role: rendered.role,
             last: rendered.last,
         })
+    }
+
+    /// The tokens of the prompt, which may have any length unless it is to be cut.
+    ///
+    /// # Errors
+    /// 400 with the field, 404 for an unknown model.
+    pub(super) fn count(mut self, state: &AppState) -> Result<usize, ApiError> {
+        state.resolve_model(self.model.as_deref())?;
+        let add_special_tokens = self.template.add_special_tokens.unwrap_or(false);
+        let (rendered, _) = self.render(state)?;
+        check_size("messages", &rendered.prompt)?;
+        let length = match self.sampling.truncate_prompt_tokens {
+            Some(_) => {
+                let requested = self.max_tokens.exact();
+                Length::of(state, &self.sampling, "messages", requested)?
+            }
+            None => Length::any("messages"),
+        };
+        let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
+        Ok(prompt.len())
+    }
+
+    /// The messages as the model reads them, and the tools that it may call.
+    fn render(&mut self, state: &AppState) -> Result<(Rendered, Vec<Tool>), ApiError> {
+        let mut template = std::mem::take(&mut self.template);
+        let tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
+        let exclude = state.api().exclude_tools_when_tool_choice_none;
+        if exclude && self.tool_choice == ToolChoice::None {
+            template.tools = None;
+        }
+        let gives_tools = template
+            .tools
+            .as_ref()
+            .is_some_and(|tools| !tools.is_empty());
+        let rendered = render(state, std::mem::take(&mut self.messages), template)?;
+        if gives_tools && !rendered.shows_tools {
+            warn_of_hidden_tools();
+        }
+        Ok((rendered, tools))
     }
 }
 
@@ -199,18 +229,14 @@ fn call_options(
     })
 }
 
-/// Says in the log if the model can't know the tools.
-fn warn_of_hidden_tools(state: &AppState, tools: &[Tool]) {
-    let template = state.model().chat_template.as_ref();
-    let is_shown = template.is_none_or(|template| template.source().contains("tools"));
-    if !tools.is_empty() && !is_shown {
-        tracing::warn!("the chat template does not show `tools` to the model");
-    }
+/// Says once in the log that the model can't know the tools.
+fn warn_of_hidden_tools() {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| tracing::warn!("the chat template does not show `tools` to the model"));
 }
 
 /// What the answer has to keep to, and the token after which it has to.
 fn grammar_and_place(
-    state: &AppState,
     asked: Option<Asked>,
     rendered: &Rendered,
     parts: &AnswerOptions,
@@ -222,8 +248,20 @@ fn grammar_and_place(
         (Some(asked), ReasoningStart::Tag, _) => (Some(after_reasoning(asked, false)), None),
         (Some(asked), ReasoningStart::Prompt, None) => (Some(after_reasoning(asked, true)), None),
         (asked, ReasoningStart::Prompt, close) => (asked, close),
-        (asked, ReasoningStart::None, _) => (asked, reasoning_end(state, &rendered.prompt)),
+        (asked, ReasoningStart::None, _) => {
+            let begins = rendered.prompt.trim_end().ends_with(OPEN_THINK);
+            (asked, parts.think_ids[1].filter(|_| begins))
+        }
         (None, ReasoningStart::Tag, _) => (None, None),
+    }
+}
+
+/// Whether answers of this template may have reasoning.
+fn looks_for_reasoning(parser: ReasoningParser, rendered: &Rendered) -> bool {
+    match parser {
+        ReasoningParser::None => false,
+        ReasoningParser::Auto => rendered.has_think_tags,
+        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => true,
     }
 }
 
@@ -247,12 +285,7 @@ fn thinking_budget(
             }
         },
     };
-    let is_off = match parser {
-        ReasoningParser::None => true,
-        ReasoningParser::Auto => !rendered.has_think_tags,
-        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => false,
-    };
-    if is_off {
+    if !looks_for_reasoning(parser, rendered) {
         let message =
             "the server looks for no reasoning in the answers of this model (--reasoning-parser).";
         return wrong(format!("`{PARAM}`: {message}"));
@@ -276,12 +309,7 @@ fn thinking_budget(
 
 /// Where the reasoning of an answer to this prompt begins.
 fn reasoning_start(parser: ReasoningParser, rendered: &Rendered) -> ReasoningStart {
-    let is_off = match parser {
-        ReasoningParser::None => true,
-        ReasoningParser::Auto => !rendered.has_think_tags,
-        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => false,
-    };
-    if is_off || rendered.role != "assistant" {
+    if !looks_for_reasoning(parser, rendered) || rendered.role != "assistant" {
         return ReasoningStart::None;
     }
     let prompt = rendered.prompt.trim_end();
@@ -333,6 +361,7 @@ mod tests {
             is_continued: false,
             has_think_tags: true,
             has_function_tags: false,
+            shows_tools: false,
             enable_thinking: None,
         }
     }

@@ -14,7 +14,7 @@ use crate::protocol::completions::PromptItem;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::pooling::{
     Embedding, EmbeddingFields, EmbeddingResponse, Input, PoolingData, PoolingFields,
-    PoolingResponse, PoolingTask, TaskField, Vector,
+    PoolingResponse, PoolingTask, TaskField,
 };
 use crate::state::{AppState, unix_time};
 
@@ -96,13 +96,12 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
     let data = vectors.map(|(index, values)| PoolingData {
         index,
         object: "pooling",
-        data: match pooling.score(&values, prepared.activation) {
-            Some(score) => Vector::Float(vec![score]),
-            None => {
-                let values = pooling.embedding(values, prepared.dimensions, prepared.activation);
-                prepared.fields.encode(values)
-            }
-        },
+        data: prepared
+            .fields
+            .encode(match pooling.score(&values, prepared.activation) {
+                Some(score) => vec![score],
+                None => pooling.embedding(values, prepared.dimensions, prepared.activation),
+            }),
     });
     let response = PoolingResponse {
         data: data.collect(),
@@ -118,7 +117,7 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
 fn prepare(state: &AppState, mut body: Body, endpoint: Endpoint) -> Result<Prepared, ApiError> {
     body.check(endpoint)?;
     let pooling = info(state)?;
-    let shared: PoolingFields = body.read()?;
+    let shared = PoolingFields::read(&body)?;
     let template: TemplateFields = body.read()?;
     let (fields, input) = EmbeddingFields::take(&mut body)?;
     let id = body.request_id().or(shared.request_id.as_deref());

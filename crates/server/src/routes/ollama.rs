@@ -6,6 +6,7 @@ mod generate;
 mod models;
 mod time;
 
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::routing::{MethodRouter, delete, get, head, post};
 
@@ -49,8 +50,15 @@ async fn refuse(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
 }
 
-async fn refuse_embedding(uri: Uri) -> ApiError {
-    let message = format!("{} is not supported: the model generates text.", uri.path());
+async fn refuse_embedding(State(state): State<AppState>, uri: Uri) -> ApiError {
+    let instead = match &state.model().pooling {
+        None => "the model generates text",
+        Some(pooling) if pooling.score.is_some() => {
+            "the model computes scores: use /score or /rerank"
+        }
+        Some(_) => "use /v1/embeddings",
+    };
+    let message = format!("{} is not supported: {instead}.", uri.path());
     ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
 }
 

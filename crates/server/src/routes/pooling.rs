@@ -66,7 +66,7 @@ async fn pool_one(
 ) -> Result<(Vec<f32>, usize), ApiError> {
     let submitted = Instant::now();
     let mut outputs = loop {
-        match state.engine().pool(request.clone()) {
+        match state.engine().pool(&request) {
             Err(SubmitError::QueueFull { .. }) if waits => tokio::time::sleep(QUEUE_PAUSE).await,
             submitted => break submitted?,
         }

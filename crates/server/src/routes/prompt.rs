@@ -1,13 +1,13 @@
 //! From text to tokens, within bounds: of length, of memory, of how many requests do it at once.
 
+use model_qwen::TokenizerError;
 use model_qwen::sys::return_freed_memory;
-use model_qwen::{Tokenizer, TokenizerError};
 
 use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::protocol::body::{Body, SMALL_BODY_BYTES};
 use crate::protocol::common::{SamplingFields, TruncationSide};
-use crate::protocol::grammar;
+use crate::special_tokens::SpecialTokens;
 use crate::state::AppState;
 
 /// Bytes of text that are tokenized at once, which takes a hundred times their memory.
@@ -17,8 +17,8 @@ const SPARE_TOKENS: usize = 64;
 /// Bytes of a composed character, at least, for one that was written in parts.
 const MAX_DECOMPOSED: usize = 4;
 
-/// Prepares a request where it does not delay others, with at most a few texts and a few grammars at a time. What a large one has taken goes back
-/// to the system.
+/// Prepares a request where it does not delay others, with at most a few texts at a time. What a large one has taken goes back to
+/// the system.
 pub(super) async fn in_turn<T: Send + 'static>(
     state: &AppState,
     mut body: Body,
@@ -27,11 +27,6 @@ pub(super) async fn in_turn<T: Send + 'static>(
     let num_bytes = body.num_bytes();
     // What is made of a large body takes its place in memory.
     let memory = body.take_memory();
-    // A grammar may take its time: not of the threads that prepare other requests.
-    let grammar_turn = match body.has_any(&grammar::NAMES) {
-        true => state.grammar_turn().await,
-        false => None,
-    };
     let turn = state.tokenizer_memory(num_bytes).await;
     let state = state.clone();
     blocking(move || {
@@ -39,7 +34,7 @@ pub(super) async fn in_turn<T: Send + 'static>(
         if num_bytes > SMALL_BODY_BYTES {
             return_freed_memory();
         }
-        drop((turn, grammar_turn, memory));
+        drop((turn, memory));
         prepared
     })
     .await
@@ -205,11 +200,12 @@ pub(super) fn encode(
         let param = length.param;
         ApiError::bad_request(param, format!("`{param}` cannot be tokenized: {error}"))
     };
+    let none = SpecialTokens::default();
     let around = match add_special_tokens {
-        true => special(tokenizer).map_err(failed)?,
-        false => Some(Special::default()),
+        true => state.special_tokens(),
+        false => Some(&none),
     };
-    let Some(Special { before, after }) = around else {
+    let Some(SpecialTokens { before, after }) = around else {
         return Ok(length.cut(tokenizer.encode(text, true).map_err(failed)?));
     };
     let mut ids = Vec::new();
@@ -234,27 +230,9 @@ pub(super) fn encode(
         }
         None => ids,
     };
-    ids.splice(0..0, before);
+    ids.splice(0..0, before.iter().copied());
     ids.extend(after);
     Ok(ids)
-}
-
-/// What a tokenizer puts before a text and after it.
-#[derive(Default)]
-struct Special {
-    before: Vec<u32>,
-    after: Vec<u32>,
-}
-
-/// `None` if the tokenizer changes the text's own tokens, too.
-fn special(tokenizer: &Tokenizer) -> Result<Option<Special>, TokenizerError> {
-    let (plain, whole) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);
-    let num = whole.len().saturating_sub(plain.len());
-    let at = (0..=num).find(|&at| whole[at..].starts_with(&plain));
-    Ok(at.map(|at| Special {
-        before: whole[..at].to_vec(),
-        after: whole[at + plain.len()..].to_vec(),
-    }))
 }
 
 fn too_long(state: &AppState, length: &Length<'_>, least: usize) -> ApiError {
@@ -305,6 +283,8 @@ fn is_between_words(before: &str, after: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use model_qwen::Tokenizer;
+
     use super::*;
 
     #[test]

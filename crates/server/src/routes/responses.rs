@@ -19,12 +19,13 @@ use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::TokenView;
 use crate::protocol::responses::items::{Item, is_unfinished, read_input};
-use crate::protocol::responses::messages::Messages;
+use crate::protocol::responses::messages::{Messages, Places};
 use crate::protocol::responses::output::Output;
 use crate::protocol::responses::response::{ResponseObject, Status, decimal};
 use crate::protocol::responses::settings;
 use crate::protocol::responses::tools::{chat_choice, chat_tool, read_tools};
 use crate::protocol::responses::{ResponsesFields, Truncation, new_id};
+use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::read_choice;
 use crate::state::{AppState, unix_time};
 use crate::stored_responses::{Input, Turn};
@@ -62,8 +63,13 @@ pub async fn input_tokens(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let (_, prepared) = in_turn(&state, body, prepare).await?;
-    let num_tokens = prepared.request.prompt.len();
+    let num_tokens = in_turn(&state, body, |state, body| {
+        let (_, conversation, places) = read(state, body)?;
+        conversation
+            .count(state)
+            .map_err(|error| places.name(error))
+    })
+    .await?;
     Ok(Json(
         json!({ "object": "response.input_tokens", "input_tokens": num_tokens }),
     ))
@@ -96,7 +102,18 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat
     }
 }
 
-fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
+fn prepare(state: &AppState, body: Body) -> Result<(Shown, Prepared), ApiError> {
+    let (shown, conversation, places) = read(state, body)?;
+    let prepared = conversation.prepare(state);
+    let mut prepared = prepared.map_err(|error| places.name(error))?;
+    if let Some(param) = &mut prepared.text.grammar_param {
+        *param = places.renamed(param);
+    }
+    Ok((shown, prepared))
+}
+
+/// Reads a request. The last value names the fields that messages came from.
+fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places), ApiError> {
     body.check(Endpoint::Responses)?;
     let mut fields = ResponsesFields::take(&mut body)?;
     let mut sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
@@ -134,7 +151,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         messages,
         template,
         sampling,
-        max_tokens: fields.max_output_tokens,
+        max_tokens: MaxTokens::of(fields.max_output_tokens),
         num_logprobs,
         grammar: grammar.map_err(|error| places.name(error))?,
         tool_choice,
@@ -148,9 +165,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         reasoning: fields.include_reasoning.unwrap_or(true),
         previous,
     };
-    let prepared = conversation.prepare(state);
-    let prepared = prepared.map_err(|error| places.name(error))?;
-    Ok((shown, prepared))
+    Ok((shown, conversation, places))
 }
 
 /// The response before it has any output.

@@ -125,14 +125,13 @@ async fn scores(
 
 fn prepare(
     state: &AppState,
-    mut body: Body,
+    body: Body,
     pairs: Pairs,
     instruction: Option<&str>,
     top_n: Option<usize>,
 ) -> Result<Prepared, ApiError> {
-    let shared: PoolingFields = body.read()?;
+    let shared = PoolingFields::read(&body)?;
     let id = body.request_id().or(shared.request_id.as_deref());
-    drop(body.take_memory());
     drop(body);
 
     let pooling = info(state)?;
@@ -142,6 +141,10 @@ fn prepare(
         None if instruction.is_some() => {
             let message = "`instruction` is of rerankers: write it before the query, as the model's card says.";
             return Err(ApiError::bad_request("instruction", message));
+        }
+        None if shared.use_activation.is_some() => {
+            let message = "`use_activation` is of rerankers: the scores of this model are cosines.";
+            return Err(ApiError::bad_request("use_activation", message));
         }
         None => {
             let (queries, documents) = pairs.names;
@@ -220,7 +223,7 @@ fn pair_prompts(
             }
             ScoreTemplate::Joined => encode(format!("{query}{document}"), &whole, true, &param),
             ScoreTemplate::Jinja(template) => {
-                let text = rendered(template, instruction, query, document)?;
+                let text = rendered(state, template, [instruction, query, document])?;
                 encode(text, &whole, false, &param)
             }
         }
@@ -230,10 +233,9 @@ fn pair_prompts(
 
 /// The prompt that a template writes, which knows the texts by their roles as in vLLM.
 fn rendered(
+    state: &AppState,
     template: &ChatTemplate,
-    instruction: &str,
-    query: &str,
-    document: &str,
+    [instruction, query, document]: [&str; 3],
 ) -> Result<String, ApiError> {
     let messages = [
         ("system", instruction),
@@ -241,7 +243,11 @@ fn rendered(
         ("document", document),
     ];
     let messages = messages.map(|(role, content)| json!({ "role": role, "content": content }));
+    let options = RenderOptions {
+        extra: state.default_chat_template_kwargs().clone(),
+        ..RenderOptions::default()
+    };
     template
-        .render(&messages, &RenderOptions::default())
+        .render(&messages, &options)
         .map_err(|error| ApiError::bad_request("query", error.to_string()))
 }

@@ -95,8 +95,7 @@ pub async fn input_items(
     const MAX_LIMIT: usize = 100;
     let mut items = stored(&state, &id, "response_id")?.input();
     let wrong = |param: &str, expected: &str, found: &str| {
-        let message = format!("`{param}`: expected {expected}, found `{found}`.");
-        ApiError::bad_request(param, message)
+        ApiError::expected(param, expected, &format!("`{found}`"))
     };
     match query.order.as_deref() {
         None | Some("desc") => items.reverse(),

@@ -15,18 +15,15 @@ use crate::metrics::Answered;
 use crate::state::AppState;
 
 /// Handlers that load balancers and scrapers call; they are not counted, as in vLLM.
-const UNCOUNTED: [&str; 6] = [
-    "/health",
-    "/load",
-    "/metrics",
-    "/ping",
-    "/server_info",
-    "/version",
-];
+const UNCOUNTED: [&str; 5] = ["/health", "/load", "/metrics", "/ping", "/version"];
 /// Handlers that give the engine work.
-const WORK: [&str; 10] = [
+const WORK: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
     "/v1/embeddings",
     "/pooling",
     "/score",

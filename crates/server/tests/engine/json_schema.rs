@@ -1,5 +1,7 @@
 //! Whether a value fits a JSON Schema, for the keywords that the tests use.
 
+use std::net::Ipv6Addr;
+
 use fancy_regex::Regex;
 use serde_json::Value;
 
@@ -56,7 +58,15 @@ fn fits(schema: &Value, value: &Value, root: &Value) -> Result<(), String> {
                     .iter()
                     .all(|name| object.contains_key(name.as_str().unwrap()))
             }),
-            _ => true,
+            // What items and properties keep to is checked below.
+            "items"
+            | "prefixItems"
+            | "properties"
+            | "patternProperties"
+            | "additionalProperties"
+            | "propertyNames"
+            | "$defs" => true,
+            other => panic!("the test knows no keyword {other}"),
         };
         if !ok {
             return fails();
@@ -157,9 +167,17 @@ fn has_format(format: &Value, text: &str) -> bool {
         "time" => r"^\d{2}:\d{2}:\d{2}(\.\d+)?([zZ]|[+-]\d{2}:\d{2})$",
         "date-time" => r"^\d{4}-\d{2}-\d{2}[tT]\d{2}:\d{2}:\d{2}(\.\d+)?([zZ]|[+-]\d{2}:\d{2})$",
         "uuid" => r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
-        "ipv4" => r"^\d{1,3}(\.\d{1,3}){3}$",
-        "email" => r"^[^@]+@[^@]+$",
-        _ => "",
+        "ipv4" => r"^((25[0-5]|2[0-4]\d|[01]?\d?\d)(\.(?!$)|$)){4}$",
+        "ipv6" => return text.parse::<Ipv6Addr>().is_ok(),
+        "email" | "idn-email" => r"^[^@]+@[^@]+$",
+        "uri" => r"^[a-zA-Z][a-zA-Z0-9+.-]*:\S*$",
+        "hostname" => {
+            r"^[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*$"
+        }
+        "duration" => r"^P(?=.)(\d+W|(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+S)?)?)$",
+        // JSON Schema doesn't define it: any text has it.
+        "int64" => "",
+        other => panic!("the test knows no format {other}"),
     };
     Regex::new(pattern).unwrap().is_match(text).unwrap()
 }

@@ -232,6 +232,32 @@ fn scores_of_an_embedding_model_are_cosines() {
 }
 
 #[test]
+fn a_template_of_a_reranker_has_the_servers_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = folder.path().join("template.jinja");
+    let source = "{{ words }}{% for message in messages %}{{ message.content }}{% endfor %}";
+    std::fs::write(&template, source).unwrap();
+    let num_tokens = |words: &str| {
+        let kwargs = json!({ "words": words }).to_string();
+        let flags = [
+            "--hf-overrides",
+            RERANKER,
+            "--chat-template",
+            template.to_str().unwrap(),
+            "--default-chat-template-kwargs",
+            &kwargs,
+        ];
+        let server = Server::start_in(&golden("reranker"), &flags);
+        let (status, answer) = server.post("/score", &json!({ "text_1": "x", "text_2": "y" }));
+        assert_eq!(status, 200, "{answer}");
+        // Nothing is guessed where nothing is generated.
+        assert!(server.engine.stats().speculation.is_none());
+        answer["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    assert!(num_tokens("duck duck duck") > num_tokens(""));
+}
+
+#[test]
 fn a_model_is_for_text_or_for_vectors() {
     let server = Server::start_in(&golden("last"), &[]);
     let (status, answer) = server.post("/v1/completions", &json!({ "prompt": "x" }));
@@ -261,6 +287,21 @@ fn a_model_is_for_text_or_for_vectors() {
     assert!(error.contains("classifier_from_token"), "{error}");
     let error = refusal(&["--pooler-config", r#"{"dimensions": 33}"#]);
     assert!(error.contains("at most 32, found 33"), "{error}");
+    let error = refusal(&["--pooler-config", r#"{"task": "classify"}"#]);
+    assert!(error.contains("expected embed"), "{error}");
+    for (overrides, expected) in [
+        (
+            r#"{"method": "from_2_way_softmax"}"#,
+            "with 2 of the tokens, found 0",
+        ),
+        (
+            r#"{"method": "no_post_processing", "classifier_from_token": ["no", "yes"]}"#,
+            "with 1 of the tokens, found 2",
+        ),
+    ] {
+        let error = refusal(&["--hf-overrides", overrides]);
+        assert!(error.contains(expected), "{error}");
+    }
     let error = match Engine::start(&config(
         &model,
         &["--runner", "pooling", "--convert", "none"],

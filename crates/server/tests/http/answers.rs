@@ -223,14 +223,10 @@ fn streams_of_choices_are_interleaved() {
         Some(0) => Play::Hang(bytes("first").collect()),
         _ => says("second"),
     });
-    let mut stream = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x", "n": 2, "seed": 0, "stream": true }).to_string();
-    write!(
-        stream,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let mut stream = server.begin(
+        "/v1/completions",
+        &json!({ "prompt": "x", "n": 2, "seed": 0, "stream": true }),
+    );
     stream
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();

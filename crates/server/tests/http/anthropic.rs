@@ -222,6 +222,16 @@ fn tokens_are_counted_as_the_prompt_has_them() {
     let input = usage["input_tokens"].as_u64().unwrap();
     let cached = usage["cache_read_input_tokens"].as_u64().unwrap();
     assert_eq!(counted.json(), json!({ "input_tokens": input + cached }));
+    // Tools that the model isn't shown don't count.
+    let server = TestServer::start_with(&["--exclude-tools-when-tool-choice-none"], |_| says("x"));
+    let count = |tools: Value| {
+        let body = json!({ "model": "base", "messages": [{ "role": "user", "content": "hi" }], "tools": tools,
+            "tool_choice": { "type": "none" } });
+        let counted = server.post("/v1/messages/count_tokens", &body);
+        assert_eq!(counted.status, 200, "{}", counted.text);
+        counted.json()["input_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(count(tools()), count(json!([])));
     // A prompt of any length.
     let long =
         json!({ "model": "base", "messages": [{ "role": "user", "content": "x".repeat(1000) }] });
@@ -343,14 +353,7 @@ fn errors_are_anthropics() {
 #[test]
 fn a_server_without_room_is_overloaded() {
     let server = TestServer::start_with(&["--max-num-queued-reqs", "1"], |_| Play::Queue);
-    let mut waiting = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x" }).to_string();
-    write!(
-        waiting,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let _waiting = server.begin("/v1/completions", &json!({ "prompt": "x" }));
     server.wait_for_requests(1);
     let full = ask(&server, json!({}));
     assert_eq!(

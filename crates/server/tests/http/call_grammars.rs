@@ -156,11 +156,26 @@ fn schemas_that_no_grammar_takes_are_refused() {
     list[0]["function"]["parameters"] =
         json!({ "type": "object", "properties": { "a": { "type": "number", "multipleOf": "x" } } });
     let answer = server.chat(json!({ "tools": list, "tool_choice": "required" }));
+    let error = &answer.json()["error"];
     assert_eq!(
-        (answer.status, &answer.json()["error"]["param"]),
-        (400, &json!("tools")),
-        "{}",
-        answer.text
+        (answer.status, &error["param"]),
+        (400, &json!("tools[0].function.parameters")),
+        "{error}"
+    );
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.contains("`weather`") && !message.contains("%json"),
+        "{message}"
+    );
+    // One that nothing ends.
+    list[0]["function"]["parameters"] =
+        json!({ "type": "object", "properties": { "a": { "$ref": "#" } }, "required": ["a"] });
+    let answer = server.chat(json!({ "tools": list, "tool_choice": "required" }));
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], "tools[0].function.parameters");
+    assert!(
+        error["message"].as_str().unwrap().contains("has no end"),
+        "{error}"
     );
     assert_eq!(server.chat(json!({ "tools": list })).status, 200);
 }

@@ -11,35 +11,48 @@ fn a_flag_turns_load_on() {
         TestServer::start_with(&["--enable-server-load-tracking"], |_| Play::Hang(vec![65]));
     let load = || server.get("/load").json();
     assert_eq!(load(), json!({ "server_load": 0 }));
-    let mut connection = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x", "stream": true }).to_string();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
-    write!(
-        connection,
-        "{head}\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    server.wait_for_requests(1);
+    let messages = json!([{ "role": "user", "content": "x" }]);
+    let chat = json!({ "model": "base", "messages": messages, "max_tokens": 9, "stream": true });
+    let prompt = json!({ "model": "base", "prompt": "x", "stream": true });
     let start = Instant::now();
-    let wait_for = |num: u64| {
-        while load() != json!({ "server_load": num }) {
-            assert!(start.elapsed() < Duration::from_secs(10), "{num}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
-    wait_for(1);
-    drop(connection);
-    wait_for(0);
+    for (i, (path, body)) in [
+        ("/v1/completions", &prompt),
+        ("/v1/chat/completions", &chat),
+        ("/v1/responses", &json!({ "input": "x", "stream": true })),
+        ("/v1/messages", &chat),
+        (
+            "/api/chat",
+            &json!({ "model": "base", "messages": messages }),
+        ),
+        ("/api/generate", &prompt),
+        ("/invocations", &prompt),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let connection = server.begin(path, body);
+        server.wait_for_requests(i + 1);
+        let wait_for = |num: u64| {
+            while load() != json!({ "server_load": num }) {
+                assert!(start.elapsed() < Duration::from_secs(20), "{path}: {num}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        wait_for(1);
+        drop(connection);
+        wait_for(0);
+    }
 }
 
 #[test]
 fn a_flag_shows_the_tokenizer() {
     let off = TestServer::start(|_| says("x")).get("/tokenizer_info");
     assert_eq!(off.status, 404);
+    assert!(off.text.contains("--enable-tokenizer-info-endpoint"));
     let server = TestServer::start_with(&["--enable-tokenizer-info-endpoint"], |_| says("x"));
     let info = server.get("/tokenizer_info").json();
     assert_eq!(info["tokenizer_class"], "PreTrainedTokenizerFast");
+    assert_eq!(info["eos_token"], "<|im_end|>");
     assert!(
         info["chat_template"]
             .as_str()

@@ -14,6 +14,17 @@ fn requests_have_ids() {
     );
     let of_body = server.chat(json!({ "request_id": "other" })).json();
     assert_eq!(of_body["id"], "chatcmpl-other");
+    for id in ["x".repeat(257), "a\nb".to_owned()] {
+        for (path, input) in [("/v1/completions", "prompt"), ("/v1/responses", "input")] {
+            let refused = server.post(path, &json!({ input: "x", "request_id": id }));
+            let error = &refused.json()["error"];
+            assert_eq!(
+                (refused.status, &error["param"]),
+                (400, &json!("request_id")),
+                "{path} {id:?}: {error}"
+            );
+        }
+    }
     // Answers of every kind have one.
     let refused = server.get("/nothing");
     let id = refused.headers["x-request-id"].to_str().unwrap();

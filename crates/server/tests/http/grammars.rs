@@ -70,15 +70,18 @@ fn answers_keep_to_a_schema_streamed_or_not() {
         let fields = support::merged(fields, json!({ "max_tokens": 120, "n": 3, "seed": 5 }));
         let answer = server.chat(fields.clone());
         assert_eq!(answer.status, 200, "{}", answer.text);
+        let mut num_whole = 0;
         for choice in answer.json()["choices"].as_array().unwrap() {
             let text = choice["message"]["content"].as_str().unwrap();
             if choice["finish_reason"] == "stop" {
                 assert_person(text);
+                num_whole += 1;
             } else {
                 assert_eq!(choice["finish_reason"], "length", "{text}");
                 assert!(!is_compact, "{text}");
             }
         }
+        assert!(num_whole > 0, "{fields}: {}", answer.text);
         let events = server
             .chat(support::merged(fields.clone(), json!({ "stream": true })))
             .events();
@@ -279,7 +282,21 @@ fn a_grammar_that_breaks_off_is_an_error() {
     let fields = json!({ "response_format": { "type": "json_object" } });
     let answer = server.chat(fields.clone());
     assert_eq!(answer.status, 400, "{}", answer.text);
-    assert!(answer.text.contains("too many items"));
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], "response_format");
+    assert_eq!(
+        error["message"],
+        "`response_format` cannot be followed any further: too many items"
+    );
+    let text =
+        json!({ "model": "base", "input": "x", "text": { "format": { "type": "json_object" } } });
+    let answer = server.post("/v1/responses", &text);
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["param"]),
+        (400, &json!("text.format")),
+        "{}",
+        answer.text
+    );
     let events = server
         .chat(support::merged(fields, json!({ "stream": true })))
         .events();

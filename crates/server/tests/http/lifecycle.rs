@@ -6,14 +6,10 @@ use super::*;
 fn a_client_that_leaves_aborts_its_sequences() {
     let server = TestServer::start(|_| Play::Hang(bytes("some text").collect()));
     for (i, stream) in [true, false].into_iter().enumerate() {
-        let mut connection = TcpStream::connect(server.address).unwrap();
-        let body = json!({ "prompt": "x", "n": 2, "stream": stream }).to_string();
-        write!(
-            connection,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
+        let mut connection = server.begin(
+            "/v1/completions",
+            &json!({ "prompt": "x", "n": 2, "stream": stream }),
+        );
         server.wait_for_requests(2 * i + 2);
         if stream {
             let mut start = [0; 15];
@@ -29,14 +25,7 @@ fn a_client_that_leaves_aborts_its_sequences() {
 #[test]
 fn a_full_queue_is_503_with_retry_after() {
     let server = TestServer::start_with(&["--max-num-queued-reqs", "2"], |_| Play::Queue);
-    let mut waiting = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x" }).to_string();
-    write!(
-        waiting,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let waiting = server.begin("/v1/completions", &json!({ "prompt": "x" }));
     server.wait_for_requests(1);
     // Of these two, the first fits and is given up again with the second.
     let full = server.complete(json!({ "n": 2 }));
@@ -170,23 +159,6 @@ fn texts_are_tokenized_and_back() {
 }
 
 #[test]
-fn the_tokenizer_is_described_on_request() {
-    let flags = ["--enable-tokenizer-info-endpoint"];
-    let server = TestServer::start_with(&flags, |_| says("x"));
-    let info = server.get("/tokenizer_info").json();
-    assert_eq!(info["eos_token"], "<|im_end|>");
-    assert!(
-        info["chat_template"]
-            .as_str()
-            .unwrap()
-            .contains("add_generation_prompt")
-    );
-    let answer = TestServer::start(|_| says("x")).get("/tokenizer_info");
-    assert_eq!(answer.status, 404);
-    assert!(answer.text.contains("--enable-tokenizer-info-endpoint"));
-}
-
-#[test]
 fn a_packed_body_is_refused_as_one() {
     let server = TestServer::start(|_| says("x"));
     let headers = ["content-type: application/json", "content-encoding: gzip"];
@@ -275,14 +247,7 @@ fn shutdown_lets_running_requests_end() {
     std::thread::scope(|scope| {
         let address = server.address;
         let running = scope.spawn(move || {
-            let body = json!({ "prompt": "x" }).to_string();
-            let mut stream = TcpStream::connect(address).unwrap();
-            write!(
-                stream,
-                "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            )
-            .unwrap();
+            let mut stream = support::begin(address, "/v1/completions", &json!({ "prompt": "x" }));
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
             answer
@@ -300,14 +265,7 @@ fn shutdown_ends_after_its_timeout() {
     let mut server = TestServer::start_with(&["--shutdown-timeout", "1"], |_| {
         Play::Hang(bytes("x").collect())
     });
-    let mut connection = TcpStream::connect(server.address).unwrap();
-    let body = json!({ "prompt": "x" }).to_string();
-    write!(
-        connection,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let _connection = server.begin("/v1/completions", &json!({ "prompt": "x" }));
     server.wait_for_requests(1);
     let start = Instant::now();
     server.signal_shutdown();

@@ -111,6 +111,30 @@ fn options_reach_the_engine() {
 }
 
 #[test]
+fn a_flag_shows_tokens_by_their_ids() {
+    let server = TestServer::start_with(&["--return-tokens-as-token-ids"], |_| says("o"));
+    let answer = chat(&server, json!({ "logprobs": true, "stream": false })).json();
+    assert_eq!(answer["logprobs"][0]["token"], "token_id:111");
+}
+
+#[test]
+fn a_pooling_server_says_what_it_is_for() {
+    for (score, capabilities, instead) in [
+        (None, json!(["embedding"]), "/v1/embeddings"),
+        (Some([1.0; 4]), json!([]), "/rerank"),
+    ] {
+        let server = TestServer::start_pooling(&[], score.as_ref().map(|score| score.as_slice()));
+        let shown = server.post("/api/show", &json!({ "model": "base" })).json();
+        assert_eq!(shown["capabilities"], capabilities);
+        let refused = server.post("/api/embed", &json!({ "model": "base" }));
+        assert_eq!(refused.status, 501);
+        let error = refused.json();
+        let message = error["error"].as_str().unwrap();
+        assert!(message.contains(instead), "{message}");
+    }
+}
+
+#[test]
 fn tools_are_called_and_answered() {
     let call =
         "<tool_call>\n{\"name\": \"look\", \"arguments\": {\"place\": \"Rome\"}}\n</tool_call>";
@@ -303,8 +327,14 @@ fn errors_are_ollamas() {
         (
             "/api/chat",
             json!({ "model": "base", "options": { "temperature": -1 } }),
-            200,
-            "",
+            400,
+            "options.temperature",
+        ),
+        (
+            "/api/generate",
+            json!({ "model": "base", "prompt": "", "options": { "top_p": 2 } }),
+            400,
+            "options.top_p",
         ),
         (
             "/api/generate",
@@ -317,6 +347,24 @@ fn errors_are_ollamas() {
             json!({ "model": "base", "prompt": "x", "suffix": "y" }),
             400,
             "`suffix`",
+        ),
+        (
+            "/api/generate",
+            json!({ "model": "base", "prompt": "x", "system": "y", "raw": true }),
+            400,
+            "`raw`",
+        ),
+        (
+            "/api/generate",
+            json!({ "model": "base", "prompt": "x", "system": "y", "suffix": "z" }),
+            400,
+            "`system`",
+        ),
+        (
+            "/api/generate",
+            json!({ "model": "base", "prompt": "x", "top_logprobs": 2 }),
+            400,
+            "`top_logprobs`",
         ),
         (
             "/api/generate",
@@ -359,12 +407,10 @@ fn errors_are_ollamas() {
     ] {
         let answer = server.post(path, &body);
         assert_eq!(answer.status, status, "{path} {body}: {}", answer.text);
-        if status != 200 {
-            let error = answer.json();
-            let message = error["error"].as_str().unwrap();
-            assert!(message.contains(part), "{message}");
-            assert_eq!(error.as_object().unwrap().len(), 1);
-        }
+        let error = answer.json();
+        let message = error["error"].as_str().unwrap();
+        assert!(message.contains(part), "{message}");
+        assert_eq!(error.as_object().unwrap().len(), 1);
     }
     let failed = || SequenceError::Failed("bad luck".into());
     let server = TestServer::start(move |_| Play::Fails(bytes("so").collect(), failed()));

@@ -180,6 +180,31 @@ fn what_is_wrong_is_named() {
             json!({ "text_1": "x", "text_2": "y", "instruction": "z" }),
             "instruction",
         ),
+        (
+            "/score",
+            json!({ "text_1": "x", "text_2": "y", "data_1": "z" }),
+            "data_1",
+        ),
+        (
+            "/score",
+            json!({ "queries": "x", "documents": "y", "items": "z" }),
+            "items",
+        ),
+        (
+            "/score",
+            json!({ "text_1": "x", "documents": "y" }),
+            "text_1",
+        ),
+        (
+            "/score",
+            json!({ "text_1": "x", "text_2": "y", "use_activation": false }),
+            "use_activation",
+        ),
+        (
+            "/rerank",
+            json!({ "query": "x", "documents": ["y"], "use_activation": true }),
+            "use_activation",
+        ),
         ("/rerank", json!({ "documents": ["x"] }), "query"),
         (
             "/rerank",
@@ -270,6 +295,29 @@ fn scores_are_products_or_cosines() {
     assert_eq!(
         answer["results"][0],
         json!({ "index": 1, "document": { "text": "c" }, "relevance_score": 49.5 })
+    );
+    // What /pooling says of a score has the form that a vector would have.
+    let pooled = |extra: Value| {
+        let body = support::merged(json!({ "input": "ab", "use_activation": false }), extra);
+        server.post("/pooling", &body)
+    };
+    assert_eq!(pooled(json!({})).json()["data"][0]["data"], json!([49.0]));
+    for (extra, data) in [
+        (json!({ "endianness": "little" }), "AABEQg=="),
+        (json!({ "endianness": "big" }), "QkQAAA=="),
+        (
+            json!({ "endianness": "big", "embed_dtype": "float16" }),
+            "UiA=",
+        ),
+    ] {
+        let extra = support::merged(extra, json!({ "encoding_format": "base64" }));
+        assert_eq!(pooled(extra).json()["data"][0]["data"], data);
+    }
+    let refused = pooled(json!({ "dimensions": 1 }));
+    let error = &refused.json()["error"];
+    assert_eq!(
+        (refused.status, &error["param"]),
+        (400, &json!("dimensions"))
     );
 
     let server = TestServer::start_pooling(&[], None);

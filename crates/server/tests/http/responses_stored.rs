@@ -169,5 +169,18 @@ fn tokens_are_counted_without_an_answer() {
         count,
         json!({ "object": "response.input_tokens", "input_tokens": 10 })
     );
+    // A prompt of any length, unless it is to be cut; a grammar is not compiled.
+    let long = "x".repeat(1000);
+    let format = json!({ "type": "json_schema", "name": "n", "schema": { "$ref": "#/$defs/x" } });
+    for (extra, num) in [
+        (json!({}), 1004),
+        (json!({ "truncation": "auto" }), MAX_MODEL_LEN - 1),
+        (json!({ "text": { "format": format } }), 1004),
+    ] {
+        let body = support::merged(json!({ "input": long }), extra);
+        let count = server.post("/v1/responses/input_tokens", &body);
+        assert_eq!(count.status, 200, "{}", count.text);
+        assert_eq!(count.json()["input_tokens"], num);
+    }
     assert!(server.seen.lock().unwrap().requests.is_empty());
 }

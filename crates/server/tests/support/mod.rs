@@ -8,7 +8,8 @@ mod model;
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::net::SocketAddr;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -141,6 +142,11 @@ impl TestServer {
         }
     }
 
+    /// Sends a request whose answer nobody reads yet.
+    pub(crate) fn begin(&self, path: &str, body: &Value) -> TcpStream {
+        begin(self.address, path, body)
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(ureq::http::Method::POST, path, body.to_string(), None)
     }
@@ -265,6 +271,16 @@ impl TestServer {
     pub(crate) fn join(&mut self) {
         self.runtime.block_on(self.served.take().unwrap()).unwrap();
     }
+}
+
+/// Sends a request to the server at an address.
+pub(crate) fn begin(address: SocketAddr, path: &str, body: &Value) -> TcpStream {
+    let mut connection = TcpStream::connect(address).unwrap();
+    let body = body.to_string();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json");
+    let len = body.len();
+    write!(connection, "{head}\r\ncontent-length: {len}\r\n\r\n{body}").unwrap();
+    connection
 }
 
 pub(crate) fn merged(mut base: Value, extra: Value) -> Value {

@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use crate::error::ApiError;
 use crate::protocol::common::{SamplingFields, Texts};
+use crate::protocol::sampling::MaxTokens;
 
 /// Options that make a difference here.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -61,9 +62,10 @@ impl Options {
     }
 
     /// Most tokens to generate.
-    pub fn max_tokens(&self) -> Option<usize> {
-        let num = self.num_predict.filter(|&num| num > 0)?;
-        usize::try_from(num).ok()
+    pub fn max_tokens(&self) -> MaxTokens {
+        let num = self.num_predict.filter(|&num| num > 0);
+        let num = num.and_then(|num| usize::try_from(num).ok());
+        num.map_or(MaxTokens::Room, MaxTokens::AtMost)
     }
 
     /// Checks the length against the context.

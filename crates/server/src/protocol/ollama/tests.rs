@@ -1,5 +1,6 @@
 use super::*;
 use crate::protocol::common::Texts;
+use crate::protocol::sampling::MaxTokens;
 
 fn chat(extra: Value) -> Result<Request, ApiError> {
     let mut request = json!({ "model": "m", "messages": [] });
@@ -79,7 +80,7 @@ fn options_are_sampling_fields() {
         (Some(0.5), Some(40), Some(1.5), Some(7))
     );
     assert_eq!(Texts::of(sampling.stop.as_ref()), ["a", "b"]);
-    assert_eq!(request.options.max_tokens(), Some(12));
+    assert_eq!(request.options.max_tokens(), MaxTokens::AtMost(12));
     assert!(request.options.check_length(50).is_ok());
     let error = request.options.check_length(49).unwrap_err();
     assert_eq!(error.param.as_deref(), Some("options.num_ctx"));
@@ -87,7 +88,7 @@ fn options_are_sampling_fields() {
     let options = |options: Value| chat(json!({ "options": options }));
     let off = json!({ "num_predict": -1, "seed": -1, "top_k": -1, "repeat_last_n": 0, "repeat_penalty": 1.3 });
     let off = options(off).unwrap().options;
-    assert_eq!(off.max_tokens(), None);
+    assert_eq!(off.max_tokens(), MaxTokens::Room);
     let sampling = off.sampling();
     assert_eq!(
         (sampling.seed, sampling.top_k, sampling.repetition_penalty),

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::{new_id, wrong};
+use super::new_id;
 use crate::error::ApiError;
 use crate::protocol::body::kind;
 
@@ -32,8 +32,16 @@ pub fn read_input(
                 .map(|(i, item)| read_item(&format!("input[{i}]"), item, &find))
                 .collect()
         }
-        Value::Array(_) => Err(wrong("input", "a text or items", "an empty list")),
-        other => Err(wrong("input", "a string or a list of items", kind(&other))),
+        Value::Array(_) => Err(ApiError::expected(
+            "input",
+            "a text or items",
+            "an empty list",
+        )),
+        other => Err(ApiError::expected(
+            "input",
+            "a string or a list of items",
+            kind(&other),
+        )),
     }
 }
 
@@ -44,16 +52,22 @@ fn read_item(
 ) -> Result<Item, ApiError> {
     let mut item = match item {
         Value::Object(item) => item,
-        other => return Err(wrong(place, "an object", kind(&other))),
+        other => return Err(ApiError::expected(place, "an object", kind(&other))),
     };
     item.retain(|_, value| !value.is_null());
     let place_of_type = format!("{place}.type");
     let of_type = match item.get("type") {
         Some(Value::String(of_type)) => of_type.as_str(),
-        Some(other) => return Err(wrong(&place_of_type, "a string", kind(other))),
+        Some(other) => return Err(ApiError::expected(&place_of_type, "a string", kind(other))),
         None if item.contains_key("role") => "message",
         None if item.contains_key("id") && item.len() == 1 => "item_reference",
-        None => return Err(wrong(&place_of_type, "a type, or a role", "neither")),
+        None => {
+            return Err(ApiError::expected(
+                &place_of_type,
+                "a type, or a role",
+                "neither",
+            ));
+        }
     };
     match of_type {
         "message" => read_message(place, item),
@@ -74,7 +88,11 @@ fn read_item(
         other => {
             let expected =
                 "message, function_call, function_call_output, reasoning or item_reference";
-            Err(wrong(&place_of_type, expected, &format!("`{other}`")))
+            Err(ApiError::expected(
+                &place_of_type,
+                expected,
+                &format!("`{other}`"),
+            ))
         }
     }
 }
@@ -91,8 +109,8 @@ fn stored(place: &str, mut item: Item, prefix: &str, fields: Value) -> Result<It
     };
     if !STATUS.contains(&status.as_str()) {
         let expected = "one of completed, in_progress and incomplete";
-        return Err(wrong(
-            &format!("{place}.status"),
+        return Err(ApiError::expected(
+            format!("{place}.status"),
             expected,
             &format!("`{status}`"),
         ));
@@ -112,7 +130,11 @@ fn text(place: &str, item: &mut Item, field: &str) -> Result<String, ApiError> {
         Some(Value::String(text)) => Ok(text),
         other => {
             let found = other.as_ref().map_or("nothing", kind);
-            Err(wrong(&format!("{place}.{field}"), "a string", found))
+            Err(ApiError::expected(
+                format!("{place}.{field}"),
+                "a string",
+                found,
+            ))
         }
     }
 }
@@ -131,7 +153,7 @@ fn read_message(place: &str, mut item: Item) -> Result<Item, ApiError> {
         None if role == "assistant" => Vec::new(),
         other => {
             let found = other.as_ref().map_or("nothing", kind);
-            return Err(wrong(
+            return Err(ApiError::expected(
                 &place_of_content,
                 "a string or a list of parts",
                 found,
@@ -154,7 +176,7 @@ fn read_part(place: &str, role: &str, part: Value) -> Result<Value, ApiError> {
         Value::Object(part) => part,
         other => {
             let expected = "a part such as {\"type\": \"input_text\", \"text\": …}";
-            return Err(wrong(place, expected, kind(&other)));
+            return Err(ApiError::expected(place, expected, kind(&other)));
         }
     };
     match part.get("type").and_then(Value::as_str) {
@@ -168,7 +190,11 @@ fn read_part(place: &str, role: &str, part: Value) -> Result<Value, ApiError> {
         other => {
             let expected = "`input_text`, `output_text` or `refusal` (the model reads only text)";
             let found = other.map_or_else(|| "none".to_owned(), |other| format!("`{other}`"));
-            Err(wrong(&format!("{place}.type"), expected, &found))
+            Err(ApiError::expected(
+                format!("{place}.type"),
+                expected,
+                &found,
+            ))
         }
     }
 }
@@ -176,7 +202,11 @@ fn read_part(place: &str, role: &str, part: Value) -> Result<Value, ApiError> {
 fn read_call(place: &str, mut item: Item) -> Result<Item, ApiError> {
     if item.contains_key("namespace") {
         let param = format!("{place}.namespace");
-        return Err(wrong(&param, "none (tools have no namespaces)", "one"));
+        return Err(ApiError::expected(
+            &param,
+            "none (tools have no namespaces)",
+            "one",
+        ));
     }
     let (call_id, name) = (
         text(place, &mut item, "call_id")?,
@@ -200,7 +230,11 @@ fn read_output(place: &str, mut item: Item) -> Result<Item, ApiError> {
         other => {
             let found = other.as_ref().map_or("nothing", kind);
             let param = format!("{place}.output");
-            return Err(wrong(&param, "a string or a list of parts", found));
+            return Err(ApiError::expected(
+                &param,
+                "a string or a list of parts",
+                found,
+            ));
         }
     };
     let fields = json!({ "type": "function_call_output", "call_id": call_id, "output": output });
@@ -211,15 +245,15 @@ fn read_reasoning(place: &str, mut item: Item) -> Result<Item, ApiError> {
     if item.contains_key("encrypted_content") {
         let param = format!("{place}.encrypted_content");
         let expected = "none (this server's reasoning is in `content`)";
-        return Err(wrong(&param, expected, "some"));
+        return Err(ApiError::expected(&param, expected, "some"));
     }
     let mut texts = |field: &str, of_type: &str| {
         let parts = match item.shift_remove(field) {
             None => return Ok(Vec::new()),
             Some(Value::Array(parts)) => parts,
             Some(other) => {
-                return Err(wrong(
-                    &format!("{place}.{field}"),
+                return Err(ApiError::expected(
+                    format!("{place}.{field}"),
                     "a list of parts",
                     kind(&other),
                 ));
@@ -228,7 +262,7 @@ fn read_reasoning(place: &str, mut item: Item) -> Result<Item, ApiError> {
         let parts = parts.into_iter().enumerate().map(|(j, part)| {
             let place = format!("{place}.{field}[{j}]");
             let Value::Object(mut part) = part else {
-                return Err(wrong(&place, "an object", kind(&part)));
+                return Err(ApiError::expected(&place, "an object", kind(&part)));
             };
             let text = text(&place, &mut part, "text")?;
             Ok(json!({ "type": of_type, "text": text }))

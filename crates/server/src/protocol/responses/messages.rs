@@ -119,7 +119,8 @@ impl Places {
         error
     }
 
-    fn renamed(&self, param: &str) -> String {
+    /// The name that a field of a chat has here.
+    pub fn renamed(&self, param: &str) -> String {
         if let Some(place) = self.place(param) {
             return place;
         }

@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::wrong;
 use crate::error::ApiError;
 use crate::protocol::body::kind;
 use crate::protocol::chat::ReasoningEffort;
@@ -33,7 +32,7 @@ fn each(
     let object = match object {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Object(object)) => object,
-        Some(other) => return Err(wrong(field, "an object", kind(other))),
+        Some(other) => return Err(ApiError::expected(field, "an object", kind(other))),
     };
     let keys = object.iter().filter(|(_, value)| !value.is_null());
     for (key, value) in keys {
@@ -43,7 +42,7 @@ fn each(
                 Value::Bool(on) => format!("`{on}`"),
                 other => kind(other).to_owned(),
             };
-            wrong(&format!("{field}.{key}"), expected, &found)
+            ApiError::expected(format!("{field}.{key}"), expected, &found)
         })?;
     }
     Ok(())
@@ -103,7 +102,7 @@ pub fn read_text(text: Option<&Value>) -> Result<Option<Value>, ApiError> {
 /// `text.format` as a chat's `response_format`.
 fn chat_format(format: &Value) -> Result<Option<Value>, ApiError> {
     let Value::Object(format) = format else {
-        return Err(wrong("text.format", "an object", kind(format)));
+        return Err(ApiError::expected("text.format", "an object", kind(format)));
     };
     match format.get("type").and_then(Value::as_str) {
         Some("text" | "json_object") => Ok(Some(Value::Object(format.clone()))),
@@ -120,7 +119,7 @@ fn chat_format(format: &Value) -> Result<Option<Value>, ApiError> {
         other => {
             let found = other.map_or_else(|| "none".to_owned(), |other| format!("`{other}`"));
             let expected = "text, json_object or json_schema";
-            Err(wrong("text.format.type", expected, &found))
+            Err(ApiError::expected("text.format.type", expected, &found))
         }
     }
 }
@@ -133,8 +132,8 @@ pub fn read_include(include: &[String]) -> Result<bool, ApiError> {
     for (i, value) in include.iter().enumerate() {
         if !INCLUDABLE.contains(&value.as_str()) {
             let expected = format!("one of {}", INCLUDABLE.join(", "));
-            return Err(wrong(
-                &format!("include[{i}]"),
+            return Err(ApiError::expected(
+                format!("include[{i}]"),
                 &expected,
                 &format!("`{value}`"),
             ));

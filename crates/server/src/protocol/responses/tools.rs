@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::wrong;
 use crate::error::ApiError;
 use crate::protocol::body::kind;
 
@@ -23,11 +22,15 @@ pub fn read_tools(tools: Vec<Value>) -> Result<Vec<Value>, ApiError> {
 fn read_tool(place: &str, tool: Value) -> Result<Value, ApiError> {
     let tool = match tool {
         Value::Object(tool) => tool,
-        other => return Err(wrong(place, "an object", kind(&other))),
+        other => return Err(ApiError::expected(place, "an object", kind(&other))),
     };
     let get = |key: &str| tool.get(key).cloned().unwrap_or_default();
     let refuse = |key: &str, expected: &str, found: &str| {
-        Err(wrong(&format!("{place}.{key}"), expected, found))
+        Err(ApiError::expected(
+            format!("{place}.{key}"),
+            expected,
+            found,
+        ))
     };
     match get("type") {
         Value::String(of_type) if of_type == "function" => {}
@@ -92,15 +95,21 @@ pub fn chat_choice(choice: &Value, tools: &[Value]) -> Result<Value, ApiError> {
         Value::Null => return Ok(Value::from("auto")),
         Value::String(mode) => {
             return match mode.as_str() {
-                "required" if tools.is_empty() => {
-                    Err(wrong("tool_choice", "`tools` with `required`", "none"))
-                }
+                "required" if tools.is_empty() => Err(ApiError::expected(
+                    "tool_choice",
+                    "`tools` with `required`",
+                    "none",
+                )),
                 "none" | "auto" | "required" => Ok(choice.clone()),
-                _ => Err(wrong("tool_choice", EXPECTED, &format!("`{mode}`"))),
+                _ => Err(ApiError::expected(
+                    "tool_choice",
+                    EXPECTED,
+                    &format!("`{mode}`"),
+                )),
             };
         }
         Value::Object(choice) => choice,
-        other => return Err(wrong("tool_choice", EXPECTED, kind(other))),
+        other => return Err(ApiError::expected("tool_choice", EXPECTED, kind(other))),
     };
     match choice.get("type").and_then(Value::as_str) {
         Some("function") => chat_function("tool_choice", choice, tools),
@@ -109,17 +118,25 @@ pub fn chat_choice(choice: &Value, tools: &[Value]) -> Result<Value, ApiError> {
                 Some(mode @ ("auto" | "required")) => mode,
                 other => {
                     let found = other.unwrap_or("none");
-                    return Err(wrong("tool_choice.mode", "`auto` or `required`", found));
+                    return Err(ApiError::expected(
+                        "tool_choice.mode",
+                        "`auto` or `required`",
+                        found,
+                    ));
                 }
             };
             let Some(Value::Array(allowed)) = choice.get("tools") else {
-                return Err(wrong("tool_choice.tools", "a list of tools", "none"));
+                return Err(ApiError::expected(
+                    "tool_choice.tools",
+                    "a list of tools",
+                    "none",
+                ));
             };
             let allowed = allowed.iter().enumerate().map(|(i, tool)| {
                 let place = format!("tool_choice.tools[{i}]");
                 match tool {
                     Value::Object(tool) => chat_function(&place, tool, tools),
-                    other => Err(wrong(&place, "an object", kind(other))),
+                    other => Err(ApiError::expected(&place, "an object", kind(other))),
                 }
             });
             let allowed = allowed.collect::<Result<Vec<_>, _>>()?;
@@ -128,7 +145,7 @@ pub fn chat_choice(choice: &Value, tools: &[Value]) -> Result<Value, ApiError> {
         }
         other => {
             let found = other.map_or_else(|| "none".to_owned(), |other| format!("`{other}`"));
-            Err(wrong(
+            Err(ApiError::expected(
                 "tool_choice.type",
                 "`function` or `allowed_tools`",
                 &found,
@@ -147,7 +164,11 @@ fn chat_function(
         Some("function") | None => {}
         Some(other) => {
             let found = format!("`{other}`");
-            return Err(wrong(&format!("{place}.type"), "`function`", &found));
+            return Err(ApiError::expected(
+                format!("{place}.type"),
+                "`function`",
+                &found,
+            ));
         }
     }
     let name = function.get("name").and_then(Value::as_str);
@@ -157,7 +178,11 @@ fn chat_function(
         None => {
             let found = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
             let expected = "the name of one of `tools`";
-            Err(wrong(&format!("{place}.name"), expected, &found))
+            Err(ApiError::expected(
+                format!("{place}.name"),
+                expected,
+                &found,
+            ))
         }
     }
 }

@@ -3,16 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::super::thoughts::WithoutSpace;
-use crate::answer::Part;
+use crate::answer::{Part, arguments_object};
 use crate::engine::FinishReason;
 use crate::error::ApiError;
 use crate::error::shape::ErrorShape;
 use crate::postprocess::{Delta, Finish};
 use crate::protocol::anthropic_answer::{ContentBlock, Message, MessageUsage};
 use crate::stream::{EventFormat, TokenCounts};
-
-/// Where Anthropic puts arguments that are no JSON.
-const INVALID_JSON: &str = "INVALID_JSON";
 
 /// The shape of messages.
 pub(super) struct MessageFormat {
@@ -110,7 +107,7 @@ impl MessageFormat {
                 Part::Arguments { text, .. } => arguments.push_str(&text),
                 Part::CallEnd { .. } => {
                     if let Some(ContentBlock::ToolUse { input, .. }) = blocks.last_mut() {
-                        *input = parsed(&arguments);
+                        *input = arguments_object(&arguments);
                     }
                     arguments.clear();
                 }
@@ -213,15 +210,6 @@ fn call(id: &str, name: String) -> ContentBlock {
         id: format!("toolu_{id}"),
         name,
         input: Map::new(),
-    }
-}
-
-/// Arguments as an object, whatever the model wrote.
-fn parsed(arguments: &str) -> Map<String, Value> {
-    match serde_json::from_str(arguments) {
-        Ok(Value::Object(input)) => input,
-        _ if arguments.trim().is_empty() => Map::new(),
-        _ => Map::from_iter([(INVALID_JSON.to_owned(), Value::from(arguments))]),
     }
 }
 

@@ -78,20 +78,23 @@ impl Work {
             return Err(ApiError::bad_request("think", message));
         }
         let num_logprobs = request.num_logprobs(state.max_logprobs())?;
+        let sampling = request.options.sampling();
+        // Also where nothing is generated yet.
+        sampling
+            .sampling_params(state, num_logprobs)
+            .map_err(renamed)?;
         let prepare = |conversation| {
             let conversation = Conversation {
                 model: Some(known),
-                sampling: request.options.sampling(),
+                sampling,
+                max_tokens: request.options.max_tokens(),
                 num_logprobs,
                 grammar: request.grammar(state.json_style()),
                 ..conversation
             };
             conversation.prepare(state).map_err(renamed)
         };
-        let mut prepared = conversation.map(prepare).transpose()?;
-        if let Some(prepared) = &mut prepared {
-            limit(prepared, &request);
-        }
+        let prepared = conversation.map(prepare).transpose()?;
         Ok(Self {
             request,
             model,
@@ -121,11 +124,4 @@ impl Work {
         }
         Ok(Json(format.response(all)).into_response())
     }
-}
-
-/// At most so many tokens as were asked for; the context may have room for fewer.
-pub(super) fn limit(prepared: &mut Prepared, request: &Request) {
-    let requested = request.options.max_tokens().unwrap_or(usize::MAX);
-    let room = prepared.request.max_tokens;
-    prepared.request.max_tokens = requested.min(room);
 }

@@ -8,7 +8,7 @@ use super::super::conversation::Prepared;
 use super::super::thoughts::WithoutSpace;
 use super::chat::Work;
 use super::time::rfc3339;
-use crate::answer::Part;
+use crate::answer::{Part, arguments_object};
 use crate::engine::FinishReason;
 use crate::error::ApiError;
 use crate::error::shape::ErrorShape;
@@ -63,7 +63,7 @@ impl LineFormat {
             shows_thinking: work.request.shows_thinking(),
             view: shows_logprobs.then(|| TokenView {
                 tokenizer: state.model().tokenizer.clone(),
-                as_ids: false,
+                as_ids: state.api().return_tokens_as_token_ids,
                 skip_special_tokens: prepared.is_none_or(skips),
             }),
             num_prompt_tokens: prepared.map_or(0, |prepared| prepared.request.prompt.len()),
@@ -185,7 +185,7 @@ impl LineFormat {
                 }
                 Some(Part::Arguments { text, .. }) => self.arguments.push_str(&text),
                 Some(Part::CallEnd { .. }) => {
-                    let arguments = parsed(&std::mem::take(&mut self.arguments));
+                    let arguments = arguments_object(&std::mem::take(&mut self.arguments));
                     more.calls.extend(self.call.take().map(|mut call| {
                         call.function.arguments = arguments;
                         call
@@ -193,15 +193,6 @@ impl LineFormat {
                 }
             }
         }
-    }
-}
-
-/// Arguments as an object, whatever the model wrote.
-fn parsed(arguments: &str) -> Map<String, Value> {
-    match serde_json::from_str(arguments) {
-        Ok(Value::Object(arguments)) => arguments,
-        _ if arguments.trim().is_empty() => Map::new(),
-        _ => Map::from_iter([("INVALID_JSON".to_owned(), Value::from(arguments))]),
     }
 }
 

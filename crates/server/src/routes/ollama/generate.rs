@@ -5,10 +5,10 @@ use std::time::Instant;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::super::constraint::constraint;
+use super::super::constraint::sequence;
 use super::super::conversation::{Conversation, Prepared};
 use super::super::prompt::{Length, encode, in_turn};
-use super::chat::{Work, limit};
+use super::chat::Work;
 use super::format::Api;
 use super::{model_name, renamed};
 use crate::answer::AnswerOptions;
@@ -52,6 +52,12 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
     let is_raw = fields.raw.unwrap_or(false);
     let prompt = fields.prompt.filter(|prompt| !prompt.is_empty());
     let fills_gap = fields.suffix.is_some();
+    let is_told = fields.system.as_ref().is_some_and(|text| !text.is_empty());
+    if is_told && (is_raw || fills_gap) {
+        let other = if is_raw { "raw" } else { "suffix" };
+        let message = format!("`system` needs a template: it cannot be used with `{other}`.");
+        return Err(ApiError::bad_request("system", message));
+    }
     let text = match (prompt, fields.suffix, is_raw) {
         (_, Some(_), true) => {
             let message = "`suffix` needs a template: it cannot be used with `raw`.";
@@ -80,9 +86,7 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
         let stops = stops.filter_map(|token| tokenizer.token_to_id(token));
         sampling.stop_token_ids = Some(stops.collect());
     }
-    let mut prepared = plain(state, &work.request, sampling, &text)?;
-    limit(&mut prepared, &work.request);
-    work.prepared = Some(prepared);
+    work.prepared = Some(plain(state, &work.request, sampling, &text)?);
     Ok(work)
 }
 
@@ -117,26 +121,21 @@ fn plain(
     let params = sampling.sampling_params(state, num_logprobs);
     let params = params.map_err(renamed)?;
     let options = sampling.text_options(state)?;
-    let stop_token_ids = options.stop_token_ids.clone();
     let grammar = request.grammar(state.json_style());
-    let (constraint, options) = constraint(state, grammar, None, &sampling, options)?;
+    let (sequence, text_options) =
+        sequence(state, (grammar, None), &sampling, params, adapter, options)?;
     let length = Length::of(state, &sampling, "prompt", None)?;
     let prompt = encode(state, text, true, &length)?;
-    let max_tokens = sampling.max_tokens(state, prompt.len(), None, "prompt")?;
+    let requested = request.options.max_tokens();
+    let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "prompt")?;
     Ok(Prepared {
         model,
         request: GenerateRequest {
             prompt,
-            sampling: params,
-            constraint,
             max_tokens,
-            min_tokens: options.min_tokens,
-            stop_token_ids,
-            adapter,
-            cache_salt: None,
-            prompt_logprobs: None,
+            ..sequence
         },
-        text: options,
+        text: text_options,
         parts: AnswerOptions::default(),
         sampling,
         role: "assistant".to_owned(),

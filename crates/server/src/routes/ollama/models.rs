@@ -111,6 +111,13 @@ fn size(num: u64) -> String {
 
 /// What the model can do, in Ollama's words.
 fn capabilities(state: &AppState) -> Vec<&'static str> {
+    if let Some(pooling) = &state.model().pooling {
+        // Ollama has no word for scores.
+        return match pooling.score {
+            Some(_) => Vec::new(),
+            None => vec!["embedding"],
+        };
+    }
     let template = state.model().chat_template.as_ref();
     let shows_tools = template.is_some_and(|template| template.source().contains("tools"));
     let capabilities = [

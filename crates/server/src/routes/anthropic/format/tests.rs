@@ -192,11 +192,3 @@ fn the_end_has_anthropics_words() {
         ("stop_sequence", Some("END".to_owned()))
     );
 }
-
-#[test]
-fn arguments_that_are_no_object_are_kept() {
-    assert_eq!(parsed(""), Map::new());
-    assert_eq!(parsed("{\"x\": 1}")["x"], 1);
-    assert_eq!(parsed("{\"x\": ")[INVALID_JSON], "{\"x\": ");
-    assert_eq!(parsed("[1]")[INVALID_JSON], "[1]");
-}
