@@ -57,7 +57,7 @@ fn what_cannot_be_loaded_is_refused_by_path() {
 
     let damaged = model.adapter(3);
     std::fs::write(damaged.join("adapter_model.safetensors"), b"damaged").unwrap();
-    refused(&damaged, 400, "HeaderTooSmall");
+    refused(&damaged, 400, "header too small");
 }
 
 #[test]
