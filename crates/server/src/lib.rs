@@ -13,8 +13,10 @@
 #![deny(missing_docs)]
 
 pub mod answer;
+pub mod batch;
 mod blocking;
 mod builder;
+pub mod command;
 pub mod config;
 mod cors;
 pub mod deltas;
