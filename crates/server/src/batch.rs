@@ -28,8 +28,8 @@ pub use args::{BatchFiles, RunBatch};
 use line::{BatchRequest, read};
 use output::{Answer, OrderedOutput};
 pub use progress::Progress;
-pub use source::Source;
 use source::Lines;
+pub use source::Source;
 
 /// Most bytes of requests that run, and of answers that wait for an earlier one.
 const MAX_BYTES: usize = 64 << 20;
@@ -156,7 +156,9 @@ async fn answer(app: Router, request: BatchRequest) -> Answer {
     };
     let status = response.status();
     let request_id = response.headers().get(request_id::HEADER);
-    let request_id = request_id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let request_id = request_id
+        .and_then(|id| id.to_str().ok())
+        .map(str::to_owned);
     let body = match to_bytes(response.into_body(), usize::MAX).await {
         Ok(body) => String::from_utf8(body.into()).ok(),
         Err(_) => None,

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use crate::batch::RunBatch;
+use crate::bench::Bench;
 use crate::config::{Config, ConfigError, dashes};
 
 /// What the program is to do.
@@ -12,6 +13,8 @@ pub enum Command {
     Serve(Box<Config>),
     /// Answer a file of requests.
     RunBatch(Box<RunBatch>),
+    /// Measure.
+    Bench(Bench),
 }
 
 /// Commands besides `serve`, which needs no name.
@@ -29,10 +32,14 @@ impl Command {
     {
         let mut command_line = dashes(command_line);
         match command_line.get(1).and_then(|word| word.to_str()) {
-            Some("run-batch" | "run_batch") => {
+            Some("run-batch") => {
                 command_line.remove(1);
                 let batch = RunBatch::from_command_line(command_line)?;
                 Ok(Self::RunBatch(Box::new(batch)))
+            }
+            Some("bench") => {
+                command_line.remove(1);
+                Ok(Self::Bench(Bench::from_command_line(command_line)?))
             }
             _ => {
                 let config = Config::from_command_line(command_line)?;

@@ -14,6 +14,7 @@
 
 pub mod answer;
 pub mod batch;
+pub mod bench;
 mod blocking;
 mod builder;
 pub mod command;

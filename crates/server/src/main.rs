@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use axum::serve::{Listener, ListenerExt};
 use server::batch::{self, Progress, RunBatch};
+use server::bench::Bench;
 use server::command::Command;
 use server::config::{Config, ConfigError, Listen};
 use server::engine::Engine;
@@ -54,7 +55,15 @@ async fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Serve(config) => serve(config).await.map(|()| ExitCode::SUCCESS),
         Command::RunBatch(batch) => run_batch(batch).await,
+        Command::Bench(bench) => run_bench(bench).await,
     }
+}
+
+/// Measures, and prints the result.
+#[expect(clippy::print_stdout, reason = "the program's own output")]
+async fn run_bench(bench: &Bench) -> Result<ExitCode> {
+    print!("{}", bench.run().await?);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Answers a file of requests.
@@ -71,7 +80,12 @@ async fn run_batch(batch: &RunBatch) -> Result<ExitCode> {
     let (answered, failed) = (summary.num_answered, summary.num_failed);
     let output = &batch.args.output_file;
     if summary.stopped {
-        tracing::warn!(answered, failed, output, "the batch was stopped before its end");
+        tracing::warn!(
+            answered,
+            failed,
+            output,
+            "the batch was stopped before its end"
+        );
         return Ok(INTERRUPTED.into());
     }
     tracing::info!(answered, failed, output, "the batch is complete");

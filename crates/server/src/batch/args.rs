@@ -50,9 +50,18 @@ pub struct BatchFiles {
 
 /// Flags of `vllm run-batch` that this program does not have.
 const REFUSED: [(&str, &str); 3] = [
-    ("--output-tmp-dir", "answers go straight to --output-file, which is no URL"),
-    ("--enable-metrics", "a batch listens nowhere; its progress is in the log"),
-    ("--url", "a batch listens nowhere; its progress is in the log"),
+    (
+        "--output-tmp-dir",
+        "answers go straight to --output-file, which is no URL",
+    ),
+    (
+        "--enable-metrics",
+        "a batch listens nowhere; its progress is in the log",
+    ),
+    (
+        "--url",
+        "a batch listens nowhere; its progress is in the log",
+    ),
 ];
 
 impl RunBatch {
@@ -64,8 +73,16 @@ impl RunBatch {
         refuse(&command_line, &REFUSED)?;
         let flags = Flags::read_offline("run-batch", BatchArgs::command(), command_line)?;
         let args = BatchArgs::from_arg_matches(&flags.matches)?;
-        no_url("--input-file", &args.input_file, "download it first, or pipe it in with `-i -`")?;
-        no_url("--output-file", &args.output_file, "write a file, and upload it afterwards")?;
+        no_url(
+            "--input-file",
+            &args.input_file,
+            "download it first, or pipe it in with `-i -`",
+        )?;
+        no_url(
+            "--output-file",
+            &args.output_file,
+            "write a file, and upload it afterwards",
+        )?;
         let config = flags.config;
         Ok(Self { config, args })
     }
@@ -79,7 +96,8 @@ impl RunBatch {
         let (source, num_bytes): (Source, _) = match input.as_str() {
             "-" => (Box::new(BufReader::new(io::stdin())), None),
             path => {
-                let file = File::open(path).with_context(|| format!("--input-file: cannot read {path}"))?;
+                let file = File::open(path)
+                    .with_context(|| format!("--input-file: cannot read {path}"))?;
                 let metadata = file.metadata().with_context(|| path.to_owned())?;
                 ensure!(!metadata.is_dir(), "--input-file: {path} is a folder");
                 let num_bytes = metadata.is_file().then_some(metadata.len());
@@ -115,7 +133,8 @@ impl RunBatch {
                 self.args.overwrite,
                 "--output-file: {shown} exists already; name another file, or give --overwrite"
             );
-            file.set_len(0).with_context(|| format!("--output-file: cannot empty {shown}"))?;
+            file.set_len(0)
+                .with_context(|| format!("--output-file: cannot empty {shown}"))?;
         }
         Ok(file)
     }

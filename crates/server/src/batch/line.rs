@@ -95,7 +95,9 @@ pub(super) fn read(line: &Line, ids: &mut Ids) -> Result<BatchRequest, Box<BadLi
             let Id { custom_id } = serde_json::from_str(text).unwrap_or_default();
             let custom_id = custom_id.and_then(|id| id.as_str().map(str::to_owned));
             // The text is a line of its own to the parser.
-            let message = error.to_string().replace(" at line 1 column ", " at column ");
+            let message = error
+                .to_string()
+                .replace(" at line 1 column ", " at column ");
             return Err(bad(custom_id, malformed(&message)));
         }
     };
@@ -105,8 +107,9 @@ pub(super) fn read(line: &Line, ids: &mut Ids) -> Result<BatchRequest, Box<BadLi
         return Err(bad(None, error));
     };
     if let Err(other) = ids.insert(&custom_id, number) {
-        let message =
-            format!("`custom_id`: line {other} has `{custom_id}` already; each line needs its own.");
+        let message = format!(
+            "`custom_id`: line {other} has `{custom_id}` already; each line needs its own."
+        );
         let error = ApiError {
             code: Some("duplicate_custom_id"),
             ..ApiError::bad_request("custom_id", message)
@@ -125,8 +128,15 @@ pub(super) fn read(line: &Line, ids: &mut Ids) -> Result<BatchRequest, Box<BadLi
 
 /// The path, if the other fields fit.
 fn check(method: &Value, url: &Value, body: &str) -> Result<String, ApiError> {
-    if !method.as_str().is_some_and(|name| name.eq_ignore_ascii_case("POST")) {
-        return Err(ApiError::expected("method", "\"POST\"", &method.to_string()));
+    if !method
+        .as_str()
+        .is_some_and(|name| name.eq_ignore_ascii_case("POST"))
+    {
+        return Err(ApiError::expected(
+            "method",
+            "\"POST\"",
+            &method.to_string(),
+        ));
     }
     let Some(url) = url.as_str().filter(|url| URLS.contains(url)) else {
         let expected = format!("one of {}", URLS.join(", "));
@@ -136,8 +146,9 @@ fn check(method: &Value, url: &Value, body: &str) -> Result<String, ApiError> {
     let fields: Unanswerable = serde_json::from_str(body).unwrap_or_default();
     for (name, value) in [("stream", fields.stream), ("background", fields.background)] {
         if value == true {
-            let message =
-                format!("`body.{name}`: expected false, found true: a batch has whole answers only.");
+            let message = format!(
+                "`body.{name}`: expected false, found true: a batch has whole answers only."
+            );
             return Err(ApiError::bad_request(format!("body.{name}"), message));
         }
     }
@@ -181,20 +192,42 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let line = |custom_id: &str, method: &str, url: &str, body: &str| {
-            format!(r#"{{"custom_id": {custom_id}, "method": {method}, "url": {url}, "body": {body}}}"#)
+            format!(
+                r#"{{"custom_id": {custom_id}, "method": {method}, "url": {url}, "body": {body}}}"#
+            )
         };
         let (post, path) = ("\"POST\"", "\"/v1/completions\"");
         for (text, id, expected) in [
-            ("{".to_owned(), None, "EOF while parsing an object at column 1"),
-            ("[1]".to_owned(), None, "Expected an object with `custom_id`"),
-            (r#"{"custom_id": "b"}"#.to_owned(), Some("b"), "missing field `method`"),
+            (
+                "{".to_owned(),
+                None,
+                "EOF while parsing an object at column 1",
+            ),
+            (
+                "[1]".to_owned(),
+                None,
+                "Expected an object with `custom_id`",
+            ),
+            (
+                r#"{"custom_id": "b"}"#.to_owned(),
+                Some("b"),
+                "missing field `method`",
+            ),
             (
                 r#"{"custom_id": "c", "method": "POST", "uri": "/x"}"#.to_owned(),
                 Some("c"),
                 "unknown field `uri`",
             ),
-            (line("7", post, path, "{}"), None, "`custom_id`: expected a string, found 7"),
-            (line("\"d\"", "\"GET\"", path, "{}"), Some("d"), "`method`: expected \"POST\""),
+            (
+                line("7", post, path, "{}"),
+                None,
+                "`custom_id`: expected a string, found 7",
+            ),
+            (
+                line("\"d\"", "\"GET\"", path, "{}"),
+                Some("d"),
+                "`method`: expected \"POST\"",
+            ),
             (
                 line("\"e\"", post, "\"https://x/v1/completions\"", "{}"),
                 Some("e"),

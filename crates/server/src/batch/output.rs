@@ -90,7 +90,8 @@ fn new_id(prefix: &str) -> String {
 fn on_one_line(body: String) -> Box<RawValue> {
     let raw = match body.contains('\n') {
         false => RawValue::from_string(body.clone()),
-        true => serde_json::from_str::<Value>(&body).and_then(|value| RawValue::from_string(value.to_string())),
+        true => serde_json::from_str::<Value>(&body)
+            .and_then(|value| RawValue::from_string(value.to_string())),
     };
     raw.or_else(|_| RawValue::from_string(Value::from(body).to_string()))
         .unwrap_or_else(|_| RawValue::NULL.to_owned())
@@ -185,7 +186,12 @@ mod tests {
     }
 
     fn answer(id: &str) -> Answer {
-        Answer::new(id.to_owned(), StatusCode::OK, None, "{\"a\":\n1}".to_owned())
+        Answer::new(
+            id.to_owned(),
+            StatusCode::OK,
+            None,
+            "{\"a\":\n1}".to_owned(),
+        )
     }
 
     #[test]
@@ -206,7 +212,12 @@ mod tests {
     #[test]
     fn an_error_is_where_clients_of_openai_and_of_vllm_look() {
         let error = ApiError::model_not_found("x").body();
-        let line = Answer::new("a".to_owned(), StatusCode::NOT_FOUND, None, error.to_string());
+        let line = Answer::new(
+            "a".to_owned(),
+            StatusCode::NOT_FOUND,
+            None,
+            error.to_string(),
+        );
         let line = serde_json::to_value(&line).unwrap();
         assert_eq!(line["response"]["status_code"], 404);
         assert_eq!(line["response"]["body"], error);

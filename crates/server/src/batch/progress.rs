@@ -60,7 +60,9 @@ impl Progress {
         } = self.summary;
         if let Some(bar) = &self.bar {
             bar.set_position(self.num_bytes);
-            bar.set_message(format!("{answered} answered, {failed} with errors, {num_running} running"));
+            bar.set_message(format!(
+                "{answered} answered, {failed} with errors, {num_running} running"
+            ));
             return;
         }
         // The first tick comes at once.
@@ -70,7 +72,12 @@ impl Progress {
         }
         let percent = self.total_bytes.filter(|&total| total > 0);
         match percent.map(|total| (100 * self.num_bytes / total).min(100)) {
-            Some(percent) => tracing::info!(answered, failed, running = num_running, "batch: {percent} % of the file"),
+            Some(percent) => tracing::info!(
+                answered,
+                failed,
+                running = num_running,
+                "batch: {percent} % of the file"
+            ),
             None => tracing::info!(answered, failed, running = num_running, "batch"),
         }
     }
@@ -89,7 +96,10 @@ impl Progress {
 
 fn bar(total_bytes: Option<u64>) -> ProgressBar {
     let (bar, template) = match total_bytes {
-        Some(total) => (ProgressBar::new(total), "{bar:30} {percent:>3} %  {msg}  {eta} left"),
+        Some(total) => (
+            ProgressBar::new(total),
+            "{bar:30} {percent:>3} %  {msg}  {eta} left",
+        ),
         None => (ProgressBar::new_spinner(), "{spinner} {msg}  {elapsed}"),
     };
     match ProgressStyle::with_template(template) {

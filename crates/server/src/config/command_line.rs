@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::ArgMatches;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::ConfigError;
 
