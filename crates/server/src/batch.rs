@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{Request, StatusCode, header};
+use axum::http::{HeaderName, Request, StatusCode, header};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use tokio::task::JoinSet;
@@ -127,7 +127,7 @@ pub async fn run(
     output.finish()?;
     progress.finish();
     let summary = Summary {
-        stopped: stopped && !ended,
+        stopped: stopped && !(ended && progress.summary().num_answered == next),
         ..progress.summary()
     };
     Ok(summary)
@@ -155,22 +155,27 @@ async fn answer(app: Router, request: BatchRequest) -> Answer {
         Err(never) => match never {},
     };
     let status = response.status();
-    let request_id = response.headers().get(request_id::HEADER);
-    let request_id = request_id
-        .and_then(|id| id.to_str().ok())
-        .map(str::to_owned);
-    let body = match to_bytes(response.into_body(), usize::MAX).await {
-        Ok(body) => String::from_utf8(body.into()).ok(),
-        Err(_) => None,
+    let header = |name: HeaderName| {
+        let value = response.headers().get(name)?.to_str().ok()?;
+        Some(value.to_owned())
     };
-    match body {
+    let request_id = header(request_id::HEADER);
+    let is_json =
+        header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/json"));
+    let body = match is_json {
+        true => to_bytes(response.into_body(), usize::MAX).await.ok(),
+        false => None,
+    };
+    match body.and_then(|body| String::from_utf8(body.into()).ok()) {
         Some(body) => Answer::new(custom_id, status, request_id, body),
-        None => Answer::of_error(
-            Some(custom_id),
-            &ApiError::new(
-                StatusCode::BAD_REQUEST,
-                "The answer is not JSON, so that a line of JSON cannot hold it: ask for another `encoding_format`.",
-            ),
-        ),
+        None => Answer::of_error(Some(custom_id), &not_json()),
     }
+}
+
+/// An answer that a line of JSON cannot hold.
+fn not_json() -> ApiError {
+    ApiError::new(
+        StatusCode::BAD_REQUEST,
+        "The answer is not JSON, so that a line of JSON cannot hold it: ask for no stream, and for another `encoding_format`.",
+    )
 }

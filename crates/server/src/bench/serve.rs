@@ -37,16 +37,17 @@ struct Target {
 /// Measures a server.
 pub(super) async fn run(args: &ServeArgs) -> Result<String> {
     let client = Arc::new(Client::new(&args.url(), &headers(args))?);
+    let timeout = Duration::from_secs(args.ready_check_timeout_sec);
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => first_model(&client, Duration::from_secs(args.ready_check_timeout_sec)).await?,
+        None => first_model(&client, timeout).await?,
     };
-    let served = args
-        .served_model_name
-        .clone()
-        .unwrap_or_else(|| model.clone());
+    let served = args.served_model_name.as_ref().unwrap_or(&model).clone();
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let (texts, tokenizer_id) = texts(args, &client, &model, &served)?;
+    if matches!(texts, Texts::Server { .. }) {
+        models(&client, timeout).await?;
+    }
     let as_chat = args.backend == Backend::Openai;
     let samples = samples(&args.dataset, &texts, as_chat, &mut rng).await?;
     let target = Arc::new(Target {
@@ -157,8 +158,7 @@ async fn wait_until_ready(
         target.bar.reset();
         let Some(error) = outcome.error else { break };
         // Only a server that isn't there yet is worth another try.
-        let is_early = error.contains("503 ") || error.contains("refused");
-        if !is_early || start.elapsed() > timeout {
+        if !is_early(&error) || start.elapsed() > timeout {
             bail!("the first request has failed: {error}");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -188,24 +188,30 @@ async fn warm_up(
     }
 }
 
-/// The first model of a server, which may still be starting.
+/// The first model of a server.
 async fn first_model(client: &Client, timeout: Duration) -> Result<String> {
-    let start = Instant::now();
-    let models = loop {
-        match client.get("/v1/models").await {
-            Ok(models) => break models,
-            Err(error) if start.elapsed() >= timeout => return Err(error),
-            Err(error) => {
-                let error = format!("{error:#}");
-                if !error.contains("503 ") && !error.contains("refused") {
-                    bail!("{error}");
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
-    };
+    let models = models(client, timeout).await?;
     let id = models["data"][0]["id"].as_str();
     Ok(id.context("--model: /v1/models names no model")?.to_owned())
+}
+
+/// The models of a server, which may still be starting.
+async fn models(client: &Client, timeout: Duration) -> Result<Value> {
+    let start = Instant::now();
+    loop {
+        match client.get("/v1/models").await {
+            Ok(models) => return Ok(models),
+            Err(error) if start.elapsed() >= timeout || !is_early(&format!("{error:#}")) => {
+                return Err(error);
+            }
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+/// Whether an error is of a server that is not there yet.
+fn is_early(error: &str) -> bool {
+    error.contains("503 ") || error.contains("refused")
 }
 
 fn texts(

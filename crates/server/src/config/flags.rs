@@ -119,3 +119,37 @@ fn without_empty_key(mut args: Args, matches: &ArgMatches) -> Args {
     }
     args
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::batch::args::BatchArgs;
+    use crate::bench::{LatencyArgs, ThroughputArgs};
+
+    /// clap checks this in builds with debug assertions only.
+    #[test]
+    fn no_flag_of_a_command_is_one_of_the_engine() {
+        for own in [
+            BatchArgs::command(),
+            LatencyArgs::command(),
+            ThroughputArgs::command(),
+        ] {
+            let command = offline_command("test", own);
+            let (mut ids, mut names) = (HashSet::new(), HashSet::new());
+            for argument in command.get_arguments() {
+                assert!(ids.insert(argument.get_id().clone()), "{argument}");
+                let long = argument.get_long();
+                assert!(long.is_none_or(|long| names.insert(long)), "{argument}");
+            }
+            let help = command.clone().render_help().to_string();
+            assert!(!help.contains("--max-num-seqs"), "{help}");
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("--max-num-seqs"), "{help}");
+            assert!(!help.contains("--allowed-origins"), "{help}");
+        }
+    }
+}
