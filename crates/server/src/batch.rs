@@ -11,12 +11,15 @@ mod source;
 
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderName, Request, StatusCode, header};
+use axum::http::HeaderName;
+use axum::http::{Request, StatusCode, header};
+use futures::FutureExt as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use tokio::task::JoinSet;
@@ -100,7 +103,12 @@ pub async fn run(
                         running_bytes += num_bytes;
                         let app = app.clone();
                         running.spawn(async move {
-                            Done { index, num_bytes, answer: answer(app, request).await }
+                            let custom_id = request.custom_id.clone();
+                            let answered = AssertUnwindSafe(answer(app, request)).catch_unwind();
+                            let answer = answered.await.unwrap_or_else(|_| {
+                                Answer::of_error(Some(custom_id), &ApiError::internal("The request has failed."))
+                            });
+                            Done { index, num_bytes, answer }
                         });
                     }
                     Err(bad) => {
@@ -154,20 +162,17 @@ async fn answer(app: Router, request: BatchRequest) -> Answer {
         Ok(response) => response,
         Err(never) => match never {},
     };
-    let status = response.status();
-    let header = |name: HeaderName| {
-        let value = response.headers().get(name)?.to_str().ok()?;
-        Some(value.to_owned())
-    };
-    let request_id = header(request_id::HEADER);
+    let (head, body) = response.into_parts();
+    let value = |name: &HeaderName| head.headers.get(name)?.to_str().ok();
+    let request_id = value(&request_id::HEADER).map(str::to_owned);
     let is_json =
-        header(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/json"));
+        value(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/json"));
     let body = match is_json {
-        true => to_bytes(response.into_body(), usize::MAX).await.ok(),
+        true => to_bytes(body, usize::MAX).await.ok(),
         false => None,
     };
     match body.and_then(|body| String::from_utf8(body.into()).ok()) {
-        Some(body) => Answer::new(custom_id, status, request_id, body),
+        Some(body) => Answer::new(custom_id, head.status, request_id, body),
         None => Answer::of_error(Some(custom_id), &not_json()),
     }
 }
