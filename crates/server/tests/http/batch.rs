@@ -191,7 +191,7 @@ fn pooling_models_answer_their_urls() {
 fn answers_that_wait_and_many_lines_are_in_order() {
     // The first one is the last to end.
     let server = TestServer::start(|request| match request.prompt.len() {
-        1 => Play::Tokens(bytes("x").cycle().take(40).collect(), FinishReason::Length),
+        1 => Play::Tokens(vec![120; 40], FinishReason::Length),
         _ => says("y"),
     });
     let ids: Vec<String> = (0..2000).map(|i| format!("id-{i}")).collect();
