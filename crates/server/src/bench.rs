@@ -81,6 +81,10 @@ impl Bench {
             "-h" | "--help" | "help" => {
                 Err(clap::Error::raw(clap::error::ErrorKind::DisplayHelp, USAGE).into())
             }
+            "" => Err(ConfigError::Flag {
+                flag: "bench",
+                message: format!("expected serve, throughput or latency, found nothing\n\n{USAGE}"),
+            }),
             found => Err(ConfigError::Flag {
                 flag: "bench",
                 message: format!(
