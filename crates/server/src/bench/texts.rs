@@ -89,9 +89,13 @@ impl Texts {
         match self {
             Self::Local { tokenizer, .. } => {
                 let all = 0..tokenizer.vocab_size() as u32;
-                let is_word =
-                    |id: &u32| !tokenizer.is_special(*id) && !tokenizer.token_bytes(*id).is_empty();
-                all.filter(is_word).collect()
+                // A part of a character would become other tokens as text.
+                let is_text = |id: &u32| {
+                    let bytes = tokenizer.token_bytes(*id);
+                    !bytes.is_empty() && std::str::from_utf8(&bytes).is_ok()
+                };
+                all.filter(|id| !tokenizer.is_special(*id) && is_text(id))
+                    .collect()
             }
             Self::Server { .. } => ANY_VOCABULARY.collect(),
         }
