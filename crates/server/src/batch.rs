@@ -113,7 +113,7 @@ pub async fn run(
                     }
                     Err(bad) => {
                         progress.answered(num_bytes, true);
-                        output.add(index, &Answer::of_bad_line(bad))?;
+                        output.add(index, &Answer::of_bad_line(*bad))?;
                     }
                 }
             }

@@ -72,7 +72,7 @@ impl Answer {
     }
 
     /// A line that is no request.
-    pub(super) fn of_bad_line(line: Box<BadLine>) -> Self {
+    pub(super) fn of_bad_line(line: BadLine) -> Self {
         Self::of_error(line.custom_id, &line.error)
     }
 
