@@ -8,10 +8,19 @@ use serde_json::Value;
 
 use crate::{output, root, run as command};
 
-/// Program, and the page that holds its help.
-const PAGES: [(&str, &str); 2] = [
-    ("server", "docs/src/flags-server.md"),
-    ("trainer-sft", "docs/src/flags-trainer-sft.md"),
+/// A program, its commands, and the page that holds their help.
+const PAGES: [(&str, &[&str], &str); 2] = [
+    (
+        "server",
+        &[
+            "run-batch",
+            "bench serve",
+            "bench throughput",
+            "bench latency",
+        ],
+        "docs/src/flags-server.md",
+    ),
+    ("trainer-sft", &[], "docs/src/flags-trainer-sft.md"),
 ];
 
 /// Writes the pages, or with `check` fails where one differs.
@@ -21,15 +30,16 @@ pub(crate) fn run(check: bool) -> Result<()> {
     let metadata: Value = serde_json::from_str(&metadata)?;
     let target = metadata["target_directory"].as_str();
     let target = target.context("cargo metadata: no target_directory")?;
-    for (program, page) in PAGES {
-        let help = output(&format!("{target}/debug/{program}"), &["--help"])?;
-        // Wrapped lines end in blanks that editors remove.
-        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
-        let text = format!(
-            "# Flags of `{program}`\n\nWhat `cargo run -p {program} -- --help` prints.\n\n\
-             ```text\n{}\n```\n",
-            help.join("\n").trim_end()
+    for (program, commands, page) in PAGES {
+        let path = format!("{target}/debug/{program}");
+        let mut text = format!(
+            "# Flags of `{program}`\n\n{}",
+            help_of(&path, program, &["--help"])?
         );
+        for command in commands {
+            let words: Vec<&str> = command.split(' ').chain(["-h"]).collect();
+            text += &format!("\n## `{command}`\n\n{}", help_of(&path, program, &words)?);
+        }
         let path = root().join(page);
         if !check {
             fs::write(&path, text).with_context(|| page.to_owned())?;
@@ -38,4 +48,16 @@ pub(crate) fn run(check: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a program prints of its flags.
+fn help_of(path: &str, program: &str, words: &[&str]) -> Result<String> {
+    let help = output(path, words)?;
+    // Wrapped lines end in blanks that editors remove.
+    let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+    Ok(format!(
+        "What `cargo run -p {program} -- {}` prints.\n\n```text\n{}\n```\n",
+        words.join(" "),
+        help.join("\n").trim_end()
+    ))
 }

@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod command_line;
 mod file;
+mod flags;
 mod parsers;
 pub mod pooling;
 mod speculative;
@@ -22,8 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
-use clap::parser::ValueSource;
-use clap::{ArgMatches, FromArgMatches};
+use clap::CommandFactory as _;
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
@@ -36,7 +36,9 @@ pub use stored_responses::StoredResponses;
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
-use command_line::{dashed, parse};
+use command_line::dashed;
+pub(crate) use command_line::{parse, refuse};
+pub(crate) use flags::Flags;
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]
@@ -216,30 +218,14 @@ impl Config {
         I: IntoIterator,
         I::Item: Into<OsString>,
     {
-        let command_line: Vec<OsString> = command_line
+        let command_line = dashes(command_line)
             .into_iter()
-            .map(|arg| dashed(arg.into()))
             .enumerate()
             // `vllm serve MODEL` is `server serve MODEL`.
             .filter(|(i, arg)| *i != 1 || arg != "serve")
             .map(|(_, arg)| arg)
             .collect();
-        let command_line = vllm_flags::take(command_line)?;
-        let matches = parse(&command_line)?;
-        let args = Args::from_arg_matches(&matches)?;
-        match &args.config {
-            None => Self::from_args(without_empty_key(args, &matches)),
-            Some(path) => {
-                let with_file = file::merge(path, command_line, &matches)?;
-                let with_file = vllm_flags::take(with_file)?;
-                let matches = parse(&with_file).map_err(|error| ConfigError::File {
-                    path: path.clone(),
-                    message: error.to_string().trim_start_matches("error: ").to_owned(),
-                })?;
-                let args = Args::from_arg_matches(&matches)?;
-                Self::from_args(without_empty_key(args, &matches))
-            }
-        }
+        Ok(Flags::read(&Args::command(), command_line)?.config)
     }
 
     /// Checks what clap cannot: ranges and contradictions.
@@ -384,6 +370,18 @@ impl Default for LoraOptions {
     }
 }
 
+/// A command line whose flags have dashes instead of underscores.
+pub(crate) fn dashes<I>(command_line: I) -> Vec<OsString>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    command_line
+        .into_iter()
+        .map(|arg| dashed(arg.into()))
+        .collect()
+}
+
 /// The values of a flag of CORS.
 fn allowed<T>(
     flag: &'static str,
@@ -395,14 +393,6 @@ fn allowed<T>(
         flag,
         message: format!("cannot be {text:?}"),
     })
-}
-
-/// A variable that is set to nothing, as `VLLM_API_KEY=` in a compose file, is one that isn't set.
-fn without_empty_key(mut args: Args, matches: &ArgMatches) -> Args {
-    if matches.value_source("api_key") == Some(ValueSource::EnvVariable) {
-        args.api_key.retain(|key| !key.is_empty());
-    }
-    args
 }
 
 /// A file's content, or the text itself if it looks like a template.

@@ -13,8 +13,11 @@
 #![deny(missing_docs)]
 
 pub mod answer;
+pub mod batch;
+pub mod bench;
 mod blocking;
 mod builder;
+pub mod command;
 pub mod config;
 mod cors;
 pub mod deltas;

@@ -1,4 +1,4 @@
-//! The `server` program: flags to [`Config`], model and engine, HTTP until a signal.
+//! The `server` program: a command line to a [`Command`], and what that does until a signal.
 
 use std::io::IsTerminal as _;
 use std::pin::pin;
@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use axum::serve::{Listener, ListenerExt};
+use server::batch::{self, Progress, RunBatch};
+use server::bench::Bench;
+use server::command::Command;
 use server::config::{Config, ConfigError, Listen};
 use server::engine::Engine;
 use server::state::AppState;
@@ -21,14 +24,14 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let result = match Config::from_command_line(std::env::args_os()) {
-        Ok(config) => start(&config),
+    let result = match Command::from_command_line(std::env::args_os()) {
+        Ok(command) => start(&command),
         // Prints help and version to stdout with status 0, errors to stderr with status 2.
         Err(ConfigError::Usage(error)) => error.exit(),
         Err(error) => Err(error.into()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
             ExitCode::FAILURE
@@ -36,17 +39,61 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: &Config) -> Result<()> {
+fn start(command: &Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let result = runtime.block_on(serve(config));
+    let result = runtime.block_on(run(command));
     // Requests that outlived --shutdown-timeout do not hold the process.
     runtime.shutdown_background();
     result
 }
+
+async fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Serve(config) => serve(config).await.map(|()| ExitCode::SUCCESS),
+        Command::RunBatch(batch) => run_batch(batch).await,
+        Command::Bench(bench) => run_bench(bench).await,
+    }
+}
+
+/// Measures, and prints the result.
+#[expect(clippy::print_stdout, reason = "the program's own output")]
+async fn run_bench(bench: &Bench) -> Result<ExitCode> {
+    print!("{}", bench.run().await?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Answers a file of requests.
+async fn run_batch(batch: &RunBatch) -> Result<ExitCode> {
+    let signals = signals()?;
+    let files = batch.open()?;
+    let Some(state) = load(&batch.config, &signals).await? else {
+        return Ok(INTERRUPTED.into());
+    };
+    let progress = Progress::new(files.num_bytes);
+    let app = server::app(state);
+    let stop = signaled(signals);
+    let summary = batch::run(app, files, batch.options(), progress, stop).await?;
+    let (answered, failed) = (summary.num_answered, summary.num_failed);
+    let output = &batch.args.output_file;
+    if summary.stopped {
+        tracing::warn!(
+            answered,
+            failed,
+            output,
+            "the batch was stopped before its end"
+        );
+        return Ok(INTERRUPTED.into());
+    }
+    tracing::info!(answered, failed, output, "the batch is complete");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The status of a process that a signal ends.
+const INTERRUPTED: u8 = 130;
 
 async fn serve(config: &Config) -> Result<()> {
     let signals = signals()?;
@@ -186,7 +233,7 @@ fn signals() -> Result<watch::Receiver<bool>> {
             #[cfg(not(unix))]
             let _ = tokio::signal::ctrl_c().await;
             if sender.send_replace(true) {
-                std::process::exit(130);
+                std::process::exit(INTERRUPTED.into());
             }
         }
     });

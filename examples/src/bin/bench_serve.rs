@@ -7,14 +7,16 @@
 #![allow(clippy::print_stdout)]
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use serde_json::{Value, json};
+use serde_json::{Map, json};
+use server::bench::client::Client;
+use server::bench::request::{Api, Backend, Prompt, stream};
+use tokio::runtime::Runtime;
 
 /// Starts a server and measures it over HTTP.
 #[derive(Debug, Parser)]
@@ -128,11 +130,12 @@ fn measure_whole(server: &Server, args: &Args, num: usize) -> Result<()> {
 
 /// What one stream saw.
 struct Stream {
+    start: Instant,
     /// Until the first token.
     first: Duration,
     /// From the first token to the last.
     rest: Duration,
-    /// From the request to the end of the answer.
+    /// From the request to the last token.
     whole: Duration,
     tokens: usize,
 }
@@ -148,6 +151,9 @@ impl Stream {
 struct Server {
     child: Child,
     url: String,
+    runtime: Runtime,
+    client: Client,
+    api: Api,
 }
 
 impl Drop for Server {
@@ -191,9 +197,18 @@ impl Server {
         let child = command
             .spawn()
             .with_context(|| args.server.display().to_string())?;
+        let url = format!("http://127.0.0.1:{port}");
+        let extra = json!({"temperature": 0, "ignore_eos": true});
         let mut server = Self {
             child,
-            url: format!("http://127.0.0.1:{port}"),
+            runtime: Runtime::new()?,
+            client: Client::new(&url, &[])?,
+            api: Api {
+                backend: Backend::Openai,
+                endpoint: Backend::Openai.endpoint().to_owned(),
+                extra: extra.as_object().cloned().unwrap_or_else(Map::new),
+            },
+            url,
         };
         let start = Instant::now();
         while ureq::get(format!("{}/health", server.url)).call().is_err() {
@@ -207,39 +222,21 @@ impl Server {
 
     /// Streams `generate` tokens after `prompt`.
     fn stream(&self, model: &str, prompt: &[u32], generate: usize) -> Result<Stream> {
-        let body = json!({
-            "model": model,
-            "prompt": prompt,
-            "max_tokens": generate,
-            "temperature": 0,
-            "ignore_eos": true,
-            "stream": true,
-            "stream_options": {"include_usage": true},
-        });
-        let start = Instant::now();
-        let response = ureq::post(format!("{}/v1/completions", self.url)).send_json(body)?;
-        let (mut first, mut last, mut tokens) = (None, start, 0);
-        for line in BufReader::new(response.into_body().into_reader()).lines() {
-            let line = line?;
-            let Some(event) = line.strip_prefix("data: ").filter(|e| *e != "[DONE]") else {
-                continue;
-            };
-            let event: Value = serde_json::from_str(event)?;
-            ensure!(event.get("error").is_none(), "{event}");
-            match event["usage"]["completion_tokens"].as_u64() {
-                Some(count) => tokens = count as usize,
-                None => {
-                    last = Instant::now();
-                    first.get_or_insert(last);
-                }
-            }
+        let prompt = Prompt::Tokens(prompt.to_vec());
+        let sent = stream(&self.client, &self.api, model, &prompt, generate, None);
+        let outcome = self.runtime.block_on(sent);
+        if let Some(error) = outcome.error {
+            bail!("{error}");
         }
-        let first = first.context("no token came")?;
+        let tokens = outcome.output_tokens;
         ensure!(tokens == generate, "{tokens} tokens instead of {generate}");
+        let first = Duration::from_secs_f64(outcome.ttft);
+        let whole = Duration::from_secs_f64(outcome.latency);
         Ok(Stream {
-            first: first - start,
-            rest: last - first,
-            whole: start.elapsed(),
+            start: outcome.start,
+            first,
+            rest: whole - first,
+            whole,
             tokens,
         })
     }
@@ -247,9 +244,9 @@ impl Server {
     /// Tokens per second of all streams while they all run.
     fn streams(&self, args: &Args) -> Result<f64> {
         let run = |seed: usize| {
-            let start = Instant::now();
             let stream = self.stream(MODEL, &tokens(seed as u32, args.prompt), args.generate)?;
-            Ok((start + stream.first, start + stream.first + stream.rest))
+            let first = stream.start + stream.first;
+            Ok((first, first + stream.rest))
         };
         let spans: Vec<Result<(Instant, Instant)>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..args.streams)

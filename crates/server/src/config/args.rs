@@ -13,6 +13,16 @@ use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
 use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, stored_responses, units};
 
+/// What `--help` says of other commands.
+const COMMANDS: &str = "\
+Commands, as the first word:
+  serve             What this page describes; may be left out
+  run-batch         Answers a file of requests in OpenAI's batch format
+  bench serve       Sends requests to a running server, and measures it
+  bench throughput  Measures how many requests an engine answers in a second
+  bench latency     Measures how long an engine takes for a batch
+`server COMMAND -h` shows the flags of a command.";
+
 /// OpenAI-compatible server for Qwen-architecture models. Flags have vLLM's names and meaning; underscores work too
 /// (`--max_model_len`).
 #[derive(Clone, Debug, Parser)]
@@ -20,7 +30,8 @@ use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, stored_res
     name = "server",
     version,
     max_term_width = 110,
-    allow_negative_numbers = true
+    allow_negative_numbers = true,
+    after_help = COMMANDS
 )]
 pub struct Args {
     /// Model folder or Hugging Face id; without one the small bundled model is served

@@ -2,14 +2,17 @@
 
 use std::ffi::OsString;
 
+use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, CommandFactory};
 
-use super::args::Args;
+use super::ConfigError;
 
 /// Parses and, for an unknown flag, names the nearest one.
-pub(super) fn parse(command_line: &[OsString]) -> Result<ArgMatches, clap::Error> {
-    let mut command = Args::command();
+pub(crate) fn parse(
+    command: &clap::Command,
+    command_line: &[OsString],
+) -> Result<ArgMatches, clap::Error> {
+    let mut command = command.clone();
     command
         .try_get_matches_from_mut(command_line)
         .map_err(|mut error| {
@@ -41,12 +44,29 @@ pub(super) fn nearest_flag(command: &clap::Command, unknown: &str) -> Option<Str
 }
 
 /// `--max_model_len=8_000` becomes `--max-model-len=8_000`.
-pub(super) fn dashed(arg: OsString) -> OsString {
+pub(crate) fn dashed(arg: OsString) -> OsString {
     match arg.to_str() {
         Some(text) if text.starts_with("--") => {
             let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
             format!("{}{value}", name.replace('_', "-")).into()
         }
         _ => arg,
+    }
+}
+
+/// Refuses flags by name, each with the reason.
+pub(crate) fn refuse(
+    command_line: &[OsString],
+    flags: &[(&'static str, &str)],
+) -> Result<(), ConfigError> {
+    let given = command_line.iter().filter_map(|arg| arg.to_str());
+    let mut names = given.map(|arg| arg.split('=').next().unwrap_or(arg));
+    let found = names.find_map(|name| flags.iter().find(|(flag, _)| *flag == name));
+    match found {
+        None => Ok(()),
+        Some(&(flag, reason)) => Err(ConfigError::Flag {
+            flag,
+            message: reason.to_owned(),
+        }),
     }
 }

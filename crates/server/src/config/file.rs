@@ -4,17 +4,17 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory};
+use clap::{ArgMatches, Command};
 use toml::{Table, Value};
 
 use super::ConfigError;
-use super::args::Args;
 use super::command_line::nearest_flag;
 use super::vllm_flags::VllmFlag;
 
 /// The command line with the file's entries in front, without those that the command line sets itself.
 pub(super) fn merge(
     path: &Path,
+    command: &Command,
     command_line: Vec<OsString>,
     matches: &ArgMatches,
 ) -> Result<Vec<OsString>, ConfigError> {
@@ -35,7 +35,7 @@ pub(super) fn merge(
     let mut merged = Vec::new();
     for (key, value) in &table {
         let key = key.replace('_', "-");
-        let flags = flags(&key, value).map_err(fail)?;
+        let flags = flags(command, &key, value).map_err(fail)?;
         if !overridden(&key, matches) {
             merged.extend(flags);
         }
@@ -66,8 +66,7 @@ fn overridden(key: &str, matches: &ArgMatches) -> bool {
 }
 
 /// One entry as flags: `--key=value`, a bare `--key` for `true`, one flag per element of a list.
-fn flags(key: &str, value: &Value) -> Result<Vec<OsString>, String> {
-    let command = Args::command();
+fn flags(command: &Command, key: &str, value: &Value) -> Result<Vec<OsString>, String> {
     let Some(arg) = command
         .get_arguments()
         .find(|arg| arg.get_long() == Some(key) && key != "config")
@@ -75,7 +74,7 @@ fn flags(key: &str, value: &Value) -> Result<Vec<OsString>, String> {
         if VllmFlag::find(&format!("--{key}")).is_some() {
             return vllm_flag(key, value);
         }
-        let hint = nearest_flag(&command, key).map_or_else(String::new, |flag| {
+        let hint = nearest_flag(command, key).map_or_else(String::new, |flag| {
             format!("; did you mean `{}`?", &flag[2..])
         });
         return Err(format!("unknown key `{key}`{hint}"));

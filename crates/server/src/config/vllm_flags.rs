@@ -4,10 +4,7 @@
 use std::ffi::OsString;
 use std::sync::LazyLock;
 
-use clap::CommandFactory as _;
-
 use super::ConfigError;
-use super::args::Args;
 
 /// One row of `vllm_flags.txt`.
 #[derive(Clone, Debug)]
@@ -108,8 +105,10 @@ impl VllmFlag {
 ///
 /// # Errors
 /// [`ConfigError::Flag`] for one that asks for what this server doesn't do.
-pub(super) fn take(command_line: Vec<OsString>) -> Result<Vec<OsString>, ConfigError> {
-    let command = Args::command();
+pub(super) fn take(
+    command: &clap::Command,
+    command_line: Vec<OsString>,
+) -> Result<Vec<OsString>, ConfigError> {
     let is_own = |flag: &str| {
         let mut arguments = command.get_arguments();
         arguments.any(|argument| argument.get_long().is_some_and(|long| flag[2..] == *long))
@@ -191,11 +190,14 @@ fn long_name(argument: &str) -> Option<(String, Option<String>)> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
+    use super::super::args::Args;
     use super::*;
 
     fn taken(arguments: &str) -> Result<Vec<String>, String> {
         let arguments = arguments.split(' ').map(OsString::from).collect();
-        match take(arguments) {
+        match take(&Args::command(), arguments) {
             Ok(rest) => Ok(rest
                 .iter()
                 .map(|a| a.to_string_lossy().into_owned())

@@ -4,6 +4,8 @@
 
 mod answers;
 mod anthropic;
+mod batch;
+mod bench;
 mod call_grammars;
 mod compat;
 mod endpoints;
@@ -23,6 +25,7 @@ mod tools;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::future::{Future, pending};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

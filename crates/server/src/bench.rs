@@ -1,0 +1,108 @@
+//! `server bench`: how fast a running server or an engine is, with the flags and numbers of `vllm bench`.
+//!
+//! `bench serve` sends requests to any server with OpenAI's API. `bench throughput` and `bench latency` start an engine of their
+//! own and measure it without HTTP.
+
+mod arrivals;
+pub mod client;
+mod dataset;
+pub mod dataset_args;
+mod latency;
+mod metrics;
+mod offline;
+mod report;
+pub mod request;
+mod serve;
+pub mod serve_args;
+mod texts;
+mod throughput;
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use crate::config::{ConfigError, parse, refuse};
+
+pub use latency::{BenchLatency, LatencyArgs};
+pub use serve_args::ServeArgs;
+pub use throughput::{BenchThroughput, ThroughputArgs};
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub enum Bench {
+    /// A running server.
+    Serve(Box<ServeArgs>),
+    /// How many requests an engine answers in a second.
+    Throughput(Box<BenchThroughput>),
+    /// How long an engine takes for a batch.
+    Latency(Box<BenchLatency>),
+}
+
+const USAGE: &str = "\
+Measures speed, with the flags and numbers of `vllm bench`.
+
+Usage: server bench <serve|throughput|latency> [OPTIONS]
+
+Commands:
+  serve       Sends requests to a running server with OpenAI's API
+  throughput  Starts an engine, and gives it all requests at once
+  latency     Starts an engine, and gives it one batch again and again
+
+`server bench COMMAND -h` shows the flags of a command.
+";
+
+impl Bench {
+    /// Reads the command line behind `bench`, with the program's name first.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn from_command_line(mut command_line: Vec<OsString>) -> Result<Self, ConfigError> {
+        let word = match command_line.len() {
+            0 | 1 => OsString::new(),
+            _ => command_line.remove(1),
+        };
+        match word.to_string_lossy().as_ref() {
+            "serve" => {
+                refuse(&command_line, &serve_args::REFUSED)?;
+                let command = ServeArgs::command().bin_name("server bench serve");
+                let args = ServeArgs::from_arg_matches(&parse(&command, &command_line)?)?;
+                args.check()?;
+                Ok(Self::Serve(Box::new(args)))
+            }
+            "throughput" => {
+                let bench = BenchThroughput::from_command_line(command_line)?;
+                Ok(Self::Throughput(Box::new(bench)))
+            }
+            "latency" => {
+                let bench = BenchLatency::from_command_line(command_line)?;
+                Ok(Self::Latency(Box::new(bench)))
+            }
+            "-h" | "--help" | "help" => {
+                Err(clap::Error::raw(clap::error::ErrorKind::DisplayHelp, USAGE).into())
+            }
+            "" => Err(ConfigError::Flag {
+                flag: "bench",
+                message: format!("expected serve, throughput or latency, found nothing\n\n{USAGE}"),
+            }),
+            found => Err(ConfigError::Flag {
+                flag: "bench",
+                message: format!(
+                    "expected serve, throughput or latency, found `{found}`\n\n{USAGE}"
+                ),
+            }),
+        }
+    }
+
+    /// Measures; the result is the text to print.
+    ///
+    /// # Errors
+    /// If nothing can be measured: no server, no data, no model.
+    pub async fn run(&self) -> Result<String> {
+        match self {
+            Self::Serve(args) => serve::run(args).await,
+            Self::Throughput(bench) => throughput::run(bench).await,
+            Self::Latency(bench) => latency::run(bench).await,
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `bench latency`: one batch again and again.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Map, Value, json};
+
+use super::metrics::{mean, percentile, std_dev};
+use super::offline::{Offline, Work, bar, write_json};
+use crate::config::{Config, ConfigError, Flags, refuse};
+
+/// Starts an engine, gives it one batch again and again, and prints how long it takes. Prompts are computed each time, unless
+/// --enable-prefix-caching is given
+#[derive(Clone, Debug, Parser)]
+#[command(max_term_width = 110, allow_negative_numbers = true)]
+pub struct LatencyArgs {
+    /// Tokens of each prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    pub input_len: usize,
+
+    /// Tokens of each answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub output_len: usize,
+
+    /// Prompts in the batch
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch_size: usize,
+
+    /// Answers to each prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub n: usize,
+
+    /// Batches before the measurement
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub num_iters_warmup: usize,
+
+    /// Batches that are measured
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub num_iters: usize,
+
+    /// Leave answers as tokens
+    #[arg(long)]
+    pub disable_detokenize: bool,
+
+    /// Write the result to this file
+    #[arg(long, value_name = "FILE")]
+    pub output_json: Option<PathBuf>,
+}
+
+/// `bench latency` with its engine.
+#[derive(Clone, Debug)]
+pub struct BenchLatency {
+    /// The engine.
+    pub config: Config,
+    /// The batch.
+    pub args: LatencyArgs,
+}
+
+/// Flags of `vllm bench latency` that cannot work here.
+const REFUSED: [(&str, &str); 2] = [
+    ("--use-beam-search", "this engine has no beam search"),
+    ("--profile", "this engine has no profiler"),
+];
+/// What vLLM reports.
+const PERCENTILES: [f64; 6] = [10.0, 25.0, 50.0, 75.0, 90.0, 99.0];
+/// Ids of prompts are below this.
+const MAX_ID: u32 = 10_000;
+
+impl BenchLatency {
+    pub(super) fn from_command_line(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
+        refuse(&command_line, &REFUSED)?;
+        let flags = Flags::read_offline("bench latency", LatencyArgs::command(), command_line)?;
+        let args = LatencyArgs::from_arg_matches(&flags.matches)?;
+        for (flag, value) in [
+            ("--input-len", args.input_len),
+            ("--output-len", args.output_len),
+            ("--batch-size", args.batch_size),
+            ("--n", args.n),
+            ("--num-iters", args.num_iters),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::Flag {
+                    flag,
+                    message: "expected 1 or more, found 0".to_owned(),
+                });
+            }
+        }
+        let mut config = flags.config;
+        config.enable_prefix_caching = flags.matches.get_flag("enable_prefix_caching");
+        Ok(Self { config, args })
+    }
+}
+
+/// Measures; the result is the text to print.
+pub(super) async fn run(bench: &BenchLatency) -> Result<String> {
+    let args = &bench.args;
+    let offline = Offline::start(&bench.config, !args.disable_detokenize).await?;
+    let mut rng = ChaCha8Rng::seed_from_u64(bench.config.seed.unwrap_or(0));
+    let num_ids = (offline.model.tokenizer.vocab_size() as u32).clamp(1, MAX_ID);
+    let work: Vec<Work> = (0..args.batch_size)
+        .map(|_| Work {
+            prompt: (0..args.input_len)
+                .map(|_| rng.random_range(0..num_ids))
+                .collect(),
+            output_len: args.output_len,
+        })
+        .collect();
+    offline.check(&work)?;
+    let bar = bar(
+        (args.num_iters_warmup + args.num_iters) * args.batch_size * args.n,
+        false,
+    );
+    tracing::info!(iterations = args.num_iters_warmup, "warming up");
+    for _ in 0..args.num_iters_warmup {
+        offline.generate(&work, args.n, &bar).await?;
+    }
+    tracing::info!(iterations = args.num_iters, "measuring");
+    let mut latencies = Vec::with_capacity(args.num_iters);
+    for _ in 0..args.num_iters {
+        let start = Instant::now();
+        offline.generate(&work, args.n, &bar).await?;
+        latencies.push(start.elapsed().as_secs_f64());
+    }
+    bar.finish_and_clear();
+
+    let (average, deviation) = (mean(&latencies), std_dev(&latencies));
+    let mut text = format!("Avg latency: {average} seconds\nStd latency: {deviation} seconds\n");
+    let mut percentiles = Map::new();
+    for percent in PERCENTILES {
+        let value = percentile(&latencies, percent);
+        text += &format!("{percent}% percentile latency: {value} seconds\n");
+        percentiles.insert(percent.to_string(), value.into());
+    }
+    let result = json!({
+        "avg_latency": average,
+        "std_latency": deviation,
+        "latencies": latencies,
+        "percentiles": Value::Object(percentiles),
+    });
+    write_json(args.output_json.as_deref(), &result)?;
+    Ok(text)
+}

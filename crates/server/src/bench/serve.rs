@@ -1,0 +1,313 @@
+//! `bench serve`: requests to a running server at a rate, and what comes back.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::arrivals::times;
+use super::client::Client;
+use super::dataset::{Sample, samples};
+use super::dataset_args::DatasetName;
+use super::offline::bar;
+use super::report::{Run, file_name, report};
+use super::request::{Api, Backend, Outcome, Prompt, stream};
+use super::serve_args::ServeArgs;
+use super::texts::Texts;
+use crate::request_id::RequestId;
+
+/// What all requests share.
+struct Target {
+    client: Arc<Client>,
+    api: Api,
+    request_id_prefix: String,
+    running: Arc<Semaphore>,
+    bar: ProgressBar,
+}
+
+/// Measures a server.
+pub(super) async fn run(args: &ServeArgs) -> Result<String> {
+    let client = Arc::new(Client::new(&args.url(), &headers(args))?);
+    let timeout = Duration::from_secs(args.ready_check_timeout_sec);
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => first_model(&client, timeout).await?,
+    };
+    let served = args.served_model_name.as_ref().unwrap_or(&model).clone();
+    let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+    let (texts, tokenizer_id) = texts(args, &client, &model, &served)?;
+    if matches!(texts, Texts::Server { .. }) {
+        models(&client, timeout).await?;
+    }
+    let as_chat = args.backend == Backend::Openai;
+    let samples = samples(&args.dataset, &texts, as_chat, &mut rng).await?;
+    let target = Arc::new(Target {
+        client,
+        api: api(args),
+        request_id_prefix: request_id_prefix(args),
+        running: Arc::new(Semaphore::new(
+            args.max_concurrency.unwrap_or(Semaphore::MAX_PERMITS),
+        )),
+        bar: bar(samples.len(), args.disable_tqdm),
+    });
+    wait_until_ready(args, &target, &served, &samples[0]).await?;
+    warm_up(args, &target, &served, &samples[0]).await?;
+
+    let models: Vec<String> = (0..samples.len())
+        .map(|_| match args.lora_modules.len() {
+            0 => served.clone(),
+            num => args.lora_modules[rng.random_range(0..num)].clone(),
+        })
+        .collect();
+    let times = times(samples.len(), args.rate(), args.burstiness, &mut rng);
+    tracing::info!(
+        requests = samples.len(),
+        url = args.url(),
+        model,
+        "measuring"
+    );
+    let start = Instant::now();
+    let outcomes = send_all(&target, &samples, &models, &times).await?;
+    let duration = start.elapsed().as_secs_f64();
+    target.bar.finish_and_clear();
+
+    let run = Run {
+        args,
+        model_id: &model,
+        tokenizer_id: &tokenizer_id,
+        date: chrono::Local::now().format("%Y%m%d-%H%M%S").to_string(),
+        samples: &samples,
+        outcomes: &outcomes,
+        duration,
+    };
+    let (text, result) = report(&run);
+    if let Some(error) = outcomes.iter().find_map(|outcome| outcome.error.as_ref()) {
+        tracing::warn!(error, "requests have failed; the first one says");
+    }
+    if args.save_result || args.append_result {
+        let path = save(args, &run, &result)?;
+        tracing::info!(path = %path.display(), "result written");
+    }
+    Ok(text)
+}
+
+/// Sends each request at its time, and waits for all.
+async fn send_all(
+    target: &Arc<Target>,
+    samples: &[Sample],
+    models: &[String],
+    times: &[f64],
+) -> Result<Vec<Outcome>> {
+    let start = Instant::now();
+    let mut running: JoinSet<(usize, Outcome)> = JoinSet::new();
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; samples.len()];
+    for (index, sample) in samples.iter().enumerate() {
+        let time = start + Duration::from_secs_f64(times[index]);
+        if time > Instant::now() {
+            tokio::time::sleep_until(time.into()).await;
+        }
+        let (target, sample, model) = (Arc::clone(target), sample.clone(), models[index].clone());
+        running.spawn(async move { (index, send(&target, &model, &sample, index).await) });
+    }
+    while let Some(done) = running.join_next().await {
+        let (index, outcome) = done?;
+        outcomes[index] = Some(outcome);
+    }
+    Ok(outcomes.into_iter().flatten().collect())
+}
+
+/// One request, once it may run.
+async fn send(target: &Target, model: &str, sample: &Sample, index: usize) -> Outcome {
+    let id = format!("{}{index}", target.request_id_prefix);
+    // The semaphore is never closed.
+    let _permit = target.running.acquire().await;
+    let prompt = Prompt::Text(sample.prompt.clone());
+    let outcome = stream(
+        &target.client,
+        &target.api,
+        model,
+        &prompt,
+        sample.output_len,
+        Some(&id),
+    )
+    .await;
+    target.bar.inc(1);
+    outcome
+}
+
+/// Waits until the server answers the first request.
+async fn wait_until_ready(
+    args: &ServeArgs,
+    target: &Arc<Target>,
+    model: &str,
+    first: &Sample,
+) -> Result<()> {
+    let timeout = Duration::from_secs(args.ready_check_timeout_sec);
+    let start = Instant::now();
+    while !timeout.is_zero() {
+        let outcome = send(target, model, first, 0).await;
+        target.bar.reset();
+        let Some(error) = outcome.error else { break };
+        // Only a server that isn't there yet is worth another try.
+        if !is_early(&error) || start.elapsed() > timeout {
+            bail!("the first request has failed: {error}");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
+}
+
+async fn warm_up(
+    args: &ServeArgs,
+    target: &Arc<Target>,
+    model: &str,
+    first: &Sample,
+) -> Result<()> {
+    let num = args.num_warmups;
+    let samples = vec![first.clone(); num];
+    let outcomes = send_all(
+        target,
+        &samples,
+        &vec![model.to_owned(); num],
+        &vec![0.0; num],
+    )
+    .await?;
+    target.bar.reset();
+    match outcomes.into_iter().find_map(|outcome| outcome.error) {
+        None => Ok(()),
+        Some(error) => bail!("--num-warmups: a request has failed: {error}"),
+    }
+}
+
+/// The first model of a server.
+async fn first_model(client: &Client, timeout: Duration) -> Result<String> {
+    let models = models(client, timeout).await?;
+    let id = models["data"][0]["id"].as_str();
+    Ok(id.context("--model: /v1/models names no model")?.to_owned())
+}
+
+/// The models of a server, which may still be starting.
+async fn models(client: &Client, timeout: Duration) -> Result<Value> {
+    let start = Instant::now();
+    loop {
+        match client.get("/v1/models").await {
+            Ok(models) => return Ok(models),
+            Err(error) if start.elapsed() >= timeout || !is_early(&format!("{error:#}")) => {
+                return Err(error);
+            }
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+/// Whether an error is of a server that is not there yet.
+fn is_early(error: &str) -> bool {
+    error.contains("503 ") || error.contains("refused")
+}
+
+fn texts(
+    args: &ServeArgs,
+    client: &Arc<Client>,
+    model: &str,
+    served: &str,
+) -> Result<(Texts, String)> {
+    let own = PathBuf::from(model);
+    let of_model = own.join("tokenizer.json").is_file().then_some(own);
+    match args.tokenizer.clone().or(of_model) {
+        Some(dir) => {
+            let texts =
+                Texts::of_folder(&dir).with_context(|| format!("--tokenizer {}", dir.display()))?;
+            Ok((texts, dir.display().to_string()))
+        }
+        None => {
+            let (client, served) = (Arc::clone(client), served.to_owned());
+            Ok((
+                Texts::Server {
+                    client,
+                    model: served,
+                },
+                model.to_owned(),
+            ))
+        }
+    }
+}
+
+fn headers(args: &ServeArgs) -> Vec<(String, String)> {
+    let key = std::env::var("OPENAI_API_KEY")
+        .ok()
+        .filter(|key| !key.is_empty());
+    let key = key.map(|key| ("authorization".to_owned(), format!("Bearer {key}")));
+    key.into_iter().chain(args.header.clone()).collect()
+}
+
+fn request_id_prefix(args: &ServeArgs) -> String {
+    let random = || format!("bench-{}-", &RequestId::default().or(None)[..8]);
+    args.request_id_prefix.clone().unwrap_or_else(random)
+}
+
+fn api(args: &ServeArgs) -> Api {
+    let mut extra: Map<String, Value> = Map::new();
+    let mut add = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            extra.insert(name.to_owned(), value);
+        }
+    };
+    add("temperature", Some(args.temperature.into()));
+    add("top_p", args.top_p.map(Value::from));
+    add("top_k", args.top_k.map(Value::from));
+    add("min_p", args.min_p.map(Value::from));
+    add("frequency_penalty", args.frequency_penalty.map(Value::from));
+    add("presence_penalty", args.presence_penalty.map(Value::from));
+    add(
+        "repetition_penalty",
+        args.repetition_penalty.map(Value::from),
+    );
+    let ignore_eos = args.ignore_eos || args.dataset.name() == DatasetName::Random;
+    add("ignore_eos", ignore_eos.then_some(Value::from(true)));
+    match args.backend {
+        Backend::Openai => add("logprobs", args.logprobs.map(Value::from)),
+        Backend::OpenaiChat => {
+            add("logprobs", args.logprobs.map(|_| Value::from(true)));
+            add("top_logprobs", args.logprobs.map(Value::from));
+        }
+    }
+    extra.extend(args.extra_body.clone().unwrap_or_default());
+    Api {
+        backend: args.backend,
+        endpoint: args.endpoint().to_owned(),
+        extra,
+    }
+}
+
+/// Writes the result to its file.
+fn save(args: &ServeArgs, run: &Run<'_>, result: &Map<String, Value>) -> Result<PathBuf> {
+    let name = args
+        .result_filename
+        .clone()
+        .unwrap_or_else(|| file_name(run));
+    let dir = args.result_dir.clone().unwrap_or_default();
+    if !dir.as_os_str().is_empty() {
+        fs::create_dir_all(&dir).with_context(|| format!("--result-dir {}", dir.display()))?;
+    }
+    let path = dir.join(name);
+    let context = || format!("cannot write {}", path.display());
+    let mut options = OpenOptions::new();
+    options.create(true).append(args.append_result);
+    options.write(true).truncate(!args.append_result);
+    let mut file = options.open(&path).with_context(context)?;
+    let mut text = serde_json::to_string(result)?;
+    if args.append_result && file.metadata().with_context(context)?.len() > 0 {
+        text.insert(0, '\n');
+    }
+    file.write_all(text.as_bytes()).with_context(context)?;
+    Ok(path)
+}

@@ -1,0 +1,140 @@
+//! `bench throughput`: all requests at once.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::dataset::samples;
+use super::dataset_args::DatasetArgs;
+use super::offline::{Offline, Work, bar, write_json};
+use super::texts::Texts;
+use crate::config::{Config, ConfigError, Flags, refuse};
+
+/// Starts an engine, gives it all requests at once, and prints how many it answers in a second
+#[derive(Clone, Debug, Parser)]
+#[command(max_term_width = 110, allow_negative_numbers = true)]
+pub struct ThroughputArgs {
+    /// What is asked.
+    #[command(flatten)]
+    pub dataset: DatasetArgs,
+
+    /// Answers to each prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub n: usize,
+
+    /// Leave answers as tokens
+    #[arg(long)]
+    pub disable_detokenize: bool,
+
+    /// Write the result to this file
+    #[arg(long, value_name = "FILE")]
+    pub output_json: Option<PathBuf>,
+
+    /// The engine that is measured: only vllm, which is this one
+    #[arg(long, value_parser = ["vllm"], hide = true)]
+    pub backend: Option<String>,
+
+    /// There is one engine, with and without this flag
+    #[arg(long, hide = true)]
+    pub async_engine: bool,
+}
+
+/// `bench throughput` with its engine.
+#[derive(Clone, Debug)]
+pub struct BenchThroughput {
+    /// The engine.
+    pub config: Config,
+    /// What is asked.
+    pub args: ThroughputArgs,
+}
+
+/// Flags of `vllm bench throughput` that cannot work here.
+const REFUSED: [(&str, &str); 5] = [
+    ("--dataset", "its name is --dataset-path"),
+    ("--hf-max-batch-size", "only this engine is measured"),
+    (
+        "--hf-subset",
+        "data sets are files: random, sharegpt or custom",
+    ),
+    (
+        "--hf-split",
+        "data sets are files: random, sharegpt or custom",
+    ),
+    (
+        "--lora-path",
+        "measure adapters with `bench serve --lora-modules`",
+    ),
+];
+
+impl BenchThroughput {
+    pub(super) fn from_command_line(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
+        refuse(&command_line, &REFUSED)?;
+        let flags =
+            Flags::read_offline("bench throughput", ThroughputArgs::command(), command_line)?;
+        let args = ThroughputArgs::from_arg_matches(&flags.matches)?;
+        args.dataset.check()?;
+        if args.n == 0 {
+            return Err(ConfigError::Flag {
+                flag: "--n",
+                message: "expected 1 or more, found 0".to_owned(),
+            });
+        }
+        Ok(Self {
+            config: flags.config,
+            args,
+        })
+    }
+}
+
+/// Measures; the result is the text to print.
+pub(super) async fn run(bench: &BenchThroughput) -> Result<String> {
+    let args = &bench.args;
+    let offline = Offline::start(&bench.config, !args.disable_detokenize).await?;
+    let texts = Texts::Local {
+        tokenizer: offline.model.tokenizer.clone(),
+        chat_template: offline.model.chat_template.clone(),
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(bench.config.seed.unwrap_or(0));
+    let samples = samples(&args.dataset, &texts, true, &mut rng).await?;
+    let mut work = Vec::with_capacity(samples.len());
+    for sample in samples {
+        work.push(Work {
+            prompt: texts.encode(&sample.prompt).await?,
+            output_len: sample.output_len,
+        });
+    }
+    offline.check(&work)?;
+    let num_requests = work.len();
+    let prompt_tokens: usize = work.iter().map(|work| work.prompt.len()).sum();
+    tracing::info!(requests = num_requests, prompt_tokens, "measuring");
+    let bar = bar(num_requests * args.n, false);
+    let start = Instant::now();
+    let output_tokens = offline.generate(&work, args.n, &bar).await?;
+    let elapsed = start.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+
+    let all_tokens = prompt_tokens + output_tokens;
+    let per_second = |number: usize| number as f64 / elapsed;
+    let result = json!({
+        "elapsed_time": elapsed,
+        "num_requests": num_requests,
+        "total_num_tokens": all_tokens,
+        "requests_per_second": per_second(num_requests),
+        "tokens_per_second": per_second(all_tokens),
+    });
+    write_json(args.output_json.as_deref(), &result)?;
+    Ok(format!(
+        "Throughput: {:.2} requests/s, {:.2} total tokens/s, {:.2} output tokens/s\n\
+         Total num prompt tokens:  {prompt_tokens}\n\
+         Total num output tokens:  {output_tokens}\n",
+        per_second(num_requests),
+        per_second(all_tokens),
+        per_second(output_tokens),
+    ))
+}
