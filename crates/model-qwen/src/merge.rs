@@ -139,9 +139,16 @@ impl MergedWeights {
         self.changes.len()
     }
 
+    /// Whether a tensor is in 4 bits.
+    pub fn is_nf4(&self, name: &str) -> bool {
+        self.checkpoint.contains(&format!("{name}.{NF4_STATE}"))
+    }
+
     /// Whether a weight of the folder is in 4 bits.
     pub fn is_quantized(&self) -> bool {
-        self.checkpoint.names().any(is_nf4_state)
+        self.checkpoint
+            .names()
+            .any(|name| name.ends_with(NF4_STATE))
     }
 
     /// The weight files, each with its tensors in their order. The parts of an NF4 weight are one tensor.
@@ -256,10 +263,6 @@ impl MergedWeights {
 }
 
 const NF4_STATE: &str = "quant_state.bitsandbytes__nf4";
-
-fn is_nf4_state(name: &str) -> bool {
-    name.ends_with(NF4_STATE)
-}
 
 /// The tensor of a module. A decoder that was saved without its head has no `model.` in its names.
 fn stored_name(checkpoint: &Checkpoint, module: &str) -> String {

@@ -29,6 +29,7 @@ pub mod schedule;
 mod setup;
 mod space;
 pub mod step;
+pub mod tools;
 pub mod trainer;
 mod training;
 

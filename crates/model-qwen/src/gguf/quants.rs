@@ -79,7 +79,7 @@ impl TensorType {
     }
 
     /// Appends `values` to `bytes`. Of a quantized type, whole blocks.
-    pub(super) fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
+    pub fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
         match self {
             Self::F32 => encode(safetensors::Dtype::F32, values, bytes),
             Self::F16 => encode(safetensors::Dtype::F16, values, bytes),
