@@ -14,6 +14,17 @@ const PAGES: [(&str, &str); 2] = [
     ("trainer-sft", "docs/src/flags-trainer-sft.md"),
 ];
 
+/// The commands of a program that have a help of their own.
+const COMMANDS: [(&str, &[&str]); 1] = [("trainer-sft", &["merge", "inspect", "export", "eval"])];
+
+/// What a program prints, as a block of text.
+fn help(program: &str, words: &[&str]) -> Result<String> {
+    let help = output(program, words)?;
+    // Wrapped lines end in blanks that editors remove.
+    let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+    Ok(format!("```text\n{}\n```\n", help.join("\n").trim_end()))
+}
+
 /// Writes the pages, or with `check` fails where one differs.
 pub(crate) fn run(check: bool) -> Result<()> {
     command("cargo", &["build", "--workspace", "--bins"])?;
@@ -22,14 +33,15 @@ pub(crate) fn run(check: bool) -> Result<()> {
     let target = metadata["target_directory"].as_str();
     let target = target.context("cargo metadata: no target_directory")?;
     for (program, page) in PAGES {
-        let help = output(&format!("{target}/debug/{program}"), &["--help"])?;
-        // Wrapped lines end in blanks that editors remove.
-        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
-        let text = format!(
-            "# Flags of `{program}`\n\nWhat `cargo run -p {program} -- --help` prints.\n\n\
-             ```text\n{}\n```\n",
-            help.join("\n").trim_end()
+        let help = |words: &[&str]| help(&format!("{target}/debug/{program}"), words);
+        let mut text = format!(
+            "# Flags of `{program}`\n\nWhat `cargo run -p {program} -- --help` prints.\n\n{}",
+            help(&["--help"])?
         );
+        let own = COMMANDS.iter().filter(|(of, _)| *of == program);
+        for command in own.flat_map(|(_, commands)| *commands) {
+            text += &format!("\n## `{program} {command}`\n\n{}", help(&[command, "--help"])?);
+        }
         let path = root().join(page);
         if !check {
             fs::write(&path, text).with_context(|| page.to_owned())?;
