@@ -40,7 +40,10 @@ pub(crate) fn run(check: bool) -> Result<()> {
         );
         let own = COMMANDS.iter().filter(|(of, _)| *of == program);
         for command in own.flat_map(|(_, commands)| *commands) {
-            text += &format!("\n## `{program} {command}`\n\n{}", help(&[command, "--help"])?);
+            text += &format!(
+                "\n## `{program} {command}`\n\n{}",
+                help(&[command, "--help"])?
+            );
         }
         let path = root().join(page);
         if !check {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use safetensors::Dtype;
+
 use super::GgufError;
 use super::metadata::{Entry, architecture, general};
 use super::names::gguf_name;
@@ -118,19 +120,8 @@ pub fn write_model(
     let slots: Vec<Slot> = plan.tensors.iter().map(|(_, slot)| slot.clone()).collect();
     let mut file = GgufWriter::create(path, &plan.metadata, &slots)?;
     let (mut num_bytes, total_bytes) = (0, plan.num_bytes());
-    let mut bytes = Vec::new();
     for (name, slot) in &plan.tensors {
-        let info = weights.info(name)?;
-        for rows in info.row_blocks() {
-            let values = weights.rows(name, rows)?;
-            if let Some(dtype) = stored_dtype(slot.kind) {
-                check_range(name, dtype, &values)?;
-            }
-            bytes.clear();
-            slot.kind.encode(&values, &mut bytes);
-            file.write(&bytes)?;
-        }
-        file.end(slot)?;
+        write_tensor(weights, (name, slot), &mut file)?;
         weights.release(name);
         num_bytes += slot.num_bytes() as u64;
         let progress = MergeProgress {
@@ -145,11 +136,39 @@ pub fn write_model(
     file.finish()
 }
 
+fn write_tensor(
+    weights: &MergedWeights,
+    (name, slot): (&str, &Slot),
+    file: &mut GgufWriter,
+) -> Result<(), GgufError> {
+    let own = match slot.kind {
+        TensorType::F32 => Some(Dtype::F32),
+        TensorType::F16 => Some(Dtype::F16),
+        TensorType::Bf16 => Some(Dtype::BF16),
+        TensorType::Q8_0 | TensorType::Q4_0 => None,
+    };
+    if let Some(bytes) = own.and_then(|dtype| weights.unchanged(name, dtype)) {
+        file.write(&bytes)?;
+        return file.end(slot);
+    }
+    let mut bytes = Vec::new();
+    for rows in weights.info(name)?.row_blocks() {
+        let values = weights.rows(name, rows)?;
+        if let Some(dtype) = stored_dtype(slot.kind) {
+            check_range(name, dtype, &values)?;
+        }
+        bytes.clear();
+        slot.kind.encode(&values, &mut bytes);
+        file.write(&bytes)?;
+    }
+    file.end(slot)
+}
+
 /// The 16-bit type that has to hold the values, or the scales of their blocks.
-fn stored_dtype(kind: TensorType) -> Option<safetensors::Dtype> {
+fn stored_dtype(kind: TensorType) -> Option<Dtype> {
     match kind {
-        TensorType::F16 | TensorType::Q8_0 | TensorType::Q4_0 => Some(safetensors::Dtype::F16),
-        TensorType::Bf16 => Some(safetensors::Dtype::BF16),
+        TensorType::F16 | TensorType::Q8_0 | TensorType::Q4_0 => Some(Dtype::F16),
+        TensorType::Bf16 => Some(Dtype::BF16),
         TensorType::F32 => None,
     }
 }
