@@ -46,7 +46,7 @@ pub(super) fn base_model(
     resolve_model(base).map_err(|error| ToolError::Base {
         adapter: folder.to_owned(),
         base: base.to_owned(),
-        error,
+        error: Box::new(error),
     })
 }
 

@@ -56,7 +56,7 @@ pub enum ToolError {
         /// What it names.
         base: String,
         /// Why that is not found.
-        error: model_qwen::ResolveError,
+        error: Box<model_qwen::ResolveError>,
     },
     /// The folder that was to be looked at is none.
     #[error("{}: expected a folder with an adapter, a checkpoint or a model, found {found}", path.display())]
