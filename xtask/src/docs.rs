@@ -20,7 +20,11 @@ const PAGES: [(&str, &[&str], &str); 2] = [
         ],
         "docs/src/flags-server.md",
     ),
-    ("trainer-sft", &[], "docs/src/flags-trainer-sft.md"),
+    (
+        "trainer-sft",
+        &["merge", "inspect", "export", "eval"],
+        "docs/src/flags-trainer-sft.md",
+    ),
 ];
 
 /// Writes the pages, or with `check` fails where one differs.

@@ -99,6 +99,7 @@ pub struct Checkpoint {
 /// A mapped file: once for tensors to share, once to advise the system about.
 #[derive(Debug)]
 struct Shard {
+    file: String,
     bytes: SharedBytes,
     map: Arc<Mmap>,
 }
@@ -220,7 +221,12 @@ impl Checkpoint {
                 return Err(format(format!("tensor `{name}` is also in another shard")));
             }
         }
-        self.shards.push(Shard { bytes, map });
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        self.shards.push(Shard {
+            file: file.into_owned(),
+            bytes,
+            map,
+        });
         Ok(())
     }
 
@@ -232,6 +238,18 @@ impl Checkpoint {
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+
+    /// The weight files, each with the names of its tensors in their order in the file.
+    pub fn files(&self) -> Vec<(&str, Vec<&str>)> {
+        let files = self.shards.iter().enumerate().map(|(index, shard)| {
+            let own = self.entries.iter().filter(|(_, e)| e.shard == index);
+            let mut names: Vec<_> = own.map(|(name, e)| (e.start, name.as_str())).collect();
+            names.sort_unstable();
+            let names = names.into_iter().map(|(_, name)| name).collect();
+            (shard.file.as_str(), names)
+        });
+        files.collect()
     }
 
     /// Whether a tensor of this name is there.

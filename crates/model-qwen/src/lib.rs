@@ -25,11 +25,13 @@ mod end_tokens;
 pub mod flags;
 pub mod generate;
 pub mod generation_config;
+pub mod gguf;
 pub mod graph_runner;
 pub mod hub;
 mod json_file;
 pub mod kernels;
 pub mod load;
+pub mod merge;
 mod mlp;
 pub mod model;
 pub mod pooling;
@@ -65,6 +67,7 @@ pub use hub::{
 };
 pub use json_file::JsonFileError;
 pub use load::{LoadError, LoadOptions, Quantization, is_headless, score_weights};
+pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_names};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{

@@ -14,11 +14,13 @@ use serde_json::{Map, Value, json};
 use crate::json_file::read_text;
 use crate::model::linear_names;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 /// Name of the weights of a checkpoint in one file.
-const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 /// Name of the index of a checkpoint in several files.
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// Folder of further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
 /// What weights end with, in this format and in others.
 const WEIGHTS: [&str; 8] = [
     "safetensors",
@@ -294,7 +296,7 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, QuantizeError> {
 }
 
 /// Copies what stands next to the weights and was not written yet.
-fn copy_other_files(input: &Path, output: &Path) -> Result<(), QuantizeError> {
+pub(crate) fn copy_other_files(input: &Path, output: &Path) -> Result<(), QuantizeError> {
     for entry in fs::read_dir(input).map_err(io_error(input))? {
         let path = entry.map_err(io_error(input))?.path();
         let extension = path.extension().and_then(|extension| extension.to_str());
@@ -307,11 +309,18 @@ fn copy_other_files(input: &Path, output: &Path) -> Result<(), QuantizeError> {
             fs::copy(&path, &target).map_err(io_error(&path))?;
         }
     }
+    // Further chat templates lie in a folder.
+    let templates = input.join(TEMPLATES);
+    if templates.is_dir() {
+        let target = output.join(TEMPLATES);
+        fs::create_dir_all(&target).map_err(io_error(&target))?;
+        copy_other_files(&templates, &target)?;
+    }
     Ok(())
 }
 
 /// Reads a file that holds a JSON object.
-fn read_object(path: &Path) -> Result<Map<String, Value>, QuantizeError> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, QuantizeError> {
     let wrong = |found: String| QuantizeError::Format {
         path: path.to_owned(),
         expected: "a JSON object".to_owned(),
@@ -322,7 +331,7 @@ fn read_object(path: &Path) -> Result<Map<String, Value>, QuantizeError> {
 }
 
 /// Writes a JSON file, indented.
-fn write_json(path: &Path, value: &Value) -> Result<(), QuantizeError> {
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<(), QuantizeError> {
     fs::write(path, format!("{value:#}\n")).map_err(io_error(path))
 }
 

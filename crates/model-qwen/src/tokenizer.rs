@@ -19,7 +19,7 @@ use tokenizers::{DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 use crate::json_file::{JsonFileError, read_text};
 
 /// The split pattern of Qwen2, Qwen2.5 and Qwen3 (`Qwen2Tokenizer` in transformers).
-const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(crate) const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Why a tokenizer could not be loaded or used.
 #[derive(Debug, thiserror::Error)]
@@ -239,6 +239,20 @@ impl Tokenizer {
             .get(id as usize)
             .copied()
             .unwrap_or(false)
+    }
+
+    /// The content of its `tokenizer.json`.
+    pub(crate) fn to_json(&self) -> Result<serde_json::Value, TokenizerError> {
+        serde_json::to_value(&self.inner.tokenizer)
+            .map_err(|error| TokenizerError::Process(error.to_string()))
+    }
+
+    /// The token with the lowest id that is at least `from`.
+    pub(crate) fn first_id_from(&self, from: usize) -> Option<(String, u32)> {
+        let tokens = self.inner.tokenizer.get_vocab(true).into_iter();
+        tokens
+            .filter(|(_, id)| *id as usize >= from)
+            .min_by_key(|(_, id)| *id)
     }
 
     /// Is `id` an added token, special or not: one that the vocabulary of byte pairs doesn't need to have?

@@ -31,6 +31,7 @@ mod setup;
 mod space;
 pub mod step;
 mod template_facts;
+pub mod tools;
 pub mod trainer;
 mod training;
 

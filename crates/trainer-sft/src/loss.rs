@@ -118,6 +118,27 @@ pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
     total
 }
 
+/// Summed cross-entropy of the targets, `[1]`, and the number of targets that have the largest logit.
+///
+/// # Shapes
+///
+/// `hidden` is `[tokens, hidden]`.
+#[must_use]
+pub fn forward_counted(head: &Head, hidden: Tensor<2>, targets: &Targets) -> (Tensor<1>, usize) {
+    let device = hidden.device();
+    let mut total = Tensor::zeros([1], (&device, DType::F32));
+    let mut num_right = 0;
+    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
+        let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
+        let logits = head.logits(head.normalized(x)); // [rows, vocab]
+        let likely = logits.clone().argmax(1).into_data(); // [rows, 1]
+        let is_right = |(likely, token): &(i64, &u32)| *likely == i64::from(**token);
+        num_right += likely.iter::<i64>().zip(tokens).filter(is_right).count();
+        total = total + cross_entropy(logits, tokens, 1.0).0;
+    }
+    (total, num_right)
+}
+
 /// Summed cross-entropy of the targets, and the gradient of `scale · loss` with respect to `hidden`.
 ///
 /// With `trained`, the head's own gradients are added to the store under these names.

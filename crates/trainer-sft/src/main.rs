@@ -4,6 +4,7 @@ mod signals;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use tracing_subscriber::EnvFilter;
@@ -12,6 +13,7 @@ use trainer_sft::chat_format::ChatFormat;
 use trainer_sft::config::Config;
 use trainer_sft::data::{Datasets, Records, TrainData};
 use trainer_sft::preview::preview;
+use trainer_sft::tools::Tool;
 use trainer_sft::{Summary, Training};
 
 fn main() -> ExitCode {
@@ -26,11 +28,22 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<ExitCode> {
+    if let Some(tool) = Tool::parse(std::env::args_os()) {
+        return carry_out(tool.unwrap_or_else(|error| error.exit()));
+    }
     let config = match Args::parse_config(std::env::args_os()) {
         Ok(config) => config,
         Err(ArgsError::Clap(error)) => error.exit(),
         Err(error) => return Err(error.into()),
     };
+    log_to_stderr();
+    match config.run.preview {
+        Some(count) => show(&config, count).map(|()| ExitCode::SUCCESS),
+        None => train(&config),
+    }
+}
+
+fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -39,10 +52,25 @@ fn run() -> Result<ExitCode> {
         .with_target(false)
         .without_time()
         .init();
-    match config.run.preview {
-        Some(count) => show(&config, count).map(|()| ExitCode::SUCCESS),
-        None => train(&config),
+}
+
+/// A command that is no run.
+fn carry_out(tool: Tool) -> Result<ExitCode> {
+    log_to_stderr();
+    if tool.writes() {
+        signals::watch()?;
+        signals::stop_between_tensors();
     }
+    let said = tool.run(&signals::STOP);
+    if signals::STOP.load(Ordering::SeqCst) && said.is_err() {
+        return Ok(ExitCode::from(signals::exit_code()));
+    }
+    let said = said?;
+    write_out(&mut std::io::stdout(), &said.text)?;
+    Ok(match said.is_well {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 fn show(config: &Config, count: usize) -> Result<()> {

@@ -9,11 +9,19 @@ use anyhow::Result;
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether steps are being taken, after which a checkpoint can be written.
 static TRAINS: AtomicBool = AtomicBool::new(false);
+/// Whether a command is carried out, and no training.
+static IS_TOOL: AtomicBool = AtomicBool::new(false);
 /// The first signal.
 static SIGNAL: AtomicI32 = AtomicI32::new(2);
 
 /// From now on a signal ends the run after the current step, with a checkpoint.
 pub(crate) fn stop_after_a_step() {
+    TRAINS.store(true, Ordering::SeqCst);
+}
+
+/// From now on a signal ends the command at its next tensor, and nothing is left behind.
+pub(crate) fn stop_between_tensors() {
+    IS_TOOL.store(true, Ordering::SeqCst);
     TRAINS.store(true, Ordering::SeqCst);
 }
 
@@ -31,7 +39,10 @@ fn receive(signal: i32) {
         trainer_sft::discard_unused_output();
         std::process::exit(128 + signal);
     }
-    let told = "\nstopping after this step, with a checkpoint; once more to end at once\n";
+    let told = match IS_TOOL.load(Ordering::SeqCst) {
+        true => "\nstopping, nothing is written; once more to end at once\n",
+        false => "\nstopping after this step, with a checkpoint; once more to end at once\n",
+    };
     // The terminal may be gone.
     let _ = std::io::stderr().write_all(told.as_bytes());
 }

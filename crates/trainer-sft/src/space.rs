@@ -70,14 +70,14 @@ fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
 
 /// Bytes that this user can still write in `folder`.
 #[cfg(unix)]
-fn free(folder: &Path) -> Option<u64> {
+pub(crate) fn free(folder: &Path) -> Option<u64> {
     let room = rustix::fs::statvfs(folder).ok()?;
     room.f_bavail.checked_mul(room.f_frsize)
 }
 
 /// Unknown.
 #[cfg(not(unix))]
-fn free(_folder: &Path) -> Option<u64> {
+pub(crate) fn free(_folder: &Path) -> Option<u64> {
     None
 }
 

@@ -48,13 +48,30 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
     if let Some((slot, None)) = explicit_slot(model, adapters) {
         return explicit::forward(model, batch, slot);
     }
+    let x = hidden(model, batch, adapters); // [tokens, hidden]
+    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+}
+
+/// [`forward`], with the number of targets that have the largest logit.
+#[must_use]
+pub fn forward_counted(
+    model: &QwenModel,
+    batch: &Batch,
+    adapters: &AdapterSelection,
+) -> (Tensor<1>, usize) {
+    let x = hidden(model, batch, adapters); // [tokens, hidden]
+    loss::forward_counted(&head(model), x, &Targets::new(&batch.targets))
+}
+
+/// The output of the last layer, `[tokens, hidden]`.
+fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
     let rotary = model.rotary(&batch.positions);
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
         x = layer.forward(index, x, &rotary, adapters, &mut attention); // [tokens, hidden]
     }
-    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+    x
 }
 
 /// Adds the gradients of `scale` times a batch's summed cross-entropy to `store`.

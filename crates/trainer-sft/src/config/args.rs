@@ -16,6 +16,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::hints::with_hyphens;
 pub use self::parse::ArgsError;
 use self::values::{number, seed, whole};
 use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
@@ -44,6 +45,7 @@ const COMPUTE_DTYPE: [(&str, &str); 2] = [
 ///
 /// Learns from chats, instructions or plain text (JSONL) and writes a PEFT adapter folder that the server, PEFT and vLLM
 /// load. Without --model it trains the small bundled model: `trainer-sft --data data/train.jsonl`.
+/// After training: `trainer-sft merge`, `inspect`, `export` and `eval`, each with a --help of its own.
 #[derive(Clone, Debug, Default, Parser, Serialize, Deserialize)]
 #[command(name = "trainer-sft", version, max_term_width = 110)]
 #[serde(deny_unknown_fields, default)]

@@ -36,7 +36,7 @@ const ELSEWHERE: [(&str, &str); 24] = [
 ];
 
 /// `--lora_r=8` as `--lora-r=8`; values stay as they are.
-pub(super) fn with_hyphens(word: OsString) -> OsString {
+pub(crate) fn with_hyphens(word: OsString) -> OsString {
     match word.to_str() {
         Some(text) if text.starts_with("--") && text.len() > 2 => {
             let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));

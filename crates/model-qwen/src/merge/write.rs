@@ -1,0 +1,227 @@
+//! Merged weights as a model folder.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo as FileEntry;
+use serde_json::{Map, Value, json};
+
+use super::encode::encode;
+use super::error::io_error;
+use super::{MergeError, MergedWeights, TensorInfo};
+use crate::quantize::{CONFIG, INDEX, SINGLE, copy_other_files, read_object, write_json};
+
+/// How a model folder is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MergeOptions {
+    /// The dtype of all weights.
+    pub dtype: crate::Dtype,
+}
+
+/// How far [`MergedWeights::write`] is.
+#[derive(Clone, Copy, Debug)]
+pub struct MergeProgress<'a> {
+    /// The tensor that is done.
+    pub tensor: &'a str,
+    /// Bytes that are written.
+    pub num_bytes: u64,
+    /// Bytes of all tensors.
+    pub total_bytes: u64,
+}
+
+/// What [`MergedWeights::write`] has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MergeSummary {
+    /// Tensors that were written.
+    pub num_tensors: usize,
+    /// Tensors that the adapter changes.
+    pub num_changed: usize,
+    /// Bytes of all tensors.
+    pub num_bytes: u64,
+}
+
+impl MergedWeights {
+    /// Bytes of all tensors as [`Self::write`] would write them.
+    ///
+    /// # Errors
+    /// When a tensor is no float tensor.
+    pub fn num_bytes(&self, options: &MergeOptions) -> Result<u64, MergeError> {
+        let mut total = 0;
+        for (_, names) in self.files() {
+            for name in names {
+                total += stored_len(&self.stored_info(name, options)?);
+            }
+        }
+        Ok(total)
+    }
+
+    /// Writes a model folder into the empty folder `output`: weight files named as those of the model, `config.json`, and
+    /// what else lies beside the weights. `on_progress` is called after each tensor and may stop it.
+    ///
+    /// # Errors
+    /// When a weight is no finite number in its dtype, or a file cannot be read or written.
+    pub fn write(
+        &self,
+        output: &Path,
+        options: &MergeOptions,
+        mut on_progress: impl FnMut(MergeProgress<'_>) -> ControlFlow<()>,
+    ) -> Result<MergeSummary, MergeError> {
+        let total_bytes = self.num_bytes(options)?;
+        let mut summary = MergeSummary {
+            num_changed: self.num_changed(),
+            ..MergeSummary::default()
+        };
+        let files = self.files();
+        let mut weight_map = BTreeMap::new();
+        for (file, names) in &files {
+            let mut infos = Vec::with_capacity(names.len());
+            for name in names {
+                infos.push((*name, self.stored_info(name, options)?));
+                weight_map.insert(*name, *file);
+            }
+            let path = output.join(file);
+            let create = File::create_new(&path).map_err(io_error(&path))?;
+            let mut out = BufWriter::with_capacity(1 << 20, create);
+            let header = header(&infos);
+            out.write_all(&header).map_err(io_error(&path))?;
+            for (name, info) in &infos {
+                self.write_tensor(name, info, &mut out, &path)?;
+                self.release(name);
+                summary.num_tensors += 1;
+                summary.num_bytes += stored_len(info);
+                let progress = MergeProgress {
+                    tensor: name,
+                    num_bytes: summary.num_bytes,
+                    total_bytes,
+                };
+                if on_progress(progress).is_break() {
+                    return Err(MergeError::Stopped);
+                }
+            }
+            sync(out).map_err(io_error(&path))?;
+        }
+        self.write_config(output, options)?;
+        if files.iter().any(|(file, _)| *file != SINGLE) {
+            let metadata = json!({"total_size": summary.num_bytes});
+            let index = json!({"metadata": metadata, "weight_map": weight_map});
+            write_json(&output.join(INDEX), &index)?;
+        }
+        copy_other_files(self.dir(), output)?;
+        Ok(summary)
+    }
+
+    /// What a tensor is in the new folder.
+    fn stored_info(&self, name: &str, options: &MergeOptions) -> Result<TensorInfo, MergeError> {
+        let mut info = self.info(name)?;
+        info.dtype = match options.dtype {
+            crate::Dtype::Auto => info.dtype,
+            crate::Dtype::F32 => Dtype::F32,
+            crate::Dtype::Bf16 => Dtype::BF16,
+            crate::Dtype::F16 => Dtype::F16,
+        };
+        Ok(info)
+    }
+
+    fn write_tensor(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        out: &mut impl Write,
+        path: &Path,
+    ) -> Result<(), MergeError> {
+        if let Some(bytes) = self.unchanged(name, info.dtype) {
+            return out.write_all(&bytes).map_err(io_error(path));
+        }
+        let mut bytes = Vec::new();
+        for rows in info.row_blocks() {
+            let values = self.rows(name, rows)?;
+            check_range(name, info.dtype, &values)?;
+            bytes.clear();
+            encode(info.dtype, &values, &mut bytes);
+            out.write_all(&bytes).map_err(io_error(path))?;
+        }
+        Ok(())
+    }
+
+    /// `config.json` of the model, which says of the weights what they are now.
+    fn write_config(&self, output: &Path, options: &MergeOptions) -> Result<(), MergeError> {
+        let mut config = read_object(&self.dir().join(CONFIG))?;
+        if self.is_quantized() {
+            config.remove("quantization_config");
+            config.remove("quantization");
+        }
+        let name = match options.dtype {
+            crate::Dtype::Auto => None,
+            crate::Dtype::F32 => Some("float32"),
+            crate::Dtype::Bf16 => Some("bfloat16"),
+            crate::Dtype::F16 => Some("float16"),
+        };
+        if let Some(name) = name {
+            let field = ["dtype", "torch_dtype"].into_iter();
+            let mut fields: Vec<_> = field.filter(|field| config.contains_key(*field)).collect();
+            if fields.is_empty() {
+                fields.push("torch_dtype");
+            }
+            for field in fields {
+                config.insert(field.to_owned(), name.into());
+            }
+        }
+        Ok(write_json(&output.join(CONFIG), &Value::Object(config))?)
+    }
+}
+
+/// Refuses what would become infinite.
+pub(crate) fn check_range(name: &str, dtype: Dtype, values: &[f32]) -> Result<(), MergeError> {
+    let (dtype, largest) = match dtype {
+        Dtype::F16 => ("f16", half::f16::MAX.to_f32()),
+        Dtype::BF16 => ("bf16", half::bf16::MAX.to_f32()),
+        _ => return Ok(()),
+    };
+    match values.iter().find(|value| value.abs() > largest) {
+        None => Ok(()),
+        Some(&found) => Err(MergeError::TooLarge {
+            name: name.to_owned(),
+            found,
+            dtype,
+            largest,
+        }),
+    }
+}
+
+fn stored_len(info: &TensorInfo) -> u64 {
+    (info.len() * info.dtype.bitsize() / 8) as u64
+}
+
+/// Length and header of a safetensors file.
+fn header(infos: &[(&str, TensorInfo)]) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut start = 0;
+    for (name, info) in infos {
+        let end = start + stored_len(info) as usize;
+        let entry = FileEntry {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            data_offsets: (start, end),
+        };
+        entries.insert((*name).to_owned(), json!(entry));
+        start = end;
+    }
+    let mut text = Value::Object(entries).to_string();
+    // So that the data is aligned.
+    let padding = text.len().next_multiple_of(8) - text.len();
+    text.extend(std::iter::repeat_n(' ', padding));
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.extend(text.into_bytes());
+    header
+}
+
+/// Waits until a file is on the disk.
+pub(crate) fn sync(out: BufWriter<File>) -> io::Result<()> {
+    let file = out.into_inner().map_err(|error| error.into_error())?;
+    file.sync_all()
+}

@@ -1,0 +1,98 @@
+//! What comes before and after a run: merging an adapter into its model, looking at a folder, writing other formats, and
+//! measuring a model on data. `trainer-sft merge …` and so on.
+
+mod arguments;
+mod base;
+mod error;
+mod evaluate;
+mod export;
+mod inspect;
+mod merge;
+mod modelfile;
+mod progress;
+mod staging;
+
+use std::ffi::OsString;
+use std::sync::atomic::AtomicBool;
+
+use clap::{CommandFactory, Parser};
+
+use crate::config::args::with_hyphens;
+
+pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs, MergedAs};
+pub use error::ToolError;
+pub use evaluate::{Measured, measure};
+pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
+
+/// The program without a run.
+#[derive(Debug, Parser)]
+#[command(name = "trainer-sft", version, max_term_width = 110)]
+struct CommandLine {
+    #[command(subcommand)]
+    tool: Tool,
+}
+
+/// A command of the program that is no run.
+#[derive(Debug, clap::Subcommand)]
+pub enum Tool {
+    /// Merge a LoRA adapter into its base model, as a model folder
+    Merge(MergeArgs),
+    /// Say what a folder holds, and what is wrong with it: an adapter, a checkpoint or a model
+    Inspect(InspectArgs),
+    /// Write a model or an adapter in another format: GGUF for llama.cpp, a Modelfile for Ollama
+    Export(ExportArgs),
+    /// Measure loss, perplexity and token accuracy of a model on data
+    Eval(EvalArgs),
+}
+
+/// What a command has to say.
+#[derive(Debug)]
+pub struct Said {
+    /// For standard output.
+    pub text: String,
+    /// Whether all is well.
+    pub is_well: bool,
+}
+
+impl Tool {
+    /// The command that a command line (the first word is the program) asks for; `None` when it asks for a run.
+    ///
+    /// # Errors
+    /// What clap refuses, and `--help`.
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Result<Self, clap::Error>> {
+        let words: Vec<OsString> = words.into_iter().map(with_hyphens).collect();
+        let first = words.get(1)?.to_str()?;
+        CommandLine::command().find_subcommand(first)?;
+        Some(CommandLine::try_parse_from(words).map(|line| line.tool))
+    }
+
+    /// Whether it writes files: then it ends between two tensors when it is told to, and leaves nothing behind.
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Merge(_) | Self::Export(_))
+    }
+
+    /// Carries the command out. It ends early when `stop` becomes true.
+    ///
+    /// # Errors
+    /// Whatever cannot be read, computed or written.
+    pub fn run(&self, stop: &AtomicBool) -> Result<Said, ToolError> {
+        let well = |text| Said {
+            text,
+            is_well: true,
+        };
+        match self {
+            Self::Merge(args) => merge::merge(args, stop).map(well),
+            Self::Export(args) => export::export(args, stop).map(well),
+            Self::Eval(args) => evaluate::evaluate(args).map(well),
+            Self::Inspect(args) => {
+                let report = inspect(args)?;
+                let is_well = report.problems.is_empty();
+                let text = match args.json {
+                    true => report.to_json(),
+                    false => report.to_string(),
+                };
+                Ok(Said { text, is_well })
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The flags of the commands.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use model_qwen::flags::some_of;
+use model_qwen::gguf::TensorType;
+use model_qwen::{Dtype, Quantization};
+
+use crate::config::{Thinking, TrainOn};
+
+/// `merge --dtype`.
+const DTYPE: [(&str, &str); 4] = [
+    ("auto", "As in the base model"),
+    ("bf16", "bfloat16"),
+    ("f16", "IEEE half precision"),
+    ("f32", "32-bit"),
+];
+
+/// `eval --quantization`.
+const QUANTIZATION: [(&str, &str); 2] = [
+    ("none", "As in the checkpoint"),
+    ("nf4", "4-bit NormalFloat in blocks of 64"),
+];
+
+/// `trainer-sft merge`.
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// The adapter, a PEFT folder
+    #[arg(long, value_name = "FOLDER", visible_alias = "lora")]
+    pub adapter: PathBuf,
+
+    /// Folder or Hugging Face id of the base model [default: the one that adapter_config.json names]
+    #[arg(long, value_name = "MODEL", visible_aliases = ["base-model", "model-name-or-path"])]
+    pub model: Option<String>,
+
+    /// Folder to write, a new one; nothing is overwritten
+    #[arg(long, short, value_name = "FOLDER", visible_alias = "output-dir")]
+    pub output: PathBuf,
+
+    /// Dtype of the merged weights
+    #[arg(long, value_parser = some_of::<Dtype>(&DTYPE), default_value = "auto", visible_alias = "torch-dtype")]
+    pub dtype: Dtype,
+
+    /// `nf4` writes the merged linear layers in 4 bits, as bitsandbytes stores them
+    #[arg(long, value_enum, default_value = "none")]
+    pub quantization: MergedAs,
+
+    /// Keep the scales of 4-bit blocks in 32 bits
+    #[arg(long)]
+    pub no_double_quant: bool,
+
+    /// Print the loss on these records for the base model, the base model with the adapter, and the merged model (formats as
+    /// in training); repeat for several
+    #[arg(long, value_name = "FILE", visible_alias = "eval-data", num_args = 1..)]
+    pub data: Vec<PathBuf>,
+
+    /// auto, cpu, cuda and so on, for --data
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "data")]
+    pub device: String,
+}
+
+/// How merged weights are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MergedAs {
+    /// As --dtype says
+    None,
+    /// 4-bit NormalFloat in blocks of 64
+    #[value(alias = "bitsandbytes")]
+    Nf4,
+}
+
+/// `trainer-sft inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// Folder of an adapter, a checkpoint, a run or a model
+    #[arg(value_name = "FOLDER")]
+    pub path: PathBuf,
+
+    /// Base model to compare an adapter with [default: the one that adapter_config.json names, where it is a folder]
+    #[arg(long, value_name = "MODEL", visible_alias = "base-model")]
+    pub model: Option<String>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `trainer-sft export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// Folder or Hugging Face id of the model [default: the base model that --adapter names, else the bundled model]
+    #[arg(long, value_name = "MODEL", visible_alias = "model-name-or-path")]
+    pub model: Option<String>,
+
+    /// Adapter, a PEFT folder: merged into the model with `hf` and `gguf`, a file of its own with `gguf-lora` and `ollama`
+    #[arg(long, value_name = "FOLDER", visible_alias = "lora")]
+    pub adapter: Option<PathBuf>,
+
+    /// What to write
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+
+    /// File (gguf, gguf-lora) or folder (hf, ollama) to write, a new one; nothing is overwritten
+    #[arg(long, short, value_name = "PATH", visible_alias = "outfile")]
+    pub output: PathBuf,
+
+    /// Type of the matrices [default: as in the model; f32 for gguf-lora]
+    #[arg(
+        long = "type",
+        value_enum,
+        value_name = "TYPE",
+        visible_alias = "outtype"
+    )]
+    pub kind: Option<TensorType>,
+
+    /// Name that programs show for the model [default: its folder's name or its id]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+/// What `export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A Hugging Face folder, as `merge` writes it
+    Hf,
+    /// One GGUF file with model, tokenizer and chat template
+    Gguf,
+    /// A GGUF file with the adapter alone, for `llama-server --lora`
+    GgufLora,
+    /// A folder with GGUF files and a Modelfile, for `ollama create`
+    Ollama,
+}
+
+/// `trainer-sft eval`.
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// Folder or Hugging Face id of the model [default: the base model that --adapter names, else the bundled model]
+    #[arg(long, value_name = "MODEL", visible_alias = "model-name-or-path")]
+    pub model: Option<String>,
+
+    /// Adapter, a PEFT folder
+    #[arg(long, value_name = "FOLDER", visible_alias = "lora")]
+    pub adapter: Option<PathBuf>,
+
+    /// File to measure on, in the formats of training; repeat for several
+    #[arg(long, value_name = "FILE", visible_alias = "eval-data", num_args = 1.., required = true)]
+    pub data: Vec<PathBuf>,
+
+    /// Names of the fields in the data, as in training
+    #[arg(long, value_name = "PART=FIELD", value_delimiter = ',', num_args = 1..)]
+    pub columns: Vec<String>,
+
+    /// Longest example in tokens, at most the model's context
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value_t = 1024,
+        visible_alias = "max-seq-length"
+    )]
+    pub max_length: usize,
+
+    /// Tokens that are measured
+    #[arg(long, value_enum, default_value = "assistant")]
+    pub train_on: TrainOn,
+
+    /// For templates that open a think block, as in training
+    #[arg(long, value_enum, default_value = "keep")]
+    pub thinking: Thinking,
+
+    /// Examples computed at once
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub batch_size: usize,
+
+    /// How the linear layers are held
+    #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION), default_value = "none")]
+    pub quantization: Quantization,
+
+    /// auto, cpu, cuda and so on
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,138 @@
+//! Why a command fails.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lora_4bit::peft::PeftError;
+use model_qwen::gguf::GgufError;
+use model_qwen::quantize::QuantizeError;
+use model_qwen::{
+    AdapterError, DeviceError, GenerationConfigError, JsonFileError, LoadError, MergeError,
+    TemplateError, TokenizerError,
+};
+use thiserror::Error;
+
+use crate::chat_format::ModelFilesError;
+use crate::config::ConfigError;
+use crate::data::DataError;
+
+/// Why a command of the program fails.
+#[derive(Debug, Error)]
+pub enum ToolError {
+    /// A flag has a value that cannot be honoured.
+    #[error("--{flag}: expected {expected}, found {found}")]
+    Flag {
+        /// The flag without its dashes.
+        flag: &'static str,
+        /// What would be accepted.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// There is something where the result should be.
+    #[error("--output: expected a new path, found {}, which exists: nothing is overwritten", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The disk has no room for the result.
+    #[error("--output: expected at least {needed} MiB of room, found {free} MiB in {}", folder.display())]
+    Space {
+        /// The folder.
+        folder: PathBuf,
+        /// MiB that are needed.
+        needed: u64,
+        /// MiB that are free.
+        free: u64,
+    },
+    /// The adapter names a base model that cannot be found.
+    #[error(
+        "--model: expected the base model of {}; its adapter_config.json names {base:?} (`base_model_name_or_path`): {error}",
+        adapter.display()
+    )]
+    Base {
+        /// The adapter.
+        adapter: PathBuf,
+        /// What it names.
+        base: String,
+        /// Why that is not found.
+        error: Box<model_qwen::ResolveError>,
+    },
+    /// The folder that was to be looked at is none.
+    #[error("{}: expected a folder with an adapter, a checkpoint or a model, found {found}", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+    },
+    /// The records give no finite loss.
+    #[error(
+        "the loss is {loss}, expected a finite number: the weights or the activations are broken"
+    )]
+    Loss {
+        /// The loss.
+        loss: f64,
+    },
+    /// An adapter.
+    #[error("{}: {error}", folder.display())]
+    Adapter {
+        /// The folder.
+        folder: PathBuf,
+        /// Why it is refused.
+        error: PeftError,
+    },
+    /// An adapter that was made for another model.
+    #[error(transparent)]
+    Fit(#[from] AdapterError),
+    /// The model, or the sums.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The model's weights.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Quantizing the result.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
+    /// The GGUF file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The model's folder, tokenizer or chat template.
+    #[error(transparent)]
+    ModelFiles(#[from] ModelFilesError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// `generation_config.json`.
+    #[error(transparent)]
+    Generation(#[from] GenerationConfigError),
+    /// A small JSON file.
+    #[error(transparent)]
+    File(#[from] JsonFileError),
+    /// A setting that training has, too.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `--device`.
+    #[error("--device: {0}")]
+    Device(#[from] DeviceError),
+    /// The records.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A file cannot be read or written.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
+}
+
+/// A [`ToolError::Io`] about `path`.
+pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ToolError {
+    let path = path.to_owned();
+    move |error| ToolError::Io { path, error }
+}

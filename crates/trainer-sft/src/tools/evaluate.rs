@@ -1,0 +1,197 @@
+//! `trainer-sft eval`: loss, perplexity and accuracy on records, with the trainer's own data code and masks.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use lora_4bit::peft::LoraAdapter;
+use lora_4bit::{AdapterSelection, ComputeDtype};
+use model_qwen::{LoadOptions, Quantization, QwenModel};
+use serde_json::json;
+
+use super::arguments::EvalArgs;
+use super::base::model_and_adapter;
+use super::error::ToolError;
+use crate::batch::sequential_batches;
+use crate::chat_format::ChatFormat;
+use crate::config::{Config, DataConfig};
+use crate::data::{Datasets, Examples, Records, TrainData};
+use crate::even::even_batches;
+use crate::{lora, step};
+
+/// What was measured on records.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// Mean cross-entropy per token, in nats.
+    pub loss: f64,
+    /// Share of the tokens that have the largest logit.
+    pub accuracy: f64,
+    /// Tokens that were measured.
+    pub num_tokens: usize,
+}
+
+impl Measured {
+    /// `exp(loss)`.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// Measures a model on examples, `batch_size` at a time. `adapter` is the slot of the adapter to use.
+///
+/// # Errors
+/// When an example cannot be read, or the loss is no finite number.
+pub fn measure(
+    model: &QwenModel,
+    examples: &Examples,
+    adapter: Option<usize>,
+    batch_size: usize,
+) -> Result<Measured, ToolError> {
+    let adapters = match adapter {
+        None => AdapterSelection::Base,
+        Some(slot) => AdapterSelection::All {
+            slot,
+            dropout: None,
+        },
+    };
+    let (mut sum, mut num_right, mut num_tokens) = (0.0, 0, 0);
+    for batch in sequential_batches(examples, batch_size) {
+        let batch = batch?;
+        if batch.num_targets() == 0 {
+            continue;
+        }
+        num_tokens += batch.num_targets();
+        for batch in even_batches(&batch, &model.device()).iter() {
+            let (loss, right) = step::forward_counted(model, batch, &adapters);
+            sum += f64::from(loss.into_scalar::<f32>());
+            num_right += right;
+        }
+    }
+    let loss = sum / num_tokens.max(1) as f64;
+    match loss.is_finite() {
+        true => Ok(Measured {
+            loss,
+            accuracy: num_right as f64 / num_tokens.max(1) as f64,
+            num_tokens,
+        }),
+        false => Err(ToolError::Loss { loss }),
+    }
+}
+
+/// The model to measure.
+#[derive(Clone, Copy)]
+pub(super) enum Which<'a> {
+    /// A folder.
+    Model(&'a Path),
+    /// A folder with an adapter.
+    Adapted(&'a Path, &'a LoraAdapter),
+}
+
+/// Records, ready to be measured on.
+pub(super) struct EvalData {
+    examples: Examples,
+    device: Device,
+    batch_size: usize,
+    quantization: Quantization,
+}
+
+impl EvalData {
+    /// Reads records for a model, as training does without flags.
+    pub(super) fn load(model: &Path, files: &[PathBuf], device: &str) -> Result<Self, ToolError> {
+        let mut config = Config::new("");
+        config.data.train = files.to_vec();
+        config.model.device = device.to_owned();
+        Self::with(config, model)
+    }
+
+    fn with(mut config: Config, model: &Path) -> Result<Self, ToolError> {
+        config.model.model = Some(model.to_string_lossy().into_owned());
+        let device = model_qwen::parse_device(&config.model.device)?;
+        let format = ChatFormat::load(&config)?;
+        let data = Datasets::load(&config, &format, Records::default(), None, true)?;
+        let TrainData::Loaded(data) = data.train else {
+            unreachable!("all records are read without `streaming`");
+        };
+        Ok(Self {
+            examples: data.examples,
+            device,
+            batch_size: config.run.batch_size,
+            quantization: config.quantization(),
+        })
+    }
+
+    /// Loads a model and measures it.
+    pub(super) fn measure(&self, which: Which<'_>) -> Result<Measured, ToolError> {
+        let (Which::Model(folder) | Which::Adapted(folder, _)) = which;
+        let options = LoadOptions {
+            quantization: self.quantization,
+            ..LoadOptions::default()
+        };
+        let mut model = QwenModel::load(folder, &options, &self.device)?;
+        model.set_compute_dtype(ComputeDtype::F32);
+        let slot = match which {
+            Which::Model(_) => None,
+            Which::Adapted(_, adapter) => {
+                model.add_adapter(lora::SLOT, adapter)?;
+                Some(lora::SLOT)
+            }
+        };
+        measure(&model, &self.examples, slot, self.batch_size)
+    }
+}
+
+/// Measures, and says what was found.
+pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
+    for (flag, value) in [
+        ("batch-size", args.batch_size),
+        ("max-length", args.max_length),
+    ] {
+        if value == 0 {
+            return Err(ToolError::Flag {
+                flag,
+                expected: "a whole number, 1 or more".to_owned(),
+                found: value.to_string(),
+            });
+        }
+    }
+    let (model, adapter) = model_and_adapter(args.model.as_deref(), args.adapter.as_deref())?;
+    let mut config = Config::new("");
+    config.data = DataConfig {
+        train: args.data.clone(),
+        columns: args.columns.clone(),
+        max_length: args.max_length,
+        train_on: args.train_on,
+        thinking: args.thinking,
+        ..DataConfig::default()
+    };
+    config.model.device.clone_from(&args.device);
+    config.model.quantization = Some(args.quantization);
+    config.run.batch_size = args.batch_size;
+    let data = EvalData::with(config, &model)?;
+    let which = match &adapter {
+        None => Which::Model(&model),
+        Some(adapter) => Which::Adapted(&model, adapter),
+    };
+    let measured = data.measure(which)?;
+    let Measured {
+        loss,
+        accuracy,
+        num_tokens,
+    } = measured;
+    let (perplexity, num_examples) = (measured.perplexity(), data.examples.len());
+    if args.json {
+        let json = json!({
+            "loss": loss,
+            "perplexity": perplexity,
+            "token_accuracy": accuracy,
+            "num_tokens": num_tokens,
+            "num_examples": num_examples,
+            "model": model,
+            "adapter": args.adapter,
+        });
+        return Ok(format!("{json:#}\n"));
+    }
+    Ok(format!(
+        "loss {loss:.4}, perplexity {perplexity:.3}, token accuracy {:.1} %: {num_tokens} tokens of {num_examples} examples\n",
+        100.0 * accuracy
+    ))
+}

@@ -1,0 +1,235 @@
+//! What an adapter folder holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::Device;
+use lora_4bit::peft::{
+    CONFIG_FILE, LoraAdapter, LoraConfig, LoraMatrices, TargetModules, WEIGHTS_FILE,
+};
+use model_qwen::{LoadOptions, QwenModel};
+use safetensors::SafeTensors;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Report, read_json};
+use crate::tools::base::named_model;
+use crate::tools::error::ToolError;
+
+/// An adapter.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AdapterFacts {
+    /// What `adapter_config.json` names as the base model.
+    pub base_model: Option<String>,
+    /// The rank, where no pattern says otherwise.
+    pub r: usize,
+    /// The alpha, where no pattern says otherwise.
+    pub lora_alpha: f64,
+    /// Smallest and largest factor of the products.
+    pub scaling: [f64; 2],
+    /// Smallest and largest rank.
+    pub ranks: [usize; 2],
+    /// rsLoRA.
+    pub use_rslora: bool,
+    /// The names that the adapter aims at.
+    pub target_modules: Vec<String>,
+    /// Modules with matrices.
+    pub num_modules: usize,
+    /// Values of all matrices.
+    pub num_parameters: usize,
+    /// The dtypes of the matrices.
+    pub dtypes: BTreeSet<String>,
+    /// The change of the weights, `s B A`, by the kind of layer.
+    pub norms: BTreeMap<String, Norms>,
+}
+
+/// Frobenius norms of `s B A` over the layers of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Norms {
+    /// Layers.
+    pub count: usize,
+    /// The smallest.
+    pub min: f64,
+    /// The mean.
+    pub mean: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+/// Looks at the adapter in the report's folder.
+pub(super) fn look(report: &mut Report, model: Option<&str>) -> Result<(), ToolError> {
+    let folder = report.path.clone();
+    let mut facts = AdapterFacts::default();
+    if let Err(problem) = read_config(&folder, &mut facts) {
+        report.problems.push(problem);
+    }
+    facts.dtypes = dtypes(&folder);
+    match LoraAdapter::load(&folder) {
+        Ok(adapter) => {
+            read_matrices(&adapter, &mut facts, &mut report.problems);
+            compare(&adapter, model, &mut report.problems)?;
+        }
+        Err(error) => {
+            let problem = error.to_string();
+            if !report.problems.contains(&problem) {
+                report.problems.push(problem);
+            }
+        }
+    }
+    report.adapter = Some(facts);
+    Ok(())
+}
+
+/// The fields of `adapter_config.json`, also where the adapter is refused.
+fn read_config(folder: &Path, facts: &mut AdapterFacts) -> Result<(), String> {
+    let path = folder.join(CONFIG_FILE);
+    if !path.exists() {
+        // The loader says so.
+        return Ok(());
+    }
+    let fields = read_json(&path)?;
+    let number = |field: &str| fields[field].as_f64();
+    facts.base_model = fields["base_model_name_or_path"].as_str().map(Into::into);
+    facts.r = number("r").unwrap_or_default() as usize;
+    facts.lora_alpha = number("lora_alpha").unwrap_or_default();
+    facts.use_rslora = fields["use_rslora"] == true;
+    facts.target_modules = match &fields["target_modules"] {
+        Value::String(pattern) => vec![pattern.clone()],
+        Value::Array(names) => {
+            let mut names: Vec<String> = names
+                .iter()
+                .filter_map(|name| name.as_str().map(Into::into))
+                .collect();
+            names.sort_unstable();
+            names
+        }
+        _ => Vec::new(),
+    };
+    let text = fs::read(&path).map_err(|error| error.to_string())?;
+    let config = LoraConfig::from_json(&text).map_err(|error| error.to_string())?;
+    // Defaults of missing fields.
+    facts.r = config.r;
+    facts.lora_alpha = config.lora_alpha;
+    if let (true, TargetModules::Pattern(pattern)) =
+        (facts.target_modules.is_empty(), config.target_modules)
+    {
+        facts.target_modules = vec![pattern];
+    }
+    Ok(())
+}
+
+/// The dtypes in the weight file; none where it cannot be read.
+fn dtypes(folder: &Path) -> BTreeSet<String> {
+    let Ok(bytes) = fs::read(folder.join(WEIGHTS_FILE)) else {
+        return BTreeSet::new();
+    };
+    let Ok(tensors) = SafeTensors::deserialize(&bytes) else {
+        return BTreeSet::new();
+    };
+    let dtypes = tensors.iter().map(|(_, view)| view.dtype().to_string());
+    dtypes.collect()
+}
+
+fn read_matrices(adapter: &LoraAdapter, facts: &mut AdapterFacts, problems: &mut Vec<String>) {
+    let LoraAdapter { config, modules } = adapter;
+    facts.num_modules = modules.len();
+    facts.num_parameters = modules.values().map(|m| m.a.len() + m.b.len()).sum();
+    let scalings = modules.keys().map(|module| config.scaling_for(module));
+    facts.scaling = scalings.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], s| {
+        [low.min(s), high.max(s)]
+    });
+    let ranks = modules.values().map(|matrices| matrices.r);
+    facts.ranks = ranks.fold([usize::MAX, 0], |[low, high], r| [low.min(r), high.max(r)]);
+    let mut norms: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut num_zero = 0;
+    for (module, matrices) in modules {
+        let norm = config.scaling_for(module).abs() * product_norm(matrices);
+        num_zero += usize::from(norm == 0.0);
+        let kind = module.rsplit('.').next().unwrap_or(module);
+        norms.entry(kind.to_owned()).or_default().push(norm);
+    }
+    facts.norms = norms
+        .into_iter()
+        .map(|(kind, norms)| (kind, summary(&norms)))
+        .collect();
+    if num_zero > 0 {
+        problems.push(format!(
+            "B A is zero in {num_zero} of {} modules: the adapter is not trained there",
+            modules.len()
+        ));
+    }
+}
+
+fn summary(norms: &[f64]) -> Norms {
+    let sum: f64 = norms.iter().sum();
+    Norms {
+        count: norms.len(),
+        min: norms.iter().copied().fold(f64::INFINITY, f64::min),
+        mean: sum / norms.len().max(1) as f64,
+        max: norms.iter().copied().fold(0.0, f64::max),
+    }
+}
+
+/// Frobenius norm of `B A`: the root of the trace of `(Bᵀ B) (A Aᵀ)`, two matrices of the rank's size.
+fn product_norm(matrices: &LoraMatrices) -> f64 {
+    let LoraMatrices { a, b, r, .. } = matrices;
+    let dot = |x: &mut dyn Iterator<Item = (f32, f32)>| -> f64 {
+        x.map(|(x, y)| f64::from(x) * f64::from(y)).sum()
+    };
+    let rows: Vec<&[f32]> = a.chunks(matrices.in_features).collect();
+    let mut trace = 0.0;
+    for i in 0..*r {
+        for j in 0..*r {
+            let own = rows[i].iter().copied().zip(rows[j].iter().copied());
+            let column = |k: usize| b.iter().skip(k).step_by(*r).copied();
+            trace += dot(&mut { own }) * dot(&mut column(i).zip(column(j)));
+        }
+    }
+    trace.max(0.0).sqrt()
+}
+
+/// Compares the adapter with its base model, where that is on this machine.
+fn compare(
+    adapter: &LoraAdapter,
+    model: Option<&str>,
+    problems: &mut Vec<String>,
+) -> Result<(), ToolError> {
+    let base = adapter.config.base_model_name_or_path.as_deref();
+    let folder = match model {
+        Some(model) => named_model(model)?,
+        // A hub id is not downloaded for a look.
+        None => match base.map(Path::new).filter(|base| base.is_dir()) {
+            Some(folder) => folder.to_owned(),
+            None => return Ok(()),
+        },
+    };
+    match QwenModel::load(&folder, &LoadOptions::default(), &Device::flex()) {
+        Ok(mut model) => {
+            if let Err(error) = model.check_adapter(adapter) {
+                problems.push(error.to_string());
+            }
+        }
+        Err(error) => problems.push(format!("the base model cannot be loaded: {error}")),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_norm_is_that_of_the_product() {
+        let matrices = LoraMatrices {
+            a: vec![1.0, 2.0, 3.0, -1.0, 0.5, 0.0],
+            b: vec![1.0, 2.0, -1.0, 4.0],
+            r: 2,
+            in_features: 3,
+            out_features: 2,
+        };
+        // B A = [[-1, 3, 3], [-5, 0, -3]]
+        let expected = (1.0f64 + 9.0 + 9.0 + 25.0 + 0.0 + 9.0).sqrt();
+        assert!((product_norm(&matrices) - expected).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,235 @@
+//! `trainer-sft export`.
+
+use std::fs;
+use std::path::Path;
+
+use lora_4bit::peft::LoraAdapter;
+use model_qwen::Tokenizer;
+use model_qwen::gguf::{TensorType, gguf_name};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::gguf_file::GgufFile;
+use super::{adapter, bf16s, data, f32s, names, succeed, tensors, text_of};
+
+#[test]
+fn a_gguf_file_has_the_model_in_it() {
+    let folder = TempDir::new().unwrap();
+    let model = data().join("model");
+    let stored = tensors(&model.join("model.safetensors"));
+    for (kind, id, file_type) in [
+        ("bf16", 30, 32),
+        ("f16", 1, 1),
+        ("f32", 0, 0),
+        ("q8_0", 8, 7),
+        ("q4_0", 2, 2),
+    ] {
+        let path = folder.path().join(kind);
+        succeed(&[
+            "export",
+            "--format",
+            "gguf",
+            "--type",
+            kind,
+            "--name",
+            "Stories",
+            "--output",
+            text_of(&path),
+        ]);
+        let file = GgufFile::read(&path);
+        assert_eq!(file.tensors.len(), stored.len());
+        assert_eq!(file.metadata["general.file_type"], file_type);
+        for (name, (_, shape, bytes)) in &stored {
+            let found = &file.tensors[&gguf_name(name).unwrap()];
+            let dims: Vec<u64> = shape.iter().rev().map(|len| *len as u64).collect();
+            assert_eq!(found.dims, dims, "{name}");
+            let values = bf16s(bytes);
+            let expected = match (shape.len(), kind, name.as_str()) {
+                (1, ..) => 0,
+                // The head, which is the embedding here, has more bits.
+                (_, "q4_0", "model.embed_tokens.weight") => 8,
+                _ => id,
+            };
+            assert_eq!(found.kind, expected, "{name}");
+            match expected {
+                0 => assert_eq!(f32s(&found.bytes), values, "{name}"),
+                30 => assert_eq!(&found.bytes, bytes, "{name}"),
+                other => {
+                    let kind = match other {
+                        1 => TensorType::F16,
+                        2 => TensorType::Q4_0,
+                        _ => TensorType::Q8_0,
+                    };
+                    let mut encoded = Vec::new();
+                    kind.encode(&values, &mut encoded);
+                    assert_eq!(found.bytes, encoded, "{name}");
+                }
+            }
+        }
+    }
+    check_metadata(&GgufFile::read(&folder.path().join("bf16")), &model);
+    assert_eq!(names(folder.path()), ["bf16", "f16", "f32", "q4_0", "q8_0"]);
+}
+
+fn check_metadata(file: &GgufFile, model: &Path) {
+    let found = |key: &str| &file.metadata[key];
+    for (key, expected) in [
+        ("general.architecture", json!("qwen2")),
+        ("general.type", json!("model")),
+        ("general.name", json!("Stories")),
+        ("general.quantization_version", json!(2)),
+        ("qwen2.block_count", json!(8)),
+        ("qwen2.context_length", json!(1024)),
+        ("qwen2.embedding_length", json!(320)),
+        ("qwen2.feed_forward_length", json!(896)),
+        ("qwen2.attention.head_count", json!(5)),
+        ("qwen2.attention.head_count_kv", json!(1)),
+        ("qwen2.rope.freq_base", json!(10000.0)),
+        ("qwen2.attention.layer_norm_rms_epsilon", json!(1e-6f32)),
+        ("tokenizer.ggml.model", json!("gpt2")),
+        ("tokenizer.ggml.pre", json!("qwen2")),
+        ("tokenizer.ggml.bos_token_id", json!(0)),
+        ("tokenizer.ggml.eos_token_id", json!(2)),
+        ("tokenizer.ggml.padding_token_id", json!(0)),
+        ("tokenizer.ggml.add_bos_token", json!(false)),
+    ] {
+        assert_eq!(found(key), &expected, "{key}");
+    }
+    let tokenizer = Tokenizer::from_dir(model).unwrap();
+    let tokens = found("tokenizer.ggml.tokens").as_array().unwrap();
+    assert_eq!(tokens.len(), 8192);
+    for id in [0, 1, 2, 3, 500, 8191] {
+        assert_eq!(
+            tokens[id as usize],
+            json!(tokenizer.id_to_token(id)),
+            "{id}"
+        );
+    }
+    let types = found("tokenizer.ggml.token_type").as_array().unwrap();
+    assert_eq!(types.len(), 8192);
+    // Control tokens, then plain ones.
+    assert_eq!(types[..4], [json!(3), json!(3), json!(3), json!(1)]);
+    let json = fs::read(model.join("tokenizer.json")).unwrap();
+    let json: Value = serde_json::from_slice(&json).unwrap();
+    let merges = json["model"]["merges"].as_array().unwrap();
+    let written = found("tokenizer.ggml.merges").as_array().unwrap();
+    assert_eq!(written.len(), merges.len());
+    let text = |merge: &Value| match merge.as_array() {
+        Some(pieces) => format!(
+            "{} {}",
+            pieces[0].as_str().unwrap(),
+            pieces[1].as_str().unwrap()
+        ),
+        None => merge.as_str().unwrap().to_owned(),
+    };
+    assert_eq!(written[100], text(&merges[100]));
+    let template = found("tokenizer.chat_template").as_str().unwrap();
+    assert!(template.contains("<|im_start|>"), "{template}");
+}
+
+#[test]
+fn an_adapter_can_be_merged_on_the_way() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    let [merged, direct, after] =
+        ["merged", "direct", "after"].map(|name| folder.path().join(name));
+    let adapter = ["--adapter", text_of(&adapter)];
+    let gguf = ["export", "--format", "gguf", "--output"];
+    succeed(&[&gguf[..], &[text_of(&direct), "--name", "x"], &adapter].concat());
+    let hf = ["export", "--format", "hf", "--output", text_of(&merged)];
+    succeed(&[&hf[..], &adapter].concat());
+    let flags = [text_of(&after), "--name", "x", "--model", text_of(&merged)];
+    succeed(&[&gguf[..], &flags].concat());
+    assert_eq!(fs::read(direct).unwrap(), fs::read(after).unwrap());
+}
+
+#[test]
+fn adapters_keep_their_product() {
+    let folder = TempDir::new().unwrap();
+    // rsLoRA, and ranks and alphas by pattern.
+    let path = data().join("golden/peft/adapter");
+    let output = folder.path().join("adapter.gguf");
+    succeed(&[
+        "export",
+        "--format",
+        "gguf-lora",
+        "--adapter",
+        text_of(&path),
+        "--model",
+        text_of(&data().join("golden/peft/model")),
+        "--output",
+        text_of(&output),
+    ]);
+    let file = GgufFile::read(&output);
+    assert_eq!(file.metadata["general.type"], "adapter");
+    assert_eq!(file.metadata["general.architecture"], "qwen2");
+    assert_eq!(file.metadata["adapter.type"], "lora");
+    let alpha = file.metadata["adapter.lora.alpha"].as_f64().unwrap();
+    let adapter = LoraAdapter::load(&path).unwrap();
+    assert_eq!(file.tensors.len(), 2 * adapter.modules.len());
+    for (module, matrices) in &adapter.modules {
+        let name = gguf_name(&format!("{module}.weight")).unwrap();
+        let [a, b] = ["lora_a", "lora_b"].map(|end| &file.tensors[&format!("{name}.{end}")]);
+        let (r, inner, outer) = (
+            matrices.r as u64,
+            matrices.in_features as u64,
+            matrices.out_features as u64,
+        );
+        assert_eq!((&a.dims, &b.dims), (&vec![inner, r], &vec![r, outer]));
+        assert_eq!(f32s(&a.bytes), matrices.a);
+        // llama.cpp multiplies by alpha / rank.
+        let (scaling, factor) = (adapter.config.scaling_for(module), alpha / r as f64);
+        for (found, expected) in f32s(&b.bytes).iter().zip(&matrices.b) {
+            let (found, expected) = (f64::from(*found) * factor, f64::from(*expected) * scaling);
+            assert!(
+                (found - expected).abs() <= 1e-6 * expected.abs(),
+                "{module}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ollama_gets_a_folder() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    let output = folder.path().join("ollama");
+    succeed(&[
+        "export",
+        "--format",
+        "ollama",
+        "--type",
+        "q8_0",
+        "--adapter",
+        text_of(&adapter),
+        "--output",
+        text_of(&output),
+    ]);
+    assert_eq!(names(&output), ["Modelfile", "adapter.gguf", "model.gguf"]);
+    let modelfile = fs::read_to_string(output.join("Modelfile")).unwrap();
+    for line in [
+        "FROM ./model.gguf\n",
+        "ADAPTER ./adapter.gguf\n",
+        "TEMPLATE \"\"\"{{- range .Messages }}<|im_start|>{{ .Role }}\n",
+        "PARAMETER temperature 0.7\n",
+        "PARAMETER top_k 40\n",
+        "PARAMETER repeat_penalty 1.1\n",
+        "PARAMETER stop \"<|im_end|>\"\n",
+    ] {
+        assert!(modelfile.contains(line), "{line} {modelfile}");
+    }
+    GgufFile::read(&output.join("adapter.gguf"));
+    // The adapter is a file of its own: the model is the plain one.
+    let plain = folder.path().join("plain.gguf");
+    succeed(&[
+        "export",
+        "--format",
+        "gguf",
+        "--type",
+        "q8_0",
+        "--output",
+        text_of(&plain),
+    ]);
+    let both = [plain, output.join("model.gguf")].map(|path| fs::read(path).unwrap());
+    assert_eq!(both[0], both[1]);
+}

@@ -1,0 +1,148 @@
+//! `trainer-sft inspect`.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{adapter, copy, data, edit, fail, program, succeed, text_of};
+
+fn json_of(path: &std::path::Path, code: i32) -> Value {
+    let said = program(&["inspect", "--json", text_of(path)]);
+    assert_eq!(said.code, code, "{}{}", said.out, said.err);
+    serde_json::from_str(&said.out).unwrap()
+}
+
+#[test]
+fn an_adapter() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    let report = json_of(&path, 0);
+    assert_eq!(report["kind"], "adapter");
+    assert_eq!(report["problems"], json!([]));
+    let facts = &report["adapter"];
+    assert_eq!(facts["r"], 4);
+    assert_eq!(facts["lora_alpha"], 6.0);
+    assert_eq!(facts["scaling"], json!([3.0, 3.0]));
+    assert_eq!(
+        facts["target_modules"],
+        json!(["down_proj", "q_proj", "v_proj"])
+    );
+    assert_eq!(facts["num_modules"], 24);
+    assert_eq!(
+        facts["num_parameters"],
+        8 * 4 * (320 + 320 + 320 + 64 + 896 + 320)
+    );
+    assert_eq!(facts["dtypes"], json!(["F32"]));
+    assert_eq!(facts["norms"]["v_proj"]["count"], 8);
+    assert!(facts["norms"]["v_proj"]["min"].as_f64().unwrap() > 0.0);
+    let text = succeed(&["inspect", text_of(&path)]);
+    for part in [
+        "kind              adapter",
+        "alpha / √r (rsLoRA)",
+        "  down_proj",
+        "none found",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn models() {
+    let report = json_of(&data().join("model"), 0);
+    assert_eq!(report["kind"], "model");
+    let facts = &report["model"];
+    assert_eq!(facts["model_type"], "qwen2");
+    assert_eq!(facts["heads"], json!([5, 1]));
+    assert_eq!(
+        facts["dtypes"]["BF16"]["num_parameters"],
+        facts["num_parameters"]
+    );
+    assert_eq!(facts["has_chat_template"], true);
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    edit(&path.join("adapter_config.json"), |json| {
+        json["use_dora"] = true.into()
+    });
+    let report = json_of(&path, 1);
+    // What can be told is told.
+    assert_eq!(report["adapter"]["r"], 4);
+    assert!(report["problems"][0].as_str().unwrap().contains("use_dora"));
+    assert_eq!(report["problems"].as_array().unwrap().len(), 1);
+
+    let weights = path.join("adapter_model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..1000]).unwrap();
+    edit(&path.join("adapter_config.json"), |json| {
+        json["use_dora"] = false.into()
+    });
+    let report = json_of(&path, 1);
+    assert!(
+        report["problems"][0]
+            .as_str()
+            .unwrap()
+            .contains("adapter_model.safetensors")
+    );
+
+    let model = folder.path().join("model");
+    copy(&data().join("model"), &model);
+    edit(&model.join("config.json"), |json| {
+        json["num_hidden_layers"] = 7.into()
+    });
+    let report = json_of(&model, 1);
+    assert!(
+        report["problems"][0]
+            .as_str()
+            .unwrap()
+            .contains("model.layers.7.")
+    );
+
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let report = json_of(&empty, 1);
+    assert_eq!(report["kind"], "unknown");
+    fail(
+        &["inspect", text_of(&folder.path().join("no"))],
+        &["found nothing"],
+    );
+}
+
+#[test]
+fn a_run_and_its_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    let run = folder.path().join("run");
+    let train = data().join("train.jsonl");
+    let flags = [
+        "--data",
+        text_of(&train),
+        "--output",
+        text_of(&run),
+        "--lora-r",
+        "2",
+    ];
+    let steps = ["--max-steps", "2", "--save-steps", "1", "--batch-size", "1"];
+    succeed(&[&flags[..], &steps].concat());
+    let report = json_of(&run, 0);
+    assert_eq!(report["kind"], "adapter");
+    assert_eq!(report["training"]["max_steps"], 2);
+    let checkpoint = run.join("checkpoint-2");
+    let report = json_of(&checkpoint, 0);
+    assert_eq!(
+        (&report["kind"], &report["step"]),
+        (&json!("checkpoint"), &json!(2))
+    );
+    assert_eq!(report["training"]["lora_r"], 2);
+    assert_eq!(report["adapter"]["num_modules"], 56);
+    fs::remove_file(checkpoint.join("optimizer.safetensors")).unwrap();
+    let report = json_of(&checkpoint, 1);
+    assert!(
+        report["problems"][0]
+            .as_str()
+            .unwrap()
+            .contains("optimizer.safetensors")
+    );
+}

@@ -1,0 +1,162 @@
+//! The commands after training, on the bundled model and on tiny ones: merge, inspect, export and eval.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod eval;
+mod export;
+mod gguf_file;
+mod inspect;
+mod merge;
+mod refusals;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// What the program said.
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs the program.
+fn program(arguments: &[&str]) -> Said {
+    let output = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    Said {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Runs the program, which must succeed.
+#[track_caller]
+fn succeed(arguments: &[&str]) -> String {
+    let said = program(arguments);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    said.out
+}
+
+/// Runs the program, which must fail with a message that has all of `parts`.
+#[track_caller]
+fn fail(arguments: &[&str], parts: &[&str]) {
+    let said = program(arguments);
+    assert_eq!(said.code, 1, "{}{}", said.out, said.err);
+    assert!(!said.err.contains("panicked"), "{}", said.err);
+    for part in parts {
+        assert!(
+            said.err.contains(part),
+            "expected {part:?} in: {}",
+            said.err
+        );
+    }
+}
+
+fn data() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data");
+    path.canonicalize().unwrap()
+}
+
+fn text_of(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Tensors of a safetensors file: dtype, shape and bytes.
+fn tensors(path: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    file.iter()
+        .map(|(name, view)| {
+            let dtype = view.dtype().to_string();
+            let tensor = (dtype, view.shape().to_vec(), view.data().to_vec());
+            (name.to_owned(), tensor)
+        })
+        .collect()
+}
+
+fn bf16s(bytes: &[u8]) -> Vec<f32> {
+    let pairs = bytes.as_chunks::<2>().0.iter();
+    pairs
+        .map(|x| f32::from_bits(u32::from(u16::from_le_bytes(*x)) << 16))
+        .collect()
+}
+
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    let fours = bytes.as_chunks::<4>().0.iter();
+    fours.map(|x| f32::from_le_bytes(*x)).collect()
+}
+
+/// An adapter of the bundled model that changes what it says.
+fn adapter(folder: &Path) -> PathBuf {
+    let mut state = 1u32;
+    let mut random = move |scale: f32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) * scale
+    };
+    let mut modules = BTreeMap::new();
+    for layer in 0..8 {
+        for (name, in_features, out_features) in [
+            ("self_attn.q_proj", 320, 320),
+            ("self_attn.v_proj", 320, 64),
+            ("mlp.down_proj", 896, 320),
+        ] {
+            let matrices = LoraMatrices {
+                a: (0..4 * in_features).map(|_| random(0.2)).collect(),
+                b: (0..4 * out_features).map(|_| random(0.2)).collect(),
+                r: 4,
+                in_features,
+                out_features,
+            };
+            modules.insert(format!("model.layers.{layer}.{name}"), matrices);
+        }
+    }
+    let config = LoraConfig {
+        r: 4,
+        lora_alpha: 6.0,
+        use_rslora: true,
+        target_modules: TargetModules::List(
+            ["q_proj", "v_proj", "down_proj"].map(Into::into).to_vec(),
+        ),
+        base_model_name_or_path: Some(text_of(&data().join("model")).to_owned()),
+        ..LoraConfig::default()
+    };
+    let path = folder.join("adapter");
+    LoraAdapter { config, modules }.save(&path).unwrap();
+    path
+}
+
+/// Edits a JSON file.
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+/// A copy of a folder's files.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// The names in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    names
+}

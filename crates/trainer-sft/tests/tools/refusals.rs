@@ -1,0 +1,186 @@
+//! What cannot be merged or exported is refused by name, and leaves nothing behind.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{adapter, copy, data, edit, fail, names, text_of};
+
+/// `merge` of an adapter that `change` has broken.
+#[track_caller]
+fn broken(parts: &[&str], change: impl FnOnce(&Path)) {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    change(&path);
+    let output = folder.path().join("out");
+    let output = text_of(&output);
+    for command in [
+        &["merge"][..],
+        &["export", "--format", "gguf"],
+        &["export", "--format", "gguf-lora"],
+        &["export", "--format", "ollama"],
+    ] {
+        let flags = ["--adapter", text_of(&path), "--output", output];
+        fail(&[command, &flags].concat(), parts);
+        assert_eq!(names(folder.path()), ["adapter"]);
+    }
+}
+
+#[test]
+fn broken_adapters() {
+    let config = "adapter_config.json";
+    let weights = "adapter_model.safetensors";
+    broken(&["adapter", weights], |path| {
+        let bytes = fs::read(path.join(weights)).unwrap();
+        fs::write(path.join(weights), &bytes[..bytes.len() - 100]).unwrap();
+    });
+    broken(&[weights], |path| {
+        fs::remove_file(path.join(weights)).unwrap()
+    });
+    broken(&[config], |path| fs::write(path.join(config), "{").unwrap());
+    broken(&["use_dora"], |path| {
+        edit(&path.join(config), |json| json["use_dora"] = true.into());
+    });
+    broken(&["modules_to_save"], |path| {
+        edit(&path.join(config), |json| {
+            json["modules_to_save"] = json!(["lm_head"])
+        });
+    });
+    broken(&["target_modules"], |path| {
+        edit(&path.join(config), |json| {
+            json["target_modules"] = json!(["wqkv"])
+        });
+    });
+    broken(&["shape", "rank 8"], |path| {
+        edit(&path.join(config), |json| json["r"] = 8.into());
+    });
+    broken(
+        &["--model", "no/where/model", "base_model_name_or_path"],
+        |path| {
+            edit(&path.join(config), |json| {
+                json["base_model_name_or_path"] = "no/where/model".into();
+            });
+        },
+    );
+    broken(&["--model", "base_model_name_or_path"], |path| {
+        edit(&path.join(config), |json| {
+            json["base_model_name_or_path"] = json!(null)
+        });
+    });
+}
+
+#[test]
+fn adapters_of_another_model() {
+    let folder = TempDir::new().unwrap();
+    let own = adapter(folder.path());
+    let output = folder.path().join("out");
+    let tiny = data().join("golden/peft/model");
+    let tiny_adapter = data().join("golden/peft/adapter");
+    let bundled = data().join("model");
+    for (adapter, model) in [(&own, &tiny), (&tiny_adapter, &bundled)] {
+        let flags = ["--model", text_of(model), "--output", text_of(&output)];
+        let adapter = ["--adapter", text_of(adapter)];
+        let parts = ["adapter module `model.layers."];
+        fail(&[&["merge"], &adapter[..], &flags].concat(), &parts);
+        for format in ["gguf-lora", "ollama", "hf"] {
+            fail(
+                &[&["export", "--format", format], &adapter[..], &flags].concat(),
+                &parts,
+            );
+        }
+    }
+    assert!(!output.exists());
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    let [file, taken] = ["file", "taken"].map(|name| folder.path().join(name));
+    fs::write(&file, "mine").unwrap();
+    fs::create_dir(&taken).unwrap();
+    for output in [&file, &taken, &adapter] {
+        let parts = [text_of(output), "nothing is overwritten"];
+        let flags = ["--adapter", text_of(&adapter), "--output", text_of(output)];
+        fail(&[&["merge"], &flags[..]].concat(), &parts);
+        for format in ["hf", "gguf", "gguf-lora", "ollama"] {
+            fail(
+                &[&["export", "--format", format], &flags[..]].concat(),
+                &parts,
+            );
+        }
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+    assert_eq!(names(folder.path()), ["adapter", "file", "taken"]);
+}
+
+#[test]
+fn values_that_a_dtype_cannot_hold() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    edit(&adapter.join("adapter_config.json"), |json| {
+        json["lora_alpha"] = json!(1e9);
+    });
+    let output = folder.path().join("out");
+    let flags = ["--adapter", text_of(&adapter), "--output", text_of(&output)];
+    let parts = ["tensor `model.layers.0.", "too large for f16"];
+    fail(&[&["merge", "--dtype", "f16"], &flags[..]].concat(), &parts);
+    let gguf = ["export", "--format", "gguf", "--type", "q8_0"];
+    fail(&[&gguf, &flags[..]].concat(), &parts);
+    assert_eq!(names(folder.path()), ["adapter"]);
+}
+
+#[test]
+fn models_that_gguf_has_no_words_for() {
+    let folder = TempDir::new().unwrap();
+    let [model, output] = ["model", "out"].map(|name| folder.path().join(name));
+    copy(&data().join("model"), &model);
+    let export = ["export", "--format", "gguf", "--output", text_of(&output)];
+    let flags = ["--model", text_of(&model)];
+    edit(&model.join("config.json"), |json| {
+        json["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0});
+    });
+    fail(
+        &[&export[..], &flags].concat(),
+        &["rope_scaling", "dynamic"],
+    );
+    copy(&data().join("model"), &model);
+    let tokenizer = fs::read_to_string(model.join("tokenizer.json")).unwrap();
+    let other = tokenizer.replace(r"\\p{N}| ?[^", r"\\p{N}{1,3}| ?[^");
+    assert_ne!(other, tokenizer);
+    fs::write(model.join("tokenizer.json"), other).unwrap();
+    fail(&[&export[..], &flags].concat(), &["splits text", "Qwen2"]);
+    assert_eq!(names(folder.path()), ["model"]);
+}
+
+#[test]
+fn flags_that_fit_nothing() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    let output = folder.path().join("out");
+    let flags = ["--adapter", text_of(&adapter), "--output", text_of(&output)];
+    fail(
+        &[&["merge", "--no-double-quant"], &flags[..]].concat(),
+        &["--no-double-quant", "nf4"],
+    );
+    fail(
+        &[&["export", "--format", "hf", "--type", "q4_0"], &flags[..]].concat(),
+        &["--type", "q4_0"],
+    );
+    fail(
+        &[
+            &["export", "--format", "gguf-lora", "--type", "q8_0"],
+            &flags[..],
+        ]
+        .concat(),
+        &["Q8_0", "f32, f16 or bf16"],
+    );
+    let output = ["--output", text_of(&output)];
+    fail(
+        &[&["export", "--format", "gguf-lora"], &output[..]].concat(),
+        &["--adapter"],
+    );
+    assert_eq!(names(folder.path()), ["adapter"]);
+}
