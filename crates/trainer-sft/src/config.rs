@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
 pub use resolve::DEFAULT_EPOCHS;
-pub(crate) use resume::{STATE_FILE, find_checkpoint, run_of};
+pub(crate) use resume::{STATE_FILE, checkpoints_of, find_checkpoint, run_of};
 pub use validate::{ALL_LINEAR, ConfigError};
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
@@ -74,6 +74,8 @@ pub struct DataConfig {
     /// Evaluation files, as [`train`](Self::train), possibly none.
     #[serde(rename = "eval_data")]
     pub eval: Vec<PathBuf>,
+    /// Part of the records of [`train`](Self::train) that are kept for evaluation, drawn by [`RunConfig::seed`].
+    pub eval_split: Option<f64>,
     /// Names of the fields of a record, `OURS=THEIRS`; empty is as the records name them.
     pub columns: Vec<String>,
     /// A record that teaches nothing ends the run, instead of being left out.
@@ -169,8 +171,16 @@ pub struct RunConfig {
     pub save_steps: Option<usize>,
     /// Write metrics every so many steps.
     pub log_steps: usize,
+    /// Keep so many checkpoints; `None` is all.
+    pub save_total_limit: Option<usize>,
     /// Evaluate every so many steps; `None` is once at the end.
     pub eval_steps: Option<usize>,
+    /// The checkpoint with the lowest evaluation loss is the result, and not the last step.
+    pub load_best: bool,
+    /// End the run after so many evaluations in a row that have not improved the loss.
+    pub early_stopping_patience: Option<usize>,
+    /// How far below the best loss counts as improved; `None` is 0.
+    pub early_stopping_threshold: Option<f64>,
     /// Checkpoint to continue from, or the folder of a run: then its newest checkpoint.
     #[serde(skip)]
     pub resume: Option<PathBuf>,
@@ -185,6 +195,11 @@ pub struct RunConfig {
 }
 
 impl RunConfig {
+    /// Whether the evaluations change the result.
+    pub(crate) fn decides_by_evaluations(&self) -> bool {
+        self.load_best || self.early_stopping_patience.is_some()
+    }
+
     /// Optimizer steps of the whole run, given those of one epoch.
     pub fn num_steps(&self, steps_per_epoch: usize) -> usize {
         self.max_steps.unwrap_or_else(|| {

@@ -15,7 +15,7 @@ use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
 /// number of steps).
-const FREE: [&str; 15] = [
+const FREE: [&str; 16] = [
     "data",
     "eval_data",
     "model",
@@ -28,6 +28,7 @@ const FREE: [&str; 15] = [
     "epochs",
     "max_steps",
     "save_steps",
+    "save_total_limit",
     "log_steps",
     "eval_steps",
     "seed",
@@ -109,7 +110,8 @@ pub(crate) fn check(
             keys.dedup();
             for key in keys {
                 let (found, now) = (run.settings.get(key), this.settings.get(key));
-                if found == now || FREE.contains(&key.as_str()) {
+                let decides = key == "eval_steps" && config.run.decides_by_evaluations();
+                if found == now || (FREE.contains(&key.as_str()) && !decides) {
                     continue;
                 }
                 is_fixed |= FIXED.contains(&key.as_str());

@@ -84,6 +84,25 @@ pub(crate) fn add_adapter(
     Ok(adapter.config)
 }
 
+/// Replaces the weights that are trained by those in `folder`, a checkpoint of this run.
+pub(crate) fn read_weights(
+    config: &Config,
+    model: &mut QwenModel,
+    folder: &Path,
+) -> Result<(), TrainError> {
+    if !config.run.full {
+        model.add_adapter(lora::SLOT, &LoraAdapter::load(folder)?)?;
+        return Ok(());
+    }
+    let options = LoadOptions {
+        dtype: Dtype::F32,
+        ..LoadOptions::default()
+    };
+    *model = QwenModel::load(folder, &options, &model.device())?;
+    model.set_compute_dtype(config.model.compute_dtype);
+    Ok(())
+}
+
 /// A rank above a layer's width makes the adapter larger than the layer, and no better.
 fn warn_of_large_ranks(adapter: &LoraAdapter) {
     let width = |matrices: &LoraMatrices| matrices.in_features.min(matrices.out_features);

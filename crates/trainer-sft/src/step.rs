@@ -42,7 +42,8 @@ struct Shared<'a> {
     trainable: Trainable,
 }
 
-/// Summed cross-entropy of a batch's targets, without gradients: `[1]`.
+/// Sums over a batch's targets, without gradients, `[3]`: cross-entropy, targets that are the likeliest token, and entropy of the
+/// prediction.
 #[must_use]
 pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
     if let Some((slot, None)) = explicit_slot(model, adapters) {
@@ -59,7 +60,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 
 /// Adds the gradients of `scale` times a batch's summed cross-entropy to `store`.
 ///
-/// Returns the summed cross-entropy, `[1]`, without the scale.
+/// Returns the sums of [`forward`], `[3]`, without the scale.
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,

@@ -230,6 +230,38 @@ fn values_out_of_range_name_the_flag() {
         ("--data d --full --init-config c.json", "needs --tokenizer"),
         ("--data d --eval-steps 5", "--eval-steps needs --eval-data"),
         (
+            "--data d --eval-split 1",
+            "--eval-split: expected a number between 0 and 1, found 1",
+        ),
+        (
+            "--data d --eval-split 0.1 --eval-data e",
+            "--eval-split takes the evaluation data from --data",
+        ),
+        (
+            "--data d --eval-split 0.1 --streaming --max-steps 3",
+            "--eval-split draws from all records",
+        ),
+        (
+            "--data d --early-stopping-patience 2",
+            "--early-stopping-patience needs --eval-steps",
+        ),
+        (
+            "--data d --eval-split 0.1 --load-best",
+            "--load-best needs --eval-steps",
+        ),
+        (
+            "--data d --early-stopping-threshold 0.1",
+            "needs --early-stopping-patience",
+        ),
+        (
+            "--data d --save-total-limit 2",
+            "--save-total-limit needs --save-steps or --load-best",
+        ),
+        (
+            "--data d --save-steps 5 --save-total-limit 0",
+            "--save-total-limit: expected a whole number from 1 up, found 0",
+        ),
+        (
             "--data d --full --lora-r 8",
             "--lora-r would have no effect",
         ),

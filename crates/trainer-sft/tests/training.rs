@@ -444,7 +444,7 @@ fn resumed_training_is_the_same_bit_for_bit() {
                     index: 3,
                     block: None,
                 },
-                run: None,
+                ..TrainerState::default()
             };
             let written = checkpoint::save(&dir, &state, whole.optimizer(), |folder| {
                 assert_ne!(folder, dir);

@@ -28,7 +28,7 @@ pub enum ConfigError {
     )]
     NoData,
     /// Nothing to evaluate on.
-    #[error("--eval-steps needs --eval-data")]
+    #[error("--eval-steps needs --eval-data or --eval-split")]
     NoEvalData,
     /// Two settings exclude each other.
     #[error("{0}")]
@@ -82,9 +82,22 @@ impl Config {
             ("max-steps", run.max_steps),
             ("save-steps", run.save_steps),
             ("eval-steps", run.eval_steps),
+            ("save-total-limit", run.save_total_limit),
+            ("early-stopping-patience", run.early_stopping_patience),
             ("preview", run.preview),
         ] {
             at_least(flag, value.unwrap_or(1), 1)?;
+        }
+        let threshold = run.early_stopping_threshold.unwrap_or(0.0);
+        in_range("early-stopping-threshold", threshold, 0.0, 1e9)?;
+        if let Some(part) = data.eval_split
+            && !(part > 0.0 && part < 1.0)
+        {
+            return Err(ConfigError::Value {
+                flag: "eval-split",
+                expected: "a number between 0 and 1".into(),
+                found: part.to_string(),
+            });
         }
         if run.output.as_os_str().is_empty() {
             return Err(ConfigError::Value {
@@ -108,7 +121,12 @@ impl Config {
             let text = "--streaming reads files while the run goes on, and the records of a program are in memory before it: leave it out";
             return Err(ConfigError::Conflict(text.into()));
         }
-        if self.run.eval_steps.is_some() && !has_eval && self.data.eval.is_empty() {
+        let has_eval = has_eval || !self.data.eval.is_empty();
+        if self.data.eval_split.is_some() && has_eval {
+            let text = "--eval-split takes the evaluation data from --data, and --eval-data reads its own: leave one of them out";
+            return Err(ConfigError::Conflict(text.into()));
+        }
+        if self.run.eval_steps.is_some() && !has_eval && self.data.eval_split.is_none() {
             return Err(ConfigError::NoEvalData);
         }
         Ok(())
@@ -158,6 +176,32 @@ impl Config {
         }
         if run.resume_anyway && run.resume.is_none() {
             return conflict("--resume-anyway needs --resume: the run or checkpoint to go on from");
+        }
+        if self.data.streaming && self.data.eval_split.is_some() {
+            return conflict(
+                "--eval-split draws from all records, and --streaming does not know them before the run: give --eval-data instead",
+            );
+        }
+        for (flag, is_given) in [
+            (
+                "early-stopping-patience",
+                run.early_stopping_patience.is_some(),
+            ),
+            ("load-best", run.load_best),
+        ] {
+            if is_given && run.eval_steps.is_none() {
+                let text =
+                    format!("--{flag} needs --eval-steps: it compares the evaluations of the run");
+                return conflict(&text);
+            }
+        }
+        if run.early_stopping_threshold.is_some() && run.early_stopping_patience.is_none() {
+            return conflict("--early-stopping-threshold needs --early-stopping-patience");
+        }
+        if run.save_total_limit.is_some() && run.save_steps.is_none() && !run.load_best {
+            return conflict(
+                "--save-total-limit needs --save-steps or --load-best: no other checkpoints are written",
+            );
         }
         if self.data.streaming && run.max_steps.is_none() {
             return conflict(
