@@ -128,6 +128,14 @@ pub struct OptimizerConfig {
     pub warmup_ratio: f64,
     /// Steps spent warming up.
     pub warmup_steps: Option<usize>,
+    /// Lowest learning rate, for the schedules that have one.
+    pub min_lr: Option<f64>,
+    /// The same as a part of the peak.
+    pub min_lr_rate: Option<f64>,
+    /// The power of [`LrSchedule::Polynomial`]; `None` is 1.
+    pub lr_power: Option<f64>,
+    /// Steps at the end of [`LrSchedule::WarmupStableDecay`] in which the rate falls.
+    pub lr_decay_steps: Option<usize>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest L2 norm of all gradients together; 0 switches clipping off.
@@ -267,14 +275,27 @@ pub enum Thinking {
     Empty,
 }
 
-/// Learning rate after the warm-up.
+/// Learning rate after the warm-up, by the names of transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum LrSchedule {
     /// Half a cosine wave down to 0.
     Cosine,
     /// A straight line down to 0.
     Linear,
-    /// Stays at the peak.
+    /// Stays at the peak (constant_with_warmup).
+    #[serde(alias = "constant_with_warmup")]
+    #[value(alias = "constant_with_warmup")]
     Constant,
+    /// Half a cosine wave down to --min-lr or --min-lr-rate.
+    CosineWithMinLr,
+    /// Stays at the peak, then half a cosine wave over the last --lr-decay-steps (wsd).
+    #[serde(alias = "wsd")]
+    #[value(alias = "wsd")]
+    WarmupStableDecay,
+    /// A power of the part of the steps that is left, down to --min-lr [default: 1e-7].
+    Polynomial,
+    /// One over the square root of the steps, of which the warm-up is one (10000 steps without one).
+    InverseSqrt,
 }

@@ -16,7 +16,7 @@ use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::parameters::{Trainable, visit_model};
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Shape};
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
 
@@ -191,6 +191,7 @@ pub(crate) fn start(
             kind: config.optimizer.lr_schedule,
             warmup_steps: config.optimizer.num_warmup_steps(total_steps),
             total_steps,
+            shape: Shape::of(config),
         },
         optimizer: optimizer_config,
         max_grad_norm: Some(config.optimizer.max_grad_norm).filter(|&norm| norm > 0.0),

@@ -156,6 +156,7 @@ impl<'a> Training<'a> {
         };
         let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0);
         let total_steps = config.run.num_steps(steps_per_epoch);
+        config.check_steps(total_steps)?;
         let mut state = TrainerState::default();
         if let Some(checkpoint) = &config.run.resume {
             state = load_state(checkpoint)?;

@@ -14,7 +14,7 @@ use trainer_sft::even;
 use trainer_sft::lora::{SLOT, new_adapter, read_adapter};
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{GradientStore, Trainable, visit_model};
-use trainer_sft::schedule::Schedule;
+use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::{self, Checkpointing};
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
@@ -78,6 +78,7 @@ fn options(trainable: Trainable) -> TrainerOptions {
             kind: LrSchedule::Constant,
             warmup_steps: 0,
             total_steps: 10,
+            shape: Shape::default(),
         },
         optimizer: AdamWConfig::default(),
         max_grad_norm: Some(1.0),

@@ -214,6 +214,22 @@ pub struct Args {
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = whole, allow_negative_numbers = true)]
     pub warmup_steps: Option<usize>,
 
+    /// Lowest learning rate of the schedules cosine_with_min_lr, warmup_stable_decay and polynomial
+    #[arg(long, value_name = "LR", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
+    pub min_lr: Option<f64>,
+
+    /// The same as a part of the peak: 0.1 is a tenth of --learning-rate
+    #[arg(long, value_name = "PART", help_heading = "Training", visible_alias = "min-lr-ratio", value_parser = number, allow_negative_numbers = true)]
+    pub min_lr_rate: Option<f64>,
+
+    /// Power of the schedule polynomial [default: 1]
+    #[arg(long, value_name = "POWER", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
+    pub lr_power: Option<f64>,
+
+    /// Steps at the end in which the schedule warmup_stable_decay lowers the learning rate
+    #[arg(long, value_name = "STEPS", help_heading = "Training", visible_alias = "num-decay-steps", value_parser = whole, allow_negative_numbers = true)]
+    pub lr_decay_steps: Option<usize>,
+
     /// Decoupled weight decay of AdamW [default: 0]
     #[arg(long, value_name = "W", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,

@@ -60,6 +60,10 @@ impl Config {
             lr_schedule: args.lr_schedule.unwrap_or(default.lr_schedule),
             warmup_ratio: args.warmup_ratio.unwrap_or(default.warmup_ratio),
             warmup_steps: args.warmup_steps,
+            min_lr: args.min_lr,
+            min_lr_rate: args.min_lr_rate,
+            lr_power: args.lr_power,
+            lr_decay_steps: args.lr_decay_steps,
             weight_decay: args.weight_decay.unwrap_or(default.weight_decay),
             max_grad_norm: args.max_grad_norm.unwrap_or(default.max_grad_norm),
             gradient_checkpointing: args

@@ -4,7 +4,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
-use super::{Columns, Config};
+use super::{Columns, Config, LrSchedule};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -72,6 +72,7 @@ impl Config {
         check_target_modules(&lora.target_modules)?;
         positive("learning-rate", self.learning_rate())?;
         in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
+        self.check_schedule()?;
         in_range("weight-decay", optimizer.weight_decay, 0.0, 10.0)?;
         in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
         positive("epochs", self.epochs())?;
@@ -84,6 +85,7 @@ impl Config {
             ("eval-steps", run.eval_steps),
             ("save-total-limit", run.save_total_limit),
             ("early-stopping-patience", run.early_stopping_patience),
+            ("lr-decay-steps", optimizer.lr_decay_steps),
             ("preview", run.preview),
         ] {
             at_least(flag, value.unwrap_or(1), 1)?;
@@ -140,6 +142,83 @@ impl Config {
 }
 
 impl Config {
+    /// The settings of a schedule: in range, there where it needs them, and not there where it has none.
+    fn check_schedule(&self) -> Result<(), ConfigError> {
+        use LrSchedule::{CosineWithMinLr, Polynomial, WarmupStableDecay};
+        let optimizer = &self.optimizer;
+        let kind = optimizer.lr_schedule;
+        let name = clap::ValueEnum::to_possible_value(&kind);
+        let name = name.map_or_else(String::new, |value| value.get_name().to_owned());
+        let has_least = matches!(kind, CosineWithMinLr | WarmupStableDecay | Polynomial);
+        for (flag, is_given, is_used) in [
+            ("min-lr", optimizer.min_lr.is_some(), has_least),
+            ("min-lr-rate", optimizer.min_lr_rate.is_some(), has_least),
+            ("lr-power", optimizer.lr_power.is_some(), kind == Polynomial),
+            (
+                "lr-decay-steps",
+                optimizer.lr_decay_steps.is_some(),
+                kind == WarmupStableDecay,
+            ),
+        ] {
+            if is_given && !is_used {
+                return Err(ConfigError::Conflict(format!(
+                    "--{flag} would have no effect: the --lr-schedule {name} has no such setting; leave it out"
+                )));
+            }
+        }
+        let needs = |what: &str| {
+            let text = format!("--lr-schedule {name} needs {what}");
+            Err(ConfigError::Conflict(text))
+        };
+        match (optimizer.min_lr, optimizer.min_lr_rate) {
+            (Some(_), Some(_)) => {
+                let text = "--min-lr and --min-lr-rate say the same: leave one of them out";
+                return Err(ConfigError::Conflict(text.into()));
+            }
+            (None, None) if kind == CosineWithMinLr => return needs("--min-lr or --min-lr-rate"),
+            _ => {}
+        }
+        if kind == WarmupStableDecay && optimizer.lr_decay_steps.is_none() {
+            return needs("--lr-decay-steps");
+        }
+        positive("lr-power", optimizer.lr_power.unwrap_or(1.0))?;
+        let peak = self.learning_rate();
+        for (flag, value, limit) in [
+            ("min-lr", optimizer.min_lr, peak),
+            ("min-lr-rate", optimizer.min_lr_rate, 1.0),
+        ] {
+            if let Some(value) = value
+                && !(0.0..limit).contains(&value)
+            {
+                return Err(ConfigError::Value {
+                    flag,
+                    expected: format!("a number from 0 to below {limit}"),
+                    found: value.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a run of `total_steps` has room for the last stage of its schedule.
+    ///
+    /// # Errors
+    /// When warm-up and decay together take more steps.
+    pub(crate) fn check_steps(&self, total_steps: usize) -> Result<(), ConfigError> {
+        let warmup = self.optimizer.num_warmup_steps(total_steps);
+        let left = total_steps.saturating_sub(warmup);
+        match self.optimizer.lr_decay_steps {
+            Some(decay) if decay > left => Err(ConfigError::Value {
+                flag: "lr-decay-steps",
+                expected: format!(
+                    "at most {left}, the steps after a warm-up of {warmup} in a run of {total_steps}"
+                ),
+                found: decay.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn check_conflicts(&self) -> Result<(), ConfigError> {
         let (model, run) = (&self.model, &self.run);
         let init = model.init_config.is_some();

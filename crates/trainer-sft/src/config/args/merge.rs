@@ -58,6 +58,16 @@ impl Args {
                 None => self.warmup_steps.or(file.warmup_steps),
             },
             warmup_ratio: self.warmup_ratio.or(file.warmup_ratio),
+            min_lr: match self.min_lr_rate {
+                Some(_) => self.min_lr,
+                None => self.min_lr.or(file.min_lr),
+            },
+            min_lr_rate: match self.min_lr {
+                Some(_) => self.min_lr_rate,
+                None => self.min_lr_rate.or(file.min_lr_rate),
+            },
+            lr_power: self.lr_power.or(file.lr_power),
+            lr_decay_steps: self.lr_decay_steps.or(file.lr_decay_steps),
             weight_decay: self.weight_decay.or(file.weight_decay),
             max_grad_norm: self.max_grad_norm.or(file.max_grad_norm),
             max_steps: match self.epochs {
