@@ -136,6 +136,10 @@ pub struct OptimizerConfig {
     pub lr_power: Option<f64>,
     /// Steps at the end of [`LrSchedule::WarmupStableDecay`] in which the rate falls.
     pub lr_decay_steps: Option<usize>,
+    /// LoRA+: the rate of B is this times that of A; `None` is 1.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// NEFTune: uniform noise on the embeddings while training, within this over the root of a document's values.
+    pub neftune_noise_alpha: Option<f64>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest L2 norm of all gradients together; 0 switches clipping off.

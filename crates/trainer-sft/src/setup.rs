@@ -201,6 +201,8 @@ pub(crate) fn start(
             GradientCheckpointing::False => Checkpointing::Off,
         },
         dropout: config.lora.dropout,
+        loraplus_lr_ratio: config.optimizer.loraplus_lr_ratio.unwrap_or(1.0),
+        neftune_noise_alpha: config.optimizer.neftune_noise_alpha,
         seed: config.run.seed,
     };
     let optimizer = match &config.run.resume {

@@ -8,6 +8,7 @@
 //! again: a third more work, but only one layer's activations are in memory at any time.
 
 pub mod explicit;
+mod noise;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
@@ -15,6 +16,7 @@ use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::{AdapterSelection, Dropout, inner_product};
 use model_qwen::{DecoderLayer, QwenModel, is_gpu};
 
+pub use self::noise::Noise;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::loss::{self, Head, HeadNames, Targets};
@@ -64,12 +66,18 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters, checkpointing): (Trainable, &AdapterSelection, Checkpointing),
+    (trainable, adapters, checkpointing, noise): (
+        Trainable,
+        &AdapterSelection,
+        Checkpointing,
+        Option<Noise>,
+    ),
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
     if let Some(slot) = explicit_slot(model, adapters) {
-        return explicit::forward_backward(model, batch, slot, checkpointing, scale, store);
+        let how = (checkpointing, noise);
+        return explicit::forward_backward(model, batch, slot, how, scale, store);
     }
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
@@ -83,6 +91,9 @@ pub fn forward_backward(
     let first_kept = num_layers - checkpointing.num_kept(model, batch.num_tokens());
     let mut kept = Vec::with_capacity(num_layers);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
+    if let Some(noise) = noise {
+        x = noise.add(x, &batch.lengths); // [tokens, hidden]
+    }
     for (index, layer) in model.layers.iter().enumerate() {
         if index < first_kept {
             kept.push(Kept::Input(x.clone()));

@@ -11,9 +11,9 @@ use model_qwen::kernels::on_worker;
 use crate::batch::Batch;
 use crate::even::even_batches;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
-use crate::parameters::{GradientStore, Trainable, visit_model};
+use crate::parameters::{GradientStore, LORA_B, Trainable, visit_model};
 use crate::schedule::Schedule;
-use crate::step::{self, Checkpointing};
+use crate::step::{self, Checkpointing, Noise};
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,11 @@ pub struct TrainerOptions {
     pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
-    /// Seed of the dropout masks.
+    /// LoRA+: the rate of B over that of A.
+    pub loraplus_lr_ratio: f64,
+    /// NEFTune: the noise on the embeddings, see [`Noise`].
+    pub neftune_noise_alpha: Option<f64>,
+    /// Seed of dropout masks and noise.
     pub seed: u64,
 }
 
@@ -182,6 +186,7 @@ impl Trainer {
             .options
             .max_grad_norm
             .map(|max_norm| clip_factor(norm.clone(), max_norm)); // [1]
+        let ratio = self.options.loraplus_lr_ratio;
         let optimizer = &mut self.optimizer;
         optimizer.begin_step();
         visit_model(
@@ -192,7 +197,10 @@ impl Trainer {
                     return;
                 };
                 let rate = StepRate {
-                    learning_rate,
+                    learning_rate: match name.ends_with(LORA_B) {
+                        true => learning_rate * ratio,
+                        false => learning_rate,
+                    },
                     decay: parameter.decays(),
                 };
                 parameter
@@ -227,8 +235,13 @@ impl Trainer {
         {
             let adapters = self.adapters(Some(index));
             let options = &self.options;
-            let how = (options.trainable, &adapters, options.checkpointing);
-            for batch in self.even(batch, &adapters).iter() {
+            for (piece, batch) in self.even(batch, &adapters).iter().enumerate() {
+                let noise = options.neftune_noise_alpha.map(|alpha| Noise {
+                    alpha,
+                    seed: self.seed_of(index),
+                    stream: piece as u64,
+                });
+                let how = (options.trainable, &adapters, options.checkpointing, noise);
                 sums = sums + step::forward_backward(&self.model, batch, how, scale, &mut store);
             }
         }
@@ -282,9 +295,14 @@ impl Trainer {
             .filter(|_| self.options.dropout > 0.0)
             .map(|index| Dropout {
                 p: self.options.dropout as f32,
-                seed: self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ index as u64,
+                seed: self.seed_of(index),
             });
         AdapterSelection::All { slot, dropout }
+    }
+
+    /// The seed of a micro-batch of the coming step.
+    fn seed_of(&self, micro_batch: usize) -> u64 {
+        self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ micro_batch as u64
     }
 }
 

@@ -250,6 +250,18 @@ fn values_out_of_range_name_the_flag() {
             "--min-lr and --min-lr-rate say the same",
         ),
         (
+            "--data d --full --loraplus-lr-ratio 16",
+            "--loraplus-lr-ratio would have no effect",
+        ),
+        (
+            "--data d --loraplus-lr-ratio 0",
+            "--loraplus-lr-ratio: expected a number above 0, found 0",
+        ),
+        (
+            "--data d --neftune-noise-alpha -5",
+            "--neftune-noise-alpha: expected a number above 0, found -5",
+        ),
+        (
             "--data d --eval-split 1",
             "--eval-split: expected a number between 0 and 1, found 1",
         ),

@@ -125,6 +125,8 @@ fn options(
         max_grad_norm: Some(1.0),
         checkpointing: Checkpointing::default(),
         dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
         seed: 0,
     }
 }

@@ -87,6 +87,8 @@ fn trainer(qk_norm: bool, compute: ComputeDtype, device: &Device) -> Trainer {
         max_grad_norm: Some(1.0),
         checkpointing: Checkpointing::default(),
         dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
         seed: 5,
     };
     Trainer::new(model(qk_norm, compute, device), options)

@@ -187,6 +187,10 @@ pub struct Args {
     #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_rslora: Option<bool>,
 
+    /// LoRA+: the learning rate of B is this times that of A, for example 16 [default: 1]
+    #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
+    pub loraplus_lr_ratio: Option<f64>,
+
     /// Peak learning rate of AdamW [default: 2e-4; 2e-3 for LoRA on the bundled model]
     #[arg(
         long,
@@ -233,6 +237,11 @@ pub struct Args {
     /// Decoupled weight decay of AdamW [default: 0]
     #[arg(long, value_name = "W", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
+
+    /// NEFTune: add noise to the embeddings while training, uniform within this over the square root of the values of an
+    /// example, for example 5 [default: none]
+    #[arg(long, value_name = "ALPHA", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
+    pub neftune_noise_alpha: Option<f64>,
 
     /// Gradients are scaled down to this global L2 norm; 0 switches it off [default: 1]
     #[arg(long, value_name = "NORM", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]

@@ -90,6 +90,8 @@ impl Default for OptimizerConfig {
             min_lr_rate: None,
             lr_power: None,
             lr_decay_steps: None,
+            loraplus_lr_ratio: None,
+            neftune_noise_alpha: None,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             gradient_checkpointing: GradientCheckpointing::Auto,

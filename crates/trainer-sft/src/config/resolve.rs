@@ -64,6 +64,8 @@ impl Config {
             min_lr_rate: args.min_lr_rate,
             lr_power: args.lr_power,
             lr_decay_steps: args.lr_decay_steps,
+            loraplus_lr_ratio: args.loraplus_lr_ratio,
+            neftune_noise_alpha: args.neftune_noise_alpha,
             weight_decay: args.weight_decay.unwrap_or(default.weight_decay),
             max_grad_norm: args.max_grad_norm.unwrap_or(default.max_grad_norm),
             gradient_checkpointing: args

@@ -73,6 +73,14 @@ impl Config {
         positive("learning-rate", self.learning_rate())?;
         in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
         self.check_schedule()?;
+        positive(
+            "loraplus-lr-ratio",
+            optimizer.loraplus_lr_ratio.unwrap_or(1.0),
+        )?;
+        positive(
+            "neftune-noise-alpha",
+            optimizer.neftune_noise_alpha.unwrap_or(1.0),
+        )?;
         in_range("weight-decay", optimizer.weight_decay, 0.0, 10.0)?;
         in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
         positive("epochs", self.epochs())?;
@@ -226,6 +234,11 @@ impl Config {
         if run.full && model.quantization == Some(Quantization::Nf4) {
             return conflict(
                 "--full trains every weight, and 4-bit weights cannot be trained: leave --quantization out, or leave --full out to train a LoRA adapter on the 4-bit model",
+            );
+        }
+        if run.full && self.optimizer.loraplus_lr_ratio.is_some() {
+            return conflict(
+                "--loraplus-lr-ratio would have no effect: --full trains the model itself and makes no adapter; leave it out",
             );
         }
         if init && !run.full {

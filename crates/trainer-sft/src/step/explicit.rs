@@ -16,7 +16,7 @@ use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 use crate::batch::Batch;
 use crate::loss::{Targets, indices, spread};
 use crate::parameters::GradientStore;
-use crate::step::Checkpointing;
+use crate::step::{Checkpointing, Noise};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 const ROWS: usize = 64;
@@ -85,14 +85,18 @@ pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
     (slot, dropout): (usize, Option<Dropout>),
-    checkpointing: Checkpointing,
+    (checkpointing, noise): (Checkpointing, Option<Noise>),
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, slot, dropout);
     let mut kept = Vec::with_capacity(model.layers.len());
-    let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
+    let mut x = model.embed(&batch.tokens); // [tokens, hidden]
+    if let Some(noise) = noise {
+        x = noise.add(x, &batch.lengths); // [tokens, hidden]
+    }
+    x = x.cast(shared.dtype);
     for layer in &model.layers {
         let (y, activations) = Layer::new(layer, &shared).forward(x.clone(), &shared);
         kept.push(match checkpointing {

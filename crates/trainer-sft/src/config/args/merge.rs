@@ -68,6 +68,8 @@ impl Args {
             },
             lr_power: self.lr_power.or(file.lr_power),
             lr_decay_steps: self.lr_decay_steps.or(file.lr_decay_steps),
+            loraplus_lr_ratio: self.loraplus_lr_ratio.or(file.loraplus_lr_ratio),
+            neftune_noise_alpha: self.neftune_noise_alpha.or(file.neftune_noise_alpha),
             weight_decay: self.weight_decay.or(file.weight_decay),
             max_grad_norm: self.max_grad_norm.or(file.max_grad_norm),
             max_steps: match self.epochs {
