@@ -11,7 +11,7 @@ mod resolve;
 mod resume;
 mod validate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
@@ -158,6 +158,9 @@ impl OptimizerConfig {
     }
 }
 
+/// The value of `--report-to` that means event files of TensorBoard.
+const TENSORBOARD: &str = "tensorboard";
+
 /// Length, batches, seed and outputs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunConfig {
@@ -193,6 +196,10 @@ pub struct RunConfig {
     pub early_stopping_patience: Option<usize>,
     /// How far below the best loss counts as improved; `None` is 0.
     pub early_stopping_threshold: Option<f64>,
+    /// Programs that get the numbers of the steps besides the metrics file: `tensorboard` or `none`.
+    pub report_to: Vec<String>,
+    /// Folder of TensorBoard's event files; `None` is `runs` in the output folder.
+    pub logging_dir: Option<PathBuf>,
     /// Checkpoint to continue from, or the folder of a run: then its newest checkpoint.
     #[serde(skip)]
     pub resume: Option<PathBuf>,
@@ -207,6 +214,15 @@ pub struct RunConfig {
 }
 
 impl RunConfig {
+    /// Where TensorBoard's event files go; `None` where none are written.
+    pub(crate) fn events_folder(&self, output: &Path) -> Option<PathBuf> {
+        let is_asked_for = self.report_to.iter().any(|name| name == TENSORBOARD);
+        match &self.logging_dir {
+            Some(folder) => Some(folder.clone()),
+            None => is_asked_for.then(|| output.join("runs")),
+        }
+    }
+
     /// Whether the evaluations change the result.
     pub(crate) fn decides_by_evaluations(&self) -> bool {
         self.load_best || self.early_stopping_patience.is_some()

@@ -15,7 +15,7 @@ use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
 /// number of steps).
-const FREE: [&str; 16] = [
+const FREE: [&str; 18] = [
     "data",
     "eval_data",
     "model",
@@ -31,6 +31,8 @@ const FREE: [&str; 16] = [
     "save_total_limit",
     "log_steps",
     "eval_steps",
+    "report_to",
+    "logging_dir",
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.

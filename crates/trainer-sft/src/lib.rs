@@ -25,12 +25,14 @@ pub mod optimizer;
 mod output;
 pub mod parameters;
 pub mod preview;
+mod report;
 mod run;
 pub mod schedule;
 mod setup;
 mod space;
 pub mod step;
 mod template_facts;
+pub mod tensorboard;
 pub mod trainer;
 mod training;
 

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod checks;
 mod evaluation;
+mod seen;
 mod summary;
 mod told;
 
@@ -16,14 +17,15 @@ use tracing::warn;
 
 use self::checkpoints::find_best;
 use self::checks::{Broken, Checks, broken_weight};
+use self::seen::Metrics;
 pub use self::summary::{StepReport, Summary};
 use self::told::{Told, tell_the_plan};
 use crate::batch::{DataLoader, LoaderState, StepBatch};
 use crate::checkpoint::TrainerState;
 use crate::config::Config;
 use crate::data::Examples;
-use crate::error::{TrainError, output_error};
-use crate::metrics::{MetricsFile, Record, Speedometer, peak_memory};
+use crate::error::TrainError;
+use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
 use crate::trainer::{StepOutput, Trainer};
 
@@ -59,12 +61,6 @@ pub(crate) struct Run<'a> {
     summary: Summary,
 }
 
-/// The metrics file; a disk that fills up does not end the run.
-struct Metrics {
-    file: MetricsFile,
-    has_failed: bool,
-}
-
 impl<'a> Run<'a> {
     pub(crate) fn new(
         (config, output, mut state): (&'a Config, &OutputFolder, TrainerState),
@@ -75,9 +71,8 @@ impl<'a> Run<'a> {
     ) -> Result<Self, TrainError> {
         find_best(config, &mut state)?;
         output.begin(config)?;
-        let path = output.path().join("metrics.jsonl");
-        let keep_until = config.run.resume.is_some().then(|| trainer.num_steps());
-        let file = MetricsFile::open(&path, keep_until).map_err(output_error(&path))?;
+        let resumed = config.run.resume.is_some().then(|| trainer.num_steps());
+        let metrics = Metrics::open(config, output.path(), resumed)?;
         let num_trainable = trainer.num_trainable();
         let summary = Summary {
             output: output.path().to_path_buf(),
@@ -92,10 +87,7 @@ impl<'a> Run<'a> {
             loader,
             weights,
             eval,
-            metrics: Metrics {
-                file,
-                has_failed: false,
-            },
+            metrics,
             checks: Checks::new(config.model.init_config.is_some()),
             started: Instant::now(),
             summary,
@@ -183,6 +175,7 @@ impl<'a> Run<'a> {
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
+        self.write_report();
         Ok(self.summary)
     }
 
@@ -288,7 +281,7 @@ impl<'a> Run<'a> {
     /// Writes a record to the metrics, and keeps it for the checkpoints.
     fn write(&mut self, record: &Record) {
         if let Ok(line) = serde_json::value::to_raw_value(record) {
-            self.metrics.write(line.get());
+            self.metrics.write(record, line.get());
             self.state.log_history.push(line);
         }
     }
@@ -300,17 +293,6 @@ impl<'a> Run<'a> {
             peak_memory: peak_memory(),
             elapsed: self.started.elapsed().as_secs_f64(),
             ..Record::default()
-        }
-    }
-}
-
-impl Metrics {
-    fn write(&mut self, line: &str) {
-        if let Err(error) = self.file.write_line(line)
-            && !self.has_failed
-        {
-            self.has_failed = true;
-            warn!("{}: {error}; the run goes on", self.file.path().display());
         }
     }
 }

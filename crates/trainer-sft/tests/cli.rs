@@ -262,6 +262,14 @@ fn values_out_of_range_name_the_flag() {
             "--neftune-noise-alpha: expected a number above 0, found -5",
         ),
         (
+            "--data d --report-to wandb",
+            "--report-to: expected tensorboard or none, found `wandb`; `wandb sync FOLDER` uploads the event files",
+        ),
+        (
+            "--data d --report-to none --logging-dir l",
+            "--logging-dir would have no effect",
+        ),
+        (
             "--data d --eval-split 1",
             "--eval-split: expected a number between 0 and 1, found 1",
         ),
@@ -436,7 +444,7 @@ fn errors_in_the_file_name_the_line() {
 
 #[test]
 fn a_written_configuration_gives_the_same_run() {
-    let config = parse("--data a.jsonl --eval-data e.jsonl --lr-schedule warmup_stable_decay --lr-decay-steps 2 --min-lr-rate 0.1 --eval-steps 2 --load-best --early-stopping-patience 3 --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
+    let config = parse("--data a.jsonl --eval-data e.jsonl --lr-schedule warmup_stable_decay --lr-decay-steps 2 --min-lr-rate 0.1 --eval-steps 2 --load-best --early-stopping-patience 3 --report-to tensorboard --logging-dir l --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
     let (_folder, path) = config_file(&config.to_toml());
     assert_eq!(
         parse(&format!("--config {path} --output /tmp/none/x")).unwrap(),

@@ -64,7 +64,15 @@ fn a_part_of_the_records_is_measured_with_the_names_of_trl() {
     let mut config = config(dir.path().join("a"));
     config.run.max_steps = Some(2);
     config.run.save_steps = Some(2);
+    config.run.report_to = vec!["tensorboard".into()];
     let summary = run(&config).unwrap();
+    let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
+    assert!(page.contains("Evaluation loss") && page.contains("Examples by their length"));
+    assert!(page.contains("eval_split = 0.25"));
+    let picture = fs::read_to_string(summary.output.join("loss.svg")).unwrap();
+    assert_eq!(picture.matches("<polyline").count(), 2);
+    let events = fs::read_dir(summary.output.join("runs")).unwrap().count();
+    assert_eq!(events, 1);
     let found = lines(&summary.output);
     assert_eq!(found.len(), 4);
     for line in &found {

@@ -336,6 +336,15 @@ pub struct Args {
     #[arg(long, value_name = "LOSS", help_heading = "Output", value_parser = number, allow_negative_numbers = true)]
     pub early_stopping_threshold: Option<f64>,
 
+    /// Write the numbers of the steps also as event files of `tensorboard`, or `none` [default: none]
+    #[arg(long, value_name = "PROGRAM", help_heading = "Output", value_delimiter = ',', num_args = 1..)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub report_to: Vec<String>,
+
+    /// Folder of the event files for TensorBoard, which are written then [default: `runs` in the output folder]
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    pub logging_dir: Option<PathBuf>,
+
     /// Continue from this checkpoint, or from the newest one of this run, bit for bit as if the run had not stopped. The
     /// settings are those of its run.toml
     #[arg(

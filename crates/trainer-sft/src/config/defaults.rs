@@ -118,6 +118,8 @@ impl Default for RunConfig {
             load_best: false,
             early_stopping_patience: None,
             early_stopping_threshold: None,
+            report_to: Vec::new(),
+            logging_dir: None,
             resume: None,
             resume_anyway: false,
             adapter: None,

@@ -100,6 +100,8 @@ impl Config {
             load_best: args.load_best.unwrap_or(default.load_best),
             early_stopping_patience: args.early_stopping_patience,
             early_stopping_threshold: args.early_stopping_threshold,
+            report_to: args.report_to,
+            logging_dir: args.logging_dir,
             resume: args.resume,
             resume_anyway: args.resume_anyway,
             adapter: args.adapter,

@@ -4,7 +4,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
-use super::{Columns, Config, LrSchedule};
+use super::{Columns, Config, LrSchedule, TENSORBOARD};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -109,6 +109,7 @@ impl Config {
                 found: part.to_string(),
             });
         }
+        check_report_to(&run.report_to, run.logging_dir.is_some())?;
         if run.output.as_os_str().is_empty() {
             return Err(ConfigError::Value {
                 flag: "output",
@@ -301,6 +302,33 @@ impl Config {
             );
         }
         Ok(())
+    }
+}
+
+fn check_report_to(programs: &[String], has_folder: bool) -> Result<(), ConfigError> {
+    let unknown = |name: &&String| *name != TENSORBOARD && *name != "none";
+    if let Some(name) = programs.iter().find(unknown) {
+        let instead = match name.as_str() {
+            "wandb" => {
+                "; `wandb sync FOLDER` uploads the event files that --report-to tensorboard writes"
+            }
+            _ => "; metrics.jsonl in the output folder has every number",
+        };
+        return Err(ConfigError::Value {
+            flag: "report-to",
+            expected: "tensorboard or none".into(),
+            found: format!("`{name}`{instead}"),
+        });
+    }
+    let conflict = |text: &str| Err(ConfigError::Conflict(text.into()));
+    match programs.iter().any(|name| name == "none") {
+        true if programs.len() > 1 => {
+            conflict("--report-to: `none` excludes any other program: leave it out")
+        }
+        true if has_folder => conflict(
+            "--logging-dir would have no effect: --report-to is none; leave one of them out",
+        ),
+        _ => Ok(()),
     }
 }
 

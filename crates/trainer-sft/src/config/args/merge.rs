@@ -93,6 +93,11 @@ impl Args {
             early_stopping_threshold: self
                 .early_stopping_threshold
                 .or(file.early_stopping_threshold),
+            report_to: match self.report_to.is_empty() {
+                true => file.report_to,
+                false => self.report_to,
+            },
+            logging_dir: self.logging_dir.or(file.logging_dir),
             resume: self.resume,
             resume_anyway: self.resume_anyway,
             adapter: self.adapter.or(file.adapter),
