@@ -157,6 +157,14 @@ fn a_resumed_run_decides_as_one_without_a_stop() {
             _ => ControlFlow::Continue(()),
         });
     let stopped = stopped.run().unwrap();
+    // A checkpoint that was written before a setting existed goes on with its default.
+    let path = stopped.stopped.as_ref().unwrap().join("trainer_state.json");
+    let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for name in ["neftune_noise_alpha", "lr_power"] {
+        let settings = state["run"]["settings"].as_object_mut().unwrap();
+        assert_eq!(settings.shift_remove(name), Some(Value::Null));
+    }
+    fs::write(&path, state.to_string()).unwrap();
     let mut resumed = parts.clone();
     resumed.run.resume = stopped.stopped;
     let resumed = run(&resumed).unwrap();
