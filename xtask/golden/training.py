@@ -164,6 +164,23 @@ def schedules_golden():
                 optimizer.step()
                 schedule.step()
             out.append({"schedule": name, "warmup": warmup, "total": total, "factors": factors})
+    peak = 2e-4
+    for warmup, total in [(0, 7), (3, 10)]:
+        for name, settings, arguments in [
+            ("cosine_with_min_lr", {"min_lr_rate": 0.1}, {"min_lr_rate": 0.1}),
+            ("inverse_sqrt", {}, {}),
+            ("polynomial", {"lr_power": 1.0, "min_lr": 1e-7}, {"power": 1.0, "lr_end": 1e-7}),
+            ("polynomial", {"lr_power": 2.0, "min_lr": 2e-5}, {"power": 2.0, "lr_end": 2e-5}),
+            ("warmup_stable_decay", {"lr_decay_steps": 4, "min_lr_rate": 0.0}, {"num_decay_steps": 4}),
+            ("warmup_stable_decay", {"lr_decay_steps": 2, "min_lr_rate": 0.25},
+             {"num_decay_steps": 2, "min_lr_ratio": 0.25}),
+            ("constant_with_warmup", {}, {}),
+        ]:
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+            schedule = transformers.get_scheduler(name, optimizer, warmup, total, arguments)
+            factor = schedule.lr_lambdas[0]
+            factors = [factor(step) for step in range(total + 2)]
+            out.append({"schedule": name, "warmup": warmup, "total": total, **settings, "factors": factors})
     return out
 
 

@@ -77,10 +77,7 @@ pub fn cross_entropy_of_rows(
     scale: f64,
 ) -> (Tensor<1>, Tensor<2>) {
     let _span = trace_span!("cross_entropy").entered();
-    let [rows, vocab] = logits.dims();
-    assert_eq!(targets.len(), rows, "targets of the rows");
-    let largest = targets.iter().max().copied().unwrap_or_default();
-    assert!((largest as usize) < vocab, "target {largest} of {vocab}");
+    check_targets(&logits, targets);
     #[cfg(feature = "gpu")]
     if cube::has_plane_operations(&logits.device()) {
         return gpu::cross_entropy_of_rows(logits, targets, scale);
@@ -96,25 +93,60 @@ pub fn cross_entropy_of_rows(
 /// # Panics
 /// When there aren't as many targets as rows, or a target isn't below the size of the vocabulary.
 pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
+    let (sums, gradient) = cross_entropy_measured(logits, targets, scale);
+    (sums.narrow(0, 0, 1), gradient)
+}
+
+/// What a model predicts where `targets` follow, one for each row of logits: the number of rows in which no logit is larger
+/// than the target's, and the sum of the entropies of the softmax.
+///
+/// # Shapes
+/// logits `[rows, vocab]`; the result `[2]` in f32.
+///
+/// # Panics
+/// As [`cross_entropy`].
+pub fn predictions(logits: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    check_targets(logits, targets);
+    naive::predictions(logits, targets)
+}
+
+/// [`cross_entropy`] with [`predictions`].
+///
+/// # Shapes
+/// logits and their gradient `[rows, vocab]`; the sums `[3]`: cross-entropy, rows that are right, entropy.
+///
+/// # Panics
+/// As [`cross_entropy`].
+pub fn cross_entropy_measured(
+    logits: Tensor<2>,
+    targets: &[u32],
+    scale: f64,
+) -> (Tensor<1>, Tensor<2>) {
     let _span = trace_span!("cross_entropy").entered();
-    let [rows, vocab] = logits.dims();
-    assert_eq!(targets.len(), rows, "targets of the rows");
-    let largest = targets.iter().max().copied().unwrap_or_default();
-    assert!((largest as usize) < vocab, "target {largest} of {vocab}");
+    let [rows, vocab] = check_targets(&logits, targets);
     if rows == 0 || !is_plain_cpu(&logits) || !is_fused(&logits) {
-        return naive::cross_entropy(logits, targets, scale);
+        return naive::cross_entropy_measured(logits, targets, scale);
     }
     let device = logits.device();
     let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
         Ok(values) => values,
         Err(_) => unreachable!("the dtype is f32"),
     };
-    let loss = cpu::cross_entropy(&mut values, targets, scale as f32);
+    let sums = cpu::cross_entropy(&mut values, targets, scale as f32);
     let gradient = TensorData::new(values, [rows, vocab]);
     (
-        Tensor::from_data([loss], (&device, DType::F32)),
+        Tensor::from_data(sums, (&device, DType::F32)),
         Tensor::from_data(gradient, (&device, DType::F32)),
     )
+}
+
+/// Rows and vocabulary of logits that have these targets.
+fn check_targets(logits: &Tensor<2>, targets: &[u32]) -> [usize; 2] {
+    let [rows, vocab] = logits.dims();
+    assert_eq!(targets.len(), rows, "targets of the rows");
+    let largest = targets.iter().max().copied().unwrap_or_default();
+    assert!((largest as usize) < vocab, "target {largest} of {vocab}");
+    [rows, vocab]
 }
 
 #[cfg(test)]
@@ -154,10 +186,22 @@ mod tests {
     fn cross_entropy_equals_its_twin() {
         for (rows, vocab) in [(1, 2), (3, 50), (20, 9001)] {
             let logits = random([rows, vocab]) * 4.0;
-            let targets: Vec<u32> = (0..rows).map(|i| (i * 7 % vocab) as u32).collect();
-            let (loss, gradient) = cross_entropy(logits.clone(), &targets, 0.25);
-            let (expected, expected_gradient) = naive::cross_entropy(logits, &targets, 0.25);
-            check(loss, expected);
+            let mut targets: Vec<u32> = (0..rows).map(|i| (i * 7 % vocab) as u32).collect();
+            // A row that is right.
+            let likely = logits
+                .clone()
+                .narrow(0, 0, 1)
+                .argmax(1)
+                .into_scalar::<i64>();
+            targets[0] = likely as u32;
+            let (sums, gradient) = cross_entropy_measured(logits.clone(), &targets, 0.25);
+            let (loss, _) = cross_entropy(logits.clone(), &targets, 0.25);
+            let found: Vec<f32> = sums.to_data().iter().collect();
+            assert!(found[1] >= 1.0 && found[2] > 0.0, "{found:?}");
+            let (expected, expected_gradient) =
+                naive::cross_entropy_measured(logits, &targets, 0.25);
+            check(loss, expected.clone().narrow(0, 0, 1));
+            check(sums, expected);
             check(gradient, expected_gradient);
         }
     }

@@ -14,6 +14,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -66,8 +67,8 @@ pub struct RunIdentity {
     pub model: String,
 }
 
-/// `trainer_state.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// `trainer_state.json`; what the run has logged has the names of transformers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TrainerState {
     /// Optimizer steps done.
     pub step: usize,
@@ -80,6 +81,24 @@ pub struct TrainerState {
     /// The run that wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunIdentity>,
+    /// Lowest evaluation loss so far.
+    #[serde(default)]
+    pub best_metric: Option<f32>,
+    /// The step that it was measured after.
+    #[serde(default)]
+    pub best_global_step: Option<usize>,
+    /// The checkpoint of that step, seen from the folder of the run.
+    #[serde(default)]
+    pub best_model_checkpoint: Option<PathBuf>,
+    /// Evaluations since then that have not improved the loss.
+    #[serde(default)]
+    pub early_stopping_patience_counter: usize,
+    /// Tokens of all steps, context and targets.
+    #[serde(default)]
+    pub num_input_tokens_seen: usize,
+    /// The records of the metrics file so far, to the letter.
+    #[serde(default)]
+    pub log_history: Vec<Box<RawValue>>,
 }
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";

@@ -11,7 +11,7 @@ mod resolve;
 mod resume;
 mod validate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
 pub use resolve::DEFAULT_EPOCHS;
-pub(crate) use resume::{STATE_FILE, find_checkpoint, run_of};
+pub(crate) use resume::{STATE_FILE, checkpoints_of, find_checkpoint, run_of};
 pub use validate::{ALL_LINEAR, ConfigError};
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
@@ -74,6 +74,8 @@ pub struct DataConfig {
     /// Evaluation files, as [`train`](Self::train), possibly none.
     #[serde(rename = "eval_data")]
     pub eval: Vec<PathBuf>,
+    /// Part of the records of [`train`](Self::train) that are kept for evaluation, drawn by [`RunConfig::seed`].
+    pub eval_split: Option<f64>,
     /// Names of the fields of a record, `OURS=THEIRS`; empty is as the records name them.
     pub columns: Vec<String>,
     /// A record that teaches nothing ends the run, instead of being left out.
@@ -126,6 +128,18 @@ pub struct OptimizerConfig {
     pub warmup_ratio: f64,
     /// Steps spent warming up.
     pub warmup_steps: Option<usize>,
+    /// Lowest learning rate, for the schedules that have one.
+    pub min_lr: Option<f64>,
+    /// The same as a part of the peak.
+    pub min_lr_rate: Option<f64>,
+    /// The power of [`LrSchedule::Polynomial`]; `None` is 1.
+    pub lr_power: Option<f64>,
+    /// Steps at the end of [`LrSchedule::WarmupStableDecay`] in which the rate falls.
+    pub lr_decay_steps: Option<usize>,
+    /// LoRA+: the rate of B is this times that of A; `None` is 1.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// NEFTune: uniform noise on the embeddings while training, within this over the root of a document's values.
+    pub neftune_noise_alpha: Option<f64>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest L2 norm of all gradients together; 0 switches clipping off.
@@ -143,6 +157,9 @@ impl OptimizerConfig {
         }
     }
 }
+
+/// The value of `--report-to` that means event files of TensorBoard.
+const TENSORBOARD: &str = "tensorboard";
 
 /// Length, batches, seed and outputs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -169,8 +186,20 @@ pub struct RunConfig {
     pub save_steps: Option<usize>,
     /// Write metrics every so many steps.
     pub log_steps: usize,
+    /// Keep so many checkpoints; `None` is all.
+    pub save_total_limit: Option<usize>,
     /// Evaluate every so many steps; `None` is once at the end.
     pub eval_steps: Option<usize>,
+    /// The checkpoint with the lowest evaluation loss is the result, and not the last step.
+    pub load_best: bool,
+    /// End the run after so many evaluations in a row that have not improved the loss.
+    pub early_stopping_patience: Option<usize>,
+    /// How far below the best loss counts as improved; `None` is 0.
+    pub early_stopping_threshold: Option<f64>,
+    /// Programs that get the numbers of the steps besides the metrics file: `tensorboard` or `none`.
+    pub report_to: Vec<String>,
+    /// Folder of TensorBoard's event files; `None` is `runs` in the output folder.
+    pub logging_dir: Option<PathBuf>,
     /// Checkpoint to continue from, or the folder of a run: then its newest checkpoint.
     #[serde(skip)]
     pub resume: Option<PathBuf>,
@@ -185,6 +214,20 @@ pub struct RunConfig {
 }
 
 impl RunConfig {
+    /// Where TensorBoard's event files go; `None` where none are written.
+    pub(crate) fn events_folder(&self, output: &Path) -> Option<PathBuf> {
+        let is_asked_for = self.report_to.iter().any(|name| name == TENSORBOARD);
+        match &self.logging_dir {
+            Some(folder) => Some(folder.clone()),
+            None => is_asked_for.then(|| output.join("runs")),
+        }
+    }
+
+    /// Whether the evaluations change the result.
+    pub(crate) fn decides_by_evaluations(&self) -> bool {
+        self.load_best || self.early_stopping_patience.is_some()
+    }
+
     /// Optimizer steps of the whole run, given those of one epoch.
     pub fn num_steps(&self, steps_per_epoch: usize) -> usize {
         self.max_steps.unwrap_or_else(|| {
@@ -252,14 +295,27 @@ pub enum Thinking {
     Empty,
 }
 
-/// Learning rate after the warm-up.
+/// Learning rate after the warm-up, by the names of transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum LrSchedule {
     /// Half a cosine wave down to 0.
     Cosine,
     /// A straight line down to 0.
     Linear,
-    /// Stays at the peak.
+    /// Stays at the peak (constant_with_warmup).
+    #[serde(alias = "constant_with_warmup")]
+    #[value(alias = "constant_with_warmup")]
     Constant,
+    /// Half a cosine wave down to --min-lr or --min-lr-rate.
+    CosineWithMinLr,
+    /// Stays at the peak, then half a cosine wave over the last --lr-decay-steps (wsd).
+    #[serde(alias = "wsd")]
+    #[value(alias = "wsd")]
+    WarmupStableDecay,
+    /// A power of the part of the steps that is left, down to --min-lr [default: 1e-7].
+    Polynomial,
+    /// One over the square root of the steps, of which the warm-up is one (10000 steps without one).
+    InverseSqrt,
 }

@@ -15,6 +15,7 @@ pub mod read;
 pub mod render;
 mod report;
 mod shown;
+mod split;
 mod store;
 mod stream;
 
@@ -114,7 +115,7 @@ impl Datasets {
             load_files(&files, &recipe, folder, show)
         };
         let memory = |name, records| load_records(name, raw(name, records), &recipe, folder);
-        let train = match records.train {
+        let mut train = match records.train {
             Some(records) => TrainData::Loaded(Box::new(memory("records", records)?)),
             None if config.data.streaming && config.run.preview.is_none() => {
                 let files = files::expand(&config.data.train)?;
@@ -123,6 +124,13 @@ impl Datasets {
             None => TrainData::Loaded(Box::new(files(&config.data.train)?)),
         };
         let eval = match records.eval {
+            _ if config.data.eval_split.is_some() => {
+                let (Some(part), TrainData::Loaded(train)) = (config.data.eval_split, &mut train)
+                else {
+                    unreachable!("`Config::check` refuses a split of streamed data");
+                };
+                Some(train.split(part, config.run.seed, folder)?)
+            }
             Some(records) => Some(memory("eval_records", records)?),
             None if config.data.eval.is_empty() => None,
             None => Some(files(&config.data.eval)?),

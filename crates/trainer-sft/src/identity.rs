@@ -15,7 +15,7 @@ use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
 /// number of steps).
-const FREE: [&str; 15] = [
+const FREE: [&str; 18] = [
     "data",
     "eval_data",
     "model",
@@ -28,8 +28,11 @@ const FREE: [&str; 15] = [
     "epochs",
     "max_steps",
     "save_steps",
+    "save_total_limit",
     "log_steps",
     "eval_steps",
+    "report_to",
+    "logging_dir",
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.
@@ -41,12 +44,16 @@ const FIXED: [&str; 5] = [
     "use_rslora",
 ];
 
-/// The identity of a run of `config` on data with this hash.
-pub(crate) fn identify(config: &Config, data: String) -> Result<RunIdentity, TrainError> {
-    let settings = match serde_json::to_value(config) {
+fn settings_of(config: &Config) -> Map<String, Value> {
+    match serde_json::to_value(config) {
         Ok(Value::Object(settings)) => settings,
         _ => Map::new(),
-    };
+    }
+}
+
+/// The identity of a run of `config` on data with this hash.
+pub(crate) fn identify(config: &Config, data: String) -> Result<RunIdentity, TrainError> {
+    let settings = settings_of(config);
     let mut hash = Sha256::new();
     if let Some(folder) = config.model.folder()? {
         hash_model(&folder, &mut hash);
@@ -107,9 +114,13 @@ pub(crate) fn check(
             let mut keys: Vec<&String> = run.settings.keys().chain(this.settings.keys()).collect();
             keys.sort();
             keys.dedup();
+            // A checkpoint from before a setting existed is one of its default.
+            let defaults = settings_of(&Config::new(""));
             for key in keys {
-                let (found, now) = (run.settings.get(key), this.settings.get(key));
-                if found == now || FREE.contains(&key.as_str()) {
+                let found = run.settings.get(key).or_else(|| defaults.get(key));
+                let now = this.settings.get(key);
+                let decides = key == "eval_steps" && config.run.decides_by_evaluations();
+                if found == now || (FREE.contains(&key.as_str()) && !decides) {
                     continue;
                 }
                 is_fixed |= FIXED.contains(&key.as_str());

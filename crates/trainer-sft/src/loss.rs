@@ -7,7 +7,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::{AdapterSelection, Linear, Weight};
 use lora_4bit::{Norm, inner_product, rms_norm};
-use model_qwen::kernels::cross_entropy;
+use model_qwen::kernels::cross_entropy_measured;
 
 use crate::parameters::GradientStore;
 
@@ -101,51 +101,30 @@ pub struct HeadNames<'a> {
     pub lm_head: &'a str,
 }
 
-/// Summed cross-entropy of the targets, without gradients.
+/// Sums over the targets, without gradients: cross-entropy, targets that are the likeliest token, and entropy of the prediction.
 ///
 /// # Shapes
 ///
-/// `hidden` is `[tokens, hidden]`, the result `[1]`.
+/// `hidden` is `[tokens, hidden]`, the result `[3]`.
 #[must_use]
 pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let device = hidden.device();
-    let mut total = Tensor::zeros([1], (&device, DType::F32));
+    let mut total = Tensor::zeros([3], (&device, DType::F32));
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let logits = head.logits(head.normalized(x)); // [rows, vocab]
-        total = total + cross_entropy(logits, tokens, 1.0).0;
+        total = total + cross_entropy_measured(logits, tokens, 1.0).0;
     }
     total
 }
 
-/// Summed cross-entropy of the targets, `[1]`, and the number of targets that have the largest logit.
-///
-/// # Shapes
-///
-/// `hidden` is `[tokens, hidden]`.
-#[must_use]
-pub fn forward_counted(head: &Head, hidden: Tensor<2>, targets: &Targets) -> (Tensor<1>, usize) {
-    let device = hidden.device();
-    let mut total = Tensor::zeros([1], (&device, DType::F32));
-    let mut num_right = 0;
-    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
-        let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
-        let logits = head.logits(head.normalized(x)); // [rows, vocab]
-        let likely = logits.clone().argmax(1).into_data(); // [rows, 1]
-        let is_right = |(likely, token): &(i64, &u32)| *likely == i64::from(**token);
-        num_right += likely.iter::<i64>().zip(tokens).filter(is_right).count();
-        total = total + cross_entropy(logits, tokens, 1.0).0;
-    }
-    (total, num_right)
-}
-
-/// Summed cross-entropy of the targets, and the gradient of `scale · loss` with respect to `hidden`.
+/// The sums of [`forward`], and the gradient of `scale` times the cross-entropy with respect to `hidden`.
 ///
 /// With `trained`, the head's own gradients are added to the store under these names.
 ///
 /// # Shapes
 ///
-/// `hidden` and its gradient are `[tokens, hidden]`, the loss `[1]` (unscaled).
+/// `hidden` and its gradient are `[tokens, hidden]`, the sums `[3]` (unscaled).
 pub fn backward(
     head: &Head,
     hidden: Tensor<2>,
@@ -162,7 +141,7 @@ pub fn backward(
         }
     }
     let mut trained = trained;
-    let mut total = Tensor::zeros([1], (&device, DType::F32));
+    let mut total = Tensor::zeros([3], (&device, DType::F32));
     let mut gradients = Vec::new();
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
         let x = hidden
@@ -174,13 +153,14 @@ pub fn backward(
         let (y, dy, loss) = match trained {
             Some(_) => {
                 let logits = head.logits(normalized); // [rows, vocab]
-                let (loss, d_logits) = cross_entropy(logits.clone().inner(), tokens, scale);
+                let inner = logits.clone().inner();
+                let (loss, d_logits) = cross_entropy_measured(inner, tokens, scale);
                 (logits, d_logits, loss)
             }
             // A frozen head needs no graph: the logits become their own gradient.
             None => {
                 let logits = head.logits(normalized.clone().inner()); // [rows, vocab]
-                let (loss, d_logits) = cross_entropy(logits, tokens, scale);
+                let (loss, d_logits) = cross_entropy_measured(logits, tokens, scale);
                 let head = &head.lm_head;
                 let dy = head.weight.forward_t(d_logits, head.compute); // [rows, hidden]
                 (normalized, dy, loss)

@@ -18,6 +18,15 @@ pub struct Record {
     /// Mean cross-entropy per target token of this step, in nats.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub loss: Option<f64>,
+    /// Part of the target tokens of this step that were the likeliest ones.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mean_token_accuracy: Option<f64>,
+    /// Mean entropy of the predictions of this step's target tokens, in nats.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub entropy: Option<f64>,
+    /// Tokens of all steps so far, context and targets.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub num_tokens: Option<usize>,
     /// Learning rate of this step.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub learning_rate: Option<f64>,
@@ -30,6 +39,12 @@ pub struct Record {
     /// Mean cross-entropy per target token of the evaluation data.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_loss: Option<f64>,
+    /// As `mean_token_accuracy`, of the evaluation data.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_mean_token_accuracy: Option<f64>,
+    /// As `entropy`, of the evaluation data.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub eval_entropy: Option<f64>,
     /// Largest resident memory of the process so far, in bytes, where the system tells.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub peak_memory: Option<u64>,
@@ -74,9 +89,16 @@ impl MetricsFile {
     ///
     /// When the line cannot be written.
     pub fn write(&mut self, record: &Record) -> io::Result<()> {
-        let mut line = serde_json::to_vec(record)?;
-        line.push(b'\n');
-        self.file.write_all(&line)
+        self.write_line(&serde_json::to_string(record)?)
+    }
+
+    /// Appends one line, which is a record in JSON.
+    ///
+    /// # Errors
+    ///
+    /// When the line cannot be written.
+    pub fn write_line(&mut self, line: &str) -> io::Result<()> {
+        self.file.write_all(format!("{line}\n").as_bytes())
     }
 
     /// Where the records go.

@@ -142,6 +142,8 @@ pub fn visit_model(
     }
 }
 
+/// How the name of an adapter's B, transposed, ends.
+pub const LORA_B: &str = ".lora_B_t";
 /// Name of the embeddings, which are also the head of a model that ties them.
 pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
 /// Name of the final norm's weight.
@@ -163,7 +165,7 @@ fn visit_linear(
                     ParameterMut::Matrix(&mut adapter.a),
                 );
                 visit(
-                    &format!("{name}.lora_B_t"),
+                    &format!("{name}{LORA_B}"),
                     ParameterMut::Matrix(&mut adapter.b_t),
                 );
             }

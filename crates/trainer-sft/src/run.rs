@@ -1,11 +1,13 @@
 //! The loop of a run: steps, what is written meanwhile, and the adapter (or the model) at its end.
 
+mod checkpoints;
 mod checks;
+mod evaluation;
+mod seen;
 mod summary;
 mod told;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -13,15 +15,17 @@ use burn::tensor::DType;
 use model_qwen::is_gpu;
 use tracing::warn;
 
+use self::checkpoints::find_best;
 use self::checks::{Broken, Checks, broken_weight};
+use self::seen::Metrics;
 pub use self::summary::{StepReport, Summary};
 use self::told::{Told, tell_the_plan};
-use crate::batch::{DataLoader, LoaderState, StepBatch, sequential_batches};
-use crate::checkpoint::{self, CheckpointError, RunIdentity, TrainerState};
+use crate::batch::{DataLoader, LoaderState, StepBatch};
+use crate::checkpoint::TrainerState;
 use crate::config::Config;
 use crate::data::Examples;
-use crate::error::{TrainError, output_error};
-use crate::metrics::{MetricsFile, Record, Speedometer, peak_memory};
+use crate::error::TrainError;
+use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
 use crate::trainer::{StepOutput, Trainer};
 
@@ -44,7 +48,8 @@ pub(crate) struct Watch<'a> {
 /// The loop and what it writes to.
 pub(crate) struct Run<'a> {
     config: &'a Config,
-    identity: RunIdentity,
+    /// What the next checkpoint says of the run.
+    state: TrainerState,
     watch: Watch<'a>,
     trainer: Trainer,
     loader: DataLoader,
@@ -56,24 +61,18 @@ pub(crate) struct Run<'a> {
     summary: Summary,
 }
 
-/// The metrics file; a disk that fills up does not end the run.
-struct Metrics {
-    file: MetricsFile,
-    has_failed: bool,
-}
-
 impl<'a> Run<'a> {
     pub(crate) fn new(
-        (config, output, identity): (&'a Config, &OutputFolder, RunIdentity),
+        (config, output, mut state): (&'a Config, &OutputFolder, TrainerState),
         watch: Watch<'a>,
         (mut trainer, loader): (Trainer, DataLoader),
         weights: Weights,
         eval: Examples,
     ) -> Result<Self, TrainError> {
+        find_best(config, &mut state)?;
         output.begin(config)?;
-        let path = output.path().join("metrics.jsonl");
-        let keep_until = config.run.resume.is_some().then(|| trainer.num_steps());
-        let file = MetricsFile::open(&path, keep_until).map_err(output_error(&path))?;
+        let resumed = config.run.resume.is_some().then(|| trainer.num_steps());
+        let metrics = Metrics::open(config, output.path(), resumed)?;
         let num_trainable = trainer.num_trainable();
         let summary = Summary {
             output: output.path().to_path_buf(),
@@ -82,16 +81,13 @@ impl<'a> Run<'a> {
         };
         Ok(Self {
             config,
-            identity,
+            state,
             watch,
             trainer,
             loader,
             weights,
             eval,
-            metrics: Metrics {
-                file,
-                has_failed: false,
-            },
+            metrics,
             checks: Checks::new(config.model.init_config.is_some()),
             started: Instant::now(),
             summary,
@@ -114,19 +110,18 @@ impl<'a> Run<'a> {
             self.watch.progress_bar,
         );
         let mut speed = Speedometer::default();
-        while self.trainer.num_steps() < total_steps {
+        while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
             let before = self.loader.state();
             let mut batch = match self.loader.next_step() {
                 Ok(batch) => batch,
-                Err(error) => return Err(self.stop_at(before, total_steps, error.into())),
+                Err(error) => return Err(self.stop_at(before, error.into())),
             };
             let output = self.trainer.step(&batch.micro_batches);
-            let (step, last) = (
-                self.trainer.num_steps(),
-                self.trainer.num_steps() == total_steps,
-            );
+            let step = self.trainer.num_steps();
+            let mut last = step == total_steps;
             speed.add(batch.num_tokens());
             self.summary.num_tokens += batch.num_tokens();
+            self.state.num_input_tokens_seen += batch.num_tokens();
             told.bar.set_position(step as u64);
             let pause = Instant::now();
             let sources = std::mem::take(&mut batch.sources);
@@ -139,15 +134,17 @@ impl<'a> Run<'a> {
             if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
                 self.log(&batch, &output, (read, speed.take(), logs), &mut told);
             }
+            let mut is_new_best = false;
             if every(settings.eval_steps, step) || last {
-                self.evaluate(&batch, &told)?;
+                is_new_best = self.evaluate(&batch, &told)? && settings.load_best && !last;
+                last |= self.has_lost_patience();
             }
             let is_broken = self.report(&batch, &output, total_steps).is_break();
             let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
             let stops = !last && (is_broken || is_told);
-            if stops || every(settings.save_steps, step) {
+            if stops || is_new_best || every(settings.save_steps, step) {
                 self.check_before_writing()?;
-                let saved = self.save_checkpoint(self.loader.state(), total_steps);
+                let saved = self.save(is_new_best);
                 match saved {
                     Ok(checkpoint) => self.summary.stopped = stops.then_some(checkpoint),
                     Err(error) if stops => return Err(self.keep_elsewhere(error, DType::F32)),
@@ -165,10 +162,12 @@ impl<'a> Run<'a> {
             told.bar.abandon();
         } else {
             told.bar.finish();
+            self.summary.stopped_early = self.trainer.num_steps() < total_steps;
             self.check_before_writing()?;
-            let saved = self
-                .weights
-                .save(&self.trainer.model, &settings.output, DType::BF16);
+            let saved = self.go_back_to_best().and_then(|()| {
+                self.weights
+                    .save(&self.trainer.model, &settings.output, DType::BF16)
+            });
             if let Err(error) = saved {
                 return Err(self.keep_elsewhere(error, DType::BF16));
             }
@@ -176,13 +175,14 @@ impl<'a> Run<'a> {
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
+        self.write_report();
         Ok(self.summary)
     }
 
     /// Ends a run whose data cannot be read on, with a checkpoint of the steps that were done.
-    fn stop_at(&self, loader: LoaderState, total_steps: usize, error: TrainError) -> TrainError {
+    fn stop_at(&mut self, loader: LoaderState, error: TrainError) -> TrainError {
         if self.trainer.num_steps() > 0 {
-            match self.save_checkpoint(loader, total_steps) {
+            match self.save_checkpoint(loader) {
                 Ok(checkpoint) => warn!("the steps so far are kept in {}", checkpoint.display()),
                 Err(error) => warn!("no checkpoint could be written: {error}"),
             }
@@ -257,8 +257,12 @@ impl<'a> Run<'a> {
     ) {
         told.bar
             .set_message(format!("loss {loss:.4}  {speed:.0} tokens/s"));
+        let means = output.numbers().means;
         let record = Record {
             loss: Some(loss),
+            mean_token_accuracy: Some(means.token_accuracy),
+            entropy: Some(means.entropy),
+            num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
             tokens_per_second: Some(speed),
@@ -270,65 +274,16 @@ impl<'a> Run<'a> {
         if is_metric {
             self.summary.first_loss.get_or_insert(loss);
             self.summary.last_loss = Some(loss);
-            self.metrics.write(&record);
+            self.write(&record);
         }
     }
 
-    fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<(), TrainError> {
-        let step = self.trainer.num_steps();
-        let mut failed = None;
-        let batches = sequential_batches(&self.eval, self.config.run.batch_size);
-        let batches = batches.map_while(|batch| match batch {
-            Ok(batch) => Some(batch),
-            Err(error) => {
-                failed = Some(error);
-                None
-            }
-        });
-        let loss = self.trainer.evaluate(batches);
-        if let Some(error) = failed {
-            return Err(error.into());
+    /// Writes a record to the metrics, and keeps it for the checkpoints.
+    fn write(&mut self, record: &Record) {
+        if let Ok(line) = serde_json::value::to_raw_value(record) {
+            self.metrics.write(record, line.get());
+            self.state.log_history.push(line);
         }
-        let Some(loss) = loss else {
-            return Ok(());
-        };
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged {
-                step,
-                what: format!("the evaluation loss is {loss}"),
-                records: "records of --eval-data".into(),
-                output: self.config.run.output.clone(),
-            });
-        }
-        self.summary.eval_loss = Some(loss);
-        told.line(&format!("step {step}: eval loss {loss:.4}"));
-        let record = Record {
-            eval_loss: Some(loss),
-            ..self.record(batch)
-        };
-        self.metrics.write(&record);
-        Ok(())
-    }
-
-    fn save_checkpoint(
-        &self,
-        loader: LoaderState,
-        total_steps: usize,
-    ) -> Result<PathBuf, TrainError> {
-        let step = self.trainer.num_steps();
-        let state = TrainerState {
-            step,
-            total_steps,
-            seed: self.config.run.seed,
-            loader,
-            run: Some(self.identity.clone()),
-        };
-        let dir = self.config.run.output.join(format!("checkpoint-{step}"));
-        checkpoint::save(&dir, &state, self.trainer.optimizer(), |folder| {
-            let saved = self.weights.save(&self.trainer.model, folder, DType::F32);
-            saved.map_err(|error| CheckpointError::Weights(error.to_string()))
-        })?;
-        Ok(dir)
     }
 
     fn record(&self, batch: &StepBatch) -> Record {
@@ -338,17 +293,6 @@ impl<'a> Run<'a> {
             peak_memory: peak_memory(),
             elapsed: self.started.elapsed().as_secs_f64(),
             ..Record::default()
-        }
-    }
-}
-
-impl Metrics {
-    fn write(&mut self, record: &Record) {
-        if let Err(error) = self.file.write(record)
-            && !self.has_failed
-        {
-            self.has_failed = true;
-            warn!("{}: {error}; the run goes on", self.file.path().display());
         }
     }
 }

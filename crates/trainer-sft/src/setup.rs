@@ -16,7 +16,7 @@ use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::parameters::{Trainable, visit_model};
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Shape};
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
 
@@ -82,6 +82,25 @@ pub(crate) fn add_adapter(
     warn_of_large_ranks(&adapter);
     model.add_adapter(lora::SLOT, &adapter)?;
     Ok(adapter.config)
+}
+
+/// Replaces the weights that are trained by those in `folder`, a checkpoint of this run.
+pub(crate) fn read_weights(
+    config: &Config,
+    model: &mut QwenModel,
+    folder: &Path,
+) -> Result<(), TrainError> {
+    if !config.run.full {
+        model.add_adapter(lora::SLOT, &LoraAdapter::load(folder)?)?;
+        return Ok(());
+    }
+    let options = LoadOptions {
+        dtype: Dtype::F32,
+        ..LoadOptions::default()
+    };
+    *model = QwenModel::load(folder, &options, &model.device())?;
+    model.set_compute_dtype(config.model.compute_dtype);
+    Ok(())
 }
 
 /// A rank above a layer's width makes the adapter larger than the layer, and no better.
@@ -172,6 +191,7 @@ pub(crate) fn start(
             kind: config.optimizer.lr_schedule,
             warmup_steps: config.optimizer.num_warmup_steps(total_steps),
             total_steps,
+            shape: Shape::of(config),
         },
         optimizer: optimizer_config,
         max_grad_norm: Some(config.optimizer.max_grad_norm).filter(|&norm| norm > 0.0),
@@ -181,6 +201,8 @@ pub(crate) fn start(
             GradientCheckpointing::False => Checkpointing::Off,
         },
         dropout: config.lora.dropout,
+        loraplus_lr_ratio: config.optimizer.loraplus_lr_ratio.unwrap_or(1.0),
+        neftune_noise_alpha: config.optimizer.neftune_noise_alpha,
         seed: config.run.seed,
     };
     let optimizer = match &config.run.resume {

@@ -14,10 +14,10 @@ use crate::lora;
 /// When they do not, as far as the system says.
 pub(crate) fn check(config: &Config, folder: &Path) -> Result<(), TrainError> {
     let parameters = num_trained(config, &config.model.architecture()?);
-    let checkpoint = match config.run.save_steps {
+    let checkpoint = match config.run.save_steps.is_some() || config.run.load_best {
         // The weights in f32 and both moments.
-        Some(_) => 12,
-        None => 0,
+        true => 12,
+        false => 0,
     };
     let result = if config.run.full { 2 } else { 4 };
     let needed = parameters * (result + checkpoint);

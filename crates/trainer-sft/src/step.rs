@@ -8,6 +8,7 @@
 //! again: a third more work, but only one layer's activations are in memory at any time.
 
 pub mod explicit;
+mod noise;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
@@ -15,6 +16,7 @@ use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::{AdapterSelection, Dropout, inner_product};
 use model_qwen::{DecoderLayer, QwenModel, is_gpu};
 
+pub use self::noise::Noise;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::loss::{self, Head, HeadNames, Targets};
@@ -42,50 +44,40 @@ struct Shared<'a> {
     trainable: Trainable,
 }
 
-/// Summed cross-entropy of a batch's targets, without gradients: `[1]`.
+/// Sums over a batch's targets, without gradients, `[3]`: cross-entropy, targets that are the likeliest token, and entropy of the
+/// prediction.
 #[must_use]
 pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
     if let Some((slot, None)) = explicit_slot(model, adapters) {
         return explicit::forward(model, batch, slot);
     }
-    let x = hidden(model, batch, adapters); // [tokens, hidden]
-    loss::forward(&head(model), x, &Targets::new(&batch.targets))
-}
-
-/// [`forward`], with the number of targets that have the largest logit.
-#[must_use]
-pub fn forward_counted(
-    model: &QwenModel,
-    batch: &Batch,
-    adapters: &AdapterSelection,
-) -> (Tensor<1>, usize) {
-    let x = hidden(model, batch, adapters); // [tokens, hidden]
-    loss::forward_counted(&head(model), x, &Targets::new(&batch.targets))
-}
-
-/// The output of the last layer, `[tokens, hidden]`.
-fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
     let rotary = model.rotary(&batch.positions);
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
         x = layer.forward(index, x, &rotary, adapters, &mut attention); // [tokens, hidden]
     }
-    x
+    loss::forward(&head(model), x, &Targets::new(&batch.targets))
 }
 
 /// Adds the gradients of `scale` times a batch's summed cross-entropy to `store`.
 ///
-/// Returns the summed cross-entropy, `[1]`, without the scale.
+/// Returns the sums of [`forward`], `[3]`, without the scale.
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters, checkpointing): (Trainable, &AdapterSelection, Checkpointing),
+    (trainable, adapters, checkpointing, noise): (
+        Trainable,
+        &AdapterSelection,
+        Checkpointing,
+        Option<Noise>,
+    ),
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
     if let Some(slot) = explicit_slot(model, adapters) {
-        return explicit::forward_backward(model, batch, slot, checkpointing, scale, store);
+        let how = (checkpointing, noise);
+        return explicit::forward_backward(model, batch, slot, how, scale, store);
     }
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
@@ -99,6 +91,9 @@ pub fn forward_backward(
     let first_kept = num_layers - checkpointing.num_kept(model, batch.num_tokens());
     let mut kept = Vec::with_capacity(num_layers);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
+    if let Some(noise) = noise {
+        x = noise.add(x, &batch.lengths); // [tokens, hidden]
+    }
     for (index, layer) in model.layers.iter().enumerate() {
         if index < first_kept {
             kept.push(Kept::Input(x.clone()));

@@ -11,9 +11,9 @@ use model_qwen::kernels::on_worker;
 use crate::batch::Batch;
 use crate::even::even_batches;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
-use crate::parameters::{GradientStore, Trainable, visit_model};
+use crate::parameters::{GradientStore, LORA_B, Trainable, visit_model};
 use crate::schedule::Schedule;
-use crate::step::{self, Checkpointing};
+use crate::step::{self, Checkpointing, Noise};
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,11 @@ pub struct TrainerOptions {
     pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
-    /// Seed of the dropout masks.
+    /// LoRA+: the rate of B over that of A.
+    pub loraplus_lr_ratio: f64,
+    /// NEFTune: the noise on the embeddings, see [`Noise`].
+    pub neftune_noise_alpha: Option<f64>,
+    /// Seed of dropout masks and noise.
     pub seed: u64,
 }
 
@@ -48,12 +52,33 @@ pub struct Trainer {
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
 #[derive(Clone, Debug)]
 pub struct StepOutput {
-    loss: Tensor<1>,
+    /// Means over the target tokens: loss, targets that are the likeliest token, entropy, `[3]`.
+    means: Tensor<1>,
     grad_norm: Tensor<1>,
-    /// Both, when they have been read.
-    numbers: Arc<OnceLock<(f64, f64)>>,
+    /// All, when they have been read.
+    numbers: Arc<OnceLock<StepNumbers>>,
     /// Learning rate of the step.
     pub learning_rate: f64,
+}
+
+/// The numbers of one optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepNumbers {
+    /// Means over the target tokens.
+    pub means: Means,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+}
+
+/// Means over the target tokens of some batches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Means {
+    /// Cross-entropy, in nats.
+    pub loss: f64,
+    /// Part of the targets that are the likeliest token.
+    pub token_accuracy: f64,
+    /// Entropy of the predictions, in nats.
+    pub entropy: f64,
 }
 
 impl StepOutput {
@@ -62,11 +87,26 @@ impl StepOutput {
     /// Waits for the device.
     #[must_use]
     pub fn read(&self) -> (f64, f64) {
+        let numbers = self.numbers();
+        (numbers.means.loss, numbers.grad_norm)
+    }
+
+    /// All numbers of the step. Waits for the device.
+    #[must_use]
+    pub fn numbers(&self) -> StepNumbers {
         *self.numbers.get_or_init(|| {
-            let both = Tensor::cat(vec![self.loss.clone(), self.grad_norm.clone()], 0).into_data(); // [2]
-            let mut values = both.iter::<f64>();
+            let all = Tensor::cat(vec![self.means.clone(), self.grad_norm.clone()], 0).into_data(); // [4]
+            let mut values = all.iter::<f64>();
             let mut next = || values.next().unwrap_or(f64::NAN);
-            (next(), next())
+            let means = Means {
+                loss: next(),
+                token_accuracy: next(),
+                entropy: next(),
+            };
+            StepNumbers {
+                means,
+                grad_norm: next(),
+            }
         })
     }
 }
@@ -138,7 +178,7 @@ impl Trainer {
     }
 
     fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
-        let (loss, mut gradients) = self.gradients(batches);
+        let (means, mut gradients) = self.measured_gradients(batches);
         let norm = gradients.norm(&self.device()); // [1]
         let learning_rate =
             self.options.learning_rate * self.options.schedule.factor(self.optimizer.step());
@@ -146,6 +186,7 @@ impl Trainer {
             .options
             .max_grad_norm
             .map(|max_norm| clip_factor(norm.clone(), max_norm)); // [1]
+        let ratio = self.options.loraplus_lr_ratio;
         let optimizer = &mut self.optimizer;
         optimizer.begin_step();
         visit_model(
@@ -156,7 +197,10 @@ impl Trainer {
                     return;
                 };
                 let rate = StepRate {
-                    learning_rate,
+                    learning_rate: match name.ends_with(LORA_B) {
+                        true => learning_rate * ratio,
+                        false => learning_rate,
+                    },
                     decay: parameter.decays(),
                 };
                 parameter
@@ -164,7 +208,7 @@ impl Trainer {
             },
         );
         StepOutput {
-            loss,
+            means,
             grad_norm: norm,
             numbers: Arc::default(),
             learning_rate,
@@ -174,10 +218,16 @@ impl Trainer {
     /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients.
     #[must_use]
     pub fn gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
+        let (means, store) = self.measured_gradients(batches);
+        (means.narrow(0, 0, 1), store)
+    }
+
+    /// [`Self::gradients`] with all [`Means`], `[3]`.
+    fn measured_gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
         let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
         let scale = 1.0 / num_targets.max(1) as f64;
         let mut store = GradientStore::default();
-        let mut loss = Tensor::zeros([1], (&self.device(), DType::F32));
+        let mut sums = Tensor::zeros([3], (&self.device(), DType::F32));
         for (index, batch) in batches
             .iter()
             .enumerate()
@@ -185,30 +235,47 @@ impl Trainer {
         {
             let adapters = self.adapters(Some(index));
             let options = &self.options;
-            let how = (options.trainable, &adapters, options.checkpointing);
-            for batch in self.even(batch, &adapters).iter() {
-                loss = loss + step::forward_backward(&self.model, batch, how, scale, &mut store);
+            for (piece, batch) in self.even(batch, &adapters).iter().enumerate() {
+                let noise = options.neftune_noise_alpha.map(|alpha| Noise {
+                    alpha,
+                    seed: self.seed_of(index),
+                    stream: piece as u64,
+                });
+                let how = (options.trainable, &adapters, options.checkpointing, noise);
+                sums = sums + step::forward_backward(&self.model, batch, how, scale, &mut store);
             }
         }
-        (loss.mul_scalar(scale), store)
+        (sums.mul_scalar(scale), store)
     }
 
     /// Mean cross-entropy per target token of `batches` together, without dropout; `None` when they have no target.
     #[must_use]
     pub fn evaluate(&self, batches: impl IntoIterator<Item = Batch>) -> Option<f64> {
+        self.measure(batches).map(|means| means.loss)
+    }
+
+    /// [`Self::evaluate`] with all means.
+    #[must_use]
+    pub fn measure(&self, batches: impl IntoIterator<Item = Batch>) -> Option<Means> {
         let adapters = self.adapters(None);
-        let (mut total, mut num_targets) = (0f64, 0usize);
+        let (mut sums, mut num_targets) = ([0f64; 3], 0usize);
         for batch in batches {
             if batch.num_targets() > 0 {
                 for batch in self.even(&batch, &adapters).iter() {
-                    total += f64::from(
-                        step::forward(&self.model, batch, &adapters).into_scalar::<f32>(),
-                    );
+                    let found = step::forward(&self.model, batch, &adapters).into_data(); // [3]
+                    for (sum, value) in sums.iter_mut().zip(found.iter::<f64>()) {
+                        *sum += value;
+                    }
                 }
                 num_targets += batch.num_targets();
             }
         }
-        (num_targets > 0).then(|| total / num_targets as f64)
+        let [loss, token_accuracy, entropy] = sums.map(|sum| sum / num_targets.max(1) as f64);
+        (num_targets > 0).then_some(Means {
+            loss,
+            token_accuracy,
+            entropy,
+        })
     }
 
     /// What is computed for a batch.
@@ -228,9 +295,14 @@ impl Trainer {
             .filter(|_| self.options.dropout > 0.0)
             .map(|index| Dropout {
                 p: self.options.dropout as f32,
-                seed: self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ index as u64,
+                seed: self.seed_of(index),
             });
         AdapterSelection::All { slot, dropout }
+    }
+
+    /// The seed of a micro-batch of the coming step.
+    fn seed_of(&self, micro_batch: usize) -> u64 {
+        self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ micro_batch as u64
     }
 }
 
@@ -240,15 +312,17 @@ mod tests {
 
     #[test]
     fn what_a_clone_has_read_is_not_read_again() {
-        let number = |value: f32| Tensor::from_data([value], (&Device::flex(), DType::F32));
+        let device = Device::flex();
+        let on_cpu = (&device, DType::F32);
         let output = StepOutput {
-            loss: number(1.5),
-            grad_norm: number(0.25),
+            means: Tensor::from_data([1.5f32, 0.5, 2.0], on_cpu),
+            grad_norm: Tensor::from_data([0.25f32], on_cpu),
             numbers: Arc::default(),
             learning_rate: 0.0,
         };
         let clone = output.clone();
         assert_eq!(clone.read(), (1.5, 0.25));
-        assert_eq!(output.numbers.get(), Some(&(1.5, 0.25)));
+        let read = output.numbers.get().unwrap();
+        assert_eq!((read.means.token_accuracy, read.means.entropy), (0.5, 2.0));
     }
 }

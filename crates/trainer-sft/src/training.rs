@@ -11,7 +11,7 @@ use tracing::info;
 
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
-use crate::checkpoint::load_state;
+use crate::checkpoint::{TrainerState, load_state};
 use crate::config::{Config, ConfigError};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
@@ -156,9 +156,14 @@ impl<'a> Training<'a> {
         };
         let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0);
         let total_steps = config.run.num_steps(steps_per_epoch);
+        config.check_steps(total_steps)?;
+        let mut state = TrainerState::default();
         if let Some(checkpoint) = &config.run.resume {
-            identity::check(&identity, config, &load_state(checkpoint)?, total_steps)?;
+            state = load_state(checkpoint)?;
+            identity::check(&identity, config, &state, total_steps)?;
         }
+        (state.total_steps, state.seed) = (total_steps, config.run.seed);
+        state.run = Some(identity);
 
         let mut model = load_model(config, &device)?;
         let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
@@ -175,7 +180,7 @@ impl<'a> Training<'a> {
         let (trainer, loader) = start(config, model, loader, total_steps)?;
         let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
         let run = Run::new(
-            (config, &output, identity),
+            (config, &output, state),
             self.watch,
             (trainer, loader),
             weights,

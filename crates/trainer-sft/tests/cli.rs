@@ -230,6 +230,78 @@ fn values_out_of_range_name_the_flag() {
         ("--data d --full --init-config c.json", "needs --tokenizer"),
         ("--data d --eval-steps 5", "--eval-steps needs --eval-data"),
         (
+            "--data d --lr-schedule cosine_with_min_lr",
+            "--lr-schedule cosine_with_min_lr needs --min-lr or --min-lr-rate",
+        ),
+        (
+            "--data d --lr-schedule wsd",
+            "--lr-schedule warmup_stable_decay needs --lr-decay-steps",
+        ),
+        (
+            "--data d --min-lr 1e-5",
+            "--min-lr would have no effect: the --lr-schedule cosine has no such setting",
+        ),
+        (
+            "--data d --lr-schedule polynomial --lr 1e-4 --min-lr 1e-4",
+            "--min-lr: expected a number from 0 to below 0.0001, found 0.0001",
+        ),
+        (
+            "--data d --lr-schedule cosine_with_min_lr --min-lr 1e-5 --min-lr-rate 0.1",
+            "--min-lr and --min-lr-rate say the same",
+        ),
+        (
+            "--data d --full --loraplus-lr-ratio 16",
+            "--loraplus-lr-ratio would have no effect",
+        ),
+        (
+            "--data d --loraplus-lr-ratio 0",
+            "--loraplus-lr-ratio: expected a number above 0, found 0",
+        ),
+        (
+            "--data d --neftune-noise-alpha -5",
+            "--neftune-noise-alpha: expected a number above 0, found -5",
+        ),
+        (
+            "--data d --report-to wandb",
+            "--report-to: expected tensorboard or none, found `wandb`; `wandb sync FOLDER` uploads the event files",
+        ),
+        (
+            "--data d --report-to none --logging-dir l",
+            "--logging-dir would have no effect",
+        ),
+        (
+            "--data d --eval-split 1",
+            "--eval-split: expected a number between 0 and 1, found 1",
+        ),
+        (
+            "--data d --eval-split 0.1 --eval-data e",
+            "--eval-split takes the evaluation data from --data",
+        ),
+        (
+            "--data d --eval-split 0.1 --streaming --max-steps 3",
+            "--eval-split draws from all records",
+        ),
+        (
+            "--data d --early-stopping-patience 2",
+            "--early-stopping-patience needs --eval-steps",
+        ),
+        (
+            "--data d --eval-split 0.1 --load-best",
+            "--load-best needs --eval-steps",
+        ),
+        (
+            "--data d --early-stopping-threshold 0.1",
+            "needs --early-stopping-patience",
+        ),
+        (
+            "--data d --save-total-limit 2",
+            "--save-total-limit needs --save-steps or --load-best",
+        ),
+        (
+            "--data d --save-steps 5 --save-total-limit 0",
+            "--save-total-limit: expected a whole number from 1 up, found 0",
+        ),
+        (
             "--data d --full --lora-r 8",
             "--lora-r would have no effect",
         ),
@@ -372,7 +444,7 @@ fn errors_in_the_file_name_the_line() {
 
 #[test]
 fn a_written_configuration_gives_the_same_run() {
-    let config = parse("--data a.jsonl --eval-data e.jsonl --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
+    let config = parse("--data a.jsonl --eval-data e.jsonl --lr-schedule warmup_stable_decay --lr-decay-steps 2 --min-lr-rate 0.1 --eval-steps 2 --load-best --early-stopping-patience 3 --report-to tensorboard --logging-dir l --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
     let (_folder, path) = config_file(&config.to_toml());
     assert_eq!(
         parse(&format!("--config {path} --output /tmp/none/x")).unwrap(),

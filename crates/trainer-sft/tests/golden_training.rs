@@ -17,7 +17,7 @@ use trainer_sft::batch::Batch;
 use trainer_sft::config::LrSchedule;
 use trainer_sft::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use trainer_sft::parameters::Trainable;
-use trainer_sft::schedule::Schedule;
+use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
@@ -115,6 +115,7 @@ fn options(
             kind: LrSchedule::Cosine,
             warmup_steps: 5,
             total_steps,
+            shape: Shape::default(),
         },
         optimizer: AdamWConfig {
             beta2,
@@ -124,6 +125,8 @@ fn options(
         max_grad_norm: Some(1.0),
         checkpointing: Checkpointing::default(),
         dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
         seed: 0,
     }
 }
@@ -231,14 +234,23 @@ fn schedules_are_those_of_transformers() {
         schedule: LrSchedule,
         warmup: usize,
         total: usize,
+        min_lr: Option<f64>,
+        min_lr_rate: Option<f64>,
+        lr_power: Option<f64>,
+        #[serde(default)]
+        lr_decay_steps: usize,
         factors: Vec<f64>,
     }
     let golden: Vec<Golden> = read_json("schedules.json");
-    assert_eq!(golden.len(), 9);
+    assert_eq!(golden.len(), 23);
     for Golden {
         schedule,
         warmup,
         total,
+        min_lr,
+        min_lr_rate,
+        lr_power,
+        lr_decay_steps,
         factors,
     } in golden
     {
@@ -246,6 +258,13 @@ fn schedules_are_those_of_transformers() {
             kind: schedule,
             warmup_steps: warmup,
             total_steps: total,
+            shape: Shape {
+                least: min_lr_rate
+                    .or(min_lr.map(|rate| rate / 2e-4))
+                    .unwrap_or(0.0),
+                power: lr_power.unwrap_or(1.0),
+                decay_steps: lr_decay_steps,
+            },
         };
         for (step, factor) in factors.iter().enumerate() {
             let found = ours.factor(step);

@@ -11,7 +11,7 @@ use trainer_sft::config::{LoraOptions, LrSchedule};
 use trainer_sft::lora::{SLOT, new_adapter};
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{Trainable, visit_model};
-use trainer_sft::schedule::Schedule;
+use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
@@ -81,11 +81,14 @@ fn trainer(qk_norm: bool, compute: ComputeDtype, device: &Device) -> Trainer {
             kind: LrSchedule::Constant,
             warmup_steps: 0,
             total_steps: 20,
+            shape: Shape::default(),
         },
         optimizer: AdamWConfig::default(),
         max_grad_norm: Some(1.0),
         checkpointing: Checkpointing::default(),
         dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
         seed: 5,
     };
     Trainer::new(model(qk_norm, compute, device), options)

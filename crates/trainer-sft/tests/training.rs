@@ -14,8 +14,8 @@ use trainer_sft::even;
 use trainer_sft::lora::{SLOT, new_adapter, read_adapter};
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{GradientStore, Trainable, visit_model};
-use trainer_sft::schedule::Schedule;
-use trainer_sft::step::{self, Checkpointing};
+use trainer_sft::schedule::{Schedule, Shape};
+use trainer_sft::step::{self, Checkpointing, Noise};
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
 const VOCAB: u32 = 97;
@@ -78,11 +78,14 @@ fn options(trainable: Trainable) -> TrainerOptions {
             kind: LrSchedule::Constant,
             warmup_steps: 0,
             total_steps: 10,
+            shape: Shape::default(),
         },
         optimizer: AdamWConfig::default(),
         max_grad_norm: Some(1.0),
         checkpointing: Checkpointing::default(),
         dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
         seed: 5,
     }
 }
@@ -285,7 +288,12 @@ fn the_explicit_step_equals_the_graphs() {
             dropout,
         };
         let (mut expected, mut found) = (GradientStore::default(), GradientStore::default());
-        let how = (trainable, &adapters, Checkpointing::On);
+        let noise = qk_norm.then_some(Noise {
+            alpha: 5.0,
+            seed: 1,
+            stream: 0,
+        });
+        let how = (trainable, &adapters, Checkpointing::On, noise);
         // The masks of dropout depend on the number of rows: this one needs no padding.
         let batch = if p > 0.0 { document(3, 64, 5) } else { batch };
         let loss = step::forward_backward(&model, &batch, how, 0.5, &mut expected);
@@ -296,14 +304,14 @@ fn the_explicit_step_equals_the_graphs() {
             Checkpointing::On
         };
         let explicit =
-            step::explicit::forward_backward(&model, &batch, slot, kept, 0.5, &mut found);
+            step::explicit::forward_backward(&model, &batch, slot, (kept, noise), 0.5, &mut found);
         assert_close("loss", &values(&explicit), &values(&loss), 1e-5);
         assert!(expected.names().eq(found.names()));
         for name in expected.names() {
             let (a, b) = (found.get(name).unwrap(), expected.get(name).unwrap());
             assert_close(name, &values(a), &values(b), 1e-4);
         }
-        if dropout.is_none() {
+        if dropout.is_none() && noise.is_none() {
             let evaluated = step::explicit::forward(&model, &batch, SLOT);
             assert_close("evaluated", &values(&evaluated), &values(&loss), 1e-5);
         }
@@ -422,6 +430,8 @@ fn read_all(trainer: &Trainer) -> Vec<u8> {
 fn resumed_training_is_the_same_bit_for_bit() {
     let settings = TrainerOptions {
         dropout: 0.2,
+        loraplus_lr_ratio: 4.0,
+        neftune_noise_alpha: Some(5.0),
         ..options(Trainable::Adapter { slot: SLOT })
     };
     let dir = tempfile::tempdir().unwrap();
@@ -444,7 +454,7 @@ fn resumed_training_is_the_same_bit_for_bit() {
                     index: 3,
                     block: None,
                 },
-                run: None,
+                ..TrainerState::default()
             };
             let written = checkpoint::save(&dir, &state, whole.optimizer(), |folder| {
                 assert_ne!(folder, dir);
@@ -473,6 +483,77 @@ fn resumed_training_is_the_same_bit_for_bit() {
         read_all(&whole) == read_all(&resumed),
         "the adapters differ"
     );
+}
+
+/// The parameters before and after a step, by name.
+fn stepped(settings: TrainerOptions) -> Vec<(String, Vec<f32>, Vec<f32>)> {
+    let read = |trainer: &mut Trainer| {
+        let mut all = Vec::new();
+        visit_model(&mut trainer.model, settings.trainable, &mut |name, p| {
+            all.push((name.to_owned(), values(&p.value())));
+        });
+        all
+    };
+    let mut trainer = Trainer::new(model_with_adapter(), settings);
+    let before = read(&mut trainer);
+    trainer.step(&documents());
+    let after = read(&mut trainer).into_iter();
+    let both = before.into_iter().zip(after);
+    both.map(|((name, before), (_, after))| (name, before, after))
+        .collect()
+}
+
+#[test]
+fn lora_plus_multiplies_the_rate_of_b_only() {
+    let plain = TrainerOptions {
+        learning_rate: 1e-4,
+        ..options(Trainable::Adapter { slot: SLOT })
+    };
+    let faster = TrainerOptions {
+        loraplus_lr_ratio: 8.0,
+        ..plain
+    };
+    let mut num_b = 0;
+    for ((name, before, after), (_, _, fast)) in stepped(plain).into_iter().zip(stepped(faster)) {
+        let is_b = name.ends_with(".lora_B_t");
+        num_b += usize::from(is_b);
+        let ratio = if is_b { 8.0 } else { 1.0 };
+        let difference = |to: &[f32], factor: f32| -> Vec<f32> {
+            let pairs = before.iter().zip(to);
+            pairs.map(|(from, to)| (to - from) * factor).collect()
+        };
+        assert_close(
+            &name,
+            &difference(&fast, 1.0),
+            &difference(&after, ratio),
+            1e-3,
+        );
+    }
+    assert_eq!(num_b, 21);
+}
+
+#[test]
+fn noise_is_for_training_only_and_new_in_each_step() {
+    let settings = options(Trainable::Adapter { slot: SLOT });
+    let noisy = TrainerOptions {
+        neftune_noise_alpha: Some(20.0),
+        learning_rate: 0.0,
+        ..settings
+    };
+    let still = TrainerOptions {
+        learning_rate: 0.0,
+        ..settings
+    };
+    let [mut noisy, mut still] =
+        [noisy, still].map(|options| Trainer::new(model_with_adapter(), options));
+    assert_eq!(noisy.evaluate(documents()), still.evaluate(documents()));
+    let mut losses = [0.0; 3];
+    for loss in &mut losses {
+        *loss = noisy.step(&documents()).read().0;
+    }
+    let without = still.step(&documents()).read().0;
+    assert!(losses[0] != without && losses[0] != losses[1] && losses[1] != losses[2]);
+    assert_eq!(noisy.evaluate(documents()), still.evaluate(documents()));
 }
 
 #[test]

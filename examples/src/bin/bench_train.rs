@@ -19,7 +19,7 @@ use trainer_sft::lora::{SLOT, new_adapter};
 use trainer_sft::metrics::peak_memory;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::Trainable;
-use trainer_sft::schedule::Schedule;
+use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
@@ -91,11 +91,14 @@ fn main() -> Result<()> {
                 kind: LrSchedule::Constant,
                 warmup_steps: 0,
                 total_steps: args.steps,
+                shape: Shape::default(),
             },
             optimizer: AdamWConfig::default(),
             max_grad_norm: Some(1.0),
             checkpointing: Checkpointing::default(),
             dropout: 0.0,
+            loraplus_lr_ratio: 1.0,
+            neftune_noise_alpha: None,
             seed: 0,
         },
     );

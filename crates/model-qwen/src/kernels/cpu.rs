@@ -8,16 +8,21 @@ use lora_4bit::vectorized;
 use rayon::prelude::*;
 
 vectorized! {
-    /// Turns logits into `scale * (softmax - one-hot)`, and adds the cross-entropy of the target to `loss`.
-    fn cross_entropy_row(logits: &mut [f32], target: usize, scale: f32, loss: &mut f32) {
+    /// Turns logits into `scale * (softmax - one-hot)`, and adds to `found`: the cross-entropy of the target, 1 where no logit
+    /// is larger, and the entropy of the softmax.
+    fn cross_entropy_row(logits: &mut [f32], target: usize, scale: f32, found: &mut [f32; 3]) {
         let max = logits.iter().fold(f32::NEG_INFINITY, |max, v| if *v > max { *v } else { max });
         let chosen = logits[target];
-        let mut total = 0f64;
+        let (mut total, mut product) = (0f64, 0f64);
         // Sums of a few thousand values each, so that f32 is exact enough within and f64 between them.
         for block in logits.chunks_mut(4096) {
-            total += f64::from(exp_sum(block, max));
+            let [sum, products] = exp_sum(block, max);
+            total += f64::from(sum);
+            product += f64::from(products);
         }
-        *loss += (total.ln() + f64::from(max) - f64::from(chosen)) as f32;
+        found[0] += (total.ln() + f64::from(max) - f64::from(chosen)) as f32;
+        found[1] += f32::from(u8::from(chosen >= max));
+        found[2] += (total.ln() - product / total) as f32;
         let factor = (f64::from(scale) / total) as f32;
         for v in &mut *logits {
             *v *= factor;
@@ -26,34 +31,42 @@ vectorized! {
     }
 }
 
-/// Replaces values by `e^(value - max)` and returns their sum.
+/// Replaces values by `e^(value - max)`. Returns their sum, and that of their products with `value - max`.
 #[inline(always)]
-fn exp_sum(values: &mut [f32], max: f32) -> f32 {
-    let mut sums = [0.0f32; 16];
+fn exp_sum(values: &mut [f32], max: f32) -> [f32; 2] {
+    let (mut sums, mut products) = ([0.0f32; 16], [0.0f32; 16]);
     let mut chunks = values.chunks_exact_mut(16);
     for chunk in chunks.by_ref() {
-        for (sum, v) in sums.iter_mut().zip(chunk) {
-            *v = exp(*v - max);
+        for ((sum, product), v) in sums.iter_mut().zip(&mut products).zip(chunk) {
+            let below = *v - max;
+            *v = exp(below);
             *sum += *v;
+            *product += *v * below;
         }
     }
     for v in chunks.into_remainder() {
-        *v = exp(*v - max);
+        let below = *v - max;
+        *v = exp(below);
         sums[0] += *v;
+        products[0] += *v * below;
     }
-    sums.iter().sum()
+    [sums.iter().sum(), products.iter().sum()]
 }
 
-/// See [`super::cross_entropy`]; `logits [rows, vocab]` become their gradient.
-pub(super) fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> f32 {
+/// See [`super::cross_entropy_measured`]; `logits [rows, vocab]` become their gradient.
+pub(super) fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> [f32; 3] {
     let vocab = logits.len() / targets.len();
-    logits
+    let rows: Vec<[f32; 3]> = logits
         .par_chunks_mut(vocab)
         .zip(targets)
         .map(|(row, &target)| {
-            let mut loss = 0.0;
-            cross_entropy_row(row, target as usize, scale, &mut loss);
-            loss
+            let mut found = [0.0; 3];
+            cross_entropy_row(row, target as usize, scale, &mut found);
+            found
         })
-        .sum()
+        .collect();
+    // One order of the sum, so that a run repeats bit for bit.
+    rows.into_iter().fold([0.0; 3], |sums, row| {
+        std::array::from_fn(|i| sums[i] + row[i])
+    })
 }

@@ -18,28 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::hints::with_hyphens;
 pub use self::parse::ArgsError;
-use self::values::{number, seed, whole};
+use self::values::{COMPUTE_DTYPE, DTYPE, QUANTIZATION, number, one_or_many, seed, whole};
 use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
-
-/// `--quantization`.
-const QUANTIZATION: [(&str, &str); 2] = [
-    ("nf4", "4-bit NormalFloat in blocks of 64: QLoRA"),
-    ("none", "As in the checkpoint: LoRA"),
-];
-
-/// `--dtype`.
-const DTYPE: [(&str, &str); 4] = [
-    ("auto", "As in the checkpoint"),
-    ("f32", "32-bit"),
-    ("bf16", "bfloat16"),
-    ("f16", "IEEE half precision"),
-];
-
-/// `--compute-dtype`.
-const COMPUTE_DTYPE: [(&str, &str); 2] = [
-    ("f32", "The factors as they are"),
-    ("bf16", "The factors rounded to bf16 where that is faster"),
-];
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -66,6 +46,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Data", visible_alias = "eval-file", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many")]
     pub eval_data: Vec<PathBuf>,
+
+    /// Keep this part of the records of --data for evaluation, drawn by --seed: 0.05 is every twentieth
+    #[arg(long, value_name = "PART", help_heading = "Data", visible_alias = "val-size", value_parser = number, allow_negative_numbers = true)]
+    pub eval_split: Option<f64>,
 
     /// Names of the fields in the data: prompt=question,completion=answer reads `question` as the prompt and `answer` as the
     /// completion, and no other field
@@ -205,6 +189,10 @@ pub struct Args {
     #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_rslora: Option<bool>,
 
+    /// LoRA+: the learning rate of B is this times that of A, for example 16 [default: 1]
+    #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
+    pub loraplus_lr_ratio: Option<f64>,
+
     /// Peak learning rate of AdamW [default: 2e-4; 2e-3 for LoRA on the bundled model]
     #[arg(
         long,
@@ -232,9 +220,30 @@ pub struct Args {
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = whole, allow_negative_numbers = true)]
     pub warmup_steps: Option<usize>,
 
+    /// Lowest learning rate of the schedules cosine_with_min_lr, warmup_stable_decay and polynomial
+    #[arg(long, value_name = "LR", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
+    pub min_lr: Option<f64>,
+
+    /// The same as a part of the peak: 0.1 is a tenth of --learning-rate
+    #[arg(long, value_name = "PART", help_heading = "Training", visible_alias = "min-lr-ratio", value_parser = number, allow_negative_numbers = true)]
+    pub min_lr_rate: Option<f64>,
+
+    /// Power of the schedule polynomial [default: 1]
+    #[arg(long, value_name = "POWER", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
+    pub lr_power: Option<f64>,
+
+    /// Steps at the end in which the schedule warmup_stable_decay lowers the learning rate
+    #[arg(long, value_name = "STEPS", help_heading = "Training", visible_alias = "num-decay-steps", value_parser = whole, allow_negative_numbers = true)]
+    pub lr_decay_steps: Option<usize>,
+
     /// Decoupled weight decay of AdamW [default: 0]
     #[arg(long, value_name = "W", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
+
+    /// NEFTune: add noise to the embeddings while training, uniform within this over the square root of the values of an
+    /// example, for example 5 [default: none]
+    #[arg(long, value_name = "ALPHA", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
+    pub neftune_noise_alpha: Option<f64>,
 
     /// Gradients are scaled down to this global L2 norm; 0 switches it off [default: 1]
     #[arg(long, value_name = "NORM", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
@@ -308,9 +317,35 @@ pub struct Args {
     )]
     pub log_steps: Option<usize>,
 
-    /// Evaluate every so many steps (needs --eval-data) [default: at the end]
+    /// Keep so many checkpoints, the newest and the best one of --load-best [default: all]
+    #[arg(long, value_name = "N", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
+    pub save_total_limit: Option<usize>,
+
+    /// Evaluate every so many steps (needs --eval-data or --eval-split) [default: at the end]
     #[arg(long, value_name = "STEPS", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
     pub eval_steps: Option<usize>,
+
+    /// Write a checkpoint after each evaluation with a lower loss than all before (needs --eval-steps), and make the best one
+    /// the result
+    #[arg(long, help_heading = "Output", visible_alias = "load-best-model-at-end", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub load_best: Option<bool>,
+
+    /// End the run when so many evaluations in a row (needs --eval-steps) have not improved the loss
+    #[arg(long, value_name = "N", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
+    pub early_stopping_patience: Option<usize>,
+
+    /// How far a loss has to be below the best one to count for --early-stopping-patience [default: 0]
+    #[arg(long, value_name = "LOSS", help_heading = "Output", value_parser = number, allow_negative_numbers = true)]
+    pub early_stopping_threshold: Option<f64>,
+
+    /// Write the numbers of the steps also as event files of `tensorboard`, or `none` [default: none]
+    #[arg(long, value_name = "PROGRAM", help_heading = "Output", value_delimiter = ',', num_args = 1..)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub report_to: Vec<String>,
+
+    /// Folder of the event files for TensorBoard, which are written then [default: `runs` in the output folder]
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    pub logging_dir: Option<PathBuf>,
 
     /// Continue from this checkpoint, or from the newest one of this run, bit for bit as if the run had not stopped. The
     /// settings are those of its run.toml
@@ -327,22 +362,4 @@ pub struct Args {
     #[arg(long, help_heading = "Output")]
     #[serde(skip)]
     pub resume_anyway: bool,
-}
-
-/// A list, or a single value standing for a list of one.
-fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de> + From<String>,
-{
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(value) => vec![T::from(value)],
-        OneOrMany::Many(values) => values.into_iter().map(T::from).collect(),
-    })
 }

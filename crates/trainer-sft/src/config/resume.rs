@@ -38,16 +38,7 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf, ConfigError> {
     if path.join(STATE_FILE).is_file() {
         return Ok(path.to_path_buf());
     }
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let checkpoints = entries.filter_map(|entry| {
-        let folder = entry.path();
-        let number = number(&folder)?;
-        folder
-            .join(STATE_FILE)
-            .is_file()
-            .then_some((number, folder))
-    });
-    if let Some((_, folder)) = checkpoints.max() {
+    if let Some((_, folder)) = checkpoints_of(path).into_iter().max() {
         return Ok(folder);
     }
     let found = match path.is_dir() {
@@ -59,6 +50,20 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf, ConfigError> {
         expected: "a checkpoint folder, or the folder of a run that has some".into(),
         found: format!("{}, {found}", path.display()),
     })
+}
+
+/// The checkpoints in the folder of a run, with their numbers.
+pub(crate) fn checkpoints_of(run: &Path) -> Vec<(usize, PathBuf)> {
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+    let checkpoints = entries.filter_map(|entry| {
+        let folder = entry.path();
+        let number = number(&folder)?;
+        folder
+            .join(STATE_FILE)
+            .is_file()
+            .then_some((number, folder))
+    });
+    checkpoints.collect()
 }
 
 /// 20 of `checkpoint-20`.

@@ -4,7 +4,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
-use super::{Columns, Config};
+use super::{Columns, Config, LrSchedule, TENSORBOARD};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -28,7 +28,7 @@ pub enum ConfigError {
     )]
     NoData,
     /// Nothing to evaluate on.
-    #[error("--eval-steps needs --eval-data")]
+    #[error("--eval-steps needs --eval-data or --eval-split")]
     NoEvalData,
     /// Two settings exclude each other.
     #[error("{0}")]
@@ -72,6 +72,15 @@ impl Config {
         check_target_modules(&lora.target_modules)?;
         positive("learning-rate", self.learning_rate())?;
         in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
+        self.check_schedule()?;
+        positive(
+            "loraplus-lr-ratio",
+            optimizer.loraplus_lr_ratio.unwrap_or(1.0),
+        )?;
+        positive(
+            "neftune-noise-alpha",
+            optimizer.neftune_noise_alpha.unwrap_or(1.0),
+        )?;
         in_range("weight-decay", optimizer.weight_decay, 0.0, 10.0)?;
         in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
         positive("epochs", self.epochs())?;
@@ -82,10 +91,25 @@ impl Config {
             ("max-steps", run.max_steps),
             ("save-steps", run.save_steps),
             ("eval-steps", run.eval_steps),
+            ("save-total-limit", run.save_total_limit),
+            ("early-stopping-patience", run.early_stopping_patience),
+            ("lr-decay-steps", optimizer.lr_decay_steps),
             ("preview", run.preview),
         ] {
             at_least(flag, value.unwrap_or(1), 1)?;
         }
+        let threshold = run.early_stopping_threshold.unwrap_or(0.0);
+        in_range("early-stopping-threshold", threshold, 0.0, 1e9)?;
+        if let Some(part) = data.eval_split
+            && !(part > 0.0 && part < 1.0)
+        {
+            return Err(ConfigError::Value {
+                flag: "eval-split",
+                expected: "a number between 0 and 1".into(),
+                found: part.to_string(),
+            });
+        }
+        check_report_to(&run.report_to, run.logging_dir.is_some())?;
         if run.output.as_os_str().is_empty() {
             return Err(ConfigError::Value {
                 flag: "output",
@@ -108,7 +132,12 @@ impl Config {
             let text = "--streaming reads files while the run goes on, and the records of a program are in memory before it: leave it out";
             return Err(ConfigError::Conflict(text.into()));
         }
-        if self.run.eval_steps.is_some() && !has_eval && self.data.eval.is_empty() {
+        let has_eval = has_eval || !self.data.eval.is_empty();
+        if self.data.eval_split.is_some() && has_eval {
+            let text = "--eval-split takes the evaluation data from --data, and --eval-data reads its own: leave one of them out";
+            return Err(ConfigError::Conflict(text.into()));
+        }
+        if self.run.eval_steps.is_some() && !has_eval && self.data.eval_split.is_none() {
             return Err(ConfigError::NoEvalData);
         }
         Ok(())
@@ -122,6 +151,83 @@ impl Config {
 }
 
 impl Config {
+    /// The settings of a schedule: in range, there where it needs them, and not there where it has none.
+    fn check_schedule(&self) -> Result<(), ConfigError> {
+        use LrSchedule::{CosineWithMinLr, Polynomial, WarmupStableDecay};
+        let optimizer = &self.optimizer;
+        let kind = optimizer.lr_schedule;
+        let name = clap::ValueEnum::to_possible_value(&kind);
+        let name = name.map_or_else(String::new, |value| value.get_name().to_owned());
+        let has_least = matches!(kind, CosineWithMinLr | WarmupStableDecay | Polynomial);
+        for (flag, is_given, is_used) in [
+            ("min-lr", optimizer.min_lr.is_some(), has_least),
+            ("min-lr-rate", optimizer.min_lr_rate.is_some(), has_least),
+            ("lr-power", optimizer.lr_power.is_some(), kind == Polynomial),
+            (
+                "lr-decay-steps",
+                optimizer.lr_decay_steps.is_some(),
+                kind == WarmupStableDecay,
+            ),
+        ] {
+            if is_given && !is_used {
+                return Err(ConfigError::Conflict(format!(
+                    "--{flag} would have no effect: the --lr-schedule {name} has no such setting; leave it out"
+                )));
+            }
+        }
+        let needs = |what: &str| {
+            let text = format!("--lr-schedule {name} needs {what}");
+            Err(ConfigError::Conflict(text))
+        };
+        match (optimizer.min_lr, optimizer.min_lr_rate) {
+            (Some(_), Some(_)) => {
+                let text = "--min-lr and --min-lr-rate say the same: leave one of them out";
+                return Err(ConfigError::Conflict(text.into()));
+            }
+            (None, None) if kind == CosineWithMinLr => return needs("--min-lr or --min-lr-rate"),
+            _ => {}
+        }
+        if kind == WarmupStableDecay && optimizer.lr_decay_steps.is_none() {
+            return needs("--lr-decay-steps");
+        }
+        positive("lr-power", optimizer.lr_power.unwrap_or(1.0))?;
+        let peak = self.learning_rate();
+        for (flag, value, limit) in [
+            ("min-lr", optimizer.min_lr, peak),
+            ("min-lr-rate", optimizer.min_lr_rate, 1.0),
+        ] {
+            if let Some(value) = value
+                && !(0.0..limit).contains(&value)
+            {
+                return Err(ConfigError::Value {
+                    flag,
+                    expected: format!("a number from 0 to below {limit}"),
+                    found: value.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a run of `total_steps` has room for the last stage of its schedule.
+    ///
+    /// # Errors
+    /// When warm-up and decay together take more steps.
+    pub(crate) fn check_steps(&self, total_steps: usize) -> Result<(), ConfigError> {
+        let warmup = self.optimizer.num_warmup_steps(total_steps);
+        let left = total_steps.saturating_sub(warmup);
+        match self.optimizer.lr_decay_steps {
+            Some(decay) if decay > left => Err(ConfigError::Value {
+                flag: "lr-decay-steps",
+                expected: format!(
+                    "at most {left}, the steps after a warm-up of {warmup} in a run of {total_steps}"
+                ),
+                found: decay.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn check_conflicts(&self) -> Result<(), ConfigError> {
         let (model, run) = (&self.model, &self.run);
         let init = model.init_config.is_some();
@@ -129,6 +235,11 @@ impl Config {
         if run.full && model.quantization == Some(Quantization::Nf4) {
             return conflict(
                 "--full trains every weight, and 4-bit weights cannot be trained: leave --quantization out, or leave --full out to train a LoRA adapter on the 4-bit model",
+            );
+        }
+        if run.full && self.optimizer.loraplus_lr_ratio.is_some() {
+            return conflict(
+                "--loraplus-lr-ratio would have no effect: --full trains the model itself and makes no adapter; leave it out",
             );
         }
         if init && !run.full {
@@ -159,12 +270,65 @@ impl Config {
         if run.resume_anyway && run.resume.is_none() {
             return conflict("--resume-anyway needs --resume: the run or checkpoint to go on from");
         }
+        if self.data.streaming && self.data.eval_split.is_some() {
+            return conflict(
+                "--eval-split draws from all records, and --streaming does not know them before the run: give --eval-data instead",
+            );
+        }
+        for (flag, is_given) in [
+            (
+                "early-stopping-patience",
+                run.early_stopping_patience.is_some(),
+            ),
+            ("load-best", run.load_best),
+        ] {
+            if is_given && run.eval_steps.is_none() {
+                let text =
+                    format!("--{flag} needs --eval-steps: it compares the evaluations of the run");
+                return conflict(&text);
+            }
+        }
+        if run.early_stopping_threshold.is_some() && run.early_stopping_patience.is_none() {
+            return conflict("--early-stopping-threshold needs --early-stopping-patience");
+        }
+        if run.save_total_limit.is_some() && run.save_steps.is_none() && !run.load_best {
+            return conflict(
+                "--save-total-limit needs --save-steps or --load-best: no other checkpoints are written",
+            );
+        }
         if self.data.streaming && run.max_steps.is_none() {
             return conflict(
                 "--streaming needs --max-steps: how long an epoch is is not known before the data has been read",
             );
         }
         Ok(())
+    }
+}
+
+fn check_report_to(programs: &[String], has_folder: bool) -> Result<(), ConfigError> {
+    let unknown = |name: &&String| *name != TENSORBOARD && *name != "none";
+    if let Some(name) = programs.iter().find(unknown) {
+        let instead = match name.as_str() {
+            "wandb" => {
+                "; `wandb sync FOLDER` uploads the event files that --report-to tensorboard writes"
+            }
+            _ => "; metrics.jsonl in the output folder has every number",
+        };
+        return Err(ConfigError::Value {
+            flag: "report-to",
+            expected: "tensorboard or none".into(),
+            found: format!("`{name}`{instead}"),
+        });
+    }
+    let conflict = |text: &str| Err(ConfigError::Conflict(text.into()));
+    match programs.iter().any(|name| name == "none") {
+        true if programs.len() > 1 => {
+            conflict("--report-to: `none` excludes any other program: leave it out")
+        }
+        true if has_folder => conflict(
+            "--logging-dir would have no effect: --report-to is none; leave one of them out",
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -51,6 +51,16 @@ pub enum DataError {
         /// Why.
         error: std::io::Error,
     },
+    /// Too few records for `--eval-split`.
+    #[error(
+        "--eval-split: expected a part that leaves records to learn and to evaluate on, found {part} of {records}"
+    )]
+    Split {
+        /// The part.
+        part: f64,
+        /// Records in all.
+        records: usize,
+    },
     /// Records that cannot be read.
     #[error("{}", listed(errors, *all))]
     Malformed {

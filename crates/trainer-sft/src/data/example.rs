@@ -23,7 +23,7 @@ impl Example {
 }
 
 /// A record's place in its file. Prints as `train.jsonl:17` or, in a JSON array, as `train.json[16]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
     /// The file.
     pub file: Arc<Path>,
@@ -32,7 +32,7 @@ pub struct Source {
 }
 
 /// A record within a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// Line of a JSONL file, from 1.
     Line(usize),

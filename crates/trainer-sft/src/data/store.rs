@@ -63,7 +63,7 @@ impl Examples {
 
     /// Tokens of all examples.
     pub fn num_tokens(&self) -> usize {
-        self.on_disk as usize + self.memory.len()
+        self.index.iter().map(|entry| entry.len as usize).sum()
     }
 
     /// Tokens that are learnt.
@@ -91,6 +91,32 @@ impl Examples {
         }
         self.append(example);
         Ok(())
+    }
+
+    /// Takes the examples out for which `is_taken` says so, in their order; tokens that do not fit in memory go to `folder`.
+    ///
+    /// # Errors
+    /// When tokens cannot be read or written.
+    pub(super) fn take(
+        &mut self,
+        is_taken: impl Fn(&Source) -> bool,
+        folder: Option<&Path>,
+    ) -> Result<Self, DataError> {
+        let mut taken = folder.map_or_else(Self::default, Self::in_folder);
+        let mut kept = Vec::new();
+        (self.num_targets, self.longest) = (0, 0);
+        for index in 0..self.len() {
+            let example = self.get(index)?;
+            if is_taken(&example.source) {
+                taken.push(&example)?;
+            } else {
+                self.num_targets += example.num_targets();
+                self.longest = self.longest.max(example.tokens.len());
+                kept.push(self.index[index]);
+            }
+        }
+        self.index = kept;
+        Ok(taken)
     }
 
     /// Adds an example to those in memory.

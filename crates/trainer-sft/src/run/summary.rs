@@ -24,6 +24,12 @@ pub struct Summary {
     pub last_loss: Option<f64>,
     /// Last evaluation loss.
     pub eval_loss: Option<f64>,
+    /// The step whose weights are the result, where that is the best one (`--load-best`).
+    pub best_step: Option<usize>,
+    /// Its evaluation loss.
+    pub best_eval_loss: Option<f64>,
+    /// The evaluations ended the run before its last step (`--early-stopping-patience`).
+    pub stopped_early: bool,
     /// Seconds spent in the loop.
     pub seconds: f64,
     /// Largest resident memory in bytes.
@@ -47,6 +53,18 @@ impl fmt::Display for Summary {
         }
         if let Some(loss) = self.eval_loss {
             write!(formatter, "; eval loss {loss:.3}")?;
+        }
+        if let (Some(step), Some(loss)) = (self.best_step, self.best_eval_loss) {
+            write!(
+                formatter,
+                "; the result is step {step} with eval loss {loss:.3}"
+            )?;
+        }
+        if self.stopped_early {
+            write!(
+                formatter,
+                "; stopped early, as the eval loss no longer fell"
+            )?;
         }
         if let Some(bytes) = self.peak_memory {
             write!(formatter, "; peak memory {} MiB", bytes >> 20)?;

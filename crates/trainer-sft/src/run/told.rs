@@ -55,9 +55,11 @@ impl Told {
         let seconds = self.started.elapsed().as_secs_f64() / done * left;
         let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
         info!(
-            "step {step}/{}: loss {:.4}, lr {:.2e}, grad norm {:.3}, {:.0} tokens/s, {} left",
+            "step {step}/{}: loss {:.4}, token accuracy {:.3}, entropy {:.3}, lr {:.2e}, grad norm {:.3}, {:.0} tokens/s, {} left",
             self.total_steps,
             or_none(record.loss),
+            or_none(record.mean_token_accuracy),
+            or_none(record.entropy),
             or_none(record.learning_rate),
             or_none(record.grad_norm),
             or_none(record.tokens_per_second),

@@ -10,13 +10,13 @@ use lora_4bit::training::{
     AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
 };
 use lora_4bit::{ComputeDtype, Dropout, Norm};
-use model_qwen::kernels::cross_entropy_of_rows;
+use model_qwen::kernels::{cross_entropy_of_rows, predictions};
 use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
 use crate::batch::Batch;
 use crate::loss::{Targets, indices, spread};
 use crate::parameters::GradientStore;
-use crate::step::Checkpointing;
+use crate::step::{Checkpointing, Noise};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 const ROWS: usize = 64;
@@ -80,19 +80,23 @@ enum Kept {
 
 /// Adds the gradients of `scale` times a batch's summed cross-entropy to `store`.
 ///
-/// Returns the summed cross-entropy, `[1]`, without the scale.
+/// Returns the sums of [`forward`], `[3]`, without the scale.
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
     (slot, dropout): (usize, Option<Dropout>),
-    checkpointing: Checkpointing,
+    (checkpointing, noise): (Checkpointing, Option<Noise>),
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, slot, dropout);
     let mut kept = Vec::with_capacity(model.layers.len());
-    let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
+    let mut x = model.embed(&batch.tokens); // [tokens, hidden]
+    if let Some(noise) = noise {
+        x = noise.add(x, &batch.lengths); // [tokens, hidden]
+    }
+    x = x.cast(shared.dtype);
     for layer in &model.layers {
         let (y, activations) = Layer::new(layer, &shared).forward(x.clone(), &shared);
         kept.push(match checkpointing {
@@ -116,7 +120,7 @@ pub fn forward_backward(
     loss
 }
 
-/// Summed cross-entropy of a batch's targets, without gradients: `[1]`.
+/// Sums over a batch's targets, without gradients, `[3]`: see [`super::forward`].
 #[must_use]
 pub fn forward(model: &QwenModel, batch: &Batch, slot: usize) -> Tensor<1> {
     let batch = padded(batch);
@@ -270,8 +274,8 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// Summed cross-entropy, `[1]`, of the rows of `hidden [tokens, hidden]` that have a target, and with `scale` the gradient of
-/// `scale` times it: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their gradient.
+/// The sums of [`forward`] over the rows of `hidden [tokens, hidden]` that have a target, and with `scale` the gradient of
+/// `scale` times the cross-entropy: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their gradient.
 fn loss(
     hidden: &Tensor<2>,
     targets: &Targets,
@@ -286,20 +290,20 @@ fn loss(
     };
     let head = Group::new(&[&model.lm_head], None, shared.dtype);
     let chunk = (MAX_LOGITS / model.lm_head.out_features()).max(ROWS) / ROWS * ROWS;
-    let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+    let (mut sums, mut gradients) = (Vec::new(), Vec::new());
     for (rows, tokens) in targets.chunks(chunk) {
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let (logits, _) = head.forward(&rms_norm(x.clone(), norm()), None); // [rows, vocab]
+        // Before the logits are overwritten.
+        let predicted = predictions(&logits, tokens); // [2]
         let (loss, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
-        losses.push(loss);
+        sums.push(Tensor::cat(vec![loss.sum(), predicted], 0)); // [3]
         if scale.is_some() {
             let (d, _) = head.backward(x.clone(), None, &d); // [rows, hidden]
             gradients.push(rms_norm_backward(x, norm(), d, None));
         }
     }
-    let loss = match losses.is_empty() {
-        true => Tensor::zeros([1], (&device, DType::F32)),
-        false => Tensor::cat(losses, 0).sum(),
-    };
-    (loss, gradients)
+    let zero = Tensor::zeros([3], (&device, DType::F32));
+    let sums = sums.into_iter().fold(zero, |total, sums| total + sums);
+    (sums, gradients)
 }

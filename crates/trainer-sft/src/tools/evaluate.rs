@@ -53,7 +53,7 @@ pub fn measure(
             dropout: None,
         },
     };
-    let (mut sum, mut num_right, mut num_tokens) = (0.0, 0, 0);
+    let (mut sum, mut num_right, mut num_tokens) = (0.0, 0.0, 0);
     for batch in sequential_batches(examples, batch_size) {
         let batch = batch?;
         if batch.num_targets() == 0 {
@@ -61,16 +61,20 @@ pub fn measure(
         }
         num_tokens += batch.num_targets();
         for batch in even_batches(&batch, &model.device()).iter() {
-            let (loss, right) = step::forward_counted(model, batch, &adapters);
-            sum += f64::from(loss.into_scalar::<f32>());
-            num_right += right;
+            let sums = step::forward(model, batch, &adapters).into_data(); // [3]
+            for (sum, value) in [&mut sum, &mut num_right]
+                .into_iter()
+                .zip(sums.iter::<f64>())
+            {
+                *sum += value;
+            }
         }
     }
     let loss = sum / num_tokens.max(1) as f64;
     match loss.is_finite() {
         true => Ok(Measured {
             loss,
-            accuracy: num_right as f64 / num_tokens.max(1) as f64,
+            accuracy: num_right / num_tokens.max(1) as f64,
             num_tokens,
         }),
         false => Err(ToolError::Loss { loss }),

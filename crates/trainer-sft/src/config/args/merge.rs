@@ -11,7 +11,15 @@ impl Args {
         Self {
             config: None,
             data: list(self.data, file.data),
-            eval_data: list(self.eval_data, file.eval_data),
+            // A flag wins over the file's other way of saying the same.
+            eval_split: match self.eval_data.is_empty() {
+                true => self.eval_split.or(file.eval_split),
+                false => self.eval_split,
+            },
+            eval_data: match (self.eval_data.is_empty(), self.eval_split) {
+                (true, Some(_)) => Vec::new(),
+                _ => list(self.eval_data, file.eval_data),
+            },
             columns: if self.columns.is_empty() {
                 file.columns
             } else {
@@ -45,12 +53,23 @@ impl Args {
             use_rslora: self.use_rslora.or(file.use_rslora),
             learning_rate: self.learning_rate.or(file.learning_rate),
             lr_schedule: self.lr_schedule.or(file.lr_schedule),
-            // A flag wins over the file's other way of saying the same.
             warmup_steps: match self.warmup_ratio {
                 Some(_) => self.warmup_steps,
                 None => self.warmup_steps.or(file.warmup_steps),
             },
             warmup_ratio: self.warmup_ratio.or(file.warmup_ratio),
+            min_lr: match self.min_lr_rate {
+                Some(_) => self.min_lr,
+                None => self.min_lr.or(file.min_lr),
+            },
+            min_lr_rate: match self.min_lr {
+                Some(_) => self.min_lr_rate,
+                None => self.min_lr_rate.or(file.min_lr_rate),
+            },
+            lr_power: self.lr_power.or(file.lr_power),
+            lr_decay_steps: self.lr_decay_steps.or(file.lr_decay_steps),
+            loraplus_lr_ratio: self.loraplus_lr_ratio.or(file.loraplus_lr_ratio),
+            neftune_noise_alpha: self.neftune_noise_alpha.or(file.neftune_noise_alpha),
             weight_decay: self.weight_decay.or(file.weight_decay),
             max_grad_norm: self.max_grad_norm.or(file.max_grad_norm),
             max_steps: match self.epochs {
@@ -65,7 +84,20 @@ impl Args {
             output: self.output.or(file.output),
             save_steps: self.save_steps.or(file.save_steps),
             log_steps: self.log_steps.or(file.log_steps),
+            save_total_limit: self.save_total_limit.or(file.save_total_limit),
             eval_steps: self.eval_steps.or(file.eval_steps),
+            load_best: self.load_best.or(file.load_best),
+            early_stopping_patience: self
+                .early_stopping_patience
+                .or(file.early_stopping_patience),
+            early_stopping_threshold: self
+                .early_stopping_threshold
+                .or(file.early_stopping_threshold),
+            report_to: match self.report_to.is_empty() {
+                true => file.report_to,
+                false => self.report_to,
+            },
+            logging_dir: self.logging_dir.or(file.logging_dir),
             resume: self.resume,
             resume_anyway: self.resume_anyway,
             adapter: self.adapter.or(file.adapter),

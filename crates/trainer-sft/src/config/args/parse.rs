@@ -83,6 +83,12 @@ impl Args {
                 new_adapter,
             ),
             ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
+            (
+                "loraplus-lr-ratio",
+                self.loraplus_lr_ratio.is_some(),
+                full,
+                new_adapter,
+            ),
             ("lora-r", self.lora_r.is_some(), own, own_form),
             ("lora-alpha", self.lora_alpha.is_some(), own, own_form),
             (

@@ -1,5 +1,27 @@
 //! Values of flags; an error says what was expected, and clap adds the flag and what was found.
 
+use serde::Deserialize;
+
+/// `--quantization`.
+pub(super) const QUANTIZATION: [(&str, &str); 2] = [
+    ("nf4", "4-bit NormalFloat in blocks of 64: QLoRA"),
+    ("none", "As in the checkpoint: LoRA"),
+];
+
+/// `--dtype`.
+pub(super) const DTYPE: [(&str, &str); 4] = [
+    ("auto", "As in the checkpoint"),
+    ("f32", "32-bit"),
+    ("bf16", "bfloat16"),
+    ("f16", "IEEE half precision"),
+];
+
+/// `--compute-dtype`.
+pub(super) const COMPUTE_DTYPE: [(&str, &str); 2] = [
+    ("f32", "The factors as they are"),
+    ("bf16", "The factors rounded to bf16 where that is faster"),
+];
+
 /// A count.
 pub(super) fn whole(text: &str) -> Result<usize, String> {
     parse(text, "a whole number, 0 or more")
@@ -19,4 +41,22 @@ fn parse<T: std::str::FromStr>(text: &str, expected: &str) -> Result<T, String> 
     text.trim()
         .parse()
         .map_err(|_| format!("expected {expected}, found `{text}`"))
+}
+
+/// A list, or a single value standing for a list of one.
+pub(super) fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + From<String>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(value) => vec![T::from(value)],
+        OneOrMany::Many(values) => values.into_iter().map(T::from).collect(),
+    })
 }

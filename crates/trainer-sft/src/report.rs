@@ -1,0 +1,246 @@
+//! `report.html`, one file that shows a run without any other, and `loss.svg`.
+
+mod chart;
+
+use std::fmt::Write as _;
+
+use self::chart::{Bars, Chart, Series};
+use crate::data::Examples;
+use crate::metrics::Record;
+use crate::run::Summary;
+
+/// Bars of the histogram of lengths.
+const MAX_BARS: usize = 32;
+
+/// What a report shows.
+#[derive(Debug)]
+pub(crate) struct Report<'a> {
+    /// What the run did.
+    pub(crate) summary: &'a Summary,
+    /// The settings, as in `run.toml`.
+    pub(crate) settings: &'a str,
+    /// The lines of the metrics file.
+    pub(crate) records: &'a [Record],
+    /// What was learnt from.
+    pub(crate) examples: &'a Examples,
+}
+
+impl Report<'_> {
+    /// The page.
+    pub(crate) fn html(&self) -> String {
+        let name = self.summary.output.file_name().unwrap_or_default();
+        let name = escape(&name.to_string_lossy());
+        let mut page = format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>{name}: training report</title>\n\
+             <meta name=\"viewport\" content=\"width=device-width\">\n<style>{STYLE}{}</style>\n</head>\n<body>\n<h1>{name}</h1>\n",
+            chart::STYLE
+        );
+        page.push_str(&self.table());
+        let accuracy = [
+            self.series("training", |r| r.mean_token_accuracy),
+            self.series("evaluation", |r| r.eval_mean_token_accuracy),
+        ];
+        let entropy = [
+            self.series("training", |r| r.entropy),
+            self.series("evaluation", |r| r.eval_entropy),
+        ];
+        let chart = |title: &str, series: &[Series]| Chart { title, series }.svg();
+        let one = |title: &str, of: fn(&Record) -> Option<f64>| {
+            chart(title, &[self.series("training", of)])
+        };
+        for svg in [
+            self.loss(),
+            chart("Token accuracy", &accuracy),
+            chart("Entropy (nats)", &entropy),
+            one("Learning rate", |r| r.learning_rate),
+            one("Norm of the gradients", |r| r.grad_norm),
+            one("Tokens per second", |r| r.tokens_per_second),
+            one("Peak memory (MiB)", |r| {
+                r.peak_memory.map(|bytes| (bytes >> 20) as f64)
+            }),
+            self.lengths(),
+        ] {
+            page.push_str(&svg);
+        }
+        let settings = escape(self.settings);
+        let _ = write!(
+            page,
+            "<h2>Settings</h2>\n<pre>{settings}</pre>\n</body>\n</html>\n"
+        );
+        page
+    }
+
+    /// The losses, as a picture that stands alone.
+    pub(crate) fn loss_svg(&self) -> String {
+        let svg = self.loss();
+        let (start, rest) = svg.split_at(svg.find('>').map_or(0, |end| end + 1));
+        format!("{start}<style>{}</style>{rest}", chart::STYLE)
+    }
+
+    fn loss(&self) -> String {
+        let series = [
+            self.series("training", |r| r.loss),
+            self.series("evaluation", |r| r.eval_loss),
+        ];
+        let chart = Chart {
+            title: "Loss (nats per token)",
+            series: &series,
+        };
+        chart.svg()
+    }
+
+    fn series(&self, name: &'static str, of: impl Fn(&Record) -> Option<f64>) -> Series {
+        let points = self.records.iter();
+        let points = points.filter_map(|record| Some((record.step as f64, of(record)?)));
+        Series::new(name, points)
+    }
+
+    /// How long the examples are.
+    fn lengths(&self) -> String {
+        let longest = self.examples.longest().max(1);
+        let width = longest.div_ceil(MAX_BARS).max(1);
+        let mut counts = vec![0usize; longest / width + 1];
+        for index in 0..self.examples.len() {
+            counts[self.examples.length(index) / width] += 1;
+        }
+        let bars = Bars {
+            title: "Examples by their length in tokens",
+            counts: &counts,
+            width,
+        };
+        bars.svg()
+    }
+
+    fn table(&self) -> String {
+        let Summary {
+            num_steps,
+            num_trainable,
+            seconds,
+            ..
+        } = self.summary;
+        let last = self.records.iter().rev();
+        let num_tokens = last.clone().find_map(|record| record.num_tokens);
+        let loss = |of: fn(&Record) -> Option<f64>| {
+            let mut all = self.records.iter().filter_map(of);
+            let first = all.next()?;
+            let last = all.next_back().unwrap_or(first);
+            Some(format!("{first:.4} → {last:.4}"))
+        };
+        let best = self.summary.best_step.map(|step| {
+            let loss = self.summary.best_eval_loss.unwrap_or(f64::NAN);
+            format!("step {step}, evaluation loss {loss:.4}")
+        });
+        let end = match (&self.summary.stopped, self.summary.stopped_early) {
+            (Some(_), _) => "stopped; --resume goes on",
+            (None, true) => "stopped early by its evaluations",
+            (None, false) => "at its last step",
+        };
+        let memory = self.summary.peak_memory;
+        let rows = [
+            ("Steps", Some(num_steps.to_string())),
+            ("Ended", Some(end.to_owned())),
+            ("Tokens", num_tokens.map(|count| count.to_string())),
+            ("Training loss", loss(|r| r.loss)),
+            ("Evaluation loss", loss(|r| r.eval_loss)),
+            ("Result", best),
+            ("Examples", Some(self.examples.len().to_string())),
+            ("Trained parameters", Some(num_trainable.to_string())),
+            ("Seconds of this process", Some(format!("{seconds:.0}"))),
+            (
+                "Peak memory",
+                memory.map(|bytes| format!("{} MiB", bytes >> 20)),
+            ),
+        ];
+        let rows = rows.into_iter().filter_map(|(name, value)| {
+            Some(format!(
+                "<tr><th>{name}</th><td>{}</td></tr>\n",
+                escape(&value?)
+            ))
+        });
+        format!("<table>\n{}</table>\n", rows.collect::<String>())
+    }
+}
+
+const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color-scheme:light dark}\
+th{text-align:left;font-weight:normal;padding-right:2em;opacity:.7}pre{overflow:auto;font-size:14px}\
+svg{display:block;width:100%;margin:1.5em 0}";
+
+/// Text as HTML and SVG show it.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn records() -> Vec<Record> {
+        let record = |step: usize| Record {
+            step,
+            loss: Some(3.0 / step as f64),
+            eval_loss: step.is_multiple_of(2).then_some(4.0 / step as f64),
+            ..Record::default()
+        };
+        (1..=6).map(record).collect()
+    }
+
+    #[test]
+    fn a_report_needs_no_other_file_and_shows_its_numbers() {
+        let summary = Summary {
+            output: PathBuf::from("adapters/<b>"),
+            num_steps: 6,
+            best_step: Some(4),
+            best_eval_loss: Some(1.0),
+            ..Summary::default()
+        };
+        let report = Report {
+            summary: &summary,
+            settings: "data = [\"<x>\"]\n",
+            records: &records(),
+            examples: &Examples::default(),
+        };
+        let page = report.html();
+        for part in [
+            "<title>&lt;b&gt;: training report</title>",
+            "3.0000 → 0.5000",
+            "step 4, evaluation loss 1.0000",
+            "data = [&quot;&lt;x&gt;&quot;]",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        assert!(
+            !page.contains("http://")
+                || page.matches("http://").count()
+                    == page.matches("http://www.w3.org/2000/svg").count()
+        );
+        assert!(!page.contains("<script") && !page.contains("https://"));
+        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+        let picture = report.loss_svg();
+        assert!(picture.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""));
+        assert_eq!(picture.matches("<polyline").count(), 2);
+    }
+
+    #[test]
+    fn a_run_without_numbers_has_a_report() {
+        let report = Report {
+            summary: &Summary::default(),
+            settings: "",
+            records: &[],
+            examples: &Examples::default(),
+        };
+        assert!(report.html().ends_with("</html>\n"));
+        assert!(!report.html().contains("NaN"));
+    }
+}

@@ -1,0 +1,81 @@
+//! The evaluations of a run, and what they decide.
+
+use super::Run;
+use super::told::Told;
+use crate::batch::{StepBatch, sequential_batches};
+use crate::error::TrainError;
+use crate::metrics::Record;
+
+impl Run<'_> {
+    /// Measures the evaluation data, where there is any. Says whether the loss is the lowest so far.
+    pub(super) fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
+        let step = self.trainer.num_steps();
+        let mut failed = None;
+        let batches = sequential_batches(&self.eval, self.config.run.batch_size);
+        let batches = batches.map_while(|batch| match batch {
+            Ok(batch) => Some(batch),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        let means = self.trainer.measure(batches);
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let Some(means) = means else {
+            return Ok(false);
+        };
+        let loss = means.loss;
+        if !loss.is_finite() {
+            let flag = match self.config.data.eval_split {
+                Some(_) => "--eval-split",
+                None => "--eval-data",
+            };
+            return Err(TrainError::Diverged {
+                step,
+                what: format!("the evaluation loss is {loss}"),
+                records: format!("records of {flag}"),
+                output: self.config.run.output.clone(),
+            });
+        }
+        self.summary.eval_loss = Some(loss);
+        told.line(&format!(
+            "step {step}: eval loss {loss:.4}, token accuracy {:.3}, entropy {:.3}",
+            means.token_accuracy, means.entropy
+        ));
+        let record = Record {
+            eval_loss: Some(loss),
+            eval_mean_token_accuracy: Some(means.token_accuracy),
+            eval_entropy: Some(means.entropy),
+            num_tokens: Some(self.state.num_input_tokens_seen),
+            ..self.record(batch)
+        };
+        self.write(&record);
+        Ok(self.compare(step, loss as f32))
+    }
+
+    /// Notes the loss after `step`, as transformers' `EarlyStoppingCallback` does. Says whether it is the lowest so far.
+    fn compare(&mut self, step: usize, loss: f32) -> bool {
+        let threshold = self.config.run.early_stopping_threshold.unwrap_or(0.0);
+        let best = self.state.best_metric;
+        let gain = best.map(|best| f64::from(best) - f64::from(loss));
+        match gain.is_none_or(|gain| gain > threshold) {
+            true => self.state.early_stopping_patience_counter = 0,
+            false => self.state.early_stopping_patience_counter += 1,
+        }
+        let is_best = best.is_none_or(|best| loss < best);
+        if is_best {
+            self.state.best_metric = Some(loss);
+            self.state.best_global_step = Some(step);
+        }
+        is_best
+    }
+
+    /// Whether the evaluations end the run.
+    pub(super) fn has_lost_patience(&self) -> bool {
+        let counter = self.state.early_stopping_patience_counter;
+        let patience = self.config.run.early_stopping_patience;
+        patience.is_some_and(|patience| counter >= patience)
+    }
+}

@@ -1,0 +1,77 @@
+//! NEFTune: noise on the embeddings, while training only.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The noise of one batch: each value is uniform within `±alpha / sqrt(length * hidden)` for a document of `length` tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noise {
+    /// How much.
+    pub alpha: f64,
+    /// What the values depend on.
+    pub seed: u64,
+    /// Batches of one seed differ by it.
+    pub stream: u64,
+}
+
+impl Noise {
+    /// Adds the noise to `x [tokens, hidden]`, the embeddings of documents of these lengths. Rows behind them stay as they are.
+    pub(crate) fn add(self, x: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
+        let ([rows, hidden], device, dtype) = (x.dims(), x.device(), x.dtype());
+        let mut values = self.values(lengths, hidden);
+        values.resize(rows * hidden, 0.0);
+        let noise = TensorData::new(values, [rows, hidden]);
+        let noise = Tensor::<2>::from_data(noise, (&device, DType::F32));
+        (x.cast(DType::F32) + noise).cast(dtype)
+    }
+
+    fn values(self, lengths: &[usize], hidden: usize) -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        // Apart from what else is drawn from the seed of a run.
+        rng.set_stream(!self.stream);
+        let mut values = Vec::with_capacity(lengths.iter().sum::<usize>() * hidden);
+        for &length in lengths {
+            let count = length * hidden;
+            let bound = (self.alpha / (count.max(1) as f64).sqrt()) as f32;
+            values.extend((0..count).map(|_| bound * rng.random_range(-1.0f32..1.0)));
+        }
+        values
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn each_document_has_its_bound_and_padding_has_none() {
+        let noise = Noise {
+            alpha: 5.0,
+            seed: 3,
+            stream: 0,
+        };
+        let x = Tensor::<2>::zeros([8, 50], (&Device::flex(), DType::F32));
+        let of = |noise: Noise| -> Vec<f32> {
+            noise.add(x.clone(), &[2, 4]).into_data().iter().collect()
+        };
+        let values = of(noise);
+        for (part, length) in [(&values[..100], 2.0f32), (&values[100..300], 4.0)] {
+            let bound = 5.0 / (length * 50.0).sqrt();
+            let largest = part.iter().fold(0f32, |max, value| max.max(value.abs()));
+            assert!(
+                largest <= bound && largest > 0.9 * bound,
+                "{largest}, {bound}"
+            );
+            let mean = part.iter().sum::<f32>() / part.len() as f32;
+            assert!(mean.abs() < 0.2 * bound, "{mean}");
+        }
+        assert!(values[300..].iter().all(|value| *value == 0.0));
+        assert!(values == of(noise), "the noise repeats");
+        for other in [Noise { seed: 4, ..noise }, Noise { stream: 1, ..noise }] {
+            assert!(values != of(other), "{other:?}");
+        }
+    }
+}
