@@ -204,5 +204,13 @@ mod tests {
             check(sums, expected);
             check(gradient, expected_gradient);
         }
+        // Of equal logits the first one is the likeliest.
+        let equal = Tensor::zeros([2, 40], &Device::flex());
+        for (sums, _) in [
+            cross_entropy_measured(equal.clone(), &[0, 3], 1.0),
+            naive::cross_entropy_measured(equal, &[0, 3], 1.0),
+        ] {
+            assert_eq!(sums.to_data().iter::<f32>().nth(1), Some(1.0));
+        }
     }
 }

@@ -295,6 +295,17 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, QuantizeError> {
     Ok(names.into_iter().collect())
 }
 
+/// Files of a training run, which say nothing of a model made from its result.
+const OF_A_RUN: [&str; 7] = [
+    "run.toml",
+    "metrics.jsonl",
+    "report.html",
+    "loss.svg",
+    "trainer_state.json",
+    "training_args.bin",
+    "adapter_config.json",
+];
+
 /// Copies what stands next to the weights and was not written yet.
 pub(crate) fn copy_other_files(input: &Path, output: &Path) -> Result<(), QuantizeError> {
     for entry in fs::read_dir(input).map_err(io_error(input))? {
@@ -305,7 +316,8 @@ pub(crate) fn copy_other_files(input: &Path, output: &Path) -> Result<(), Quanti
             continue;
         };
         let target = output.join(name);
-        if name != INDEX && !target.exists() {
+        let is_of_a_run = OF_A_RUN.iter().any(|of_a_run| name == *of_a_run);
+        if name != INDEX && !is_of_a_run && !target.exists() {
             fs::copy(&path, &target).map_err(io_error(&path))?;
         }
     }

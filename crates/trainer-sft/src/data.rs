@@ -143,6 +143,18 @@ impl Datasets {
     }
 }
 
+impl Datasets {
+    /// Tells what is learnt from any other data, and with `by_evaluations` also what is measured: evaluations of other records
+    /// decide otherwise.
+    pub(crate) fn hash(&self, by_evaluations: bool) -> String {
+        let train = self.train.hash();
+        match self.eval.as_ref().filter(|_| by_evaluations) {
+            Some(eval) => format!("{train}, evaluated on {}", eval.hash),
+            None => train,
+        }
+    }
+}
+
 impl Dataset {
     /// Reads and renders `files`, and logs what was recognised.
     ///

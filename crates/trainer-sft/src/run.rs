@@ -136,13 +136,14 @@ impl<'a> Run<'a> {
             }
             let mut is_new_best = false;
             if every(settings.eval_steps, step) || last {
-                is_new_best = self.evaluate(&batch, &told)? && settings.load_best && !last;
+                is_new_best = self.evaluate(&batch, &told)? && settings.load_best;
                 last |= self.has_lost_patience();
             }
             let is_broken = self.report(&batch, &output, total_steps).is_break();
             let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
             let stops = !last && (is_broken || is_told);
-            if stops || is_new_best || every(settings.save_steps, step) {
+            // The last weights are the result as they are.
+            if stops || (is_new_best && !last) || every(settings.save_steps, step) {
                 self.check_before_writing()?;
                 let saved = self.save(is_new_best);
                 match saved {

@@ -37,6 +37,7 @@ fn receive(signal: i32) {
     }
     if !is_first || !TRAINS.load(Ordering::SeqCst) {
         trainer_sft::discard_unused_output();
+        trainer_sft::tools::discard_unfinished();
         std::process::exit(128 + signal);
     }
     let told = match IS_TOOL.load(Ordering::SeqCst) {

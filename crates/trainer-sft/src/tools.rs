@@ -23,6 +23,7 @@ pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs, 
 pub use error::ToolError;
 pub use evaluate::{Measured, measure};
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
+pub use staging::discard_unfinished;
 
 /// The program without a run.
 #[derive(Debug, Parser)]
@@ -62,7 +63,10 @@ impl Tool {
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Result<Self, clap::Error>> {
         let words: Vec<OsString> = words.into_iter().map(with_hyphens).collect();
         let first = words.get(1)?.to_str()?;
-        CommandLine::command().find_subcommand(first)?;
+        let is_help = first == "help";
+        if !is_help {
+            CommandLine::command().find_subcommand(first)?;
+        }
         Some(CommandLine::try_parse_from(words).map(|line| line.tool))
     }
 

@@ -138,6 +138,46 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
 }
 
 #[test]
+fn the_last_checkpoint_says_that_it_is_the_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path().join("a"));
+    config.run.eval_steps = Some(100);
+    config.run.load_best = true;
+    config.run.save_steps = Some(6);
+    let summary = run(&config).unwrap();
+    assert_eq!(summary.best_step, Some(6));
+    let state = fs::read(summary.output.join("checkpoint-6/trainer_state.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(state["best_model_checkpoint"], "checkpoint-6");
+    assert_eq!(state["best_global_step"], 6);
+}
+
+#[test]
+fn a_resumed_run_is_measured_on_the_same_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("eval.jsonl");
+    let write = |range| {
+        let lines: Vec<String> = records(range).iter().map(Value::to_string).collect();
+        fs::write(&file, lines.join("\n")).unwrap();
+    };
+    write(0..2);
+    let mut config = config(dir.path().join("a"));
+    config.data.eval_split = None;
+    config.data.eval = vec![file.clone()];
+    config.run.load_best = true;
+    config.run.save_steps = Some(2);
+    let summary = run(&config).unwrap();
+    write(2..4);
+    config.run.resume = Some(summary.output.join("checkpoint-4"));
+    config.run.output = dir.path().join("b");
+    let error = run(&config).unwrap_err().to_string();
+    assert!(
+        error.contains("--data: ") && error.contains("evaluated on"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_resumed_run_decides_as_one_without_a_stop() {
     let dir = tempfile::tempdir().unwrap();
     let with = |name: &str| {

@@ -8,11 +8,15 @@ use lora_4bit::vectorized;
 use rayon::prelude::*;
 
 vectorized! {
-    /// Turns logits into `scale * (softmax - one-hot)`, and adds to `found`: the cross-entropy of the target, 1 where no logit
-    /// is larger, and the entropy of the softmax.
+    /// Turns logits into `scale * (softmax - one-hot)`, and adds to `found`: the cross-entropy of the target, 1 where it is the
+    /// first of the largest logits, and the entropy of the softmax.
     fn cross_entropy_row(logits: &mut [f32], target: usize, scale: f32, found: &mut [f32; 3]) {
         let max = logits.iter().fold(f32::NEG_INFINITY, |max, v| if *v > max { *v } else { max });
         let chosen = logits[target];
+        // Of equal logits the first one is the likeliest, as `argmax` has it.
+        if chosen >= max && logits[..target].iter().all(|v| *v < max) {
+            found[1] += 1.0;
+        }
         let (mut total, mut product) = (0f64, 0f64);
         // Sums of a few thousand values each, so that f32 is exact enough within and f64 between them.
         for block in logits.chunks_mut(4096) {
@@ -21,7 +25,6 @@ vectorized! {
             product += f64::from(products);
         }
         found[0] += (total.ln() + f64::from(max) - f64::from(chosen)) as f32;
-        found[1] += f32::from(u8::from(chosen >= max));
         found[2] += (total.ln() - product / total) as f32;
         let factor = (f64::from(scale) / total) as f32;
         for v in &mut *logits {

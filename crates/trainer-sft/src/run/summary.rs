@@ -63,7 +63,7 @@ impl fmt::Display for Summary {
         if self.stopped_early {
             write!(
                 formatter,
-                "; stopped early, as the eval loss no longer fell"
+                "; stopped early, as the eval loss no longer fell by more than --early-stopping-threshold"
             )?;
         }
         if let Some(bytes) = self.peak_memory {

@@ -1,6 +1,7 @@
 //! `trainer-sft eval`: loss, perplexity and accuracy on records, with the trainer's own data code and masks.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use lora_4bit::peft::LoraAdapter;
@@ -46,6 +47,22 @@ pub fn measure(
     adapter: Option<usize>,
     batch_size: usize,
 ) -> Result<Measured, ToolError> {
+    let measured = measure_until(
+        model,
+        examples,
+        (adapter, batch_size),
+        &AtomicBool::new(false),
+    )?;
+    Ok(measured.unwrap_or_else(|| unreachable!("nothing stops it")))
+}
+
+/// [`measure`] with its slot and batch size, until `stop` becomes true: then `None`.
+fn measure_until(
+    model: &QwenModel,
+    examples: &Examples,
+    (adapter, batch_size): (Option<usize>, usize),
+    stop: &AtomicBool,
+) -> Result<Option<Measured>, ToolError> {
     let adapters = match adapter {
         None => AdapterSelection::Base,
         Some(slot) => AdapterSelection::All {
@@ -56,6 +73,9 @@ pub fn measure(
     let (mut sum, mut num_right, mut num_tokens) = (0.0, 0.0, 0);
     for batch in sequential_batches(examples, batch_size) {
         let batch = batch?;
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         if batch.num_targets() == 0 {
             continue;
         }
@@ -72,11 +92,11 @@ pub fn measure(
     }
     let loss = sum / num_tokens.max(1) as f64;
     match loss.is_finite() {
-        true => Ok(Measured {
+        true => Ok(Some(Measured {
             loss,
             accuracy: num_right / num_tokens.max(1) as f64,
             num_tokens,
-        }),
+        })),
         false => Err(ToolError::Loss { loss }),
     }
 }
@@ -104,6 +124,8 @@ impl EvalData {
         let mut config = Config::new("");
         config.data.train = files.to_vec();
         config.model.device = device.to_owned();
+        // As the files are, so that a merged folder can be compared with its parts.
+        config.model.quantization = Some(Quantization::None);
         Self::with(config, model)
     }
 
@@ -124,7 +146,13 @@ impl EvalData {
     }
 
     /// Loads a model and measures it.
-    pub(super) fn measure(&self, which: Which<'_>) -> Result<Measured, ToolError> {
+    ///
+    /// `None` if `stop` became true.
+    pub(super) fn measure(
+        &self,
+        which: Which<'_>,
+        stop: &AtomicBool,
+    ) -> Result<Option<Measured>, ToolError> {
         let (Which::Model(folder) | Which::Adapted(folder, _)) = which;
         let options = LoadOptions {
             quantization: self.quantization,
@@ -139,7 +167,7 @@ impl EvalData {
                 Some(lora::SLOT)
             }
         };
-        measure(&model, &self.examples, slot, self.batch_size)
+        measure_until(&model, &self.examples, (slot, self.batch_size), stop)
     }
 }
 
@@ -175,7 +203,9 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
         None => Which::Model(&model),
         Some(adapter) => Which::Adapted(&model, adapter),
     };
-    let measured = data.measure(which)?;
+    let Some(measured) = data.measure(which, &AtomicBool::new(false))? else {
+        unreachable!("nothing stops it");
+    };
     let Measured {
         loss,
         accuracy,

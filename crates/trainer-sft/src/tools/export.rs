@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{DType, Device};
+use clap::ValueEnum as _;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::gguf::{GgufPlan, TensorType, write_adapter, write_model};
 use model_qwen::{Dtype, LoadOptions, MergedWeights, QwenConfig, QwenModel};
@@ -30,6 +31,21 @@ pub(super) fn export(args: &ExportArgs, stop: &AtomicBool) -> Result<String, Too
             flag: "adapter",
             expected: "an adapter folder, for --format gguf-lora".to_owned(),
             found: "none".to_owned(),
+        });
+    }
+    let is_named = matches!(args.format, ExportFormat::Gguf | ExportFormat::Ollama);
+    if let Some(name) = args
+        .name
+        .as_ref()
+        .filter(|name| !is_named || name.trim().is_empty())
+    {
+        return Err(ToolError::Flag {
+            flag: "name",
+            expected: "a name, with --format gguf or ollama".to_owned(),
+            found: match args.format.to_possible_value() {
+                Some(format) => format!("{name:?} with --format {}", format.get_name()),
+                None => format!("{name:?}"),
+            },
         });
     }
     let (model, adapter) = model_and_adapter(args.model.as_deref(), args.adapter.as_deref())?;

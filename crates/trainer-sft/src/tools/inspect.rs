@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::arguments::InspectArgs;
 use super::error::{ToolError, io_error};
+use crate::config::checkpoints_of;
 
 pub use adapter::{AdapterFacts, Norms};
 pub use model::{DtypeFacts, ModelFacts};
@@ -20,7 +21,7 @@ pub use model::{DtypeFacts, ModelFacts};
 /// What a folder holds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// `adapter`, `model`, `checkpoint` (of a run, with an adapter or a model in it), or `unknown`.
+    /// `adapter`, `model`, `checkpoint` (of a run, with an adapter or a model in it), `run` (without a result), or `unknown`.
     pub kind: &'static str,
     /// The folder.
     pub path: PathBuf,
@@ -82,6 +83,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, ToolError> {
             (true, ..) => "checkpoint",
             (false, true, _) => "adapter",
             (false, false, true) => "model",
+            (false, false, false) if has("run.toml") => "run",
             (false, false, false) => "unknown",
         },
         path: path.clone(),
@@ -97,10 +99,17 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, ToolError> {
     } else if is_model {
         model::look(&mut report);
     } else {
-        report.problems.push(format!(
-            "expected adapter_config.json or config.json, found {}",
-            names(path)
-        ));
+        let checkpoint = has("run.toml").then(|| newest_checkpoint(path)).flatten();
+        report.problems.push(match checkpoint {
+            Some(checkpoint) => format!(
+                "the run has not come to its end: look at its newest checkpoint, {}",
+                checkpoint.display()
+            ),
+            None => format!(
+                "expected adapter_config.json or config.json, found {}",
+                names(path)
+            ),
+        });
     }
     look_at_training(&mut report);
     Ok(report)
@@ -155,6 +164,13 @@ fn num_bytes(folder: &Path) -> Result<u64, ToolError> {
         .filter(fs::Metadata::is_file)
         .map(|file| file.len())
         .sum())
+}
+
+/// The checkpoint with the largest number in the folder of a run.
+fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
+    let mut all = checkpoints_of(run);
+    all.sort();
+    all.pop().map(|(_, folder)| folder)
 }
 
 /// The first names in a folder.

@@ -2,19 +2,22 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::merge::{MergeOptions, MergeSummary};
 use model_qwen::quantize::{QuantizeOptions, quantize_checkpoint};
-use model_qwen::{Dtype, MergedWeights};
+use model_qwen::{Dtype, MergeError, MergedWeights};
 
 use super::arguments::{MergeArgs, MergedAs};
 use super::base::{base_model, load_adapter};
 use super::error::ToolError;
-use super::evaluate::{EvalData, Measured, Which};
+use super::evaluate::{EvalData, Which};
 use super::progress::{bar, follow};
 use super::staging::{Staging, check_new};
+
+/// The folder of the NF4 weights while they are written.
+const QUANTIZED: &str = "nf4";
 
 /// Merges, and says what was written.
 pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<String, ToolError> {
@@ -50,24 +53,20 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<String, ToolE
         args.output.display()
     );
     if let Some(data) = data {
-        let plain = data.measure(Which::Model(&base))?;
-        let adapted = data.measure(Which::Adapted(&base, &adapter))?;
-        let merged = data.measure(Which::Model(&args.output))?;
-        text += &losses([
-            ("base", plain),
-            ("base and adapter", adapted),
-            ("merged", merged),
-        ]);
+        text += "Loss on the records of --data:\n";
+        for (name, which) in [
+            ("base", Which::Model(&base)),
+            ("base and adapter", Which::Adapted(&base, &adapter)),
+            ("merged", Which::Model(&args.output)),
+        ] {
+            let Some(measured) = data.measure(which, stop)? else {
+                text += "  (stopped)\n";
+                break;
+            };
+            let _ = writeln!(text, "  {name:<18} {:.4}", measured.loss);
+        }
     }
     Ok(text)
-}
-
-fn losses(of: [(&str, Measured); 3]) -> String {
-    let mut text = String::from("Loss on the records of --data:\n");
-    for (name, measured) in of {
-        let _ = writeln!(text, "  {name:<18} {:.4}", measured.loss);
-    }
-    text
 }
 
 /// A model folder to write.
@@ -93,27 +92,35 @@ impl Job<'_> {
         let needed = dense + (16 << 20) + self.double_quant.map_or(0, |_| dense);
         let staging = Staging::folder(self.output, needed)?;
         let bar = bar("merging");
-        let summary = weights.write(staging.path(), &options, follow(&bar, stop))?;
+        let mut summary = weights.write(staging.path(), &options, follow(&bar, stop))?;
         bar.finish_and_clear();
         match self.double_quant {
             None => staging.publish()?,
-            Some(double_quant) => quantize(staging.path(), self.output, double_quant)?,
+            Some(double_quant) => {
+                let quantized = Staging::folder(self.output, 0)?;
+                let folder = quantized.path().join(QUANTIZED);
+                summary.num_bytes = quantize(staging.path(), &folder, double_quant)?;
+                if stop.load(Ordering::Relaxed) {
+                    return Err(MergeError::Stopped.into());
+                }
+                quantized.publish_inner(QUANTIZED)?;
+            }
         }
         Ok(summary)
     }
 }
 
-/// Quantizes the dense folder, which goes away afterwards.
-fn quantize(dense: &Path, output: &Path, double_quant: bool) -> Result<(), ToolError> {
+/// Quantizes the dense folder. Returns the bytes of the tensors.
+fn quantize(dense: &Path, output: &Path, double_quant: bool) -> Result<u64, ToolError> {
     let options = QuantizeOptions {
         double_quant,
         skip_modules: Vec::new(),
     };
     let bar = bar("quantizing");
-    quantize_checkpoint(dense, output, &options, |progress| {
+    let summary = quantize_checkpoint(dense, output, &options, |progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.num_bytes);
     })?;
     bar.finish_and_clear();
-    Ok(())
+    Ok(summary.bytes_after)
 }

@@ -3,10 +3,31 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::ToolError;
 use super::error::io_error;
 use crate::space;
+
+/// What is being written at the moment.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what is being written: for a program that ends at once.
+pub fn discard_unfinished() {
+    unfinished().drain(..).for_each(|path| remove(&path));
+}
+
+/// Half a result is none.
+fn remove(path: &Path) {
+    let _ = match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+}
 
 /// A file or folder that is being written under another name. It is removed again unless it is published.
 #[derive(Debug)]
@@ -50,10 +71,23 @@ impl Staging {
                 free: free >> 20,
             });
         }
-        let name = format!(".{}.{}.part", name.to_string_lossy(), std::process::id());
+        let mut unfinished = unfinished();
+        // One command may write in two steps.
+        let names = (0..).map(|i| {
+            format!(
+                ".{}.{}.{i}.part",
+                name.to_string_lossy(),
+                std::process::id()
+            )
+        });
+        let mut paths = names.map(|name| parent.join(name));
+        let Some(path) = paths.find(|path| !unfinished.contains(path)) else {
+            unreachable!("there are more names than results in the making");
+        };
+        unfinished.push(path.clone());
         Ok(Self {
             output: output.to_owned(),
-            path: parent.join(name),
+            path,
             is_published: false,
         })
     }
@@ -61,6 +95,12 @@ impl Staging {
     /// Where to write.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives what is in this folder under `name` the name of the result.
+    pub(super) fn publish_inner(self, name: &str) -> Result<(), ToolError> {
+        check_new(&self.output)?;
+        fs::rename(self.path.join(name), &self.output).map_err(io_error(&self.output))
     }
 
     /// Gives the result its name.
@@ -88,12 +128,10 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        unfinished().retain(|path| *path != self.path);
         if !self.is_published {
-            // Half a result is none; of a file with two names, one goes.
-            let _ = match self.path.is_dir() {
-                true => fs::remove_dir_all(&self.path),
-                false => fs::remove_file(&self.path),
-            };
+            // Of a file with two names, one goes.
+            remove(&self.path);
         }
     }
 }

@@ -48,6 +48,34 @@ fn an_adapter() {
 }
 
 #[test]
+fn what_was_not_compared_is_said() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    edit(&path.join("adapter_config.json"), |json| {
+        json["base_model_name_or_path"] = "someone/model".into();
+    });
+    let report = json_of(&path, 0);
+    assert_eq!(report["adapter"]["is_compared"], false);
+    let text = succeed(&["inspect", text_of(&path)]);
+    assert!(text.contains("not compared: give --model"), "{text}");
+}
+
+#[test]
+fn a_run_without_a_result_names_its_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    for step in [8, 12] {
+        let checkpoint = folder.path().join(format!("checkpoint-{step}"));
+        fs::create_dir(&checkpoint).unwrap();
+        fs::write(checkpoint.join("trainer_state.json"), "{}").unwrap();
+    }
+    fs::write(folder.path().join("run.toml"), "lora_r = 8\n").unwrap();
+    let report = json_of(folder.path(), 1);
+    assert_eq!(report["kind"], "run");
+    let problem = report["problems"][0].as_str().unwrap();
+    assert!(problem.ends_with("checkpoint-12"), "{problem}");
+}
+
+#[test]
 fn models() {
     let report = json_of(&data().join("model"), 0);
     assert_eq!(report["kind"], "model");

@@ -88,20 +88,23 @@ fn a_merged_model_says_what_base_and_adapter_say() {
     let [exact, rounded] = ["exact", "rounded"].map(|name| folder.path().join(name));
     // The base model is the one that the adapter names.
     let merge = ["merge", "--adapter", text_of(&adapter), "--output"];
-    succeed(&[&merge[..], &[text_of(&exact), "--dtype", "f32"]].concat());
     let eval_data = data().join("eval.jsonl");
-    let flags = [text_of(&rounded), "--data", text_of(&eval_data)];
-    let out = succeed(&[&merge[..], &flags].concat());
-    let losses: Vec<f64> = out
-        .lines()
-        .filter(|line| line.starts_with("  "))
-        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
-        .collect();
-    let [base, adapted, merged] = losses[..] else {
-        panic!("{out}");
-    };
-    assert!((base - adapted).abs() > 0.05, "the adapter matters: {out}");
-    assert!((merged - adapted).abs() < 0.03, "{out}");
+    // Measured as the files are: in f32 nothing but the order of sums differs.
+    for (output, dtype, bound) in [(&exact, "f32", 2e-4), (&rounded, "auto", 0.03)] {
+        let flags = [text_of(output), "--dtype", dtype];
+        let with_data = ["--data", text_of(&eval_data)];
+        let out = succeed(&[&merge[..], &flags, &with_data].concat());
+        let losses: Vec<f64> = out
+            .lines()
+            .filter(|line| line.starts_with("  "))
+            .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+            .collect();
+        let [base, adapted, merged] = losses[..] else {
+            panic!("{out}");
+        };
+        assert!((base - adapted).abs() > 0.05, "the adapter matters: {out}");
+        assert!((merged - adapted).abs() < bound, "{out}");
+    }
 
     let mut model = load(&data().join("model"));
     let plain = greedy(&model, "Once upon a time", None);

@@ -184,3 +184,19 @@ fn flags_that_fit_nothing() {
     );
     assert_eq!(names(folder.path()), ["adapter"]);
 }
+
+#[test]
+fn a_name_needs_a_format_that_has_one() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    let output = folder.path().join("out");
+    let flags = ["--adapter", text_of(&path), "--output", text_of(&output)];
+    for (format, name) in [("hf", "Parrot"), ("gguf-lora", "Parrot"), ("gguf", " ")] {
+        let command = ["export", "--format", format, "--name", name];
+        fail(
+            &[&command[..], &flags].concat(),
+            &["--name", "--format gguf or ollama"],
+        );
+    }
+    assert_eq!(names(folder.path()), ["adapter"]);
+}

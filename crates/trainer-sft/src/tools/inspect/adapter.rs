@@ -22,6 +22,8 @@ use crate::tools::error::ToolError;
 pub struct AdapterFacts {
     /// What `adapter_config.json` names as the base model.
     pub base_model: Option<String>,
+    /// Whether it was compared with a base model; one that is not on this machine is not.
+    pub is_compared: bool,
     /// The rank, where no pattern says otherwise.
     pub r: usize,
     /// The alpha, where no pattern says otherwise.
@@ -68,7 +70,7 @@ pub(super) fn look(report: &mut Report, model: Option<&str>) -> Result<(), ToolE
     match LoraAdapter::load(&folder) {
         Ok(adapter) => {
             read_matrices(&adapter, &mut facts, &mut report.problems);
-            compare(&adapter, model, &mut report.problems)?;
+            facts.is_compared = compare(&adapter, model, &mut report.problems)?;
         }
         Err(error) => {
             let problem = error.to_string();
@@ -189,19 +191,19 @@ fn product_norm(matrices: &LoraMatrices) -> f64 {
     trace.max(0.0).sqrt()
 }
 
-/// Compares the adapter with its base model, where that is on this machine.
+/// Compares the adapter with its base model, where that is on this machine, and says whether it is.
 fn compare(
     adapter: &LoraAdapter,
     model: Option<&str>,
     problems: &mut Vec<String>,
-) -> Result<(), ToolError> {
+) -> Result<bool, ToolError> {
     let base = adapter.config.base_model_name_or_path.as_deref();
     let folder = match model {
         Some(model) => named_model(model)?,
         // A hub id is not downloaded for a look.
         None => match base.map(Path::new).filter(|base| base.is_dir()) {
             Some(folder) => folder.to_owned(),
-            None => return Ok(()),
+            None => return Ok(false),
         },
     };
     match QwenModel::load(&folder, &LoadOptions::default(), &Device::flex()) {
@@ -212,7 +214,7 @@ fn compare(
         }
         Err(error) => problems.push(format!("the base model cannot be loaded: {error}")),
     }
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -44,7 +44,13 @@ fn show_adapter(out: &mut fmt::Formatter<'_>, facts: &AdapterFacts) -> fmt::Resu
     line(
         out,
         "base model",
-        facts.base_model.as_deref().unwrap_or("not named"),
+        match (facts.base_model.as_deref(), facts.is_compared) {
+            (base, true) => base.unwrap_or("not named").to_owned(),
+            (Some(base), false) => {
+                format!("{base} (not a folder here, so not compared: give --model)")
+            }
+            (None, false) => "not named (not compared: give --model)".to_owned(),
+        },
     )?;
     let pattern = |is_one: bool, values: String| match is_one {
         true => String::new(),
