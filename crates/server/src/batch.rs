@@ -78,6 +78,9 @@ pub async fn run(
     mut progress: Progress,
     stop: impl Future<Output = ()>,
 ) -> io::Result<Summary> {
+    if let Some(stale) = files.stale {
+        stale.set_len(0)?;
+    }
     let mut lines = Lines::start(files.source)?;
     let mut output = OrderedOutput::new(files.output);
     let mut running: JoinSet<Done> = JoinSet::new();

@@ -10,10 +10,13 @@ pub mod dataset_args;
 mod latency;
 mod metrics;
 mod offline;
+mod ready;
 mod report;
 pub mod request;
+mod result_file;
 mod serve;
 pub mod serve_args;
+mod serve_values;
 mod texts;
 mod throughput;
 
@@ -37,6 +40,15 @@ pub enum Bench {
     Throughput(Box<BenchThroughput>),
     /// How long an engine takes for a batch.
     Latency(Box<BenchLatency>),
+}
+
+/// What came of a measurement.
+#[derive(Debug)]
+pub struct Measured {
+    /// The text to print.
+    pub text: String,
+    /// What has failed although there is a text: the file of the result, or all requests.
+    pub error: Option<anyhow::Error>,
 }
 
 const USAGE: &str = "\
@@ -64,7 +76,7 @@ impl Bench {
         };
         match word.to_string_lossy().as_ref() {
             "serve" => {
-                refuse(&command_line, &serve_args::REFUSED)?;
+                refuse(&command_line, &serve_values::REFUSED)?;
                 let command = ServeArgs::command().bin_name("server bench serve");
                 let args = ServeArgs::from_arg_matches(&parse(&command, &command_line)?)?;
                 args.check()?;
@@ -79,7 +91,11 @@ impl Bench {
                 Ok(Self::Latency(Box::new(bench)))
             }
             "-h" | "--help" | "help" => {
-                Err(clap::Error::raw(clap::error::ErrorKind::DisplayHelp, USAGE).into())
+                let command = clap::Command::new("bench").override_help(USAGE);
+                // Help is an error to clap.
+                let help = command.try_get_matches_from(["bench", "--help"]).err();
+                let usage = || clap::Error::raw(clap::error::ErrorKind::DisplayHelp, USAGE);
+                Err(help.unwrap_or_else(usage).into())
             }
             "" => Err(ConfigError::Flag {
                 flag: "bench",
@@ -94,11 +110,11 @@ impl Bench {
         }
     }
 
-    /// Measures; the result is the text to print.
+    /// Measures.
     ///
     /// # Errors
     /// If nothing can be measured: no server, no data, no model.
-    pub async fn run(&self) -> Result<String> {
+    pub async fn run(&self) -> Result<Measured> {
         match self {
             Self::Serve(args) => serve::run(args).await,
             Self::Throughput(bench) => throughput::run(bench).await,

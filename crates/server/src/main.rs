@@ -1,6 +1,6 @@
 //! The `server` program: a command line to a [`Command`], and what that does until a signal.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::pin::pin;
 use std::process::ExitCode;
 
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A closed stderr ends no server.
+        .log_internal_errors(false)
         .init();
     let result = match Command::from_command_line(std::env::args_os()) {
         Ok(command) => start(&command),
@@ -33,7 +35,9 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
+            let error = model_qwen::with_causes(error.as_ref());
+            // Without stderr the status remains.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -60,10 +64,27 @@ async fn run(command: &Command) -> Result<ExitCode> {
 }
 
 /// Measures, and prints the result.
-#[expect(clippy::print_stdout, reason = "the program's own output")]
 async fn run_bench(bench: &Bench) -> Result<ExitCode> {
-    print!("{}", bench.run().await?);
-    Ok(ExitCode::SUCCESS)
+    let measured = bench.run().await?;
+    print(&measured.text)?;
+    match measured.error {
+        Some(error) => Err(error),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Writes to stdout. A reader that wants no more is no error.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Answers a file of requests.
@@ -76,7 +97,15 @@ async fn run_batch(batch: &RunBatch) -> Result<ExitCode> {
     let progress = Progress::new(files.num_bytes);
     let app = server::app(state);
     let stop = signaled(signals);
-    let summary = batch::run(app, files, batch.options(), progress, stop).await?;
+    let summary = match batch::run(app, files, batch.options(), progress, stop).await {
+        // The reader, such as `head`, wants no more.
+        Err(error)
+            if error.kind() == io::ErrorKind::BrokenPipe && batch.args.output_file == "-" =>
+        {
+            return Ok(ExitCode::SUCCESS);
+        }
+        summary => summary?,
+    };
     let (answered, failed) = (summary.num_answered, summary.num_failed);
     let output = &batch.args.output_file;
     if summary.stopped {
@@ -159,7 +188,7 @@ async fn serve_on<L: Listener>(
         () = &mut serving => None,
     };
     let Some(state) = state else { return Ok(()) };
-    announce(&state, url, curl, !config.api_keys.is_empty());
+    announce(&state, url, curl, !config.api_keys.is_empty())?;
     // The receiver lives as long as `serving`.
     let _ = sender.send(state);
     serving.await;
@@ -198,8 +227,7 @@ async fn load(config: &Config, signals: &watch::Receiver<bool>) -> Result<Option
 }
 
 /// Prints where the server is and a command to try it.
-#[expect(clippy::print_stdout, reason = "the program's own output")]
-fn announce(state: &AppState, url: &str, curl: &str, needs_key: bool) {
+fn announce(state: &AppState, url: &str, curl: &str, needs_key: bool) -> Result<()> {
     let model = &state.served_model_names()[0];
     let key = if needs_key {
         " -H \"Authorization: Bearer $VLLM_API_KEY\""
@@ -208,11 +236,11 @@ fn announce(state: &AppState, url: &str, curl: &str, needs_key: bool) {
     };
     let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
     let body = body.to_string().replace('\'', "'\\''");
-    println!("{}\n", state.model().memory_table);
-    println!("Serving {model} at {url}. Try:\n");
-    println!(
-        "  {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n"
-    );
+    let table = &state.model().memory_table;
+    print(&format!(
+        "{table}\n\nServing {model} at {url}. Try:\n\n  \
+         {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n\n"
+    ))
 }
 
 /// Becomes true at the first SIGTERM or Ctrl-C; a second one ends the process at once.

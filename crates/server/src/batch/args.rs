@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
@@ -46,6 +46,38 @@ pub struct BatchFiles {
     pub num_bytes: Option<u64>,
     /// Answers.
     pub output: Box<dyn Write + Send>,
+    /// The file of answers, if it has earlier ones: it is emptied once the batch begins.
+    pub stale: Option<File>,
+}
+
+/// A writer whose errors say what is written.
+struct Named {
+    writer: Box<dyn Write + Send>,
+    name: String,
+}
+
+impl Named {
+    fn name<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let message = format!("--output-file: cannot write {}: {error}", self.name);
+            io::Error::new(error.kind(), message)
+        })
+    }
+}
+
+impl Write for Named {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.writer.write(bytes) {
+            // Whoever calls tries again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            written => self.name(written),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.writer.flush();
+        self.name(flushed)
+    }
 }
 
 /// Flags of `vllm run-batch` that this program does not have.
@@ -87,56 +119,70 @@ impl RunBatch {
         Ok(Self { config, args })
     }
 
-    /// Opens both files, so that a wrong name is known before the model is loaded.
+    /// Opens both files, so that a wrong name is known before the model is loaded. Nothing is emptied yet.
     ///
     /// # Errors
     /// If one cannot be used.
     pub fn open(&self) -> Result<BatchFiles> {
-        let (input, output) = (&self.args.input_file, &self.args.output_file);
-        let (source, num_bytes): (Source, _) = match input.as_str() {
-            "-" => (Box::new(BufReader::new(io::stdin())), None),
+        let input = self.args.input_file.as_str();
+        let (source, num_bytes, requests): (Source, _, _) = match input {
+            "-" => {
+                let source = Box::new(BufReader::new(io::stdin()));
+                (source, None, Identity::of_stdin())
+            }
             path => {
                 let file = File::open(path)
                     .with_context(|| format!("--input-file: cannot read {path}"))?;
                 let metadata = file.metadata().with_context(|| path.to_owned())?;
                 ensure!(!metadata.is_dir(), "--input-file: {path} is a folder");
                 let num_bytes = metadata.is_file().then_some(metadata.len());
-                (Box::new(BufReader::new(file)), num_bytes)
+                let requests = Identity::of(&file, Path::new(path));
+                (Box::new(BufReader::new(file)), num_bytes, requests)
             }
         };
-        let output: Box<dyn Write + Send> = match output.as_str() {
-            "-" => Box::new(io::stdout()),
-            path => Box::new(self.create(Path::new(path))?),
+        let (writer, stale) = self.create(requests.as_ref())?;
+        let name = match self.args.output_file.as_str() {
+            "-" => "standard output".to_owned(),
+            path => path.to_owned(),
         };
         Ok(BatchFiles {
             source,
             num_bytes,
-            output,
+            output: Box::new(Named { writer, name }),
+            stale,
         })
     }
 
-    /// A file for answers. It is emptied only if it may be.
-    fn create(&self, path: &Path) -> Result<File> {
-        let shown = path.display();
-        let real = |path: &Path| -> Option<PathBuf> { path.canonicalize().ok() };
-        let input = Path::new(&self.args.input_file);
+    /// Where answers go, and the same file once more if it has to be emptied.
+    fn create(&self, requests: Option<&Identity>) -> Result<(Box<dyn Write + Send>, Option<File>)> {
+        let shown = self.args.output_file.as_str();
+        let is_input =
+            |answers: Option<Identity>| answers.is_some() && answers.as_ref() == requests;
+        if shown == "-" {
+            ensure!(
+                !is_input(Identity::of_stdout()),
+                "--output-file: standard output is the file of requests"
+            );
+            return Ok((Box::new(io::stdout()), None));
+        }
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(shown);
+        let file = file.with_context(|| format!("--output-file: cannot write {shown}"))?;
         ensure!(
-            real(path).is_none() || real(path) != real(input),
+            !is_input(Identity::of(&file, Path::new(shown))),
             "--output-file: {shown} is the file of requests"
         );
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).open(path);
-        let file = file.with_context(|| format!("--output-file: cannot write {shown}"))?;
-        let metadata = file.metadata().with_context(|| shown.to_string())?;
-        if metadata.is_file() && metadata.len() > 0 {
-            ensure!(
-                self.args.overwrite,
-                "--output-file: {shown} exists already; name another file, or give --overwrite"
-            );
-            file.set_len(0)
-                .with_context(|| format!("--output-file: cannot empty {shown}"))?;
+        let metadata = file.metadata().with_context(|| shown.to_owned())?;
+        if !metadata.is_file() || metadata.len() == 0 {
+            return Ok((Box::new(file), None));
         }
-        Ok(file)
+        ensure!(
+            self.args.overwrite,
+            "--output-file: {shown} exists already; name another file, or give --overwrite"
+        );
+        let again = file.try_clone();
+        let again = again.with_context(|| format!("--output-file: cannot empty {shown}"))?;
+        Ok((Box::new(file), Some(again)))
     }
 
     /// How the batch is run: twice as many requests at once as the engine takes into a step, so that it never waits for one.
@@ -148,6 +194,54 @@ impl RunBatch {
     }
 }
 
+/// Which file an open file is, whatever its name: device and inode.
+#[cfg(unix)]
+#[derive(Debug, PartialEq)]
+struct Identity(u64, u64);
+
+#[cfg(unix)]
+impl Identity {
+    /// `None` for what is no regular file: a terminal may be both input and output.
+    fn of(file: &File, _path: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        Some(Self(metadata.dev(), metadata.ino()))
+    }
+
+    fn of_stdin() -> Option<Self> {
+        Self::of_descriptor(&io::stdin())
+    }
+
+    fn of_stdout() -> Option<Self> {
+        Self::of_descriptor(&io::stdout())
+    }
+
+    fn of_descriptor(stream: &impl std::os::fd::AsFd) -> Option<Self> {
+        let descriptor = stream.as_fd().try_clone_to_owned().ok()?;
+        Self::of(&File::from(descriptor), Path::new(""))
+    }
+}
+
+/// Which file an open file is: its path without links.
+#[cfg(not(unix))]
+#[derive(Debug, PartialEq)]
+struct Identity(std::path::PathBuf);
+
+#[cfg(not(unix))]
+impl Identity {
+    fn of(_file: &File, path: &Path) -> Option<Self> {
+        path.canonicalize().ok().map(Self)
+    }
+
+    fn of_stdin() -> Option<Self> {
+        None
+    }
+
+    fn of_stdout() -> Option<Self> {
+        None
+    }
+}
+
 fn no_url(flag: &'static str, value: &str, instead: &str) -> Result<(), ConfigError> {
     match value.starts_with("http://") || value.starts_with("https://") {
         false => Ok(()),
@@ -155,5 +249,28 @@ fn no_url(flag: &'static str, value: &str, instead: &str) -> Result<(), ConfigEr
             flag,
             message: format!("expected a path or -, found the URL {value}: {instead}"),
         }),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hard_link_is_the_same_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two, three) = (
+            dir.path().join("1"),
+            dir.path().join("2"),
+            dir.path().join("3"),
+        );
+        std::fs::write(&one, "a").unwrap();
+        std::fs::write(&three, "a").unwrap();
+        std::fs::hard_link(&one, &two).unwrap();
+        let identity = |path: &Path| Identity::of(&File::open(path).unwrap(), path);
+        assert!(identity(&one).is_some());
+        assert_eq!(identity(&one), identity(&two));
+        assert_ne!(identity(&one), identity(&three));
+        assert_eq!(identity(Path::new("/dev/null")), None);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use axum::body::{Body, to_bytes};
 use axum::http::header::{CONTENT_TYPE, HOST};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -35,6 +35,35 @@ pub(super) struct Sent {
     pub(super) connection: SendRequest<Body>,
 }
 
+/// An answer that is an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}{}{status}: {message}", if path.is_empty() { "" } else { ": " })]
+pub(super) struct HttpError {
+    path: String,
+    pub(super) status: StatusCode,
+    message: String,
+    /// Whether it is of the model's name, not of the path.
+    is_of_model: bool,
+}
+
+impl HttpError {
+    pub(super) fn new(path: &str, status: StatusCode, body: &[u8]) -> Self {
+        let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+        let error = &answer["error"];
+        Self {
+            path: path.to_owned(),
+            status,
+            message: shorten(body),
+            is_of_model: error["param"] == "model" || error["code"] == "model_not_found",
+        }
+    }
+
+    /// Whether the server does not have the path.
+    pub(super) fn is_of_route(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND && !self.is_of_model
+    }
+}
+
 impl Client {
     /// For the server at `base_url`, with `headers` in each request.
     ///
@@ -55,6 +84,15 @@ impl Client {
         let authority = uri
             .authority()
             .with_context(|| format!("--base-url: {base_url} has no host"))?;
+        ensure!(
+            !authority.as_str().contains('@'),
+            "--base-url: expected http://HOST:PORT, found a user name in it: give a key as OPENAI_API_KEY, or \
+             `--header Authorization=…`"
+        );
+        ensure!(
+            uri.query().is_none(),
+            "--base-url: expected http://HOST:PORT, found a query in {base_url}"
+        );
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let name: HeaderName = name
@@ -99,7 +137,9 @@ impl Client {
         let status = response.status();
         let bytes = to_bytes(Body::new(response.into_body()), MAX_ANSWER_BYTES).await?;
         self.give_back(connection);
-        ensure!(status.is_success(), "{path}: {status}: {}", shorten(&bytes));
+        if !status.is_success() {
+            return Err(HttpError::new(path, status, &bytes).into());
+        }
         serde_json::from_slice(&bytes).with_context(|| format!("{path}: the answer is not JSON"))
     }
 

@@ -32,26 +32,46 @@ pub(super) struct Sample {
     pub(super) output_len: usize,
 }
 
+/// What the file of a data set has.
+pub(super) enum Records {
+    /// There is no file.
+    Random,
+    /// Questions and answers.
+    Sharegpt(Vec<(String, String)>),
+    /// Prompts.
+    Custom(Vec<Row>),
+}
+
+impl Records {
+    /// Reads `--dataset-path`, if the data set has a file.
+    pub(super) fn read(args: &DatasetArgs) -> Result<Self> {
+        let path = args.dataset_path.as_deref().unwrap_or(Path::new(""));
+        let records = match args.name() {
+            DatasetName::Random => Ok(Self::Random),
+            DatasetName::Sharegpt => read_sharegpt(path).map(Self::Sharegpt),
+            DatasetName::Custom => read_custom(path).map(Self::Custom),
+        };
+        records.with_context(|| format!("--dataset-path {}", path.display()))
+    }
+}
+
 /// The requests of a run. With `as_chat`, prompts of custom get the chat template here.
 pub(super) async fn samples(
     args: &DatasetArgs,
+    records: Records,
     texts: &Texts,
     as_chat: bool,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Sample>> {
-    let path = args.dataset_path.as_deref().unwrap_or(Path::new(""));
-    let context = || format!("--dataset-path {}", path.display());
-    match args.name() {
-        DatasetName::Random => random(args, texts, rng).await,
-        DatasetName::Sharegpt => {
-            let chats = read_sharegpt(path).with_context(context)?;
+    match records {
+        Records::Random => random(args, texts, rng).await,
+        Records::Sharegpt(chats) => {
             from_file(args, chats, rng, async |(question, answer)| {
                 sharegpt(args, texts, question, answer).await
             })
             .await
         }
-        DatasetName::Custom => {
-            let rows = read_custom(path).with_context(context)?;
+        Records::Custom(rows) => {
             let as_chat = as_chat && !args.skip_chat_template;
             from_file(args, rows, rng, async |row| {
                 custom(args, texts, as_chat, row).await
@@ -141,7 +161,7 @@ async fn sharegpt(
     let fits = prompt_len >= shortest
         && (given.is_some() || output_len >= shortest)
         && prompt_len <= longest_prompt
-        && prompt_len + output_len <= longest;
+        && prompt_len.saturating_add(output_len) <= longest;
     Ok(fits.then(|| Sample {
         prompt: question.to_owned(),
         prompt_len,
@@ -208,18 +228,24 @@ async fn from_file<T>(
 
 /// First question and answer of each chat that has both.
 fn read_sharegpt(path: &Path) -> Result<Vec<(String, String)>> {
-    let text = std::fs::read(path)?;
-    let chats: Vec<Value> = match serde_json::from_slice(&text) {
+    let bytes = std::fs::read(path)?;
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let chats: Vec<Value> = match serde_json::from_slice(text) {
         Ok(chats) => chats,
+        Err(error) if text.trim_ascii_start().starts_with(b"[") => {
+            return Err(error).context("expected a JSON list of chats");
+        }
         // One chat per line is as good.
-        Err(error) => {
-            let lines = text
-                .split(|&byte| byte == b'\n')
-                .filter(|line| !line.trim_ascii().is_empty());
-            let chats: Result<Vec<Value>, _> = lines.map(serde_json::from_slice).collect();
-            chats
-                .map_err(|_| error)
-                .context("expected a JSON list of chats")?
+        Err(_) => {
+            let lines = text.split(|&byte| byte == b'\n').enumerate();
+            let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
+            let chat = |(index, line)| {
+                serde_json::from_slice(line).with_context(|| {
+                    let number = index + 1;
+                    format!("line {number}: expected a JSON list of chats, or one chat per line")
+                })
+            };
+            lines.map(chat).collect::<Result<_>>()?
         }
     };
     let turn = |chat: &Value, index: usize| {
@@ -241,7 +267,7 @@ fn read_sharegpt(path: &Path) -> Result<Vec<(String, String)>> {
 
 /// A line of a custom file; further columns belong to somebody else.
 #[derive(Deserialize)]
-struct Row {
+pub(super) struct Row {
     prompt: String,
     output_tokens: Option<usize>,
 }

@@ -6,6 +6,28 @@ use clap::{Args, ValueEnum};
 
 use crate::config::ConfigError;
 
+/// Most tokens of a prompt or of an answer.
+pub(super) const MAX_LEN: usize = 1 << 20;
+/// Most requests.
+pub(super) const MAX_COUNT: usize = 1 << 24;
+/// Most tokens of all prompts of the data set random.
+const MAX_TOKENS: usize = 1 << 30;
+
+/// Refuses a number by its flag's name.
+pub(super) fn check_range(
+    flag: &'static str,
+    value: usize,
+    least: usize,
+    most: usize,
+) -> Result<(), ConfigError> {
+    let message = match value {
+        value if value < least => format!("expected {least} or more, found {value}"),
+        value if value > most => format!("expected at most {most}, found {value}"),
+        _ => return Ok(()),
+    };
+    Err(ConfigError::Flag { flag, message })
+}
+
 /// Where prompts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DatasetName {
@@ -113,15 +135,106 @@ impl DatasetArgs {
                 "expected 0 or more, and less than 1",
             );
         }
-        for (flag, value) in [
-            ("--num-prompts", Some(self.num_prompts)),
-            ("--output-len", self.output_len),
-            ("--random-output-len", Some(self.random_output_len)),
-            ("--sharegpt-output-len", self.sharegpt_output_len),
-            ("--custom-output-len", self.custom_output_len),
+        self.check_numbers()?;
+        self.check_effect()
+    }
+
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        check_range("--num-prompts", self.num_prompts, 1, MAX_COUNT)?;
+        for (flag, value, least) in [
+            ("--input-len", self.input_len, 0),
+            ("--random-input-len", Some(self.random_input_len), 0),
+            ("--random-prefix-len", Some(self.random_prefix_len), 0),
+            ("--output-len", self.output_len, 1),
+            ("--random-output-len", Some(self.random_output_len), 1),
+            ("--sharegpt-output-len", self.sharegpt_output_len, 1),
+            ("--custom-output-len", self.custom_output_len, 1),
         ] {
-            if value == Some(0) {
-                return wrong(flag, "expected 1 or more, found 0");
+            check_range(flag, value.unwrap_or(least), least, MAX_LEN)?;
+        }
+        let len = self.input_len.unwrap_or(self.random_input_len) + self.random_prefix_len;
+        let num_tokens = len.saturating_mul(self.num_prompts);
+        if self.name() == DatasetName::Random && num_tokens > MAX_TOKENS {
+            return Err(ConfigError::Flag {
+                flag: "--num-prompts",
+                message: format!(
+                    "expected at most {MAX_TOKENS} tokens in all prompts, found {num_tokens}"
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses flags of another data set.
+    fn check_effect(&self) -> Result<(), ConfigError> {
+        let name = self.name();
+        let (random, sharegpt, custom) = (
+            name == DatasetName::Random,
+            name == DatasetName::Sharegpt,
+            name == DatasetName::Custom,
+        );
+        for (flag, is_given, has_effect, sets) in [
+            ("--input-len", self.input_len.is_some(), random, "random"),
+            (
+                "--random-input-len",
+                self.random_input_len != 1024,
+                random,
+                "random",
+            ),
+            (
+                "--random-output-len",
+                self.random_output_len != 128,
+                random,
+                "random",
+            ),
+            (
+                "--random-range-ratio",
+                self.random_range_ratio != 0.0,
+                random,
+                "random",
+            ),
+            (
+                "--random-prefix-len",
+                self.random_prefix_len != 0,
+                random,
+                "random",
+            ),
+            (
+                "--sharegpt-output-len",
+                self.sharegpt_output_len.is_some(),
+                sharegpt,
+                "sharegpt",
+            ),
+            (
+                "--custom-output-len",
+                self.custom_output_len.is_some(),
+                custom,
+                "custom",
+            ),
+            (
+                "--skip-chat-template",
+                self.skip_chat_template,
+                custom,
+                "custom",
+            ),
+            (
+                "--disable-shuffle",
+                self.disable_shuffle,
+                !random,
+                "sharegpt and custom",
+            ),
+            (
+                "--no-oversample",
+                self.no_oversample,
+                !random,
+                "sharegpt and custom",
+            ),
+        ] {
+            if is_given && !has_effect {
+                return Err(ConfigError::Flag {
+                    flag,
+                    message: format!("this flag is of --dataset-name {sets}"),
+                });
             }
         }
         Ok(())

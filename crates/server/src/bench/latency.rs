@@ -10,8 +10,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
+use super::Measured;
+use super::dataset_args::{MAX_COUNT, MAX_LEN, check_range};
 use super::metrics::{mean, percentile, std_dev};
-use super::offline::{Offline, Work, bar, write_json};
+use super::offline::{Offline, Work, bar, measured, open_json};
 use crate::config::{Config, ConfigError, Flags, refuse};
 
 /// Starts an engine, gives it one batch again and again, and prints how long it takes. Prompts are computed each time, unless
@@ -68,6 +70,8 @@ const REFUSED: [(&str, &str); 2] = [
 ];
 /// What vLLM reports.
 const PERCENTILES: [f64; 6] = [10.0, 25.0, 50.0, 75.0, 90.0, 99.0];
+/// Most prompts of a batch, and answers to each.
+const MAX_BATCH: usize = 1 << 16;
 /// Ids of prompts are below this.
 const MAX_ID: u32 = 10_000;
 
@@ -76,19 +80,15 @@ impl BenchLatency {
         refuse(&command_line, &REFUSED)?;
         let flags = Flags::read_offline("bench latency", LatencyArgs::command(), command_line)?;
         let args = LatencyArgs::from_arg_matches(&flags.matches)?;
-        for (flag, value) in [
-            ("--input-len", args.input_len),
-            ("--output-len", args.output_len),
-            ("--batch-size", args.batch_size),
-            ("--n", args.n),
-            ("--num-iters", args.num_iters),
+        for (flag, value, least, most) in [
+            ("--input-len", args.input_len, 1, MAX_LEN),
+            ("--output-len", args.output_len, 1, MAX_LEN),
+            ("--batch-size", args.batch_size, 1, MAX_BATCH),
+            ("--n", args.n, 1, MAX_BATCH),
+            ("--num-iters", args.num_iters, 1, MAX_COUNT),
+            ("--num-iters-warmup", args.num_iters_warmup, 0, MAX_COUNT),
         ] {
-            if value == 0 {
-                return Err(ConfigError::Flag {
-                    flag,
-                    message: "expected 1 or more, found 0".to_owned(),
-                });
-            }
+            check_range(flag, value, least, most)?;
         }
         let mut config = flags.config;
         config.enable_prefix_caching = flags.matches.get_flag("enable_prefix_caching");
@@ -96,10 +96,12 @@ impl BenchLatency {
     }
 }
 
-/// Measures; the result is the text to print.
-pub(super) async fn run(bench: &BenchLatency) -> Result<String> {
+/// Measures.
+pub(super) async fn run(bench: &BenchLatency) -> Result<Measured> {
     let args = &bench.args;
+    let file = open_json(args.output_json.as_deref())?;
     let offline = Offline::start(&bench.config, !args.disable_detokenize).await?;
+    offline.check_len(args.input_len.saturating_add(args.output_len))?;
     let mut rng = ChaCha8Rng::seed_from_u64(bench.config.seed.unwrap_or(0));
     let num_ids = (offline.model.tokenizer.vocab_size() as u32).clamp(1, MAX_ID);
     let work: Vec<Work> = (0..args.batch_size)
@@ -110,9 +112,8 @@ pub(super) async fn run(bench: &BenchLatency) -> Result<String> {
             output_len: args.output_len,
         })
         .collect();
-    offline.check(&work)?;
     let bar = bar(
-        (args.num_iters_warmup + args.num_iters) * args.batch_size * args.n,
+        (args.num_iters_warmup + args.num_iters).saturating_mul(args.batch_size * args.n),
         false,
     );
     tracing::info!(iterations = args.num_iters_warmup, "warming up");
@@ -142,6 +143,5 @@ pub(super) async fn run(bench: &BenchLatency) -> Result<String> {
         "latencies": latencies,
         "percentiles": Value::Object(percentiles),
     });
-    write_json(args.output_json.as_deref(), &result)?;
-    Ok(text)
+    Ok(measured(text, file, &result))
 }

@@ -8,6 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model_qwen::SamplingParams;
 use serde_json::Value;
 
+use super::Measured;
+use super::result_file::ResultFile;
 use crate::config::Config;
 use crate::deltas::Deltas;
 use crate::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest, ModelInfo};
@@ -52,9 +54,13 @@ impl Offline {
     pub(super) fn check(&self, work: &[Work]) -> Result<()> {
         let longest = work
             .iter()
-            .map(|work| work.prompt.len() + work.output_len)
-            .max()
-            .unwrap_or(0);
+            .map(|work| work.prompt.len().saturating_add(work.output_len))
+            .max();
+        self.check_len(longest.unwrap_or(0))
+    }
+
+    /// Fails if a prompt and its answer with so many tokens are longer than the context.
+    pub(super) fn check_len(&self, longest: usize) -> Result<()> {
         let limit = self.model.max_model_len;
         ensure!(
             longest <= limit,
@@ -71,7 +77,7 @@ impl Offline {
         n: usize,
         bar: &ProgressBar,
     ) -> Result<usize> {
-        let mut streams = Vec::with_capacity(work.len() * n);
+        let mut streams = Vec::with_capacity(work.len().saturating_mul(n));
         for Work { prompt, output_len } in work {
             for _ in 0..n {
                 let request = GenerateRequest {
@@ -134,9 +140,14 @@ pub(super) fn bar(num: usize, is_hidden: bool) -> ProgressBar {
     }
 }
 
-/// Writes a result where `--output-json` says.
-pub(super) fn write_json(path: Option<&Path>, result: &Value) -> Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let text = serde_json::to_string_pretty(result)?;
-    std::fs::write(path, text).with_context(|| format!("--output-json {}", path.display()))
+/// Opens the file of `--output-json`.
+pub(super) fn open_json(path: Option<&Path>) -> Result<Option<ResultFile>> {
+    let open = |path: &Path| ResultFile::open("--output-json", path.to_owned(), false);
+    path.map(open).transpose()
+}
+
+/// The text to print, once the result is written where `--output-json` says.
+pub(super) fn measured(text: String, file: Option<ResultFile>, result: &Value) -> Measured {
+    let error = file.and_then(|file| file.write(&format!("{result:#}")).err());
+    Measured { text, error }
 }

@@ -203,8 +203,7 @@ fn ramp_up(strategy: RampUp) -> &'static str {
 }
 
 /// vLLM's name of a result's file.
-pub(super) fn file_name(run: &Run<'_>) -> String {
-    let args = run.args;
+pub(super) fn file_name(args: &ServeArgs, model: &str, date: &str) -> String {
     let label = args.label.as_deref().unwrap_or(args.backend.name());
     let traffic = match (
         args.ramp_up_strategy,
@@ -220,13 +219,12 @@ pub(super) fn file_name(run: &Run<'_>) -> String {
         .max_concurrency
         .map(|num| format!("-concurrency{num}"))
         .unwrap_or_default();
-    let model = run
-        .model_id
+    let model = model
         .trim_end_matches('/')
         .rsplit('/')
         .next()
         .unwrap_or_default();
-    format!("{label}-{traffic}{concurrency}-{model}-{}.json", run.date)
+    format!("{label}-{traffic}{concurrency}-{model}-{date}.json")
 }
 
 impl Times {

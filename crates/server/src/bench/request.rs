@@ -8,7 +8,8 @@ use axum::http::Method;
 use futures::StreamExt as _;
 use serde_json::{Map, Value, json};
 
-use super::client::{Client, Sent, shorten};
+use super::client::{Client, HttpError, Sent};
+use super::ready::is_early;
 
 /// Which API is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -78,6 +79,8 @@ pub struct Outcome {
     pub text: String,
     /// Why there is no answer.
     pub error: Option<String>,
+    /// Whether the error is of a server that is not there yet.
+    pub is_early: bool,
 }
 
 impl Outcome {
@@ -91,6 +94,7 @@ impl Outcome {
             output_tokens: 0,
             text: String::new(),
             error: None,
+            is_early: false,
         }
     }
 
@@ -112,6 +116,7 @@ pub async fn stream(
     let body = api.body(model, prompt, max_tokens).to_string();
     let mut outcome = Outcome::new(Instant::now());
     if let Err(error) = receive(client, api, body, request_id, &mut outcome).await {
+        outcome.is_early = is_early(&error);
         outcome.error = Some(format!("{error:#}"));
     }
     outcome
@@ -156,7 +161,8 @@ async fn receive(
     } = sent;
     let status = response.status();
     let mut chunks = Body::new(response.into_body()).into_data_stream();
-    let (mut rest, mut last, mut num_events) = (Vec::new(), outcome.start, 0);
+    let mut rest = Vec::new();
+    let mut events = Events::new(outcome);
     while let Some(chunk) = chunks.next().await {
         let now = Instant::now();
         rest.extend_from_slice(&chunk.context("the connection broke")?);
@@ -165,41 +171,105 @@ async fn receive(
         }
         let mut line_start = 0;
         while let Some(length) = rest[line_start..].iter().position(|&byte| byte == b'\n') {
-            let line = rest[line_start..line_start + length].trim_ascii();
+            events.line(&rest[line_start..line_start + length], now)?;
             line_start += length + 1;
-            let Some(event) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else {
-                continue;
-            };
-            if event.is_empty() || event == b"[DONE]" {
-                continue;
-            }
-            let event: Value = serde_json::from_slice(event).context("an event is not JSON")?;
-            if outcome.take(&event)? {
-                let since = (now - last).as_secs_f64();
-                match num_events {
-                    0 => outcome.ttft = since,
-                    _ => outcome.itl.push(since),
-                }
-                num_events += 1;
-                last = now;
-            }
         }
         rest.drain(..line_start);
     }
-    ensure!(status.is_success(), "{status}: {}", shorten(&rest));
-    client.give_back(connection);
-    ensure!(num_events > 0, "no token came");
-    outcome.latency = (last - outcome.start).as_secs_f64();
-    if outcome.output_tokens == 0 {
-        // The server counts nothing.
-        outcome.output_tokens = num_events;
+    if !status.is_success() {
+        return Err(HttpError::new("", status, &rest).into());
     }
-    Ok(())
+    // The last line may lack its end.
+    events.line(&rest, Instant::now())?;
+    client.give_back(connection);
+    events.finish()
+}
+
+/// The events of one answer.
+struct Events<'a> {
+    outcome: &'a mut Outcome,
+    num_tokens: usize,
+    /// When the last token came.
+    last: Instant,
+    /// When an event came that ends the answer without a text.
+    bare_end: Option<Instant>,
+    is_over: bool,
+}
+
+/// What one event is.
+#[derive(Debug, PartialEq)]
+struct Event {
+    is_token: bool,
+    is_end: bool,
+}
+
+impl<'a> Events<'a> {
+    fn new(outcome: &'a mut Outcome) -> Self {
+        Self {
+            last: outcome.start,
+            outcome,
+            num_tokens: 0,
+            bare_end: None,
+            is_over: false,
+        }
+    }
+
+    /// Takes a line of the stream that came at `now`.
+    fn line(&mut self, line: &[u8], now: Instant) -> Result<()> {
+        let line = line.trim_ascii();
+        let Some(event) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else {
+            return Ok(());
+        };
+        self.is_over |= event == b"[DONE]";
+        if event.is_empty() || event == b"[DONE]" {
+            return Ok(());
+        }
+        let event: Value = serde_json::from_slice(event).context("an event is not JSON")?;
+        let Event { is_token, is_end } = self.outcome.take(&event)?;
+        self.is_over |= is_end;
+        match (is_token, is_end) {
+            (true, _) => self.token(now),
+            (false, true) => self.bare_end = Some(now),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn token(&mut self, now: Instant) {
+        let since = (now - self.last).as_secs_f64();
+        match self.num_tokens {
+            0 => self.outcome.ttft = since,
+            _ => self.outcome.itl.push(since),
+        }
+        self.num_tokens += 1;
+        self.last = now;
+    }
+
+    /// Fails unless the answer is whole.
+    fn finish(mut self) -> Result<()> {
+        ensure!(
+            self.is_over,
+            "the stream ended in the middle of the answer: neither a finish_reason nor [DONE] came"
+        );
+        // The end of a text is a token of its own, where the server counts it.
+        if let Some(end) = self.bare_end
+            && (self.num_tokens == 0 || self.outcome.output_tokens == self.num_tokens + 1)
+        {
+            self.token(end);
+        }
+        ensure!(self.num_tokens > 0, "no token came");
+        self.outcome.latency = (self.last - self.outcome.start).as_secs_f64();
+        if self.outcome.output_tokens == 0 {
+            // The server counts nothing.
+            self.outcome.output_tokens = self.num_tokens;
+        }
+        Ok(())
+    }
 }
 
 impl Outcome {
-    /// Takes over what an event says; whether it is a token.
-    fn take(&mut self, event: &Value) -> Result<bool> {
+    /// Takes over what an event says.
+    fn take(&mut self, event: &Value) -> Result<Event> {
         if let Some(error) = event.get("error").filter(|error| !error.is_null()) {
             let message = error["message"]
                 .as_str()
@@ -215,7 +285,10 @@ impl Outcome {
         }
         let choice = &event["choices"][0];
         if choice.is_null() {
-            return Ok(false);
+            return Ok(Event {
+                is_token: false,
+                is_end: false,
+            });
         }
         let delta = &choice["delta"];
         let parts = [
@@ -231,12 +304,15 @@ impl Outcome {
         self.text.push_str(text.unwrap_or_default());
         // A first event that has only the role comes before any token.
         let is_end = !choice["finish_reason"].is_null();
-        Ok(
-            text.is_some()
-                || is_end
-                || delta["tool_calls"].is_array()
-                || choice["text"].is_string(),
-        )
+        let has_tool_calls = delta["tool_calls"]
+            .as_array()
+            .is_some_and(|calls| !calls.is_empty());
+        // The text of a token may be empty: a part of a character.
+        let is_empty_token = !is_end && choice["text"].is_string();
+        Ok(Event {
+            is_token: text.is_some() || has_tool_calls || is_empty_token,
+            is_end,
+        })
     }
 }
 
@@ -247,37 +323,71 @@ mod tests {
     #[test]
     fn a_role_alone_is_no_token() {
         let mut outcome = Outcome::new(Instant::now());
-        let mut take = |event: Value| outcome.take(&event).unwrap();
-        assert!(!take(
-            json!({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": null}]})
-        ));
-        assert!(take(
-            json!({"choices": [{"delta": {"content": "a"}, "finish_reason": null}]})
-        ));
-        assert!(take(
-            json!({"choices": [{"delta": {"reasoning": "b", "reasoning_content": "b"}}]})
-        ));
-        assert!(take(
-            json!({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-        ));
-        assert!(take(
-            json!({"choices": [{"text": "", "finish_reason": null}]})
-        ));
-        assert!(!take(
-            json!({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}})
-        ));
-        assert_eq!(
+        let mut take = |event: Value| {
+            let Event { is_token, is_end } = outcome.take(&event).unwrap();
+            (is_token, is_end)
+        };
+        let role = json!({"role": "assistant", "content": ""});
+        for (event, expected) in [
             (
-                outcome.text.as_str(),
-                outcome.output_tokens,
-                outcome.prompt_len
+                json!({"choices": [{"delta": role, "finish_reason": null}]}),
+                (false, false),
             ),
-            ("ab", 4, Some(3))
-        );
-        assert!(
-            outcome
-                .take(&json!({"error": {"message": "full"}}))
-                .is_err()
-        );
+            (
+                json!({"choices": [{"delta": {"content": "a"}}]}),
+                (true, false),
+            ),
+            (
+                json!({"choices": [{"delta": {"reasoning": "b", "reasoning_content": "b"}}]}),
+                (true, false),
+            ),
+            (
+                json!({"choices": [{"delta": {}, "finish_reason": "stop"}]}),
+                (false, true),
+            ),
+            (
+                json!({"choices": [{"text": "", "finish_reason": "stop"}]}),
+                (false, true),
+            ),
+            (
+                json!({"choices": [{"text": "", "finish_reason": null}]}),
+                (true, false),
+            ),
+            (
+                json!({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}),
+                (false, false),
+            ),
+        ] {
+            assert_eq!(take(event.clone()), expected, "{event}");
+        }
+        assert_eq!(outcome.text, "ab");
+        assert_eq!((outcome.output_tokens, outcome.prompt_len), (4, Some(3)));
+        let error = json!({"error": {"message": "full"}});
+        assert!(outcome.take(&error).is_err());
+    }
+
+    /// Number of tokens by time, and the error.
+    fn read(lines: &[&str]) -> (usize, Option<String>) {
+        let mut outcome = Outcome::new(Instant::now());
+        let mut events = Events::new(&mut outcome);
+        for line in lines {
+            events.line(line.as_bytes(), Instant::now()).unwrap();
+        }
+        let error = events.finish().err().map(|error| error.to_string());
+        (outcome.itl.len() + 1, error)
+    }
+
+    #[test]
+    fn a_bare_end_is_a_token_only_if_the_server_counts_it() {
+        let a = r#"data: {"choices": [{"text": "a", "finish_reason": null}]}"#;
+        let end = r#"data: {"choices": [{"text": "", "finish_reason": "stop"}]}"#;
+        let usage = |num: usize| {
+            format!(r#"data: {{"choices": [], "usage": {{"completion_tokens": {num}}}}}"#)
+        };
+        assert_eq!(read(&[a, a, end]), (2, None));
+        assert_eq!(read(&[a, a, end, &usage(2), "data: [DONE]"]), (2, None));
+        assert_eq!(read(&[a, a, end, &usage(3), "data: [DONE]"]), (3, None));
+        assert_eq!(read(&[a, a, "data: [DONE]"]), (2, None));
+        assert!(read(&[a, a]).1.unwrap().contains("in the middle"));
     }
 }

@@ -1,12 +1,11 @@
 //! `bench serve`: requests to a running server at a rate, and what comes back.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -14,13 +13,16 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::Measured;
 use super::arrivals::times;
 use super::client::Client;
-use super::dataset::{Sample, samples};
+use super::dataset::{Records, Sample, samples};
 use super::dataset_args::DatasetName;
 use super::offline::bar;
+use super::ready::{Failure, until_ready};
 use super::report::{Run, file_name, report};
 use super::request::{Api, Backend, Outcome, Prompt, stream};
+use super::result_file::ResultFile;
 use super::serve_args::ServeArgs;
 use super::texts::Texts;
 use crate::request_id::RequestId;
@@ -35,28 +37,30 @@ struct Target {
 }
 
 /// Measures a server.
-pub(super) async fn run(args: &ServeArgs) -> Result<String> {
+pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
     let client = Arc::new(Client::new(&args.url(), &headers(args))?);
+    let records = Records::read(&args.dataset)?;
     let timeout = Duration::from_secs(args.ready_check_timeout_sec);
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => first_model(&client, timeout).await?,
+        None => first_model(args, &client, timeout).await?,
     };
+    let date = chrono::Local::now().format("%Y%m%d-%H%M%S").to_string();
+    let file = result_file(args, &model, &date)?;
     let served = args.served_model_name.as_ref().unwrap_or(&model).clone();
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let (texts, tokenizer_id) = texts(args, &client, &model, &served)?;
     if matches!(texts, Texts::Server { .. }) {
-        models(&client, timeout).await?;
+        models(args, &client, timeout).await?;
     }
     let as_chat = args.backend == Backend::Openai;
-    let samples = samples(&args.dataset, &texts, as_chat, &mut rng).await?;
+    let samples = samples(&args.dataset, records, &texts, as_chat, &mut rng).await?;
+    let max_concurrency = args.max_concurrency.unwrap_or(Semaphore::MAX_PERMITS);
     let target = Arc::new(Target {
         client,
         api: api(args),
         request_id_prefix: request_id_prefix(args),
-        running: Arc::new(Semaphore::new(
-            args.max_concurrency.unwrap_or(Semaphore::MAX_PERMITS),
-        )),
+        running: Arc::new(Semaphore::new(max_concurrency.min(Semaphore::MAX_PERMITS))),
         bar: bar(samples.len(), args.disable_tqdm),
     });
     wait_until_ready(args, &target, &served, &samples[0]).await?;
@@ -84,20 +88,28 @@ pub(super) async fn run(args: &ServeArgs) -> Result<String> {
         args,
         model_id: &model,
         tokenizer_id: &tokenizer_id,
-        date: chrono::Local::now().format("%Y%m%d-%H%M%S").to_string(),
+        date,
         samples: &samples,
         outcomes: &outcomes,
         duration,
     };
     let (text, result) = report(&run);
-    if let Some(error) = outcomes.iter().find_map(|outcome| outcome.error.as_ref()) {
+    let result = Value::Object(result).to_string();
+    let written = file.map_or(Ok(()), |file| file.write(&result));
+    let error = written.and_then(|()| some_answer(&outcomes)).err();
+    Ok(Measured { text, error })
+}
+
+/// Fails if no request has an answer.
+fn some_answer(outcomes: &[Outcome]) -> Result<()> {
+    let Some(error) = outcomes.iter().find_map(|outcome| outcome.error.as_ref()) else {
+        return Ok(());
+    };
+    if outcomes.iter().any(Outcome::is_success) {
         tracing::warn!(error, "requests have failed; the first one says");
+        return Ok(());
     }
-    if args.save_result || args.append_result {
-        let path = save(args, &run, &result)?;
-        tracing::info!(path = %path.display(), "result written");
-    }
-    Ok(text)
+    bail!("all {} requests have failed: {error}", outcomes.len())
 }
 
 /// Sends each request at its time, and waits for all.
@@ -111,7 +123,10 @@ async fn send_all(
     let mut running: JoinSet<(usize, Outcome)> = JoinSet::new();
     let mut outcomes: Vec<Option<Outcome>> = vec![None; samples.len()];
     for (index, sample) in samples.iter().enumerate() {
-        let time = start + Duration::from_secs_f64(times[index]);
+        let time = Duration::try_from_secs_f64(times[index])
+            .ok()
+            .and_then(|time| start.checked_add(time))
+            .context("--request-rate: the requests would take too long")?;
         if time > Instant::now() {
             tokio::time::sleep_until(time.into()).await;
         }
@@ -152,18 +167,23 @@ async fn wait_until_ready(
     first: &Sample,
 ) -> Result<()> {
     let timeout = Duration::from_secs(args.ready_check_timeout_sec);
-    let start = Instant::now();
-    while !timeout.is_zero() {
+    if timeout.is_zero() {
+        return Ok(());
+    }
+    let attempt = async || {
         let outcome = send(target, model, first, 0).await;
         target.bar.reset();
-        let Some(error) = outcome.error else { break };
-        // Only a server that isn't there yet is worth another try.
-        if !is_early(&error) || start.elapsed() > timeout {
-            bail!("the first request has failed: {error}");
+        match outcome.error {
+            None => Ok(()),
+            Some(error) => Err(Failure {
+                error: anyhow!("{error}"),
+                is_early: outcome.is_early,
+            }),
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    Ok(())
+    };
+    until_ready(&args.url(), timeout, attempt)
+        .await
+        .context("the first request has failed")
 }
 
 async fn warm_up(
@@ -189,29 +209,16 @@ async fn warm_up(
 }
 
 /// The first model of a server.
-async fn first_model(client: &Client, timeout: Duration) -> Result<String> {
-    let models = models(client, timeout).await?;
+async fn first_model(args: &ServeArgs, client: &Client, timeout: Duration) -> Result<String> {
+    let models = models(args, client, timeout).await?;
     let id = models["data"][0]["id"].as_str();
     Ok(id.context("--model: /v1/models names no model")?.to_owned())
 }
 
 /// The models of a server, which may still be starting.
-async fn models(client: &Client, timeout: Duration) -> Result<Value> {
-    let start = Instant::now();
-    loop {
-        match client.get("/v1/models").await {
-            Ok(models) => return Ok(models),
-            Err(error) if start.elapsed() >= timeout || !is_early(&format!("{error:#}")) => {
-                return Err(error);
-            }
-            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
-        }
-    }
-}
-
-/// Whether an error is of a server that is not there yet.
-fn is_early(error: &str) -> bool {
-    error.contains("503 ") || error.contains("refused")
+async fn models(args: &ServeArgs, client: &Client, timeout: Duration) -> Result<Value> {
+    let attempt = async || Ok(client.get("/v1/models").await?);
+    until_ready(&args.url(), timeout, attempt).await
 }
 
 fn texts(
@@ -288,26 +295,17 @@ fn api(args: &ServeArgs) -> Api {
     }
 }
 
-/// Writes the result to its file.
-fn save(args: &ServeArgs, run: &Run<'_>, result: &Map<String, Value>) -> Result<PathBuf> {
-    let name = args
-        .result_filename
-        .clone()
-        .unwrap_or_else(|| file_name(run));
+/// The file of the result, if there is to be one.
+fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<ResultFile>> {
+    if !args.save_result && !args.append_result {
+        return Ok(None);
+    }
+    let name = args.result_filename.clone();
+    let name = name.unwrap_or_else(|| file_name(args, model, date));
     let dir = args.result_dir.clone().unwrap_or_default();
     if !dir.as_os_str().is_empty() {
         fs::create_dir_all(&dir).with_context(|| format!("--result-dir {}", dir.display()))?;
     }
     let path = dir.join(name);
-    let context = || format!("cannot write {}", path.display());
-    let mut options = OpenOptions::new();
-    options.create(true).append(args.append_result);
-    options.write(true).truncate(!args.append_result);
-    let mut file = options.open(&path).with_context(context)?;
-    let mut text = serde_json::to_string(result)?;
-    if args.append_result && file.metadata().with_context(context)?.len() > 0 {
-        text.insert(0, '\n');
-    }
-    file.write_all(text.as_bytes()).with_context(context)?;
-    Ok(path)
+    ResultFile::open("--save-result", path, args.append_result).map(Some)
 }

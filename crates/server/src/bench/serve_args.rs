@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use super::arrivals::Rate;
-use super::dataset_args::DatasetArgs;
+use super::dataset_args::{DatasetArgs, MAX_COUNT, check_range};
 use super::request::Backend;
+use super::serve_values::{goal, pair, percent};
 use crate::config::ConfigError;
 use crate::config::units::{self, Object};
 
@@ -150,6 +151,7 @@ pub struct ServeArgs {
         long,
         value_name = "NUMBERS",
         value_delimiter = ',',
+        value_parser = percent,
         default_value = "99"
     )]
     pub metric_percentiles: Vec<f64>,
@@ -221,45 +223,16 @@ pub enum MetricName {
     E2el,
 }
 
-/// Flags of `vllm bench serve` that cannot work here.
-pub(super) const REFUSED: [(&str, &str); 7] = [
-    ("--use-beam-search", "this server has no beam search"),
-    ("--profile", "the server has no profiler to start"),
-    (
-        "--tokenizer-mode",
-        "tokenizers are read from tokenizer.json",
-    ),
-    (
-        "--hf-subset",
-        "data sets are files: random, sharegpt or custom",
-    ),
-    (
-        "--hf-split",
-        "data sets are files: random, sharegpt or custom",
-    ),
-    (
-        "--hf-name",
-        "data sets are files: random, sharegpt or custom",
-    ),
-    (
-        "--plot-timeline",
-        "see --save-detailed, which writes the time of each token",
-    ),
-];
+/// Requests per second, and shapes of their intervals.
+const RATES: std::ops::RangeInclusive<f64> = 1e-6..=1e9;
 
 impl ServeArgs {
     /// Checks ranges and contradictions.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.dataset.check()?;
         let wrong = |flag, message: String| Err(ConfigError::Flag { flag, message });
-        for (flag, value) in [
-            ("--request-rate", self.request_rate),
-            ("--burstiness", self.burstiness),
-        ] {
-            if value.is_nan() || value <= 0.0 {
-                return wrong(flag, format!("expected a number above 0, found {value}"));
-            }
-        }
+        self.check_numbers()?;
+        self.check_file()?;
         if self.max_concurrency == Some(0) {
             return wrong(
                 "--max-concurrency",
@@ -311,6 +284,56 @@ impl ServeArgs {
         Ok(())
     }
 
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        let wrong = |flag, message: String| Err(ConfigError::Flag { flag, message });
+        check_range("--num-warmups", self.num_warmups, 0, MAX_COUNT)?;
+        for (flag, value) in [
+            ("--request-rate", self.request_rate),
+            ("--burstiness", self.burstiness),
+        ] {
+            let (least, most) = (RATES.start(), RATES.end());
+            if !RATES.contains(&value) && value != f64::INFINITY {
+                let message = format!("expected {least} to {most}, or inf; found {value}");
+                return wrong(flag, message);
+            }
+        }
+        for (flag, value) in [
+            ("--temperature", Some(self.temperature)),
+            ("--top-p", self.top_p),
+            ("--min-p", self.min_p),
+            ("--frequency-penalty", self.frequency_penalty),
+            ("--presence-penalty", self.presence_penalty),
+            ("--repetition-penalty", self.repetition_penalty),
+        ] {
+            // JSON has no other numbers.
+            if let Some(value) = value.filter(|value| !value.is_finite()) {
+                return wrong(flag, format!("expected a finite number, found {value}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses flags of a result file that is not written.
+    fn check_file(&self) -> Result<(), ConfigError> {
+        if self.save_result || self.append_result {
+            return Ok(());
+        }
+        for (flag, is_given) in [
+            ("--save-detailed", self.save_detailed),
+            ("--result-dir", self.result_dir.is_some()),
+            ("--result-filename", self.result_filename.is_some()),
+        ] {
+            if is_given {
+                return Err(ConfigError::Flag {
+                    flag,
+                    message: "no result is written without --save-result or --append-result"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Path of the API.
     pub fn endpoint(&self) -> &str {
         self.endpoint.as_deref().unwrap_or(self.backend.endpoint())
@@ -348,24 +371,5 @@ fn ending(backend: Backend) -> &'static str {
     match backend {
         Backend::Openai => "completions",
         Backend::OpenaiChat => "chat/completions",
-    }
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
-    Ok((name.trim().to_owned(), value.trim().to_owned()))
-}
-
-fn goal(text: &str) -> Result<(MetricName, f64), String> {
-    let (name, value) = text.split_once(':').ok_or("expected NAME:MILLISECONDS")?;
-    let name = match name {
-        "ttft" => MetricName::Ttft,
-        "tpot" => MetricName::Tpot,
-        "e2el" => MetricName::E2el,
-        other => return Err(format!("expected ttft, tpot or e2el, found {other}")),
-    };
-    match value.parse::<f64>() {
-        Ok(value) if value >= 0.0 => Ok((name, value)),
-        _ => Err(format!("expected milliseconds, found {value}")),
     }
 }

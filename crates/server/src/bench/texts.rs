@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use model_qwen::{ChatTemplate, RenderOptions, Tokenizer};
 use serde_json::{Value, json};
 
-use super::client::Client;
+use super::client::{Client, HttpError};
 
 /// A tokenizer: of a folder, or of the server.
 pub(super) enum Texts {
@@ -49,10 +49,7 @@ impl Texts {
             Self::Local { tokenizer, .. } => Ok(tokenizer.decode(ids, false)?),
             Self::Server { client, model } => {
                 let body = json!({"model": model, "tokens": ids});
-                let answer = client
-                    .post("/detokenize", &body)
-                    .await
-                    .context(NO_TOKENIZER)?;
+                let answer = answer(client, "/detokenize", &body).await?;
                 let text = answer["prompt"].as_str().context(NO_TOKENIZER)?;
                 Ok(text.to_owned())
             }
@@ -105,8 +102,19 @@ impl Texts {
 const NO_TOKENIZER: &str = "the lengths of texts are needed, and the server has no /tokenize and /detokenize as this server \
                             and vLLM have: give a folder with --tokenizer";
 
+/// What the server's tokenizer says.
+async fn answer(client: &Client, path: &str, body: &Value) -> Result<Value> {
+    client.post(path, body).await.map_err(|error| {
+        let http = error.downcast_ref::<HttpError>();
+        match http.is_some_and(HttpError::is_of_route) {
+            true => error.context(NO_TOKENIZER),
+            false => error,
+        }
+    })
+}
+
 async fn tokens(client: &Client, body: &Value) -> Result<Vec<u32>> {
-    let answer = client.post("/tokenize", body).await.context(NO_TOKENIZER)?;
+    let answer = answer(client, "/tokenize", body).await?;
     let ids = answer["tokens"].as_array().context(NO_TOKENIZER)?;
     let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
     let ids: Option<Vec<u32>> = ids.iter().map(id).collect();

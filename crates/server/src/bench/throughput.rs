@@ -10,9 +10,10 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::dataset::samples;
-use super::dataset_args::DatasetArgs;
-use super::offline::{Offline, Work, bar, write_json};
+use super::Measured;
+use super::dataset::{Records, samples};
+use super::dataset_args::{DatasetArgs, MAX_COUNT, check_range};
+use super::offline::{Offline, Work, bar, measured, open_json};
 use super::texts::Texts;
 use crate::config::{Config, ConfigError, Flags, refuse};
 
@@ -79,12 +80,13 @@ impl BenchThroughput {
             Flags::read_offline("bench throughput", ThroughputArgs::command(), command_line)?;
         let args = ThroughputArgs::from_arg_matches(&flags.matches)?;
         args.dataset.check()?;
-        if args.n == 0 {
-            return Err(ConfigError::Flag {
-                flag: "--n",
-                message: "expected 1 or more, found 0".to_owned(),
-            });
-        }
+        check_range("--n", args.n, 1, MAX_COUNT)?;
+        check_range(
+            "--n",
+            args.dataset.num_prompts.saturating_mul(args.n),
+            1,
+            MAX_COUNT,
+        )?;
         Ok(Self {
             config: flags.config,
             args,
@@ -92,16 +94,18 @@ impl BenchThroughput {
     }
 }
 
-/// Measures; the result is the text to print.
-pub(super) async fn run(bench: &BenchThroughput) -> Result<String> {
+/// Measures.
+pub(super) async fn run(bench: &BenchThroughput) -> Result<Measured> {
     let args = &bench.args;
+    let file = open_json(args.output_json.as_deref())?;
+    let records = Records::read(&args.dataset)?;
     let offline = Offline::start(&bench.config, !args.disable_detokenize).await?;
     let texts = Texts::Local {
         tokenizer: offline.model.tokenizer.clone(),
         chat_template: offline.model.chat_template.clone(),
     };
     let mut rng = ChaCha8Rng::seed_from_u64(bench.config.seed.unwrap_or(0));
-    let samples = samples(&args.dataset, &texts, true, &mut rng).await?;
+    let samples = samples(&args.dataset, records, &texts, true, &mut rng).await?;
     let mut work = Vec::with_capacity(samples.len());
     for sample in samples {
         work.push(Work {
@@ -128,13 +132,13 @@ pub(super) async fn run(bench: &BenchThroughput) -> Result<String> {
         "requests_per_second": per_second(num_requests),
         "tokens_per_second": per_second(all_tokens),
     });
-    write_json(args.output_json.as_deref(), &result)?;
-    Ok(format!(
+    let text = format!(
         "Throughput: {:.2} requests/s, {:.2} total tokens/s, {:.2} output tokens/s\n\
          Total num prompt tokens:  {prompt_tokens}\n\
          Total num output tokens:  {output_tokens}\n",
         per_second(num_requests),
         per_second(all_tokens),
         per_second(output_tokens),
-    ))
+    );
+    Ok(measured(text, file, &result))
 }

@@ -56,6 +56,7 @@ fn run(
         source: Box::new(Cursor::new(input.to_owned())),
         num_bytes: Some(input.len() as u64),
         output: Box::new(written.clone()),
+        stale: None,
     };
     let options = BatchOptions {
         max_concurrency,

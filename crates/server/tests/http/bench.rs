@@ -16,6 +16,7 @@ fn run(words: &[&str]) -> Result<String, String> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime
         .block_on(bench.run())
+        .and_then(|measured| measured.error.map_or(Ok(measured.text), Err))
         .map_err(|error| format!("{error:#}"))
 }
 
@@ -321,7 +322,39 @@ fn what_cannot_work_is_refused_by_name() {
         ),
         (
             "serve --request-rate 0",
-            "--request-rate: expected a number above 0",
+            "--request-rate: expected 0.000001 to 1000000000, or inf; found 0",
+        ),
+        (
+            "serve --request-rate 1e-300",
+            "--request-rate: expected 0.000001",
+        ),
+        (
+            "serve --temperature nan",
+            "--temperature: expected a finite number, found NaN",
+        ),
+        (
+            "serve --random-input-len 99999999999",
+            "--random-input-len: expected at most 1048576",
+        ),
+        (
+            "serve --num-warmups 99999999999",
+            "--num-warmups: expected at most 16777216",
+        ),
+        (
+            "serve --custom-output-len 5",
+            "--custom-output-len: this flag is of --dataset-name custom",
+        ),
+        (
+            "serve --save-detailed",
+            "--save-detailed: no result is written without --save-result",
+        ),
+        (
+            "serve --base-url http://a:b@x --model m",
+            "--base-url: expected http://HOST:PORT, found a user name",
+        ),
+        (
+            "serve --base-url http://x --model m --save-result --result-filename /no/such/folder/x",
+            "--save-result: cannot write /no/such/folder/x",
         ),
         (
             "serve --use-beam-search",
