@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use self::chart::{Bars, Chart, Series};
 use crate::data::Examples;
 use crate::metrics::Record;
-use crate::run::Summary;
+use crate::summary::Summary;
 
 /// Bars of the histogram of lengths.
 const MAX_BARS: usize = 32;

@@ -4,7 +4,6 @@ mod checkpoints;
 mod checks;
 mod evaluation;
 mod seen;
-mod summary;
 mod told;
 
 use std::ops::ControlFlow;
@@ -18,7 +17,6 @@ use tracing::warn;
 use self::checkpoints::find_best;
 use self::checks::{Broken, Checks, broken_weight};
 use self::seen::Metrics;
-pub use self::summary::{StepReport, Summary};
 use self::told::{Told, tell_the_plan};
 use crate::batch::{DataLoader, LoaderState, StepBatch};
 use crate::checkpoint::TrainerState;
@@ -27,6 +25,7 @@ use crate::data::Examples;
 use crate::error::TrainError;
 use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
+use crate::summary::{StepReport, Summary};
 use crate::trainer::{StepOutput, Trainer};
 
 /// What is called after each step; `Break` stops the run.

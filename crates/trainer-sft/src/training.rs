@@ -18,9 +18,10 @@ use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
 use crate::identity::{self, identify};
 use crate::output::{OutputFolder, Weights};
-use crate::run::{Run, StepReport, Summary, Watch};
+use crate::run::{Run, Watch};
 use crate::setup::{add_adapter, load_model, options_of_adapter, start};
 use crate::space;
+use crate::summary::{StepReport, Summary};
 
 /// A run that is about to start.
 ///
