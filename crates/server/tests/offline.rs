@@ -316,21 +316,17 @@ fn a_server_is_measured_with_random_prompts() {
     }
 }
 
+/// The words of a command line.
+fn split(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
 #[test]
 fn an_engine_is_measured() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("result.json");
     let json = ["--output-json", path.to_str().unwrap()];
-    let words = [
-        "bench",
-        "throughput",
-        "--input-len",
-        "16",
-        "--output-len",
-        "8",
-        "--num-prompts",
-        "5",
-    ];
+    let words = split("bench throughput --input-len 16 --output-len 8 --num-prompts 5");
     let text = success(program(&[&words[..], &json].concat()).output().unwrap());
     assert!(
         text.starts_with("Throughput: ") && text.contains(" requests/s, "),
@@ -351,20 +347,9 @@ fn an_engine_is_measured() {
     );
     assert_eq!(result["num_requests"], 5);
 
-    let words = [
-        "bench",
-        "latency",
-        "--input-len",
-        "16",
-        "--output-len",
-        "4",
-        "--batch-size",
-        "2",
-        "--num-iters-warmup",
-        "1",
-        "--num-iters",
-        "3",
-    ];
+    let words = split(
+        "bench latency --input-len 16 --output-len 4 --batch-size 2 --num-iters-warmup 1 --num-iters 3",
+    );
     let text = success(program(&[&words[..], &json].concat()).output().unwrap());
     let names: Vec<&str> = text
         .lines()
@@ -387,16 +372,7 @@ fn an_engine_is_measured() {
     assert_eq!(result["latencies"].as_array().unwrap().len(), 3);
     assert_eq!(result["percentiles"].as_object().unwrap().len(), 6);
 
-    let words = [
-        "bench",
-        "throughput",
-        "--input-len",
-        "16",
-        "--output-len",
-        "8",
-        "--max-model-len",
-        "20",
-    ];
+    let words = split("bench throughput --input-len 16 --output-len 8 --max-model-len 20");
     let output = program(&words).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("tokens, but the context has 20"), "{said}");

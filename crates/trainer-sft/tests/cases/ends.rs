@@ -34,7 +34,7 @@ fn wait(what: &str, is_there: impl Fn() -> bool) {
 #[test]
 fn a_result_that_cannot_be_written_is_kept_elsewhere() {
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let temporary = folder.path().join("temporary");
     fs::create_dir(&temporary).unwrap();
     let above = folder.path().join("above");
@@ -65,7 +65,7 @@ fn a_result_that_cannot_be_written_is_kept_elsewhere() {
 #[test]
 fn what_a_killed_run_has_left_is_cleaned() {
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let output = folder.path().join("run");
     let saves = ["--save-steps", "1"];
     let all = [flags(text_of(&output), "100000"), saves.to_vec()].concat();
@@ -101,7 +101,7 @@ fn what_a_killed_run_has_left_is_cleaned() {
     ]
     .concat();
     let said = program(&all);
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     assert!(!half.exists() && !output.join(".adapter.1.tmp").exists());
     assert!(output.join("notes.txt").is_file());
     assert!(output.join("adapter_model.safetensors").is_file());
@@ -138,7 +138,7 @@ fn a_signal_while_loading_ends_at_once() {
 #[test]
 fn a_loss_that_collapses_is_said() {
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let output = folder.path().join("run");
     let wild = [
         "--data",
@@ -156,7 +156,7 @@ fn a_loss_that_collapses_is_said() {
 #[test]
 fn an_output_below_a_file_is_named() {
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let file = folder.path().join("file");
     fs::write(&file, "x").unwrap();
     let output = file.join("run");
@@ -166,7 +166,7 @@ fn an_output_below_a_file_is_named() {
         file.display()
     );
     assert!(
-        !said.is_success && said.err.contains(&expected),
+        !said.is_success() && said.err.contains(&expected),
         "{}",
         said.err
     );

@@ -14,7 +14,7 @@ fn shown(folder: &Path, data: &[&str], stdin: &str) -> Said {
             "--preview",
             "9",
             "--model",
-            text_of(&bundled().join("model").canonicalize().unwrap()),
+            text_of(&data_folder().join("model")),
             "--data",
         ])
         .args(data)
@@ -29,12 +29,7 @@ fn shown(folder: &Path, data: &[&str], stdin: &str) -> Said {
         .unwrap()
         .write_all(stdin.as_bytes())
         .unwrap();
-    let output = program.wait_with_output().unwrap();
-    Said {
-        is_success: output.status.success(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
+    Said::of(program.wait_with_output().unwrap())
 }
 
 /// A Zstandard frame that holds `content` as it is.
@@ -134,7 +129,7 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
         fs::write(folder.path().join(name), content).unwrap();
         let said = shown(folder.path(), &[name], "");
         assert!(
-            !said.is_success && said.err.contains(expected),
+            !said.is_success() && said.err.contains(expected),
             "{}",
             said.err
         );
@@ -171,7 +166,7 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
     ] {
         let said = shown(folder.path(), &[data], "");
         assert!(
-            !said.is_success && said.err.contains(expected),
+            !said.is_success() && said.err.contains(expected),
             "{}",
             said.err
         );

@@ -5,8 +5,11 @@
 mod data;
 mod ends;
 mod files;
+mod marks;
 mod model;
 mod runs;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,34 +18,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// What the program said.
-struct Said {
-    is_success: bool,
-    out: String,
-    err: String,
-}
-
-/// Runs the program.
-fn program(arguments: &[&str]) -> Said {
-    let output = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    Said {
-        is_success: output.status.success(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-fn bundled() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data")
-}
-
-fn text_of(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use support::{Said, data_folder, program, text_of};
 
 /// `--preview 99` of these lines with more flags.
 #[track_caller]
@@ -57,7 +33,7 @@ fn preview(lines: &[Value], flags: &[&str]) -> Said {
 /// The learnt tokens of each example, brackets and separators left out.
 #[track_caller]
 fn learnt(said: &Said) -> Vec<String> {
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     let mut examples: Vec<String> = Vec::new();
     for line in said.out.lines() {
         if line.starts_with("── ") {
@@ -83,7 +59,7 @@ fn learnt(said: &Said) -> Vec<String> {
 fn with_tools() -> TempDir {
     let folder = TempDir::new().unwrap();
     copy_model(folder.path());
-    let golden = bundled().join("golden/chat_template/qwen2_5.json");
+    let golden = data_folder().join("golden/chat_template/qwen2_5.json");
     let golden: Value = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
     let template = golden["template"].as_str().unwrap();
     fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
@@ -92,7 +68,7 @@ fn with_tools() -> TempDir {
 
 /// The files of the bundled model; the large one is a link.
 fn copy_model(folder: &Path) {
-    let model = bundled().join("model").canonicalize().unwrap();
+    let model = data_folder().join("model").canonicalize().unwrap();
     for name in [
         "config.json",
         "generation_config.json",

@@ -6,7 +6,7 @@ use super::*;
 fn trained(model: &Path, flags: &[&str]) -> (TempDir, PathBuf, Said) {
     let folder = TempDir::new().unwrap();
     let output = folder.path().join("out");
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let all = [
         "--device",
         "cpu",
@@ -21,7 +21,7 @@ fn trained(model: &Path, flags: &[&str]) -> (TempDir, PathBuf, Said) {
     ];
     let rest = ["--data", text_of(&data), "--output", text_of(&output)];
     let said = program(&[&all[..], &rest, flags].concat());
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     (folder, output, said)
 }
 

@@ -14,7 +14,7 @@ fn flags<'a>(data: &'a str, output: &'a str, steps: &'a str) -> Vec<&'a str> {
 
 /// A run of `--save-steps 2`, stopped by nothing, in `folder/a`.
 fn run_of_four(folder: &Path) -> String {
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let output = folder.join("a").to_str().unwrap().to_owned();
     let said = program(
         &[
@@ -23,7 +23,7 @@ fn run_of_four(folder: &Path) -> String {
         ]
         .concat(),
     );
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     output
 }
 
@@ -34,13 +34,13 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
     let result =
         |folder: &str| fs::read(Path::new(folder).join("adapter_model.safetensors")).unwrap();
     let checkpoint = format!("{output}/checkpoint-2");
-    let eval = bundled().join("eval.jsonl");
+    let eval = data_folder().join("eval.jsonl");
     let other = folder.path().join("b").to_str().unwrap().to_owned();
 
     // The settings come from the run, the newest checkpoint is found, and the folder of a finished run stays as it is.
     let said = program(&["--resume", &output]);
     assert!(
-        !said.is_success
+        !said.is_success()
             && said
                 .err
                 .contains("--output: expected a run that has not ended"),
@@ -48,7 +48,7 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
         said.err
     );
     let said = program(&["--resume", &checkpoint, "--output", &other]);
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     assert!(result(&output) == result(&other), "the adapters differ");
 
     let third = folder.path().join("c").to_str().unwrap().to_owned();
@@ -69,7 +69,7 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
         "--resume-anyway",
     ] {
         assert!(
-            !said.is_success && said.err.contains(expected),
+            !said.is_success() && said.err.contains(expected),
             "{}",
             said.err
         );
@@ -80,7 +80,7 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
     );
     let said = program(&[&start[..], &differing, &["--resume-anyway"]].concat());
     assert!(
-        said.is_success && said.err.contains("going on although this run differs"),
+        said.is_success() && said.err.contains("going on although this run differs"),
         "{}",
         said.err
     );
@@ -101,7 +101,7 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
         "--resume-anyway",
     ]);
     assert!(
-        !said.is_success
+        !said.is_success()
             && said
                 .err
                 .contains("--lora-r: 2 in the checkpoint, 8 in this run"),
@@ -114,7 +114,7 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
 fn another_run_starts_from_an_adapter() {
     let folder = TempDir::new().unwrap();
     let output = run_of_four(folder.path());
-    let eval = bundled().join("eval.jsonl");
+    let eval = data_folder().join("eval.jsonl");
     let next = folder.path().join("next").to_str().unwrap().to_owned();
     let start = [
         "--data",
@@ -130,7 +130,7 @@ fn another_run_starts_from_an_adapter() {
     ];
     // The only step has the rate 0: the adapter comes out as it went in.
     let said = program(&start);
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     assert!(
         said.err.contains(
             "--warmup-ratio: a warm-up of 1 steps in a run of 1: the rate of the only step is 0"
@@ -153,7 +153,7 @@ fn another_run_starts_from_an_adapter() {
 #[test]
 fn numbers_that_are_none_stop_a_run_before_anything_is_written() {
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let output = folder.path().join("o").to_str().unwrap().to_owned();
     let wild = [
         "--learning-rate",
@@ -168,7 +168,7 @@ fn numbers_that_are_none_stop_a_run_before_anything_is_written() {
         "1",
     ];
     let said = program(&[&flags(text_of(&data), &output, "6")[..], &wild].concat());
-    assert!(!said.is_success, "{}", said.out);
+    assert!(!said.is_success(), "{}", said.out);
     assert!(
         said.err
             .contains("training has diverged, and nothing of it is written"),
@@ -190,11 +190,11 @@ fn numbers_that_are_none_stop_a_run_before_anything_is_written() {
 #[test]
 fn a_run_says_what_it_is_about_to_do_and_how_far_it_is() {
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let output = folder.path().join("o").to_str().unwrap().to_owned();
     let more = ["--warmup-steps", "100", "--max-length", "64"];
     let said = program(&[&flags(text_of(&data), &output, "10")[..], &more].concat());
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     for expected in [
         "parameters are trained, of a model with",
         "48 examples with ",
@@ -246,14 +246,14 @@ fn streamed_data_is_learnt_block_by_block_and_goes_on_where_it_was() {
     };
     let run = |all: &[String]| program(&all.iter().map(String::as_str).collect::<Vec<_>>());
     let said = run(&start(&whole));
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     let said = program(&[
         "--resume",
         &format!("{whole}/checkpoint-4"),
         "--output",
         &parts,
     ]);
-    assert!(said.is_success, "{}", said.err);
+    assert!(said.is_success(), "{}", said.err);
     let read =
         |folder: &str| fs::read(Path::new(folder).join("adapter_model.safetensors")).unwrap();
     assert!(read(&whole) == read(&parts), "the adapters differ");
@@ -272,7 +272,7 @@ fn streamed_data_is_learnt_block_by_block_and_goes_on_where_it_was() {
 #[test]
 fn two_runs_do_not_share_a_folder() {
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let taken = folder.path().join("taken");
     fs::create_dir(&taken).unwrap();
     fs::write(taken.join("notes.txt"), "mine").unwrap();
@@ -305,7 +305,7 @@ fn two_runs_do_not_share_a_folder() {
 fn files_follow_the_umask() {
     use std::os::unix::fs::PermissionsExt;
     let folder = TempDir::new().unwrap();
-    let data = bundled().join("train.jsonl");
+    let data = data_folder().join("train.jsonl");
     let outputs = ["adapter", "full"].map(|name| folder.path().join(name));
     for (output, more) in outputs.iter().zip(["--lora-r 2", "--full --max-length 64"]) {
         let line = format!(

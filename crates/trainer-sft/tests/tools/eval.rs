@@ -3,11 +3,11 @@
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{adapter, data, fail, succeed, text_of};
+use super::{adapter, data_folder, fail, succeed, text_of};
 
 #[test]
 fn the_numbers_are_those_of_the_tokens() {
-    let file = data().join("eval.jsonl");
+    let file = data_folder().join("eval.jsonl");
     let eval = ["eval", "--data", text_of(&file), "--json"];
     let json = |flags: &[&str]| -> Value {
         serde_json::from_str(&succeed(&[&eval[..], flags].concat())).unwrap()

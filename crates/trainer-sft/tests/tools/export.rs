@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::gguf_file::GgufFile;
-use super::{adapter, bf16s, data, f32s, names, succeed, tensors, text_of};
+use super::{adapter, bf16s, data_folder, f32s, names, succeed, tensors, text_of};
 
 #[test]
 fn a_gguf_file_has_the_model_in_it() {
     let folder = TempDir::new().unwrap();
-    let model = data().join("model");
+    let model = data_folder().join("model");
     let stored = tensors(&model.join("model.safetensors"));
     for (kind, id, file_type) in [
         ("bf16", 30, 32),
@@ -147,7 +147,7 @@ fn an_adapter_can_be_merged_on_the_way() {
 fn adapters_keep_their_product() {
     let folder = TempDir::new().unwrap();
     // rsLoRA, and ranks and alphas by pattern.
-    let path = data().join("golden/peft/adapter");
+    let path = data_folder().join("golden/peft/adapter");
     let output = folder.path().join("adapter.gguf");
     succeed(&[
         "export",
@@ -156,7 +156,7 @@ fn adapters_keep_their_product() {
         "--adapter",
         text_of(&path),
         "--model",
-        text_of(&data().join("golden/peft/model")),
+        text_of(&data_folder().join("golden/peft/model")),
         "--output",
         text_of(&output),
     ]);

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{adapter, copy, data, edit, fail, program, succeed, text_of};
+use super::{adapter, copy, data_folder, edit, fail, program, succeed, text_of};
 
 fn json_of(path: &std::path::Path, code: i32) -> Value {
     let said = program(&["inspect", "--json", text_of(path)]);
@@ -77,7 +77,7 @@ fn a_run_without_a_result_names_its_checkpoint() {
 
 #[test]
 fn models() {
-    let report = json_of(&data().join("model"), 0);
+    let report = json_of(&data_folder().join("model"), 0);
     assert_eq!(report["kind"], "model");
     let facts = &report["model"];
     assert_eq!(facts["model_type"], "qwen2");
@@ -117,7 +117,7 @@ fn what_is_wrong_is_named() {
     );
 
     let model = folder.path().join("model");
-    copy(&data().join("model"), &model);
+    copy(&data_folder().join("model"), &model);
     edit(&model.join("config.json"), |json| {
         json["num_hidden_layers"] = 7.into()
     });
@@ -143,7 +143,7 @@ fn what_is_wrong_is_named() {
 fn a_run_and_its_checkpoint() {
     let folder = TempDir::new().unwrap();
     let run = folder.path().join("run");
-    let train = data().join("train.jsonl");
+    let train = data_folder().join("train.jsonl");
     let flags = [
         "--data",
         text_of(&train),

@@ -8,42 +8,24 @@ mod gguf_file;
 mod inspect;
 mod merge;
 mod refusals;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// What the program said.
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-/// Runs the program.
-fn program(arguments: &[&str]) -> Said {
-    let output = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    Said {
-        code: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
+use support::{data_folder, program, text_of};
 
 /// Runs the program, which must succeed.
 #[track_caller]
 fn succeed(arguments: &[&str]) -> String {
     let said = program(arguments);
-    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert!(said.is_success(), "{}{}", said.out, said.err);
     said.out
 }
 
@@ -60,15 +42,6 @@ fn fail(arguments: &[&str], parts: &[&str]) {
             said.err
         );
     }
-}
-
-fn data() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data");
-    path.canonicalize().unwrap()
-}
-
-fn text_of(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 /// Tensors of a safetensors file: dtype, shape and bytes.
@@ -127,7 +100,7 @@ fn adapter(folder: &Path) -> PathBuf {
         target_modules: TargetModules::List(
             ["q_proj", "v_proj", "down_proj"].map(Into::into).to_vec(),
         ),
-        base_model_name_or_path: Some(text_of(&data().join("model")).to_owned()),
+        base_model_name_or_path: Some(text_of(&data_folder().join("model")).to_owned()),
         ..LoraConfig::default()
     };
     let path = folder.join("adapter");

@@ -12,11 +12,11 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{adapter, bf16s, copy, data, edit, fail, names, succeed, tensors, text_of};
+use super::{adapter, bf16s, copy, data_folder, edit, fail, names, succeed, tensors, text_of};
 
 /// Greedy tokens.
 fn greedy(model: &QwenModel, prompt: &str, adapter: Option<usize>) -> Vec<u32> {
-    let tokenizer = Tokenizer::from_dir(&data().join("model")).unwrap();
+    let tokenizer = Tokenizer::from_dir(&data_folder().join("model")).unwrap();
     let request = GenerateRequest {
         prompt: tokenizer.encode(prompt, false).unwrap(),
         sampling: SamplingParams {
@@ -38,7 +38,7 @@ fn load(folder: &Path) -> QwenModel {
 fn weights_are_those_that_peft_merges() {
     let folder = TempDir::new().unwrap();
     let output = folder.path().join("new/merged");
-    let golden = data().join("golden");
+    let golden = data_folder().join("golden");
     let base = golden.join("peft/model");
     succeed(&[
         "merge",
@@ -88,7 +88,7 @@ fn a_merged_model_says_what_base_and_adapter_say() {
     let [exact, rounded] = ["exact", "rounded"].map(|name| folder.path().join(name));
     // The base model is the one that the adapter names.
     let merge = ["merge", "--adapter", text_of(&adapter), "--output"];
-    let eval_data = data().join("eval.jsonl");
+    let eval_data = data_folder().join("eval.jsonl");
     // Measured as the files are: in f32 nothing but the order of sums differs.
     for (output, dtype, bound) in [(&exact, "f32", 2e-4), (&rounded, "auto", 0.03)] {
         let flags = [text_of(output), "--dtype", dtype];
@@ -106,7 +106,7 @@ fn a_merged_model_says_what_base_and_adapter_say() {
         assert!((merged - adapted).abs() < bound, "{out}");
     }
 
-    let mut model = load(&data().join("model"));
+    let mut model = load(&data_folder().join("model"));
     let plain = greedy(&model, "Once upon a time", None);
     model
         .add_adapter(0, &LoraAdapter::load(&adapter).unwrap())
@@ -118,7 +118,7 @@ fn a_merged_model_says_what_base_and_adapter_say() {
     }
     assert_ne!(greedy(&merged, "Once upon a time", None), plain);
     // A model folder to serve: tokenizer, template, sampling.
-    let files = names(&data().join("model"));
+    let files = names(&data_folder().join("model"));
     assert_eq!(names(&rounded), files);
     let config = fs::read_to_string(exact.join("config.json")).unwrap();
     assert!(config.contains("\"torch_dtype\": \"float32\""), "{config}");
@@ -126,7 +126,7 @@ fn a_merged_model_says_what_base_and_adapter_say() {
 
 /// A copy of the tiny model in two files.
 fn shard(folder: &Path) {
-    copy(&data().join("golden/peft/model"), folder);
+    copy(&data_folder().join("golden/peft/model"), folder);
     let single = folder.join("model.safetensors");
     let all = tensors(&single);
     let mut weight_map = serde_json::Map::new();
@@ -162,8 +162,8 @@ fn shards_stay_as_they_are() {
     shard(&base);
     fs::create_dir(base.join("additional_chat_templates")).unwrap();
     fs::write(base.join("additional_chat_templates/tool_use.jinja"), "x").unwrap();
-    let adapter = data().join("golden/peft/adapter");
-    let tiny = data().join("golden/peft/model");
+    let adapter = data_folder().join("golden/peft/adapter");
+    let tiny = data_folder().join("golden/peft/model");
     for (model, output) in [(&base, &output), (&tiny, &whole)] {
         succeed(&[
             "merge",
@@ -241,7 +241,7 @@ fn nf4_comes_out_and_goes_in() {
     assert!(!config.contains("quantization_config"), "{config}");
     let merged = load(&again);
     assert!(!is_nf4(&merged));
-    let before = tensors(&data().join("model/model.safetensors"));
+    let before = tensors(&data_folder().join("model/model.safetensors"));
     let after = tensors(&again.join("model.safetensors"));
     assert!(before.keys().eq(after.keys()));
     edit(&again.join("config.json"), |_| {});

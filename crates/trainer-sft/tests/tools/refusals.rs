@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{adapter, copy, data, edit, fail, names, text_of};
+use super::{adapter, copy, data_folder, edit, fail, names, text_of};
 
 /// `merge` of an adapter that `change` has broken.
 #[track_caller]
@@ -76,9 +76,9 @@ fn adapters_of_another_model() {
     let folder = TempDir::new().unwrap();
     let own = adapter(folder.path());
     let output = folder.path().join("out");
-    let tiny = data().join("golden/peft/model");
-    let tiny_adapter = data().join("golden/peft/adapter");
-    let bundled = data().join("model");
+    let tiny = data_folder().join("golden/peft/model");
+    let tiny_adapter = data_folder().join("golden/peft/adapter");
+    let bundled = data_folder().join("model");
     for (adapter, model) in [(&own, &tiny), (&tiny_adapter, &bundled)] {
         let flags = ["--model", text_of(model), "--output", text_of(&output)];
         let adapter = ["--adapter", text_of(adapter)];
@@ -136,7 +136,7 @@ fn values_that_a_dtype_cannot_hold() {
 fn models_that_gguf_has_no_words_for() {
     let folder = TempDir::new().unwrap();
     let [model, output] = ["model", "out"].map(|name| folder.path().join(name));
-    copy(&data().join("model"), &model);
+    copy(&data_folder().join("model"), &model);
     let export = ["export", "--format", "gguf", "--output", text_of(&output)];
     let flags = ["--model", text_of(&model)];
     edit(&model.join("config.json"), |json| {
@@ -146,7 +146,7 @@ fn models_that_gguf_has_no_words_for() {
         &[&export[..], &flags].concat(),
         &["rope_scaling", "dynamic"],
     );
-    copy(&data().join("model"), &model);
+    copy(&data_folder().join("model"), &model);
     let tokenizer = fs::read_to_string(model.join("tokenizer.json")).unwrap();
     let other = tokenizer.replace(r"\\p{N}| ?[^", r"\\p{N}{1,3}| ?[^");
     assert_ne!(other, tokenizer);
