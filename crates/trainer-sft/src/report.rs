@@ -70,11 +70,13 @@ impl Report<'_> {
         page
     }
 
-    /// The losses, as a picture that stands alone.
+    /// The losses, as a picture that stands alone; empty where there are none.
     pub(crate) fn loss_svg(&self) -> String {
         let svg = self.loss();
-        let (start, rest) = svg.split_at(svg.find('>').map_or(0, |end| end + 1));
-        format!("{start}<style>{}</style>{rest}", chart::STYLE)
+        match svg.split_once('>') {
+            Some((start, rest)) => format!("{start}><style>{}</style>{rest}", chart::STYLE),
+            None => String::new(),
+        }
     }
 
     fn loss(&self) -> String {
@@ -242,5 +244,6 @@ mod tests {
         };
         assert!(report.html().ends_with("</html>\n"));
         assert!(!report.html().contains("NaN"));
+        assert_eq!(report.loss_svg(), "");
     }
 }

@@ -25,13 +25,12 @@ impl Dataset {
         seed: u64,
         folder: Option<&Path>,
     ) -> Result<Self, DataError> {
-        let mut records: Vec<Source> = Vec::new();
-        for index in 0..self.examples.len() {
-            let source = self.examples.source(index);
-            if records.last() != Some(&source) {
-                records.push(source);
-            }
-        }
+        // A file that is given twice has its records twice, and they stay together, too.
+        let mut seen = HashSet::new();
+        let sources = (0..self.examples.len()).map(|index| self.examples.source(index));
+        let mut records: Vec<Source> = sources
+            .filter(|source| seen.insert(source.clone()))
+            .collect();
         let all = records.len();
         let count = num_taken(part, all).ok_or(DataError::Split { part, records: all })?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -102,6 +101,18 @@ mod tests {
         };
         assert_eq!(drawn(1), drawn(1));
         assert_ne!(drawn(1), drawn(2));
+    }
+
+    #[test]
+    fn a_file_that_is_given_twice_has_each_record_once() {
+        let mut train = dataset(20);
+        let twice = [&train, &train].map(|data| data.examples.iter().map(Result::unwrap));
+        let twice: Vec<Example> = twice.into_iter().flatten().collect();
+        train.examples = twice.into();
+        let eval = train.split(0.1, 1, None).unwrap();
+        assert_eq!((eval.examples.len(), train.examples.len()), (8, 72));
+        let (eval, train) = (lines(&eval), lines(&train));
+        assert!(eval.iter().all(|line| !train.contains(line)));
     }
 
     #[test]

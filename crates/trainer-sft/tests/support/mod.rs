@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// What the program said.
-pub struct Said {
+pub(crate) struct Said {
     /// Its exit status.
-    pub code: i32,
+    pub(crate) code: i32,
     /// Standard output.
-    pub out: String,
+    pub(crate) out: String,
     /// Standard error.
-    pub err: String,
+    pub(crate) err: String,
 }
 
 impl Said {
     /// What a program that has ended said.
-    pub fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap(),
             out: String::from_utf8(output.stdout).unwrap(),
@@ -23,24 +23,24 @@ impl Said {
         }
     }
 
-    pub fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         self.code == 0
     }
 }
 
 /// Runs the program, without standard input.
-pub fn program(arguments: &[&str]) -> Said {
+pub(crate) fn program(arguments: &[&str]) -> Said {
     let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"));
     let program = program.args(arguments).stdin(Stdio::null());
     Said::of(program.output().unwrap())
 }
 
 /// The folder `data` of the repository.
-pub fn data_folder() -> PathBuf {
+pub(crate) fn data_folder() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data");
     path.canonicalize().unwrap()
 }
 
-pub fn text_of(path: &Path) -> &str {
+pub(crate) fn text_of(path: &Path) -> &str {
     path.to_str().unwrap()
 }
