@@ -1,50 +1,68 @@
-//! What `cubecl-cuda` 0.11.3 names of `cubecl-llvm`, without LLVM.
+//! What `cubecl-cuda` 0.11.3 names of `cubecl-llvm`, with NVRTC in the place of LLVM.
 //!
-//! `cubecl-cuda` can compile kernels in two ways: through LLVM, or by printing CUDA C++ for NVRTC.
-//! This project uses the second (feature `cpp`), but the first is linked all the same, and its build
-//! script downloads an LLVM bundle. This crate takes its place by `[patch.crates-io]`: it has the
-//! types, and its compiler answers every kernel with an error that is never reached.
+//! `cubecl-cuda` compiles kernels in one of two ways: through LLVM, or (feature `cpp`) by printing CUDA C++ for NVRTC. The
+//! build script of `cubecl-llvm` downloads an LLVM bundle, and the second way compiles every kernel anew in every process,
+//! twice: NVRTC's PTX goes through the driver's compiler once more. This crate takes the place of the first way by
+//! `[patch.crates-io]`. Its compiler prints CUDA C++, too; NVRTC makes machine code of it, which is kept in a folder for
+//! the next process.
+
+mod cache;
+mod nvrtc;
+
+use std::time::Instant;
 
 use cubecl_core::ir::nvidia::SmArch;
 use cubecl_core::prelude::KernelDefinition;
-use cubecl_server::compiler::CompilationError;
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
+use cubecl_cpp::target::Cuda;
+use cubecl_server::compiler::{CompilationError, Compiler, build_id_hash};
 use cubecl_server::kernel::BufferIOAttr;
+use pliron::op::Op;
+use pliron::printable::Printable;
 
-/// The compiler that is not here.
+use crate::cache::{Cache, Compiled, Key};
+use crate::nvrtc::Target;
+
+/// From a kernel to what the driver loads.
 #[derive(Clone, Debug)]
 pub struct PlironCompiler {
     pub target: LlvmTarget,
 }
 
-/// What the compiler would compile for.
+/// What is compiled for.
 #[derive(Clone, Copy, Debug)]
 pub enum LlvmTarget {
     Nvptx,
 }
 
-/// What the compiler would be told.
+/// What the compiler is told.
 #[derive(Clone, Debug, Default)]
 pub struct PlironOptions {
     pub arch: Option<()>,
+    /// The card's architecture.
     pub sm_arch: Option<SmArch>,
     pub ptx_version: Option<nvptx::ptx_version::PtxVersion>,
+    /// Whether parameters of a kernel are constants of its grid.
     pub grid_constants: bool,
     /// So that callers' `..Default::default()` has a field left to fill.
     pub cpu_buffer_alignment: Option<u32>,
 }
 
-/// What the compiler would return.
+/// What the compiler returns.
 pub enum PlironArtifact {
     NvptxCode(NvptxModule),
     Other,
 }
 
-/// A kernel in PTX.
+/// A kernel that the driver loads.
 #[derive(Clone, Debug)]
 pub struct NvptxModule {
+    /// Machine code; PTX, for a card that is newer than NVRTC.
     pub ptx: Vec<core::ffi::c_char>,
     pub entrypoint: String,
+    /// CUDA C++; empty if the code was kept by another process.
     pub ir: String,
+    /// Bytes of dynamic shared memory.
     pub shared_memory_size: usize,
     pub io: Vec<BufferIOAttr>,
 }
@@ -52,19 +70,89 @@ pub struct NvptxModule {
 impl PlironCompiler {
     pub fn compile(
         &mut self,
-        _kernel: KernelDefinition,
-        _options: &PlironOptions,
+        kernel: KernelDefinition,
+        options: &PlironOptions,
     ) -> Result<PlironArtifact, CompilationError> {
-        Err(CompilationError::Generic {
-            reason: "this build has no LLVM: kernels are compiled from CUDA C++ by NVRTC \
-                     (enable the feature `cpp` of cubecl-cuda)"
-                .into(),
-            backtrace: cubecl_environment::backtrace::BackTrace::capture(),
-        })
+        let Some(arch) = options.sm_arch else {
+            return Err(nvrtc::error("no architecture to compile for"));
+        };
+        let nvrtc = nvrtc::version()?;
+        let target = nvrtc::Target::of(arch.version())?;
+        let entrypoint = kernel.settings.kernel_name.clone();
+        let cache = Cache::of_user();
+        let key = cache.map(|_| key(&kernel, target, nvrtc, options.grid_constants));
+        if let (Some(cache), Some(key)) = (cache, &key)
+            && let Some(kept) = cache.load(key)
+        {
+            return Ok(PlironArtifact::NvptxCode(module(
+                entrypoint,
+                String::new(),
+                kept,
+            )));
+        }
+        let begin = Instant::now();
+        let version = arch.version();
+        // What cubecl-cuda tells the same compiler, in its runtime.rs.
+        let cpp = CompilationOptions {
+            supports_features: CppSupportedFeatures {
+                grid_constants: options.grid_constants,
+                clusters: version >= 90,
+                fast_math: true,
+                fast_tanh: version >= 75 && nvrtc >= (12, 8),
+                elect_sync: version >= 90,
+                dp4a: version >= 61,
+            },
+            ..Default::default()
+        };
+        let kernel = CppCompiler::<Cuda>::default().compile(kernel, &cpp)?;
+        let printed = begin.elapsed();
+        let compiled = Compiled {
+            shared_memory_size: kernel.shared_memory_size,
+            io: kernel.io,
+            code: nvrtc::compile(&kernel.source, target)?,
+        };
+        let (total, printed) = (begin.elapsed().as_millis(), printed.as_millis());
+        log::debug!("compiled {entrypoint} in {total} ms, {printed} of them to CUDA C++");
+        if let (Some(cache), Some(key)) = (cache, &key) {
+            cache.store(key, &compiled);
+        }
+        Ok(PlironArtifact::NvptxCode(module(
+            entrypoint,
+            kernel.source,
+            compiled,
+        )))
     }
 
     pub fn lang_tag(&self) -> &'static str {
-        "llvm"
+        "cpp"
+    }
+}
+
+/// All that the code of a kernel depends on. The entry point's name has a hash of the kernel's type and of its parameters at
+/// compile time; what the program makes of them is in the printed kernel, and otherwise in the program itself.
+fn key(kernel: &KernelDefinition, target: Target, nvrtc: (i32, i32), grid_constants: bool) -> Key {
+    let module = kernel.body.state().module.get_operation();
+    let printed = module.disp(kernel.body.ctx()).to_string();
+    let (settings, info) = (&kernel.settings, &kernel.info);
+    Key::of(&(
+        build_id_hash(),
+        settings,
+        info,
+        printed,
+        target,
+        nvrtc,
+        grid_constants,
+    ))
+}
+
+fn module(entrypoint: String, ir: String, compiled: Compiled) -> NvptxModule {
+    let code = compiled.code.into_iter();
+    NvptxModule {
+        ptx: code.map(|byte| byte as core::ffi::c_char).collect(),
+        entrypoint,
+        ir,
+        shared_memory_size: compiled.shared_memory_size,
+        io: compiled.io,
     }
 }
 
@@ -98,7 +186,7 @@ pub mod shared {
             Nvptx,
         }
 
-        /// Nothing to narrow: the CUDA C++ path has all features.
+        /// Nothing to narrow: CUDA C++ has all features.
         pub fn restrict_features(_properties: &mut DeviceProperties, _target: GpuTarget) {}
     }
 }

@@ -69,6 +69,14 @@ impl GraphRunner {
         }
     }
 
+    /// The numbers of rows that steps of up to `max_rows` rows are padded to, in ascending order.
+    pub fn row_counts(max_rows: usize) -> Vec<usize> {
+        let counts = (1..=max_rows).map(bucket);
+        let mut counts: Vec<usize> = counts.map(|count| count.min(max_rows)).collect();
+        counts.dedup();
+        counts
+    }
+
     /// Whether steps can be launched ahead, see [`GraphRunner::launch_ahead`].
     pub fn overlaps(&self) -> bool {
         self.graphs.is_some() && self.queues_reads
@@ -145,4 +153,37 @@ fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) 
     let adapters = AdapterSelection::per_row(&slots, &model.device());
     let mut kv = PagedAttention::new(cache, &batch);
     model.forward(&tokens, &positions, &adapters, &mut kv)
+}
+
+/// Rows that are computed for a number of sequences: few graphs, little waste.
+fn bucket(num_sequences: usize) -> usize {
+    match num_sequences {
+        0..=4 => num_sequences.next_power_of_two(),
+        5..=32 => num_sequences.next_multiple_of(8),
+        33..=128 => num_sequences.next_multiple_of(16),
+        _ => num_sequences.next_multiple_of(32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GraphRunner, bucket};
+
+    #[test]
+    fn buckets_hold_the_sequences_with_little_waste() {
+        for num in 1..600 {
+            let rows = bucket(num);
+            assert!(rows >= num && rows - num <= num.max(4), "{num}: {rows}");
+            assert_eq!(bucket(rows), rows);
+        }
+    }
+
+    #[test]
+    fn every_number_of_rows_has_a_step() {
+        assert_eq!(GraphRunner::row_counts(1), [1]);
+        assert_eq!(GraphRunner::row_counts(20), [1, 2, 4, 8, 16, 20]);
+        let counts = GraphRunner::row_counts(256);
+        assert_eq!(counts.len(), 17);
+        assert!((1..=256).all(|num| counts.contains(&bucket(num))));
+    }
 }

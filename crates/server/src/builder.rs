@@ -130,6 +130,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether a GPU compiles kernels and captures graphs before the first request, so that none waits for them.
+    pub fn warm_up(mut self, warm_up: bool) -> Self {
+        self.config.warm_up = warm_up;
+        self
+    }
+
     /// Whether equal prompt beginnings share blocks of the KV cache.
     pub fn enable_prefix_caching(mut self, enable: bool) -> Self {
         self.config.enable_prefix_caching = enable;

@@ -80,6 +80,8 @@ pub struct Config {
     pub compute_dtype: ComputeDtype,
     /// Whether no step is captured as a CUDA graph.
     pub enforce_eager: bool,
+    /// Whether a GPU compiles kernels and captures graphs before the first request.
+    pub warm_up: bool,
     /// Type of the KV cache.
     pub kv_cache_dtype: Dtype,
     /// Adapter limits and the adapters to load at start; `None` without `--enable-lora`.
@@ -308,6 +310,7 @@ impl Config {
             compute_dtype: args.compute_dtype,
             owns_device: false,
             enforce_eager: args.enforce_eager,
+            warm_up: !args.no_warm_up,
             kv_cache_dtype: args.kv_cache_dtype,
             lora,
             chat_template: args.chat_template.map(template_source).transpose()?,
@@ -347,6 +350,7 @@ impl Default for Config {
             enable_prefix_caching: true,
             compute_dtype: ComputeDtype::Auto,
             enforce_eager: false,
+            warm_up: true,
             kv_cache_dtype: Dtype::Auto,
             lora: None,
             chat_template: None,

@@ -22,6 +22,7 @@ mod start;
 pub mod stats;
 mod submit;
 mod verify;
+mod warm_up;
 mod worker;
 
 pub use error::{AdapterError, SequenceError, SubmitError};

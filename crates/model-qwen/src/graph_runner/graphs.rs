@@ -8,7 +8,7 @@ use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeStep, PagedKvCache, RecordedAttention, SchedulerConfig};
 use lora_4bit::{AdapterSelection, StackedRows, Weight};
 
-use super::{DecodeRow, Pending};
+use super::{DecodeRow, Pending, bucket};
 use crate::choose::MAX_LOGIT_ROWS;
 use crate::kernels::choice::{argmax_into, draw_step, read_ids};
 use crate::kernels::gpu::device_begin;
@@ -221,29 +221,5 @@ fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
         has_adapters: rows.iter().any(|row| row.slot.is_some()),
         has_neighbours: rows.iter().any(|row| row.follows),
         how,
-    }
-}
-
-/// Rows that are computed for a number of sequences: few graphs, little waste.
-fn bucket(num_sequences: usize) -> usize {
-    match num_sequences {
-        0..=4 => num_sequences.next_power_of_two(),
-        5..=32 => num_sequences.next_multiple_of(8),
-        33..=128 => num_sequences.next_multiple_of(16),
-        _ => num_sequences.next_multiple_of(32),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bucket;
-
-    #[test]
-    fn buckets_hold_the_sequences_with_little_waste() {
-        for num in 1..600 {
-            let rows = bucket(num);
-            assert!(rows >= num && rows - num <= num.max(4), "{num}: {rows}");
-            assert_eq!(bucket(rows), rows);
-        }
     }
 }

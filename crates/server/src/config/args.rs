@@ -274,6 +274,10 @@ pub struct Args {
     #[arg(long)]
     pub enforce_eager: bool,
 
+    /// Serve before kernels are compiled and CUDA graphs are captured: the first requests wait for them. A CPU has none
+    #[arg(long)]
+    pub no_warm_up: bool,
+
     /// TOML file with the same settings (`max-model-len = "8k"`); flags win over it, it wins over the environment
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

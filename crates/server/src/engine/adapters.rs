@@ -61,6 +61,11 @@ impl Adapters {
         named.map(|adapter| adapter.info.clone()).collect()
     }
 
+    /// A slot that has an adapter.
+    pub(super) fn used_slot(&self) -> Option<usize> {
+        self.all.iter().find_map(|adapter| adapter.slot)
+    }
+
     /// The adapter that requests call `name`.
     pub(super) fn find(&self, name: &str) -> Option<AdapterId> {
         let mut named = self.all.iter().filter(|adapter| !adapter.retired);

@@ -122,6 +122,11 @@ impl EngineReceiver {
         &self.shared.requests
     }
 
+    /// Whether sequences become vectors instead of text.
+    pub fn pools(&self) -> bool {
+        self.shared.limits.pooling.is_some()
+    }
+
     /// Publishes a snapshot for `/metrics`.
     pub fn publish_stats(&self, stats: EngineStats) {
         *self.shared.stats() = stats;

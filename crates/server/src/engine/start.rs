@@ -1,6 +1,7 @@
 //! From a configuration to a running engine thread.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
@@ -53,6 +54,12 @@ pub enum StartError {
     Scheduler(#[from] kv_paging::ConfigError),
     /// `--lora-modules`.
     Adapter(#[from] AdapterError),
+    /// The device has failed before the first request.
+    #[error(
+        "the device cannot compute a step that requests may need: {0}; decrease --gpu-memory-utilization, --max-num-seqs or \
+         --max-num-batched-tokens, or start with --no-warm-up"
+    )]
+    WarmUp(String),
     /// The operating system refused a thread.
     #[error("cannot start the engine thread: {0}")]
     Thread(std::io::Error),
@@ -157,11 +164,25 @@ impl Engine {
             },
             ..config.clone()
         };
-        let worker = Worker::new(model, cache, scheduler, receiver, adapters, config);
+        let mut worker = Worker::new(model, cache, scheduler, receiver, adapters, config);
+        let warms_up = config.warm_up && is_gpu(&device);
+        let (sender, warmed_up) = mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                let result = if warms_up { worker.warm_up() } else { Ok(()) };
+                let runs = result.is_ok();
+                // Whoever starts an engine waits for this.
+                let _ = sender.send(result);
+                if runs {
+                    worker.run();
+                }
+            })
             .map_err(StartError::Thread)?;
+        match warmed_up.recv() {
+            Ok(result) => result.map_err(StartError::WarmUp)?,
+            Err(_) => return Err(StartError::WarmUp("its thread has ended".to_owned())),
+        }
 
         let info = ModelInfo {
             tokenizer,

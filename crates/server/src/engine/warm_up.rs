@@ -1,0 +1,219 @@
+//! Before the first request: a GPU compiles kernels at their first use, and graphs of steps are captured at theirs. A request
+//! should not wait for either, so steps of all sizes run first, on blocks of the KV cache that nobody has yet.
+
+use std::time::{Duration, Instant};
+
+use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, SequenceChunk};
+use lora_4bit::AdapterSelection;
+use model_qwen::{ChoiceRow, DecodeRow, GraphRunner, Pending, Sampler, SamplingParams, Want};
+
+use super::recovery::catch;
+use super::worker::Worker;
+
+/// How often progress is logged.
+const REPORT: Duration = Duration::from_secs(2);
+
+/// A step that is run once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum WarmUpStep {
+    /// One token of each of some sequences.
+    Decode {
+        num_rows: usize,
+        how: Sampling,
+        slot: Option<usize>,
+    },
+    /// Prompts of these lengths together.
+    Prompts {
+        lens: Vec<usize>,
+        slot: Option<usize>,
+    },
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sampling {
+    Greedy,
+    Drawn,
+    /// By the host: with log-probabilities.
+    Read,
+}
+
+impl Sampling {
+    const ALL: [Self; 3] = [Self::Greedy, Self::Drawn, Self::Read];
+
+    fn params(self) -> SamplingParams {
+        match self {
+            Self::Greedy => SamplingParams::greedy(),
+            Self::Drawn => SamplingParams {
+                top_p: 0.9,
+                ..SamplingParams::default()
+            },
+            Self::Read => SamplingParams {
+                logprobs: Some(1),
+                ..SamplingParams::greedy()
+            },
+        }
+    }
+}
+
+impl Worker {
+    /// Runs every kind of step once.
+    ///
+    /// # Errors
+    /// What the device says of the step that it can't compute.
+    pub(super) fn warm_up(&mut self) -> Result<(), String> {
+        let steps = self.warm_up_steps();
+        let start = Instant::now();
+        let mut reported = start;
+        for (i, step) in steps.iter().enumerate() {
+            catch(|| self.run_warm_up(step))?;
+            if reported.elapsed() >= REPORT {
+                reported = Instant::now();
+                tracing::info!("warming up: step {} of {}", i + 1, steps.len());
+            }
+        }
+        let seconds = start.elapsed().as_secs_f32();
+        tracing::info!(steps = steps.len(), seconds, "warmed up");
+        Ok(())
+    }
+
+    /// Large steps come first: smaller ones find room in the memory that these leave.
+    fn warm_up_steps(&self) -> Vec<WarmUpStep> {
+        let config = self.scheduler.config();
+        let longest = config.max_model_len.min(config.max_num_batched_tokens);
+        let longest = longest.min(self.cache.shape().num_blocks * config.block_size);
+        let pools = self.receiver.pools();
+        let with_adapter = self.adapters.used_slot().map(Some);
+        let mut steps = Vec::new();
+        for slot in with_adapter.into_iter().chain([None]) {
+            steps.extend(prompt_lens(longest).map(|len| WarmUpStep::Prompts {
+                lens: vec![len],
+                slot,
+            }));
+            // A prompt among sequences that go on, and many that begin together.
+            let mut counts = GraphRunner::row_counts(config.max_num_seqs);
+            counts.reverse();
+            steps.extend(counts.iter().map(|&num| {
+                let first = (longest + 1).saturating_sub(num).min(3 * config.block_size);
+                let lens = std::iter::once(first.max(1)).chain(std::iter::repeat_n(1, num - 1));
+                let lens = lens.collect();
+                WarmUpStep::Prompts { lens, slot }
+            }));
+            if !pools {
+                let decodes = Sampling::ALL.into_iter().flat_map(|how| {
+                    (counts.iter()).map(move |&num_rows| WarmUpStep::Decode {
+                        num_rows,
+                        how,
+                        slot,
+                    })
+                });
+                steps.extend(decodes);
+            }
+        }
+        steps
+    }
+
+    fn run_warm_up(&mut self, step: &WarmUpStep) -> Result<(), String> {
+        match step {
+            &WarmUpStep::Decode {
+                num_rows,
+                how,
+                slot,
+            } => {
+                let mut samplers = self.samplers(num_rows, how);
+                let rows: Vec<DecodeRow<'_>> = (samplers.iter_mut())
+                    .map(|sampler| DecodeRow {
+                        follows: false,
+                        token: DecodeToken::Id(0),
+                        position: 0,
+                        slot,
+                        block_table: &[0],
+                        draw: sampler.draw(0, &[]),
+                    })
+                    .collect();
+                let pending = self.runner.launch(&self.model, &mut self.cache, &rows);
+                self.choose(pending, samplers.iter_mut().enumerate())
+            }
+            WarmUpStep::Prompts { lens, slot } => {
+                let num_tokens = lens.iter().sum();
+                let positions: Vec<u32> = lens.iter().flat_map(|&len| 0..len as u32).collect();
+                let block_size = self.cache.shape().block_size;
+                let longest = lens.iter().copied().max().unwrap_or(0);
+                let table: Vec<u32> = (0..longest.div_ceil(block_size) as u32).collect();
+                let chunks: Vec<SequenceChunk<'_>> = (lens.iter())
+                    .map(|&len| SequenceChunk {
+                        query_len: len,
+                        context_len: len,
+                        block_table: &table[..len.div_ceil(block_size)],
+                    })
+                    .collect();
+                let batch = AttentionBatch::new(&chunks, block_size);
+                let adapters = AdapterSelection::per_row(&vec![*slot; num_tokens], &self.device);
+                let mut kv = PagedAttention::new(&mut self.cache, &batch);
+                let tokens = vec![0; num_tokens];
+                let hidden = (self.model).forward(&tokens, &positions, &adapters, &mut kv); // [tokens, hidden]
+                if self.receiver.pools() {
+                    // Only a read tells what has failed.
+                    let first = hidden.narrow(0, 0, 1).try_into_data();
+                    return first.map(drop).map_err(|error| error.to_string());
+                }
+                let ends = lens.iter().scan(0, |end, &len| {
+                    *end += len;
+                    Some(*end - 1)
+                });
+                let ends: Vec<usize> = ends.collect();
+                for how in Sampling::ALL {
+                    let mut samplers = self.samplers(ends.len(), how);
+                    let rows = ends.iter().copied().zip(&mut samplers);
+                    self.choose(Pending::hidden(hidden.clone()), rows)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn samplers(&self, num: usize, how: Sampling) -> Vec<Sampler> {
+        let new = || Sampler::new(&how.params(), &[], self.model.config.vocab_size);
+        std::iter::repeat_with(new).take(num).collect()
+    }
+
+    /// Waits for tokens that nobody wants.
+    fn choose<'a>(
+        &self,
+        pending: Pending,
+        rows: impl Iterator<Item = (usize, &'a mut Sampler)>,
+    ) -> Result<(), String> {
+        let want = |sampler| Want::Token {
+            sampler,
+            banned: &[],
+        };
+        let rows = rows.map(|(row, sampler)| ChoiceRow {
+            row,
+            want: want(sampler),
+        });
+        let mut rows: Vec<ChoiceRow<'_>> = rows.collect();
+        let chosen = pending.tokens(&self.model, &mut rows);
+        chosen.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// Lengths of prompts that need kernels of their own: a kernel takes numbers of rows up to a power of two.
+fn prompt_lens(longest: usize) -> impl Iterator<Item = usize> {
+    let powers = (1..usize::BITS).map(|bits| 1 << bits);
+    let mut lens: Vec<usize> = powers.take_while(|&len| len < longest).collect();
+    lens.push(longest);
+    lens.into_iter().rev()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_are_as_long_as_they_may_be_at_most() {
+        let lens = |longest| prompt_lens(longest).collect::<Vec<_>>();
+        assert_eq!(lens(100), [100, 64, 32, 16, 8, 4, 2]);
+        assert_eq!(lens(64), [64, 32, 16, 8, 4, 2]);
+        assert_eq!(lens(1), [1]);
+    }
+}
