@@ -160,6 +160,8 @@ impl OptimizerConfig {
 
 /// The value of `--report-to` that means event files of TensorBoard.
 const TENSORBOARD: &str = "tensorboard";
+/// The value of `--report-to` that means nothing.
+const NO_REPORT: &str = "none";
 
 /// Length, batches, seed and outputs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -318,4 +320,24 @@ pub enum LrSchedule {
     Polynomial,
     /// One over the square root of the steps, of which the warm-up is one (10000 steps without one).
     InverseSqrt,
+}
+
+impl LrSchedule {
+    /// Whether `--min-lr` and `--min-lr-rate` are settings of it.
+    fn has_min_lr(self) -> bool {
+        matches!(
+            self,
+            Self::CosineWithMinLr | Self::WarmupStableDecay | Self::Polynomial
+        )
+    }
+
+    /// Whether `--lr-power` is.
+    fn has_power(self) -> bool {
+        self == Self::Polynomial
+    }
+
+    /// Whether `--lr-decay-steps` is.
+    fn has_decay_steps(self) -> bool {
+        self == Self::WarmupStableDecay
+    }
 }
