@@ -172,7 +172,7 @@ fn a_resumed_run_is_measured_on_the_same_records() {
     config.run.output = dir.path().join("b");
     let error = run(&config).unwrap_err().to_string();
     assert!(
-        error.contains("--data: ") && error.contains("evaluated on"),
+        error.contains("--eval-data: ") && !error.contains("--data: "),
         "{error}"
     );
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, TensorView, serialize_to_file};
@@ -47,6 +48,9 @@ pub enum QuantizeFileError {
         /// Why.
         message: String,
     },
+    /// Whoever looked on has stopped it.
+    #[error("stopped")]
+    Stopped,
 }
 
 /// A safetensors file of which only the header is in memory.
@@ -125,19 +129,19 @@ impl TensorFile {
 
     /// Writes the file `output`, in which the weights that `choose` picks by name are NF4 as bitsandbytes stores it, with their
     /// scales quantized too if `double_quant`; other tensors are copied. `on_tensor` gets the name of each tensor when it is
-    /// done, and its bytes in this file.
+    /// done, and its bytes in this file; it may stop the work.
     ///
     /// The `__metadata__` of this file is kept. Memory holds one tensor of this file and all of the new one.
     ///
     /// # Errors
-    /// If a tensor cannot be read or quantized, or the new file cannot be written. `output` is then as it was, unless only its
+    /// If a tensor cannot be read or quantized, `on_tensor` stops it, or the new file cannot be written. `output` is then as it was, unless only its
     /// permissions could not be set.
     pub fn quantize_to(
         &mut self,
         output: &Path,
         double_quant: bool,
         choose: impl Fn(&str) -> bool,
-        mut on_tensor: impl FnMut(&str, u64),
+        mut on_tensor: impl FnMut(&str, u64) -> ControlFlow<()>,
     ) -> Result<QuantizedFile, QuantizeFileError> {
         let mut tensors: Vec<(String, OwnedTensor)> = Vec::new();
         let mut written = QuantizedFile::default();
@@ -160,7 +164,9 @@ impl TensorFile {
             } else {
                 tensors.push((name.clone(), tensor));
             }
-            on_tensor(&name, num_bytes);
+            if on_tensor(&name, num_bytes).is_break() {
+                return Err(QuantizeFileError::Stopped);
+            }
         }
         let sizes = tensors
             .iter()

@@ -207,7 +207,7 @@ fn compare(
         },
     };
     match QwenModel::load(&folder, &LoadOptions::default(), &Device::flex()) {
-        Ok(mut model) => {
+        Ok(model) => {
             if let Err(error) = model.check_adapter(adapter) {
                 problems.push(error.to_string());
             }
