@@ -135,7 +135,7 @@ impl Sampler {
         }
     }
 
-    /// The same without what it has room for, for [`Self::follow`].
+    /// A copy for [`Self::follow`] to fill; buffers for logits are empty.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
@@ -153,8 +153,8 @@ impl Sampler {
         }
     }
 
-    /// Becomes what `before`, another sampler of the same text, is after `token`. Takes the place of a copy without asking for
-    /// memory.
+    /// Becomes what `before`, another sampler of the same text, is after `token`. It keeps its own memory where that is large
+    /// enough; a constraint is cloned.
     pub fn follow(&mut self, before: &Self, token: u32) {
         self.params = Arc::clone(&before.params);
         self.constraint.clone_from(&before.constraint);

@@ -318,7 +318,7 @@ pub enum LrSchedule {
     WarmupStableDecay,
     /// A power of the part of the steps that is left, down to --min-lr [default: 1e-7].
     Polynomial,
-    /// One over the square root of the steps, of which the warm-up is one (10000 steps without one).
+    /// √(W / step), W being the warm-up steps; without a warm-up √(10000 / (10000 + step)).
     InverseSqrt,
 }
 
