@@ -104,7 +104,8 @@ pub struct TrainerState {
     pub log_history: Vec<Box<RawValue>>,
 }
 
-const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// AdamW's moments.
+pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// Writes a checkpoint to `dir`; `write_weights` writes the trained weights into the folder it is given.
 ///

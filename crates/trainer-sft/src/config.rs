@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
 pub use resolve::DEFAULT_EPOCHS;
-pub(crate) use resume::{STATE_FILE, checkpoints_of, find_checkpoint, run_of};
+pub(crate) use resume::{
+    SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
+};
 pub use validate::{ALL_LINEAR, ConfigError};
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].

@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::config::args::with_hyphens;
 
-pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs, MergedAs};
+pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
 pub use error::ToolError;
 pub use evaluate::{Measured, measure};
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Metadata, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, Metadata, TensorView, serialize_to_file};
 
 use super::{BnbError, OwnedTensor, nf4_tensors, quantize_tensor};
 
@@ -120,6 +120,12 @@ impl TensorFile {
             metadata,
             data_start,
         })
+    }
+
+    /// The dtype of each tensor.
+    pub fn dtypes(&self) -> impl Iterator<Item = Dtype> {
+        let tensors = self.metadata.tensors().into_values();
+        tensors.map(|info| info.dtype)
     }
 
     /// Bytes of all tensors.

@@ -189,3 +189,31 @@ fn is_plain(yarn: &Yarn) -> bool {
         && yarn.beta_slow == 1.0
         && yarn.truncate
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(model_type: &str, attention_bias: bool, max_position_embeddings: u64) -> QwenConfig {
+        let json = serde_json::json!({
+            "model_type": model_type, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 32, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "attention_bias": attention_bias,
+            "max_position_embeddings": max_position_embeddings,
+        });
+        QwenConfig::from_json(&json.to_string(), Path::new("config.json")).unwrap()
+    }
+
+    #[test]
+    fn what_the_format_cannot_say_names_its_field() {
+        architecture(&config("qwen3", false, 1024)).unwrap();
+        let error = |config| architecture(&config).unwrap_err().to_string();
+        let biased = error(config("qwen3", true, 1024));
+        assert!(biased.contains("`attention_bias`"), "{biased}");
+        let long = error(config("qwen2", false, 1 << 32));
+        let expected = "`max_position_embeddings`: expected a number below 2^32, found 4294967296";
+        assert!(long.contains(expected), "{long}");
+    }
+}

@@ -7,9 +7,9 @@ use std::sync::atomic::AtomicBool;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::merge::{MergeOptions, MergeSummary};
 use model_qwen::quantize::{QuantizeOptions, quantize_checkpoint};
-use model_qwen::{Dtype, MergedWeights};
+use model_qwen::{Dtype, MergedWeights, Quantization};
 
-use super::arguments::{MergeArgs, MergedAs};
+use super::arguments::MergeArgs;
 use super::base::{base_model, load_adapter};
 use super::error::ToolError;
 use super::evaluate::{EvalData, Which};
@@ -22,7 +22,7 @@ const QUANTIZED: &str = "nf4";
 
 /// Merges, and says what was written.
 pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolError> {
-    if args.no_double_quant && args.quantization == MergedAs::None {
+    if args.no_double_quant && args.quantization == Quantization::None {
         return Err(ToolError::Flag {
             flag: "no-double-quant",
             expected: "--quantization nf4 beside it".to_owned(),
@@ -37,7 +37,7 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolErr
         [] => None,
         files => Some(EvalData::load(&base, files, &args.device)?),
     };
-    let double_quant = (args.quantization == MergedAs::Nf4).then_some(!args.no_double_quant);
+    let double_quant = (args.quantization == Quantization::Nf4).then_some(!args.no_double_quant);
     let job = Job {
         base: &base,
         output: &args.output,

@@ -64,11 +64,11 @@ impl Staging {
             _ => Path::new("."),
         };
         fs::create_dir_all(parent).map_err(io_error(parent))?;
-        if let Some(free) = space::free(parent).filter(|free| *free < needed) {
+        if let Some([needed, free]) = space::lacking(parent, needed) {
             return Err(ToolError::Space {
                 folder: parent.to_owned(),
-                needed: needed.div_ceil(1 << 20),
-                free: free >> 20,
+                needed,
+                free,
             });
         }
         let name = name.to_string_lossy();
