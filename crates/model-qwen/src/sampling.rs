@@ -135,18 +135,18 @@ impl Sampler {
         }
     }
 
-    /// A copy for [`Self::follow`] to fill; buffers for logits are empty.
+    /// A sampler with the same parameters and without a text, for [`Self::follow`] to fill.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
             params: Arc::clone(&self.params),
-            constraint: self.constraint.clone(),
-            thinking: self.thinking.clone(),
+            constraint: None,
+            thinking: None,
             rng: self.rng.clone(),
-            num_output: self.num_output,
-            draws_from: self.draws_from,
-            seen: self.seen.clone(),
-            output: self.output.clone(),
+            num_output: 0,
+            draws_from: 0,
+            seen: HashMap::new(),
+            output: Vec::new(),
             changed: Vec::new(),
             candidates: Vec::new(),
             scratch: Vec::new(),
