@@ -18,8 +18,7 @@ use crate::nf4::{Absmax, BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Data};
 
 pub use error::BnbError;
 pub use file::{QuantizeFileError, QuantizedFile, TensorFile};
-pub(crate) use write::decode_floats;
-pub use write::{OwnedTensor, nf4_tensors, quantize_tensor};
+pub use write::{OwnedTensor, decode_floats, nf4_tensors, quantize_tensor};
 
 const QUANT_STATE: &str = "quant_state.bitsandbytes__";
 
@@ -62,11 +61,10 @@ pub fn read_nf4<'data>(
     weight_name: &str,
 ) -> Result<Option<Nf4Data>, BnbError> {
     let parts = Parts { get, weight_name };
-    let state_name = format!("{weight_name}.{QUANT_STATE}nf4");
-    let Some(state) = get(&state_name) else {
-        return parts.refuse_other_formats().map(|()| None);
+    let state_name = parts.state_name();
+    let Some((state, shape, dtype)) = parts.quant_state(&state_name)? else {
+        return Ok(None);
     };
-    let (state, shape, dtype) = parts.quant_state(&state_name, &state)?;
     let reason = || format!(" for shape [{}, {}]", shape[0], shape[1]);
     let num_values = shape[0]
         .checked_mul(shape[1])
@@ -114,6 +112,20 @@ pub fn read_nf4<'data>(
     }))
 }
 
+/// The shape `[out, in]` and the original type of a weight, without reading its values. Otherwise as [`read_nf4`].
+///
+/// # Errors
+///
+/// If the quantization state is missing or broken, or the weight is quantized in another way.
+pub fn read_nf4_shape<'data>(
+    get: &dyn Fn(&str) -> Option<TensorView<'data>>,
+    weight_name: &str,
+) -> Result<Option<([usize; 2], DType)>, BnbError> {
+    let parts = Parts { get, weight_name };
+    let state = parts.quant_state(&parts.state_name())?;
+    Ok(state.map(|(_, shape, dtype)| (shape, dtype)))
+}
+
 /// The tensors of one weight, looked up by role.
 struct Parts<'a, 'data> {
     get: &'a dyn Fn(&str) -> Option<TensorView<'data>>,
@@ -123,6 +135,10 @@ struct Parts<'a, 'data> {
 impl<'data> Parts<'_, 'data> {
     fn name(&self, part: &str) -> String {
         format!("{}.{part}", self.weight_name)
+    }
+
+    fn state_name(&self) -> String {
+        self.name(&format!("{QUANT_STATE}nf4"))
     }
 
     fn has(&self, part: &str) -> bool {
@@ -161,13 +177,13 @@ impl<'data> Parts<'_, 'data> {
         Ok(())
     }
 
-    /// Parses and checks the JSON: the state, the shape `[out, in]` and the type of the original weight.
-    fn quant_state(
-        &self,
-        name: &str,
-        tensor: &TensorView<'_>,
-    ) -> Result<(QuantState, [usize; 2], DType), BnbError> {
-        check_dtype(name, "U8", &[Dtype::U8], tensor)?;
+    /// Parses and checks the JSON in the tensor `name`: the state, the shape `[out, in]` and the type of the original weight.
+    /// `None` means that the weight is not quantized.
+    fn quant_state(&self, name: &str) -> Result<Option<(QuantState, [usize; 2], DType)>, BnbError> {
+        let Some(tensor) = (self.get)(name) else {
+            return self.refuse_other_formats().map(|()| None);
+        };
+        check_dtype(name, "U8", &[Dtype::U8], &tensor)?;
         let invalid = |reason: String| BnbError::QuantState {
             name: name.to_owned(),
             reason,
@@ -188,7 +204,7 @@ impl<'data> Parts<'_, 'data> {
             "float32" => DType::F32,
             other => return Err(self.unsupported("dtype", other, "bfloat16, float16, float32")),
         };
-        Ok((state, shape, dtype))
+        Ok(Some((state, shape, dtype)))
     }
 
     /// Checks the part of the JSON that double quantization adds.

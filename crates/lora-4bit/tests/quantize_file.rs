@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use lora_4bit::bnb::{OwnedTensor, TensorFile, quantize_tensor, read_nf4};
@@ -39,7 +40,10 @@ fn chosen_weights_are_quantized_and_others_copied() {
             &output,
             double_quant,
             |name| name == "a.weight",
-            |name, num_bytes| told.push((name.to_owned(), num_bytes)),
+            |name, num_bytes| {
+                told.push((name.to_owned(), num_bytes));
+                ControlFlow::Continue(())
+            },
         );
         let written = written.unwrap();
         assert_eq!(written.num_weights, 1);
@@ -69,7 +73,12 @@ fn a_tensor_that_cannot_be_quantized_is_named_with_its_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut file = TensorFile::open(&input(dir.path())).unwrap();
     let output = dir.path().join("out.safetensors");
-    let error = file.quantize_to(&output, true, |name| name == "b.bias", |_, _| ());
+    let error = file.quantize_to(
+        &output,
+        true,
+        |name| name == "b.bias",
+        |_, _| ControlFlow::Continue(()),
+    );
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("in.safetensors") && error.contains("`b.bias`"),
@@ -101,7 +110,7 @@ proptest! {
         bytes[place] = byte;
         std::fs::write(&path, &bytes).unwrap();
         if let Ok(mut file) = TensorFile::open(&path) {
-            let _ = file.quantize_to(&dir.path().join("out"), false, |_| true, |_, _| ());
+            let _ = file.quantize_to(&dir.path().join("out"), false, |_| true, |_, _| ControlFlow::Continue(()));
         }
     }
 }

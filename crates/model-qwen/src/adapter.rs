@@ -1,5 +1,7 @@
 //! Putting LoRA adapters on a model and taking them off, while it serves.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use lora_4bit::LoraWeights;
 use lora_4bit::peft::LoraAdapter;
@@ -35,24 +37,16 @@ impl QwenModel {
     ///
     /// # Errors
     /// When the adapter was made for another architecture.
-    pub fn check_adapter(&mut self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
-        for (module, matrices) in &adapter.modules {
-            let Some(linear) = self.linear_mut(module) else {
-                return Err(AdapterError::NoSuchModule {
-                    module: module.clone(),
-                });
-            };
-            let expected = [linear.in_features(), linear.out_features()];
-            let found = [matrices.in_features, matrices.out_features];
-            if expected != found {
-                return Err(AdapterError::Shape {
-                    module: module.clone(),
-                    expected,
-                    found,
-                });
-            }
-        }
-        Ok(())
+    pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
+        check_modules(adapter, &self.linear_shapes())
+    }
+
+    /// In and out features of the linear layers of the decoder, by name.
+    pub(crate) fn linear_shapes(&self) -> BTreeMap<String, [usize; 2]> {
+        let linears = self.linears().into_iter();
+        linears
+            .map(|(name, linear)| (name, [linear.in_features(), linear.out_features()]))
+            .collect()
     }
 
     /// Puts an adapter into `slot` of every linear layer it has matrices for; on an error nothing
@@ -86,6 +80,29 @@ impl QwenModel {
         self.linears_mut()
             .for_each(|linear| linear.set_adapter(slot, None));
     }
+}
+
+/// Whether there is a layer for each of the adapter's matrices; `shapes` are in and out features by name.
+pub(crate) fn check_modules(
+    adapter: &LoraAdapter,
+    shapes: &BTreeMap<String, [usize; 2]>,
+) -> Result<(), AdapterError> {
+    for (module, matrices) in &adapter.modules {
+        let Some(&expected) = shapes.get(module) else {
+            return Err(AdapterError::NoSuchModule {
+                module: module.clone(),
+            });
+        };
+        let found = [matrices.in_features, matrices.out_features];
+        if expected != found {
+            return Err(AdapterError::Shape {
+                module: module.clone(),
+                expected,
+                found,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// `[rows, columns]` → `[columns, rows]`.

@@ -257,6 +257,13 @@ impl Checkpoint {
         self.entries.contains_key(name)
     }
 
+    /// A tensor's name in the files: a decoder that was saved without lm_head has no `model.` in its names.
+    pub(crate) fn stored(&self, name: &str) -> String {
+        let rest = name.strip_prefix("model.");
+        let rest = rest.filter(|_| self.contains("embed_tokens.weight"));
+        rest.unwrap_or(name).to_owned()
+    }
+
     /// A tensor as safetensors sees it, without a copy.
     pub fn view(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.entries.get(name)?;

@@ -85,18 +85,6 @@ pub fn cross_entropy_of_rows(
     naive::cross_entropy_of_rows(logits, targets, scale)
 }
 
-/// Summed cross-entropy of `targets`, one for each row of logits, and the gradient of `scale` times it.
-///
-/// # Shapes
-/// logits and their gradient `[rows, vocab]`; the sum `[1]`.
-///
-/// # Panics
-/// When there aren't as many targets as rows, or a target isn't below the size of the vocabulary.
-pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
-    let (sums, gradient) = cross_entropy_measured(logits, targets, scale);
-    (sums.narrow(0, 0, 1), gradient)
-}
-
 /// What a model predicts where `targets` follow, one for each row of logits: the number of rows in which no logit is larger
 /// than the target's, and the sum of the entropies of the softmax.
 ///
@@ -110,22 +98,19 @@ pub fn predictions(logits: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
     naive::predictions(logits, targets)
 }
 
-/// [`cross_entropy`] with [`predictions`].
+/// Summed cross-entropy of `targets`, one for each row of logits, with [`predictions`], and the gradient of `scale` times the
+/// cross-entropy.
 ///
 /// # Shapes
 /// logits and their gradient `[rows, vocab]`; the sums `[3]`: cross-entropy, rows that are right, entropy.
 ///
 /// # Panics
-/// As [`cross_entropy`].
-pub fn cross_entropy_measured(
-    logits: Tensor<2>,
-    targets: &[u32],
-    scale: f64,
-) -> (Tensor<1>, Tensor<2>) {
+/// When there aren't as many targets as rows, or a target isn't below the size of the vocabulary.
+pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
     let _span = trace_span!("cross_entropy").entered();
     let [rows, vocab] = check_targets(&logits, targets);
     if rows == 0 || !is_plain_cpu(&logits) || !is_fused(&logits) {
-        return naive::cross_entropy_measured(logits, targets, scale);
+        return naive::cross_entropy(logits, targets, scale);
     }
     let device = logits.device();
     let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
@@ -194,21 +179,18 @@ mod tests {
                 .argmax(1)
                 .into_scalar::<i64>();
             targets[0] = likely as u32;
-            let (sums, gradient) = cross_entropy_measured(logits.clone(), &targets, 0.25);
-            let (loss, _) = cross_entropy(logits.clone(), &targets, 0.25);
+            let (sums, gradient) = cross_entropy(logits.clone(), &targets, 0.25);
             let found: Vec<f32> = sums.to_data().iter().collect();
             assert!(found[1] >= 1.0 && found[2] > 0.0, "{found:?}");
-            let (expected, expected_gradient) =
-                naive::cross_entropy_measured(logits, &targets, 0.25);
-            check(loss, expected.clone().narrow(0, 0, 1));
+            let (expected, expected_gradient) = naive::cross_entropy(logits, &targets, 0.25);
             check(sums, expected);
             check(gradient, expected_gradient);
         }
         // Of equal logits the first one is the likeliest.
         let equal = Tensor::zeros([2, 40], &Device::flex());
         for (sums, _) in [
-            cross_entropy_measured(equal.clone(), &[0, 3], 1.0),
-            naive::cross_entropy_measured(equal, &[0, 3], 1.0),
+            cross_entropy(equal.clone(), &[0, 3], 1.0),
+            naive::cross_entropy(equal, &[0, 3], 1.0),
         ] {
             assert_eq!(sums.to_data().iter::<f32>().nth(1), Some(1.0));
         }

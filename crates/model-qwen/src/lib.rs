@@ -34,6 +34,7 @@ pub mod load;
 pub mod merge;
 mod mlp;
 pub mod model;
+mod model_folder;
 pub mod pooling;
 pub mod quantize;
 mod random;
@@ -69,6 +70,7 @@ pub use json_file::JsonFileError;
 pub use load::{LoadError, LoadOptions, Quantization, is_headless, score_weights};
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_names};
+pub use model_folder::{ModelFolderError, RUN_FILES};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
     Draw, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,

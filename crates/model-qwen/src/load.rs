@@ -125,10 +125,6 @@ impl QwenModel {
         }
         let checkpoint = Checkpoint::open(dir)?;
         let loader = Loader {
-            prefix: match checkpoint.contains("embed_tokens.weight") {
-                true => "",
-                false => "model.",
-            },
             checkpoint: &checkpoint,
             options,
             device,
@@ -141,7 +137,7 @@ impl QwenModel {
             model.copy_lm_head_int8();
             if model.int8_head.is_some() {
                 // What is read of lm_head now are a few rows.
-                checkpoint.release(&loader.stored(head_name(&model.config)));
+                checkpoint.release(&checkpoint.stored(head_name(&model.config)));
             }
         }
         Ok(model)
@@ -207,22 +203,12 @@ fn head_name(config: &QwenConfig) -> &'static str {
 }
 
 struct Loader<'a> {
-    /// What the names of a decoder's tensors begin with: `model.`, or nothing where it was saved without lm_head.
-    prefix: &'static str,
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions,
     device: &'a Device,
 }
 
 impl Loader<'_> {
-    /// A tensor's name in the file.
-    fn stored(&self, name: &str) -> String {
-        match name.strip_prefix("model.") {
-            Some(rest) => format!("{}{rest}", self.prefix),
-            None => name.to_owned(),
-        }
-    }
-
     fn model(&self, mut config: QwenConfig) -> Result<QwenModel, LoadError> {
         // Nobody asks for logits.
         config.tie_word_embeddings |= !self.options.lm_head;
@@ -231,9 +217,11 @@ impl Loader<'_> {
         let on_gpu = self.device.clone().without_autodiff() != Device::flex();
         let stays = on_gpu && self.options.embeddings_on_cpu && !config.tie_word_embeddings;
         let embed_tokens = match stays {
-            true => {
-                (self.checkpoint).tensor(&self.stored(name), [vocab, hidden], &Device::flex())?
-            }
+            true => (self.checkpoint).tensor(
+                &self.checkpoint.stored(name),
+                [vocab, hidden],
+                &Device::flex(),
+            )?,
             false => self.dense(name, [vocab, hidden])?,
         };
         let layers = (0..config.num_hidden_layers)
@@ -272,7 +260,7 @@ impl Loader<'_> {
         shape: [usize; D],
         dtype: Dtype,
     ) -> Result<Tensor<D>, LoadError> {
-        let name = &self.stored(name);
+        let name = &self.checkpoint.stored(name);
         // On the CPU it stays in the mapped file unless it is converted.
         let tensor = self.checkpoint.tensor(name, shape, &Device::flex())?;
         let stored = tensor.dtype();
@@ -299,7 +287,7 @@ impl Loader<'_> {
     }
 
     fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, LoadError> {
-        let weight_name = self.stored(&format!("{name}.weight"));
+        let weight_name = self.checkpoint.stored(&format!("{name}.weight"));
         let stored = bnb::read_nf4(&|n| self.checkpoint.view(n), &weight_name)?;
         let weight = if let Some(data) = stored {
             self.check_shape(&weight_name, shape, data.shape)?;

@@ -1,4 +1,4 @@
-//! The weights of a model folder with a LoRA adapter added to them, `W + s B A`, read a few rows at a time.
+//! The weights of a model folder with a LoRA adapter added to them, `W + s B A`.
 //!
 //! Sums are f32. A weight is rounded once, when it is written: [`MergedWeights::write`] makes a model folder of it, and
 //! [`crate::gguf`] a GGUF file.
@@ -9,18 +9,18 @@ mod encode;
 mod error;
 mod write;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use lora_4bit::bnb;
-use lora_4bit::nf4::Nf4Data;
 use lora_4bit::peft::{LoraAdapter, LoraMatrices};
 use rayon::prelude::*;
 use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
+use crate::adapter::{AdapterError, check_modules};
 use crate::checkpoint::Checkpoint;
 use crate::config::QwenConfig;
 use crate::load::LoadOptions;
@@ -30,22 +30,29 @@ use crate::pooling::Architecture;
 pub(crate) use encode::encode;
 pub use error::MergeError;
 pub use write::{MergeOptions, MergeProgress, MergeSummary};
-pub(crate) use write::{check_range, sync};
-
-use encode::decode;
+pub(crate) use write::{check_largest, sync};
 
 /// Values that are decoded at a time.
 const VALUES_AT_A_TIME: usize = 1 << 22;
 
 /// The tensors of a model folder, as an adapter changes them.
 ///
-/// Only the rows that are asked for are in memory. NF4 weights of bitsandbytes are unpacked.
+/// A few rows are in memory at a time; of an NF4 weight of bitsandbytes the whole matrix, unpacked.
 #[derive(Debug)]
 pub struct MergedWeights {
     checkpoint: Checkpoint,
     config: QwenConfig,
+    /// In and out features of the linear layers, by name.
+    linears: BTreeMap<String, [usize; 2]>,
     /// What is added, by the name of the tensor.
     changes: BTreeMap<String, Change>,
+}
+
+/// What a file holds of a tensor.
+enum Values<'a> {
+    Floats(TensorView<'a>),
+    /// Dequantized whole.
+    Nf4(Vec<f32>),
 }
 
 /// What an adapter adds to a tensor: `scaling * B A`.
@@ -104,24 +111,32 @@ impl MergedWeights {
             lm_head: Architecture::of(dir)? == Architecture::CausalLm,
             ..LoadOptions::default()
         };
-        let mut model = QwenModel::load(dir, &options, &Device::flex())?;
-        let config = QwenConfig::load(dir)?;
+        let model = QwenModel::load(dir, &options, &Device::flex())?;
         let checkpoint = Checkpoint::open(dir)?;
-        let mut changes = BTreeMap::new();
+        let mut weights = Self {
+            checkpoint,
+            linears: model.linear_shapes(),
+            config: model.config,
+            changes: BTreeMap::new(),
+        };
         if let Some(adapter) = adapter {
-            model.check_adapter(&adapter)?;
+            weights.check_adapter(&adapter)?;
             let LoraAdapter { config, modules } = adapter;
             for (module, matrices) in modules {
                 let scaling = config.scaling_for(&module) as f32;
-                let name = stored_name(&checkpoint, &module);
-                changes.insert(name, Change { matrices, scaling });
+                let name = weights.checkpoint.stored(&format!("{module}.weight"));
+                weights.changes.insert(name, Change { matrices, scaling });
             }
         }
-        Ok(Self {
-            checkpoint,
-            config,
-            changes,
-        })
+        Ok(weights)
+    }
+
+    /// Whether the model has the layers that an adapter has matrices for.
+    ///
+    /// # Errors
+    /// When the adapter was made for another architecture.
+    pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
+        check_modules(adapter, &self.linears)
     }
 
     /// The architecture.
@@ -145,7 +160,7 @@ impl MergedWeights {
     }
 
     /// Whether a weight of the folder is in 4 bits.
-    pub fn is_quantized(&self) -> bool {
+    pub(crate) fn is_quantized(&self) -> bool {
         self.checkpoint
             .names()
             .any(|name| name.ends_with(NF4_STATE))
@@ -165,13 +180,17 @@ impl MergedWeights {
     /// # Errors
     /// When the tensor is missing, or is no float tensor.
     pub fn info(&self, name: &str) -> Result<TensorInfo, MergeError> {
-        if let Some(nf4) = self.nf4(name)? {
-            let dtype = match nf4.dtype {
+        let nf4 = match name.ends_with(".weight") {
+            true => bnb::read_nf4_shape(&|part| self.checkpoint.view(part), name)?,
+            false => None,
+        };
+        if let Some((shape, dtype)) = nf4 {
+            let dtype = match dtype {
                 DType::BF16 => Dtype::BF16,
                 DType::F16 => Dtype::F16,
                 _ => Dtype::F32,
             };
-            let shape = nf4.shape.to_vec();
+            let shape = shape.to_vec();
             return Ok(TensorInfo { dtype, shape });
         }
         let view = self.view(name)?;
@@ -180,56 +199,55 @@ impl MergedWeights {
                 dtype: view.dtype(),
                 shape: view.shape().to_vec(),
             }),
-            other => Err(MergeError::Dtype {
-                dir: self.dir().to_owned(),
-                name: name.to_owned(),
-                found: other,
-            }),
+            other => Err(self.wrong_dtype(name, other)),
         }
     }
 
-    /// Rows of a tensor, with what the adapter adds. A tensor of one dimension is one row.
-    ///
-    /// # Errors
-    /// As [`Self::info`], and when a sum is no finite number.
-    ///
-    /// # Panics
-    /// When the tensor has fewer rows.
-    pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, MergeError> {
+    /// Calls `each` with the values of a tensor, with what the adapter adds, a few whole rows at a time. A tensor of one
+    /// dimension is one row.
+    pub(crate) fn for_each_block<E: From<MergeError>>(
+        &self,
+        name: &str,
+        mut each: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let info = self.info(name)?;
-        let width = info.width();
-        let range = rows.start * width..rows.end * width;
-        let mut values = match self.nf4(name)? {
-            Some(nf4) => nf4.dequantize()[range.clone()].to_vec(),
-            None => {
-                let view = self.view(name)?;
-                let size = view.dtype().bitsize() / 8;
-                decode(
-                    view.dtype(),
-                    &view.data()[range.start * size..range.end * size],
-                )
+        let values = self.values(name)?;
+        for rows in info.row_blocks() {
+            let range = rows.start * info.width()..rows.end * info.width();
+            let mut block = match &values {
+                Values::Nf4(values) => values[range.clone()].to_vec(),
+                Values::Floats(view) => {
+                    let size = view.dtype().bitsize() / 8;
+                    let bytes = &view.data()[range.start * size..range.end * size];
+                    let decoded = bnb::decode_floats(view.dtype(), bytes);
+                    decoded
+                        .ok_or_else(|| self.wrong_dtype(name, view.dtype()))?
+                        .1
+                }
+            };
+            let change = self.changes.get(name);
+            if let Some(change) = change {
+                change.add_to(&mut block, rows);
             }
-        };
-        if let Some(change) = self.changes.get(name) {
-            change.add_to(&mut values, rows);
+            if let Some(index) = block.iter().position(|value| !value.is_finite()) {
+                return Err(E::from(MergeError::NotFinite {
+                    dir: self.dir().to_owned(),
+                    name: name.to_owned(),
+                    index: range.start + index,
+                    found: block[index],
+                    is_changed: change.is_some(),
+                }));
+            }
+            each(&block)?;
         }
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(index) => Err(MergeError::NotFinite {
-                dir: self.dir().to_owned(),
-                name: name.to_owned(),
-                index: range.start + index,
-                found: values[index],
-                is_changed: self.changes.contains_key(name),
-            }),
-        }
+        Ok(())
     }
 
     /// The bytes of the file, where they are what a reader of the merged tensor in `dtype` should see.
-    pub(crate) fn unchanged(&self, name: &str, dtype: Dtype) -> Option<Cow<'_, [u8]>> {
+    pub(crate) fn unchanged(&self, name: &str, dtype: Dtype) -> Option<&[u8]> {
         let view = self.checkpoint.view(name)?;
         let is_same = view.dtype() == dtype && !self.changes.contains_key(name);
-        is_same.then(|| Cow::Borrowed(view.data()))
+        is_same.then(|| view.data())
     }
 
     /// Takes the pages of a tensor out of this process's memory.
@@ -237,7 +255,7 @@ impl MergedWeights {
         self.checkpoint.release(name);
     }
 
-    fn view(&self, name: &str) -> Result<safetensors::tensor::TensorView<'_>, MergeError> {
+    fn view(&self, name: &str) -> Result<TensorView<'_>, MergeError> {
         self.checkpoint
             .view(name)
             .ok_or_else(|| MergeError::Missing {
@@ -246,10 +264,23 @@ impl MergedWeights {
             })
     }
 
-    fn nf4(&self, name: &str) -> Result<Option<Nf4Data>, MergeError> {
-        match name.ends_with(".weight") {
-            true => Ok(bnb::read_nf4(&|part| self.checkpoint.view(part), name)?),
-            false => Ok(None),
+    /// What the file holds of a tensor.
+    fn values(&self, name: &str) -> Result<Values<'_>, MergeError> {
+        let nf4 = match name.ends_with(".weight") {
+            true => bnb::read_nf4(&|part| self.checkpoint.view(part), name)?,
+            false => None,
+        };
+        match nf4 {
+            Some(nf4) => Ok(Values::Nf4(nf4.dequantize())),
+            None => self.view(name).map(Values::Floats),
+        }
+    }
+
+    fn wrong_dtype(&self, name: &str, found: Dtype) -> MergeError {
+        MergeError::Dtype {
+            dir: self.dir().to_owned(),
+            name: name.to_owned(),
+            found,
         }
     }
 
@@ -263,15 +294,6 @@ impl MergedWeights {
 }
 
 const NF4_STATE: &str = "quant_state.bitsandbytes__nf4";
-
-/// The tensor of a module. A decoder that was saved without its head has no `model.` in its names.
-fn stored_name(checkpoint: &Checkpoint, module: &str) -> String {
-    let name = format!("{module}.weight");
-    match name.strip_prefix("model.") {
-        Some(rest) if !checkpoint.contains(&name) => rest.to_owned(),
-        _ => name,
-    }
-}
 
 impl Change {
     /// Adds rows of `scaling * B A` to rows of the weight.

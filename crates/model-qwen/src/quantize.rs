@@ -5,33 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use lora_4bit::bnb::{QuantizeFileError, TensorFile};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::json_file::read_text;
 use crate::model::linear_names;
-
-pub(crate) const CONFIG: &str = "config.json";
-/// Name of the weights of a checkpoint in one file.
-pub(crate) const SINGLE: &str = "model.safetensors";
-/// Name of the index of a checkpoint in several files.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
-/// Folder of further chat templates.
-const TEMPLATES: &str = "additional_chat_templates";
-/// What weights end with, in this format and in others.
-const WEIGHTS: [&str; 8] = [
-    "safetensors",
-    "bin",
-    "pt",
-    "pth",
-    "gguf",
-    "h5",
-    "msgpack",
-    "onnx",
-];
+use crate::model_folder::{
+    CONFIG, INDEX, ModelFolderError, SINGLE, copy_other_files, io_error, read_object, write_json,
+    wrong,
+};
 
 /// Why a checkpoint cannot be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -42,19 +26,15 @@ pub enum QuantizeError {
         /// The output.
         path: PathBuf,
     },
-    /// A file of the folder is missing, or is not what it should be.
-    #[error("{}: expected {expected}, found {found}", .path.display())]
-    Format {
-        /// The file or folder.
-        path: PathBuf,
-        /// What it should be or hold.
-        expected: String,
-        /// What it is or holds.
-        found: String,
-    },
+    /// A file of the folder is missing, is not what it should be, or cannot be read, copied or written.
+    #[error(transparent)]
+    Folder(#[from] ModelFolderError),
     /// A weight file.
     #[error(transparent)]
-    Weights(#[from] QuantizeFileError),
+    Weights(QuantizeFileError),
+    /// Whoever looked on has stopped it.
+    #[error("stopped; nothing is written")]
+    Stopped,
     /// Nothing is left to quantize.
     #[error(
         "{}: expected a weight named {}, found none after skipping {skip_modules:?}", .dir.display(), linear_names().join(", ")
@@ -65,14 +45,15 @@ pub enum QuantizeError {
         /// What was left out.
         skip_modules: Vec<String>,
     },
-    /// A file cannot be read, copied or written.
-    #[error("{}: {error}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        error: io::Error,
-    },
+}
+
+impl From<QuantizeFileError> for QuantizeError {
+    fn from(error: QuantizeFileError) -> Self {
+        match error {
+            QuantizeFileError::Stopped => Self::Stopped,
+            error => Self::Weights(error),
+        }
+    }
 }
 
 /// How a checkpoint is quantized.
@@ -118,16 +99,16 @@ pub struct QuantizeSummary {
 
 /// Quantizes the Hugging Face checkpoint in the folder `input` and writes the folder `output`, which appears whole or not at
 /// all. The tokenizer and whatever else stands next to the weights is copied, weights in other formats are not. `on_progress` is
-/// called after each tensor.
+/// called after each tensor and may stop it.
 ///
 /// # Errors
-/// When `output` exists, a file of `input` is missing or broken or quantized already, nothing is left to quantize, or a file
-/// cannot be written.
+/// When `output` exists, a file of `input` is missing or broken or quantized already, nothing is left to quantize, a file cannot be
+/// written, or `on_progress` stops it.
 pub fn quantize_checkpoint(
     input: &Path,
     output: &Path,
     options: &QuantizeOptions,
-    on_progress: impl FnMut(QuantizeProgress<'_>),
+    on_progress: impl FnMut(QuantizeProgress<'_>) -> ControlFlow<()>,
 ) -> Result<QuantizeSummary, QuantizeError> {
     if output.exists() {
         return Err(QuantizeError::Exists {
@@ -135,11 +116,7 @@ pub fn quantize_checkpoint(
         });
     }
     let Some(name) = output.file_name() else {
-        return Err(QuantizeError::Format {
-            path: output.to_owned(),
-            expected: "a path whose last part is a name".to_owned(),
-            found: "none".to_owned(),
-        });
+        return Err(wrong(output, "a path whose last part is a name", "none").into());
     };
     let name = name.to_string_lossy();
     let staging = output.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
@@ -159,18 +136,15 @@ fn quantize_into(
     output: &Path,
     input: &Path,
     options: &QuantizeOptions,
-    mut on_progress: impl FnMut(QuantizeProgress<'_>),
+    mut on_progress: impl FnMut(QuantizeProgress<'_>) -> ControlFlow<()>,
 ) -> Result<QuantizeSummary, QuantizeError> {
     let mut config = read_object(&input.join(CONFIG))?;
     if config
         .get("quantization_config")
         .is_some_and(|quantization| !quantization.is_null())
     {
-        return Err(QuantizeError::Format {
-            path: input.join(CONFIG),
-            expected: "a model that is not quantized".to_owned(),
-            found: "a quantization_config".to_owned(),
-        });
+        let expected = "a model that is not quantized";
+        return Err(wrong(&input.join(CONFIG), expected, "a quantization_config").into());
     }
     let shards = shard_names(input)?;
     let mut files = Vec::with_capacity(shards.len());
@@ -196,7 +170,7 @@ fn quantize_into(
                     tensor,
                     num_bytes,
                     total_bytes,
-                });
+                })
             },
         )?;
         summary.num_weights += written.num_weights;
@@ -262,16 +236,11 @@ fn quantization_config(options: &QuantizeOptions) -> Value {
 }
 
 /// The safetensors files of a checkpoint: the only one, or those that the index names.
-fn shard_names(dir: &Path) -> Result<Vec<String>, QuantizeError> {
+fn shard_names(dir: &Path) -> Result<Vec<String>, ModelFolderError> {
     if dir.join(SINGLE).exists() {
         return Ok(vec![SINGLE.to_owned()]);
     }
     let path = dir.join(INDEX);
-    let wrong = |path: &Path, expected: &str, found: String| QuantizeError::Format {
-        path: path.to_owned(),
-        expected: expected.to_owned(),
-        found,
-    };
     if !path.exists() {
         let expected = "model.safetensors or model.safetensors.index.json";
         return Err(wrong(dir, expected, crate::hub::describe::folder(dir)));
@@ -279,7 +248,7 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, QuantizeError> {
     let index = read_object(&path)?;
     let expected = "weight_map, an object from tensors to files of this folder";
     let Some(files) = index.get("weight_map").and_then(Value::as_object) else {
-        return Err(wrong(&path, expected, "none".to_owned()));
+        return Err(wrong(&path, expected, "none"));
     };
     let mut names = BTreeSet::new();
     for file in files.values() {
@@ -293,63 +262,6 @@ fn shard_names(dir: &Path) -> Result<Vec<String>, QuantizeError> {
         };
     }
     Ok(names.into_iter().collect())
-}
-
-/// Files of a training run, which say nothing of a model made from its result.
-const OF_A_RUN: [&str; 7] = [
-    "run.toml",
-    "metrics.jsonl",
-    "report.html",
-    "loss.svg",
-    "trainer_state.json",
-    "training_args.bin",
-    "adapter_config.json",
-];
-
-/// Copies what stands next to the weights and was not written yet.
-pub(crate) fn copy_other_files(input: &Path, output: &Path) -> Result<(), QuantizeError> {
-    for entry in fs::read_dir(input).map_err(io_error(input))? {
-        let path = entry.map_err(io_error(input))?.path();
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        let is_weights = extension.is_some_and(|extension| WEIGHTS.contains(&extension));
-        let Some(name) = path.file_name().filter(|_| path.is_file() && !is_weights) else {
-            continue;
-        };
-        let target = output.join(name);
-        let is_of_a_run = OF_A_RUN.iter().any(|of_a_run| name == *of_a_run);
-        if name != INDEX && !is_of_a_run && !target.exists() {
-            fs::copy(&path, &target).map_err(io_error(&path))?;
-        }
-    }
-    // Further chat templates lie in a folder.
-    let templates = input.join(TEMPLATES);
-    if templates.is_dir() {
-        let target = output.join(TEMPLATES);
-        fs::create_dir_all(&target).map_err(io_error(&target))?;
-        copy_other_files(&templates, &target)?;
-    }
-    Ok(())
-}
-
-/// Reads a file that holds a JSON object.
-pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, QuantizeError> {
-    let wrong = |found: String| QuantizeError::Format {
-        path: path.to_owned(),
-        expected: "a JSON object".to_owned(),
-        found,
-    };
-    let text = read_text(path).map_err(wrong)?;
-    serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))
-}
-
-/// Writes a JSON file, indented.
-pub(crate) fn write_json(path: &Path, value: &Value) -> Result<(), QuantizeError> {
-    fs::write(path, format!("{value:#}\n")).map_err(io_error(path))
-}
-
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> QuantizeError {
-    let path = path.to_owned();
-    move |error| QuantizeError::Io { path, error }
 }
 
 #[cfg(test)]

@@ -135,26 +135,26 @@ impl Sampler {
         }
     }
 
-    /// The same without what it has room for, for [`Self::follow`].
+    /// A sampler with the same parameters and without a text, for [`Self::follow`] to fill.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
             params: Arc::clone(&self.params),
-            constraint: self.constraint.clone(),
-            thinking: self.thinking.clone(),
+            constraint: None,
+            thinking: None,
             rng: self.rng.clone(),
-            num_output: self.num_output,
-            draws_from: self.draws_from,
-            seen: self.seen.clone(),
-            output: self.output.clone(),
+            num_output: 0,
+            draws_from: 0,
+            seen: HashMap::new(),
+            output: Vec::new(),
             changed: Vec::new(),
             candidates: Vec::new(),
             scratch: Vec::new(),
         }
     }
 
-    /// Becomes what `before`, another sampler of the same text, is after `token`. Takes the place of a copy without asking for
-    /// memory.
+    /// Becomes what `before`, another sampler of the same text, is after `token`. It keeps its own memory where that is large
+    /// enough; a constraint is cloned.
     pub fn follow(&mut self, before: &Self, token: u32) {
         self.params = Arc::clone(&before.params);
         self.constraint.clone_from(&before.constraint);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use lora_4bit::Weight;
-use model_qwen::quantize::{QuantizeOptions, quantize_checkpoint};
+use model_qwen::quantize::{QuantizeError, QuantizeOptions, quantize_checkpoint};
 use model_qwen::{
     GenerateRequest, LoadOptions, Quantization, QwenModel, SamplingParams, Tokenizer,
     bundled_model_dir, generate,
@@ -37,6 +37,7 @@ fn the_bundled_model_is_the_same_as_quantized_while_loading() {
     let options = QuantizeOptions::default();
     let summary = quantize_checkpoint(&input, &output, &options, |progress| {
         last = (progress.num_bytes, progress.total_bytes);
+        ControlFlow::Continue(())
     });
     let summary = summary.unwrap();
     assert_eq!(last, (summary.bytes_before, summary.bytes_before));
@@ -47,11 +48,23 @@ fn the_bundled_model_is_the_same_as_quantized_while_loading() {
     );
     Tokenizer::from_dir(&output).unwrap();
 
-    let again = quantize_checkpoint(&input, &output, &options, |_| ());
+    let again = quantize_checkpoint(&input, &output, &options, |_| ControlFlow::Continue(()));
     assert!(again.unwrap_err().to_string().contains("expected no file"));
-    let twice = quantize_checkpoint(&output, &dir.path().join("twice"), &options, |_| ());
+    let twice = quantize_checkpoint(&output, &dir.path().join("twice"), &options, |_| {
+        ControlFlow::Continue(())
+    });
     let message = twice.unwrap_err().to_string();
     assert!(message.contains("found a quantization_config"), "{message}");
+
+    let mut num_told = 0;
+    let stopped = quantize_checkpoint(&input, &dir.path().join("stopped"), &options, |_| {
+        num_told += 1;
+        ControlFlow::Break(())
+    });
+    assert!(matches!(stopped, Err(QuantizeError::Stopped)));
+    assert_eq!(num_told, 1);
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 1, "only the whole one");
 }
 
 #[test]
@@ -62,7 +75,7 @@ fn shards_stay_shards_and_skipped_modules_stay_dense() {
         double_quant: false,
         skip_modules: vec!["down_proj".to_owned()],
     };
-    quantize_checkpoint(&input, &output, &options, |_| ()).unwrap();
+    quantize_checkpoint(&input, &output, &options, |_| ControlFlow::Continue(())).unwrap();
     assert!(output.join("model-00002-of-00002.safetensors").is_file());
     assert!(!output.join("model.bin").exists());
     let model = QwenModel::load(&output, &LoadOptions::default(), &Device::flex()).unwrap();
@@ -77,7 +90,7 @@ fn what_is_wrong_is_named_and_nothing_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("nf4");
     let run = |input: &Path, options: &QuantizeOptions| {
-        let result = quantize_checkpoint(input, &output, options, |_| ());
+        let result = quantize_checkpoint(input, &output, options, |_| ControlFlow::Continue(()));
         assert!(!output.exists());
         result.unwrap_err().to_string()
     };

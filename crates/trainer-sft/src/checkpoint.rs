@@ -63,6 +63,9 @@ pub struct RunIdentity {
     pub settings: Map<String, Value>,
     /// Hash of the training data.
     pub data: String,
+    /// Hash of the evaluation data, where its evaluations decide and it is no part of the training data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<String>,
     /// Hash of the base model and its tokenizer.
     pub model: String,
 }
@@ -83,7 +86,7 @@ pub struct TrainerState {
     pub run: Option<RunIdentity>,
     /// Lowest evaluation loss so far.
     #[serde(default)]
-    pub best_metric: Option<f32>,
+    pub best_metric: Option<f64>,
     /// The step that it was measured after.
     #[serde(default)]
     pub best_global_step: Option<usize>,
@@ -101,7 +104,8 @@ pub struct TrainerState {
     pub log_history: Vec<Box<RawValue>>,
 }
 
-const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// AdamW's moments.
+pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// Writes a checkpoint to `dir`; `write_weights` writes the trained weights into the folder it is given.
 ///

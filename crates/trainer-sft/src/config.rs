@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
 pub use resolve::DEFAULT_EPOCHS;
-pub(crate) use resume::{STATE_FILE, checkpoints_of, find_checkpoint, run_of};
+pub(crate) use resume::{
+    SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
+};
 pub use validate::{ALL_LINEAR, ConfigError};
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
@@ -160,6 +162,8 @@ impl OptimizerConfig {
 
 /// The value of `--report-to` that means event files of TensorBoard.
 const TENSORBOARD: &str = "tensorboard";
+/// The value of `--report-to` that means nothing.
+const NO_REPORT: &str = "none";
 
 /// Length, batches, seed and outputs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -316,6 +320,26 @@ pub enum LrSchedule {
     WarmupStableDecay,
     /// A power of the part of the steps that is left, down to --min-lr [default: 1e-7].
     Polynomial,
-    /// One over the square root of the steps, of which the warm-up is one (10000 steps without one).
+    /// √(W / step), W being the warm-up steps; without a warm-up √(10000 / (10000 + step)).
     InverseSqrt,
+}
+
+impl LrSchedule {
+    /// Whether `--min-lr` and `--min-lr-rate` are settings of it.
+    fn has_min_lr(self) -> bool {
+        matches!(
+            self,
+            Self::CosineWithMinLr | Self::WarmupStableDecay | Self::Polynomial
+        )
+    }
+
+    /// Whether `--lr-power` is.
+    fn has_power(self) -> bool {
+        self == Self::Polynomial
+    }
+
+    /// Whether `--lr-decay-steps` is.
+    fn has_decay_steps(self) -> bool {
+        self == Self::WarmupStableDecay
+    }
 }

@@ -93,69 +93,75 @@ impl Datasets {
         folder: Option<&Path>,
         show: bool,
     ) -> Result<Self, DataError> {
-        let limits = &format.limits;
-        let max_length = config.data.max_length.min(limits.context_length);
-        if max_length < config.data.max_length {
-            info!("examples are limited to the model's context of {max_length} tokens");
-        }
-        let settings = RenderSettings {
-            train_on: config.data.train_on,
-            thinking: config.data.thinking,
-            max_length,
-            eos_token_id: limits.eos_token_ids.first().copied(),
-        };
-        let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
-        let recipe = Recipe {
-            renderer: Renderer::of(format, settings),
-            columns,
-            strict: config.data.strict,
-        };
+        let recipe = recipe(config, format)?;
         let files = |paths: &[PathBuf]| {
             let files = files::expand(paths)?;
             load_files(&files, &recipe, folder, show)
         };
         let memory = |name, records| load_records(name, raw(name, records), &recipe, folder);
-        let mut train = match records.train {
-            Some(records) => TrainData::Loaded(Box::new(memory("records", records)?)),
-            None if config.data.streaming && config.run.preview.is_none() => {
+        let whole = match records.train {
+            Some(records) => Some(memory("records", records)?),
+            // A split is of all records, which a stream does not know.
+            None if config.data.streaming && config.data.eval_split.is_none() => None,
+            None => Some(files(&config.data.train)?),
+        };
+        let mut split = None;
+        let train = match whole {
+            Some(mut data) => {
+                if let Some(part) = config.data.eval_split {
+                    split = Some(data.split(part, config.run.seed, folder)?);
+                }
+                TrainData::Loaded(Box::new(data))
+            }
+            None => {
                 let files = files::expand(&config.data.train)?;
                 TrainData::Streamed(Box::new(Stream::new(files, recipe.clone())?))
             }
-            None => TrainData::Loaded(Box::new(files(&config.data.train)?)),
         };
-        let eval = match records.eval {
-            _ if config.data.eval_split.is_some() => {
-                let (Some(part), TrainData::Loaded(train)) = (config.data.eval_split, &mut train)
-                else {
-                    unreachable!("`Config::check` refuses a split of streamed data");
-                };
-                Some(train.split(part, config.run.seed, folder)?)
-            }
-            Some(records) => Some(memory("eval_records", records)?),
-            None if config.data.eval.is_empty() => None,
-            None => Some(files(&config.data.eval)?),
+        let eval = match (split, records.eval) {
+            (Some(split), _) => Some(split),
+            (None, Some(records)) => Some(memory("eval_records", records)?),
+            (None, None) if config.data.eval.is_empty() => None,
+            (None, None) => Some(files(&config.data.eval)?),
         };
         Ok(Self {
             train,
             eval,
-            max_length,
+            max_length: recipe.renderer.settings().max_length,
         })
     }
 }
 
-impl Datasets {
-    /// Tells what is learnt from any other data, and with `by_evaluations` also what is measured: evaluations of other records
-    /// decide otherwise.
-    pub(crate) fn hash(&self, by_evaluations: bool) -> String {
-        let train = self.train.hash();
-        match self.eval.as_ref().filter(|_| by_evaluations) {
-            Some(eval) => format!("{train}, evaluated on {}", eval.hash),
-            None => train,
-        }
+/// How the records of a run become examples.
+fn recipe(config: &Config, format: &ChatFormat) -> Result<Recipe, DataError> {
+    let limits = &format.limits;
+    let max_length = config.data.max_length.min(limits.context_length);
+    if max_length < config.data.max_length {
+        info!("examples are limited to the model's context of {max_length} tokens");
     }
+    let settings = RenderSettings {
+        train_on: config.data.train_on,
+        thinking: config.data.thinking,
+        max_length,
+        eos_token_id: limits.eos_token_ids.first().copied(),
+    };
+    Ok(Recipe {
+        renderer: Renderer::of(format, settings),
+        columns: Columns::parse(&config.data.columns).map_err(DataError::Columns)?,
+        strict: config.data.strict,
+    })
 }
 
 impl Dataset {
+    /// Reads all training files of `config`, also those of `--streaming`, as [`Datasets::load`] would.
+    ///
+    /// # Errors
+    /// As [`Datasets::load`].
+    pub fn of(config: &Config, format: &ChatFormat) -> Result<Self, DataError> {
+        let files = files::expand(&config.data.train)?;
+        load_files(&files, &recipe(config, format)?, None, true)
+    }
+
     /// Reads and renders `files`, and logs what was recognised.
     ///
     /// # Errors

@@ -69,6 +69,7 @@ pub fn pad(batch: &Batch, min_tokens: usize) -> Vec<Batch> {
             last.targets.resize(end, None);
             last.positions.extend(0..width as u32);
             last.lengths.push(width);
+            last.padding.push(width - length);
         }
     }
     padded

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::checkpoint::{RunIdentity, TrainerState};
 use crate::config::Config;
+use crate::data::Datasets;
 use crate::digest;
 use crate::error::TrainError;
 
@@ -51,8 +52,8 @@ fn settings_of(config: &Config) -> Map<String, Value> {
     }
 }
 
-/// The identity of a run of `config` on data with this hash.
-pub(crate) fn identify(config: &Config, data: String) -> Result<RunIdentity, TrainError> {
+/// The identity of a run of `config` on `data`.
+pub(crate) fn identify(config: &Config, data: &Datasets) -> Result<RunIdentity, TrainError> {
     let settings = settings_of(config);
     let mut hash = Sha256::new();
     if let Some(folder) = config.model.folder()? {
@@ -64,9 +65,13 @@ pub(crate) fn identify(config: &Config, data: String) -> Result<RunIdentity, Tra
     if let Some(path) = &config.model.init_config {
         hash_file(path, &mut hash);
     }
+    // Evaluations of other records decide otherwise. A split of the training data is known with it.
+    let decides = config.run.decides_by_evaluations() && config.data.eval_split.is_none();
+    let eval = data.eval.as_ref().filter(|_| decides);
     Ok(RunIdentity {
         settings,
-        data,
+        data: data.train.hash(),
+        eval: eval.map(|eval| eval.hash.clone()),
         model: digest::short(hash),
     })
 }
@@ -104,12 +109,20 @@ pub(crate) fn check(
                 };
                 differs("--model", name(run), name(this));
             }
+            let files = |run: &RunIdentity, key: &str, hash: &str| {
+                let files = run.settings.get(key).map(show).unwrap_or_default();
+                format!("{files} ({hash})").trim_start().to_owned()
+            };
             if run.data != this.data {
-                let name = |run: &RunIdentity| {
-                    let files = run.settings.get("data").map(show).unwrap_or_default();
-                    format!("{files} ({})", run.data)
-                };
+                let name = |run: &RunIdentity| files(run, "data", &run.data);
                 differs("--data", name(run), name(this));
+            }
+            if run.eval != this.eval {
+                let name = |run: &RunIdentity| match &run.eval {
+                    Some(hash) => files(run, "eval_data", hash),
+                    None => "none that decides".to_owned(),
+                };
+                differs("--eval-data", name(run), name(this));
             }
             let mut keys: Vec<&String> = run.settings.keys().chain(this.settings.keys()).collect();
             keys.sort();

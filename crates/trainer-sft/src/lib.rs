@@ -33,7 +33,7 @@ mod space;
 pub mod step;
 mod summary;
 mod template_facts;
-pub mod tensorboard;
+mod tensorboard;
 pub mod tools;
 pub mod trainer;
 mod training;

@@ -7,7 +7,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::{AdapterSelection, Linear, Weight};
 use lora_4bit::{Norm, inner_product, rms_norm};
-use model_qwen::kernels::cross_entropy_measured;
+use model_qwen::kernels::cross_entropy;
 
 use crate::parameters::GradientStore;
 
@@ -113,7 +113,7 @@ pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let logits = head.logits(head.normalized(x)); // [rows, vocab]
-        total = total + cross_entropy_measured(logits, tokens, 1.0).0;
+        total = total + cross_entropy(logits, tokens, 1.0).0;
     }
     total
 }
@@ -154,13 +154,13 @@ pub fn backward(
             Some(_) => {
                 let logits = head.logits(normalized); // [rows, vocab]
                 let inner = logits.clone().inner();
-                let (loss, d_logits) = cross_entropy_measured(inner, tokens, scale);
+                let (loss, d_logits) = cross_entropy(inner, tokens, scale);
                 (logits, d_logits, loss)
             }
             // A frozen head needs no graph: the logits become their own gradient.
             None => {
                 let logits = head.logits(normalized.clone().inner()); // [rows, vocab]
-                let (loss, d_logits) = cross_entropy_measured(logits, tokens, scale);
+                let (loss, d_logits) = cross_entropy(logits, tokens, scale);
                 let head = &head.lm_head;
                 let dy = head.weight.forward_t(d_logits, head.compute); // [rows, hidden]
                 (normalized, dy, loss)

@@ -4,16 +4,15 @@ mod signals;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use tracing_subscriber::EnvFilter;
 use trainer_sft::args::{Args, ArgsError};
 use trainer_sft::chat_format::ChatFormat;
 use trainer_sft::config::Config;
-use trainer_sft::data::{Datasets, Records, TrainData};
+use trainer_sft::data::Dataset;
 use trainer_sft::preview::preview;
-use trainer_sft::tools::Tool;
+use trainer_sft::tools::{End, Tool};
 use trainer_sft::{Summary, Training};
 
 fn main() -> ExitCode {
@@ -61,24 +60,21 @@ fn carry_out(tool: Tool) -> Result<ExitCode> {
         signals::watch()?;
         signals::stop_between_tensors();
     }
-    let said = tool.run(&signals::STOP);
-    if signals::STOP.load(Ordering::SeqCst) && said.is_err() {
-        return Ok(ExitCode::from(signals::exit_code()));
-    }
-    let said = said?;
+    let said = match tool.run(&signals::STOP) {
+        Err(error) if error.is_stopped() => return Ok(ExitCode::from(signals::exit_code())),
+        said => said?,
+    };
     write_out(&mut std::io::stdout(), &said.text)?;
-    Ok(match said.is_well {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(match said.end {
+        End::Well => ExitCode::SUCCESS,
+        End::Problems => ExitCode::FAILURE,
+        End::Stopped => ExitCode::from(signals::exit_code()),
     })
 }
 
 fn show(config: &Config, count: usize) -> Result<()> {
     let format = ChatFormat::load(config)?;
-    let data = Datasets::load(config, &format, Records::default(), None, true)?;
-    let TrainData::Loaded(train) = data.train else {
-        unreachable!("a preview reads all data");
-    };
+    let train = Dataset::of(config, &format)?;
     let mut out = std::io::stdout();
     let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let shown = preview(&train.examples, &format.tokenizer, count, colour)?;

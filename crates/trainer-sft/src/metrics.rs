@@ -83,15 +83,6 @@ impl MetricsFile {
         })
     }
 
-    /// Appends one record as one line.
-    ///
-    /// # Errors
-    ///
-    /// When the line cannot be written.
-    pub fn write(&mut self, record: &Record) -> io::Result<()> {
-        self.write_line(&serde_json::to_string(record)?)
-    }
-
     /// Appends one line, which is a record in JSON.
     ///
     /// # Errors
@@ -190,21 +181,21 @@ mod tests {
     fn resumed_file_keeps_only_earlier_steps() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let mut file = MetricsFile::open(&path, None).unwrap();
-        for step in 1..=4 {
-            file.write(&Record {
+        let line = |step, loss| {
+            serde_json::to_string(&Record {
                 step,
-                loss: Some(1.0 / step as f64),
+                loss,
                 ..Record::default()
             })
-            .unwrap();
+            .unwrap()
+        };
+        let mut file = MetricsFile::open(&path, None).unwrap();
+        for step in 1..=4 {
+            let loss = Some(1.0 / step as f64);
+            file.write_line(&line(step, loss)).unwrap();
         }
         let mut file = MetricsFile::open(&path, Some(2)).unwrap();
-        file.write(&Record {
-            step: 3,
-            ..Record::default()
-        })
-        .unwrap();
+        file.write_line(&line(3, None)).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
         let steps: Vec<usize> = text
             .lines()

@@ -11,12 +11,9 @@ use model_qwen::QwenModel;
 use serde_json::{Value, json};
 use tracing::warn;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, SETTINGS};
 use crate::error::{TrainError, output_error};
 use crate::lora;
-
-/// The settings of a run.
-const SETTINGS: &str = "run.toml";
 
 /// Folders that were made for runs that have not begun.
 static UNUSED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());

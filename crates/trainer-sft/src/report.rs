@@ -21,8 +21,8 @@ pub(crate) struct Report<'a> {
     pub(crate) settings: &'a str,
     /// The lines of the metrics file.
     pub(crate) records: &'a [Record],
-    /// What was learnt from.
-    pub(crate) examples: &'a Examples,
+    /// What was learnt from; `None` where no more than the last block of a stream is known.
+    pub(crate) examples: Option<&'a Examples>,
 }
 
 impl Report<'_> {
@@ -99,11 +99,14 @@ impl Report<'_> {
 
     /// How long the examples are.
     fn lengths(&self) -> String {
-        let longest = self.examples.longest().max(1);
-        let width = longest.div_ceil(MAX_BARS).max(1);
+        let Some(examples) = self.examples else {
+            return String::new();
+        };
+        let longest = examples.longest();
+        let width = (longest + 1).div_ceil(MAX_BARS);
         let mut counts = vec![0usize; longest / width + 1];
-        for index in 0..self.examples.len() {
-            counts[self.examples.length(index) / width] += 1;
+        for index in 0..examples.len() {
+            counts[examples.length(index) / width] += 1;
         }
         let bars = Bars {
             title: "Examples by their length in tokens",
@@ -145,7 +148,7 @@ impl Report<'_> {
             ("Training loss", loss(|r| r.loss)),
             ("Evaluation loss", loss(|r| r.eval_loss)),
             ("Result", best),
-            ("Examples", Some(self.examples.len().to_string())),
+            ("Examples", self.examples.map(|all| all.len().to_string())),
             ("Trained parameters", Some(num_trainable.to_string())),
             ("Seconds of this process", Some(format!("{seconds:.0}"))),
             (
@@ -184,9 +187,10 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use super::*;
+    use crate::data::{Example, Place, Source};
 
     fn records() -> Vec<Record> {
         let record = |step: usize| Record {
@@ -211,7 +215,7 @@ mod tests {
             summary: &summary,
             settings: "data = [\"<x>\"]\n",
             records: &records(),
-            examples: &Examples::default(),
+            examples: Some(&Examples::default()),
         };
         let page = report.html();
         for part in [
@@ -235,12 +239,40 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_example_is_in_the_last_bar() {
+        let example = |len: usize| Example {
+            tokens: vec![1; len],
+            mask: vec![true; len],
+            source: Source {
+                file: Path::new("a.jsonl").into(),
+                place: Place::Line(1),
+            },
+        };
+        for (longest, last) in [
+            (31, "31 to 31: 1"),
+            (32, "32 to 33: 1"),
+            (64, "63 to 65: 1"),
+        ] {
+            let examples: Examples = vec![example(1), example(longest)].into();
+            let report = Report {
+                summary: &Summary::default(),
+                settings: "",
+                records: &[],
+                examples: Some(&examples),
+            };
+            let svg = report.lengths();
+            assert!(svg.contains(&format!("<title>{last}</title>")), "{svg}");
+            assert_eq!(svg.matches("<rect").count(), 2);
+        }
+    }
+
+    #[test]
     fn a_run_without_numbers_has_a_report() {
         let report = Report {
             summary: &Summary::default(),
             settings: "",
             records: &[],
-            examples: &Examples::default(),
+            examples: Some(&Examples::default()),
         };
         assert!(report.html().ends_with("</html>\n"));
         assert!(!report.html().contains("NaN"));

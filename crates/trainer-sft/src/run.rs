@@ -95,10 +95,6 @@ impl<'a> Run<'a> {
 
     /// Steps until `total_steps` are done, then writes the result.
     pub(crate) fn finish(mut self, total_steps: usize) -> Result<Summary, TrainError> {
-        let every =
-            |steps: Option<usize>, step: usize| steps.is_some_and(|n| step.is_multiple_of(n));
-        let settings = &self.config.run;
-        let reads_all = !is_gpu(&self.trainer.device());
         tell_the_plan(self.config, (&mut self.trainer, &self.loader), total_steps);
         if let Some(on_start) = self.watch.on_start.take() {
             on_start();
@@ -110,73 +106,97 @@ impl<'a> Run<'a> {
         );
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
-            let before = self.loader.state();
-            let mut batch = match self.loader.next_step() {
-                Ok(batch) => batch,
-                Err(error) => return Err(self.stop_at(before, error.into())),
-            };
-            let output = self.trainer.step(&batch.micro_batches);
-            let step = self.trainer.num_steps();
-            let mut last = step == total_steps;
-            speed.add(batch.num_tokens());
-            self.summary.num_tokens += batch.num_tokens();
-            self.state.num_input_tokens_seen += batch.num_tokens();
-            told.bar.set_position(step as u64);
-            let pause = Instant::now();
-            let sources = std::mem::take(&mut batch.sources);
-            self.checks.add(step, output.clone(), sources);
-            let logs = step.is_multiple_of(settings.log_steps) || last;
-            let read = match reads_all || logs || told.is_due(step) || self.checks.is_due() {
-                true => self.read_checks()?,
-                false => None,
-            };
-            if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
-                self.log(&batch, &output, (read, speed.take(), logs), &mut told);
-            }
-            let mut is_new_best = false;
-            if every(settings.eval_steps, step) || last {
-                is_new_best = self.evaluate(&batch, &told)? && settings.load_best;
-                last |= self.has_lost_patience();
-            }
-            let is_broken = self.report(&batch, &output, total_steps).is_break();
-            let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
-            let stops = !last && (is_broken || is_told);
-            // The last weights are the result as they are.
-            if stops || (is_new_best && !last) || every(settings.save_steps, step) {
-                self.check_before_writing()?;
-                let saved = self.save(is_new_best);
-                match saved {
-                    Ok(checkpoint) => self.summary.stopped = stops.then_some(checkpoint),
-                    Err(error) if stops => return Err(self.keep_elsewhere(error, DType::F32)),
-                    Err(error) => warn!(
-                        "step {step}: no checkpoint could be written, and the run goes on: {error}"
-                    ),
-                }
-            }
-            if stops {
+            if self.step(total_steps, &mut told, &mut speed)?.is_break() {
                 break;
             }
-            speed.pause(pause);
         }
         if self.summary.stopped.is_some() {
             told.bar.abandon();
         } else {
             told.bar.finish();
             self.summary.stopped_early = self.trainer.num_steps() < total_steps;
-            self.check_before_writing()?;
-            let saved = self.go_back_to_best().and_then(|()| {
-                self.weights
-                    .save(&self.trainer.model, &settings.output, DType::BF16)
-            });
-            if let Err(error) = saved {
-                return Err(self.keep_elsewhere(error, DType::BF16));
-            }
+            self.write_result()?;
         }
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
         self.write_report();
         Ok(self.summary)
+    }
+
+    /// One optimizer step, and what is due after it. `Break` where the run stops before its end.
+    fn step(
+        &mut self,
+        total_steps: usize,
+        told: &mut Told,
+        speed: &mut Speedometer,
+    ) -> Result<ControlFlow<()>, TrainError> {
+        let settings = &self.config.run;
+        let before = self.loader.state();
+        let mut batch = match self.loader.next_step() {
+            Ok(batch) => batch,
+            Err(error) => return Err(self.stop_at(before, error.into())),
+        };
+        let output = self.trainer.step(&batch.micro_batches);
+        let step = self.trainer.num_steps();
+        let mut last = step == total_steps;
+        speed.add(batch.num_tokens());
+        self.summary.num_tokens += batch.num_tokens();
+        self.state.num_input_tokens_seen += batch.num_tokens();
+        told.bar.set_position(step as u64);
+        let pause = Instant::now();
+        let sources = std::mem::take(&mut batch.sources);
+        self.checks.add(step, output.clone(), sources);
+        let logs = step.is_multiple_of(settings.log_steps) || last;
+        let reads_all = !is_gpu(&self.trainer.device());
+        let read = match reads_all || logs || told.is_due(step) || self.checks.is_due() {
+            true => self.read_checks()?,
+            false => None,
+        };
+        if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
+            self.log(&batch, &output, (read, speed.take(), logs), told);
+        }
+        let mut is_new_best = false;
+        if is_due(settings.eval_steps, step) || last {
+            is_new_best = self.evaluate(&batch, told)? && settings.load_best;
+            last |= self.has_lost_patience();
+        }
+        let is_broken = self.report(&batch, &output, total_steps).is_break();
+        let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let stops = !last && (is_broken || is_told);
+        // The last weights are the result as they are.
+        if stops || (is_new_best && !last) || is_due(settings.save_steps, step) {
+            self.write_checkpoint(is_new_best, stops)?;
+        }
+        speed.pause(pause);
+        Ok(match stops {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    }
+
+    /// Writes a checkpoint. One that cannot be written ends the run only where it `stops` with it.
+    fn write_checkpoint(&mut self, is_new_best: bool, stops: bool) -> Result<(), TrainError> {
+        self.check_before_writing()?;
+        match self.save(is_new_best) {
+            Ok(checkpoint) => self.summary.stopped = stops.then_some(checkpoint),
+            Err(error) if stops => return Err(self.keep_elsewhere(error, DType::F32)),
+            Err(error) => warn!(
+                "step {}: no checkpoint could be written, and the run goes on: {error}",
+                self.trainer.num_steps()
+            ),
+        }
+        Ok(())
+    }
+
+    /// Writes what was trained, or with `--load-best` the best checkpoint of it.
+    fn write_result(&mut self) -> Result<(), TrainError> {
+        self.check_before_writing()?;
+        let saved = self.go_back_to_best().and_then(|()| {
+            let output = &self.config.run.output;
+            self.weights.save(&self.trainer.model, output, DType::BF16)
+        });
+        saved.map_err(|error| self.keep_elsewhere(error, DType::BF16))
     }
 
     /// Ends a run whose data cannot be read on, with a checkpoint of the steps that were done.
@@ -295,4 +315,9 @@ impl<'a> Run<'a> {
             ..Record::default()
         }
     }
+}
+
+/// Whether something that is done every so many steps is due after `step`.
+fn is_due(every: Option<usize>, step: usize) -> bool {
+    every.is_some_and(|every| step.is_multiple_of(every))
 }

@@ -48,7 +48,8 @@ impl Default for Shape {
 
 impl Shape {
     /// As the settings of a run say.
-    pub(crate) fn of(config: &Config) -> Self {
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
         let optimizer = &config.optimizer;
         let peak = config.learning_rate();
         let default = match optimizer.lr_schedule {

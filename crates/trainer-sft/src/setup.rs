@@ -22,14 +22,9 @@ use crate::trainer::{Trainer, TrainerOptions};
 
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
 pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, TrainError> {
-    let full = LoadOptions {
-        dtype: Dtype::F32,
-        ..LoadOptions::default()
-    };
-    let options = if config.run.full {
-        full
-    } else {
-        frozen_options(config)
+    let options = match config.run.full {
+        true => full_options(),
+        false => frozen_options(config),
     };
     let resumed = config.run.resume.clone().filter(|_| config.run.full);
     let mut model = match resumed.map_or_else(|| config.model.folder(), |dir| Ok(Some(dir)))? {
@@ -48,6 +43,14 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
     model.set_compute_dtype(config.model.compute_dtype);
     info!("{} MiB of weights on {device:?}", model.num_bytes() >> 20);
     Ok(model)
+}
+
+/// How a model is held whose weights are all trained.
+fn full_options() -> LoadOptions {
+    LoadOptions {
+        dtype: Dtype::F32,
+        ..LoadOptions::default()
+    }
 }
 
 /// How the frozen base of an adapter is held.
@@ -94,11 +97,7 @@ pub(crate) fn read_weights(
         model.add_adapter(lora::SLOT, &LoraAdapter::load(folder)?)?;
         return Ok(());
     }
-    let options = LoadOptions {
-        dtype: Dtype::F32,
-        ..LoadOptions::default()
-    };
-    *model = QwenModel::load(folder, &options, &model.device())?;
+    *model = QwenModel::load(folder, &full_options(), &model.device())?;
     model.set_compute_dtype(config.model.compute_dtype);
     Ok(())
 }

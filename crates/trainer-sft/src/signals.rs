@@ -19,7 +19,7 @@ pub(crate) fn stop_after_a_step() {
     TRAINS.store(true, Ordering::SeqCst);
 }
 
-/// From now on a signal ends the command at its next tensor, and nothing is left behind.
+/// From now on a signal ends the command at its next tensor, and no half of a result is left behind.
 pub(crate) fn stop_between_tensors() {
     IS_TOOL.store(true, Ordering::SeqCst);
     TRAINS.store(true, Ordering::SeqCst);
@@ -41,7 +41,7 @@ fn receive(signal: i32) {
         std::process::exit(128 + signal);
     }
     let told = match IS_TOOL.load(Ordering::SeqCst) {
-        true => "\nstopping, nothing is written; once more to end at once\n",
+        true => "\nstopping; once more to end at once\n",
         false => "\nstopping after this step, with a checkpoint; once more to end at once\n",
     };
     // The terminal may be gone.

@@ -4,31 +4,50 @@ use std::path::Path;
 
 use model_qwen::{QwenConfig, linear_names};
 
-use crate::config::Config;
+use crate::config::{Config, RunConfig};
 use crate::error::TrainError;
 use crate::lora;
 
-/// Checks that the result, and one checkpoint where the run writes some, fit into `folder`.
+/// Checks that the result and the checkpoints of the run fit into `folder`.
 ///
 /// # Errors
 /// When they do not, as far as the system says.
 pub(crate) fn check(config: &Config, folder: &Path) -> Result<(), TrainError> {
     let parameters = num_trained(config, &config.model.architecture()?);
-    let checkpoint = match config.run.save_steps.is_some() || config.run.load_best {
-        // The weights in f32 and both moments.
-        true => 12,
-        false => 0,
-    };
+    // The weights in f32 and both moments.
+    let checkpoints = 12 * num_checkpoints(&config.run);
     let result = if config.run.full { 2 } else { 4 };
-    let needed = parameters * (result + checkpoint);
-    match free(folder) {
-        Some(free) if free < needed => Err(TrainError::Space {
+    match lacking(folder, parameters * (result + checkpoints)) {
+        Some([needed, free]) => Err(TrainError::Space {
             folder: folder.to_path_buf(),
-            needed: needed.div_ceil(1 << 20),
-            free: free >> 20,
+            needed,
+            free,
         }),
-        _ => Ok(()),
+        None => Ok(()),
     }
+}
+
+/// Checkpoints that the run has to have room for: as many as it is told to keep, otherwise one. A run may be stopped, and goes on
+/// where one cannot be written.
+fn num_checkpoints(run: &RunConfig) -> u64 {
+    let most = match (run.save_steps, run.max_steps) {
+        (None, _) => usize::from(run.load_best),
+        // How long the run is depends on the data.
+        (Some(_), None) => 1,
+        (Some(every), Some(steps)) => steps / every.max(1),
+    };
+    // A new one is written before an old one is removed. Those of a run that goes on are there already.
+    let kept = match (run.save_total_limit, &run.resume) {
+        (Some(limit), None) => limit + 1,
+        _ => 1,
+    };
+    most.min(kept) as u64
+}
+
+/// MiB that `needed` bytes are and MiB that are free, where `folder` has no room for them, as far as the system says.
+pub(crate) fn lacking(folder: &Path, needed: u64) -> Option<[u64; 2]> {
+    let free = free(folder).filter(|free| *free < needed)?;
+    Some([needed.div_ceil(1 << 20), free >> 20])
 }
 
 /// Values that are trained.
@@ -70,14 +89,14 @@ fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
 
 /// Bytes that this user can still write in `folder`.
 #[cfg(unix)]
-pub(crate) fn free(folder: &Path) -> Option<u64> {
+fn free(folder: &Path) -> Option<u64> {
     let room = rustix::fs::statvfs(folder).ok()?;
     room.f_bavail.checked_mul(room.f_frsize)
 }
 
 /// Unknown.
 #[cfg(not(unix))]
-pub(crate) fn free(_folder: &Path) -> Option<u64> {
+fn free(_folder: &Path) -> Option<u64> {
     None
 }
 
@@ -91,6 +110,24 @@ mod tests {
         let model = config.model.architecture().unwrap();
         // What `trainer-sft` counts on the loaded model: 8 layers of rank 16.
         assert_eq!(num_trained(&config, &model), 729_088);
+    }
+
+    #[test]
+    fn checkpoints_that_stay_are_counted() {
+        let num = |save_steps, max_steps, save_total_limit| {
+            num_checkpoints(&RunConfig {
+                save_steps,
+                max_steps,
+                save_total_limit,
+                ..RunConfig::default()
+            })
+        };
+        assert_eq!(num(None, Some(100), None), 0);
+        assert_eq!(num(Some(10), None, None), 1);
+        assert_eq!(num(Some(10), Some(100), None), 1);
+        assert_eq!(num(Some(10), Some(100), Some(2)), 3);
+        assert_eq!(num(Some(60), Some(100), Some(2)), 1);
+        assert_eq!(num(Some(200), Some(100), None), 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! again: a third more work, but only one layer's activations are in memory at any time.
 
 pub mod explicit;
+mod measure;
 mod noise;
 
 use burn::backend::DispatchDevice;
@@ -16,6 +17,8 @@ use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::{AdapterSelection, Dropout, inner_product};
 use model_qwen::{DecoderLayer, QwenModel, is_gpu};
 
+pub(crate) use self::measure::pieces;
+pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
@@ -92,7 +95,7 @@ pub fn forward_backward(
     let mut kept = Vec::with_capacity(num_layers);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     if let Some(noise) = noise {
-        x = noise.add(x, &batch.lengths); // [tokens, hidden]
+        x = noise.add(x, batch); // [tokens, hidden]
     }
     for (index, layer) in model.layers.iter().enumerate() {
         if index < first_kept {

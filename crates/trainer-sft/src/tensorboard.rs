@@ -11,7 +11,7 @@ use crate::metrics::Record;
 
 /// An event file that is being written.
 #[derive(Debug)]
-pub struct EventFile {
+pub(crate) struct EventFile {
     file: File,
     path: PathBuf,
 }
@@ -22,7 +22,7 @@ impl EventFile {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn create(folder: &Path, resumed: Option<usize>) -> io::Result<Self> {
+    pub(crate) fn create(folder: &Path, resumed: Option<usize>) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let seconds = wall_time() as u64;
         let id = std::process::id();
@@ -42,7 +42,7 @@ impl EventFile {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write(&mut self, record: &Record) -> io::Result<()> {
+    pub(crate) fn write(&mut self, record: &Record) -> io::Result<()> {
         let Ok(Value::Object(numbers)) = serde_json::to_value(record) else {
             return Ok(());
         };
@@ -65,7 +65,7 @@ impl EventFile {
 
     /// Where the events go.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 

@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::config::args::with_hyphens;
 
-pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs, MergedAs};
+pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
 pub use error::ToolError;
 pub use evaluate::{Measured, measure};
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
@@ -51,8 +51,19 @@ pub enum Tool {
 pub struct Said {
     /// For standard output.
     pub text: String,
-    /// Whether all is well.
-    pub is_well: bool,
+    /// How it has ended.
+    pub end: End,
+}
+
+/// How a command ends that has not failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All is well.
+    Well,
+    /// It was to look for problems, and has found some.
+    Problems,
+    /// It was stopped when its result was written already.
+    Stopped,
 }
 
 impl Tool {
@@ -70,7 +81,7 @@ impl Tool {
         Some(CommandLine::try_parse_from(words).map(|line| line.tool))
     }
 
-    /// Whether it writes files: then it ends between two tensors when it is told to, and leaves nothing behind.
+    /// Whether it writes files: then it ends between two tensors when it is told to, and leaves no half of a result behind.
     pub fn writes(&self) -> bool {
         matches!(self, Self::Merge(_) | Self::Export(_))
     }
@@ -82,20 +93,23 @@ impl Tool {
     pub fn run(&self, stop: &AtomicBool) -> Result<Said, ToolError> {
         let well = |text| Said {
             text,
-            is_well: true,
+            end: End::Well,
         };
         match self {
-            Self::Merge(args) => merge::merge(args, stop).map(well),
+            Self::Merge(args) => merge::merge(args, stop),
             Self::Export(args) => export::export(args, stop).map(well),
             Self::Eval(args) => evaluate::evaluate(args).map(well),
             Self::Inspect(args) => {
                 let report = inspect(args)?;
-                let is_well = report.problems.is_empty();
+                let end = match report.problems.is_empty() {
+                    true => End::Well,
+                    false => End::Problems,
+                };
                 let text = match args.json {
                     true => report.to_json(),
                     false => report.to_string(),
                 };
-                Ok(Said { text, is_well })
+                Ok(Said { text, end })
             }
         }
     }

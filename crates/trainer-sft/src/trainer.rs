@@ -1,6 +1,6 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
-use std::borrow::Cow;
+use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
@@ -9,11 +9,10 @@ use model_qwen::QwenModel;
 use model_qwen::kernels::on_worker;
 
 use crate::batch::Batch;
-use crate::even::even_batches;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, Trainable, visit_model};
 use crate::schedule::Schedule;
-use crate::step::{self, Checkpointing, Noise};
+use crate::step::{self, Checkpointing, Means, Noise};
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Copy, Debug)]
@@ -68,17 +67,6 @@ pub struct StepNumbers {
     pub means: Means,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
-}
-
-/// Means over the target tokens of some batches.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Means {
-    /// Cross-entropy, in nats.
-    pub loss: f64,
-    /// Part of the targets that are the likeliest token.
-    pub token_accuracy: f64,
-    /// Entropy of the predictions, in nats.
-    pub entropy: f64,
 }
 
 impl StepOutput {
@@ -235,7 +223,10 @@ impl Trainer {
         {
             let adapters = self.adapters(Some(index));
             let options = &self.options;
-            for (piece, batch) in self.even(batch, &adapters).iter().enumerate() {
+            for (piece, batch) in step::pieces(&self.model, batch, &adapters)
+                .iter()
+                .enumerate()
+            {
                 let noise = options.neftune_noise_alpha.map(|alpha| Noise {
                     alpha,
                     seed: self.seed_of(index),
@@ -251,39 +242,21 @@ impl Trainer {
     /// Mean cross-entropy per target token of `batches` together, without dropout; `None` when they have no target.
     #[must_use]
     pub fn evaluate(&self, batches: impl IntoIterator<Item = Batch>) -> Option<f64> {
-        self.measure(batches).map(|means| means.loss)
+        let batches = batches.into_iter().map(Ok::<_, Infallible>);
+        let Ok(means) = self.measure(batches);
+        means.map(|means| means.loss)
     }
 
-    /// [`Self::evaluate`] with all means.
-    #[must_use]
-    pub fn measure(&self, batches: impl IntoIterator<Item = Batch>) -> Option<Means> {
-        let adapters = self.adapters(None);
-        let (mut sums, mut num_targets) = ([0f64; 3], 0usize);
-        for batch in batches {
-            if batch.num_targets() > 0 {
-                for batch in self.even(&batch, &adapters).iter() {
-                    let found = step::forward(&self.model, batch, &adapters).into_data(); // [3]
-                    for (sum, value) in sums.iter_mut().zip(found.iter::<f64>()) {
-                        *sum += value;
-                    }
-                }
-                num_targets += batch.num_targets();
-            }
-        }
-        let [loss, token_accuracy, entropy] = sums.map(|sum| sum / num_targets.max(1) as f64);
-        (num_targets > 0).then_some(Means {
-            loss,
-            token_accuracy,
-            entropy,
-        })
-    }
-
-    /// What is computed for a batch.
-    fn even<'b>(&self, batch: &'b Batch, adapters: &AdapterSelection) -> Cow<'b, [Batch]> {
-        match step::explicit_slot(&self.model, adapters) {
-            Some(_) => Cow::Borrowed(std::slice::from_ref(batch)),
-            None => even_batches(batch, &self.device()),
-        }
+    /// All means over the target tokens of `batches` together, without dropout; `None` when they have no target.
+    ///
+    /// # Errors
+    /// The first error among the batches.
+    pub fn measure<E>(
+        &self,
+        batches: impl IntoIterator<Item = Result<Batch, E>>,
+    ) -> Result<Option<Means>, E> {
+        let measured = step::measure(&self.model, &self.adapters(None), batches)?;
+        Ok(measured.map(|(means, _)| means))
     }
 
     /// The adapters in use, with the dropout of one micro-batch of the coming step.

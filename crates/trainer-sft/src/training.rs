@@ -144,7 +144,7 @@ impl<'a> Training<'a> {
         let show = self.watch.progress_bar;
         let folder = Some(output.path());
         let datasets = Datasets::load(config, &format, self.records, folder, show)?;
-        let identity = identify(config, datasets.hash(config.run.decides_by_evaluations()))?;
+        let identity = identify(config, &datasets)?;
         let options = LoaderOptions {
             batch_size: config.run.batch_size,
             gradient_accumulation: config.run.gradient_accumulation,

@@ -416,6 +416,31 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn a_flag_takes_the_settings_of_what_it_replaces_back() {
+    let (_folder, path) = config_file(
+        "report_to = [\"tensorboard\"]\nlogging_dir = \"l\"\nlr_schedule = \"warmup_stable_decay\"\nlr_decay_steps = 2\nmin_lr_rate = 0.1\n",
+    );
+    let with = |flags: &str| parse(&format!("--data d --config {path} {flags}")).unwrap();
+    let config = with("--report-to none");
+    assert_eq!(
+        (config.run.logging_dir, config.run.report_to),
+        (None, vec!["none".to_owned()])
+    );
+    assert!(with("--report-to tensorboard").run.logging_dir.is_some());
+    let shape = |flags: &str| {
+        let optimizer = with(flags).optimizer;
+        (optimizer.lr_decay_steps, optimizer.min_lr_rate)
+    };
+    assert_eq!(shape("--lr-schedule cosine"), (None, None));
+    // Other schedules have this setting, too.
+    assert_eq!(shape("--lr-schedule polynomial"), (None, Some(0.1)));
+    assert_eq!(
+        shape("--lr-schedule warmup_stable_decay"),
+        (Some(2), Some(0.1))
+    );
+}
+
+#[test]
 fn errors_in_the_file_name_the_line() {
     for (text, expected) in [
         (

@@ -172,7 +172,7 @@ fn a_resumed_run_is_measured_on_the_same_records() {
     config.run.output = dir.path().join("b");
     let error = run(&config).unwrap_err().to_string();
     assert!(
-        error.contains("--data: ") && error.contains("evaluated on"),
+        error.contains("--eval-data: ") && !error.contains("--data: "),
         "{error}"
     );
 }
@@ -188,6 +188,8 @@ fn a_resumed_run_decides_as_one_without_a_stop() {
         config
     };
     let whole = run(&with("whole")).unwrap();
+    let is_decided = whole.stopped_early || whole.best_step != Some(6);
+    assert!(is_decided, "the evaluations decide nothing: {whole}");
     let parts = with("parts");
     let training = Training::new(&parts).device(&Device::flex());
     let stopped = training

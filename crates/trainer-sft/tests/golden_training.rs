@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use trainer_sft::batch::Batch;
-use trainer_sft::config::LrSchedule;
+use trainer_sft::config::{Config, LrSchedule, OptimizerConfig};
 use trainer_sft::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use trainer_sft::parameters::Trainable;
 use trainer_sft::schedule::{Schedule, Shape};
@@ -237,8 +237,7 @@ fn schedules_are_those_of_transformers() {
         min_lr: Option<f64>,
         min_lr_rate: Option<f64>,
         lr_power: Option<f64>,
-        #[serde(default)]
-        lr_decay_steps: usize,
+        lr_decay_steps: Option<usize>,
         factors: Vec<f64>,
     }
     let golden: Vec<Golden> = read_json("schedules.json");
@@ -254,17 +253,22 @@ fn schedules_are_those_of_transformers() {
         factors,
     } in golden
     {
+        let mut config = Config::new("");
+        config.optimizer = OptimizerConfig {
+            learning_rate: Some(2e-4),
+            lr_schedule: schedule,
+            // 1e-7 is the default of polynomial, here as there.
+            min_lr: min_lr.filter(|rate| *rate != 1e-7),
+            min_lr_rate,
+            lr_power,
+            lr_decay_steps,
+            ..OptimizerConfig::default()
+        };
         let ours = Schedule {
             kind: schedule,
             warmup_steps: warmup,
             total_steps: total,
-            shape: Shape {
-                least: min_lr_rate
-                    .or(min_lr.map(|rate| rate / 2e-4))
-                    .unwrap_or(0.0),
-                power: lr_power.unwrap_or(1.0),
-                decay_steps: lr_decay_steps,
-            },
+            shape: Shape::of(&config),
         };
         for (step, factor) in factors.iter().enumerate() {
             let found = ours.factor(step);

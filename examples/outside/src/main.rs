@@ -23,7 +23,9 @@ fn main() -> anyhow::Result<()> {
 
     let quantized = folder.join("nf4");
     let options = QuantizeOptions::default();
-    let summary = quantize_checkpoint(Path::new(model), &quantized, &options, |_| ())?;
+    let summary = quantize_checkpoint(Path::new(model), &quantized, &options, |_| {
+        ControlFlow::Continue(())
+    })?;
     println!("{} weights in NF4", summary.num_weights);
     one(&quantized.to_string_lossy())?;
     parts();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use serde_json::{Map, json};
+use serde_json::Map;
 use server::bench::client::Client;
 use server::bench::request::{Api, Backend, Prompt, stream};
 use tokio::runtime::Runtime;
@@ -117,7 +117,7 @@ fn measure_whole(server: &Server, args: &Args, num: usize) -> Result<()> {
         let stream = server.stream(MODEL, &prompt, args.generate)?;
         // The first one warms up.
         if run > 0 {
-            rates.push(stream.tokens as f64 / stream.whole.as_secs_f64());
+            rates.push(stream.tokens as f64 / stream.whole().as_secs_f64());
         }
     }
     rates.sort_by(f64::total_cmp);
@@ -135,12 +135,15 @@ struct Stream {
     first: Duration,
     /// From the first token to the last.
     rest: Duration,
-    /// From the request to the last token.
-    whole: Duration,
     tokens: usize,
 }
 
 impl Stream {
+    /// From the request to the last token.
+    fn whole(&self) -> Duration {
+        self.first + self.rest
+    }
+
     /// Tokens per second after the first.
     fn rate(&self) -> f64 {
         (self.tokens - 1) as f64 / self.rest.as_secs_f64()
@@ -150,7 +153,6 @@ impl Stream {
 /// A running server; it is ended when this is dropped.
 struct Server {
     child: Child,
-    url: String,
     runtime: Runtime,
     client: Client,
     api: Api,
@@ -198,7 +200,6 @@ impl Server {
             .spawn()
             .with_context(|| args.server.display().to_string())?;
         let url = format!("http://127.0.0.1:{port}");
-        let extra = json!({"temperature": 0, "ignore_eos": true});
         let mut server = Self {
             child,
             runtime: Runtime::new()?,
@@ -206,12 +207,17 @@ impl Server {
             api: Api {
                 backend: Backend::Openai,
                 endpoint: Backend::Openai.endpoint().to_owned(),
-                extra: extra.as_object().cloned().unwrap_or_else(Map::new),
+                extra: Map::from_iter([
+                    ("temperature".to_owned(), 0.into()),
+                    ("ignore_eos".to_owned(), true.into()),
+                ]),
             },
-            url,
         };
         let start = Instant::now();
-        while ureq::get(format!("{}/health", server.url)).call().is_err() {
+        while (server.runtime)
+            .block_on(server.client.get("/v1/models"))
+            .is_err()
+        {
             let ended = server.child.try_wait()?;
             ensure!(ended.is_none(), "the server ended with {ended:?}");
             ensure!(start.elapsed() < Duration::from_secs(300), "not ready");
@@ -236,7 +242,6 @@ impl Server {
             start: outcome.start,
             first,
             rest: whole - first,
-            whole,
             tokens,
         })
     }

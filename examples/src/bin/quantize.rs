@@ -1,5 +1,6 @@
 //! A checkpoint in 4 bits, as bitsandbytes stores it. `quantize models/Qwen2.5-0.5B models/Qwen2.5-0.5B-nf4 --double-quant`
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -36,6 +37,7 @@ fn main() -> anyhow::Result<()> {
     let summary = quantize_checkpoint(&input, &output, &options, |progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.num_bytes);
+        ControlFlow::Continue(())
     })?;
     bar.finish_and_clear();
     eprintln!(

@@ -17,5 +17,16 @@ fn has_dtype(gpu: &Device, dtype: DType) -> bool {
     let has = gpu.supports_dtype(dtype);
     let may_lack = dtype == DType::BF16 && cfg!(not(feature = "cuda"));
     assert!(has || may_lack, "{gpu:?} has no {dtype:?}");
+    if !has {
+        eprintln!("skipped: {gpu:?} has no {dtype:?}");
+    }
     has
+}
+
+/// Refuses a test that has checked nothing.
+fn assert_ran(num_checked: usize, gpu: &Device) {
+    assert!(
+        num_checked > 0,
+        "{gpu:?} takes none of these steps; Mesa's needs ASSUME_PLANE_OPERATIONS=1"
+    );
 }

@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Metadata, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, Metadata, TensorView, serialize_to_file};
 
 use super::{BnbError, OwnedTensor, nf4_tensors, quantize_tensor};
 
@@ -47,6 +48,9 @@ pub enum QuantizeFileError {
         /// Why.
         message: String,
     },
+    /// Whoever looked on has stopped it.
+    #[error("stopped")]
+    Stopped,
 }
 
 /// A safetensors file of which only the header is in memory.
@@ -118,6 +122,12 @@ impl TensorFile {
         })
     }
 
+    /// The dtype of each tensor.
+    pub fn dtypes(&self) -> impl Iterator<Item = Dtype> {
+        let tensors = self.metadata.tensors().into_values();
+        tensors.map(|info| info.dtype)
+    }
+
     /// Bytes of all tensors.
     pub fn data_len(&self) -> u64 {
         self.metadata.data_len() as u64
@@ -125,19 +135,19 @@ impl TensorFile {
 
     /// Writes the file `output`, in which the weights that `choose` picks by name are NF4 as bitsandbytes stores it, with their
     /// scales quantized too if `double_quant`; other tensors are copied. `on_tensor` gets the name of each tensor when it is
-    /// done, and its bytes in this file.
+    /// done, and its bytes in this file; it may stop the work.
     ///
     /// The `__metadata__` of this file is kept. Memory holds one tensor of this file and all of the new one.
     ///
     /// # Errors
-    /// If a tensor cannot be read or quantized, or the new file cannot be written. `output` is then as it was, unless only its
+    /// If a tensor cannot be read or quantized, `on_tensor` stops it, or the new file cannot be written. `output` is then as it was, unless only its
     /// permissions could not be set.
     pub fn quantize_to(
         &mut self,
         output: &Path,
         double_quant: bool,
         choose: impl Fn(&str) -> bool,
-        mut on_tensor: impl FnMut(&str, u64),
+        mut on_tensor: impl FnMut(&str, u64) -> ControlFlow<()>,
     ) -> Result<QuantizedFile, QuantizeFileError> {
         let mut tensors: Vec<(String, OwnedTensor)> = Vec::new();
         let mut written = QuantizedFile::default();
@@ -160,7 +170,9 @@ impl TensorFile {
             } else {
                 tensors.push((name.clone(), tensor));
             }
-            on_tensor(&name, num_bytes);
+            if on_tensor(&name, num_bytes).is_break() {
+                return Err(QuantizeFileError::Stopped);
+            }
         }
         let sizes = tensors
             .iter()

@@ -119,7 +119,7 @@ fn quant_state_json(data: &Nf4Data) -> String {
 }
 
 /// The values of a float tensor as f32, and its type; `None` if it is not BF16, F16 or F32.
-pub(crate) fn decode_floats(dtype: Dtype, data: &[u8]) -> Option<(DType, Vec<f32>)> {
+pub fn decode_floats(dtype: Dtype, data: &[u8]) -> Option<(DType, Vec<f32>)> {
     match dtype {
         Dtype::BF16 => Some((
             DType::BF16,

@@ -113,7 +113,10 @@ impl Known<'_> {
         let mut required = required.into_iter().flatten().filter_map(Value::as_str);
         required.all(|name| {
             let property = properties.and_then(|properties| properties.get(name));
-            let property = property.or(schema.get("additionalProperties"));
+            // A pattern may match the name, which then is no additional one.
+            let has_patterns = schema.contains_key("patternProperties");
+            let other = schema.get("additionalProperties");
+            let property = property.or(other.filter(|_| !has_patterns));
             property.is_none_or(|property| self.ends(property))
         })
     }
@@ -161,6 +164,8 @@ mod tests {
             json!({"anyOf": [{"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, {"type": "null"}]}),
             json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"const": 1}}}),
             json!({"$ref": "#/$defs/none"}),
+            json!({"type": "object", "patternProperties": {"^a": {"type": "string"}}, "required": ["a1"],
+                "additionalProperties": {"$ref": "#"}}),
             json!(true),
         ];
         for schema in ending {

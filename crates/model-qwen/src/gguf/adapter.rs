@@ -9,7 +9,7 @@ use super::metadata::{Entry, GgufValue};
 use super::names::gguf_name;
 use super::quants::TensorType;
 use super::writer::{GgufWriter, Slot};
-use crate::merge::check_range;
+use crate::merge::check_largest;
 
 /// Writes an adapter for a model of the architecture `model_type` (`qwen2`, `qwen3`) as the new file `path`.
 ///
@@ -47,21 +47,15 @@ pub fn write_adapter(
         alpha => alpha,
     };
     let mut file = GgufWriter::create(path, &metadata(model_type, alpha), &slots)?;
-    let mut slots = slots.iter();
     let mut bytes = Vec::new();
-    for (module, matrices) in &adapter.modules {
+    for ((module, matrices), slots) in adapter.modules.iter().zip(slots.chunks_exact(2)) {
         let b = scaled(
             matrices,
             adapter.config.scaling_for(module),
             f64::from(alpha),
         );
-        for values in [&matrices.a, &b] {
-            let Some(slot) = slots.next() else { continue };
-            match kind {
-                TensorType::F16 => check_range(module, safetensors::Dtype::F16, values)?,
-                TensorType::Bf16 => check_range(module, safetensors::Dtype::BF16, values)?,
-                _ => {}
-            }
+        for (values, slot) in [&matrices.a, &b].into_iter().zip(slots) {
+            check_largest(module, (kind.name(), kind.largest()), values)?;
             bytes.clear();
             kind.encode(values, &mut bytes);
             file.write(&bytes)?;

@@ -34,6 +34,29 @@ pub enum GgufError {
         /// The pattern.
         found: String,
     },
+    /// A model for embeddings or scores.
+    #[error(
+        "{}: config.json names a model without lm_head (`architectures`), expected one that generates text",
+        dir.display()
+    )]
+    NoHead {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Biases that llama.cpp has no tensors for.
+    #[error(
+        "config.json: field `attention_bias`: expected false with model_type qwen3, whose attention has no biases in llama.cpp, \
+         found true"
+    )]
+    AttentionBias,
+    /// A number that the format has no room for.
+    #[error("config.json: field `{field}`: expected a number below 2^32, found {found}")]
+    TooLarge {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: usize,
+    },
     /// Frequencies that the format has no words for.
     #[error(
         "config.json: field `rope_scaling`: expected none, linear or yarn, which GGUF files can describe, found {found}"

@@ -6,7 +6,7 @@ use crate::config::{QwenConfig, RopeScaling, Yarn};
 
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]
-pub enum GgufValue {
+pub(super) enum GgufValue {
     /// An unsigned number.
     U32(u32),
     /// A float.
@@ -86,17 +86,39 @@ pub(super) fn general(config: &QwenConfig, name: &str, kind: TensorType) -> Vec<
 
 /// What a file with a model says of its architecture.
 pub(super) fn architecture(config: &QwenConfig) -> Result<Vec<Entry>, GgufError> {
+    if config.attention_bias && config.model_type == "qwen3" {
+        return Err(GgufError::AttentionBias);
+    }
     let mut entries = Vec::new();
     let mut add = |key: &str, value: GgufValue| {
         entries.push((format!("{}.{key}", config.model_type), value));
     };
-    let count = |value: usize| GgufValue::U32(u32::try_from(value).unwrap_or(u32::MAX));
-    add("block_count", count(config.num_hidden_layers));
-    add("context_length", count(config.max_position_embeddings));
-    add("embedding_length", count(config.hidden_size));
-    add("feed_forward_length", count(config.intermediate_size));
-    add("attention.head_count", count(config.num_attention_heads));
-    add("attention.head_count_kv", count(config.num_key_value_heads));
+    for (key, field, value) in [
+        ("block_count", "num_hidden_layers", config.num_hidden_layers),
+        (
+            "context_length",
+            "max_position_embeddings",
+            config.max_position_embeddings,
+        ),
+        ("embedding_length", "hidden_size", config.hidden_size),
+        (
+            "feed_forward_length",
+            "intermediate_size",
+            config.intermediate_size,
+        ),
+        (
+            "attention.head_count",
+            "num_attention_heads",
+            config.num_attention_heads,
+        ),
+        (
+            "attention.head_count_kv",
+            "num_key_value_heads",
+            config.num_key_value_heads,
+        ),
+    ] {
+        add(key, count(field, value)?);
+    }
     add("rope.freq_base", GgufValue::F32(config.rope_theta as f32));
     add(
         "attention.layer_norm_rms_epsilon",
@@ -104,13 +126,25 @@ pub(super) fn architecture(config: &QwenConfig) -> Result<Vec<Entry>, GgufError>
     );
     let plain = config.hidden_size / config.num_attention_heads;
     if config.head_dim != plain || config.model_type == "qwen3" {
-        add("attention.key_length", count(config.head_dim));
-        add("attention.value_length", count(config.head_dim));
+        let head_dim = count("head_dim", config.head_dim)?;
+        add("attention.key_length", head_dim.clone());
+        add("attention.value_length", head_dim);
     }
     for (key, value) in rope_scaling(config)? {
         add(key, value);
     }
     Ok(entries)
+}
+
+/// The value of a field of config.json.
+fn count(field: &'static str, value: usize) -> Result<GgufValue, GgufError> {
+    match u32::try_from(value) {
+        Ok(value) => Ok(GgufValue::U32(value)),
+        Err(_) => Err(GgufError::TooLarge {
+            field,
+            found: value,
+        }),
+    }
 }
 
 fn rope_scaling(config: &QwenConfig) -> Result<Vec<(&'static str, GgufValue)>, GgufError> {
@@ -128,7 +162,10 @@ fn rope_scaling(config: &QwenConfig) -> Result<Vec<(&'static str, GgufValue)>, G
             ("rope.scaling.factor", float(yarn.factor)),
             (
                 "rope.scaling.original_context_length",
-                GgufValue::U32(yarn.original_max_position_embeddings as u32),
+                count(
+                    "original_max_position_embeddings",
+                    yarn.original_max_position_embeddings,
+                )?,
             ),
         ]),
         Some(RopeScaling::Yarn(_)) => Err(refused(
@@ -151,4 +188,32 @@ fn is_plain(yarn: &Yarn) -> bool {
         && yarn.beta_fast == 32.0
         && yarn.beta_slow == 1.0
         && yarn.truncate
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(model_type: &str, attention_bias: bool, max_position_embeddings: u64) -> QwenConfig {
+        let json = serde_json::json!({
+            "model_type": model_type, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 32, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "attention_bias": attention_bias,
+            "max_position_embeddings": max_position_embeddings,
+        });
+        QwenConfig::from_json(&json.to_string(), Path::new("config.json")).unwrap()
+    }
+
+    #[test]
+    fn what_the_format_cannot_say_names_its_field() {
+        architecture(&config("qwen3", false, 1024)).unwrap();
+        let error = |config| architecture(&config).unwrap_err().to_string();
+        let biased = error(config("qwen3", true, 1024));
+        assert!(biased.contains("`attention_bias`"), "{biased}");
+        let long = error(config("qwen2", false, 1 << 32));
+        let expected = "`max_position_embeddings`: expected a number below 2^32, found 4294967296";
+        assert!(long.contains(expected), "{long}");
+    }
 }

@@ -2,22 +2,23 @@
 
 use std::path::Path;
 
-use safetensors::Dtype;
-
 use super::GgufError;
 use super::metadata::{Entry, architecture, general};
 use super::names::gguf_name;
 use super::quants::{BLOCK_LEN, TensorType};
 use super::vocabulary::vocabulary;
 use super::writer::{GgufWriter, Slot, data_len};
-use crate::merge::{MergeError, MergeProgress, MergedWeights, TensorInfo, check_range};
+use crate::merge::{MergeError, MergeProgress, MergedWeights, TensorInfo, check_largest};
+use crate::pooling::Architecture;
 
 /// What a GGUF file of a model will hold.
 #[derive(Debug)]
 pub struct GgufPlan {
     metadata: Vec<Entry>,
-    /// Each with its name in the model folder.
-    tensors: Vec<(String, Slot)>,
+    /// The tensors' names in the model folder.
+    names: Vec<String>,
+    /// The tensors in the file, in the same order.
+    slots: Vec<Slot>,
     notes: Vec<String>,
 }
 
@@ -29,15 +30,21 @@ impl GgufPlan {
     /// [`TensorType::F16`].
     ///
     /// # Errors
-    /// When the format has no words for a tensor, the frequencies or the tokenizer of the model.
+    /// When the model has no lm_head, or the format has no words for a tensor, the frequencies or the tokenizer.
     pub fn new(weights: &MergedWeights, name: &str, kind: TensorType) -> Result<Self, GgufError> {
         let (dir, config) = (weights.dir(), weights.config());
+        if Architecture::of(dir)? != Architecture::CausalLm {
+            return Err(GgufError::NoHead {
+                dir: dir.to_owned(),
+            });
+        }
         let mut metadata = general(config, name, kind);
         metadata.extend(architecture(config)?);
         metadata.extend(vocabulary(dir, config)?);
         let mut plan = Self {
             metadata,
-            tensors: Vec::new(),
+            names: Vec::new(),
+            slots: Vec::new(),
             notes: Vec::new(),
         };
         let is_tied = config.tie_word_embeddings;
@@ -87,7 +94,8 @@ impl GgufPlan {
             shape: info.shape.clone(),
             kind,
         };
-        self.tensors.push((name.to_owned(), slot));
+        self.names.push(name.to_owned());
+        self.slots.push(slot);
     }
 
     /// What the user should know of the file.
@@ -97,30 +105,29 @@ impl GgufPlan {
 
     /// Number of tensors.
     pub fn num_tensors(&self) -> usize {
-        self.tensors.len()
+        self.slots.len()
     }
 
     /// Bytes of all tensors.
     pub fn num_bytes(&self) -> u64 {
-        let slots: Vec<Slot> = self.tensors.iter().map(|(_, slot)| slot.clone()).collect();
-        data_len(&slots)
+        data_len(&self.slots)
     }
 }
 
 /// Writes a model as the new file `path`. `on_progress` is called after each tensor and may stop it.
 ///
 /// # Errors
-/// When a weight cannot be read or is no finite number in its type, or the file cannot be written; a part of it may be there.
+/// When a weight cannot be read, one that is converted is no finite number in its type, the file cannot be written, or
+/// `on_progress` stops it; a part of the file may be there.
 pub fn write_model(
     weights: &MergedWeights,
     plan: &GgufPlan,
     path: &Path,
     mut on_progress: impl FnMut(MergeProgress<'_>) -> std::ops::ControlFlow<()>,
 ) -> Result<(), GgufError> {
-    let slots: Vec<Slot> = plan.tensors.iter().map(|(_, slot)| slot.clone()).collect();
-    let mut file = GgufWriter::create(path, &plan.metadata, &slots)?;
+    let mut file = GgufWriter::create(path, &plan.metadata, &plan.slots)?;
     let (mut num_bytes, total_bytes) = (0, plan.num_bytes());
-    for (name, slot) in &plan.tensors {
+    for (name, slot) in plan.names.iter().zip(&plan.slots) {
         write_tensor(weights, (name, slot), &mut file)?;
         weights.release(name);
         num_bytes += slot.num_bytes() as u64;
@@ -141,34 +148,17 @@ fn write_tensor(
     (name, slot): (&str, &Slot),
     file: &mut GgufWriter,
 ) -> Result<(), GgufError> {
-    let own = match slot.kind {
-        TensorType::F32 => Some(Dtype::F32),
-        TensorType::F16 => Some(Dtype::F16),
-        TensorType::Bf16 => Some(Dtype::BF16),
-        TensorType::Q8_0 | TensorType::Q4_0 => None,
-    };
-    if let Some(bytes) = own.and_then(|dtype| weights.unchanged(name, dtype)) {
-        file.write(&bytes)?;
+    let dtype = slot.kind.dtype();
+    if let Some(bytes) = dtype.and_then(|dtype| weights.unchanged(name, dtype)) {
+        file.write(bytes)?;
         return file.end(slot);
     }
     let mut bytes = Vec::new();
-    for rows in weights.info(name)?.row_blocks() {
-        let values = weights.rows(name, rows)?;
-        if let Some(dtype) = stored_dtype(slot.kind) {
-            check_range(name, dtype, &values)?;
-        }
+    weights.for_each_block(name, |values| {
+        check_largest(name, (slot.kind.name(), slot.kind.largest()), values)?;
         bytes.clear();
-        slot.kind.encode(&values, &mut bytes);
-        file.write(&bytes)?;
-    }
+        slot.kind.encode(values, &mut bytes);
+        file.write(&bytes)
+    })?;
     file.end(slot)
-}
-
-/// The 16-bit type that has to hold the values, or the scales of their blocks.
-fn stored_dtype(kind: TensorType) -> Option<Dtype> {
-    match kind {
-        TensorType::F16 | TensorType::Q8_0 | TensorType::Q4_0 => Some(Dtype::F16),
-        TensorType::Bf16 => Some(Dtype::BF16),
-        TensorType::F32 => None,
-    }
 }

@@ -1,25 +1,23 @@
 //! The tensor types of GGUF that are written, bit for bit as ggml computes them.
 
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
+use safetensors::Dtype;
 
 use crate::merge::encode;
 
 /// Values of a block of Q8_0 and Q4_0.
-pub const BLOCK_LEN: usize = 32;
+pub(super) const BLOCK_LEN: usize = 32;
 
 /// How the values of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum TensorType {
     /// 32-bit floats.
-    #[cfg_attr(feature = "clap", value(name = "f32"))]
     F32,
     /// 16-bit IEEE floats.
-    #[cfg_attr(feature = "clap", value(name = "f16"))]
     F16,
     /// 16-bit floats with 8 bits of exponent.
-    #[cfg_attr(feature = "clap", value(name = "bf16"))]
     Bf16,
     /// Blocks of 32 values in 8 bits with a scale in f16: 8.5 bits a weight.
     #[cfg_attr(feature = "clap", value(name = "q8_0"))]
@@ -63,9 +61,30 @@ impl TensorType {
         }
     }
 
-    /// Whether values come in blocks of [`BLOCK_LEN`].
+    /// Whether values come in blocks of 32.
     pub fn is_quantized(self) -> bool {
         matches!(self, Self::Q8_0 | Self::Q4_0)
+    }
+
+    /// The same type in safetensors files; `None` of a quantized type.
+    pub(super) fn dtype(self) -> Option<Dtype> {
+        match self {
+            Self::F32 => Some(Dtype::F32),
+            Self::F16 => Some(Dtype::F16),
+            Self::Bf16 => Some(Dtype::BF16),
+            Self::Q8_0 | Self::Q4_0 => None,
+        }
+    }
+
+    /// The largest value that it can hold. Of a quantized type, the largest one whose block has a scale in f16.
+    pub(super) fn largest(self) -> f32 {
+        match self {
+            Self::F32 => f32::MAX,
+            Self::F16 => f16::MAX.to_f32(),
+            Self::Bf16 => bf16::MAX.to_f32(),
+            Self::Q8_0 => 127.0 * f16::MAX.to_f32(),
+            Self::Q4_0 => 8.0 * f16::MAX.to_f32(),
+        }
     }
 
     /// Bytes of `len` values; of a quantized type, whole blocks.
@@ -81,9 +100,9 @@ impl TensorType {
     /// Appends `values` to `bytes`. Of a quantized type, whole blocks.
     pub fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
         match self {
-            Self::F32 => encode(safetensors::Dtype::F32, values, bytes),
-            Self::F16 => encode(safetensors::Dtype::F16, values, bytes),
-            Self::Bf16 => encode(safetensors::Dtype::BF16, values, bytes),
+            Self::F32 => encode(Dtype::F32, values, bytes),
+            Self::F16 => encode(Dtype::F16, values, bytes),
+            Self::Bf16 => encode(Dtype::BF16, values, bytes),
             Self::Q8_0 => blocks::<34>(values, bytes, q8_0),
             Self::Q4_0 => blocks::<18>(values, bytes, q4_0),
         }

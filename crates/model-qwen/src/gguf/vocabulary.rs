@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::GgufError;
 use super::metadata::{Entry, GgufValue};
@@ -32,17 +32,18 @@ pub(super) fn vocabulary(dir: &Path, config: &QwenConfig) -> Result<Vec<Entry>, 
     add("ggml.tokens", GgufValue::Texts(tokens));
     add("ggml.token_type", GgufValue::I32s(types));
     add("ggml.merges", GgufValue::Texts(merges(&model)));
-    for (role, key) in [
-        ("bos", "ggml.bos_token_id"),
-        ("eos", "ggml.eos_token_id"),
-        ("pad", "ggml.padding_token_id"),
+    let special = SpecialIds::read(dir, &tokenizer)?;
+    let bos = special.id("bos")?;
+    for (id, key) in [
+        (bos, "ggml.bos_token_id"),
+        (special.id("eos")?, "ggml.eos_token_id"),
+        (special.id("pad")?, "ggml.padding_token_id"),
     ] {
-        if let Some(id) = special_id(dir, &tokenizer, role)? {
+        if let Some(id) = id {
             add(key, GgufValue::U32(id));
         }
     }
     let adds_bos = tokenizer.encode("", true)?.first().copied();
-    let bos = special_id(dir, &tokenizer, "bos")?;
     add(
         "ggml.add_bos_token",
         GgufValue::Bool(adds_bos.is_some() && adds_bos == bos),
@@ -132,21 +133,40 @@ fn merges(model: &Value) -> Vec<String> {
     merges.map(one).collect()
 }
 
-/// The token of a role: what the tokenizer's files say, or the model's.
-fn special_id(dir: &Path, tokenizer: &Tokenizer, role: &str) -> Result<Option<u32>, GgufError> {
-    let special = special_tokens(dir)?;
-    let name = special
-        .get(&format!("{role}_token"))
-        .and_then(Value::as_str);
-    if let Some(id) = name.and_then(|name| tokenizer.token_to_id(name)) {
-        return Ok(Some(id));
+/// What the files of a folder say of the tokens that have a role.
+struct SpecialIds<'a> {
+    tokenizer: &'a Tokenizer,
+    /// Of the tokenizer's files, by `<role>_token`.
+    tokens: Map<String, Value>,
+    /// Of the model, with `<role>_token_id`.
+    files: [JsonFile; 2],
+}
+
+impl<'a> SpecialIds<'a> {
+    fn read(dir: &Path, tokenizer: &'a Tokenizer) -> Result<Self, GgufError> {
+        Ok(Self {
+            tokenizer,
+            tokens: special_tokens(dir)?,
+            files: [
+                JsonFile::read_optional(dir.join("config.json"))?,
+                JsonFile::read_optional(dir.join("generation_config.json"))?,
+            ],
+        })
     }
-    for file in ["config.json", "generation_config.json"] {
-        let file = JsonFile::read_optional(dir.join(file))?;
-        let ids = file.top().token_ids(&format!("{role}_token_id"))?;
-        if let Some(id) = ids.first() {
-            return Ok(Some(*id));
+
+    /// The token of a role: what the tokenizer's files say, or the model's.
+    fn id(&self, role: &str) -> Result<Option<u32>, GgufError> {
+        let name = self.tokens.get(&format!("{role}_token"));
+        let name = name.and_then(Value::as_str);
+        if let Some(id) = name.and_then(|name| self.tokenizer.token_to_id(name)) {
+            return Ok(Some(id));
         }
+        for file in &self.files {
+            let ids = file.top().token_ids(&format!("{role}_token_id"))?;
+            if let Some(id) = ids.first() {
+                return Ok(Some(*id));
+            }
+        }
+        Ok(None)
     }
-    Ok(None)
 }

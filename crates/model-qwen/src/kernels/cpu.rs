@@ -56,7 +56,7 @@ fn exp_sum(values: &mut [f32], max: f32) -> [f32; 2] {
     [sums.iter().sum(), products.iter().sum()]
 }
 
-/// See [`super::cross_entropy_measured`]; `logits [rows, vocab]` become their gradient.
+/// See [`super::cross_entropy`]; `logits [rows, vocab]` become their gradient.
 pub(super) fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> [f32; 3] {
     let vocab = logits.len() / targets.len();
     let rows: Vec<[f32; 3]> = logits

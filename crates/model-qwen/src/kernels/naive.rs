@@ -24,12 +24,8 @@ pub fn cross_entropy_of_rows(
     (losses.squeeze_dim::<1>(1), gradient.cast(dtype))
 }
 
-/// See [`super::cross_entropy_measured`].
-pub fn cross_entropy_measured(
-    logits: Tensor<2>,
-    targets: &[u32],
-    scale: f64,
-) -> (Tensor<1>, Tensor<2>) {
+/// See [`super::cross_entropy`].
+pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
     let predictions = predictions(&logits, targets); // [2]
     let (losses, gradient) = cross_entropy_of_rows(logits, targets, scale);
     (Tensor::cat(vec![losses.sum(), predictions], 0), gradient)

@@ -14,11 +14,11 @@ impl Loader<'_> {
         let mut expected: BTreeSet<String> = BTreeSet::new();
         // A tied head may be stored once more; a score is read by `score_weights`.
         let names = ["model.embed_tokens", "model.norm", "lm_head"];
-        expected.extend(names.map(|module| self.stored(&format!("{module}.weight"))));
+        expected.extend(names.map(|module| self.checkpoint.stored(&format!("{module}.weight"))));
         expected.extend((!self.options.lm_head).then(|| "score.weight".to_owned()));
         for i in 0..config.num_hidden_layers {
             // With shapes and biases as in `build_layer`, which reads each of these names.
-            let layer = |name: &str| self.stored(&format!("model.layers.{i}.{name}"));
+            let layer = |name: &str| self.checkpoint.stored(&format!("model.layers.{i}.{name}"));
             let norms = ["input_layernorm", "post_attention_layernorm"];
             expected.extend(norms.map(|norm| layer(&format!("{norm}.weight"))));
             if config.qk_norm {

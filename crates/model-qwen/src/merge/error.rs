@@ -8,10 +8,9 @@ use safetensors::Dtype;
 
 use crate::adapter::AdapterError;
 use crate::checkpoint::CheckpointError;
-use crate::config::ConfigError;
 use crate::json_file::JsonFileError;
 use crate::load::LoadError;
-use crate::quantize::QuantizeError;
+use crate::model_folder::ModelFolderError;
 
 /// Why merged weights cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -19,9 +18,6 @@ pub enum MergeError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// `config.json`.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// One of the small files.
     #[error(transparent)]
     File(#[from] JsonFileError),
@@ -34,9 +30,9 @@ pub enum MergeError {
     /// A bitsandbytes weight.
     #[error(transparent)]
     Bnb(#[from] BnbError),
-    /// A small file of the folder cannot be copied, or the result cannot be quantized.
+    /// A small file of the folder cannot be read, copied or written.
     #[error(transparent)]
-    Quantize(#[from] QuantizeError),
+    Folder(#[from] ModelFolderError),
     /// A tensor is not in the files.
     #[error("{}: tensor `{name}` is missing", dir.display())]
     Missing {
@@ -87,7 +83,7 @@ pub enum MergeError {
         largest: f32,
     },
     /// Whoever looked on has stopped it.
-    #[error("stopped; nothing is written")]
+    #[error("stopped")]
     Stopped,
     /// A file cannot be read or written.
     #[error("{}: {error}", path.display())]

@@ -1,19 +1,20 @@
 //! Merged weights as a model folder.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use safetensors::Dtype;
-use safetensors::tensor::TensorInfo as FileEntry;
-use serde_json::{Map, Value, json};
+use safetensors::tensor::{Metadata, TensorInfo as FileEntry};
+use safetensors::{Dtype, SafeTensorError};
+use serde_json::{Value, json};
 
 use super::encode::encode;
 use super::error::io_error;
 use super::{MergeError, MergedWeights, TensorInfo};
-use crate::quantize::{CONFIG, INDEX, SINGLE, copy_other_files, read_object, write_json};
+use crate::model_folder::{CONFIG, INDEX, SINGLE, copy_other_files, read_object, write_json};
 
 /// How a model folder is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,7 +64,8 @@ impl MergedWeights {
     /// what else lies beside the weights. `on_progress` is called after each tensor and may stop it.
     ///
     /// # Errors
-    /// When a weight is no finite number in its dtype, or a file cannot be read or written.
+    /// When a weight that is computed or converted is no finite number in its dtype, a file cannot be read or written, or
+    /// `on_progress` stops it; then a part of the folder is there.
     pub fn write(
         &self,
         output: &Path,
@@ -86,7 +88,9 @@ impl MergedWeights {
             let path = output.join(file);
             let create = File::create_new(&path).map_err(io_error(&path))?;
             let mut out = BufWriter::with_capacity(1 << 20, create);
-            let header = header(&infos);
+            // As the safetensors crate does, so that each tensor is aligned.
+            infos.sort_by_key(|(_, info)| Reverse(info.dtype));
+            let header = header(&infos).map_err(|e| io_error(&path)(io::Error::other(e)))?;
             out.write_all(&header).map_err(io_error(&path))?;
             for (name, info) in &infos {
                 self.write_tensor(name, info, &mut out, &path)?;
@@ -134,17 +138,15 @@ impl MergedWeights {
         path: &Path,
     ) -> Result<(), MergeError> {
         if let Some(bytes) = self.unchanged(name, info.dtype) {
-            return out.write_all(&bytes).map_err(io_error(path));
+            return out.write_all(bytes).map_err(io_error(path));
         }
         let mut bytes = Vec::new();
-        for rows in info.row_blocks() {
-            let values = self.rows(name, rows)?;
-            check_range(name, info.dtype, &values)?;
+        self.for_each_block(name, |values| {
+            check_range(name, info.dtype, values)?;
             bytes.clear();
-            encode(info.dtype, &values, &mut bytes);
-            out.write_all(&bytes).map_err(io_error(path))?;
-        }
-        Ok(())
+            encode(info.dtype, values, &mut bytes);
+            out.write_all(&bytes).map_err(io_error(path))
+        })
     }
 
     /// `config.json` of the model, which says of the weights what they are now.
@@ -181,6 +183,15 @@ pub(crate) fn check_range(name: &str, dtype: Dtype, values: &[f32]) -> Result<()
         Dtype::BF16 => ("bf16", half::bf16::MAX.to_f32()),
         _ => return Ok(()),
     };
+    check_largest(name, (dtype, largest), values)
+}
+
+/// Refuses what is larger than the largest number of a type.
+pub(crate) fn check_largest(
+    name: &str,
+    (dtype, largest): (&'static str, f32),
+    values: &[f32],
+) -> Result<(), MergeError> {
     match values.iter().find(|value| value.abs() > largest) {
         None => Ok(()),
         Some(&found) => Err(MergeError::TooLarge {
@@ -197,27 +208,27 @@ fn stored_len(info: &TensorInfo) -> u64 {
 }
 
 /// Length and header of a safetensors file.
-fn header(infos: &[(&str, TensorInfo)]) -> Vec<u8> {
-    let mut entries = Map::new();
-    entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+fn header(infos: &[(&str, TensorInfo)]) -> Result<Vec<u8>, SafeTensorError> {
     let mut start = 0;
-    for (name, info) in infos {
+    let entries = infos.iter().map(|(name, info)| {
         let end = start + stored_len(info) as usize;
         let entry = FileEntry {
             dtype: info.dtype,
             shape: info.shape.clone(),
             data_offsets: (start, end),
         };
-        entries.insert((*name).to_owned(), json!(entry));
         start = end;
-    }
-    let mut text = Value::Object(entries).to_string();
+        ((*name).to_owned(), entry)
+    });
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = Metadata::new(Some(format), entries.collect())?;
+    let mut text = serde_json::to_string(&metadata)?;
     // So that the data is aligned.
     let padding = text.len().next_multiple_of(8) - text.len();
     text.extend(std::iter::repeat_n(' ', padding));
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.extend(text.into_bytes());
-    header
+    Ok(header)
 }
 
 /// Waits until a file is on the disk.

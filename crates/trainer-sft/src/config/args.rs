@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::hints::with_hyphens;
 pub use self::parse::ArgsError;
-use self::values::{COMPUTE_DTYPE, DTYPE, QUANTIZATION, number, one_or_many, seed, whole};
+use self::values::{COMPUTE_DTYPE, number, one_or_many, seed, whole};
+pub(crate) use self::values::{DTYPE, QUANTIZATION};
 use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
@@ -47,7 +48,7 @@ pub struct Args {
     #[serde(deserialize_with = "one_or_many")]
     pub eval_data: Vec<PathBuf>,
 
-    /// Keep this part of the records of --data for evaluation, drawn by --seed: 0.05 is every twentieth
+    /// Keep this part of the records of --data for evaluation, drawn by --seed: 0.05 is one in twenty
     #[arg(long, value_name = "PART", help_heading = "Data", visible_alias = "val-size", value_parser = number, allow_negative_numbers = true)]
     pub eval_split: Option<f64>,
 
@@ -240,8 +241,8 @@ pub struct Args {
     #[arg(long, value_name = "W", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
 
-    /// NEFTune: add noise to the embeddings while training, uniform within this over the square root of the values of an
-    /// example, for example 5 [default: none]
+    /// NEFTune: add noise to the embeddings while training, uniform within ±ALPHA / √(tokens × hidden size) of an example, for
+    /// example 5 [default: none]
     #[arg(long, value_name = "ALPHA", help_heading = "Training", value_parser = number, allow_negative_numbers = true)]
     pub neftune_noise_alpha: Option<f64>,
 

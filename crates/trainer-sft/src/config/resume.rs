@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{ConfigError, RunConfig};
 
+/// The settings of a run, in its folder.
+pub(crate) const SETTINGS: &str = "run.toml";
 /// The file that makes a folder a checkpoint.
 pub(crate) const STATE_FILE: &str = "trainer_state.json";
 
@@ -38,7 +40,7 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf, ConfigError> {
     if path.join(STATE_FILE).is_file() {
         return Ok(path.to_path_buf());
     }
-    if let Some((_, folder)) = checkpoints_of(path).into_iter().max() {
+    if let Some(folder) = newest_checkpoint(path) {
         return Ok(folder);
     }
     let found = match path.is_dir() {
@@ -50,6 +52,12 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf, ConfigError> {
         expected: "a checkpoint folder, or the folder of a run that has some".into(),
         found: format!("{}, {found}", path.display()),
     })
+}
+
+/// The checkpoint with the largest number in the folder of a run.
+pub(crate) fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
+    let newest = checkpoints_of(run).into_iter().max();
+    newest.map(|(_, folder)| folder)
 }
 
 /// The checkpoints in the folder of a run, with their numbers.

@@ -4,7 +4,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
-use super::{Columns, Config, LrSchedule, TENSORBOARD};
+use super::{Columns, Config, LrSchedule, NO_REPORT, TENSORBOARD};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -153,20 +153,23 @@ impl Config {
 impl Config {
     /// The settings of a schedule: in range, there where it needs them, and not there where it has none.
     fn check_schedule(&self) -> Result<(), ConfigError> {
-        use LrSchedule::{CosineWithMinLr, Polynomial, WarmupStableDecay};
+        use LrSchedule::{CosineWithMinLr, WarmupStableDecay};
         let optimizer = &self.optimizer;
         let kind = optimizer.lr_schedule;
         let name = clap::ValueEnum::to_possible_value(&kind);
         let name = name.map_or_else(String::new, |value| value.get_name().to_owned());
-        let has_least = matches!(kind, CosineWithMinLr | WarmupStableDecay | Polynomial);
         for (flag, is_given, is_used) in [
-            ("min-lr", optimizer.min_lr.is_some(), has_least),
-            ("min-lr-rate", optimizer.min_lr_rate.is_some(), has_least),
-            ("lr-power", optimizer.lr_power.is_some(), kind == Polynomial),
+            ("min-lr", optimizer.min_lr.is_some(), kind.has_min_lr()),
+            (
+                "min-lr-rate",
+                optimizer.min_lr_rate.is_some(),
+                kind.has_min_lr(),
+            ),
+            ("lr-power", optimizer.lr_power.is_some(), kind.has_power()),
             (
                 "lr-decay-steps",
                 optimizer.lr_decay_steps.is_some(),
-                kind == WarmupStableDecay,
+                kind.has_decay_steps(),
             ),
         ] {
             if is_given && !is_used {
@@ -306,7 +309,7 @@ impl Config {
 }
 
 fn check_report_to(programs: &[String], has_folder: bool) -> Result<(), ConfigError> {
-    let unknown = |name: &&String| *name != TENSORBOARD && *name != "none";
+    let unknown = |name: &&String| *name != TENSORBOARD && *name != NO_REPORT;
     if let Some(name) = programs.iter().find(unknown) {
         let instead = match name.as_str() {
             "wandb" => {
@@ -321,7 +324,7 @@ fn check_report_to(programs: &[String], has_folder: bool) -> Result<(), ConfigEr
         });
     }
     let conflict = |text: &str| Err(ConfigError::Conflict(text.into()));
-    match programs.iter().any(|name| name == "none") {
+    match programs.iter().any(|name| name == NO_REPORT) {
         true if programs.len() > 1 => {
             conflict("--report-to: `none` excludes any other program: leave it out")
         }

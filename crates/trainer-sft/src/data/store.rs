@@ -104,18 +104,16 @@ impl Examples {
     ) -> Result<Self, DataError> {
         let mut taken = folder.map_or_else(Self::default, Self::in_folder);
         let mut kept = Vec::new();
-        (self.num_targets, self.longest) = (0, 0);
         for index in 0..self.len() {
-            let example = self.get(index)?;
-            if is_taken(&example.source) {
-                taken.push(&example)?;
-            } else {
-                self.num_targets += example.num_targets();
-                self.longest = self.longest.max(example.tokens.len());
-                kept.push(self.index[index]);
+            match is_taken(&self.source(index)) {
+                true => taken.push(&self.get(index)?)?,
+                false => kept.push(self.index[index]),
             }
         }
         self.index = kept;
+        self.num_targets -= taken.num_targets;
+        let lengths = self.index.iter().map(|entry| entry.len as usize);
+        self.longest = lengths.max().unwrap_or(0);
         Ok(taken)
     }
 

@@ -84,8 +84,7 @@ impl Run<'_> {
         if !self.config.run.load_best || step.is_none() {
             return Ok(());
         }
-        (self.summary.best_step, self.summary.best_eval_loss) =
-            (step, self.state.best_metric.map(f64::from));
+        (self.summary.best_step, self.summary.best_eval_loss) = (step, self.state.best_metric);
         if step == Some(self.trainer.num_steps()) {
             return Ok(());
         }

@@ -10,20 +10,8 @@ impl Run<'_> {
     /// Measures the evaluation data, where there is any. Says whether the loss is the lowest so far.
     pub(super) fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
         let step = self.trainer.num_steps();
-        let mut failed = None;
         let batches = sequential_batches(&self.eval, self.config.run.batch_size);
-        let batches = batches.map_while(|batch| match batch {
-            Ok(batch) => Some(batch),
-            Err(error) => {
-                failed = Some(error);
-                None
-            }
-        });
-        let means = self.trainer.measure(batches);
-        if let Some(error) = failed {
-            return Err(error.into());
-        }
-        let Some(means) = means else {
+        let Some(means) = self.trainer.measure(batches)? else {
             return Ok(false);
         };
         let loss = means.loss;
@@ -52,14 +40,14 @@ impl Run<'_> {
             ..self.record(batch)
         };
         self.write(&record);
-        Ok(self.compare(step, loss as f32))
+        Ok(self.compare(step, loss))
     }
 
     /// Notes the loss after `step`, as transformers' `EarlyStoppingCallback` does. Says whether it is the lowest so far.
-    fn compare(&mut self, step: usize, loss: f32) -> bool {
+    fn compare(&mut self, step: usize, loss: f64) -> bool {
         let threshold = self.config.run.early_stopping_threshold.unwrap_or(0.0);
         let best = self.state.best_metric;
-        let gain = best.map(|best| f64::from(best) - f64::from(loss));
+        let gain = best.map(|best| best - loss);
         match gain.is_none_or(|gain| gain > threshold) {
             true => self.state.early_stopping_patience_counter = 0,
             false => self.state.early_stopping_patience_counter += 1,

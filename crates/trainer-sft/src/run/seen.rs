@@ -73,7 +73,7 @@ impl Run<'_> {
             summary: &self.summary,
             settings: &self.config.to_toml(),
             records: &records.collect::<Vec<Record>>(),
-            examples: self.loader.examples(),
+            examples: (self.loader.steps_per_epoch()).map(|_| self.loader.examples()),
         };
         for (name, text) in [
             ("report.html", report.html()),

@@ -94,7 +94,7 @@ pub fn forward_backward(
     let mut kept = Vec::with_capacity(model.layers.len());
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     if let Some(noise) = noise {
-        x = noise.add(x, &batch.lengths); // [tokens, hidden]
+        x = noise.add(x, &batch); // [tokens, hidden]
     }
     x = x.cast(shared.dtype);
     for layer in &model.layers {

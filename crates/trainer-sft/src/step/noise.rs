@@ -4,6 +4,8 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::batch::Batch;
+
 /// The noise of one batch: each value is uniform within `±alpha / sqrt(length * hidden)` for a document of `length` tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
@@ -16,25 +18,27 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// Adds the noise to `x [tokens, hidden]`, the embeddings of documents of these lengths. Rows behind them stay as they are.
-    pub(crate) fn add(self, x: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
+    /// Adds the noise to `x [tokens, hidden]`, the embeddings of a batch. Padding and rows behind the documents stay as they
+    /// are.
+    pub(crate) fn add(self, x: Tensor<2>, batch: &Batch) -> Tensor<2> {
         let ([rows, hidden], device, dtype) = (x.dims(), x.device(), x.dtype());
-        let mut values = self.values(lengths, hidden);
+        let mut values = self.values(batch, hidden);
         values.resize(rows * hidden, 0.0);
         let noise = TensorData::new(values, [rows, hidden]);
         let noise = Tensor::<2>::from_data(noise, (&device, DType::F32));
         (x.cast(DType::F32) + noise).cast(dtype)
     }
 
-    fn values(self, lengths: &[usize], hidden: usize) -> Vec<f32> {
+    fn values(self, batch: &Batch, hidden: usize) -> Vec<f32> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         // Apart from what else is drawn from the seed of a run.
         rng.set_stream(!self.stream);
-        let mut values = Vec::with_capacity(lengths.iter().sum::<usize>() * hidden);
-        for &length in lengths {
-            let count = length * hidden;
+        let mut values = Vec::with_capacity(batch.num_tokens() * hidden);
+        for (length, padding) in batch.documents() {
+            let count = (length - padding) * hidden;
             let bound = (self.alpha / (count.max(1) as f64).sqrt()) as f32;
             values.extend((0..count).map(|_| bound * rng.random_range(-1.0f32..1.0)));
+            values.extend(std::iter::repeat_n(0.0, padding * hidden));
         }
         values
     }
@@ -54,8 +58,12 @@ mod tests {
             stream: 0,
         };
         let x = Tensor::<2>::zeros([8, 50], (&Device::flex(), DType::F32));
+        let batch = Batch {
+            lengths: vec![2, 4],
+            ..Batch::default()
+        };
         let of = |noise: Noise| -> Vec<f32> {
-            noise.add(x.clone(), &[2, 4]).into_data().iter().collect()
+            noise.add(x.clone(), &batch).into_data().iter().collect()
         };
         let values = of(noise);
         for (part, length) in [(&values[..100], 2.0f32), (&values[100..300], 4.0)] {
@@ -73,5 +81,14 @@ mod tests {
         for other in [Noise { seed: 4, ..noise }, Noise { stream: 1, ..noise }] {
             assert!(values != of(other), "{other:?}");
         }
+        // Padding within the documents changes nothing for their own tokens.
+        let padded = Batch {
+            lengths: vec![4, 4],
+            padding: vec![2, 0],
+            ..Batch::default()
+        };
+        let padded: Vec<f32> = noise.add(x, &padded).into_data().iter().collect();
+        assert!(padded[..100] == values[..100] && padded[200..] == values[100..300]);
+        assert!(padded[100..200].iter().all(|value| *value == 0.0));
     }
 }

@@ -7,21 +7,8 @@ use model_qwen::flags::some_of;
 use model_qwen::gguf::TensorType;
 use model_qwen::{Dtype, Quantization};
 
-use crate::config::{Thinking, TrainOn};
-
-/// `merge --dtype`.
-const DTYPE: [(&str, &str); 4] = [
-    ("auto", "As in the base model"),
-    ("bf16", "bfloat16"),
-    ("f16", "IEEE half precision"),
-    ("f32", "32-bit"),
-];
-
-/// `eval --quantization`.
-const QUANTIZATION: [(&str, &str); 2] = [
-    ("none", "As in the checkpoint"),
-    ("nf4", "4-bit NormalFloat in blocks of 64"),
-];
+use crate::config::args::{DTYPE, QUANTIZATION};
+use crate::config::{DataConfig, RunConfig, Thinking, TrainOn};
 
 /// `trainer-sft merge`.
 #[derive(Clone, Debug, Args)]
@@ -42,9 +29,9 @@ pub struct MergeArgs {
     #[arg(long, value_parser = some_of::<Dtype>(&DTYPE), default_value = "auto", visible_alias = "torch-dtype")]
     pub dtype: Dtype,
 
-    /// `nf4` writes the merged linear layers in 4 bits, as bitsandbytes stores them
-    #[arg(long, value_enum, default_value = "none")]
-    pub quantization: MergedAs,
+    /// `nf4` writes the merged linear layers in 4 bits, as bitsandbytes stores them; `none` writes them as --dtype says
+    #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION), default_value = "none")]
+    pub quantization: Quantization,
 
     /// Keep the scales of 4-bit blocks in 32 bits
     #[arg(long)]
@@ -58,16 +45,6 @@ pub struct MergeArgs {
     /// auto, cpu, cuda and so on, for --data
     #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "data")]
     pub device: String,
-}
-
-/// How merged weights are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MergedAs {
-    /// As --dtype says
-    None,
-    /// 4-bit NormalFloat in blocks of 64
-    #[value(alias = "bitsandbytes")]
-    Nf4,
 }
 
 /// `trainer-sft inspect`.
@@ -155,21 +132,21 @@ pub struct EvalArgs {
     #[arg(
         long,
         value_name = "TOKENS",
-        default_value_t = 1024,
+        default_value_t = DataConfig::default().max_length,
         visible_alias = "max-seq-length"
     )]
     pub max_length: usize,
 
     /// Tokens that are measured
-    #[arg(long, value_enum, default_value = "assistant")]
+    #[arg(long, value_enum, default_value_t = DataConfig::default().train_on)]
     pub train_on: TrainOn,
 
     /// For templates that open a think block, as in training
-    #[arg(long, value_enum, default_value = "keep")]
+    #[arg(long, value_enum, default_value_t = DataConfig::default().thinking)]
     pub thinking: Thinking,
 
     /// Examples computed at once
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = RunConfig::default().batch_size)]
     pub batch_size: usize,
 
     /// How the linear layers are held

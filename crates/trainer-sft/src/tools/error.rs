@@ -74,6 +74,19 @@ pub enum ToolError {
         /// The loss.
         loss: f64,
     },
+    /// The records have nothing to measure.
+    #[error(
+        "--{flag}: expected records with tokens to measure, found none in {num_examples} examples"
+    )]
+    NoTargets {
+        /// The flag without its dashes.
+        flag: &'static str,
+        /// The examples.
+        num_examples: usize,
+    },
+    /// A signal has ended the command; nothing is written.
+    #[error("stopped; nothing is written")]
+    Stopped,
     /// An adapter.
     #[error("{}: {error}", folder.display())]
     Adapter {
@@ -129,6 +142,19 @@ pub enum ToolError {
         /// What the operating system said.
         error: io::Error,
     },
+}
+
+impl ToolError {
+    /// Whether the command has ended because it was told to.
+    pub fn is_stopped(&self) -> bool {
+        matches!(
+            self,
+            Self::Stopped
+                | Self::Merge(MergeError::Stopped)
+                | Self::Gguf(GgufError::Weights(MergeError::Stopped))
+                | Self::Quantize(QuantizeError::Stopped)
+        )
+    }
 }
 
 /// A [`ToolError::Io`] about `path`.

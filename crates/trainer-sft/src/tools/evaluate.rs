@@ -12,12 +12,12 @@ use serde_json::json;
 use super::arguments::EvalArgs;
 use super::base::model_and_adapter;
 use super::error::ToolError;
-use crate::batch::sequential_batches;
+use crate::batch::{Batch, sequential_batches};
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, DataConfig};
-use crate::data::{Datasets, Examples, Records, TrainData};
-use crate::even::even_batches;
-use crate::{lora, step};
+use crate::data::{DataError, Dataset, Examples};
+use crate::lora;
+use crate::step::{self, Means};
 
 /// What was measured on records.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Measured {
     pub loss: f64,
     /// Share of the tokens that have the largest logit.
     pub accuracy: f64,
+    /// Mean entropy of the predictions, in nats.
+    pub entropy: f64,
     /// Tokens that were measured.
     pub num_tokens: usize,
 }
@@ -40,28 +42,25 @@ impl Measured {
 /// Measures a model on examples, `batch_size` at a time. `adapter` is the slot of the adapter to use.
 ///
 /// # Errors
-/// When an example cannot be read, or the loss is no finite number.
+/// When an example cannot be read, none has a token to measure, or the loss is no finite number.
 pub fn measure(
     model: &QwenModel,
     examples: &Examples,
     adapter: Option<usize>,
     batch_size: usize,
 ) -> Result<Measured, ToolError> {
-    let measured = measure_until(
-        model,
-        examples,
-        (adapter, batch_size),
-        &AtomicBool::new(false),
-    )?;
-    Ok(measured.unwrap_or_else(|| unreachable!("nothing stops it")))
+    let batches = sequential_batches(examples, batch_size);
+    measure_batches(model, adapter, batches)?.ok_or(ToolError::NoTargets {
+        flag: "data",
+        num_examples: examples.len(),
+    })
 }
 
-/// [`measure`] with its slot and batch size, until `stop` becomes true: then `None`.
-fn measure_until(
+/// [`measure`] of batches; `None` when there is no token to measure.
+fn measure_batches(
     model: &QwenModel,
-    examples: &Examples,
-    (adapter, batch_size): (Option<usize>, usize),
-    stop: &AtomicBool,
+    adapter: Option<usize>,
+    batches: impl IntoIterator<Item = Result<Batch, DataError>>,
 ) -> Result<Option<Measured>, ToolError> {
     let adapters = match adapter {
         None => AdapterSelection::Base,
@@ -70,31 +69,19 @@ fn measure_until(
             dropout: None,
         },
     };
-    let (mut sum, mut num_right, mut num_tokens) = (0.0, 0.0, 0);
-    for batch in sequential_batches(examples, batch_size) {
-        let batch = batch?;
-        if stop.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        if batch.num_targets() == 0 {
-            continue;
-        }
-        num_tokens += batch.num_targets();
-        for batch in even_batches(&batch, &model.device()).iter() {
-            let sums = step::forward(model, batch, &adapters).into_data(); // [3]
-            for (sum, value) in [&mut sum, &mut num_right]
-                .into_iter()
-                .zip(sums.iter::<f64>())
-            {
-                *sum += value;
-            }
-        }
-    }
-    let loss = sum / num_tokens.max(1) as f64;
+    let Some((means, num_tokens)) = step::measure(model, &adapters, batches)? else {
+        return Ok(None);
+    };
+    let Means {
+        loss,
+        token_accuracy,
+        entropy,
+    } = means;
     match loss.is_finite() {
         true => Ok(Some(Measured {
             loss,
-            accuracy: num_right / num_tokens.max(1) as f64,
+            accuracy: token_accuracy,
+            entropy,
             num_tokens,
         })),
         false => Err(ToolError::Loss { loss }),
@@ -133,26 +120,42 @@ impl EvalData {
         config.model.model = Some(model.to_string_lossy().into_owned());
         let device = model_qwen::parse_device(&config.model.device)?;
         let format = ChatFormat::load(&config)?;
-        let data = Datasets::load(&config, &format, Records::default(), None, true)?;
-        let TrainData::Loaded(data) = data.train else {
-            unreachable!("all records are read without `streaming`");
-        };
         Ok(Self {
-            examples: data.examples,
+            examples: Dataset::of(&config, &format)?.examples,
             device,
             batch_size: config.run.batch_size,
             quantization: config.quantization(),
         })
     }
 
-    /// Loads a model and measures it.
-    ///
-    /// `None` if `stop` became true.
-    pub(super) fn measure(
+    /// Loads a model and measures it, until `stop` becomes true: then `None`.
+    pub(super) fn measure_until(
         &self,
         which: Which<'_>,
         stop: &AtomicBool,
     ) -> Result<Option<Measured>, ToolError> {
+        let (model, slot) = self.load_model(which)?;
+        let batches = sequential_batches(&self.examples, self.batch_size);
+        let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
+        let measured = measure_batches(&model, slot, batches)?;
+        match (stop.load(Ordering::Relaxed), measured) {
+            (true, _) => Ok(None),
+            (false, Some(measured)) => Ok(Some(measured)),
+            (false, None) => Err(ToolError::NoTargets {
+                flag: "data",
+                num_examples: self.examples.len(),
+            }),
+        }
+    }
+
+    /// Loads a model and measures it.
+    fn measure(&self, which: Which<'_>) -> Result<Measured, ToolError> {
+        let (model, slot) = self.load_model(which)?;
+        measure(&model, &self.examples, slot, self.batch_size)
+    }
+
+    /// A model, and the slot of its adapter.
+    fn load_model(&self, which: Which<'_>) -> Result<(QwenModel, Option<usize>), ToolError> {
         let (Which::Model(folder) | Which::Adapted(folder, _)) = which;
         let options = LoadOptions {
             quantization: self.quantization,
@@ -167,7 +170,7 @@ impl EvalData {
                 Some(lora::SLOT)
             }
         };
-        measure_until(&model, &self.examples, (slot, self.batch_size), stop)
+        Ok((model, slot))
     }
 }
 
@@ -203,12 +206,11 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
         None => Which::Model(&model),
         Some(adapter) => Which::Adapted(&model, adapter),
     };
-    let Some(measured) = data.measure(which, &AtomicBool::new(false))? else {
-        unreachable!("nothing stops it");
-    };
+    let measured = data.measure(which)?;
     let Measured {
         loss,
         accuracy,
+        entropy,
         num_tokens,
     } = measured;
     let (perplexity, num_examples) = (measured.perplexity(), data.examples.len());
@@ -217,6 +219,7 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
             "loss": loss,
             "perplexity": perplexity,
             "token_accuracy": accuracy,
+            "entropy": entropy,
             "num_tokens": num_tokens,
             "num_examples": num_examples,
             "model": model,
@@ -225,7 +228,7 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
         return Ok(format!("{json:#}\n"));
     }
     Ok(format!(
-        "loss {loss:.4}, perplexity {perplexity:.3}, token accuracy {:.1} %: {num_tokens} tokens of {num_examples} examples\n",
+        "loss {loss:.4}, perplexity {perplexity:.3}, token accuracy {:.1} %, entropy {entropy:.4}: {num_tokens} tokens of {num_examples} examples\n",
         100.0 * accuracy
     ))
 }

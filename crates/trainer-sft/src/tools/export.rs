@@ -1,21 +1,21 @@
 //! `trainer-sft export`: a model or an adapter in another format.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::{DType, Device};
+use burn::tensor::DType;
 use clap::ValueEnum as _;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::gguf::{GgufPlan, TensorType, write_adapter, write_model};
-use model_qwen::{Dtype, LoadOptions, MergedWeights, QwenConfig, QwenModel};
+use model_qwen::{Dtype, MergedWeights};
 
 use super::arguments::{ExportArgs, ExportFormat};
 use super::base::model_and_adapter;
 use super::error::{ToolError, io_error};
 use super::merge::Job;
 use super::modelfile::modelfile;
-use super::progress::{bar, follow};
+use super::progress::{bar, follow_merge};
 use super::staging::{Staging, check_new};
 
 /// Names in the folder for Ollama.
@@ -27,11 +27,7 @@ const MODELFILE: &str = "Modelfile";
 pub(super) fn export(args: &ExportArgs, stop: &AtomicBool) -> Result<String, ToolError> {
     check_new(&args.output)?;
     if args.format == ExportFormat::GgufLora && args.adapter.is_none() {
-        return Err(ToolError::Flag {
-            flag: "adapter",
-            expected: "an adapter folder, for --format gguf-lora".to_owned(),
-            found: "none".to_owned(),
-        });
+        return Err(no_adapter());
     }
     let is_named = matches!(args.format, ExportFormat::Gguf | ExportFormat::Ollama);
     if let Some(name) = args
@@ -49,15 +45,19 @@ pub(super) fn export(args: &ExportArgs, stop: &AtomicBool) -> Result<String, Too
         });
     }
     let (model, adapter) = model_and_adapter(args.model.as_deref(), args.adapter.as_deref())?;
+    let base = adapter.as_ref();
+    let base = base.and_then(|adapter| adapter.config.base_model_name_or_path.clone());
     let source = Source {
         args,
         model: &model,
+        id: args.model.clone().or(base),
     };
-    match args.format {
-        ExportFormat::Hf => source.hf(adapter, stop),
-        ExportFormat::Gguf => source.gguf(adapter, stop),
-        ExportFormat::GgufLora => source.gguf_lora(adapter),
-        ExportFormat::Ollama => source.ollama(adapter, stop),
+    match (args.format, adapter) {
+        (ExportFormat::Hf, adapter) => source.hf(adapter, stop),
+        (ExportFormat::Gguf, adapter) => source.gguf(adapter, stop),
+        (ExportFormat::Ollama, adapter) => source.ollama(adapter, stop),
+        (ExportFormat::GgufLora, Some(adapter)) => source.gguf_lora(&adapter, stop),
+        (ExportFormat::GgufLora, None) => Err(no_adapter()),
     }
 }
 
@@ -66,6 +66,16 @@ struct Source<'a> {
     args: &'a ExportArgs,
     /// Folder of the model.
     model: &'a Path,
+    /// What it is called: a folder or a Hugging Face id. `None` of the bundled model.
+    id: Option<String>,
+}
+
+fn no_adapter() -> ToolError {
+    ToolError::Flag {
+        flag: "adapter",
+        expected: "an adapter folder, for --format gguf-lora".to_owned(),
+        found: "none".to_owned(),
+    }
 }
 
 impl Source<'_> {
@@ -111,14 +121,23 @@ impl Source<'_> {
         ))
     }
 
-    fn gguf_lora(&self, adapter: Option<LoraAdapter>) -> Result<String, ToolError> {
-        let Some(adapter) = adapter else {
-            unreachable!("--adapter was asked for");
-        };
-        let config = self.check_fit(&adapter)?;
+    fn gguf_lora(&self, adapter: &LoraAdapter, stop: &AtomicBool) -> Result<String, ToolError> {
         let kind = self.args.kind.unwrap_or(TensorType::F32);
-        let staging = Staging::file(&self.args.output, num_bytes(&adapter))?;
-        write_adapter(&adapter, &config.model_type, kind, staging.path())?;
+        if kind.is_quantized() {
+            return Err(ToolError::Flag {
+                flag: "type",
+                expected: "f32, f16 or bf16 with --format gguf-lora".to_owned(),
+                found: kind.name().to_lowercase(),
+            });
+        }
+        let weights = MergedWeights::open(self.model, None)?;
+        weights.check_adapter(adapter)?;
+        let staging = Staging::file(&self.args.output, num_bytes(adapter))?;
+        let model_type = &weights.config().model_type;
+        write_adapter(adapter, model_type, kind, staging.path())?;
+        if stop.load(Ordering::Relaxed) {
+            return Err(ToolError::Stopped);
+        }
         staging.publish()?;
         Ok(format!(
             "{} tensors in {}\nWritten to {}\n",
@@ -129,11 +148,10 @@ impl Source<'_> {
     }
 
     fn ollama(&self, adapter: Option<LoraAdapter>, stop: &AtomicBool) -> Result<String, ToolError> {
-        let config = match &adapter {
-            Some(adapter) => Some(self.check_fit(adapter)?),
-            None => None,
-        };
         let weights = MergedWeights::open(self.model, None)?;
+        if let Some(adapter) = &adapter {
+            weights.check_adapter(adapter)?;
+        }
         let plan = self.plan(&weights)?;
         let needed = plan.num_bytes() + (32 << 20) + adapter.as_ref().map_or(0, num_bytes);
         let staging = Staging::folder(&self.args.output, needed)?;
@@ -142,9 +160,10 @@ impl Source<'_> {
         let text = modelfile(self.model, MODEL_FILE, adapter_file)?;
         let path = folder.join(MODELFILE);
         fs::write(&path, text).map_err(io_error(&path))?;
-        if let (Some(adapter), Some(config)) = (&adapter, config) {
+        if let Some(adapter) = &adapter {
             let path = folder.join(ADAPTER_FILE);
-            write_adapter(adapter, &config.model_type, TensorType::F32, &path)?;
+            let model_type = &weights.config().model_type;
+            write_adapter(adapter, model_type, TensorType::F32, &path)?;
         }
         self.write(&weights, &plan, &folder.join(MODEL_FILE), stop)?;
         staging.publish()?;
@@ -178,7 +197,7 @@ impl Source<'_> {
         stop: &AtomicBool,
     ) -> Result<(), ToolError> {
         let bar = bar("writing");
-        write_model(weights, plan, path, follow(&bar, stop))?;
+        write_model(weights, plan, path, follow_merge(&bar, stop))?;
         bar.finish_and_clear();
         Ok(())
     }
@@ -188,21 +207,21 @@ impl Source<'_> {
         if let Some(name) = &self.args.name {
             return name.clone();
         }
-        let path = match &self.args.model {
-            Some(model) => PathBuf::from(model),
-            None => self.model.to_owned(),
-        };
-        let own = path.canonicalize().unwrap_or(path);
-        let name = own.file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
+        model_name(self.id.as_deref(), self.model)
     }
+}
 
-    /// The architecture of the model, once the adapter is known to fit it.
-    fn check_fit(&self, adapter: &LoraAdapter) -> Result<QwenConfig, ToolError> {
-        let mut model = QwenModel::load(self.model, &LoadOptions::default(), &Device::flex())?;
-        model.check_adapter(adapter)?;
-        Ok(model.config)
-    }
+/// The name of a model that is called `id` and lies in `folder`.
+fn model_name(id: Option<&str>, folder: &Path) -> String {
+    let path = match id.map(Path::new) {
+        // The folder of a Hugging Face id is named after a commit.
+        Some(id) if !id.is_dir() => return id.display().to_string(),
+        Some(named) => named,
+        None => folder,
+    };
+    let own = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = own.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// Bytes of an adapter in f32, with room for the names.
@@ -215,4 +234,21 @@ fn num_bytes(adapter: &LoraAdapter) -> u64 {
 fn told(plan: &GgufPlan) -> String {
     let (num_tensors, num_bytes) = (plan.num_tensors(), plan.num_bytes());
     format!("{num_tensors} tensors, {} MiB", num_bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_called_by_its_id_or_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let stored = folder.path().join("a1b2c3");
+        fs::create_dir(&stored).unwrap();
+        let id = Some("Qwen/Qwen2.5-0.5B");
+        assert_eq!(model_name(id, &stored), "Qwen/Qwen2.5-0.5B");
+        let named = folder.path().join("a1b2c3/../a1b2c3/");
+        assert_eq!(model_name(named.to_str(), &stored), "a1b2c3");
+        assert_eq!(model_name(None, &stored), "a1b2c3");
+    }
 }

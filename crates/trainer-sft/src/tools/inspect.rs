@@ -8,12 +8,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lora_4bit::peft::{CONFIG_FILE, WEIGHTS_FILE};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::arguments::InspectArgs;
 use super::error::{ToolError, io_error};
-use crate::config::checkpoints_of;
+use crate::checkpoint::OPTIMIZER_FILE;
+use crate::config::{SETTINGS, STATE_FILE, newest_checkpoint};
 
 pub use adapter::{AdapterFacts, Norms};
 pub use model::{DtypeFacts, ModelFacts};
@@ -74,16 +76,16 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, ToolError> {
         Err(error) => return Err(io_error(path)(error)),
     }
     let has = |name: &str| path.join(name).exists();
-    let is_adapter = has("adapter_config.json") || has("adapter_model.safetensors");
+    let is_adapter = has(CONFIG_FILE) || has(WEIGHTS_FILE);
     let is_model =
         has("config.json") || has("model.safetensors") || has("model.safetensors.index.json");
-    let is_checkpoint = has("trainer_state.json");
+    let is_checkpoint = has(STATE_FILE);
     let mut report = Report {
         kind: match (is_checkpoint, is_adapter, is_model) {
             (true, ..) => "checkpoint",
             (false, true, _) => "adapter",
             (false, false, true) => "model",
-            (false, false, false) if has("run.toml") => "run",
+            (false, false, false) if has(SETTINGS) => "run",
             (false, false, false) => "unknown",
         },
         path: path.clone(),
@@ -99,7 +101,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, ToolError> {
     } else if is_model {
         model::look(&mut report);
     } else {
-        let checkpoint = has("run.toml").then(|| newest_checkpoint(path)).flatten();
+        let checkpoint = has(SETTINGS).then(|| newest_checkpoint(path)).flatten();
         report.problems.push(match checkpoint {
             Some(checkpoint) => format!(
                 "the run has not come to its end: look at its newest checkpoint, {}",
@@ -117,7 +119,7 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, ToolError> {
 
 /// Step and settings.
 fn look_at_training(report: &mut Report) {
-    let state = report.path.join("trainer_state.json");
+    let state = report.path.join(STATE_FILE);
     if state.exists() {
         match read_json(&state) {
             Ok(state) => {
@@ -128,13 +130,12 @@ fn look_at_training(report: &mut Report) {
             Err(problem) => report.problems.push(problem),
         }
         let is_own = report.training.is_some();
-        let optimizer = "optimizer.safetensors";
-        if is_own && !report.path.join(optimizer).exists() {
-            let problem = format!("{optimizer} is missing: --resume cannot go on from here");
+        if is_own && !report.path.join(OPTIMIZER_FILE).exists() {
+            let problem = format!("{OPTIMIZER_FILE} is missing: --resume cannot go on from here");
             report.problems.push(problem);
         }
     }
-    let settings = report.path.join("run.toml");
+    let settings = report.path.join(SETTINGS);
     if report.training.is_none() && settings.exists() {
         let text = fs::read_to_string(&settings).map_err(|error| error.to_string());
         let parsed = text.and_then(|text| {
@@ -164,13 +165,6 @@ fn num_bytes(folder: &Path) -> Result<u64, ToolError> {
         .filter(fs::Metadata::is_file)
         .map(|file| file.len())
         .sum())
-}
-
-/// The checkpoint with the largest number in the folder of a run.
-fn newest_checkpoint(run: &Path) -> Option<PathBuf> {
-    let mut all = checkpoints_of(run);
-    all.sort();
-    all.pop().map(|(_, folder)| folder)
 }
 
 /// The first names in a folder.

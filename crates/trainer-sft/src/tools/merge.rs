@@ -2,26 +2,27 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::merge::{MergeOptions, MergeSummary};
 use model_qwen::quantize::{QuantizeOptions, quantize_checkpoint};
-use model_qwen::{Dtype, MergeError, MergedWeights};
+use model_qwen::{Dtype, MergedWeights, Quantization};
 
-use super::arguments::{MergeArgs, MergedAs};
+use super::arguments::MergeArgs;
 use super::base::{base_model, load_adapter};
 use super::error::ToolError;
 use super::evaluate::{EvalData, Which};
-use super::progress::{bar, follow};
+use super::progress::{bar, follow, follow_merge};
 use super::staging::{Staging, check_new};
+use super::{End, Said};
 
-/// The folder of the NF4 weights while they are written.
+/// The folder of the NF4 weights while they are written, inside that of the dense ones.
 const QUANTIZED: &str = "nf4";
 
 /// Merges, and says what was written.
-pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<String, ToolError> {
-    if args.no_double_quant && args.quantization == MergedAs::None {
+pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolError> {
+    if args.no_double_quant && args.quantization == Quantization::None {
         return Err(ToolError::Flag {
             flag: "no-double-quant",
             expected: "--quantization nf4 beside it".to_owned(),
@@ -36,7 +37,7 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<String, ToolE
         [] => None,
         files => Some(EvalData::load(&base, files, &args.device)?),
     };
-    let double_quant = (args.quantization == MergedAs::Nf4).then_some(!args.no_double_quant);
+    let double_quant = (args.quantization == Quantization::Nf4).then_some(!args.no_double_quant);
     let job = Job {
         base: &base,
         output: &args.output,
@@ -52,6 +53,7 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<String, ToolE
         args.output.display(),
         args.output.display()
     );
+    let mut end = End::Well;
     if let Some(data) = data {
         text += "Loss on the records of --data:\n";
         for (name, which) in [
@@ -59,14 +61,15 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<String, ToolE
             ("base and adapter", Which::Adapted(&base, &adapter)),
             ("merged", Which::Model(&args.output)),
         ] {
-            let Some(measured) = data.measure(which, stop)? else {
+            let Some(measured) = data.measure_until(which, stop)? else {
                 text += "  (stopped)\n";
+                end = End::Stopped;
                 break;
             };
             let _ = writeln!(text, "  {name:<18} {:.4}", measured.loss);
         }
     }
-    Ok(text)
+    Ok(Said { text, end })
 }
 
 /// A model folder to write.
@@ -92,18 +95,14 @@ impl Job<'_> {
         let needed = dense + (16 << 20) + self.double_quant.map_or(0, |_| dense);
         let staging = Staging::folder(self.output, needed)?;
         let bar = bar("merging");
-        let mut summary = weights.write(staging.path(), &options, follow(&bar, stop))?;
+        let mut summary = weights.write(staging.path(), &options, follow_merge(&bar, stop))?;
         bar.finish_and_clear();
         match self.double_quant {
             None => staging.publish()?,
             Some(double_quant) => {
-                let quantized = Staging::folder(self.output, 0)?;
-                let folder = quantized.path().join(QUANTIZED);
-                summary.num_bytes = quantize(staging.path(), &folder, double_quant)?;
-                if stop.load(Ordering::Relaxed) {
-                    return Err(MergeError::Stopped.into());
-                }
-                quantized.publish_inner(QUANTIZED)?;
+                let folder = staging.path().join(QUANTIZED);
+                summary.num_bytes = quantize(staging.path(), &folder, double_quant, stop)?;
+                staging.publish_inner(QUANTIZED)?;
             }
         }
         Ok(summary)
@@ -111,15 +110,20 @@ impl Job<'_> {
 }
 
 /// Quantizes the dense folder. Returns the bytes of the tensors.
-fn quantize(dense: &Path, output: &Path, double_quant: bool) -> Result<u64, ToolError> {
+fn quantize(
+    dense: &Path,
+    output: &Path,
+    double_quant: bool,
+    stop: &AtomicBool,
+) -> Result<u64, ToolError> {
     let options = QuantizeOptions {
         double_quant,
         skip_modules: Vec::new(),
     };
     let bar = bar("quantizing");
+    let mut follow = follow(&bar, stop);
     let summary = quantize_checkpoint(dense, output, &options, |progress| {
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.num_bytes);
+        follow(progress.num_bytes, progress.total_bytes)
     })?;
     bar.finish_and_clear();
     Ok(summary.bytes_after)

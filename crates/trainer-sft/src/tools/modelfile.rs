@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use model_qwen::{ChatTemplate, GenerationConfig, RenderOptions, TemplateError, Tokenizer};
+use model_qwen::{ChatTemplate, GenerationConfig, RenderOptions, Tokenizer};
 use serde_json::{Value, json};
 
 use super::error::ToolError;
@@ -34,7 +34,7 @@ pub(super) fn modelfile(
     let template = ChatTemplate::from_dir(dir)?;
     let mut lines = vec![format!("FROM ./{model_file}")];
     lines.extend(adapter_file.map(|file| format!("ADAPTER ./{file}")));
-    match template.as_ref().map(known).transpose()?.flatten() {
+    match template.as_ref().and_then(known) {
         Some(known) => {
             lines.push(format!("TEMPLATE \"\"\"{}\"\"\"", known.template));
             let system = known.system.iter();
@@ -73,7 +73,7 @@ fn parameters(generation: &GenerationConfig) -> Vec<String> {
 }
 
 /// Ollama's template for the same chats; `None` where there is none.
-fn known(template: &ChatTemplate) -> Result<Option<Known>, TemplateError> {
+fn known(template: &ChatTemplate) -> Option<Known> {
     let chat = [
         json!({"role": "system", "content": "Be brief."}),
         json!({"role": "user", "content": "One?"}),
@@ -84,11 +84,9 @@ fn known(template: &ChatTemplate) -> Result<Option<Known>, TemplateError> {
         add_generation_prompt: true,
         ..RenderOptions::default()
     };
-    let render = |messages: &[Value]| template.render(messages, &options);
     // A template that refuses such a chat is none of these.
-    let Ok(whole) = render(&chat) else {
-        return Ok(None);
-    };
+    let render = |messages: &[Value]| template.render(messages, &options).ok();
+    let whole = render(&chat)?;
     let (plain, alone) = (render(&chat[1..])?, render(&chat[1..2])?);
     let chatml = |messages: &[Value]| {
         let marked = messages.iter().map(|message| {
@@ -114,10 +112,10 @@ fn known(template: &ChatTemplate) -> Result<Option<Known>, TemplateError> {
             }
         };
         let is_same = alone == with_system(&chat[1..2]) && plain == with_system(&chat[1..]);
-        return Ok(is_same.then(|| Known {
+        return is_same.then(|| Known {
             template: CHATML.to_owned(),
             system,
-        }));
+        });
     }
     let start = template.special_tokens().get("bos_token");
     let start = start.and_then(Value::as_str).unwrap_or_default();
@@ -126,12 +124,12 @@ fn known(template: &ChatTemplate) -> Result<Option<Known>, TemplateError> {
     );
     let alone_expected = format!("{start}<｜User｜>One?<｜Assistant｜>");
     let think = whole.strip_prefix(&deepseek);
-    Ok(think
+    think
         .filter(|think| alone.strip_prefix(&alone_expected) == Some(think))
         .map(|think| Known {
             template: format!("{DEEPSEEK}{think}"),
             system: None,
-        }))
+        })
 }
 
 #[cfg(test)]
@@ -148,7 +146,7 @@ mod tests {
         let source = golden["template"].as_str().unwrap();
         let tokens = golden["special_tokens"].as_object().cloned();
         let template = ChatTemplate::from_source(source, tokens.unwrap_or_default()).unwrap();
-        known(&template).unwrap()
+        known(&template)
     }
 
     #[test]
@@ -162,6 +160,11 @@ mod tests {
         let deepseek = of("deepseek_r1_distill_qwen.json").unwrap();
         assert_eq!(deepseek.template, format!("{DEEPSEEK}<think>\n"));
         let other = ChatTemplate::from_source("{{ messages[0].content }}", Map::new()).unwrap();
-        assert_eq!(known(&other).unwrap(), None);
+        assert_eq!(known(&other), None);
+        // ChatML, but a chat has to begin with instructions.
+        let source = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}\
+            {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
+        let strict = ChatTemplate::from_source(source, Map::new()).unwrap();
+        assert_eq!(known(&strict), None);
     }
 }

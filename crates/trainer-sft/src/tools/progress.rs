@@ -16,17 +16,26 @@ pub(super) fn bar(what: &'static str) -> ProgressBar {
     }
 }
 
-/// Moves a bar on, and says whether to go on.
-pub(super) fn follow<'a>(
-    bar: &'a ProgressBar,
-    stop: &'a AtomicBool,
-) -> impl FnMut(MergeProgress<'_>) -> ControlFlow<()> + 'a {
-    |progress| {
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.num_bytes);
+/// Moves a bar on to so many bytes of so many, and says whether to go on.
+pub(super) fn follow(
+    bar: &ProgressBar,
+    stop: &AtomicBool,
+) -> impl FnMut(u64, u64) -> ControlFlow<()> {
+    |num_bytes, total_bytes| {
+        bar.set_length(total_bytes);
+        bar.set_position(num_bytes);
         match stop.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     }
+}
+
+/// [`follow`] for merged weights.
+pub(super) fn follow_merge(
+    bar: &ProgressBar,
+    stop: &AtomicBool,
+) -> impl FnMut(MergeProgress<'_>) -> ControlFlow<()> {
+    let mut follow = follow(bar, stop);
+    move |progress| follow(progress.num_bytes, progress.total_bytes)
 }

@@ -64,27 +64,16 @@ impl Staging {
             _ => Path::new("."),
         };
         fs::create_dir_all(parent).map_err(io_error(parent))?;
-        if let Some(free) = space::free(parent).filter(|free| *free < needed) {
+        if let Some([needed, free]) = space::lacking(parent, needed) {
             return Err(ToolError::Space {
                 folder: parent.to_owned(),
-                needed: needed.div_ceil(1 << 20),
-                free: free >> 20,
+                needed,
+                free,
             });
         }
-        let mut unfinished = unfinished();
-        // One command may write in two steps.
-        let names = (0..).map(|i| {
-            format!(
-                ".{}.{}.{i}.part",
-                name.to_string_lossy(),
-                std::process::id()
-            )
-        });
-        let mut paths = names.map(|name| parent.join(name));
-        let Some(path) = paths.find(|path| !unfinished.contains(path)) else {
-            unreachable!("there are more names than results in the making");
-        };
-        unfinished.push(path.clone());
+        let name = name.to_string_lossy();
+        let path = parent.join(format!(".{name}.{}.part", std::process::id()));
+        unfinished().push(path.clone());
         Ok(Self {
             output: output.to_owned(),
             path,
@@ -97,7 +86,7 @@ impl Staging {
         &self.path
     }
 
-    /// Gives what is in this folder under `name` the name of the result.
+    /// Gives what is in this folder under `name` the name of the result. All else in it is removed.
     pub(super) fn publish_inner(self, name: &str) -> Result<(), ToolError> {
         check_new(&self.output)?;
         fs::rename(self.path.join(name), &self.output).map_err(io_error(&self.output))

@@ -1,7 +1,15 @@
 //! `trainer-sft eval`.
 
+use burn::tensor::Device;
+use kv_paging::CausalAttention;
+use lora_4bit::{AdapterSelection, ComputeDtype};
+use model_qwen::{LoadOptions, QwenModel};
 use serde_json::Value;
 use tempfile::TempDir;
+use trainer_sft::chat_format::ChatFormat;
+use trainer_sft::config::Config;
+use trainer_sft::data::{Dataset, Examples};
+use trainer_sft::tools::measure;
 
 use super::{adapter, data_folder, fail, succeed, text_of};
 
@@ -34,5 +42,53 @@ fn the_numbers_are_those_of_the_tokens() {
     fail(
         &["eval", "--data", text_of(&file), "--batch-size", "0"],
         &["--batch-size", "1 or more"],
+    );
+}
+
+#[test]
+fn the_means_are_those_of_the_logits() {
+    let mut config = Config::new("");
+    config.model.model = Some(text_of(&data_folder().join("model")).to_owned());
+    config.data.train = vec![data_folder().join("eval.jsonl")];
+    let format = ChatFormat::load(&config).unwrap();
+    let examples = Dataset::of(&config, &format).unwrap().examples;
+    let options = LoadOptions::default();
+    let mut model =
+        QwenModel::load(&data_folder().join("model"), &options, &Device::flex()).unwrap();
+    model.set_compute_dtype(ComputeDtype::F32);
+    let (mut loss, mut entropy, mut num_right, mut num_tokens) = (0.0, 0.0, 0, 0);
+    for example in examples.iter().map(Result::unwrap) {
+        let len = example.tokens.len();
+        let positions: Vec<u32> = (0..len as u32).collect();
+        let mut attention = CausalAttention::new(&[len]);
+        let base = AdapterSelection::Base;
+        let hidden = model.forward(&example.tokens, &positions, &base, &mut attention);
+        let logits: Vec<f32> = model.logits(hidden).into_data().iter().collect();
+        let rows = logits.chunks(logits.len() / len);
+        let targets = example.tokens.iter().zip(&example.mask).skip(1);
+        for (row, (&target, _)) in rows.zip(targets).filter(|(_, (_, learnt))| **learnt) {
+            let row: Vec<f64> = row.iter().map(|logit| f64::from(*logit)).collect();
+            let largest = row.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = row.iter().map(|logit| (logit - largest).exp()).sum();
+            let log_probs: Vec<f64> = row.iter().map(|x| x - largest - sum.ln()).collect();
+            loss -= log_probs[target as usize];
+            entropy -= log_probs.iter().map(|x| x.exp() * x).sum::<f64>();
+            num_right += usize::from(row[target as usize] == largest);
+            num_tokens += 1;
+        }
+    }
+    let measured = measure(&model, &examples, None, 3).unwrap();
+    assert_eq!(measured.num_tokens, num_tokens);
+    let mean = |sum: f64| sum / num_tokens as f64;
+    assert!((measured.loss - mean(loss)).abs() < 1e-4, "{measured:?}");
+    assert!(
+        (measured.entropy - mean(entropy)).abs() < 1e-4,
+        "{measured:?}"
+    );
+    assert!((measured.accuracy - mean(num_right as f64)).abs() < 1e-9);
+    let error = measure(&model, &Examples::default(), None, 3).unwrap_err();
+    assert!(
+        error.to_string().contains("found none in 0 examples"),
+        "{error}"
     );
 }

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use lora_4bit::peft::LoraAdapter;
-use model_qwen::Tokenizer;
 use model_qwen::gguf::{TensorType, gguf_name};
+use model_qwen::{RUN_FILES, Tokenizer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::gguf_file::GgufFile;
-use super::{adapter, bf16s, data_folder, f32s, names, succeed, tensors, text_of};
+use super::{adapter, bf16s, copy, data_folder, edit, f32s, names, succeed, tensors, text_of};
 
 #[test]
 fn a_gguf_file_has_the_model_in_it() {
@@ -187,6 +187,75 @@ fn adapters_keep_their_product() {
             );
         }
     }
+}
+
+#[test]
+fn files_of_a_run_are_no_files_of_its_model() {
+    let folder = TempDir::new().unwrap();
+    let [run, output] = ["run", "out"].map(|name| folder.path().join(name));
+    let data = data_folder().join("train.jsonl");
+    let train = [
+        "--full",
+        "--max-steps",
+        "1",
+        "--save-steps",
+        "1",
+        "--device",
+        "cpu",
+    ];
+    let files = ["--data", text_of(&data), "--output", text_of(&run)];
+    succeed(&[&train[..], &files].concat());
+    let export = ["export", "--format", "hf", "--output", text_of(&output)];
+    succeed(&[&export[..], &["--model", text_of(&run)]].concat());
+    assert_eq!(names(&output), names(&data_folder().join("model")));
+    let is_left_out = |name: &String| RUN_FILES.contains(&name.as_str());
+    let files = names(&run)
+        .into_iter()
+        .filter(|name| run.join(name).is_file());
+    let left_out: Vec<String> = files.filter(is_left_out).collect();
+    assert_eq!(
+        left_out,
+        ["loss.svg", "metrics.jsonl", "report.html", "run.toml"]
+    );
+}
+
+#[test]
+fn frequencies_and_splitters_have_names() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("model");
+    let export = |name: &str| {
+        let output = folder.path().join(name);
+        let flags = ["--model", text_of(&model), "--output", text_of(&output)];
+        succeed(&[&["export", "--format", "gguf"], &flags[..]].concat());
+        GgufFile::read(&output).metadata
+    };
+    copy(&data_folder().join("model"), &model);
+    edit(&model.join("config.json"), |json| {
+        json["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
+    });
+    let linear = export("linear");
+    assert_eq!(linear["qwen2.rope.scaling.type"], "linear");
+    assert_eq!(linear["qwen2.rope.scaling.factor"], 2.0);
+    edit(&model.join("config.json"), |json| {
+        json["rope_scaling"] =
+            json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256});
+    });
+    let yarn = export("yarn");
+    assert_eq!(yarn["qwen2.rope.scaling.type"], "yarn");
+    assert_eq!(yarn["qwen2.rope.scaling.factor"], 4.0);
+    assert_eq!(yarn["qwen2.rope.scaling.original_context_length"], 256);
+    assert_eq!(yarn["tokenizer.ggml.pre"], "qwen2");
+    // The marks of DeepSeek-R1.
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let path = model.join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(
+            path,
+            text.replace("<|endoftext|>", "<｜begin▁of▁sentence｜>"),
+        )
+        .unwrap();
+    }
+    assert_eq!(export("deepseek")["tokenizer.ggml.pre"], "deepseek-r1-qwen");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 use tempfile::TempDir;
+use trainer_sft::tools::Tool;
 
-use super::{adapter, copy, data_folder, edit, fail, names, text_of};
+use super::{adapter, copy, data_folder, edit, fail, names, succeed, text_of};
 
 /// `merge` of an adapter that `change` has broken.
 #[track_caller]
@@ -125,11 +127,22 @@ fn values_that_a_dtype_cannot_hold() {
     });
     let output = folder.path().join("out");
     let flags = ["--adapter", text_of(&adapter), "--output", text_of(&output)];
-    let parts = ["tensor `model.layers.0.", "too large for f16"];
+    let tensor = "tensor `model.layers.0.";
+    let parts = [tensor, "too large for f16"];
     fail(&[&["merge", "--dtype", "f16"], &flags[..]].concat(), &parts);
-    let gguf = ["export", "--format", "gguf", "--type", "q8_0"];
-    fail(&[&gguf, &flags[..]].concat(), &parts);
+    let gguf = |kind| ["export", "--format", "gguf", "--type", kind];
+    for (kind, name) in [("f16", "F16"), ("q8_0", "Q8_0"), ("q4_0", "Q4_0")] {
+        let parts = [tensor, &format!("too large for {name}")];
+        fail(&[&gguf(kind), &flags[..]].concat(), &parts);
+    }
     assert_eq!(names(folder.path()), ["adapter"]);
+    // In blocks, only the scales are in f16.
+    edit(&adapter.join("adapter_config.json"), |json| {
+        json["lora_alpha"] = json!(1e7);
+    });
+    let parts = [tensor, "too large for F16"];
+    fail(&[&gguf("f16"), &flags[..]].concat(), &parts);
+    succeed(&[&gguf("q8_0"), &flags[..]].concat());
 }
 
 #[test]
@@ -146,6 +159,11 @@ fn models_that_gguf_has_no_words_for() {
         &[&export[..], &flags].concat(),
         &["rope_scaling", "dynamic"],
     );
+    copy(&data_folder().join("model"), &model);
+    edit(&model.join("config.json"), |json| {
+        json["architectures"] = json!(["Qwen2Model"]);
+    });
+    fail(&[&export[..], &flags].concat(), &["without lm_head"]);
     copy(&data_folder().join("model"), &model);
     let tokenizer = fs::read_to_string(model.join("tokenizer.json")).unwrap();
     let other = tokenizer.replace(r"\\p{N}| ?[^", r"\\p{N}{1,3}| ?[^");
@@ -175,7 +193,7 @@ fn flags_that_fit_nothing() {
             &flags[..],
         ]
         .concat(),
-        &["Q8_0", "f32, f16 or bf16"],
+        &["--type", "q8_0", "f32, f16 or bf16"],
     );
     let output = ["--output", text_of(&output)];
     fail(
@@ -183,6 +201,28 @@ fn flags_that_fit_nothing() {
         &["--adapter"],
     );
     assert_eq!(names(folder.path()), ["adapter"]);
+}
+
+#[test]
+fn what_is_stopped_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    let output = folder.path().join("out");
+    for command in [
+        "merge",
+        "merge --quantization nf4",
+        "export --format hf",
+        "export --format gguf",
+        "export --format gguf-lora",
+        "export --format ollama",
+    ] {
+        let words = ["trainer-sft"].into_iter().chain(command.split(' '));
+        let flags = ["--adapter", text_of(&path), "--output", text_of(&output)];
+        let tool = Tool::parse(words.chain(flags).map(Into::into)).unwrap();
+        let error = tool.unwrap().run(&AtomicBool::new(true)).unwrap_err();
+        assert!(error.is_stopped(), "{command}: {error}");
+        assert_eq!(names(folder.path()), ["adapter"], "{command}");
+    }
 }
 
 #[test]

@@ -51,6 +51,14 @@ fn padding_for_devices_without_a_kernel_changes_nothing() {
             padded.iter().map(Batch::num_targets).sum::<usize>(),
             batch.num_targets()
         );
+        let own = padded.iter().flat_map(|batch| {
+            let pairs = batch.lengths.iter().zip(&batch.padding);
+            pairs.map(|(length, padding)| length - padding)
+        });
+        let (mut own, mut lengths) = (own.collect::<Vec<_>>(), batch.lengths.clone());
+        own.sort_unstable();
+        lengths.sort_unstable();
+        assert_eq!(own, lengths);
         let trainer = Trainer::new(model_with_adapter(), options(Trainable::Full));
         let (loss, mut expected) = trainer.gradients(std::slice::from_ref(&batch));
         let (padded_loss, found) = trainer.gradients(&padded);

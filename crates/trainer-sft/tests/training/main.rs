@@ -100,6 +100,7 @@ fn document(seed: u32, length: u32, prompt: u32) -> Batch {
         positions: (0..length).collect(),
         lengths: vec![length as usize],
         tokens,
+        ..Batch::default()
     }
 }
 

@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 
 use super::Args;
+use crate::config::{LrSchedule, NO_REPORT};
 
 impl Args {
     /// These settings where given, `file`'s otherwise.
     pub(super) fn over(self, file: Self) -> Self {
+        // The file's settings of another schedule are no settings of this one.
+        let changed = (self.lr_schedule).filter(|own| file.lr_schedule != Some(*own));
+        let fits = |has: fn(LrSchedule) -> bool| changed.is_none_or(has);
+        let is_none = self.report_to == [NO_REPORT];
         let list = |own: Vec<PathBuf>, other| if own.is_empty() { other } else { own };
         Self {
             config: None,
@@ -60,14 +65,22 @@ impl Args {
             warmup_ratio: self.warmup_ratio.or(file.warmup_ratio),
             min_lr: match self.min_lr_rate {
                 Some(_) => self.min_lr,
-                None => self.min_lr.or(file.min_lr),
+                None => self
+                    .min_lr
+                    .or(file.min_lr.filter(|_| fits(LrSchedule::has_min_lr))),
             },
             min_lr_rate: match self.min_lr {
                 Some(_) => self.min_lr_rate,
-                None => self.min_lr_rate.or(file.min_lr_rate),
+                None => self
+                    .min_lr_rate
+                    .or(file.min_lr_rate.filter(|_| fits(LrSchedule::has_min_lr))),
             },
-            lr_power: self.lr_power.or(file.lr_power),
-            lr_decay_steps: self.lr_decay_steps.or(file.lr_decay_steps),
+            lr_power: self
+                .lr_power
+                .or(file.lr_power.filter(|_| fits(LrSchedule::has_power))),
+            lr_decay_steps: self.lr_decay_steps.or(file
+                .lr_decay_steps
+                .filter(|_| fits(LrSchedule::has_decay_steps))),
             loraplus_lr_ratio: self.loraplus_lr_ratio.or(file.loraplus_lr_ratio),
             neftune_noise_alpha: self.neftune_noise_alpha.or(file.neftune_noise_alpha),
             weight_decay: self.weight_decay.or(file.weight_decay),
@@ -97,7 +110,7 @@ impl Args {
                 true => file.report_to,
                 false => self.report_to,
             },
-            logging_dir: self.logging_dir.or(file.logging_dir),
+            logging_dir: self.logging_dir.or(file.logging_dir.filter(|_| !is_none)),
             resume: self.resume,
             resume_anyway: self.resume_anyway,
             adapter: self.adapter.or(file.adapter),

@@ -9,7 +9,7 @@ use model_qwen::Quantization;
 
 use super::Args;
 use super::hints::{nearest, with_hyphens, with_nearest_flag};
-use crate::config::{Config, ConfigError, run_of};
+use crate::config::{Config, ConfigError, SETTINGS, run_of};
 
 /// What the command line asked for instead of a run, or why it is refused.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ impl Args {
             args = args.over(Self::from_file(&path)?);
         }
         if let Some(resume) = &args.resume {
-            let path = run_of(resume).join("run.toml");
+            let path = run_of(resume).join(SETTINGS);
             if path.is_file() {
                 let run = Self {
                     // The run that started from it has gone on since.
@@ -83,12 +83,6 @@ impl Args {
                 new_adapter,
             ),
             ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
-            (
-                "loraplus-lr-ratio",
-                self.loraplus_lr_ratio.is_some(),
-                full,
-                new_adapter,
-            ),
             ("lora-r", self.lora_r.is_some(), own, own_form),
             ("lora-alpha", self.lora_alpha.is_some(), own, own_form),
             (

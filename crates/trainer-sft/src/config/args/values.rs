@@ -3,13 +3,13 @@
 use serde::Deserialize;
 
 /// `--quantization`.
-pub(super) const QUANTIZATION: [(&str, &str); 2] = [
-    ("nf4", "4-bit NormalFloat in blocks of 64: QLoRA"),
-    ("none", "As in the checkpoint: LoRA"),
+pub(crate) const QUANTIZATION: [(&str, &str); 2] = [
+    ("nf4", "4-bit NormalFloat in blocks of 64"),
+    ("none", "As in the checkpoint"),
 ];
 
 /// `--dtype`.
-pub(super) const DTYPE: [(&str, &str); 4] = [
+pub(crate) const DTYPE: [(&str, &str); 4] = [
     ("auto", "As in the checkpoint"),
     ("f32", "32-bit"),
     ("bf16", "bfloat16"),

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
+use lora_4bit::bnb::TensorFile;
 use lora_4bit::peft::{
     CONFIG_FILE, LoraAdapter, LoraConfig, LoraMatrices, TargetModules, WEIGHTS_FILE,
 };
 use model_qwen::{LoadOptions, QwenModel};
-use safetensors::SafeTensors;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -121,16 +121,12 @@ fn read_config(folder: &Path, facts: &mut AdapterFacts) -> Result<(), String> {
     Ok(())
 }
 
-/// The dtypes in the weight file; none where it cannot be read.
+/// The dtypes in the header of the weight file; none where it cannot be read.
 fn dtypes(folder: &Path) -> BTreeSet<String> {
-    let Ok(bytes) = fs::read(folder.join(WEIGHTS_FILE)) else {
+    let Ok(file) = TensorFile::open(&folder.join(WEIGHTS_FILE)) else {
         return BTreeSet::new();
     };
-    let Ok(tensors) = SafeTensors::deserialize(&bytes) else {
-        return BTreeSet::new();
-    };
-    let dtypes = tensors.iter().map(|(_, view)| view.dtype().to_string());
-    dtypes.collect()
+    file.dtypes().map(|dtype| dtype.to_string()).collect()
 }
 
 fn read_matrices(adapter: &LoraAdapter, facts: &mut AdapterFacts, problems: &mut Vec<String>) {
@@ -173,20 +169,32 @@ fn summary(norms: &[f64]) -> Norms {
     }
 }
 
-/// Frobenius norm of `B A`: the root of the trace of `(Bᵀ B) (A Aᵀ)`, two matrices of the rank's size.
+/// Frobenius norm of `B A`: the root of the trace of `(Bᵀ B) (A Aᵀ)`, two symmetric matrices of the rank's size.
 fn product_norm(matrices: &LoraMatrices) -> f64 {
-    let LoraMatrices { a, b, r, .. } = matrices;
-    let dot = |x: &mut dyn Iterator<Item = (f32, f32)>| -> f64 {
-        x.map(|(x, y)| f64::from(x) * f64::from(y)).sum()
+    let LoraMatrices {
+        a,
+        b,
+        r,
+        in_features,
+        out_features,
+    } = matrices;
+    let columns = (0..*r).flat_map(|k| b.iter().skip(k).step_by(*r).copied());
+    let b_t: Vec<f32> = columns.collect();
+    let dot = |x: &[f32], y: &[f32]| -> f64 {
+        let pairs = x.iter().zip(y);
+        pairs.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
     };
-    let rows: Vec<&[f32]> = a.chunks(matrices.in_features).collect();
+    let products = |i: usize, j: usize| {
+        let [a, b] = [(a, *in_features), (&b_t, *out_features)].map(|(rows, width)| {
+            let row = |k: usize| &rows[k * width..][..width];
+            dot(row(i), row(j))
+        });
+        a * b
+    };
     let mut trace = 0.0;
     for i in 0..*r {
-        for j in 0..*r {
-            let own = rows[i].iter().copied().zip(rows[j].iter().copied());
-            let column = |k: usize| b.iter().skip(k).step_by(*r).copied();
-            trace += dot(&mut { own }) * dot(&mut column(i).zip(column(j)));
-        }
+        let above: f64 = (0..i).map(|j| products(i, j)).sum();
+        trace += products(i, i) + 2.0 * above;
     }
     trace.max(0.0).sqrt()
 }
@@ -207,7 +215,7 @@ fn compare(
         },
     };
     match QwenModel::load(&folder, &LoadOptions::default(), &Device::flex()) {
-        Ok(mut model) => {
+        Ok(model) => {
             if let Err(error) = model.check_adapter(adapter) {
                 problems.push(error.to_string());
             }

@@ -2,11 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Device;
-use model_qwen::{
-    Architecture, ChatTemplate, Checkpoint, LoadOptions, MergedWeights, QwenConfig, QwenModel,
-    Tokenizer,
-};
+use model_qwen::{ChatTemplate, Checkpoint, MergedWeights, QwenConfig, Tokenizer};
 use serde::Serialize;
 
 use super::Report;
@@ -18,21 +14,21 @@ pub struct ModelFacts {
     pub model_type: String,
     /// Decoder layers.
     pub num_hidden_layers: usize,
-    /// Width.
+    /// Values of a hidden state.
     pub hidden_size: usize,
-    /// Query heads and key/value heads.
+    /// Number of query heads, and of key/value heads.
     pub heads: [usize; 2],
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Longest text in tokens.
+    /// Tokens of the longest text.
     pub context_length: usize,
     /// Whether lm_head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Values of all tensors.
+    /// Number of values of all tensors.
     pub num_parameters: usize,
-    /// Tensors and bytes by dtype, NF4 being one.
+    /// Tensors and their values, by dtype; NF4 is one of them.
     pub dtypes: BTreeMap<String, DtypeFacts>,
-    /// Weight files.
+    /// Number of weight files.
     pub num_files: usize,
     /// Whether there is a chat template.
     pub has_chat_template: bool,
@@ -41,9 +37,9 @@ pub struct ModelFacts {
 /// Tensors of one dtype.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DtypeFacts {
-    /// Tensors.
+    /// Number of tensors.
     pub num_tensors: usize,
-    /// Values.
+    /// Number of their values.
     pub num_parameters: usize,
 }
 
@@ -64,28 +60,16 @@ pub(super) fn look(report: &mut Report) {
         }
         Err(error) => problems.push(error.to_string()),
     }
-    if problems.is_empty() {
-        // What is wrong with the weights, in the words of the server.
-        let is_text = Architecture::of(folder).is_ok_and(|of| of == Architecture::CausalLm);
-        let options = LoadOptions {
-            lm_head: is_text,
-            ..LoadOptions::default()
-        };
-        let loaded = QwenModel::load(folder, &options, &Device::flex());
-        problems.extend(loaded.err().map(|error| error.to_string()));
-    }
+    // What is wrong with the weights, in the words of the server.
     match MergedWeights::open(folder, None) {
         Ok(weights) => count(&weights, &mut facts),
-        // Said above, but for broken files whose config.json is broken, too.
-        Err(_) => match Checkpoint::open(folder) {
-            Ok(checkpoint) => count_stored(&checkpoint, &mut facts),
-            Err(error) => {
-                let problem = error.to_string();
-                if !problems.contains(&problem) {
-                    problems.push(problem);
-                }
+        Err(error) => {
+            note(problems, error.to_string());
+            match Checkpoint::open(folder) {
+                Ok(checkpoint) => count_stored(&checkpoint, &mut facts),
+                Err(error) => note(problems, error.to_string()),
             }
-        },
+        }
     }
     match Tokenizer::from_dir(folder) {
         Ok(tokenizer) if facts.vocab_size > 0 && tokenizer.vocab_size() > facts.vocab_size => {
@@ -103,6 +87,13 @@ pub(super) fn look(report: &mut Report) {
         Err(error) => problems.push(error.to_string()),
     }
     report.model = Some(facts);
+}
+
+/// Adds a problem that is not said yet.
+fn note(problems: &mut Vec<String>, problem: String) {
+    if !problems.contains(&problem) {
+        problems.push(problem);
+    }
 }
 
 fn count(weights: &MergedWeights, facts: &mut ModelFacts) {
