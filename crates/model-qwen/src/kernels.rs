@@ -63,11 +63,12 @@ pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R
     }
 }
 
-/// The cross-entropy of each row with its target, and the gradient of `scale` times their sum. On a GPU it takes the memory of
-/// `logits`, which nobody else may hold.
+/// What is known of each row of logits that has a target: its cross-entropy; 1 if the target is the first of the largest
+/// logits, or else 0; the entropy of its softmax. And the gradient of `scale` times the sum of the cross-entropies. On a GPU it
+/// takes the memory of `logits`, which nobody else may hold.
 ///
 /// # Shapes
-/// logits and their gradient `[rows, vocab]`, of one type; the losses `[rows]` in f32.
+/// logits and their gradient `[rows, vocab]`, of one type; what is known `[rows, 3]` in f32.
 ///
 /// # Panics
 /// As [`cross_entropy`].
@@ -75,7 +76,7 @@ pub fn cross_entropy_of_rows(
     logits: Tensor<2>,
     targets: &[u32],
     scale: f64,
-) -> (Tensor<1>, Tensor<2>) {
+) -> (Tensor<2>, Tensor<2>) {
     let _span = trace_span!("cross_entropy").entered();
     check_targets(&logits, targets);
     #[cfg(feature = "gpu")]
@@ -85,21 +86,7 @@ pub fn cross_entropy_of_rows(
     naive::cross_entropy_of_rows(logits, targets, scale)
 }
 
-/// What a model predicts where `targets` follow, one for each row of logits: the number of rows in which no logit is larger
-/// than the target's, and the sum of the entropies of the softmax.
-///
-/// # Shapes
-/// logits `[rows, vocab]`; the result `[2]` in f32.
-///
-/// # Panics
-/// As [`cross_entropy`].
-pub fn predictions(logits: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
-    check_targets(logits, targets);
-    naive::predictions(logits, targets)
-}
-
-/// Summed cross-entropy of `targets`, one for each row of logits, with [`predictions`], and the gradient of `scale` times the
-/// cross-entropy.
+/// [`cross_entropy_of_rows`], summed over the rows.
 ///
 /// # Shapes
 /// logits and their gradient `[rows, vocab]`; the sums `[3]`: cross-entropy, rows that are right, entropy.
@@ -109,10 +96,13 @@ pub fn predictions(logits: &Tensor<2>, targets: &[u32]) -> Tensor<1> {
 pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<1>, Tensor<2>) {
     let _span = trace_span!("cross_entropy").entered();
     let [rows, vocab] = check_targets(&logits, targets);
-    if rows == 0 || !is_plain_cpu(&logits) || !is_fused(&logits) {
+    let device = logits.device();
+    if rows == 0 {
+        return (Tensor::zeros([3], (&device, DType::F32)), logits);
+    }
+    if !is_plain_cpu(&logits) || !is_fused(&logits) {
         return naive::cross_entropy(logits, targets, scale);
     }
-    let device = logits.device();
     let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
         Ok(values) => values,
         Err(_) => unreachable!("the dtype is f32"),

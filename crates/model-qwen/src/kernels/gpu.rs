@@ -50,7 +50,7 @@ pub(crate) fn device_begin(
 /// The loss of a training step on a GPU, outside of autodiff graphs.
 #[backend_extension(Cube)]
 pub(crate) trait LossOps: Backend {
-    /// The losses of rows of logits, `[rows]`, and the logits, overwritten with the gradient of `scale` times their sum.
+    /// See [`super::cross_entropy_of_rows`].
     fn gpu_cross_entropy(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
@@ -58,18 +58,17 @@ pub(crate) trait LossOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
-/// The losses of rows of logits, and the gradient of `scale` times their sum, in the place of the logits.
+/// See [`super::cross_entropy_of_rows`].
 pub(super) fn cross_entropy_of_rows(
     logits: Tensor<2>,
     targets: &[u32],
     scale: f64,
-) -> (Tensor<1>, Tensor<2>) {
+) -> (Tensor<2>, Tensor<2>) {
     let targets = token_tensor(targets, &logits.device()).into_dispatch();
     let logits = logits.into_dispatch();
-    let (losses, gradient) =
-        <Dispatch as LossOps>::gpu_cross_entropy(logits, targets, scale as f32);
+    let (known, gradient) = <Dispatch as LossOps>::gpu_cross_entropy(logits, targets, scale as f32);
     (
-        Tensor::from_dispatch(losses),
+        Tensor::from_dispatch(known),
         Tensor::from_dispatch(gradient),
     )
 }
@@ -81,8 +80,47 @@ mod tests {
 
     use super::*;
     use crate::kernels::tests::{check, random};
-    use crate::kernels::{choice, cube};
+    use crate::kernels::{choice, cube, naive};
     use crate::sampling::Draw;
+
+    #[test]
+    fn rows_have_the_cross_entropy_of_the_twin() {
+        let gpu = cube::first_gpu();
+        for (rows, vocab) in [(1, 2), (3, 50), (7, 9001), (5, 10_000)] {
+            let logits: Vec<f32> = (random([rows, vocab]) * 4.0).into_data().iter().collect();
+            // The targets of the first rows are the largest logit, as large as one after, and as large as one before.
+            let mut targets: Vec<u32> = (0..rows).map(|i| (i * 7 % vocab) as u32).collect();
+            let mut logits = logits;
+            for (row, target) in targets.iter_mut().enumerate().take(3) {
+                let (first, last) = (row * vocab, (row + 1) * vocab - 1);
+                logits[first] = 13.0;
+                *target = 0;
+                if row > 0 {
+                    logits[last] = 13.0;
+                }
+                if row == 2 {
+                    *target = (vocab - 1) as u32;
+                }
+            }
+            let on = |device: &burn::tensor::Device| {
+                let data = TensorData::new(logits.clone(), [rows, vocab]);
+                Tensor::<2>::from_data(data, (device, DType::F32))
+            };
+            let (known, gradient) = cross_entropy_of_rows(on(&gpu), &targets, 0.25);
+            let cpu = on(&burn::tensor::Device::flex());
+            let (expected, expected_gradient) = naive::cross_entropy_of_rows(cpu, &targets, 0.25);
+            let right: Vec<f32> = expected
+                .clone()
+                .narrow(1, 1, 1)
+                .into_data()
+                .iter()
+                .collect();
+            assert_eq!(right[0], 1.0);
+            assert!(rows < 3 || right[1..3] == [1.0, 0.0]);
+            check(known, expected);
+            check(gradient, expected_gradient);
+        }
+    }
 
     /// What a decode step computes besides the layers.
     #[test]

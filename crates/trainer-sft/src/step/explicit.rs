@@ -10,7 +10,7 @@ use lora_4bit::training::{
     AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
 };
 use lora_4bit::{ComputeDtype, Dropout, Norm};
-use model_qwen::kernels::{cross_entropy_of_rows, predictions};
+use model_qwen::kernels::cross_entropy_of_rows;
 use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
 use crate::batch::Batch;
@@ -294,10 +294,8 @@ fn loss(
     for (rows, tokens) in targets.chunks(chunk) {
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let (logits, _) = head.forward(&rms_norm(x.clone(), norm()), None); // [rows, vocab]
-        // Before the logits are overwritten.
-        let predicted = predictions(&logits, tokens); // [2]
-        let (loss, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
-        sums.push(Tensor::cat(vec![loss.sum(), predicted], 0)); // [3]
+        let (known, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
+        sums.push(known.sum_dim(0).squeeze_dim::<1>(0)); // [3]
         if scale.is_some() {
             let (d, _) = head.backward(x.clone(), None, &d); // [rows, hidden]
             gradients.push(rms_norm_backward(x, norm(), d, None));
