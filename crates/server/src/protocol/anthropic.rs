@@ -267,10 +267,10 @@ fn format(config: Option<&OutputConfig>, older: Option<&Value>) -> Result<Option
         return Ok(None);
     }
     match (format["type"].as_str(), &format["schema"]) {
-        (Some("json_schema"), schema @ Value::Object(_)) => Ok(Some(Asked {
-            grammar: Grammar::JsonSchema(schema.clone()),
-            param: format!("{param}.schema"),
-        })),
+        (Some("json_schema"), schema @ Value::Object(_)) => Ok(Some(Asked::new(
+            format!("{param}.schema"),
+            Grammar::JsonSchema(schema.clone()),
+        ))),
         _ => {
             let expected = "{\"type\": \"json_schema\", \"schema\": {…}}";
             Err(ApiError::expected(param, expected, "something else"))
