@@ -301,6 +301,7 @@ fn a_server_is_measured_with_random_prompts() {
         .iter()
         .map(|len| len.as_u64().unwrap())
         .collect();
+    assert_eq!(lens.len(), 6);
     assert!(lens.iter().all(|len| len.abs_diff(20) <= 2), "{lens:?}");
     for key in [
         "mean_ttft_ms",

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -47,36 +47,62 @@ pub struct BatchFiles {
     /// Answers.
     pub output: Box<dyn Write + Send>,
     /// The file of answers, if it has earlier ones: it is emptied once the batch begins.
-    pub stale: Option<File>,
+    pub stale: Option<Stale>,
 }
 
-/// A writer whose errors say what is written.
-struct Named {
-    writer: Box<dyn Write + Send>,
+/// A file with answers of an earlier batch.
+#[derive(Debug)]
+pub struct Stale {
+    file: File,
     name: String,
 }
 
-impl Named {
-    fn name<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        result.map_err(|error| {
-            let message = format!("--output-file: cannot write {}: {error}", self.name);
-            io::Error::new(error.kind(), message)
-        })
+impl Stale {
+    /// Removes the answers.
+    pub(super) fn empty(self) -> io::Result<()> {
+        let emptied = self.file.set_len(0);
+        emptied.map_err(|error| named("--output-file: cannot empty", &self.name, &error))
     }
 }
 
-impl Write for Named {
+/// The same error with what could not be done.
+fn named(what: &str, name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what} {name}: {error}"))
+}
+
+/// A file whose errors say which one it is. An interruption stays one, after which the caller tries again.
+struct Named<T> {
+    file: T,
+    name: String,
+}
+
+impl<W: Write> Write for Named<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.writer.write(bytes) {
-            // Whoever calls tries again.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            written => self.name(written),
-        }
+        let written = self.file.write(bytes);
+        written.map_err(|error| named("--output-file: cannot write", &self.name, &error))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let flushed = self.writer.flush();
-        self.name(flushed)
+        let flushed = self.file.flush();
+        flushed.map_err(|error| named("--output-file: cannot write", &self.name, &error))
+    }
+}
+
+impl<R: BufRead> Read for Named<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(bytes);
+        read.map_err(|error| named("--input-file: cannot read", &self.name, &error))
+    }
+}
+
+impl<R: BufRead> BufRead for Named<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let filled = self.file.fill_buf();
+        filled.map_err(|error| named("--input-file: cannot read", &self.name, &error))
+    }
+
+    fn consume(&mut self, num: usize) {
+        self.file.consume(num);
     }
 }
 
@@ -127,8 +153,8 @@ impl RunBatch {
         let input = self.args.input_file.as_str();
         let (source, num_bytes, requests): (Source, _, _) = match input {
             "-" => {
-                let source = Box::new(BufReader::new(io::stdin()));
-                (source, None, Identity::of_stdin())
+                let (file, name) = (BufReader::new(io::stdin()), "standard input".to_owned());
+                (Box::new(Named { file, name }), None, Identity::of_stdin())
             }
             path => {
                 let file = File::open(path)
@@ -137,10 +163,11 @@ impl RunBatch {
                 ensure!(!metadata.is_dir(), "--input-file: {path} is a folder");
                 let num_bytes = metadata.is_file().then_some(metadata.len());
                 let requests = Identity::of(&file, Path::new(path));
-                (Box::new(BufReader::new(file)), num_bytes, requests)
+                let (file, name) = (BufReader::new(file), path.to_owned());
+                (Box::new(Named { file, name }), num_bytes, requests)
             }
         };
-        let (writer, stale) = self.create(requests.as_ref())?;
+        let (file, stale) = self.create(requests.as_ref())?;
         let name = match self.args.output_file.as_str() {
             "-" => "standard output".to_owned(),
             path => path.to_owned(),
@@ -148,13 +175,16 @@ impl RunBatch {
         Ok(BatchFiles {
             source,
             num_bytes,
-            output: Box::new(Named { writer, name }),
+            output: Box::new(Named { file, name }),
             stale,
         })
     }
 
     /// Where answers go, and the same file once more if it has to be emptied.
-    fn create(&self, requests: Option<&Identity>) -> Result<(Box<dyn Write + Send>, Option<File>)> {
+    fn create(
+        &self,
+        requests: Option<&Identity>,
+    ) -> Result<(Box<dyn Write + Send>, Option<Stale>)> {
         let shown = self.args.output_file.as_str();
         let is_input =
             |answers: Option<Identity>| answers.is_some() && answers.as_ref() == requests;
@@ -182,7 +212,11 @@ impl RunBatch {
         );
         let again = file.try_clone();
         let again = again.with_context(|| format!("--output-file: cannot empty {shown}"))?;
-        Ok((Box::new(file), Some(again)))
+        let stale = Stale {
+            file: again,
+            name: shown.to_owned(),
+        };
+        Ok((Box::new(file), Some(stale)))
     }
 
     /// How the batch is run: twice as many requests at once as the engine takes into a step, so that it never waits for one.
