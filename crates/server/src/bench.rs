@@ -11,6 +11,7 @@ mod latency;
 mod metrics;
 mod offline;
 mod ready;
+mod records;
 mod report;
 pub mod request;
 mod result_file;

@@ -129,7 +129,7 @@ impl RunBatch {
     /// [`ConfigError`].
     pub fn from_command_line(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
         refuse(&command_line, &REFUSED)?;
-        let flags = Flags::read_offline("run-batch", BatchArgs::command(), command_line)?;
+        let flags = Flags::read_offline("run-batch", BatchArgs::command(), command_line, &[])?;
         let args = BatchArgs::from_arg_matches(&flags.matches)?;
         no_url(
             "--input-file",

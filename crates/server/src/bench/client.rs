@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{CONTENT_TYPE, HOST};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -65,34 +65,39 @@ impl HttpError {
 }
 
 impl Client {
-    /// For the server at `base_url`, with `headers` in each request.
+    /// For the server at `base_url`, which `flag` gives, with `headers` in each request.
     ///
     /// # Errors
     /// If that is no `http://` address, or a header cannot be sent.
-    pub fn new(base_url: &str, headers: &[(String, String)]) -> Result<Self> {
+    pub fn new(flag: &str, base_url: &str, headers: &[(String, String)]) -> Result<Self> {
         let uri: Uri = base_url
             .trim_end_matches('/')
             .parse()
-            .with_context(|| format!("--base-url: {base_url} is no address"))?;
+            .with_context(|| format!("{flag}: {base_url} is no address"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => bail!(
-                "--base-url: this client has no TLS: give the http:// address of the server itself, or of a proxy that adds TLS"
+                "{flag}: this client has no TLS: give the http:// address of the server itself, or of a proxy that adds TLS"
             ),
-            _ => bail!("--base-url: expected http://HOST:PORT, found {base_url}"),
+            _ => bail!("{flag}: expected http://HOST:PORT, found {base_url}"),
         }
         let authority = uri
             .authority()
-            .with_context(|| format!("--base-url: {base_url} has no host"))?;
+            .with_context(|| format!("{flag}: {base_url} has no host"))?;
         ensure!(
             !authority.as_str().contains('@'),
-            "--base-url: expected http://HOST:PORT, found a user name in it: give a key as OPENAI_API_KEY, or \
+            "{flag}: expected http://HOST:PORT, found a user name in it: give a key as OPENAI_API_KEY, or \
              `--header Authorization=…`"
         );
         ensure!(
             uri.query().is_none(),
-            "--base-url: expected http://HOST:PORT, found a query in {base_url}"
+            "{flag}: expected http://HOST:PORT, found a query in {base_url}"
         );
+        let port = match authority.port() {
+            Some(port) => port.as_u16(),
+            None if authority.as_str().len() == authority.host().len() => 80,
+            None => bail!("{flag}: expected a port from 0 to 65535, found {base_url}"),
+        };
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let name: HeaderName = name
@@ -105,7 +110,7 @@ impl Client {
         }
         Ok(Self {
             host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(80),
+            port,
             authority: HeaderValue::from_str(authority.as_str())?,
             prefix: uri.path().trim_end_matches('/').to_owned(),
             headers: map,
@@ -151,6 +156,7 @@ impl Client {
         body: String,
         request_id: Option<&str>,
     ) -> Result<Sent> {
+        let body = Bytes::from(body);
         let request = || -> Result<Request<Body>> {
             let mut request = Request::builder()
                 .method(&method)
@@ -158,12 +164,13 @@ impl Client {
                 .body(Body::from(body.clone()))
                 .with_context(|| format!("the path {path}"))?;
             let headers = request.headers_mut();
-            headers.extend(self.headers.clone());
             headers.insert(HOST, self.authority.clone());
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             if let Some(id) = request_id {
                 headers.insert("x-request-id", HeaderValue::from_str(id)?);
             }
+            // What the user gives replaces these.
+            headers.extend(self.headers.clone());
             Ok(request)
         };
         while let Some(mut connection) = self.take() {
@@ -232,4 +239,65 @@ pub(super) fn shorten(bytes: &[u8]) -> String {
     let message = serde_json::from_slice::<Value>(bytes).ok();
     let message = message.and_then(|answer| Some(answer["error"]["message"].as_str()?.to_owned()));
     message.unwrap_or_else(|| text.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn headers_of_the_user_replace_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/prefix/", listener.local_addr().unwrap());
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n{}") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            stream.write_all(answer).unwrap();
+            String::from_utf8(request).unwrap().to_lowercase()
+        });
+        let headers = ["Host", "content-type", "X-Request-ID", "other"];
+        let headers = headers.map(|name| (name.to_owned(), format!("my-{name}").to_lowercase()));
+        let client = Client::new("--base-url", &url, &headers).unwrap();
+        let sent = client
+            .send(Method::POST, "/path", "{}".to_owned(), Some("id"))
+            .await;
+        assert_eq!(sent.unwrap().response.status(), StatusCode::OK);
+        let request = served.join().unwrap();
+        assert!(
+            request.starts_with("post /prefix/path http/1.1\r\n"),
+            "{request}"
+        );
+        for name in ["host", "content-type", "x-request-id", "other"] {
+            let lines = request
+                .lines()
+                .filter(|line| line.starts_with(&format!("{name}:")));
+            assert_eq!(lines.collect::<Vec<_>>(), [format!("{name}: my-{name}")]);
+        }
+    }
+
+    #[test]
+    fn an_address_has_a_host_and_maybe_a_port() {
+        let port = |url: &str| Client::new("--base-url", url, &[]).map(|client| client.port);
+        assert_eq!(port("http://x").unwrap(), 80);
+        assert_eq!(port("http://[::1]:8000/").unwrap(), 8000);
+        for url in [
+            "http://x:80000",
+            "http://x:",
+            "x",
+            "ftp://x",
+            "http://x/?a=b",
+        ] {
+            let error = port(url).unwrap_err().to_string();
+            assert!(error.starts_with("--base-url: "), "{url}: {error}");
+        }
+    }
 }

@@ -64,8 +64,8 @@ impl Offline {
         let limit = self.model.max_model_len;
         ensure!(
             longest <= limit,
-            "a prompt and its answer have {longest} tokens, but the context has {limit} (--max-model-len): ask for less with \
-             --input-len and --output-len"
+            "a prompt and its answer have {longest} tokens, but the context has {limit} (--max-model-len): ask for shorter \
+             answers with --output-len, or shorter random prompts with --input-len"
         );
         Ok(())
     }
