@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use model_qwen::SamplingParams;
 use serde_json::Value;
@@ -33,12 +33,7 @@ pub(super) struct Work {
 impl Offline {
     /// Loads the model.
     pub(super) async fn start(config: &Config, detokenize: bool) -> Result<Self> {
-        let owned = Config {
-            owns_device: true,
-            ..config.clone()
-        };
-        let started = tokio::task::spawn_blocking(move || Engine::start(&owned)).await;
-        let (engine, model) = started.context("loading the model failed")??;
+        let (engine, model) = Engine::start_owned(config).await?;
         ensure!(
             model.pooling.is_none(),
             "the model generates no text, and only text is measured"

@@ -1,16 +1,16 @@
 //! Keys inside of fields that nobody reads. What a chat template sees is read: messages and tools of OpenAI's chats.
 
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
+use super::super::common::StreamOptions;
+use super::super::field_names::field_names;
 use super::Endpoint;
 
 /// A place in a request, `[]` for each element of a list, and the keys that are known there.
 type Place = (&'static [&'static str], &'static [&'static str]);
 
-const STREAM: Place = (
-    &["stream_options"],
-    &["include_usage", "continuous_usage_stats"],
-);
 const ANTHROPIC: [Place; 6] = [
     (&["output_config"], &["effort", "format"]),
     (&["thinking"], &["type", "budget_tokens", "display"]),
@@ -63,10 +63,14 @@ const OLLAMA: [Place; 1] = [(
     ],
 )];
 
+/// Settings of a stream, with the keys of their struct.
+static STREAM: LazyLock<[Place; 1]> =
+    LazyLock::new(|| [(&["stream_options"], field_names::<StreamOptions>())]);
+
 /// The keys that nobody reads, with their places, as far as `room` goes.
 pub(super) fn unknown(endpoint: Endpoint, fields: &Map<String, Value>, room: usize) -> Vec<String> {
     let places: &[Place] = match endpoint {
-        Endpoint::Chat | Endpoint::Completions => &[STREAM],
+        Endpoint::Chat | Endpoint::Completions => &*STREAM,
         Endpoint::Messages | Endpoint::CountTokens => &ANTHROPIC,
         Endpoint::OllamaChat => &OLLAMA,
         _ => &[],

@@ -92,10 +92,11 @@ impl Work {
         }
         let num_logprobs = request.num_logprobs(state.max_logprobs())?;
         let sampling = request.options.sampling();
-        // Also where nothing is generated yet.
-        sampling
-            .sampling_params(state, num_logprobs)
-            .map_err(renamed)?;
+        if conversation.is_none() {
+            // What is not generated yet is checked, too.
+            let params = sampling.sampling_params(state, num_logprobs);
+            params.map_err(renamed)?;
+        }
         let prepare = |conversation| {
             let conversation = Conversation {
                 model: Some(known),
