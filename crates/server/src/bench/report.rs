@@ -181,8 +181,9 @@ fn head(run: &Run<'_>) -> Map<String, Value> {
         head.insert(key.to_owned(), value);
     };
     add("date", run.date.as_str().into());
-    add("endpoint_type", args.backend.name().into());
-    add("backend", args.backend.name().into());
+    for key in ["endpoint_type", "backend"] {
+        add(key, value_name(args.backend).into());
+    }
     add("label", args.label.clone().into());
     add("model_id", run.model_id.into());
     add("tokenizer_id", run.tokenizer_id.into());
@@ -216,7 +217,8 @@ fn head(run: &Run<'_>) -> Map<String, Value> {
 
 /// vLLM's name of a result's file.
 pub(super) fn file_name(args: &ServeArgs, model: &str, date: &str) -> String {
-    let label = args.label.as_deref().unwrap_or(args.backend.name());
+    let label = args.label.clone();
+    let label = label.unwrap_or_else(|| value_name(args.backend));
     let traffic = match (
         args.ramp_up_strategy,
         args.ramp_up_start_rps,

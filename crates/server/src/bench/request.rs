@@ -23,14 +23,6 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The name of the flag's value.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Openai => "openai",
-            Self::OpenaiChat => "openai-chat",
-        }
-    }
-
     /// Where the API is.
     pub fn endpoint(self) -> &'static str {
         match self {

@@ -25,6 +25,7 @@ use super::report::{Run, file_name, report};
 use super::request::{Api, Backend, Outcome, Prompt, stream};
 use super::result_file::ResultFile;
 use super::serve_args::ServeArgs;
+use super::serve_values::header_text;
 use super::texts::Texts;
 use crate::request_id::RequestId;
 
@@ -40,7 +41,8 @@ struct Target {
 
 /// Measures a server.
 pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
-    let client = Arc::new(Client::new(args.url_flag(), &args.url(), &headers(args))?);
+    let client = Client::new(&args.url(), &headers(args)?);
+    let client = Arc::new(client.with_context(|| args.url_flag())?);
     let records = Records::read(&args.dataset)?;
     let timeout = Duration::from_secs(args.ready_check_timeout_sec);
     let model = match &args.model {
@@ -267,12 +269,15 @@ fn texts(
     }
 }
 
-fn headers(args: &ServeArgs) -> Vec<(String, String)> {
+fn headers(args: &ServeArgs) -> Result<Vec<(String, String)>> {
     let key = std::env::var("OPENAI_API_KEY")
         .ok()
         .filter(|key| !key.is_empty());
+    if let Some(key) = &key {
+        header_text(key).map_err(|message| anyhow!("OPENAI_API_KEY: {message}"))?;
+    }
     let key = key.map(|key| ("authorization".to_owned(), format!("Bearer {key}")));
-    key.into_iter().chain(args.header.clone()).collect()
+    Ok(key.into_iter().chain(args.header.clone()).collect())
 }
 
 fn request_id_prefix(args: &ServeArgs) -> String {

@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use super::arrivals::Rate;
 use super::dataset_args::{DatasetArgs, check_range};
 use super::request::Backend;
-use super::serve_values::{goal, header_text, pair, percent};
+use super::serve_values::{goal, header, header_text, pair, percent, value_name};
 use crate::config::ConfigError;
 use crate::config::units::{self, Object};
 
@@ -38,7 +38,7 @@ pub struct ServeArgs {
     pub endpoint: Option<String>,
 
     /// Headers of each request; OPENAI_API_KEY in the environment becomes `Authorization: Bearer`
-    #[arg(long, value_name = "NAME=VALUE", num_args = 1.., value_parser = pair)]
+    #[arg(long, value_name = "NAME=VALUE", num_args = 1.., value_parser = header)]
     pub header: Vec<(String, String)>,
 
     /// Model to ask for, or its folder [default: the first one of /v1/models]
@@ -278,7 +278,7 @@ impl ServeArgs {
         let fits = endpoint.ends_with(ending(self.backend))
             && is_chat == (self.backend == Backend::OpenaiChat);
         if !endpoint.starts_with('/') || !fits {
-            let backend = self.backend.name();
+            let backend = value_name(self.backend);
             return wrong(
                 "--endpoint",
                 format!(

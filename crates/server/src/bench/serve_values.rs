@@ -1,6 +1,8 @@
 //! Values of flags of `bench serve`, and flags that it refuses.
 
-use axum::http::HeaderValue;
+use std::str::FromStr as _;
+
+use axum::http::{HeaderName, HeaderValue};
 use clap::ValueEnum;
 
 use super::serve_args::MetricName;
@@ -35,6 +37,15 @@ pub(super) fn header_text(text: &str) -> Result<String, String> {
     match HeaderValue::from_str(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err("expected a text without control characters".to_owned()),
+    }
+}
+
+/// A header that can be sent.
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = pair(text)?;
+    match HeaderName::from_str(&name) {
+        Ok(_) => Ok((name, header_text(&value)?)),
+        Err(_) => Err(format!("`{name}` is no name of a header")),
     }
 }
 

@@ -430,6 +430,7 @@ fn what_cannot_work_is_refused_by_name() {
             "--base-url: expected a port from 0 to 65535, found http://x:80000",
         ),
         ("serve --host a/b:c --model m", "--host: "),
+        ("serve --header a(b=c", "`a(b` is no name of a header"),
         (
             "serve --label x",
             "--label: no result is written without --save-result",
@@ -447,7 +448,7 @@ fn what_cannot_work_is_refused_by_name() {
             "--burstiness: expected 0.001 to 1000000000, or inf; found 0.000001",
         ),
         (
-            "serve --backend openai-chat --dataset-name custom --dataset-path x --skip-chat-template",
+            "serve --endpoint-type openai-chat --dataset-name custom --dataset-path x --skip-chat-template",
             "--skip-chat-template: with --backend openai-chat the server makes a chat",
         ),
         (
