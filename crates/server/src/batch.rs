@@ -28,7 +28,7 @@ use tokio::time::{Instant, interval_at};
 use crate::error::ApiError;
 use crate::request_id;
 
-pub use args::{BatchFiles, RunBatch, Stale};
+pub use args::{BatchFiles, Output, RunBatch};
 use line::{BatchRequest, read};
 use output::{Answer, OrderedOutput};
 pub use progress::Progress;
@@ -79,11 +79,8 @@ pub async fn run(
     mut progress: Progress,
     stop: impl Future<Output = ()>,
 ) -> io::Result<Summary> {
-    if let Some(stale) = files.stale {
-        stale.empty()?;
-    }
     let (mut lines, mut ids) = (Lines::start(files.source)?, Ids::default());
-    let mut output = OrderedOutput::new(files.output);
+    let mut output = OrderedOutput::new((files.output)()?);
     let mut running: JoinSet<Done> = JoinSet::new();
     let (mut next, mut running_bytes) = (0, 0);
     let (mut ended, mut stopped, mut unreadable) = (false, false, None);

@@ -14,7 +14,6 @@ mod ready;
 mod records;
 mod report;
 pub mod request;
-mod result_file;
 mod serve;
 pub mod serve_args;
 mod serve_values;

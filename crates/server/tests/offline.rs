@@ -128,6 +128,19 @@ fn a_file_is_answered_as_a_server_would() {
             .unwrap(),
     );
     assert_eq!(lines(&fs::read_to_string(&output).unwrap()).len(), 5);
+    // A file that is made before the model fails to load is not left behind.
+    let new = dir.path().join("new.jsonl");
+    let failed = Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["run-batch", "-i", files[1], "-o", new.to_str().unwrap()])
+        .args(["--model", "/no/such/folder"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert!(
+        said.contains("/no/such/folder") && !said.contains("--output-file"),
+        "{said}"
+    );
+    assert!(!new.exists());
     for (files, expected) in [
         (
             ["-i", "/no/such/file", "-o", "-"],

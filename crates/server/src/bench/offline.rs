@@ -9,10 +9,10 @@ use model_qwen::SamplingParams;
 use serde_json::Value;
 
 use super::Measured;
-use super::result_file::ResultFile;
 use crate::config::Config;
 use crate::deltas::Deltas;
 use crate::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest, ModelInfo};
+use crate::output_file::OutputFile;
 use crate::postprocess::Postprocessor;
 use crate::protocol::sampling::TextOptions;
 
@@ -136,13 +136,13 @@ pub(super) fn bar(num: usize, is_hidden: bool) -> ProgressBar {
 }
 
 /// Opens the file of `--output-json`.
-pub(super) fn open_json(path: Option<&Path>) -> Result<Option<ResultFile>> {
-    let open = |path: &Path| ResultFile::open("--output-json", path.to_owned(), false);
+pub(super) fn open_json(path: Option<&Path>) -> Result<Option<OutputFile>> {
+    let open = |path: &Path| OutputFile::open("--output-json", path.to_owned(), false);
     path.map(open).transpose()
 }
 
 /// The text to print, once the result is written where `--output-json` says.
-pub(super) fn measured(text: String, file: Option<ResultFile>, result: &Value) -> Measured {
-    let error = file.and_then(|file| file.write(&format!("{result:#}")).err());
+pub(super) fn measured(text: String, file: Option<OutputFile>, result: &Value) -> Measured {
+    let error = file.and_then(|file| file.write_result(&format!("{result:#}")).err());
     Measured { text, error }
 }

@@ -23,10 +23,10 @@ use super::ready::{Failure, until_ready};
 use super::records::Records;
 use super::report::{Run, file_name, report};
 use super::request::{Api, Backend, Outcome, Prompt, stream};
-use super::result_file::ResultFile;
 use super::serve_args::ServeArgs;
 use super::serve_values::header_text;
 use super::texts::Texts;
+use crate::output_file::OutputFile;
 use crate::request_id::RequestId;
 
 /// What all requests share.
@@ -98,7 +98,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
     };
     let (text, result) = report(&run);
     let result = Value::Object(result).to_string();
-    let written = file.map_or(Ok(()), |file| file.write(&result));
+    let written = file.map_or(Ok(()), |file| file.write_result(&result));
     let error = written.and_then(|()| some_answer(&outcomes)).err();
     Ok(Measured { text, error })
 }
@@ -320,7 +320,7 @@ fn api(args: &ServeArgs) -> Api {
 }
 
 /// The file of the result, if there is to be one.
-fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<ResultFile>> {
+fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<OutputFile>> {
     if !args.save_result && !args.append_result {
         return Ok(None);
     }
@@ -336,5 +336,5 @@ fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<Resul
         (None, true) => "--append-result",
         (None, false) => "--save-result",
     };
-    ResultFile::open(flag, path, args.append_result).map(Some)
+    OutputFile::open(flag, path, args.append_result).map(Some)
 }

@@ -63,11 +63,11 @@ fn run_source(
     stop: impl Future<Output = ()>,
 ) -> (io::Result<Summary>, Vec<Value>) {
     let written = Written::default();
+    let output = written.clone();
     let files = BatchFiles {
         source,
         num_bytes: None,
-        output: Box::new(written.clone()),
-        stale: None,
+        output: Box::new(move || Ok(Box::new(output))),
     };
     let options = BatchOptions {
         max_concurrency,
