@@ -23,16 +23,17 @@ use futures::FutureExt as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at};
 
 use crate::error::ApiError;
 use crate::request_id;
 
-pub use args::{BatchFiles, RunBatch};
+pub use args::{BatchFiles, Output, RunBatch};
 use line::{BatchRequest, read};
 use output::{Answer, OrderedOutput};
 pub use progress::Progress;
-use source::Lines;
 pub use source::Source;
+use source::{Ids, Lines};
 
 /// Most bytes of requests that run, and of answers that wait for an earlier one.
 const MAX_BYTES: usize = 64 << 20;
@@ -70,7 +71,7 @@ struct Done {
 /// then is written.
 ///
 /// # Errors
-/// If the input cannot be read or the output cannot be written.
+/// If the output cannot be written; if the input cannot be read any further, once what was read is answered.
 pub async fn run(
     app: Router,
     files: BatchFiles,
@@ -78,30 +79,32 @@ pub async fn run(
     mut progress: Progress,
     stop: impl Future<Output = ()>,
 ) -> io::Result<Summary> {
-    if let Some(stale) = files.stale {
-        stale.set_len(0)?;
-    }
-    let mut lines = Lines::start(files.source)?;
-    let mut output = OrderedOutput::new(files.output);
+    let (mut lines, mut ids) = (Lines::start(files.source)?, Ids::default());
+    let mut output = OrderedOutput::new((files.output)()?);
     let mut running: JoinSet<Done> = JoinSet::new();
     let (mut next, mut running_bytes) = (0, 0);
-    let (mut ended, mut stopped) = (false, false);
+    let (mut ended, mut stopped, mut unreadable) = (false, false, None);
     let mut stop = pin!(stop);
     let mut deadline = pin!(tokio::time::sleep(Duration::MAX));
-    let mut tick = tokio::time::interval(progress.interval());
+    let interval = progress.interval();
+    let mut tick = interval_at(Instant::now() + interval, interval);
     while !(running.is_empty() && (ended || stopped)) {
         let has_room = running.len() < options.max_concurrency
             && running_bytes < MAX_BYTES
             && output.num_waiting_bytes() < MAX_BYTES;
         tokio::select! {
             line = lines.next(), if has_room && !ended && !stopped => {
-                let Some(line) = line.transpose()? else {
-                    ended = true;
-                    continue;
+                let line = match line {
+                    Some(Ok(line)) => line,
+                    end => {
+                        ended = true;
+                        unreadable = end.and_then(Result::err);
+                        continue;
+                    }
                 };
                 let (index, num_bytes) = (next, line.num_bytes);
                 next += 1;
-                match read(&line, lines.ids()) {
+                match read(&line, &mut ids) {
                     Ok(request) => {
                         running_bytes += num_bytes;
                         let app = app.clone();
@@ -137,6 +140,9 @@ pub async fn run(
     }
     output.finish()?;
     progress.finish();
+    if let Some(error) = unreadable {
+        return Err(error);
+    }
     let summary = Summary {
         stopped: stopped && !(ended && progress.summary().num_answered == next),
         ..progress.summary()

@@ -42,7 +42,7 @@ impl Command {
                 Ok(Self::Bench(Bench::from_command_line(command_line)?))
             }
             _ => {
-                let config = Config::from_command_line(command_line)?;
+                let config = Config::from_dashes(command_line)?;
                 misplaced(&config)?;
                 Ok(Self::Serve(Box::new(config)))
             }

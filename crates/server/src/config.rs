@@ -36,9 +36,8 @@ pub use stored_responses::StoredResponses;
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
-use command_line::dashed;
-pub(crate) use command_line::{parse, refuse};
-pub(crate) use flags::Flags;
+pub(crate) use command_line::{dashes, parse, refuse};
+pub(crate) use flags::{Flags, OF_API};
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]
@@ -220,7 +219,12 @@ impl Config {
         I: IntoIterator,
         I::Item: Into<OsString>,
     {
-        let command_line = dashes(command_line)
+        Self::from_dashes(dashes(command_line))
+    }
+
+    /// The same for a command line whose flags have dashes only.
+    pub(crate) fn from_dashes(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
+        let command_line = command_line
             .into_iter()
             .enumerate()
             // `vllm serve MODEL` is `server serve MODEL`.
@@ -372,18 +376,6 @@ impl Default for LoraOptions {
             modules: Vec::new(),
         }
     }
-}
-
-/// A command line whose flags have dashes instead of underscores.
-pub(crate) fn dashes<I>(command_line: I) -> Vec<OsString>
-where
-    I: IntoIterator,
-    I::Item: Into<OsString>,
-{
-    command_line
-        .into_iter()
-        .map(|arg| dashed(arg.into()))
-        .collect()
 }
 
 /// The values of a flag of CORS.

@@ -1,7 +1,7 @@
 //! Compiled grammars, each one kept for the next request that brings it.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use model_qwen::{Constraint, ConstraintFactory, Grammar, GrammarError, Tokenizer};
 
@@ -11,8 +11,6 @@ use crate::engine::ModelInfo;
 const MAX_KEPT: usize = 32;
 /// Bytes of their sources, together.
 const MAX_KEPT_BYTES: usize = 1 << 20;
-/// Grammars that are compiled at once.
-const MAX_COMPILING: usize = 4;
 
 /// Compiles grammars for one model.
 pub(crate) struct Grammars {
@@ -22,7 +20,6 @@ pub(crate) struct Grammars {
     /// Made for the first grammar: it takes half a second and some memory.
     factory: OnceLock<Result<ConstraintFactory, GrammarError>>,
     kept: Mutex<Kept>,
-    turns: Turns,
 }
 
 /// Grammars by their source, the last one that was asked for at the end.
@@ -41,34 +38,40 @@ impl Grammars {
             ends: model.generation_config.eos_token_ids.clone(),
             factory: OnceLock::new(),
             kept: Mutex::default(),
-            turns: Turns::new(MAX_COMPILING),
         }
     }
 
-    /// A constraint of a new text. It may take a while, and waits while others are compiled.
+    /// A constraint of a new text, if the grammar is kept.
+    pub(crate) fn find(&self, grammar: &Grammar) -> Option<Constraint> {
+        self.kept().take(&source(grammar))
+    }
+
+    /// A constraint of a new text. It may take a while.
     ///
     /// # Errors
     /// As [`ConstraintFactory::compile`].
     pub(crate) fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
-        // Unlike `==` it knows the order of a schema's properties.
-        let source = format!("{grammar:?}");
-        if let Some(constraint) = self.kept().take(&source) {
+        if let Some(constraint) = self.find(grammar) {
             return Ok(constraint);
         }
-        let _turn = self.turns.take();
-        // Another request may have brought it meanwhile.
-        if let Some(constraint) = self.kept().take(&source) {
-            return Ok(constraint);
-        }
+        let constraint = self.factory()?.compile(grammar, None)?;
+        self.kept().put(source(grammar), &constraint);
+        Ok(constraint)
+    }
+
+    /// Whether a grammar can be used. Nothing of it is kept.
+    ///
+    /// # Errors
+    /// As [`ConstraintFactory::compile`].
+    pub(crate) fn check(&self, grammar: &Grammar) -> Result<(), GrammarError> {
+        self.factory()?.compile(grammar, None).map(drop)
+    }
+
+    fn factory(&self) -> Result<&ConstraintFactory, GrammarError> {
         let factory = self
             .factory
             .get_or_init(|| ConstraintFactory::new(&self.tokenizer, self.vocab_size, &self.ends));
-        let constraint = factory
-            .as_ref()
-            .map_err(Clone::clone)?
-            .compile(grammar, None)?;
-        self.kept().put(source, &constraint);
-        Ok(constraint)
+        factory.as_ref().map_err(Clone::clone)
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -100,53 +103,18 @@ impl Kept {
     }
 }
 
-/// Who may compile now.
-struct Turns {
-    num_free: Mutex<usize>,
-    freed: Condvar,
-}
-
-/// A turn, until it is dropped.
-struct Turn<'a>(&'a Turns);
-
-impl Turns {
-    fn new(num: usize) -> Self {
-        Self {
-            num_free: Mutex::new(num),
-            freed: Condvar::new(),
-        }
-    }
-
-    /// Waits for a turn.
-    fn take(&self) -> Turn<'_> {
-        let num_free = self.num_free();
-        let num_free = self.freed.wait_while(num_free, |num_free| *num_free == 0);
-        *num_free.unwrap_or_else(PoisonError::into_inner) -= 1;
-        Turn(self)
-    }
-
-    fn num_free(&self) -> MutexGuard<'_, usize> {
-        self.num_free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        *self.0.num_free() += 1;
-        self.0.freed.notify_one();
-    }
+/// By which a grammar is found. Unlike `==` it knows the order of a schema's properties.
+fn source(grammar: &Grammar) -> String {
+    format!("{grammar:?}")
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::mpsc::{RecvTimeoutError, channel};
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
-    fn a_grammar_waits_while_as_many_as_may_are_compiled() {
+    fn what_is_compiled_is_kept_and_what_is_checked_is_not() {
         let dir = model_qwen::bundled_model_dir().unwrap();
         let tokenizer = Tokenizer::from_dir(&dir).unwrap();
         let grammars = Grammars {
@@ -155,29 +123,19 @@ mod tests {
             tokenizer,
             factory: OnceLock::new(),
             kept: Mutex::default(),
-            turns: Turns::new(MAX_COMPILING),
         };
         let yes = Grammar::Choice(vec!["yes".to_owned()]);
-        let mut turns: Vec<Turn<'_>> = (0..MAX_COMPILING).map(|_| grammars.turns.take()).collect();
-        let (sender, compiled) = channel();
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| sender.send(grammars.compile(&yes)).unwrap());
-            }
-            let none = compiled.recv_timeout(Duration::from_millis(200));
-            assert_eq!(none.unwrap_err(), RecvTimeoutError::Timeout);
-            turns.pop();
-            for _ in 0..2 {
-                let constraint = compiled.recv_timeout(Duration::from_secs(30)).unwrap();
-                assert!(constraint.is_ok());
-            }
-            // One that is kept needs no turn.
-            let last = grammars.turns.take();
-            assert!(grammars.compile(&yes).is_ok());
-            drop(last);
-        });
-        assert_eq!(grammars.kept().grammars.len(), 1);
-        drop(turns);
-        assert_eq!(*grammars.turns.num_free(), MAX_COMPILING);
+        assert!(grammars.check(&yes).is_ok());
+        assert!(grammars.check(&Grammar::Regex("(".to_owned())).is_err());
+        assert!(grammars.find(&yes).is_none());
+        assert!(grammars.compile(&yes).is_ok());
+        assert!(grammars.find(&yes).is_some());
+        for num in 0..MAX_KEPT {
+            grammars
+                .compile(&Grammar::Choice(vec![num.to_string()]))
+                .unwrap();
+        }
+        assert!(grammars.find(&yes).is_none());
+        assert_eq!(grammars.kept().grammars.len(), MAX_KEPT);
     }
 }

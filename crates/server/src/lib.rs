@@ -27,6 +27,7 @@ mod grammars;
 pub mod histogram;
 pub mod metrics;
 mod openapi;
+mod output_file;
 pub mod postprocess;
 pub mod protocol;
 pub mod request_id;

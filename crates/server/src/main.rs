@@ -212,14 +212,9 @@ fn bind_unix(path: &std::path::Path) -> Result<tokio::net::UnixListener> {
 
 /// Loads the model and starts the engine; `None` if a signal came first.
 async fn load(config: &Config, signals: &watch::Receiver<bool>) -> Result<Option<AppState>> {
-    let owned = Config {
-        owns_device: true,
-        ..config.clone()
-    };
-    let started = tokio::task::spawn_blocking(move || Engine::start(&owned));
     tokio::select! {
-        started = started => {
-            let (engine, model) = started.context("loading the model failed")??;
+        started = Engine::start_owned(config) => {
+            let (engine, model) = started?;
             Ok(Some(AppState::new(config, engine, model)))
         }
         () = signaled(signals.clone()) => Ok(None),

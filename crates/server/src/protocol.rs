@@ -18,6 +18,7 @@ pub mod grammar;
 pub mod logprobs;
 mod messages;
 pub mod models;
+mod object;
 pub mod ollama;
 pub mod ollama_answer;
 pub mod pooling;

@@ -20,6 +20,8 @@ use crate::stored_responses::ResponseStore;
 const BODY_MEMORY: usize = 40 << 20;
 /// Bytes of bodies whose texts are tokenized at once, which takes a hundred times their memory.
 const TOKENIZER_MEMORY: usize = 512 << 10;
+/// Grammars that are compiled at once.
+const MAX_COMPILING: usize = 4;
 
 /// Shared by all handlers; clones are cheap.
 #[derive(Clone)]
@@ -43,6 +45,7 @@ struct Shared {
     special_tokens: Option<SpecialTokens>,
     body_memory: Arc<Semaphore>,
     tokenizer_memory: Arc<Semaphore>,
+    compile_turns: Arc<Semaphore>,
 }
 
 impl AppState {
@@ -63,6 +66,7 @@ impl AppState {
             api: config.api.clone(),
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
+            compile_turns: Arc::new(Semaphore::new(MAX_COMPILING)),
             engine,
             model,
             served_model_names,
@@ -217,6 +221,11 @@ impl AppState {
     /// Waits until a body of so many bytes may be tokenized.
     pub(crate) async fn tokenizer_memory(&self, num_bytes: usize) -> Option<OwnedSemaphorePermit> {
         take(&self.0.tokenizer_memory, num_bytes.min(TOKENIZER_MEMORY)).await
+    }
+
+    /// Waits until a grammar may be compiled.
+    pub(crate) async fn compile_turn(&self) -> Option<OwnedSemaphorePermit> {
+        take(&self.0.compile_turns, 1).await
     }
 }
 

@@ -3,21 +3,27 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/program.rs"]
+mod support;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::{Server, bundled, start};
 
 fn program(words: &[&str]) -> Command {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/model");
     let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
     command.args(words);
-    if words.first() != Some(&"bench") || words.get(1) != Some(&"serve") {
-        command.arg("--model").arg(model.canonicalize().unwrap());
-        command.args(["--device", "cpu", "--served-model-name", "story"]);
+    if words[..2] != ["bench", "serve"] {
+        command.arg("--model").arg(bundled());
+        command.args(["--device", "cpu"]);
+    }
+    if words[0] != "bench" {
+        command.args(["--served-model-name", "story"]);
     }
     command
         .env("RUST_LOG", "warn")
@@ -52,50 +58,11 @@ fn story() -> Value {
     json!({"model": "story", "prompt": STORY, "max_tokens": 12, "temperature": 0})
 }
 
-struct Server {
-    program: Child,
-    url: String,
-    /// Stays open, as a program may fail that has nobody to write to.
-    _output: BufReader<ChildStdout>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.program.kill();
-        let _ = self.program.wait();
-    }
-}
-
-impl Server {
-    fn start() -> Self {
-        let mut command = program(&["--port", "0"]);
-        let mut program = command
-            .env_remove("VLLM_API_KEY")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut output = BufReader::new(program.stdout.take().unwrap());
-        let url = output
-            .by_ref()
-            .lines()
-            .map_while(Result::ok)
-            .find_map(|line| {
-                let (_, rest) = line.split_once(" at http")?;
-                Some(format!("http{}", rest.strip_suffix(". Try:")?))
-            });
-        Self {
-            program,
-            url: url.unwrap(),
-            _output: output,
-        }
-    }
-
-    fn post(&self, path: &str, body: &Value) -> Value {
-        let request =
-            ureq::post(format!("{}{path}", self.url)).header("content-type", "application/json");
-        let mut answer = request.send(body.to_string()).unwrap();
-        serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap()
-    }
+/// A server of the bundled model.
+fn server() -> Server {
+    let mut command = program(&["--port", "0"]);
+    command.env_remove("VLLM_API_KEY");
+    start(command)
 }
 
 #[test]
@@ -134,10 +101,13 @@ fn a_file_is_answered_as_a_server_would() {
         .collect();
     assert_eq!(json!(status), json!([200, 400, 200, 200, 400]));
     let message = answers[1]["error"]["message"].as_str().unwrap();
-    assert!(message.starts_with("line 2: expected"), "{message}");
+    assert!(
+        message.starts_with("line 2: The line is not an object."),
+        "{message}"
+    );
 
-    let server = Server::start();
-    let served = server.post("/v1/completions", &story());
+    let (status, served) = server().post("/v1/completions", story());
+    assert_eq!(status, 200, "{served}");
     let of_batch = &answers[0]["response"]["body"];
     assert_eq!(of_batch["choices"][0]["text"], served["choices"][0]["text"]);
     assert_eq!(of_batch["usage"], served["usage"]);
@@ -158,6 +128,19 @@ fn a_file_is_answered_as_a_server_would() {
             .unwrap(),
     );
     assert_eq!(lines(&fs::read_to_string(&output).unwrap()).len(), 5);
+    // A file that is made before the model fails to load is not left behind.
+    let new = dir.path().join("new.jsonl");
+    let failed = Command::new(env!("CARGO_BIN_EXE_server"))
+        .args(["run-batch", "-i", files[1], "-o", new.to_str().unwrap()])
+        .args(["--model", "/no/such/folder"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert!(
+        said.contains("/no/such/folder") && !said.contains("--output-file"),
+        "{said}"
+    );
+    assert!(!new.exists());
     for (files, expected) in [
         (
             ["-i", "/no/such/file", "-o", "-"],
@@ -268,7 +251,7 @@ fn a_signal_leaves_what_is_answered() {
 
 #[test]
 fn a_server_is_measured_with_random_prompts() {
-    let server = Server::start();
+    let server = server();
     let dir = tempfile::tempdir().unwrap();
     let result = dir.path().join("result.json");
     let words = [
@@ -301,6 +284,7 @@ fn a_server_is_measured_with_random_prompts() {
         .iter()
         .map(|len| len.as_u64().unwrap())
         .collect();
+    assert_eq!(lens.len(), 6);
     assert!(lens.iter().all(|len| len.abs_diff(20) <= 2), "{lens:?}");
     for key in [
         "mean_ttft_ms",

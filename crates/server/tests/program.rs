@@ -3,20 +3,18 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/program.rs"]
+mod support;
+
 use std::fs;
-use std::io::{BufRead as _, BufReader, Lines, Read as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use support::{Server, bundled, start};
 use tempfile::TempDir;
 
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 22966200\n";
-
-fn bundled() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/model");
-    folder.canonicalize().unwrap()
-}
 
 /// A folder with the files of the bundled model, to be changed.
 struct Folder(TempDir);
@@ -61,20 +59,6 @@ impl Folder {
     }
 }
 
-struct Server {
-    program: Child,
-    url: String,
-    /// Stays open, as a program may fail that has nobody to write to.
-    _output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.program.kill();
-        let _ = self.program.wait();
-    }
-}
-
 fn command(model: &str, flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
     command.args(["--model", model, "--port", "0", "--device", "cpu"]);
@@ -91,51 +75,10 @@ fn refusal(mut command: Command) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-#[track_caller]
-fn start(mut command: Command) -> Server {
-    let mut program = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut output = BufReader::new(program.stdout.take().unwrap()).lines();
-    let url = output.by_ref().map_while(Result::ok).find_map(|line| {
-        let (_, rest) = line.split_once(" at http")?;
-        Some(format!("http{}", rest.strip_suffix(". Try:")?))
-    });
-    let Some(url) = url else {
-        let mut said = String::new();
-        let _ = program.stderr.take().unwrap().read_to_string(&mut said);
-        panic!("it has not started: {said}");
-    };
-    let server = Server {
-        program,
-        url,
-        _output: output,
-    };
-    // The address is told a moment before requests are answered.
-    while server.post("/tokenize", json!({"prompt": "a"})).0 == 503 {}
-    server
-}
-
 impl Server {
     fn get(&self, path: &str) -> Value {
         let mut answer = ureq::get(format!("{}{path}", self.url)).call().unwrap();
         serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap()
-    }
-
-    fn post(&self, path: &str, body: Value) -> (u16, Value) {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .build()
-            .into();
-        let request = agent
-            .post(format!("{}{path}", self.url))
-            .header("content-type", "application/json");
-        let mut answer = request.send(body.to_string()).unwrap();
-        let text = answer.body_mut().read_to_string().unwrap();
-        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        (answer.status().as_u16(), value)
     }
 
     fn chat(&self, model: &str) -> (u16, Value) {
@@ -337,6 +280,15 @@ fn documented_command_lines_start() {
     empty_key.env("VLLM_API_KEY", "");
     assert_eq!(start(empty_key).chat("").0, 200);
     assert!(refusal(command(model, &["--api-key", ""])).contains("the key is empty"));
+    // What a pooling model never does is off by default, and refused if it is asked for.
+    let pools = ["--runner", "pooling", "--convert", "embed"];
+    let guesses = r#"{"method": "ngram", "num_speculative_tokens": 4}"#;
+    let flags = [&pools[..], &["--speculative-config", guesses]].concat();
+    let said = refusal(command(model, &flags));
+    assert!(
+        said.contains("--speculative-config: a pooling model"),
+        "{said}"
+    );
 }
 
 #[test]

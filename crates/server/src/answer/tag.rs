@@ -1,7 +1,7 @@
 //! Tags in a text that grows.
 
-/// Bytes of white space where a tag or a call may follow, at most. With more, what follows is text: who waits for the end of white
-/// space looks at all of it for each token.
+/// Bytes of white space where a tag or a call may follow, at most. Longer white space is text: otherwise each token would scan all of
+/// it again.
 pub(super) const MAX_SPACE: usize = 256;
 /// Bytes of a name, at most.
 pub(super) const MAX_NAME: usize = 256;

@@ -9,6 +9,7 @@ use super::*;
 
 fn tools() -> Arc<[Tool]> {
     let tool = |name: &str, properties: Value| Tool {
+        index: 0,
         name: name.to_owned(),
         parameters: json!({ "type": "object", "properties": properties, "$defs": { "size": { "type": "integer" } } }),
         strict: false,

@@ -5,6 +5,8 @@ use serde_json::{Number, Value};
 /// A function that the model may call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tool {
+    /// Its place in the request's list.
+    pub index: usize,
     /// Its name.
     pub name: String,
     /// JSON schema of its arguments.

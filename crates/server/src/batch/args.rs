@@ -1,8 +1,8 @@
 //! Flags of `run-batch`, and the files that it names.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Write};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::{BatchOptions, Source};
 use crate::config::{Config, ConfigError, Flags, refuse};
+use crate::output_file::OutputFile;
 
 /// Answers a file of requests in OpenAI's batch format: one object per line with `custom_id`, `method`, `url` and `body`. The
 /// model's flags are those of the server (`--help` shows all)
@@ -44,39 +45,41 @@ pub struct BatchFiles {
     pub source: Source,
     /// Length of the requests, if they are in a file.
     pub num_bytes: Option<u64>,
-    /// Answers.
-    pub output: Box<dyn Write + Send>,
-    /// The file of answers, if it has earlier ones: it is emptied once the batch begins.
-    pub stale: Option<File>,
+    /// Where answers go, once the batch begins. Until then the file keeps what it has.
+    pub output: Output,
 }
 
-/// A writer whose errors say what is written.
-struct Named {
-    writer: Box<dyn Write + Send>,
-    name: String,
+/// Begins to write.
+pub type Output = Box<dyn FnOnce() -> io::Result<Box<dyn Write + Send>> + Send>;
+
+/// A stream whose errors say what could not be done. An interruption stays one, after which the caller tries again.
+struct Named<T> {
+    stream: T,
+    what: String,
 }
 
-impl Named {
-    fn name<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        result.map_err(|error| {
-            let message = format!("--output-file: cannot write {}: {error}", self.name);
-            io::Error::new(error.kind(), message)
-        })
+impl<T> Named<T> {
+    fn named<V>(&self, result: io::Result<V>) -> io::Result<V> {
+        result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.what)))
     }
 }
 
-impl Write for Named {
+impl<R: Read> Read for Named<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(bytes);
+        self.named(read)
+    }
+}
+
+impl<W: Write> Write for Named<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.writer.write(bytes) {
-            // Whoever calls tries again.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            written => self.name(written),
-        }
+        let written = self.stream.write(bytes);
+        self.named(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let flushed = self.writer.flush();
-        self.name(flushed)
+        let flushed = self.stream.flush();
+        self.named(flushed)
     }
 }
 
@@ -103,7 +106,7 @@ impl RunBatch {
     /// [`ConfigError`].
     pub fn from_command_line(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
         refuse(&command_line, &REFUSED)?;
-        let flags = Flags::read_offline("run-batch", BatchArgs::command(), command_line)?;
+        let flags = Flags::read_offline("run-batch", BatchArgs::command(), command_line, &[])?;
         let args = BatchArgs::from_arg_matches(&flags.matches)?;
         no_url(
             "--input-file",
@@ -127,8 +130,10 @@ impl RunBatch {
         let input = self.args.input_file.as_str();
         let (source, num_bytes, requests): (Source, _, _) = match input {
             "-" => {
-                let source = Box::new(BufReader::new(io::stdin()));
-                (source, None, Identity::of_stdin())
+                let what = "--input-file: cannot read standard input".to_owned();
+                let stream = io::stdin();
+                let source = BufReader::new(Named { stream, what });
+                (Box::new(source), None, Identity::of_stdin())
             }
             path => {
                 let file = File::open(path)
@@ -137,24 +142,20 @@ impl RunBatch {
                 ensure!(!metadata.is_dir(), "--input-file: {path} is a folder");
                 let num_bytes = metadata.is_file().then_some(metadata.len());
                 let requests = Identity::of(&file, Path::new(path));
-                (Box::new(BufReader::new(file)), num_bytes, requests)
+                let (stream, what) = (file, format!("--input-file: cannot read {path}"));
+                let source = BufReader::new(Named { stream, what });
+                (Box::new(source), num_bytes, requests)
             }
-        };
-        let (writer, stale) = self.create(requests.as_ref())?;
-        let name = match self.args.output_file.as_str() {
-            "-" => "standard output".to_owned(),
-            path => path.to_owned(),
         };
         Ok(BatchFiles {
             source,
             num_bytes,
-            output: Box::new(Named { writer, name }),
-            stale,
+            output: self.create(requests.as_ref())?,
         })
     }
 
-    /// Where answers go, and the same file once more if it has to be emptied.
-    fn create(&self, requests: Option<&Identity>) -> Result<(Box<dyn Write + Send>, Option<File>)> {
+    /// Opens the file of answers.
+    fn create(&self, requests: Option<&Identity>) -> Result<Output> {
         let shown = self.args.output_file.as_str();
         let is_input =
             |answers: Option<Identity>| answers.is_some() && answers.as_ref() == requests;
@@ -163,26 +164,23 @@ impl RunBatch {
                 !is_input(Identity::of_stdout()),
                 "--output-file: standard output is the file of requests"
             );
-            return Ok((Box::new(io::stdout()), None));
+            let what = "--output-file: cannot write standard output".to_owned();
+            let stream = io::stdout();
+            return Ok(Box::new(|| Ok(Box::new(Named { stream, what }))));
         }
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).open(shown);
-        let file = file.with_context(|| format!("--output-file: cannot write {shown}"))?;
+        let mut output = OutputFile::open("--output-file", shown.into(), false)?;
         ensure!(
-            !is_input(Identity::of(&file, Path::new(shown))),
+            !is_input(Identity::of(output.file(), Path::new(shown))),
             "--output-file: {shown} is the file of requests"
         );
-        let metadata = file.metadata().with_context(|| shown.to_owned())?;
-        if !metadata.is_file() || metadata.len() == 0 {
-            return Ok((Box::new(file), None));
-        }
         ensure!(
-            self.args.overwrite,
+            self.args.overwrite || !output.has_content(),
             "--output-file: {shown} exists already; name another file, or give --overwrite"
         );
-        let again = file.try_clone();
-        let again = again.with_context(|| format!("--output-file: cannot empty {shown}"))?;
-        Ok((Box::new(file), Some(again)))
+        Ok(Box::new(move || {
+            output.begin()?;
+            Ok(Box::new(output))
+        }))
     }
 
     /// How the batch is run: twice as many requests at once as the engine takes into a step, so that it never waits for one.

@@ -42,7 +42,7 @@ pub(super) struct BadLine {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Fields<'a> {
     custom_id: Value,
     method: Value,
@@ -89,6 +89,10 @@ pub(super) fn read(line: &Line, ids: &mut Ids) -> Result<BatchRequest, Box<BadLi
         Ok(text) => text.trim(),
         Err(error) => return Err(bad(None, malformed(&error.to_string()))),
     };
+    // A list of as many values would be read as the fields in their order.
+    if !text.starts_with('{') {
+        return Err(bad(None, malformed("The line is not an object")));
+    }
     let fields: Fields<'_> = match serde_json::from_str(text) {
         Ok(fields) => fields,
         Err(error) => {
@@ -143,7 +147,10 @@ fn check(method: &Value, url: &Value, body: &str) -> Result<String, ApiError> {
         return Err(ApiError::expected("url", &expected, &url.to_string()));
     };
     // What is no object is refused by the API.
-    let fields: Unanswerable = serde_json::from_str(body).unwrap_or_default();
+    let fields: Unanswerable = match body.starts_with('{') {
+        true => serde_json::from_str(body).unwrap_or_default(),
+        false => Unanswerable::default(),
+    };
     for (name, value) in [("stream", fields.stream), ("background", fields.background)] {
         if value == true {
             let message = format!(
@@ -206,7 +213,12 @@ mod tests {
             (
                 "[1]".to_owned(),
                 None,
-                "Expected an object with `custom_id`",
+                "The line is not an object. Expected an object with `custom_id`",
+            ),
+            (
+                r#"["a", "POST", "/v1/completions", {"prompt": "x"}]"#.to_owned(),
+                None,
+                "The line is not an object",
             ),
             (
                 r#"{"custom_id": "b"}"#.to_owned(),
@@ -245,6 +257,8 @@ mod tests {
             assert!(message.contains(expected), "{text}: {message}");
             assert_eq!(bad.custom_id.as_deref(), id, "{text}");
         }
+        // A body that is no object is left to the API.
+        read_text(&line("\"f\"", post, path, "[true]"), &mut Ids::default()).unwrap();
         let mut ids = Ids::default();
         let twice = line("\"g\"", post, path, "{}");
         read_text(&twice, &mut ids).unwrap();

@@ -143,8 +143,14 @@ impl OrderedOutput {
 
     fn write(&mut self, line: &str) -> io::Result<()> {
         self.num_waiting_bytes -= line.len();
-        self.output.write_all(line.as_bytes())?;
-        self.output.flush()
+        let written = self.output.write_all(line.as_bytes());
+        let written = written.and_then(|()| self.output.flush());
+        if written.is_err() {
+            // Behind a part of a line another one would be lost.
+            self.waiting.clear();
+            self.num_waiting_bytes = 0;
+        }
+        written
     }
 }
 
@@ -207,6 +213,49 @@ mod tests {
         output.finish().unwrap();
         assert_eq!(written.ids(), ["a", "b", "d"]);
         assert_eq!(output.num_waiting_bytes(), 0);
+    }
+
+    /// A disk that is full for a while.
+    struct Full {
+        written: Shared,
+        num_left: usize,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match std::mem::replace(&mut self.num_left, usize::MAX) {
+                0 => Err(io::ErrorKind::StorageFull.into()),
+                num => {
+                    self.num_left = num.saturating_sub(bytes.len());
+                    self.written.write(&bytes[..num.min(bytes.len())])
+                }
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_behind_a_part_of_a_line() {
+        for finishes in [false, true] {
+            let written = Shared::default();
+            let (output, num_left) = (written.clone(), 10);
+            let mut output = OrderedOutput::new(Box::new(Full {
+                written: output,
+                num_left,
+            }));
+            output.add(1, &answer("b")).unwrap();
+            output.add(2, &answer("c")).unwrap();
+            match finishes {
+                true => assert!(output.finish().is_err()),
+                false => assert!(output.add(0, &answer("a")).is_err()),
+            }
+            assert_eq!(output.num_waiting_bytes(), 0);
+            drop(output);
+            assert_eq!(written.0.lock().unwrap().len(), 10);
+        }
     }
 
     #[test]

@@ -19,7 +19,6 @@ pub struct Progress {
     /// Bytes of the input, if it is a file.
     total_bytes: Option<u64>,
     num_bytes: u64,
-    shown: usize,
     summary: Summary,
 }
 
@@ -31,7 +30,6 @@ impl Progress {
             bar: is_terminal.then(|| bar(total_bytes)),
             total_bytes,
             num_bytes: 0,
-            shown: 0,
             summary: Summary::default(),
         }
     }
@@ -52,7 +50,7 @@ impl Progress {
     }
 
     /// Shows where the batch is.
-    pub(super) fn show(&mut self, num_running: usize) {
+    pub(super) fn show(&self, num_running: usize) {
         let Summary {
             num_answered: answered,
             num_failed: failed,
@@ -63,11 +61,6 @@ impl Progress {
             bar.set_message(format!(
                 "{answered} answered, {failed} with errors, {num_running} running"
             ));
-            return;
-        }
-        // The first tick comes at once.
-        if answered == 0 && self.shown == 0 {
-            self.shown = 1;
             return;
         }
         let percent = self.total_bytes.filter(|&total| total > 0);

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use crate::protocol::body::MAX_BODY_BYTES;
 
-/// Lines that are read ahead.
-const NUM_AHEAD: usize = 16;
+/// Lines that are read ahead: each may have [`MAX_LINE_BYTES`].
+const NUM_AHEAD: usize = 1;
 /// Longest line: a body and what is around it.
 const MAX_LINE_BYTES: usize = MAX_BODY_BYTES + (64 << 10);
 
@@ -23,14 +23,13 @@ pub(super) struct Line {
     pub(super) number: usize,
     /// Its length in the file.
     pub(super) num_bytes: usize,
-    /// Its bytes without the line's end; `None` for a line that is longer than any request.
+    /// Its bytes, with the line's end if it has one; `None` for a line that is longer than any request.
     pub(super) bytes: Option<Vec<u8>>,
 }
 
 /// Lines that are not blank.
 pub(super) struct Lines {
     receiver: mpsc::Receiver<io::Result<Line>>,
-    ids: Ids,
 }
 
 impl Lines {
@@ -60,20 +59,12 @@ impl Lines {
         std::thread::Builder::new()
             .name("batch-input".to_owned())
             .spawn(read)?;
-        Ok(Self {
-            receiver,
-            ids: Ids::default(),
-        })
+        Ok(Self { receiver })
     }
 
     /// The next line; `None` after the last.
     pub(super) async fn next(&mut self) -> Option<io::Result<Line>> {
         self.receiver.recv().await
-    }
-
-    /// Which ids came before.
-    pub(super) fn ids(&mut self) -> &mut Ids {
-        &mut self.ids
     }
 }
 

@@ -1,7 +1,7 @@
 //! When requests are sent.
 
-use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution as _, Gamma};
 
 /// How fast requests come.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,8 +48,10 @@ pub(super) fn times(num: usize, rate: Rate, burstiness: f64, rng: &mut ChaCha8Rn
     let mut times: Vec<f64> = (0..num)
         .map(|index| {
             let mean = 1.0 / rate.at(index, num);
-            now += match mean > 0.0 && burstiness.is_finite() {
-                true => gamma(burstiness, rng) * mean / burstiness,
+            now += match burstiness.is_finite() {
+                // Intervals of no length have no distribution.
+                true => Gamma::new(burstiness, mean / burstiness)
+                    .map_or(mean, |interval| interval.sample(rng)),
                 false => mean,
             };
             now
@@ -64,55 +66,12 @@ pub(super) fn times(num: usize, rate: Rate, burstiness: f64, rng: &mut ChaCha8Rn
     times
 }
 
-/// A number of the gamma distribution with this shape and scale 1, after Marsaglia and Tsang (2000).
-fn gamma(shape: f64, rng: &mut ChaCha8Rng) -> f64 {
-    if shape < 1.0 {
-        let boost = positive(rng).powf(1.0 / shape);
-        return gamma(shape + 1.0, rng) * boost;
-    }
-    let d = shape - 1.0 / 3.0;
-    let c = 1.0 / (9.0 * d).sqrt();
-    loop {
-        let x = normal(rng);
-        let v = (1.0 + c * x).powi(3);
-        if v > 0.0 && positive(rng).ln() < 0.5 * x * x + d - d * v + d * v.ln() {
-            return d * v;
-        }
-    }
-}
-
-/// A number of the standard normal distribution, after Box and Muller.
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
-    let radius = (-2.0 * positive(rng).ln()).sqrt();
-    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
-}
-
-/// A number in (0, 1].
-fn positive(rng: &mut ChaCha8Rng) -> f64 {
-    1.0 - rng.random::<f64>()
-}
-
 #[cfg(test)]
 mod tests {
     use rand::SeedableRng as _;
 
+    use super::super::metrics::{mean, std_dev};
     use super::*;
-
-    #[test]
-    fn gamma_has_its_mean_and_variance() {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        for shape in [0.3, 1.0, 4.0] {
-            let numbers: Vec<f64> = (0..40_000).map(|_| gamma(shape, &mut rng)).collect();
-            let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
-            let squares = numbers.iter().map(|x| (x - mean).powi(2));
-            let variance = squares.sum::<f64>() / numbers.len() as f64;
-            assert!((mean / shape - 1.0).abs() < 0.05, "{shape}: mean {mean}");
-            assert!(
-                (variance / shape - 1.0).abs() < 0.1,
-                "{shape}: variance {variance}"
-            );
-        }
-    }
 
     #[test]
     fn requests_come_at_the_rate() {
@@ -124,6 +83,24 @@ mod tests {
         assert!(poisson.is_sorted() && poisson[0] > 0.0);
         let clock = times_of(Rate::Steady(4.0), f64::INFINITY);
         assert!((clock[0] - 0.25).abs() < 1e-9 && (clock[1] - 0.5).abs() < 1e-9);
+        // The same mean, and a variance of its square divided by the burstiness.
+        for burstiness in [0.3, 4.0] {
+            let (from, to, is_exponential) = (1.0, 1.0, false);
+            let steady = Rate::Ramp {
+                is_exponential,
+                from,
+                to,
+            };
+            let times = times(40_000, steady, burstiness, &mut rng);
+            let intervals: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let (mean, deviation) = (mean(&intervals), std_dev(&intervals));
+            assert!((mean - 1.0).abs() < 0.05, "{burstiness}: {mean}");
+            let expected = 1.0 / burstiness.sqrt();
+            assert!(
+                (deviation / expected - 1.0).abs() < 0.1,
+                "{burstiness}: {deviation}"
+            );
+        }
         let ramp = Rate::Ramp {
             is_exponential: true,
             from: 1.0,

@@ -1,38 +1,29 @@
-//! A small HTTP/1.1 client, which keeps its connections.
+//! Requests to one server over HTTP/1.1, with connections that are kept.
 
-use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use axum::body::{Body, to_bytes};
-use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
-use tokio::net::TcpStream;
 
 /// Longest answer that is no stream.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// How long a connection is kept for the next request: servers close theirs after 5 seconds and more.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// One server, and the connections to it that are free.
+/// One server, and the connections to it.
 #[derive(Debug)]
 pub struct Client {
-    host: String,
-    port: u16,
-    /// `host:port` as the address has it.
-    authority: HeaderValue,
-    /// What the address has before each path.
-    prefix: String,
+    /// The address, and what it has before each path.
+    base_url: String,
     headers: HeaderMap,
-    free: Mutex<Vec<SendRequest<Body>>>,
-}
-
-/// An answer, and the connection on which it comes.
-#[derive(Debug)]
-pub(super) struct Sent {
-    pub(super) response: Response<Incoming>,
-    pub(super) connection: SendRequest<Body>,
+    connections: legacy::Client<HttpConnector, Body>,
 }
 
 /// An answer that is an error.
@@ -73,43 +64,50 @@ impl Client {
         let uri: Uri = base_url
             .trim_end_matches('/')
             .parse()
-            .with_context(|| format!("--base-url: {base_url} is no address"))?;
+            .with_context(|| format!("{base_url} is no address"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => bail!(
-                "--base-url: this client has no TLS: give the http:// address of the server itself, or of a proxy that adds TLS"
+                "this client has no TLS: give the http:// address of the server itself, or of a proxy that adds TLS"
             ),
-            _ => bail!("--base-url: expected http://HOST:PORT, found {base_url}"),
+            _ => bail!("expected http://HOST:PORT, found {base_url}"),
         }
         let authority = uri
             .authority()
-            .with_context(|| format!("--base-url: {base_url} has no host"))?;
+            .with_context(|| format!("{base_url} has no host"))?;
         ensure!(
             !authority.as_str().contains('@'),
-            "--base-url: expected http://HOST:PORT, found a user name in it: give a key as OPENAI_API_KEY, or \
+            "expected http://HOST:PORT, found a user name in it: give a key as OPENAI_API_KEY, or \
              `--header Authorization=…`"
         );
         ensure!(
             uri.query().is_none(),
-            "--base-url: expected http://HOST:PORT, found a query in {base_url}"
+            "expected http://HOST:PORT, found a query in {base_url}"
+        );
+        ensure!(
+            authority.port().is_some() || authority.as_str().len() == authority.host().len(),
+            "expected a port from 0 to 65535, found {base_url}"
         );
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             let name: HeaderName = name
                 .parse()
-                .with_context(|| format!("--header: `{name}`"))?;
+                .with_context(|| format!("the header `{name}`"))?;
             let value: HeaderValue = value
                 .parse()
-                .with_context(|| format!("--header: value of `{name}`"))?;
+                .with_context(|| format!("the value of the header `{name}`"))?;
             map.insert(name, value);
         }
+        let prefix = uri.path().trim_end_matches('/');
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
         Ok(Self {
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(80),
-            authority: HeaderValue::from_str(authority.as_str())?,
-            prefix: uri.path().trim_end_matches('/').to_owned(),
+            base_url: format!("http://{authority}{prefix}"),
             headers: map,
-            free: Mutex::default(),
+            connections: legacy::Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .build(connector),
         })
     }
 
@@ -130,13 +128,9 @@ impl Client {
     }
 
     async fn json(&self, method: Method, path: &str, body: String) -> Result<Value> {
-        let Sent {
-            response,
-            connection,
-        } = self.send(method, path, body, None).await?;
+        let response = self.send(method, path, body, None).await?;
         let status = response.status();
         let bytes = to_bytes(Body::new(response.into_body()), MAX_ANSWER_BYTES).await?;
-        self.give_back(connection);
         if !status.is_success() {
             return Err(HttpError::new(path, status, &bytes).into());
         }
@@ -150,79 +144,21 @@ impl Client {
         path: &str,
         body: String,
         request_id: Option<&str>,
-    ) -> Result<Sent> {
-        let request = || -> Result<Request<Body>> {
-            let mut request = Request::builder()
-                .method(&method)
-                .uri(format!("{}{path}", self.prefix))
-                .body(Body::from(body.clone()))
-                .with_context(|| format!("the path {path}"))?;
-            let headers = request.headers_mut();
-            headers.extend(self.headers.clone());
-            headers.insert(HOST, self.authority.clone());
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            if let Some(id) = request_id {
-                headers.insert("x-request-id", HeaderValue::from_str(id)?);
-            }
-            Ok(request)
-        };
-        while let Some(mut connection) = self.take() {
-            if connection.ready().await.is_err() {
-                continue;
-            }
-            match connection.send_request(request()?).await {
-                Ok(response) => {
-                    return Ok(Sent {
-                        response,
-                        connection,
-                    });
-                }
-                Err(error)
-                    if error.is_canceled()
-                        || error.is_closed()
-                        || error.is_incomplete_message() => {}
-                Err(error) => return Err(error).with_context(|| self.server()),
-            }
+    ) -> Result<Response<Incoming>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base_url))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .with_context(|| format!("the path {path}"))?;
+        let headers = request.headers_mut();
+        if let Some(id) = request_id {
+            headers.insert("x-request-id", HeaderValue::from_str(id)?);
         }
-        let mut connection = self.connect().await.with_context(|| self.server())?;
-        let response = connection.send_request(request()?).await;
-        let response = response.with_context(|| self.server())?;
-        Ok(Sent {
-            response,
-            connection,
-        })
-    }
-
-    /// Keeps a connection whose answer is read to its end.
-    pub(super) fn give_back(&self, connection: SendRequest<Body>) {
-        if !connection.is_closed() {
-            self.free
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(connection);
-        }
-    }
-
-    fn take(&self) -> Option<SendRequest<Body>> {
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
-    }
-
-    async fn connect(&self) -> Result<SendRequest<Body>> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(async move {
-            // Whoever waits for an answer on it sees the error, too.
-            let _ = connection.await;
-        });
-        Ok(sender)
-    }
-
-    fn server(&self) -> String {
-        format!("http://{}:{}", self.host, self.port)
+        // What the user gives replaces these.
+        headers.extend(self.headers.clone());
+        let response = self.connections.request(request).await;
+        response.with_context(|| self.base_url.clone())
     }
 }
 
@@ -232,4 +168,99 @@ pub(super) fn shorten(bytes: &[u8]) -> String {
     let message = serde_json::from_slice::<Value>(bytes).ok();
     let message = message.and_then(|answer| Some(answer["error"]["message"].as_str()?.to_owned()));
     message.unwrap_or_else(|| text.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn headers_of_the_user_replace_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/prefix/", listener.local_addr().unwrap());
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n{}") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            stream.write_all(answer).unwrap();
+            String::from_utf8(request).unwrap().to_lowercase()
+        });
+        let headers = ["Host", "content-type", "X-Request-ID", "other"];
+        let headers = headers.map(|name| (name.to_owned(), format!("my-{name}").to_lowercase()));
+        let client = Client::new(&url, &headers).unwrap();
+        let sent = client
+            .send(Method::POST, "/path", "{}".to_owned(), Some("id"))
+            .await;
+        assert_eq!(sent.unwrap().status(), StatusCode::OK);
+        let request = served.join().unwrap();
+        assert!(
+            request.starts_with("post /prefix/path http/1.1\r\n"),
+            "{request}"
+        );
+        for name in ["host", "content-type", "x-request-id", "other"] {
+            let lines = request
+                .lines()
+                .filter(|line| line.starts_with(&format!("{name}:")));
+            assert_eq!(lines.collect::<Vec<_>>(), [format!("{name}: my-{name}")]);
+        }
+    }
+
+    #[test]
+    fn an_address_has_a_host_and_maybe_a_port() {
+        let base_url = |url: &str| Client::new(url, &[]).map(|client| client.base_url);
+        assert_eq!(base_url("http://x").unwrap(), "http://x");
+        assert_eq!(base_url("http://[::1]:80/a/").unwrap(), "http://[::1]:80/a");
+        for url in [
+            "http://x:80000",
+            "http://x:",
+            "x",
+            "ftp://x",
+            "http://x/?a=b",
+        ] {
+            let error = base_url(url).unwrap_err().to_string();
+            assert!(
+                error.contains("expected") || error.contains("no address"),
+                "{url}: {error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_and_a_closed_one_is_replaced() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served = std::thread::spawn(move || {
+            // Two answers on each connection.
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                for _ in 0..2 {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        let mut byte = [0];
+                        stream.read_exact(&mut byte).unwrap();
+                        request.extend(byte);
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                    stream.write_all(answer).unwrap();
+                }
+            }
+        });
+        let client = Client::new(&url, &[]).unwrap();
+        for _ in 0..4 {
+            client.get("/a").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        served.join().unwrap();
+        // Nobody listens any more.
+        let error = client.get("/a").await.unwrap_err();
+        assert!(super::super::ready::is_early(&error), "{error:#}");
+    }
 }

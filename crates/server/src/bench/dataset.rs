@@ -1,17 +1,17 @@
 //! Prompts of a run.
 
-use std::io::BufRead as _;
-use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use futures::StreamExt as _;
+use futures::stream;
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
-use serde::Deserialize;
-use serde_json::Value;
 
-use super::dataset_args::{DatasetArgs, DatasetName};
+use super::dataset_args::DatasetArgs;
+use super::records::{Records, Row};
 use super::texts::Texts;
 
 /// Prompts that are made at once, where a server has the tokenizer.
@@ -22,7 +22,7 @@ const MAX_TRIES: usize = 10;
 const SHAREGPT: [usize; 3] = [4, 1024, 2048];
 
 /// One request.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Sample {
     /// Its text.
     pub(super) prompt: String,
@@ -32,29 +32,6 @@ pub(super) struct Sample {
     pub(super) output_len: usize,
 }
 
-/// What the file of a data set has.
-pub(super) enum Records {
-    /// There is no file.
-    Random,
-    /// Questions and answers.
-    Sharegpt(Vec<(String, String)>),
-    /// Prompts.
-    Custom(Vec<Row>),
-}
-
-impl Records {
-    /// Reads `--dataset-path`, if the data set has a file.
-    pub(super) fn read(args: &DatasetArgs) -> Result<Self> {
-        let path = args.dataset_path.as_deref().unwrap_or(Path::new(""));
-        let records = match args.name() {
-            DatasetName::Random => Ok(Self::Random),
-            DatasetName::Sharegpt => read_sharegpt(path).map(Self::Sharegpt),
-            DatasetName::Custom => read_custom(path).map(Self::Custom),
-        };
-        records.with_context(|| format!("--dataset-path {}", path.display()))
-    }
-}
-
 /// The requests of a run. With `as_chat`, prompts of custom get the chat template here.
 pub(super) async fn samples(
     args: &DatasetArgs,
@@ -62,7 +39,7 @@ pub(super) async fn samples(
     texts: &Texts,
     as_chat: bool,
     rng: &mut ChaCha8Rng,
-) -> Result<Vec<Sample>> {
+) -> Result<Vec<Arc<Sample>>> {
     match records {
         Records::Random => random(args, texts, rng).await,
         Records::Sharegpt(chats) => {
@@ -81,22 +58,21 @@ pub(super) async fn samples(
     }
 }
 
-async fn random(args: &DatasetArgs, texts: &Texts, rng: &mut ChaCha8Rng) -> Result<Vec<Sample>> {
+async fn random(
+    args: &DatasetArgs,
+    texts: &Texts,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<Arc<Sample>>> {
     let words = texts.ordinary_tokens();
     ensure!(!words.is_empty(), "the tokenizer has no ordinary tokens");
-    let input_len = args.input_len.unwrap_or(args.random_input_len);
-    let output_len = args.output_len.unwrap_or(args.random_output_len);
-    ensure!(
-        input_len + args.random_prefix_len > 0,
-        "--random-input-len: expected 1 or more, found 0"
-    );
+    let (input_len, output_len) = (args.input_len(), args.output_len());
     let around = |len: usize, rng: &mut ChaCha8Rng| {
-        let (low, high) = (1.0 - args.random_range_ratio, 1.0 + args.random_range_ratio);
+        let (low, high) = (1.0 - args.range_ratio(), 1.0 + args.range_ratio());
         let low = (len as f64 * low).floor() as usize;
         rng.random_range(low..=(len as f64 * high).ceil() as usize)
             .max(1)
     };
-    let prefix: Vec<u32> = (0..args.random_prefix_len)
+    let prefix: Vec<u32> = (0..args.prefix_len())
         .map(|_| words[rng.random_range(0..words.len())])
         .collect();
     // Random numbers first: what is made at once must not depend on who comes first.
@@ -112,15 +88,15 @@ async fn random(args: &DatasetArgs, texts: &Texts, rng: &mut ChaCha8Rng) -> Resu
             (ids, prefix.len() + own_len, around(output_len, rng))
         })
         .collect();
-    let made = futures::stream::iter(plans).map(async |(ids, len, output_len)| {
+    let made = stream::iter(plans).map(async |(ids, len, output_len)| {
         let (prompt, prompt_len) = text_of_length(texts, ids, len).await?;
-        Ok(Sample {
+        Ok(Arc::new(Sample {
             prompt,
             prompt_len,
             output_len,
-        })
+        }))
     });
-    let made: Vec<Result<Sample>> = made.buffered(AT_ONCE).collect().await;
+    let made: Vec<Result<Arc<Sample>>> = made.buffered(AT_ONCE).collect().await;
     made.into_iter().collect()
 }
 
@@ -182,7 +158,7 @@ async fn custom(
     let given = args.output_len.or(args.custom_output_len);
     Ok(Some(Sample {
         prompt_len: texts.encode(&prompt).await?.len(),
-        output_len: given.or(row.output_tokens).unwrap_or(256).max(1),
+        output_len: given.or(row.output_tokens).unwrap_or(256),
         prompt,
     }))
 }
@@ -193,16 +169,20 @@ async fn from_file<T>(
     mut records: Vec<T>,
     rng: &mut ChaCha8Rng,
     sample: impl AsyncFn(&T) -> Result<Option<Sample>>,
-) -> Result<Vec<Sample>> {
+) -> Result<Vec<Arc<Sample>>> {
     if !args.disable_shuffle {
         records.shuffle(rng);
     }
     let mut samples = Vec::new();
-    for record in &records {
-        if samples.len() == args.num_prompts {
-            break;
-        }
-        samples.extend(sample(record).await?);
+    let mut made = pin!(
+        stream::iter(&records)
+            .map(|record| sample(record))
+            .buffered(AT_ONCE)
+    );
+    while samples.len() < args.num_prompts
+        && let Some(made) = made.next().await
+    {
+        samples.extend(made?.map(Arc::new));
     }
     let num = samples.len();
     ensure!(
@@ -215,7 +195,7 @@ async fn from_file<T>(
         SHAREGPT[2]
     );
     if num < args.num_prompts && !args.no_oversample {
-        let again: Vec<Sample> = samples
+        let again: Vec<Arc<Sample>> = samples
             .iter()
             .cycle()
             .take(args.num_prompts)
@@ -226,65 +206,181 @@ async fn from_file<T>(
     Ok(samples)
 }
 
-/// First question and answer of each chat that has both.
-fn read_sharegpt(path: &Path) -> Result<Vec<(String, String)>> {
-    let bytes = std::fs::read(path)?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let chats: Vec<Value> = match serde_json::from_slice(text) {
-        Ok(chats) => chats,
-        Err(error) if text.trim_ascii_start().starts_with(b"[") => {
-            return Err(error).context("expected a JSON list of chats");
-        }
-        // One chat per line is as good.
-        Err(_) => {
-            let lines = text.split(|&byte| byte == b'\n').enumerate();
-            let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
-            let chat = |(index, line)| {
-                serde_json::from_slice(line).with_context(|| {
-                    let number = index + 1;
-                    format!("line {number}: expected a JSON list of chats, or one chat per line")
-                })
-            };
-            lines.map(chat).collect::<Result<_>>()?
-        }
-    };
-    let turn = |chat: &Value, index: usize| {
-        let turn = &chat["conversations"][index];
-        let text = turn["value"].as_str().or_else(|| turn["content"].as_str());
-        text.map(str::to_owned)
-    };
-    let pairs: Vec<(String, String)> = chats
-        .iter()
-        .filter_map(|chat| turn(chat, 0).zip(turn(chat, 1)))
-        .collect();
-    ensure!(
-        !pairs.is_empty(),
-        "none of {} records has `conversations` with two turns or more, each with a `value`",
-        chats.len()
-    );
-    Ok(pairs)
-}
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use model_qwen::bundled_model_dir;
+    use rand::SeedableRng as _;
 
-/// A line of a custom file; further columns belong to somebody else.
-#[derive(Deserialize)]
-pub(super) struct Row {
-    prompt: String,
-    output_tokens: Option<usize>,
-}
+    use super::*;
 
-fn read_custom(path: &Path) -> Result<Vec<Row>> {
-    let file = std::io::BufReader::new(std::fs::File::open(path)?);
-    let mut rows = Vec::new();
-    for (index, line) in file.lines().enumerate() {
-        let line = line?;
-        let line = line.trim_start_matches('\u{feff}').trim();
-        if line.is_empty() {
-            continue;
-        }
-        let row: Row = serde_json::from_str(line)
-            .with_context(|| format!("line {}: expected {{\"prompt\": \"…\"}}", index + 1))?;
-        rows.push(row);
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        args: DatasetArgs,
     }
-    ensure!(!rows.is_empty(), "the file is empty");
-    Ok(rows)
+
+    fn args(flags: &str) -> DatasetArgs {
+        let words = ["test"].into_iter().chain(flags.split_whitespace());
+        let args = Flags::parse_from(words).args;
+        args.check().unwrap();
+        args
+    }
+
+    fn texts() -> Texts {
+        Texts::of_folder(&bundled_model_dir().unwrap()).unwrap()
+    }
+
+    async fn made(flags: &str, records: Records) -> Result<Vec<Arc<Sample>>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        samples(&args(flags), records, &texts(), false, &mut rng).await
+    }
+
+    fn rows(num: usize) -> Records {
+        let row = |i| Row {
+            prompt: format!("question {i}"),
+            output_tokens: (i == 1).then_some(7),
+        };
+        Records::Custom((0..num).map(row).collect())
+    }
+
+    const CUSTOM: &str = "--dataset-name custom --dataset-path x --disable-shuffle";
+
+    #[tokio::test]
+    async fn random_lengths_are_around_what_the_flags_say() {
+        let flags = "--num-prompts 40 --random-input-len 40 --random-output-len 20 --random-range-ratio 0.5";
+        let samples = made(flags, Records::Random).await.unwrap();
+        assert_eq!(samples.len(), 40);
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        for sample in &samples {
+            let ids = texts().encode(&sample.prompt).await.unwrap();
+            assert_eq!(ids.len(), sample.prompt_len);
+            inputs.push(sample.prompt_len);
+            outputs.push(sample.output_len);
+        }
+        for (lens, middle) in [(&inputs, 40), (&outputs, 20)] {
+            // Nearly all texts can have their length.
+            let (least, most) = (lens.iter().min().unwrap(), lens.iter().max().unwrap());
+            assert!((middle / 2 - 2..middle).contains(least), "{lens:?}");
+            assert!((middle + 1..=middle * 3 / 2 + 2).contains(most), "{lens:?}");
+        }
+        assert_eq!(made(flags, Records::Random).await.unwrap(), samples);
+
+        let flags = "--num-prompts 20 --input-len 30 --output-len 5";
+        let samples = made(flags, Records::Random).await.unwrap();
+        assert!(samples.iter().all(|sample| sample.output_len == 5));
+        let num_exact = samples
+            .iter()
+            .filter(|sample| sample.prompt_len == 30)
+            .count();
+        assert!(num_exact >= 18, "{num_exact}");
+    }
+
+    #[tokio::test]
+    async fn a_prefix_is_the_same_for_all() {
+        let flags = "--num-prompts 4 --random-input-len 0 --random-prefix-len 25";
+        let samples = made(flags, Records::Random).await.unwrap();
+        assert!(
+            samples
+                .iter()
+                .all(|sample| sample.prompt == samples[0].prompt)
+        );
+        let flags = "--num-prompts 4 --random-input-len 20 --random-prefix-len 25";
+        let samples = made(flags, Records::Random).await.unwrap();
+        let common =
+            |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+        for pair in samples.windows(2) {
+            let (a, b) = (&pair[0], &pair[1]);
+            let same = texts()
+                .encode(&a.prompt[..common(&a.prompt, &b.prompt)])
+                .await;
+            // The tokens where they part may join with the prefix.
+            assert!((20..=27).contains(&same.unwrap().len()));
+            assert!(a.prompt_len.abs_diff(45) <= 2, "{}", a.prompt_len);
+        }
+    }
+
+    #[tokio::test]
+    async fn tokens_that_join_become_others_until_the_length_is_right() {
+        let texts = texts();
+        let joined = texts.encode("Once upon a time there was").await.unwrap();
+        let mut letters = Vec::new();
+        for letter in ["O", "n", "c", "e", "u", "p", "o", "n"] {
+            letters.push(texts.encode(letter).await.unwrap()[0]);
+        }
+        let len = letters.len();
+        letters.extend([joined[1]; MAX_TRIES]);
+        let apart = texts.decode(&letters[..len]).await.unwrap();
+        // Letters alone join, so that the same text has fewer tokens.
+        assert!(texts.encode(&apart).await.unwrap().len() < len);
+        let (text, found) = text_of_length(&texts, letters, len).await.unwrap();
+        assert_eq!(found, texts.encode(&text).await.unwrap().len());
+        assert_eq!(found, len, "{text}");
+        let (text, found) = text_of_length(&texts, joined.clone(), joined.len())
+            .await
+            .unwrap();
+        assert_eq!(
+            (text.as_str(), found),
+            ("Once upon a time there was", joined.len())
+        );
+    }
+
+    #[tokio::test]
+    async fn records_are_taken_in_order_and_again_where_there_are_too_few() {
+        let prompts = |samples: &[Arc<Sample>]| {
+            let number =
+                |sample: &Arc<Sample>| sample.prompt.strip_prefix("question ").unwrap().to_owned();
+            samples.iter().map(number).collect::<String>()
+        };
+        let samples = made(&format!("{CUSTOM} --num-prompts 2"), rows(5))
+            .await
+            .unwrap();
+        assert_eq!(prompts(&samples), "01");
+        assert_eq!((samples[0].output_len, samples[1].output_len), (256, 7));
+        let flags = format!("{CUSTOM} --num-prompts 7 --output-len 9");
+        let samples = made(&flags, rows(3)).await.unwrap();
+        assert_eq!(prompts(&samples), "0120120");
+        assert!(samples.iter().all(|sample| sample.output_len == 9));
+        let flags = format!("{CUSTOM} --num-prompts 7 --no-oversample");
+        assert_eq!(prompts(&made(&flags, rows(3)).await.unwrap()), "012");
+        let flags = "--dataset-name custom --dataset-path x --num-prompts 60";
+        let shuffled = made(flags, rows(60)).await.unwrap();
+        let numbers: Vec<&String> = shuffled.iter().map(|sample| &sample.prompt).collect();
+        assert!(!numbers.is_sorted());
+    }
+
+    #[tokio::test]
+    async fn chats_that_are_too_short_or_too_long_are_left_out() {
+        let flags = "--dataset-path x --disable-shuffle --no-oversample";
+        let (short, good) = ("Hi", "Once upon a time there was a little duck");
+        let long = good.repeat(300);
+        let chats = |pairs: &[(&str, &str)]| {
+            let owned = pairs
+                .iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()));
+            Records::Sharegpt(owned.collect())
+        };
+        let all = [
+            (short, good),
+            (good, short),
+            (good, good),
+            (&long, good),
+            (good, &long),
+        ];
+        let samples = made(flags, chats(&all)).await.unwrap();
+        let len = texts().encode(good).await.unwrap().len();
+        let expected = Sample {
+            prompt: good.to_owned(),
+            prompt_len: len,
+            output_len: len,
+        };
+        assert_eq!(samples, [Arc::new(expected)]);
+        // A given length replaces that of the answer.
+        let given = format!("{flags} --sharegpt-output-len 2");
+        let samples = made(&given, chats(&all)).await.unwrap();
+        assert_eq!(samples.len(), 3);
+        assert!(samples.iter().all(|sample| sample.output_len == 2));
+        let error = made(flags, chats(&[(short, good)])).await.unwrap_err();
+        assert!(error.to_string().contains("none of 1 records can be used"));
+    }
 }

@@ -8,10 +8,13 @@ use crate::config::ConfigError;
 
 /// Most tokens of a prompt or of an answer.
 pub(super) const MAX_LEN: usize = 1 << 20;
-/// Most requests.
-pub(super) const MAX_COUNT: usize = 1 << 24;
-/// Most tokens of all prompts of the data set random.
-const MAX_TOKENS: usize = 1 << 30;
+/// Most requests: what is known of each stays in memory.
+pub(super) const MAX_COUNT: usize = 1 << 20;
+/// Most tokens of all prompts of a run.
+pub(super) const MAX_TOKENS: usize = 1 << 30;
+/// Tokens of random prompts, and of their answers.
+const INPUT_LEN: usize = 1024;
+const OUTPUT_LEN: usize = 128;
 
 /// Refuses a number by its flag's name.
 pub(super) fn check_range(
@@ -26,6 +29,22 @@ pub(super) fn check_range(
         _ => return Ok(()),
     };
     Err(ConfigError::Flag { flag, message })
+}
+
+/// Refuses a product of numbers by the name of the flag that makes it large.
+pub(super) fn check_total(
+    flag: &'static str,
+    total: usize,
+    most: usize,
+    what: &str,
+) -> Result<(), ConfigError> {
+    match total <= most {
+        true => Ok(()),
+        false => Err(ConfigError::Flag {
+            flag,
+            message: format!("expected at most {most} {what}, found {total}"),
+        }),
+    }
 }
 
 /// Where prompts come from.
@@ -55,28 +74,33 @@ pub struct DatasetArgs {
     pub num_prompts: usize,
 
     /// Tokens of each prompt of the data set random; the same as --random-input-len
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", conflicts_with = "random_input_len")]
     pub input_len: Option<usize>,
 
     /// Tokens of each answer, whatever the data set says
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        conflicts_with_all = ["random_output_len", "sharegpt_output_len", "custom_output_len"]
+    )]
     pub output_len: Option<usize>,
 
-    /// Tokens of each prompt of the data set random
-    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
-    pub random_input_len: usize,
+    /// Tokens of each prompt of the data set random [default: 1024]
+    #[arg(long, value_name = "TOKENS")]
+    pub random_input_len: Option<usize>,
 
-    /// Tokens of each answer to the data set random
-    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
-    pub random_output_len: usize,
+    /// Tokens of each answer to the data set random [default: 128]
+    #[arg(long, value_name = "TOKENS")]
+    pub random_output_len: Option<usize>,
 
     /// How far lengths of the data set random differ: between (1 - R) and (1 + R) times what the flags say
-    #[arg(long, value_name = "R", default_value_t = 0.0)]
-    pub random_range_ratio: f64,
+    /// [default: 0]
+    #[arg(long, value_name = "R")]
+    pub random_range_ratio: Option<f64>,
 
-    /// Further tokens before each prompt of the data set random, the same for all
-    #[arg(long, alias = "prefix-len", value_name = "TOKENS", default_value_t = 0)]
-    pub random_prefix_len: usize,
+    /// Further tokens before each prompt of the data set random, the same for all [default: 0]
+    #[arg(long, alias = "prefix-len", value_name = "TOKENS")]
+    pub random_prefix_len: Option<usize>,
 
     /// Tokens of each answer to the data set sharegpt [default: as many as the answer in the file]
     #[arg(long, value_name = "TOKENS")]
@@ -109,6 +133,30 @@ impl DatasetArgs {
         self.dataset_name.unwrap_or(of_path)
     }
 
+    /// Tokens of each prompt of the data set random, without the prefix.
+    pub(super) fn input_len(&self) -> usize {
+        self.input_len
+            .or(self.random_input_len)
+            .unwrap_or(INPUT_LEN)
+    }
+
+    /// Tokens of each answer to the data set random.
+    pub(super) fn output_len(&self) -> usize {
+        self.output_len
+            .or(self.random_output_len)
+            .unwrap_or(OUTPUT_LEN)
+    }
+
+    /// Tokens before each prompt of the data set random.
+    pub(super) fn prefix_len(&self) -> usize {
+        self.random_prefix_len.unwrap_or(0)
+    }
+
+    /// How far lengths of the data set random differ.
+    pub(super) fn range_ratio(&self) -> f64 {
+        self.random_range_ratio.unwrap_or(0.0)
+    }
+
     /// Checks ranges, and that a file is given where one is read.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let wrong = |flag, message: &str| {
@@ -129,7 +177,7 @@ impl DatasetArgs {
             }
             _ => {}
         }
-        if !(0.0..1.0).contains(&self.random_range_ratio) {
+        if !(0.0..1.0).contains(&self.range_ratio()) {
             return wrong(
                 "--random-range-ratio",
                 "expected 0 or more, and less than 1",
@@ -143,26 +191,31 @@ impl DatasetArgs {
         check_range("--num-prompts", self.num_prompts, 1, MAX_COUNT)?;
         for (flag, value, least) in [
             ("--input-len", self.input_len, 0),
-            ("--random-input-len", Some(self.random_input_len), 0),
-            ("--random-prefix-len", Some(self.random_prefix_len), 0),
+            ("--random-input-len", self.random_input_len, 0),
+            ("--random-prefix-len", self.random_prefix_len, 0),
             ("--output-len", self.output_len, 1),
-            ("--random-output-len", Some(self.random_output_len), 1),
+            ("--random-output-len", self.random_output_len, 1),
             ("--sharegpt-output-len", self.sharegpt_output_len, 1),
             ("--custom-output-len", self.custom_output_len, 1),
         ] {
             check_range(flag, value.unwrap_or(least), least, MAX_LEN)?;
         }
-        let len = self.input_len.unwrap_or(self.random_input_len) + self.random_prefix_len;
-        let num_tokens = len.saturating_mul(self.num_prompts);
-        if self.name() == DatasetName::Random && num_tokens > MAX_TOKENS {
-            return Err(ConfigError::Flag {
-                flag: "--num-prompts",
-                message: format!(
-                    "expected at most {MAX_TOKENS} tokens in all prompts, found {num_tokens}"
-                ),
-            });
+        if self.name() != DatasetName::Random {
+            return Ok(());
         }
-        Ok(())
+        let flag = match self.input_len {
+            Some(_) => "--input-len",
+            None => "--random-input-len",
+        };
+        let len = self.input_len() + self.prefix_len();
+        check_range(flag, len, 1, 2 * MAX_LEN)?;
+        let num_tokens = len.saturating_mul(self.num_prompts);
+        check_total(
+            "--num-prompts",
+            num_tokens,
+            MAX_TOKENS,
+            "tokens in all prompts",
+        )
     }
 
     /// Refuses flags of another data set.
@@ -177,25 +230,25 @@ impl DatasetArgs {
             ("--input-len", self.input_len.is_some(), random, "random"),
             (
                 "--random-input-len",
-                self.random_input_len != 1024,
+                self.random_input_len.is_some(),
                 random,
                 "random",
             ),
             (
                 "--random-output-len",
-                self.random_output_len != 128,
+                self.random_output_len.is_some(),
                 random,
                 "random",
             ),
             (
                 "--random-range-ratio",
-                self.random_range_ratio != 0.0,
+                self.random_range_ratio.is_some(),
                 random,
                 "random",
             ),
             (
                 "--random-prefix-len",
-                self.random_prefix_len != 0,
+                self.random_prefix_len.is_some(),
                 random,
                 "random",
             ),

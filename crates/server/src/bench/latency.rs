@@ -11,10 +11,10 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
 use super::Measured;
-use super::dataset_args::{MAX_COUNT, MAX_LEN, check_range};
+use super::dataset_args::{MAX_COUNT, MAX_LEN, MAX_TOKENS, check_range, check_total};
 use super::metrics::{mean, percentile, std_dev};
 use super::offline::{Offline, Work, bar, measured, open_json};
-use crate::config::{Config, ConfigError, Flags, refuse};
+use crate::config::{Config, ConfigError, Flags, OF_API, refuse};
 
 /// Starts an engine, gives it one batch again and again, and prints how long it takes. Prompts are computed each time, unless
 /// --enable-prefix-caching is given
@@ -70,7 +70,7 @@ const REFUSED: [(&str, &str); 2] = [
 ];
 /// What vLLM reports.
 const PERCENTILES: [f64; 6] = [10.0, 25.0, 50.0, 75.0, 90.0, 99.0];
-/// Most prompts of a batch, and answers to each.
+/// Most prompts of a batch, and answers to all of them.
 const MAX_BATCH: usize = 1 << 16;
 /// Ids of prompts are below this.
 const MAX_ID: u32 = 10_000;
@@ -78,7 +78,8 @@ const MAX_ID: u32 = 10_000;
 impl BenchLatency {
     pub(super) fn from_command_line(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
         refuse(&command_line, &REFUSED)?;
-        let flags = Flags::read_offline("bench latency", LatencyArgs::command(), command_line)?;
+        let own = LatencyArgs::command();
+        let flags = Flags::read_offline("bench latency", own, command_line, &OF_API)?;
         let args = LatencyArgs::from_arg_matches(&flags.matches)?;
         for (flag, value, least, most) in [
             ("--input-len", args.input_len, 1, MAX_LEN),
@@ -90,6 +91,9 @@ impl BenchLatency {
         ] {
             check_range(flag, value, least, most)?;
         }
+        let (prompts, answers) = (args.batch_size * args.input_len, args.batch_size * args.n);
+        check_total("--batch-size", prompts, MAX_TOKENS, "tokens in all prompts")?;
+        check_total("--n", answers, MAX_BATCH, "answers to all prompts")?;
         let mut config = flags.config;
         config.enable_prefix_caching = flags.matches.get_flag("enable_prefix_caching");
         Ok(Self { config, args })

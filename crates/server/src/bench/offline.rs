@@ -3,16 +3,16 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use model_qwen::SamplingParams;
 use serde_json::Value;
 
 use super::Measured;
-use super::result_file::ResultFile;
 use crate::config::Config;
 use crate::deltas::Deltas;
 use crate::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest, ModelInfo};
+use crate::output_file::OutputFile;
 use crate::postprocess::Postprocessor;
 use crate::protocol::sampling::TextOptions;
 
@@ -33,12 +33,7 @@ pub(super) struct Work {
 impl Offline {
     /// Loads the model.
     pub(super) async fn start(config: &Config, detokenize: bool) -> Result<Self> {
-        let owned = Config {
-            owns_device: true,
-            ..config.clone()
-        };
-        let started = tokio::task::spawn_blocking(move || Engine::start(&owned)).await;
-        let (engine, model) = started.context("loading the model failed")??;
+        let (engine, model) = Engine::start_owned(config).await?;
         ensure!(
             model.pooling.is_none(),
             "the model generates no text, and only text is measured"
@@ -64,8 +59,8 @@ impl Offline {
         let limit = self.model.max_model_len;
         ensure!(
             longest <= limit,
-            "a prompt and its answer have {longest} tokens, but the context has {limit} (--max-model-len): ask for less with \
-             --input-len and --output-len"
+            "a prompt and its answer have {longest} tokens, but the context has {limit} (--max-model-len): ask for shorter \
+             answers with --output-len, or shorter random prompts with --input-len"
         );
         Ok(())
     }
@@ -141,13 +136,13 @@ pub(super) fn bar(num: usize, is_hidden: bool) -> ProgressBar {
 }
 
 /// Opens the file of `--output-json`.
-pub(super) fn open_json(path: Option<&Path>) -> Result<Option<ResultFile>> {
-    let open = |path: &Path| ResultFile::open("--output-json", path.to_owned(), false);
+pub(super) fn open_json(path: Option<&Path>) -> Result<Option<OutputFile>> {
+    let open = |path: &Path| OutputFile::open("--output-json", path.to_owned(), false);
     path.map(open).transpose()
 }
 
 /// The text to print, once the result is written where `--output-json` says.
-pub(super) fn measured(text: String, file: Option<ResultFile>, result: &Value) -> Measured {
-    let error = file.and_then(|file| file.write(&format!("{result:#}")).err());
+pub(super) fn measured(text: String, file: Option<OutputFile>, result: &Value) -> Measured {
+    let error = file.and_then(|file| file.write_result(&format!("{result:#}")).err());
     Measured { text, error }
 }

@@ -1,13 +1,14 @@
 //! The result of `bench serve`: vLLM's table and the keys of its JSON file.
 
-use std::fmt::Write as _;
+use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::dataset::Sample;
 use super::metrics::{mean, percentile, std_dev};
 use super::request::Outcome;
-use super::serve_args::{MetricName, RampUp, ServeArgs};
+use super::serve_args::{MetricName, ServeArgs};
+use super::serve_values::value_name;
 
 /// A run that is over.
 pub(super) struct Run<'a> {
@@ -15,7 +16,7 @@ pub(super) struct Run<'a> {
     pub(super) model_id: &'a str,
     pub(super) tokenizer_id: &'a str,
     pub(super) date: String,
-    pub(super) samples: &'a [Sample],
+    pub(super) samples: &'a [Arc<Sample>],
     pub(super) outcomes: &'a [Outcome],
     /// In seconds.
     pub(super) duration: f64,
@@ -35,17 +36,28 @@ struct Peaks {
     concurrent_requests: usize,
 }
 
-/// Name in the table, and its heading.
-const METRICS: [(MetricName, &str, &str, &str); 4] = [
-    (MetricName::Ttft, "ttft", "TTFT", "Time to First Token"),
+/// Counts of a run, and rates per second.
+struct Totals {
+    completed: usize,
+    failed: usize,
+    input: usize,
+    output: usize,
+    requests_per_second: f64,
+    goodput: Option<f64>,
+    output_per_second: f64,
+    tokens_per_second: f64,
+}
+
+/// Name in the table, and the heading there.
+const METRICS: [(MetricName, &str, &str); 4] = [
+    (MetricName::Ttft, "TTFT", "Time to First Token"),
     (
         MetricName::Tpot,
-        "tpot",
         "TPOT",
         "Time per Output Token (excl. 1st token)",
     ),
-    (MetricName::Itl, "itl", "ITL", "Inter-token Latency"),
-    (MetricName::E2el, "e2el", "E2EL", "End-to-end Latency"),
+    (MetricName::Itl, "ITL", "Inter-token Latency"),
+    (MetricName::E2el, "E2EL", "End-to-end Latency"),
 ];
 
 /// The table, and the keys of the file.
@@ -56,96 +68,22 @@ pub(super) fn report(run: &Run<'_>) -> (String, Map<String, Value>) {
         .iter()
         .filter(|outcome| outcome.is_success())
         .collect();
-    let (completed, failed) = (good.len(), run.outcomes.len() - good.len());
-    // What the server counts, where it does.
-    let input_len =
-        |(sample, outcome): (&Sample, &Outcome)| outcome.prompt_len.unwrap_or(sample.prompt_len);
-    let pairs = || run.samples.iter().zip(run.outcomes);
-    let input: usize = pairs()
-        .filter(|(_, outcome)| outcome.is_success())
-        .map(input_len)
-        .sum();
-    let output: usize = good.iter().map(|outcome| outcome.output_tokens).sum();
-    let (times, peaks) = (Times::of(&good), Peaks::of(&good));
-    let per_second = |number: usize| number as f64 / run.duration;
-    let goodput =
-        (!args.goodput.is_empty()).then(|| per_second(num_within_goals(&good, &args.goodput)));
-
-    let mut table = Table::default();
-    table.heading(" Serving Benchmark Result ", '=');
-    table.count("Successful requests:", completed);
-    table.count("Failed requests:", failed);
-    if let Some(num) = args.max_concurrency {
-        table.count("Maximum request concurrency:", num);
-    }
-    if args.request_rate.is_finite() {
-        table.number("Request rate configured (RPS):", args.request_rate);
-    }
-    table.number("Benchmark duration (s):", run.duration);
-    table.count("Total input tokens:", input);
-    table.count("Total generated tokens:", output);
-    table.number("Request throughput (req/s):", per_second(completed));
-    if let Some(goodput) = goodput {
-        table.number("Request goodput (req/s):", goodput);
-    }
-    table.number("Output token throughput (tok/s):", per_second(output));
-    table.number(
-        "Peak output token throughput (tok/s):",
-        peaks.tokens_per_second,
-    );
-    table.number(
-        "Peak concurrent requests:",
-        peaks.concurrent_requests as f64,
-    );
-    table.number(
-        "Total token throughput (tok/s):",
-        per_second(input + output),
-    );
-
-    let mut result = head(run);
-    let Value::Object(measured) = json!({
-        "duration": run.duration,
-        "completed": completed,
-        "failed": failed,
-        "total_input_tokens": input,
-        "total_output_tokens": output,
-        "request_throughput": per_second(completed),
-        "request_goodput": goodput,
-        "output_throughput": per_second(output),
-        "total_token_throughput": per_second(input + output),
-    }) else {
-        return (table.text, result);
-    };
-    result.extend(measured);
+    let (totals, peaks) = (Totals::of(run, &good), Peaks::of(&good));
+    let (mut table, mut result) = (Table::default(), head(run));
+    totals.show(run, &peaks, &mut table);
+    totals.add_to(run.duration, &mut result);
     if args.save_detailed {
-        let of_all =
-            |field: fn(&Outcome) -> Value| run.outcomes.iter().map(field).collect::<Value>();
-        result.insert("input_lens".to_owned(), pairs().map(input_len).collect());
-        result.insert("output_lens".to_owned(), of_all(|o| o.output_tokens.into()));
-        result.insert("ttfts".to_owned(), of_all(|o| o.ttft.into()));
-        result.insert("itls".to_owned(), of_all(|o| o.itl.clone().into()));
-        result.insert(
-            "generated_texts".to_owned(),
-            of_all(|o| o.text.clone().into()),
-        );
-        result.insert(
-            "errors".to_owned(),
-            of_all(|o| o.error.clone().unwrap_or_default().into()),
-        );
+        add_details(run, &mut result);
     }
-    result.insert(
-        "max_output_tokens_per_s".to_owned(),
-        peaks.tokens_per_second.into(),
-    );
-    result.insert(
-        "max_concurrent_requests".to_owned(),
-        peaks.concurrent_requests.into(),
-    );
-    for (metric, key, name, heading) in METRICS {
+    let mut add = |key: &str, value: Value| result.insert(key.to_owned(), value);
+    add("max_output_tokens_per_s", peaks.tokens_per_second.into());
+    add("max_concurrent_requests", peaks.concurrent_requests.into());
+    let times = Times::of(&good);
+    for (metric, name, heading) in METRICS {
         if args.percentile_metrics.contains(&metric) {
             table.metric(
                 times.of_metric(metric),
-                (key, name, heading),
+                (&value_name(metric), name, heading),
                 &args.metric_percentiles,
                 &mut result,
             );
@@ -153,6 +91,86 @@ pub(super) fn report(run: &Run<'_>) -> (String, Map<String, Value>) {
     }
     table.line(&"=".repeat(50));
     (table.text, result)
+}
+
+/// Tokens of the prompt: as many as the server counts, if it does.
+fn input_len((sample, outcome): (&Arc<Sample>, &Outcome)) -> usize {
+    outcome.prompt_len.unwrap_or(sample.prompt_len)
+}
+
+impl Totals {
+    fn of(run: &Run<'_>, good: &[&Outcome]) -> Self {
+        let pairs = run.samples.iter().zip(run.outcomes);
+        let answered = pairs.filter(|(_, outcome)| outcome.is_success());
+        let input: usize = answered.map(input_len).sum();
+        let output: usize = good.iter().map(|outcome| outcome.output_tokens).sum();
+        let per_second = |number: usize| number as f64 / run.duration;
+        let goals = &run.args.goodput;
+        let goodput = (!goals.is_empty()).then(|| per_second(num_within_goals(good, goals)));
+        Self {
+            completed: good.len(),
+            failed: run.outcomes.len() - good.len(),
+            input,
+            output,
+            requests_per_second: per_second(good.len()),
+            goodput,
+            output_per_second: per_second(output),
+            tokens_per_second: per_second(input + output),
+        }
+    }
+
+    fn show(&self, run: &Run<'_>, peaks: &Peaks, table: &mut Table) {
+        let args = run.args;
+        table.heading(" Serving Benchmark Result ", '=');
+        table.count("Successful requests:", self.completed);
+        table.count("Failed requests:", self.failed);
+        if let Some(num) = args.max_concurrency {
+            table.count("Maximum request concurrency:", num);
+        }
+        if args.request_rate.is_finite() {
+            table.number("Request rate configured (RPS):", args.request_rate);
+        }
+        table.number("Benchmark duration (s):", run.duration);
+        table.count("Total input tokens:", self.input);
+        table.count("Total generated tokens:", self.output);
+        table.number("Request throughput (req/s):", self.requests_per_second);
+        if let Some(goodput) = self.goodput {
+            table.number("Request goodput (req/s):", goodput);
+        }
+        let (output, all) = (self.output_per_second, self.tokens_per_second);
+        table.number("Output token throughput (tok/s):", output);
+        let (tokens, requests) = (peaks.tokens_per_second, peaks.concurrent_requests);
+        table.number("Peak output token throughput (tok/s):", tokens);
+        table.number("Peak concurrent requests:", requests as f64);
+        table.number("Total token throughput (tok/s):", all);
+    }
+
+    fn add_to(&self, duration: f64, result: &mut Map<String, Value>) {
+        let mut add = |key: &str, value: Value| result.insert(key.to_owned(), value);
+        add("duration", duration.into());
+        add("completed", self.completed.into());
+        add("failed", self.failed.into());
+        add("total_input_tokens", self.input.into());
+        add("total_output_tokens", self.output.into());
+        add("request_throughput", self.requests_per_second.into());
+        add("request_goodput", self.goodput.into());
+        add("output_throughput", self.output_per_second.into());
+        add("total_token_throughput", self.tokens_per_second.into());
+    }
+}
+
+/// Keys of `--save-detailed`, with one value per request.
+fn add_details(run: &Run<'_>, result: &mut Map<String, Value>) {
+    let mut add = |key: &str, value: Value| result.insert(key.to_owned(), value);
+    let of_all = |field: fn(&Outcome) -> Value| run.outcomes.iter().map(field).collect::<Value>();
+    let pairs = run.samples.iter().zip(run.outcomes);
+    add("input_lens", pairs.map(input_len).collect());
+    add("output_lens", of_all(|o| o.output_tokens.into()));
+    add("ttfts", of_all(|o| o.ttft.into()));
+    add("itls", of_all(|o| o.itl.clone().into()));
+    add("generated_texts", of_all(|o| o.text.clone().into()));
+    let error = |o: &Outcome| o.error.clone().unwrap_or_default().into();
+    add("errors", of_all(error));
 }
 
 /// Keys that say what was run.
@@ -163,8 +181,9 @@ fn head(run: &Run<'_>) -> Map<String, Value> {
         head.insert(key.to_owned(), value);
     };
     add("date", run.date.as_str().into());
-    add("endpoint_type", args.backend.name().into());
-    add("backend", args.backend.name().into());
+    for key in ["endpoint_type", "backend"] {
+        add(key, value_name(args.backend).into());
+    }
     add("label", args.label.clone().into());
     add("model_id", run.model_id.into());
     add("tokenizer_id", run.tokenizer_id.into());
@@ -179,39 +198,34 @@ fn head(run: &Run<'_>) -> Map<String, Value> {
             false => "inf".into(),
         },
     );
+    let burstiness = args.burstiness();
     add(
         "burstiness",
-        match args.burstiness.is_finite() {
-            true => args.burstiness.into(),
+        match burstiness.is_finite() {
+            true => burstiness.into(),
             false => "inf".into(),
         },
     );
     add("max_concurrency", args.max_concurrency.into());
     if let Some(strategy) = args.ramp_up_strategy {
-        add("ramp_up_strategy", ramp_up(strategy).into());
+        add("ramp_up_strategy", value_name(strategy).into());
         add("ramp_up_start_rps", args.ramp_up_start_rps.into());
         add("ramp_up_end_rps", args.ramp_up_end_rps.into());
     }
     head
 }
 
-fn ramp_up(strategy: RampUp) -> &'static str {
-    match strategy {
-        RampUp::Linear => "linear",
-        RampUp::Exponential => "exponential",
-    }
-}
-
 /// vLLM's name of a result's file.
 pub(super) fn file_name(args: &ServeArgs, model: &str, date: &str) -> String {
-    let label = args.label.as_deref().unwrap_or(args.backend.name());
+    let label = args.label.clone();
+    let label = label.unwrap_or_else(|| value_name(args.backend));
     let traffic = match (
         args.ramp_up_strategy,
         args.ramp_up_start_rps,
         args.ramp_up_end_rps,
     ) {
         (Some(strategy), Some(from), Some(to)) => {
-            format!("ramp-up-{}-{from}qps-{to}qps", ramp_up(strategy))
+            format!("ramp-up-{}-{from}qps-{to}qps", value_name(strategy))
         }
         _ => format!("{}qps", args.request_rate),
     };
@@ -363,10 +377,146 @@ impl Table {
         for percent in percentiles {
             let value = percentile(&values, *percent);
             self.number(&format!("P{percent} {name} (ms):"), value);
-            let mut name = String::new();
-            // Writing to a string cannot fail.
-            let _ = write!(name, "p{percent}_{key}_ms");
-            result.insert(name, value.into());
+            result.insert(format!("p{percent}_{key}_ms"), value.into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use clap::Parser as _;
+
+    use super::*;
+
+    /// An outcome that begins after `start` seconds; the first of `times` is the one of the first token.
+    fn outcome(begin: Instant, start: f64, times: &[f64]) -> Outcome {
+        Outcome {
+            start: begin + Duration::from_secs_f64(start),
+            ttft: times[0],
+            itl: times[1..].to_vec(),
+            latency: times.iter().sum(),
+            prompt_len: None,
+            output_tokens: times.len(),
+            text: "text".to_owned(),
+            error: None,
+            is_early: false,
+        }
+    }
+
+    #[test]
+    fn every_number_is_that_of_the_outcomes() {
+        let begin = Instant::now();
+        let outcomes = [
+            // Tokens at 0.5, 1.5 and 3.5 s.
+            outcome(begin, 0.0, &[0.5, 1.0, 2.0]),
+            Outcome {
+                error: Some("broken".to_owned()),
+                prompt_len: Some(1000),
+                ..outcome(begin, 0.25, &[0.01, 0.01])
+            },
+            Outcome {
+                prompt_len: Some(7),
+                // Tokens at 1.2 and 1.7 s.
+                ..outcome(begin, 1.0, &[0.2, 0.5])
+            },
+        ];
+        let sample = |prompt_len| {
+            let prompt = "x".to_owned();
+            let output_len = 3;
+            Arc::new(Sample {
+                prompt,
+                prompt_len,
+                output_len,
+            })
+        };
+        let samples = [sample(10), sample(20), sample(30)];
+        let flags = "serve --save-result --save-detailed --request-rate 2 --percentile-metrics ttft,tpot,itl,e2el \
+                     --metric-percentiles 50 --goodput ttft:400 e2el:700.01 --num-prompts 3";
+        let args = ServeArgs::parse_from(flags.split_whitespace());
+        let run = Run {
+            args: &args,
+            model_id: "m",
+            tokenizer_id: "t",
+            date: "d".to_owned(),
+            samples: &samples,
+            outcomes: &outcomes,
+            duration: 4.0,
+        };
+        let (text, result) = report(&run);
+        let expected: &[(&str, f64)] = &[
+            ("duration", 4.0),
+            ("completed", 2.0),
+            ("failed", 1.0),
+            ("total_input_tokens", 17.0),
+            ("total_output_tokens", 5.0),
+            ("request_throughput", 0.5),
+            // The second answer alone is in time.
+            ("request_goodput", 0.25),
+            ("output_throughput", 1.25),
+            ("total_token_throughput", 5.5),
+            // In the second second: 1.2, 1.5 and 1.7.
+            ("max_output_tokens_per_s", 3.0),
+            ("max_concurrent_requests", 2.0),
+            ("mean_ttft_ms", 350.0),
+            ("median_ttft_ms", 350.0),
+            ("std_ttft_ms", 150.0),
+            // (3.5 - 0.5) / 2, and 0.5.
+            ("mean_tpot_ms", 1000.0),
+            ("std_tpot_ms", 500.0),
+            // 1, 2 and 0.5.
+            ("mean_itl_ms", 3500.0 / 3.0),
+            ("median_itl_ms", 1000.0),
+            ("p50_itl_ms", 1000.0),
+            ("mean_e2el_ms", 2100.0),
+            ("std_e2el_ms", 1400.0),
+        ];
+        for (key, expected) in expected {
+            let found = result[*key].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-6, "{key}: {found}");
+        }
+        assert_eq!(result["input_lens"], Value::from(vec![10, 1000, 7]));
+        assert_eq!(result["output_lens"], Value::from(vec![3, 2, 2]));
+        assert_eq!(result["errors"], Value::from(vec!["", "broken", ""]));
+        for row in [
+            "Successful requests: 2",
+            "Failed requests: 1",
+            "Request rate configured (RPS): 2.00",
+            "Benchmark duration (s): 4.00",
+            "Total input tokens: 17",
+            "Total generated tokens: 5",
+            "Request throughput (req/s): 0.50",
+            "Request goodput (req/s): 0.25",
+            "Output token throughput (tok/s): 1.25",
+            "Peak output token throughput (tok/s): 3.00",
+            "Peak concurrent requests: 2.00",
+            "Total token throughput (tok/s): 5.50",
+            "Mean TTFT (ms): 350.00",
+            "Mean TPOT (ms): 1000.00",
+            "P50 ITL (ms): 1000.00",
+            "Median E2EL (ms): 2100.00",
+        ] {
+            let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(text.lines().any(|line| words(line) == row), "{row}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_goal_of_a_further_token_is_reached_by_an_answer_of_one() {
+        let begin = Instant::now();
+        let outcomes = [
+            outcome(begin, 0.0, &[0.1]),
+            outcome(begin, 0.0, &[0.1, 0.3]),
+        ];
+        let all: Vec<&Outcome> = outcomes.iter().collect();
+        let num = |milliseconds| num_within_goals(&all, &[(MetricName::Tpot, milliseconds)]);
+        assert_eq!((num(100.0), num(301.0)), (1, 2));
+        // Nothing was answered.
+        let peaks = Peaks::of(&[]);
+        assert_eq!(
+            (peaks.tokens_per_second, peaks.concurrent_requests),
+            (0.0, 0)
+        );
     }
 }

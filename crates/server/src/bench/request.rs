@@ -8,7 +8,7 @@ use axum::http::Method;
 use futures::StreamExt as _;
 use serde_json::{Map, Value, json};
 
-use super::client::{Client, HttpError, Sent};
+use super::client::{Client, HttpError};
 use super::ready::is_early;
 
 /// Which API is measured.
@@ -23,14 +23,6 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The name of the flag's value.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Openai => "openai",
-            Self::OpenaiChat => "openai-chat",
-        }
-    }
-
     /// Where the API is.
     pub fn endpoint(self) -> &'static str {
         match self {
@@ -152,13 +144,9 @@ async fn receive(
     request_id: Option<&str>,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let sent = client
+    let response = client
         .send(Method::POST, &api.endpoint, body, request_id)
         .await?;
-    let Sent {
-        response,
-        connection,
-    } = sent;
     let status = response.status();
     let mut chunks = Body::new(response.into_body()).into_data_stream();
     let mut rest = Vec::new();
@@ -181,7 +169,6 @@ async fn receive(
     }
     // The last line may lack its end.
     events.line(&rest, Instant::now())?;
-    client.give_back(connection);
     events.finish()
 }
 

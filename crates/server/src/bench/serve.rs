@@ -16,21 +16,24 @@ use tokio::task::JoinSet;
 use super::Measured;
 use super::arrivals::times;
 use super::client::Client;
-use super::dataset::{Records, Sample, samples};
+use super::dataset::{Sample, samples};
 use super::dataset_args::DatasetName;
 use super::offline::bar;
 use super::ready::{Failure, until_ready};
+use super::records::Records;
 use super::report::{Run, file_name, report};
 use super::request::{Api, Backend, Outcome, Prompt, stream};
-use super::result_file::ResultFile;
 use super::serve_args::ServeArgs;
+use super::serve_values::header_text;
 use super::texts::Texts;
+use crate::output_file::OutputFile;
 use crate::request_id::RequestId;
 
 /// What all requests share.
 struct Target {
     client: Arc<Client>,
     api: Api,
+    /// Before each request's number, and what tells requests before the measurement from the measured ones.
     request_id_prefix: String,
     running: Arc<Semaphore>,
     bar: ProgressBar,
@@ -38,7 +41,8 @@ struct Target {
 
 /// Measures a server.
 pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
-    let client = Arc::new(Client::new(&args.url(), &headers(args))?);
+    let client = Client::new(&args.url(), &headers(args)?);
+    let client = Arc::new(client.with_context(|| args.url_flag())?);
     let records = Records::read(&args.dataset)?;
     let timeout = Duration::from_secs(args.ready_check_timeout_sec);
     let model = match &args.model {
@@ -63,16 +67,15 @@ pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
         running: Arc::new(Semaphore::new(max_concurrency.min(Semaphore::MAX_PERMITS))),
         bar: bar(samples.len(), args.disable_tqdm),
     });
-    wait_until_ready(args, &target, &served, &samples[0]).await?;
-    warm_up(args, &target, &served, &samples[0]).await?;
+    let first = Planned {
+        sample: Arc::clone(&samples[0]),
+        model: served.as_str().into(),
+        time: 0.0,
+    };
+    wait_until_ready(args, &target, &first).await?;
+    warm_up(args, &target, &first).await?;
 
-    let models: Vec<String> = (0..samples.len())
-        .map(|_| match args.lora_modules.len() {
-            0 => served.clone(),
-            num => args.lora_modules[rng.random_range(0..num)].clone(),
-        })
-        .collect();
-    let times = times(samples.len(), args.rate(), args.burstiness, &mut rng);
+    let plan = plan(args, &served, &samples, &mut rng);
     tracing::info!(
         requests = samples.len(),
         url = args.url(),
@@ -80,7 +83,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
         "measuring"
     );
     let start = Instant::now();
-    let outcomes = send_all(&target, &samples, &models, &times).await?;
+    let outcomes = send_all(&target, &plan, "").await?;
     let duration = start.elapsed().as_secs_f64();
     target.bar.finish_and_clear();
 
@@ -95,7 +98,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
     };
     let (text, result) = report(&run);
     let result = Value::Object(result).to_string();
-    let written = file.map_or(Ok(()), |file| file.write(&result));
+    let written = file.map_or(Ok(()), |file| file.write_result(&result));
     let error = written.and_then(|()| some_answer(&outcomes)).err();
     Ok(Measured { text, error })
 }
@@ -112,26 +115,61 @@ fn some_answer(outcomes: &[Outcome]) -> Result<()> {
     bail!("all {} requests have failed: {error}", outcomes.len())
 }
 
-/// Sends each request at its time, and waits for all.
-async fn send_all(
-    target: &Arc<Target>,
-    samples: &[Sample],
-    models: &[String],
-    times: &[f64],
-) -> Result<Vec<Outcome>> {
+/// A request, and when it is sent.
+#[derive(Clone)]
+struct Planned {
+    sample: Arc<Sample>,
+    model: Arc<str>,
+    /// Seconds from the start.
+    time: f64,
+}
+
+/// When each sample is sent, and to which model.
+fn plan(
+    args: &ServeArgs,
+    served: &str,
+    samples: &[Arc<Sample>],
+    rng: &mut ChaCha8Rng,
+) -> Vec<Planned> {
+    let names: Vec<Arc<str>> = match args.lora_modules.as_slice() {
+        [] => vec![served.into()],
+        adapters => adapters.iter().map(|name| name.as_str().into()).collect(),
+    };
+    let mut draw = || match names.len() {
+        1 => 0,
+        num => rng.random_range(0..num),
+    };
+    let models: Vec<usize> = samples.iter().map(|_| draw()).collect();
+    let times = times(samples.len(), args.rate(), args.burstiness(), rng);
+    let planned = samples.iter().zip(models).zip(times);
+    planned
+        .map(|((sample, model), time)| Planned {
+            sample: Arc::clone(sample),
+            model: Arc::clone(&names[model]),
+            time,
+        })
+        .collect()
+}
+
+/// Sends each request at its time, and waits for all. `kind` is a part of their ids.
+async fn send_all(target: &Arc<Target>, plan: &[Planned], kind: &str) -> Result<Vec<Outcome>> {
     let start = Instant::now();
     let mut running: JoinSet<(usize, Outcome)> = JoinSet::new();
-    let mut outcomes: Vec<Option<Outcome>> = vec![None; samples.len()];
-    for (index, sample) in samples.iter().enumerate() {
-        let time = Duration::try_from_secs_f64(times[index])
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; plan.len()];
+    for (index, planned) in plan.iter().enumerate() {
+        let time = Duration::try_from_secs_f64(planned.time)
             .ok()
             .and_then(|time| start.checked_add(time))
             .context("--request-rate: the requests would take too long")?;
         if time > Instant::now() {
             tokio::time::sleep_until(time.into()).await;
         }
-        let (target, sample, model) = (Arc::clone(target), sample.clone(), models[index].clone());
-        running.spawn(async move { (index, send(&target, &model, &sample, index).await) });
+        let (target, planned, id) = (
+            Arc::clone(target),
+            planned.clone(),
+            format!("{kind}{index}"),
+        );
+        running.spawn(async move { (index, send(&target, &planned, &id).await) });
     }
     while let Some(done) = running.join_next().await {
         let (index, outcome) = done?;
@@ -141,17 +179,17 @@ async fn send_all(
 }
 
 /// One request, once it may run.
-async fn send(target: &Target, model: &str, sample: &Sample, index: usize) -> Outcome {
-    let id = format!("{}{index}", target.request_id_prefix);
+async fn send(target: &Target, planned: &Planned, id: &str) -> Outcome {
+    let id = format!("{}{id}", target.request_id_prefix);
     // The semaphore is never closed.
     let _permit = target.running.acquire().await;
-    let prompt = Prompt::Text(sample.prompt.clone());
+    let prompt = Prompt::Text(planned.sample.prompt.clone());
     let outcome = stream(
         &target.client,
         &target.api,
-        model,
+        &planned.model,
         &prompt,
-        sample.output_len,
+        planned.sample.output_len,
         Some(&id),
     )
     .await;
@@ -160,18 +198,13 @@ async fn send(target: &Target, model: &str, sample: &Sample, index: usize) -> Ou
 }
 
 /// Waits until the server answers the first request.
-async fn wait_until_ready(
-    args: &ServeArgs,
-    target: &Arc<Target>,
-    model: &str,
-    first: &Sample,
-) -> Result<()> {
+async fn wait_until_ready(args: &ServeArgs, target: &Arc<Target>, first: &Planned) -> Result<()> {
     let timeout = Duration::from_secs(args.ready_check_timeout_sec);
     if timeout.is_zero() {
         return Ok(());
     }
     let attempt = async || {
-        let outcome = send(target, model, first, 0).await;
+        let outcome = send(target, first, "ready-0").await;
         target.bar.reset();
         match outcome.error {
             None => Ok(()),
@@ -186,21 +219,9 @@ async fn wait_until_ready(
         .context("the first request has failed")
 }
 
-async fn warm_up(
-    args: &ServeArgs,
-    target: &Arc<Target>,
-    model: &str,
-    first: &Sample,
-) -> Result<()> {
-    let num = args.num_warmups;
-    let samples = vec![first.clone(); num];
-    let outcomes = send_all(
-        target,
-        &samples,
-        &vec![model.to_owned(); num],
-        &vec![0.0; num],
-    )
-    .await?;
+async fn warm_up(args: &ServeArgs, target: &Arc<Target>, first: &Planned) -> Result<()> {
+    let plan = vec![first.clone(); args.num_warmups];
+    let outcomes = send_all(target, &plan, "warm-up-").await?;
     target.bar.reset();
     match outcomes.into_iter().find_map(|outcome| outcome.error) {
         None => Ok(()),
@@ -248,12 +269,15 @@ fn texts(
     }
 }
 
-fn headers(args: &ServeArgs) -> Vec<(String, String)> {
+fn headers(args: &ServeArgs) -> Result<Vec<(String, String)>> {
     let key = std::env::var("OPENAI_API_KEY")
         .ok()
         .filter(|key| !key.is_empty());
+    if let Some(key) = &key {
+        header_text(key).map_err(|message| anyhow!("OPENAI_API_KEY: {message}"))?;
+    }
     let key = key.map(|key| ("authorization".to_owned(), format!("Bearer {key}")));
-    key.into_iter().chain(args.header.clone()).collect()
+    Ok(key.into_iter().chain(args.header.clone()).collect())
 }
 
 fn request_id_prefix(args: &ServeArgs) -> String {
@@ -296,7 +320,7 @@ fn api(args: &ServeArgs) -> Api {
 }
 
 /// The file of the result, if there is to be one.
-fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<ResultFile>> {
+fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<OutputFile>> {
     if !args.save_result && !args.append_result {
         return Ok(None);
     }
@@ -307,5 +331,10 @@ fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<Resul
         fs::create_dir_all(&dir).with_context(|| format!("--result-dir {}", dir.display()))?;
     }
     let path = dir.join(name);
-    ResultFile::open("--save-result", path, args.append_result).map(Some)
+    let flag = match (&args.result_filename, args.append_result) {
+        (Some(_), _) => "--result-filename",
+        (None, true) => "--append-result",
+        (None, false) => "--save-result",
+    };
+    OutputFile::open(flag, path, args.append_result).map(Some)
 }

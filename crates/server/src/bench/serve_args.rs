@@ -1,13 +1,14 @@
 //! Flags of `bench serve`.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
 use super::arrivals::Rate;
-use super::dataset_args::{DatasetArgs, MAX_COUNT, check_range};
+use super::dataset_args::{DatasetArgs, check_range};
 use super::request::Backend;
-use super::serve_values::{goal, pair, percent};
+use super::serve_values::{goal, header, header_text, pair, percent, value_name};
 use crate::config::ConfigError;
 use crate::config::units::{self, Object};
 
@@ -17,7 +18,7 @@ use crate::config::units::{self, Object};
 #[command(name = "serve", max_term_width = 110, allow_negative_numbers = true)]
 pub struct ServeArgs {
     /// Which API is asked
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, alias = "endpoint-type", value_enum, default_value_t)]
     pub backend: Backend,
 
     /// Address of the server, instead of --host and --port: http://HOST:PORT
@@ -37,7 +38,7 @@ pub struct ServeArgs {
     pub endpoint: Option<String>,
 
     /// Headers of each request; OPENAI_API_KEY in the environment becomes `Authorization: Bearer`
-    #[arg(long, value_name = "NAME=VALUE", num_args = 1.., value_parser = pair)]
+    #[arg(long, value_name = "NAME=VALUE", num_args = 1.., value_parser = header)]
     pub header: Vec<(String, String)>,
 
     /// Model to ask for, or its folder [default: the first one of /v1/models]
@@ -68,9 +69,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "RPS", default_value_t = f64::INFINITY)]
     pub request_rate: f64,
 
-    /// How evenly requests come: 1 as a Poisson process, less in bursts, more evenly, inf as a clock
-    #[arg(long, default_value_t = 1.0)]
-    pub burstiness: f64,
+    /// Spacing of requests: 1 is a Poisson process, below 1 has bursts, above 1 is more even, inf is a fixed interval [default: 1]
+    #[arg(long)]
+    pub burstiness: Option<f64>,
 
     /// Most requests that run at once [default: any number]
     #[arg(long, value_name = "N")]
@@ -108,27 +109,27 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
 
-    /// As of the API
+    /// Field `top_p` of each request
     #[arg(long)]
     pub top_p: Option<f64>,
 
-    /// As of the API
+    /// Field `top_k` of each request
     #[arg(long)]
     pub top_k: Option<i64>,
 
-    /// As of the API
+    /// Field `min_p` of each request
     #[arg(long)]
     pub min_p: Option<f64>,
 
-    /// As of the API
+    /// Field `frequency_penalty` of each request
     #[arg(long)]
     pub frequency_penalty: Option<f64>,
 
-    /// As of the API
+    /// Field `presence_penalty` of each request
     #[arg(long)]
     pub presence_penalty: Option<f64>,
 
-    /// As of the API
+    /// Field `repetition_penalty` of each request
     #[arg(long)]
     pub repetition_penalty: Option<f64>,
 
@@ -156,7 +157,7 @@ pub struct ServeArgs {
     )]
     pub metric_percentiles: Vec<f64>,
 
-    /// Longest times of a good request, as NAME:MILLISECONDS with ttft, tpot or e2el; counts these
+    /// Counts requests within these times, as NAME:MILLISECONDS with ttft, tpot or e2el
     #[arg(long, value_name = "NAME:MS", num_args = 1.., value_parser = goal)]
     pub goodput: Vec<(MetricName, f64)>,
 
@@ -189,7 +190,7 @@ pub struct ServeArgs {
     pub metadata: Vec<(String, String)>,
 
     /// Beginning of each request's X-Request-Id [default: bench-, a random number]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = header_text)]
     pub request_id_prefix: Option<String>,
 
     /// Show no progress
@@ -223,8 +224,12 @@ pub enum MetricName {
     E2el,
 }
 
-/// Requests per second, and shapes of their intervals.
-const RATES: std::ops::RangeInclusive<f64> = 1e-6..=1e9;
+/// Requests per second.
+const RATES: RangeInclusive<f64> = 1e-6..=1e9;
+/// Shapes of the intervals between requests: below this most would be too short for a number.
+const SHAPES: RangeInclusive<f64> = 1e-3..=1e9;
+/// Most requests before the measurement.
+const MAX_WARMUPS: usize = 1 << 16;
 
 impl ServeArgs {
     /// Checks ranges and contradictions.
@@ -233,6 +238,7 @@ impl ServeArgs {
         let wrong = |flag, message: String| Err(ConfigError::Flag { flag, message });
         self.check_numbers()?;
         self.check_file()?;
+        self.check_effect()?;
         if self.max_concurrency == Some(0) {
             return wrong(
                 "--max-concurrency",
@@ -272,7 +278,7 @@ impl ServeArgs {
         let fits = endpoint.ends_with(ending(self.backend))
             && is_chat == (self.backend == Backend::OpenaiChat);
         if !endpoint.starts_with('/') || !fits {
-            let backend = self.backend.name();
+            let backend = value_name(self.backend);
             return wrong(
                 "--endpoint",
                 format!(
@@ -286,13 +292,13 @@ impl ServeArgs {
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
         let wrong = |flag, message: String| Err(ConfigError::Flag { flag, message });
-        check_range("--num-warmups", self.num_warmups, 0, MAX_COUNT)?;
-        for (flag, value) in [
-            ("--request-rate", self.request_rate),
-            ("--burstiness", self.burstiness),
+        check_range("--num-warmups", self.num_warmups, 0, MAX_WARMUPS)?;
+        for (flag, value, range) in [
+            ("--request-rate", self.request_rate, RATES),
+            ("--burstiness", self.burstiness(), SHAPES),
         ] {
-            let (least, most) = (RATES.start(), RATES.end());
-            if !RATES.contains(&value) && value != f64::INFINITY {
+            let (least, most) = (range.start(), range.end());
+            if !range.contains(&value) && value != f64::INFINITY {
                 let message = format!("expected {least} to {most}, or inf; found {value}");
                 return wrong(flag, message);
             }
@@ -322,6 +328,8 @@ impl ServeArgs {
             ("--save-detailed", self.save_detailed),
             ("--result-dir", self.result_dir.is_some()),
             ("--result-filename", self.result_filename.is_some()),
+            ("--label", self.label.is_some()),
+            ("--metadata", !self.metadata.is_empty()),
         ] {
             if is_given {
                 return Err(ConfigError::Flag {
@@ -332,6 +340,42 @@ impl ServeArgs {
             }
         }
         Ok(())
+    }
+
+    /// Refuses what other flags leave without effect.
+    fn check_effect(&self) -> Result<(), ConfigError> {
+        let is_at_once = self.request_rate.is_infinite() && self.ramp_up_strategy.is_none();
+        let chats = self.backend == Backend::OpenaiChat && self.dataset.skip_chat_template;
+        let fields = self.extra_body.as_ref();
+        let streams = fields.and_then(|fields| fields.get("stream"));
+        for (flag, is_wrong, message) in [
+            (
+                "--burstiness",
+                self.burstiness.is_some() && is_at_once,
+                "all requests come at once without --request-rate or --ramp-up-strategy",
+            ),
+            (
+                "--skip-chat-template",
+                chats,
+                "with --backend openai-chat the server makes a chat of each prompt",
+            ),
+            (
+                "--extra-body",
+                streams.is_some_and(|streams| *streams != true),
+                "`stream`: the times of tokens are those of a stream",
+            ),
+        ] {
+            if is_wrong {
+                let message = message.to_owned();
+                return Err(ConfigError::Flag { flag, message });
+            }
+        }
+        Ok(())
+    }
+
+    /// How evenly requests come.
+    pub(super) fn burstiness(&self) -> f64 {
+        self.burstiness.unwrap_or(1.0)
     }
 
     /// Path of the API.
@@ -348,6 +392,14 @@ impl ServeArgs {
         self.base_url
             .clone()
             .unwrap_or_else(|| format!("http://{host}:{}", self.port))
+    }
+
+    /// The flag that gives the address.
+    pub fn url_flag(&self) -> &'static str {
+        match &self.base_url {
+            Some(_) => "--base-url",
+            None => "--host",
+        }
     }
 
     /// How fast requests come.

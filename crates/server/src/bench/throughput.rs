@@ -11,11 +11,13 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use super::Measured;
-use super::dataset::{Records, samples};
-use super::dataset_args::{DatasetArgs, MAX_COUNT, check_range};
+use super::dataset::samples;
+use super::dataset_args::{DatasetArgs, MAX_COUNT, check_range, check_total};
 use super::offline::{Offline, Work, bar, measured, open_json};
+use super::records::Records;
+use super::serve_values::NO_HUB;
 use super::texts::Texts;
-use crate::config::{Config, ConfigError, Flags, refuse};
+use crate::config::{Config, ConfigError, Flags, OF_API, refuse};
 
 /// Starts an engine, gives it all requests at once, and prints how many it answers in a second
 #[derive(Clone, Debug, Parser)]
@@ -59,14 +61,8 @@ pub struct BenchThroughput {
 const REFUSED: [(&str, &str); 5] = [
     ("--dataset", "its name is --dataset-path"),
     ("--hf-max-batch-size", "only this engine is measured"),
-    (
-        "--hf-subset",
-        "data sets are files: random, sharegpt or custom",
-    ),
-    (
-        "--hf-split",
-        "data sets are files: random, sharegpt or custom",
-    ),
+    ("--hf-subset", NO_HUB),
+    ("--hf-split", NO_HUB),
     (
         "--lora-path",
         "measure adapters with `bench serve --lora-modules`",
@@ -76,17 +72,13 @@ const REFUSED: [(&str, &str); 5] = [
 impl BenchThroughput {
     pub(super) fn from_command_line(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
         refuse(&command_line, &REFUSED)?;
-        let flags =
-            Flags::read_offline("bench throughput", ThroughputArgs::command(), command_line)?;
+        let own = ThroughputArgs::command();
+        let flags = Flags::read_offline("bench throughput", own, command_line, &OF_API)?;
         let args = ThroughputArgs::from_arg_matches(&flags.matches)?;
         args.dataset.check()?;
         check_range("--n", args.n, 1, MAX_COUNT)?;
-        check_range(
-            "--n",
-            args.dataset.num_prompts.saturating_mul(args.n),
-            1,
-            MAX_COUNT,
-        )?;
+        let num_answers = args.dataset.num_prompts.saturating_mul(args.n);
+        check_total("--n", num_answers, MAX_COUNT, "answers to all prompts")?;
         Ok(Self {
             config: flags.config,
             args,

@@ -43,8 +43,20 @@ pub(super) fn nearest_flag(command: &clap::Command, unknown: &str) -> Option<Str
         .map(|(_, known)| format!("--{known}"))
 }
 
+/// A command line whose flags have dashes instead of underscores.
+pub(crate) fn dashes<I>(command_line: I) -> Vec<OsString>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    command_line
+        .into_iter()
+        .map(|arg| dashed(arg.into()))
+        .collect()
+}
+
 /// `--max_model_len=8_000` becomes `--max-model-len=8_000`.
-pub(crate) fn dashed(arg: OsString) -> OsString {
+fn dashed(arg: OsString) -> OsString {
     match arg.to_str() {
         Some(text) if text.starts_with("--") => {
             let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));

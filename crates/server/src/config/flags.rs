@@ -9,26 +9,39 @@ use super::args::Args;
 use super::command_line::parse;
 use super::{Config, ConfigError, file, vllm_flags};
 
-/// Flags that only a server which listens has: the names of clap, and those of the command line.
-const OF_HTTP: [(&str, &str); 12] = [
-    ("host", "--host"),
-    ("port", "--port"),
-    ("uds", "--uds"),
-    ("api_key", "--api-key"),
-    ("allowed_origins", "--allowed-origins"),
-    ("allowed_methods", "--allowed-methods"),
-    ("allowed_headers", "--allowed-headers"),
-    ("allow_credentials", "--allow-credentials"),
-    ("enable_force_include_usage", "--enable-force-include-usage"),
-    (
-        "enable_server_load_tracking",
-        "--enable-server-load-tracking",
-    ),
-    (
-        "enable_tokenizer_info_endpoint",
-        "--enable-tokenizer-info-endpoint",
-    ),
-    ("max_num_queued_reqs", "--max-num-queued-reqs"),
+/// Flags that only a server which listens has.
+const OF_HTTP: [&str; 12] = [
+    "--host",
+    "--port",
+    "--uds",
+    "--api-key",
+    "--allowed-origins",
+    "--allowed-methods",
+    "--allowed-headers",
+    "--allow-credentials",
+    "--enable-force-include-usage",
+    "--enable-server-load-tracking",
+    "--enable-tokenizer-info-endpoint",
+    "--max-num-queued-reqs",
+];
+
+/// Flags of answers that have the form of the API.
+pub(crate) const OF_API: [&str; 15] = [
+    "--served-model-name",
+    "--reasoning-parser",
+    "--tool-call-parser",
+    "--enable-auto-tool-choice",
+    "--no-enable-auto-tool-choice",
+    "--exclude-tools-when-tool-choice-none",
+    "--max-logprobs",
+    "--return-tokens-as-token-ids",
+    "--max-stored-responses",
+    "--max-stored-responses-bytes",
+    "--shutdown-timeout",
+    "--trust-request-chat-template",
+    "--default-chat-template-kwargs",
+    "--structured-outputs-config",
+    "--generation-config",
 ];
 
 /// What a command line with the flags of [`Args`], and maybe more, says.
@@ -70,18 +83,27 @@ impl Flags {
         })
     }
 
-    /// The same for a command that starts an engine and listens nowhere. A file of settings may be the server's.
+    /// The same for a command that starts an engine and listens nowhere, and has none of the flags `without`, either. A file of
+    /// settings may be the server's.
     pub(crate) fn read_offline(
         name: &'static str,
         own: Command,
         command_line: Vec<OsString>,
+        without: &[&'static str],
     ) -> Result<Self, ConfigError> {
-        let mut flags = Self::read(&offline_command(name, own), command_line)?;
-        let is_given = |id: &str| flags.given.value_source(id) == Some(ValueSource::CommandLine);
-        if let Some((_, flag)) = OF_HTTP.iter().find(|(id, _)| is_given(id)) {
+        let mut flags = Self::read(&offline_command(name, own, without), command_line)?;
+        let is_given =
+            |flag: &str| flags.given.value_source(&id(flag)) == Some(ValueSource::CommandLine);
+        if let Some(flag) = OF_HTTP.into_iter().find(|flag| is_given(flag)) {
             return Err(ConfigError::Flag {
                 flag,
                 message: format!("`{name}` listens nowhere; only a server has this"),
+            });
+        }
+        if let Some(flag) = without.iter().find(|flag| is_given(flag)) {
+            return Err(ConfigError::Flag {
+                flag,
+                message: format!("this has no effect on `{name}`"),
             });
         }
         // Nobody else is there: requests wait instead of being refused.
@@ -92,21 +114,25 @@ impl Flags {
     }
 }
 
+/// The name that clap has for a flag.
+fn id(flag: &str) -> String {
+    flag.trim_start_matches("--").replace('-', "_")
+}
+
 /// The command line of `server COMMAND`: its own flags, and the engine's. `-h` shows its own, `--help` all.
-fn offline_command(name: &'static str, own: Command) -> Command {
+fn offline_command(name: &'static str, own: Command, without: &[&str]) -> Command {
     let is_own = |command: &Command, id: &clap::Id| {
         let mut arguments = command.get_arguments();
         arguments.any(|argument| argument.get_id() == id)
     };
     let (about, before) = (own.get_about().cloned(), own.clone());
+    let hidden: Vec<String> = OF_HTTP.iter().chain(without).map(|flag| id(flag)).collect();
     let command = Args::augment_args(own.next_help_heading("Engine"))
         .about(about.unwrap_or_default())
         .mut_args(|argument| {
-            let of_http = OF_HTTP
-                .iter()
-                .any(|(id, _)| argument.get_id().as_str() == *id);
+            let is_hidden = hidden.iter().any(|id| argument.get_id() == id.as_str());
             let of_engine = !is_own(&before, argument.get_id());
-            argument.hide(of_http).hide_short_help(of_engine)
+            argument.hide(is_hidden).hide_short_help(of_engine)
         })
         .after_help("The model and the engine have the flags of `server`: --help shows them.");
     command.name(name).bin_name(format!("server {name}"))
@@ -133,12 +159,19 @@ mod tests {
     /// clap checks this in builds with debug assertions only.
     #[test]
     fn no_flag_of_a_command_is_one_of_the_engine() {
-        for own in [
-            BatchArgs::command(),
-            LatencyArgs::command(),
-            ThroughputArgs::command(),
+        for (own, without) in [
+            (BatchArgs::command(), &[][..]),
+            (LatencyArgs::command(), &OF_API),
+            (ThroughputArgs::command(), &OF_API),
         ] {
-            let command = offline_command("test", own);
+            let command = offline_command("test", own, without);
+            for flag in OF_HTTP.iter().chain(without) {
+                let mut arguments = command.get_arguments();
+                let is_it = |argument: &&clap::Arg| argument.get_id() == id(flag).as_str();
+                let argument = arguments.find(is_it).unwrap();
+                assert_eq!(argument.get_long(), flag.strip_prefix("--"));
+                assert!(argument.is_hide_set());
+            }
             let (mut ids, mut names) = (HashSet::new(), HashSet::new());
             for argument in command.get_arguments() {
                 assert!(ids.insert(argument.get_id().clone()), "{argument}");

@@ -28,7 +28,7 @@ pub(super) struct Drafts {
     cost: StepCost,
     /// Numbers of rows from which on a row may have other bits: see [`QwenModel::row_boundaries`].
     boundaries: Vec<usize>,
-    /// Samplers of drafts that are over, of at most [`MAX_ROWS`].
+    /// Samplers of drafts that are over, at most [`MAX_ROWS`].
     pub(super) spare: Vec<Sampler>,
     stats: SpeculationStats,
 }
@@ -92,6 +92,12 @@ impl Drafts {
         let next = self.boundaries.iter().find(|&&next| next > rows);
         let end = next.map_or(MAX_ROWS, |next| (next - 1).min(MAX_ROWS));
         end.saturating_sub(rows)
+    }
+
+    /// Keeps samplers of a draft that is over for others.
+    pub(super) fn keep_spare(&mut self, samplers: &mut Vec<Sampler>) {
+        self.spare.append(samplers);
+        self.spare.truncate(MAX_ROWS);
     }
 
     /// Takes note of a draft that was computed, of whose tokens the first `num_accepted` were right.

@@ -60,6 +60,9 @@ pub enum StartError {
          --max-num-batched-tokens, or start with --no-warm-up"
     )]
     WarmUp(String),
+    /// It has panicked.
+    #[error("loading the model failed: {0}")]
+    Loading(std::io::Error),
     /// The operating system refused a thread.
     #[error("cannot start the engine thread: {0}")]
     Thread(std::io::Error),
@@ -77,6 +80,19 @@ impl Engine {
     pub fn start(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
         config.check()?;
         Self::start_on(config, parse_device(&config.device)?)
+    }
+
+    /// [`Self::start`] on a thread that may block, for a process whose device has no other engine.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or if that thread fails.
+    pub async fn start_owned(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
+        let owned = Config {
+            owns_device: true,
+            ..config.clone()
+        };
+        let started = tokio::task::spawn_blocking(move || Self::start(&owned)).await;
+        started.unwrap_or_else(|error| Err(StartError::Loading(error.into())))
     }
 
     /// [`Self::start`] on a device that is known already.
@@ -103,6 +119,12 @@ impl Engine {
             runner::resolve(&config.pooling, &dir, &tokenizer, own_template)?
         };
         let pools = pooling.is_some();
+        if pools && matches!(config.speculation, Speculation::Ngram(_)) {
+            return Err(StartError::Config(ConfigError::Flag {
+                flag: "--speculative-config",
+                message: "a pooling model generates nothing that could be guessed".to_owned(),
+            }));
+        }
         let options = LoadOptions {
             dtype: config.dtype,
             quantization: config.quantization,

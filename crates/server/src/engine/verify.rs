@@ -25,8 +25,17 @@ impl ActiveSequence {
         self.samplers.clear();
         for &token in &chunk.draft {
             let before = self.samplers.last().unwrap_or(&self.sampler);
-            let mut sampler = spare.pop().unwrap_or_else(|| before.fork());
-            sampler.follow(before, token);
+            let sampler = match spare.pop() {
+                Some(mut sampler) => {
+                    sampler.follow(before, token);
+                    sampler
+                }
+                None => {
+                    let mut sampler = before.fork();
+                    sampler.observe(token);
+                    sampler
+                }
+            };
             self.samplers.push(sampler);
         }
         let Self {
@@ -73,7 +82,7 @@ impl ActiveSequence {
             }
         }
         if let (Some(drafts), Some((first, right))) = (drafts, sampled.split_first()) {
-            drafts.spare.append(&mut self.samplers);
+            drafts.keep_spare(&mut self.samplers);
             if !chunk.draft.is_empty() {
                 drafts.count(chunk.draft.len(), right.len());
             }

@@ -17,6 +17,7 @@ use super::body::{Body, kind};
 use super::chat::{ReasoningEffort, TemplateFields};
 use super::common::{SamplingFields, Texts};
 use super::grammar::Asked;
+use super::object::object;
 use crate::error::ApiError;
 
 /// Least `budget_tokens`, as Anthropic and vLLM have it.
@@ -28,10 +29,13 @@ pub struct PromptFields {
     /// Served name or adapter name.
     pub model: String,
     /// Which tools are called.
+    #[serde(default, deserialize_with = "object")]
     pub tool_choice: Option<ToolChoiceField>,
     /// Whether the model thinks.
+    #[serde(default, deserialize_with = "object")]
     pub thinking: Option<Thinking>,
     /// How much it thinks, and what it writes.
+    #[serde(default, deserialize_with = "object")]
     pub output_config: Option<OutputConfig>,
     /// The older name of `output_config.format`.
     pub output_format: Option<Value>,
@@ -267,10 +271,10 @@ fn format(config: Option<&OutputConfig>, older: Option<&Value>) -> Result<Option
         return Ok(None);
     }
     match (format["type"].as_str(), &format["schema"]) {
-        (Some("json_schema"), schema @ Value::Object(_)) => Ok(Some(Asked {
-            grammar: Grammar::JsonSchema(schema.clone()),
-            param: format!("{param}.schema"),
-        })),
+        (Some("json_schema"), schema @ Value::Object(_)) => Ok(Some(Asked::new(
+            format!("{param}.schema"),
+            Grammar::JsonSchema(schema.clone()),
+        ))),
         _ => {
             let expected = "{\"type\": \"json_schema\", \"schema\": {…}}";
             Err(ApiError::expected(param, expected, "something else"))

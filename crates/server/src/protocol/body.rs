@@ -355,6 +355,7 @@ mod tests {
                 json!({ "stream_options": { "include_usage": 3 } }),
                 "stream_options.include_usage",
             ),
+            (json!({ "stream_options": [true] }), "stream_options"),
             (json!({ "n": 1.5 }), "n"),
             (json!({ "stop": [1] }), "stop"),
         ] {

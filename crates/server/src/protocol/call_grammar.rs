@@ -22,27 +22,31 @@ pub(crate) fn with_calls(
     tools: &[Tool],
     only_one: bool,
 ) -> Result<Option<Asked>, ApiError> {
-    let of_tools = |format: Value| Asked {
-        param: "tools".to_owned(),
-        grammar: Grammar::StructuralTag(json!({ "format": format })),
-    };
     let called: Vec<&Tool> = match choice {
         ToolChoice::None => return Ok(asked),
         ToolChoice::Auto | ToolChoice::Required => tools.iter().collect(),
         ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
     };
+    // Those whose schemas calls follow.
+    let followed = called.iter().copied();
+    let followed = followed.filter(|tool| *choice != ToolChoice::Auto || tool.strict);
+    let followed: Vec<Tool> = followed.cloned().collect();
     if *choice == ToolChoice::Auto {
         return Ok(match asked {
-            None => strict_calls(tools).map(of_tools),
+            None => strict_calls(tools).map(|format| of_tools(format, followed)),
             // The model answers in the format, or calls.
-            Some(Asked { grammar, param }) => Some(match json_format(&grammar) {
-                Some(answer) if !tools.is_empty() => Asked {
-                    grammar: Grammar::StructuralTag(json!({
-                        "format": { "type": "or", "elements": [calls(&called, only_one, false), answer] },
-                    })),
-                    param,
-                },
-                _ => Asked { grammar, param },
+            Some(asked) => Some(match json_format(&asked.grammar) {
+                Some(answer) if !tools.is_empty() => {
+                    let calls = calls(&called, only_one, false);
+                    Asked {
+                        param: asked.param,
+                        ..of_tools(
+                            json!({ "type": "or", "elements": [calls, answer] }),
+                            followed,
+                        )
+                    }
+                }
+                _ => asked,
             }),
         });
     }
@@ -51,7 +55,15 @@ pub(crate) fn with_calls(
         return Err(ApiError::bad_request("tool_choice", message));
     }
     let only_one = only_one || matches!(choice, ToolChoice::Named(_));
-    Ok(Some(of_tools(calls(&called, only_one, true))))
+    Ok(Some(of_tools(calls(&called, only_one, true), followed)))
+}
+
+fn of_tools(format: Value, tools: Vec<Tool>) -> Asked {
+    let grammar = Grammar::StructuralTag(json!({ "format": format }));
+    Asked {
+        tools,
+        ..Asked::new("tools", grammar)
+    }
 }
 
 /// The same with reasoning before it: with its tag or without any, or, if `is_open`, always, without the tag that begins it.
@@ -137,20 +149,12 @@ fn closed_schema(tool: &Tool, space: &str) -> Value {
 /// other words.
 pub(crate) fn unusable_tool(
     tools: &[Tool],
-    choice: &ToolChoice,
-    compile: impl Fn(&Grammar) -> Result<(), GrammarError>,
+    check: impl Fn(&Grammar) -> Result<(), GrammarError>,
 ) -> Option<ApiError> {
-    let is_used = |tool: &Tool| match choice {
-        ToolChoice::None => false,
-        ToolChoice::Auto => tool.strict,
-        ToolChoice::Required => true,
-        ToolChoice::Named(name) => tool.name == *name,
-    };
-    let used = tools.iter().enumerate().filter(|(_, tool)| is_used(tool));
-    let mut errors = used.filter_map(|(i, tool)| {
+    let mut errors = tools.iter().filter_map(|tool| {
         let grammar = Grammar::JsonSchema(closed_schema(tool, " ?"));
-        let error = compile(&grammar).err()?;
-        let param = format!("tools[{i}].function.parameters");
+        let error = check(&grammar).err()?;
+        let param = format!("tools[{}].function.parameters", tool.index);
         let message = format!("`{param}` (of `{}`) cannot be used: {error}", tool.name);
         Some(ApiError::bad_request(param, message))
     });

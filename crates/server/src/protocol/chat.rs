@@ -178,9 +178,14 @@ pub fn render(
         is_continued: continue_final_message,
         has_think_tags: source.contains(OPEN_THINK) || source.contains(CLOSE_THINK),
         has_function_tags: source.contains(OPEN_FUNCTION),
-        shows_tools: source.contains("tools"),
+        shows_tools: shows_tools(&template),
         enable_thinking,
     })
+}
+
+/// Whether the model sees the tools of a request.
+pub(crate) fn shows_tools(template: &ChatTemplate) -> bool {
+    template.source().contains("tools")
 }
 
 /// Why there is no template: the model has none, or the cache lacks it.

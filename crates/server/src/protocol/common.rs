@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::body::Body;
+use super::object::object;
 use crate::error::ApiError;
 use crate::request_id;
 use crate::state::AppState;
@@ -53,6 +54,7 @@ pub struct SamplingFields {
     /// Answer as server-sent events.
     pub stream: Option<bool>,
     /// Only with `stream`.
+    #[serde(default, deserialize_with = "object")]
     pub stream_options: Option<StreamOptions>,
     /// Show tokens in logprobs as `token_id:N`.
     pub return_tokens_as_token_ids: Option<bool>,

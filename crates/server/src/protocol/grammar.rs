@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::body::kind;
 use super::fields::says_nothing;
+use crate::answer::Tool;
 use crate::error::ApiError;
 
 /// The fields, each as it came.
@@ -39,13 +40,17 @@ pub struct Asked {
     pub grammar: Grammar,
     /// The field.
     pub param: String,
+    /// Tools whose schemas are parts of the grammar.
+    pub tools: Vec<Tool>,
 }
 
 impl Asked {
-    fn new(param: &str, grammar: Grammar) -> Self {
+    /// A grammar without tools.
+    pub fn new(param: impl Into<String>, grammar: Grammar) -> Self {
         Self {
             grammar,
-            param: param.to_owned(),
+            param: param.into(),
+            tools: Vec::new(),
         }
     }
 
@@ -219,7 +224,7 @@ fn json_schema(format: &Value) -> Result<Asked, ApiError> {
         Value::Null => Err(bad(&param, "a JSON schema", &Value::Null)),
         schema => {
             let schema = json(&param, schema.clone())?;
-            Ok(Asked::new(&param, Grammar::JsonSchema(schema)))
+            Ok(Asked::new(param, Grammar::JsonSchema(schema)))
         }
     }
 }
@@ -297,7 +302,7 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, Api
         (_, Value::String(source)) => Grammar::from_source(source.clone()),
         (_, other) => return Err(bad(&param, "a string", other)),
     };
-    Ok(Asked::new(&param, grammar))
+    Ok(Asked::new(param, grammar))
 }
 
 #[cfg(test)]

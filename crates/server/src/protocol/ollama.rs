@@ -106,10 +106,7 @@ impl Request {
     /// What the answer has to keep to, with JSON in this style.
     pub fn grammar(&self, style: &JsonStyle) -> Option<Asked> {
         let grammar = self.grammar.clone()?;
-        Some(Asked {
-            grammar: grammar.styled(style),
-            param: "format".to_owned(),
-        })
+        Some(Asked::new("format", grammar.styled(style)))
     }
 
     /// What the template is told of thinking.

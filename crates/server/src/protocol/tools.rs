@@ -99,6 +99,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
         }
     };
     Ok(Tool {
+        index: i,
         name,
         parameters,
         strict,
@@ -134,32 +135,57 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// Reads `tool_choice`, and takes out of `tools` what a list of allowed tools doesn't name.
+/// `tool_choice`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Which tools an answer may or must call.
+    pub tool_choice: ToolChoice,
+    /// Names of the only tools that the model sees; `None` = all.
+    pub allowed: Option<Vec<String>>,
+}
+
+impl From<ToolChoice> for Choice {
+    fn from(tool_choice: ToolChoice) -> Self {
+        let allowed = None;
+        Self {
+            tool_choice,
+            allowed,
+        }
+    }
+}
+
+impl Choice {
+    /// Whether the model sees a tool of this name.
+    pub fn allows(&self, name: &str) -> bool {
+        let allowed = self.allowed.as_ref();
+        allowed.is_none_or(|allowed| allowed.iter().any(|allowed| allowed == name))
+    }
+}
+
+/// Reads `tool_choice`.
 ///
 /// # Errors
 /// 400 if it is no choice, or one among tools that are not there.
-pub fn read_choice(
-    choice: Option<&Value>,
-    tools: Option<&mut Vec<Value>>,
-) -> Result<ToolChoice, ApiError> {
+pub fn read_choice(choice: Option<&Value>, tools: Option<&[Value]>) -> Result<Choice, ApiError> {
     const PARAM: &str = "tool_choice";
     const EXPECTED: &str = "`none`, `auto`, `required`, {\"type\": \"function\", \"function\": {\"name\": …}} or {\"type\": \"allowed_tools\", …}";
     let choice = match choice {
-        None | Some(Value::Null) => return Ok(ToolChoice::Auto),
+        None | Some(Value::Null) => return Ok(Choice::default()),
         Some(choice) => choice,
     };
-    let mut none = Vec::new();
-    let tools = tools.unwrap_or(&mut none);
+    let tools = tools.unwrap_or_default();
     let choice = match choice {
         Value::String(mode) => {
-            mode_of(mode).ok_or_else(|| ApiError::expected(PARAM, EXPECTED, &shown(choice)))?
+            let mode = mode_of(mode);
+            mode.ok_or_else(|| ApiError::expected(PARAM, EXPECTED, &shown(choice)))?
+                .into()
         }
         Value::Object(object) => match object.get("type").and_then(Value::as_str) {
             Some("function") | None => {
                 let name = function_name(object).ok_or_else(|| {
                     ApiError::expected("tool_choice.function.name", "a name", "none")
                 })?;
-                ToolChoice::Named(name.to_owned())
+                ToolChoice::Named(name.to_owned()).into()
             }
             Some("allowed_tools") => allowed(object, tools)?,
             Some(other) => {
@@ -172,11 +198,14 @@ pub fn read_choice(
         },
         other => return Err(ApiError::expected(PARAM, EXPECTED, kind(other))),
     };
-    match &choice {
-        ToolChoice::Required if tools.is_empty() => {
+    let mut names = tools.iter().filter_map(name_of);
+    match &choice.tool_choice {
+        ToolChoice::Required
+            if tools.is_empty() || choice.allowed.as_ref().is_some_and(Vec::is_empty) =>
+        {
             Err(ApiError::expected(PARAM, "`tools` with it", "none"))
         }
-        ToolChoice::Named(name) if !tools.iter().any(|tool| name_of(tool) == Some(name)) => {
+        ToolChoice::Named(name) if !names.any(|known| known == name) => {
             let param = "tool_choice.function.name";
             Err(ApiError::expected(
                 param,
@@ -202,16 +231,17 @@ fn function_name(object: &Map<String, Value>) -> Option<&str> {
     (!name.is_empty()).then_some(name)
 }
 
-fn name_of(tool: &Value) -> Option<&str> {
+/// The name of a tool.
+pub fn name_of(tool: &Value) -> Option<&str> {
     function_name(tool.as_object()?)
 }
 
 /// OpenAI's list of tools that may be called, of which the model sees no others.
-fn allowed(object: &Map<String, Value>, tools: &mut Vec<Value>) -> Result<ToolChoice, ApiError> {
+fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<Choice, ApiError> {
     const PLACE: &str = "tool_choice.allowed_tools";
     let allowed = object.get("allowed_tools").and_then(Value::as_object);
     let allowed = allowed.ok_or_else(|| ApiError::expected(PLACE, "an object", "none"))?;
-    let mode = match allowed.get("mode").and_then(Value::as_str) {
+    let tool_choice = match allowed.get("mode").and_then(Value::as_str) {
         Some("auto") | None => ToolChoice::Auto,
         Some("required") => ToolChoice::Required,
         Some(other) => {
@@ -226,20 +256,19 @@ fn allowed(object: &Map<String, Value>, tools: &mut Vec<Value>) -> Result<ToolCh
     let list = allowed.get("tools").and_then(Value::as_array);
     let list =
         list.ok_or_else(|| ApiError::expected(format!("{PLACE}.tools"), "a list", "none"))?;
-    for (i, entry) in list.iter().enumerate() {
+    let known = |name: &&str| tools.iter().any(|tool| name_of(tool) == Some(name));
+    let names = list.iter().enumerate().map(|(i, entry)| {
         let name = name_of(entry);
-        if name.is_none() || !tools.iter().any(|tool| name_of(tool) == name) {
+        name.filter(known).map(str::to_owned).ok_or_else(|| {
             let found = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
             let place = format!("{PLACE}.tools[{i}].function.name");
-            return Err(ApiError::expected(
-                &place,
-                "the name of one of `tools`",
-                &found,
-            ));
-        }
-    }
-    tools.retain(|tool| list.iter().any(|entry| name_of(entry) == name_of(tool)));
-    Ok(mode)
+            ApiError::expected(&place, "the name of one of `tools`", &found)
+        })
+    });
+    Ok(Choice {
+        tool_choice,
+        allowed: Some(names.collect::<Result<_, _>>()?),
+    })
 }
 
 #[cfg(test)]
@@ -298,8 +327,10 @@ mod tests {
     #[test]
     fn choices_are_among_the_tools() {
         let read = |choice: Value, names: &[&str]| {
-            let mut tools: Vec<Value> = names.iter().map(|name| function(name)).collect();
-            read_choice(Some(&choice), Some(&mut tools)).map(|choice| (choice, tools.len()))
+            let tools: Vec<Value> = names.iter().map(|name| function(name)).collect();
+            let choice = read_choice(Some(&choice), Some(&tools))?;
+            let num_allowed = names.iter().filter(|name| choice.allows(name)).count();
+            Ok::<_, ApiError>((choice.tool_choice, num_allowed))
         };
         for (choice, expected) in [
             (json!(null), ToolChoice::Auto),

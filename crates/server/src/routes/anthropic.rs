@@ -9,7 +9,7 @@ use axum::routing::{MethodRouter, post};
 
 use self::format::MessageFormat;
 use super::conversation::{Conversation, Prepared};
-use super::prompt::in_turn;
+use super::prompt::{in_turn, in_two_turns};
 use super::thoughts::can_end_thoughts;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
@@ -19,7 +19,7 @@ use crate::protocol::body::Body;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::Asked;
 use crate::protocol::sampling::MaxTokens;
-use crate::protocol::tools::{ToolChoice, read_choice};
+use crate::protocol::tools::read_choice;
 use crate::state::AppState;
 use crate::stream::{Choice, TokenCounts, sse};
 
@@ -41,7 +41,7 @@ struct Shown {
 
 /// Answers a conversation.
 async fn messages(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_turn(&state, body, prepare).await?;
+    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
     let mut choices = prepared.submit(&state)?;
     let counts = TokenCounts::new(&prepared.prompt_lens(), 1);
     let format = MessageFormat::new(
@@ -86,7 +86,10 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         thinking_token_budget: budget.and_then(|budget| i64::try_from(budget).ok()),
         ..conversation(prompt)?
     };
-    let prepared = conversation.prepare(state).map_err(renamed)?;
+    let prepared = conversation
+        .prepare(state)
+        .map_err(renamed)?
+        .renamed(renamed);
     let shown = Shown {
         id,
         thinking,
@@ -96,8 +99,9 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
 }
 
 /// A conversation without settings.
-fn conversation(mut prompt: Prompt) -> Result<Conversation, ApiError> {
-    let tool_choice = choice(&mut prompt)?;
+fn conversation(prompt: Prompt) -> Result<Conversation, ApiError> {
+    let choice = prompt.tool_choice.as_ref();
+    let tool_choice = read_choice(choice, prompt.template.tools.as_deref()).map_err(renamed)?;
     Ok(Conversation {
         model: Some(prompt.model),
         messages: prompt.messages,
@@ -106,11 +110,6 @@ fn conversation(mut prompt: Prompt) -> Result<Conversation, ApiError> {
         only_one_call: prompt.only_one_call,
         ..Conversation::default()
     })
-}
-
-fn choice(prompt: &mut Prompt) -> Result<ToolChoice, ApiError> {
-    let choice = prompt.tool_choice.as_ref();
-    read_choice(choice, prompt.template.tools.as_mut()).map_err(renamed)
 }
 
 /// Names fields as Anthropic does.

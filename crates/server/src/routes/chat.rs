@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 
 use super::chat_format::ChatFormat;
 use super::conversation::{Conversation, Prepared};
-use super::prompt::in_turn;
+use super::prompt::in_two_turns;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -36,7 +36,7 @@ pub async fn chat_completions(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_turn(&state, body, prepare).await?;
+    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
     let choices = prepared.submit(&state)?;
     let streams = prepared.sampling.stream();
     let format = format(&state, shown, prepared);
@@ -84,21 +84,21 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
 
 pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
     body.check(Endpoint::Chat)?;
-    let mut template: TemplateFields = body.read()?;
+    let template: TemplateFields = body.read()?;
     let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
     let grammar: GrammarFields = body.read()?;
     let fields = ChatFields::take(&mut body)?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
 
-    let tool_choice = read_choice(fields.tool_choice.as_ref(), template.tools.as_mut())?;
+    let tool_choice = read_choice(fields.tool_choice.as_ref(), template.tools.as_deref())?;
     let num_logprobs = num_logprobs(&fields, state.max_logprobs())?;
     let shown = Shown {
         id: format!("chatcmpl-{id}"),
         logprobs: num_logprobs.is_some(),
         reasoning: fields.include_reasoning.unwrap_or(true),
         echo: fields.echo.unwrap_or(false),
-        names_tool: matches!(tool_choice, ToolChoice::Named(_)),
+        names_tool: matches!(tool_choice.tool_choice, ToolChoice::Named(_)),
     };
     let conversation = Conversation {
         model: fields.model,

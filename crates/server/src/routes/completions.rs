@@ -9,8 +9,8 @@ use futures::future::try_join_all;
 use model_qwen::TokenizerError;
 
 use super::completion_format::CompletionFormat;
-use super::constraint::sequence;
-use super::prompt::{Length, encode, in_turn};
+use super::constraint::{Constrained, Sequence, Uncompiled, sequence};
+use super::prompt::{Length, encode, in_two_turns};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -34,6 +34,18 @@ pub(super) struct Prepared {
     pub(super) text: TextOptions,
     pub(super) sampling: SamplingFields,
     num_logprobs: Option<usize>,
+    /// Still to be compiled.
+    grammar: Option<Uncompiled>,
+}
+
+impl Constrained for Prepared {
+    fn take_grammar(&mut self) -> Option<Uncompiled> {
+        self.grammar.take()
+    }
+
+    fn sequences(&mut self) -> &mut [GenerateRequest] {
+        &mut self.requests
+    }
 }
 
 /// Continues texts.
@@ -47,7 +59,8 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
         text,
         sampling,
         num_logprobs,
-    } = in_turn(&state, body, prepare).await?;
+        grammar: _,
+    } = in_two_turns(&state, body, prepare).await?;
 
     let n = sampling.n();
     state.metrics().params_n.observe_value(n as f64);
@@ -138,7 +151,11 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         );
         return Err(ApiError::bad_request("prompt", message));
     }
-    let (sequence, text) = sequence(state, (asked, None), &sampling, params, adapter, text)?;
+    let Sequence {
+        request: sequence,
+        text,
+        grammar,
+    } = sequence(state, (asked, None), &sampling, params, adapter, text);
     let length = Length::of(state, &sampling, "prompt", fields.max_tokens)?;
     let echoed_logprobs = fields.logprobs.filter(|_| echo);
     let mut requests = Vec::with_capacity(items.len());
@@ -170,6 +187,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         text,
         sampling,
         num_logprobs: fields.logprobs,
+        grammar,
     })
 }
 

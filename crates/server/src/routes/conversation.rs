@@ -5,7 +5,7 @@ use std::sync::{Arc, Once};
 use model_qwen::ThinkingBudget;
 use serde_json::{Map, Value};
 
-use super::constraint::sequence;
+use super::constraint::{Constrained, Sequence, Uncompiled, sequence};
 use super::prompt::{Length, encode};
 use super::tokenize::check_size;
 use crate::answer::{
@@ -15,12 +15,12 @@ use crate::answer::{
 use crate::config::{ReasoningParser, ToolCallParser};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
-use crate::protocol::call_grammar::{after_reasoning, unusable_tool, with_calls};
+use crate::protocol::call_grammar::{after_reasoning, with_calls};
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::grammar::Asked;
 use crate::protocol::sampling::{MaxTokens, TextOptions};
-use crate::protocol::tools::{ToolChoice, read_tools};
+use crate::protocol::tools::{self, ToolChoice, name_of, read_tools};
 use crate::state::AppState;
 use crate::stream::Choice;
 
@@ -42,7 +42,7 @@ pub(super) struct Conversation {
     /// What the answer has to keep to.
     pub(super) grammar: Option<Asked>,
     /// Which tools are called.
-    pub(super) tool_choice: ToolChoice,
+    pub(super) tool_choice: tools::Choice,
     /// Whether an answer has at most one call.
     pub(super) only_one_call: bool,
     /// Most tokens of reasoning; -1 = any number.
@@ -66,6 +66,18 @@ pub(super) struct Prepared {
     pub(super) role: String,
     /// Text of the last message, if it has this role.
     pub(super) last: Option<String>,
+    /// Still to be compiled.
+    pub(super) grammar: Option<Uncompiled>,
+}
+
+impl Constrained for Prepared {
+    fn take_grammar(&mut self) -> Option<Uncompiled> {
+        self.grammar.take()
+    }
+
+    fn sequences(&mut self) -> &mut [GenerateRequest] {
+        std::slice::from_mut(&mut self.request)
+    }
 }
 
 impl Conversation {
@@ -86,7 +98,7 @@ impl Conversation {
             max_tokens: requested,
             num_logprobs,
             grammar,
-            tool_choice,
+            tool_choice: tools::Choice { tool_choice, .. },
             only_one_call,
             thinking_token_budget,
             ..
@@ -114,12 +126,11 @@ impl Conversation {
         let (grammar, after) = grammar_and_place(grammar, &rendered, &parts, is_forced);
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
-        let started = sequence(state, (grammar, after), &sampling, params, adapter, text);
-        let (request, text) = started.map_err(|error| {
-            let tools = parts.calls.as_ref().map_or(&[][..], |calls| &calls.tools);
-            let compile = |grammar: &_| state.grammars().compile(grammar).map(drop);
-            unusable_tool(tools, &tool_choice, compile).unwrap_or(error)
-        })?;
+        let Sequence {
+            request,
+            text,
+            grammar,
+        } = sequence(state, (grammar, after), &sampling, params, adapter, text);
         let request = GenerateRequest {
             prompt,
             max_tokens,
@@ -133,6 +144,7 @@ impl Conversation {
             sampling,
             role: rendered.role,
             last: rendered.last,
+            grammar,
         })
     }
 
@@ -159,9 +171,15 @@ impl Conversation {
     /// The messages as the model reads them, and the tools that it may call.
     fn render(&mut self, state: &AppState) -> Result<(Rendered, Vec<Tool>), ApiError> {
         let mut template = std::mem::take(&mut self.template);
-        let tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
+        // All are checked, so that an error names a tool's place in the request.
+        let mut tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
+        let choice = &self.tool_choice;
+        tools.retain(|tool| choice.allows(&tool.name));
+        if let Some(tools) = &mut template.tools {
+            tools.retain(|tool| name_of(tool).is_some_and(|name| choice.allows(name)));
+        }
         let exclude = state.api().exclude_tools_when_tool_choice_none;
-        if exclude && self.tool_choice == ToolChoice::None {
+        if exclude && choice.tool_choice == ToolChoice::None {
             template.tools = None;
         }
         let gives_tools = template
@@ -177,6 +195,15 @@ impl Conversation {
 }
 
 impl Prepared {
+    /// The same with errors of the grammar that name fields as an endpoint does.
+    pub(super) fn renamed(
+        self,
+        rename: impl FnOnce(ApiError) -> ApiError + Send + 'static,
+    ) -> Self {
+        let grammar = self.grammar.map(|grammar| grammar.renamed(rename));
+        Self { grammar, ..self }
+    }
+
     /// Starts as many choices as were asked for.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use model_qwen::TokenizerError;
 use model_qwen::sys::return_freed_memory;
 
+use super::constraint::Constrained;
 use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::protocol::body::{Body, SMALL_BODY_BYTES};
@@ -24,9 +25,37 @@ pub(super) async fn in_turn<T: Send + 'static>(
     mut body: Body,
     prepare: impl FnOnce(&AppState, Body) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let num_bytes = body.num_bytes();
     // What is made of a large body takes its place in memory.
     let memory = body.take_memory();
+    let (prepared, memory) = in_turn_with(state, body, memory, prepare).await?;
+    drop(memory);
+    Ok(prepared)
+}
+
+/// [`in_turn`] for a request that may have a grammar, which is compiled in a second step: while it waits for other grammars, it
+/// keeps no text from being tokenized, and no thread from its work.
+pub(super) async fn in_two_turns<T: Constrained + Send + 'static>(
+    state: &AppState,
+    mut body: Body,
+    prepare: impl FnOnce(&AppState, Body) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let memory = body.take_memory();
+    let (mut prepared, _memory) = in_turn_with(state, body, memory, prepare).await?;
+    if let Some(grammar) = prepared.take_grammar() {
+        let constraint = grammar.compile(state).await?;
+        prepared.constrain(&constraint);
+    }
+    Ok(prepared)
+}
+
+/// [`in_turn`] with what is held meanwhile, and given back with the result.
+async fn in_turn_with<T: Send + 'static, M: Send + 'static>(
+    state: &AppState,
+    body: Body,
+    memory: M,
+    prepare: impl FnOnce(&AppState, Body) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(T, M), ApiError> {
+    let num_bytes = body.num_bytes();
     let turn = state.tokenizer_memory(num_bytes).await;
     let state = state.clone();
     blocking(move || {
@@ -34,8 +63,8 @@ pub(super) async fn in_turn<T: Send + 'static>(
         if num_bytes > SMALL_BODY_BYTES {
             return_freed_memory();
         }
-        drop((turn, memory));
-        prepared
+        drop(turn);
+        prepared.map(|prepared| (prepared, memory))
     })
     .await
 }

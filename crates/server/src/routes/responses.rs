@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::conversation::{Conversation, Prepared};
-use super::prompt::in_turn;
+use super::prompt::{in_turn, in_two_turns};
 use super::responses_format::{Kept, ResponsesFormat};
 use super::stored_responses::stored;
 use crate::error::ApiError;
@@ -43,7 +43,7 @@ struct Shown {
 
 /// Answers the items of a conversation.
 pub async fn create(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_turn(&state, body, prepare).await?;
+    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
     let choices = prepared.submit(&state)?;
     let streams = prepared.sampling.stream();
     let mut format = format(&state, shown, prepared);
@@ -109,7 +109,7 @@ fn prepare(state: &AppState, body: Body) -> Result<(Shown, Prepared), ApiError> 
     if let Some(param) = &mut prepared.text.grammar_param {
         *param = places.renamed(param);
     }
-    Ok((shown, prepared))
+    Ok((shown, prepared.renamed(move |error| places.name(error))))
 }
 
 /// Reads a request. The last value names the fields that messages came from.
@@ -134,8 +134,8 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
     let num_logprobs = num_logprobs(&fields, state.max_logprobs())?;
     let response = response(state, &fields, &sampling, &tools)?;
 
-    let mut chat_tools: Vec<Value> = tools.iter().map(chat_tool).collect();
-    let tool_choice = read_choice(Some(&choice), Some(&mut chat_tools))?;
+    let chat_tools: Vec<Value> = tools.iter().map(chat_tool).collect();
+    let tool_choice = read_choice(Some(&choice), Some(&chat_tools))?;
     let continues = input.last().is_some_and(is_unfinished);
     let template = TemplateFields {
         tools: (!chat_tools.is_empty()).then_some(chat_tools),

@@ -1,9 +1,9 @@
 //! `run-batch`: each line of a file is answered as over HTTP.
 
-use std::io::{self, Cursor, Write};
+use std::io::{self, BufReader, Cursor, Read, Write};
 use std::sync::{Arc, Mutex};
 
-use server::batch::{self, BatchFiles, BatchOptions, Progress, Summary};
+use server::batch::{self, BatchFiles, BatchOptions, Progress, Source, Summary};
 use server::command::Command;
 
 use super::*;
@@ -51,12 +51,23 @@ fn run(
     max_concurrency: usize,
     stop: impl Future<Output = ()>,
 ) -> (Summary, Vec<Value>) {
+    let source = Box::new(Cursor::new(input.to_owned()));
+    let (summary, lines) = run_source(server, source, max_concurrency, stop);
+    (summary.unwrap(), lines)
+}
+
+fn run_source(
+    server: &TestServer,
+    source: Source,
+    max_concurrency: usize,
+    stop: impl Future<Output = ()>,
+) -> (io::Result<Summary>, Vec<Value>) {
     let written = Written::default();
+    let output = written.clone();
     let files = BatchFiles {
-        source: Box::new(Cursor::new(input.to_owned())),
-        num_bytes: Some(input.len() as u64),
-        output: Box::new(written.clone()),
-        stale: None,
+        source,
+        num_bytes: None,
+        output: Box::new(move || Ok(Box::new(output))),
     };
     let options = BatchOptions {
         max_concurrency,
@@ -68,9 +79,7 @@ fn run(
         .build()
         .unwrap();
     let progress = Progress::new(files.num_bytes);
-    let summary = runtime
-        .block_on(batch::run(app, files, options, progress, stop))
-        .unwrap();
+    let summary = runtime.block_on(batch::run(app, files, options, progress, stop));
     (summary, written.lines())
 }
 
@@ -149,6 +158,7 @@ fn every_line_has_an_answer_in_its_place() {
         .iter()
         .filter_map(|line| line["error"]["message"].as_str())
         .collect();
+    assert_eq!(messages.len(), 5, "{messages:?}");
     for (message, expected) in messages.iter().zip([
         "line 4: EOF",
         "The model `none` does not exist.",
@@ -208,6 +218,27 @@ fn answers_that_wait_and_many_lines_are_in_order() {
         .map(|line| line["custom_id"].as_str().unwrap())
         .collect();
     assert_eq!(found, ids);
+}
+
+/// A disk that breaks behind what it has.
+struct Broken;
+
+impl Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other("the disk broke"))
+    }
+}
+
+#[test]
+fn an_input_that_breaks_off_loses_no_answer() {
+    let server = TestServer::start(|_| says("y"));
+    let input = [completion("a", "a"), completion("b", "ab")].join("\n") + "\n";
+    let source = Box::new(BufReader::new(Cursor::new(input).chain(Broken)));
+    let (summary, lines) = run_source(&server, source, 8, pending());
+    let error = summary.unwrap_err().to_string();
+    assert!(error.contains("the disk broke"), "{error}");
+    let ids: Vec<&Value> = lines.iter().map(|line| &line["custom_id"]).collect();
+    assert_eq!(json!(ids), json!(["a", "b"]));
 }
 
 #[test]

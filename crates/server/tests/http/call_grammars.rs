@@ -178,4 +178,43 @@ fn schemas_that_no_grammar_takes_are_refused() {
         "{error}"
     );
     assert_eq!(server.chat(json!({ "tools": list })).status, 200);
+    // The place is that of the request's list, whichever tools are allowed.
+    let function = json!({ "type": "function", "function": { "name": "weather" } });
+    let only = json!({ "type": "allowed_tools", "allowed_tools": { "mode": "required", "tools": [function] } });
+    list.as_array_mut().unwrap().reverse();
+    let answer = server.chat(json!({ "tools": list, "tool_choice": only }));
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], "tools[1].function.parameters", "{error}");
+    // Responses and Messages name it in their own way.
+    let tools: Vec<Value> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tool| &tool["function"])
+        .map(|function| support::merged(function.clone(), json!({ "type": "function" })))
+        .collect();
+    let body = json!({ "model": "base", "input": "x", "tools": tools, "tool_choice": "required" });
+    let answer = server.post("/v1/responses", &body);
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], "tools[1].parameters", "{error}");
+}
+
+#[test]
+fn a_tool_is_named_only_where_its_schema_is_in_the_grammar() {
+    let server = TestServer::start(|_| says("x"));
+    let mut list = tools();
+    list[0]["function"]["strict"] = json!(true);
+    list[0]["function"]["parameters"] =
+        json!({ "type": "object", "properties": { "a": { "type": "number", "multipleOf": "x" } } });
+    let param = |fields: Value| {
+        let answer = server.chat(support::merged(json!({ "tools": list }), fields));
+        answer.json()["error"]["param"].clone()
+    };
+    assert_eq!(param(json!({})), "tools[0].function.parameters");
+    assert_eq!(param(json!({ "guided_regex": "(" })), "guided_regex");
+    let format = json!({ "type": "json_object" });
+    assert_eq!(
+        param(json!({ "response_format": format })),
+        "tools[0].function.parameters"
+    );
 }

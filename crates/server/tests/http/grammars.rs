@@ -324,3 +324,21 @@ fn settings_of_the_server_are_those_of_requests() {
         .json();
     assert_eq!(answer["choices"][0]["message"]["content"], "{\"a\":1}");
 }
+
+#[test]
+fn plain_requests_do_not_wait_for_grammars() {
+    const NUM: usize = 160;
+    let server = TestServer::start(|_| says("hi"));
+    let texts: Vec<String> = (0..600)
+        .map(|i| format!("{i}{}", "x".repeat(i % 40)))
+        .collect();
+    let mut begun = Vec::new();
+    for i in 0..NUM {
+        let regex = format!("({}|{i}){{1,40}}", texts.join("|"));
+        let body = json!({ "model": "base", "prompt": "x", "guided_regex": regex });
+        begun.push(server.begin("/v1/completions", &body));
+    }
+    assert_eq!(server.complete(json!({ "prompt": "y" })).status, 200);
+    let num = server.seen.lock().unwrap().requests.len();
+    assert!(num < NUM / 2, "{num} grammars were compiled before");
+}

@@ -8,43 +8,50 @@ use super::*;
 const LEN: usize = 1 << 20;
 const PIECE: usize = 16;
 
-/// The parts of a text in pieces of as many bytes as a few tokens have.
-#[track_caller]
-fn parts_in_time(text: &str) -> Vec<Part> {
+/// What a short text takes anyway, or a machine that does something else.
+const SPARE: Duration = Duration::from_millis(500);
+
+/// The parts of a text in pieces of as many bytes as a few tokens have, and how long they take.
+fn timed_parts(text: &str) -> (Vec<Part>, Duration) {
     let bytes: Vec<&str> = (0..text.len())
         .step_by(PIECE)
         .map(|at| &text[at..(at + PIECE).min(text.len())])
         .collect();
     let start = Instant::now();
     let parts = parts_of(&options(ReasoningStart::None), &bytes);
-    let time = start.elapsed();
-    assert!(time < Duration::from_secs(30), "{time:?}");
-    parts
+    (parts, start.elapsed())
+}
+
+/// A text of [`LEN`] bytes or more, and its parts, which take no more time per byte than those of a text of a quarter.
+#[track_caller]
+fn parts_in_time(text_of: impl Fn(usize) -> String) -> (String, Vec<Part>) {
+    let (_, of_quarter) = timed_parts(&text_of(LEN / 4));
+    let text = text_of(LEN);
+    let (parts, time) = timed_parts(&text);
+    assert!(
+        time < 8 * of_quarter + SPARE,
+        "{time:?} after {of_quarter:?}: {}",
+        &text[..20]
+    );
+    (text, parts)
 }
 
 #[test]
 fn long_calls_take_little_time() {
-    let long = "x <y> ".repeat(LEN / 6);
-    let json = format!("{{\"text\": \"{long}\"}}");
-    for (text, arguments) in [
-        (
-            format!("{{\"name\": \"find\", \"arguments\": {json}}}"),
-            &json,
-        ),
-        (
-            format!("<tool_call>[{{\"name\": \"find\", \"arguments\": {json}}}]</tool_call>"),
-            &json,
-        ),
-        (
-            format!("<tool_call>{{\"name\": \"find\", \"arguments\": {json}}}</tool_call>"),
-            &json,
-        ),
-        (
-            format!("<function=find><parameter=text>{long}</parameter></function>"),
-            &json,
-        ),
-    ] {
-        let parts = parts_in_time(&text);
+    let long = |len: usize| "x <y> ".repeat(len / 6);
+    let json = |len: usize| format!("{{\"text\": \"{}\"}}", long(len));
+    let call = |len: usize| format!("{{\"name\": \"find\", \"arguments\": {}}}", json(len));
+    let texts: [&dyn Fn(usize) -> String; 4] = [
+        &call,
+        &|len| format!("<tool_call>[{}]</tool_call>", call(len)),
+        &|len| format!("<tool_call>{}</tool_call>", call(len)),
+        &|len| {
+            let value = long(len);
+            format!("<function=find><parameter=text>{value}</parameter></function>")
+        },
+    ];
+    for text_of in texts {
+        let (text, parts) = parts_in_time(text_of);
         let [
             Part::Call { name, .. },
             Part::Arguments { text: read, .. },
@@ -54,33 +61,34 @@ fn long_calls_take_little_time() {
             panic!("{} parts of {}", parts.len(), &text[..60]);
         };
         let [read, wanted]: [Value; 2] =
-            [read, arguments].map(|text| serde_json::from_str(text).unwrap());
+            [read, &json(LEN)].map(|text| serde_json::from_str(text).unwrap());
         assert!(name == "find" && read == wanted, "{}", &text[..60]);
     }
 }
 
 #[test]
 fn long_texts_that_never_become_a_call_are_content() {
-    let long = "x".repeat(LEN);
-    for text in [
-        "\n".repeat(LEN),
-        format!("a{}b", " \n".repeat(LEN / 2)),
-        format!("{{\"name\": \"{long}"),
-        format!("[{{{}", "\n".repeat(LEN)),
-        format!("<tool_call>{{\"name\": \"{long}"),
-        format!("<tool_call>{}", " ".repeat(LEN)),
-        format!("<function={long}"),
-        format!("```json\n{}", " ".repeat(LEN)),
-    ] {
-        assert_eq!(
-            parts_in_time(&text),
-            [Part::Content(text.clone())],
-            "{}",
-            &text[..20]
-        );
+    let long = |len: usize| "x".repeat(len);
+    let texts: [&dyn Fn(usize) -> String; 8] = [
+        &|len| "\n".repeat(len),
+        &|len| format!("a{}b", " \n".repeat(len / 2)),
+        &|len| format!("{{\"name\": \"{}", long(len)),
+        &|len| format!("[{{{}", "\n".repeat(len)),
+        &|len| format!("<tool_call>{{\"name\": \"{}", long(len)),
+        &|len| format!("<tool_call>{}", " ".repeat(len)),
+        &|len| format!("<function={}", long(len)),
+        &|len| format!("```json\n{}", " ".repeat(len)),
+    ];
+    for text_of in texts {
+        let (text, parts) = parts_in_time(text_of);
+        assert!(parts == [Part::Content(text.clone())], "{}", &text[..20]);
     }
-    let text = format!("<function=find><parameter={long}");
-    assert_eq!(parts_in_time(&text)[0..2].len(), 2);
+    let (text, parts) = parts_in_time(|len| format!("<function=find><parameter={}", long(len)));
+    let [Part::Call { name, .. }, .., Part::Content(rest)] = parts.as_slice() else {
+        panic!("{} parts", parts.len());
+    };
+    assert_eq!(name, "find");
+    assert_eq!(rest.len(), text.len() - "<function=find>".len());
 }
 
 #[test]

@@ -320,6 +320,15 @@ fn what_cannot_be_read_is_refused_by_name() {
             "tool_choice".to_owned(),
         ),
         (
+            with("tool_choice", json!(["auto", true])),
+            "tool_choice".to_owned(),
+        ),
+        (with("thinking", json!(["disabled"])), "thinking".to_owned()),
+        (
+            with("output_config", json!(["low", null])),
+            "output_config".to_owned(),
+        ),
+        (
             with("mcp_servers", json!([{ "url": "x" }])),
             "mcp_servers".to_owned(),
         ),
@@ -337,6 +346,8 @@ fn what_cannot_be_read_is_refused_by_name() {
         ("mcp_servers", json!([])),
         ("context_management", json!({ "edits": [] })),
         ("cache_control", json!({ "type": "ephemeral" })),
+        ("thinking", Value::Null),
+        ("output_config", Value::Null),
     ] {
         assert!(taken(with(field, value)).is_ok(), "{field}");
     }

@@ -1,18 +1,18 @@
 //! Keys inside of fields that nobody reads. What a chat template sees is read: messages and tools of OpenAI's chats.
 
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
+use super::super::anthropic::OutputConfig;
+use super::super::common::StreamOptions;
+use super::super::field_names::field_names;
 use super::Endpoint;
 
 /// A place in a request, `[]` for each element of a list, and the keys that are known there.
 type Place = (&'static [&'static str], &'static [&'static str]);
 
-const STREAM: Place = (
-    &["stream_options"],
-    &["include_usage", "continuous_usage_stats"],
-);
-const ANTHROPIC: [Place; 6] = [
-    (&["output_config"], &["effort", "format"]),
+const ANTHROPIC: [Place; 5] = [
     (&["thinking"], &["type", "budget_tokens", "display"]),
     (
         &["tool_choice"],
@@ -63,16 +63,22 @@ const OLLAMA: [Place; 1] = [(
     ],
 )];
 
+/// Fields with a struct, which knows their keys.
+static STREAM: LazyLock<[Place; 1]> =
+    LazyLock::new(|| [(&["stream_options"], field_names::<StreamOptions>())]);
+static OUTPUT: LazyLock<[Place; 1]> =
+    LazyLock::new(|| [(&["output_config"], field_names::<OutputConfig>())]);
+
 /// The keys that nobody reads, with their places, as far as `room` goes.
 pub(super) fn unknown(endpoint: Endpoint, fields: &Map<String, Value>, room: usize) -> Vec<String> {
-    let places: &[Place] = match endpoint {
-        Endpoint::Chat | Endpoint::Completions => &[STREAM],
-        Endpoint::Messages | Endpoint::CountTokens => &ANTHROPIC,
-        Endpoint::OllamaChat => &OLLAMA,
-        _ => &[],
+    let (structs, places): (&[Place], &[Place]) = match endpoint {
+        Endpoint::Chat | Endpoint::Completions => (&*STREAM, &[]),
+        Endpoint::Messages | Endpoint::CountTokens => (&*OUTPUT, &ANTHROPIC),
+        Endpoint::OllamaChat => (&[], &OLLAMA),
+        _ => return Vec::new(),
     };
     let mut found = Vec::new();
-    for (path, known) in places {
+    for (path, known) in structs.iter().chain(places) {
         if let [field, rest @ ..] = path
             && let Some(value) = fields.get(*field)
         {
@@ -130,12 +136,14 @@ mod tests {
         let chat = json!({ "stream_options": { "include_usage": true, "zzz": 1 }, "messages": [{ "zzz": 1 }] });
         assert_eq!(found(Endpoint::Chat, chat, 9), ["stream_options.zzz"]);
         let messages = json!({
+            "output_config": { "effort": "low", "z": 1 },
             "thinking": { "type": "disabled", "a": 1 },
             "tools": [{ "name": "f", "input_schema": {}, "b": 1 }, 5],
             "messages": [{ "role": "user", "content": "x", "c": 1 },
                 { "role": "user", "content": [{ "type": "text", "text": "x", "d": 1 }] }],
         });
         let all = [
+            "output_config.z",
             "thinking.a",
             "tools[0].b",
             "messages[0].c",

@@ -6,11 +6,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
+use super::super::constraint::{Constrained, Uncompiled};
 use super::super::conversation::{Conversation, Prepared};
-use super::super::prompt::in_turn;
+use super::super::prompt::in_two_turns;
 use super::super::thoughts::thinks;
 use super::format::{Api, LineFormat};
 use super::{model_name, renamed};
+use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::postprocess::Delta;
 use crate::protocol::body::Body;
@@ -29,10 +31,21 @@ pub(super) struct Work {
     pub(super) started: Instant,
 }
 
+impl Constrained for Work {
+    fn take_grammar(&mut self) -> Option<Uncompiled> {
+        self.prepared.as_mut()?.take_grammar()
+    }
+
+    fn sequences(&mut self) -> &mut [GenerateRequest] {
+        let prepared = self.prepared.as_mut();
+        prepared.map_or(&mut [], Prepared::sequences)
+    }
+}
+
 /// Answers a conversation.
 pub(super) async fn chat(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let work = in_turn(&state, body, move |state, body| {
+    let work = in_two_turns(&state, body, move |state, body| {
         prepare(state, body, started)
     })
     .await?;
@@ -79,10 +92,11 @@ impl Work {
         }
         let num_logprobs = request.num_logprobs(state.max_logprobs())?;
         let sampling = request.options.sampling();
-        // Also where nothing is generated yet.
-        sampling
-            .sampling_params(state, num_logprobs)
-            .map_err(renamed)?;
+        if conversation.is_none() {
+            // What is not generated yet is checked, too.
+            let params = sampling.sampling_params(state, num_logprobs);
+            params.map_err(renamed)?;
+        }
         let prepare = |conversation| {
             let conversation = Conversation {
                 model: Some(known),
@@ -92,7 +106,8 @@ impl Work {
                 grammar: request.grammar(state.json_style()),
                 ..conversation
             };
-            conversation.prepare(state).map_err(renamed)
+            let prepared = conversation.prepare(state).map_err(renamed);
+            prepared.map(|prepared| prepared.renamed(renamed))
         };
         let prepared = conversation.map(prepare).transpose()?;
         Ok(Self {

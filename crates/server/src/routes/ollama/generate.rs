@@ -5,9 +5,9 @@ use std::time::Instant;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::super::constraint::sequence;
+use super::super::constraint::{Sequence, sequence};
 use super::super::conversation::{Conversation, Prepared};
-use super::super::prompt::{Length, encode, in_turn};
+use super::super::prompt::{Length, encode, in_two_turns};
 use super::chat::Work;
 use super::format::Api;
 use super::{model_name, renamed};
@@ -36,7 +36,7 @@ pub(super) async fn generate(
     body: Body,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let work = in_turn(&state, body, move |state, body| {
+    let work = in_two_turns(&state, body, move |state, body| {
         prepare(state, body, started)
     })
     .await?;
@@ -122,8 +122,11 @@ fn plain(
     let params = params.map_err(renamed)?;
     let options = sampling.text_options(state)?;
     let grammar = request.grammar(state.json_style());
-    let (sequence, text_options) =
-        sequence(state, (grammar, None), &sampling, params, adapter, options)?;
+    let Sequence {
+        request: sequence,
+        text: text_options,
+        grammar,
+    } = sequence(state, (grammar, None), &sampling, params, adapter, options);
     let length = Length::of(state, &sampling, "prompt", None)?;
     let prompt = encode(state, text, true, &length)?;
     let requested = request.options.max_tokens();
@@ -140,5 +143,6 @@ fn plain(
         sampling,
         role: "assistant".to_owned(),
         last: None,
+        grammar,
     })
 }

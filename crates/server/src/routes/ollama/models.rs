@@ -14,6 +14,7 @@ use super::model_name;
 use super::time::rfc3339;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
+use crate::protocol::chat::shows_tools;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::ollama::ShowFields;
 use crate::protocol::ollama_answer::{Details, ListedModel, ModelList, Running, Shown};
@@ -119,7 +120,7 @@ fn capabilities(state: &AppState) -> Vec<&'static str> {
         };
     }
     let template = state.model().chat_template.as_ref();
-    let shows_tools = template.is_some_and(|template| template.source().contains("tools"));
+    let shows_tools = template.is_some_and(shows_tools);
     let capabilities = [
         ("completion", true),
         ("tools", shows_tools),
