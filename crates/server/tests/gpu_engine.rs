@@ -11,6 +11,10 @@ use server::config::Config;
 use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest};
 
 fn start(device: &str, flags: &[&str]) -> EngineHandle {
+    start_warm(device, &[flags, &["--no-warm-up"]].concat())
+}
+
+fn start_warm(device: &str, flags: &[&str]) -> EngineHandle {
     // Exact products and keys as they are computed, so that rounding doesn't choose between close logits.
     let fixed = ["server", "--device", device];
     let small = [
@@ -70,6 +74,16 @@ async fn tokens(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Vec<Ve
 
 /// One test at a time: engines of one process would record each other's work.
 static DEVICE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// The steps before the first request leave nothing behind.
+#[tokio::test]
+async fn a_warm_engine_has_the_same_tokens() {
+    let _turn = DEVICE.lock().await;
+    let requests: Vec<GenerateRequest> = (0..3).map(request).collect();
+    let expected = tokens(&start("cpu", &[]), requests.clone()).await;
+    let warm = start_warm(gpu(), &["--max-num-seqs", "3"]);
+    assert_eq!(tokens(&warm, requests).await, expected);
+}
 
 /// Steps are computed ahead of what is known: sequences that end with a stop token and others that join must not disturb
 /// anybody.
