@@ -25,17 +25,8 @@ impl ActiveSequence {
         self.samplers.clear();
         for &token in &chunk.draft {
             let before = self.samplers.last().unwrap_or(&self.sampler);
-            let sampler = match spare.pop() {
-                Some(mut sampler) => {
-                    sampler.follow(before, token);
-                    sampler
-                }
-                None => {
-                    let mut sampler = before.fork();
-                    sampler.observe(token);
-                    sampler
-                }
-            };
+            let mut sampler = spare.pop().unwrap_or_else(|| before.fork());
+            sampler.follow(before, token);
             self.samplers.push(sampler);
         }
         let Self {

@@ -38,8 +38,17 @@ enum Sampling {
     Read,
 }
 
+/// Rows up to which the host reads all logits before the first request. With more rows the device's part is the same, and the
+/// host's takes its time.
+const MAX_READ_ROWS: usize = 4;
+
 impl Sampling {
-    const ALL: [Self; 3] = [Self::Greedy, Self::Drawn, Self::Read];
+    /// What needs kernels of its own with so many rows.
+    fn of(num_rows: usize) -> impl Iterator<Item = Self> {
+        let all = [Self::Greedy, Self::Drawn, Self::Read];
+        all.into_iter()
+            .filter(move |how| *how != Self::Read || num_rows <= MAX_READ_ROWS)
+    }
 
     fn params(self) -> SamplingParams {
         match self {
@@ -100,8 +109,8 @@ impl Worker {
                 WarmUpStep::Prompts { lens, slot }
             }));
             if !pools {
-                let decodes = Sampling::ALL.into_iter().flat_map(|how| {
-                    (counts.iter()).map(move |&num_rows| WarmUpStep::Decode {
+                let decodes = counts.iter().flat_map(|&num_rows| {
+                    Sampling::of(num_rows).map(move |how| WarmUpStep::Decode {
                         num_rows,
                         how,
                         slot,
@@ -162,7 +171,7 @@ impl Worker {
                     Some(*end - 1)
                 });
                 let ends: Vec<usize> = ends.collect();
-                for how in Sampling::ALL {
+                for how in Sampling::of(ends.len()) {
                     let mut samplers = self.samplers(ends.len(), how);
                     let rows = ends.iter().copied().zip(&mut samplers);
                     self.choose(Pending::hidden(hidden.clone()), rows)?;
@@ -197,10 +206,12 @@ impl Worker {
     }
 }
 
-/// Lengths of prompts that need kernels of their own: a kernel takes numbers of rows up to a power of two.
+/// Lengths of prompts that may need kernels of their own: which kernel computes a product depends on the number of its rows, and
+/// on how many parts of the card these keep busy.
 fn prompt_lens(longest: usize) -> impl Iterator<Item = usize> {
-    let powers = (1..usize::BITS).map(|bits| 1 << bits);
-    let mut lens: Vec<usize> = powers.take_while(|&len| len < longest).collect();
+    let powers = (1..usize::BITS - 1).map(|bits| 1 << bits);
+    let lens = powers.flat_map(|len| [len, len + len / 2]);
+    let mut lens: Vec<usize> = lens.take_while(|&len| len < longest).collect();
     lens.push(longest);
     lens.into_iter().rev()
 }
@@ -212,8 +223,8 @@ mod tests {
     #[test]
     fn prompts_are_as_long_as_they_may_be_at_most() {
         let lens = |longest| prompt_lens(longest).collect::<Vec<_>>();
-        assert_eq!(lens(100), [100, 64, 32, 16, 8, 4, 2]);
-        assert_eq!(lens(64), [64, 32, 16, 8, 4, 2]);
+        assert_eq!(lens(100), [100, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2]);
+        assert_eq!(lens(8), [8, 6, 4, 3, 2]);
         assert_eq!(lens(1), [1]);
     }
 }
