@@ -53,7 +53,9 @@ impl Sampling {
     fn params(self) -> SamplingParams {
         match self {
             Self::Greedy => SamplingParams::greedy(),
+            // Cold enough for the device to decide, whatever the logits are: the host would have to read them otherwise.
             Self::Drawn => SamplingParams {
+                temperature: 0.01,
                 top_p: 0.9,
                 ..SamplingParams::default()
             },
