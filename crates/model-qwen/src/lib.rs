@@ -19,6 +19,7 @@ pub mod config;
 pub mod constraint;
 pub mod detokenizer;
 pub mod device;
+mod device_failure;
 mod dtype;
 mod end_tokens;
 #[cfg(feature = "clap")]
@@ -58,6 +59,7 @@ pub use config::{ConfigError, Llama3, LongRope, QwenConfig, RopeScaling, Yarn};
 pub use constraint::{Constraint, ConstraintFactory, Grammar, GrammarError, JsonStyle, TokenMask};
 pub use detokenizer::Detokenizer;
 pub use device::{DeviceError, DeviceMemory, device_memory, is_gpu, parse_device};
+pub use device_failure::{catch_device_failure, device_causes};
 pub use dtype::Dtype;
 pub use end_tokens::end_tokens;
 pub use generate::{GenerateError, GenerateRequest, generate};

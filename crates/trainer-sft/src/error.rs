@@ -20,6 +20,19 @@ pub enum TrainError {
     /// `--device`.
     #[error("--device: {0}")]
     Device(#[from] DeviceError),
+    /// The device has failed, most often because its memory is full. The process cannot go on with it.
+    #[error(
+        "{what}: the device has failed: {reason}\n{}",
+        advice(checkpoint.as_deref())
+    )]
+    DeviceFailed {
+        /// What was being done.
+        what: String,
+        /// What the device says.
+        reason: String,
+        /// The newest checkpoint of the run.
+        checkpoint: Option<PathBuf>,
+    },
     /// The model's folder, tokenizer or chat template.
     #[error(transparent)]
     ModelFiles(#[from] ModelFilesError),
@@ -125,4 +138,39 @@ pub enum TrainError {
 pub(crate) fn output_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
     let path = path.to_path_buf();
     move |error| TrainError::Output { path, error }
+}
+
+/// What to do when a device has failed.
+fn advice(checkpoint: Option<&Path>) -> String {
+    let less = "if its memory is full, give a smaller --batch-size (and a larger --gradient-accumulation for the same steps), a \
+                smaller --max-length, or --quantization nf4";
+    match checkpoint {
+        Some(checkpoint) => format!(
+            "{less}; the steps so far are in {}: --resume it",
+            checkpoint.display()
+        ),
+        None => format!("{less}; there is no checkpoint yet (--save-steps writes some)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_fails_leaves_the_last_checkpoint() {
+        let failed = |checkpoint: Option<&str>| TrainError::DeviceFailed {
+            what: "step 7".to_owned(),
+            reason: "out of memory".to_owned(),
+            checkpoint: checkpoint.map(PathBuf::from),
+        };
+        let said = failed(Some("a/checkpoint-5")).to_string();
+        assert!(said.starts_with("step 7: the device has failed: out of memory\n"));
+        assert!(said.contains("--batch-size") && said.ends_with("a/checkpoint-5: --resume it"));
+        assert!(
+            failed(None)
+                .to_string()
+                .ends_with("(--save-steps writes some)")
+        );
+    }
 }

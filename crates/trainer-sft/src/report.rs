@@ -140,7 +140,7 @@ impl Report<'_> {
             (None, true) => "stopped early by its evaluations",
             (None, false) => "at its last step",
         };
-        let memory = self.summary.peak_memory;
+        let mib = |bytes: Option<u64>| bytes.map(|bytes| format!("{} MiB", bytes >> 20));
         let rows = [
             ("Steps", Some(num_steps.to_string())),
             ("Ended", Some(end.to_owned())),
@@ -151,10 +151,8 @@ impl Report<'_> {
             ("Examples", self.examples.map(|all| all.len().to_string())),
             ("Trained parameters", Some(num_trainable.to_string())),
             ("Seconds of this process", Some(format!("{seconds:.0}"))),
-            (
-                "Peak memory",
-                memory.map(|bytes| format!("{} MiB", bytes >> 20)),
-            ),
+            ("Peak memory", mib(self.summary.peak_memory)),
+            ("Memory of the card in use", mib(self.summary.device_memory)),
         ];
         let rows = rows.into_iter().filter_map(|(name, value)| {
             Some(format!(

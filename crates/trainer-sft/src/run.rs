@@ -7,11 +7,12 @@ mod seen;
 mod told;
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::DType;
-use model_qwen::is_gpu;
+use burn::tensor::{DType, Device};
+use model_qwen::{catch_device_failure, device_memory, is_gpu};
 use tracing::warn;
 
 use self::checkpoints::find_best;
@@ -20,7 +21,7 @@ use self::seen::Metrics;
 use self::told::{Told, tell_the_plan};
 use crate::batch::{DataLoader, LoaderState, StepBatch};
 use crate::checkpoint::TrainerState;
-use crate::config::Config;
+use crate::config::{Config, newest_checkpoint};
 use crate::data::Examples;
 use crate::error::TrainError;
 use crate::metrics::{Record, Speedometer, peak_memory};
@@ -106,7 +107,14 @@ impl<'a> Run<'a> {
         );
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
-            if self.step(total_steps, &mut told, &mut speed)?.is_break() {
+            let (device, step) = (self.trainer.device(), self.trainer.num_steps() + 1);
+            let output = &self.config.run.output;
+            let done = guard(
+                &device,
+                || (format!("step {step}"), newest_checkpoint(output)),
+                || self.step(total_steps, &mut told, &mut speed),
+            )?;
+            if done.is_break() {
                 break;
             }
         }
@@ -120,6 +128,8 @@ impl<'a> Run<'a> {
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
+        self.summary.device_memory =
+            device_memory(&self.trainer.device()).map(|memory| memory.total - memory.free);
         self.write_report();
         Ok(self.summary)
     }
@@ -315,6 +325,25 @@ impl<'a> Run<'a> {
             ..Record::default()
         }
     }
+}
+
+/// The result of `work`. A GPU that fails in it ends the run with an error of `what` was done, and of the newest checkpoint.
+pub(crate) fn guard<T>(
+    device: &Device,
+    what: impl FnOnce() -> (String, Option<PathBuf>),
+    work: impl FnOnce() -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    if !is_gpu(device) {
+        return work();
+    }
+    catch_device_failure(work).unwrap_or_else(|reason| {
+        let (what, checkpoint) = what();
+        Err(TrainError::DeviceFailed {
+            what,
+            reason,
+            checkpoint,
+        })
+    })
 }
 
 /// Whether something that is done every so many steps is due after `step`.

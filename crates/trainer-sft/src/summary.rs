@@ -34,6 +34,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Largest resident memory in bytes.
     pub peak_memory: Option<u64>,
+    /// Bytes of the card's memory in use at the end, by all programs; a run gives nothing back before. CUDA only.
+    pub device_memory: Option<u64>,
 }
 
 impl fmt::Display for Summary {
@@ -68,6 +70,9 @@ impl fmt::Display for Summary {
         }
         if let Some(bytes) = self.peak_memory {
             write!(formatter, "; peak memory {} MiB", bytes >> 20)?;
+        }
+        if let Some(bytes) = self.device_memory {
+            write!(formatter, "; {} MiB of the card in use", bytes >> 20)?;
         }
         match &self.stopped {
             Some(checkpoint) => write!(

@@ -18,7 +18,7 @@ use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
 use crate::identity::{self, identify};
 use crate::output::{OutputFolder, Weights};
-use crate::run::{Run, Watch};
+use crate::run::{Run, Watch, guard};
 use crate::setup::{add_adapter, load_model, options_of_adapter, start};
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -166,7 +166,8 @@ impl<'a> Training<'a> {
         (state.total_steps, state.seed) = (total_steps, config.run.seed);
         state.run = Some(identity);
 
-        let mut model = load_model(config, &device)?;
+        let loading = || ("loading the model".to_owned(), None);
+        let mut model = guard(&device, loading, || load_model(config, &device))?;
         let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
         if tokens > vocab {
             return Err(TrainError::Vocabulary { tokens, vocab });

@@ -1,10 +1,8 @@
 //! What happens when the device fails to compute a step, as when its memory is full.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use burn::tensor::DType;
 use kv_paging::{KvShape, PagedKvCache, SequenceId};
+use model_qwen::{catch_device_failure, device_causes};
 
 use super::error::SequenceError;
 use super::request::EngineOutput;
@@ -14,39 +12,11 @@ use super::worker::Worker;
 /// Failed steps in a row after which the engine gives up: the device needs a new process then.
 pub(super) const MAX_FAILURES: usize = 3;
 
-/// Lines and characters of what a device says that are of use to anybody.
-const MAX_CAUSES: usize = 12;
-const MAX_MESSAGE: usize = 800;
-
 /// The result of `step`, or what the device said: Burn's operations panic where a kernel or an allocation has failed, and reads
 /// of this project's own have an error.
 pub(super) fn catch<T>(step: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // What a step leaves half done is replaced in `Worker::recover`.
-    match catch_unwind(AssertUnwindSafe(step)) {
-        Ok(result) => result.map_err(|report| causes(&report)),
-        Err(panic) => Err(message(panic.as_ref())),
-    }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    causes(text.unwrap_or("unknown"))
-}
-
-/// The causes in a device's report, the first one last: between them it names all that could not be computed for want of
-/// something else, and where it could have told a backtrace.
-fn causes(report: &str) -> String {
-    let lines = report.lines().map(str::trim).filter(|line| {
-        !(line.is_empty()
-            || line.starts_with("skipped ")
-            || line.starts_with('(')
-            || line.starts_with("No backtrace")
-            || ["Caused by:", "Backtrace:", "Asked at:"].contains(line))
-    });
-    // Errors of compilers end with the whole source.
-    let lines: Vec<&str> = lines.take(MAX_CAUSES).collect();
-    lines.join(": ").chars().take(MAX_MESSAGE).collect()
+    catch_device_failure(step)?.map_err(|report| device_causes(&report))
 }
 
 impl Worker {
@@ -195,16 +165,6 @@ mod tests {
                 }
             }
         })
-    }
-
-    #[test]
-    fn messages_name_the_first_cause() {
-        let report = "Error while reading data\nCaused by:\n  Several failures at once\nCaused by:\n  The bytes were never \
-            written (failure #3)\n  skipped `ArgmaxRows`: it needed memory 7\n  (70 older skip record(s) were dropped)\n\
-            Caused by:\n  can't allocate buffer of size: 43008000\nBacktrace:\nNo backtrace available\n";
-        let expected = "Error while reading data: Several failures at once: The bytes were never written (failure #3): \
-            can't allocate buffer of size: 43008000";
-        assert_eq!(causes(report), expected);
     }
 
     #[test]
