@@ -11,6 +11,7 @@
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use tracing::trace_span;
 
+use crate::device::is_gpu;
 use crate::kernels::choice::{draw_tokens, largest_logits};
 use crate::model::QwenModel;
 use crate::sampling::{Draw, Logprobs, SampledToken, Sampler, TopLogits, logprobs_of};
@@ -88,6 +89,16 @@ impl Want<'_> {
         match self {
             Self::Token { sampler, .. } => sampler.sample_only().map(Choice::Token),
             Self::Score { .. } => None,
+        }
+    }
+
+    /// The tokens that may come, if a constraint lets `max` through at most, but more than one.
+    fn few_allowed(&mut self, max: usize) -> Option<Vec<u32>> {
+        match self {
+            Self::Token { sampler, .. } if sampler.is_constrained() => {
+                sampler.few_allowed(max).filter(|ids| ids.len() > 1)
+            }
+            _ => None,
         }
     }
 
@@ -204,8 +215,8 @@ fn choose_from_hidden(
             false => None,
         };
         choices.extend(match largest {
-            Some(largest) => choose_from_largest(rows, &largest, |row| {
-                model.logits(hidden.clone().narrow(0, row, 1)) // [1, vocab]
+            Some(largest) => choose_from_largest(rows, &largest, |rows| {
+                model.logits(select_rows(&hidden, rows)) // [rows, vocab]
             }),
             None => choose_from_logits(model.logits(hidden), rows)?,
         });
@@ -221,9 +232,15 @@ pub(crate) fn choose_from_logits(
     if !rows.iter().any(|row| row.want.is_constrained()) {
         return choose_from_rows(logits, rows);
     }
+    let on_device = is_gpu(&logits.device());
+    let mut few = match on_device {
+        true => choose_few(&logits, rows)?,
+        false => vec![None; rows.len()],
+    }
+    .into_iter();
     few_first(
         rows,
-        |row| row.want.only(),
+        |row| few.next().flatten().or_else(|| row.want.only()),
         |rows, places| {
             // What the device can do for the other rows it should not leave to the host because of these.
             let mut choices: Vec<Option<Choice>> = vec![None; rows.len()];
@@ -248,6 +265,41 @@ pub(crate) fn choose_from_logits(
     )
 }
 
+/// Answers rows of logits whose constraints let few tokens through: the logits of these, of all such rows together, are all that
+/// leaves the device.
+fn choose_few(
+    logits: &Tensor<2>,
+    rows: &mut [ChoiceRow<'_>],
+) -> Result<Vec<Option<Choice>>, String> {
+    let num_constrained = rows.iter().filter(|row| row.want.is_constrained()).count();
+    let max = MAX_FEW / num_constrained.max(1);
+    let allowed = rows.iter_mut().map(|row| row.want.few_allowed(max));
+    let allowed: Vec<Option<Vec<u32>>> = allowed.collect();
+    let indices: Vec<usize> = (0..rows.len()).filter(|&i| allowed[i].is_some()).collect();
+    let mut all: Vec<u32> = allowed.iter().flatten().flatten().copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    let mut choices = vec![None; rows.len()];
+    if all.is_empty() {
+        return Ok(choices);
+    }
+    let ids = TensorData::new(all.iter().map(|&id| id as i32).collect(), [all.len()]);
+    let ids = Tensor::<1, Int>::from_data(ids, (&logits.device(), DType::I32));
+    let few = on_host(select_rows(logits, &indices).select(1, ids)); // [rows, all]
+    for (&row, few) in indices.iter().zip(few.chunks_exact(all.len())) {
+        let own = allowed[row].iter().flatten();
+        let logit = |id: &u32| {
+            all.binary_search(id)
+                .map_or(f32::NEG_INFINITY, |at| few[at])
+        };
+        let mut own: Vec<f32> = own.map(logit).collect();
+        choices[row] = rows[row]
+            .want
+            .by_few(max, |_| Some(std::mem::take(&mut own)));
+    }
+    Ok(choices)
+}
+
 /// [`choose_from_logits`] for rows that are chosen in one way.
 fn choose_from_rows(logits: Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec<Choice>, String> {
     let row_of = |row| logits.clone().narrow(0, row, 1); // [1, vocab]
@@ -266,7 +318,9 @@ fn choose_from_rows(logits: Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec
     if let Some(scales) = scales(rows)
         && let Some(largest) = largest_logits(&logits, &scales)
     {
-        return Ok(choose_from_largest(rows, &largest.wait()?, row_of));
+        return Ok(choose_from_largest(rows, &largest.wait()?, |rows| {
+            select_rows(&logits, rows)
+        }));
     }
     let [_, vocab] = logits.dims();
     let mut logits = on_host(logits);
@@ -282,18 +336,28 @@ pub(crate) fn choose_drawn(ids: &[Option<u32>], rows: &mut [ChoiceRow<'_>]) -> V
     rows.iter_mut().map(drawn).collect()
 }
 
-/// Chooses from the largest logits of each row. Where these don't decide, `logits_of` computes all logits of a row, `[1, vocab]`.
+/// Chooses from the largest logits of each row. For the rows that these don't decide `logits_of` computes all logits, of all such
+/// rows together.
 fn choose_from_largest(
     rows: &mut [ChoiceRow<'_>],
     largest: &[TopLogits],
-    logits_of: impl Fn(usize) -> Tensor<2>,
+    logits_of: impl FnOnce(&[usize]) -> Tensor<2>,
 ) -> Vec<Choice> {
-    let rows = rows.iter_mut().zip(largest).enumerate();
-    rows.map(|(i, (row, largest))| {
-        let choice = row.want.by_largest(largest);
-        choice.unwrap_or_else(|| row.want.by_all(&mut on_host(logits_of(i))))
-    })
-    .collect()
+    let decided = rows.iter_mut().zip(largest);
+    let mut choices: Vec<Option<Choice>> = decided
+        .map(|(row, largest)| row.want.by_largest(largest))
+        .collect();
+    let undecided = (0..rows.len()).filter(|&row| choices[row].is_none());
+    let undecided: Vec<usize> = undecided.collect();
+    if !undecided.is_empty() {
+        let logits = logits_of(&undecided);
+        let [_, vocab] = logits.dims();
+        let mut logits = on_host(logits);
+        for (&row, logits) in undecided.iter().zip(logits.chunks_exact_mut(vocab)) {
+            choices[row] = Some(rows[row].want.by_all(logits));
+        }
+    }
+    choices.into_iter().flatten().collect()
 }
 
 /// Whether the largest logits that the int8 copy of lm_head finds may decide a row.
@@ -350,6 +414,7 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
+    use crate::constraint::{ConstraintFactory, Grammar};
     use crate::load::LoadOptions;
     use crate::sampling::SamplingParams;
 
@@ -392,6 +457,49 @@ mod tests {
                 _ => Choice::Token(sampler(row).sample(&mut logits, &banned)),
             };
             assert_eq!(choice, expected, "row {row}");
+        }
+    }
+
+    /// Rows with few tokens to choose from, in one read of their logits, get the tokens that they get from all logits.
+    #[test]
+    fn few_logits_give_the_tokens_of_all() {
+        let dir = crate::bundled_model_dir().unwrap();
+        let tokenizer = crate::Tokenizer::from_dir(&dir).unwrap();
+        let vocab = tokenizer.vocab_size();
+        let factory = ConstraintFactory::new(&tokenizer, vocab, &[2]).unwrap();
+        let grammars = ["[0-9]+", "a|b|c", ".*", "x"].map(|regex| {
+            let grammar = Grammar::Regex(regex.to_owned());
+            factory.compile(&grammar, None).unwrap()
+        });
+        let sampler = |row: usize| {
+            let params = SamplingParams {
+                temperature: if row.is_multiple_of(2) { 0.0 } else { 1.0 },
+                seed: Some(row as u64),
+                repetition_penalty: if row.is_multiple_of(3) { 1.5 } else { 1.0 },
+                ..SamplingParams::default()
+            };
+            Sampler::new(&params, &[3, 4, 300], vocab).constrained(grammars.get(row % 5).cloned())
+        };
+        let random = Distribution::Normal(0.0, 2.0);
+        let logits = Tensor::<2>::random([20, vocab], random, (&Device::flex(), DType::F32));
+        let banned = [7, 300];
+        let mut samplers: Vec<Sampler> = (0..20).map(sampler).collect();
+        let mut rows: Vec<ChoiceRow<'_>> = (samplers.iter_mut().enumerate())
+            .map(|(row, sampler)| ChoiceRow {
+                row,
+                want: Want::Token {
+                    sampler,
+                    banned: &banned,
+                },
+            })
+            .collect();
+        let choices = choose_few(&logits, &mut rows).unwrap();
+        for (row, choice) in choices.into_iter().enumerate() {
+            // Digits, and three letters; not any text, one letter, or no grammar.
+            assert_eq!(choice.is_some(), row % 5 < 2, "row {row}");
+            let mut logits = on_host(logits.clone().narrow(0, row, 1));
+            let expected = Choice::Token(sampler(row).sample(&mut logits, &banned));
+            assert!(choice.is_none_or(|choice| choice == expected), "row {row}");
         }
     }
 }
