@@ -15,6 +15,7 @@ mod grammars;
 mod lifecycle;
 mod metrics;
 mod ollama;
+mod ollama_embed;
 mod pooling;
 mod prompts;
 mod reasoning;
