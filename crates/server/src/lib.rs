@@ -58,8 +58,8 @@ pub use state::AppState;
 
 use error::{ApiError, shape};
 use routes::{
-    anthropic, auth, chat, classify, completions, embeddings, health, info, invocations, lora, models,
-    ollama, render, responses, scores, stored_responses as stored, tokenize, track,
+    anthropic, auth, chat, classify, completions, embeddings, health, info, invocations, lora,
+    models, ollama, render, responses, scores, stored_responses as stored, tokenize, track,
 };
 
 /// Paths and what answers there.

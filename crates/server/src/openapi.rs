@@ -318,14 +318,7 @@ mod tests {
         let described: BTreeSet<&str> = paths.keys().map(String::as_str).collect();
         // What is refused whatever is asked.
         let refused = |path: &&str| {
-            let models = [
-                "pull",
-                "push",
-                "create",
-                "copy",
-                "delete",
-                "blobs",
-            ];
+            let models = ["pull", "push", "create", "copy", "delete", "blobs"];
             let name = path
                 .strip_prefix("/api/")
                 .and_then(|path| path.split('/').next());

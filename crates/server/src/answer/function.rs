@@ -131,7 +131,10 @@ impl AnswerParser {
         let text = text.strip_suffix('\n').unwrap_or(text);
         let tools = self.options.calls.as_ref().map(|calls| &calls.tools);
         let tool = tools.zip(parameters.tool).map(|(tools, i)| &tools[i]);
-        let value = tool.map_or_else(|| Value::from(text), |tool| tool.value(&name, text));
+        let value = tool.map_or_else(
+            || Value::from(text).to_string(),
+            |tool| tool.value(&name, text),
+        );
         let comma = if parameters.num > 0 { ", " } else { "" };
         let key = Value::from(name);
         parameters.num += 1;

@@ -9,7 +9,7 @@ use super::pooling::{info, pool};
 use super::prompt::in_turn;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
-use crate::protocol::classify::{ClassifyResponse, Classified};
+use crate::protocol::classify::{Classified, ClassifyResponse};
 use crate::protocol::fields::Endpoint;
 use crate::state::{AppState, unix_time};
 

@@ -11,6 +11,7 @@ mod compat;
 mod endpoints;
 mod envelope;
 mod errors;
+mod function_calls;
 mod grammars;
 mod lifecycle;
 mod metrics;

@@ -34,10 +34,7 @@ fn vectors_have_ollamas_form_and_length_1() {
     assert_eq!(answer["prompt_eval_count"], 3);
     assert_eq!(answer["load_duration"], 0);
     assert!(answer["total_duration"].as_u64().unwrap() > 0);
-    check(
-        &answer["embeddings"][0],
-        &scaled([2.0, 104.0, 105.0, 1.0]),
-    );
+    check(&answer["embeddings"][0], &scaled([2.0, 104.0, 105.0, 1.0]));
     check(&answer["embeddings"][1], &scaled([1.0, 120.0, 120.0, 1.0]));
     assert_eq!(answer["embeddings"].as_array().unwrap().len(), 2);
     let one = embed(&server, json!({ "input": "hi" }));
@@ -61,7 +58,10 @@ fn long_texts_are_cut_unless_they_may_not_be() {
     for (extra, num) in [
         (json!({}), 200),
         (json!({ "truncate": true }), 200),
-        (json!({ "options": { "num_ctx": 3, "temperature": 0.5 } }), 3),
+        (
+            json!({ "options": { "num_ctx": 3, "temperature": 0.5 } }),
+            3,
+        ),
         (json!({ "options": { "num_ctx": "3" } }), 3),
     ] {
         let answer = embed(&server, support::merged(json!({ "input": long }), extra));
@@ -92,7 +92,11 @@ fn long_texts_are_cut_unless_they_may_not_be() {
             json!({ "input": "x", "options": { "mirostat": 1 } }),
             "`options.mirostat`",
         ),
-        ("/api/embed", json!({ "input": "x", "options": 5 }), "`options`"),
+        (
+            "/api/embed",
+            json!({ "input": "x", "options": 5 }),
+            "`options`",
+        ),
         (
             "/api/embed",
             json!({ "input": "x", "dimensions": 5 }),

@@ -368,17 +368,27 @@ fn a_score_is_the_probability_of_the_one_class() {
         (json!({}), "input"),
         (json!({ "input": ["x", ""] }), "input[1]"),
         (json!({ "input": "x", "priority": 1 }), "priority"),
-        (json!({ "input": "x", "use_activation": "maybe" }), "use_activation"),
+        (
+            json!({ "input": "x", "use_activation": "maybe" }),
+            "use_activation",
+        ),
     ] {
         let refused = server.post("/classify", &body);
         let error = &refused.json()["error"];
-        assert_eq!((refused.status, &error["param"]), (400, &json!(param)), "{error}");
+        assert_eq!(
+            (refused.status, &error["param"]),
+            (400, &json!(param)),
+            "{error}"
+        );
     }
     let without = TestServer::start_pooling(&[], None);
     let refused = without.post("/classify", &json!({ "input": "x" }));
     let error = &refused.json()["error"];
     assert_eq!((refused.status, &error["param"]), (400, &json!("model")));
-    assert!(error["message"].as_str().unwrap().contains("no classes"), "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("no classes"),
+        "{error}"
+    );
 }
 
 #[test]
