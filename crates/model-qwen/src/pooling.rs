@@ -287,6 +287,19 @@ mod tests {
     }
 
     #[test]
+    fn a_class_has_the_name_that_the_folder_gives_it() {
+        let label = |config: &str| first_label(folder(&[("config.json", config)]).path());
+        assert_eq!(label("{}").unwrap().unwrap(), "LABEL_0");
+        let named = r#"{"id2label": {"1": "bad", "0": "good"}}"#;
+        assert_eq!(label(named).unwrap().unwrap(), "good");
+        assert_eq!(label(r#"{"id2label": {"1": "bad"}}"#).unwrap(), None);
+        for wrong in [r#"{"id2label": ["good"]}"#, r#"{"id2label": {"0": 5}}"#] {
+            let error = label(wrong).unwrap_err().to_string();
+            assert!(error.contains("`id2label`"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_class_says_what_a_model_ends_with() {
         for (class, expected) in [
             ("Qwen3ForCausalLM", Architecture::CausalLm),

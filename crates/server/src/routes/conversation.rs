@@ -484,12 +484,12 @@ mod tests {
                 grammar_and_place(Some(asked), &rendered(prompt), &parts, is_forced).unwrap();
             (asked.unwrap().grammar == Grammar::JsonObject, after)
         };
-        use ReasoningStart::{None, Prompt};
         let open = "assistant\n<think>\n";
-        assert_eq!(place(open, Prompt, false), (true, Some(8)));
-        assert_eq!(place(open, None, false), (true, Some(8)));
+        let (looked_for, ignored) = (ReasoningStart::Prompt, ReasoningStart::None);
+        assert_eq!(place(open, looked_for, false), (true, Some(8)));
+        assert_eq!(place(open, ignored, false), (true, Some(8)));
         // The grammar has the reasoning in it.
-        assert_eq!(place(open, Prompt, true), (false, Option::None));
-        assert_eq!(place("assistant\n", None, false), (true, Option::None));
+        assert_eq!(place(open, looked_for, true), (false, None));
+        assert_eq!(place("assistant\n", ignored, false), (true, None));
     }
 }
