@@ -146,15 +146,16 @@ fn calls(tools: &[&Tool], only_one: bool, all_schemas: bool) -> Value {
 }
 
 /// Any text, whose calls of strict tools follow their schemas; `None` if no tool is strict. A model may write a call in
-/// `<tool_call>` or without it, on one line or on several.
+/// `<tool_call>` or without it, on one line or on several, with a space behind a colon or without it.
 fn strict_calls(tools: &[Tool], functions: bool) -> Result<Option<Value>, ApiError> {
     let strict = tools.iter().filter(|tool| tool.strict);
-    let tags = strict.map(|tool| {
-        let between = json!({ "type": "regex", "pattern": r#",\s{0,16}"arguments": "# });
+    let forms = strict.flat_map(|tool| [(tool, " "), (tool, "")]);
+    let tags = forms.map(|(tool, space)| {
+        let between = json!({ "type": "regex", "pattern": r#",\s{0,16}"arguments": ?"# });
         let arguments = arguments(tool, r"\s{0,16}");
         json!({
             "type": "tag",
-            "begin": format!("\"name\": {}", Value::from(tool.name.as_str())),
+            "begin": format!("\"name\":{space}{}", Value::from(tool.name.as_str())),
             "content": { "type": "sequence", "elements": [between, arguments] },
             "end": "",
         })

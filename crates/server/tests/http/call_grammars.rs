@@ -92,6 +92,7 @@ fn calls_of_strict_tools_keep_to_their_schemas() {
         &call("weather", "{\"city\": \"Rome\"}"),
         &call("time", "{\"anything\": 1}"),
         &bare("{\n    \"city\": \"Rome\"\n  }"),
+        "<tool_call>{\"name\":\"weather\",\"arguments\":{\"city\":\"Rome\"}}</tool_call>",
     ] {
         assert!(accepts(&server, text), "{text}");
     }
@@ -99,6 +100,7 @@ fn calls_of_strict_tools_keep_to_their_schemas() {
         call("weather", "{\"city\": 1}"),
         call("weather", "{}"),
         bare("{\"town\": \"Rome\"}"),
+        "<tool_call>{\"name\":\"weather\",\"arguments\":{\"city\":1}}</tool_call>".to_owned(),
     ] {
         assert!(!accepts(&server, &text), "{text}");
     }
