@@ -22,9 +22,7 @@ const MAX_DEPTH: usize = 8;
 impl Tool {
     /// A parameter's value from its text, as JSON: of the type that the schema says, or the text itself.
     pub(super) fn value(&self, parameter: &str, text: &str) -> String {
-        let schemas = self.parameters.pointer("/properties");
-        let schema = schemas.and_then(|schemas| schemas.get(parameter));
-        let types = schema.map_or_else(Vec::new, |schema| self.types(schema));
+        let types = self.types_of(parameter);
         let trimmed = text.trim();
         let is_null = matches!(trimmed, "null" | "None" | "none" | "NULL");
         let first = types.iter().find(|kind| **kind != "null");
@@ -52,6 +50,22 @@ impl Tool {
             (None, Some(kind)) if is_large(kind, trimmed) => trimmed.to_owned(),
             _ => Value::from(text).to_string(),
         }
+    }
+
+    /// Whether a parameter is a list or an object, whose texts may have any tag in them.
+    pub(super) fn nests(&self, parameter: &str) -> bool {
+        let types = self.types_of(parameter);
+        let mut types = types.into_iter().filter(|kind| *kind != "null");
+        types
+            .next()
+            .is_some_and(|kind| matches!(kind, "array" | "object"))
+    }
+
+    /// The types of a parameter, in the order of its schema.
+    fn types_of(&self, parameter: &str) -> Vec<&str> {
+        let schemas = self.parameters.pointer("/properties");
+        let schema = schemas.and_then(|schemas| schemas.get(parameter));
+        schema.map_or_else(Vec::new, |schema| self.types(schema))
     }
 
     /// The types that a schema in the parameters names, in its order.
@@ -110,5 +124,10 @@ fn is_large(kind: &str, text: &str) -> bool {
         "object" | "array" => text.starts_with(['{', '[']),
         _ => false,
     };
-    may_be && serde_json::from_str::<&RawValue>(text).is_ok()
+    may_be && is_json(text)
+}
+
+/// Whether a text is JSON, with space around it or without.
+pub(super) fn is_json(text: &str) -> bool {
+    serde_json::from_str::<&RawValue>(text).is_ok()
 }
