@@ -187,6 +187,23 @@ pub fn classifier_from_token(dir: &Path) -> Result<Option<Vec<String>>, JsonFile
     top.read("classifier_from_token", "a list of tokens", texts)
 }
 
+/// The name of a classifier's first class, as `id2label` in `config.json` has it: transformers calls it `LABEL_0` where that is
+/// missing.
+///
+/// # Errors
+/// When the file cannot be read, or the field is no object of texts.
+pub fn first_label(dir: &Path) -> Result<Option<String>, JsonFileError> {
+    let config = JsonFile::read(dir.join("config.json"))?;
+    let first = |value: &Value| {
+        let labels = value.as_object()?;
+        let is_text = labels.values().all(Value::is_string);
+        let first = labels.get("0").and_then(Value::as_str);
+        is_text.then(|| first.map(str::to_owned))
+    };
+    let found = config.top().read("id2label", "an object of texts", first)?;
+    Ok(found.unwrap_or_else(|| Some("LABEL_0".to_owned())))
+}
+
 /// Where the weights of a score come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScoreHead {
@@ -267,6 +284,19 @@ mod tests {
             "{found}"
         );
         assert!(error(&[("modules.json", "{}")]).contains("a list of modules"));
+    }
+
+    #[test]
+    fn a_class_has_the_name_that_the_folder_gives_it() {
+        let label = |config: &str| first_label(folder(&[("config.json", config)]).path());
+        assert_eq!(label("{}").unwrap().unwrap(), "LABEL_0");
+        let named = r#"{"id2label": {"1": "bad", "0": "good"}}"#;
+        assert_eq!(label(named).unwrap().unwrap(), "good");
+        assert_eq!(label(r#"{"id2label": {"1": "bad"}}"#).unwrap(), None);
+        for wrong in [r#"{"id2label": ["good"]}"#, r#"{"id2label": {"0": 5}}"#] {
+            let error = label(wrong).unwrap_err().to_string();
+            assert!(error.contains("`id2label`"), "{error}");
+        }
     }
 
     #[test]

@@ -58,12 +58,12 @@ pub use state::AppState;
 
 use error::{ApiError, shape};
 use routes::{
-    anthropic, auth, chat, completions, embeddings, health, info, invocations, lora, models,
-    ollama, render, responses, scores, stored_responses as stored, tokenize, track,
+    anthropic, auth, chat, classify, completions, embeddings, health, info, invocations, lora,
+    models, ollama, render, responses, scores, stored_responses as stored, tokenize, track,
 };
 
 /// Paths and what answers there.
-fn routes() -> [(&'static str, MethodRouter<AppState>); 29] {
+fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
     [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
@@ -77,6 +77,7 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 29] {
         ("/v1/responses/{id}/input_items", get(stored::input_items)),
         ("/v1/embeddings", post(embeddings::embeddings)),
         ("/pooling", post(embeddings::pooling)),
+        ("/classify", post(classify::classify)),
         ("/score", post(scores::score)),
         ("/v1/score", post(scores::score)),
         ("/rerank", post(scores::rerank)),

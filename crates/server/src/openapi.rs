@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::shape::ErrorShape;
 use crate::protocol::chat_answer::ChatResponse;
+use crate::protocol::classify::ClassifyResponse;
 use crate::protocol::completions::CompletionResponse;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::models::{ModelCard, ModelList};
@@ -149,6 +150,12 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
             "What a pooling model computes for texts",
             Some(request(Endpoint::Pooling)),
             Answer::Json(of::<PoolingResponse>(schemas)),
+        ),
+        post(
+            "/classify",
+            "Classes of texts",
+            Some(request(Endpoint::Classify)),
+            Answer::Json(of::<ClassifyResponse>(schemas)),
         ),
         post(
             "/score",
@@ -311,16 +318,7 @@ mod tests {
         let described: BTreeSet<&str> = paths.keys().map(String::as_str).collect();
         // What is refused whatever is asked.
         let refused = |path: &&str| {
-            let models = [
-                "pull",
-                "push",
-                "create",
-                "copy",
-                "delete",
-                "blobs",
-                "embed",
-                "embeddings",
-            ];
+            let models = ["pull", "push", "create", "copy", "delete", "blobs"];
             let name = path
                 .strip_prefix("/api/")
                 .and_then(|path| path.split('/').next());
@@ -344,6 +342,7 @@ mod tests {
             ("/v1/completions", Endpoint::Completions),
             ("/v1/embeddings", Endpoint::Embeddings),
             ("/pooling", Endpoint::Pooling),
+            ("/classify", Endpoint::Classify),
             ("/v1/score", Endpoint::Score),
             ("/v2/rerank", Endpoint::Rerank),
             ("/v1/responses", Endpoint::Responses),
@@ -351,6 +350,8 @@ mod tests {
             ("/v1/messages/count_tokens", Endpoint::CountTokens),
             ("/api/chat", Endpoint::OllamaChat),
             ("/api/generate", Endpoint::OllamaGenerate),
+            ("/api/embed", Endpoint::OllamaEmbed),
+            ("/api/embeddings", Endpoint::OllamaEmbeddings),
             ("/api/show", Endpoint::OllamaShow),
         ] {
             let body = &DOCUMENT["paths"][path]["post"]["requestBody"]["content"];

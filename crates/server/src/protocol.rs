@@ -10,6 +10,7 @@ pub mod body;
 pub(crate) mod call_grammar;
 pub mod chat;
 pub mod chat_answer;
+pub mod classify;
 pub mod common;
 pub mod completions;
 mod field_names;

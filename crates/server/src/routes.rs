@@ -4,6 +4,7 @@ pub mod anthropic;
 pub mod auth;
 pub mod chat;
 mod chat_format;
+pub mod classify;
 mod completion_format;
 pub mod completions;
 mod constraint;

@@ -36,6 +36,8 @@ const PAGES: [(&str, &[Endpoint]); 2] = [
         &[
             Endpoint::OllamaChat,
             Endpoint::OllamaGenerate,
+            Endpoint::OllamaEmbed,
+            Endpoint::OllamaEmbeddings,
             Endpoint::OllamaOptions,
             Endpoint::OllamaShow,
         ],

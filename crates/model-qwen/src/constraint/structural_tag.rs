@@ -1,17 +1,23 @@
 //! Free text with parts that keep to a format: vLLM's and xgrammar's structural tags, as Lark.
 
+mod keys;
+
 use std::fmt::Write as _;
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use regex_syntax::escape;
 use serde_json::{Map, Value};
 
 use super::grammar::{
     Grammar, GrammarError, JsonStyle, invalid, kind, lark_regex, lark_string, object, sized,
 };
 use super::json_schema;
+use keys::{flag, list, text, texts};
 
 /// Formats inside one another.
 const MAX_DEPTH: usize = 64;
+/// Terminals of any text have names that begin so; this one excludes nothing.
+const TEXT_NAME: &str = "TEXT";
 /// Any text.
 const TEXT: &str = "/(?s:.*)/";
 
@@ -84,6 +90,8 @@ struct Lark {
     /// Grammars that the rules name.
     grammars: Vec<GrammarWithLexer>,
     num_rules: usize,
+    /// Terminals of texts without some words.
+    texts: Vec<String>,
 }
 
 impl Lark {
@@ -93,6 +101,25 @@ impl Lark {
         self.num_rules += 1;
         let _ = writeln!(self.rules, "{name}{options}: {body}");
         name
+    }
+
+    /// The terminal of texts that have none of these words in them.
+    fn text_without(&mut self, words: &[String]) -> Result<String, GrammarError> {
+        if words.iter().any(String::is_empty) {
+            return invalid("any_text: `excludes` must not have an empty string");
+        }
+        let words: Vec<String> = words.iter().map(|word| escape(word)).collect();
+        let found = lark_regex(&format!("(?s:.*)({})(?s:.*)", words.join("|")));
+        let body = format!("{TEXT} & ~{found}");
+        let at = match self.texts.iter().position(|text| *text == body) {
+            Some(at) => at,
+            None => {
+                let _ = writeln!(self.rules, "{TEXT_NAME}_{}: {body}", self.texts.len());
+                self.texts.push(body);
+                self.texts.len() - 1
+            }
+        };
+        Ok(format!("{TEXT_NAME}_{at}"))
     }
 
     fn schema(&mut self, schema: &Value) -> Result<String, GrammarError> {
@@ -156,8 +183,12 @@ impl Lark {
             "regex" => lark_regex(sized(text(with(&["pattern"])?, "pattern")?)?),
             "grammar" => self.grammar(text(with(&["grammar"])?, "grammar")?)?,
             "any_text" => {
-                with(&[])?;
-                "TEXT".to_owned()
+                let format = with(&["excludes"])?;
+                match format.get("excludes") {
+                    None => TEXT_NAME.to_owned(),
+                    Some(Value::Array(words)) if words.is_empty() => TEXT_NAME.to_owned(),
+                    Some(_) => self.text_without(&texts(format, "excludes")?)?,
+                }
             }
             "sequence" => self.sequence(list(with(&["elements"])?, "elements")?, depth)?,
             "or" => {
@@ -211,7 +242,7 @@ impl Lark {
         let mut parts = Vec::with_capacity(elements.len());
         for (i, element) in elements.iter().enumerate() {
             let part = self.format(element, depth + 1)?;
-            if part == "TEXT" && i + 1 < elements.len() {
+            if part.starts_with(TEXT_NAME) && i + 1 < elements.len() {
                 return invalid(
                     "sequence: `any_text` is only supported as the last element; a tag's `end` ends it, too",
                 );
@@ -247,7 +278,7 @@ impl Lark {
             [one] => one.clone(),
             several => format!("({})", several.join(" | ")),
         };
-        let rest = match content == "TEXT" {
+        let rest = match content.starts_with(TEXT_NAME) {
             false => joined(&[content, end]),
             true if is_open => content,
             // The text up to the first end.
@@ -345,41 +376,5 @@ fn literal(text: &str) -> String {
     match text.is_empty() {
         true => String::new(),
         false => lark_string(text),
-    }
-}
-
-fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, GrammarError> {
-    match object.get(key) {
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => invalid(format!("`{key}`: expected a string, found {}", kind(other))),
-        None => invalid(format!("expected `{key}`")),
-    }
-}
-
-fn texts(object: &Map<String, Value>, key: &str) -> Result<Vec<String>, GrammarError> {
-    let texts = list(object, key)?.iter().map(|text| match text {
-        Value::String(text) => Ok(text.clone()),
-        other => invalid(format!("`{key}`: expected strings, found {}", kind(other))),
-    });
-    texts.collect()
-}
-
-fn list<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a [Value], GrammarError> {
-    match object.get(key) {
-        Some(Value::Array(items)) if !items.is_empty() => Ok(items),
-        Some(Value::Array(_)) => invalid(format!("`{key}`: expected at least one, found none")),
-        Some(other) => invalid(format!("`{key}`: expected a list, found {}", kind(other))),
-        None => invalid(format!("expected `{key}`")),
-    }
-}
-
-fn flag(object: &Map<String, Value>, key: &str) -> Result<bool, GrammarError> {
-    match object.get(key) {
-        None => Ok(false),
-        Some(Value::Bool(flag)) => Ok(*flag),
-        Some(other) => invalid(format!(
-            "`{key}`: expected a boolean, found {}",
-            kind(other)
-        )),
     }
 }

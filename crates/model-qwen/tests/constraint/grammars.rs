@@ -313,6 +313,14 @@ fn structural_tags_constrain_parts_of_a_text() {
         json!({"type": "tag", "begin": "(", "content": {"type": "any_text"}, "end": [")", "]"]}),
     );
     check(&ends, &["(x)", "(x]"], &["(x", "(x)y"]);
+    let without = format(json!({"type": "sequence", "elements": [
+        {"type": "tag", "begin": "(", "content": {"type": "any_text", "excludes": ["</a>", "b.c"]}, "end": ")"},
+        {"type": "any_text", "excludes": ["</a>"]}]}));
+    check(
+        &without,
+        &["(x\n</b>)", "()", "(bxc)b.c", "(</a)</a"],
+        &["(</a>)", "(x b.c)", "(x", "()x</a>y"],
+    );
 }
 
 #[test]

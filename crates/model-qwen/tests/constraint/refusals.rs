@@ -71,7 +71,11 @@ fn tags_that_are_not_known_are_refused_by_name() {
         "`qwen_xml_parameter`",
     );
     refused(
-        tag(json!({"type": "any_text", "excludes": ["x"]})),
+        tag(json!({"type": "any_text", "excludes": [5]})),
+        "`excludes`",
+    );
+    refused(
+        tag(json!({"type": "any_text", "excludes": ["x", ""]})),
         "`excludes`",
     );
     refused(tag(json!(5)), "a number");

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::tag::{Begins, MAX_NAME, Search, begins, name_room, search, search_from, trimmed};
+use super::tool::is_json;
 use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State};
 
 const CLOSE_FUNCTION: &str = "</function>";
@@ -106,7 +107,10 @@ impl AnswerParser {
         from: usize,
         ends: bool,
     ) -> bool {
-        let found = value_end(&self.buffer, from, ends);
+        let tools = self.options.calls.as_ref().map(|calls| &calls.tools);
+        let tool = tools.zip(parameters.tool).map(|(tools, i)| &tools[i]);
+        let nests = tool.is_some_and(|tool| tool.strict && tool.nests(&name));
+        let found = value_end(&self.buffer, from, ends, |text| !nests || is_json(text));
         let ValueEnd::Found { end, len } = found else {
             if let (ValueEnd::None { from }, false) = (found, ends) {
                 return self.wait(State::Value {
@@ -131,7 +135,10 @@ impl AnswerParser {
         let text = text.strip_suffix('\n').unwrap_or(text);
         let tools = self.options.calls.as_ref().map(|calls| &calls.tools);
         let tool = tools.zip(parameters.tool).map(|(tools, i)| &tools[i]);
-        let value = tool.map_or_else(|| Value::from(text), |tool| tool.value(&name, text));
+        let value = tool.map_or_else(
+            || Value::from(text).to_string(),
+            |tool| tool.value(&name, text),
+        );
         let comma = if parameters.num > 0 { ", " } else { "" };
         let key = Value::from(name);
         parameters.num += 1;
@@ -167,9 +174,9 @@ enum ValueEnd {
     None { from: usize },
 }
 
-/// Looks for the end of a value from `from` on. A closing tag ends it only where a function can go on, so that a value may have
-/// such tags itself.
-fn value_end(text: &str, mut from: usize, ends: bool) -> ValueEnd {
+/// Looks for the end of a value from `from` on. A closing tag ends it only where a function can go on and the value is whole, so
+/// that a value may have such tags itself.
+fn value_end(text: &str, mut from: usize, ends: bool, is_whole: impl Fn(&str) -> bool) -> ValueEnd {
     loop {
         let found = search_from(text, from, &[CLOSE_PARAMETER, CLOSE_FUNCTION], ends);
         let (at, tag) = match found {
@@ -184,6 +191,7 @@ fn value_end(text: &str, mut from: usize, ends: bool) -> ValueEnd {
         };
         let rest = trimmed(&text[behind..]);
         match begins(rest, words, ends) {
+            Begins::With(_) if !is_whole(&text[..at]) => from = behind,
             Begins::With(_) => return ValueEnd::Found { end: at, len },
             Begins::Otherwise if ends && rest.is_empty() => {
                 return ValueEnd::Found { end: at, len };

@@ -1,5 +1,6 @@
 //! Tools, and values of their parameters that are written without JSON.
 
+use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
 /// A function that the model may call.
@@ -19,16 +20,9 @@ pub struct Tool {
 const MAX_DEPTH: usize = 8;
 
 impl Tool {
-    /// A parameter's value from its text: of the type that the schema says, or the text itself.
-    pub(super) fn value(&self, parameter: &str, text: &str) -> Value {
-        let mut types = Vec::new();
-        if let Some(schema) = self
-            .parameters
-            .pointer("/properties")
-            .and_then(|p| p.get(parameter))
-        {
-            self.add_types(schema, MAX_DEPTH, &mut types);
-        }
+    /// A parameter's value from its text, as JSON: of the type that the schema says, or the text itself.
+    pub(super) fn value(&self, parameter: &str, text: &str) -> String {
+        let types = self.types_of(parameter);
         let trimmed = text.trim();
         let is_null = matches!(trimmed, "null" | "None" | "none" | "NULL");
         let first = types.iter().find(|kind| **kind != "null");
@@ -51,10 +45,36 @@ impl Tool {
             },
             Some(_) => serde_json::from_str(trimmed).ok(),
         };
-        value.unwrap_or_else(|| Value::from(text))
+        match (value, first) {
+            (Some(value), _) => value.to_string(),
+            (None, Some(kind)) if is_large(kind, trimmed) => trimmed.to_owned(),
+            _ => Value::from(text).to_string(),
+        }
     }
 
-    /// The types that a schema allows, in its order.
+    /// Whether a parameter is a list or an object, whose texts may have any tag in them.
+    pub(super) fn nests(&self, parameter: &str) -> bool {
+        let types = self.types_of(parameter);
+        let mut types = types.into_iter().filter(|kind| *kind != "null");
+        types
+            .next()
+            .is_some_and(|kind| matches!(kind, "array" | "object"))
+    }
+
+    /// The types of a parameter, in the order of its schema.
+    fn types_of(&self, parameter: &str) -> Vec<&str> {
+        let schemas = self.parameters.pointer("/properties");
+        let schema = schemas.and_then(|schemas| schemas.get(parameter));
+        schema.map_or_else(Vec::new, |schema| self.types(schema))
+    }
+
+    /// The types that a schema in the parameters names, in its order.
+    pub(crate) fn types<'a>(&'a self, schema: &'a Value) -> Vec<&'a str> {
+        let mut types = Vec::new();
+        self.add_types(schema, MAX_DEPTH, &mut types);
+        types
+    }
+
     fn add_types<'a>(&'a self, schema: &'a Value, depth: usize, types: &mut Vec<&'a str>) {
         if depth == 0 {
             return;
@@ -93,4 +113,21 @@ impl Tool {
             }));
         }
     }
+}
+
+/// Whether a text is JSON of a type, with a number that has no room in a [`Number`].
+fn is_large(kind: &str, text: &str) -> bool {
+    let is_digit = |byte: u8| byte == b'-' || byte.is_ascii_digit();
+    let may_be = match kind {
+        "integer" => text.bytes().all(is_digit),
+        "number" => text.bytes().next().is_some_and(is_digit),
+        "object" | "array" => text.starts_with(['{', '[']),
+        _ => false,
+    };
+    may_be && is_json(text)
+}
+
+/// Whether a text is JSON, with space around it or without.
+pub(super) fn is_json(text: &str) -> bool {
+    serde_json::from_str::<&RawValue>(text).is_ok()
 }

@@ -163,32 +163,26 @@ impl Drop for OrderedOutput {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::fs::{self, File};
+
+    use tempfile::NamedTempFile;
 
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Shared {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+    /// A file, and a second handle of it to write with.
+    fn file() -> (NamedTempFile, File) {
+        let file = NamedTempFile::new().unwrap();
+        let writer = file.reopen().unwrap();
+        (file, writer)
     }
 
-    impl Shared {
-        fn ids(&self) -> Vec<String> {
-            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-            let id = |line: &str| {
-                let line: Value = serde_json::from_str(line).unwrap();
-                line["custom_id"].as_str().unwrap().to_owned()
-            };
-            text.lines().map(id).collect()
-        }
+    fn ids(file: &NamedTempFile) -> Vec<String> {
+        let text = fs::read_to_string(file.path()).unwrap();
+        let id = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            line["custom_id"].as_str().unwrap().to_owned()
+        };
+        text.lines().map(id).collect()
     }
 
     fn answer(id: &str) -> Answer {
@@ -202,22 +196,22 @@ mod tests {
 
     #[test]
     fn lines_have_the_order_of_the_input() {
-        let written = Shared::default();
-        let mut output = OrderedOutput::new(Box::new(written.clone()));
+        let (written, writer) = file();
+        let mut output = OrderedOutput::new(Box::new(writer));
         output.add(1, &answer("b")).unwrap();
         output.add(3, &answer("d")).unwrap();
-        assert!(written.ids().is_empty());
+        assert!(ids(&written).is_empty());
         output.add(0, &answer("a")).unwrap();
-        assert_eq!(written.ids(), ["a", "b"]);
+        assert_eq!(ids(&written), ["a", "b"]);
         assert!(output.num_waiting_bytes() > 0);
         output.finish().unwrap();
-        assert_eq!(written.ids(), ["a", "b", "d"]);
+        assert_eq!(ids(&written), ["a", "b", "d"]);
         assert_eq!(output.num_waiting_bytes(), 0);
     }
 
     /// A disk that is full for a while.
     struct Full {
-        written: Shared,
+        writer: File,
         num_left: usize,
     }
 
@@ -227,7 +221,7 @@ mod tests {
                 0 => Err(io::ErrorKind::StorageFull.into()),
                 num => {
                     self.num_left = num.saturating_sub(bytes.len());
-                    self.written.write(&bytes[..num.min(bytes.len())])
+                    self.writer.write(&bytes[..num.min(bytes.len())])
                 }
             }
         }
@@ -240,11 +234,10 @@ mod tests {
     #[test]
     fn nothing_is_written_behind_a_part_of_a_line() {
         for finishes in [false, true] {
-            let written = Shared::default();
-            let (output, num_left) = (written.clone(), 10);
+            let (written, writer) = file();
             let mut output = OrderedOutput::new(Box::new(Full {
-                written: output,
-                num_left,
+                writer,
+                num_left: 10,
             }));
             output.add(1, &answer("b")).unwrap();
             output.add(2, &answer("c")).unwrap();
@@ -254,7 +247,7 @@ mod tests {
             }
             assert_eq!(output.num_waiting_bytes(), 0);
             drop(output);
-            assert_eq!(written.0.lock().unwrap().len(), 10);
+            assert_eq!(fs::read(written.path()).unwrap().len(), 10);
         }
     }
 

@@ -78,6 +78,7 @@ const MAX_ID: u32 = 10_000;
 impl BenchLatency {
     pub(super) fn from_command_line(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
         refuse(&command_line, &REFUSED)?;
+        refuse_both(&command_line)?;
         let own = LatencyArgs::command();
         let flags = Flags::read_offline("bench latency", own, command_line, &OF_API)?;
         let args = LatencyArgs::from_arg_matches(&flags.matches)?;
@@ -97,6 +98,20 @@ impl BenchLatency {
         let mut config = flags.config;
         config.enable_prefix_caching = flags.matches.get_flag("enable_prefix_caching");
         Ok(Self { config, args })
+    }
+}
+
+/// Refuses prompts that are to be kept and computed each time: the later flag would hide the other one.
+fn refuse_both(command_line: &[OsString]) -> Result<(), ConfigError> {
+    const ON: &str = "--enable-prefix-caching";
+    const OFF: &str = "--no-enable-prefix-caching";
+    let is_given = |flag: &str| command_line.iter().any(|word| word == flag);
+    match is_given(ON) && is_given(OFF) {
+        false => Ok(()),
+        true => Err(ConfigError::Flag {
+            flag: ON,
+            message: format!("{OFF} says the contrary; give one of the two"),
+        }),
     }
 }
 
@@ -148,4 +163,30 @@ pub(super) async fn run(bench: &BenchLatency) -> Result<Measured> {
         "percentiles": Value::Object(percentiles),
     });
     Ok(measured(text, file, &result))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(flags: &str) -> Result<BenchLatency, ConfigError> {
+        let words = ["server"].into_iter().chain(flags.split_whitespace());
+        BenchLatency::from_command_line(words.map(OsString::from).collect())
+    }
+
+    #[test]
+    fn prompts_are_kept_only_if_a_flag_says_so() {
+        let keeps = |flags: &str| read(flags).unwrap().config.enable_prefix_caching;
+        assert!(!keeps(""));
+        assert!(keeps("--enable-prefix-caching"));
+        assert!(!keeps("--no-enable-prefix-caching"));
+        for flags in [
+            "--enable-prefix-caching --no-enable-prefix-caching",
+            "--no-enable-prefix-caching --enable-prefix-caching",
+        ] {
+            let error = read(flags).unwrap_err().to_string();
+            assert!(error.contains("--enable-prefix-caching"), "{error}");
+            assert!(error.contains("--no-enable-prefix-caching"), "{error}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use model_qwen::pooling::classifier_from_token;
+use model_qwen::pooling::{classifier_from_token, first_label};
 use model_qwen::{
     Architecture, ChatTemplate, LoadError, PoolingType, QwenConfig, ScoreHead, ScoreTokens,
     SentenceTransformer, Tokenizer, is_headless, score_weights,
@@ -25,6 +25,8 @@ pub struct PoolingInfo {
     pub hidden_size: usize,
     /// Of a reranker: what a vector is multiplied with.
     pub score: Option<Arc<[f32]>>,
+    /// Of a model with a score: the name of its one class, if it has a name.
+    pub label: Option<String>,
     /// How a reranker reads a query and a document.
     pub template: ScoreTemplate,
     /// Longest text in tokens, if that is less than the context.
@@ -150,6 +152,10 @@ fn info(
         return Err(wrong("--pooler-config", message));
     }
     let score = head.map(|head| score_weights(dir, head)).transpose()?;
+    let label = match &score {
+        Some(_) => first_label(dir).map_err(LoadError::from)?,
+        None => None,
+    };
     let limits = [pooler.max_embed_len, sentences.max_seq_length];
     Ok(PoolingInfo {
         pooling_type: match &score {
@@ -163,6 +169,7 @@ fn info(
         dimensions: pooler.dimensions,
         hidden_size,
         score: score.map(Arc::from),
+        label,
         template,
         max_len: limits.into_iter().flatten().min(),
         do_lower_case: sentences.do_lower_case,

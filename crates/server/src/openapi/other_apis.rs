@@ -7,7 +7,7 @@ use super::{Answer, Operation};
 use crate::protocol::fields::Endpoint;
 
 /// Routes, what they are for, and the endpoint whose fields a request has. Answers are objects, or streams of them.
-const POSTS: [(&str, &str, Option<Endpoint>); 8] = [
+const POSTS: [(&str, &str, Option<Endpoint>); 10] = [
     (
         "/v1/responses",
         "Answers a conversation with items",
@@ -42,6 +42,16 @@ const POSTS: [(&str, &str, Option<Endpoint>); 8] = [
         "/api/generate",
         "Answers a prompt as Ollama does",
         Some(Endpoint::OllamaGenerate),
+    ),
+    (
+        "/api/embed",
+        "Vectors of texts as Ollama has them",
+        Some(Endpoint::OllamaEmbed),
+    ),
+    (
+        "/api/embeddings",
+        "The vector of a text as Ollama has it",
+        Some(Endpoint::OllamaEmbeddings),
     ),
     ("/api/show", "What the model is", Some(Endpoint::OllamaShow)),
 ];
@@ -114,10 +124,23 @@ pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {
         (Endpoint::Messages, "stop_sequences") => {
             json!({ "type": ["array", "null"], "items": text() })
         }
-        (Endpoint::OllamaGenerate, "prompt") => json!({ "type": ["string", "null"] }),
-        (Endpoint::OllamaChat | Endpoint::OllamaGenerate, "options") => {
-            request(Endpoint::OllamaOptions)
+        (Endpoint::OllamaGenerate | Endpoint::OllamaEmbeddings, "prompt") => {
+            json!({ "type": ["string", "null"] })
         }
+        (Endpoint::OllamaEmbed, "input") => json!({ "anyOf": [
+            { "type": ["string", "null"] },
+            { "type": "array", "items": { "type": "string", "minLength": 1 } },
+        ] }),
+        (Endpoint::OllamaEmbed, "dimensions") => {
+            json!({ "type": ["integer", "null"], "minimum": 0 })
+        }
+        (
+            Endpoint::OllamaChat
+            | Endpoint::OllamaGenerate
+            | Endpoint::OllamaEmbed
+            | Endpoint::OllamaEmbeddings,
+            "options",
+        ) => request(Endpoint::OllamaOptions),
         (_, "tools") if is_other(endpoint) => list(),
         _ => return None,
     })

@@ -17,16 +17,23 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         Endpoint::Rerank => &["query", "documents"],
         Endpoint::Messages => &["messages", "max_tokens"],
         Endpoint::CountTokens => &["messages"],
-        Endpoint::OllamaChat | Endpoint::OllamaGenerate | Endpoint::OllamaShow => &["model"],
+        Endpoint::OllamaChat
+        | Endpoint::OllamaGenerate
+        | Endpoint::OllamaEmbed
+        | Endpoint::OllamaEmbeddings
+        | Endpoint::OllamaShow => &["model"],
         Endpoint::Embeddings
         | Endpoint::Pooling
+        | Endpoint::Classify
         | Endpoint::Score
         | Endpoint::Responses
         | Endpoint::OllamaOptions => &[],
     };
     let mut schema = json!({ "type": "object", "required": required, "properties": properties });
     let one_of: &[&[&str]] = match endpoint {
-        Endpoint::Embeddings | Endpoint::Pooling => &[&["input"], &["messages"]],
+        Endpoint::Embeddings | Endpoint::Pooling | Endpoint::Classify => {
+            &[&["input"], &["messages"]]
+        }
         Endpoint::Score => &[
             &["text_1", "text_2"],
             &["queries", "documents"],

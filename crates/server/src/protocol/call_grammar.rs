@@ -1,26 +1,40 @@
 //! What an answer has to keep to where a request says which tools it calls, or that calls follow their schemas: in the terms of
 //! structural tags.
 
+mod function_form;
+
 use model_qwen::{Grammar, GrammarError, JsonStyle};
 use serde_json::{Value, json};
 
 use super::grammar::Asked;
 use super::tools::ToolChoice;
-use crate::answer::{CLOSE_CALL, CLOSE_THINK, OPEN_CALL, OPEN_THINK, Tool};
+use crate::answer::{CLOSE_CALL, CLOSE_THINK, OPEN_CALL, OPEN_FUNCTION, OPEN_THINK, Tool};
 use crate::error::ApiError;
 
 /// Line ends that the model may write before a call.
 const LINE_ENDS: &str = r"\n{0,2}";
 
+/// Which calls an answer may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallForms {
+    /// At most one.
+    pub(crate) only_one: bool,
+    /// Those in the form `<function=…>`, too.
+    pub(crate) functions: bool,
+}
+
 /// What the answer has to keep to, by the request's own grammar and by its tools.
 ///
 /// # Errors
-/// 400 if the answer has to be a call, and to keep to a grammar.
+/// 400 if the answer has to be a call, and to keep to a grammar, or if a strict tool cannot be called in a form.
 pub(crate) fn with_calls(
     asked: Option<Asked>,
     choice: &ToolChoice,
     tools: &[Tool],
-    only_one: bool,
+    CallForms {
+        only_one,
+        functions,
+    }: CallForms,
 ) -> Result<Option<Asked>, ApiError> {
     let called: Vec<&Tool> = match choice {
         ToolChoice::None => return Ok(asked),
@@ -33,7 +47,10 @@ pub(crate) fn with_calls(
     let followed: Vec<Tool> = followed.cloned().collect();
     if *choice == ToolChoice::Auto {
         return Ok(match asked {
-            None => strict_calls(tools).map(|format| of_tools(format, followed)),
+            None => {
+                let format = strict_calls(tools, functions)?;
+                format.map(|format| of_tools(format, followed))
+            }
             // The model answers in the format, or calls.
             Some(asked) => Some(match json_format(&asked.grammar) {
                 Some(answer) if !tools.is_empty() => {
@@ -66,16 +83,37 @@ fn of_tools(format: Value, tools: Vec<Tool>) -> Asked {
     }
 }
 
-/// The same with reasoning before it: with its tag or without any, or, if `is_open`, always, without the tag that begins it.
-pub(crate) fn after_reasoning(asked: Asked, is_open: bool) -> Asked {
+/// The same with reasoning before it: with its tag or without any.
+pub(crate) fn with_reasoning(asked: Asked) -> Asked {
     let Some(format) = format_of(&asked.grammar) else {
         return asked;
     };
-    let begin = if is_open { "" } else { OPEN_THINK };
+    reasoned(asked, OPEN_THINK, format)
+}
+
+/// The same behind reasoning that the prompt has begun.
+///
+/// # Errors
+/// 400 if the grammar cannot be a part of another one.
+pub(crate) fn after_reasoning(asked: Asked) -> Result<Asked, ApiError> {
+    match format_of(&asked.grammar) {
+        Some(format) => Ok(reasoned(asked, "", format)),
+        None => {
+            let param = asked.param;
+            let message = format!(
+                "`{param}`: the prompt ends inside of reasoning, behind which this grammar cannot begin: the model has no token \
+                 `{CLOSE_THINK}`. Switch reasoning off, or give another grammar."
+            );
+            Err(ApiError::bad_request(param, message))
+        }
+    }
+}
+
+fn reasoned(asked: Asked, begin: &str, format: Value) -> Asked {
     let reasoning = json!({ "type": "tag", "begin": begin, "content": { "type": "any_text" }, "end": CLOSE_THINK });
     let line_ends = json!({ "type": "regex", "pattern": LINE_ENDS });
     let reasoned = json!({ "type": "sequence", "elements": [reasoning, line_ends, format] });
-    let format = match is_open {
+    let format = match begin.is_empty() {
         true => reasoned,
         false => json!({ "type": "or", "elements": [reasoned, format] }),
     };
@@ -108,40 +146,49 @@ fn calls(tools: &[&Tool], only_one: bool, all_schemas: bool) -> Value {
 }
 
 /// Any text, whose calls of strict tools follow their schemas; `None` if no tool is strict. A model may write a call in
-/// `<tool_call>` or without it, on one line or on several.
-fn strict_calls(tools: &[Tool]) -> Option<Value> {
+/// `<tool_call>` or without it, on one line or on several, with a space behind a colon or without it.
+fn strict_calls(tools: &[Tool], functions: bool) -> Result<Option<Value>, ApiError> {
     let strict = tools.iter().filter(|tool| tool.strict);
-    let tags = strict.map(|tool| {
-        let between = json!({ "type": "regex", "pattern": r#",\s{0,16}"arguments": "# });
+    let forms = strict.flat_map(|tool| [(tool, " "), (tool, "")]);
+    let tags = forms.map(|(tool, space)| {
+        let between = json!({ "type": "regex", "pattern": r#",\s{0,16}"arguments": ?"# });
         let arguments = arguments(tool, r"\s{0,16}");
         json!({
             "type": "tag",
-            "begin": format!("\"name\": {}", Value::from(tool.name.as_str())),
+            "begin": format!("\"name\":{space}{}", Value::from(tool.name.as_str())),
             "content": { "type": "sequence", "elements": [between, arguments] },
             "end": "",
         })
     });
-    let tags: Vec<Value> = tags.collect();
-    let triggers: Vec<&Value> = tags.iter().map(|tag| &tag["begin"]).collect();
-    let format = json!({ "type": "triggered_tags", "triggers": triggers, "tags": tags });
-    (!tags.is_empty()).then_some(format)
+    let mut tags: Vec<Value> = tags.collect();
+    if tags.is_empty() {
+        return Ok(None);
+    }
+    let mut triggers: Vec<Value> = tags.iter().map(|tag| tag["begin"].clone()).collect();
+    if functions {
+        tags.extend(function_form::tags(tools)?);
+        triggers.push(Value::from(OPEN_FUNCTION));
+    }
+    Ok(Some(
+        json!({ "type": "triggered_tags", "triggers": triggers, "tags": tags }),
+    ))
 }
 
 /// Arguments that follow the tool's schema and have no properties besides.
 fn arguments(tool: &Tool, space: &str) -> Value {
-    json!({ "type": "json_schema", "json_schema": closed_schema(tool, space) })
+    json!({ "type": "json_schema", "json_schema": closed_schema(&tool.parameters, space) })
 }
 
-/// The tool's schema with no properties besides those that it names.
-fn closed_schema(tool: &Tool, space: &str) -> Value {
+/// A schema with no properties besides those that it names.
+fn closed_schema(schema: &Value, space: &str) -> Value {
     let style = JsonStyle {
         compact: false,
         whitespace_pattern: Some(space.to_owned()),
         closed_objects: true,
     };
-    match Grammar::JsonSchema(tool.parameters.clone()).styled(&style) {
+    match Grammar::JsonSchema(schema.clone()).styled(&style) {
         Grammar::JsonSchema(schema) => schema,
-        _ => tool.parameters.clone(),
+        _ => schema.clone(),
     }
 }
 
@@ -152,7 +199,7 @@ pub(crate) fn unusable_tool(
     check: impl Fn(&Grammar) -> Result<(), GrammarError>,
 ) -> Option<ApiError> {
     let mut errors = tools.iter().filter_map(|tool| {
-        let grammar = Grammar::JsonSchema(closed_schema(tool, " ?"));
+        let grammar = Grammar::JsonSchema(closed_schema(&tool.parameters, " ?"));
         let error = check(&grammar).err()?;
         let param = format!("tools[{}].function.parameters", tool.index);
         let message = format!("`{param}` (of `{}`) cannot be used: {error}", tool.name);

@@ -23,6 +23,8 @@ pub enum Endpoint {
     Embeddings,
     /// `/pooling`.
     Pooling,
+    /// `/classify`.
+    Classify,
     /// `/score`.
     Score,
     /// `/rerank`.
@@ -35,7 +37,11 @@ pub enum Endpoint {
     OllamaChat,
     /// `/api/generate`.
     OllamaGenerate,
-    /// The object `options` of these two.
+    /// `/api/embed`.
+    OllamaEmbed,
+    /// `/api/embeddings`.
+    OllamaEmbeddings,
+    /// The object `options` of these four.
     OllamaOptions,
     /// `/api/show`.
     OllamaShow,
@@ -45,17 +51,20 @@ pub enum Endpoint {
 
 impl Endpoint {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
         Self::Pooling,
+        Self::Classify,
         Self::Score,
         Self::Rerank,
         Self::Messages,
         Self::CountTokens,
         Self::OllamaChat,
         Self::OllamaGenerate,
+        Self::OllamaEmbed,
+        Self::OllamaEmbeddings,
         Self::OllamaOptions,
         Self::OllamaShow,
         Self::Responses,
@@ -68,12 +77,15 @@ impl Endpoint {
             Self::Completions => "completions",
             Self::Embeddings => "embeddings",
             Self::Pooling => "pooling",
+            Self::Classify => "classify",
             Self::Score => "score",
             Self::Rerank => "rerank",
             Self::Messages => "messages",
             Self::CountTokens => "count_tokens",
             Self::OllamaChat => "ollama_chat",
             Self::OllamaGenerate => "ollama_generate",
+            Self::OllamaEmbed => "ollama_embed",
+            Self::OllamaEmbeddings => "ollama_embeddings",
             Self::OllamaOptions => "ollama_options",
             Self::OllamaShow => "ollama_show",
             Self::Responses => "responses",

@@ -2,6 +2,7 @@
 //!
 //! A request becomes a conversation in OpenAI's form, which the chat template knows.
 
+mod embed;
 mod messages;
 mod options;
 #[cfg(test)]
@@ -11,6 +12,7 @@ use model_qwen::{Grammar, JsonStyle};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+pub use embed::{EmbedFields, PromptFields, take_input, take_pooling_options};
 pub use options::Options;
 
 use super::body::{Body, kind};
@@ -88,13 +90,7 @@ impl Request {
     /// # Errors
     /// 400 with the field.
     pub fn take(body: &mut Body) -> Result<Self, ApiError> {
-        let options = match body.take("options") {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(options)) => options,
-            Some(other) => {
-                return Err(ApiError::expected("options", "an object", kind(&other)));
-            }
-        };
+        let options = take_options(body)?;
         let fields: AnswerFields = body.read()?;
         Ok(Self {
             grammar: read_format(fields.format.as_ref())?,
@@ -179,6 +175,15 @@ pub fn take_tools(body: &mut Body) -> Result<Option<Vec<Value>>, ApiError> {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(tools)) => Ok(Some(tools)),
         Some(other) => Err(ApiError::expected("tools", "a list", kind(&other))),
+    }
+}
+
+/// Takes the object `options` out of a body.
+fn take_options(body: &mut Body) -> Result<Map<String, Value>, ApiError> {
+    match body.take("options") {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(options)) => Ok(options),
+        Some(other) => Err(ApiError::expected("options", "an object", kind(&other))),
     }
 }
 

@@ -99,6 +99,28 @@ pub struct Timing {
     pub eval_duration: u64,
 }
 
+/// Answer of `/api/embed`.
+#[derive(Debug, Serialize)]
+pub struct Embedded {
+    /// The name the request used.
+    pub model: String,
+    /// In the order of the texts, of length 1.
+    pub embeddings: Vec<Vec<f32>>,
+    /// From the request to its end, in nanoseconds.
+    pub total_duration: u64,
+    /// 0: the model stays loaded.
+    pub load_duration: u64,
+    /// Tokens of all texts.
+    pub prompt_eval_count: usize,
+}
+
+/// Answer of `/api/embeddings`.
+#[derive(Debug, Serialize)]
+pub struct PromptEmbedded {
+    /// The vector as the model computes it, of any length.
+    pub embedding: Vec<f32>,
+}
+
 /// Answer of `/api/tags`, or of `/api/ps`.
 #[derive(Debug, Serialize)]
 pub struct ModelList {

@@ -15,7 +15,7 @@ use crate::answer::{
 use crate::config::{ReasoningParser, ToolCallParser};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
-use crate::protocol::call_grammar::{after_reasoning, with_calls};
+use crate::protocol::call_grammar::{CallForms, after_reasoning, with_calls, with_reasoning};
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::grammar::Asked;
@@ -107,7 +107,13 @@ impl Conversation {
         let mut text = sampling.text_options(state)?;
 
         let grammar = match looks_for_calls(state, &tool_choice) {
-            true => with_calls(grammar, &tool_choice, &tools, only_one_call)?,
+            true => {
+                let forms = CallForms {
+                    only_one: only_one_call,
+                    functions: writes_functions(state.api().tool_call_parser, &rendered),
+                };
+                with_calls(grammar, &tool_choice, &tools, forms)?
+            }
             false => grammar,
         };
         let parts = AnswerOptions {
@@ -123,7 +129,7 @@ impl Conversation {
         let parser = state.api().reasoning_parser;
         params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
         let is_forced = matches!(tool_choice, ToolChoice::Required | ToolChoice::Named(_));
-        let (grammar, after) = grammar_and_place(grammar, &rendered, &parts, is_forced);
+        let (grammar, after) = grammar_and_place(grammar, &rendered, &parts, is_forced)?;
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
         let Sequence {
@@ -247,13 +253,18 @@ fn call_options(
 ) -> Option<CallOptions> {
     (!tools.is_empty()).then(|| CallOptions {
         tools: tools.into(),
-        bare_functions: match state.api().tool_call_parser {
-            ToolCallParser::Auto => rendered.has_function_tags,
-            ToolCallParser::Hermes => false,
-            ToolCallParser::Qwen3Coder | ToolCallParser::Qwen3Xml => true,
-        },
+        bare_functions: writes_functions(state.api().tool_call_parser, rendered),
         only_one,
     })
+}
+
+/// Whether the model writes calls as `<function=…>`.
+fn writes_functions(parser: ToolCallParser, rendered: &Rendered) -> bool {
+    match parser {
+        ToolCallParser::Auto => rendered.has_function_tags,
+        ToolCallParser::Hermes => false,
+        ToolCallParser::Qwen3Coder | ToolCallParser::Qwen3Xml => true,
+    }
 }
 
 /// Says once in the log that the model can't know the tools.
@@ -263,24 +274,39 @@ fn warn_of_hidden_tools() {
 }
 
 /// What the answer has to keep to, and the token after which it has to.
+///
+/// # Errors
+/// 400 if the prompt ends inside of reasoning, and nothing says where the grammar begins.
 fn grammar_and_place(
     asked: Option<Asked>,
     rendered: &Rendered,
     parts: &AnswerOptions,
     is_forced: bool,
-) -> (Option<Asked>, Option<u32>) {
+) -> Result<(Option<Asked>, Option<u32>), ApiError> {
+    let Some(asked) = asked else {
+        return Ok((None, None));
+    };
+    let is_open = match parts.reasoning {
+        ReasoningStart::Tag => return Ok((Some(with_reasoning(asked)), None)),
+        ReasoningStart::Prompt => true,
+        ReasoningStart::None => ends_in_reasoning(rendered),
+    };
     // Where a call must come, the answer can't end with its reasoning.
-    let close = parts.think_ids[1].filter(|_| !is_forced);
-    match (asked, parts.reasoning, close) {
-        (Some(asked), ReasoningStart::Tag, _) => (Some(after_reasoning(asked, false)), None),
-        (Some(asked), ReasoningStart::Prompt, None) => (Some(after_reasoning(asked, true)), None),
-        (asked, ReasoningStart::Prompt, close) => (asked, close),
-        (asked, ReasoningStart::None, _) => {
-            let begins = rendered.prompt.trim_end().ends_with(OPEN_THINK);
-            (asked, parts.think_ids[1].filter(|_| begins))
-        }
-        (None, ReasoningStart::Tag, _) => (None, None),
+    match parts.think_ids[1].filter(|_| !is_forced) {
+        _ if !is_open => Ok((Some(asked), None)),
+        Some(close) => Ok((Some(asked), Some(close))),
+        None => Ok((Some(after_reasoning(asked)?), None)),
     }
+}
+
+/// Whether the prompt ends between the tags of reasoning, whether or not it is looked for in the answer.
+fn ends_in_reasoning(rendered: &Rendered) -> bool {
+    let begun = rendered.last.as_deref().filter(|_| rendered.is_continued);
+    let (open, close) = begun.map_or((None, None), |begun| {
+        (begun.rfind(OPEN_THINK), begun.rfind(CLOSE_THINK))
+    });
+    rendered.prompt.trim_end().ends_with(OPEN_THINK)
+        || open.is_some_and(|open| close.is_none_or(|close| close < open))
 }
 
 /// Whether answers of this template may have reasoning.
@@ -378,6 +404,8 @@ fn kept_special(state: &AppState, parts: &AnswerOptions) -> Vec<(u32, String)> {
 
 #[cfg(test)]
 mod tests {
+    use model_qwen::Grammar;
+
     use super::*;
 
     fn rendered(prompt: &str) -> Rendered {
@@ -441,5 +469,27 @@ mod tests {
             };
             assert_eq!(reasoning_start(Qwen3, &continued), start, "{last}");
         }
+    }
+
+    #[test]
+    fn a_grammar_begins_after_the_token_that_ends_open_reasoning() {
+        let place = |prompt: &str, reasoning: ReasoningStart, is_forced: bool| {
+            let parts = AnswerOptions {
+                reasoning,
+                think_ids: [Some(7), Some(8)],
+                calls: None,
+            };
+            let asked = Asked::new("response_format", Grammar::JsonObject);
+            let (asked, after) =
+                grammar_and_place(Some(asked), &rendered(prompt), &parts, is_forced).unwrap();
+            (asked.unwrap().grammar == Grammar::JsonObject, after)
+        };
+        let open = "assistant\n<think>\n";
+        let (looked_for, ignored) = (ReasoningStart::Prompt, ReasoningStart::None);
+        assert_eq!(place(open, looked_for, false), (true, Some(8)));
+        assert_eq!(place(open, ignored, false), (true, Some(8)));
+        // The grammar has the reasoning in it.
+        assert_eq!(place(open, looked_for, true), (false, None));
+        assert_eq!(place("assistant\n", ignored, false), (true, None));
     }
 }

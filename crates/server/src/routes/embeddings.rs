@@ -19,17 +19,18 @@ use crate::protocol::pooling::{
 use crate::state::{AppState, unix_time};
 
 /// A checked request.
-struct Prepared {
-    id: String,
-    model: String,
-    requests: Vec<PoolRequest>,
+pub(super) struct Prepared {
+    pub(super) id: String,
+    pub(super) model: String,
+    pub(super) requests: Vec<PoolRequest>,
     fields: EmbeddingFields,
     dimensions: usize,
-    activation: Option<bool>,
+    pub(super) activation: Option<bool>,
 }
 
 impl Prepared {
-    fn num_tokens(&self) -> usize {
+    /// Of all texts together.
+    pub(super) fn num_tokens(&self) -> usize {
         let requests = self.requests.iter();
         requests.map(|request| request.prompt.len()).sum()
     }
@@ -39,7 +40,7 @@ impl Prepared {
 pub async fn embeddings(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     let pooling = info(&state)?;
     if pooling.score.is_some() {
-        let message = "This model computes scores: use `/score`, `/rerank` or `/pooling`, or start the server with --convert embed.";
+        let message = "This model computes scores: use `/score`, `/rerank`, `/classify` or `/pooling`, or start the server with --convert embed.";
         return Err(ApiError::bad_request("model", message));
     }
     let mut prepared = in_turn(&state, body, |state, body| {
@@ -114,7 +115,15 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
     Ok(Json(response).into_response())
 }
 
-fn prepare(state: &AppState, mut body: Body, endpoint: Endpoint) -> Result<Prepared, ApiError> {
+/// Checks a request to pool texts.
+///
+/// # Errors
+/// 400 with the field, 404 for an unknown model.
+pub(super) fn prepare(
+    state: &AppState,
+    mut body: Body,
+    endpoint: Endpoint,
+) -> Result<Prepared, ApiError> {
     body.check(endpoint)?;
     let pooling = info(state)?;
     let shared = PoolingFields::read(&body)?;

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::Response;
 
-use super::{chat, completions, embeddings, scores};
+use super::{chat, classify, completions, embeddings, scores};
 use crate::error::ApiError;
 use crate::protocol::body::Body;
 use crate::state::AppState;
@@ -41,7 +41,7 @@ pub async fn invocations(state: State<AppState>, body: Body) -> Result<Response,
     match target(&body, pooling.is_some()) {
         Some(Target::Chat) => chat::chat_completions(state, body).await,
         Some(Target::Completions) => completions::completions(state, body).await,
-        Some(Target::Embeddings) if scores_only => embeddings::pooling(state, body).await,
+        Some(Target::Embeddings) if scores_only => classify::classify(state, body).await,
         Some(Target::Embeddings) => embeddings::embeddings(state, body).await,
         Some(Target::Rerank) => scores::rerank(state, body).await,
         Some(Target::Score) => scores::score(state, body).await,

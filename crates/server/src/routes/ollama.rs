@@ -1,12 +1,12 @@
 //! Ollama's `/api/…`.
 
 mod chat;
+mod embed;
 mod format;
 mod generate;
 mod models;
 mod time;
 
-use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::routing::{MethodRouter, delete, get, head, post};
 
@@ -25,6 +25,8 @@ pub fn routes() -> [(&'static str, MethodRouter<AppState>); 14] {
     [
         ("/api/chat", post(chat::chat)),
         ("/api/generate", post(generate::generate)),
+        ("/api/embed", post(embed::embed)),
+        ("/api/embeddings", post(embed::embeddings)),
         ("/api/tags", get(models::tags)),
         ("/api/show", post(models::show)),
         ("/api/ps", get(models::running)),
@@ -35,8 +37,6 @@ pub fn routes() -> [(&'static str, MethodRouter<AppState>); 14] {
         ("/api/copy", post(refuse)),
         ("/api/delete", delete(refuse)),
         ("/api/blobs/{digest}", head(refuse).post(refuse)),
-        ("/api/embed", post(refuse_embedding)),
-        ("/api/embeddings", post(refuse_embedding)),
     ]
 }
 
@@ -47,18 +47,6 @@ async fn refuse(uri: Uri) -> ApiError {
          POST /v1/load_lora_adapter.",
         uri.path()
     );
-    ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
-}
-
-async fn refuse_embedding(State(state): State<AppState>, uri: Uri) -> ApiError {
-    let instead = match &state.model().pooling {
-        None => "the model generates text",
-        Some(pooling) if pooling.score.is_some() => {
-            "the model computes scores: use /score or /rerank"
-        }
-        Some(_) => "use /v1/embeddings",
-    };
-    let message = format!("{} is not supported: {instead}.", uri.path());
     ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
 }
 

@@ -17,15 +17,18 @@ use crate::state::AppState;
 /// Handlers that load balancers and scrapers call; they are not counted, as in vLLM.
 const UNCOUNTED: [&str; 5] = ["/health", "/load", "/metrics", "/ping", "/version"];
 /// Handlers that give the engine work.
-const WORK: [&str; 14] = [
+const WORK: [&str; 17] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/messages",
     "/api/chat",
     "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
     "/v1/embeddings",
     "/pooling",
+    "/classify",
     "/score",
     "/v1/score",
     "/rerank",

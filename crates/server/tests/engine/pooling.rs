@@ -210,6 +210,17 @@ fn a_reranker_scores_as_its_card_says() {
     let (status, answer) = server.post("/pooling", &json!({ "input": "x", "task": "classify" }));
     assert_eq!(status, 200, "{answer}");
     assert_eq!(answer["data"][0]["data"].as_array().unwrap().len(), 1);
+    let (status, classes) = server.post("/classify", &json!({ "input": "x" }));
+    assert_eq!(status, 200, "{classes}");
+    let class = &classes["data"][0];
+    assert_eq!(
+        (&class["label"], &class["num_classes"]),
+        (&json!("LABEL_0"), &json!(1))
+    );
+    check(
+        &numbers(&class["probs"]),
+        &numbers(&answer["data"][0]["data"]),
+    );
     let (status, _) = server.post("/v1/embeddings", &json!({ "input": "x" }));
     assert_eq!(status, 400);
 }
@@ -269,6 +280,7 @@ fn a_model_is_for_text_or_for_vectors() {
     for (path, body) in [
         ("/v1/embeddings", json!({ "input": "x" })),
         ("/pooling", json!({ "input": "x" })),
+        ("/classify", json!({ "input": "x" })),
         ("/score", json!({ "text_1": "x", "text_2": "y" })),
         ("/rerank", json!({ "query": "x", "documents": ["y"] })),
     ] {

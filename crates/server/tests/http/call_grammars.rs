@@ -4,7 +4,7 @@ use super::tools::{CALL, tools};
 use super::*;
 
 /// Whether an answer that keeps to the last request's grammar may be this text, from its first byte to its last.
-fn accepts(server: &TestServer, text: &str) -> bool {
+pub(super) fn accepts(server: &TestServer, text: &str) -> bool {
     let Some(mut constraint) = server.last_request().constraint else {
         return true;
     };
@@ -92,6 +92,7 @@ fn calls_of_strict_tools_keep_to_their_schemas() {
         &call("weather", "{\"city\": \"Rome\"}"),
         &call("time", "{\"anything\": 1}"),
         &bare("{\n    \"city\": \"Rome\"\n  }"),
+        "<tool_call>{\"name\":\"weather\",\"arguments\":{\"city\":\"Rome\"}}</tool_call>",
     ] {
         assert!(accepts(&server, text), "{text}");
     }
@@ -99,6 +100,7 @@ fn calls_of_strict_tools_keep_to_their_schemas() {
         call("weather", "{\"city\": 1}"),
         call("weather", "{}"),
         bare("{\"town\": \"Rome\"}"),
+        "<tool_call>{\"name\":\"weather\",\"arguments\":{\"city\":1}}</tool_call>".to_owned(),
     ] {
         assert!(!accepts(&server, &text), "{text}");
     }
@@ -145,8 +147,62 @@ fn a_grammar_begins_behind_reasoning() {
         json!({ "chat_template_kwargs": { "enable_thinking": false } }),
     );
     assert!(accepts(&server, "yes") && !accepts(&server, "<think>"));
-    with("{{ messages[0].content }}<think>\n", json!({}));
+    let open = "{{ messages[0].content }}<think>\n";
+    with(open, json!({}));
     assert!(accepts(&server, "no?</think>\n\nyes") && !accepts(&server, "yes"));
+    // What cannot be a part of another grammar.
+    let structures = json!([{ "begin": "<a>", "schema": {}, "end": "</a>" }]);
+    for (outputs, param) in [
+        (
+            json!({ "choice": ["", "yes"] }),
+            "structured_outputs.choice",
+        ),
+        (
+            json!({ "structural_tag": { "structures": structures, "triggers": ["<a"] } }),
+            "structured_outputs.structural_tag",
+        ),
+    ] {
+        let body = json!({ "structured_outputs": outputs, "chat_template": open });
+        let refused = server.chat(body);
+        let error = &refused.json()["error"];
+        assert_eq!(
+            (refused.status, &error["param"]),
+            (400, &json!(param)),
+            "{error}"
+        );
+        assert!(
+            error["message"].as_str().unwrap().contains("</think>"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_grammar_begins_behind_reasoning_that_nobody_looks_for() {
+    let flags = [
+        "--trust-request-chat-template",
+        "--reasoning-parser",
+        "none",
+    ];
+    let server = TestServer::start_with(&flags, |_| says("x"));
+    let object = json!({ "type": "json_object" });
+    let open = "{{ messages[0].content }}<think>\n";
+    server.chat(json!({ "response_format": object, "chat_template": open }));
+    assert!(accepts(&server, "{no?</think>\n{\"a\": 1}") && !accepts(&server, "{}"));
+    let continues = |begun: &str| {
+        let messages =
+            json!([{ "role": "user", "content": "q" }, { "role": "assistant", "content": begun }]);
+        let body = json!({ "messages": messages, "continue_final_message": true, "response_format": object });
+        let answer = server.chat(support::merged(
+            body,
+            json!({ "add_generation_prompt": false }),
+        ));
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    };
+    continues("<think>so");
+    assert!(accepts(&server, " it is</think>{}") && !accepts(&server, "{}"));
+    continues("<think>so</think>");
+    assert!(accepts(&server, "{}") && !accepts(&server, " it is</think>{}"));
 }
 
 #[test]

@@ -92,6 +92,9 @@ fn invocations_go_where_their_body_belongs() {
         };
         assert_eq!(same(found), same(direct));
     }
+    let server = TestServer::start_pooling(&[], Some(&[0.0; 4]));
+    let classified = server.post("/invocations", &json!({ "input": "x" })).json();
+    assert_eq!(classified["data"][0]["num_classes"], 1, "{classified}");
 }
 
 #[test]

@@ -118,23 +118,6 @@ fn a_flag_shows_tokens_by_their_ids() {
 }
 
 #[test]
-fn a_pooling_server_says_what_it_is_for() {
-    for (score, capabilities, instead) in [
-        (None, json!(["embedding"]), "/v1/embeddings"),
-        (Some([1.0; 4]), json!([]), "/rerank"),
-    ] {
-        let server = TestServer::start_pooling(&[], score.as_ref().map(|score| score.as_slice()));
-        let shown = server.post("/api/show", &json!({ "model": "base" })).json();
-        assert_eq!(shown["capabilities"], capabilities);
-        let refused = server.post("/api/embed", &json!({ "model": "base" }));
-        assert_eq!(refused.status, 501);
-        let error = refused.json();
-        let message = error["error"].as_str().unwrap();
-        assert!(message.contains(instead), "{message}");
-    }
-}
-
-#[test]
 fn tools_are_called_and_answered() {
     let call =
         "<tool_call>\n{\"name\": \"look\", \"arguments\": {\"place\": \"Rome\"}}\n</tool_call>";
@@ -401,7 +384,12 @@ fn errors_are_ollamas() {
             "/api/create",
         ),
         ("/api/copy", json!({ "source": "a" }), 501, "/api/copy"),
-        ("/api/embed", json!({ "model": "base" }), 501, "/api/embed"),
+        (
+            "/api/embed",
+            json!({ "model": "base", "input": "x" }),
+            400,
+            "--runner pooling",
+        ),
         ("/api/nothing", json!({}), 404, "/api/nothing"),
         ("/api/tags", json!({}), 405, "/api/tags"),
     ] {

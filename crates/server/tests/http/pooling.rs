@@ -332,6 +332,66 @@ fn scores_are_products_or_cosines() {
 }
 
 #[test]
+fn a_score_is_the_probability_of_the_one_class() {
+    let server = TestServer::start_pooling(&[], Some(&[0.0, 0.0, 0.5, -48.5]));
+    let classify = |body: Value| {
+        let answer = server.post("/classify", &body);
+        assert_eq!(answer.status, 200, "{body}: {}", answer.text);
+        answer.json()
+    };
+    let answer = classify(json!({ "input": ["ab", "aa"], "model": "alias", "user": "me" }));
+    assert!(answer["id"].as_str().unwrap().starts_with("classify-"));
+    assert_eq!(
+        (&answer["object"], &answer["model"]),
+        (&json!("list"), &json!("alias"))
+    );
+    assert!(answer["created"].is_u64());
+    assert_eq!(answer["usage"]["prompt_tokens"], 4);
+    assert_eq!(
+        answer["data"][1],
+        json!({ "index": 1, "label": "relevant", "probs": [0.5], "num_classes": 1 })
+    );
+    let found = answer["data"][0]["probs"][0].as_f64().unwrap();
+    assert!((found - 1.0 / (1.0 + (-0.5f64).exp())).abs() < 1e-6);
+    let logits = classify(json!({ "input": [97, 98], "use_activation": false }));
+    assert_eq!(logits["data"][0]["probs"], json!([0.5]));
+    let messages = json!([{ "role": "user", "content": "hi" }]);
+    let template = classify(json!({ "messages": messages, "use_activation": false }));
+    // `;` is the last token.
+    assert_eq!(template["data"][0]["probs"], json!([-19.0]));
+    let cut = classify(json!({ "input": "abc", "truncate_prompt_tokens": 1 }));
+    assert_eq!(
+        (&cut["data"][0]["probs"][0], &cut["usage"]["prompt_tokens"]),
+        (&json!(0.5), &json!(1))
+    );
+    for (body, param) in [
+        (json!({}), "input"),
+        (json!({ "input": ["x", ""] }), "input[1]"),
+        (json!({ "input": "x", "priority": 1 }), "priority"),
+        (
+            json!({ "input": "x", "use_activation": "maybe" }),
+            "use_activation",
+        ),
+    ] {
+        let refused = server.post("/classify", &body);
+        let error = &refused.json()["error"];
+        assert_eq!(
+            (refused.status, &error["param"]),
+            (400, &json!(param)),
+            "{error}"
+        );
+    }
+    let without = TestServer::start_pooling(&[], None);
+    let refused = without.post("/classify", &json!({ "input": "x" }));
+    let error = &refused.json()["error"];
+    assert_eq!((refused.status, &error["param"]), (400, &json!("model")));
+    assert!(
+        error["message"].as_str().unwrap().contains("no classes"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_server_pools_or_generates() {
     let server = TestServer::start_pooling(&[], None);
     let refused = server.complete(json!({}));
@@ -341,6 +401,7 @@ fn a_server_pools_or_generates() {
     for path in [
         "/v1/embeddings",
         "/pooling",
+        "/classify",
         "/score",
         "/rerank",
         "/v2/rerank",

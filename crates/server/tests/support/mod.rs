@@ -82,6 +82,7 @@ impl TestServer {
             dimensions: None,
             hidden_size: 4,
             score: score.map(Arc::from),
+            label: score.map(|_| "relevant".to_owned()),
             template: ScoreTemplate::Joined,
             max_len: None,
             do_lower_case: false,

@@ -1,13 +1,13 @@
 //! Lines of `/api/chat` and `/api/generate`.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Map, Value};
 
 use super::super::conversation::Prepared;
 use super::super::thoughts::WithoutSpace;
 use super::chat::Work;
-use super::time::rfc3339;
+use super::time::{nanoseconds, rfc3339};
 use crate::answer::{Part, arguments_object};
 use crate::engine::FinishReason;
 use crate::error::ApiError;
@@ -137,19 +137,18 @@ impl LineFormat {
     fn end(&self, delta: &Delta) -> (&'static str, Timing) {
         let total = self.started.elapsed();
         let first = self.first.unwrap_or(self.started) - self.started;
-        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let is_cut = delta
             .finish
             .as_ref()
             .is_some_and(|finish| finish.reason == FinishReason::Length);
         let reason = if is_cut { "length" } else { "stop" };
         let timing = Timing {
-            total_duration: nanos(total),
+            total_duration: nanoseconds(total),
             load_duration: 0,
             prompt_eval_count: self.num_prompt_tokens,
-            prompt_eval_duration: nanos(first),
+            prompt_eval_duration: nanoseconds(first),
             eval_count: delta.num_tokens,
-            eval_duration: nanos(total.saturating_sub(first)),
+            eval_duration: nanoseconds(total.saturating_sub(first)),
         };
         (reason, timing)
     }

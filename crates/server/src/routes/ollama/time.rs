@@ -1,8 +1,13 @@
 //! Times as RFC 3339 has them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SECONDS_PER_DAY: u64 = 86_400;
+
+/// A duration as Ollama's answers have it.
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// A time such as `2026-11-28T21:03:00.000000001Z`.
 pub(super) fn rfc3339(time: SystemTime) -> String {
@@ -46,8 +51,6 @@ fn date(mut days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

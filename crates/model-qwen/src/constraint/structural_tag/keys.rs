@@ -1,0 +1,44 @@
+//! Values of a format's keys.
+
+use serde_json::{Map, Value};
+
+use super::super::grammar::{GrammarError, invalid, kind};
+
+pub(super) fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, GrammarError> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => invalid(format!("`{key}`: expected a string, found {}", kind(other))),
+        None => invalid(format!("expected `{key}`")),
+    }
+}
+
+pub(super) fn texts(object: &Map<String, Value>, key: &str) -> Result<Vec<String>, GrammarError> {
+    let texts = list(object, key)?.iter().map(|text| match text {
+        Value::String(text) => Ok(text.clone()),
+        other => invalid(format!("`{key}`: expected strings, found {}", kind(other))),
+    });
+    texts.collect()
+}
+
+pub(super) fn list<'a>(
+    object: &'a Map<String, Value>,
+    key: &str,
+) -> Result<&'a [Value], GrammarError> {
+    match object.get(key) {
+        Some(Value::Array(items)) if !items.is_empty() => Ok(items),
+        Some(Value::Array(_)) => invalid(format!("`{key}`: expected at least one, found none")),
+        Some(other) => invalid(format!("`{key}`: expected a list, found {}", kind(other))),
+        None => invalid(format!("expected `{key}`")),
+    }
+}
+
+pub(super) fn flag(object: &Map<String, Value>, key: &str) -> Result<bool, GrammarError> {
+    match object.get(key) {
+        None => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => invalid(format!(
+            "`{key}`: expected a boolean, found {}",
+            kind(other)
+        )),
+    }
+}

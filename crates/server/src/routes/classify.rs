@@ -1,0 +1,48 @@
+//! `/classify`: the class of a text.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use super::embeddings::prepare;
+use super::pooling::{info, pool};
+use super::prompt::in_turn;
+use crate::error::ApiError;
+use crate::protocol::body::Body;
+use crate::protocol::classify::{Classified, ClassifyResponse};
+use crate::protocol::fields::Endpoint;
+use crate::state::{AppState, unix_time};
+
+/// Classes of texts. A model with a score has one class, whose probability the score is.
+pub async fn classify(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
+    let pooling = info(&state)?;
+    if pooling.score.is_none() {
+        let message = "This model computes vectors and has no classes: use `/v1/embeddings` or `/pooling`, or start the server \
+                       with a `…ForSequenceClassification`.";
+        return Err(ApiError::bad_request("model", message));
+    }
+    let mut prepared = in_turn(&state, body, |state, body| {
+        prepare(state, body, Endpoint::Classify)
+    })
+    .await?;
+    let num_tokens = prepared.num_tokens();
+    let pooled = pool(&state, std::mem::take(&mut prepared.requests)).await?;
+    let usage = pooled.usage(num_tokens);
+    let scores = pooled.vectors.iter();
+    let scores = scores.filter_map(|values| pooling.score(values, prepared.activation));
+    let data = scores.enumerate().map(|(index, score)| Classified {
+        index,
+        label: pooling.label.clone(),
+        probs: vec![score],
+        num_classes: 1,
+    });
+    let response = ClassifyResponse {
+        data: data.collect(),
+        id: format!("classify-{}", prepared.id),
+        object: "list",
+        created: unix_time(),
+        model: prepared.model,
+        usage,
+    };
+    Ok(Json(response).into_response())
+}
