@@ -10,9 +10,11 @@
 mod ebnf;
 mod endless;
 mod factory;
+mod formats;
 mod grammar;
 mod json_schema;
 mod mask;
+mod numbers;
 mod one_of;
 mod places;
 mod property_names;

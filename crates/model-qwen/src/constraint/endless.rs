@@ -2,12 +2,12 @@
 //!
 //! No value fits them, but a text could follow them forever.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
 
 use super::grammar::{GrammarError, invalid};
-use super::json_schema::for_each_inside;
+use super::json_schema::for_each_of;
 
 /// Schemas that are looked at, at most: what is not known then counts as if it had an end.
 const MAX_VISITS: usize = 4_000_000;
@@ -44,20 +44,31 @@ pub(super) fn check(root: &Value) -> Result<(), GrammarError> {
 }
 
 /// What the references of a schema name. A reference to nothing is the business of whoever follows it.
+///
+/// A definition counts only if something refers to it: a text never has a value of another one.
 fn targets(root: &Value) -> BTreeMap<&str, &Value> {
     let mut targets = BTreeMap::new();
     let mut waiting = vec![root];
+    let mut seen = HashSet::new();
     while let Some(schema) = waiting.pop() {
         let Value::Object(object) = schema else {
             continue;
         };
+        if !seen.insert(std::ptr::from_ref(schema)) {
+            continue;
+        }
         if let Some(Value::String(reference)) = object.get("$ref")
             && let Some(pointer) = reference.strip_prefix('#')
             && let Some(target) = root.pointer(pointer)
         {
             targets.insert(reference.as_str(), target);
+            waiting.push(target);
         }
-        for_each_inside(object, |inside| waiting.push(inside));
+        for (keyword, value) in object {
+            if !matches!(keyword.as_str(), "$defs" | "definitions") {
+                for_each_of(keyword, value, |inside| waiting.push(inside));
+            }
+        }
     }
     targets
 }
@@ -164,6 +175,7 @@ mod tests {
             json!({"anyOf": [{"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, {"type": "null"}]}),
             json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"const": 1}}}),
             json!({"$ref": "#/$defs/none"}),
+            json!({"type": "integer", "$defs": {"unused": {"$ref": "#/$defs/unused"}}}),
             json!({"type": "object", "patternProperties": {"^a": {"type": "string"}}, "required": ["a1"],
                 "additionalProperties": {"$ref": "#"}}),
             json!(true),

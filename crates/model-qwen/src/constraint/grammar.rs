@@ -5,7 +5,7 @@ use llguidance::regex_to_lark;
 use regex_syntax::escape;
 use serde_json::{Map, Value, json};
 
-use super::{ebnf, json_schema, structural_tag};
+use super::{ebnf, json_schema, numbers, structural_tag};
 
 /// Bytes of a grammar or of a regular expression, at most.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -89,10 +89,16 @@ impl Grammar {
             Self::JsonSchema(schema) => {
                 TopLevelGrammar::from_json_schema(json_schema::prepared(schema)?)
             }
-            Self::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
+            Self::JsonObject => {
+                let schema = json_schema::prepared(&json!({"type": "object"}))?;
+                TopLevelGrammar::from_json_schema(schema)
+            }
             Self::Regex(regex) => regex_grammar(unanchored(sized(regex)?)),
             Self::Choice(choices) => regex_grammar(sized(&alternatives(choices)?)?),
-            Self::Lark(source) => TopLevelGrammar::from_lark(sized(source)?.to_owned()),
+            Self::Lark(source) => {
+                numbers::check_lark(sized(source)?)?;
+                TopLevelGrammar::from_lark(source.clone())
+            }
             Self::Ebnf(source) => TopLevelGrammar::from_lark(ebnf::to_lark(sized(source)?)?),
             Self::StructuralTag(tag) => structural_tag::to_llguidance(tag)?,
         })

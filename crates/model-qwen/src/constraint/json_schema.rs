@@ -7,12 +7,15 @@
 use serde_json::{Map, Value, json};
 
 use super::grammar::{GrammarError, JsonStyle, invalid};
-use super::{endless, one_of, property_names, references};
+use super::{endless, formats, numbers, one_of, property_names, references};
 
 /// Values inside one another.
 const MAX_DEPTH: usize = 256;
 /// Bytes of a schema as text.
-const MAX_BYTES: usize = 4 << 20;
+pub(super) const MAX_BYTES: usize = 4 << 20;
+/// White space between two signs of JSON, unless a style says otherwise. It has an end: weak models go on and on writing it, and
+/// never come to the next sign. A line's end and 15 levels of four spaces fit.
+const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
 /// Where a keyword has schemas.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,12 +59,17 @@ pub(super) fn for_each_inside<'a>(
     mut visit: impl FnMut(&'a Value),
 ) {
     for (keyword, value) in schema {
-        match (holds(keyword), value) {
-            (Holds::Schemas, Value::Array(schemas)) => schemas.iter().for_each(&mut visit),
-            (Holds::Schemas, schema) => visit(schema),
-            (Holds::Map, Value::Object(schemas)) => schemas.values().for_each(&mut visit),
-            (Holds::Map | Holds::Nothing, _) => {}
-        }
+        for_each_of(keyword, value, &mut visit);
+    }
+}
+
+/// Calls `visit` for each schema of a keyword.
+pub(super) fn for_each_of<'a>(keyword: &str, value: &'a Value, mut visit: impl FnMut(&'a Value)) {
+    match (holds(keyword), value) {
+        (Holds::Schemas, Value::Array(schemas)) => schemas.iter().for_each(visit),
+        (Holds::Schemas, schema) => visit(schema),
+        (Holds::Map, Value::Object(schemas)) => schemas.values().for_each(visit),
+        (Holds::Map | Holds::Nothing, _) => {}
     }
 }
 
@@ -138,7 +146,8 @@ fn close(schema: &mut Map<String, Value>) {
 pub(super) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
     match schema {
         Value::Object(_) => {}
-        Value::Bool(_) => return Ok(schema.clone()),
+        Value::Bool(true) => return Ok(spaced(Map::new())),
+        Value::Bool(false) => return Ok(schema.clone()),
         _ => return invalid("a JSON schema: expected an object, found something else"),
     }
     depth(schema, 0)?;
@@ -150,13 +159,33 @@ pub(super) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
     }
     let mut schema = references::resolved(schema.clone())?;
     endless::check(&schema)?;
+    numbers::bounded(&mut schema)?;
     let root = schema.clone();
     for_each_mut(&mut schema, &mut |schema| {
         drop_annotations(schema);
+        formats::complete(schema);
         property_names::without(schema);
         one_of::to_any_of(schema, &root);
     });
-    Ok(schema)
+    Ok(match schema {
+        Value::Object(schema) => spaced(schema),
+        other => other,
+    })
+}
+
+/// The schema with a bound of white space, unless it has settings of white space.
+fn spaced(mut schema: Map<String, Value>) -> Value {
+    let settings = schema
+        .entry("x-guidance")
+        .or_insert_with(|| Map::new().into());
+    // llguidance says what is wrong with settings of another type.
+    if let Value::Object(settings) = settings
+        && settings.get("whitespace_flexible") != Some(&Value::Bool(false))
+    {
+        let pattern = settings.entry("whitespace_pattern");
+        pattern.or_insert_with(|| WHITE_SPACE.into());
+    }
+    schema.into()
 }
 
 /// Checks how deep the value is, as whoever reads it goes down as deep.

@@ -41,6 +41,10 @@ struct Shape {
     values: Option<BTreeSet<String>>,
     /// Values of properties that objects must have, as JSON.
     properties: Vec<(String, BTreeSet<String>)>,
+    /// Names of properties that objects must have.
+    required: BTreeSet<String>,
+    /// Names of all properties that objects may have, if the schema names them.
+    allowed: Option<BTreeSet<String>>,
 }
 
 impl Shape {
@@ -51,6 +55,8 @@ impl Shape {
                 .into(),
             values: None,
             properties: Vec::new(),
+            required: BTreeSet::new(),
+            allowed: None,
         };
         let Some(object) = followed(schema, root) else {
             return shape;
@@ -72,6 +78,13 @@ impl Shape {
             if let Some(values) = property.and_then(values) {
                 shape.properties.push((key.to_owned(), values));
             }
+            shape.required.insert(key.to_owned());
+        }
+        if object.get("additionalProperties") == Some(&Value::Bool(false))
+            && !object.contains_key("patternProperties")
+        {
+            let names = properties.into_iter().flatten().map(|(name, _)| name);
+            shape.allowed = Some(names.cloned().collect());
         }
         shape
     }
@@ -89,11 +102,21 @@ impl Shape {
         }
         // Only of objects it is certain that they have the property.
         let are_objects = |shape: &Self| shape.types.iter().all(|name| name == "object");
-        (are_objects(self) || are_objects(other))
-            && self.properties.iter().any(|(key, a)| {
+        if !are_objects(self) && !are_objects(other) {
+            return false;
+        }
+        self.forbids(&other.required)
+            || other.forbids(&self.required)
+            || self.properties.iter().any(|(key, a)| {
                 let mut same = other.properties.iter().filter(|(other, _)| other == key);
                 same.any(|(_, b)| disjoint(a, b))
             })
+    }
+
+    /// Whether an object may not have all of these properties.
+    fn forbids(&self, names: &BTreeSet<String>) -> bool {
+        let allowed = self.allowed.as_ref();
+        allowed.is_some_and(|allowed| !names.is_subset(allowed))
     }
 }
 

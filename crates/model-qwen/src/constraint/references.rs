@@ -6,37 +6,35 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::grammar::{GrammarError, invalid};
-use super::json_schema::{for_each_inside, for_each_mut};
+use super::json_schema::{Holds, MAX_BYTES, for_each_inside, for_each_mut, holds};
 
-/// The schema with references that llguidance finds: `#/…` whose keys have no escapes. What others name gets such a name, too.
+/// The schema with references that llguidance finds: `#/…` whose keys have no escapes, to places where keywords have schemas. What
+/// others name gets such a name, too.
 ///
 /// # Errors
 /// For a reference to another document, or to nothing.
 pub(super) fn resolved(mut schema: Value) -> Result<Value, GrammarError> {
-    let mut odd = BTreeSet::new();
     let base = schema.get("$id").and_then(Value::as_str).map(str::to_owned);
-    for_each_mut(&mut schema, &mut |object| {
-        let Some(Value::String(reference)) = object.get_mut("$ref") else {
-            return;
-        };
-        // The document may name itself.
-        if let Some(base) = &base
-            && let Some(rest) = reference.strip_prefix(base.trim_end_matches('#'))
-            && (rest.is_empty() || rest.starts_with('#'))
-        {
-            *reference = if rest.is_empty() { "#" } else { rest }.to_owned();
-        }
-        if !is_plain(reference) {
-            odd.insert(reference.clone());
-        }
-    });
+    let root = schema.clone();
+    let mut odd = odd_references(&mut schema, base.as_deref(), &root);
     if odd.is_empty() {
         return Ok(schema);
     }
     let mut names = BTreeMap::new();
     let mut targets = Map::new();
-    for reference in odd {
-        let target = target(&schema, &reference)?.clone();
+    let mut num_bytes = 0;
+    while let Some(reference) = odd.pop_first() {
+        if names.contains_key(&reference) {
+            continue;
+        }
+        let mut target = target(&root, &reference)?.clone();
+        num_bytes += target.to_string().len();
+        if num_bytes > MAX_BYTES {
+            return Err(GrammarError::TooLarge(format!(
+                "`$ref`: expected at most {MAX_BYTES} bytes behind references with escapes or to odd places"
+            )));
+        }
+        odd.append(&mut odd_references(&mut target, base.as_deref(), &root));
         let name = free_name(&schema, targets.len());
         names.insert(reference, format!("#/$defs/{name}"));
         targets.insert(name, target);
@@ -67,6 +65,50 @@ fn free_name(schema: &Value, num: usize) -> String {
     let is_taken = |name: &String| schema.pointer(&format!("/$defs/{name}")).is_some();
     let mut names = (0..).map(|suffix| format!("referenced_{num}_{suffix}"));
     names.find(|name| !is_taken(name)).unwrap_or_default()
+}
+
+/// The references of a schema that get another name. References to the document itself lose its name.
+fn odd_references(schema: &mut Value, base: Option<&str>, root: &Value) -> BTreeSet<String> {
+    let mut odd = BTreeSet::new();
+    for_each_mut(schema, &mut |object| {
+        let Some(Value::String(reference)) = object.get_mut("$ref") else {
+            return;
+        };
+        if let Some(base) = base
+            && let Some(rest) = reference.strip_prefix(base.trim_end_matches('#'))
+            && (rest.is_empty() || rest.starts_with('#'))
+        {
+            *reference = if rest.is_empty() { "#" } else { rest }.to_owned();
+        }
+        if !is_plain(reference) || !is_place(reference, root) {
+            odd.insert(reference.clone());
+        }
+    });
+    odd
+}
+
+/// Whether a plain reference leads only through keywords that have schemas: no others are read.
+fn is_place(reference: &str, root: &Value) -> bool {
+    let mut keys = reference.split('/').skip(1);
+    let mut schema = root;
+    while let Some(keyword) = keys.next() {
+        let Some(value) = schema.get(keyword) else {
+            return false;
+        };
+        let inside = match (holds(keyword), value) {
+            (Holds::Schemas, Value::Array(_)) => {
+                keys.next().and_then(|i| value.pointer(&format!("/{i}")))
+            }
+            (Holds::Schemas, _) => Some(value),
+            (Holds::Map, Value::Object(schemas)) => keys.next().and_then(|key| schemas.get(key)),
+            (Holds::Map | Holds::Nothing, _) => None,
+        };
+        match inside {
+            Some(inside) => schema = inside,
+            None => return false,
+        }
+    }
+    true
 }
 
 /// Whether llguidance finds what is meant.

@@ -124,6 +124,17 @@ fn schemas_that_can_not_be_kept_to_are_refused_by_name() {
         schema(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]})),
         "oneOf",
     );
+    refused(schema(json!({"const": i64::MIN})), "const");
+    let lark = format!("start: \"x\" %json {{\"const\": {}}}", i64::MIN);
+    refused(Grammar::Lark(lark), "%json");
+    refused(
+        schema(json!({"$ref": "#/x", "x": {"enum": [i64::MIN]}})),
+        "enum",
+    );
+    refused(
+        schema(json!({"type": "integer", "minimum": -1e30, "maximum": -1e20})),
+        "maximum",
+    );
     refused(schema(json!({"type": "string", "pattern": "(?!a)b"})), "");
     refused(schema(json!(false)), "false");
     refused(schema(json!("text")), "object");

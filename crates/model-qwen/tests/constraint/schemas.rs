@@ -199,9 +199,106 @@ fn combinations_and_references() {
         &["{\"kind\": \"cat\", \"lives\": 9}", "{\"kind\": \"dog\"}"],
         &["{\"kind\": \"cat\"}", "{\"kind\": \"cow\"}"],
     );
+    // Objects that have a property that the others may not have.
+    let one = |name: &str| {
+        json!({"type": "object", "properties": {name: {"type": "integer"}}, "required": [name],
+        "additionalProperties": false})
+    };
+    schema(
+        json!({"oneOf": [one("length"), one("radius"), {"type": "null"}]}),
+        &["{\"length\": 9}", "{\"radius\": 9}", "null"],
+        &["{\"length\": 9, \"radius\": 9}", "{}", "{\"area\": 9}"],
+    );
     schema(
         json!({"oneOf": [{"type": "integer"}, {"type": "string"}, {"enum": [null]}]}),
         &["1", "\"a\"", "null"],
         &["true"],
     );
+}
+
+#[test]
+fn white_space_has_an_end() {
+    let list = json!({"type": "array", "items": {"type": "integer"}});
+    let spaces = |number| format!("[1,{}2]", "\n".repeat(number));
+    let (few, many) = (spaces(64), spaces(65));
+    schema(list.clone(), &[&few], &[&many]);
+    let mut free = list;
+    free["x-guidance"] = json!({"whitespace_pattern": "[ \n]+"});
+    schema(free, &[&few, &many], &[]);
+    schema(json!(true), &[&few], &[&many]);
+}
+
+#[test]
+fn days_are_those_of_the_calendar() {
+    for more in [
+        json!({}),
+        json!({"pattern": "^[12]"}),
+        json!({"pattern": "^[12]", "allOf": [{"minLength": 10}]}),
+    ] {
+        let of = |format: &str| {
+            let mut schema = json!({"type": ["string", "null"], "format": format});
+            for (key, value) in more.as_object().into_iter().flatten() {
+                schema[key] = value.clone();
+            }
+            schema
+        };
+        let good = [
+            "\"2024-02-29\"",
+            "\"2000-02-29\"",
+            "\"1999-12-31\"",
+            "\"2023-02-28\"",
+            "null",
+        ];
+        let bad = [
+            "\"2023-02-29\"",
+            "\"1900-02-29\"",
+            "\"2023-04-31\"",
+            "\"2023-13-01\"",
+        ];
+        schema(of("date"), &good, &bad);
+        schema(
+            of("date-time"),
+            &[
+                "\"2024-02-29T10:00:00Z\"",
+                "\"2023-03-29T10:00:00.5+01:00\"",
+            ],
+            &["\"2023-02-29T10:00:00Z\"", "\"2024-02-29\""],
+        );
+    }
+}
+
+#[test]
+fn seconds_and_hostnames_have_their_bounds() {
+    schema(
+        json!({"format": "time", "type": "string"}),
+        &["\"23:59:60Z\"", "\"10:00:59.5+01:00\""],
+        &["\"10:00:60Z\"", "\"23:59:60+01:00\""],
+    );
+    let date = |time: &str| format!("\"2024-12-31T{time}\"");
+    schema(
+        json!({"format": "date-time"}),
+        &[&date("23:59:60Z"), &date("22:00:00Z"), "5"],
+        &[&date("22:00:60Z"), &date("24:00:00Z")],
+    );
+    let host = |num_labels: usize| format!("\"{}ab\"", "abcd.".repeat(num_labels));
+    let name = json!({"type": "string", "format": "hostname"});
+    schema(name, &[&host(50)], &[&host(51)]);
+}
+
+#[test]
+fn a_reference_may_name_a_place_that_no_keyword_has() {
+    let odd = json!({"$ref": "#/colors/warm", "colors": {"warm": {"anyOf": [{"$ref": "#/colors/red"}, {"type": "null"}]},
+        "red": {"type": "string", "format": "color", "propertyNames": true, "maxLength": 3}}});
+    schema(odd, &["\"red\"", "null"], &["\"blue\"", "1"]);
+}
+
+#[test]
+fn numbers_may_have_the_bounds_of_integers() {
+    for kind in ["integer", "number"] {
+        schema(
+            json!({"type": kind, "minimum": i64::MIN, "maximum": u64::MAX}),
+            &["0", "-9007199254740993"],
+            &["true"],
+        );
+    }
 }
