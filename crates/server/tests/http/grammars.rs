@@ -189,7 +189,7 @@ fn what_can_not_be_kept_to_is_refused_by_name() {
         (
             json!({ "guided_json": { "$ref": "#/$defs/x" } }),
             "guided_json",
-            "not found",
+            "names nothing",
         ),
         (
             json!({ "response_format": format(json!({ "not": {} })) }),
