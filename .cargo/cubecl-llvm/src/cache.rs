@@ -18,6 +18,10 @@ use cubecl_server::kernel::BufferIOAttr;
 const VARIABLE: &str = "CUDA_KERNEL_CACHE";
 const HASH_BYTES: usize = 16;
 const EXTENSION: &str = "cubin";
+/// What the extension of a file that is being written begins with.
+const UNFINISHED: &str = "unfinished-";
+/// Bytes of all kernels together, at most, when a process begins.
+const MAX_BYTES: u64 = 256 << 20;
 /// A kernel that was not loaded for so long is deleted.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
@@ -90,7 +94,10 @@ impl Cache {
     /// The user's; none without a home, or if the user wants none.
     pub(crate) fn of_user() -> Option<&'static Self> {
         static CACHE: LazyLock<Option<Cache>> = LazyLock::new(|| {
-            let cache = Cache::new(user_folder(|name| std::env::var_os(name))?);
+            let cache = Cache::new(user_folder(
+                |name| std::env::var_os(name),
+                std::env::home_dir(),
+            )?);
             cache.forget_old(SystemTime::now());
             Some(cache)
         });
@@ -134,7 +141,11 @@ impl Cache {
     /// Two processes may write the same kernel: a file appears whole.
     fn write(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        let unfinished = path.with_extension(std::process::id().to_string());
+        // Processes of containers that share a folder may have one id.
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let time = time.map_or(0, |time| time.as_nanos());
+        let unfinished = format!("{UNFINISHED}{}-{time}", std::process::id());
+        let unfinished = path.with_extension(unfinished);
         let written = fs::write(&unfinished, bytes);
         let kept = written.and_then(|()| fs::rename(&unfinished, path));
         if kept.is_err() {
@@ -143,16 +154,43 @@ impl Cache {
         kept
     }
 
-    /// Deletes what has not been used, of older versions for example, and what a killed process left.
+    /// Deletes kernels that have not been used, of older versions for example, what a killed process left, and beyond
+    /// [`MAX_BYTES`] the ones that were used longest ago. Other files of the folder stay.
     fn forget_old(&self, now: SystemTime) {
+        let mut kept: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            let age = modified.ok().and_then(|time| now.duration_since(time).ok());
-            if age.is_some_and(|age| age > KEPT) {
-                let _ = fs::remove_file(entry.path());
+            let path = entry.path();
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            let (true, Ok(used)) = (metadata.is_file() && is_kernel(&path), metadata.modified())
+            else {
+                continue;
+            };
+            match now.duration_since(used) {
+                Ok(age) if age > KEPT => drop(fs::remove_file(path)),
+                _ => kept.push((used, metadata.len(), path)),
             }
         }
+        kept.sort();
+        let mut total: u64 = kept.iter().map(|(_, len, _)| len).sum();
+        for (_, len, path) in kept {
+            if total <= MAX_BYTES {
+                break;
+            }
+            total -= len;
+            let _ = fs::remove_file(path);
+        }
     }
+}
+
+/// Whether a file has the name of a kernel, or of one that is being written.
+fn is_kernel(path: &Path) -> bool {
+    let name = path.file_stem().and_then(|name| name.to_str());
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let is_hash = |name: &str| name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_ours = |extension: &str| extension == EXTENSION || extension.starts_with(UNFINISHED);
+    name.is_some_and(is_hash) && extension.is_some_and(is_ours)
 }
 
 fn hash_of(bytes: &[u8]) -> [u8; HASH_BYTES] {
@@ -160,14 +198,25 @@ fn hash_of(bytes: &[u8]) -> [u8; HASH_BYTES] {
 }
 
 /// Where the user's caches are, by the variables of the environment.
-fn user_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+fn user_folder(
+    variable: impl Fn(&str) -> Option<OsString>,
+    home: Option<PathBuf>,
+) -> Option<PathBuf> {
     if let Some(folder) = variable(VARIABLE) {
         return (!folder.is_empty()).then(|| folder.into());
     }
     let set = |name| variable(name).filter(|value| !value.is_empty());
-    let caches = match set("XDG_CACHE_HOME").or_else(|| set("LOCALAPPDATA")) {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(set("HOME")?).join(".cache"),
+    let system = if cfg!(windows) {
+        "LOCALAPPDATA"
+    } else {
+        "XDG_CACHE_HOME"
+    };
+    let caches = match set(system)
+        .map(PathBuf::from)
+        .filter(|folder| folder.is_absolute())
+    {
+        Some(folder) => folder,
+        None => home?.join(".cache"),
     };
     Some(caches.join("qwen-burn").join("kernels"))
 }
@@ -219,21 +268,46 @@ mod tests {
     }
 
     #[test]
+    fn other_files_of_the_folder_stay() {
+        let cache = empty();
+        fs::create_dir_all(cache.folder.join("0123456789abcdef0123456789abcdef.cubin")).unwrap();
+        for name in [
+            "model.safetensors",
+            "a.cubin",
+            "0123456789abcdef0123456789abcdef.txt",
+        ] {
+            fs::write(cache.folder.join(name), "x").unwrap();
+        }
+        let left = "fedcba9876543210fedcba9876543210.unfinished-7-1";
+        fs::write(cache.folder.join(left), "x").unwrap();
+        cache.forget_old(SystemTime::now() + KEPT * 2);
+        assert_eq!(fs::read_dir(&cache.folder).unwrap().count(), 4);
+        fs::remove_dir_all(&cache.folder).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
     fn the_folder_is_where_the_environment_says() {
-        let with = |set: &[(&str, &str)]| {
-            user_folder(|name| {
+        let with = |set: &[(&str, &str)], home: Option<&str>| {
+            let variable = |name: &str| {
                 let value = set.iter().find(|(set, _)| *set == name);
                 value.map(|(_, value)| value.into())
-            })
+            };
+            user_folder(variable, home.map(PathBuf::from))
         };
-        assert_eq!(with(&[]), None);
+        assert_eq!(with(&[], None), None);
+        let own = Some("/h/.cache/qwen-burn/kernels".into());
+        assert_eq!(with(&[], Some("/h")), own);
+        assert_eq!(with(&[("XDG_CACHE_HOME", "c")], Some("/h")), own);
+        let caches = [("XDG_CACHE_HOME", "/c")];
         assert_eq!(
-            with(&[("HOME", "/h")]),
-            Some("/h/.cache/qwen-burn/kernels".into())
+            with(&caches, Some("/h")),
+            Some("/c/qwen-burn/kernels".into())
         );
-        let both = [("HOME", "/h"), ("XDG_CACHE_HOME", "/c")];
-        assert_eq!(with(&both), Some("/c/qwen-burn/kernels".into()));
-        assert_eq!(with(&[(VARIABLE, "/k"), both[0]]), Some("/k".into()));
-        assert_eq!(with(&[(VARIABLE, ""), both[0]]), None);
+        assert_eq!(
+            with(&[(VARIABLE, "/k"), caches[0]], None),
+            Some("/k".into())
+        );
+        assert_eq!(with(&[(VARIABLE, ""), caches[0]], Some("/h")), None);
     }
 }

@@ -1,8 +1,8 @@
 //! What `cubecl-cuda` 0.11.3 names of `cubecl-llvm`, with NVRTC in the place of LLVM.
 //!
 //! `cubecl-cuda` compiles kernels in one of two ways: through LLVM, or (feature `cpp`) by printing CUDA C++ for NVRTC. The
-//! build script of `cubecl-llvm` downloads an LLVM bundle, and the second way compiles every kernel anew in every process,
-//! twice: NVRTC's PTX goes through the driver's compiler once more. This crate takes the place of the first way by
+//! build script of `cubecl-llvm` downloads an LLVM bundle. In the second way NVRTC compiles every kernel anew in every process,
+//! and the driver's compiler follows. This crate takes the place of the first way by
 //! `[patch.crates-io]`. Its compiler prints CUDA C++, too; NVRTC makes machine code of it, which is kept in a folder for
 //! the next process.
 
@@ -22,6 +22,9 @@ use pliron::printable::Printable;
 
 use crate::cache::{Cache, Compiled, Key};
 use crate::nvrtc::Target;
+
+/// Changes with what this crate makes of a kernel.
+const FORMAT: u32 = 1;
 
 /// From a kernel to what the driver loads.
 #[derive(Clone, Debug)]
@@ -80,7 +83,14 @@ impl PlironCompiler {
         let target = nvrtc::Target::of(arch.version())?;
         let entrypoint = kernel.settings.kernel_name.clone();
         let cache = Cache::of_user();
-        let key = cache.map(|_| key(&kernel, target, nvrtc, options.grid_constants));
+        let key = cache.map(|_| {
+            key(
+                &kernel,
+                target,
+                (arch.version(), nvrtc),
+                options.grid_constants,
+            )
+        });
         if let (Some(cache), Some(key)) = (cache, &key)
             && let Some(kept) = cache.load(key)
         {
@@ -92,7 +102,7 @@ impl PlironCompiler {
         }
         let begin = Instant::now();
         let version = arch.version();
-        // What cubecl-cuda tells the same compiler, in its runtime.rs.
+        // As cubecl-cuda has it in its runtime.rs, but for NVRTC as it is found, not as the build knew it.
         let cpp = CompilationOptions {
             supports_features: CppSupportedFeatures {
                 grid_constants: options.grid_constants,
@@ -129,20 +139,21 @@ impl PlironCompiler {
 }
 
 /// All that the code of a kernel depends on. The entry point's name has a hash of the kernel's type and of its parameters at
-/// compile time; what the program makes of them is in the printed kernel, and otherwise in the program itself.
-fn key(kernel: &KernelDefinition, target: Target, nvrtc: (i32, i32), grid_constants: bool) -> Key {
+/// compile time; what the program makes of them is in the printed kernel, and otherwise in the program itself. Headers are
+/// those of the toolkit's folder: a toolkit that is replaced in its place has another version of NVRTC.
+fn key(
+    kernel: &KernelDefinition,
+    target: Target,
+    versions: (u32, (i32, i32)),
+    grid_constants: bool,
+) -> Key {
     let module = kernel.body.state().module.get_operation();
     let printed = module.disp(kernel.body.ctx()).to_string();
     let (settings, info) = (&kernel.settings, &kernel.info);
-    Key::of(&(
-        build_id_hash(),
-        settings,
-        info,
-        printed,
-        target,
-        nvrtc,
-        grid_constants,
-    ))
+    // Some linkers write no build id: then these two tell programs apart.
+    let program = (build_id_hash(), env!("CARGO_PKG_VERSION"), FORMAT);
+    let compiler = (target.options(), versions, grid_constants);
+    Key::of(&(program, settings, info, printed, compiler))
 }
 
 fn module(entrypoint: String, ir: String, compiled: Compiled) -> NvptxModule {

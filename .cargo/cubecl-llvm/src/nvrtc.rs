@@ -22,24 +22,37 @@ pub(crate) fn compile(source: &str, target: Target) -> Result<Vec<u8>, Compilati
 }
 
 /// What NVRTC compiles for.
-#[derive(Clone, Copy, Hash)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The card itself.
     Card(u32),
-    /// PTX of the newest architecture that NVRTC knows: the driver compiles it for a newer card.
+    /// PTX of the newest architecture before the card's that NVRTC knows: the driver compiles it for the card.
     Virtual(u32),
 }
 
 impl Target {
     pub(crate) fn of(arch: u32) -> Result<Self, CompilationError> {
         let known = known_archs()?;
-        match known.iter().copied().max() {
-            Some(newest) if newest < arch => Ok(Self::Virtual(newest)),
-            _ => Ok(Self::Card(arch)),
+        Self::among(&known, arch).ok_or_else(|| {
+            error(format!(
+                "this NVRTC does not compile for the card's architecture {arch}, but for {known:?}: install an older CUDA toolkit"
+            ))
+        })
+    }
+
+    fn among(known: &[u32], arch: u32) -> Option<Self> {
+        match known.contains(&arch) {
+            true => Some(Self::Card(arch)),
+            false => known
+                .iter()
+                .copied()
+                .filter(|known| *known < arch)
+                .max()
+                .map(Self::Virtual),
         }
     }
 
-    fn options(self) -> Vec<String> {
+    pub(crate) fn options(self) -> Vec<String> {
         let arch = match self {
             // Instructions that later cards don't have, such as `wgmma`.
             Self::Card(arch @ 90..) => format!("sm_{arch}a"),
@@ -79,7 +92,7 @@ fn known_archs() -> Result<Vec<u32>, CompilationError> {
 fn include_folder() -> Option<PathBuf> {
     let places = ["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from);
     let windows = PathBuf::from("C:/Program Files/NVIDIA GPU Computing Toolkit/CUDA/");
-    let toolkit = match std::env::var_os("CUDA_PATH") {
+    let toolkit = match std::env::var("CUDA_PATH").ok() {
         Some(path) => Some(path.into()),
         None if cfg!(windows) => Some(windows),
         None => match places.into_iter().find(|path| path.exists()) {
@@ -106,10 +119,8 @@ impl Program {
     fn compile(&self, source: &str, target: Target) -> Result<Vec<u8>, CompilationError> {
         // SAFETY: the program exists.
         if unsafe { result::compile_program(self.0, &target.options()) }.is_err() {
-            return Err(error(format!(
-                "NVRTC refuses a kernel: {}\n{source}",
-                self.log()
-            )));
+            log::debug!("refused by NVRTC:\n{source}");
+            return Err(error(format!("NVRTC refuses a kernel: {}", self.log())));
         }
         match target {
             Target::Card(_) => self.machine_code(),
@@ -161,5 +172,21 @@ pub(crate) fn error(reason: impl std::fmt::Display) -> CompilationError {
     CompilationError::Generic {
         reason: reason.to_string(),
         backtrace: cubecl_environment::backtrace::BackTrace::capture(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Target;
+
+    #[test]
+    fn a_card_that_is_not_known_gets_code_of_an_earlier_one() {
+        let known = [75, 80, 90, 100, 120];
+        assert_eq!(Target::among(&known, 90), Some(Target::Card(90)));
+        assert_eq!(Target::among(&known, 103), Some(Target::Virtual(100)));
+        assert_eq!(Target::among(&known, 130), Some(Target::Virtual(120)));
+        assert_eq!(Target::among(&known, 61), None);
+        assert!(Target::Card(90).options()[0].ends_with("=sm_90a"));
+        assert!(Target::Virtual(86).options()[0].ends_with("=compute_86"));
     }
 }

@@ -25,12 +25,15 @@ fn message(panic: &(dyn Any + Send)) -> String {
 /// The causes in a device's report, the first one last: between them it names all that could not be computed for want of
 /// something else, and where it could have told a backtrace.
 pub fn device_causes(report: &str) -> String {
+    let mut in_backtrace = false;
     let lines = report.lines().map(str::trim).filter(|line| {
-        !(line.is_empty()
+        // The frames of a backtrace end where the next cause begins.
+        in_backtrace = *line == "Backtrace:" || (in_backtrace && *line != "Caused by:");
+        !(in_backtrace
+            || line.is_empty()
             || line.starts_with("skipped ")
             || line.starts_with('(')
-            || line.starts_with("No backtrace")
-            || ["Caused by:", "Backtrace:", "Asked at:"].contains(line))
+            || ["Caused by:", "Asked at:"].contains(line))
     });
     // Errors of compilers end with the whole source.
     let lines: Vec<&str> = lines.take(MAX_CAUSES).collect();

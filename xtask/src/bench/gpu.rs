@@ -328,7 +328,8 @@ impl Runner<'_> {
         command.args(arguments).current_dir(&self.caches);
         // The last lines of a failed program are then its message.
         command.env("RUST_BACKTRACE", "0");
-        // Burn's cache is below the first, the CUDA driver's in the third.
+        // Compiled kernels and Burn's cache are below the first, the CUDA driver's cache is in the third.
+        command.env_remove("CUDA_KERNEL_CACHE");
         for name in ["XDG_CACHE_HOME", "HOME", "CUDA_CACHE_PATH"] {
             command.env(name, &self.caches);
         }

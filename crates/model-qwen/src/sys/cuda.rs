@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::device_causes;
+
 /// What kernels include, below the toolkit's `include`.
 const HEADERS: [&str; 5] = [
     "cuda_fp16.h",
@@ -101,20 +103,10 @@ pub(crate) fn check_compiler() -> Result<(), CudaError> {
 pub(crate) fn check_kernel(device: &Device) -> Result<(), CudaError> {
     let ones = Tensor::<1>::ones([2], (device, DType::F32));
     let data = (ones + 1.0).try_into_data();
-    let data = data.map_err(|error| CudaError::Kernel(first_line(&format!("{error:?}"))))?;
+    let data = data.map_err(|error| CudaError::Kernel(device_causes(&format!("{error:?}"))))?;
     let values: Vec<f32> = data.iter().collect();
     match values == [2.0, 2.0] {
         true => Ok(()),
         false => Err(CudaError::Kernel(format!("1 + 1 gives {values:?}"))),
     }
-}
-
-/// Errors of compilers end with the whole source.
-fn first_line(text: &str) -> String {
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(300)
-        .collect()
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, SequenceChunk};
 use lora_4bit::AdapterSelection;
-use model_qwen::{ChoiceRow, DecodeRow, GraphRunner, Pending, Sampler, SamplingParams, Want};
+use model_qwen::{
+    ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, Sampler, SamplingParams, Want,
+};
 
 use super::recovery::catch;
 use super::worker::Worker;
@@ -16,9 +18,10 @@ const REPORT: Duration = Duration::from_secs(2);
 /// A step that is run once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum WarmUpStep {
-    /// One token of each of some sequences.
+    /// One token of each of some sequences; with drafts, some tokens of each.
     Decode {
         num_rows: usize,
+        has_drafts: bool,
         how: Sampling,
         slot: Option<usize>,
     },
@@ -38,6 +41,8 @@ enum Sampling {
     Read,
 }
 
+/// Tokens of a sequence that has a draft.
+const TOKENS_WITH_DRAFT: usize = 4;
 /// Rows up to which the host reads all logits before the first request. With more rows the device's part is the same, and the
 /// host's takes its time.
 const MAX_READ_ROWS: usize = 4;
@@ -92,34 +97,49 @@ impl Worker {
     fn warm_up_steps(&self) -> Vec<WarmUpStep> {
         let config = self.scheduler.config();
         let longest = config.max_model_len.min(config.max_num_batched_tokens);
-        let longest = longest.min(self.cache.shape().num_blocks * config.block_size);
+        let longest = longest
+            .min(self.cache.shape().num_blocks * config.block_size)
+            .max(1);
         let pools = self.receiver.pools();
         let with_adapter = self.adapters.used_slot().map(Some);
+        let max_rows = config.max_num_seqs.min(config.max_num_batched_tokens);
+        let mut counts = GraphRunner::row_counts(max_rows);
+        counts.reverse();
         let mut steps = Vec::new();
         for slot in with_adapter.into_iter().chain([None]) {
-            steps.extend(prompt_lens(longest).map(|len| WarmUpStep::Prompts {
-                lens: vec![len],
+            let total = longest.saturating_mul(config.max_num_seqs);
+            let totals = token_counts(total.min(config.max_num_batched_tokens));
+            steps.extend(totals.map(|total| WarmUpStep::Prompts {
+                lens: split(total, longest),
                 slot,
             }));
             // A prompt among sequences that go on, and many that begin together.
-            let mut counts = GraphRunner::row_counts(config.max_num_seqs);
-            counts.reverse();
             steps.extend(counts.iter().map(|&num| {
-                let first = (longest + 1).saturating_sub(num).min(3 * config.block_size);
-                let lens = std::iter::once(first.max(1)).chain(std::iter::repeat_n(1, num - 1));
+                let room = (longest + 1).saturating_sub(num);
+                let first = room.clamp(1, 3 * config.block_size);
+                let lens = std::iter::once(first).chain(std::iter::repeat_n(1, num - 1));
                 let lens = lens.collect();
                 WarmUpStep::Prompts { lens, slot }
             }));
-            if !pools {
-                let decodes = counts.iter().flat_map(|&num_rows| {
+            if pools {
+                continue;
+            }
+            let with_drafts = match &self.drafts {
+                Some(_) => GraphRunner::row_counts(max_rows.max(MAX_LOGIT_ROWS)),
+                None => Vec::new(),
+            };
+            let kinds = [(&counts, false), (&with_drafts, true)];
+            let decodes = kinds.into_iter().flat_map(|(counts, has_drafts)| {
+                counts.iter().flat_map(move |&num_rows| {
                     Sampling::of(num_rows).map(move |how| WarmUpStep::Decode {
                         num_rows,
+                        has_drafts,
                         how,
                         slot,
                     })
-                });
-                steps.extend(decodes);
-            }
+                })
+            });
+            steps.extend(decodes);
         }
         steps
     }
@@ -128,17 +148,26 @@ impl Worker {
         match step {
             &WarmUpStep::Decode {
                 num_rows,
+                has_drafts,
                 how,
                 slot,
             } => {
                 let mut samplers = self.samplers(num_rows, how);
-                let rows: Vec<DecodeRow<'_>> = (samplers.iter_mut())
-                    .map(|sampler| DecodeRow {
-                        follows: false,
+                let longest = self.scheduler.config().max_model_len;
+                let each = if has_drafts {
+                    TOKENS_WITH_DRAFT.min(longest)
+                } else {
+                    1
+                };
+                let block_size = self.cache.shape().block_size;
+                let table: Vec<u32> = (0..each.div_ceil(block_size) as u32).collect();
+                let rows: Vec<DecodeRow<'_>> = (samplers.iter_mut().enumerate())
+                    .map(|(row, sampler)| DecodeRow {
+                        follows: row % each > 0,
                         token: DecodeToken::Id(0),
-                        position: 0,
+                        position: row % each,
                         slot,
-                        block_table: &[0],
+                        block_table: &table,
                         draw: sampler.draw(0, &[]),
                     })
                     .collect();
@@ -208,14 +237,22 @@ impl Worker {
     }
 }
 
-/// Lengths of prompts that may need kernels of their own: which kernel computes a product depends on the number of its rows, and
-/// on how many parts of the card these keep busy.
-fn prompt_lens(longest: usize) -> impl Iterator<Item = usize> {
+/// Numbers of tokens that may need kernels of their own, the largest first: which kernel computes a product depends on the number
+/// of its rows, and on how many parts of the card these keep busy.
+fn token_counts(largest: usize) -> impl Iterator<Item = usize> {
     let powers = (1..usize::BITS - 1).map(|bits| 1 << bits);
-    let lens = powers.flat_map(|len| [len, len + len / 2]);
-    let mut lens: Vec<usize> = lens.take_while(|&len| len < longest).collect();
-    lens.push(longest);
-    lens.into_iter().rev()
+    let counts = powers.flat_map(|num| [num, num + num / 2]);
+    let mut counts: Vec<usize> = counts.take_while(|&num| num < largest).collect();
+    counts.push(largest);
+    counts.into_iter().rev()
+}
+
+/// Lengths of prompts with `total` tokens together, of `longest` tokens at most.
+fn split(total: usize, longest: usize) -> Vec<usize> {
+    let whole = std::iter::repeat_n(longest, total / longest);
+    whole
+        .chain(Some(total % longest).filter(|&rest| rest > 0))
+        .collect()
 }
 
 #[cfg(test)]
@@ -223,10 +260,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_are_as_long_as_they_may_be_at_most() {
-        let lens = |longest| prompt_lens(longest).collect::<Vec<_>>();
-        assert_eq!(lens(100), [100, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2]);
-        assert_eq!(lens(8), [8, 6, 4, 3, 2]);
-        assert_eq!(lens(1), [1]);
+    fn steps_are_as_large_as_they_may_be_at_most() {
+        let counts = |largest| token_counts(largest).collect::<Vec<_>>();
+        let up_to_96 = [96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2];
+        assert_eq!(counts(100), [&[100], &up_to_96[..]].concat());
+        assert_eq!(counts(8), [8, 6, 4, 3, 2]);
+        assert_eq!(counts(1), [1]);
+        assert_eq!(split(100, 40), [40, 40, 20]);
+        assert_eq!(split(80, 40), [40, 40]);
+        assert_eq!(split(3, 40), [3]);
     }
 }
