@@ -53,6 +53,12 @@ pub(crate) fn run() -> Result<()> {
         )
     })?;
     run_step("packages, and a program that uses them", package::run)?;
+    run_step("compiler of CUDA kernels", || {
+        // It is no member of the workspace, whose build without CUDA has no use for it.
+        let manifest = ["--manifest-path", ".cargo/cubecl-llvm/Cargo.toml"];
+        let folder = ["--target-dir", "target/cubecl-llvm"];
+        command("cargo", &[&["test"], &manifest[..], &folder].concat())
+    })?;
     run_step("GPU kernels on the CPU", gpu_tests)?;
     run_step("CUDA build", || {
         command(
