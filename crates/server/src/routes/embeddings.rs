@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::pooling::{info, length, pool, tokens};
 use super::prompt::in_turn;
-use crate::engine::PoolRequest;
+use crate::engine::{PoolRequest, PoolingInfo};
 use crate::error::ApiError;
 use crate::protocol::body::Body;
 use crate::protocol::chat::{TemplateFields, render};
@@ -38,11 +38,7 @@ impl Prepared {
 
 /// Vectors of texts.
 pub async fn embeddings(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let pooling = info(&state)?;
-    if pooling.score.is_some() {
-        let message = "This model computes scores: use `/score`, `/rerank`, `/classify` or `/pooling`, or start the server with --convert embed.";
-        return Err(ApiError::bad_request("model", message));
-    }
+    let pooling = of_vectors(&state)?;
     let mut prepared = in_turn(&state, body, |state, body| {
         prepare(state, body, Endpoint::Embeddings)
     })
@@ -68,6 +64,20 @@ pub async fn embeddings(State(state): State<AppState>, body: Body) -> Result<Res
         usage,
     };
     Ok(Json(response).into_response())
+}
+
+/// How this model computes vectors.
+///
+/// # Errors
+/// When it computes none.
+pub(super) fn of_vectors(state: &AppState) -> Result<&PoolingInfo, ApiError> {
+    let pooling = info(state)?;
+    if pooling.score.is_some() {
+        let message = "This model computes scores: use `/score`, `/rerank`, `/classify` or `/pooling`, or start the server \
+                       with --convert embed.";
+        return Err(ApiError::bad_request("model", message));
+    }
+    Ok(pooling)
 }
 
 /// What the model computes for texts: vectors, or scores.

@@ -11,6 +11,7 @@ fn marks_of_all_trainers_are_obeyed() {
         "loss_scale",
         "train",
         "training",
+        "trainable",
     ] {
         for (zero, one) in [
             (json!(0), json!(1)),

@@ -5,11 +5,12 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::State;
 
-use super::super::pooling::{info, pool, tokens};
+use super::super::embeddings::of_vectors;
+use super::super::pooling::{pool, tokens};
 use super::super::prompt::{Length, in_turn};
 use super::model_name;
 use super::time::nanoseconds;
-use crate::engine::{PoolRequest, PoolingInfo};
+use crate::engine::PoolRequest;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
 use crate::protocol::completions::PromptItem;
@@ -80,19 +81,6 @@ pub(super) async fn embeddings(
     Ok(Json(PromptEmbedded {
         embedding: vector.unwrap_or_default(),
     }))
-}
-
-/// How this model computes vectors.
-fn of_vectors(state: &AppState) -> Result<&PoolingInfo, ApiError> {
-    let pooling = info(state)?;
-    match pooling.score {
-        None => Ok(pooling),
-        Some(_) => {
-            let message = "This model computes scores: use `/score`, `/rerank` or `/classify`, or start the server with \
-                           --convert embed.";
-            Err(ApiError::bad_request("model", message))
-        }
-    }
 }
 
 /// The same without the name of a field that Ollama's requests do not have.

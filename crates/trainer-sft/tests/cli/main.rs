@@ -1,0 +1,233 @@
+//! Command line and `--config` file → `Config`.
+
+#![allow(clippy::unwrap_used)]
+
+mod files;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lora_4bit::ComputeDtype;
+use model_qwen::{Dtype, Quantization};
+use tempfile::TempDir;
+use trainer_sft::args::Args;
+use trainer_sft::config::{Config, LrSchedule, Thinking, TrainOn};
+
+fn parse(flags: &str) -> Result<Config, String> {
+    Args::parse_config(std::iter::once("trainer-sft").chain(flags.split_whitespace()))
+        .map_err(|error| error.to_string())
+}
+
+fn error(flags: &str) -> String {
+    parse(flags).unwrap_err()
+}
+
+fn config_file(text: &str) -> (TempDir, String) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, text).unwrap();
+    (folder, path.display().to_string())
+}
+
+#[test]
+fn the_help_tells_the_true_defaults() {
+    let config = parse("--data d.jsonl").unwrap();
+    let help = <Args as clap::CommandFactory>::command()
+        .render_long_help()
+        .to_string();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (flag, default) in [
+        ("max-length", config.data.max_length.to_string()),
+        ("lora-r", config.lora.r.to_string()),
+        ("lora-alpha", config.lora.alpha.to_string()),
+        ("lora-dropout", config.lora.dropout.to_string()),
+        ("target-modules", config.lora.target_modules.join(",")),
+        ("learning-rate", "2e-4".into()),
+        ("warmup-ratio", config.optimizer.warmup_ratio.to_string()),
+        ("weight-decay", config.optimizer.weight_decay.to_string()),
+        ("max-grad-norm", config.optimizer.max_grad_norm.to_string()),
+        ("epochs", "3".into()),
+        ("batch-size", config.run.batch_size.to_string()),
+        (
+            "gradient-accumulation",
+            config.run.gradient_accumulation.to_string(),
+        ),
+        ("seed", config.run.seed.to_string()),
+        ("log-steps", config.run.log_steps.to_string()),
+        ("device", config.model.device),
+    ] {
+        let own = help
+            .split(&format!(" --{flag} <"))
+            .nth(1)
+            .unwrap_or_else(|| panic!("--{flag} is not in the help"));
+        let stated = own
+            .split("[default: ")
+            .nth(1)
+            .unwrap()
+            .split([']', ';'])
+            .next()
+            .unwrap();
+        assert!(
+            stated == default || stated.starts_with(&format!("{default},")),
+            "--{flag}: help {stated}, real {default}"
+        );
+    }
+    assert_eq!(
+        config.optimizer.learning_rate,
+        Some(2e-3),
+        "the bundled model"
+    );
+    let named = parse("--data d.jsonl --model m").unwrap();
+    assert_eq!(named.optimizer.learning_rate, Some(2e-4));
+    assert_eq!(
+        (config.run.epochs, named.run.epochs),
+        (Some(10.0), Some(3.0))
+    );
+    assert_eq!(config.optimizer.lr_schedule, LrSchedule::Cosine);
+    assert_eq!(
+        (config.model.quantization, config.model.double_quant),
+        (Some(Quantization::Nf4), true)
+    );
+    assert_eq!(
+        (config.data.train_on, config.data.thinking),
+        (TrainOn::Assistant, Thinking::Keep)
+    );
+    assert_eq!(config.run.output, PathBuf::from("adapters/d-1"));
+}
+
+/// Settings that depend on the rest are the same whoever asks.
+#[test]
+fn a_program_gets_the_defaults_of_the_command_line() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("x");
+    for (flags, model, full) in [
+        ("", None, false),
+        ("--full", None, true),
+        ("--model m", Some("m"), false),
+        ("--model m --full", Some("m"), true),
+    ] {
+        let line = format!("--data d --output {} {flags}", output.display());
+        let mut config = Config::new(&output);
+        config.data.train = vec!["d".into()];
+        config.model.model = model.map(Into::into);
+        config.run.full = full;
+        assert_eq!(config.resolved().unwrap(), parse(&line).unwrap(), "{flags}");
+    }
+}
+
+#[test]
+fn underscores_and_aliases_are_accepted() {
+    let config = parse("--data a.jsonl --data b_c.jsonl --lora_r=8 --per_device_train_batch_size 3 --no_double_quant --use_rslora --target_modules q_proj,v_proj").unwrap();
+    assert_eq!(
+        config.data.train,
+        [Path::new("a.jsonl"), Path::new("b_c.jsonl")]
+    );
+    assert_eq!(
+        (
+            config.lora.r,
+            config.run.batch_size,
+            config.model.double_quant
+        ),
+        (8, 3, false)
+    );
+    assert!(config.lora.use_rslora && !config.lora.is_all_linear());
+    assert_eq!(config.lora.target_modules, ["q_proj", "v_proj"]);
+}
+
+#[test]
+fn unknown_flags_name_the_nearest_one() {
+    for (flag, near) in [
+        ("--learning_rat", "--learning-rate"),
+        ("--lora-ranks", "--lora-rank"),
+        ("--epoch", "--epochs"),
+        ("--quantisation", "--quantization"),
+    ] {
+        let message = error(&format!("--data d.jsonl {flag} 3"));
+        assert!(message.contains(near), "{message}");
+    }
+}
+
+#[test]
+fn a_flag_of_another_program_is_translated_and_any_other_points_nowhere() {
+    for (flag, here) in [
+        ("--bs", "--batch-size"),
+        ("--4bit", "--quantization"),
+        ("--load_in_4bit", "--quantization"),
+        ("--dataset", "--data"),
+    ] {
+        let message = error(&format!("--data d.jsonl {flag} 3"));
+        let expected = format!("a similar argument exists: '{here}'");
+        assert!(message.contains(&expected), "{message}");
+    }
+    for flag in [
+        "--zzzzzz",
+        "--do-train",
+        "--deepspeed",
+        "--warmth",
+        "--fp16",
+    ] {
+        let message = error(&format!("--data d.jsonl {flag} 3"));
+        assert!(!message.contains("similar"), "{message}");
+    }
+}
+
+#[test]
+fn full_training_computes_in_f32() {
+    let compute = |flags: &str| parse(flags).unwrap().model.compute_dtype;
+    assert_eq!(compute("--data d"), ComputeDtype::Bf16);
+    assert_eq!(compute("--data d --full"), ComputeDtype::F32);
+    assert_eq!(compute("--data d --compute-dtype f32"), ComputeDtype::F32);
+    let mut config = Config::new("/tmp/none/x");
+    config.run.full = true;
+    let config = config.resolved().unwrap();
+    assert_eq!(config.model.compute_dtype, ComputeDtype::F32);
+    let message = error("--data d --full --compute-dtype bf16");
+    let expected = "--compute-dtype would have no effect: --full trains in f32";
+    assert!(message.starts_with(expected), "{message}");
+}
+
+#[test]
+fn a_trained_adapter_is_not_overwritten() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("adapter_model.safetensors"), "").unwrap();
+    let message = error(&format!("--data d --output {}", folder.path().display()));
+    assert!(
+        message.contains("--output: expected a new or empty folder, found"),
+        "{message}"
+    );
+}
+
+#[test]
+fn numbers_of_steps() {
+    let config = parse("--data d --epochs 1.5 --warmup-ratio 0.1").unwrap();
+    assert_eq!(config.run.num_steps(7), 11);
+    assert_eq!(config.optimizer.num_warmup_steps(11), 2);
+    assert_eq!(parse("--data d --max-steps 3").unwrap().run.num_steps(7), 3);
+    assert_eq!(
+        parse("--data d --warmup-steps 9")
+            .unwrap()
+            .optimizer
+            .num_warmup_steps(5),
+        5
+    );
+}
+
+#[test]
+fn the_program_explains_itself_and_its_errors() {
+    let program = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let help = program(&["--help"]);
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--lora-r <R>"));
+    let missing = program(&[]);
+    assert!(!missing.status.success());
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("--data is missing"));
+    let unknown = program(&["--data", "d", "--lora-rnk", "3"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("--lora-r"));
+}
