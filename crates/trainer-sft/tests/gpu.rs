@@ -2,13 +2,15 @@
 #![cfg(any(feature = "cuda", feature = "wgpu"))]
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/adapter.rs"]
+mod support;
+
 use burn::tensor::{Device, DeviceType, Tensor};
 use lora_4bit::ComputeDtype;
-use lora_4bit::peft::LoraAdapter;
 use model_qwen::{QwenConfig, QwenModel};
 use trainer_sft::batch::Batch;
-use trainer_sft::config::{LoraOptions, LrSchedule};
-use trainer_sft::lora::{SLOT, new_adapter};
+use trainer_sft::config::LrSchedule;
+use trainer_sft::lora::SLOT;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{Trainable, visit_model};
 use trainer_sft::schedule::{Schedule, Shape};
@@ -44,28 +46,10 @@ fn model(qk_norm: bool, compute: ComputeDtype, device: &Device) -> QwenModel {
             parameter.replace(|value| value.mul_scalar(4.0));
         }
     });
-    let adapter = adapter(&model);
+    let adapter = support::adapter(&model, 8);
     model.add_adapter(SLOT, &adapter).unwrap();
     model.set_compute_dtype(compute);
     model
-}
-
-/// An adapter on all layers whose B is not zero.
-fn adapter(model: &QwenModel) -> LoraAdapter {
-    let lora = LoraOptions {
-        r: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        target_modules: vec!["all-linear".into()],
-        use_rslora: false,
-    };
-    let mut adapter = new_adapter(&lora, None, model, 11);
-    for matrices in adapter.modules.values_mut() {
-        for (i, b) in matrices.b.iter_mut().enumerate() {
-            *b = ((i * 37 % 19) as f32 - 9.0) * 0.01;
-        }
-    }
-    adapter
 }
 
 /// A trainer of the CPU in f32, the reference.

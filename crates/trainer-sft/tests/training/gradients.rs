@@ -121,7 +121,7 @@ fn whole_graph(
 fn the_explicit_step_equals_the_graphs() {
     for (qk_norm, p) in [(false, 0.0), (true, 0.0), (true, 0.25)] {
         let mut model = model(qk_norm, qk_norm);
-        let adapter = adapter(&model);
+        let adapter = support::adapter(&model, 3);
         model.add_adapter(SLOT, &adapter).unwrap();
         let batch = pack(&documents());
         let trainable = Trainable::Adapter { slot: SLOT };

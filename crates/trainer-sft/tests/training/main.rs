@@ -5,12 +5,14 @@
 mod gradients;
 mod runs;
 
+#[path = "../support/adapter.rs"]
+mod support;
+
 use burn::tensor::{Device, Tensor};
-use lora_4bit::peft::LoraAdapter;
 use model_qwen::{QwenConfig, QwenModel};
 use trainer_sft::batch::Batch;
-use trainer_sft::config::{LoraOptions, LrSchedule};
-use trainer_sft::lora::{SLOT, new_adapter};
+use trainer_sft::config::LrSchedule;
+use trainer_sft::lora::SLOT;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{Trainable, visit_model};
 use trainer_sft::schedule::{Schedule, Shape};
@@ -44,29 +46,9 @@ fn model(tied: bool, qk_norm: bool) -> QwenModel {
 /// As [`model`], with an adapter whose B is not zero.
 fn model_with_adapter() -> QwenModel {
     let mut model = model(true, false);
-    let adapter = adapter(&model);
+    let adapter = support::adapter(&model, 3);
     model.add_adapter(SLOT, &adapter).unwrap();
     model
-}
-
-/// An adapter on all layers whose B is not zero.
-fn adapter(model: &QwenModel) -> LoraAdapter {
-    let lora = LoraOptions {
-        r: 3,
-        alpha: 6.0,
-        dropout: 0.0,
-        target_modules: vec!["all-linear".into()],
-        use_rslora: false,
-    };
-    let mut adapter = new_adapter(&lora, None, model, 11);
-    for matrices in adapter.modules.values_mut() {
-        matrices
-            .b
-            .iter_mut()
-            .enumerate()
-            .for_each(|(i, b)| *b = ((i * 37 % 19) as f32 - 9.0) * 0.01);
-    }
-    adapter
 }
 
 fn options(trainable: Trainable) -> TrainerOptions {
