@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 use brackets::Brackets;
 pub use reasoning::{CLOSE_THINK, OPEN_THINK, ReasoningStart};
 pub use tool::Tool;
+pub(crate) use tool::is_null;
 
 use crate::request_id::RequestId;
 

@@ -107,13 +107,7 @@ impl<'a> Run<'a> {
         );
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
-            let (device, step) = (self.trainer.device(), self.trainer.num_steps() + 1);
-            let output = &self.config.run.output;
-            let done = guard(
-                &device,
-                || (format!("step {step}"), newest_checkpoint(output)),
-                || self.step(total_steps, &mut told, &mut speed),
-            )?;
+            let done = self.step(total_steps, &mut told, &mut speed)?;
             if done.is_break() {
                 break;
             }
@@ -123,7 +117,7 @@ impl<'a> Run<'a> {
         } else {
             told.bar.finish();
             self.summary.stopped_early = self.trainer.num_steps() < total_steps;
-            self.write_result()?;
+            self.on_device(self.trainer.num_steps(), Self::write_result)?;
         }
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
@@ -147,8 +141,8 @@ impl<'a> Run<'a> {
             Ok(batch) => batch,
             Err(error) => return Err(self.stop_at(before, error.into())),
         };
-        let output = self.trainer.step(&batch.micro_batches);
-        let step = self.trainer.num_steps();
+        let step = self.trainer.num_steps() + 1;
+        let output = self.on_device(step, |run| Ok(run.trainer.step(&batch.micro_batches)))?;
         let mut last = step == total_steps;
         speed.add(batch.num_tokens());
         self.summary.num_tokens += batch.num_tokens();
@@ -160,29 +154,45 @@ impl<'a> Run<'a> {
         let logs = step.is_multiple_of(settings.log_steps) || last;
         let reads_all = !is_gpu(&self.trainer.device());
         let read = match reads_all || logs || told.is_due(step) || self.checks.is_due() {
-            true => self.read_checks()?,
+            true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
         if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
-            self.log(&batch, &output, (read, speed.take(), logs), told);
+            let read = (read, speed.take(), logs);
+            self.on_device(step, |run| {
+                run.log(&batch, &output, read, told);
+                Ok(())
+            })?;
         }
         let mut is_new_best = false;
         if is_due(settings.eval_steps, step) || last {
-            is_new_best = self.evaluate(&batch, told)? && settings.load_best;
+            let is_best = self.on_device(step, |run| run.evaluate(&batch, told))?;
+            is_new_best = is_best && settings.load_best;
             last |= self.has_lost_patience();
         }
-        let is_broken = self.report(&batch, &output, total_steps).is_break();
+        let is_broken = self.report(&batch, &output, total_steps)?.is_break();
         let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
         let stops = !last && (is_broken || is_told);
         // The last weights are the result as they are.
         if stops || (is_new_best && !last) || is_due(settings.save_steps, step) {
-            self.write_checkpoint(is_new_best, stops)?;
+            self.on_device(step, |run| run.write_checkpoint(is_new_best, stops))?;
         }
         speed.pause(pause);
         Ok(match stops {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })
+    }
+
+    /// Does what the device takes part in, at a step.
+    fn on_device<T>(
+        &mut self,
+        step: usize,
+        work: impl FnOnce(&mut Self) -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        let (device, output) = (self.trainer.device(), &self.config.run.output);
+        let what = || (format!("step {step}"), newest_checkpoint(output));
+        guard(&device, what, || work(self))
     }
 
     /// Writes a checkpoint. One that cannot be written ends the run only where it `stops` with it.
@@ -260,13 +270,16 @@ impl<'a> Run<'a> {
         batch: &StepBatch,
         output: &StepOutput,
         total_steps: usize,
-    ) -> ControlFlow<()> {
+    ) -> Result<ControlFlow<()>, TrainError> {
         let step = self.trainer.num_steps();
+        if self.watch.on_step.is_none() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let (loss, grad_norm) = self.on_device(step, |_| Ok(output.read()))?;
         let Some(on_step) = &mut self.watch.on_step else {
-            return ControlFlow::Continue(());
+            return Ok(ControlFlow::Continue(()));
         };
-        let (loss, grad_norm) = output.read();
-        on_step(&StepReport {
+        Ok(on_step(&StepReport {
             step,
             total_steps,
             epoch: batch.epoch,
@@ -274,7 +287,7 @@ impl<'a> Run<'a> {
             grad_norm,
             learning_rate: output.learning_rate,
             num_tokens: batch.num_tokens(),
-        })
+        }))
     }
 
     /// Writes a step to the metrics (where that is asked for), the bar and the log.

@@ -34,7 +34,7 @@ fn num_checkpoints(run: &RunConfig) -> u64 {
         (None, _) => usize::from(run.load_best),
         // How long the run is depends on the data.
         (Some(_), None) => 1,
-        (Some(every), Some(steps)) => steps / every.max(1),
+        (Some(every), Some(steps)) => (steps / every.max(1)).max(usize::from(run.load_best)),
     };
     // A new one is written before an old one is removed. Those of a run that goes on are there already.
     let kept = match (run.save_total_limit, &run.resume) {

@@ -19,12 +19,17 @@ pub struct Tool {
 /// How deep schemas of one parameter may refer to others.
 const MAX_DEPTH: usize = 8;
 
+/// Whether a text without white space around it stands for null, where null may be.
+pub(crate) fn is_null(text: &str) -> bool {
+    matches!(text, "null" | "None" | "none" | "NULL")
+}
+
 impl Tool {
     /// A parameter's value from its text, as JSON: of the type that the schema says, or the text itself.
     pub(super) fn value(&self, parameter: &str, text: &str) -> String {
         let types = self.types_of(parameter);
         let trimmed = text.trim();
-        let is_null = matches!(trimmed, "null" | "None" | "none" | "NULL");
+        let is_null = is_null(trimmed);
         let first = types.iter().find(|kind| **kind != "null");
         let value = match first.copied() {
             _ if is_null && types.contains(&"null") => Some(Value::Null),

@@ -183,6 +183,14 @@ fn what_the_form_cannot_keep_to_is_refused_by_name() {
             of(json!({ "type": "string", "enum": ["</parameter>"] })),
             "tag",
         ),
+        (
+            of(json!({ "type": ["string", "null"], "enum": ["none", "low", null] })),
+            "null",
+        ),
+        (
+            of(json!({ "type": "array", "items": { "$ref": "#" } })),
+            "`$ref`",
+        ),
         (of(json!({ "minimum": 3 })), "`type`"),
         (
             json!({ "type": "object", "properties": { "a>b": {} } }),

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::closed_schema;
-use crate::answer::{OPEN_FUNCTION, Tool};
+use crate::answer::{OPEN_FUNCTION, Tool, is_null};
 use crate::error::ApiError;
 
 const CLOSE_FUNCTION: &str = "</function>";
@@ -139,6 +139,10 @@ fn parameter(tool: &Tool, schema: &Value, begin: String) -> Result<Value, String
         {
             return Err("has a value with a tag that ends it".to_owned());
         }
+        let reads_null = |text: &String| text != "null" && is_null(text.trim());
+        if tool.types(schema).contains(&"null") && texts.iter().any(reads_null) {
+            return Err("has a value that is read as null".to_owned());
+        }
         let texts = texts
             .iter()
             .map(|text| json!({ "type": "const_string", "value": format!("\n{text}\n") }));
@@ -154,8 +158,24 @@ fn parameter(tool: &Tool, schema: &Value, begin: String) -> Result<Value, String
             }
         }
     }
+    if refers_elsewhere(&schema) {
+        return Err("has a `$ref` to another place than `$defs`".to_owned());
+    }
     let json = json!({ "type": "json_schema", "json_schema": closed_schema(&schema, " ?") });
     Ok(tag(begin + "\n", json, &format!("\n{CLOSE_PARAMETER}")))
+}
+
+/// Whether a schema refers to what a parameter by itself does not have.
+fn refers_elsewhere(schema: &Value) -> bool {
+    let is_within = |path: &str| path.starts_with("#/$defs/") || path.starts_with("#/definitions/");
+    match schema {
+        Value::Object(keys) => keys.iter().any(|(key, value)| match value {
+            Value::String(path) => key == "$ref" && !is_within(path),
+            value => refers_elsewhere(value),
+        }),
+        Value::Array(values) => values.iter().any(refers_elsewhere),
+        _ => false,
+    }
 }
 
 /// The texts of a parameter that is a text; `None` if it is written as JSON.
