@@ -18,7 +18,7 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::adapter_selection::Dropout;
 use crate::kernels::training::{self as ops, Epilogue, Factor, Part};
 pub use crate::kernels::training::{
-    AdamWFactors, adamw, rms_norm, rms_norm_backward, sum_of_squares, swiglu, swiglu_backward,
+    AdamWFactors, adamw, rms_norm, rms_norm_backward, sums_of_squares, swiglu, swiglu_backward,
 };
 use crate::linear::Linear;
 use crate::lora::LoraWeights;
@@ -122,10 +122,7 @@ impl Group {
         x: &Tensor<2>,
         residual: Option<Tensor<2>>,
     ) -> (Tensor<2>, Option<Tensor<2>>) {
-        let h = self
-            .adapters
-            .as_ref()
-            .map(|adapters| self.shrink(x, adapters)); // [tokens, ranks]
+        let h = self.shrink(x); // [tokens, ranks]
         let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
         let epilogue = Epilogue {
             bias: self.bias.clone(),
@@ -140,15 +137,21 @@ impl Group {
         (y, h)
     }
 
-    /// `x · Aᵀ`, of the inputs that dropout leaves.
-    fn shrink(&self, x: &Tensor<2>, adapters: &Stacked) -> Tensor<2> {
+    /// What [`Group::backward`] needs of the adapters: `x · Aᵀ`, of the inputs that dropout leaves.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]` → `[tokens, ranks]`
+    #[must_use]
+    pub fn shrink(&self, x: &Tensor<2>) -> Option<Tensor<2>> {
+        let adapters = self.adapters.as_ref()?;
         let a = &adapters.a;
         let plain = |x: Tensor<2>, a: Tensor<2>| {
             let epilogue = Epilogue::plain(x.dtype());
             ops::product(Factor::rows(x, None), Factor::rows(a, None), epilogue)
         };
         let Some(dropout) = adapters.dropout else {
-            return plain(x.clone(), a.clone());
+            return Some(plain(x.clone(), a.clone()));
         };
         let [tokens, _] = x.dims();
         let mut all = self.with_adapters().map(|part| {
@@ -158,7 +161,10 @@ impl Group {
         let first = all.next();
         let ranks = self.with_adapters().map(|part| part.ranks).sum::<usize>();
         let padding = Tensor::zeros([tokens, a.dims()[0] - ranks], (&x.device(), x.dtype()));
-        Tensor::cat(first.into_iter().chain(all).chain([padding]).collect(), 1)
+        Some(Tensor::cat(
+            first.into_iter().chain(all).chain([padding]).collect(),
+            1,
+        ))
     }
 
     fn with_adapters(&self) -> impl Iterator<Item = &Part> {

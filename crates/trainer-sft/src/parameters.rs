@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Gradients, Tensor};
-use lora_4bit::training::sum_of_squares;
+use lora_4bit::training::sums_of_squares;
 use lora_4bit::{Linear, Weight};
 use model_qwen::{DecoderLayer, QwenModel};
 
@@ -234,10 +234,7 @@ impl GradientStore {
     /// L2 norm of all gradients together: `[1]`, on the device.
     #[must_use]
     pub fn norm(&self, device: &Device) -> Tensor<1> {
-        let squares: Vec<_> = self.gradients.values().map(sum_of_squares).collect(); // [parts] each
-        if squares.is_empty() {
-            return Tensor::zeros([1], (device, DType::F32));
-        }
-        Tensor::cat(squares, 0).sum().sqrt()
+        let gradients: Vec<_> = self.gradients.values().collect();
+        sums_of_squares(&gradients, device).sum().sqrt()
     }
 }

@@ -184,8 +184,8 @@ pub(crate) trait TrainingOps: Backend {
     ) -> FloatTensor<Self>;
     /// See [`swiglu`].
     fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// The sum of the squares of `x`, in parts: `[n]`.
-    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Writes the sum of the squares of `x`, in [`square_parts`], to `to [n]` from `at` on; the result is `to`.
+    fn sum_of_squares(to: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self>;
     /// See [`adamw`]; the results are `value`, `mean` and `variance`, overwritten.
     fn adamw(
         value: FloatTensor<Self>,
@@ -413,18 +413,40 @@ pub fn swiglu_backward(gate_up: Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
     naive::swiglu_backward(gate_up, dy)
 }
 
-/// The squares of the values of `x`, added up in parts.
-///
-/// # Shapes
-///
-/// `x [n]` f32 → `[parts]`
-pub fn sum_of_squares(x: &Tensor<1>) -> Tensor<1> {
+/// Units of a cube that adds up squares, and values of a unit, about.
+#[cfg(feature = "gpu")]
+const SQUARES: usize = 256 * 16;
+/// Parts of a tensor's sum of squares, at most.
+#[cfg(feature = "gpu")]
+const MAX_SQUARE_PARTS: usize = 256;
+
+/// Parts in which the squares of `len` values are added up.
+#[cfg(feature = "gpu")]
+pub(crate) fn square_parts(len: usize) -> usize {
+    len.div_ceil(SQUARES).clamp(1, MAX_SQUARE_PARTS)
+}
+
+/// The squares of all values of `tensors`, f32, added up in parts: `[parts]`, at least one.
+pub fn sums_of_squares(tensors: &[&Tensor<1>], device: &Device) -> Tensor<1> {
     #[cfg(feature = "gpu")]
-    if x.dtype() == DType::F32 && super::cube::has_plane_operations(&x.device()) {
-        let parts = <Dispatch as TrainingOps>::sum_of_squares(x.clone().into_dispatch());
-        return Tensor::from_dispatch(parts);
+    if super::cube::has_plane_operations(device)
+        && tensors.iter().all(|x| x.dtype() == DType::F32)
+        && !tensors.is_empty()
+    {
+        let num: usize = tensors.iter().map(|x| square_parts(x.dims()[0])).sum();
+        let mut sums = Tensor::<1>::empty([num], (device, DType::F32)).into_dispatch();
+        let mut at = 0;
+        for x in tensors {
+            let (parts, x) = (square_parts(x.dims()[0]), (*x).clone().into_dispatch());
+            sums = <Dispatch as TrainingOps>::sum_of_squares(sums, x, at);
+            at += parts;
+        }
+        return Tensor::from_dispatch(sums);
     }
-    inner_product(x.clone(), x.clone())
+    let zero = Tensor::zeros([1], (device, DType::F32));
+    let squares = |x: &&Tensor<1>| inner_product((*x).clone(), (*x).clone());
+    let sums = std::iter::once(zero).chain(tensors.iter().map(squares));
+    Tensor::cat(sums.collect(), 0)
 }
 
 /// One step of AdamW: the new value, mean and variance. A kernel writes them in place, where nobody else holds the tensors.

@@ -113,7 +113,7 @@ pub fn forward_backward(
         let layer = Layer::new(layer, &shared);
         let activations = match kept {
             Kept::Activations(activations) => activations,
-            Kept::Input(x) => layer.forward(x, &shared).1,
+            Kept::Input(x) => layer.recompute(x, &shared),
         };
         dx = layer.backward(index, activations, dx, &shared, store); // [tokens, hidden]
     }
@@ -201,6 +201,21 @@ impl<'a> Layer<'a> {
 
     /// `x [tokens, hidden]` → `[tokens, hidden]`.
     fn forward(&self, x: Tensor<2>, shared: &Shared<'_>) -> (Tensor<2>, Activations) {
+        let mut a = self.before_down(x, shared);
+        let (y, down_h) = self.down.forward(&a.activated, Some(a.middle.clone()));
+        a.down_h = down_h;
+        (y, a)
+    }
+
+    /// What [`Layer::forward`] gives besides the result.
+    fn recompute(&self, x: Tensor<2>, shared: &Shared<'_>) -> Activations {
+        let mut a = self.before_down(x, shared);
+        a.down_h = self.down.shrink(&a.activated);
+        a
+    }
+
+    /// All activations but `down_h`.
+    fn before_down(&self, x: Tensor<2>, shared: &Shared<'_>) -> Activations {
         let normed = rms_norm(x.clone(), self.norm(&self.layer.input_layernorm));
         let (qkv, qkv_h) = self.qkv.forward(&normed, None);
         let norms = self.head_norms();
@@ -212,8 +227,7 @@ impl<'a> Layer<'a> {
         let middle_normed = rms_norm(middle.clone(), norm);
         let (gate_up, gate_up_h) = self.gate_up.forward(&middle_normed, None);
         let activated = swiglu(gate_up.clone());
-        let (y, down_h) = self.down.forward(&activated, Some(middle.clone()));
-        let activations = Activations {
+        Activations {
             x,
             normed,
             qkv_h,
@@ -227,9 +241,8 @@ impl<'a> Layer<'a> {
             gate_up_h,
             gate_up,
             activated,
-            down_h,
-        };
-        (y, activations)
+            down_h: None,
+        }
     }
 
     /// The gradient of the input from that of the result, both `[tokens, hidden]`.

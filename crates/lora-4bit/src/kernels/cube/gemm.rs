@@ -5,11 +5,13 @@
 //! dimension may go on in a second tensor: so a product and its adapter are one launch.
 //!
 //! Tiles come to shared memory by asynchronous copies some steps ahead. `wgmma` multiplies them on Hopper, `mma` on other
-//! cards of NVIDIA with tensor cores.
+//! cards of NVIDIA with tensor cores. Large products have a kernel of their own on Hopper ([`tma`]).
 
 mod kernel;
 mod load;
 mod mma;
+#[cfg(feature = "cuda")]
+mod tma;
 mod wgmma;
 
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -37,6 +39,8 @@ enum Instruction {
     Mma,
     /// Four warps multiply 64 rows with all columns of a tile, from shared memory.
     Wgmma,
+    /// [`Instruction::Wgmma`], and a warpgroup that copies tiles for the others.
+    WgmmaTma,
 }
 
 /// What a kernel is compiled for.
@@ -55,19 +59,23 @@ struct Kind {
     is_gated: bool,
     has_bias: bool,
     has_residual: bool,
+    /// The result is f32.
+    is_wide: bool,
 }
 
 impl Kind {
     fn new(client: &Client, product: &Product) -> Self {
-        let is_narrow = product.shape[1] <= 64;
+        let columns = product.shape[1];
+        let is_narrow = columns <= 64;
         let instruction = match features::has_wgmma(client) {
+            true if columns > 128 || product.is_gated() => Instruction::WgmmaTma,
             true => Instruction::Wgmma,
             false => Instruction::Mma,
         };
         let (rows, columns, planes, stages) = match (instruction, is_narrow) {
             (Instruction::Wgmma, true) => (128, 64, [8, 1], 6),
-            (Instruction::Wgmma, false) if product.shape[1] <= 128 => (128, 128, [8, 1], 5),
-            (Instruction::Wgmma, false) => (128, 256, [8, 1], 4),
+            (Instruction::Wgmma, false) => (128, 128, [8, 1], 5),
+            (Instruction::WgmmaTma, _) => (128, 256, [8, 1], 4),
             (Instruction::Mma, true) => (128, 64, [4, 1], 3),
             (Instruction::Mma, false) => (128, 128, [2, 2], 3),
         };
@@ -82,6 +90,7 @@ impl Kind {
             is_gated: product.is_gated(),
             has_bias: product.bias.is_some(),
             has_residual: product.residual.is_some(),
+            is_wide: product.dtype == DType::F32,
         }
     }
 
@@ -107,7 +116,7 @@ impl Kind {
     const fn ahead(&self) -> usize {
         match self.instruction {
             Instruction::Mma => self.stages - 1,
-            Instruction::Wgmma => self.stages - 2,
+            Instruction::Wgmma | Instruction::WgmmaTma => self.stages - 2,
         }
     }
 }
@@ -186,6 +195,54 @@ impl Product {
             return y;
         }
         let dtypes = [like.dtype, dtype].map(dtype_to_elem_type);
+        let bias = self.bias.unwrap_or_else(|| like.clone());
+        let residual = self.residual.unwrap_or_else(|| y.clone());
+        #[cfg(feature = "cuda")]
+        if kind.instruction == Instruction::WgmmaTma {
+            let kind = Kind {
+                is_wide: dtype == DType::F32,
+                ..kind
+            };
+            let work =
+                tma::WorkLaunch::new(m, n, self.inner[0] / INNER, steps, split_steps, splits);
+            let second = |factor: &FactorTensors| {
+                let second = factor.second.as_ref();
+                second.unwrap_or(&factor.first).clone()
+            };
+            let (second_a, second_b) = (second(&self.a), second(&self.b));
+            let outer = match kind.is_gated {
+                true => kind.columns / 2,
+                false => kind.columns,
+            };
+            let tiles_of = [
+                tma::tile(kind.majors[0], kind.rows),
+                tma::tile(kind.majors[1], outer),
+            ];
+            let cubes = (tiles * splits).min(multiprocessors.unwrap_or(64) as usize);
+            // SAFETY: the accelerator fills what is past the last row or column with zeros, and that is not written; the inner
+            // dimension is a multiple of a step.
+            unsafe {
+                tma::gemm::launch_unchecked(
+                    &client,
+                    CubeCount::Static(cubes as u32, 1, 1),
+                    CubeDim::new_1d(tma::UNITS),
+                    tma::map(self.a.first, dtypes[0], tiles_of[0]),
+                    tma::map(second_a, dtypes[0], tiles_of[0]),
+                    tma::map(self.b.first, dtypes[0], tiles_of[1]),
+                    tma::map(second_b, dtypes[0], tiles_of[1]),
+                    bias.into_buffer_arg(),
+                    residual.into_buffer_arg(),
+                    y.clone().into_buffer_arg(),
+                    work,
+                    kind,
+                    dtypes,
+                );
+            }
+            return match splits {
+                1 => y,
+                _ => sum_parts(y, [m, n], self.dtype),
+            };
+        }
         let factor = |factor: FactorTensors, outer: usize| {
             let stride = |tensor: &CubeTensor| tensor.meta.strides()[0] / VECTOR;
             let first_stride = stride(&factor.first);
@@ -199,8 +256,6 @@ impl Product {
                 outer,
             )
         };
-        let bias = self.bias.unwrap_or_else(|| like.clone());
-        let residual = self.residual.unwrap_or_else(|| y.clone());
         // SAFETY: rows and columns past the last are clamped to it when read and left out when written; the inner dimension is
         // a multiple of a step.
         unsafe {

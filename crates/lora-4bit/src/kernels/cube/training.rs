@@ -13,12 +13,9 @@ use cubecl::prelude::*;
 use super::elementwise::{UNITS, cubes};
 use super::{empty, gemm, nf4};
 use crate::kernels::operand::{Major, Maybe, WeightOperand};
-use crate::kernels::training::{AdamWFactors, GemmOperand, Part, PartOperand, TrainingOps};
-
-/// Values of a unit of a sum of squares, about.
-const SQUARES: usize = 16;
-/// Parts of a sum of squares, at most.
-const MAX_PARTS: usize = 256;
+use crate::kernels::training::{
+    AdamWFactors, GemmOperand, Part, PartOperand, TrainingOps, square_parts,
+};
 
 /// Whether the kernel of products takes factors like `a`.
 pub(in super::super) fn supports_gemm(
@@ -271,23 +268,22 @@ impl TrainingOps for Cube {
         y
     }
 
-    fn sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn sum_of_squares(to: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self> {
         let x = into_contiguous(x);
         let len = x.meta.num_elements();
-        let parts = len.div_ceil(UNITS * SQUARES).clamp(1, MAX_PARTS);
-        let y = empty(&x, [parts], x.dtype);
-        // SAFETY: units stay below the number of values.
+        // SAFETY: units stay below the number of values; the caller has made room for the parts.
         unsafe {
             kernels::squares_kernel::launch_unchecked(
                 &x.client.clone(),
-                CubeCount::Static(parts as u32, 1, 1),
+                CubeCount::Static(square_parts(len) as u32, 1, 1),
                 CubeDim::new_1d(UNITS as u32),
                 x.into_buffer_arg(),
-                y.clone().into_buffer_arg(),
+                to.clone().into_buffer_arg(),
                 len,
+                at,
             );
         }
-        y
+        to
     }
 
     fn adamw(

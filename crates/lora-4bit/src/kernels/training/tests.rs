@@ -262,8 +262,11 @@ fn adamw_and_sums_of_squares_equal_their_twins() {
             check("adamw", found.unsqueeze(), expected.unsqueeze(), 1e-5);
         }
         assert_eq!(values(before), kept, "a tensor that somebody holds stays");
-        let found = sum_of_squares(&gradient).sum().reshape([1, 1]);
-        let expected = (gradient.clone() * gradient).sum().reshape([1, 1]);
+        let other = vector();
+        let found = sums_of_squares(&[&gradient, &other], &device);
+        let found = found.sum().reshape([1, 1]);
+        let squares = gradient.clone() * gradient + other.clone() * other;
+        let expected = squares.sum().reshape([1, 1]);
         check("squares", found, expected, 1e-4);
     }
 }

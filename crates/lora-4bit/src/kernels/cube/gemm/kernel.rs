@@ -32,13 +32,13 @@ pub(super) fn gemm<W: Float, Y: Float>(
     );
 
     let row_tiles = a.outer.div_ceil(comptime!(kind.rows));
-    let column_tiles = b.outer.div_ceil(comptime!(kind.result_columns()));
+    let column_tiles = b.outer.div_ceil(comptime!(kind.columns));
     let cube = CUBE_POS_X as usize;
     let group = cube / (ROW_TILES * column_tiles);
     let in_group = cube % (ROW_TILES * column_tiles);
     let group_rows = min(row_tiles - group * ROW_TILES, ROW_TILES);
     let first_row = (group * ROW_TILES + in_group % group_rows) * comptime!(kind.rows);
-    let first_column = in_group / group_rows * comptime!(kind.result_columns());
+    let first_column = in_group / group_rows * comptime!(kind.columns);
 
     let split = CUBE_POS_Y as usize;
     let first = split * split_steps;
@@ -81,12 +81,13 @@ pub(super) fn gemm<W: Float, Y: Float>(
     let mut free = ahead.runtime();
     let mut step = first;
     if comptime!(kind.instruction == Instruction::Wgmma) {
-        let start = wgmma::address::<W>(&mut memory);
+        let start = wgmma::address(&mut memory);
         while step < end {
             wait_for_groups(comptime!(kind.ahead() - 1));
             wgmma::publish_copies();
             sync_cube();
-            wgmma::multiply(start + (full * stage_len * 16usize) as u32, kind);
+            let group = UNIT_POS / comptime!(4 * 32u32);
+            wgmma::multiply(start + (full * stage_len * 16usize) as u32, group, kind);
             let next = step + ahead;
             if next < end {
                 let at = free * stage_len;
@@ -167,7 +168,7 @@ pub(super) fn gemm<W: Float, Y: Float>(
         for half in 0..2usize {
             let r = row + block * 16 + half * 8;
             #[unroll]
-            for j in 0..comptime!(kind.result_columns() / kind.planes[1] / 8) {
+            for j in 0..comptime!(kind.columns / kind.planes[1] / 8) {
                 let c = column + j * 8;
                 let mut result = if comptime!(kind.instruction == Instruction::Wgmma) {
                     wgmma::pair(comptime!(j * 4 + half * 2))
@@ -175,11 +176,6 @@ pub(super) fn gemm<W: Float, Y: Float>(
                     let sum = &sums[block * column_blocks + j];
                     sum[half]
                 };
-                if comptime!(kind.is_gated) {
-                    let up = wgmma::pair(comptime!((column_blocks / 2 + j) * 4 + half * 2));
-                    let one = Vector::<f32, Const<2>>::new(1.0);
-                    result = result / (one + (-result).exp()) * up;
-                }
                 if r < num_rows && c < num_columns {
                     if comptime!(kind.has_bias) {
                         result += bias[c / 2];

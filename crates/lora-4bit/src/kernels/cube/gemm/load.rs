@@ -44,22 +44,7 @@ pub(super) fn load<W: Float>(
     let (from, stride) = (&factor.first, factor.first_stride);
     let (second, second_stride) = (&factor.second, factor.second_stride);
     let num = factor.outer;
-    if comptime!(number == 1 && kind.is_gated) {
-        let half = comptime!(rows / 2);
-        load_panels(from, stage, stride, num, outer, step, half, number, kind);
-        let to = &mut stage[comptime!(half * CHUNKS)..];
-        load_panels(
-            second,
-            to,
-            second_stride,
-            num,
-            outer,
-            step,
-            half,
-            number,
-            kind,
-        );
-    } else if comptime!(kind.has_second) {
+    if comptime!(kind.has_second) {
         if step < first_steps {
             load_panels(from, stage, stride, num, outer, step, rows, number, kind);
         } else {

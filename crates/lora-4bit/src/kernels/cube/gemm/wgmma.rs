@@ -12,8 +12,8 @@ use crate::kernels::operand::Major;
 use crate::kernels::tile::{INNER, VECTOR};
 
 /// Bytes of a panel, of eight of its rows, and of one.
-const PANEL_BYTES: usize = PANEL * INNER * 2;
-const ROW_BYTES: usize = INNER * 2;
+pub(super) const PANEL_BYTES: usize = PANEL * INNER * 2;
+pub(super) const ROW_BYTES: usize = INNER * 2;
 const GROUP_BYTES: usize = 8 * ROW_BYTES;
 /// Inner values of an instruction.
 const STEP: usize = 16;
@@ -24,10 +24,19 @@ pub(super) fn declare_sums(#[comptime] kind: Kind) {
     gpu_asm!("{text}", text = const declaration(kind), options(nomem));
 }
 
+/// Sets the sums to zero again.
+#[cube]
+pub(super) fn clear_sums(#[comptime] kind: Kind) {
+    gpu_asm!("{text}", text = const zeros(kind), options(nomem));
+}
+
 fn declaration(kind: Kind) -> String {
-    let num = kind.columns / 2;
-    let zeros = (0..num).map(|i| format!(" mov.f32 wgmma_sum{i}, 0f00000000;"));
-    format!(".reg .f32 wgmma_sum<{num}>;{}", zeros.collect::<String>())
+    format!(".reg .f32 wgmma_sum<{}>;{}", kind.columns / 2, zeros(kind))
+}
+
+fn zeros(kind: Kind) -> String {
+    let zeros = (0..kind.columns / 2).map(|i| format!(" mov.f32 wgmma_sum{i}, 0f00000000;"));
+    zeros.collect()
 }
 
 /// One of the sums.
@@ -55,7 +64,7 @@ pub(super) fn publish_copies() {
 
 /// The address of shared memory.
 #[cube]
-pub(super) fn address<W: Float>(memory: &mut [Vector<W, Const<8>>]) -> u32 {
+pub(super) fn address<T: CubePrimitive>(memory: &mut [T]) -> u32 {
     let pointer = unsafe { memory.as_ptr_unchecked() };
     let address: u32;
     gpu_asm!(
@@ -67,10 +76,9 @@ pub(super) fn address<W: Float>(memory: &mut [Vector<W, Const<8>>]) -> u32 {
     address
 }
 
-/// Starts the products of a step, whose tiles lie at `stage`, in a group of their own.
+/// Starts the products of a step, whose tiles lie at `stage`, in a group of their own. A warpgroup has the 64 rows of its number.
 #[cube]
-pub(super) fn multiply(stage: u32, #[comptime] kind: Kind) {
-    let group = UNIT_POS / comptime!(4 * 32u32);
+pub(super) fn multiply(stage: u32, group: u32, #[comptime] kind: Kind) {
     let a = stage + group * comptime!(PANEL_BYTES as u32);
     let b = stage + comptime!((kind.rows * ROW_BYTES) as u32);
     // 14 bits of an address, without its last four.

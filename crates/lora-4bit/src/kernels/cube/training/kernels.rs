@@ -161,7 +161,7 @@ pub(super) fn swiglu_backward_kernel<E: Float, N: Size>(
 }
 
 #[cube(launch_unchecked)]
-pub(super) fn squares_kernel(x: &[f32], y: &mut [f32], len: usize) {
+pub(super) fn squares_kernel(x: &[f32], y: &mut [f32], len: usize, first_part: usize) {
     let mut sum = 0.0f32;
     let mut at = ABSOLUTE_POS;
     while at < len {
@@ -170,7 +170,7 @@ pub(super) fn squares_kernel(x: &[f32], y: &mut [f32], len: usize) {
     }
     let sum = sum_of_cube(sum);
     if UNIT_POS == 0 {
-        y[CUBE_POS] = sum;
+        y[first_part + CUBE_POS] = sum;
     }
 }
 
