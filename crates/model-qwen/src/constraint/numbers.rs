@@ -55,10 +55,11 @@ fn next_json(mut source: &str) -> Option<(Option<Value>, &str)> {
         }
         source = if from.starts_with("//") || from.starts_with('#') {
             from.split_once('\n')?.1
-        } else if from.starts_with('%') {
-            &from[1..]
         } else {
-            behind_quote(from)?
+            match from.strip_prefix('%') {
+                Some(behind) => behind,
+                None => behind_quote(from)?,
+            }
         };
     }
 }

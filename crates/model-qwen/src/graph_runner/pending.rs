@@ -22,7 +22,7 @@ enum State {
     /// Logits of every row and of the padding, `[padded rows, vocab]`.
     Logits(Tensor<2>),
     /// The same, from which the device draws the tokens when it knows which ones may come.
-    Unmasked(Unmasked),
+    Unmasked(Box<Unmasked>),
     /// The tokens that the device has drawn, on their way to the host.
     Drawn(PendingIds),
 }
@@ -51,7 +51,7 @@ impl Pending {
 
     /// A step that computed logits, and draws its tokens when it is told which ones may come.
     pub(super) fn unmasked(unmasked: Unmasked) -> Self {
-        Self(State::Unmasked(unmasked))
+        Self(State::Unmasked(Box::new(unmasked)))
     }
 
     /// A step that drew its tokens.
@@ -100,9 +100,8 @@ impl Pending {
     ) -> Result<Vec<Choice>, String> {
         match self.0 {
             State::Hidden(hidden) => choose(model, &hidden, rows),
-            State::Logits(logits) | State::Unmasked(Unmasked { logits, .. }) => {
-                choose_from_logits(select(&logits, rows), rows)
-            }
+            State::Logits(logits) => choose_from_logits(select(&logits, rows), rows),
+            State::Unmasked(unmasked) => choose_from_logits(select(&unmasked.logits, rows), rows),
             State::Drawn(ids) => Ok(choose_drawn(&ids.wait()?, rows)),
         }
     }
