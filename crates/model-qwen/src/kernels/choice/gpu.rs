@@ -485,7 +485,7 @@ mod tests {
             at(0.2, 0, 0.8),
             SamplingParams {
                 min_p: 0.05,
-                ..at(1.0, 0, 1.0)
+                ..at(0.5, 0, 1.0)
             },
         ];
         for params in always {
