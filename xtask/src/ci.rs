@@ -37,6 +37,7 @@ pub(crate) fn run() -> Result<()> {
         )
     })?;
     run_step("tests", || command("cargo", &["test", "--workspace"]))?;
+    run_step("clients of the server", clients)?;
     run_step("flag pages", || docs::run(true))?;
     run_step("clippy", || {
         let clippy = ["clippy", "--workspace", "--all-targets"];
@@ -74,6 +75,22 @@ pub(crate) fn run() -> Result<()> {
             ],
         )
     })
+}
+
+/// Published clients against the server that the tests have built, where a Python has them.
+fn clients() -> Result<()> {
+    let Ok(python) = std::env::var("CLIENTS_PYTHON") else {
+        println!(
+            "left out: CLIENTS_PYTHON names no Python with crates/server/tests/clients/bundled-requirements.txt"
+        );
+        return Ok(());
+    };
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    let server = format!("{target}/debug/server");
+    command(
+        &python,
+        &["crates/server/tests/clients/bundled.py", &server],
+    )
 }
 
 /// The tests of the GPU kernels on Mesa's Vulkan device, which runs on the CPU.

@@ -7,14 +7,19 @@
 //! 2. The device draws the tokens, or takes the most likely ones. Only ids go to the host.
 //! 3. The device finds the largest logits. The host draws from these.
 //! 4. The host reads all logits, of every row or of those rows that the largest logits don't decide.
+//!
+//! Before 2, a device makes the logits impossible that a constraint doesn't let through; so constrained rows are as others.
+
+use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use tracing::trace_span;
 
+use crate::constraint::TokenMask;
 use crate::device::is_gpu;
-use crate::kernels::choice::{draw_tokens, largest_logits};
+use crate::kernels::choice::{draw_tokens, largest_logits, mask_logits};
 use crate::model::QwenModel;
-use crate::sampling::{Draw, Logprobs, SampledToken, Sampler, TopLogits, logprobs_of};
+use crate::sampling::{Draw, Logprobs, RowMask, SampledToken, Sampler, TopLogits, logprobs_of};
 
 /// Rows whose logits are in memory at once: `vocab_size` floats each.
 pub const MAX_LOGIT_ROWS: usize = 64;
@@ -92,12 +97,10 @@ impl Want<'_> {
         }
     }
 
-    /// The tokens that may come, if a constraint lets `max` through at most, but more than one.
-    fn few_allowed(&mut self, max: usize) -> Option<Vec<u32>> {
+    /// The tokens that may come, where the device has to know them: log-probabilities are of the logits as they are.
+    fn mask(&mut self) -> Option<Arc<TokenMask>> {
         match self {
-            Self::Token { sampler, .. } if sampler.is_constrained() => {
-                sampler.few_allowed(max).filter(|ids| ids.len() > 1)
-            }
+            Self::Token { sampler, .. } if !sampler.has_logprobs() => sampler.mask(),
             _ => None,
         }
     }
@@ -130,7 +133,8 @@ impl Want<'_> {
         let Self::Token { sampler, .. } = self else {
             return None;
         };
-        let Some(id) = id else {
+        // Where all that may come is impossible, the largest logit is that of any token.
+        let Some(id) = id.filter(|&id| sampler.allows(id)) else {
             sampler.undrawn();
             return None;
         };
@@ -173,10 +177,14 @@ pub fn choose(
 ) -> Result<Vec<Choice>, String> {
     let num_constrained = rows.iter().filter(|row| row.want.is_constrained()).count();
     let max = MAX_FEW / num_constrained.max(1);
+    let on_device = is_gpu(&model.device());
     let few = |row: &mut ChoiceRow<'_>| {
         let hidden = || hidden.clone().narrow(0, row.row, 1); // [1, hidden]
-        let few = row.want.only();
-        few.or_else(|| row.want.by_few(max, |ids| model.logits_of(hidden(), ids)))
+        match row.want.only() {
+            None if on_device => None,
+            None => row.want.by_few(max, |ids| model.logits_of(hidden(), ids)),
+            only => only,
+        }
     };
     few_first(rows, few, |rows, _| choose_from_hidden(model, hidden, rows))
 }
@@ -224,7 +232,8 @@ fn choose_from_hidden(
     Ok(choices)
 }
 
-/// [`choose`] for logits that are computed: `[rows, vocab]`, one row for each of `rows`.
+/// [`choose`] for logits that are computed: `[rows, vocab]`, one row for each of `rows`. A device may change those of constrained
+/// rows.
 pub(crate) fn choose_from_logits(
     logits: Tensor<2>,
     rows: &mut [ChoiceRow<'_>],
@@ -232,72 +241,58 @@ pub(crate) fn choose_from_logits(
     if !rows.iter().any(|row| row.want.is_constrained()) {
         return choose_from_rows(logits, rows);
     }
-    let on_device = is_gpu(&logits.device());
-    let mut few = match on_device {
-        true => choose_few(&logits, rows)?,
-        false => vec![None; rows.len()],
-    }
-    .into_iter();
     few_first(
         rows,
-        |row| few.next().flatten().or_else(|| row.want.only()),
+        |row| row.want.only(),
         |rows, places| {
-            // What the device can do for the other rows it should not leave to the host because of these.
-            let mut choices: Vec<Option<Choice>> = vec![None; rows.len()];
-            for constrained in [false, true] {
-                let of_kind = |at: &usize| rows[*at].want.is_constrained() == constrained;
-                let at: Vec<usize> = (0..rows.len()).filter(of_kind).collect();
-                if at.is_empty() {
-                    continue;
-                }
-                let indices: Vec<usize> = at.iter().map(|at| places[*at]).collect();
-                let logits = select_rows(&logits, &indices);
-                let mut kind: Vec<ChoiceRow<'_>> = (rows.iter_mut().enumerate())
-                    .filter(|(i, _)| at.binary_search(i).is_ok())
-                    .map(|(_, row)| row.reborrowed())
-                    .collect();
-                for (at, choice) in at.iter().zip(choose_from_rows(logits, &mut kind)?) {
-                    choices[*at] = Some(choice);
-                }
+            let logits = match places.len() == logits.dims()[0] {
+                true => logits,
+                false => select_rows(&logits, places),
+            };
+            let masks: Vec<RowMask> = (rows.iter_mut().enumerate())
+                .filter_map(|(row, choice)| {
+                    Some(RowMask {
+                        row,
+                        mask: choice.want.mask()?,
+                    })
+                })
+                .collect();
+            match mask_logits(&logits, &masks) {
+                true => choose_masked(&logits, rows),
+                false => choose_from_rows(logits, rows),
             }
-            Ok(choices.into_iter().flatten().collect())
         },
     )
 }
 
-/// Answers rows of logits whose constraints let few tokens through: the logits of these, of all such rows together, are all that
-/// leaves the device.
-fn choose_few(
-    logits: &Tensor<2>,
-    rows: &mut [ChoiceRow<'_>],
-) -> Result<Vec<Option<Choice>>, String> {
-    let num_constrained = rows.iter().filter(|row| row.want.is_constrained()).count();
-    let max = MAX_FEW / num_constrained.max(1);
-    let allowed = rows.iter_mut().map(|row| row.want.few_allowed(max));
-    let allowed: Vec<Option<Vec<u32>>> = allowed.collect();
-    let indices: Vec<usize> = (0..rows.len()).filter(|&i| allowed[i].is_some()).collect();
-    let mut all: Vec<u32> = allowed.iter().flatten().flatten().copied().collect();
-    all.sort_unstable();
-    all.dedup();
-    let mut choices = vec![None; rows.len()];
-    if all.is_empty() {
-        return Ok(choices);
-    }
-    let ids = TensorData::new(all.iter().map(|&id| id as i32).collect(), [all.len()]);
-    let ids = Tensor::<1, Int>::from_data(ids, (&logits.device(), DType::I32));
-    let few = on_host(select_rows(logits, &indices).select(1, ids)); // [rows, all]
-    for (&row, few) in indices.iter().zip(few.chunks_exact(all.len())) {
-        let own = allowed[row].iter().flatten();
-        let logit = |id: &u32| {
-            all.binary_search(id)
-                .map_or(f32::NEG_INFINITY, |at| few[at])
+/// [`choose_from_logits`] for rows of which the device knows what may come. What it can do for some of them it should not leave to
+/// the host because of the others.
+fn choose_masked(logits: &Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec<Choice>, String> {
+    let is_drawn: Vec<bool> = rows
+        .iter_mut()
+        .map(|row| row.want.draw().is_some())
+        .collect();
+    let mut choices: Vec<Option<Choice>> = vec![None; rows.len()];
+    for drawn in [true, false] {
+        let at: Vec<usize> = (0..rows.len())
+            .filter(|at| is_drawn[*at] == drawn)
+            .collect();
+        if at.is_empty() {
+            continue;
+        }
+        let logits = match at.len() == rows.len() {
+            true => logits.clone(),
+            false => select_rows(logits, &at),
         };
-        let mut own: Vec<f32> = own.map(logit).collect();
-        choices[row] = rows[row]
-            .want
-            .by_few(max, |_| Some(std::mem::take(&mut own)));
+        let mut kind: Vec<ChoiceRow<'_>> = (rows.iter_mut().zip(&is_drawn))
+            .filter(|(_, is_drawn)| **is_drawn == drawn)
+            .map(|(row, _)| row.reborrowed())
+            .collect();
+        for (at, choice) in at.iter().zip(choose_from_rows(logits, &mut kind)?) {
+            choices[*at] = Some(choice);
+        }
     }
-    Ok(choices)
+    Ok(choices.into_iter().flatten().collect())
 }
 
 /// [`choose_from_logits`] for rows that are chosen in one way.
@@ -402,6 +397,7 @@ fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
 
 /// The values of a tensor on the host; without a copy where they are there already.
 fn on_host(tensor: Tensor<2>) -> Vec<f32> {
+    let _span = trace_span!("read_logits").entered();
     match tensor.into_data_dtype(DType::F32).try_into_vec() {
         Ok(values) => values,
         Err(error) => unreachable!("f32 values: {error}"),
@@ -414,7 +410,6 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
-    use crate::constraint::{ConstraintFactory, Grammar};
     use crate::load::LoadOptions;
     use crate::sampling::SamplingParams;
 
@@ -457,49 +452,6 @@ mod tests {
                 _ => Choice::Token(sampler(row).sample(&mut logits, &banned)),
             };
             assert_eq!(choice, expected, "row {row}");
-        }
-    }
-
-    /// Rows with few tokens to choose from, in one read of their logits, get the tokens that they get from all logits.
-    #[test]
-    fn few_logits_give_the_tokens_of_all() {
-        let dir = crate::bundled_model_dir().unwrap();
-        let tokenizer = crate::Tokenizer::from_dir(&dir).unwrap();
-        let vocab = tokenizer.vocab_size();
-        let factory = ConstraintFactory::new(&tokenizer, vocab, &[2]).unwrap();
-        let grammars = ["[0-9]+", "a|b|c", ".*", "x"].map(|regex| {
-            let grammar = Grammar::Regex(regex.to_owned());
-            factory.compile(&grammar, None).unwrap()
-        });
-        let sampler = |row: usize| {
-            let params = SamplingParams {
-                temperature: if row.is_multiple_of(2) { 0.0 } else { 1.0 },
-                seed: Some(row as u64),
-                repetition_penalty: if row.is_multiple_of(3) { 1.5 } else { 1.0 },
-                ..SamplingParams::default()
-            };
-            Sampler::new(&params, &[3, 4, 300], vocab).constrained(grammars.get(row % 5).cloned())
-        };
-        let random = Distribution::Normal(0.0, 2.0);
-        let logits = Tensor::<2>::random([20, vocab], random, (&Device::flex(), DType::F32));
-        let banned = [7, 300];
-        let mut samplers: Vec<Sampler> = (0..20).map(sampler).collect();
-        let mut rows: Vec<ChoiceRow<'_>> = (samplers.iter_mut().enumerate())
-            .map(|(row, sampler)| ChoiceRow {
-                row,
-                want: Want::Token {
-                    sampler,
-                    banned: &banned,
-                },
-            })
-            .collect();
-        let choices = choose_few(&logits, &mut rows).unwrap();
-        for (row, choice) in choices.into_iter().enumerate() {
-            // Digits, and three letters; not any text, one letter, or no grammar.
-            assert_eq!(choice.is_some(), row % 5 < 2, "row {row}");
-            let mut logits = on_host(logits.clone().narrow(0, row, 1));
-            let expected = Choice::Token(sampler(row).sample(&mut logits, &banned));
-            assert!(choice.is_none_or(|choice| choice == expected), "row {row}");
         }
     }
 }

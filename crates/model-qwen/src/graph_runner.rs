@@ -18,7 +18,7 @@ use lora_4bit::AdapterSelection;
 use crate::kernels::choice::queues_reads;
 use crate::kernels::forget_device_state;
 use crate::model::QwenModel;
-use crate::sampling::Draw;
+use crate::sampling::{Draw, RowMask};
 use graphs::Graphs;
 pub use pending::Pending;
 
@@ -38,6 +38,9 @@ pub struct DecodeRow<'a> {
     /// How a device draws the token that follows, see [`Sampler::draw`](crate::Sampler::draw). `None` if the host has to choose
     /// it.
     pub draw: Option<Draw>,
+    /// Whether only some tokens may follow, see [`Sampler::may_be_constrained`](crate::Sampler::may_be_constrained): a device draws
+    /// one of them when [`GraphRunner::draw_masked`] has told it which.
+    pub is_constrained: bool,
 }
 
 /// Runs decode steps of one model over one KV cache.
@@ -114,6 +117,16 @@ impl GraphRunner {
         let can_draw = before.is_drawn() && rows.iter().all(|row| row.draw.is_some());
         let may_launch = self.queues_reads && can_draw && graphs.has_captured(model, rows);
         may_launch.then(|| graphs.launch(model, cache, rows))
+    }
+
+    /// Lets the device draw the tokens of the last step that was launched, if it awaits masks: of the rows that have one, only
+    /// tokens that it lets through. The masks of rows that are not told let everything through.
+    pub fn draw_masked(&mut self, pending: &mut Pending, masks: &[RowMask]) {
+        if let (Some(graphs), Some(unmasked)) = (&self.graphs, pending.as_unmasked())
+            && let Some(drawn) = graphs.draw_masked(unmasked, masks)
+        {
+            *pending = drawn;
+        }
     }
 
     /// Forgets the graphs: they hold tensors of the model and of the cache that have been replaced. Drop steps that are still

@@ -75,7 +75,7 @@ pub use model::{DecoderLayer, LINEARS, QwenModel, linear_names};
 pub use model_folder::{ModelFolderError, RUN_FILES};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
-    Draw, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,
+    Draw, RowMask, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,
     logprobs_of,
 };
 pub use save::SaveError;

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+pub use constrained::RowMask;
 use distribution::{
     Candidate, argmax, draw, draw_dense, exp, keep_top_p, log_sum_exp, sanitize, top_n,
     total_weight,
@@ -223,11 +224,11 @@ impl Sampler {
         }
     }
 
-    /// Whether the next token is the one with the largest logit, and nothing else is asked for.
+    /// Whether the next token is the one with the largest logit, of those that a constraint lets through, and nothing else is asked
+    /// for.
     pub fn is_argmax(&self) -> bool {
         let params = &self.params;
         params.temperature < GREEDY_BELOW
-            && !self.is_constrained()
             && params.logprobs.is_none()
             && params.logit_bias.is_empty()
             && !params.has_exclusions()

@@ -59,6 +59,7 @@ fn tokens_by_the_int8_copy_of_lm_head_are_those_of_all_logits() {
                     slot: None,
                     block_table: table,
                     draw,
+                    is_constrained: false,
                 });
                 let rows: Vec<DecodeRow<'_>> = rows.collect();
                 let pending = runner.launch(&model, &mut cache, &rows);

@@ -4,11 +4,18 @@
 //! `ASSUME_PLANE_OPERATIONS=1`).
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
-use model_qwen::{LoadOptions, QwenModel, SamplingParams, linear_names};
+use model_qwen::{
+    ConstraintFactory, Grammar, LoadOptions, QwenModel, SamplingParams, ThinkingBudget, Tokenizer,
+    linear_names,
+};
 use server::config::Config;
 use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry};
 
 fn start(device: &str, flags: &[&str]) -> EngineHandle {
     start_warm(device, &[flags, &["--no-warm-up"]].concat())
@@ -300,5 +307,151 @@ async fn drafts_change_no_token() {
         }
         let stats = engine.stats().speculation.expect("drafts");
         assert!(stats.num_accepted_tokens > 0, "{stats:?}");
+    }
+}
+
+/// How often logits were read to the host, by any engine.
+static READS: AtomicUsize = AtomicUsize::new(0);
+
+struct CountReads;
+
+impl Layer<Registry> for CountReads {
+    fn on_new_span(
+        &self,
+        attributes: &tracing::span::Attributes<'_>,
+        _: &tracing::Id,
+        _: Context<'_, Registry>,
+    ) {
+        if attributes.metadata().name() == "read_logits" {
+            READS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Requests with a grammar, most of them, the others as [`request`] has them.
+fn constrained_requests(grammars: &[Option<Grammar>], max_tokens: usize) -> Vec<GenerateRequest> {
+    let dir = model_qwen::bundled_model_dir().expect("the bundled model");
+    let tokenizer = Tokenizer::from_dir(&dir).expect("its tokenizer");
+    let ends = model_qwen::end_tokens(&dir, &tokenizer, None).expect("its tokens");
+    let factory = ConstraintFactory::new(&tokenizer, tokenizer.vocab_size(), &ends);
+    let factory = factory.expect("a factory");
+    let requests = (0..).zip(grammars).map(|(i, grammar)| {
+        let compile = |grammar| factory.compile(grammar, None).expect("a grammar");
+        GenerateRequest {
+            constraint: grammar.as_ref().map(compile),
+            max_tokens,
+            stop_token_ids: ends.clone(),
+            ..request(i)
+        }
+    });
+    requests.collect()
+}
+
+fn regex(regex: &str) -> Option<Grammar> {
+    Some(Grammar::Regex(regex.to_owned()))
+}
+
+/// Sequences with a grammar have the tokens that the CPU gives them, greedy and drawn, and the device draws them itself: no logits
+/// are read, neither of them nor of the sequences beside them.
+#[tokio::test]
+async fn constrained_tokens_are_those_of_the_cpu_without_their_logits() {
+    let _turn = DEVICE.lock().await;
+    let _ = tracing_subscriber::registry().with(CountReads).try_init();
+    let (cpu, gpu) = (start("cpu", &[]), start(gpu(), &[]));
+    let eager = start(self::gpu(), &["--enforce-eager"]);
+    let integers = serde_json::json!({ "type": "array", "items": { "type": "integer" } });
+    let mut requests = constrained_requests(
+        &[
+            regex("[0-9]{40}"),
+            Some(Grammar::JsonSchema(integers)),
+            None,
+            regex("[a-z]{2,6}( [a-z]{2,6}){1,9}"),
+            regex("(yes|no)!{3}"),
+            None,
+            regex("[0-9a-f]{8}(-[0-9a-f]{4}){3}"),
+            regex("[A-Za-z ,.]{5,60}"),
+        ],
+        24,
+    );
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.sampling = SamplingParams {
+            temperature: [0.0, 1.0, 0.0, 0.7][i % 4],
+            seed: Some(i as u64),
+            // More than the grammar ever lets through.
+            top_k: if i == 1 { 500 } else { 0 },
+            top_p: if i == 1 { 0.8 } else { 1.0 },
+            ..SamplingParams::default()
+        };
+    }
+    let expected = tokens(&cpu, requests.clone()).await;
+    assert!(expected[0].len() >= 10 && expected[4].len() >= 3);
+    let free = tokens(&cpu, (0..3).map(request).collect()).await;
+    assert_ne!(
+        free[0][..3],
+        expected[0][..3],
+        "the grammar changes the text"
+    );
+
+    READS.store(0, Ordering::Relaxed);
+    assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    assert_eq!(tokens(&eager, requests.clone()).await, expected, "eager");
+    for (request, expected) in requests.iter().zip(&expected).take(2) {
+        let alone = tokens(&gpu, vec![request.clone()]).await;
+        assert_eq!(&alone[0], expected, "alone");
+    }
+    assert_eq!(READS.load(Ordering::Relaxed), 0, "reads of logits");
+    // What is counted are such reads.
+    requests[0].sampling.logprobs = Some(1);
+    assert_eq!(tokens(&gpu, requests[..1].to_vec()).await, expected[..1]);
+    assert_eq!(READS.load(Ordering::Relaxed), expected[0].len());
+}
+
+/// What the host has to choose, or what begins to be constrained within a text, beside sequences that the device draws.
+#[tokio::test]
+async fn constrained_tokens_with_other_parameters_are_those_of_the_cpu() {
+    let _turn = DEVICE.lock().await;
+    let (cpu, gpu) = (start("cpu", &[]), start(gpu(), &[]));
+    let word = || regex("[a-z]{2,6}( [a-z]{2,6}){1,9}");
+    let grammars = [word(), word(), word(), None, word(), None, word(), word()];
+    let mut requests = constrained_requests(&grammars, 24);
+    let free = tokens(&cpu, (0..8).map(request).collect()).await;
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.sampling = SamplingParams {
+            temperature: if i % 2 == 0 { 0.0 } else { 0.8 },
+            seed: Some(i as u64),
+            top_k: if i == 1 { 20 } else { 0 },
+            repetition_penalty: if i < 2 { 1.2 } else { 1.0 },
+            logprobs: (i == 2).then_some(2),
+            ..SamplingParams::default()
+        };
+        // A budget of reasoning that is spent, or nearly: then one token may come, and then those of the grammar.
+        if i >= 4 {
+            request.stop_token_ids.clear();
+        }
+        if i >= 5 {
+            request.sampling.thinking_budget = Some(ThinkingBudget {
+                num_tokens: i - 3,
+                begin: None,
+                end: 300,
+            });
+        }
+        let constraint = request.constraint.take();
+        request.constraint = match i {
+            // After a token of the free text, or after the reasoning.
+            4 => constraint.map(|constraint| constraint.after(Some(free[4][3]))),
+            5.. => constraint.map(|constraint| constraint.after(Some(300))),
+            _ => constraint,
+        };
+    }
+    requests[0].min_tokens = 20;
+    let expected = tokens(&cpu, requests.clone()).await;
+    assert_eq!(expected[4][..4], free[4][..4]);
+    assert_ne!(expected[4], free[4]);
+    for (i, tokens) in expected.iter().enumerate().skip(5) {
+        assert_eq!(tokens.iter().position(|id| *id == 300), Some(i - 3));
+    }
+    assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    for (request, expected) in requests.into_iter().zip(expected).skip(4).step_by(3) {
+        assert_eq!(tokens(&gpu, vec![request]).await, [expected], "alone");
     }
 }

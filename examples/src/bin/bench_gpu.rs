@@ -202,6 +202,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
             slot: None,
             block_table: table,
             draw: Some(Draw::default()),
+            is_constrained: false,
         };
         let rows: Vec<DecodeRow<'_>> = tables.iter().map(|table| rows(table)).collect();
         // Their tokens are dropped together, when all are launched.

@@ -9,7 +9,7 @@ pub struct TokenMask {
 
 impl TokenMask {
     /// The set of the first `num_tokens` bits of `words`.
-    pub(super) fn new(mut words: Vec<u32>, num_tokens: usize) -> Self {
+    pub(crate) fn new(mut words: Vec<u32>, num_tokens: usize) -> Self {
         words.resize(num_tokens.div_ceil(32), 0);
         if let (Some(last), used @ 1..) = (words.last_mut(), num_tokens % 32) {
             *last &= (1 << used) - 1;

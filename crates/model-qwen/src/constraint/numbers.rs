@@ -30,19 +30,53 @@ pub(super) fn bounded(schema: &mut Value) -> Result<(), GrammarError> {
 /// # Errors
 /// For numbers that llguidance cannot count to.
 pub(super) fn check_lark(source: &str) -> Result<(), GrammarError> {
-    for rest in source.split("%json").skip(1) {
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+    let mut rest = source;
+    while let Some((value, behind)) = next_json(rest) {
+        rest = behind;
         // llguidance says what is wrong with text that is no JSON.
-        let Some(Ok(value @ Value::Object(_))) = values.next() else {
-            continue;
-        };
-        if let Some(number) = other_number(&value) {
+        if let Some(number) = value.as_ref().and_then(other_number) {
             return invalid(format!(
                 "`%json`: {number} is no number that a float of 64 bits holds, between -{MAX} and {MAX}"
             ));
         }
     }
     Ok(())
+}
+
+/// What follows the first `%json` of a grammar in Lark, if it is JSON, and the rest of the grammar. Comments, texts and regular
+/// expressions have none.
+fn next_json(mut source: &str) -> Option<(Option<Value>, &str)> {
+    loop {
+        let (_, from) = source.split_at(source.find(['#', '/', '"', '%'])?);
+        if let Some(json) = from.strip_prefix("%json") {
+            let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+            let value = values.next().and_then(Result::ok);
+            return Some((value, &json[values.byte_offset()..]));
+        }
+        source = if from.starts_with("//") || from.starts_with('#') {
+            from.split_once('\n')?.1
+        } else {
+            match from.strip_prefix('%') {
+                Some(behind) => behind,
+                None => behind_quote(from)?,
+            }
+        };
+    }
+}
+
+/// What comes after a text that ends with the sign that it begins with, unless that follows a backslash.
+fn behind_quote(source: &str) -> Option<&str> {
+    let mut signs = source.char_indices();
+    let (_, quote) = signs.next()?;
+    while let Some((at, sign)) = signs.next() {
+        if sign == quote {
+            return Some(&source[at + 1..]);
+        }
+        if sign == '\\' {
+            signs.next();
+        }
+    }
+    None
 }
 
 fn bound(schema: &mut Map<String, Value>) -> Result<(), GrammarError> {
@@ -112,6 +146,36 @@ mod tests {
         bounded(&mut schema).unwrap();
         let expected = json!({"items": {"minimum": -MAX, "exclusiveMaximum": MAX, "maximum": 5}, "minimum": -MAX});
         assert_eq!(schema, expected);
+    }
+
+    #[test]
+    fn schemas_of_a_lark_grammar_are_those_that_count() {
+        let json = format!("%json {{\"const\": {}}}", i64::MIN);
+        let lark = |start: &str, end: &str| check_lark(&format!("start: {start}{json}{end}"));
+        for start in [
+            "",
+            "\"a\" ",
+            "/\\//",
+            "\"\\\"\" ",
+            "%json {\"const\": \"#\"} ",
+            "// \"\n",
+        ] {
+            assert!(lark(start, "").is_err(), "{start}");
+            assert!(lark(start, " \"b\"\nb: /c/ # d").is_err(), "{start}");
+        }
+        for (start, end) in [
+            ("// ", ""),
+            ("\"a\" # ", "\n"),
+            ("/", "/"),
+            ("/\\/", "/"),
+            ("\"a\" // it's \" ", ""),
+            // llguidance refuses what does not end.
+            ("\"", ""),
+        ] {
+            assert!(lark(start, end).is_ok(), "{start}");
+        }
+        assert!(check_lark("start: %json {\"const\": 5} %ignore /%/").is_ok());
+        assert!(check_lark("start: %json {").is_ok());
     }
 
     #[test]

@@ -8,13 +8,15 @@ use burn::tensor::{DType, Int, Tensor};
 use kv_paging::{DecodeStep, PagedKvCache, RecordedAttention, SchedulerConfig};
 use lora_4bit::{AdapterSelection, StackedRows, Weight};
 
+use super::pending::Unmasked;
 use super::{DecodeRow, Pending, bucket};
 use crate::choose::MAX_LOGIT_ROWS;
-use crate::kernels::choice::{argmax_into, draw_step, read_ids};
+use crate::kernels::choice::{argmax_into, draw_step, mask_logits, read_ids};
 use crate::kernels::gpu::device_begin;
 use crate::kernels::graph::CapturedStep;
 use crate::model::Int8Head;
 use crate::model::QwenModel;
+use crate::sampling::RowMask;
 
 /// Captured steps. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
@@ -44,7 +46,8 @@ struct Kind {
 enum How {
     /// The most likely ones, by the int8 copy of lm_head: no logits are left.
     Int8Argmax,
-    /// The most likely ones. The logits are left for sequences that choose others.
+    /// The most likely ones. The logits are left for sequences that choose others, and for those whose tokens have to be among
+    /// some that are known later.
     Argmax,
     /// As [`DecodeRow::draw`] says.
     Draw,
@@ -131,8 +134,35 @@ impl Graphs {
             Some(logits) if rows.iter().any(|row| row.draw.is_none()) => {
                 Pending::logits(logits.clone())
             }
+            Some(logits) if rows.iter().any(|row| row.is_constrained) => {
+                Pending::unmasked(Unmasked {
+                    logits: logits.clone(),
+                    step: captured.step.clone(),
+                    is_argmax: rows.iter().all(is_argmax),
+                })
+            }
             _ => Pending::drawn(read_ids(tokens)),
         }
+    }
+}
+
+impl Graphs {
+    /// Draws the tokens of the last step that was launched, of each row one that its mask lets through. `None` if the device has no
+    /// kernels for it.
+    pub(super) fn draw_masked(&self, unmasked: &Unmasked, masks: &[RowMask]) -> Option<Pending> {
+        let Unmasked {
+            logits,
+            step,
+            is_argmax,
+        } = unmasked;
+        if !mask_logits(logits, masks) {
+            return None;
+        }
+        let tokens = match is_argmax {
+            true => argmax_into(logits.clone(), &self.chosen),
+            false => draw_step(logits.clone(), step, &self.chosen),
+        };
+        Some(Pending::drawn(read_ids(&tokens)))
     }
 }
 
@@ -206,10 +236,12 @@ fn int8_argmax(
 /// Which graph computes these rows.
 fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     let num_rows = bucket(rows.len());
-    let mut draws = rows.iter().map(|row| row.draw);
-    let how = if draws.clone().any(|draw| draw.is_none()) {
+    let how = if rows
+        .iter()
+        .any(|row| row.draw.is_none() || row.is_constrained)
+    {
         How::Argmax
-    } else if !draws.all(|draw| draw.is_some_and(|draw| draw.is_argmax())) {
+    } else if !rows.iter().all(is_argmax) {
         How::Draw
     } else if model.int8_lm_head_takes(num_rows) {
         How::Int8Argmax
@@ -222,4 +254,9 @@ fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
         has_neighbours: rows.iter().any(|row| row.follows),
         how,
     }
+}
+
+/// Whether a row takes the most likely token.
+fn is_argmax(row: &DecodeRow<'_>) -> bool {
+    row.draw.is_some_and(|draw| draw.is_argmax())
 }

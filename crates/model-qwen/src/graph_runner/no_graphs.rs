@@ -2,8 +2,10 @@
 
 use kv_paging::{PagedKvCache, SchedulerConfig};
 
+use super::pending::Unmasked;
 use super::{DecodeRow, Pending};
 use crate::model::QwenModel;
+use crate::sampling::RowMask;
 
 #[derive(Debug)]
 pub(super) enum Graphs {}
@@ -23,6 +25,10 @@ impl Graphs {
         _cache: &PagedKvCache,
         _rows: &[DecodeRow<'_>],
     ) -> Pending {
+        match *self {}
+    }
+
+    pub(super) fn draw_masked(&self, _unmasked: &Unmasked, _masks: &[RowMask]) -> Option<Pending> {
         match *self {}
     }
 

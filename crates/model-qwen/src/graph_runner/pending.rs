@@ -4,6 +4,7 @@
 #![cfg_attr(not(feature = "gpu"), allow(dead_code))]
 
 use burn::tensor::Tensor;
+use kv_paging::DecodeStep;
 
 use crate::choose::{Choice, ChoiceRow, choose, choose_drawn, choose_from_logits, select};
 use crate::kernels::choice::PendingIds;
@@ -20,8 +21,21 @@ enum State {
     Hidden(Tensor<2>),
     /// Logits of every row and of the padding, `[padded rows, vocab]`.
     Logits(Tensor<2>),
+    /// The same, from which the device draws the tokens when it knows which ones may come.
+    Unmasked(Box<Unmasked>),
     /// The tokens that the device has drawn, on their way to the host.
     Drawn(PendingIds),
+}
+
+/// Logits from which the device draws the tokens when it knows which ones may come.
+#[derive(Debug)]
+pub(super) struct Unmasked {
+    /// `[padded rows, vocab]`.
+    pub(super) logits: Tensor<2>,
+    /// How the tokens are drawn.
+    pub(super) step: DecodeStep,
+    /// Whether they are the most likely ones.
+    pub(super) is_argmax: bool,
 }
 
 impl Pending {
@@ -35,6 +49,11 @@ impl Pending {
         Self(State::Logits(logits))
     }
 
+    /// A step that computed logits, and draws its tokens when it is told which ones may come.
+    pub(super) fn unmasked(unmasked: Unmasked) -> Self {
+        Self(State::Unmasked(Box::new(unmasked)))
+    }
+
     /// A step that drew its tokens.
     pub(super) fn drawn(ids: PendingIds) -> Self {
         Self(State::Drawn(ids))
@@ -44,13 +63,27 @@ impl Pending {
     pub fn hidden_states(&self) -> Option<&Tensor<2>> {
         match &self.0 {
             State::Hidden(hidden) => Some(hidden),
-            State::Logits(_) | State::Drawn(_) => None,
+            State::Logits(_) | State::Unmasked(_) | State::Drawn(_) => None,
         }
     }
 
     /// Whether the device draws the tokens, and leaves them for the next step.
     pub fn is_drawn(&self) -> bool {
         matches!(self.0, State::Drawn(_))
+    }
+
+    /// Whether the device draws the tokens as soon as [`GraphRunner::draw_masked`](crate::GraphRunner::draw_masked) says which ones
+    /// may come.
+    pub fn awaits_masks(&self) -> bool {
+        matches!(self.0, State::Unmasked(_))
+    }
+
+    /// The logits of a step that awaits masks.
+    pub(super) fn as_unmasked(&self) -> Option<&Unmasked> {
+        match &self.0 {
+            State::Unmasked(unmasked) => Some(unmasked),
+            _ => None,
+        }
     }
 
     /// Waits for the step, and answers what is wanted of its rows.
@@ -68,6 +101,7 @@ impl Pending {
         match self.0 {
             State::Hidden(hidden) => choose(model, &hidden, rows),
             State::Logits(logits) => choose_from_logits(select(&logits, rows), rows),
+            State::Unmasked(unmasked) => choose_from_logits(select(&unmasked.logits, rows), rows),
             State::Drawn(ids) => Ok(choose_drawn(&ids.wait()?, rows)),
         }
     }

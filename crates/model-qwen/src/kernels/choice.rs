@@ -5,4 +5,6 @@ mod gpu;
 
 #[cfg(feature = "gpu")]
 pub(crate) use gpu::{GpuChoiceOps, argmax_into, draw_step, read_ids};
-pub(crate) use gpu::{GpuInt8Head, PendingIds, draw_tokens, largest_logits, queues_reads};
+pub(crate) use gpu::{
+    GpuInt8Head, PendingIds, draw_tokens, largest_logits, mask_logits, queues_reads,
+};

@@ -7,6 +7,7 @@ mod choose;
 mod cross_entropy;
 mod draw;
 mod int8_head;
+mod mask;
 mod read;
 
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -137,6 +138,14 @@ impl GpuChoiceOps for Cube {
     fn gpu_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords {
         let top = choose::top_logits(logits, into_contiguous(scales), 0);
         PendingWords::new(top.words)
+    }
+
+    fn gpu_mask(
+        logits: FloatTensor<Self>,
+        masks: IntTensor<Self>,
+        num: usize,
+    ) -> FloatTensor<Self> {
+        mask::mask(logits, into_contiguous(masks), num)
     }
 
     fn gpu_draw(

@@ -1,8 +1,24 @@
 //! Plain twins of the fused operations: tensor ops only, differentiable, on every device.
 
-use burn::tensor::{DType, IndexingUpdateOp, Tensor};
+use burn::tensor::{Bool, DType, IndexingUpdateOp, Tensor, TensorData};
 
 use super::token_tensor;
+use crate::sampling::RowMask;
+
+/// Logits `[rows, vocab]` with negative infinity for the tokens that may not come. A GPU has a kernel for it, a CPU applies a mask
+/// to the logits that it samples from.
+pub fn mask_logits(logits: Tensor<2>, masks: &[RowMask]) -> Tensor<2> {
+    let [rows, vocab] = logits.dims();
+    let mut forbidden = vec![false; rows * vocab];
+    for RowMask { row, mask } in masks {
+        let forbidden = &mut forbidden[row * vocab..][..vocab];
+        let ids = (0..).zip(forbidden);
+        ids.for_each(|(id, forbidden)| *forbidden = !mask.allows(id));
+    }
+    let forbidden = TensorData::new(forbidden, [rows, vocab]);
+    let forbidden = Tensor::<2, Bool>::from_data(forbidden, &logits.device());
+    logits.mask_fill(forbidden, f32::NEG_INFINITY)
+}
 
 /// See [`super::cross_entropy_of_rows`].
 pub fn cross_entropy_of_rows(

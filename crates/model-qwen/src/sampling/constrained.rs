@@ -7,6 +7,15 @@ use super::thinking::Thinking;
 use super::{Row, SampledToken, Sampler};
 use crate::constraint::{Constraint, TokenMask};
 
+/// The tokens that a row of logits may give.
+#[derive(Clone, Debug)]
+pub struct RowMask {
+    /// Which row.
+    pub row: usize,
+    /// Its tokens.
+    pub mask: Arc<TokenMask>,
+}
+
 impl Sampler {
     /// The same for a text that keeps to a constraint: of the next tokens only those may come that it lets through, whatever the
     /// parameters, the bans and the penalties say of them.
@@ -37,11 +46,27 @@ impl Sampler {
         self.thinking.as_ref().and_then(Thinking::forced)
     }
 
-    pub(super) fn mask(&mut self) -> Option<Arc<TokenMask>> {
+    /// Whether it may be that only some tokens may come after `ahead` others that are not known yet.
+    pub fn may_be_constrained(&self, ahead: usize) -> bool {
+        self.is_constrained() || (ahead > 0 && (self.constraint.is_some() || self.is_thinking()))
+    }
+
+    /// The tokens that may come next; `None` where every token may. Waits for the thread that computes it, or computes it.
+    pub fn mask(&mut self) -> Option<Arc<TokenMask>> {
         if let Some(id) = self.forced() {
             return Some(Arc::new(TokenMask::of(id)));
         }
         self.constraint.as_mut().and_then(Constraint::mask)
+    }
+
+    /// Whether log-probabilities are wanted with the tokens.
+    pub(crate) fn has_logprobs(&self) -> bool {
+        self.params.logprobs.is_some()
+    }
+
+    /// Whether a token may come next.
+    pub(crate) fn allows(&mut self, id: u32) -> bool {
+        self.mask().is_none_or(|mask| mask.allows(id))
     }
 
     /// The next token where only one may come, which takes no logits. `None` where others may, and with log-probabilities.

@@ -45,16 +45,13 @@ const UNDRAWN: u64 = 64;
 
 impl Sampler {
     /// How a device draws the token that comes after `ahead` others that are not known yet. [`Sampler::observe`] the token then,
-    /// or call [`Sampler::undrawn`].
+    /// or call [`Sampler::undrawn`]. Where [`Sampler::may_be_constrained`], the logits have to be those of [`Sampler::mask`] alone,
+    /// which is known when the tokens before are.
     ///
     /// `None` where the draw takes more than the logits: with `banned` or excluded tokens, penalties, biases or log-probabilities, and for
-    /// some tokens after one that a device couldn't draw. What a constraint lets through is known only when the tokens before are.
+    /// some tokens after one that a device couldn't draw.
     pub fn draw(&mut self, ahead: usize, banned: &[u32]) -> Option<Draw> {
         if !banned.is_empty() || self.num_output < self.draws_from {
-            return None;
-        }
-        if self.is_constrained() || (ahead > 0 && (self.constraint.is_some() || self.is_thinking()))
-        {
             return None;
         }
         if self.is_argmax() {

@@ -76,7 +76,7 @@ mod tests {
         let mut sampler = Sampler::new(&params, &[], 40);
         let draw = |sampler: &mut Sampler, first: bool| {
             // What a device would draw ahead could be another token.
-            assert!(sampler.draw(1, &[]).is_none() || !sampler.is_thinking());
+            assert!(sampler.may_be_constrained(1) || !sampler.is_thinking());
             let mut logits = vec![0.0; 40];
             logits[if first { 1 } else { 5 }] = 3.0;
             let token = sampler.sample(&mut logits, &[]);

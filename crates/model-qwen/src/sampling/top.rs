@@ -14,6 +14,13 @@ pub struct TopLogits {
     pub total: f64,
 }
 
+impl TopLogits {
+    /// Whether all others are impossible.
+    fn is_complete(&self) -> bool {
+        self.bound == f32::NEG_INFINITY
+    }
+}
+
 impl Sampler {
     /// What logits are multiplied with before they become weights: the inverse of the temperature; 1 for greedy samplers.
     pub fn scale(&self) -> f32 {
@@ -106,8 +113,11 @@ impl Sampler {
         let lowest = match top_k {
             0 => None,
             top_k => {
-                let kth = top_n(logits, top_k, &mut self.scratch);
-                Some(kth.get(top_k - 1)?.weight).filter(|kth| *kth > top.bound)
+                let kth = top_n(logits, top_k, &mut self.scratch).get(top_k - 1);
+                match top.is_complete() {
+                    true => Some(kth.map_or(f32::NEG_INFINITY, |kth| kth.weight)),
+                    false => Some(kth?.weight).filter(|kth| *kth > top.bound),
+                }
             }
         };
         if top_k > 0 && lowest.is_none() {

@@ -16,8 +16,9 @@ fn words() -> Grammar {
     Grammar::Regex("begin: [a-z]{2,6}( [a-z]{2,6}|: [0-9]{2}){3,60}".to_owned())
 }
 
-/// Draws under a grammar from all logits, and from as few as are needed; how often which were enough.
-fn compare(params: &SamplingParams, banned: &[u32]) -> [usize; 4] {
+/// Draws under a grammar from all logits, and from as few as are needed; how often which were enough. The largest ones are those
+/// of the model, or those that are left of them, as a device finds them.
+fn compare(params: &SamplingParams, banned: &[u32], is_masked: bool) -> [usize; 4] {
     let tokenizer = tokenizer();
     let vocab = tokenizer.vocab_size();
     let factory = ConstraintFactory::new(&tokenizer, vocab, &[0, 2]).unwrap();
@@ -33,12 +34,16 @@ fn compare(params: &SamplingParams, banned: &[u32]) -> [usize; 4] {
         let logits = random_logits(vocab, 11 + step);
         let expected = whole.sample(&mut logits.clone(), banned);
         let scale = by_few.scale();
+        let mut left = logits.clone();
+        if let Some(mask) = by_few.mask().filter(|_| is_masked) {
+            mask.apply(&mut left);
+        }
         let (way, found) = if let Some(only) = by_few.sample_only() {
             (0, only)
-        } else if let Some(ids) = by_few.few_allowed(200) {
+        } else if let Some(ids) = by_few.few_allowed(200).filter(|_| !is_masked) {
             let mut few: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
             (1, by_few.sample_few(&ids, &mut few, banned))
-        } else if let Some(token) = by_few.sample_top(&top(&logits, 600, scale), banned) {
+        } else if let Some(token) = by_few.sample_top(&top(&left, 600, scale), banned) {
             (2, token)
         } else {
             (3, by_few.sample(&mut logits.clone(), banned))
@@ -86,10 +91,17 @@ fn few_logits_give_the_tokens_of_all() {
         },
     ] {
         for banned in [&[][..], &[0, 2, 66]] {
-            let used = compare(&params, banned);
+            let used = compare(&params, banned, false);
             all.iter_mut()
                 .zip(used)
                 .for_each(|(all, used)| *all += used);
+            let masked = compare(&params, banned, true);
+            // Whatever is left decides, if the largest logits may.
+            let is_greedy = params.temperature == 0.0;
+            if banned.is_empty() && (is_greedy || params.top_k > 0) && params.logit_bias.is_empty()
+            {
+                assert_eq!(masked[3], 0, "{params:?}");
+            }
         }
     }
     assert!(all.iter().all(|used| *used > 0), "{all:?}");
@@ -126,18 +138,23 @@ fn the_grammar_wins() {
     }
 }
 
-/// No device draws a token that it does not know the mask of, and none ahead of one that is not known.
+/// Who draws ahead of a token knows whether there may be a mask then.
 #[test]
-fn devices_do_not_draw_constrained_tokens() {
+fn what_may_be_constrained_is_known_ahead() {
     let tokenizer = tokenizer();
     let vocab = tokenizer.vocab_size();
     let factory = ConstraintFactory::new(&tokenizer, vocab, &[0, 2]).unwrap();
     let sampler = Sampler::new(&SamplingParams::default(), &[], vocab);
     let active = factory.compile(&words(), None).unwrap();
-    assert_eq!(sampler.clone().constrained(Some(active)).draw(0, &[]), None);
+    let free = |sampler: &Sampler| [0, 1].map(|ahead| !sampler.may_be_constrained(ahead));
+    assert_eq!(free(&sampler), [true, true]);
+    let active = sampler.clone().constrained(Some(active));
+    assert_eq!(free(&active), [false, false]);
     let later = factory.compile(&words(), Some(77)).unwrap();
     let mut later = sampler.constrained(Some(later));
-    assert!(later.draw(0, &[]).is_some() && later.draw(1, &[]).is_none());
+    assert_eq!(free(&later), [true, false]);
+    assert!(later.mask().is_none());
     later.observe(77);
-    assert!(later.draw(0, &[]).is_none() && later.is_constrained());
+    assert_eq!(free(&later), [false, false]);
+    assert!(later.mask().is_some_and(|mask| mask.num_allowed() > 0));
 }

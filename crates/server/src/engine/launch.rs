@@ -7,7 +7,7 @@ use kv_paging::{
     AttentionBatch, Chunk, DecodeToken, PagedAttention, Sampled, SequenceChunk, SequenceId,
 };
 use lora_4bit::AdapterSelection;
-use model_qwen::{Choice, ChoiceRow, DecodeRow, Pending};
+use model_qwen::{Choice, ChoiceRow, DecodeRow, Pending, RowMask};
 
 use super::active::ActiveSequence;
 use super::worker::Worker;
@@ -37,13 +37,17 @@ impl Worker {
             starts.push(rows.len());
             let mut sequence = self.sequences.get_mut(&chunk.id);
             let tokens = chunk.tokens.iter().chain(&chunk.draft);
-            rows.extend(tokens.enumerate().map(|(i, &token)| DecodeRow {
-                follows: i > 0,
-                token: DecodeToken::Id(token),
-                position: chunk.start + i,
-                slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
-                block_table: &chunk.block_table,
-                draw: sequence.as_mut().and_then(|sequence| sequence.draw(i)),
+            rows.extend(tokens.enumerate().map(|(i, &token)| {
+                DecodeRow {
+                    follows: i > 0,
+                    token: DecodeToken::Id(token),
+                    position: chunk.start + i,
+                    slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
+                    block_table: &chunk.block_table,
+                    draw: sequence.as_mut().and_then(|sequence| sequence.draw(i)),
+                    is_constrained: (sequence.as_ref())
+                        .is_some_and(|sequence| sequence.sampler.may_be_constrained(i)),
+                }
             }));
         }
         let pending = self.runner.launch(&self.model, &mut self.cache, &rows);
@@ -86,6 +90,23 @@ impl Worker {
             chunks: chunks.into_iter().zip(starts).collect(),
             pending: Pending::hidden(hidden),
         }
+    }
+
+    /// Lets the device draw the tokens of constrained sequences, too: while it computed the step, threads have computed which ones
+    /// may come. What waits for the tokens of drafts is chosen when these are known.
+    pub(super) fn draw_masked(&mut self, launched: &mut Launched<'_>) {
+        let has_draft = |(chunk, _): &(&Chunk, usize)| !chunk.draft.is_empty();
+        if !launched.pending.awaits_masks() || launched.chunks.iter().any(has_draft) {
+            return;
+        }
+        let mut masks: Vec<RowMask> = Vec::with_capacity(launched.chunks.len());
+        for &(chunk, row) in &launched.chunks {
+            let sequence = self.sequences.get_mut(&chunk.id);
+            if let Some(mask) = sequence.and_then(|sequence| sequence.sampler.mask()) {
+                masks.push(RowMask { row, mask });
+            }
+        }
+        self.runner.draw_masked(&mut launched.pending, &masks);
     }
 
     /// Waits for the tokens of a step, and sends tokens and log-probabilities of prompts.

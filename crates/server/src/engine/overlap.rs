@@ -4,6 +4,9 @@
 //! it has chosen itself, for all sequences that don't reach their length. A sequence that turns out to have ended with a
 //! token computes one for nothing; it writes to blocks of its own, before any other sequence gets these.
 //!
+//! Which tokens a grammar lets through is known when the tokens before are. So the device computes the logits of a constrained
+//! sequence ahead, but draws its token when the mask has come: threads compute it while the device computes the logits.
+//!
 //! While a sequence's guesses are right (speculative decoding), no step is launched ahead: a draft follows a token that would not
 //! be known yet.
 
@@ -54,6 +57,17 @@ impl StepAhead {
     }
 }
 
+/// A sequence that goes on.
+struct Next<'a> {
+    /// What it computes in the step before.
+    chunk: &'a Chunk,
+    /// The row of that.
+    row: usize,
+    draw: Draw,
+    slot: Option<usize>,
+    is_constrained: bool,
+}
+
 impl Worker {
     /// Launches the step after one that the device is working on. `None` if the device can't draw its tokens, if there are too few
     /// blocks for it, or if no graph of it has been captured.
@@ -69,29 +83,36 @@ impl Worker {
         if before.chunks.iter().any(holds_back) {
             return None;
         }
-        let mut next: Vec<(&Chunk, usize, Draw, Option<usize>)> = Vec::new();
+        let mut next: Vec<Next<'_>> = Vec::new();
         for (chunk, row) in &before.chunks {
             let sequence = self.sequences.get_mut(&chunk.id);
             let Some(sequence) = sequence.filter(|_| !chunk.reaches_max_len) else {
                 continue;
             };
             if let Some(draw) = sequence.draw_next() {
-                next.push((chunk, *row, draw, sequence.slot()));
+                next.push(Next {
+                    chunk,
+                    row: *row,
+                    draw,
+                    slot: sequence.slot(),
+                    is_constrained: sequence.sampler.may_be_constrained(1),
+                });
             }
         }
         if next.is_empty() {
             return None;
         }
-        let ids: Vec<SequenceId> = next.iter().map(|(chunk, ..)| chunk.id).collect();
+        let ids: Vec<SequenceId> = next.iter().map(|next| next.chunk.id).collect();
         let tables = self.scheduler.reserve_next(&ids)?;
         let rows: Vec<DecodeRow<'_>> = (next.iter().zip(&tables))
-            .map(|((chunk, row, draw, slot), table)| DecodeRow {
+            .map(|(next, table)| DecodeRow {
                 follows: false,
-                token: DecodeToken::ChosenIn(*row),
-                position: chunk.start + 1,
-                slot: *slot,
+                token: DecodeToken::ChosenIn(next.row),
+                position: next.chunk.start + 1,
+                slot: next.slot,
                 block_table: table,
-                draw: Some(*draw),
+                draw: Some(next.draw),
+                is_constrained: next.is_constrained,
             })
             .collect();
         let (model, cache) = (&self.model, &self.cache);

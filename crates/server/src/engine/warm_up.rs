@@ -169,6 +169,7 @@ impl Worker {
                         slot,
                         block_table: &table,
                         draw: sampler.draw(0, &[]),
+                        is_constrained: false,
                     })
                     .collect();
                 let pending = self.runner.launch(&self.model, &mut self.cache, &rows);

@@ -126,10 +126,11 @@ impl Worker {
     /// Launches the step after this one before it waits for the tokens of this one. Most often this one was launched ahead, too.
     fn overlap_step(&mut self, step: &Step) -> Result<Vec<Sampled>, String> {
         let ahead = self.ahead.take();
-        let (launched, rest) = match ahead.and_then(|ahead| ahead.meet(&step.chunks)) {
+        let (mut launched, rest) = match ahead.and_then(|ahead| ahead.meet(&step.chunks)) {
             Some(met) => met,
             None => (self.launch(step.chunks.iter().collect()), Vec::new()),
         };
+        self.draw_masked(&mut launched);
         if rest.is_empty() {
             self.ahead = self.launch_ahead(&launched);
         }

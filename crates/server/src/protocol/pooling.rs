@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::body::Body;
 use super::common::{TruncationSide, check_request_id};
 use super::completions::{Prompt, PromptItem};
+use super::fields::Endpoint;
 use super::usage::Usage;
 use crate::engine::PoolingInfo;
 use crate::error::ApiError;
@@ -61,6 +62,23 @@ pub struct EmbeddingFields {
     pub dimensions: Option<i64>,
     /// The older name of `use_activation`.
     pub normalize: Option<bool>,
+}
+
+/// What `/classify` has of [`EmbeddingFields`].
+#[derive(Debug, Deserialize)]
+struct InputFields {
+    input: Option<Prompt>,
+    messages: Option<Vec<Map<String, Value>>>,
+}
+
+impl From<InputFields> for EmbeddingFields {
+    fn from(InputFields { input, messages }: InputFields) -> Self {
+        Self {
+            input,
+            messages,
+            ..Self::default()
+        }
+    }
 }
 
 /// Of `/pooling` only.
@@ -127,12 +145,15 @@ pub enum Input {
 }
 
 impl EmbeddingFields {
-    /// Reads the fields.
+    /// Reads the fields that an endpoint has.
     ///
     /// # Errors
     /// 400 with the field that has the wrong type.
-    pub(crate) fn take(body: &mut Body) -> Result<(Self, Input), ApiError> {
-        let mut fields: Self = body.read()?;
+    pub(crate) fn take(body: &Body, endpoint: Endpoint) -> Result<(Self, Input), ApiError> {
+        let mut fields: Self = match endpoint {
+            Endpoint::Classify => body.read::<InputFields>()?.into(),
+            _ => body.read()?,
+        };
         let input = match (fields.input.take(), fields.messages.take()) {
             (Some(input), None) => Input::Items(items(input)?),
             (None, Some(messages)) => Input::Messages(messages),

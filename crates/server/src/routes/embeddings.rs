@@ -138,7 +138,7 @@ pub(super) fn prepare(
     let pooling = info(state)?;
     let shared = PoolingFields::read(&body)?;
     let template: TemplateFields = body.read()?;
-    let (fields, input) = EmbeddingFields::take(&mut body)?;
+    let (fields, input) = EmbeddingFields::take(&body, endpoint)?;
     let id = body.request_id().or(shared.request_id.as_deref());
     drop(body);
 

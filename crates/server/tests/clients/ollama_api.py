@@ -12,7 +12,7 @@ import ollama
 
 URL, MODEL = sys.argv[1:3]
 client = ollama.Client(host=URL)
-OPTIONS = {"temperature": 0, "num_predict": 48, "num_ctx": 2048, "seed": 1}
+OPTIONS = {"temperature": 0, "num_predict": 48, "num_ctx": 1024, "seed": 1}
 HELLO = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": "Say hello."}]
 
 
@@ -69,7 +69,7 @@ for status, wrong in [
     (400, lambda: client.chat(MODEL, HELLO, options={"mirostat": 1})),
     (400, lambda: client.chat(MODEL, HELLO, options={"num_ctx": 10**9})),
     (501, lambda: client.pull("llama3")),
-    (501, lambda: client.embed(MODEL, "x")),
+    (400, lambda: client.embed(MODEL, "x")),
 ]:
     try:
         wrong()

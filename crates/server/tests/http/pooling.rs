@@ -364,6 +364,10 @@ fn a_score_is_the_probability_of_the_one_class() {
         (&cut["data"][0]["probs"][0], &cut["usage"]["prompt_tokens"]),
         (&json!(0.5), &json!(1))
     );
+    // Of embeddings: unknown here, like any other name.
+    let others =
+        json!({ "input": "ab", "dimensions": 0, "encoding_format": 3, "normalize": false });
+    assert_eq!(classify(others)["data"], json!([answer["data"][0]]));
     for (body, param) in [
         (json!({}), "input"),
         (json!({ "input": ["x", ""] }), "input[1]"),

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::DecodeStep;
 
 use super::super::cube::{self, NONE, PendingWords, queues, top_logits_of};
-use crate::sampling::{Draw, TopLogits};
+use crate::sampling::{Draw, RowMask, TopLogits};
 
 /// Choosing tokens on a GPU.
 #[backend_extension(Cube)]
@@ -32,6 +32,10 @@ pub(crate) trait GpuChoiceOps: burn::backend::Backend {
     fn gpu_read_ids(ids: IntTensor<Self>) -> PendingWords;
     /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`, floats.
     fn gpu_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords;
+    /// Makes the logits `[rows, vocab]` of tokens that may not come negative infinity, in place: all handles see it. `masks` has
+    /// `num` rows of the logits, then for each of them a bit per token.
+    fn gpu_mask(logits: FloatTensor<Self>, masks: IntTensor<Self>, num: usize)
+    -> FloatTensor<Self>;
     /// Draws a token of each row of logits `[rows, vocab]` as `draws` says from `at` on, where it has the words of
     /// [`Draw`](crate::Draw): the first one of `num_draws` rows, then the second. -1 where the largest logits don't decide; also
     /// written to the first elements of `chosen`, as 0 there.
@@ -87,6 +91,35 @@ pub(crate) fn queues_reads(device: &Device) -> bool {
 /// Starts to copy token ids to the host. What this thread gives the device to do afterwards doesn't delay the ids.
 pub(crate) fn read_ids(ids: &Tensor<1, Int>) -> PendingIds {
     PendingIds(Dispatch::gpu_read_ids(ids.clone().into_dispatch()))
+}
+
+/// Makes the logits of tokens that may not come negative infinity, in place and for all handles; rows without a mask cost nothing.
+/// `false`, and nothing has happened, where the device has no kernels for it.
+///
+/// # Shapes
+/// logits `[rows, vocab]`.
+pub(crate) fn mask_logits(logits: &Tensor<2>, masks: &[RowMask]) -> bool {
+    let [_, vocab] = logits.dims();
+    if !cube::supports(logits) {
+        return false;
+    }
+    if masks.is_empty() {
+        return true;
+    }
+    let words_of_row = vocab.div_ceil(32);
+    let mut words: Vec<i32> = Vec::with_capacity(masks.len() * (1 + words_of_row));
+    words.extend(masks.iter().map(|mask| mask.row as i32));
+    for (i, RowMask { mask, .. }) in masks.iter().enumerate() {
+        let known = mask.words().iter().take(words_of_row);
+        words.extend(known.map(|&word| word as i32));
+        // Tokens that a mask doesn't know may not come.
+        words.resize(masks.len() + (i + 1) * words_of_row, 0);
+    }
+    let words = TensorData::new(words, [masks.len() * (1 + words_of_row)]);
+    let words = Tensor::<1, Int>::from_data(words, (&logits.device(), DType::I32));
+    let logits = logits.clone().into_dispatch();
+    let _ = Dispatch::gpu_mask(logits, words.into_dispatch(), masks.len());
+    true
 }
 
 /// Starts to draw a token of each row of logits. `None` where the device has no kernels for it.
@@ -225,10 +258,13 @@ impl GpuInt8Head {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Arc;
+
     use burn::tensor::Distribution;
 
-    use super::super::super::first_gpu;
+    use super::super::super::{first_gpu, naive};
     use super::*;
+    use crate::constraint::{ConstraintFactory, Grammar, TokenMask};
     use crate::sampling::{Sampler, SamplingParams};
 
     fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
@@ -369,6 +405,119 @@ mod tests {
             rows[5][8000] = -4.0;
             let found = compare(params, &rows);
             assert!(found >= 2, "{found} of {params:?}");
+        }
+    }
+
+    /// Sets of few tokens, of one, of all, of every third, of all but the first ones, and of none, which each know `num` tokens.
+    fn sets(num: usize) -> Vec<TokenMask> {
+        let allows: [fn(usize) -> bool; 6] = [
+            |id| id % 97 == 5,
+            |id| id == 69,
+            |_| true,
+            |id| id % 3 == 1,
+            |id| id > 40,
+            |_| false,
+        ];
+        let set = |allows: fn(usize) -> bool| {
+            let mut words = vec![0; num.div_ceil(32)];
+            (0..num)
+                .filter(|id| allows(*id))
+                .for_each(|id| words[id / 32] |= 1 << (id % 32));
+            TokenMask::new(words, num)
+        };
+        allows.into_iter().map(set).collect()
+    }
+
+    /// Masks of some rows, in any order, and what stays of the logits.
+    #[test]
+    fn masks_on_a_gpu_are_those_of_the_twin() {
+        let gpu = first_gpu();
+        for vocab in [70, 1000, 9001, 151_936] {
+            let rows: Vec<f32> = (0..9).flat_map(|seed| random_logits(vocab, seed)).collect();
+            let data = TensorData::new(rows, [9, vocab]);
+            // A model may have more logits than its tokenizer has tokens.
+            let known = [vocab, vocab - 3, vocab - 40];
+            let places = [8, 0, 3, 4, 7, 2];
+            for num in known {
+                let masks = places.into_iter().zip(sets(num));
+                let masks: Vec<RowMask> = masks
+                    .map(|(row, mask)| RowMask {
+                        row,
+                        mask: Arc::new(mask),
+                    })
+                    .collect();
+                for masks in [&masks[..], &masks[1..2], &[]] {
+                    let logits = Tensor::<2>::from_data(data.clone(), (&gpu, DType::F32));
+                    assert!(mask_logits(&logits, masks));
+                    let on_cpu = Tensor::from_data(data.clone(), &Device::flex());
+                    let expected = naive::mask_logits(on_cpu, masks);
+                    assert_eq!(logits.into_data(), expected.into_data(), "{vocab}, {num}");
+                }
+            }
+        }
+        let on_cpu = Tensor::<2>::zeros([1, 70], &Device::flex());
+        assert!(!mask_logits(&on_cpu, &[]));
+    }
+
+    /// Draws each row of logits under a grammar, as the host does from all logits.
+    #[test]
+    fn a_gpu_draws_constrained_tokens_as_the_sampler_does() {
+        let dir = crate::bundled_model_dir().unwrap();
+        let tokenizer = crate::Tokenizer::from_dir(&dir).unwrap();
+        let vocab = tokenizer.vocab_size();
+        let factory = ConstraintFactory::new(&tokenizer, vocab, &[2]).unwrap();
+        let grammars = [Some("[0-9]+"), None, Some("a|b|c"), Some(".*"), Some("x")];
+        let grammars = grammars.map(|regex| {
+            let regex = Grammar::Regex(regex?.to_owned());
+            Some(factory.compile(&regex, None).unwrap())
+        });
+        let at = |temperature: f32, top_k, top_p| SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            ..SamplingParams::default()
+        };
+        let always = [
+            at(0.0, 0, 1.0),
+            at(1.0, 0, 1.0),
+            at(1.5, 20, 1.0),
+            at(0.8, 3, 0.7),
+            at(0.2, 0, 0.8),
+            SamplingParams {
+                min_p: 0.05,
+                ..at(0.5, 0, 1.0)
+            },
+        ];
+        for params in always {
+            let samplers = (0..20).map(|row| {
+                let params = SamplingParams {
+                    seed: Some(row as u64),
+                    ..params.clone()
+                };
+                Sampler::new(&params, &[], vocab).constrained(grammars[row % 5].clone())
+            });
+            let mut samplers: Vec<Sampler> = samplers.collect();
+            let rows: Vec<Vec<f32>> = (0..20).map(|seed| random_logits(vocab, seed)).collect();
+            let data = TensorData::new(rows.concat(), [20, vocab]);
+            let logits = Tensor::<2>::from_data(data, (&first_gpu(), DType::F32));
+            let masks: Vec<RowMask> = (samplers.iter_mut().enumerate())
+                .filter_map(|(row, sampler)| {
+                    let mask = sampler.mask()?;
+                    Some(RowMask { row, mask })
+                })
+                .collect();
+            assert_eq!(masks.len(), 16);
+            assert!(mask_logits(&logits, &masks));
+            let draws = samplers
+                .iter_mut()
+                .map(|sampler| sampler.draw(0, &[]).unwrap());
+            let found = draw_tokens(&logits, &draws.collect::<Vec<Draw>>()).unwrap();
+            let expected = samplers.iter_mut().zip(rows).map(|(sampler, mut row)| {
+                // Each answer is the sampler's, none is left to the host.
+                Some(sampler.sample(&mut row, &[]).id)
+            });
+            let expected: Vec<Option<u32>> = expected.collect();
+            assert_eq!(found.wait().unwrap(), expected, "{params:?}");
         }
     }
 

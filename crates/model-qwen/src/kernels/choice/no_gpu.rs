@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::sampling::{Draw, TopLogits};
+use crate::sampling::{Draw, RowMask, TopLogits};
 
 #[derive(Debug)]
 pub(crate) enum PendingIds {}
@@ -23,6 +23,10 @@ impl PendingLargest {
 }
 
 pub(crate) fn queues_reads(_device: &Device) -> bool {
+    false
+}
+
+pub(crate) fn mask_logits(_logits: &Tensor<2>, _masks: &[RowMask]) -> bool {
     false
 }
 

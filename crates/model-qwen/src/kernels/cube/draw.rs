@@ -282,6 +282,10 @@ fn of_top(
         let reaches_min_p = min_p > 0.0 && ((bound - max_value) * scale).exp() < min_p;
         decides = reaches_min_p || (top_p < 1.0 && sum >= top_p * total);
     }
+    // All others are impossible.
+    if key_of(f32::reinterpret(words[from]), 0u32) <= NEG_INFINITY {
+        decides = true;
+    }
     if num == 0 || largest <= NEG_INFINITY || largest >= INFINITY {
         decides = false;
     }
