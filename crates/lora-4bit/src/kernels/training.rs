@@ -415,7 +415,7 @@ pub fn swiglu_backward(gate_up: Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
 
 /// Units of a cube that adds up squares, and values of a unit, about.
 #[cfg(feature = "gpu")]
-const SQUARES: usize = 256 * 16;
+const SQUARES: usize = 256 * 4;
 /// Parts of a tensor's sum of squares, at most.
 #[cfg(feature = "gpu")]
 const MAX_SQUARE_PARTS: usize = 256;

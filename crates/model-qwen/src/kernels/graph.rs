@@ -10,8 +10,9 @@ use burn::tensor::Device;
 
 type Closure<T> = Box<dyn FnMut() -> T + Send>;
 
-/// How often a step runs before it is captured, at most. Its kernels and buffers must be there: the first run makes them.
-const MAX_RUNS: usize = 3;
+/// How often a step runs before it is captured, so that its kernels are compiled and all memory that it needs is there: to take
+/// memory in a capture fails, and what such a step had written is lost. burn's own `capture` runs it three times.
+const RUNS: usize = 2;
 
 /// A captured computation that owns everything it reads and writes.
 ///
@@ -35,21 +36,26 @@ impl<T> CapturedStep<T> {
     /// runs.
     pub(crate) fn capture(device: &Device, step: impl FnMut() -> T + Send + 'static) -> Self {
         let mut closure: Closure<T> = Box::new(step);
-        for _ in 0..MAX_RUNS {
-            if let Some((output, graph)) = try_capture(device, &mut closure) {
-                return Self {
-                    device: device.clone(),
-                    output,
-                    closure,
-                    graph: Some(graph),
-                };
+        let queue = device.as_dispatch();
+        let is_prepared = Dispatch::graph_prepare(queue).is_ok();
+        if is_prepared {
+            for _ in 0..RUNS {
+                let output = closure();
+                let _ = Dispatch::sync(queue);
+                drop(output);
             }
         }
+        let is_recorded = is_prepared && Dispatch::graph_start_capture(queue).is_ok();
+        let output = closure();
+        // If this fails, the queue is left as it was before.
+        let graph = is_recorded
+            .then(|| Dispatch::graph_stop_capture(queue).ok())
+            .flatten();
         Self {
             device: device.clone(),
-            output: closure(),
+            output,
             closure,
-            graph: None,
+            graph,
         }
     }
 
@@ -69,22 +75,4 @@ impl<T> CapturedStep<T> {
         }
         &self.output
     }
-}
-
-/// Runs a step once, and once more while it is captured: burn's own `capture` runs it three times before. None if the device
-/// can't, or if the first run didn't leave all that the second one needs.
-fn try_capture<T>(
-    device: &Device,
-    closure: &mut Closure<T>,
-) -> Option<(T, BackendGraph<Dispatch>)> {
-    let device = device.as_dispatch();
-    Dispatch::graph_prepare(device).ok()?;
-    let output = closure();
-    let _ = Dispatch::sync(device);
-    drop(output);
-    Dispatch::graph_start_capture(device).ok()?;
-    let output = closure();
-    // If this fails, the queue is left as it was before.
-    let graph = Dispatch::graph_stop_capture(device).ok()?;
-    Some((output, graph))
 }
