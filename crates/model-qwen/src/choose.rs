@@ -410,6 +410,7 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
+    use crate::constraint::{ConstraintFactory, Grammar};
     use crate::load::LoadOptions;
     use crate::sampling::SamplingParams;
 
@@ -452,6 +453,60 @@ mod tests {
                 _ => Choice::Token(sampler(row).sample(&mut logits, &banned)),
             };
             assert_eq!(choice, expected, "row {row}");
+        }
+    }
+
+    /// Rows with a grammar, among others, get the tokens that they get by themselves from all logits.
+    #[test]
+    fn constrained_rows_get_the_tokens_of_all_logits() {
+        let dir = crate::bundled_model_dir().unwrap();
+        let model = QwenModel::load(&dir, &LoadOptions::default(), &Device::flex()).unwrap();
+        let tokenizer = crate::Tokenizer::from_dir(&dir).unwrap();
+        let [vocab, hidden] = model.lm_head.weight.shape();
+        let factory = ConstraintFactory::new(&tokenizer, vocab, &[2]).unwrap();
+        let grammars = ["[0-9]+", "a|b|c", ".*", "x"].map(|regex| {
+            let grammar = Grammar::Regex(regex.to_owned());
+            factory.compile(&grammar, None).unwrap()
+        });
+        let sampler = |row: usize| {
+            let params = SamplingParams {
+                temperature: if row.is_multiple_of(2) { 0.0 } else { 1.0 },
+                seed: Some(row as u64),
+                repetition_penalty: if row.is_multiple_of(3) { 1.5 } else { 1.0 },
+                logprobs: (row > 16).then_some(2),
+                ..SamplingParams::default()
+            };
+            Sampler::new(&params, &[3, 4, 300], vocab).constrained(grammars.get(row % 5).cloned())
+        };
+        let random = Distribution::Normal(0.0, 1.0);
+        let hidden = Tensor::random([20, hidden], random, (&Device::flex(), DType::F32));
+        let banned = [7, 300];
+        let mut samplers: Vec<Sampler> = (0..20).map(sampler).collect();
+        let mut rows: Vec<ChoiceRow<'_>> = (samplers.iter_mut().enumerate())
+            .map(|(row, sampler)| ChoiceRow {
+                row,
+                want: Want::Token {
+                    sampler,
+                    banned: &banned,
+                },
+            })
+            .collect();
+        // From hidden states, as a prompt's step leaves them, and from logits.
+        let by_hidden = choose(&model, &hidden, &mut rows).unwrap();
+        let logits = model.logits(hidden.clone());
+        let mut samplers: Vec<Sampler> = (0..20).map(sampler).collect();
+        for (row, want) in rows.iter_mut().zip(&mut samplers) {
+            row.want = Want::Token {
+                sampler: want,
+                banned: &banned,
+            };
+        }
+        let by_logits = choose_from_logits(logits, &mut rows).unwrap();
+        for row in 0..20 {
+            let mut logits = on_host(model.logits(hidden.clone().narrow(0, row, 1)));
+            let expected = Choice::Token(sampler(row).sample(&mut logits, &banned));
+            assert_eq!(by_hidden[row], expected, "row {row}");
+            assert_eq!(by_logits[row], expected, "row {row}");
         }
     }
 }
