@@ -26,6 +26,7 @@ const MAX_BYTES: u64 = 256 << 20;
 const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
 /// What a kernel's code depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key(u128);
 
 impl Key {

@@ -7,6 +7,7 @@
 //! the next process.
 
 mod cache;
+mod later;
 mod nvrtc;
 
 use std::time::Instant;
@@ -16,6 +17,7 @@ use cubecl_core::prelude::KernelDefinition;
 use cubecl_cpp::shared::{CompilationOptions, CppCompiler, CppSupportedFeatures};
 use cubecl_cpp::target::Cuda;
 use cubecl_server::compiler::{CompilationError, Compiler, build_id_hash};
+use cubecl_server::dry_run::dry_run;
 use cubecl_server::kernel::BufferIOAttr;
 use pliron::op::Op;
 use pliron::printable::Printable;
@@ -91,6 +93,13 @@ impl PlironCompiler {
                 options.grid_constants,
             )
         });
+        if let Some(key) = key {
+            match dry_run() {
+                true if later::is_under_way(key) => return Err(not_yet()),
+                true => {}
+                false => later::wait_for(key),
+            }
+        }
         if let (Some(cache), Some(key)) = (cache, &key)
             && let Some(kept) = cache.load(key)
         {
@@ -116,11 +125,22 @@ impl PlironCompiler {
         };
         let kernel = CppCompiler::<Cuda>::default().compile(kernel, &cpp)?;
         let printed = begin.elapsed();
-        let compiled = Compiled {
+        let mut compiled = Compiled {
             shared_memory_size: kernel.shared_memory_size,
             io: kernel.io,
-            code: nvrtc::compile(&kernel.source, target)?,
+            code: Vec::new(),
         };
+        if let (true, Some(cache), Some(key)) = (dry_run(), cache, key) {
+            later::compile(later::Wanted {
+                cache,
+                key,
+                source: kernel.source,
+                target,
+                compiled,
+            });
+            return Err(not_yet());
+        }
+        compiled.code = nvrtc::compile(&kernel.source, target)?;
         let (total, printed) = (begin.elapsed().as_millis(), printed.as_millis());
         log::debug!("compiled {entrypoint} in {total} ms, {printed} of them to CUDA C++");
         if let (Some(cache), Some(key)) = (cache, &key) {
@@ -136,6 +156,11 @@ impl PlironCompiler {
     pub fn lang_tag(&self) -> &'static str {
         "cpp"
     }
+}
+
+/// What a launch of a dry run is told, which does without its kernel. cubecl-cuda forgets it: the next launch asks again.
+fn not_yet() -> CompilationError {
+    nvrtc::error("compiled by another thread, since nothing runs in a dry run")
 }
 
 /// All that the code of a kernel depends on. The entry point's name has a hash of the kernel's type and of its parameters at

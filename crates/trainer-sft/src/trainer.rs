@@ -46,6 +46,8 @@ pub struct Trainer {
     pub model: QwenModel,
     options: TrainerOptions,
     optimizer: AdamW,
+    /// Whether the kernels of a step have been asked for.
+    is_compiled: bool,
 }
 
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
@@ -108,6 +110,7 @@ impl Trainer {
             model,
             options,
             optimizer,
+            is_compiled: false,
         }
     }
 
@@ -118,6 +121,7 @@ impl Trainer {
             model,
             options,
             optimizer,
+            is_compiled: false,
         }
     }
 
@@ -162,7 +166,24 @@ impl Trainer {
     /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
     /// target the parameters stay as they are.
     pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
-        on_worker(&self.device(), || self.step_here(batches))
+        on_worker(&self.device(), || {
+            if !self.is_compiled {
+                self.compile(batches);
+            }
+            self.step_here(batches)
+        })
+    }
+
+    /// Compiles on all cores what a step needs, before the first one would ask for one kernel after the other.
+    fn compile(&mut self, batches: &[Batch]) {
+        self.is_compiled = true;
+        let device = self.device();
+        lora_4bit::training::compile_only(&device, || {
+            // Layers need the same kernels.
+            let mut model = self.model.clone();
+            model.layers.truncate(1);
+            drop(Self::new(model, self.options.clone()).step_here(batches));
+        });
     }
 
     fn step_here(&mut self, batches: &[Batch]) -> StepOutput {

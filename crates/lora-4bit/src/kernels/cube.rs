@@ -30,6 +30,8 @@ mod training;
 pub use elementwise::sum_of_cube;
 #[cfg(test)]
 pub(super) use features::first_gpu;
+#[cfg(feature = "cuda")]
+pub(super) use features::is_cuda;
 pub(super) use features::{features_of, has_plane_operations};
 pub(super) use mat_mul::forget_counters;
 pub(super) use training::supports_gemm;

@@ -229,6 +229,20 @@ pub(crate) fn dtype_of(device: &Device) -> DType {
     DType::F32
 }
 
+/// See [`crate::training::compile_only`].
+pub(crate) fn compile_only(device: &Device, work: impl FnOnce()) {
+    #[cfg(feature = "cuda")]
+    if super::cube::is_cuda(device) {
+        let dry_run = cubecl::dry_run::DryRun::new();
+        work();
+        // The queue must not be behind when launches run again. There is nothing to wait for that could fail.
+        let _ = device.sync();
+        drop(dry_run);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = (device, work);
+}
+
 #[cfg(feature = "gpu")]
 fn has_kernels(x: &Tensor<2>) -> bool {
     super::cube::has_plane_operations(&x.device())

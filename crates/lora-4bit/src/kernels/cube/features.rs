@@ -20,6 +20,16 @@ pub(in super::super) fn features_of(device: &Device) -> Option<GpuFeatures> {
     }
 }
 
+/// Whether kernels are compiled by NVRTC.
+#[cfg(feature = "cuda")]
+pub(in super::super) fn is_cuda(device: &Device) -> bool {
+    use burn_cubecl::CubeDevice;
+    matches!(
+        device.as_dispatch(),
+        DispatchDevice::Cube(CubeDevice::Cuda(_))
+    )
+}
+
 /// What the device of a tensor can do.
 pub(super) fn features(x: &CubeTensor) -> GpuFeatures {
     of_client(&x.client)
