@@ -13,11 +13,13 @@ mod progress;
 mod staging;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use crate::config::args::with_hyphens;
+use crate::config::args::{nearest, with_hyphens};
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
 pub use error::ToolError;
@@ -74,11 +76,14 @@ impl Tool {
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Result<Self, clap::Error>> {
         let words: Vec<OsString> = words.into_iter().map(with_hyphens).collect();
         let first = words.get(1)?.to_str()?;
-        let is_help = first == "help";
-        if !is_help {
-            CommandLine::command().find_subcommand(first)?;
+        if first.starts_with('-') {
+            return None;
         }
-        Some(CommandLine::try_parse_from(words).map(|line| line.tool))
+        let is_known = first == "help" || CommandLine::command().find_subcommand(first).is_some();
+        Some(match is_known {
+            true => CommandLine::try_parse_from(words).map(|line| line.tool),
+            false => Err(unknown_command(first)),
+        })
     }
 
     /// Whether it writes files: then it ends between two tensors when it is told to, and leaves no half of a result behind.
@@ -113,4 +118,21 @@ impl Tool {
             }
         }
     }
+}
+
+/// The error of a first word that is neither a flag of a run nor a command.
+fn unknown_command(word: &str) -> clap::Error {
+    let command = CommandLine::command();
+    let names: Vec<&str> = command
+        .get_subcommands()
+        .map(|own| own.get_name())
+        .collect();
+    let hint = match nearest(word, names.iter().copied()) {
+        Some(near) => format!("a similar command exists: `{near}`"),
+        None if Path::new(word).exists() => format!("to learn from it, write `--data {word}`"),
+        None => format!("the commands are {}", names.join(", ")),
+    };
+    let text =
+        format!("expected a flag of a run, such as --data, or a command; found `{word}`: {hint}");
+    CommandLine::command().error(ErrorKind::InvalidSubcommand, text)
 }

@@ -16,7 +16,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::hints::with_hyphens;
+pub(crate) use self::hints::{nearest, with_hyphens};
 pub use self::parse::ArgsError;
 use self::values::{COMPUTE_DTYPE, number, one_or_many, seed, whole};
 pub(crate) use self::values::{DTYPE, QUANTIZATION};

@@ -10,6 +10,7 @@ mod merge;
 mod refusals;
 #[path = "../support/mod.rs"]
 mod support;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fs;
