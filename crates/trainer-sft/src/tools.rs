@@ -3,16 +3,19 @@
 
 mod arguments;
 mod base;
+mod check;
 mod error;
 mod evaluate;
 mod export;
 mod inspect;
 mod merge;
 mod modelfile;
+mod numbers;
 mod progress;
 mod staging;
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -22,6 +25,10 @@ use clap::{CommandFactory, Parser};
 use crate::config::args::{nearest, with_hyphens};
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
+pub use check::{
+    Bar, CheckArgs, Cost, DataCheck, Evaluation, FileFound, Group, LeftOut, Lengths, Preview,
+    Segment, check_data,
+};
 pub use error::ToolError;
 pub use evaluate::{Measured, measure};
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
@@ -38,6 +45,8 @@ struct CommandLine {
 /// A command of the program that is no run.
 #[derive(Debug, clap::Subcommand)]
 pub enum Tool {
+    /// Say what a run would make of its data: formats, lengths, duplicates, what is left out, cost
+    Check(CheckArgs),
     /// Merge a LoRA adapter into its base model, as a model folder
     Merge(MergeArgs),
     /// Say what a folder holds, and what is wrong with it: an adapter, a checkpoint or a model
@@ -101,6 +110,7 @@ impl Tool {
             end: End::Well,
         };
         match self {
+            Self::Check(args) => check::check(args, is_coloured()),
             Self::Merge(args) => merge::merge(args, stop),
             Self::Export(args) => export::export(args, stop).map(well),
             Self::Eval(args) => evaluate::evaluate(args).map(well),
@@ -118,6 +128,11 @@ impl Tool {
             }
         }
     }
+}
+
+/// Whether standard output takes colours.
+fn is_coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// The error of a first word that is neither a flag of a run nor a command.

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::hints::{nearest, with_hyphens};
 pub use self::parse::ArgsError;
-use self::values::{COMPUTE_DTYPE, number, one_or_many, seed, whole};
-pub(crate) use self::values::{DTYPE, QUANTIZATION};
+use self::values::{COMPUTE_DTYPE, one_or_many, seed};
+pub(crate) use self::values::{DTYPE, QUANTIZATION, number, whole};
 use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
