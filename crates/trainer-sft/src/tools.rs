@@ -3,10 +3,12 @@
 
 mod arguments;
 mod base;
+mod chat;
 mod check;
 mod error;
 mod evaluate;
 mod export;
+mod init;
 mod inspect;
 mod merge;
 mod modelfile;
@@ -25,12 +27,14 @@ use clap::{CommandFactory, Parser};
 use crate::config::args::{nearest, with_hyphens};
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
+pub use chat::{ChatArgs, is_answering};
 pub use check::{
     Bar, CheckArgs, Cost, DataCheck, Evaluation, FileFound, Group, LeftOut, Lengths, Preview,
     Segment, check_data,
 };
 pub use error::ToolError;
 pub use evaluate::{Measured, measure};
+pub use init::InitArgs;
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
 pub use staging::discard_unfinished;
 
@@ -45,6 +49,8 @@ struct CommandLine {
 /// A command of the program that is no run.
 #[derive(Debug, clap::Subcommand)]
 pub enum Tool {
+    /// Ask what to train on which data, and write the settings of a run to a file (run.toml)
+    Init(InitArgs),
     /// Say what a run would make of its data: formats, lengths, duplicates, what is left out, cost
     Check(CheckArgs),
     /// Merge a LoRA adapter into its base model, as a model folder
@@ -55,6 +61,8 @@ pub enum Tool {
     Export(ExportArgs),
     /// Measure loss, perplexity and token accuracy of a model on data
     Eval(EvalArgs),
+    /// Talk to a model with an adapter in the terminal, and compare it with the model without
+    Chat(ChatArgs),
 }
 
 /// What a command has to say.
@@ -100,6 +108,11 @@ impl Tool {
         matches!(self, Self::Merge(_) | Self::Export(_))
     }
 
+    /// Whether someone talks to it on a terminal: then it ends an answer when it is told to, and not the program.
+    pub fn talks(&self) -> bool {
+        matches!(self, Self::Chat(_)) && std::io::stdin().is_terminal()
+    }
+
     /// Carries the command out. It ends early when `stop` becomes true.
     ///
     /// # Errors
@@ -110,9 +123,11 @@ impl Tool {
             end: End::Well,
         };
         match self {
+            Self::Init(args) => init::init(args).map(well),
             Self::Check(args) => check::check(args, is_coloured()),
             Self::Merge(args) => merge::merge(args, stop),
             Self::Export(args) => export::export(args, stop).map(well),
+            Self::Chat(args) => chat::chat(args, stop).map(|()| well(String::new())),
             Self::Eval(args) => evaluate::evaluate(args).map(well),
             Self::Inspect(args) => {
                 let report = inspect(args)?;

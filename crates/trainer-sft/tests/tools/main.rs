@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod chat;
 mod check;
 mod eval;
 mod export;
 mod gguf_file;
+mod init;
 mod inspect;
 mod merge;
 mod refusals;
