@@ -26,7 +26,8 @@ use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
 ///
 /// Learns from chats, instructions or plain text (JSONL) and writes a PEFT adapter folder that the server, PEFT and vLLM
 /// load. Without --model it trains the small bundled model: `trainer-sft --data data/train.jsonl`.
-/// After training: `trainer-sft merge`, `inspect`, `export` and `eval`, each with a --help of its own.
+/// Before training: `trainer-sft init` and `check`; after training: `merge`, `inspect`, `export`, `eval` and `chat`, each with a
+/// --help of its own.
 #[derive(Clone, Debug, Default, Parser, Serialize, Deserialize)]
 #[command(name = "trainer-sft", version, max_term_width = 110)]
 #[serde(deny_unknown_fields, default)]

@@ -81,7 +81,7 @@ impl Recipe {
         }
         Ok(Outcome {
             unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, &record)),
-            print: self.compares.then(|| Print::of(&record.content)),
+            print: self.compares.then(|| Print::of(&record.content, &rendered)),
             source: record.source,
             format: record.format,
             rendered,

@@ -113,41 +113,44 @@ pub(super) struct Print {
 }
 
 impl Print {
-    pub(super) fn of(content: &Content) -> Self {
-        match content {
-            Content::Chat(chat) => Self::of_chat(chat),
-            Content::Completion {
-                prompt,
-                completion,
-                with,
-            } => Self::of_chat(&Chat::single_turn(prompt, completion, with.clone())),
-            Content::Segments(segments) => {
-                let start = segments.iter().take_while(|(_, learnt)| !learnt);
-                let start: Vec<_> = start.collect();
-                Self {
-                    record: hash(segments),
-                    prompt: (!start.is_empty()).then(|| hash(&start)),
-                }
-            }
-            Content::Text(text) => Self {
-                record: hash(text),
-                prompt: None,
-            },
-        }
-    }
-
-    fn of_chat(chat: &Chat) -> Self {
-        let variables = chat.with.variables.values().map(canonical);
-        let variables: Vec<_> = chat.with.variables.keys().zip(variables).collect();
-        let with = (chat.with.tools.as_ref().map(canonical), variables);
-        let texts: Vec<String> = chat.messages.iter().map(canonical).collect();
-        let first_answer = chat.learnt.iter().position(|learnt| *learnt);
-        let start = &texts[..first_answer.unwrap_or(0).min(texts.len())];
+    /// Of a record with this content, and of what it is to the model: the same thing may be written in several forms.
+    pub(super) fn of(content: &Content, rendered: &Rendered) -> Self {
+        let examples = rendered.examples.iter();
+        let examples: Vec<_> = examples.map(|own| (&own.tokens, &own.mask)).collect();
         Self {
-            record: hash(&(&texts, &chat.learnt, &with)),
-            prompt: (!start.is_empty()).then(|| hash(&(start, &with))),
+            record: hash(&examples),
+            prompt: prompt(content),
         }
     }
+}
+
+/// What comes before the first answer, as a number.
+fn prompt(content: &Content) -> Option<u64> {
+    match content {
+        Content::Chat(chat) => prompt_of_chat(chat),
+        Content::Completion {
+            prompt,
+            completion,
+            with,
+        } => prompt_of_chat(&Chat::single_turn(prompt, completion, with.clone())),
+        Content::Segments(segments) => {
+            let start = segments.iter().take_while(|(_, learnt)| !learnt);
+            let start: Vec<_> = start.collect();
+            (!start.is_empty()).then(|| hash(&start))
+        }
+        Content::Text(_) => None,
+    }
+}
+
+fn prompt_of_chat(chat: &Chat) -> Option<u64> {
+    let variables = chat.with.variables.values().map(canonical);
+    let variables: Vec<_> = chat.with.variables.keys().zip(variables).collect();
+    let with = (chat.with.tools.as_ref().map(canonical), variables);
+    let first_answer = chat.learnt.iter().position(|learnt| *learnt)?;
+    let start: Vec<String> = (chat.messages.iter().take(first_answer))
+        .map(canonical)
+        .collect();
+    (!start.is_empty()).then(|| hash(&(start, with)))
 }
 
 /// A value as text, the keys of objects in their order.

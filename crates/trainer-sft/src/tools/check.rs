@@ -10,6 +10,7 @@ use std::sync::Arc;
 use model_qwen::Tokenizer;
 
 use super::{End, Said, ToolError};
+use crate::Footprint;
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
@@ -60,6 +61,7 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
     let config = args.to_config()?;
     let format = ChatFormat::load(&config)?;
     warn_of_endless_answers(&format, config.run.full);
+    let architecture = config.model.architecture()?;
     let Surveyed {
         train,
         survey: found,
@@ -68,11 +70,10 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         max_length,
     } = survey(&config, &format, true)?;
     let problems = problems(
-        &config,
-        &format,
+        (architecture.vocab_size, &format),
         (&train, &found),
         eval.as_ref().zip(eval_survey.as_ref()),
-    )?;
+    );
     let Dataset {
         examples, report, ..
     } = train;
@@ -121,6 +122,7 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         conflicts: found.conflicts.iter().map(Group::of).collect(),
         notes,
         cost: cost(&config, &examples, max_length, args.tokens_per_second),
+        memory: Footprint::of(&config, &architecture),
         evaluation: eval.map(|eval| Evaluation {
             num_examples: eval.examples.len(),
             num_tokens: eval.examples.num_tokens(),
@@ -138,16 +140,12 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
 
 /// Why a run with this data would end before its first step.
 fn problems(
-    config: &Config,
-    format: &ChatFormat,
+    (vocab, format): (usize, &ChatFormat),
     (train, found): (&Dataset, &Survey),
     eval: Option<(&Dataset, &Survey)>,
-) -> Result<Vec<String>, ToolError> {
+) -> Vec<String> {
     let mut problems = Vec::new();
-    let (tokens, vocab) = (
-        format.tokenizer.vocab_size(),
-        config.model.architecture()?.vocab_size,
-    );
+    let tokens = format.tokenizer.vocab_size();
     if tokens > vocab {
         problems.push(TrainError::Vocabulary { tokens, vocab }.to_string());
     }
@@ -169,7 +167,7 @@ fn problems(
             });
         }
     }
-    Ok(problems)
+    problems
 }
 
 fn cost(

@@ -65,7 +65,7 @@ fn records_are_counted_compared_and_named_by_their_lines() {
     assert_eq!(found["problems"], json!([]));
     let text = succeed(&["check", text_of(&path)]);
     for part in [
-        "5 of 7 records",
+        "5 from 7 records",
         "duplicates   1 (what an earlier record says)",
         "same prompt  1 (with different answers)",
         "left out",
@@ -220,6 +220,8 @@ fn no_weights_are_read_and_a_config_file_is() {
     assert_eq!(found["max_length"], 64);
     assert_eq!(found["model"], text_of(&model));
     assert_eq!(found["cost"]["epochs"], 2.0);
+    // What a run says of this model: 729,088 values are trained.
+    assert_eq!(found["memory"]["trained"], 16 * 729_088);
     let found = json_of(&[&config[..], &["--max-length", "99"]].concat(), 0);
     assert_eq!(found["max_length"], 99);
 }

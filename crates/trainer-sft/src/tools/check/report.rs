@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::lengths::Lengths;
+use crate::Footprint;
 use crate::data::Format;
 use crate::data::survey::{FileCounts, Places};
 
@@ -48,6 +49,8 @@ pub struct DataCheck {
     pub notes: Vec<String>,
     /// What an epoch and the run cost.
     pub cost: Cost,
+    /// Bytes of memory that the run takes before its first batch.
+    pub memory: Footprint,
     /// The evaluation data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,

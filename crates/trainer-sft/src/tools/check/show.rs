@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{Cost, DataCheck, Group};
+use crate::Footprint;
 use crate::tools::numbers::{count, time};
 
 /// Width of the first column.
@@ -60,7 +61,7 @@ impl fmt::Display for DataCheck {
 impl DataCheck {
     fn show_examples(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let found = format!(
-            "{} of {} records: {} tokens, {} learnt",
+            "{} from {} records: {} tokens, {} learnt",
             count(self.num_examples),
             count(self.num_records),
             count(self.num_tokens),
@@ -170,13 +171,20 @@ impl DataCheck {
         );
         line(out, "the run", found)?;
         match seconds {
-            Some(_) => Ok(()),
+            Some(_) => {}
             None => line(
                 out,
                 "time",
                 "not known without training: a run prints its tokens/s; --tokens-per-second N computes the time",
-            ),
+            )?,
         }
+        let Footprint { weights, trained } = self.memory;
+        let found = format!(
+            "{} MiB of weights, {} MiB for what is trained (with gradients and AdamW's moments); activations come on top",
+            count((weights >> 20) as usize),
+            count((trained >> 20) as usize)
+        );
+        line(out, "memory", found)
     }
 }
 
