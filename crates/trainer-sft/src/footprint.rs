@@ -76,35 +76,3 @@ fn nf4(values: usize, double_quant: bool) -> usize {
     };
     values.div_ceil(2) + scales + map
 }
-
-#[cfg(test)]
-mod tests {
-    use model_qwen::burn::tensor::Device;
-    use model_qwen::{LoadOptions, QwenModel, bundled_model_dir};
-
-    use super::*;
-
-    #[test]
-    fn the_weights_are_as_large_as_the_loaded_model() {
-        let dir = bundled_model_dir().unwrap();
-        for (quantization, double_quant) in [
-            (Quantization::Nf4, true),
-            (Quantization::Nf4, false),
-            (Quantization::None, false),
-        ] {
-            let mut config = Config::new("x");
-            config.model.quantization = Some(quantization);
-            config.model.double_quant = double_quant;
-            let options = LoadOptions {
-                quantization,
-                double_quant,
-                ..LoadOptions::default()
-            };
-            let model = QwenModel::load(&dir, &options, &Device::flex()).unwrap();
-            let found = Footprint::of(&config, &model.config);
-            assert_eq!(found.weights, model.num_bytes() as u64, "{options:?}");
-            // Four numbers in f32 for each of 729,088.
-            assert_eq!(found.trained, 16 * 729_088);
-        }
-    }
-}

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use burn::tensor::Device;
+use model_qwen::{LoadOptions, Quantization, QwenModel};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -220,8 +222,6 @@ fn no_weights_are_read_and_a_config_file_is() {
     assert_eq!(found["max_length"], 64);
     assert_eq!(found["model"], text_of(&model));
     assert_eq!(found["cost"]["epochs"], 2.0);
-    // What a run says of this model: 729,088 values are trained.
-    assert_eq!(found["memory"]["trained"], 16 * 729_088);
     let found = json_of(&[&config[..], &["--max-length", "99"]].concat(), 0);
     assert_eq!(found["max_length"], 99);
 }
@@ -257,4 +257,47 @@ fn previews_show_the_mask() {
     assert_eq!(learnt, ["Ann.<|im_end|>"]);
     let text = succeed(&["check", text_of(&path), "--preview", "0"]);
     assert!(!text.contains("── "), "{text}");
+}
+
+/// The weights are as large as those of the loaded model, to the byte.
+#[test]
+fn the_memory_of_a_model_is_known_without_loading_it() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    for (quantization, double_quant) in [
+        (Quantization::Nf4, true),
+        (Quantization::Nf4, false),
+        (Quantization::None, true),
+    ] {
+        let name = match quantization {
+            Quantization::Nf4 => "nf4",
+            Quantization::None => "none",
+        };
+        let config = folder.path().join("run.toml");
+        let settings = format!("quantization = {name:?}\ndouble_quant = {double_quant}\n");
+        fs::write(&config, settings).unwrap();
+        let found = json_of(&[text_of(&data), "--config", text_of(&config)], 0);
+        let options = LoadOptions {
+            quantization,
+            double_quant,
+            ..LoadOptions::default()
+        };
+        let model = data_folder().join("model");
+        let model = QwenModel::load(&model, &options, &Device::flex()).unwrap();
+        assert_eq!(found["memory"]["weights"], model.num_bytes(), "{options:?}");
+        // Four numbers in f32 for each of the 729,088 that a run trains.
+        assert_eq!(found["memory"]["trained"], 16 * 729_088);
+    }
+}
+
+/// The same answer in two forms is the same to the model.
+#[test]
+fn duplicates_are_found_behind_their_forms() {
+    let folder = TempDir::new().unwrap();
+    let call = r#"{"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ann."}]}"#;
+    let parts = r#"{"messages": [{"content": [{"type": "text", "text": "Who?"}], "role": "user"}, {"role": "assistant", "content": "Bob."}]}"#;
+    let path = file(&folder, "t.jsonl", &[MIXED[0], call, parts]);
+    let found = json_of(&[text_of(&path)], 0);
+    assert_eq!(found["duplicates"][0]["count"], 2, "{found}");
+    assert_eq!(found["conflicts"][0]["count"], 2, "{found}");
 }

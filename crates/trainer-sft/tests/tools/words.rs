@@ -9,8 +9,8 @@ fn a_misspelt_command_gets_a_hint() {
         ("mrege", "a similar command exists: `merge`"),
         ("inspct", "a similar command exists: `inspect`"),
         (text_of(&data), "to learn from it, write `--data /"),
-        ("frobnicate", "the commands are merge, "),
-        ("train", "the commands are merge, "),
+        ("frobnicate", "the commands are init, check, merge, "),
+        ("train", "the commands are init, check, merge, "),
     ] {
         let said = program(&[word, "--json"]);
         assert_eq!(said.code, 2, "{}", said.err);

@@ -181,11 +181,16 @@ impl DataCheck {
         let Footprint { weights, trained } = self.memory;
         let found = format!(
             "{} MiB of weights, {} MiB for what is trained (with gradients and AdamW's moments); activations come on top",
-            count((weights >> 20) as usize),
-            count((trained >> 20) as usize)
+            count(mib(weights)),
+            count(mib(trained))
         );
         line(out, "memory", found)
     }
+}
+
+/// Bytes as MiB, rounded.
+fn mib(bytes: u64) -> usize {
+    ((bytes + (1 << 19)) >> 20) as usize
 }
 
 fn formats(formats: &BTreeMap<&'static str, usize>) -> String {
