@@ -69,7 +69,7 @@ pub use hub::{
     HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with, unfetched,
 };
 pub use json_file::JsonFileError;
-pub use load::{LoadError, LoadOptions, Quantization, is_headless, score_weights};
+pub use load::{FolderShapes, LoadError, LoadOptions, Quantization, is_headless, score_weights};
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_names};
 pub use model_folder::{ModelFolderError, RUN_FILES};

@@ -2,6 +2,7 @@
 
 mod heads;
 mod names;
+mod shapes;
 
 use std::path::Path;
 
@@ -22,6 +23,7 @@ use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention};
 use crate::pooling::Architecture;
 
 pub use heads::{is_headless, score_weights};
+pub use shapes::FolderShapes;
 
 /// How the linear layers of the decoder are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

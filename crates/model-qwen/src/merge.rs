@@ -29,7 +29,7 @@ use crate::pooling::Architecture;
 
 pub(crate) use encode::encode;
 pub use error::MergeError;
-pub use write::{MergeOptions, MergeProgress, MergeSummary};
+pub use write::{MergeProgress, MergeSummary};
 pub(crate) use write::{check_largest, sync};
 
 /// Values that are decoded at a time.

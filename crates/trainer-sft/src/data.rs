@@ -18,6 +18,7 @@ mod shown;
 mod split;
 mod store;
 mod stream;
+pub mod survey;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -149,6 +150,7 @@ fn recipe(config: &Config, format: &ChatFormat) -> Result<Recipe, DataError> {
         renderer: Renderer::of(format, settings),
         columns: Columns::parse(&config.data.columns).map_err(DataError::Columns)?,
         strict: config.data.strict,
+        compares: false,
     })
 }
 
@@ -171,6 +173,7 @@ impl Dataset {
             renderer: renderer.clone(),
             columns: Columns::default(),
             strict: false,
+            compares: false,
         };
         load_files(&files::expand(files)?, &recipe, None, false)
     }

@@ -60,6 +60,10 @@ fn carry_out(tool: Tool) -> Result<ExitCode> {
         signals::watch()?;
         signals::stop_between_tensors();
     }
+    if tool.talks() {
+        signals::watch()?;
+        signals::stop_answers();
+    }
     let said = match tool.run(&signals::STOP) {
         Err(error) if error.is_stopped() => return Ok(ExitCode::from(signals::exit_code())),
         said => said?,

@@ -18,6 +18,7 @@ use tracing::warn;
 use self::checkpoints::find_best;
 use self::checks::{Broken, Checks, broken_weight};
 use self::seen::Metrics;
+pub(crate) use self::told::time;
 use self::told::{Told, tell_the_plan};
 use crate::batch::{DataLoader, LoaderState, StepBatch};
 use crate::checkpoint::TrainerState;

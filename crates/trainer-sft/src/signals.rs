@@ -5,14 +5,19 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use anyhow::Result;
 
+/// Ctrl-C.
+const INTERRUPT: i32 = 2;
+
 /// Becomes true at the first signal.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether steps are being taken, after which a checkpoint can be written.
 static TRAINS: AtomicBool = AtomicBool::new(false);
 /// Whether a command is carried out, and no training.
 static IS_TOOL: AtomicBool = AtomicBool::new(false);
+/// Whether Ctrl-C ends an answer, where one is being given.
+static TALKS: AtomicBool = AtomicBool::new(false);
 /// The first signal.
-static SIGNAL: AtomicI32 = AtomicI32::new(2);
+static SIGNAL: AtomicI32 = AtomicI32::new(INTERRUPT);
 
 /// From now on a signal ends the run after the current step, with a checkpoint.
 pub(crate) fn stop_after_a_step() {
@@ -25,6 +30,11 @@ pub(crate) fn stop_between_tensors() {
     TRAINS.store(true, Ordering::SeqCst);
 }
 
+/// From now on Ctrl-C ends the answer that is being given; twice, or where there is none, it ends the program.
+pub(crate) fn stop_answers() {
+    TALKS.store(true, Ordering::SeqCst);
+}
+
 /// As a shell reports a program that the signal has ended.
 pub(crate) fn exit_code() -> u8 {
     128 + SIGNAL.load(Ordering::SeqCst) as u8
@@ -32,6 +42,10 @@ pub(crate) fn exit_code() -> u8 {
 
 fn receive(signal: i32) {
     let is_first = !STOP.swap(true, Ordering::SeqCst);
+    let ends_answer = TALKS.load(Ordering::SeqCst) && trainer_sft::tools::is_answering();
+    if is_first && ends_answer && signal == INTERRUPT {
+        return;
+    }
     if is_first {
         SIGNAL.store(signal, Ordering::SeqCst);
     }
@@ -78,6 +92,6 @@ fn is_ignored(signal: i32) -> bool {
 /// Starts to listen.
 #[cfg(not(unix))]
 pub(crate) fn watch() -> Result<()> {
-    ctrlc::set_handler(|| receive(2))?;
+    ctrlc::set_handler(|| receive(INTERRUPT))?;
     Ok(())
 }

@@ -51,7 +51,7 @@ pub(crate) fn lacking(folder: &Path, needed: u64) -> Option<[u64; 2]> {
 }
 
 /// Values that are trained.
-fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
+pub(crate) fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
     let hidden = model.hidden_size;
     let queries = model.num_attention_heads * model.head_dim;
     let keys = model.num_key_value_heads * model.head_dim;

@@ -3,25 +3,38 @@
 
 mod arguments;
 mod base;
+mod chat;
+mod check;
 mod error;
 mod evaluate;
 mod export;
+mod init;
 mod inspect;
 mod merge;
 mod modelfile;
+mod numbers;
 mod progress;
 mod staging;
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use crate::config::args::with_hyphens;
+use crate::config::args::{nearest, with_hyphens};
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
+pub use chat::{ChatArgs, is_answering};
+pub use check::{
+    Bar, CheckArgs, Cost, DataCheck, Evaluation, FileFound, Group, LeftOut, Lengths, Preview,
+    Segment, check_data,
+};
 pub use error::ToolError;
 pub use evaluate::{Measured, measure};
+pub use init::InitArgs;
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
 pub use staging::discard_unfinished;
 
@@ -36,6 +49,10 @@ struct CommandLine {
 /// A command of the program that is no run.
 #[derive(Debug, clap::Subcommand)]
 pub enum Tool {
+    /// Ask what to train on which data, and write the settings of a run to a file (run.toml)
+    Init(InitArgs),
+    /// Say what a run would make of its data: formats, lengths, duplicates, what is left out, cost
+    Check(CheckArgs),
     /// Merge a LoRA adapter into its base model, as a model folder
     Merge(MergeArgs),
     /// Say what a folder holds, and what is wrong with it: an adapter, a checkpoint or a model
@@ -44,6 +61,8 @@ pub enum Tool {
     Export(ExportArgs),
     /// Measure loss, perplexity and token accuracy of a model on data
     Eval(EvalArgs),
+    /// Talk to a model with an adapter in the terminal, and compare it with the model without
+    Chat(ChatArgs),
 }
 
 /// What a command has to say.
@@ -74,16 +93,24 @@ impl Tool {
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Option<Result<Self, clap::Error>> {
         let words: Vec<OsString> = words.into_iter().map(with_hyphens).collect();
         let first = words.get(1)?.to_str()?;
-        let is_help = first == "help";
-        if !is_help {
-            CommandLine::command().find_subcommand(first)?;
+        if first.starts_with('-') {
+            return None;
         }
-        Some(CommandLine::try_parse_from(words).map(|line| line.tool))
+        let is_known = first == "help" || CommandLine::command().find_subcommand(first).is_some();
+        Some(match is_known {
+            true => CommandLine::try_parse_from(words).map(|line| line.tool),
+            false => Err(unknown_command(first)),
+        })
     }
 
     /// Whether it writes files: then it ends between two tensors when it is told to, and leaves no half of a result behind.
     pub fn writes(&self) -> bool {
         matches!(self, Self::Merge(_) | Self::Export(_))
+    }
+
+    /// Whether someone talks to it on a terminal: then it ends an answer when it is told to, and not the program.
+    pub fn talks(&self) -> bool {
+        matches!(self, Self::Chat(_)) && std::io::stdin().is_terminal()
     }
 
     /// Carries the command out. It ends early when `stop` becomes true.
@@ -96,8 +123,11 @@ impl Tool {
             end: End::Well,
         };
         match self {
+            Self::Init(args) => init::init(args).map(well),
+            Self::Check(args) => check::check(args, is_coloured()),
             Self::Merge(args) => merge::merge(args, stop),
             Self::Export(args) => export::export(args, stop).map(well),
+            Self::Chat(args) => chat::chat(args, stop).map(|()| well(String::new())),
             Self::Eval(args) => evaluate::evaluate(args).map(well),
             Self::Inspect(args) => {
                 let report = inspect(args)?;
@@ -113,4 +143,26 @@ impl Tool {
             }
         }
     }
+}
+
+/// Whether standard output takes colours.
+fn is_coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// The error of a first word that is neither a flag of a run nor a command.
+fn unknown_command(word: &str) -> clap::Error {
+    let command = CommandLine::command();
+    let names: Vec<&str> = command
+        .get_subcommands()
+        .map(|own| own.get_name())
+        .collect();
+    let hint = match nearest(word, names.iter().copied()) {
+        Some(near) => format!("a similar command exists: `{near}`"),
+        None if Path::new(word).exists() => format!("to learn from it, write `--data {word}`"),
+        None => format!("the commands are {}", names.join(", ")),
+    };
+    let text =
+        format!("expected a flag of a run, such as --data, or a command; found `{word}`: {hint}");
+    CommandLine::command().error(ErrorKind::InvalidSubcommand, text)
 }

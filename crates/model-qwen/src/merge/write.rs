@@ -16,13 +16,6 @@ use super::error::io_error;
 use super::{MergeError, MergedWeights, TensorInfo};
 use crate::model_folder::{CONFIG, INDEX, SINGLE, copy_other_files, read_object, write_json};
 
-/// How a model folder is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MergeOptions {
-    /// The dtype of all weights.
-    pub dtype: crate::Dtype,
-}
-
 /// How far [`MergedWeights::write`] is.
 #[derive(Clone, Copy, Debug)]
 pub struct MergeProgress<'a> {
@@ -46,22 +39,22 @@ pub struct MergeSummary {
 }
 
 impl MergedWeights {
-    /// Bytes of all tensors as [`Self::write`] would write them.
+    /// Bytes of all tensors as [`Self::write`] would write them in `dtype`.
     ///
     /// # Errors
     /// When a tensor is no float tensor.
-    pub fn num_bytes(&self, options: &MergeOptions) -> Result<u64, MergeError> {
+    pub fn num_bytes(&self, dtype: crate::Dtype) -> Result<u64, MergeError> {
         let mut total = 0;
         for (_, names) in self.files() {
             for name in names {
-                total += stored_len(&self.stored_info(name, options)?);
+                total += stored_len(&self.stored_info(name, dtype)?);
             }
         }
         Ok(total)
     }
 
-    /// Writes a model folder into the empty folder `output`: weight files named as those of the model, `config.json`, and
-    /// what else lies beside the weights. `on_progress` is called after each tensor and may stop it.
+    /// Writes a model folder with all weights in `dtype` into the empty folder `output`: weight files named as those of the
+    /// model, `config.json`, and what else lies beside the weights. `on_progress` is called after each tensor and may stop it.
     ///
     /// # Errors
     /// When a weight that is computed or converted is no finite number in its dtype, a file cannot be read or written, or
@@ -69,10 +62,10 @@ impl MergedWeights {
     pub fn write(
         &self,
         output: &Path,
-        options: &MergeOptions,
+        dtype: crate::Dtype,
         mut on_progress: impl FnMut(MergeProgress<'_>) -> ControlFlow<()>,
     ) -> Result<MergeSummary, MergeError> {
-        let total_bytes = self.num_bytes(options)?;
+        let total_bytes = self.num_bytes(dtype)?;
         let mut summary = MergeSummary {
             num_changed: self.num_changed(),
             ..MergeSummary::default()
@@ -82,7 +75,7 @@ impl MergedWeights {
         for (file, names) in &files {
             let mut infos = Vec::with_capacity(names.len());
             for name in names {
-                infos.push((*name, self.stored_info(name, options)?));
+                infos.push((*name, self.stored_info(name, dtype)?));
                 weight_map.insert(*name, *file);
             }
             let path = output.join(file);
@@ -108,7 +101,7 @@ impl MergedWeights {
             }
             sync(out).map_err(io_error(&path))?;
         }
-        self.write_config(output, options)?;
+        self.write_config(output, dtype)?;
         if files.iter().any(|(file, _)| *file != SINGLE) {
             let metadata = json!({"total_size": summary.num_bytes});
             let index = json!({"metadata": metadata, "weight_map": weight_map});
@@ -119,9 +112,9 @@ impl MergedWeights {
     }
 
     /// What a tensor is in the new folder.
-    fn stored_info(&self, name: &str, options: &MergeOptions) -> Result<TensorInfo, MergeError> {
+    fn stored_info(&self, name: &str, dtype: crate::Dtype) -> Result<TensorInfo, MergeError> {
         let mut info = self.info(name)?;
-        info.dtype = match options.dtype {
+        info.dtype = match dtype {
             crate::Dtype::Auto => info.dtype,
             crate::Dtype::F32 => Dtype::F32,
             crate::Dtype::Bf16 => Dtype::BF16,
@@ -150,13 +143,13 @@ impl MergedWeights {
     }
 
     /// `config.json` of the model, which says of the weights what they are now.
-    fn write_config(&self, output: &Path, options: &MergeOptions) -> Result<(), MergeError> {
+    fn write_config(&self, output: &Path, dtype: crate::Dtype) -> Result<(), MergeError> {
         let mut config = read_object(&self.dir().join(CONFIG))?;
         if self.is_quantized() {
             config.remove("quantization_config");
             config.remove("quantization");
         }
-        let name = match options.dtype {
+        let name = match dtype {
             crate::Dtype::Auto => None,
             crate::Dtype::F32 => Some("float32"),
             crate::Dtype::Bf16 => Some("bfloat16"),

@@ -16,17 +16,18 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::hints::with_hyphens;
+pub(crate) use self::hints::{nearest, with_hyphens};
 pub use self::parse::ArgsError;
-use self::values::{COMPUTE_DTYPE, number, one_or_many, seed, whole};
-pub(crate) use self::values::{DTYPE, QUANTIZATION};
+use self::values::{COMPUTE_DTYPE, one_or_many, seed};
+pub(crate) use self::values::{DTYPE, QUANTIZATION, number, whole};
 use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
 /// Learns from chats, instructions or plain text (JSONL) and writes a PEFT adapter folder that the server, PEFT and vLLM
 /// load. Without --model it trains the small bundled model: `trainer-sft --data data/train.jsonl`.
-/// After training: `trainer-sft merge`, `inspect`, `export` and `eval`, each with a --help of its own.
+/// Before training: `trainer-sft init` and `check`; after training: `merge`, `inspect`, `export`, `eval` and `chat`, each with a
+/// --help of its own.
 #[derive(Clone, Debug, Default, Parser, Serialize, Deserialize)]
 #[command(name = "trainer-sft", version, max_term_width = 110)]
 #[serde(deny_unknown_fields, default)]

@@ -19,6 +19,7 @@ use super::render::{Rendered, Renderer};
 use super::report::DataReport;
 use super::shown::Shown;
 use super::store::Examples;
+use super::survey::{Print, Survey};
 use crate::config::Columns;
 use crate::digest;
 
@@ -32,6 +33,8 @@ pub(crate) struct Recipe {
     pub(crate) columns: Columns,
     /// A record that teaches nothing is an error.
     pub(crate) strict: bool,
+    /// Whether records are also compared with each other, for [`survey`](super::survey).
+    pub(super) compares: bool,
 }
 
 /// What one record gave.
@@ -39,6 +42,8 @@ struct Outcome {
     source: Source,
     format: Format,
     rendered: Rendered,
+    /// What the record is compared by.
+    print: Option<Print>,
     /// Keys without a use; looked for in the first record of a block only.
     unused: Vec<String>,
 }
@@ -49,6 +54,8 @@ pub(super) struct Collector {
     pub(super) examples: Examples,
     pub(super) report: DataReport,
     errors: Vec<DataError>,
+    /// Where malformed records end no run.
+    pub(super) survey: Option<Survey>,
 }
 
 impl Recipe {
@@ -74,6 +81,7 @@ impl Recipe {
         }
         Ok(Outcome {
             unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, &record)),
+            print: self.compares.then(|| Print::of(&record.content, &rendered)),
             source: record.source,
             format: record.format,
             rendered,
@@ -121,6 +129,9 @@ impl Collector {
         *report.formats.entry(outcome.format).or_default() += 1;
         report.num_truncated += usize::from(rendered.truncated);
         report.num_lost_targets += rendered.num_lost_targets;
+        if let Some(survey) = &mut self.survey {
+            survey.add(source, rendered, outcome.print);
+        }
         for (found, is_so) in [
             (&mut report.cut_turns, rendered.is_cut),
             (&mut report.rendered, rendered.was_rendered),
@@ -141,6 +152,9 @@ impl Collector {
     fn fail(&mut self, error: DataError, strict: bool) -> Result<(), DataError> {
         let error = match (strict, error.teaches_nothing()) {
             (false, Ok((source, reason))) => {
+                if let Some(survey) = &mut self.survey {
+                    survey.leave_out(&source, &reason);
+                }
                 self.report.leave_out(&source, reason);
                 return Ok(());
             }
@@ -152,6 +166,10 @@ impl Collector {
         };
         if !error.is_of_a_record() {
             return Err(error);
+        }
+        if let Some(survey) = &mut self.survey {
+            survey.refuse(&error);
+            return Ok(());
         }
         self.errors.push(error);
         match self.errors.len() < MAX_ERRORS {

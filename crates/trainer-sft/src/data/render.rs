@@ -52,6 +52,8 @@ pub struct Renderer {
 pub struct Rendered {
     /// None when nothing to learn fits; several for long texts and for templates that rewrite history.
     pub examples: Vec<Example>,
+    /// Tokens of the longest document before anything was cut off it; 0 for a text, which is cut into windows.
+    pub longest: usize,
     /// Whether something was cut off the left.
     pub truncated: bool,
     /// Tokens of answers that do not fit.
@@ -266,6 +268,7 @@ impl Renderer {
     /// learnt from its first token to its end, or not at all.
     fn push(&self, rendered: &mut Rendered, source: &Source, tokens: Vec<u32>, answer: &[bool]) {
         let max_length = self.settings.max_length;
+        rendered.longest = rendered.longest.max(tokens.len());
         let mut kept: Vec<usize> = (0..tokens.len()).collect();
         if tokens.len() > max_length {
             let head = usize::from(self.starts_with_bos(&tokens));

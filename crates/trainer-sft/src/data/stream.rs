@@ -249,6 +249,7 @@ mod tests {
             renderer: Renderer::new(&format.tokenizer, None, settings),
             columns: Columns::default(),
             strict: false,
+            compares: false,
         };
         Stream::new(files.to_vec(), recipe).unwrap()
     }

@@ -76,7 +76,8 @@ impl Told {
     }
 }
 
-fn time(seconds: f64) -> String {
+/// A time in the two largest units that it has.
+pub(crate) fn time(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, seconds) => format!("{seconds} s"),

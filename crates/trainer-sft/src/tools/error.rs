@@ -7,8 +7,8 @@ use lora_4bit::peft::PeftError;
 use model_qwen::gguf::GgufError;
 use model_qwen::quantize::QuantizeError;
 use model_qwen::{
-    AdapterError, DeviceError, GenerationConfigError, JsonFileError, LoadError, MergeError,
-    TemplateError, TokenizerError,
+    AdapterError, ChatError, DeviceError, GenerationConfigError, JsonFileError, LoadError,
+    MergeError, TemplateError, TokenizerError,
 };
 use thiserror::Error;
 
@@ -34,6 +34,22 @@ pub enum ToolError {
     Exists {
         /// The output.
         path: PathBuf,
+    },
+    /// The file to write exists.
+    #[error("{}: expected a new file, found one that exists: give --force to overwrite it, or another name", path.display())]
+    FileExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Questions without a terminal.
+    #[error(
+        "the questions are asked on a terminal, and standard input is none: give --yes and --data FILE, and what is not to be \
+         at its default; not given are {}",
+        missing.join(", ")
+    )]
+    NoTerminal {
+        /// The flags that would answer.
+        missing: Vec<&'static str>,
     },
     /// The disk has no room for the result.
     #[error("--output: expected at least {needed} MiB of room, found {free} MiB in {}", folder.display())]
@@ -134,6 +150,17 @@ pub enum ToolError {
     /// The records.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A line of a chat that is no question and no command.
+    #[error("`{found}` is no command: {commands}")]
+    ChatCommand {
+        /// The line.
+        found: String,
+        /// The commands.
+        commands: &'static str,
+    },
+    /// The model of a chat, or an answer.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// A file cannot be read or written.
     #[error("{}: {error}", path.display())]
     Io {

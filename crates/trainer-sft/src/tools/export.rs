@@ -13,7 +13,7 @@ use model_qwen::{Dtype, MergedWeights};
 use super::arguments::{ExportArgs, ExportFormat};
 use super::base::model_and_adapter;
 use super::error::{ToolError, io_error};
-use super::merge::Job;
+use super::merge::{Job, what_next};
 use super::modelfile::modelfile;
 use super::progress::{bar, follow_merge};
 use super::staging::{Staging, check_new};
@@ -100,11 +100,11 @@ impl Source<'_> {
             double_quant: None,
         };
         let written = job.write(adapter, stop)?;
-        let output = self.args.output.display();
         Ok(format!(
-            "{} tensors, {} MiB\nWritten to {output}\nServe it: cargo run -p server -- --model {output}\n",
+            "{} tensors, {} MiB\n{}",
             written.num_tensors,
-            written.num_bytes >> 20
+            written.num_bytes >> 20,
+            what_next(&self.args.output)
         ))
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use lora_4bit::peft::LoraAdapter;
-use model_qwen::merge::{MergeOptions, MergeSummary};
+use model_qwen::merge::MergeSummary;
 use model_qwen::quantize::{QuantizeOptions, quantize_checkpoint};
 use model_qwen::{Dtype, MergedWeights, Quantization};
 
@@ -46,12 +46,11 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolErr
     };
     let merged = job.write(Some(adapter.clone()), stop)?;
     let mut text = format!(
-        "Merged {} of {} tensors: {} MiB\nWritten to {}\nServe it: cargo run -p server -- --model {}\n",
+        "Merged {} of {} tensors: {} MiB\n{}",
         merged.num_changed,
         merged.num_tensors,
         merged.num_bytes >> 20,
-        args.output.display(),
-        args.output.display()
+        what_next(&args.output)
     );
     let mut end = End::Well;
     if let Some(data) = data {
@@ -72,6 +71,21 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolErr
     Ok(Said { text, end })
 }
 
+/// Where a model folder was written, and how to serve it. Without a tokenizer it cannot be served, and that is said.
+pub(super) fn what_next(output: &Path) -> String {
+    let has = |name: &str| output.join(name).is_file();
+    let folder = output.display();
+    let next = match has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
+        true => format!("Serve it: cargo run -p server -- --model {folder}"),
+        false => {
+            "It has no tokenizer, because the base model has none: before it can be served, copy \
+                  tokenizer.json (or vocab.json and merges.txt) into it"
+                .to_owned()
+        }
+    };
+    format!("Written to {folder}\n{next}\n")
+}
+
 /// A model folder to write.
 pub(super) struct Job<'a> {
     pub(super) base: &'a Path,
@@ -89,13 +103,12 @@ impl Job<'_> {
         stop: &AtomicBool,
     ) -> Result<MergeSummary, ToolError> {
         let weights = MergedWeights::open(self.base, adapter)?;
-        let options = MergeOptions { dtype: self.dtype };
-        let dense = weights.num_bytes(&options)?;
+        let dense = weights.num_bytes(self.dtype)?;
         // The tokenizer and the small files, and with NF4 the result beside the dense weights.
         let needed = dense + (16 << 20) + self.double_quant.map_or(0, |_| dense);
         let staging = Staging::folder(self.output, needed)?;
         let bar = bar("merging");
-        let mut summary = weights.write(staging.path(), &options, follow_merge(&bar, stop))?;
+        let mut summary = weights.write(staging.path(), self.dtype, follow_merge(&bar, stop))?;
         bar.finish_and_clear();
         match self.double_quant {
             None => staging.publish()?,

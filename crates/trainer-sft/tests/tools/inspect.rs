@@ -60,6 +60,31 @@ fn what_was_not_compared_is_said() {
     assert!(text.contains("not compared: give --model"), "{text}");
 }
 
+/// The base model is compared by names and shapes: it needs no lm_head, and weights of another shape are named.
+#[test]
+fn a_base_without_a_head_is_compared() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    let base = folder.path().join("base");
+    copy(&data_folder().join("model"), &base);
+    edit(&base.join("config.json"), |json| {
+        json["architectures"] = json!(["Qwen2Model"]);
+    });
+    edit(&path.join("adapter_config.json"), |json| {
+        json["base_model_name_or_path"] = text_of(&base).into();
+    });
+    let report = json_of(&path, 0);
+    assert_eq!(report["adapter"]["is_compared"], true);
+    assert_eq!(report["problems"], json!([]));
+
+    edit(&base.join("config.json"), |json| {
+        json["intermediate_size"] = 1024.into();
+    });
+    let report = json_of(&path, 1);
+    let problem = report["problems"][0].as_str().unwrap();
+    assert!(problem.contains("expected shape [1024, 320]"), "{problem}");
+}
+
 #[test]
 fn a_run_without_a_result_names_its_checkpoint() {
     let folder = TempDir::new().unwrap();

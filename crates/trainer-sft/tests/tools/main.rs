@@ -2,14 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod chat;
+mod check;
 mod eval;
 mod export;
 mod gguf_file;
+mod init;
 mod inspect;
 mod merge;
 mod refusals;
 #[path = "../support/mod.rs"]
 mod support;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -245,3 +245,20 @@ fn nf4_comes_out_and_goes_in() {
     let after = tensors(&again.join("model.safetensors"));
     assert!(before.keys().eq(after.keys()));
 }
+
+#[test]
+fn a_base_without_a_tokenizer_is_merged_and_that_is_said() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    let base = folder.path().join("base");
+    copy(&data_folder().join("model"), &base);
+    fs::remove_file(base.join("tokenizer.json")).unwrap();
+    for command in [&["merge"][..], &["export", "--format", "hf"]] {
+        let output = folder.path().join(command[0]);
+        let flags = ["--adapter", text_of(&adapter), "--model", text_of(&base)];
+        let output = ["--output", text_of(&output)];
+        let text = succeed(&[command, &flags, &output].concat());
+        assert!(text.contains("It has no tokenizer"), "{text}");
+        assert!(!text.contains("Serve it"), "{text}");
+    }
+}

@@ -77,7 +77,7 @@ pub(super) fn with_nearest_flag(mut error: clap::Error) -> clap::Error {
 }
 
 /// The name that `unknown` is a misspelling or the beginning of.
-pub(super) fn nearest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let distance = |name: &str| {
         let is_start = unknown.len() >= 4 && name.starts_with(unknown);
         let edits = strsim::damerau_levenshtein(unknown, name);

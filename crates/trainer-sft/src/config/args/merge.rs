@@ -7,7 +7,7 @@ use crate::config::{LrSchedule, NO_REPORT};
 
 impl Args {
     /// These settings where given, `file`'s otherwise.
-    pub(super) fn over(self, file: Self) -> Self {
+    pub(crate) fn over(self, file: Self) -> Self {
         // The file's settings of another schedule are no settings of this one.
         let changed = (self.lr_schedule).filter(|own| file.lr_schedule != Some(*own));
         let fits = |has: fn(LrSchedule) -> bool| changed.is_none_or(has);

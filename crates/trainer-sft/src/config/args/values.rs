@@ -23,7 +23,7 @@ pub(super) const COMPUTE_DTYPE: [(&str, &str); 2] = [
 ];
 
 /// A count.
-pub(super) fn whole(text: &str) -> Result<usize, String> {
+pub(crate) fn whole(text: &str) -> Result<usize, String> {
     parse(text, "a whole number, 0 or more")
 }
 
@@ -33,7 +33,7 @@ pub(super) fn seed(text: &str) -> Result<u64, String> {
 }
 
 /// A number with or without a fraction.
-pub(super) fn number(text: &str) -> Result<f64, String> {
+pub(crate) fn number(text: &str) -> Result<f64, String> {
     parse(text, "a number such as 0.5 or 2e-4")
 }
 

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Device;
 use lora_4bit::bnb::TensorFile;
 use lora_4bit::peft::{
     CONFIG_FILE, LoraAdapter, LoraConfig, LoraMatrices, TargetModules, WEIGHTS_FILE,
 };
-use model_qwen::{LoadOptions, QwenModel};
+use model_qwen::FolderShapes;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -214,13 +213,13 @@ fn compare(
             None => return Ok(false),
         },
     };
-    match QwenModel::load(&folder, &LoadOptions::default(), &Device::flex()) {
-        Ok(model) => {
-            if let Err(error) = model.check_adapter(adapter) {
+    match FolderShapes::open(&folder) {
+        Ok(base) => {
+            if let Err(error) = base.check_adapter(adapter) {
                 problems.push(error.to_string());
             }
         }
-        Err(error) => problems.push(format!("the base model cannot be loaded: {error}")),
+        Err(error) => problems.push(format!("the base model cannot be used: {error}")),
     }
     Ok(true)
 }

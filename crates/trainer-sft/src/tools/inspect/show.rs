@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::{AdapterFacts, ModelFacts, Norms, Report};
+use crate::tools::numbers::count;
 
 /// Width of the first column.
 const WIDTH: usize = 18;
@@ -140,19 +141,6 @@ fn show_model(out: &mut fmt::Formatter<'_>, facts: &ModelFacts) -> fmt::Result {
 
 fn line(out: &mut fmt::Formatter<'_>, name: &str, value: impl fmt::Display) -> fmt::Result {
     writeln!(out, "{name:<WIDTH$}{value}")
-}
-
-/// A number with commas between thousands.
-fn count(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 fn size(bytes: u64) -> String {

@@ -1,0 +1,118 @@
+//! A model folder by names and shapes alone: no weight is read.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::Device;
+use lora_4bit::bnb;
+use lora_4bit::peft::LoraAdapter;
+
+use super::{LoadError, LoadOptions, Loader};
+use crate::adapter::{AdapterError, check_modules};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::QwenConfig;
+use crate::model::LINEARS;
+
+/// The linear layers that a model folder has, by `config.json` and the headers of its weight files.
+#[derive(Clone, Debug)]
+pub struct FolderShapes {
+    /// In and out features by name.
+    linears: BTreeMap<String, [usize; 2]>,
+}
+
+impl FolderShapes {
+    /// Looks at the folder `dir`. lm_head may be missing, as in a model for embeddings.
+    ///
+    /// # Errors
+    /// When a file is missing or broken, or the files do not fit each other.
+    pub fn open(dir: &Path) -> Result<Self, LoadError> {
+        let config = QwenConfig::load(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let options = LoadOptions {
+            lm_head: false,
+            ..LoadOptions::default()
+        };
+        let loader = Loader {
+            checkpoint: &checkpoint,
+            options: &options,
+            device: &Device::flex(),
+        };
+        loader.check_names(dir, &config)?;
+        let mut linears = BTreeMap::new();
+        for layer in 0..config.num_hidden_layers {
+            for (module, [inputs, outputs]) in features(&config) {
+                let name = format!("model.layers.{layer}.{module}");
+                check_weight(&checkpoint, &name, [outputs, inputs])?;
+                linears.insert(name, [inputs, outputs]);
+            }
+        }
+        Ok(Self { linears })
+    }
+
+    /// Whether the model has the layers that an adapter has matrices for.
+    ///
+    /// # Errors
+    /// When the adapter was made for another architecture.
+    pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
+        check_modules(adapter, &self.linears)
+    }
+}
+
+/// In and out features of the linear layers of a decoder layer, as in [`build_layer`](super::build_layer).
+fn features(config: &QwenConfig) -> [(&'static str, [usize; 2]); 7] {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let [q, k, v, o, gate, up, down] = LINEARS;
+    [
+        (q, [hidden, queries]),
+        (k, [hidden, keys]),
+        (v, [hidden, keys]),
+        (o, [queries, hidden]),
+        (gate, [hidden, inner]),
+        (up, [hidden, inner]),
+        (down, [inner, hidden]),
+    ]
+}
+
+/// Refuses a weight that is missing or has another shape, dense or in 4 bits.
+fn check_weight(
+    checkpoint: &Checkpoint,
+    module: &str,
+    expected: [usize; 2],
+) -> Result<(), LoadError> {
+    let name = checkpoint.stored(&format!("{module}.weight"));
+    let dir = || checkpoint.dir().to_owned();
+    let nf4 = bnb::read_nf4_shape(&|part| checkpoint.view(part), &name)?;
+    let found = match (nf4, checkpoint.view(&name)) {
+        (Some((shape, _)), _) => shape.to_vec(),
+        (None, Some(view)) => view.shape().to_vec(),
+        (None, None) => return Err(CheckpointError::Missing { dir: dir(), name }.into()),
+    };
+    match found == expected {
+        true => Ok(()),
+        false => Err(CheckpointError::Shape {
+            dir: dir(),
+            name,
+            expected: expected.to_vec(),
+            found,
+        }
+        .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::bundled_model_dir;
+    use crate::model::QwenModel;
+
+    /// The shapes without the weights are those of the loaded model.
+    #[test]
+    fn shapes_are_those_of_the_model() {
+        let dir = bundled_model_dir().unwrap();
+        let model = QwenModel::load(&dir, &LoadOptions::default(), &Device::flex()).unwrap();
+        let shapes = FolderShapes::open(&dir).unwrap();
+        assert_eq!(shapes.linears, model.linear_shapes());
+    }
+}

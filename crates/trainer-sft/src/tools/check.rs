@@ -1,0 +1,248 @@
+//! `trainer-sft check`: what a run would make of its data, without training and without weights.
+
+mod arguments;
+mod lengths;
+mod report;
+mod show;
+
+use std::sync::Arc;
+
+use model_qwen::Tokenizer;
+
+use super::{End, Said, ToolError};
+use crate::Footprint;
+use crate::batch::{DataLoader, LoaderOptions};
+use crate::chat_format::ChatFormat;
+use crate::config::Config;
+use crate::data::survey::{Survey, Surveyed, survey};
+use crate::data::{Dataset, Example, Examples};
+use crate::endings::warn_of_endless_answers;
+use crate::error::TrainError;
+use crate::preview::preview;
+
+pub use arguments::CheckArgs;
+pub use lengths::{Bar, Lengths};
+use report::named;
+pub use report::{Cost, DataCheck, Evaluation, FileFound, Group, LeftOut, Preview, Segment};
+
+/// Looks at data, and says what was found.
+pub(super) fn check(args: &CheckArgs, colour: bool) -> Result<Said, ToolError> {
+    if let Some(speed) = args.tokens_per_second
+        && !(speed > 0.0 && speed.is_finite())
+    {
+        return Err(ToolError::Flag {
+            flag: "tokens-per-second",
+            expected: "a number above 0".to_owned(),
+            found: speed.to_string(),
+        });
+    }
+    let found = check_data(args, colour)?;
+    Ok(Said {
+        text: match args.json {
+            true => {
+                serde_json::to_string_pretty(&found).unwrap_or_else(|error| error.to_string())
+                    + "\n"
+            }
+            false => found.to_string(),
+        },
+        end: match found.problems.is_empty() {
+            true => End::Well,
+            false => End::Problems,
+        },
+    })
+}
+
+/// Looks at data. With `colour`, the text of the report has the learnt tokens in green.
+///
+/// # Errors
+/// A setting out of range, a model whose text files cannot be used, and files that are missing or cannot be read. What is
+/// wrong with records is in the report.
+pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError> {
+    let config = args.to_config()?;
+    let format = ChatFormat::load(&config)?;
+    warn_of_endless_answers(&format, config.run.full);
+    let architecture = config.model.architecture()?;
+    let Surveyed {
+        train,
+        survey: found,
+        eval,
+        eval_survey,
+        max_length,
+    } = survey(&config, &format, true)?;
+    let problems = problems(
+        (architecture.vocab_size, &format),
+        (&train, &found),
+        eval.as_ref().zip(eval_survey.as_ref()),
+    );
+    let Dataset {
+        examples, report, ..
+    } = train;
+    let mut notes = Vec::new();
+    for (records, what) in [
+        (
+            &report.cut_turns,
+            "lose turns before the first question or after the last answer",
+        ),
+        (
+            &report.rendered,
+            "have the chat template's tokens in their prompt already and get no second template",
+        ),
+        (
+            &report.own_tokens,
+            "have the chat template's own tokens in their text",
+        ),
+    ] {
+        if let Some(first) = &records.first {
+            let count = records.count;
+            notes.push(format!("{count} records {what}; the first is {first}"));
+        }
+    }
+    if !found.unused.is_empty() {
+        let keys: Vec<&str> = found.unused.iter().map(String::as_str).collect();
+        notes.push(format!("keys that are not used: {}", keys.join(", ")));
+    }
+    let (num_tokens, num_targets) = (examples.num_tokens(), examples.num_targets());
+    let examples = Arc::new(examples);
+    Ok(DataCheck {
+        model: config.model.model.clone(),
+        max_length,
+        files: found.files.iter().map(FileFound::of).collect(),
+        num_records: report.num_records,
+        formats: named(&report.formats),
+        num_examples: examples.len(),
+        num_tokens,
+        num_targets,
+        lengths: Lengths::of(&examples),
+        left_out: left_out(&found),
+        truncated: Group::of(&found.truncated),
+        num_lost_targets: report.num_lost_targets,
+        longest: found.longest,
+        num_duplicates: found.duplicates.iter().map(|group| group.count - 1).sum(),
+        duplicates: found.duplicates.iter().map(Group::of).collect(),
+        conflicts: found.conflicts.iter().map(Group::of).collect(),
+        notes,
+        cost: cost(&config, &examples, max_length, args.tokens_per_second),
+        memory: Footprint::of(&config, &architecture),
+        evaluation: eval.map(|eval| Evaluation {
+            num_examples: eval.examples.len(),
+            num_tokens: eval.examples.num_tokens(),
+            num_targets: eval.examples.num_targets(),
+            num_shared: eval_survey.map(|eval| found.num_shared(&eval)),
+        }),
+        previews: previews(&examples, &format.tokenizer, args.preview)?,
+        problems,
+        shown: match args.preview {
+            0 => String::new(),
+            count => preview(&examples, &format.tokenizer, count, colour)?,
+        },
+    })
+}
+
+/// Why a run with this data would end before its first step.
+fn problems(
+    (vocab, format): (usize, &ChatFormat),
+    (train, found): (&Dataset, &Survey),
+    eval: Option<(&Dataset, &Survey)>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    let tokens = format.tokenizer.vocab_size();
+    if tokens > vocab {
+        problems.push(TrainError::Vocabulary { tokens, vocab }.to_string());
+    }
+    for (data, found) in [(train, found)].into_iter().chain(eval) {
+        problems.extend(found.malformed.iter().cloned());
+        let more = found.num_malformed - found.malformed.len();
+        if more > 0 {
+            problems.push(format!("{more} more records cannot be read"));
+        }
+        if data.examples.is_empty() && found.num_malformed == 0 {
+            let reasons = found.left_out.iter();
+            let commonest = reasons.max_by_key(|(_, places)| places.count);
+            problems.push(match commonest {
+                Some((reason, places)) => format!(
+                    "nothing to learn: all {} records are left out; the commonest reason is: {reason}",
+                    places.count.max(data.report.num_records)
+                ),
+                None => "nothing to learn".to_owned(),
+            });
+        }
+    }
+    problems
+}
+
+fn cost(
+    config: &Config,
+    examples: &Arc<Examples>,
+    max_length: usize,
+    tokens_per_second: Option<f64>,
+) -> Cost {
+    if examples.is_empty() {
+        return Cost::default();
+    }
+    let loader = DataLoader::new(
+        examples.clone(),
+        LoaderOptions {
+            batch_size: config.run.batch_size,
+            gradient_accumulation: config.run.gradient_accumulation,
+            packing: config.data.packing.then_some(max_length),
+            seed: config.run.seed,
+        },
+    );
+    let steps_per_epoch = loader.steps_per_epoch().unwrap_or(1);
+    let steps = config.run.num_steps(steps_per_epoch);
+    let epochs = steps as f64 / steps_per_epoch as f64;
+    let per_epoch = examples.num_tokens();
+    let tokens = (per_epoch as f64 * epochs).round() as usize;
+    let seconds = |tokens: usize| tokens_per_second.map(|speed| tokens as f64 / speed);
+    Cost {
+        rows: loader.num_rows(),
+        rows_per_step: config.run.batch_size * config.run.gradient_accumulation,
+        steps_per_epoch,
+        epochs,
+        steps,
+        tokens,
+        seconds_per_epoch: seconds(per_epoch),
+        seconds: seconds(tokens),
+    }
+}
+
+fn previews(
+    examples: &Examples,
+    tokenizer: &Tokenizer,
+    count: usize,
+) -> Result<Vec<Preview>, ToolError> {
+    let mut previews = Vec::new();
+    for example in examples.iter().take(count) {
+        let example = example?;
+        previews.push(Preview {
+            place: example.source.to_string(),
+            num_tokens: example.tokens.len(),
+            num_targets: example.num_targets(),
+            segments: segments(&example, tokenizer)?,
+        });
+    }
+    Ok(previews)
+}
+
+fn segments(example: &Example, tokenizer: &Tokenizer) -> Result<Vec<Segment>, ToolError> {
+    let mut segments = Vec::new();
+    let mut start = 0;
+    for part in example.mask.chunk_by(|one, next| one == next) {
+        let tokens = &example.tokens[start..start + part.len()];
+        start += part.len();
+        segments.push(Segment {
+            text: tokenizer.decode(tokens, false)?,
+            learnt: part[0],
+        });
+    }
+    Ok(segments)
+}
+
+fn left_out(found: &Survey) -> Vec<LeftOut> {
+    let left_out = found.left_out.iter();
+    let left_out = left_out.map(|(reason, places)| LeftOut {
+        reason: reason.clone(),
+        records: Group::of(places),
+    });
+    left_out.collect()
+}

@@ -1,0 +1,105 @@
+//! `trainer-sft chat`, with questions from a pipe.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::support::Said;
+use super::{adapter, fail, text_of};
+
+/// What the program says when these lines are its standard input.
+fn chat(flags: &[&str], lines: &str) -> Said {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"));
+    let greedy = ["chat", "--temperature", "0", "--max-tokens", "48"];
+    let program = program.args([&greedy[..], flags].concat());
+    let program = program.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = program.stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    // A program that has ended reads no more.
+    let _ = input.write_all(lines.as_bytes());
+    drop(input);
+    Said::of(child.wait_with_output().unwrap())
+}
+
+/// The answers alone.
+#[track_caller]
+fn answers(flags: &[&str], lines: &str) -> Vec<String> {
+    let said = chat(flags, lines);
+    assert!(said.is_success(), "{}", said.err);
+    said.out.lines().map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn both_voices_answer_as_each_of_them_does_alone() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    let question = "Tell me a story about a duck.\n";
+    let base = answers(&[], question);
+    let adapted = answers(&["--adapter", text_of(&path)], question);
+    assert!(base.len() == 1 && !base[0].is_empty(), "{base:?}");
+    assert_ne!(base, adapted);
+    let both = chat(&["--adapter", text_of(&path), "--compare"], question).out;
+    let expected = format!(
+        "── base\n{}\n── adapter\n{}\n",
+        base.join("\n"),
+        adapted.join("\n")
+    );
+    assert_eq!(both, expected);
+}
+
+#[test]
+fn a_conversation_is_remembered_until_it_begins_anew() {
+    let first = "Tell me a story about a duck.";
+    let second = "What did it do then?";
+    let one_by_one = |question: &str| answers(&[], question).remove(0);
+    let talk = answers(&[], &format!("{first}\n\n{second}\n"));
+    assert_eq!(talk.len(), 2, "{talk:?}");
+    assert_eq!(talk[0], one_by_one(first));
+    assert_ne!(talk[1], one_by_one(second));
+    let anew = answers(&[], &format!("{first}\n/reset\n{second}\n/quit\n{first}\n"));
+    assert_eq!(anew, [one_by_one(first), one_by_one(second)]);
+}
+
+#[test]
+fn a_system_prompt_is_a_flag_or_a_command() {
+    let question = "Who are you?\n";
+    let flag = answers(&["--system", "You are a pirate."], question);
+    let command = answers(&[], &format!("Hi\n/system You are a pirate.\n{question}"));
+    assert_eq!(command[1..], flag);
+}
+
+#[test]
+fn what_cannot_be_done_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = adapter(folder.path());
+    for (flags, expected) in [
+        (&["--compare"][..], "--compare: expected an adapter"),
+        (
+            &["--temperature", "-1"],
+            "--temperature: expected a finite number, 0 or more, found -1",
+        ),
+        (
+            &["--top-p", "2"],
+            "--top-p: expected a number above 0, up to 1",
+        ),
+        (
+            &["--max-tokens", "0"],
+            "--max-tokens: expected a whole number, 1 or more",
+        ),
+        (&["--adapter", "no-such-folder"], "no-such-folder"),
+    ] {
+        fail(&[&["chat"], flags].concat(), &[expected]);
+    }
+    let said = chat(&["--adapter", text_of(&path)], "/what\nHi\n");
+    assert_eq!((said.code, said.out.as_str()), (1, ""));
+    assert!(
+        said.err.contains("`/what` is no command: /reset"),
+        "{}",
+        said.err
+    );
+    // More than the context of the bundled model.
+    let said = chat(&[], &"go on and on ".repeat(1000));
+    assert_eq!(said.code, 1);
+    assert!(said.err.contains("the model's context"), "{}", said.err);
+}

@@ -1,0 +1,89 @@
+//! `trainer-sft init`, without a terminal.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::{data_folder, fail, program, succeed, text_of};
+
+#[test]
+fn flags_make_a_file_that_a_run_and_a_check_take_at_once() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    let output = folder.path().join("out");
+    let file = folder.path().join("run.toml");
+    let model = data_folder().join("model");
+    let own = ["init", text_of(&file), "--data", text_of(&data)];
+    let all = [
+        &own[..],
+        &["--model", text_of(&model), "--device", "cpu"],
+        &["--epochs", "0.1", "--output", text_of(&output)],
+    ]
+    .concat();
+    // All is said: nothing is left to ask.
+    let said = succeed(&all);
+    assert!(said.contains("Train: trainer-sft --config "), "{said}");
+    let checked = succeed(&["check", "--config", text_of(&file)]);
+    assert!(checked.contains("none: a run takes this data"), "{checked}");
+    let run = succeed(&["--config", text_of(&file), "--lora-r", "2"]);
+    assert!(run.starts_with("2 steps"), "{run}");
+    assert!(output.join("adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn nothing_is_overwritten_unless_it_is_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    let file = folder.path().join("run.toml");
+    fs::write(&file, "mine").unwrap();
+    let own = ["init", text_of(&file), "--yes", "--data", text_of(&data)];
+    fail(&own, &["give --force to overwrite it"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+    succeed(&[&own[..], &["--force"]].concat());
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("\ndevice = \"auto\"\n"), "{text}");
+    assert!(text.contains("\n#epochs = 10.0\n"), "{text}");
+}
+
+#[test]
+fn without_a_terminal_the_flags_are_named() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    let file = folder.path().join("run.toml");
+    let own = ["init", text_of(&file)];
+    fail(
+        &own,
+        &[
+            "--yes",
+            "--model, --data, --device, --epochs (or --thinking), --output",
+        ],
+    );
+    fail(
+        &[&own[..], &["--yes"]].concat(),
+        &["--data: expected a file to learn from"],
+    );
+    let data = ["--yes", "--data", text_of(&data)];
+    for (flags, expected) in [
+        (&["--device", "gpu9"][..], "--device: expected auto, cpu"),
+        (
+            &["--model", "./nowhere"],
+            "--model: expected a model folder",
+        ),
+        (&["--epochs", "0"], "--epochs: expected a number above 0"),
+        (
+            &["--output", text_of(&data_folder())],
+            "--output: expected a new or empty folder",
+        ),
+    ] {
+        fail(&[&own[..], &data, flags].concat(), &[expected]);
+    }
+    fail(
+        &[&own[..], &["--yes", "--data", "nothing.jsonl"]].concat(),
+        &["no such file"],
+    );
+    assert!(!file.exists());
+    // A model that is not here is downloaded by the run.
+    let model = ["--model", "Qwen/Qwen2.5-0.5B-Instruct"];
+    let said = program(&[&own[..], &data, &model].concat());
+    assert!(said.is_success(), "{}", said.err);
+}
