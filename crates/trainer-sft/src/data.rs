@@ -34,7 +34,7 @@ pub use store::Examples;
 pub(crate) use stream::{Stream, StreamPlace};
 
 use crate::chat_format::ChatFormat;
-use crate::config::{Columns, Config};
+use crate::config::{Columns, Config, Method};
 use crate::digest;
 use load::{Recipe, load_files, load_records};
 use read::RawRecord;
@@ -149,6 +149,7 @@ fn recipe(config: &Config, format: &ChatFormat) -> Result<Recipe, DataError> {
         renderer: Renderer::of(format, settings),
         columns: Columns::parse(&config.data.columns).map_err(DataError::Columns)?,
         strict: config.data.strict,
+        method: config.method.method,
     })
 }
 
@@ -171,6 +172,7 @@ impl Dataset {
             renderer: renderer.clone(),
             columns: Columns::default(),
             strict: false,
+            method: Method::Sft,
         };
         load_files(&files::expand(files)?, &recipe, None, false)
     }

@@ -88,7 +88,7 @@ impl<'a> Run<'a> {
             weights,
             eval,
             metrics,
-            checks: Checks::new(config.model.init_config.is_some()),
+            checks: Checks::of(config),
             started: Instant::now(),
             summary,
         })
@@ -309,6 +309,7 @@ impl<'a> Run<'a> {
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
             tokens_per_second: Some(speed),
+            compared: output.compared.clone(),
             ..self.record(batch)
         };
         if told.is_due(record.step) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
@@ -12,14 +12,14 @@ use super::Dataset;
 use super::error::DataError;
 use super::example::Source;
 use super::files::STDIN;
-use super::format::{Format, Record, unused_keys};
+use super::format::{Answers, Format, Record, unused_keys};
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::render::{Rendered, Renderer};
 use super::report::DataReport;
 use super::shown::Shown;
 use super::store::Examples;
-use crate::config::Columns;
+use crate::config::{Columns, Method};
 use crate::digest;
 
 /// Malformed records that are shown.
@@ -32,6 +32,8 @@ pub(crate) struct Recipe {
     pub(crate) columns: Columns,
     /// A record that teaches nothing is an error.
     pub(crate) strict: bool,
+    /// What is learnt.
+    pub(crate) method: Method,
 }
 
 /// What one record gave.
@@ -58,6 +60,9 @@ impl Recipe {
             Value::Object(fields) if is_first && self.columns.is_empty() => Some(fields.clone()),
             _ => None,
         };
+        if self.method.is_preference() {
+            return self.prepare_answers(source, value, fields);
+        }
         let record = Record::parse(source, value, &self.columns)?;
         let rendered = self.renderer.render(&record)?;
         if rendered.examples.is_empty() {
@@ -73,9 +78,27 @@ impl Recipe {
             });
         }
         Ok(Outcome {
-            unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, &record)),
+            unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, record.format)),
             source: record.source,
             format: record.format,
+            rendered,
+        })
+    }
+
+    /// A record whose answers are compared.
+    fn prepare_answers(
+        &self,
+        source: Source,
+        value: Value,
+        fields: Option<Map<String, Value>>,
+    ) -> Result<Outcome, DataError> {
+        let answers = Answers::parse(source, value, &self.columns, self.method)?;
+        let max_length = self.renderer.settings().max_length;
+        let rendered = self.renderer.whole().answers(&answers, max_length)?;
+        Ok(Outcome {
+            unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, answers.format)),
+            source: answers.source,
+            format: answers.format,
             rendered,
         })
     }
@@ -98,6 +121,7 @@ impl Collector {
         block: Vec<RawRecord>,
         recipe: &Recipe,
     ) -> Result<Vec<String>, DataError> {
+        self.examples.set_pairs(recipe.method.is_paired());
         let block = block.into_par_iter().enumerate();
         let outcomes: Vec<_> = block
             .map(|(index, record)| recipe.prepare(record, index == 0))
@@ -121,6 +145,7 @@ impl Collector {
         *report.formats.entry(outcome.format).or_default() += 1;
         report.num_truncated += usize::from(rendered.truncated);
         report.num_lost_targets += rendered.num_lost_targets;
+        report.num_cut_answers += rendered.num_cut_answers;
         for (found, is_so) in [
             (&mut report.cut_turns, rendered.is_cut),
             (&mut report.rendered, rendered.was_rendered),

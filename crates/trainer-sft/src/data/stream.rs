@@ -224,7 +224,7 @@ mod tests {
     use super::super::render::{RenderSettings, Renderer};
     use super::*;
     use crate::chat_format::ChatFormat;
-    use crate::config::{Columns, Config, Thinking, TrainOn};
+    use crate::config::{Columns, Config, Method, Thinking, TrainOn};
 
     /// Files with so many records, each a text of its own.
     fn files(folder: &Path, counts: &[usize]) -> Vec<PathBuf> {
@@ -249,6 +249,7 @@ mod tests {
             renderer: Renderer::new(&format.tokenizer, None, settings),
             columns: Columns::default(),
             strict: false,
+            method: Method::Sft,
         };
         Stream::new(files.to_vec(), recipe).unwrap()
     }
