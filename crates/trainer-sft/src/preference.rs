@@ -5,22 +5,23 @@
 //! weighted by the derivative of the loss. The reference is the same model with its adapter switched off, or with another one
 //! switched on.
 
+mod answers;
 mod losses;
+mod score;
 mod tally;
 
-use std::ops::Range;
-
+use burn::tensor::Device;
 use lora_4bit::AdapterSelection;
-use model_qwen::QwenModel;
+use model_qwen::{QwenModel, is_gpu};
 
-use self::losses::{Compared, dpo, kto, odds};
+use self::answers::{Answers, mismatched};
+use self::score::Step;
 pub use self::tally::Numbers;
 use self::tally::Tally;
 use crate::batch::Batch;
-use crate::config::{Config, LossType, Method};
-use crate::data::{Example, Place, Source};
+use crate::config::{Config, ConfigError, LossType, Method};
 use crate::parameters::GradientStore;
-use crate::step::rows::{self, Known};
+use crate::step::rows;
 use crate::step::{How, Means};
 
 /// How answers are compared.
@@ -86,6 +87,22 @@ impl Preference {
             reference,
             max_length,
         })
+    }
+
+    /// Refuses a GPU, where runs that compare answers have not been measured.
+    ///
+    /// # Errors
+    /// `--method` and the device.
+    pub(crate) fn check_device(config: &Config, device: &Device) -> Result<(), ConfigError> {
+        let name = config.method.method.name();
+        match config.method.method.is_preference() && is_gpu(device) {
+            true => Err(ConfigError::Value {
+                flag: "device",
+                expected: format!("cpu with --method {name}, which is not made for GPUs yet"),
+                found: format!("{device:?}"),
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Adds the gradients of the loss of `batches` together to `store`. Gives the means, and the numbers by TRL's names.
@@ -200,239 +217,4 @@ impl Preference {
             count => (sum / count as f64).max(0.0),
         }
     }
-
-    /// Adds the answers of a batch to `tally`. Gives the weight of each target's cross-entropy in the gradient of the loss.
-    fn add(
-        &self,
-        tally: &mut Tally,
-        answers: &Answers,
-        known: &[Known],
-        reference: &[f64],
-        step: &Step,
-    ) -> Vec<f32> {
-        let mut weights = vec![0f32; known.len()];
-        let read: Vec<Read> = (0..answers.rows.len())
-            .map(|index| answers.read(index, known))
-            .collect();
-        for (read, &is_wanted) in read.iter().zip(&answers.are_wanted) {
-            tally.num_tokens += read.num_tokens;
-            tally.entropies += read.entropy;
-            if is_wanted {
-                tally.num_wanted += read.num_tokens;
-                tally.hits += read.hits;
-            }
-        }
-        let compared = |index: usize| Compared {
-            ratio: read[index].log_p - reference.get(index).copied().unwrap_or(0.0),
-            num_tokens: read[index].num_tokens,
-        };
-        let scale = 1.0 / step.count.max(1) as f64;
-        let pairs = || (0..read.len() / 2).map(|pair| (2 * pair, 2 * pair + 1));
-        match self.objective {
-            Objective::Dpo {
-                beta,
-                loss,
-                label_smoothing,
-            } => {
-                for (chosen, rejected) in pairs() {
-                    let both = (compared(chosen), compared(rejected));
-                    let found = dpo(loss, beta, label_smoothing, both);
-                    // The cross-entropy is the negative of the log-probability.
-                    answers.weigh(&mut weights, chosen, -found.by_chosen * scale);
-                    answers.weigh(&mut weights, rejected, -found.by_rejected * scale);
-                    tally.losses += found.loss;
-                    let rewards = (beta * both.0.ratio, beta * both.1.ratio);
-                    tally.add_pair(rewards, (read[chosen].log_p, read[rejected].log_p));
-                }
-            }
-            Objective::Orpo { beta } => {
-                for (chosen, rejected) in pairs() {
-                    let means = (read[chosen].mean(), read[rejected].mean());
-                    let found = odds(means.0, means.1);
-                    let of = |index: usize, by: f64| {
-                        beta * scale * by / read[index].num_tokens.max(1) as f64
-                    };
-                    answers.weigh(&mut weights, chosen, of(chosen, found.by_chosen));
-                    answers.weigh(&mut weights, rejected, of(rejected, found.by_rejected));
-                    let of_text = 1.0 / step.num_chosen.max(1) as f64;
-                    let (nll, count) = tally.nll.get_or_insert_default();
-                    for row in answers.rows[chosen].clone() {
-                        weights[row] += of_text as f32;
-                        *nll += f64::from(known[row][0]);
-                        *count += 1;
-                    }
-                    let (ratios, log_odds) = tally.odds.get_or_insert_default();
-                    *ratios += found.ratio;
-                    *log_odds += found.log_odds;
-                    tally.losses -= beta * found.ratio;
-                    tally.add_pair((beta * means.0, beta * means.1), means);
-                }
-            }
-            Objective::Kto { beta, weights: of } => {
-                for (index, read) in read.iter().enumerate() {
-                    let (ratio, is_wanted) = (compared(index).ratio, answers.are_wanted[index]);
-                    let weight = if is_wanted { of.0 } else { of.1 };
-                    let (loss, by) = kto(beta, ratio, step.baseline, is_wanted);
-                    answers.weigh(&mut weights, index, -weight * by * scale);
-                    tally.losses += weight * loss;
-                    tally.count += 1;
-                    match is_wanted {
-                        true => tally.chosen.add(beta * ratio, read.log_p),
-                        false => tally.rejected.add(beta * ratio, read.log_p),
-                    }
-                }
-                let (sum, count) = tally.baselines.get_or_insert_default();
-                *sum += step.baseline;
-                *count += 1;
-            }
-        }
-        weights
-    }
-}
-
-impl Tally {
-    fn add_pair(&mut self, rewards: (f64, f64), log_p: (f64, f64)) {
-        self.count += 1;
-        self.chosen.add(rewards.0, log_p.0);
-        self.rejected.add(rewards.1, log_p.1);
-        *self.num_right.get_or_insert_default() += usize::from(rewards.0 > rewards.1);
-    }
-}
-
-/// What the batches of a step share.
-#[derive(Clone, Copy, Debug, Default)]
-struct Step {
-    /// Pairs, or answers where there are no pairs.
-    count: usize,
-    /// ORPO: tokens of the chosen texts.
-    num_chosen: usize,
-    /// KTO.
-    baseline: f64,
-}
-
-/// The answers of a batch, one in each document.
-struct Answers {
-    /// With a target for each token that the loss needs.
-    batch: Batch,
-    /// The targets of each document among those of the batch.
-    rows: Vec<Range<usize>>,
-    /// Whether a target is a token of an answer.
-    is_answer: Vec<bool>,
-    are_wanted: Vec<bool>,
-}
-
-/// What is known of one answer: sums over its tokens.
-#[derive(Clone, Copy, Debug, Default)]
-struct Read {
-    log_p: f64,
-    hits: f64,
-    entropy: f64,
-    num_tokens: usize,
-}
-
-impl Read {
-    fn mean(&self) -> f64 {
-        self.log_p / self.num_tokens.max(1) as f64
-    }
-}
-
-impl Answers {
-    fn new(batch: &Batch, objective: &Objective) -> Self {
-        let mut batch = batch.clone();
-        let mut are_wanted = batch.are_wanted.clone();
-        are_wanted.resize(batch.lengths.len(), true);
-        let (mut rows, mut is_answer, mut start) = (Vec::new(), Vec::new(), 0);
-        for (document, &length) in batch.lengths.iter().enumerate() {
-            let first = is_answer.len();
-            // TRL's ORPO learns the whole chosen text, its prompt too.
-            let learns_all = matches!(objective, Objective::Orpo { .. }) && document % 2 == 0;
-            for token in start..start + length {
-                let has_target = batch.targets[token].is_some();
-                if !has_target && learns_all && token + 1 < start + length {
-                    batch.targets[token] = Some(batch.tokens[token + 1]);
-                }
-                if batch.targets[token].is_some() {
-                    is_answer.push(has_target);
-                }
-            }
-            rows.push(first..is_answer.len());
-            start += length;
-        }
-        Self {
-            batch,
-            rows,
-            is_answer,
-            are_wanted,
-        }
-    }
-
-    /// The targets of document `index` that are tokens of its answer.
-    fn targets(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
-        let rows = self.rows[index].clone();
-        rows.filter(|&row| self.is_answer[row])
-    }
-
-    fn read(&self, index: usize, known: &[Known]) -> Read {
-        let mut read = Read::default();
-        for row in self.targets(index) {
-            let [loss, hit, entropy] = known[row].map(f64::from);
-            read.log_p -= loss;
-            read.hits += hit;
-            read.entropy += entropy;
-            read.num_tokens += 1;
-        }
-        read
-    }
-
-    fn weigh(&self, weights: &mut [f32], index: usize, weight: f64) {
-        for row in self.targets(index) {
-            weights[row] += weight as f32;
-        }
-    }
-}
-
-/// Each answer of a step after the prompt of the next one; none where there is only one.
-fn mismatched(batches: &[Batch], max_length: usize) -> Vec<Example> {
-    /// Tokens of a prompt, and of an answer with whether they are learnt.
-    type Text = (Vec<u32>, Vec<(u32, bool)>);
-    let mut texts: Vec<Text> = Vec::new();
-    for batch in batches {
-        let mut start = 0;
-        for &length in &batch.lengths {
-            let targets = &batch.targets[start..start + length];
-            let first = targets.iter().position(Option::is_some);
-            let prompt = first.map_or(length, |first| first + 1);
-            let (prompt, answer) = batch.tokens[start..start + length].split_at(prompt);
-            let learnt = targets
-                .iter()
-                .map(Option::is_some)
-                .skip(prompt.len().max(1) - 1);
-            texts.push((
-                prompt.to_vec(),
-                answer.iter().copied().zip(learnt).collect(),
-            ));
-            start += length;
-        }
-    }
-    if texts.len() < 2 {
-        return Vec::new();
-    }
-    let answers = texts.iter().cycle().skip(texts.len() - 1);
-    let joined = texts.iter().zip(answers).map(|((prompt, _), (_, answer))| {
-        let prompt = prompt.iter().map(|&token| (token, false));
-        let (tokens, mask) = prompt
-            .chain(answer.iter().copied())
-            .take(max_length)
-            .unzip();
-        Example {
-            tokens,
-            mask,
-            is_wanted: true,
-            source: Source {
-                file: std::path::Path::new("").into(),
-                place: Place::Line(0),
-            },
-        }
-    });
-    joined.collect()
 }

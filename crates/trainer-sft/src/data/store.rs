@@ -59,7 +59,7 @@ impl Examples {
         self.are_pairs = are_pairs;
     }
 
-    /// How many examples a record has: 2 where they are pairs, and otherwise 1 or more.
+    /// How many examples belong together: 2 where they are pairs, otherwise 1.
     pub fn per_pair(&self) -> usize {
         match self.are_pairs {
             true => 2,

@@ -48,6 +48,14 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Adds rewards and log-probabilities of a chosen answer and of a rejected one.
+    pub(super) fn add_pair(&mut self, rewards: (f64, f64), log_p: (f64, f64)) {
+        self.count += 1;
+        self.chosen.add(rewards.0, log_p.0);
+        self.rejected.add(rewards.1, log_p.1);
+        *self.num_right.get_or_insert_default() += usize::from(rewards.0 > rewards.1);
+    }
+
     /// Means over all that was added; `None` where that is nothing.
     pub(super) fn means(&self) -> Option<(Means, Numbers)> {
         let count = (self.count > 0).then_some(self.count as f64)?;
