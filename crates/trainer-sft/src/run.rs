@@ -303,7 +303,7 @@ impl<'a> Run<'a> {
         let means = output.numbers().means;
         let record = Record {
             loss: Some(loss),
-            mean_token_accuracy: Some(means.token_accuracy),
+            mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             entropy: Some(means.entropy),
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),

@@ -91,7 +91,8 @@ impl Tally {
         }
         let means = Means {
             loss,
-            token_accuracy: mean(self.hits, self.num_wanted),
+            // No number where a step of KTO has no wanted answer.
+            token_accuracy: self.hits / self.num_wanted as f64,
             entropy: mean(self.entropies, self.num_tokens),
         };
         Some((means, numbers))

@@ -1,7 +1,7 @@
 //! The evaluations of a run, and what they decide.
 
 use super::Run;
-use super::told::{Told, of_comparison};
+use super::told::{Told, accuracy, of_comparison};
 use crate::batch::{StepBatch, sequential_batches};
 use crate::error::TrainError;
 use crate::metrics::Record;
@@ -29,15 +29,15 @@ impl Run<'_> {
         }
         self.summary.eval_loss = Some(loss);
         told.line(&format!(
-            "step {step}: eval loss {loss:.4}, token accuracy {:.3}, entropy {:.3}{}",
-            means.token_accuracy,
+            "step {step}: eval loss {loss:.4}{}, entropy {:.3}{}",
+            accuracy(Some(means.token_accuracy)),
             means.entropy,
             of_comparison(&compared)
         ));
         let compared = compared.into_iter();
         let record = Record {
             eval_loss: Some(loss),
-            eval_mean_token_accuracy: Some(means.token_accuracy),
+            eval_mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             eval_entropy: Some(means.entropy),
             num_tokens: Some(self.state.num_input_tokens_seen),
             compared: compared

@@ -56,10 +56,10 @@ impl Told {
         let seconds = self.started.elapsed().as_secs_f64() / done * left;
         let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
         info!(
-            "step {step}/{}: loss {:.4}, token accuracy {:.3}, entropy {:.3}, lr {:.2e}, grad norm {:.3}{}, {:.0} tokens/s, {} left",
+            "step {step}/{}: loss {:.4}{}, entropy {:.3}, lr {:.2e}, grad norm {:.3}{}, {:.0} tokens/s, {} left",
             self.total_steps,
             or_none(record.loss),
-            or_none(record.mean_token_accuracy),
+            accuracy(record.mean_token_accuracy),
             or_none(record.entropy),
             or_none(record.learning_rate),
             or_none(record.grad_norm),
@@ -78,12 +78,18 @@ impl Told {
     }
 }
 
+/// The part of the tokens that were the likeliest ones; nothing where there were no such tokens.
+pub(super) fn accuracy(part: Option<f64>) -> String {
+    let part = part.filter(|part| part.is_finite());
+    part.map_or_else(String::new, |part| format!(", token accuracy {part:.3}"))
+}
+
 /// The rewards of answers that are compared; nothing for other runs.
 pub(super) fn of_comparison(numbers: &BTreeMap<String, f64>) -> String {
     let known = [
         ("rewards/chosen", "reward chosen"),
-        ("rewards/rejected", "rejected"),
-        ("rewards/margins", "margin"),
+        ("rewards/rejected", "reward rejected"),
+        ("rewards/margins", "reward margin"),
         ("rewards/accuracies", "reward accuracy"),
         ("kl", "kl"),
     ];
