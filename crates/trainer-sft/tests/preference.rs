@@ -237,7 +237,7 @@ fn texts_messages_and_a_prompt_within_the_answers_say_the_same() {
     let user = |text: &str| json!({"role": "user", "content": text});
     let says = |text: &str| json!({"role": "assistant", "content": text});
     let text = json!({"prompt": "Hi", "chosen": "Yes.", "rejected": "No."});
-    let expected = tokens(&read(&[text.clone()], Method::Dpo, 100).unwrap());
+    let expected = tokens(&read(std::slice::from_ref(&text), Method::Dpo, 100).unwrap());
     assert_eq!(expected.len(), 2);
     assert!(expected[0].2 && !expected[1].2);
     for same in [
@@ -247,7 +247,7 @@ fn texts_messages_and_a_prompt_within_the_answers_say_the_same() {
         json!({"prompt": "Hi", "chosen": [user("Hi"), says("Yes.")], "rejected": [user("Hi"), says("No.")]}),
         json!({"prompt": "Hi", "chosen": [says("Yes.")], "rejected": says("No.")}),
     ] {
-        let found = read(&[same.clone()], Method::Orpo, 100).unwrap();
+        let found = read(std::slice::from_ref(&same), Method::Orpo, 100).unwrap();
         assert_eq!(tokens(&found), expected, "{same}");
     }
     // Earlier turns of the assistant are no part of the answer.
@@ -280,7 +280,7 @@ fn texts_messages_and_a_prompt_within_the_answers_say_the_same() {
 fn long_answers_lose_their_end_and_long_prompts_their_record() {
     let answer = |text: &str| text.repeat(20);
     let record = json!({"prompt": "Hi", "chosen": answer("yes "), "rejected": "No."});
-    let whole = read(&[record.clone()], Method::Dpo, 1000).unwrap();
+    let whole = read(std::slice::from_ref(&record), Method::Dpo, 1000).unwrap();
     let cut = read(&[record], Method::Dpo, 20).unwrap();
     assert_eq!(cut[0].tokens[..], whole[0].tokens[..20]);
     assert_eq!(cut[0].mask[..], whole[0].mask[..20]);
@@ -353,7 +353,7 @@ fn wrong_records_name_line_field_expected_and_found() {
             "--method dpo or orpo learns from pairs",
         ),
     ] {
-        let message = read(&[record.clone()], method, 100).unwrap_err();
+        let message = read(std::slice::from_ref(&record), method, 100).unwrap_err();
         assert!(message.contains(expected), "{record}: {message}");
     }
 }
