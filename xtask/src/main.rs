@@ -23,7 +23,7 @@ usage: cargo xtask COMMAND
                         circles of files in one folder, and the kernels with many arguments
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
   package               packages the crates and checks examples/outside, a program outside of the workspace, against them
-  golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes)
+  golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes, trl)
   bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] [--hf PYTHON] [--peft PYTHON]
                         decode and prefill speed on the CPU, beside the peers that are named
   bench gpu --model DIR [--lora DIR] [--bin-dir DIR] [--device NAME] [--rounds N] [-- SERVER-FLAG...]

@@ -29,6 +29,8 @@ pub struct Batch {
     pub lengths: Vec<usize>,
     /// How many tokens at the end of each document are padding; empty where there is none.
     pub padding: Vec<usize>,
+    /// Whether the answer of each document is a wanted one; as the examples say, where the batch is made of examples.
+    pub are_wanted: Vec<bool>,
 }
 
 impl Batch {
@@ -38,6 +40,7 @@ impl Batch {
         for example in examples {
             let length = example.tokens.len();
             batch.lengths.push(length);
+            batch.are_wanted.push(example.is_wanted);
             batch.tokens.extend_from_slice(&example.tokens);
             batch.positions.extend(0..length as u32);
             batch
@@ -91,7 +94,7 @@ impl StepBatch {
 /// How examples are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoaderOptions {
-    /// Rows per micro-batch; a row is one example, or several with `packing`.
+    /// Rows per micro-batch; a row is one example, both of a pair, or several with `packing`.
     pub batch_size: usize,
     /// Micro-batches per optimizer step.
     pub gradient_accumulation: usize,
@@ -136,7 +139,7 @@ pub struct DataLoader {
     has_ended: bool,
 }
 
-/// Examples in rows of one or, packed, of several.
+/// Examples in rows of one, of two that are a pair or, packed, of several.
 #[derive(Clone, Debug)]
 struct Rows {
     examples: Arc<Examples>,
@@ -151,6 +154,12 @@ impl Rows {
             let lengths = |index: u32| examples.length(index as usize);
             first_fit(&order, lengths, capacity)
         });
+        let per_pair = examples.per_pair() as u32;
+        let pairs = || {
+            let starts = (0..examples.len() as u32).step_by(per_pair as usize);
+            starts.map(|start| (start..start + per_pair).collect())
+        };
+        let packed = packed.or_else(|| (per_pair > 1).then(|| pairs().collect()));
         Self { examples, packed }
     }
 
@@ -268,11 +277,12 @@ impl DataLoader {
             rows.push(self.rows.get(self.order[self.state.index])?);
             self.state.index += 1;
         }
-        let sources = rows
+        let mut sources: Vec<Source> = rows
             .iter()
             .flatten()
             .map(|example| example.source.clone())
             .collect();
+        sources.dedup();
         let micro_batches: Vec<Batch> = rows
             .chunks(self.options.batch_size.max(1))
             .map(|rows| Batch::collate(rows.iter().flatten()))
@@ -347,12 +357,12 @@ impl DataLoader {
     }
 }
 
-/// `examples` in their order, `batch_size` at a time: for evaluation.
+/// `examples` in their order, `batch_size` (pairs, where they are pairs) at a time: for evaluation.
 pub fn sequential_batches(
     examples: &Examples,
     batch_size: usize,
 ) -> impl Iterator<Item = Result<Batch, DataError>> + '_ {
-    let size = batch_size.max(1);
+    let size = batch_size.max(1) * examples.per_pair();
     (0..examples.len()).step_by(size).map(move |start| {
         let end = (start + size).min(examples.len());
         let examples = (start..end).map(|index| examples.get(index));

@@ -7,6 +7,7 @@
 pub mod args;
 mod columns;
 mod defaults;
+mod method;
 mod resolve;
 mod resume;
 mod validate;
@@ -18,6 +19,7 @@ use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
+pub use method::{LossType, Method, MethodConfig};
 pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
     SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
@@ -32,6 +34,9 @@ pub struct Config {
     /// Which weights are trained, and in which form they are held.
     #[serde(flatten)]
     pub model: ModelConfig,
+    /// What is learnt from the answers.
+    #[serde(flatten)]
+    pub method: MethodConfig,
     /// What is learnt from.
     #[serde(flatten)]
     pub data: DataConfig,
@@ -122,7 +127,8 @@ impl LoraOptions {
 /// AdamW (betas 0.9 and 0.999, epsilon 1e-8) and its schedule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OptimizerConfig {
-    /// Peak learning rate; `None` is 2e-4, or 2e-3 for an adapter of the bundled model.
+    /// Peak learning rate; `None` is 2e-4, or 2e-3 for an adapter of the bundled model; 5e-6 and 1e-4 where answers are
+    /// compared.
     pub learning_rate: Option<f64>,
     /// Shape after the warm-up.
     pub lr_schedule: LrSchedule,

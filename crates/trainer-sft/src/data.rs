@@ -35,7 +35,7 @@ pub use store::Examples;
 pub(crate) use stream::{Stream, StreamPlace};
 
 use crate::chat_format::ChatFormat;
-use crate::config::{Columns, Config};
+use crate::config::{Columns, Config, Method};
 use crate::digest;
 use load::{Recipe, load_files, load_records};
 use read::RawRecord;
@@ -151,6 +151,7 @@ fn recipe(config: &Config, format: &ChatFormat) -> Result<Recipe, DataError> {
         columns: Columns::parse(&config.data.columns).map_err(DataError::Columns)?,
         strict: config.data.strict,
         compares: false,
+        method: config.method.method,
     })
 }
 
@@ -174,6 +175,7 @@ impl Dataset {
             columns: Columns::default(),
             strict: false,
             compares: false,
+            method: Method::Sft,
         };
         load_files(&files::expand(files)?, &recipe, None, false)
     }

@@ -31,6 +31,29 @@ pub fn even_batches<'a>(batch: &'a Batch, device: &Device) -> Cow<'a, [Batch]> {
     }
 }
 
+/// The documents of `batch` in their order, all as long as the longest one.
+pub(crate) fn widened(batch: &Batch) -> Batch {
+    let longest = batch.lengths.iter().copied().max().unwrap_or(0);
+    let width = longest.next_multiple_of(MULTIPLE);
+    let mut all = Batch {
+        are_wanted: batch.are_wanted.clone(),
+        ..Batch::default()
+    };
+    let mut start = 0;
+    for &length in &batch.lengths {
+        let end = all.tokens.len() + width;
+        all.tokens.extend(&batch.tokens[start..start + length]);
+        all.tokens.resize(end, 0);
+        all.targets.extend(&batch.targets[start..start + length]);
+        all.targets.resize(end, None);
+        all.positions.extend(0..width as u32);
+        all.lengths.push(width);
+        all.padding.push(width - length);
+        start += length;
+    }
+    all
+}
+
 /// The documents of `batch` in batches of equal length, longest first; documents without a target are left out.
 #[must_use]
 pub fn pad(batch: &Batch, min_tokens: usize) -> Vec<Batch> {

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod optimizer;
 mod output;
 pub mod parameters;
+pub mod preference;
 pub mod preview;
 mod report;
 mod run;

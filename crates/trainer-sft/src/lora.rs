@@ -11,6 +11,9 @@ use crate::config::LoraOptions;
 /// The slot that a run trains.
 pub const SLOT: usize = 0;
 
+/// The slot of the adapter that a run is compared with (`--ref-adapter`).
+pub(crate) const REFERENCE_SLOT: usize = SLOT + 1;
+
 /// The names of the layers that get an adapter. `all-linear` stands for every linear layer of a decoder layer; the output head is
 /// left out.
 #[must_use]

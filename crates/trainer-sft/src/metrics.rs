@@ -1,5 +1,6 @@
 //! What a run reports while it trains: one JSON line per logged step, and a progress bar.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ pub struct Record {
     pub step: usize,
     /// Passes over the training data, with the fraction of the current one.
     pub epoch: f64,
-    /// Mean cross-entropy per target token of this step, in nats.
+    /// Mean cross-entropy per target token of this step, in nats; the loss of the comparison where answers are compared.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub loss: Option<f64>,
     /// Part of the target tokens of this step that were the likeliest ones.
@@ -50,6 +51,9 @@ pub struct Record {
     pub peak_memory: Option<u64>,
     /// Seconds since the run started.
     pub elapsed: f64,
+    /// What answers that are compared have besides, by TRL's names: `rewards/chosen`, `eval_rewards/chosen`, …
+    #[serde(flatten)]
+    pub compared: BTreeMap<String, f64>,
 }
 
 /// Appends records to `metrics.jsonl`.

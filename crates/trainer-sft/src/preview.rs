@@ -10,7 +10,7 @@ const LEARNT: &str = "\x1b[1;32m";
 const CONTEXT: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
-/// The first `count` examples, token by token.
+/// The first `count` examples (pairs, where they are pairs), token by token.
 ///
 /// Tokens are separated by `|`. Learnt ones are green with `colour`, otherwise in `[brackets]`. Line breaks are shown as
 /// `⏎` before they are made, tabs as `⇥`, and bytes of unfinished UTF-8 characters as `\xE2`.
@@ -24,14 +24,20 @@ pub fn preview(
     colour: bool,
 ) -> Result<String, DataError> {
     let mut text = String::new();
+    let count = count * examples.per_pair();
     for example in examples.iter().take(count) {
         let example = example?;
         let num_tokens = example.tokens.len();
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "── {}: {num_tokens} tokens, {} learnt",
+            "── {}{}: {num_tokens} tokens, {} learnt",
             example.source,
+            if example.is_wanted {
+                ""
+            } else {
+                " (not wanted)"
+            },
             example.num_targets()
         );
         for (position, (&token, &learnt)) in example.tokens.iter().zip(&example.mask).enumerate() {

@@ -52,6 +52,12 @@ impl Report<'_> {
             self.loss(),
             chart("Token accuracy", &accuracy),
             chart("Entropy (nats)", &entropy),
+            self.compared("Rewards", &["rewards/chosen", "rewards/rejected"]),
+            self.compared("Reward margin", &["rewards/margins"]),
+            self.compared("Reward accuracy", &["rewards/accuracies"]),
+            self.compared("Log-probabilities", &["logps/chosen", "logps/rejected"]),
+            self.compared("Log odds", &["log_odds_chosen"]),
+            self.compared("KL baseline", &["kl"]),
             one("Learning rate", |r| r.learning_rate),
             one("Norm of the gradients", |r| r.grad_norm),
             one("Tokens per second", |r| r.tokens_per_second),
@@ -85,7 +91,14 @@ impl Report<'_> {
             self.series("evaluation", |r| r.eval_loss),
         ];
         let chart = Chart {
-            title: "Loss (nats per token)",
+            title: match self
+                .records
+                .iter()
+                .any(|record| !record.compared.is_empty())
+            {
+                true => "Loss of the comparison",
+                false => "Loss (nats per token)",
+            },
             series: &series,
         };
         chart.svg()
@@ -95,6 +108,24 @@ impl Report<'_> {
         let points = self.records.iter();
         let points = points.filter_map(|record| Some((record.step as f64, of(record)?)));
         Series::new(name, points)
+    }
+
+    /// Numbers of answers that are compared, those of training and of evaluation; empty where there are none.
+    fn compared(&self, title: &str, names: &[&str]) -> String {
+        let of = |key: String| move |record: &Record| record.compared.get(&key).copied();
+        let short = |name: &str| match name {
+            "rewards/chosen" | "logps/chosen" => ["chosen", "chosen (eval)"],
+            "rewards/rejected" | "logps/rejected" => ["rejected", "rejected (eval)"],
+            _ => ["training", "evaluation"],
+        };
+        let mut series = Vec::new();
+        for name in names {
+            let [training, evaluation] = short(name);
+            series.push(self.series(training, of((*name).to_owned())));
+            series.push(self.series(evaluation, of(format!("eval_{name}"))));
+        }
+        let series = &series;
+        Chart { title, series }.svg()
     }
 
     /// How long the examples are.
@@ -241,6 +272,7 @@ mod tests {
         let example = |len: usize| Example {
             tokens: vec![1; len],
             mask: vec![true; len],
+            is_wanted: true,
             source: Source {
                 file: Path::new("a.jsonl").into(),
                 place: Place::Line(1),

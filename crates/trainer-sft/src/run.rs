@@ -89,7 +89,7 @@ impl<'a> Run<'a> {
             weights,
             eval,
             metrics,
-            checks: Checks::new(config.model.init_config.is_some()),
+            checks: Checks::of(config),
             started: Instant::now(),
             summary,
         })
@@ -304,12 +304,13 @@ impl<'a> Run<'a> {
         let means = output.numbers().means;
         let record = Record {
             loss: Some(loss),
-            mean_token_accuracy: Some(means.token_accuracy),
+            mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             entropy: Some(means.entropy),
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
             tokens_per_second: Some(speed),
+            compared: output.compared.clone(),
             ..self.record(batch)
         };
         if told.is_due(record.step) {

@@ -87,6 +87,19 @@ pub(crate) fn add_adapter(
     Ok(adapter.config)
 }
 
+/// Puts the adapter of the reference on the model, where there is one. Gives its slot.
+pub(crate) fn add_reference(
+    config: &Config,
+    model: &mut QwenModel,
+) -> Result<Option<usize>, TrainError> {
+    let Some(folder) = &config.method.ref_adapter else {
+        return Ok(None);
+    };
+    model.add_adapter(lora::REFERENCE_SLOT, &LoraAdapter::load(folder)?)?;
+    info!("the reference is the model with {}", folder.display());
+    Ok(Some(lora::REFERENCE_SLOT))
+}
+
 /// Replaces the weights that are trained by those in `folder`, a checkpoint of this run.
 pub(crate) fn read_weights(
     config: &Config,

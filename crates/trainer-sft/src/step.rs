@@ -10,6 +10,7 @@
 pub mod explicit;
 mod measure;
 mod noise;
+pub(crate) mod rows;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
@@ -54,13 +55,19 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
     if let Some((slot, None)) = explicit_slot(model, adapters) {
         return explicit::forward(model, batch, slot);
     }
+    let x = hidden(model, batch, adapters); // [tokens, hidden]
+    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+}
+
+/// What the last layer makes of a batch, without gradients: `[tokens, hidden]`.
+fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
     let rotary = model.rotary(&batch.positions);
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
         x = layer.forward(index, x, &rotary, adapters, &mut attention); // [tokens, hidden]
     }
-    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+    x
 }
 
 /// Adds the gradients of `scale` times a batch's summed cross-entropy to `store`.
@@ -69,19 +76,41 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters, checkpointing, noise): (
-        Trainable,
-        &AdapterSelection,
-        Checkpointing,
-        Option<Noise>,
-    ),
+    how: How<'_>,
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
+    let (_, adapters, checkpointing, noise) = how;
     if let Some(slot) = explicit_slot(model, adapters) {
         let how = (checkpointing, noise);
         return explicit::forward_backward(model, batch, slot, how, scale, store);
     }
+    let targets = Targets::new(&batch.targets);
+    through_layers(model, batch, how, store, |head, x, trained| {
+        loss::backward(head, x, &targets, scale, trained)
+    })
+}
+
+/// What is trained, with which adapters, which activations are kept, and the noise on the embeddings.
+pub(crate) type How<'a> = (
+    Trainable,
+    &'a AdapterSelection,
+    Checkpointing,
+    Option<Noise>,
+);
+
+/// The head whose own gradients go into the store, under their names; `None` where it is frozen.
+type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
+
+/// Computes a batch layer by layer up to the head, and pulls the gradient that `loss` gives for its input, `[tokens, hidden]`, back
+/// through the layers. Gives the rest of what `loss` gives.
+fn through_layers<T>(
+    model: &QwenModel,
+    batch: &Batch,
+    (trainable, adapters, checkpointing, noise): How<'_>,
+    store: &mut GradientStore,
+    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (T, Tensor<2>),
+) -> T {
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
         rotary,
@@ -117,13 +146,7 @@ pub fn forward_backward(
         },
     };
     let trained = (trainable == Trainable::Full).then_some((names, &mut *store));
-    let (loss, mut dx) = loss::backward(
-        &head(model),
-        x,
-        &Targets::new(&batch.targets),
-        scale,
-        trained,
-    );
+    let (found, mut dx) = loss(&head(model), x, trained);
 
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         let graph = match kept {
@@ -132,7 +155,7 @@ pub fn forward_backward(
         };
         match graph.backward(index, dx, trainable, store) {
             Some(gradient) => dx = gradient, // [tokens, hidden]
-            None => return loss,
+            None => return found,
         }
     }
     if trainable == Trainable::Full {
@@ -142,7 +165,7 @@ pub fn forward_backward(
             Some(embedding_gradient(&batch.tokens, dx, vocab)),
         );
     }
-    loss
+    found
 }
 
 /// What the forward pass keeps of a layer.

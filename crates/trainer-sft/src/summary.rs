@@ -94,7 +94,7 @@ pub struct StepReport {
     pub total_steps: usize,
     /// Passes over the training data, with the fraction of the current one.
     pub epoch: f64,
-    /// Mean cross-entropy per target token, in nats.
+    /// Mean cross-entropy per target token, in nats; the loss of the comparison where answers are compared.
     pub loss: f64,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,

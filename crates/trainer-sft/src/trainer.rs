@@ -11,6 +11,7 @@ use model_qwen::kernels::on_worker;
 use crate::batch::Batch;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, Trainable, visit_model};
+use crate::preference::{Numbers, Preference};
 use crate::schedule::Schedule;
 use crate::step::{self, Checkpointing, Means, Noise};
 
@@ -48,6 +49,8 @@ pub struct Trainer {
     optimizer: AdamW,
     /// Whether the kernels of a step have been asked for.
     is_compiled: bool,
+    /// How answers are compared; `None` where they are only learnt.
+    preference: Option<Preference>,
 }
 
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
@@ -56,6 +59,8 @@ pub struct StepOutput {
     /// Means over the target tokens: loss, targets that are the likeliest token, entropy, `[3]`.
     means: Tensor<1>,
     grad_norm: Tensor<1>,
+    /// Further numbers by TRL's names, of answers that are compared.
+    pub compared: Numbers,
     /// All, when they have been read.
     numbers: Arc<OnceLock<StepNumbers>>,
     /// Learning rate of the step.
@@ -111,6 +116,7 @@ impl Trainer {
             options,
             optimizer,
             is_compiled: false,
+            preference: None,
         }
     }
 
@@ -122,6 +128,7 @@ impl Trainer {
             options,
             optimizer,
             is_compiled: false,
+            preference: None,
         }
     }
 
@@ -167,7 +174,8 @@ impl Trainer {
     /// target the parameters stay as they are.
     pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
         on_worker(&self.device(), || {
-            if !self.is_compiled {
+            // Answers that are compared are not learnt on a GPU.
+            if !self.is_compiled && self.preference.is_none() {
                 self.compile(batches);
             }
             self.step_here(batches)
@@ -187,7 +195,13 @@ impl Trainer {
     }
 
     fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
-        let (means, mut gradients) = self.measured_gradients(batches);
+        let (means, mut gradients, compared) = match &self.preference {
+            None => {
+                let (means, gradients) = self.measured_gradients(batches);
+                (means, gradients, Numbers::new())
+            }
+            Some(preference) => self.compared_gradients(preference, batches),
+        };
         let norm = gradients.norm(&self.device()); // [1]
         let learning_rate =
             self.options.learning_rate * self.options.schedule.factor(self.optimizer.step());
@@ -219,6 +233,7 @@ impl Trainer {
         StepOutput {
             means,
             grad_norm: norm,
+            compared,
             numbers: Arc::default(),
             learning_rate,
         }
@@ -229,6 +244,33 @@ impl Trainer {
     pub fn gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
         let (means, store) = self.measured_gradients(batches);
         (means.narrow(0, 0, 1), store)
+    }
+
+    /// Compares the answers of the batches from now on, and does not only learn them.
+    #[must_use]
+    pub fn comparing(self, preference: Option<Preference>) -> Self {
+        Self { preference, ..self }
+    }
+
+    /// The means of answers that are compared, `[3]`, the gradients of their loss, and further numbers.
+    fn compared_gradients(
+        &self,
+        preference: &Preference,
+        batches: &[Batch],
+    ) -> (Tensor<1>, GradientStore, Numbers) {
+        let mut store = GradientStore::default();
+        let (adapters, options) = (self.adapters(None), &self.options);
+        let how = (options.trainable, &adapters, options.checkpointing, None);
+        let found = preference.gradients(&self.model, batches, how, &mut store);
+        let nothing = Means {
+            loss: 0.0,
+            token_accuracy: 0.0,
+            entropy: 0.0,
+        };
+        let (means, numbers) = found.unwrap_or((nothing, Numbers::new()));
+        let means = [means.loss, means.token_accuracy, means.entropy].map(|mean| mean as f32);
+        let means = Tensor::from_data(means, (&self.device(), DType::F32)); // [3]
+        (means, store, numbers)
     }
 
     /// [`Self::gradients`] with all [`Means`], `[3]`.
@@ -280,6 +322,24 @@ impl Trainer {
         Ok(measured.map(|(means, _)| means))
     }
 
+    /// [`Self::measure`] with further numbers by TRL's names, of answers that are compared. Their loss is that of the
+    /// comparison.
+    ///
+    /// # Errors
+    /// The first error among the batches.
+    pub fn measure_compared<E>(
+        &self,
+        batches: impl IntoIterator<Item = Result<Batch, E>>,
+    ) -> Result<Option<(Means, Numbers)>, E> {
+        match &self.preference {
+            Some(preference) => preference.measure(&self.model, &self.adapters(None), batches),
+            None => {
+                let means = self.measure(batches)?;
+                Ok(means.map(|means| (means, Numbers::new())))
+            }
+        }
+    }
+
     /// The adapters in use, with the dropout of one micro-batch of the coming step.
     fn adapters(&self, micro_batch: Option<usize>) -> AdapterSelection {
         let Trainable::Adapter { slot } = self.options.trainable else {
@@ -311,6 +371,7 @@ mod tests {
         let output = StepOutput {
             means: Tensor::from_data([1.5f32, 0.5, 2.0], on_cpu),
             grad_norm: Tensor::from_data([0.25f32], on_cpu),
+            compared: Numbers::new(),
             numbers: Arc::default(),
             learning_rate: 0.0,
         };

@@ -18,8 +18,9 @@ use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
 use crate::identity::{self, identify};
 use crate::output::{OutputFolder, Weights};
+use crate::preference::Preference;
 use crate::run::{Run, Watch, guard};
-use crate::setup::{add_adapter, load_model, options_of_adapter, start};
+use crate::setup::{add_adapter, add_reference, load_model, options_of_adapter, start};
 use crate::space;
 use crate::summary::{StepReport, Summary};
 
@@ -129,6 +130,7 @@ impl<'a> Training<'a> {
             Some(device) => device,
             None => model_qwen::parse_device(&config.model.device)?,
         };
+        Preference::check_device(config, &device)?;
         let mut config = config.clone();
         if let Some(folder) = &config.run.adapter {
             config.lora = options_of_adapter(folder, &config.lora)?;
@@ -179,7 +181,10 @@ impl<'a> Training<'a> {
             },
             false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),
         };
+        let reference = add_reference(config, &mut model)?;
         let (trainer, loader) = start(config, model, loader, total_steps)?;
+        let preference = Preference::of(config, reference, datasets.max_length);
+        let trainer = trainer.comparing(preference);
         let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
         let run = Run::new(
             (config, &output, state),

@@ -9,10 +9,11 @@ use burn::tensor::{Device, DeviceType, Tensor};
 use lora_4bit::ComputeDtype;
 use model_qwen::{QwenConfig, QwenModel};
 use trainer_sft::batch::Batch;
-use trainer_sft::config::LrSchedule;
+use trainer_sft::config::{LossType, LrSchedule};
 use trainer_sft::lora::SLOT;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{Trainable, visit_model};
+use trainer_sft::preference::{Objective, Preference};
 use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
@@ -158,4 +159,34 @@ fn losses_follow_those_of_the_cpu() {
         (last - expected).abs() < 0.02 * first.unwrap(),
         "{last}, not {expected}"
     );
+}
+
+#[test]
+fn compared_answers_follow_those_of_the_cpu() {
+    let device = gpu();
+    let batches = [batch(&[40, 90, 33, 5]), batch(&[64, 12])];
+    let objective = Objective::Dpo {
+        beta: 0.1,
+        loss: LossType::Sigmoid,
+        label_smoothing: 0.0,
+    };
+    let preference = Preference {
+        objective,
+        reference: None,
+        max_length: 256,
+    };
+    for (compute, most) in [(ComputeDtype::F32, 0.01), (ComputeDtype::Bf16, 0.05)] {
+        let [mut cpu, mut gpu] = [reference(false), trainer(false, compute, &device)]
+            .map(|trainer| trainer.comparing(Some(preference.clone())));
+        for step in 0..5 {
+            let (expected, found) = (cpu.step(&batches), gpu.step(&batches));
+            let (a, b) = (found.read().0, expected.read().0);
+            assert!(
+                (a - b).abs() < most * b.abs().max(0.1),
+                "step {step}: {a}, not {b}"
+            );
+            let [a, b] = [&found, &expected].map(|output| output.compared["logps/chosen"]);
+            assert!((a - b).abs() < most * b.abs(), "step {step}: {a}, not {b}");
+        }
+    }
 }

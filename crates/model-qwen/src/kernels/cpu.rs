@@ -56,18 +56,25 @@ fn exp_sum(values: &mut [f32], max: f32) -> [f32; 2] {
     [sums.iter().sum(), products.iter().sum()]
 }
 
+/// See [`super::cross_entropy_of_rows`]; `logits [rows, vocab]` become their gradient.
+pub(super) fn cross_entropy_of_rows(
+    logits: &mut [f32],
+    targets: &[u32],
+    scale: f32,
+) -> Vec<[f32; 3]> {
+    let vocab = logits.len() / targets.len();
+    let rows = logits.par_chunks_mut(vocab).zip(targets);
+    rows.map(|(row, &target)| {
+        let mut found = [0.0; 3];
+        cross_entropy_row(row, target as usize, scale, &mut found);
+        found
+    })
+    .collect()
+}
+
 /// See [`super::cross_entropy`]; `logits [rows, vocab]` become their gradient.
 pub(super) fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> [f32; 3] {
-    let vocab = logits.len() / targets.len();
-    let rows: Vec<[f32; 3]> = logits
-        .par_chunks_mut(vocab)
-        .zip(targets)
-        .map(|(row, &target)| {
-            let mut found = [0.0; 3];
-            cross_entropy_row(row, target as usize, scale, &mut found);
-            found
-        })
-        .collect();
+    let rows = cross_entropy_of_rows(logits, targets, scale);
     // One order of the sum, so that a run repeats bit for bit.
     rows.into_iter().fold([0.0; 3], |sums, row| {
         std::array::from_fn(|i| sums[i] + row[i])

@@ -20,7 +20,7 @@ pub(crate) use self::hints::{nearest, with_hyphens};
 pub use self::parse::ArgsError;
 use self::values::{COMPUTE_DTYPE, one_or_many, seed};
 pub(crate) use self::values::{DTYPE, QUANTIZATION, number, whole};
-use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
+use crate::config::{GradientCheckpointing, LossType, LrSchedule, Method, Thinking, TrainOn};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -39,7 +39,8 @@ pub struct Args {
 
     /// File to learn from: JSONL, a JSON array or CSV, also as .gz or .zst; a folder of such files, a glob pattern, or `-`
     /// for standard input; repeat for several. Each record is one of: `messages` (OpenAI), `conversations` (ShareGPT),
-    /// `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `query`/`response`, `segments`, `text`
+    /// `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `query`/`response`, `segments`, `text`; with --method
+    /// also `prompt`/`chosen`/`rejected` and `prompt`/`completion`/`label`
     #[arg(long, value_name = "FILE", help_heading = "Data", visible_alias = "train-file", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many")]
     pub data: Vec<PathBuf>,
@@ -157,6 +158,36 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER", help_heading = "Model")]
     pub tokenizer: Option<PathBuf>,
 
+    /// What is learnt: `sft` learns to say the answers; `dpo` and `orpo` learn from pairs (`prompt`, `chosen`, `rejected`), `kto`
+    /// from judged answers (`prompt`, `completion`, `label`) [default: sft]
+    #[arg(long, value_enum, help_heading = "Method")]
+    pub method: Option<Method>,
+
+    /// dpo, kto: how much a difference from the reference weighs; orpo: how much the comparison weighs [default: 0.1]
+    #[arg(long, value_name = "BETA", help_heading = "Method", value_parser = number, allow_negative_numbers = true)]
+    pub beta: Option<f64>,
+
+    /// Loss of dpo [default: sigmoid]
+    #[arg(long, value_enum, help_heading = "Method")]
+    pub loss_type: Option<LossType>,
+
+    /// dpo: part of the pairs that are taken to be the wrong way round, for --loss-type sigmoid and robust [default: 0]
+    #[arg(long, value_name = "PART", help_heading = "Method", value_parser = number, allow_negative_numbers = true)]
+    pub label_smoothing: Option<f64>,
+
+    /// kto: weight of the answers whose label is true [default: 1]
+    #[arg(long, value_name = "W", help_heading = "Method", value_parser = number, allow_negative_numbers = true)]
+    pub desirable_weight: Option<f64>,
+
+    /// kto: weight of the answers whose label is false [default: 1]
+    #[arg(long, value_name = "W", help_heading = "Method", value_parser = number, allow_negative_numbers = true)]
+    pub undesirable_weight: Option<f64>,
+
+    /// dpo, kto: the reference is the model with this adapter (a PEFT folder) [default: that of --adapter, or the model without
+    /// an adapter]
+    #[arg(long, value_name = "FOLDER", help_heading = "Method")]
+    pub ref_adapter: Option<PathBuf>,
+
     /// Start from this adapter (a PEFT folder) instead of a new one, for example with other data. Its rank, alpha and layers
     /// stay
     #[arg(long, value_name = "FOLDER", help_heading = "LoRA")]
@@ -195,7 +226,8 @@ pub struct Args {
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub loraplus_lr_ratio: Option<f64>,
 
-    /// Peak learning rate of AdamW [default: 2e-4; 2e-3 for LoRA on the bundled model]
+    /// Peak learning rate of AdamW [default: 2e-4, or 5e-6 with --method dpo, orpo and kto; 2e-3 and
+    /// 1e-4 for LoRA on the bundled model]
     #[arg(
         long,
         value_name = "LR",

@@ -3,7 +3,7 @@
 use super::ConfigError;
 
 /// The parts that a field can play.
-const PARTS: [&str; 13] = [
+const PARTS: [&str; 16] = [
     "messages",
     "conversations",
     "instruction",
@@ -11,6 +11,9 @@ const PARTS: [&str; 13] = [
     "output",
     "prompt",
     "completion",
+    "chosen",
+    "rejected",
+    "label",
     "query",
     "response",
     "history",
@@ -66,6 +69,14 @@ impl Columns {
         self.0
             .iter()
             .map(|(part, field)| (part.as_str(), field.as_str()))
+    }
+
+    /// These, with one more part, or another field for it.
+    pub(crate) fn with(&self, part: &str, field: &str) -> Self {
+        let mut columns = self.clone();
+        columns.0.retain(|(ours, _)| ours != part);
+        columns.0.push((part.to_owned(), field.to_owned()));
+        columns
     }
 
     /// The field that plays a part, for messages; the part itself where nothing else is said.

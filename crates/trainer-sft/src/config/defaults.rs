@@ -6,8 +6,8 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Dtype;
 
 use super::{
-    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, ModelConfig,
-    OptimizerConfig, RunConfig, Thinking, TrainOn,
+    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, MethodConfig,
+    ModelConfig, OptimizerConfig, RunConfig, Thinking, TrainOn,
 };
 
 impl Config {
@@ -24,6 +24,7 @@ impl Config {
     pub fn new(output: impl Into<PathBuf>) -> Self {
         Self {
             model: ModelConfig::default(),
+            method: MethodConfig::default(),
             data: DataConfig::default(),
             lora: LoraOptions::default(),
             optimizer: OptimizerConfig::default(),

@@ -18,6 +18,7 @@ impl Config {
     /// The first setting that is out of range, missing, or excluded by another one.
     pub fn from_args(args: Args) -> Result<Self, ConfigError> {
         let full = args.full.unwrap_or(false);
+        let method = args.method_config();
         let default = ModelConfig::default();
         let model = ModelConfig {
             model: args.model,
@@ -109,6 +110,7 @@ impl Config {
         };
         let config = Self {
             model,
+            method,
             data,
             lora,
             optimizer,
@@ -129,6 +131,7 @@ impl Config {
         if self.run.full {
             config.model.compute_dtype = ComputeDtype::F32;
         }
+        config.method = self.method.resolved(self.run.adapter.as_ref());
         config.optimizer.learning_rate = Some(self.learning_rate());
         config.run.epochs = Some(self.epochs());
         if let Some(resume) = &self.run.resume {
@@ -152,7 +155,13 @@ impl Config {
     pub fn learning_rate(&self) -> f64 {
         // The narrower the model, the larger the steps it takes: the usual value suits half a billion parameters and more,
         // and leaves the bundled model where it was.
-        let default = if self.is_quickstart() { 2e-3 } else { 2e-4 };
+        let default = match (self.method.method.is_preference(), self.is_quickstart()) {
+            (false, true) => 2e-3,
+            (false, false) => 2e-4,
+            // A comparison goes further with each step than a text.
+            (true, true) => 1e-4,
+            (true, false) => 5e-6,
+        };
         self.optimizer.learning_rate.unwrap_or(default)
     }
 

@@ -52,6 +52,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let Self {
             model,
+            method: _,
             data,
             lora,
             optimizer,
@@ -73,6 +74,7 @@ impl Config {
         positive("learning-rate", self.learning_rate())?;
         in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
         self.check_schedule()?;
+        self.check_method()?;
         positive(
             "loraplus-lr-ratio",
             optimizer.loraplus_lr_ratio.unwrap_or(1.0),
@@ -362,7 +364,7 @@ fn at_least(flag: &'static str, value: usize, least: usize) -> Result<(), Config
     })
 }
 
-fn positive(flag: &'static str, value: f64) -> Result<(), ConfigError> {
+pub(super) fn positive(flag: &'static str, value: f64) -> Result<(), ConfigError> {
     if value > 0.0 && value.is_finite() {
         return Ok(());
     }
@@ -373,7 +375,12 @@ fn positive(flag: &'static str, value: f64) -> Result<(), ConfigError> {
     })
 }
 
-fn in_range(flag: &'static str, value: f64, low: f64, high: f64) -> Result<(), ConfigError> {
+pub(super) fn in_range(
+    flag: &'static str,
+    value: f64,
+    low: f64,
+    high: f64,
+) -> Result<(), ConfigError> {
     if (low..=high).contains(&value) {
         return Ok(());
     }

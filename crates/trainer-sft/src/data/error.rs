@@ -87,6 +87,28 @@ pub enum DataError {
         /// What to do.
         instead: String,
     },
+    /// A record that `--method` cannot learn from.
+    #[error("{source_place}: --method {method}: expected {expected}, found {found}")]
+    Preference {
+        /// The record.
+        source_place: Source,
+        /// The method.
+        method: &'static str,
+        /// Keys that would be accepted.
+        expected: &'static str,
+        /// Its keys, and what reads them.
+        found: String,
+    },
+    /// An answer of which no single example can be made.
+    #[error(
+        "{source_place}: the chat template rewrites earlier turns, so that an answer of {count} turns of the assistant is no single text: put all but the last turn into the prompt"
+    )]
+    ManyTurns {
+        /// The record.
+        source_place: Source,
+        /// Turns.
+        count: usize,
+    },
     /// Something that the chat template leaves out.
     #[error(
         "{source_place}: field `{field}`: the model's chat template does not write {what}, so the model would never see them: {instead}"

@@ -11,6 +11,8 @@ pub struct Example {
     pub tokens: Vec<u32>,
     /// Whether token `i` is a target: something the model is taught to say. Token 0 never is.
     pub mask: Vec<bool>,
+    /// Whether the answer is a wanted one; false for the rejected answer of a pair, and for one whose label is false.
+    pub is_wanted: bool,
     /// Where the example was read.
     pub source: Source,
 }

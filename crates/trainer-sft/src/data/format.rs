@@ -4,6 +4,7 @@ mod calls;
 mod chat;
 mod marks;
 mod parts;
+mod preference;
 mod reader;
 mod refused;
 mod turns;
@@ -17,6 +18,7 @@ use super::error::DataError;
 use super::example::Source;
 use crate::config::Columns;
 
+pub(crate) use self::preference::{Answer, Answers};
 pub(crate) use self::refused::unused_keys;
 
 /// What a record was recognised as.
@@ -36,6 +38,10 @@ pub enum Format {
     Segments,
     /// `text`.
     Text,
+    /// `prompt`, `chosen`, `rejected`, for DPO and ORPO; the prompt may be the beginning of both answers.
+    Preference,
+    /// `prompt`, `completion`, `label`, for KTO.
+    Verdict,
 }
 
 impl Format {
@@ -49,6 +55,8 @@ impl Format {
             Self::QueryResponse => "query/response",
             Self::Segments => "segments",
             Self::Text => "text",
+            Self::Preference => "prompt/chosen/rejected",
+            Self::Verdict => "prompt/completion/label",
         }
     }
 }
@@ -136,19 +144,7 @@ impl Record {
     /// Keys of no known format; fields that are missing or have the wrong content; data of another training method; and
     /// records that teach nothing.
     pub fn parse(source: Source, value: Value, columns: &Columns) -> Result<Self, DataError> {
-        let Value::Object(mut fields) = value else {
-            return Err(DataError::Format {
-                found: describe(Some(&value)),
-                source_place: source,
-            });
-        };
-        if !columns.is_empty() {
-            let named = columns.iter().filter_map(|(part, field)| {
-                let value = fields.get(field)?.clone();
-                Some((part.to_owned(), value))
-            });
-            fields = named.collect();
-        }
+        let fields = fields_of(&source, value, columns)?;
         let reader = Reader {
             source: &source,
             fields: &fields,
@@ -170,7 +166,10 @@ impl Record {
             Format::QueryResponse => Content::Chat(reader.query_response()?),
             Format::PromptCompletion => reader.prompt_completion()?,
             Format::Segments => Content::Segments(reader.segments()?),
-            Format::Text => Content::Text(reader.to_learn("text")?),
+            // Preference data is none of supervised learning, see `Answers`.
+            Format::Text | Format::Preference | Format::Verdict => {
+                Content::Text(reader.to_learn("text")?)
+            }
         };
         Ok(Self {
             source,
@@ -178,6 +177,28 @@ impl Record {
             content,
         })
     }
+}
+
+/// The fields of a record, by our names.
+fn fields_of(
+    source: &Source,
+    value: Value,
+    columns: &Columns,
+) -> Result<Map<String, Value>, DataError> {
+    let Value::Object(fields) = value else {
+        return Err(DataError::Format {
+            found: describe(Some(&value)),
+            source_place: source.clone(),
+        });
+    };
+    if columns.is_empty() {
+        return Ok(fields);
+    }
+    let named = columns.iter().filter_map(|(part, field)| {
+        let value = fields.get(field)?.clone();
+        Some((part.to_owned(), value))
+    });
+    Ok(named.collect())
 }
 
 impl Reader<'_> {

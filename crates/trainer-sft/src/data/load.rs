@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
@@ -12,7 +12,7 @@ use super::Dataset;
 use super::error::DataError;
 use super::example::Source;
 use super::files::STDIN;
-use super::format::{Format, Record, unused_keys};
+use super::format::{Answers, Format, Record, unused_keys};
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::render::{Rendered, Renderer};
@@ -20,7 +20,7 @@ use super::report::DataReport;
 use super::shown::Shown;
 use super::store::Examples;
 use super::survey::{Print, Survey};
-use crate::config::Columns;
+use crate::config::{Columns, Method};
 use crate::digest;
 
 /// Malformed records that are shown.
@@ -35,6 +35,8 @@ pub(crate) struct Recipe {
     pub(crate) strict: bool,
     /// Whether records are also compared with each other, for [`survey`](super::survey).
     pub(super) compares: bool,
+    /// What is learnt.
+    pub(crate) method: Method,
 }
 
 /// What one record gave.
@@ -65,6 +67,9 @@ impl Recipe {
             Value::Object(fields) if is_first && self.columns.is_empty() => Some(fields.clone()),
             _ => None,
         };
+        if self.method.is_preference() {
+            return self.prepare_answers(source, value, fields);
+        }
         let record = Record::parse(source, value, &self.columns)?;
         let rendered = self.renderer.render(&record)?;
         if rendered.examples.is_empty() {
@@ -80,10 +85,29 @@ impl Recipe {
             });
         }
         Ok(Outcome {
-            unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, &record)),
+            unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, record.format)),
             print: self.compares.then(|| Print::of(&record.content, &rendered)),
             source: record.source,
             format: record.format,
+            rendered,
+        })
+    }
+
+    /// A record whose answers are compared.
+    fn prepare_answers(
+        &self,
+        source: Source,
+        value: Value,
+        fields: Option<Map<String, Value>>,
+    ) -> Result<Outcome, DataError> {
+        let answers = Answers::parse(source, value, &self.columns, self.method)?;
+        let max_length = self.renderer.settings().max_length;
+        let rendered = self.renderer.whole().answers(&answers, max_length)?;
+        Ok(Outcome {
+            unused: fields.map_or_else(Vec::new, |fields| unused_keys(&fields, answers.format)),
+            print: self.compares.then(|| Print::of_answers(&rendered)),
+            source: answers.source,
+            format: answers.format,
             rendered,
         })
     }
@@ -106,6 +130,7 @@ impl Collector {
         block: Vec<RawRecord>,
         recipe: &Recipe,
     ) -> Result<Vec<String>, DataError> {
+        self.examples.set_pairs(recipe.method.is_paired());
         let block = block.into_par_iter().enumerate();
         let outcomes: Vec<_> = block
             .map(|(index, record)| recipe.prepare(record, index == 0))
@@ -132,6 +157,7 @@ impl Collector {
         if let Some(survey) = &mut self.survey {
             survey.add(source, rendered, outcome.print);
         }
+        report.num_cut_answers += rendered.num_cut_answers;
         for (found, is_so) in [
             (&mut report.cut_turns, rendered.is_cut),
             (&mut report.rendered, rendered.was_rendered),

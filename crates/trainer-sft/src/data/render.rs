@@ -11,6 +11,7 @@
 //!
 //! Text that has the template's own tokens already gets no second template, BOS or end token.
 
+mod compared;
 mod turns;
 
 use model_qwen::{ChatTemplate, Tokenizer};
@@ -64,6 +65,8 @@ pub struct Rendered {
     pub was_rendered: bool,
     /// Whether texts have the template's own tokens.
     pub has_own_tokens: bool,
+    /// Answers that are compared and lost their end.
+    pub num_cut_answers: usize,
 }
 
 impl Renderer {
@@ -299,6 +302,7 @@ impl Renderer {
             rendered.examples.push(Example {
                 tokens,
                 mask,
+                is_wanted: true,
                 source: source.clone(),
             });
         }
@@ -331,6 +335,7 @@ impl Renderer {
             rendered.examples.push(Example {
                 tokens: window.to_vec(),
                 mask,
+                is_wanted: true,
                 source: source.clone(),
             });
             start += stride;

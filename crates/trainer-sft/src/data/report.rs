@@ -23,6 +23,8 @@ pub struct DataReport {
     pub num_targets: usize,
     /// Records that lost the left of their prompt, or earlier turns.
     pub num_truncated: usize,
+    /// Answers that are compared and lost their end.
+    pub num_cut_answers: usize,
     /// Tokens that would have been learnt, but are in earlier turns or left-out examples that do not fit.
     pub num_lost_targets: usize,
     /// Records that give no example at all.
@@ -81,6 +83,7 @@ impl DataReport {
         self.num_tokens += other.num_tokens;
         self.num_targets += other.num_targets;
         self.num_truncated += other.num_truncated;
+        self.num_cut_answers += other.num_cut_answers;
         self.num_lost_targets += other.num_lost_targets;
         self.num_left_out += other.num_left_out;
         for (reason, found) in other.left_out {
@@ -106,6 +109,12 @@ impl DataReport {
             let count = self.num_truncated;
             warn!(
                 "{count} of {all} records are longer than --max-length {max_length} and lost the left of their prompt"
+            );
+        }
+        if self.num_cut_answers > 0 {
+            let count = self.num_cut_answers;
+            warn!(
+                "{count} answers are longer than --max-length {max_length} with their prompts and lost their end"
             );
         }
         for (reason, found) in self.left_out.iter().take(MAX_REASONS) {

@@ -69,6 +69,7 @@ mod tests {
         let examples = (0..2 * records).map(|index| Example {
             tokens: vec![index as u32; 3 + index % 5],
             mask: (0..3 + index % 5).map(|position| position > 1).collect(),
+            is_wanted: true,
             source: Source {
                 file: Path::new("a.jsonl").into(),
                 place: Place::Line(index / 2 + 1),

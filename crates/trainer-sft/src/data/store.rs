@@ -29,6 +29,8 @@ pub struct Examples {
     folder: Option<PathBuf>,
     num_targets: usize,
     longest: usize,
+    /// Whether each two of them are the answers of a pair.
+    are_pairs: bool,
 }
 
 /// One example.
@@ -40,6 +42,7 @@ struct Entry {
     /// Line or index.
     number: u64,
     is_line: bool,
+    is_wanted: bool,
 }
 
 impl Examples {
@@ -48,6 +51,19 @@ impl Examples {
         Self {
             folder: Some(folder.to_path_buf()),
             ..Self::default()
+        }
+    }
+
+    /// Says that the examples come two by two: a chosen answer and a rejected one.
+    pub(super) fn set_pairs(&mut self, are_pairs: bool) {
+        self.are_pairs = are_pairs;
+    }
+
+    /// How many examples belong together: 2 where they are pairs, otherwise 1.
+    pub fn per_pair(&self) -> usize {
+        match self.are_pairs {
+            true => 2,
+            false => 1,
         }
     }
 
@@ -103,6 +119,7 @@ impl Examples {
         folder: Option<&Path>,
     ) -> Result<Self, DataError> {
         let mut taken = folder.map_or_else(Self::default, Self::in_folder);
+        taken.are_pairs = self.are_pairs;
         let mut kept = Vec::new();
         for index in 0..self.len() {
             match is_taken(&self.source(index)) {
@@ -133,6 +150,7 @@ impl Examples {
             file: self.files.len() as u32 - 1,
             number,
             is_line,
+            is_wanted: example.is_wanted,
         });
         let words = example.tokens.iter().zip(&example.mask);
         self.memory
@@ -176,6 +194,7 @@ impl Examples {
         Ok(Example {
             mask: words.iter().map(|word| word & LEARNT != 0).collect(),
             tokens: words.into_iter().map(|word| word & !LEARNT).collect(),
+            is_wanted: entry.is_wanted,
             source: self.source(index),
         })
     }
@@ -255,6 +274,7 @@ mod tests {
         Example {
             tokens: (0..len).map(|position| (line + position) as u32).collect(),
             mask: (0..len).map(|position| position % 3 == 1).collect(),
+            is_wanted: !line.is_multiple_of(2),
             source: Source {
                 file: Path::new(if line < 3 { "a.jsonl" } else { "b.json" }).into(),
                 place: match line < 3 {

@@ -224,7 +224,7 @@ mod tests {
     use super::super::render::{RenderSettings, Renderer};
     use super::*;
     use crate::chat_format::ChatFormat;
-    use crate::config::{Columns, Config, Thinking, TrainOn};
+    use crate::config::{Columns, Config, Method, Thinking, TrainOn};
 
     /// Files with so many records, each a text of its own.
     fn files(folder: &Path, counts: &[usize]) -> Vec<PathBuf> {
@@ -250,6 +250,7 @@ mod tests {
             columns: Columns::default(),
             strict: false,
             compares: false,
+            method: Method::Sft,
         };
         Stream::new(files.to_vec(), recipe).unwrap()
     }

@@ -71,7 +71,7 @@ pub struct Survey {
     pub malformed: Vec<String>,
     /// Records that are left out, by the reason.
     pub left_out: BTreeMap<String, Places>,
-    /// Records that lose the left of their prompt.
+    /// Records that lose the left of their prompt or, where answers are compared, the end of one.
     pub truncated: Places,
     /// Tokens of the longest record before anything is cut off it.
     pub longest: usize,
@@ -79,7 +79,7 @@ pub struct Survey {
     pub unused: BTreeSet<String>,
     /// Records that say the same as an earlier one, each group with that one.
     pub duplicates: Vec<Places>,
-    /// Records with the same prompt and different answers.
+    /// Records with the same prompt and different answers; where answers are compared, records that judge the same ones otherwise.
     pub conflicts: Vec<Places>,
     records: HashMap<u64, Seen>,
     prompts: HashMap<u64, Seen>,
@@ -108,7 +108,8 @@ impl Seen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Print {
     record: u64,
-    /// What comes before the first answer; a text has nothing there.
+    /// What comes before the first answer; a text has nothing there. Of answers that are compared, the answers whatever is said
+    /// of them.
     prompt: Option<u64>,
 }
 
@@ -120,6 +121,19 @@ impl Print {
         Self {
             record: hash(&examples),
             prompt: prompt(content),
+        }
+    }
+
+    /// Of a record whose answers are compared. Several answers to a prompt are no fault there; two verdicts on one answer are.
+    pub(super) fn of_answers(rendered: &Rendered) -> Self {
+        let examples = rendered.examples.iter();
+        let mut answers: Vec<_> = examples.map(|own| (&own.tokens, &own.mask)).collect();
+        let verdicts: Vec<bool> = rendered.examples.iter().map(|own| own.is_wanted).collect();
+        let record = hash(&(&answers, verdicts));
+        answers.sort();
+        Self {
+            record,
+            prompt: Some(hash(&answers)),
         }
     }
 }
@@ -175,7 +189,7 @@ impl Survey {
     /// Counts a record that is learnt.
     pub(super) fn add(&mut self, source: &Source, rendered: &Rendered, print: Option<Print>) {
         self.longest = self.longest.max(rendered.longest);
-        if rendered.truncated {
+        if rendered.truncated || rendered.num_cut_answers > 0 {
             self.truncated.add(source);
         }
         let Some(print) = print else { return };

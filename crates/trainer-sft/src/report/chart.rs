@@ -12,9 +12,9 @@ const BOTTOM: f64 = 34.0;
 /// Points of a curve that are drawn: more than there are pixels.
 const MAX_POINTS: usize = 1440;
 
-/// Colours; the second curve has the second one.
+/// Colours, in the order of the curves.
 pub(super) const STYLE: &str = "svg{font:12px system-ui,sans-serif;fill:currentColor}\
-.grid{stroke:currentColor;opacity:.15}.s0{--c:#0072b2}.s1{--c:#d55e00}\
+.grid{stroke:currentColor;opacity:.15}.s0{--c:#0072b2}.s1{--c:#d55e00}.s2{--c:#009e73}.s3{--c:#cc79a7}\
 polyline{fill:none;stroke:var(--c);stroke-width:1.6}circle,rect{fill:var(--c)}";
 
 /// One curve.

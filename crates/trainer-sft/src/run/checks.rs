@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use tracing::warn;
 
+use crate::config::Config;
 use crate::data::Source;
 use crate::error::TrainError;
 use crate::parameters::visit_model;
@@ -47,9 +48,11 @@ impl Broken {
 }
 
 impl Checks {
-    pub(super) fn new(from_scratch: bool) -> Self {
+    pub(super) fn of(config: &Config) -> Self {
         Self {
-            from_scratch,
+            from_scratch: config.model.init_config.is_some(),
+            // The loss of a comparison says nothing about guessing tokens.
+            has_warned: config.method.method.is_preference(),
             ..Self::default()
         }
     }

@@ -1,7 +1,7 @@
 //! The evaluations of a run, and what they decide.
 
 use super::Run;
-use super::told::Told;
+use super::told::{Told, accuracy, of_comparison};
 use crate::batch::{StepBatch, sequential_batches};
 use crate::error::TrainError;
 use crate::metrics::Record;
@@ -11,7 +11,7 @@ impl Run<'_> {
     pub(super) fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
         let step = self.trainer.num_steps();
         let batches = sequential_batches(&self.eval, self.config.run.batch_size);
-        let Some(means) = self.trainer.measure(batches)? else {
+        let Some((means, compared)) = self.trainer.measure_compared(batches)? else {
             return Ok(false);
         };
         let loss = means.loss;
@@ -29,14 +29,20 @@ impl Run<'_> {
         }
         self.summary.eval_loss = Some(loss);
         told.line(&format!(
-            "step {step}: eval loss {loss:.4}, token accuracy {:.3}, entropy {:.3}",
-            means.token_accuracy, means.entropy
+            "step {step}: eval loss {loss:.4}{}, entropy {:.3}{}",
+            accuracy(Some(means.token_accuracy)),
+            means.entropy,
+            of_comparison(&compared)
         ));
+        let compared = compared.into_iter();
         let record = Record {
             eval_loss: Some(loss),
-            eval_mean_token_accuracy: Some(means.token_accuracy),
+            eval_mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             eval_entropy: Some(means.entropy),
             num_tokens: Some(self.state.num_input_tokens_seen),
+            compared: compared
+                .map(|(name, value)| (format!("eval_{name}"), value))
+                .collect(),
             ..self.record(batch)
         };
         self.write(&record);

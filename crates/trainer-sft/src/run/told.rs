@@ -1,5 +1,6 @@
 //! What a run says on standard error: a bar on a terminal, lines of the log elsewhere.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -55,13 +56,14 @@ impl Told {
         let seconds = self.started.elapsed().as_secs_f64() / done * left;
         let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
         info!(
-            "step {step}/{}: loss {:.4}, token accuracy {:.3}, entropy {:.3}, lr {:.2e}, grad norm {:.3}, {:.0} tokens/s, {} left",
+            "step {step}/{}: loss {:.4}{}, entropy {:.3}, lr {:.2e}, grad norm {:.3}{}, {:.0} tokens/s, {} left",
             self.total_steps,
             or_none(record.loss),
-            or_none(record.mean_token_accuracy),
+            accuracy(record.mean_token_accuracy),
             or_none(record.entropy),
             or_none(record.learning_rate),
             or_none(record.grad_norm),
+            of_comparison(&record.compared),
             or_none(record.tokens_per_second),
             time(seconds),
         );
@@ -74,6 +76,28 @@ impl Told {
             false => self.bar.println(text),
         }
     }
+}
+
+/// The part of the tokens that were the likeliest ones; nothing where there were no such tokens.
+pub(super) fn accuracy(part: Option<f64>) -> String {
+    let part = part.filter(|part| part.is_finite());
+    part.map_or_else(String::new, |part| format!(", token accuracy {part:.3}"))
+}
+
+/// The rewards of answers that are compared; nothing for other runs.
+pub(super) fn of_comparison(numbers: &BTreeMap<String, f64>) -> String {
+    let known = [
+        ("rewards/chosen", "reward chosen"),
+        ("rewards/rejected", "reward rejected"),
+        ("rewards/margins", "reward margin"),
+        ("rewards/accuracies", "reward accuracy"),
+        ("kl", "kl"),
+    ];
+    let known = known.into_iter().filter_map(|(key, name)| {
+        let value = numbers.get(key)?;
+        Some(format!(", {name} {value:.3}"))
+    });
+    known.collect()
 }
 
 /// A time in the two largest units that it has.
@@ -97,18 +121,23 @@ pub(super) fn tell_the_plan(
     let examples = loader.examples();
     let data = match loader.steps_per_epoch() {
         Some(per_epoch) => format!(
-            "{} examples with {} tokens, {} of them learnt; {total_steps} steps ({:.2} epochs of {per_epoch})",
-            examples.len(),
+            "{} {} with {} tokens, {} of them learnt; {total_steps} steps ({:.2} epochs of {per_epoch})",
+            examples.len() / examples.per_pair(),
+            if examples.per_pair() == 1 {
+                "examples"
+            } else {
+                "pairs"
+            },
             examples.num_tokens(),
             examples.num_targets(),
             total_steps as f64 / per_epoch as f64,
         ),
         None => format!("streamed examples; {total_steps} steps"),
     };
-    let row = if config.data.packing {
-        "packed rows"
-    } else {
-        "examples"
+    let row = match (config.data.packing, config.method.method.is_paired()) {
+        (true, _) => "packed rows",
+        (false, true) => "pairs",
+        (false, false) => "examples",
     };
     info!(
         "{trained} parameters are trained, of a model with {all}; {data}; {} {row} per step ({rows} × {steps})",
@@ -120,8 +149,12 @@ pub(super) fn tell_the_plan(
             Some(_) => String::new(),
             None => format!("{epochs} epochs and "),
         };
+        let other = match config.method.method.is_preference() {
+            true => "5e-6",
+            false => "2e-4",
+        };
         info!(
-            "the bundled model is small and takes {length}a learning rate of {rate}; the defaults for any other model are 3 and 2e-4"
+            "the bundled model is small and takes {length}a learning rate of {rate}; the defaults for any other model are 3 and {other}"
         );
     }
     let warmup = match config.optimizer.warmup_steps {

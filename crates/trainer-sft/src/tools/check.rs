@@ -105,6 +105,7 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
     let examples = Arc::new(examples);
     Ok(DataCheck {
         model: config.model.model.clone(),
+        method: config.method.method,
         max_length,
         files: found.files.iter().map(FileFound::of).collect(),
         num_records: report.num_records,
@@ -212,10 +213,11 @@ fn previews(
     count: usize,
 ) -> Result<Vec<Preview>, ToolError> {
     let mut previews = Vec::new();
-    for example in examples.iter().take(count) {
+    for example in examples.iter().take(count * examples.per_pair()) {
         let example = example?;
         previews.push(Preview {
             place: example.source.to_string(),
+            is_wanted: example.is_wanted,
             num_tokens: example.tokens.len(),
             num_targets: example.num_targets(),
             segments: segments(&example, tokenizer)?,

@@ -15,6 +15,7 @@ fn list(lengths: &[usize]) -> Vec<Example> {
         mask: (0..length)
             .map(|position| position >= length.div_ceil(2))
             .collect(),
+        is_wanted: true,
         source: source(),
     };
     lengths.iter().enumerate().map(example).collect()

@@ -301,3 +301,71 @@ fn duplicates_are_found_behind_their_forms() {
     assert_eq!(found["duplicates"][0]["count"], 2, "{found}");
     assert_eq!(found["conflicts"][0]["count"], 2, "{found}");
 }
+
+/// Pairs and judged answers are read as `--method` says, by flag or by file.
+#[test]
+fn compared_answers_are_read_as_a_run_reads_them() {
+    let folder = TempDir::new().unwrap();
+    let pairs = [
+        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Bob."}"#,
+        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Bob."}"#,
+        r#"{"prompt": "Who?", "chosen": "Bob.", "rejected": "Ann."}"#,
+        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Eve."}"#,
+        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Ann."}"#,
+    ];
+    let path = file(&folder, "pairs.jsonl", &pairs);
+    let settings = format!(
+        "data = {:?}\nmethod = \"dpo\"\nbeta = 0.2\n",
+        text_of(&path)
+    );
+    let settings = file(&folder, "run.toml", &[&settings]);
+    for arguments in [
+        &[text_of(&path), "--method", "dpo"][..],
+        &["--config", text_of(&settings)],
+    ] {
+        let found = json_of(arguments, 0);
+        assert_eq!(found["method"], "dpo");
+        assert_eq!(found["formats"], json!({"prompt/chosen/rejected": 4}));
+        assert_eq!(found["num_examples"], 8);
+        assert_eq!(found["cost"]["rows"], 4);
+        let place = |line: usize| format!("{}:{line}", path.display());
+        assert_eq!(
+            found["duplicates"],
+            json!([{"count": 2, "places": [place(1), place(2)]}])
+        );
+        // Another rejected answer to the same prompt is no conflict; the other way round is one.
+        assert_eq!(
+            found["conflicts"],
+            json!([{"count": 2, "places": [place(1), place(3)]}])
+        );
+        assert_eq!(found["left_out"][0]["places"], json!([place(5)]));
+        let previews = found["previews"].as_array().unwrap().iter();
+        let wanted: Vec<&Value> = previews.map(|preview| &preview["is_wanted"]).collect();
+        assert_eq!(wanted, [true, false, true, false, true, false]);
+    }
+    let text = succeed(&["check", text_of(&path), "--method", "orpo"]);
+    for part in [
+        "same answers 1 (judged in several ways)",
+        "8 examples in 4 pairs",
+        "(not wanted)",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // Without the method, a run refuses each of them and says what to do.
+    let refused = json_of(&[text_of(&path)], 1);
+    assert_eq!(refused["problems"].as_array().unwrap().len(), 5);
+    let first = refused["problems"][0].as_str().unwrap();
+    assert!(first.contains("--method dpo or orpo"), "{first}");
+
+    let judged = [
+        r#"{"prompt": "Who?", "completion": "Ann.", "label": true}"#,
+        r#"{"prompt": "Who?", "completion": "Ann.", "label": false}"#,
+        r#"{"prompt": "Who?", "completion": "Bob.", "label": false}"#,
+    ];
+    let path = file(&folder, "judged.jsonl", &judged);
+    let found = json_of(&[text_of(&path), "--method", "kto"], 0);
+    assert_eq!(found["formats"], json!({"prompt/completion/label": 3}));
+    assert_eq!(found["num_duplicates"], 0);
+    assert_eq!(found["conflicts"][0]["count"], 2);
+    assert_eq!(found["conflicts"].as_array().unwrap().len(), 1);
+}

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::Args;
 
 /// What the flags of TRL, LLaMA-Factory, axolotl and ms-swift are here, where the names are not alike.
-const ELSEWHERE: [(&str, &str); 24] = [
+const ELSEWHERE: [(&str, &str); 28] = [
     ("4bit", "quantization"),
     ("load-in-4bit", "quantization"),
     ("quantization-bit", "quantization"),
@@ -33,6 +33,10 @@ const ELSEWHERE: [(&str, &str); 24] = [
     ("resume-from", "resume"),
     ("steps", "max-steps"),
     ("bf16", "dtype"),
+    ("stage", "method"),
+    ("rlhf-type", "method"),
+    ("pref-beta", "beta"),
+    ("pref-loss", "loss-type"),
 ];
 
 /// `--lora_r=8` as `--lora-r=8`; values stay as they are.

@@ -3,15 +3,30 @@
 use std::path::PathBuf;
 
 use super::Args;
-use crate::config::{LrSchedule, NO_REPORT};
+use crate::config::{LrSchedule, MethodConfig, NO_REPORT};
 
 impl Args {
+    /// The method and its settings, as far as they are given.
+    pub(in crate::config) fn method_config(&self) -> MethodConfig {
+        MethodConfig {
+            method: self.method.unwrap_or_default(),
+            beta: self.beta,
+            loss_type: self.loss_type,
+            label_smoothing: self.label_smoothing,
+            desirable_weight: self.desirable_weight,
+            undesirable_weight: self.undesirable_weight,
+            ref_adapter: self.ref_adapter.clone(),
+        }
+    }
+
     /// These settings where given, `file`'s otherwise.
     pub(crate) fn over(self, file: Self) -> Self {
         // The file's settings of another schedule are no settings of this one.
         let changed = (self.lr_schedule).filter(|own| file.lr_schedule != Some(*own));
         let fits = |has: fn(LrSchedule) -> bool| changed.is_none_or(has);
         let is_none = self.report_to == [NO_REPORT];
+        let is_given = self.method.is_some();
+        let method = self.method_config().over(file.method_config(), is_given);
         let list = |own: Vec<PathBuf>, other| if own.is_empty() { other } else { own };
         Self {
             config: None,
@@ -47,6 +62,13 @@ impl Args {
             full: self.full.or(file.full),
             init_config: self.init_config.or(file.init_config),
             tokenizer: self.tokenizer.or(file.tokenizer),
+            method: self.method.or(file.method),
+            beta: method.beta,
+            loss_type: method.loss_type,
+            label_smoothing: method.label_smoothing,
+            desirable_weight: method.desirable_weight,
+            undesirable_weight: method.undesirable_weight,
+            ref_adapter: method.ref_adapter,
             lora_r: self.lora_r.or(file.lora_r),
             lora_alpha: self.lora_alpha.or(file.lora_alpha),
             lora_dropout: self.lora_dropout.or(file.lora_dropout),

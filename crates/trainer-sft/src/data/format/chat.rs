@@ -115,7 +115,7 @@ impl Reader<'_> {
     }
 
     /// Adds `system`, and leaves out what cannot be learnt or be context of it.
-    fn chat(&self, key: &str, turns: Vec<Turn>) -> Result<Chat, DataError> {
+    pub(super) fn chat(&self, key: &str, turns: Vec<Turn>) -> Result<Chat, DataError> {
         let mut turns = turns;
         if let Some(system) = self.optional_text("system")? {
             match turns.first() {

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::super::error::DataError;
+use super::Format;
 use super::marks::is_mark_of_record;
 use super::reader::{Reader, is_filled};
-use super::{Format, Record};
 
 /// The accepted keys.
 const KEYS: [&str; 18] = [
@@ -93,8 +93,8 @@ impl Reader<'_> {
         if let Some(key) = PREFERENCE.iter().find(|key| filled(key)) {
             return Err(self.method(
                 format!("preference data (DPO, ORPO), recognised by `{key}`"),
-                "this program learns from answers, not from pairs of them: give the wanted answers alone, for example by \
-                 --columns prompt=prompt,completion=chosen, or messages=messages",
+                "--method dpo or orpo learns from pairs; to learn the wanted answers alone, give --columns \
+                 prompt=prompt,completion=chosen, or messages=messages",
             ));
         }
         let is_tagged = filled("kto_tag")
@@ -113,8 +113,8 @@ impl Reader<'_> {
             };
             return Err(self.method(
                 format!("data with a verdict on each answer (KTO), recognised by `{key}`"),
-                "this program learns every answer: keep the records whose answer is wanted and leave the key out, or learn \
-                 them all by --columns prompt=prompt,completion=completion, or messages=messages",
+                "--method kto learns from `prompt`, `completion` and `label`; to learn every answer, give --columns \
+                 prompt=prompt,completion=completion, or messages=messages",
             ));
         }
         if filled("completions") && filled("labels") {
@@ -129,13 +129,19 @@ impl Reader<'_> {
                 "this program makes the tokens itself, with the model's tokenizer: give the text",
             ));
         }
-        if let Some(key) = MEDIA.iter().find(|key| filled(key)) {
-            return Err(self.method(
+        self.refuse_media()
+    }
+
+    /// Refuses what is no text.
+    pub(super) fn refuse_media(&self) -> Result<(), DataError> {
+        let filled = |key: &str| self.columns.is_empty() && is_filled(self.fields.get(key));
+        match MEDIA.iter().find(|key| filled(key)) {
+            Some(key) => Err(self.method(
                 format!("pictures or sounds in `{key}`"),
                 "these models read text only: leave the record or the key out",
-            ));
+            )),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn method(&self, kind: String, instead: &str) -> DataError {
@@ -208,8 +214,8 @@ impl Reader<'_> {
 }
 
 /// The keys of a record that have a value and no use.
-pub(crate) fn unused_keys(fields: &Map<String, Value>, record: &Record) -> Vec<String> {
-    let of_format: &[&str] = match record.format {
+pub(crate) fn unused_keys(fields: &Map<String, Value>, format: Format) -> Vec<String> {
+    let of_format: &[&str] = match format {
         Format::Messages => &["messages"],
         Format::ShareGpt => &["conversations", "conversation"],
         Format::Alpaca => &["instruction", "input", "output", "history"],
@@ -217,9 +223,11 @@ pub(crate) fn unused_keys(fields: &Map<String, Value>, record: &Record) -> Vec<S
         Format::QueryResponse => &["query", "response", "history"],
         Format::Segments => &["segments"],
         Format::Text => &["text"],
+        Format::Preference => &["prompt", "chosen", "rejected"],
+        Format::Verdict => &["prompt", "completion", "label"],
     };
     let with_chat = ["system", "tools", "functions", "chat_template_kwargs"];
-    let is_plain = matches!(record.format, Format::Text | Format::Segments);
+    let is_plain = matches!(format, Format::Text | Format::Segments);
     let is_used = |key: &str| {
         of_format.contains(&key)
             || is_mark_of_record(key)

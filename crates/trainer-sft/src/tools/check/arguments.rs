@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::args::{Args, number, whole};
-use crate::config::{Config, ConfigError, Thinking, TrainOn};
+use crate::config::{Config, ConfigError, Method, Thinking, TrainOn};
 
 /// `trainer-sft check`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -35,6 +35,10 @@ pub struct CheckArgs {
     /// Count a record that teaches nothing as one for which the run ends
     #[arg(long)]
     pub strict: bool,
+
+    /// How the data is learnt from, as in training [default: sft]
+    #[arg(long, value_enum)]
+    pub method: Option<Method>,
 
     /// Folder or Hugging Face id of the model: its tokenizer and chat template are read, and no weights [default: the
     /// bundled model]
@@ -107,6 +111,7 @@ impl CheckArgs {
             eval_split: self.eval_split,
             columns: self.columns.clone(),
             strict: flag(self.strict),
+            method: self.method,
             model: self.model.clone(),
             tokenizer: self.tokenizer.clone(),
             max_length: self.max_length,

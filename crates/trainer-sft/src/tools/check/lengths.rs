@@ -84,6 +84,7 @@ mod tests {
         let examples = of.iter().map(|&len| Example {
             tokens: vec![0; len],
             mask: vec![true; len],
+            is_wanted: true,
             source: source.clone(),
         });
         Lengths::of(&examples.collect::<Vec<_>>().into())

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::lengths::Lengths;
 use crate::Footprint;
+use crate::config::Method;
 use crate::data::Format;
 use crate::data::survey::{FileCounts, Places};
 
@@ -15,6 +16,8 @@ use crate::data::survey::{FileCounts, Places};
 pub struct DataCheck {
     /// The model whose tokenizer and chat template count; `None` is the bundled one.
     pub model: Option<String>,
+    /// How the data is learnt from.
+    pub method: Method,
     /// The length limit in force.
     pub max_length: usize,
     /// File by file.
@@ -33,7 +36,7 @@ pub struct DataCheck {
     pub lengths: Lengths,
     /// Records that are left out, by the reason.
     pub left_out: Vec<LeftOut>,
-    /// Records that lose the left of their prompt, or earlier turns.
+    /// Records that lose the left of their prompt, or earlier turns; where answers are compared, the end of one.
     pub truncated: Group,
     /// Tokens of answers that do not fit and are not learnt.
     pub num_lost_targets: usize,
@@ -43,7 +46,8 @@ pub struct DataCheck {
     pub num_duplicates: usize,
     /// The groups of them, each with the first record.
     pub duplicates: Vec<Group>,
-    /// Prompts with different answers, each with its records.
+    /// Prompts with different answers, each with its records; where answers are compared, answers that are judged in several
+    /// ways.
     pub conflicts: Vec<Group>,
     /// What is unusual and is learnt all the same.
     pub notes: Vec<String>,
@@ -132,6 +136,8 @@ pub struct Evaluation {
 pub struct Preview {
     /// Its record.
     pub place: String,
+    /// Whether the answer is a wanted one; false for a rejected one.
+    pub is_wanted: bool,
     /// Tokens.
     pub num_tokens: usize,
     /// Tokens that are learnt.

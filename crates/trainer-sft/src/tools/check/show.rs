@@ -89,8 +89,12 @@ impl DataCheck {
     fn show_lost(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.truncated.count > 0 {
             let found = format!(
-                "{} (they lose the left of their prompt): {}; --max-length {} cuts nothing",
+                "{} (they lose the {}): {}; --max-length {} cuts nothing",
                 count(self.truncated.count),
+                match self.method.is_preference() {
+                    true => "end of an answer",
+                    false => "left of their prompt",
+                },
                 listed(&self.truncated),
                 self.longest
             );
@@ -129,8 +133,19 @@ impl DataCheck {
             groups(out, &self.duplicates)?;
         }
         if !self.conflicts.is_empty() {
-            let found = format!("{} (with different answers)", count(self.conflicts.len()));
-            line(out, "same prompt", found)?;
+            let num = count(self.conflicts.len());
+            match self.method.is_preference() {
+                true => line(
+                    out,
+                    "same answers",
+                    format!("{num} (judged in several ways)"),
+                )?,
+                false => line(
+                    out,
+                    "same prompt",
+                    format!("{num} (with different answers)"),
+                )?,
+            }
             groups(out, &self.conflicts)?;
         }
         Ok(())
@@ -149,6 +164,7 @@ impl DataCheck {
         } = self.cost;
         let packed = match rows == self.num_examples {
             true => String::new(),
+            false if self.method.is_paired() => format!(" in {} pairs", count(rows)),
             false => format!(" in {} rows", count(rows)),
         };
         let took = |seconds: Option<f64>| match seconds {

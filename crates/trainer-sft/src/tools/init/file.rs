@@ -12,13 +12,18 @@ use crate::config::{Config, ConfigError};
 const WIDTH: usize = 100;
 
 /// What a setting without a default may look like.
-const EXAMPLES: [(&str, &str); 20] = [
+const EXAMPLES: [(&str, &str); 25] = [
     ("model", "\"Qwen/Qwen2.5-1.5B-Instruct\""),
     ("tokenizer", "\"models/other\""),
     ("init_config", "\"config.json\""),
     ("adapter", "\"adapters/earlier\""),
     ("output", "\"adapters/mine\""),
     ("logging_dir", "\"runs\""),
+    ("beta", "0.1"),
+    ("label_smoothing", "0.1"),
+    ("desirable_weight", "1.0"),
+    ("undesirable_weight", "1.0"),
+    ("ref_adapter", "\"adapters/earlier\""),
     ("eval_split", "0.05"),
     ("epochs", "3.0"),
     ("max_steps", "100"),

@@ -1,0 +1,314 @@
+//! Records of preference training, by TRL's names: two answers to a prompt, or one answer with a label.
+
+use serde_json::Value;
+
+use super::super::error::DataError;
+use super::super::example::Source;
+use super::reader::{Reader, describe};
+use super::{Content, Format, Record, fields_of};
+use crate::config::{Columns, Method};
+
+/// One answer, and whether it is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answer {
+    /// The prompt, and the answer as what is learnt.
+    pub(crate) record: Record,
+    /// Chosen, or labelled true.
+    pub(crate) is_wanted: bool,
+    /// The answer goes on with the text of the prompt, without a template.
+    pub(crate) is_plain: bool,
+}
+
+/// The answers of one record: two of a pair, the chosen one first, or one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answers {
+    pub(crate) source: Source,
+    pub(crate) format: Format,
+    pub(crate) answers: Vec<Answer>,
+}
+
+impl Answers {
+    /// Recognises and checks one record for `method`, as [`Record::parse`] does for supervised learning.
+    ///
+    /// # Errors
+    /// Records of another method; fields that are missing or have the wrong content; records that teach nothing.
+    pub(crate) fn parse(
+        source: Source,
+        value: Value,
+        columns: &Columns,
+        method: Method,
+    ) -> Result<Self, DataError> {
+        if !value.is_object() {
+            return Err(DataError::Preference {
+                found: describe(Some(&value)),
+                expected: expected_of(method),
+                method: method.name(),
+                source_place: source,
+            });
+        }
+        let fields = fields_of(&source, value, columns)?;
+        let reader = Reader {
+            source: &source,
+            fields: &fields,
+            columns,
+        };
+        reader.refuse_media()?;
+        reader.check_marks()?;
+        let has = |key: &str| fields.contains_key(key);
+        let is_pair = has("chosen") && has("rejected");
+        let is_judged = has("completion") && has("label");
+        let (format, answers) = match method {
+            Method::Kto if is_judged => (Format::Verdict, vec![reader.verdict()?]),
+            _ if is_pair => (Format::Preference, reader.pair()?),
+            _ => return Err(reader.other_method(method)),
+        };
+        Ok(Self {
+            format,
+            answers,
+            source,
+        })
+    }
+}
+
+impl Reader<'_> {
+    /// A record of another method, or one that lacks a field.
+    fn other_method(&self, method: Method) -> DataError {
+        let is_kto = method == Method::Kto;
+        let keys: &[&str] = match is_kto {
+            true => &["completion", "label", "chosen", "rejected"],
+            false => &["chosen", "rejected"],
+        };
+        // Where one of the fields is there, the other one is what is wrong.
+        let partner = |key: &str| match key {
+            "chosen" => "rejected",
+            "rejected" => "chosen",
+            "completion" => "label",
+            _ => "completion",
+        };
+        let filled = |key: &&&str| self.fields.contains_key(**key);
+        let other = self.fields.contains_key("label") && !is_kto;
+        match keys.iter().find(filled) {
+            Some(key) if !other => {
+                let missing = partner(key);
+                let expected = match missing {
+                    "label" => "true or false",
+                    _ => "text or messages",
+                };
+                self.error(missing, expected, None)
+            }
+            _ => DataError::Preference {
+                source_place: self.source.clone(),
+                method: method.name(),
+                expected: expected_of(method),
+                found: self.found_preference(),
+            },
+        }
+    }
+
+    /// The keys of a record of another method, and what reads them.
+    fn found_preference(&self) -> String {
+        let fields = self.fields;
+        let names: Vec<_> = fields
+            .keys()
+            .take(8)
+            .map(|key| format!("`{key}`"))
+            .collect();
+        let found = match names.is_empty() {
+            true => "no keys at all".to_owned(),
+            false => names.join(", "),
+        };
+        let is_kto = fields.contains_key("completion") && fields.contains_key("label");
+        let read = match is_kto {
+            true => "these are judged answers, which --method kto learns from",
+            false => {
+                "--columns says which field is which, for example --columns prompt=question,chosen=better,rejected=worse; --method sft learns from single answers"
+            }
+        };
+        format!("{found} ({read})")
+    }
+
+    /// `prompt`, `completion` and `label`.
+    fn verdict(&self) -> Result<Answer, DataError> {
+        let label = self.fields.get("label");
+        let is_wanted = match label {
+            Some(Value::Bool(label)) => Some(*label),
+            Some(Value::Number(label)) => match label.as_f64() {
+                Some(1.0) => Some(true),
+                Some(0.0) => Some(false),
+                _ => None,
+            },
+            // As tables have it.
+            Some(Value::String(label)) => match label.trim().to_lowercase().as_str() {
+                "true" | "1" => Some(true),
+                "false" | "0" => Some(false),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some(is_wanted) = is_wanted else {
+            return Err(self.error("label", "true or false", label));
+        };
+        Ok(Answer {
+            record: self.record(self.own_prompt("completion")?, Format::Verdict),
+            is_wanted,
+            is_plain: false,
+        })
+    }
+
+    /// `chosen` and `rejected`, with `prompt` or with the same beginning.
+    fn pair(&self) -> Result<Vec<Answer>, DataError> {
+        let prompt = self.value("prompt");
+        let [chosen, rejected] = ["chosen", "rejected"].map(|key| self.side(key));
+        let (chosen, rejected) = (chosen?, rejected?);
+        let (contents, is_plain) = match (&chosen, &rejected) {
+            (Value::Array(one), Value::Array(other))
+                if !matches!(prompt, Some(Value::Array(_))) && begin_alike(one, other, prompt) =>
+            {
+                let common = common_turns(one, other);
+                let turns = |key, items| self.turns_after(key, items, common);
+                ([turns("chosen", one), turns("rejected", other)], false)
+            }
+            (Value::String(one), Value::String(other)) if prompt.is_none() => {
+                let end = common_text(one, other);
+                let texts = |key, text: &str| self.texts(key, text, end);
+                ([texts("chosen", one), texts("rejected", other)], true)
+            }
+            (Value::Array(one), Value::Array(_)) if prompt.is_none() => {
+                let expected = "the turn that `rejected` begins with, since there is no `prompt`";
+                return Err(self.error("chosen[0]", expected, one.first()));
+            }
+            _ => (
+                ["chosen", "rejected"].map(|key| self.own_prompt(key)),
+                false,
+            ),
+        };
+        let [chosen, rejected] = contents;
+        let (chosen, rejected) = (chosen?, rejected?);
+        if chosen == rejected {
+            let [chosen, rejected] = ["chosen", "rejected"].map(|key| self.own_name(key));
+            return Err(self.teaches_nothing(format!("`{chosen}` and `{rejected}` say the same")));
+        }
+        let answer = |content, is_wanted| Answer {
+            record: self.record(content, Format::Preference),
+            is_wanted,
+            is_plain,
+        };
+        Ok(vec![answer(chosen, true), answer(rejected, false)])
+    }
+
+    fn record(&self, content: Content, format: Format) -> Record {
+        Record {
+            source: self.source.clone(),
+            format,
+            content,
+        }
+    }
+
+    /// An answer of a pair: a text, or messages.
+    fn side(&self, key: &str) -> Result<Value, DataError> {
+        match self.fields.get(key) {
+            Some(side @ (Value::String(_) | Value::Array(_))) => Ok(side.clone()),
+            // LLaMA-Factory's single message.
+            Some(message @ Value::Object(_)) => Ok(Value::Array(vec![message.clone()])),
+            Some(Value::Null) => Ok(Value::String(String::new())),
+            other => Err(self.error(key, "text or messages", other)),
+        }
+    }
+
+    /// The answer under `key` to `prompt`.
+    fn own_prompt(&self, key: &str) -> Result<Content, DataError> {
+        let mut fields = self.fields.clone();
+        let answer = self.side(key)?;
+        fields.retain(|name, _| !ANSWERS.contains(&name.as_str()));
+        fields.insert("completion".to_owned(), answer);
+        let columns = self.columns.with("completion", &self.own_name(key));
+        let reader = Reader {
+            source: self.source,
+            fields: &fields,
+            columns: &columns,
+        };
+        reader.prompt_completion()
+    }
+
+    /// All turns under `key`, of which those from `start` on are the answer.
+    fn turns_after(&self, key: &str, items: &[Value], start: usize) -> Result<Content, DataError> {
+        let turns = items.iter().enumerate().map(|(index, item)| {
+            let (message, learnt) = self.turn(&format!("{key}[{index}]"), item)?;
+            Ok((message, learnt && index >= start))
+        });
+        let turns = turns.collect::<Result<_, _>>()?;
+        Ok(Content::Chat(self.chat(key, turns)?))
+    }
+
+    /// The text under `key`, which is the answer from byte `start` on.
+    fn texts(&self, key: &str, text: &str, start: usize) -> Result<Content, DataError> {
+        let (prompt, completion) = text.split_at(start);
+        if completion.trim().is_empty() {
+            return Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key))));
+        }
+        Ok(Content::Completion {
+            prompt: prompt.to_owned(),
+            completion: completion.to_owned(),
+            with: self.extras()?,
+        })
+    }
+}
+
+/// The keys that `method` takes.
+fn expected_of(method: Method) -> &'static str {
+    match method {
+        Method::Kto => "`prompt`, `completion` and `label`, or `prompt`, `chosen` and `rejected`",
+        _ => "`prompt`, `chosen` and `rejected`",
+    }
+}
+
+/// The keys of answers.
+const ANSWERS: [&str; 4] = ["chosen", "rejected", "completion", "label"];
+
+/// Whether two lists of turns begin with the same prompt, and do not go on with the text of `prompt`.
+fn begin_alike(one: &[Value], other: &[Value], prompt: Option<&Value>) -> bool {
+    let answers_prompt = || {
+        let role = one
+            .first()
+            .and_then(|turn| turn.get("role").or_else(|| turn.get("from")));
+        matches!(
+            role.and_then(Value::as_str),
+            Some("assistant" | "gpt" | "model")
+        )
+    };
+    common_turns(one, other) > 0 && !(prompt.is_some() && answers_prompt())
+}
+
+/// With how many equal turns two lists begin, so that something is left of each.
+fn common_turns(one: &[Value], other: &[Value]) -> usize {
+    let most = one.len().min(other.len()).saturating_sub(1);
+    let pairs = one.iter().zip(other).take(most);
+    pairs.take_while(|(one, other)| one == other).count()
+}
+
+/// With how many equal bytes two texts begin, cut before the last word of these.
+fn common_text(one: &str, other: &str) -> usize {
+    let pairs = one.char_indices().zip(other.chars());
+    let differ = pairs.into_iter().find(|((_, a), b)| a != b);
+    let end = differ.map_or(one.len().min(other.len()), |((at, _), _)| at);
+    let last_space = one[..end].rfind(char::is_whitespace);
+    last_space.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_before_a_word() {
+        for (one, other, prompt) in [
+            ("The sky is blue.", "The sky is green.", "The sky is"),
+            ("The sky is grey.", "The sky is green.", "The sky is"),
+            ("The sky", "The sky is", "The"),
+            ("A: yes", "B: no", ""),
+            ("schön ist es", "schön war es", "schön"),
+        ] {
+            assert_eq!(&one[..common_text(one, other)], prompt, "{one}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Learning from answers that are compared or judged: DPO, ORPO and KTO, with the losses and the numbers of TRL.
+//!
+//! Each loss is a function of the log-probabilities of whole answers. A micro-batch is therefore computed in three stages: the
+//! reference's log-probabilities without gradients, the model's up to the head, and the gradient of each token's cross-entropy,
+//! weighted by the derivative of the loss. The reference is the same model with its adapter switched off, or with another one
+//! switched on.
+
+mod answers;
+mod losses;
+mod score;
+mod tally;
+
+use burn::tensor::Device;
+use lora_4bit::AdapterSelection;
+use model_qwen::{QwenModel, is_gpu};
+
+use self::answers::{Answers, mismatched};
+use self::score::Step;
+pub use self::tally::Numbers;
+use self::tally::Tally;
+use crate::batch::Batch;
+use crate::config::{Config, ConfigError, LossType, Method};
+use crate::parameters::GradientStore;
+use crate::step::rows;
+use crate::step::{How, Means};
+
+/// How answers are compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preference {
+    /// The loss.
+    pub objective: Objective,
+    /// The reference: the model with the adapter in this slot, or without one.
+    pub reference: Option<usize>,
+    /// Longest text in tokens, for the texts that are made for the baseline of [`Objective::Kto`].
+    pub max_length: usize,
+}
+
+/// A loss of answers, with the names of TRL.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Objective {
+    /// Of pairs, beside a reference.
+    Dpo {
+        /// Weight of a difference from the reference.
+        beta: f64,
+        /// Which loss.
+        loss: LossType,
+        /// Part of the pairs that are the wrong way round.
+        label_smoothing: f64,
+    },
+    /// Of pairs: the cross-entropy of the chosen text, and the odds of the answers.
+    Orpo {
+        /// Weight of the odds.
+        beta: f64,
+    },
+    /// Of single answers, beside a reference.
+    Kto {
+        /// Weight of a difference from the reference.
+        beta: f64,
+        /// Weights of wanted answers and of other ones.
+        weights: (f64, f64),
+    },
+}
+
+impl Preference {
+    /// What `config` says; `None` where answers are only learnt.
+    pub(crate) fn of(config: &Config, reference: Option<usize>, max_length: usize) -> Option<Self> {
+        let settings = &config.method;
+        let beta = settings.beta();
+        let objective = match settings.method {
+            Method::Sft => return None,
+            Method::Dpo => Objective::Dpo {
+                beta,
+                loss: settings.loss_type.unwrap_or_default(),
+                label_smoothing: settings.label_smoothing.unwrap_or(0.0),
+            },
+            Method::Orpo => Objective::Orpo { beta },
+            Method::Kto => Objective::Kto {
+                beta,
+                weights: (
+                    settings.desirable_weight.unwrap_or(1.0),
+                    settings.undesirable_weight.unwrap_or(1.0),
+                ),
+            },
+        };
+        Some(Self {
+            objective,
+            reference,
+            max_length,
+        })
+    }
+
+    /// Refuses a GPU, where runs that compare answers have not been measured.
+    ///
+    /// # Errors
+    /// `--method` and the device.
+    pub(crate) fn check_device(config: &Config, device: &Device) -> Result<(), ConfigError> {
+        let name = config.method.method.name();
+        match config.method.method.is_preference() && is_gpu(device) {
+            true => Err(ConfigError::Value {
+                flag: "device",
+                expected: format!("cpu with --method {name}, which is not made for GPUs yet"),
+                found: format!("{device:?}"),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Adds the gradients of the loss of `batches` together to `store`. Gives the means, and the numbers by TRL's names.
+    pub(crate) fn gradients(
+        &self,
+        model: &QwenModel,
+        batches: &[Batch],
+        how: How<'_>,
+        store: &mut GradientStore,
+    ) -> Option<(Means, Numbers)> {
+        let step = self.scale(model, how.1, batches);
+        let mut tally = Tally::default();
+        for batch in batches {
+            let answers = Answers::new(batch, &self.objective);
+            let reference = self.reference(model, &answers);
+            rows::forward_backward(model, &answers.batch, how, store, |known| {
+                let weights = self.add(&mut tally, &answers, known, &reference, &step);
+                ((), weights)
+            });
+        }
+        tally.means()
+    }
+
+    /// The same without gradients; each batch stands for itself, as a step of that batch would.
+    ///
+    /// # Errors
+    /// The first error among the batches.
+    pub(crate) fn measure<E>(
+        &self,
+        model: &QwenModel,
+        adapters: &AdapterSelection,
+        batches: impl IntoIterator<Item = Result<Batch, E>>,
+    ) -> Result<Option<(Means, Numbers)>, E> {
+        let mut tally = Tally::default();
+        for batch in batches {
+            let batch = batch?;
+            let step = self.scale(model, adapters, std::slice::from_ref(&batch));
+            let answers = Answers::new(&batch, &self.objective);
+            let reference = self.reference(model, &answers);
+            let known = rows::forward(model, &answers.batch, adapters);
+            self.add(&mut tally, &answers, &known, &reference, &step);
+        }
+        Ok(tally.means())
+    }
+
+    fn reference_adapters(&self) -> AdapterSelection {
+        match self.reference {
+            Some(slot) => AdapterSelection::all(slot),
+            None => AdapterSelection::Base,
+        }
+    }
+
+    /// The reference's log-probabilities of the answers; none where there is no reference.
+    fn reference(&self, model: &QwenModel, answers: &Answers) -> Vec<f64> {
+        if matches!(self.objective, Objective::Orpo { .. }) {
+            return Vec::new();
+        }
+        let known = rows::forward(model, &answers.batch, &self.reference_adapters());
+        let documents = 0..answers.rows.len();
+        documents
+            .map(|index| answers.read(index, &known).log_p)
+            .collect()
+    }
+
+    /// What the batches of a step share.
+    fn scale(&self, model: &QwenModel, adapters: &AdapterSelection, batches: &[Batch]) -> Step {
+        let documents: usize = batches.iter().map(|batch| batch.lengths.len()).sum();
+        let mut step = Step {
+            count: match self.objective {
+                Objective::Kto { .. } => documents,
+                _ => documents / 2,
+            },
+            ..Step::default()
+        };
+        match self.objective {
+            Objective::Dpo { .. } => {}
+            Objective::Orpo { .. } => {
+                let chosen = |batch: &Batch| {
+                    let lengths = batch.lengths.iter().step_by(2);
+                    lengths
+                        .map(|length| length.saturating_sub(1))
+                        .sum::<usize>()
+                };
+                step.num_chosen = batches.iter().map(chosen).sum();
+            }
+            Objective::Kto { .. } => step.baseline = self.baseline(model, adapters, batches),
+        }
+        step
+    }
+
+    /// How much likelier than under the reference an answer is after the prompt of another one, as a mean over a step; at
+    /// least 0. A step of one answer has no such text, and the baseline 0.
+    fn baseline(&self, model: &QwenModel, adapters: &AdapterSelection, batches: &[Batch]) -> f64 {
+        let texts = mismatched(batches, self.max_length);
+        let (mut sum, mut count) = (0.0, 0usize);
+        let size = batches
+            .first()
+            .map_or(1, |batch| batch.lengths.len())
+            .max(1);
+        for texts in texts.chunks(size) {
+            let batch = Batch::collate(texts);
+            let answers = Answers::new(&batch, &self.objective);
+            let known = rows::forward(model, &answers.batch, adapters);
+            let reference = self.reference(model, &answers);
+            for (index, reference) in reference.iter().enumerate() {
+                sum += answers.read(index, &known).log_p - reference;
+                count += 1;
+            }
+        }
+        match count {
+            0 => 0.0,
+            count => (sum / count as f64).max(0.0),
+        }
+    }
+}

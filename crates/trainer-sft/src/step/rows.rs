@@ -1,0 +1,49 @@
+//! What is known of each target of a batch by itself, and gradients of whatever is made of it.
+//!
+//! A loss that is no sum over tokens, such as one that compares answers, is a function of the cross-entropies of its targets. Its
+//! gradient is that of their sum, each weighted by the derivative of the loss. Every device computes it with autodiff graphs.
+
+use std::borrow::Cow;
+
+use burn::backend::DispatchDevice;
+use lora_4bit::AdapterSelection;
+use model_qwen::QwenModel;
+
+use super::{How, head, hidden, through_layers};
+use crate::batch::Batch;
+use crate::even;
+use crate::loss::{self, Targets};
+use crate::parameters::GradientStore;
+
+/// What is known of one target: its cross-entropy, 1 where it is the likeliest token, and the entropy of the prediction.
+pub(crate) type Known = [f32; 3];
+
+/// What is known of each target of `batch`, without gradients.
+pub(crate) fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Vec<Known> {
+    let batch = evened(model, batch);
+    let x = hidden(model, &batch, adapters); // [tokens, hidden]
+    loss::forward_rows(&head(model), x, &Targets::new(&batch.targets))
+}
+
+/// Adds the gradients of the cross-entropies of `batch` to `store`, each times what `weigh` gives for it.
+pub(crate) fn forward_backward<T>(
+    model: &QwenModel,
+    batch: &Batch,
+    how: How<'_>,
+    store: &mut GradientStore,
+    weigh: impl FnOnce(&[Known]) -> (T, Vec<f32>),
+) -> T {
+    let batch = evened(model, batch);
+    let targets = Targets::new(&batch.targets);
+    through_layers(model, &batch, how, store, |head, x, trained| {
+        loss::backward_rows(head, x, &targets, weigh, trained)
+    })
+}
+
+/// The batch itself on the CPU; elsewhere its documents, in their order, all as long as the longest one.
+fn evened<'b>(model: &QwenModel, batch: &'b Batch) -> Cow<'b, Batch> {
+    match model.device().as_dispatch() {
+        DispatchDevice::Flex(_) => Cow::Borrowed(batch),
+        _ => Cow::Owned(even::widened(batch)),
+    }
+}

@@ -1,0 +1,312 @@
+//! DPO, ORPO and KTO against TRL's own trainers: same start, same pairs, same losses, rewards and weights.
+//!
+//! The files come from `xtask/golden/preference.py`; `data/golden/preference/meta.json` records versions and tolerances.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use lora_4bit::LoraWeights;
+use model_qwen::{Dtype, LoadOptions, Quantization, QwenModel};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use trainer_sft::batch::Batch;
+use trainer_sft::config::{LossType, LrSchedule};
+use trainer_sft::data::{Example, Place, Source};
+use trainer_sft::optimizer::AdamWConfig;
+use trainer_sft::parameters::Trainable;
+use trainer_sft::preference::{Objective, Preference};
+use trainer_sft::schedule::{Schedule, Shape};
+use trainer_sft::step::Checkpointing;
+use trainer_sft::trainer::{Trainer, TrainerOptions};
+
+/// Relative.
+const LOSS_TOLERANCE: f64 = 1e-4;
+const ADAPTER_TOLERANCE: f32 = 1e-3;
+
+fn golden(name: &str) -> PathBuf {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../data/golden");
+    root.join(name)
+}
+
+fn read_json<T: DeserializeOwned>(name: &str) -> T {
+    let path = golden("preference").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    prompt: Vec<u32>,
+    chosen: Vec<u32>,
+    rejected: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Judged {
+    prompt: Vec<u32>,
+    completion: Vec<u32>,
+    label: bool,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    batch_size: usize,
+    accumulation: usize,
+    beta: f64,
+    label_smoothing: Option<f64>,
+    desirable_weight: Option<f64>,
+    undesirable_weight: Option<f64>,
+    steps: Vec<BTreeMap<String, f64>>,
+}
+
+fn example(prompt: &[u32], answer: &[u32], is_wanted: bool) -> Example {
+    let tokens = [prompt, answer].concat();
+    Example {
+        mask: (0..tokens.len()).map(|at| at >= prompt.len()).collect(),
+        tokens,
+        is_wanted,
+        source: Source {
+            file: Path::new("pairs.json").into(),
+            place: Place::Line(1),
+        },
+    }
+}
+
+fn pairs() -> Vec<Vec<Example>> {
+    let pairs: Vec<Pair> = read_json("pairs.json");
+    let both = |pair: &Pair| {
+        let one = |answer, is_wanted| example(&pair.prompt, answer, is_wanted);
+        vec![one(&pair.chosen, true), one(&pair.rejected, false)]
+    };
+    pairs.iter().map(both).collect()
+}
+
+fn judged() -> Vec<Vec<Example>> {
+    let answers: Vec<Judged> = read_json("answers.json");
+    let one = |answer: &Judged| vec![example(&answer.prompt, &answer.completion, answer.label)];
+    answers.iter().map(one).collect()
+}
+
+/// The micro-batches of each step of a run.
+fn steps(run: &Run, records: &[Vec<Example>]) -> Vec<Vec<Batch>> {
+    let batches: Vec<Batch> = records
+        .chunks(run.batch_size)
+        .map(|records| Batch::collate(records.iter().flatten()))
+        .collect();
+    let steps = batches.chunks(run.accumulation).map(<[Batch]>::to_vec);
+    steps.take(run.steps.len()).collect()
+}
+
+fn adapter_file(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |data: &[u8]| {
+        let words = data.as_chunks::<4>().0;
+        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+    };
+    file.iter()
+        .map(|(name, view)| {
+            let shape = view.shape().to_vec();
+            (name.to_owned(), (shape, values(view.data())))
+        })
+        .collect()
+}
+
+fn peft_name(module: &str, matrix: &str) -> String {
+    format!("base_model.model.{module}.lora_{matrix}.weight")
+}
+
+/// The model with the adapter that all runs begin with, in each of `slots`.
+fn model(slots: &[usize]) -> QwenModel {
+    let device = Device::flex();
+    let options = LoadOptions {
+        dtype: Dtype::F32,
+        quantization: Quantization::None,
+        double_quant: true,
+        int8_lm_head: false,
+        embeddings_on_cpu: false,
+        lm_head: true,
+    };
+    let mut model = QwenModel::load(&golden("training/model"), &options, &device).unwrap();
+    let initial = adapter_file(&golden("training/initial.safetensors"));
+    let modules: Vec<String> = model.linears().into_iter().map(|(name, _)| name).collect();
+    for module in &modules {
+        for &slot in slots {
+            let tensor = |matrix| {
+                let (shape, values) = initial[&peft_name(module, matrix)].clone();
+                let data = TensorData::new(values, [shape[0], shape[1]]);
+                Tensor::<2>::from_data(data, (&device, DType::F32))
+            };
+            let weights = LoraWeights::new(tensor("A"), tensor("B"), 2.0);
+            let linear = model.linear_mut(module).unwrap();
+            linear.set_adapter(slot, Some(weights));
+        }
+    }
+    model
+}
+
+fn options(trainable: Trainable, total_steps: usize) -> TrainerOptions {
+    TrainerOptions {
+        trainable,
+        learning_rate: 1e-3,
+        schedule: Schedule {
+            kind: LrSchedule::Cosine,
+            warmup_steps: 2,
+            total_steps,
+            shape: Shape::default(),
+        },
+        optimizer: AdamWConfig {
+            weight_decay: 0.01,
+            ..AdamWConfig::default()
+        },
+        max_grad_norm: Some(1.0),
+        checkpointing: Checkpointing::default(),
+        dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
+        seed: 0,
+    }
+}
+
+fn close(name: &str, found: f64, expected: f64, tolerance: f64) {
+    let bound = tolerance * expected.abs().max(1e-2);
+    assert!(
+        (found - expected).abs() <= bound,
+        "{name}: {found}, expected {expected}"
+    );
+}
+
+/// Trains as the golden run `name`, and compares each step.
+fn check(
+    name: &str,
+    reference: Option<usize>,
+    records: &[Vec<Example>],
+    objective: impl Fn(&Run) -> Objective,
+) -> (Trainer, Vec<f64>) {
+    let mut runs: BTreeMap<String, Run> = read_json("runs.json");
+    let run = runs.remove(name).unwrap();
+    let preference = Preference {
+        objective: objective(&run),
+        reference,
+        max_length: 64,
+    };
+    let (slots, trainable): (&[usize], _) = match (name, reference) {
+        ("orpo_full", _) => (&[], Trainable::Full),
+        (_, Some(_)) => (&[0, 1], Trainable::Adapter { slot: 0 }),
+        (_, None) => (&[0], Trainable::Adapter { slot: 0 }),
+    };
+    let trainer = Trainer::new(model(slots), options(trainable, run.steps.len()));
+    let mut trainer = trainer.comparing(Some(preference));
+    let mut losses = Vec::new();
+    for (step, (batches, expected)) in steps(&run, records).iter().zip(&run.steps).enumerate() {
+        let output = trainer.step(batches);
+        let (loss, norm) = output.read();
+        let place = |what: &str| format!("{name}, step {step}, {what}");
+        close(&place("loss"), loss, expected["loss"], LOSS_TOLERANCE);
+        close(&place("grad norm"), norm, expected["grad_norm"], 1e-3);
+        let rate = output.learning_rate;
+        assert!(
+            (rate - expected["learning_rate"]).abs() < 1e-9,
+            "step {step}"
+        );
+        let mut compared = 0;
+        for (key, &expected) in expected {
+            let found = match key.as_str() {
+                "loss" | "grad_norm" | "learning_rate" => continue,
+                "entropy" => output.numbers().means.entropy,
+                "mean_token_accuracy" => output.numbers().means.token_accuracy,
+                key => output.compared[key],
+            };
+            // TRL's is a mean over micro-batches, and this one over tokens.
+            let is_per_token = matches!(key.as_str(), "entropy" | "mean_token_accuracy");
+            if !(is_per_token && run.accumulation > 1) {
+                close(&place(key), found, expected, 1e-3);
+            }
+            compared += 1;
+        }
+        assert!(compared >= 6, "{compared}");
+        losses.push(loss);
+    }
+    (trainer, losses)
+}
+
+fn dpo(loss: LossType) -> impl Fn(&Run) -> Objective {
+    move |run| Objective::Dpo {
+        beta: run.beta,
+        loss,
+        label_smoothing: run.label_smoothing.unwrap_or(0.0),
+    }
+}
+
+#[test]
+fn dpo_learns_as_trl() {
+    let (trainer, losses) = check("dpo", None, &pairs(), dpo(LossType::Sigmoid));
+    assert_eq!(losses.len(), 30);
+    let expected = adapter_file(&golden("preference/dpo.safetensors"));
+    let initial = adapter_file(&golden("training/initial.safetensors"));
+    let (mut worst, mut moved) = (0f32, 0f32);
+    let largest = |a: &[f32], b: &[f32]| {
+        let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+        differences.fold(0f32, f32::max)
+    };
+    for (module, linear) in trainer.model.linears() {
+        let weights = linear.adapter(0).unwrap();
+        for (matrix, tensor) in [("A", &weights.a), ("B", &weights.b_t.clone().transpose())] {
+            let name = peft_name(&module, matrix);
+            let (_, values) = &expected[&name];
+            let found: Vec<f32> = tensor.to_data().iter::<f32>().collect();
+            worst = worst.max(largest(&found, values));
+            moved = moved.max(largest(&initial[&name].1, values));
+        }
+    }
+    assert!(moved > 10.0 * ADAPTER_TOLERANCE, "{moved}");
+    assert!(worst < ADAPTER_TOLERANCE, "largest difference {worst}");
+}
+
+#[test]
+fn the_other_losses_of_dpo_are_those_of_trl() {
+    for (name, loss) in [
+        ("ipo", LossType::Ipo),
+        ("hinge", LossType::Hinge),
+        ("robust", LossType::Robust),
+    ] {
+        check(name, None, &pairs(), dpo(loss));
+    }
+}
+
+#[test]
+fn an_adapter_that_is_trained_further_is_its_own_reference() {
+    let (_, losses) = check("dpo_adapter", Some(1), &pairs(), dpo(LossType::Sigmoid));
+    assert!((losses[0] - std::f64::consts::LN_2).abs() < 1e-6);
+}
+
+#[test]
+fn orpo_learns_as_trl() {
+    let (_, losses) = check("orpo", None, &pairs(), |run| Objective::Orpo {
+        beta: run.beta,
+    });
+    assert_eq!(losses.len(), 10);
+}
+
+#[test]
+fn orpo_trains_a_whole_model_as_trl() {
+    let (_, losses) = check("orpo_full", None, &pairs(), |run| Objective::Orpo {
+        beta: run.beta,
+    });
+    assert!(losses[9] < losses[0] - 0.5, "{losses:?}");
+}
+
+#[test]
+fn kto_learns_as_trl() {
+    let (_, losses) = check("kto", None, &judged(), |run| Objective::Kto {
+        beta: run.beta,
+        weights: (
+            run.desirable_weight.unwrap(),
+            run.undesirable_weight.unwrap(),
+        ),
+    });
+    assert_eq!(losses.len(), 10);
+}
