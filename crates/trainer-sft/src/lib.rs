@@ -17,6 +17,7 @@ mod endings;
 mod error;
 pub mod even;
 pub mod full;
+pub mod generation;
 mod identity;
 pub mod lora;
 pub mod loss;
