@@ -9,6 +9,7 @@ mod columns;
 mod defaults;
 mod resolve;
 mod resume;
+mod samples;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
     SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
 };
+pub use samples::SampleOptions;
 pub use validate::{ALL_LINEAR, ConfigError};
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
@@ -44,6 +46,9 @@ pub struct Config {
     /// How long, in which portions, and where the results go.
     #[serde(flatten)]
     pub run: RunConfig,
+    /// What the model answers while it trains.
+    #[serde(flatten)]
+    pub samples: SampleOptions,
 }
 
 /// The base model.

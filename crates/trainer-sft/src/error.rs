@@ -10,6 +10,7 @@ use crate::chat_format::ModelFilesError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::generation::GenerationError;
 
 /// Why a run cannot start or go on.
 #[derive(Debug, Error)]
@@ -79,6 +80,9 @@ pub enum TrainError {
         /// The adapter.
         folder: PathBuf,
     },
+    /// The model could not answer.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

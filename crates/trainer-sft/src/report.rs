@@ -1,12 +1,14 @@
 //! `report.html`, one file that shows a run without any other, and `loss.svg`.
 
 mod chart;
+mod samples;
 
 use std::fmt::Write as _;
 
 use self::chart::{Bars, Chart, Series};
 use crate::data::Examples;
 use crate::metrics::Record;
+use crate::samples::Samples;
 use crate::summary::Summary;
 
 /// Bars of the histogram of lengths.
@@ -21,6 +23,8 @@ pub(crate) struct Report<'a> {
     pub(crate) settings: &'a str,
     /// The lines of the metrics file.
     pub(crate) records: &'a [Record],
+    /// What the model answered.
+    pub(crate) samples: Option<&'a Samples>,
     /// What was learnt from; `None` where no more than the last block of a stream is known.
     pub(crate) examples: Option<&'a Examples>,
 }
@@ -61,6 +65,9 @@ impl Report<'_> {
             self.lengths(),
         ] {
             page.push_str(&svg);
+        }
+        if let Some(samples) = self.samples {
+            page.push_str(&self::samples::section(samples.answers(), &samples.shown()));
         }
         let settings = escape(self.settings);
         let _ = write!(
@@ -166,7 +173,7 @@ impl Report<'_> {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color-scheme:light dark}\
 th{text-align:left;font-weight:normal;padding-right:2em;opacity:.7}pre{overflow:auto;font-size:14px}\
-svg{display:block;width:100%;margin:1.5em 0}";
+svg{display:block;width:100%;margin:1.5em 0}.samples td,.samples th{vertical-align:top;white-space:pre-wrap;width:50%;padding:.3em .8em .3em 0}";
 
 /// Text as HTML and SVG show it.
 fn escape(text: &str) -> String {
@@ -213,6 +220,7 @@ mod tests {
             summary: &summary,
             settings: "data = [\"<x>\"]\n",
             records: &records(),
+            samples: None,
             examples: Some(&Examples::default()),
         };
         let page = report.html();
@@ -253,6 +261,7 @@ mod tests {
         ] {
             let examples: Examples = vec![example(1), example(longest)].into();
             let report = Report {
+                samples: None,
                 summary: &Summary::default(),
                 settings: "",
                 records: &[],
@@ -270,6 +279,7 @@ mod tests {
             summary: &Summary::default(),
             settings: "",
             records: &[],
+            samples: None,
             examples: Some(&Examples::default()),
         };
         assert!(report.html().ends_with("</html>\n"));

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod checks;
 mod evaluation;
+mod sampling;
 mod seen;
 mod told;
 
@@ -26,6 +27,7 @@ use crate::data::Examples;
 use crate::error::TrainError;
 use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
+use crate::samples::Samples;
 use crate::summary::{StepReport, Summary};
 use crate::trainer::{StepOutput, Trainer};
 
@@ -55,6 +57,7 @@ pub(crate) struct Run<'a> {
     loader: DataLoader,
     weights: Weights,
     eval: Examples,
+    samples: Option<Samples>,
     metrics: Metrics,
     checks: Checks,
     started: Instant,
@@ -67,12 +70,15 @@ impl<'a> Run<'a> {
         watch: Watch<'a>,
         (mut trainer, loader): (Trainer, DataLoader),
         weights: Weights,
-        eval: Examples,
+        (eval, mut samples): (Examples, Option<Samples>),
     ) -> Result<Self, TrainError> {
         find_best(config, &mut state)?;
         output.begin(config)?;
         let resumed = config.run.resume.is_some().then(|| trainer.num_steps());
         let metrics = Metrics::open(config, output.path(), resumed)?;
+        if let Some(samples) = &mut samples {
+            samples.open(resumed)?;
+        }
         let num_trainable = trainer.num_trainable();
         let summary = Summary {
             output: output.path().to_path_buf(),
@@ -87,6 +93,7 @@ impl<'a> Run<'a> {
             loader,
             weights,
             eval,
+            samples,
             metrics,
             checks: Checks::new(config.model.init_config.is_some()),
             started: Instant::now(),
@@ -105,6 +112,9 @@ impl<'a> Run<'a> {
             self.trainer.num_steps(),
             self.watch.progress_bar,
         );
+        if self.config.run.resume.is_none() {
+            self.sample(&told)?;
+        }
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
             let done = self.step(total_steps, &mut told, &mut speed)?;
@@ -118,6 +128,7 @@ impl<'a> Run<'a> {
             told.bar.finish();
             self.summary.stopped_early = self.trainer.num_steps() < total_steps;
             self.on_device(self.trainer.num_steps(), Self::write_result)?;
+            self.sample(&told)?;
         }
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
@@ -169,6 +180,9 @@ impl<'a> Run<'a> {
             let is_best = self.on_device(step, |run| run.evaluate(&batch, told))?;
             is_new_best = is_best && settings.load_best;
             last |= self.has_lost_patience();
+        }
+        if !last && self.samples_are_due(step) {
+            self.sample(told)?;
         }
         let is_broken = self.report(&batch, &output, total_steps)?.is_break();
         let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));

@@ -151,6 +151,15 @@ impl Trainer {
         &self.optimizer
     }
 
+    /// The slot of the adapter that is trained; `None` where every weight is.
+    #[must_use]
+    pub fn slot(&self) -> Option<usize> {
+        match self.options.trainable {
+            Trainable::Adapter { slot } => Some(slot),
+            Trainable::Full => None,
+        }
+    }
+
     /// Where the model lives.
     #[must_use]
     pub fn device(&self) -> Device {

@@ -19,6 +19,7 @@ use crate::error::TrainError;
 use crate::identity::{self, identify};
 use crate::output::{OutputFolder, Weights};
 use crate::run::{Run, Watch, guard};
+use crate::samples::Samples;
 use crate::setup::{add_adapter, load_model, options_of_adapter, start};
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -143,6 +144,7 @@ impl<'a> Training<'a> {
         warn_of_endless_answers(&format, config.run.full);
         let show = self.watch.progress_bar;
         let folder = Some(output.path());
+        let samples = Samples::load(config, &format)?;
         let datasets = Datasets::load(config, &format, self.records, folder, show)?;
         let identity = identify(config, &datasets)?;
         let options = LoaderOptions {
@@ -186,7 +188,7 @@ impl<'a> Training<'a> {
             self.watch,
             (trainer, loader),
             weights,
-            eval,
+            (eval, samples),
         )?;
         run.finish(total_steps)
     }

@@ -344,6 +344,19 @@ pub struct Args {
     #[serde(deserialize_with = "one_or_many")]
     pub report_to: Vec<String>,
 
+    /// Prompts to answer before the first step, at each evaluation and at the end, with greedy decoding: a text on each line, or
+    /// JSON objects with `prompt` or `messages`. The answers are in the log, in samples.jsonl and in report.html
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub sample_prompts: Option<PathBuf>,
+
+    /// Answer --sample-prompts every so many steps instead of at each evaluation
+    #[arg(long, value_name = "STEPS", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
+    pub sample_steps: Option<usize>,
+
+    /// The most tokens of such an answer [default: 128]
+    #[arg(long, value_name = "TOKENS", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
+    pub sample_max_tokens: Option<usize>,
+
     /// Folder of the event files for TensorBoard, which are written then [default: `runs` in the output folder]
     #[arg(long, value_name = "FOLDER", help_heading = "Output")]
     pub logging_dir: Option<PathBuf>,

@@ -7,7 +7,7 @@ use model_qwen::Dtype;
 
 use super::{
     ALL_LINEAR, Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, ModelConfig,
-    OptimizerConfig, RunConfig, Thinking, TrainOn,
+    OptimizerConfig, RunConfig, SampleOptions, Thinking, TrainOn,
 };
 
 impl Config {
@@ -31,6 +31,7 @@ impl Config {
                 output: output.into(),
                 ..RunConfig::default()
             },
+            samples: SampleOptions::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use model_qwen::Quantization;
 use super::args::Args;
 use super::{
     Config, ConfigError, DataConfig, LoraOptions, ModelConfig, OptimizerConfig, RunConfig,
-    find_checkpoint, run_of,
+    SampleOptions, find_checkpoint, run_of,
 };
 
 impl Config {
@@ -107,12 +107,18 @@ impl Config {
             adapter: args.adapter,
             preview: args.preview,
         };
+        let samples = SampleOptions {
+            prompts: args.sample_prompts,
+            steps: args.sample_steps,
+            max_tokens: args.sample_max_tokens,
+        };
         let config = Self {
             model,
             data,
             lora,
             optimizer,
             run,
+            samples,
         };
         config.check_data(false, false)?;
         config.resolved()

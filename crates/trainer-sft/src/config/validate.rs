@@ -56,6 +56,7 @@ impl Config {
             lora,
             optimizer,
             run,
+            ..
         } = self;
         if !matches!(model.compute_dtype, ComputeDtype::F32 | ComputeDtype::Bf16) {
             return Err(ConfigError::Value {
@@ -117,6 +118,7 @@ impl Config {
                 found: "an empty path".into(),
             });
         }
+        self.check_samples()?;
         self.check_conflicts()
     }
 
