@@ -7,6 +7,8 @@
 pub mod args;
 mod columns;
 mod defaults;
+mod grpo;
+mod method;
 mod resolve;
 mod resume;
 mod samples;
@@ -19,6 +21,8 @@ use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
+pub use grpo::{GrpoOptions, LossType, ScaleRewards};
+pub use method::Method;
 pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
     SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
@@ -31,6 +35,8 @@ pub use validate::{ALL_LINEAR, ConfigError};
 /// Settings that depend on other settings may be `None`; [`Config::resolved`] fills them in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
+    /// What is learnt from.
+    pub method: Method,
     /// Which weights are trained, and in which form they are held.
     #[serde(flatten)]
     pub model: ModelConfig,
@@ -49,6 +55,9 @@ pub struct Config {
     /// What the model answers while it trains.
     #[serde(flatten)]
     pub samples: SampleOptions,
+    /// Answers and rewards; unused unless `method` is [`Method::Grpo`].
+    #[serde(flatten)]
+    pub grpo: GrpoOptions,
 }
 
 /// The base model.

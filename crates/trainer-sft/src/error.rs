@@ -11,6 +11,7 @@ use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::generation::GenerationError;
+use crate::rewards::RewardError;
 
 /// Why a run cannot start or go on.
 #[derive(Debug, Error)]
@@ -83,6 +84,9 @@ pub enum TrainError {
     /// The model could not answer.
     #[error(transparent)]
     Generation(#[from] GenerationError),
+    /// Answers got no rewards.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -1,5 +1,6 @@
 //! What a run reports while it trains: one JSON line per logged step, and a progress bar.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,9 @@ pub struct Record {
     pub peak_memory: Option<u64>,
     /// Seconds since the run started.
     pub elapsed: f64,
+    /// Numbers of the method, with the names of TRL: `reward`, `completions/mean_length`, …
+    #[serde(flatten)]
+    pub more: BTreeMap<String, f64>,
 }
 
 /// Appends records to `metrics.jsonl`.

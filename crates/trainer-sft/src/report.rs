@@ -56,6 +56,16 @@ impl Report<'_> {
             self.loss(),
             chart("Token accuracy", &accuracy),
             chart("Entropy (nats)", &entropy),
+            chart(
+                "Reward",
+                &[self.series("training", |r| r.more.get("reward").copied())],
+            ),
+            chart(
+                "Tokens per answer",
+                &[self.series("training", |r| {
+                    r.more.get("completions/mean_length").copied()
+                })],
+            ),
             one("Learning rate", |r| r.learning_rate),
             one("Norm of the gradients", |r| r.grad_norm),
             one("Tokens per second", |r| r.tokens_per_second),

@@ -7,6 +7,7 @@ mod sampling;
 mod seen;
 mod told;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ use crate::checkpoint::TrainerState;
 use crate::config::{Config, newest_checkpoint};
 use crate::data::Examples;
 use crate::error::TrainError;
+use crate::grpo::Grpo;
 use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
 use crate::samples::Samples;
@@ -58,6 +60,9 @@ pub(crate) struct Run<'a> {
     weights: Weights,
     eval: Examples,
     samples: Option<Samples>,
+    grpo: Option<Grpo>,
+    /// Of the last step, see [`Record::more`].
+    more: BTreeMap<String, f64>,
     metrics: Metrics,
     checks: Checks,
     started: Instant,
@@ -70,7 +75,7 @@ impl<'a> Run<'a> {
         watch: Watch<'a>,
         (mut trainer, loader): (Trainer, DataLoader),
         weights: Weights,
-        (eval, mut samples): (Examples, Option<Samples>),
+        (eval, mut samples, grpo): (Examples, Option<Samples>, Option<Grpo>),
     ) -> Result<Self, TrainError> {
         find_best(config, &mut state)?;
         output.begin(config)?;
@@ -94,6 +99,8 @@ impl<'a> Run<'a> {
             weights,
             eval,
             samples,
+            grpo,
+            more: BTreeMap::new(),
             metrics,
             checks: Checks::new(config.model.init_config.is_some()),
             started: Instant::now(),
@@ -148,12 +155,15 @@ impl<'a> Run<'a> {
     ) -> Result<ControlFlow<()>, TrainError> {
         let settings = &self.config.run;
         let before = self.loader.state();
-        let mut batch = match self.loader.next_step() {
+        let mut batch = match self.next_batch() {
             Ok(batch) => batch,
-            Err(error) => return Err(self.stop_at(before, error.into())),
+            Err(error) => return Err(self.stop_at(before, error)),
         };
         let step = self.trainer.num_steps() + 1;
-        let output = self.on_device(step, |run| Ok(run.trainer.step(&batch.micro_batches)))?;
+        let output = match self.on_device(step, |run| run.optimize(&mut batch)) {
+            Err(error @ TrainError::Reward(_)) => return Err(self.stop_at(before, error)),
+            output => output?,
+        };
         let mut last = step == total_steps;
         speed.add(batch.num_tokens());
         self.summary.num_tokens += batch.num_tokens();
@@ -186,7 +196,8 @@ impl<'a> Run<'a> {
         }
         let is_broken = self.report(&batch, &output, total_steps)?.is_break();
         let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let stops = !last && (is_broken || is_told);
+        let can_go_on = self.grpo.as_ref().is_none_or(Grpo::is_at_start);
+        let stops = !last && can_go_on && (is_broken || is_told);
         // The last weights are the result as they are.
         if stops || (is_new_best && !last) || is_due(settings.save_steps, step) {
             self.on_device(step, |run| run.write_checkpoint(is_new_best, stops))?;
@@ -196,6 +207,24 @@ impl<'a> Run<'a> {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })
+    }
+
+    /// What the next step learns from.
+    fn next_batch(&mut self) -> Result<StepBatch, TrainError> {
+        match self.grpo.as_ref().and_then(Grpo::prompts_again) {
+            Some(batch) => Ok(batch),
+            None => Ok(self.loader.next_step()?),
+        }
+    }
+
+    /// One optimizer step on `batch`, by the method of the run.
+    fn optimize(&mut self, batch: &mut StepBatch) -> Result<StepOutput, TrainError> {
+        let Some(grpo) = &mut self.grpo else {
+            return Ok(self.trainer.step(&batch.micro_batches));
+        };
+        let (output, more) = grpo.step(&mut self.trainer, batch)?;
+        self.more = more;
+        Ok(output)
     }
 
     /// Does what the device takes part in, at a step.
@@ -317,8 +346,9 @@ impl<'a> Run<'a> {
         let means = output.numbers().means;
         let record = Record {
             loss: Some(loss),
-            mean_token_accuracy: Some(means.token_accuracy),
+            mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             entropy: Some(means.entropy),
+            more: self.more.clone(),
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
@@ -331,6 +361,10 @@ impl<'a> Run<'a> {
         if is_metric {
             self.summary.first_loss.get_or_insert(loss);
             self.summary.last_loss = Some(loss);
+            if let Some(reward) = record.more.get("reward") {
+                self.summary.first_reward.get_or_insert(*reward);
+                self.summary.last_reward = Some(*reward);
+            }
             self.write(&record);
         }
     }

@@ -54,13 +54,19 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
     if let Some((slot, None)) = explicit_slot(model, adapters) {
         return explicit::forward(model, batch, slot);
     }
+    let x = hidden(model, batch, adapters);
+    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+}
+
+/// What the last layer gives, without gradients, `[tokens, hidden]`.
+pub(crate) fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
     let rotary = model.rotary(&batch.positions);
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
         x = layer.forward(index, x, &rotary, adapters, &mut attention); // [tokens, hidden]
     }
-    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+    x
 }
 
 /// Adds the gradients of `scale` times a batch's summed cross-entropy to `store`.
@@ -69,19 +75,41 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters, checkpointing, noise): (
-        Trainable,
-        &AdapterSelection,
-        Checkpointing,
-        Option<Noise>,
-    ),
+    how: How<'_>,
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
+    let (_, adapters, checkpointing, noise) = how;
     if let Some(slot) = explicit_slot(model, adapters) {
         let how = (checkpointing, noise);
         return explicit::forward_backward(model, batch, slot, how, scale, store);
     }
+    let targets = Targets::new(&batch.targets);
+    pull(model, batch, how, store, |head, x, trained| {
+        loss::backward(head, x, &targets, scale, trained)
+    })
+}
+
+/// What is trained, the adapters in use, what is computed twice, and the noise on the embeddings.
+pub(crate) type How<'a> = (
+    Trainable,
+    &'a AdapterSelection,
+    Checkpointing,
+    Option<Noise>,
+);
+
+/// Names of a head that is trained, and where its gradients go.
+pub(crate) type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
+
+/// Adds the gradients of a loss to `store`. `loss` gets what the last layer gives, `[tokens, hidden]`, and returns something
+/// and the gradient of that.
+pub(crate) fn pull<L>(
+    model: &QwenModel,
+    batch: &Batch,
+    (trainable, adapters, checkpointing, noise): How<'_>,
+    store: &mut GradientStore,
+    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
+) -> L {
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
         rotary,
@@ -117,13 +145,7 @@ pub fn forward_backward(
         },
     };
     let trained = (trainable == Trainable::Full).then_some((names, &mut *store));
-    let (loss, mut dx) = loss::backward(
-        &head(model),
-        x,
-        &Targets::new(&batch.targets),
-        scale,
-        trained,
-    );
+    let (found, mut dx) = loss(&head(model), x, trained);
 
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         let graph = match kept {
@@ -132,7 +154,7 @@ pub fn forward_backward(
         };
         match graph.backward(index, dx, trainable, store) {
             Some(gradient) => dx = gradient, // [tokens, hidden]
-            None => return loss,
+            None => return found,
         }
     }
     if trainable == Trainable::Full {
@@ -142,7 +164,7 @@ pub fn forward_backward(
             Some(embedding_gradient(&batch.tokens, dx, vocab)),
         );
     }
-    loss
+    found
 }
 
 /// What the forward pass keeps of a layer.
@@ -244,7 +266,8 @@ fn layer_bytes(model: &QwenModel, num_tokens: usize) -> usize {
     size_of::<f32>() * values * num_tokens
 }
 
-fn head(model: &QwenModel) -> Head {
+/// What turns the last layer's output into logits.
+pub(crate) fn head(model: &QwenModel) -> Head {
     Head {
         norm: model.norm.clone(),
         norm_eps: model.config.rms_norm_eps,

@@ -12,12 +12,14 @@ use tracing::info;
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
 use crate::checkpoint::{TrainerState, load_state};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Method};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
+use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
 use crate::output::{OutputFolder, Weights};
+use crate::rewards::Rewards;
 use crate::run::{Run, Watch, guard};
 use crate::samples::Samples;
 use crate::setup::{add_adapter, load_model, options_of_adapter, start};
@@ -145,11 +147,25 @@ impl<'a> Training<'a> {
         let show = self.watch.progress_bar;
         let folder = Some(output.path());
         let samples = Samples::load(config, &format)?;
-        let datasets = Datasets::load(config, &format, self.records, folder, show)?;
+        let (datasets, grpo) = match config.method {
+            Method::Sft => {
+                let datasets = Datasets::load(config, &format, self.records, folder, show)?;
+                (datasets, None)
+            }
+            Method::Grpo => {
+                let rewards = Rewards::new(&config.grpo)?;
+                let (questions, datasets) =
+                    Questions::load(config, &format, self.records, &rewards)?;
+                (
+                    datasets,
+                    Some(Grpo::new(config, &format, questions, rewards)),
+                )
+            }
+        };
         let identity = identify(config, &datasets)?;
         let options = LoaderOptions {
-            batch_size: config.run.batch_size,
-            gradient_accumulation: config.run.gradient_accumulation,
+            batch_size: config.rows_per_step().0,
+            gradient_accumulation: config.rows_per_step().1,
             packing: config.data.packing.then_some(datasets.max_length),
             seed: config.run.seed,
         };
@@ -157,7 +173,7 @@ impl<'a> Training<'a> {
             TrainData::Loaded(data) => DataLoader::new(Arc::new(data.examples), options),
             TrainData::Streamed(stream) => DataLoader::streamed(stream, options)?,
         };
-        let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0);
+        let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0) * config.grpo.num_iterations();
         let total_steps = config.run.num_steps(steps_per_epoch);
         config.check_steps(total_steps)?;
         let mut state = TrainerState::default();
@@ -188,7 +204,7 @@ impl<'a> Training<'a> {
             self.watch,
             (trainer, loader),
             weights,
-            (eval, samples),
+            (eval, samples, grpo),
         )?;
         run.finish(total_steps)
     }

@@ -20,7 +20,9 @@ pub(crate) use self::hints::with_hyphens;
 pub use self::parse::ArgsError;
 use self::values::{COMPUTE_DTYPE, number, one_or_many, seed, whole};
 pub(crate) use self::values::{DTYPE, QUANTIZATION};
-use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
+use crate::config::{
+    GradientCheckpointing, LossType, LrSchedule, Method, ScaleRewards, Thinking, TrainOn,
+};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -35,6 +37,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+
+    /// What is learnt from: `sft` examples of answers, `grpo` rewards for the model's own answers [default: sft]
+    #[arg(long, value_enum)]
+    pub method: Option<Method>,
 
     /// File to learn from: JSONL, a JSON array or CSV, also as .gz or .zst; a folder of such files, a glob pattern, or `-`
     /// for standard input; repeat for several. Each record is one of: `messages` (OpenAI), `conversations` (ShareGPT),
@@ -293,6 +299,63 @@ pub struct Args {
     /// Seed of shuffling, initialization and dropout [default: 42]
     #[arg(long, value_name = "SEED", help_heading = "Training", value_parser = seed, allow_negative_numbers = true)]
     pub seed: Option<u64>,
+
+    /// Answers to each prompt, which are compared with each other [default: 8]
+    #[arg(long, value_name = "N", help_heading = "GRPO", value_parser = whole, allow_negative_numbers = true)]
+    pub num_generations: Option<usize>,
+
+    /// Temperature that answers are drawn with [default: 1]
+    #[arg(long, value_name = "T", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+
+    /// The most tokens of an answer [default: 512]
+    #[arg(long, value_name = "TOKENS", help_heading = "GRPO", value_parser = whole, allow_negative_numbers = true)]
+    pub max_completion_length: Option<usize>,
+
+    /// Weight of the divergence (KL) from the model with the adapter switched off [default: 0]
+    #[arg(long, value_name = "BETA", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub beta: Option<f64>,
+
+    /// Optimizer steps on the same answers [default: 1]
+    #[arg(long, value_name = "N", help_heading = "GRPO", value_parser = whole, allow_negative_numbers = true)]
+    pub num_iterations: Option<usize>,
+
+    /// How far such steps may change the probability of a token: its ratio is clipped to 1 ± EPSILON [default: 0.2]
+    #[arg(long, value_name = "EPSILON", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub epsilon: Option<f64>,
+
+    /// The bound upwards, where it is another one [default: --epsilon]
+    #[arg(long, value_name = "EPSILON", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub epsilon_high: Option<f64>,
+
+    /// How the losses of tokens are averaged [default: dapo]
+    #[arg(long, value_enum, help_heading = "GRPO")]
+    pub loss_type: Option<LossType>,
+
+    /// What rewards are divided by, after the mean of their group was subtracted [default: group]
+    #[arg(long, value_enum, help_heading = "GRPO")]
+    pub scale_rewards: Option<ScaleRewards>,
+
+    /// Reward of an answer, from 0 to 1; repeat for several, which are added: `exact_match` (the record's `answer`, or
+    /// exact_match:COLUMN), `regex:PATTERN` (found in the answer), `json` (an object or a list), `json_schema:FILE`,
+    /// `length:MIN-MAX` (in tokens)
+    #[arg(long, value_name = "REWARD", help_heading = "GRPO")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub reward: Vec<String>,
+
+    /// Program that gives rewards: it gets a POST with `prompts`, `completions` and `columns`, and answers {"rewards": […]};
+    /// repeat for several
+    #[arg(long, value_name = "URL", help_heading = "GRPO")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub reward_url: Vec<String>,
+
+    /// Weights of the rewards, in the order of --reward and then of --reward-url [default: 1 each]
+    #[arg(long, value_name = "WEIGHTS", help_heading = "GRPO", value_delimiter = ',', num_args = 1.., value_parser = number, allow_negative_numbers = true)]
+    pub reward_weights: Vec<f64>,
+
+    /// Seconds that --reward-url may take to answer [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub reward_timeout: Option<f64>,
 
     /// Folder to write, a new or empty one; nothing is overwritten [default: adapters/DATA-N; models/… with --full]
     #[arg(

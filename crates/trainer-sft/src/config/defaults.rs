@@ -6,8 +6,8 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Dtype;
 
 use super::{
-    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, ModelConfig,
-    OptimizerConfig, RunConfig, SampleOptions, Thinking, TrainOn,
+    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, GrpoOptions, LoraOptions, LrSchedule,
+    Method, ModelConfig, OptimizerConfig, RunConfig, SampleOptions, Thinking, TrainOn,
 };
 
 impl Config {
@@ -23,6 +23,7 @@ impl Config {
     /// ```
     pub fn new(output: impl Into<PathBuf>) -> Self {
         Self {
+            method: Method::default(),
             model: ModelConfig::default(),
             data: DataConfig::default(),
             lora: LoraOptions::default(),
@@ -32,6 +33,7 @@ impl Config {
                 ..RunConfig::default()
             },
             samples: SampleOptions::default(),
+            grpo: GrpoOptions::default(),
         }
     }
 }

@@ -7,8 +7,8 @@ use model_qwen::Quantization;
 
 use super::args::Args;
 use super::{
-    Config, ConfigError, DataConfig, LoraOptions, ModelConfig, OptimizerConfig, RunConfig,
-    SampleOptions, find_checkpoint, run_of,
+    Config, ConfigError, DataConfig, GrpoOptions, LoraOptions, Method, ModelConfig,
+    OptimizerConfig, RunConfig, SampleOptions, find_checkpoint, run_of,
 };
 
 impl Config {
@@ -18,6 +18,22 @@ impl Config {
     /// The first setting that is out of range, missing, or excluded by another one.
     pub fn from_args(args: Args) -> Result<Self, ConfigError> {
         let full = args.full.unwrap_or(false);
+        let method = args.method.unwrap_or_default();
+        let grpo = GrpoOptions {
+            num_generations: args.num_generations,
+            temperature: args.temperature,
+            max_completion_length: args.max_completion_length,
+            beta: args.beta,
+            num_iterations: args.num_iterations,
+            epsilon: args.epsilon,
+            epsilon_high: args.epsilon_high,
+            loss_type: args.loss_type,
+            scale_rewards: args.scale_rewards,
+            rewards: args.reward,
+            reward_urls: args.reward_url,
+            reward_weights: args.reward_weights,
+            reward_timeout: args.reward_timeout,
+        };
         let default = ModelConfig::default();
         let model = ModelConfig {
             model: args.model,
@@ -88,7 +104,11 @@ impl Config {
             full,
             epochs: args.epochs,
             max_steps: args.max_steps,
-            batch_size: args.batch_size.unwrap_or(default.batch_size),
+            batch_size: args.batch_size.unwrap_or(match method {
+                // All answers to one prompt.
+                Method::Grpo => grpo.num_generations(),
+                Method::Sft => default.batch_size,
+            }),
             gradient_accumulation: args
                 .gradient_accumulation
                 .unwrap_or(default.gradient_accumulation),
@@ -113,12 +133,14 @@ impl Config {
             max_tokens: args.sample_max_tokens,
         };
         let config = Self {
+            method,
             model,
             data,
             lora,
             optimizer,
             run,
             samples,
+            grpo,
         };
         config.check_data(false, false)?;
         config.resolved()
@@ -158,7 +180,11 @@ impl Config {
     pub fn learning_rate(&self) -> f64 {
         // The narrower the model, the larger the steps it takes: the usual value suits half a billion parameters and more,
         // and leaves the bundled model where it was.
-        let default = if self.is_quickstart() { 2e-3 } else { 2e-4 };
+        let default = match self.method {
+            Method::Sft if self.is_quickstart() => 2e-3,
+            Method::Sft => 2e-4,
+            Method::Grpo => 1e-5,
+        };
         self.optimizer.learning_rate.unwrap_or(default)
     }
 

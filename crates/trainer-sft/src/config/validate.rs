@@ -119,6 +119,7 @@ impl Config {
             });
         }
         self.check_samples()?;
+        self.check_grpo()?;
         self.check_conflicts()
     }
 

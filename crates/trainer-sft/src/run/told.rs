@@ -54,6 +54,20 @@ impl Told {
         let left = self.total_steps.saturating_sub(step) as f64;
         let seconds = self.started.elapsed().as_secs_f64() / done * left;
         let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        if let Some(reward) = record.more.get("reward") {
+            let length = record.more.get("completions/mean_length").copied();
+            info!(
+                "step {step}/{}: reward {reward:.3}, {:.0} tokens per answer, loss {:.4}, entropy {:.3}, lr {:.2e}, grad norm {:.3}, {} left",
+                self.total_steps,
+                or_none(length),
+                or_none(record.loss),
+                or_none(record.entropy),
+                or_none(record.learning_rate),
+                or_none(record.grad_norm),
+                time(seconds),
+            );
+            return;
+        }
         info!(
             "step {step}/{}: loss {:.4}, token accuracy {:.3}, entropy {:.3}, lr {:.2e}, grad norm {:.3}, {:.0} tokens/s, {} left",
             self.total_steps,

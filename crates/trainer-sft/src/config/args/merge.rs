@@ -15,6 +15,7 @@ impl Args {
         let list = |own: Vec<PathBuf>, other| if own.is_empty() { other } else { own };
         Self {
             config: None,
+            method: self.method.or(file.method),
             data: list(self.data, file.data),
             // A flag wins over the file's other way of saying the same.
             eval_split: match self.eval_data.is_empty() {
@@ -114,6 +115,28 @@ impl Args {
             sample_prompts: self.sample_prompts.or(file.sample_prompts),
             sample_steps: self.sample_steps.or(file.sample_steps),
             sample_max_tokens: self.sample_max_tokens.or(file.sample_max_tokens),
+            num_generations: self.num_generations.or(file.num_generations),
+            temperature: self.temperature.or(file.temperature),
+            max_completion_length: self.max_completion_length.or(file.max_completion_length),
+            beta: self.beta.or(file.beta),
+            num_iterations: self.num_iterations.or(file.num_iterations),
+            epsilon: self.epsilon.or(file.epsilon),
+            epsilon_high: self.epsilon_high.or(file.epsilon_high),
+            loss_type: self.loss_type.or(file.loss_type),
+            scale_rewards: self.scale_rewards.or(file.scale_rewards),
+            reward: match self.reward.is_empty() {
+                true => file.reward,
+                false => self.reward,
+            },
+            reward_url: match self.reward_url.is_empty() {
+                true => file.reward_url,
+                false => self.reward_url,
+            },
+            reward_weights: match self.reward_weights.is_empty() {
+                true => file.reward_weights,
+                false => self.reward_weights,
+            },
+            reward_timeout: self.reward_timeout.or(file.reward_timeout),
             resume: self.resume,
             resume_anyway: self.resume_anyway,
             adapter: self.adapter.or(file.adapter),
