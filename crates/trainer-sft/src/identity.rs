@@ -16,7 +16,7 @@ use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
 /// number of steps).
-const FREE: [&str; 21] = [
+const FREE: [&str; 22] = [
     "data",
     "eval_data",
     "model",
@@ -37,6 +37,7 @@ const FREE: [&str; 21] = [
     "sample_prompts",
     "sample_steps",
     "sample_max_tokens",
+    "reward_timeout",
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod checks;
 mod evaluation;
+mod method;
 mod sampling;
 mod seen;
 mod told;
@@ -207,24 +208,6 @@ impl<'a> Run<'a> {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })
-    }
-
-    /// What the next step learns from.
-    fn next_batch(&mut self) -> Result<StepBatch, TrainError> {
-        match self.grpo.as_ref().and_then(Grpo::prompts_again) {
-            Some(batch) => Ok(batch),
-            None => Ok(self.loader.next_step()?),
-        }
-    }
-
-    /// One optimizer step on `batch`, by the method of the run.
-    fn optimize(&mut self, batch: &mut StepBatch) -> Result<StepOutput, TrainError> {
-        let Some(grpo) = &mut self.grpo else {
-            return Ok(self.trainer.step(&batch.micro_batches));
-        };
-        let (output, more) = grpo.step(&mut self.trainer, batch)?;
-        self.more = more;
-        Ok(output)
     }
 
     /// Does what the device takes part in, at a step.

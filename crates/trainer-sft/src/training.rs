@@ -147,20 +147,16 @@ impl<'a> Training<'a> {
         let show = self.watch.progress_bar;
         let folder = Some(output.path());
         let samples = Samples::load(config, &format)?;
-        let (datasets, grpo) = match config.method {
-            Method::Sft => {
-                let datasets = Datasets::load(config, &format, self.records, folder, show)?;
-                (datasets, None)
-            }
-            Method::Grpo => {
-                let rewards = Rewards::new(&config.grpo)?;
-                let (questions, datasets) =
-                    Questions::load(config, &format, self.records, &rewards)?;
-                (
-                    datasets,
-                    Some(Grpo::new(config, &format, questions, rewards)),
-                )
-            }
+        let (datasets, grpo) = if config.method == Method::Grpo {
+            let rewards = Rewards::new(&config.grpo)?;
+            let (questions, datasets) = Questions::load(config, &format, self.records, &rewards)?;
+            (
+                datasets,
+                Some(Grpo::new(config, &format, questions, rewards)),
+            )
+        } else {
+            let datasets = Datasets::load(config, &format, self.records, folder, show)?;
+            (datasets, None)
         };
         let identity = identify(config, &datasets)?;
         let options = LoaderOptions {

@@ -280,6 +280,15 @@ fn records_without_a_prompt_or_an_answer_are_named() {
         assert!(said.contains(expected), "{said}");
     }
     assert!(refused(records[3..].to_vec()).contains("records[0]: expected an object, found 3"));
+    let training = Training::new(&config).device(&Device::flex());
+    let training = training
+        .records(records[..1].to_vec())
+        .eval_records(records[..1].to_vec());
+    let said = training.run().unwrap_err().to_string();
+    assert!(
+        said.starts_with("--method grpo evaluates nothing"),
+        "{said}"
+    );
     let long = json!({"prompt": "a b ".repeat(5000), "answer": "b"});
     let said = refused(vec![long]);
     assert!(

@@ -44,7 +44,8 @@ pub struct Args {
 
     /// File to learn from: JSONL, a JSON array or CSV, also as .gz or .zst; a folder of such files, a glob pattern, or `-`
     /// for standard input; repeat for several. Each record is one of: `messages` (OpenAI), `conversations` (ShareGPT),
-    /// `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `query`/`response`, `segments`, `text`
+    /// `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `query`/`response`, `segments`, `text`; with --method
+    /// grpo a `prompt` (a text or messages) and any fields for rewards
     #[arg(long, value_name = "FILE", help_heading = "Data", visible_alias = "train-file", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many")]
     pub data: Vec<PathBuf>,
@@ -200,7 +201,7 @@ pub struct Args {
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub loraplus_lr_ratio: Option<f64>,
 
-    /// Peak learning rate of AdamW [default: 2e-4; 2e-3 for LoRA on the bundled model]
+    /// Peak learning rate of AdamW [default: 2e-4; 2e-3 for LoRA on the bundled model; 1e-5 with --method grpo]
     #[arg(
         long,
         value_name = "LR",
@@ -270,7 +271,7 @@ pub struct Args {
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = whole, allow_negative_numbers = true)]
     pub max_steps: Option<usize>,
 
-    /// Examples (rows, with --packing) computed at once [default: 4]
+    /// Examples (rows, with --packing; answers, with --method grpo) computed at once [default: 4; --num-generations with grpo]
     #[arg(
         long,
         value_name = "N",

@@ -131,10 +131,10 @@ impl Config {
     /// Rows of the data in a micro-batch, and micro-batches of a step. A row of GRPO is a prompt, which has several answers.
     pub(crate) fn rows_per_step(&self) -> (usize, usize) {
         let (rows, steps) = (self.run.batch_size, self.run.gradient_accumulation);
-        match self.method {
-            Method::Sft => (rows, steps),
-            Method::Grpo => ((rows * steps / self.grpo.num_generations()).max(1), 1),
+        if self.method != Method::Grpo {
+            return (rows, steps);
         }
+        ((rows * steps / self.grpo.num_generations()).max(1), 1)
     }
 
     /// Ranges of the settings of GRPO, and settings of a run that do not go with it.

@@ -104,10 +104,11 @@ impl Config {
             full,
             epochs: args.epochs,
             max_steps: args.max_steps,
-            batch_size: args.batch_size.unwrap_or(match method {
-                // All answers to one prompt.
-                Method::Grpo => grpo.num_generations(),
-                Method::Sft => default.batch_size,
+            // All answers to one prompt.
+            batch_size: args.batch_size.unwrap_or(if method == Method::Grpo {
+                grpo.num_generations()
+            } else {
+                default.batch_size
             }),
             gradient_accumulation: args
                 .gradient_accumulation
@@ -180,17 +181,20 @@ impl Config {
     pub fn learning_rate(&self) -> f64 {
         // The narrower the model, the larger the steps it takes: the usual value suits half a billion parameters and more,
         // and leaves the bundled model where it was.
-        let default = match self.method {
-            Method::Sft if self.is_quickstart() => 2e-3,
-            Method::Sft => 2e-4,
-            Method::Grpo => 1e-5,
+        let default = if self.method == Method::Grpo {
+            1e-5
+        } else if self.is_quickstart() {
+            2e-3
+        } else {
+            2e-4
         };
         self.optimizer.learning_rate.unwrap_or(default)
     }
 
     /// Passes over the data where [`RunConfig::max_steps`] does not say how long the run is.
     pub fn epochs(&self) -> f64 {
-        let default = match self.is_quickstart() {
+        let is_quickstart = self.is_quickstart() && self.method != Method::Grpo;
+        let default = match is_quickstart {
             true => QUICKSTART_EPOCHS,
             false => DEFAULT_EPOCHS,
         };

@@ -7,7 +7,7 @@ use model_qwen::QwenModel;
 use tracing::{info, warn};
 
 use crate::batch::DataLoader;
-use crate::config::Config;
+use crate::config::{Config, Method};
 use crate::metrics::{Record, progress_bar};
 use crate::trainer::Trainer;
 
@@ -109,6 +109,11 @@ pub(super) fn tell_the_plan(
     let (rows, steps) = (config.run.batch_size, config.run.gradient_accumulation);
     let examples = loader.examples();
     let data = match loader.steps_per_epoch() {
+        Some(_) if config.method == Method::Grpo => format!(
+            "{} prompts, {} answers to each; {total_steps} steps",
+            examples.len(),
+            config.grpo.num_generations(),
+        ),
         Some(per_epoch) => format!(
             "{} examples with {} tokens, {} of them learnt; {total_steps} steps ({:.2} epochs of {per_epoch})",
             examples.len(),
@@ -118,7 +123,9 @@ pub(super) fn tell_the_plan(
         ),
         None => format!("streamed examples; {total_steps} steps"),
     };
-    let row = if config.data.packing {
+    let row = if config.method == Method::Grpo {
+        "answers"
+    } else if config.data.packing {
         "packed rows"
     } else {
         "examples"
@@ -127,7 +134,7 @@ pub(super) fn tell_the_plan(
         "{trained} parameters are trained, of a model with {all}; {data}; {} {row} per step ({rows} × {steps})",
         rows * steps,
     );
-    if config.is_quickstart() {
+    if config.is_quickstart() && config.method != Method::Grpo {
         let (epochs, rate) = (config.epochs(), config.learning_rate());
         let length = match config.run.max_steps {
             Some(_) => String::new(),
