@@ -259,7 +259,7 @@ fn records_without_a_prompt_or_an_answer_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&dir.path().join("a"));
     config.grpo.rewards = vec!["exact_match".into()];
-    let records = vec![
+    let records = [
         json!({"prompt": "a", "answer": "b"}),
         json!({"prompt": "a"}),
         json!({"answer": "b"}),

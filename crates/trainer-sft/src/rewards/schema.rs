@@ -63,7 +63,7 @@ impl Schema {
                 _ if NOTES.contains(&name)
                     || matches!(name, "const" | "enum" | "type" | "required" | "uniqueItems") =>
                 {
-                    check_plain(name, value).or_else(|expected| wrong(expected))?;
+                    check_plain(name, value).or_else(wrong)?;
                 }
                 value if ONE.contains(&name) => self.read(value, &at, root)?,
                 Value::Array(schemas) if SOME.contains(&name) && !schemas.is_empty() => {
