@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::root;
 
 /// Runs `xtask/golden/NAME.py` for the given names, or all of them. The interpreter is `$PYTHON` or
-/// `python3`; it needs torch, transformers, peft, trl, bitsandbytes, safetensors and gguf.
+/// `python3`; it needs torch, transformers, peft, bitsandbytes, trl, safetensors and gguf.
 pub(crate) fn run(names: &[&str]) -> Result<()> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let mut scripts = fs::read_dir(root().join("xtask/golden"))

@@ -129,6 +129,46 @@ pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<
     )
 }
 
+/// What is known of each row of logits, as [`cross_entropy_of_rows`] has it, and the gradient of the sum of the cross-entropies
+/// times `weight`, which gets the number of a row and its cross-entropy: for losses whose derivative by a row's
+/// log-probability depends on that log-probability.
+///
+/// # Shapes
+/// logits and their gradient `[rows, vocab]`.
+///
+/// # Panics
+/// As [`cross_entropy`].
+pub fn weighted_cross_entropy(
+    logits: Tensor<2>,
+    targets: &[u32],
+    weight: &(dyn Fn(usize, f32) -> f32 + Sync),
+) -> (Vec<[f32; 3]>, Tensor<2>) {
+    let _span = trace_span!("cross_entropy").entered();
+    let [rows, vocab] = check_targets(&logits, targets);
+    if rows == 0 {
+        return (Vec::new(), logits);
+    }
+    let device = logits.device();
+    if is_plain_cpu(&logits) && is_fused(&logits) {
+        let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
+            Ok(values) => values,
+            Err(_) => unreachable!("the dtype is f32"),
+        };
+        let known = cpu::weighted_cross_entropy(&mut values, targets, weight);
+        let gradient = TensorData::new(values, [rows, vocab]);
+        return (known, Tensor::from_data(gradient, (&device, DType::F32)));
+    }
+    let (known, gradient) = cross_entropy_of_rows(logits, targets, 1.0);
+    let known: Vec<f32> = known.into_data().iter::<f32>().collect();
+    let known: Vec<[f32; 3]> = known.as_chunks().0.to_vec();
+    let weights = known.iter().enumerate();
+    let weights: Vec<f32> = weights.map(|(row, known)| weight(row, known[0])).collect();
+    let weights = TensorData::new(weights, [rows, 1]);
+    let weights = Tensor::<2>::from_data(weights, (&device, DType::F32)); // [rows, 1]
+    let weights = weights.cast(gradient.dtype());
+    (known, gradient * weights)
+}
+
 /// Rows and vocabulary of logits that have these targets.
 fn check_targets(logits: &Tensor<2>, targets: &[u32]) -> [usize; 2] {
     let [rows, vocab] = logits.dims();
@@ -169,6 +209,25 @@ mod tests {
         let x = random([2, 8]);
         assert!(is_fused(&x) && is_fused(&x.clone().autodiff()));
         assert!(is_plain_cpu(&x) && !is_plain_cpu(&x.autodiff()));
+    }
+
+    #[test]
+    fn weights_of_rows_scale_their_gradients() {
+        let logits = random([5, 300]) * 3.0;
+        let targets = [0, 7, 299, 150, 3];
+        let weight = |row: usize, loss: f32| row as f32 - 0.5 * loss;
+        let (known, gradient) = weighted_cross_entropy(logits.clone(), &targets, &weight);
+        let (expected, unweighted) = naive::cross_entropy_of_rows(logits, &targets, 1.0);
+        let weights = known
+            .iter()
+            .enumerate()
+            .map(|(row, known)| weight(row, known[0]));
+        let weights: Vec<f32> = weights.collect();
+        let known = TensorData::new(known.concat(), [5, 3]);
+        let on_cpu = (&Device::flex(), DType::F32);
+        check(Tensor::<2>::from_data(known, on_cpu), expected);
+        let weights = Tensor::<2>::from_data(TensorData::new(weights, [5, 1]), on_cpu);
+        check(gradient, unweighted * weights);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use model_qwen::{
-    ChatTemplate, JsonFileError, QwenConfig, Tokenizer, bundled_model_dir, end_tokens,
+    ChatTemplate, Detokenizer, JsonFileError, QwenConfig, Tokenizer, bundled_model_dir, end_tokens,
     resolve_model,
 };
 use thiserror::Error;
@@ -120,6 +120,15 @@ impl ModelConfig {
 }
 
 impl ChatFormat {
+    /// Tokens as text, without special tokens: what the server answers.
+    #[must_use]
+    pub fn text_of(&self, tokens: &[u32]) -> String {
+        let mut words = Detokenizer::new(self.tokenizer.clone(), true);
+        let mut text: String = tokens.iter().map(|token| words.push(*token)).collect();
+        text.push_str(&words.finish());
+        text
+    }
+
     /// Reads tokenizer, template and limits of the run's model.
     ///
     /// # Errors

@@ -7,9 +7,11 @@
 pub mod args;
 mod columns;
 mod defaults;
+mod grpo;
 mod method;
 mod resolve;
 mod resume;
+mod samples;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -19,11 +21,13 @@ use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
+pub use grpo::{GrpoOptions, ScaleRewards};
 pub use method::{LossType, Method, MethodConfig};
 pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
     SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
 };
+pub use samples::SampleOptions;
 pub use validate::{ALL_LINEAR, ConfigError};
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
@@ -34,7 +38,7 @@ pub struct Config {
     /// Which weights are trained, and in which form they are held.
     #[serde(flatten)]
     pub model: ModelConfig,
-    /// What is learnt from the answers.
+    /// What is learnt from, and how.
     #[serde(flatten)]
     pub method: MethodConfig,
     /// What is learnt from.
@@ -49,6 +53,12 @@ pub struct Config {
     /// How long, in which portions, and where the results go.
     #[serde(flatten)]
     pub run: RunConfig,
+    /// What the model answers while it trains.
+    #[serde(flatten)]
+    pub samples: SampleOptions,
+    /// Answers and rewards; unused unless the method is [`Method::Grpo`].
+    #[serde(flatten)]
+    pub grpo: GrpoOptions,
 }
 
 /// The base model.
@@ -128,7 +138,7 @@ impl LoraOptions {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OptimizerConfig {
     /// Peak learning rate; `None` is 2e-4, or 2e-3 for an adapter of the bundled model; 5e-6 and 1e-4 where answers are
-    /// compared.
+    /// compared, 1e-5 for GRPO.
     pub learning_rate: Option<f64>,
     /// Shape after the warm-up.
     pub lr_schedule: LrSchedule,

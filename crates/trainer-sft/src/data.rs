@@ -10,6 +10,7 @@ mod example;
 pub mod files;
 pub mod format;
 mod load;
+pub(crate) mod objects;
 mod open;
 pub mod read;
 pub mod render;

@@ -10,6 +10,8 @@ use crate::chat_format::ModelFilesError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::generation::GenerationError;
+use crate::rewards::RewardError;
 
 /// Why a run cannot start or go on.
 #[derive(Debug, Error)]
@@ -79,6 +81,12 @@ pub enum TrainError {
         /// The adapter.
         folder: PathBuf,
     },
+    /// The model could not answer.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// Answers got no rewards.
+    #[error(transparent)]
+    Reward(#[from] RewardError),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

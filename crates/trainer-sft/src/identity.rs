@@ -16,7 +16,7 @@ use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
 /// number of steps).
-const FREE: [&str; 18] = [
+const FREE: [&str; 22] = [
     "data",
     "eval_data",
     "model",
@@ -34,6 +34,10 @@ const FREE: [&str; 18] = [
     "eval_steps",
     "report_to",
     "logging_dir",
+    "sample_prompts",
+    "sample_steps",
+    "sample_max_tokens",
+    "reward_timeout",
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.

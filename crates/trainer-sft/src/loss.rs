@@ -7,7 +7,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::{AdapterSelection, Linear, Weight};
 use lora_4bit::{Norm, inner_product, rms_norm};
-use model_qwen::kernels::{cross_entropy, cross_entropy_of_rows};
+use model_qwen::kernels::{cross_entropy, cross_entropy_of_rows, weighted_cross_entropy};
 
 use crate::parameters::GradientStore;
 
@@ -133,6 +133,29 @@ pub fn backward(
     trained: Option<(HeadNames<'_>, &mut GradientStore)>,
 ) -> (Tensor<1>, Tensor<2>) {
     let device = hidden.device();
+    let mut total = Tensor::zeros([3], (&device, DType::F32));
+    let gradient = backward_by(head, hidden, targets, trained, &mut |logits, _, tokens| {
+        let (sums, gradient) = cross_entropy(logits, tokens, scale);
+        total = total.clone() + sums;
+        gradient
+    });
+    (total, gradient)
+}
+
+/// [`backward`] of any loss of the target tokens: `loss` gets the logits of some target rows, the number of the first of them
+/// among all targets, and their tokens, and gives the gradient of the logits.
+///
+/// # Shapes
+///
+/// `hidden` and the result are `[tokens, hidden]`, logits and their gradient `[rows, vocab]`.
+pub(crate) fn backward_by(
+    head: &Head,
+    hidden: Tensor<2>,
+    targets: &Targets,
+    trained: Option<(HeadNames<'_>, &mut GradientStore)>,
+    loss: &mut dyn FnMut(Tensor<2>, usize, &[u32]) -> Tensor<2>,
+) -> Tensor<2> {
+    let device = hidden.device();
     let mut head = head.clone();
     if trained.is_some() {
         head.norm = head.norm.autodiff().require_grad();
@@ -141,8 +164,8 @@ pub fn backward(
         }
     }
     let mut trained = trained;
-    let mut total = Tensor::zeros([3], (&device, DType::F32));
     let mut gradients = Vec::new();
+    let mut first = 0;
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
         let x = hidden
             .clone()
@@ -150,23 +173,22 @@ pub fn backward(
             .autodiff()
             .require_grad(); // [rows, hidden]
         let normalized = head.normalized(x.clone()); // [rows, hidden]
-        let (y, dy, loss) = match trained {
+        let (y, dy) = match trained {
             Some(_) => {
                 let logits = head.logits(normalized); // [rows, vocab]
-                let inner = logits.clone().inner();
-                let (loss, d_logits) = cross_entropy(inner, tokens, scale);
-                (logits, d_logits, loss)
+                let d_logits = loss(logits.clone().inner(), first, tokens);
+                (logits, d_logits)
             }
             // A frozen head needs no graph: the logits become their own gradient.
             None => {
                 let logits = head.logits(normalized.clone().inner()); // [rows, vocab]
-                let (loss, d_logits) = cross_entropy(logits, tokens, scale);
+                let d_logits = loss(logits, first, tokens);
                 let head = &head.lm_head;
                 let dy = head.weight.forward_t(d_logits, head.compute); // [rows, hidden]
-                (normalized, dy, loss)
+                (normalized, dy)
             }
         };
-        total = total + loss;
+        first += rows.len();
         let mut grads = inner_product(y, dy.autodiff()).backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
         if let Some((names, store)) = &mut trained {
@@ -176,7 +198,37 @@ pub fn backward(
             }
         }
     }
-    (total, spread(gradients, targets, &hidden))
+    spread(gradients, targets, &hidden)
+}
+
+/// What is known of each target's prediction, in their order: cross-entropy, whether it is the likeliest token, entropy. Logits
+/// are divided by `temperature` first.
+///
+/// # Shapes
+///
+/// `hidden` is `[tokens, hidden]`.
+pub(crate) fn known_of_targets(
+    head: &Head,
+    hidden: &Tensor<2>,
+    targets: &Targets,
+    temperature: f64,
+) -> Vec<[f32; 3]> {
+    let device = hidden.device();
+    let mut known = Vec::with_capacity(targets.len());
+    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
+        let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
+        let logits = tempered(head.logits(head.normalized(x)), temperature); // [rows, vocab]
+        known.extend(weighted_cross_entropy(logits, tokens, &|_, _| 0.0).0);
+    }
+    known
+}
+
+/// Logits divided by the temperature of sampling.
+pub(crate) fn tempered(logits: Tensor<2>, temperature: f64) -> Tensor<2> {
+    match temperature == 1.0 {
+        true => logits,
+        false => logits.div_scalar(temperature),
+    }
 }
 
 /// What is known of each target, without gradients: its cross-entropy, 1 where it is the likeliest token, the entropy of the

@@ -51,9 +51,9 @@ pub struct Record {
     pub peak_memory: Option<u64>,
     /// Seconds since the run started.
     pub elapsed: f64,
-    /// What answers that are compared have besides, by TRL's names: `rewards/chosen`, `eval_rewards/chosen`, …
+    /// Numbers of the method, with the names of TRL: `rewards/chosen`, `eval_rewards/chosen`, `completions/mean_length`, …
     #[serde(flatten)]
-    pub compared: BTreeMap<String, f64>,
+    pub more: BTreeMap<String, f64>,
 }
 
 /// Appends records to `metrics.jsonl`.

@@ -42,7 +42,7 @@ pub enum Objective {
     Dpo {
         /// Weight of a difference from the reference.
         beta: f64,
-        /// Which loss.
+        /// Which loss of DPO; one of another method counts as [`LossType::Sigmoid`].
         loss: LossType,
         /// Part of the pairs that are the wrong way round.
         label_smoothing: f64,
@@ -67,10 +67,10 @@ impl Preference {
         let settings = &config.method;
         let beta = settings.beta();
         let objective = match settings.method {
-            Method::Sft => return None,
+            Method::Sft | Method::Grpo => return None,
             Method::Dpo => Objective::Dpo {
                 beta,
-                loss: settings.loss_type.unwrap_or_default(),
+                loss: settings.loss_type.unwrap_or(LossType::Sigmoid),
                 label_smoothing: settings.label_smoothing.unwrap_or(0.0),
             },
             Method::Orpo => Objective::Orpo { beta },

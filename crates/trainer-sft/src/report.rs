@@ -1,12 +1,14 @@
 //! `report.html`, one file that shows a run without any other, and `loss.svg`.
 
 mod chart;
+mod samples;
 
 use std::fmt::Write as _;
 
 use self::chart::{Bars, Chart, Series};
 use crate::data::Examples;
 use crate::metrics::Record;
+use crate::samples::Samples;
 use crate::summary::Summary;
 
 /// Bars of the histogram of lengths.
@@ -21,6 +23,8 @@ pub(crate) struct Report<'a> {
     pub(crate) settings: &'a str,
     /// The lines of the metrics file.
     pub(crate) records: &'a [Record],
+    /// What the model answered.
+    pub(crate) samples: Option<&'a Samples>,
     /// What was learnt from; `None` where no more than the last block of a stream is known.
     pub(crate) examples: Option<&'a Examples>,
 }
@@ -57,7 +61,17 @@ impl Report<'_> {
             self.compared("Reward accuracy", &["rewards/accuracies"]),
             self.compared("Log-probabilities", &["logps/chosen", "logps/rejected"]),
             self.compared("Log odds", &["log_odds_chosen"]),
-            self.compared("KL baseline", &["kl"]),
+            self.compared("KL", &["kl"]),
+            chart(
+                "Reward",
+                &[self.series("training", |r| r.more.get("reward").copied())],
+            ),
+            chart(
+                "Tokens per answer",
+                &[self.series("training", |r| {
+                    r.more.get("completions/mean_length").copied()
+                })],
+            ),
             one("Learning rate", |r| r.learning_rate),
             one("Norm of the gradients", |r| r.grad_norm),
             one("Tokens per second", |r| r.tokens_per_second),
@@ -67,6 +81,9 @@ impl Report<'_> {
             self.lengths(),
         ] {
             page.push_str(&svg);
+        }
+        if let Some(samples) = self.samples {
+            page.push_str(&self::samples::section(samples.answers(), &samples.shown()));
         }
         let settings = escape(self.settings);
         let _ = write!(
@@ -90,14 +107,17 @@ impl Report<'_> {
             self.series("training", |r| r.loss),
             self.series("evaluation", |r| r.eval_loss),
         ];
+        let has = |names: &[&str]| {
+            let mut numbers = self.records.iter().flat_map(|record| record.more.keys());
+            numbers.any(|name| names.contains(&name.as_str()))
+        };
         let chart = Chart {
-            title: match self
-                .records
-                .iter()
-                .any(|record| !record.compared.is_empty())
-            {
-                true => "Loss of the comparison",
-                false => "Loss (nats per token)",
+            title: if has(&["rewards/chosen", "rewards/rejected"]) {
+                "Loss of the comparison"
+            } else if has(&["reward"]) {
+                "Loss"
+            } else {
+                "Loss (nats per token)"
             },
             series: &series,
         };
@@ -110,9 +130,9 @@ impl Report<'_> {
         Series::new(name, points)
     }
 
-    /// Numbers of answers that are compared, those of training and of evaluation; empty where there are none.
+    /// Numbers of the method, those of training and of evaluation; empty where there are none.
     fn compared(&self, title: &str, names: &[&str]) -> String {
-        let of = |key: String| move |record: &Record| record.compared.get(&key).copied();
+        let of = |key: String| move |record: &Record| record.more.get(&key).copied();
         let short = |name: &str| match name {
             "rewards/chosen" | "logps/chosen" => ["chosen", "chosen (eval)"],
             "rewards/rejected" | "logps/rejected" => ["rejected", "rejected (eval)"],
@@ -197,7 +217,7 @@ impl Report<'_> {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color-scheme:light dark}\
 th{text-align:left;font-weight:normal;padding-right:2em;opacity:.7}pre{overflow:auto;font-size:14px}\
-svg{display:block;width:100%;margin:1.5em 0}";
+svg{display:block;width:100%;margin:1.5em 0}.samples td,.samples th{vertical-align:top;white-space:pre-wrap;width:50%;padding:.3em .8em .3em 0}";
 
 /// Text as HTML and SVG show it.
 fn escape(text: &str) -> String {
@@ -244,6 +264,7 @@ mod tests {
             summary: &summary,
             settings: "data = [\"<x>\"]\n",
             records: &records(),
+            samples: None,
             examples: Some(&Examples::default()),
         };
         let page = report.html();
@@ -285,6 +306,7 @@ mod tests {
         ] {
             let examples: Examples = vec![example(1), example(longest)].into();
             let report = Report {
+                samples: None,
                 summary: &Summary::default(),
                 settings: "",
                 records: &[],
@@ -302,6 +324,7 @@ mod tests {
             summary: &Summary::default(),
             settings: "",
             records: &[],
+            samples: None,
             examples: Some(&Examples::default()),
         };
         assert!(report.html().ends_with("</html>\n"));

@@ -3,9 +3,12 @@
 mod checkpoints;
 mod checks;
 mod evaluation;
+mod method;
+mod sampling;
 mod seen;
 mod told;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +28,10 @@ use crate::checkpoint::TrainerState;
 use crate::config::{Config, newest_checkpoint};
 use crate::data::Examples;
 use crate::error::TrainError;
+use crate::grpo::Grpo;
 use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
+use crate::samples::Samples;
 use crate::summary::{StepReport, Summary};
 use crate::trainer::{StepOutput, Trainer};
 
@@ -56,6 +61,10 @@ pub(crate) struct Run<'a> {
     loader: DataLoader,
     weights: Weights,
     eval: Examples,
+    samples: Option<Samples>,
+    grpo: Option<Grpo>,
+    /// Of the last step, see [`Record::more`].
+    more: BTreeMap<String, f64>,
     metrics: Metrics,
     checks: Checks,
     started: Instant,
@@ -68,12 +77,15 @@ impl<'a> Run<'a> {
         watch: Watch<'a>,
         (mut trainer, loader): (Trainer, DataLoader),
         weights: Weights,
-        eval: Examples,
+        (eval, mut samples, grpo): (Examples, Option<Samples>, Option<Grpo>),
     ) -> Result<Self, TrainError> {
         find_best(config, &mut state)?;
         output.begin(config)?;
         let resumed = config.run.resume.is_some().then(|| trainer.num_steps());
         let metrics = Metrics::open(config, output.path(), resumed)?;
+        if let Some(samples) = &mut samples {
+            samples.open(resumed)?;
+        }
         let num_trainable = trainer.num_trainable();
         let summary = Summary {
             output: output.path().to_path_buf(),
@@ -88,6 +100,9 @@ impl<'a> Run<'a> {
             loader,
             weights,
             eval,
+            samples,
+            grpo,
+            more: BTreeMap::new(),
             metrics,
             checks: Checks::of(config),
             started: Instant::now(),
@@ -106,6 +121,9 @@ impl<'a> Run<'a> {
             self.trainer.num_steps(),
             self.watch.progress_bar,
         );
+        if self.config.run.resume.is_none() {
+            self.sample(&told)?;
+        }
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
             let done = self.step(total_steps, &mut told, &mut speed)?;
@@ -119,6 +137,7 @@ impl<'a> Run<'a> {
             told.bar.finish();
             self.summary.stopped_early = self.trainer.num_steps() < total_steps;
             self.on_device(self.trainer.num_steps(), Self::write_result)?;
+            self.sample(&told)?;
         }
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
@@ -138,12 +157,15 @@ impl<'a> Run<'a> {
     ) -> Result<ControlFlow<()>, TrainError> {
         let settings = &self.config.run;
         let before = self.loader.state();
-        let mut batch = match self.loader.next_step() {
+        let mut batch = match self.next_batch() {
             Ok(batch) => batch,
-            Err(error) => return Err(self.stop_at(before, error.into())),
+            Err(error) => return Err(self.stop_at(before, error)),
         };
         let step = self.trainer.num_steps() + 1;
-        let output = self.on_device(step, |run| Ok(run.trainer.step(&batch.micro_batches)))?;
+        let output = match self.on_device(step, |run| run.optimize(&mut batch)) {
+            Err(error @ TrainError::Reward(_)) => return Err(self.stop_at(before, error)),
+            output => output?,
+        };
         let mut last = step == total_steps;
         speed.add(batch.num_tokens());
         self.summary.num_tokens += batch.num_tokens();
@@ -171,9 +193,13 @@ impl<'a> Run<'a> {
             is_new_best = is_best && settings.load_best;
             last |= self.has_lost_patience();
         }
+        if !last && self.samples_are_due(step) {
+            self.sample(told)?;
+        }
         let is_broken = self.report(&batch, &output, total_steps)?.is_break();
         let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let stops = !last && (is_broken || is_told);
+        let can_go_on = self.grpo.as_ref().is_none_or(Grpo::is_at_start);
+        let stops = !last && can_go_on && (is_broken || is_told);
         // The last weights are the result as they are.
         if stops || (is_new_best && !last) || is_due(settings.save_steps, step) {
             self.on_device(step, |run| run.write_checkpoint(is_new_best, stops))?;
@@ -306,11 +332,15 @@ impl<'a> Run<'a> {
             loss: Some(loss),
             mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             entropy: Some(means.entropy),
+            more: [&self.more, &output.compared]
+                .into_iter()
+                .flatten()
+                .map(|(name, value)| (name.clone(), *value))
+                .collect(),
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
             tokens_per_second: Some(speed),
-            compared: output.compared.clone(),
             ..self.record(batch)
         };
         if told.is_due(record.step) {
@@ -319,6 +349,10 @@ impl<'a> Run<'a> {
         if is_metric {
             self.summary.first_loss.get_or_insert(loss);
             self.summary.last_loss = Some(loss);
+            if let Some(reward) = record.more.get("reward") {
+                self.summary.first_reward.get_or_insert(*reward);
+                self.summary.last_reward = Some(*reward);
+            }
             self.write(&record);
         }
     }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, GradientCheckpointing, LoraOptions};
+use crate::config::{Config, GradientCheckpointing, LoraOptions, Method};
 use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
@@ -60,7 +60,8 @@ fn frozen_options(config: &Config) -> LoadOptions {
         quantization: config.quantization(),
         double_quant: config.model.double_quant,
         int8_lm_head: false,
-        embeddings_on_cpu: true,
+        // Steps of CUDA graphs look embeddings up on the device.
+        embeddings_on_cpu: config.method.method != Method::Grpo,
         lm_head: true,
     }
 }

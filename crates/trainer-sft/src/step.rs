@@ -55,12 +55,12 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
     if let Some((slot, None)) = explicit_slot(model, adapters) {
         return explicit::forward(model, batch, slot);
     }
-    let x = hidden(model, batch, adapters); // [tokens, hidden]
+    let x = hidden(model, batch, adapters);
     loss::forward(&head(model), x, &Targets::new(&batch.targets))
 }
 
-/// What the last layer makes of a batch, without gradients: `[tokens, hidden]`.
-fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
+/// What the last layer gives, without gradients, `[tokens, hidden]`.
+pub(crate) fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
     let rotary = model.rotary(&batch.positions);
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
@@ -86,12 +86,12 @@ pub fn forward_backward(
         return explicit::forward_backward(model, batch, slot, how, scale, store);
     }
     let targets = Targets::new(&batch.targets);
-    through_layers(model, batch, how, store, |head, x, trained| {
+    pull(model, batch, how, store, |head, x, trained| {
         loss::backward(head, x, &targets, scale, trained)
     })
 }
 
-/// What is trained, with which adapters, which activations are kept, and the noise on the embeddings.
+/// What is trained, the adapters in use, what is computed twice, and the noise on the embeddings.
 pub(crate) type How<'a> = (
     Trainable,
     &'a AdapterSelection,
@@ -99,18 +99,18 @@ pub(crate) type How<'a> = (
     Option<Noise>,
 );
 
-/// The head whose own gradients go into the store, under their names; `None` where it is frozen.
-type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
+/// Names of a head that is trained, and where its gradients go.
+pub(crate) type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
 
-/// Computes a batch layer by layer up to the head, and pulls the gradient that `loss` gives for its input, `[tokens, hidden]`, back
-/// through the layers. Gives the rest of what `loss` gives.
-fn through_layers<T>(
+/// Adds the gradients of a loss to `store`. `loss` gets what the last layer gives, `[tokens, hidden]`, and returns something
+/// and the gradient of that.
+pub(crate) fn pull<L>(
     model: &QwenModel,
     batch: &Batch,
     (trainable, adapters, checkpointing, noise): How<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (T, Tensor<2>),
-) -> T {
+    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
+) -> L {
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
         rotary,
@@ -267,7 +267,8 @@ fn layer_bytes(model: &QwenModel, num_tokens: usize) -> usize {
     size_of::<f32>() * values * num_tokens
 }
 
-fn head(model: &QwenModel) -> Head {
+/// What turns the last layer's output into logits.
+pub(crate) fn head(model: &QwenModel) -> Head {
     Head {
         norm: model.norm.clone(),
         norm_eps: model.config.rms_norm_eps,

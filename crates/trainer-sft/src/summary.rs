@@ -22,6 +22,10 @@ pub struct Summary {
     pub first_loss: Option<f64>,
     /// Last logged loss.
     pub last_loss: Option<f64>,
+    /// Mean reward of the first logged step of this process (`--method grpo`).
+    pub first_reward: Option<f64>,
+    /// The same of the last one.
+    pub last_reward: Option<f64>,
     /// Last evaluation loss.
     pub eval_loss: Option<f64>,
     /// The step whose weights are the result, where that is the best one (`--load-best`).
@@ -52,6 +56,9 @@ impl fmt::Display for Summary {
         )?;
         if let (Some(first), Some(last)) = (self.first_loss, self.last_loss) {
             write!(formatter, "; loss {first:.3} → {last:.3}")?;
+        }
+        if let (Some(first), Some(last)) = (self.first_reward, self.last_reward) {
+            write!(formatter, "; reward {first:.3} → {last:.3}")?;
         }
         if let Some(loss) = self.eval_loss {
             write!(formatter, "; eval loss {loss:.3}")?;

@@ -77,6 +77,19 @@ pub struct StepNumbers {
 }
 
 impl StepOutput {
+    /// The output of a step whose numbers are known already.
+    #[must_use]
+    pub(crate) fn known(numbers: StepNumbers, learning_rate: f64, device: &Device) -> Self {
+        let none = || Tensor::zeros([1], (device, DType::F32));
+        Self {
+            means: none(),
+            grad_norm: none(),
+            compared: Numbers::new(),
+            numbers: Arc::new(OnceLock::from(numbers)),
+            learning_rate,
+        }
+    }
+
     /// Mean cross-entropy per target token, and the norm of all gradients before clipping.
     ///
     /// Waits for the device.
@@ -162,6 +175,15 @@ impl Trainer {
         &self.optimizer
     }
 
+    /// The slot of the adapter that is trained; `None` where every weight is.
+    #[must_use]
+    pub fn slot(&self) -> Option<usize> {
+        match self.options.trainable {
+            Trainable::Adapter { slot } => Some(slot),
+            Trainable::Full => None,
+        }
+    }
+
     /// Where the model lives.
     #[must_use]
     pub fn device(&self) -> Device {
@@ -195,13 +217,25 @@ impl Trainer {
     }
 
     fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
-        let (means, mut gradients, compared) = match &self.preference {
+        let (means, gradients, compared) = match &self.preference {
             None => {
                 let (means, gradients) = self.measured_gradients(batches);
                 (means, gradients, Numbers::new())
             }
             Some(preference) => self.compared_gradients(preference, batches),
         };
+        let (grad_norm, learning_rate) = self.update(gradients);
+        StepOutput {
+            means,
+            grad_norm,
+            compared,
+            numbers: Arc::default(),
+            learning_rate,
+        }
+    }
+
+    /// Takes one step of the optimizer. Gives the norm of the gradients before clipping, `[1]`, and the learning rate.
+    pub(crate) fn update(&mut self, mut gradients: GradientStore) -> (Tensor<1>, f64) {
         let norm = gradients.norm(&self.device()); // [1]
         let learning_rate =
             self.options.learning_rate * self.options.schedule.factor(self.optimizer.step());
@@ -230,13 +264,7 @@ impl Trainer {
                     .replace(|value| optimizer.update(name, value, gradient, clip.as_ref(), rate));
             },
         );
-        StepOutput {
-            means,
-            grad_norm: norm,
-            compared,
-            numbers: Arc::default(),
-            learning_rate,
-        }
+        (norm, learning_rate)
     }
 
     /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients.
@@ -341,7 +369,7 @@ impl Trainer {
     }
 
     /// The adapters in use, with the dropout of one micro-batch of the coming step.
-    fn adapters(&self, micro_batch: Option<usize>) -> AdapterSelection {
+    pub(crate) fn adapters(&self, micro_batch: Option<usize>) -> AdapterSelection {
         let Trainable::Adapter { slot } = self.options.trainable else {
             return AdapterSelection::Base;
         };

@@ -12,14 +12,17 @@ use tracing::info;
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
 use crate::checkpoint::{TrainerState, load_state};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Method};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
+use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
 use crate::output::{OutputFolder, Weights};
 use crate::preference::Preference;
+use crate::rewards::Rewards;
 use crate::run::{Run, Watch, guard};
+use crate::samples::Samples;
 use crate::setup::{add_adapter, add_reference, load_model, options_of_adapter, start};
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -145,11 +148,22 @@ impl<'a> Training<'a> {
         warn_of_endless_answers(&format, config.run.full);
         let show = self.watch.progress_bar;
         let folder = Some(output.path());
-        let datasets = Datasets::load(config, &format, self.records, folder, show)?;
+        let samples = Samples::load(config, &format)?;
+        let (datasets, grpo) = if config.method.method == Method::Grpo {
+            let rewards = Rewards::new(&config.grpo)?;
+            let (questions, datasets) = Questions::load(config, &format, self.records, &rewards)?;
+            (
+                datasets,
+                Some(Grpo::new(config, &format, questions, rewards)),
+            )
+        } else {
+            let datasets = Datasets::load(config, &format, self.records, folder, show)?;
+            (datasets, None)
+        };
         let identity = identify(config, &datasets)?;
         let options = LoaderOptions {
-            batch_size: config.run.batch_size,
-            gradient_accumulation: config.run.gradient_accumulation,
+            batch_size: config.rows_per_step().0,
+            gradient_accumulation: config.rows_per_step().1,
             packing: config.data.packing.then_some(datasets.max_length),
             seed: config.run.seed,
         };
@@ -157,7 +171,7 @@ impl<'a> Training<'a> {
             TrainData::Loaded(data) => DataLoader::new(Arc::new(data.examples), options),
             TrainData::Streamed(stream) => DataLoader::streamed(stream, options)?,
         };
-        let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0);
+        let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0) * config.grpo.num_iterations();
         let total_steps = config.run.num_steps(steps_per_epoch);
         config.check_steps(total_steps)?;
         let mut state = TrainerState::default();
@@ -191,7 +205,7 @@ impl<'a> Training<'a> {
             self.watch,
             (trainer, loader),
             weights,
-            eval,
+            (eval, samples, grpo),
         )?;
         run.finish(total_steps)
     }

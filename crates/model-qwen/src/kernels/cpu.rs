@@ -72,6 +72,24 @@ pub(super) fn cross_entropy_of_rows(
     .collect()
 }
 
+/// See [`super::weighted_cross_entropy`]; `logits [rows, vocab]` become their gradient.
+pub(super) fn weighted_cross_entropy(
+    logits: &mut [f32],
+    targets: &[u32],
+    weight: &(dyn Fn(usize, f32) -> f32 + Sync),
+) -> Vec<[f32; 3]> {
+    let vocab = logits.len() / targets.len();
+    let rows = logits.par_chunks_mut(vocab).zip(targets).enumerate();
+    rows.map(|(index, (row, &target))| {
+        let mut found = [0.0; 3];
+        cross_entropy_row(row, target as usize, 1.0, &mut found);
+        let weight = weight(index, found[0]);
+        row.iter_mut().for_each(|value| *value *= weight);
+        found
+    })
+    .collect()
+}
+
 /// See [`super::cross_entropy`]; `logits [rows, vocab]` become their gradient.
 pub(super) fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> [f32; 3] {
     let rows = cross_entropy_of_rows(logits, targets, scale);

@@ -20,7 +20,9 @@ pub(crate) use self::hints::{nearest, with_hyphens};
 pub use self::parse::ArgsError;
 use self::values::{COMPUTE_DTYPE, one_or_many, seed};
 pub(crate) use self::values::{DTYPE, QUANTIZATION, number, whole};
-use crate::config::{GradientCheckpointing, LossType, LrSchedule, Method, Thinking, TrainOn};
+use crate::config::{
+    GradientCheckpointing, LossType, LrSchedule, Method, ScaleRewards, Thinking, TrainOn,
+};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -40,7 +42,8 @@ pub struct Args {
     /// File to learn from: JSONL, a JSON array or CSV, also as .gz or .zst; a folder of such files, a glob pattern, or `-`
     /// for standard input; repeat for several. Each record is one of: `messages` (OpenAI), `conversations` (ShareGPT),
     /// `instruction`/`input`/`output` (Alpaca), `prompt`/`completion`, `query`/`response`, `segments`, `text`; with --method
-    /// also `prompt`/`chosen`/`rejected` and `prompt`/`completion`/`label`
+    /// dpo, orpo and kto `prompt`/`chosen`/`rejected` or `prompt`/`completion`/`label`, with grpo `prompt` (a text or messages)
+    /// and any fields for rewards
     #[arg(long, value_name = "FILE", help_heading = "Data", visible_alias = "train-file", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many")]
     pub data: Vec<PathBuf>,
@@ -159,15 +162,17 @@ pub struct Args {
     pub tokenizer: Option<PathBuf>,
 
     /// What is learnt: `sft` learns to say the answers; `dpo` and `orpo` learn from pairs (`prompt`, `chosen`, `rejected`), `kto`
-    /// from judged answers (`prompt`, `completion`, `label`) [default: sft]
+    /// from judged answers (`prompt`, `completion`, `label`), `grpo` from rewards for the model's own answers [default: sft]
     #[arg(long, value_enum, help_heading = "Method")]
     pub method: Option<Method>,
 
-    /// dpo, kto: how much a difference from the reference weighs; orpo: how much the comparison weighs [default: 0.1]
+    /// dpo, kto: how much a difference from the reference weighs; orpo: how much the comparison weighs; grpo: weight of the
+    /// divergence (KL) from the model with the adapter switched off [default: 0.1; 0 with grpo]
     #[arg(long, value_name = "BETA", help_heading = "Method", value_parser = number, allow_negative_numbers = true)]
     pub beta: Option<f64>,
 
-    /// Loss of dpo [default: sigmoid]
+    /// Loss of dpo (sigmoid, ipo, hinge, robust), or how grpo averages the losses of tokens (grpo, dr_grpo, dapo) [default:
+    /// sigmoid; dapo with grpo]
     #[arg(long, value_enum, help_heading = "Method")]
     pub loss_type: Option<LossType>,
 
@@ -226,8 +231,8 @@ pub struct Args {
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub loraplus_lr_ratio: Option<f64>,
 
-    /// Peak learning rate of AdamW [default: 2e-4, or 5e-6 with --method dpo, orpo and kto; 2e-3 and
-    /// 1e-4 for LoRA on the bundled model]
+    /// Peak learning rate of AdamW [default: 2e-4; 5e-6 with --method dpo, orpo and kto, 1e-5 with grpo; for LoRA on the bundled
+    /// model 2e-3, 1e-4 and 1e-5]
     #[arg(
         long,
         value_name = "LR",
@@ -297,7 +302,7 @@ pub struct Args {
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = whole, allow_negative_numbers = true)]
     pub max_steps: Option<usize>,
 
-    /// Examples (rows, with --packing) computed at once [default: 4]
+    /// Examples (rows, with --packing; answers, with --method grpo) computed at once [default: 4; --num-generations with grpo]
     #[arg(
         long,
         value_name = "N",
@@ -326,6 +331,55 @@ pub struct Args {
     /// Seed of shuffling, initialization and dropout [default: 42]
     #[arg(long, value_name = "SEED", help_heading = "Training", value_parser = seed, allow_negative_numbers = true)]
     pub seed: Option<u64>,
+
+    /// Answers to each prompt, which are compared with each other [default: 8]
+    #[arg(long, value_name = "N", help_heading = "GRPO", value_parser = whole, allow_negative_numbers = true)]
+    pub num_generations: Option<usize>,
+
+    /// Temperature that answers are drawn with [default: 1]
+    #[arg(long, value_name = "T", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+
+    /// The most tokens of an answer [default: 512]
+    #[arg(long, value_name = "TOKENS", help_heading = "GRPO", value_parser = whole, allow_negative_numbers = true)]
+    pub max_completion_length: Option<usize>,
+
+    /// Optimizer steps on the same answers [default: 1]
+    #[arg(long, value_name = "N", help_heading = "GRPO", value_parser = whole, allow_negative_numbers = true)]
+    pub num_iterations: Option<usize>,
+
+    /// How far such steps may change the probability of a token: its ratio is clipped to 1 ± EPSILON [default: 0.2]
+    #[arg(long, value_name = "EPSILON", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub epsilon: Option<f64>,
+
+    /// The bound upwards, where it is another one [default: --epsilon]
+    #[arg(long, value_name = "EPSILON", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub epsilon_high: Option<f64>,
+
+    /// What rewards are divided by, after the mean of their group was subtracted [default: group]
+    #[arg(long, value_enum, help_heading = "GRPO")]
+    pub scale_rewards: Option<ScaleRewards>,
+
+    /// Reward of an answer, from 0 to 1; repeat for several, which are added: `exact_match` (the record's `answer`, or
+    /// exact_match:COLUMN), `regex:PATTERN` (found in the answer), `json` (an object or a list), `json_schema:FILE`,
+    /// `length:MIN-MAX` (in tokens)
+    #[arg(long, value_name = "REWARD", help_heading = "GRPO")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub reward: Vec<String>,
+
+    /// Program that gives rewards: it gets a POST with `prompts`, `completions` and `columns`, and answers {"rewards": […]};
+    /// repeat for several
+    #[arg(long, value_name = "URL", help_heading = "GRPO")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub reward_url: Vec<String>,
+
+    /// Weights of the rewards, in the order of --reward and then of --reward-url [default: 1 each]
+    #[arg(long, value_name = "WEIGHTS", help_heading = "GRPO", value_delimiter = ',', num_args = 1.., value_parser = number, allow_negative_numbers = true)]
+    pub reward_weights: Vec<f64>,
+
+    /// Seconds that --reward-url may take to answer [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = "GRPO", value_parser = number, allow_negative_numbers = true)]
+    pub reward_timeout: Option<f64>,
 
     /// Folder to write, a new or empty one; nothing is overwritten [default: adapters/DATA-N; models/… with --full]
     #[arg(
@@ -376,6 +430,19 @@ pub struct Args {
     #[arg(long, value_name = "PROGRAM", help_heading = "Output", value_delimiter = ',', num_args = 1..)]
     #[serde(deserialize_with = "one_or_many")]
     pub report_to: Vec<String>,
+
+    /// Prompts to answer before the first step, at each evaluation and at the end, with greedy decoding: a text on each line, or
+    /// JSON objects with `prompt` or `messages`. The answers are in the log, in samples.jsonl and in report.html
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub sample_prompts: Option<PathBuf>,
+
+    /// Answer --sample-prompts every so many steps instead of at each evaluation
+    #[arg(long, value_name = "STEPS", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
+    pub sample_steps: Option<usize>,
+
+    /// The most tokens of such an answer [default: 128]
+    #[arg(long, value_name = "TOKENS", help_heading = "Output", value_parser = whole, allow_negative_numbers = true)]
+    pub sample_max_tokens: Option<usize>,
 
     /// Folder of the event files for TensorBoard, which are written then [default: `runs` in the output folder]
     #[arg(long, value_name = "FOLDER", help_heading = "Output")]

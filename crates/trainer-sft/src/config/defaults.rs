@@ -6,8 +6,8 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Dtype;
 
 use super::{
-    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, MethodConfig,
-    ModelConfig, OptimizerConfig, RunConfig, Thinking, TrainOn,
+    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, GrpoOptions, LoraOptions, LrSchedule,
+    MethodConfig, ModelConfig, OptimizerConfig, RunConfig, SampleOptions, Thinking, TrainOn,
 };
 
 impl Config {
@@ -32,6 +32,8 @@ impl Config {
                 output: output.into(),
                 ..RunConfig::default()
             },
+            samples: SampleOptions::default(),
+            grpo: GrpoOptions::default(),
         }
     }
 }

@@ -20,6 +20,8 @@ pub enum Method {
     Orpo,
     /// To say what was found good and not what was found bad, beside a reference (completion and label).
     Kto,
+    /// What rewards say of the model's own answers (group relative policy optimization).
+    Grpo,
 }
 
 impl Method {
@@ -30,12 +32,13 @@ impl Method {
             Self::Dpo => "dpo",
             Self::Orpo => "orpo",
             Self::Kto => "kto",
+            Self::Grpo => "grpo",
         }
     }
 
     /// Whether answers are compared or judged, and not only learnt.
     pub fn is_preference(self) -> bool {
-        self != Self::Sft
+        matches!(self, Self::Dpo | Self::Orpo | Self::Kto)
     }
 
     /// Whether it takes two answers to each prompt.
@@ -48,6 +51,19 @@ impl Method {
         matches!(self, Self::Dpo | Self::Kto)
     }
 
+    /// Whether it has a `--beta`.
+    fn has_beta(self) -> bool {
+        self != Self::Sft
+    }
+
+    /// What `--beta` is where nothing else is said.
+    fn default_beta(self) -> f64 {
+        match self.is_preference() {
+            true => 0.1,
+            false => 0.0,
+        }
+    }
+
     fn is_dpo(self) -> bool {
         self == Self::Dpo
     }
@@ -57,19 +73,56 @@ impl Method {
     }
 }
 
-/// The loss of [`Method::Dpo`], by the names of TRL.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+/// The loss of [`Method::Dpo`], or that of [`Method::Grpo`], by the names of TRL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum LossType {
-    /// -log σ of the difference of the rewards; with --label-smoothing conservative DPO.
-    #[default]
+    /// dpo: -log σ of the difference of the rewards; with --label-smoothing conservative DPO.
     Sigmoid,
-    /// The squared distance of the difference per token from 1 / (2 beta).
+    /// dpo: the squared distance of the difference per token from 1 / (2 beta).
     Ipo,
-    /// How far the difference of the rewards is below 1.
+    /// dpo: how far the difference of the rewards is below 1.
     Hinge,
-    /// As `sigmoid`, unbiased where a part of the pairs (--label-smoothing) is the wrong way round.
+    /// dpo: as `sigmoid`, unbiased where a part of the pairs (--label-smoothing) is the wrong way round.
     Robust,
+    /// grpo: the mean of each answer, then of the answers: short answers weigh more per token.
+    Grpo,
+    /// grpo: the sum over --max-completion-length × answers: no bias by length (Dr. GRPO).
+    DrGrpo,
+    /// grpo: the mean of all tokens of the step (DAPO).
+    Dapo,
+}
+
+impl LossType {
+    /// The losses of a method and their names; none where it has one loss only.
+    fn of(method: Method) -> &'static [(Self, &'static str)] {
+        match method {
+            Method::Dpo => &[
+                (Self::Sigmoid, "sigmoid"),
+                (Self::Ipo, "ipo"),
+                (Self::Hinge, "hinge"),
+                (Self::Robust, "robust"),
+            ],
+            Method::Grpo => &[
+                (Self::Grpo, "grpo"),
+                (Self::DrGrpo, "dr_grpo"),
+                (Self::Dapo, "dapo"),
+            ],
+            Method::Sft | Method::Orpo | Method::Kto => &[],
+        }
+    }
+
+    fn fits(self, method: Method) -> bool {
+        Self::of(method).iter().any(|(loss, _)| *loss == self)
+    }
+
+    /// Its name on the command line.
+    fn name(self) -> &'static str {
+        let all = [Method::Dpo, Method::Grpo].map(Self::of);
+        let own = all.into_iter().flatten().find(|(loss, _)| *loss == self);
+        own.map_or("", |(_, name)| name)
+    }
 }
 
 /// The method and its settings, with the names of TRL; what the method has no use for is `None`.
@@ -77,9 +130,10 @@ pub enum LossType {
 pub struct MethodConfig {
     /// What is learnt.
     pub method: Method,
-    /// How much a difference from the reference weighs (ORPO: how much the comparison weighs); `None` is 0.1.
+    /// How much a difference from the reference weighs (ORPO: how much the comparison weighs; GRPO: weight of the divergence from
+    /// the model without its adapter); `None` is 0.1, and 0 for GRPO.
     pub beta: Option<f64>,
-    /// The loss of DPO.
+    /// The loss of DPO (`None` is `sigmoid`) or of GRPO (`None` is `dapo`).
     pub loss_type: Option<LossType>,
     /// Part of the pairs that are taken to be the wrong way round; `None` is 0.
     pub label_smoothing: Option<f64>,
@@ -94,7 +148,7 @@ pub struct MethodConfig {
 impl MethodConfig {
     /// [`beta`](Self::beta) or its default.
     pub fn beta(&self) -> f64 {
-        self.beta.unwrap_or(0.1)
+        self.beta.unwrap_or(self.method.default_beta())
     }
 
     /// These settings with their defaults. A run that starts from an `adapter` is compared with it.
@@ -104,7 +158,7 @@ impl MethodConfig {
             all.beta.get_or_insert(0.1);
         }
         if all.method == Method::Dpo {
-            all.loss_type.get_or_insert_default();
+            all.loss_type.get_or_insert(LossType::Sigmoid);
         }
         if all.method.has_reference() {
             all.ref_adapter = all.ref_adapter.or_else(|| adapter.cloned());
@@ -116,14 +170,15 @@ impl MethodConfig {
     pub(super) fn over(self, file: Self, is_given: bool) -> Self {
         let method = if is_given { self.method } else { file.method };
         let fits = |uses: fn(Method) -> bool| method == file.method || uses(method);
+        // GRPO's beta is another number than that of compared answers.
+        let same_beta =
+            method == file.method || method.is_preference() && file.method.is_preference();
         Self {
             method,
-            beta: self
-                .beta
-                .or(file.beta.filter(|_| fits(Method::is_preference))),
-            loss_type: self
+            beta: self.beta.or(file.beta.filter(|_| same_beta)),
+            loss_type: self.loss_type.or(file
                 .loss_type
-                .or(file.loss_type.filter(|_| fits(Method::is_dpo))),
+                .filter(|loss| method == file.method || loss.fits(method))),
             label_smoothing: self
                 .label_smoothing
                 .or(file.label_smoothing.filter(|_| fits(Method::is_dpo))),
@@ -146,8 +201,12 @@ impl Config {
         let settings = &self.method;
         let (method, name) = (settings.method, settings.method.name());
         for (flag, is_given, is_used) in [
-            ("beta", settings.beta.is_some(), method.is_preference()),
-            ("loss-type", settings.loss_type.is_some(), method.is_dpo()),
+            ("beta", settings.beta.is_some(), method.has_beta()),
+            (
+                "loss-type",
+                settings.loss_type.is_some(),
+                !LossType::of(method).is_empty(),
+            ),
             (
                 "label-smoothing",
                 settings.label_smoothing.is_some(),
@@ -175,7 +234,17 @@ impl Config {
                 )));
             }
         }
-        positive("beta", settings.beta())?;
+        if method.is_preference() {
+            positive("beta", settings.beta())?;
+        }
+        if let Some(loss) = settings.loss_type.filter(|loss| !loss.fits(method)) {
+            let fitting: Vec<_> = LossType::of(method).iter().map(|(_, name)| *name).collect();
+            return Err(ConfigError::Value {
+                flag: "loss-type",
+                expected: format!("a loss of --method {name} ({})", fitting.join(", ")),
+                found: loss.name().into(),
+            });
+        }
         if let Some(part) = settings.label_smoothing {
             let uses = |loss| matches!(loss, LossType::Sigmoid | LossType::Robust);
             if !settings.loss_type.is_none_or(uses) {

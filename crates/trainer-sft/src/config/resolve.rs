@@ -7,8 +7,8 @@ use model_qwen::Quantization;
 
 use super::args::Args;
 use super::{
-    Config, ConfigError, DataConfig, LoraOptions, ModelConfig, OptimizerConfig, RunConfig,
-    find_checkpoint, run_of,
+    Config, ConfigError, DataConfig, GrpoOptions, LoraOptions, Method, ModelConfig,
+    OptimizerConfig, RunConfig, SampleOptions, find_checkpoint, run_of,
 };
 
 impl Config {
@@ -19,6 +19,19 @@ impl Config {
     pub fn from_args(args: Args) -> Result<Self, ConfigError> {
         let full = args.full.unwrap_or(false);
         let method = args.method_config();
+        let grpo = GrpoOptions {
+            num_generations: args.num_generations,
+            temperature: args.temperature,
+            max_completion_length: args.max_completion_length,
+            num_iterations: args.num_iterations,
+            epsilon: args.epsilon,
+            epsilon_high: args.epsilon_high,
+            scale_rewards: args.scale_rewards,
+            rewards: args.reward,
+            reward_urls: args.reward_url,
+            reward_weights: args.reward_weights,
+            reward_timeout: args.reward_timeout,
+        };
         let default = ModelConfig::default();
         let model = ModelConfig {
             model: args.model,
@@ -89,7 +102,12 @@ impl Config {
             full,
             epochs: args.epochs,
             max_steps: args.max_steps,
-            batch_size: args.batch_size.unwrap_or(default.batch_size),
+            // All answers to one prompt.
+            batch_size: args.batch_size.unwrap_or(if method.method == Method::Grpo {
+                grpo.num_generations()
+            } else {
+                default.batch_size
+            }),
             gradient_accumulation: args
                 .gradient_accumulation
                 .unwrap_or(default.gradient_accumulation),
@@ -108,6 +126,11 @@ impl Config {
             adapter: args.adapter,
             preview: args.preview,
         };
+        let samples = SampleOptions {
+            prompts: args.sample_prompts,
+            steps: args.sample_steps,
+            max_tokens: args.sample_max_tokens,
+        };
         let config = Self {
             model,
             method,
@@ -115,6 +138,8 @@ impl Config {
             lora,
             optimizer,
             run,
+            samples,
+            grpo,
         };
         config.check_data(false, false)?;
         config.resolved()
@@ -155,19 +180,21 @@ impl Config {
     pub fn learning_rate(&self) -> f64 {
         // The narrower the model, the larger the steps it takes: the usual value suits half a billion parameters and more,
         // and leaves the bundled model where it was.
-        let default = match (self.method.method.is_preference(), self.is_quickstart()) {
-            (false, true) => 2e-3,
-            (false, false) => 2e-4,
+        let default = match (self.method.method, self.is_quickstart()) {
+            (Method::Grpo, _) => 1e-5,
+            (Method::Sft, true) => 2e-3,
+            (Method::Sft, false) => 2e-4,
             // A comparison goes further with each step than a text.
-            (true, true) => 1e-4,
-            (true, false) => 5e-6,
+            (Method::Dpo | Method::Orpo | Method::Kto, true) => 1e-4,
+            (Method::Dpo | Method::Orpo | Method::Kto, false) => 5e-6,
         };
         self.optimizer.learning_rate.unwrap_or(default)
     }
 
     /// Passes over the data where [`RunConfig::max_steps`] does not say how long the run is.
     pub fn epochs(&self) -> f64 {
-        let default = match self.is_quickstart() {
+        let is_quickstart = self.is_quickstart() && self.method.method != Method::Grpo;
+        let default = match is_quickstart {
             true => QUICKSTART_EPOCHS,
             false => DEFAULT_EPOCHS,
         };

@@ -4,7 +4,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
-use super::{Columns, Config, LrSchedule, NO_REPORT, TENSORBOARD};
+use super::{Columns, Config, LrSchedule, Method, NO_REPORT, TENSORBOARD};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -57,6 +57,7 @@ impl Config {
             lora,
             optimizer,
             run,
+            ..
         } = self;
         if !matches!(model.compute_dtype, ComputeDtype::F32 | ComputeDtype::Bf16) {
             return Err(ConfigError::Value {
@@ -119,6 +120,8 @@ impl Config {
                 found: "an empty path".into(),
             });
         }
+        self.check_samples()?;
+        self.check_grpo()?;
         self.check_conflicts()
     }
 
@@ -132,6 +135,10 @@ impl Config {
         }
         if has_records && self.data.streaming {
             let text = "--streaming reads files while the run goes on, and the records of a program are in memory before it: leave it out";
+            return Err(ConfigError::Conflict(text.into()));
+        }
+        if has_eval && self.method.method == Method::Grpo {
+            let text = "--method grpo evaluates nothing: evaluations measure the loss of examples, which prompts do not have; leave the records of evaluation out";
             return Err(ConfigError::Conflict(text.into()));
         }
         let has_eval = has_eval || !self.data.eval.is_empty();

@@ -34,7 +34,8 @@ pub(super) fn dpo(
         by_rejected: -beta * slope,
     };
     match kind {
-        LossType::Sigmoid => of_difference(
+        // A configuration with one of the other methods' losses is refused.
+        LossType::Sigmoid | LossType::Grpo | LossType::DrGrpo | LossType::Dapo => of_difference(
             -(1.0 - smoothing) * log_sigmoid(x) - smoothing * log_sigmoid(-x),
             -(1.0 - smoothing) * sigmoid(-x) + smoothing * sigmoid(x),
         ),

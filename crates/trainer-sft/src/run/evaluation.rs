@@ -40,7 +40,7 @@ impl Run<'_> {
             eval_mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             eval_entropy: Some(means.entropy),
             num_tokens: Some(self.state.num_input_tokens_seen),
-            compared: compared
+            more: compared
                 .map(|(name, value)| (format!("eval_{name}"), value))
                 .collect(),
             ..self.record(batch)

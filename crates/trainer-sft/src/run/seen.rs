@@ -73,6 +73,7 @@ impl Run<'_> {
             summary: &self.summary,
             settings: &self.config.to_toml(),
             records: &records.collect::<Vec<Record>>(),
+            samples: self.samples.as_ref(),
             examples: (self.loader.steps_per_epoch()).map(|_| self.loader.examples()),
         };
         for (name, text) in [

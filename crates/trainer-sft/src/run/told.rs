@@ -8,7 +8,7 @@ use model_qwen::QwenModel;
 use tracing::{info, warn};
 
 use crate::batch::DataLoader;
-use crate::config::Config;
+use crate::config::{Config, Method};
 use crate::metrics::{Record, progress_bar};
 use crate::trainer::Trainer;
 
@@ -55,6 +55,20 @@ impl Told {
         let left = self.total_steps.saturating_sub(step) as f64;
         let seconds = self.started.elapsed().as_secs_f64() / done * left;
         let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        if let Some(reward) = record.more.get("reward") {
+            let length = record.more.get("completions/mean_length").copied();
+            info!(
+                "step {step}/{}: reward {reward:.3}, {:.0} tokens per answer, loss {:.4}, entropy {:.3}, lr {:.2e}, grad norm {:.3}, {} left",
+                self.total_steps,
+                or_none(length),
+                or_none(record.loss),
+                or_none(record.entropy),
+                or_none(record.learning_rate),
+                or_none(record.grad_norm),
+                time(seconds),
+            );
+            return;
+        }
         info!(
             "step {step}/{}: loss {:.4}{}, entropy {:.3}, lr {:.2e}, grad norm {:.3}{}, {:.0} tokens/s, {} left",
             self.total_steps,
@@ -63,7 +77,7 @@ impl Told {
             or_none(record.entropy),
             or_none(record.learning_rate),
             or_none(record.grad_norm),
-            of_comparison(&record.compared),
+            of_comparison(&record.more),
             or_none(record.tokens_per_second),
             time(seconds),
         );
@@ -119,7 +133,13 @@ pub(super) fn tell_the_plan(
     let (trained, all) = (trainer.num_trainable(), num_weights(&trainer.model));
     let (rows, steps) = (config.run.batch_size, config.run.gradient_accumulation);
     let examples = loader.examples();
+    let method = config.method.method;
     let data = match loader.steps_per_epoch() {
+        Some(_) if method == Method::Grpo => format!(
+            "{} prompts, {} answers to each; {total_steps} steps",
+            examples.len(),
+            config.grpo.num_generations(),
+        ),
         Some(per_epoch) => format!(
             "{} {} with {} tokens, {} of them learnt; {total_steps} steps ({:.2} epochs of {per_epoch})",
             examples.len() / examples.per_pair(),
@@ -134,22 +154,23 @@ pub(super) fn tell_the_plan(
         ),
         None => format!("streamed examples; {total_steps} steps"),
     };
-    let row = match (config.data.packing, config.method.method.is_paired()) {
-        (true, _) => "packed rows",
-        (false, true) => "pairs",
-        (false, false) => "examples",
+    let row = match config.data.packing {
+        true => "packed rows",
+        false if method == Method::Grpo => "answers",
+        false if method.is_paired() => "pairs",
+        false => "examples",
     };
     info!(
         "{trained} parameters are trained, of a model with {all}; {data}; {} {row} per step ({rows} × {steps})",
         rows * steps,
     );
-    if config.is_quickstart() {
+    if config.is_quickstart() && method != Method::Grpo {
         let (epochs, rate) = (config.epochs(), config.learning_rate());
         let length = match config.run.max_steps {
             Some(_) => String::new(),
             None => format!("{epochs} epochs and "),
         };
-        let other = match config.method.method.is_preference() {
+        let other = match method.is_preference() {
             true => "5e-6",
             false => "2e-4",
         };

@@ -9,7 +9,7 @@ use burn::backend::DispatchDevice;
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
-use super::{How, head, hidden, through_layers};
+use super::{How, head, hidden, pull};
 use crate::batch::Batch;
 use crate::even;
 use crate::loss::{self, Targets};
@@ -35,7 +35,7 @@ pub(crate) fn forward_backward<T>(
 ) -> T {
     let batch = evened(model, batch);
     let targets = Targets::new(&batch.targets);
-    through_layers(model, &batch, how, store, |head, x, trained| {
+    pull(model, &batch, how, store, |head, x, trained| {
         loss::backward_rows(head, x, &targets, weigh, trained)
     })
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Args;
-use crate::config::{LrSchedule, MethodConfig, NO_REPORT};
+use crate::config::{LrSchedule, Method, MethodConfig, NO_REPORT};
 
 impl Args {
     /// The method and its settings, as far as they are given.
@@ -19,6 +19,24 @@ impl Args {
         }
     }
 
+    /// A file's settings of GRPO are none of another method.
+    fn without_grpo(self) -> Self {
+        Self {
+            num_generations: None,
+            temperature: None,
+            max_completion_length: None,
+            num_iterations: None,
+            epsilon: None,
+            epsilon_high: None,
+            scale_rewards: None,
+            reward: Vec::new(),
+            reward_url: Vec::new(),
+            reward_weights: Vec::new(),
+            reward_timeout: None,
+            ..self
+        }
+    }
+
     /// These settings where given, `file`'s otherwise.
     pub(crate) fn over(self, file: Self) -> Self {
         // The file's settings of another schedule are no settings of this one.
@@ -27,6 +45,10 @@ impl Args {
         let is_none = self.report_to == [NO_REPORT];
         let is_given = self.method.is_some();
         let method = self.method_config().over(file.method_config(), is_given);
+        let file = match self.method.unwrap_or(Method::Grpo) {
+            Method::Grpo => file,
+            _ => file.without_grpo(),
+        };
         let list = |own: Vec<PathBuf>, other| if own.is_empty() { other } else { own };
         Self {
             config: None,
@@ -133,6 +155,29 @@ impl Args {
                 false => self.report_to,
             },
             logging_dir: self.logging_dir.or(file.logging_dir.filter(|_| !is_none)),
+            sample_prompts: self.sample_prompts.or(file.sample_prompts),
+            sample_steps: self.sample_steps.or(file.sample_steps),
+            sample_max_tokens: self.sample_max_tokens.or(file.sample_max_tokens),
+            num_generations: self.num_generations.or(file.num_generations),
+            temperature: self.temperature.or(file.temperature),
+            max_completion_length: self.max_completion_length.or(file.max_completion_length),
+            num_iterations: self.num_iterations.or(file.num_iterations),
+            epsilon: self.epsilon.or(file.epsilon),
+            epsilon_high: self.epsilon_high.or(file.epsilon_high),
+            scale_rewards: self.scale_rewards.or(file.scale_rewards),
+            reward: match self.reward.is_empty() {
+                true => file.reward,
+                false => self.reward,
+            },
+            reward_url: match self.reward_url.is_empty() {
+                true => file.reward_url,
+                false => self.reward_url,
+            },
+            reward_weights: match self.reward_weights.is_empty() {
+                true => file.reward_weights,
+                false => self.reward_weights,
+            },
+            reward_timeout: self.reward_timeout.or(file.reward_timeout),
             resume: self.resume,
             resume_anyway: self.resume_anyway,
             adapter: self.adapter.or(file.adapter),

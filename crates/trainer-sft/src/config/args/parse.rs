@@ -9,7 +9,7 @@ use model_qwen::Quantization;
 
 use super::Args;
 use super::hints::{nearest, with_hyphens, with_nearest_flag};
-use crate::config::{Config, ConfigError, SETTINGS, run_of};
+use crate::config::{Config, ConfigError, Method, SETTINGS, run_of};
 
 /// What the command line asked for instead of a run, or why it is refused.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,9 @@ impl Args {
         let own = run.adapter.is_some();
         let own_form = "the adapter of --adapter keeps its rank, alpha and layers";
         let no_blocks = "the weights are not in 4-bit blocks";
+        let grpo = run.method == Some(Method::Grpo);
+        let no_examples =
+            "--method grpo learns from its own answers, of up to --max-completion-length tokens";
         for (flag, is_given, is_idle, why) in [
             ("lora-r", self.lora_r.is_some(), full, new_adapter),
             ("lora-alpha", self.lora_alpha.is_some(), full, new_adapter),
@@ -99,6 +102,9 @@ impl Args {
                 no_blocks,
             ),
             ("no-double-quant", self.no_double_quant, dense, no_blocks),
+            ("max-length", self.max_length.is_some(), grpo, no_examples),
+            ("train-on", self.train_on.is_some(), grpo, no_examples),
+            ("thinking", self.thinking.is_some(), grpo, no_examples),
             ("dtype", self.dtype.is_some(), full, in_f32),
             ("compute-dtype", self.compute_dtype.is_some(), full, in_f32),
         ] {

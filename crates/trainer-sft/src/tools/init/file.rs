@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 const WIDTH: usize = 100;
 
 /// What a setting without a default may look like.
-const EXAMPLES: [(&str, &str); 25] = [
+const EXAMPLES: [(&str, &str); 40] = [
     ("model", "\"Qwen/Qwen2.5-1.5B-Instruct\""),
     ("tokenizer", "\"models/other\""),
     ("init_config", "\"config.json\""),
@@ -20,6 +20,21 @@ const EXAMPLES: [(&str, &str); 25] = [
     ("output", "\"adapters/mine\""),
     ("logging_dir", "\"runs\""),
     ("beta", "0.1"),
+    ("loss_type", "\"ipo\""),
+    ("num_generations", "8"),
+    ("temperature", "1.0"),
+    ("max_completion_length", "512"),
+    ("num_iterations", "1"),
+    ("epsilon", "0.2"),
+    ("epsilon_high", "0.28"),
+    ("scale_rewards", "\"batch\""),
+    ("reward", "[\"json\"]"),
+    ("reward_url", "[\"http://127.0.0.1:9000/rewards\"]"),
+    ("reward_weights", "[1.0]"),
+    ("reward_timeout", "60.0"),
+    ("sample_prompts", "\"prompts.txt\""),
+    ("sample_steps", "50"),
+    ("sample_max_tokens", "128"),
     ("label_smoothing", "0.1"),
     ("desirable_weight", "1.0"),
     ("undesirable_weight", "1.0"),

@@ -1,0 +1,127 @@
+//! Records as they are, for methods that learn from something else than examples.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::error::DataError;
+use super::example::Source;
+use super::files;
+use super::open::Progress;
+use super::read::{RawRecord, RecordReader};
+use super::{DataReport, Dataset, Datasets, Example, TrainData, raw};
+use crate::config::{Columns, Config};
+use crate::digest;
+
+/// A record: its fields, and where it was read.
+pub(crate) type Object = (Source, Map<String, Value>);
+
+/// Malformed records that are named.
+const MAX_ERRORS: usize = 10;
+
+/// All records of `--data`, or of a program that has them in memory, as objects; and what tells them from any other records.
+/// `--columns` renames fields, the other ones stay.
+///
+/// # Errors
+/// Files that cannot be read, and records that are no objects.
+pub(crate) fn objects(
+    config: &Config,
+    records: Option<Vec<Value>>,
+) -> Result<(Vec<Object>, String), DataError> {
+    let mut all: Vec<RawRecord> = Vec::new();
+    match records {
+        Some(records) => all.extend(raw("records", records)),
+        None => {
+            for file in files::expand(&config.data.train)? {
+                all.extend(of_file(&file)?);
+            }
+        }
+    }
+    if all.is_empty() {
+        return Err(DataError::NoRecords("records".to_owned()));
+    }
+    let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
+    let mut hash = Sha256::new();
+    let (mut objects, mut errors) = (Vec::with_capacity(all.len()), Vec::new());
+    for record in all {
+        record.hash(&mut hash);
+        match object(record, &columns) {
+            Ok(object) => objects.push(object),
+            Err(error) => errors.push(error),
+        }
+    }
+    refuse(errors)?;
+    Ok((objects, digest::short(hash)))
+}
+
+/// Refuses data with errors, and names the first of them.
+///
+/// # Errors
+/// Where there is one.
+pub(crate) fn refuse(mut errors: Vec<DataError>) -> Result<(), DataError> {
+    let all = errors.len() <= MAX_ERRORS;
+    errors.truncate(MAX_ERRORS);
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(DataError::Malformed { errors, all }),
+    }
+}
+
+fn of_file(file: &Path) -> Result<Vec<RawRecord>, DataError> {
+    let mut reader = RecordReader::open(file, &Progress::default())?;
+    let mut records = Vec::new();
+    loop {
+        let block = reader.next_block()?;
+        if block.is_empty() {
+            break;
+        }
+        records.extend(block);
+    }
+    match records.is_empty() {
+        true => Err(DataError::Empty { path: file.into() }),
+        false => Ok(records),
+    }
+}
+
+fn object(record: RawRecord, columns: &Columns) -> Result<Object, DataError> {
+    let (source, value) = record.parse()?;
+    let Value::Object(mut fields) = value else {
+        return Err(DataError::TeachesNothing {
+            source_place: source,
+            reason: format!("expected an object, found {value}"),
+        });
+    };
+    for (ours, theirs) in columns.iter() {
+        if let Some(value) = fields.remove(theirs) {
+            fields.insert(ours.to_owned(), value);
+        }
+    }
+    Ok((source, fields))
+}
+
+impl Datasets {
+    /// Data whose examples are prompts alone.
+    pub(crate) fn of_prompts(
+        prompts: impl Iterator<Item = (Source, Vec<u32>)>,
+        hash: String,
+        max_length: usize,
+    ) -> Self {
+        let examples = prompts.map(|(source, tokens)| Example {
+            mask: vec![false; tokens.len()],
+            tokens,
+            is_wanted: true,
+            source,
+        });
+        let examples: Vec<Example> = examples.collect();
+        Self {
+            train: TrainData::Loaded(Box::new(Dataset {
+                examples: examples.into(),
+                report: DataReport::default(),
+                hash,
+            })),
+            eval: None,
+            max_length,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A step of GRPO: answers, rewards, advantages, update.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use model_qwen::SamplingParams;
+
+use super::advantages::{advantages, mean_of, std_of};
+use super::policy::{PolicyLoss, PolicyStep, Rollout};
+use super::questions::{Question, Questions};
+use crate::batch::StepBatch;
+use crate::chat_format::ChatFormat;
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::generation::{Completion, Generator, Request};
+use crate::rewards::{Answer, Rewards};
+use crate::trainer::{StepOutput, Trainer};
+
+/// What a run of GRPO has besides its trainer.
+#[derive(Debug)]
+pub(crate) struct Grpo {
+    config: Config,
+    format: ChatFormat,
+    questions: Questions,
+    rewards: Rewards,
+    loss: PolicyLoss,
+    /// The last answers, with the batch of their prompts, and how many steps on them are left.
+    rollouts: Vec<Rollout>,
+    prompts: StepBatch,
+    left: usize,
+    /// Of the last answers, with the names of TRL.
+    metrics: BTreeMap<String, f64>,
+}
+
+impl Grpo {
+    /// The start of a run on `questions`.
+    pub(crate) fn new(
+        config: &Config,
+        format: &ChatFormat,
+        questions: Questions,
+        rewards: Rewards,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            format: format.clone(),
+            questions,
+            rewards,
+            loss: PolicyLoss::of(config),
+            rollouts: Vec::new(),
+            prompts: StepBatch {
+                micro_batches: Vec::new(),
+                num_targets: 0,
+                epoch: 0.0,
+                sources: Vec::new(),
+            },
+            left: 0,
+            metrics: BTreeMap::new(),
+        }
+    }
+
+    /// The prompts of the coming step, where it learns from the answers of the last one once more.
+    pub(crate) fn prompts_again(&self) -> Option<StepBatch> {
+        (self.left > 0).then(|| self.prompts.clone())
+    }
+
+    /// Whether the next step starts with new answers, so that a run can go on from here.
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.left == 0
+    }
+
+    /// One optimizer step on the prompts of `batch`, which gets what was computed instead. Gives its output and its metrics.
+    ///
+    /// # Errors
+    /// A device that fails, and rewards that do not come.
+    pub(crate) fn step(
+        &mut self,
+        trainer: &mut Trainer,
+        batch: &mut StepBatch,
+    ) -> Result<(StepOutput, BTreeMap<String, f64>), TrainError> {
+        if self.left == 0 {
+            self.roll_out(trainer, batch)?;
+            self.prompts = batch.clone();
+            self.left = self.config.grpo.num_iterations();
+        }
+        self.left -= 1;
+        let rows = self.config.run.batch_size;
+        let found = self.loss.step(trainer, &mut self.rollouts, rows);
+        let metrics = self.metrics_of(&found);
+        batch.num_targets = self.rollouts.iter().map(Rollout::answer_len).sum();
+        batch.micro_batches = found.batches;
+        Ok((found.output, metrics))
+    }
+
+    /// Answers the prompts, and finds what is to be learnt from the answers.
+    fn roll_out(&mut self, trainer: &mut Trainer, batch: &StepBatch) -> Result<(), TrainError> {
+        let questions = &self.questions;
+        let asked = batch.sources.iter().filter_map(|at| questions.get(at));
+        let asked: Vec<&Question> = asked.collect();
+        let requests = self.requests(&asked, trainer.num_steps());
+        let generator = Generator {
+            slot: trainer.slot(),
+            stop_token_ids: self.format.limits.eos_token_ids.clone(),
+        };
+        generator.prepare(&mut trainer.model);
+        let listen = &mut |_, _| ControlFlow::Continue(());
+        let completions = generator.generate(&trainer.model, &requests, listen)?;
+
+        let size = self.config.grpo.num_generations();
+        let texts = completions.iter();
+        let texts: Vec<String> = texts.map(|c| self.format.text_of(c.content())).collect();
+        let of_answer = asked
+            .iter()
+            .flat_map(|question| std::iter::repeat_n(question, size));
+        let answers = of_answer.zip(&texts).zip(&completions);
+        let answers = answers.map(|((question, text), completion)| Answer {
+            prompt: &question.prompt.content,
+            completion: text,
+            num_tokens: completion.content().len(),
+            columns: &question.columns,
+        });
+        let answers: Vec<Answer<'_>> = answers.collect();
+        let each = self.rewards.of(&answers)?;
+        let sum = self.rewards.sum(&each);
+        let scale = self.config.grpo.scale_rewards.unwrap_or_default();
+        let found = advantages(&sum, size, scale);
+
+        let mut metrics = lengths(&completions);
+        for (name, values) in self.rewards.names().zip(&each) {
+            metrics.insert(format!("rewards/{name}/mean"), mean_of(values));
+            metrics.insert(format!("rewards/{name}/std"), std_of(values));
+        }
+        metrics.insert("reward".into(), found.reward);
+        metrics.insert("reward_std".into(), found.reward_std);
+        metrics.insert("frac_reward_zero_std".into(), found.frac_reward_zero_std);
+        let drawn = requests.iter().zip(&completions).zip(&found.values);
+        let rollouts = drawn.map(|((request, completion), advantage)| {
+            Rollout::new(&request.prompt, &completion.tokens, *advantage)
+        });
+        self.rollouts = rollouts.collect();
+        self.metrics = metrics;
+        Ok(())
+    }
+
+    /// The answers to draw: each has a seed of its own, which the seed of the run and the step determine.
+    fn requests(&self, asked: &[&Question], step: usize) -> Vec<Request> {
+        let grpo = &self.config.grpo;
+        let context = self.format.limits.context_length;
+        let all = asked.iter();
+        let all = all.flat_map(|question| std::iter::repeat_n(question, grpo.num_generations()));
+        let requests = all.enumerate().map(|(index, question)| Request {
+            prompt: question.prompt.tokens.clone(),
+            sampling: SamplingParams {
+                temperature: grpo.temperature() as f32,
+                seed: Some(seed(self.config.run.seed, step, index)),
+                ..SamplingParams::default()
+            },
+            max_tokens: grpo
+                .max_completion_length()
+                .min(context - question.prompt.tokens.len()),
+        });
+        requests.collect()
+    }
+
+    /// The metrics of a step; numbers that are none are left out.
+    fn metrics_of(&self, found: &PolicyStep) -> BTreeMap<String, f64> {
+        let mut metrics = self.metrics.clone();
+        metrics.extend(found.kl.map(|kl| ("kl".to_owned(), kl)));
+        for (name, ratio) in ["low", "high", "region"].iter().zip(found.clip_ratio) {
+            metrics.insert(format!("clip_ratio/{name}_mean"), ratio);
+        }
+        metrics.retain(|_, value| value.is_finite());
+        metrics
+    }
+}
+
+/// Lengths of answers in tokens.
+fn lengths(completions: &[Completion]) -> BTreeMap<String, f64> {
+    let all: Vec<f64> = completions.iter().map(|c| c.tokens.len() as f64).collect();
+    let ended = completions.iter().filter(|completion| completion.has_ended);
+    let mut ended: Vec<f64> = ended.map(|c| c.tokens.len() as f64).collect();
+    let clipped = 1.0 - ended.len() as f64 / all.len().max(1) as f64;
+    if ended.is_empty() {
+        ended.push(0.0);
+    }
+    let mut metrics = BTreeMap::from([("completions/clipped_ratio".to_owned(), clipped)]);
+    for (name, values) in [("length", &all), ("terminated_length", &ended)] {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = values.iter().copied().fold(0.0, f64::max);
+        for (kind, value) in [("mean", mean_of(values)), ("min", least), ("max", most)] {
+            metrics.insert(format!("completions/{kind}_{name}"), value);
+        }
+    }
+    metrics
+}
+
+/// A seed for each answer (the finalizer of SplitMix64).
+fn seed(run: u64, step: usize, index: usize) -> u64 {
+    let place = ((step as u64) << 24) ^ index as u64;
+    let mut z = run ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn answers_have_seeds_of_their_own() {
+        let all = (0..50).flat_map(|step| (0..20).map(move |index| seed(42, step, index)));
+        assert_eq!(all.collect::<BTreeSet<_>>().len(), 1000);
+        assert_ne!(seed(1, 0, 0), seed(2, 0, 0));
+    }
+
+    #[test]
+    fn lengths_have_the_names_of_trl() {
+        let completion = |len: usize, has_ended| Completion {
+            tokens: vec![1; len],
+            has_ended,
+        };
+        let found = lengths(&[
+            completion(4, true),
+            completion(8, false),
+            completion(2, true),
+        ]);
+        for (name, expected) in [
+            ("completions/mean_length", 14.0 / 3.0),
+            ("completions/max_length", 8.0),
+            ("completions/mean_terminated_length", 3.0),
+            ("completions/max_terminated_length", 4.0),
+            ("completions/clipped_ratio", 1.0 / 3.0),
+        ] {
+            assert!((found[name] - expected).abs() < 1e-12, "{name}: {found:?}");
+        }
+        assert_eq!(
+            lengths(&[completion(8, false)])["completions/min_terminated_length"],
+            0.0
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! How good an answer is: built-in measures, and programs that are asked over HTTP.
+
+mod builtin;
+mod endpoint;
+mod schema;
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use self::builtin::Builtin;
+use self::endpoint::Endpoint;
+use crate::config::{ConfigError, GrpoOptions};
+
+/// An answer to be rewarded.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// The prompt as the data has it: a text, or messages.
+    pub prompt: &'a Value,
+    /// The answer's text, without special tokens.
+    pub completion: &'a str,
+    /// Its tokens, without the one that ended it.
+    pub num_tokens: usize,
+    /// The other fields of the prompt's record.
+    pub columns: &'a Map<String, Value>,
+}
+
+/// A program that gave no rewards.
+#[derive(Debug, Error)]
+#[error("--reward-url {url}: {reason}")]
+pub struct RewardError {
+    /// Its address.
+    pub url: String,
+    /// What was expected and found.
+    pub reason: String,
+}
+
+/// The rewards of a run with their weights.
+#[derive(Debug)]
+pub struct Rewards {
+    all: Vec<Reward>,
+}
+
+#[derive(Debug)]
+struct Reward {
+    /// As metrics name it.
+    name: String,
+    weight: f64,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Builtin(Builtin),
+    Endpoint(Endpoint),
+}
+
+impl Rewards {
+    /// The rewards that `options` name.
+    ///
+    /// # Errors
+    /// A reward that is not known, or whose pattern, file or address is wrong.
+    pub fn new(options: &GrpoOptions) -> Result<Self, ConfigError> {
+        let mut all: Vec<Reward> = Vec::new();
+        let builtin = options.rewards.iter().map(|text| {
+            let kind = Builtin::parse(text)?;
+            Ok((kind.name(), Kind::Builtin(kind)))
+        });
+        let endpoints = options.reward_urls.iter().map(|url| {
+            let endpoint = Endpoint::new(url, options.reward_timeout())?;
+            Ok(("url", Kind::Endpoint(endpoint)))
+        });
+        for (index, found) in builtin.chain(endpoints).enumerate() {
+            let (name, kind): (&str, Kind) = found?;
+            let number = all.iter().filter(|reward| reward.name.starts_with(name));
+            all.push(Reward {
+                name: match number.count() {
+                    0 => name.to_owned(),
+                    before => format!("{name}_{}", before + 1),
+                },
+                weight: options.reward_weights.get(index).copied().unwrap_or(1.0),
+                kind,
+            });
+        }
+        Ok(Self { all })
+    }
+
+    /// The names of the rewards, in their order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|reward| reward.name.as_str())
+    }
+
+    /// Checks that a record has the fields that rewards are about.
+    ///
+    /// # Errors
+    /// The field that is missing or has another type.
+    pub fn check(&self, columns: &Map<String, Value>) -> Result<(), String> {
+        let mut kinds = self.all.iter().map(|reward| &reward.kind);
+        kinds.try_for_each(|kind| match kind {
+            Kind::Builtin(builtin) => builtin.check(columns),
+            Kind::Endpoint(_) => Ok(()),
+        })
+    }
+
+    /// What each reward says of each answer; NaN where a program has no reward for it.
+    ///
+    /// # Errors
+    /// A program that cannot be reached, is too slow, or answers something else.
+    pub fn of(&self, answers: &[Answer<'_>]) -> Result<Vec<Vec<f64>>, RewardError> {
+        let each = self.all.iter().map(|reward| match &reward.kind {
+            Kind::Builtin(builtin) => Ok(answers.iter().map(|answer| builtin.of(answer)).collect()),
+            Kind::Endpoint(endpoint) => endpoint.of(answers),
+        });
+        each.collect()
+    }
+
+    /// The weighted sum of what the rewards say of each answer; NaN where all of them say nothing.
+    #[must_use]
+    pub fn sum(&self, each: &[Vec<f64>]) -> Vec<f64> {
+        let num = each.first().map_or(0, Vec::len);
+        let sum = |answer: usize| {
+            let known = self.all.iter().zip(each);
+            let known = known.map(|(reward, values)| reward.weight * values[answer]);
+            let known = known.filter(|value| !value.is_nan());
+            known.reduce(|a, b| a + b).unwrap_or(f64::NAN)
+        };
+        (0..num).map(sum).collect()
+    }
+}

@@ -1,0 +1,195 @@
+//! `--sample-prompts`: what the model answers before, while and after it trains.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use model_qwen::SamplingParams;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::chat_format::ChatFormat;
+use crate::config::{Config, ConfigError};
+use crate::error::{TrainError, output_error};
+use crate::generation::{Completion, Generator, Request};
+use crate::prompts::{self, Prompt};
+use crate::trainer::Trainer;
+
+/// The file of answers in the output folder.
+const FILE: &str = "samples.jsonl";
+
+/// One answer: a line of `samples.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    /// Optimizer steps done.
+    pub(crate) step: usize,
+    /// Which of the prompts, from 0.
+    pub(crate) index: usize,
+    /// The prompt: a text, or messages.
+    pub(crate) prompt: Value,
+    /// The answer.
+    pub(crate) completion: String,
+    /// Its tokens, with the one that ended it.
+    pub(crate) num_tokens: usize,
+    /// `stop` where the model ended it, `length` where `--sample-max-tokens` did.
+    pub(crate) finish_reason: String,
+}
+
+/// The prompts, and all answers of the run so far.
+#[derive(Debug)]
+pub(crate) struct Samples {
+    prompts: Vec<Prompt>,
+    max_tokens: usize,
+    stop_token_ids: Vec<u32>,
+    format: ChatFormat,
+    path: PathBuf,
+    answers: Vec<Sample>,
+}
+
+impl Samples {
+    /// Reads the prompts of a run; `None` where it has none.
+    ///
+    /// # Errors
+    /// A file that cannot be read, without a prompt, or with one that the model cannot answer.
+    pub(crate) fn load(config: &Config, format: &ChatFormat) -> Result<Option<Self>, TrainError> {
+        let Some(file) = &config.samples.prompts else {
+            return Ok(None);
+        };
+        let prompts = read(file, format)?;
+        Ok(Some(Self {
+            prompts,
+            max_tokens: config.samples.max_tokens(),
+            stop_token_ids: format.limits.eos_token_ids.clone(),
+            format: format.clone(),
+            path: config.run.output.join(FILE),
+            answers: Vec::new(),
+        }))
+    }
+
+    /// Starts the file of answers; with `keep_until = Some(step)` the answers until that step stay.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub(crate) fn open(&mut self, keep_until: Option<usize>) -> Result<(), TrainError> {
+        let failed = || output_error(&self.path);
+        if let Some(last) = keep_until
+            && self.path.exists()
+        {
+            let text = fs::read_to_string(&self.path).map_err(failed())?;
+            let answers = text
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok());
+            self.answers = answers
+                .filter(|answer: &Sample| answer.step <= last)
+                .collect();
+        }
+        fs::write(&self.path, lines(&self.answers)).map_err(failed())
+    }
+
+    /// The most likely answers of the model as it is, also in the file.
+    ///
+    /// # Errors
+    /// A device that fails, and a file that cannot be written.
+    pub(crate) fn answer(&mut self, trainer: &mut Trainer) -> Result<&[Sample], TrainError> {
+        let generator = Generator {
+            slot: trainer.slot(),
+            stop_token_ids: self.stop_token_ids.clone(),
+        };
+        let requests = self.prompts.iter().map(|prompt| Request {
+            prompt: prompt.tokens.clone(),
+            sampling: SamplingParams::greedy(),
+            max_tokens: self.max_tokens,
+        });
+        let requests: Vec<Request> = requests.collect();
+        generator.prepare(&mut trainer.model);
+        let listen = &mut |_, _| ControlFlow::Continue(());
+        let completions = generator.generate(&trainer.model, &requests, listen)?;
+        let step = trainer.num_steps();
+        let first = self.answers.len();
+        for (index, completion) in completions.iter().enumerate() {
+            let answer = self.sample(step, index, completion);
+            self.answers.push(answer);
+        }
+        let new = &self.answers[first..];
+        let mut file = OpenOptions::new();
+        let file = file.append(true).create(true).open(&self.path);
+        file.and_then(|mut file| file.write_all(lines(new).as_bytes()))
+            .map_err(output_error(&self.path))?;
+        Ok(new)
+    }
+
+    fn sample(&self, step: usize, index: usize, completion: &Completion) -> Sample {
+        Sample {
+            step,
+            index,
+            prompt: self.prompts[index].content.clone(),
+            completion: self.format.text_of(completion.content()),
+            num_tokens: completion.tokens.len(),
+            finish_reason: match completion.has_ended {
+                true => "stop".to_owned(),
+                false => "length".to_owned(),
+            },
+        }
+    }
+
+    /// What is said last in each prompt.
+    pub(crate) fn shown(&self) -> Vec<String> {
+        self.prompts.iter().map(Prompt::shown).collect()
+    }
+
+    /// All answers so far.
+    pub(crate) fn answers(&self) -> &[Sample] {
+        &self.answers
+    }
+}
+
+fn lines(answers: &[Sample]) -> String {
+    let lines = answers.iter().filter_map(|answer| {
+        let line = serde_json::to_string(answer).ok()?;
+        Some(line + "\n")
+    });
+    lines.collect()
+}
+
+/// Prompts of a file: a text on each line, or a JSON object with `prompt` or `messages`.
+fn read(file: &Path, format: &ChatFormat) -> Result<Vec<Prompt>, TrainError> {
+    let failed = |reason: String| {
+        TrainError::Config(ConfigError::Value {
+            flag: "sample-prompts",
+            expected: "a file with a prompt on each line: a text, or a JSON object with `prompt` or `messages`".into(),
+            found: format!("{}{reason}", file.display()),
+        })
+    };
+    let text = fs::read_to_string(file).map_err(|error| failed(format!(": {error}")))?;
+    let context = format.limits.context_length;
+    let mut prompts = Vec::new();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
+        let wrong = |reason: String| failed(format!(":{number}: {reason}"));
+        let prompt = match line.starts_with('{') {
+            true => {
+                let fields = serde_json::from_str(line);
+                let fields = fields.map_err(|error| wrong(format!("invalid JSON: {error}")))?;
+                prompts::of_record(&fields, format)
+            }
+            false => Prompt::new(line.into(), None, format),
+        };
+        let prompt = prompt.map_err(wrong)?;
+        if prompt.tokens.len() >= context {
+            let found = prompt.tokens.len();
+            return Err(wrong(format!(
+                "a prompt of {found} tokens, and the model's context is {context}"
+            )));
+        }
+        prompts.push(prompt);
+    }
+    match prompts.is_empty() {
+        true => Err(failed(", which has no prompt".to_owned())),
+        false => Ok(prompts),
+    }
+}

@@ -1,0 +1,231 @@
+//! GRPO against TRL: same start, same answers and rewards, same losses, numbers and weights after every step.
+//!
+//! The files come from `xtask/golden/grpo.py`; `data/golden/grpo/meta.json` records versions and tolerances.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices};
+use model_qwen::{Dtype, LoadOptions, QwenModel};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use trainer_sft::burn;
+use trainer_sft::config::{
+    Config, GrpoOptions, LossType, LrSchedule, Method, MethodConfig, ScaleRewards,
+};
+use trainer_sft::grpo::advantages::advantages;
+use trainer_sft::grpo::{PolicyLoss, Rollout};
+use trainer_sft::lora::{SLOT, read_adapter};
+use trainer_sft::optimizer::AdamWConfig;
+use trainer_sft::parameters::Trainable;
+use trainer_sft::schedule::{Schedule, Shape};
+use trainer_sft::step::Checkpointing;
+use trainer_sft::trainer::{Trainer, TrainerOptions};
+
+const LOSS_TOLERANCE: f64 = 1e-4;
+const ADAPTER_TOLERANCE: f32 = 1e-3;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../data/golden")
+        .join(name)
+}
+
+fn read_json<T: DeserializeOwned>(name: &str) -> T {
+    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
+}
+
+#[derive(Deserialize)]
+struct Group {
+    prompt: Vec<u32>,
+    answers: Vec<Vec<u32>>,
+    rewards: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    settings: BTreeMap<String, Value>,
+    steps: Vec<BTreeMap<String, f64>>,
+}
+
+/// The adapter in a file of PEFT's tensors, alpha being twice the rank.
+fn adapter(name: &str, model: &QwenModel) -> LoraAdapter {
+    let bytes = std::fs::read(golden(name)).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let matrix = |module: &str, matrix: &str| -> Vec<f32> {
+        let name = format!("base_model.model.{module}.lora_{matrix}.weight");
+        let view = file.tensor(&name).unwrap();
+        let values = view.data().chunks(4);
+        values
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    };
+    let modules = model.linears().into_iter().map(|(name, linear)| {
+        let matrices = LoraMatrices {
+            a: matrix(&name, "A"),
+            b: matrix(&name, "B"),
+            r: 4,
+            in_features: linear.in_features(),
+            out_features: linear.out_features(),
+        };
+        (name, matrices)
+    });
+    LoraAdapter {
+        modules: modules.collect(),
+        config: LoraConfig {
+            r: 4,
+            lora_alpha: 8.0,
+            ..LoraConfig::default()
+        },
+    }
+}
+
+fn trainer() -> Trainer {
+    let options = LoadOptions {
+        dtype: Dtype::F32,
+        ..LoadOptions::default()
+    };
+    let device = Device::flex();
+    let mut model = QwenModel::load(&golden("training/model"), &options, &device).unwrap();
+    let initial = adapter("training/initial.safetensors", &model);
+    model.add_adapter(SLOT, &initial).unwrap();
+    let options = TrainerOptions {
+        trainable: Trainable::Adapter { slot: SLOT },
+        learning_rate: 2e-3,
+        schedule: Schedule {
+            kind: LrSchedule::Constant,
+            warmup_steps: 0,
+            total_steps: 30,
+            shape: Shape::default(),
+        },
+        optimizer: AdamWConfig::default(),
+        max_grad_norm: Some(1.0),
+        checkpointing: Checkpointing::default(),
+        dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
+        seed: 0,
+    };
+    Trainer::new(model, options)
+}
+
+fn config(case: &Case) -> Config {
+    let number = |key: &str| case.settings.get(key).and_then(Value::as_f64);
+    let text = |key: &str| case.settings.get(key).and_then(Value::as_str);
+    let mut config = Config::new("unused");
+    config.method = MethodConfig {
+        method: Method::Grpo,
+        beta: number("beta"),
+        loss_type: text("loss_type").map(|name| match name {
+            "grpo" => LossType::Grpo,
+            "dr_grpo" => LossType::DrGrpo,
+            other => panic!("{other}"),
+        }),
+        ..MethodConfig::default()
+    };
+    config.grpo = GrpoOptions {
+        epsilon: number("epsilon"),
+        epsilon_high: number("epsilon_high"),
+        temperature: number("temperature"),
+        num_iterations: number("num_iterations").map(|n| n as usize),
+        max_completion_length: Some(12),
+        scale_rewards: text("scale_rewards").map(|name| match name {
+            "batch" => ScaleRewards::Batch,
+            "none" => ScaleRewards::None,
+            other => panic!("{other}"),
+        }),
+        ..GrpoOptions::default()
+    };
+    config
+}
+
+#[track_caller]
+fn close(step: usize, name: &str, found: f64, expected: &BTreeMap<String, f64>) {
+    let expected = expected[name];
+    let tolerance = LOSS_TOLERANCE * expected.abs().max(1.0);
+    assert!(
+        (found - expected).abs() <= tolerance,
+        "step {step}: {name} {found}, expected {expected}"
+    );
+}
+
+fn check(name: &str) {
+    let cases: BTreeMap<String, Case> = read_json("grpo/cases.json");
+    let generations: Vec<Vec<Group>> = read_json("grpo/rollouts.json");
+    let case = &cases[name];
+    assert_eq!(case.steps.len(), 30);
+    let config = config(case);
+    let options = &config.grpo;
+    let accumulation = case.settings.get("gradient_accumulation_steps");
+    let accumulation = accumulation.and_then(Value::as_u64).unwrap_or(1) as usize;
+    let loss = PolicyLoss::of(&config);
+    let mut trainer = trainer();
+    let mut rollouts = Vec::new();
+    for (step, expected) in case.steps.iter().enumerate() {
+        if step % options.num_iterations() == 0 {
+            let groups = &generations[step / options.num_iterations()];
+            let rewards = groups.iter().flat_map(|group| group.rewards.clone());
+            let rewards: Vec<f64> = rewards.collect();
+            let scale = options.scale_rewards.unwrap_or_default();
+            let found = advantages(&rewards, 4, scale);
+            close(step, "reward", found.reward, expected);
+            close(step, "reward_std", found.reward_std, expected);
+            let zero = found.frac_reward_zero_std;
+            close(step, "frac_reward_zero_std", zero, expected);
+            let answers = groups.iter();
+            let answers = answers.flat_map(|g| g.answers.iter().map(|answer| (&g.prompt, answer)));
+            rollouts = answers
+                .zip(found.values)
+                .map(|((prompt, answer), advantage)| Rollout::new(prompt, answer, advantage))
+                .collect();
+        }
+        let batch_size = rollouts.len() / accumulation;
+        let found = loss.step(&mut trainer, &mut rollouts, batch_size);
+        let numbers = found.output.numbers();
+        close(step, "loss", numbers.means.loss, expected);
+        close(step, "grad_norm", numbers.grad_norm, expected);
+        // Of more than one micro-batch TRL logs the mean of their means.
+        if accumulation == 1 {
+            close(step, "entropy", numbers.means.entropy, expected);
+            if config.method.beta.is_some() {
+                close(step, "kl", found.kl.unwrap(), expected);
+            }
+            for (name, ratio) in ["low", "high", "region"].iter().zip(found.clip_ratio) {
+                close(step, &format!("clip_ratio/{name}_mean"), ratio, expected);
+            }
+        }
+    }
+    let expected = adapter(&format!("grpo/{name}.safetensors"), &trainer.model);
+    let found = read_adapter(&trainer.model, SLOT, &expected.config);
+    for (module, expected) in &expected.modules {
+        let found = &found.modules[module];
+        for (found, expected) in [(&found.a, &expected.a), (&found.b, &expected.b)] {
+            for (a, b) in found.iter().zip(expected) {
+                assert!(
+                    (a - b).abs() < ADAPTER_TOLERANCE,
+                    "{name} {module}: {a}, expected {b}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn dapo_equals_trl() {
+    check("dapo");
+}
+
+#[test]
+fn grpo_with_clipping_and_divergence_equals_trl() {
+    check("grpo");
+}
+
+#[test]
+fn dr_grpo_equals_trl() {
+    check("dr_grpo");
+}

@@ -1,0 +1,201 @@
+//! `--sample-prompts`: answers before, while and after the model trains.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[allow(dead_code)]
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use lora_4bit::peft::LoraAdapter;
+use model_qwen::{
+    GenerateRequest, LoadOptions, Quantization, QwenModel, SamplingParams, bundled_model_dir,
+    generate,
+};
+use serde_json::{Value, json};
+use trainer_sft::burn::tensor::Device;
+use trainer_sft::chat_format::ChatFormat;
+use trainer_sft::config::Config;
+use trainer_sft::prompts::Prompt;
+use trainer_sft::{Summary, TrainError, Training};
+
+const PROMPTS: &str = "Who are you?\n\n{\"prompt\": \"Tell me a story.\"}\n\
+    {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Ahoy\"}]}\n";
+
+fn config(dir: &Path, prompts: &str) -> Config {
+    let file = dir.join("prompts.txt");
+    fs::write(&file, prompts).unwrap();
+    let mut config = Config::new(dir.join("out"));
+    config.lora.r = 4;
+    config.run.max_steps = Some(4);
+    config.run.batch_size = 2;
+    config.samples.prompts = Some(file);
+    config.samples.max_tokens = Some(12);
+    config
+}
+
+fn records() -> Vec<Value> {
+    let record = |i: usize| json!({"prompt": format!("Who is {i}?"), "completion": "I am the captain of this ship."});
+    (0..6).map(record).collect()
+}
+
+fn run(config: &Config) -> Result<Summary, TrainError> {
+    let training = Training::new(config).device(&Device::flex());
+    training.records(records()).run()
+}
+
+fn answers(folder: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join("samples.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
+}
+
+fn steps(answers: &[Value]) -> Vec<u64> {
+    answers
+        .iter()
+        .map(|answer| answer["step"].as_u64().unwrap())
+        .collect()
+}
+
+#[test]
+fn answers_are_those_of_the_adapter_that_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), PROMPTS);
+    config.optimizer.learning_rate = Some(2e-2);
+    config.samples.steps = Some(2);
+    config.run.save_steps = Some(2);
+    let summary = run(&config).unwrap();
+    let answers = answers(&summary.output);
+    assert_eq!(steps(&answers), [0, 0, 0, 2, 2, 2, 4, 4, 4]);
+    assert_eq!(answers[2]["prompt"].as_array().unwrap().len(), 1);
+
+    let format = ChatFormat::load(&config).unwrap();
+    let options = LoadOptions {
+        quantization: Quantization::Nf4,
+        double_quant: true,
+        ..LoadOptions::default()
+    };
+    let folder = bundled_model_dir().unwrap();
+    let mut model = QwenModel::load(&folder, &options, &Device::flex()).unwrap();
+    model.set_compute_dtype(config.model.compute_dtype);
+    // A checkpoint has the adapter to the bit, the result rounds it to bf16.
+    let adapter = LoraAdapter::load(&summary.output.join("checkpoint-2")).unwrap();
+    model.add_adapter(0, &adapter).unwrap();
+    for (number, line) in answers[..6].iter().enumerate() {
+        let slot = (number >= 3).then_some(0);
+        let prompt = Prompt::new(line["prompt"].clone(), None, &format).unwrap();
+        let request = GenerateRequest {
+            prompt: prompt.tokens,
+            sampling: SamplingParams::greedy(),
+            max_tokens: 12,
+            stop_token_ids: format.limits.eos_token_ids.clone(),
+            adapter: slot,
+        };
+        let tokens = generate(&model, &request, |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(line["completion"], format.text_of(&tokens), "{line}");
+    }
+    assert!((0..3).any(|i| answers[i]["completion"] != answers[6 + i]["completion"]));
+
+    let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
+    assert!(page.contains("<h2>Samples</h2>") && page.contains("After (step 4)"));
+    let settings = fs::read_to_string(summary.output.join("run.toml")).unwrap();
+    assert!(settings.contains("sample_steps = 2"), "{settings}");
+}
+
+#[test]
+fn answers_change_nothing_of_the_run_and_come_at_evaluations() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut with = config(dir.path(), PROMPTS);
+    with.data.eval_split = Some(0.3);
+    with.run.eval_steps = Some(3);
+    let mut without = with.clone();
+    without.samples = Default::default();
+    without.run.output = dir.path().join("without");
+    let (with, without) = (run(&with).unwrap(), run(&without).unwrap());
+    assert_eq!(steps(&answers(&with.output)), [0, 0, 0, 3, 3, 3, 4, 4, 4]);
+    let adapter =
+        |summary: &Summary| fs::read(summary.output.join("adapter_model.safetensors")).unwrap();
+    assert_eq!(adapter(&with), adapter(&without));
+    assert!(!without.output.join("samples.jsonl").exists());
+}
+
+#[test]
+fn a_resumed_run_goes_on_with_its_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), "Who are you?\n");
+    config.samples.steps = Some(1);
+    let stop = AtomicBool::new(false);
+    let training = Training::new(&config)
+        .device(&Device::flex())
+        .records(records());
+    let training = training.stop_when(&stop).on_step(|step| {
+        stop.store(step.step == 2, std::sync::atomic::Ordering::Relaxed);
+        ControlFlow::Continue(())
+    });
+    let stopped = training.run().unwrap().stopped.unwrap();
+    assert_eq!(steps(&answers(&config.run.output)), [0, 1, 2]);
+    config.run.resume = Some(stopped);
+    run(&config).unwrap();
+    assert_eq!(steps(&answers(&config.run.output)), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn prompts_that_cannot_be_answered_are_named() {
+    let long = "a b ".repeat(5000);
+    for (text, expected) in [
+        ("", "which has no prompt"),
+        (
+            "ok\n{\"text\": 1}\n",
+            ":2: expected a record with `prompt` or `messages`, found text",
+        ),
+        (
+            "{\"prompt\": 3}\n",
+            ":1: expected a text, or a list of messages",
+        ),
+        (
+            "{\"messages\": [{\"role\": \"user\"}]}\n",
+            ":1: field `messages[0].content`: expected a text, found nothing",
+        ),
+        ("{nonsense}\n", ":1: invalid JSON"),
+        (long.as_str(), ":1: a prompt of"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = run(&config(dir.path(), text)).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("--sample-prompts: expected a file"),
+            "{refused}"
+        );
+        assert!(refused.contains(expected), "{refused}");
+    }
+}
+
+#[test]
+fn settings_without_prompts_are_refused() {
+    for flag in ["--sample-steps", "--sample-max-tokens"] {
+        let said = support::program(&["--data", "data/train.jsonl", flag, "3"]);
+        assert_eq!(said.code, 1);
+        assert!(
+            said.err.contains(&format!("{flag} needs --sample-prompts")),
+            "{}",
+            said.err
+        );
+    }
+    let said = support::program(&[
+        "--data",
+        "d.jsonl",
+        "--sample-prompts",
+        "p",
+        "--sample-steps",
+        "0",
+    ]);
+    assert!(
+        said.err
+            .contains("--sample-steps: expected a whole number from 1 up, found 0"),
+        "{}",
+        said.err
+    );
+}
