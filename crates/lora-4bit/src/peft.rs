@@ -3,7 +3,10 @@
 //! The matrices of module `M` are `base_model.model.M.lora_A.weight` `[r, in]` and `base_model.model.M.lora_B.weight`
 //! `[out, r]`; the module then computes `W x + s B (A x)` with the scaling `s` of [`LoraConfig::scaling_for`].
 //!
-//! What this crate does not compute (DoRA, trained biases or embeddings, and so on) is refused by name when it is read.
+//! With DoRA (`use_dora`) the module has `base_model.model.M.lora_magnitude_vector` `[out]` besides, see
+//! [`LoraMatrices::magnitude`].
+//!
+//! What this crate does not compute (trained biases or embeddings, and so on) is refused by name when it is read.
 //!
 //! Source: `peft/tuners/lora/config.py`, `peft/utils/save_and_load.py` and `peft/utils/other.py` of PEFT 0.21.
 
@@ -39,6 +42,7 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
+const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
 
 /// The two matrices of one module, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +57,20 @@ pub struct LoraMatrices {
     pub in_features: usize,
     /// Width of the module's output.
     pub out_features: usize,
+    /// DoRA: the length that each row of `W + s B A` is given, `[out_features]`.
+    pub magnitude: Option<Vec<f32>>,
+}
+
+impl LoraMatrices {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// A LoRA adapter in host memory.
@@ -97,25 +115,41 @@ impl LoraAdapter {
         let mut modules = BTreeMap::new();
         let mut names = tensors.names();
         names.sort_unstable();
-        let parsed: Vec<_> = names
-            .into_iter()
-            .map(parse_name)
-            .collect::<Result<_, _>>()?;
-        for (module, is_a) in parsed {
-            let name = tensor_name(module, if is_a { A_SUFFIX } else { B_SUFFIX });
+        let parse = |name| match parse_name(name)? {
+            (_, MAGNITUDE_SUFFIX) if !config.use_dora => {
+                Err(PeftError::UnexpectedTensor(String::from(name)))
+            }
+            parsed => Ok(parsed),
+        };
+        let parsed: Vec<_> = names.into_iter().map(parse).collect::<Result<_, _>>()?;
+        for (module, suffix) in parsed {
+            let name = tensor_name(module, suffix);
             if !matcher.targets(module) {
                 return Err(PeftError::UntargetedTensor(name));
             }
-            let partner = tensor_name(module, if is_a { B_SUFFIX } else { A_SUFFIX });
-            let (Ok(tensor), Ok(partner_tensor)) =
-                (tensors.tensor(&name), tensors.tensor(&partner))
-            else {
-                let (found, missing) = (name, partner);
-                return Err(PeftError::NoPartner { found, missing });
+            let partner = |suffix| {
+                let missing = tensor_name(module, suffix);
+                match tensors.tensor(&missing) {
+                    Ok(tensor) => Ok((missing, tensor)),
+                    Err(_) => {
+                        let found = name.clone();
+                        Err(PeftError::NoPartner { found, missing })
+                    }
+                }
             };
-            if is_a {
+            let a = partner(A_SUFFIX)?;
+            let b = partner(B_SUFFIX)?;
+            let magnitude = match config.use_dora {
+                true => Some(partner(MAGNITUDE_SUFFIX)?),
+                false => None,
+            };
+            if suffix == A_SUFFIX {
                 let rank = matcher.rank(module);
-                let matrices = read_matrices((&name, &tensor), (&partner, &partner_tensor), rank)?;
+                let mut matrices = read_matrices((&a.0, &a.1), (&b.0, &b.1), rank)?;
+                if let Some((name, tensor)) = &magnitude {
+                    let values = read_magnitude(name, tensor, matrices.out_features)?;
+                    matrices.magnitude = Some(values);
+                }
                 modules.insert(module.to_owned(), matrices);
             }
         }
@@ -179,6 +213,7 @@ impl LoraAdapter {
                 r,
                 in_features,
                 out_features,
+                magnitude,
             } = matrices;
             let (a_name, b_name) = (tensor_name(module, A_SUFFIX), tensor_name(module, B_SUFFIX));
             if !matcher.targets(module) {
@@ -192,9 +227,18 @@ impl LoraAdapter {
                     rank: matcher.rank(module),
                 });
             }
+            let magnitude_len = match self.config.use_dora {
+                true => *out_features,
+                false => 0,
+            };
             let counts = [
                 ("A", a.len(), r * in_features),
                 ("B", b.len(), out_features * r),
+                (
+                    "lora_magnitude_vector",
+                    magnitude.as_ref().map_or(0, Vec::len),
+                    magnitude_len,
+                ),
             ];
             for (matrix, found, expected) in counts {
                 if found != expected {
@@ -207,11 +251,15 @@ impl LoraAdapter {
                     });
                 }
             }
-            for (name, values, shape) in [
-                (a_name, a, [*r, *in_features]),
-                (b_name, b, [*out_features, *r]),
-            ] {
-                let shape = shape.to_vec();
+            let magnitude = magnitude.as_ref().map(|values| {
+                let name = tensor_name(module, MAGNITUDE_SUFFIX);
+                (name, values, vec![*out_features])
+            });
+            let matrices = [
+                (a_name, a, vec![*r, *in_features]),
+                (b_name, b, vec![*out_features, *r]),
+            ];
+            for (name, values, shape) in matrices.into_iter().chain(magnitude) {
                 tensors.push((
                     name,
                     OwnedTensor {
@@ -244,15 +292,16 @@ fn is_outside_of_linears(name: &str) -> bool {
     name.split('.').any(is_one)
 }
 
-/// The module of a tensor, and whether it is `A`.
-fn parse_name(name: &str) -> Result<(&str, bool), PeftError> {
+/// The module of a tensor, and what follows it in the name.
+fn parse_name(name: &str) -> Result<(&str, &'static str), PeftError> {
     if is_outside_of_linears(name) {
         return Err(PeftError::UnsupportedModule(name.to_owned()));
     }
     let parse = || {
         let rest = name.strip_prefix(PREFIX)?;
-        let a = rest.strip_suffix(A_SUFFIX).map(|module| (module, true));
-        a.or_else(|| rest.strip_suffix(B_SUFFIX).map(|module| (module, false)))
+        [A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX]
+            .into_iter()
+            .find_map(|suffix| Some((rest.strip_suffix(suffix)?, suffix)))
     };
     parse()
         .filter(|(module, _)| !module.is_empty())
@@ -284,7 +333,24 @@ fn read_matrices(
         r: rank,
         in_features,
         out_features,
+        magnitude: None,
     })
+}
+
+/// One value for each row of the module's weight.
+fn read_magnitude(
+    name: &str,
+    tensor: &TensorView<'_>,
+    out_features: usize,
+) -> Result<Vec<f32>, PeftError> {
+    if tensor.shape() != [out_features] {
+        return Err(PeftError::MagnitudeShape {
+            name: name.to_owned(),
+            found: tensor.shape().to_vec(),
+            expected: out_features,
+        });
+    }
+    read_floats(name, tensor)
 }
 
 fn read_floats(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, PeftError> {

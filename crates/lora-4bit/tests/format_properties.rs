@@ -29,6 +29,7 @@ fn matrices(r: usize) -> impl Strategy<Value = LoraMatrices> {
             r,
             in_features,
             out_features,
+            magnitude: None,
         })
     })
 }

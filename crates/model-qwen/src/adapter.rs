@@ -63,12 +63,18 @@ impl QwenModel {
                 let data = TensorData::new(values.to_vec(), shape);
                 Tensor::<2>::from_data(data, (&device, DType::F32))
             };
-            let weights = LoraWeights {
+            let mut weights = LoraWeights {
                 a: upload(&m.a, [m.r, m.in_features]),
                 b_t: upload(&transposed(&m.b, m.r), [m.r, m.out_features]),
                 scaling: adapter.config.scaling_for(module) as f32,
+                dora: None,
             };
             if let Some(linear) = self.linear_mut(module) {
+                if let Some(magnitude) = &m.magnitude {
+                    let data = TensorData::new(magnitude.clone(), [m.out_features]);
+                    let magnitude = Tensor::<1>::from_data(data, (&device, DType::F32));
+                    weights = weights.with_magnitude(&linear.weight, Some(magnitude));
+                }
                 linear.set_adapter(slot, Some(weights));
             }
         }

@@ -1,4 +1,4 @@
-//! The weights of a model folder with a LoRA adapter added to them, `W + s B A`.
+//! The weights of a model folder with a LoRA adapter added to them, `W + s B A`, its rows brought to the lengths of DoRA.
 //!
 //! Sums are f32. A weight is rounded once, when it is written: [`MergedWeights::write`] makes a model folder of it, and
 //! [`crate::gguf`] a GGUF file.
@@ -55,7 +55,7 @@ enum Values<'a> {
     Nf4(Vec<f32>),
 }
 
-/// What an adapter adds to a tensor: `scaling * B A`.
+/// What an adapter adds to a tensor: `scaling * B A`; with DoRA the sum's rows have their lengths.
 #[derive(Debug)]
 struct Change {
     matrices: LoraMatrices,
@@ -303,15 +303,19 @@ impl Change {
             b,
             r,
             in_features,
+            magnitude,
             ..
         } = &self.matrices;
         let b = &b[rows.start * r..rows.end * r];
+        let lengths = magnitude.as_ref().map(|lengths| &lengths[rows]);
         values
             .par_chunks_mut(*in_features)
             .zip(b.par_chunks(*r))
+            .enumerate()
             .for_each_init(
                 || vec![0.0f32; *in_features],
-                |delta, (row, b)| {
+                |delta, (index, (row, b))| {
+                    let length = lengths.and_then(|lengths| lengths.get(index));
                     delta.fill(0.0);
                     for (factor, a) in b.iter().zip(a.chunks(*in_features)) {
                         for (sum, a) in delta.iter_mut().zip(a) {
@@ -321,7 +325,20 @@ impl Change {
                     for (value, delta) in row.iter_mut().zip(delta.iter()) {
                         *value += self.scaling * delta;
                     }
+                    if let Some(&length) = length {
+                        scale_to(row, length);
+                    }
                 },
             );
+    }
+}
+
+/// Brings a row to a length; one of zeros stays as it is.
+fn scale_to(row: &mut [f32], length: f32) {
+    let squares = row.iter().map(|value| f64::from(*value).powi(2));
+    let found = squares.sum::<f64>().sqrt();
+    if found > 0.0 {
+        let factor = (f64::from(length) / found) as f32;
+        row.iter_mut().for_each(|value| *value *= factor);
     }
 }

@@ -146,6 +146,7 @@ fn adapter(seed: usize, r: usize, suffixes: &[&str], dir: &Path) -> PathBuf {
             r,
             in_features,
             out_features,
+            magnitude: None,
         };
         (name, matrices)
     });

@@ -174,6 +174,7 @@ fn adapters_are_chosen_by_name() {
             r: 1,
             in_features,
             out_features,
+            magnitude: None,
         };
         (name, matrices)
     });

@@ -110,6 +110,8 @@ pub struct LoraOptions {
     pub target_modules: Vec<String>,
     /// Rank-stabilized scale.
     pub use_rslora: bool,
+    /// DoRA: the length of each row of the weights is trained, too. Only on a CPU.
+    pub use_dora: bool,
 }
 
 impl LoraOptions {

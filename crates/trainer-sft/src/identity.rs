@@ -37,12 +37,13 @@ const FREE: [&str; 18] = [
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.
-const FIXED: [&str; 5] = [
+const FIXED: [&str; 6] = [
     "full",
     "lora_r",
     "lora_alpha",
     "target_modules",
     "use_rslora",
+    "use_dora",
 ];
 
 fn settings_of(config: &Config) -> Map<String, Value> {

@@ -1,7 +1,8 @@
 //! The adapter of a run: started, and read back from the model to be written.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, TensorData};
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
+use lora_4bit::{Linear, LoraWeights};
 use model_qwen::{QwenModel, linear_names};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -37,13 +38,15 @@ pub fn new_adapter(
         lora_dropout: options.dropout,
         target_modules: TargetModules::List(modules.clone()),
         use_rslora: options.use_rslora,
+        use_dora: options.use_dora,
         base_model_name_or_path: base,
         ..LoraConfig::default()
     };
     init_adapter(config, &modules, model, seed)
 }
 
-/// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero.
+/// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero; with DoRA the lengths of
+/// the rows of the base weight.
 ///
 /// `modules` are names like `q_proj`; a layer belongs when its name ends with one of them.
 #[must_use]
@@ -74,11 +77,28 @@ pub fn init_adapter(
                     r,
                     in_features,
                     out_features,
+                    magnitude: config.use_dora.then(|| row_lengths(linear)),
                 },
             )
         })
         .collect();
     LoraAdapter { config, modules }
+}
+
+/// The length of each row of a layer's weight.
+fn row_lengths(linear: &Linear) -> Vec<f32> {
+    let zeros = |rows: usize, width: usize| {
+        let device = linear.weight.device();
+        let data = TensorData::zeros::<f32, _>([rows, width]);
+        Tensor::<2>::from_data(data, (&device, DType::F32))
+    };
+    let (a, b) = (
+        zeros(1, linear.in_features()),
+        zeros(linear.out_features(), 1),
+    );
+    let start = LoraWeights::new(a, b, 0.0).with_magnitude(&linear.weight, None);
+    let magnitude = start.dora.map(|dora| dora.magnitude.into_data());
+    magnitude.map_or_else(Vec::new, |data| data.iter::<f32>().collect())
 }
 
 /// The adapter in `slot`, read back from the device.
@@ -96,6 +116,8 @@ pub fn read_adapter(model: &QwenModel, slot: usize, config: &LoraConfig) -> Lora
                 r: weights.a.dims()[0],
                 in_features: linear.in_features(),
                 out_features: linear.out_features(),
+                magnitude: (weights.dora.as_ref())
+                    .map(|dora| dora.magnitude.to_data().iter::<f32>().collect()),
             };
             (name, matrices)
         })

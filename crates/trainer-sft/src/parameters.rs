@@ -13,7 +13,7 @@ use model_qwen::{DecoderLayer, QwenModel};
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trainable {
-    /// A and B of the LoRA adapter in this slot.
+    /// A and B of the LoRA adapter in this slot, with DoRA also the lengths of rows.
     Adapter {
         /// Slot of the adapter in every linear layer.
         slot: usize,
@@ -27,6 +27,8 @@ pub enum Trainable {
 pub enum ParameterMut<'a> {
     /// A bias or the weight of a norm: no weight decay.
     Vector(&'a mut Tensor<1>),
+    /// DoRA's lengths of rows: subject to weight decay.
+    Lengths(&'a mut Tensor<1>),
     /// A weight matrix: subject to weight decay.
     Matrix(&'a mut Tensor<2>),
 }
@@ -35,7 +37,9 @@ impl ParameterMut<'_> {
     /// Makes the tensor a leaf of autodiff graphs.
     pub fn make_leaf(self) {
         match self {
-            Self::Vector(tensor) => *tensor = tensor.clone().autodiff().require_grad(),
+            Self::Vector(tensor) | Self::Lengths(tensor) => {
+                *tensor = tensor.clone().autodiff().require_grad()
+            }
             Self::Matrix(tensor) => *tensor = tensor.clone().autodiff().require_grad(),
         }
     }
@@ -43,7 +47,7 @@ impl ParameterMut<'_> {
     /// Takes the gradient of a leaf, as `[numel]`; `None` when the graph did not reach it.
     pub fn take_gradient(self, gradients: &mut Gradients) -> Option<Tensor<1>> {
         match self {
-            Self::Vector(tensor) => tensor.grad_remove(gradients),
+            Self::Vector(tensor) | Self::Lengths(tensor) => tensor.grad_remove(gradients),
             Self::Matrix(tensor) => tensor.grad_remove(gradients).map(flat),
         }
     }
@@ -51,14 +55,14 @@ impl ParameterMut<'_> {
     /// Whether weight decay applies.
     #[must_use]
     pub fn decays(&self) -> bool {
-        matches!(self, Self::Matrix(_))
+        matches!(self, Self::Matrix(_) | Self::Lengths(_))
     }
 
     /// Number of values.
     #[must_use]
     pub fn num_values(&self) -> usize {
         match self {
-            Self::Vector(tensor) => tensor.dims()[0],
+            Self::Vector(tensor) | Self::Lengths(tensor) => tensor.dims()[0],
             Self::Matrix(tensor) => tensor.dims().iter().product(),
         }
     }
@@ -67,7 +71,7 @@ impl ParameterMut<'_> {
     #[must_use]
     pub fn value(&self) -> Tensor<1> {
         match self {
-            Self::Vector(tensor) => (**tensor).clone(),
+            Self::Vector(tensor) | Self::Lengths(tensor) => (**tensor).clone(),
             Self::Matrix(tensor) => flat((**tensor).clone()),
         }
     }
@@ -75,7 +79,7 @@ impl ParameterMut<'_> {
     /// Replaces the value by `new(value)`, both `[numel]`. `new` gets the only handle, so that it may write in place.
     pub fn replace(self, new: impl FnOnce(Tensor<1>) -> Tensor<1>) {
         match self {
-            Self::Vector(tensor) => *tensor = new(take(tensor)),
+            Self::Vector(tensor) | Self::Lengths(tensor) => *tensor = new(take(tensor)),
             Self::Matrix(tensor) => {
                 let dims = tensor.dims();
                 *tensor = new(flat(take(tensor))).reshape(dims);
@@ -144,6 +148,8 @@ pub fn visit_model(
 
 /// How the name of an adapter's B, transposed, ends.
 pub const LORA_B: &str = ".lora_B_t";
+/// How the name of DoRA's lengths of rows ends.
+pub const LORA_MAGNITUDE: &str = ".lora_magnitude_vector";
 /// Name of the embeddings, which are also the head of a model that ties them.
 pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
 /// Name of the final norm's weight.
@@ -168,6 +174,12 @@ fn visit_linear(
                     &format!("{name}{LORA_B}"),
                     ParameterMut::Matrix(&mut adapter.b_t),
                 );
+                if let Some(dora) = &mut adapter.dora {
+                    visit(
+                        &format!("{name}{LORA_MAGNITUDE}"),
+                        ParameterMut::Lengths(&mut dora.magnitude),
+                    );
+                }
             }
         }
         Trainable::Full => {

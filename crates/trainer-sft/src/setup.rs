@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::tensor::Device;
 use lora_4bit::Weight;
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices};
-use model_qwen::{Dtype, LoadOptions, QwenModel};
+use model_qwen::{Dtype, LoadOptions, QwenModel, is_gpu};
 use tracing::{info, warn};
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, GradientCheckpointing, LoraOptions};
+use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions};
 use crate::error::TrainError;
 use crate::lora;
 use crate::optimizer::{AdamW, AdamWConfig};
@@ -19,6 +19,15 @@ use crate::parameters::{Trainable, visit_model};
 use crate::schedule::{Schedule, Shape};
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
+
+/// Checks that the device trains what the run trains.
+pub(crate) fn check_device(config: &Config, device: &Device) -> Result<(), ConfigError> {
+    if is_gpu(device) && config.lora.use_dora && !config.run.full {
+        let text = "--use-dora: DoRA is trained on a CPU only, and this run is on a GPU: add --device cpu, or leave --use-dora out";
+        return Err(ConfigError::Conflict(text.into()));
+    }
+    Ok(())
+}
 
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
 pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, TrainError> {
@@ -136,6 +145,7 @@ pub(crate) fn options_of_adapter(
         dropout: given.dropout,
         target_modules: names.into_iter().collect(),
         use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
     };
     let differs = |flag, expected: String, found: String| {
         Err(TrainError::AdapterForm {
@@ -162,6 +172,9 @@ pub(crate) fn options_of_adapter(
     }
     if given.use_rslora && !own.use_rslora {
         return differs("use-rslora", "false".into(), "true".into());
+    }
+    if given.use_dora && !own.use_dora {
+        return differs("use-dora", "false".into(), "true".into());
     }
     Ok(own)
 }

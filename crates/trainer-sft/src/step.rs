@@ -26,17 +26,26 @@ use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
-/// The slot and the dropout of the adapters for [`explicit`]: where an adapter is used or trained on a GPU.
+/// The slot and the dropout of the adapters for [`explicit`]: where an adapter without DoRA is used or trained on a GPU.
 pub(crate) fn explicit_slot(
     model: &QwenModel,
     adapters: &AdapterSelection,
 ) -> Option<(usize, Option<Dropout>)> {
     match adapters {
-        AdapterSelection::All { slot, dropout } if is_gpu(&model.device()) => {
+        AdapterSelection::All { slot, dropout }
+            if is_gpu(&model.device()) && !has_dora(model, *slot) =>
+        {
             Some((*slot, *dropout))
         }
         _ => None,
     }
+}
+
+/// Whether a layer's adapter has DoRA.
+fn has_dora(model: &QwenModel, slot: usize) -> bool {
+    let linears = model.linears().into_iter();
+    let mut adapters = linears.filter_map(|(_, linear)| linear.adapter(slot));
+    adapters.any(|adapter| adapter.dora.is_some())
 }
 
 /// What the layers of one micro-batch share.

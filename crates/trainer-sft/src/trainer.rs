@@ -10,7 +10,7 @@ use model_qwen::kernels::on_worker;
 
 use crate::batch::Batch;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
-use crate::parameters::{GradientStore, LORA_B, Trainable, visit_model};
+use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::schedule::Schedule;
 use crate::step::{self, Checkpointing, Means, Noise};
 
@@ -31,7 +31,7 @@ pub struct TrainerOptions {
     pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
-    /// LoRA+: the rate of B over that of A.
+    /// LoRA+: the rate of B (and of DoRA's lengths of rows) over that of A.
     pub loraplus_lr_ratio: f64,
     /// NEFTune: the noise on the embeddings, see [`Noise`].
     pub neftune_noise_alpha: Option<f64>,
@@ -184,8 +184,10 @@ impl Trainer {
                 let Some(gradient) = gradients.remove(name) else {
                     return;
                 };
+                // As PEFT groups them.
+                let is_faster = name.ends_with(LORA_B) || name.ends_with(LORA_MAGNITUDE);
                 let rate = StepRate {
-                    learning_rate: match name.ends_with(LORA_B) {
+                    learning_rate: match is_faster {
                         true => learning_rate * ratio,
                         false => learning_rate,
                     },
@@ -195,6 +197,11 @@ impl Trainer {
                     .replace(|value| optimizer.update(name, value, gradient, clip.as_ref(), rate));
             },
         );
+        if let Trainable::Adapter { slot } = self.options.trainable {
+            self.model
+                .linears_mut()
+                .for_each(|linear| linear.update_norm(slot));
+        }
         StepOutput {
             means,
             grad_norm: norm,

@@ -19,7 +19,7 @@ use crate::error::TrainError;
 use crate::identity::{self, identify};
 use crate::output::{OutputFolder, Weights};
 use crate::run::{Run, Watch, guard};
-use crate::setup::{add_adapter, load_model, options_of_adapter, start};
+use crate::setup::{add_adapter, check_device, load_model, options_of_adapter, start};
 use crate::space;
 use crate::summary::{StepReport, Summary};
 
@@ -133,6 +133,7 @@ impl<'a> Training<'a> {
         if let Some(folder) = &config.run.adapter {
             config.lora = options_of_adapter(folder, &config.lora)?;
         }
+        check_device(&config, &device)?;
         let output = OutputFolder::claim(&config)?;
         config.run.output = output.path().to_path_buf();
         info!("output folder: {}", output.path().display());

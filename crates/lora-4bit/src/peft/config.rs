@@ -89,6 +89,8 @@ pub struct LoraConfig {
     pub alpha_pattern: PatternMap<f64>,
     /// Rank-stabilized scaling: `alpha / sqrt(r)` instead of `alpha / r` (<https://arxiv.org/abs/2312.03732>).
     pub use_rslora: bool,
+    /// DoRA: each row of `W + s B A` is given a length that is trained (<https://arxiv.org/abs/2402.09353>).
+    pub use_dora: bool,
     /// Name or path of the model the adapter was trained on.
     pub base_model_name_or_path: Option<String>,
     /// Revision of that model.
@@ -110,6 +112,7 @@ impl Default for LoraConfig {
             rank_pattern: PatternMap::default(),
             alpha_pattern: PatternMap::default(),
             use_rslora: false,
+            use_dora: false,
             base_model_name_or_path: None,
             revision: None,
             task_type: Some("CAUSAL_LM".to_owned()),
@@ -168,7 +171,7 @@ impl LoraConfig {
             "revision": self.revision,
             "target_modules": self.target_modules.to_json(),
             "task_type": self.task_type,
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         })
     }

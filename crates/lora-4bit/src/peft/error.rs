@@ -138,6 +138,18 @@ pub enum PeftError {
         /// The rank that the configuration gives the module.
         rank: usize,
     },
+    /// DoRA's lengths are not one for each row of the module's weight.
+    #[error(
+        "{WEIGHTS_FILE}: tensor `{name}` has shape {found:?}, expected [{expected}], the rows of lora_B"
+    )]
+    MagnitudeShape {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Number of rows.
+        expected: usize,
+    },
     /// There is no matrix at all.
     #[error("{WEIGHTS_FILE} holds no LoRA matrix")]
     Empty,
@@ -146,7 +158,7 @@ pub enum PeftError {
     NumValues {
         /// Name of the module.
         module: String,
-        /// `A` or `B`.
+        /// `A`, `B` or `lora_magnitude_vector`.
         matrix: &'static str,
         /// The number of values.
         found: usize,

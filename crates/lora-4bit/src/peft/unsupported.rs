@@ -6,8 +6,7 @@ use super::{CONFIG_FILE, PeftError};
 
 /// Fields that change what an adapter computes, or name tensors that are not LoRA matrices. Any value but null, false,
 /// zero or empty is refused.
-const UNSUPPORTED: [&str; 17] = [
-    "use_dora",
+const UNSUPPORTED: [&str; 16] = [
     "modules_to_save",
     "fan_in_fan_out",
     "layer_replication",
@@ -27,7 +26,7 @@ const UNSUPPORTED: [&str; 17] = [
 ];
 
 /// Fields that change nothing once an adapter is trained, or that [`super::LoraConfig`] has.
-const KNOWN: [&str; 31] = [
+const KNOWN: [&str; 32] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -58,6 +57,7 @@ const KNOWN: [&str; 31] = [
     "target_modules",
     "task_type",
     "token_dim",
+    "use_dora",
     "use_rslora",
 ];
 

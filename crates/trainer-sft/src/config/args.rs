@@ -190,6 +190,10 @@ pub struct Args {
     #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_rslora: Option<bool>,
 
+    /// DoRA: train the length of each row of the weights beside the adapter. On a CPU; costs time and memory
+    #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub use_dora: Option<bool>,
+
     /// LoRA+: the learning rate of B is this times that of A, for example 16 [default: 1]
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub loraplus_lr_ratio: Option<f64>,

@@ -75,6 +75,7 @@ impl Default for LoraOptions {
             dropout: 0.0,
             target_modules: vec![ALL_LINEAR.into()],
             use_rslora: false,
+            use_dora: false,
         }
     }
 }

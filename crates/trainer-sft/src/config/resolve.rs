@@ -53,6 +53,7 @@ impl Config {
                 args.target_modules
             },
             use_rslora: args.use_rslora.unwrap_or(default.use_rslora),
+            use_dora: args.use_dora.unwrap_or(default.use_dora),
         };
         let default = OptimizerConfig::default();
         let optimizer = OptimizerConfig {

@@ -13,6 +13,7 @@ pub(crate) fn adapter(model: &QwenModel, r: usize) -> LoraAdapter {
         dropout: 0.0,
         target_modules: vec!["all-linear".into()],
         use_rslora: false,
+        use_dora: false,
     };
     let mut adapter = new_adapter(&lora, None, model, 11);
     for matrices in adapter.modules.values_mut() {

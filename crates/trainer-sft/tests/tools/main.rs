@@ -89,6 +89,7 @@ fn adapter(folder: &Path) -> PathBuf {
                 r: 4,
                 in_features,
                 out_features,
+                magnitude: None,
             };
             modules.insert(format!("model.layers.{layer}.{name}"), matrices);
         }

@@ -75,14 +75,22 @@ fn read_all(trainer: &Trainer) -> Vec<u8> {
         lora_alpha: 6.0,
         ..Default::default()
     };
-    read_adapter(&trainer.model, SLOT, &lora)
-        .to_bytes()
-        .unwrap()
-        .1
+    let mut adapter = read_adapter(&trainer.model, SLOT, &lora);
+    adapter.config.use_dora = adapter.modules.values().any(|m| m.magnitude.is_some());
+    adapter.to_bytes().unwrap().1
 }
 
 #[test]
 fn resumed_training_is_the_same_bit_for_bit() {
+    resume(model_with_adapter(), false);
+}
+
+#[test]
+fn resumed_training_with_dora_is_the_same_bit_for_bit() {
+    resume(model_with_dora(), true);
+}
+
+fn resume(start: QwenModel, use_dora: bool) {
     let settings = TrainerOptions {
         dropout: 0.2,
         loraplus_lr_ratio: 4.0,
@@ -94,10 +102,11 @@ fn resumed_training_is_the_same_bit_for_bit() {
     let lora = lora_4bit::peft::LoraConfig {
         r: 3,
         lora_alpha: 6.0,
+        use_dora,
         ..Default::default()
     };
 
-    let mut whole = Trainer::new(model_with_adapter(), settings);
+    let mut whole = Trainer::new(start, settings);
     for step in 0..4 {
         if step == 2 {
             let state = TrainerState {

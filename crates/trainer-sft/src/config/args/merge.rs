@@ -56,6 +56,7 @@ impl Args {
                 self.target_modules
             },
             use_rslora: self.use_rslora.or(file.use_rslora),
+            use_dora: self.use_dora.or(file.use_dora),
             learning_rate: self.learning_rate.or(file.learning_rate),
             lr_schedule: self.lr_schedule.or(file.lr_schedule),
             warmup_steps: match self.warmup_ratio {

@@ -83,6 +83,7 @@ impl Args {
                 new_adapter,
             ),
             ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
+            ("use-dora", self.use_dora.is_some(), full, new_adapter),
             ("lora-r", self.lora_r.is_some(), own, own_form),
             ("lora-alpha", self.lora_alpha.is_some(), own, own_form),
             (
@@ -92,6 +93,7 @@ impl Args {
                 own_form,
             ),
             ("use-rslora", self.use_rslora.is_some(), own, own_form),
+            ("use-dora", self.use_dora.is_some(), own, own_form),
             (
                 "double-quant",
                 self.double_quant == Some(true),

@@ -75,6 +75,13 @@ fn show_adapter(out: &mut fmt::Formatter<'_>, facts: &AdapterFacts) -> fmt::Resu
         };
         line(out, "scaling", format!("{value}, {how}"))?;
     }
+    if facts.use_dora {
+        line(
+            out,
+            "DoRA",
+            "yes, the rows of the weights have lengths of their own",
+        )?;
+    }
     line(out, "target modules", facts.target_modules.join(", "))?;
     let dtypes: Vec<&str> = facts.dtypes.iter().map(String::as_str).collect();
     let values = format!(

@@ -1,0 +1,204 @@
+//! Training methods against PEFT: same start, same batches, same losses and the same adapter after the last step.
+//!
+//! The files come from `xtask/golden/methods.py`; `data/golden/methods/meta.json` records versions and tolerances.
+
+#![allow(clippy::unwrap_used)]
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use kv_paging::CausalAttention;
+use lora_4bit::AdapterSelection;
+use lora_4bit::peft::LoraAdapter;
+use model_qwen::merge::MergeOptions;
+use model_qwen::{Dtype, LoadOptions, MergedWeights, Quantization, QwenModel};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use trainer_sft::batch::Batch;
+use trainer_sft::config::LrSchedule;
+use trainer_sft::lora::{SLOT, read_adapter};
+use trainer_sft::optimizer::AdamWConfig;
+use trainer_sft::parameters::Trainable;
+use trainer_sft::schedule::{Schedule, Shape};
+use trainer_sft::step::Checkpointing;
+use trainer_sft::trainer::{Trainer, TrainerOptions};
+
+const STEPS: usize = 30;
+const LOSS_TOLERANCE: f64 = 1e-4;
+const ADAPTER_TOLERANCE: f32 = 1e-3;
+const LOGIT_TOLERANCE: f32 = 1e-3;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../data/golden")
+        .join(name)
+}
+
+fn read_json<T: DeserializeOwned>(name: &str) -> T {
+    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
+}
+
+#[derive(Deserialize)]
+struct Sequence {
+    tokens: Vec<u32>,
+    labels: Vec<i64>,
+}
+
+#[derive(Deserialize)]
+struct Log {
+    loss: Vec<f64>,
+    grad_norm: Vec<f64>,
+}
+
+/// Micro-batches of each optimizer step.
+fn batches() -> Vec<Vec<Batch>> {
+    let steps: Vec<Vec<Vec<Sequence>>> = read_json("training/batches.json");
+    let pack = |sequences: &Vec<Sequence>| {
+        let mut batch = Batch::default();
+        for Sequence { tokens, labels } in sequences {
+            batch.tokens.extend(tokens);
+            batch.positions.extend(0..tokens.len() as u32);
+            let next = labels[1..].iter().map(|&label| u32::try_from(label).ok());
+            batch.targets.extend(next.chain([None]));
+            batch.lengths.push(tokens.len());
+        }
+        batch
+    };
+    let steps = steps.iter().take(STEPS);
+    steps.map(|step| step.iter().map(pack).collect()).collect()
+}
+
+fn load(folder: &Path) -> QwenModel {
+    let options = LoadOptions {
+        dtype: Dtype::F32,
+        quantization: Quantization::None,
+        double_quant: true,
+        int8_lm_head: false,
+        embeddings_on_cpu: false,
+        lm_head: true,
+    };
+    QwenModel::load(folder, &options, &Device::flex()).unwrap()
+}
+
+fn base() -> QwenModel {
+    load(&golden("training/model"))
+}
+
+fn trainer(model: QwenModel) -> Trainer {
+    let options = TrainerOptions {
+        trainable: Trainable::Adapter { slot: SLOT },
+        learning_rate: 1e-3,
+        schedule: Schedule {
+            kind: LrSchedule::Cosine,
+            warmup_steps: 5,
+            total_steps: STEPS,
+            shape: Shape::default(),
+        },
+        optimizer: AdamWConfig {
+            weight_decay: 0.01,
+            ..AdamWConfig::default()
+        },
+        max_grad_norm: Some(1.0),
+        checkpointing: Checkpointing::default(),
+        dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
+        seed: 0,
+    };
+    Trainer::new(model, options)
+}
+
+/// Trains the golden batches, and compares each step.
+fn check_steps(trainer: &mut Trainer, name: &str) {
+    let log: Log = read_json(&format!("methods/{name}.json"));
+    for (step, batches) in batches().iter().enumerate() {
+        let (loss, norm) = trainer.step(batches).read();
+        let expected = log.loss[step];
+        assert!(
+            (loss - expected).abs() < LOSS_TOLERANCE,
+            "step {step}: loss {loss}, expected {expected}"
+        );
+        let expected = log.grad_norm[step];
+        assert!(
+            (norm - expected).abs() < 1e-3 * expected,
+            "step {step}: norm {norm}, expected {expected}"
+        );
+    }
+}
+
+fn largest_difference<'a>(
+    a: impl IntoIterator<Item = &'a f32>,
+    b: impl IntoIterator<Item = &'a f32>,
+) -> f32 {
+    a.into_iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0f32, f32::max)
+}
+
+/// All values of an adapter, in one order.
+fn values(adapter: &LoraAdapter) -> Vec<f32> {
+    let modules = adapter.modules.values();
+    modules
+        .flat_map(|m| {
+            let magnitude = m.magnitude.iter().flatten();
+            m.a.iter().chain(&m.b).chain(magnitude).copied()
+        })
+        .collect()
+}
+
+/// The logits of `model` for the golden tokens, against those of PEFT.
+fn check_logits(model: &QwenModel, adapters: &AdapterSelection, name: &str) {
+    let bytes = std::fs::read(golden(&format!("methods/{name}/logits.safetensors"))).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tokens = file.tensor("input_ids").unwrap();
+    let tokens: Vec<u32> = (tokens.data().chunks(8))
+        .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32)
+        .collect();
+    let logits = file.tensor("logits").unwrap();
+    let expected: Vec<f32> = (logits.data().chunks(4))
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+    let mut attention = CausalAttention::new(&[tokens.len()]);
+    let hidden = model.forward(&tokens, &positions, adapters, &mut attention);
+    let found: Vec<f32> = model.logits(hidden).into_data().iter::<f32>().collect();
+    assert_eq!(found.len(), expected.len());
+    let worst = largest_difference(&found, &expected);
+    assert!(worst < LOGIT_TOLERANCE, "logits: {worst}");
+}
+
+#[test]
+fn dora_trains_as_peft() {
+    let start = LoraAdapter::load(&golden("methods/dora/start")).unwrap();
+    let end = LoraAdapter::load(&golden("methods/dora/end")).unwrap();
+    let mut model = base();
+    model.add_adapter(SLOT, &start).unwrap();
+    let mut trainer = trainer(model);
+    check_steps(&mut trainer, "dora");
+    let found = read_adapter(&trainer.model, SLOT, &start.config);
+    assert!(found.modules.keys().eq(end.modules.keys()));
+    let moved = largest_difference(&values(&start), &values(&end));
+    assert!(moved > 10.0 * ADAPTER_TOLERANCE, "too short a run: {moved}");
+    let worst = largest_difference(&values(&found), &values(&end));
+    assert!(worst < ADAPTER_TOLERANCE, "largest difference {worst}");
+}
+
+#[test]
+fn an_adapter_of_peft_with_dora_computes_what_it_does_there() {
+    let adapter = LoraAdapter::load(&golden("methods/dora/end")).unwrap();
+    assert!(adapter.config.use_dora);
+    let mut model = base();
+    model.add_adapter(SLOT, &adapter).unwrap();
+    check_logits(&model, &AdapterSelection::all(SLOT), "dora");
+
+    let folder = tempfile::tempdir().unwrap();
+    let merged = MergedWeights::open(&golden("training/model"), Some(adapter)).unwrap();
+    let options = MergeOptions { dtype: Dtype::F32 };
+    merged
+        .write(folder.path(), &options, |_| ControlFlow::Continue(()))
+        .unwrap();
+    check_logits(&load(folder.path()), &AdapterSelection::Base, "dora");
+}
