@@ -1,6 +1,6 @@
 """Golden files of training methods: the tiny model of data/golden/training trained by PEFT.
 
-Writes to data/golden/methods/, for each method NAME (dora):
+Writes to data/golden/methods/, for each method NAME (dora, modules_to_save):
   NAME.json              loss and gradient norm of each step
   NAME/start/            the adapter that both trainers start from, as PEFT saves it
   NAME/end/              the adapter after the last step
@@ -45,6 +45,7 @@ def save(model, path):
     (path / "README.md").unlink(missing_ok=True)
     file = path / "adapter_config.json"
     fields = json.loads(file.read_text()) | {"base_model_name_or_path": "tiny-qwen2"}
+    fields["target_modules"].sort()
     file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
@@ -62,8 +63,8 @@ def disturb(model):
 def run(name, batches, **fields):
     torch.manual_seed(1)
     model = peft.get_peft_model(base(), config(**fields))
-    disturb(model)
     folder = OUT / name
+    disturb(model)
     save(model, folder / "start")
     log = train(model, [p for p in model.parameters() if p.requires_grad], batches, LR, (0.9, 0.999))
     save(model, folder / "end")
@@ -85,6 +86,7 @@ def main():
     OUT.mkdir(parents=True)
     batches = json.loads((DATA / "training/batches.json").read_text())[:STEPS]
     run("dora", batches, use_dora=True)
+    run("modules_to_save", batches, modules_to_save=["embed_tokens", "lm_head"])
     meta = {
         "made_by": "xtask/golden/methods.py",
         "torch": torch.__version__,

@@ -6,7 +6,9 @@
 //! With DoRA (`use_dora`) the module has `base_model.model.M.lora_magnitude_vector` `[out]` besides, see
 //! [`LoraMatrices::magnitude`].
 //!
-//! What this crate does not compute (trained biases or embeddings, and so on) is refused by name when it is read.
+//! With `modules_to_save` there is `base_model.model.M.weight` for the embedding or the head, see [`SavedModule`].
+//!
+//! What this crate does not compute (trained biases, norms, and so on) is refused by name when it is read.
 //!
 //! Source: `peft/tuners/lora/config.py`, `peft/utils/save_and_load.py` and `peft/utils/other.py` of PEFT 0.21.
 
@@ -15,6 +17,7 @@ mod error;
 mod folder;
 mod matcher;
 mod pattern;
+mod saved;
 mod unsupported;
 
 use std::collections::BTreeMap;
@@ -30,8 +33,10 @@ pub use config::{LoraConfig, OneOrMany, TargetModules};
 pub use error::PeftError;
 pub use matcher::LoraMatcher;
 pub use pattern::PatternMap;
+pub use saved::{SAVABLE, SavedModule};
 
 use folder::{publish, read_file, write_file};
+use saved::{read_saved, saved_name};
 
 /// Name of the file with the hyperparameters.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -80,6 +85,8 @@ pub struct LoraAdapter {
     pub config: LoraConfig,
     /// The matrices, by module name, such as `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraMatrices>,
+    /// The weights that take the place of the model's, by module name: `model.embed_tokens`, `lm_head`.
+    pub saved: BTreeMap<String, SavedModule>,
 }
 
 impl LoraAdapter {
@@ -113,7 +120,9 @@ impl LoraAdapter {
         let tensors = SafeTensors::deserialize(weights).map_err(PeftError::Safetensors)?;
         let matcher = config.matcher()?;
         let mut modules = BTreeMap::new();
+        let saved = read_saved(&config, &tensors)?;
         let mut names = tensors.names();
+        names.retain(|name| !saved.keys().any(|module| **name == saved_name(module)));
         names.sort_unstable();
         let parse = |name| match parse_name(name)? {
             (_, MAGNITUDE_SUFFIX) if !config.use_dora => {
@@ -164,7 +173,11 @@ impl LoraAdapter {
             );
         }
         drop(matcher);
-        Ok(Self { config, modules })
+        Ok(Self {
+            config,
+            modules,
+            saved,
+        })
     }
 
     /// Writes the adapter as a folder that PEFT and vLLM load, with F32 matrices.
@@ -271,6 +284,21 @@ impl LoraAdapter {
         }
         if tensors.is_empty() {
             return Err(PeftError::Empty);
+        }
+        for (module, SavedModule { weight, shape }) in &self.saved {
+            if weight.len() != shape[0] * shape[1] {
+                return Err(PeftError::NumValues {
+                    module: module.clone(),
+                    matrix: "weight",
+                    found: weight.len(),
+                    expected: shape[0] * shape[1],
+                });
+            }
+            let tensor = OwnedTensor {
+                shape: shape.to_vec(),
+                ..OwnedTensor::from_f32s(weight)
+            };
+            tensors.push((saved_name(module), tensor));
         }
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let weights = serialize(tensors, Some(metadata)).map_err(PeftError::Safetensors)?;

@@ -54,6 +54,7 @@ fn adapters() -> impl Strategy<Value = LoraAdapter> {
                 ("model.layers.0.mlp.up_proj".to_owned(), up_proj),
             ]
             .into(),
+            saved: Default::default(),
         })
     })
 }

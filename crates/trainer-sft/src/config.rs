@@ -112,6 +112,8 @@ pub struct LoraOptions {
     pub use_rslora: bool,
     /// DoRA: the length of each row of the weights is trained, too. Only on a CPU.
     pub use_dora: bool,
+    /// Modules whose whole weight is trained, too: `embed_tokens`, `lm_head`. Only on a CPU.
+    pub modules_to_save: Vec<String>,
 }
 
 impl LoraOptions {

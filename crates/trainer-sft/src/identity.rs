@@ -37,13 +37,14 @@ const FREE: [&str; 18] = [
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.
-const FIXED: [&str; 6] = [
+const FIXED: [&str; 7] = [
     "full",
     "lora_r",
     "lora_alpha",
     "target_modules",
     "use_rslora",
     "use_dora",
+    "modules_to_save",
 ];
 
 fn settings_of(config: &Config) -> Map<String, Value> {

@@ -1,13 +1,16 @@
 //! The adapter of a run: started, and read back from the model to be written.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{DType, Tensor, TensorData};
-use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, SAVABLE, SavedModule, TargetModules};
 use lora_4bit::{Linear, LoraWeights};
-use model_qwen::{QwenModel, linear_names};
+use model_qwen::{AdapterError, QwenModel, linear_names};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::LoraOptions;
+use crate::parameters::Trainable;
 
 /// The slot that a run trains.
 pub const SLOT: usize = 0;
@@ -39,6 +42,7 @@ pub fn new_adapter(
         target_modules: TargetModules::List(modules.clone()),
         use_rslora: options.use_rslora,
         use_dora: options.use_dora,
+        modules_to_save: options.modules_to_save.clone(),
         base_model_name_or_path: base,
         ..LoraConfig::default()
     };
@@ -82,7 +86,61 @@ pub fn init_adapter(
             )
         })
         .collect();
-    LoraAdapter { config, modules }
+    LoraAdapter {
+        saved: saved_modules(model, &config),
+        config,
+        modules,
+    }
+}
+
+/// The weights of the model that the adapter has saved whole.
+fn saved_modules(model: &QwenModel, config: &LoraConfig) -> BTreeMap<String, SavedModule> {
+    let modules = SAVABLE.into_iter().filter(|(short, module)| {
+        let mut names = config.modules_to_save.iter();
+        names.any(|name| name == short || name == module)
+    });
+    let modules = modules.map(|(short, module)| {
+        let weight = match (short, &model.lm_head.weight) {
+            ("lm_head", weight) => weight.dequantize(),
+            _ => model.embed_tokens.clone(),
+        };
+        let saved = SavedModule {
+            shape: weight.dims(),
+            weight: weight.into_data().iter::<f32>().collect(),
+        };
+        (module.to_owned(), saved)
+    });
+    modules.collect()
+}
+
+/// Puts an adapter into `slot`, and the weights that it brings in the place of the model's own.
+///
+/// # Errors
+/// When it was made for another model.
+pub fn put_adapter(
+    model: &mut QwenModel,
+    slot: usize,
+    mut adapter: LoraAdapter,
+) -> Result<LoraConfig, AdapterError> {
+    model.check_adapter(&adapter)?;
+    let saved = std::mem::take(&mut adapter.saved);
+    model.replace_saved(&saved);
+    model.add_adapter(slot, &adapter)?;
+    Ok(adapter.config)
+}
+
+/// What is trained of an adapter of this form.
+#[must_use]
+pub fn trainable(slot: usize, modules_to_save: &[String]) -> Trainable {
+    let has = |short: &str| modules_to_save.iter().any(|name| name.ends_with(short));
+    match modules_to_save.is_empty() {
+        true => Trainable::Adapter { slot },
+        false => Trainable::AdapterAndModules {
+            slot,
+            embed_tokens: has("embed_tokens"),
+            lm_head: has("lm_head"),
+        },
+    }
 }
 
 /// The length of each row of a layer's weight.
@@ -125,5 +183,6 @@ pub fn read_adapter(model: &QwenModel, slot: usize, config: &LoraConfig) -> Lora
     LoraAdapter {
         config: config.clone(),
         modules,
+        saved: saved_modules(model, config),
     }
 }

@@ -95,8 +95,8 @@ impl Head {
 /// Names under which [`backward`] files the gradients of a head that is trained.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadNames<'a> {
-    /// The final norm.
-    pub norm: &'a str,
+    /// The final norm, if it is trained.
+    pub norm: Option<&'a str>,
     /// The output projection (the embedding's name when they are tied).
     pub lm_head: &'a str,
 }
@@ -134,8 +134,10 @@ pub fn backward(
 ) -> (Tensor<1>, Tensor<2>) {
     let device = hidden.device();
     let mut head = head.clone();
-    if trained.is_some() {
-        head.norm = head.norm.autodiff().require_grad();
+    if let Some((names, _)) = &trained {
+        if names.norm.is_some() {
+            head.norm = head.norm.autodiff().require_grad();
+        }
         if let Weight::Dense(weight) = head.lm_head.weight {
             head.lm_head.weight = Weight::Dense(weight.autodiff().require_grad());
         }
@@ -170,7 +172,9 @@ pub fn backward(
         let mut grads = inner_product(y, dy.autodiff()).backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
         if let Some((names, store)) = &mut trained {
-            store.add(names.norm, head.norm.grad_remove(&mut grads));
+            if let Some(name) = names.norm {
+                store.add(name, head.norm.grad_remove(&mut grads));
+            }
             if let Weight::Dense(weight) = &head.lm_head.weight {
                 store.add(names.lm_head, weight.grad_remove(&mut grads));
             }

@@ -18,8 +18,48 @@ pub enum Trainable {
         /// Slot of the adapter in every linear layer.
         slot: usize,
     },
+    /// The same, and the whole weights of embedding or head; those must be dense and f32, and not one tensor.
+    AdapterAndModules {
+        /// Slot of the adapter in every linear layer.
+        slot: usize,
+        /// Whether the embedding is trained.
+        embed_tokens: bool,
+        /// Whether the head is.
+        lm_head: bool,
+    },
     /// Every weight, bias, norm and the embeddings; they must be dense and f32.
     Full,
+}
+
+impl Trainable {
+    /// The slot of the adapter.
+    #[must_use]
+    pub fn slot(self) -> Option<usize> {
+        match self {
+            Self::Adapter { slot } | Self::AdapterAndModules { slot, .. } => Some(slot),
+            Self::Full => None,
+        }
+    }
+
+    /// Whether the embedding is trained.
+    #[must_use]
+    pub fn has_embeddings(self) -> bool {
+        match self {
+            Self::Adapter { .. } => false,
+            Self::AdapterAndModules { embed_tokens, .. } => embed_tokens,
+            Self::Full => true,
+        }
+    }
+
+    /// Whether the head is trained.
+    #[must_use]
+    pub fn has_head(self) -> bool {
+        match self {
+            Self::Adapter { .. } => false,
+            Self::AdapterAndModules { lm_head, .. } => lm_head,
+            Self::Full => true,
+        }
+    }
 }
 
 /// One trainable tensor, borrowed from its model.
@@ -130,6 +170,14 @@ pub fn visit_model(
     for (index, layer) in model.layers.iter_mut().enumerate() {
         visit_layer(layer, index, trainable, visit);
     }
+    if let Trainable::AdapterAndModules { .. } = trainable {
+        if trainable.has_embeddings() {
+            visit(EMBEDDINGS, ParameterMut::Matrix(&mut model.embed_tokens));
+        }
+        if let (true, Weight::Dense(weight)) = (trainable.has_head(), &mut model.lm_head.weight) {
+            visit(LM_HEAD, ParameterMut::Matrix(weight));
+        }
+    }
     if trainable == Trainable::Full {
         visit(FINAL_NORM, ParameterMut::Vector(&mut model.norm));
         if model.config.tie_word_embeddings {
@@ -164,7 +212,7 @@ fn visit_linear(
     visit: &mut dyn FnMut(&str, ParameterMut<'_>),
 ) {
     match trainable {
-        Trainable::Adapter { slot } => {
+        Trainable::Adapter { slot } | Trainable::AdapterAndModules { slot, .. } => {
             if let Some(adapter) = linear.adapter_mut(slot) {
                 visit(
                     &format!("{name}.lora_A"),

@@ -22,11 +22,20 @@ use crate::trainer::{Trainer, TrainerOptions};
 
 /// Checks that the device trains what the run trains.
 pub(crate) fn check_device(config: &Config, device: &Device) -> Result<(), ConfigError> {
-    if is_gpu(device) && config.lora.use_dora && !config.run.full {
-        let text = "--use-dora: DoRA is trained on a CPU only, and this run is on a GPU: add --device cpu, or leave --use-dora out";
-        return Err(ConfigError::Conflict(text.into()));
+    let lora = &config.lora;
+    let flags = [
+        ("use-dora", lora.use_dora),
+        ("modules-to-save", !lora.modules_to_save.is_empty()),
+    ];
+    let mut on_cpu = flags.iter().filter(|(_, is_given)| *is_given);
+    match on_cpu.next() {
+        Some((flag, _)) if is_gpu(device) && !config.run.full => {
+            Err(ConfigError::Conflict(format!(
+                "--{flag}: trained on a CPU only, and this run is on a GPU: add --device cpu, or leave --{flag} out"
+            )))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
@@ -92,8 +101,7 @@ pub(crate) fn add_adapter(
         }
     };
     warn_of_large_ranks(&adapter);
-    model.add_adapter(lora::SLOT, &adapter)?;
-    Ok(adapter.config)
+    Ok(lora::put_adapter(model, lora::SLOT, adapter)?)
 }
 
 /// Replaces the weights that are trained by those in `folder`, a checkpoint of this run.
@@ -103,7 +111,7 @@ pub(crate) fn read_weights(
     folder: &Path,
 ) -> Result<(), TrainError> {
     if !config.run.full {
-        model.add_adapter(lora::SLOT, &LoraAdapter::load(folder)?)?;
+        lora::put_adapter(model, lora::SLOT, LoraAdapter::load(folder)?)?;
         return Ok(());
     }
     *model = QwenModel::load(folder, &full_options(), &model.device())?;
@@ -135,7 +143,9 @@ pub(crate) fn options_of_adapter(
     folder: &Path,
     given: &LoraOptions,
 ) -> Result<LoraOptions, TrainError> {
-    let LoraAdapter { config, modules } = LoraAdapter::load(folder)?;
+    let LoraAdapter {
+        config, modules, ..
+    } = LoraAdapter::load(folder)?;
     let names = modules.keys().filter_map(|name| name.rsplit('.').next());
     let names: BTreeSet<String> = names.map(ToOwned::to_owned).collect();
     let default = LoraOptions::default();
@@ -146,6 +156,7 @@ pub(crate) fn options_of_adapter(
         target_modules: names.into_iter().collect(),
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
+        modules_to_save: config.modules_to_save,
     };
     let differs = |flag, expected: String, found: String| {
         Err(TrainError::AdapterForm {
@@ -176,6 +187,13 @@ pub(crate) fn options_of_adapter(
     if given.use_dora && !own.use_dora {
         return differs("use-dora", "false".into(), "true".into());
     }
+    if !given.modules_to_save.is_empty() && given.modules_to_save != own.modules_to_save {
+        return differs(
+            "modules-to-save",
+            own.modules_to_save.join(","),
+            given.modules_to_save.join(","),
+        );
+    }
     Ok(own)
 }
 
@@ -196,7 +214,7 @@ pub(crate) fn start(
         trainable: if config.run.full {
             Trainable::Full
         } else {
-            Trainable::Adapter { slot: lora::SLOT }
+            lora::trainable(lora::SLOT, &config.lora.modules_to_save)
         },
         learning_rate: config.learning_rate(),
         schedule: Schedule {

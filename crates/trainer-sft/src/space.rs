@@ -80,7 +80,7 @@ fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
             .sum(),
     };
     let embeddings = match (config.run.full, model.tie_word_embeddings) {
-        (false, _) => 0,
+        (false, _) => config.lora.modules_to_save.len() * model.vocab_size * hidden,
         (true, true) => model.vocab_size * hidden,
         (true, false) => 2 * model.vocab_size * hidden,
     };

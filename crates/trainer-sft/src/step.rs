@@ -118,14 +118,14 @@ pub fn forward_backward(
     }
 
     let names = HeadNames {
-        norm: FINAL_NORM,
+        norm: (trainable == Trainable::Full).then_some(FINAL_NORM),
         lm_head: if model.config.tie_word_embeddings {
             EMBEDDINGS
         } else {
             LM_HEAD
         },
     };
-    let trained = (trainable == Trainable::Full).then_some((names, &mut *store));
+    let trained = trainable.has_head().then_some((names, &mut *store));
     let (loss, mut dx) = loss::backward(
         &head(model),
         x,
@@ -144,7 +144,7 @@ pub fn forward_backward(
             None => return loss,
         }
     }
-    if trainable == Trainable::Full {
+    if trainable.has_embeddings() {
         let vocab = model.embed_tokens.dims()[0];
         store.add(
             EMBEDDINGS,
@@ -175,7 +175,7 @@ struct LayerGraph {
 impl LayerGraph {
     /// Applies layer `index` to `x [tokens, hidden]`.
     fn new((index, layer): (usize, &DecoderLayer), x: Tensor<2>, shared: &mut Shared<'_>) -> Self {
-        let is_lowest = index == 0 && shared.trainable != Trainable::Full;
+        let is_lowest = index == 0 && !shared.trainable.has_embeddings();
         let x = if is_lowest {
             x.autodiff()
         } else {

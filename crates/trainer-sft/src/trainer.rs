@@ -197,7 +197,7 @@ impl Trainer {
                     .replace(|value| optimizer.update(name, value, gradient, clip.as_ref(), rate));
             },
         );
-        if let Trainable::Adapter { slot } = self.options.trainable {
+        if let Some(slot) = self.options.trainable.slot() {
             self.model
                 .linears_mut()
                 .for_each(|linear| linear.update_norm(slot));
@@ -268,7 +268,7 @@ impl Trainer {
 
     /// The adapters in use, with the dropout of one micro-batch of the coming step.
     fn adapters(&self, micro_batch: Option<usize>) -> AdapterSelection {
-        let Trainable::Adapter { slot } = self.options.trainable else {
+        let Some(slot) = self.options.trainable.slot() else {
             return AdapterSelection::Base;
         };
         let dropout = micro_batch

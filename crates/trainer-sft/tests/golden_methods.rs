@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use kv_paging::CausalAttention;
 use lora_4bit::AdapterSelection;
-use lora_4bit::peft::LoraAdapter;
+use lora_4bit::peft::{LoraAdapter, LoraConfig};
 use model_qwen::merge::MergeOptions;
 use model_qwen::{Dtype, LoadOptions, MergedWeights, Quantization, QwenModel};
 use safetensors::SafeTensors;
@@ -18,9 +18,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use trainer_sft::batch::Batch;
 use trainer_sft::config::LrSchedule;
-use trainer_sft::lora::{SLOT, read_adapter};
+use trainer_sft::lora::{SLOT, put_adapter, read_adapter, trainable};
 use trainer_sft::optimizer::AdamWConfig;
-use trainer_sft::parameters::Trainable;
 use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
@@ -86,9 +85,9 @@ fn base() -> QwenModel {
     load(&golden("training/model"))
 }
 
-fn trainer(model: QwenModel) -> Trainer {
+fn trainer(model: QwenModel, adapter: &LoraConfig) -> Trainer {
     let options = TrainerOptions {
-        trainable: Trainable::Adapter { slot: SLOT },
+        trainable: trainable(SLOT, &adapter.modules_to_save),
         learning_rate: 1e-3,
         schedule: Schedule {
             kind: LrSchedule::Cosine,
@@ -141,12 +140,19 @@ fn largest_difference<'a>(
 /// All values of an adapter, in one order.
 fn values(adapter: &LoraAdapter) -> Vec<f32> {
     let modules = adapter.modules.values();
-    modules
-        .flat_map(|m| {
-            let magnitude = m.magnitude.iter().flatten();
-            m.a.iter().chain(&m.b).chain(magnitude).copied()
-        })
-        .collect()
+    let matrices = modules.flat_map(|m| {
+        let magnitude = m.magnitude.iter().flatten();
+        m.a.iter().chain(&m.b).chain(magnitude)
+    });
+    let saved = adapter.saved.values().flat_map(|saved| &saved.weight);
+    matrices.chain(saved).copied().collect()
+}
+
+fn logits(model: &QwenModel, adapters: &AdapterSelection, tokens: &[u32]) -> Vec<f32> {
+    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+    let mut attention = CausalAttention::new(&[tokens.len()]);
+    let hidden = model.forward(tokens, &positions, adapters, &mut attention);
+    model.logits(hidden).into_data().iter::<f32>().collect()
 }
 
 /// The logits of `model` for the golden tokens, against those of PEFT.
@@ -157,42 +163,40 @@ fn check_logits(model: &QwenModel, adapters: &AdapterSelection, name: &str) {
     let tokens: Vec<u32> = (tokens.data().chunks(8))
         .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32)
         .collect();
-    let logits = file.tensor("logits").unwrap();
-    let expected: Vec<f32> = (logits.data().chunks(4))
+    let expected = file.tensor("logits").unwrap();
+    let expected: Vec<f32> = (expected.data().chunks(4))
         .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
         .collect();
-    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
-    let mut attention = CausalAttention::new(&[tokens.len()]);
-    let hidden = model.forward(&tokens, &positions, adapters, &mut attention);
-    let found: Vec<f32> = model.logits(hidden).into_data().iter::<f32>().collect();
+    let found = logits(model, adapters, &tokens);
     assert_eq!(found.len(), expected.len());
     let worst = largest_difference(&found, &expected);
     assert!(worst < LOGIT_TOLERANCE, "logits: {worst}");
 }
 
-#[test]
-fn dora_trains_as_peft() {
-    let start = LoraAdapter::load(&golden("methods/dora/start")).unwrap();
-    let end = LoraAdapter::load(&golden("methods/dora/end")).unwrap();
+/// Trains from the start that PEFT saved, and compares the steps and the result.
+fn check_run(name: &str) {
+    let folder = |part: &str| golden(&format!("methods/{name}/{part}"));
+    let start = LoraAdapter::load(&folder("start")).unwrap();
+    let end = LoraAdapter::load(&folder("end")).unwrap();
     let mut model = base();
-    model.add_adapter(SLOT, &start).unwrap();
-    let mut trainer = trainer(model);
-    check_steps(&mut trainer, "dora");
+    put_adapter(&mut model, SLOT, start.clone()).unwrap();
+    let mut trainer = trainer(model, &start.config);
+    check_steps(&mut trainer, name);
     let found = read_adapter(&trainer.model, SLOT, &start.config);
     assert!(found.modules.keys().eq(end.modules.keys()));
+    assert!(found.saved.keys().eq(end.saved.keys()));
     let moved = largest_difference(&values(&start), &values(&end));
     assert!(moved > 10.0 * ADAPTER_TOLERANCE, "too short a run: {moved}");
     let worst = largest_difference(&values(&found), &values(&end));
     assert!(worst < ADAPTER_TOLERANCE, "largest difference {worst}");
 }
 
-#[test]
-fn an_adapter_of_peft_with_dora_computes_what_it_does_there() {
-    let adapter = LoraAdapter::load(&golden("methods/dora/end")).unwrap();
-    assert!(adapter.config.use_dora);
+/// What the adapter that PEFT saved computes, on the base model and merged into it.
+fn check_result(name: &str) {
+    let adapter = LoraAdapter::load(&golden(&format!("methods/{name}/end"))).unwrap();
     let mut model = base();
-    model.add_adapter(SLOT, &adapter).unwrap();
-    check_logits(&model, &AdapterSelection::all(SLOT), "dora");
+    put_adapter(&mut model, SLOT, adapter.clone()).unwrap();
+    check_logits(&model, &AdapterSelection::all(SLOT), name);
 
     let folder = tempfile::tempdir().unwrap();
     let merged = MergedWeights::open(&golden("training/model"), Some(adapter)).unwrap();
@@ -200,5 +204,50 @@ fn an_adapter_of_peft_with_dora_computes_what_it_does_there() {
     merged
         .write(folder.path(), &options, |_| ControlFlow::Continue(()))
         .unwrap();
-    check_logits(&load(folder.path()), &AdapterSelection::Base, "dora");
+    check_logits(&load(folder.path()), &AdapterSelection::Base, name);
+}
+
+#[test]
+fn dora_trains_as_peft() {
+    check_run("dora");
+}
+
+#[test]
+fn dora_of_peft_computes_what_it_does_there() {
+    check_result("dora");
+}
+
+#[test]
+fn saved_modules_train_as_in_peft() {
+    check_run("modules_to_save");
+}
+
+#[test]
+fn saved_modules_of_peft_compute_what_they_do_there() {
+    check_result("modules_to_save");
+}
+
+/// The base has one weight for embedding and head; an adapter may bring either.
+#[test]
+fn an_adapter_may_bring_one_of_two_tied_weights() {
+    for module in ["model.embed_tokens", "lm_head"] {
+        let folder = golden("methods/modules_to_save/end");
+        let mut adapter = LoraAdapter::load(&folder).unwrap();
+        adapter.saved.retain(|name, _| name == module);
+        let mut model = base();
+        put_adapter(&mut model, SLOT, adapter.clone()).unwrap();
+        let expected = logits(&model, &AdapterSelection::all(SLOT), &[5, 9, 200]);
+
+        let folder = tempfile::tempdir().unwrap();
+        let merged = MergedWeights::open(&golden("training/model"), Some(adapter)).unwrap();
+        let options = MergeOptions { dtype: Dtype::F32 };
+        merged
+            .write(folder.path(), &options, |_| ControlFlow::Continue(()))
+            .unwrap();
+        let model = load(folder.path());
+        assert!(!model.config.tie_word_embeddings);
+        let found = logits(&model, &AdapterSelection::Base, &[5, 9, 200]);
+        let worst = largest_difference(&found, &expected);
+        assert!(worst < LOGIT_TOLERANCE, "{module}: {worst}");
+    }
 }

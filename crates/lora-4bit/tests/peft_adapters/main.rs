@@ -50,6 +50,7 @@ fn adapter() -> LoraAdapter {
             ),
         ]
         .into(),
+        saved: Default::default(),
     }
 }
 
@@ -199,6 +200,8 @@ fn all_fields_are_read_back() {
         alpha_pattern: PatternMap(vec![("b".to_owned(), 1.5)]),
         use_rslora: true,
         use_dora: true,
+        modules_to_save: vec!["embed_tokens".to_owned(), "model.embed_tokens".to_owned()],
+        ensure_weight_tying: true,
         base_model_name_or_path: None,
         revision: Some("main".to_owned()),
         task_type: None,

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     let cases = [
-        ("modules_to_save", json!(["lm_head"])),
+        ("modules_to_save", json!(["lm_head", "norm"])),
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
         ("layer_replication", json!([[0, 2], [1, 2]])),

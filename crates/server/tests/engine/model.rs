@@ -135,6 +135,7 @@ impl TestModel {
                 ..LoraConfig::default()
             },
             modules: modules.collect(),
+            saved: Default::default(),
         };
         let path = self.dir().join(format!("adapter-{seed}"));
         adapter.save(&path).unwrap();

@@ -194,6 +194,13 @@ pub struct Args {
     #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_dora: Option<bool>,
 
+    /// Train the whole weight of these modules, too, for tokens that were added: embed_tokens,lm_head. On a CPU; the server
+    /// loads the merged model (`trainer-sft merge`) [default: none]
+    #[arg(long, value_name = "NAMES", help_heading = "LoRA", value_delimiter = ',', num_args = 1..,
+          visible_alias = "additional-target")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub modules_to_save: Vec<String>,
+
     /// LoRA+: the learning rate of B is this times that of A, for example 16 [default: 1]
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub loraplus_lr_ratio: Option<f64>,

@@ -76,6 +76,7 @@ impl Default for LoraOptions {
             target_modules: vec![ALL_LINEAR.into()],
             use_rslora: false,
             use_dora: false,
+            modules_to_save: Vec::new(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the settings of a run may be, and which of them exclude each other.
 
 use lora_4bit::ComputeDtype;
+use lora_4bit::peft::SAVABLE;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
@@ -70,6 +71,15 @@ impl Config {
         positive("lora-alpha", lora.alpha)?;
         in_range("lora-dropout", lora.dropout, 0.0, 0.99)?;
         check_target_modules(&lora.target_modules)?;
+        let savable = SAVABLE.map(|(name, _)| name);
+        let unknown = |name: &&String| !savable.contains(&name.as_str());
+        if let Some(name) = lora.modules_to_save.iter().find(unknown) {
+            return Err(ConfigError::Value {
+                flag: "modules-to-save",
+                expected: format!("a list of {}", savable.join(", ")),
+                found: format!("`{name}`"),
+            });
+        }
         positive("learning-rate", self.learning_rate())?;
         in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
         self.check_schedule()?;

@@ -150,7 +150,9 @@ impl Source<'_> {
     fn ollama(&self, adapter: Option<LoraAdapter>, stop: &AtomicBool) -> Result<String, ToolError> {
         // What a file for adapters cannot hold becomes a part of the model.
         let (merged, adapter) = match adapter {
-            Some(adapter) if adapter.config.use_dora => (Some(adapter), None),
+            Some(adapter) if adapter.config.use_dora || !adapter.saved.is_empty() => {
+                (Some(adapter), None)
+            }
             adapter => (None, adapter),
         };
         let weights = MergedWeights::open(self.model, merged)?;

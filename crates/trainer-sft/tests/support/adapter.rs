@@ -14,6 +14,7 @@ pub(crate) fn adapter(model: &QwenModel, r: usize) -> LoraAdapter {
         target_modules: vec!["all-linear".into()],
         use_rslora: false,
         use_dora: false,
+        modules_to_save: Vec::new(),
     };
     let mut adapter = new_adapter(&lora, None, model, 11);
     for matrices in adapter.modules.values_mut() {

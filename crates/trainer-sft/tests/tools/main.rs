@@ -105,7 +105,12 @@ fn adapter(folder: &Path) -> PathBuf {
         ..LoraConfig::default()
     };
     let path = folder.join("adapter");
-    LoraAdapter { config, modules }.save(&path).unwrap();
+    let adapter = LoraAdapter {
+        config,
+        modules,
+        saved: BTreeMap::new(),
+    };
+    adapter.save(&path).unwrap();
     path
 }
 

@@ -57,6 +57,10 @@ impl Args {
             },
             use_rslora: self.use_rslora.or(file.use_rslora),
             use_dora: self.use_dora.or(file.use_dora),
+            modules_to_save: match self.modules_to_save.is_empty() {
+                true => file.modules_to_save,
+                false => self.modules_to_save,
+            },
             learning_rate: self.learning_rate.or(file.learning_rate),
             lr_schedule: self.lr_schedule.or(file.lr_schedule),
             warmup_steps: match self.warmup_ratio {

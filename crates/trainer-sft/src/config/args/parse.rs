@@ -84,6 +84,12 @@ impl Args {
             ),
             ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
             ("use-dora", self.use_dora.is_some(), full, new_adapter),
+            (
+                "modules-to-save",
+                !self.modules_to_save.is_empty(),
+                full,
+                new_adapter,
+            ),
             ("lora-r", self.lora_r.is_some(), own, own_form),
             ("lora-alpha", self.lora_alpha.is_some(), own, own_form),
             (
@@ -94,6 +100,12 @@ impl Args {
             ),
             ("use-rslora", self.use_rslora.is_some(), own, own_form),
             ("use-dora", self.use_dora.is_some(), own, own_form),
+            (
+                "modules-to-save",
+                !self.modules_to_save.is_empty(),
+                own,
+                own_form,
+            ),
             (
                 "double-quant",
                 self.double_quant == Some(true),

@@ -36,6 +36,8 @@ pub struct AdapterFacts {
     pub use_rslora: bool,
     /// DoRA.
     pub use_dora: bool,
+    /// The shapes of weights that it brings whole (`modules_to_save`).
+    pub saved_modules: BTreeMap<String, [usize; 2]>,
     /// The names that the adapter aims at.
     pub target_modules: Vec<String>,
     /// Modules with matrices.
@@ -133,9 +135,21 @@ fn dtypes(folder: &Path) -> BTreeSet<String> {
 }
 
 fn read_matrices(adapter: &LoraAdapter, facts: &mut AdapterFacts, problems: &mut Vec<String>) {
-    let LoraAdapter { config, modules } = adapter;
+    let LoraAdapter {
+        config,
+        modules,
+        saved,
+    } = adapter;
+    facts.saved_modules = saved
+        .iter()
+        .map(|(module, saved)| (module.clone(), saved.shape))
+        .collect();
     facts.num_modules = modules.len();
     facts.num_parameters = modules.values().map(LoraMatrices::len).sum();
+    facts.num_parameters += saved
+        .values()
+        .map(|saved| saved.weight.len())
+        .sum::<usize>();
     let scalings = modules.keys().map(|module| config.scaling_for(module));
     facts.scaling = scalings.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], s| {
         [low.min(s), high.max(s)]
