@@ -7,6 +7,7 @@
 pub mod args;
 mod columns;
 mod defaults;
+mod init;
 mod resolve;
 mod resume;
 mod validate;
@@ -18,6 +19,7 @@ use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
+pub use init::InitLora;
 pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
     SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
@@ -114,6 +116,9 @@ pub struct LoraOptions {
     pub use_dora: bool,
     /// Modules whose whole weight is trained, too: `embed_tokens`, `lm_head`. Only on a CPU.
     pub modules_to_save: Vec<String>,
+    /// How A and B start.
+    #[serde(rename = "init_lora_weights")]
+    pub init: InitLora,
 }
 
 impl LoraOptions {

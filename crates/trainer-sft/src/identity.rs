@@ -37,7 +37,7 @@ const FREE: [&str; 18] = [
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.
-const FIXED: [&str; 7] = [
+const FIXED: [&str; 8] = [
     "full",
     "lora_r",
     "lora_alpha",
@@ -45,6 +45,7 @@ const FIXED: [&str; 7] = [
     "use_rslora",
     "use_dora",
     "modules_to_save",
+    "init_lora_weights",
 ];
 
 fn settings_of(config: &Config) -> Map<String, Value> {

@@ -1,5 +1,8 @@
 //! The adapter of a run: started, and read back from the model to be written.
 
+mod decomposed;
+mod low_rank;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Tensor, TensorData};
@@ -9,6 +12,8 @@ use model_qwen::{AdapterError, QwenModel, linear_names};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use self::decomposed::start_from;
+pub use self::decomposed::{AdapterForm, Matrices, split, take_out};
 use crate::config::LoraOptions;
 use crate::parameters::Trainable;
 
@@ -34,19 +39,25 @@ pub fn new_adapter(
     model: &QwenModel,
     seed: u64,
 ) -> LoraAdapter {
-    let modules = target_modules(options);
-    let config = LoraConfig {
+    let config = lora_config(options, base);
+    let mut adapter = init_adapter(config, &target_modules(options), model, seed);
+    start_from(&mut adapter, options.init, model, seed);
+    adapter
+}
+
+/// The configuration of the adapter that `options` describe.
+pub(crate) fn lora_config(options: &LoraOptions, base: Option<String>) -> LoraConfig {
+    LoraConfig {
         r: options.r,
         lora_alpha: options.alpha,
         lora_dropout: options.dropout,
-        target_modules: TargetModules::List(modules.clone()),
+        target_modules: TargetModules::List(target_modules(options)),
         use_rslora: options.use_rslora,
         use_dora: options.use_dora,
         modules_to_save: options.modules_to_save.clone(),
         base_model_name_or_path: base,
         ..LoraConfig::default()
-    };
-    init_adapter(config, &modules, model, seed)
+    }
 }
 
 /// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero; with DoRA the lengths of
@@ -62,11 +73,7 @@ pub fn init_adapter(
 ) -> LoraAdapter {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let r = config.r;
-    let chosen = model.linears().into_iter().filter(|(name, _)| {
-        let last = name.rsplit('.').next().unwrap_or(name);
-        modules.iter().any(|module| module == last)
-    });
-    let modules = chosen
+    let modules = with_names(modules, model)
         .map(|(name, linear)| {
             let (in_features, out_features) = (linear.in_features(), linear.out_features());
             let bound = 1.0 / (in_features as f32).sqrt();
@@ -141,6 +148,27 @@ pub fn trainable(slot: usize, modules_to_save: &[String]) -> Trainable {
             lm_head: has("lm_head"),
         },
     }
+}
+
+/// The layers that get an adapter.
+pub(crate) fn targeted<'a>(
+    options: &LoraOptions,
+    model: &'a QwenModel,
+) -> impl Iterator<Item = (String, &'a Linear)> {
+    with_names(&target_modules(options), model)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// The layers whose names end with one of `modules`.
+fn with_names<'a>(
+    modules: &[String],
+    model: &'a QwenModel,
+) -> impl Iterator<Item = (String, &'a Linear)> {
+    model.linears().into_iter().filter(|(name, _)| {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        modules.iter().any(|module| module == last)
+    })
 }
 
 /// The length of each row of a layer's weight.

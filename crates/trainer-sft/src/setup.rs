@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use lora_4bit::Weight;
-use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices};
+use lora_4bit::peft::{LoraAdapter, LoraMatrices};
 use model_qwen::{Dtype, LoadOptions, QwenModel, is_gpu};
 use tracing::{info, warn};
 
@@ -13,7 +13,7 @@ use crate::batch::DataLoader;
 use crate::checkpoint;
 use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions};
 use crate::error::TrainError;
-use crate::lora;
+use crate::lora::{self, AdapterForm, Matrices};
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::parameters::{Trainable, visit_model};
 use crate::schedule::{Schedule, Shape};
@@ -87,21 +87,76 @@ fn frozen_options(config: &Config) -> LoadOptions {
 pub(crate) fn add_adapter(
     config: &Config,
     model: &mut QwenModel,
-) -> Result<LoraConfig, TrainError> {
+) -> Result<AdapterForm, TrainError> {
     let folder = config.run.resume.as_ref().or(config.run.adapter.as_ref());
-    let adapter = match folder {
-        Some(folder) => LoraAdapter::load(folder)?,
+    let (adapter, start) = match folder {
+        Some(folder) => load_adapter(config, folder)?,
         None => {
             let folder = config
                 .model
                 .folder()?
                 .map(|folder| folder.display().to_string());
             let base = config.model.model.clone().or(folder);
-            lora::new_adapter(&config.lora, base, model, config.run.seed)
+            check_rank(&config.lora, model)?;
+            let adapter = lora::new_adapter(&config.lora, base, model, config.run.seed);
+            let start = config.lora.init.changes_base();
+            let start = start.then(|| adapter.modules.clone());
+            (adapter, start)
         }
     };
+    if let Some(start) = &start {
+        info!(
+            "--init-lora-weights {}: the base is without what the adapter starts as",
+            config.lora.init
+        );
+        lora::take_out(model, start, &adapter.config).map_err(TrainError::NotDense)?;
+    }
     warn_of_large_ranks(&adapter);
-    Ok(lora::put_adapter(model, lora::SLOT, adapter)?)
+    let config = lora::put_adapter(model, lora::SLOT, adapter)?;
+    Ok(AdapterForm { config, start })
+}
+
+/// The adapter in a folder, and what the base has lost to it where the run says so.
+fn load_adapter(
+    config: &Config,
+    folder: &Path,
+) -> Result<(LoraAdapter, Option<Matrices>), TrainError> {
+    let adapter = LoraAdapter::load(folder)?;
+    if !config.lora.init.changes_base() {
+        return Ok((adapter, None));
+    }
+    let found = adapter.config.r;
+    let own = lora::lora_config(&config.lora, None);
+    let Some((adapter, start)) = lora::split(adapter, &own) else {
+        return Err(TrainError::AdapterForm {
+            flag: "lora-r",
+            expected: format!("half of {found}"),
+            found: own.r.to_string(),
+            folder: folder.to_path_buf(),
+        });
+    };
+    Ok((adapter, Some(start)))
+}
+
+/// A weight has as many singular values as its smaller side is long.
+fn check_rank(lora: &LoraOptions, model: &QwenModel) -> Result<(), ConfigError> {
+    let widths = lora::targeted(lora, model).map(|(name, linear)| {
+        let width = linear.in_features().min(linear.out_features());
+        (width, name)
+    });
+    match widths.min() {
+        Some((width, name)) if lora.init.changes_base() && width < lora.r => {
+            Err(ConfigError::Value {
+                flag: "lora-r",
+                expected: format!(
+                    "at most {width} with --init-lora-weights {}, the width of `{name}`",
+                    lora.init
+                ),
+                found: lora.r.to_string(),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Replaces the weights that are trained by those in `folder`, a checkpoint of this run.
@@ -111,7 +166,8 @@ pub(crate) fn read_weights(
     folder: &Path,
 ) -> Result<(), TrainError> {
     if !config.run.full {
-        lora::put_adapter(model, lora::SLOT, LoraAdapter::load(folder)?)?;
+        let (adapter, _) = load_adapter(config, folder)?;
+        lora::put_adapter(model, lora::SLOT, adapter)?;
         return Ok(());
     }
     *model = QwenModel::load(folder, &full_options(), &model.device())?;
@@ -157,6 +213,7 @@ pub(crate) fn options_of_adapter(
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
         modules_to_save: config.modules_to_save,
+        init: default.init,
     };
     let differs = |flag, expected: String, found: String| {
         Err(TrainError::AdapterForm {
@@ -186,6 +243,13 @@ pub(crate) fn options_of_adapter(
     }
     if given.use_dora && !own.use_dora {
         return differs("use-dora", "false".into(), "true".into());
+    }
+    if given.init != default.init {
+        return differs(
+            "init-lora-weights",
+            default.init.to_string(),
+            given.init.to_string(),
+        );
     }
     if !given.modules_to_save.is_empty() && given.modules_to_save != own.modules_to_save {
         return differs(

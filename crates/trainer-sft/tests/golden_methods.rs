@@ -17,8 +17,10 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use trainer_sft::batch::Batch;
-use trainer_sft::config::LrSchedule;
-use trainer_sft::lora::{SLOT, put_adapter, read_adapter, trainable};
+use trainer_sft::config::{InitLora, LoraOptions, LrSchedule};
+use trainer_sft::lora::{
+    AdapterForm, SLOT, new_adapter, put_adapter, read_adapter, split, take_out, trainable,
+};
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
@@ -250,4 +252,75 @@ fn an_adapter_may_bring_one_of_two_tied_weights() {
         let worst = largest_difference(&found, &expected);
         assert!(worst < LOGIT_TOLERANCE, "{module}: {worst}");
     }
+}
+
+/// `s·B·A` of each module.
+fn changes(adapter: &LoraAdapter) -> Vec<f32> {
+    let mut changes = Vec::new();
+    for (name, m) in &adapter.modules {
+        let scaling = adapter.config.scaling_for(name) as f32;
+        for b in m.b.chunks(m.r) {
+            for column in 0..m.in_features {
+                let a = m.a.iter().skip(column).step_by(m.in_features);
+                changes.push(scaling * b.iter().zip(a).map(|(b, a)| b * a).sum::<f32>());
+            }
+        }
+    }
+    changes
+}
+
+/// Trains an adapter that starts as a part of the weights, here and in PEFT.
+fn check_decomposed(name: &str, init: InitLora) {
+    let options = LoraOptions {
+        r: 4,
+        alpha: 8.0,
+        init,
+        ..LoraOptions::default()
+    };
+    let mut model = base();
+    let before = logits(&model, &AdapterSelection::Base, &[5, 9, 200]);
+    let adapter = new_adapter(&options, None, &model, 7);
+    let form = AdapterForm {
+        config: adapter.config.clone(),
+        start: Some(adapter.modules.clone()),
+    };
+    take_out(&mut model, &adapter.modules, &adapter.config).unwrap();
+    model.add_adapter(SLOT, &adapter).unwrap();
+    // The adapter gives back what the weights have lost.
+    let after = logits(&model, &AdapterSelection::all(SLOT), &[5, 9, 200]);
+    let worst = largest_difference(&before, &after);
+    assert!(worst < LOGIT_TOLERANCE, "at the start: {worst}");
+    let alone = logits(&model, &AdapterSelection::Base, &[5, 9, 200]);
+    assert!(largest_difference(&before, &alone) > 0.1);
+
+    let mut trainer = trainer(model, &adapter.config);
+    check_steps(&mut trainer, name);
+    let found = form.read(&trainer.model, SLOT);
+    let expected = LoraAdapter::load(&golden(&format!("methods/{name}/end"))).unwrap();
+    assert_eq!(found.config.r, expected.config.r);
+    assert_eq!(found.config.lora_alpha, expected.config.lora_alpha);
+    let expected_changes = changes(&expected);
+    let moved = largest_difference(&expected_changes, &vec![0.0; expected_changes.len()]);
+    assert!(moved > 10.0 * ADAPTER_TOLERANCE, "too short a run: {moved}");
+    let worst = largest_difference(&changes(&found), &expected_changes);
+    assert!(worst < ADAPTER_TOLERANCE, "largest difference {worst}");
+
+    // A plain adapter: anything loads it, and a run goes on from its halves.
+    let mut fresh = base();
+    fresh.add_adapter(SLOT, &found).unwrap();
+    check_logits(&fresh, &AdapterSelection::all(SLOT), name);
+    let (half, start) = split(found, &adapter.config).unwrap();
+    assert_eq!(Some(start), form.start);
+    let current = read_adapter(&trainer.model, SLOT, &adapter.config);
+    assert_eq!(half.modules, current.modules);
+}
+
+#[test]
+fn pissa_trains_as_in_peft() {
+    check_decomposed("pissa", InitLora::Pissa { iterations: None });
+}
+
+#[test]
+fn olora_trains_as_in_peft() {
+    check_decomposed("olora", InitLora::Olora);
 }

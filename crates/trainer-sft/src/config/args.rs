@@ -9,6 +9,7 @@ mod parse;
 mod values;
 
 use std::path::PathBuf;
+use std::str::FromStr as _;
 
 use clap::Parser;
 use lora_4bit::ComputeDtype;
@@ -20,7 +21,7 @@ pub(crate) use self::hints::with_hyphens;
 pub use self::parse::ArgsError;
 use self::values::{COMPUTE_DTYPE, number, one_or_many, seed, whole};
 pub(crate) use self::values::{DTYPE, QUANTIZATION};
-use crate::config::{GradientCheckpointing, LrSchedule, Thinking, TrainOn};
+use crate::config::{GradientCheckpointing, InitLora, LrSchedule, Thinking, TrainOn};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -200,6 +201,12 @@ pub struct Args {
           visible_alias = "additional-target")]
     #[serde(deserialize_with = "one_or_many")]
     pub modules_to_save: Vec<String>,
+
+    /// How A and B start: `true` (A uniform, B zero), `gaussian`, `pissa`, `pissa_niter_N` (N iterations, faster) or `olora`.
+    /// The last three start as a part of the weights and need --quantization none; the adapter is written as a plain one of
+    /// twice the rank [default: true]
+    #[arg(long, value_name = "INIT", help_heading = "LoRA", value_parser = InitLora::from_str)]
+    pub init_lora_weights: Option<InitLora>,
 
     /// LoRA+: the learning rate of B is this times that of A, for example 16 [default: 1]
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]

@@ -6,8 +6,8 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Dtype;
 
 use super::{
-    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, LoraOptions, LrSchedule, ModelConfig,
-    OptimizerConfig, RunConfig, Thinking, TrainOn,
+    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, InitLora, LoraOptions, LrSchedule,
+    ModelConfig, OptimizerConfig, RunConfig, Thinking, TrainOn,
 };
 
 impl Config {
@@ -77,6 +77,7 @@ impl Default for LoraOptions {
             use_rslora: false,
             use_dora: false,
             modules_to_save: Vec::new(),
+            init: InitLora::Uniform,
         }
     }
 }

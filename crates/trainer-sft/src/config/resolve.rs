@@ -55,6 +55,7 @@ impl Config {
             use_rslora: args.use_rslora.unwrap_or(default.use_rslora),
             use_dora: args.use_dora.unwrap_or(default.use_dora),
             modules_to_save: args.modules_to_save,
+            init: args.init_lora_weights.unwrap_or(default.init),
         };
         let default = OptimizerConfig::default();
         let optimizer = OptimizerConfig {

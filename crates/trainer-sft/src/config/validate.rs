@@ -255,6 +255,19 @@ impl Config {
                 "--loraplus-lr-ratio would have no effect: --full trains the model itself and makes no adapter; leave it out",
             );
         }
+        let start = self.lora.init;
+        if start.changes_base() && !run.full {
+            if self.quantization() != Quantization::None {
+                return conflict(&format!(
+                    "--init-lora-weights {start} takes a part out of the weights, and 4-bit weights would not be the same without it: add --quantization none"
+                ));
+            }
+            if self.lora.use_dora {
+                return conflict(&format!(
+                    "--init-lora-weights {start} and --use-dora exclude each other: the adapter would have no plain form; leave one of them out"
+                ));
+            }
+        }
         if init && !run.full {
             return conflict(
                 "--init-config starts from random weights, which an adapter cannot repair: add --full",

@@ -57,6 +57,7 @@ impl Args {
             },
             use_rslora: self.use_rslora.or(file.use_rslora),
             use_dora: self.use_dora.or(file.use_dora),
+            init_lora_weights: self.init_lora_weights.or(file.init_lora_weights),
             modules_to_save: match self.modules_to_save.is_empty() {
                 true => file.modules_to_save,
                 false => self.modules_to_save,

@@ -85,6 +85,12 @@ impl Args {
             ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
             ("use-dora", self.use_dora.is_some(), full, new_adapter),
             (
+                "init-lora-weights",
+                self.init_lora_weights.is_some(),
+                full,
+                new_adapter,
+            ),
+            (
                 "modules-to-save",
                 !self.modules_to_save.is_empty(),
                 full,
@@ -100,6 +106,12 @@ impl Args {
             ),
             ("use-rslora", self.use_rslora.is_some(), own, own_form),
             ("use-dora", self.use_dora.is_some(), own, own_form),
+            (
+                "init-lora-weights",
+                self.init_lora_weights.is_some(),
+                own,
+                own_form,
+            ),
             (
                 "modules-to-save",
                 !self.modules_to_save.is_empty(),
