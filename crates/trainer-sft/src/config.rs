@@ -131,6 +131,8 @@ impl LoraOptions {
 /// AdamW (betas 0.9 and 0.999, epsilon 1e-8) and its schedule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OptimizerConfig {
+    /// How the moments are kept.
+    pub optim: Optim,
     /// Peak learning rate; `None` is 2e-4, or 2e-3 for an adapter of the bundled model.
     pub learning_rate: Option<f64>,
     /// Shape after the warm-up.
@@ -284,6 +286,19 @@ impl From<BoolOrAuto> for GradientCheckpointing {
             BoolOrAuto::Auto(Auto::Auto) => Self::Auto,
         }
     }
+}
+
+/// The optimizer, by the names of transformers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Optim {
+    /// Moments in f32.
+    #[serde(rename = "adamw", alias = "adamw_torch", alias = "adamw_torch_fused")]
+    #[value(alias = "adamw_torch", alias = "adamw_torch_fused")]
+    Adamw,
+    /// Moments in 8 bits a value and a scale for each 256 values.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    #[value(name = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    Adamw8bit,
 }
 
 /// Which tokens are learnt.

@@ -37,7 +37,7 @@ const FREE: [&str; 18] = [
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.
-const FIXED: [&str; 8] = [
+const FIXED: [&str; 9] = [
     "full",
     "lora_r",
     "lora_alpha",
@@ -46,6 +46,7 @@ const FIXED: [&str; 8] = [
     "use_dora",
     "modules_to_save",
     "init_lora_weights",
+    "optim",
 ];
 
 fn settings_of(config: &Config) -> Map<String, Value> {

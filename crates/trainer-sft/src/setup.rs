@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::tensor::Device;
 use lora_4bit::Weight;
 use lora_4bit::peft::{LoraAdapter, LoraMatrices};
-use model_qwen::{Dtype, LoadOptions, QwenModel, is_gpu};
+use model_qwen::{Dtype, LoadOptions, QwenModel};
 use tracing::{info, warn};
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions};
+use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions, Optim};
 use crate::error::TrainError;
 use crate::lora::{self, AdapterForm, Matrices};
 use crate::optimizer::{AdamW, AdamWConfig};
@@ -21,19 +21,24 @@ use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
 
 /// Checks that the device trains what the run trains.
-pub(crate) fn check_device(config: &Config, device: &Device) -> Result<(), ConfigError> {
+pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigError> {
     let lora = &config.lora;
     let flags = [
-        ("use-dora", lora.use_dora),
-        ("modules-to-save", !lora.modules_to_save.is_empty()),
+        ("use-dora", lora.use_dora && !config.run.full),
+        (
+            "modules-to-save",
+            !lora.modules_to_save.is_empty() && !config.run.full,
+        ),
+        (
+            "optim adamw_8bit",
+            config.optimizer.optim == Optim::Adamw8bit,
+        ),
     ];
     let mut on_cpu = flags.iter().filter(|(_, is_given)| *is_given);
     match on_cpu.next() {
-        Some((flag, _)) if is_gpu(device) && !config.run.full => {
-            Err(ConfigError::Conflict(format!(
-                "--{flag}: trained on a CPU only, and this run is on a GPU: add --device cpu, or leave --{flag} out"
-            )))
-        }
+        Some((flag, _)) if on_gpu => Err(ConfigError::Conflict(format!(
+            "--{flag}: computed on a CPU only, and this run is on a GPU: add --device cpu, or leave --{flag} out"
+        ))),
         _ => Ok(()),
     }
 }
@@ -272,6 +277,7 @@ pub(crate) fn start(
         // The usual constant for training from scratch: gradients change faster than an adapter's.
         beta2: if config.run.full { 0.95 } else { 0.999 },
         weight_decay: config.optimizer.weight_decay,
+        eight_bit: config.optimizer.optim == Optim::Adamw8bit,
         ..AdamWConfig::default()
     };
     let options = TrainerOptions {
@@ -313,4 +319,32 @@ pub(crate) fn start(
         }
     };
     Ok((Trainer::resume(model, options, optimizer), loader))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_a_cpu_computes_is_refused_on_a_gpu() {
+        let mut dora = Config::new("x");
+        dora.lora.use_dora = true;
+        let mut saved = Config::new("x");
+        saved.lora.modules_to_save = vec!["lm_head".to_owned()];
+        let mut bytes = Config::new("x");
+        bytes.optimizer.optim = Optim::Adamw8bit;
+        for (config, flag) in [
+            (dora, "--use-dora:"),
+            (saved, "--modules-to-save:"),
+            (bytes, "--optim adamw_8bit:"),
+        ] {
+            assert!(check_device(&config, false).is_ok());
+            let error = check_device(&config, true).unwrap_err().to_string();
+            assert!(
+                error.starts_with(flag) && error.contains("--device cpu"),
+                "{error}"
+            );
+        }
+        assert!(check_device(&Config::new("x"), true).is_ok());
+    }
 }

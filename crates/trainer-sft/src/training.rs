@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
+use model_qwen::is_gpu;
 use serde_json::Value;
 use tracing::info;
 
@@ -133,7 +134,7 @@ impl<'a> Training<'a> {
         if let Some(folder) = &config.run.adapter {
             config.lora = options_of_adapter(folder, &config.lora)?;
         }
-        check_device(&config, &device)?;
+        check_device(&config, is_gpu(&device))?;
         let output = OutputFolder::claim(&config)?;
         config.run.output = output.path().to_path_buf();
         info!("output folder: {}", output.path().display());

@@ -21,7 +21,7 @@ pub(crate) use self::hints::with_hyphens;
 pub use self::parse::ArgsError;
 use self::values::{COMPUTE_DTYPE, number, one_or_many, seed, whole};
 pub(crate) use self::values::{DTYPE, QUANTIZATION};
-use crate::config::{GradientCheckpointing, InitLora, LrSchedule, Thinking, TrainOn};
+use crate::config::{GradientCheckpointing, InitLora, LrSchedule, Optim, Thinking, TrainOn};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
@@ -211,6 +211,11 @@ pub struct Args {
     /// LoRA+: the learning rate of B is this times that of A, for example 16 [default: 1]
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub loraplus_lr_ratio: Option<f64>,
+
+    /// Optimizer: `adamw`, or `adamw_8bit`, whose moments take 8 bits a value as in bitsandbytes (on a CPU)
+    /// [default: adamw]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub optim: Option<Optim>,
 
     /// Peak learning rate of AdamW [default: 2e-4; 2e-3 for LoRA on the bundled model]
     #[arg(

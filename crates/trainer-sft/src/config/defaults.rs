@@ -7,7 +7,7 @@ use model_qwen::Dtype;
 
 use super::{
     ALL_LINEAR, Config, DataConfig, GradientCheckpointing, InitLora, LoraOptions, LrSchedule,
-    ModelConfig, OptimizerConfig, RunConfig, Thinking, TrainOn,
+    ModelConfig, Optim, OptimizerConfig, RunConfig, Thinking, TrainOn,
 };
 
 impl Config {
@@ -85,6 +85,7 @@ impl Default for LoraOptions {
 impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
+            optim: Optim::Adamw,
             learning_rate: None,
             lr_schedule: LrSchedule::Cosine,
             warmup_ratio: 0.03,

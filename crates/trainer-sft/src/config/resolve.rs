@@ -59,6 +59,7 @@ impl Config {
         };
         let default = OptimizerConfig::default();
         let optimizer = OptimizerConfig {
+            optim: args.optim.unwrap_or(default.optim),
             learning_rate: args.learning_rate,
             lr_schedule: args.lr_schedule.unwrap_or(default.lr_schedule),
             warmup_ratio: args.warmup_ratio.unwrap_or(default.warmup_ratio),

@@ -107,6 +107,10 @@ fn values_out_of_range_name_the_flag() {
             "expected true, gaussian, pissa, pissa_niter_N",
         ),
         (
+            "--data d --optim lion",
+            "[possible values: adamw, adamw_8bit]",
+        ),
+        (
             "--data d --neftune-noise-alpha -5",
             "--neftune-noise-alpha: expected a number above 0, found -5",
         ),

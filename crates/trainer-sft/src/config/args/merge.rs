@@ -62,6 +62,7 @@ impl Args {
                 true => file.modules_to_save,
                 false => self.modules_to_save,
             },
+            optim: self.optim.or(file.optim),
             learning_rate: self.learning_rate.or(file.learning_rate),
             lr_schedule: self.lr_schedule.or(file.lr_schedule),
             warmup_steps: match self.warmup_ratio {
