@@ -2,7 +2,7 @@
 //!
 //! `y = x·Wᵀ + bias + scaling·(dropout(x)·Aᵀ)·Bᵀ`, where the last term exists for the rows that use an adapter. The
 //! adapter is never merged into the weight, so one base weight serves requests with different adapters in one batch. An adapter
-//! with DoRA scales the result, see [`Dora`](crate::lora::Dora).
+//! with DoRA scales the result, see [`Dora`](crate::Dora).
 //!
 //! [`norm_qkv`], [`norm_swiglu`] and [`linear_residual`] are what a decoder layer computes with such layers. They answer on
 //! every device; `kernels` decides how many launches they take.

@@ -36,21 +36,20 @@ pub(super) fn svd(
     let [outer, inner] = weight.dims();
     let rank = rank.min(outer).min(inner);
     let width = (rank + rank.max(EXTRA)).min(outer).min(inner);
-    let times = |rows: &[Vec<f32>], by: Tensor<2>| product(rows, by);
     let transposed = || weight.clone().transpose();
     let start: Vec<Vec<f32>> = (0..width)
         .map(|_| (0..inner).map(|_| normal(rng)).collect())
         .collect();
-    let mut left = times(&start, transposed()); // [width, out]
+    let mut left = product(&start, transposed()); // [width, out]
     let mut values = orthonormalize(&mut left);
     for _ in 0..iterations.unwrap_or(MAX_ITERATIONS) {
-        let mut right = times(&left, weight.clone()); // [width, in]
+        let mut right = product(&left, weight.clone()); // [width, in]
         orthonormalize(&mut right);
-        left = times(&right, transposed()); // [width, out]
+        left = product(&right, transposed()); // [width, out]
         let before = std::mem::replace(&mut values, orthonormalize(&mut left));
-        let pairs = before.iter().zip(&values).take(rank);
+        let mut pairs = before.iter().zip(&values).take(rank);
         let stands = |(before, now): (&f64, &f64)| (before - now).abs() <= STANDSTILL * now;
-        if iterations.is_none() && pairs.map(stands).all(|stands| stands) {
+        if iterations.is_none() && pairs.all(stands) {
             break;
         }
     }
@@ -59,7 +58,7 @@ pub(super) fn svd(
         rows.map(|row| row.into_iter().map(f64::from).collect())
             .collect()
     };
-    let mut right = wide(times(&left, weight.clone())); // [width, in]
+    let mut right = wide(product(&left, weight.clone())); // [width, in]
     let mut left = wide(left);
     rotate(&mut right, &mut left);
     let mut order: Vec<(f64, usize)> = right
