@@ -38,8 +38,9 @@ pub use burn;
 
 pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
 pub use compute_dtype::ComputeDtype;
+
 pub use kernels::{Norm, inner_product, rms_norm};
 pub use linear::{Linear, linear_residual, norm_qkv, norm_swiglu};
-pub use lora::LoraWeights;
+pub use lora::{Dora, LoraWeights};
 pub use row_bounds::RowBounds;
 pub use weight::{Nf4Weight, Weight};

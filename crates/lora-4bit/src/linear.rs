@@ -1,7 +1,8 @@
 //! A linear layer: a dense or NF4 weight, an optional bias, and any number of LoRA adapters.
 //!
 //! `y = x·Wᵀ + bias + scaling·(dropout(x)·Aᵀ)·Bᵀ`, where the last term exists for the rows that use an adapter. The
-//! adapter is never merged into the weight, so one base weight serves requests with different adapters in one batch.
+//! adapter is never merged into the weight, so one base weight serves requests with different adapters in one batch. An adapter
+//! with DoRA scales the result, see [`Dora`](crate::Dora).
 //!
 //! [`norm_qkv`], [`norm_swiglu`] and [`linear_residual`] are what a decoder layer computes with such layers. They answer on
 //! every device; `kernels` decides how many launches they take.
@@ -9,7 +10,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
-use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups};
+use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
 use crate::kernels::{self, Adapters, ComputeDtype, LayerOperand, Maybe, Norm, both};
 use crate::lora::{LoraStack, LoraWeights};
 use crate::weight::Weight;
@@ -138,11 +139,15 @@ impl Linear {
     ///
     /// If the shapes of A and B don't fit each other and the layer.
     pub fn set_adapter(&mut self, slot: usize, adapter: Option<LoraWeights>) {
-        if let Some(LoraWeights { a, b_t, .. }) = &adapter {
+        if let Some(LoraWeights { a, b_t, dora, .. }) = &adapter {
             let r = a.dims()[0];
             assert_eq!(a.dims(), [r, self.in_features()], "shape of LoRA's A");
             let expected = [r, self.out_features()];
             assert_eq!(b_t.dims(), expected, "shape of LoRA's B, transposed");
+            if let Some(dora) = dora {
+                let expected = [self.out_features()];
+                assert_eq!(dora.magnitude.dims(), expected, "shape of DoRA's magnitude");
+            }
         }
         if slot >= self.adapters.len() {
             self.adapters.resize(slot + 1, None);
@@ -157,6 +162,13 @@ impl Linear {
     /// The adapter in `slot`.
     pub fn adapter(&self, slot: usize) -> Option<&LoraWeights> {
         self.adapters.get(slot)?.as_ref()
+    }
+
+    /// Computes the norms of DoRA of the adapter in `slot` again, after A or B have changed.
+    pub fn update_norm(&mut self, slot: usize) {
+        if let Some(Some(adapter)) = self.adapters.get_mut(slot) {
+            adapter.update_norm(&self.weight);
+        }
     }
 
     /// The adapter in `slot`.
@@ -174,7 +186,7 @@ impl Linear {
             ComputeDtype::Bf16 if device.supports_dtype(DType::BF16) => DType::BF16,
             _ => DType::F32,
         };
-        self.stack = LoraStack::new(&self.adapters, dtype);
+        self.stack = LoraStack::new(&self.adapters, self.bias.as_ref(), dtype);
         self.stack.as_ref().map(LoraStack::sum)
     }
 
@@ -194,17 +206,59 @@ impl Linear {
         if let Some(layer) = self.operand(adapters) {
             return kernels::linear(x, layer, None);
         }
-        let base = kernels::linear(x.clone(), self.base(Adapters::None), None); // [tokens, out]
+        let adapters = match adapters {
+            AdapterSelection::Stacked(rows) => return self.forward_stacked(x, rows),
+            AdapterSelection::All { slot, dropout } => self.adapter(*slot).map(|adapter| {
+                let dropout = dropout.filter(|dropout| dropout.p > 0.0);
+                (adapter, dropout)
+            }),
+            AdapterSelection::PerRow(rows) => {
+                let base = kernels::linear(x.clone(), self.base(Adapters::None), None); // [tokens, out]
+                return self.add_per_row(base, &x, rows);
+            }
+            AdapterSelection::Base => None,
+        };
         match adapters {
-            AdapterSelection::PerRow(rows) => self.add_per_row(base, &x, rows),
-            AdapterSelection::All {
-                slot,
-                dropout: Some(dropout),
-            } => match self.adapter(*slot) {
-                Some(adapter) => adapter.add_to(base, self.drop_inputs(x, *dropout)),
-                None => base,
-            },
-            _ => base,
+            None => kernels::linear(x, self.base(Adapters::None), None),
+            Some((adapter, Some(dropout))) => self.forward_dropped(x, adapter, dropout),
+            Some((adapter, None)) => {
+                let y = kernels::linear(x, self.base(adapter.operand()), None); // [tokens, out]
+                self.scaled(y, adapter)
+            }
+        }
+    }
+
+    /// With one adapter, whose input loses what dropout drops. With DoRA, so does that of the base product in its change.
+    fn forward_dropped(&self, x: Tensor<2>, adapter: &LoraWeights, dropout: Dropout) -> Tensor<2> {
+        let base = kernels::linear(x.clone(), self.base(Adapters::None), None); // [tokens, out]
+        let x = self.drop_inputs(x, dropout);
+        let Some(dora) = &adapter.dora else {
+            return adapter.add_to(base, x);
+        };
+        let dropped = self.weight.forward(x.clone(), self.compute); // [tokens, out]
+        let extra = adapter.add_to(dropped.clone(), x); // [tokens, out]
+        dora.scale_dropped(base, dropped, extra)
+    }
+
+    /// With the adapters of a stack, some of them with DoRA.
+    fn forward_stacked(&self, x: Tensor<2>, rows: &StackedRows) -> Tensor<2> {
+        let num_rows = x.dims()[0];
+        let (adapters, dora) = match &self.stack {
+            Some(stack) => (stack.operand(rows), stack.dora()),
+            None => (Adapters::None, None),
+        };
+        let y = kernels::linear(x, self.base(adapters), None); // [tokens, out]
+        match dora {
+            Some(dora) => dora.scale(y, rows.slots.clone().narrow(0, rows.at, num_rows)),
+            None => y,
+        }
+    }
+
+    /// The result `y [tokens, out]` of the plain adapter, scaled if it has DoRA.
+    fn scaled(&self, y: Tensor<2>, adapter: &LoraWeights) -> Tensor<2> {
+        match &adapter.dora {
+            Some(dora) => dora.scale(y, self.bias.as_ref()),
+            None => y,
         }
     }
 
@@ -222,11 +276,12 @@ impl Linear {
     }
 
     /// The handles of the layer and of the adapters that the kernels add together with the base product. `None` for groups of rows
-    /// and for dropout, which are added afterwards.
+    /// and for dropout, which are added afterwards, and for DoRA, which scales the result.
     fn operand(&self, adapters: &AdapterSelection) -> Option<LayerOperand<Dispatch>> {
         let adapters = match adapters {
             AdapterSelection::Base => Adapters::None,
             AdapterSelection::Stacked(rows) => match &self.stack {
+                Some(stack) if stack.dora().is_some() => return None,
                 Some(stack) => stack.operand(rows),
                 None => {
                     let has_none = self.adapters.is_empty();
@@ -236,6 +291,7 @@ impl Linear {
             },
             AdapterSelection::All { slot, dropout } => match self.adapter(*slot) {
                 Some(_) if dropout.is_some_and(|dropout| dropout.p > 0.0) => return None,
+                Some(adapter) if adapter.dora.is_some() => return None,
                 Some(adapter) => adapter.operand(),
                 None => Adapters::None,
             },
@@ -262,7 +318,7 @@ impl Linear {
                 return y;
             };
             let rows = |tensor: &Tensor<2>| tensor.clone().select(0, group.rows.clone());
-            let sum = adapter.add_to(rows(&y), rows(x)); // [group, out]
+            let sum = self.scaled(adapter.add_to(rows(&y), rows(x)), adapter); // [group, out]
             y.select_assign(0, group.rows.clone(), sum, IndexingUpdateOp::Assign) // [tokens, out]
         })
     }

@@ -3,11 +3,15 @@
 //!
 //! Source: LoRA (<https://arxiv.org/abs/2106.09685>), `peft/tuners/lora/layer.py` of PEFT.
 
+mod dora;
+
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
 use crate::adapter_selection::StackedRows;
 use crate::kernels::{self, Adapters, STACK_PADDING, STACK_RANKS, StackOperand};
+pub use dora::Dora;
+use dora::DoraStack;
 
 /// One LoRA adapter of one layer.
 #[derive(Clone, Debug)]
@@ -18,13 +22,20 @@ pub struct LoraWeights {
     pub b_t: Tensor<2>,
     /// Factor of the product, `alpha / r` or `alpha / √r`.
     pub scaling: f32,
+    /// With DoRA, see [`LoraWeights::with_magnitude`].
+    pub dora: Option<Dora>,
 }
 
 impl LoraWeights {
     /// The adapter of `a [r, in]` and `b [out, r]`.
     pub fn new(a: Tensor<2>, b: Tensor<2>, scaling: f32) -> Self {
         let b_t = b.transpose(); // [r, out]
-        Self { a, b_t, scaling }
+        Self {
+            a,
+            b_t,
+            scaling,
+            dora: None,
+        }
     }
 
     /// The handles of the adapter, for the kernels.
@@ -36,7 +47,7 @@ impl LoraWeights {
         }
     }
 
-    /// `y + scaling·(x·Aᵀ)·Bᵀ`.
+    /// `y + scaling·(x·Aᵀ)·Bᵀ`, without the factors of DoRA.
     ///
     /// # Shapes
     ///
@@ -57,11 +68,16 @@ pub(crate) struct LoraStack {
     b: Tensor<1>,
     rank: usize,
     num_slots: usize,
+    dora: Option<DoraStack>,
 }
 
 impl LoraStack {
     /// `None` if no slot has an adapter.
-    pub(crate) fn new(adapters: &[Option<LoraWeights>], dtype: DType) -> Option<Self> {
+    pub(crate) fn new(
+        adapters: &[Option<LoraWeights>],
+        bias: Option<&Tensor<1>>,
+        dtype: DType,
+    ) -> Option<Self> {
         let ranks = adapters.iter().flatten().map(|adapter| adapter.a.dims()[0]);
         let rank = ranks.max()?.next_multiple_of(STACK_RANKS);
         let first = adapters.iter().flatten().next()?;
@@ -93,7 +109,13 @@ impl LoraStack {
             b: Tensor::cat(vec![b, padding], 0),
             rank,
             num_slots,
+            dora: DoraStack::new(adapters, bias),
         })
+    }
+
+    /// The factors of DoRA, if an adapter has any.
+    pub(crate) fn dora(&self) -> Option<&DoraStack> {
+        self.dora.as_ref()
     }
 
     /// A sum over all values, `[1]`: reading it tells whether the device had room for them.

@@ -3,7 +3,12 @@
 //! The matrices of module `M` are `base_model.model.M.lora_A.weight` `[r, in]` and `base_model.model.M.lora_B.weight`
 //! `[out, r]`; the module then computes `W x + s B (A x)` with the scaling `s` of [`LoraConfig::scaling_for`].
 //!
-//! What this crate does not compute (DoRA, trained biases or embeddings, and so on) is refused by name when it is read.
+//! With DoRA (`use_dora`) the module has `base_model.model.M.lora_magnitude_vector` `[out]` besides, see
+//! [`LoraMatrices::magnitude`].
+//!
+//! With `modules_to_save` there is `base_model.model.M.weight` for the embedding or the head, see [`SavedModule`].
+//!
+//! What this crate does not compute (trained biases, norms, and so on) is refused by name when it is read.
 //!
 //! Source: `peft/tuners/lora/config.py`, `peft/utils/save_and_load.py` and `peft/utils/other.py` of PEFT 0.21.
 
@@ -12,6 +17,7 @@ mod error;
 mod folder;
 mod matcher;
 mod pattern;
+mod saved;
 mod unsupported;
 
 use std::collections::BTreeMap;
@@ -27,8 +33,10 @@ pub use config::{LoraConfig, OneOrMany, TargetModules};
 pub use error::PeftError;
 pub use matcher::LoraMatcher;
 pub use pattern::PatternMap;
+pub use saved::{SAVABLE, SavedModule};
 
 use folder::{publish, read_file, write_file};
+use saved::{read_saved, saved_name};
 
 /// Name of the file with the hyperparameters.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -39,6 +47,7 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
+const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
 
 /// The two matrices of one module, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +62,20 @@ pub struct LoraMatrices {
     pub in_features: usize,
     /// Width of the module's output.
     pub out_features: usize,
+    /// DoRA: the length that each row of `W + s B A` is given, `[out_features]`.
+    pub magnitude: Option<Vec<f32>>,
+}
+
+impl LoraMatrices {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.a.len() + self.b.len() + self.magnitude.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// A LoRA adapter in host memory.
@@ -62,6 +85,8 @@ pub struct LoraAdapter {
     pub config: LoraConfig,
     /// The matrices, by module name, such as `model.layers.0.self_attn.q_proj`.
     pub modules: BTreeMap<String, LoraMatrices>,
+    /// The weights that take the place of the model's, by module name: `model.embed_tokens`, `lm_head`.
+    pub saved: BTreeMap<String, SavedModule>,
 }
 
 impl LoraAdapter {
@@ -95,27 +120,45 @@ impl LoraAdapter {
         let tensors = SafeTensors::deserialize(weights).map_err(PeftError::Safetensors)?;
         let matcher = config.matcher()?;
         let mut modules = BTreeMap::new();
+        let saved = read_saved(&config, &tensors)?;
         let mut names = tensors.names();
+        names.retain(|name| !saved.keys().any(|module| **name == saved_name(module)));
         names.sort_unstable();
-        let parsed: Vec<_> = names
-            .into_iter()
-            .map(parse_name)
-            .collect::<Result<_, _>>()?;
-        for (module, is_a) in parsed {
-            let name = tensor_name(module, if is_a { A_SUFFIX } else { B_SUFFIX });
+        let parse = |name| match parse_name(name)? {
+            (_, MAGNITUDE_SUFFIX) if !config.use_dora => {
+                Err(PeftError::UnexpectedTensor(String::from(name)))
+            }
+            parsed => Ok(parsed),
+        };
+        let parsed: Vec<_> = names.into_iter().map(parse).collect::<Result<_, _>>()?;
+        for (module, suffix) in parsed {
+            let name = tensor_name(module, suffix);
             if !matcher.targets(module) {
                 return Err(PeftError::UntargetedTensor(name));
             }
-            let partner = tensor_name(module, if is_a { B_SUFFIX } else { A_SUFFIX });
-            let (Ok(tensor), Ok(partner_tensor)) =
-                (tensors.tensor(&name), tensors.tensor(&partner))
-            else {
-                let (found, missing) = (name, partner);
-                return Err(PeftError::NoPartner { found, missing });
+            let partner = |suffix| {
+                let missing = tensor_name(module, suffix);
+                match tensors.tensor(&missing) {
+                    Ok(tensor) => Ok((missing, tensor)),
+                    Err(_) => {
+                        let found = name.clone();
+                        Err(PeftError::NoPartner { found, missing })
+                    }
+                }
             };
-            if is_a {
+            let a = partner(A_SUFFIX)?;
+            let b = partner(B_SUFFIX)?;
+            let magnitude = match config.use_dora {
+                true => Some(partner(MAGNITUDE_SUFFIX)?),
+                false => None,
+            };
+            if suffix == A_SUFFIX {
                 let rank = matcher.rank(module);
-                let matrices = read_matrices((&name, &tensor), (&partner, &partner_tensor), rank)?;
+                let mut matrices = read_matrices((&a.0, &a.1), (&b.0, &b.1), rank)?;
+                if let Some((name, tensor)) = &magnitude {
+                    let values = read_magnitude(name, tensor, matrices.out_features)?;
+                    matrices.magnitude = Some(values);
+                }
                 modules.insert(module.to_owned(), matrices);
             }
         }
@@ -130,7 +173,11 @@ impl LoraAdapter {
             );
         }
         drop(matcher);
-        Ok(Self { config, modules })
+        Ok(Self {
+            config,
+            modules,
+            saved,
+        })
     }
 
     /// Writes the adapter as a folder that PEFT and vLLM load, with F32 matrices.
@@ -179,6 +226,7 @@ impl LoraAdapter {
                 r,
                 in_features,
                 out_features,
+                magnitude,
             } = matrices;
             let (a_name, b_name) = (tensor_name(module, A_SUFFIX), tensor_name(module, B_SUFFIX));
             if !matcher.targets(module) {
@@ -192,9 +240,18 @@ impl LoraAdapter {
                     rank: matcher.rank(module),
                 });
             }
+            let magnitude_len = match self.config.use_dora {
+                true => *out_features,
+                false => 0,
+            };
             let counts = [
                 ("A", a.len(), r * in_features),
                 ("B", b.len(), out_features * r),
+                (
+                    "lora_magnitude_vector",
+                    magnitude.as_ref().map_or(0, Vec::len),
+                    magnitude_len,
+                ),
             ];
             for (matrix, found, expected) in counts {
                 if found != expected {
@@ -207,11 +264,15 @@ impl LoraAdapter {
                     });
                 }
             }
-            for (name, values, shape) in [
-                (a_name, a, [*r, *in_features]),
-                (b_name, b, [*out_features, *r]),
-            ] {
-                let shape = shape.to_vec();
+            let magnitude = magnitude.as_ref().map(|values| {
+                let name = tensor_name(module, MAGNITUDE_SUFFIX);
+                (name, values, vec![*out_features])
+            });
+            let matrices = [
+                (a_name, a, vec![*r, *in_features]),
+                (b_name, b, vec![*out_features, *r]),
+            ];
+            for (name, values, shape) in matrices.into_iter().chain(magnitude) {
                 tensors.push((
                     name,
                     OwnedTensor {
@@ -223,6 +284,21 @@ impl LoraAdapter {
         }
         if tensors.is_empty() {
             return Err(PeftError::Empty);
+        }
+        for (module, SavedModule { weight, shape }) in &self.saved {
+            if weight.len() != shape[0] * shape[1] {
+                return Err(PeftError::NumValues {
+                    module: module.clone(),
+                    matrix: "weight",
+                    found: weight.len(),
+                    expected: shape[0] * shape[1],
+                });
+            }
+            let tensor = OwnedTensor {
+                shape: shape.to_vec(),
+                ..OwnedTensor::from_f32s(weight)
+            };
+            tensors.push((saved_name(module), tensor));
         }
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let weights = serialize(tensors, Some(metadata)).map_err(PeftError::Safetensors)?;
@@ -244,15 +320,16 @@ fn is_outside_of_linears(name: &str) -> bool {
     name.split('.').any(is_one)
 }
 
-/// The module of a tensor, and whether it is `A`.
-fn parse_name(name: &str) -> Result<(&str, bool), PeftError> {
+/// The module of a tensor, and what follows it in the name.
+fn parse_name(name: &str) -> Result<(&str, &'static str), PeftError> {
     if is_outside_of_linears(name) {
         return Err(PeftError::UnsupportedModule(name.to_owned()));
     }
     let parse = || {
         let rest = name.strip_prefix(PREFIX)?;
-        let a = rest.strip_suffix(A_SUFFIX).map(|module| (module, true));
-        a.or_else(|| rest.strip_suffix(B_SUFFIX).map(|module| (module, false)))
+        [A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX]
+            .into_iter()
+            .find_map(|suffix| Some((rest.strip_suffix(suffix)?, suffix)))
     };
     parse()
         .filter(|(module, _)| !module.is_empty())
@@ -284,7 +361,24 @@ fn read_matrices(
         r: rank,
         in_features,
         out_features,
+        magnitude: None,
     })
+}
+
+/// One value for each row of the module's weight.
+fn read_magnitude(
+    name: &str,
+    tensor: &TensorView<'_>,
+    out_features: usize,
+) -> Result<Vec<f32>, PeftError> {
+    if tensor.shape() != [out_features] {
+        return Err(PeftError::MagnitudeShape {
+            name: name.to_owned(),
+            found: tensor.shape().to_vec(),
+            expected: out_features,
+        });
+    }
+    read_floats(name, tensor)
 }
 
 fn read_floats(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, PeftError> {

@@ -29,6 +29,7 @@ fn matrices(r: usize) -> impl Strategy<Value = LoraMatrices> {
             r,
             in_features,
             out_features,
+            magnitude: None,
         })
     })
 }
@@ -53,6 +54,7 @@ fn adapters() -> impl Strategy<Value = LoraAdapter> {
                 ("model.layers.0.mlp.up_proj".to_owned(), up_proj),
             ]
             .into(),
+            saved: Default::default(),
         })
     })
 }

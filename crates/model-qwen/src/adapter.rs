@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Tensor, TensorData};
-use lora_4bit::LoraWeights;
-use lora_4bit::peft::LoraAdapter;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use lora_4bit::peft::{LoraAdapter, SavedModule};
+use lora_4bit::{Linear, LoraWeights, Weight};
 
 use crate::model::QwenModel;
 
@@ -16,6 +16,28 @@ pub enum AdapterError {
     NoSuchModule {
         /// The module's name in the adapter.
         module: String,
+    },
+    /// The adapter brings weights that requests cannot choose: those of the embedding and the head are one for all.
+    #[error(
+        "the adapter brings the whole weight of {modules} (modules_to_save), expected one that changes the linear layers of the \
+         decoder only: merge it into the model (`trainer-sft merge`)"
+    )]
+    Saved {
+        /// The modules.
+        modules: String,
+    },
+    /// The weight of an embedding or a head is made for another vocabulary or width.
+    #[error(
+        "adapter module `{module}`: expected a weight of shape {expected:?}, found {found:?}; is it an adapter of another base \
+         model?"
+    )]
+    SavedShape {
+        /// The module's name in the adapter.
+        module: String,
+        /// `[vocab, hidden]` of the model.
+        expected: [usize; 2],
+        /// The shape in the adapter.
+        found: [usize; 2],
     },
     /// The matrices are made for another width.
     #[error(
@@ -38,7 +60,43 @@ impl QwenModel {
     /// # Errors
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
-        check_modules(adapter, &self.linear_shapes())
+        let embedding = [self.config.vocab_size, self.config.hidden_size];
+        check_modules(adapter, &self.linear_shapes(), embedding)
+    }
+
+    /// Whether the adapter leaves embedding and head as they are, so that requests with and without it share them.
+    ///
+    /// # Errors
+    /// When it brings weights of its own for them.
+    pub fn check_shared(adapter: &LoraAdapter) -> Result<(), AdapterError> {
+        let modules: Vec<&str> = adapter.saved.keys().map(String::as_str).collect();
+        match modules.is_empty() {
+            true => Ok(()),
+            false => Err(AdapterError::Saved {
+                modules: modules.join(" and "),
+            }),
+        }
+    }
+
+    /// Puts the weights of an adapter in the place of the model's own embedding and head, in f32. One of them that is not saved
+    /// keeps its weight, also where both were the same. What is computed then is of this adapter alone.
+    pub fn replace_saved(&mut self, saved: &BTreeMap<String, SavedModule>) {
+        let upload = |module: &SavedModule, device: &Device| {
+            let data = TensorData::new(module.weight.clone(), module.shape);
+            Tensor::<2>::from_data(data, (device, DType::F32))
+        };
+        if let Some(module) = saved.get(EMBED_TOKENS) {
+            self.embed_tokens = upload(module, &self.embed_tokens.device());
+        }
+        if let Some(module) = saved.get(LM_HEAD) {
+            let mut head = Linear::new(Weight::Dense(upload(module, &self.device())), None);
+            (head.id, head.compute) = (self.lm_head.id, self.lm_head.compute);
+            self.lm_head = head;
+            self.int8_head = None;
+        }
+        if !saved.is_empty() {
+            self.config.tie_word_embeddings = false;
+        }
     }
 
     /// In and out features of the linear layers of the decoder, by name.
@@ -53,8 +111,9 @@ impl QwenModel {
     /// has changed.
     ///
     /// # Errors
-    /// As [`Self::check_adapter`].
+    /// As [`Self::check_adapter`] and [`Self::check_shared`].
     pub fn add_adapter(&mut self, slot: usize, adapter: &LoraAdapter) -> Result<(), AdapterError> {
+        Self::check_shared(adapter)?;
         self.check_adapter(adapter)?;
         self.remove_adapter(slot);
         let device = self.device();
@@ -63,12 +122,18 @@ impl QwenModel {
                 let data = TensorData::new(values.to_vec(), shape);
                 Tensor::<2>::from_data(data, (&device, DType::F32))
             };
-            let weights = LoraWeights {
+            let mut weights = LoraWeights {
                 a: upload(&m.a, [m.r, m.in_features]),
                 b_t: upload(&transposed(&m.b, m.r), [m.r, m.out_features]),
                 scaling: adapter.config.scaling_for(module) as f32,
+                dora: None,
             };
             if let Some(linear) = self.linear_mut(module) {
+                if let Some(magnitude) = &m.magnitude {
+                    let data = TensorData::new(magnitude.clone(), [m.out_features]);
+                    let magnitude = Tensor::<1>::from_data(data, (&device, DType::F32));
+                    weights = weights.with_magnitude(&linear.weight, Some(magnitude));
+                }
                 linear.set_adapter(slot, Some(weights));
             }
         }
@@ -82,11 +147,26 @@ impl QwenModel {
     }
 }
 
-/// Whether there is a layer for each of the adapter's matrices; `shapes` are in and out features by name.
+/// Name of the embedding in an adapter.
+pub(crate) const EMBED_TOKENS: &str = "model.embed_tokens";
+/// Name of the head in an adapter.
+pub(crate) const LM_HEAD: &str = "lm_head";
+
+/// Whether there is a layer for each of the adapter's matrices; `shapes` are in and out features by name, `embedding` is the
+/// shape of embedding and head.
 pub(crate) fn check_modules(
     adapter: &LoraAdapter,
     shapes: &BTreeMap<String, [usize; 2]>,
+    embedding: [usize; 2],
 ) -> Result<(), AdapterError> {
+    let mut saved = adapter.saved.iter();
+    if let Some((module, saved)) = saved.find(|(_, saved)| saved.shape != embedding) {
+        return Err(AdapterError::SavedShape {
+            module: module.clone(),
+            expected: embedding,
+            found: saved.shape,
+        });
+    }
     for (module, matrices) in &adapter.modules {
         let Some(&expected) = shapes.get(module) else {
             return Err(AdapterError::NoSuchModule {

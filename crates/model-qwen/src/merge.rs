@@ -1,4 +1,4 @@
-//! The weights of a model folder with a LoRA adapter added to them, `W + s B A`.
+//! The weights of a model folder with a LoRA adapter added to them, `W + s B A`, its rows brought to the lengths of DoRA.
 //!
 //! Sums are f32. A weight is rounded once, when it is written: [`MergedWeights::write`] makes a model folder of it, and
 //! [`crate::gguf`] a GGUF file.
@@ -15,12 +15,12 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use lora_4bit::bnb;
-use lora_4bit::peft::{LoraAdapter, LoraMatrices};
+use lora_4bit::peft::{LoraAdapter, LoraMatrices, SavedModule};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::adapter::{AdapterError, check_modules};
+use crate::adapter::{AdapterError, EMBED_TOKENS, LM_HEAD, check_modules};
 use crate::checkpoint::Checkpoint;
 use crate::config::QwenConfig;
 use crate::load::LoadOptions;
@@ -46,16 +46,25 @@ pub struct MergedWeights {
     linears: BTreeMap<String, [usize; 2]>,
     /// What is added, by the name of the tensor.
     changes: BTreeMap<String, Change>,
+    /// What takes the place of a tensor, by its name.
+    replaced: BTreeMap<String, SavedModule>,
+    /// The model had no head of its own, and has one with the adapter: the tensor that it was and, if it is not replaced, is.
+    untied: Option<String>,
 }
+
+/// The tensor of a head.
+const HEAD: &str = "lm_head.weight";
 
 /// What a file holds of a tensor.
 enum Values<'a> {
     Floats(TensorView<'a>),
     /// Dequantized whole.
     Nf4(Vec<f32>),
+    /// Of the adapter.
+    Saved(&'a [f32]),
 }
 
-/// What an adapter adds to a tensor: `scaling * B A`.
+/// What an adapter adds to a tensor: `scaling * B A`; with DoRA the sum's rows have their lengths.
 #[derive(Debug)]
 struct Change {
     matrices: LoraMatrices,
@@ -118,17 +127,54 @@ impl MergedWeights {
             linears: model.linear_shapes(),
             config: model.config,
             changes: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            untied: None,
         };
         if let Some(adapter) = adapter {
             weights.check_adapter(&adapter)?;
-            let LoraAdapter { config, modules } = adapter;
+            let LoraAdapter {
+                config,
+                modules,
+                saved,
+            } = adapter;
             for (module, matrices) in modules {
                 let scaling = config.scaling_for(&module) as f32;
                 let name = weights.checkpoint.stored(&format!("{module}.weight"));
                 weights.changes.insert(name, Change { matrices, scaling });
             }
+            weights.replace(saved);
         }
         Ok(weights)
+    }
+
+    /// Puts what an adapter brings in the place of the model's own. A head that was the embedding becomes one of its own unless
+    /// both are replaced by the same.
+    fn replace(&mut self, mut saved: BTreeMap<String, SavedModule>) {
+        let embedding = self.checkpoint.stored(&format!("{EMBED_TOKENS}.weight"));
+        let are_equal = saved.get(EMBED_TOKENS) == saved.get(LM_HEAD);
+        if self.config.tie_word_embeddings && !saved.is_empty() {
+            if are_equal {
+                saved.remove(LM_HEAD);
+            } else {
+                self.config.tie_word_embeddings = false;
+                self.untied = Some(embedding.clone());
+            }
+        }
+        for (module, weight) in saved {
+            let name = match module == LM_HEAD {
+                true => HEAD.to_owned(),
+                false => embedding.clone(),
+            };
+            self.replaced.insert(name, weight);
+        }
+    }
+
+    /// The tensor of the files that a name means: a head that has become one of its own was the embedding.
+    fn source<'n>(&'n self, name: &'n str) -> &'n str {
+        match &self.untied {
+            Some(embedding) if name == HEAD => embedding,
+            _ => name,
+        }
     }
 
     /// Whether the model has the layers that an adapter has matrices for.
@@ -136,7 +182,8 @@ impl MergedWeights {
     /// # Errors
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
-        check_modules(adapter, &self.linears)
+        let embedding = [self.config.vocab_size, self.config.hidden_size];
+        check_modules(adapter, &self.linears, embedding)
     }
 
     /// The architecture.
@@ -151,7 +198,12 @@ impl MergedWeights {
 
     /// The number of tensors that the adapter changes.
     pub fn num_changed(&self) -> usize {
-        self.changes.len()
+        self.changes.len() + self.replaced.len()
+    }
+
+    /// Whether the head has become a tensor of its own.
+    pub(crate) fn is_untied(&self) -> bool {
+        self.untied.is_some()
     }
 
     /// Whether a tensor is in 4 bits.
@@ -171,6 +223,14 @@ impl MergedWeights {
         let mut files = self.checkpoint.files();
         for (_, names) in &mut files {
             names.retain(|name| !self.is_part_of_nf4(name));
+            let has_head = names.contains(&HEAD);
+            if let Some(embedding) = &self.untied
+                && names.contains(&embedding.as_str())
+                && !has_head
+                && !self.checkpoint.contains(HEAD)
+            {
+                names.push(HEAD);
+            }
         }
         files
     }
@@ -180,6 +240,7 @@ impl MergedWeights {
     /// # Errors
     /// When the tensor is missing, or is no float tensor.
     pub fn info(&self, name: &str) -> Result<TensorInfo, MergeError> {
+        let name = self.source(name);
         let nf4 = match name.ends_with(".weight") {
             true => bnb::read_nf4_shape(&|part| self.checkpoint.view(part), name)?,
             false => None,
@@ -216,6 +277,7 @@ impl MergedWeights {
             let range = rows.start * info.width()..rows.end * info.width();
             let mut block = match &values {
                 Values::Nf4(values) => values[range.clone()].to_vec(),
+                Values::Saved(values) => values[range.clone()].to_vec(),
                 Values::Floats(view) => {
                     let size = view.dtype().bitsize() / 8;
                     let bytes = &view.data()[range.start * size..range.end * size];
@@ -235,7 +297,7 @@ impl MergedWeights {
                     name: name.to_owned(),
                     index: range.start + index,
                     found: block[index],
-                    is_changed: change.is_some(),
+                    is_changed: change.is_some() || self.replaced.contains_key(name),
                 }));
             }
             each(&block)?;
@@ -245,8 +307,9 @@ impl MergedWeights {
 
     /// The bytes of the file, where they are what a reader of the merged tensor in `dtype` should see.
     pub(crate) fn unchanged(&self, name: &str, dtype: Dtype) -> Option<&[u8]> {
-        let view = self.checkpoint.view(name)?;
-        let is_same = view.dtype() == dtype && !self.changes.contains_key(name);
+        let view = self.checkpoint.view(self.source(name))?;
+        let is_changed = self.changes.contains_key(name) || self.replaced.contains_key(name);
+        let is_same = view.dtype() == dtype && !is_changed;
         is_same.then(|| view.data())
     }
 
@@ -266,6 +329,10 @@ impl MergedWeights {
 
     /// What the file holds of a tensor.
     fn values(&self, name: &str) -> Result<Values<'_>, MergeError> {
+        if let Some(saved) = self.replaced.get(name) {
+            return Ok(Values::Saved(&saved.weight));
+        }
+        let name = self.source(name);
         let nf4 = match name.ends_with(".weight") {
             true => bnb::read_nf4(&|part| self.checkpoint.view(part), name)?,
             false => None,
@@ -303,15 +370,19 @@ impl Change {
             b,
             r,
             in_features,
+            magnitude,
             ..
         } = &self.matrices;
         let b = &b[rows.start * r..rows.end * r];
+        let lengths = magnitude.as_ref().map(|lengths| &lengths[rows]);
         values
             .par_chunks_mut(*in_features)
             .zip(b.par_chunks(*r))
+            .enumerate()
             .for_each_init(
                 || vec![0.0f32; *in_features],
-                |delta, (row, b)| {
+                |delta, (index, (row, b))| {
+                    let length = lengths.and_then(|lengths| lengths.get(index));
                     delta.fill(0.0);
                     for (factor, a) in b.iter().zip(a.chunks(*in_features)) {
                         for (sum, a) in delta.iter_mut().zip(a) {
@@ -321,7 +392,20 @@ impl Change {
                     for (value, delta) in row.iter_mut().zip(delta.iter()) {
                         *value += self.scaling * delta;
                     }
+                    if let Some(&length) = length {
+                        scale_to(row, length);
+                    }
                 },
             );
+    }
+}
+
+/// Brings a row to a length; one of zeros stays as it is.
+fn scale_to(row: &mut [f32], length: f32) {
+    let squares = row.iter().map(|value| f64::from(*value).powi(2));
+    let found = squares.sum::<f64>().sqrt();
+    if found > 0.0 {
+        let factor = (f64::from(length) / found) as f32;
+        row.iter_mut().for_each(|value| *value *= factor);
     }
 }

@@ -153,6 +153,7 @@ fn adapter(seed: usize, r: usize, suffixes: &[&str], dir: &Path) -> PathBuf {
             r,
             in_features,
             out_features,
+            magnitude: None,
         };
         (name, matrices)
     });
@@ -164,6 +165,7 @@ fn adapter(seed: usize, r: usize, suffixes: &[&str], dir: &Path) -> PathBuf {
             target_modules: TargetModules::List(suffixes.iter().map(|s| s.to_string()).collect()),
             ..LoraConfig::default()
         },
+        saved: Default::default(),
     };
     let path = dir.join(format!("adapter-{seed}"));
     adapter.save(&path).expect("it is written");

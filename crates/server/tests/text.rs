@@ -174,6 +174,7 @@ fn adapters_are_chosen_by_name() {
             r: 1,
             in_features,
             out_features,
+            magnitude: None,
         };
         (name, matrices)
     });
@@ -184,6 +185,7 @@ fn adapters_are_chosen_by_name() {
             target_modules: TargetModules::List(vec!["down_proj".to_owned()]),
             ..LoraConfig::default()
         },
+        saved: Default::default(),
     };
     adapter.save(dir.path()).unwrap();
     let without = builder().start().unwrap();

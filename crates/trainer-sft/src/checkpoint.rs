@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use crate::batch::LoaderState;
 use crate::config::STATE_FILE;
-use crate::optimizer::{AdamW, AdamWConfig, Moments, MomentsError};
+use crate::optimizer::{AdamW, AdamWConfig, ByteMoments, Codes, Moments, MomentsError};
 
 /// A checkpoint that cannot be written or read.
 #[derive(Debug, Error)]
@@ -143,8 +143,8 @@ pub fn load(
     device: &Device,
 ) -> Result<(TrainerState, AdamW), CheckpointError> {
     let state = load_state(dir)?;
-    let moments = read_optimizer(&dir.join(OPTIMIZER_FILE), device)?;
-    let optimizer = AdamW::resume(config, state.step, moments);
+    let (moments, bytes) = read_optimizer(&dir.join(OPTIMIZER_FILE), device)?;
+    let optimizer = AdamW::resume(config, state.step, moments).with_byte_moments(bytes);
     Ok((state, optimizer))
 }
 
@@ -210,7 +210,7 @@ pub(crate) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError
 }
 
 fn write_optimizer(path: &Path, optimizer: &AdamW) -> Result<(), CheckpointError> {
-    let mut parts: Vec<(String, usize, Vec<u8>)> = Vec::new();
+    let mut parts: Vec<(String, Dtype, Vec<u8>)> = Vec::new();
     for (name, Moments { mean, variance }) in optimizer.moments() {
         for (kind, tensor) in [("mean", mean), ("variance", variance)] {
             let bytes = tensor
@@ -218,7 +218,14 @@ fn write_optimizer(path: &Path, optimizer: &AdamW) -> Result<(), CheckpointError
                 .iter::<f32>()
                 .flat_map(f32::to_le_bytes)
                 .collect();
-            parts.push((format!("{name}.{kind}"), tensor.dims()[0], bytes));
+            parts.push((format!("{name}.{kind}"), Dtype::F32, bytes));
+        }
+    }
+    for (name, ByteMoments { mean, variance }) in optimizer.byte_moments() {
+        for (kind, Codes { codes, absmax }) in [("mean", mean), ("variance", variance)] {
+            let scales = absmax.iter().copied().flat_map(f32::to_le_bytes).collect();
+            parts.push((format!("{name}.{kind}"), Dtype::U8, codes.clone()));
+            parts.push((format!("{name}.{kind}.absmax"), Dtype::F32, scales));
         }
     }
     let found = |error: safetensors::SafeTensorError| CheckpointError::Content {
@@ -228,24 +235,27 @@ fn write_optimizer(path: &Path, optimizer: &AdamW) -> Result<(), CheckpointError
     };
     let views = parts
         .iter()
-        .map(|(name, len, bytes)| Ok((name, TensorView::new(Dtype::F32, vec![*len], bytes)?)))
+        .map(|(name, dtype, bytes)| {
+            let len = 8 * bytes.len() / dtype.bitsize();
+            Ok((name, TensorView::new(*dtype, vec![len], bytes)?))
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(found)?;
     safetensors::serialize_to_file(views, None, path).map_err(found)
 }
 
-fn read_optimizer(
-    path: &Path,
-    device: &Device,
-) -> Result<BTreeMap<String, Moments>, CheckpointError> {
+/// AdamW's moments in f32, and those in 8 bits.
+type AllMoments = (BTreeMap<String, Moments>, BTreeMap<String, ByteMoments>);
+
+fn read_optimizer(path: &Path, device: &Device) -> Result<AllMoments, CheckpointError> {
     let content = |found: String| CheckpointError::Content {
         path: path.to_path_buf(),
-        expected: "pairs of f32 tensors `<parameter>.mean` and `<parameter>.variance`",
+        expected: "pairs of tensors `<parameter>.mean` and `<parameter>.variance`, f32, or u8 with `.absmax` beside them",
         found,
     };
     let bytes = fs::read(path).map_err(io_error(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| content(error.to_string()))?;
-    let read = |name: &str| -> Result<Tensor<1>, CheckpointError> {
+    let floats = |name: &str| -> Result<Vec<f32>, CheckpointError> {
         let view = file
             .tensor(name)
             .map_err(|error| content(error.to_string()))?;
@@ -253,25 +263,41 @@ fn read_optimizer(
             return Err(content(format!("`{name}` of type {:?}", view.dtype())));
         }
         let (values, _) = view.data().as_chunks::<4>();
-        let values: Vec<f32> = values
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        let len = values.len();
-        Ok(Tensor::from_data(
-            TensorData::new(values, [len]),
-            (device, DType::F32),
-        ))
+        let values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        Ok(values.collect())
     };
-    let mut moments = BTreeMap::new();
+    let read = |name: &str| -> Result<Tensor<1>, CheckpointError> {
+        let values = floats(name)?;
+        let len = values.len();
+        let data = TensorData::new(values, [len]);
+        Ok(Tensor::from_data(data, (device, DType::F32)))
+    };
+    let codes = |name: &str| -> Result<Option<Codes>, CheckpointError> {
+        let view = file.tensor(name);
+        let view = view.map_err(|error| content(error.to_string()))?;
+        if view.dtype() != Dtype::U8 {
+            return Ok(None);
+        }
+        Ok(Some(Codes {
+            codes: view.data().to_vec(),
+            absmax: floats(&format!("{name}.absmax"))?,
+        }))
+    };
+    let (mut moments, mut byte_moments) = (BTreeMap::new(), BTreeMap::new());
     for name in file.names() {
         if let Some(parameter) = name.strip_suffix(".mean") {
+            let variance = format!("{parameter}.variance");
+            if let (Some(mean), Some(variance)) = (codes(name)?, codes(&variance)?) {
+                let pair = ByteMoments { mean, variance };
+                byte_moments.insert(parameter.to_owned(), pair);
+                continue;
+            }
             let pair = Moments {
                 mean: read(name)?,
-                variance: read(&format!("{parameter}.variance"))?,
+                variance: read(&variance)?,
             };
             moments.insert(parameter.to_owned(), pair);
         }
     }
-    Ok(moments)
+    Ok((moments, byte_moments))
 }

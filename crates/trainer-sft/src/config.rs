@@ -8,6 +8,7 @@ pub mod args;
 mod columns;
 mod defaults;
 mod grpo;
+mod init;
 mod method;
 mod resolve;
 mod resume;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
 pub use grpo::{GrpoOptions, ScaleRewards};
+pub use init::InitLora;
 pub use method::{LossType, Method, MethodConfig};
 pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
@@ -125,6 +127,13 @@ pub struct LoraOptions {
     pub target_modules: Vec<String>,
     /// Rank-stabilized scale.
     pub use_rslora: bool,
+    /// DoRA: the length of each row of the weights is trained, too. Only on a CPU.
+    pub use_dora: bool,
+    /// Modules whose whole weight is trained, too: `embed_tokens`, `lm_head`. Only on a CPU.
+    pub modules_to_save: Vec<String>,
+    /// How A and B start.
+    #[serde(rename = "init_lora_weights")]
+    pub init: InitLora,
 }
 
 impl LoraOptions {
@@ -137,6 +146,8 @@ impl LoraOptions {
 /// AdamW (betas 0.9 and 0.999, epsilon 1e-8) and its schedule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OptimizerConfig {
+    /// How the moments are kept.
+    pub optim: Optim,
     /// Peak learning rate; `None` is 2e-4, or 2e-3 for an adapter of the bundled model; 5e-6 and 1e-4 where answers are
     /// compared, 1e-5 for GRPO.
     pub learning_rate: Option<f64>,
@@ -291,6 +302,19 @@ impl From<BoolOrAuto> for GradientCheckpointing {
             BoolOrAuto::Auto(Auto::Auto) => Self::Auto,
         }
     }
+}
+
+/// The optimizer, by the names of transformers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Optim {
+    /// Moments in f32.
+    #[serde(rename = "adamw", alias = "adamw_torch", alias = "adamw_torch_fused")]
+    #[value(alias = "adamw_torch", alias = "adamw_torch_fused")]
+    Adamw,
+    /// Moments in 8 bits a value and a scale for each 256 values.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    #[value(name = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    Adamw8bit,
 }
 
 /// Which tokens are learnt.

@@ -59,6 +59,12 @@ pub enum TrainError {
         "--full: layer `{0}` of the model is 4-bit and cannot be trained: give the unquantized model, or leave --full out"
     )]
     Quantized(String),
+    /// `--init-lora-weights pissa` on a 4-bit checkpoint.
+    #[error(
+        "--init-lora-weights: layer `{0}` of the model is 4-bit, and nothing can be taken out of it: give the unquantized model, or \
+         leave --init-lora-weights out"
+    )]
+    NotDense(String),
     /// The checkpoint of `--resume` belongs to another run.
     #[error("--resume {}: this run differs from the one it goes on with:\n  {differences}\n{instead}", checkpoint.display())]
     Resume {

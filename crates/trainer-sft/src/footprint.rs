@@ -3,8 +3,9 @@
 use model_qwen::{Dtype, Quantization, QwenConfig};
 use serde::Serialize;
 
-use crate::config::Config;
-use crate::space::num_trained;
+use crate::config::{Config, Optim};
+use crate::optimizer::moment_bytes;
+use crate::space::{saved_tables, trained_tensors};
 
 /// Values of an NF4 block, which have one scale.
 const BLOCK: usize = 64;
@@ -16,7 +17,7 @@ const NESTED_BLOCK: usize = 256;
 pub struct Footprint {
     /// The weights of the model, as the run holds them.
     pub weights: u64,
-    /// What is trained, its gradients, and the two moments of AdamW, in f32; without what `weights` has of it.
+    /// What is trained, its gradients, and the two moments of AdamW, in f32 or in 8 bits; without what `weights` has of it.
     pub trained: u64,
 }
 
@@ -52,17 +53,31 @@ impl Footprint {
             false => 0,
         };
         let layer = linears.map(bytes).iter().sum::<usize>() + biases;
+        // Embedding and head that are trained take the places of the model's own.
+        let saved = if full { 0 } else { saved_tables(config) };
         let tables = match model.tie_word_embeddings {
-            true => 1,
-            false => 2,
+            true => 1 - saved / 2,
+            false => 2 - saved,
         };
         let norms = 4 * hidden * (2 * model.num_hidden_layers + 1);
         let weights = model.num_hidden_layers * layer + tables * model.vocab_size * hidden * size;
         Self {
             weights: (weights + norms) as u64,
-            trained: num_trained(config, model) * if full { 12 } else { 16 },
+            trained: trained_bytes(config, model),
         }
     }
+}
+
+/// Bytes of what is trained: the values where they are none of the model's own, gradients and moments.
+fn trained_bytes(config: &Config, model: &QwenConfig) -> u64 {
+    let values_and_gradients = if config.run.full { 4 } else { 8 };
+    let eight_bit = config.optimizer.optim == Optim::Adamw8bit;
+    let tensors = trained_tensors(config, model).into_iter();
+    let bytes = tensors.map(|[values, count]| {
+        let moments = moment_bytes(values, eight_bit);
+        (count * (values * values_and_gradients + moments)) as u64
+    });
+    bytes.sum()
 }
 
 /// Bytes of a matrix in NF4.

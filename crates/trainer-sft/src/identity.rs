@@ -41,12 +41,16 @@ const FREE: [&str; 22] = [
     "seed",
 ];
 /// Settings that the weights in a checkpoint have taken the shape of.
-const FIXED: [&str; 5] = [
+const FIXED: [&str; 9] = [
     "full",
     "lora_r",
     "lora_alpha",
     "target_modules",
     "use_rslora",
+    "use_dora",
+    "modules_to_save",
+    "init_lora_weights",
+    "optim",
 ];
 
 fn settings_of(config: &Config) -> Map<String, Value> {

@@ -1,12 +1,21 @@
 //! The adapter of a run: started, and read back from the model to be written.
 
-use burn::tensor::Tensor;
-use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
-use model_qwen::{QwenModel, linear_names};
+mod decomposed;
+mod low_rank;
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, SAVABLE, SavedModule, TargetModules};
+use lora_4bit::{Linear, LoraWeights};
+use model_qwen::{AdapterError, QwenModel, linear_names};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use self::decomposed::start_from;
+pub use self::decomposed::{AdapterForm, Matrices, split, take_out};
 use crate::config::LoraOptions;
+use crate::parameters::Trainable;
 
 /// The slot that a run trains.
 pub const SLOT: usize = 0;
@@ -33,20 +42,29 @@ pub fn new_adapter(
     model: &QwenModel,
     seed: u64,
 ) -> LoraAdapter {
-    let modules = target_modules(options);
-    let config = LoraConfig {
+    let config = lora_config(options, base);
+    let mut adapter = init_adapter(config, &target_modules(options), model, seed);
+    start_from(&mut adapter, options.init, model, seed);
+    adapter
+}
+
+/// The configuration of the adapter that `options` describe.
+pub(crate) fn lora_config(options: &LoraOptions, base: Option<String>) -> LoraConfig {
+    LoraConfig {
         r: options.r,
         lora_alpha: options.alpha,
         lora_dropout: options.dropout,
-        target_modules: TargetModules::List(modules.clone()),
+        target_modules: TargetModules::List(target_modules(options)),
         use_rslora: options.use_rslora,
+        use_dora: options.use_dora,
+        modules_to_save: options.modules_to_save.clone(),
         base_model_name_or_path: base,
         ..LoraConfig::default()
-    };
-    init_adapter(config, &modules, model, seed)
+    }
 }
 
-/// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero.
+/// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero; with DoRA the lengths of
+/// the rows of the base weight.
 ///
 /// `modules` are names like `q_proj`; a layer belongs when its name ends with one of them.
 #[must_use]
@@ -58,11 +76,7 @@ pub fn init_adapter(
 ) -> LoraAdapter {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let r = config.r;
-    let chosen = model.linears().into_iter().filter(|(name, _)| {
-        let last = name.rsplit('.').next().unwrap_or(name);
-        modules.iter().any(|module| module == last)
-    });
-    let modules = chosen
+    let modules = with_names(modules, model)
         .map(|(name, linear)| {
             let (in_features, out_features) = (linear.in_features(), linear.out_features());
             let bound = 1.0 / (in_features as f32).sqrt();
@@ -77,11 +91,103 @@ pub fn init_adapter(
                     r,
                     in_features,
                     out_features,
+                    magnitude: config.use_dora.then(|| row_lengths(linear)),
                 },
             )
         })
         .collect();
-    LoraAdapter { config, modules }
+    LoraAdapter {
+        saved: saved_modules(model, &config),
+        config,
+        modules,
+    }
+}
+
+/// The weights of the model that the adapter has saved whole.
+fn saved_modules(model: &QwenModel, config: &LoraConfig) -> BTreeMap<String, SavedModule> {
+    let modules = SAVABLE.into_iter().filter(|(short, module)| {
+        let mut names = config.modules_to_save.iter();
+        names.any(|name| name == short || name == module)
+    });
+    let modules = modules.map(|(short, module)| {
+        let weight = match (short, &model.lm_head.weight) {
+            ("lm_head", weight) => weight.dequantize(),
+            _ => model.embed_tokens.clone(),
+        };
+        let saved = SavedModule {
+            shape: weight.dims(),
+            weight: weight.into_data().iter::<f32>().collect(),
+        };
+        (module.to_owned(), saved)
+    });
+    modules.collect()
+}
+
+/// Puts an adapter into `slot`, and the weights that it brings in the place of the model's own.
+///
+/// # Errors
+/// When it was made for another model.
+pub fn put_adapter(
+    model: &mut QwenModel,
+    slot: usize,
+    mut adapter: LoraAdapter,
+) -> Result<LoraConfig, AdapterError> {
+    model.check_adapter(&adapter)?;
+    let saved = std::mem::take(&mut adapter.saved);
+    model.replace_saved(&saved);
+    model.add_adapter(slot, &adapter)?;
+    Ok(adapter.config)
+}
+
+/// What is trained of an adapter of this form.
+#[must_use]
+pub fn trainable(slot: usize, modules_to_save: &[String]) -> Trainable {
+    let has = |short: &str| modules_to_save.iter().any(|name| name.ends_with(short));
+    match modules_to_save.is_empty() {
+        true => Trainable::Adapter { slot },
+        false => Trainable::AdapterAndModules {
+            slot,
+            embed_tokens: has("embed_tokens"),
+            lm_head: has("lm_head"),
+        },
+    }
+}
+
+/// The layers that get an adapter.
+pub(crate) fn targeted<'a>(
+    options: &LoraOptions,
+    model: &'a QwenModel,
+) -> impl Iterator<Item = (String, &'a Linear)> {
+    with_names(&target_modules(options), model)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// The layers whose names end with one of `modules`.
+fn with_names<'a>(
+    modules: &[String],
+    model: &'a QwenModel,
+) -> impl Iterator<Item = (String, &'a Linear)> {
+    model.linears().into_iter().filter(|(name, _)| {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        modules.iter().any(|module| module == last)
+    })
+}
+
+/// The length of each row of a layer's weight.
+fn row_lengths(linear: &Linear) -> Vec<f32> {
+    let zeros = |rows: usize, width: usize| {
+        let device = linear.weight.device();
+        let data = TensorData::zeros::<f32, _>([rows, width]);
+        Tensor::<2>::from_data(data, (&device, DType::F32))
+    };
+    let (a, b) = (
+        zeros(1, linear.in_features()),
+        zeros(linear.out_features(), 1),
+    );
+    let start = LoraWeights::new(a, b, 0.0).with_magnitude(&linear.weight, None);
+    let magnitude = start.dora.map(|dora| dora.magnitude.into_data());
+    magnitude.map_or_else(Vec::new, |data| data.iter::<f32>().collect())
 }
 
 /// The adapter in `slot`, read back from the device.
@@ -99,6 +205,8 @@ pub fn read_adapter(model: &QwenModel, slot: usize, config: &LoraConfig) -> Lora
                 r: weights.a.dims()[0],
                 in_features: linear.in_features(),
                 out_features: linear.out_features(),
+                magnitude: (weights.dora.as_ref())
+                    .map(|dora| dora.magnitude.to_data().iter::<f32>().collect()),
             };
             (name, matrices)
         })
@@ -106,5 +214,6 @@ pub fn read_adapter(model: &QwenModel, slot: usize, config: &LoraConfig) -> Lora
     LoraAdapter {
         config: config.clone(),
         modules,
+        saved: saved_modules(model, config),
     }
 }

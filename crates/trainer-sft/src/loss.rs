@@ -95,8 +95,8 @@ impl Head {
 /// Names under which [`backward`] files the gradients of a head that is trained.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadNames<'a> {
-    /// The final norm.
-    pub norm: &'a str,
+    /// The final norm, if it is trained.
+    pub norm: Option<&'a str>,
     /// The output projection (the embedding's name when they are tied).
     pub lm_head: &'a str,
 }
@@ -157,8 +157,10 @@ pub(crate) fn backward_by(
 ) -> Tensor<2> {
     let device = hidden.device();
     let mut head = head.clone();
-    if trained.is_some() {
-        head.norm = head.norm.autodiff().require_grad();
+    if let Some((names, _)) = &trained {
+        if names.norm.is_some() {
+            head.norm = head.norm.autodiff().require_grad();
+        }
         if let Weight::Dense(weight) = head.lm_head.weight {
             head.lm_head.weight = Weight::Dense(weight.autodiff().require_grad());
         }
@@ -192,7 +194,9 @@ pub(crate) fn backward_by(
         let mut grads = inner_product(y, dy.autodiff()).backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
         if let Some((names, store)) = &mut trained {
-            store.add(names.norm, head.norm.grad_remove(&mut grads));
+            if let Some(name) = names.norm {
+                store.add(name, head.norm.grad_remove(&mut grads));
+            }
             if let Weight::Dense(weight) = &head.lm_head.weight {
                 store.add(names.lm_head, weight.grad_remove(&mut grads));
             }
@@ -288,7 +292,9 @@ pub(crate) fn backward_rows<T>(
     };
     let (found, weights) = weigh(&forward_rows(head, hidden.clone(), targets));
     let mut head = head.clone();
-    head.norm = head.norm.autodiff().require_grad();
+    if names.norm.is_some() {
+        head.norm = head.norm.autodiff().require_grad();
+    }
     if let Weight::Dense(weight) = head.lm_head.weight {
         head.lm_head.weight = Weight::Dense(weight.autodiff().require_grad());
     }
@@ -304,7 +310,9 @@ pub(crate) fn backward_rows<T>(
         let dy = d_logits * column(weights); // [rows, vocab]
         let mut grads = inner_product(logits, dy.autodiff()).backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
-        store.add(names.norm, head.norm.grad_remove(&mut grads));
+        if let Some(name) = names.norm {
+            store.add(name, head.norm.grad_remove(&mut grads));
+        }
         if let Weight::Dense(weight) = &head.lm_head.weight {
             store.add(names.lm_head, weight.grad_remove(&mut grads));
         }

@@ -117,6 +117,12 @@ fn serve_command(config: &Config, summary: &Summary) -> String {
         .model
         .as_ref()
         .map_or_else(String::new, |model| format!("--model {model} "));
+    if !config.lora.modules_to_save.is_empty() {
+        return format!(
+            "Merge it, since embedding and head are one for all requests: cargo run -p trainer-sft -- merge --adapter {output} \
+             --output {output}-merged\nServe it: cargo run -p server -- --model {output}-merged"
+        );
+    }
     format!("Serve it: cargo run -p server -- {model}--enable-lora --lora-modules {name}={output}")
 }
 

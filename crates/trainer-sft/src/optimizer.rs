@@ -4,11 +4,15 @@
 //! and the clip factor are tensors, so that an optimizer step on a GPU reads nothing back to the host. On the CPU a step is one pass
 //! over memory.
 
+mod eight_bit;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use lora_4bit::training::{AdamWFactors, adamw};
 use serde::{Deserialize, Serialize};
+
+pub use self::eight_bit::{BLOCK, ByteMoments, Codes, MIN_VALUES};
 
 /// Constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +25,9 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f64,
+    /// Whether the moments of parameters with [`MIN_VALUES`] values or more are kept in 8 bits; on a CPU.
+    #[serde(default)]
+    pub eight_bit: bool,
 }
 
 impl Default for AdamWConfig {
@@ -30,6 +37,7 @@ impl Default for AdamWConfig {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.0,
+            eight_bit: false,
         }
     }
 }
@@ -43,12 +51,21 @@ pub struct Moments {
     pub variance: Tensor<1>,
 }
 
+/// Bytes of both moments of a parameter of `len` values.
+pub(crate) fn moment_bytes(len: usize, eight_bit: bool) -> usize {
+    match eight_bit && len >= MIN_VALUES {
+        true => 2 * (len + size_of::<f32>() * len.div_ceil(BLOCK)),
+        false => 2 * size_of::<f32>() * len,
+    }
+}
+
 /// AdamW over named flat parameters.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     config: AdamWConfig,
     step: usize,
     moments: BTreeMap<String, Moments>,
+    byte_moments: BTreeMap<String, ByteMoments>,
 }
 
 impl AdamW {
@@ -59,6 +76,7 @@ impl AdamW {
             config,
             step: 0,
             moments: BTreeMap::new(),
+            byte_moments: BTreeMap::new(),
         }
     }
 
@@ -69,6 +87,16 @@ impl AdamW {
             config,
             step,
             moments,
+            byte_moments: BTreeMap::new(),
+        }
+    }
+
+    /// With the moments that [`AdamW::byte_moments`] gave.
+    #[must_use]
+    pub fn with_byte_moments(self, byte_moments: BTreeMap<String, ByteMoments>) -> Self {
+        Self {
+            byte_moments,
+            ..self
         }
     }
 
@@ -78,7 +106,13 @@ impl AdamW {
         self.step
     }
 
-    /// The state of every parameter seen so far.
+    /// The state of the parameters seen so far whose moments are in 8 bits.
+    #[must_use]
+    pub fn byte_moments(&self) -> &BTreeMap<String, ByteMoments> {
+        &self.byte_moments
+    }
+
+    /// The state of every other parameter seen so far.
     #[must_use]
     pub fn moments(&self) -> &BTreeMap<String, Moments> {
         &self.moments
@@ -109,6 +143,7 @@ impl AdamW {
             beta2,
             eps,
             weight_decay,
+            eight_bit,
         } = self.config;
         let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
         let correction1 = 1.0 - beta1.powi(steps);
@@ -124,8 +159,17 @@ impl AdamW {
             rate: rate.learning_rate / correction1,
             decay,
         };
+        let on_host = is_plain_cpu(&value) && is_plain_cpu(&gradient);
+        if eight_bit && on_host && value.dims()[0] >= MIN_VALUES {
+            let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
+            let (mut value, gradient) = (host(value), host(gradient));
+            let moments = self.byte_moments.entry(name.to_owned());
+            let moments = moments.or_insert_with(|| ByteMoments::zeros(value.len()));
+            pass.on_bytes(&mut value, &gradient, clip, moments);
+            return on_cpu(value);
+        }
         let moments = self.moments.remove(name);
-        let (value, moments) = if is_plain_cpu(&value) && is_plain_cpu(&gradient) {
+        let (value, moments) = if on_host {
             let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
             pass.on_host(value, gradient, clip, moments)
         } else {
@@ -150,6 +194,17 @@ impl AdamW {
         };
         for (name, &size) in sizes {
             let expected = format!("{size} values");
+            if let Some(moments) = self.byte_moments.get(name) {
+                for (kind, Codes { codes, absmax }) in
+                    [("mean", &moments.mean), ("variance", &moments.variance)]
+                {
+                    if codes.len() != size || absmax.len() != size.div_ceil(BLOCK) {
+                        let found = format!("{} codes in {} blocks", codes.len(), absmax.len());
+                        return error(&format!("{name}.{kind}"), expected, found);
+                    }
+                }
+                continue;
+            }
             let Some(Moments { mean, variance }) = self.moments.get(name) else {
                 return error(name, expected, "no moments".into());
             };
@@ -163,7 +218,8 @@ impl AdamW {
                 }
             }
         }
-        match self.moments.keys().find(|name| !sizes.contains_key(*name)) {
+        let mut names = self.moments.keys().chain(self.byte_moments.keys());
+        match names.find(|name| !sizes.contains_key(*name)) {
             Some(name) => error(
                 name,
                 "a parameter of this run".into(),
@@ -259,15 +315,17 @@ impl Pass {
             let denominator = variance.sqrt() / correction + eps;
             *value = *value * decay - *mean / denominator * rate;
         }
-        let [value, mean, variance] = [value, mean, variance].map(|values| {
-            let len = values.len();
-            Tensor::from_data(
-                TensorData::new(values, [len]),
-                (&Device::flex(), DType::F32),
-            )
-        });
+        let [value, mean, variance] = [value, mean, variance].map(on_cpu);
         (value, Moments { mean, variance })
     }
+}
+
+fn on_cpu(values: Vec<f32>) -> Tensor<1> {
+    let len = values.len();
+    Tensor::from_data(
+        TensorData::new(values, [len]),
+        (&Device::flex(), DType::F32),
+    )
 }
 
 /// The values of a tensor for which [`is_plain_cpu`] holds; without a copy where nobody else holds them.

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::DType;
-use lora_4bit::peft::LoraConfig;
 use model_qwen::QwenModel;
 use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::config::{Config, ConfigError, SETTINGS};
 use crate::error::{TrainError, output_error};
-use crate::lora;
+use crate::lora::{self, AdapterForm};
 
 /// Folders that were made for runs that have not begun.
 static UNUSED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -181,8 +180,8 @@ fn remove_leftovers(run: &Path) {
 
 /// What the result is made of.
 pub(crate) enum Weights {
-    /// Configuration of the adapter.
-    Adapter(Box<LoraConfig>),
+    /// The form of the adapter.
+    Adapter(Box<AdapterForm>),
     /// Folder of the tokenizer, which is copied.
     Model {
         /// The folder.
@@ -216,9 +215,7 @@ impl Weights {
         dtype: DType,
     ) -> Result<(), TrainError> {
         match self {
-            Self::Adapter(lora_config) => {
-                Ok(lora::read_adapter(model, lora::SLOT, lora_config).save(dir)?)
-            }
+            Self::Adapter(form) => Ok(form.read(model, lora::SLOT).save(dir)?),
             Self::Model { tokenizer, end } => {
                 fs::create_dir_all(dir).map_err(output_error(dir))?;
                 if let Some(folder) = tokenizer {

@@ -13,13 +13,53 @@ use model_qwen::{DecoderLayer, QwenModel};
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trainable {
-    /// A and B of the LoRA adapter in this slot.
+    /// A and B of the LoRA adapter in this slot, with DoRA also the lengths of rows.
     Adapter {
         /// Slot of the adapter in every linear layer.
         slot: usize,
     },
+    /// The same, and the whole weights of embedding or head; those must be dense and f32, and not one tensor.
+    AdapterAndModules {
+        /// Slot of the adapter in every linear layer.
+        slot: usize,
+        /// Whether the embedding is trained.
+        embed_tokens: bool,
+        /// Whether the head is.
+        lm_head: bool,
+    },
     /// Every weight, bias, norm and the embeddings; they must be dense and f32.
     Full,
+}
+
+impl Trainable {
+    /// The slot of the adapter.
+    #[must_use]
+    pub fn slot(self) -> Option<usize> {
+        match self {
+            Self::Adapter { slot } | Self::AdapterAndModules { slot, .. } => Some(slot),
+            Self::Full => None,
+        }
+    }
+
+    /// Whether the embedding is trained.
+    #[must_use]
+    pub fn has_embeddings(self) -> bool {
+        match self {
+            Self::Adapter { .. } => false,
+            Self::AdapterAndModules { embed_tokens, .. } => embed_tokens,
+            Self::Full => true,
+        }
+    }
+
+    /// Whether the head is trained.
+    #[must_use]
+    pub fn has_head(self) -> bool {
+        match self {
+            Self::Adapter { .. } => false,
+            Self::AdapterAndModules { lm_head, .. } => lm_head,
+            Self::Full => true,
+        }
+    }
 }
 
 /// One trainable tensor, borrowed from its model.
@@ -27,6 +67,8 @@ pub enum Trainable {
 pub enum ParameterMut<'a> {
     /// A bias or the weight of a norm: no weight decay.
     Vector(&'a mut Tensor<1>),
+    /// DoRA's lengths of rows: subject to weight decay.
+    Lengths(&'a mut Tensor<1>),
     /// A weight matrix: subject to weight decay.
     Matrix(&'a mut Tensor<2>),
 }
@@ -35,7 +77,9 @@ impl ParameterMut<'_> {
     /// Makes the tensor a leaf of autodiff graphs.
     pub fn make_leaf(self) {
         match self {
-            Self::Vector(tensor) => *tensor = tensor.clone().autodiff().require_grad(),
+            Self::Vector(tensor) | Self::Lengths(tensor) => {
+                *tensor = tensor.clone().autodiff().require_grad()
+            }
             Self::Matrix(tensor) => *tensor = tensor.clone().autodiff().require_grad(),
         }
     }
@@ -43,7 +87,7 @@ impl ParameterMut<'_> {
     /// Takes the gradient of a leaf, as `[numel]`; `None` when the graph did not reach it.
     pub fn take_gradient(self, gradients: &mut Gradients) -> Option<Tensor<1>> {
         match self {
-            Self::Vector(tensor) => tensor.grad_remove(gradients),
+            Self::Vector(tensor) | Self::Lengths(tensor) => tensor.grad_remove(gradients),
             Self::Matrix(tensor) => tensor.grad_remove(gradients).map(flat),
         }
     }
@@ -51,14 +95,14 @@ impl ParameterMut<'_> {
     /// Whether weight decay applies.
     #[must_use]
     pub fn decays(&self) -> bool {
-        matches!(self, Self::Matrix(_))
+        matches!(self, Self::Matrix(_) | Self::Lengths(_))
     }
 
     /// Number of values.
     #[must_use]
     pub fn num_values(&self) -> usize {
         match self {
-            Self::Vector(tensor) => tensor.dims()[0],
+            Self::Vector(tensor) | Self::Lengths(tensor) => tensor.dims()[0],
             Self::Matrix(tensor) => tensor.dims().iter().product(),
         }
     }
@@ -67,7 +111,7 @@ impl ParameterMut<'_> {
     #[must_use]
     pub fn value(&self) -> Tensor<1> {
         match self {
-            Self::Vector(tensor) => (**tensor).clone(),
+            Self::Vector(tensor) | Self::Lengths(tensor) => (**tensor).clone(),
             Self::Matrix(tensor) => flat((**tensor).clone()),
         }
     }
@@ -75,7 +119,7 @@ impl ParameterMut<'_> {
     /// Replaces the value by `new(value)`, both `[numel]`. `new` gets the only handle, so that it may write in place.
     pub fn replace(self, new: impl FnOnce(Tensor<1>) -> Tensor<1>) {
         match self {
-            Self::Vector(tensor) => *tensor = new(take(tensor)),
+            Self::Vector(tensor) | Self::Lengths(tensor) => *tensor = new(take(tensor)),
             Self::Matrix(tensor) => {
                 let dims = tensor.dims();
                 *tensor = new(flat(take(tensor))).reshape(dims);
@@ -126,6 +170,14 @@ pub fn visit_model(
     for (index, layer) in model.layers.iter_mut().enumerate() {
         visit_layer(layer, index, trainable, visit);
     }
+    if let Trainable::AdapterAndModules { .. } = trainable {
+        if trainable.has_embeddings() {
+            visit(EMBEDDINGS, ParameterMut::Matrix(&mut model.embed_tokens));
+        }
+        if let (true, Weight::Dense(weight)) = (trainable.has_head(), &mut model.lm_head.weight) {
+            visit(LM_HEAD, ParameterMut::Matrix(weight));
+        }
+    }
     if trainable == Trainable::Full {
         visit(FINAL_NORM, ParameterMut::Vector(&mut model.norm));
         if model.config.tie_word_embeddings {
@@ -144,6 +196,8 @@ pub fn visit_model(
 
 /// How the name of an adapter's B, transposed, ends.
 pub const LORA_B: &str = ".lora_B_t";
+/// How the name of DoRA's lengths of rows ends.
+pub const LORA_MAGNITUDE: &str = ".lora_magnitude_vector";
 /// Name of the embeddings, which are also the head of a model that ties them.
 pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
 /// Name of the final norm's weight.
@@ -158,7 +212,7 @@ fn visit_linear(
     visit: &mut dyn FnMut(&str, ParameterMut<'_>),
 ) {
     match trainable {
-        Trainable::Adapter { slot } => {
+        Trainable::Adapter { slot } | Trainable::AdapterAndModules { slot, .. } => {
             if let Some(adapter) = linear.adapter_mut(slot) {
                 visit(
                     &format!("{name}.lora_A"),
@@ -168,6 +222,12 @@ fn visit_linear(
                     &format!("{name}{LORA_B}"),
                     ParameterMut::Matrix(&mut adapter.b_t),
                 );
+                if let Some(dora) = &mut adapter.dora {
+                    visit(
+                        &format!("{name}{LORA_MAGNITUDE}"),
+                        ParameterMut::Lengths(&mut dora.magnitude),
+                    );
+                }
             }
         }
         Trainable::Full => {

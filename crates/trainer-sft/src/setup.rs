@@ -5,20 +5,43 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use lora_4bit::Weight;
-use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices};
+use lora_4bit::peft::{LoraAdapter, LoraMatrices};
 use model_qwen::{Dtype, LoadOptions, QwenModel};
 use tracing::{info, warn};
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, GradientCheckpointing, LoraOptions, Method};
+use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions, Method, Optim};
 use crate::error::TrainError;
-use crate::lora;
+use crate::lora::{self, AdapterForm, Matrices};
 use crate::optimizer::{AdamW, AdamWConfig};
 use crate::parameters::{Trainable, visit_model};
 use crate::schedule::{Schedule, Shape};
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
+
+/// Checks that the device trains what the run trains.
+pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigError> {
+    let lora = &config.lora;
+    let flags = [
+        ("use-dora", lora.use_dora && !config.run.full),
+        (
+            "modules-to-save",
+            !lora.modules_to_save.is_empty() && !config.run.full,
+        ),
+        (
+            "optim adamw_8bit",
+            config.optimizer.optim == Optim::Adamw8bit,
+        ),
+    ];
+    let mut on_cpu = flags.iter().filter(|(_, is_given)| *is_given);
+    match on_cpu.next() {
+        Some((flag, _)) if on_gpu => Err(ConfigError::Conflict(format!(
+            "--{flag}: computed on a CPU only, and this run is on a GPU: add --device cpu, or leave --{flag} out"
+        ))),
+        _ => Ok(()),
+    }
+}
 
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
 pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, TrainError> {
@@ -70,22 +93,76 @@ fn frozen_options(config: &Config) -> LoadOptions {
 pub(crate) fn add_adapter(
     config: &Config,
     model: &mut QwenModel,
-) -> Result<LoraConfig, TrainError> {
+) -> Result<AdapterForm, TrainError> {
     let folder = config.run.resume.as_ref().or(config.run.adapter.as_ref());
-    let adapter = match folder {
-        Some(folder) => LoraAdapter::load(folder)?,
+    let (adapter, start) = match folder {
+        Some(folder) => load_adapter(config, folder)?,
         None => {
             let folder = config
                 .model
                 .folder()?
                 .map(|folder| folder.display().to_string());
             let base = config.model.model.clone().or(folder);
-            lora::new_adapter(&config.lora, base, model, config.run.seed)
+            check_rank(&config.lora, model)?;
+            let adapter = lora::new_adapter(&config.lora, base, model, config.run.seed);
+            let start = config.lora.init.changes_base();
+            let start = start.then(|| adapter.modules.clone());
+            (adapter, start)
         }
     };
+    if let Some(start) = &start {
+        info!(
+            "--init-lora-weights {}: the base is without what the adapter starts as",
+            config.lora.init
+        );
+        lora::take_out(model, start, &adapter.config).map_err(TrainError::NotDense)?;
+    }
     warn_of_large_ranks(&adapter);
-    model.add_adapter(lora::SLOT, &adapter)?;
-    Ok(adapter.config)
+    let config = lora::put_adapter(model, lora::SLOT, adapter)?;
+    Ok(AdapterForm { config, start })
+}
+
+/// The adapter in a folder, and what the base has lost to it where the run says so.
+fn load_adapter(
+    config: &Config,
+    folder: &Path,
+) -> Result<(LoraAdapter, Option<Matrices>), TrainError> {
+    let adapter = LoraAdapter::load(folder)?;
+    if !config.lora.init.changes_base() {
+        return Ok((adapter, None));
+    }
+    let found = adapter.config.r;
+    let own = lora::lora_config(&config.lora, None);
+    let Some((adapter, start)) = lora::split(adapter, &own) else {
+        return Err(TrainError::AdapterForm {
+            flag: "lora-r",
+            expected: format!("half of {found}"),
+            found: own.r.to_string(),
+            folder: folder.to_path_buf(),
+        });
+    };
+    Ok((adapter, Some(start)))
+}
+
+/// A weight has as many singular values as its smaller side is long.
+fn check_rank(lora: &LoraOptions, model: &QwenModel) -> Result<(), ConfigError> {
+    let widths = lora::targeted(lora, model).map(|(name, linear)| {
+        let width = linear.in_features().min(linear.out_features());
+        (width, name)
+    });
+    match widths.min() {
+        Some((width, name)) if lora.init.changes_base() && width < lora.r => {
+            Err(ConfigError::Value {
+                flag: "lora-r",
+                expected: format!(
+                    "at most {width} with --init-lora-weights {}, the width of `{name}`",
+                    lora.init
+                ),
+                found: lora.r.to_string(),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Puts the adapter of the reference on the model, where there is one. Gives its slot.
@@ -108,7 +185,8 @@ pub(crate) fn read_weights(
     folder: &Path,
 ) -> Result<(), TrainError> {
     if !config.run.full {
-        model.add_adapter(lora::SLOT, &LoraAdapter::load(folder)?)?;
+        let (adapter, _) = load_adapter(config, folder)?;
+        lora::put_adapter(model, lora::SLOT, adapter)?;
         return Ok(());
     }
     *model = QwenModel::load(folder, &full_options(), &model.device())?;
@@ -140,7 +218,9 @@ pub(crate) fn options_of_adapter(
     folder: &Path,
     given: &LoraOptions,
 ) -> Result<LoraOptions, TrainError> {
-    let LoraAdapter { config, modules } = LoraAdapter::load(folder)?;
+    let LoraAdapter {
+        config, modules, ..
+    } = LoraAdapter::load(folder)?;
     let names = modules.keys().filter_map(|name| name.rsplit('.').next());
     let names: BTreeSet<String> = names.map(ToOwned::to_owned).collect();
     let default = LoraOptions::default();
@@ -150,6 +230,9 @@ pub(crate) fn options_of_adapter(
         dropout: given.dropout,
         target_modules: names.into_iter().collect(),
         use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
+        modules_to_save: config.modules_to_save,
+        init: default.init,
     };
     let differs = |flag, expected: String, found: String| {
         Err(TrainError::AdapterForm {
@@ -177,6 +260,23 @@ pub(crate) fn options_of_adapter(
     if given.use_rslora && !own.use_rslora {
         return differs("use-rslora", "false".into(), "true".into());
     }
+    if given.use_dora && !own.use_dora {
+        return differs("use-dora", "false".into(), "true".into());
+    }
+    if given.init != default.init {
+        return differs(
+            "init-lora-weights",
+            default.init.to_string(),
+            given.init.to_string(),
+        );
+    }
+    if !given.modules_to_save.is_empty() && given.modules_to_save != own.modules_to_save {
+        return differs(
+            "modules-to-save",
+            own.modules_to_save.join(","),
+            given.modules_to_save.join(","),
+        );
+    }
     Ok(own)
 }
 
@@ -191,13 +291,14 @@ pub(crate) fn start(
         // The usual constant for training from scratch: gradients change faster than an adapter's.
         beta2: if config.run.full { 0.95 } else { 0.999 },
         weight_decay: config.optimizer.weight_decay,
+        eight_bit: config.optimizer.optim == Optim::Adamw8bit,
         ..AdamWConfig::default()
     };
     let options = TrainerOptions {
         trainable: if config.run.full {
             Trainable::Full
         } else {
-            Trainable::Adapter { slot: lora::SLOT }
+            lora::trainable(lora::SLOT, &config.lora.modules_to_save)
         },
         learning_rate: config.learning_rate(),
         schedule: Schedule {
@@ -232,4 +333,32 @@ pub(crate) fn start(
         }
     };
     Ok((Trainer::resume(model, options, optimizer), loader))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_a_cpu_computes_is_refused_on_a_gpu() {
+        let mut dora = Config::new("x");
+        dora.lora.use_dora = true;
+        let mut saved = Config::new("x");
+        saved.lora.modules_to_save = vec!["lm_head".to_owned()];
+        let mut bytes = Config::new("x");
+        bytes.optimizer.optim = Optim::Adamw8bit;
+        for (config, flag) in [
+            (dora, "--use-dora:"),
+            (saved, "--modules-to-save:"),
+            (bytes, "--optim adamw_8bit:"),
+        ] {
+            assert!(check_device(&config, false).is_ok());
+            let error = check_device(&config, true).unwrap_err().to_string();
+            assert!(
+                error.starts_with(flag) && error.contains("--device cpu"),
+                "{error}"
+            );
+        }
+        assert!(check_device(&Config::new("x"), true).is_ok());
+    }
 }

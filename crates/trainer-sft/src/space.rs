@@ -4,7 +4,7 @@ use std::path::Path;
 
 use model_qwen::{QwenConfig, linear_names};
 
-use crate::config::{Config, RunConfig};
+use crate::config::{Config, Optim, RunConfig};
 use crate::error::TrainError;
 use crate::lora;
 
@@ -14,9 +14,18 @@ use crate::lora;
 /// When they do not, as far as the system says.
 pub(crate) fn check(config: &Config, folder: &Path) -> Result<(), TrainError> {
     let parameters = num_trained(config, &config.model.architecture()?);
+    // An adapter that starts as a part of the weights is written with that part.
+    let halves = match config.lora.init.changes_base() && !config.run.full {
+        true => 2,
+        false => 1,
+    };
     // The weights in f32 and both moments.
-    let checkpoints = 12 * num_checkpoints(&config.run);
-    let result = if config.run.full { 2 } else { 4 };
+    let moments = match config.optimizer.optim {
+        Optim::Adamw => 8,
+        Optim::Adamw8bit => 2,
+    };
+    let checkpoints = (4 * halves + moments) * num_checkpoints(&config.run);
+    let result = if config.run.full { 2 } else { 4 * halves };
     match lacking(folder, parameters * (result + checkpoints)) {
         Some([needed, free]) => Err(TrainError::Space {
             folder: folder.to_path_buf(),
@@ -52,6 +61,12 @@ pub(crate) fn lacking(folder: &Path, needed: u64) -> Option<[u64; 2]> {
 
 /// Values that are trained.
 pub(crate) fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
+    let tensors = trained_tensors(config, model).into_iter();
+    tensors.map(|[values, count]| (values * count) as u64).sum()
+}
+
+/// The tensors that are trained: values of one, and how many there are of that size.
+pub(crate) fn trained_tensors(config: &Config, model: &QwenConfig) -> Vec<[usize; 2]> {
     let hidden = model.hidden_size;
     let queries = model.num_attention_heads * model.head_dim;
     let keys = model.num_key_value_heads * model.head_dim;
@@ -66,25 +81,31 @@ pub(crate) fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
         (up, hidden, inner),
         (down, inner, hidden),
     ];
-    let chosen = lora::target_modules(&config.lora);
+    let (layers, table) = (model.num_hidden_layers, model.vocab_size * hidden);
+    if config.run.full {
+        let linears = linears.map(|(_, inputs, outputs)| [inputs * outputs, layers]);
+        let tables = if model.tie_word_embeddings { 1 } else { 2 };
+        return linears.into_iter().chain([[table, tables]]).collect();
+    }
+    let lora = &config.lora;
+    let chosen = lora::target_modules(lora);
     let is_chosen = |name: &str| chosen.iter().any(|module| module == name);
-    let per_layer: usize = match config.run.full {
-        true => linears
-            .iter()
-            .map(|(_, inputs, outputs)| inputs * outputs)
-            .sum(),
-        false => linears
-            .iter()
-            .filter(|(name, ..)| is_chosen(name))
-            .map(|(_, inputs, outputs)| config.lora.r * (inputs + outputs))
-            .sum(),
-    };
-    let embeddings = match (config.run.full, model.tie_word_embeddings) {
-        (false, _) => 0,
-        (true, true) => model.vocab_size * hidden,
-        (true, false) => 2 * model.vocab_size * hidden,
-    };
-    (model.num_hidden_layers * per_layer + embeddings) as u64
+    let mut tensors = vec![[table, saved_tables(config)]];
+    for (_, inputs, outputs) in linears.into_iter().filter(|(name, ..)| is_chosen(name)) {
+        tensors.push([lora.r * inputs, layers]);
+        tensors.push([lora.r * outputs, layers]);
+        if lora.use_dora {
+            tensors.push([outputs, layers]);
+        }
+    }
+    tensors
+}
+
+/// How many of embedding and head are trained beside an adapter.
+pub(crate) fn saved_tables(config: &Config) -> usize {
+    let saved = &config.lora.modules_to_save;
+    let has = |short: &str| usize::from(saved.iter().any(|name| name.ends_with(short)));
+    has("embed_tokens") + has("lm_head")
 }
 
 /// Bytes that this user can still write in `folder`.

@@ -27,17 +27,26 @@ use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
-/// The slot and the dropout of the adapters for [`explicit`]: where an adapter is used or trained on a GPU.
+/// The slot and the dropout of the adapters for [`explicit`]: where an adapter without DoRA is used or trained on a GPU.
 pub(crate) fn explicit_slot(
     model: &QwenModel,
     adapters: &AdapterSelection,
 ) -> Option<(usize, Option<Dropout>)> {
     match adapters {
-        AdapterSelection::All { slot, dropout } if is_gpu(&model.device()) => {
+        AdapterSelection::All { slot, dropout }
+            if is_gpu(&model.device()) && !has_dora(model, *slot) =>
+        {
             Some((*slot, *dropout))
         }
         _ => None,
     }
+}
+
+/// Whether a layer's adapter has DoRA.
+fn has_dora(model: &QwenModel, slot: usize) -> bool {
+    let linears = model.linears().into_iter();
+    let mut adapters = linears.filter_map(|(_, linear)| linear.adapter(slot));
+    adapters.any(|adapter| adapter.dora.is_some())
 }
 
 /// What the layers of one micro-batch share.
@@ -138,14 +147,14 @@ pub(crate) fn pull<L>(
     }
 
     let names = HeadNames {
-        norm: FINAL_NORM,
+        norm: (trainable == Trainable::Full).then_some(FINAL_NORM),
         lm_head: if model.config.tie_word_embeddings {
             EMBEDDINGS
         } else {
             LM_HEAD
         },
     };
-    let trained = (trainable == Trainable::Full).then_some((names, &mut *store));
+    let trained = trainable.has_head().then_some((names, &mut *store));
     let (found, mut dx) = loss(&head(model), x, trained);
 
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
@@ -158,7 +167,7 @@ pub(crate) fn pull<L>(
             None => return found,
         }
     }
-    if trainable == Trainable::Full {
+    if trainable.has_embeddings() {
         let vocab = model.embed_tokens.dims()[0];
         store.add(
             EMBEDDINGS,
@@ -189,7 +198,7 @@ struct LayerGraph {
 impl LayerGraph {
     /// Applies layer `index` to `x [tokens, hidden]`.
     fn new((index, layer): (usize, &DecoderLayer), x: Tensor<2>, shared: &mut Shared<'_>) -> Self {
-        let is_lowest = index == 0 && shared.trainable != Trainable::Full;
+        let is_lowest = index == 0 && !shared.trainable.has_embeddings();
         let x = if is_lowest {
             x.autodiff()
         } else {

@@ -10,7 +10,7 @@ use model_qwen::kernels::on_worker;
 
 use crate::batch::Batch;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
-use crate::parameters::{GradientStore, LORA_B, Trainable, visit_model};
+use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::preference::{Numbers, Preference};
 use crate::schedule::Schedule;
 use crate::step::{self, Checkpointing, Means, Noise};
@@ -32,7 +32,7 @@ pub struct TrainerOptions {
     pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
-    /// LoRA+: the rate of B over that of A.
+    /// LoRA+: the rate of B (and of DoRA's lengths of rows) over that of A.
     pub loraplus_lr_ratio: f64,
     /// NEFTune: the noise on the embeddings, see [`Noise`].
     pub neftune_noise_alpha: Option<f64>,
@@ -179,7 +179,7 @@ impl Trainer {
     #[must_use]
     pub fn slot(&self) -> Option<usize> {
         match self.options.trainable {
-            Trainable::Adapter { slot } => Some(slot),
+            Trainable::Adapter { slot } | Trainable::AdapterAndModules { slot, .. } => Some(slot),
             Trainable::Full => None,
         }
     }
@@ -253,8 +253,10 @@ impl Trainer {
                 let Some(gradient) = gradients.remove(name) else {
                     return;
                 };
+                // As PEFT groups them.
+                let is_faster = name.ends_with(LORA_B) || name.ends_with(LORA_MAGNITUDE);
                 let rate = StepRate {
-                    learning_rate: match name.ends_with(LORA_B) {
+                    learning_rate: match is_faster {
                         true => learning_rate * ratio,
                         false => learning_rate,
                     },
@@ -264,6 +266,11 @@ impl Trainer {
                     .replace(|value| optimizer.update(name, value, gradient, clip.as_ref(), rate));
             },
         );
+        if let Some(slot) = self.options.trainable.slot() {
+            self.model
+                .linears_mut()
+                .for_each(|linear| linear.update_norm(slot));
+        }
         (norm, learning_rate)
     }
 
@@ -370,7 +377,7 @@ impl Trainer {
 
     /// The adapters in use, with the dropout of one micro-batch of the coming step.
     pub(crate) fn adapters(&self, micro_batch: Option<usize>) -> AdapterSelection {
-        let Trainable::Adapter { slot } = self.options.trainable else {
+        let Some(slot) = self.options.trainable.slot() else {
             return AdapterSelection::Base;
         };
         let dropout = micro_batch

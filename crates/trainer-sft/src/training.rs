@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
+use model_qwen::is_gpu;
 use serde_json::Value;
 use tracing::info;
 
@@ -23,7 +24,9 @@ use crate::preference::Preference;
 use crate::rewards::Rewards;
 use crate::run::{Run, Watch, guard};
 use crate::samples::Samples;
-use crate::setup::{add_adapter, add_reference, load_model, options_of_adapter, start};
+use crate::setup::{
+    add_adapter, add_reference, check_device, load_model, options_of_adapter, start,
+};
 use crate::space;
 use crate::summary::{StepReport, Summary};
 
@@ -137,7 +140,9 @@ impl<'a> Training<'a> {
         let mut config = config.clone();
         if let Some(folder) = &config.run.adapter {
             config.lora = options_of_adapter(folder, &config.lora)?;
+            config.check_reference()?;
         }
+        check_device(&config, is_gpu(&device))?;
         let output = OutputFolder::claim(&config)?;
         config.run.output = output.path().to_path_buf();
         info!("output folder: {}", output.path().display());

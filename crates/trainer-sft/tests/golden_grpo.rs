@@ -72,6 +72,7 @@ fn adapter(name: &str, model: &QwenModel) -> LoraAdapter {
             r: 4,
             in_features: linear.in_features(),
             out_features: linear.out_features(),
+            magnitude: None,
         };
         (name, matrices)
     });
@@ -82,6 +83,7 @@ fn adapter(name: &str, model: &QwenModel) -> LoraAdapter {
             lora_alpha: 8.0,
             ..LoraConfig::default()
         },
+        saved: BTreeMap::new(),
     }
 }
 

@@ -380,6 +380,14 @@ fn settings_without_effect_are_refused_by_name() {
             "--ref-adapter would have no effect: --method orpo",
         ),
         (
+            "--method dpo --init-lora-weights pissa --quantization none",
+            "--init-lora-weights pissa cannot be used with --method dpo: the reference",
+        ),
+        (
+            "--method kto --modules-to-save lm_head",
+            "--modules-to-save lm_head cannot be used with --method kto: the reference",
+        ),
+        (
             "--method dpo --loss-type hinge --label-smoothing 0.1",
             "--label-smoothing would have no effect",
         ),

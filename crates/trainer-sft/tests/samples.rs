@@ -19,7 +19,7 @@ use model_qwen::{
 use serde_json::{Value, json};
 use trainer_sft::burn::tensor::Device;
 use trainer_sft::chat_format::ChatFormat;
-use trainer_sft::config::Config;
+use trainer_sft::config::{Config, InitLora, Method};
 use trainer_sft::prompts::Prompt;
 use trainer_sft::{Summary, TrainError, Training};
 
@@ -104,6 +104,88 @@ fn answers_are_those_of_the_adapter_that_is_written() {
     assert!(page.contains("<h2>Samples</h2>") && page.contains("After (step 4)"));
     let settings = fs::read_to_string(summary.output.join("run.toml")).unwrap();
     assert!(settings.contains("sample_steps = 2"), "{settings}");
+}
+
+/// The form of the adapter makes no difference: answers while training are those of the folder that is written.
+#[test]
+fn answers_of_every_form_of_adapter_are_those_of_what_is_written() {
+    type Change = fn(&mut Config);
+    let forms: [(&str, Change); 3] = [
+        ("dora", |config| config.lora.use_dora = true),
+        ("saved", |config| {
+            config.lora.modules_to_save = vec!["embed_tokens".into(), "lm_head".into()];
+        }),
+        ("olora", |config| config.lora.init = InitLora::Olora),
+    ];
+    for (name, change) in forms {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path(), "Who are you?\nTell me a story.\n");
+        config.model.quantization = Some(Quantization::None);
+        config.optimizer.learning_rate = Some(5e-3);
+        config.run.save_steps = Some(2);
+        config.samples.steps = Some(2);
+        change(&mut config);
+        let summary = run(&config).unwrap();
+        let answers = answers(&summary.output);
+        assert_eq!(steps(&answers), [0, 0, 2, 2, 4, 4]);
+        assert_ne!(answers[0]["completion"], answers[2]["completion"], "{name}");
+
+        let format = ChatFormat::load(&config).unwrap();
+        let folder = bundled_model_dir().unwrap();
+        let options = LoadOptions::default();
+        let mut model = QwenModel::load(&folder, &options, &Device::flex()).unwrap();
+        model.set_compute_dtype(config.model.compute_dtype);
+        let adapter = LoraAdapter::load(&summary.output.join("checkpoint-2")).unwrap();
+        trainer_sft::lora::put_adapter(&mut model, 0, adapter).unwrap();
+        for line in &answers[2..4] {
+            let prompt = Prompt::new(line["prompt"].clone(), None, &format).unwrap();
+            let request = GenerateRequest {
+                prompt: prompt.tokens,
+                sampling: SamplingParams::greedy(),
+                max_tokens: 12,
+                stop_token_ids: format.limits.eos_token_ids.clone(),
+                adapter: Some(0),
+            };
+            let tokens = generate(&model, &request, |_| ControlFlow::Continue(())).unwrap();
+            assert_eq!(line["completion"], format.text_of(&tokens), "{name}");
+        }
+    }
+}
+
+/// GRPO draws its answers from the adapter, whatever its form is.
+#[test]
+fn grpo_learns_every_form_of_adapter() {
+    type Change = fn(&mut Config);
+    let forms: [Change; 3] = [
+        |config| config.lora.use_dora = true,
+        |config| config.lora.modules_to_save = vec!["lm_head".into()],
+        |config| config.lora.init = InitLora::Olora,
+    ];
+    for change in forms {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path(), "Who are you?\n");
+        config.method.method = Method::Grpo;
+        config.model.quantization = Some(Quantization::None);
+        change(&mut config);
+        config.run.batch_size = 4;
+        config.run.max_steps = Some(2);
+        config.grpo.num_generations = Some(4);
+        config.grpo.max_completion_length = Some(8);
+        config.grpo.rewards = vec!["length:1-3".into()];
+        let summary = run(&config).unwrap();
+        assert_eq!(answers(&summary.output).len(), 2);
+        config.run.output = dir.path().join("beta");
+        config.method.beta = Some(0.1);
+        let refused = run(&config);
+        match config.lora.use_dora {
+            true => assert!(refused.is_ok()),
+            false => {
+                let message = refused.unwrap_err().to_string();
+                let expected = "cannot be used with --method grpo with --beta";
+                assert!(message.contains(expected), "{message}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -89,6 +89,12 @@ pub struct LoraConfig {
     pub alpha_pattern: PatternMap<f64>,
     /// Rank-stabilized scaling: `alpha / sqrt(r)` instead of `alpha / r` (<https://arxiv.org/abs/2312.03732>).
     pub use_rslora: bool,
+    /// DoRA: each row of `W + s B A` is given a length that is trained (<https://arxiv.org/abs/2402.09353>).
+    pub use_dora: bool,
+    /// Modules whose whole weight the adapter brings: `embed_tokens`, `lm_head`.
+    pub modules_to_save: Vec<String>,
+    /// Whether an embedding that is also the head stays both, where one of them is saved.
+    pub ensure_weight_tying: bool,
     /// Name or path of the model the adapter was trained on.
     pub base_model_name_or_path: Option<String>,
     /// Revision of that model.
@@ -110,6 +116,9 @@ impl Default for LoraConfig {
             rank_pattern: PatternMap::default(),
             alpha_pattern: PatternMap::default(),
             use_rslora: false,
+            use_dora: false,
+            modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
             base_model_name_or_path: None,
             revision: None,
             task_type: Some("CAUSAL_LM".to_owned()),
@@ -147,6 +156,7 @@ impl LoraConfig {
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
             "bias": "none",
+            "ensure_weight_tying": self.ensure_weight_tying,
             "exclude_modules": self.exclude_modules.as_ref().map(TargetModules::to_json),
             "fan_in_fan_out": false,
             "inference_mode": true,
@@ -160,7 +170,7 @@ impl LoraConfig {
             "lora_dropout": self.lora_dropout,
             "megatron_config": null,
             "megatron_core": "megatron.core",
-            "modules_to_save": null,
+            "modules_to_save": Some(&self.modules_to_save).filter(|names| !names.is_empty()),
             "peft_type": "LORA",
             "peft_version": "0.21.2",
             "r": self.r,
@@ -168,7 +178,7 @@ impl LoraConfig {
             "revision": self.revision,
             "target_modules": self.target_modules.to_json(),
             "task_type": self.task_type,
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "use_rslora": self.use_rslora,
         })
     }

@@ -83,8 +83,8 @@ pub enum PeftError {
     UnexpectedTensor(String),
     /// A tensor belongs to a module that adapters are not computed for.
     #[error(
-        "{WEIGHTS_FILE}: tensor `{0}`: adapters of lm_head, embed_tokens and norms are not supported, neither as LoRA nor as \
-         modules_to_save; supported are those of the linear layers inside the decoder"
+        "{WEIGHTS_FILE}: tensor `{0}`: adapters of lm_head, embed_tokens and norms are not supported; supported are those of the \
+         linear layers inside the decoder, and whole weights of embed_tokens and lm_head that `modules_to_save` names"
     )]
     UnsupportedModule(String),
     /// A file is not what its name says.
@@ -138,6 +138,29 @@ pub enum PeftError {
         /// The rank that the configuration gives the module.
         rank: usize,
     },
+    /// DoRA's lengths are not one for each row of the module's weight.
+    #[error(
+        "{WEIGHTS_FILE}: tensor `{name}` has shape {found:?}, expected [{expected}], the rows of lora_B"
+    )]
+    MagnitudeShape {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Number of rows.
+        expected: usize,
+    },
+    /// A module of `modules_to_save` is not in the file.
+    #[error("{WEIGHTS_FILE} has no tensor `{0}`, which `modules_to_save` in {CONFIG_FILE} names")]
+    NoSavedModule(String),
+    /// The weight of a saved module is no matrix.
+    #[error("{WEIGHTS_FILE}: tensor `{name}` has shape {found:?}, expected [vocab, hidden]")]
+    SavedShape {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
     /// There is no matrix at all.
     #[error("{WEIGHTS_FILE} holds no LoRA matrix")]
     Empty,
@@ -146,7 +169,7 @@ pub enum PeftError {
     NumValues {
         /// Name of the module.
         module: String,
-        /// `A` or `B`.
+        /// `A`, `B`, `lora_magnitude_vector`, or `weight` of a saved module.
         matrix: &'static str,
         /// The number of values.
         found: usize,

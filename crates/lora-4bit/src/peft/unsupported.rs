@@ -2,13 +2,12 @@
 
 use serde_json::{Map, Value};
 
+use super::saved::is_savable;
 use super::{CONFIG_FILE, PeftError};
 
 /// Fields that change what an adapter computes, or name tensors that are not LoRA matrices. Any value but null, false,
 /// zero or empty is refused.
-const UNSUPPORTED: [&str; 17] = [
-    "use_dora",
-    "modules_to_save",
+const UNSUPPORTED: [&str; 15] = [
     "fan_in_fan_out",
     "layer_replication",
     "lora_bias",
@@ -27,7 +26,7 @@ const UNSUPPORTED: [&str; 17] = [
 ];
 
 /// Fields that change nothing once an adapter is trained, or that [`super::LoraConfig`] has.
-const KNOWN: [&str; 31] = [
+const KNOWN: [&str; 33] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -45,6 +44,7 @@ const KNOWN: [&str; 31] = [
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    "modules_to_save",
     "num_attention_heads",
     "num_layers",
     "num_transformer_submodules",
@@ -58,6 +58,7 @@ const KNOWN: [&str; 31] = [
     "target_modules",
     "task_type",
     "token_dim",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -84,6 +85,15 @@ pub(super) fn refuse_unsupported(fields: &Map<String, Value>) -> Result<(), Peft
     for field in UNSUPPORTED {
         if let Some(value) = fields.get(field).filter(|value| is_set(value)) {
             return Err(PeftError::unsupported(field, value, "not set"));
+        }
+    }
+    let saved = fields.get("modules_to_save");
+    if let Some(value) = saved.filter(|value| is_set(value)) {
+        let names = value.as_array().into_iter().flatten();
+        let is_known = |name: &Value| name.as_str().is_some_and(is_savable);
+        if !value.is_array() || !names.clone().all(is_known) {
+            let supported = "a list of embed_tokens and lm_head";
+            return Err(PeftError::unsupported("modules_to_save", value, supported));
         }
     }
     match fields.get("bias") {

@@ -28,6 +28,7 @@ fn matrices(r: usize, in_features: usize, out_features: usize) -> LoraMatrices {
         r,
         in_features,
         out_features,
+        magnitude: None,
     }
 }
 
@@ -49,6 +50,7 @@ fn adapter() -> LoraAdapter {
             ),
         ]
         .into(),
+        saved: Default::default(),
     }
 }
 
@@ -197,6 +199,9 @@ fn all_fields_are_read_back() {
         rank_pattern: PatternMap(vec![("z".to_owned(), 4), ("a".to_owned(), 5)]),
         alpha_pattern: PatternMap(vec![("b".to_owned(), 1.5)]),
         use_rslora: true,
+        use_dora: true,
+        modules_to_save: vec!["embed_tokens".to_owned(), "model.embed_tokens".to_owned()],
+        ensure_weight_tying: true,
         base_model_name_or_path: None,
         revision: Some("main".to_owned()),
         task_type: None,
@@ -339,4 +344,35 @@ fn sixteen_bit_matrices_are_read() {
         .map(|x| half::bf16::from_f32(*x).to_f32())
         .collect();
     assert_eq!(read.modules[Q_PROJ].b, rounded);
+}
+
+#[test]
+fn lengths_of_dora_are_written_and_read() {
+    let mut adapter = adapter();
+    adapter.config.use_dora = true;
+    assert_says(
+        adapter.to_bytes().unwrap_err(),
+        &["lora_magnitude_vector", "0 values", "expected 6"],
+    );
+    for matrices in adapter.modules.values_mut() {
+        matrices.magnitude = Some((0..matrices.out_features).map(|i| i as f32).collect());
+    }
+    let (config, weights) = adapter.to_bytes().unwrap();
+    assert_eq!(LoraAdapter::from_bytes(&config, &weights).unwrap(), adapter);
+    let file = SafeTensors::deserialize(&weights).unwrap();
+    let name = format!("base_model.model.{Q_PROJ}.lora_magnitude_vector");
+    assert_eq!(file.tensor(&name).unwrap().shape(), [8]);
+
+    let (_, plain) = self::adapter().to_bytes().unwrap();
+    let error = LoraAdapter::from_bytes(&config, &plain).unwrap_err();
+    assert_says(error, &["lora_A", "no partner", "lora_magnitude_vector"]);
+
+    let mut tensors: Vec<_> = file.iter().map(|(n, view)| (n.to_owned(), view)).collect();
+    let short = file.tensor(&name).unwrap();
+    let short =
+        safetensors::tensor::TensorView::new(short.dtype(), vec![7], &short.data()[..28]).unwrap();
+    tensors.iter_mut().find(|(n, _)| *n == name).unwrap().1 = short;
+    let weights = safetensors::serialize(tensors, None).unwrap();
+    let error = LoraAdapter::from_bytes(&config, &weights).unwrap_err();
+    assert_says(error, &["lora_magnitude_vector", "[7]", "expected [8]"]);
 }

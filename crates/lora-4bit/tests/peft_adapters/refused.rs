@@ -5,8 +5,7 @@ use super::*;
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     let cases = [
-        ("use_dora", json!(true)),
-        ("modules_to_save", json!(["lm_head"])),
+        ("modules_to_save", json!(["lm_head", "norm"])),
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
         ("layer_replication", json!([[0, 2], [1, 2]])),
@@ -32,7 +31,7 @@ fn what_is_not_supported_is_refused_by_name() {
         assert_says(error, &[field, CONFIG_FILE]);
     }
     assert!(with_field("some_new_field", json!({"x": 1})).is_ok());
-    assert!(with_field("use_dora", Value::Null).is_ok());
+    assert!(with_field("fan_in_fan_out", Value::Null).is_ok());
     assert!(with_field("init_lora_weights", json!("gaussian")).is_ok());
 }
 

@@ -17,7 +17,7 @@ use crate::merge::check_largest;
 /// `alpha_pattern`), `B` is multiplied by the quotient.
 ///
 /// # Errors
-/// When a module has no name in GGUF files, a matrix does not fit into its type, or the file cannot be written.
+/// When the adapter has DoRA or saved modules, a module has no name in GGUF files, a matrix does not fit into its type, or the file cannot be written.
 pub fn write_adapter(
     adapter: &LoraAdapter,
     model_type: &str,
@@ -26,6 +26,14 @@ pub fn write_adapter(
 ) -> Result<(), GgufError> {
     if kind.is_quantized() {
         return Err(GgufError::AdapterType { found: kind.name() });
+    }
+    if !adapter.saved.is_empty() {
+        let found = "whole weights of embedding or head (modules_to_save)";
+        return Err(GgufError::AdapterForm { found });
+    }
+    if adapter.config.use_dora {
+        let found = "lora_magnitude_vector (DoRA)";
+        return Err(GgufError::AdapterForm { found });
     }
     let mut slots = Vec::new();
     for (module, matrices) in &adapter.modules {

@@ -65,6 +65,15 @@ pub enum GgufError {
         /// Their kind.
         found: &'static str,
     },
+    /// An adapter that is more than pairs of matrices.
+    #[error(
+        "an adapter with {found} has no form in GGUF files, expected one with pairs of matrices only: merge it into the model \
+         (`trainer-sft merge`, or `export --format gguf`)"
+    )]
+    AdapterForm {
+        /// What it has.
+        found: &'static str,
+    },
     /// A tensor that the format has no name for.
     #[error("{}: tensor `{name}` has no name in GGUF files", dir.display())]
     Name {

@@ -18,6 +18,8 @@ use crate::model::LINEARS;
 pub struct FolderShapes {
     /// In and out features by name.
     linears: BTreeMap<String, [usize; 2]>,
+    /// Rows and columns of embedding and head.
+    embedding: [usize; 2],
 }
 
 impl FolderShapes {
@@ -46,7 +48,10 @@ impl FolderShapes {
                 linears.insert(name, [inputs, outputs]);
             }
         }
-        Ok(Self { linears })
+        Ok(Self {
+            linears,
+            embedding: [config.vocab_size, config.hidden_size],
+        })
     }
 
     /// Whether the model has the layers that an adapter has matrices for.
@@ -54,7 +59,7 @@ impl FolderShapes {
     /// # Errors
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
-        check_modules(adapter, &self.linears)
+        check_modules(adapter, &self.linears, self.embedding)
     }
 }
 

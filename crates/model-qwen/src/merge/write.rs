@@ -149,6 +149,9 @@ impl MergedWeights {
             config.remove("quantization_config");
             config.remove("quantization");
         }
+        if self.is_untied() {
+            config.insert("tie_word_embeddings".to_owned(), false.into());
+        }
         let name = match dtype {
             crate::Dtype::Auto => None,
             crate::Dtype::F32 => Some("float32"),

@@ -169,6 +169,10 @@ impl Adapters {
             reason: explained(reason),
         };
         let adapter = LoraAdapter::load(path).map_err(|error| invalid(error.to_string()))?;
+        QwenModel::check_shared(&adapter).map_err(|error| AdapterError::Invalid {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
         let ranks = adapter.modules.values().map(|matrices| matrices.r);
         let (rank, limit) = (ranks.max().unwrap_or(0), self.max_lora_rank);
         if rank > limit {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_4bit::peft::{LoraAdapter, TargetModules};
+use lora_4bit::peft::{LoraAdapter, SavedModule, TargetModules};
 use serde_json::{Value, json};
 
 use crate::client::Server;
@@ -212,6 +212,20 @@ fn adapters_of_other_parts_are_refused_with_the_reason() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert_eq!(status, 400, "{message}");
     assert!(message.contains("the head, the embedding"), "{message}");
+    adapter.modules.remove("lm_head");
+    adapter.config.modules_to_save = vec!["lm_head".to_owned()];
+    let shape = model.load().lm_head.weight.shape();
+    let weight = vec![0.0; shape[0] * shape[1]];
+    let head = SavedModule { weight, shape };
+    adapter.saved.insert("lm_head".to_owned(), head);
+    adapter.save(&path).unwrap();
+    let (status, answer) = load(&server, "head", &path);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert_eq!(status, 400, "{message}");
+    assert!(
+        message.contains("lm_head (modules_to_save)") && message.contains("trainer-sft merge"),
+        "{message}"
+    );
     let (status, answer) = load(&server, "hub", Path::new("acme/sql-lora"));
     let message = answer["error"]["message"].as_str().unwrap();
     assert_eq!(status, 404, "{message}");

@@ -95,7 +95,8 @@ impl TestModel {
         self.0.path()
     }
 
-    /// Writes a random adapter and returns its folder. Adapters of different seeds have different ranks and modules.
+    /// Writes a random adapter and returns its folder. Adapters of different seeds have different ranks and modules; each third
+    /// one has DoRA.
     pub(crate) fn adapter(&self, seed: usize) -> PathBuf {
         let r = 2 + 3 * (seed % 3);
         let suffixes: &[&str] = match seed % 3 {
@@ -103,6 +104,7 @@ impl TestModel {
             1 => &["gate_proj", "up_proj", "down_proj"],
             _ => &linear_names(),
         };
+        let use_dora = seed % 3 == 2;
         let mut random = Random(1000 + seed as u64);
         let model = self.load();
         let linears = model.linears().into_iter();
@@ -115,6 +117,10 @@ impl TestModel {
                 r,
                 in_features,
                 out_features,
+                magnitude: use_dora.then(|| {
+                    let lengths = random.matrix(out_features).into_iter();
+                    lengths.map(|length| length.abs() + 1.0).collect()
+                }),
             };
             (name, matrices)
         });
@@ -122,12 +128,14 @@ impl TestModel {
             config: LoraConfig {
                 r,
                 lora_alpha: 2.0 * r as f64,
+                use_dora,
                 target_modules: TargetModules::List(
                     suffixes.iter().map(|&s| s.to_owned()).collect(),
                 ),
                 ..LoraConfig::default()
             },
             modules: modules.collect(),
+            saved: Default::default(),
         };
         let path = self.dir().join(format!("adapter-{seed}"));
         adapter.save(&path).unwrap();

@@ -9,6 +9,7 @@ mod parse;
 mod values;
 
 use std::path::PathBuf;
+use std::str::FromStr as _;
 
 use clap::Parser;
 use lora_4bit::ComputeDtype;
@@ -21,7 +22,8 @@ pub use self::parse::ArgsError;
 use self::values::{COMPUTE_DTYPE, one_or_many, seed};
 pub(crate) use self::values::{DTYPE, QUANTIZATION, number, whole};
 use crate::config::{
-    GradientCheckpointing, LossType, LrSchedule, Method, ScaleRewards, Thinking, TrainOn,
+    GradientCheckpointing, InitLora, LossType, LrSchedule, Method, Optim, ScaleRewards, Thinking,
+    TrainOn,
 };
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
@@ -227,9 +229,31 @@ pub struct Args {
     #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_rslora: Option<bool>,
 
+    /// DoRA: train the length of each row of the weights beside the adapter. On a CPU; costs time and memory
+    #[arg(long, help_heading = "LoRA", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub use_dora: Option<bool>,
+
+    /// Train the whole weight of these modules, too, for tokens that were added: embed_tokens,lm_head. On a CPU; the server
+    /// loads the merged model (`trainer-sft merge`) [default: none]
+    #[arg(long, value_name = "NAMES", help_heading = "LoRA", value_delimiter = ',', num_args = 1..,
+          visible_alias = "additional-target")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub modules_to_save: Vec<String>,
+
+    /// How A and B start: `true` (A uniform, B zero), `gaussian`, `pissa`, `pissa_niter_N` (N iterations, faster) or `olora`.
+    /// The last three start as a part of the weights and need --quantization none; the adapter is written as a plain one of
+    /// twice the rank [default: true]
+    #[arg(long, value_name = "INIT", help_heading = "LoRA", value_parser = InitLora::from_str)]
+    pub init_lora_weights: Option<InitLora>,
+
     /// LoRA+: the learning rate of B is this times that of A, for example 16 [default: 1]
     #[arg(long, value_name = "RATIO", help_heading = "LoRA", value_parser = number, allow_negative_numbers = true)]
     pub loraplus_lr_ratio: Option<f64>,
+
+    /// Optimizer: `adamw`, or `adamw_8bit`, whose moments take 8 bits a value as in bitsandbytes (on a CPU)
+    /// [default: adamw]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub optim: Option<Optim>,
 
     /// Peak learning rate of AdamW [default: 2e-4; 5e-6 with --method dpo, orpo and kto, 1e-5 with grpo; for LoRA on the bundled
     /// model 2e-3, 1e-4 and 1e-5]

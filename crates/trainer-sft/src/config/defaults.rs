@@ -6,8 +6,9 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Dtype;
 
 use super::{
-    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, GrpoOptions, LoraOptions, LrSchedule,
-    MethodConfig, ModelConfig, OptimizerConfig, RunConfig, SampleOptions, Thinking, TrainOn,
+    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, GrpoOptions, InitLora, LoraOptions,
+    LrSchedule, MethodConfig, ModelConfig, Optim, OptimizerConfig, RunConfig, SampleOptions,
+    Thinking, TrainOn,
 };
 
 impl Config {
@@ -78,6 +79,9 @@ impl Default for LoraOptions {
             dropout: 0.0,
             target_modules: vec![ALL_LINEAR.into()],
             use_rslora: false,
+            use_dora: false,
+            modules_to_save: Vec::new(),
+            init: InitLora::Uniform,
         }
     }
 }
@@ -85,6 +89,7 @@ impl Default for LoraOptions {
 impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
+            optim: Optim::Adamw,
             learning_rate: None,
             lr_schedule: LrSchedule::Cosine,
             warmup_ratio: 0.03,

@@ -272,9 +272,46 @@ impl Config {
             let text = "--desirable-weight and --undesirable-weight are both 0, and nothing would be learnt: give one of them another value";
             return Err(ConfigError::Conflict(text.into()));
         }
-        match method.is_preference() {
-            true => self.check_preference(),
-            false => Ok(()),
+        if method.is_preference() {
+            self.check_preference()?;
+        }
+        self.check_reference()
+    }
+
+    /// A reference that is the model with its adapter switched off has to be what the run started from.
+    pub(crate) fn check_reference(&self) -> Result<(), ConfigError> {
+        let (method, lora) = (self.method.method, &self.lora);
+        let has_reference =
+            method.has_reference() || method == Method::Grpo && self.method.beta() > 0.0;
+        if self.run.full || !has_reference {
+            return Ok(());
+        }
+        let (what, otherwise) = match method {
+            Method::Grpo => ("--method grpo with --beta", "take --beta 0"),
+            Method::Kto => (
+                "--method kto",
+                "merge such a run first and start from the result",
+            ),
+            _ => (
+                "--method dpo",
+                "take --method orpo, which needs no reference",
+            ),
+        };
+        let given = if lora.init.changes_base() {
+            let flag = format!("--init-lora-weights {}", lora.init);
+            Some((flag, "without what the adapter starts as"))
+        } else if !lora.modules_to_save.is_empty() {
+            let flag = format!("--modules-to-save {}", lora.modules_to_save.join(","));
+            Some((flag, "with the embedding or head that is trained"))
+        } else {
+            None
+        };
+        match given {
+            Some((flag, but)) => Err(ConfigError::Conflict(format!(
+                "{flag} cannot be used with {what}: the reference is the model with its adapter switched off, which would be the \
+                 base {but}; leave it out, or {otherwise}"
+            ))),
+            None => Ok(()),
         }
     }
 

@@ -67,9 +67,13 @@ impl Config {
                 args.target_modules
             },
             use_rslora: args.use_rslora.unwrap_or(default.use_rslora),
+            use_dora: args.use_dora.unwrap_or(default.use_dora),
+            modules_to_save: args.modules_to_save,
+            init: args.init_lora_weights.unwrap_or(default.init),
         };
         let default = OptimizerConfig::default();
         let optimizer = OptimizerConfig {
+            optim: args.optim.unwrap_or(default.optim),
             learning_rate: args.learning_rate,
             lr_schedule: args.lr_schedule.unwrap_or(default.lr_schedule),
             warmup_ratio: args.warmup_ratio.unwrap_or(default.warmup_ratio),

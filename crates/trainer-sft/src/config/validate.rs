@@ -1,6 +1,7 @@
 //! What the settings of a run may be, and which of them exclude each other.
 
 use lora_4bit::ComputeDtype;
+use lora_4bit::peft::SAVABLE;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
@@ -72,6 +73,15 @@ impl Config {
         positive("lora-alpha", lora.alpha)?;
         in_range("lora-dropout", lora.dropout, 0.0, 0.99)?;
         check_target_modules(&lora.target_modules)?;
+        let savable = SAVABLE.map(|(name, _)| name);
+        let unknown = |name: &&String| !savable.contains(&name.as_str());
+        if let Some(name) = lora.modules_to_save.iter().find(unknown) {
+            return Err(ConfigError::Value {
+                flag: "modules-to-save",
+                expected: format!("a list of {}", savable.join(", ")),
+                found: format!("`{name}`"),
+            });
+        }
         positive("learning-rate", self.learning_rate())?;
         in_range("warmup-ratio", optimizer.warmup_ratio, 0.0, 1.0)?;
         self.check_schedule()?;
@@ -253,6 +263,19 @@ impl Config {
             return conflict(
                 "--loraplus-lr-ratio would have no effect: --full trains the model itself and makes no adapter; leave it out",
             );
+        }
+        let start = self.lora.init;
+        if start.changes_base() && !run.full {
+            if self.quantization() != Quantization::None {
+                return conflict(&format!(
+                    "--init-lora-weights {start} takes a part out of the weights, and 4-bit weights would not be the same without it: add --quantization none"
+                ));
+            }
+            if self.lora.use_dora {
+                return conflict(&format!(
+                    "--init-lora-weights {start} and --use-dora exclude each other: the adapter would have no plain form; leave one of them out"
+                ));
+            }
         }
         if init && !run.full {
             return conflict(

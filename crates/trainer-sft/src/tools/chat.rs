@@ -6,7 +6,9 @@ use std::io::{self, BufRead, IsTerminal as _, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use model_qwen::{ChatError, ChatModel, LoadOptions, ReplyOptions, SamplingError, SamplingParams};
+use model_qwen::{
+    ChatError, ChatModel, LoadOptions, QwenModel, ReplyOptions, SamplingError, SamplingParams,
+};
 use serde_json::{Value, json};
 
 use super::ToolError;
@@ -36,13 +38,18 @@ pub(super) fn chat(args: &ChatArgs, stop: &AtomicBool) -> Result<(), ToolError> 
     };
     let device = model_qwen::parse_device(&args.device)?;
     let mut chat = ChatModel::load(&folder.to_string_lossy(), &options, &device)?;
-    if let Some(adapter) = &adapter {
-        chat.model.add_adapter(lora::SLOT, adapter)?;
+    let has_adapter = adapter.is_some();
+    if let Some(adapter) = adapter {
+        if args.compare {
+            // The base would answer with embedding and head of the adapter.
+            QwenModel::check_shared(&adapter)?;
+        }
+        lora::put_adapter(&mut chat.model, lora::SLOT, adapter)?;
     }
     let sampling = args.sampling(chat.generation_config.sampling_defaults());
     let (mut input, mut out) = (io::stdin().lock(), io::stdout().lock());
     let mut talk = Talk {
-        voices: voices(args.compare, adapter.is_some()),
+        voices: voices(args.compare, has_adapter),
         system: args.system.clone(),
         sampling,
         max_tokens: args.max_tokens,

@@ -166,7 +166,7 @@ impl EvalData {
         let slot = match which {
             Which::Model(_) => None,
             Which::Adapted(_, adapter) => {
-                model.add_adapter(lora::SLOT, adapter)?;
+                lora::put_adapter(&mut model, lora::SLOT, adapter.clone())?;
                 Some(lora::SLOT)
             }
         };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::DType;
 use clap::ValueEnum as _;
-use lora_4bit::peft::LoraAdapter;
+use lora_4bit::peft::{LoraAdapter, LoraMatrices};
 use model_qwen::gguf::{GgufPlan, TensorType, write_adapter, write_model};
 use model_qwen::{Dtype, MergedWeights};
 
@@ -148,7 +148,14 @@ impl Source<'_> {
     }
 
     fn ollama(&self, adapter: Option<LoraAdapter>, stop: &AtomicBool) -> Result<String, ToolError> {
-        let weights = MergedWeights::open(self.model, None)?;
+        // What a file for adapters cannot hold becomes a part of the model.
+        let (merged, adapter) = match adapter {
+            Some(adapter) if adapter.config.use_dora || !adapter.saved.is_empty() => {
+                (Some(adapter), None)
+            }
+            adapter => (None, adapter),
+        };
+        let weights = MergedWeights::open(self.model, merged)?;
         if let Some(adapter) = &adapter {
             weights.check_adapter(adapter)?;
         }
@@ -227,7 +234,7 @@ fn model_name(id: Option<&str>, folder: &Path) -> String {
 /// Bytes of an adapter in f32, with room for the names.
 fn num_bytes(adapter: &LoraAdapter) -> u64 {
     let values = adapter.modules.values();
-    let values: usize = values.map(|m| m.a.len() + m.b.len()).sum();
+    let values: usize = values.map(LoraMatrices::len).sum();
     4 * values as u64 + (1 << 20)
 }
 

@@ -22,6 +22,17 @@ fn flags_that_a_setting_of_the_file_makes_ineffective_are_refused() {
         ),
         // And the other way round: a flag that makes another one ineffective, whatever the file says.
         ("full = false\n", "--full --use-rslora", "--use-rslora"),
+        ("full = false\n", "--full --use-dora", "--use-dora"),
+        (
+            "full = false\n",
+            "--full --modules-to-save lm_head",
+            "--modules-to-save",
+        ),
+        (
+            "full = false\n",
+            "--full --init-lora-weights gaussian",
+            "--init-lora-weights",
+        ),
     ] {
         let (_folder, path) = config_file(file);
         let message = error(&format!("--data d --config {path} {flags}"));

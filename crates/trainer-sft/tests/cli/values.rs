@@ -91,6 +91,26 @@ fn values_out_of_range_name_the_flag() {
             "--loraplus-lr-ratio: expected a number above 0, found 0",
         ),
         (
+            "--data d --modules-to-save lm_head,norm",
+            "--modules-to-save: expected a list of embed_tokens, lm_head, found `norm`",
+        ),
+        (
+            "--data d --init-lora-weights pissa_niter_4",
+            "--init-lora-weights pissa_niter_4 takes a part out of the weights, and 4-bit weights",
+        ),
+        (
+            "--data d --quantization none --use-dora --init-lora-weights olora",
+            "--init-lora-weights olora and --use-dora exclude each other",
+        ),
+        (
+            "--data d --init-lora-weights loftq",
+            "expected true, gaussian, pissa, pissa_niter_N",
+        ),
+        (
+            "--data d --optim lion",
+            "[possible values: adamw, adamw_8bit]",
+        ),
+        (
             "--data d --neftune-noise-alpha -5",
             "--neftune-noise-alpha: expected a number above 0, found -5",
         ),

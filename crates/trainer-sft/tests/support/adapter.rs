@@ -10,9 +10,7 @@ pub(crate) fn adapter(model: &QwenModel, r: usize) -> LoraAdapter {
     let lora = LoraOptions {
         r,
         alpha: 2.0 * r as f64,
-        dropout: 0.0,
-        target_modules: vec!["all-linear".into()],
-        use_rslora: false,
+        ..LoraOptions::default()
     };
     let mut adapter = new_adapter(&lora, None, model, 11);
     for matrices in adapter.modules.values_mut() {

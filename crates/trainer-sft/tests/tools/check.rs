@@ -290,6 +290,43 @@ fn the_memory_of_a_model_is_known_without_loading_it() {
     }
 }
 
+/// What is trained is counted as a run counts it, in each form of adapter.
+#[test]
+fn the_memory_of_each_form_of_adapter_is_known() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    let (plain, table) = (729_088, 8192 * 320);
+    for (settings, trained, tables) in [
+        ("", 16 * plain, 0),
+        ("modules_to_save = [\"lm_head\"]", 16 * (plain + table), 0),
+        (
+            "modules_to_save = [\"lm_head\", \"embed_tokens\"]",
+            16 * (plain + 2 * table),
+            1,
+        ),
+    ] {
+        let config = file(&folder, "run.toml", &["quantization = \"none\"", settings]);
+        let found = json_of(&[text_of(&data), "--config", text_of(&config)], 0);
+        let folder = data_folder().join("model");
+        let model = QwenModel::load(&folder, &LoadOptions::default(), &Device::flex()).unwrap();
+        let size = model.embed_tokens.dtype().size();
+        let weights = model.num_bytes() - tables * table * size;
+        assert_eq!(found["memory"]["trained"], trained, "{settings}");
+        assert_eq!(found["memory"]["weights"], weights, "{settings}");
+    }
+    // DoRA: a number for each row. Eight bits: two codes, and two scales of 256 of them.
+    let of = |settings: &str| {
+        let config = file(&folder, "run.toml", &[settings]);
+        let found = json_of(&[text_of(&data), "--config", text_of(&config)], 0);
+        found["memory"]["trained"].as_u64().unwrap() as usize
+    };
+    let rows = of("use_dora = true") - 16 * plain;
+    assert!(rows > 0 && rows.is_multiple_of(16 * 8), "{rows}");
+    let saved = "modules_to_save = [\"lm_head\"]\noptim = \"adamw_8bit\"";
+    let bytes = of(saved) - of("optim = \"adamw_8bit\"");
+    assert_eq!(bytes, table * 8 + 2 * (table + 4 * table / 256));
+}
+
 /// The same answer in two forms is the same to the model.
 #[test]
 fn duplicates_are_found_behind_their_forms() {

@@ -124,7 +124,8 @@ fn what_is_wrong_is_named() {
     let report = json_of(&path, 1);
     // What can be told is told.
     assert_eq!(report["adapter"]["r"], 4);
-    assert!(report["problems"][0].as_str().unwrap().contains("use_dora"));
+    let problem = report["problems"][0].as_str().unwrap();
+    assert!(problem.contains("lora_magnitude_vector"), "{problem}");
     assert_eq!(report["problems"].as_array().unwrap().len(), 1);
 
     let weights = path.join("adapter_model.safetensors");

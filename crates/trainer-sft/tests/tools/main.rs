@@ -93,6 +93,7 @@ fn adapter(folder: &Path) -> PathBuf {
                 r: 4,
                 in_features,
                 out_features,
+                magnitude: None,
             };
             modules.insert(format!("model.layers.{layer}.{name}"), matrices);
         }
@@ -108,7 +109,12 @@ fn adapter(folder: &Path) -> PathBuf {
         ..LoraConfig::default()
     };
     let path = folder.join("adapter");
-    LoraAdapter { config, modules }.save(&path).unwrap();
+    let adapter = LoraAdapter {
+        config,
+        modules,
+        saved: BTreeMap::new(),
+    };
+    adapter.save(&path).unwrap();
     path
 }
 

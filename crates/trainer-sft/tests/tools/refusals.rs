@@ -42,7 +42,7 @@ fn broken_adapters() {
         fs::remove_file(path.join(weights)).unwrap()
     });
     broken(&[config], |path| fs::write(path.join(config), "{").unwrap());
-    broken(&["use_dora"], |path| {
+    broken(&["lora_magnitude_vector"], |path| {
         edit(&path.join(config), |json| json["use_dora"] = true.into());
     });
     broken(&["modules_to_save"], |path| {

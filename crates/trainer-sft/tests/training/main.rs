@@ -51,6 +51,18 @@ fn model_with_adapter() -> QwenModel {
     model
 }
 
+/// As [`model_with_adapter`], with DoRA.
+fn model_with_dora() -> QwenModel {
+    let mut model = model(true, false);
+    let mut adapter = support::adapter(&model, 3);
+    adapter.config.use_dora = true;
+    for matrices in adapter.modules.values_mut() {
+        matrices.magnitude = Some(vec![0.7; matrices.out_features]);
+    }
+    model.add_adapter(SLOT, &adapter).unwrap();
+    model
+}
+
 fn options(trainable: Trainable) -> TrainerOptions {
     TrainerOptions {
         trainable,

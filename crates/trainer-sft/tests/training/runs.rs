@@ -3,6 +3,7 @@
 use trainer_sft::batch::LoaderState;
 use trainer_sft::checkpoint::{self, TrainerState};
 use trainer_sft::lora::read_adapter;
+use trainer_sft::optimizer::MIN_VALUES;
 use trainer_sft::trainer::Trainer;
 
 use super::*;
@@ -75,29 +76,57 @@ fn read_all(trainer: &Trainer) -> Vec<u8> {
         lora_alpha: 6.0,
         ..Default::default()
     };
-    read_adapter(&trainer.model, SLOT, &lora)
-        .to_bytes()
-        .unwrap()
-        .1
+    let mut adapter = read_adapter(&trainer.model, SLOT, &lora);
+    adapter.config.r = adapter.modules.values().map(|m| m.r).max().unwrap();
+    adapter.config.use_dora = adapter.modules.values().any(|m| m.magnitude.is_some());
+    adapter.to_bytes().unwrap().1
 }
 
 #[test]
 fn resumed_training_is_the_same_bit_for_bit() {
-    let settings = TrainerOptions {
+    resume(model_with_adapter(), 3, options_of_resume());
+}
+
+/// A rank that is large enough for parameters whose moments are in 8 bits.
+#[test]
+fn resumed_training_with_moments_in_8_bits_is_the_same_bit_for_bit() {
+    let r = MIN_VALUES.div_ceil(32);
+    let mut start = model(true, false);
+    let adapter = support::adapter(&start, r);
+    start.add_adapter(SLOT, &adapter).unwrap();
+    let mut settings = options_of_resume();
+    settings.optimizer.eight_bit = true;
+    resume(start, r, settings);
+}
+
+#[test]
+fn resumed_training_with_dora_is_the_same_bit_for_bit() {
+    resume(model_with_dora(), 3, options_of_resume());
+}
+
+fn options_of_resume() -> TrainerOptions {
+    TrainerOptions {
         dropout: 0.2,
         loraplus_lr_ratio: 4.0,
         neftune_noise_alpha: Some(5.0),
         ..options(Trainable::Adapter { slot: SLOT })
-    };
+    }
+}
+
+fn resume(start: QwenModel, r: usize, settings: TrainerOptions) {
+    let mut linears = start.linears().into_iter();
+    let use_dora =
+        linears.any(|(_, linear)| linear.adapter(SLOT).is_some_and(|a| a.dora.is_some()));
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("checkpoint-2");
     let lora = lora_4bit::peft::LoraConfig {
-        r: 3,
-        lora_alpha: 6.0,
+        r,
+        lora_alpha: 2.0 * r as f64,
+        use_dora,
         ..Default::default()
     };
 
-    let mut whole = Trainer::new(model_with_adapter(), settings);
+    let mut whole = Trainer::new(start, settings);
     for step in 0..4 {
         if step == 2 {
             let state = TrainerState {
@@ -119,6 +148,10 @@ fn resumed_training_is_the_same_bit_for_bit() {
                 Ok(())
             });
             written.unwrap();
+            assert_eq!(
+                whole.optimizer().byte_moments().is_empty(),
+                !settings.optimizer.eight_bit
+            );
         }
         whole.step(&documents());
     }

@@ -100,6 +100,13 @@ impl Args {
                 self.target_modules
             },
             use_rslora: self.use_rslora.or(file.use_rslora),
+            use_dora: self.use_dora.or(file.use_dora),
+            init_lora_weights: self.init_lora_weights.or(file.init_lora_weights),
+            modules_to_save: match self.modules_to_save.is_empty() {
+                true => file.modules_to_save,
+                false => self.modules_to_save,
+            },
+            optim: self.optim.or(file.optim),
             learning_rate: self.learning_rate.or(file.learning_rate),
             lr_schedule: self.lr_schedule.or(file.lr_schedule),
             warmup_steps: match self.warmup_ratio {

@@ -86,6 +86,19 @@ impl Args {
                 new_adapter,
             ),
             ("use-rslora", self.use_rslora.is_some(), full, new_adapter),
+            ("use-dora", self.use_dora.is_some(), full, new_adapter),
+            (
+                "init-lora-weights",
+                self.init_lora_weights.is_some(),
+                full,
+                new_adapter,
+            ),
+            (
+                "modules-to-save",
+                !self.modules_to_save.is_empty(),
+                full,
+                new_adapter,
+            ),
             ("lora-r", self.lora_r.is_some(), own, own_form),
             ("lora-alpha", self.lora_alpha.is_some(), own, own_form),
             (
@@ -95,6 +108,19 @@ impl Args {
                 own_form,
             ),
             ("use-rslora", self.use_rslora.is_some(), own, own_form),
+            ("use-dora", self.use_dora.is_some(), own, own_form),
+            (
+                "init-lora-weights",
+                self.init_lora_weights.is_some(),
+                own,
+                own_form,
+            ),
+            (
+                "modules-to-save",
+                !self.modules_to_save.is_empty(),
+                own,
+                own_form,
+            ),
             (
                 "double-quant",
                 self.double_quant == Some(true),

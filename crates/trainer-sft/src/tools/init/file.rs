@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 const WIDTH: usize = 100;
 
 /// What a setting without a default may look like.
-const EXAMPLES: [(&str, &str); 40] = [
+const EXAMPLES: [(&str, &str); 41] = [
     ("model", "\"Qwen/Qwen2.5-1.5B-Instruct\""),
     ("tokenizer", "\"models/other\""),
     ("init_config", "\"config.json\""),
@@ -20,6 +20,7 @@ const EXAMPLES: [(&str, &str); 40] = [
     ("output", "\"adapters/mine\""),
     ("logging_dir", "\"runs\""),
     ("beta", "0.1"),
+    ("modules_to_save", "[\"embed_tokens\", \"lm_head\"]"),
     ("loss_type", "\"ipo\""),
     ("num_generations", "8"),
     ("temperature", "1.0"),

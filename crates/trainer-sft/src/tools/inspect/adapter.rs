@@ -33,6 +33,10 @@ pub struct AdapterFacts {
     pub ranks: [usize; 2],
     /// rsLoRA.
     pub use_rslora: bool,
+    /// DoRA.
+    pub use_dora: bool,
+    /// The shapes of weights that it brings whole (`modules_to_save`).
+    pub saved_modules: BTreeMap<String, [usize; 2]>,
     /// The names that the adapter aims at.
     pub target_modules: Vec<String>,
     /// Modules with matrices.
@@ -95,6 +99,7 @@ fn read_config(folder: &Path, facts: &mut AdapterFacts) -> Result<(), String> {
     facts.r = number("r").unwrap_or_default() as usize;
     facts.lora_alpha = number("lora_alpha").unwrap_or_default();
     facts.use_rslora = fields["use_rslora"] == true;
+    facts.use_dora = fields["use_dora"] == true;
     facts.target_modules = match &fields["target_modules"] {
         Value::String(pattern) => vec![pattern.clone()],
         Value::Array(names) => {
@@ -129,9 +134,21 @@ fn dtypes(folder: &Path) -> BTreeSet<String> {
 }
 
 fn read_matrices(adapter: &LoraAdapter, facts: &mut AdapterFacts, problems: &mut Vec<String>) {
-    let LoraAdapter { config, modules } = adapter;
+    let LoraAdapter {
+        config,
+        modules,
+        saved,
+    } = adapter;
+    facts.saved_modules = saved
+        .iter()
+        .map(|(module, saved)| (module.clone(), saved.shape))
+        .collect();
     facts.num_modules = modules.len();
-    facts.num_parameters = modules.values().map(|m| m.a.len() + m.b.len()).sum();
+    facts.num_parameters = modules.values().map(LoraMatrices::len).sum();
+    facts.num_parameters += saved
+        .values()
+        .map(|saved| saved.weight.len())
+        .sum::<usize>();
     let scalings = modules.keys().map(|module| config.scaling_for(module));
     facts.scaling = scalings.fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], s| {
         [low.min(s), high.max(s)]
@@ -176,6 +193,7 @@ fn product_norm(matrices: &LoraMatrices) -> f64 {
         r,
         in_features,
         out_features,
+        ..
     } = matrices;
     let columns = (0..*r).flat_map(|k| b.iter().skip(k).step_by(*r).copied());
     let b_t: Vec<f32> = columns.collect();
@@ -236,6 +254,7 @@ mod tests {
             r: 2,
             in_features: 3,
             out_features: 2,
+            magnitude: None,
         };
         // B A = [[-1, 3, 3], [-5, 0, -3]]
         let expected = (1.0f64 + 9.0 + 9.0 + 25.0 + 0.0 + 9.0).sqrt();

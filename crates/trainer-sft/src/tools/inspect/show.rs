@@ -76,6 +76,16 @@ fn show_adapter(out: &mut fmt::Formatter<'_>, facts: &AdapterFacts) -> fmt::Resu
         };
         line(out, "scaling", format!("{value}, {how}"))?;
     }
+    if facts.use_dora {
+        line(
+            out,
+            "DoRA",
+            "yes, the rows of the weights have lengths of their own",
+        )?;
+    }
+    for (module, [rows, width]) in &facts.saved_modules {
+        line(out, "saved whole", format!("{module}, {rows} × {width}"))?;
+    }
     line(out, "target modules", facts.target_modules.join(", "))?;
     let dtypes: Vec<&str> = facts.dtypes.iter().map(String::as_str).collect();
     let values = format!(

@@ -1,0 +1,150 @@
+//! DoRA: each row of `W + s·B·A` is given a length of its own, which is trained.
+//!
+//! `W' = m / ‖W + s·B·A‖ · (W + s·B·A)`, row by row. So a layer computes what it computes with the plain adapter, and then
+//! `y · f + (1 - f) · bias` with the factor `f = m / ‖W + s·B·A‖` of each output. The norm is a constant in the gradient.
+//!
+//! Source: DoRA (<https://arxiv.org/abs/2402.09353>, section 4.3), `peft/tuners/lora/dora.py` of PEFT.
+
+use burn::tensor::{DType, Int, Tensor};
+
+use super::LoraWeights;
+use crate::kernels::ComputeDtype;
+use crate::weight::Weight;
+
+/// Least square of a norm, so that a row of zeros has a factor.
+const MIN_SQUARE: f64 = 1e-24;
+
+/// What DoRA adds to an adapter.
+#[derive(Clone, Debug)]
+pub struct Dora {
+    /// The length of each row of the weight with the adapter, f32: `[out]`.
+    pub magnitude: Tensor<1>,
+    /// Squared length of each row of the base weight: `[out]`.
+    base_squares: Tensor<1>,
+    /// Length of each row of `W + s·B·A`: `[out]`.
+    norm: Tensor<1>,
+}
+
+impl Dora {
+    /// For `adapter` on `weight`; without a magnitude, the one that changes nothing.
+    fn new(weight: &Weight, adapter: &LoraWeights, magnitude: Option<Tensor<1>>) -> Self {
+        let base = weight.dequantize(); // [out, in]
+        let base_squares = (base.clone() * base).sum_dim(1).squeeze_dim::<1>(1); // [out]
+        let norm = norm(weight, adapter, &base_squares);
+        Self {
+            magnitude: magnitude.unwrap_or_else(|| norm.clone()),
+            base_squares,
+            norm,
+        }
+    }
+
+    /// `m / ‖W + s·B·A‖`: `[out]`.
+    fn factor(&self) -> Tensor<1> {
+        self.magnitude.clone() / self.norm.clone()
+    }
+
+    /// What the layer computes, from what it computes with the plain adapter.
+    ///
+    /// # Shapes
+    ///
+    /// `y [rows, out]` → `[rows, out]`
+    pub(crate) fn scale(&self, y: Tensor<2>, bias: Option<&Tensor<1>>) -> Tensor<2> {
+        let factor = self.factor();
+        // Of a factor of one, this leaves every bit of `y` as it is.
+        let offset = bias.map(|bias| (factor.clone().neg() + 1.0) * bias.clone()); // [out]
+        let y = y * factor.unsqueeze(); // [rows, out]
+        match offset {
+            Some(offset) => y + offset.unsqueeze(),
+            None => y,
+        }
+    }
+
+    /// The factors of `scale` for a part of the input that has been added without them: `y + f · extra - base`.
+    ///
+    /// # Shapes
+    ///
+    /// `y`, `base` and `extra` `[rows, out]` → `[rows, out]`
+    pub(crate) fn scale_dropped(
+        &self,
+        y: Tensor<2>,
+        base: Tensor<2>,
+        extra: Tensor<2>,
+    ) -> Tensor<2> {
+        y + extra * self.factor().unsqueeze() - base
+    }
+}
+
+impl LoraWeights {
+    /// The adapter with DoRA on the layer of `weight`. Without a magnitude it starts from the one that changes nothing.
+    #[must_use]
+    pub fn with_magnitude(mut self, weight: &Weight, magnitude: Option<Tensor<1>>) -> Self {
+        self.dora = Some(Dora::new(weight, &self, magnitude));
+        self
+    }
+
+    /// Computes the norms of DoRA again, after A or B have changed.
+    pub fn update_norm(&mut self, weight: &Weight) {
+        let norm = (self.dora.as_ref()).map(|dora| norm(weight, self, &dora.base_squares));
+        if let (Some(dora), Some(norm)) = (&mut self.dora, norm) {
+            dora.norm = norm;
+        }
+    }
+}
+
+/// `‖W + s·B·A‖` of each row, from the squared lengths of the rows of `W`: `[out]`.
+fn norm(weight: &Weight, adapter: &LoraWeights, base_squares: &Tensor<1>) -> Tensor<1> {
+    let LoraWeights {
+        a, b_t, scaling, ..
+    } = adapter;
+    let rows = |sums: Tensor<2>| sums.sum_dim(0).squeeze_dim::<1>(0); // [out]
+    let crossed = weight.forward(a.clone(), ComputeDtype::F32) * b_t.clone(); // [r, out]
+    let squared = a.clone().matmul(a.clone().transpose()).matmul(b_t.clone()) * b_t.clone(); // [r, out]
+    let square = base_squares.clone()
+        + rows(crossed) * (2.0 * scaling)
+        + rows(squared) * (scaling * scaling);
+    square.clamp_min(MIN_SQUARE).sqrt()
+}
+
+/// The factors of the adapters of a layer, one after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct DoraStack {
+    /// Those of row 0 belong to rows without an adapter: `[1 + slots, out]`.
+    factors: Tensor<2>,
+    /// What is added for the bias, `[1 + slots, out]`.
+    offsets: Option<Tensor<2>>,
+}
+
+impl DoraStack {
+    /// `None` if no adapter has any.
+    pub(crate) fn new(adapters: &[Option<LoraWeights>], bias: Option<&Tensor<1>>) -> Option<Self> {
+        let dora = |adapter: &Option<LoraWeights>| adapter.as_ref()?.dora.clone();
+        let first = adapters.iter().find_map(dora)?;
+        let ones = first.magnitude.ones_like(); // [out]
+        let slots = adapters
+            .iter()
+            .map(|adapter| dora(adapter).map_or_else(|| ones.clone(), |dora| dora.factor()));
+        let factors: Vec<_> = [ones.clone()].into_iter().chain(slots).collect();
+        let factors = Tensor::stack::<2>(factors, 0); // [1 + slots, out]
+        let offsets = bias
+            .map(|bias| (factors.clone().neg() + 1.0) * bias.clone().cast(DType::F32).unsqueeze());
+        Some(Self { factors, offsets })
+    }
+
+    /// What the layer computes, from what it computes with the plain adapters.
+    ///
+    /// # Shapes
+    ///
+    /// `y [rows, out]`; `slots [rows]`, -1 for a row without an adapter → `[rows, out]`
+    pub(crate) fn scale(&self, y: Tensor<2>, slots: Tensor<1, Int>) -> Tensor<2> {
+        let num_slots = self.factors.dims()[0] as i32 - 1;
+        let of_rows = slots + 1; // [rows]
+        // The stack ends with the last adapter of this layer.
+        let is_beyond = of_rows.clone().greater_elem(num_slots);
+        let of_rows = of_rows.mask_fill(is_beyond, 0);
+        let y = y * self.factors.clone().select(0, of_rows.clone());
+        match &self.offsets {
+            Some(offsets) => y + offsets.clone().select(0, of_rows),
+            None => y,
+        }
+    }
+}

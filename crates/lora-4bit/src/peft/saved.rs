@@ -1,0 +1,70 @@
+//! `modules_to_save`: modules whose whole weight an adapter brings.
+
+use std::collections::BTreeMap;
+
+use safetensors::tensor::SafeTensors;
+
+use super::config::LoraConfig;
+use super::{PREFIX, PeftError, read_floats};
+
+/// The modules that may be saved whole: what `modules_to_save` calls them, and their names in a model.
+pub const SAVABLE: [(&str, &str); 2] = [
+    ("embed_tokens", "model.embed_tokens"),
+    ("lm_head", "lm_head"),
+];
+
+/// The weight of a module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedModule {
+    /// Row-major.
+    pub weight: Vec<f32>,
+    /// `[vocab, hidden]`.
+    pub shape: [usize; 2],
+}
+
+/// Whether `modules_to_save` may hold `name`.
+pub(super) fn is_savable(name: &str) -> bool {
+    let mut names = SAVABLE.iter();
+    names.any(|(short, module)| name == *short || name == *module)
+}
+
+/// Whether a configuration has a module saved.
+fn is_listed(config: &LoraConfig, (short, module): (&str, &str)) -> bool {
+    let mut names = config.modules_to_save.iter();
+    names.any(|name| name == short || name == module)
+}
+
+/// The name of a module's tensor.
+pub(super) fn saved_name(module: &str) -> String {
+    format!("{PREFIX}{module}.weight")
+}
+
+/// The saved modules of a file, by their names in the model.
+pub(super) fn read_saved(
+    config: &LoraConfig,
+    tensors: &SafeTensors<'_>,
+) -> Result<BTreeMap<String, SavedModule>, PeftError> {
+    let mut saved = BTreeMap::new();
+    for names in SAVABLE {
+        let name = saved_name(names.1);
+        let listed = is_listed(config, names);
+        // A module that is tied to a listed one is in the file, too.
+        let is_tied = config.ensure_weight_tying && !config.modules_to_save.is_empty();
+        let tensor = match tensors.tensor(&name) {
+            Ok(tensor) if listed || is_tied => tensor,
+            Ok(_) => continue,
+            Err(_) if listed => return Err(PeftError::NoSavedModule(name)),
+            Err(_) => continue,
+        };
+        let [rows, width] = *tensor.shape() else {
+            let found = tensor.shape().to_vec();
+            return Err(PeftError::SavedShape { name, found });
+        };
+        let module = SavedModule {
+            weight: read_floats(&name, &tensor)?,
+            shape: [rows, width],
+        };
+        saved.insert(names.1.to_owned(), module);
+    }
+    Ok(saved)
+}

@@ -1,0 +1,101 @@
+//! Whole runs of training methods: stopped, resumed, and read as any other adapter.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use lora_4bit::peft::LoraAdapter;
+use model_qwen::Quantization;
+use serde_json::{Value, json};
+use trainer_sft::burn::tensor::Device;
+use trainer_sft::config::{Config, InitLora, Optim};
+use trainer_sft::{TrainError, Training};
+
+fn records() -> Vec<Value> {
+    vec![
+        json!({"prompt": "Who are you?", "completion": "I am the captain."}),
+        json!({"prompt": "Where are you?", "completion": "On the bridge."}),
+        json!({"prompt": "What do you see?", "completion": "The sea."}),
+    ]
+}
+
+fn config(output: &Path, change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config::new(output);
+    config.lora.r = 16;
+    config.model.quantization = Some(Quantization::None);
+    config.run.max_steps = Some(3);
+    config.run.batch_size = 1;
+    config.run.save_steps = Some(2);
+    change(&mut config);
+    config
+}
+
+fn run(config: &Config) -> Result<(), TrainError> {
+    let training = Training::new(config).device(&Device::flex());
+    training.records(records()).run().map(|_| ())
+}
+
+/// Trains three steps, and the last one once more from the checkpoint; the adapter of both.
+fn whole_and_resumed(change: impl Fn(&mut Config)) -> LoraAdapter {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, resumed] = ["whole", "resumed"].map(|name| dir.path().join(name));
+    run(&config(&whole, &change)).unwrap();
+    let mut config = config(&resumed, &change);
+    config.run.resume = Some(whole.join("checkpoint-2"));
+    run(&config).unwrap();
+    let [a, b] = [&whole, &resumed].map(|dir| {
+        let weights = fs::read(dir.join("adapter_model.safetensors")).unwrap();
+        (LoraAdapter::load(dir).unwrap(), weights)
+    });
+    assert!(a.1 == b.1, "the resumed run has another adapter");
+    a.0
+}
+
+#[test]
+fn dora_is_resumed_bit_for_bit() {
+    let adapter = whole_and_resumed(|config| config.lora.use_dora = true);
+    assert!(adapter.config.use_dora);
+    assert!(adapter.modules.values().all(|m| m.magnitude.is_some()));
+}
+
+#[test]
+fn saved_modules_with_moments_in_8_bits_are_resumed_bit_for_bit() {
+    let adapter = whole_and_resumed(|config| {
+        config.lora.modules_to_save = vec!["embed_tokens".to_owned(), "lm_head".to_owned()];
+        config.optimizer.optim = Optim::Adamw8bit;
+    });
+    let saved: Vec<_> = adapter.saved.iter().collect();
+    assert_eq!(saved.len(), 2);
+    assert!(saved.iter().all(|(_, module)| module.shape == [8192, 320]));
+    // They were one weight before.
+    assert_ne!(saved[0].1, saved[1].1);
+}
+
+#[test]
+fn decomposed_weights_are_resumed_bit_for_bit_and_written_as_a_plain_adapter() {
+    for init in [
+        InitLora::Pissa {
+            iterations: Some(2),
+        },
+        InitLora::Olora,
+    ] {
+        let adapter = whole_and_resumed(|config| config.lora.init = init);
+        assert_eq!((adapter.config.r, adapter.config.lora_alpha), (32, 64.0));
+        assert!(adapter.modules.values().all(|matrices| matrices.r == 32));
+    }
+}
+
+#[test]
+fn a_rank_above_the_width_of_a_weight_has_no_singular_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir.path().join("wide"), |config| {
+        config.lora.r = 65;
+        config.lora.init = InitLora::Pissa { iterations: None };
+    });
+    let message = run(&config).unwrap_err().to_string();
+    assert!(
+        message.starts_with("--lora-r: expected at most 64 with --init-lora-weights pissa"),
+        "{message}"
+    );
+}
