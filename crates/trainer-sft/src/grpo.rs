@@ -12,6 +12,6 @@ pub mod policy;
 mod questions;
 
 pub(crate) use learner::Grpo;
-pub(crate) use questions::Questions;
+pub(crate) use questions::{Questions, survey};
 
 pub use policy::{PolicyLoss, PolicyStep, Rollout};

@@ -1,6 +1,6 @@
 //! Records as they are, for methods that learn from something else than examples.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -55,6 +55,38 @@ pub(crate) fn objects(
     Ok((objects, digest::short(hash)))
 }
 
+/// The records of one file, each one as an object or as what is wrong with it.
+pub(crate) type FileObjects = (PathBuf, Vec<Result<Object, DataError>>);
+
+/// As [`objects`], of all files of `--data`, without an end at what is wrong with a record.
+///
+/// # Errors
+/// Files that cannot be read.
+pub(crate) fn all_objects(config: &Config) -> Result<Vec<FileObjects>, DataError> {
+    let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
+    let files = files::expand(&config.data.train)?.into_iter();
+    let files = files.map(|file| {
+        let mut reader = RecordReader::open(&file, &Progress::default())?;
+        let mut found = Vec::new();
+        loop {
+            match reader.next_block() {
+                Ok(block) if block.is_empty() => break,
+                Ok(block) => found.extend(block.into_iter().map(|record| object(record, &columns))),
+                Err(error) if error.is_of_a_record() => {
+                    found.push(Err(error));
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if found.is_empty() {
+            found.push(Err(DataError::Empty { path: file.clone() }));
+        }
+        Ok((file, found))
+    });
+    files.collect()
+}
+
 /// Refuses data with errors, and names the first of them.
 ///
 /// # Errors
@@ -100,6 +132,18 @@ fn object(record: RawRecord, columns: &Columns) -> Result<Object, DataError> {
     Ok((source, fields))
 }
 
+impl Example {
+    /// A prompt alone: nothing of it is learnt.
+    pub(crate) fn prompt(source: Source, tokens: Vec<u32>) -> Self {
+        Self {
+            mask: vec![false; tokens.len()],
+            tokens,
+            is_wanted: true,
+            source,
+        }
+    }
+}
+
 impl Datasets {
     /// Data whose examples are prompts alone.
     pub(crate) fn of_prompts(
@@ -107,12 +151,7 @@ impl Datasets {
         hash: String,
         max_length: usize,
     ) -> Self {
-        let examples = prompts.map(|(source, tokens)| Example {
-            mask: vec![false; tokens.len()],
-            tokens,
-            is_wanted: true,
-            source,
-        });
+        let examples = prompts.map(|(source, tokens)| Example::prompt(source, tokens));
         let examples: Vec<Example> = examples.collect();
         Self {
             train: TrainData::Loaded(Box::new(Dataset {

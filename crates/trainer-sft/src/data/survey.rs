@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::DataError;
 use super::example::Source;
@@ -106,7 +106,7 @@ impl Seen {
 
 /// What a record is compared by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Print {
+pub(crate) struct Print {
     record: u64,
     /// What comes before the first answer; a text has nothing there. Of answers that are compared, the answers whatever is said
     /// of them.
@@ -134,6 +134,15 @@ impl Print {
         Self {
             record,
             prompt: Some(hash(&answers)),
+        }
+    }
+
+    /// Of a prompt without an answer, and the fields that rewards are about.
+    pub(crate) fn of_prompt(tokens: &[u32], fields: &Map<String, Value>) -> Self {
+        let fields = canonical(&Value::Object(fields.clone()));
+        Self {
+            record: hash(&(tokens, fields)),
+            prompt: Some(hash(tokens)),
         }
     }
 }
@@ -187,7 +196,7 @@ fn hash(value: &(impl Hash + ?Sized)) -> u64 {
 
 impl Survey {
     /// Counts a record that is learnt.
-    pub(super) fn add(&mut self, source: &Source, rendered: &Rendered, print: Option<Print>) {
+    pub(crate) fn add(&mut self, source: &Source, rendered: &Rendered, print: Option<Print>) {
         self.longest = self.longest.max(rendered.longest);
         if rendered.truncated || rendered.num_cut_answers > 0 {
             self.truncated.add(source);
@@ -214,7 +223,7 @@ impl Survey {
     }
 
     /// Counts a record that is left out.
-    pub(super) fn leave_out(&mut self, source: &Source, reason: &str) {
+    pub(crate) fn leave_out(&mut self, source: &Source, reason: &str) {
         if let Some(places) = self.left_out.get_mut(reason) {
             return places.add(source);
         }
@@ -223,7 +232,7 @@ impl Survey {
     }
 
     /// Counts what would end a run.
-    pub(super) fn refuse(&mut self, error: &DataError) {
+    pub(crate) fn refuse(&mut self, error: &DataError) {
         self.num_malformed += 1;
         if self.malformed.len() < MAX_PLACES {
             self.malformed.push(error.to_string());

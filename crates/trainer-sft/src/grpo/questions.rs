@@ -1,14 +1,16 @@
 //! The prompts of a run, with the fields that rewards are about.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value};
 use tracing::{info, warn};
 
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
-use crate::data::objects::{objects, refuse};
-use crate::data::{DataError, Datasets, Records, Source};
+use crate::data::objects::{Object, all_objects, objects, refuse};
+use crate::data::render::Rendered;
+use crate::data::survey::{FileCounts, Print, Survey, Surveyed};
+use crate::data::{DataError, DataReport, Dataset, Datasets, Example, Records, Source};
 use crate::error::TrainError;
 use crate::prompts::{self, Prompt};
 use crate::rewards::Rewards;
@@ -40,23 +42,12 @@ impl Questions {
     ) -> Result<(Self, Datasets), TrainError> {
         let (objects, hash) = objects(config, records.train)?;
         let context = format.limits.context_length;
-        let answer = config.grpo.max_completion_length();
-        let most = context.saturating_sub(answer);
         let (mut questions, mut order) = (Self::default(), Vec::new());
         let (mut errors, mut too_long) = (Vec::new(), Vec::new());
         for (source, fields) in objects {
-            let wrong = |reason: String| DataError::TeachesNothing {
-                source_place: source.clone(),
-                reason,
-            };
-            match question(fields, format, rewards) {
-                Err(reason) => errors.push(wrong(reason)),
-                Ok(question) if question.prompt.tokens.len() > most => {
-                    let found = question.prompt.tokens.len();
-                    too_long.push(wrong(format!(
-                        "a prompt of {found} tokens leaves no room for --max-completion-length {answer} in the model's context of {context}"
-                    )));
-                }
+            match question(&source, fields, (config, format, rewards)) {
+                Err(Unfit::Wrong(error)) => errors.push(error),
+                Err(Unfit::TooLong(error)) => too_long.push(error),
                 Ok(question) => {
                     order.push((source.clone(), question.prompt.tokens.clone()));
                     questions.of_source.insert(source, question);
@@ -90,13 +81,104 @@ impl Questions {
     }
 }
 
-fn question(
-    mut fields: Map<String, Value>,
+/// Looks at the prompts of a run as the run reads them, without an end at what is wrong with one.
+///
+/// # Errors
+/// Files that cannot be read.
+pub(crate) fn survey(
+    config: &Config,
     format: &ChatFormat,
     rewards: &Rewards,
-) -> Result<Question, String> {
-    rewards.check(&fields)?;
-    let prompt = prompts::of_record(&fields, format)?;
+) -> Result<Surveyed, DataError> {
+    let (mut survey, mut report) = (Survey::default(), DataReport::default());
+    let mut examples = Vec::new();
+    for (path, found) in all_objects(config)? {
+        let num_records = found.iter().filter(|found| is_record(found)).count();
+        for found in found {
+            let (source, fields) = match found {
+                Ok(object) => object,
+                Err(error) => {
+                    survey.refuse(&error);
+                    continue;
+                }
+            };
+            match question(&source, fields, (config, format, rewards)) {
+                Ok(Question { prompt, columns }) => {
+                    let print = Print::of_prompt(&prompt.tokens, &columns);
+                    let rendered = Rendered {
+                        longest: prompt.tokens.len(),
+                        ..Rendered::default()
+                    };
+                    survey.add(&source, &rendered, Some(print));
+                    examples.push(Example::prompt(source, prompt.tokens));
+                }
+                Err(Unfit::TooLong(DataError::TeachesNothing { reason, .. }))
+                    if !config.data.strict =>
+                {
+                    survey.leave_out(&source, &reason);
+                }
+                Err(Unfit::Wrong(error) | Unfit::TooLong(error)) => survey.refuse(&error),
+            }
+        }
+        report.num_records += num_records;
+        survey.files.push(FileCounts {
+            path,
+            num_records,
+            formats: BTreeMap::new(),
+        });
+    }
+    report.num_tokens = examples.iter().map(|example| example.tokens.len()).sum();
+    Ok(Surveyed {
+        train: Dataset {
+            examples: examples.into(),
+            report,
+            hash: String::new(),
+        },
+        survey,
+        eval: None,
+        eval_survey: None,
+        max_length: most_tokens(config, format),
+    })
+}
+
+/// Whether it is a record, and no error of a whole file.
+fn is_record(found: &Result<Object, DataError>) -> bool {
+    !matches!(found, Err(DataError::Empty { .. }))
+}
+
+/// Tokens of a prompt that leave room for an answer.
+fn most_tokens(config: &Config, format: &ChatFormat) -> usize {
+    let answer = config.grpo.max_completion_length();
+    format.limits.context_length.saturating_sub(answer)
+}
+
+/// Why a record is no question.
+enum Unfit {
+    Wrong(DataError),
+    /// Its prompt leaves no room for an answer.
+    TooLong(DataError),
+}
+
+fn question(
+    source: &Source,
+    mut fields: Map<String, Value>,
+    (config, format, rewards): (&Config, &ChatFormat, &Rewards),
+) -> Result<Question, Unfit> {
+    let wrong = |reason: String| DataError::TeachesNothing {
+        source_place: source.clone(),
+        reason,
+    };
+    let prompt = rewards.check(&fields);
+    let prompt = prompt.and_then(|()| prompts::of_record(&fields, format));
+    let prompt = prompt.map_err(|reason| Unfit::Wrong(wrong(reason)))?;
+    let found = prompt.tokens.len();
+    if found > most_tokens(config, format) {
+        return Err(Unfit::TooLong(wrong(format!(
+            "a prompt of {found} tokens leaves no room for --max-completion-length {} in the model's context of {}",
+            config.grpo.max_completion_length(),
+            format.limits.context_length
+        ))));
+    }
     for own in ["prompt", "messages", "tools"] {
         fields.remove(own);
     }

@@ -13,12 +13,14 @@ use super::{End, Said, ToolError};
 use crate::Footprint;
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
-use crate::config::Config;
+use crate::config::{Config, Method};
 use crate::data::survey::{Survey, Surveyed, survey};
 use crate::data::{Dataset, Example, Examples};
 use crate::endings::warn_of_endless_answers;
 use crate::error::TrainError;
+use crate::grpo;
 use crate::preview::preview;
+use crate::rewards::Rewards;
 
 pub use arguments::CheckArgs;
 pub use lengths::{Bar, Lengths};
@@ -68,7 +70,10 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         eval,
         eval_survey,
         max_length,
-    } = survey(&config, &format, true)?;
+    } = match config.method.method {
+        Method::Grpo => grpo::survey(&config, &format, &Rewards::new(&config.grpo)?)?,
+        _ => survey(&config, &format, true)?,
+    };
     let problems = problems(
         (architecture.vocab_size, &format),
         (&train, &found),
@@ -96,6 +101,14 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
             let count = records.count;
             notes.push(format!("{count} records {what}; the first is {first}"));
         }
+    }
+    if config.method.method == Method::Grpo {
+        notes.push(format!(
+            "each prompt gets --num-generations {} answers of at most --max-completion-length {} tokens while training, which no \
+             number here counts",
+            config.grpo.num_generations(),
+            config.grpo.max_completion_length()
+        ));
     }
     if !found.unused.is_empty() {
         let keys: Vec<&str> = found.unused.iter().map(String::as_str).collect();
@@ -180,16 +193,18 @@ fn cost(
     if examples.is_empty() {
         return Cost::default();
     }
+    let prompts_or_rows = config.rows_per_step();
     let loader = DataLoader::new(
         examples.clone(),
         LoaderOptions {
-            batch_size: config.run.batch_size,
-            gradient_accumulation: config.run.gradient_accumulation,
+            batch_size: prompts_or_rows.0,
+            gradient_accumulation: prompts_or_rows.1,
             packing: config.data.packing.then_some(max_length),
             seed: config.run.seed,
         },
     );
-    let steps_per_epoch = loader.steps_per_epoch().unwrap_or(1);
+    // The same answers may be learnt from several times.
+    let steps_per_epoch = loader.steps_per_epoch().unwrap_or(1) * config.grpo.num_iterations();
     let steps = config.run.num_steps(steps_per_epoch);
     let epochs = steps as f64 / steps_per_epoch as f64;
     let per_epoch = examples.num_tokens();
@@ -197,7 +212,7 @@ fn cost(
     let seconds = |tokens: usize| tokens_per_second.map(|speed| tokens as f64 / speed);
     Cost {
         rows: loader.num_rows(),
-        rows_per_step: config.run.batch_size * config.run.gradient_accumulation,
+        rows_per_step: prompts_or_rows.0 * prompts_or_rows.1,
         steps_per_epoch,
         epochs,
         steps,

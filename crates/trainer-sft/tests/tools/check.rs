@@ -406,3 +406,76 @@ fn compared_answers_are_read_as_a_run_reads_them() {
     assert_eq!(found["conflicts"][0]["count"], 2);
     assert_eq!(found["conflicts"].as_array().unwrap().len(), 1);
 }
+
+/// Prompts are read as GRPO reads them, with the fields that rewards are about.
+#[test]
+fn prompts_for_rewards_are_read_as_a_run_reads_them() {
+    let folder = TempDir::new().unwrap();
+    let long = format!(r#"{{"prompt": "{}", "answer": "5"}}"#, "a b ".repeat(3000));
+    let prompts = [
+        r#"{"prompt": "2 + 2?", "answer": "4"}"#,
+        r#"{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4"}"#,
+        r#"{"prompt": "2 + 2?", "answer": "5"}"#,
+        r#"{"prompt": "2 + 3?"}"#,
+        &long,
+    ];
+    let path = file(&folder, "prompts.jsonl", &prompts);
+    let output = folder.path().join("there");
+    fs::create_dir(&output).unwrap();
+    fs::write(output.join("file"), "").unwrap();
+    let settings = format!(
+        "data = {:?}\noutput = {:?}\nmethod = \"grpo\"\nreward = \"json\"\nnum_iterations = 2\n",
+        text_of(&path),
+        text_of(&output)
+    );
+    let settings = file(&folder, "run.toml", &[&settings]);
+    let found = json_of(&["--config", text_of(&settings)], 0);
+    assert_eq!(found["method"], "grpo");
+    assert_eq!(found["num_records"], 5);
+    assert_eq!(
+        (&found["num_examples"], &found["num_targets"]),
+        (&json!(4), &json!(0))
+    );
+    let place = |line: usize| format!("{}:{line}", path.display());
+    // The text is what a user says.
+    assert_eq!(
+        found["duplicates"],
+        json!([{"count": 2, "places": [place(1), place(2)]}])
+    );
+    assert_eq!(
+        found["conflicts"],
+        json!([{"count": 2, "places": [place(1), place(3)]}])
+    );
+    assert_eq!(found["left_out"][0]["places"], json!([place(5)]));
+    // A prompt for each step, each step twice.
+    assert_eq!(found["cost"]["rows_per_step"], 1);
+    assert_eq!(found["cost"]["steps_per_epoch"], 8);
+
+    let exact = [
+        text_of(&path),
+        "--method",
+        "grpo",
+        "--reward",
+        "exact_match",
+    ];
+    let refused = json_of(&exact, 1);
+    let problems = refused["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 1);
+    let problem = problems[0].as_str().unwrap();
+    assert!(
+        problem.contains(&place(4)) && problem.contains("answer"),
+        "{problem}"
+    );
+    let strict = json_of(&[&exact[..], &["--strict"]].concat(), 1);
+    assert_eq!(strict["problems"].as_array().unwrap().len(), 2);
+    let text = program(&[&["check"], &exact[..]].concat()).out;
+    for part in [
+        "prompts ",
+        "same prompt  1 (with different fields)",
+        "--num-generations 8",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let said = program(&["check", text_of(&path), "--method", "grpo"]);
+    assert!(said.err.contains("give --reward"), "{}", said.err);
+}

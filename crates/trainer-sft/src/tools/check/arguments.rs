@@ -40,6 +40,22 @@ pub struct CheckArgs {
     #[arg(long, value_enum)]
     pub method: Option<Method>,
 
+    /// Rewards of --method grpo, as in training: records have to have the fields that these are about
+    #[arg(long, value_name = "REWARD")]
+    pub reward: Vec<String>,
+
+    /// Programs that give rewards with --method grpo, which are not asked here
+    #[arg(long, value_name = "URL")]
+    pub reward_url: Vec<String>,
+
+    /// Answers to each prompt with --method grpo [default: 8]
+    #[arg(long, value_name = "N", value_parser = whole)]
+    pub num_generations: Option<usize>,
+
+    /// The most tokens of an answer with --method grpo: a prompt leaves room for them [default: 512]
+    #[arg(long, value_name = "TOKENS", value_parser = whole)]
+    pub max_completion_length: Option<usize>,
+
     /// Folder or Hugging Face id of the model: its tokenizer and chat template are read, and no weights [default: the
     /// bundled model]
     #[arg(long, value_name = "MODEL", visible_alias = "model-name-or-path")]
@@ -123,13 +139,20 @@ impl CheckArgs {
             epochs: self.epochs,
             max_steps: self.max_steps,
             seed: self.seed,
-            // Nothing is written: the output folder may be there.
-            preview: Some(1),
+            reward: self.reward.clone(),
+            reward_url: self.reward_url.clone(),
+            num_generations: self.num_generations,
+            max_completion_length: self.max_completion_length,
             ..Args::default()
         };
-        Config::from_args(match &self.config {
+        let args = match &self.config {
             Some(file) => own.over(Args::from_file(file)?),
             None => own,
+        };
+        Config::from_args(Args {
+            // Nothing is written: the output folder may be there.
+            output: None,
+            ..args
         })
     }
 }

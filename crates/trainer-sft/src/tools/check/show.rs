@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::{Cost, DataCheck, Group};
 use crate::Footprint;
+use crate::config::Method;
 use crate::tools::numbers::{count, time};
 
 /// Width of the first column.
@@ -67,14 +68,26 @@ impl DataCheck {
             count(self.num_tokens),
             count(self.num_targets)
         );
-        line(out, "examples", found)?;
+        let name = match self.method {
+            Method::Grpo => "prompts",
+            _ => "examples",
+        };
+        line(out, name, found)?;
         if self.num_examples == 0 {
             return Ok(());
         }
         let lengths = &self.lengths;
         let found = format!(
-            "min {}, median {}, p90 {}, max {} tokens (--max-length {})",
-            lengths.min, lengths.median, lengths.p90, lengths.max, self.max_length
+            "min {}, median {}, p90 {}, max {} tokens ({} {})",
+            lengths.min,
+            lengths.median,
+            lengths.p90,
+            lengths.max,
+            match self.method {
+                Method::Grpo => "with room for an answer at most",
+                _ => "--max-length",
+            },
+            self.max_length
         );
         line(out, "length", found)?;
         let most = lengths.histogram.iter().map(|bar| bar.count).max();
@@ -134,18 +147,12 @@ impl DataCheck {
         }
         if !self.conflicts.is_empty() {
             let num = count(self.conflicts.len());
-            match self.method.is_preference() {
-                true => line(
-                    out,
-                    "same answers",
-                    format!("{num} (judged in several ways)"),
-                )?,
-                false => line(
-                    out,
-                    "same prompt",
-                    format!("{num} (with different answers)"),
-                )?,
-            }
+            let (name, how) = match self.method {
+                Method::Grpo => ("same prompt", "with different fields"),
+                Method::Sft => ("same prompt", "with different answers"),
+                _ => ("same answers", "judged in several ways"),
+            };
+            line(out, name, format!("{num} ({how})"))?;
             groups(out, &self.conflicts)?;
         }
         Ok(())
@@ -171,8 +178,12 @@ impl DataCheck {
             Some(seconds) => format!(", about {}", time(seconds)),
             None => String::new(),
         };
+        let rows = match self.method {
+            Method::Grpo => "prompts",
+            _ => "examples",
+        };
         let found = format!(
-            "{} examples{packed}, {} steps of {rows_per_step}, {} tokens{}",
+            "{} {rows}{packed}, {} steps of {rows_per_step}, {} tokens{}",
             count(self.num_examples),
             count(steps_per_epoch),
             count(self.num_tokens),
