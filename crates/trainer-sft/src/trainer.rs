@@ -212,7 +212,7 @@ impl Trainer {
             // Layers need the same kernels.
             let mut model = self.model.clone();
             model.layers.truncate(1);
-            drop(Self::new(model, self.options.clone()).step_here(batches));
+            drop(Self::new(model, self.options).step_here(batches));
         });
     }
 
