@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use lora_4bit::peft::{LoraAdapter, SavedModule};
 use tempfile::TempDir;
 
 use super::support::Said;
@@ -102,4 +103,28 @@ fn what_cannot_be_done_is_refused() {
     let said = chat(&[], &"go on and on ".repeat(1000));
     assert_eq!(said.code, 1);
     assert!(said.err.contains("the model's context"), "{}", said.err);
+}
+
+/// An adapter that brings a head of its own answers with it, and leaves no base to compare it with.
+#[test]
+fn an_adapter_with_a_head_of_its_own_talks_alone() {
+    let folder = TempDir::new().unwrap();
+    let plain = adapter(folder.path());
+    let mut own = LoraAdapter::load(&plain).unwrap();
+    own.config.modules_to_save = vec!["lm_head".to_owned()];
+    // Each row says the same: the first token is as likely as any.
+    let head = SavedModule {
+        shape: [8192, 320],
+        weight: vec![0.0; 8192 * 320],
+    };
+    own.saved.insert("lm_head".to_owned(), head);
+    let path = folder.path().join("own");
+    own.save(&path).unwrap();
+    let question = "Tell me a story about a duck.\n";
+    let [own, other] = [&path, &plain].map(|path| chat(&["--adapter", text_of(path)], question));
+    assert!(own.is_success() && other.is_success(), "{}", own.err);
+    assert_ne!(own.out, other.out);
+    let refused = chat(&["--adapter", text_of(&path), "--compare"], question);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("trainer-sft merge"), "{}", refused.err);
 }
