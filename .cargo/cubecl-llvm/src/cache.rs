@@ -105,7 +105,7 @@ impl Cache {
         CACHE.as_ref()
     }
 
-    fn new(folder: PathBuf) -> Self {
+    pub(crate) fn new(folder: PathBuf) -> Self {
         Self { folder }
     }
 

@@ -4,6 +4,7 @@
 //! Threads of this module compile it and keep it on disk. A launch that runs waits for its own kernel.
 
 use std::collections::{HashSet, VecDeque};
+use std::panic::catch_unwind;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::cache::{Cache, Compiled, Key};
@@ -78,34 +79,60 @@ fn work() {
             match queue.waiting.pop_front() {
                 Some(wanted) => wanted,
                 None => {
+                    // Under the lock: who adds a kernel now starts another thread.
                     queue.threads -= 1;
                     return;
                 }
             }
         };
         let key = wanted.key;
-        // Who wants it compiles it again where this fails, and says why.
-        let done = Done(key);
-        match nvrtc::compile(&wanted.source, wanted.target) {
-            Ok(code) => wanted.cache.store(
+        // cudarc panics without NVRTC. Who wants the kernel compiles it again where this fails, and says why.
+        let compiled = catch_unwind(|| nvrtc::compile(&wanted.source, wanted.target));
+        match compiled {
+            Ok(Ok(code)) => wanted.cache.store(
                 &key,
                 &Compiled {
                     code,
                     ..wanted.compiled
                 },
             ),
-            Err(error) => log::debug!("a kernel is not compiled ahead: {error}"),
+            Ok(Err(error)) => log::debug!("a kernel is not compiled ahead: {error}"),
+            Err(_) => log::debug!("a kernel is not compiled ahead: NVRTC has failed"),
         }
-        drop(done);
+        queue().under_way().remove(&key);
+        DONE.notify_all();
     }
 }
 
-/// Says that a kernel is no longer under way, also after a panic.
-struct Done(Key);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Drop for Done {
-    fn drop(&mut self) {
-        queue().under_way().remove(&self.0);
-        DONE.notify_all();
+    #[test]
+    fn a_kernel_that_cannot_be_compiled_is_not_waited_for_without_end() {
+        let folder = std::env::temp_dir().join(format!("later-{}", std::process::id()));
+        let cache: &'static Cache = Box::leak(Box::new(Cache::new(folder.clone())));
+        let keys: Vec<Key> = (0..20).map(|i| Key::of(&i)).collect();
+        for &key in &keys {
+            // Refused by NVRTC, and more so where there is none.
+            compile(Wanted {
+                cache,
+                key,
+                source: "no CUDA C++".into(),
+                target: Target::Card(90),
+                compiled: Compiled {
+                    shared_memory_size: 0,
+                    io: Vec::new(),
+                    code: Vec::new(),
+                },
+            });
+        }
+        for &key in &keys {
+            wait_for(key);
+            assert!(!is_under_way(key));
+            assert!(cache.load(&key).is_none());
+        }
+        wait_for(Key::of(&"nobody compiles this one"));
+        let _ = std::fs::remove_dir_all(folder);
     }
 }

@@ -60,6 +60,7 @@ struct Kind {
     has_bias: bool,
     has_residual: bool,
     /// The result is f32.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     is_wide: bool,
 }
 

@@ -25,6 +25,7 @@ pub(super) fn declare_sums(#[comptime] kind: Kind) {
 }
 
 /// Sets the sums to zero again.
+#[cfg(feature = "cuda")]
 #[cube]
 pub(super) fn clear_sums(#[comptime] kind: Kind) {
     gpu_asm!("{text}", text = const zeros(kind), options(nomem));
