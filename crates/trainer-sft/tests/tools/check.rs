@@ -478,4 +478,7 @@ fn prompts_for_rewards_are_read_as_a_run_reads_them() {
     }
     let said = program(&["check", text_of(&path), "--method", "grpo"]);
     assert!(said.err.contains("give --reward"), "{}", said.err);
+    let said = program(&[&["check", "--max-length", "9"], &exact[..]].concat());
+    let expected = "--max-length would have no effect: --method grpo";
+    assert!(said.err.contains(expected), "{}", said.err);
 }

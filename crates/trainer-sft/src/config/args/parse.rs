@@ -59,7 +59,7 @@ impl Args {
     }
 
     /// Refuses these flags where another setting of the run, a flag or one of a file, makes them ineffective.
-    fn check_effect(&self, run: &Self) -> Result<(), ConfigError> {
+    pub(crate) fn check_effect(&self, run: &Self) -> Result<(), ConfigError> {
         let full = run.full == Some(true);
         let dense = full || run.quantization == Some(Quantization::None);
         let new_adapter = "--full trains the model itself and makes no adapter";

@@ -146,9 +146,10 @@ impl CheckArgs {
             ..Args::default()
         };
         let args = match &self.config {
-            Some(file) => own.over(Args::from_file(file)?),
-            None => own,
+            Some(file) => own.clone().over(Args::from_file(file)?),
+            None => own.clone(),
         };
+        own.check_effect(&args)?;
         Config::from_args(Args {
             // Nothing is written: the output folder may be there.
             output: None,
