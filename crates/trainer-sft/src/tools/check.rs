@@ -13,7 +13,7 @@ use super::{End, Said, ToolError};
 use crate::Footprint;
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
-use crate::config::{Config, Method};
+use crate::config::{Config, ConfigError, Method};
 use crate::data::survey::{Survey, Surveyed, survey};
 use crate::data::{Dataset, Example, Examples};
 use crate::endings::warn_of_endless_answers;
@@ -61,6 +61,10 @@ pub(super) fn check(args: &CheckArgs, colour: bool) -> Result<Said, ToolError> {
 /// wrong with records is in the report.
 pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError> {
     let config = args.to_config()?;
+    if config.method.method == Method::Grpo && args.tokens_per_second.is_some() {
+        let text = "--tokens-per-second would have no effect with --method grpo: how many tokens its answers have is not known; leave it out";
+        return Err(ConfigError::Conflict(text.into()).into());
+    }
     let format = ChatFormat::load(&config)?;
     warn_of_endless_answers(&format, config.run.full);
     let architecture = config.model.architecture()?;

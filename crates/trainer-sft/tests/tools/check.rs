@@ -481,4 +481,7 @@ fn prompts_for_rewards_are_read_as_a_run_reads_them() {
     let said = program(&[&["check", "--max-length", "9"], &exact[..]].concat());
     let expected = "--max-length would have no effect: --method grpo";
     assert!(said.err.contains(expected), "{}", said.err);
+    let said = program(&[&["check", "--tokens-per-second", "9"], &exact[..]].concat());
+    let expected = "--tokens-per-second would have no effect with --method grpo";
+    assert!(said.err.contains(expected), "{}", said.err);
 }

@@ -199,6 +199,7 @@ impl DataCheck {
         line(out, "the run", found)?;
         match seconds {
             Some(_) => {}
+            None if self.method == Method::Grpo => line(out, "time", "not known without training")?,
             None => line(
                 out,
                 "time",
