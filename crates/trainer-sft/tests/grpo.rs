@@ -431,4 +431,41 @@ fn a_flag_takes_the_method_of_a_file_away() {
     assert_eq!(other.method.loss_type, Some(LossType::Sigmoid));
     let changed = of(&["--beta", "0.2"]);
     assert_eq!(changed.method.beta, Some(0.2));
+
+    // Without a method, the settings are for the one that a flag names.
+    let settings = "data = \"d.jsonl\"\nbeta = 0.2\nloss_type = \"ipo\"\n";
+    fs::write(&file, settings).unwrap();
+    let dpo = of(&["--method", "dpo"]).method;
+    assert_eq!((dpo.beta, dpo.loss_type), (Some(0.2), Some(LossType::Ipo)));
+    for (settings, method, expected) in [
+        (
+            "loss_type = \"ipo\"\nreward = \"json\"",
+            "grpo",
+            "--loss-type: expected a loss of --method grpo",
+        ),
+        (
+            "num_generations = 4",
+            "dpo",
+            "--num-generations would have no effect",
+        ),
+        (
+            "label_smoothing = 0.1",
+            "kto",
+            "--label-smoothing would have no effect",
+        ),
+    ] {
+        fs::write(&file, settings).unwrap();
+        let path = file.to_str().unwrap();
+        let words = [
+            "trainer-sft",
+            "--data",
+            "d.jsonl",
+            "--config",
+            path,
+            "--method",
+            method,
+        ];
+        let refused = Args::parse_config(words).unwrap_err().to_string();
+        assert!(refused.contains(expected), "{refused}");
+    }
 }

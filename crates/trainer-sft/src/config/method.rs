@@ -169,16 +169,17 @@ impl MethodConfig {
     /// These settings where given, `file`'s otherwise. The file's settings of another method are none of this one.
     pub(super) fn over(self, file: Self, is_given: bool) -> Self {
         let method = if is_given { self.method } else { file.method };
-        let fits = |uses: fn(Method) -> bool| method == file.method || uses(method);
+        // A file that names no method has its settings for the one that a flag names, and they are refused where they do not fit.
+        let is_same = method == file.method || file.method == Method::Sft;
+        let fits = |uses: fn(Method) -> bool| is_same || uses(method);
         // GRPO's beta is another number than that of compared answers.
-        let same_beta =
-            method == file.method || method.is_preference() && file.method.is_preference();
+        let same_beta = is_same || method.is_preference() && file.method.is_preference();
         Self {
             method,
             beta: self.beta.or(file.beta.filter(|_| same_beta)),
-            loss_type: self.loss_type.or(file
+            loss_type: self
                 .loss_type
-                .filter(|loss| method == file.method || loss.fits(method))),
+                .or(file.loss_type.filter(|loss| is_same || loss.fits(method))),
             label_smoothing: self
                 .label_smoothing
                 .or(file.label_smoothing.filter(|_| fits(Method::is_dpo))),

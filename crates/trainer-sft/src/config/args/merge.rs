@@ -45,9 +45,10 @@ impl Args {
         let is_none = self.report_to == [NO_REPORT];
         let is_given = self.method.is_some();
         let method = self.method_config().over(file.method_config(), is_given);
-        let file = match self.method.unwrap_or(Method::Grpo) {
-            Method::Grpo => file,
-            _ => file.without_grpo(),
+        let has_changed = self.method.is_some_and(|own| own != Method::Grpo);
+        let file = match has_changed && file.method == Some(Method::Grpo) {
+            true => file.without_grpo(),
+            false => file,
         };
         let list = |own: Vec<PathBuf>, other| if own.is_empty() { other } else { own };
         Self {
