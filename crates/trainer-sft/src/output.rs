@@ -99,6 +99,8 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
         }
         fs::create_dir_all(parent).map_err(output_error(parent))?;
     }
+    // A signal that comes now removes the folder after it has been noted.
+    let mut made = unused();
     loop {
         match fs::create_dir(&path) {
             Ok(()) => break,
@@ -124,7 +126,7 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
                 discard(&path);
                 return Err(output_error(&settings)(error));
             }
-            unused().push(path.clone());
+            made.push(path.clone());
             Ok(path)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(taken(&path)),
