@@ -126,6 +126,8 @@ fn unloading_lets_running_requests_finish() {
     };
     server.load_adapter("adapter", &first);
     let undisturbed = ask(600);
+    // Otherwise the sequence that runs next could be this one.
+    server.wait_until_free();
     std::thread::scope(|scope| {
         let running = scope.spawn(|| ask(600));
         server.wait_for("a running sequence", |stats| stats.num_running == 1);
