@@ -77,7 +77,7 @@ fn every_text_that_is_named_exists_and_every_text_is_named() {
     // Names of elements and storages stand in calls that end in `t(`, and in none of the texts' places.
     let known = ["textarea", "select", "option", "visibilitychange"];
     assert!(
-        missing.iter().all(|key| known.contains(**key)),
+        missing.iter().all(|key| known.contains(*key)),
         "{missing:?}"
     );
     // Some keys are put together, or stand in a table.
