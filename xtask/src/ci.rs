@@ -38,6 +38,7 @@ pub(crate) fn run() -> Result<()> {
     })?;
     run_step("tests", || command("cargo", &["test", "--workspace"]))?;
     run_step("clients of the server", clients)?;
+    run_step("the page in a browser", page)?;
     run_step("flag pages", || docs::run(true))?;
     run_step("clippy", || {
         let clippy = ["clippy", "--workspace", "--all-targets"];
@@ -79,18 +80,31 @@ pub(crate) fn run() -> Result<()> {
 
 /// Published clients against the server that the tests have built, where a Python has them.
 fn clients() -> Result<()> {
+    with_server(
+        "clients/bundled-requirements.txt",
+        &["crates/server/tests/clients/bundled.py"],
+    )
+}
+
+/// The server's page in a headless Chromium, where there is one.
+fn page() -> Result<()> {
+    with_server(
+        "browser/requirements.txt",
+        &["crates/server/tests/browser/page.py", "--or-leave-out"],
+    )
+}
+
+/// A Python script that gets the server that the tests have built.
+fn with_server(requirements: &str, script: &[&str]) -> Result<()> {
     let Ok(python) = std::env::var("CLIENTS_PYTHON") else {
         println!(
-            "left out: CLIENTS_PYTHON names no Python with crates/server/tests/clients/bundled-requirements.txt"
+            "left out: CLIENTS_PYTHON names no Python with crates/server/tests/{requirements}"
         );
         return Ok(());
     };
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
     let server = format!("{target}/debug/server");
-    command(
-        &python,
-        &["crates/server/tests/clients/bundled.py", &server],
-    )
+    command(&python, &[script, &[&server]].concat())
 }
 
 /// The tests of the GPU kernels on Mesa's Vulkan device, which runs on the CPU.

@@ -294,6 +294,7 @@ impl Config {
                 json_style: args.structured_outputs_config.unwrap_or_default(),
                 enable_server_load_tracking: args.enable_server_load_tracking,
                 enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,
+                page: !args.no_page,
             },
             model_sampling_defaults: args.generation_config == "auto",
             api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),

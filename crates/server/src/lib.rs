@@ -28,6 +28,7 @@ pub mod histogram;
 pub mod metrics;
 mod openapi;
 mod output_file;
+mod page;
 pub mod postprocess;
 pub mod protocol;
 pub mod request_id;
@@ -106,9 +107,8 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let mut router = Router::new()
-        .route("/", get(ollama::alive))
-        .route("/v1/models/{*id}", get(models::get));
+    let router = Router::new().route("/v1/models/{*id}", get(models::get));
+    let mut router = page::add(router, state.api().page);
     let routes = routes().into_iter().chain(anthropic::routes());
     for (path, methods) in routes.chain(ollama::routes()) {
         // A slash at the end changes nothing.

@@ -188,7 +188,7 @@ async fn serve_on<L: Listener>(
         () = &mut serving => None,
     };
     let Some(state) = state else { return Ok(()) };
-    announce(&state, url, curl, !config.api_keys.is_empty())?;
+    announce(&state, config, url, curl)?;
     // The receiver lives as long as `serving`.
     let _ = sender.send(state);
     serving.await;
@@ -221,20 +221,24 @@ async fn load(config: &Config, signals: &watch::Receiver<bool>) -> Result<Option
     }
 }
 
-/// Prints where the server is and a command to try it.
-fn announce(state: &AppState, url: &str, curl: &str, needs_key: bool) -> Result<()> {
+/// Prints where the server is, a command to try it, and where the page is.
+fn announce(state: &AppState, config: &Config, url: &str, curl: &str) -> Result<()> {
     let model = &state.served_model_names()[0];
-    let key = if needs_key {
-        " -H \"Authorization: Bearer $VLLM_API_KEY\""
-    } else {
-        ""
+    let key = match config.api_keys.is_empty() {
+        true => "",
+        false => " -H \"Authorization: Bearer $VLLM_API_KEY\"",
+    };
+    // Browsers open no Unix domain sockets.
+    let page = match &config.listen {
+        Listen::Tcp { .. } if config.api.page => format!("Or open {url} in a browser.\n\n"),
+        _ => String::new(),
     };
     let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
     let body = body.to_string().replace('\'', "'\\''");
     let table = &state.model().memory_table;
     print(&format!(
         "{table}\n\nServing {model} at {url}. Try:\n\n  \
-         {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n\n"
+         {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n\n{page}"
     ))
 }
 

@@ -40,6 +40,8 @@ pub struct ApiConfig {
     pub enable_server_load_tracking: bool,
     /// Whether `/tokenizer_info` shows the tokenizer's configuration.
     pub enable_tokenizer_info_endpoint: bool,
+    /// Whether browsers get a page at `/`.
+    pub page: bool,
 }
 
 impl Default for ApiConfig {
@@ -59,6 +61,7 @@ impl Default for ApiConfig {
             json_style: JsonStyle::default(),
             enable_server_load_tracking: false,
             enable_tokenizer_info_endpoint: false,
+            page: true,
         }
     }
 }

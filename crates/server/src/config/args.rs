@@ -59,7 +59,7 @@ pub struct Args {
     pub uds: Option<PathBuf>,
 
     /// Keys of which a client must send one as `Authorization: Bearer KEY` or `x-api-key: KEY`, on every route but
-    /// /health, /ping and /metrics
+    /// /health, /ping, /metrics and the files of the page
     #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
 
@@ -243,6 +243,11 @@ pub struct Args {
     /// Answer GET /tokenizer_info with the tokenizer's configuration and the chat template
     #[arg(long)]
     pub enable_tokenizer_info_endpoint: bool,
+
+    /// Show browsers no page at / (chat, comparing models, status of the server). The page loads nothing from elsewhere, and its
+    /// files need no key; what it asks the server for does
+    #[arg(long)]
+    pub no_page: bool,
 
     /// Answers of /v1/responses that are kept for `previous_response_id`, the oldest forgotten first; 0 keeps none
     #[arg(long, value_name = "N", default_value_t = stored_responses::MAX_NUM)]

@@ -10,7 +10,7 @@ use super::command_line::parse;
 use super::{Config, ConfigError, file, vllm_flags};
 
 /// Flags that only a server which listens has.
-const OF_HTTP: [&str; 12] = [
+const OF_HTTP: [&str; 13] = [
     "--host",
     "--port",
     "--uds",
@@ -22,6 +22,7 @@ const OF_HTTP: [&str; 12] = [
     "--enable-force-include-usage",
     "--enable-server-load-tracking",
     "--enable-tokenizer-info-endpoint",
+    "--no-page",
     "--max-num-queued-reqs",
 ];
 

@@ -6,6 +6,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::error::ApiError;
+use crate::page;
 use crate::state::AppState;
 
 const X_API_KEY: &str = "x-api-key";
@@ -30,7 +31,8 @@ pub async fn require_api_key(
     let header = header.and_then(|value| value.to_str().ok()).map(str::trim);
     let is_authorized = state.authorizes(bearer) | state.authorizes(header);
     let path = request.uri().path().trim_end_matches('/');
-    if OPEN.contains(&path) || is_authorized {
+    let is_open = OPEN.contains(&path) || page::is_for_page(&request, state.api().page);
+    if is_open || is_authorized {
         return Ok(next.run(request).await);
     }
     let message = match bearer.or(header) {

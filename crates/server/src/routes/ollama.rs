@@ -7,18 +7,11 @@ mod generate;
 mod models;
 mod time;
 
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{StatusCode, Uri};
 use axum::routing::{MethodRouter, delete, get, head, post};
 
 use crate::error::ApiError;
 use crate::state::AppState;
-
-/// What clients look for at `/`.
-pub async fn alive() -> (HeaderMap, &'static str) {
-    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-    let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
-    (headers, "Ollama is running")
-}
 
 /// The endpoints.
 pub fn routes() -> [(&'static str, MethodRouter<AppState>); 14] {

@@ -17,6 +17,7 @@ mod lifecycle;
 mod metrics;
 mod ollama;
 mod ollama_embed;
+mod page;
 mod pooling;
 mod prompts;
 mod reasoning;

@@ -1,0 +1,238 @@
+// The chat: conversations in a list, one of them open. An answer goes on while another conversation is open.
+
+import { announce, byId, copy, el, grow } from "./dom.js";
+import { save } from "./export.js";
+import { date, onLanguage, t } from "./i18n.js";
+import { action, answerOf, fill, forApi, messageView } from "./message.js";
+import { requestSettings, settingsSummary, systemMessages } from "./settings.js";
+import { conversations, deleteConversation, newConversation, saveConversation } from "./store.js";
+
+/** The open conversation, and the views of its messages. */
+let open = newConversation();
+let views = new Map();
+/** Conversations that are being answered, with what stops them. */
+const running = new Map();
+let chosenModel = () => "";
+let editing = null;
+
+const isOpen = (conversation) => conversation.id === open.id;
+const isRunning = (conversation) => running.has(conversation.id);
+
+/** Makes the view work; `model` tells the model that is chosen. */
+export function startChat(model) {
+  chosenModel = model;
+  const question = byId("question");
+  question.addEventListener("input", () => grow(question));
+  question.addEventListener("keydown", sendOnEnter(() => byId("ask").requestSubmit()));
+  byId("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask(question.value);
+  });
+  byId("stop").addEventListener("click", stop);
+  byId("new-chat").addEventListener("click", () => {
+    show(newConversation());
+    question.focus();
+  });
+  byId("export-json").addEventListener("click", () => save(open, "json"));
+  byId("export-md").addEventListener("click", () => save(open, "md"));
+  byId("delete-chat").addEventListener("click", remove);
+  byId("list-toggle").addEventListener("click", () => setList(!byId("chat").classList.contains("with-list")));
+  document.addEventListener("keydown", (event) => {
+    const isFree = !document.querySelector("dialog[open]") && !byId("chat").hidden;
+    if (event.key === "Escape" && isFree && !event.isComposing) stop();
+  });
+  addEventListener("pagehide", () => running.forEach(({ conversation }) => saveConversation(conversation)));
+  onLanguage(() => show(open));
+  show(open);
+}
+
+/** Enter sends and Shift+Enter breaks the line; an input method's Enter is its own. */
+export const sendOnEnter = (send) => (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+  event.preventDefault();
+  send();
+};
+
+function setList(isShown) {
+  byId("chat").classList.toggle("with-list", isShown);
+  byId("list-toggle").setAttribute("aria-expanded", String(isShown));
+}
+
+function stop() {
+  running.get(open.id)?.controller.abort();
+}
+
+function remove() {
+  if (!open.messages.length || !confirm(t("confirm_delete"))) return;
+  stop();
+  running.delete(open.id);
+  deleteConversation(open.id);
+  show(newConversation());
+}
+
+/** Opens a conversation. */
+function show(conversation) {
+  open = running.get(conversation.id)?.conversation ?? conversation;
+  editing = null;
+  drawMessages();
+  drawList();
+  setList(false);
+  scrollDown();
+}
+
+function drawList() {
+  const items = conversations().map((conversation) => {
+    const title = conversation.title || t("untitled");
+    const button = el("button", {
+      type: "button",
+      "aria-current": isOpen(conversation) ? "true" : null,
+      onclick: () => show(conversation),
+    }, el("span", {}, title), el("small", {}, isRunning(conversation) ? t("answering") : date(conversation.updated)));
+    return el("li", {}, button);
+  });
+  byId("conversations").replaceChildren(...items);
+  byId("no-conversations").hidden = items.length > 0;
+}
+
+function drawMessages() {
+  views = new Map();
+  const elements = open.messages.map((message, i) => {
+    if (message === editing) return editView(message, i);
+    const view = messageView(message, actions(message, i));
+    views.set(message, view);
+    return view.element;
+  });
+  const last = open.messages.at(-1);
+  if (last?.tool_calls?.length && !isRunning(open) && !editing) elements.push(resultsView(last));
+  byId("messages").replaceChildren(...elements);
+  byId("welcome").hidden = open.messages.length > 0;
+  if (isRunning(open)) views.get(last)?.update(true);
+  drawControls();
+}
+
+function drawControls() {
+  const runs = isRunning(open);
+  byId("stop").hidden = !runs;
+  byId("send").hidden = runs;
+  for (const id of ["export-json", "export-md", "delete-chat"]) byId(id).disabled = !open.messages.length;
+  byId("settings-summary").textContent = settingsSummary();
+}
+
+/** After a change of settings. */
+export const settingsChanged = drawControls;
+
+function actions(message, i) {
+  const buttons = [];
+  if (message.content) {
+    buttons.push(action("copy", async ({ target }) => {
+      target.textContent = (await copy(message.content)) ? t("copied") : t("not_copied");
+      setTimeout(() => { target.textContent = t("copy"); }, 1500);
+    }));
+  }
+  if (isRunning(open)) return buttons;
+  if (message.role === "user") {
+    buttons.push(action("edit", () => {
+      editing = message;
+      drawMessages();
+      byId("edit-text").focus();
+    }));
+  }
+  if (message.role === "assistant") buttons.push(action("retry", () => answer(open.messages.slice(0, i))));
+  return buttons;
+}
+
+/** A question as a form; sending it drops what came after. */
+function editView(message, i) {
+  const text = el("textarea", { id: "edit-text", "aria-label": t("edit") });
+  text.value = message.content;
+  text.addEventListener("input", () => grow(text));
+  requestAnimationFrame(() => grow(text));
+  const close = () => {
+    editing = null;
+    drawMessages();
+  };
+  const form = el("form", { class: "message user edit" }, text,
+    el("div", { class: "row" },
+      el("button", { type: "submit", class: "primary" }, t("send")),
+      el("button", { type: "button", onclick: close }, t("cancel"))));
+  text.addEventListener("keydown", sendOnEnter(() => form.requestSubmit()));
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.isComposing) close();
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!text.value.trim()) return;
+    editing = null;
+    answer([...open.messages.slice(0, i), { role: "user", content: text.value }]);
+  });
+  return form;
+}
+
+/** A form for what called tools return. */
+function resultsView({ tool_calls: calls }) {
+  const fields = calls.map((call) => [call, el("textarea", { id: `result-${call.id}`, rows: "2", required: true })]);
+  const form = el("form", { class: "message tool" },
+    ...fields.map(([call, field]) =>
+      el("label", { for: field.id }, t("tool_result", { name: call.function.name }), field)),
+    el("div", { class: "row" }, el("button", { type: "submit", class: "primary" }, t("send_results"))));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const results = fields.map(([call, field]) => ({ role: "tool", tool_call_id: call.id, content: field.value }));
+    answer([...open.messages, ...results]);
+  });
+  return form;
+}
+
+function ask(text) {
+  if (!text.trim() || isRunning(open)) return;
+  byId("question").value = "";
+  grow(byId("question"));
+  answer([...open.messages, { role: "user", content: text }]);
+}
+
+/** Has the model answer `messages`, which become the conversation's. */
+async function answer(messages) {
+  const conversation = open;
+  const model = chosenModel();
+  const message = answerOf(model);
+  const system = systemMessages();
+  const body = { model, messages: [...system, ...messages.map(forApi)], ...requestSettings() };
+  const controller = new AbortController();
+  running.set(conversation.id, { controller, conversation });
+  const first = messages.find(({ role }) => role === "user")?.content ?? "";
+  conversation.title ||= [...first.trim().split("\n")[0]].slice(0, 60).join("");
+  conversation.system = system[0]?.content;
+  conversation.messages = [...messages, message];
+  keep(conversation);
+  drawMessages();
+  drawList();
+  scrollDown();
+  announce(t("answering"));
+  await fill(message, body, controller.signal, () => {
+    if (!isOpen(conversation)) return;
+    const follows = isAtEnd();
+    views.get(message)?.later();
+    if (follows) requestAnimationFrame(scrollDown);
+  });
+  // Deleted meanwhile.
+  if (running.get(conversation.id)?.controller !== controller) return;
+  running.delete(conversation.id);
+  keep(conversation);
+  drawList();
+  if (!isOpen(conversation)) return;
+  const follows = isAtEnd();
+  drawMessages();
+  if (follows) scrollDown();
+  announce(message.error ?? (message.stopped ? t("stat_stopped") : t("answered")));
+}
+
+function keep(conversation) {
+  conversation.updated = Date.now();
+  byId("full").hidden = saveConversation(conversation);
+}
+
+const isAtEnd = () => byId("log").scrollHeight - byId("log").scrollTop - byId("log").clientHeight < 80;
+
+function scrollDown() {
+  byId("log").scrollTop = byId("log").scrollHeight;
+}

@@ -1,0 +1,61 @@
+// Elements without markup: text only ever becomes text nodes, so that nothing a model says is read as HTML.
+
+/** Makes an element. `on…` properties are listeners, the other ones attributes; null and false leave an attribute out. */
+export function el(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** The element of the document with this id. */
+export const byId = (id) => document.getElementById(id);
+
+/** Calls `draw` at most once per frame, and not at all for calls that a later one overtakes. */
+export function perFrame(draw) {
+  let frame = 0;
+  const run = () => {
+    frame = 0;
+    draw();
+  };
+  return {
+    later: () => { frame ||= requestAnimationFrame(run); },
+    now: () => {
+      cancelAnimationFrame(frame);
+      run();
+    },
+  };
+}
+
+/** Says a sentence to screen readers. */
+export function announce(sentence) {
+  byId("announcer").textContent = sentence;
+}
+
+/** Copies text. The clipboard needs HTTPS or localhost; elsewhere a selection is copied as of old. */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = el("textarea", { class: "away" });
+    area.value = text;
+    const before = document.activeElement;
+    document.body.append(area);
+    area.select();
+    const copied = document.execCommand("copy");
+    area.remove();
+    before?.focus();
+    return copied;
+  }
+}
+
+/** Lets a textarea grow with its text, up to the height that its style allows. */
+export function grow(area) {
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight + 2}px`;
+}

@@ -1,0 +1,43 @@
+// Files of a conversation.
+
+import { el } from "./dom.js";
+import { date, t } from "./i18n.js";
+import { statsText } from "./message.js";
+
+/** Lets the browser save a conversation as `json` or `md`. */
+export function save(conversation, format) {
+  const isJson = format === "json";
+  const text = isJson ? `${JSON.stringify(conversation, null, 2)}\n` : asMarkdown(conversation);
+  const url = URL.createObjectURL(new Blob([text], { type: isJson ? "application/json" : "text/markdown" }));
+  const name = conversation.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 40);
+  const link = el("a", { href: url, download: `${name || "chat"}.${format}` });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+/** The messages under headings; thoughts and calls in blocks. */
+export function asMarkdown(conversation) {
+  const parts = [`# ${conversation.title}`, `*${date(conversation.created)}*`];
+  if (conversation.system) parts.push(`## ${t("role_system")}`, conversation.system);
+  for (const message of conversation.messages) {
+    parts.push(`## ${t(`role_${message.role}`)}`);
+    const thoughts = message.reasoning?.trim();
+    if (thoughts) parts.push(`> **${t("reasoning")}**`, thoughts.replace(/^/gm, "> "));
+    if (message.content) parts.push(message.content);
+    for (const call of message.tool_calls ?? []) {
+      parts.push(`**${t("tool_call", { name: call.function.name })}**`, fenced(call.function.arguments));
+    }
+    if (message.error) parts.push(`**${message.error}**`);
+    if (message.role === "assistant") parts.push(`*${statsText(message)}*`);
+  }
+  return `${parts.join("\n\n")}\n`;
+}
+
+/** In a fence that is longer than any in the text. */
+function fenced(text) {
+  const longest = Math.max(2, ...[...text.matchAll(/`+/g)].map(([marks]) => marks.length));
+  const fence = "`".repeat(longest + 1);
+  return `${fence}json\n${text}\n${fence}`;
+}

@@ -1,0 +1,192 @@
+// Markdown to elements: paragraphs, headings, lists, quotes, tables, code, emphasis and links. HTML in it stays text, pictures
+// become links, since the page loads nothing from elsewhere.
+
+import { copy, el } from "./dom.js";
+import { t } from "./i18n.js";
+
+const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$/;
+const RULE = /^ {0,3}(?:(?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$/;
+const QUOTE = /^ {0,3}> ?/;
+const ITEM = /^( *)([-*+]|\d{1,9}[.)])(\s+|$)/;
+const DIVIDER = /^ {0,3}\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
+/** Quotes and lists inside one another; deeper ones stay text. */
+const MAX_DEPTH = 12;
+
+/** A fragment with the text's blocks. */
+export function markdown(text, depth = 0) {
+  const fragment = document.createDocumentFragment();
+  const lines = text.replace(/\r\n?/g, "\n").replace(/\t/g, "    ").split("\n");
+  let i = 0;
+  while (i < lines.length) {
+    if (!lines[i].trim()) {
+      i += 1;
+      continue;
+    }
+    const [block, next] = readBlock(lines, i, depth);
+    fragment.append(block);
+    i = next;
+  }
+  return fragment;
+}
+
+/** The block that begins at line `i`, and the line after it. */
+function readBlock(lines, i, depth) {
+  const fence = FENCE.exec(lines[i]);
+  if (fence) return readCode(lines, i, fence);
+  const heading = HEADING.exec(lines[i]);
+  // The page's own headings are h1 and h2.
+  if (heading) return [el(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2])), i + 1];
+  if (RULE.test(lines[i])) return [el("hr"), i + 1];
+  if (QUOTE.test(lines[i]) && depth < MAX_DEPTH) return readQuote(lines, i, depth);
+  if (ITEM.test(lines[i]) && depth < MAX_DEPTH) return readList(lines, i, depth);
+  if (isTable(lines, i)) return readTable(lines, i);
+  let end = i + 1;
+  while (end < lines.length && lines[end].trim() && !beginsBlock(lines, end)) end += 1;
+  return [el("p", {}, inline(lines.slice(i, end).map((line) => line.trimStart()).join("\n"))), end];
+}
+
+const isTable = (lines, i) =>
+  lines[i].includes("|") && i + 1 < lines.length && lines[i + 1].includes("-") && DIVIDER.test(lines[i + 1])
+  && cells(lines[i]).length === cells(lines[i + 1]).length;
+
+const beginsBlock = (lines, i) =>
+  [FENCE, HEADING, RULE, QUOTE, ITEM].some((pattern) => pattern.test(lines[i])) || isTable(lines, i);
+
+/** Code up to its fence, or to the end while the answer is still being written. */
+function readCode(lines, i, [, indent, fence, language]) {
+  const isEnd = (line) => {
+    const mark = line.trim();
+    return mark.length >= fence.length && mark === fence[0].repeat(mark.length);
+  };
+  let end = i + 1;
+  while (end < lines.length && !isEnd(lines[end])) end += 1;
+  const own = lines.slice(i + 1, end).map((line) => (line.startsWith(indent) ? line.slice(indent.length) : line));
+  return [codeBlock(own.join("\n"), language), end + 1];
+}
+
+/** Code with its language and a button that copies it. */
+export function codeBlock(code, language) {
+  const button = el("button", { type: "button", class: "small" }, t("copy"));
+  button.addEventListener("click", async () => {
+    button.textContent = (await copy(code)) ? t("copied") : t("not_copied");
+    setTimeout(() => { button.textContent = t("copy"); }, 1500);
+  });
+  const head = el("figcaption", {}, el("span", {}, language || t("code")), button);
+  return el("figure", { class: "code" }, head, el("pre", { tabindex: "0" }, el("code", {}, code)));
+}
+
+function readQuote(lines, i, depth) {
+  let end = i;
+  while (end < lines.length && QUOTE.test(lines[end])) end += 1;
+  const own = lines.slice(i, end).map((line) => line.replace(QUOTE, ""));
+  return [el("blockquote", {}, markdown(own.join("\n"), depth + 1)), end];
+}
+
+/** Items with the same kind of mark; lines that are indented below an item belong to it. */
+function readList(lines, i, depth) {
+  const [, indent, mark] = ITEM.exec(lines[i]);
+  const isOrdered = /\d/.test(mark);
+  const start = isOrdered && parseInt(mark, 10) !== 1 ? parseInt(mark, 10) : null;
+  const list = el(isOrdered ? "ol" : "ul", { start });
+  while (i < lines.length) {
+    const item = ITEM.exec(lines[i]);
+    if (!item || item[1].length > indent.length + 1 || /\d/.test(item[2]) !== isOrdered || RULE.test(lines[i])) break;
+    const width = item[1].length + item[2].length + 1;
+    const own = [lines[i].slice(item[0].length)];
+    i += 1;
+    while (i < lines.length) {
+      const spaces = lines[i].search(/\S/);
+      const isBlank = spaces < 0;
+      const follows = isBlank && i + 1 < lines.length && lines[i + 1].search(/\S/) >= Math.min(width, item[1].length + 2);
+      const isInside = !isBlank && (spaces >= Math.min(width, item[1].length + 2)
+        || (lines[i - 1].trim() && !beginsBlock(lines, i)));
+      if (!follows && !isInside) break;
+      own.push(lines[i].slice(Math.min(width, Math.max(spaces, 0))));
+      i += 1;
+    }
+    list.append(el("li", {}, tight(own.join("\n"), depth)));
+    while (i < lines.length && !lines[i].trim() && ITEM.test(lines[i + 1] ?? "")) i += 1;
+  }
+  return [list, i];
+}
+
+/** An item's blocks; a lone paragraph needs no element of its own. */
+function tight(text, depth) {
+  const blocks = markdown(text, depth + 1);
+  const first = blocks.firstElementChild;
+  if (first?.tagName === "P") first.replaceWith(...first.childNodes);
+  return blocks;
+}
+
+function cells(line) {
+  const inner = line.trim().replace(/^\|/, "").replace(/(^|[^\\])\|$/, "$1");
+  return inner.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+}
+
+function readTable(lines, i) {
+  const sides = cells(lines[i + 1]).map((cell) =>
+    cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "right") : null);
+  const row = (line, tag) => {
+    const own = cells(line);
+    return el("tr", {}, ...sides.map((side, column) => el(tag, { class: side }, inline(own[column] ?? ""))));
+  };
+  const body = el("tbody");
+  let end = i + 2;
+  while (end < lines.length && lines[end].includes("|")) {
+    body.append(row(lines[end], "td"));
+    end += 1;
+  }
+  const table = el("table", {}, el("thead", {}, row(lines[i], "th")), body);
+  return [el("div", { class: "table", tabindex: "0" }, table), end];
+}
+
+/** What may stand in a line, the first that matches wins. */
+const INLINE = new RegExp(
+  [
+    /\\([!-/:-@[-`{-~])/, // 1: an escaped sign
+    /(?<!`)(`+)(?!`)(.{1,1000}?)(?<!`)\2(?!`)/, // 2, 3: code
+    /!?\[([^[\]]{0,500})\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"]{0,500}")?\s*\)/, // 4, 5: a link
+    /\b(https?:\/\/[^\s<>"'`）」，。]*[^\s<>"'`.,;:!?）」，。*_)\]])/, // 6: an address
+    /\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*(?!\*)/, // 7: strong
+    /(?<!\w)__(?=\S)(.{1,1000}?)(?<=\S)__(?!\w)/, // 8
+    /\*(?=[^\s*])(.{1,1000}?)(?<=[^\s*])\*(?!\*)/, // 9: emphasis
+    /(?<!\w)_(?=[^\s_])(.{1,1000}?)(?<=[^\s_])_(?!\w)/, // 10
+    /~~(?=\S)(.{1,1000}?)(?<=\S)~~/, // 11: struck out
+    /( {2,}|\\)\n/, // 12: a line's end
+  ].map((pattern) => pattern.source).join("|"),
+  "su",
+);
+
+/** A fragment with the text's spans. */
+function inline(text, depth = 0) {
+  const fragment = document.createDocumentFragment();
+  while (text) {
+    const match = depth < MAX_DEPTH ? INLINE.exec(text) : null;
+    if (!match) break;
+    fragment.append(text.slice(0, match.index), span(match, depth + 1));
+    text = text.slice(match.index + match[0].length);
+  }
+  fragment.append(text);
+  return fragment;
+}
+
+function span(match, depth) {
+  const [whole, escaped, , code, label, target, address] = match;
+  const strong = match[7] ?? match[8];
+  const emphasis = match[9] ?? match[10];
+  if (escaped !== undefined) return escaped;
+  if (code !== undefined) return el("code", {}, code.replace(/^ (.+) $/s, "$1"));
+  if (label !== undefined) return link(target, inline(label || target, depth), whole);
+  if (address !== undefined) return link(address, address, whole);
+  if (strong !== undefined) return el("strong", {}, inline(strong, depth));
+  if (emphasis !== undefined) return el("em", {}, inline(emphasis, depth));
+  if (match[11] !== undefined) return el("del", {}, inline(match[11], depth));
+  return el("br");
+}
+
+/** A link to the web or to a mailbox; other targets, such as scripts, stay text. */
+function link(target, content, whole) {
+  if (!/^(?:https?:\/\/|mailto:)/i.test(target)) return whole;
+  return el("a", { href: target, target: "_blank", rel: "noopener noreferrer nofollow" }, content);
+}

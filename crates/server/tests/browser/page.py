@@ -1,0 +1,419 @@
+#!/usr/bin/env python3
+"""Tries the page at `/` in a headless Chromium, with the bundled model and an adapter of random numbers.
+
+    python3 -m venv venv && venv/bin/pip install -r crates/server/tests/browser/requirements.txt
+    cargo build -p server
+    venv/bin/python crates/server/tests/browser/page.py --shots shots target/debug/server
+
+Each step is a function below, in their order; the first that fails ends the run. `--shots` keeps pictures.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import tempfile
+import urllib.request
+
+from chromium import Chromium, until
+from program import Server, write_adapter
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HOSTILE = """<img src=x onerror="document.title='owned'"> <script>document.title='owned'</script>
+[a](javascript:document.title='owned') [b](data:text/html,x) ![c](https://example.org/c.png) <https://example.org>
+# Heading <b>bold</b>
+- one
+- two
+  1. inner **strong** and `code <i>`
+
+> quote
+
+| a | b |
+|---|--:|
+| 1 | `x\\|y` |
+
+```html
+<script>alert(1)</script>
+```
+"""
+# A stream with thoughts, then two calls.
+STREAM = [
+    {"reasoning_content": "The weather is **elsewhere**."},
+    {"content": "I look it up."},
+    {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": '{"city": '}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": '"Paris"}'}}]},
+]
+
+
+def step(function):
+    STEPS.append(function)
+    return function
+
+
+STEPS = []
+
+
+class Trial:
+    """What the steps share."""
+
+    def __init__(self, browser, server, address, shots):
+        self.browser, self.program, self.address, self.shots = browser, server, address, shots
+        with urllib.request.urlopen(f"{address}v1/models") as answer:
+            self.models = [card["id"] for card in json.load(answer)["data"]]
+
+    def shot(self, name):
+        if self.shots:
+            self.browser.shot(self.shots / f"{name}.png")
+
+    def ask(self, text):
+        self.browser.click("#question")
+        self.browser.type(text)
+        self.browser.key("Enter", 13)
+
+    def answered(self):
+        self.browser.wait("document.getElementById('stop').hidden && document.querySelectorAll('.running').length === 0")
+
+    def last(self, selector):
+        return self.browser.js(f"[...document.querySelectorAll('#messages {selector}')].at(-1)?.innerText ?? ''")
+
+    def fits(self):
+        wide = self.browser.js(
+            "[...document.querySelectorAll('main:not([hidden]), main:not([hidden]) *, header, header *')]"
+            ".filter((e) => !e.closest('.table, pre, .away, #list, .picker > span') && e.checkVisibility()"
+            " && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < -1))"
+            ".map((e) => e.outerHTML.slice(0, 100))")
+        assert not wide, wide
+
+
+@step
+def chat(trial):
+    browser = trial.browser
+    browser.open(trial.address)
+    assert browser.js("document.documentElement.lang") == "en"
+    trial.shot("welcome")
+    trial.ask("Tell me a story about a duck.")
+    browser.wait("document.querySelectorAll('#messages .assistant').length === 1")
+    trial.answered()
+    stats = trial.last(".stats")
+    assert "tokens/s" in stats and "first token after" in stats, stats
+    assert trial.models[0] in stats, stats
+    assert len(trial.last(".assistant .text")) > 20
+    assert browser.js("document.activeElement.id") == "question"
+    trial.shot("chat")
+
+
+@step
+def stop(trial):
+    browser = trial.browser
+    browser.js("""new MutationObserver((_, own) => {
+        if ((document.querySelector('.running .text:not(.reasoning *)')?.innerText.length ?? 0) < 8) return;
+        own.disconnect(); document.getElementById('stop').click(); }).observe(
+        document.getElementById('messages'), { subtree: true, childList: true, characterData: true })""")
+    trial.ask("Tell me a long story about a fox and a bear.")
+    trial.answered()
+    assert "stopped" in trial.last(".stats"), trial.last(".stats")
+    until(lambda: running(trial.address) == 0, "the engine stops, too", 20)
+
+
+def running(address):
+    with urllib.request.urlopen(f"{address}metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+
+
+@step
+def edit_and_retry(trial):
+    browser = trial.browser
+    browser.js("[...document.querySelectorAll('#messages .user')].at(-1).querySelectorAll('footer button')[1].click()")
+    browser.js("document.getElementById('edit-text').value = ''")
+    browser.click("#edit-text")
+    browser.type("Tell me about a cat.")
+    browser.key("Enter", 13)
+    trial.answered()
+    assert browser.js("document.querySelectorAll('#messages .message').length") == 4
+    assert trial.last(".user .text") == "Tell me about a cat."
+    assert "stopped" not in trial.last(".stats")
+    browser.js("[...document.querySelectorAll('#messages .assistant')].at(-1).querySelector('button:last-child').click()")
+    trial.answered()
+    assert browser.js("document.querySelectorAll('#messages .message').length") == 4
+
+
+@step
+def switch_to_the_adapter(trial):
+    browser = trial.browser
+    assert trial.models[1] == "random", trial.models
+    browser.choose("#model", "random")
+    trial.ask("Who are you?")
+    trial.answered()
+    assert trial.last(".stats").startswith("random"), trial.last(".stats")
+    assert not trial.last(".error:not([hidden])"), trial.last(".error")
+
+
+@step
+def settings(trial):
+    browser = trial.browser
+    browser.click("#settings-open")
+    browser.wait("document.getElementById('settings').open")
+    trial.shot("settings")
+    browser.js("document.getElementById('set-tools').value = '[1]'")
+    browser.click("#settings-form button[type=submit]")
+    browser.wait("!document.getElementById('settings-error').hidden")
+    browser.js("document.getElementById('set-tools').value = ''")
+    for name, value in (("max_tokens", "5"), ("temperature", "0"), ("system", "You are kind.")):
+        browser.js(f"document.getElementById('set-{name}').value = '{value}'")
+    browser.click("#settings-form button[type=submit]")
+    browser.wait("!document.getElementById('settings').open")
+    assert "system prompt · temperature 0 · max_tokens 5" in browser.js(
+        "document.getElementById('settings-summary').textContent")
+    # The adapter may end its texts at once.
+    browser.choose("#model", trial.models[0])
+    trial.ask("Tell me a story about a bear.")
+    trial.answered()
+    browser.choose("#model", "random")
+    assert "5 tokens" in trial.last(".stats") and "token limit" in trial.last(".stats"), trial.last(".stats")
+
+
+@step
+def conversations_stay(trial):
+    browser = trial.browser
+    browser.open(trial.address)
+    assert browser.js("document.querySelectorAll('#messages .message').length") == 0
+    assert browser.js("document.getElementById('model').value") == "random"
+    browser.click("#conversations button")
+    browser.wait("document.querySelectorAll('#messages .message').length === 8")
+
+
+@step
+def export(trial):
+    browser = trial.browser
+    with tempfile.TemporaryDirectory() as folder:
+        browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=folder)
+        browser.click("#export-json")
+        browser.click("#export-md")
+        files = lambda kind: list(pathlib.Path(folder).glob(f"*.{kind}"))
+        until(lambda: files("json") and files("md"), "two files", 20)
+        saved = json.loads(files("json")[0].read_text())
+        assert len(saved["messages"]) == 8 and saved["system"] == "You are kind."
+        assert "## You\n\nTell me about a cat." in files("md")[0].read_text()
+
+
+@step
+def markdown(trial):
+    browser = trial.browser
+    browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {{
+        const box = document.createElement("div"); box.id = "trial"; box.className = "text";
+        box.append(markdown({json.dumps(HOSTILE)})); document.getElementById("messages").replaceChildren(box); }})""")
+    count = lambda selector: browser.js(f"document.querySelectorAll('#trial {selector}').length")
+    assert count("img") == count("script") == count("b") == count("i") == 0
+    links = browser.js("[...document.querySelectorAll('#trial a')].map((a) => a.href)")
+    assert links == ["https://example.org/c.png", "https://example.org/"], links
+    found = {name: count(name) for name in ("h3", "ul > li", "ol > li > strong", "blockquote", "td.right > code", "pre")}
+    assert found == {"h3": 1, "ul > li": 2, "ol > li > strong": 1, "blockquote": 1, "td.right > code": 1, "pre": 1}, found
+    assert browser.js("document.querySelector('#trial pre').innerText") == "<script>alert(1)</script>"
+    assert "owned" not in browser.js("document.title")
+    # Texts that are slow to read for expressions with many ways to match.
+    slow = browser.js("""import("/page/markdown.js").then(({ markdown }) => {
+        const start = performance.now();
+        for (const sign of ["*", "_", "**a", "`", "[", "](", "~~", "> ", "- ", "|", "!["]) markdown(sign.repeat(3000));
+        return performance.now() - start; })""")
+    assert slow < 20_000, slow
+    trial.shot("markdown")
+
+
+@step
+def reasoning_and_calls(trial):
+    browser = trial.browser
+    browser.click("#new-chat")
+    browser.js(f"""window.realFetch = window.fetch; window.fetch = (path, options) => {{
+        if (path !== "v1/chat/completions") return realFetch(path, options);
+        window.sent = JSON.parse(options.body);
+        const events = {json.dumps(STREAM)}.map((delta) => ({{ choices: [{{ index: 0, delta, finish_reason: null }}] }}));
+        events.push({{ choices: [{{ index: 0, delta: {{}}, finish_reason: "tool_calls" }}] }});
+        const text = events.map((event) => `data: ${{JSON.stringify(event)}}\\n\\n`).join("") + "data: [DONE]\\n\\n";
+        return Promise.resolve(new Response(text)); }}""")
+    trial.ask("How is the weather in Paris?")
+    trial.answered()
+    assert browser.js("document.querySelector('#messages details').open") is False
+    assert browser.js("document.querySelector('#messages details strong').textContent") == "elsewhere"
+    assert '"city": "Paris"' in trial.last(".call pre")
+    trial.shot("calls")
+    browser.click("form.tool textarea")
+    browser.type("sunny")
+    browser.click("form.tool button")
+    trial.answered()
+    assert browser.js("sent.messages.at(-1)") == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
+    call = browser.js("sent.messages.at(-2)")
+    assert call["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Paris"}'}, call
+    browser.js("window.fetch = window.realFetch")
+
+
+@step
+def compare(trial):
+    browser = trial.browser
+    browser.click("#to-compare")
+    browser.wait("!document.getElementById('compare').hidden")
+    sides = browser.js("['left', 'right'].map((side) => document.getElementById(`compare-${side}`).value)")
+    assert sides == [trial.models[0], "random"], sides
+    browser.click("#compare-question")
+    browser.type("Tell me a story about a duck.")
+    browser.key("Enter", 13)
+    browser.wait("document.getElementById('compare-stop').hidden && document.querySelectorAll('.round').length === 1")
+    texts = browser.js("[...document.querySelectorAll('.round .message > .text')].map((e) => e.innerText)")
+    assert len(texts) == 2 and texts[0] and texts[0] != texts[1], texts
+    trial.shot("compare")
+
+
+@step
+def status(trial):
+    browser = trial.browser
+    browser.click("#to-status")
+    browser.wait("document.querySelectorAll('#cards .card').length === 10")
+    text = browser.js("document.getElementById('cards').innerText")
+    assert "–" not in text.replace("Prefix cache hits\n–", "").replace("tokens/s\n–", ""), text
+    assert "random" in browser.js("document.getElementById('models').innerText")
+    browser.wait("!document.getElementById('cards').innerText.includes('tokens/s\\n–')", 20)
+    trial.shot("status")
+
+
+@step
+def names_for_screen_readers(trial):
+    """Whatever can be operated has a name, in every view."""
+    browser = trial.browser
+    for view in ("chat", "compare", "status"):
+        browser.click(f"#to-{view}")
+        nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
+        roles = ("button", "link", "textbox", "combobox", "meter", "main", "navigation", "complementary")
+        for node in nodes:
+            role = node.get("role", {}).get("value")
+            if role in roles and role != "main" and not node.get("ignored"):
+                assert node.get("name", {}).get("value"), (view, node)
+
+
+@step
+def chinese(trial):
+    browser = trial.browser
+    browser.js("localStorage.clear()")
+    browser.open(trial.address, language="zh-CN")
+    assert browser.js("document.documentElement.lang") == "zh-CN"
+    assert browser.js("document.getElementById('send').innerText") == "发送"
+    trial.ask("Tell me a story.")
+    trial.answered()
+    assert "首个 token 用时" in trial.last(".stats")
+    trial.shot("chinese")
+    browser.choose("#language", "en")
+    assert browser.js("document.getElementById('send').innerText") == "Send"
+    browser.open(trial.address, language="zh-CN")
+    assert browser.js("document.documentElement.lang") == "en", "the choice stays"
+    browser.js("localStorage.removeItem('qwen-burn.setting.language')")
+    browser.open(trial.address, language="zh-CN")
+    assert browser.js("document.documentElement.lang") == "zh-CN"
+    assert browser.js("document.getElementById('language').value") == "zh"
+
+
+@step
+def phone(trial):
+    browser = trial.browser
+    for language, dark in (("en-US", True), ("zh-CN", False)):
+        browser.open(trial.address, language=language, width=360, height=740, dark=dark)
+        assert browser.js("document.documentElement.lang") == ("zh-CN" if language == "zh-CN" else "en")
+        trial.fits()
+        trial.shot(f"phone-{language}-welcome")
+        browser.click("#list-toggle")
+        assert browser.js("document.getElementById('list-toggle').getAttribute('aria-expanded')") == "true"
+        trial.shot(f"phone-{language}-list")
+        browser.click("#conversations button")
+        browser.wait("document.querySelectorAll('#messages .message').length >= 2")
+        trial.fits()
+        trial.shot(f"phone-{language}-chat")
+        for view in ("compare", "status"):
+            browser.click(f"#to-{view}")
+            browser.wait(f"!document.getElementById('{view}').hidden")
+            if view == "status":
+                browser.wait("document.querySelectorAll('#cards .card').length === 10")
+            trial.fits()
+            trial.shot(f"phone-{language}-{view}")
+    assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@step
+def dark(trial):
+    browser = trial.browser
+    browser.open(trial.address, dark=True)
+    assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(23, 24, 27)"
+    browser.click("#conversations button")
+    trial.shot("dark")
+    browser.choose("#theme", "light")
+    assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    browser.choose("#theme", "auto")
+
+
+@step
+def nothing_was_blocked(trial):
+    assert not trial.browser.complaints, trial.browser.complaints
+
+
+@step
+def key(trial):
+    """Last: the 401 of the first try is a complaint of the browser's."""
+    browser = trial.browser
+    server = Server(trial.program, "--api-key", "secret")
+    try:
+        browser.open(server.address)
+        browser.wait("document.getElementById('key-dialog').open")
+        trial.shot("key")
+        for attempt, reason in (("wrong", ""), ("secret", "Incorrect API key provided.")):
+            wanted = f"document.getElementById('key-reason').textContent === {json.dumps(reason)}"
+            browser.wait(f"document.getElementById('key-dialog').open && {wanted}")
+            browser.click("#key")
+            browser.type(attempt)
+            browser.key("Enter", 13)
+        browser.wait("document.getElementById('model').options.length === 1")
+        assert browser.js("Object.values(sessionStorage)") == ["secret"]
+        assert "secret" not in browser.js("JSON.stringify(localStorage)")
+        trial.ask("Tell me a story.")
+        browser.wait("document.querySelectorAll('#messages .assistant').length === 1")
+        trial.answered()
+        assert "tokens/s" in trial.last(".stats")
+        browser.click("#forget-key")
+        assert browser.js("sessionStorage.length") == 0
+    finally:
+        server.close()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("server", type=lambda path: str(pathlib.Path(path).resolve()))
+    parser.add_argument("--chromium", help="the browser; otherwise the first that is found")
+    parser.add_argument("--or-leave-out", action="store_true", help="without a browser nothing is tried")
+    parser.add_argument("--shots", type=pathlib.Path, help="a folder for pictures")
+    args = parser.parse_args()
+    program = args.chromium or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        if not args.or_leave_out:
+            parser.error(f"none of {', '.join(BROWSERS)} is there; name one with --chromium")
+        print(f"left out: none of {', '.join(BROWSERS)} is there")
+        return
+    if args.shots:
+        args.shots.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(pathlib.Path(folder))
+        server = Server(args.server, "--enable-lora", "--lora-modules", f"random={folder}")
+        try:
+            browser = Chromium(program)
+            try:
+                trial = Trial(browser, args.server, server.address, args.shots)
+                for number, function in enumerate(STEPS, 1):
+                    function(trial)
+                    print(f"{number:2} {function.__name__.replace('_', ' ')}: ok", flush=True)
+            except BaseException:
+                trial.shot("failed")
+                raise
+            finally:
+                browser.close()
+        finally:
+            server.close()
+
+
+if __name__ == "__main__":
+    main()
