@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(reward(&text, "{\"age\": 3, \"name\": \"Ann\"}", &none), 1.0);
         assert_eq!(reward(&text, "{\"name\": 3}", &none), 0.0);
         assert_eq!(reward(&text, "Ann", &none), 0.0);
-        std::fs::write(file.path(), "{\"type\": \"objekt\"}").unwrap();
+        std::fs::write(file.path(), "{\"type\": \"text\"}").unwrap();
         let refused = Builtin::parse(&text).unwrap_err().to_string();
         assert!(
             refused.contains("expected a file with a JSON schema"),
