@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -81,7 +81,24 @@ pub(crate) fn identify(config: &Config, data: &Datasets) -> Result<RunIdentity, 
         data: data.train.hash(),
         eval: eval.map(|eval| eval.hash.clone()),
         model: digest::short(hash),
+        files: hash_of_files(config),
     })
+}
+
+/// Of the reference's adapter and of the schemas of rewards; none of neither.
+fn hash_of_files(config: &Config) -> Option<String> {
+    let adapter = config.method.ref_adapter.iter().flat_map(|folder| {
+        ["adapter_config.json", "adapter_model.safetensors"].map(|name| folder.join(name))
+    });
+    let schemas = (config.grpo.rewards.iter())
+        .filter_map(|reward| Some(PathBuf::from(reward.strip_prefix("json_schema:")?)));
+    let mut paths = adapter.chain(schemas).peekable();
+    paths.peek()?;
+    let mut hash = Sha256::new();
+    for path in paths {
+        hash_file(&path, &mut hash);
+    }
+    Some(digest::short(hash))
 }
 
 /// Compares this run with the one that the checkpoint of `config` is part of.
@@ -132,6 +149,18 @@ pub(crate) fn check(
                     None => "none that decides".to_owned(),
                 };
                 differs("--eval-data", name(run), name(this));
+            }
+            // Checkpoints of earlier versions do not have it.
+            if run.files.is_some() && run.files != this.files {
+                let name = |run: &RunIdentity| match &run.files {
+                    Some(hash) => hash.clone(),
+                    None => "none".to_owned(),
+                };
+                differs(
+                    "the files of --ref-adapter (with --method dpo or kto also --adapter) and of --reward json_schema",
+                    name(run),
+                    name(this),
+                );
             }
             let mut keys: Vec<&String> = run.settings.keys().chain(this.settings.keys()).collect();
             keys.sort();
@@ -196,7 +225,7 @@ fn show(value: &Value) -> String {
     }
 }
 
-/// Small files whole; of weights their length and parts of them, since reading all would take longer than loading.
+/// Small files whole; of large weights their length and parts of them, since reading all would take longer than loading.
 fn hash_model(folder: &Path, hash: &mut Sha256) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
@@ -221,11 +250,15 @@ fn hash_file(path: &Path, hash: &mut Sha256) {
 fn hash_parts(path: &Path, hash: &mut Sha256) {
     const PARTS: u64 = 64;
     const SIZE: u64 = 1 << 14;
+    const WHOLE: u64 = 256 << 20;
     let Ok(mut file) = File::open(path) else {
         return;
     };
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     hash.update(length.to_le_bytes());
+    if length <= WHOLE {
+        return hash_file(path, hash);
+    }
     for part in 0..PARTS {
         let start = length / PARTS * part;
         let mut bytes = Vec::new();

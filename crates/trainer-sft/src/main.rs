@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use model_qwen::Quantization;
 use tracing_subscriber::EnvFilter;
 use trainer_sft::args::{Args, ArgsError};
 use trainer_sft::chat_format::ChatFormat;
@@ -102,6 +103,14 @@ fn train(config: &Config) -> Result<ExitCode> {
     Ok(code)
 }
 
+/// Whether the adapter in a folder has whole weights, too.
+fn has_saved_modules(folder: &std::path::Path) -> bool {
+    let text = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let modules = config["modules_to_save"].as_array();
+    modules.is_some_and(|modules| !modules.is_empty())
+}
+
 /// How to talk to the result.
 fn serve_command(config: &Config, summary: &Summary) -> String {
     let output = summary.output.display();
@@ -117,13 +126,20 @@ fn serve_command(config: &Config, summary: &Summary) -> String {
         .model
         .as_ref()
         .map_or_else(String::new, |model| format!("--model {model} "));
-    if !config.lora.modules_to_save.is_empty() {
+    if has_saved_modules(&summary.output) {
         return format!(
             "Merge it, since embedding and head are one for all requests: cargo run -p trainer-sft -- merge --adapter {output} \
              --output {output}-merged\nServe it: cargo run -p server -- --model {output}-merged"
         );
     }
-    format!("Serve it: cargo run -p server -- {model}--enable-lora --lora-modules {name}={output}")
+    // As the adapter was trained: it has learnt beside the weights in four bits.
+    let quantization = match config.quantization() {
+        Quantization::Nf4 => "--quantization nf4 ",
+        Quantization::None => "",
+    };
+    format!(
+        "Serve it: cargo run -p server -- {model}{quantization}--enable-lora --lora-modules {name}={output}"
+    )
 }
 
 /// Writes to standard output; a reader that goes away (`| head`) is no error.

@@ -329,7 +329,7 @@ fn settings_that_do_not_go_together_are_named() {
         ),
         (
             vec!["--num-generations", "1"],
-            "--num-generations: expected a whole number from 2 up",
+            "--num-generations: expected a whole number from 2 to 65536",
         ),
         (
             vec!["--temperature", "0"],

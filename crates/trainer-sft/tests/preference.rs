@@ -230,6 +230,15 @@ fn a_resumed_run_keeps_its_reference_and_ends_bit_for_bit_as_one_without_a_stop(
     assert!(adapter(&whole) == adapter(&resumed), "the adapters differ");
     let last = |folder: &Path| lines(folder).last().unwrap()["rewards/margins"].clone();
     assert_eq!(last(&whole), last(&resumed));
+
+    // Another adapter in the folder of the reference would change what is learnt.
+    let weights = first.join("adapter_model.safetensors");
+    std::fs::copy(whole.join("adapter_model.safetensors"), &weights).unwrap();
+    let resume = format!("--resume {}/checkpoint-3", whole.display());
+    let resume = format!("{resume} --output {}", dir.path().join("other").display());
+    let resumed = parse(resume.split(' ').map(ToOwned::to_owned).collect());
+    let refused = Training::new(&resumed).run().unwrap_err().to_string();
+    assert!(refused.contains("the files of --ref-adapter"), "{refused}");
 }
 
 #[test]

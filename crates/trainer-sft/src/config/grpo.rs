@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::validate::whole_in_range;
 use super::{Config, ConfigError, Method};
 
 /// The settings of GRPO, with the names and the defaults of TRL's `GRPOConfig`.
@@ -123,7 +124,6 @@ impl Config {
                 None => Ok(()),
             };
         }
-        self.check_grpo_ranges()?;
         self.check_grpo_rewards()?;
         let (rows, steps) = (self.run.batch_size, self.run.gradient_accumulation);
         let answers = grpo.num_generations();
@@ -160,20 +160,19 @@ impl Config {
         self.check_unused()
     }
 
-    fn check_grpo_ranges(&self) -> Result<(), ConfigError> {
+    pub(super) fn check_grpo_ranges(&self) -> Result<(), ConfigError> {
         let grpo = &self.grpo;
-        for (flag, value, least) in [
-            ("num-generations", grpo.num_generations(), 2),
-            ("max-completion-length", grpo.max_completion_length(), 1),
-            ("num-iterations", grpo.num_iterations(), 1),
+        for (flag, value, least, most) in [
+            ("num-generations", grpo.num_generations(), 2, 1 << 16),
+            (
+                "max-completion-length",
+                grpo.max_completion_length(),
+                1,
+                1 << 20,
+            ),
+            ("num-iterations", grpo.num_iterations(), 1, 1 << 16),
         ] {
-            if value < least {
-                return wrong(
-                    flag,
-                    format!("a whole number from {least} up"),
-                    value.to_string(),
-                );
-            }
+            whole_in_range(flag, value, least, most)?;
         }
         let beta = self.method.beta();
         let (low, high) = grpo.epsilons();

@@ -25,7 +25,10 @@ pub enum InitLora {
 }
 
 /// What `--init-lora-weights` may be.
-const EXPECTED: &str = "true, gaussian, pissa, pissa_niter_N (such as pissa_niter_16) or olora";
+const EXPECTED: &str =
+    "true, gaussian, pissa, pissa_niter_N (such as pissa_niter_16, at most 1000) or olora";
+/// Iterations of PiSSA, at most: the values have stood still long before.
+const MAX_ITERATIONS: usize = 1000;
 
 impl InitLora {
     /// Whether the base weights lose what the adapter starts with.
@@ -60,7 +63,7 @@ impl FromStr for InitLora {
             ("gaussian", _) => Ok(Self::Gaussian),
             ("pissa", _) => Ok(Self::Pissa { iterations: None }),
             ("olora", _) => Ok(Self::Olora),
-            (_, Some(Ok(number))) if number > 0 => Ok(Self::Pissa {
+            (_, Some(Ok(number))) if (1..=MAX_ITERATIONS).contains(&number) => Ok(Self::Pissa {
                 iterations: Some(number),
             }),
             _ => Err(format!("expected {EXPECTED}, found `{text}`")),

@@ -69,7 +69,7 @@ impl Config {
         }
         at_least("max-length", data.max_length, 2)?;
         Columns::parse(&data.columns)?;
-        at_least("lora-r", lora.r, 1)?;
+        whole_in_range("lora-r", lora.r, 1, MAX_RANK)?;
         positive("lora-alpha", lora.alpha)?;
         in_range("lora-dropout", lora.dropout, 0.0, 0.99)?;
         check_target_modules(&lora.target_modules)?;
@@ -97,8 +97,17 @@ impl Config {
         in_range("weight-decay", optimizer.weight_decay, 0.0, 10.0)?;
         in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
         positive("epochs", self.epochs())?;
-        at_least("batch-size", run.batch_size, 1)?;
-        at_least("gradient-accumulation", run.gradient_accumulation, 1)?;
+        if self.method.method == Method::Grpo {
+            // Before the batch, whose size they are by default.
+            self.check_grpo_ranges()?;
+        }
+        whole_in_range("batch-size", run.batch_size, 1, MAX_BATCH)?;
+        whole_in_range(
+            "gradient-accumulation",
+            run.gradient_accumulation,
+            1,
+            MAX_BATCH,
+        )?;
         at_least("log-steps", run.log_steps, 1)?;
         for (flag, value) in [
             ("max-steps", run.max_steps),
@@ -381,6 +390,27 @@ fn check_target_modules(given: &[String]) -> Result<(), ConfigError> {
         None if given.is_empty() => wrong("an empty list".to_owned()),
         None => Ok(()),
     }
+}
+
+/// Ranks of an adapter, at most: beyond it stands a typing error, and the first step takes hours.
+const MAX_RANK: usize = 16_384;
+/// Examples of a batch and batches of a step, at most: their product and that with a length stay numbers.
+const MAX_BATCH: usize = 1 << 20;
+
+pub(super) fn whole_in_range(
+    flag: &'static str,
+    value: usize,
+    least: usize,
+    most: usize,
+) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        flag,
+        expected: format!("a whole number from {least} to {most}"),
+        found: value.to_string(),
+    })
 }
 
 fn at_least(flag: &'static str, value: usize, least: usize) -> Result<(), ConfigError> {

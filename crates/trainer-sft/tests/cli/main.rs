@@ -231,3 +231,36 @@ fn the_program_explains_itself_and_its_errors() {
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("--lora-r"));
 }
+
+#[test]
+fn numbers_that_no_run_can_have_are_refused_by_the_flag() {
+    for (flags, expected) in [
+        (vec!["--lora-r", "100000"], "--lora-r"),
+        (vec!["--batch-size", "18446744073709551615"], "--batch-size"),
+        (
+            vec!["--gradient-accumulation", "18446744073709551615"],
+            "--gradient-accumulation",
+        ),
+        (
+            vec![
+                "--method",
+                "grpo",
+                "--reward",
+                "json",
+                "--num-generations",
+                "99999999999",
+            ],
+            "--num-generations",
+        ),
+        (
+            vec!["--init-lora-weights", "pissa_niter_99999999999"],
+            "at most 1000",
+        ),
+    ] {
+        let words = ["trainer-sft", "--data", "a.jsonl"]
+            .into_iter()
+            .chain(flags);
+        let refused = Args::parse_config(words).unwrap_err().to_string();
+        assert!(refused.contains(expected), "{expected}: {refused}");
+    }
+}

@@ -8,7 +8,7 @@ fn values_out_of_range_name_the_flag() {
         ("", "--data is missing"),
         (
             "--data d --lora-r 0",
-            "--lora-r: expected a whole number from 1 up, found 0",
+            "--lora-r: expected a whole number from 1 to 16384, found 0",
         ),
         (
             "--data d --lora-dropout 1.5",
