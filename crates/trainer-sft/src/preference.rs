@@ -10,16 +10,15 @@ mod losses;
 mod score;
 mod tally;
 
-use burn::tensor::Device;
 use lora_4bit::AdapterSelection;
-use model_qwen::{QwenModel, is_gpu};
+use model_qwen::QwenModel;
 
 use self::answers::{Answers, mismatched};
 use self::score::Step;
 pub use self::tally::Numbers;
 use self::tally::Tally;
 use crate::batch::Batch;
-use crate::config::{Config, ConfigError, LossType, Method};
+use crate::config::{Config, LossType, Method};
 use crate::parameters::GradientStore;
 use crate::step::rows;
 use crate::step::{How, Means};
@@ -87,22 +86,6 @@ impl Preference {
             reference,
             max_length,
         })
-    }
-
-    /// Refuses a GPU, where runs that compare answers have not been measured.
-    ///
-    /// # Errors
-    /// `--method` and the device.
-    pub(crate) fn check_device(config: &Config, device: &Device) -> Result<(), ConfigError> {
-        let name = config.method.method.name();
-        match config.method.method.is_preference() && is_gpu(device) {
-            true => Err(ConfigError::Value {
-                flag: "device",
-                expected: format!("cpu with --method {name}, which is not made for GPUs yet"),
-                found: format!("{device:?}"),
-            }),
-            false => Ok(()),
-        }
     }
 
     /// Adds the gradients of the loss of `batches` together to `store`. Gives the means, and the numbers by TRL's names.

@@ -136,7 +136,6 @@ impl<'a> Training<'a> {
             Some(device) => device,
             None => model_qwen::parse_device(&config.model.device)?,
         };
-        Preference::check_device(config, &device)?;
         let mut config = config.clone();
         if let Some(folder) = &config.run.adapter {
             config.lora = options_of_adapter(folder, &config.lora)?;

@@ -2,40 +2,19 @@
 //!
 //! The files come from `xtask/golden/preference.py`; `data/golden/preference/meta.json` records versions and tolerances.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_4bit::LoraWeights;
-use model_qwen::{Dtype, LoadOptions, Quantization, QwenModel};
-use safetensors::SafeTensors;
+use model_qwen::QwenModel;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use trainer_sft::batch::Batch;
-use trainer_sft::config::{LossType, LrSchedule};
+use trainer_sft::config::LossType;
 use trainer_sft::data::{Example, Place, Source};
-use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::Trainable;
 use trainer_sft::preference::{Objective, Preference};
-use trainer_sft::schedule::{Schedule, Shape};
-use trainer_sft::step::Checkpointing;
-use trainer_sft::trainer::{Trainer, TrainerOptions};
+use trainer_sft::trainer::Trainer;
 
-/// Relative.
-const LOSS_TOLERANCE: f64 = 1e-4;
-const ADAPTER_TOLERANCE: f32 = 1e-3;
-
-fn golden(name: &str) -> PathBuf {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../data/golden");
-    root.join(name)
-}
-
-fn read_json<T: DeserializeOwned>(name: &str) -> T {
-    let path = golden("preference").join(name);
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
+use super::{LOSS_TOLERANCE, base, check_adapter, cosine, read_json, start_adapters};
 
 #[derive(Deserialize)]
 struct Pair {
@@ -76,7 +55,7 @@ fn example(prompt: &[u32], answer: &[u32], is_wanted: bool) -> Example {
 }
 
 fn pairs() -> Vec<Vec<Example>> {
-    let pairs: Vec<Pair> = read_json("pairs.json");
+    let pairs: Vec<Pair> = read_json("preference/pairs.json");
     let both = |pair: &Pair| {
         let one = |answer, is_wanted| example(&pair.prompt, answer, is_wanted);
         vec![one(&pair.chosen, true), one(&pair.rejected, false)]
@@ -85,7 +64,7 @@ fn pairs() -> Vec<Vec<Example>> {
 }
 
 fn judged() -> Vec<Vec<Example>> {
-    let answers: Vec<Judged> = read_json("answers.json");
+    let answers: Vec<Judged> = read_json("preference/answers.json");
     let one = |answer: &Judged| vec![example(&answer.prompt, &answer.completion, answer.label)];
     answers.iter().map(one).collect()
 }
@@ -100,77 +79,14 @@ fn steps(run: &Run, records: &[Vec<Example>]) -> Vec<Vec<Batch>> {
     steps.take(run.steps.len()).collect()
 }
 
-fn adapter_file(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-    let bytes = std::fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let values = |data: &[u8]| {
-        let words = data.as_chunks::<4>().0;
-        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
-    };
-    file.iter()
-        .map(|(name, view)| {
-            let shape = view.shape().to_vec();
-            (name.to_owned(), (shape, values(view.data())))
-        })
-        .collect()
-}
-
-fn peft_name(module: &str, matrix: &str) -> String {
-    format!("base_model.model.{module}.lora_{matrix}.weight")
-}
-
 /// The model with the adapter that all runs begin with, in each of `slots`.
 fn model(slots: &[usize]) -> QwenModel {
-    let device = Device::flex();
-    let options = LoadOptions {
-        dtype: Dtype::F32,
-        quantization: Quantization::None,
-        double_quant: true,
-        int8_lm_head: false,
-        embeddings_on_cpu: false,
-        lm_head: true,
-    };
-    let mut model = QwenModel::load(&golden("training/model"), &options, &device).unwrap();
-    let initial = adapter_file(&golden("training/initial.safetensors"));
-    let modules: Vec<String> = model.linears().into_iter().map(|(name, _)| name).collect();
-    for module in &modules {
-        for &slot in slots {
-            let tensor = |matrix| {
-                let (shape, values) = initial[&peft_name(module, matrix)].clone();
-                let data = TensorData::new(values, [shape[0], shape[1]]);
-                Tensor::<2>::from_data(data, (&device, DType::F32))
-            };
-            let weights = LoraWeights::new(tensor("A"), tensor("B"), 2.0);
-            let linear = model.linear_mut(module).unwrap();
-            linear.set_adapter(slot, Some(weights));
-        }
-    }
+    let mut model = base();
+    start_adapters(&mut model, slots);
     model
 }
 
-fn options(trainable: Trainable, total_steps: usize) -> TrainerOptions {
-    TrainerOptions {
-        trainable,
-        learning_rate: 1e-3,
-        schedule: Schedule {
-            kind: LrSchedule::Cosine,
-            warmup_steps: 2,
-            total_steps,
-            shape: Shape::default(),
-        },
-        optimizer: AdamWConfig {
-            weight_decay: 0.01,
-            ..AdamWConfig::default()
-        },
-        max_grad_norm: Some(1.0),
-        checkpointing: Checkpointing::default(),
-        dropout: 0.0,
-        loraplus_lr_ratio: 1.0,
-        neftune_noise_alpha: None,
-        seed: 0,
-    }
-}
-
+/// `tolerance` is relative.
 fn close(name: &str, found: f64, expected: f64, tolerance: f64) {
     let bound = tolerance * expected.abs().max(1e-2);
     assert!(
@@ -186,7 +102,7 @@ fn check(
     records: &[Vec<Example>],
     objective: impl Fn(&Run) -> Objective,
 ) -> (Trainer, Vec<f64>) {
-    let mut runs: BTreeMap<String, Run> = read_json("runs.json");
+    let mut runs: BTreeMap<String, Run> = read_json("preference/runs.json");
     let run = runs.remove(name).unwrap();
     let preference = Preference {
         objective: objective(&run),
@@ -198,7 +114,7 @@ fn check(
         (_, Some(_)) => (&[0, 1], Trainable::Adapter { slot: 0 }),
         (_, None) => (&[0], Trainable::Adapter { slot: 0 }),
     };
-    let trainer = Trainer::new(model(slots), options(trainable, run.steps.len()));
+    let trainer = Trainer::new(model(slots), cosine(trainable, 1e-3, 2, run.steps.len()));
     let mut trainer = trainer.comparing(Some(preference));
     let mut losses = Vec::new();
     for (step, (batches, expected)) in steps(&run, records).iter().zip(&run.steps).enumerate() {
@@ -245,25 +161,7 @@ fn dpo(loss: LossType) -> impl Fn(&Run) -> Objective {
 fn dpo_learns_as_trl() {
     let (trainer, losses) = check("dpo", None, &pairs(), dpo(LossType::Sigmoid));
     assert_eq!(losses.len(), 30);
-    let expected = adapter_file(&golden("preference/dpo.safetensors"));
-    let initial = adapter_file(&golden("training/initial.safetensors"));
-    let (mut worst, mut moved) = (0f32, 0f32);
-    let largest = |a: &[f32], b: &[f32]| {
-        let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
-        differences.fold(0f32, f32::max)
-    };
-    for (module, linear) in trainer.model.linears() {
-        let weights = linear.adapter(0).unwrap();
-        for (matrix, tensor) in [("A", &weights.a), ("B", &weights.b_t.clone().transpose())] {
-            let name = peft_name(&module, matrix);
-            let (_, values) = &expected[&name];
-            let found: Vec<f32> = tensor.to_data().iter::<f32>().collect();
-            worst = worst.max(largest(&found, values));
-            moved = moved.max(largest(&initial[&name].1, values));
-        }
-    }
-    assert!(moved > 10.0 * ADAPTER_TOLERANCE, "{moved}");
-    assert!(worst < ADAPTER_TOLERANCE, "largest difference {worst}");
+    check_adapter(&trainer.model, "preference/dpo.safetensors");
 }
 
 #[test]

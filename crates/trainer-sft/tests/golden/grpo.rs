@@ -5,40 +5,23 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use burn::tensor::Device;
 use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices};
-use model_qwen::{Dtype, LoadOptions, QwenModel};
-use safetensors::SafeTensors;
+use model_qwen::QwenModel;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
-use trainer_sft::burn;
 use trainer_sft::config::{
     Config, GrpoOptions, LossType, LrSchedule, Method, MethodConfig, ScaleRewards,
 };
 use trainer_sft::grpo::advantages::advantages;
 use trainer_sft::grpo::{PolicyLoss, Rollout};
 use trainer_sft::lora::{SLOT, read_adapter};
-use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::Trainable;
-use trainer_sft::schedule::{Schedule, Shape};
-use trainer_sft::step::Checkpointing;
-use trainer_sft::trainer::{Trainer, TrainerOptions};
+use trainer_sft::trainer::Trainer;
 
-const LOSS_TOLERANCE: f64 = 1e-4;
-const ADAPTER_TOLERANCE: f32 = 1e-3;
-
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../data/golden")
-        .join(name)
-}
-
-fn read_json<T: DeserializeOwned>(name: &str) -> T {
-    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
-}
+use super::{
+    ADAPTER_TOLERANCE, LOSS_TOLERANCE, base, cosine, golden, peft_name, read_json, tensors,
+};
 
 #[derive(Deserialize)]
 struct Group {
@@ -55,16 +38,8 @@ struct Case {
 
 /// The adapter in a file of PEFT's tensors, alpha being twice the rank.
 fn adapter(name: &str, model: &QwenModel) -> LoraAdapter {
-    let bytes = std::fs::read(golden(name)).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let matrix = |module: &str, matrix: &str| -> Vec<f32> {
-        let name = format!("base_model.model.{module}.lora_{matrix}.weight");
-        let view = file.tensor(&name).unwrap();
-        let values = view.data().chunks(4);
-        values
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
-    };
+    let tensors = tensors(&golden(name));
+    let matrix = |module: &str, matrix: &str| tensors[&peft_name(module, matrix)].1.clone();
     let modules = model.linears().into_iter().map(|(name, linear)| {
         let matrices = LoraMatrices {
             a: matrix(&name, "A"),
@@ -88,31 +63,12 @@ fn adapter(name: &str, model: &QwenModel) -> LoraAdapter {
 }
 
 fn trainer() -> Trainer {
-    let options = LoadOptions {
-        dtype: Dtype::F32,
-        ..LoadOptions::default()
-    };
-    let device = Device::flex();
-    let mut model = QwenModel::load(&golden("training/model"), &options, &device).unwrap();
+    let mut model = base();
     let initial = adapter("training/initial.safetensors", &model);
     model.add_adapter(SLOT, &initial).unwrap();
-    let options = TrainerOptions {
-        trainable: Trainable::Adapter { slot: SLOT },
-        learning_rate: 2e-3,
-        schedule: Schedule {
-            kind: LrSchedule::Constant,
-            warmup_steps: 0,
-            total_steps: 30,
-            shape: Shape::default(),
-        },
-        optimizer: AdamWConfig::default(),
-        max_grad_norm: Some(1.0),
-        checkpointing: Checkpointing::default(),
-        dropout: 0.0,
-        loraplus_lr_ratio: 1.0,
-        neftune_noise_alpha: None,
-        seed: 0,
-    };
+    let mut options = cosine(Trainable::Adapter { slot: SLOT }, 2e-3, 0, 30);
+    options.schedule.kind = LrSchedule::Constant;
+    options.optimizer.weight_decay = 0.0;
     Trainer::new(model, options)
 }
 

@@ -2,140 +2,42 @@
 //!
 //! The files come from `xtask/golden/methods.py`; `data/golden/methods/meta.json` records versions and tolerances.
 
-#![allow(clippy::unwrap_used)]
-
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 use kv_paging::CausalAttention;
 use lora_4bit::AdapterSelection;
 use lora_4bit::peft::{LoraAdapter, LoraConfig};
-use model_qwen::{Dtype, LoadOptions, MergedWeights, Quantization, QwenModel};
+use model_qwen::{Dtype, MergedWeights, Quantization, QwenModel};
 use safetensors::SafeTensors;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use trainer_sft::batch::Batch;
-use trainer_sft::config::{InitLora, LoraOptions, LrSchedule};
+use trainer_sft::config::{InitLora, LoraOptions};
 use trainer_sft::lora::{
     AdapterForm, SLOT, new_adapter, put_adapter, read_adapter, split, take_out, trainable,
 };
-use trainer_sft::optimizer::AdamWConfig;
-use trainer_sft::schedule::{Schedule, Shape};
-use trainer_sft::step::Checkpointing;
-use trainer_sft::trainer::{Trainer, TrainerOptions};
+use trainer_sft::trainer::Trainer;
+
+use super::{
+    ADAPTER_TOLERANCE, Log, base, batches, check_log, cosine, golden, largest_difference, load,
+    read_json,
+};
 
 const STEPS: usize = 30;
-const LOSS_TOLERANCE: f64 = 1e-4;
-const ADAPTER_TOLERANCE: f32 = 1e-3;
 const LOGIT_TOLERANCE: f32 = 1e-3;
 
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../data/golden")
-        .join(name)
-}
-
-fn read_json<T: DeserializeOwned>(name: &str) -> T {
-    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
-}
-
-#[derive(Deserialize)]
-struct Sequence {
-    tokens: Vec<u32>,
-    labels: Vec<i64>,
-}
-
-#[derive(Deserialize)]
-struct Log {
-    loss: Vec<f64>,
-    grad_norm: Vec<f64>,
-}
-
-/// Micro-batches of each optimizer step.
-fn batches() -> Vec<Vec<Batch>> {
-    let steps: Vec<Vec<Vec<Sequence>>> = read_json("training/batches.json");
-    let pack = |sequences: &Vec<Sequence>| {
-        let mut batch = Batch::default();
-        for Sequence { tokens, labels } in sequences {
-            batch.tokens.extend(tokens);
-            batch.positions.extend(0..tokens.len() as u32);
-            let next = labels[1..].iter().map(|&label| u32::try_from(label).ok());
-            batch.targets.extend(next.chain([None]));
-            batch.lengths.push(tokens.len());
-        }
-        batch
-    };
-    let steps = steps.iter().take(STEPS);
-    steps.map(|step| step.iter().map(pack).collect()).collect()
-}
-
-fn load(folder: &Path) -> QwenModel {
-    let options = LoadOptions {
-        dtype: Dtype::F32,
-        quantization: Quantization::None,
-        double_quant: true,
-        int8_lm_head: false,
-        embeddings_on_cpu: false,
-        lm_head: true,
-    };
-    QwenModel::load(folder, &options, &Device::flex()).unwrap()
-}
-
-fn base() -> QwenModel {
-    load(&golden("training/model"))
-}
-
 fn trainer(model: QwenModel, adapter: &LoraConfig) -> Trainer {
-    let options = TrainerOptions {
-        trainable: trainable(SLOT, &adapter.modules_to_save),
-        learning_rate: 1e-3,
-        schedule: Schedule {
-            kind: LrSchedule::Cosine,
-            warmup_steps: 5,
-            total_steps: STEPS,
-            shape: Shape::default(),
-        },
-        optimizer: AdamWConfig {
-            weight_decay: 0.01,
-            ..AdamWConfig::default()
-        },
-        max_grad_norm: Some(1.0),
-        checkpointing: Checkpointing::default(),
-        dropout: 0.0,
-        loraplus_lr_ratio: 1.0,
-        neftune_noise_alpha: None,
-        seed: 0,
-    };
-    Trainer::new(model, options)
+    let trainable = trainable(SLOT, &adapter.modules_to_save);
+    Trainer::new(model, cosine(trainable, 1e-3, 5, STEPS))
 }
 
 /// Trains the golden batches, and compares each step.
 fn check_steps(trainer: &mut Trainer, name: &str) {
     let log: Log = read_json(&format!("methods/{name}.json"));
-    for (step, batches) in batches().iter().enumerate() {
-        let (loss, norm) = trainer.step(batches).read();
-        let expected = log.loss[step];
-        assert!(
-            (loss - expected).abs() < LOSS_TOLERANCE,
-            "step {step}: loss {loss}, expected {expected}"
-        );
-        let expected = log.grad_norm[step];
-        assert!(
-            (norm - expected).abs() < 1e-3 * expected,
-            "step {step}: norm {norm}, expected {expected}"
-        );
-    }
+    check_log(trainer, &batches()[..STEPS], &log);
 }
 
-fn largest_difference<'a>(
-    a: impl IntoIterator<Item = &'a f32>,
-    b: impl IntoIterator<Item = &'a f32>,
-) -> f32 {
-    a.into_iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0f32, f32::max)
+fn of_folder(folder: &Path) -> QwenModel {
+    load(folder, Quantization::None, &Device::flex())
 }
 
 /// All values of an adapter, in one order.
@@ -204,7 +106,7 @@ fn check_result(name: &str) {
     merged
         .write(folder.path(), Dtype::F32, |_| ControlFlow::Continue(()))
         .unwrap();
-    check_logits(&load(folder.path()), &AdapterSelection::Base, name);
+    check_logits(&of_folder(folder.path()), &AdapterSelection::Base, name);
 }
 
 #[test]
@@ -243,7 +145,7 @@ fn an_adapter_may_bring_one_of_two_tied_weights() {
         merged
             .write(folder.path(), Dtype::F32, |_| ControlFlow::Continue(()))
             .unwrap();
-        let model = load(folder.path());
+        let model = of_folder(folder.path());
         assert!(!model.config.tie_word_embeddings);
         let found = logits(&model, &AdapterSelection::Base, &[5, 9, 200]);
         let worst = largest_difference(&found, &expected);
