@@ -102,14 +102,14 @@ fn one_stream(options: &Options<'_>) -> Result<()> {
 }
 
 fn server(options: &Options<'_>) -> Result<()> {
-    let server = program("server");
+    let server = program("server")?;
     let mut arguments = vec!["--server", &server, "--model", options.model];
     if let Some(lora) = options.lora {
         arguments.extend(["--lora", lora]);
     }
-    run(&program("bench_serve"), &arguments)?;
+    run(&program("bench_serve")?, &arguments)?;
     arguments.extend(["--quantization", "nf4"]);
-    run(&program("bench_serve"), &arguments)
+    run(&program("bench_serve")?, &arguments)
 }
 
 fn training(options: &Options<'_>) -> Result<()> {
@@ -126,7 +126,7 @@ fn training(options: &Options<'_>) -> Result<()> {
 /// One of the example programs.
 fn ours(name: &str, options: &Options<'_>, arguments: &[&str]) -> Result<()> {
     let common = ["--model", options.model, "--threads", options.threads];
-    run(&program(name), &[&common[..], arguments].concat())
+    run(&program(name)?, &[&common[..], arguments].concat())
 }
 
 /// llama.cpp, after `npm i --ignore-scripts node-llama-cpp@3.22.1` in a folder where node looks for packages.
@@ -138,7 +138,10 @@ fn llama_cpp(file: &str, options: &Options<'_>) -> Result<()> {
 }
 
 /// Path of a program of this workspace.
-fn program(name: &str) -> String {
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-    format!("{target}/release/{name}{}", std::env::consts::EXE_SUFFIX)
+fn program(name: &str) -> Result<String> {
+    let target = crate::target_directory()?;
+    Ok(format!(
+        "{target}/release/{name}{}",
+        std::env::consts::EXE_SUFFIX
+    ))
 }

@@ -102,8 +102,8 @@ fn with_server(requirements: &str, script: &[&str]) -> Result<()> {
         );
         return Ok(());
     };
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-    let server = format!("{target}/debug/server");
+    let target = crate::target_directory()?;
+    let server = format!("{target}/debug/server{}", std::env::consts::EXE_SUFFIX);
     command(&python, &[script, &[&server]].concat())
 }
 

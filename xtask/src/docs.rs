@@ -4,8 +4,6 @@ use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use serde_json::Value;
-
 use crate::{output, root, run as command};
 
 /// A program, the words after which it lists its commands, and the page that holds its help.
@@ -19,10 +17,7 @@ const WITHOUT_HELP: [&str; 2] = ["serve", "help"];
 /// Writes the pages, or with `check` fails where one differs.
 pub(crate) fn run(check: bool) -> Result<()> {
     command("cargo", &["build", "--workspace", "--bins"])?;
-    let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps"])?;
-    let metadata: Value = serde_json::from_str(&metadata)?;
-    let target = metadata["target_directory"].as_str();
-    let target = target.context("cargo metadata: no target_directory")?;
+    let target = crate::target_directory()?;
     for (program, list, page) in PAGES {
         let path = format!("{target}/debug/{program}");
         let mut text = format!(

@@ -106,6 +106,16 @@ fn run_with(program: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<
     Ok(())
 }
 
+/// Where Cargo builds, as it says itself.
+fn target_directory() -> Result<String> {
+    let metadata = output("cargo", &["metadata", "--format-version", "1", "--no-deps"])?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let target = metadata["target_directory"].as_str();
+    Ok(target
+        .context("cargo metadata: no target_directory")?
+        .to_owned())
+}
+
 /// The standard output of a command in the workspace's top folder. The command must succeed.
 fn output(program: &str, args: &[&str]) -> Result<String> {
     output_in(&root(), program, args)

@@ -132,11 +132,13 @@ impl Cache {
         compiled
     }
 
-    /// Keeps the code. Without room or rights, the next process compiles the kernel again.
-    pub(crate) fn store(&self, key: &Key, compiled: &Compiled) {
-        if let Err(error) = self.write(&self.path(key), &compiled.to_bytes()) {
+    /// Keeps the code, and says whether it could. Without room or rights, the next process compiles the kernel again.
+    pub(crate) fn store(&self, key: &Key, compiled: &Compiled) -> bool {
+        let written = self.write(&self.path(key), &compiled.to_bytes());
+        if let Err(error) = &written {
             log::debug!("{}: a kernel is not kept: {error}", self.folder.display());
         }
+        written.is_ok()
     }
 
     /// Two processes may write the same kernel: a file appears whole.

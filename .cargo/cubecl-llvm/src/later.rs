@@ -3,7 +3,7 @@
 //! In a dry run (`cubecl::dry_run`) no launch runs, so none has to wait for its kernel: the compiler only takes down what is wanted.
 //! Threads of this module compile it and keep it on disk. A launch that runs waits for its own kernel.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::panic::catch_unwind;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -23,14 +23,14 @@ pub(crate) struct Wanted {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Wanted>,
-    /// Those that wait, and those that are being compiled.
-    under_way: Option<HashSet<Key>>,
+    /// Those that wait or are being compiled, `None`, and those that were and could not be kept on disk.
+    kernels: Option<HashMap<Key, Option<Compiled>>>,
     threads: usize,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     waiting: VecDeque::new(),
-    under_way: None,
+    kernels: None,
     threads: 0,
 });
 static DONE: Condvar = Condvar::new();
@@ -40,17 +40,22 @@ fn queue() -> MutexGuard<'static, Queue> {
 }
 
 impl Queue {
-    fn under_way(&mut self) -> &mut HashSet<Key> {
-        self.under_way.get_or_insert_default()
+    fn kernels(&mut self) -> &mut HashMap<Key, Option<Compiled>> {
+        self.kernels.get_or_insert_default()
+    }
+
+    fn is_under_way(&mut self, key: Key) -> bool {
+        matches!(self.kernels().get(&key), Some(None))
     }
 }
 
 /// Compiles a kernel on another thread, if none does already.
 pub(crate) fn compile(wanted: Wanted) {
     let mut queue = queue();
-    if !queue.under_way().insert(wanted.key) {
+    if queue.kernels().contains_key(&wanted.key) {
         return;
     }
+    queue.kernels().insert(wanted.key, None);
     queue.waiting.push_back(wanted);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if queue.threads < cores {
@@ -59,17 +64,18 @@ pub(crate) fn compile(wanted: Wanted) {
     }
 }
 
-/// Waits until no thread compiles this kernel.
-pub(crate) fn wait_for(key: Key) {
+/// Waits until no thread compiles this kernel. Gives what one has compiled and could not keep on disk.
+pub(crate) fn wait_for(key: Key) -> Option<Compiled> {
     let mut queue = queue();
-    while queue.under_way().contains(&key) {
+    while queue.is_under_way(key) {
         queue = DONE.wait(queue).unwrap_or_else(PoisonError::into_inner);
     }
+    queue.kernels().remove(&key).flatten()
 }
 
-/// Whether a thread compiles this kernel.
-pub(crate) fn is_under_way(key: Key) -> bool {
-    queue().under_way().contains(&key)
+/// Whether a thread compiles this kernel, or has, and keeps it for the launch that runs.
+pub(crate) fn is_known(key: Key) -> bool {
+    queue().kernels().contains_key(&key)
 }
 
 fn work() {
@@ -88,18 +94,26 @@ fn work() {
         let key = wanted.key;
         // cudarc panics without NVRTC. Who wants the kernel compiles it again where this fails, and says why.
         let compiled = catch_unwind(|| nvrtc::compile(&wanted.source, wanted.target));
+        let mut unkept = None;
         match compiled {
-            Ok(Ok(code)) => wanted.cache.store(
-                &key,
-                &Compiled {
+            Ok(Ok(code)) => {
+                let compiled = Compiled {
                     code,
                     ..wanted.compiled
-                },
-            ),
+                };
+                if !wanted.cache.store(&key, &compiled) {
+                    unkept = Some(compiled);
+                }
+            }
             Ok(Err(error)) => log::debug!("a kernel is not compiled ahead: {error}"),
             Err(_) => log::debug!("a kernel is not compiled ahead: NVRTC has failed"),
         }
-        queue().under_way().remove(&key);
+        let mut queue = queue();
+        match unkept {
+            Some(_) => queue.kernels().insert(key, unkept),
+            None => queue.kernels().remove(&key),
+        };
+        drop(queue);
         DONE.notify_all();
     }
 }
@@ -128,11 +142,11 @@ mod tests {
             });
         }
         for &key in &keys {
-            wait_for(key);
-            assert!(!is_under_way(key));
+            assert!(wait_for(key).is_none());
+            assert!(!is_known(key));
             assert!(cache.load(&key).is_none());
         }
-        wait_for(Key::of(&"nobody compiles this one"));
+        assert!(wait_for(Key::of(&"nobody compiles this one")).is_none());
         let _ = std::fs::remove_dir_all(folder);
     }
 }

@@ -93,16 +93,13 @@ impl PlironCompiler {
                 options.grid_constants,
             )
         });
-        if let Some(key) = key {
-            match dry_run() {
-                true if later::is_under_way(key) => return Err(not_yet()),
-                true => {}
-                false => later::wait_for(key),
-            }
-        }
-        if let (Some(cache), Some(key)) = (cache, &key)
-            && let Some(kept) = cache.load(key)
-        {
+        let unkept = match key {
+            Some(key) if dry_run() && later::is_known(key) => return Err(not_yet()),
+            Some(key) if !dry_run() => later::wait_for(key),
+            _ => None,
+        };
+        let on_disk = || cache.zip(key).and_then(|(cache, key)| cache.load(&key));
+        if let Some(kept) = unkept.or_else(on_disk) {
             return Ok(PlironArtifact::NvptxCode(module(
                 entrypoint,
                 String::new(),

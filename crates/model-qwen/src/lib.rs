@@ -71,7 +71,7 @@ pub use hub::{
 pub use json_file::JsonFileError;
 pub use load::{FolderShapes, LoadError, LoadOptions, Quantization, is_headless, score_weights};
 pub use merge::{MergeError, MergedWeights};
-pub use model::{DecoderLayer, LINEARS, QwenModel, linear_names};
+pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
 pub use model_folder::{ModelFolderError, RUN_FILES};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{

@@ -19,7 +19,7 @@ use crate::config::{ConfigError, QwenConfig};
 use crate::device::use_one_queue;
 use crate::dtype::Dtype;
 use crate::json_file::JsonFileError;
-use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention};
+use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features};
 use crate::pooling::Architecture;
 
 pub use heads::{is_headless, score_weights};
@@ -158,9 +158,12 @@ pub(crate) fn build_layer(
     linear: &mut MakeLinear<'_>,
     norm: &mut MakeNorm<'_>,
 ) -> Result<DecoderLayer, LoadError> {
-    let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-    let q_width = config.num_attention_heads * config.head_dim;
-    let kv_width = config.num_key_value_heads * config.head_dim;
+    let hidden = config.hidden_size;
+    let features = linear_features(config);
+    let mut linear = |at: usize, bias| {
+        let (name, [inputs, outputs]) = features[at];
+        linear(name, [outputs, inputs], bias)
+    };
     let bias = config.attention_bias;
     let mut qk_norm = |name: &str| {
         config
@@ -173,19 +176,19 @@ pub(crate) fn build_layer(
     Ok(DecoderLayer {
         input_layernorm: norm("input_layernorm", hidden)?,
         self_attn: SelfAttention {
-            q_proj: linear("self_attn.q_proj", [q_width, hidden], bias)?,
-            k_proj: linear("self_attn.k_proj", [kv_width, hidden], bias)?,
-            v_proj: linear("self_attn.v_proj", [kv_width, hidden], bias)?,
-            o_proj: linear("self_attn.o_proj", [hidden, q_width], o_bias)?,
+            q_proj: linear(0, bias)?,
+            k_proj: linear(1, bias)?,
+            v_proj: linear(2, bias)?,
+            o_proj: linear(3, o_bias)?,
             q_norm,
             k_norm,
             head_dim: config.head_dim,
         },
         post_attention_layernorm: norm("post_attention_layernorm", hidden)?,
         mlp: Mlp {
-            gate_proj: linear("mlp.gate_proj", [inter, hidden], false)?,
-            up_proj: linear("mlp.up_proj", [inter, hidden], false)?,
-            down_proj: linear("mlp.down_proj", [hidden, inter], false)?,
+            gate_proj: linear(4, false)?,
+            up_proj: linear(5, false)?,
+            down_proj: linear(6, false)?,
         },
         rms_norm_eps: config.rms_norm_eps,
     })

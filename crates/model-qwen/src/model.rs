@@ -49,6 +49,23 @@ pub const LINEARS: [&str; 7] = [
     "mlp.down_proj",
 ];
 
+/// In and out features of each of [`LINEARS`].
+pub fn linear_features(config: &QwenConfig) -> [(&'static str, [usize; 2]); 7] {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let [q, k, v, o, gate, up, down] = LINEARS;
+    [
+        (q, [hidden, queries]),
+        (k, [hidden, keys]),
+        (v, [hidden, keys]),
+        (o, [queries, hidden]),
+        (gate, [hidden, inner]),
+        (up, [hidden, inner]),
+        (down, [inner, hidden]),
+    ]
+}
+
 /// [`LINEARS`] as adapters and messages name them: `q_proj`.
 pub fn linear_names() -> [&'static str; 7] {
     LINEARS.map(|path| path.rsplit_once('.').map_or(path, |(_, name)| name))

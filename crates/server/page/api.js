@@ -38,8 +38,6 @@ async function message(answer) {
   }
 }
 
-export const forgetKey = () => setApiKey("");
-
 /** The cards of `/v1/models`. */
 export const models = async () => (await (await call("v1/models")).json()).data;
 export const version = async () => (await (await call("version")).json()).version;
@@ -96,7 +94,7 @@ async function* events(body) {
 }
 
 /** Prometheus' text format as `[{ name, labels, value }]`. */
-export function parseMetrics(text) {
+function parseMetrics(text) {
   const samples = [];
   for (const line of text.split("\n")) {
     const match = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/.exec(line);

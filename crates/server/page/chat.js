@@ -1,6 +1,6 @@
 // The chat: conversations in a list, one of them open. An answer goes on while another conversation is open.
 
-import { announce, byId, copy, el, grow } from "./dom.js";
+import { announce, byId, el, grow, isFree } from "./dom.js";
 import { save } from "./export.js";
 import { date, onLanguage, t } from "./i18n.js";
 import { action, answerOf, fill, forApi, messageView } from "./message.js";
@@ -38,12 +38,10 @@ export function startChat(model) {
   byId("delete-chat").addEventListener("click", remove);
   byId("list-toggle").addEventListener("click", () => setList(!byId("chat").classList.contains("with-list")));
   document.addEventListener("keydown", (event) => {
-    const isFree = !document.querySelector("dialog[open]") && !byId("chat").hidden;
-    if (event.key === "Escape" && isFree && !event.isComposing) stop();
+    if (event.key === "Escape" && isFree("chat") && !event.isComposing) stop();
   });
   addEventListener("pagehide", () => running.forEach(({ conversation }) => saveConversation(conversation)));
   onLanguage(() => show(open));
-  show(open);
 }
 
 /** Enter sends and Shift+Enter breaks the line; an input method's Enter is its own. */
@@ -74,6 +72,7 @@ function remove() {
 function show(conversation) {
   open = running.get(conversation.id)?.conversation ?? conversation;
   editing = null;
+  byId("full").hidden = true;
   drawMessages();
   drawList();
   setList(false);
@@ -124,10 +123,7 @@ export const settingsChanged = drawControls;
 function actions(message, i) {
   const buttons = [];
   if (message.content) {
-    buttons.push(action("copy", async ({ target }) => {
-      target.textContent = (await copy(message.content)) ? t("copied") : t("not_copied");
-      setTimeout(() => { target.textContent = t("copy"); }, 1500);
-    }));
+    buttons.push(copyButton(message.content));
   }
   if (isRunning(open)) return buttons;
   if (message.role === "user") {

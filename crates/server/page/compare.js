@@ -1,6 +1,6 @@
 // The same question to two models side by side, such as a base model and its adapter. Each question stands for itself.
 
-import { announce, byId, el, grow } from "./dom.js";
+import { announce, byId, el, grow, isFree } from "./dom.js";
 import { onLanguage, t } from "./i18n.js";
 import { answerOf, fill, messageView } from "./message.js";
 import { sendOnEnter } from "./chat.js";
@@ -24,7 +24,7 @@ export function startCompare() {
   });
   byId("compare-stop").addEventListener("click", () => controller?.abort());
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !byId("compare").hidden && !event.isComposing) controller?.abort();
+    if (event.key === "Escape" && isFree("compare") && !event.isComposing) controller?.abort();
   });
   onLanguage(draw);
 }

@@ -15,7 +15,7 @@ export function el(tag, attributes = {}, ...children) {
 /** The element of the document with this id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Calls `draw` at most once per frame, and not at all for calls that a later one overtakes. */
+/** `later()` draws once with the next frame, however often it is called; `now()` draws at once and cancels that. */
 export function perFrame(draw) {
   let frame = 0;
   const run = () => {
@@ -53,6 +53,9 @@ export async function copy(text) {
     return copied;
   }
 }
+
+/** Whether a view is seen and no dialog is over it. */
+export const isFree = (view) => !byId(view).hidden && !document.querySelector("dialog[open]");
 
 /** Lets a textarea grow with its text, up to the height that its style allows. */
 export function grow(area) {

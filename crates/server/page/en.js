@@ -85,6 +85,7 @@ export default {
   "stat_tokens": "{tokens} tokens",
   "stat_ttft": "first token after {seconds} s",
   "stop": "Stop",
+  "stop_is_set": "stop texts",
   "system_is_set": "system prompt",
   "theme": "Colours",
   "theme_auto": "Automatic",

@@ -18,7 +18,7 @@ export function save(conversation, format) {
 }
 
 /** The messages under headings; thoughts and calls in blocks. */
-export function asMarkdown(conversation) {
+function asMarkdown(conversation) {
   const parts = [`# ${conversation.title}`, `*${date(conversation.created)}*`];
   if (conversation.system) parts.push(`## ${t("role_system")}`, conversation.system);
   for (const message of conversation.messages) {

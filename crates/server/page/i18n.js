@@ -34,7 +34,7 @@ export function date(value) {
 }
 
 /** Writes the texts of all elements below `root` that name one. */
-export function translate(root = document) {
+function translate(root = document) {
   for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   for (const attribute of ["aria-label", "placeholder", "title"]) {
     for (const element of root.querySelectorAll(`[data-t-${attribute}]`)) {

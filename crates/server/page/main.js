@@ -1,6 +1,6 @@
 // The page's frame: views, models, key, language and colours.
 
-import { forgetKey, models, onKeyNeeded } from "./api.js";
+import { models, onKeyNeeded } from "./api.js";
 import { settingsChanged, startChat } from "./chat.js";
 import { setCompareModels, startCompare } from "./compare.js";
 import { byId, el } from "./dom.js";
@@ -90,7 +90,7 @@ function start() {
   byId("model").addEventListener("change", ({ target }) => setSetting("model", target.value));
   byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
   byId("forget-key").addEventListener("click", () => {
-    forgetKey();
+    setApiKey("");
     byId("forget-key").hidden = true;
   });
   byId("again").addEventListener("click", loadModels);

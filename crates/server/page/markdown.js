@@ -65,14 +65,19 @@ function readCode(lines, i, [, indent, fence, language]) {
   return [codeBlock(own.join("\n"), language), end + 1];
 }
 
-/** Code with its language and a button that copies it. */
-export function codeBlock(code, language) {
+/** A button that copies a text, and says for a moment whether it could. */
+export function copyButton(text) {
   const button = el("button", { type: "button", class: "small" }, t("copy"));
   button.addEventListener("click", async () => {
-    button.textContent = (await copy(code)) ? t("copied") : t("not_copied");
+    button.textContent = (await copy(text)) ? t("copied") : t("not_copied");
     setTimeout(() => { button.textContent = t("copy"); }, 1500);
   });
-  const head = el("figcaption", {}, el("span", {}, language || t("code")), button);
+  return button;
+}
+
+/** Code with its language and a button that copies it. */
+export function codeBlock(code, language) {
+  const head = el("figcaption", {}, el("span", {}, language || t("code")), copyButton(code));
   return el("figure", { class: "code" }, head, el("pre", { tabindex: "0" }, el("code", {}, code)));
 }
 

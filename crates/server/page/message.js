@@ -108,7 +108,7 @@ export function messageView(message, actions = []) {
     frames.now();
   };
   update(false);
-  return { element, body, update, later: frames.later };
+  return { element, update, later: frames.later };
 }
 
 /** A call with its arguments; broken JSON is shown as it is. */

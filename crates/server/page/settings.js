@@ -42,6 +42,8 @@ export function settingsSummary() {
   const set = NUMBERS.map(([name]) => name).filter((name) => value(name).trim()).map((name) => `${name} ${value(name)}`);
   if (value("system").trim()) set.unshift(t("system_is_set"));
   if (value("tools").trim()) set.push(t("tools_are_set"));
+  if (value("stop").trim()) set.push(t("stop_is_set"));
+  if (value("thinking")) set.push(`${t("set_thinking")}: ${t(value("thinking"))}`);
   return set.join(" · ");
 }
 
@@ -72,7 +74,6 @@ export function startSettings(changed) {
     for (const [name] of NUMBERS) field(name).placeholder = t("default");
   };
   onLanguage(placeholders);
-  placeholders();
   byId("settings-open").addEventListener("click", () => {
     show();
     dialog.showModal();

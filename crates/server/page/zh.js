@@ -85,6 +85,7 @@ export default {
   "stat_tokens": "{tokens} 个 token",
   "stat_ttft": "首个 token 用时 {seconds} 秒",
   "stop": "停止",
+  "stop_is_set": "停止文本",
   "system_is_set": "系统提示词",
   "theme": "颜色",
   "theme_auto": "自动",

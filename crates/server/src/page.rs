@@ -13,7 +13,7 @@ use axum::routing::get;
 
 use crate::state::AppState;
 
-/// What the page may load and do. Scripts cannot make markup of text: no policy for it has a name.
+/// What the page may load and do. Trusted Types without a policy: no script can turn text into markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
                       trusted-types 'none'";

@@ -68,7 +68,8 @@ pub struct RunIdentity {
     pub eval: Option<String>,
     /// Hash of the base model and its tokenizer.
     pub model: String,
-    /// Hash of the other files that a run reads again when it goes on: the adapter of a reference, schemas of rewards.
+    /// Hash of small weights of the model, and of other files that a run reads again when it goes on: the adapter of a reference,
+    /// schemas of rewards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<String>,
 }

@@ -1,16 +1,12 @@
 //! The memory that a run takes whatever its batches are, by the shape of its model.
 
-use model_qwen::{Dtype, Quantization, QwenConfig};
+use lora_4bit::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
+use model_qwen::{Dtype, Quantization, QwenConfig, linear_features};
 use serde::Serialize;
 
 use crate::config::{Config, Optim};
 use crate::optimizer::moment_bytes;
 use crate::space::{saved_tables, trained_tensors};
-
-/// Values of an NF4 block, which have one scale.
-const BLOCK: usize = 64;
-/// Scales of a block of double quantization.
-const NESTED_BLOCK: usize = 256;
 
 /// Bytes that do not depend on the batch. Activations come on top.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -37,17 +33,7 @@ impl Footprint {
         let hidden = model.hidden_size;
         let queries = model.num_attention_heads * model.head_dim;
         let keys = model.num_key_value_heads * model.head_dim;
-        let inner = model.intermediate_size;
-        // q, k, v and o; gate, up and down.
-        let linears = [
-            hidden * queries,
-            hidden * keys,
-            hidden * keys,
-            queries * hidden,
-            hidden * inner,
-            hidden * inner,
-            inner * hidden,
-        ];
+        let linears = linear_features(model).map(|(_, [inputs, outputs])| inputs * outputs);
         let biases = match model.attention_bias {
             true => 4 * (queries + 2 * keys),
             false => 0,
@@ -83,10 +69,10 @@ fn trained_bytes(config: &Config, model: &QwenConfig) -> u64 {
 /// Bytes of a matrix in NF4.
 fn nf4(values: usize, double_quant: bool) -> usize {
     let map = 16 * 4;
-    let scales = values.div_ceil(BLOCK);
+    let scales = values.div_ceil(BLOCK_SIZE);
     let scales = match double_quant {
         // Codes, their map, the scales of the scales, and an offset.
-        true => scales + 256 * 4 + 4 * scales.div_ceil(NESTED_BLOCK) + 4,
+        true => scales + 256 * 4 + 4 * scales.div_ceil(NESTED_BLOCK_SIZE) + 4,
         false => 4 * scales,
     };
     values.div_ceil(2) + scales + map

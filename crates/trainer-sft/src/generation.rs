@@ -344,7 +344,10 @@ fn shape(model: &QwenModel, requests: &[Request]) -> KvShape {
         DType::F32
     };
     let blocks = |request: &Request| {
-        let tokens = request.prompt.len() + request.max_tokens.max(1);
+        let tokens = request
+            .prompt
+            .len()
+            .saturating_add(request.max_tokens.max(1));
         tokens.min(config.context_length()).div_ceil(BLOCK_SIZE)
     };
     let mut shape = KvShape {

@@ -81,18 +81,31 @@ pub(crate) fn identify(config: &Config, data: &Datasets) -> Result<RunIdentity, 
         data: data.train.hash(),
         eval: eval.map(|eval| eval.hash.clone()),
         model: digest::short(hash),
-        files: hash_of_files(config),
+        files: hash_of_files(config, config.model.folder()?.as_deref()),
     })
 }
 
-/// Of the reference's adapter and of the schemas of rewards; none of neither.
-fn hash_of_files(config: &Config) -> Option<String> {
+/// Weights up to this length are compared whole.
+const WHOLE: u64 = 256 << 20;
+
+/// Of small weights of the model, of the reference's adapter and of the schemas of rewards; none for a run without any.
+fn hash_of_files(config: &Config, model: Option<&Path>) -> Option<String> {
+    let entries = model.map(std::fs::read_dir).into_iter().flatten().flatten();
+    let is_small = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|ending| ending == "safetensors")
+            && path.metadata().is_ok_and(|file| file.len() <= WHOLE)
+    };
+    let weights = entries.flatten().map(|entry| entry.path());
+    let mut weights: Vec<PathBuf> = weights.filter(is_small).collect();
+    weights.sort();
+
     let adapter = config.method.ref_adapter.iter().flat_map(|folder| {
         ["adapter_config.json", "adapter_model.safetensors"].map(|name| folder.join(name))
     });
     let schemas = (config.grpo.rewards.iter())
         .filter_map(|reward| Some(PathBuf::from(reward.strip_prefix("json_schema:")?)));
-    let mut paths = adapter.chain(schemas).peekable();
+    let mut paths = weights.into_iter().chain(adapter).chain(schemas).peekable();
     paths.peek()?;
     let mut hash = Sha256::new();
     for path in paths {
@@ -157,7 +170,7 @@ pub(crate) fn check(
                     None => "none".to_owned(),
                 };
                 differs(
-                    "the files of --ref-adapter (with --method dpo or kto also --adapter) and of --reward json_schema",
+                    "the weights of --model, the files of --ref-adapter (with --method dpo or kto also --adapter) or of --reward json_schema",
                     name(run),
                     name(this),
                 );
@@ -225,7 +238,7 @@ fn show(value: &Value) -> String {
     }
 }
 
-/// Small files whole; of large weights their length and parts of them, since reading all would take longer than loading.
+/// Small files whole; of weights their length and parts of them, since reading all would take longer than loading.
 fn hash_model(folder: &Path, hash: &mut Sha256) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
@@ -250,15 +263,11 @@ fn hash_file(path: &Path, hash: &mut Sha256) {
 fn hash_parts(path: &Path, hash: &mut Sha256) {
     const PARTS: u64 = 64;
     const SIZE: u64 = 1 << 14;
-    const WHOLE: u64 = 256 << 20;
     let Ok(mut file) = File::open(path) else {
         return;
     };
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     hash.update(length.to_le_bytes());
-    if length <= WHOLE {
-        return hash_file(path, hash);
-    }
     for part in 0..PARTS {
         let start = length / PARTS * part;
         let mut bytes = Vec::new();

@@ -235,38 +235,20 @@ pub(crate) fn tempered(logits: Tensor<2>, temperature: f64) -> Tensor<2> {
     }
 }
 
-/// What is known of each target, without gradients: its cross-entropy, 1 where it is the likeliest token, the entropy of the
-/// prediction.
-///
-/// # Shapes
-/// `hidden` is `[tokens, hidden]`.
-pub(crate) fn forward_rows(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Vec<[f32; 3]> {
-    let device = hidden.device();
-    let mut all = Vec::with_capacity(targets.len());
-    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
-        let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
-        let logits = head.logits(head.normalized(x)); // [rows, vocab]
-        read_rows(cross_entropy_of_rows(logits, tokens, 1.0).0, &mut all);
-    }
-    all
-}
-
 /// As [`backward`], for a loss of which `weigh` says how fast it grows with the cross-entropy of each target.
 ///
-/// Gives what `weigh` gives besides, and the gradient with respect to `hidden`.
-pub(crate) fn backward_rows<T>(
+/// # Shapes
+///
+/// `hidden` and the result are `[tokens, hidden]`.
+pub(crate) fn backward_rows(
     head: &Head,
     hidden: Tensor<2>,
     targets: &Targets,
-    weigh: impl FnOnce(&[[f32; 3]]) -> (T, Vec<f32>),
+    weigh: impl FnOnce(&[[f32; 3]]) -> Vec<f32>,
     trained: Option<(HeadNames<'_>, &mut GradientStore)>,
-) -> (T, Tensor<2>) {
+) -> Tensor<2> {
     let device = hidden.device();
-    let column = |weights: &[f32]| {
-        let data = TensorData::new(weights.to_vec(), [weights.len(), 1]);
-        Tensor::<2>::from_data(data, (&device, DType::F32)) // [rows, 1]
-    };
-    let Some((names, store)) = trained else {
+    if trained.is_none() {
         // The gradient of a row is linear in its weight, which may therefore come last.
         let (mut known, mut gradients) = (Vec::with_capacity(targets.len()), Vec::new());
         for (rows, tokens) in targets.chunks(head.chunk_rows()) {
@@ -283,41 +265,25 @@ pub(crate) fn backward_rows<T>(
             let mut grads = inner_product(normalized, dy.autodiff()).backward();
             gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
         }
-        let (found, weights) = weigh(&known);
+        let weights = weigh(&known);
+        let column = TensorData::new(weights, [known.len(), 1]);
+        let column = Tensor::<2>::from_data(column, (&device, DType::F32)); // [targets, 1]
         let gradients = match gradients.is_empty() {
             true => Vec::new(),
-            false => vec![Tensor::cat(gradients, 0) * column(&weights)], // [targets, hidden]
+            false => vec![Tensor::cat(gradients, 0) * column], // [targets, hidden]
         };
-        return (found, spread(gradients, targets, &hidden));
-    };
-    let (found, weights) = weigh(&forward_rows(head, hidden.clone(), targets));
-    let mut head = head.clone();
-    if names.norm.is_some() {
-        head.norm = head.norm.autodiff().require_grad();
+        return spread(gradients, targets, &hidden);
     }
-    if let Weight::Dense(weight) = head.lm_head.weight {
-        head.lm_head.weight = Weight::Dense(weight.autodiff().require_grad());
-    }
-    let (mut gradients, size) = (Vec::new(), head.chunk_rows());
-    for ((rows, tokens), weights) in targets.chunks(size).zip(weights.chunks(size)) {
-        let x = hidden
-            .clone()
-            .select(0, indices(rows, &device))
-            .autodiff()
-            .require_grad(); // [rows, hidden]
-        let logits = head.logits(head.normalized(x.clone())); // [rows, vocab]
-        let (_, d_logits) = cross_entropy_of_rows(logits.clone().inner(), tokens, 1.0);
-        let dy = d_logits * column(weights); // [rows, vocab]
-        let mut grads = inner_product(logits, dy.autodiff()).backward();
-        gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
-        if let Some(name) = names.norm {
-            store.add(name, head.norm.grad_remove(&mut grads));
-        }
-        if let Weight::Dense(weight) = &head.lm_head.weight {
-            store.add(names.lm_head, weight.grad_remove(&mut grads));
-        }
-    }
-    (found, spread(gradients, targets, &hidden))
+    let weights = weigh(&known_of_targets(head, &hidden, targets, 1.0));
+    backward_by(
+        head,
+        hidden,
+        targets,
+        trained,
+        &mut |logits, first, tokens| {
+            weighted_cross_entropy(logits, tokens, &|row, _| weights[first + row]).1
+        },
+    )
 }
 
 /// Adds the rows of `known [rows, 3]` to `all`.

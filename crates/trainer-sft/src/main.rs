@@ -3,9 +3,11 @@
 mod signals;
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use lora_4bit::peft::LoraConfig;
 use model_qwen::Quantization;
 use tracing_subscriber::EnvFilter;
 use trainer_sft::args::{Args, ArgsError};
@@ -97,25 +99,23 @@ fn train(config: &Config) -> Result<ExitCode> {
         .run()?;
     let (what_next, code) = match summary.stopped {
         Some(_) => (String::new(), ExitCode::from(signals::exit_code())),
-        None => (serve_command(config, &summary) + "\n", ExitCode::SUCCESS),
+        None => (serve_command(config, &summary)? + "\n", ExitCode::SUCCESS),
     };
     write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))?;
     Ok(code)
 }
 
-/// Whether the adapter in a folder has whole weights, too.
-fn has_saved_modules(folder: &std::path::Path) -> bool {
-    let text = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let modules = config["modules_to_save"].as_array();
-    modules.is_some_and(|modules| !modules.is_empty())
+/// Whether the adapter that a run has written has whole weights, too.
+fn has_saved_modules(folder: &Path) -> Result<bool> {
+    let config = LoraConfig::from_json(&std::fs::read(folder.join("adapter_config.json"))?)?;
+    Ok(!config.modules_to_save.is_empty())
 }
 
 /// How to talk to the result.
-fn serve_command(config: &Config, summary: &Summary) -> String {
+fn serve_command(config: &Config, summary: &Summary) -> Result<String> {
     let output = summary.output.display();
     if config.run.full {
-        return format!("Serve it: cargo run -p server -- --model {output}");
+        return Ok(format!("Serve it: cargo run -p server -- --model {output}"));
     }
     let name = summary
         .output
@@ -126,20 +126,20 @@ fn serve_command(config: &Config, summary: &Summary) -> String {
         .model
         .as_ref()
         .map_or_else(String::new, |model| format!("--model {model} "));
-    if has_saved_modules(&summary.output) {
-        return format!(
+    if has_saved_modules(&summary.output)? {
+        return Ok(format!(
             "Merge it, since embedding and head are one for all requests: cargo run -p trainer-sft -- merge --adapter {output} \
              --output {output}-merged\nServe it: cargo run -p server -- --model {output}-merged"
-        );
+        ));
     }
     // As the adapter was trained: it has learnt beside the weights in four bits.
     let quantization = match config.quantization() {
         Quantization::Nf4 => "--quantization nf4 ",
         Quantization::None => "",
     };
-    format!(
+    Ok(format!(
         "Serve it: cargo run -p server -- {model}{quantization}--enable-lora --lora-modules {name}={output}"
-    )
+    ))
 }
 
 /// Writes to standard output; a reader that goes away (`| head`) is no error.

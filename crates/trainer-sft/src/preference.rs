@@ -102,8 +102,7 @@ impl Preference {
             let answers = Answers::new(batch, &self.objective);
             let reference = self.reference(model, &answers);
             rows::forward_backward(model, &answers.batch, how, store, |known| {
-                let weights = self.add(&mut tally, &answers, known, &reference, &step);
-                ((), weights)
+                self.add(&mut tally, &answers, known, &reference, &step)
             });
         }
         tally.means()

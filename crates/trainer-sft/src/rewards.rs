@@ -54,6 +54,15 @@ enum Kind {
     Endpoint(Endpoint),
 }
 
+impl Kind {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Builtin(builtin) => builtin.name(),
+            Self::Endpoint(_) => "url",
+        }
+    }
+}
+
 impl Rewards {
     /// The rewards that `options` name.
     ///
@@ -63,15 +72,16 @@ impl Rewards {
         let mut all: Vec<Reward> = Vec::new();
         let builtin = options.rewards.iter().map(|text| {
             let kind = Builtin::parse(text)?;
-            Ok((kind.name(), Kind::Builtin(kind)))
+            Ok(Kind::Builtin(kind))
         });
         let endpoints = options.reward_urls.iter().map(|url| {
             let endpoint = Endpoint::new(url, options.reward_timeout())?;
-            Ok(("url", Kind::Endpoint(endpoint)))
+            Ok(Kind::Endpoint(endpoint))
         });
         for (index, found) in builtin.chain(endpoints).enumerate() {
-            let (name, kind): (&str, Kind) = found?;
-            let number = all.iter().filter(|reward| reward.name.starts_with(name));
+            let kind: Kind = found?;
+            let name = kind.name();
+            let number = all.iter().filter(|reward| reward.kind.name() == name);
             all.push(Reward {
                 name: match number.count() {
                     0 => name.to_owned(),

@@ -67,6 +67,8 @@ pub(crate) struct Run<'a> {
     more: BTreeMap<String, f64>,
     metrics: Metrics,
     checks: Checks,
+    /// Whether the caller has told the run to end.
+    is_broken: bool,
     started: Instant,
     summary: Summary,
 }
@@ -105,6 +107,7 @@ impl<'a> Run<'a> {
             more: BTreeMap::new(),
             metrics,
             checks: Checks::of(config),
+            is_broken: false,
             started: Instant::now(),
             summary,
         })
@@ -196,10 +199,10 @@ impl<'a> Run<'a> {
         if !last && self.samples_are_due(step) {
             self.sample(told)?;
         }
-        let is_broken = self.report(&batch, &output, total_steps)?.is_break();
+        self.is_broken |= self.report(&batch, &output, total_steps)?.is_break();
         let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
         let can_go_on = self.grpo.as_ref().is_none_or(Grpo::is_at_start);
-        let stops = !last && can_go_on && (is_broken || is_told);
+        let stops = !last && can_go_on && (self.is_broken || is_told);
         // The last weights are the result as they are.
         if stops || (is_new_best && !last) || is_due(settings.save_steps, step) {
             self.on_device(step, |run| run.write_checkpoint(is_new_best, stops))?;

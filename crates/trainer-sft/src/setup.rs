@@ -43,6 +43,16 @@ pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigEr
     }
 }
 
+/// The settings of a run that trains an adapter further: those of the adapter are the adapter's.
+pub(crate) fn with_adapter(config: &Config) -> Result<Config, TrainError> {
+    let mut config = config.clone();
+    if let Some(folder) = &config.run.adapter {
+        config.lora = options_of_adapter(folder, &config.lora)?;
+        config.check_reference()?;
+    }
+    Ok(config)
+}
+
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
 pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, TrainError> {
     let options = match config.run.full {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use model_qwen::{QwenConfig, linear_names};
+use model_qwen::{QwenConfig, linear_features};
 
 use crate::config::{Config, Optim, RunConfig};
 use crate::error::TrainError;
@@ -68,30 +68,21 @@ pub(crate) fn num_trained(config: &Config, model: &QwenConfig) -> u64 {
 /// The tensors that are trained: values of one, and how many there are of that size.
 pub(crate) fn trained_tensors(config: &Config, model: &QwenConfig) -> Vec<[usize; 2]> {
     let hidden = model.hidden_size;
-    let queries = model.num_attention_heads * model.head_dim;
-    let keys = model.num_key_value_heads * model.head_dim;
-    let inner = model.intermediate_size;
-    let [q, k, v, o, gate, up, down] = linear_names();
-    let linears = [
-        (q, hidden, queries),
-        (k, hidden, keys),
-        (v, hidden, keys),
-        (o, queries, hidden),
-        (gate, hidden, inner),
-        (up, hidden, inner),
-        (down, inner, hidden),
-    ];
+    let linears = linear_features(model);
     let (layers, table) = (model.num_hidden_layers, model.vocab_size * hidden);
     if config.run.full {
-        let linears = linears.map(|(_, inputs, outputs)| [inputs * outputs, layers]);
+        let linears = linears.map(|(_, [inputs, outputs])| [inputs * outputs, layers]);
         let tables = if model.tie_word_embeddings { 1 } else { 2 };
         return linears.into_iter().chain([[table, tables]]).collect();
     }
     let lora = &config.lora;
     let chosen = lora::target_modules(lora);
-    let is_chosen = |name: &str| chosen.iter().any(|module| module == name);
+    let is_chosen = |path: &str| {
+        let name = path.rsplit('.').next();
+        chosen.iter().any(|module| Some(module.as_str()) == name)
+    };
     let mut tensors = vec![[table, saved_tables(config)]];
-    for (_, inputs, outputs) in linears.into_iter().filter(|(name, ..)| is_chosen(name)) {
+    for (_, [inputs, outputs]) in linears.into_iter().filter(|(name, _)| is_chosen(name)) {
         tensors.push([lora.r * inputs, layers]);
         tensors.push([lora.r * outputs, layers]);
         if lora.use_dora {

@@ -24,9 +24,7 @@ use crate::preference::Preference;
 use crate::rewards::Rewards;
 use crate::run::{Run, Watch, guard};
 use crate::samples::Samples;
-use crate::setup::{
-    add_adapter, add_reference, check_device, load_model, options_of_adapter, start,
-};
+use crate::setup::{add_adapter, add_reference, check_device, load_model, start, with_adapter};
 use crate::space;
 use crate::summary::{StepReport, Summary};
 
@@ -136,11 +134,7 @@ impl<'a> Training<'a> {
             Some(device) => device,
             None => model_qwen::parse_device(&config.model.device)?,
         };
-        let mut config = config.clone();
-        if let Some(folder) = &config.run.adapter {
-            config.lora = options_of_adapter(folder, &config.lora)?;
-            config.check_reference()?;
-        }
+        let mut config = with_adapter(config)?;
         check_device(&config, is_gpu(&device))?;
         let output = OutputFolder::claim(&config)?;
         config.run.output = output.path().to_path_buf();

@@ -280,7 +280,10 @@ fn records_without_a_prompt_or_an_answer_are_named() {
     ] {
         assert!(said.contains(expected), "{said}");
     }
-    assert!(refused(records[3..].to_vec()).contains("records[0]: expected an object, found 3"));
+    assert!(
+        refused(records[3..].to_vec())
+            .contains("records[0]: expected an object, found the number 3")
+    );
     let training = Training::new(&config).device(&Device::flex());
     let training = training
         .records(records[..1].to_vec())

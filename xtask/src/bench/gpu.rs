@@ -186,7 +186,7 @@ impl<'a> Bench<'a> {
             bin_dir: match &options.bin_dir {
                 Some(dir) => dir.clone(),
                 None => root()
-                    .join(super::program("server"))
+                    .join(super::program("server")?)
                     .parent()
                     .context("no folder of programs")?
                     .to_owned(),

@@ -42,6 +42,11 @@ impl TokenMask {
         }
     }
 
+    /// All of `num_tokens` tokens.
+    pub fn all(num_tokens: usize) -> Self {
+        Self::new(vec![u32::MAX; num_tokens.div_ceil(32)], num_tokens)
+    }
+
     /// Whether a token is in the set.
     pub fn allows(&self, id: u32) -> bool {
         let word = self.words.get(id as usize / 32);

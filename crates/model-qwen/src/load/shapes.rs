@@ -11,7 +11,7 @@ use super::{LoadError, LoadOptions, Loader};
 use crate::adapter::{AdapterError, check_modules};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;
-use crate::model::LINEARS;
+use crate::model::linear_features;
 
 /// The linear layers that a model folder has, by `config.json` and the headers of its weight files.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ impl FolderShapes {
         loader.check_names(dir, &config)?;
         let mut linears = BTreeMap::new();
         for layer in 0..config.num_hidden_layers {
-            for (module, [inputs, outputs]) in features(&config) {
+            for (module, [inputs, outputs]) in linear_features(&config) {
                 let name = format!("model.layers.{layer}.{module}");
                 check_weight(&checkpoint, &name, [outputs, inputs])?;
                 linears.insert(name, [inputs, outputs]);
@@ -61,23 +61,6 @@ impl FolderShapes {
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
         check_modules(adapter, &self.linears, self.embedding)
     }
-}
-
-/// In and out features of the linear layers of a decoder layer, as in [`build_layer`](super::build_layer).
-fn features(config: &QwenConfig) -> [(&'static str, [usize; 2]); 7] {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
-    let [q, k, v, o, gate, up, down] = LINEARS;
-    [
-        (q, [hidden, queries]),
-        (k, [hidden, keys]),
-        (v, [hidden, keys]),
-        (o, [queries, hidden]),
-        (gate, [hidden, inner]),
-        (up, [hidden, inner]),
-        (down, [inner, hidden]),
-    ]
 }
 
 /// Refuses a weight that is missing or has another shape, dense or in 4 bits.

@@ -1,12 +1,14 @@
 //! Before the first request: a GPU compiles kernels at their first use, and graphs of steps are captured at theirs. A request
 //! should not wait for either, so steps of all sizes run first, on blocks of the KV cache that nobody has yet.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, SequenceChunk};
 use lora_4bit::AdapterSelection;
 use model_qwen::{
-    ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, Sampler, SamplingParams, Want,
+    ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, RowMask, Sampler, SamplingParams,
+    TokenMask, Want,
 };
 
 use super::recovery::catch;
@@ -37,6 +39,8 @@ enum WarmUpStep {
 enum Sampling {
     Greedy,
     Drawn,
+    /// By the device, of the tokens that a mask lets through.
+    Masked,
     /// By the host: with log-probabilities.
     Read,
 }
@@ -50,16 +54,20 @@ const MAX_READ_ROWS: usize = 4;
 impl Sampling {
     /// What needs kernels of its own with so many rows.
     fn of(num_rows: usize) -> impl Iterator<Item = Self> {
-        let all = [Self::Greedy, Self::Drawn, Self::Read];
-        all.into_iter()
-            .filter(move |how| *how != Self::Read || num_rows <= MAX_READ_ROWS)
+        let all = [Self::Greedy, Self::Drawn, Self::Masked, Self::Read];
+        all.into_iter().filter(move |how| match how {
+            Self::Greedy | Self::Drawn => true,
+            // The kernel of masks is the same for all numbers of rows.
+            Self::Masked => num_rows == 1,
+            Self::Read => num_rows <= MAX_READ_ROWS,
+        })
     }
 
     fn params(self) -> SamplingParams {
         match self {
             Self::Greedy => SamplingParams::greedy(),
             // Cold enough for the device to decide, whatever the logits are: the host would have to read them otherwise.
-            Self::Drawn => SamplingParams {
+            Self::Drawn | Self::Masked => SamplingParams {
                 temperature: 0.01,
                 top_p: 0.9,
                 ..SamplingParams::default()
@@ -169,10 +177,15 @@ impl Worker {
                         slot,
                         block_table: &table,
                         draw: sampler.draw(0, &[]),
-                        is_constrained: false,
+                        is_constrained: how == Sampling::Masked,
                     })
                     .collect();
-                let pending = self.runner.launch(&self.model, &mut self.cache, &rows);
+                let mut pending = self.runner.launch(&self.model, &mut self.cache, &rows);
+                if how == Sampling::Masked {
+                    let mask = Arc::new(TokenMask::all(self.model.config.vocab_size));
+                    self.runner
+                        .draw_masked(&mut pending, &[RowMask { row: 0, mask }]);
+                }
                 self.choose(pending, samplers.iter_mut().enumerate())
             }
             WarmUpStep::Prompts { lens, slot } => {
@@ -203,7 +216,8 @@ impl Worker {
                     Some(*end - 1)
                 });
                 let ends: Vec<usize> = ends.collect();
-                for how in Sampling::of(ends.len()) {
+                let kinds = Sampling::of(ends.len()).filter(|how| *how != Sampling::Masked);
+                for how in kinds {
                     let mut samplers = self.samplers(ends.len(), how);
                     let rows = ends.iter().copied().zip(&mut samplers);
                     self.choose(Pending::hidden(hidden.clone()), rows)?;

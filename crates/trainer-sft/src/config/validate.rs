@@ -53,12 +53,14 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let Self {
             model,
+            // Checked by functions of their own.
             method: _,
+            samples: _,
+            grpo: _,
             data,
             lora,
             optimizer,
             run,
-            ..
         } = self;
         if !matches!(model.compute_dtype, ComputeDtype::F32 | ComputeDtype::Bf16) {
             return Err(ConfigError::Value {

@@ -13,7 +13,8 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-use self::reader::{Reader, describe, is_filled};
+pub(super) use self::reader::describe;
+use self::reader::{Reader, is_filled};
 use super::error::DataError;
 use super::example::Source;
 use crate::config::Columns;

@@ -12,6 +12,7 @@ use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::{DataReport, Dataset, Datasets, Example, TrainData, raw};
 use crate::config::{Columns, Config};
+use crate::data::format::describe;
 use crate::digest;
 
 /// A record: its fields, and where it was read.
@@ -121,7 +122,7 @@ fn object(record: RawRecord, columns: &Columns) -> Result<Object, DataError> {
     let Value::Object(mut fields) = value else {
         return Err(DataError::TeachesNothing {
             source_place: source,
-            reason: format!("expected an object, found {value}"),
+            reason: format!("expected an object, found {}", describe(Some(&value))),
         });
     };
     for (ours, theirs) in columns.iter() {

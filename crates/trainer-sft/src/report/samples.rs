@@ -32,8 +32,11 @@ pub(super) fn section(answers: &[Sample], prompts: &[String]) -> String {
             let rows: String = rows.collect();
             let _ = write!(
                 section,
-                "<details><summary>{} answers in between</summary>\n<table class=\"samples\">\n{rows}</table>\n</details>\n",
-                between.len()
+                "<details><summary>{} in between</summary>\n<table class=\"samples\">\n{rows}</table>\n</details>\n",
+                match between.len() {
+                    1 => "1 answer".to_owned(),
+                    num => format!("{num} answers"),
+                }
             );
         }
     }
@@ -83,7 +86,7 @@ mod tests {
             "{page}"
         );
         assert!(
-            page.contains("1 answers in between") && page.contains("Step 5"),
+            page.contains("1 answer in between") && page.contains("Step 5"),
             "{page}"
         );
         assert_eq!(section(&[], &prompts), "");

@@ -3,6 +3,7 @@
 use super::Run;
 use super::told::{Told, accuracy, of_comparison};
 use crate::batch::{StepBatch, sequential_batches};
+use crate::config::Method;
 use crate::error::TrainError;
 use crate::metrics::Record;
 
@@ -10,7 +11,12 @@ impl Run<'_> {
     /// Measures the evaluation data, where there is any. Says whether the loss is the lowest so far.
     pub(super) fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
         let step = self.trainer.num_steps();
-        let batches = sequential_batches(&self.eval, self.config.run.batch_size);
+        let rows = match self.config.method.method {
+            // The baseline of an answer is that of others.
+            Method::Kto => self.config.run.batch_size.max(2),
+            _ => self.config.run.batch_size,
+        };
+        let batches = sequential_batches(&self.eval, rows);
         let Some((means, compared)) = self.trainer.measure_compared(batches)? else {
             return Ok(false);
         };

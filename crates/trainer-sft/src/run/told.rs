@@ -175,7 +175,7 @@ pub(super) fn tell_the_plan(
             false => "2e-4",
         };
         info!(
-            "the bundled model is small and takes {length}a learning rate of {rate}; the defaults for any other model are 3 and {other}"
+            "the bundled model is small and takes {length}a learning rate of {rate}; the defaults for any other model are 3 epochs and {other}"
         );
     }
     let warmup = match config.optimizer.warmup_steps {

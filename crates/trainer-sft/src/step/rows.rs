@@ -22,22 +22,22 @@ pub(crate) type Known = [f32; 3];
 pub(crate) fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Vec<Known> {
     let batch = evened(model, batch);
     let x = hidden(model, &batch, adapters); // [tokens, hidden]
-    loss::forward_rows(&head(model), x, &Targets::new(&batch.targets))
+    loss::known_of_targets(&head(model), &x, &Targets::new(&batch.targets), 1.0)
 }
 
 /// Adds the gradients of the cross-entropies of `batch` to `store`, each times what `weigh` gives for it.
-pub(crate) fn forward_backward<T>(
+pub(crate) fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
     how: How<'_>,
     store: &mut GradientStore,
-    weigh: impl FnOnce(&[Known]) -> (T, Vec<f32>),
-) -> T {
+    weigh: impl FnOnce(&[Known]) -> Vec<f32>,
+) {
     let batch = evened(model, batch);
     let targets = Targets::new(&batch.targets);
     pull(model, &batch, how, store, |head, x, trained| {
-        loss::backward_rows(head, x, &targets, weigh, trained)
-    })
+        ((), loss::backward_rows(head, x, &targets, weigh, trained))
+    });
 }
 
 /// The batch itself on the CPU; elsewhere its documents, in their order, all as long as the longest one.

@@ -178,7 +178,10 @@ impl Talk<'_> {
                 Line::System(text) => {
                     self.system = Some(text.to_owned()).filter(|text| !text.is_empty());
                     self.start_anew();
-                    self.note("the conversation begins anew, with this system prompt")?;
+                    self.note(match self.system {
+                        Some(_) => "the conversation begins anew, with this system prompt",
+                        None => "the conversation begins anew, without a system prompt",
+                    })?;
                 }
                 Line::Unknown(found) => {
                     let error = ToolError::ChatCommand {
@@ -207,6 +210,7 @@ impl Talk<'_> {
             let question = json!({"role": "user", "content": text});
             self.voices[index].messages.push(question);
             let answer = self.answer(index);
+            let was_stopped = self.stop.swap(false, Ordering::SeqCst);
             let messages = &mut self.voices[index].messages;
             match answer {
                 Ok(answer) => messages.push(json!({"role": "assistant", "content": answer})),
@@ -216,11 +220,10 @@ impl Talk<'_> {
                     return Err(error);
                 }
             }
-            let was_stopped = self.stop.swap(false, Ordering::SeqCst);
             self.write("\n")?;
+            // The other voice hears the question, too: both have the same conversation.
             if was_stopped {
                 self.note("stopped")?;
-                break;
             }
         }
         Ok(())

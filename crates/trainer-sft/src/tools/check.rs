@@ -21,6 +21,7 @@ use crate::error::TrainError;
 use crate::grpo;
 use crate::preview::preview;
 use crate::rewards::Rewards;
+use crate::setup::with_adapter;
 
 pub use arguments::CheckArgs;
 pub use lengths::{Bar, Lengths};
@@ -60,7 +61,7 @@ pub(super) fn check(args: &CheckArgs, colour: bool) -> Result<Said, ToolError> {
 /// A setting out of range, a model whose text files cannot be used, and files that are missing or cannot be read. What is
 /// wrong with records is in the report.
 pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError> {
-    let config = args.to_config()?;
+    let config = with_adapter(&args.to_config()?)?;
     if config.method.method == Method::Grpo && args.tokens_per_second.is_some() {
         let text = "--tokens-per-second would have no effect with --method grpo: how many tokens its answers have is not known; leave it out";
         return Err(ConfigError::Conflict(text.into()).into());

@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::chat_format::ModelFilesError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::error::TrainError;
 
 /// Why a command of the program fails.
 #[derive(Debug, Error)]
@@ -158,6 +159,9 @@ pub enum ToolError {
         /// The commands.
         commands: &'static str,
     },
+    /// What a run would refuse before it begins.
+    #[error(transparent)]
+    Run(#[from] TrainError),
     /// The model of a chat, or an answer.
     #[error(transparent)]
     Chat(#[from] ChatError),

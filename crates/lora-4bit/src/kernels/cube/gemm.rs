@@ -59,9 +59,6 @@ struct Kind {
     is_gated: bool,
     has_bias: bool,
     has_residual: bool,
-    /// The result is f32.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-    is_wide: bool,
 }
 
 impl Kind {
@@ -91,7 +88,6 @@ impl Kind {
             is_gated: product.is_gated(),
             has_bias: product.bias.is_some(),
             has_residual: product.residual.is_some(),
-            is_wide: product.dtype == DType::F32,
         }
     }
 
@@ -200,10 +196,6 @@ impl Product {
         let residual = self.residual.unwrap_or_else(|| y.clone());
         #[cfg(feature = "cuda")]
         if kind.instruction == Instruction::WgmmaTma {
-            let kind = Kind {
-                is_wide: dtype == DType::F32,
-                ..kind
-            };
             let work =
                 tma::WorkLaunch::new(m, n, self.inner[0] / INNER, steps, split_steps, splits);
             let second = |factor: &FactorTensors| {
@@ -236,6 +228,7 @@ impl Product {
                     y.clone().into_buffer_arg(),
                     work,
                     kind,
+                    dtype == DType::F32,
                     dtypes,
                 );
             }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// Keywords that decide nothing.
-pub(super) const NOTES: [&str; 14] = [
+pub(super) const NOTES: [&str; 13] = [
     "$schema",
     "$id",
     "$comment",
@@ -17,7 +17,6 @@ pub(super) const NOTES: [&str; 14] = [
     "readOnly",
     "writeOnly",
     "format",
-    "nullable",
 ];
 /// Keywords whose value is a schema.
 pub(super) const ONE: [&str; 4] = ["items", "additionalProperties", "not", "propertyNames"];

@@ -140,6 +140,7 @@ pub(super) fn gemm<W: Float, Y: Float>(
     y: &mut [Vector<u32, Const<4>>],
     work: Work,
     #[comptime] kind: Kind,
+    #[comptime] is_wide: bool,
     #[define(W, Y)] _dtypes: [ElemType; 2],
 ) {
     let mut memory = Shared::<[Vector<W, Const<8>>]>::new_aligned_slice(
@@ -179,7 +180,16 @@ pub(super) fn gemm<W: Float, Y: Float>(
             let place = work.place(tile, kind);
             wgmma::clear_sums(kind);
             multiply(&mut ring, place.end - place.first, group, kind);
-            store(bias, residual, y, &place, &work, group as usize, kind);
+            store(
+                bias,
+                residual,
+                y,
+                &place,
+                &work,
+                group as usize,
+                kind,
+                is_wide,
+            );
             tile += CUBE_COUNT;
         }
     }
@@ -324,6 +334,7 @@ fn store<Y: Float>(
     work: &Work,
     group: usize,
     #[comptime] kind: Kind,
+    #[comptime] is_wide: bool,
 ) {
     let lane = (UNIT_POS % 32) as usize;
     let (quad, plane) = (lane % 4, (UNIT_POS / 32 % 4) as usize);
@@ -333,7 +344,7 @@ fn store<Y: Float>(
         let row = place.row + group * 64 + plane * 16 + lane / 4 + half * 8;
         let start = row * work.columns;
         // Blocks of eight columns whose values four neighbours write together.
-        let together = comptime!(if kind.is_wide { 2usize } else { 4usize });
+        let together = comptime!(if is_wide { 2usize } else { 4usize });
         #[unroll]
         for i in 0..comptime!(blocks / together) {
             let mut words = Array::<u32>::new(4usize);
@@ -355,14 +366,14 @@ fn store<Y: Float>(
                         result += Vector::cast_from(residual[(start + column) / 2]);
                     }
                 }
-                if comptime!(kind.is_wide) {
+                if comptime!(is_wide) {
                     words[part * 2] = u32::reinterpret(result.extract(0usize));
                     words[part * 2 + 1] = u32::reinterpret(result.extract(1usize));
                 } else {
                     words[part] = u32::reinterpret(Vector::<Y, Const<2>>::cast_from(result));
                 }
             }
-            let column = if comptime!(kind.is_wide) {
+            let column = if comptime!(is_wide) {
                 exchange(&mut words, 2usize, 1u32, quad % 2 == 1);
                 place.column + (i * together + quad % 2) * 8 + quad / 2 * 4
             } else {
