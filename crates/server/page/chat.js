@@ -4,6 +4,7 @@ import { announce, byId, el, grow, isFree } from "./dom.js";
 import { save } from "./export.js";
 import { date, onLanguage, t } from "./i18n.js";
 import { action, answerOf, fill, forApi, messageView } from "./message.js";
+import { copyButton } from "./markdown.js";
 import { requestSettings, settingsSummary, systemMessages } from "./settings.js";
 import { conversations, deleteConversation, newConversation, saveConversation } from "./store.js";
 

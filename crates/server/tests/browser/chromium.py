@@ -68,7 +68,10 @@ class Chromium:
         return result["result"].get("value")
 
     def wait(self, expression, seconds=240):
-        until(lambda: self.js(expression), expression, seconds)
+        try:
+            until(lambda: self.js(expression), expression, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nthe page's complaints: {json.dumps(self.complaints, indent=1)}") from None
 
     def open(self, address, language="en-US", width=1200, height=800, dark=False):
         agent = self.js("navigator.userAgent")
