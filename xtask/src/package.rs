@@ -62,7 +62,8 @@ fn unpacked(name: &str, metadata: &Value, packages: &Path) -> Result<PathBuf> {
     }
     let archive = packages.join(format!("{name}-{version}.crate"));
     let [archive, into] = [&archive, packages].map(|path| path.display().to_string());
-    command("tar", &["-xzf", &archive, "-C", &into])?;
+    // With the time of today: Cargo would take a changed file with the archive's constant time for the one it has built.
+    command("tar", &["-xzmf", &archive, "-C", &into])?;
     Ok(folder)
 }
 

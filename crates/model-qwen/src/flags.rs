@@ -40,6 +40,52 @@ where
     }
 }
 
+/// A fraction above 0 and at most 1.
+///
+/// # Errors
+/// What was expected.
+pub fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("expected a fraction above 0 and at most 1, such as 0.9".to_owned()),
+    }
+}
+
+/// A number of bytes: `8GiB` and `8G` are binary, `8GB` and `8g` decimal, a bare number is bytes.
+///
+/// # Errors
+/// What was expected.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let expected = || "expected a size such as 8GiB, 6000MB or a number of bytes".to_owned();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" | "K" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        "TiB" | "T" => 1 << 40,
+        "kB" | "KB" | "k" => 1_000,
+        "MB" | "m" => 1_000_000,
+        "GB" | "g" => 1_000_000_000,
+        "TB" | "t" => 1_000_000_000_000,
+        _ => return Err(expected()),
+    };
+    scaled(number, scale).ok_or_else(expected)
+}
+
+/// `number * scale` for a whole or decimal number, if the product is a whole number that fits.
+pub fn scaled(number: &str, scale: u64) -> Option<u64> {
+    if number.bytes().all(|b| b.is_ascii_digit()) {
+        return number.parse::<u64>().ok()?.checked_mul(scale);
+    }
+    let value = number.parse::<f64>().ok()? * scale as f64;
+    (scale > 1 && value.is_finite() && value >= 0.0 && value < 2f64.powi(63))
+        .then_some(value as u64)
+}
+
 /// What [`some_of`] makes.
 #[derive(Clone)]
 struct SomeOf<T> {
@@ -74,5 +120,22 @@ where
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         self.shown.possible_values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary_or_decimal() {
+        assert_eq!(bytes("8GiB"), Ok(8 << 30));
+        assert_eq!(bytes("8G"), Ok(8 << 30));
+        assert_eq!(bytes("8GB"), Ok(8_000_000_000));
+        assert_eq!(bytes("0.5GiB"), Ok(1 << 29));
+        assert_eq!(bytes("123"), Ok(123));
+        for bad in ["", "GiB", "-1", "8XB", "1.5", "99999999999TiB", "8 é"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod columns;
 mod defaults;
 mod grpo;
 mod init;
+mod memory;
 mod method;
 mod resolve;
 mod resume;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use columns::Columns;
 pub use grpo::{GrpoOptions, ScaleRewards};
 pub use init::InitLora;
+pub use memory::{BatchSize, MemoryOptions};
 pub use method::{LossType, Method, MethodConfig};
 pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
@@ -61,6 +63,9 @@ pub struct Config {
     /// Answers and rewards; unused unless the method is [`Method::Grpo`].
     #[serde(flatten)]
     pub grpo: GrpoOptions,
+    /// How much memory the run may take.
+    #[serde(flatten)]
+    pub memory: MemoryOptions,
 }
 
 /// The base model.
@@ -209,6 +214,9 @@ pub struct RunConfig {
     pub max_steps: Option<usize>,
     /// Examples (rows, with packing) per micro-batch.
     pub batch_size: usize,
+    /// `batch_size` and `gradient_accumulation` only say how many examples a step has: as many are computed at once as fit.
+    #[serde(skip)]
+    pub batch_size_auto: bool,
     /// Micro-batches per optimizer step.
     pub gradient_accumulation: usize,
     /// Seed of shuffling, initialization and dropout.

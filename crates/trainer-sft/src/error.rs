@@ -138,6 +138,18 @@ pub enum TrainError {
         /// The output folder.
         output: PathBuf,
     },
+    /// The run takes more memory than it may.
+    #[error("the run would take {} MiB, and {by} allows {} MiB; {instead} (--dry-run shows what takes it)", mib(*needed), mib(*budget))]
+    Memory {
+        /// Bytes that the run would take.
+        needed: u64,
+        /// Bytes that it may take.
+        budget: u64,
+        /// What sets this.
+        by: &'static str,
+        /// Flags with which the run would fit.
+        instead: String,
+    },
     /// The result cannot be written where it belongs.
     #[error("{error}; the result {}", kept.as_ref().map_or("is lost".to_owned(), |kept| format!("is kept in {}", kept.display())))]
     Result {
@@ -146,6 +158,10 @@ pub enum TrainError {
         /// Where it is instead.
         kept: Option<PathBuf>,
     },
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 /// A [`TrainError::Output`] about `path`.

@@ -23,6 +23,7 @@ pub mod grpo;
 mod identity;
 pub mod lora;
 pub mod loss;
+pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 mod output;

@@ -39,6 +39,11 @@ fn run() -> Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     log_to_stderr();
+    if config.memory.dry_run {
+        let plan = Training::new(&config).plan()?;
+        write_out(&mut std::io::stdout(), &format!("{plan}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     match config.run.preview {
         Some(count) => show(&config, count).map(|()| ExitCode::SUCCESS),
         None => train(&config),

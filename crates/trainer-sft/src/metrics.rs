@@ -170,6 +170,12 @@ pub fn available_memory() -> Option<u64> {
     proc_kib("/proc/meminfo", "MemAvailable:").map(|kib| kib * 1024)
 }
 
+/// All memory of the machine, in bytes (`MemTotal`); `None` where `/proc` does not exist.
+#[must_use]
+pub fn total_memory() -> Option<u64> {
+    proc_kib("/proc/meminfo", "MemTotal:").map(|kib| kib * 1024)
+}
+
 /// A number of KiB in a file of `/proc`.
 fn proc_kib(path: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;

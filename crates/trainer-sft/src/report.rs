@@ -211,7 +211,35 @@ impl Report<'_> {
                 escape(&value?)
             ))
         });
-        format!("<table>\n{}</table>\n", rows.collect::<String>())
+        format!(
+            "<table>\n{}</table>\n{}",
+            rows.collect::<String>(),
+            self.memory()
+        )
+    }
+
+    /// What memory was expected to be for.
+    fn memory(&self) -> String {
+        let Some(plan) = &self.summary.planned_memory else {
+            return String::new();
+        };
+        let all = ("all", plan.total() as i64);
+        let rows = plan.parts().into_iter().chain([all]);
+        let rows = rows.map(|(name, bytes)| {
+            format!(
+                "<tr><th>{}</th><td>{} MiB</td></tr>\n",
+                escape(name),
+                bytes >> 20
+            )
+        });
+        let title = match plan.is_exact {
+            true => "Memory of the device as planned",
+            false => "Memory of the device by an estimate",
+        };
+        format!(
+            "<h2>{title}</h2>\n<table>\n{}</table>\n",
+            rows.collect::<String>()
+        )
     }
 }
 

@@ -29,6 +29,7 @@ use crate::config::{Config, newest_checkpoint};
 use crate::data::Examples;
 use crate::error::TrainError;
 use crate::grpo::Grpo;
+use crate::memory::MemoryPlan;
 use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
 use crate::samples::Samples;
@@ -111,6 +112,12 @@ impl<'a> Run<'a> {
             started: Instant::now(),
             summary,
         })
+    }
+
+    /// Says in the report what memory was expected.
+    pub(crate) fn planned(mut self, plan: MemoryPlan) -> Self {
+        self.summary.planned_memory = Some(plan);
+        self
     }
 
     /// Steps until `total_steps` are done, then writes the result.

@@ -16,7 +16,7 @@ use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
 use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::{AdapterSelection, Dropout, inner_product};
-use model_qwen::{DecoderLayer, QwenModel, is_gpu};
+use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
 
 pub(crate) use self::measure::pieces;
 pub use self::measure::{Means, measure};
@@ -268,12 +268,15 @@ impl Checkpointing {
 
 /// Bytes that the graph of one layer keeps, about.
 fn layer_bytes(model: &QwenModel, num_tokens: usize) -> usize {
-    let config = &model.config;
+    size_of::<f32>() * layer_values(&model.config) * num_tokens
+}
+
+/// Values for each token that the graph of one layer keeps, about.
+pub(crate) fn layer_values(config: &QwenConfig) -> usize {
     let heads = config.head_dim * config.num_attention_heads;
     let kv_heads = config.head_dim * config.num_key_value_heads;
     // Residual stream and norms; q, rotated q and attention; k, rotated k and v; gate, up and their product.
-    let values = 5 * config.hidden_size + 3 * heads + 3 * kv_heads + 3 * config.intermediate_size;
-    size_of::<f32>() * values * num_tokens
+    5 * config.hidden_size + 3 * heads + 3 * kv_heads + 3 * config.intermediate_size
 }
 
 /// What turns the last layer's output into logits.

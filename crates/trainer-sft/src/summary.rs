@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::memory::MemoryPlan;
+
 /// What a run did.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
@@ -40,6 +42,8 @@ pub struct Summary {
     pub peak_memory: Option<u64>,
     /// Bytes of the card's memory in use at the end, by all programs; a run gives nothing back before. CUDA only.
     pub device_memory: Option<u64>,
+    /// What the run was expected to take of the device's memory.
+    pub planned_memory: Option<MemoryPlan>,
 }
 
 impl fmt::Display for Summary {

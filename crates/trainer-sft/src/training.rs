@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -19,6 +20,7 @@ use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
 use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
+use crate::memory::{self, Machine, MemoryPlan, RowLengths};
 use crate::output::{OutputFolder, Weights};
 use crate::preference::Preference;
 use crate::rewards::Rewards;
@@ -117,47 +119,57 @@ impl<'a> Training<'a> {
         self
     }
 
+    /// What the run takes of the device's memory. Nothing is loaded but the data.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a setting, device or data; [`TrainError::Memory`] where the run takes more than it may.
+    pub fn plan(self) -> Result<MemoryPlan, TrainError> {
+        let (config, device) = self.checked()?;
+        let format = ChatFormat::load(&config)?;
+        let (datasets, _) = load_data(&config, &format, self.records, (None, false))?;
+        let (_, plan) = planned(&config, &device, &datasets)?;
+        Ok(plan)
+    }
+
+    /// The settings, complete and checked, and the device.
+    fn checked(&self) -> Result<(Config, Device), TrainError> {
+        let config = &self.config.resolved()?;
+        let (train, eval) = (&self.records.train, &self.records.eval);
+        config.check_data(train.is_some(), eval.is_some())?;
+        let device = match &self.device {
+            Some(device) => device.clone(),
+            None => model_qwen::parse_device(&config.model.device)?,
+        };
+        let config = with_adapter(config)?;
+        check_device(&config, is_gpu(&device))?;
+        Ok((config, device))
+    }
+
     /// Trains, and writes the result to the output folder of the configuration.
     ///
     /// # Errors
     /// Whatever is wrong with a setting, device, model, data or output folder, before the first step; a diverged loss or a full
     /// disk later. Checkpoints that were written stay.
     pub fn run(self) -> Result<Summary, TrainError> {
-        let config = &self.config.resolved()?;
-        let (train, eval) = (&self.records.train, &self.records.eval);
-        config.check_data(train.is_some(), eval.is_some())?;
-        if config.run.preview.is_some() {
-            let text = "a run trains, and `preview` shows examples instead: leave it out, or call `trainer_sft::preview`";
+        let (mut config, device) = self.checked()?;
+        if config.run.preview.is_some() || config.memory.dry_run {
+            let text = "a run trains; `preview` shows examples instead, and `dry_run` the memory: leave them out, or call \
+                        `trainer_sft::preview` or `Training::plan`";
             return Err(ConfigError::Conflict(text.into()).into());
         }
-        let device = match self.device {
-            Some(device) => device,
-            None => model_qwen::parse_device(&config.model.device)?,
-        };
-        let mut config = with_adapter(config)?;
-        check_device(&config, is_gpu(&device))?;
         let output = OutputFolder::claim(&config)?;
         config.run.output = output.path().to_path_buf();
         info!("output folder: {}", output.path().display());
-        let config = &config;
 
-        let format = ChatFormat::load(config)?;
-        space::check(config, output.path())?;
+        let format = ChatFormat::load(&config)?;
+        space::check(&config, output.path())?;
         warn_of_endless_answers(&format, config.run.full);
-        let show = self.watch.progress_bar;
-        let folder = Some(output.path());
-        let samples = Samples::load(config, &format)?;
-        let (datasets, grpo) = if config.method.method == Method::Grpo {
-            let rewards = Rewards::new(&config.grpo)?;
-            let (questions, datasets) = Questions::load(config, &format, self.records, &rewards)?;
-            (
-                datasets,
-                Some(Grpo::new(config, &format, questions, rewards)),
-            )
-        } else {
-            let datasets = Datasets::load(config, &format, self.records, folder, show)?;
-            (datasets, None)
-        };
+        let shown = (Some(output.path()), self.watch.progress_bar);
+        let samples = Samples::load(&config, &format)?;
+        let (datasets, grpo) = load_data(&config, &format, self.records, shown)?;
+        let (config, plan) = planned(&config, &device, &datasets)?;
+        tell(&config, &plan);
+        let config = &config;
         let identity = identify(config, &datasets)?;
         let options = LoaderOptions {
             batch_size: config.rows_per_step().0,
@@ -205,8 +217,59 @@ impl<'a> Training<'a> {
             weights,
             (eval, samples, grpo),
         )?;
-        run.finish(total_steps)
+        run.planned(plan).finish(total_steps)
     }
+}
+
+/// The data, and with it what answers are drawn and judged with.
+fn load_data(
+    config: &Config,
+    format: &ChatFormat,
+    records: Records,
+    (folder, shows_progress): (Option<&Path>, bool),
+) -> Result<(Datasets, Option<Grpo>), TrainError> {
+    if config.method.method != Method::Grpo {
+        let datasets = Datasets::load(config, format, records, folder, shows_progress)?;
+        return Ok((datasets, None));
+    }
+    let rewards = Rewards::new(&config.grpo)?;
+    let (questions, datasets) = Questions::load(config, format, records, &rewards)?;
+    Ok((
+        datasets,
+        Some(Grpo::new(config, format, questions, rewards)),
+    ))
+}
+
+/// The settings with the batch size that `auto` stands for, and the memory that the run takes.
+fn planned(
+    config: &Config,
+    device: &Device,
+    datasets: &Datasets,
+) -> Result<(Config, MemoryPlan), TrainError> {
+    memory::plan(
+        config,
+        &config.model.architecture()?,
+        &Machine::of(device),
+        &RowLengths::of(config, datasets),
+    )
+}
+
+fn tell(config: &Config, plan: &MemoryPlan) {
+    if config.run.batch_size_auto {
+        info!(
+            "--batch-size auto: {} at once, {} times per step",
+            config.run.batch_size, config.run.gradient_accumulation
+        );
+    }
+    info!(
+        "memory: {} MiB at most{} (--dry-run shows the parts)",
+        plan.total() >> 20,
+        if plan.is_exact {
+            ""
+        } else {
+            ", by an estimate"
+        }
+    );
 }
 
 /// Trains as `config` says and writes the result to its output folder.

@@ -1,36 +1,9 @@
 //! Parsers for the values of flags. Errors say what was expected; clap adds the flag's name.
 
+use model_qwen::flags::scaled;
+pub use model_qwen::flags::{bytes, fraction};
+
 use super::{LoraModule, MaxModelLen};
-
-/// A fraction above 0 and at most 1.
-pub fn fraction(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
-        _ => Err("expected a fraction above 0 and at most 1, such as 0.9".to_owned()),
-    }
-}
-
-/// A number of bytes: `8GiB` and `8G` are binary, `8GB` and `8g` decimal, a bare number is bytes.
-pub fn bytes(text: &str) -> Result<u64, String> {
-    let expected = || "expected a size such as 8GiB, 6000MB or a number of bytes".to_owned();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let scale: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" | "K" => 1 << 10,
-        "MiB" | "M" => 1 << 20,
-        "GiB" | "G" => 1 << 30,
-        "TiB" | "T" => 1 << 40,
-        "kB" | "KB" | "k" => 1_000,
-        "MB" | "m" => 1_000_000,
-        "GB" | "g" => 1_000_000_000,
-        "TB" | "t" => 1_000_000_000_000,
-        _ => return Err(expected()),
-    };
-    scaled(number, scale).ok_or_else(expected)
-}
 
 /// A count: `2048`, `2k` = 2000, `2K` = 2048.
 pub fn count(text: &str) -> Result<usize, String> {
@@ -112,16 +85,6 @@ pub fn object(text: &str) -> Result<Object, String> {
     serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))
 }
 
-/// `number * scale` for a whole or decimal number, if the product is a whole number that fits.
-fn scaled(number: &str, scale: u64) -> Option<u64> {
-    if number.bytes().all(|b| b.is_ascii_digit()) {
-        return number.parse::<u64>().ok()?.checked_mul(scale);
-    }
-    let value = number.parse::<f64>().ok()? * scale as f64;
-    (scale > 1 && value.is_finite() && value >= 0.0 && value < 2f64.powi(63))
-        .then_some(value as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,18 +111,6 @@ mod tests {
             "1e3",
         ] {
             assert!(max_model_len(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_binary_or_decimal() {
-        assert_eq!(bytes("8GiB"), Ok(8 << 30));
-        assert_eq!(bytes("8G"), Ok(8 << 30));
-        assert_eq!(bytes("8GB"), Ok(8_000_000_000));
-        assert_eq!(bytes("0.5GiB"), Ok(1 << 29));
-        assert_eq!(bytes("123"), Ok(123));
-        for bad in ["", "GiB", "-1", "8XB", "1.5", "99999999999TiB", "8 é"] {
-            assert!(bytes(bad).is_err(), "{bad}");
         }
     }
 

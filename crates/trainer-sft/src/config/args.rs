@@ -13,17 +13,17 @@ use std::str::FromStr as _;
 
 use clap::Parser;
 use lora_4bit::ComputeDtype;
-use model_qwen::flags::some_of;
+use model_qwen::flags::{bytes, fraction, some_of};
 use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::hints::{nearest, with_hyphens};
 pub use self::parse::ArgsError;
-use self::values::{COMPUTE_DTYPE, one_or_many, seed};
+use self::values::{COMPUTE_DTYPE, one_or_many, seed, size};
 pub(crate) use self::values::{DTYPE, QUANTIZATION, number, whole};
 use crate::config::{
-    GradientCheckpointing, InitLora, LossType, LrSchedule, Method, Optim, ScaleRewards, Thinking,
-    TrainOn,
+    BatchSize, GradientCheckpointing, InitLora, LossType, LrSchedule, Method, Optim, ScaleRewards,
+    Thinking, TrainOn,
 };
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
@@ -257,13 +257,7 @@ pub struct Args {
 
     /// Peak learning rate of AdamW [default: 2e-4; 5e-6 with --method dpo, orpo and kto, 1e-5 with grpo; for LoRA on the bundled
     /// model 2e-3, 1e-4 and 1e-5]
-    #[arg(
-        long,
-        value_name = "LR",
-        help_heading = "Training",
-        visible_alias = "lr",
-        value_parser = number, allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "LR", help_heading = "Training", visible_alias = "lr", value_parser = number, allow_negative_numbers = true)]
     pub learning_rate: Option<f64>,
 
     /// Learning rate after the warm-up [default: cosine]
@@ -326,15 +320,16 @@ pub struct Args {
     #[arg(long, value_name = "STEPS", help_heading = "Training", value_parser = whole, allow_negative_numbers = true)]
     pub max_steps: Option<usize>,
 
-    /// Examples (rows, with --packing; answers, with --method grpo) computed at once [default: 4; --num-generations with grpo]
+    /// Examples (rows, with --packing; answers, with --method grpo) computed at once, or `auto`: of 4 × --gradient-accumulation
+    /// as many as fit into memory [default: 4; --num-generations with grpo]
     #[arg(
         long,
         value_name = "N",
         help_heading = "Training",
         visible_alias = "per-device-train-batch-size",
-        value_parser = whole, allow_negative_numbers = true
+        allow_negative_numbers = true
     )]
-    pub batch_size: Option<usize>,
+    pub batch_size: Option<BatchSize>,
 
     /// Batches per optimizer step; the loss is the mean over the learnt tokens of all of them [default: 1]
     #[arg(
@@ -351,6 +346,21 @@ pub struct Args {
     /// [default: auto]
     #[arg(long, value_enum, help_heading = "Training", num_args = 0..=1, default_missing_value = "true")]
     pub gradient_checkpointing: Option<GradientCheckpointing>,
+
+    /// Fraction of the device's memory that the run may take. A run that would take more is refused with the flags that would
+    /// fit [default: 0.9 on a GPU]
+    #[arg(long, value_name = "FRACTION", help_heading = "Memory", value_parser = fraction, allow_negative_numbers = true)]
+    pub gpu_memory_utilization: Option<f64>,
+
+    /// Pretend that the device has this much memory (8GiB, 6000MB, bytes), to share it or to test a fit
+    #[arg(long, value_name = "SIZE", help_heading = "Memory", value_parser = bytes)]
+    #[serde(deserialize_with = "size")]
+    pub device_memory: Option<u64>,
+
+    /// Print what memory the run takes, before anything is loaded, and stop
+    #[arg(long, help_heading = "Memory")]
+    #[serde(skip)]
+    pub dry_run: bool,
 
     /// Seed of shuffling, initialization and dropout [default: 42]
     #[arg(long, value_name = "SEED", help_heading = "Training", value_parser = seed, allow_negative_numbers = true)]
@@ -420,13 +430,7 @@ pub struct Args {
     pub save_steps: Option<usize>,
 
     /// Write metrics every so many steps [default: 1]
-    #[arg(
-        long,
-        value_name = "STEPS",
-        help_heading = "Output",
-        visible_alias = "logging-steps",
-        value_parser = whole, allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "STEPS", help_heading = "Output", visible_alias = "logging-steps", value_parser = whole, allow_negative_numbers = true)]
     pub log_steps: Option<usize>,
 
     /// Keep so many checkpoints, the newest and the best one of --load-best [default: all]

@@ -7,8 +7,8 @@ use model_qwen::Dtype;
 
 use super::{
     ALL_LINEAR, Config, DataConfig, GradientCheckpointing, GrpoOptions, InitLora, LoraOptions,
-    LrSchedule, MethodConfig, ModelConfig, Optim, OptimizerConfig, RunConfig, SampleOptions,
-    Thinking, TrainOn,
+    LrSchedule, MemoryOptions, MethodConfig, ModelConfig, Optim, OptimizerConfig, RunConfig,
+    SampleOptions, Thinking, TrainOn,
 };
 
 impl Config {
@@ -35,6 +35,7 @@ impl Config {
             },
             samples: SampleOptions::default(),
             grpo: GrpoOptions::default(),
+            memory: MemoryOptions::default(),
         }
     }
 }
@@ -117,6 +118,7 @@ impl Default for RunConfig {
             epochs: None,
             max_steps: None,
             batch_size: 4,
+            batch_size_auto: false,
             gradient_accumulation: 1,
             seed: 42,
             save_steps: None,

@@ -7,8 +7,8 @@ use model_qwen::Quantization;
 
 use super::args::Args;
 use super::{
-    Config, ConfigError, DataConfig, GrpoOptions, LoraOptions, Method, ModelConfig,
-    OptimizerConfig, RunConfig, SampleOptions, find_checkpoint, run_of,
+    BatchSize, Config, ConfigError, DataConfig, GrpoOptions, LoraOptions, MemoryOptions, Method,
+    ModelConfig, OptimizerConfig, RunConfig, SampleOptions, find_checkpoint, run_of,
 };
 
 impl Config {
@@ -107,11 +107,12 @@ impl Config {
             epochs: args.epochs,
             max_steps: args.max_steps,
             // All answers to one prompt.
-            batch_size: args.batch_size.unwrap_or(if method.method == Method::Grpo {
-                grpo.num_generations()
-            } else {
-                default.batch_size
-            }),
+            batch_size: match args.batch_size {
+                Some(BatchSize::Rows(rows)) => rows,
+                _ if method.method == Method::Grpo => grpo.num_generations(),
+                _ => default.batch_size,
+            },
+            batch_size_auto: args.batch_size == Some(BatchSize::Auto),
             gradient_accumulation: args
                 .gradient_accumulation
                 .unwrap_or(default.gradient_accumulation),
@@ -144,6 +145,11 @@ impl Config {
             run,
             samples,
             grpo,
+            memory: MemoryOptions {
+                device_memory: args.device_memory,
+                gpu_memory_utilization: args.gpu_memory_utilization,
+                dry_run: args.dry_run,
+            },
         };
         config.check_data(false, false)?;
         config.resolved()

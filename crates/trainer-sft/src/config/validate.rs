@@ -61,6 +61,7 @@ impl Config {
             lora,
             optimizer,
             run,
+            memory: _,
         } = self;
         if !matches!(model.compute_dtype, ComputeDtype::F32 | ComputeDtype::Bf16) {
             return Err(ConfigError::Value {
@@ -99,6 +100,7 @@ impl Config {
         in_range("weight-decay", optimizer.weight_decay, 0.0, 10.0)?;
         in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
         positive("epochs", self.epochs())?;
+        self.check_memory()?;
         if self.method.method == Method::Grpo {
             // Before the batch, whose size they are by default.
             self.check_grpo_ranges()?;

@@ -19,9 +19,9 @@ use crate::parameters::GradientStore;
 use crate::step::{Checkpointing, Noise};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
-const ROWS: usize = 64;
+pub(crate) const ROWS: usize = 64;
 /// Logits that one chunk of the loss may hold: 512 rows of Qwen's vocabulary (about 156 MB in bf16).
-const MAX_LOGITS: usize = 512 * 151_936;
+pub(crate) const MAX_LOGITS: usize = 512 * 151_936;
 
 /// What the layers of one micro-batch share.
 struct Shared<'a> {

@@ -1,5 +1,6 @@
 //! Values of flags; an error says what was expected, and clap adds the flag and what was found.
 
+use model_qwen::flags::bytes;
 use serde::Deserialize;
 
 /// `--quantization`.
@@ -41,6 +42,25 @@ fn parse<T: std::str::FromStr>(text: &str, expected: &str) -> Result<T, String> 
     text.trim()
         .parse()
         .map_err(|_| format!("expected {expected}, found `{text}`"))
+}
+
+/// A size in bytes: a number, or a text such as `8GiB`.
+pub(super) fn size<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected a size such as \"8GiB\" or a number of bytes"
+    )]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => bytes(&text).map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 /// A list, or a single value standing for a list of one.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::args::{Args, number, whole};
-use crate::config::{Config, ConfigError, Method, Thinking, TrainOn};
+use crate::config::{BatchSize, Config, ConfigError, Method, Thinking, TrainOn};
 
 /// `trainer-sft check`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -134,7 +134,7 @@ impl CheckArgs {
             packing: flag(self.packing),
             train_on: self.train_on,
             thinking: self.thinking,
-            batch_size: self.batch_size,
+            batch_size: self.batch_size.map(BatchSize::Rows),
             gradient_accumulation: self.gradient_accumulation,
             epochs: self.epochs,
             max_steps: self.max_steps,

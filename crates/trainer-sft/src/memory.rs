@@ -1,0 +1,566 @@
+//! What a run takes of its device's memory, before anything is loaded: a table, a check against what there is, and the largest
+//! batch that fits.
+//!
+//! For a GPU the plan goes through the allocations of a step one after the other, and puts them where CubeCL puts them. For a
+//! CPU, and for steps that go through autodiff graphs, it is an estimate.
+
+mod ledger;
+mod pages;
+mod rows;
+mod step;
+
+use std::fmt;
+
+use burn::tensor::{DType, Device};
+use lora_4bit::ComputeDtype;
+use lora_4bit::training::dtype_of;
+use model_qwen::{Dtype, Quantization, QwenConfig, device_memory, is_gpu, linear_features};
+use serde::Serialize;
+
+use self::ledger::Use;
+pub(crate) use self::rows::RowLengths;
+use self::step::StepShape;
+use crate::config::{Config, GradientCheckpointing, Method};
+use crate::error::TrainError;
+use crate::footprint::Footprint;
+use crate::lora;
+use crate::metrics::available_memory;
+use crate::step::layer_values;
+
+/// What CUDA's driver takes for a process, at most: context and kernels. On an H200 it was 673 to 680 MiB
+/// (docs/benchmarks/2026-11-29-memory-plan.md); a card with fewer multiprocessors takes less.
+const GPU_DRIVER: u64 = 680 << 20;
+/// Of an H200. A card with fewer splits fewer products.
+const MULTIPROCESSORS: usize = 132;
+/// What the process takes without a model: the program, the tokenizer, threads.
+const CPU_PROCESS: u64 = 160 << 20;
+/// `--gpu-memory-utilization` of a GPU, as the server's.
+const GPU_UTILIZATION: f64 = 0.9;
+/// Rows of logits that the loss holds on a CPU, see [`crate::loss`].
+const CPU_LOGIT_ROWS: usize = 64;
+
+/// Where a run takes memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Type of the activations; `None` on a CPU.
+    pub gpu: Option<DType>,
+    /// Bytes of all memory, and of what nobody uses, as far as the system says.
+    pub total: Option<u64>,
+    /// See `total`.
+    pub free: Option<u64>,
+}
+
+impl Machine {
+    /// The machine of a device.
+    pub fn of(device: &Device) -> Self {
+        if !is_gpu(device) {
+            return Self {
+                gpu: None,
+                total: crate::metrics::total_memory(),
+                free: available_memory(),
+            };
+        }
+        let memory = device_memory(device);
+        Self {
+            gpu: Some(dtype_of(device)),
+            total: memory.map(|memory| memory.total),
+            free: memory.map(|memory| memory.free),
+        }
+    }
+}
+
+/// Bytes of a run, at most, by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Tokens computed at once.
+    pub tokens: usize,
+    /// The frozen weights.
+    pub weights: u64,
+    /// What is trained, with gradients and moments.
+    pub trained: u64,
+    /// What the forward pass keeps for the backward pass.
+    pub kept: u64,
+    /// The work of one layer.
+    pub layer: u64,
+    /// The work of a chunk of the loss. Not at the same time as that of a layer.
+    pub loss: u64,
+    /// What pages of the device have of no use; less where a layer's work and the kept tensors are not largest at the same time.
+    pub unused: i64,
+    /// Driver and program.
+    pub driver: u64,
+    /// Whether the step is known allocation by allocation.
+    pub is_exact: bool,
+}
+
+impl MemoryPlan {
+    /// Of a run whose largest micro-batch has so many tokens.
+    pub fn new(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> Self {
+        let footprint = Footprint::of(config, model);
+        match machine.gpu {
+            Some(dtype) if is_explicit(config) => on_gpu(config, model, (footprint, dtype), tokens),
+            gpu => {
+                let mut plan = estimate(config, model, (footprint, gpu.is_some()), tokens);
+                let free = machine.free.filter(|_| is_auto(config) && gpu.is_none());
+                // A run on a CPU keeps more where half of the free memory holds it.
+                if let Some(free) = free {
+                    plan.kept = plan.kept.max(all_activations(model, tokens).min(free / 2));
+                }
+                plan
+            }
+        }
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        let work = self.layer.max(self.loss);
+        let all = self.weights + self.trained + self.kept + work + self.driver;
+        all.saturating_add_signed(self.unused)
+    }
+}
+
+/// What is written of the work that is largest, and of the other.
+const LAYER: &str = "one layer's work";
+const LOSS: &str = "a chunk of the loss";
+
+impl MemoryPlan {
+    /// What memory is for, and bytes of it; together [`MemoryPlan::total`].
+    pub fn parts(&self) -> [(&'static str, i64); 6] {
+        let work = match self.layer >= self.loss {
+            true => (LAYER, self.layer),
+            false => (LOSS, self.loss),
+        };
+        [
+            ("weights", self.weights as i64),
+            ("trained values, gradients, moments", self.trained as i64),
+            ("kept activations", self.kept as i64),
+            (work.0, work.1 as i64),
+            ("unused parts of pages", self.unused),
+            ("driver and program", self.driver as i64),
+        ]
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "{:<46}{:>10}", "Memory of the device, at most", "MiB")?;
+        let all = ("all", self.total() as i64);
+        for (name, bytes) in self.parts().into_iter().chain([all]) {
+            let mib = (bytes as f64 / f64::from(1 << 20)).round() as i64;
+            writeln!(out, "  {name:<44}{mib:>10}")?;
+        }
+        let (other, bytes) = match self.layer >= self.loss {
+            true => (LOSS, self.loss),
+            false => (LAYER, self.layer),
+        };
+        let estimate = match self.is_exact {
+            true => "",
+            false => "; an estimate, since this step is not known allocation by allocation",
+        };
+        write!(
+            out,
+            "{} tokens at once; {other} ({} MiB) comes at another time{estimate}",
+            self.tokens,
+            bytes >> 20,
+        )
+    }
+}
+
+/// Whether a GPU takes the steps of [`crate::step::explicit`].
+fn is_explicit(config: &Config) -> bool {
+    !config.run.full
+        && config.method.method == Method::Sft
+        && !config.lora.use_dora
+        && config.lora.modules_to_save.is_empty()
+}
+
+fn on_gpu(
+    config: &Config,
+    model: &QwenConfig,
+    (footprint, dtype): (Footprint, DType),
+    tokens: usize,
+) -> MemoryPlan {
+    let dtype = match config.model.compute_dtype {
+        ComputeDtype::Bf16 => dtype,
+        _ => DType::F32,
+    };
+    let held = match config.model.dtype {
+        Dtype::Auto => model.dtype,
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+        Dtype::F16 => DType::F16,
+    };
+    let shape = StepShape {
+        model,
+        ranks: ranks(config, model),
+        value: dtype.size(),
+        embedding: held.size(),
+        multiprocessors: MULTIPROCESSORS,
+        weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
+        head_as_it_is: held == dtype,
+        keeps_all: config.optimizer.gradient_checkpointing == GradientCheckpointing::False,
+        tokens,
+        micro_batches: config.run.gradient_accumulation.clamp(1, 2),
+    };
+    let ledger = step::walk(&shape);
+    // Embeddings are looked up on the CPU.
+    let embeddings = match model.tie_word_embeddings {
+        true => 0,
+        false => (model.vocab_size * model.hidden_size * held.size()) as u64,
+    };
+    let weights = footprint.weights - embeddings;
+    let [trained, kept, layer, loss] =
+        [Use::Trained, Use::Kept, Use::Layer, Use::Loss].map(|usage| ledger.most(usage));
+    let known = trained + kept + layer.max(loss);
+    MemoryPlan {
+        tokens,
+        weights,
+        trained,
+        kept,
+        layer,
+        loss,
+        unused: ledger.peak() as i64 - known as i64,
+        driver: GPU_DRIVER,
+        is_exact: true,
+    }
+}
+
+fn estimate(
+    config: &Config,
+    model: &QwenConfig,
+    (footprint, on_gpu): (Footprint, bool),
+    tokens: usize,
+) -> MemoryPlan {
+    let input = 4 * tokens * model.hidden_size;
+    let graph = 4 * tokens * layer_values(model);
+    // A graph's tensors, and the gradients of a part of them.
+    let layer = graph * 3 / 2;
+    let kept = match config.optimizer.gradient_checkpointing {
+        GradientCheckpointing::False => all_activations(model, tokens),
+        _ => (input * (model.num_hidden_layers + 1)) as u64,
+    };
+    // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
+    let rows = if on_gpu {
+        tokens
+    } else {
+        tokens.min(CPU_LOGIT_ROWS)
+    };
+    let loss = 2 * 4 * rows * model.vocab_size;
+    MemoryPlan {
+        tokens,
+        weights: footprint.weights,
+        trained: footprint.trained,
+        kept,
+        layer: layer as u64,
+        loss: loss as u64,
+        unused: 0,
+        driver: if on_gpu { GPU_DRIVER } else { CPU_PROCESS },
+        is_exact: false,
+    }
+}
+
+fn is_auto(config: &Config) -> bool {
+    config.optimizer.gradient_checkpointing == GradientCheckpointing::Auto
+}
+
+/// Bytes of what the graphs of all layers keep.
+fn all_activations(model: &QwenConfig, tokens: usize) -> u64 {
+    (4 * tokens * layer_values(model) * model.num_hidden_layers) as u64
+}
+
+/// The rank of each layer of [`linear_features`]; 0 without an adapter.
+fn ranks(config: &Config, model: &QwenConfig) -> [usize; 7] {
+    let chosen = lora::target_modules(&config.lora);
+    linear_features(model).map(|(path, _)| {
+        let is_chosen = chosen
+            .iter()
+            .any(|module| path.rsplit('.').next() == Some(module.as_str()));
+        if is_chosen { config.lora.r } else { 0 }
+    })
+}
+
+/// The memory that a run may take.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    bytes: u64,
+    /// What set it.
+    by: &'static str,
+    /// Whether a flag did.
+    is_asked: bool,
+}
+
+impl Budget {
+    /// `None` where nothing is known of the device, and nobody said anything.
+    fn of(config: &Config, machine: &Machine) -> Option<Self> {
+        let settings = &config.memory;
+        let is_asked =
+            settings.device_memory.is_some() || settings.gpu_memory_utilization.is_some();
+        let by = match (settings.device_memory, settings.gpu_memory_utilization) {
+            (Some(_), _) => "--device-memory",
+            (None, Some(_)) => "--gpu-memory-utilization",
+            (None, None) => "the device",
+        };
+        let total = settings.device_memory.or(machine.total)?;
+        let default = match machine.gpu {
+            Some(_) => GPU_UTILIZATION,
+            None => 1.0,
+        };
+        let fraction = settings.gpu_memory_utilization.unwrap_or(default);
+        let budget = (total as f64 * fraction) as u64;
+        // An estimate that nobody asked for stops no run on a CPU.
+        match (machine.gpu, is_asked, machine.free) {
+            (None, false, _) => None,
+            (Some(_), _, Some(free)) if free < budget => Some(Self {
+                bytes: free,
+                by: "what is free of the device's memory",
+                is_asked,
+            }),
+            _ => Some(Self {
+                bytes: budget,
+                by,
+                is_asked,
+            }),
+        }
+    }
+}
+
+/// The settings with the batch size that `auto` stands for, and what the run takes with them.
+///
+/// # Errors
+/// [`TrainError::Memory`] where it is more than there is.
+pub(crate) fn plan(
+    config: &Config,
+    model: &QwenConfig,
+    machine: &Machine,
+    rows: &RowLengths,
+) -> Result<(Config, MemoryPlan), TrainError> {
+    let budget = Budget::of(config, machine);
+    let planned = |config: &Config| {
+        let tokens = rows.most_tokens(config.run.batch_size, config.data.max_length);
+        MemoryPlan::new(config, model, machine, tokens)
+    };
+    let fits =
+        |config: &Config| budget.is_none_or(|budget| planned(config).total() <= budget.bytes);
+    let mut config = config.clone();
+    let leaves_room = machine.gpu.is_none() && budget.is_some() && is_auto(&config);
+    if leaves_room {
+        config.optimizer.gradient_checkpointing = GradientCheckpointing::True;
+    }
+    if config.run.batch_size_auto {
+        let rows = config.run.batch_size * config.run.gradient_accumulation;
+        config = largest_batch(&config, rows, &fits);
+    }
+    // `auto` looks at the memory that is free, and not at what it was told.
+    if leaves_room {
+        let mut keeps_all = config.clone();
+        keeps_all.optimizer.gradient_checkpointing = GradientCheckpointing::False;
+        if fits(&keeps_all) {
+            config = keeps_all;
+        }
+    }
+    let plan = planned(&config);
+    match budget {
+        // An estimate stops only a run that was told how much it may take.
+        Some(budget) if plan.total() > budget.bytes && (plan.is_exact || budget.is_asked) => {
+            Err(TrainError::Memory {
+                needed: plan.total(),
+                budget: budget.bytes,
+                by: budget.by,
+                instead: instead(&config, &fits),
+            })
+        }
+        _ => Ok((config, plan)),
+    }
+}
+
+/// The most rows at once that fit, of `rows` in a step.
+fn largest_batch(config: &Config, rows: usize, fits: &impl Fn(&Config) -> bool) -> Config {
+    let with = |size: usize| {
+        let mut config = config.clone();
+        config.run.batch_size = size;
+        config.run.gradient_accumulation = rows / size;
+        config
+    };
+    let sizes = (1..=rows).rev().filter(|size| rows.is_multiple_of(*size));
+    let mut all = sizes.map(with);
+    all.find(|config| fits(config)).unwrap_or_else(|| with(1))
+}
+
+/// Flags with which the run fits.
+fn instead(config: &Config, fits: &impl Fn(&Config) -> bool) -> String {
+    let mut found = Vec::new();
+    let mut tried = config.clone();
+    if tried.optimizer.gradient_checkpointing == GradientCheckpointing::False {
+        tried.optimizer.gradient_checkpointing = GradientCheckpointing::Auto;
+        found.push("--gradient-checkpointing true".to_owned());
+    }
+    if !fits(&tried) && tried.run.batch_size > 1 {
+        let rows = tried.run.batch_size * tried.run.gradient_accumulation;
+        let sizes = (1..tried.run.batch_size)
+            .rev()
+            .filter(|size| rows.is_multiple_of(*size));
+        let with = |size: usize| {
+            let mut config = tried.clone();
+            config.run.batch_size = size;
+            config.run.gradient_accumulation = rows / size;
+            config
+        };
+        let largest = sizes.map(with).find(|config| fits(config));
+        tried = largest.unwrap_or_else(|| with(1));
+        found.push(format!(
+            "--batch-size {} --gradient-accumulation {}",
+            tried.run.batch_size, tried.run.gradient_accumulation
+        ));
+    }
+    if !fits(&tried) && tried.quantization() == Quantization::None {
+        tried.model.quantization = Some(Quantization::Nf4);
+        found.push("--quantization nf4".to_owned());
+    }
+    if !fits(&tried) {
+        let with = |length: usize| {
+            let mut config = tried.clone();
+            config.data.max_length = length;
+            config
+        };
+        let mut lengths = (1..tried.data.max_length.div_ceil(64))
+            .rev()
+            .map(|n| 64 * n);
+        match lengths.find(|&length| fits(&with(length))) {
+            Some(length) => found.push(format!("--max-length {length}")),
+            None => {
+                return "no batch or length fits: a smaller model would, or more memory".to_owned();
+            }
+        }
+    }
+    format!("{} would fit", found.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The shape of DeepSeek-R1-Distill-Qwen-1.5B.
+    fn model() -> QwenConfig {
+        let json = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 1536,
+            "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+            "vocab_size": 151936, "max_position_embeddings": 131072, "rope_theta": 10000.0, "tie_word_embeddings": false,
+            "rms_norm_eps": 1e-6, "hidden_act": "silu", "torch_dtype": "bfloat16"}"#;
+        QwenConfig::from_json(json, Path::new("config.json")).unwrap()
+    }
+
+    fn card(gib: u64) -> Machine {
+        Machine {
+            gpu: Some(DType::BF16),
+            total: Some(gib << 30),
+            free: Some(gib << 30),
+        }
+    }
+
+    #[test]
+    fn the_plan_is_what_a_card_showed() {
+        // Documents, their tokens, and MiB that nvidia-smi showed for `bench_train` on an H200
+        // (docs/benchmarks/2026-11-29-hopper.md).
+        let seen = [
+            [1, 1024, 2299],
+            [4, 1024, 2759],
+            [1, 2048, 2453],
+            [4, 2048, 3565],
+        ];
+        for [documents, tokens, mib] in seen {
+            let config = Config::new("x");
+            let plan = MemoryPlan::new(&config, &model(), &card(140), documents * tokens);
+            assert!(plan.is_exact);
+            let planned = plan.total() >> 20;
+            let part = planned as f64 / mib as f64;
+            assert!(
+                (0.95..=1.05).contains(&part),
+                "{documents} x {tokens}: {planned} MiB, seen {mib}"
+            );
+        }
+    }
+
+    fn config(batch_size: usize, length: usize) -> Config {
+        let mut config = Config::new("x");
+        config.run.batch_size = batch_size;
+        config.data.max_length = length;
+        config
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_flags_that_fit() {
+        let rows = RowLengths::any(usize::MAX, 1 << 20);
+        let refused = |config: &Config| {
+            let error = plan(config, &model(), &card(8), &rows)
+                .unwrap_err()
+                .to_string();
+            error.split_once("MiB; ").unwrap().1.to_owned()
+        };
+        let mut large = config(16, 4096);
+        assert!(refused(&large).starts_with("--batch-size 4 --gradient-accumulation 4 would fit"));
+        large.optimizer.gradient_checkpointing = GradientCheckpointing::False;
+        assert!(refused(&large).starts_with("--gradient-checkpointing true --batch-size 4"));
+        let long = config(1, 100_000);
+        let said = refused(&long);
+        let length = said
+            .strip_prefix("--max-length ")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap();
+        let length = length.parse().unwrap();
+        assert!(plan(&config(1, length), &model(), &card(8), &rows).is_ok());
+        assert!(plan(&config(1, length + 64), &model(), &card(8), &rows).is_err());
+
+        let mut small = config(1, 64);
+        small.memory.device_memory = Some(1 << 30);
+        let said = plan(&small, &model(), &card(8), &rows)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            said.contains("--device-memory allows 922 MiB; no batch or length fits"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn auto_takes_the_most_rows_that_fit() {
+        let rows = RowLengths::any(usize::MAX, 4096);
+        let chosen = |gib: u64| {
+            let mut config = config(4, 4096);
+            config.run.gradient_accumulation = 4;
+            config.run.batch_size_auto = true;
+            config.memory.device_memory = Some(gib << 30);
+            let (config, plan) = plan(&config, &model(), &card(140), &rows).unwrap();
+            assert!(plan.total() <= gib << 30);
+            (config.run.batch_size, config.run.gradient_accumulation)
+        };
+        assert_eq!(
+            [chosen(4), chosen(8), chosen(80)],
+            [(1, 16), (4, 4), (16, 1)]
+        );
+    }
+
+    #[test]
+    fn a_cpu_is_asked_only_where_somebody_says_how_much() {
+        let cpu = Machine {
+            gpu: None,
+            total: Some(1 << 30),
+            free: Some(1 << 29),
+        };
+        let rows = RowLengths::any(usize::MAX, 4096);
+        let mut config = config(4, 1024);
+        assert!(plan(&config, &model(), &cpu, &rows).is_ok());
+        config.run.batch_size_auto = true;
+        config.memory.gpu_memory_utilization = Some(0.5);
+        assert!(plan(&config, &model(), &cpu, &rows).is_err());
+        config.memory.device_memory = Some(16 << 30);
+        let (small, estimate) = plan(&config, &model(), &cpu, &rows).unwrap();
+        assert_eq!((small.run.batch_size, estimate.is_exact), (4, false));
+        let keeps = |config: &Config| config.optimizer.gradient_checkpointing;
+        assert_eq!(keeps(&small), GradientCheckpointing::True);
+        config.memory.device_memory = Some(64 << 30);
+        let (large, _) = plan(&config, &model(), &cpu, &rows).unwrap();
+        assert_eq!(keeps(&large), GradientCheckpointing::False);
+    }
+}

@@ -1,0 +1,139 @@
+//! Which batch of QLoRA fits on which card, by the plan of `trainer-sft --dry-run`. Needs no card and no model.
+//!
+//! ```console
+//! $ cargo run -p examples --bin memory_by_card
+//! ```
+
+use std::path::Path;
+
+use anyhow::Result;
+use burn::tensor::DType;
+use model_qwen::QwenConfig;
+use serde_json::json;
+use trainer_sft::config::Config;
+use trainer_sft::memory::{Machine, MemoryPlan};
+
+/// Name; width, width of the MLP, layers, heads, heads of keys, values of a head, tokens; whether head and embeddings are one, and
+/// whether heads have norms (Qwen3).
+type Shape = (&'static str, [usize; 7], [bool; 2]);
+
+const MODELS: [Shape; 8] = [
+    (
+        "Qwen2.5-0.5B",
+        [896, 4864, 24, 14, 2, 64, 151_936],
+        [true, false],
+    ),
+    (
+        "Qwen3-0.6B",
+        [1024, 3072, 28, 16, 8, 128, 151_936],
+        [true, true],
+    ),
+    (
+        "Qwen2.5-1.5B",
+        [1536, 8960, 28, 12, 2, 128, 151_936],
+        [true, false],
+    ),
+    (
+        "R1-Distill-Qwen-1.5B",
+        [1536, 8960, 28, 12, 2, 128, 151_936],
+        [false, false],
+    ),
+    (
+        "Qwen3-1.7B",
+        [2048, 6144, 28, 16, 8, 128, 151_936],
+        [true, true],
+    ),
+    (
+        "Qwen2.5-3B",
+        [2048, 11_008, 36, 16, 2, 128, 151_936],
+        [true, false],
+    ),
+    (
+        "Qwen3-4B",
+        [2560, 9728, 36, 32, 8, 128, 151_936],
+        [true, true],
+    ),
+    (
+        "Qwen2.5-7B",
+        [3584, 18_944, 28, 28, 4, 128, 152_064],
+        [false, false],
+    ),
+];
+/// Documents and their tokens.
+const BATCHES: [[usize; 2]; 4] = [[1, 1024], [1, 2048], [4, 1024], [4, 2048]];
+/// GiB of cards.
+const CARDS: [u64; 4] = [6, 8, 12, 24];
+/// What a run takes of a card, unless --gpu-memory-utilization says something else.
+const PART: f64 = 0.9;
+/// Tokens are tried in steps of so many, up to this many steps.
+const STEP: usize = 256;
+const STEPS: usize = 512;
+
+fn main() -> Result<()> {
+    let config = Config::new("unused");
+    let card = Machine {
+        gpu: Some(DType::BF16),
+        total: None,
+        free: None,
+    };
+    let mib =
+        |model: &QwenConfig, tokens| MemoryPlan::new(&config, model, &card, tokens).total() >> 20;
+
+    let heads = BATCHES.map(|[documents, tokens]| format!("{documents} × {tokens}"));
+    println!(
+        "| MiB, at most | {} |\n|---|---|---|---|---|",
+        heads.join(" | ")
+    );
+    for shape in &MODELS {
+        let model = model(shape)?;
+        let cells = BATCHES.map(|[documents, tokens]| mib(&model, documents * tokens).to_string());
+        println!("| {} | {} |", shape.0, cells.join(" | "));
+    }
+    let heads = CARDS.map(|gib| format!("{gib} GB"));
+    println!(
+        "\n| tokens at once | {} |\n|---|---|---|---|---|",
+        heads.join(" | ")
+    );
+    for shape in &MODELS {
+        let model = model(shape)?;
+        let cells = CARDS.map(|gib| {
+            let room = ((gib << 10) as f64 * PART) as u64;
+            match (1..=STEPS)
+                .take_while(|steps| mib(&model, steps * STEP) <= room)
+                .last()
+            {
+                Some(STEPS) => format!("over {}", STEPS * STEP),
+                Some(steps) => (steps * STEP).to_string(),
+                None => "no".to_owned(),
+            }
+        });
+        println!("| {} | {} |", shape.0, cells.join(" | "));
+    }
+    Ok(())
+}
+
+fn model(
+    &(_, [hidden, inner, layers, heads, keys, head_dim, vocab], [is_tied, has_norms]): &Shape,
+) -> Result<QwenConfig> {
+    let kind = if has_norms { "qwen3" } else { "qwen2" };
+    let text = json!({
+        "model_type": kind,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "head_dim": head_dim,
+        "vocab_size": vocab,
+        "tie_word_embeddings": is_tied,
+        "max_position_embeddings": 32_768,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    });
+    Ok(QwenConfig::from_json(
+        &text.to_string(),
+        Path::new("config.json"),
+    )?)
+}
