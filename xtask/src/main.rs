@@ -29,6 +29,7 @@ usage: cargo xtask COMMAND
                         packages the program qwen-burn that was built: as a wheel, as an archive, as a container image
   release-files [--dir DIR]
                         checksums, notes, Homebrew's formula and winget's manifests for the archives of a folder
+  version               prints the version of the workspace
   installed [--bin-dir DIR]
                         installs the wheel of a build into a new environment, and tries it in an empty folder
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes, trl)
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         ["wheel", flags @ ..] => release::wheel(flags),
         ["archive", flags @ ..] => release::archive(flags),
         ["image", flags @ ..] => release::image(flags),
+        ["version"] => release::version().map(|version| println!("{version}")),
         ["release-files", flags @ ..] => release::files(flags),
         ["installed", flags @ ..] => installed::run(flags),
         ["golden", names @ ..] => golden::run(names),

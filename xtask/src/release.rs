@@ -14,4 +14,5 @@ mod zip;
 pub(crate) use archive::run as archive;
 pub(crate) use files::run as files;
 pub(crate) use image::run as image;
+pub(crate) use package::version;
 pub(crate) use wheel::run as wheel;

@@ -58,13 +58,15 @@ pub fn bundled_model_dir() -> Result<PathBuf, NoBundledData> {
 
 /// The program's own path, also without links: a package manager may link a program into a folder of all programs.
 fn programs() -> Vec<PathBuf> {
-    let Ok(program) = std::env::current_exe() else {
+    // The system says nothing in a container without `/proc`.
+    let called = || std::env::args_os().next().map(PathBuf::from);
+    let program = std::env::current_exe().ok().or_else(called);
+    let Some(program) = program.filter(|path| path.is_absolute()) else {
         return Vec::new();
     };
-    let mut programs = vec![program];
-    let resolved = programs[0].canonicalize().ok().map(plain);
-    programs.extend(resolved.filter(|path| *path != programs[0]));
-    programs
+    let resolved = program.canonicalize().ok().map(plain);
+    let resolved = resolved.filter(|path| *path != program);
+    [program].into_iter().chain(resolved).collect()
 }
 
 /// A resolved path of Windows without the prefix that other programs refuse.

@@ -96,6 +96,7 @@ const COMMANDS: [(&str, Part, &str); 13] = [
 /// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
 /// with status 2.
 pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    model_qwen::sys::use_packaged_cuda();
     let words: Vec<OsString> = command_line.into_iter().skip(1).collect();
     let words = match with_help_as_flag(words) {
         Ok(words) => words,

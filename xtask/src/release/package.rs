@@ -120,20 +120,26 @@ impl Package {
     }
 }
 
-/// A program without symbols where this machine has `strip` and knows the format; otherwise as it is.
+/// A program of Linux without symbols, where this machine has `strip`; another one as it is, since it may be signed.
 fn stripped(path: &Path, folder: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    if !bytes.starts_with(b"\x7fELF") {
+        return Ok(bytes);
+    }
     let copy = folder.join(format!(".{PROGRAM}-stripped"));
-    let done = crate::command("strip")
+    let strip = crate::command("strip")
         .arg("-o")
         .arg(&copy)
         .arg(path)
         .output();
-    let is_stripped = done.is_ok_and(|output| output.status.success());
-    let read = if is_stripped { &copy } else { path };
-    let bytes = fs::read(read).with_context(|| read.display().to_string());
+    let is_stripped = strip.is_ok_and(|output| output.status.success());
+    let bytes = match is_stripped {
+        true => fs::read(&copy).with_context(|| copy.display().to_string())?,
+        false => bytes,
+    };
     // It may not be there.
     let _ = fs::remove_file(&copy);
-    bytes
+    Ok(bytes)
 }
 
 /// The bundled data: names below [`SHARE`], and content.
@@ -154,7 +160,7 @@ pub(super) fn top_file(name: &str) -> Result<Vec<u8>> {
 }
 
 /// The version of the workspace.
-pub(super) fn version() -> Result<String> {
+pub(crate) fn version() -> Result<String> {
     let manifest = fs::read_to_string(root().join("Cargo.toml"))?;
     let manifest: toml::Table = toml::from_str(&manifest).context("Cargo.toml")?;
     let package = manifest.get("workspace").and_then(|w| w.get("package"));

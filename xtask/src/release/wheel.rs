@@ -7,10 +7,11 @@ use super::package::{LICENCES, Options, Package, SHARE, data, top_file, write};
 use super::zip::Zip;
 
 /// What compiles kernels, and its headers, where a build has CUDA.
-const CUDA_PACKAGES: [&str; 3] = [
-    "nvidia-cuda-nvrtc-cu12",
-    "nvidia-cuda-runtime-cu12",
-    "nvidia-cuda-cccl-cu12",
+const CUDA_PACKAGES: [&str; 4] = [
+    "nvidia-cuda-nvrtc>=13,<14",
+    "nvidia-cuda-runtime>=13,<14",
+    "nvidia-cuda-crt>=13,<14",
+    "nvidia-cuda-cccl>=13,<14",
 ];
 const SUMMARY: &str =
     "Serve and fine-tune Qwen-architecture language models on one small GPU or a plain CPU";
@@ -151,7 +152,7 @@ mod tests {
         let cuda = metadata(&package(true), "text");
         assert!(cuda.contains("Name: qwen-burn-cuda\n"), "{cuda}");
         assert!(
-            cuda.contains("Requires-Dist: nvidia-cuda-nvrtc-cu12\n"),
+            cuda.contains("Requires-Dist: nvidia-cuda-nvrtc>=13,<14\n"),
             "{cuda}"
         );
         assert!(cuda.ends_with("\n\ntext"), "{cuda}");

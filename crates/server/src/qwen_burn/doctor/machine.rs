@@ -65,13 +65,20 @@ fn cpu() -> Check {
 fn memory() -> Check {
     let mut system = System::new();
     system.refresh_memory();
-    let limit = system.cgroup_limits();
-    let total = limit.as_ref().map_or(system.total_memory(), |limit| {
-        limit.total_memory.min(system.total_memory())
-    });
-    let free = limit.as_ref().map_or(system.available_memory(), |limit| {
-        limit.free_memory.min(system.available_memory())
-    });
+    let (mut total, mut free) = (system.total_memory(), system.available_memory());
+    // Without `/proc` it is unknown.
+    if total == 0 {
+        return Check::note(
+            "memory",
+            "the system does not say",
+            "nothing, if models load",
+        );
+    }
+    // A container may have less. Its files in memory can be dropped.
+    if let Some(limit) = system.cgroup_limits() {
+        total = total.min(limit.total_memory);
+        free = free.min(limit.total_memory.saturating_sub(limit.rss));
+    }
     let found = format!("{} of {} free", gib(free), gib(total));
     match free < LEAST_MEMORY {
         false => Check::ok("memory", found),
