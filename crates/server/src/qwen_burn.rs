@@ -93,6 +93,11 @@ const COMMANDS: [(&str, Part, &str); 13] = [
     ),
 ];
 
+/// What the help says at its end.
+const AFTER: &str = "\
+`qwen-burn COMMAND --help` shows the flags of a command.
+QWEN_BURN_DATA names the folder of the bundled model and the sample data, if it is not where it was installed.";
+
 /// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
 /// with status 2.
 pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -174,7 +179,7 @@ fn command() -> clap::Command {
         .about(
             "Serve and fine-tune Qwen-architecture language models on one small GPU or a plain CPU",
         )
-        .after_help("`qwen-burn COMMAND --help` shows the flags of a command.")
+        .after_help(AFTER)
         .max_term_width(110)
         .subcommand_required(true)
         .arg_required_else_help(true)

@@ -24,6 +24,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn this_version_has_notes() {
+        let changelog = std::fs::read_to_string(crate::root().join("CHANGELOG.md")).unwrap();
+        let version = crate::release::version().unwrap();
+        assert!(
+            notes(&changelog, &version).is_ok(),
+            "no section for {version}"
+        );
+    }
+
+    #[test]
     fn notes_are_the_section_of_the_version() {
         let text = "# Changelog\n\n## 0.2.0\n\n- b\n\n## 0.1.0, 2026-12-01\n\n- a\n- c\n";
         assert_eq!(notes(text, "0.1.0").unwrap(), "- a\n- c\n");

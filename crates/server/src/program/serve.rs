@@ -122,7 +122,9 @@ fn announce(state: &AppState, config: &Config, url: &str, curl: &str) -> Result<
     };
     // Browsers open no Unix domain sockets.
     let page = match &config.listen {
-        Listen::Tcp { .. } if config.api.page => format!("Or open {url} in a browser.\n\n"),
+        Listen::Tcp { .. } if config.api.page => {
+            format!("Or open {} in a browser.\n\n", from_here(url))
+        }
         _ => String::new(),
     };
     let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
@@ -132,4 +134,26 @@ fn announce(state: &AppState, config: &Config, url: &str, curl: &str) -> Result<
         "{table}\n\nServing {model} at {url}. Try:\n\n  \
          {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n\n{page}"
     ))
+}
+
+/// The address at which a browser of this machine reaches a server that listens on all addresses.
+fn from_here(url: &str) -> String {
+    url.replace("://0.0.0.0:", "://127.0.0.1:")
+        .replace("://[::]:", "://[::1]:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_browser_gets_an_address_that_it_can_open() {
+        for (url, expected) in [
+            ("http://0.0.0.0:8000", "http://127.0.0.1:8000"),
+            ("http://[::]:80", "http://[::1]:80"),
+            ("http://10.0.0.0:8000", "http://10.0.0.0:8000"),
+        ] {
+            assert_eq!(from_here(url), expected);
+        }
+    }
 }
