@@ -223,6 +223,6 @@ mod tests {
         );
         let wrong = refusal(&"serv".into()).to_string();
         assert!(wrong.contains("serve"), "{wrong}");
-        assert!(with_help_as_flag(words("help trian")).is_err());
+        assert!(with_help_as_flag(words("help trains")).is_err());
     }
 }
