@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{arch, docs, package, run as command, run_with as command_with};
+use crate::{arch, docs, installed, package, run as command, run_with as command_with};
 
 /// One check, with the time it took.
 fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -39,6 +39,7 @@ pub(crate) fn run() -> Result<()> {
     run_step("tests", || command("cargo", &["test", "--workspace"]))?;
     run_step("clients of the server", clients)?;
     run_step("the page in a browser", page)?;
+    run_step("the program as it is installed", || installed::run(&[]))?;
     run_step("flag pages", || docs::run(true))?;
     run_step("clippy", || {
         let clippy = ["clippy", "--workspace", "--all-targets"];

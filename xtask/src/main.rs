@@ -12,7 +12,9 @@ mod bench;
 mod ci;
 mod docs;
 mod golden;
+mod installed;
 mod package;
+mod release;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -23,6 +25,13 @@ usage: cargo xtask COMMAND
                         circles of files in one folder, and the kernels with many arguments
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
   package               packages the crates and checks examples/outside, a program outside of the workspace, against them
+  wheel | archive | image [--bin-dir DIR] [--out DIR] [--target TRIPLE] [--cuda]
+                        packages the program qwen-burn that was built: as a wheel, as an archive, as a container image
+  release-files [--dir DIR]
+                        checksums, notes, Homebrew's formula and winget's manifests for the archives of a folder
+  version               prints the version of the workspace
+  installed [--bin-dir DIR]
+                        installs the wheel of a build into a new environment, and tries it in an empty folder
   golden [NAME...]      rewrites data/golden with Python (torch, transformers, peft, bitsandbytes, trl)
   bench cpu --model DIR [--lora DIR] [--threads N] [--rounds N] [--llama-cpp FILE.gguf ...] [--hf PYTHON] [--peft PYTHON]
                         decode and prefill speed on the CPU, beside the peers that are named
@@ -40,6 +49,12 @@ fn main() -> ExitCode {
         ["docs"] => docs::run(false),
         ["docs", "--check"] => docs::run(true),
         ["package"] => package::run(),
+        ["wheel", flags @ ..] => release::wheel(flags),
+        ["archive", flags @ ..] => release::archive(flags),
+        ["image", flags @ ..] => release::image(flags),
+        ["version"] => release::version().map(|version| println!("{version}")),
+        ["release-files", flags @ ..] => release::files(flags),
+        ["installed", flags @ ..] => installed::run(flags),
         ["golden", names @ ..] => golden::run(names),
         ["bench", "cpu", flags @ ..] => bench::cpu(flags),
         ["bench", "gpu", flags @ ..] => bench::gpu::run(flags),

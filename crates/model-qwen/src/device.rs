@@ -234,6 +234,25 @@ pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
     }
 }
 
+/// The backends of this build, as `--device` names them.
+pub fn compiled_backends() -> Vec<&'static str> {
+    compiled_in()
+        .into_iter()
+        .filter(|name| *name != "auto")
+        .collect()
+}
+
+/// Whether a build with CUDA finds what compiles its kernels, or what to do; nothing in a build without CUDA.
+pub fn cuda_compiler() -> Option<Result<(), String>> {
+    #[cfg(feature = "cuda")]
+    {
+        let checked = crate::sys::cuda::check_compiler();
+        Some(checked.map_err(|error| error.to_string()))
+    }
+    #[cfg(not(feature = "cuda"))]
+    None
+}
+
 /// The device names this build accepts.
 fn compiled_in() -> Vec<&'static str> {
     let backends = [

@@ -126,6 +126,19 @@ impl HubOptions {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
 
+    /// Whether the Hub answers, whatever it says; `Err` holds the reason.
+    ///
+    /// # Errors
+    /// When it is out of reach, or this build reads folders only.
+    pub fn reach(&self) -> Result<(), String> {
+        #[cfg(feature = "hub")]
+        {
+            download::reach(&self.endpoint)
+        }
+        #[cfg(not(feature = "hub"))]
+        Err("this build reads folders only".to_owned())
+    }
+
     fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let get = |name: &str| {
             lookup(name)
@@ -303,20 +316,6 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
 #[cfg(not(feature = "hub"))]
 fn on_the_hub(id: &str, _options: &HubOptions) -> Result<PathBuf, ResolveError> {
     Err(ResolveError::NoHub { id: id.to_owned() })
-}
-
-/// The model that comes with this program: `data/model` under the current folder, next to or above
-/// the executable, or in the source tree it was built from.
-pub fn bundled_model_dir() -> Option<PathBuf> {
-    let mut roots: Vec<PathBuf> = std::env::current_dir().into_iter().collect();
-    if let Ok(executable) = std::env::current_exe() {
-        roots.extend(executable.ancestors().skip(1).map(Path::to_path_buf));
-    }
-    roots.push(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")));
-    roots
-        .into_iter()
-        .map(|root| root.join("data/model"))
-        .find(|dir| dir.join("config.json").is_file())
 }
 
 /// `org/name` of letters, digits, `-`, `_` and `.`.

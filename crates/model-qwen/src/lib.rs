@@ -10,6 +10,7 @@
 #![deny(missing_docs)]
 
 pub mod adapter;
+mod bundled;
 mod causes;
 pub mod chat;
 pub mod chat_template;
@@ -50,6 +51,7 @@ pub mod tokenizer;
 pub use burn;
 
 pub use adapter::AdapterError;
+pub use bundled::{DATA_VARIABLE, NoBundledData, bundled_data_dir, bundled_model_dir};
 pub use causes::with_causes;
 pub use chat::{ChatError, ChatModel, ReplyOptions};
 pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
@@ -65,9 +67,7 @@ pub use end_tokens::end_tokens;
 pub use generate::{GenerateError, GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use graph_runner::{DecodeRow, GraphRunner, Pending};
-pub use hub::{
-    HubOptions, ResolveError, bundled_model_dir, resolve_model, resolve_model_with, unfetched,
-};
+pub use hub::{HubOptions, ResolveError, resolve_model, resolve_model_with, unfetched};
 pub use json_file::JsonFileError;
 pub use load::{FolderShapes, LoadError, LoadOptions, Quantization, is_headless, score_weights};
 pub use merge::{MergeError, MergedWeights};

@@ -5,6 +5,7 @@ mod names;
 mod shapes;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, DataError, Device, Tensor, TensorData};
 use half::slice::HalfFloatSliceExt;
@@ -24,6 +25,9 @@ use crate::pooling::Architecture;
 
 pub use heads::{is_headless, score_weights};
 pub use shapes::FolderShapes;
+
+/// How often it is said how far a slow load is.
+const TELL_EVERY: Duration = Duration::from_secs(3);
 
 /// How the linear layers of the decoder are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -229,8 +233,16 @@ impl Loader<'_> {
             )?,
             false => self.dense(name, [vocab, hidden])?,
         };
+        let mut told = Instant::now();
         let layers = (0..config.num_hidden_layers)
             .map(|i| {
+                if told.elapsed() >= TELL_EVERY {
+                    told = Instant::now();
+                    tracing::info!(
+                        "loading weights: {i} of {} layers",
+                        config.num_hidden_layers
+                    );
+                }
                 let prefix = format!("model.layers.{i}.");
                 build_layer(
                     &config,

@@ -5,7 +5,9 @@ mod allocator;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 pub(crate) mod map_file;
+mod packaged_cuda;
 mod wait;
 
 pub use allocator::{keep_freed_memory, return_freed_memory, share_freed_memory};
+pub use packaged_cuda::use_packaged_cuda;
 pub use wait::wait_on_device;

@@ -25,7 +25,7 @@ use std::ffi::OsString;
 use anyhow::Result;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
-use crate::config::{ConfigError, parse, refuse};
+use crate::config::{ConfigError, QWEN_BURN, is_of_qwen_burn, parse, refuse};
 
 pub use latency::{BenchLatency, LatencyArgs};
 pub use serve_args::ServeArgs;
@@ -70,6 +70,10 @@ impl Bench {
     /// # Errors
     /// [`ConfigError`].
     pub fn from_command_line(mut command_line: Vec<OsString>) -> Result<Self, ConfigError> {
+        let usage = match is_of_qwen_burn(&command_line) {
+            true => USAGE.replace("server bench", &format!("{QWEN_BURN} bench")),
+            false => USAGE.to_owned(),
+        };
         let word = match command_line.len() {
             0 | 1 => OsString::new(),
             _ => command_line.remove(1),
@@ -91,20 +95,20 @@ impl Bench {
                 Ok(Self::Latency(Box::new(bench)))
             }
             "-h" | "--help" | "help" => {
-                let command = clap::Command::new("bench").override_help(USAGE);
+                let command = clap::Command::new("bench").override_help(usage.clone());
                 // Help is an error to clap.
                 let help = command.try_get_matches_from(["bench", "--help"]).err();
-                let usage = || clap::Error::raw(clap::error::ErrorKind::DisplayHelp, USAGE);
-                Err(help.unwrap_or_else(usage).into())
+                let raw = || clap::Error::raw(clap::error::ErrorKind::DisplayHelp, usage);
+                Err(help.unwrap_or_else(raw).into())
             }
             "" => Err(ConfigError::Flag {
                 flag: "bench",
-                message: format!("expected serve, throughput or latency, found nothing\n\n{USAGE}"),
+                message: format!("expected serve, throughput or latency, found nothing\n\n{usage}"),
             }),
             found => Err(ConfigError::Flag {
                 flag: "bench",
                 message: format!(
-                    "expected serve, throughput or latency, found `{found}`\n\n{USAGE}"
+                    "expected serve, throughput or latency, found `{found}`\n\n{usage}"
                 ),
             }),
         }

@@ -36,7 +36,7 @@ pub use stored_responses::StoredResponses;
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
-pub(crate) use command_line::{dashes, parse, refuse};
+pub(crate) use command_line::{QWEN_BURN, dashes, is_of_qwen_burn, parse, refuse};
 pub(crate) use flags::{Flags, OF_API};
 
 /// Everything the server needs to start, checked.

@@ -24,8 +24,8 @@ pub struct Limits {
 #[derive(Debug, Error)]
 pub enum ModelFilesError {
     /// No `--model`, and no bundled one.
-    #[error("the bundled model was not found: give a model with --model FOLDER")]
-    NoModel,
+    #[error(transparent)]
+    NoModel(#[from] model_qwen::NoBundledData),
     /// `--init-config` without `--tokenizer`.
     #[error("--init-config needs --tokenizer FOLDER")]
     NoTokenizer,
@@ -94,9 +94,7 @@ impl ModelConfig {
                         error,
                     })
             }
-            (None, None) => bundled_model_dir()
-                .map(Some)
-                .ok_or(ModelFilesError::NoModel),
+            (None, None) => Ok(Some(bundled_model_dir()?)),
         }
     }
 
@@ -114,7 +112,7 @@ impl ModelConfig {
                 })?;
                 Ok(QwenConfig::from_json(&text, path)?)
             }
-            (None, None) => Err(ModelFilesError::NoModel),
+            (None, None) => Ok(QwenConfig::load(&bundled_model_dir()?)?),
         }
     }
 }

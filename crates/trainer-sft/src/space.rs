@@ -101,14 +101,14 @@ pub(crate) fn saved_tables(config: &Config) -> usize {
 
 /// Bytes that this user can still write in `folder`.
 #[cfg(unix)]
-fn free(folder: &Path) -> Option<u64> {
+pub fn free(folder: &Path) -> Option<u64> {
     let room = rustix::fs::statvfs(folder).ok()?;
     room.f_bavail.checked_mul(room.f_frsize)
 }
 
 /// Unknown.
 #[cfg(not(unix))]
-fn free(_folder: &Path) -> Option<u64> {
+pub fn free(_folder: &Path) -> Option<u64> {
     None
 }
 

@@ -24,6 +24,7 @@ use std::sync::atomic::AtomicBool;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
+use crate::commands::Commands;
 use crate::config::args::{nearest, with_hyphens};
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
@@ -113,20 +114,20 @@ impl Tool {
         matches!(self, Self::Chat(_)) && std::io::stdin().is_terminal()
     }
 
-    /// Carries the command out. It ends early when `stop` becomes true.
+    /// Carries the command out. It ends early when `stop` becomes true. What it says to do next has `commands`.
     ///
     /// # Errors
     /// Whatever cannot be read, computed or written.
-    pub fn run(&self, stop: &AtomicBool) -> Result<Said, ToolError> {
+    pub fn run(&self, stop: &AtomicBool, commands: Commands) -> Result<Said, ToolError> {
         let well = |text| Said {
             text,
             end: End::Well,
         };
         match self {
-            Self::Init(args) => init::init(args).map(well),
+            Self::Init(args) => init::init(args, commands).map(well),
             Self::Check(args) => check::check(args, is_coloured()),
-            Self::Merge(args) => merge::merge(args, stop),
-            Self::Export(args) => export::export(args, stop).map(well),
+            Self::Merge(args) => merge::merge(args, stop, commands),
+            Self::Export(args) => export::export(args, stop, commands).map(well),
             Self::Chat(args) => chat::chat(args, stop).map(|()| well(String::new())),
             Self::Eval(args) => evaluate::evaluate(args).map(well),
             Self::Inspect(args) => {

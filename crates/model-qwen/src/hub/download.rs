@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
@@ -25,6 +26,8 @@ pub(super) const OPTIONAL_FILES: [&str; 13] = [
     "quantize_config.json",
     "quant_config.json",
 ];
+/// How long a Hub may take to answer when it is asked whether it is there.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Times that a transfer without ranges is started.
 const ATTEMPTS: usize = 3;
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
@@ -52,6 +55,16 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, String> {
 /// The index comes from the network: a name must not lead out of the folder.
 fn is_plain_file_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':', '?', '#', '%'])
+}
+
+/// Whether a Hub answers.
+pub(super) fn reach(endpoint: &str) -> Result<(), String> {
+    let agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .build();
+    let answer = ureq::Agent::from(agent).head(endpoint).call();
+    answer.map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// One repository to bring into the cache.
@@ -118,6 +131,12 @@ impl<'a> Download<'a> {
             ));
         }
 
+        tracing::info!(
+            "downloading {} from {} into {}",
+            self.id,
+            self.options.endpoint,
+            self.options.cache_dir.display()
+        );
         let commit = info.sha.as_str();
         let config = self.get("config.json", commit)?;
         self.get_optional(&names, commit)?;

@@ -92,7 +92,7 @@ fn check_weight(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::bundled_model_dir;
+    use crate::bundled::bundled_model_dir;
     use crate::model::QwenModel;
 
     /// The shapes without the weights are those of the loaded model.

@@ -12,7 +12,10 @@ pub(crate) fn parse(
     command: &clap::Command,
     command_line: &[OsString],
 ) -> Result<ArgMatches, clap::Error> {
-    let mut command = command.clone();
+    let mut command = match is_of_qwen_burn(command_line) {
+        true => as_part(command.clone()),
+        false => command.clone(),
+    };
     command
         .try_get_matches_from_mut(command_line)
         .map_err(|mut error| {
@@ -24,6 +27,27 @@ pub(crate) fn parse(
             }
             error
         })
+}
+
+/// The name of the program that has all commands.
+pub(crate) const QWEN_BURN: &str = "qwen-burn";
+
+/// Whether a command line is one of the program that has all commands.
+pub(crate) fn is_of_qwen_burn(command_line: &[OsString]) -> bool {
+    command_line.first().is_some_and(|name| name == QWEN_BURN)
+}
+
+/// A command of `server` with the name that it has as a command of `qwen-burn`, which lists the other ones itself.
+fn as_part(command: clap::Command) -> clap::Command {
+    match command.get_bin_name() {
+        Some(name) => {
+            let name = name.replacen("server", QWEN_BURN, 1);
+            command.bin_name(name)
+        }
+        None => command
+            .bin_name(format!("{QWEN_BURN} serve"))
+            .after_help(None::<&'static str>),
+    }
 }
 
 /// The known flag that looks most like `unknown`, if any looks alike.

@@ -7,8 +7,8 @@ use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
 use model_qwen::{
     ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
-    QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError, bundled_model_dir, is_gpu,
-    parse_device, resolve_model, special_tokens,
+    NoBundledData, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,
+    bundled_model_dir, is_gpu, parse_device, resolve_model, special_tokens,
 };
 
 use super::adapters::Adapters;
@@ -28,11 +28,7 @@ pub enum StartError {
     /// A setting.
     Config(#[from] ConfigError),
     /// There is no bundled model here.
-    #[error(
-        "no --model given and no bundled model found (looked for data/model below the current folder and the \
-         program's); name a model folder or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
-    )]
-    NoModel,
+    NoModel(#[from] NoBundledData),
     /// `--device`.
     Device(#[from] DeviceError),
     /// The hub, or a folder that is not there.
@@ -135,6 +131,7 @@ impl Engine {
             lm_head: !pools,
         };
         let start = std::time::Instant::now();
+        tracing::info!(dir = %dir.display(), "loading the model");
         let mut model = QwenModel::load(&dir, &options, &device)?;
         tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
 
@@ -237,7 +234,7 @@ fn model_dir(config: &Config) -> Result<(PathBuf, String), StartError> {
     match &config.model {
         Some(model) => Ok((resolve_model(model)?, model.clone())),
         None => {
-            let dir = bundled_model_dir().ok_or(StartError::NoModel)?;
+            let dir = bundled_model_dir()?;
             Ok((dir, "bundled".to_owned()))
         }
     }

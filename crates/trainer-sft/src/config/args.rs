@@ -29,8 +29,8 @@ use crate::config::{
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///
 /// Learns from chats, instructions or plain text (JSONL) and writes a PEFT adapter folder that the server, PEFT and vLLM
-/// load. Without --model it trains the small bundled model: `trainer-sft --data data/train.jsonl`.
-/// Before training: `trainer-sft init` and `check`; after training: `merge`, `inspect`, `export`, `eval` and `chat`, each with a
+/// load. Without --model it trains the small bundled model; `--data data/train.jsonl` is all it needs.
+/// Before training: the commands `init` and `check`; after training: `merge`, `inspect`, `export`, `eval` and `chat`, each with a
 /// --help of its own.
 #[derive(Clone, Debug, Default, Parser, Serialize, Deserialize)]
 #[command(name = "trainer-sft", version, max_term_width = 110)]
@@ -234,7 +234,7 @@ pub struct Args {
     pub use_dora: Option<bool>,
 
     /// Train the whole weight of these modules, too, for tokens that were added: embed_tokens,lm_head. On a CPU; the server
-    /// loads the merged model (`trainer-sft merge`) [default: none]
+    /// loads the merged model (command `merge`) [default: none]
     #[arg(long, value_name = "NAMES", help_heading = "LoRA", value_delimiter = ',', num_args = 1..,
           visible_alias = "additional-target")]
     #[serde(deserialize_with = "one_or_many")]

@@ -6,6 +6,7 @@ use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
 use super::{Columns, Config, LrSchedule, Method, NO_REPORT, TENSORBOARD};
+use crate::sample_data;
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -25,7 +26,8 @@ pub enum ConfigError {
     },
     /// Nothing to train on.
     #[error(
-        "--data is missing: give a JSONL file to learn from, for example `--data data/train.jsonl`"
+        "--data is missing: give a JSONL file to learn from, for example `--data {}`",
+        sample_data::example().unwrap_or_else(|| "FILE".into()).display()
     )]
     NoData,
     /// Nothing to evaluate on.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use tracing::info;
 
 use super::error::DataError;
+use crate::sample_data;
 
 /// Stands for standard input.
 pub const STDIN: &str = "-";
@@ -138,6 +139,15 @@ fn of_the_hub(path: &Path) -> String {
     }
 }
 
+/// Where the sample data is, for a path of the repository that stands in a README.
+fn of_the_sample(path: &Path) -> Option<String> {
+    let sample = sample_data::file(path.strip_prefix("data").ok()?.to_str()?)?;
+    Some(format!(
+        "; the sample that comes with the program is {}",
+        sample.display()
+    ))
+}
+
 /// Says where a path was looked up, and which files may be meant.
 fn missing(path: &Path) -> DataError {
     let base = match path.is_absolute() {
@@ -161,7 +171,7 @@ fn missing(path: &Path) -> DataError {
         path: path.into(),
         folder: base,
         near: match shown.is_empty() {
-            true => of_the_hub(path),
+            true => of_the_sample(path).unwrap_or_else(|| of_the_hub(path)),
             false => format!("; did you mean {}?", shown.join(" or ")),
         },
     }

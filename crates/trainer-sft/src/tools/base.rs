@@ -62,7 +62,7 @@ pub(super) fn model_and_adapter(
     }
     let model = match model {
         Some(model) => named_model(model)?,
-        None => bundled_model_dir().ok_or(ModelFilesError::NoModel)?,
+        None => bundled_model_dir().map_err(ModelFilesError::NoModel)?,
     };
     Ok((model, None))
 }

@@ -17,6 +17,7 @@ use super::merge::{Job, what_next};
 use super::modelfile::modelfile;
 use super::progress::{bar, follow_merge};
 use super::staging::{Staging, check_new};
+use crate::commands::Commands;
 
 /// Names in the folder for Ollama.
 const MODEL_FILE: &str = "model.gguf";
@@ -24,7 +25,11 @@ const ADAPTER_FILE: &str = "adapter.gguf";
 const MODELFILE: &str = "Modelfile";
 
 /// Exports, and says what was written.
-pub(super) fn export(args: &ExportArgs, stop: &AtomicBool) -> Result<String, ToolError> {
+pub(super) fn export(
+    args: &ExportArgs,
+    stop: &AtomicBool,
+    commands: Commands,
+) -> Result<String, ToolError> {
     check_new(&args.output)?;
     if args.format == ExportFormat::GgufLora && args.adapter.is_none() {
         return Err(no_adapter());
@@ -49,6 +54,7 @@ pub(super) fn export(args: &ExportArgs, stop: &AtomicBool) -> Result<String, Too
     let base = base.and_then(|adapter| adapter.config.base_model_name_or_path.clone());
     let source = Source {
         args,
+        commands,
         model: &model,
         id: args.model.clone().or(base),
     };
@@ -64,6 +70,7 @@ pub(super) fn export(args: &ExportArgs, stop: &AtomicBool) -> Result<String, Too
 /// What is exported.
 struct Source<'a> {
     args: &'a ExportArgs,
+    commands: Commands,
     /// Folder of the model.
     model: &'a Path,
     /// What it is called: a folder or a Hugging Face id. `None` of the bundled model.
@@ -88,7 +95,7 @@ impl Source<'_> {
             Some(kind @ (TensorType::Q8_0 | TensorType::Q4_0)) => {
                 return Err(ToolError::Flag {
                     flag: "type",
-                    expected: "bf16, f16 or f32 with --format hf (for NF4: `trainer-sft merge --quantization nf4`)".to_owned(),
+                    expected: "bf16, f16 or f32 with --format hf (for NF4: command `merge --quantization nf4`)".to_owned(),
                     found: kind.name().to_lowercase(),
                 });
             }
@@ -104,7 +111,7 @@ impl Source<'_> {
             "{} tensors, {} MiB\n{}",
             written.num_tensors,
             written.num_bytes >> 20,
-            what_next(&self.args.output)
+            what_next(&self.args.output, self.commands)
         ))
     }
 

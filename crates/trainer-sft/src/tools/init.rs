@@ -16,10 +16,11 @@ use serde_json::json;
 use self::dialog::Dialog;
 use super::ToolError;
 use super::error::io_error;
-use crate::chat_format::ModelFilesError;
+use crate::commands::Commands;
 use crate::config::args::{Args, number};
 use crate::config::{Config, Thinking};
 use crate::data::files;
+use crate::sample_data;
 
 /// `trainer-sft init`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -62,7 +63,7 @@ pub struct InitArgs {
 }
 
 /// Writes the file, and says what comes next.
-pub(super) fn init(args: &InitArgs) -> Result<String, ToolError> {
+pub(super) fn init(args: &InitArgs, commands: Commands) -> Result<String, ToolError> {
     check_file(args)?;
     let (mut input, mut out) = (io::stdin().lock(), io::stderr());
     let missing = args.missing();
@@ -75,8 +76,9 @@ pub(super) fn init(args: &InitArgs) -> Result<String, ToolError> {
     let text = file::text(&settings)?;
     write(args, &text)?;
     let file = args.file.display();
+    let Commands { tool, train, .. } = commands;
     Ok(format!(
-        "Written to {file}\nLook at the data: trainer-sft check --config {file}\nTrain: trainer-sft --config {file}\n"
+        "Written to {file}\nLook at the data: {tool} check --config {file}\nTrain: {train} --config {file}\n"
     ))
 }
 
@@ -138,7 +140,10 @@ impl InitArgs {
             (None, None) => None,
         };
         settings.data = match (&self.data[..], &mut dialog) {
-            ([], Some(dialog)) => dialog.ask("data", DATA, default_data(), named_data)?,
+            ([], Some(dialog)) => {
+                let example = sample_data::example().unwrap_or_default();
+                dialog.ask("data", DATA, &example.to_string_lossy(), named_data)?
+            }
             ([], None) => return Err(refused("data")("none".to_owned())),
             (data, _) => {
                 files::expand(data)?;
@@ -216,8 +221,8 @@ fn at_home(text: &str) -> PathBuf {
 fn named_model(text: &str) -> Result<Option<String>, String> {
     if text.is_empty() {
         return match bundled_model_dir() {
-            Some(_) => Ok(None),
-            None => Err(ModelFilesError::NoModel.to_string()),
+            Ok(_) => Ok(None),
+            Err(error) => Err(error.to_string()),
         };
     }
     let path = at_home(text).display().to_string();
@@ -241,15 +246,6 @@ fn named_data(text: &str) -> Result<Vec<PathBuf>, String> {
     match files::expand(&paths) {
         Ok(_) => Ok(paths),
         Err(error) => Err(error.to_string()),
-    }
-}
-
-/// The sample of the repository, where it is there.
-fn default_data() -> &'static str {
-    let sample = "data/train.jsonl";
-    match Path::new(sample).is_file() {
-        true => sample,
-        false => "",
     }
 }
 
@@ -286,7 +282,7 @@ fn positive(text: &str) -> Result<f64, String> {
 fn opens_think(model: Option<&str>) -> bool {
     let folder = match model {
         Some(model) => resolve_model_with(model, &offline()).ok(),
-        None => bundled_model_dir(),
+        None => bundled_model_dir().ok(),
     };
     let template = folder.and_then(|folder| ChatTemplate::from_dir(&folder).ok().flatten());
     let prompt = template.and_then(|template| {

@@ -16,12 +16,17 @@ use super::evaluate::{EvalData, Which};
 use super::progress::{bar, follow, follow_merge};
 use super::staging::{Staging, check_new};
 use super::{End, Said};
+use crate::commands::Commands;
 
 /// The folder of the NF4 weights while they are written, inside that of the dense ones.
 const QUANTIZED: &str = "nf4";
 
 /// Merges, and says what was written.
-pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolError> {
+pub(super) fn merge(
+    args: &MergeArgs,
+    stop: &AtomicBool,
+    commands: Commands,
+) -> Result<Said, ToolError> {
     if args.no_double_quant && args.quantization == Quantization::None {
         return Err(ToolError::Flag {
             flag: "no-double-quant",
@@ -50,7 +55,7 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolErr
         merged.num_changed,
         merged.num_tensors,
         merged.num_bytes >> 20,
-        what_next(&args.output)
+        what_next(&args.output, commands)
     );
     let mut end = End::Well;
     if let Some(data) = data {
@@ -72,11 +77,11 @@ pub(super) fn merge(args: &MergeArgs, stop: &AtomicBool) -> Result<Said, ToolErr
 }
 
 /// Where a model folder was written, and how to serve it. Without a tokenizer it cannot be served, and that is said.
-pub(super) fn what_next(output: &Path) -> String {
+pub(super) fn what_next(output: &Path, commands: Commands) -> String {
     let has = |name: &str| output.join(name).is_file();
     let folder = output.display();
     let next = match has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
-        true => format!("Serve it: cargo run -p server -- --model {folder}"),
+        true => format!("Serve it: {} --model {folder}", commands.serve),
         false => {
             "It has no tokenizer, because the base model has none: before it can be served, copy \
                   tokenizer.json (or vocab.json and merges.txt) into it"

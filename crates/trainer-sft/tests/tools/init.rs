@@ -22,7 +22,10 @@ fn flags_make_a_file_that_a_run_and_a_check_take_at_once() {
     .concat();
     // All is said: nothing is left to ask.
     let said = succeed(&all);
-    assert!(said.contains("Train: trainer-sft --config "), "{said}");
+    assert!(
+        said.contains("Train: cargo run -p trainer-sft -- --config "),
+        "{said}"
+    );
     let checked = succeed(&["check", "--config", text_of(&file)]);
     assert!(checked.contains("none: a run takes this data"), "{checked}");
     let run = succeed(&["--config", text_of(&file), "--lora-r", "2"]);

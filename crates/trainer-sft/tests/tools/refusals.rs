@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 use tempfile::TempDir;
+use trainer_sft::program::Commands;
 use trainer_sft::tools::Tool;
 
 use super::{adapter, copy, data_folder, edit, fail, names, succeed, text_of};
@@ -219,7 +220,9 @@ fn what_is_stopped_leaves_nothing_behind() {
         let words = ["trainer-sft"].into_iter().chain(command.split(' '));
         let flags = ["--adapter", text_of(&path), "--output", text_of(&output)];
         let tool = Tool::parse(words.chain(flags).map(Into::into)).unwrap();
-        let error = tool.unwrap().run(&AtomicBool::new(true)).unwrap_err();
+        let stop = AtomicBool::new(true);
+        let error = tool.unwrap().run(&stop, Commands::OF_CARGO);
+        let error = error.unwrap_err();
         assert!(error.is_stopped(), "{command}: {error}");
         assert_eq!(names(folder.path()), ["adapter"], "{command}");
     }

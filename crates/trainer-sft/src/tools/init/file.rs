@@ -57,8 +57,8 @@ const EXAMPLES: [(&str, &str); 41] = [
 ];
 
 const HEAD: &str = "\
-# Settings of a training run. Look at the data: trainer-sft check --config FILE
-# Train: trainer-sft --config FILE
+# Settings of a training run. Look at the data: trainer-sft check --config FILE (or qwen-burn check --config FILE)
+# Train: trainer-sft --config FILE (or qwen-burn train --config FILE)
 #
 # A line that begins with # and a key is a setting at its default, or an example of a setting that has none: take the # away
 # to change it. Flags on the command line win over this file: max_length = 512 is --max-length 512.

@@ -9,7 +9,7 @@ use anyhow::Result;
 const INTERRUPT: i32 = 2;
 
 /// Becomes true at the first signal.
-pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
+pub(super) static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether steps are being taken, after which a checkpoint can be written.
 static TRAINS: AtomicBool = AtomicBool::new(false);
 /// Whether a command is carried out, and no training.
@@ -20,29 +20,29 @@ static TALKS: AtomicBool = AtomicBool::new(false);
 static SIGNAL: AtomicI32 = AtomicI32::new(INTERRUPT);
 
 /// From now on a signal ends the run after the current step, with a checkpoint.
-pub(crate) fn stop_after_a_step() {
+pub(super) fn stop_after_a_step() {
     TRAINS.store(true, Ordering::SeqCst);
 }
 
 /// From now on a signal ends the command at its next tensor, and no half of a result is left behind.
-pub(crate) fn stop_between_tensors() {
+pub(super) fn stop_between_tensors() {
     IS_TOOL.store(true, Ordering::SeqCst);
     TRAINS.store(true, Ordering::SeqCst);
 }
 
 /// From now on Ctrl-C ends the answer that is being given; twice, or where there is none, it ends the program.
-pub(crate) fn stop_answers() {
+pub(super) fn stop_answers() {
     TALKS.store(true, Ordering::SeqCst);
 }
 
 /// As a shell reports a program that the signal has ended.
-pub(crate) fn exit_code() -> u8 {
+pub(super) fn exit_code() -> u8 {
     128 + SIGNAL.load(Ordering::SeqCst) as u8
 }
 
 fn receive(signal: i32) {
     let is_first = !STOP.swap(true, Ordering::SeqCst);
-    let ends_answer = TALKS.load(Ordering::SeqCst) && trainer_sft::tools::is_answering();
+    let ends_answer = TALKS.load(Ordering::SeqCst) && crate::tools::is_answering();
     if is_first && ends_answer && signal == INTERRUPT {
         return;
     }
@@ -50,8 +50,8 @@ fn receive(signal: i32) {
         SIGNAL.store(signal, Ordering::SeqCst);
     }
     if !is_first || !TRAINS.load(Ordering::SeqCst) {
-        trainer_sft::discard_unused_output();
-        trainer_sft::tools::discard_unfinished();
+        crate::discard_unused_output();
+        crate::tools::discard_unfinished();
         std::process::exit(128 + signal);
     }
     let told = match IS_TOOL.load(Ordering::SeqCst) {
@@ -64,7 +64,7 @@ fn receive(signal: i32) {
 
 /// Starts to listen.
 #[cfg(unix)]
-pub(crate) fn watch() -> Result<()> {
+pub(super) fn watch() -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = vec![SIGINT, SIGTERM];
     // `nohup` has it ignored, and means it.
@@ -91,7 +91,7 @@ fn is_ignored(signal: i32) -> bool {
 
 /// Starts to listen.
 #[cfg(not(unix))]
-pub(crate) fn watch() -> Result<()> {
+pub(super) fn watch() -> Result<()> {
     ctrlc::set_handler(|| receive(INTERRUPT))?;
     Ok(())
 }

@@ -1,0 +1,129 @@
+//! The program: a command line to a [`Command`], and what that does until a signal.
+
+mod serve;
+mod signals;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use tracing_subscriber::EnvFilter;
+
+use self::serve::{load, serve};
+use self::signals::{INTERRUPTED, signaled, signals};
+use crate::batch::{self, Progress, RunBatch};
+use crate::bench::Bench;
+use crate::command::Command;
+use crate::config::ConfigError;
+
+/// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
+/// with status 2.
+pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    model_qwen::sys::share_freed_memory();
+    log_to_stderr();
+    let result = match Command::from_command_line(command_line) {
+        Ok(command) => start(&command),
+        // Prints help and version to stdout with status 0, errors to stderr with status 2.
+        Err(ConfigError::Usage(error)) => error.exit(),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            let error = model_qwen::with_causes(error.as_ref());
+            // Without stderr the status remains.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+pub(crate) fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        // A closed stderr ends no server.
+        .log_internal_errors(false)
+        .init();
+}
+
+fn start(command: &Command) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let result = runtime.block_on(carry_out(command));
+    // Requests that outlived --shutdown-timeout do not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn carry_out(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Serve(config) => serve(config).await.map(|()| ExitCode::SUCCESS),
+        Command::RunBatch(batch) => run_batch(batch).await,
+        Command::Bench(bench) => run_bench(bench).await,
+    }
+}
+
+/// Measures, and prints the result.
+async fn run_bench(bench: &Bench) -> Result<ExitCode> {
+    let measured = bench.run().await?;
+    print(&measured.text)?;
+    match measured.error {
+        Some(error) => Err(error),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Writes to stdout. A reader that wants no more is no error.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Answers a file of requests.
+async fn run_batch(batch: &RunBatch) -> Result<ExitCode> {
+    let signals = signals()?;
+    let files = batch.open()?;
+    let Some(state) = load(&batch.config, &signals).await? else {
+        return Ok(INTERRUPTED.into());
+    };
+    let progress = Progress::new(files.num_bytes);
+    let app = crate::app(state);
+    let stop = signaled(signals);
+    let summary = match batch::run(app, files, batch.options(), progress, stop).await {
+        // The reader, such as `head`, wants no more.
+        Err(error)
+            if error.kind() == io::ErrorKind::BrokenPipe && batch.args.output_file == "-" =>
+        {
+            return Ok(ExitCode::SUCCESS);
+        }
+        summary => summary?,
+    };
+    let (answered, failed) = (summary.num_answered, summary.num_failed);
+    let output = &batch.args.output_file;
+    if summary.stopped {
+        tracing::warn!(
+            answered,
+            failed,
+            output,
+            "the batch was stopped before its end"
+        );
+        return Ok(INTERRUPTED.into());
+    }
+    tracing::info!(answered, failed, output, "the batch is complete");
+    Ok(ExitCode::SUCCESS)
+}

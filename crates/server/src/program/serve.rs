@@ -1,0 +1,159 @@
+//! Serves a model over HTTP, from before it is loaded.
+
+use std::pin::pin;
+
+use anyhow::{Context, Result};
+use axum::serve::{Listener, ListenerExt};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+
+use super::print;
+use super::signals::{signaled, signals};
+use crate::config::{Config, Listen};
+use crate::engine::Engine;
+use crate::state::AppState;
+
+pub(super) async fn serve(config: &Config) -> Result<()> {
+    let signals = signals()?;
+    // The port is taken before the model is loaded, so that a busy one is known at once. Until then the answer is 503.
+    match &config.listen {
+        Listen::Tcp { host, port } => {
+            let listener = TcpListener::bind((host.as_str(), *port)).await.with_context(|| {
+                format!("cannot listen on {host}:{port} (is another server running? choose another --port)")
+            })?;
+            let address = listener
+                .local_addr()
+                .context("cannot read the address of the socket")?;
+            let listener = listener.tap_io(|stream| {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+            });
+            serve_on(
+                listener,
+                config,
+                signals,
+                &format!("http://{address}"),
+                "curl",
+            )
+            .await
+        }
+        #[cfg(unix)]
+        Listen::Unix(path) => {
+            let listener = bind_unix(path)?;
+            let curl = format!("curl --unix-socket {}", path.display());
+            let served = serve_on(listener, config, signals, "http://localhost", &curl).await;
+            let removed = std::fs::remove_file(path)
+                .with_context(|| format!("cannot remove {}", path.display()));
+            served.and(removed)
+        }
+        #[cfg(not(unix))]
+        Listen::Unix(_) => anyhow::bail!("--uds: this system has no Unix domain sockets"),
+    }
+}
+
+/// Loads the model while the listener answers that it is being loaded, then serves it.
+async fn serve_on<L: Listener>(
+    listener: L,
+    config: &Config,
+    signals: watch::Receiver<bool>,
+    url: &str,
+    curl: &str,
+) -> Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    let loaded = async {
+        match receiver.await {
+            Ok(state) => state,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let mut serving = pin!(crate::run_loading(
+        listener,
+        loaded,
+        signaled(signals.clone())
+    ));
+    let state = tokio::select! {
+        state = load(config, &signals) => state?,
+        () = &mut serving => None,
+    };
+    let Some(state) = state else { return Ok(()) };
+    announce(&state, config, url, curl)?;
+    // The receiver lives as long as `serving`.
+    let _ = sender.send(state);
+    serving.await;
+    Ok(())
+}
+
+/// Binds a Unix domain socket; one that a dead server left behind is replaced.
+#[cfg(unix)]
+fn bind_unix(path: &std::path::Path) -> Result<tokio::net::UnixListener> {
+    use std::os::unix::fs::FileTypeExt;
+    use std::os::unix::net::UnixStream;
+
+    let is_socket =
+        std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket && UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    tokio::net::UnixListener::bind(path)
+        .with_context(|| format!("cannot listen on {} (--uds)", path.display()))
+}
+
+/// Loads the model and starts the engine; `None` if a signal came first.
+pub(super) async fn load(
+    config: &Config,
+    signals: &watch::Receiver<bool>,
+) -> Result<Option<AppState>> {
+    tokio::select! {
+        started = Engine::start_owned(config) => {
+            let (engine, model) = started?;
+            Ok(Some(AppState::new(config, engine, model)))
+        }
+        () = signaled(signals.clone()) => Ok(None),
+    }
+}
+
+/// Prints where the server is, a command to try it, and where the page is.
+fn announce(state: &AppState, config: &Config, url: &str, curl: &str) -> Result<()> {
+    let model = &state.served_model_names()[0];
+    let key = match config.api_keys.is_empty() {
+        true => "",
+        false => " -H \"Authorization: Bearer $VLLM_API_KEY\"",
+    };
+    // Browsers open no Unix domain sockets.
+    let page = match &config.listen {
+        Listen::Tcp { .. } if config.api.page => {
+            format!("Or open {} in a browser.\n\n", from_here(url))
+        }
+        _ => String::new(),
+    };
+    let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
+    let body = body.to_string().replace('\'', "'\\''");
+    let table = &state.model().memory_table;
+    print(&format!(
+        "{table}\n\nServing {model} at {url}. Try:\n\n  \
+         {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n\n{page}"
+    ))
+}
+
+/// The address at which a browser of this machine reaches a server that listens on all addresses.
+fn from_here(url: &str) -> String {
+    url.replace("://0.0.0.0:", "://127.0.0.1:")
+        .replace("://[::]:", "://[::1]:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_browser_gets_an_address_that_it_can_open() {
+        for (url, expected) in [
+            ("http://0.0.0.0:8000", "http://127.0.0.1:8000"),
+            ("http://[::]:80", "http://[::1]:80"),
+            ("http://10.0.0.0:8000", "http://10.0.0.0:8000"),
+        ] {
+            assert_eq!(from_here(url), expected);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The program `qwen-burn`: its own commands, and those that it passes on.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const FILES: [(&str, &str); 4] = [
+    ("config.json", "{\"model_type\": \"qwen2\"}"),
+    ("model.safetensors", "weights"),
+    ("tokenizer.json", "{}"),
+    ("tokenizer_config.json", "{}"),
+];
+
+/// Answers as the Hub does, for the model `org/name`; returns its address.
+fn hub() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    // Ends with the test process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(&stream));
+        }
+    });
+    address
+}
+
+fn answer(mut stream: &TcpStream) -> Option<()> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next()?.ok()?;
+    let mut words = first.split(' ');
+    let (method, path) = (words.next()?, words.next()?);
+    lines
+        .take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()))
+        .count();
+    let revisions = ["main", COMMIT].map(|name| format!("/api/models/org/name/revision/{name}"));
+    let file = path.strip_prefix("/org/name/resolve/").and_then(|rest| {
+        let (_, name) = rest.split_once('/')?;
+        let (_, text) = FILES.iter().find(|(known, _)| *known == name)?;
+        Some((*text).to_owned())
+    });
+    let body = match revisions.iter().any(|known| known == path) {
+        true => {
+            let names = FILES.map(|(name, _)| json!({ "rfilename": name }));
+            Some(json!({ "siblings": names, "sha": COMMIT }).to_string())
+        }
+        false => file,
+    };
+    let (status, body) = match body {
+        Some(body) => ("200 OK", body),
+        None => ("404 Not Found", "no".to_owned()),
+    };
+    let sent = if method == "HEAD" { "" } else { &body };
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{sent}",
+        body.len()
+    )
+    .ok()
+}
+
+/// The program with a cache and a Hub of its own.
+fn run(words: &[&str], home: &Path, endpoint: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_qwen-burn"))
+        .args(words)
+        .current_dir(home)
+        .env("HF_HOME", home)
+        .env("HF_ENDPOINT", endpoint)
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_HUB_OFFLINE")
+        .env_remove("QWEN_BURN_DATA")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_model_is_pulled_and_its_folder_is_printed() {
+    let (home, hub) = (tempfile::tempdir().unwrap(), hub());
+    let pulled = run(&["pull", "org/name"], home.path(), &hub);
+    let (out, err) = (text(&pulled.stdout), text(&pulled.stderr));
+    assert!(pulled.status.success(), "{err}");
+    let folder = Path::new(out.trim());
+    assert!(folder.starts_with(home.path().join("hub")), "{out}");
+    assert!(folder.ends_with(COMMIT), "{out}");
+    let weights = std::fs::read_to_string(folder.join("model.safetensors"));
+    assert_eq!(weights.unwrap(), "weights");
+    assert!(
+        err.contains(&format!("downloading org/name from {hub}")),
+        "{err}"
+    );
+
+    // What is there needs no Hub, and nothing is said but the folder.
+    let again = run(
+        &["pull", "--quiet", "org/name"],
+        home.path(),
+        "http://127.0.0.1:9",
+    );
+    assert_eq!(text(&again.stdout), out);
+    let elsewhere = home.path().join("elsewhere");
+    let words = ["pull", "-q", "org/name", "--cache-dir", "elsewhere"];
+    let moved = run(&words, home.path(), &hub);
+    assert!(text(&moved.stdout).starts_with(elsewhere.to_str().unwrap()));
+    assert_eq!(text(&moved.stderr), "");
+}
+
+#[test]
+fn a_model_that_cannot_be_pulled_is_explained() {
+    let (home, hub) = (tempfile::tempdir().unwrap(), hub());
+    for (words, endpoint, part) in [
+        (
+            &["pull", "org/other"][..],
+            hub.as_str(),
+            "has no model org/other (HTTP 404)",
+        ),
+        (
+            &["pull", "org/name"],
+            "http://127.0.0.1:9",
+            "Set HF_ENDPOINT to a mirror",
+        ),
+        (
+            &["pull", "no-such-folder"],
+            &hub,
+            "neither an existing folder nor a model name",
+        ),
+    ] {
+        let failed = run(words, home.path(), endpoint);
+        let err = text(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(1), "{err}");
+        assert!(err.contains("error: ") && err.contains(part), "{err}");
+        assert_eq!(text(&failed.stdout), "");
+    }
+    assert_eq!(run(&["pull"], home.path(), &hub).status.code(), Some(2));
+}
+
+#[test]
+fn doctor_says_what_is_there() {
+    let (home, hub) = (tempfile::tempdir().unwrap(), hub());
+    let said = run(&["doctor", "--json"], home.path(), &hub);
+    let report: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(said.status.success(), report["ok"] == true);
+    let check = |name: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        let found = checks.iter().find(|check| check["name"] == name);
+        found
+            .unwrap_or_else(|| panic!("no {name}: {report}"))
+            .clone()
+    };
+    for name in ["CPU", "memory", "backends", "GPU", "model cache"] {
+        assert!(
+            check(name)["found"]
+                .as_str()
+                .is_some_and(|found| !found.is_empty())
+        );
+    }
+    assert_eq!(check("hub")["status"], "ok");
+    assert_eq!(check("bundled data")["status"], "ok");
+
+    let mut without = Command::new(env!("CARGO_BIN_EXE_qwen-burn"));
+    without.args(["doctor"]).env("QWEN_BURN_DATA", home.path());
+    let without = without.env("HF_HUB_OFFLINE", "1").output().unwrap();
+    let out = text(&without.stdout);
+    assert_eq!(without.status.code(), Some(1), "{out}");
+    assert!(out.contains("missing  bundled data"), "{out}");
+    assert!(out.contains("HF_HUB_OFFLINE is set"), "{out}");
+}
+
+#[test]
+fn commands_of_both_programs_have_their_names_here() {
+    let home = tempfile::tempdir().unwrap();
+    for (words, usage) in [
+        (
+            &["serve", "--help"][..],
+            "Usage: qwen-burn serve [OPTIONS] [MODEL]",
+        ),
+        (&["run-batch", "--help"], "Usage: qwen-burn run-batch "),
+        (&["bench", "--help"], "Usage: qwen-burn bench "),
+        (
+            &["bench", "serve", "--help"],
+            "Usage: qwen-burn bench serve ",
+        ),
+        (
+            &["bench", "latency", "--help"],
+            "Usage: qwen-burn bench latency ",
+        ),
+        (&["help", "train"], "Usage: qwen-burn train "),
+        (&["chat", "--help"], "Usage: qwen-burn chat "),
+        (&["merge", "--help"], "Usage: qwen-burn merge "),
+        (&["doctor", "--help"], "Usage: qwen-burn doctor "),
+    ] {
+        let said = run(words, home.path(), "http://127.0.0.1:9");
+        let out = text(&said.stdout);
+        assert!(
+            said.status.success() && out.contains(usage),
+            "{words:?}: {out}"
+        );
+        assert!(
+            !out.contains("`server ") && !out.contains("`trainer-sft"),
+            "{words:?}: {out}"
+        );
+    }
+    let wrong = run(&["serve", "--prot", "1"], home.path(), "http://127.0.0.1:9");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("Usage: qwen-burn serve"));
+    assert_eq!(run(&[], home.path(), "").status.code(), Some(2));
+    let init = ["init", "run.toml", "--yes", "--data", "d.jsonl"];
+    std::fs::write(home.path().join("d.jsonl"), "{\"text\": \"a\"}\n").unwrap();
+    let init = run(&init, home.path(), "");
+    let out = text(&init.stdout);
+    assert!(
+        out.contains("Train: qwen-burn train --config run.toml"),
+        "{out}{}",
+        text(&init.stderr)
+    );
+}

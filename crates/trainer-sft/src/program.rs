@@ -1,0 +1,166 @@
+//! The program: a command line to a run or a [`Tool`], and what that does until a signal.
+
+mod signals;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lora_4bit::peft::LoraConfig;
+use model_qwen::Quantization;
+use tracing_subscriber::EnvFilter;
+
+pub use crate::commands::Commands;
+
+use crate::args::{Args, ArgsError};
+use crate::chat_format::ChatFormat;
+use crate::config::Config;
+use crate::data::Dataset;
+use crate::preview::preview;
+use crate::tools::{End, Tool};
+use crate::{Summary, Training};
+
+/// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
+/// with status 2.
+pub fn run(command_line: impl IntoIterator<Item = OsString>, commands: Commands) -> ExitCode {
+    model_qwen::sys::keep_freed_memory();
+    match carry_out(command_line.into_iter().collect(), commands) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(command_line: Vec<OsString>, commands: Commands) -> Result<ExitCode> {
+    if let Some(tool) = Tool::parse(command_line.iter().cloned()) {
+        return use_tool(tool.unwrap_or_else(|error| error.exit()), commands);
+    }
+    let config = match Args::parse_config(command_line) {
+        Ok(config) => config,
+        Err(ArgsError::Clap(error)) => error.exit(),
+        Err(error) => return Err(error.into()),
+    };
+    log_to_stderr();
+    if config.memory.dry_run {
+        let plan = Training::new(&config).plan()?;
+        write_out(&mut std::io::stdout(), &format!("{plan}\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match config.run.preview {
+        Some(count) => show(&config, count).map(|()| ExitCode::SUCCESS),
+        None => train(&config, commands),
+    }
+}
+
+fn log_to_stderr() {
+    // Each generation captures its own CUDA graphs.
+    let default = "info,model_qwen::graph_runner=warn";
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// A command that is no run.
+fn use_tool(tool: Tool, commands: Commands) -> Result<ExitCode> {
+    log_to_stderr();
+    if tool.writes() {
+        signals::watch()?;
+        signals::stop_between_tensors();
+    }
+    if tool.talks() {
+        signals::watch()?;
+        signals::stop_answers();
+    }
+    let said = match tool.run(&signals::STOP, commands) {
+        Err(error) if error.is_stopped() => return Ok(ExitCode::from(signals::exit_code())),
+        said => said?,
+    };
+    write_out(&mut std::io::stdout(), &said.text)?;
+    Ok(match said.end {
+        End::Well => ExitCode::SUCCESS,
+        End::Problems => ExitCode::FAILURE,
+        End::Stopped => ExitCode::from(signals::exit_code()),
+    })
+}
+
+fn show(config: &Config, count: usize) -> Result<()> {
+    let format = ChatFormat::load(config)?;
+    let train = Dataset::of(config, &format)?;
+    let mut out = std::io::stdout();
+    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let shown = preview(&train.examples, &format.tokenizer, count, colour)?;
+    write_out(&mut out, &shown)
+}
+
+fn train(config: &Config, commands: Commands) -> Result<ExitCode> {
+    signals::watch()?;
+    let summary = Training::new(config)
+        .stop_when(&signals::STOP)
+        .on_start(signals::stop_after_a_step)
+        .progress_bar(true)
+        .run()?;
+    let (what_next, code) = match summary.stopped {
+        Some(_) => (String::new(), ExitCode::from(signals::exit_code())),
+        None => (
+            serve_command(config, &summary, commands)? + "\n",
+            ExitCode::SUCCESS,
+        ),
+    };
+    write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))?;
+    Ok(code)
+}
+
+/// Whether the adapter that a run has written has whole weights, too.
+fn has_saved_modules(folder: &Path) -> Result<bool> {
+    let config = LoraConfig::from_json(&std::fs::read(folder.join("adapter_config.json"))?)?;
+    Ok(!config.modules_to_save.is_empty())
+}
+
+/// How to talk to the result.
+fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Result<String> {
+    let Commands { serve, tool, .. } = commands;
+    let output = summary.output.display();
+    if config.run.full {
+        return Ok(format!("Serve it: {serve} --model {output}"));
+    }
+    let name = summary
+        .output
+        .file_name()
+        .map_or_else(|| "adapter".into(), |name| name.to_string_lossy());
+    let model = config
+        .model
+        .model
+        .as_ref()
+        .map_or_else(String::new, |model| format!("--model {model} "));
+    if has_saved_modules(&summary.output)? {
+        return Ok(format!(
+            "Merge it, since embedding and head are one for all requests: {tool} merge --adapter {output} \
+             --output {output}-merged\nServe it: {serve} --model {output}-merged"
+        ));
+    }
+    // As the adapter was trained: it has learnt beside the weights in four bits.
+    let quantization = match config.quantization() {
+        Quantization::Nf4 => "--quantization nf4 ",
+        Quantization::None => "",
+    };
+    Ok(format!(
+        "Serve it: {serve} {model}{quantization}--enable-lora --lora-modules {name}={output}"
+    ))
+}
+
+/// Writes to standard output; a reader that goes away (`| head`) is no error.
+fn write_out(out: &mut impl Write, text: &str) -> Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
