@@ -48,7 +48,7 @@ fn values_out_of_range_name_the_flag() {
         ),
         (
             "--data d --batch-size x",
-            "'--batch-size <N>': expected a whole number, 0 or more, found `x`",
+            "'--batch-size <N>': expected a whole number, 1 or more, or `auto`, found `x`",
         ),
         (
             "--data d --quantization int8",

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod gradients;
 mod grpo;
 mod methods;
 mod preference;
@@ -65,22 +66,26 @@ struct Sequence {
     labels: Vec<i64>,
 }
 
+/// Sequences one after the other.
+fn packed(sequences: &[Sequence]) -> Batch {
+    let mut batch = Batch::default();
+    for Sequence { tokens, labels } in sequences {
+        batch.tokens.extend(tokens);
+        batch.positions.extend(0..tokens.len() as u32);
+        let next = labels[1..].iter().map(|&label| u32::try_from(label).ok());
+        batch.targets.extend(next.chain([None]));
+        batch.lengths.push(tokens.len());
+    }
+    batch
+}
+
 /// Micro-batches of each optimizer step of supervised training.
 fn batches() -> Vec<Vec<Batch>> {
     let steps: Vec<Vec<Vec<Sequence>>> = read_json("training/batches.json");
-    let pack = |sequences: &Vec<Sequence>| {
-        let mut batch = Batch::default();
-        for Sequence { tokens, labels } in sequences {
-            batch.tokens.extend(tokens);
-            batch.positions.extend(0..tokens.len() as u32);
-            let next = labels[1..].iter().map(|&label| u32::try_from(label).ok());
-            batch.targets.extend(next.chain([None]));
-            batch.lengths.push(tokens.len());
-        }
-        batch
-    };
     let steps = steps.iter();
-    steps.map(|step| step.iter().map(pack).collect()).collect()
+    steps
+        .map(|step| step.iter().map(|micro| packed(micro)).collect())
+        .collect()
 }
 
 /// A model in f32, or in NF4 with double quantization.

@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 const WIDTH: usize = 100;
 
 /// What a setting without a default may look like.
-const EXAMPLES: [(&str, &str); 41] = [
+const EXAMPLES: [(&str, &str); 43] = [
     ("model", "\"Qwen/Qwen2.5-1.5B-Instruct\""),
     ("tokenizer", "\"models/other\""),
     ("init_config", "\"config.json\""),
@@ -54,6 +54,8 @@ const EXAMPLES: [(&str, &str); 41] = [
     ("save_total_limit", "3"),
     ("eval_steps", "50"),
     ("early_stopping_patience", "3"),
+    ("gpu_memory_utilization", "0.9"),
+    ("device_memory", "\"8GiB\""),
 ];
 
 const HEAD: &str = "\
@@ -235,6 +237,7 @@ mod tests {
         let flags_only = [
             "config",
             "preview",
+            "dry_run",
             "no_double_quant",
             "resume",
             "resume_anyway",
