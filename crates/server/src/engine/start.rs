@@ -197,6 +197,7 @@ impl Engine {
         if let Some(kv_events) = kv_events {
             worker.scheduler.record_cache_events();
             worker.kv_events = Some(kv_events);
+            worker.publish();
         }
         let warms_up = config.warm_up && is_gpu(&device);
         let (sender, warmed_up) = mpsc::sync_channel(1);

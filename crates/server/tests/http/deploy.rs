@@ -178,7 +178,8 @@ fn every_metric_of_the_dashboard_exists() {
     let text = std::fs::read_to_string(path("grafana.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
     let name =
-        fancy_regex::Regex::new(r"\b(?:vllm:|http_|process_|kv_event|trace_spans)[a-z_]+").unwrap();
+        fancy_regex::Regex::new(r"\b(?:vllm:|http_|process_|kv_event|trace_spans)[a-z0-9_]+")
+            .unwrap();
     let mut found = BTreeSet::new();
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {
