@@ -59,9 +59,12 @@ mod tests {
     use super::*;
     use crate::block_pool::{BlockId, BlockPool};
 
+    /// Parent, key and tokens.
+    type Prefix = (Option<PrefixId>, Arc<CacheKey>, Vec<u32>);
+
     /// What somebody knows who sees nothing but the events.
     #[derive(Default)]
-    struct Replica(BTreeMap<PrefixId, (Option<PrefixId>, Arc<CacheKey>, Vec<u32>)>);
+    struct Replica(BTreeMap<PrefixId, Prefix>);
 
     impl Replica {
         fn apply(&mut self, events: Vec<CacheEvent>) {
