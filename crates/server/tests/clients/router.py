@@ -222,7 +222,7 @@ def interrupted(name, program, how):
         for stream in streams:
             assert stream.started.wait(120)
         running = [server.metric("vllm:num_requests_running") for server in servers]
-        assert min(running) >= 2, running
+        assert min(running) >= 1, running
         servers[0].process.send_signal(how)
         if how == signal.SIGTERM:
             # The port stays open while it drains: no health, no new request.
@@ -241,7 +241,7 @@ def interrupted(name, program, how):
 def killed(name, program):
     """A killed server takes only its own streams with it."""
     running, whole, _ = interrupted(name, program, signal.SIGKILL)
-    assert whole == running[1], (running, whole)
+    assert whole == 6 - running[0], (running, whole)
     return f"{running[0]:.0f} of 6 streams broke, 8 of 8 new requests were answered"
 
 
