@@ -6,12 +6,14 @@
 //! cached block only together with all blocks before it. Hence a prefix's tail always stands before its head in the
 //! list and is evicted first; no cached block outlives its parent.
 
+mod events;
 mod prefix;
 
 use std::sync::Arc;
 
 use prefix::PrefixCache;
 
+pub use events::CacheEvent;
 pub use prefix::{CacheKey, PrefixId};
 
 /// Number of a block: its first slot in the cache tensors is `block * block_size`.
@@ -144,6 +146,23 @@ impl BlockPool {
                 self.free.push_front(block);
             }
         }
+    }
+
+    /// [`forget`](Self::forget) for all keys; one event instead of one for each block.
+    pub fn clear(&mut self) {
+        let before = self.prefixes.take_events();
+        self.forget(|_| true);
+        self.prefixes.note_cleared(before);
+    }
+
+    /// Keeps changes of the prefix cache from now on: they pile up until [`take_events`](Self::take_events).
+    pub fn record_events(&mut self) {
+        self.prefixes.record_events();
+    }
+
+    /// The changes of the prefix cache since the last call, in order.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.prefixes.take_events()
     }
 
     /// Checks counts, free list and prefix cache against each other, and against `holds`: how many sequences the

@@ -16,7 +16,7 @@ mod step;
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::block_pool::{BlockId, BlockPool, CacheKey};
+use crate::block_pool::{BlockId, BlockPool, CacheEvent, CacheKey};
 use crate::stats::SchedulerStats;
 use sequence::Sequence;
 
@@ -255,12 +255,27 @@ impl Scheduler {
 
     /// [`forget`](Self::forget) for all keys.
     pub fn reset_prefix_cache(&mut self) {
-        self.forget_where(|_| true);
+        self.pool.clear();
+        self.stop_sharing(|_| true);
+    }
+
+    /// Keeps changes of the prefix cache from now on. Take them after every step: they pile up.
+    pub fn record_cache_events(&mut self) {
+        self.pool.record_events();
+    }
+
+    /// The changes of the prefix cache since the last call, in order.
+    pub fn take_cache_events(&mut self) -> Vec<CacheEvent> {
+        self.pool.take_events()
+    }
+
+    fn forget_where(&mut self, matches: impl Fn(&CacheKey) -> bool) {
+        self.pool.forget(&matches);
+        self.stop_sharing(matches);
     }
 
     /// Live sequences stop sharing too: what they still compute belongs to the old contents of the key.
-    fn forget_where(&mut self, matches: impl Fn(&CacheKey) -> bool) {
-        self.pool.forget(&matches);
+    fn stop_sharing(&mut self, matches: impl Fn(&CacheKey) -> bool) {
         for sequence in self.running.iter_mut().chain(&mut self.waiting) {
             sequence.stop_sharing(&matches);
         }

@@ -9,11 +9,13 @@ mod check;
 mod command_line;
 mod file;
 mod flags;
+mod kv_events;
 mod parsers;
 pub mod pooling;
 mod speculative;
 mod stored_responses;
 mod structured_outputs;
+mod traces;
 pub mod units;
 mod vllm_flags;
 
@@ -29,10 +31,12 @@ use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, KvEventsFlag};
 pub use parsers::{ReasoningParser, ToolCallParser};
 pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner, ScoreMethod, Task};
 pub use speculative::{NgramConfig, Speculation};
 pub use stored_responses::StoredResponses;
+pub use traces::{Sampler, TracesConfig};
 pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 
 use args::Args;
@@ -97,6 +101,10 @@ pub struct Config {
     pub seed: Option<u64>,
     /// Whether tokens are guessed and checked several at once.
     pub speculation: Speculation,
+    /// Where changes of the prefix cache are published; `None` = nowhere.
+    pub kv_events: Option<KvEventsConfig>,
+    /// Where spans of requests are sent; `None` = nowhere.
+    pub traces: Option<TracesConfig>,
 }
 
 /// Where to listen.
@@ -245,6 +253,8 @@ impl Config {
                 message: "needs --enable-lora".to_owned(),
             });
         }
+        let traces = args.otlp_traces_endpoint.as_deref();
+        let traces = traces.map(|url| TracesConfig::read(url, |name| std::env::var(name).ok()));
         let pooling = PoolingConfig::from_args(&args)?;
         let lora = LoraOptions {
             max_loras: args.max_loras,
@@ -323,6 +333,8 @@ impl Config {
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             seed: args.seed,
             speculation: args.speculative_config,
+            traces: traces.transpose()?,
+            kv_events: args.kv_events_config.unwrap_or_default().0,
         };
         config.check()?;
         Ok(config)
@@ -363,6 +375,8 @@ impl Default for Config {
             shutdown_timeout: Duration::from_secs(30),
             seed: None,
             speculation: Speculation::Auto,
+            kv_events: None,
+            traces: None,
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod engine;
 pub mod error;
 mod grammars;
 pub mod histogram;
+pub mod kv_events;
 pub mod metrics;
 mod openapi;
 mod output_file;
@@ -41,6 +42,7 @@ pub mod state;
 pub mod stored_responses;
 pub mod stream;
 pub mod text;
+pub mod traces;
 mod unread;
 
 use std::future::Future;
@@ -181,6 +183,9 @@ pub async fn run_loading<L: Listener>(
         serve::serve(listener, current, stop).await;
         if let Some((state, _)) = loaded.get() {
             state.engine().drained().await;
+            if let Some(tracer) = state.tracer() {
+                tracer.flush().await;
+            }
         }
     };
     let expired = async {

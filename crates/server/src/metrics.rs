@@ -6,6 +6,7 @@ mod process;
 
 use crate::engine::{Ended, EngineStats, RequestMetrics, SpeculationStats};
 use crate::histogram::{CHOICES, FIRST_TOKEN_SECONDS, Histogram, REQUEST_SECONDS, TOKEN_SECONDS};
+use crate::kv_events::KvEventCounts;
 use exposition::{Exposition, escaped};
 
 pub use http::{Answered, HttpMetrics};
@@ -74,6 +75,8 @@ pub struct Sources<'a> {
     pub stats: &'a EngineStats,
     /// Longest prompt plus output, in tokens.
     pub max_model_len: usize,
+    /// Spans that were sent and that were lost, if any are sent.
+    pub traces: Option<(u64, u64)>,
     /// The served name.
     pub model: &'a str,
     /// Unix seconds.
@@ -91,6 +94,12 @@ pub fn render(sources: Sources<'_>, format: Format) -> String {
     latencies(&mut page, sources, &labels);
     if let Some(speculation) = &sources.stats.speculation {
         drafts(&mut page, speculation, &labels);
+    }
+    if let Some(counts) = &sources.stats.kv_events {
+        kv_events(&mut page, *counts, &labels);
+    }
+    if let Some(counts) = sources.traces {
+        traces(&mut page, counts);
     }
     sources.http.write(&mut page);
     process::write(&mut page);
@@ -275,6 +284,30 @@ fn requests(page: &mut Exposition, sources: Sources<'_>, labels: &str) {
         ),
     ] {
         page.histogram(&format!("vllm:{name}"), help, labels, histogram);
+    }
+}
+
+/// What has become of events of the KV cache, only where they are published.
+fn kv_events(page: &mut Exposition, counts: KvEventCounts, labels: &str) {
+    for (name, help, value) in [
+        ("batches", "Batches of KV cache events", counts.num_batches),
+        (
+            "batches_dropped",
+            "Batches of KV cache events that a full queue had no room for",
+            counts.num_dropped,
+        ),
+    ] {
+        page.counter(&format!("kv_event_{name}"), help, labels, value as f64);
+    }
+}
+
+/// What has become of spans, only where they are sent.
+fn traces(page: &mut Exposition, (sent, lost): (u64, u64)) {
+    for (name, help, value) in [
+        ("sent", "Spans that a collector has taken", sent),
+        ("lost", "Spans that were not sent", lost),
+    ] {
+        page.counter(&format!("trace_spans_{name}"), help, "", value as f64);
     }
 }
 

@@ -22,18 +22,33 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for a client to take more of an answer. A stream ends before, see `stream.rs`.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Serves what `app` gives for each request until `shutdown`, then closes the listener and waits for the connections to end.
+/// Serves what `app` gives for each request until `shutdown`. Then each connection ends after its request, while new connections
+/// still learn from `app` that there is nothing for them here; the listener is closed when the old ones have ended.
 pub(crate) async fn serve<L: Listener>(
     mut listener: L,
     app: impl Fn() -> Router + Clone + Send + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
-    let connections = GracefulShutdown::new();
-    let mut shutdown = pin!(shutdown);
+    let (connections, late) = (GracefulShutdown::new(), GracefulShutdown::new());
+    accept(&mut listener, &app, &connections, true, shutdown).await;
+    accept(&mut listener, &app, &late, false, connections.shutdown()).await;
+    drop(listener);
+    late.shutdown().await;
+}
+
+/// Serves connections until `end`. Without `keeps`, each has one request.
+async fn accept<L: Listener>(
+    listener: &mut L,
+    app: &(impl Fn() -> Router + Clone + Send + 'static),
+    connections: &GracefulShutdown,
+    keeps: bool,
+    end: impl Future<Output = ()>,
+) {
+    let mut end = pin!(end);
     loop {
         let (io, _) = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut shutdown => break,
+            () = &mut end => return,
         };
         let app = app.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
@@ -43,6 +58,7 @@ pub(crate) async fn serve<L: Listener>(
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
+            .keep_alive(keeps)
             .serve_connection(TokioIo::new(Unread::new(io, WRITE_TIMEOUT)), service);
         let connection = connections.watch(connection);
         tokio::spawn(async move {
@@ -51,6 +67,4 @@ pub(crate) async fn serve<L: Listener>(
             }
         });
     }
-    drop(listener);
-    connections.shutdown().await;
 }

@@ -15,6 +15,7 @@ use crate::grammars::Grammars;
 use crate::metrics::{HttpMetrics, Metrics};
 use crate::special_tokens::SpecialTokens;
 use crate::stored_responses::ResponseStore;
+use crate::traces::Tracer;
 
 /// Bytes of large bodies that are in memory at once.
 const BODY_MEMORY: usize = 40 << 20;
@@ -39,6 +40,7 @@ struct Shared {
     stored_responses: ResponseStore,
     grammars: Grammars,
     http_metrics: HttpMetrics,
+    tracer: Option<Tracer>,
     api: ApiConfig,
     fingerprint: String,
     longest_token: usize,
@@ -63,6 +65,8 @@ impl AppState {
             longest_token: longest_token(&model.tokenizer),
             special_tokens: SpecialTokens::of(&model.tokenizer),
             grammars: Grammars::new(&model, engine.vocab_size()),
+            tracer: (config.traces.as_ref())
+                .and_then(|traces| Tracer::start(traces, &served_model_names[0])),
             api: config.api.clone(),
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
@@ -117,6 +121,11 @@ impl AppState {
     /// Counts of HTTP requests.
     pub fn http_metrics(&self) -> &HttpMetrics {
         &self.0.http_metrics
+    }
+
+    /// What makes spans of requests, if they are sent somewhere.
+    pub fn tracer(&self) -> Option<&Tracer> {
+        self.0.tracer.as_ref()
     }
 
     /// Whether a request may pass: there are no keys, or it brought one of them.

@@ -11,6 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use super::BlockId;
+use super::events::{CacheEvent, EventLog};
 
 /// What, besides the tokens, the keys and values of a prefix depend on or are kept apart by.
 ///
@@ -41,6 +42,7 @@ pub(crate) struct PrefixCache<S = RandomState> {
     by_prefix: HashMap<Arc<Prefix>, (BlockId, PrefixId), S>,
     by_block: Vec<Option<Arc<Prefix>>>,
     next_id: u64,
+    events: EventLog,
     /// Reused for every lookup, so that a lookup allocates nothing.
     probe: Prefix,
 }
@@ -57,6 +59,7 @@ impl<S: BuildHasher> PrefixCache<S> {
             by_prefix: HashMap::with_hasher(hasher),
             by_block: (0..num_blocks).map(|_| None).collect(),
             next_id: 0,
+            events: EventLog::default(),
             probe: Prefix {
                 parent: None,
                 key: Arc::default(),
@@ -98,14 +101,38 @@ impl<S: BuildHasher> PrefixCache<S> {
         debug_assert!(before.is_none(), "block {block} already holds a prefix");
         let before = self.by_prefix.insert(prefix, (block, id));
         debug_assert!(before.is_none(), "the prefix is already in another block");
+        self.events.push(|| CacheEvent::Stored {
+            id,
+            parent,
+            key: Arc::clone(key),
+            tokens: tokens.to_vec(),
+        });
         id
     }
 
     /// Forgets what `block` holds, because it is about to be overwritten.
     pub(crate) fn remove(&mut self, block: BlockId) {
-        if let Some(prefix) = self.by_block[block as usize].take() {
-            self.by_prefix.remove(&prefix);
+        let prefix = self.by_block[block as usize].take();
+        if let Some((_, id)) = prefix.and_then(|prefix| self.by_prefix.remove(&prefix)) {
+            self.events.push(|| CacheEvent::Removed { id });
         }
+    }
+
+    /// Keeps changes from now on.
+    pub(crate) fn record_events(&mut self) {
+        self.events.record();
+    }
+
+    /// The changes since the last call.
+    pub(crate) fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.events.take()
+    }
+
+    /// Replaces the changes by `before`, after which everything was removed.
+    pub(crate) fn note_cleared(&mut self, before: Vec<CacheEvent>) {
+        self.events.take();
+        let all = before.into_iter().chain([CacheEvent::Cleared]);
+        all.for_each(|event| self.events.push(|| event));
     }
 
     /// Whether `block` can be found.

@@ -8,6 +8,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, JsonStyle, Quantization};
 
 use super::api::MAX_LOGPROBS;
+use super::kv_events::{KvEventsFlag, kv_events};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
@@ -274,6 +275,17 @@ pub struct Args {
     /// "prompt_lookup_min": 2}'`; off = never; auto = with these numbers on a CPU, off on a GPU
     #[arg(long, value_name = "JSON|auto|off", default_value = "auto", value_parser = speculation)]
     pub speculative_config: Speculation,
+
+    /// Publish over ZeroMQ which blocks the prefix cache has, for routers that look for prefixes. JSON as vLLM's:
+    /// `'{"enable_kv_cache_events": true, "endpoint": "tcp://*:5557", "topic": "", "replay_endpoint": null}'`, also `publisher`,
+    /// `buffer_steps`, `hwm`, `max_queue_size`; `"event_format": "array"` for readers of vLLM's older format
+    #[arg(long, value_name = "JSON", value_parser = kv_events)]
+    pub kv_events_config: Option<KvEventsFlag>,
+
+    /// Send a span of each request to a collector of OpenTelemetry, as JSON over HTTP; OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
+    /// OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG and OTEL_EXPORTER_OTLP_HEADERS are read
+    #[arg(long, value_name = "URL")]
+    pub otlp_traces_endpoint: Option<String>,
 
     /// Launch every kernel by itself instead of replaying CUDA graphs; for finding errors. A CPU has none
     #[arg(long)]

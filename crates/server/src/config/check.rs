@@ -39,6 +39,13 @@ impl Config {
                 format!("expected a fraction above 0 and at most 1, found {fraction}"),
             );
         }
+        if self.kv_events.is_some() && !self.enable_prefix_caching {
+            return wrong(
+                "--kv-events-config",
+                "events tell what the prefix cache has; it is off by --no-enable-prefix-caching"
+                    .to_owned(),
+            );
+        }
         if self.api_keys.iter().any(|key| key.0.is_empty()) {
             return wrong("--api-key (or VLLM_API_KEY)", "the key is empty".to_owned());
         }

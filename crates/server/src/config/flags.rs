@@ -10,7 +10,7 @@ use super::command_line::parse;
 use super::{Config, ConfigError, file, vllm_flags};
 
 /// Flags that only a server which listens has.
-const OF_HTTP: [&str; 13] = [
+const OF_HTTP: [&str; 15] = [
     "--host",
     "--port",
     "--uds",
@@ -24,6 +24,8 @@ const OF_HTTP: [&str; 13] = [
     "--enable-tokenizer-info-endpoint",
     "--no-page",
     "--max-num-queued-reqs",
+    "--kv-events-config",
+    "--otlp-traces-endpoint",
 ];
 
 /// Flags of answers that have the form of the API.
@@ -110,6 +112,7 @@ impl Flags {
         // Nobody else is there: requests wait instead of being refused.
         flags.config.max_num_queued_reqs = usize::MAX;
         flags.config.api_keys.clear();
+        (flags.config.kv_events, flags.config.traces) = (None, None);
         flags.config.api.enable_force_include_usage = false;
         Ok(flags)
     }

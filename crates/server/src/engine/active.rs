@@ -1,6 +1,7 @@
 //! What the engine thread knows of a sequence besides its blocks: its request, its sampler, and where its tokens go.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use kv_paging::{Chunk, Sampled};
@@ -14,10 +15,13 @@ use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
 use super::request_metrics::SequenceTimes;
 use super::speculation::Drafter;
+use crate::traces::RequestTrace;
 
 /// What the engine remembers of a sequence besides its blocks.
 pub(super) struct ActiveSequence {
     pub(super) request: GenerateRequest,
+    /// Before the sink, so that a span is complete before its sequence counts as done.
+    pub(super) trace: Option<Arc<RequestTrace>>,
     pub(super) sink: OutputSink,
     /// Held until the sequence is first scheduled.
     pub(super) permit: Option<QueuePermit>,

@@ -21,6 +21,7 @@ use super::receiver::{
 use super::request::{EngineOutput, GenerateRequest, PoolRequest};
 use super::request_metrics::RequestMetrics;
 use super::stats::{AdapterInfo, EngineLimits, EngineStats};
+use crate::traces::RequestTrace;
 
 /// State that both ends see.
 #[derive(Debug)]
@@ -139,6 +140,7 @@ impl EngineHandle {
             request,
             pooling,
             sink,
+            trace: RequestTrace::current(),
             submitted: Instant::now(),
             permit,
         };

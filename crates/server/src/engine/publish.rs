@@ -2,10 +2,14 @@
 
 use super::stats::EngineStats;
 use super::worker::Worker;
+use crate::kv_events::KvEvents;
 
 impl Worker {
-    /// Publishes a snapshot of the engine.
-    pub(super) fn publish(&self) {
+    /// Publishes a snapshot of the engine, and what has changed in the prefix cache.
+    pub(super) fn publish(&mut self) {
+        if let Some(kv_events) = &mut self.kv_events {
+            kv_events.publish(self.scheduler.take_cache_events());
+        }
         let stats = self.scheduler.stats();
         let adapters = |waiting: bool| {
             let mut names: Vec<String> = (self.sequences.values())
@@ -35,6 +39,7 @@ impl Worker {
             running_adapters: adapters(false),
             waiting_adapters: adapters(true),
             max_loras: self.adapters.max_loras(),
+            kv_events: self.kv_events.as_ref().map(KvEvents::counts),
             speculation: self.drafts.as_ref().map(|drafts| drafts.stats().clone()),
         });
     }

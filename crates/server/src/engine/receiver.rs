@@ -14,6 +14,7 @@ use super::handle::Shared;
 use super::request::{EngineOutput, GenerateRequest};
 use super::request_metrics::RequestMetrics;
 use super::stats::{AdapterInfo, EngineStats};
+use crate::traces::RequestTrace;
 
 /// Names one submitted sequence for the life of the process.
 pub type RequestId = u64;
@@ -60,6 +61,8 @@ pub struct Submission {
     pub pooling: Option<PoolingType>,
     /// Where its outputs go; dropped when the sequence is over.
     pub sink: OutputSink,
+    /// The trace of its request, if that has one.
+    pub trace: Option<Arc<RequestTrace>>,
     /// When it was submitted.
     pub submitted: Instant,
     /// Its place in the queue; the engine drops it when the sequence is first scheduled.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::active::ActiveSequence;
 use crate::histogram::{Histogram, PREEMPTIONS, REQUEST_SECONDS, STEP_TOKENS, TOKEN_SECONDS};
+use crate::traces::SequenceSpan;
 
 /// How a sequence ended, in vLLM's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,9 @@ impl RequestMetrics {
     pub(super) fn record(&self, sequence: &ActiveSequence, how: Ended) {
         self.count(how);
         let (times, num_generated) = (&sequence.times, sequence.num_generated);
+        if let Some(trace) = &sequence.trace {
+            trace.add(times.span(sequence));
+        }
         let Some(scheduled) = times.scheduled else {
             return;
         };
@@ -138,6 +142,23 @@ impl SequenceTimes {
             last_token: None,
             num_preemptions: 0,
             num_cached: 0,
+        }
+    }
+
+    /// What a trace shows of its sequence.
+    fn span(&self, sequence: &ActiveSequence) -> SequenceSpan {
+        let request = &sequence.request;
+        SequenceSpan {
+            submitted: self.submitted,
+            scheduled: self.scheduled,
+            first_token: self.first_token,
+            last_token: self.last_token,
+            num_prompt_tokens: request.prompt.len(),
+            num_tokens: sequence.num_generated,
+            max_tokens: request.max_tokens,
+            temperature: request.sampling.temperature,
+            top_p: request.sampling.top_p,
+            adapter: request.adapter.clone(),
         }
     }
 

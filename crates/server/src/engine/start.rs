@@ -20,6 +20,7 @@ use super::runner;
 use super::stats::EngineLimits;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError, Speculation};
+use crate::kv_events::{KvEvents, ListenError};
 
 /// Why the engine does not start.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,8 @@ pub enum StartError {
     Load(#[from] LoadError),
     /// It does not fit.
     Memory(#[from] MemoryError),
+    /// Where events of the KV cache are published.
+    KvEvents(#[from] ListenError),
     /// Limits that contradict each other.
     Scheduler(#[from] kv_paging::ConfigError),
     /// `--lora-modules`.
@@ -96,6 +99,10 @@ impl Engine {
         config: &Config,
         device: Device,
     ) -> Result<(EngineHandle, ModelInfo), StartError> {
+        // An address that is taken is known before the model is loaded.
+        let kv_events = config.kv_events.as_ref();
+        let kv_events = kv_events.map(|events| KvEvents::start(events, config.block_size));
+        let kv_events = kv_events.transpose()?;
         let (dir, model_id) = model_dir(config)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let chat_template = chat_template(config, &dir)?;
@@ -184,6 +191,11 @@ impl Engine {
             ..config.clone()
         };
         let mut worker = Worker::new(model, cache, scheduler, receiver, adapters, config);
+        if let Some(kv_events) = kv_events {
+            worker.scheduler.record_cache_events();
+            worker.kv_events = Some(kv_events);
+            worker.publish();
+        }
         let warms_up = config.warm_up && is_gpu(&device);
         let (sender, warmed_up) = mpsc::sync_channel(1);
         std::thread::Builder::new()

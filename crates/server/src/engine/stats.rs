@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use model_qwen::PoolingType;
 
+use crate::kv_events::KvEventCounts;
+
 /// What the HTTP side must know to refuse a request before it reaches the engine.
 #[derive(Clone, Debug)]
 pub struct EngineLimits {
@@ -59,6 +61,8 @@ pub struct EngineStats {
     pub max_loras: usize,
     /// What has come of drafts; `None` without speculative decoding.
     pub speculation: Option<SpeculationStats>,
+    /// What has become of events of the KV cache; `None` without `--kv-events-config`.
+    pub kv_events: Option<KvEventCounts>,
 }
 
 /// What has come of the drafts of speculative decoding.

@@ -18,6 +18,7 @@ use super::request::{EngineOutput, FinishReason};
 use super::request_metrics::Ended;
 use super::speculation::Drafts;
 use crate::config::Config;
+use crate::kv_events::KvEvents;
 
 /// After a step of so many tokens on a CPU its activations go back to the system: they would stay with the process, and
 /// asking for them anew costs a hundredth of such a step.
@@ -44,6 +45,8 @@ pub(super) struct Worker {
     pub(super) ahead: Option<StepAhead>,
     /// Steps that the device has failed to compute since the last one that it did.
     pub(super) num_failures: usize,
+    /// Where changes of the prefix cache are published.
+    pub(super) kv_events: Option<KvEvents>,
     pub(super) shutting_down: bool,
     pub(super) prompt_tokens: u64,
     pub(super) generation_tokens: u64,
@@ -58,7 +61,7 @@ impl Worker {
         adapters: Adapters,
         config: &Config,
     ) -> Self {
-        let worker = Self {
+        let mut worker = Self {
             device: model.device(),
             runner: match config.enforce_eager {
                 true => GraphRunner::eager(),
@@ -76,6 +79,7 @@ impl Worker {
             seed: config.seed,
             ahead: None,
             num_failures: 0,
+            kv_events: None,
             shutting_down: false,
             prompt_tokens: 0,
             generation_tokens: 0,

@@ -22,6 +22,7 @@ use crate::protocol::logprobs::TokenView;
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
+use crate::traces::RequestTrace;
 
 /// A checked request, ready to be submitted: one sequence per prompt, to be repeated `n` times.
 pub(super) struct Prepared {
@@ -64,6 +65,9 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
 
     let n = sampling.n();
     state.metrics().params_n.observe_value(n as f64);
+    if let Some(trace) = RequestTrace::current() {
+        trace.set_num_choices(n);
+    }
     let mut choices = Vec::with_capacity(requests.len() * n);
     for (prompt, request) in requests.iter().enumerate() {
         for i in 0..n {

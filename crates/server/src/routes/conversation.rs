@@ -23,6 +23,7 @@ use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::protocol::tools::{self, ToolChoice, name_of, read_tools};
 use crate::state::AppState;
 use crate::stream::Choice;
+use crate::traces::RequestTrace;
 
 /// A conversation to answer, whichever API it came by.
 #[derive(Debug, Default)]
@@ -217,6 +218,9 @@ impl Prepared {
     pub(super) fn submit(&self, state: &AppState) -> Result<Vec<Choice>, ApiError> {
         let n = self.sampling.n();
         state.metrics().params_n.observe_value(n as f64);
+        if let Some(trace) = RequestTrace::current() {
+            trace.set_num_choices(n);
+        }
         let choices = (0..n).map(|i| {
             let mut request = self.request.clone();
             // The prompt is the same for all.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::error::ApiError;
 use crate::metrics::{self, Format, Sources};
 use crate::state::{AppState, unix_time};
+use crate::traces::Tracer;
 
 /// 200 while the engine takes requests, else 503.
 pub async fn health(State(state): State<AppState>) -> Result<StatusCode, ApiError> {
@@ -41,6 +42,7 @@ pub async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> impl 
                 requests: state.engine().request_metrics(),
                 stats: &state.engine().stats(),
                 max_model_len: state.model().max_model_len,
+                traces: state.tracer().map(Tracer::counts),
                 model: &state.served_model_names()[0],
                 now: unix_time(),
             },

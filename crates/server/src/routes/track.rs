@@ -1,6 +1,7 @@
 //! Counts requests and how long they take, to the end of their answers.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -12,7 +13,9 @@ use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 
 use crate::metrics::Answered;
+use crate::request_id::RequestId;
 use crate::state::AppState;
+use crate::traces::RequestTrace;
 
 /// Handlers that load balancers and scrapers call; they are not counted, as in vLLM.
 const UNCOUNTED: [&str; 5] = ["/health", "/load", "/metrics", "/ping", "/version"];
@@ -43,10 +46,14 @@ struct Tracked {
     started: Instant,
     answered: Answered,
     is_work: bool,
+    trace: Option<Arc<RequestTrace>>,
 }
 
 impl Drop for Tracked {
     fn drop(&mut self) {
+        if let Some(trace) = &self.trace {
+            trace.finish(self.answered.status);
+        }
         if self.is_work {
             self.state.http_metrics().end();
         }
@@ -70,8 +77,13 @@ pub async fn track(State(state): State<AppState>, request: Request, next: Next) 
         return next.run(request).await;
     }
     let is_work = WORK.contains(&handler.as_str());
+    let mut trace = None;
     if is_work {
         state.http_metrics().begin();
+        let id = RequestId::of(&request).or(None);
+        trace = state
+            .tracer()
+            .and_then(|tracer| tracer.begin(request.headers(), &id, &handler));
     }
     let mut tracked = Tracked {
         state,
@@ -86,8 +98,9 @@ pub async fn track(State(state): State<AppState>, request: Request, next: Next) 
             duration: Default::default(),
         },
         is_work,
+        trace: trace.clone(),
     };
-    let response = next.run(request).await;
+    let response = RequestTrace::scope(trace, next.run(request)).await;
     tracked.answered.status = response.status().as_u16();
     tracked.answered.response_bytes = response.body().size_hint().exact().unwrap_or(0);
     response.map(|body| {

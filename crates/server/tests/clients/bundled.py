@@ -20,6 +20,7 @@ import urllib.request
 from contextlib import contextmanager
 from typing import Literal
 
+import kv_events
 from openai import BadRequestError, OpenAI
 from pydantic import BaseModel, Field
 
@@ -44,12 +45,16 @@ TOOLS = [{"type": "function", "function": FUNCTION}]
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextmanager
 def server(program, *flags):
     """The address of a server, until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         command = [program, "--device", "cpu", "--port", str(port), *flags]
@@ -179,6 +184,19 @@ def script(name):
     return run
 
 
+EVENTS, REPLAY = free_port(), free_port()
+KV_EVENTS = {
+    "enable_kv_cache_events": True,
+    "endpoint": f"tcp://0.0.0.0:{EVENTS}",
+    "replay_endpoint": f"tcp://127.0.0.1:{REPLAY}",
+    "topic": "kv-events",
+}
+
+
+def cache_events(address):
+    kv_events.check(address, EVENTS, REPLAY, "Once upon a time there was a duck who lived near the lake. " * 12)
+
+
 CHECKS = {
     (): [
         ("openai: tools", tools),
@@ -190,6 +208,7 @@ CHECKS = {
         ("ollama", script("ollama_api.py")),
     ],
     ("--convert", "embed"): [("openai: embeddings", embeddings)],
+    ("--kv-events-config", json.dumps(KV_EVENTS)): [("pyzmq and msgspec: events of the KV cache", cache_events)],
 }
 
 

@@ -260,6 +260,44 @@ fn shutdown_lets_running_requests_end() {
     });
 }
 
+/// Routers and probes see at once that nothing more is to be had here, while the streams go on.
+#[test]
+fn a_draining_server_answers_503_until_its_last_stream_ends() {
+    let mut server = TestServer::start(|request| match request.sampling.seed {
+        Some(1) => Play::Hang(bytes("some text").collect()),
+        _ => says("x"),
+    });
+    let mut stream = server.begin(
+        "/v1/completions",
+        &json!({ "prompt": "x", "seed": 1, "stream": true }),
+    );
+    let mut start = [0; 15];
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200 OK");
+    server.signal_shutdown();
+    let begun = Instant::now();
+    while server.get("/health").status != 503 {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+    for answer in [server.get("/health"), server.chat(json!({}))] {
+        assert_eq!(answer.status, 503, "{}", answer.text);
+        assert!(answer.text.contains("shutting down"), "{}", answer.text);
+        assert_eq!(answer.headers["retry-after"], "1");
+        // Whoever asks again asks another server.
+        assert_eq!(answer.headers["connection"], "close");
+    }
+    assert!(
+        server
+            .get("/metrics")
+            .text
+            .contains("vllm:num_requests_running")
+    );
+    drop(stream);
+    server.wait_for_aborts(1);
+    server.join();
+    assert!(TcpStream::connect(server.address).is_err());
+}
+
 #[test]
 fn shutdown_ends_after_its_timeout() {
     let mut server = TestServer::start_with(&["--shutdown-timeout", "1"], |_| {

@@ -8,6 +8,8 @@ use server::engine::{
     FinishReason, GenerateRequest, SequenceError, SpeculationStats, Submission, TokenLogprobs,
 };
 
+use server::kv_events::KvEventCounts;
+
 use super::model::IM_END;
 
 /// What the engine does with a request.
@@ -61,6 +63,10 @@ impl FakeEngine {
                 num_draft_tokens: 20,
                 num_accepted_tokens: 9,
                 accepted_per_position: vec![6, 3],
+            }),
+            kv_events: Some(KvEventCounts {
+                num_batches: 3,
+                num_dropped: 1,
             }),
             ..EngineStats::default()
         });

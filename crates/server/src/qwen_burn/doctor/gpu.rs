@@ -197,6 +197,5 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_says_nothing() {
         assert!(ask("no-such-program-of-a-driver", &[]).is_none());
-        assert!(nvidia_cards().is_ok());
     }
 }
