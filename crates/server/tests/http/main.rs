@@ -8,6 +8,7 @@ mod batch;
 mod bench;
 mod call_grammars;
 mod compat;
+mod connections;
 mod endpoints;
 mod envelope;
 mod errors;
