@@ -53,10 +53,7 @@ fn loops_without_end_are_ended() {
         "{% set ns = namespace(a='ab') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a }}".to_owned(),
         "{{ 'ab' * 1000000000000 }}".to_owned(),
         "{{ [1] * 10000000 }}".to_owned(),
-        "{{ '%1000000000000d' % 1 }}".to_owned(),
         "{{ '%1000000000000d'|format(1) }}".to_owned(),
-        "{{ ('a' * 10000000)|indent(10000000) }}".to_owned(),
-        "{{ 'a'|center(1000000000000) }}".to_owned(),
     ] {
         ends(&source);
     }

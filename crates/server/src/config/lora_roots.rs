@@ -28,7 +28,9 @@ pub enum LoraRootError {
         file: &'static str,
     },
     /// It would lie in one of them.
-    #[error("no LoRA adapter at {0}: no such folder")]
+    #[error(
+        "no LoRA adapter at {0}: no such folder; an adapter must be a local one, so download it first from a hub"
+    )]
     Missing(String),
 }
 
