@@ -178,7 +178,10 @@ def load_and_unload(soak, draw):
 @action
 def embed_texts(soak, draw):
     question = draw.choice(QUESTIONS)
-    soak.check(soak.embed(question) == soak.embeddings[question], "embedding", question)
+    differences = (abs(a - b) for a, b in zip(soak.embed(question), soak.embeddings[question], strict=True))
+    # The last bits depend on what is computed in the same step.
+    largest = max(differences)
+    soak.check(largest < 1e-6, "embedding", question, largest)
 
 
 @action
