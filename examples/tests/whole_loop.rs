@@ -42,8 +42,9 @@ fn fine_tune(output: &Path) {
 fn serve() -> String {
     let (address, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let config =
-            Config::from_command_line(["server", "--device", "cpu", "--enable-lora"]).unwrap();
+        let lora = ["--enable-lora", "--lora-roots", "/"];
+        let flags = [&["server", "--device", "cpu"], &lora[..]].concat();
+        let config = Config::from_command_line(flags).unwrap();
         let (engine, model) = Engine::start(&config).unwrap();
         let state = AppState::new(&config, engine, model);
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -36,6 +36,7 @@ pub(crate) fn run() -> Result<()> {
             ],
         )
     })?;
+    run_step("advisories", advisories)?;
     run_step("tests", || command("cargo", &["test", "--workspace"]))?;
     run_step("clients of the server", clients)?;
     run_step("the page in a browser", page)?;
@@ -77,6 +78,15 @@ pub(crate) fn run() -> Result<()> {
             ],
         )
     })
+}
+
+/// Known faults of dependencies, where the database of RustSec can be reached.
+fn advisories() -> Result<()> {
+    if command("cargo", &["deny", "fetch", "db"]).is_err() {
+        println!("left out: the database of advisories is out of reach");
+        return Ok(());
+    }
+    command("cargo", &["deny", "--all-features", "check", "advisories"])
 }
 
 /// Published clients against the server that the tests have built, where a Python has them.

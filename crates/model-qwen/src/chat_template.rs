@@ -3,17 +3,23 @@
 //! Renders what transformers' `apply_chat_template` renders (`transformers/utils/chat_template_utils.py`),
 //! through minijinja: `trim_blocks`, `lstrip_blocks`, Python's string methods and printing,
 //! `tojson` without HTML escapes, `raise_exception`, `strftime_now`, loop controls and
-//! `{% generation %}` blocks.
+//! `{% generation %}` blocks. The work of a template is bounded, see `fuel`.
 
+mod apart;
+mod fuel;
 mod json;
 mod messages;
+mod methods;
 mod python;
 mod source;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
+use minijinja::{
+    Environment, Error, ErrorKind, State, UndefinedBehavior, Value, syntax::SyntaxConfig,
+};
 use serde_json::Map;
 
 use crate::json_file::JsonFileError;
@@ -57,6 +63,14 @@ pub enum TemplateError {
     /// `continue_final_message` cannot be carried out.
     #[error("continue_final_message: {0}")]
     ContinueFinalMessage(String),
+    /// The template needs more work, or memory, than its messages can be worth: most likely a loop without an end.
+    #[error(
+        "the chat template was ended: it does more work than {fuel} units, what templates get for messages of this length"
+    )]
+    TooMuchWork {
+        /// Instructions, with those for the bytes that it made.
+        fuel: u64,
+    },
     /// The template failed while it ran.
     #[error("the chat template failed: {0}")]
     Render(String),
@@ -99,6 +113,8 @@ pub struct ChatTemplate {
     /// The template named `tool_use`, taken when there are tools.
     tool_use: Option<Arc<Compiled>>,
     special_tokens: Arc<Map<String, serde_json::Value>>,
+    /// Whether it runs where it can harm nobody else.
+    is_apart: bool,
 }
 
 #[derive(Debug)]
@@ -108,6 +124,10 @@ struct Compiled {
 }
 
 const NAME: &str = "chat";
+/// Longest template of a folder in bytes; the longest of published models have a tenth of it.
+const MAX_SOURCE: usize = 256 << 10;
+/// The same for a template that came with a request: minijinja takes a second for a sum with as many terms as fit into it.
+const MAX_STRANGER: usize = 32 << 10;
 /// What transformers appends to the last message to find it again in the rendered text.
 const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
@@ -130,6 +150,7 @@ impl ChatTemplate {
             main: compile(files.main)?,
             tool_use: files.tool_use.map(compile).transpose()?,
             special_tokens: Arc::new(files.special_tokens),
+            is_apart: false,
         }))
     }
 
@@ -145,6 +166,23 @@ impl ChatTemplate {
             main: Arc::new(Compiled::new(source.to_owned(), "the given text")?),
             tool_use: None,
             special_tokens: Arc::new(special_tokens),
+            is_apart: false,
+        })
+    }
+
+    /// [`Self::from_source`] for a text of which nobody knows what it does. It is rendered by a thread of its own, which has room
+    /// for values nested as deep as its work allows.
+    ///
+    /// # Errors
+    /// When the template is not valid Jinja.
+    pub fn from_stranger(
+        source: &str,
+        special_tokens: Map<String, serde_json::Value>,
+    ) -> Result<Self, TemplateError> {
+        check_size(source, MAX_STRANGER, "the given text")?;
+        Ok(Self {
+            is_apart: true,
+            ..Self::from_source(source, special_tokens)?
         })
     }
 
@@ -209,7 +247,17 @@ impl ChatTemplate {
             Value::from(options.add_generation_prompt),
         ));
 
-        let rendered = template.render(Value::from_pairs(variables))?;
+        let fuel = fuel::budget(messages, options);
+        let variables = Value::from_pairs(variables);
+        let rendered = match self.is_apart {
+            true => {
+                let fuel = fuel.min(fuel::MAX_APART);
+                let stack = apart::stack_for(fuel);
+                apart::run(stack, move || template.render(variables, fuel))
+                    .map_err(|error| TemplateError::Render(error.to_string()))?
+            }
+            false => template.render(variables, fuel),
+        }?;
         match continued {
             Some(final_text) => cut_after_final_message(&rendered, &final_text),
             None => Ok(rendered),
@@ -219,6 +267,7 @@ impl ChatTemplate {
 
 impl Compiled {
     fn new(source: String, origin: &str) -> Result<Self, TemplateError> {
+        check_size(&source, MAX_SOURCE, origin)?;
         let syntax = |e: Error| TemplateError::Syntax {
             origin: origin.to_owned(),
             reason: describe(&e),
@@ -232,28 +281,62 @@ impl Compiled {
                 .map_err(syntax)?,
         );
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(methods::call);
+        environment.set_fuel(Some(fuel::BASE));
         environment.set_formatter(python::format);
         environment.add_filter("tojson", json::tojson);
+        environment.add_filter("string", python::string);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned(NAME, source::replace_generation_tags(&source))
-            .map_err(syntax)?;
+        let replaced = source::replace_generation_tags(&source);
+        // The parser calls itself for each operator, and the end of its tree for each level.
+        let environment = apart::run(apart::stack_for_source(source.len()), move || {
+            environment.add_template_owned(NAME, replaced)?;
+            Ok(environment)
+        })
+        .map_err(|error| TemplateError::Syntax {
+            origin: origin.to_owned(),
+            reason: error.to_string(),
+        })?
+        .map_err(syntax)?;
         Ok(Self {
             source,
             environment,
         })
     }
 
-    fn render(&self, variables: Value) -> Result<String, TemplateError> {
-        let failed = |e: Error| match raised(&e) {
-            Some(message) => TemplateError::Raised(message),
-            None => TemplateError::Render(describe(&e)),
+    fn render(&self, variables: Value, fuel: u64) -> Result<String, TemplateError> {
+        match self.render_within(variables.clone(), fuel::BASE) {
+            // What needs more is rare, and has to copy the environment.
+            Err(TemplateError::TooMuchWork { .. }) if fuel > fuel::BASE => {
+                self.render_within(variables, fuel)
+            }
+            rendered => rendered,
+        }
+    }
+
+    fn render_within(&self, variables: Value, fuel: u64) -> Result<String, TemplateError> {
+        let failed = |e: Error| match (raised(&e), e.kind()) {
+            (Some(message), _) => TemplateError::Raised(message),
+            (None, ErrorKind::OutOfFuel) => TemplateError::TooMuchWork { fuel },
+            (None, _) => TemplateError::Render(describe(&e)),
         };
-        let template = self.environment.get_template(NAME).map_err(failed)?;
+        let mut environment = Cow::Borrowed(&self.environment);
+        if fuel != fuel::BASE {
+            environment.to_mut().set_fuel(Some(fuel));
+        }
+        let template = environment.get_template(NAME).map_err(failed)?;
         template.render(variables).map_err(failed)
+    }
+}
+
+fn check_size(source: &str, limit: usize, origin: &str) -> Result<(), TemplateError> {
+    match source.len() > limit {
+        false => Ok(()),
+        true => Err(TemplateError::Syntax {
+            origin: origin.to_owned(),
+            reason: format!("expected at most {limit} bytes, found {}", source.len()),
+        }),
     }
 }
 
@@ -278,8 +361,8 @@ fn cut_after_final_message(rendered: &str, final_text: &str) -> Result<String, T
 #[error("{0}")]
 struct RaisedException(String);
 
-fn raise_exception(message: Value) -> Result<Value, Error> {
-    let message = python::to_display(&message)?;
+fn raise_exception(state: &State<'_, '_>, message: Value) -> Result<Value, Error> {
+    let message = python::to_display(&message, &|num_bytes| fuel::pay(state, num_bytes))?;
     Err(Error::new(ErrorKind::InvalidOperation, message.clone())
         .with_source(RaisedException(message)))
 }

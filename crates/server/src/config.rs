@@ -10,6 +10,8 @@ mod command_line;
 mod file;
 mod flags;
 mod kv_events;
+mod keys;
+mod lora_roots;
 mod parsers;
 pub mod pooling;
 mod speculative;
@@ -20,7 +22,6 @@ pub mod units;
 mod vllm_flags;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, KvEventsFlag};
+pub use keys::ApiKey;
+pub use lora_roots::{LoraRootError, LoraRoots};
 pub use parsers::{ReasoningParser, ToolCallParser};
 pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner, ScoreMethod, Task};
 pub use speculative::{NgramConfig, Speculation};
@@ -152,6 +155,8 @@ pub struct LoraOptions {
     pub max_lora_rank: usize,
     /// Adapters to load at start.
     pub modules: Vec<LoraModule>,
+    /// Where the adapters must lie that clients load by their path.
+    pub roots: LoraRoots,
 }
 
 /// One `--lora-modules` entry.
@@ -161,36 +166,6 @@ pub struct LoraModule {
     pub name: String,
     /// PEFT folder.
     pub path: PathBuf,
-}
-
-/// A secret that `Debug` does not print.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// The key `key`. An empty one matches nothing.
-    pub fn new(key: impl Into<String>) -> Self {
-        Self(key.into())
-    }
-
-    /// Whether `candidate` is this key, in a time that depends on the candidate's length only.
-    pub fn matches(&self, candidate: &str) -> bool {
-        let key = self.0.as_bytes();
-        if key.is_empty() {
-            return false;
-        }
-        let mut difference = key.len() ^ candidate.len();
-        for (i, byte) in candidate.bytes().enumerate() {
-            difference |= usize::from(key[i % key.len()] ^ byte);
-        }
-        std::hint::black_box(difference) == 0
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
 }
 
 /// Why there is no configuration.
@@ -256,7 +231,12 @@ impl Config {
         let traces = args.otlp_traces_endpoint.as_deref();
         let traces = traces.map(|url| TracesConfig::read(url, |name| std::env::var(name).ok()));
         let pooling = PoolingConfig::from_args(&args)?;
+        let mut api_keys = args.api_key;
+        if let Some(path) = &args.api_key_file {
+            api_keys.extend(keys::read(path)?);
+        }
         let lora = LoraOptions {
+            roots: LoraRoots::new(&args.lora_roots, &args.lora_modules)?,
             max_loras: args.max_loras,
             max_cpu_loras: args.max_cpu_loras,
             max_lora_rank: args.max_lora_rank,
@@ -307,7 +287,7 @@ impl Config {
                 page: !args.no_page,
             },
             model_sampling_defaults: args.generation_config == "auto",
-            api_keys: args.api_key.into_iter().map(ApiKey::new).collect(),
+            api_keys,
             device: args.device,
             dtype: args.dtype,
             quantization: args.quantization.unwrap_or_default(),
@@ -389,6 +369,7 @@ impl Default for LoraOptions {
             max_cpu_loras: None,
             max_lora_rank: 256,
             modules: Vec::new(),
+            roots: LoraRoots::default(),
         }
     }
 }

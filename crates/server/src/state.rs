@@ -8,7 +8,7 @@ use model_qwen::{JsonStyle, Tokenizer};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::{ApiConfig, ApiKey, Config};
+use crate::config::{ApiConfig, ApiKey, Config, LoraRoots};
 use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
 use crate::grammars::Grammars;
@@ -33,7 +33,7 @@ struct Shared {
     model: ModelInfo,
     served_model_names: Vec<String>,
     api_keys: Vec<ApiKey>,
-    enable_lora: bool,
+    lora_roots: Option<LoraRoots>,
     shutdown_timeout: Duration,
     started: u64,
     metrics: Metrics,
@@ -75,7 +75,7 @@ impl AppState {
             model,
             served_model_names,
             api_keys: config.api_keys.clone(),
-            enable_lora: config.lora.is_some(),
+            lora_roots: config.lora.as_ref().map(|lora| lora.roots.clone()),
             shutdown_timeout: config.shutdown_timeout,
             started: unix_time(),
             metrics: Metrics::default(),
@@ -98,9 +98,9 @@ impl AppState {
         &self.0.served_model_names
     }
 
-    /// Whether adapters may be loaded.
-    pub fn enable_lora(&self) -> bool {
-        self.0.enable_lora
+    /// Where the adapters must lie that clients load; `None` if there are no adapters.
+    pub fn lora_roots(&self) -> Option<&LoraRoots> {
+        self.0.lora_roots.as_ref()
     }
 
     /// How long running requests may go on after a signal.

@@ -477,3 +477,28 @@ fn a_request_is_seen_in_the_cache_s_events_and_in_a_trace() {
     );
     assert_eq!(span["parentSpanId"], "b7ad6b7169203331");
 }
+
+#[test]
+fn a_server_that_is_open_to_all_says_so() {
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    fs::write(keys.path(), "sk-secret\n").unwrap();
+    let keys = keys.path().to_str().unwrap();
+    let model = bundled();
+    for (flags, warns) in [
+        (&["--host", "0.0.0.0"][..], true),
+        (&["--host", "0.0.0.0", "--api-key-file", keys], false),
+        (&[], false),
+    ] {
+        let mut command = command(model.to_str().unwrap(), flags);
+        command.env("RUST_LOG", "info");
+        let mut server = start(command);
+        let status = server.post("/tokenize", json!({"prompt": "a"})).0;
+        assert_eq!(status, if flags.contains(&keys) { 401 } else { 200 });
+        server.program.kill().unwrap();
+        let mut said = String::new();
+        let mut stderr = server.program.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        assert_eq!(said.contains("nobody needs a key"), warns, "{said}");
+        assert!(!said.contains("sk-secret"), "{said}");
+    }
+}

@@ -3,20 +3,25 @@
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
-use super::python::{to_display, to_value, write_float};
+use super::fuel::{Text, pay};
+use super::python::{to_value, write_float};
 
 /// `json.dumps(value, ensure_ascii=False)`.
 pub(super) fn to_json(value: &serde_json::Value) -> String {
-    let mut out = String::new();
+    let mut text = Text::new(&|_| Ok(()));
     // A JSON value always has a JSON form.
-    let _ = JsonStyle::default().write(&mut out, &to_value(value), 0);
-    out
+    let _ = JsonStyle::default().write(&mut text, &to_value(value), 0);
+    text.out
 }
 
 /// The filter `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-pub(super) fn tojson(value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+pub(super) fn tojson(
+    state: &State<'_, '_>,
+    value: Value,
+    args: Rest<ValueOrKwargs>,
+) -> Result<Value, Error> {
     let args = args.into_values();
     let (positional, kwargs): (&[Value], Kwargs) = from_args(&args)?;
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
@@ -37,33 +42,44 @@ pub(super) fn tojson(value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, E
     };
     if let Some(indent) = argument(1)? {
         style.indent = Some(match (indent.as_str(), indent.as_usize()) {
-            (Some(text), _) => text.to_owned(),
-            (None, Some(width)) if width <= 64 => " ".repeat(width),
+            (Some(text), _) if text.len() <= MAX_SPACE => text.to_owned(),
+            (None, Some(width)) if width <= MAX_SPACE => " ".repeat(width),
             _ => {
                 return Err(Error::new(
                     ErrorKind::InvalidOperation,
-                    format!("tojson: indent: expected 0 to 64 or a string, found {indent}"),
+                    format!("tojson: indent: expected 0 to {MAX_SPACE} or a string of this length"),
                 ));
             }
         });
         style.item_separator = ",".to_owned();
     }
     if let Some(separators) = argument(2)? {
-        let pair: Vec<Value> = separators.try_iter()?.collect();
+        let pair: Vec<Value> = separators.try_iter()?.take(3).collect();
         let [item, key] = pair.as_slice() else {
             return Err(Error::new(
                 ErrorKind::InvalidOperation,
                 "tojson: separators: expected a pair of strings",
             ));
         };
-        style.item_separator = to_display(item)?;
-        style.key_separator = to_display(key)?;
+        let separator = |value: &Value| match value.as_str() {
+            Some(text) if text.len() <= MAX_SPACE => Ok(text.to_owned()),
+            _ => Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("tojson: separators: expected strings of at most {MAX_SPACE} bytes"),
+            )),
+        };
+        style.item_separator = separator(item)?;
+        style.key_separator = separator(key)?;
     }
     kwargs.assert_all_used()?;
-    let mut out = String::new();
-    style.write(&mut out, &value, 0)?;
-    Ok(Value::from(out))
+    let pay = |num_bytes| pay(state, num_bytes);
+    let mut text = Text::new(&pay);
+    style.write(&mut text, &value, 0)?;
+    Ok(Value::from(text.out))
 }
+
+/// Most bytes between two values, for each level.
+const MAX_SPACE: usize = 64;
 
 /// The arguments of `json.dumps`.
 struct JsonStyle {
@@ -87,7 +103,32 @@ impl Default for JsonStyle {
 }
 
 impl JsonStyle {
-    fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    fn write(&self, text: &mut Text<'_>, value: &Value, depth: usize) -> Result<(), Error> {
+        text.start_value()?;
+        match value.kind() {
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items = value.try_iter()?.checked();
+                self.write_items(text, ['[', ']'], depth, items, |text, item| {
+                    self.write(text, item, depth + 1)
+                })
+            }
+            ValueKind::Map => {
+                let mut keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+                if self.sort_keys {
+                    keys.sort();
+                }
+                let keys = keys.into_iter().map(Ok);
+                self.write_items(text, ['{', '}'], depth, keys, |text, key| {
+                    self.write_string(&mut text.out, &self.key_text(key)?);
+                    text.out.push_str(&self.key_separator);
+                    self.write(text, &value.get_item(key)?, depth + 1)
+                })
+            }
+            _ => self.write_scalar(&mut text.out, value),
+        }
+    }
+
+    fn write_scalar(&self, out: &mut String, value: &Value) -> Result<(), Error> {
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -97,23 +138,6 @@ impl JsonStyle {
                 write_float(out, float, ["NaN", "Infinity", "-Infinity"]);
             }
             ValueKind::String => self.write_string(out, value.as_str().unwrap_or_default()),
-            ValueKind::Seq | ValueKind::Iterable => {
-                let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-                self.write_items(out, ['[', ']'], depth, &items, |out, item| {
-                    self.write(out, item, depth + 1)
-                })?;
-            }
-            ValueKind::Map => {
-                let mut keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-                if self.sort_keys {
-                    keys.sort();
-                }
-                self.write_items(out, ['{', '}'], depth, &keys, |out, key| {
-                    self.write_string(out, &self.key_text(key)?);
-                    out.push_str(&self.key_separator);
-                    self.write(out, &value.get_item(key)?, depth + 1)
-                })?;
-            }
             other => {
                 return Err(Error::new(
                     ErrorKind::BadSerialization,
@@ -126,24 +150,29 @@ impl JsonStyle {
 
     fn write_items(
         &self,
-        out: &mut String,
+        text: &mut Text<'_>,
         [open, close]: [char; 2],
         depth: usize,
-        items: &[Value],
-        mut write: impl FnMut(&mut String, &Value) -> Result<(), Error>,
+        items: impl Iterator<Item = Result<Value, Error>>,
+        mut write: impl FnMut(&mut Text<'_>, &Value) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        out.push(open);
-        for (i, item) in items.iter().enumerate() {
-            if i > 0 {
-                out.push_str(&self.item_separator);
+        text.out.push(open);
+        let mut num = 0;
+        text.nested(|text| {
+            for item in items {
+                if num > 0 {
+                    text.out.push_str(&self.item_separator);
+                }
+                num += 1;
+                self.new_line(&mut text.out, depth + 1);
+                write(text, &item?)?;
             }
-            self.new_line(out, depth + 1);
-            write(out, item)?;
+            Ok(())
+        })?;
+        if num > 0 {
+            self.new_line(&mut text.out, depth);
         }
-        if !items.is_empty() {
-            self.new_line(out, depth);
-        }
-        out.push(close);
+        text.out.push(close);
         Ok(())
     }
 
@@ -160,7 +189,7 @@ impl JsonStyle {
             Some(text) => Ok(text.to_owned()),
             None => {
                 let mut text = String::new();
-                self.write(&mut text, key, 0)?;
+                self.write_scalar(&mut text, key)?;
                 Ok(text)
             }
         }

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, Output, State, Value};
 
+use super::fuel::{Pay, Text, pay};
+
 /// A template value equal to `json.loads` of the same text.
 pub(super) fn to_value(json: &serde_json::Value) -> Value {
     match json {
@@ -35,52 +37,70 @@ pub(super) fn format(
 ) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Bool | ValueKind::None | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {
-            let text = to_display(value)?;
+            let text = to_display(value, &|num_bytes| pay(state, num_bytes))?;
             out.write_str(&text).map_err(Error::from)
         }
         _ => minijinja::escape_formatter(out, state, value),
     }
 }
 
-/// `str(value)`.
-pub(super) fn to_display(value: &Value) -> Result<String, Error> {
-    let mut out = String::new();
-    match value.as_str() {
-        Some(text) => out.push_str(text),
-        None => write_repr(&mut out, value)?,
+/// The filter `string`.
+pub(super) fn string(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        // Text stays safe text, and what is undefined stays empty.
+        ValueKind::String => Ok(value),
+        ValueKind::Undefined => Ok(Value::from("")),
+        _ => to_display(&value, &|num_bytes| pay(state, num_bytes)).map(Value::from),
     }
-    Ok(out)
+}
+
+/// `str(value)`.
+pub(super) fn to_display(value: &Value, pay: Pay<'_>) -> Result<String, Error> {
+    if let Some(text) = value.as_str() {
+        return Ok(text.to_owned());
+    }
+    let mut text = Text::new(pay);
+    write_repr(&mut text, value)?;
+    Ok(text.out)
 }
 
 /// `repr(value)`.
-fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
+fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
+    text.start_value()?;
+    let out = &mut text.out;
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => write_number(out, value)?,
         ValueKind::String => write_string_repr(out, value.as_str().unwrap_or_default()),
-        ValueKind::Seq => {
+        ValueKind::Seq | ValueKind::Iterable => {
             out.push('[');
-            for (i, item) in value.try_iter()?.checked().enumerate() {
-                if i > 0 {
-                    out.push_str(", ");
+            text.nested(|text| {
+                for (i, item) in value.try_iter()?.checked().enumerate() {
+                    if i > 0 {
+                        text.out.push_str(", ");
+                    }
+                    write_repr(text, &item?)?;
                 }
-                write_repr(out, &item?)?;
-            }
-            out.push(']');
+                Ok(())
+            })?;
+            text.out.push(']');
         }
         ValueKind::Map => {
             out.push('{');
-            for (i, key) in value.try_iter()?.checked().enumerate() {
-                let key = key?;
-                if i > 0 {
-                    out.push_str(", ");
+            text.nested(|text| {
+                for (i, key) in value.try_iter()?.checked().enumerate() {
+                    let key = key?;
+                    if i > 0 {
+                        text.out.push_str(", ");
+                    }
+                    write_repr(text, &key)?;
+                    text.out.push_str(": ");
+                    write_repr(text, &value.get_item(&key)?)?;
                 }
-                write_repr(out, &key)?;
-                out.push_str(": ");
-                write_repr(out, &value.get_item(&key)?)?;
-            }
-            out.push('}');
+                Ok(())
+            })?;
+            text.out.push('}');
         }
         _ => out.push_str(&value.to_string()),
     }
@@ -174,7 +194,7 @@ mod tests {
         let json =
             serde_json::json!({"a": [true, null, 1, 2.5, "it's", "q\"'", "line\n"], "b": {}});
         assert_eq!(
-            to_display(&to_value(&json)).unwrap(),
+            to_display(&to_value(&json), &|_| Ok(())).unwrap(),
             r#"{'a': [True, None, 1, 2.5, "it's", 'q"\'', 'line\n'], 'b': {}}"#
         );
     }

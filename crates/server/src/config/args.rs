@@ -12,7 +12,9 @@ use super::kv_events::{KvEventsFlag, kv_events};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
-use super::{LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, stored_responses, units};
+use super::{
+    ApiKey, LoraModule, MaxModelLen, ReasoningParser, ToolCallParser, stored_responses, units,
+};
 
 /// What `--help` says of other commands.
 const COMMANDS: &str = "\
@@ -62,7 +64,11 @@ pub struct Args {
     /// Keys of which a client must send one as `Authorization: Bearer KEY` or `x-api-key: KEY`, on every route but
     /// /health, /ping, /metrics and the files of the page
     #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
-    pub api_key: Vec<String>,
+    pub api_key: Vec<ApiKey>,
+
+    /// File with further keys, one a line: a command line can be read by every user of a machine
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
 
     /// Origins of web pages that may read the answers, as JSON (`'["https://example.org"]'`) or one after the other [default:
     /// all, but not for loading adapters]
@@ -171,6 +177,11 @@ pub struct Args {
     /// Adapters to load at start: NAME=PATH or {"name": "NAME", "path": "PATH"}; needs --enable-lora
     #[arg(long, value_name = "NAME=PATH", num_args = 1.., action = ArgAction::Append, value_parser = units::lora_module)]
     pub lora_modules: Vec<LoraModule>,
+
+    /// Folders from which clients may load adapters, whose path they give in POST /v1/load_lora_adapter; links must not lead out
+    /// of them. VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 is `--lora-roots /` [default: the folders of --lora-modules only]
+    #[arg(long, value_name = "DIR", num_args = 1.., action = ArgAction::Append)]
+    pub lora_roots: Vec<PathBuf>,
 
     /// Most adapters in one step; requests for further adapters wait until one of these is not in use
     #[arg(long, value_name = "N", default_value_t = 8)]

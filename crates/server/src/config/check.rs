@@ -2,7 +2,7 @@
 
 use model_qwen::Dtype;
 
-use super::{Config, ConfigError, LoraOptions, MaxModelLen};
+use super::{ApiKey, Config, ConfigError, LoraOptions, MaxModelLen};
 
 impl Config {
     /// Checks every setting's range, and that no two contradict each other. Messages name the setting as the command line
@@ -46,7 +46,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.api_keys.iter().any(|key| key.0.is_empty()) {
+        if self.api_keys.iter().any(ApiKey::is_empty) {
             return wrong("--api-key (or VLLM_API_KEY)", "the key is empty".to_owned());
         }
         if self.served_model_names.iter().any(String::is_empty) {

@@ -27,9 +27,10 @@ pub(super) fn merge(
         let is_yaml = path
             .extension()
             .is_some_and(|ending| ending == "yaml" || ending == "yml");
+        let error = shown(&text, &error);
         fail(match is_yaml {
             true => format!("expected TOML (`key = value`), found YAML? {error}"),
-            false => error.to_string(),
+            false => error,
         })
     })?;
     let mut merged = Vec::new();
@@ -46,6 +47,18 @@ pub(super) fn merge(
         .chain(merged)
         .chain(command_line)
         .collect())
+}
+
+/// The error with the lines that it is about, unless they may have a key.
+fn shown(text: &str, error: &toml::de::Error) -> String {
+    if !text.contains("api-key") && !text.contains("api_key") {
+        return error.to_string();
+    }
+    let line = error
+        .span()
+        .and_then(|span| text.get(..span.start))
+        .map_or(1, |before| before.matches('\n').count() + 1);
+    format!("line {line}: {}", error.message())
 }
 
 /// Whether the command line itself decides what `key` sets.
@@ -87,6 +100,9 @@ fn flags(command: &Command, key: &str, value: &Value) -> Result<Vec<OsString>, S
         Value::Table(table) => serde_json::to_string(table)
             .map(|json| format!("--{key}={json}").into())
             .map_err(|e| e.to_string()),
+        Value::Boolean(_) | Value::Datetime(_) | Value::Array(_) if key == "api-key" => {
+            Err(format!("key `{key}`: expected a string"))
+        }
         Value::Boolean(_) | Value::Datetime(_) | Value::Array(_) => Err(format!(
             "key `{key}`: expected a string or a number, found `{value}`"
         )),

@@ -1,6 +1,7 @@
 //! Flags of any command that starts an engine.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _};
@@ -15,6 +16,8 @@ const OF_HTTP: [&str; 15] = [
     "--port",
     "--uds",
     "--api-key",
+    "--api-key-file",
+    "--lora-roots",
     "--allowed-origins",
     "--allowed-methods",
     "--allowed-headers",
@@ -78,7 +81,7 @@ impl Flags {
                 (Args::from_arg_matches(&matches)?, matches)
             }
         };
-        let config = Config::from_args(without_empty_key(args, &matches))?;
+        let config = Config::from_args(with_environment(args, &matches))?;
         Ok(Self {
             config,
             matches,
@@ -142,10 +145,16 @@ fn offline_command(name: &'static str, own: Command, without: &[&str]) -> Comman
     command.name(name).bin_name(format!("server {name}"))
 }
 
-/// A variable that is set to nothing, as `VLLM_API_KEY=` in a compose file, is one that isn't set.
-fn without_empty_key(mut args: Args, matches: &ArgMatches) -> Args {
+/// What clap doesn't know of vLLM's variables.
+fn with_environment(mut args: Args, matches: &ArgMatches) -> Args {
+    // A variable that is set to nothing, as `VLLM_API_KEY=` in a compose file, is one that isn't set.
     if matches.value_source("api_key") == Some(ValueSource::EnvVariable) {
         args.api_key.retain(|key| !key.is_empty());
+    }
+    let updating = std::env::var("VLLM_ALLOW_RUNTIME_LORA_UPDATING").unwrap_or_default();
+    let updating = matches!(updating.trim().to_ascii_lowercase().as_str(), "1" | "true");
+    if args.enable_lora && args.lora_roots.is_empty() && updating {
+        args.lora_roots.push(PathBuf::from("/"));
     }
     args
 }

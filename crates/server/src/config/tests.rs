@@ -128,6 +128,45 @@ fn spellings_and_repetitions() {
 }
 
 #[test]
+fn keys_come_from_a_file_and_are_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let keys = write("keys", "\u{feff}sk-first\r\n\n  sk-second \n");
+    let flags = ["server", "--api-key", "sk-third", "--api-key-file", &keys];
+    let config = Config::from_command_line(flags).unwrap();
+    for key in ["sk-first", "sk-second", "sk-third"] {
+        assert!(config.api_keys.iter().any(|known| known.matches(key)));
+    }
+    assert_eq!(config.api_keys.len(), 3);
+    let args = <Args as clap::Parser>::try_parse_from(flags).unwrap();
+    for shown in [format!("{config:?}"), format!("{args:?}")] {
+        assert!(!shown.contains("sk-"), "{shown}");
+    }
+    for (name, text) in [
+        ("a.toml", "api-key = [\"sk-first\", \nport = 3"),
+        ("b.toml", "api_key = \"sk-first\" 3"),
+        ("c.toml", "api-key = [[\"sk-first\"]]"),
+        ("d.toml", "api-key = { a = \"sk-first\" }\nport = true"),
+    ] {
+        let file = write(name, text);
+        let error = Config::from_command_line(["server", "--config", &file]).unwrap_err();
+        assert!(!error.to_string().contains("sk-"), "{error}");
+    }
+    for (name, text) in [("empty", "\n \n"), ("/no/such/file", "")] {
+        let file = match text {
+            "" => name.to_owned(),
+            text => write(name, text),
+        };
+        let error = Config::from_command_line(["server", "--api-key-file", &file]).unwrap_err();
+        assert!(error.to_string().contains("--api-key-file"), "{error}");
+    }
+}
+
+#[test]
 fn an_unknown_flag_names_the_nearest_one() {
     for (given, nearest) in [
         ("--max-token-len", "--max-model-len"),

@@ -1,5 +1,6 @@
 //! Serves a model over HTTP, from before it is loaded.
 
+use std::net::IpAddr;
 use std::pin::pin;
 
 use anyhow::{Context, Result};
@@ -13,8 +14,14 @@ use crate::config::{Config, Listen};
 use crate::engine::Engine;
 use crate::state::AppState;
 
+/// Most open files that the server asks for.
+#[cfg(unix)]
+const MAX_FILES: u64 = 65_536;
+
 pub(super) async fn serve(config: &Config) -> Result<()> {
     let signals = signals()?;
+    #[cfg(unix)]
+    allow_many_connections();
     // The port is taken before the model is loaded, so that a busy one is known at once. Until then the answer is 503.
     match &config.listen {
         Listen::Tcp { host, port } => {
@@ -24,6 +31,7 @@ pub(super) async fn serve(config: &Config) -> Result<()> {
             let address = listener
                 .local_addr()
                 .context("cannot read the address of the socket")?;
+            warn_if_open(config, address.ip());
             let listener = listener.tap_io(|stream| {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -49,6 +57,30 @@ pub(super) async fn serve(config: &Config) -> Result<()> {
         }
         #[cfg(not(unix))]
         Listen::Unix(_) => anyhow::bail!("--uds: this system has no Unix domain sockets"),
+    }
+}
+
+/// Each connection is a file, of which a process may often have no more than 1024 open unless it asks for more.
+#[cfg(unix)]
+fn allow_many_connections() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(MAX_FILES).min(MAX_FILES);
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(wanted);
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::debug!(%error, "cannot raise the limit of open files");
+        }
+    }
+}
+
+/// Says that everybody may use the server, where other machines reach it.
+fn warn_if_open(config: &Config, address: IpAddr) {
+    if config.api_keys.is_empty() && !address.to_canonical().is_loopback() {
+        tracing::warn!(
+            %address,
+            "other machines reach this address, and nobody needs a key: set VLLM_API_KEY or --api-key-file, or listen on 127.0.0.1 (--host)"
+        );
     }
 }
 

@@ -223,7 +223,7 @@ fn template<'a>(
         ));
     }
     let special_tokens = own.map(|own| own.special_tokens().clone());
-    ChatTemplate::from_source(source, special_tokens.unwrap_or_default())
+    ChatTemplate::from_stranger(source, special_tokens.unwrap_or_default())
         .map(Cow::Owned)
         .map_err(|error| ApiError::bad_request("chat_template", error.to_string()))
 }
@@ -269,6 +269,7 @@ fn template_error(error: TemplateError) -> ApiError {
         TemplateError::Raised(_)
         | TemplateError::Render(_)
         | TemplateError::File { .. }
-        | TemplateError::Syntax { .. } => ApiError::bad_request("messages", message),
+        | TemplateError::Syntax { .. }
+        | TemplateError::TooMuchWork { .. } => ApiError::bad_request("messages", message),
     }
 }

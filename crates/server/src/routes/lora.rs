@@ -1,11 +1,10 @@
 //! `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`.
 
-use std::path::Path;
-
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 
-use crate::config::Allowed;
+use crate::blocking::blocking;
+use crate::config::{Allowed, LoraRootError, LoraRoots};
 use crate::engine::AdapterError;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -18,7 +17,7 @@ pub async fn load(
     headers: HeaderMap,
     mut body: Body,
 ) -> Result<String, ApiError> {
-    require_lora(&state, &headers)?;
+    let roots = require_lora(&state, &headers)?.clone();
     body.normalize::<LoadLora>();
     let LoadLora {
         lora_name,
@@ -39,10 +38,11 @@ pub async fn load(
             format!("`{lora_name}` is the name of the base model."),
         ));
     }
-    let path = Path::new(&lora_path);
+    let path = lora_path.clone();
+    let path = blocking(move || roots.resolve(&path).map_err(refused)).await?;
     match load_inplace.unwrap_or(false) {
-        true => state.engine().replace_adapter(&lora_name, path).await?,
-        false => state.engine().load_adapter(&lora_name, path).await?,
+        true => state.engine().replace_adapter(&lora_name, &path).await?,
+        false => state.engine().load_adapter(&lora_name, &path).await?,
     }
     tracing::info!(lora_name, lora_path, "loaded a LoRA adapter");
     Ok(format!(
@@ -66,17 +66,25 @@ pub async fn unload(
     ))
 }
 
-/// A web page may change adapters only if its origin was allowed by name.
-fn require_lora(state: &AppState, headers: &HeaderMap) -> Result<(), ApiError> {
+/// The folders from which a client may load adapters. A web page may change adapters only if its origin was allowed by name.
+fn require_lora<'a>(state: &'a AppState, headers: &HeaderMap) -> Result<&'a LoraRoots, ApiError> {
     if state.api().cors.origins == Allowed::Any && headers.contains_key(header::ORIGIN) {
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "A web page may load and unload adapters only from an origin that --allowed-origins names.",
         ));
     }
-    if state.enable_lora() {
-        Ok(())
-    } else {
-        Err(AdapterError::Disabled.into())
+    let roots = state.lora_roots();
+    roots.ok_or_else(|| AdapterError::Disabled.into())
+}
+
+fn refused(error: LoraRootError) -> ApiError {
+    let status = match error {
+        LoraRootError::Missing(_) => StatusCode::NOT_FOUND,
+        LoraRootError::Outside | LoraRootError::LinkOutside { .. } => StatusCode::FORBIDDEN,
+    };
+    ApiError {
+        param: Some("lora_path".to_owned()),
+        ..ApiError::new(status, error.to_string())
     }
 }

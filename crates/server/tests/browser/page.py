@@ -15,8 +15,9 @@ import shutil
 import tempfile
 import urllib.request
 
+from adapter import write_adapter
 from chromium import Chromium, until
-from program import Server, write_adapter
+from program import Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = """<img src=x onerror="document.title='owned'"> <script>document.title='owned'</script>

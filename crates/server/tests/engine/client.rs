@@ -52,7 +52,11 @@ impl Server {
         } else {
             &default
         };
-        Self::of(config_in(dir, &[flags, default].concat()))
+        let roots = match flags.contains(&"--enable-lora") {
+            true => &["--lora-roots", "/"][..],
+            false => &[],
+        };
+        Self::of(config_in(dir, &[flags, default, roots].concat()))
     }
 
     /// A server of the bundled model.

@@ -129,6 +129,8 @@ fn web_pages_may_read_the_answers() {
         r#"["http://localhost:3000"]"#,
         "--allow-credentials",
         "--enable-lora",
+        "--lora-roots",
+        "/",
     ];
     let named = TestServer::start_with(&flags, |_| says("x"));
     assert_eq!(load(&named, origin), 404);

@@ -169,15 +169,25 @@ fn a_packed_body_is_refused_as_one() {
 
 #[test]
 fn adapters_are_loaded_listed_and_used() {
-    let server = TestServer::start_with(&["--enable-lora"], |_| says("x"));
     let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().canonicalize().unwrap();
+    let path = path.to_str().unwrap();
+    let server = TestServer::start_with(&["--enable-lora", "--lora-roots", path], |_| says("x"));
     let load = |name: &str, path: &str| {
         server.post(
             "/v1/load_lora_adapter",
             &json!({ "lora_name": name, "lora_path": path }),
         )
     };
-    let missing = load("sql", "/no/such/folder");
+    // Nothing is told of other folders.
+    for elsewhere in ["/no/such/folder", "/etc", "..", "/etc/passwd"] {
+        let refused = load("sql", elsewhere);
+        let param = refused.json()["error"]["param"].clone();
+        assert_eq!((refused.status, param), (403, json!("lora_path")));
+        assert!(refused.text.contains("--lora-roots"), "{}", refused.text);
+        assert!(!refused.text.contains(elsewhere), "{}", refused.text);
+    }
+    let missing = load("sql", &format!("{path}/no/such/folder"));
     assert_eq!(
         (missing.status, missing.json()["error"]["param"].as_str()),
         (404, Some("lora_path"))
@@ -185,7 +195,6 @@ fn adapters_are_loaded_listed_and_used() {
     assert!(missing.text.contains("/no/such/folder"));
     assert_eq!(server.chat(json!({ "model": "sql" })).status, 404);
 
-    let path = folder.path().to_str().unwrap();
     assert_eq!(load("sql", path).status, 200);
     assert_eq!(
         (

@@ -9,6 +9,7 @@ mod bench;
 mod call_grammars;
 mod compat;
 mod deploy;
+mod connections;
 mod endpoints;
 mod envelope;
 mod errors;

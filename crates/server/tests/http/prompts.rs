@@ -226,3 +226,30 @@ fn templates_get_tools_and_variables() {
         bytes("u:q;a:Well").collect::<Vec<_>>()
     );
 }
+
+#[test]
+fn a_template_without_end_is_a_wrong_request() {
+    let server = TestServer::start_with(&["--trust-request-chat-template"], |_| says("x"));
+    for (template, reason) in [
+        (
+            "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+            "more work",
+        ),
+        ("{{ 'ab' * 1000000000000 }}", "more work"),
+        (
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "recursion",
+        ),
+        (
+            "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+            "deep",
+        ),
+    ] {
+        let answer = server.chat(json!({ "chat_template": template }));
+        assert_eq!(answer.status, 400, "{template}: {}", answer.text);
+        assert!(answer.text.contains(reason), "{}", answer.text);
+    }
+    let long = "a".repeat(40 << 10);
+    let answer = server.chat(json!({ "chat_template": long }));
+    assert_eq!(answer.status, 400, "{}", answer.text);
+}

@@ -4,8 +4,12 @@
 
 mod batches;
 mod formats;
+mod hostile;
 mod length;
 mod masks;
+#[path = "../../../model-qwen/tests/hostile/mutate.rs"]
+#[allow(dead_code, reason = "files of models are changed elsewhere")]
+mod mutate;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
