@@ -312,7 +312,8 @@ pub fn bundled_model_dir() -> Option<PathBuf> {
     if let Ok(executable) = std::env::current_exe() {
         roots.extend(executable.ancestors().skip(1).map(Path::to_path_buf));
     }
-    roots.push(PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")));
+    // Without `..`, since adapters name the folder.
+    roots.extend(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).canonicalize());
     roots
         .into_iter()
         .map(|root| root.join("data/model"))

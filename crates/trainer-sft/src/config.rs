@@ -5,11 +5,14 @@
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
 pub mod args;
+mod cause;
 mod columns;
 mod defaults;
 mod grpo;
 mod init;
 mod method;
+mod paths;
+mod ranges;
 mod resolve;
 mod resume;
 mod samples;

@@ -11,22 +11,40 @@ use lora_4bit::peft::LoraConfig;
 use model_qwen::Quantization;
 use tracing_subscriber::EnvFilter;
 use trainer_sft::args::{Args, ArgsError};
-use trainer_sft::chat_format::ChatFormat;
+use trainer_sft::chat_format::{ChatFormat, ModelFilesError};
 use trainer_sft::config::Config;
 use trainer_sft::data::Dataset;
 use trainer_sft::preview::preview;
-use trainer_sft::tools::{End, Tool};
-use trainer_sft::{Summary, Training};
+use trainer_sft::tools::{End, Tool, ToolError};
+use trainer_sft::{Summary, TrainError, Training};
 
 fn main() -> ExitCode {
     model_qwen::sys::keep_freed_memory();
     match run() {
         Ok(code) => code,
+        Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped)) => {
+            eprintln!("{error}");
+            ExitCode::from(signals::exit_code())
+        }
         Err(error) => {
             eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
-            ExitCode::FAILURE
+            match is_of_command_line(&error) {
+                true => ExitCode::from(WRONG_COMMAND_LINE),
+                false => ExitCode::FAILURE,
+            }
         }
     }
+}
+
+/// The exit code of a command line that cannot be carried out, as clap has it.
+const WRONG_COMMAND_LINE: u8 = 2;
+
+/// Whether what is wrong is the command line, or the file of settings that it names.
+fn is_of_command_line(error: &anyhow::Error) -> bool {
+    let run = error.downcast_ref().map(TrainError::is_of_settings);
+    let tool = error.downcast_ref().map(ToolError::is_of_settings);
+    let model = error.downcast_ref().map(ModelFilesError::is_of_settings);
+    error.is::<ArgsError>() || run.or(tool).or(model).unwrap_or(false)
 }
 
 fn run() -> Result<ExitCode> {

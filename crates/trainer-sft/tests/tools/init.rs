@@ -55,12 +55,12 @@ fn without_a_terminal_the_flags_are_named() {
         &own,
         &[
             "--yes",
-            "--model, --data, --device, --epochs (or --thinking), --output",
+            "--model, --data, --method, --device, --epochs, --output",
         ],
     );
     fail(
         &[&own[..], &["--yes"]].concat(),
-        &["--data: expected a file to learn from"],
+        &["--data: expected records that a run of this --method would take, found none"],
     );
     let data = ["--yes", "--data", text_of(&data)];
     for (flags, expected) in [
