@@ -204,7 +204,7 @@ mod tests {
             ("{\"rewards\": [1, \"a\"]}", "found rewards[1] = \"a\""),
             (
                 "{\"rewards\": [1, -1e308]}",
-                "found rewards[1] = the number -1e308",
+                "found rewards[1] = the number -1e+308",
             ),
             ("{\"reward\": [1, 2]}", "found \"{"),
             ("oh", "found no JSON: \"oh\""),

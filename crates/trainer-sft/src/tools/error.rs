@@ -183,6 +183,7 @@ impl ToolError {
             | Self::Exists { .. }
             | Self::FileExists { .. }
             | Self::NoTerminal { .. }
+            | Self::Base { .. }
             | Self::Config(_)
             | Self::Device(_) => true,
             Self::ModelFiles(error) => error.is_of_settings(),

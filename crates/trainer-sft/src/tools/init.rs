@@ -121,7 +121,6 @@ impl InitArgs {
         let flags = [
             ("--model", self.model.is_none()),
             ("--data", self.data.is_empty()),
-            ("--method", self.method.is_none()),
             ("--device", self.device.is_none()),
             ("--epochs", self.epochs.is_none()),
             ("--output", self.output.is_none()),

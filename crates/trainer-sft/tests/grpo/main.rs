@@ -265,7 +265,7 @@ fn settings_that_do_not_go_together_are_named() {
         ),
     ] {
         let said = support::program(&[&grpo[..], &flags].concat());
-        assert_eq!(said.code, 1, "{flags:?}");
+        assert_eq!(said.code, 2, "{flags:?}: {}", said.err);
         assert!(said.err.contains(expected), "{flags:?}: {}", said.err);
     }
     let said = support::program(&grpo[..4]);
