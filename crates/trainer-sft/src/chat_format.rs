@@ -8,8 +8,8 @@ use model_qwen::{
 };
 use thiserror::Error;
 
-use crate::config::{Config, ModelConfig};
-use crate::template_facts::TemplateFacts;
+use crate::config::{Config, ModelConfig, Thinking};
+use crate::template_facts::{THINK, TemplateFacts};
 
 /// What the model sets for the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +60,18 @@ pub enum ModelFilesError {
     /// The chat template.
     #[error(transparent)]
     Template(#[from] model_qwen::TemplateError),
+    /// `--thinking empty` for a model without think blocks.
+    #[error(
+        "--thinking empty would have no effect: neither chat template nor tokenizer of this model have a think block; leave it out"
+    )]
+    NoThinking,
+}
+
+impl ModelFilesError {
+    /// Whether a flag is wrong, and not a file.
+    pub fn is_of_settings(&self) -> bool {
+        matches!(self, Self::NoTokenizer | Self::NoThinking)
+    }
 }
 
 /// Everything about a model that the data depends on; no weights.
@@ -151,6 +163,11 @@ impl ChatFormat {
         let facts = template
             .as_ref()
             .map(|template| TemplateFacts::of(template, &tokenizer));
+        let opens_think = facts.as_ref().is_some_and(|facts| facts.opens_think);
+        let can_think = opens_think || template.is_some() && tokenizer.token_to_id(THINK).is_some();
+        if config.data.thinking == Thinking::Empty && !can_think {
+            return Err(ModelFilesError::NoThinking);
+        }
         Ok(Self {
             facts: facts.unwrap_or_default(),
             tokenizer,

@@ -5,12 +5,15 @@
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
 pub mod args;
+mod cause;
 mod columns;
 mod defaults;
 mod grpo;
 mod init;
 mod memory;
 mod method;
+mod paths;
+mod ranges;
 mod resolve;
 mod resume;
 mod samples;

@@ -125,7 +125,7 @@ pub enum TrainError {
     },
     /// A loss, a gradient or a weight is infinite or not a number.
     #[error(
-        "{what} at step {step} ({records}): training has diverged, and nothing of it is written; try a smaller --learning-rate. Checkpoints written before stay in {}",
+        "{what} at step {step} ({records}): training has diverged, and nothing of it is written; {cause}. Checkpoints written before stay in {}",
         output.display()
     )]
     Diverged {
@@ -135,6 +135,8 @@ pub enum TrainError {
         what: String,
         /// The records of the step.
         records: String,
+        /// The setting that is the likely cause, and what to try.
+        cause: String,
         /// The output folder.
         output: PathBuf,
     },
@@ -150,6 +152,9 @@ pub enum TrainError {
         /// Flags with which the run would fit.
         instead: String,
     },
+    /// The run was told to stop before its first step had ended.
+    #[error("stopped before the first step has ended; nothing is written")]
+    Stopped,
     /// The result cannot be written where it belongs.
     #[error("{error}; the result {}", kept.as_ref().map_or("is lost".to_owned(), |kept| format!("is kept in {}", kept.display())))]
     Result {
@@ -162,6 +167,18 @@ pub enum TrainError {
 
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
+}
+
+impl TrainError {
+    /// Whether the settings are wrong, and not the files that they name or what was computed.
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Device(_) | Self::AdapterForm { .. } => true,
+            Self::ModelFiles(error) => error.is_of_settings(),
+            Self::Data(error) => matches!(error, DataError::Columns(_)),
+            _ => false,
+        }
+    }
 }
 
 /// A [`TrainError::Output`] about `path`.

@@ -10,6 +10,7 @@ pub mod advantages;
 mod learner;
 pub mod policy;
 mod questions;
+mod stillness;
 
 pub(crate) use learner::Grpo;
 pub(crate) use questions::{Questions, survey};

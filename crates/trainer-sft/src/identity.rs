@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use crate::checkpoint::{RunIdentity, TrainerState};
-use crate::config::Config;
+use crate::config::{Config, MethodConfig};
 use crate::data::Datasets;
 use crate::digest;
 use crate::error::TrainError;
@@ -62,7 +62,7 @@ fn settings_of(config: &Config) -> Map<String, Value> {
 
 /// The identity of a run of `config` on `data`.
 pub(crate) fn identify(config: &Config, data: &Datasets) -> Result<RunIdentity, TrainError> {
-    let settings = settings_of(config);
+    let settings = settings_of(&config.with_absolute_paths());
     let mut hash = Sha256::new();
     if let Some(folder) = config.model.folder()? {
         hash_model(&folder, &mut hash);
@@ -179,9 +179,13 @@ pub(crate) fn check(
             keys.sort();
             keys.dedup();
             // A checkpoint from before a setting existed is one of its default.
-            let defaults = settings_of(&Config::new(""));
+            let mut defaults = Config::new("");
+            defaults.method = MethodConfig::defaults_of(config.method.method);
+            let defaults = settings_of(&defaults);
+            let is_set = |value: &&Value| !value.is_null();
             for key in keys {
-                let found = run.settings.get(key).or_else(|| defaults.get(key));
+                let found = run.settings.get(key).filter(is_set);
+                let found = found.or_else(|| defaults.get(key));
                 let now = this.settings.get(key);
                 let decides = key == "eval_steps" && config.run.decides_by_evaluations();
                 if found == now || (FREE.contains(&key.as_str()) && !decides) {
@@ -223,7 +227,7 @@ pub(crate) fn check(
         differences: differences.join("\n  "),
         instead: match is_fixed {
             true => {
-                "the weights in the checkpoint have these already: leave out the flags that change the adapter"
+                "the checkpoint has its weights and its optimizer in this form already, also with --resume-anyway: leave these flags out"
             }
             false => "leave the flags out to go on as before, or add --resume-anyway",
         },

@@ -67,8 +67,7 @@ pub(crate) fn lora_config(options: &LoraOptions, base: Option<String>) -> LoraCo
 /// the rows of the base weight.
 ///
 /// `modules` are names like `q_proj`; a layer belongs when its name ends with one of them.
-#[must_use]
-pub fn init_adapter(
+fn init_adapter(
     config: LoraConfig,
     modules: &[String],
     model: &QwenModel,

@@ -73,10 +73,16 @@ impl OutputFolder {
         &self.path
     }
 
+    /// Removes the folder of a run that has begun and has nothing to show.
+    pub(crate) fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+
     /// Writes the settings. From now on the folder stays.
     pub(crate) fn begin(&self, config: &Config) -> Result<(), TrainError> {
         let settings = self.path.join(SETTINGS);
-        fs::write(&settings, config.to_toml()).map_err(output_error(&settings))?;
+        fs::write(&settings, config.with_absolute_paths().to_toml())
+            .map_err(output_error(&settings))?;
         unused().retain(|folder| *folder != self.path);
         Ok(())
     }
@@ -121,7 +127,7 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
     let settings = path.join(SETTINGS);
     match File::create_new(&settings) {
         Ok(mut file) => {
-            let written = file.write_all(config.to_toml().as_bytes());
+            let written = file.write_all(config.with_absolute_paths().to_toml().as_bytes());
             if let Err(error) = written {
                 discard(&path);
                 return Err(output_error(&settings)(error));

@@ -18,7 +18,9 @@ use self::score::Step;
 pub use self::tally::Numbers;
 use self::tally::Tally;
 use crate::batch::Batch;
-use crate::config::{Config, LossType, Method};
+use crate::config::{Config, ConfigError, LossType, Method};
+use crate::data::{Example, Examples};
+use crate::error::TrainError;
 use crate::parameters::GradientStore;
 use crate::step::rows;
 use crate::step::{How, Means};
@@ -58,6 +60,36 @@ pub enum Objective {
         /// Weights of wanted answers and of other ones.
         weights: (f64, f64),
     },
+}
+
+/// Refuses a weight of 0 for all of the data: nothing of it would be learnt.
+///
+/// # Errors
+/// `--method kto` with answers of one label, whose weight is 0; answers that cannot be read.
+pub(crate) fn check_labels(config: &Config, examples: &Examples) -> Result<(), TrainError> {
+    let settings = &config.method;
+    for (flag, weight, label) in [
+        ("desirable-weight", settings.desirable_weight, true),
+        ("undesirable-weight", settings.undesirable_weight, false),
+    ] {
+        if weight != Some(0.0) {
+            continue;
+        }
+        let mut others = examples.iter().filter(|example| {
+            let is_other = |example: &Example| example.is_wanted != label;
+            example.as_ref().map_or(true, is_other)
+        });
+        match others.next() {
+            Some(other) => drop(other?),
+            None => {
+                return Err(ConfigError::Conflict(format!(
+                    "--{flag} 0 leaves nothing to learn: every record of the data has the label {label}"
+                ))
+                .into());
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Preference {

@@ -15,12 +15,12 @@ use tracing_subscriber::EnvFilter;
 pub use crate::commands::Commands;
 
 use crate::args::{Args, ArgsError};
-use crate::chat_format::ChatFormat;
+use crate::chat_format::{ChatFormat, ModelFilesError};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::preview::preview;
-use crate::tools::{End, Tool};
-use crate::{Summary, Training};
+use crate::tools::{End, Tool, ToolError};
+use crate::{Summary, TrainError, Training};
 
 /// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
 /// with status 2.
@@ -28,11 +28,29 @@ pub fn run(command_line: impl IntoIterator<Item = OsString>, commands: Commands)
     model_qwen::sys::keep_freed_memory();
     match carry_out(command_line.into_iter().collect(), commands) {
         Ok(code) => code,
+        Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped)) => {
+            eprintln!("{error}");
+            ExitCode::from(signals::exit_code())
+        }
         Err(error) => {
             eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
-            ExitCode::FAILURE
+            match is_of_command_line(&error) {
+                true => ExitCode::from(WRONG_COMMAND_LINE),
+                false => ExitCode::FAILURE,
+            }
         }
     }
+}
+
+/// The exit code of a command line that cannot be carried out, as clap has it.
+const WRONG_COMMAND_LINE: u8 = 2;
+
+/// Whether what is wrong is the command line, or the file of settings that it names.
+fn is_of_command_line(error: &anyhow::Error) -> bool {
+    let run = error.downcast_ref().map(TrainError::is_of_settings);
+    let tool = error.downcast_ref().map(ToolError::is_of_settings);
+    let model = error.downcast_ref().map(ModelFilesError::is_of_settings);
+    error.is::<ArgsError>() || run.or(tool).or(model).unwrap_or(false)
 }
 
 fn carry_out(command_line: Vec<OsString>, commands: Commands) -> Result<ExitCode> {

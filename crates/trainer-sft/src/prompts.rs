@@ -4,6 +4,7 @@ use model_qwen::RenderOptions;
 use serde_json::{Map, Value, json};
 
 use crate::chat_format::ChatFormat;
+use crate::data::format::describe;
 
 /// The prompt of a record, as its data has it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +35,10 @@ impl Prompt {
             }
             Value::String(_) => return Err(format!("expected {EXPECTED}, found an empty text")),
             Value::Array(_) => return Err(format!("expected {EXPECTED}, found an empty list")),
-            other => return Err(format!("expected {EXPECTED}, found `{other}`")),
+            other => {
+                let found = describe(Some(other));
+                return Err(format!("expected {EXPECTED}, found {found}"));
+            }
         }?;
         match tokens.is_empty() {
             true => Err("expected a prompt of at least one token, found none".to_owned()),
@@ -77,9 +81,8 @@ pub(crate) fn of_record(
             Value::Array(messages)
         }
         (_, Some(messages)) if !messages.is_null() => {
-            return Err(format!(
-                "field `messages`: expected a list, found {messages}"
-            ));
+            let found = describe(Some(messages));
+            return Err(format!("field `messages`: expected a list, found {found}"));
         }
         _ => {
             let keys: Vec<&str> = fields.keys().map(String::as_str).collect();
@@ -104,9 +107,7 @@ fn check_messages(messages: &[Value]) -> Result<(), String> {
                 None => field == "content" && message.get("tool_calls").is_some(),
             };
             if !is_there {
-                let found = message
-                    .get(field)
-                    .map_or("nothing".into(), Value::to_string);
+                let found = describe(message.get(field));
                 return Err(format!(
                     "field `messages[{index}].{field}`: expected a text, found {found}"
                 ));

@@ -4,6 +4,8 @@ mod builtin;
 mod endpoint;
 mod schema;
 
+use std::sync::atomic::AtomicBool;
+
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -111,14 +113,19 @@ impl Rewards {
         })
     }
 
-    /// What each reward says of each answer; NaN where a program has no reward for it.
+    /// What each reward says of each answer; NaN where a program has no reward for it. When `stop` becomes true, no program is
+    /// waited for.
     ///
     /// # Errors
     /// A program that cannot be reached, is too slow, or answers something else.
-    pub fn of(&self, answers: &[Answer<'_>]) -> Result<Vec<Vec<f64>>, RewardError> {
+    pub fn of(
+        &self,
+        answers: &[Answer<'_>],
+        stop: Option<&AtomicBool>,
+    ) -> Result<Vec<Vec<f64>>, RewardError> {
         let each = self.all.iter().map(|reward| match &reward.kind {
             Kind::Builtin(builtin) => Ok(answers.iter().map(|answer| builtin.of(answer)).collect()),
-            Kind::Endpoint(endpoint) => endpoint.of(answers),
+            Kind::Endpoint(endpoint) => endpoint.of(answers, stop),
         });
         each.collect()
     }

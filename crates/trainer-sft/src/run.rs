@@ -8,7 +8,6 @@ mod sampling;
 mod seen;
 mod told;
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,8 +63,6 @@ pub(crate) struct Run<'a> {
     eval: Examples,
     samples: Option<Samples>,
     grpo: Option<Grpo>,
-    /// Of the last step, see [`Record::more`].
-    more: BTreeMap<String, f64>,
     metrics: Metrics,
     checks: Checks,
     /// Whether the caller has told the run to end.
@@ -105,7 +102,6 @@ impl<'a> Run<'a> {
             eval,
             samples,
             grpo,
-            more: BTreeMap::new(),
             metrics,
             checks: Checks::of(config),
             is_broken: false,
@@ -149,6 +145,9 @@ impl<'a> Run<'a> {
             self.on_device(self.trainer.num_steps(), Self::write_result)?;
             self.sample(&told)?;
         }
+        if let Some(warning) = self.grpo.as_ref().and_then(Grpo::last_warning) {
+            warn!("{warning}");
+        }
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
@@ -174,6 +173,10 @@ impl<'a> Run<'a> {
         let step = self.trainer.num_steps() + 1;
         let output = match self.on_device(step, |run| run.optimize(&mut batch)) {
             Err(error @ TrainError::Reward(_)) => return Err(self.stop_at(before, error)),
+            Err(TrainError::Stopped) if step > 1 => {
+                self.summary.stopped = Some(self.save_checkpoint(before)?);
+                return Ok(ControlFlow::Break(()));
+            }
             output => output?,
         };
         let mut last = step == total_steps;
@@ -286,7 +289,7 @@ impl<'a> Run<'a> {
     }
 
     fn broken(&self, broken: Broken) -> TrainError {
-        broken.into_error(&self.config.run.output)
+        broken.into_error(self.config)
     }
 
     /// Refuses to write anything that has a number which is none.
@@ -342,11 +345,7 @@ impl<'a> Run<'a> {
             loss: Some(loss),
             mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             entropy: Some(means.entropy),
-            more: [&self.more, &output.compared]
-                .into_iter()
-                .flatten()
-                .map(|(name, value)| (name.clone(), *value))
-                .collect(),
+            more: output.more.clone(),
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),

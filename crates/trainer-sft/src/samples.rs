@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, ConfigError};
 use crate::error::{TrainError, output_error};
-use crate::generation::{Completion, Generator, Request};
+use crate::generation::{Completion, GenerationError, Generator, Request};
 use crate::prompts::{self, Prompt};
 use crate::trainer::Trainer;
 
@@ -41,7 +41,6 @@ pub(crate) struct Sample {
 pub(crate) struct Samples {
     prompts: Vec<Prompt>,
     max_tokens: usize,
-    stop_token_ids: Vec<u32>,
     format: ChatFormat,
     path: PathBuf,
     answers: Vec<Sample>,
@@ -60,7 +59,6 @@ impl Samples {
         Ok(Some(Self {
             prompts,
             max_tokens: config.samples.max_tokens(),
-            stop_token_ids: format.limits.eos_token_ids.clone(),
             format: format.clone(),
             path: config.run.output.join(FILE),
             answers: Vec::new(),
@@ -92,23 +90,17 @@ impl Samples {
     /// # Errors
     /// A device that fails, and a file that cannot be written.
     pub(crate) fn answer(&mut self, trainer: &mut Trainer) -> Result<&[Sample], TrainError> {
-        let generator = Generator {
-            slot: trainer.slot(),
-            stop_token_ids: self.stop_token_ids.clone(),
-        };
         let requests = self.prompts.iter().map(|prompt| Request {
             prompt: prompt.tokens.clone(),
             sampling: SamplingParams::greedy(),
             max_tokens: self.max_tokens,
         });
         let requests: Vec<Request> = requests.collect();
-        generator.prepare(&mut trainer.model);
-        let listen = &mut |_, _| ControlFlow::Continue(());
-        let completions = generator.generate(&trainer.model, &requests, listen)?;
+        let (completions, texts) = answers(trainer, &self.format, &requests)?;
         let step = trainer.num_steps();
         let first = self.answers.len();
-        for (index, completion) in completions.iter().enumerate() {
-            let answer = self.sample(step, index, completion);
+        for (index, (completion, text)) in completions.iter().zip(texts).enumerate() {
+            let answer = self.sample(step, index, (completion, text));
             self.answers.push(answer);
         }
         let new = &self.answers[first..];
@@ -119,12 +111,17 @@ impl Samples {
         Ok(new)
     }
 
-    fn sample(&self, step: usize, index: usize, completion: &Completion) -> Sample {
+    fn sample(
+        &self,
+        step: usize,
+        index: usize,
+        (completion, text): (&Completion, String),
+    ) -> Sample {
         Sample {
             step,
             index,
             prompt: self.prompts[index].content.clone(),
-            completion: self.format.text_of(completion.content()),
+            completion: text,
             num_tokens: completion.tokens.len(),
             finish_reason: match completion.has_ended {
                 true => "stop".to_owned(),
@@ -142,6 +139,28 @@ impl Samples {
     pub(crate) fn answers(&self) -> &[Sample] {
         &self.answers
     }
+}
+
+/// What the model in training answers as it is: tokens and text, in the order of `requests`.
+///
+/// # Errors
+/// A device that fails.
+pub(crate) fn answers(
+    trainer: &mut Trainer,
+    format: &ChatFormat,
+    requests: &[Request],
+) -> Result<(Vec<Completion>, Vec<String>), GenerationError> {
+    let generator = Generator {
+        slot: trainer.slot(),
+        stop_token_ids: format.limits.eos_token_ids.clone(),
+    };
+    generator.prepare(&mut trainer.model);
+    let listen = &mut |_, _| ControlFlow::Continue(());
+    let completions = generator.generate(&trainer.model, requests, listen)?;
+    let texts = completions.iter();
+    let texts = texts.map(|completion| format.text_of(completion.content()));
+    let texts = texts.collect();
+    Ok((completions, texts))
 }
 
 fn lines(answers: &[Sample]) -> String {

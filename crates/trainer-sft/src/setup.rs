@@ -108,12 +108,8 @@ pub(crate) fn add_adapter(
     let (adapter, start) = match folder {
         Some(folder) => load_adapter(config, folder)?,
         None => {
-            let folder = config
-                .model
-                .folder()?
-                .map(|folder| folder.display().to_string());
-            let base = config.model.model.clone().or(folder);
             check_rank(&config.lora, model)?;
+            let base = base_name(config)?;
             let adapter = lora::new_adapter(&config.lora, base, model, config.run.seed);
             let start = config.lora.init.changes_base();
             let start = start.then(|| adapter.modules.clone());
@@ -130,6 +126,19 @@ pub(crate) fn add_adapter(
     warn_of_large_ranks(&adapter);
     let config = lora::put_adapter(model, lora::SLOT, adapter)?;
     Ok(AdapterForm { config, start })
+}
+
+/// What an adapter says of its base: the id of the Hub, or the folder wherever the adapter is used.
+fn base_name(config: &Config) -> Result<Option<String>, TrainError> {
+    let given = config.model.model.as_deref().map(Path::new);
+    let folder = match given {
+        Some(id) if !id.exists() => return Ok(config.model.model.clone()),
+        _ => config.model.folder()?,
+    };
+    Ok(folder.map(|folder| {
+        let folder = folder.canonicalize().unwrap_or(folder);
+        folder.display().to_string()
+    }))
 }
 
 /// The adapter in a folder, and what the base has lost to it where the run says so.

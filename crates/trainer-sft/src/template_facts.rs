@@ -30,6 +30,16 @@ pub struct TemplateFacts {
     pub writes_results: bool,
     /// Whether it writes what the system says.
     pub writes_system: bool,
+    /// Whether its generation prompt opens a think block.
+    pub opens_think: bool,
+}
+
+/// The token that opens a think block.
+pub(crate) const THINK: &str = "<think>";
+
+/// Whether an answer after this prompt begins in a think block.
+pub(crate) fn opens_think(prompt: &str) -> bool {
+    prompt.trim_end().ends_with(THINK)
 }
 
 impl TemplateFacts {
@@ -76,6 +86,11 @@ impl TemplateFacts {
         markers.sort();
         markers.dedup();
         let system = json!({"role": "system", "content": PROBE});
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            ..RenderOptions::default()
+        };
+        let generation = template.render(std::slice::from_ref(&user), &options);
         Self {
             markers,
             end,
@@ -83,6 +98,7 @@ impl TemplateFacts {
             writes_tools: writes(render(&[&user], Some(json!([tool])))),
             writes_results: writes(render(&[&user, &before, &result], None)),
             writes_system: writes(render(&[&system, &user], None)),
+            opens_think: generation.is_ok_and(|prompt| opens_think(&prompt)),
         }
     }
 

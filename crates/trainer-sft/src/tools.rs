@@ -22,10 +22,10 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches as _, Parser};
 
 use crate::commands::Commands;
-use crate::config::args::{nearest, with_hyphens};
+use crate::config::args::{nearest, with_hyphens, with_nearest_flag, with_negative_numbers};
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
 pub use chat::{ChatArgs, is_answering};
@@ -99,7 +99,7 @@ impl Tool {
         }
         let is_known = first == "help" || CommandLine::command().find_subcommand(first).is_some();
         Some(match is_known {
-            true => CommandLine::try_parse_from(words).map(|line| line.tool),
+            true => parse(words),
             false => Err(unknown_command(first)),
         })
     }
@@ -144,6 +144,21 @@ impl Tool {
             }
         }
     }
+}
+
+fn parse(words: Vec<OsString>) -> Result<Tool, clap::Error> {
+    let command = with_negative_numbers(CommandLine::command());
+    let command = command.mut_subcommand("check", check::with_help);
+    let matches = command.clone().try_get_matches_from(&words);
+    let line = matches.and_then(|matches| CommandLine::from_arg_matches(&matches));
+    line.map(|line| line.tool).map_err(|error| {
+        let own = words.get(1).and_then(|word| word.to_str());
+        let own = own.and_then(|word| command.find_subcommand(word));
+        match own {
+            Some(own) => with_nearest_flag(error, own),
+            None => error,
+        }
+    })
 }
 
 /// Whether standard output takes colours.

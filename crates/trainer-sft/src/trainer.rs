@@ -59,8 +59,8 @@ pub struct StepOutput {
     /// Means over the target tokens: loss, targets that are the likeliest token, entropy, `[3]`.
     means: Tensor<1>,
     grad_norm: Tensor<1>,
-    /// Further numbers by TRL's names, of answers that are compared.
-    pub compared: Numbers,
+    /// Further numbers of the method, by TRL's names.
+    pub more: Numbers,
     /// All, when they have been read.
     numbers: Arc<OnceLock<StepNumbers>>,
     /// Learning rate of the step.
@@ -79,12 +79,17 @@ pub struct StepNumbers {
 impl StepOutput {
     /// The output of a step whose numbers are known already.
     #[must_use]
-    pub(crate) fn known(numbers: StepNumbers, learning_rate: f64, device: &Device) -> Self {
+    pub(crate) fn known(
+        numbers: StepNumbers,
+        more: Numbers,
+        learning_rate: f64,
+        device: &Device,
+    ) -> Self {
         let none = || Tensor::zeros([1], (device, DType::F32));
         Self {
             means: none(),
             grad_norm: none(),
-            compared: Numbers::new(),
+            more,
             numbers: Arc::new(OnceLock::from(numbers)),
             learning_rate,
         }
@@ -217,7 +222,7 @@ impl Trainer {
     }
 
     fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
-        let (means, gradients, compared) = match &self.preference {
+        let (means, gradients, more) = match &self.preference {
             None => {
                 let (means, gradients) = self.measured_gradients(batches);
                 (means, gradients, Numbers::new())
@@ -228,7 +233,7 @@ impl Trainer {
         StepOutput {
             means,
             grad_norm,
-            compared,
+            more,
             numbers: Arc::default(),
             learning_rate,
         }
@@ -406,7 +411,7 @@ mod tests {
         let output = StepOutput {
             means: Tensor::from_data([1.5f32, 0.5, 2.0], on_cpu),
             grad_norm: Tensor::from_data([0.25f32], on_cpu),
-            compared: Numbers::new(),
+            more: Numbers::new(),
             numbers: Arc::default(),
             learning_rate: 0.0,
         };

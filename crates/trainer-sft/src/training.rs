@@ -22,7 +22,7 @@ use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
 use crate::memory::{self, Machine, MemoryPlan, RowLengths};
 use crate::output::{OutputFolder, Weights};
-use crate::preference::Preference;
+use crate::preference::{Preference, check_labels};
 use crate::rewards::Rewards;
 use crate::run::{Run, Watch, guard};
 use crate::samples::Samples;
@@ -177,6 +177,9 @@ impl<'a> Training<'a> {
             packing: config.data.packing.then_some(datasets.max_length),
             seed: config.run.seed,
         };
+        if let TrainData::Loaded(data) = &datasets.train {
+            check_labels(config, &data.examples)?;
+        }
         let loader = match datasets.train {
             TrainData::Loaded(data) => DataLoader::new(Arc::new(data.examples), options),
             TrainData::Streamed(stream) => DataLoader::streamed(stream, options)?,
@@ -217,7 +220,11 @@ impl<'a> Training<'a> {
             weights,
             (eval, samples, grpo),
         )?;
-        run.planned(plan).finish(total_steps)
+        let ended = run.planned(plan).finish(total_steps);
+        if matches!(ended, Err(TrainError::Stopped)) {
+            output.remove();
+        }
+        ended
     }
 }
 

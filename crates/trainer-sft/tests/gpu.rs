@@ -185,7 +185,7 @@ fn compared_answers_follow_those_of_the_cpu() {
                 (a - b).abs() < most * b.abs().max(0.1),
                 "step {step}: {a}, not {b}"
             );
-            let [a, b] = [&found, &expected].map(|output| output.compared["logps/chosen"]);
+            let [a, b] = [&found, &expected].map(|output| output.more["logps/chosen"]);
             assert!((a - b).abs() < most * b.abs(), "step {step}: {a}, not {b}");
         }
     }

@@ -259,7 +259,7 @@ fn prompts_that_cannot_be_answered_are_named() {
 fn settings_without_prompts_are_refused() {
     for flag in ["--sample-steps", "--sample-max-tokens"] {
         let said = support::program(&["--data", "data/train.jsonl", flag, "3"]);
-        assert_eq!(said.code, 1);
+        assert_eq!(said.code, 2);
         assert!(
             said.err.contains(&format!("{flag} needs --sample-prompts")),
             "{}",

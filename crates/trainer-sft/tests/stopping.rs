@@ -95,3 +95,43 @@ fn an_interrupted_program_leaves_a_checkpoint() {
         );
     }
 }
+
+/// A run is gone on with from another folder than the one that it was started in, and its adapter names the base without `..`.
+#[test]
+fn paths_that_a_run_leaves_hold_everywhere() {
+    use std::process::Command;
+
+    let dir = tempfile::tempdir().unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/train.jsonl");
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    std::fs::copy(data, dir.path().join("d/own.jsonl")).unwrap();
+    std::fs::write(dir.path().join("prompts.txt"), "Who?\n").unwrap();
+    let out = dir.path().join("out");
+    let flags = "--device cpu --data d/own.jsonl --max-steps 3 --save-steps 2 --output out --sample-prompts prompts.txt \
+                 --sample-max-tokens 2";
+    let program = |folder: &Path, words: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"));
+        program
+            .args(words)
+            .current_dir(folder)
+            .output()
+            .unwrap()
+            .status
+            .code()
+    };
+    let words: Vec<&str> = flags.split_whitespace().collect();
+    assert_eq!(program(dir.path(), &words), Some(0));
+    let whole = adapter(&out);
+    std::fs::remove_file(out.join("adapter_model.safetensors")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let output = out.to_str().unwrap();
+    assert_eq!(program(elsewhere.path(), &["--resume", output]), Some(0));
+    assert!(adapter(&out) == whole, "the adapters differ");
+    let text = std::fs::read_to_string(out.join("adapter_config.json")).unwrap();
+    let named: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let base = named["base_model_name_or_path"].as_str().unwrap();
+    assert!(
+        Path::new(base).is_absolute() && !base.contains(".."),
+        "{base}"
+    );
+}

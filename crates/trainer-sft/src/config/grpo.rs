@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::validate::whole_in_range;
+use super::ranges::{in_range, whole_in_range};
 use super::{Config, ConfigError, Method};
 
 /// The settings of GRPO, with the names and the defaults of TRL's `GRPOConfig`.
@@ -47,6 +47,8 @@ pub enum ScaleRewards {
     None,
 }
 
+/// Weights of rewards, at most: the squares of larger sums are no numbers.
+const MAX_WEIGHT: f64 = 1e6;
 /// Seconds that a program of rewards may take where nothing else is said.
 const TIMEOUT: f64 = 60.0;
 
@@ -225,8 +227,13 @@ impl Config {
             );
         }
         let weights = &grpo.reward_weights;
-        if let Some(weight) = weights.iter().find(|weight| !weight.is_finite()) {
-            return wrong("reward-weights", "numbers".into(), weight.to_string());
+        for weight in weights {
+            in_range("reward-weights", *weight, -MAX_WEIGHT, MAX_WEIGHT)?;
+        }
+        if !weights.is_empty() && weights.iter().all(|weight| *weight == 0.0) {
+            return conflict(
+                "--reward-weights are all 0, and nothing would be learnt: give one of them another value".into(),
+            );
         }
         if !weights.is_empty() && weights.len() != rewards {
             return wrong(

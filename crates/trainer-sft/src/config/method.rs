@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::validate::{in_range, positive};
+use super::ranges::{in_range, positive};
 use super::{Config, ConfigError, TrainOn};
 
 /// What is learnt.
@@ -61,6 +61,15 @@ impl Method {
         match self.is_preference() {
             true => 0.1,
             false => 0.0,
+        }
+    }
+
+    /// What `--loss-type` is where nothing else is said; `None` where there is one loss only.
+    pub(crate) fn default_loss(self) -> Option<LossType> {
+        match self {
+            Self::Dpo => Some(LossType::Sigmoid),
+            Self::Grpo => Some(LossType::Dapo),
+            Self::Sft | Self::Orpo | Self::Kto => None,
         }
     }
 
@@ -151,14 +160,23 @@ impl MethodConfig {
         self.beta.unwrap_or(self.method.default_beta())
     }
 
+    /// The settings of a method where nothing is said.
+    pub(crate) fn defaults_of(method: Method) -> Self {
+        let own = Self {
+            method,
+            ..Self::default()
+        };
+        own.resolved(None)
+    }
+
     /// These settings with their defaults. A run that starts from an `adapter` is compared with it.
     pub(super) fn resolved(&self, adapter: Option<&PathBuf>) -> Self {
         let mut all = self.clone();
-        if all.method.is_preference() {
-            all.beta.get_or_insert(0.1);
+        if all.method.has_beta() {
+            all.beta.get_or_insert(all.method.default_beta());
         }
-        if all.method == Method::Dpo {
-            all.loss_type.get_or_insert(LossType::Sigmoid);
+        if let Some(loss) = all.method.default_loss() {
+            all.loss_type.get_or_insert(loss);
         }
         if all.method.has_reference() {
             all.ref_adapter = all.ref_adapter.or_else(|| adapter.cloned());
@@ -261,6 +279,14 @@ impl Config {
                     found: part.to_string(),
                 });
             }
+        }
+        let part = settings.label_smoothing.unwrap_or(0.0);
+        if settings.loss_type == Some(LossType::Robust) && part == 0.0 {
+            return Err(ConfigError::Conflict(
+                "--loss-type robust would have no effect without --label-smoothing, the part of the pairs that are the wrong way \
+                 round: give it, or take --loss-type sigmoid"
+                    .into(),
+            ));
         }
         let weights = [settings.desirable_weight, settings.undesirable_weight];
         for (flag, weight) in ["desirable-weight", "undesirable-weight"]

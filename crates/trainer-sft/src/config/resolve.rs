@@ -6,93 +6,23 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Quantization;
 
 use super::args::Args;
-use super::{
-    BatchSize, Config, ConfigError, DataConfig, GrpoOptions, LoraOptions, MemoryOptions, Method,
-    ModelConfig, OptimizerConfig, RunConfig, SampleOptions, find_checkpoint, run_of,
-};
+use super::{BatchSize, Config, ConfigError, Method, RunConfig, find_checkpoint, run_of};
 
 impl Config {
     /// Fills in defaults and checks every value.
     ///
     /// # Errors
     /// The first setting that is out of range, missing, or excluded by another one.
-    pub fn from_args(args: Args) -> Result<Self, ConfigError> {
-        let full = args.full.unwrap_or(false);
-        let method = args.method_config();
-        let grpo = GrpoOptions {
-            num_generations: args.num_generations,
-            temperature: args.temperature,
-            max_completion_length: args.max_completion_length,
-            num_iterations: args.num_iterations,
-            epsilon: args.epsilon,
-            epsilon_high: args.epsilon_high,
-            scale_rewards: args.scale_rewards,
-            rewards: args.reward,
-            reward_urls: args.reward_url,
-            reward_weights: args.reward_weights,
-            reward_timeout: args.reward_timeout,
-        };
-        let default = ModelConfig::default();
-        let model = ModelConfig {
-            model: args.model,
-            init_config: args.init_config,
-            tokenizer: args.tokenizer,
-            quantization: args.quantization,
-            double_quant: args.double_quant.unwrap_or(default.double_quant),
-            dtype: args.dtype.unwrap_or(default.dtype),
-            compute_dtype: args.compute_dtype.unwrap_or(default.compute_dtype),
-            device: args.device.unwrap_or(default.device),
-        };
-        let default = DataConfig::default();
-        let data = DataConfig {
-            train: args.data,
-            eval: args.eval_data,
-            eval_split: args.eval_split,
-            columns: args.columns,
-            strict: args.strict.unwrap_or(default.strict),
-            streaming: args.streaming.unwrap_or(default.streaming),
-            max_length: args.max_length.unwrap_or(default.max_length),
-            packing: args.packing.unwrap_or(default.packing),
-            train_on: args.train_on.unwrap_or(default.train_on),
-            thinking: args.thinking.unwrap_or(default.thinking),
-        };
-        let default = LoraOptions::default();
-        let lora = LoraOptions {
-            r: args.lora_r.unwrap_or(default.r),
-            alpha: args.lora_alpha.unwrap_or(default.alpha),
-            dropout: args.lora_dropout.unwrap_or(default.dropout),
-            target_modules: if args.target_modules.is_empty() {
-                default.target_modules
-            } else {
-                args.target_modules
-            },
-            use_rslora: args.use_rslora.unwrap_or(default.use_rslora),
-            use_dora: args.use_dora.unwrap_or(default.use_dora),
-            modules_to_save: args.modules_to_save,
-            init: args.init_lora_weights.unwrap_or(default.init),
-        };
-        let default = OptimizerConfig::default();
-        let optimizer = OptimizerConfig {
-            optim: args.optim.unwrap_or(default.optim),
-            learning_rate: args.learning_rate,
-            lr_schedule: args.lr_schedule.unwrap_or(default.lr_schedule),
-            warmup_ratio: args.warmup_ratio.unwrap_or(default.warmup_ratio),
-            warmup_steps: args.warmup_steps,
-            min_lr: args.min_lr,
-            min_lr_rate: args.min_lr_rate,
-            lr_power: args.lr_power,
-            lr_decay_steps: args.lr_decay_steps,
-            loraplus_lr_ratio: args.loraplus_lr_ratio,
-            neftune_noise_alpha: args.neftune_noise_alpha,
-            weight_decay: args.weight_decay.unwrap_or(default.weight_decay),
-            max_grad_norm: args.max_grad_norm.unwrap_or(default.max_grad_norm),
-            gradient_checkpointing: args
-                .gradient_checkpointing
-                .unwrap_or(default.gradient_checkpointing),
-        };
+    pub fn from_args(args: &Args) -> Result<Self, ConfigError> {
+        let full = args.model.full.unwrap_or(false);
+        let method = args.method.to_config();
+        let grpo = args.grpo.to_config();
+        let data = args.data.to_config();
+        let optimizer = args.training.to_config(args.lora.loraplus_lr_ratio);
         let default = RunConfig::default();
-        let (output, numbered) = match (args.output, &args.resume) {
-            (Some(path), _) => (path, false),
+        let (own, training) = (&args.output, &args.training);
+        let (output, numbered) = match (&own.output, &own.resume) {
+            (Some(path), _) => (path.clone(), false),
             // A run goes on in its own folder.
             (None, Some(checkpoint)) => (run_of(checkpoint), false),
             (None, None) => {
@@ -104,52 +34,43 @@ impl Config {
             output,
             numbered,
             full,
-            epochs: args.epochs,
-            max_steps: args.max_steps,
+            epochs: training.epochs,
+            max_steps: training.max_steps,
             // All answers to one prompt.
-            batch_size: match args.batch_size {
+            batch_size: match training.batch_size {
                 Some(BatchSize::Rows(rows)) => rows,
                 _ if method.method == Method::Grpo => grpo.num_generations(),
                 _ => default.batch_size,
             },
-            batch_size_auto: args.batch_size == Some(BatchSize::Auto),
-            gradient_accumulation: args
+            batch_size_auto: training.batch_size == Some(BatchSize::Auto),
+            gradient_accumulation: training
                 .gradient_accumulation
                 .unwrap_or(default.gradient_accumulation),
-            seed: args.seed.unwrap_or(default.seed),
-            save_steps: args.save_steps,
-            log_steps: args.log_steps.unwrap_or(default.log_steps),
-            save_total_limit: args.save_total_limit,
-            eval_steps: args.eval_steps,
-            load_best: args.load_best.unwrap_or(default.load_best),
-            early_stopping_patience: args.early_stopping_patience,
-            early_stopping_threshold: args.early_stopping_threshold,
-            report_to: args.report_to,
-            logging_dir: args.logging_dir,
-            resume: args.resume,
-            resume_anyway: args.resume_anyway,
-            adapter: args.adapter,
-            preview: args.preview,
-        };
-        let samples = SampleOptions {
-            prompts: args.sample_prompts,
-            steps: args.sample_steps,
-            max_tokens: args.sample_max_tokens,
+            seed: training.seed.unwrap_or(default.seed),
+            save_steps: own.save_steps,
+            log_steps: own.log_steps.unwrap_or(default.log_steps),
+            save_total_limit: own.save_total_limit,
+            eval_steps: own.eval_steps,
+            load_best: own.load_best.unwrap_or(default.load_best),
+            early_stopping_patience: own.early_stopping_patience,
+            early_stopping_threshold: own.early_stopping_threshold,
+            report_to: own.report_to.clone(),
+            logging_dir: own.logging_dir.clone(),
+            resume: own.resume.clone(),
+            resume_anyway: own.resume_anyway,
+            adapter: args.lora.adapter.clone(),
+            preview: args.data.preview,
         };
         let config = Self {
-            model,
+            model: args.model.to_config(),
             method,
             data,
-            lora,
+            lora: args.lora.to_config(),
             optimizer,
             run,
-            samples,
+            samples: own.to_samples(),
             grpo,
-            memory: MemoryOptions {
-                device_memory: args.device_memory,
-                gpu_memory_utilization: args.gpu_memory_utilization,
-                dry_run: args.dry_run,
-            },
+            memory: args.memory.to_config(),
         };
         config.check_data(false, false)?;
         config.resolved()
@@ -212,7 +133,7 @@ impl Config {
     }
 
     /// The output folder is a new one, an empty one, or that of the run to go on with.
-    fn check_output(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check_output(&self) -> Result<(), ConfigError> {
         let run = &self.run;
         if run.preview.is_some() || run.numbered {
             return Ok(());
@@ -224,12 +145,22 @@ impl Config {
                 found: format!("{found} (nothing is overwritten: choose another folder)"),
             })
         };
+        let has_ended = |result: PathBuf| {
+            Err(ConfigError::Value {
+                flag: "resume",
+                expected: "a run that has not ended".into(),
+                found: format!(
+                    "{}, its result: --adapter starts a new run from an adapter, --model from a model",
+                    result.display()
+                ),
+            })
+        };
         if run.goes_on_in_its_folder() {
             let mut results = ["adapter_model.safetensors", "model.safetensors"]
                 .map(|name| run.output.join(name))
                 .into_iter();
             return match results.find(|result| result.exists()) {
-                Some(result) => wrong("a run that has not ended", result.display().to_string()),
+                Some(result) => has_ended(result),
                 None => Ok(()),
             };
         }

@@ -1,11 +1,14 @@
 //! What the settings of a run may be, and which of them exclude each other.
 
+use std::path::PathBuf;
+
 use lora_4bit::ComputeDtype;
 use lora_4bit::peft::SAVABLE;
 use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
-use super::{Columns, Config, LrSchedule, Method, NO_REPORT, TENSORBOARD};
+use super::ranges::{MAX_BATCH, MAX_RANK, at_least, in_range, positive, whole_in_range};
+use super::{Columns, Config, LrSchedule, Method, NO_REPORT, SETTINGS, TENSORBOARD};
 use crate::sample_data;
 
 /// The value of `--target-modules` that means every linear layer but the output head.
@@ -33,6 +36,16 @@ pub enum ConfigError {
     /// Nothing to evaluate on.
     #[error("--eval-steps needs --eval-data or --eval-split")]
     NoEvalData,
+    /// A run to go on with whose settings are not known.
+    #[error(
+        "--resume: expected the folder of a run or of one of its checkpoints, with the settings of the run in {SETTINGS}; found {}, \
+         which has none: give --data and the other flags of the run, too",
+        path.display()
+    )]
+    NoSettings {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Two settings exclude each other.
     #[error("{0}")]
     Conflict(String),
@@ -156,7 +169,10 @@ impl Config {
     /// Nothing to learn, nothing to evaluate on where that is asked for, or records that should be read from files.
     pub(crate) fn check_data(&self, has_records: bool, has_eval: bool) -> Result<(), ConfigError> {
         if !has_records && self.data.train.is_empty() {
-            return Err(ConfigError::NoData);
+            return Err(match &self.run.resume {
+                Some(path) => ConfigError::NoSettings { path: path.clone() },
+                None => ConfigError::NoData,
+            });
         }
         if has_records && self.data.streaming {
             let text = "--streaming reads files while the run goes on, and the records of a program are in memory before it: leave it out";
@@ -394,65 +410,10 @@ fn check_target_modules(given: &[String]) -> Result<(), ConfigError> {
     match given.iter().find(unknown) {
         Some(name) => wrong(format!("`{name}`")),
         None if given.is_empty() => wrong("an empty list".to_owned()),
+        None if given.len() > 1 && given.iter().any(|name| name == ALL_LINEAR) => wrong(format!(
+            "{}, where `{ALL_LINEAR}` has the other names in it",
+            given.join(",")
+        )),
         None => Ok(()),
     }
-}
-
-/// Ranks of an adapter, at most: beyond it stands a typing error, and the first step takes hours.
-const MAX_RANK: usize = 16_384;
-/// Examples of a batch and batches of a step, at most: their product and that with a length stay numbers.
-const MAX_BATCH: usize = 1 << 20;
-
-pub(super) fn whole_in_range(
-    flag: &'static str,
-    value: usize,
-    least: usize,
-    most: usize,
-) -> Result<(), ConfigError> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(ConfigError::Value {
-        flag,
-        expected: format!("a whole number from {least} to {most}"),
-        found: value.to_string(),
-    })
-}
-
-fn at_least(flag: &'static str, value: usize, least: usize) -> Result<(), ConfigError> {
-    if value >= least {
-        return Ok(());
-    }
-    Err(ConfigError::Value {
-        flag,
-        expected: format!("a whole number from {least} up"),
-        found: value.to_string(),
-    })
-}
-
-pub(super) fn positive(flag: &'static str, value: f64) -> Result<(), ConfigError> {
-    if value > 0.0 && value.is_finite() {
-        return Ok(());
-    }
-    Err(ConfigError::Value {
-        flag,
-        expected: "a number above 0".into(),
-        found: value.to_string(),
-    })
-}
-
-pub(super) fn in_range(
-    flag: &'static str,
-    value: f64,
-    low: f64,
-    high: f64,
-) -> Result<(), ConfigError> {
-    if (low..=high).contains(&value) {
-        return Ok(());
-    }
-    Err(ConfigError::Value {
-        flag,
-        expected: format!("a number from {low} to {high}"),
-        found: value.to_string(),
-    })
 }

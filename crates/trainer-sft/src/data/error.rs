@@ -6,6 +6,9 @@ use thiserror::Error;
 
 use super::example::Source;
 
+/// Malformed records that are named.
+pub(super) const MAX_ERRORS: usize = 10;
+
 /// A file, record or field that cannot be used. Every message names the place.
 #[derive(Debug, Error)]
 pub enum DataError {

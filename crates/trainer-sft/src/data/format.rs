@@ -13,7 +13,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-pub(super) use self::reader::describe;
+pub(crate) use self::reader::describe;
 use self::reader::{Reader, is_filled};
 use super::error::DataError;
 use super::example::Source;
@@ -199,7 +199,27 @@ fn fields_of(
         let value = fields.get(field)?.clone();
         Some((part.to_owned(), value))
     });
-    Ok(named.collect())
+    let named: Map<String, Value> = named.collect();
+    if named.is_empty() {
+        let names = fields.keys().take(8).map(|key| format!("`{key}`"));
+        let names: Vec<String> = names.collect();
+        let pairs = columns
+            .iter()
+            .map(|(part, field)| format!("{part}={field}"));
+        let pairs: Vec<String> = pairs.collect();
+        let there = match names.is_empty() {
+            true => "no keys at all".to_owned(),
+            false => names.join(", "),
+        };
+        return Err(DataError::Format {
+            found: format!(
+                "{there}; --columns {} names a field that is not there",
+                pairs.join(",")
+            ),
+            source_place: source.clone(),
+        });
+    }
+    Ok(named)
 }
 
 impl Reader<'_> {

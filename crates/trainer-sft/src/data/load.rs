@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use tracing::info;
 
 use super::Dataset;
-use super::error::DataError;
+use super::error::{DataError, MAX_ERRORS};
 use super::example::Source;
 use super::files::STDIN;
 use super::format::{Answers, Format, Record, unused_keys};
@@ -22,9 +22,6 @@ use super::store::Examples;
 use super::survey::{Print, Survey};
 use crate::config::{Columns, Method};
 use crate::digest;
-
-/// Malformed records that are shown.
-const MAX_ERRORS: usize = 10;
 
 /// How records become examples.
 #[derive(Clone, Debug)]
@@ -46,7 +43,7 @@ struct Outcome {
     rendered: Rendered,
     /// What the record is compared by.
     print: Option<Print>,
-    /// Keys without a use; looked for in the first record of a block only.
+    /// Keys without a use; a run looks for them in the first record of a block only.
     unused: Vec<String>,
 }
 
@@ -64,7 +61,9 @@ impl Recipe {
     fn prepare(&self, record: RawRecord, is_first: bool) -> Result<Outcome, DataError> {
         let (source, value) = record.parse()?;
         let fields = match &value {
-            Value::Object(fields) if is_first && self.columns.is_empty() => Some(fields.clone()),
+            Value::Object(fields) if (is_first || self.compares) && self.columns.is_empty() => {
+                Some(fields.clone())
+            }
             _ => None,
         };
         if self.method.is_preference() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::error::DataError;
+use super::error::{DataError, MAX_ERRORS};
 use super::example::Source;
 use super::files;
 use super::open::Progress;
@@ -17,9 +17,6 @@ use crate::digest;
 
 /// A record: its fields, and where it was read.
 pub(crate) type Object = (Source, Map<String, Value>);
-
-/// Malformed records that are named.
-const MAX_ERRORS: usize = 10;
 
 /// All records of `--data`, or of a program that has them in memory, as objects; and what tells them from any other records.
 /// `--columns` renames fields, the other ones stay.
@@ -86,6 +83,14 @@ pub(crate) fn all_objects(config: &Config) -> Result<Vec<FileObjects>, DataError
         Ok((file, found))
     });
     files.collect()
+}
+
+/// The fields of the first record, as they are named in the file; `None` where it cannot be read.
+pub(crate) fn first_object(paths: &[PathBuf]) -> Option<Map<String, Value>> {
+    let files = files::expand(paths).ok()?;
+    let mut reader = RecordReader::open(files.first()?, &Progress::default()).ok()?;
+    let first = reader.next_block().ok()?.into_iter().next()?;
+    Some(object(first, &Columns::default()).ok()?.1)
 }
 
 /// Refuses data with errors, and names the first of them.

@@ -75,7 +75,7 @@ pub struct Survey {
     pub truncated: Places,
     /// Tokens of the longest record before anything is cut off it.
     pub longest: usize,
-    /// Keys that nobody uses, of the first record of each block.
+    /// Keys that nobody uses.
     pub unused: BTreeSet<String>,
     /// Records that say the same as an earlier one, each group with that one.
     pub duplicates: Vec<Places>,

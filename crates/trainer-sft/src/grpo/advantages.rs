@@ -29,7 +29,8 @@ pub fn advantages(rewards: &[f64], size: usize, scale: ScaleRewards) -> Advantag
             ScaleRewards::Batch => all,
             ScaleRewards::Group | ScaleRewards::None => own,
         };
-        if std.abs() <= ZERO {
+        // Of a group with fewer than two rewards nothing is learnt either.
+        if std.is_nan() || std.abs() <= ZERO {
             num_zero += group.len();
         }
         values.extend(group.iter().map(|reward| {
@@ -54,11 +55,14 @@ pub(crate) fn mean_of(values: &[f64]) -> f64 {
     sum / count
 }
 
-/// The standard deviation of the numbers among `values`, of a sample.
+/// The standard deviation of the numbers among `values`, of a sample; NaN where there are fewer than two.
 pub(crate) fn std_of(values: &[f64]) -> f64 {
     let mean = mean_of(values);
     let (sum, count) = sums(values, |value| (value - mean).powi(2));
-    (sum / (count - 1.0)).sqrt()
+    match count > 1.0 {
+        true => (sum / (count - 1.0)).sqrt(),
+        false => f64::NAN,
+    }
 }
 
 fn sums(values: &[f64], of: impl Fn(f64) -> f64) -> (f64, f64) {
@@ -102,5 +106,7 @@ mod tests {
         close(&[found.reward], &[0.5]);
         let none = advantages(&[f64::NAN, f64::NAN], 2, ScaleRewards::Group);
         close(&none.values, &[0.0, 0.0]);
+        assert!(none.reward_std.is_nan());
+        assert_eq!(none.frac_reward_zero_std, 1.0);
     }
 }

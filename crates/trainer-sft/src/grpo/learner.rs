@@ -1,19 +1,22 @@
 //! A step of GRPO: answers, rewards, advantages, update.
 
-use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use model_qwen::SamplingParams;
+use tracing::warn;
 
 use super::advantages::{advantages, mean_of, std_of};
 use super::policy::{PolicyLoss, PolicyStep, Rollout};
 use super::questions::{Question, Questions};
+use super::stillness::Stillness;
 use crate::batch::StepBatch;
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
 use crate::error::TrainError;
-use crate::generation::{Completion, Generator, Request};
+use crate::generation::{Completion, Request};
+use crate::preference::Numbers;
 use crate::rewards::{Answer, Rewards};
+use crate::samples::answers;
 use crate::trainer::{StepOutput, Trainer};
 
 /// What a run of GRPO has besides its trainer.
@@ -29,7 +32,8 @@ pub(crate) struct Grpo {
     prompts: StepBatch,
     left: usize,
     /// Of the last answers, with the names of TRL.
-    metrics: BTreeMap<String, f64>,
+    numbers: Numbers,
+    stillness: Stillness,
 }
 
 impl Grpo {
@@ -54,7 +58,8 @@ impl Grpo {
                 sources: Vec::new(),
             },
             left: 0,
-            metrics: BTreeMap::new(),
+            numbers: Numbers::new(),
+            stillness: Stillness::default(),
         }
     }
 
@@ -68,62 +73,73 @@ impl Grpo {
         self.left == 0
     }
 
-    /// One optimizer step on the prompts of `batch`, which gets what was computed instead. Gives its output and its metrics.
+    /// One optimizer step on the prompts of `batch`, which gets what was computed instead.
     ///
     /// # Errors
-    /// A device that fails, and rewards that do not come.
+    /// A device that fails, rewards that do not come, and a run that is told to `stop` while it waits for them.
     pub(crate) fn step(
         &mut self,
         trainer: &mut Trainer,
         batch: &mut StepBatch,
-    ) -> Result<(StepOutput, BTreeMap<String, f64>), TrainError> {
+        stop: Option<&AtomicBool>,
+    ) -> Result<StepOutput, TrainError> {
         if self.left == 0 {
-            self.roll_out(trainer, batch)?;
+            self.roll_out(trainer, batch, stop)?;
             self.prompts = batch.clone();
             self.left = self.config.grpo.num_iterations();
         }
         self.left -= 1;
         let rows = self.config.run.batch_size;
-        let found = self.loss.step(trainer, &mut self.rollouts, rows);
-        let metrics = self.metrics_of(&found);
+        let PolicyStep {
+            mut output,
+            batches,
+        } = self.loss.step(trainer, &mut self.rollouts, rows);
+        output.more.extend(self.numbers.clone());
+        output.more.retain(|_, value| value.is_finite());
         batch.num_targets = self.rollouts.iter().map(Rollout::answer_len).sum();
-        batch.micro_batches = found.batches;
-        Ok((found.output, metrics))
+        batch.micro_batches = batches;
+        Ok(output)
     }
 
     /// Answers the prompts, and finds what is to be learnt from the answers.
-    fn roll_out(&mut self, trainer: &mut Trainer, batch: &StepBatch) -> Result<(), TrainError> {
+    fn roll_out(
+        &mut self,
+        trainer: &mut Trainer,
+        batch: &StepBatch,
+        stop: Option<&AtomicBool>,
+    ) -> Result<(), TrainError> {
         let questions = &self.questions;
         let asked = batch.sources.iter().filter_map(|at| questions.get(at));
         let asked: Vec<&Question> = asked.collect();
         let requests = self.requests(&asked, trainer.num_steps());
-        let generator = Generator {
-            slot: trainer.slot(),
-            stop_token_ids: self.format.limits.eos_token_ids.clone(),
-        };
-        generator.prepare(&mut trainer.model);
-        let listen = &mut |_, _| ControlFlow::Continue(());
-        let completions = generator.generate(&trainer.model, &requests, listen)?;
-
+        let (completions, texts) = answers(trainer, &self.format, &requests)?;
         let size = self.config.grpo.num_generations();
-        let texts = completions.iter();
-        let texts: Vec<String> = texts.map(|c| self.format.text_of(c.content())).collect();
         let of_answer = asked
             .iter()
             .flat_map(|question| std::iter::repeat_n(question, size));
-        let answers = of_answer.zip(&texts).zip(&completions);
-        let answers = answers.map(|((question, text), completion)| Answer {
+        let rewarded = of_answer.zip(&texts).zip(&completions);
+        let rewarded = rewarded.map(|((question, text), completion)| Answer {
             prompt: &question.prompt.content,
             completion: text,
             num_tokens: completion.content().len(),
             columns: &question.columns,
         });
-        let answers: Vec<Answer<'_>> = answers.collect();
-        let each = self.rewards.of(&answers)?;
+        let rewarded: Vec<Answer<'_>> = rewarded.collect();
+        let each = match self.rewards.of(&rewarded, stop) {
+            Err(_) if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) => {
+                return Err(TrainError::Stopped);
+            }
+            each => each?,
+        };
         let sum = self.rewards.sum(&each);
         let scale = self.config.grpo.scale_rewards.unwrap_or_default();
         let found = advantages(&sum, size, scale);
 
+        let learns = found.values.iter().any(|advantage| *advantage != 0.0);
+        let by_name = self.rewards.names().zip(&each);
+        if let Some(warning) = self.stillness.note(by_name, learns) {
+            warn!("step {}: {warning}", trainer.num_steps() + 1);
+        }
         let mut metrics = lengths(&completions);
         for (name, values) in self.rewards.names().zip(&each) {
             metrics.insert(format!("rewards/{name}/mean"), mean_of(values));
@@ -137,7 +153,7 @@ impl Grpo {
             Rollout::new(&request.prompt, &completion.tokens, *advantage)
         });
         self.rollouts = rollouts.collect();
-        self.metrics = metrics;
+        self.numbers = metrics;
         Ok(())
     }
 
@@ -161,20 +177,14 @@ impl Grpo {
         requests.collect()
     }
 
-    /// The metrics of a step; numbers that are none are left out.
-    fn metrics_of(&self, found: &PolicyStep) -> BTreeMap<String, f64> {
-        let mut metrics = self.metrics.clone();
-        metrics.extend(found.kl.map(|kl| ("kl".to_owned(), kl)));
-        for (name, ratio) in ["low", "high", "region"].iter().zip(found.clip_ratio) {
-            metrics.insert(format!("clip_ratio/{name}_mean"), ratio);
-        }
-        metrics.retain(|_, value| value.is_finite());
-        metrics
+    /// What to say at the end of a run that has learnt nothing.
+    pub(crate) fn last_warning(&self) -> Option<String> {
+        self.stillness.at_the_end()
     }
 }
 
 /// Lengths of answers in tokens.
-fn lengths(completions: &[Completion]) -> BTreeMap<String, f64> {
+fn lengths(completions: &[Completion]) -> Numbers {
     let all: Vec<f64> = completions.iter().map(|c| c.tokens.len() as f64).collect();
     let ended = completions.iter().filter(|completion| completion.has_ended);
     let mut ended: Vec<f64> = ended.map(|c| c.tokens.len() as f64).collect();
@@ -182,7 +192,7 @@ fn lengths(completions: &[Completion]) -> BTreeMap<String, f64> {
     if ended.is_empty() {
         ended.push(0.0);
     }
-    let mut metrics = BTreeMap::from([("completions/clipped_ratio".to_owned(), clipped)]);
+    let mut metrics = Numbers::from([("completions/clipped_ratio".to_owned(), clipped)]);
     for (name, values) in [("length", &all), ("terminated_length", &ended)] {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(0.0, f64::max);

@@ -14,6 +14,7 @@ use crate::config::{Config, LossType};
 use crate::even::even_batches;
 use crate::loss::{Targets, backward_by, known_of_targets, tempered};
 use crate::parameters::GradientStore;
+use crate::preference::Numbers;
 use crate::step::{Means, head, hidden, pull};
 use crate::trainer::{StepNumbers, StepOutput, Trainer};
 use lora_4bit::AdapterSelection;
@@ -68,15 +69,12 @@ pub struct PolicyLoss {
     pub max_completion_length: usize,
 }
 
-/// What a step found, with the names of TRL.
+/// What a step found.
 #[derive(Clone, Debug)]
 pub struct PolicyStep {
-    /// Loss, norm of the gradients, learning rate, entropy.
+    /// Loss, norm of the gradients, learning rate, entropy; and with the names of TRL the mean divergence of a token from the
+    /// reference (`kl`), and the part of the tokens whose probability fell too far, rose too far, or either (`clip_ratio/…`).
     pub output: StepOutput,
-    /// Mean divergence of a token from the reference.
-    pub kl: Option<f64>,
-    /// Part of the tokens whose probability fell too far, rose too far, or either.
-    pub clip_ratio: [f64; 3],
     /// The batches that were computed.
     pub batches: Vec<Batch>,
 }
@@ -110,7 +108,7 @@ impl PolicyLoss {
         Self {
             loss_type: config.method.loss_type.unwrap_or(LossType::Dapo),
             epsilons: options.epsilons(),
-            beta: config.method.beta.unwrap_or(0.0),
+            beta: config.method.beta(),
             temperature: options.temperature(),
             max_completion_length: options.max_completion_length(),
         }
@@ -205,10 +203,14 @@ impl PolicyLoss {
             },
             grad_norm: norm.into_data().iter::<f64>().next().unwrap_or(f64::NAN),
         };
+        let names =
+            ["low_mean", "high_mean", "region_mean"].map(|name| format!("clip_ratio/{name}"));
+        let mut more: Numbers = names.into_iter().zip(clipped.map(mean)).collect();
+        if self.beta > 0.0 {
+            more.insert("kl".to_owned(), mean(sums[1]));
+        }
         PolicyStep {
-            output: StepOutput::known(numbers, learning_rate, &trainer.device()),
-            kl: (self.beta > 0.0).then(|| mean(sums[1])),
-            clip_ratio: clipped.map(mean),
+            output: StepOutput::known(numbers, more, learning_rate, &trainer.device()),
             batches,
         }
     }

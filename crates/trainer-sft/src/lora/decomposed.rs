@@ -5,6 +5,7 @@
 //! `path_initial_model_for_weight_conversion` makes it. Both halves of it are read to go on with a run.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Tensor, TensorData};
 use lora_4bit::Weight;
@@ -12,10 +13,14 @@ use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices};
 use model_qwen::QwenModel;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use tracing::info;
 
 use super::low_rank::{normal, qr, svd};
 use super::read_adapter;
 use crate::config::InitLora;
+
+/// Time between lines of the log while layers are decomposed, which takes minutes for large models.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// A and B by module.
 pub type Matrices = BTreeMap<String, LoraMatrices>;
@@ -45,11 +50,17 @@ impl AdapterForm {
 pub(super) fn start_from(adapter: &mut LoraAdapter, init: InitLora, model: &QwenModel, seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x70_69_73_73_61);
     let linears = model.linears().into_iter();
+    let (mut done, mut told) = (0usize, Instant::now());
     for (name, linear) in linears {
         let scaling = adapter.config.scaling_for(&name);
         let Some(matrices) = adapter.modules.get_mut(&name) else {
             continue;
         };
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            info!("--init-lora-weights {init}: {done} layers are taken apart");
+        }
+        done += 1;
         let rank = matrices.r;
         let weight = || linear.weight.dequantize();
         match init {

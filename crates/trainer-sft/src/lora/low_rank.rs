@@ -4,8 +4,8 @@
 //! <https://arxiv.org/abs/0909.4061>, algorithm 4.4); the small problem that is left is solved by one-sided Jacobi rotations.
 
 use burn::tensor::{DType, Tensor, TensorData};
-use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution as _, StandardNormal};
 
 /// Vectors that are iterated besides those that are asked for, at least: they make the others converge faster.
 const EXTRA: usize = 16;
@@ -171,11 +171,9 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// A normal number, by the method of Box and Muller.
+/// A number of the standard normal distribution.
 pub(super) fn normal(rng: &mut ChaCha8Rng) -> f32 {
-    let (u, v): (f64, f64) = (rng.random(), rng.random());
-    let radius = (-2.0 * (1.0 - u).ln()).sqrt();
-    (radius * (std::f64::consts::TAU * v).cos()) as f32
+    StandardNormal.sample(rng)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::Answer;
 use super::schema::Schema;
 use crate::config::ConfigError;
+use crate::data::format::describe;
 
 /// A built-in reward.
 #[derive(Debug)]
@@ -51,6 +52,10 @@ impl Builtin {
                 }
             }
             ("json", None) => Ok(Self::Json),
+            ("regex", Some("")) => Err(wrong(
+                "regex:PATTERN",
+                ": every answer has an empty text in it, and would get the same reward",
+            )),
             ("regex", Some(pattern)) => Regex::new(pattern)
                 .map(|regex| Self::Regex(Box::new(regex)))
                 .map_err(|error| wrong("a regular expression", &format!(": {error}"))),
@@ -94,8 +99,8 @@ impl Builtin {
             Some(_) => Ok(()),
             None => {
                 let found = match columns.get(column) {
-                    Some(value) => value.to_string(),
                     None => "no such field".to_owned(),
+                    value => describe(value),
                 };
                 Err(format!(
                     "field `{column}`: --reward exact_match expected a text or a number, found {found}"
@@ -167,7 +172,7 @@ mod tests {
         let missing = Builtin::parse("exact_match").unwrap();
         let refused = missing.check(json!({"answer": [4]}).as_object().unwrap());
         let expected =
-            "field `answer`: --reward exact_match expected a text or a number, found [4]";
+            "field `answer`: --reward exact_match expected a text or a number, found a list";
         assert_eq!(refused.unwrap_err(), expected);
     }
 
@@ -232,6 +237,7 @@ mod tests {
             ),
             ("length:5-2", "found `length:5-2`"),
             ("exact_match:", "expected exact_match:COLUMN"),
+            ("regex:", "every answer has an empty text in it"),
             ("json_schema:/none", "expected a file with a JSON schema"),
         ] {
             let refused = Builtin::parse(text).unwrap_err().to_string();

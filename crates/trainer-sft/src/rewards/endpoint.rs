@@ -1,18 +1,26 @@
 //! `--reward-url`: a program that gives rewards over HTTP.
 //!
 //! It gets `{"prompts": […], "completions": […], "columns": {"name": […]}}`, with one value for each answer in every list, and
-//! gives `{"rewards": […]}`: a number for each answer, or null for one that it says nothing about.
+//! gives `{"rewards": […]}`: a number for each answer (true is 1, false is 0), or null for one that it says nothing about.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use ureq::Agent;
+use ureq::http::StatusCode;
 
 use super::{Answer, RewardError};
 use crate::config::ConfigError;
+use crate::data::format::describe;
 
 /// Bytes of an answer.
 const MAX_BYTES: u64 = 64 << 20;
+/// Size of a reward: the squares of larger ones, and their sums, are soon no numbers.
+const MAX_REWARD: f64 = 1e9;
+/// How often a run that waits looks whether it is to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Characters of a wrong answer that a message shows.
 const SHOWN: usize = 200;
 
@@ -43,6 +51,8 @@ impl Endpoint {
         let agent = Agent::config_builder()
             .timeout_global(Some(Duration::from_secs_f64(seconds)))
             .http_status_as_error(false)
+            // A question is not one for another address.
+            .max_redirects(0)
             .build();
         Ok(Self {
             url: url.to_owned(),
@@ -51,18 +61,35 @@ impl Endpoint {
         })
     }
 
-    /// The reward of each answer.
-    pub(super) fn of(&self, answers: &[Answer<'_>]) -> Result<Vec<f64>, RewardError> {
+    /// The reward of each answer. When `stop` becomes true, nobody waits any longer.
+    pub(super) fn of(
+        &self,
+        answers: &[Answer<'_>],
+        stop: Option<&AtomicBool>,
+    ) -> Result<Vec<f64>, RewardError> {
         let failed = |reason: String| RewardError {
             url: self.url.clone(),
             reason,
         };
-        let sent = self.agent.post(&self.url).send_json(question(answers));
-        let mut response = sent.map_err(|error| failed(self.reason(&error)))?;
-        let status = response.status();
-        let body = response.body_mut().with_config().limit(MAX_BYTES);
-        let text = body.read_to_string();
-        let text = text.map_err(|error| failed(self.reason(&error)))?;
+        let (sender, receiver) = mpsc::channel();
+        let (agent, url, question) = (self.agent.clone(), self.url.clone(), question(answers));
+        std::thread::spawn(move || sender.send(ask(&agent, &url, &question)));
+        let answer = loop {
+            match receiver.recv_timeout(LOOK_EVERY) {
+                Ok(answer) => break answer.map_err(|error| failed(self.reason(&error)))?,
+                Err(RecvTimeoutError::Timeout) => {
+                    if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                        return Err(failed(
+                            "expected an answer, found the end of the run".into(),
+                        ));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(failed("expected an answer, found none".into()));
+                }
+            }
+        };
+        let (status, text) = answer;
         if !status.is_success() {
             return Err(failed(format!(
                 "expected status 200, found {status}: {}",
@@ -81,6 +108,14 @@ impl Endpoint {
             error => format!("expected an answer, found: {error}"),
         }
     }
+}
+
+/// Status and text of the answer to a question.
+fn ask(agent: &Agent, url: &str, question: &Value) -> Result<(StatusCode, String), ureq::Error> {
+    let mut response = agent.post(url).send_json(question)?;
+    let body = response.body_mut().with_config().limit(MAX_BYTES);
+    let text = body.read_to_string()?;
+    Ok((response.status(), text))
 }
 
 fn question(answers: &[Answer<'_>]) -> Value {
@@ -103,7 +138,7 @@ fn question(answers: &[Answer<'_>]) -> Value {
 
 /// The rewards in an answer, one for each of `num` completions.
 fn rewards(text: &str, num: usize) -> Result<Vec<f64>, String> {
-    const EXPECTED: &str = "{\"rewards\": […]} with a number or null for each completion";
+    const EXPECTED: &str = "{\"rewards\": […]} with a number from -1e9 to 1e9, true, false or null for each completion";
     let wrong = |found: String| Err(format!("expected {EXPECTED}, found {found}"));
     let Ok(answer) = serde_json::from_str::<Value>(text) else {
         return wrong(format!("no JSON: {}", shown(text)));
@@ -120,8 +155,8 @@ fn rewards(text: &str, num: usize) -> Result<Vec<f64>, String> {
             Value::Null => f64::NAN,
             Value::Bool(is) => f64::from(u8::from(*is)),
             reward => match reward.as_f64() {
-                Some(value) => value,
-                None => return wrong(format!("rewards[{index}] = {reward}")),
+                Some(value) if value.abs() <= MAX_REWARD => value,
+                _ => return wrong(format!("rewards[{index}] = {}", describe(Some(reward)))),
             },
         });
     }
@@ -167,6 +202,10 @@ mod tests {
         for (text, expected) in [
             ("{\"rewards\": [1]}", "found 1 rewards for 2 completions"),
             ("{\"rewards\": [1, \"a\"]}", "found rewards[1] = \"a\""),
+            (
+                "{\"rewards\": [1, -1e308]}",
+                "found rewards[1] = the number -1e+308",
+            ),
             ("{\"reward\": [1, 2]}", "found \"{"),
             ("oh", "found no JSON: \"oh\""),
         ] {

@@ -37,12 +37,13 @@ pub(super) struct Broken {
 }
 
 impl Broken {
-    pub(super) fn into_error(self, output: &std::path::Path) -> TrainError {
+    pub(super) fn into_error(self, config: &Config) -> TrainError {
         TrainError::Diverged {
+            cause: config.likely_cause(),
             step: self.step,
             what: self.what,
             records: self.records,
-            output: output.to_path_buf(),
+            output: config.run.output.clone(),
         }
     }
 }

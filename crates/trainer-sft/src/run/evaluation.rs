@@ -27,6 +27,7 @@ impl Run<'_> {
                 None => "--eval-data",
             };
             return Err(TrainError::Diverged {
+                cause: self.config.likely_cause(),
                 step,
                 what: format!("the evaluation loss is {loss}"),
                 records: format!("records of {flag}"),

@@ -20,8 +20,6 @@ impl Run<'_> {
         let Some(grpo) = &mut self.grpo else {
             return Ok(self.trainer.step(&batch.micro_batches));
         };
-        let (output, more) = grpo.step(&mut self.trainer, batch)?;
-        self.more = more;
-        Ok(output)
+        grpo.step(&mut self.trainer, batch, self.watch.stop)
     }
 }

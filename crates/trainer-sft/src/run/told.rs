@@ -164,20 +164,7 @@ pub(super) fn tell_the_plan(
         "{trained} parameters are trained, of a model with {all}; {data}; {} {row} per step ({rows} × {steps})",
         rows * steps,
     );
-    if config.is_quickstart() && method != Method::Grpo {
-        let (epochs, rate) = (config.epochs(), config.learning_rate());
-        let length = match config.run.max_steps {
-            Some(_) => String::new(),
-            None => format!("{epochs} epochs and "),
-        };
-        let other = match method.is_preference() {
-            true => "5e-6",
-            false => "2e-4",
-        };
-        info!(
-            "the bundled model is small and takes {length}a learning rate of {rate}; the defaults for any other model are 3 epochs and {other}"
-        );
-    }
+    tell_quickstart(config);
     let warmup = match config.optimizer.warmup_steps {
         Some(steps) => steps,
         None => config.optimizer.num_warmup_steps(total_steps),
@@ -193,6 +180,35 @@ pub(super) fn tell_the_plan(
         };
         warn!("{flag}: a warm-up of {warmup} steps in a run of {total_steps}: {effect}");
     }
+}
+
+/// The defaults of the bundled model that the run has taken.
+fn tell_quickstart(config: &Config) {
+    let method = config.method.method;
+    if !config.is_quickstart() || method == Method::Grpo {
+        return;
+    }
+    let mut usual = config.clone();
+    (usual.run.epochs, usual.optimizer.learning_rate) = (None, None);
+    let (epochs, rate) = (usual.epochs(), usual.learning_rate());
+    let other = match method.is_preference() {
+        true => "5e-6",
+        false => "2e-4",
+    };
+    let has_epochs = config.run.max_steps.is_none() && config.epochs() == epochs;
+    let has_rate = config.learning_rate() == rate;
+    let (own, others) = match (has_epochs, has_rate) {
+        (false, false) => return,
+        (true, false) => (format!("{epochs} epochs"), "3".to_owned()),
+        (false, true) => (format!("a learning rate of {rate}"), other.to_owned()),
+        (true, true) => (
+            format!("{epochs} epochs and a learning rate of {rate}"),
+            format!("3 epochs and {other}"),
+        ),
+    };
+    info!(
+        "the bundled model is small and takes {own} by default; for any other model that is {others}"
+    );
 }
 
 /// Weights and biases of the model, without adapters.

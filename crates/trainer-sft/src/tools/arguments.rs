@@ -7,7 +7,7 @@ use model_qwen::flags::some_of;
 use model_qwen::gguf::TensorType;
 use model_qwen::{Dtype, Quantization};
 
-use crate::config::args::{DTYPE, QUANTIZATION};
+use crate::config::args::{DTYPE, QUANTIZATION, whole};
 use crate::config::{DataConfig, RunConfig, Thinking, TrainOn};
 
 /// `trainer-sft merge`.
@@ -70,7 +70,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "MODEL", visible_alias = "model-name-or-path")]
     pub model: Option<String>,
 
-    /// Adapter, a PEFT folder: merged into the model with `hf` and `gguf`, a file of its own with `gguf-lora` and `ollama`
+    /// Adapter, a PEFT folder: merged into the model with `hf` and `gguf`, a file of its own with `gguf-lora` and `ollama` (with
+    /// `ollama`, DoRA and whole weights are merged: a file of its own cannot hold them)
     #[arg(long, value_name = "FOLDER", visible_alias = "lora")]
     pub adapter: Option<PathBuf>,
 
@@ -133,6 +134,7 @@ pub struct EvalArgs {
         long,
         value_name = "TOKENS",
         default_value_t = DataConfig::default().max_length,
+        value_parser = whole,
         visible_alias = "max-seq-length"
     )]
     pub max_length: usize,
@@ -146,7 +148,7 @@ pub struct EvalArgs {
     pub thinking: Thinking,
 
     /// Examples computed at once
-    #[arg(long, value_name = "N", default_value_t = RunConfig::default().batch_size)]
+    #[arg(long, value_name = "N", default_value_t = RunConfig::default().batch_size, value_parser = whole)]
     pub batch_size: usize,
 
     /// How the linear layers are held

@@ -5,9 +5,10 @@ mod lengths;
 mod report;
 mod show;
 
+use std::path::Path;
 use std::sync::Arc;
 
-use model_qwen::Tokenizer;
+use model_qwen::{Tokenizer, is_gpu};
 
 use super::{End, Said, ToolError};
 use crate::Footprint;
@@ -19,11 +20,14 @@ use crate::data::{Dataset, Example, Examples};
 use crate::endings::warn_of_endless_answers;
 use crate::error::TrainError;
 use crate::grpo;
+use crate::preference::check_labels;
 use crate::preview::preview;
 use crate::rewards::Rewards;
-use crate::setup::with_adapter;
+use crate::samples::Samples;
+use crate::setup::{check_device, with_adapter};
 
 pub use arguments::CheckArgs;
+pub(super) use arguments::with_help;
 pub use lengths::{Bar, Lengths};
 use report::named;
 pub use report::{Cost, DataCheck, Evaluation, FileFound, Group, LeftOut, Preview, Segment};
@@ -69,25 +73,23 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
     let format = ChatFormat::load(&config)?;
     warn_of_endless_answers(&format, config.run.full);
     let architecture = config.model.architecture()?;
+    let surveyed = surveyed(&config, &format)?;
+    let mut problems = problems(architecture.vocab_size, &format, &surveyed);
+    let labels = check_labels(&config, &surveyed.train.examples);
+    problems.extend(labels.err().map(|error| error.to_string()));
+    let samples = Samples::load(&config, &format);
+    problems.extend(samples.err().map(|error| error.to_string()));
     let Surveyed {
         train,
         survey: found,
         eval,
         eval_survey,
         max_length,
-    } = match config.method.method {
-        Method::Grpo => grpo::survey(&config, &format, &Rewards::new(&config.grpo)?)?,
-        _ => survey(&config, &format, true)?,
-    };
-    let problems = problems(
-        (architecture.vocab_size, &format),
-        (&train, &found),
-        eval.as_ref().zip(eval_survey.as_ref()),
-    );
+    } = surveyed;
     let Dataset {
         examples, report, ..
     } = train;
-    let mut notes = Vec::new();
+    let mut notes = notes_of_this_machine(&config, args.run.output.output.as_deref());
     for (records, what) in [
         (
             &report.cut_turns,
@@ -148,22 +150,56 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
             num_targets: eval.examples.num_targets(),
             num_shared: eval_survey.map(|eval| found.num_shared(&eval)),
         }),
-        previews: previews(&examples, &format.tokenizer, args.preview)?,
+        previews: previews(&examples, &format.tokenizer, args.num_previews())?,
         problems,
-        shown: match args.preview {
+        shown: match args.num_previews() {
             0 => String::new(),
             count => preview(&examples, &format.tokenizer, count, colour)?,
         },
     })
 }
 
-/// Why a run with this data would end before its first step.
-fn problems(
-    (vocab, format): (usize, &ChatFormat),
-    (train, found): (&Dataset, &Survey),
-    eval: Option<(&Dataset, &Survey)>,
-) -> Vec<String> {
+/// What a run would refuse on this machine and in this folder: it may be started elsewhere.
+fn notes_of_this_machine(config: &Config, output: Option<&Path>) -> Vec<String> {
+    let device = model_qwen::parse_device(&config.model.device);
+    let device = match device {
+        Ok(device) => check_device(config, is_gpu(&device))
+            .err()
+            .map(|error| error.to_string()),
+        Err(error) => Some(format!("--device: {error}")),
+    };
+    let folder = output.and_then(|output| {
+        let mut config = config.clone();
+        (config.run.output, config.run.numbered) = (output.to_owned(), false);
+        config.check_output().err().map(|error| error.to_string())
+    });
+    let refused = [device, folder].into_iter().flatten();
+    refused
+        .map(|reason| format!("a run that is started here would refuse {reason}"))
+        .collect()
+}
+
+/// Why a run with the data of `config` would end before its first step.
+///
+/// # Errors
+/// As [`check_data`].
+pub(super) fn problems_of(config: &Config) -> Result<Vec<String>, ToolError> {
+    let format = ChatFormat::load(config)?;
+    let vocab = config.model.architecture()?.vocab_size;
+    Ok(problems(vocab, &format, &surveyed(config, &format)?))
+}
+
+fn surveyed(config: &Config, format: &ChatFormat) -> Result<Surveyed, ToolError> {
+    Ok(match config.method.method {
+        Method::Grpo => grpo::survey(config, format, &Rewards::new(&config.grpo)?)?,
+        _ => survey(config, format, true)?,
+    })
+}
+
+fn problems(vocab: usize, format: &ChatFormat, surveyed: &Surveyed) -> Vec<String> {
     let mut problems = Vec::new();
+    let (train, found): (&Dataset, &Survey) = (&surveyed.train, &surveyed.survey);
+    let eval = surveyed.eval.as_ref().zip(surveyed.eval_survey.as_ref());
     let tokens = format.tokenizer.vocab_size();
     if tokens > vocab {
         problems.push(TrainError::Vocabulary { tokens, vocab }.to_string());

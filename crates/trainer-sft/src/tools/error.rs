@@ -176,6 +176,23 @@ pub enum ToolError {
 }
 
 impl ToolError {
+    /// Whether the command line is wrong, and not the files that it names or what was computed.
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            Self::Flag { .. }
+            | Self::Exists { .. }
+            | Self::FileExists { .. }
+            | Self::NoTerminal { .. }
+            | Self::Base { .. }
+            | Self::Config(_)
+            | Self::Device(_) => true,
+            Self::ModelFiles(error) => error.is_of_settings(),
+            Self::Run(error) => error.is_of_settings(),
+            Self::Data(error) => matches!(error, DataError::Columns(_)),
+            _ => false,
+        }
+    }
+
     /// Whether the command has ended because it was told to.
     pub fn is_stopped(&self) -> bool {
         matches!(

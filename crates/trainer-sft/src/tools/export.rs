@@ -162,6 +162,12 @@ impl Source<'_> {
             }
             adapter => (None, adapter),
         };
+        let is_merged = match merged.is_some() {
+            true => {
+                "The adapter is merged into the model: a file of its own cannot hold DoRA or whole weights\n"
+            }
+            false => "",
+        };
         let weights = MergedWeights::open(self.model, merged)?;
         if let Some(adapter) = &adapter {
             weights.check_adapter(adapter)?;
@@ -183,7 +189,7 @@ impl Source<'_> {
         staging.publish()?;
         let output = &self.args.output;
         Ok(format!(
-            "{}\nWritten to {}\nRun it: ollama create NAME -f {} && ollama run NAME\n",
+            "{}\n{is_merged}Written to {}\nRun it: ollama create NAME -f {} && ollama run NAME\n",
             told(&plan),
             output.display(),
             output.join(MODELFILE).display()

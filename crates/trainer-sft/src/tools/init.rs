@@ -1,24 +1,25 @@
-//! `trainer-sft init`: five questions, or flags, and the settings of a run as a file.
+//! `trainer-sft init`: a few questions, or flags, and the settings of a run as a file.
 
+mod answers;
 mod dialog;
 mod file;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use model_qwen::{
-    ChatTemplate, DeviceError, HubOptions, RenderOptions, bundled_model_dir, parse_device,
-    resolve_model_with,
+use self::answers::{
+    local_model, named_data, named_device, named_method, named_model, named_reward, named_thinking,
+    note_absent, positive, refused, usual_method,
 };
-use serde_json::json;
-
 use self::dialog::Dialog;
 use super::ToolError;
+use super::check::problems_of;
 use super::error::io_error;
+use crate::chat_format::ChatFormat;
 use crate::commands::Commands;
 use crate::config::args::{Args, number};
-use crate::config::{Config, Thinking};
+use crate::config::{Config, Method, Thinking};
 use crate::data::files;
 use crate::sample_data;
 
@@ -36,6 +37,14 @@ pub struct InitArgs {
     /// Data to learn from: files, folders, glob patterns
     #[arg(long, value_name = "DATA", visible_alias = "train-file", num_args = 1..)]
     pub data: Vec<PathBuf>,
+
+    /// What is learnt, as in training [default: sft]
+    #[arg(long, value_enum)]
+    pub method: Option<Method>,
+
+    /// Rewards of --method grpo, as in training; an address is a program that gives rewards
+    #[arg(long, value_name = "REWARD")]
+    pub reward: Vec<String>,
 
     /// auto, cpu, cuda and so on [default: auto]
     #[arg(long, value_name = "DEVICE")]
@@ -116,10 +125,7 @@ impl InitArgs {
             ("--model", self.model.is_none()),
             ("--data", self.data.is_empty()),
             ("--device", self.device.is_none()),
-            (
-                "--epochs (or --thinking)",
-                self.epochs.is_none() && self.thinking.is_none(),
-            ),
+            ("--epochs", self.epochs.is_none()),
             ("--output", self.output.is_none()),
         ];
         let missing = flags.into_iter().filter(|(_, is_missing)| *is_missing);
@@ -128,176 +134,168 @@ impl InitArgs {
 
     /// The settings that the flags say, and the answers to what they do not say.
     fn settings(&self, mut dialog: Option<Dialog<'_>>) -> Result<Args, ToolError> {
-        let mut settings = Args {
-            epochs: self.epochs,
-            thinking: self.thinking,
-            output: self.output.clone(),
-            ..Args::default()
-        };
-        settings.model = match (&self.model, &mut dialog) {
+        let mut settings = Args::default();
+        settings.data.thinking = self.thinking;
+        settings.training.epochs = self.epochs;
+        settings.output.output = self.output.clone();
+        settings.model.model = match (&self.model, &mut dialog) {
             (Some(model), _) => named_model(model).map_err(refused("model"))?,
             (None, Some(dialog)) => dialog.ask("model", MODEL, "", named_model)?,
             (None, None) => None,
         };
-        settings.data = match (&self.data[..], &mut dialog) {
-            ([], Some(dialog)) => {
-                let example = sample_data::example().unwrap_or_default();
-                dialog.ask("data", DATA, &example.to_string_lossy(), named_data)?
-            }
-            ([], None) => return Err(refused("data")("none".to_owned())),
-            (data, _) => {
-                files::expand(data)?;
-                data.to_vec()
-            }
-        };
+        self.learn(&mut settings, &mut dialog)?;
         let device = match (&self.device, &mut dialog) {
             (Some(device), _) => named_device(device).map_err(refused("device"))?,
             (None, Some(dialog)) => dialog.ask("device", DEVICE, "auto", named_device)?,
             (None, None) => "auto".to_owned(),
         };
         note_absent(&device);
-        settings.device = Some(device);
-        if let (Some(dialog), None, None) = (&mut dialog, self.epochs, self.thinking) {
-            match opens_think(settings.model.as_deref()) {
-                true => {
-                    let answer = dialog.ask("thinking", THINKING, "keep", named_thinking)?;
-                    settings.thinking = Some(answer);
-                }
-                false => {
-                    let default = Config::new("x").epochs().to_string();
-                    let default = match settings.model {
-                        None => default,
-                        Some(_) => crate::config::DEFAULT_EPOCHS.to_string(),
-                    };
-                    let answer = dialog.ask("epochs", EPOCHS, &default, positive)?;
-                    settings.epochs = Some(answer);
-                }
-            }
+        settings.model.device = Some(device);
+        if let (Some(dialog), None) = (&mut dialog, self.epochs) {
+            let default = Config::from_args(&settings)?.epochs().to_string();
+            settings.training.epochs = Some(dialog.ask("epochs", EPOCHS, &default, positive)?);
         }
         if let (Some(dialog), None) = (&mut dialog, &self.output) {
-            settings.output = dialog.ask("output", OUTPUT, "", |text| {
-                Ok((!text.is_empty()).then(|| at_home(text)))
+            settings.output.output = dialog.ask("output", OUTPUT, "", |text| {
+                let folder = (!text.is_empty()).then(|| answers::at_home(text));
+                let mut settings = settings.clone();
+                settings.output.output = folder.clone();
+                let checked = Config::from_args(&settings).map_err(|error| error.to_string());
+                checked.map(|_| folder)
             })?;
         }
         Ok(settings)
     }
+
+    /// What is learnt from which data. Where a run would refuse the records, the questions are asked again.
+    fn learn(&self, settings: &mut Args, dialog: &mut Option<Dialog<'_>>) -> Result<(), ToolError> {
+        let first = dialog.as_ref().map_or(0, Dialog::number);
+        loop {
+            settings.data.data = match (&self.data[..], &mut *dialog) {
+                ([], Some(dialog)) => {
+                    let example = sample_data::example().unwrap_or_default();
+                    dialog.ask("data", DATA, &example.to_string_lossy(), named_data)?
+                }
+                ([], None) => return Err(refused("data")("none".to_owned())),
+                (data, _) => {
+                    files::expand(data)?;
+                    data.to_vec()
+                }
+            };
+            settings.method.method = match (self.method, &mut *dialog) {
+                (None, Some(dialog)) => {
+                    let usual = usual_method(&settings.data.data).name();
+                    Some(dialog.ask("method", METHOD, usual, named_method)?)
+                }
+                (method, _) => method,
+            };
+            self.reward(settings, dialog)?;
+            self.think(settings, dialog)?;
+            let problem = match look_at(settings) {
+                Ok(None) => return Ok(()),
+                Ok(Some(problem)) => problem,
+                Err(error) if dialog.is_none() => return Err(error),
+                Err(error) => error.to_string(),
+            };
+            match dialog {
+                Some(dialog) if self.data.is_empty() || self.method.is_none() => {
+                    dialog.say(&format!("A run would refuse this data: {problem}"));
+                    dialog.go_back_to(first);
+                }
+                _ => return Err(refused("data")(problem)),
+            }
+        }
+    }
+
+    /// The rewards of GRPO.
+    fn reward(
+        &self,
+        settings: &mut Args,
+        dialog: &mut Option<Dialog<'_>>,
+    ) -> Result<(), ToolError> {
+        let is_grpo = settings.method.method == Some(Method::Grpo);
+        let rewards = match dialog {
+            Some(dialog) if is_grpo && self.reward.is_empty() => {
+                vec![dialog.ask("reward", REWARD, "", named_reward)?]
+            }
+            _ => self.reward.clone(),
+        };
+        let (urls, rewards) = rewards
+            .into_iter()
+            .partition(|reward| reward.starts_with("http"));
+        (settings.grpo.reward, settings.grpo.reward_url) = (rewards, urls);
+        Ok(())
+    }
+
+    /// Whether the data has reasoning, for a model that opens a think block.
+    fn think(&self, settings: &mut Args, dialog: &mut Option<Dialog<'_>>) -> Result<(), ToolError> {
+        let Some(dialog) = dialog else { return Ok(()) };
+        if self.thinking.is_some() || settings.method.method == Some(Method::Grpo) {
+            return Ok(());
+        }
+        settings.data.thinking = None;
+        let Some(config) = on_this_machine(settings)? else {
+            return Ok(());
+        };
+        if ChatFormat::load(&config)?.facts.opens_think {
+            let answer = dialog.ask("thinking", THINKING, "keep", named_thinking)?;
+            settings.data.thinking = Some(answer);
+        }
+        Ok(())
+    }
 }
 
-const MODEL: &str = "1. Which model? A folder, or a Hugging Face id such as Qwen/Qwen2.5-1.5B-Instruct. \
+/// What a run would refuse in the data; nothing where the model is not on this machine, since its tokenizer decides, too.
+fn look_at(settings: &Args) -> Result<Option<String>, ToolError> {
+    let is_stream = |path: &PathBuf| path.as_os_str() == "-";
+    if settings.data.data.iter().any(is_stream) {
+        return Ok(None);
+    }
+    let Some(config) = on_this_machine(settings)? else {
+        tracing::warn!(
+            "the model is not on this machine, so that nobody has looked at the data: `trainer-sft check` does"
+        );
+        return Ok(None);
+    };
+    let problems = problems_of(&config)?;
+    Ok(problems.first().map(|first| match problems.len() - 1 {
+        0 => first.clone(),
+        more => format!("{first} (and {more} more)"),
+    }))
+}
+
+/// The settings with the model's folder; `None` where it has none on this machine.
+fn on_this_machine(settings: &Args) -> Result<Option<Config>, ToolError> {
+    let mut settings = settings.clone();
+    if let Some(model) = &settings.model.model {
+        let Some(folder) = local_model(model) else {
+            return Ok(None);
+        };
+        settings.model.model = Some(folder.display().to_string());
+    }
+    Ok(Some(Config::from_args(&settings)?))
+}
+
+const MODEL: &str = "Which model? A folder, or a Hugging Face id such as Qwen/Qwen2.5-1.5B-Instruct. \
                      Empty: the small bundled model";
 const DATA: &str =
-    "2. Which data? A file of chats or instructions (JSONL, JSON, CSV), or a folder of them";
-const DEVICE: &str =
-    "3. Where? `cpu`, `cuda` for an NVIDIA card, or `auto` for a card where one is found";
-const THINKING: &str = "4. The model writes its reasoning before the answer. Does the data have reasoning (`keep`), \
+    "Which data? A file of chats or instructions (JSONL, JSON, CSV), or a folder of them";
+const METHOD: &str = "What is learnt? `sft`: to say the answers; `dpo` or `orpo`: which of two answers is better; `kto`: which \
+                      answers are good; `grpo`: what gets rewards";
+const REWARD: &str = "Which reward? json, exact_match, regex:PATTERN, json_schema:FILE, length:MIN-MAX, or the address of a \
+                      program that gives rewards (http://…)";
+const THINKING: &str = "The model writes its reasoning before the answer. Does the data have reasoning (`keep`), \
                         or none (`empty`: an empty think block is learnt)?";
-const EPOCHS: &str = "4. How often is the data learnt? 1 is quick, 3 is usual";
+const DEVICE: &str =
+    "Where? `cpu`, `cuda` for an NVIDIA card, or `auto` for a card where one is found";
+const EPOCHS: &str = "How often is the data learnt? 1 is quick, 3 is usual";
 const OUTPUT: &str =
-    "5. Which folder for the result? Empty: a new one for each run, adapters/DATA-1 and so on";
-
-/// An error of a flag; takes what was found.
-fn refused(flag: &'static str) -> impl FnOnce(String) -> ToolError {
-    move |found| ToolError::Flag {
-        flag,
-        expected: match flag {
-            "model" => "a model folder, or a Hugging Face id such as Qwen/Qwen2.5-1.5B-Instruct",
-            "data" => "a file to learn from",
-            _ => "auto, cpu, cuda, cuda:N, wgpu, vulkan, metal, rocm or rocm:N",
-        }
-        .to_owned(),
-        found,
-    }
-}
-
-/// A path as a shell would read it.
-fn at_home(text: &str) -> PathBuf {
-    match (text.strip_prefix("~/"), std::env::var_os("HOME")) {
-        (Some(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => PathBuf::from(text),
-    }
-}
-
-/// A model that is on this machine or may be on the Hub; nothing is downloaded.
-fn named_model(text: &str) -> Result<Option<String>, String> {
-    if text.is_empty() {
-        return match bundled_model_dir() {
-            Ok(_) => Ok(None),
-            Err(error) => Err(error.to_string()),
-        };
-    }
-    let path = at_home(text).display().to_string();
-    let is_id = text.split('/').count() == 2 && !text.starts_with(['.', '/', '~']);
-    match resolve_model_with(&path, &offline()) {
-        Ok(_) => Ok(Some(path)),
-        Err(_) if is_id => Ok(Some(text.to_owned())),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn offline() -> HubOptions {
-    HubOptions {
-        offline: true,
-        ..HubOptions::from_env()
-    }
-}
-
-fn named_data(text: &str) -> Result<Vec<PathBuf>, String> {
-    let paths = vec![at_home(text)];
-    match files::expand(&paths) {
-        Ok(_) => Ok(paths),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// A device that this build or another one knows.
-fn named_device(text: &str) -> Result<String, String> {
-    match parse_device(text) {
-        Err(error @ (DeviceError::Unknown { .. } | DeviceError::Index { .. })) => {
-            Err(error.to_string())
-        }
-        _ => Ok(text.to_owned()),
-    }
-}
-
-/// The file may be for another machine or build, so what is missing here is only said.
-fn note_absent(device: &str) {
-    if let Err(error) = parse_device(device) {
-        tracing::warn!("{error}");
-    }
-}
-
-fn named_thinking(text: &str) -> Result<Thinking, String> {
-    clap::ValueEnum::from_str(text, true).map_err(|_| format!("expected keep or empty: {text:?}"))
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    let value = number(text)?;
-    match value > 0.0 && value.is_finite() {
-        true => Ok(value),
-        false => Err(format!("expected a number above 0, found {value}")),
-    }
-}
-
-/// Whether the generation prompt of a model opens a think block; no where the model is not on this machine.
-fn opens_think(model: Option<&str>) -> bool {
-    let folder = match model {
-        Some(model) => resolve_model_with(model, &offline()).ok(),
-        None => bundled_model_dir().ok(),
-    };
-    let template = folder.and_then(|folder| ChatTemplate::from_dir(&folder).ok().flatten());
-    let prompt = template.and_then(|template| {
-        let options = RenderOptions {
-            add_generation_prompt: true,
-            ..RenderOptions::default()
-        };
-        let messages = [json!({"role": "user", "content": "hi"})];
-        template.render(&messages, &options).ok()
-    });
-    prompt.is_some_and(|prompt| prompt.trim_end().ends_with("<think>"))
-}
+    "Which folder for the result? Empty: a new one for each run, adapters/DATA-1 and so on";
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// The settings after these answers, and what was printed.
@@ -314,18 +312,20 @@ mod tests {
     }
 
     #[test]
-    fn five_questions_make_the_settings_of_a_run() {
-        let answers = format!("\n{}\ncpu\n2\nadapters/mine\n", data());
+    fn six_questions_make_the_settings_of_a_run() {
+        let answers = format!("\n{}\n\ncpu\n2\nadapters/mine\n", data());
         let (settings, printed) = ask(&InitArgs::default(), &answers);
         let settings = settings.unwrap();
-        assert_eq!(settings.model, None);
-        assert_eq!(settings.data, [PathBuf::from(data())]);
-        assert_eq!(settings.device.as_deref(), Some("cpu"));
-        assert_eq!(settings.epochs, Some(2.0));
-        assert_eq!(settings.output, Some("adapters/mine".into()));
-        for number in 1..=5 {
+        assert_eq!(settings.model.model, None);
+        assert_eq!(settings.data.data, [PathBuf::from(data())]);
+        assert_eq!(settings.method.method, Some(Method::Sft));
+        assert_eq!(settings.model.device.as_deref(), Some("cpu"));
+        assert_eq!(settings.training.epochs, Some(2.0));
+        assert_eq!(settings.output.output, Some("adapters/mine".into()));
+        for number in 1..=6 {
             assert!(printed.contains(&format!("{number}. ")), "{printed}");
         }
+        assert!(!printed.contains("7. "), "{printed}");
     }
 
     #[test]
@@ -335,17 +335,69 @@ mod tests {
             device: Some("cpu".to_owned()),
             ..InitArgs::default()
         };
-        let answers = format!("no-such-file\n{}\n-1\nmany\n\n\n", data());
+        let full = tempfile::tempdir().unwrap();
+        std::fs::write(full.path().join("x"), "x").unwrap();
+        let full = full.path().display();
+        let answers = format!("no-such-file\n{}\nppo\nsft\n-1\nmany\n\n{full}\n\n", data());
         let (settings, printed) = ask(&args, &answers);
         let settings = settings.unwrap();
-        assert_eq!(settings.epochs, Some(3.0), "{printed}");
-        assert_eq!(settings.output, None);
-        assert!(!printed.contains("1. Which model"), "{printed}");
-        for part in ["no such file", "above 0", "a number such as"] {
+        assert_eq!(settings.training.epochs, Some(3.0), "{printed}");
+        assert_eq!(settings.output.output, None);
+        assert!(!printed.contains("Which model"), "{printed}");
+        for part in [
+            "no such file",
+            "expected sft, dpo, orpo, kto, grpo, found `ppo`",
+            "above 0",
+            "a number such as",
+            "expected a new or empty folder",
+            "1. Which data",
+            "2. What is learnt",
+            "3. How often",
+            "4. Which folder",
+        ] {
             assert!(printed.contains(part), "{part}: {printed}");
         }
         let (settings, _) = ask(&args, "");
         let error = settings.unwrap_err().to_string();
         assert!(error.starts_with("--data: expected an answer"), "{error}");
+    }
+
+    #[test]
+    fn data_that_a_run_would_refuse_is_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let pairs = folder.path().join("pairs.jsonl");
+        std::fs::write(
+            &pairs,
+            r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Bob."}"#,
+        )
+        .unwrap();
+        let pairs = pairs.display();
+        // The method is guessed; another one is refused with the reason, and both questions are asked again.
+        let answers = format!("\n{pairs}\nsft\n{pairs}\n\ncpu\n1\n\n");
+        let (settings, printed) = ask(&InitArgs::default(), &answers);
+        assert_eq!(settings.unwrap().method.method, Some(Method::Dpo));
+        for part in ["[dpo]", "A run would refuse this data", "6. Which folder"] {
+            assert!(printed.contains(part), "{part}: {printed}");
+        }
+        assert_eq!(printed.matches("2. Which data").count(), 2, "{printed}");
+        // Without questions it is an error.
+        let args = InitArgs {
+            data: vec![pairs.to_string().into()],
+            ..InitArgs::default()
+        };
+        let refused = args.settings(None).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("--data: expected") && refused.contains("--method dpo"),
+            "{refused}"
+        );
+        let prompts = folder.path().join("prompts.jsonl");
+        std::fs::write(&prompts, r#"{"prompt": "An object, please"}"#).unwrap();
+        let answers = format!("\n{}\n\nnone\njson\ncpu\n1\n\n", prompts.display());
+        let (settings, printed) = ask(&InitArgs::default(), &answers);
+        let settings = settings.unwrap();
+        assert_eq!(settings.method.method, Some(Method::Grpo));
+        assert_eq!(settings.grpo.reward, ["json"]);
+        assert!(printed.contains("4. Which reward"), "{printed}");
+        assert!(printed.contains("expected exact_match"), "{printed}");
     }
 }

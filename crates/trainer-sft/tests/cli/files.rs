@@ -114,7 +114,7 @@ fn errors_in_the_file_name_the_line() {
         ),
         (
             "data = \"f\"\n\nlora_r = \"many\"\n",
-            "line 3: invalid type: string \"many\"",
+            "line 3: `lora_r`: expected a whole number, 0 or more, found string \"many\"",
         ),
         ("data = ", "line 1: "),
     ] {

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod command_lines;
 mod files;
+#[path = "../support/mod.rs"]
+mod support;
 mod values;
 
 use std::path::{Path, PathBuf};

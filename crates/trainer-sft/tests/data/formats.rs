@@ -40,6 +40,41 @@ fn every_format_is_recognised_by_its_keys() {
 }
 
 #[test]
+fn what_is_proposed_for_data_of_another_kind_is_about_its_own_keys() {
+    for (value, expected, other) in [
+        (
+            json!({"prompt": "a", "chosen": "b", "rejected": "c"}),
+            "--columns prompt=prompt,completion=chosen",
+            "messages=",
+        ),
+        (
+            json!({"chosen": [{"role": "user", "content": "a"}], "rejected": []}),
+            "--columns messages=chosen",
+            "prompt=",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "a"}], "label": true}),
+            "--columns messages=messages",
+            "prompt=",
+        ),
+        (
+            json!({"prompt": "a", "completion": "b", "label": true}),
+            "--columns prompt=prompt,completion=completion",
+            "messages=",
+        ),
+    ] {
+        let refused = parse(value).unwrap_err().to_string();
+        assert!(refused.contains(expected), "{refused}");
+        assert!(!refused.contains(other), "{refused}");
+    }
+    let columns = Columns::parse(&["prompt=foo".to_owned()]).unwrap();
+    let value = json!({"question": "a", "answer": "b"});
+    let refused = Record::parse(source(), value, &columns).unwrap_err();
+    let expected = "`question`, `answer`; --columns prompt=foo names a field that is not there";
+    assert!(refused.to_string().contains(expected), "{refused}");
+}
+
+#[test]
 fn alpaca_joins_input_and_keeps_history_and_system() {
     let value = json!({"instruction": "Add", "input": "1 2", "output": "3", "system": "Sys", "history": [["a", "b"]]});
     let rendered = render(value, CHATML, settings()).unwrap();

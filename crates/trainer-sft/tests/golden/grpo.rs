@@ -150,11 +150,12 @@ fn check(name: &str) {
         // Of more than one micro-batch TRL logs the mean of their means.
         if accumulation == 1 {
             close(step, "entropy", numbers.means.entropy, expected);
-            if config.method.beta.is_some() {
-                close(step, "kl", found.kl.unwrap(), expected);
+            if config.method.beta() > 0.0 {
+                close(step, "kl", found.output.more["kl"], expected);
             }
-            for (name, ratio) in ["low", "high", "region"].iter().zip(found.clip_ratio) {
-                close(step, &format!("clip_ratio/{name}_mean"), ratio, expected);
+            for name in ["low", "high", "region"] {
+                let name = format!("clip_ratio/{name}_mean");
+                close(step, &name, found.output.more[&name], expected);
             }
         }
     }

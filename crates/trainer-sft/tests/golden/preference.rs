@@ -134,7 +134,7 @@ fn check(
                 "loss" | "grad_norm" | "learning_rate" => continue,
                 "entropy" => output.numbers().means.entropy,
                 "mean_token_accuracy" => output.numbers().means.token_accuracy,
-                key => output.compared[key],
+                key => output.more[key],
             };
             // TRL's is a mean over micro-batches, and this one over tokens.
             let is_per_token = matches!(key.as_str(), "entropy" | "mean_token_accuracy");

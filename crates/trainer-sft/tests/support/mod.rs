@@ -23,6 +23,7 @@ impl Said {
         }
     }
 
+    #[allow(dead_code, reason = "some tests look at the code")]
     pub(crate) fn is_success(&self) -> bool {
         self.code == 0
     }

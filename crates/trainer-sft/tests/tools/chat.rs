@@ -7,7 +7,7 @@ use lora_4bit::peft::{LoraAdapter, SavedModule};
 use tempfile::TempDir;
 
 use super::support::Said;
-use super::{adapter, fail, text_of};
+use super::{adapter, fail, refuse, text_of};
 
 /// What the program says when these lines are its standard input.
 fn chat(flags: &[&str], lines: &str) -> Said {
@@ -88,10 +88,11 @@ fn what_cannot_be_done_is_refused() {
             &["--max-tokens", "0"],
             "--max-tokens: expected a whole number, 1 or more",
         ),
-        (&["--adapter", "no-such-folder"], "no-such-folder"),
     ] {
-        fail(&[&["chat"], flags].concat(), &[expected]);
+        refuse(&[&["chat"], flags].concat(), &[expected]);
     }
+    let missing = ["chat", "--adapter", "no-such-folder"];
+    fail(&missing, &["no-such-folder"]);
     let said = chat(&["--adapter", text_of(&path)], "/what\nHi\n");
     assert_eq!((said.code, said.out.as_str()), (1, ""));
     assert!(

@@ -8,7 +8,7 @@ use model_qwen::{LoadOptions, Quantization, QwenModel};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{copy, data_folder, fail, program, succeed, text_of};
+use super::{copy, data_folder, fail, program, refuse, succeed, text_of};
 
 /// Lines as a file.
 fn file(folder: &TempDir, name: &str, lines: &[&str]) -> PathBuf {
@@ -118,7 +118,7 @@ fn all_malformed_records_are_named_and_a_run_refuses_them_too() {
     assert!(text.contains("bad.jsonl:2: invalid JSON"), "{text}");
     assert!(text.contains("bad.jsonl:18"), "{text}");
     fail(&["check", "no-such-file.jsonl"], &["no such file"]);
-    fail(&["check"], &["--data is missing"]);
+    refuse(&["check"], &["--data is missing"]);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn times_are_computed_from_a_speed_and_never_made_up() {
     let tokens = found["num_tokens"].as_f64().unwrap();
     assert_eq!(found["cost"]["seconds_per_epoch"], tokens / 100.0);
     for speed in ["0", "nan", "inf"] {
-        fail(
+        refuse(
             &["check", text_of(&data), "--tokens-per-second", speed],
             &["--tokens-per-second: expected a number above 0"],
         );

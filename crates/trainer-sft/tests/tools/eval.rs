@@ -11,7 +11,7 @@ use trainer_sft::config::Config;
 use trainer_sft::data::{Dataset, Examples};
 use trainer_sft::tools::measure;
 
-use super::{adapter, data_folder, fail, succeed, text_of};
+use super::{adapter, data_folder, fail, refuse, succeed, text_of};
 
 #[test]
 fn the_numbers_are_those_of_the_tokens() {
@@ -39,7 +39,7 @@ fn the_numbers_are_those_of_the_tokens() {
     let adapted = json(&["--adapter", text_of(&adapter(folder.path()))]);
     assert!((number(&adapted, "loss") - loss).abs() > 0.01);
     fail(&["eval", "--data", "no.jsonl"], &["no.jsonl"]);
-    fail(
+    refuse(
         &["eval", "--data", text_of(&file), "--batch-size", "0"],
         &["--batch-size", "1 or more"],
     );

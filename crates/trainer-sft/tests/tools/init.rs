@@ -4,7 +4,7 @@ use std::fs;
 
 use tempfile::TempDir;
 
-use super::{data_folder, fail, program, succeed, text_of};
+use super::{data_folder, fail, program, refuse, succeed, text_of};
 
 #[test]
 fn flags_make_a_file_that_a_run_and_a_check_take_at_once() {
@@ -40,7 +40,7 @@ fn nothing_is_overwritten_unless_it_is_asked_for() {
     let file = folder.path().join("run.toml");
     fs::write(&file, "mine").unwrap();
     let own = ["init", text_of(&file), "--yes", "--data", text_of(&data)];
-    fail(&own, &["give --force to overwrite it"]);
+    refuse(&own, &["give --force to overwrite it"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
     succeed(&[&own[..], &["--force"]].concat());
     let text = fs::read_to_string(&file).unwrap();
@@ -54,16 +54,13 @@ fn without_a_terminal_the_flags_are_named() {
     let data = data_folder().join("train.jsonl");
     let file = folder.path().join("run.toml");
     let own = ["init", text_of(&file)];
-    fail(
+    refuse(
         &own,
-        &[
-            "--yes",
-            "--model, --data, --device, --epochs (or --thinking), --output",
-        ],
+        &["--yes", "--model, --data, --device, --epochs, --output"],
     );
-    fail(
+    refuse(
         &[&own[..], &["--yes"]].concat(),
-        &["--data: expected a file to learn from"],
+        &["--data: expected records that a run of this --method would take, found none"],
     );
     let data = ["--yes", "--data", text_of(&data)];
     for (flags, expected) in [
@@ -78,7 +75,7 @@ fn without_a_terminal_the_flags_are_named() {
             "--output: expected a new or empty folder",
         ),
     ] {
-        fail(&[&own[..], &data, flags].concat(), &[expected]);
+        refuse(&[&own[..], &data, flags].concat(), &[expected]);
     }
     fail(
         &[&own[..], &["--yes", "--data", "nothing.jsonl"]].concat(),

@@ -36,8 +36,19 @@ fn succeed(arguments: &[&str]) -> String {
 /// Runs the program, which must fail with a message that has all of `parts`.
 #[track_caller]
 fn fail(arguments: &[&str], parts: &[&str]) {
+    end_with(1, arguments, parts);
+}
+
+/// Runs the program, whose command line must be refused with a message that has all of `parts`.
+#[track_caller]
+fn refuse(arguments: &[&str], parts: &[&str]) {
+    end_with(2, arguments, parts);
+}
+
+#[track_caller]
+fn end_with(code: i32, arguments: &[&str], parts: &[&str]) {
     let said = program(arguments);
-    assert_eq!(said.code, 1, "{}{}", said.out, said.err);
+    assert_eq!(said.code, code, "{}{}", said.out, said.err);
     assert!(!said.err.contains("panicked"), "{}", said.err);
     for part in parts {
         assert!(

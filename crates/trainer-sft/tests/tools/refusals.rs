@@ -9,11 +9,15 @@ use tempfile::TempDir;
 use trainer_sft::program::Commands;
 use trainer_sft::tools::Tool;
 
-use super::{adapter, copy, data_folder, edit, fail, names, succeed, text_of};
+use super::{adapter, copy, data_folder, edit, end_with, fail, names, refuse, succeed, text_of};
 
 /// `merge` of an adapter that `change` has broken.
 #[track_caller]
 fn broken(parts: &[&str], change: impl FnOnce(&Path)) {
+    broken_with(1, parts, change);
+}
+
+fn broken_with(code: i32, parts: &[&str], change: impl FnOnce(&Path)) {
     let folder = TempDir::new().unwrap();
     let path = adapter(folder.path());
     change(&path);
@@ -26,7 +30,7 @@ fn broken(parts: &[&str], change: impl FnOnce(&Path)) {
         &["export", "--format", "ollama"],
     ] {
         let flags = ["--adapter", text_of(&path), "--output", output];
-        fail(&[command, &flags].concat(), parts);
+        end_with(code, &[command, &flags].concat(), parts);
         assert_eq!(names(folder.path()), ["adapter"]);
     }
 }
@@ -59,7 +63,8 @@ fn broken_adapters() {
     broken(&["shape", "rank 8"], |path| {
         edit(&path.join(config), |json| json["r"] = 8.into());
     });
-    broken(
+    broken_with(
+        2,
         &["--model", "no/where/model", "base_model_name_or_path"],
         |path| {
             edit(&path.join(config), |json| {
@@ -67,7 +72,7 @@ fn broken_adapters() {
             });
         },
     );
-    broken(&["--model", "base_model_name_or_path"], |path| {
+    broken_with(2, &["--model", "base_model_name_or_path"], |path| {
         edit(&path.join(config), |json| {
             json["base_model_name_or_path"] = json!(null)
         });
@@ -107,9 +112,9 @@ fn nothing_is_overwritten() {
     for output in [&file, &taken, &adapter] {
         let parts = [text_of(output), "nothing is overwritten"];
         let flags = ["--adapter", text_of(&adapter), "--output", text_of(output)];
-        fail(&[&["merge"], &flags[..]].concat(), &parts);
+        refuse(&[&["merge"], &flags[..]].concat(), &parts);
         for format in ["hf", "gguf", "gguf-lora", "ollama"] {
-            fail(
+            refuse(
                 &[&["export", "--format", format], &flags[..]].concat(),
                 &parts,
             );
@@ -180,15 +185,15 @@ fn flags_that_fit_nothing() {
     let adapter = adapter(folder.path());
     let output = folder.path().join("out");
     let flags = ["--adapter", text_of(&adapter), "--output", text_of(&output)];
-    fail(
+    refuse(
         &[&["merge", "--no-double-quant"], &flags[..]].concat(),
         &["--no-double-quant", "nf4"],
     );
-    fail(
+    refuse(
         &[&["export", "--format", "hf", "--type", "q4_0"], &flags[..]].concat(),
         &["--type", "q4_0"],
     );
-    fail(
+    refuse(
         &[
             &["export", "--format", "gguf-lora", "--type", "q8_0"],
             &flags[..],
@@ -197,7 +202,7 @@ fn flags_that_fit_nothing() {
         &["--type", "q8_0", "f32, f16 or bf16"],
     );
     let output = ["--output", text_of(&output)];
-    fail(
+    refuse(
         &[&["export", "--format", "gguf-lora"], &output[..]].concat(),
         &["--adapter"],
     );
@@ -236,7 +241,7 @@ fn a_name_needs_a_format_that_has_one() {
     let flags = ["--adapter", text_of(&path), "--output", text_of(&output)];
     for (format, name) in [("hf", "Parrot"), ("gguf-lora", "Parrot"), ("gguf", " ")] {
         let command = ["export", "--format", format, "--name", name];
-        fail(
+        refuse(
             &[&command[..], &flags].concat(),
             &["--name", "--format gguf or ollama"],
         );

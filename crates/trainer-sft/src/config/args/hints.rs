@@ -2,10 +2,8 @@
 
 use std::ffi::OsString;
 
-use clap::CommandFactory;
+use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-
-use super::Args;
 
 /// What the flags of TRL, LLaMA-Factory, axolotl and ms-swift are here, where the names are not alike.
 const ELSEWHERE: [(&str, &str); 28] = [
@@ -50,8 +48,21 @@ pub(crate) fn with_hyphens(word: OsString) -> OsString {
     }
 }
 
-/// Names the flag that an unknown one stands for, in the place of clap's guess, which also names flags that are little alike.
-pub(super) fn with_nearest_flag(mut error: clap::Error) -> clap::Error {
+/// Lets every flag of a command and of its commands take a negative number, which is then refused by the flag's name.
+pub(crate) fn with_negative_numbers(command: Command) -> Command {
+    command
+        .mut_args(|arg| {
+            let takes_one = !arg.is_positional() && arg.get_action().takes_values();
+            match takes_one {
+                true => arg.allow_negative_numbers(true),
+                false => arg,
+            }
+        })
+        .mut_subcommands(with_negative_numbers)
+}
+
+/// Names the flag of `command` that an unknown one stands for, in the place of clap's guess, which also names flags that are little alike.
+pub(crate) fn with_nearest_flag(mut error: clap::Error, command: &Command) -> clap::Error {
     if error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
@@ -61,7 +72,6 @@ pub(super) fn with_nearest_flag(mut error: clap::Error) -> clap::Error {
         return error;
     };
     let unknown = unknown.trim_start_matches('-').to_owned();
-    let command = Args::command();
     let mut names: Vec<String> = Vec::new();
     for argument in command.get_arguments() {
         names.extend(argument.get_long().map(ToOwned::to_owned));
@@ -70,8 +80,8 @@ pub(super) fn with_nearest_flag(mut error: clap::Error) -> clap::Error {
     }
     let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == unknown);
     let near = match elsewhere {
-        Some((_, here)) => Some(*here),
-        None => nearest(&unknown, names.iter().map(String::as_str)),
+        Some((_, here)) if names.iter().any(|name| name == here) => Some(*here),
+        _ => nearest(&unknown, names.iter().map(String::as_str)),
     };
     if let Some(near) = near {
         let near = ContextValue::String(format!("--{near}"));

@@ -29,7 +29,7 @@ pub(crate) fn whole(text: &str) -> Result<usize, String> {
 }
 
 /// A seed.
-pub(super) fn seed(text: &str) -> Result<u64, String> {
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
     parse(text, "a whole number from 0 to 2^64 - 1")
 }
 
@@ -79,4 +79,9 @@ where
         OneOrMany::One(value) => vec![T::from(value)],
         OneOrMany::Many(values) => values.into_iter().map(T::from).collect(),
     })
+}
+
+/// A list where it is given, another one otherwise.
+pub(super) fn list<T>(own: Vec<T>, other: Vec<T>) -> Vec<T> {
+    if own.is_empty() { other } else { own }
 }

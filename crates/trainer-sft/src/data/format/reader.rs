@@ -173,7 +173,7 @@ pub(super) fn is_filled(value: Option<&Value>) -> bool {
 }
 
 /// What a value is, for "found …".
-pub(in crate::data) fn describe(value: Option<&Value>) -> String {
+pub(crate) fn describe(value: Option<&Value>) -> String {
     match value {
         None => "nothing".into(),
         Some(Value::Null) => "null".into(),

@@ -91,10 +91,19 @@ impl Reader<'_> {
         }
         let filled = |key: &str| is_filled(self.fields.get(key));
         if let Some(key) = PREFERENCE.iter().find(|key| filled(key)) {
+            let wanted = match (filled("messages"), self.fields.get("chosen")) {
+                (true, _) => ", give --columns messages=messages",
+                (false, Some(Value::Array(_))) if !filled("prompt") => {
+                    ", give --columns messages=chosen"
+                }
+                (false, Some(_)) => ", give --columns prompt=prompt,completion=chosen",
+                (false, None) => ", say with --columns which field has them",
+            };
             return Err(self.method(
                 format!("preference data (DPO, ORPO), recognised by `{key}`"),
-                "--method dpo or orpo learns from pairs; to learn the wanted answers alone, give --columns \
-                 prompt=prompt,completion=chosen, or messages=messages",
+                &format!(
+                    "--method dpo or orpo learns from pairs; to learn the wanted answers alone{wanted}"
+                ),
             ));
         }
         let is_tagged = filled("kto_tag")
@@ -111,10 +120,15 @@ impl Reader<'_> {
             } else {
                 "label"
             };
+            let every = match filled("messages") {
+                true => "messages=messages",
+                false => "prompt=prompt,completion=completion",
+            };
             return Err(self.method(
                 format!("data with a verdict on each answer (KTO), recognised by `{key}`"),
-                "--method kto learns from `prompt`, `completion` and `label`; to learn every answer, give --columns \
-                 prompt=prompt,completion=completion, or messages=messages",
+                &format!(
+                    "--method kto learns from `prompt`, `completion` and `label`; to learn every answer, give --columns {every}"
+                ),
             ));
         }
         if filled("completions") && filled("labels") {

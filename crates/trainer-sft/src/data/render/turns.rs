@@ -7,9 +7,8 @@ use super::Renderer;
 use crate::config::Thinking;
 use crate::data::format::role_of;
 use crate::data::{Chat, DataError, Source};
-use crate::template_facts::PROBE;
+use crate::template_facts::{PROBE, THINK, opens_think};
 
-const THINK: &str = "<think>";
 const END_THINK: &str = "</think>";
 
 /// Tokens of text that is encoded by itself.
@@ -132,7 +131,7 @@ impl Turns<'_> {
     fn target(&self, index: usize, prompt: &str, rendered: &str) -> Result<String, DataError> {
         let messages = &self.chat.messages;
         let (reasoning, answer) = split_reasoning(&messages[index]);
-        let opens_think = prompt.trim_end().ends_with(THINK);
+        let opens_think = opens_think(prompt);
         let wants_empty = self.renderer.settings.thinking == Thinking::Empty;
         if let Some(target) = rendered.strip_prefix(prompt) {
             let is_complete = match &reasoning {

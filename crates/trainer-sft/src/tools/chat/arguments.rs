@@ -6,7 +6,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Quantization, SamplingParams};
 
 use super::of_flag;
-use crate::config::args::{QUANTIZATION, number};
+use crate::config::args::{QUANTIZATION, number, seed, whole};
 use crate::tools::ToolError;
 
 /// `trainer-sft chat`.
@@ -33,32 +33,33 @@ pub struct ChatArgs {
         long,
         value_name = "N",
         default_value_t = 1024,
+        value_parser = whole,
         visible_alias = "max-new-tokens"
     )]
     pub max_tokens: usize,
 
     /// Divides the logits; 0 always takes the likeliest token [default: as generation_config.json of the model says, else 1]
-    #[arg(long, value_name = "T", value_parser = number, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", value_parser = number)]
     pub temperature: Option<f64>,
 
     /// Keep the likeliest tokens that have this much probability together [default: likewise, else 1]
-    #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = number)]
     pub top_p: Option<f64>,
 
     /// Keep so many of the likeliest tokens; 0 keeps all [default: likewise, else 0]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole)]
     pub top_k: Option<usize>,
 
     /// Keep tokens with at least this share of the likeliest one's probability [default: likewise, else 0]
-    #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = number)]
     pub min_p: Option<f64>,
 
     /// Penalty on tokens that were there already [default: likewise, else 1]
-    #[arg(long, value_name = "X", value_parser = number, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = number)]
     pub repetition_penalty: Option<f64>,
 
     /// Makes answers reproducible
-    #[arg(long, value_name = "SEED")]
+    #[arg(long, value_name = "SEED", value_parser = seed)]
     pub seed: Option<u64>,
 
     /// How the linear layers are held: `nf4` (4 bits) or `none` (as in the checkpoint)

@@ -64,6 +64,7 @@ const HEAD: &str = "\
 #
 # A line that begins with # and a key is a setting at its default, or an example of a setting that has none: take the # away
 # to change it. Flags on the command line win over this file: max_length = 512 is --max-length 512.
+# Paths that do not begin with / start at the folder in which the program is called.
 ";
 
 /// The file of `settings`. It is checked as a run checks it.
@@ -71,7 +72,7 @@ const HEAD: &str = "\
 /// # Errors
 /// A setting that a run would refuse.
 pub(super) fn text(settings: &Args) -> Result<String, ConfigError> {
-    let config = Config::from_args(settings.clone())?;
+    let config = Config::from_args(settings)?;
     let given = table(settings);
     let defaults = table(&config);
     let command = Args::command();
@@ -126,7 +127,7 @@ fn table(settings: &impl serde::Serialize) -> toml::Table {
 
 /// Whether a flag is a key of the file: some are flags only, such as `--resume`.
 fn is_key(name: &str) -> bool {
-    !matches!(toml::from_str::<Args>(&format!("{name} = {{}}")), Err(error) if error.message().starts_with("unknown field"))
+    Args::is_key(name)
 }
 
 /// The default of a setting or, where it has none, a value that it takes.
@@ -137,7 +138,7 @@ fn example(name: &str, defaults: &toml::Table) -> String {
     let known = EXAMPLES.iter().find(|(key, _)| *key == name);
     let values = known.map(|(_, value)| *value).into_iter();
     let mut values = values.chain(["[]", "true", "1", "0.5", "\"\""]);
-    let is_taken = |value: &&str| toml::from_str::<Args>(&format!("{name} = {value}")).is_ok();
+    let is_taken = |value: &&str| Args::from_toml(&format!("{name} = {value}")).is_ok();
     values.find(is_taken).unwrap_or("\"\"").to_owned()
 }
 
@@ -194,71 +195,49 @@ mod tests {
     }
 
     fn settings() -> [Args; 4] {
-        let data = vec!["data/train.jsonl".into()];
-        let own = Args {
-            data,
-            device: Some("cpu".to_owned()),
-            ..Args::default()
-        };
-        let model = Some("Qwen/Qwen2.5-0.5B-Instruct".to_owned());
-        [
-            own.clone(),
-            Args {
-                model: model.clone(),
-                ..own.clone()
-            },
-            Args {
-                model: model.clone(),
-                epochs: Some(0.5),
-                output: Some("adapters/a \"b\"\\c".into()),
-                ..own.clone()
-            },
-            Args {
-                model,
-                thinking: Some(crate::config::Thinking::Empty),
-                ..own
-            },
-        ]
+        let mut own = Args::default();
+        own.data.data = vec!["data/train.jsonl".into()];
+        own.model.device = Some("cpu".to_owned());
+        let mut other = own.clone();
+        other.model.model = Some("Qwen/Qwen2.5-0.5B-Instruct".to_owned());
+        let mut longer = other.clone();
+        longer.training.epochs = Some(0.5);
+        longer.output.output = Some("adapters/a \"b\"\\c".into());
+        let mut thinking = other.clone();
+        thinking.data.thinking = Some(crate::config::Thinking::Empty);
+        [own, other, longer, thinking]
     }
 
     #[test]
     fn a_run_takes_every_file_and_it_says_what_was_asked_for() {
         for settings in settings() {
             let text = text(&settings).unwrap();
-            let read: Args = toml::from_str(&text).unwrap();
-            let config = Config::from_args(read).unwrap();
-            assert_eq!(config, Config::from_args(settings).unwrap(), "{text}");
+            let read = Args::from_toml(&text).unwrap();
+            let config = Config::from_args(&read).unwrap();
+            assert_eq!(config, Config::from_args(&settings).unwrap(), "{text}");
         }
     }
 
     #[test]
     fn comments_name_real_keys_all_of_them_once_with_values_that_are_taken() {
         let command = Args::command();
-        let flags_only = [
-            "config",
-            "preview",
-            "dry_run",
-            "no_double_quant",
-            "resume",
-            "resume_anyway",
-        ];
-        for settings in settings() {
-            let text = text(&settings).unwrap();
+        for settings in &settings() {
+            let text = text(settings).unwrap();
             let lines = lines(&text);
             for argument in command.get_arguments() {
                 let name = argument.get_id().as_str();
-                let expected = usize::from(!flags_only.contains(&name));
+                let expected = usize::from(is_key(name));
                 let found = lines.iter().filter(|(key, ..)| *key == name).count();
                 assert_eq!(found, expected, "{name} in {text}");
             }
             for (key, line, is_comment) in lines {
-                let taken = toml::from_str::<Args>(line);
+                let taken = Args::from_toml(line);
                 assert!(taken.is_ok(), "{line}: {taken:?}");
                 assert!(is_key(key), "{key}");
                 assert!(is_comment || table(&settings).contains_key(key), "{line}");
             }
             // Defaults change nothing: each line may be made a setting.
-            let mut config = Config::from_args(settings.clone()).unwrap();
+            let mut config = Config::from_args(settings).unwrap();
             for (key, value) in table(&config) {
                 if !table(&settings).contains_key(&key) {
                     assert!(text.contains(&format!("\n#{key} = {value}\n")), "{key}");

@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod programs;
 #[allow(dead_code)]
-#[path = "support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -151,110 +150,6 @@ fn a_resumed_run_equals_one_without_a_stop() {
     assert_eq!(rewards(&whole.run.output), rewards(&parts.run.output));
 }
 
-/// A server that answers one request after the other with what `answer` makes of its body.
-fn server(answer: impl Fn(usize, Value) -> (u16, String) + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/rewards", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for (number, stream) in listener.incoming().enumerate() {
-            let mut stream = stream.unwrap();
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                reader.read_line(&mut line).unwrap();
-                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                if line.trim().is_empty() {
-                    break;
-                }
-            }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            let (status, text) = answer(number, serde_json::from_slice(&body).unwrap());
-            let head = format!(
-                "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                text.len()
-            );
-            // A client that has lost patience is gone.
-            let _ = stream.write_all((head + &text).as_bytes());
-        }
-    });
-    url
-}
-
-#[test]
-fn a_program_gives_rewards() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = config(&dir.path().join("a"));
-    config.grpo.rewards.clear();
-    let url = server(|_, body| {
-        let completions = body["completions"].as_array().unwrap();
-        assert_eq!(body["prompts"].as_array().unwrap().len(), completions.len());
-        let answers = body["columns"]["answer"].as_array().unwrap();
-        assert!(answers.iter().all(Value::is_string), "{body}");
-        let rewards = completions.iter().enumerate().map(|(i, text)| match i {
-            0 => Value::Null,
-            _ => json!(text.as_str().unwrap().len() as f64 / 100.0),
-        });
-        (
-            200,
-            json!({"rewards": rewards.collect::<Vec<_>>()}).to_string(),
-        )
-    });
-    config.grpo.reward_urls = vec![url];
-    let summary = run(&config).unwrap();
-    let line = &lines(&summary.output)[2];
-    assert!(line["rewards/url/mean"].as_f64().unwrap() > 0.0, "{line}");
-}
-
-#[test]
-fn a_program_that_fails_is_named_and_the_steps_so_far_are_kept() {
-    type Reply = fn(usize, Value) -> (u16, String);
-    let right = |body: &Value| {
-        let count = body["completions"].as_array().unwrap().len();
-        (200, json!({"rewards": vec![0.5; count]}).to_string())
-    };
-    let cases: [(Reply, &str); 4] = [
-        (
-            |_, _| (500, "boom".into()),
-            "expected status 200, found 500",
-        ),
-        (|_, _| (200, "[1, 2]".into()), "expected {\"rewards\": […]}"),
-        (
-            |_, _| (200, "{\"rewards\": [1]}".into()),
-            "found 1 rewards for 8 completions",
-        ),
-        (
-            |_, _| {
-                std::thread::sleep(std::time::Duration::from_secs(3));
-                (200, String::new())
-            },
-            "expected an answer within 1 seconds (--reward-timeout), found none",
-        ),
-    ];
-    for (reply, expected) in cases {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = config(&dir.path().join("a"));
-        config.grpo.rewards.clear();
-        config.grpo.reward_timeout = Some(1.0);
-        config.grpo.reward_urls = vec![server(move |number, body| match number {
-            0 => right(&body),
-            _ => reply(number, body),
-        })];
-        let refused = run(&config).unwrap_err().to_string();
-        assert!(refused.starts_with("--reward-url http://"), "{refused}");
-        assert!(refused.contains(expected), "{refused}");
-        assert!(config.run.output.join("checkpoint-1").is_dir());
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = config(&dir.path().join("a"));
-    config.grpo.reward_urls = vec!["http://127.0.0.1:1/".into()];
-    let refused = run(&config).unwrap_err().to_string();
-    assert!(refused.contains("expected an answer, found: "), "{refused}");
-}
-
 #[test]
 fn records_without_a_prompt_or_an_answer_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -370,7 +265,7 @@ fn settings_that_do_not_go_together_are_named() {
         ),
     ] {
         let said = support::program(&[&grpo[..], &flags].concat());
-        assert_eq!(said.code, 1, "{flags:?}");
+        assert_eq!(said.code, 2, "{flags:?}: {}", said.err);
         assert!(said.err.contains(expected), "{flags:?}: {}", said.err);
     }
     let said = support::program(&grpo[..4]);

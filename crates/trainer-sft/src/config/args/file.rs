@@ -1,0 +1,184 @@
+//! The `--config` file: TOML with the names of the flags.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use clap::CommandFactory as _;
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
+use serde::{Deserialize, Deserializer};
+
+use super::Args;
+use super::hints::nearest;
+use crate::config::ConfigError;
+
+/// Flags that are no settings of a file.
+const FLAGS_ONLY: [&str; 6] = [
+    "config",
+    "preview",
+    "dry_run",
+    "no_double_quant",
+    "resume",
+    "resume_anyway",
+];
+
+/// What the types of values are called, and how a message names them.
+const TYPES: [(&str, &str); 6] = [
+    ("usize", "a whole number, 0 or more"),
+    ("u64", "a whole number from 0 to 2^64 - 1"),
+    ("f64", "a number such as 0.5 or 2e-4"),
+    ("a boolean", "true or false"),
+    ("path string", "a text in quotes"),
+    ("a string", "a text in quotes"),
+];
+
+/// A key that is a setting.
+#[derive(PartialEq, Eq, Hash)]
+struct Key;
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        if Args::is_key(&name) {
+            return Ok(Self);
+        }
+        let keys = Args::keys();
+        let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
+        let near = near.map_or_else(String::new, |near| format!("; the nearest one is `{near}`"));
+        Err(D::Error::custom(format!("unknown setting `{name}`{near}")))
+    }
+}
+
+impl Args {
+    /// The settings that a file may have.
+    pub(crate) fn keys() -> Vec<String> {
+        let command = Self::command();
+        let names = command.get_arguments().map(|arg| arg.get_id().to_string());
+        names
+            .filter(|name| !FLAGS_ONLY.contains(&name.as_str()))
+            .collect()
+    }
+
+    /// Whether this is a flag of a run.
+    pub(crate) fn is_flag(name: &str) -> bool {
+        FLAGS_ONLY.contains(&name) || Self::is_key(name)
+    }
+
+    /// Whether a file may have this setting.
+    pub(crate) fn is_key(name: &str) -> bool {
+        Self::keys().iter().any(|key| key == name)
+    }
+
+    /// Reads the settings in a TOML file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not TOML, or has a key that is no setting (the nearest one is named).
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let failed = |reason: String| ConfigError::File {
+            path: path.display().to_string(),
+            reason,
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        Self::from_toml(&text).map_err(failed)
+    }
+
+    /// The settings in the text of a file.
+    ///
+    /// # Errors
+    /// What is wrong, with its line.
+    pub(crate) fn from_toml(text: &str) -> Result<Self, String> {
+        read::<HashMap<Key, IgnoredAny>>(text)?;
+        // Each group takes its own keys, so that errors know their lines.
+        Ok(Self {
+            config: None,
+            data: read(text)?,
+            model: read(text)?,
+            method: read(text)?,
+            lora: read(text)?,
+            training: read(text)?,
+            memory: read(text)?,
+            grpo: read(text)?,
+            output: read(text)?,
+        })
+    }
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text[..start].matches('\n').count();
+        let content = text.lines().nth(line).unwrap_or_default();
+        let reason = error.message();
+        format!("line {}: {}", line + 1, in_words(reason, content))
+    })
+}
+
+/// What serde says of a wrong value, in the words of a wrong flag.
+fn in_words(reason: &str, line: &str) -> String {
+    let wrong = ["invalid type: ", "invalid value: "]
+        .iter()
+        .find_map(|start| reason.strip_prefix(start)?.split_once(", expected "));
+    let Some((found, expected)) = wrong else {
+        return reason.to_owned();
+    };
+    let known = TYPES.iter().find(|(name, _)| *name == expected);
+    let expected = known.map_or(expected, |(_, words)| words);
+    let key = match line.split_once('=') {
+        Some((key, _)) => format!("`{}`: ", key.trim()),
+        None => String::new(),
+    };
+    format!("{key}expected {expected}, found {found}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_in_words_with_its_line() {
+        for (text, expected) in [
+            (
+                "seed = 1\nlora_r = -1",
+                "line 2: `lora_r`: expected a whole number, 0 or more, found integer `-1`",
+            ),
+            (
+                "lora_r = 1.5",
+                "line 1: `lora_r`: expected a whole number, 0 or more, found floating point `1.5`",
+            ),
+            (
+                "seed = -1",
+                "line 1: `seed`: expected a whole number from 0 to 2^64 - 1, found integer `-1`",
+            ),
+            (
+                "lora_alpha = \"32\"",
+                "line 1: `lora_alpha`: expected a number such as 0.5 or 2e-4, found string \"32\"",
+            ),
+            (
+                "packing = 1",
+                "line 1: `packing`: expected true or false, found integer `1`",
+            ),
+            (
+                "model = 1",
+                "line 1: `model`: expected a text in quotes, found integer `1`",
+            ),
+            (
+                "output = 1",
+                "line 1: `output`: expected a text in quotes, found integer `1`",
+            ),
+            (
+                "\nlorar = 8",
+                "line 2: unknown setting `lorar`; the nearest one is `lora_r`",
+            ),
+            ("resume = \"x\"", "line 1: unknown setting `resume`"),
+            ("[lora]\nr = 8", "line 1: unknown setting `lora`"),
+        ] {
+            let found = Args::from_toml(text).map(|_| ()).unwrap_err();
+            assert!(
+                found.starts_with(expected),
+                "{found}\ninstead of\n{expected}"
+            );
+        }
+        let args = Args::from_toml("lora_alpha = 16\ndata = \"a\"\nepochs = 1").unwrap();
+        assert_eq!(args.lora.lora_alpha, Some(16.0));
+        assert_eq!(args.data.data.len(), 1);
+    }
+}
