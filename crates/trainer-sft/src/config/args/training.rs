@@ -80,11 +80,7 @@ pub struct TrainingArgs {
 
     /// Examples (rows, with --packing; answers, with --method grpo) computed at once, or `auto`: of 4 × --gradient-accumulation
     /// as many as fit into memory [default: 4; --num-generations with grpo]
-    #[arg(
-        long,
-        value_name = "N",
-        visible_alias = "per-device-train-batch-size"
-    )]
+    #[arg(long, value_name = "N", visible_alias = "per-device-train-batch-size")]
     pub batch_size: Option<BatchSize>,
 
     /// Batches per optimizer step; the loss is the mean over the learnt tokens of all of them [default: 1]
