@@ -7,6 +7,7 @@
 
 mod apart;
 mod fuel;
+mod functions;
 mod json;
 mod messages;
 mod methods;
@@ -17,9 +18,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use minijinja::{
-    Environment, Error, ErrorKind, State, UndefinedBehavior, Value, syntax::SyntaxConfig,
-};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
 use serde_json::Map;
 
 use crate::json_file::JsonFileError;
@@ -286,8 +285,8 @@ impl Compiled {
         environment.set_formatter(python::format);
         environment.add_filter("tojson", json::tojson);
         environment.add_filter("string", python::string);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
+        environment.add_function("raise_exception", functions::raise_exception);
+        environment.add_function("strftime_now", functions::strftime_now);
         let replaced = source::replace_generation_tags(&source);
         // The parser calls itself for each operator, and the end of its tree for each level.
         let environment = apart::run(apart::stack_for_source(source.len()), move || {
@@ -316,7 +315,7 @@ impl Compiled {
     }
 
     fn render_within(&self, variables: Value, fuel: u64) -> Result<String, TemplateError> {
-        let failed = |e: Error| match (raised(&e), e.kind()) {
+        let failed = |e: Error| match (functions::raised(&e), e.kind()) {
             (Some(message), _) => TemplateError::Raised(message),
             (None, ErrorKind::OutOfFuel) => TemplateError::TooMuchWork { fuel },
             (None, _) => TemplateError::Render(describe(&e)),
@@ -354,42 +353,6 @@ fn cut_after_final_message(rendered: &str, final_text: &str) -> Result<String, T
             "the final message does not appear in the rendered text, because the chat template deletes parts of it".to_owned(),
         )),
     }
-}
-
-/// Carries the text of `raise_exception` through minijinja's error.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct RaisedException(String);
-
-fn raise_exception(state: &State<'_, '_>, message: Value) -> Result<Value, Error> {
-    let message = python::to_display(&message, &|num_bytes| fuel::pay(state, num_bytes))?;
-    Err(Error::new(ErrorKind::InvalidOperation, message.clone())
-        .with_source(RaisedException(message)))
-}
-
-fn raised(error: &Error) -> Option<String> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if let Some(RaisedException(message)) = error.downcast_ref() {
-            return Some(message.clone());
-        }
-        next = error.source();
-    }
-    None
-}
-
-fn strftime_now(format: &str) -> Result<String, Error> {
-    use chrono::format::{Item, StrftimeItems};
-    let items: Vec<Item<'_>> = StrftimeItems::new(format).collect();
-    if items.contains(&Item::Error) {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            format!("strftime_now: {format:?} is not a valid format"),
-        ));
-    }
-    Ok(chrono::Local::now()
-        .format_with_items(items.into_iter())
-        .to_string())
 }
 
 /// minijinja's message with the line, without the source excerpt.

@@ -6,9 +6,11 @@
 
 mod extra;
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -301,8 +303,12 @@ fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, TokenizerError> 
         reason,
     };
     let text = read_text(path).map_err(invalid)?;
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(text.as_bytes())
-        .map_err(|e| invalid(format!("not a valid tokenizer file: {e}")))?;
+    let wrong = |reason: String| invalid(format!("not a valid tokenizer file: {reason}"));
+    // The library panics on some files that are cut or are no JSON.
+    serde_json::from_str::<IgnoredAny>(&text).map_err(|e| wrong(e.to_string()))?;
+    let mut tokenizer = catch_unwind(|| tokenizers::Tokenizer::from_bytes(text.as_bytes()))
+        .map_err(|_| wrong("its parts do not go together".to_owned()))?
+        .map_err(|e| wrong(e.to_string()))?;
     // Padding and truncation stored in the file would silently change prompts.
     tokenizer.with_padding(None);
     tokenizer

@@ -194,6 +194,22 @@ fn tokenizer_json() {
     });
 }
 
+/// As an interrupted download leaves it.
+#[test]
+fn cut_tokenizers_are_refused() {
+    let folder = Folder::with(&data("model"), &["tokenizer_config.json"]);
+    let whole = tokenizer().to_string();
+    for len in (0..whole.len())
+        .step_by(5)
+        .filter(|len| whole.is_char_boundary(*len))
+    {
+        folder.write("tokenizer.json", &whole.as_bytes()[..len]);
+        let read = Tokenizer::from_dir(&folder.path()).map(|_| ());
+        let reason = read.unwrap_err().to_string();
+        assert!(reason.contains("not a valid tokenizer"), "{len}: {reason}");
+    }
+}
+
 #[test]
 fn tokenizer_config_json() {
     let mut named = value("model/tokenizer_config.json");

@@ -50,6 +50,7 @@ fn variable<T: std::str::FromStr>(name: &str, default: T) -> T {
 }
 
 /// Gives `target` what `make` makes, until the time is over.
+#[allow(clippy::print_stdout, reason = "tests show it on request")]
 pub(crate) fn run(name: &str, make: impl Fn(&mut Random) -> Vec<u8>, target: impl Fn(&[u8])) {
     let seconds = Duration::from_secs_f64(variable("FUZZ_SECONDS", SECONDS));
     let seed: u64 = variable("FUZZ_SEED", 27);

@@ -198,7 +198,7 @@ impl InitArgs {
                 Err(error) => error.to_string(),
             };
             match dialog {
-                Some(dialog) if self.data.is_empty() || self.method.is_none() => {
+                Some(dialog) if dialog.number() > first => {
                     dialog.say(&format!("A run would refuse this data: {problem}"));
                     dialog.go_back_to(first);
                 }

@@ -11,7 +11,7 @@ use crate::config::{Config, ConfigError};
 const PREVIEWS: usize = 3;
 
 /// Flags of a run that decide what a check finds in the data. Help lists these; the others are taken, too.
-const OF_DATA: [&str; 22] = [
+const OF_DATA: [&str; 23] = [
     "config",
     "data",
     "eval_data",
@@ -34,6 +34,7 @@ const OF_DATA: [&str; 22] = [
     "num_generations",
     "max_completion_length",
     "reward",
+    "reward_url",
 ];
 
 /// `trainer-sft check`.
