@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod command_line;
 mod file;
+mod finetuning;
 mod flags;
 mod parsers;
 pub mod pooling;
@@ -29,6 +30,7 @@ use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use finetuning::{FineTuningConfig, JobPriority};
 pub use parsers::{ReasoningParser, ToolCallParser};
 pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner, ScoreMethod, Task};
 pub use speculative::{NgramConfig, Speculation};
@@ -97,6 +99,8 @@ pub struct Config {
     pub seed: Option<u64>,
     /// Whether tokens are guessed and checked several at once.
     pub speculation: Speculation,
+    /// Training over HTTP; `None` without `--enable-finetuning`.
+    pub finetuning: Option<FineTuningConfig>,
 }
 
 /// Where to listen.
@@ -246,6 +250,7 @@ impl Config {
             });
         }
         let pooling = PoolingConfig::from_args(&args)?;
+        let finetuning = FineTuningConfig::from_args(&args)?;
         let lora = LoraOptions {
             max_loras: args.max_loras,
             max_cpu_loras: args.max_cpu_loras,
@@ -323,6 +328,7 @@ impl Config {
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             seed: args.seed,
             speculation: args.speculative_config,
+            finetuning,
         };
         config.check()?;
         Ok(config)
@@ -363,6 +369,7 @@ impl Default for Config {
             shutdown_timeout: Duration::from_secs(30),
             seed: None,
             speculation: Speculation::Auto,
+            finetuning: None,
         }
     }
 }

@@ -215,7 +215,9 @@ async fn load(config: &Config, signals: &watch::Receiver<bool>) -> Result<Option
     tokio::select! {
         started = Engine::start_owned(config) => {
             let (engine, model) = started?;
-            Ok(Some(AppState::new(config, engine, model)))
+            let state = AppState::new(config, engine, model);
+            state.start_finetuning(config)?;
+            Ok(Some(state))
         }
         () = signaled(signals.clone()) => Ok(None),
     }

@@ -16,7 +16,10 @@ const MAY_IMPORT: [(&str, &[&str]); 5] = [
     ("kv-paging", &[]),
     ("model-qwen", &["lora-4bit", "kv-paging"]),
     ("trainer-sft", &["model-qwen", "lora-4bit", "kv-paging"]),
-    ("server", &["model-qwen", "lora-4bit", "kv-paging"]),
+    (
+        "server",
+        &["trainer-sft", "model-qwen", "lora-4bit", "kv-paging"],
+    ),
 ];
 /// The version of Burn with which the stand-in was checked.
 const BURN: &str = "0.22.1";

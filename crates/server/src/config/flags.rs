@@ -10,7 +10,7 @@ use super::command_line::parse;
 use super::{Config, ConfigError, file, vllm_flags};
 
 /// Flags that only a server which listens has.
-const OF_HTTP: [&str; 13] = [
+const OF_HTTP: [&str; 17] = [
     "--host",
     "--port",
     "--uds",
@@ -23,6 +23,10 @@ const OF_HTTP: [&str; 13] = [
     "--enable-server-load-tracking",
     "--enable-tokenizer-info-endpoint",
     "--no-page",
+    "--enable-finetuning",
+    "--finetuning-dir",
+    "--finetuning-priority",
+    "--max-file-size",
     "--max-num-queued-reqs",
 ];
 
@@ -111,6 +115,7 @@ impl Flags {
         flags.config.max_num_queued_reqs = usize::MAX;
         flags.config.api_keys.clear();
         flags.config.api.enable_force_include_usage = false;
+        flags.config.finetuning = None;
         Ok(flags)
     }
 }

@@ -190,13 +190,16 @@ CHECKS = {
         ("ollama", script("ollama_api.py")),
     ],
     ("--convert", "embed"): [("openai: embeddings", embeddings)],
+    ("--enable-lora", "--enable-finetuning", "--finetuning-dir", "{folder}"): [("openai: fine-tuning", script("finetuning.py"))],
 }
 
 
 def main():
     num_failed = 0
     for flags, checks in CHECKS.items():
-        with server(sys.argv[1], *flags) as address:
+        folder = tempfile.TemporaryDirectory()
+        flags = [flag.format(folder=folder.name) for flag in flags]
+        with folder, server(sys.argv[1], *flags) as address:
             for name, check in checks:
                 start = time.monotonic()
                 try:

@@ -43,19 +43,39 @@ impl Args {
         if let Some(path) = args.config.take() {
             args = args.over(Self::from_file(&path)?);
         }
-        if let Some(resume) = &args.resume {
-            let path = run_of(resume).join(SETTINGS);
-            if path.is_file() {
-                let run = Self {
-                    // The run that started from it has gone on since.
-                    adapter: None,
-                    ..Self::from_file(&path)?
-                };
-                args = args.over(run);
-            }
-        }
+        let args = args.resumed()?;
         given.check_effect(&args)?;
         Ok(Config::from_args(args)?)
+    }
+
+    /// These settings over those of the run to go on with, where there is one.
+    ///
+    /// # Errors
+    /// When the settings of that run cannot be read.
+    pub fn resumed(self) -> Result<Self, ConfigError> {
+        let Some(resume) = &self.resume else {
+            return Ok(self);
+        };
+        let path = run_of(resume).join(SETTINGS);
+        if !path.is_file() {
+            return Ok(self);
+        }
+        let run = Self {
+            // The run that started from it has gone on since.
+            adapter: None,
+            ..Self::from_file(&path)?
+        };
+        Ok(self.over(run))
+    }
+
+    /// Checks settings that came from elsewhere than a command line, such as a request. With `has_records` the data are records in
+    /// memory.
+    ///
+    /// # Errors
+    /// The first setting that is out of range, missing, without effect, or excluded by another one.
+    pub fn into_config(self, has_records: bool) -> Result<Config, ConfigError> {
+        self.check_effect(&self)?;
+        Config::from_settings(self, has_records)
     }
 
     /// Refuses these flags where another setting of the run, a flag or one of a file, makes them ineffective.
