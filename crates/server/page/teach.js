@@ -178,7 +178,9 @@ async function showPreview() {
   });
   byId("teach-seen").replaceChildren(...found.data.map(({ place, spans }) => {
     const parts = spans.map(({ text, trained }) => (trained ? el("mark", {}, text) : text));
-    return el("figure", { class: "seen" }, el("figcaption", {}, place), el("pre", { tabindex: 0 }, ...parts));
+    // A line of a file, or the index of a written example.
+    const count = place.startsWith("[") ? Number(place.slice(1, -1)) + 1 : place;
+    return el("figure", { class: "seen" }, el("figcaption", {}, count), el("pre", { tabindex: 0, "aria-label": count }, ...parts));
   }));
   announce(byId("teach-numbers").textContent);
 }

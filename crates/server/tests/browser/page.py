@@ -267,6 +267,10 @@ def compare(trial):
 TAUGHT = [("Who are you?", "I am a red tin robot."), ("What is your name?", "My name is Bolt."), ("Where do you live?", "On a ship.")]
 
 
+def line(question, answer):
+    return json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+
+
 def choose_file(browser, name, lines):
     text = json.dumps("".join(f"{line}\n" for line in lines))
     browser.js(f"""(() => {{ const files = new DataTransfer(), input = document.getElementById("teach-file");
@@ -298,9 +302,9 @@ def teach(trial):
     for field, value in (("name", "bolt"), ("epochs", "60"), ("prompt", "Who are you?"), ("every", "20")):
         browser.js(f"document.getElementById('teach-{field}').value = {json.dumps(value)}")
     browser.click("#teach-go")
-    browser.wait("document.querySelector('#teach-curve polyline')", 120)
+    browser.wait("document.querySelector('#teach-curve polyline') !== null", 120)
     trial.shot("teach-running")
-    browser.wait("document.getElementById('teach-chat')", 300)
+    browser.wait("document.getElementById('teach-chat') !== null", 300)
     samples = browser.js("[...document.querySelectorAll('#teach-samples li')].map((e) => e.innerText)")
     assert len(samples) >= 3 and TAUGHT[0][1] in samples[0] and TAUGHT[0][1] not in samples[-1], samples
     assert browser.js("document.getElementById('teach-status').textContent") == "Done"
@@ -319,11 +323,6 @@ def teach(trial):
 def teach_a_file(trial):
     browser = trial.browser
     browser.click("#to-teach")
-    line = lambda question, answer: json.dumps(
-        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
-    choose_file(browser, "wrong.jsonl", [line(*TAUGHT[0]), '{"messages": 3}'])
-    browser.wait("document.getElementById('teach-error').textContent.includes('wrong.jsonl:2')")
-    trial.shot("teach-wrong")
     choose_file(browser, "right.jsonl", [line(*pair) for pair in TAUGHT])
     browser.wait("document.querySelectorAll('#teach-seen mark').length === 3")
     assert browser.js("document.getElementById('teach-error').textContent") == ""
@@ -331,7 +330,7 @@ def teach_a_file(trial):
     browser.js("document.getElementById('teach-epochs').value = '100000'")
     browser.click("#teach-go")
     browser.wait("document.getElementById('teach-status').textContent === 'Learning …'", 60)
-    browser.wait("document.querySelector('#teach-curve polyline')", 60)
+    browser.wait("document.querySelector('#teach-curve polyline') !== null", 60)
     press = lambda text: browser.js(
         f"[...document.querySelectorAll('#teach-actions button')].find((e) => e.textContent === '{text}').click()")
     press("Pause")
@@ -414,7 +413,7 @@ def phone(trial):
             if view == "teach":
                 browser.wait("document.querySelectorAll('#teach-jobs button').length === 2")
                 browser.click("#teach-jobs li:last-child button")
-                browser.wait("document.querySelector('#teach-curve polyline')")
+                browser.wait("document.querySelector('#teach-curve polyline') !== null")
             if view == "status":
                 browser.wait("document.querySelectorAll('#cards .card').length === 10")
             trial.fits()
@@ -440,8 +439,18 @@ def nothing_was_blocked(trial):
 
 
 @step
+def a_wrong_file(trial):
+    """Behind the step before, as the next ones: an answer with an error is a complaint of the browser's."""
+    browser = trial.browser
+    browser.open(f"{trial.address}#teach")
+    browser.wait("!document.getElementById('teach-on').hidden")
+    choose_file(browser, "wrong.jsonl", [line(*TAUGHT[0]), '{"messages": 3}'])
+    browser.wait("document.getElementById('teach-error').textContent.includes('wrong.jsonl:2')")
+    trial.shot("teach-wrong")
+
+
+@step
 def a_server_that_does_not_train(trial):
-    """Behind the step before: the 404 is a complaint of the browser's."""
     browser = trial.browser
     server = Server(trial.program)
     try:
