@@ -16,6 +16,8 @@ use support::{Server, start};
 use tempfile::TempDir;
 
 const JOBS: &str = "/v1/fine_tuning/jobs";
+/// A job gets what a busy machine has left.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// A server that trains, with its files in `folder`.
 fn serve(folder: &Path, flags: &[&str]) -> Server {
@@ -109,7 +111,7 @@ impl Server {
                 .map(Value::from)
                 .contains(&job["status"]);
             assert!(
-                !has_ended && begun.elapsed() < Duration::from_secs(300),
+                !has_ended && begun.elapsed() < PATIENCE,
                 "not {what}: {job}"
             );
             std::thread::sleep(Duration::from_millis(20));
@@ -141,11 +143,7 @@ impl Server {
     fn wait_for_step(&self, id: &str, step: u64) {
         let begun = Instant::now();
         while self.steps(id).last().is_none_or(|last| *last < step) {
-            assert!(
-                begun.elapsed() < Duration::from_secs(300),
-                "{:?}",
-                self.events(id)
-            );
+            assert!(begun.elapsed() < PATIENCE, "{:?}", self.events(id));
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -177,7 +175,7 @@ fn a_job_makes_a_model_that_is_served_also_after_a_restart() {
         Value::String(train_file())
     );
     let settings = json!({
-        "max_steps": 24, "batch_size": 4, "learning_rate_multiplier": 1, "eval_split": 0.1, "eval_steps": 12, "save_steps": 8,
+        "max_steps": 24, "batch_size": 2, "learning_rate_multiplier": 1, "eval_split": 0.1, "eval_steps": 12, "save_steps": 8,
         "sample_prompts": ["Who are you?"], "sample_steps": 12, "sample_max_tokens": 8,
     });
     let method = json!({ "type": "supervised", "supervised": { "hyperparameters": settings } });
@@ -277,7 +275,7 @@ fn a_job_makes_a_model_that_is_served_also_after_a_restart() {
 
 #[test]
 fn a_killed_server_goes_on_and_ends_with_the_same_bytes() {
-    let settings = json!({ "max_steps": 30, "save_steps": 4, "batch_size": 2, "lora_r": 4, "lora_dropout": 0.1 });
+    let settings = json!({ "max_steps": 24, "save_steps": 4, "batch_size": 1, "lora_r": 4, "lora_dropout": 0.1 });
     let whole = TempDir::new().unwrap();
     let server = serve(whole.path(), &["--enable-lora"]);
     let file = server.upload("train.jsonl", &train_file());
@@ -291,14 +289,14 @@ fn a_killed_server_goes_on_and_ends_with_the_same_bytes() {
     let file = server.upload("train.jsonl", &train_file());
     let id = server.create(&file, settings);
     let next = server.create(&file, json!({ "max_steps": 1 }));
-    for step in [2, 10, 19] {
+    for step in [2, 9, 18] {
         server.wait_for_step(&id, step);
         // SIGKILL: the program cannot tidy up.
         drop(server);
         server = serve(killed.path(), &["--enable-lora"]);
     }
     server.wait_for(&id, "succeeded");
-    assert_eq!(server.steps(&id), (1..=30).collect::<Vec<_>>());
+    assert_eq!(server.steps(&id), (1..=24).collect::<Vec<_>>());
     assert!(fs::read(adapter_of(killed.path(), &id)).unwrap() == expected);
     // The queue was kept, too.
     server.wait_for(&next, "succeeded");
@@ -307,10 +305,7 @@ fn a_killed_server_goes_on_and_ends_with_the_same_bytes() {
 #[test]
 fn a_job_is_paused_goes_on_and_is_cancelled() {
     let folder = TempDir::new().unwrap();
-    let server = serve(
-        folder.path(),
-        &["--enable-lora", "--finetuning-priority", "low"],
-    );
+    let server = serve(folder.path(), &["--enable-lora"]);
     let file = server.upload("train.jsonl", &train_file());
     let id = server.create(&file, json!({ "max_steps": 2000 }));
     let waiting = server.create(&file, json!({ "max_steps": 1 }));
