@@ -3,6 +3,7 @@
 //! Everything is kept in plain files below `--finetuning-dir`, so that a server that is started again goes on where it was. Jobs
 //! run one at a time, on a thread of their own, through [`trainer_sft::Training`].
 
+mod create;
 mod disk;
 mod events;
 mod files;

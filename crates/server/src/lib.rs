@@ -109,7 +109,7 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let router = Router::new().route("/v1/models/{*id}", get(models::get));
+    let router = Router::new().route("/v1/models/{*id}", get(models::get).delete(models::delete));
     let mut router = page::add(router, state.api().page);
     let routes = routes().into_iter().chain(anthropic::routes());
     let routes = routes.chain(files::routes()).chain(tuning::routes());

@@ -271,6 +271,10 @@ fn a_job_makes_a_model_that_is_served_also_after_a_restart() {
     assert_eq!(status, 200, "{further}");
     let further = server.wait_for(further["id"].as_str().unwrap(), "succeeded");
     chat(&server, further["fine_tuned_model"].as_str().unwrap());
+    assert_eq!(server.delete(&format!("/v1/models/{name}")), 200);
+    assert_eq!(server.delete(&format!("/v1/models/{name}")), 404);
+    assert_eq!(server.get(&format!("/v1/models/{name}")).0, 404);
+    assert!(!adapter_of(folder.path(), id).exists());
 }
 
 #[test]

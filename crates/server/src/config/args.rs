@@ -193,7 +193,7 @@ pub struct Args {
     pub finetuning_dir: Option<PathBuf>,
 
     /// What a job gets of the processor while requests run [default: normal]
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "PRIORITY", value_enum)]
     pub finetuning_priority: Option<JobPriority>,
 
     /// Largest file that may be uploaded (512MiB, 2GB, bytes)

@@ -98,6 +98,9 @@ pub(super) struct Job {
     pub(super) fine_tuned_model: Option<String>,
     pub(super) trained_tokens: Option<u64>,
     pub(super) result_files: Vec<String>,
+    /// Whether the result was deleted.
+    #[serde(default)]
+    pub(super) is_deleted: bool,
 }
 
 /// A job, as OpenAI's API has it.

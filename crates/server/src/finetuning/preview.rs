@@ -10,8 +10,8 @@ use trainer_sft::data::{Dataset, Datasets, Records, TrainData};
 use trainer_sft::preview::spans;
 
 use super::FineTuning;
+use super::create::refused;
 use super::files::{no_file, with_filename};
-use super::jobs::refused;
 use super::settings::{self, Paths, in_settings};
 use super::spec::MethodPart;
 use crate::error::ApiError;

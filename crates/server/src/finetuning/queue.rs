@@ -36,7 +36,7 @@ impl FineTuning {
     fn serve_results(&self) {
         let state = self.state();
         let ended = state.jobs.iter().map(|entry| &entry.job);
-        let ended = ended.filter(|job| job.status == Status::Succeeded);
+        let ended = ended.filter(|job| job.status == Status::Succeeded && !job.is_deleted);
         let ended: Vec<_> = ended
             .filter_map(|job| Some((job.id.clone(), job.fine_tuned_model.clone()?)))
             .collect();

@@ -54,6 +54,12 @@ pub(super) fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
         operation("get", "/v1/files/{id}", "A file", Answer::Json(file)),
         operation("delete", "/v1/files/{id}", "Deletes a file", object.clone()),
         operation(
+            "delete",
+            "/v1/models/{id}",
+            "Deletes a fine-tuned model",
+            object.clone(),
+        ),
+        operation(
             "get",
             "/v1/files/{id}/content",
             "The content of a file",

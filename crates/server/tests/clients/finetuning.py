@@ -102,6 +102,8 @@ def main():
     refused(lambda: openai.files.create(file=jsonl(LINES), purpose="batch"), BadRequestError, "purpose")
     refused(lambda: jobs.create(model=model, training_file=file.id, extra_body={"speed": 1}), BadRequestError, "speed")
     assert openai.files.delete(file.id).deleted
+    assert openai.models.delete(job.fine_tuned_model).deleted
+    assert job.fine_tuned_model not in [card.id for card in openai.models.list()]
 
 
 main()
