@@ -1,7 +1,8 @@
 //! What this crate asks of the operating system and of drivers: memory maps, hints for the allocator, the parts of CUDA that
-//! must be installed, and a sleep that lets a device rest.
+//! must be installed, the priority of a thread, and a sleep that lets a device rest.
 
 mod allocator;
+mod background;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 pub(crate) mod map_file;
@@ -10,4 +11,5 @@ mod wait;
 
 pub use allocator::{keep_freed_memory, return_freed_memory, share_freed_memory};
 pub use packaged_cuda::use_packaged_cuda;
+pub use background::{Background, stand_back};
 pub use wait::wait_on_device;

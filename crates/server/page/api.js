@@ -38,6 +38,9 @@ async function message(answer) {
   }
 }
 
+const asJson = (body) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+const JOBS = "v1/fine_tuning/jobs";
+
 /** The cards of `/v1/models`. */
 export const models = async () => (await (await call("v1/models")).json()).data;
 export const version = async () => (await (await call("version")).json()).version;
@@ -90,6 +93,31 @@ async function* events(body) {
       const lines = part.split("\n").filter((line) => line.startsWith("data:"));
       if (lines.length) yield lines.map((line) => line.slice(5).trimStart()).join("\n");
     }
+  }
+}
+
+/** The latest fine-tuning jobs, the newest first. */
+export const jobs = async () => (await (await call(JOBS)).json()).data;
+export const job = async (id) => (await call(`${JOBS}/${id}`)).json();
+export const createJob = async (body) => (await call(JOBS, asJson(body))).json();
+/** `verb` is cancel, pause or resume. */
+export const changeJob = async (id, verb) => (await call(`${JOBS}/${id}/${verb}`, { method: "POST" })).json();
+export const preview = async (body) => (await call("v1/fine_tuning/preview", asJson(body))).json();
+
+/** Sends a file to learn from. */
+export async function upload(file) {
+  const body = new FormData();
+  body.append("purpose", "fine-tune");
+  body.append("file", file);
+  return (await call("v1/files", { method: "POST", body })).json();
+}
+
+/** The events of a job from its beginning, until it has ended. */
+export async function* followJob(id, signal) {
+  const answer = await call(`${JOBS}/${id}/events?stream=true`, { signal });
+  for await (const data of events(answer.body)) {
+    if (data === "[DONE]") return;
+    yield JSON.parse(data);
   }
 }
 

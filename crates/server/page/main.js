@@ -8,8 +8,9 @@ import { chooseLanguage, currentLanguage, onLanguage, setLanguage, t } from "./i
 import { startSettings } from "./settings.js";
 import { showStatus, startStatus } from "./status.js";
 import { apiKey, setApiKey, setSetting, setting } from "./store.js";
+import { setTeachModels, showTeach, startTeach } from "./teach.js";
 
-const VIEWS = ["chat", "compare", "status"];
+const VIEWS = ["chat", "compare", "teach", "status"];
 
 /** Shows the view that the address names. */
 function showView() {
@@ -23,6 +24,7 @@ function showView() {
   document.title = `${t(`view_${name}`)} – qwen-burn`;
   showStatus(name === "status");
   if (name !== "status") loadModels();
+  if (name === "teach") showTeach();
 }
 
 /** Fills the picker; adapters come and go while the server runs. */
@@ -40,12 +42,21 @@ async function loadModels() {
     select.replaceChildren(...groups.filter((own) => own));
     select.value = cards.some(({ id }) => id === chosen) ? chosen : (cards[0]?.id ?? "");
     setCompareModels(cards);
+    setTeachModels(cards);
     byId("trouble").hidden = true;
   } catch (error) {
     byId("trouble-text").textContent = error.status ? error.message : t("unreachable");
     byId("trouble").hidden = false;
   }
   byId("forget-key").hidden = !apiKey();
+}
+
+/** Shows the chat with a model that was not there before. */
+async function openChat(model) {
+  setSetting("model", model);
+  await loadModels();
+  byId("model").value = model;
+  location.hash = "#chat";
 }
 
 /** The question for a key that is open, so that several requests ask once. */
@@ -98,6 +109,7 @@ function start() {
   startSettings(settingsChanged);
   startChat(() => byId("model").value);
   startCompare();
+  startTeach(openChat);
   startStatus();
   setLanguage(currentLanguage());
   onLanguage(showView);
@@ -108,7 +120,7 @@ function start() {
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault();
     const view = VIEWS.map(byId).find(({ hidden }) => !hidden);
-    view.querySelector(".ask textarea, .table")?.focus();
+    view.querySelector(".ask textarea, .example textarea, .table")?.focus();
   });
   showView();
 }

@@ -8,6 +8,7 @@ pub mod args;
 mod check;
 mod command_line;
 mod file;
+mod finetuning;
 mod flags;
 mod keys;
 mod kv_events;
@@ -35,6 +36,7 @@ pub use api::{Allowed, ApiConfig, CorsConfig};
 pub use keys::ApiKey;
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, KvEventsFlag};
 pub use lora_roots::{LoraRootError, LoraRoots};
+pub use finetuning::{FineTuningConfig, JobPriority};
 pub use parsers::{ReasoningParser, ToolCallParser};
 pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner, ScoreMethod, Task};
 pub use speculative::{NgramConfig, Speculation};
@@ -108,6 +110,8 @@ pub struct Config {
     pub kv_events: Option<KvEventsConfig>,
     /// Where spans of requests are sent; `None` = nowhere.
     pub traces: Option<TracesConfig>,
+    /// Training over HTTP; `None` without `--enable-finetuning`.
+    pub finetuning: Option<FineTuningConfig>,
 }
 
 /// Where to listen.
@@ -235,6 +239,7 @@ impl Config {
         if let Some(path) = &args.api_key_file {
             api_keys.extend(keys::read(path)?);
         }
+        let finetuning = FineTuningConfig::from_args(&args)?;
         let lora = LoraOptions {
             roots: LoraRoots::new(&args.lora_roots, &args.lora_modules)?,
             max_loras: args.max_loras,
@@ -315,6 +320,7 @@ impl Config {
             speculation: args.speculative_config,
             traces: traces.transpose()?,
             kv_events: args.kv_events_config.unwrap_or_default().0,
+            finetuning,
         };
         config.check()?;
         Ok(config)
@@ -357,6 +363,7 @@ impl Default for Config {
             speculation: Speculation::Auto,
             kv_events: None,
             traces: None,
+            finetuning: None,
         }
     }
 }

@@ -23,6 +23,7 @@ mod cors;
 pub mod deltas;
 pub mod engine;
 pub mod error;
+pub mod finetuning;
 mod grammars;
 pub mod histogram;
 pub mod kv_events;
@@ -63,8 +64,9 @@ pub use state::AppState;
 
 use error::{ApiError, shape};
 use routes::{
-    anthropic, auth, chat, classify, completions, embeddings, health, info, invocations, lora,
-    models, ollama, render, responses, scores, stored_responses as stored, tokenize, track,
+    anthropic, auth, chat, classify, completions, embeddings, files, finetuning as tuning, health,
+    info, invocations, lora, models, ollama, render, responses, scores, stored_responses as stored,
+    tokenize, track,
 };
 
 /// Paths and what answers there.
@@ -111,9 +113,10 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
-    let router = Router::new().route("/v1/models/{*id}", get(models::get));
+    let router = Router::new().route("/v1/models/{*id}", get(models::get).delete(models::delete));
     let mut router = page::add(router, state.api().page);
     let routes = routes().into_iter().chain(anthropic::routes());
+    let routes = routes.chain(files::routes()).chain(tuning::routes());
     for (path, methods) in routes.chain(ollama::routes()) {
         // A slash at the end changes nothing.
         router = router
@@ -158,6 +161,9 @@ pub async fn run_loading<L: Listener>(
             shutdown.await;
             let timeout = loaded.get().map(|(state, _)| {
                 state.engine().begin_shutdown();
+                if let Some(finetuning) = state.finetuning() {
+                    finetuning.begin_shutdown();
+                }
                 state.shutdown_timeout()
             });
             let timeout = timeout.unwrap_or_default();
@@ -185,6 +191,9 @@ pub async fn run_loading<L: Listener>(
             state.engine().drained().await;
             if let Some(tracer) = state.tracer() {
                 tracer.flush().await;
+            }
+            if let Some(finetuning) = state.finetuning() {
+                finetuning.stopped().await;
             }
         }
     };

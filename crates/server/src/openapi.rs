@@ -1,5 +1,6 @@
 //! `/openapi.json`: requests as `fields.txt` has them, answers as their types say.
 
+mod finetuning;
 mod other_apis;
 mod requests;
 
@@ -60,7 +61,9 @@ fn document() -> Value {
     let mut schemas = settings.into_generator();
     let mut paths = Map::new();
     let operations = operations(&mut schemas);
-    for operation in operations.into_iter().chain(other_apis::operations()) {
+    let jobs = finetuning::operations(&mut schemas);
+    let others = other_apis::operations().into_iter().chain(jobs);
+    for operation in operations.into_iter().chain(others) {
         let (path, method) = (operation.path, operation.method);
         let path = paths.entry(path).or_insert_with(|| json!({}));
         path[method] = operation.describe();
@@ -273,7 +276,12 @@ impl Operation {
             "responses": { "200": success, "4XX": error, "5XX": error },
         });
         if let Some(schema) = self.request {
-            described["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+            let kind = match self.path {
+                "/v1/files" => "multipart/form-data",
+                _ => "application/json",
+            };
+            described["requestBody"] =
+                json!({ "required": true, "content": { kind: { "schema": schema } } });
         }
         if self.path.contains("{id}") {
             described["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }]);
@@ -310,7 +318,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::fields::FIELDS;
-    use crate::routes::{anthropic, ollama};
+    use crate::routes::{anthropic, files, finetuning, ollama};
 
     #[test]
     fn every_route_is_described() {
@@ -327,7 +335,9 @@ mod tests {
         let routes = crate::routes()
             .into_iter()
             .chain(anthropic::routes())
-            .chain(ollama::routes());
+            .chain(ollama::routes())
+            .chain(files::routes())
+            .chain(finetuning::routes());
         let routes = routes.map(|(path, _)| path).filter(|path| !refused(path));
         let mut routes: BTreeSet<&str> = routes.collect();
         routes.insert("/v1/models/{id}");
@@ -353,6 +363,8 @@ mod tests {
             ("/api/embed", Endpoint::OllamaEmbed),
             ("/api/embeddings", Endpoint::OllamaEmbeddings),
             ("/api/show", Endpoint::OllamaShow),
+            ("/v1/fine_tuning/jobs", Endpoint::FineTuningJob),
+            ("/v1/fine_tuning/preview", Endpoint::FineTuningPreview),
         ] {
             let body = &DOCUMENT["paths"][path]["post"]["requestBody"]["content"];
             let properties = body["application/json"]["schema"]["properties"].as_object();

@@ -51,7 +51,7 @@ const INDEX: File = File {
     content: include_str!("../page/index.html"),
 };
 /// What it loads.
-const FILES: [File; 16] = [
+const FILES: [File; 18] = [
     file!("page.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
     file!("main.js", "text/javascript; charset=utf-8"),
@@ -67,6 +67,8 @@ const FILES: [File; 16] = [
     file!("settings.js", "text/javascript; charset=utf-8"),
     file!("status.js", "text/javascript; charset=utf-8"),
     file!("store.js", "text/javascript; charset=utf-8"),
+    file!("teach.js", "text/javascript; charset=utf-8"),
+    file!("teach_job.js", "text/javascript; charset=utf-8"),
     file!("zh.js", "text/javascript; charset=utf-8"),
 ];
 

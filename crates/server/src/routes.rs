@@ -10,6 +10,8 @@ pub mod completions;
 mod constraint;
 mod conversation;
 pub mod embeddings;
+pub(crate) mod files;
+pub(crate) mod finetuning;
 pub mod health;
 pub mod info;
 pub mod invocations;

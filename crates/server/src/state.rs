@@ -1,7 +1,7 @@
 //! What every request handler shares.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model_qwen::{JsonStyle, Tokenizer};
@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::{ApiConfig, ApiKey, Config, LoraRoots};
 use crate::engine::{EngineHandle, ModelInfo};
 use crate::error::ApiError;
+use crate::finetuning::FineTuning;
 use crate::grammars::Grammars;
 use crate::metrics::{HttpMetrics, Metrics};
 use crate::special_tokens::SpecialTokens;
@@ -48,6 +49,7 @@ struct Shared {
     body_memory: Arc<Semaphore>,
     tokenizer_memory: Arc<Semaphore>,
     compile_turns: Arc<Semaphore>,
+    finetuning: OnceLock<FineTuning>,
 }
 
 impl AppState {
@@ -71,6 +73,7 @@ impl AppState {
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
             compile_turns: Arc::new(Semaphore::new(MAX_COMPILING)),
+            finetuning: OnceLock::new(),
             engine,
             model,
             served_model_names,
@@ -81,6 +84,24 @@ impl AppState {
             metrics: Metrics::default(),
             http_metrics: HttpMetrics::default(),
         }))
+    }
+
+    /// Begins to work on fine-tuning jobs, if the configuration says so.
+    ///
+    /// # Errors
+    /// When `--finetuning-dir` cannot be used.
+    pub fn start_finetuning(&self, config: &Config) -> std::io::Result<()> {
+        let started = FineTuning::start(config, &self.0.engine, &self.0.model)?;
+        if let Some(finetuning) = started {
+            // A second call is refused by the lock of the folder.
+            let _ = self.0.finetuning.set(finetuning);
+        }
+        Ok(())
+    }
+
+    /// Files and jobs; `None` where the server trains nothing.
+    pub fn finetuning(&self) -> Option<&FineTuning> {
+        self.0.finetuning.get()
     }
 
     /// The engine.

@@ -29,8 +29,16 @@ fn check(page: &str, table: &str) {
 }
 
 /// The pages of other APIs, and whose fields they have.
-const PAGES: [(&str, &[Endpoint]); 2] = [
+const PAGES: [(&str, &[Endpoint]); 3] = [
     ("anthropic.md", &[Endpoint::Messages, Endpoint::CountTokens]),
+    (
+        "finetuning-api.md",
+        &[
+            Endpoint::FineTuningJob,
+            Endpoint::FineTuningSettings,
+            Endpoint::FineTuningPreview,
+        ],
+    ),
     (
         "ollama.md",
         &[

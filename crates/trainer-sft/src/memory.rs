@@ -323,7 +323,8 @@ impl Budget {
     }
 }
 
-/// The settings with the batch size that `auto` stands for, and what the run takes with them.
+/// The settings with the batch size that `auto` stands for, and what the run takes with them; besides the weights where these are
+/// loaded already.
 ///
 /// # Errors
 /// [`TrainError::Memory`] where it is more than there is.
@@ -331,12 +332,16 @@ pub(crate) fn plan(
     config: &Config,
     model: &QwenConfig,
     machine: &Machine,
-    rows: &RowLengths,
+    (rows, is_loaded): (&RowLengths, bool),
 ) -> Result<(Config, MemoryPlan), TrainError> {
     let budget = Budget::of(config, machine);
     let planned = |config: &Config| {
         let tokens = rows.most_tokens(config.run.batch_size, config.data.max_length);
-        MemoryPlan::new(config, model, machine, tokens)
+        let mut plan = MemoryPlan::new(config, model, machine, tokens);
+        if is_loaded {
+            (plan.weights, plan.driver) = (0, 0);
+        }
+        plan
     };
     let fits =
         |config: &Config| budget.is_none_or(|budget| planned(config).total() <= budget.bytes);
@@ -491,7 +496,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_flags_that_fit() {
         let rows = RowLengths::any(usize::MAX, 1 << 20);
         let refused = |config: &Config| {
-            let error = plan(config, &model(), &card(8), &rows)
+            let error = plan(config, &model(), &card(8), (&rows, false))
                 .unwrap_err()
                 .to_string();
             error.split_once("MiB; ").unwrap().1.to_owned()
@@ -509,12 +514,12 @@ mod tests {
             .next()
             .unwrap();
         let length = length.parse().unwrap();
-        assert!(plan(&config(1, length), &model(), &card(8), &rows).is_ok());
-        assert!(plan(&config(1, length + 64), &model(), &card(8), &rows).is_err());
+        assert!(plan(&config(1, length), &model(), &card(8), (&rows, false)).is_ok());
+        assert!(plan(&config(1, length + 64), &model(), &card(8), (&rows, false)).is_err());
 
         let mut small = config(1, 64);
         small.memory.device_memory = Some(1 << 30);
-        let said = plan(&small, &model(), &card(8), &rows)
+        let said = plan(&small, &model(), &card(8), (&rows, false))
             .unwrap_err()
             .to_string();
         assert!(
@@ -531,7 +536,7 @@ mod tests {
             config.run.gradient_accumulation = 4;
             config.run.batch_size_auto = true;
             config.memory.device_memory = Some(gib << 30);
-            let (config, plan) = plan(&config, &model(), &card(140), &rows).unwrap();
+            let (config, plan) = plan(&config, &model(), &card(140), (&rows, false)).unwrap();
             assert!(plan.total() <= gib << 30);
             (config.run.batch_size, config.run.gradient_accumulation)
         };
@@ -550,17 +555,17 @@ mod tests {
         };
         let rows = RowLengths::any(usize::MAX, 4096);
         let mut config = config(4, 1024);
-        assert!(plan(&config, &model(), &cpu, &rows).is_ok());
+        assert!(plan(&config, &model(), &cpu, (&rows, false)).is_ok());
         config.run.batch_size_auto = true;
         config.memory.gpu_memory_utilization = Some(0.5);
-        assert!(plan(&config, &model(), &cpu, &rows).is_err());
+        assert!(plan(&config, &model(), &cpu, (&rows, false)).is_err());
         config.memory.device_memory = Some(16 << 30);
-        let (small, estimate) = plan(&config, &model(), &cpu, &rows).unwrap();
+        let (small, estimate) = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
         assert_eq!((small.run.batch_size, estimate.is_exact), (4, false));
         let keeps = |config: &Config| config.optimizer.gradient_checkpointing;
         assert_eq!(keeps(&small), GradientCheckpointing::True);
         config.memory.device_memory = Some(64 << 30);
-        let (large, _) = plan(&config, &model(), &cpu, &rows).unwrap();
+        let (large, _) = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
         assert_eq!(keeps(&large), GradientCheckpointing::False);
     }
 }

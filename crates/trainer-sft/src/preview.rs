@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use model_qwen::Tokenizer;
 
-use crate::data::{DataError, Examples};
+use crate::data::{DataError, Example, Examples};
 
 const LEARNT: &str = "\x1b[1;32m";
 const CONTEXT: &str = "\x1b[2m";
@@ -68,6 +68,38 @@ pub fn preview(
         examples.len()
     );
     Ok(text)
+}
+
+/// Tokens of an example that follow each other and are all learnt, or all context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Their text; bytes of unfinished UTF-8 characters are replaced.
+    pub text: String,
+    /// Whether they are learnt.
+    pub is_learnt: bool,
+    /// How many.
+    pub num_tokens: usize,
+}
+
+/// An example as a text in which it is seen what is learnt.
+#[must_use]
+pub fn spans(example: &Example, tokenizer: &Tokenizer) -> Vec<Span> {
+    let tokens: Vec<(u32, bool)> = (example.tokens.iter().copied())
+        .zip(example.mask.iter().copied())
+        .collect();
+    let runs = tokens.chunk_by(|(_, before), (_, after)| before == after);
+    let spans = runs.map(|run| {
+        let bytes: Vec<u8> = run
+            .iter()
+            .flat_map(|(token, _)| tokenizer.token_bytes(*token))
+            .collect();
+        Span {
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+            is_learnt: run.first().is_some_and(|(_, is_learnt)| *is_learnt),
+            num_tokens: run.len(),
+        }
+    });
+    spans.collect()
 }
 
 /// A token's bytes as visible text.

@@ -9,7 +9,7 @@ mod seen;
 mod told;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::grpo::Grpo;
 use crate::memory::MemoryPlan;
 use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
-use crate::samples::Samples;
+use crate::samples::{Sample, Samples};
 use crate::summary::{StepReport, Summary};
 use crate::trainer::{StepOutput, Trainer};
 
@@ -45,6 +45,12 @@ pub(crate) struct Watch<'a> {
     pub(crate) on_start: Option<Box<dyn FnOnce() + 'a>>,
     /// Called after each step.
     pub(crate) on_step: Option<OnStep<'a>>,
+    /// Called with each record of the metrics.
+    pub(crate) on_record: Option<Box<dyn FnMut(&Record) + 'a>>,
+    /// Called with the answers to `--sample-prompts`.
+    pub(crate) on_sample: Option<Box<dyn FnMut(&[Sample]) + 'a>>,
+    /// Called with the folder of each checkpoint.
+    pub(crate) on_checkpoint: Option<Box<dyn FnMut(&Path) + 'a>>,
     /// Becomes true when the run is to stop.
     pub(crate) stop: Option<&'a AtomicBool>,
     /// Whether standard error shows the progress.
@@ -239,7 +245,12 @@ impl<'a> Run<'a> {
     fn write_checkpoint(&mut self, is_new_best: bool, stops: bool) -> Result<(), TrainError> {
         self.check_before_writing()?;
         match self.save(is_new_best) {
-            Ok(checkpoint) => self.summary.stopped = stops.then_some(checkpoint),
+            Ok(checkpoint) => {
+                if let Some(on_checkpoint) = &mut self.watch.on_checkpoint {
+                    on_checkpoint(&checkpoint);
+                }
+                self.summary.stopped = stops.then_some(checkpoint);
+            }
             Err(error) if stops => return Err(self.keep_elsewhere(error, DType::F32)),
             Err(error) => warn!(
                 "step {}: no checkpoint could be written, and the run goes on: {error}",
@@ -371,6 +382,9 @@ impl<'a> Run<'a> {
         if let Ok(line) = serde_json::value::to_raw_value(record) {
             self.metrics.write(record, line.get());
             self.state.log_history.push(line);
+        }
+        if let Some(on_record) = &mut self.watch.on_record {
+            on_record(record);
         }
     }
 

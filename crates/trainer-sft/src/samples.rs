@@ -19,21 +19,21 @@ use crate::trainer::Trainer;
 /// The file of answers in the output folder.
 const FILE: &str = "samples.jsonl";
 
-/// One answer: a line of `samples.jsonl`.
+/// One answer of a run to `--sample-prompts`: a line of `samples.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Sample {
+pub struct Sample {
     /// Optimizer steps done.
-    pub(crate) step: usize,
+    pub step: usize,
     /// Which of the prompts, from 0.
-    pub(crate) index: usize,
+    pub index: usize,
     /// The prompt: a text, or messages.
-    pub(crate) prompt: Value,
+    pub prompt: Value,
     /// The answer.
-    pub(crate) completion: String,
+    pub completion: String,
     /// Its tokens, with the one that ended it.
-    pub(crate) num_tokens: usize,
+    pub num_tokens: usize,
     /// `stop` where the model ended it, `length` where `--sample-max-tokens` did.
-    pub(crate) finish_reason: String,
+    pub finish_reason: String,
 }
 
 /// The prompts, and all answers of the run so far.
@@ -155,7 +155,11 @@ pub(crate) fn answers(
         stop_token_ids: format.limits.eos_token_ids.clone(),
     };
     generator.prepare(&mut trainer.model);
-    let listen = &mut |_, _| ControlFlow::Continue(());
+    let gate = trainer.gate().clone();
+    let listen = &mut |_, _| {
+        gate.pass();
+        ControlFlow::Continue(())
+    };
     let completions = generator.generate(&trainer.model, requests, listen)?;
     let texts = completions.iter();
     let texts = texts.map(|completion| format.text_of(completion.content()));

@@ -78,6 +78,19 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
     Ok(model)
 }
 
+/// A model that is loaded already, as the base of an adapter.
+pub(crate) fn with_settings(
+    config: &Config,
+    mut model: QwenModel,
+) -> Result<QwenModel, ConfigError> {
+    if config.run.full {
+        let text = "--full trains the weights themselves, and those of a model that is loaded already are shared: leave it out";
+        return Err(ConfigError::Conflict(text.into()));
+    }
+    model.set_compute_dtype(config.model.compute_dtype);
+    Ok(model)
+}
+
 /// How a model is held whose weights are all trained.
 fn full_options() -> LoadOptions {
     LoadOptions {

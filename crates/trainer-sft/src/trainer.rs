@@ -9,6 +9,7 @@ use model_qwen::QwenModel;
 use model_qwen::kernels::on_worker;
 
 use crate::batch::Batch;
+use crate::gate::Gate;
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::preference::{Numbers, Preference};
@@ -51,6 +52,7 @@ pub struct Trainer {
     is_compiled: bool,
     /// How answers are compared; `None` where they are only learnt.
     preference: Option<Preference>,
+    gate: Gate,
 }
 
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
@@ -135,6 +137,7 @@ impl Trainer {
             optimizer,
             is_compiled: false,
             preference: None,
+            gate: Gate::default(),
         }
     }
 
@@ -147,6 +150,7 @@ impl Trainer {
             optimizer,
             is_compiled: false,
             preference: None,
+            gate: Gate::default(),
         }
     }
 
@@ -222,6 +226,7 @@ impl Trainer {
     }
 
     fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
+        self.gate.pass();
         let (means, gradients, more) = match &self.preference {
             None => {
                 let (means, gradients) = self.measured_gradients(batches);
@@ -286,6 +291,17 @@ impl Trainer {
         (means.narrow(0, 0, 1), store)
     }
 
+    /// Passes `gate` before each piece of work from now on.
+    #[must_use]
+    pub(crate) fn behind(self, gate: Gate) -> Self {
+        Self { gate, ..self }
+    }
+
+    /// What the trainer passes before each piece of work.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
     /// Compares the answers of the batches from now on, and does not only learn them.
     #[must_use]
     pub fn comparing(self, preference: Option<Preference>) -> Self {
@@ -324,6 +340,7 @@ impl Trainer {
             .enumerate()
             .filter(|(_, batch)| batch.num_targets() > 0)
         {
+            self.gate.pass();
             let adapters = self.adapters(Some(index));
             let options = &self.options;
             for (piece, batch) in step::pieces(&self.model, batch, &adapters)
@@ -358,6 +375,7 @@ impl Trainer {
         &self,
         batches: impl IntoIterator<Item = Result<Batch, E>>,
     ) -> Result<Option<Means>, E> {
+        let batches = batches.into_iter().inspect(|_| self.gate.pass());
         let measured = step::measure(&self.model, &self.adapters(None), batches)?;
         Ok(measured.map(|(means, _)| means))
     }
@@ -372,7 +390,10 @@ impl Trainer {
         batches: impl IntoIterator<Item = Result<Batch, E>>,
     ) -> Result<Option<(Means, Numbers)>, E> {
         match &self.preference {
-            Some(preference) => preference.measure(&self.model, &self.adapters(None), batches),
+            Some(preference) => {
+                let batches = batches.into_iter().inspect(|_| self.gate.pass());
+                preference.measure(&self.model, &self.adapters(None), batches)
+            }
             None => {
                 let means = self.measure(batches)?;
                 Ok(means.map(|means| (means, Numbers::new())))

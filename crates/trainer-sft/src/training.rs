@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use model_qwen::is_gpu;
+use model_qwen::{QwenModel, is_gpu};
 use serde_json::Value;
 use tracing::info;
 
@@ -18,15 +18,19 @@ use crate::config::{Config, ConfigError, Method};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
+use crate::gate::Gate;
 use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
 use crate::memory::{self, Machine, MemoryPlan, RowLengths};
+use crate::metrics::Record;
 use crate::output::{OutputFolder, Weights};
 use crate::preference::{Preference, check_labels};
 use crate::rewards::Rewards;
 use crate::run::{Run, Watch, guard};
-use crate::samples::Samples;
-use crate::setup::{add_adapter, add_reference, check_device, load_model, start, with_adapter};
+use crate::samples::{Sample, Samples};
+use crate::setup::{
+    add_adapter, add_reference, check_device, load_model, start, with_adapter, with_settings,
+};
 use crate::space;
 use crate::summary::{StepReport, Summary};
 
@@ -53,6 +57,8 @@ pub struct Training<'a> {
     device: Option<Device>,
     records: Records,
     watch: Watch<'a>,
+    base: Option<QwenModel>,
+    gate: Gate,
 }
 
 impl fmt::Debug for Training<'_> {
@@ -72,6 +78,8 @@ impl<'a> Training<'a> {
             device: None,
             records: Records::default(),
             watch: Watch::default(),
+            base: None,
+            gate: Gate::default(),
         }
     }
 
@@ -97,6 +105,41 @@ impl<'a> Training<'a> {
     /// checkpoint to go on from instead of a result.
     pub fn on_step(mut self, on_step: impl FnMut(&StepReport) -> ControlFlow<()> + 'a) -> Self {
         self.watch.on_step = Some(Box::new(on_step));
+        self
+    }
+
+    /// Calls `on_record` with each line of `metrics.jsonl`: a step every [`log_steps`](crate::config::RunConfig::log_steps), and
+    /// each evaluation.
+    pub fn on_record(mut self, on_record: impl FnMut(&Record) + 'a) -> Self {
+        self.watch.on_record = Some(Box::new(on_record));
+        self
+    }
+
+    /// Calls `on_sample` with the answers to [`SampleOptions::prompts`](crate::config::SampleOptions::prompts) whenever they
+    /// are given.
+    pub fn on_sample(mut self, on_sample: impl FnMut(&[Sample]) + 'a) -> Self {
+        self.watch.on_sample = Some(Box::new(on_sample));
+        self
+    }
+
+    /// Calls `on_checkpoint` with the folder of each checkpoint when it is complete.
+    pub fn on_checkpoint(mut self, on_checkpoint: impl FnMut(&Path) + 'a) -> Self {
+        self.watch.on_checkpoint = Some(Box::new(on_checkpoint));
+        self
+    }
+
+    /// Trains an adapter on the weights of `model`, which are loaded already, and does not load those that the configuration
+    /// names. It has to be the same model, held as the configuration says, and without adapters. Nothing of it is changed: the run
+    /// works on a clone that shares its weights.
+    pub fn base(mut self, model: &QwenModel) -> Self {
+        self.base = Some(model.clone());
+        self
+    }
+
+    /// Calls `wait` before each micro-batch, each batch of an evaluation and each token of an answer, which goes on when it
+    /// returns: for a program that does something more urgent on the same device.
+    pub fn wait_before_work(mut self, wait: impl Fn() + Send + Sync + 'static) -> Self {
+        self.gate = Gate::new(wait);
         self
     }
 
@@ -127,7 +170,7 @@ impl<'a> Training<'a> {
         let (config, device) = self.checked()?;
         let format = ChatFormat::load(&config)?;
         let (datasets, _) = load_data(&config, &format, self.records, (None, false))?;
-        let (_, plan) = planned(&config, &device, &datasets)?;
+        let (_, plan) = planned(&config, &device, &datasets, self.base.is_some())?;
         Ok(plan)
     }
 
@@ -167,7 +210,7 @@ impl<'a> Training<'a> {
         let shown = (Some(output.path()), self.watch.progress_bar);
         let samples = Samples::load(&config, &format)?;
         let (datasets, grpo) = load_data(&config, &format, self.records, shown)?;
-        let (config, plan) = planned(&config, &device, &datasets)?;
+        let (config, plan) = planned(&config, &device, &datasets, self.base.is_some())?;
         tell(&config, &plan);
         let config = &config;
         let identity = identify(config, &datasets)?;
@@ -196,7 +239,10 @@ impl<'a> Training<'a> {
         state.run = Some(identity);
 
         let loading = || ("loading the model".to_owned(), None);
-        let mut model = guard(&device, loading, || load_model(config, &device))?;
+        let mut model = match self.base {
+            Some(base) => with_settings(config, base)?,
+            None => guard(&device, loading, || load_model(config, &device))?,
+        };
         let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
         if tokens > vocab {
             return Err(TrainError::Vocabulary { tokens, vocab });
@@ -211,7 +257,7 @@ impl<'a> Training<'a> {
         let reference = add_reference(config, &mut model)?;
         let (trainer, loader) = start(config, model, loader, total_steps)?;
         let preference = Preference::of(config, reference, datasets.max_length);
-        let trainer = trainer.comparing(preference);
+        let trainer = trainer.comparing(preference).behind(self.gate);
         let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
         let run = Run::new(
             (config, &output, state),
@@ -252,12 +298,13 @@ fn planned(
     config: &Config,
     device: &Device,
     datasets: &Datasets,
+    is_loaded: bool,
 ) -> Result<(Config, MemoryPlan), TrainError> {
     memory::plan(
         config,
         &config.model.architecture()?,
         &Machine::of(device),
-        &RowLengths::of(config, datasets),
+        (&RowLengths::of(config, datasets), is_loaded),
     )
 }
 

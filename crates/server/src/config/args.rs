@@ -9,6 +9,7 @@ use model_qwen::{Dtype, JsonStyle, Quantization};
 
 use super::api::MAX_LOGPROBS;
 use super::kv_events::{KvEventsFlag, kv_events};
+use super::finetuning::{JobPriority, MAX_FILE_SIZE};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;
@@ -194,6 +195,22 @@ pub struct Args {
     /// Largest rank of an adapter; each takes only the memory of its own rank
     #[arg(long, value_name = "R", default_value_t = 256)]
     pub max_lora_rank: usize,
+
+    /// Train adapters on request: POST /v1/files and /v1/fine_tuning/jobs, as at OpenAI. Serving the result needs --enable-lora
+    #[arg(long)]
+    pub enable_finetuning: bool,
+
+    /// Folder for uploaded files, jobs and trained adapters [default: qwen-burn/finetuning in $XDG_DATA_HOME or ~/.local/share]
+    #[arg(long, value_name = "PATH")]
+    pub finetuning_dir: Option<PathBuf>,
+
+    /// What a job gets of the processor while requests run [default: normal]
+    #[arg(long, value_name = "PRIORITY", value_enum)]
+    pub finetuning_priority: Option<JobPriority>,
+
+    /// Largest file that may be uploaded (512MiB, 2GB, bytes)
+    #[arg(long, value_name = "SIZE", default_value = MAX_FILE_SIZE, value_parser = units::bytes)]
+    pub max_file_size: u64,
 
     /// Jinja chat template, as a file or as the template itself [default: the model's]
     #[arg(long, value_name = "FILE|TEMPLATE")]

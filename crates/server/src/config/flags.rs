@@ -26,6 +26,10 @@ const OF_HTTP: [&str; 17] = [
     "--enable-server-load-tracking",
     "--enable-tokenizer-info-endpoint",
     "--no-page",
+    "--enable-finetuning",
+    "--finetuning-dir",
+    "--finetuning-priority",
+    "--max-file-size",
     "--max-num-queued-reqs",
     "--kv-events-config",
     "--otlp-traces-endpoint",
@@ -117,6 +121,7 @@ impl Flags {
         flags.config.api_keys.clear();
         (flags.config.kv_events, flags.config.traces) = (None, None);
         flags.config.api.enable_force_include_usage = false;
+        flags.config.finetuning = None;
         Ok(flags)
     }
 }

@@ -226,7 +226,30 @@ impl EngineHandle {
         self.load(name, path, true).await
     }
 
+    /// [`Self::replace_adapter`] for a thread that may block.
+    ///
+    /// # Errors
+    /// [`AdapterError`], with nothing changed.
+    pub(crate) fn replace_adapter_blocking(
+        &self,
+        name: &str,
+        path: &Path,
+    ) -> Result<(), AdapterError> {
+        let answer = self.begin_load(name, path, true)?;
+        answer.blocking_recv().unwrap_or(Err(AdapterError::Stopped))
+    }
+
     async fn load(&self, name: &str, path: &Path, replaces: bool) -> Result<(), AdapterError> {
+        let answer = self.begin_load(name, path, replaces)?;
+        answer.await.unwrap_or(Err(AdapterError::Stopped))
+    }
+
+    fn begin_load(
+        &self,
+        name: &str,
+        path: &Path,
+        replaces: bool,
+    ) -> Result<oneshot::Receiver<Result<(), AdapterError>>, AdapterError> {
         let (reply, answer) = oneshot::channel();
         let command = EngineCommand::LoadAdapter {
             name: name.to_owned(),
@@ -234,10 +257,8 @@ impl EngineHandle {
             replaces,
             reply,
         };
-        self.commands
-            .send(command)
-            .map_err(|_| AdapterError::Stopped)?;
-        answer.await.unwrap_or(Err(AdapterError::Stopped))
+        let sent = self.commands.send(command);
+        sent.map_err(|_| AdapterError::Stopped).map(|()| answer)
     }
 
     /// Lets no further sequence use the adapter `name`; those that do finish.
@@ -297,6 +318,11 @@ impl EngineHandle {
     /// Most sequences that may wait.
     pub fn max_num_queued_reqs(&self) -> usize {
         self.shared.limits.max_num_queued_reqs
+    }
+
+    /// Whether a sequence is waiting or being computed.
+    pub fn is_busy(&self) -> bool {
+        *self.shared.num_active.borrow() > 0
     }
 
     /// Sequences that wait to be scheduled for the first time.

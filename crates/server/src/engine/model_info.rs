@@ -29,6 +29,8 @@ pub struct ModelInfo {
     pub memory_table: String,
     /// What kind of model it is.
     pub details: ModelDetails,
+    /// Its weights without adapters, which are the engine's own; only where adapters are trained, too.
+    pub base: Option<QwenModel>,
 }
 
 /// What clients are told of the model itself.

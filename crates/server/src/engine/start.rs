@@ -87,7 +87,8 @@ impl Engine {
     /// As [`Self::start`], or if that thread fails.
     pub async fn start_owned(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
         let owned = Config {
-            owns_device: true,
+            // A job computes on the device, too.
+            owns_device: config.finetuning.is_none(),
             ..config.clone()
         };
         let started = tokio::task::spawn_blocking(move || Self::start(&owned)).await;
@@ -151,6 +152,8 @@ impl Engine {
             },
             &device,
         );
+        // Shares its tensors with what the engine computes with.
+        let base = config.finetuning.as_ref().map(|_| model.clone());
         let mut adapters = Adapters::new(config.lora.as_ref());
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
             adapters.load(&mut model, &module.name, &module.path, false)?;
@@ -225,6 +228,7 @@ impl Engine {
             max_model_len,
             memory_table: plan.table,
             details,
+            base,
         };
         Ok((handle, info))
     }

@@ -17,6 +17,7 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         Endpoint::Rerank => &["query", "documents"],
         Endpoint::Messages => &["messages", "max_tokens"],
         Endpoint::CountTokens => &["messages"],
+        Endpoint::FineTuningJob => &["model", "training_file"],
         Endpoint::OllamaChat
         | Endpoint::OllamaGenerate
         | Endpoint::OllamaEmbed
@@ -27,6 +28,8 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         | Endpoint::Classify
         | Endpoint::Score
         | Endpoint::Responses
+        | Endpoint::FineTuningSettings
+        | Endpoint::FineTuningPreview
         | Endpoint::OllamaOptions => &[],
     };
     let mut schema = json!({ "type": "object", "required": required, "properties": properties });

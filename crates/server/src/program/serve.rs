@@ -139,7 +139,9 @@ pub(super) async fn load(
     tokio::select! {
         started = Engine::start_owned(config) => {
             let (engine, model) = started?;
-            Ok(Some(AppState::new(config, engine, model)))
+            let state = AppState::new(config, engine, model);
+            state.start_finetuning(config)?;
+            Ok(Some(state))
         }
         () = signaled(signals.clone()) => Ok(None),
     }

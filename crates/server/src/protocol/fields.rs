@@ -47,11 +47,17 @@ pub enum Endpoint {
     OllamaShow,
     /// `/v1/responses`.
     Responses,
+    /// `/v1/fine_tuning/jobs`.
+    FineTuningJob,
+    /// The object `hyperparameters` of a job and of a preview.
+    FineTuningSettings,
+    /// `/v1/fine_tuning/preview`.
+    FineTuningPreview,
 }
 
 impl Endpoint {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
@@ -68,6 +74,9 @@ impl Endpoint {
         Self::OllamaOptions,
         Self::OllamaShow,
         Self::Responses,
+        Self::FineTuningJob,
+        Self::FineTuningSettings,
+        Self::FineTuningPreview,
     ];
 
     /// Its name in the lists of fields.
@@ -89,12 +98,22 @@ impl Endpoint {
             Self::OllamaOptions => "ollama_options",
             Self::OllamaShow => "ollama_show",
             Self::Responses => "responses",
+            Self::FineTuningJob => "fine_tuning_job",
+            Self::FineTuningSettings => "fine_tuning_settings",
+            Self::FineTuningPreview => "fine_tuning_preview",
         }
     }
 
     /// Whether a field that no list has is refused, as Anthropic does.
     fn is_closed(self) -> bool {
-        matches!(self, Self::Messages | Self::CountTokens)
+        matches!(
+            self,
+            Self::Messages
+                | Self::CountTokens
+                | Self::FineTuningJob
+                | Self::FineTuningSettings
+                | Self::FineTuningPreview
+        )
     }
 }
 
@@ -139,9 +158,10 @@ enum Kind {
 }
 
 /// The lists.
-const LISTS: [&str; 3] = [
+const LISTS: [&str; 4] = [
     include_str!("fields.txt"),
     include_str!("fields/anthropic.txt"),
+    include_str!("fields/finetuning.txt"),
     include_str!("fields/ollama.txt"),
 ];
 
@@ -227,7 +247,7 @@ impl Field {
 ///
 /// # Errors
 /// 400 with the field that is refused.
-pub(super) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Result<(), ApiError> {
+pub(crate) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Result<(), ApiError> {
     let mut ignored = Vec::new();
     let mut refused = None;
     if endpoint.is_closed() {

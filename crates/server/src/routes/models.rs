@@ -2,7 +2,11 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use serde_json::{Value, json};
 
+use super::finetuning::{require_own_page, service};
+use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::protocol::models::{ModelCard, ModelList};
 use crate::state::AppState;
@@ -23,6 +27,25 @@ pub async fn get(
     let id = id.trim_end_matches('/').to_owned();
     let card = cards(&state).into_iter().find(|card| card.id == id);
     card.map(Json).ok_or_else(|| ApiError::model_not_found(&id))
+}
+
+/// Deletes a model that a fine-tuning job has made; requests that use it finish.
+pub async fn delete(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let own = service(&state)?.clone();
+    require_own_page(&state, &headers)?;
+    let id = id.trim_end_matches('/').to_owned();
+    let name = id.clone();
+    for name in blocking(move || own.delete_model(&name)).await? {
+        // It may have been unloaded already.
+        let _ = state.engine().unload_adapter(&name).await;
+    }
+    Ok(Json(
+        json!({ "id": id, "object": "model", "deleted": true }),
+    ))
 }
 
 fn cards(state: &AppState) -> Vec<ModelCard> {

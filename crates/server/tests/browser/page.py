@@ -265,6 +265,87 @@ def compare(trial):
     trial.shot("compare")
 
 
+TAUGHT = [("Who are you?", "I am a red tin robot."), ("What is your name?", "My name is Bolt."), ("Where do you live?", "On a ship.")]
+
+
+def line(question, answer):
+    return json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+
+
+def choose_file(browser, name, lines):
+    text = json.dumps("".join(f"{line}\n" for line in lines))
+    browser.js(f"""(() => {{ const files = new DataTransfer(), input = document.getElementById("teach-file");
+        files.items.add(new File([{text}], {json.dumps(name)})); input.files = files.files;
+        input.dispatchEvent(new Event("change")); }})()""")
+
+
+@step
+def teach(trial):
+    browser = trial.browser
+    browser.click("#to-teach")
+    browser.wait("!document.getElementById('teach-on').hidden && document.getElementById('teach-model').options.length > 1")
+    browser.click("#teach-preview")
+    browser.wait("document.getElementById('teach-error').textContent.startsWith('There is no example yet')")
+    browser.click(".example textarea")
+    for number, (question, answer) in enumerate(TAUGHT):
+        for text in (question, answer):
+            browser.type(text)
+            browser.key("Tab", 9)
+        if number < len(TAUGHT) - 1:
+            # From the button to the next row.
+            browser.key("Tab", 9)
+    browser.click("#teach-preview")
+    browser.wait("document.querySelectorAll('#teach-seen mark').length === 3")
+    marks = browser.js("[...document.querySelectorAll('#teach-seen mark')].map((e) => e.textContent)")
+    assert [mark.startswith(answer) for mark, (_, answer) in zip(marks, TAUGHT)] == [True] * 3, marks
+    assert "3 examples" in browser.js("document.getElementById('teach-numbers').textContent")
+    trial.shot("teach-preview")
+    for field, value in (("name", "bolt"), ("epochs", "60"), ("prompt", "Who are you?"), ("every", "20")):
+        browser.js(f"document.getElementById('teach-{field}').value = {json.dumps(value)}")
+    browser.click("#teach-go")
+    browser.wait("document.querySelector('#teach-curve polyline') !== null", 120)
+    trial.shot("teach-running")
+    browser.wait("document.getElementById('teach-chat') !== null", 300)
+    samples = browser.js("[...document.querySelectorAll('#teach-samples li')].map((e) => e.innerText)")
+    assert len(samples) >= 3 and TAUGHT[0][1] in samples[0] and TAUGHT[0][1] not in samples[-1], samples
+    assert browser.js("document.getElementById('teach-status').textContent") == "Done"
+    trial.shot("teach-done")
+    browser.click("#teach-chat")
+    browser.wait("!document.getElementById('chat').hidden")
+    assert browser.js("document.getElementById('model').value").startswith(f"ft:{trial.models[0]}:bolt:")
+    browser.click("#new-chat")
+    trial.ask(TAUGHT[0][0])
+    trial.answered()
+    assert trial.last(".stats").startswith("ft:"), trial.last(".stats")
+    trial.shot("teach-chat")
+
+
+@step
+def teach_a_file(trial):
+    browser = trial.browser
+    browser.click("#to-teach")
+    choose_file(browser, "right.jsonl", [line(*pair) for pair in TAUGHT])
+    browser.wait("document.querySelectorAll('#teach-seen mark').length === 3")
+    assert browser.js("document.getElementById('teach-error').textContent") == ""
+    assert browser.js("document.getElementById('teach-write').hidden")
+    browser.js("document.getElementById('teach-epochs').value = '100000'")
+    browser.click("#teach-go")
+    browser.wait("document.getElementById('teach-status').textContent === 'Learning …'", 60)
+    browser.wait("document.querySelector('#teach-curve polyline') !== null", 60)
+    press = lambda text: browser.js(
+        f"[...document.querySelectorAll('#teach-actions button')].find((e) => e.textContent === '{text}').click()")
+    press("Pause")
+    browser.wait("document.getElementById('teach-status').textContent === 'Paused'")
+    press("Go on")
+    browser.wait("document.getElementById('teach-status').textContent === 'Learning …'", 60)
+    press("Cancel the job")
+    browser.wait("document.getElementById('teach-status').textContent === 'Cancelled'")
+    browser.wait("document.querySelectorAll('#teach-jobs button').length === 2")
+    trial.shot("teach-cancelled")
+    browser.click("#teach-no-file")
+    browser.wait("!document.getElementById('teach-write').hidden")
+
+
 @step
 def status(trial):
     browser = trial.browser
@@ -281,7 +362,7 @@ def status(trial):
 def names_for_screen_readers(trial):
     """Whatever can be operated has a name, in every view."""
     browser = trial.browser
-    for view in ("chat", "compare", "status"):
+    for view in ("chat", "compare", "teach", "status"):
         browser.click(f"#to-{view}")
         nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
         roles = ("button", "link", "textbox", "combobox", "meter", "main", "navigation", "complementary")
@@ -327,9 +408,13 @@ def phone(trial):
         browser.wait("document.querySelectorAll('#messages .message').length >= 2")
         trial.fits()
         trial.shot(f"phone-{language}-chat")
-        for view in ("compare", "status"):
+        for view in ("compare", "teach", "status"):
             browser.click(f"#to-{view}")
             browser.wait(f"!document.getElementById('{view}').hidden")
+            if view == "teach":
+                browser.wait("document.querySelectorAll('#teach-jobs button').length === 2")
+                browser.click("#teach-jobs li:last-child button")
+                browser.wait("document.querySelector('#teach-curve polyline') !== null")
             if view == "status":
                 browser.wait("document.querySelectorAll('#cards .card').length === 10")
             trial.fits()
@@ -352,6 +437,31 @@ def dark(trial):
 @step
 def nothing_was_blocked(trial):
     assert not trial.browser.complaints, trial.browser.complaints
+
+
+@step
+def a_wrong_file(trial):
+    """Behind the step before, as the next ones: an answer with an error is a complaint of the browser's."""
+    browser = trial.browser
+    browser.open(f"{trial.address}#teach")
+    browser.wait("!document.getElementById('teach-on').hidden")
+    choose_file(browser, "wrong.jsonl", [line(*TAUGHT[0]), '{"messages": 3}'])
+    browser.wait("document.getElementById('teach-error').textContent.includes('wrong.jsonl:2')")
+    trial.shot("teach-wrong")
+
+
+@step
+def a_server_that_does_not_train(trial):
+    browser = trial.browser
+    server = Server(trial.program)
+    try:
+        browser.open(f"{server.address}#teach")
+        browser.wait("!document.getElementById('teach-off').hidden")
+        assert "--enable-finetuning" in browser.js("document.getElementById('teach-off').innerText")
+        trial.fits()
+        trial.shot("teach-off")
+    finally:
+        server.close()
 
 
 @step
@@ -399,7 +509,9 @@ def main():
         args.shots.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(pathlib.Path(folder))
-        server = Server(args.server, "--enable-lora", "--lora-modules", f"random={folder}")
+        jobs = pathlib.Path(folder) / "jobs"
+        server = Server(args.server, "--enable-lora", "--lora-modules", f"random={folder}", "--enable-finetuning",
+                        "--finetuning-dir", str(jobs))
         try:
             browser = Chromium(program)
             try:

@@ -209,13 +209,16 @@ CHECKS = {
     ],
     ("--convert", "embed"): [("openai: embeddings", embeddings)],
     ("--kv-events-config", json.dumps(KV_EVENTS)): [("pyzmq and msgspec: events of the KV cache", cache_events)],
+    ("--enable-lora", "--enable-finetuning", "--finetuning-dir", "{folder}"): [("openai: fine-tuning", script("finetuning.py"))],
 }
 
 
 def main():
     num_failed = 0
     for flags, checks in CHECKS.items():
-        with server(sys.argv[1], *flags) as address:
+        folder = tempfile.TemporaryDirectory()
+        flags = [flag.format(folder=folder.name) for flag in flags]
+        with folder, server(sys.argv[1], *flags) as address:
             for name, check in checks:
                 start = time.monotonic()
                 try:

@@ -123,6 +123,7 @@ impl TestServer {
             .build()
             .unwrap();
         let state = AppState::new(&config, engine, model);
+        state.start_finetuning(&config).unwrap();
         let listener = runtime
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
             .unwrap();

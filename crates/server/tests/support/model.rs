@@ -32,6 +32,7 @@ pub(super) fn model() -> ModelInfo {
         dir: std::path::PathBuf::new(),
         pooling: None,
         max_model_len: MAX_MODEL_LEN,
+        base: None,
         memory_table: String::new(),
         details: ModelDetails {
             architecture: "qwen2".to_owned(),

@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use serde_json::{Value, json};
 
 /// The folder of the bundled model.
+#[allow(dead_code, reason = "not every test needs it")]
 pub(crate) fn bundled() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/model");
     folder.canonicalize().unwrap()

@@ -14,6 +14,11 @@ impl Config {
     /// # Errors
     /// The first setting that is out of range, missing, or excluded by another one.
     pub fn from_args(args: &Args) -> Result<Self, ConfigError> {
+        Self::from_settings(args, false)
+    }
+
+    /// [`Self::from_args`], also for records in memory instead of files.
+    pub(super) fn from_settings(args: &Args, has_records: bool) -> Result<Self, ConfigError> {
         let full = args.model.full.unwrap_or(false);
         let method = args.method.to_config();
         let grpo = args.grpo.to_config();
@@ -72,7 +77,7 @@ impl Config {
             grpo,
             memory: args.memory.to_config(),
         };
-        config.check_data(false, false)?;
+        config.check_data(has_records, false)?;
         config.resolved()
     }
 

@@ -42,6 +42,17 @@ pub enum Place {
     Element(usize),
 }
 
+impl Source {
+    /// The place without the file: a number of a line from 1, or `[index]` from 0.
+    #[must_use]
+    pub fn place_name(&self) -> String {
+        match self.place {
+            Place::Line(line) => line.to_string(),
+            Place::Element(index) => format!("[{index}]"),
+        }
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.display();

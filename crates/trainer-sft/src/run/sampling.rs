@@ -37,6 +37,9 @@ impl Run<'_> {
                 }
                 Err(error) => return Err(error),
             };
+            if let Some(on_sample) = &mut run.watch.on_sample {
+                on_sample(answers);
+            }
             for (answer, prompt) in answers.iter().zip(prompts) {
                 told.line(&format!(
                     "step {step}, sample {} of {}: {} → {}",

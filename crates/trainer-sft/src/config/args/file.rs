@@ -6,8 +6,11 @@ use std::path::Path;
 use clap::CommandFactory as _;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
-use super::Args;
+use super::{
+    Args, DataArgs, GrpoArgs, LoraArgs, MemoryArgs, MethodArgs, ModelArgs, OutputArgs, TrainingArgs,
+};
 use super::hints::nearest;
 use crate::config::ConfigError;
 
@@ -41,11 +44,16 @@ impl<'de> Deserialize<'de> for Key {
         if Args::is_key(&name) {
             return Ok(Self);
         }
-        let keys = Args::keys();
-        let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
-        let near = near.map_or_else(String::new, |near| format!("; the nearest one is `{near}`"));
-        Err(D::Error::custom(format!("unknown setting `{name}`{near}")))
+        Err(D::Error::custom(unknown(&name)))
     }
+}
+
+/// What is said of a name that is no setting.
+fn unknown(name: &str) -> String {
+    let keys = Args::keys();
+    let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
+    let near = near.map_or_else(String::new, |near| format!("; the nearest one is `{near}`"));
+    format!("unknown setting `{name}`{near}")
 }
 
 impl Args {
@@ -79,6 +87,43 @@ impl Args {
         };
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         Self::from_toml(&text).map_err(failed)
+    }
+
+    /// The settings in a JSON object with the same names, such as a request's.
+    ///
+    /// # Errors
+    /// The setting that is wrong, and what is wrong with it.
+    pub fn from_json(settings: &Map<String, Value>) -> Result<Self, (String, String)> {
+        for (name, value) in settings {
+            let wrong = |reason: String| Err((name.clone(), reason));
+            if !Self::is_key(name) {
+                return wrong(unknown(name));
+            }
+            let one = Map::from_iter([(name.clone(), value.clone())]);
+            if let Err(error) = Self::from_object(one) {
+                let reason = in_words(&error.to_string(), &format!("{name} ="));
+                return wrong(match reason.starts_with('`') {
+                    true => reason,
+                    false => format!("`{name}`: {reason}"),
+                });
+            }
+        }
+        Self::from_object(settings.clone()).map_err(|error| (String::new(), error.to_string()))
+    }
+
+    fn from_object(settings: Map<String, Value>) -> Result<Self, serde_json::Error> {
+        let settings = Value::Object(settings);
+        Ok(Self {
+            config: None,
+            data: DataArgs::deserialize(&settings)?,
+            model: ModelArgs::deserialize(&settings)?,
+            method: MethodArgs::deserialize(&settings)?,
+            lora: LoraArgs::deserialize(&settings)?,
+            training: TrainingArgs::deserialize(&settings)?,
+            memory: MemoryArgs::deserialize(&settings)?,
+            grpo: GrpoArgs::deserialize(&settings)?,
+            output: OutputArgs::deserialize(&settings)?,
+        })
     }
 
     /// The settings in the text of a file.

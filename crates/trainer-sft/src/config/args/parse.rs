@@ -52,17 +52,37 @@ impl Args {
         if let Some(path) = args.config.take() {
             args = args.over(Self::from_file(&path)?);
         }
-        if let Some(resume) = &args.output.resume {
-            find_checkpoint(resume)?;
-            let path = run_of(resume).join(SETTINGS);
-            if path.is_file() {
-                let mut run = Self::from_file(&path)?;
-                // The run that started from it has gone on since.
-                run.lora.adapter = None;
-                args = args.over(run);
-            }
-        }
+        let args = args.resumed()?;
         given.check_effect(&args)?;
         Ok(args)
+    }
+
+    /// These settings over those of the run to go on with, where there is one.
+    ///
+    /// # Errors
+    /// A `--resume` that is no run, and settings of that run that cannot be read.
+    pub fn resumed(self) -> Result<Self, ConfigError> {
+        let Some(resume) = &self.output.resume else {
+            return Ok(self);
+        };
+        find_checkpoint(resume)?;
+        let path = run_of(resume).join(SETTINGS);
+        if !path.is_file() {
+            return Ok(self);
+        }
+        let mut run = Self::from_file(&path)?;
+        // The run that started from it has gone on since.
+        run.lora.adapter = None;
+        Ok(self.over(run))
+    }
+
+    /// Checks settings that came from elsewhere than a command line, such as a request. With `has_records` the data are records in
+    /// memory.
+    ///
+    /// # Errors
+    /// The first setting that is out of range, missing, without effect, or excluded by another one.
+    pub fn to_config(&self, has_records: bool) -> Result<Config, ConfigError> {
+        self.check_effect(self)?;
+        Config::from_settings(self, has_records)
     }
 }

@@ -1,0 +1,245 @@
+// Teaching: examples become a file, a file becomes a job of /v1/fine_tuning, and its result a model to chat with.
+
+import { ApiError, changeJob, createJob, followJob, job, jobs, preview, upload } from "./api.js";
+import { announce, byId, el } from "./dom.js";
+import { number, onLanguage, t } from "./i18n.js";
+import { drawJob, drawJobs, isOver } from "./teach_job.js";
+
+/** Fields of the form that are hyperparameters, and what they are called in a request. */
+const NUMBERS = { "teach-epochs": "n_epochs", "teach-rate": "learning_rate_multiplier", "teach-rank": "lora_r" };
+/** What stands in the form at first. */
+const ROWS = 3;
+
+/** The dropped file, and its id once the server has it. */
+let file = null;
+let fileId = null;
+/** The job that is looked at, and what it has told. */
+let shown = null;
+let following = null;
+let isBusy = false;
+let chatWith = () => {};
+
+/** Makes the view work. `openChat(model)` shows the chat with a model. */
+export function startTeach(openChat) {
+  chatWith = openChat;
+  for (let i = 0; i < ROWS; i += 1) addRow();
+  byId("teach-add").addEventListener("click", () => addRow().focus());
+  byId("teach-file").addEventListener("change", ({ target }) => take(target.files[0]));
+  byId("teach-no-file").addEventListener("click", () => take(null));
+  byId("teach-preview").addEventListener("click", () => withForm(showPreview));
+  byId("teach-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    withForm(teach);
+  });
+  const drop = byId("teach-drop");
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", name === "dragover");
+      if (name === "drop") take(event.dataTransfer.files[0]);
+    });
+  }
+  onLanguage(() => {
+    drawRows();
+    drawFile();
+    draw();
+  });
+}
+
+/** Fills the list of models to start from. */
+export function setTeachModels(cards) {
+  const select = byId("teach-model");
+  const kept = cards.some(({ id }) => id === select.value) ? select.value : cards[0]?.id;
+  select.replaceChildren(...cards.map(({ id }) => el("option", { value: id }, id)));
+  select.value = kept ?? "";
+}
+
+/** Looks for jobs when the view is shown. */
+export async function showTeach() {
+  try {
+    const all = await jobs();
+    byId("teach-off").hidden = true;
+    byId("teach-on").hidden = false;
+    const running = all.find((one) => !isOver(one));
+    if (!shown && running) look(running);
+    drawJobs(all, shown?.job.id, look);
+  } catch (error) {
+    byId("teach-on").hidden = true;
+    byId("teach-off").hidden = false;
+    const isOff = error.status === 404;
+    byId("teach-off-text").textContent = isOff ? t("teach_off") : error.status ? error.message : t("unreachable");
+    byId("teach-off-how").hidden = !isOff;
+  }
+}
+
+function addRow() {
+  const area = (key) => el("textarea", { rows: 2, "data-key": key, oninput: changed, onkeydown: addOnEnter });
+  const [question, answer] = [area("teach_question"), area("teach_answer")];
+  const row = el("li", { class: "example" }, question, answer,
+    el("button", { type: "button", class: "small", "data-key": "teach_remove", onclick: () => { row.remove(); changed(); } }));
+  byId("teach-rows").append(row);
+  drawRows();
+  return question;
+}
+
+function addOnEnter(event) {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  addRow().focus();
+}
+
+/** Names the fields of each row, which have no label of their own. */
+function drawRows() {
+  [...byId("teach-rows").children].forEach((row, i) => {
+    for (const field of row.children) {
+      const text = t(field.dataset.key);
+      field.setAttribute("aria-label", `${text} ${i + 1}`);
+      if (field.tagName === "BUTTON") field.textContent = "✕";
+      else field.placeholder = text;
+      field.title = text;
+    }
+  });
+}
+
+/** What was shown is no longer what would be learnt. */
+function changed() {
+  byId("teach-seen").replaceChildren();
+  byId("teach-numbers").textContent = "";
+}
+
+function take(chosen) {
+  file = chosen ?? null;
+  fileId = null;
+  if (!file) byId("teach-file").value = "";
+  changed();
+  drawFile();
+  if (file) withForm(showPreview);
+}
+
+function drawFile() {
+  byId("teach-write").hidden = Boolean(file);
+  byId("teach-no-file").hidden = !file;
+  byId("teach-file-name").textContent = file ? t("teach_file", { name: file.name, size: number(file.size / 1024, 1) }) : "";
+}
+
+/** The written examples as records. Rows without text are left out; half of a row is an error. */
+function written() {
+  const rows = [...byId("teach-rows").children].map((row) => [...row.querySelectorAll("textarea")].map(({ value }) => value.trim()));
+  const filled = rows.filter(([question, answer]) => question || answer);
+  if (!filled.length) throw new ApiError(400, t("teach_no_examples"));
+  const half = filled.find(([question, answer]) => !question || !answer);
+  if (half) throw new ApiError(400, t("teach_half", { text: half[0] || half[1] }));
+  return filled.map(([question, answer]) => ({
+    messages: [{ role: "user", content: question }, { role: "assistant", content: answer }],
+  }));
+}
+
+function hyperparameters() {
+  const settings = {};
+  for (const [id, name] of Object.entries(NUMBERS)) if (byId(id).value.trim()) settings[name] = Number(byId(id).value);
+  return settings;
+}
+
+/** The id of the examples on the server. */
+async function uploaded() {
+  if (!file) {
+    const lines = written().map((record) => `${JSON.stringify(record)}\n`);
+    return (await upload(new File(lines, "examples.jsonl"))).id;
+  }
+  fileId ??= (await upload(file)).id;
+  return fileId;
+}
+
+/** Does something with what stands in the form, once at a time. */
+async function withForm(work) {
+  if (isBusy) return;
+  isBusy = true;
+  drawButtons();
+  byId("teach-error").textContent = "";
+  try {
+    await work();
+  } catch (error) {
+    byId("teach-error").textContent = error.status ? error.message : t("unreachable");
+    byId("teach-error").scrollIntoView({ block: "nearest" });
+  }
+  isBusy = false;
+  drawButtons();
+}
+
+function drawButtons() {
+  for (const id of ["teach-preview", "teach-go"]) byId(id).disabled = isBusy;
+}
+
+async function showPreview() {
+  const body = { method: { type: "supervised", supervised: { hyperparameters: hyperparameters() } }, limit: 5 };
+  const found = await preview(file ? { ...body, training_file: await uploaded() } : { ...body, examples: written() });
+  byId("teach-numbers").textContent = t("teach_numbers", {
+    examples: number(found.num_examples), tokens: number(found.num_tokens), trained: number(found.num_trained),
+  });
+  byId("teach-seen").replaceChildren(...found.data.map(({ place, spans }) => {
+    const parts = spans.map(({ text, trained }) => (trained ? el("mark", {}, text) : text));
+    // A line of a file, or the index of a written example.
+    const count = place.startsWith("[") ? Number(place.slice(1, -1)) + 1 : place;
+    return el("figure", { class: "seen" }, el("figcaption", {}, count), el("pre", { tabindex: 0, "aria-label": count }, ...parts));
+  }));
+  announce(byId("teach-numbers").textContent);
+}
+
+async function teach() {
+  const settings = hyperparameters();
+  const prompt = byId("teach-prompt").value.trim();
+  if (prompt) Object.assign(settings, { sample_prompts: [prompt], sample_steps: Number(byId("teach-every").value) || 10 });
+  const suffix = byId("teach-name").value.trim();
+  const started = await createJob({
+    model: byId("teach-model").value,
+    training_file: await uploaded(),
+    ...(suffix ? { suffix } : {}),
+    method: { type: "supervised", supervised: { hyperparameters: settings } },
+  });
+  look(started);
+  byId("teach-job").scrollIntoView({ block: "start" });
+  byId("teach-job").focus();
+}
+
+/** Shows a job, and follows it to its end. */
+async function look(chosen) {
+  following?.abort();
+  const own = new AbortController();
+  following = own;
+  shown = { job: chosen, events: [] };
+  draw();
+  try {
+    for await (const event of followJob(chosen.id, own.signal)) {
+      shown.events.push(event);
+      // A sentence may come with another status.
+      if (event.type === "message" && !event.data.sample) shown.job = await job(chosen.id);
+      if (following !== own) return;
+      draw();
+    }
+    shown.job = await job(chosen.id);
+  } catch (error) {
+    if (own.signal.aborted) return;
+    shown.trouble = error.status ? error.message : t("broken_off_job");
+  }
+  if (following !== own) return;
+  draw();
+  announce(t(`job_${shown.job.status}`));
+  showTeach();
+}
+
+function draw() {
+  byId("teach-job").hidden = !shown;
+  if (!shown) return;
+  drawJob(shown, {
+    change: async (verb) => {
+      try {
+        shown.job = await changeJob(shown.job.id, verb);
+        if (verb === "resume") look(shown.job);
+      } catch (error) {
+        shown.trouble = error.message;
+      }
+      draw();
+    },
+    chat: () => chatWith(shown.job.fine_tuned_model),
+  });
+}

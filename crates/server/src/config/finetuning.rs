@@ -1,0 +1,70 @@
+//! Fine-tuning over HTTP.
+
+use std::path::PathBuf;
+
+use super::ConfigError;
+use super::args::Args;
+
+/// Largest uploaded file unless `--max-file-size` says otherwise, as at OpenAI.
+pub(super) const MAX_FILE_SIZE: &str = "512MiB";
+
+/// Whether and where adapters are trained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FineTuningConfig {
+    /// Where files, jobs and results are kept.
+    pub dir: PathBuf,
+    /// What a job gets of the processor while requests run.
+    pub priority: JobPriority,
+    /// Largest uploaded file in bytes.
+    pub max_file_size: u64,
+}
+
+/// What a job gets of the processor while requests run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum JobPriority {
+    /// The smallest share, and all of it while no request needs it
+    #[default]
+    Normal,
+    /// Nothing: a job waits while requests run
+    Low,
+}
+
+impl FineTuningConfig {
+    /// `None` without `--enable-finetuning`.
+    pub(super) fn from_args(args: &Args) -> Result<Option<Self>, ConfigError> {
+        if !args.enable_finetuning {
+            let given = [
+                ("--finetuning-dir", args.finetuning_dir.is_some()),
+                ("--finetuning-priority", args.finetuning_priority.is_some()),
+            ];
+            return match given.iter().find(|(_, is_given)| *is_given) {
+                Some((flag, _)) => Err(ConfigError::Flag {
+                    flag,
+                    message: "needs --enable-finetuning".to_owned(),
+                }),
+                None => Ok(None),
+            };
+        }
+        if args.max_file_size == 0 {
+            return Err(ConfigError::Flag {
+                flag: "--max-file-size",
+                message: "expected at least 1 byte, found 0".to_owned(),
+            });
+        }
+        Ok(Some(Self {
+            dir: args.finetuning_dir.clone().unwrap_or_else(default_dir),
+            priority: args.finetuning_priority.unwrap_or_default(),
+            max_file_size: args.max_file_size,
+        }))
+    }
+}
+
+/// The user's folder for data: what was trained is no cache.
+fn default_dir() -> PathBuf {
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+    let data = data.filter(|path| path.is_absolute()).unwrap_or_else(|| {
+        let home = std::env::home_dir().unwrap_or_default();
+        home.join(".local/share")
+    });
+    data.join("qwen-burn/finetuning")
+}

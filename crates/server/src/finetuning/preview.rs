@@ -1,0 +1,134 @@
+//! Examples as a job would learn them, by the trainer's own reading and rendering.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use trainer_sft::chat_format::ChatFormat;
+use trainer_sft::data::{Dataset, Datasets, Records, TrainData};
+use trainer_sft::preview::spans;
+
+use super::FineTuning;
+use super::create::refused;
+use super::files::{no_file, with_filename};
+use super::settings::{self, Paths, in_settings};
+use super::spec::MethodPart;
+use crate::error::ApiError;
+
+/// Examples that are shown unless the request says otherwise, and the most.
+const LIMIT: usize = 5;
+const MAX_LIMIT: usize = 100;
+
+/// Body of `POST /v1/fine_tuning/preview`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PreviewRequest {
+    /// Id of a file.
+    pub training_file: Option<String>,
+    /// Records, instead of a file.
+    pub examples: Option<Vec<Value>>,
+    /// As in a job.
+    pub method: Option<Map<String, Value>>,
+    /// As in a job.
+    pub hyperparameters: Option<Map<String, Value>>,
+    /// How many examples to show.
+    pub limit: Option<usize>,
+}
+
+/// The model's text files, read once: a tokenizer takes a second.
+static FORMATS: Mutex<Vec<(PathBuf, ChatFormat)>> = Mutex::new(Vec::new());
+
+impl FineTuning {
+    /// Examples with what is learnt of them, and numbers of all.
+    ///
+    /// # Errors
+    /// 400 with the setting, or the record and its field, that is wrong.
+    pub fn preview(&self, request: PreviewRequest, part: &MethodPart) -> Result<Value, ApiError> {
+        let limit = request.limit.unwrap_or(LIMIT);
+        if !(1..=MAX_LIMIT).contains(&limit) {
+            let expected = format!("a number from 1 to {MAX_LIMIT}");
+            return Err(ApiError::expected("limit", &expected, &limit.to_string()));
+        }
+        let file = match (&request.training_file, &request.examples) {
+            (Some(id), None) => Some(self.file(id).map_err(|_| no_file("training_file", id))?),
+            (None, Some(_)) => None,
+            _ => {
+                let message = "Expected either `training_file` or `examples`.";
+                return Err(ApiError::bad_request("training_file", message));
+            }
+        };
+        let paths = Paths {
+            data: file.iter().map(|(_, path)| path.clone()).collect(),
+            output: self.job_dir("preview"),
+            ..Paths::default()
+        };
+        let base = &self.0.base;
+        let config = settings::config(base, part.method, &part.hyperparameters, None, &paths);
+        let config = config.map_err(|refusal| refused(refusal, &part.place))?;
+        let format = self.format(&config)?;
+        let records = Records {
+            train: request.examples,
+            eval: None,
+        };
+        let wrong = |error: trainer_sft::data::DataError| {
+            let message = in_settings(&error.to_string());
+            match &file {
+                Some((file, path)) => {
+                    let message = with_filename(&message, path, &file.filename);
+                    ApiError::bad_request("training_file", message)
+                }
+                None => ApiError::bad_request("examples", message.replace("records[", "examples[")),
+            }
+        };
+        let data = Datasets::load(&config, &format, records, None, false).map_err(wrong)?;
+        match data.train {
+            TrainData::Loaded(data) => shown(&data, &format, limit).map_err(wrong),
+            // There is no such setting.
+            TrainData::Streamed(_) => Err(ApiError::internal("the data are streamed")),
+        }
+    }
+
+    fn format(&self, config: &trainer_sft::config::Config) -> Result<ChatFormat, ApiError> {
+        let mut formats = FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = &self.0.base.dir;
+        if let Some((_, format)) = formats.iter().find(|(own, _)| own == dir) {
+            return Ok(format.clone());
+        }
+        let format = ChatFormat::load(config);
+        let format = format.map_err(|error| ApiError::internal(error.to_string()))?;
+        formats.push((dir.clone(), format.clone()));
+        Ok(format)
+    }
+}
+
+/// The first examples, and numbers of all.
+fn shown(
+    data: &Dataset,
+    format: &ChatFormat,
+    limit: usize,
+) -> Result<Value, trainer_sft::data::DataError> {
+    let examples = &data.examples;
+    let mut shown = Vec::new();
+    for example in examples.iter().take(limit * examples.per_pair()) {
+        let example = example?;
+        let spans = spans(&example, &format.tokenizer);
+        let spans = spans.iter().map(|span| {
+            json!({ "text": span.text, "trained": span.is_learnt, "num_tokens": span.num_tokens })
+        });
+        shown.push(json!({
+            "place": example.source.place_name(),
+            "num_tokens": example.tokens.len(),
+            "num_trained": example.num_targets(),
+            "is_wanted": example.is_wanted,
+            "spans": spans.collect::<Vec<_>>(),
+        }));
+    }
+    Ok(json!({
+        "object": "fine_tuning.preview",
+        "data": shown,
+        "num_examples": examples.len() / examples.per_pair(),
+        "num_tokens": examples.num_tokens(),
+        "num_trained": examples.num_targets(),
+        "longest": examples.longest(),
+    }))
+}

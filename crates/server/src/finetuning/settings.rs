@@ -1,0 +1,297 @@
+//! Settings of a job → the trainer's own [`Config`], which checks them.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+use trainer_sft::args::Args;
+use trainer_sft::config::{Config, ConfigError};
+
+use super::spec::{Base, Method};
+
+/// Steps between checkpoints: what a killed server loses at most.
+const SAVE_STEPS: usize = 20;
+/// Checkpoints that are kept.
+const SAVE_TOTAL_LIMIT: usize = 3;
+/// What OpenAI calls `n_epochs`.
+const EPOCHS: (&str, &str) = ("n_epochs", "epochs");
+/// OpenAI's factor of the learning rate.
+const MULTIPLIER: &str = "learning_rate_multiplier";
+/// Texts that the model answers while it learns.
+const PROMPTS: &str = "sample_prompts";
+
+/// Where a job reads and writes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Paths {
+    /// What is learnt from; empty for records in memory.
+    pub(super) data: Vec<PathBuf>,
+    /// What is evaluated on.
+    pub(super) eval: Vec<PathBuf>,
+    /// The trainer's output folder.
+    pub(super) output: PathBuf,
+    /// The adapter to start from.
+    pub(super) adapter: Option<PathBuf>,
+    /// The file of [`prompts`].
+    pub(super) prompts: Option<PathBuf>,
+    /// Whether to go on from the newest checkpoint in the output folder.
+    pub(super) resumes: bool,
+}
+
+/// A setting that cannot be honoured.
+#[derive(Debug, PartialEq)]
+pub(super) struct Refusal {
+    /// Its name, if it is about one.
+    pub(super) name: Option<String>,
+    /// What was expected and found.
+    pub(super) message: String,
+}
+
+impl Refusal {
+    fn new(name: &str, message: impl Into<String>) -> Self {
+        Self {
+            name: Some(name.to_owned()),
+            message: message.into(),
+        }
+    }
+}
+
+impl From<ConfigError> for Refusal {
+    fn from(error: ConfigError) -> Self {
+        let name = match &error {
+            ConfigError::Value { flag, .. } => Some(setting_name(flag)),
+            ConfigError::NoEvalData => Some("eval_steps".to_owned()),
+            ConfigError::NoData | ConfigError::Conflict(_) | ConfigError::File { .. } => None,
+        };
+        Self {
+            name,
+            message: in_settings(&error.to_string()),
+        }
+    }
+}
+
+/// The texts that the model answers while it learns.
+pub(super) fn prompts(settings: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
+    let wrong = |found: &Value| {
+        let message =
+            format!("`{PROMPTS}`: expected a list of texts that are not empty, found {found}");
+        Refusal::new(PROMPTS, message)
+    };
+    let text = |value: &Value| match value {
+        Value::String(text) if !text.trim().is_empty() => Ok(text.clone()),
+        other => Err(wrong(other)),
+    };
+    match settings.get(PROMPTS) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::String(text)) if !text.trim().is_empty() => Ok(vec![text.clone()]),
+        Some(Value::Array(texts)) => texts.iter().map(text).collect(),
+        Some(other) => Err(wrong(other)),
+    }
+}
+
+/// The configuration of a run.
+pub(super) fn config(
+    base: &Base,
+    method: Method,
+    settings: &Map<String, Value>,
+    seed: Option<u64>,
+    paths: &Paths,
+) -> Result<Config, Refusal> {
+    let mut own = settings.clone();
+    let multiplier = own.shift_remove(MULTIPLIER);
+    own.shift_remove(PROMPTS);
+    if let Some(epochs) = own.shift_remove(EPOCHS.0) {
+        own.insert(EPOCHS.1.to_owned(), epochs);
+    }
+    let args = Args::from_json(&own).map_err(|(name, reason)| {
+        let reason = reason.replace(EPOCHS.1, EPOCHS.0);
+        Refusal::new(&name.replace(EPOCHS.1, EPOCHS.0), reason)
+    })?;
+    let args = complete(args, base, method, seed, paths);
+    let has_records = paths.data.is_empty();
+    let Some(multiplier) = multiplier else {
+        return checked(args, has_records);
+    };
+    let factor = multiplier
+        .as_f64()
+        .filter(|factor| factor.is_finite() && *factor > 0.0);
+    let Some(factor) = factor else {
+        let message =
+            format!("`{MULTIPLIER}`: expected a number above 0 or \"auto\", found {multiplier}");
+        return Err(Refusal::new(MULTIPLIER, message));
+    };
+    if args.training.learning_rate.is_some() {
+        let message =
+            format!("`{MULTIPLIER}` multiplies the default of `learning_rate`: give one of them");
+        return Err(Refusal::new(MULTIPLIER, message));
+    }
+    let default = checked(args.clone(), has_records)?.learning_rate();
+    let mut args = args;
+    args.training.learning_rate = Some(factor * default);
+    checked(args, has_records)
+}
+
+/// Checks settings as the trainer's command line does, which takes those of the run to go on with from its folder.
+fn checked(args: Args, has_records: bool) -> Result<Config, Refusal> {
+    match args.output.resume {
+        Some(_) => Ok(Config::from_args(&args.resumed()?)?),
+        None => Ok(args.to_config(has_records)?),
+    }
+}
+
+/// What the server sets besides the client.
+fn complete(mut args: Args, base: &Base, method: Method, seed: Option<u64>, paths: &Paths) -> Args {
+    args.data.data.clone_from(&paths.data);
+    args.data.eval_data.clone_from(&paths.eval);
+    args.model.model.clone_from(&base.model);
+    args.model.quantization = args.model.quantization.or(Some(base.quantization));
+    args.model.dtype = Some(base.dtype);
+    // The server's device is given to the run itself.
+    args.model.device = Some("cpu".to_owned());
+    args.method.method = Some(method.of_trainer());
+    args.lora.adapter = paths.adapter.clone().filter(|_| !paths.resumes);
+    args.training.seed = seed;
+    let output = &mut args.output;
+    output.output = Some(paths.output.clone());
+    output.resume = paths.resumes.then(|| paths.output.clone());
+    output.sample_prompts.clone_from(&paths.prompts);
+    output.log_steps = Some(1);
+    output.save_steps = output.save_steps.or(Some(SAVE_STEPS));
+    output.save_total_limit = output.save_total_limit.or(Some(SAVE_TOTAL_LIMIT));
+    args
+}
+
+/// A message of the trainer, whose flags become settings: `--lora-r: …` is `` `lora_r`: … ``.
+pub(super) fn in_settings(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find("--") {
+        let name = &rest[start + 2..];
+        let end = name.find(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit() && c != '-');
+        let end = end.unwrap_or(name.len());
+        let starts = rest[..start]
+            .chars()
+            .next_back()
+            .is_none_or(|c| !c.is_alphanumeric());
+        if end == 0 || !starts || name.starts_with('-') {
+            text.push_str(&rest[..start + 2]);
+            rest = name;
+            continue;
+        }
+        text.push_str(&rest[..start]);
+        text.push_str(&format!("`{}`", setting_name(&name[..end])));
+        rest = &name[end..];
+    }
+    text.push_str(rest);
+    text
+}
+
+fn setting_name(flag: &str) -> String {
+    match flag.replace('-', "_") {
+        name if name == EPOCHS.1 => EPOCHS.0.to_owned(),
+        name if name == "data" => "training_file".to_owned(),
+        name if name == "eval_data" => "validation_file".to_owned(),
+        name => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model_qwen::{Dtype, Quantization};
+    use serde_json::json;
+
+    use super::*;
+
+    fn base() -> Base {
+        Base {
+            model: None,
+            weights: None,
+            quantization: Quantization::None,
+            dtype: Dtype::Auto,
+            name: "base".to_owned(),
+            max_lora_rank: Some(256),
+            has_own_template: false,
+            dir: PathBuf::new(),
+        }
+    }
+
+    fn read(settings: Value) -> Result<Config, Refusal> {
+        let paths = Paths {
+            data: vec!["a.jsonl".into()],
+            output: "no such folder".into(),
+            ..Paths::default()
+        };
+        let settings = settings.as_object().unwrap();
+        config(&base(), Method::Supervised, settings, Some(7), &paths)
+    }
+
+    #[test]
+    fn settings_are_the_trainers() {
+        let config = read(
+            json!({ "n_epochs": 2, "lora_r": 8, "target_modules": "q_proj", "learning_rate_multiplier": 0.5 }),
+        );
+        let config = config.unwrap();
+        assert_eq!(
+            (config.epochs(), config.lora.r, config.run.seed),
+            (2.0, 8, 7)
+        );
+        assert_eq!(config.lora.target_modules, ["q_proj"]);
+        // The bundled model's default is 2e-3.
+        assert!((config.learning_rate() - 1e-3).abs() < 1e-12);
+        assert_eq!(config.quantization(), Quantization::None);
+        assert_eq!(config.run.save_steps, Some(SAVE_STEPS));
+    }
+
+    #[test]
+    fn a_refused_setting_is_named() {
+        for (settings, name, message) in [
+            (json!({ "lora_r": 0 }), Some("lora_r"), "`lora_r`: expected"),
+            (
+                json!({ "n_epochs": -1 }),
+                Some("n_epochs"),
+                "`n_epochs`: expected",
+            ),
+            (
+                json!({ "lora_r": "many" }),
+                Some("lora_r"),
+                "`lora_r`: expected a whole number, 0 or more, found string",
+            ),
+            (
+                json!({ "eval_steps": 5 }),
+                Some("eval_steps"),
+                "`validation_file`",
+            ),
+            (
+                json!({ "learning_rate_multiplier": 0 }),
+                Some("learning_rate_multiplier"),
+                "above 0",
+            ),
+            (
+                json!({ "learning_rate_multiplier": 1, "learning_rate": 1 }),
+                Some("learning_rate_multiplier"),
+                "give one of them",
+            ),
+            (json!({ "beta": 0.1 }), None, "`beta`"),
+        ] {
+            let refusal = read(settings.clone()).unwrap_err();
+            assert!(refusal.message.contains(message), "{settings}: {refusal:?}");
+            if let Some(name) = name {
+                assert_eq!(refusal.name.as_deref(), Some(name));
+            }
+        }
+        let refusal = prompts(json!({ "sample_prompts": ["a", ""] }).as_object().unwrap());
+        assert_eq!(refusal.unwrap_err().name.as_deref(), Some("sample_prompts"));
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        for (message, expected) in [
+            ("--lora-r: expected 1", "`lora_r`: expected 1"),
+            (
+                "give --epochs or --max-steps",
+                "give `n_epochs` or `max_steps`",
+            ),
+            ("a--b, -- and ---", "a--b, -- and ---"),
+        ] {
+            assert_eq!(in_settings(message), expected);
+        }
+    }
+}

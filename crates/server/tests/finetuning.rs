@@ -1,0 +1,574 @@
+//! Fine-tuning over HTTP, by the program with the bundled model.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "support/program.rs"]
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::{Server, start};
+use tempfile::TempDir;
+
+const JOBS: &str = "/v1/fine_tuning/jobs";
+/// A job gets what a busy machine has left.
+const PATIENCE: Duration = Duration::from_secs(1200);
+
+/// A server that trains, with its files in `folder`.
+fn serve(folder: &Path, flags: &[&str]) -> Server {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+    command
+        .args(["--device", "cpu", "--port", "0", "--enable-finetuning"])
+        .arg("--finetuning-dir")
+        .arg(folder)
+        .args(flags);
+    start(command)
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    config.build().into()
+}
+
+impl Server {
+    fn get(&self, path: &str) -> (u16, Value) {
+        let mut answer = agent().get(format!("{}{path}", self.url)).call().unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        (answer.status().as_u16(), value)
+    }
+
+    fn delete(&self, path: &str) -> u16 {
+        let answer = agent().delete(format!("{}{path}", self.url)).call();
+        answer.unwrap().status().as_u16()
+    }
+
+    /// Sends a form with these fields and a file.
+    fn form(
+        &self,
+        fields: &[(&str, &str)],
+        file: Option<(&str, &str)>,
+        headers: &[(&str, &str)],
+    ) -> (u16, Value) {
+        let mut body = String::new();
+        for (name, value) in fields {
+            body.push_str(&format!(
+                "--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n"
+            ));
+        }
+        if let Some((name, content)) = file {
+            body.push_str(&format!(
+                "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{content}\r\n"
+            ));
+        }
+        body.push_str("--B--\r\n");
+        let mut request = agent()
+            .post(format!("{}/v1/files", self.url))
+            .header("content-type", "multipart/form-data; boundary=B");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut answer = request.send(body).unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        (
+            answer.status().as_u16(),
+            serde_json::from_str(&text).unwrap(),
+        )
+    }
+
+    #[track_caller]
+    fn upload(&self, name: &str, content: &str) -> String {
+        let (status, file) = self.form(&[("purpose", "fine-tune")], Some((name, content)), &[]);
+        assert_eq!(status, 200, "{file}");
+        file["id"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn create(&self, file: &str, hyperparameters: Value) -> String {
+        let method =
+            json!({ "type": "supervised", "supervised": { "hyperparameters": hyperparameters } });
+        let body = json!({ "model": "bundled", "training_file": file, "method": method });
+        let (status, job) = self.post(JOBS, body);
+        assert_eq!(status, 200, "{job}");
+        job["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a job is as it should be.
+    #[track_caller]
+    fn wait(&self, id: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let (_, job) = self.get(&format!("{JOBS}/{id}"));
+            if is_so(&job) {
+                return job;
+            }
+            let has_ended = ["failed", "cancelled", "succeeded"]
+                .map(Value::from)
+                .contains(&job["status"]);
+            assert!(
+                !has_ended && begun.elapsed() < PATIENCE,
+                "not {what}: {job}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[track_caller]
+    fn wait_for(&self, id: &str, status: &str) -> Value {
+        self.wait(id, status, |job| job["status"] == status)
+    }
+
+    /// The events of a job, the oldest first.
+    fn events(&self, id: &str) -> Vec<Value> {
+        let (_, page) = self.get(&format!("{JOBS}/{id}/events?limit=1000"));
+        let mut events = page["data"].as_array().unwrap().clone();
+        events.reverse();
+        events
+    }
+
+    /// The steps that a job has told of.
+    fn steps(&self, id: &str) -> Vec<u64> {
+        let events = self.events(id).into_iter();
+        let steps = events.filter(|event| event["data"]["train_loss"].is_number());
+        steps
+            .map(|event| event["data"]["step"].as_u64().unwrap())
+            .collect()
+    }
+
+    fn wait_for_step(&self, id: &str, step: u64) {
+        let begun = Instant::now();
+        while self.steps(id).last().is_none_or(|last| *last < step) {
+            assert!(begun.elapsed() < PATIENCE, "{:?}", self.events(id));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn train_file() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/train.jsonl");
+    fs::read_to_string(path).unwrap()
+}
+
+fn adapter_of(folder: &Path, id: &str) -> PathBuf {
+    folder
+        .join("jobs")
+        .join(id)
+        .join("run/adapter_model.safetensors")
+}
+
+#[test]
+fn a_job_makes_a_model_that_is_served_also_after_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let server = serve(folder.path(), &["--enable-lora", "--max-lora-rank", "16"]);
+    let file = server.upload("../train.jsonl", &train_file());
+    assert_eq!(
+        server.get(&format!("/v1/files/{file}")).1["filename"],
+        "../train.jsonl"
+    );
+    assert_eq!(
+        server.get(&format!("/v1/files/{file}/content")).1,
+        Value::String(train_file())
+    );
+    let settings = json!({
+        "max_steps": 24, "batch_size": 2, "learning_rate_multiplier": 1, "eval_split": 0.1, "eval_steps": 12, "save_steps": 8,
+        "sample_prompts": ["Who are you?"], "sample_steps": 12, "sample_max_tokens": 8,
+    });
+    let method = json!({ "type": "supervised", "supervised": { "hyperparameters": settings } });
+    let body = json!({
+        "model": "bundled", "training_file": file, "suffix": "captain", "method": method, "metadata": { "of": "test" },
+    });
+    let (status, job) = server.post(JOBS, body);
+    assert_eq!(
+        (status, &job["object"]),
+        (200, &"fine_tuning.job".into()),
+        "{job}"
+    );
+    let id = job["id"].as_str().unwrap();
+    assert_eq!(server.delete(&format!("/v1/files/{file}")), 409);
+    server.wait(id, "running or further", |job| {
+        job["status"] == "running" || job["status"] == "succeeded"
+    });
+    // Requests are answered meanwhile.
+    let chat = |server: &Server, model: &str| {
+        let messages = json!([{ "role": "user", "content": "Who are you?" }]);
+        let body =
+            json!({ "model": model, "messages": messages, "max_tokens": 40, "temperature": 0 });
+        let (status, answer) = server.post("/v1/chat/completions", body);
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let before = chat(&server, "bundled");
+    let job = server.wait_for(id, "succeeded");
+    let name = job["fine_tuned_model"].as_str().unwrap();
+    assert!(name.starts_with("ft:bundled:captain:"), "{name}");
+    assert!(job["trained_tokens"].as_u64().unwrap() > 100, "{job}");
+    assert_eq!(server.steps(id), (1..=24).collect::<Vec<_>>());
+    let events = server.events(id);
+    let losses: Vec<f64> = events
+        .iter()
+        .filter_map(|event| event["data"]["train_loss"].as_f64())
+        .collect();
+    assert!(losses[23] < 0.7 * losses[0], "{losses:?}");
+    assert!(
+        events
+            .iter()
+            .any(|event| event["data"]["full_valid_loss"].is_number())
+    );
+    let samples = events
+        .iter()
+        .filter(|event| event["data"]["sample"].is_object());
+    assert_eq!(samples.count(), 3, "before, while and after it learns");
+    let (_, checkpoints) = server.get(&format!("{JOBS}/{id}/checkpoints"));
+    let steps: Vec<u64> = checkpoints["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["step_number"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [24, 16, 8]);
+    let (_, table) = server.get(&format!(
+        "/v1/files/{}/content",
+        job["result_files"][0].as_str().unwrap()
+    ));
+    assert_eq!(table.as_str().unwrap().lines().count(), 25);
+    let (_, found) = server.get(&format!("{JOBS}?metadata[of]=test"));
+    assert_eq!(found["data"][0]["id"], id);
+    assert_eq!(
+        server.get(&format!("{JOBS}?metadata[of]=other")).1["data"],
+        json!([])
+    );
+
+    let after = chat(&server, name);
+    assert_ne!(before, after);
+    assert_eq!(chat(&server, "bundled"), before);
+    chat(&server, &format!("{name}:ckpt-step-8"));
+    // The whole stream of a job that has ended.
+    let (_, stream) = server.get(&format!("{JOBS}/{id}/events?stream=true"));
+    let stream = stream.as_str().unwrap();
+    assert_eq!(stream.matches("data: {").count(), events.len());
+    assert!(stream.trim_end().ends_with("data: [DONE]"));
+    drop(server);
+
+    let server = serve(folder.path(), &["--enable-lora"]);
+    assert_eq!(chat(&server, name), after);
+    assert_eq!(server.events(id), events);
+    assert_eq!(server.delete(&format!("/v1/files/{file}")), 200);
+    assert_eq!(server.get(&format!("/v1/files/{file}")).0, 404);
+    // A model may be taught further.
+    let file = server.upload("more.jsonl", &train_file());
+    let (status, further) = server.post(
+        JOBS,
+        json!({ "model": name, "training_file": file, "hyperparameters": { "max_steps": 2 } }),
+    );
+    assert_eq!(status, 200, "{further}");
+    let further = server.wait_for(further["id"].as_str().unwrap(), "succeeded");
+    chat(&server, further["fine_tuned_model"].as_str().unwrap());
+    assert_eq!(server.delete(&format!("/v1/models/{name}")), 200);
+    assert_eq!(server.delete(&format!("/v1/models/{name}")), 404);
+    assert_eq!(server.get(&format!("/v1/models/{name}")).0, 404);
+    assert!(!adapter_of(folder.path(), id).exists());
+}
+
+#[test]
+fn a_killed_server_goes_on_and_ends_with_the_same_bytes() {
+    let settings = json!({ "max_steps": 24, "save_steps": 4, "batch_size": 1, "lora_r": 4, "lora_dropout": 0.1 });
+    let whole = TempDir::new().unwrap();
+    let server = serve(whole.path(), &["--enable-lora"]);
+    let file = server.upload("train.jsonl", &train_file());
+    let id = server.create(&file, settings.clone());
+    server.wait_for(&id, "succeeded");
+    let expected = fs::read(adapter_of(whole.path(), &id)).unwrap();
+    drop(server);
+
+    let killed = TempDir::new().unwrap();
+    let mut server = serve(killed.path(), &["--enable-lora"]);
+    let file = server.upload("train.jsonl", &train_file());
+    let id = server.create(&file, settings);
+    let next = server.create(&file, json!({ "max_steps": 1 }));
+    for step in [2, 9, 18] {
+        server.wait_for_step(&id, step);
+        // SIGKILL: the program cannot tidy up.
+        drop(server);
+        server = serve(killed.path(), &["--enable-lora"]);
+    }
+    server.wait_for(&id, "succeeded");
+    assert_eq!(server.steps(&id), (1..=24).collect::<Vec<_>>());
+    assert!(fs::read(adapter_of(killed.path(), &id)).unwrap() == expected);
+    // The queue was kept, too.
+    server.wait_for(&next, "succeeded");
+}
+
+#[test]
+fn a_job_is_paused_goes_on_and_is_cancelled() {
+    let folder = TempDir::new().unwrap();
+    let server = serve(folder.path(), &["--enable-lora"]);
+    let file = server.upload("train.jsonl", &train_file());
+    let id = server.create(&file, json!({ "max_steps": 2000 }));
+    let waiting = server.create(&file, json!({ "max_steps": 1 }));
+    server.wait_for_step(&id, 2);
+    assert_eq!(
+        server.get(&format!("{JOBS}/{waiting}")).1["status"],
+        "queued"
+    );
+    let (status, job) = server.post(&format!("{JOBS}/{id}/pause"), json!({}));
+    assert_eq!((status, &job["status"]), (200, &"paused".into()), "{job}");
+    // The next one has its turn.
+    server.wait_for(&waiting, "succeeded");
+    let done = *server.steps(&id).last().unwrap();
+    let (status, _) = server.post(&format!("{JOBS}/{waiting}/pause"), json!({}));
+    assert_eq!(status, 400);
+    let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
+    assert_eq!((status, &job["status"]), (200, &"queued".into()), "{job}");
+    server.wait_for_step(&id, done + 1);
+    let steps = server.steps(&id);
+    assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
+    let (status, job) = server.post(&format!("{JOBS}/{id}/cancel"), json!({}));
+    assert_eq!(
+        (status, &job["status"]),
+        (200, &"cancelled".into()),
+        "{job}"
+    );
+    assert_eq!(job["fine_tuned_model"], Value::Null);
+    let (status, _) = server.post(&format!("{JOBS}/{id}/cancel"), json!({}));
+    assert_eq!(status, 400);
+    let (_, models) = server.get("/v1/models");
+    assert!(!models.to_string().contains(&id[6..14]), "{models}");
+}
+
+#[test]
+fn what_cannot_be_learnt_is_named() {
+    let folder = TempDir::new().unwrap();
+    let server = serve(
+        folder.path(),
+        &[
+            "--enable-lora",
+            "--max-lora-rank",
+            "8",
+            "--max-file-size",
+            "100KiB",
+        ],
+    );
+    let wrong = server.upload(
+        "talk.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n{\"messages\": 3}\n",
+    );
+    let id = server.create(&wrong, json!({ "lora_r": 8 }));
+    let job = server.wait_for(&id, "failed");
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("talk.jsonl:2") && message.contains("messages"),
+        "{message}"
+    );
+    assert!(
+        !message.contains(folder.path().to_str().unwrap()),
+        "{message}"
+    );
+    assert_eq!(job["error"]["code"], "invalid_training_file");
+    assert_eq!(job["error"]["param"], "training_file");
+
+    let file = server.upload("train.jsonl", &train_file());
+    let settings = |settings: Value| json!({ "method": { "type": "supervised", "supervised": { "hyperparameters": settings } } });
+    for (fields, param) in [
+        (json!({ "model": "other" }), "model"),
+        (json!({ "training_file": "file-x" }), "training_file"),
+        (json!({ "validation_file": "../x" }), "validation_file"),
+        (json!({ "suffix": "a/b" }), "suffix"),
+        (json!({ "sufix": "a" }), "sufix"),
+        (json!({ "seed": -1 }), "seed"),
+        (
+            json!({ "integrations": [{ "type": "wandb" }] }),
+            "integrations",
+        ),
+        (
+            json!({ "method": { "type": "reinforcement" } }),
+            "method.type",
+        ),
+        (
+            settings(json!({ "lora_rank": 4 })),
+            "method.supervised.hyperparameters.lora_rank",
+        ),
+        (
+            settings(json!({ "lora_r": 16 })),
+            "method.supervised.hyperparameters.lora_r",
+        ),
+        (
+            settings(json!({ "n_epochs": 0 })),
+            "method.supervised.hyperparameters.n_epochs",
+        ),
+        (
+            settings(json!({ "full": true })),
+            "method.supervised.hyperparameters.full",
+        ),
+        (
+            settings(json!({ "learning_rate": "fast" })),
+            "method.supervised.hyperparameters.learning_rate",
+        ),
+        (
+            json!({ "hyperparameters": { "n_epoch": 1 } }),
+            "hyperparameters.n_epoch",
+        ),
+    ] {
+        let mut body = json!({ "model": "bundled", "training_file": file });
+        body.as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
+        let (status, error) = server.post(JOBS, body);
+        assert!(status == 400 || status == 404, "{fields}: {status} {error}");
+        assert_eq!(error["error"]["param"], param, "{error}");
+    }
+    let fields = [("purpose", "fine-tune")];
+    for (fields, file, param) in [
+        (
+            &[("purpose", "assistants")][..],
+            Some(("a", "b")),
+            "purpose",
+        ),
+        (&[][..], Some(("a", "b")), "purpose"),
+        (&fields[..], None, "file"),
+        (&fields[..], Some(("a", "")), "file"),
+        (
+            &[
+                ("purpose", "fine-tune"),
+                ("expires_after[anchor]", "created_at"),
+            ][..],
+            None,
+            "expires_after",
+        ),
+        (&[("other", "x")][..], None, "other"),
+    ] {
+        let (status, error) = server.form(fields, file, &[]);
+        assert_eq!(
+            (status, &error["error"]["param"]),
+            (400, &param.into()),
+            "{error}"
+        );
+    }
+    let large = "x".repeat(200 << 10);
+    assert_eq!(server.form(&fields, Some(("a", &large)), &[]).0, 413);
+    let strange = [("origin", "https://example.org")];
+    assert_eq!(server.form(&fields, Some(("a", "b")), &strange).0, 403);
+    let own = [("origin", server.url.as_str())];
+    assert_eq!(server.form(&fields, Some(("a", "b")), &own).0, 200);
+    assert_eq!(server.get("/v1/files?limit=0").0, 400);
+    assert_eq!(server.get("/v1/files?sort=x").0, 400);
+    let (_, files) = server.get("/v1/files?limit=1&order=asc");
+    assert_eq!(
+        (files["data"].as_array().unwrap().len(), &files["has_more"]),
+        (1, &true.into())
+    );
+    // What was refused has left nothing.
+    let parts = fs::read_dir(folder.path().join("files")).unwrap().flatten();
+    assert_eq!(
+        parts
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with('.'))
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_preview_shows_what_is_learnt() {
+    let folder = TempDir::new().unwrap();
+    let server = serve(folder.path(), &["--enable-lora"]);
+    let example = json!({ "messages": [
+        { "role": "user", "content": "Who are you?" }, { "role": "assistant", "content": "A parrot." },
+    ] });
+    let (status, shown) = server.post("/v1/fine_tuning/preview", json!({ "examples": [example] }));
+    assert_eq!(status, 200, "{shown}");
+    let spans = shown["data"][0]["spans"].as_array().unwrap();
+    let learnt: String = spans
+        .iter()
+        .filter(|span| span["trained"] == true)
+        .map(|span| span["text"].as_str().unwrap())
+        .collect();
+    assert!(
+        learnt.starts_with("A parrot.") && !learnt.contains("Who"),
+        "{spans:?}"
+    );
+    let num: u64 = spans
+        .iter()
+        .map(|span| span["num_tokens"].as_u64().unwrap())
+        .sum();
+    assert_eq!(shown["data"][0]["num_tokens"], num);
+    let (status, error) = server.post(
+        "/v1/fine_tuning/preview",
+        json!({ "examples": [{ "messages": 1 }] }),
+    );
+    assert_eq!(status, 400);
+    assert!(
+        error["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("examples[0]"),
+        "{error}"
+    );
+    let file = server.upload("train.jsonl", &train_file());
+    let (_, shown) = server.post(
+        "/v1/fine_tuning/preview",
+        json!({ "training_file": file, "limit": 2 }),
+    );
+    assert_eq!(
+        (
+            shown["num_examples"].as_u64(),
+            shown["data"].as_array().map(Vec::len)
+        ),
+        (Some(48), Some(2))
+    );
+    let (status, _) = server.post("/v1/fine_tuning/preview", json!({}));
+    assert_eq!(status, 400);
+}
+
+#[test]
+fn a_server_without_the_flags_says_so() {
+    let folder = TempDir::new().unwrap();
+    let server = serve(folder.path(), &[]);
+    let file = server.upload("train.jsonl", &train_file());
+    let (status, error) = server.post(JOBS, json!({ "model": "bundled", "training_file": file }));
+    assert_eq!(status, 400);
+    assert!(
+        error["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("--enable-lora"),
+        "{error}"
+    );
+    let mut second = Command::new(env!("CARGO_BIN_EXE_server"));
+    second.args([
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+        "--enable-finetuning",
+        "--finetuning-dir",
+    ]);
+    let output = second.arg(folder.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("another server uses it"),
+        "{said}"
+    );
+    drop(server);
+
+    let mut plain = Command::new(env!("CARGO_BIN_EXE_server"));
+    plain.args(["--device", "cpu", "--port", "0"]);
+    let server = start(plain);
+    for path in [JOBS, "/v1/files", "/v1/fine_tuning/jobs/x/events"] {
+        let (status, error) = server.get(path);
+        assert_eq!(status, 404);
+        assert!(
+            error["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("--enable-finetuning"),
+            "{error}"
+        );
+    }
+}
