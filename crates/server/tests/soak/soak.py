@@ -141,7 +141,7 @@ def read_a_long_prompt(soak, draw):
 @action
 def follow_a_schema(soak, draw):
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
-    body = greedy(draw.choice(QUESTIONS), model="base", response_format=form, temperature=draw.choice([0, 1]), max_tokens=200)
+    body = greedy(draw.choice(QUESTIONS), model="base", response_format=form, temperature=draw.choice([0, 1]), max_tokens=80)
     answer = soak.texts.post(CHAT, **body)
     if answer["choices"][0]["finish_reason"] == "stop":
         value = json.loads(content(answer))

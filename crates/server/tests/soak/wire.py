@@ -31,7 +31,7 @@ class Server:
         while self.request("GET", "/health")[0] != 200:
             assert time.monotonic() < until, "not ready"
 
-    def connection(self, timeout=120):
+    def connection(self, timeout=600):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def socket(self, timeout=120):
