@@ -13,6 +13,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::time::sleep;
 
 use crate::unread::Unread;
 
@@ -21,6 +22,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longest wait for a client to take more of an answer. A stream ends before, see `stream.rs`.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How long a connection without a request stays open after the signal: its client may have sent one that is still on its way.
+const LAST_REQUEST: Duration = Duration::from_millis(300);
 
 /// Serves what `app` gives for each request until `shutdown`. Then each connection ends after its request, while new connections
 /// still learn from `app` that there is nothing for them here; the listener is closed when the old ones have ended.
@@ -31,7 +35,11 @@ pub(crate) async fn serve<L: Listener>(
 ) {
     let (connections, late) = (GracefulShutdown::new(), GracefulShutdown::new());
     accept(&mut listener, &app, &connections, true, shutdown).await;
-    accept(&mut listener, &app, &late, false, connections.shutdown()).await;
+    let ended = async {
+        sleep(LAST_REQUEST).await;
+        connections.shutdown().await;
+    };
+    accept(&mut listener, &app, &late, false, ended).await;
     drop(listener);
     late.shutdown().await;
 }

@@ -123,7 +123,9 @@ def router(program, policy, servers, *flags):
     command += ["--worker-urls", *[server.url for server in servers]]
     with process(*command) as running:
         address = f"http://127.0.0.1:{port}"
-        wait_for(f"{address}/health", running)
+        # It may be healthy before it knows its servers.
+        for path in ("/health", "/v1/models"):
+            wait_for(f"{address}{path}", running)
         yield address
 
 
@@ -226,7 +228,11 @@ def interrupted(name, program, how):
         servers[0].process.send_signal(how)
         if how == signal.SIGTERM:
             # The port stays open while it drains: no health, no new request.
-            status, headers, text = fetch(f"{servers[0].url}/health")
+            for _ in range(50):
+                status, headers, text = fetch(f"{servers[0].url}/health")
+                if status != 200:
+                    break
+                time.sleep(0.02)
             assert status == 503 and headers["retry-after"], (status, text)
             assert complete(servers[0].url, "a")[0] == 503
         answers = [complete(address, f"{i} more")[0] for i in range(8)]

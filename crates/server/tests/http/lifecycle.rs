@@ -283,11 +283,20 @@ fn a_draining_server_answers_503_until_its_last_stream_ends() {
     let mut start = [0; 15];
     stream.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 200 OK");
+    // A connection that exists already; its request comes after the signal.
+    let mut early = TcpStream::connect(server.address).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
     server.signal_shutdown();
     let begun = Instant::now();
     while server.get("/health").status != 503 {
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
+    early
+        .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     for answer in [server.get("/health"), server.chat(json!({}))] {
         assert_eq!(answer.status, 503, "{}", answer.text);
         assert!(answer.text.contains("shutting down"), "{}", answer.text);
