@@ -10,6 +10,6 @@ mod packaged_cuda;
 mod wait;
 
 pub use allocator::{keep_freed_memory, return_freed_memory, share_freed_memory};
-pub use packaged_cuda::use_packaged_cuda;
 pub use background::{Background, stand_back};
+pub use packaged_cuda::use_packaged_cuda;
 pub use wait::wait_on_device;

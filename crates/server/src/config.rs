@@ -33,10 +33,10 @@ use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
 pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use finetuning::{FineTuningConfig, JobPriority};
 pub use keys::ApiKey;
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, KvEventsFlag};
 pub use lora_roots::{LoraRootError, LoraRoots};
-pub use finetuning::{FineTuningConfig, JobPriority};
 pub use parsers::{ReasoningParser, ToolCallParser};
 pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner, ScoreMethod, Task};
 pub use speculative::{NgramConfig, Speculation};
@@ -235,11 +235,11 @@ impl Config {
         let traces = args.otlp_traces_endpoint.as_deref();
         let traces = traces.map(|url| TracesConfig::read(url, |name| std::env::var(name).ok()));
         let pooling = PoolingConfig::from_args(&args)?;
+        let finetuning = FineTuningConfig::from_args(&args)?;
         let mut api_keys = args.api_key;
         if let Some(path) = &args.api_key_file {
             api_keys.extend(keys::read(path)?);
         }
-        let finetuning = FineTuningConfig::from_args(&args)?;
         let lora = LoraOptions {
             roots: LoraRoots::new(&args.lora_roots, &args.lora_modules)?,
             max_loras: args.max_loras,

@@ -58,7 +58,7 @@ pub use error::TrainError;
 pub use footprint::Footprint;
 pub use output::discard_unused_output;
 pub use preview::preview;
-pub use space::free as free_bytes;
 pub use samples::Sample;
+pub use space::free as free_bytes;
 pub use summary::{StepReport, Summary};
 pub use training::{Training, train, train_until};

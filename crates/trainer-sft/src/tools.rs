@@ -53,7 +53,7 @@ pub enum Tool {
     /// Ask what to train on which data, and write the settings of a run to a file (run.toml)
     Init(InitArgs),
     /// Say what a run would make of its data: formats, lengths, duplicates, what is left out, cost
-    Check(CheckArgs),
+    Check(Box<CheckArgs>),
     /// Merge a LoRA adapter into its base model, as a model folder
     Merge(MergeArgs),
     /// Say what a folder holds, and what is wrong with it: an adapter, a checkpoint or a model

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::binary::Platform;
-use super::package::{LICENCES, Options, Package, SHARE, data, top_file, write};
+use super::package::{CHANGELOG, LICENCES, Options, Package, SHARE, data, top_file, write};
 use super::tar::{Rights, Tar, gzip};
 use super::zip::Zip;
 
@@ -38,8 +38,9 @@ fn contents(package: &Package) -> Result<Vec<(String, Vec<u8>, Rights)>> {
     for (name, content) in data()? {
         files.push((format!("{SHARE}/{name}"), content, Rights::FILE));
     }
-    for name in LICENCES.into_iter().chain(["CHANGELOG.md"]) {
-        files.push((name.to_owned(), top_file(name)?, Rights::FILE));
+    for path in LICENCES.into_iter().chain([CHANGELOG]) {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        files.push((name.to_owned(), top_file(path)?, Rights::FILE));
     }
     Ok(files)
 }

@@ -1,4 +1,4 @@
-//! What CHANGELOG.md says of a version.
+//! What docs/CHANGELOG.md says of a version.
 
 use anyhow::{Context, Result};
 
@@ -11,12 +11,12 @@ pub(super) fn notes(changelog: &str, version: &str) -> Result<String> {
     let mut lines = changelog.lines().skip_while(|line| !is_heading(line));
     lines
         .next()
-        .with_context(|| format!("CHANGELOG.md has no section `## {version}`"))?;
+        .with_context(|| format!("docs/CHANGELOG.md has no section `## {version}`"))?;
     let section = lines.take_while(|line| !line.starts_with("## "));
     let notes = section.collect::<Vec<_>>().join("\n").trim().to_owned();
     (!notes.is_empty())
         .then_some(notes + "\n")
-        .with_context(|| format!("CHANGELOG.md: the section of {version} is empty"))
+        .with_context(|| format!("docs/CHANGELOG.md: the section of {version} is empty"))
 }
 
 #[cfg(test)]
@@ -25,7 +25,7 @@ mod tests {
 
     #[test]
     fn this_version_has_notes() {
-        let changelog = std::fs::read_to_string(crate::root().join("CHANGELOG.md")).unwrap();
+        let changelog = std::fs::read_to_string(crate::root().join(super::super::package::CHANGELOG)).unwrap();
         let version = crate::release::version().unwrap();
         assert!(
             notes(&changelog, &version).is_ok(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::digest::hex;
-use super::package::{top_file, version};
+use super::package::{CHANGELOG, top_file, version};
 use super::{changelog, package};
 
 /// A template, and the file that is made of it.
@@ -35,7 +35,7 @@ pub(crate) fn run(flags: &[&str]) -> Result<()> {
         [] => Path::new(&crate::target_directory()?).join("dist"),
         _ => bail!("usage: cargo xtask release-files [--dir DIR]"),
     };
-    let changelog = String::from_utf8(top_file("CHANGELOG.md")?)?;
+    let changelog = String::from_utf8(top_file(CHANGELOG)?)?;
     let names = written(&folder, &version()?, &changelog)?;
     for name in names {
         println!("{}", folder.join(name).display());

@@ -23,6 +23,9 @@ const DATA: [&str; 8] = [
     "model/tokenizer.json",
     "model/tokenizer_config.json",
 ];
+/// What is new in each version.
+pub(super) const CHANGELOG: &str = "docs/CHANGELOG.md";
+
 pub(super) const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 
 /// One build of the program, ready to be packaged.

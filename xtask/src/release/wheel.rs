@@ -105,7 +105,7 @@ fn metadata(package: &Package, readme: &str) -> String {
     format!(
         "Metadata-Version: 2.4\nName: {name}\nVersion: {}\nSummary: {SUMMARY}\n\
          License-Expression: MIT OR Apache-2.0\n{licences}Project-URL: Repository, {REPOSITORY}\n\
-         Project-URL: Changelog, {REPOSITORY}/blob/main/CHANGELOG.md\nRequires-Python: >=3.8\n{needs}\
+         Project-URL: Changelog, {REPOSITORY}/blob/main/docs/CHANGELOG.md\nRequires-Python: >=3.8\n{needs}\
          Description-Content-Type: text/markdown\n\n{readme}",
         package.version
     )

@@ -83,7 +83,7 @@ pub(crate) fn run(name: &str, make: impl Fn(&mut Random) -> Vec<u8>, target: imp
         case += 1;
     }
     let _ = std::fs::remove_file(&file);
-    println!("{name}: {} cases, FUZZ_SEED={seed}", case - first);
+    eprintln!("{name}: {} cases, FUZZ_SEED={seed}", case - first);
 }
 
 /// The most memory that the process has had, where the system tells.

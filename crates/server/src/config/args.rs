@@ -8,8 +8,8 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, JsonStyle, Quantization};
 
 use super::api::MAX_LOGPROBS;
-use super::kv_events::{KvEventsFlag, kv_events};
 use super::finetuning::{JobPriority, MAX_FILE_SIZE};
+use super::kv_events::{KvEventsFlag, kv_events};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
 use super::structured_outputs::json_style;

@@ -11,7 +11,7 @@ use super::command_line::parse;
 use super::{Config, ConfigError, file, vllm_flags};
 
 /// Flags that only a server which listens has.
-const OF_HTTP: [&str; 17] = [
+const OF_HTTP: [&str; 21] = [
     "--host",
     "--port",
     "--uds",

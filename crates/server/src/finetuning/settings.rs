@@ -59,7 +59,10 @@ impl From<ConfigError> for Refusal {
         let name = match &error {
             ConfigError::Value { flag, .. } => Some(setting_name(flag)),
             ConfigError::NoEvalData => Some("eval_steps".to_owned()),
-            ConfigError::NoData | ConfigError::Conflict(_) | ConfigError::File { .. } => None,
+            ConfigError::NoData
+            | ConfigError::Conflict(_)
+            | ConfigError::File { .. }
+            | ConfigError::NoSettings { .. } => None,
         };
         Self {
             name,

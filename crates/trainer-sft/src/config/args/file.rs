@@ -8,10 +8,10 @@ use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::hints::nearest;
 use super::{
     Args, DataArgs, GrpoArgs, LoraArgs, MemoryArgs, MethodArgs, ModelArgs, OutputArgs, TrainingArgs,
 };
-use super::hints::nearest;
 use crate::config::ConfigError;
 
 /// Flags that are no settings of a file.

@@ -1,6 +1,6 @@
 # The CPU image, from an archive that `cargo xtask archive` has made, unpacked:
 #   mkdir image && tar -xzf qwen-burn-VERSION-TARGET.tar.gz --strip-components 1 -C image
-#   docker build -t qwen-burn -f docker/cpu.Dockerfile image
+#   docker build -t qwen-burn -f xtask/release/cpu.Dockerfile image
 # `cargo xtask image` makes an image of the same content without a daemon.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --chmod=0755 bin/qwen-burn /usr/bin/qwen-burn
