@@ -43,7 +43,7 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
         !said.is_success()
             && said
                 .err
-                .contains("--output: expected a run that has not ended"),
+                .contains("--resume: expected a run that has not ended"),
         "{}",
         said.err
     );
@@ -199,7 +199,7 @@ fn a_run_says_what_it_is_about_to_do_and_how_far_it_is() {
         "parameters are trained, of a model with",
         "48 examples with ",
         "2 examples per step (2 × 1)",
-        "the defaults for any other model are 3 epochs and 2e-4",
+        "a learning rate of 0.002 by default; for any other model that is 2e-4",
         "--warmup-steps: a warm-up of 100 steps in a run of 10: the learning rate never reaches its peak",
         "step 1/10: loss ",
         "step 10/10: loss ",
