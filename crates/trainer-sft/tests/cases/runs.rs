@@ -199,7 +199,7 @@ fn a_run_says_what_it_is_about_to_do_and_how_far_it_is() {
         "parameters are trained, of a model with",
         "48 examples with ",
         "2 examples per step (2 × 1)",
-        "takes a learning rate of 0.002 by default; for any other model that is 2e-4",
+        "a learning rate of 0.002 by default; for any other model that is 2e-4",
         "--warmup-steps: a warm-up of 100 steps in a run of 10: the learning rate never reaches its peak",
         "step 1/10: loss ",
         "step 10/10: loss ",
