@@ -38,6 +38,9 @@ use crate::trainer::{StepOutput, Trainer};
 /// What is called after each step; `Break` stops the run.
 pub(crate) type OnStep<'a> = Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>;
 
+/// What is called with something that a run has made.
+type Listener<'a, T> = Box<dyn FnMut(&T) + 'a>;
+
 /// Who looks on, and may stop the run.
 #[derive(Default)]
 pub(crate) struct Watch<'a> {
@@ -46,11 +49,11 @@ pub(crate) struct Watch<'a> {
     /// Called after each step.
     pub(crate) on_step: Option<OnStep<'a>>,
     /// Called with each record of the metrics.
-    pub(crate) on_record: Option<Box<dyn FnMut(&Record) + 'a>>,
+    pub(crate) on_record: Option<Listener<'a, Record>>,
     /// Called with the answers to `--sample-prompts`.
-    pub(crate) on_sample: Option<Box<dyn FnMut(&[Sample]) + 'a>>,
+    pub(crate) on_sample: Option<Listener<'a, [Sample]>>,
     /// Called with the folder of each checkpoint.
-    pub(crate) on_checkpoint: Option<Box<dyn FnMut(&Path) + 'a>>,
+    pub(crate) on_checkpoint: Option<Listener<'a, Path>>,
     /// Becomes true when the run is to stop.
     pub(crate) stop: Option<&'a AtomicBool>,
     /// Whether standard error shows the progress.

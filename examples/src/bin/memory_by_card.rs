@@ -4,6 +4,8 @@
 //! $ cargo run -p examples --bin memory_by_card
 //! ```
 
+#![allow(clippy::print_stdout, reason = "the tables are the result")]
+
 use std::path::Path;
 
 use anyhow::Result;

@@ -25,7 +25,8 @@ mod tests {
 
     #[test]
     fn this_version_has_notes() {
-        let changelog = std::fs::read_to_string(crate::root().join(super::super::package::CHANGELOG)).unwrap();
+        let changelog =
+            std::fs::read_to_string(crate::root().join(super::super::package::CHANGELOG)).unwrap();
         let version = crate::release::version().unwrap();
         assert!(
             notes(&changelog, &version).is_ok(),
