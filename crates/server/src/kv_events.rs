@@ -1,7 +1,7 @@
 //! Changes of the prefix cache, published over ZeroMQ in vLLM's format, so that routers know which server has which prefix.
 //!
 //! The engine's thread gives names to the blocks and puts each batch into a bounded queue; it never waits. A thread of its own
-//! ([`publisher`]) writes the batches ([`wire`]) and sends them to the subscribers ([`zmtp`]). Where a queue is full, a batch is
+//! (`publisher`) writes the batches (`wire`) and sends them to the subscribers (`zmtp`). Where a queue is full, a batch is
 //! dropped and counted; its number is missing then, and a subscriber may ask for it at the replay endpoint.
 
 mod blocks;

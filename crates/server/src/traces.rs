@@ -1,7 +1,7 @@
 //! One span for each request, sent to a collector of OpenTelemetry with the attributes of vLLM's spans.
 //!
 //! A [`RequestTrace`] is shared by the answer and by the engine's sequences. When the last of them lets go of it, the span is
-//! complete, and goes into a bounded queue; a thread of its own sends what is in it ([`exporter`]). A full queue drops the span,
+//! complete, and goes into a bounded queue; a thread of its own sends what is in it (`exporter`). A full queue drops the span,
 //! and counts it.
 
 mod context;

@@ -381,7 +381,7 @@ fn what_cannot_be_learnt_is_named() {
         (json!({ "training_file": "file-x" }), "training_file"),
         (json!({ "validation_file": "../x" }), "validation_file"),
         (json!({ "suffix": "a/b" }), "suffix"),
-        (json!({ "sufix": "a" }), "sufix"),
+        (json!({ "own_suffix": "a" }), "own_suffix"),
         (json!({ "seed": -1 }), "seed"),
         (
             json!({ "integrations": [{ "type": "wandb" }] }),

@@ -109,9 +109,14 @@ async fn serve_on<L: Listener>(
         () = &mut serving => None,
     };
     let Some(state) = state else { return Ok(()) };
+    // The receiver lives as long as `serving`, which takes the model up before anybody is told of it.
+    let _ = sender.send(state.clone());
+    tokio::select! {
+        biased;
+        () = &mut serving => return Ok(()),
+        () = std::future::ready(()) => {}
+    }
     announce(&state, config, url, curl)?;
-    // The receiver lives as long as `serving`.
-    let _ = sender.send(state);
     serving.await;
     Ok(())
 }

@@ -217,7 +217,7 @@ def main():
     num_failed = 0
     for flags, checks in CHECKS.items():
         folder = tempfile.TemporaryDirectory()
-        flags = [flag.format(folder=folder.name) for flag in flags]
+        flags = [flag.replace("{folder}", folder.name) for flag in flags]
         with folder, server(sys.argv[1], *flags) as address:
             for name, check in checks:
                 start = time.monotonic()
