@@ -4,8 +4,8 @@
     cargo build -p server
     python3 crates/server/tests/soak/soak.py --seconds 1200 target/debug/server
 
-Each function marked `@action` is done by several threads in a random order. A fine-tuning job that runs beside them is one more
-action. The end is a report in JSON; the exit code is 1 if something was wrong.
+Each function marked `@action` is done by several threads in a random order. A thread of its own trains one adapter after the
+other, talks to it and deletes it. The end is a report in JSON; the exit code is 1 if something was wrong.
 """
 
 import argparse
@@ -52,8 +52,9 @@ class Soak:
         self.adapter.mkdir(parents=True)
         write_adapter(self.adapter)
         flags = ["--max-num-seqs", "16", "--kv-cache-memory-bytes", "24MiB", "--max-num-queued-reqs", "64"]
-        lora = ["--enable-lora", "--lora-roots", str(self.adapter.parent), "--lora-modules", f"taught={self.adapter}", "--max-loras", "3"]
-        self.texts = Server(program, "--served-model-name", "base", *flags, *lora)
+        lora = ["--enable-lora", "--lora-roots", str(self.adapter.parent), "--lora-modules", f"taught={self.adapter}", "--max-loras", "4"]
+        jobs = ["--enable-finetuning", "--finetuning-dir", str(folder / "jobs")]
+        self.texts = Server(program, "--served-model-name", "base", *flags, *lora, *jobs)
         self.vectors = Server(program, "--runner", "pooling", *flags)
         self.counts = collections.Counter()
         self.wrong = []
@@ -64,6 +65,33 @@ class Soak:
                         for model in ("base", "taught") for question in QUESTIONS}
         self.embeddings = {question: self.embed(question) for question in QUESTIONS}
         self.echo = self.long(0)
+
+    def teach(self, until):
+        """Jobs over HTTP, one after the other."""
+        data = "\n".join(json.dumps({"prompt": question, "completion": "I am a red tin robot."}) for question in QUESTIONS)
+        file = self.texts.upload("robots.jsonl", data.encode())["id"]
+        while time.monotonic() < until:
+            try:
+                self.teach_once(file, until)
+            except Exception as error:
+                self.check(False, "teach", error)
+
+    def teach_once(self, file, until):
+        settings = {"max_steps": 40, "lora_r": 4, "save_steps": 20}
+        job = self.texts.post("/v1/fine_tuning/jobs", model="base", training_file=file, hyperparameters=settings)
+        while job["status"] not in ("succeeded", "failed", "cancelled"):
+            if time.monotonic() > until:
+                return
+            time.sleep(0.5)
+            job = self.texts.request("GET", f"/v1/fine_tuning/jobs/{job['id']}")[1]
+        self.check(job["status"] == "succeeded", "job", job)
+        model = job["fine_tuned_model"]
+        answer = content(self.texts.post(CHAT, model=model, **greedy(QUESTIONS[0])))
+        self.check("robot" in answer, "taught", answer)
+        status, answer = self.texts.request("DELETE", f"/v1/models/{model}")
+        self.check(status == 200, "delete", status, answer)
+        with self.lock:
+            self.counts["teach"] += 1
 
     def embed(self, text):
         return self.vectors.post("/v1/embeddings", input=text)["data"][0]["embedding"]
@@ -245,6 +273,7 @@ def main():
         until, warm = start + args.seconds, start + args.seconds * args.warm_up
         samples = {"texts": [], "vectors": []}
         threads = [threading.Thread(target=soak.work, args=(seed, until)) for seed in range(args.threads)]
+        threads.append(threading.Thread(target=soak.teach, args=(until,)))
         threads += [threading.Thread(target=measure, args=(getattr(soak, name), until, some)) for name, some in samples.items()]
         for thread in threads:
             thread.start()

@@ -58,6 +58,21 @@ class Server:
         assert status == 200, (path, status, answer)
         return answer
 
+    def upload(self, name, data, purpose="fine-tune"):
+        """The file object of a file that was uploaded."""
+        edge = "edge-of-the-parts"
+        parts = (f'--{edge}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n--{edge}\r\n'
+                 f'content-disposition: form-data; name="file"; filename="{name}"\r\n\r\n').encode() + data
+        connection = self.connection()
+        try:
+            connection.request("POST", "/v1/files", parts + f"\r\n--{edge}--\r\n".encode(),
+                               {"content-type": f"multipart/form-data; boundary={edge}"})
+            answer = connection.getresponse()
+            assert answer.status == 200, (answer.status, answer.read())
+            return json.load(answer)
+        finally:
+            connection.close()
+
     def stream(self, path, body):
         """The events of a stream, one after the other; closing the generator closes the connection."""
         connection = self.connection()
