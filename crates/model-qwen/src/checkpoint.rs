@@ -197,6 +197,10 @@ impl Checkpoint {
             path: path.to_owned(),
             message,
         };
+        // A pipe would wait for whoever writes into it.
+        if !std::fs::metadata(path).map_err(read)?.is_file() {
+            return Err(format("expected a plain file".to_owned()));
+        }
         let file = File::open(path).map_err(read)?;
         if file.metadata().map_err(read)?.len() == 0 {
             return Err(format(

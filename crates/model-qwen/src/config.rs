@@ -224,6 +224,10 @@ mod tests {
             error(|json| json["num_key_value_heads"] = 3.into()).contains("num_key_value_heads")
         );
         assert!(error(|json| json["hidden_size"] = 0.into()).contains("found 0"));
+        assert!(
+            error(|json| json["num_hidden_layers"] = 1_000_000_000.into())
+                .contains("`num_hidden_layers`: expected at most 4096 layers")
+        );
         assert!(error(|json| json["hidden_size"] = "x".into()).contains("`hidden_size`"));
         assert!(error(|json| json["mlp_bias"] = true.into()).contains("`mlp_bias`"));
         assert!(error(|json| json["is_causal"] = false.into()).contains("`is_causal`"));

@@ -232,6 +232,12 @@ impl Config {
                 message: "needs --enable-lora".to_owned(),
             });
         }
+        if !args.lora_roots.is_empty() && !args.enable_lora {
+            return Err(ConfigError::Flag {
+                flag: "--lora-roots",
+                message: "needs --enable-lora".to_owned(),
+            });
+        }
         let traces = args.otlp_traces_endpoint.as_deref();
         let traces = traces.map(|url| TracesConfig::read(url, |name| std::env::var(name).ok()));
         let pooling = PoolingConfig::from_args(&args)?;

@@ -281,7 +281,7 @@ impl RunConfig {
 
 /// Which activations are computed a second time; see [`Checkpointing`](crate::step::Checkpointing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase", from = "BoolOrAuto")]
+#[serde(from = "BoolOrAuto", into = "BoolOrAuto")]
 pub enum GradientCheckpointing {
     /// As few as the free memory allows.
     Auto,
@@ -292,25 +292,38 @@ pub enum GradientCheckpointing {
 }
 
 /// How a file may say it: `true` without quotes is no string in most formats.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected true, false or \"auto\"")]
 enum BoolOrAuto {
     Bool(bool),
-    Auto(Auto),
+    Text(Text),
 }
 
-#[derive(Deserialize)]
+/// `"true"` and `"false"` are what files of earlier runs say.
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Auto {
+enum Text {
     Auto,
+    True,
+    False,
 }
 
 impl From<BoolOrAuto> for GradientCheckpointing {
     fn from(value: BoolOrAuto) -> Self {
         match value {
-            BoolOrAuto::Bool(true) => Self::True,
-            BoolOrAuto::Bool(false) => Self::False,
-            BoolOrAuto::Auto(Auto::Auto) => Self::Auto,
+            BoolOrAuto::Bool(true) | BoolOrAuto::Text(Text::True) => Self::True,
+            BoolOrAuto::Bool(false) | BoolOrAuto::Text(Text::False) => Self::False,
+            BoolOrAuto::Text(Text::Auto) => Self::Auto,
+        }
+    }
+}
+
+impl From<GradientCheckpointing> for BoolOrAuto {
+    fn from(value: GradientCheckpointing) -> Self {
+        match value {
+            GradientCheckpointing::True => Self::Bool(true),
+            GradientCheckpointing::False => Self::Bool(false),
+            GradientCheckpointing::Auto => Self::Text(Text::Auto),
         }
     }
 }
@@ -392,5 +405,28 @@ impl LrSchedule {
     /// Whether `--lr-decay-steps` is.
     fn has_decay_steps(self) -> bool {
         self == Self::WarmupStableDecay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_of_checkpointing_is_read_again() {
+        use GradientCheckpointing::{Auto, False, True};
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct File {
+            value: GradientCheckpointing,
+        }
+        for (value, text) in [(Auto, "\"auto\""), (True, "true"), (False, "false")] {
+            let written = toml::to_string(&File { value }).unwrap();
+            assert_eq!(written.trim(), format!("value = {text}"));
+            assert_eq!(toml::from_str::<File>(&written).unwrap(), File { value });
+            // Files of earlier versions.
+            let old = format!("value = \"{}\"", text.trim_matches('"'));
+            assert_eq!(toml::from_str::<File>(&old).unwrap(), File { value });
+        }
+        assert!(toml::from_str::<File>("value = 1").is_err());
     }
 }

@@ -141,14 +141,14 @@ pub enum TrainError {
         output: PathBuf,
     },
     /// The run takes more memory than it may.
-    #[error("the run would take {} MiB, and {by} allows {} MiB; {instead} (--dry-run shows what takes it)", mib(*needed), mib(*budget))]
+    #[error("the run would take {} MiB, and {by} allows {} MiB; {instead} (--dry-run shows what takes it)", mib(*needed), *budget >> 20)]
     Memory {
         /// Bytes that the run would take.
         needed: u64,
         /// Bytes that it may take.
         budget: u64,
         /// What sets this.
-        by: &'static str,
+        by: String,
         /// Flags with which the run would fit.
         instead: String,
     },

@@ -4,6 +4,7 @@
 //! For a GPU the plan goes through the allocations of a step one after the other, and puts them where CubeCL puts them. For a
 //! CPU, and for steps that go through autodiff graphs, it is an estimate.
 
+mod fit;
 mod ledger;
 mod pages;
 mod rows;
@@ -17,11 +18,12 @@ use lora_4bit::training::dtype_of;
 use model_qwen::{Dtype, Quantization, QwenConfig, device_memory, is_gpu, linear_features};
 use serde::Serialize;
 
+pub use self::fit::PlannedRun;
+pub(crate) use self::fit::plan;
 use self::ledger::Use;
 pub(crate) use self::rows::RowLengths;
 use self::step::StepShape;
 use crate::config::{Config, GradientCheckpointing, Method};
-use crate::error::TrainError;
 use crate::footprint::Footprint;
 use crate::lora;
 use crate::metrics::available_memory;
@@ -34,8 +36,6 @@ const GPU_DRIVER: u64 = 680 << 20;
 const MULTIPROCESSORS: usize = 132;
 /// What the process takes without a model: the program, the tokenizer, threads.
 const CPU_PROCESS: u64 = 160 << 20;
-/// `--gpu-memory-utilization` of a GPU, as the server's.
-const GPU_UTILIZATION: f64 = 0.9;
 /// Rows of logits that the loss holds on a CPU, see [`crate::loss`].
 const CPU_LOGIT_ROWS: usize = 64;
 
@@ -278,167 +278,6 @@ fn ranks(config: &Config, model: &QwenConfig) -> [usize; 7] {
     })
 }
 
-/// The memory that a run may take.
-#[derive(Clone, Copy, Debug)]
-struct Budget {
-    bytes: u64,
-    /// What set it.
-    by: &'static str,
-    /// Whether a flag did.
-    is_asked: bool,
-}
-
-impl Budget {
-    /// `None` where nothing is known of the device, and nobody said anything.
-    fn of(config: &Config, machine: &Machine) -> Option<Self> {
-        let settings = &config.memory;
-        let is_asked =
-            settings.device_memory.is_some() || settings.gpu_memory_utilization.is_some();
-        let by = match (settings.device_memory, settings.gpu_memory_utilization) {
-            (Some(_), _) => "--device-memory",
-            (None, Some(_)) => "--gpu-memory-utilization",
-            (None, None) => "the device",
-        };
-        let total = settings.device_memory.or(machine.total)?;
-        let default = match machine.gpu {
-            Some(_) => GPU_UTILIZATION,
-            None => 1.0,
-        };
-        let fraction = settings.gpu_memory_utilization.unwrap_or(default);
-        let budget = (total as f64 * fraction) as u64;
-        // An estimate that nobody asked for stops no run on a CPU.
-        match (machine.gpu, is_asked, machine.free) {
-            (None, false, _) => None,
-            (Some(_), _, Some(free)) if free < budget => Some(Self {
-                bytes: free,
-                by: "what is free of the device's memory",
-                is_asked,
-            }),
-            _ => Some(Self {
-                bytes: budget,
-                by,
-                is_asked,
-            }),
-        }
-    }
-}
-
-/// The settings with the batch size that `auto` stands for, and what the run takes with them; besides the weights where these are
-/// loaded already.
-///
-/// # Errors
-/// [`TrainError::Memory`] where it is more than there is.
-pub(crate) fn plan(
-    config: &Config,
-    model: &QwenConfig,
-    machine: &Machine,
-    (rows, is_loaded): (&RowLengths, bool),
-) -> Result<(Config, MemoryPlan), TrainError> {
-    let budget = Budget::of(config, machine);
-    let planned = |config: &Config| {
-        let tokens = rows.most_tokens(config.run.batch_size, config.data.max_length);
-        let mut plan = MemoryPlan::new(config, model, machine, tokens);
-        if is_loaded {
-            (plan.weights, plan.driver) = (0, 0);
-        }
-        plan
-    };
-    let fits =
-        |config: &Config| budget.is_none_or(|budget| planned(config).total() <= budget.bytes);
-    let mut config = config.clone();
-    let leaves_room = machine.gpu.is_none() && budget.is_some() && is_auto(&config);
-    if leaves_room {
-        config.optimizer.gradient_checkpointing = GradientCheckpointing::True;
-    }
-    if config.run.batch_size_auto {
-        let rows = config.run.batch_size * config.run.gradient_accumulation;
-        config = largest_batch(&config, rows, &fits);
-    }
-    // `auto` looks at the memory that is free, and not at what it was told.
-    if leaves_room {
-        let mut keeps_all = config.clone();
-        keeps_all.optimizer.gradient_checkpointing = GradientCheckpointing::False;
-        if fits(&keeps_all) {
-            config = keeps_all;
-        }
-    }
-    let plan = planned(&config);
-    match budget {
-        // An estimate stops only a run that was told how much it may take.
-        Some(budget) if plan.total() > budget.bytes && (plan.is_exact || budget.is_asked) => {
-            Err(TrainError::Memory {
-                needed: plan.total(),
-                budget: budget.bytes,
-                by: budget.by,
-                instead: instead(&config, &fits),
-            })
-        }
-        _ => Ok((config, plan)),
-    }
-}
-
-/// The most rows at once that fit, of `rows` in a step.
-fn largest_batch(config: &Config, rows: usize, fits: &impl Fn(&Config) -> bool) -> Config {
-    let with = |size: usize| {
-        let mut config = config.clone();
-        config.run.batch_size = size;
-        config.run.gradient_accumulation = rows / size;
-        config
-    };
-    let sizes = (1..=rows).rev().filter(|size| rows.is_multiple_of(*size));
-    let mut all = sizes.map(with);
-    all.find(|config| fits(config)).unwrap_or_else(|| with(1))
-}
-
-/// Flags with which the run fits.
-fn instead(config: &Config, fits: &impl Fn(&Config) -> bool) -> String {
-    let mut found = Vec::new();
-    let mut tried = config.clone();
-    if tried.optimizer.gradient_checkpointing == GradientCheckpointing::False {
-        tried.optimizer.gradient_checkpointing = GradientCheckpointing::Auto;
-        found.push("--gradient-checkpointing true".to_owned());
-    }
-    if !fits(&tried) && tried.run.batch_size > 1 {
-        let rows = tried.run.batch_size * tried.run.gradient_accumulation;
-        let sizes = (1..tried.run.batch_size)
-            .rev()
-            .filter(|size| rows.is_multiple_of(*size));
-        let with = |size: usize| {
-            let mut config = tried.clone();
-            config.run.batch_size = size;
-            config.run.gradient_accumulation = rows / size;
-            config
-        };
-        let largest = sizes.map(with).find(|config| fits(config));
-        tried = largest.unwrap_or_else(|| with(1));
-        found.push(format!(
-            "--batch-size {} --gradient-accumulation {}",
-            tried.run.batch_size, tried.run.gradient_accumulation
-        ));
-    }
-    if !fits(&tried) && tried.quantization() == Quantization::None {
-        tried.model.quantization = Some(Quantization::Nf4);
-        found.push("--quantization nf4".to_owned());
-    }
-    if !fits(&tried) {
-        let with = |length: usize| {
-            let mut config = tried.clone();
-            config.data.max_length = length;
-            config
-        };
-        let mut lengths = (1..tried.data.max_length.div_ceil(64))
-            .rev()
-            .map(|n| 64 * n);
-        match lengths.find(|&length| fits(&with(length))) {
-            Some(length) => found.push(format!("--max-length {length}")),
-            None => {
-                return "no batch or length fits: a smaller model would, or more memory".to_owned();
-            }
-        }
-    }
-    format!("{} would fit", found.join(" "))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -497,6 +336,8 @@ mod tests {
         let rows = RowLengths::any(usize::MAX, 1 << 20);
         let refused = |config: &Config| {
             let error = plan(config, &model(), &card(8), (&rows, false))
+                .unwrap()
+                .accepted()
                 .unwrap_err()
                 .to_string();
             error.split_once("MiB; ").unwrap().1.to_owned()
@@ -514,16 +355,35 @@ mod tests {
             .next()
             .unwrap();
         let length = length.parse().unwrap();
-        assert!(plan(&config(1, length), &model(), &card(8), (&rows, false)).is_ok());
-        assert!(plan(&config(1, length + 64), &model(), &card(8), (&rows, false)).is_err());
+        let fits = |length| {
+            let planned = plan(&config(1, length), &model(), &card(8), (&rows, false));
+            planned.unwrap().accepted().is_ok()
+        };
+        assert!(fits(length) && !fits(length + 64));
 
         let mut small = config(1, 64);
         small.memory.device_memory = Some(1 << 30);
-        let said = plan(&small, &model(), &card(8), (&rows, false))
-            .unwrap_err()
-            .to_string();
+        let said = plan(&small, &model(), &card(8), (&rows, false)).unwrap();
+        let said = said.to_string();
+        let expected = "0.9 of --device-memory 1024 MiB allows 921 MiB; no batch or length fits";
+        assert!(said.contains(expected), "{said}");
+        assert!(said.contains("weights") && said.contains("1 at once, 1 times per step"));
+    }
+
+    #[test]
+    fn answers_that_are_drawn_have_a_length_of_their_own() {
+        let rows = RowLengths::known(vec![13, 9], 4096, 1);
+        let mut config = config(8, 1024);
+        config.method.method = Method::Grpo;
+        config.grpo.max_completion_length = Some(256);
+        config.memory.device_memory = Some(3 << 30);
+        let planned = plan(&config, &model(), &card(8), (&rows, false)).unwrap();
+        assert_eq!(planned.plan.tokens, 8 * (13 + 256));
+        config.grpo.max_completion_length = Some(60_000);
+        let refused = plan(&config, &model(), &card(8), (&rows, false)).unwrap();
+        let said = refused.refusal.unwrap().to_string();
         assert!(
-            said.contains("--device-memory allows 922 MiB; no batch or length fits"),
+            said.contains("--max-completion-length") && !said.contains("--max-length"),
             "{said}"
         );
     }
@@ -536,7 +396,8 @@ mod tests {
             config.run.gradient_accumulation = 4;
             config.run.batch_size_auto = true;
             config.memory.device_memory = Some(gib << 30);
-            let (config, plan) = plan(&config, &model(), &card(140), (&rows, false)).unwrap();
+            let planned = plan(&config, &model(), &card(140), (&rows, false)).unwrap();
+            let (config, plan) = planned.accepted().unwrap();
             assert!(plan.total() <= gib << 30);
             (config.run.batch_size, config.run.gradient_accumulation)
         };
@@ -544,6 +405,26 @@ mod tests {
             [chosen(4), chosen(8), chosen(80)],
             [(1, 16), (4, 4), (16, 1)]
         );
+    }
+
+    #[test]
+    fn auto_needs_to_know_how_much_there_is() {
+        let unknown = Machine {
+            gpu: Some(DType::F32),
+            total: None,
+            free: None,
+        };
+        let rows = RowLengths::any(usize::MAX, 4096);
+        let mut config = config(4, 1024);
+        assert!(plan(&config, &model(), &unknown, (&rows, false)).is_ok());
+        config.run.batch_size_auto = true;
+        let refused = plan(&config, &model(), &unknown, (&rows, false)).unwrap_err();
+        assert!(
+            refused.to_string().contains("give --device-memory"),
+            "{refused}"
+        );
+        config.memory.device_memory = Some(64 << 30);
+        assert!(plan(&config, &model(), &unknown, (&rows, false)).is_ok());
     }
 
     #[test]
@@ -557,15 +438,27 @@ mod tests {
         let mut config = config(4, 1024);
         assert!(plan(&config, &model(), &cpu, (&rows, false)).is_ok());
         config.run.batch_size_auto = true;
+        // A half of what is free, and one answer takes more.
+        let chosen = plan(&config, &model(), &cpu, (&rows, false))
+            .unwrap()
+            .config;
+        assert_eq!(
+            (chosen.run.batch_size, chosen.run.gradient_accumulation),
+            (1, 4)
+        );
         config.memory.gpu_memory_utilization = Some(0.5);
-        assert!(plan(&config, &model(), &cpu, (&rows, false)).is_err());
+        let refused = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
+        assert!(refused.accepted().is_err());
         config.memory.device_memory = Some(16 << 30);
-        let (small, estimate) = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
-        assert_eq!((small.run.batch_size, estimate.is_exact), (4, false));
+        let small = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
+        assert_eq!(
+            (small.config.run.batch_size, small.plan.is_exact),
+            (4, false)
+        );
         let keeps = |config: &Config| config.optimizer.gradient_checkpointing;
-        assert_eq!(keeps(&small), GradientCheckpointing::True);
+        assert_eq!(keeps(&small.config), GradientCheckpointing::True);
         config.memory.device_memory = Some(64 << 30);
-        let (large, _) = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
-        assert_eq!(keeps(&large), GradientCheckpointing::False);
+        let large = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
+        assert_eq!(keeps(&large.config), GradientCheckpointing::False);
     }
 }

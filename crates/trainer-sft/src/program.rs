@@ -64,9 +64,12 @@ fn carry_out(command_line: Vec<OsString>, commands: Commands) -> Result<ExitCode
     };
     log_to_stderr();
     if config.memory.dry_run {
-        let plan = Training::new(&config).plan()?;
-        write_out(&mut std::io::stdout(), &format!("{plan}\n"))?;
-        return Ok(ExitCode::SUCCESS);
+        let planned = Training::new(&config).plan()?;
+        write_out(&mut std::io::stdout(), &format!("{planned}\n"))?;
+        return Ok(match planned.refusal {
+            None => ExitCode::SUCCESS,
+            Some(_) => ExitCode::FAILURE,
+        });
     }
     match config.run.preview {
         Some(count) => show(&config, count).map(|()| ExitCode::SUCCESS),

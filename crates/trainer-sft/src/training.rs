@@ -21,7 +21,7 @@ use crate::error::TrainError;
 use crate::gate::Gate;
 use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
-use crate::memory::{self, Machine, MemoryPlan, RowLengths};
+use crate::memory::{self, Machine, MemoryPlan, PlannedRun, RowLengths};
 use crate::metrics::Record;
 use crate::output::{OutputFolder, Weights};
 use crate::preference::{Preference, check_labels};
@@ -162,16 +162,15 @@ impl<'a> Training<'a> {
         self
     }
 
-    /// What the run takes of the device's memory. Nothing is loaded but the data.
+    /// What the run takes of the device's memory, and whether it may. Nothing is loaded but the data.
     ///
     /// # Errors
-    /// Whatever is wrong with a setting, device or data; [`TrainError::Memory`] where the run takes more than it may.
-    pub fn plan(self) -> Result<MemoryPlan, TrainError> {
+    /// Whatever is wrong with a setting, device or data.
+    pub fn plan(self) -> Result<PlannedRun, TrainError> {
         let (config, device) = self.checked()?;
         let format = ChatFormat::load(&config)?;
         let (datasets, _) = load_data(&config, &format, self.records, (None, false))?;
-        let (_, plan) = planned(&config, &device, &datasets, self.base.is_some())?;
-        Ok(plan)
+        planned(&config, &device, &datasets, self.base.is_some())
     }
 
     /// The settings, complete and checked, and the device.
@@ -210,7 +209,8 @@ impl<'a> Training<'a> {
         let shown = (Some(output.path()), self.watch.progress_bar);
         let samples = Samples::load(&config, &format)?;
         let (datasets, grpo) = load_data(&config, &format, self.records, shown)?;
-        let (config, plan) = planned(&config, &device, &datasets, self.base.is_some())?;
+        let planned = planned(&config, &device, &datasets, self.base.is_some())?;
+        let (config, plan) = planned.accepted()?;
         tell(&config, &plan);
         let config = &config;
         let identity = identify(config, &datasets)?;
@@ -299,13 +299,14 @@ fn planned(
     device: &Device,
     datasets: &Datasets,
     is_loaded: bool,
-) -> Result<(Config, MemoryPlan), TrainError> {
-    memory::plan(
+) -> Result<PlannedRun, TrainError> {
+    let planned = memory::plan(
         config,
         &config.model.architecture()?,
         &Machine::of(device),
         (&RowLengths::of(config, datasets), is_loaded),
-    )
+    )?;
+    Ok(planned)
 }
 
 fn tell(config: &Config, plan: &MemoryPlan) {

@@ -12,7 +12,12 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// The content of `file` in `dir`.
 pub(super) fn read_file(dir: &Path, file: &'static str) -> Result<Vec<u8>, PeftError> {
     let path = dir.join(file);
-    let content = fs::read(&path).map_err(|error| {
+    // A pipe would wait for whoever writes into it.
+    let is_plain = |path: &Path| match fs::metadata(path)?.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::other("expected a plain file")),
+    };
+    let content = is_plain(&path).and_then(|()| fs::read(&path)).map_err(|error| {
         if error.kind() != io::ErrorKind::NotFound {
             return PeftError::io("read", &path)(error);
         }

@@ -35,6 +35,23 @@ fn what_is_not_supported_is_refused_by_name() {
     assert!(with_field("init_lora_weights", json!("gaussian")).is_ok());
 }
 
+/// A pipe that nobody writes into would never end.
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_file() {
+    let (config, _) = adapter().to_bytes().unwrap();
+    for file in [CONFIG_FILE, WEIGHTS_FILE] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CONFIG_FILE), &config).unwrap();
+        let pipe = folder.path().join(file);
+        let _ = fs::remove_file(&pipe);
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let error = LoraAdapter::load(folder.path()).unwrap_err();
+        assert_says(error, &[file, "expected a plain file"]);
+    }
+}
+
 #[test]
 fn adapters_of_the_head_are_named() {
     for name in [

@@ -9,6 +9,9 @@ use super::quantization::check_quantization;
 use super::rope::{RopeShape, read_rope};
 use crate::json_file::{JsonFile, JsonFileError, Nested, whole};
 
+/// Layers of a model, at most: the deepest Qwen has 94.
+const MAX_LAYERS: usize = 4096;
+
 /// Checks every field. What the user should know besides comes second.
 pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFileError> {
     let mut notes = Vec::new();
@@ -67,7 +70,7 @@ pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFil
     let config = QwenConfig {
         hidden_size,
         intermediate_size: top.required("intermediate_size")?,
-        num_hidden_layers: top.required("num_hidden_layers")?,
+        num_hidden_layers: num_layers(&top)?,
         num_attention_heads,
         num_key_value_heads,
         head_dim,
@@ -87,6 +90,17 @@ pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFil
     };
     full_attention(&top, &config)?;
     Ok((config, notes))
+}
+
+/// Layers, of which a number that no model has would only cost time and memory.
+fn num_layers(top: &Nested<'_>) -> Result<usize, JsonFileError> {
+    match top.required("num_hidden_layers")? {
+        num @ ..=MAX_LAYERS => Ok(num),
+        num => {
+            let expected = format!("at most {MAX_LAYERS} layers");
+            Err(top.error("num_hidden_layers", &expected, num))
+        }
+    }
 }
 
 fn model_type(top: &Nested<'_>) -> Result<String, JsonFileError> {

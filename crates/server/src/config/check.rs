@@ -49,6 +49,13 @@ impl Config {
         if self.api_keys.iter().any(ApiKey::is_empty) {
             return wrong("--api-key (or VLLM_API_KEY)", "the key is empty".to_owned());
         }
+        if !self.api_keys.iter().all(ApiKey::is_visible) {
+            return wrong(
+                "--api-key (or VLLM_API_KEY, --api-key-file)",
+                "a key has blanks or characters beyond ASCII, which no header carries as they are"
+                    .to_owned(),
+            );
+        }
         if self.served_model_names.iter().any(String::is_empty) {
             return wrong("--served-model-name", "the name is empty".to_owned());
         }

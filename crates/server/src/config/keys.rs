@@ -15,6 +15,8 @@ use super::ConfigError;
 pub struct ApiKey {
     digest: [u8; 32],
     is_empty: bool,
+    /// Whether a header carries it as it is.
+    is_visible: bool,
 }
 
 impl ApiKey {
@@ -23,6 +25,7 @@ impl ApiKey {
         Self {
             digest: Sha256::digest(key).into(),
             is_empty: key.is_empty(),
+            is_visible: key.bytes().all(|byte| byte.is_ascii_graphic()),
         }
     }
 
@@ -30,6 +33,11 @@ impl ApiKey {
     pub fn matches(&self, candidate: &str) -> bool {
         let candidate: [u8; 32] = Sha256::digest(candidate).into();
         bool::from(self.digest.ct_eq(&candidate)) & !self.is_empty
+    }
+
+    /// Whether a header carries it as it is: it has only visible ASCII characters.
+    pub fn is_visible(&self) -> bool {
+        self.is_visible
     }
 
     /// Whether it is the empty text, which is no secret.

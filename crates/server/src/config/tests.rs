@@ -194,6 +194,13 @@ fn bad_values_name_their_flag() {
         (vec!["--block-size", "0"], "--block-size"),
         (vec!["--max-num-seqs", "-1"], "--max-num-seqs"),
         (vec!["--api-key", ""], "--api-key"),
+        (vec!["--api-key", "käy"], "--api-key"),
+        (vec!["--api-key", "has space"], "--api-key"),
+        (vec!["--lora-roots", "/tmp"], "--enable-lora"),
+        (
+            vec!["--otlp-traces-endpoint", "http://127.0.0.1:99999"],
+            "--otlp-traces-endpoint",
+        ),
         (vec!["--max-loras", "0"], "--max-loras"),
         (vec!["--max-lora-rank", "0"], "--max-lora-rank"),
         (vec!["--lora-modules", "a=b"], "--enable-lora"),

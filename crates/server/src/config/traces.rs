@@ -1,5 +1,6 @@
 //! `--otlp-traces-endpoint`, and the variables of OpenTelemetry that go with it.
 
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::ConfigError;
@@ -93,7 +94,7 @@ fn address(endpoint: &str) -> Result<Uri, ConfigError> {
     }
     if uri
         .authority()
-        .is_none_or(|authority| authority.as_str().contains('@'))
+        .is_none_or(|authority| authority.as_str().contains('@') || !has_port_or_none(authority))
     {
         return expected("");
     }
@@ -102,6 +103,13 @@ fn address(endpoint: &str) -> Result<Uri, ConfigError> {
     }
     let full = format!("{}{PATH}", endpoint.trim_end_matches('/'));
     full.parse().or_else(|_| expected(""))
+}
+
+/// Whether what looks like a port is one.
+fn has_port_or_none(authority: &Authority) -> bool {
+    let after_host = authority.as_str().rsplit_once(']');
+    let rest = after_host.map_or(authority.as_str(), |(_, rest)| rest);
+    !rest.contains(':') || authority.port_u16().is_some()
 }
 
 /// `name=value,name=value`, with percent signs.

@@ -1,7 +1,7 @@
 //! How long the rows of a run are.
 
 use crate::config::{Config, Method};
-use crate::data::{Datasets, TrainData};
+use crate::data::{Datasets, Examples, TrainData};
 
 /// Tokens of each row, the longest first.
 #[derive(Clone, Debug)]
@@ -24,14 +24,19 @@ impl RowLengths {
     /// The rows of a run.
     pub(crate) fn of(config: &Config, datasets: &Datasets) -> Self {
         let max_length = datasets.max_length;
-        let TrainData::Loaded(data) = &datasets.train else {
-            return Self::any(usize::MAX, max_length);
-        };
-        let examples = &data.examples;
+        match &datasets.train {
+            TrainData::Loaded(data) => Self::of_examples(config, &data.examples, max_length),
+            TrainData::Streamed(_) => Self::any(usize::MAX, max_length),
+        }
+    }
+
+    /// The rows of examples that are all there.
+    pub(crate) fn of_examples(config: &Config, examples: &Examples, max_length: usize) -> Self {
         let length = |index| examples.length(index);
         if config.method.method == Method::Grpo {
-            // Of answers that are not there yet.
-            return Self::any(usize::MAX, max_length);
+            // Of prompts, whose answers are not there yet.
+            let prompts = (0..examples.len()).map(length).collect();
+            return Self::known(prompts, max_length, 1);
         }
         if config.data.packing {
             return Self::any((0..examples.len()).map(length).sum(), max_length);
@@ -42,7 +47,7 @@ impl RowLengths {
         Self::known(rows.collect(), max_length, per_row)
     }
 
-    fn known(mut lengths: Vec<usize>, max_length: usize, per_row: usize) -> Self {
+    pub(super) fn known(mut lengths: Vec<usize>, max_length: usize, per_row: usize) -> Self {
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         Self {
             lengths: Lengths::Known(lengths),
@@ -59,8 +64,19 @@ impl RowLengths {
         }
     }
 
-    /// Tokens of the largest batch of so many rows, whose documents have `max_length` tokens at most.
-    pub(crate) fn most_tokens(&self, rows: usize, max_length: usize) -> usize {
+    /// Tokens of the largest batch of a run.
+    pub(crate) fn most_tokens(&self, config: &Config) -> usize {
+        let rows = config.run.batch_size;
+        if config.method.method == Method::Grpo {
+            // All answers to the longest prompt.
+            let answer = config.grpo.max_completion_length();
+            return rows.saturating_mul(self.of_rows(1, usize::MAX) + answer);
+        }
+        self.of_rows(rows, config.data.max_length)
+    }
+
+    /// Of so many rows, whose documents have `max_length` tokens at most.
+    fn of_rows(&self, rows: usize, max_length: usize) -> usize {
         let most = self.per_row * max_length.min(self.max_length);
         match &self.lengths {
             Lengths::Any(all) => rows.saturating_mul(most).min(*all),
@@ -79,10 +95,10 @@ mod tests {
     #[test]
     fn the_longest_rows_come_together() {
         let rows = RowLengths::known(vec![3, 9, 5], 100, 1);
-        assert_eq!(rows.most_tokens(2, 200), 14);
-        assert_eq!(rows.most_tokens(2, 4), 8);
-        assert_eq!(rows.most_tokens(9, 100), 17);
+        assert_eq!(rows.of_rows(2, 200), 14);
+        assert_eq!(rows.of_rows(2, 4), 8);
+        assert_eq!(rows.of_rows(9, 100), 17);
         let any = RowLengths::any(50, 10);
-        assert_eq!([any.most_tokens(3, 20), any.most_tokens(9, 20)], [30, 50]);
+        assert_eq!([any.of_rows(3, 20), any.of_rows(9, 20)], [30, 50]);
     }
 }

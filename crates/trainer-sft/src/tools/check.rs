@@ -8,7 +8,7 @@ mod show;
 use std::path::Path;
 use std::sync::Arc;
 
-use model_qwen::{Tokenizer, is_gpu};
+use model_qwen::{QwenConfig, Tokenizer, is_gpu};
 
 use super::{End, Said, ToolError};
 use crate::Footprint;
@@ -20,6 +20,7 @@ use crate::data::{Dataset, Example, Examples};
 use crate::endings::warn_of_endless_answers;
 use crate::error::TrainError;
 use crate::grpo;
+use crate::memory::{self, Machine, RowLengths};
 use crate::preference::check_labels;
 use crate::preview::preview;
 use crate::rewards::Rewards;
@@ -121,6 +122,8 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         let keys: Vec<&str> = found.unused.iter().map(String::as_str).collect();
         notes.push(format!("keys that are not used: {}", keys.join(", ")));
     }
+    let rows = RowLengths::of_examples(&config, &examples, max_length);
+    notes.extend(memory_note(&config, &architecture, &rows)?);
     let (num_tokens, num_targets) = (examples.num_tokens(), examples.num_targets());
     let examples = Arc::new(examples);
     Ok(DataCheck {
@@ -177,6 +180,20 @@ fn notes_of_this_machine(config: &Config, output: Option<&Path>) -> Vec<String> 
     refused
         .map(|reason| format!("a run that is started here would refuse {reason}"))
         .collect()
+}
+
+/// That a run on this machine would take more memory than it may.
+fn memory_note(
+    config: &Config,
+    model: &QwenConfig,
+    rows: &RowLengths,
+) -> Result<Option<String>, ToolError> {
+    let Ok(device) = model_qwen::parse_device(&config.model.device) else {
+        return Ok(None);
+    };
+    let machine = Machine::of(&device);
+    let planned = memory::plan(config, model, &machine, (rows, false))?;
+    Ok(planned.refusal.map(|refusal| refusal.to_string()))
 }
 
 /// Why a run with the data of `config` would end before its first step.

@@ -1,0 +1,244 @@
+//! Whether a run fits, with which batch, and what would fit instead.
+
+use std::fmt;
+
+use model_qwen::{Quantization, QwenConfig};
+
+use super::{Machine, MemoryPlan, RowLengths, is_auto};
+use crate::config::{Config, ConfigError, GradientCheckpointing, Method};
+use crate::error::TrainError;
+
+/// `--gpu-memory-utilization` of a GPU, as the server's.
+const GPU_UTILIZATION: f64 = 0.9;
+/// Lengths that are tried are multiples of this.
+const LENGTH_STEP: usize = 64;
+
+/// What a run takes, and whether it may.
+#[derive(Debug)]
+pub struct PlannedRun {
+    /// The settings, with the batch that `auto` stands for.
+    pub config: Config,
+    /// What it takes.
+    pub plan: MemoryPlan,
+    /// Bytes that it may take, and what sets them; `None` where nothing does.
+    pub budget: Option<(u64, String)>,
+    /// [`TrainError::Memory`] where a run would be refused.
+    pub refusal: Option<TrainError>,
+}
+
+impl PlannedRun {
+    /// The settings and the plan.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) fn accepted(self) -> Result<(Config, MemoryPlan), TrainError> {
+        match self.refusal {
+            Some(refusal) => Err(refusal),
+            None => Ok((self.config, self.plan)),
+        }
+    }
+}
+
+impl fmt::Display for PlannedRun {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let run = &self.config.run;
+        writeln!(out, "{}", self.plan)?;
+        write!(
+            out,
+            "{} at once, {} times per step",
+            run.batch_size, run.gradient_accumulation
+        )?;
+        match (&self.budget, &self.refusal) {
+            (_, Some(refusal)) => write!(out, "\n{refusal}"),
+            (Some((bytes, by)), None) => {
+                let left = bytes.saturating_sub(self.plan.total()) >> 20;
+                write!(out, "; {by} allows {} MiB, {left} are left", bytes >> 20)
+            }
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// The memory that a run may take.
+#[derive(Clone, Debug)]
+struct Budget {
+    bytes: u64,
+    /// What sets it.
+    by: String,
+    /// Whether a flag does.
+    is_asked: bool,
+}
+
+impl Budget {
+    /// `None` where nothing is known of the device, and nobody said anything.
+    fn of(config: &Config, machine: &Machine) -> Option<Self> {
+        let settings = &config.memory;
+        let is_asked =
+            settings.device_memory.is_some() || settings.gpu_memory_utilization.is_some();
+        let total = settings.device_memory.or(machine.total)?;
+        let default = match machine.gpu {
+            Some(_) => GPU_UTILIZATION,
+            None => 1.0,
+        };
+        let fraction = settings.gpu_memory_utilization.unwrap_or(default);
+        let bytes = (total as f64 * fraction) as u64;
+        let of_what = match settings.device_memory {
+            Some(_) => format!("--device-memory {} MiB", total >> 20),
+            None => format!("the {} MiB of the device", total >> 20),
+        };
+        let by = match settings.gpu_memory_utilization {
+            Some(_) => format!("--gpu-memory-utilization {fraction} of {of_what}"),
+            None if fraction < 1.0 => format!("{fraction} of {of_what}"),
+            None => of_what,
+        };
+        match (machine.gpu, is_asked, machine.free) {
+            // An estimate that nobody asked for stops no run on a CPU.
+            (None, false, _) => None,
+            (Some(_), _, Some(free)) if free < bytes => Some(Self {
+                bytes: free,
+                by: "what is free of the device's memory".to_owned(),
+                is_asked,
+            }),
+            _ => Some(Self {
+                bytes,
+                by,
+                is_asked,
+            }),
+        }
+    }
+}
+
+/// What a run takes with the batch size that `auto` stands for; besides the weights where these are loaded already.
+///
+/// # Errors
+/// Where `auto` has nothing to go by.
+pub(crate) fn plan(
+    config: &Config,
+    model: &QwenConfig,
+    machine: &Machine,
+    (rows, is_loaded): (&RowLengths, bool),
+) -> Result<PlannedRun, ConfigError> {
+    let budget = Budget::of(config, machine);
+    let planned = |config: &Config| {
+        let mut plan = MemoryPlan::new(config, model, machine, rows.most_tokens(config));
+        if is_loaded {
+            (plan.weights, plan.driver) = (0, 0);
+        }
+        plan
+    };
+    // What `auto` may take where nothing is said.
+    let room = budget.as_ref().map(|budget| budget.bytes);
+    let room = room.or(machine.free.map(|free| free / 2));
+    if config.run.batch_size_auto && room.is_none() {
+        let text = "--batch-size auto: this device does not say how much memory it has: give --device-memory, or a number";
+        return Err(ConfigError::Conflict(text.to_owned()));
+    }
+    let fits = |config: &Config| room.is_none_or(|room| planned(config).total() <= room);
+    let given = config.optimizer.gradient_checkpointing;
+    let mut config = config.clone();
+    // On a CPU more is kept only where there is room for more.
+    let is_flexible = machine.gpu.is_none() && is_auto(&config);
+    if is_flexible {
+        config.optimizer.gradient_checkpointing = GradientCheckpointing::True;
+    }
+    if config.run.batch_size_auto {
+        config = largest_batch(&config, usize::MAX, &fits);
+    }
+    // `auto` looks at the memory that is free, and not at what it was told.
+    let mut keeps_all = config.clone();
+    keeps_all.optimizer.gradient_checkpointing = GradientCheckpointing::False;
+    config.optimizer.gradient_checkpointing = match (is_flexible, &budget) {
+        (true, Some(_)) if fits(&keeps_all) => GradientCheckpointing::False,
+        (true, Some(_)) => GradientCheckpointing::True,
+        _ => given,
+    };
+    let plan = planned(&config);
+    // An estimate stops only a run that was told how much it may take.
+    let refusing = budget
+        .as_ref()
+        .filter(|budget| plan.total() > budget.bytes && (plan.is_exact || budget.is_asked));
+    let refusal = refusing.map(|budget| TrainError::Memory {
+        needed: plan.total(),
+        budget: budget.bytes,
+        by: budget.by.clone(),
+        instead: instead(&config, &fits),
+    });
+    Ok(PlannedRun {
+        config,
+        plan,
+        budget: budget.map(|budget| (budget.bytes, budget.by)),
+        refusal,
+    })
+}
+
+/// The same step with the most rows at once that fit, fewer than `below`; with one where none does.
+fn largest_batch(config: &Config, below: usize, fits: &impl Fn(&Config) -> bool) -> Config {
+    let rows = config.run.batch_size * config.run.gradient_accumulation;
+    let with = |size: usize| {
+        let mut config = config.clone();
+        config.run.batch_size = size;
+        config.run.gradient_accumulation = rows / size;
+        config
+    };
+    let sizes = (1..=rows.min(below - 1)).rev();
+    let mut all = sizes.filter(|size| rows.is_multiple_of(*size)).map(with);
+    all.find(|config| fits(config)).unwrap_or_else(|| with(1))
+}
+
+/// Flags with which the run fits: as few as possible, those that change least first.
+fn instead(config: &Config, fits: &impl Fn(&Config) -> bool) -> String {
+    let mut found = Vec::new();
+    let mut tried = config.clone();
+    if tried.optimizer.gradient_checkpointing != GradientCheckpointing::True {
+        tried.optimizer.gradient_checkpointing = GradientCheckpointing::True;
+        if config.optimizer.gradient_checkpointing == GradientCheckpointing::False {
+            found.push("--gradient-checkpointing true".to_owned());
+        }
+    }
+    if !fits(&tried) && tried.run.batch_size > 1 {
+        tried = largest_batch(&tried, tried.run.batch_size, fits);
+        found.push(format!(
+            "--batch-size {} --gradient-accumulation {}",
+            tried.run.batch_size, tried.run.gradient_accumulation
+        ));
+    }
+    if !fits(&tried) && tried.run.full {
+        tried.run.full = false;
+        return match fits(&tried) {
+            true => "an adapter would fit: leave --full out".to_owned(),
+            false => "no batch or length fits: a smaller model would, or more memory".to_owned(),
+        };
+    }
+    if !fits(&tried) && tried.quantization() == Quantization::None {
+        tried.model.quantization = Some(Quantization::Nf4);
+        found.push("--quantization nf4".to_owned());
+    }
+    if !fits(&tried) {
+        let (flag, given) = length_of(&mut tried);
+        let given = *given;
+        let lengths = (1..given.div_ceil(LENGTH_STEP)).rev();
+        let shorter = lengths.map(|steps| LENGTH_STEP * steps).find(|&length| {
+            *length_of(&mut tried).1 = length;
+            fits(&tried)
+        });
+        match shorter {
+            Some(length) => found.push(format!("{flag} {length}")),
+            None => {
+                return "no batch or length fits: a smaller model would, or more memory".to_owned();
+            }
+        }
+    }
+    format!("{} would fit", found.join(" "))
+}
+
+/// The setting that says how long a row is, and its flag.
+fn length_of(config: &mut Config) -> (&'static str, &mut usize) {
+    match config.method.method {
+        Method::Grpo => {
+            let usual = config.grpo.max_completion_length();
+            let length = config.grpo.max_completion_length.get_or_insert(usual);
+            ("--max-completion-length", length)
+        }
+        _ => ("--max-length", &mut config.data.max_length),
+    }
+}
