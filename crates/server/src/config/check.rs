@@ -52,7 +52,7 @@ impl Config {
         if !self.api_keys.iter().all(ApiKey::is_visible) {
             return wrong(
                 "--api-key (or VLLM_API_KEY, --api-key-file)",
-                "a key has blanks or characters beyond ASCII, which no header carries as they are"
+                "a key begins or ends with a blank, or has characters beyond ASCII, which no header carries as they are"
                     .to_owned(),
             );
         }

@@ -25,7 +25,10 @@ impl ApiKey {
         Self {
             digest: Sha256::digest(key).into(),
             is_empty: key.is_empty(),
-            is_visible: key.bytes().all(|byte| byte.is_ascii_graphic()),
+            is_visible: key.trim() == key
+                && key
+                    .bytes()
+                    .all(|byte| byte.is_ascii_graphic() || byte == b' '),
         }
     }
 
@@ -35,7 +38,7 @@ impl ApiKey {
         bool::from(self.digest.ct_eq(&candidate)) & !self.is_empty
     }
 
-    /// Whether a header carries it as it is: it has only visible ASCII characters.
+    /// Whether a header carries it as it is: it has only visible ASCII characters, and blanks only between them.
     pub fn is_visible(&self) -> bool {
         self.is_visible
     }

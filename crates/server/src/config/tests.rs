@@ -195,7 +195,7 @@ fn bad_values_name_their_flag() {
         (vec!["--max-num-seqs", "-1"], "--max-num-seqs"),
         (vec!["--api-key", ""], "--api-key"),
         (vec!["--api-key", "käy"], "--api-key"),
-        (vec!["--api-key", "has space"], "--api-key"),
+        (vec!["--api-key", "at its end "], "--api-key"),
         (vec!["--lora-roots", "/tmp"], "--enable-lora"),
         (
             vec!["--otlp-traces-endpoint", "http://127.0.0.1:99999"],
