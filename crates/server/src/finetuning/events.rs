@@ -1,5 +1,6 @@
-//! What a job tells while it goes on: lines of a file, which are also in memory.
+//! What a job tells while it goes on: lines of a file, which are also in memory until the job has ended.
 
+use std::borrow::Cow;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -87,7 +88,8 @@ impl Event {
 #[derive(Debug)]
 pub(super) struct EventLog {
     path: PathBuf,
-    events: Vec<Event>,
+    /// `None` where they are only in the file: a server keeps its jobs for good, and an ended one is seldom asked about.
+    events: Option<Vec<Event>>,
 }
 
 impl EventLog {
@@ -95,52 +97,68 @@ impl EventLog {
     pub(super) fn open(folder: &Path) -> Self {
         let path = folder.join(FILE);
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let events = text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok());
-        let events: Vec<Event> = events.collect();
-        let own = Self { path, events };
-        if !text.is_empty() && text.lines().count() != own.events.len() || !text.ends_with('\n') {
-            own.rewrite();
+        let events = read(&text);
+        if !text.is_empty() && text.lines().count() != events.len() || !text.ends_with('\n') {
+            rewrite(&path, &events);
         }
-        own
+        Self {
+            path,
+            events: Some(events),
+        }
     }
 
     /// All of them, the oldest first.
-    pub(super) fn all(&self) -> &[Event] {
-        &self.events
+    pub(super) fn all(&self) -> Cow<'_, [Event]> {
+        match &self.events {
+            Some(events) => Cow::Borrowed(events),
+            None => Cow::Owned(read(&fs::read_to_string(&self.path).unwrap_or_default())),
+        }
+    }
+
+    /// Keeps them only in the file from now on.
+    pub(super) fn rest(&mut self) {
+        self.events = None;
     }
 
     /// Keeps an event.
     pub(super) fn push(&mut self, event: Event) {
         append(&self.path, &event);
-        self.events.push(event);
+        self.push_written(event);
     }
 
     /// Keeps an event that [`write`] has written.
     pub(super) fn push_written(&mut self, event: Event) {
-        self.events.push(event);
+        if let Some(events) = &mut self.events {
+            events.push(event);
+        }
     }
 
     /// Drops what was told of the steps after `step`, which are taken again.
     pub(super) fn go_back_to(&mut self, step: u64) {
-        let before = self.events.len();
-        self.events
-            .retain(|event| event.step().is_none_or(|own| own <= step));
-        if self.events.len() != before {
-            self.rewrite();
+        let mut events = self.all().into_owned();
+        let before = events.len();
+        events.retain(|event| event.step().is_none_or(|own| own <= step));
+        if events.len() != before {
+            rewrite(&self.path, &events);
         }
+        self.events = Some(events);
     }
+}
 
-    fn rewrite(&self) {
-        let lines = self
-            .events
-            .iter()
-            .filter_map(|event| serde_json::to_string(event).ok());
-        let text: String = lines.map(|line| line + "\n").collect();
-        if let Err(error) = disk::write(&self.path, text.as_bytes()) {
-            tracing::warn!(path = %self.path.display(), %error, "events are not written");
-        }
+fn read(text: &str) -> Vec<Event> {
+    let events = text.lines();
+    events
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+fn rewrite(path: &Path, events: &[Event]) {
+    let lines = events
+        .iter()
+        .filter_map(|event| serde_json::to_string(event).ok());
+    let text: String = lines.map(|line| line + "\n").collect();
+    if let Err(error) = disk::write(path, text.as_bytes()) {
+        tracing::warn!(path = %path.display(), %error, "events are not written");
     }
 }
 
@@ -187,5 +205,11 @@ mod tests {
         assert_eq!(again.all(), &log.all()[..2]);
         again.push(Event::message(Level::Error, "ended"));
         assert_eq!(EventLog::open(dir.path()).all(), again.all());
+        let kept = again.all().into_owned();
+        again.rest();
+        assert!(again.events.is_none());
+        assert_eq!(again.all(), kept);
+        again.push(Event::message(Level::Info, "after the end"));
+        assert_eq!(again.all().len(), kept.len() + 1);
     }
 }

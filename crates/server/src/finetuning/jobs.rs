@@ -36,9 +36,13 @@ pub(super) struct Progress {
 
 impl JobEntry {
     pub(super) fn new(job: Job, folder: PathBuf) -> Self {
+        let mut events = EventLog::open(&folder);
+        if job.status.is_final() {
+            events.rest();
+        }
         Self {
             job,
-            events: EventLog::open(&folder),
+            events,
             folder,
             stop: Arc::default(),
             progress: None,
@@ -63,6 +67,7 @@ impl JobEntry {
         if status.is_final() {
             self.job.finished_at = Some(now());
             self.progress = None;
+            self.events.rest();
         }
         self.save();
     }
@@ -153,8 +158,8 @@ impl FineTuning {
     pub fn events(&self, id: &str, from: usize) -> Result<(Vec<Event>, bool), ApiError> {
         let mut state = self.state();
         let entry = state.find(id)?;
-        let events = entry.events.all().get(from..).unwrap_or_default();
-        let events = events.to_vec();
+        let events = entry.events.all();
+        let events = events.get(from..).unwrap_or_default().to_vec();
         let has_ended = entry.job.status.is_final();
         Ok((events, !has_ended && !state.shutting_down))
     }
@@ -167,6 +172,7 @@ impl FineTuning {
         let mut state = self.state();
         let entry = state.find(id)?;
         let name = entry.job.result_name(&self.0.base.name);
+        let events = entry.events.all();
         let found = checkpoints(&run_dir(&entry.folder)).into_iter();
         let checkpoints = found.map(|(step, path)| {
             let modified = path
@@ -180,7 +186,7 @@ impl FineTuning {
                 created_at: since.map_or(0, |since| since.as_secs()),
                 fine_tuned_model_checkpoint: checkpoint_name(&name, step),
                 fine_tuning_job_id: id.to_owned(),
-                metrics: metrics_of(entry.events.all(), step),
+                metrics: metrics_of(&events, step),
                 step_number: step,
             }
         });

@@ -25,7 +25,7 @@ impl FineTuning {
     /// Writes the table of a job.
     pub(super) fn write_results(&self, id: &str) -> io::Result<FileObject> {
         let table = match self.state().entry(id) {
-            Some(entry) => table(entry.events.all()),
+            Some(entry) => table(&entry.events.all()),
             None => String::new(),
         };
         self.add_result("step_metrics.csv", table.as_bytes())

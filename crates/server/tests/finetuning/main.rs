@@ -3,7 +3,8 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "support/program.rs"]
+mod refused;
+#[path = "../support/program.rs"]
 mod support;
 
 use std::fs;
@@ -341,137 +342,6 @@ fn a_job_is_paused_goes_on_and_is_cancelled() {
     assert_eq!(status, 400);
     let (_, models) = server.get("/v1/models");
     assert!(!models.to_string().contains(&id[6..14]), "{models}");
-}
-
-#[test]
-fn what_cannot_be_learnt_is_named() {
-    let folder = TempDir::new().unwrap();
-    let server = serve(
-        folder.path(),
-        &[
-            "--enable-lora",
-            "--max-lora-rank",
-            "8",
-            "--max-file-size",
-            "100KiB",
-        ],
-    );
-    let wrong = server.upload(
-        "talk.jsonl",
-        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n{\"messages\": 3}\n",
-    );
-    let id = server.create(&wrong, json!({ "lora_r": 8 }));
-    let job = server.wait_for(&id, "failed");
-    let message = job["error"]["message"].as_str().unwrap();
-    assert!(
-        message.contains("talk.jsonl:2") && message.contains("messages"),
-        "{message}"
-    );
-    assert!(
-        !message.contains(folder.path().to_str().unwrap()),
-        "{message}"
-    );
-    assert_eq!(job["error"]["code"], "invalid_training_file");
-    assert_eq!(job["error"]["param"], "training_file");
-
-    let file = server.upload("train.jsonl", &train_file());
-    let settings = |settings: Value| json!({ "method": { "type": "supervised", "supervised": { "hyperparameters": settings } } });
-    for (fields, param) in [
-        (json!({ "model": "other" }), "model"),
-        (json!({ "training_file": "file-x" }), "training_file"),
-        (json!({ "validation_file": "../x" }), "validation_file"),
-        (json!({ "suffix": "a/b" }), "suffix"),
-        (json!({ "own_suffix": "a" }), "own_suffix"),
-        (json!({ "seed": -1 }), "seed"),
-        (
-            json!({ "integrations": [{ "type": "wandb" }] }),
-            "integrations",
-        ),
-        (
-            json!({ "method": { "type": "reinforcement" } }),
-            "method.type",
-        ),
-        (
-            settings(json!({ "lora_rank": 4 })),
-            "method.supervised.hyperparameters.lora_rank",
-        ),
-        (
-            settings(json!({ "lora_r": 16 })),
-            "method.supervised.hyperparameters.lora_r",
-        ),
-        (
-            settings(json!({ "n_epochs": 0 })),
-            "method.supervised.hyperparameters.n_epochs",
-        ),
-        (
-            settings(json!({ "full": true })),
-            "method.supervised.hyperparameters.full",
-        ),
-        (
-            settings(json!({ "learning_rate": "fast" })),
-            "method.supervised.hyperparameters.learning_rate",
-        ),
-        (
-            json!({ "hyperparameters": { "n_epoch": 1 } }),
-            "hyperparameters.n_epoch",
-        ),
-    ] {
-        let mut body = json!({ "model": "bundled", "training_file": file });
-        body.as_object_mut()
-            .unwrap()
-            .extend(fields.as_object().unwrap().clone());
-        let (status, error) = server.post(JOBS, body);
-        assert!(status == 400 || status == 404, "{fields}: {status} {error}");
-        assert_eq!(error["error"]["param"], param, "{error}");
-    }
-    let fields = [("purpose", "fine-tune")];
-    for (fields, file, param) in [
-        (
-            &[("purpose", "assistants")][..],
-            Some(("a", "b")),
-            "purpose",
-        ),
-        (&[][..], Some(("a", "b")), "purpose"),
-        (&fields[..], None, "file"),
-        (&fields[..], Some(("a", "")), "file"),
-        (
-            &[
-                ("purpose", "fine-tune"),
-                ("expires_after[anchor]", "created_at"),
-            ][..],
-            None,
-            "expires_after",
-        ),
-        (&[("other", "x")][..], None, "other"),
-    ] {
-        let (status, error) = server.form(fields, file, &[]);
-        assert_eq!(
-            (status, &error["error"]["param"]),
-            (400, &param.into()),
-            "{error}"
-        );
-    }
-    let large = "x".repeat(200 << 10);
-    assert_eq!(server.form(&fields, Some(("a", &large)), &[]).0, 413);
-    let strange = [("origin", "https://example.org")];
-    assert_eq!(server.form(&fields, Some(("a", "b")), &strange).0, 403);
-    let own = [("origin", server.url.as_str())];
-    assert_eq!(server.form(&fields, Some(("a", "b")), &own).0, 200);
-    assert_eq!(server.get("/v1/files?limit=0").0, 400);
-    assert_eq!(server.get("/v1/files?sort=x").0, 400);
-    let (_, files) = server.get("/v1/files?limit=1&order=asc");
-    assert_eq!(
-        (files["data"].as_array().unwrap().len(), &files["has_more"]),
-        (1, &true.into())
-    );
-    // What was refused has left nothing.
-    let parts = fs::read_dir(folder.path().join("files")).unwrap().flatten();
-    assert_eq!(
-        parts
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with('.'))
-            .count(),
-        0
-    );
 }
 
 #[test]
