@@ -2,7 +2,8 @@
 //!
 //! The engine's thread gives names to the blocks and puts each batch into a bounded queue; it never waits. A thread of its own
 //! (`publisher`) writes the batches (`wire`) and sends them to the subscribers (`zmtp`). Where a queue is full, a batch is
-//! dropped and counted; its number is missing then, and a subscriber may ask for it at the replay endpoint.
+//! dropped and counted, and its number is missing. What a subscriber's queue has dropped may be asked for at the replay endpoint;
+//! what the publisher's queue has dropped is lost.
 
 mod blocks;
 mod peer;

@@ -220,7 +220,8 @@ fn on_gpu(
         loss,
         unused: ledger.peak() as i64 - known as i64,
         driver: GPU_DRIVER,
-        is_exact: true,
+        // Masks of dropout and noise on embeddings are not counted.
+        is_exact: config.lora.dropout <= 0.0 && config.optimizer.neftune_noise_alpha.is_none(),
     }
 }
 
@@ -304,7 +305,7 @@ mod tests {
     #[test]
     fn the_plan_is_what_a_card_showed() {
         // Documents, their tokens, and MiB that nvidia-smi showed for `bench_train` on an H200
-        // (docs/benchmarks/2026-11-29-hopper.md).
+        // (docs/benchmarks/2026-11-29-memory-plan.md). One page of two gigabytes is 7 %.
         let seen = [
             [1, 1024, 2299],
             [4, 1024, 2759],
@@ -318,7 +319,7 @@ mod tests {
             let planned = plan.total() >> 20;
             let part = planned as f64 / mib as f64;
             assert!(
-                (0.95..=1.05).contains(&part),
+                (0.99..=1.01).contains(&part),
                 "{documents} x {tokens}: {planned} MiB, seen {mib}"
             );
         }

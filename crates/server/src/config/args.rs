@@ -8,7 +8,7 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, JsonStyle, Quantization};
 
 use super::api::MAX_LOGPROBS;
-use super::finetuning::{JobPriority, MAX_FILE_SIZE};
+use super::finetuning::JobPriority;
 use super::kv_events::{KvEventsFlag, kv_events};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};
@@ -208,9 +208,9 @@ pub struct Args {
     #[arg(long, value_name = "PRIORITY", value_enum)]
     pub finetuning_priority: Option<JobPriority>,
 
-    /// Largest file that may be uploaded (512MiB, 2GB, bytes)
-    #[arg(long, value_name = "SIZE", default_value = MAX_FILE_SIZE, value_parser = units::bytes)]
-    pub max_file_size: u64,
+    /// Largest file that may be uploaded (512MiB, 2GB, bytes) [default: 512MiB]
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+    pub max_file_size: Option<u64>,
 
     /// Jinja chat template, as a file or as the template itself [default: the model's]
     #[arg(long, value_name = "FILE|TEMPLATE")]

@@ -6,7 +6,7 @@ use super::ConfigError;
 use super::args::Args;
 
 /// Largest uploaded file unless `--max-file-size` says otherwise, as at OpenAI.
-pub(super) const MAX_FILE_SIZE: &str = "512MiB";
+const MAX_FILE_SIZE: u64 = 512 << 20;
 
 /// Whether and where adapters are trained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,7 @@ impl FineTuningConfig {
             let given = [
                 ("--finetuning-dir", args.finetuning_dir.is_some()),
                 ("--finetuning-priority", args.finetuning_priority.is_some()),
+                ("--max-file-size", args.max_file_size.is_some()),
             ];
             return match given.iter().find(|(_, is_given)| *is_given) {
                 Some((flag, _)) => Err(ConfigError::Flag {
@@ -45,7 +46,7 @@ impl FineTuningConfig {
                 None => Ok(None),
             };
         }
-        if args.max_file_size == 0 {
+        if args.max_file_size == Some(0) {
             return Err(ConfigError::Flag {
                 flag: "--max-file-size",
                 message: "expected at least 1 byte, found 0".to_owned(),
@@ -54,7 +55,7 @@ impl FineTuningConfig {
         Ok(Some(Self {
             dir: args.finetuning_dir.clone().unwrap_or_else(default_dir),
             priority: args.finetuning_priority.unwrap_or_default(),
-            max_file_size: args.max_file_size,
+            max_file_size: args.max_file_size.unwrap_or(MAX_FILE_SIZE),
         }))
     }
 }

@@ -35,13 +35,14 @@ impl FineTuning {
         if let Some(suffix) = &request.suffix {
             check_suffix(suffix)?;
         }
-        let own_adapters = self.0.engine.adapters().into_iter();
-        let adapter = adapter.and_then(|name| {
-            own_adapters
-                .into_iter()
-                .find(|own| own.name == name)
-                .map(|own| own.path)
-        });
+        let adapter = match adapter {
+            None => None,
+            Some(name) => {
+                let mut all = self.0.engine.adapters().into_iter();
+                let own = all.find(|own| own.name == name);
+                Some(own.ok_or_else(|| ApiError::model_not_found(name))?.path)
+            }
+        };
         let data = self.path_of("training_file", &request.training_file)?;
         let eval = match &request.validation_file {
             Some(id) => vec![self.path_of("validation_file", id)?],
@@ -196,11 +197,19 @@ fn in_force(config: &Config, given: &Map<String, Value>) -> Map<String, Value> {
     };
     let multiplier = given.get("learning_rate_multiplier").cloned();
     let multiplier = multiplier.unwrap_or_else(|| Value::from(1.0));
-    Map::from_iter([
+    let mut all = Map::from_iter([
         ("n_epochs".to_owned(), epochs),
         ("batch_size".to_owned(), config.run.batch_size.into()),
         ("learning_rate_multiplier".to_owned(), multiplier),
-    ])
+    ]);
+    // What another setting takes the place of.
+    if config.run.max_steps.is_some() && !given.contains_key("n_epochs") {
+        all.shift_remove("n_epochs");
+    }
+    if given.contains_key("learning_rate") {
+        all.shift_remove("learning_rate_multiplier");
+    }
+    all
 }
 
 /// A refusal as an error that names the whole place of the field.

@@ -193,8 +193,8 @@ impl FineTuning {
         Ok(checkpoints.collect())
     }
 
-    /// The name of a result is one of these models no more: its adapters are removed from the disk. Gives the names under which
-    /// they are served.
+    /// Deletes a result and its checkpoints from the disk. Gives the names under which they are still served: the caller unloads
+    /// them.
     ///
     /// # Errors
     /// 404 for a model that no job has made, and 409 where a job starts from it.
@@ -220,10 +220,10 @@ impl FineTuning {
         let steps = checkpoints(&run).into_iter();
         let names = steps.map(|(step, _)| checkpoint_name(name, step));
         let names = std::iter::once(name.to_owned()).chain(names).collect();
+        disk::remove(&run).map_err(|error| disk_error(&error))?;
         let entry = &mut state.jobs[found];
         entry.job.is_deleted = true;
         entry.save();
-        disk::remove(&run).map_err(|error| disk_error(&error))?;
         Ok(names)
     }
 

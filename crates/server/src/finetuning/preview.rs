@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use trainer_sft::chat_format::ChatFormat;
+use trainer_sft::config::Thinking;
 use trainer_sft::data::{Dataset, Datasets, Records, TrainData};
 use trainer_sft::preview::spans;
 
@@ -65,7 +66,7 @@ impl FineTuning {
         let base = &self.0.base;
         let config = settings::config(base, part.method, &part.hyperparameters, None, &paths);
         let config = config.map_err(|refusal| refused(refusal, &part.place))?;
-        let format = self.format(&config)?;
+        let format = self.format(&config, &part.place)?;
         let records = Records {
             train: request.examples,
             eval: None,
@@ -88,14 +89,25 @@ impl FineTuning {
         }
     }
 
-    fn format(&self, config: &trainer_sft::config::Config) -> Result<ChatFormat, ApiError> {
+    fn format(
+        &self,
+        config: &trainer_sft::config::Config,
+        place: &str,
+    ) -> Result<ChatFormat, ApiError> {
         let mut formats = FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = &self.0.base.dir;
-        if let Some((_, format)) = formats.iter().find(|(own, _)| own == dir) {
+        // Whether the model has a think block at all is looked at when its files are read.
+        let is_checked = config.data.thinking != Thinking::Empty;
+        let known = formats.iter().find(|(own, _)| own == dir && is_checked);
+        if let Some((_, format)) = known {
             return Ok(format.clone());
         }
         let format = ChatFormat::load(config);
-        let format = format.map_err(|error| ApiError::internal(error.to_string()))?;
+        let format = format.map_err(|error| match error.is_of_settings() {
+            true => ApiError::bad_request(place, in_settings(&error.to_string())),
+            false => ApiError::internal(error.to_string()),
+        })?;
+        formats.retain(|(own, _)| own != dir);
         formats.push((dir.clone(), format.clone()));
         Ok(format)
     }

@@ -122,7 +122,7 @@ impl FineTuning {
             };
             training = training.wait_before_work(move || gate.pass());
         }
-        let fits = config.quantization() == base.quantization && config.model.dtype == base.dtype;
+        let fits = config.quantization() == base.quantization;
         match base.weights.as_ref().filter(|_| fits) {
             Some(weights) => training = training.base(weights),
             None => watcher.tell(Event::message(
@@ -141,9 +141,8 @@ impl FineTuning {
     fn job_error(&self, job: &Job, error: &TrainError) -> JobError {
         let (code, mut param) = match error {
             TrainError::Data(_) => ("invalid_training_file", Some("training_file")),
-            TrainError::Config(_) | TrainError::AdapterForm { .. } => {
-                ("invalid_hyperparameters", None)
-            }
+            TrainError::Device(_) => ("server_error", None),
+            error if error.is_of_settings() => ("invalid_hyperparameters", None),
             TrainError::Diverged { .. } => ("training_diverged", None),
             _ => ("server_error", None),
         };

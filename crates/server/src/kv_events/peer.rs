@@ -107,7 +107,9 @@ impl Subscriber {
             SUBSCRIBE if self.topics.len() < MAX_TOPICS => self.topics.push(topic.to_owned()),
             CANCEL => {
                 let place = self.topics.iter().position(|wanted| wanted == topic);
-                place.map(|place| self.topics.swap_remove(place));
+                if let Some(place) = place {
+                    self.topics.swap_remove(place);
+                }
             }
             _ => {}
         }

@@ -203,6 +203,11 @@ async fn list(State(state): State<AppState>, asked: Asked) -> Result<Json<Value>
             Some(key) => jobs.retain(|job| job.metadata_of(key) == Some(value)),
             // OpenAI's way to ask for jobs without any.
             None if name == "metadata" && value == "null" => jobs.retain(|job| !job.has_metadata()),
+            None if name.starts_with("metadata") => {
+                let expected = "`metadata=null` or `metadata[KEY]=VALUE`";
+                let found = format!("`{name}={value}`");
+                return Err(ApiError::expected("metadata", expected, &found));
+            }
             None => {}
         }
     }
@@ -267,6 +272,7 @@ async fn events(
             Ok(Json(page).into_response())
         }
         Some("true") => {
+            asked.refuse_other_than(&["after", "stream"])?;
             let from = match asked.get("after") {
                 None => 0,
                 Some(after) => {
@@ -353,9 +359,9 @@ async fn checkpoints(
     Path(id): Path<String>,
     asked: Asked,
 ) -> Result<Json<Value>, ApiError> {
-    let own = service(&state)?;
+    let own = service(&state)?.clone();
     asked.refuse_other_than(&["after", "limit"])?;
-    let checkpoints = own.checkpoints(&id)?;
+    let checkpoints = blocking(move || own.checkpoints(&id)).await?;
     page(checkpoints, &asked, LIMITS, |checkpoint| &checkpoint.id).map(Json)
 }
 

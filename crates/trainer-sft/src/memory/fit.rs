@@ -119,9 +119,11 @@ pub(crate) fn plan(
     (rows, is_loaded): (&RowLengths, bool),
 ) -> Result<PlannedRun, ConfigError> {
     let budget = Budget::of(config, machine);
+    let held = config.quantization();
     let planned = |config: &Config| {
         let mut plan = MemoryPlan::new(config, model, machine, rows.most_tokens(config));
-        if is_loaded {
+        // Weights that are held otherwise are loaded a second time.
+        if is_loaded && config.quantization() == held {
             (plan.weights, plan.driver) = (0, 0);
         }
         plan
@@ -209,7 +211,10 @@ fn instead(config: &Config, fits: &impl Fn(&Config) -> bool) -> String {
             false => "no batch or length fits: a smaller model would, or more memory".to_owned(),
         };
     }
-    if !fits(&tried) && tried.quantization() == Quantization::None {
+    if !fits(&tried)
+        && tried.quantization() == Quantization::None
+        && !tried.lora.init.changes_base()
+    {
         tried.model.quantization = Some(Quantization::Nf4);
         found.push("--quantization nf4".to_owned());
     }

@@ -123,7 +123,7 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         notes.push(format!("keys that are not used: {}", keys.join(", ")));
     }
     let rows = RowLengths::of_examples(&config, &examples, max_length);
-    notes.extend(memory_note(&config, &architecture, &rows)?);
+    notes.extend(memory_note(&config, &architecture, &rows));
     let (num_tokens, num_targets) = (examples.num_tokens(), examples.num_targets());
     let examples = Arc::new(examples);
     Ok(DataCheck {
@@ -183,17 +183,14 @@ fn notes_of_this_machine(config: &Config, output: Option<&Path>) -> Vec<String> 
 }
 
 /// That a run on this machine would take more memory than it may.
-fn memory_note(
-    config: &Config,
-    model: &QwenConfig,
-    rows: &RowLengths,
-) -> Result<Option<String>, ToolError> {
-    let Ok(device) = model_qwen::parse_device(&config.model.device) else {
-        return Ok(None);
+fn memory_note(config: &Config, model: &QwenConfig, rows: &RowLengths) -> Option<String> {
+    let device = model_qwen::parse_device(&config.model.device).ok()?;
+    let planned = memory::plan(config, model, &Machine::of(&device), (rows, false));
+    let refused = match planned {
+        Ok(planned) => planned.refusal?.to_string(),
+        Err(error) => error.to_string(),
     };
-    let machine = Machine::of(&device);
-    let planned = memory::plan(config, model, &machine, (rows, false))?;
-    Ok(planned.refusal.map(|refusal| refusal.to_string()))
+    Some(format!("on this machine {refused}"))
 }
 
 /// Why a run with the data of `config` would end before its first step.

@@ -238,3 +238,29 @@ fn settings_without_an_effect_are_refused_by_name() {
         Some(trainer_sft::config::LossType::Dapo)
     );
 }
+
+#[test]
+fn a_dry_run_says_what_memory_a_run_takes_and_writes_nothing() {
+    let (folder, data) = place();
+    let output = text_of(&folder.path().join("o")).to_owned();
+    let start = ["--data", data.as_str(), "--output", &output, "--dry-run"];
+    let said = program(&[&start[..], &["--batch-size", "auto"]].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    for part in [
+        "weights",
+        "driver and program",
+        "4 at once, 1 times per step",
+    ] {
+        assert!(said.out.contains(part), "{part}: {}", said.out);
+    }
+    let said = program(&[&start[..], &["--device-memory", "1MiB"]].concat());
+    assert_eq!(said.code, 1, "{}", said.err);
+    assert!(said.out.contains("no batch or length fits"), "{}", said.out);
+    refused(&[&start[..], &["--preview"]].concat(), 2, "--preview");
+    refused(
+        &["check", data.as_str(), "--dry-run"],
+        2,
+        "--dry-run would have no effect",
+    );
+    assert!(!Path::new(&output).exists());
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use clap::CommandFactory as _;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
@@ -58,12 +59,15 @@ fn unknown(name: &str) -> String {
 
 impl Args {
     /// The settings that a file may have.
-    pub(crate) fn keys() -> Vec<String> {
-        let command = Self::command();
-        let names = command.get_arguments().map(|arg| arg.get_id().to_string());
-        names
-            .filter(|name| !FLAGS_ONLY.contains(&name.as_str()))
-            .collect()
+    pub(crate) fn keys() -> &'static [String] {
+        static KEYS: LazyLock<Vec<String>> = LazyLock::new(|| {
+            let command = Args::command();
+            let names = command.get_arguments().map(|arg| arg.get_id().to_string());
+            names
+                .filter(|name| !FLAGS_ONLY.contains(&name.as_str()))
+                .collect()
+        });
+        &KEYS
     }
 
     /// Whether this is a flag of a run.

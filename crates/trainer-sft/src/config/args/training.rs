@@ -93,7 +93,7 @@ pub struct TrainingArgs {
     pub gradient_accumulation: Option<usize>,
 
     /// Compute activations a second time in the backward pass instead of keeping them: `true`, `false`, or `auto`, which
-    /// on a CPU keeps those of as many layers as fit into half of the free memory, and none on other devices
+    /// on a CPU keeps those of as many layers as fit into half of the free memory (all or none with --device-memory or --gpu-memory-utilization), and none on other devices
     /// [default: auto]
     #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "true")]
     pub gradient_checkpointing: Option<GradientCheckpointing>,

@@ -89,6 +89,10 @@ impl CheckArgs {
         let mut own = self.run.clone();
         own.data.data = [&self.files[..], &own.data.data].concat();
         own.data.preview = None;
+        if own.memory.dry_run {
+            let text = "--dry-run would have no effect: check trains nothing, and notes where a run would take too much memory; leave it out";
+            return Err(ConfigError::Conflict(text.into()));
+        }
         let mut args = own.with_files()?;
         // Nothing is written: the output folder may be there.
         args.output.output = None;
