@@ -177,6 +177,23 @@ impl Group {
         self.layers.iter().filter(|part| part.ranks > 0)
     }
 
+    /// [`swiglu`] of [`Group::forward`], for a group of a gate and what it multiplies.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]` → `[tokens, out / 2]`
+    #[must_use]
+    pub fn forward_gated(&self, x: &Tensor<2>) -> Tensor<2> {
+        if self.bias.is_some() {
+            return swiglu(self.forward(x, None).0);
+        }
+        let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
+        ops::gated_product(
+            Factor::rows(x.clone(), self.shrink(x)),
+            Factor::rows(self.weight.clone(), b),
+        )
+    }
+
     /// The gradient with respect to the input, and those of each layer's adapter.
     ///
     /// `h` is what [`Group::forward`] gave with `x`. The memory of `x` is free before that of its gradient is taken.
@@ -191,16 +208,43 @@ impl Group {
         h: Option<Tensor<2>>,
         dy: &Tensor<2>,
     ) -> (Tensor<2>, Vec<Option<AdapterGradients>>) {
-        let dtype = x.dtype();
-        let (Some(adapters), Some(h)) = (&self.adapters, h) else {
-            return (self.input_gradient(dy, None), vec![None; self.layers.len()]);
-        };
-        let sums = Epilogue::plain(DType::F32);
-        let dh = ops::product(
+        let dh = self.adapter_input(dy);
+        let gradients = self.adapter_gradients(x, h, dy, dh.as_ref());
+        (self.input_gradient(dy, dh), gradients)
+    }
+
+    /// The gradient of what [`Group::forward`] gives besides its result, without the mask of dropout.
+    ///
+    /// # Shapes
+    ///
+    /// `dy [tokens, out]` → `[tokens, ranks]`
+    #[must_use]
+    pub fn adapter_input(&self, dy: &Tensor<2>) -> Option<Tensor<2>> {
+        let adapters = self.adapters.as_ref()?;
+        Some(ops::product(
             Factor::rows(dy.clone(), None),
             Factor::columns(adapters.b.clone(), None),
-            Epilogue::plain(dtype),
-        ); // [tokens, ranks]
+            Epilogue::plain(dy.dtype()),
+        ))
+    }
+
+    /// The gradients of each layer's adapter, of what [`Group::adapter_input`] gave as `dh`. The memory of `x` is free afterwards.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `h` and `dh` `[tokens, ranks]`, `dy [tokens, out]`
+    #[must_use]
+    pub fn adapter_gradients(
+        &self,
+        x: Tensor<2>,
+        h: Option<Tensor<2>>,
+        dy: &Tensor<2>,
+        dh: Option<&Tensor<2>>,
+    ) -> Vec<Option<AdapterGradients>> {
+        let (Some(adapters), Some(h), Some(dh)) = (&self.adapters, h, dh) else {
+            return vec![None; self.layers.len()];
+        };
+        let sums = Epilogue::plain(DType::F32);
         let db = ops::product(
             Factor::columns(dy.clone(), None),
             Factor::columns(h, None),
@@ -213,27 +257,14 @@ impl Group {
                 sums.clone(),
             ) // [in, ranks]
         };
-        let (da, dx) = match adapters.dropout {
-            None => {
-                let da = tall(x, dh.clone());
-                (da, self.input_gradient(dy, Some((dh, adapters.a.clone()))))
-            }
+        let da = match adapters.dropout {
+            None => tall(x, dh.clone()),
             Some(dropout) => {
-                let mut dx = self.input_gradient(dy, None);
-                let mut all = Vec::new();
-                for part in self.with_adapters() {
+                let parts = self.with_adapters().map(|part| {
                     let dh = dh.clone().narrow(1, part.rank, part.ranks);
-                    let a = adapters.a.clone().narrow(0, part.rank, part.ranks);
-                    let mask = dropout.mask(part.id, x.dims(), &x.device()).cast(dtype);
-                    let through = ops::product(
-                        Factor::rows(dh.clone(), None),
-                        Factor::columns(a, None),
-                        Epilogue::plain(dtype),
-                    ); // [tokens, in]
-                    dx = dx + through * mask.clone();
-                    all.push(tall(x.clone() * mask, dh));
-                }
-                (Tensor::cat(all, 1), dx)
+                    tall(masked(&x, dropout, part.id), dh)
+                });
+                Tensor::cat(parts.collect(), 1)
             }
         };
         let gradients = self.layers.iter().map(|part| {
@@ -242,18 +273,40 @@ impl Group {
                 AdapterGradients { a, b_t }
             })
         });
-        let gradients = gradients.collect();
-        (dx, gradients)
+        gradients.collect()
     }
 
-    /// `[dy, dh] · [W; A]`: `[tokens, in]`.
-    fn input_gradient(&self, dy: &Tensor<2>, adapter: Option<(Tensor<2>, Tensor<2>)>) -> Tensor<2> {
-        let (dh, a) = adapter.unzip();
-        ops::product(
-            Factor::rows(dy.clone(), dh),
-            Factor::columns(self.weight.clone(), a),
-            Epilogue::plain(dy.dtype()),
-        )
+    /// The gradient with respect to the input, of what [`Group::adapter_input`] gave as `dh`.
+    ///
+    /// # Shapes
+    ///
+    /// `dy [tokens, out]`, `dh [tokens, ranks]` → `[tokens, in]`
+    #[must_use]
+    pub fn input_gradient(&self, dy: &Tensor<2>, dh: Option<Tensor<2>>) -> Tensor<2> {
+        let dtype = dy.dtype();
+        let product = |dh, a| {
+            ops::product(
+                Factor::rows(dy.clone(), dh),
+                Factor::columns(self.weight.clone(), a),
+                Epilogue::plain(dtype),
+            ) // [dy, dh] · [W; A]
+        };
+        let (Some(adapters), Some(dh)) = (&self.adapters, dh) else {
+            return product(None, None);
+        };
+        let Some(dropout) = adapters.dropout else {
+            return product(Some(dh), Some(adapters.a.clone()));
+        };
+        self.with_adapters().fold(product(None, None), |dx, part| {
+            let dh = dh.clone().narrow(1, part.rank, part.ranks);
+            let a = adapters.a.clone().narrow(0, part.rank, part.ranks);
+            let through = ops::product(
+                Factor::rows(dh, None),
+                Factor::columns(a, None),
+                Epilogue::plain(dtype),
+            ); // [tokens, in]
+            dx + masked(&through, dropout, part.id)
+        })
     }
 }
 

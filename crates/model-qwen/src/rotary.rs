@@ -6,8 +6,12 @@ use std::f64::consts::PI;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use kv_paging::Rotary;
+use rayon::prelude::*;
 
 use crate::config::{Llama3, QwenConfig, RopeScaling, Yarn};
+
+/// Tokens whose angles are worth a thread.
+const ROWS_OF_A_THREAD: usize = 128;
 
 /// Inverse frequencies of a checkpoint, one per pair of head dimensions.
 #[derive(Clone, Debug)]
@@ -77,15 +81,17 @@ impl RotaryFrequencies {
     /// The angles of tokens at `positions`, on `device`.
     pub fn at(&self, positions: &[u32], device: &Device) -> Rotary {
         let half = self.inv_freq.len();
-        let mut cos = Vec::with_capacity(positions.len() * half);
-        let mut sin = Vec::with_capacity(positions.len() * half);
-        for &position in positions {
-            for &freq in &self.inv_freq {
+        let mut cos = vec![0.0; positions.len() * half];
+        let mut sin = cos.clone();
+        // One core takes 14 ms for a prompt of 8,000 tokens, in which a GPU waits.
+        let rows = (cos.par_chunks_mut(half)).zip(sin.par_chunks_mut(half));
+        let rows = rows.zip(positions).with_min_len(ROWS_OF_A_THREAD);
+        rows.for_each(|((cos, sin), &position)| {
+            for ((cos, sin), &freq) in cos.iter_mut().zip(sin).zip(&self.inv_freq) {
                 let (s, c) = (position as f32 * freq).sin_cos();
-                cos.push(c * self.scale);
-                sin.push(s * self.scale);
+                (*cos, *sin) = (c * self.scale, s * self.scale);
             }
-        }
+        });
         let upload = |values: Vec<f32>| {
             let data = TensorData::new(values, [positions.len(), 1, half]);
             Tensor::from_data(data, (device, DType::F32))

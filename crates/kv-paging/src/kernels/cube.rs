@@ -9,6 +9,7 @@ mod attend;
 mod attend_group;
 mod attend_tiles;
 mod blocks;
+mod hopper;
 mod operands;
 mod rope;
 pub(super) mod training;
@@ -24,6 +25,7 @@ use cubecl::prelude::*;
 pub(super) use self::attend::forget_counters;
 use self::operands::{KeysValues, KeysValuesLaunch, StepList, StepListLaunch};
 use super::device::{Context, DeviceOps, NewTokens};
+use super::training::HeadShape;
 use crate::batch_layout::BatchLayout;
 
 /// Whether the kernels over a cache can run on a device and with heads of this length; otherwise the twins do.
@@ -59,6 +61,27 @@ impl Tiles {
             num: tiles(layout).count(),
         }
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.num == 0
+    }
+}
+
+/// Whether a device has a kernel for tiles of more queries, with these heads and a cache in bf16.
+pub(super) fn attends_wide(device: &Device, shape: HeadShape) -> bool {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return false;
+    };
+    hopper::supports(&device.client(), shape)
+}
+
+/// The tiles of [`attends_wide`].
+pub(super) fn wide_tiles(
+    layout: &BatchLayout,
+    shape: HeadShape,
+    device: &Device,
+) -> Tensor<1, Int> {
+    hopper::tiles_of_step(layout, shape, device)
 }
 
 /// First token and number of tokens of each tile.
@@ -146,6 +169,9 @@ impl DeviceOps for Cube {
         context: Context<Self>,
         dtype: DType,
     ) -> FloatTensor<Self> {
+        if context.is_wide {
+            return hopper::attend(q, context, dtype);
+        }
         if context.tiles.num > 0 && attend_tiles::supports(&q, &context.keys) {
             return attend_tiles::attend(q, context, dtype);
         }

@@ -4,6 +4,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use super::training::HeadShape;
 use super::{BatchPlan, RecordedStep, cube};
 use crate::rotary::Rotary;
 
@@ -61,6 +62,10 @@ pub(super) struct Context<B: Backend> {
     pub(super) max_len: usize,
     /// Tiles of queries in the indices.
     pub(super) tiles: cube::Tiles,
+    /// Tiles of more queries, for [`cube::attends_wide`]; where that is not so, the indices.
+    pub(super) wide_tiles: IntTensor<B>,
+    /// Whether `wide_tiles` are such tiles.
+    pub(super) is_wide: bool,
 }
 
 /// What a step of one token per sequence brings along besides its queries.
@@ -128,13 +133,30 @@ impl Gpu {
     ) -> Tensor<3> {
         let layout = plan.layout();
         let lens = layout.sequences.iter().map(|s| s.context_len);
+        let tiles = cube::Tiles::of(layout);
+        let ([_, heads, head_dim], [_, kv_heads, _]) = (q.dims(), keys.dims());
+        let shape = HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        };
+        let is_wide = !tiles.is_empty()
+            && keys.dtype() == DType::BF16
+            && cube::attends_wide(&self.device, shape);
+        let indices = self.indices(plan);
+        let wide_tiles = match is_wide {
+            true => plan.tiles(|layout| cube::wide_tiles(layout, shape, &self.device)),
+            false => indices.clone(),
+        };
         let context = Context {
             keys: keys.into_dispatch(),
             values: values.into_dispatch(),
-            indices: self.indices(plan).into_dispatch(),
+            indices: indices.into_dispatch(),
             block_size: layout.block_size,
             max_len: lens.max().unwrap_or_default(),
-            tiles: cube::Tiles::of(layout),
+            tiles,
+            wide_tiles: wide_tiles.into_dispatch(),
+            is_wide,
         };
         let q = q.into_dispatch();
         Tensor::from_dispatch(Dispatch::device_paged_attention(q, context, dtype)) // [tokens, heads, head_dim]
@@ -151,6 +173,7 @@ impl Gpu {
         let [slots, ..] = keys.dims();
         let [keys, values] = [keys, values].map(|cache| cache.clone().into_dispatch());
         let indices = step.indices.clone().into_dispatch();
+        let no_tiles = step.indices.clone().into_dispatch();
         let context = |keys, values, indices| -> Context<Dispatch> {
             Context {
                 keys,
@@ -160,6 +183,8 @@ impl Gpu {
                 // A recording serves contexts of any length.
                 max_len: slots,
                 tiles: cube::Tiles::default(),
+                wide_tiles: no_tiles,
+                is_wide: false,
             }
         };
         if step.writes_first {

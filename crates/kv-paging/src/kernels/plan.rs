@@ -18,6 +18,9 @@ pub struct BatchPlan {
     /// For the kernels of a GPU.
     #[cfg(feature = "gpu")]
     indices: OnceLock<Tensor<1, Int>>,
+    /// For the kernels of many queries of a GPU.
+    #[cfg(feature = "gpu")]
+    tiles: OnceLock<Tensor<1, Int>>,
 }
 
 impl BatchPlan {
@@ -28,6 +31,8 @@ impl BatchPlan {
             gather: OnceLock::new(),
             #[cfg(feature = "gpu")]
             indices: OnceLock::new(),
+            #[cfg(feature = "gpu")]
+            tiles: OnceLock::new(),
         }
     }
 
@@ -48,6 +53,15 @@ impl BatchPlan {
         upload: impl FnOnce(&BatchLayout) -> Tensor<1, Int>,
     ) -> Tensor<1, Int> {
         self.indices.get_or_init(|| upload(&self.layout)).clone()
+    }
+
+    /// For the kernels of many queries of a GPU: tiles of queries, in the form that `upload` gives them.
+    #[cfg(feature = "gpu")]
+    pub(super) fn tiles(
+        &self,
+        upload: impl FnOnce(&BatchLayout) -> Tensor<1, Int>,
+    ) -> Tensor<1, Int> {
+        self.tiles.get_or_init(|| upload(&self.layout)).clone()
     }
 }
 

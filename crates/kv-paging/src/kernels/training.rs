@@ -68,6 +68,14 @@ pub(super) struct HeadShape {
     pub(super) head_dim: usize,
 }
 
+#[cfg(feature = "gpu")]
+impl HeadShape {
+    /// Query heads per key/value head.
+    pub(super) const fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
 /// Documents of a packed batch, and heads, as the kernels take them. A plan serves one device.
 #[derive(Clone, Debug)]
 pub struct TrainingPlan {

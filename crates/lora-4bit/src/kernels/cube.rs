@@ -34,7 +34,7 @@ pub(super) use features::first_gpu;
 pub(super) use features::is_cuda;
 pub(super) use features::{features_of, has_plane_operations};
 pub(super) use mat_mul::forget_counters;
-pub(super) use training::supports_gemm;
+pub(super) use training::{supports_gates, supports_gemm};
 
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;

@@ -13,87 +13,16 @@ use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
+pub(crate) use self::product::{Epilogue, Factor, gated_product, product};
 use super::elementwise::{Norm, inner_product};
+use super::operand::WeightOperand;
 #[cfg(feature = "gpu")]
-use super::operand::Maybe;
-use super::operand::{Major, WeightOperand};
+use super::operand::{Major, Maybe};
 
 mod naive;
+mod product;
 #[cfg(all(test, feature = "gpu"))]
 mod tests;
-
-/// A factor of a [`product`].
-#[derive(Clone, Debug)]
-pub(crate) struct Factor {
-    /// `[outer, inner]` or `[inner, outer]`.
-    pub(crate) first: Tensor<2>,
-    /// More of the inner dimension; the other factor goes on as well.
-    pub(crate) second: Option<Tensor<2>>,
-    pub(crate) major: Major,
-}
-
-impl Factor {
-    /// `[outer, inner]`.
-    pub(crate) fn rows(first: Tensor<2>, second: Option<Tensor<2>>) -> Self {
-        let major = Major::Inner;
-        Self {
-            first,
-            second,
-            major,
-        }
-    }
-
-    /// `[inner, outer]`.
-    pub(crate) fn columns(first: Tensor<2>, second: Option<Tensor<2>>) -> Self {
-        let major = Major::Outer;
-        Self {
-            first,
-            second,
-            major,
-        }
-    }
-
-    fn outer(&self) -> usize {
-        self.first.dims()[match self.major {
-            Major::Inner => 0,
-            Major::Outer => 1,
-        }]
-    }
-
-    fn inner(&self) -> [usize; 2] {
-        let axis = match self.major {
-            Major::Inner => 1,
-            Major::Outer => 0,
-        };
-        let second = self.second.as_ref();
-        [
-            self.first.dims()[axis],
-            second.map_or(0, |second| second.dims()[axis]),
-        ]
-    }
-}
-
-/// What is done to the sums of a [`product`].
-#[derive(Clone, Debug)]
-pub(crate) struct Epilogue {
-    /// f32: `[n]`.
-    pub(crate) bias: Option<Tensor<1>>,
-    /// `[m, n]`, of the type of the result.
-    pub(crate) residual: Option<Tensor<2>>,
-    /// Type of the result: f32 or the factors'.
-    pub(crate) dtype: DType,
-}
-
-impl Epilogue {
-    /// Only the sums.
-    pub(crate) fn plain(dtype: DType) -> Self {
-        Self {
-            bias: None,
-            residual: None,
-            dtype,
-        }
-    }
-}
 
 /// The operands of [`TrainingOps::gemm`].
 #[cfg(feature = "gpu")]
@@ -110,6 +39,8 @@ pub(crate) struct GemmOperand<B: Backend> {
     #[extension_type]
     pub(crate) residual: Maybe<B>,
     pub(crate) majors: [Major; 2],
+    /// See [`gated_product`].
+    pub(crate) is_gated: bool,
     pub(crate) dtype: DType,
 }
 
@@ -146,7 +77,7 @@ const MAX_PARTS: usize = 3;
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait TrainingOps: Backend {
-    /// See [`product`].
+    /// See [`product`] and [`gated_product`].
     fn gemm(#[extension_type] operand: GemmOperand<Self>) -> FloatTensor<Self>;
     /// Writes `weight` to the rows of `to [n, k]` from row `at` on; the result is `to`.
     fn write_weight(
@@ -195,11 +126,11 @@ pub(crate) trait TrainingOps: Backend {
         clip: FloatTensor<Self>,
         factors: AdamWFactors,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-    /// See [`swiglu_backward`]; the result is `gate_up`, overwritten.
+    /// See [`swiglu_backward`]; the results are `gate_up` and `dy`, overwritten.
     fn training_swiglu_backward(
         gate_up: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 /// The factors of one step of AdamW (arXiv 1711.05101) for one parameter.
@@ -246,34 +177,6 @@ pub(crate) fn compile_only(device: &Device, work: impl FnOnce()) {
 #[cfg(feature = "gpu")]
 fn has_kernels(x: &Tensor<2>) -> bool {
     super::cube::has_plane_operations(&x.device())
-}
-
-/// `y[i, j] = Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]`.
-///
-/// # Shapes
-///
-/// `a` with `m`, `b` with `n` outer values, both of one type → `[m, n]`
-pub(crate) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
-    let (m, n, inner) = (a.outer(), b.outer(), a.inner());
-    let _span = trace_span!("product", m, n, k = inner[0]).entered();
-    assert_eq!(inner, b.inner(), "product: inner dimensions");
-    assert_eq!(a.first.dtype(), b.first.dtype(), "product: types");
-    #[cfg(feature = "gpu")]
-    if super::cube::supports_gemm(&a.first, [m, n], inner, a.major) {
-        let second = |factor: &Factor| Maybe::new(factor.second.as_ref());
-        let operand = GemmOperand {
-            second_a: second(&a),
-            second_b: second(&b),
-            majors: [a.major, b.major],
-            a: a.first.into_dispatch(),
-            b: b.first.into_dispatch(),
-            bias: Maybe::new(epilogue.bias.as_ref()),
-            residual: Maybe::new(epilogue.residual.as_ref()),
-            dtype: epilogue.dtype,
-        };
-        return Tensor::from_dispatch(<Dispatch as TrainingOps>::gemm(operand));
-    }
-    naive::product(a, b, epilogue)
 }
 
 /// Weights with `k` columns, one below the other, in `dtype`: `[n, k]`.
@@ -411,20 +314,24 @@ pub fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
     naive::swiglu(gate_up)
 }
 
-/// The gradient of [`swiglu`]. It takes the memory of `gate_up`, which nobody else may hold.
+/// The gradient of [`swiglu`], and its result once more. They take the memory of `gate_up` and of `dy`, which nobody else may
+/// hold.
 ///
 /// # Shapes
 ///
-/// `gate_up [tokens, 2 * width]`, `dy [tokens, width]` → `[tokens, 2 * width]`, all of one type
-pub fn swiglu_backward(gate_up: Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
+/// `gate_up [tokens, 2 * width]`, `dy [tokens, width]` → `[tokens, 2 * width]` and `[tokens, width]`, all of one type
+pub fn swiglu_backward(gate_up: Tensor<2>, dy: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let _span = trace_span!("swiglu_backward").entered();
     #[cfg(feature = "gpu")]
     if has_kernels(&gate_up) {
         let (gate_up, dy) = (gate_up.into_dispatch(), dy.into_dispatch());
-        let d = <Dispatch as TrainingOps>::training_swiglu_backward(gate_up, dy);
-        return Tensor::from_dispatch(d);
+        let (d, y) = <Dispatch as TrainingOps>::training_swiglu_backward(gate_up, dy);
+        return (Tensor::from_dispatch(d), Tensor::from_dispatch(y));
     }
-    naive::swiglu_backward(gate_up, dy)
+    (
+        naive::swiglu_backward(gate_up.clone(), dy),
+        naive::swiglu(gate_up),
+    )
 }
 
 /// Units of a cube that adds up squares, and values of a unit, about.

@@ -44,6 +44,14 @@ struct Layer<'a> {
 
 /// What the backward pass reads of a layer's forward pass; `h` is of the adapters, see [`Group`].
 struct Activations {
+    attended: Attended,
+    gate_up_h: Option<Tensor<2>>,
+    /// `[tokens, 2 * intermediate]`.
+    gate_up: Tensor<2>,
+}
+
+/// Of it, what comes before gate and up.
+struct Attended {
     /// Input, `[tokens, hidden]`.
     x: Tensor<2>,
     /// `[tokens, hidden]`.
@@ -62,12 +70,6 @@ struct Activations {
     middle: Tensor<2>,
     /// `[tokens, hidden]`.
     middle_normed: Tensor<2>,
-    gate_up_h: Option<Tensor<2>>,
-    /// `[tokens, 2 * intermediate]`.
-    gate_up: Tensor<2>,
-    /// `[tokens, intermediate]`.
-    activated: Tensor<2>,
-    down_h: Option<Tensor<2>>,
 }
 
 /// What the forward pass keeps of a layer.
@@ -98,11 +100,17 @@ pub fn forward_backward(
     }
     x = x.cast(shared.dtype);
     for layer in &model.layers {
-        let (y, activations) = Layer::new(layer, &shared).forward(x.clone(), &shared);
-        kept.push(match checkpointing {
-            Checkpointing::Off => Kept::Activations(activations),
-            Checkpointing::Auto | Checkpointing::On => Kept::Input(x),
-        });
+        let layer = Layer::new(layer, &shared);
+        let (y, keeps) = match checkpointing {
+            Checkpointing::Off => {
+                let activations = layer.activations(x, &shared);
+                (layer.end(&activations), Kept::Activations(activations))
+            }
+            Checkpointing::Auto | Checkpointing::On => {
+                (layer.forward(x.clone(), &shared), Kept::Input(x))
+            }
+        };
+        kept.push(keeps);
         x = y; // [tokens, hidden]
     }
     let targets = Targets::new(&batch.targets);
@@ -113,7 +121,7 @@ pub fn forward_backward(
         let layer = Layer::new(layer, &shared);
         let activations = match kept {
             Kept::Activations(activations) => activations,
-            Kept::Input(x) => layer.recompute(x, &shared),
+            Kept::Input(x) => layer.activations(x, &shared),
         };
         dx = layer.backward(index, activations, dx, &shared, store); // [tokens, hidden]
     }
@@ -127,7 +135,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, slot: usize) -> Tensor<1> {
     let shared = Shared::new(model, &batch, slot, None);
     let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
     for layer in &model.layers {
-        x = Layer::new(layer, &shared).forward(x, &shared).0; // [tokens, hidden]
+        x = Layer::new(layer, &shared).forward(x, &shared); // [tokens, hidden]
     }
     loss(&x, &Targets::new(&batch.targets), None, &shared).0
 }
@@ -200,22 +208,37 @@ impl<'a> Layer<'a> {
     }
 
     /// `x [tokens, hidden]` → `[tokens, hidden]`.
-    fn forward(&self, x: Tensor<2>, shared: &Shared<'_>) -> (Tensor<2>, Activations) {
-        let mut a = self.before_down(x, shared);
-        let (y, down_h) = self.down.forward(&a.activated, Some(a.middle.clone()));
-        a.down_h = down_h;
-        (y, a)
+    fn forward(&self, x: Tensor<2>, shared: &Shared<'_>) -> Tensor<2> {
+        let Attended {
+            middle,
+            middle_normed,
+            ..
+        } = self.attend(x, shared);
+        let activated = self.gate_up.forward_gated(&middle_normed); // [tokens, intermediate]
+        drop(middle_normed);
+        self.down.forward(&activated, Some(middle)).0
     }
 
-    /// What [`Layer::forward`] gives besides the result.
-    fn recompute(&self, x: Tensor<2>, shared: &Shared<'_>) -> Activations {
-        let mut a = self.before_down(x, shared);
-        a.down_h = self.down.shrink(&a.activated);
-        a
+    /// What the backward pass reads; [`Layer::end`] gives the result.
+    fn activations(&self, x: Tensor<2>, shared: &Shared<'_>) -> Activations {
+        let attended = self.attend(x, shared);
+        let (gate_up, gate_up_h) = self.gate_up.forward(&attended.middle_normed, None);
+        Activations {
+            attended,
+            gate_up_h,
+            gate_up,
+        }
     }
 
-    /// All activations but `down_h`.
-    fn before_down(&self, x: Tensor<2>, shared: &Shared<'_>) -> Activations {
+    /// The result, `[tokens, hidden]`.
+    fn end(&self, a: &Activations) -> Tensor<2> {
+        let activated = swiglu(a.gate_up.clone()); // [tokens, intermediate]
+        let middle = a.attended.middle.clone();
+        self.down.forward(&activated, Some(middle)).0
+    }
+
+    /// The layer up to the input of its second half.
+    fn attend(&self, x: Tensor<2>, shared: &Shared<'_>) -> Attended {
         let normed = rms_norm(x.clone(), self.norm(&self.layer.input_layernorm));
         let (qkv, qkv_h) = self.qkv.forward(&normed, None);
         let norms = self.head_norms();
@@ -225,9 +248,7 @@ impl<'a> Layer<'a> {
         let (middle, o_h) = self.o.forward(&attended, Some(x.clone()));
         let norm = self.norm(&self.layer.post_attention_layernorm);
         let middle_normed = rms_norm(middle.clone(), norm);
-        let (gate_up, gate_up_h) = self.gate_up.forward(&middle_normed, None);
-        let activated = swiglu(gate_up.clone());
-        Activations {
+        Attended {
             x,
             normed,
             qkv_h,
@@ -238,10 +259,6 @@ impl<'a> Layer<'a> {
             o_h,
             middle,
             middle_normed,
-            gate_up_h,
-            gate_up,
-            activated,
-            down_h: None,
         }
     }
 
@@ -254,7 +271,11 @@ impl<'a> Layer<'a> {
         shared: &Shared<'_>,
         store: &mut GradientStore,
     ) -> Tensor<2> {
-        let a = activations;
+        let Activations {
+            attended: a,
+            gate_up_h,
+            gate_up,
+        } = activations;
         let [q, k, v, o, gate, up, down] = LINEARS;
         let mut add = |modules: &[&str], gradients: Vec<Option<AdapterGradients>>| {
             for (module, gradients) in modules.iter().zip(gradients) {
@@ -266,10 +287,13 @@ impl<'a> Layer<'a> {
                 store.add(&format!("{name}.lora_B_t"), Some(b_t));
             }
         };
-        let (d, gradients) = self.down.backward(a.activated, a.down_h, &dy);
+        let dh = self.down.adapter_input(&dy);
+        let d = self.down.input_gradient(&dy, dh.clone()); // [tokens, intermediate]
+        let (d, activated) = swiglu_backward(gate_up, d);
+        let down_h = self.down.shrink(&activated);
+        let gradients = (self.down).adapter_gradients(activated, down_h, &dy, dh.as_ref());
         add(&[down], gradients);
-        let d = swiglu_backward(a.gate_up, d); // [tokens, 2 * intermediate]
-        let (d, gradients) = self.gate_up.backward(a.middle_normed, a.gate_up_h, &d);
+        let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d);
         add(&[gate, up], gradients);
         let norm = self.norm(&self.layer.post_attention_layernorm);
         let dy = rms_norm_backward(a.middle, norm, d, Some(dy)); // [tokens, hidden]

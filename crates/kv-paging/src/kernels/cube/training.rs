@@ -25,7 +25,7 @@ use self::queries::SavedLaunch;
 use self::rows::{NormsLaunch, PartSumsLaunch, RangeLaunch, WIDTH};
 use self::tile::{ROWS, TilesLaunch, UNITS};
 use super::operands::AnglesLaunch;
-use super::{elem_type, empty};
+use super::{elem_type, empty, hopper};
 use crate::kernels::training::HeadShape;
 use crate::kernels::training::device::{Batch, HeadWeights, SavedOutput, TrainingOps};
 
@@ -66,7 +66,11 @@ pub(in crate::kernels) fn turns(shape: HeadShape) -> bool {
 
 /// Tiles of the documents: of queries for the forward, then of rows for both kernels of the backward, those with the most
 /// work first.
-pub(in crate::kernels) fn tiles(lengths: &[usize], device: &Device) -> (Tensor<1, Int>, Batch) {
+pub(in crate::kernels) fn tiles(
+    lengths: &[usize],
+    shape: HeadShape,
+    device: &Device,
+) -> (Tensor<1, Int>, Batch) {
     let cut = |rows: usize| {
         let mut tiles = Vec::new();
         let mut document = 0;
@@ -76,19 +80,25 @@ pub(in crate::kernels) fn tiles(lengths: &[usize], device: &Device) -> (Tensor<1
         }
         tiles
     };
-    let mut forward = cut(forward::QUERIES);
-    forward.sort_by_key(|&[_, first, _]| std::cmp::Reverse(first));
-    let mut queries = cut(ROWS);
-    queries.sort_by_key(|&[_, first, _]| std::cmp::Reverse(first));
-    let mut keys = cut(ROWS);
-    keys.sort_by_key(|&[_, first, len]| std::cmp::Reverse(len - first));
+    let [forward, queries, keys] = if super::attends_wide(device, shape) {
+        hopper::training_tiles(lengths, shape)
+    } else {
+        let mut tiles = [cut(forward::QUERIES), cut(ROWS), cut(ROWS)];
+        tiles[0].sort_by_key(|&[_, first, _]| std::cmp::Reverse(first));
+        tiles[1].sort_by_key(|&[_, first, _]| std::cmp::Reverse(first));
+        tiles[2].sort_by_key(|&[_, first, len]| std::cmp::Reverse(len - first));
+        tiles.map(|tiles| (tiles.len(), tiles.concat()))
+    };
     let batch = Batch {
         num_tokens: lengths.iter().sum(),
-        forward: forward.len(),
-        backward: keys.len(),
+        forward: forward.0,
+        queries: queries.0,
+        queries_at: forward.1.len(),
+        keys: keys.0,
+        keys_at: forward.1.len() + queries.1.len(),
     };
-    let values = [forward, queries, keys].concat().into_iter().flatten();
-    let values: Vec<i32> = values.map(|value| value as i32).collect();
+    let values = [forward.1, queries.1, keys.1].concat();
+    let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
     let len = values.len();
     let list = Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32));
     (list, batch)
@@ -134,7 +144,9 @@ impl TrainingOps for Cube {
         clear_rows(&out, batch.num_tokens);
         clear_rows(&lse, batch.num_tokens);
         let dtype = elem_type(&qkv);
-        if batch.forward > 0 {
+        if hopper::supports(&qkv.client, shape) {
+            hopper::attend_documents(qkv, tiles, batch.forward, [out.clone(), lse.clone()], shape);
+        } else if batch.forward > 0 {
             // SAFETY: the wrapper has compared the shapes; tiles name only tokens of `qkv`.
             unsafe {
                 forward::attend::launch_unchecked(
@@ -165,7 +177,11 @@ impl TrainingOps for Cube {
         let [tokens, row] = qkv.meta.shape().dims();
         let d_qkv = empty(&qkv, [tokens, row], qkv.dtype);
         clear_rows(&d_qkv, batch.num_tokens);
-        if batch.backward == 0 {
+        if batch.keys == 0 {
+            return d_qkv;
+        }
+        if hopper::supports(&qkv.client, shape) {
+            hopper::differentiate([&qkv, &out, &lse, &d_out], tiles, batch, &d_qkv, shape);
             return d_qkv;
         }
         let delta = empty(&qkv, [tokens, shape.heads], DType::F32);
@@ -175,11 +191,11 @@ impl TrainingOps for Cube {
         unsafe {
             queries::query_gradients::launch_unchecked(
                 &client,
-                CubeCount::Static(shape.heads as u32, batch.backward as u32, 1),
+                CubeCount::Static(shape.heads as u32, batch.queries as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
                 saved_args([&qkv, &d_out, &lse]),
                 out.into_buffer_arg(),
-                TilesLaunch::new(tiles.clone().into_buffer_arg(), 3 * batch.forward),
+                TilesLaunch::new(tiles.clone().into_buffer_arg(), batch.queries_at),
                 delta.clone().into_buffer_arg(),
                 d_qkv.clone().into_buffer_arg(),
                 scale,
@@ -187,7 +203,7 @@ impl TrainingOps for Cube {
                 dtype,
             );
         }
-        let parts = parts(batch.backward * shape.kv_heads, shape.group());
+        let parts = parts(batch.keys * shape.kv_heads, shape.group());
         let keys_len = 2 * shape.kv_heads * shape.head_dim;
         let queries_len = shape.heads * shape.head_dim;
         // In pairs of elements.
@@ -206,15 +222,12 @@ impl TrainingOps for Cube {
                 ),
             ),
         };
-        let tiles = TilesLaunch::new(
-            tiles.into_buffer_arg(),
-            3 * (batch.forward + batch.backward),
-        );
+        let tiles = TilesLaunch::new(tiles.into_buffer_arg(), batch.keys_at);
         // SAFETY: as above.
         unsafe {
             keys::key_gradients::launch_unchecked(
                 &client,
-                CubeCount::Static((shape.kv_heads * parts) as u32, batch.backward as u32, 1),
+                CubeCount::Static((shape.kv_heads * parts) as u32, batch.keys as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
                 saved_args([&qkv, &d_out, &lse]),
                 delta.into_buffer_arg(),
@@ -227,25 +240,7 @@ impl TrainingOps for Cube {
             );
         }
         if parts > 1 {
-            let len = batch.num_tokens * keys_len / WIDTH;
-            // SAFETY: units stay below the number of vectors of a part.
-            unsafe {
-                rows::add_parts::launch_unchecked(
-                    &client,
-                    cubes(len, ELEMENT_UNITS),
-                    CubeDim::new_1d(ELEMENT_UNITS as u32),
-                    to.into_buffer_arg(),
-                    d_qkv.clone().into_buffer_arg(),
-                    PartSumsLaunch::new(
-                        len,
-                        parts,
-                        keys_len / WIDTH,
-                        row / WIDTH,
-                        queries_len / WIDTH,
-                    ),
-                    dtype,
-                );
-            }
+            add_parts(to, &d_qkv, [parts, batch.num_tokens], shape);
         }
         d_qkv
     }
@@ -343,6 +338,36 @@ impl TrainingOps for Cube {
             }
         }
         dx
+    }
+}
+
+/// Adds up the gradients of keys and values, `[parts, tokens, 2 * kv_heads * head_dim]` f32, to their columns of `d_qkv`.
+pub(super) fn add_parts(
+    from: CubeTensor,
+    d_qkv: &CubeTensor,
+    [parts, tokens]: [usize; 2],
+    shape: HeadShape,
+) {
+    let keys_len = 2 * shape.kv_heads * shape.head_dim;
+    let queries_len = shape.heads * shape.head_dim;
+    let len = tokens * keys_len / WIDTH;
+    // SAFETY: units stay below the number of vectors of a part.
+    unsafe {
+        rows::add_parts::launch_unchecked(
+            &from.client.clone(),
+            cubes(len, ELEMENT_UNITS),
+            CubeDim::new_1d(ELEMENT_UNITS as u32),
+            from.into_buffer_arg(),
+            d_qkv.clone().into_buffer_arg(),
+            PartSumsLaunch::new(
+                len,
+                parts,
+                keys_len / WIDTH,
+                (queries_len + keys_len) / WIDTH,
+                queries_len / WIDTH,
+            ),
+            elem_type(d_qkv),
+        );
     }
 }
 

@@ -85,8 +85,12 @@ pub(in crate::kernels) struct Batch {
     pub(in crate::kernels) num_tokens: usize,
     /// Tiles of the forward.
     pub(in crate::kernels) forward: usize,
-    /// Tiles of each kernel of the backward.
-    pub(in crate::kernels) backward: usize,
+    /// Tiles of the gradient of queries, and where they start.
+    pub(in crate::kernels) queries: usize,
+    pub(in crate::kernels) queries_at: usize,
+    /// Tiles of the gradients of keys and values, and where they start.
+    pub(in crate::kernels) keys: usize,
+    pub(in crate::kernels) keys_at: usize,
 }
 
 /// The tiles of a batch, on the device.
@@ -100,7 +104,7 @@ impl Tables {
     /// `None` where the kernels don't run; then the twins do.
     pub(super) fn new(plan: &TrainingPlan, device: &Device) -> Option<Self> {
         cube::attends(device, plan.shape).then(|| {
-            let (list, batch) = cube::tiles(plan.lengths(), device);
+            let (list, batch) = cube::tiles(plan.lengths(), plan.shape, device);
             Self { list, batch }
         })
     }

@@ -43,6 +43,16 @@ enum Instruction {
     WgmmaTma,
 }
 
+/// Whether the second factor is a gate and what it multiplies: `silu(a · gate) · (a · up)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Gate {
+    None,
+    /// The second tensor of `b` is multiplied by the gate, its first one.
+    Second,
+    /// In each tensor of `b`, what is multiplied lies below the gate.
+    Stacked,
+}
+
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Kind {
@@ -55,8 +65,7 @@ struct Kind {
     stages: usize,
     majors: [Major; 2],
     has_second: bool,
-    /// The second factor is a gate and what it multiplies: `silu(a · first) · (a · second)`.
-    is_gated: bool,
+    gate: Gate,
     has_bias: bool,
     has_residual: bool,
 }
@@ -85,7 +94,7 @@ impl Kind {
             stages,
             majors: [product.a.major, product.b.major],
             has_second: product.a.second.is_some(),
-            is_gated: product.is_gated(),
+            gate: product.gate,
             has_bias: product.bias.is_some(),
             has_residual: product.residual.is_some(),
         }
@@ -97,10 +106,14 @@ impl Kind {
 
     /// Columns of the result in a tile.
     const fn result_columns(&self) -> usize {
-        match self.is_gated {
-            true => self.columns / 2,
-            false => self.columns,
+        match self.gate {
+            Gate::None => self.columns,
+            Gate::Second | Gate::Stacked => self.columns / 2,
         }
+    }
+
+    const fn is_gated(&self) -> bool {
+        self.result_columns() < self.columns
     }
 
     /// Vectors of a step in shared memory.
@@ -123,7 +136,7 @@ impl Kind {
 pub(super) struct FactorTensors {
     /// `[outer, inner]` or `[inner, outer]`, contiguous.
     pub(super) first: CubeTensor,
-    /// More of the inner dimension. Of `b` alone, what a gate, the first tensor, multiplies.
+    /// More of the inner dimension, or see [`Gate::Second`].
     pub(super) second: Option<CubeTensor>,
     pub(super) major: Major,
 }
@@ -136,12 +149,18 @@ pub(super) struct Product {
     pub(super) bias: Option<CubeTensor>,
     /// `[m, n]`, of the type of the result.
     pub(super) residual: Option<CubeTensor>,
+    pub(super) gate: Gate,
     /// Rows and columns of the result.
     pub(super) shape: [usize; 2],
     /// Inner values of the first tensors, and of the second.
     pub(super) inner: [usize; 2],
     /// Of the result: f32 or the type of the factors.
     pub(super) dtype: DType,
+}
+
+/// Whether the kernel computes gated products, see [`supports`].
+pub(super) fn supports_gates(client: &Client) -> bool {
+    cfg!(feature = "cuda") && features::has_wgmma(client)
 }
 
 /// Whether the kernel takes factors of this type and these sizes.
@@ -163,7 +182,7 @@ pub(super) fn supports(
 
 impl Product {
     fn is_gated(&self) -> bool {
-        self.a.second.is_none() && self.b.second.is_some()
+        self.gate != Gate::None
     }
 
     /// `[m, n]`.
@@ -176,10 +195,9 @@ impl Product {
         let steps = (self.inner[0] + self.inner[1]) / INNER;
         let tiles = row_tiles * column_tiles;
         let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
-        let can_split = !kind.is_gated && self.bias.is_none() && self.residual.is_none();
-        let wanted = match can_split {
-            true => (multiprocessors.unwrap_or(64) as usize / tiles.max(1)).clamp(1, MAX_SPLITS),
-            false => 1,
+        let wanted = match kind.is_gated() {
+            true => 1,
+            false => (multiprocessors.unwrap_or(64) as usize / tiles.max(1)).clamp(1, MAX_SPLITS),
         };
         let wanted = wanted.min(steps / MIN_STEPS).max(1);
         let split_steps = steps.div_ceil(wanted);
@@ -192,8 +210,16 @@ impl Product {
             return y;
         }
         let dtypes = [like.dtype, dtype].map(dtype_to_elem_type);
-        let bias = self.bias.unwrap_or_else(|| like.clone());
-        let residual = self.residual.unwrap_or_else(|| y.clone());
+        // Parts get bias and residual when they are added up.
+        let (mut kind, mut terms) = (kind, [self.bias, self.residual]);
+        let mut later = [const { None }; 2];
+        if splits > 1 {
+            (kind.has_bias, kind.has_residual) = (false, false);
+            std::mem::swap(&mut terms, &mut later);
+        }
+        let [bias, residual] = terms;
+        let bias = bias.unwrap_or_else(|| like.clone());
+        let residual = residual.unwrap_or_else(|| y.clone());
         #[cfg(feature = "cuda")]
         if kind.instruction == Instruction::WgmmaTma {
             let work =
@@ -203,13 +229,9 @@ impl Product {
                 second.unwrap_or(&factor.first).clone()
             };
             let (second_a, second_b) = (second(&self.a), second(&self.b));
-            let outer = match kind.is_gated {
-                true => kind.columns / 2,
-                false => kind.columns,
-            };
             let tiles_of = [
                 tma::tile(kind.majors[0], kind.rows),
-                tma::tile(kind.majors[1], outer),
+                tma::tile(kind.majors[1], kind.result_columns()),
             ];
             let cubes = (tiles * splits).min(multiprocessors.unwrap_or(64) as usize);
             // SAFETY: the accelerator fills what is past the last row or column with zeros, and that is not written; the inner
@@ -234,7 +256,7 @@ impl Product {
             }
             return match splits {
                 1 => y,
-                _ => sum_parts(y, [m, n], self.dtype),
+                _ => sum_parts(y, later, [m, n], self.dtype),
             };
         }
         let factor = |factor: FactorTensors, outer: usize| {
@@ -271,18 +293,26 @@ impl Product {
         }
         match splits {
             1 => y,
-            _ => sum_parts(y, [m, n], self.dtype),
+            _ => sum_parts(y, later, [m, n], self.dtype),
         }
     }
 }
 
-/// Rows from which the kernel is faster than the one of [`mat_mul`](super::mat_mul) for products without adapters.
+/// Rows from which the kernel is faster than the one of [`mat_mul`](super::mat_mul) for products without adapters: with any
+/// weight, and with a large one.
 const MIN_ROWS: usize = 512;
+const MIN_ROWS_OF_LARGE: usize = 96;
+/// Values of a large weight: its products have enough work for all multiprocessors.
+const LARGE: usize = 8 << 20;
 
 /// Whether `wgmma` multiplies `x` with weights `[n, k]` like `w` best.
 pub(super) fn is_best(x: &CubeTensor, w: &CubeTensor) -> bool {
     let ([m, k], [n, _]): ([usize; 2], [usize; 2]) = (x.meta.shape().dims(), w.meta.shape().dims());
-    m >= MIN_ROWS
+    let min_rows = match n * k < LARGE {
+        true => MIN_ROWS,
+        false => MIN_ROWS_OF_LARGE,
+    };
+    m >= min_rows
         && features::has_wgmma(&x.client)
         && supports(&x.client, w.dtype, [m, n], [k, 0], Major::Inner)
 }
@@ -305,6 +335,7 @@ pub(super) fn linear(
         b: factor(w),
         bias,
         residual,
+        gate: Gate::None,
         shape: [m, n],
         inner: [k, 0],
         dtype: DType::F32,
@@ -330,6 +361,7 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
         },
         bias: None,
         residual: None,
+        gate: Gate::Second,
         shape: [m, n],
         inner: [k, 0],
         dtype,
@@ -337,9 +369,21 @@ pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTens
     product.run()
 }
 
-/// The sum of the first dimension, in its order: `[parts, m * n]` f32 to `[m, n]` of type `dtype`.
-fn sum_parts(parts: CubeTensor, [m, n]: [usize; 2], dtype: DType) -> CubeTensor {
+/// The sum of the first dimension, in its order, and of the bias and the residual: `[parts, m * n]` f32 to `[m, n]` of type
+/// `dtype`.
+fn sum_parts(
+    parts: CubeTensor,
+    [bias, residual]: [Option<CubeTensor>; 2],
+    [m, n]: [usize; 2],
+    dtype: DType,
+) -> CubeTensor {
     let y = empty(&parts, [m, n], dtype);
+    let has_terms = [bias.is_some(), residual.is_some()];
+    // Where the kernel does not read an argument, another tensor stands in for it.
+    let (bias, residual) = (
+        bias.unwrap_or_else(|| parts.clone()),
+        residual.unwrap_or_else(|| y.clone()),
+    );
     let num_parts = parts.meta.shape()[0];
     let vectors = m * n / 2;
     let cubes = vectors.div_ceil(256);
@@ -351,9 +395,13 @@ fn sum_parts(parts: CubeTensor, [m, n]: [usize; 2], dtype: DType) -> CubeTensor 
             CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1),
             CubeDim::new_1d(256),
             parts.into_buffer_arg(),
+            bias.into_buffer_arg(),
+            residual.into_buffer_arg(),
             y.clone().into_buffer_arg(),
             vectors,
+            n / 2,
             num_parts,
+            has_terms,
             dtype_to_elem_type(dtype),
         );
     }

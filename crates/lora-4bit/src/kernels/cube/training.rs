@@ -5,7 +5,7 @@ mod kernels;
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -32,6 +32,14 @@ pub(in super::super) fn supports_gemm(
     }
 }
 
+/// Whether the kernel of products computes gated ones, see [`supports_gemm`].
+pub(in super::super) fn supports_gates(device: &Device) -> bool {
+    match device.as_dispatch() {
+        burn::backend::DispatchDevice::Cube(device) => gemm::supports_gates(&device.client()),
+        _ => false,
+    }
+}
+
 impl TrainingOps for Cube {
     fn gemm(operand: GemmOperand<Self>) -> FloatTensor<Self> {
         let factor = |first: CubeTensor, second: Maybe<Self>, major| gemm::FactorTensors {
@@ -54,11 +62,16 @@ impl TrainingOps for Cube {
             }
         };
         let ((m, inner), (n, _)) = (sizes(&a), sizes(&b));
+        let (gate, n) = match operand.is_gated {
+            true => (gemm::Gate::Stacked, n / 2),
+            false => (gemm::Gate::None, n),
+        };
         let product = gemm::Product {
             a,
             b,
             bias: operand.bias.into_option().map(into_contiguous),
             residual: operand.residual.into_option().map(into_contiguous),
+            gate,
             shape: [m, n],
             inner,
             dtype: operand.dtype,
@@ -343,7 +356,7 @@ impl TrainingOps for Cube {
     fn training_swiglu_backward(
         gate_up: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (gate_up, dy) = (into_contiguous(gate_up), into_contiguous(dy));
         let [rows, width] = dy.meta.shape().dims();
         let dtype = dtype_to_elem_type(dy.dtype);
@@ -357,14 +370,14 @@ impl TrainingOps for Cube {
                     CubeDim::new_1d(UNITS as u32),
                     vector_of(width),
                     gate_up.clone().into_buffer_arg(),
-                    dy.into_buffer_arg(),
+                    dy.clone().into_buffer_arg(),
                     rows * vectors,
                     vectors,
                     dtype,
                 );
             }
         }
-        gate_up
+        (gate_up, dy)
     }
 }
 

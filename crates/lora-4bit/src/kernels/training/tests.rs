@@ -233,8 +233,35 @@ fn norms_and_gates_equal_their_twins() {
             let found = swiglu(gate_up.clone());
             check("swiglu", found, naive::swiglu(gate_up.clone()), error);
             let expected = naive::swiglu_backward(gate_up.clone(), dy.clone());
-            let found = swiglu_backward(gate_up, dy);
+            let result = naive::swiglu(gate_up.clone());
+            let (found, again) = swiglu_backward(gate_up, dy);
             check("gradient of swiglu", found, expected, error);
+            check("swiglu once more", again, result, error);
+        }
+    }
+}
+
+#[test]
+fn gated_products_equal_their_twin() {
+    let device = first_gpu();
+    let dtype = dtype_of(&device);
+    for (m, n, k) in [
+        (128, 128, 64),
+        (200, 328, 192),
+        (2048, 520, 1536),
+        (8, 8, 64),
+    ] {
+        for second in [0, 64] {
+            let factor = |outer: usize| Factor {
+                first: random([outer, k], dtype, &device),
+                second: (second > 0).then(|| random([outer, second], dtype, &device)),
+                major: Major::Inner,
+            };
+            let (a, b) = (factor(m), factor(2 * n));
+            let found = gated_product(a.clone(), b.clone());
+            let both = naive::product(a, b, Epilogue::plain(DType::F32));
+            let name = format!("{m} x {n} x {k} + {second}");
+            check(&name, found, naive::swiglu(both).cast(dtype), 0.02);
         }
     }
 }

@@ -29,11 +29,6 @@ impl HeadShape {
     pub(super) const fn row(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.chunks()
     }
-
-    /// Query heads per key/value head.
-    pub(super) const fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
 }
 
 /// Tiles of rows of documents; each has the document's first row, the first position of the tile and the document's length.

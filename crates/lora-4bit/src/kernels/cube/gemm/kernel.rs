@@ -194,9 +194,13 @@ pub(super) fn gemm<W: Float, Y: Float>(
 #[cube(launch_unchecked)]
 pub(super) fn sum_parts<Y: Float>(
     parts: &[Vector<f32, Const<2>>],
+    bias: &[Vector<f32, Const<2>>],
+    residual: &[Vector<Y, Const<2>>],
     y: &mut [Vector<Y, Const<2>>],
     vectors: usize,
+    row: usize,
     num_parts: usize,
+    #[comptime] has_terms: [bool; 2],
     #[define(Y)] _dtype: ElemType,
 ) {
     let at = ABSOLUTE_POS;
@@ -204,6 +208,12 @@ pub(super) fn sum_parts<Y: Float>(
         let mut sum = parts[at];
         for part in 1..num_parts {
             sum += parts[part * vectors + at];
+        }
+        if comptime!(has_terms[0]) {
+            sum += bias[at % row];
+        }
+        if comptime!(has_terms[1]) {
+            sum += Vector::cast_from(residual[at]);
         }
         y[at] = Vector::cast_from(sum);
     }

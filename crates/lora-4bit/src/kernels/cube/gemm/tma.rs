@@ -13,7 +13,7 @@ use cubecl::zspace::shape;
 use cubecl_cpp::cuda::ptx::tensor_map_address;
 
 use super::wgmma::{self, PANEL_BYTES, ROW_BYTES};
-use super::{Kind, PANEL};
+use super::{Gate, Kind, PANEL};
 use crate::kernels::operand::Major;
 use crate::kernels::tile::INNER;
 
@@ -218,59 +218,22 @@ fn copy<W: Float>(
             expect_bytes(full, comptime!(stage_bytes(kind)));
             let to_a = ring.address(kind);
             let to_b = to_a + comptime!((kind.rows * ROW_BYTES) as u32);
-            if comptime!(kind.is_gated) {
-                let half = comptime!(kind.columns / 2);
-                copy_outer(
-                    first_a,
-                    to_a,
-                    full,
-                    place.row,
-                    step,
-                    kind.rows,
-                    kind.majors[0],
-                );
-                copy_outer(
-                    first_b,
-                    to_b,
-                    full,
-                    place.column,
-                    step,
-                    half,
-                    kind.majors[1],
-                );
-                let to_up = to_b + comptime!((half * ROW_BYTES) as u32);
-                copy_outer(
-                    second_b,
-                    to_up,
-                    full,
-                    place.column,
-                    step,
-                    half,
-                    kind.majors[1],
-                );
-            } else {
-                let is_first = step < work.first_steps;
-                let from_a = select(is_first, first_a, second_a);
-                let from_b = select(is_first, first_b, second_b);
-                let inner = select(is_first, step, step - work.first_steps);
-                copy_outer(
-                    from_a,
-                    to_a,
-                    full,
-                    place.row,
-                    inner,
-                    kind.rows,
-                    kind.majors[0],
-                );
-                copy_outer(
-                    from_b,
-                    to_b,
-                    full,
-                    place.column,
-                    inner,
-                    kind.columns,
-                    kind.majors[1],
-                );
+            let is_first = step < work.first_steps;
+            let from_a = select(is_first, first_a, second_a);
+            let from_b = select(is_first, first_b, second_b);
+            let inner = select(is_first, step, step - work.first_steps);
+            let columns = comptime!(kind.result_columns());
+            let (major_a, major_b) = comptime!((kind.majors[0], kind.majors[1]));
+            copy_outer(from_a, to_a, full, place.row, inner, kind.rows, major_a);
+            copy_outer(from_b, to_b, full, place.column, inner, columns, major_b);
+            if comptime!(kind.is_gated()) {
+                let to_up = to_b + comptime!((kind.result_columns() * ROW_BYTES) as u32);
+                let (from_up, up) = if comptime!(kind.gate == Gate::Stacked) {
+                    (from_b, work.columns + place.column)
+                } else {
+                    (second_b, place.column)
+                };
+                copy_outer(from_up, to_up, full, up, inner, columns, major_b);
             }
             ring.advance(kind);
             step += 1;
@@ -353,7 +316,7 @@ fn store<Y: Float>(
                 let block = comptime!(i * together + part);
                 let column = place.column + block * 8 + quad * 2;
                 let mut result = wgmma::pair(comptime!(block * 4 + half * 2));
-                if comptime!(kind.is_gated) {
+                if comptime!(kind.is_gated()) {
                     let up = wgmma::pair(comptime!((blocks + block) * 4 + half * 2));
                     let one = Vector::<f32, Const<2>>::new(1.0);
                     result = result / (one + (-result).exp()) * up;

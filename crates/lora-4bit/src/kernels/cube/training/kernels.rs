@@ -141,7 +141,7 @@ pub(super) fn swiglu_kernel<E: Float, N: Size>(
 #[cube(launch_unchecked)]
 pub(super) fn swiglu_backward_kernel<E: Float, N: Size>(
     gate_up: &mut [Vector<E, N>],
-    dy: &[Vector<E, N>],
+    dy: &mut [Vector<E, N>],
     len: usize,
     width: usize,
     #[define(E)] _dtype: ElemType,
@@ -157,6 +157,7 @@ pub(super) fn swiglu_backward_kernel<E: Float, N: Size>(
         let slope = sigma * (one + gate * (one - sigma));
         gate_up[from] = Vector::cast_from(d * up * slope);
         gate_up[from + width] = Vector::cast_from(d * gate * sigma);
+        dy[at] = Vector::cast_from(gate * sigma * up);
     }
 }
 

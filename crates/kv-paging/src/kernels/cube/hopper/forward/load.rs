@@ -1,0 +1,177 @@
+//! Queries, keys and values on their way to shared memory.
+
+use cubecl::frontend::barrier::copy_async;
+use cubecl::prelude::*;
+
+use super::super::super::blocks::{end_group, wait_for_groups};
+use super::super::rows::VECTOR;
+use super::super::wgmma::{self, ROW_BYTES, ROWS, WARPGROUP};
+use super::{
+    CUBE_ROWS, Heads, KEYS, KEYS_FREE, KEYS_FULL, Layout, Memory, STAGE_BARRIERS, STAGES, Tile,
+    VALUES_FREE, VALUES_FULL,
+};
+
+/// Query and head of a row; past the last query, that one again.
+#[cube]
+pub(super) fn query_of(tile: &Tile, row: usize, #[comptime] heads: Heads) -> (usize, usize) {
+    (
+        min(row / comptime!(heads.group), tile.num_queries - 1),
+        row % comptime!(heads.group),
+    )
+}
+
+/// Where a vector of a row lies in a tile of `rows`, in vectors.
+#[cube]
+fn place(row: usize, chunk: usize, #[comptime] rows: usize) -> usize {
+    (chunk / 8 * rows + row) * comptime!(ROW_BYTES / 16) + ((chunk % 8) ^ (row % 8))
+}
+
+/// Copies keys and values, tile by tile, each as soon as its place is free: a tile of values after the next tile of keys,
+/// since that is the order in which they are multiplied.
+#[cube]
+pub(super) fn copy<E: Float>(
+    keys: &[Vector<E, Const<8>>],
+    values: &[Vector<E, Const<8>>],
+    step: &[u32],
+    memory: &mut [Vector<E, Const<8>>],
+    tile: &Tile,
+    places: &Memory,
+    layout: &Layout,
+    kv_head: usize,
+    #[comptime] heads: Heads,
+) {
+    let num_tiles = tile.num_keys().div_ceil(KEYS);
+    let head = kv_head * comptime!(heads.chunks());
+    let all_keys = comptime!(CUBE_ROWS * heads.chunks());
+    let all_values = comptime!((CUBE_ROWS + STAGES * KEYS) * heads.chunks());
+    let stage_len = comptime!(KEYS * heads.chunks());
+    // What was asked for before is announced when the next tile is on its way.
+    let mut before = 0u32;
+    for i in 0..num_tiles + 1 {
+        if i < num_tiles {
+            let stage = i % STAGES;
+            let barrier = places.barriers + stage as u32 * STAGE_BARRIERS;
+            wgmma::wait_for_phase(barrier + KEYS_FREE, (i / STAGES % 2) as u32 ^ 1);
+            let to = all_keys + stage * stage_len;
+            let at = layout.keys_at + head;
+            load_tile::<E>(
+                keys,
+                step,
+                memory,
+                tile,
+                i * KEYS,
+                at,
+                to,
+                layout.key_row,
+                heads,
+            );
+            end_group();
+            announce(before, 1usize);
+            before = barrier + KEYS_FULL;
+        }
+        if i > 0 {
+            let stage = (i - 1) % STAGES;
+            let barrier = places.barriers + stage as u32 * STAGE_BARRIERS;
+            wgmma::wait_for_phase(barrier + VALUES_FREE, ((i - 1) / STAGES % 2) as u32 ^ 1);
+            let to = all_values + stage * stage_len;
+            let (start, at) = ((i - 1) * KEYS, layout.values_at + head);
+            load_tile::<E>(
+                values,
+                step,
+                memory,
+                tile,
+                start,
+                at,
+                to,
+                layout.key_row,
+                heads,
+            );
+            end_group();
+            announce(before, 1usize);
+            before = barrier + VALUES_FULL;
+        }
+    }
+    announce(before, 0usize);
+}
+
+/// Announces the tile of this barrier, if there is one, when at most `num` groups of copies after it are under way.
+#[cube]
+fn announce(barrier: u32, #[comptime] num: usize) {
+    if barrier != 0 {
+        wait_for_groups(num);
+        wgmma::publish();
+        wgmma::arrive(barrier);
+    }
+}
+
+/// Starts to copy keys or values from position `start` on. Past the last key, that key is copied again.
+#[cube]
+fn load_tile<E: Float>(
+    from: &[Vector<E, Const<8>>],
+    step: &[u32],
+    memory: &mut [Vector<E, Const<8>>],
+    tile: &Tile,
+    start: usize,
+    at: usize,
+    to: usize,
+    row_len: usize,
+    #[comptime] heads: Heads,
+) {
+    let chunks = comptime!(heads.chunks());
+    let unit = UNIT_POS as usize % WARPGROUP;
+    let (first, chunk) = (unit / chunks, unit % chunks);
+    let rows_at_once = comptime!(WARPGROUP / heads.chunks());
+    let last = tile.num_keys() - 1;
+    #[unroll]
+    for i in 0..comptime!(KEYS * heads.chunks() / WARPGROUP) {
+        let key = first + i * rows_at_once;
+        let position = min(start + key, last);
+        let row = if comptime!(heads.block_size > 0) {
+            let block = step[tile.table + position / comptime!(heads.block_size)];
+            block as usize * comptime!(heads.block_size) + position % comptime!(heads.block_size)
+        } else {
+            tile.table + position
+        };
+        let source = row * row_len + at + chunk;
+        let place = to + place(key, chunk, KEYS);
+        copy_async(
+            &from[source..source + 1],
+            &mut memory[place..place + 1],
+            comptime!(VECTOR as u32),
+        );
+    }
+}
+
+/// Brings the queries of a warpgroup to shared memory, in the type of the keys.
+#[cube]
+pub(super) fn load_queries<E: Float, Q: Float>(
+    q: &[Vector<Q, Const<4>>],
+    memory: &mut [Vector<E, Const<8>>],
+    tile: &Tile,
+    layout: &Layout,
+    kv_head: usize,
+    #[comptime] heads: Heads,
+) {
+    let chunks = comptime!(heads.chunks());
+    let unit = UNIT_POS as usize % WARPGROUP;
+    let warpgroup = UNIT_POS as usize / WARPGROUP;
+    let (first, chunk) = (unit / chunks, unit % chunks);
+    let rows_at_once = comptime!(WARPGROUP / heads.chunks());
+    let first_head = kv_head * comptime!(heads.group);
+    #[unroll]
+    for i in 0..comptime!(ROWS * heads.chunks() / WARPGROUP) {
+        let row = first + i * rows_at_once;
+        let (query, head) = query_of(tile, warpgroup * ROWS + row, heads);
+        let at = (tile.row + query) * layout.query_row + (first_head + head) * chunks + chunk;
+        let (low, high) = (q[at * 2], q[at * 2 + 1]);
+        let mut vector = Vector::<E, Const<8>>::new(E::new(0.0));
+        #[unroll]
+        for j in 0..4usize {
+            vector.insert(j, E::cast_from(low.extract(j)));
+            vector.insert(j + 4, E::cast_from(high.extract(j)));
+        }
+        memory[warpgroup * ROWS * chunks + place(row, chunk, ROWS)] = vector;
+    }
+    wgmma::publish();
+    wgmma::sync_warpgroup();
+}
