@@ -5,6 +5,7 @@
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use kv_paging::Rotary;
 use tracing::trace_span;
 
 pub(crate) mod choice;
@@ -28,6 +29,22 @@ pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
         TensorData::new(ids, [len]),
         (&device.clone().inner(), DType::I32),
     )
+}
+
+/// `scale` times the cosines and sines of `positions` times `inv_freq [half]`, both `[positions, 1, half]`, where a GPU computes them
+/// as exactly as the CPU: on cards of NVIDIA.
+pub(crate) fn angles_on_gpu(
+    positions: &[u32],
+    frequencies: (&[f32], f32),
+    device: &Device,
+) -> Option<Rotary> {
+    #[cfg(feature = "gpu")]
+    return gpu::device_angles(positions, frequencies, device);
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = (positions, frequencies, device);
+        None
+    }
 }
 
 /// Forgets what kernels keep on devices between launches. Call it when a device has failed to compute something: what the

@@ -102,6 +102,45 @@ impl DeviceModelOps for Cube {
         }
         (x, cos, sin)
     }
+
+    fn device_angles(
+        positions: IntTensor<Self>,
+        inv_freq: FloatTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let ([rows], [half]) = (positions.meta.shape().dims(), inv_freq.meta.shape().dims());
+        let angles = || empty_of(&inv_freq, [rows, 1, half], DType::F32);
+        let (cos, sin) = (angles(), angles());
+        if rows * half > 0 {
+            // SAFETY: units stay below the number of elements.
+            unsafe {
+                angles_of_positions::launch_unchecked(
+                    &inv_freq.client.clone(),
+                    cubes(rows * half),
+                    CubeDim::new_1d(UNITS as u32),
+                    positions.into_buffer_arg(),
+                    inv_freq.into_buffer_arg(),
+                    cos.clone().into_buffer_arg(),
+                    sin.clone().into_buffer_arg(),
+                    rows * half,
+                    half,
+                    scale,
+                );
+            }
+        }
+        (cos, sin)
+    }
+}
+
+/// Whether a device is a card of NVIDIA, whose sines are exact for large numbers.
+pub(super) fn has_exact_sines(device: &Device) -> bool {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => {
+            let client = device.client();
+            cfg!(feature = "cuda") && client.features().copy_async
+        }
+        _ => false,
+    }
 }
 
 impl GpuChoiceOps for Cube {
@@ -156,6 +195,23 @@ impl GpuChoiceOps for Cube {
         chosen: IntTensor<Self>,
     ) -> IntTensor<Self> {
         draw::draw(logits, draws, (at, num_draws), chosen)
+    }
+}
+
+#[cube(launch_unchecked)]
+fn angles_of_positions(
+    positions: &[i32],
+    inv_freq: &[f32],
+    cos: &mut [f32],
+    sin: &mut [f32],
+    len: usize,
+    half: usize,
+    scale: f32,
+) {
+    if ABSOLUTE_POS < len {
+        let angle = positions[ABSOLUTE_POS / half] as f32 * inv_freq[ABSOLUTE_POS % half];
+        cos[ABSOLUTE_POS] = angle.cos() * scale;
+        sin[ABSOLUTE_POS] = angle.sin() * scale;
     }
 }
 

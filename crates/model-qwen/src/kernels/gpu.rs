@@ -2,10 +2,10 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use kv_paging::{DecodeStep, Rotary};
 
-use super::token_tensor;
+use super::{cube, token_tensor};
 
 /// The operations of a step on a GPU, outside of autodiff graphs.
 #[backend_extension(Cube)]
@@ -24,6 +24,29 @@ pub(crate) trait DeviceModelOps: Backend {
         rows: usize,
         scale: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `scale` times the cosines and sines of `positions [rows]` times `inv_freq [half]`: both `[rows, 1, half]`.
+    fn device_angles(
+        positions: IntTensor<Self>,
+        inv_freq: FloatTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
+
+/// See [`angles_on_gpu`](super::angles_on_gpu): other GPUs may take the sine of a large number less exactly.
+pub(crate) fn device_angles(
+    positions: &[u32],
+    (inv_freq, scale): (&[f32], f32),
+    device: &Device,
+) -> Option<Rotary> {
+    if !cube::has_exact_sines(device) {
+        return None;
+    }
+    let inv_freq = Tensor::<1>::from_data(inv_freq, (device, DType::F32));
+    let positions = token_tensor(positions, device).into_dispatch();
+    let (cos, sin) = Dispatch::device_angles(positions, inv_freq.into_dispatch(), scale);
+    let [cos, sin] = [cos, sin].map(Tensor::from_dispatch);
+    Some(Rotary { cos, sin })
 }
 
 /// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
@@ -180,5 +203,27 @@ mod tests {
             best.wait().unwrap(),
             [9_999, 0, 4_095, 4_321].map(Some::<u32>)
         );
+    }
+
+    #[test]
+    fn angles_are_those_of_the_cpu() {
+        let device = first_gpu();
+        let positions = [0, 1, 77, 8_191, 131_071, 1_000_003];
+        let inv_freq: Vec<f32> = (0..64)
+            .map(|i| 1e4f32.powf(-f32::from(i as u8) / 64.0))
+            .collect();
+        let Some(Rotary { cos, sin }) = device_angles(&positions, (&inv_freq, 1.5), &device) else {
+            return;
+        };
+        assert_eq!((cos.dims(), sin.dims()), ([6, 1, 64], [6, 1, 64]));
+        let [cos, sin] = [cos, sin].map(|x| x.into_data().try_into_vec::<f32>().unwrap());
+        for (i, (cos, sin)) in cos.into_iter().zip(sin).enumerate() {
+            let angle = positions[i / 64] as f32 * inv_freq[i % 64];
+            let (s, c) = angle.sin_cos();
+            assert!(
+                (cos - 1.5 * c).abs() < 1e-6 && (sin - 1.5 * s).abs() < 1e-6,
+                "{angle}: {cos}, {sin}"
+            );
+        }
     }
 }

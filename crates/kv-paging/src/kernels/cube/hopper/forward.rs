@@ -285,11 +285,13 @@ fn attend_rows<O: Float>(
             wgmma::give_way();
         }
         wgmma::wait(1usize);
-        free(barrier + KEYS_FREE);
         if (i + 1) * KEYS > tile.context {
             hide_later_keys(&visible, i * KEYS + column);
         }
         let rescale = weigh(&mut stats, factor);
+        // A sum has no sign: this keeps the compiler from waiting for the output before it weighs the scores.
+        let sign = u32::reinterpret(min(stats.sums[0], stats.sums[1])) >> 31;
+        free(barrier + KEYS_FREE + sign);
         wgmma::wait(0usize);
         free(before_barrier + VALUES_FREE);
         #[unroll]
