@@ -47,6 +47,12 @@ impl TrainingAttention {
         Self { plan }
     }
 
+    /// In how many parts a GPU sums the gradients of keys and values of a document of so many tokens, each part in f32.
+    #[must_use]
+    pub fn gradient_parts(tokens: usize, heads: usize, kv_heads: usize) -> usize {
+        training::parts(tokens.div_ceil(training::ROWS) * kv_heads, heads / kv_heads)
+    }
+
     /// The documents as the kernels take them.
     pub fn plan(&self) -> &TrainingPlan {
         &self.plan

@@ -22,6 +22,11 @@ use crate::trainer::{Trainer, TrainerOptions};
 
 /// Checks that the device trains what the run trains.
 pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigError> {
+    if config.optimizer.offload_activations && !on_gpu {
+        let text = "--offload-activations moves activations from a GPU to the host's memory, and this run is on a CPU, where they are \
+                    already: leave it out, or choose a GPU with --device";
+        return Err(ConfigError::Conflict(text.to_owned()));
+    }
     let lora = &config.lora;
     let flags = [
         ("use-dora", lora.use_dora && !config.run.full),
@@ -342,6 +347,7 @@ pub(crate) fn start(
         optimizer: optimizer_config,
         max_grad_norm: Some(config.optimizer.max_grad_norm).filter(|&norm| norm > 0.0),
         checkpointing: match config.optimizer.gradient_checkpointing {
+            _ if config.optimizer.offload_activations => Checkpointing::Offload,
             GradientCheckpointing::Auto => Checkpointing::Auto,
             GradientCheckpointing::True => Checkpointing::On,
             GradientCheckpointing::False => Checkpointing::Off,
@@ -392,5 +398,10 @@ mod tests {
             );
         }
         assert!(check_device(&Config::new("x"), true).is_ok());
+        let mut offloads = Config::new("x");
+        offloads.optimizer.offload_activations = true;
+        assert!(check_device(&offloads, true).is_ok());
+        let error = check_device(&offloads, false).unwrap_err().to_string();
+        assert!(error.starts_with("--offload-activations"), "{error}");
     }
 }

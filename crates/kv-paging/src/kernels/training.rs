@@ -26,6 +26,18 @@ use super::gather::{Fill, PaddedRows};
 use super::{cpu, naive};
 use crate::rotary::Rotary;
 
+/// Rows of a tile of the gradients.
+pub(crate) const ROWS: usize = 64;
+/// Cubes from which the gradients of keys and values are not split further.
+const ENOUGH_CUBES: usize = 512;
+
+/// In how many parts the query heads of a group are taken, so that enough cubes share the gradients of keys and values.
+pub(crate) fn parts(cubes: usize, group: usize) -> usize {
+    let divisors = (1..=group).filter(|parts| group.is_multiple_of(*parts));
+    let mut enough = divisors.skip_while(|parts| cubes * parts < ENOUGH_CUBES);
+    enough.next().unwrap_or(group)
+}
+
 /// Attention on the plain CPU backend, of tokens `[tokens, heads or kv_heads, head_dim]` in f32.
 #[backend_extension(Flex)]
 pub(super) trait HostOps: Backend {

@@ -5,20 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use kv_paging::TrainingAttention;
+use lora_4bit::training::{RANKS, splits};
 use model_qwen::{QwenConfig, linear_features};
 
 use super::ledger::{Held, Ledger, Use};
 use crate::step::explicit::{MAX_LOGITS, ROWS};
 
-/// Ranks of a group take a multiple of this, see [`lora_4bit::training::Group`].
-const RANKS: usize = 64;
-/// How a product is split, see `crates/lora-4bit/src/kernels/cube/gemm.rs`.
-const INNER: usize = 64;
-const MAX_SPLITS: usize = 16;
-const MIN_STEPS: usize = 8;
-/// How the gradient of attention is split, see `crates/kv-paging/src/kernels/cube/training.rs`.
-const ATTENTION_ROWS: usize = 64;
-const ENOUGH_CUBES: usize = 512;
 /// The layers that share an input, by their places in [`linear_features`].
 const GROUPS: [&[usize]; 4] = [&[0, 1, 2], &[3], &[4, 5], &[6]];
 
@@ -37,6 +30,11 @@ pub(super) struct StepShape<'a> {
     pub(super) head_as_it_is: bool,
     /// Whether the activations of all layers are kept.
     pub(super) keeps_all: bool,
+    /// Whether the inputs of layers wait on the host.
+    pub(super) offloads: bool,
+    /// Whether inputs of adapters are masked, and embeddings get noise.
+    pub(super) dropout: bool,
+    pub(super) noise: bool,
     /// Multiprocessors of the card.
     pub(super) multiprocessors: usize,
     /// Tokens of a micro-batch, and micro-batches of a step.
@@ -56,13 +54,13 @@ struct State {
 }
 
 /// A group of layers with their weights unpacked.
-struct Group {
-    held: Vec<Held>,
-    inputs: usize,
-    outputs: usize,
-    ranks: usize,
+pub(super) struct Group {
+    pub(super) held: Vec<Held>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) ranks: usize,
     /// Place, rank and outputs of each layer that has an adapter.
-    parts: Vec<[usize; 3]>,
+    pub(super) parts: Vec<[usize; 3]>,
 }
 
 /// Activations of a layer; the names are those of `explicit`.
@@ -107,12 +105,12 @@ pub(super) fn walk(shape: &StepShape<'_>) -> Ledger {
 }
 
 impl StepShape<'_> {
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.tokens.next_multiple_of(ROWS)
     }
 
     /// `[tokens, width]` of activations.
-    fn wide(&self, width: usize) -> usize {
+    pub(super) fn wide(&self, width: usize) -> usize {
         self.rows() * width * self.value
     }
 
@@ -173,23 +171,14 @@ impl StepShape<'_> {
 
     /// A product `[m, n]` over `k` inner values, whose result has values of so many bytes. Where there are few tiles, cubes share
     /// a tile and leave partial sums, which are added.
-    fn product(
+    pub(super) fn product(
         &self,
         ledger: &mut Ledger,
         usage: Use,
         [m, n, k]: [usize; 3],
         value: usize,
     ) -> Held {
-        let columns = match n {
-            ..=64 => 64,
-            65..=128 => 128,
-            _ => 256,
-        };
-        let tiles = m.div_ceil(128) * n.div_ceil(columns);
-        let steps = k / INNER;
-        let wanted = (self.multiprocessors / tiles.max(1)).clamp(1, MAX_SPLITS);
-        let wanted = wanted.min(steps / MIN_STEPS).max(1);
-        let splits = steps.div_ceil(steps.div_ceil(wanted).max(1));
+        let splits = splits([m, n, k], self.multiprocessors);
         let parts = (splits > 1).then(|| ledger.take(usage, 4 * splits * m * n));
         let y = ledger.take(usage, value * m * n);
         ledger.free(parts);
@@ -199,11 +188,8 @@ impl StepShape<'_> {
     /// Sums of the gradients of keys and values, in parts of the query heads where there are few cubes.
     fn attention_sums(&self) -> usize {
         let model = self.model;
-        let group = model.num_attention_heads / model.num_key_value_heads;
-        let cubes = self.tokens.div_ceil(ATTENTION_ROWS) * model.num_key_value_heads;
-        let divisors = (1..=group).filter(|parts| group.is_multiple_of(*parts));
-        let mut enough = divisors.skip_while(|parts| cubes * parts < ENOUGH_CUBES);
-        match enough.next().unwrap_or(group) {
+        let (heads, kv_heads) = (model.num_attention_heads, model.num_key_value_heads);
+        match TrainingAttention::gradient_parts(self.tokens, heads, kv_heads) {
             1 => 0,
             parts => 4 * parts * self.tokens * 2 * model.num_key_value_heads * model.head_dim,
         }
@@ -211,6 +197,9 @@ impl StepShape<'_> {
 
     /// What the adapters of a group make of its input.
     fn shrink(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
+        if self.dropout && group.ranks > 0 {
+            return Some(self.dropped_shrink(ledger, group));
+        }
         let shape = [self.rows(), group.ranks, group.inputs];
         (group.ranks > 0).then(|| self.product(ledger, Use::Layer, shape, self.value))
     }
@@ -322,13 +311,27 @@ impl StepShape<'_> {
             .then(|| ledger.take(Use::Layer, self.embedding * self.rows() * hidden));
         let mut x = ledger.take(Use::Kept, self.wide(hidden));
         ledger.free(cast);
+        if self.noise {
+            // It is added in f32.
+            let both = [(); 2].map(|()| ledger.take(Use::Layer, 4 * self.rows() * hidden));
+            ledger.free(both);
+        }
+        let mut read = None;
         for _ in 0..layers {
             let groups = self.groups(ledger);
             let (y, activations) = match self.keeps_all {
                 true => self.forward_kept(ledger, groups),
                 false => (self.forward(ledger, groups), None),
             };
-            kept.push((x, activations));
+            // The input of a layer is read while the next one is launched.
+            let input = match self.offloads {
+                true => {
+                    ledger.free(read.replace(x));
+                    None
+                }
+                false => Some(x),
+            };
+            kept.push((input, activations));
             x = y;
         }
         let rows = self.loss(ledger);
@@ -337,8 +340,10 @@ impl StepShape<'_> {
         ledger.free(rows);
         let mut dy = ledger.take(Use::Layer, self.wide(hidden));
         ledger.free([all, x]);
+        ledger.free(read);
         for (layer, (x, activations)) in kept.into_iter().enumerate().rev() {
             let groups = self.groups(ledger);
+            let x = x.unwrap_or_else(|| ledger.take(Use::Kept, self.wide(hidden)));
             let activations = activations.unwrap_or_else(|| {
                 let mut activations = self.before_down(ledger, &groups);
                 activations.down_h = self.shrink(ledger, &groups[3]);
@@ -403,6 +408,9 @@ impl StepShape<'_> {
         let dh = product([rows, ranks, group.outputs], self.value);
         let db = product([group.outputs, ranks, rows], 4);
         ledger.free(h);
+        if self.dropout {
+            return self.dropped_backward(ledger, group, (x, dh, db), add);
+        }
         let da = self.product(ledger, Use::Layer, [group.inputs, ranks, rows], 4);
         ledger.free(x);
         let shape = [rows, group.inputs, group.outputs + ranks];

@@ -20,6 +20,7 @@ pub(super) fn refused(flag: &'static str) -> impl FnOnce(String) -> ToolError {
         expected: match flag {
             "model" => "a model folder, or a Hugging Face id such as Qwen/Qwen2.5-1.5B-Instruct",
             "data" => "records that a run of this --method would take",
+            "output" => "a folder that can be made",
             _ => "auto, cpu, cuda, cuda:N, wgpu, vulkan, metal, rocm or rocm:N",
         }
         .to_owned(),
@@ -132,6 +133,25 @@ pub(super) fn named_reward(text: &str) -> Result<String, String> {
         Ok(_) => Ok(text),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Refuses a folder that cannot be made: of those that are missing the first is made, and removed again.
+pub(super) fn can_be_made(folder: &Path) -> Result<(), String> {
+    let mut missing = folder.ancestors().take_while(|path| {
+        !path.as_os_str().is_empty() && std::fs::symlink_metadata(path).is_err()
+    });
+    let Some(first) = missing.by_ref().last() else {
+        return Ok(());
+    };
+    let made = std::fs::create_dir(first);
+    if made.is_ok() {
+        // It stays empty until a run.
+        let _ = std::fs::remove_dir(first);
+    }
+    made.map_err(|error| {
+        let (folder, first) = (folder.display(), first.display());
+        format!("{folder}: {first}: {error}")
+    })
 }
 
 pub(super) fn positive(text: &str) -> Result<f64, String> {
