@@ -19,9 +19,9 @@ let fileId = null;
 let shown = null;
 let following = null;
 let isBusy = false;
-/** Whether a picture, and a look at the job's state, are on their way: events of an old job come all at once. */
+/** Whether a picture is on its way, and for which job a look at its state: events of an old job come all at once. */
 let isDrawn = false;
-let isAsked = false;
+let asked = null;
 let chatWith = () => {};
 
 /** Makes the view work. `openChat(model)` shows the chat with a model. */
@@ -243,10 +243,10 @@ function drawSoon() {
 
 /** Takes up the job's state, unless another job is looked at by then. */
 function askSoon(own) {
-  if (isAsked || isOver(shown.job)) return;
-  isAsked = true;
+  if (asked === own || isOver(shown.job)) return;
+  asked = own;
   setTimeout(async () => {
-    isAsked = false;
+    if (asked === own) asked = null;
     // The end of the stream tells what is wrong.
     const found = following === own ? await job(shown.job.id).catch(() => null) : null;
     if (!found || following !== own) return;

@@ -310,9 +310,26 @@ fn by_reason(errors: &[DataError]) -> Vec<String> {
     }
     let line = |(_, text, others): &(String, String, Vec<String>)| match others.as_slice() {
         [] => format!("\n  {text}"),
-        others => format!("\n  {text}; the same at {}", others.join(", ")),
+        others => format!("\n  {text}; the same at {}", together(others)),
     };
     reasons.iter().map(line).collect()
+}
+
+/// Places one after the other. The name of a file is said once: `a.jsonl:2, 3`.
+fn together(places: &[String]) -> String {
+    let mut all = String::new();
+    let mut file = None;
+    for place in places {
+        let own = place.rsplit_once(':');
+        let shown = match own {
+            Some((name, line)) if file == Some(name) => line,
+            _ => place,
+        };
+        file = own.map(|(name, _)| name);
+        let comma = if all.is_empty() { "" } else { ", " };
+        all += &format!("{comma}{shown}");
+    }
+    all
 }
 
 /// One error as it is; several below each other.
@@ -345,7 +362,7 @@ mod tests {
         };
         let errors = vec![error(2, "3"), error(3, "3"), error(4, "1"), error(7, "3")];
         let said = DataError::Malformed { errors, all: true }.to_string();
-        let expected = "the data has 4 malformed records:\n  a.csv:2: expected 2 cells, found 3; the same at a.csv:3, a.csv:7\n  \
+        let expected = "the data has 4 malformed records:\n  a.csv:2: expected 2 cells, found 3; the same at a.csv:3, 7\n  \
                         a.csv:4: expected 2 cells, found 1";
         assert_eq!(said, expected);
     }

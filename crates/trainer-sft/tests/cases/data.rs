@@ -348,12 +348,19 @@ fn ten_malformed_records_are_shown() {
         "{}",
         said.err
     );
-    for line in [2, 4] {
-        assert!(said.err.contains(&format!(
-            "t.jsonl:{line}: field `completion`: expected text, found the number 5"
-        )));
-    }
+    let first = "t.jsonl:2: field `completion`: expected text, found the number 5; the same at ";
+    assert!(said.err.contains(first), "{}", said.err);
+    assert!(said.err.contains("t.jsonl:4"), "{}", said.err);
+    // A reason that all have is said once.
     let said = preview(&vec![bad; 30], &[]);
     assert!(said.err.contains("the first 10 are:"), "{}", said.err);
+    assert_eq!(said.err.matches("field `completion`").count(), 1);
+    assert!(
+        said.err.contains("t.jsonl:2, 3, 4, 5, 6, 7, 8, 9, 10"),
+        "{}",
+        said.err
+    );
+    let each = |number: usize| json!({"prompt": "a", "completion": number});
+    let said = preview(&(0..30).map(each).collect::<Vec<_>>(), &[]);
     assert_eq!(said.err.matches("field `completion`").count(), 10);
 }
