@@ -59,8 +59,8 @@ pub(crate) fn run_job_process() -> ExitCode {
     #[cfg(unix)]
     let _ignored = {
         use tokio::signal::unix::{SignalKind, signal};
-        // From now on nothing happens at this signal.
-        signal(SignalKind::terminate())
+        // From now on nothing happens at these signals.
+        [SignalKind::terminate(), SignalKind::interrupt()].map(signal)
     };
     #[cfg(not(unix))]
     drop(runtime);

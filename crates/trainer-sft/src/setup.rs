@@ -20,12 +20,25 @@ use crate::schedule::{Schedule, Shape};
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
 
+impl Config {
+    /// Checks that a GPU, or a CPU, trains what the run trains.
+    ///
+    /// # Errors
+    /// The first setting that only the other one honours.
+    pub fn check_device(&self, on_gpu: bool) -> Result<(), ConfigError> {
+        check_device(self, on_gpu)
+    }
+}
+
 /// Checks that the device trains what the run trains.
 pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigError> {
     if config.optimizer.offload_activations && !on_gpu {
-        let text = "--offload-activations moves activations from a GPU to the host's memory, and this run is on a CPU, where they are \
-                    already: leave it out, or choose a GPU with --device";
-        return Err(ConfigError::Conflict(text.to_owned()));
+        return Err(ConfigError::Value {
+            flag: "offload-activations",
+            expected: "a run on a GPU".to_owned(),
+            found: "one on a CPU, whose activations are in the host's memory already: leave it out"
+                .to_owned(),
+        });
     }
     let lora = &config.lora;
     let flags = [

@@ -197,7 +197,6 @@ fn inputs_of_layers_come_back_from_the_host() {
     let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
     for (compute, objective) in [
         (ComputeDtype::Bf16, None),
-        (ComputeDtype::F32, None),
         // Through graphs, and not through the step of a GPU.
         (
             ComputeDtype::F32,
@@ -218,7 +217,8 @@ fn inputs_of_layers_come_back_from_the_host() {
             });
             let trainer = Trainer::new(model(false, compute, &device), options);
             let mut trainer = trainer.comparing(preference);
-            let steps = (0..4).map(|_| trainer.step(&batches).read());
+            // The second loss shows the gradients of the first step.
+            let steps = (0..2).map(|_| trainer.step(&batches).read());
             steps.collect::<Vec<_>>()
         };
         let kept = losses(Checkpointing::On);

@@ -72,6 +72,8 @@ impl FineTuning {
         let settings = &part.hyperparameters;
         let config = settings::config(&base.source, part.method, settings, Some(seed), &paths);
         let config = config.map_err(refused)?;
+        let checked = config.check_device(self.trains_on_gpu());
+        checked.map_err(|error| refused(error.into()))?;
         self.check_rank(&config, &part.place)?;
         self.check_memory(&config, &part.place)?;
         let job = Job {

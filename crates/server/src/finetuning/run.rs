@@ -88,6 +88,15 @@ impl FineTuning {
         work.train(means, &(Arc::new(move |told| own.hear(&id, told)) as Tell))
     }
 
+    /// Whether jobs run on a GPU.
+    pub(super) fn trains_on_gpu(&self) -> bool {
+        let device = match &self.0.config.device {
+            Some(name) => parse_device(name).ok(),
+            None => self.0.base.device(),
+        };
+        device.is_some_and(|device| is_gpu(&device))
+    }
+
     /// Whether a job in a process of its own waits for requests: where it is told to, or shares a GPU with them.
     fn is_in_the_way(&self) -> bool {
         let own = &self.0.config;

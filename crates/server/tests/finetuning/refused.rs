@@ -63,6 +63,10 @@ fn what_cannot_be_learnt_is_named() {
             "method.supervised.hyperparameters.n_epochs",
         ),
         (
+            settings(json!({ "offload_activations": true })),
+            "method.supervised.hyperparameters.offload_activations",
+        ),
+        (
             settings(json!({ "full": true })),
             "method.supervised.hyperparameters.full",
         ),
