@@ -95,7 +95,9 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
     {
-        let file = parent.ancestors().find(|above| above.is_file());
+        let file = parent
+            .ancestors()
+            .find(|above| above.exists() && !above.is_dir());
         if let Some(file) = file {
             return Err(TrainError::Config(ConfigError::Value {
                 flag: "output",
@@ -103,7 +105,7 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
                 found: format!("the file {} in it", file.display()),
             }));
         }
-        fs::create_dir_all(parent).map_err(output_error(parent))?;
+        fs::create_dir_all(parent).map_err(not_made(parent))?;
     }
     // A signal that comes now removes the folder after it has been noted.
     let mut made = unused();
@@ -121,7 +123,7 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
                     Some(_) => return Err(taken(&path)),
                 }
             }
-            Err(error) => return Err(output_error(&path)(error)),
+            Err(error) => return Err(not_made(&path)(error)),
         }
     }
     let settings = path.join(SETTINGS);
@@ -137,6 +139,18 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(taken(&path)),
         Err(error) => Err(output_error(&settings)(error)),
+    }
+}
+
+/// A folder that the system does not make.
+fn not_made(path: &Path) -> impl FnOnce(io::Error) -> TrainError {
+    let path = path.display().to_string();
+    move |error| {
+        TrainError::Config(ConfigError::Value {
+            flag: "output",
+            expected: "a folder that can be made".into(),
+            found: format!("{path}: {error}"),
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use trainer_sft::TrainError;
+use trainer_sft::config::ConfigError;
 
 use super::events::Event;
 use super::settings::{in_settings, setting_name};
@@ -99,6 +100,13 @@ impl Failure {
             }
             TrainError::Space { needed, free, .. } => Self::of_server(format!(
                 "--finetuning-dir: expected at least {needed} MiB of room for the result, found {free} MiB"
+            )),
+            TrainError::Config(ConfigError::Value {
+                flag: "output",
+                expected,
+                found,
+            }) => Self::of_server(format!(
+                "--finetuning-dir: expected {expected}, found {found}"
             )),
             TrainError::DeviceFailed { what, reason, .. } => Self::of_server(format!(
                 "{what}: the device has failed: {reason}; if its memory is full, give a smaller `batch_size` (and a larger \

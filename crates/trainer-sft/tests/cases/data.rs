@@ -1,5 +1,7 @@
 //! Records: forms, and what teaches nothing.
 
+use std::io::Write as _;
+
 use super::*;
 
 #[test]
@@ -335,6 +337,35 @@ fn calls_are_learnt_as_the_template_writes_them() {
         "{}",
         said.err
     );
+}
+
+#[test]
+fn records_without_an_end_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    // A kilobyte for each megabyte.
+    let packed = |begin: &str| {
+        let mut file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        file.write_all(begin.as_bytes()).unwrap();
+        for _ in 0..100 {
+            file.write_all(&[b'a'; 1 << 20]).unwrap();
+        }
+        file.finish().unwrap()
+    };
+    for (name, begin) in [
+        ("a.jsonl.gz", "{\"text\": \""),
+        ("a.json.gz", "[{\"text\": \""),
+        ("a.csv.gz", "text\n\""),
+    ] {
+        let path = folder.path().join(name);
+        fs::write(&path, packed(begin)).unwrap();
+        let said = program(&["--data", text_of(&path), "--preview"]);
+        let expected = "expected records of at most 64 MiB, found a longer one";
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{name}: {}",
+            said.err
+        );
+    }
 }
 
 #[test]
