@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use trainer_sft::TrainError;
 use trainer_sft::config::ConfigError;
+use trainer_sft::data::DataError;
 
 use super::events::Event;
 use super::settings::{in_settings, setting_name};
@@ -87,6 +88,9 @@ impl Failure {
         let text = || in_settings(&model_qwen::with_causes(error));
         let settings = "invalid_hyperparameters";
         let failure = match error {
+            TrainError::Data(DataError::Split { .. }) => {
+                Self::new(settings, Some("eval_split"), text())
+            }
             TrainError::Data(_) => {
                 Self::new("invalid_training_file", Some("training_file"), text())
             }
@@ -171,6 +175,13 @@ mod tests {
         let failure = Failure::of(&full, output);
         let expected = "the job's folder/adapter_model.safetensors: ";
         assert!(failure.message.starts_with(expected), "{failure:?}");
+        let split = DataError::Split {
+            part: 0.5,
+            records: 1,
+        };
+        let failure = Failure::of(&TrainError::Data(split), output);
+        assert_eq!(failure.param.as_deref(), Some("eval_split"));
+        assert!(failure.message.starts_with("`eval_split`: "), "{failure:?}");
         let memory = TrainError::Memory {
             needed: 3 << 30,
             budget: 1 << 30,
