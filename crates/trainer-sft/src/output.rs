@@ -142,6 +142,25 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
     }
 }
 
+/// Refuses a folder that cannot be made: of those that are missing the first is made, and removed again.
+pub(crate) fn can_be_made(folder: &Path) -> Result<(), String> {
+    let mut missing = folder
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && fs::symlink_metadata(path).is_err());
+    let Some(first) = missing.by_ref().last() else {
+        return Ok(());
+    };
+    let made = fs::create_dir(first);
+    if made.is_ok() {
+        // It stays empty until a run.
+        let _ = fs::remove_dir(first);
+    }
+    made.map_err(|error| {
+        let (folder, first) = (folder.display(), first.display());
+        format!("{folder}: {first}: {error}")
+    })
+}
+
 /// A folder that the system does not make.
 fn not_made(path: &Path) -> impl FnOnce(io::Error) -> TrainError {
     let path = path.display().to_string();

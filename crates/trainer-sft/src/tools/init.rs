@@ -21,6 +21,7 @@ use crate::commands::Commands;
 use crate::config::args::{Args, number};
 use crate::config::{Config, Method, Thinking};
 use crate::data::files;
+use crate::output::can_be_made;
 use crate::sample_data;
 
 /// `trainer-sft init`.
@@ -138,7 +139,7 @@ impl InitArgs {
         settings.data.thinking = self.thinking;
         settings.training.epochs = self.epochs;
         if let Some(output) = &self.output {
-            answers::can_be_made(output).map_err(refused("output"))?;
+            can_be_made(output).map_err(refused("output"))?;
         }
         settings.output.output = self.output.clone();
         settings.model.model = match (&self.model, &mut dialog) {
@@ -161,7 +162,7 @@ impl InitArgs {
         if let (Some(dialog), None) = (&mut dialog, &self.output) {
             settings.output.output = dialog.ask("output", OUTPUT, "", |text| {
                 let folder = (!text.is_empty()).then(|| answers::at_home(text));
-                let made = folder.as_deref().map_or(Ok(()), answers::can_be_made);
+                let made = folder.as_deref().map_or(Ok(()), can_be_made);
                 made.map_err(|found| format!("expected a folder that can be made, found {found}"))?;
                 let mut settings = settings.clone();
                 settings.output.output = folder.clone();

@@ -135,25 +135,6 @@ pub(super) fn named_reward(text: &str) -> Result<String, String> {
     }
 }
 
-/// Refuses a folder that cannot be made: of those that are missing the first is made, and removed again.
-pub(super) fn can_be_made(folder: &Path) -> Result<(), String> {
-    let mut missing = folder.ancestors().take_while(|path| {
-        !path.as_os_str().is_empty() && std::fs::symlink_metadata(path).is_err()
-    });
-    let Some(first) = missing.by_ref().last() else {
-        return Ok(());
-    };
-    let made = std::fs::create_dir(first);
-    if made.is_ok() {
-        // It stays empty until a run.
-        let _ = std::fs::remove_dir(first);
-    }
-    made.map_err(|error| {
-        let (folder, first) = (folder.display(), first.display());
-        format!("{folder}: {first}: {error}")
-    })
-}
-
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     let value = number(text)?;
     match value > 0.0 && value.is_finite() {
