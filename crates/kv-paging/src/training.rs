@@ -47,6 +47,14 @@ impl TrainingAttention {
         Self { plan }
     }
 
+    /// In how many parts a GPU sums the gradients of keys and values of a document of so many tokens, at most, each part in f32.
+    #[must_use]
+    pub fn gradient_parts(tokens: usize, heads: usize, kv_heads: usize) -> usize {
+        let cubes = |rows| tokens.div_ceil(rows) * kv_heads;
+        let wide = training::wide_parts(cubes(training::WIDE_ROWS));
+        training::parts(cubes(training::ROWS), heads / kv_heads).max(wide)
+    }
+
     /// The documents as the kernels take them.
     pub fn plan(&self) -> &TrainingPlan {
         &self.plan

@@ -32,7 +32,7 @@ mod fused;
 pub mod naive;
 mod operand;
 pub mod plan;
-mod tile;
+pub(crate) mod tile;
 pub(crate) mod training;
 mod vectorized;
 

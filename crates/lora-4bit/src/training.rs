@@ -16,6 +16,7 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::adapter_selection::Dropout;
+use crate::kernels::tile;
 use crate::kernels::training::{self as ops, Epilogue, Factor, Part};
 pub use crate::kernels::training::{
     AdamWFactors, adamw, rms_norm, rms_norm_backward, sums_of_squares, swiglu, swiglu_backward,
@@ -24,7 +25,23 @@ use crate::linear::Linear;
 use crate::lora::LoraWeights;
 
 /// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
-const RANKS: usize = 64;
+pub const RANKS: usize = 64;
+
+/// In how many parts a GPU with so many multiprocessors takes the inner dimension of a product `[m, n]` over `k` inner values, where
+/// few tiles leave multiprocessors idle. Each part is a result of its own, in f32, and then they are added.
+#[must_use]
+pub fn splits([m, n, k]: [usize; 3], multiprocessors: usize) -> usize {
+    let columns = match n {
+        ..=64 => 64,
+        65..=128 => 128,
+        _ => 256,
+    };
+    let tiles = m.div_ceil(128) * n.div_ceil(columns);
+    let steps = k / tile::INNER;
+    let wanted = (multiprocessors / tiles.max(1)).clamp(1, tile::MAX_SPLITS);
+    let wanted = wanted.min(steps / tile::MIN_STEPS).max(1);
+    steps.div_ceil(steps.div_ceil(wanted).max(1))
+}
 
 /// The type in which a training step on `device` is fast: bf16 where tensor cores multiply it, f32 elsewhere.
 #[must_use]

@@ -99,6 +99,9 @@ pub fn parse_device(spec: &str) -> Result<Device, DeviceError> {
     }
 }
 
+/// The part of a GPU's memory that a program takes unless `--gpu-memory-utilization` says otherwise, as in vLLM.
+pub const GPU_MEMORY_UTILIZATION: f64 = 0.9;
+
 /// One queue of a device for all threads: memory then passes between them without waiting, and steps can be captured. It must be
 /// set before the first tensor of a model is made, whoever chose the device.
 pub(crate) fn use_one_queue() {

@@ -60,7 +60,9 @@ pub use choose::{Choice, ChoiceRow, MAX_LOGIT_ROWS, Want, choose};
 pub use config::{ConfigError, Llama3, LongRope, QwenConfig, RopeScaling, Yarn};
 pub use constraint::{Constraint, ConstraintFactory, Grammar, GrammarError, JsonStyle, TokenMask};
 pub use detokenizer::Detokenizer;
-pub use device::{DeviceError, DeviceMemory, device_memory, is_gpu, parse_device};
+pub use device::{
+    DeviceError, DeviceMemory, GPU_MEMORY_UTILIZATION, device_memory, is_gpu, parse_device,
+};
 pub use device_failure::{catch_device_failure, device_causes};
 pub use dtype::Dtype;
 pub use end_tokens::end_tokens;

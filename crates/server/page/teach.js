@@ -9,6 +9,8 @@ import { drawJob, drawJobs, isOver } from "./teach_job.js";
 const NUMBERS = { "teach-epochs": "n_epochs", "teach-rate": "learning_rate_multiplier", "teach-rank": "lora_r" };
 /** What stands in the form at first. */
 const ROWS = 3;
+/** Milliseconds until a job's state is asked for again. */
+const SOON = 150;
 
 /** The dropped file, and its id once the server has it. */
 let file = null;
@@ -17,6 +19,9 @@ let fileId = null;
 let shown = null;
 let following = null;
 let isBusy = false;
+/** Whether a picture is on its way, and for which job a look at its state: events of an old job come all at once. */
+let isDrawn = false;
+let asked = null;
 let chatWith = () => {};
 
 /** Makes the view work. `openChat(model)` shows the chat with a model. */
@@ -211,10 +216,10 @@ async function look(chosen) {
   try {
     for await (const event of followJob(chosen.id, own.signal)) {
       shown.events.push(event);
-      // A sentence may come with another status.
-      if (event.type === "message" && !event.data.sample) shown.job = await job(chosen.id);
       if (following !== own) return;
-      draw();
+      // A sentence may come with another status.
+      if (event.type === "message" && !event.data.sample) askSoon(own);
+      drawSoon();
     }
     shown.job = await job(chosen.id);
   } catch (error) {
@@ -225,6 +230,29 @@ async function look(chosen) {
   draw();
   announce(t(`job_${shown.job.status}`));
   showTeach();
+}
+
+function drawSoon() {
+  if (isDrawn) return;
+  isDrawn = true;
+  requestAnimationFrame(() => {
+    isDrawn = false;
+    draw();
+  });
+}
+
+/** Takes up the job's state, unless another job is looked at by then. */
+function askSoon(own) {
+  if (asked === own || isOver(shown.job)) return;
+  asked = own;
+  setTimeout(async () => {
+    if (asked === own) asked = null;
+    // The end of the stream tells what is wrong.
+    const found = following === own ? await job(shown.job.id).catch(() => null) : null;
+    if (!found || following !== own) return;
+    shown.job = found;
+    draw();
+  }, SOON);
 }
 
 function draw() {

@@ -1,27 +1,35 @@
 //! Training over HTTP: uploaded files, jobs that wait for their turn, and the adapters that they make.
 //!
 //! Everything is kept in plain files below `--finetuning-dir`, so that a server that is started again goes on where it was. Jobs
-//! run one at a time, on a thread of their own, through [`trainer_sft::Training`].
+//! run one at a time, through [`trainer_sft::Training`]: on a thread of their own, or with `--finetuning-device` in a process of
+//! their own.
 
 mod create;
 mod disk;
 mod events;
 mod files;
 mod gate;
+mod hear;
 mod job;
+mod job_process;
 mod jobs;
 mod preview;
+mod process;
 mod queue;
 mod results;
 mod run;
 mod settings;
 mod spec;
+mod told;
+mod warnings;
 mod watch;
+mod work;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch as async_watch;
+use trainer_sft::chat_format::ChatFormat;
 
 use crate::config::{Config, FineTuningConfig};
 use crate::engine::{EngineHandle, ModelInfo};
@@ -31,7 +39,9 @@ pub use events::{Event, Level};
 pub(crate) use files::FINE_TUNE;
 pub use files::{FileObject, Upload};
 pub use job::{Checkpoint, JobError, JobObject, Status};
+pub(crate) use job_process::run as run_job;
 pub use preview::PreviewRequest;
+pub(crate) use process::COMMAND as JOB_COMMAND;
 pub use spec::{JobRequest, Method, MethodPart};
 
 use files::FileStore;
@@ -45,6 +55,8 @@ pub struct FineTuning(Arc<Service>);
 struct Service {
     config: FineTuningConfig,
     base: Base,
+    /// The model's text files, read once: a tokenizer takes a second.
+    format: OnceLock<ChatFormat>,
     engine: EngineHandle,
     state: Mutex<State>,
     /// Wakes the thread.
@@ -86,6 +98,7 @@ impl FineTuning {
                 ..own.clone()
             },
             base: Base::of(config, model),
+            format: OnceLock::new(),
             engine: engine.clone(),
             state: Mutex::new(State {
                 files,

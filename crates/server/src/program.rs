@@ -16,10 +16,16 @@ use crate::batch::{self, Progress, RunBatch};
 use crate::bench::Bench;
 use crate::command::Command;
 use crate::config::ConfigError;
+use crate::finetuning::JOB_COMMAND;
 
 /// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
 /// with status 2.
 pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command_line: Vec<OsString> = command_line.into_iter().collect();
+    if command_line.get(1).is_some_and(|word| word == JOB_COMMAND) {
+        log_to_stderr();
+        return run_job_process();
+    }
     model_qwen::sys::share_freed_memory();
     log_to_stderr();
     let result = match Command::from_command_line(command_line) {
@@ -37,6 +43,28 @@ pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Works on one job of a server, which is who ends it: a signal to both is for the server.
+pub(crate) fn run_job_process() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    let Ok(runtime) = runtime else {
+        return ExitCode::FAILURE;
+    };
+    #[cfg(unix)]
+    let _guard = runtime.enter();
+    #[cfg(unix)]
+    let _ignored = {
+        use tokio::signal::unix::{SignalKind, signal};
+        // From now on nothing happens at these signals.
+        [SignalKind::terminate(), SignalKind::interrupt()].map(signal)
+    };
+    #[cfg(not(unix))]
+    drop(runtime);
+    crate::finetuning::run_job()
 }
 
 pub(crate) fn log_to_stderr() {

@@ -12,6 +12,7 @@ use trainer_sft::program::Commands;
 use self::doctor::DoctorArgs;
 use self::pull::PullArgs;
 use crate::config::QWEN_BURN;
+use crate::finetuning::JOB_COMMAND;
 
 /// Who carries a command out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,9 @@ QWEN_BURN_DATA names the folder of the bundled model and the sample data, if it 
 pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     model_qwen::sys::use_packaged_cuda();
     let words: Vec<OsString> = command_line.into_iter().skip(1).collect();
+    if words.first().is_some_and(|word| word == JOB_COMMAND) {
+        return crate::program::run([OsString::from(QWEN_BURN)].into_iter().chain(words));
+    }
     let words = match with_help_as_flag(words) {
         Ok(words) => words,
         Err(error) => error.exit(),

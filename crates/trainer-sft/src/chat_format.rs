@@ -118,7 +118,7 @@ impl ModelConfig {
         match (self.folder()?, &self.init_config) {
             (Some(folder), _) => Ok(QwenConfig::load(&folder)?),
             (None, Some(path)) => {
-                let text = std::fs::read_to_string(path).map_err(|error| ModelFilesError::Io {
+                let text = crate::text_file::read(path).map_err(|error| ModelFilesError::Io {
                     path: path.clone(),
                     error,
                 })?;

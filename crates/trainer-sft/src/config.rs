@@ -183,6 +183,8 @@ pub struct OptimizerConfig {
     pub max_grad_norm: f64,
     /// Which activations are computed again in the backward pass.
     pub gradient_checkpointing: GradientCheckpointing,
+    /// What gradient checkpointing keeps of each layer waits in the host's memory. Only on a GPU.
+    pub offload_activations: bool,
 }
 
 impl OptimizerConfig {

@@ -16,7 +16,7 @@ use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
 /// number of steps).
-const FREE: [&str; 22] = [
+const FREE: [&str; 23] = [
     "data",
     "eval_data",
     "model",
@@ -24,6 +24,7 @@ const FREE: [&str; 22] = [
     "init_config",
     "device",
     "gradient_checkpointing",
+    "offload_activations",
     "strict",
     "adapter",
     "epochs",

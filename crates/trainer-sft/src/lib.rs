@@ -46,6 +46,7 @@ pub mod step;
 mod summary;
 mod template_facts;
 mod tensorboard;
+mod text_file;
 pub mod tools;
 pub mod trainer;
 mod training;

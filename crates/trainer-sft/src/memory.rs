@@ -4,6 +4,7 @@
 //! For a GPU the plan goes through the allocations of a step one after the other, and puts them where CubeCL puts them. For a
 //! CPU, and for steps that go through autodiff graphs, it is an estimate.
 
+mod dropout;
 mod fit;
 mod ledger;
 mod pages;
@@ -27,6 +28,7 @@ use crate::config::{Config, GradientCheckpointing, Method};
 use crate::footprint::Footprint;
 use crate::lora;
 use crate::metrics::available_memory;
+use crate::step::explicit::ROWS;
 use crate::step::layer_values;
 
 /// What CUDA's driver takes for a process, at most: context and kernels. On an H200 it was 673 to 680 MiB
@@ -36,6 +38,8 @@ const GPU_DRIVER: u64 = 680 << 20;
 const MULTIPROCESSORS: usize = 132;
 /// What the process takes without a model: the program, the tokenizer, threads.
 const CPU_PROCESS: u64 = 160 << 20;
+/// Inputs of layers that are on the device at a time where the others wait on the host: one is read, one waits, and one is new.
+const OFFLOADING: usize = 3;
 /// Rows of logits that the loss holds on a CPU, see [`crate::loss`].
 const CPU_LOGIT_ROWS: usize = 64;
 
@@ -88,6 +92,8 @@ pub struct MemoryPlan {
     pub unused: i64,
     /// Driver and program.
     pub driver: u64,
+    /// What waits in the host's memory instead.
+    pub on_host: u64,
     /// Whether the step is known allocation by allocation.
     pub is_exact: bool,
 }
@@ -161,7 +167,15 @@ impl fmt::Display for MemoryPlan {
             "{} tokens at once; {other} ({} MiB) comes at another time{estimate}",
             self.tokens,
             bytes >> 20,
-        )
+        )?;
+        match self.on_host {
+            0 => Ok(()),
+            bytes => write!(
+                out,
+                "; besides, {} MiB of the host's memory hold the inputs of layers",
+                bytes.div_ceil(1 << 20)
+            ),
+        }
     }
 }
 
@@ -198,6 +212,9 @@ fn on_gpu(
         weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
         head_as_it_is: held == dtype,
         keeps_all: config.optimizer.gradient_checkpointing == GradientCheckpointing::False,
+        offloads: config.optimizer.offload_activations,
+        dropout: config.lora.dropout > 0.0,
+        noise: config.optimizer.neftune_noise_alpha.is_some(),
         tokens,
         micro_batches: config.run.gradient_accumulation.clamp(1, 2),
     };
@@ -220,7 +237,8 @@ fn on_gpu(
         loss,
         unused: ledger.peak() as i64 - known as i64,
         driver: GPU_DRIVER,
-        // Masks of dropout and noise on embeddings are not counted.
+        on_host: on_host(config, model, dtype.size() * tokens.next_multiple_of(ROWS)),
+        // Masks of dropout and noise on embeddings are counted, and no card has shown that the count is right.
         is_exact: config.lora.dropout <= 0.0 && config.optimizer.neftune_noise_alpha.is_none(),
     }
 }
@@ -234,9 +252,13 @@ fn estimate(
     let input = 4 * tokens * model.hidden_size;
     let graph = 4 * tokens * layer_values(model);
     // A graph's tensors, and the gradients of a part of them.
-    let layer = graph * 3 / 2;
+    let masks = masks(config, model, tokens);
+    let layer = graph * 3 / 2 + masks;
     let kept = match config.optimizer.gradient_checkpointing {
-        GradientCheckpointing::False => all_activations(model, tokens),
+        GradientCheckpointing::False => {
+            all_activations(model, tokens) + (masks * model.num_hidden_layers) as u64
+        }
+        _ if config.optimizer.offload_activations => (input * OFFLOADING) as u64,
         _ => (input * (model.num_hidden_layers + 1)) as u64,
     };
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
@@ -255,12 +277,32 @@ fn estimate(
         loss: loss as u64,
         unused: 0,
         driver: if on_gpu { GPU_DRIVER } else { CPU_PROCESS },
+        on_host: on_host(config, model, 4 * tokens),
         is_exact: false,
+    }
+}
+
+/// Bytes of the inputs of all layers where they wait on the host, given those of a value of each token.
+fn on_host(config: &Config, model: &QwenConfig, values: usize) -> u64 {
+    match config.optimizer.offload_activations {
+        true => (values * model.hidden_size * model.num_hidden_layers) as u64,
+        false => 0,
     }
 }
 
 fn is_auto(config: &Config) -> bool {
     config.optimizer.gradient_checkpointing == GradientCheckpointing::Auto
+}
+
+/// Bytes of a layer's masks of dropout, and of the inputs without what they drop.
+fn masks(config: &Config, model: &QwenConfig, tokens: usize) -> usize {
+    if config.lora.dropout <= 0.0 || config.run.full {
+        return 0;
+    }
+    let layers = linear_features(model).into_iter().zip(ranks(config, model));
+    let inputs = layers.filter(|(_, rank)| *rank > 0);
+    let inputs: usize = inputs.map(|((_, [inputs, _]), _)| inputs).sum();
+    2 * 4 * tokens * inputs
 }
 
 /// Bytes of what the graphs of all layers keep.
@@ -347,17 +389,21 @@ mod tests {
         assert!(refused(&large).starts_with("--batch-size 4 --gradient-accumulation 4 would fit"));
         large.optimizer.gradient_checkpointing = GradientCheckpointing::False;
         assert!(refused(&large).starts_with("--gradient-checkpointing true --batch-size 4"));
+        let longer = config(1, 36_000);
+        assert!(refused(&longer).starts_with("--offload-activations true would fit"));
         let long = config(1, 100_000);
         let said = refused(&long);
         let length = said
-            .strip_prefix("--max-length ")
+            .strip_prefix("--offload-activations true --max-length ")
             .unwrap()
             .split(' ')
             .next()
             .unwrap();
         let length = length.parse().unwrap();
         let fits = |length| {
-            let planned = plan(&config(1, length), &model(), &card(8), (&rows, false));
+            let mut config = config(1, length);
+            config.optimizer.offload_activations = true;
+            let planned = plan(&config, &model(), &card(8), (&rows, false));
             planned.unwrap().accepted().is_ok()
         };
         assert!(fits(length) && !fits(length + 64));
@@ -369,6 +415,54 @@ mod tests {
         let expected = "0.9 of --device-memory 1024 MiB allows 921 MiB; no batch or length fits";
         assert!(said.contains(expected), "{said}");
         assert!(said.contains("weights") && said.contains("1 at once, 1 times per step"));
+    }
+
+    #[test]
+    fn inputs_of_layers_wait_on_the_host() {
+        let (mut config, model) = (config(4, 1024), model());
+        let kept = MemoryPlan::new(&config, &model, &card(8), 4096);
+        config.optimizer.offload_activations = true;
+        let offloads = MemoryPlan::new(&config, &model, &card(8), 4096);
+        let input = 4096 * 1536 * 2;
+        assert_eq!((kept.on_host, offloads.on_host), (0, 28 * input));
+        assert!(offloads.is_exact && offloads.kept < 4 * input + (8 << 20));
+        let saved = kept.kept - offloads.kept;
+        assert!((24 * input..=27 * input).contains(&saved), "{saved}");
+        // Pages of a fixed size have no use for a part of it.
+        let saved = kept.total() - offloads.total();
+        assert!(saved > 100 << 20, "{saved}");
+        assert!(
+            offloads
+                .to_string()
+                .contains("336 MiB of the host's memory")
+        );
+        config.method.method = Method::Dpo;
+        let estimate = MemoryPlan::new(&config, &model, &card(8), 4096);
+        assert_eq!((estimate.kept, estimate.on_host), (6 * input, 56 * input));
+    }
+
+    #[test]
+    fn masks_of_dropout_are_counted() {
+        let (mut config, model) = (config(4, 1024), model());
+        let cpu = Machine {
+            gpu: None,
+            ..card(64)
+        };
+        let plans = |config: &Config| {
+            [card(64), cpu].map(|machine| MemoryPlan::new(config, &model, &machine, 4096))
+        };
+        let plain = plans(&config);
+        config.lora.dropout = 0.1;
+        let dropped = plans(&config);
+        // The widest input is that of down, 8960 values, whose mask begins in f32.
+        let mask = 4 * 4096 * 8960;
+        assert!(dropped[0].total() >= plain[0].total() + mask / 2);
+        assert!(!dropped[0].is_exact && plain[0].is_exact);
+        // Six layers with 1536 inputs and one with 8960, in two copies.
+        assert_eq!(
+            dropped[1].layer - plain[1].layer,
+            2 * 4 * 4096 * (6 * 1536 + 8960)
+        );
     }
 
     #[test]

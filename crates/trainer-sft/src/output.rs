@@ -95,7 +95,9 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
     {
-        let file = parent.ancestors().find(|above| above.is_file());
+        let file = parent
+            .ancestors()
+            .find(|above| above.exists() && !above.is_dir());
         if let Some(file) = file {
             return Err(TrainError::Config(ConfigError::Value {
                 flag: "output",
@@ -103,7 +105,7 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
                 found: format!("the file {} in it", file.display()),
             }));
         }
-        fs::create_dir_all(parent).map_err(output_error(parent))?;
+        fs::create_dir_all(parent).map_err(not_made(parent))?;
     }
     // A signal that comes now removes the folder after it has been noted.
     let mut made = unused();
@@ -121,7 +123,7 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
                     Some(_) => return Err(taken(&path)),
                 }
             }
-            Err(error) => return Err(output_error(&path)(error)),
+            Err(error) => return Err(not_made(&path)(error)),
         }
     }
     let settings = path.join(SETTINGS);
@@ -137,6 +139,37 @@ fn make(config: &Config) -> Result<PathBuf, TrainError> {
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(taken(&path)),
         Err(error) => Err(output_error(&settings)(error)),
+    }
+}
+
+/// Refuses a folder that cannot be made: of those that are missing the first is made, and removed again.
+pub(crate) fn can_be_made(folder: &Path) -> Result<(), String> {
+    let mut missing = folder
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && fs::symlink_metadata(path).is_err());
+    let Some(first) = missing.by_ref().last() else {
+        return Ok(());
+    };
+    let made = fs::create_dir(first);
+    if made.is_ok() {
+        // It stays empty until a run.
+        let _ = fs::remove_dir(first);
+    }
+    made.map_err(|error| {
+        let (folder, first) = (folder.display(), first.display());
+        format!("{folder}: {first}: {error}")
+    })
+}
+
+/// A folder that the system does not make.
+fn not_made(path: &Path) -> impl FnOnce(io::Error) -> TrainError {
+    let path = path.display().to_string();
+    move |error| {
+        TrainError::Config(ConfigError::Value {
+            flag: "output",
+            expected: "a folder that can be made".into(),
+            found: format!("{path}: {error}"),
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use crate::config::{Config, ConfigError};
 use crate::error::{TrainError, output_error};
 use crate::generation::{Completion, GenerationError, Generator, Request};
 use crate::prompts::{self, Prompt};
+use crate::text_file;
 use crate::trainer::Trainer;
 
 /// The file of answers in the output folder.
@@ -184,7 +185,7 @@ fn read(file: &Path, format: &ChatFormat) -> Result<Vec<Prompt>, TrainError> {
             found: format!("{}{reason}", file.display()),
         })
     };
-    let text = fs::read_to_string(file).map_err(|error| failed(format!(": {error}")))?;
+    let text = text_file::read(file).map_err(|error| failed(format!(": {error}")))?;
     let context = format.limits.context_length;
     let mut prompts = Vec::new();
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);

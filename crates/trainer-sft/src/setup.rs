@@ -20,8 +20,26 @@ use crate::schedule::{Schedule, Shape};
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
 
+impl Config {
+    /// Checks that a GPU, or a CPU, trains what the run trains.
+    ///
+    /// # Errors
+    /// The first setting that only the other one honours.
+    pub fn check_device(&self, on_gpu: bool) -> Result<(), ConfigError> {
+        check_device(self, on_gpu)
+    }
+}
+
 /// Checks that the device trains what the run trains.
 pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigError> {
+    if config.optimizer.offload_activations && !on_gpu {
+        return Err(ConfigError::Value {
+            flag: "offload-activations",
+            expected: "a run on a GPU".to_owned(),
+            found: "one on a CPU, whose activations are in the host's memory already: leave it out"
+                .to_owned(),
+        });
+    }
     let lora = &config.lora;
     let flags = [
         ("use-dora", lora.use_dora && !config.run.full),
@@ -342,6 +360,7 @@ pub(crate) fn start(
         optimizer: optimizer_config,
         max_grad_norm: Some(config.optimizer.max_grad_norm).filter(|&norm| norm > 0.0),
         checkpointing: match config.optimizer.gradient_checkpointing {
+            _ if config.optimizer.offload_activations => Checkpointing::Offload,
             GradientCheckpointing::Auto => Checkpointing::Auto,
             GradientCheckpointing::True => Checkpointing::On,
             GradientCheckpointing::False => Checkpointing::Off,
@@ -392,5 +411,10 @@ mod tests {
             );
         }
         assert!(check_device(&Config::new("x"), true).is_ok());
+        let mut offloads = Config::new("x");
+        offloads.optimizer.offload_activations = true;
+        assert!(check_device(&offloads, true).is_ok());
+        let error = check_device(&offloads, false).unwrap_err().to_string();
+        assert!(error.starts_with("--offload-activations"), "{error}");
     }
 }

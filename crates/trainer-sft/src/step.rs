@@ -10,10 +10,11 @@
 pub mod explicit;
 mod measure;
 mod noise;
+mod offload;
 pub(crate) mod rows;
 
 use burn::backend::DispatchDevice;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::{AdapterSelection, Dropout, inner_product};
 use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
@@ -21,6 +22,7 @@ use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
 pub(crate) use self::measure::pieces;
 pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
+use self::offload::Offload;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::loss::{self, Head, HeadNames, Targets};
@@ -130,6 +132,7 @@ pub(crate) fn pull<L>(
 
     let num_layers = model.layers.len();
     let first_kept = num_layers - checkpointing.num_kept(model, batch.num_tokens());
+    let offload = (checkpointing == Checkpointing::Offload).then(Offload::new);
     let mut kept = Vec::with_capacity(num_layers);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     if let Some(noise) = noise {
@@ -137,8 +140,12 @@ pub(crate) fn pull<L>(
     }
     for (index, layer) in model.layers.iter().enumerate() {
         if index < first_kept {
-            kept.push(Kept::Input(x.clone()));
+            let input = x.clone();
             x = layer.forward(index, x, &shared.rotary, adapters, &mut shared.attention); // [tokens, hidden]
+            match &offload {
+                Some(offload) => offload.take(input),
+                None => kept.push(Kept::Input(input)),
+            }
         } else {
             let graph = LayerGraph::new((index, layer), x, &mut shared);
             x = graph.y.clone().inner(); // [tokens, hidden]
@@ -156,10 +163,17 @@ pub(crate) fn pull<L>(
     };
     let trained = trainable.has_head().then_some((names, &mut *store));
     let (found, mut dx) = loss(&head(model), x, trained);
+    if let Some(offload) = offload {
+        kept.extend(offload.finish().into_iter().map(Kept::OnHost));
+    }
 
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         let graph = match kept {
             Kept::Input(x) => LayerGraph::new((index, layer), x, &mut shared),
+            Kept::OnHost(x) => {
+                let x = offload::bring_back(x, &model.device()); // [tokens, hidden]
+                LayerGraph::new((index, layer), x, &mut shared)
+            }
             Kept::Graph(graph) => graph,
         };
         match graph.backward(index, dx, trainable, store) {
@@ -182,6 +196,8 @@ pub(crate) fn pull<L>(
 enum Kept {
     /// `[tokens, hidden]`.
     Input(Tensor<2>),
+    /// The same in the host's memory.
+    OnHost(TensorData),
     Graph(LayerGraph),
 }
 
@@ -247,15 +263,25 @@ pub enum Checkpointing {
     Auto,
     /// None: each is computed twice.
     On,
+    /// The same, and the inputs of the layers wait in the host's memory.
+    Offload,
     /// All.
     Off,
 }
 
 impl Checkpointing {
+    /// The same without the host.
+    pub(crate) fn on_device(self) -> Self {
+        match self {
+            Self::Offload => Self::On,
+            other => other,
+        }
+    }
+
     fn num_kept(self, model: &QwenModel, num_tokens: usize) -> usize {
         let num_layers = model.layers.len();
         match self {
-            Self::On => 0,
+            Self::On | Self::Offload => 0,
             Self::Off => num_layers,
             Self::Auto if !matches!(model.device().as_dispatch(), DispatchDevice::Flex(_)) => 0,
             Self::Auto => {

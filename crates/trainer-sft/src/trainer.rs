@@ -221,7 +221,12 @@ impl Trainer {
             // Layers need the same kernels.
             let mut model = self.model.clone();
             model.layers.truncate(1);
-            drop(Self::new(model, self.options).step_here(batches));
+            let options = TrainerOptions {
+                // Tensors hold nothing that could be read.
+                checkpointing: self.options.checkpointing.on_device(),
+                ..self.options
+            };
+            drop(Self::new(model, options).step_here(batches));
         });
     }
 

@@ -190,3 +190,38 @@ fn compared_answers_follow_those_of_the_cpu() {
         }
     }
 }
+
+#[test]
+fn inputs_of_layers_come_back_from_the_host() {
+    let device = gpu();
+    let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
+    for (compute, objective) in [
+        (ComputeDtype::Bf16, None),
+        // Through graphs, and not through the step of a GPU.
+        (
+            ComputeDtype::F32,
+            Some(Objective::Dpo {
+                beta: 0.1,
+                loss: LossType::Sigmoid,
+                label_smoothing: 0.0,
+            }),
+        ),
+    ] {
+        let losses = |checkpointing| {
+            let mut options = *trainer(false, compute, &device).options();
+            options.checkpointing = checkpointing;
+            let preference = objective.map(|objective| Preference {
+                objective,
+                reference: None,
+                max_length: 256,
+            });
+            let trainer = Trainer::new(model(false, compute, &device), options);
+            let mut trainer = trainer.comparing(preference);
+            // The second loss shows the gradients of the first step.
+            let steps = (0..2).map(|_| trainer.step(&batches).read());
+            steps.collect::<Vec<_>>()
+        };
+        let kept = losses(Checkpointing::On);
+        assert_eq!(losses(Checkpointing::Offload), kept, "{compute:?}");
+    }
+}

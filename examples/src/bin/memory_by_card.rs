@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use burn::tensor::DType;
-use model_qwen::QwenConfig;
+use model_qwen::{GPU_MEMORY_UTILIZATION, QwenConfig};
 use serde_json::json;
 use trainer_sft::config::Config;
 use trainer_sft::memory::{Machine, MemoryPlan};
@@ -65,8 +65,6 @@ const MODELS: [Shape; 8] = [
 const BATCHES: [[usize; 2]; 4] = [[1, 1024], [1, 2048], [4, 1024], [4, 2048]];
 /// GiB of cards.
 const CARDS: [u64; 4] = [6, 8, 12, 24];
-/// What a run takes of a card, unless --gpu-memory-utilization says something else.
-const PART: f64 = 0.9;
 /// Tokens are tried in steps of so many, up to this many steps.
 const STEP: usize = 256;
 const STEPS: usize = 512;
@@ -99,7 +97,7 @@ fn main() -> Result<()> {
     for shape in &MODELS {
         let model = model(shape)?;
         let cells = CARDS.map(|gib| {
-            let room = ((gib << 10) as f64 * PART) as u64;
+            let room = ((gib << 10) as f64 * GPU_MEMORY_UTILIZATION) as u64;
             match (1..=STEPS)
                 .take_while(|steps| mib(&model, steps * STEP) <= room)
                 .last()

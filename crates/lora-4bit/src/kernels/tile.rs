@@ -10,7 +10,11 @@ pub(super) const PLANE: usize = 32;
 /// Values of 16 bits in a load.
 pub(super) const VECTOR: usize = 8;
 /// Inner values of a step: a row of a tile then fills all banks of shared memory once.
-pub(super) const INNER: usize = 64;
+pub(crate) const INNER: usize = 64;
+/// Parts of the inner dimension of a product of factors, at most.
+pub(crate) const MAX_SPLITS: usize = 16;
+/// Steps of such a product that are worth a cube of their own.
+pub(crate) const MIN_STEPS: usize = 8;
 /// Vectors of a row of a tile.
 pub(super) const CHUNKS: usize = INNER / VECTOR;
 

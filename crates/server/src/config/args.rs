@@ -208,6 +208,16 @@ pub struct Args {
     #[arg(long, value_name = "PRIORITY", value_enum)]
     pub finetuning_priority: Option<JobPriority>,
 
+    /// Run each job in a process of its own on this device (cpu, cuda:1, …), which loads the model a second time; a job on the
+    /// server's device then fails alone [default: in the server's process, on its device and its weights]
+    #[arg(long, value_name = "DEVICE")]
+    pub finetuning_device: Option<String>,
+
+    /// Memory that a job may take (2GiB, 500MB, bytes), besides weights that it shares with the server. A job that would take
+    /// more is refused with the hyperparameter that would fit
+    #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+    pub finetuning_memory: Option<u64>,
+
     /// Largest file that may be uploaded (512MiB, 2GB, bytes) [default: 512MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
     pub max_file_size: Option<u64>,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::ConfigError;
 use super::args::Args;
 
@@ -15,12 +17,17 @@ pub struct FineTuningConfig {
     pub dir: PathBuf,
     /// What a job gets of the processor while requests run.
     pub priority: JobPriority,
+    /// Where jobs run in processes of their own; `None` is in the server's process, on its device.
+    pub device: Option<String>,
+    /// Bytes that a job may take, besides weights that it shares with the server.
+    pub memory: Option<u64>,
     /// Largest uploaded file in bytes.
     pub max_file_size: u64,
 }
 
 /// What a job gets of the processor while requests run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum JobPriority {
     /// The smallest share, and all of it while no request needs it
     #[default]
@@ -36,6 +43,8 @@ impl FineTuningConfig {
             let given = [
                 ("--finetuning-dir", args.finetuning_dir.is_some()),
                 ("--finetuning-priority", args.finetuning_priority.is_some()),
+                ("--finetuning-device", args.finetuning_device.is_some()),
+                ("--finetuning-memory", args.finetuning_memory.is_some()),
                 ("--max-file-size", args.max_file_size.is_some()),
             ];
             return match given.iter().find(|(_, is_given)| *is_given) {
@@ -46,15 +55,28 @@ impl FineTuningConfig {
                 None => Ok(None),
             };
         }
-        if args.max_file_size == Some(0) {
+        for (flag, size) in [
+            ("--max-file-size", args.max_file_size),
+            ("--finetuning-memory", args.finetuning_memory),
+        ] {
+            if size == Some(0) {
+                let message = "expected at least 1 byte, found 0".to_owned();
+                return Err(ConfigError::Flag { flag, message });
+            }
+        }
+        if let Some(name) = &args.finetuning_device
+            && let Err(error) = model_qwen::parse_device(name)
+        {
             return Err(ConfigError::Flag {
-                flag: "--max-file-size",
-                message: "expected at least 1 byte, found 0".to_owned(),
+                flag: "--finetuning-device",
+                message: error.to_string(),
             });
         }
         Ok(Some(Self {
             dir: args.finetuning_dir.clone().unwrap_or_else(default_dir),
             priority: args.finetuning_priority.unwrap_or_default(),
+            device: args.finetuning_device.clone(),
+            memory: args.finetuning_memory,
             max_file_size: args.max_file_size.unwrap_or(MAX_FILE_SIZE),
         }))
     }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
-use model_qwen::{DeviceMemory, QwenModel, device_memory};
+use model_qwen::{DeviceMemory, GPU_MEMORY_UTILIZATION, QwenModel, device_memory};
 use sysinfo::System;
 
 use crate::config::{Config, MaxModelLen};
@@ -20,8 +20,6 @@ const GIB: f64 = 1024.0 * MIB;
 /// Context, compiled kernels, CUDA graphs and pools of a CUDA process. Besides weights, cache and activations, `nvidia-smi`
 /// showed 0.87 GiB on an H200 while 8 sequences of 4,000 tokens ran (docs/benchmarks/2026-11-23-cuda.md).
 const GPU_CONTEXT: u64 = 960 << 20;
-/// `--gpu-memory-utilization` of a GPU, as in vLLM.
-const GPU_UTILIZATION: f64 = 0.9;
 /// Tokens of a step, and those on a GPU that has room for their activations anyway; both as in vLLM's server.
 const BATCHED_TOKENS: usize = 2048;
 const BATCHED_TOKENS_OF_LARGE: usize = 8192;
@@ -169,7 +167,7 @@ pub(super) fn plan(
     };
     let bytes_per_block = kv.bytes_per_block() as u64;
 
-    let default = device.is_gpu.then_some(GPU_UTILIZATION);
+    let default = device.is_gpu.then_some(GPU_MEMORY_UTILIZATION);
     let utilization = config.memory.gpu_memory_utilization.or(default);
     let budget = utilization.map(|fraction| (device.total as f64 * fraction) as u64);
     let available = match (config.memory.kv_cache_memory_bytes, budget) {

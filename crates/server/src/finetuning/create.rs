@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
+use trainer_sft::Training;
 use trainer_sft::config::{Config, RunConfig};
 
 use super::events::{Event, Level};
@@ -13,9 +14,12 @@ use super::job::{Job, JobObject, RECORD, Status, prompts_path, run_dir};
 use super::jobs::JobEntry;
 use super::settings::{self, Paths, Refusal};
 use super::spec::{JobRequest, MethodPart};
+use super::told::Failure;
 use super::{FineTuning, disk, disk_error, new_id, now};
 use crate::error::ApiError;
 
+/// Bytes of data that are read while the client waits.
+const MAX_READ: u64 = 4 << 20;
 /// Longest suffix, as at OpenAI.
 const MAX_SUFFIX: usize = 64;
 
@@ -34,6 +38,9 @@ impl FineTuning {
         self.check_base()?;
         if let Some(suffix) = &request.suffix {
             check_suffix(suffix)?;
+        }
+        if let Some(metadata) = &request.metadata {
+            check_metadata(metadata)?;
         }
         let adapter = match adapter {
             None => None,
@@ -63,9 +70,12 @@ impl FineTuning {
         }
         let seed = request.seed.unwrap_or(RunConfig::default().seed);
         let settings = &part.hyperparameters;
-        let config = settings::config(base, part.method, settings, Some(seed), &paths);
+        let config = settings::config(&base.source, part.method, settings, Some(seed), &paths);
         let config = config.map_err(refused)?;
+        let checked = config.check_device(self.trains_on_gpu());
+        checked.map_err(|error| refused(error.into()))?;
         self.check_rank(&config, &part.place)?;
+        self.check_memory(&config, &part.place)?;
         let job = Job {
             number: 0,
             created_at: now(),
@@ -172,6 +182,37 @@ impl FineTuning {
         Err(ApiError::bad_request(param, message))
     }
 
+    /// Refuses what would take more than `--finetuning-memory`, where the data are read in a moment. Otherwise the job fails when its
+    /// data are read.
+    fn check_memory(&self, config: &Config, place: &str) -> Result<(), ApiError> {
+        let (own, base) = (&self.0.config, &self.0.base);
+        // A card that the server does not use stays untouched.
+        let is_known = own.device.is_none() || base.source.device == "cpu";
+        let bytes = config.data.train.iter().map(|path| path.metadata());
+        let bytes: u64 = bytes.flatten().map(|metadata| metadata.len()).sum();
+        if own.memory.is_none() || !is_known || bytes > MAX_READ {
+            return Ok(());
+        }
+        let mut training = Training::new(config);
+        if own.device.is_none() {
+            if let Some(device) = base.device() {
+                training = training.device(&device);
+            }
+            let fits = config.quantization() == base.source.quantization;
+            if let Some(weights) = base.weights.as_ref().filter(|_| fits) {
+                training = training.base(weights);
+            }
+        }
+        // The job tells of anything else that is wrong.
+        let refusal = training.plan().ok().and_then(|planned| planned.refusal);
+        let Some(refusal) = refusal else {
+            return Ok(());
+        };
+        let Failure { message, param, .. } = Failure::of(&refusal, &config.run.output);
+        let param = param.map_or_else(|| place.to_owned(), |name| format!("{place}.{name}"));
+        Err(ApiError::bad_request(param, message))
+    }
+
     /// The content of a file to learn from.
     fn path_of(&self, param: &str, id: &str) -> Result<PathBuf, ApiError> {
         let (file, path) = self.file(id).map_err(|_| no_file(param, id))?;
@@ -225,6 +266,43 @@ pub(super) fn refused(Refusal { name, message }: Refusal, place: &str) -> ApiErr
         &param,
         message.replacen(&format!("`{name}`"), &format!("`{param}`"), 1),
     )
+}
+
+/// Pairs of `metadata`, and characters of a key and of a value, at most, as at OpenAI.
+const MAX_METADATA: [usize; 3] = [16, 64, 512];
+
+fn check_metadata(metadata: &Map<String, Value>) -> Result<(), ApiError> {
+    let [pairs, key, value] = MAX_METADATA;
+    let refused =
+        |expected: String, found: String| Err(ApiError::expected("metadata", &expected, &found));
+    if metadata.len() > pairs {
+        return refused(format!("at most {pairs} pairs"), metadata.len().to_string());
+    }
+    for (name, given) in metadata {
+        let shown: String = name.chars().take(key).collect();
+        if name.chars().count() > key {
+            let found = format!("`{shown}…`");
+            return refused(format!("keys of at most {key} characters"), found);
+        }
+        match given {
+            Value::String(text) if text.chars().count() <= value => {}
+            Value::String(text) => {
+                let found = format!("{} characters at `{shown}`", text.chars().count());
+                return refused(format!("values of at most {value} characters"), found);
+            }
+            other => {
+                let kind = match other {
+                    Value::Null => "null",
+                    Value::Bool(_) => "a boolean",
+                    Value::Number(_) => "a number",
+                    Value::Array(_) => "a list",
+                    _ => "an object",
+                };
+                return refused("texts as values".to_owned(), format!("{kind} at `{shown}`"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_suffix(suffix: &str) -> Result<(), ApiError> {

@@ -29,15 +29,22 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Returns when the job may go on.
+    /// Returns when a job of this process may go on.
     pub(super) fn pass(&self) {
+        if self.priority == JobPriority::Normal && is_gpu(&self.device) {
+            // What was launched would otherwise be counted as none.
+            let _ = self.device.sync();
+        }
+        self.wait_for_turn();
+    }
+
+    /// Returns when a job may go on whose work is done so far.
+    pub(super) fn wait_for_turn(&self) {
         match self.priority {
             JobPriority::Low => self.wait(Duration::MAX),
             // A processor gives a thread that stands back what is left. A GPU computes what came first: requests get as much time
             // as the job has just had.
             JobPriority::Normal if is_gpu(&self.device) => {
-                // What was launched would otherwise be counted as none.
-                let _ = self.device.sync();
                 let last = self.passed.lock().map_or(MOST, |passed| passed.elapsed());
                 self.wait(last.min(MOST));
             }

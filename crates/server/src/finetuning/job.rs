@@ -106,28 +106,45 @@ pub(super) struct Job {
 /// A job, as OpenAI's API has it.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct JobObject {
+    /// Its id, `ftjob-` and 24 hexadecimal digits.
     id: String,
+    /// `fine_tuning.job`.
     object: &'static str,
+    /// When it was made, in Unix seconds.
     created_at: u64,
     /// When it will end, about.
     estimated_finish: Option<u64>,
+    /// When it succeeded, failed or was cancelled, in Unix seconds.
     finished_at: Option<u64>,
+    /// What it starts from: a served name, or an adapter's.
     model: String,
     /// The adapter's name, once it is served.
     fine_tuned_model: Option<String>,
+    /// `local`: there are no organizations here.
     organization_id: &'static str,
+    /// How far it is.
     status: Status,
+    /// Id of the file that it learns from.
     training_file: String,
+    /// Id of the file that it is evaluated on.
     validation_file: Option<String>,
+    /// Ids of the files that it has written: a table of its metrics.
     result_files: Vec<String>,
     /// Tokens of all steps.
     trained_tokens: Option<u64>,
+    /// Why it has failed.
     error: Option<JobError>,
+    /// The `suffix` of the request.
     user_provided_suffix: Option<String>,
+    /// Seed of shuffling, initialization and dropout.
     seed: u64,
+    /// `n_epochs`, `batch_size` and `learning_rate_multiplier` as they are in force.
     hyperparameters: Map<String, Value>,
+    /// `type`, and under its name all `hyperparameters`.
     method: Value,
+    /// The client's own.
     metadata: Option<Map<String, Value>>,
+    /// Always empty.
     integrations: Vec<Value>,
 }
 

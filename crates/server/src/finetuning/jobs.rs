@@ -23,6 +23,8 @@ pub(super) struct JobEntry {
     /// Ends the run, while there is one.
     pub(super) stop: Arc<AtomicBool>,
     pub(super) progress: Option<Progress>,
+    /// Steps that were done before this turn.
+    pub(super) done: usize,
 }
 
 /// How far a run is.
@@ -46,6 +48,7 @@ impl JobEntry {
             folder,
             stop: Arc::default(),
             progress: None,
+            done: 0,
         }
     }
 

@@ -1,8 +1,5 @@
 //! Examples as a job would learn them, by the trainer's own reading and rendering.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use trainer_sft::chat_format::ChatFormat;
@@ -28,6 +25,8 @@ pub struct PreviewRequest {
     pub training_file: Option<String>,
     /// Records, instead of a file.
     pub examples: Option<Vec<Value>>,
+    /// As in a job, whose settings may need one. Nothing of it is shown.
+    pub validation_file: Option<String>,
     /// As in a job.
     pub method: Option<Map<String, Value>>,
     /// As in a job.
@@ -35,9 +34,6 @@ pub struct PreviewRequest {
     /// How many examples to show.
     pub limit: Option<usize>,
 }
-
-/// The model's text files, read once: a tokenizer takes a second.
-static FORMATS: Mutex<Vec<(PathBuf, ChatFormat)>> = Mutex::new(Vec::new());
 
 impl FineTuning {
     /// Examples with what is learnt of them, and numbers of all.
@@ -58,14 +54,29 @@ impl FineTuning {
                 return Err(ApiError::bad_request("training_file", message));
             }
         };
+        let eval = match &request.validation_file {
+            Some(id) => {
+                let found = self.file(id).map_err(|_| no_file("validation_file", id))?;
+                vec![found.1]
+            }
+            None => Vec::new(),
+        };
         let paths = Paths {
+            eval,
             data: file.iter().map(|(_, path)| path.clone()).collect(),
             output: self.job_dir("preview"),
             ..Paths::default()
         };
         let base = &self.0.base;
-        let config = settings::config(base, part.method, &part.hyperparameters, None, &paths);
-        let config = config.map_err(|refusal| refused(refusal, &part.place))?;
+        let config = settings::config(
+            &base.source,
+            part.method,
+            &part.hyperparameters,
+            None,
+            &paths,
+        );
+        let mut config = config.map_err(|refusal| refused(refusal, &part.place))?;
+        config.data.eval.clear();
         let format = self.format(&config, &part.place)?;
         let records = Records {
             train: request.examples,
@@ -94,12 +105,9 @@ impl FineTuning {
         config: &trainer_sft::config::Config,
         place: &str,
     ) -> Result<ChatFormat, ApiError> {
-        let mut formats = FORMATS.lock().unwrap_or_else(PoisonError::into_inner);
-        let dir = &self.0.base.dir;
         // Whether the model has a think block at all is looked at when its files are read.
-        let is_checked = config.data.thinking != Thinking::Empty;
-        let known = formats.iter().find(|(own, _)| own == dir && is_checked);
-        if let Some((_, format)) = known {
+        let known = self.0.format.get();
+        if let Some(format) = known.filter(|_| config.data.thinking != Thinking::Empty) {
             return Ok(format.clone());
         }
         let format = ChatFormat::load(config);
@@ -107,9 +115,7 @@ impl FineTuning {
             true => ApiError::bad_request(place, in_settings(&error.to_string())),
             false => ApiError::internal(error.to_string()),
         })?;
-        formats.retain(|(own, _)| own != dir);
-        formats.push((dir.clone(), format.clone()));
-        Ok(format)
+        Ok(self.0.format.get_or_init(|| format).clone())
     }
 }
 

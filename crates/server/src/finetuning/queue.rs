@@ -10,7 +10,8 @@ use super::disk::Folders;
 use super::events::{Event, Level};
 use super::job::{JobError, Status, checkpoints, run_dir};
 use super::jobs::checkpoint_name;
-use super::run::{End, Turn};
+use super::run::Turn;
+use super::told::End;
 
 /// Starts the thread, and waits until the adapters of earlier jobs are served.
 pub(super) fn start(own: FineTuning, folders: Folders) -> io::Result<()> {

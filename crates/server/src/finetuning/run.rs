@@ -1,23 +1,21 @@
-//! One turn of a job: the trainer's own run, with the server's weights where they fit.
+//! One turn of a job: the trainer's own run, in this process or in one of its own.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
-use trainer_sft::config::Config;
-use trainer_sft::{TrainError, Training};
+use model_qwen::{is_gpu, parse_device};
 
 use super::FineTuning;
 use super::events::{Event, Level};
 use super::files::with_filename;
-use super::gate::{Gate, pool};
 use super::job::{Job, JobError, checkpoints, prompts_path, run_dir};
-use super::settings::{self, Paths, in_settings};
-use super::watch::Watcher;
+use super::settings::Paths;
+use super::told::{End, Failure};
+use super::work::{Means, Tell, Work};
+use crate::config::JobPriority;
 
 /// Files of a finished adapter.
 const RESULT: [&str; 2] = ["adapter_model.safetensors", "adapter_config.json"];
@@ -27,15 +25,6 @@ pub(super) struct Turn {
     pub(super) job: Job,
     /// Ends the run after its step.
     pub(super) stop: Arc<AtomicBool>,
-}
-
-/// How a turn ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// The adapter is there.
-    Complete,
-    /// There is a checkpoint to go on from.
-    Stopped,
 }
 
 impl FineTuning {
@@ -68,27 +57,60 @@ impl FineTuning {
             prompts,
             resumes: done.is_some(),
         };
-        let config = settings::config(
-            &self.0.base,
-            job.method,
-            &job.settings,
-            Some(job.seed),
-            &paths,
-        );
-        let config = config.map_err(|refusal| JobError {
-            code: "invalid_hyperparameters".to_owned(),
-            message: refusal.message,
-            param: refusal.name,
-        })?;
-        let pool = pool(self.0.config.priority).map_err(|error| server_error(error.to_string()))?;
-        let trained = pool.install(|| self.run(turn, &config, done));
-        trained.map_err(|error| self.job_error(job, &error))
+        let elsewhere = self.0.config.device.is_some();
+        let work = Work {
+            source: self.0.base.source.clone(),
+            method: job.method,
+            settings: job.settings.clone(),
+            seed: job.seed,
+            paths,
+            priority: self.0.config.priority,
+            waits: elsewhere && self.is_in_the_way(),
+        };
+        let trained = match elsewhere {
+            true => self.train_elsewhere(turn, &work),
+            false => self.train_here(turn, &work),
+        };
+        trained.map_err(|failure| self.job_error(job, failure))
+    }
+
+    /// Trains in this process, with the server's weights where they fit.
+    fn train_here(&self, turn: &Turn, work: &Work) -> Result<End, Failure> {
+        let base = &self.0.base;
+        let gate = self.gate(turn);
+        let means = Means {
+            stop: Some(&turn.stop),
+            device: base.device(),
+            base: base.weights.as_ref(),
+            gate: gate.map(|gate| Box::new(move || gate.pass()) as Box<_>),
+        };
+        let (own, id) = (self.clone(), turn.job.id.clone());
+        work.train(means, &(Arc::new(move |told| own.hear(&id, told)) as Tell))
+    }
+
+    /// Whether jobs run on a GPU.
+    pub(super) fn trains_on_gpu(&self) -> bool {
+        let device = match &self.0.config.device {
+            Some(name) => parse_device(name).ok(),
+            None => self.0.base.device(),
+        };
+        device.is_some_and(|device| is_gpu(&device))
+    }
+
+    /// Whether a job in a process of its own waits for requests: where it is told to, or shares a GPU with them.
+    fn is_in_the_way(&self) -> bool {
+        let own = &self.0.config;
+        let device = own.device.as_ref().and_then(|name| parse_device(name).ok());
+        let shares =
+            device.is_some_and(|device| is_gpu(&device) && self.0.base.device() == Some(device));
+        own.priority == JobPriority::Low || shares
     }
 
     /// Tells where the run begins.
     fn begin(&self, id: &str, done: Option<u64>) {
         let mut state = self.state();
         if let Some(entry) = state.entry(id) {
+            entry.done = done.unwrap_or(0) as usize;
             entry.events.go_back_to(done.unwrap_or(0));
             let text = match done {
                 Some(step) => format!("The job goes on after step {step}, from its checkpoint"),
@@ -100,72 +122,36 @@ impl FineTuning {
         self.changed();
     }
 
-    /// The trainer's run, on the threads of the pool.
-    fn run(&self, turn: &Turn, config: &Config, done: Option<u64>) -> Result<End, TrainError> {
-        let base = &self.0.base;
-        let watcher = Watcher::new(self, &turn.job.id, done);
-        let mut training = Training::new(config)
-            .stop_when(&turn.stop)
-            .on_start(|| watcher.start())
-            .on_record(|record| watcher.record(record))
-            .on_sample(|samples| watcher.samples(samples))
-            .on_checkpoint(|path| watcher.checkpoint(path))
-            .on_step(|step| watcher.step(step));
-        if let Some(device) = base.device() {
-            training = training.device(&device);
-            let gate = Gate {
-                engine: self.0.engine.clone(),
-                priority: self.0.config.priority,
-                device,
-                stop: Arc::clone(&turn.stop),
-                passed: Mutex::new(Instant::now()),
-            };
-            training = training.wait_before_work(move || gate.pass());
+    /// The failure as clients see it: with the names of files that they know.
+    fn job_error(&self, job: &Job, failure: Failure) -> JobError {
+        let (message, of_file) = self.with_names(job, &failure.message);
+        JobError {
+            code: failure.code,
+            message,
+            param: failure
+                .param
+                .map(|param| of_file.map_or(param, str::to_owned)),
         }
-        let fits = config.quantization() == base.quantization;
-        match base.weights.as_ref().filter(|_| fits) {
-            Some(weights) => training = training.base(weights),
-            None => watcher.tell(Event::message(
-                Level::Warn,
-                "The job holds its weights otherwise than the server, and loads the model a second time",
-            )),
-        }
-        let summary = training.run()?;
-        Ok(match summary.stopped {
-            Some(_) => End::Stopped,
-            None => End::Complete,
-        })
     }
 
-    /// The error as clients see it: with the names of files that they know.
-    fn job_error(&self, job: &Job, error: &TrainError) -> JobError {
-        let (code, mut param) = match error {
-            TrainError::Data(_) => ("invalid_training_file", Some("training_file")),
-            TrainError::Device(_) => ("server_error", None),
-            error if error.is_of_settings() => ("invalid_hyperparameters", None),
-            TrainError::Diverged { .. } => ("training_diverged", None),
-            _ => ("server_error", None),
-        };
-        let mut message = in_settings(&model_qwen::with_causes(error));
+    /// A message with the names that the uploaders of its files know, and the last field of a job that it is about.
+    pub(super) fn with_names(&self, job: &Job, message: &str) -> (String, Option<&'static str>) {
         let files = [
             ("training_file", Some(&job.training_file)),
             ("validation_file", job.validation_file.as_ref()),
         ];
+        let (mut message, mut of_file) = (message.to_owned(), None);
         for (field, id) in files {
             let Some(Ok((file, path))) = id.map(|id| self.file(id)) else {
                 continue;
             };
             let named = with_filename(&message, &path, &file.filename);
-            if named != message && param.is_some() {
-                param = Some(field);
+            if named != message {
+                of_file = Some(field);
             }
             message = named;
         }
-        JobError {
-            code: code.to_owned(),
-            message,
-            param: param.map(str::to_owned),
-        }
+        (message, of_file)
     }
 }
 

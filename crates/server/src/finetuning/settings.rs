@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use trainer_sft::args::Args;
 use trainer_sft::config::{Config, ConfigError};
 
-use super::spec::{Base, Method};
+use super::spec::{Method, Source};
 
 /// Steps between checkpoints: what a killed server loses at most.
 const SAVE_STEPS: usize = 20;
@@ -19,8 +20,11 @@ const MULTIPLIER: &str = "learning_rate_multiplier";
 /// Texts that the model answers while it learns.
 const PROMPTS: &str = "sample_prompts";
 
+/// Flags of the server that messages of jobs name.
+const OF_SERVER: [&str; 3] = ["finetuning-dir", "finetuning-device", "finetuning-memory"];
+
 /// Where a job reads and writes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Paths {
     /// What is learnt from; empty for records in memory.
     pub(super) data: Vec<PathBuf>,
@@ -92,7 +96,7 @@ pub(super) fn prompts(settings: &Map<String, Value>) -> Result<Vec<String>, Refu
 
 /// The configuration of a run.
 pub(super) fn config(
-    base: &Base,
+    source: &Source,
     method: Method,
     settings: &Map<String, Value>,
     seed: Option<u64>,
@@ -108,7 +112,7 @@ pub(super) fn config(
         let reason = reason.replace(EPOCHS.1, EPOCHS.0);
         Refusal::new(&name.replace(EPOCHS.1, EPOCHS.0), reason)
     })?;
-    let args = complete(args, base, method, seed, paths);
+    let args = complete(args, source, method, seed, paths);
     let has_records = paths.data.is_empty();
     let Some(multiplier) = multiplier else {
         return checked(args, has_records);
@@ -141,14 +145,21 @@ fn checked(args: Args, has_records: bool) -> Result<Config, Refusal> {
 }
 
 /// What the server sets besides the client.
-fn complete(mut args: Args, base: &Base, method: Method, seed: Option<u64>, paths: &Paths) -> Args {
+fn complete(
+    mut args: Args,
+    source: &Source,
+    method: Method,
+    seed: Option<u64>,
+    paths: &Paths,
+) -> Args {
     args.data.data.clone_from(&paths.data);
     args.data.eval_data.clone_from(&paths.eval);
-    args.model.model.clone_from(&base.model);
-    args.model.quantization = args.model.quantization.or(Some(base.quantization));
-    args.model.dtype = Some(base.dtype);
-    // The server's device is given to the run itself.
-    args.model.device = Some("cpu".to_owned());
+    args.model.model.clone_from(&source.model);
+    args.model.quantization = args.model.quantization.or(Some(source.quantization));
+    args.model.dtype = Some(source.dtype);
+    args.model.device = Some(source.device.clone());
+    args.memory.device_memory = source.memory;
+    args.memory.gpu_memory_utilization = source.memory.map(|_| 1.0);
     args.method.method = Some(method.of_trainer());
     args.lora.adapter = paths.adapter.clone().filter(|_| !paths.resumes);
     args.training.seed = seed;
@@ -180,14 +191,19 @@ pub(super) fn in_settings(message: &str) -> String {
             continue;
         }
         text.push_str(&rest[..start]);
-        text.push_str(&format!("`{}`", setting_name(&name[..end])));
+        text.push_str(&match &name[..end] {
+            flag if OF_SERVER.contains(&flag) => format!("--{flag}"),
+            // What a job may take is no setting of its own.
+            "device-memory" => "--finetuning-memory".to_owned(),
+            flag => format!("`{}`", setting_name(flag)),
+        });
         rest = &name[end..];
     }
     text.push_str(rest);
     text
 }
 
-fn setting_name(flag: &str) -> String {
+pub(super) fn setting_name(flag: &str) -> String {
     match flag.replace('-', "_") {
         name if name == EPOCHS.1 => EPOCHS.0.to_owned(),
         name if name == "data" => "training_file".to_owned(),
@@ -203,16 +219,13 @@ mod tests {
 
     use super::*;
 
-    fn base() -> Base {
-        Base {
+    fn source() -> Source {
+        Source {
             model: None,
-            weights: None,
             quantization: Quantization::None,
             dtype: Dtype::Auto,
-            name: "base".to_owned(),
-            max_lora_rank: Some(256),
-            has_own_template: false,
-            dir: PathBuf::new(),
+            device: "cpu".to_owned(),
+            memory: None,
         }
     }
 
@@ -223,7 +236,7 @@ mod tests {
             ..Paths::default()
         };
         let settings = settings.as_object().unwrap();
-        config(&base(), Method::Supervised, settings, Some(7), &paths)
+        config(&source(), Method::Supervised, settings, Some(7), &paths)
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! What a client asks of a job, and what the server trains on.
 
-use std::path::PathBuf;
-
 use burn::tensor::Device;
 use model_qwen::{Dtype, Quantization, QwenModel};
 use serde::{Deserialize, Serialize};
@@ -181,39 +179,54 @@ fn expected_method(found: &str) -> ApiError {
     )
 }
 
-/// What jobs start from: the served model.
-#[derive(Clone)]
-pub(super) struct Base {
+/// How the trainer finds the weights that jobs start from, and where it computes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Source {
     /// As the server's `--model`; `None` is the bundled one.
     pub(super) model: Option<String>,
-    /// The weights that the engine computes with; `None` where the model generates no text.
-    pub(super) weights: Option<QwenModel>,
     /// How the linear layers are held.
     pub(super) quantization: Quantization,
     /// How the other weights are held.
     pub(super) dtype: Dtype,
+    /// Where a job in a process of its own computes. In the server's process it is the server's device.
+    pub(super) device: String,
+    /// Bytes that a job may take; of the weights, too, in a process of its own.
+    pub(super) memory: Option<u64>,
+}
+
+/// What jobs start from: the served model.
+#[derive(Clone)]
+pub(super) struct Base {
+    /// How the trainer finds it.
+    pub(super) source: Source,
+    /// The weights that the engine computes with; `None` where the model generates no text.
+    pub(super) weights: Option<QwenModel>,
     /// The first served name.
     pub(super) name: String,
     /// `--max-lora-rank`; `None` without `--enable-lora`.
     pub(super) max_lora_rank: Option<usize>,
     /// Whether the server shows models another chat template than their own.
     pub(super) has_own_template: bool,
-    /// Its folder.
-    pub(super) dir: PathBuf,
 }
 
 impl Base {
     pub(super) fn of(config: &Config, model: &ModelInfo) -> Self {
         let name = config.served_model_names.first();
+        let own = config.finetuning.as_ref();
+        let device = own.and_then(|own| own.device.clone());
         Self {
-            model: config.model.clone(),
+            source: Source {
+                model: config.model.clone(),
+                quantization: config.quantization,
+                dtype: config.dtype,
+                // The server's device is given to the run itself.
+                device: device.unwrap_or_else(|| "cpu".to_owned()),
+                memory: own.and_then(|own| own.memory),
+            },
             weights: model.base.clone().filter(|_| model.pooling.is_none()),
-            quantization: config.quantization,
-            dtype: config.dtype,
             name: name.unwrap_or(&model.model_id).clone(),
             max_lora_rank: config.lora.as_ref().map(|lora| lora.max_lora_rank),
             has_own_template: config.chat_template.is_some(),
-            dir: model.dir.clone(),
         }
     }
 

@@ -1,63 +1,33 @@
 //! What a run tells, as events of its job.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 use trainer_sft::metrics::Record;
 use trainer_sft::{Sample, StepReport};
 
-use super::FineTuning;
-use super::events::{self, Event, Level};
-use super::job::Status;
-use super::jobs::Progress;
+use super::events::Event;
+use super::told::Told;
 
-/// Listens to a run.
+/// Listens to a run, and tells of it.
 pub(super) struct Watcher<'a> {
-    own: &'a FineTuning,
-    id: &'a str,
-    /// Steps that were done before.
-    first_step: usize,
+    tell: &'a dyn Fn(Told),
     /// The numbers of the step that is being told of.
     record: RefCell<Option<Record>>,
-    started: Cell<Instant>,
 }
 
 impl<'a> Watcher<'a> {
-    pub(super) fn new(own: &'a FineTuning, id: &'a str, done: Option<u64>) -> Self {
+    pub(super) fn new(tell: &'a dyn Fn(Told)) -> Self {
         Self {
-            own,
-            id,
-            first_step: done.unwrap_or(0) as usize,
+            tell,
             record: RefCell::default(),
-            started: Cell::new(Instant::now()),
         }
     }
 
-    /// Everything is loaded.
-    pub(super) fn start(&self) {
-        self.started.set(Instant::now());
-        let mut state = self.own.state();
-        state.is_training = true;
-        if let Some(entry) = state.entry(self.id)
-            && entry.job.status == Status::ValidatingFiles
-        {
-            let text = "Fine-tuning job started";
-            entry.events.push(Event::message(Level::Info, text));
-            entry.set(Status::Running);
-        }
-        drop(state);
-        self.own.changed();
-    }
-
-    pub(super) fn tell(&self, event: Event) {
-        events::write(&self.own.job_dir(self.id), &event);
-        if let Some(entry) = self.own.state().entry(self.id) {
-            entry.events.push_written(event);
-        }
-        self.own.changed();
+    fn tell(&self, event: Event) {
+        (self.tell)(Told::Event(event));
     }
 
     /// Numbers of a step or of an evaluation.
@@ -105,22 +75,12 @@ impl<'a> Watcher<'a> {
             "Step {step}/{total_steps}: training loss={:.4}",
             report.loss
         );
-        let event = Event::metrics(text, Value::Object(data));
-        events::write(&self.own.job_dir(self.id), &event);
-        if let Some(entry) = self.own.state().entry(self.id) {
-            entry.events.push_written(event);
-            entry.job.trained_tokens = record
-                .num_tokens
-                .map(|num| num as u64)
-                .or(entry.job.trained_tokens);
-            entry.progress = Some(Progress {
-                first_step: self.first_step,
-                step,
-                total_steps,
-                started: self.started.get(),
-            });
-        }
-        self.own.changed();
+        (self.tell)(Told::Step {
+            event: Event::metrics(text, Value::Object(data)),
+            step,
+            total_steps,
+            num_tokens: record.num_tokens.map(|num| num as u64),
+        });
         ControlFlow::Continue(())
     }
 

@@ -347,6 +347,18 @@ def teach_a_file(trial):
 
 
 @step
+def look_at_an_old_job(trial):
+    browser = trial.browser
+    browser.js("""window.draws = 0;
+        new MutationObserver(() => { window.draws += 1; }).observe(document.getElementById("teach-curve"), { childList: true })""")
+    browser.js("[...document.querySelectorAll('#teach-jobs button')].at(-1).click()")
+    browser.wait("document.getElementById('teach-status').textContent === 'Done'")
+    browser.wait("document.querySelector('#teach-curve polyline') !== null && document.getElementById('teach-chat') !== null")
+    # It has told of 60 steps, all at once.
+    assert browser.js("window.draws") < 20, browser.js("window.draws")
+
+
+@step
 def status(trial):
     browser = trial.browser
     browser.click("#to-status")

@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod process;
 mod refused;
 #[path = "../support/program.rs"]
 mod support;

@@ -63,6 +63,10 @@ fn what_cannot_be_learnt_is_named() {
             "method.supervised.hyperparameters.n_epochs",
         ),
         (
+            settings(json!({ "offload_activations": true })),
+            "method.supervised.hyperparameters.offload_activations",
+        ),
+        (
             settings(json!({ "full": true })),
             "method.supervised.hyperparameters.full",
         ),
@@ -130,5 +134,74 @@ fn what_cannot_be_learnt_is_named() {
             .filter(|entry| entry.file_name().to_string_lossy().starts_with('.'))
             .count(),
         0
+    );
+}
+
+#[test]
+fn names_of_other_trainers_lead_to_ours_and_metadata_has_limits() {
+    let folder = TempDir::new().unwrap();
+    let server = serve(folder.path(), &["--enable-lora"]);
+    let file = server.upload("train.jsonl", &train_file());
+    let refused = |fields: Value| {
+        let mut body = json!({ "model": "bundled", "training_file": file });
+        let fields = fields.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(fields);
+        let (status, error) = server.post(JOBS, body);
+        assert_eq!(status, 400, "{error}");
+        error["error"]["message"].as_str().unwrap().to_owned()
+    };
+    for (name, own) in [
+        ("lora_rank", "`lora_r`"),
+        ("max_seq_length", "`max_length`"),
+        ("num_train_epochs", "`n_epochs`"),
+        ("lr", "`learning_rate`"),
+        ("per_device_train_batch_size", "`batch_size`"),
+    ] {
+        let message = refused(json!({ "hyperparameters": { name: 4 } }));
+        assert!(message.contains(own), "{name}: {message}");
+    }
+    let pairs = |count: usize| (0..count).map(|i| (i.to_string(), json!("x")));
+    for (metadata, expected) in [
+        (pairs(17).collect::<Value>(), "at most 16 pairs, found 17"),
+        (json!({ "k".repeat(65): "x" }), "at most 64 characters"),
+        (
+            json!({ "k": "ä".repeat(513) }),
+            "at most 512 characters, found 513",
+        ),
+        (json!({ "k": 1 }), "texts as values, found a number at `k`"),
+    ] {
+        let message = refused(json!({ "metadata": metadata }));
+        assert!(message.contains(expected), "{message}");
+    }
+    let mut largest: serde_json::Map<_, _> = pairs(15).collect();
+    largest.insert("ä".repeat(64), "ä".repeat(512).into());
+    let settings = json!({ "max_steps": 1, "eval_steps": 1, "load_best": true });
+    let body = json!({
+        "model": "bundled", "training_file": file, "validation_file": file, "metadata": largest,
+        "hyperparameters": settings,
+    });
+    assert_eq!(server.post(JOBS, body).0, 200);
+    // What a job takes, its preview takes.
+    let preview = |validation: Value| {
+        let body = json!({ "training_file": file, "validation_file": validation, "hyperparameters": settings });
+        server.post("/v1/fine_tuning/preview", body)
+    };
+    let (status, shown) = preview(file.as_str().into());
+    assert_eq!(
+        (status, &shown["num_examples"]),
+        (200, &48.into()),
+        "{shown}"
+    );
+    let (status, error) = preview(Value::Null);
+    assert_eq!(
+        (status, &error["error"]["param"]),
+        (400, &"hyperparameters.eval_steps".into()),
+        "{error}"
+    );
+    let (status, error) = preview("file-x".into());
+    assert_eq!(
+        (status, &error["error"]["param"]),
+        (404, &"validation_file".into()),
+        "{error}"
     );
 }

@@ -104,6 +104,7 @@ impl Default for OptimizerConfig {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             gradient_checkpointing: GradientCheckpointing::Auto,
+            offload_activations: false,
         }
     }
 }

@@ -8,7 +8,9 @@ use model_qwen::{Quantization, linear_names};
 use thiserror::Error;
 
 use super::ranges::{MAX_BATCH, MAX_RANK, at_least, in_range, positive, whole_in_range};
-use super::{Columns, Config, LrSchedule, Method, NO_REPORT, SETTINGS, TENSORBOARD};
+use super::{
+    Columns, Config, GradientCheckpointing, LrSchedule, Method, NO_REPORT, SETTINGS, TENSORBOARD,
+};
 use crate::sample_data;
 
 /// The value of `--target-modules` that means every linear layer but the output head.
@@ -293,6 +295,13 @@ impl Config {
         if run.full && self.optimizer.loraplus_lr_ratio.is_some() {
             return conflict(
                 "--loraplus-lr-ratio would have no effect: --full trains the model itself and makes no adapter; leave it out",
+            );
+        }
+        if self.optimizer.offload_activations
+            && self.optimizer.gradient_checkpointing == GradientCheckpointing::False
+        {
+            return conflict(
+                "--offload-activations moves what gradient checkpointing keeps, and --gradient-checkpointing false keeps everything on the device: leave one of them out",
             );
         }
         let start = self.lora.init;

@@ -266,6 +266,27 @@ impl DataError {
         }
     }
 
+    /// The record that it is about, as its message begins.
+    fn place(&self) -> Option<String> {
+        match self {
+            Self::TeachesNothing { source_place, .. }
+            | Self::Method { source_place, .. }
+            | Self::Preference { source_place, .. }
+            | Self::ManyTurns { source_place, .. }
+            | Self::NotWritten { source_place, .. }
+            | Self::Format { source_place, .. }
+            | Self::Field { source_place, .. }
+            | Self::NoTemplate { source_place, .. }
+            | Self::Render { source_place, .. }
+            | Self::Prefix { source_place, .. }
+            | Self::NoReasoning { source_place, .. } => Some(source_place.to_string()),
+            Self::Encoding { place, .. } | Self::Json { place, .. } | Self::Table { place, .. } => {
+                Some(place.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it is about one record, so that more may be wrong with the rest of the file.
     pub(super) fn is_of_a_record(&self) -> bool {
         !matches!(
@@ -275,12 +296,48 @@ impl DataError {
     }
 }
 
+/// A line for each reason: its first record, and the places of the others.
+fn by_reason(errors: &[DataError]) -> Vec<String> {
+    let mut reasons: Vec<(String, String, Vec<String>)> = Vec::new();
+    for error in errors {
+        let text = error.to_string();
+        let place = error.place().unwrap_or_default();
+        let reason = text.strip_prefix(&place).unwrap_or(&text).to_owned();
+        match reasons.iter_mut().find(|(known, ..)| *known == reason) {
+            Some((_, _, others)) => others.push(place),
+            None => reasons.push((reason, text, Vec::new())),
+        }
+    }
+    let line = |(_, text, others): &(String, String, Vec<String>)| match others.as_slice() {
+        [] => format!("\n  {text}"),
+        others => format!("\n  {text}; the same at {}", together(others)),
+    };
+    reasons.iter().map(line).collect()
+}
+
+/// Places one after the other. The name of a file is said once: `a.jsonl:2, 3`.
+fn together(places: &[String]) -> String {
+    let mut all = String::new();
+    let mut file = None;
+    for place in places {
+        let own = place.rsplit_once(':');
+        let shown = match own {
+            Some((name, line)) if file == Some(name) => line,
+            _ => place,
+        };
+        file = own.map(|(name, _)| name);
+        let comma = if all.is_empty() { "" } else { ", " };
+        all += &format!("{comma}{shown}");
+    }
+    all
+}
+
 /// One error as it is; several below each other.
 fn listed(errors: &[DataError], all: bool) -> String {
     match (errors, all) {
         ([one], true) => one.to_string(),
         _ => {
-            let lines: Vec<String> = errors.iter().map(|error| format!("\n  {error}")).collect();
+            let lines = by_reason(errors);
             let count = errors.len();
             match all {
                 true => format!("the data has {count} malformed records:{}", lines.concat()),
@@ -290,5 +347,23 @@ fn listed(errors: &[DataError], all: bool) -> String {
                 ),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_reason_is_said_once() {
+        let error = |line: usize, found: &str| DataError::Table {
+            place: format!("a.csv:{line}"),
+            reason: format!("expected 2 cells, found {found}"),
+        };
+        let errors = vec![error(2, "3"), error(3, "3"), error(4, "1"), error(7, "3")];
+        let said = DataError::Malformed { errors, all: true }.to_string();
+        let expected = "the data has 4 malformed records:\n  a.csv:2: expected 2 cells, found 3; the same at a.csv:3, 7\n  \
+                        a.csv:4: expected 2 cells, found 1";
+        assert_eq!(said, expected);
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
@@ -50,14 +50,63 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
+/// Bytes of a record, at most. A short packed file may hold a line of any length, and a device one without an end.
+const MAX_RECORD: usize = 64 << 20;
+
+/// How much of a record may still come.
+#[derive(Clone, Debug)]
+pub(super) struct Room(Arc<AtomicUsize>);
+
+impl Room {
+    /// A record has ended.
+    pub(super) fn refill(&self) {
+        self.0.store(MAX_RECORD, Ordering::Relaxed);
+    }
+}
+
+/// A stream that fails where a record is too long.
+struct Bounded<R> {
+    stream: R,
+    room: Room,
+}
+
+impl<R: BufRead> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Bounded<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.room.0.load(Ordering::Relaxed) == 0 {
+            let text = format!(
+                "expected records of at most {} MiB, found a longer one",
+                MAX_RECORD >> 20
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        self.stream.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        let room = self.room.0.load(Ordering::Relaxed);
+        self.room
+            .0
+            .store(room.saturating_sub(count), Ordering::Relaxed);
+        self.stream.consume(count);
+    }
+}
+
 /// A buffered stream that a thread may own.
 pub(super) type Stream = Box<dyn BufRead + Send>;
 
-/// Opens a file, unpacks it, and skips a byte order mark.
+/// Opens a file, unpacks it, and skips a byte order mark. Its reader refills the room at each record.
 ///
 /// # Errors
 /// Files that cannot be read, and kinds that are named instead of read.
-pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout), DataError> {
+pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout, Room), DataError> {
     let io_error = |error| DataError::Io {
         path: path.into(),
         error,
@@ -78,6 +127,12 @@ pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout),
     } else {
         Box::new(packed)
     };
+    let room = Room(Arc::default());
+    room.refill();
+    stream = Box::new(Bounded {
+        stream,
+        room: room.clone(),
+    });
     let start = stream.fill_buf().map_err(io_error)?;
     if let Some((found, instead)) = unreadable(start) {
         return Err(DataError::Kind {
@@ -96,7 +151,7 @@ pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout),
         stream.consume(3);
     }
     if let Some(separator) = separator(path) {
-        return Ok((stream, Layout::Table(separator)));
+        return Ok((stream, Layout::Table(separator), room));
     }
     let (first, skipped) = skip_blank(&mut stream).map_err(io_error)?;
     let layout = match first {
@@ -105,7 +160,7 @@ pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout),
     };
     // Lines count from the first one, blank ones included.
     let blank = BufReader::new(io::Cursor::new(vec![b'\n'; skipped]));
-    Ok((Box::new(blank.chain(stream)), layout))
+    Ok((Box::new(blank.chain(stream)), layout, room))
 }
 
 /// The first byte that is no white space, and how many line breaks come before it. Only white space is consumed.

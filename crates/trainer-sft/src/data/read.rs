@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::example::{Place, Source};
-use super::open::{Layout, Progress, Stream, open};
+use super::open::{Layout, Progress, Room, Stream, open};
 
 /// Records that are parsed and rendered together.
 pub(super) const BLOCK: usize = 4096;
@@ -113,6 +113,7 @@ impl RawRecord {
 pub(super) struct RecordReader {
     path: Arc<Path>,
     records: Records,
+    room: Room,
     /// What was found after records that are still to be given out.
     failed: Option<DataError>,
 }
@@ -135,7 +136,7 @@ impl RecordReader {
     /// # Errors
     /// A file that cannot be read, or is of a kind that is not.
     pub(super) fn open(path: &Path, progress: &Progress) -> Result<Self, DataError> {
-        let (stream, layout) = open(path, progress)?;
+        let (stream, layout, room) = open(path, progress)?;
         let records = match layout {
             Layout::Lines => Records::Lines { stream, line: 0 },
             Layout::Array => Records::Array(super::array::Elements::new(stream)),
@@ -156,6 +157,7 @@ impl RecordReader {
         Ok(Self {
             path: path.into(),
             records,
+            room,
             failed: None,
         })
     }
@@ -197,6 +199,7 @@ impl RecordReader {
 
     /// The next record and its size in bytes.
     fn next(&mut self) -> Result<Option<(RawRecord, usize)>, DataError> {
+        self.room.refill();
         let file = self.path.clone();
         let io_error = |error| DataError::Io {
             path: file.to_path_buf(),

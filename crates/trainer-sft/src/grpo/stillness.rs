@@ -10,6 +10,8 @@ const PATIENCE: usize = 5;
 pub(super) struct Stillness {
     /// How many.
     steps: usize,
+    /// Whether a warning of them was given.
+    is_told: bool,
     /// Steps from which something was learnt.
     others: usize,
     /// What each reward said in all of these; `None` where it was not always the same.
@@ -48,12 +50,22 @@ impl Stillness {
             *known = known.filter(|known| Some(*known) == same);
         }
         self.steps += 1;
-        (self.steps == PATIENCE).then(|| self.warning())
+        // Equal numbers may differ at the next prompts. Rewards that say nothing of any answer are most often wired up wrongly.
+        let is_silent = self
+            .values
+            .values()
+            .all(|value| *value == Some(Value::Nothing));
+        let is_due = self.steps == PATIENCE || (is_silent && self.steps == 1);
+        if !is_due || self.is_told {
+            return None;
+        }
+        self.is_told = true;
+        Some(self.warning())
     }
 
     /// The warning of a run that ends with nothing learnt, where it was too short for another one.
     pub(super) fn at_the_end(&self) -> Option<String> {
-        let is_all = self.others == 0 && (1..PATIENCE).contains(&self.steps);
+        let is_all = self.others == 0 && !self.is_told && (1..PATIENCE).contains(&self.steps);
         is_all.then(|| self.warning())
     }
 
@@ -68,6 +80,16 @@ impl Stillness {
             1 => "the last step".to_owned(),
             steps => format!("the last {steps} steps"),
         };
+        let is_silent = self
+            .values
+            .values()
+            .all(|value| *value == Some(Value::Nothing));
+        if is_silent {
+            return format!(
+                "nothing was learnt in {steps}, since no answer got a reward: {}. Look at the program or the schema that gives them",
+                each.join(", ")
+            );
+        }
         format!(
             "nothing was learnt in {steps}, since all answers to a prompt got equal rewards: {}. Take a reward that some answers \
              get and others do not, easier prompts, or a higher --temperature",
@@ -106,6 +128,20 @@ mod tests {
             assert_eq!(found.is_some(), step == PATIENCE);
             assert!(found.is_none_or(|warning| warning.contains("`json` gave each answer what")));
         }
+    }
+
+    #[test]
+    fn rewards_that_are_all_null_are_told_at_once() {
+        let mut stillness = Stillness::default();
+        let none = [f64::NAN; 2];
+        let warning = note(&mut stillness, &none, &none, false).unwrap();
+        let expected =
+            "nothing was learnt in the last step, since no answer got a reward: `json` gave null";
+        assert!(warning.starts_with(expected), "{warning}");
+        for _ in 0..2 * PATIENCE {
+            assert_eq!(note(&mut stillness, &none, &none, false), None);
+        }
+        assert_eq!(stillness.at_the_end(), None);
     }
 
     #[test]

@@ -2,14 +2,12 @@
 
 use std::fmt;
 
-use model_qwen::{Quantization, QwenConfig};
+use model_qwen::{GPU_MEMORY_UTILIZATION, Quantization, QwenConfig};
 
 use super::{Machine, MemoryPlan, RowLengths, is_auto};
 use crate::config::{Config, ConfigError, GradientCheckpointing, Method};
 use crate::error::TrainError;
 
-/// `--gpu-memory-utilization` of a GPU, as the server's.
-const GPU_UTILIZATION: f64 = 0.9;
 /// Lengths that are tried are multiples of this.
 const LENGTH_STEP: usize = 64;
 
@@ -77,7 +75,7 @@ impl Budget {
             settings.device_memory.is_some() || settings.gpu_memory_utilization.is_some();
         let total = settings.device_memory.or(machine.total)?;
         let default = match machine.gpu {
-            Some(_) => GPU_UTILIZATION,
+            Some(_) => GPU_MEMORY_UTILIZATION,
             None => 1.0,
         };
         let fraction = settings.gpu_memory_utilization.unwrap_or(default);
@@ -87,9 +85,11 @@ impl Budget {
             None => format!("the {} MiB of the device", total >> 20),
         };
         let by = match settings.gpu_memory_utilization {
-            Some(_) => format!("--gpu-memory-utilization {fraction} of {of_what}"),
+            Some(_) if fraction < 1.0 => {
+                format!("--gpu-memory-utilization {fraction} of {of_what}")
+            }
             None if fraction < 1.0 => format!("{fraction} of {of_what}"),
-            None => of_what,
+            _ => of_what,
         };
         match (machine.gpu, is_asked, machine.free) {
             // An estimate that nobody asked for stops no run on a CPU.
@@ -163,7 +163,7 @@ pub(crate) fn plan(
         needed: plan.total(),
         budget: budget.bytes,
         by: budget.by.clone(),
-        instead: instead(&config, &fits),
+        instead: instead(&config, machine.gpu.is_some(), &fits),
     });
     Ok(PlannedRun {
         config,
@@ -188,7 +188,7 @@ fn largest_batch(config: &Config, below: usize, fits: &impl Fn(&Config) -> bool)
 }
 
 /// Flags with which the run fits: as few as possible, those that change least first.
-fn instead(config: &Config, fits: &impl Fn(&Config) -> bool) -> String {
+fn instead(config: &Config, on_gpu: bool, fits: &impl Fn(&Config) -> bool) -> String {
     let mut found = Vec::new();
     let mut tried = config.clone();
     if tried.optimizer.gradient_checkpointing != GradientCheckpointing::True {
@@ -203,6 +203,10 @@ fn instead(config: &Config, fits: &impl Fn(&Config) -> bool) -> String {
             "--batch-size {} --gradient-accumulation {}",
             tried.run.batch_size, tried.run.gradient_accumulation
         ));
+    }
+    if !fits(&tried) && on_gpu && !tried.optimizer.offload_activations {
+        tried.optimizer.offload_activations = true;
+        found.push("--offload-activations true".to_owned());
     }
     if !fits(&tried) && tried.run.full {
         tried.run.full = false;

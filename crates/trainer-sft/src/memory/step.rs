@@ -5,20 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use kv_paging::TrainingAttention;
+use lora_4bit::training::{RANKS, splits};
 use model_qwen::{QwenConfig, linear_features};
 
 use super::ledger::{Held, Ledger, Use};
 use crate::step::explicit::{MAX_LOGITS, ROWS};
 
-/// Ranks of a group take a multiple of this, see [`lora_4bit::training::Group`].
-const RANKS: usize = 64;
-/// How a product is split, see `crates/lora-4bit/src/kernels/cube/gemm.rs`.
-const INNER: usize = 64;
-const MAX_SPLITS: usize = 16;
-const MIN_STEPS: usize = 8;
-/// How the gradient of attention is split, see `crates/kv-paging/src/kernels/cube/training.rs`.
-const ATTENTION_ROWS: usize = 64;
-const ENOUGH_CUBES: usize = 512;
 /// The layers that share an input, by their places in [`linear_features`].
 const GROUPS: [&[usize]; 4] = [&[0, 1, 2], &[3], &[4, 5], &[6]];
 
@@ -37,6 +30,11 @@ pub(super) struct StepShape<'a> {
     pub(super) head_as_it_is: bool,
     /// Whether the activations of all layers are kept.
     pub(super) keeps_all: bool,
+    /// Whether the inputs of layers wait on the host.
+    pub(super) offloads: bool,
+    /// Whether inputs of adapters are masked, and embeddings get noise.
+    pub(super) dropout: bool,
+    pub(super) noise: bool,
     /// Multiprocessors of the card.
     pub(super) multiprocessors: usize,
     /// Tokens of a micro-batch, and micro-batches of a step.
@@ -56,13 +54,13 @@ struct State {
 }
 
 /// A group of layers with their weights unpacked.
-struct Group {
-    held: Vec<Held>,
-    inputs: usize,
-    outputs: usize,
-    ranks: usize,
+pub(super) struct Group {
+    pub(super) held: Vec<Held>,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) ranks: usize,
     /// Place, rank and outputs of each layer that has an adapter.
-    parts: Vec<[usize; 3]>,
+    pub(super) parts: Vec<[usize; 3]>,
 }
 
 /// Activations of a layer; the names are those of `explicit`.
@@ -78,8 +76,6 @@ struct Activations {
     middle_normed: Held,
     gate_up_h: Option<Held>,
     gate_up: Held,
-    activated: Held,
-    down_h: Option<Held>,
 }
 
 /// Two steps of this shape, with what is trained.
@@ -107,12 +103,12 @@ pub(super) fn walk(shape: &StepShape<'_>) -> Ledger {
 }
 
 impl StepShape<'_> {
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.tokens.next_multiple_of(ROWS)
     }
 
     /// `[tokens, width]` of activations.
-    fn wide(&self, width: usize) -> usize {
+    pub(super) fn wide(&self, width: usize) -> usize {
         self.rows() * width * self.value
     }
 
@@ -173,37 +169,31 @@ impl StepShape<'_> {
 
     /// A product `[m, n]` over `k` inner values, whose result has values of so many bytes. Where there are few tiles, cubes share
     /// a tile and leave partial sums, which are added.
-    fn product(
+    pub(super) fn product(
         &self,
         ledger: &mut Ledger,
         usage: Use,
         [m, n, k]: [usize; 3],
         value: usize,
     ) -> Held {
-        let columns = match n {
-            ..=64 => 64,
-            65..=128 => 128,
-            _ => 256,
-        };
-        let tiles = m.div_ceil(128) * n.div_ceil(columns);
-        let steps = k / INNER;
-        let wanted = (self.multiprocessors / tiles.max(1)).clamp(1, MAX_SPLITS);
-        let wanted = wanted.min(steps / MIN_STEPS).max(1);
-        let splits = steps.div_ceil(steps.div_ceil(wanted).max(1));
+        let splits = splits([m, n, k], self.multiprocessors);
         let parts = (splits > 1).then(|| ledger.take(usage, 4 * splits * m * n));
         let y = ledger.take(usage, value * m * n);
         ledger.free(parts);
         y
     }
 
+    /// What a group makes of its input.
+    fn result(&self, ledger: &mut Ledger, usage: Use, group: &Group) -> Held {
+        let shape = [self.rows(), group.outputs, group.inputs + group.ranks];
+        self.product(ledger, usage, shape, self.value)
+    }
+
     /// Sums of the gradients of keys and values, in parts of the query heads where there are few cubes.
     fn attention_sums(&self) -> usize {
         let model = self.model;
-        let group = model.num_attention_heads / model.num_key_value_heads;
-        let cubes = self.tokens.div_ceil(ATTENTION_ROWS) * model.num_key_value_heads;
-        let divisors = (1..=group).filter(|parts| group.is_multiple_of(*parts));
-        let mut enough = divisors.skip_while(|parts| cubes * parts < ENOUGH_CUBES);
-        match enough.next().unwrap_or(group) {
+        let (heads, kv_heads) = (model.num_attention_heads, model.num_key_value_heads);
+        match TrainingAttention::gradient_parts(self.tokens, heads, kv_heads) {
             1 => 0,
             parts => 4 * parts * self.tokens * 2 * model.num_key_value_heads * model.head_dim,
         }
@@ -211,17 +201,19 @@ impl StepShape<'_> {
 
     /// What the adapters of a group make of its input.
     fn shrink(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
+        if self.dropout && group.ranks > 0 {
+            return Some(self.dropped_shrink(ledger, group));
+        }
         let shape = [self.rows(), group.ranks, group.inputs];
         (group.ranks > 0).then(|| self.product(ledger, Use::Layer, shape, self.value))
     }
 
-    fn before_down(&self, ledger: &mut Ledger, groups: &[Group; 4]) -> Activations {
+    fn activations(&self, ledger: &mut Ledger, groups: &[Group; 4]) -> Activations {
         let [hidden, queries, qkv] = self.widths();
-        let inner = self.model.intermediate_size;
         let mut take = |width| ledger.take(Use::Layer, self.wide(width));
         let normed = take(hidden);
         let qkv_h = self.shrink(ledger, &groups[0]);
-        let mut rotated = ledger.take(Use::Layer, self.wide(qkv));
+        let mut rotated = self.result(ledger, Use::Layer, &groups[0]);
         let mut unrotated = None;
         if self.model.qk_norm {
             let turned = ledger.take(Use::Layer, self.wide(qkv));
@@ -230,11 +222,10 @@ impl StepShape<'_> {
         let attended = ledger.take(Use::Layer, self.wide(queries));
         let lse = ledger.take(Use::Layer, 4 * self.rows() * self.model.num_attention_heads);
         let o_h = self.shrink(ledger, &groups[1]);
-        let middle = ledger.take(Use::Layer, self.wide(hidden));
+        let middle = self.result(ledger, Use::Layer, &groups[1]);
         let middle_normed = ledger.take(Use::Layer, self.wide(hidden));
         let gate_up_h = self.shrink(ledger, &groups[2]);
-        let gate_up = ledger.take(Use::Layer, self.wide(2 * inner));
-        let activated = ledger.take(Use::Layer, self.wide(inner));
+        let gate_up = self.result(ledger, Use::Layer, &groups[2]);
         Activations {
             normed,
             qkv_h,
@@ -247,8 +238,6 @@ impl StepShape<'_> {
             middle_normed,
             gate_up_h,
             gate_up,
-            activated,
-            down_h: None,
         }
     }
 
@@ -259,7 +248,7 @@ impl StepShape<'_> {
         let [of_qkv, of_o, of_gate_up, of_down] = groups;
         let normed = ledger.take(Use::Layer, self.wide(hidden));
         let h = self.shrink(ledger, &of_qkv);
-        let mut rotated = ledger.take(Use::Layer, self.wide(qkv));
+        let mut rotated = self.result(ledger, Use::Layer, &of_qkv);
         ledger.free(of_qkv.held.into_iter().chain(h).chain([normed]));
         if self.model.qk_norm {
             let turned = ledger.take(Use::Layer, self.wide(qkv));
@@ -269,25 +258,26 @@ impl StepShape<'_> {
         let lse = ledger.take(Use::Layer, 4 * self.rows() * self.model.num_attention_heads);
         ledger.free([rotated, lse]);
         let h = self.shrink(ledger, &of_o);
-        let middle = ledger.take(Use::Layer, self.wide(hidden));
+        let middle = self.result(ledger, Use::Layer, &of_o);
         ledger.free(of_o.held.into_iter().chain(h).chain([attended]));
         let normed = ledger.take(Use::Layer, self.wide(hidden));
         let h = self.shrink(ledger, &of_gate_up);
-        let gate_up = ledger.take(Use::Layer, self.wide(2 * inner));
-        ledger.free(of_gate_up.held.into_iter().chain(h).chain([normed]));
         let activated = ledger.take(Use::Layer, self.wide(inner));
-        ledger.free([gate_up]);
+        ledger.free(of_gate_up.held.into_iter().chain(h).chain([normed]));
         let h = self.shrink(ledger, &of_down);
-        let y = ledger.take(Use::Kept, self.wide(hidden));
+        let y = self.result(ledger, Use::Kept, &of_down);
         ledger.free(of_down.held.into_iter().chain(h).chain([activated, middle]));
         y
     }
 
     /// A layer whose activations stay.
     fn forward_kept(&self, ledger: &mut Ledger, groups: [Group; 4]) -> (Held, Option<Activations>) {
-        let mut activations = self.before_down(ledger, &groups);
-        activations.down_h = self.shrink(ledger, &groups[3]);
-        let y = ledger.take(Use::Kept, self.wide(self.model.hidden_size));
+        let activations = self.activations(ledger, &groups);
+        let inner = self.wide(self.model.intermediate_size);
+        let activated = ledger.take(Use::Layer, inner);
+        let h = self.shrink(ledger, &groups[3]);
+        let y = self.result(ledger, Use::Kept, &groups[3]);
+        ledger.free(h.into_iter().chain([activated]));
         ledger.free(groups.into_iter().flat_map(|group| group.held));
         (y, Some(activations))
     }
@@ -322,13 +312,27 @@ impl StepShape<'_> {
             .then(|| ledger.take(Use::Layer, self.embedding * self.rows() * hidden));
         let mut x = ledger.take(Use::Kept, self.wide(hidden));
         ledger.free(cast);
+        if self.noise {
+            // It is added in f32.
+            let both = [(); 2].map(|()| ledger.take(Use::Layer, 4 * self.rows() * hidden));
+            ledger.free(both);
+        }
+        let mut read = None;
         for _ in 0..layers {
             let groups = self.groups(ledger);
             let (y, activations) = match self.keeps_all {
                 true => self.forward_kept(ledger, groups),
                 false => (self.forward(ledger, groups), None),
             };
-            kept.push((x, activations));
+            // The input of a layer is read while the next one is launched.
+            let input = match self.offloads {
+                true => {
+                    ledger.free(read.replace(x));
+                    None
+                }
+                false => Some(x),
+            };
+            kept.push((input, activations));
             x = y;
         }
         let rows = self.loss(ledger);
@@ -337,13 +341,11 @@ impl StepShape<'_> {
         ledger.free(rows);
         let mut dy = ledger.take(Use::Layer, self.wide(hidden));
         ledger.free([all, x]);
+        ledger.free(read);
         for (layer, (x, activations)) in kept.into_iter().enumerate().rev() {
             let groups = self.groups(ledger);
-            let activations = activations.unwrap_or_else(|| {
-                let mut activations = self.before_down(ledger, &groups);
-                activations.down_h = self.shrink(ledger, &groups[3]);
-                activations
-            });
+            let x = x.unwrap_or_else(|| ledger.take(Use::Kept, self.wide(hidden)));
+            let activations = activations.unwrap_or_else(|| self.activations(ledger, &groups));
             let mut add = |ledger: &mut Ledger, [place, which]: [usize; 2], bytes| {
                 let part = ledger.take(Use::Trained, bytes);
                 match is_first {
@@ -383,7 +385,7 @@ impl StepShape<'_> {
         gradients
     }
 
-    /// What a group's backward pass takes: the gradient of its input is `to`.
+    /// What a group's backward pass takes: the gradient of its input is left.
     fn group_backward(
         &self,
         ledger: &mut Ledger,
@@ -391,30 +393,51 @@ impl StepShape<'_> {
         (x, h): (Option<Held>, Option<Held>),
         add: &mut impl FnMut(&mut Ledger, [usize; 2], usize),
     ) -> Held {
+        let dh = self.adapter_input(ledger, &group);
+        self.adapter_gradients(ledger, &group, (x, h), add);
+        let dx = self.input_gradient(ledger, &group);
+        ledger.free(dh.into_iter().chain(group.held));
+        dx
+    }
+
+    fn adapter_input(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
+        let shape = [self.rows(), group.ranks, group.outputs];
+        (group.ranks > 0).then(|| self.product(ledger, Use::Layer, shape, self.value))
+    }
+
+    fn adapter_gradients(
+        &self,
+        ledger: &mut Ledger,
+        group: &Group,
+        (x, h): (Option<Held>, Option<Held>),
+        add: &mut impl FnMut(&mut Ledger, [usize; 2], usize),
+    ) {
         if group.ranks == 0 {
             ledger.free(x.into_iter().chain(h));
-            let shape = [self.rows(), group.inputs, group.outputs];
-            let dx = self.product(ledger, Use::Layer, shape, self.value);
-            ledger.free(group.held);
-            return dx;
+            return;
         }
         let (rows, ranks) = (self.rows(), group.ranks);
-        let mut product = |shape, value| self.product(ledger, Use::Layer, shape, value);
-        let dh = product([rows, ranks, group.outputs], self.value);
-        let db = product([group.outputs, ranks, rows], 4);
+        let shape = [group.outputs, ranks, rows];
+        let db = self.product(ledger, Use::Layer, shape, 4);
         ledger.free(h);
-        let da = self.product(ledger, Use::Layer, [group.inputs, ranks, rows], 4);
+        let da = match self.dropout {
+            true => self.dropped_sums(ledger, group),
+            false => self.product(ledger, Use::Layer, [group.inputs, ranks, rows], 4),
+        };
         ledger.free(x);
-        let shape = [rows, group.inputs, group.outputs + ranks];
-        let dx = self.product(ledger, Use::Layer, shape, self.value);
-        ledger.free([dh]);
-        ledger.free(group.held);
         for &[place, rank, outputs] in &group.parts {
             add(ledger, [place, 0], 4 * rank * group.inputs);
             add(ledger, [place, 1], 4 * rank * outputs);
         }
         ledger.free([da, db]);
-        dx
+    }
+
+    fn input_gradient(&self, ledger: &mut Ledger, group: &Group) -> Held {
+        if self.dropout && group.ranks > 0 {
+            return self.dropped_gradient(ledger, group);
+        }
+        let shape = [self.rows(), group.inputs, group.outputs + group.ranks];
+        self.product(ledger, Use::Layer, shape, self.value)
     }
 
     fn backward(
@@ -426,9 +449,12 @@ impl StepShape<'_> {
     ) -> Held {
         let [hidden, _, qkv] = self.widths();
         let [of_qkv, of_o, of_gate_up, of_down] = groups;
-        let d = self.group_backward(ledger, of_down, (Some(a.activated), a.down_h), add);
-        // Overwrites `gate_up`.
-        ledger.free([d]);
+        let dh = self.adapter_input(ledger, &of_down);
+        // The gradient becomes what it is the gradient of, and `gate_up` its own.
+        let activated = self.input_gradient(ledger, &of_down);
+        let h = self.shrink(ledger, &of_down);
+        self.adapter_gradients(ledger, &of_down, (Some(activated), h), add);
+        ledger.free(dh.into_iter().chain(of_down.held));
         let of_normed = (Some(a.middle_normed), a.gate_up_h);
         let d = self.group_backward(ledger, of_gate_up, of_normed, add);
         ledger.free([a.gate_up]);

@@ -25,7 +25,7 @@ pub(super) struct Schema {
 impl Schema {
     /// Reads the schema in a file.
     pub(super) fn load(file: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+        let text = crate::text_file::read(file).map_err(|error| error.to_string())?;
         let root = serde_json::from_str(&text).map_err(|error| format!("invalid JSON: {error}"))?;
         Self::new(root)
     }

@@ -2,9 +2,10 @@
 //!
 //! So each tensor has the type that its reader multiplies (bf16 on tensor cores, unless the layers compute in f32), is freed
 //! after its last reader, and is overwritten where nobody reads it again. Only the input of each layer is kept, and the backward
-//! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead.
+//! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead, and [`Checkpointing::Offload`] keeps the
+//! inputs on the host.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use kv_paging::{HeadNorms, Rotary, TrainingAttention};
 use lora_4bit::training::{
     AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
@@ -16,6 +17,7 @@ use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 use crate::batch::Batch;
 use crate::loss::{Targets, indices, spread};
 use crate::parameters::GradientStore;
+use crate::step::offload::{Offload, bring_back};
 use crate::step::{Checkpointing, Noise};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
@@ -77,6 +79,8 @@ struct Attended {
 enum Kept {
     /// `[tokens, hidden]`.
     Input(Tensor<2>),
+    /// The same in the host's memory.
+    OnHost(TensorData),
     Activations(Activations),
 }
 
@@ -94,6 +98,7 @@ pub fn forward_backward(
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, slot, dropout);
     let mut kept = Vec::with_capacity(model.layers.len());
+    let offload = (checkpointing == Checkpointing::Offload).then(Offload::new);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     if let Some(noise) = noise {
         x = noise.add(x, &batch); // [tokens, hidden]
@@ -101,27 +106,32 @@ pub fn forward_backward(
     x = x.cast(shared.dtype);
     for layer in &model.layers {
         let layer = Layer::new(layer, &shared);
-        let (y, keeps) = match checkpointing {
-            Checkpointing::Off => {
-                let activations = layer.activations(x, &shared);
-                (layer.end(&activations), Kept::Activations(activations))
-            }
-            Checkpointing::Auto | Checkpointing::On => {
-                (layer.forward(x.clone(), &shared), Kept::Input(x))
-            }
-        };
-        kept.push(keeps);
+        if checkpointing == Checkpointing::Off {
+            let activations = layer.activations(x, &shared);
+            x = layer.end(&activations); // [tokens, hidden]
+            kept.push(Kept::Activations(activations));
+            continue;
+        }
+        let y = layer.forward(x.clone(), &shared);
+        match &offload {
+            Some(offload) => offload.take(x),
+            None => kept.push(Kept::Input(x)),
+        }
         x = y; // [tokens, hidden]
     }
     let targets = Targets::new(&batch.targets);
     let (loss, gradients) = loss(&x, &targets, Some(scale), &shared);
     let mut dx = spread(gradients, &targets, &x); // [tokens, hidden]
     drop(x);
+    if let Some(offload) = offload {
+        kept.extend(offload.finish().into_iter().map(Kept::OnHost));
+    }
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         let layer = Layer::new(layer, &shared);
         let activations = match kept {
             Kept::Activations(activations) => activations,
             Kept::Input(x) => layer.activations(x, &shared),
+            Kept::OnHost(x) => layer.activations(bring_back(x, &model.device()), &shared),
         };
         dx = layer.backward(index, activations, dx, &shared, store); // [tokens, hidden]
     }

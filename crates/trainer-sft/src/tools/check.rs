@@ -21,6 +21,7 @@ use crate::endings::warn_of_endless_answers;
 use crate::error::TrainError;
 use crate::grpo;
 use crate::memory::{self, Machine, RowLengths};
+use crate::output::can_be_made;
 use crate::preference::check_labels;
 use crate::preview::preview;
 use crate::rewards::Rewards;
@@ -174,7 +175,13 @@ fn notes_of_this_machine(config: &Config, output: Option<&Path>) -> Vec<String> 
     let folder = output.and_then(|output| {
         let mut config = config.clone();
         (config.run.output, config.run.numbered) = (output.to_owned(), false);
-        config.check_output().err().map(|error| error.to_string())
+        let refused = config.check_output().err().map(|error| error.to_string());
+        refused.or_else(|| {
+            let found = can_be_made(output).err()?;
+            Some(format!(
+                "--output: expected a folder that can be made, found {found}"
+            ))
+        })
     });
     let refused = [device, folder].into_iter().flatten();
     refused

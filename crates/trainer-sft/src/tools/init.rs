@@ -21,6 +21,7 @@ use crate::commands::Commands;
 use crate::config::args::{Args, number};
 use crate::config::{Config, Method, Thinking};
 use crate::data::files;
+use crate::output::can_be_made;
 use crate::sample_data;
 
 /// `trainer-sft init`.
@@ -137,6 +138,9 @@ impl InitArgs {
         let mut settings = Args::default();
         settings.data.thinking = self.thinking;
         settings.training.epochs = self.epochs;
+        if let Some(output) = &self.output {
+            can_be_made(output).map_err(refused("output"))?;
+        }
         settings.output.output = self.output.clone();
         settings.model.model = match (&self.model, &mut dialog) {
             (Some(model), _) => named_model(model).map_err(refused("model"))?,
@@ -158,6 +162,8 @@ impl InitArgs {
         if let (Some(dialog), None) = (&mut dialog, &self.output) {
             settings.output.output = dialog.ask("output", OUTPUT, "", |text| {
                 let folder = (!text.is_empty()).then(|| answers::at_home(text));
+                let made = folder.as_deref().map_or(Ok(()), can_be_made);
+                made.map_err(|found| format!("expected a folder that can be made, found {found}"))?;
                 let mut settings = settings.clone();
                 settings.output.output = folder.clone();
                 let checked = Config::from_args(&settings).map_err(|error| error.to_string());
@@ -360,6 +366,30 @@ mod tests {
         let (settings, _) = ask(&args, "");
         let error = settings.unwrap_err().to_string();
         assert!(error.starts_with("--data: expected an answer"), "{error}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_folder_that_cannot_be_made_is_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("a/b");
+        let args = InitArgs {
+            model: None,
+            device: Some("cpu".to_owned()),
+            epochs: Some(1.0),
+            ..InitArgs::default()
+        };
+        let answers = format!("\n{}\nsft\n/proc/x/y\n{}\n", data(), own.display());
+        let (settings, printed) = ask(&args, &answers);
+        assert_eq!(settings.unwrap().output.output, Some(own));
+        assert!(printed.contains("found /proc/x/y: /proc/x: "), "{printed}");
+        assert!(!folder.path().join("a").exists());
+        let args = InitArgs {
+            output: Some("/proc/x".into()),
+            ..args
+        };
+        let error = args.settings(None).unwrap_err().to_string();
+        assert!(error.starts_with("--output: expected a folder"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Records: forms, and what teaches nothing.
 
+use std::io::Write as _;
+
 use super::*;
 
 #[test]
@@ -338,6 +340,35 @@ fn calls_are_learnt_as_the_template_writes_them() {
 }
 
 #[test]
+fn records_without_an_end_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    // A kilobyte for each megabyte.
+    let packed = |begin: &str| {
+        let mut file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        file.write_all(begin.as_bytes()).unwrap();
+        for _ in 0..100 {
+            file.write_all(&[b'a'; 1 << 20]).unwrap();
+        }
+        file.finish().unwrap()
+    };
+    for (name, begin) in [
+        ("a.jsonl.gz", "{\"text\": \""),
+        ("a.json.gz", "[{\"text\": \""),
+        ("a.csv.gz", "text\n\""),
+    ] {
+        let path = folder.path().join(name);
+        fs::write(&path, packed(begin)).unwrap();
+        let said = program(&["--data", text_of(&path), "--preview"]);
+        let expected = "expected records of at most 64 MiB, found a longer one";
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{name}: {}",
+            said.err
+        );
+    }
+}
+
+#[test]
 fn ten_malformed_records_are_shown() {
     let bad = json!({"prompt": "a", "completion": 5});
     let good = json!({"prompt": "a", "completion": "b"});
@@ -348,12 +379,19 @@ fn ten_malformed_records_are_shown() {
         "{}",
         said.err
     );
-    for line in [2, 4] {
-        assert!(said.err.contains(&format!(
-            "t.jsonl:{line}: field `completion`: expected text, found the number 5"
-        )));
-    }
+    let first = "t.jsonl:2: field `completion`: expected text, found the number 5; the same at ";
+    assert!(said.err.contains(first), "{}", said.err);
+    assert!(said.err.contains("t.jsonl:4"), "{}", said.err);
+    // A reason that all have is said once.
     let said = preview(&vec![bad; 30], &[]);
     assert!(said.err.contains("the first 10 are:"), "{}", said.err);
+    assert_eq!(said.err.matches("field `completion`").count(), 1);
+    assert!(
+        said.err.contains("t.jsonl:2, 3, 4, 5, 6, 7, 8, 9, 10"),
+        "{}",
+        said.err
+    );
+    let each = |number: usize| json!({"prompt": "a", "completion": number});
+    let said = preview(&(0..30).map(each).collect::<Vec<_>>(), &[]);
     assert_eq!(said.err.matches("field `completion`").count(), 10);
 }

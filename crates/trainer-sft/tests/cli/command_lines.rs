@@ -157,6 +157,21 @@ fn check_takes_the_flags_of_a_run() {
         said.out,
         said.err
     );
+    #[cfg(target_os = "linux")]
+    {
+        let said = program(&["check", &data, "--output", "/proc/x"]);
+        let expected = "would refuse --output: expected a folder that can be made";
+        assert!(
+            said.code == 0 && said.out.contains(expected),
+            "{}",
+            said.out
+        );
+        refused(
+            &["--data", &data, "--output", "/proc/x"],
+            2,
+            "--output: expected a folder that can be made",
+        );
+    }
     let missing = ["check", &data, "--sample-prompts", "none.txt"];
     let said = program(&missing);
     assert!(

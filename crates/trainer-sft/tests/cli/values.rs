@@ -56,6 +56,10 @@ fn values_out_of_range_name_the_flag() {
         ),
         ("--data d --target-modules q_proj,qproj", "found `qproj`"),
         (
+            "--data d --offload-activations --gradient-checkpointing false",
+            "--offload-activations moves what gradient checkpointing keeps",
+        ),
+        (
             "--data d --full --quantization nf4",
             "--full trains every weight",
         ),

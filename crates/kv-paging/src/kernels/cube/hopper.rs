@@ -22,8 +22,8 @@ use super::super::device::Context;
 use super::training::add_parts;
 use super::{elem_type, empty};
 use crate::batch_layout::BatchLayout;
-use crate::kernels::training::HeadShape;
 use crate::kernels::training::device::Batch;
+use crate::kernels::training::{HeadShape, wide_parts};
 
 /// Values in a load.
 const VECTOR: usize = 8;
@@ -166,16 +166,6 @@ pub(super) fn attend_documents(
     launch(tensors, num_tiles, &rows, shape, 0, true);
 }
 
-/// Cubes that keep all multiprocessors busy, where each has one, to the end.
-const ENOUGH_CUBES: usize = 384;
-/// Parts of the rows that see a key, at most: each has gradients of its own in memory.
-const MAX_PARTS: usize = 8;
-
-/// In how many parts the rows of query heads are taken, so that enough cubes share the gradients of keys and values.
-pub(super) fn parts(cubes: usize) -> usize {
-    (ENOUGH_CUBES / cubes.max(1)).clamp(1, MAX_PARTS)
-}
-
 /// The backward of a training step: see [`TrainingOps`](crate::kernels::training::device::TrainingOps).
 pub(super) fn differentiate(
     [qkv, out, lse, d_out]: [&CubeTensor; 4],
@@ -206,7 +196,7 @@ pub(super) fn differentiate(
             dtype,
         );
     }
-    let parts = parts(batch.keys * shape.kv_heads);
+    let parts = wide_parts(batch.keys * shape.kv_heads);
     let keys_len = 2 * shape.kv_heads * shape.head_dim;
     let queries_len = shape.heads * shape.head_dim;
     // In pairs of elements.

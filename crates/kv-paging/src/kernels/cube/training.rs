@@ -31,8 +31,6 @@ use crate::kernels::training::device::{Batch, HeadWeights, SavedOutput, Training
 
 /// Units of a cube that goes through elements.
 const ELEMENT_UNITS: usize = 256;
-/// Cubes from which the gradients of keys and values are not split further.
-const ENOUGH_CUBES: usize = 512;
 
 /// Whether a device has what the kernels on tensor cores use, and they take these heads.
 pub(in crate::kernels) fn attends(device: &Device, shape: HeadShape) -> bool {
@@ -203,7 +201,7 @@ impl TrainingOps for Cube {
                 dtype,
             );
         }
-        let parts = parts(batch.keys * shape.kv_heads, shape.group());
+        let parts = crate::kernels::training::parts(batch.keys * shape.kv_heads, shape.group());
         let keys_len = 2 * shape.kv_heads * shape.head_dim;
         let queries_len = shape.heads * shape.head_dim;
         // In pairs of elements.
@@ -383,11 +381,4 @@ fn weights_args(weights: HeadWeights<Cube>) -> (NormsLaunch, AnglesLaunch<Const<
         NormsLaunch::new(q, k, weights.eps),
         AnglesLaunch::new(cos, sin),
     )
-}
-
-/// In how many parts the query heads of a group are taken, so that enough cubes share the gradients of keys and values.
-fn parts(cubes: usize, group: usize) -> usize {
-    let divisors = (1..=group).filter(|parts| group.is_multiple_of(*parts));
-    let mut enough = divisors.skip_while(|parts| cubes * parts < ENOUGH_CUBES);
-    enough.next().unwrap_or(group)
 }

@@ -21,16 +21,12 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use self::load::FactorBuffersLaunch;
-use super::super::tile::{INNER, VECTOR};
+use super::super::tile::{INNER, MAX_SPLITS, MIN_STEPS, VECTOR};
 use super::{empty, features};
 use crate::kernels::operand::Major;
 
 /// Rows of a panel: a tile is made of panels of 64 rows of 128 bytes.
 const PANEL: usize = 64;
-/// Parts of the inner dimension, at most.
-const MAX_SPLITS: usize = 16;
-/// Steps that are worth a cube of their own.
-const MIN_STEPS: usize = 8;
 
 /// The instruction that multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

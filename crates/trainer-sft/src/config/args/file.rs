@@ -89,7 +89,7 @@ impl Args {
             path: path.display().to_string(),
             reason,
         };
-        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let text = crate::text_file::read(path).map_err(|error| failed(error.to_string()))?;
         Self::from_toml(&text).map_err(failed)
     }
 

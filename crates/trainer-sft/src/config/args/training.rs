@@ -98,6 +98,11 @@ pub struct TrainingArgs {
     #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "true")]
     pub gradient_checkpointing: Option<GradientCheckpointing>,
 
+    /// Keep in the host's memory what gradient checkpointing keeps of each layer between the forward and the backward pass (on a
+    /// GPU). Takes less of the GPU's memory and a little more time; the losses are the same
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub offload_activations: Option<bool>,
+
     /// Seed of shuffling, initialization and dropout [default: 42]
     #[arg(long, value_name = "SEED", value_parser = seed)]
     pub seed: Option<u64>,
@@ -148,6 +153,7 @@ impl TrainingArgs {
             batch_size: self.batch_size.or(file.batch_size),
             gradient_accumulation: self.gradient_accumulation.or(file.gradient_accumulation),
             gradient_checkpointing: self.gradient_checkpointing.or(file.gradient_checkpointing),
+            offload_activations: self.offload_activations.or(file.offload_activations),
             seed: self.seed.or(file.seed),
         }
     }
@@ -172,6 +178,9 @@ impl TrainingArgs {
             gradient_checkpointing: self
                 .gradient_checkpointing
                 .unwrap_or(default.gradient_checkpointing),
+            offload_activations: self
+                .offload_activations
+                .unwrap_or(default.offload_activations),
         }
     }
 }

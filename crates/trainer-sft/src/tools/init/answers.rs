@@ -20,6 +20,7 @@ pub(super) fn refused(flag: &'static str) -> impl FnOnce(String) -> ToolError {
         expected: match flag {
             "model" => "a model folder, or a Hugging Face id such as Qwen/Qwen2.5-1.5B-Instruct",
             "data" => "records that a run of this --method would take",
+            "output" => "a folder that can be made",
             _ => "auto, cpu, cuda, cuda:N, wgpu, vulkan, metal, rocm or rocm:N",
         }
         .to_owned(),

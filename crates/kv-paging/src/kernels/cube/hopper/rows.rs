@@ -4,14 +4,14 @@ use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
 use super::wgmma::{ROW_BYTES, WARPGROUP};
-use crate::kernels::training::HeadShape;
+use crate::kernels::training::{HeadShape, WIDE_ROWS};
 
 /// Values in a load.
 pub(super) const VECTOR: usize = 8;
 /// Rows, or keys, of a step.
 pub(super) const STEP_ROWS: usize = 64;
 /// Rows, or keys, of a cube.
-pub(super) const CUBE_ROWS: usize = 128;
+pub(super) const CUBE_ROWS: usize = WIDE_ROWS;
 /// Units of a cube: two warpgroups multiply, one copies.
 pub(super) const UNITS: usize = 3 * WARPGROUP;
 /// Registers of a unit that copies, and of one that multiplies, out of 65,536 for all.

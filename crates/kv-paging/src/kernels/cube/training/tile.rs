@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use crate::kernels::training::HeadShape;
 
 /// Rows of a tile of keys, and of a tile of queries in the backward.
-pub(super) const ROWS: usize = 64;
+pub(super) const ROWS: usize = crate::kernels::training::ROWS;
 /// Elements of a vector.
 pub(super) const VECTOR: usize = 8;
 /// Planes of a cube, and its units.

@@ -1,0 +1,101 @@
+//! The process of one job: the other side of [`super::process`].
+
+use std::io::{self, BufRead as _, StdinLock, Write as _};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use model_qwen::{is_gpu, parse_device};
+
+use super::process::COMMAND;
+use super::told::{Asked, Told};
+use super::work::{Means, Tell, Work};
+
+/// Ends the run after its step.
+static STOP: AtomicBool = AtomicBool::new(false);
+/// The status of a process that was started otherwise than by a server.
+const WRONG_COMMAND_LINE: u8 = 2;
+
+/// Works on the job that standard input names.
+pub(crate) fn run() -> ExitCode {
+    model_qwen::sys::keep_freed_memory();
+    let mut line = String::new();
+    let read = io::stdin().lock().read_line(&mut line);
+    let work: Option<Work> = read.ok().and_then(|_| serde_json::from_str(&line).ok());
+    let Some(work) = work else {
+        let mut stderr = io::stderr();
+        // Without stderr the status remains.
+        let _ = writeln!(
+            stderr,
+            "error: `{COMMAND}` is how a server starts the process of a job (--finetuning-device), and of no other use"
+        );
+        return ExitCode::from(WRONG_COMMAND_LINE);
+    };
+    let (sender, turns) = mpsc::channel();
+    thread::spawn(move || listen(io::stdin().lock(), &sender));
+    let trained = work.train(
+        Means {
+            stop: Some(&STOP),
+            gate: work.waits.then(|| gate(&work.source.device, turns)),
+            ..Means::default()
+        },
+        &(Arc::new(tell) as Tell),
+    );
+    let code = match &trained {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    };
+    tell(Told::Ended(trained));
+    code
+}
+
+fn tell(told: Told) {
+    let mut stdout = io::stdout().lock();
+    let line = serde_json::to_string(&told).unwrap_or_default() + "\n";
+    let written = stdout.write_all(line.as_bytes());
+    if written.and_then(|()| stdout.flush()).is_err() {
+        end();
+    }
+}
+
+/// Does what the server asks, as long as there is one.
+fn listen(input: StdinLock<'_>, turns: &Sender<()>) {
+    for line in input.lines().map_while(Result::ok) {
+        match serde_json::from_str(&line) {
+            Ok(Asked::Stop) => STOP.store(true, Ordering::Relaxed),
+            // A run that has ended needs no turn.
+            Ok(Asked::Go) => drop(turns.send(())),
+            Err(error) => tracing::warn!(%error, "the server asks for something unknown"),
+        }
+    }
+    end();
+}
+
+/// Waits for the server's word, when the device has done what came before.
+fn gate(device: &str, turns: Receiver<()>) -> Box<dyn Fn() + Send + Sync> {
+    let device = parse_device(device).ok().filter(is_gpu);
+    let turns = Mutex::new(turns);
+    Box::new(move || {
+        if let Some(device) = &device {
+            // What was launched would otherwise be counted as none. A device that fails says so at its next work.
+            let _ = device.sync();
+        }
+        tell(Told::Waits);
+        let turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without a server the process ends.
+        let _ = turns.recv();
+    })
+}
+
+/// Ends this process at once: without its server nobody wants what it makes. Drivers may wait for a device in `exit`.
+fn end() -> ! {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Signal, getpid, kill_process};
+        // Nothing can be done about a refusal.
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+    std::process::abort()
+}

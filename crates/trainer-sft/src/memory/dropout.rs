@@ -1,0 +1,59 @@
+//! The allocations of a step whose adapters' inputs lose what dropout drops, see [`lora_4bit::training::Group`].
+
+use super::ledger::{Held, Ledger, Use};
+use super::step::{Group, StepShape};
+
+impl StepShape<'_> {
+    /// What the adapters of a group make of its masked input, each with a mask of its own.
+    pub(super) fn dropped_shrink(&self, ledger: &mut Ledger, group: &Group) -> Held {
+        let mut parts = Vec::new();
+        for &[_, rank, _] in &group.parts {
+            let masked = self.mask(ledger, group);
+            let shape = [self.rows(), rank, group.inputs];
+            parts.push(self.product(ledger, Use::Layer, shape, self.value));
+            ledger.free([masked]);
+        }
+        let all = ledger.take(Use::Layer, self.wide(group.ranks));
+        ledger.free(parts);
+        all
+    }
+
+    /// A mask in the type of the activations, whose memory the masked input takes.
+    fn mask(&self, ledger: &mut Ledger, group: &Group) -> Held {
+        let mask = ledger.take(Use::Layer, 4 * self.rows() * group.inputs);
+        if self.value == 4 {
+            return mask;
+        }
+        let cast = ledger.take(Use::Layer, self.wide(group.inputs));
+        ledger.free([mask]);
+        cast
+    }
+
+    /// The gradients of all A of a group, each from its own masked input.
+    pub(super) fn dropped_sums(&self, ledger: &mut Ledger, group: &Group) -> Held {
+        let mut all = Vec::new();
+        for &[_, rank, _] in &group.parts {
+            let masked = self.mask(ledger, group);
+            let shape = [group.inputs, rank, self.rows()];
+            all.push(self.product(ledger, Use::Layer, shape, 4));
+            ledger.free([masked]);
+        }
+        let sums = ledger.take(Use::Layer, 4 * group.ranks * group.inputs);
+        ledger.free(all);
+        sums
+    }
+
+    /// The gradient of a group's input, to which each adapter adds its masked part.
+    pub(super) fn dropped_gradient(&self, ledger: &mut Ledger, group: &Group) -> Held {
+        let rows = self.rows();
+        let shape = [rows, group.inputs, group.outputs];
+        let dx = self.product(ledger, Use::Layer, shape, self.value);
+        for &[_, rank, _] in &group.parts {
+            let shape = [rows, group.inputs, rank];
+            let through = self.product(ledger, Use::Layer, shape, self.value);
+            let masked = self.mask(ledger, group);
+            ledger.free([through, masked]);
+        }
+        dx
+    }
+}
