@@ -7,11 +7,13 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
+use model_qwen::chat_template::serve_renders;
 use trainer_sft::program::Commands;
 
 use self::doctor::DoctorArgs;
 use self::pull::PullArgs;
 use crate::config::QWEN_BURN;
+use crate::program::is_renderer;
 
 /// Who carries a command out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +103,12 @@ QWEN_BURN_DATA names the folder of the bundled model and the sample data, if it 
 /// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
 /// with status 2.
 pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut words: Vec<OsString> = command_line.into_iter().collect();
+    if is_renderer(&words) {
+        return serve_renders();
+    }
     model_qwen::sys::use_packaged_cuda();
-    let words: Vec<OsString> = command_line.into_iter().skip(1).collect();
+    words.drain(..words.len().min(1));
     let words = match with_help_as_flag(words) {
         Ok(words) => words,
         Err(error) => error.exit(),
