@@ -11,6 +11,8 @@ use crate::json_file::{JsonFile, JsonFileError, Nested, whole};
 
 /// Layers of a model, at most: the deepest Qwen has 94.
 const MAX_LAYERS: usize = 4096;
+/// Tokens of the longest text that positions of 32 bits can count.
+pub(super) const MAX_CONTEXT: usize = i32::MAX as usize;
 
 /// Checks every field. What the user should know besides comes second.
 pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFileError> {
@@ -156,7 +158,13 @@ fn dtype(top: &Nested<'_>) -> Result<DType, JsonFileError> {
 
 /// `max_position_embeddings`, or as far as full attention is what Qwen2.5-1M computes.
 fn context(file: &JsonFile, notes: &mut Vec<String>) -> Result<usize, JsonFileError> {
-    let max = file.top().required("max_position_embeddings")?;
+    let max = match file.top().required("max_position_embeddings")? {
+        max @ ..=MAX_CONTEXT => max,
+        max => {
+            let expected = format!("at most {MAX_CONTEXT}, as positions are numbers of 32 bits");
+            return Err(file.top().error("max_position_embeddings", &expected, max));
+        }
+    };
     let Some(chunks) = file.object_in("dual_chunk_attention_config")? else {
         return Ok(max);
     };
