@@ -109,6 +109,12 @@ pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     model_qwen::sys::use_packaged_cuda();
     words.drain(..words.len().min(1));
+    if let [command, flag] = words.as_slice()
+        && find(command).is_some()
+        && (flag == "--version" || flag == "-V")
+    {
+        refusal(flag).exit();
+    }
     let words = match with_help_as_flag(words) {
         Ok(words) => words,
         Err(error) => error.exit(),

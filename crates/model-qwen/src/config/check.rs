@@ -226,3 +226,35 @@ fn full_attention(top: &Nested<'_>, config: &QwenConfig) -> Result<(), JsonFileE
         format!("sliding-window attention from layer {from} on"),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(max: u64, scaling: Value) -> Result<QwenConfig, String> {
+        let file = json!({
+            "model_type": "qwen2", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 8,
+            "max_position_embeddings": max, "rope_scaling": scaling,
+        });
+        let config = QwenConfig::from_json(&file.to_string(), Path::new("config.json"));
+        config.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_context_has_an_end() {
+        let longest = config(MAX_CONTEXT as u64, Value::Null).unwrap();
+        assert_eq!(longest.context_length(), MAX_CONTEXT);
+        for max in [1 << 31, 1_000_000_000_000, u64::MAX] {
+            let error = config(max, Value::Null).unwrap_err();
+            assert!(error.contains("`max_position_embeddings`"), "{error}");
+        }
+        let stretched = json!({"type": "linear", "factor": 1e12});
+        let stretched = config(4096, stretched).unwrap();
+        assert_eq!(stretched.context_length(), MAX_CONTEXT);
+    }
+}

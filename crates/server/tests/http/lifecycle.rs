@@ -340,7 +340,7 @@ fn answers_that_the_shutdown_cuts_end_with_an_error() {
         ),
         (
             "/v1/messages",
-            json!({ "messages": messages, "max_tokens": 9 }),
+            json!({ "model": "base", "messages": messages, "max_tokens": 9 }),
             "event: error",
         ),
         (
