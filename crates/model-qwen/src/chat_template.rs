@@ -32,7 +32,7 @@ pub use renderers::{RENDER_TEMPLATES, render_in_processes, render_in_processes_o
 
 use frames::Work;
 use messages::Prepared;
-use renderers::Renderers;
+use renderers::{Author, Renderers};
 use source::TemplateFiles;
 
 /// What to render besides the messages.
@@ -207,11 +207,16 @@ impl ChatTemplate {
         fuel: u64,
     ) -> Result<String, TemplateError> {
         if let Some(renderers) = renderers::renderers() {
-            return renderers.render(&Work {
+            let author = match self.is_apart {
+                true => Author::Stranger,
+                false => Author::Own,
+            };
+            let work = Work {
                 source: template.source.clone(),
                 fuel,
                 variables: Some(variables),
-            });
+            };
+            return renderers.render(&work, author);
         }
         if !self.is_apart {
             return template.render(variables, fuel);
@@ -232,7 +237,7 @@ impl Compiled {
             fuel: fuel::BASE,
             variables: None,
         };
-        renderers.render(&work)?;
+        renderers.render(&work, Author::Stranger)?;
         Ok(Self {
             source: work.source,
             environment: Environment::empty(),

@@ -110,20 +110,14 @@ pub enum ResolveError {
         place: usize,
     },
     /// The Hub has too many requests, or is down for a while.
-    #[error(
-        "{endpoint} takes no request for {id} now (HTTP {status}){later}: try again later{hint}"
-    )]
+    #[error("{endpoint} takes no request for {id} now ({reason})")]
     Busy {
         /// The model.
         id: String,
         /// The Hub.
         endpoint: String,
-        /// 429 or 503.
-        status: u16,
-        /// When it will, if it says so.
-        later: String,
-        /// What helps, if anything does.
-        hint: &'static str,
+        /// The status, and what to do.
+        reason: String,
     },
     /// The disk does not take the files.
     #[error(

@@ -82,23 +82,41 @@ pub(super) struct Renderers {
 struct Pool {
     idle: Vec<Renderer>,
     num_running: usize,
+    /// Those of them that render what came with a request.
+    num_strangers: usize,
+}
+
+/// Whose template it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Author {
+    /// The model's, or the server's.
+    Own,
+    /// A client's.
+    Stranger,
 }
 
 /// The place of a process that works.
-struct Turn<'a>(&'a Renderers);
+struct Turn<'a> {
+    renderers: &'a Renderers,
+    author: Author,
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.lock().num_running -= 1;
-        self.0.freed.notify_one();
+        let mut pool = self.renderers.lock();
+        pool.num_running -= 1;
+        pool.num_strangers -= usize::from(self.author == Author::Stranger);
+        drop(pool);
+        // Who waits may be of either kind.
+        self.renderers.freed.notify_all();
     }
 }
 
 impl Renderers {
     /// The text of a template, by a process that has nothing else to do.
-    pub(super) fn render(&self, work: &Work) -> Result<String, TemplateError> {
+    pub(super) fn render(&self, work: &Work, author: Author) -> Result<String, TemplateError> {
         let bytes = work.to_bytes();
-        let (_turn, idle) = self.wait_for_turn();
+        let (_turn, idle) = self.wait_for_turn(author);
         let failed = |error: io::Error| {
             let program = self.program.display();
             TemplateError::Render(format!("no process renders it: {program}: {error}"))
@@ -129,13 +147,22 @@ impl Renderers {
         answer.unwrap_or_else(|| Err(failed(io::Error::other("its answer has another form"))))
     }
 
-    fn wait_for_turn(&self) -> (Turn<'_>, Option<Renderer>) {
+    /// A place among those that render; one is kept free of what clients wrote.
+    fn wait_for_turn(&self, author: Author) -> (Turn<'_>, Option<Renderer>) {
         let pool = self.lock();
-        let full = |pool: &mut Pool| pool.num_running >= self.max_running;
+        let full = |pool: &mut Pool| match author {
+            Author::Own => pool.num_running >= self.max_running,
+            Author::Stranger => pool.num_strangers >= self.max_running - 1,
+        };
         let pool = self.freed.wait_while(pool, full);
         let mut pool = pool.unwrap_or_else(PoisonError::into_inner);
         pool.num_running += 1;
-        (Turn(self), pool.idle.pop())
+        pool.num_strangers += usize::from(author == Author::Stranger);
+        let turn = Turn {
+            renderers: self,
+            author,
+        };
+        (turn, pool.idle.pop())
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {

@@ -222,17 +222,18 @@ impl<'a> Download<'a> {
     }
 
     fn busy(&self, status: u16, asked: Option<u64>) -> ResolveError {
+        let later = match asked {
+            Some(seconds) => format!("try again in {seconds} seconds"),
+            None => "try again later".to_owned(),
+        };
+        let hint = match self.options.token {
+            None => ", or set HF_TOKEN: it takes more requests of those whom it knows",
+            Some(_) => "",
+        };
         ResolveError::Busy {
             id: self.id.to_owned(),
             endpoint: self.options.endpoint.clone(),
-            status,
-            later: asked.map_or_else(String::new, |s| {
-                format!(", and asks to wait for {s} seconds")
-            }),
-            hint: match self.options.token {
-                None => ", or set HF_TOKEN: the Hub takes more requests of those whom it knows",
-                Some(_) => "",
-            },
+            reason: format!("HTTP {status}; {later}{hint}"),
         }
     }
 

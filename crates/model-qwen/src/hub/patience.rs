@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Response};
+use ureq::http::HeaderMap;
 
 use super::HubOptions;
 
@@ -46,9 +46,8 @@ pub(super) fn is_busy(status: u16) -> bool {
 pub(super) fn wait_for_turn(options: &HubOptions, url: &str) -> Result<(), Option<u64>> {
     for pause in PAUSES {
         let asked = match ask(options, url) {
-            // Another error is for whoever asks in earnest.
-            None => return Ok(()),
-            Some(asked) => asked,
+            Hub::TakesRequests => return Ok(()),
+            Hub::IsBusy { asked } => asked,
         };
         if let Some(asked) = asked.filter(|&asked| asked > LONGEST) {
             return Err(Some(asked));
@@ -61,13 +60,23 @@ pub(super) fn wait_for_turn(options: &HubOptions, url: &str) -> Result<(), Optio
         thread::sleep(Duration::from_secs(seconds));
     }
     match ask(options, url) {
-        None => Ok(()),
-        Some(asked) => Err(asked),
+        Hub::TakesRequests => Ok(()),
+        Hub::IsBusy { asked } => Err(asked),
     }
 }
 
-/// Whether the Hub is busy, and the pause in seconds that it asks for.
-fn ask(options: &HubOptions, url: &str) -> Option<Option<u64>> {
+/// What a Hub says of its time.
+enum Hub {
+    /// It has some; another error is for whoever asks in earnest.
+    TakesRequests,
+    /// It has none.
+    IsBusy {
+        /// The pause in seconds that it asks for.
+        asked: Option<u64>,
+    },
+}
+
+fn ask(options: &HubOptions, url: &str) -> Hub {
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
@@ -80,8 +89,12 @@ fn ask(options: &HubOptions, url: &str) -> Option<Option<u64>> {
     if let Some(token) = &options.token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
-    let answer: Response<_> = request.call().ok()?;
-    is_busy(answer.status().as_u16()).then(|| retry_after(answer.headers()))
+    match request.call() {
+        Ok(answer) if is_busy(answer.status().as_u16()) => Hub::IsBusy {
+            asked: retry_after(answer.headers()),
+        },
+        _ => Hub::TakesRequests,
+    }
 }
 
 /// Seconds of `Retry-After`; the form of a date is not read.

@@ -261,7 +261,7 @@ mod tests {
             name: "b".to_owned(),
             path: adapter(&dir.path().join("b")),
         };
-        let two = LoraRoots::new(&[root.clone()], &[module]).unwrap();
+        let two = LoraRoots::new(std::slice::from_ref(&root), &[module]).unwrap();
         assert_eq!(two.resolve("out"), Err(LoraRootError::LeadsOut));
         let through = dir.path().join("to-root/a");
         assert_eq!(roots.resolve(through.to_str().unwrap()), Ok(inside));
