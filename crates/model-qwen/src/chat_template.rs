@@ -3,94 +3,37 @@
 //! Renders what transformers' `apply_chat_template` renders (`transformers/utils/chat_template_utils.py`),
 //! through minijinja: `trim_blocks`, `lstrip_blocks`, Python's string methods and printing,
 //! `tojson` without HTML escapes, `raise_exception`, `strftime_now`, loop controls and
-//! `{% generation %}` blocks. The work of a template is bounded, see `fuel`.
+//! `{% generation %}` blocks. The work of a template is bounded, see `fuel`, and by [`render_in_processes`] also what minijinja
+//! does not count.
 
 mod apart;
+mod error;
+mod frames;
 mod fuel;
 mod functions;
 mod json;
 mod messages;
 mod methods;
 mod python;
+mod renderer;
+mod renderers;
 mod source;
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
-use serde_json::Map;
+use serde_json::{Map, Value as Json};
 
-use crate::json_file::JsonFileError;
+pub use error::TemplateError;
+pub use renderer::serve_renders;
+pub use renderers::{RENDER_TEMPLATES, render_in_processes, render_in_processes_of};
+
+use frames::Work;
 use messages::Prepared;
+use renderers::{Author, Renderers};
 use source::TemplateFiles;
-
-/// Why a chat template could not be loaded or rendered.
-#[derive(Debug, thiserror::Error)]
-pub enum TemplateError {
-    /// A file of the folder cannot be read or holds something unexpected.
-    #[error("{}: {reason}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The field and what is wrong with it.
-        reason: String,
-    },
-    /// The template is not valid Jinja.
-    #[error("chat template of {origin} is not valid Jinja: {reason}")]
-    Syntax {
-        /// Where the template comes from.
-        origin: String,
-        /// The parser's message, with the line.
-        reason: String,
-    },
-    /// The template itself refused the messages with `raise_exception`.
-    #[error("the chat template refused the messages: {0}")]
-    Raised(String),
-    /// A message does not have the form templates expect.
-    #[error("messages[{index}]{field}: expected {expected}, found {found}")]
-    Message {
-        /// Position in the list.
-        index: usize,
-        /// The field, as `.content` or `.content[1].type`.
-        field: String,
-        /// What was expected.
-        expected: &'static str,
-        /// What was found.
-        found: String,
-    },
-    /// `continue_final_message` cannot be carried out.
-    #[error("continue_final_message: {0}")]
-    ContinueFinalMessage(String),
-    /// The template needs more work, or memory, than its messages can be worth: most likely a loop without an end.
-    #[error(
-        "the chat template was ended: it does more work than {fuel} units, what templates get for messages of this length"
-    )]
-    TooMuchWork {
-        /// Instructions, with those for the bytes that it made.
-        fuel: u64,
-    },
-    /// The template failed while it ran.
-    #[error("the chat template failed: {0}")]
-    Render(String),
-}
-
-impl From<JsonFileError> for TemplateError {
-    fn from(error: JsonFileError) -> Self {
-        match error {
-            JsonFileError::File { path, reason } => Self::File { path, reason },
-            JsonFileError::Field {
-                path,
-                field,
-                expected,
-                found,
-            } => Self::File {
-                path,
-                reason: format!("field `{field}`: expected {expected}, found {found}"),
-            },
-        }
-    }
-}
 
 /// What to render besides the messages.
 #[derive(Clone, Debug, Default)]
@@ -179,6 +122,14 @@ impl ChatTemplate {
         special_tokens: Map<String, serde_json::Value>,
     ) -> Result<Self, TemplateError> {
         check_size(source, MAX_STRANGER, "the given text")?;
+        if let Some(renderers) = renderers::renderers() {
+            return Ok(Self {
+                main: Arc::new(Compiled::elsewhere(source, renderers)?),
+                tool_use: None,
+                special_tokens: Arc::new(special_tokens),
+                is_apart: true,
+            });
+        }
         Ok(Self {
             is_apart: true,
             ..Self::from_source(source, special_tokens)?
@@ -226,45 +177,73 @@ impl ChatTemplate {
             None
         };
 
-        let mut variables: Vec<(String, Value)> = Vec::new();
-        let all = self.special_tokens.iter().chain(&options.extra);
-        variables.extend(all.map(|(name, value)| (name.clone(), python::to_value(value))));
-        variables.push(("messages".to_owned(), prepared.to_value()));
-        variables.push((
-            "tools".to_owned(),
-            options
-                .tools
-                .as_ref()
-                .map_or(Value::from(()), python::to_value),
-        ));
-        variables.extend(
-            (!options.extra.contains_key("documents"))
-                .then(|| ("documents".to_owned(), Value::from(()))),
-        );
-        variables.push((
-            "add_generation_prompt".to_owned(),
-            Value::from(options.add_generation_prompt),
-        ));
-
         let fuel = fuel::budget(messages, options);
-        let variables = Value::from_pairs(variables);
-        let rendered = match self.is_apart {
-            true => {
-                let fuel = fuel.min(fuel::MAX_APART);
-                let stack = apart::stack_for(fuel);
-                apart::run(stack, move || template.render(variables, fuel))
-                    .map_err(|error| TemplateError::Render(error.to_string()))?
-            }
-            false => template.render(variables, fuel),
-        }?;
+        let variables = self.variables(prepared, options);
+        let rendered = self.rendered(template, variables, fuel)?;
         match continued {
             Some(final_text) => cut_after_final_message(&rendered, &final_text),
             None => Ok(rendered),
         }
     }
+
+    /// What the template sees; of equal names, the last one counts.
+    fn variables(&self, prepared: Prepared, options: &RenderOptions) -> Map<String, Json> {
+        let mut variables = Map::clone(&self.special_tokens);
+        variables.insert("documents".to_owned(), Json::Null);
+        variables.extend(options.extra.clone());
+        variables.insert("messages".to_owned(), prepared.into_json());
+        let tools = options.tools.clone().unwrap_or_default();
+        variables.insert("tools".to_owned(), tools);
+        let add_generation_prompt = Json::Bool(options.add_generation_prompt);
+        variables.insert("add_generation_prompt".to_owned(), add_generation_prompt);
+        variables
+    }
+
+    /// Runs the template where its limits are kept.
+    fn rendered(
+        &self,
+        template: &Compiled,
+        variables: Map<String, Json>,
+        fuel: u64,
+    ) -> Result<String, TemplateError> {
+        if let Some(renderers) = renderers::renderers() {
+            let author = match self.is_apart {
+                true => Author::Stranger,
+                false => Author::Own,
+            };
+            let work = Work {
+                source: template.source.clone(),
+                fuel,
+                variables: Some(variables),
+            };
+            return renderers.render(&work, author);
+        }
+        if !self.is_apart {
+            return template.render(variables, fuel);
+        }
+        let fuel = fuel.min(fuel::MAX_APART);
+        apart::run(apart::stack_for(fuel), move || {
+            template.render(variables, fuel)
+        })
+        .map_err(|error| TemplateError::Render(error.to_string()))?
+    }
 }
 
 impl Compiled {
+    /// A template that only other processes compile: to parse it is work, too.
+    fn elsewhere(source: &str, renderers: &Renderers) -> Result<Self, TemplateError> {
+        let work = Work {
+            source: source.to_owned(),
+            fuel: fuel::BASE,
+            variables: None,
+        };
+        renderers.render(&work, Author::Stranger)?;
+        Ok(Self {
+            source: work.source,
+            environment: Environment::empty(),
+        })
+    }
+
     fn new(source: String, origin: &str) -> Result<Self, TemplateError> {
         check_size(&source, MAX_SOURCE, origin)?;
         let syntax = |e: Error| TemplateError::Syntax {
@@ -304,7 +283,8 @@ impl Compiled {
         })
     }
 
-    fn render(&self, variables: Value, fuel: u64) -> Result<String, TemplateError> {
+    fn render(&self, variables: Map<String, Json>, fuel: u64) -> Result<String, TemplateError> {
+        let variables = python::object_to_value(&variables);
         match self.render_within(variables.clone(), fuel::BASE) {
             // What needs more is rare, and has to copy the environment.
             Err(TemplateError::TooMuchWork { .. }) if fuel > fuel::BASE => {

@@ -109,7 +109,7 @@ impl QwenConfig {
     pub fn context_length(&self) -> usize {
         let max = self.max_position_embeddings;
         match &self.rope_scaling {
-            Some(scaling) => scaling.context_length(max),
+            Some(scaling) => scaling.context_length(max).min(check::MAX_CONTEXT),
             None => max,
         }
     }

@@ -4,6 +4,8 @@
 pub(crate) mod describe;
 #[cfg(feature = "hub")]
 mod download;
+#[cfg(feature = "hub")]
+mod patience;
 
 use std::path::{Path, PathBuf};
 
@@ -88,6 +90,47 @@ pub enum ResolveError {
         expected: String,
         /// What is there instead.
         found: String,
+    },
+    /// The repository has no files.
+    #[error("{id}: the repository at {endpoint} is empty")]
+    Empty {
+        /// The model.
+        id: String,
+        /// The Hub.
+        endpoint: String,
+    },
+    /// The token is none that a header can carry.
+    #[error(
+        "HF_TOKEN (or the token that `hf auth login` has stored): expected visible characters of ASCII, found {found} at character {place}"
+    )]
+    Token {
+        /// The character as it is escaped.
+        found: String,
+        /// Its place, from 1.
+        place: usize,
+    },
+    /// The Hub has too many requests, or is down for a while.
+    #[error("{endpoint} takes no request for {id} now ({reason})")]
+    Busy {
+        /// The model.
+        id: String,
+        /// The Hub.
+        endpoint: String,
+        /// The status, and what to do.
+        reason: String,
+    },
+    /// The disk does not take the files.
+    #[error(
+        "{id} cannot be written to the cache {}: {reason}. Free some space or mend its permissions, or set HF_HUB_CACHE to another folder",
+        cache.display()
+    )]
+    Disk {
+        /// The model.
+        id: String,
+        /// The cache folder.
+        cache: PathBuf,
+        /// What happened.
+        reason: String,
     },
     /// The Hub cannot be reached, or the transfer broke.
     #[error(

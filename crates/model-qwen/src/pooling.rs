@@ -187,27 +187,82 @@ pub fn classifier_from_token(dir: &Path) -> Result<Option<Vec<String>>, JsonFile
     top.read("classifier_from_token", "a list of tokens", texts)
 }
 
-/// The name of a classifier's first class, as `id2label` in `config.json` has it: transformers calls it `LABEL_0` where that is
-/// missing.
+/// What the logits of a classifier mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProblemType {
+    /// One of the classes is right: softmax. Of a single class the logit says how right it is: sigmoid.
+    #[default]
+    SingleLabel,
+    /// Each class is right or not: sigmoid.
+    MultiLabel,
+    /// They are numbers.
+    Regression,
+}
+
+/// The classes of a classifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels {
+    /// Their names; one that `id2label` leaves out has none.
+    pub names: Vec<Option<String>>,
+    /// What their logits mean.
+    pub problem_type: ProblemType,
+}
+
+/// The `num` classes of a classifier, as `id2label` and `problem_type` in `config.json` have them: without the first,
+/// transformers calls them `LABEL_0` and so on.
+///
+/// # Errors
+/// When the file cannot be read, a field has another form, or `num_labels` is another number.
+pub fn labels(dir: &Path, num: usize) -> Result<Labels, JsonFileError> {
+    let config = JsonFile::read(dir.join("config.json"))?;
+    let top = config.top();
+    if let Some(given) = top.positive("num_labels")?
+        && given != num
+    {
+        let expected = format!("{num}, the number of rows of score.weight");
+        return Err(top.error("num_labels", &expected, given));
+    }
+    let problem_type = match top.text("problem_type")?.as_deref() {
+        None | Some("single_label_classification") => ProblemType::SingleLabel,
+        Some("multi_label_classification") => ProblemType::MultiLabel,
+        Some("regression") => ProblemType::Regression,
+        Some(other) => {
+            let expected = "single_label_classification, multi_label_classification or regression";
+            return Err(top.error("problem_type", expected, format!("`{other}`")));
+        }
+    };
+    Ok(Labels {
+        names: label_names(dir, num)?,
+        problem_type,
+    })
+}
+
+/// The names of `num` classes, as [`labels`] has them.
 ///
 /// # Errors
 /// When the file cannot be read, or the field is no object of texts.
-pub fn first_label(dir: &Path) -> Result<Option<String>, JsonFileError> {
+pub fn label_names(dir: &Path, num: usize) -> Result<Vec<Option<String>>, JsonFileError> {
     let config = JsonFile::read(dir.join("config.json"))?;
-    let first = |value: &Value| {
+    let all = |value: &Value| {
         let labels = value.as_object()?;
         let is_text = labels.values().all(Value::is_string);
-        let first = labels.get("0").and_then(Value::as_str);
-        is_text.then(|| first.map(str::to_owned))
+        is_text.then(|| labels.clone())
     };
-    let found = config.top().read("id2label", "an object of texts", first)?;
-    Ok(found.unwrap_or_else(|| Some("LABEL_0".to_owned())))
+    let found = config.top().read("id2label", "an object of texts", all)?;
+    let name = |i: usize| match &found {
+        Some(labels) => {
+            let label = labels.get(&i.to_string());
+            label.and_then(Value::as_str).map(str::to_owned)
+        }
+        None => Some(format!("LABEL_{i}")),
+    };
+    Ok((0..num).map(name).collect())
 }
 
 /// Where the weights of a score come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScoreHead {
-    /// `score.weight`, with one label.
+    /// `score.weight`, with a row for each label.
     Label,
     /// Rows of lm_head.
     Tokens(ScoreTokens),
@@ -287,15 +342,33 @@ mod tests {
     }
 
     #[test]
-    fn a_class_has_the_name_that_the_folder_gives_it() {
-        let label = |config: &str| first_label(folder(&[("config.json", config)]).path());
-        assert_eq!(label("{}").unwrap().unwrap(), "LABEL_0");
-        let named = r#"{"id2label": {"1": "bad", "0": "good"}}"#;
-        assert_eq!(label(named).unwrap().unwrap(), "good");
-        assert_eq!(label(r#"{"id2label": {"1": "bad"}}"#).unwrap(), None);
-        for wrong in [r#"{"id2label": ["good"]}"#, r#"{"id2label": {"0": 5}}"#] {
-            let error = label(wrong).unwrap_err().to_string();
-            assert!(error.contains("`id2label`"), "{error}");
+    fn classes_have_the_names_that_the_folder_gives_them() {
+        let read = |config: &str, num| labels(folder(&[("config.json", config)]).path(), num);
+        let names = |config: &str, num| {
+            let names = read(config, num).unwrap().names.into_iter();
+            names.map(Option::unwrap_or_default).collect::<Vec<_>>()
+        };
+        assert_eq!(names("{}", 2), ["LABEL_0", "LABEL_1"]);
+        let named = r#"{"id2label": {"1": "bad", "0": "good"}, "num_labels": 2}"#;
+        assert_eq!(names(named, 2), ["good", "bad"]);
+        assert_eq!(names(r#"{"id2label": {"1": "bad"}}"#, 1), [""]);
+        for (problem, expected) in [
+            ("null", ProblemType::SingleLabel),
+            ("\"single_label_classification\"", ProblemType::SingleLabel),
+            ("\"multi_label_classification\"", ProblemType::MultiLabel),
+            ("\"regression\"", ProblemType::Regression),
+        ] {
+            let config = format!("{{\"problem_type\": {problem}}}");
+            assert_eq!(read(&config, 1).unwrap().problem_type, expected);
+        }
+        for (wrong, field) in [
+            (r#"{"id2label": ["good"]}"#, "`id2label`"),
+            (r#"{"id2label": {"0": 5}}"#, "`id2label`"),
+            (r#"{"num_labels": 3}"#, "`num_labels`"),
+            (r#"{"problem_type": "ranking"}"#, "`problem_type`"),
+        ] {
+            let error = read(wrong, 2).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
         }
     }
 

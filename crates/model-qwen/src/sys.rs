@@ -5,6 +5,7 @@ mod allocator;
 mod background;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+pub(crate) mod limits;
 pub(crate) mod map_file;
 mod packaged_cuda;
 mod wait;

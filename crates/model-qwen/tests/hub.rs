@@ -91,7 +91,13 @@ fn answer(
         stream.write_all(body).ok()
     };
     if let Some(status) = status {
-        return send(status, "", b"no");
+        // A Hub with too many requests takes the fourth.
+        match status {
+            429 if log.lock().unwrap().len() > 3 => {}
+            429 => return send(status, "Retry-After: 1\r\n", b"later"),
+            503 => return send(status, "Retry-After: 3600\r\n", b"later"),
+            status => return send(status, "", b"no"),
+        }
     }
     if !authorized {
         return send(401, "", b"no token");
@@ -318,6 +324,70 @@ fn refusals_say_what_to_do() {
         matches!(error, ResolveError::Refused { status: 401, .. }),
         "{error}"
     );
+}
+
+#[test]
+fn a_hub_with_too_many_requests_is_asked_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub::start(&SINGLE, Some(429));
+    let start = std::time::Instant::now();
+    let folder = resolve_model_with("org/name", &hub.options(cache.path())).unwrap();
+    assert_eq!(names(&folder), SINGLE.map(|(name, _)| name)[1..]);
+    assert!(start.elapsed().as_secs() >= 1);
+    // An hour is too long to wait for.
+    let hub = Hub::start(&SINGLE, Some(503));
+    let cache = tempfile::tempdir().unwrap();
+    let error = resolve_model_with("org/name", &hub.options(cache.path())).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("HTTP 503"), "{message}");
+    assert!(message.contains("3600 seconds"), "{message}");
+}
+
+#[test]
+fn an_empty_repository_is_called_that() {
+    let cache = tempfile::tempdir().unwrap();
+    for files in [&[][..], &[(".gitattributes", "x")]] {
+        let hub = Hub::start(files, None);
+        let error = resolve_model_with("org/name", &hub.options(cache.path())).unwrap_err();
+        assert!(error.to_string().contains("is empty"), "{error}");
+    }
+}
+
+#[test]
+fn a_token_that_no_header_carries_is_named() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub::start(&SINGLE, None);
+    for (token, found) in [
+        ("hf_a\nb", "'\\n' at character 5"),
+        ("hf_é", "'é' at character 4"),
+    ] {
+        let options = HubOptions {
+            token: Some(token.to_owned()),
+            ..hub.options(cache.path())
+        };
+        let message = resolve_model_with("org/name", &options)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("HF_TOKEN"), "{message}");
+        assert!(message.contains(found), "{message}");
+        assert!(!message.contains("hf_"), "{message}");
+    }
+    assert_eq!(hub.num_requests(), 0);
+}
+
+#[test]
+fn a_disk_that_takes_nothing_is_no_matter_of_mirrors() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    for ranges in [true, false] {
+        let hub = Hub::start_with(&SINGLE, None, ranges);
+        let error = resolve_model_with("org/name", &hub.options(&file.join("cache"))).unwrap_err();
+        let message = error.to_string();
+        assert!(matches!(error, ResolveError::Disk { .. }), "{message}");
+        assert!(!message.contains("mirror"), "{message}");
+        assert!(message.contains("HF_HUB_CACHE"), "{message}");
+    }
 }
 
 #[test]

@@ -101,6 +101,17 @@ impl Bench {
                 let raw = || clap::Error::raw(clap::error::ErrorKind::DisplayHelp, usage);
                 Err(help.unwrap_or_else(raw).into())
             }
+            "-V" | "--version" => {
+                let name = match is_of_qwen_burn(&command_line) {
+                    true => QWEN_BURN,
+                    false => "server",
+                };
+                let command = clap::Command::new(name).version(env!("CARGO_PKG_VERSION"));
+                // The version is an error to clap, too.
+                let version = command.try_get_matches_from([name, "--version"]).err();
+                let raw = || clap::Error::raw(clap::error::ErrorKind::DisplayVersion, "");
+                Err(version.unwrap_or_else(raw).into())
+            }
             "" => Err(ConfigError::Flag {
                 flag: "bench",
                 message: format!("expected serve, throughput or latency, found nothing\n\n{usage}"),

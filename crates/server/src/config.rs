@@ -18,12 +18,13 @@ pub mod pooling;
 mod speculative;
 mod stored_responses;
 mod structured_outputs;
+mod text_file;
 mod traces;
 pub mod units;
 mod vllm_flags;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -405,7 +406,7 @@ fn template_source(text: String) -> Result<String, ConfigError> {
     if text.contains("{{") || text.contains("{%") {
         return Ok(text);
     }
-    std::fs::read_to_string(&text).map_err(|error| ConfigError::Flag {
+    text_file::read(Path::new(&text)).map_err(|error| ConfigError::Flag {
         flag: "--chat-template",
         message: format!("{text} is neither a template nor a readable file: {error}"),
     })

@@ -1,6 +1,8 @@
 //! The engine: one thread that owns the device, the model and the KV cache.
 
 mod active;
+mod adapter_folder;
+mod adapter_loads;
 mod adapters;
 mod commands;
 pub mod error;

@@ -134,6 +134,9 @@ pub fn app(state: AppState) -> Router {
         .with_state(state)
 }
 
+/// How long clients may take to read that their answers are cut.
+const LAST_EVENTS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Serves until `shutdown` completes, then stops accepting and lets running requests end, at most for
 /// [`AppState::shutdown_timeout`].
 pub async fn run<L: Listener>(
@@ -202,12 +205,15 @@ pub async fn run_loading<L: Listener>(
             Ok(timeout) => tokio::time::sleep(timeout).await,
             Err(_) => std::future::pending().await,
         }
+        tracing::warn!("requests are still running; ending without them (--shutdown-timeout)");
+        if let Some((state, _)) = loaded.get() {
+            state.cut_answers();
+            tokio::time::sleep(LAST_EVENTS).await;
+        }
     };
     tokio::select! {
         () = served => {}
         () = open => {}
-        () = expired => {
-            tracing::warn!("requests are still running; ending without them (--shutdown-timeout)");
-        }
+        () = expired => {}
     }
 }

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use model_qwen::chat_template::{RENDER_TEMPLATES, render_in_processes, serve_renders};
 use tracing_subscriber::EnvFilter;
 
 use self::serve::{load, serve};
@@ -15,16 +16,20 @@ use self::signals::{INTERRUPTED, signaled, signals};
 use crate::batch::{self, Progress, RunBatch};
 use crate::bench::Bench;
 use crate::command::Command;
-use crate::config::ConfigError;
+use crate::config::{Config, ConfigError};
+use crate::engine::StartError;
 use crate::finetuning::JOB_COMMAND;
 
-/// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
-/// with status 2.
+/// Does what a command line says, the program's name first, and prints what comes of it. The status is 2 if the settings are
+/// wrong (the command line, or a file of settings that it names), and 1 for what fails later.
 pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command_line: Vec<OsString> = command_line.into_iter().collect();
     if command_line.get(1).is_some_and(|word| word == JOB_COMMAND) {
         log_to_stderr();
         return run_job_process();
+    }
+    if is_renderer(&command_line) {
+        return serve_renders();
     }
     model_qwen::sys::share_freed_memory();
     log_to_stderr();
@@ -37,10 +42,11 @@ pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
+            let code = exit_code(&error);
             let error = model_qwen::with_causes(error.as_ref());
             // Without stderr the status remains.
             let _ = writeln!(std::io::stderr(), "error: {error}");
-            ExitCode::FAILURE
+            code
         }
     }
 }
@@ -65,6 +71,38 @@ pub(crate) fn run_job_process() -> ExitCode {
     #[cfg(not(unix))]
     drop(runtime);
     crate::finetuning::run_job()
+}
+
+/// The status of a program whose settings are wrong, as clap has it.
+pub(crate) const WRONG_SETTINGS: u8 = 2;
+
+/// 2 for settings, 1 for what failed while the program ran.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let start = error.downcast_ref().map(StartError::is_of_settings);
+    match error.is::<ConfigError>() || start.unwrap_or(false) {
+        true => ExitCode::from(WRONG_SETTINGS),
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Whether another process of this program wants templates rendered.
+pub(crate) fn is_renderer(command_line: &[OsString]) -> bool {
+    command_line.len() == 2 && command_line[1] == RENDER_TEMPLATES
+}
+
+/// Chat templates run in processes that end when a template does too much. A system without room for processes has only the
+/// limits of fuel, which is enough for templates that nobody wrote in malice.
+fn render_apart(config: &Config) -> Result<()> {
+    match render_in_processes() {
+        Err(error) if config.api.trust_request_chat_template => Err(error).context(
+            "--trust-request-chat-template needs processes that render the templates, and none can be started",
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "no process can be started to render chat templates; they are rendered in this one");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 pub(crate) fn log_to_stderr() {
@@ -92,7 +130,10 @@ fn start(command: &Command) -> Result<ExitCode> {
 
 async fn carry_out(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Serve(config) => serve(config).await.map(|()| ExitCode::SUCCESS),
+        Command::Serve(config) => {
+            render_apart(config)?;
+            serve(config).await.map(|()| ExitCode::SUCCESS)
+        }
         Command::RunBatch(batch) => run_batch(batch).await,
         Command::Bench(bench) => run_bench(bench).await,
     }
@@ -126,6 +167,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 async fn run_batch(batch: &RunBatch) -> Result<ExitCode> {
     let signals = signals()?;
     let files = batch.open()?;
+    render_apart(&batch.config)?;
     let Some(state) = load(&batch.config, &signals).await? else {
         return Ok(INTERRUPTED.into());
     };

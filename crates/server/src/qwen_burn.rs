@@ -7,12 +7,14 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
+use model_qwen::chat_template::serve_renders;
 use trainer_sft::program::Commands;
 
 use self::doctor::DoctorArgs;
 use self::pull::PullArgs;
 use crate::config::QWEN_BURN;
 use crate::finetuning::JOB_COMMAND;
+use crate::program::is_renderer;
 
 /// Who carries a command out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,10 +104,20 @@ QWEN_BURN_DATA names the folder of the bundled model and the sample data, if it 
 /// Does what a command line says, the program's name first, and prints what comes of it. A wrong command line ends the process
 /// with status 2.
 pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut words: Vec<OsString> = command_line.into_iter().collect();
+    if is_renderer(&words) {
+        return serve_renders();
+    }
     model_qwen::sys::use_packaged_cuda();
-    let words: Vec<OsString> = command_line.into_iter().skip(1).collect();
+    words.drain(..words.len().min(1));
     if words.first().is_some_and(|word| word == JOB_COMMAND) {
         return crate::program::run([OsString::from(QWEN_BURN)].into_iter().chain(words));
+    }
+    if let [command, flag] = words.as_slice()
+        && find(command).is_some()
+        && (flag == "--version" || flag == "-V")
+    {
+        refusal(flag).exit();
     }
     let words = match with_help_as_flag(words) {
         Ok(words) => words,

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model_qwen::{JsonStyle, Tokenizer};
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::config::{ApiConfig, ApiKey, Config, LoraRoots};
 use crate::engine::{EngineHandle, ModelInfo};
@@ -50,6 +50,7 @@ struct Shared {
     tokenizer_memory: Arc<Semaphore>,
     compile_turns: Arc<Semaphore>,
     finetuning: OnceLock<FineTuning>,
+    cut: watch::Sender<bool>,
 }
 
 impl AppState {
@@ -74,6 +75,7 @@ impl AppState {
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
             compile_turns: Arc::new(Semaphore::new(MAX_COMPILING)),
             finetuning: OnceLock::new(),
+            cut: watch::Sender::new(false),
             engine,
             model,
             served_model_names,
@@ -122,6 +124,16 @@ impl AppState {
     /// Where the adapters must lie that clients load; `None` if there are no adapters.
     pub fn lora_roots(&self) -> Option<&LoraRoots> {
         self.0.lora_roots.as_ref()
+    }
+
+    /// Ends the answers that are not complete with an error, because the server ends.
+    pub(crate) fn cut_answers(&self) {
+        self.0.cut.send_replace(true);
+    }
+
+    /// Becomes true when [`Self::cut_answers`] is called.
+    pub(crate) fn cut(&self) -> watch::Receiver<bool> {
+        self.0.cut.subscribe()
     }
 
     /// How long running requests may go on after a signal.

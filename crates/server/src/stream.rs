@@ -11,8 +11,8 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
 use serde_json::Value;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::answer::{self, AnswerOptions, AnswerParser};
@@ -43,6 +43,8 @@ pub struct Choice {
     grammar_param: Option<String>,
     /// What makes parts of the text, if these are asked for.
     parser: Option<AnswerParser>,
+    /// Whether the server ends without waiting for the text.
+    cut: watch::Receiver<bool>,
 }
 
 /// When a sequence was submitted, and when it had its last token.
@@ -88,6 +90,7 @@ impl Choice {
             },
             grammar_param: text.grammar_param.clone(),
             parser: None,
+            cut: state.cut(),
         })
     }
 
@@ -107,7 +110,11 @@ impl Choice {
         loop {
             let metrics = self.state.metrics();
             let times = &mut self.times;
-            let delta = self.deltas.next(|| times.observe_token(metrics)).await?;
+            let delta = tokio::select! {
+                biased;
+                () = is_cut(&mut self.cut) => return Some(Err(cut_short())),
+                delta = self.deltas.next(|| times.observe_token(metrics)) => delta?,
+            };
             if !matches!(delta, Ok(Delta { finish: None, .. })) {
                 let elapsed = self.times.submitted.elapsed();
                 metrics.e2e_request_latency.observe(elapsed);
@@ -150,6 +157,20 @@ impl Choice {
         }
         Ok(all)
     }
+}
+
+async fn is_cut(cut: &mut watch::Receiver<bool>) {
+    if cut.wait_for(|&is_cut| is_cut).await.is_err() {
+        // Nobody is left to cut anything.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// What clients are told whose answers `--shutdown-timeout` cuts.
+fn cut_short() -> ApiError {
+    ApiError::unavailable(
+        "The server ends before the answer is complete: its --shutdown-timeout is over. Send the request again.",
+    )
 }
 
 /// Turns deltas into the JSON events of one endpoint.

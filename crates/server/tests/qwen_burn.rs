@@ -173,6 +173,96 @@ fn doctor_says_what_is_there() {
     assert!(out.contains("HF_HUB_OFFLINE is set"), "{out}");
 }
 
+/// The name of the program, whatever part of it a command is.
+#[test]
+fn versions_are_those_of_the_program() {
+    let version = env!("CARGO_PKG_VERSION");
+    for command in [
+        &[][..],
+        &["serve"],
+        &["run-batch"],
+        &["bench"],
+        &["bench", "serve"],
+        &["bench", "latency"],
+        &["bench", "throughput"],
+        &["pull"],
+        &["doctor"],
+        &["chat"],
+        &["train"],
+        &["merge"],
+    ] {
+        for (program, name) in [
+            (env!("CARGO_BIN_EXE_qwen-burn"), "qwen-burn"),
+            (env!("CARGO_BIN_EXE_server"), "server"),
+        ] {
+            let of_server = ["serve", "run-batch", "bench"];
+            if name == "server"
+                && command
+                    .first()
+                    .is_some_and(|word| !of_server.contains(word))
+            {
+                continue;
+            }
+            let said = Command::new(program)
+                .args(command)
+                .arg("--version")
+                .output();
+            let said = said.unwrap();
+            let (out, err) = (text(&said.stdout), text(&said.stderr));
+            assert_eq!(out, format!("{name} {version}\n"), "{command:?}: {err}");
+            assert_eq!(said.status.code(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn settings_end_with_2_and_failures_with_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (keys, toml, batch) = (path("keys"), path("run.toml"), path("batch"));
+    for (file, content) in [(&keys, ""), (&toml, "prot = 1\n"), (&batch, "")] {
+        std::fs::write(file, content).unwrap();
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let missing = path("no");
+    for (words, status) in [
+        (&["--port", "x"][..], 2),
+        (&["--prot", "1"], 2),
+        (&["--max-model-len", "0"], 2),
+        (&["--block-size", "0"], 2),
+        (&["--device", "cudda"], 2),
+        (&["--lora-modules", "a=b"], 2),
+        (&["--api-key-file", &keys], 2),
+        (&["--api-key-file", &missing], 2),
+        (&["--config", &toml], 2),
+        (&["--config", &missing], 2),
+        (&["--chat-template", "{% if %}"], 2),
+        (&["run-batch", "-i", "http://a/b", "-o", &missing], 2),
+        (&["bench", "nothing"], 2),
+        (&["bench", "latency", "--batch-size", "0"], 2),
+        (&[&missing], 1),
+        (&["--port", &port], 1),
+        (&["run-batch", "-i", &missing, "-o", "-"], 1),
+    ] {
+        for (program, first) in [
+            (env!("CARGO_BIN_EXE_server"), None),
+            (env!("CARGO_BIN_EXE_qwen-burn"), Some("serve")),
+        ] {
+            let is_command = matches!(words[0], "run-batch" | "bench");
+            let first = first.filter(|_| !is_command);
+            let said = Command::new(program)
+                .args(first)
+                .args(words)
+                .output()
+                .unwrap();
+            let err = text(&said.stderr);
+            assert_eq!(said.status.code(), Some(status), "{words:?}: {err}");
+            assert!(err.contains("error: "), "{words:?}: {err}");
+        }
+    }
+}
+
 #[test]
 fn commands_of_both_programs_have_their_names_here() {
     let home = tempfile::tempdir().unwrap();

@@ -1,11 +1,9 @@
 //! Brings messages into the form a template wants.
 
-use minijinja::value::Value as TemplateValue;
 use serde_json::{Map, Value};
 
 use super::TemplateError;
 use super::json;
-use super::python;
 use super::source::block_tags;
 use crate::json_file::kind;
 
@@ -86,8 +84,8 @@ impl Prepared {
         })
     }
 
-    pub(super) fn to_value(&self) -> TemplateValue {
-        self.messages.iter().map(python::object_to_value).collect()
+    pub(super) fn into_json(self) -> Value {
+        self.messages.into_iter().map(Value::Object).collect()
     }
 
     /// Appends `tag` to the last message's text; returns that text without the tag.

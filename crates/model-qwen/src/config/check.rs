@@ -11,6 +11,8 @@ use crate::json_file::{JsonFile, JsonFileError, Nested, whole};
 
 /// Layers of a model, at most: the deepest Qwen has 94.
 const MAX_LAYERS: usize = 4096;
+/// Tokens of the longest text that positions of 32 bits can count.
+pub(super) const MAX_CONTEXT: usize = i32::MAX as usize;
 
 /// Checks every field. What the user should know besides comes second.
 pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFileError> {
@@ -156,7 +158,13 @@ fn dtype(top: &Nested<'_>) -> Result<DType, JsonFileError> {
 
 /// `max_position_embeddings`, or as far as full attention is what Qwen2.5-1M computes.
 fn context(file: &JsonFile, notes: &mut Vec<String>) -> Result<usize, JsonFileError> {
-    let max = file.top().required("max_position_embeddings")?;
+    let max = match file.top().required("max_position_embeddings")? {
+        max @ ..=MAX_CONTEXT => max,
+        max => {
+            let expected = format!("at most {MAX_CONTEXT}, as positions are numbers of 32 bits");
+            return Err(file.top().error("max_position_embeddings", &expected, max));
+        }
+    };
     let Some(chunks) = file.object_in("dual_chunk_attention_config")? else {
         return Ok(max);
     };
@@ -217,4 +225,36 @@ fn full_attention(top: &Nested<'_>, config: &QwenConfig) -> Result<(), JsonFileE
         expected,
         format!("sliding-window attention from layer {from} on"),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(max: u64, scaling: Value) -> Result<QwenConfig, String> {
+        let file = json!({
+            "model_type": "qwen2", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 8,
+            "max_position_embeddings": max, "rope_scaling": scaling,
+        });
+        let config = QwenConfig::from_json(&file.to_string(), Path::new("config.json"));
+        config.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_context_has_an_end() {
+        let longest = config(MAX_CONTEXT as u64, Value::Null).unwrap();
+        assert_eq!(longest.context_length(), MAX_CONTEXT);
+        for max in [1 << 31, 1_000_000_000_000, u64::MAX] {
+            let error = config(max, Value::Null).unwrap_err();
+            assert!(error.contains("`max_position_embeddings`"), "{error}");
+        }
+        let stretched = json!({"type": "linear", "factor": 1e12});
+        let stretched = config(4096, stretched).unwrap();
+        assert_eq!(stretched.context_length(), MAX_CONTEXT);
+    }
 }

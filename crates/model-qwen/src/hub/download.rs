@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
+use super::patience::{Watch, is_busy, wait_for_turn};
 use super::{HubOptions, ResolveError};
 
 /// Files taken when the repository has them: all that the meaning of a folder depends on.
@@ -67,6 +69,21 @@ pub(super) fn reach(endpoint: &str) -> Result<(), String> {
     answer.map(|_| ()).map_err(|error| error.to_string())
 }
 
+/// Why a file is not there.
+enum Transfer {
+    Disk(io::Error),
+    Network(String),
+}
+
+impl Transfer {
+    fn of(error: io::Error) -> Self {
+        match is_of_disk(&error) {
+            true => Self::Disk(error),
+            false => Self::Network(error.to_string()),
+        }
+    }
+}
+
 /// One repository to bring into the cache.
 pub(super) struct Download<'a> {
     id: &'a str,
@@ -82,6 +99,9 @@ impl<'a> Download<'a> {
         revision: &'a str,
         options: &'a HubOptions,
     ) -> Result<Self, ResolveError> {
+        if let Some(token) = &options.token {
+            check_token(token)?;
+        }
         let api = ApiBuilder::from_cache(Cache::new(options.cache_dir.clone()))
             .with_endpoint(options.endpoint.clone())
             .with_token(options.token.clone())
@@ -109,9 +129,16 @@ impl<'a> Download<'a> {
 
     /// Downloads what is missing; returns the snapshot's folder.
     pub(super) fn run(&self) -> Result<PathBuf, ResolveError> {
-        let info = self.repo.info().map_err(|e| self.error(&e, None))?;
+        let info = self.info()?;
         let mut names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
         names.sort_unstable();
+        // The Hub puts this one into every repository.
+        if names.iter().all(|name| *name == ".gitattributes") {
+            return Err(ResolveError::Empty {
+                id: self.id.to_owned(),
+                endpoint: self.options.endpoint.clone(),
+            });
+        }
         let has = |name: &str| names.binary_search(&name).is_ok();
         let missing = |expected: &str| ResolveError::MissingFile {
             id: self.id.to_owned(),
@@ -156,9 +183,63 @@ impl<'a> Download<'a> {
         Ok(config.parent().map(Path::to_path_buf).unwrap_or(config))
     }
 
+    /// What the Hub says of the repository.
+    fn info(&self) -> Result<RepoInfo, ResolveError> {
+        let repo = Repo::with_revision(
+            self.id.to_owned(),
+            RepoType::Model,
+            self.revision.to_owned(),
+        );
+        let url = format!("{}/api/{}", self.options.endpoint, repo.api_url());
+        let _watch = Watch::over(&self.options.endpoint);
+        self.patiently(&url, None, || self.repo.info())
+            .map_err(|error| *error)
+    }
+
+    /// Does `attempt`, and again after a pause where the Hub has too many requests.
+    fn patiently<T>(
+        &self,
+        url: &str,
+        file: Option<&str>,
+        attempt: impl Fn() -> Result<T, ApiError>,
+    ) -> Result<T, Box<ResolveError>> {
+        for _ in 0..ATTEMPTS {
+            let error = match attempt() {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            match status(&error) {
+                Some(status) if is_busy(status) => {
+                    if let Err(asked) = wait_for_turn(self.options, url) {
+                        return Err(Box::new(self.busy(status, asked)));
+                    }
+                }
+                _ => return Err(Box::new(self.error(&error, file))),
+            }
+        }
+        let last = attempt();
+        last.map_err(|error| Box::new(self.error(&error, file)))
+    }
+
+    fn busy(&self, status: u16, asked: Option<u64>) -> ResolveError {
+        let later = match asked {
+            Some(seconds) => format!("try again in {seconds} seconds"),
+            None => "try again later".to_owned(),
+        };
+        let hint = match self.options.token {
+            None => ", or set HF_TOKEN: it takes more requests of those whom it knows",
+            Some(_) => "",
+        };
+        ResolveError::Busy {
+            id: self.id.to_owned(),
+            endpoint: self.options.endpoint.clone(),
+            reason: format!("HTTP {status}; {later}{hint}"),
+        }
+    }
+
     /// Downloads the small files that a snapshot in the cache lacks.
     pub(super) fn complete(&self) -> Result<(), ResolveError> {
-        let info = self.repo.info().map_err(|e| self.error(&e, None))?;
+        let info = self.info()?;
         let mut names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
         names.sort_unstable();
         self.get_optional(&names, &info.sha)
@@ -186,15 +267,24 @@ impl<'a> Download<'a> {
     }
 
     fn get(&self, name: &str, commit: &str) -> Result<PathBuf, ResolveError> {
-        match self.repo.get(name) {
-            Ok(path) => Ok(path),
-            // A mirror without ranges, or without the Hub's headers.
-            Err(
+        // A mirror without ranges, or without the Hub's headers.
+        let has_no_ranges = |error: &ApiError| {
+            matches!(
+                error,
                 ApiError::MissingHeader(_)
-                | ApiError::InvalidHeader(_)
-                | ApiError::ParseIntError(_),
-            ) if is_plain_file_name(commit) => self.get_whole(name, commit),
-            Err(error) => Err(self.error(&error, Some(name))),
+                    | ApiError::InvalidHeader(_)
+                    | ApiError::ParseIntError(_)
+            )
+        };
+        let got = self.patiently(&self.repo.url(name), Some(name), || {
+            match self.repo.get(name) {
+                Err(error) if has_no_ranges(&error) && is_plain_file_name(commit) => Ok(None),
+                got => got.map(Some),
+            }
+        });
+        match got.map_err(|error| *error)? {
+            Some(path) => Ok(path),
+            None => self.get_whole(name, commit),
         }
     }
 
@@ -207,7 +297,7 @@ impl<'a> Download<'a> {
             endpoint: self.options.endpoint.clone(),
             reason: format!("{name}: {reason}"),
         };
-        let io_failed = |error: io::Error| failed(error.to_string());
+        let io_failed = |error: io::Error| self.disk(&error);
         if !path.exists() {
             let parent = path.parent().unwrap_or(&folder);
             fs::create_dir_all(parent).map_err(io_failed)?;
@@ -220,13 +310,15 @@ impl<'a> Download<'a> {
                     break;
                 }
             }
-            let renamed =
-                result.and_then(|()| fs::rename(&partial, &path).map_err(|e| e.to_string()));
+            let renamed = result.and_then(|()| fs::rename(&partial, &path).map_err(Transfer::of));
             if renamed.is_err() {
                 // What is left of it is of no use.
                 let _ = fs::remove_file(&partial);
             }
-            renamed.map_err(failed)?;
+            renamed.map_err(|error| match error {
+                Transfer::Disk(error) => self.disk(&error),
+                Transfer::Network(reason) => failed(reason),
+            })?;
         }
         let refs = folder.join("refs");
         fs::create_dir_all(&refs)
@@ -235,8 +327,8 @@ impl<'a> Download<'a> {
         Ok(path)
     }
 
-    /// Writes the body of one request to `path`. `Err` holds the reason.
-    fn transfer(&self, name: &str, path: &Path) -> Result<(), String> {
+    /// Writes the body of one request to `path`.
+    fn transfer(&self, name: &str, path: &Path) -> Result<(), Transfer> {
         let agent = ureq::Agent::config_builder()
             .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
             .build();
@@ -244,23 +336,39 @@ impl<'a> Download<'a> {
         if let Some(token) = &self.options.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
-        let response = request.call().map_err(|e| e.to_string())?;
+        let response = request
+            .call()
+            .map_err(|e| Transfer::Network(e.to_string()))?;
         let (parts, body) = response.into_parts();
         let length = parts.headers.get("content-length");
         let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         // A compressed body has another length than its header says.
         let is_plain = !parts.headers.contains_key("content-encoding");
-        let mut file = fs::File::create(path).map_err(|e| e.to_string())?;
-        let written = io::copy(&mut body.into_reader(), &mut file).map_err(|e| e.to_string())?;
+        let mut file = fs::File::create(path).map_err(Transfer::Disk)?;
+        let written = io::copy(&mut body.into_reader(), &mut file).map_err(Transfer::of)?;
         match length.filter(|&length| is_plain && length != written) {
             None => Ok(()),
-            Some(length) => Err(format!("expected {length} bytes, found {written}")),
+            Some(length) => Err(Transfer::Network(format!(
+                "expected {length} bytes, found {written}"
+            ))),
+        }
+    }
+
+    fn disk(&self, error: &io::Error) -> ResolveError {
+        ResolveError::Disk {
+            id: self.id.to_owned(),
+            cache: self.options.cache_dir.clone(),
+            reason: error.to_string(),
         }
     }
 
     fn error(&self, error: &ApiError, file: Option<&str>) -> ResolveError {
+        if let Some(error) = disk_error(error) {
+            return self.disk(error);
+        }
         let (id, endpoint) = (self.id.to_owned(), self.options.endpoint.clone());
         match (status(error), file) {
+            (Some(status), _) if is_busy(status) => self.busy(status, None),
             (Some(status @ (401 | 403)), _) => ResolveError::Refused {
                 id,
                 endpoint,
@@ -276,6 +384,44 @@ impl<'a> Download<'a> {
                 },
             },
         }
+    }
+}
+
+/// The error of a disk behind an error. A connection that breaks is an `io::Error`, too.
+fn disk_error(error: &ApiError) -> Option<&io::Error> {
+    match error {
+        ApiError::IoError(error) if is_of_disk(error) => Some(error),
+        ApiError::TooManyRetries(last) => disk_error(last),
+        _ => None,
+    }
+}
+
+/// Whether an error is of a disk, not of a connection.
+fn is_of_disk(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::StorageFull
+            | Kind::QuotaExceeded
+            | Kind::FileTooLarge
+            | Kind::ReadOnlyFilesystem
+            | Kind::PermissionDenied
+            | Kind::NotADirectory
+            | Kind::IsADirectory
+            | Kind::AlreadyExists
+            | Kind::NotFound
+    )
+}
+
+/// Refuses a token that no header can carry.
+fn check_token(token: &str) -> Result<(), ResolveError> {
+    let mut chars = token.chars().enumerate();
+    match chars.find(|(_, c)| !c.is_ascii_graphic()) {
+        None => Ok(()),
+        Some((i, c)) => Err(ResolveError::Token {
+            found: format!("{c:?}"),
+            place: i + 1,
+        }),
     }
 }
 

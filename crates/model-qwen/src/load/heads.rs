@@ -34,7 +34,10 @@ pub fn score_weights(dir: &Path, head: ScoreHead) -> Result<Vec<f32>, LoadError>
     };
     let tokens = match head {
         ScoreHead::Label => {
-            let score = checkpoint.tensor("score.weight", [1, hidden], &Device::flex())?;
+            let stored = checkpoint.view("score.weight");
+            let num = stored.map_or(1, |stored| *stored.shape().first().unwrap_or(&1));
+            let shape = [num.max(1), hidden];
+            let score = checkpoint.tensor("score.weight", shape, &Device::flex())?;
             return Ok(values(score));
         }
         ScoreHead::Tokens(tokens) => tokens,

@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY", num_args = 1.., action = ArgAction::Append, env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<ApiKey>,
 
-    /// File with further keys, one a line: a command line can be read by every user of a machine
+    /// File or pipe with further keys, one a line: a command line can be read by every user of a machine
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
 
@@ -226,7 +226,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE|TEMPLATE")]
     pub chat_template: Option<String>,
 
-    /// Take `chat_template` from requests; a template is a program, so trust whoever can send one
+    /// Take `chat_template` from requests; a template is a program, which gets half a second and 192 MiB
     #[arg(long)]
     pub trust_request_chat_template: bool,
 

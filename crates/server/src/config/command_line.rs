@@ -12,10 +12,11 @@ pub(crate) fn parse(
     command: &clap::Command,
     command_line: &[OsString],
 ) -> Result<ArgMatches, clap::Error> {
-    let mut command = match is_of_qwen_burn(command_line) {
-        true => as_part(command.clone()),
-        false => command.clone(),
+    let command = match is_of_qwen_burn(command_line) {
+        true => as_part(command.clone()).display_name(QWEN_BURN),
+        false => command.clone().display_name("server"),
     };
+    let mut command = command.version(env!("CARGO_PKG_VERSION"));
     command
         .try_get_matches_from_mut(command_line)
         .map_err(|mut error| {

@@ -7,9 +7,9 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 use toml::{Table, Value};
 
-use super::ConfigError;
 use super::command_line::nearest_flag;
 use super::vllm_flags::VllmFlag;
+use super::{ConfigError, text_file};
 
 /// The command line with the file's entries in front, without those that the command line sets itself.
 pub(super) fn merge(
@@ -22,7 +22,7 @@ pub(super) fn merge(
         path: path.to_owned(),
         message,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let text = text_file::read(path).map_err(fail)?;
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
         let is_yaml = path
             .extension()

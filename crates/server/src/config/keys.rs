@@ -8,7 +8,7 @@ use std::str::FromStr;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::ConfigError;
+use super::{ConfigError, text_file};
 
 /// A secret, of which only the digest is kept: it cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<ApiKey>, ConfigError> {
         flag: "--api-key-file",
         message: format!("{}: {message}", path.display()),
     };
-    let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let text = text_file::read(path).map_err(fail)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = text.lines().map(str::trim);
     let keys: Vec<ApiKey> = lines

@@ -19,6 +19,11 @@ pub enum LoraRootError {
         "`lora_path` is refused: clients may load adapters only from the folders that --lora-roots and --lora-modules name"
     )]
     Outside,
+    /// It is, or goes through, a link in one of them that leads out of all.
+    #[error(
+        "`lora_path` is refused: it goes through a link that leads out of the folders that --lora-roots and --lora-modules name"
+    )]
+    LeadsOut,
     /// One of the adapter's files is a link to elsewhere.
     #[error(
         "`lora_path` is refused: its {file} is a link that leads out of the folders that --lora-roots and --lora-modules name"
@@ -63,7 +68,7 @@ impl LoraRoots {
     /// # Errors
     /// [`LoraRootError`].
     pub fn resolve(&self, path: &str) -> Result<PathBuf, LoraRootError> {
-        let mut is_missing = false;
+        let (mut is_missing, mut leads_out) = (false, false);
         let here = std::path::absolute(path).ok();
         for candidate in here
             .into_iter()
@@ -74,13 +79,18 @@ impl LoraRoots {
                     self.check_files(&folder)?;
                     return Ok(folder);
                 }
-                Ok(_) => {}
-                Err(_) => is_missing |= self.would_contain(&candidate),
+                Ok(_) => leads_out |= self.would_contain(&candidate),
+                Err(_) if !self.would_contain(&candidate) => {}
+                Err(_) => match self.has_link_out(&candidate) {
+                    true => leads_out = true,
+                    false => is_missing = true,
+                },
             }
         }
-        Err(match is_missing {
-            true => LoraRootError::Missing(path.to_owned()),
-            false => LoraRootError::Outside,
+        Err(match (leads_out, is_missing) {
+            (true, _) => LoraRootError::LeadsOut,
+            (false, true) => LoraRootError::Missing(path.to_owned()),
+            (false, false) => LoraRootError::Outside,
         })
     }
 
@@ -96,17 +106,45 @@ impl LoraRoots {
         !climbs && self.contain(path)
     }
 
+    /// Whether a path in a root goes through a link to elsewhere, whatever is there.
+    fn has_link_out(&self, path: &Path) -> bool {
+        let mut prefixes = path.ancestors().filter(|prefix| self.contain(prefix));
+        prefixes.any(|prefix| {
+            let Ok(target) = fs::read_link(prefix) else {
+                return false;
+            };
+            let target = prefix.parent().unwrap_or(prefix).join(target);
+            !self.contain(&without_parents(&target))
+        })
+    }
+
     fn check_files(&self, folder: &Path) -> Result<(), LoraRootError> {
         for file in [CONFIG_FILE, WEIGHTS_FILE] {
-            // What is missing is named when it is read.
-            if let Ok(real) = fs::canonicalize(folder.join(file))
-                && !self.contain(&real)
-            {
+            let path = folder.join(file);
+            let is_outside = match fs::canonicalize(&path) {
+                Ok(real) => !self.contain(&real),
+                // What is missing is named when it is read.
+                Err(_) => self.has_link_out(&path),
+            };
+            if is_outside {
                 return Err(LoraRootError::LinkOutside { file });
             }
         }
         Ok(())
     }
+}
+
+/// A path without `..`, as it is written.
+fn without_parents(path: &Path) -> PathBuf {
+    let mut found = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(found.pop()),
+            Component::CurDir => {}
+            other => found.push(other),
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -208,8 +246,23 @@ mod tests {
         fs::create_dir(&linked).unwrap();
         symlink(outside.join(WEIGHTS_FILE), linked.join(WEIGHTS_FILE)).unwrap();
         let roots = roots(&dir.path().join("to-root"));
-        assert_eq!(roots.resolve("out"), Err(LoraRootError::Outside));
+        assert_eq!(roots.resolve("out"), Err(LoraRootError::LeadsOut));
         assert_eq!(roots.resolve("in"), Ok(inside.clone()));
+        // The same whether or not something is there.
+        symlink("/no/such/folder", root.join("dangling")).unwrap();
+        symlink("../../no", root.join("climbing")).unwrap();
+        for path in ["dangling", "climbing", "out/no", "dangling/no"] {
+            assert_eq!(roots.resolve(path), Err(LoraRootError::LeadsOut), "{path}");
+            let path = roots.0[0].join(path);
+            let found = roots.resolve(path.to_str().unwrap());
+            assert_eq!(found, Err(LoraRootError::LeadsOut), "{path:?}");
+        }
+        let module = LoraModule {
+            name: "b".to_owned(),
+            path: adapter(&dir.path().join("b")),
+        };
+        let two = LoraRoots::new(std::slice::from_ref(&root), &[module]).unwrap();
+        assert_eq!(two.resolve("out"), Err(LoraRootError::LeadsOut));
         let through = dir.path().join("to-root/a");
         assert_eq!(roots.resolve(through.to_str().unwrap()), Ok(inside));
         assert!(matches!(

@@ -1,11 +1,11 @@
 //! The adapters that requests may name, and which of them are in the slots of the model.
 
-use std::fs;
 use std::path::Path;
 
-use lora_4bit::peft::{CONFIG_FILE, LoraAdapter};
+use lora_4bit::peft::LoraAdapter;
 use model_qwen::QwenModel;
 
+use super::adapter_folder::{explained, read_adapter};
 use super::error::{AdapterError, SequenceError};
 use super::recovery::catch;
 use super::stats::AdapterInfo;
@@ -79,16 +79,16 @@ impl Adapters {
         Some(format!("{id}:{}", adapter.info.name))
     }
 
-    /// Reads the PEFT folder at `path`, and puts it on `model` if a slot is free. With `replaces`, an adapter of the same name
-    /// makes room for it; otherwise the name must be new.
+    /// Puts what the PEFT folder at `path` holds on `model` if a slot is free. With `replaces`, an adapter of the same name makes
+    /// room for it; otherwise the name must be new.
     ///
     /// # Errors
     /// [`AdapterError`], with nothing changed.
     pub(super) fn load(
         &mut self,
         model: &mut QwenModel,
-        name: &str,
-        path: &Path,
+        (name, path): (&str, &Path),
+        files: Result<LoraAdapter, AdapterError>,
         replaces: bool,
     ) -> Result<(), AdapterError> {
         if self.max_loras == 0 {
@@ -100,7 +100,8 @@ impl Adapters {
                 name: name.to_owned(),
             });
         }
-        let matrices = self.read(path)?;
+        let matrices = files?;
+        self.check_rank(path, &matrices)?;
         let invalid = |reason: String| AdapterError::Invalid {
             path: path.to_owned(),
             reason: explained(reason),
@@ -136,51 +137,17 @@ impl Adapters {
         Ok(())
     }
 
-    /// Reads an adapter's folder.
-    fn read(&self, path: &Path) -> Result<LoraAdapter, AdapterError> {
-        if !path.join(CONFIG_FILE).is_file() {
-            let reason = if path.is_dir() {
-                let below = fs::read_dir(path).into_iter().flatten().flatten();
-                let below = below.map(|entry| entry.path());
-                let mut below: Vec<_> = below
-                    .filter(|path| path.join(CONFIG_FILE).is_file())
-                    .collect();
-                below.sort();
-                match below.last() {
-                    Some(folder) => format!(
-                        "the folder has no {CONFIG_FILE}; did you mean {}?",
-                        folder.display()
-                    ),
-                    None => format!("the folder has no {CONFIG_FILE}"),
-                }
-            } else if path.is_file() {
-                "expected the folder, found a file".to_owned()
-            } else {
-                "no such folder; an adapter must be a local one, so download it first from a hub"
-                    .to_owned()
-            };
-            return Err(AdapterError::NotFound {
-                path: path.to_owned(),
-                reason,
-            });
-        }
-        let invalid = |reason: String| AdapterError::Invalid {
-            path: path.to_owned(),
-            reason: explained(reason),
-        };
-        let adapter = LoraAdapter::load(path).map_err(|error| invalid(error.to_string()))?;
-        QwenModel::check_shared(&adapter).map_err(|error| AdapterError::Invalid {
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
+    /// Whether the slots have room for a rank.
+    fn check_rank(&self, path: &Path, adapter: &LoraAdapter) -> Result<(), AdapterError> {
         let ranks = adapter.modules.values().map(|matrices| matrices.r);
         let (rank, limit) = (ranks.max().unwrap_or(0), self.max_lora_rank);
-        if rank > limit {
-            return Err(invalid(format!(
-                "its rank is {rank}, --max-lora-rank is {limit}"
-            )));
+        match rank > limit {
+            false => Ok(()),
+            true => Err(AdapterError::Invalid {
+                path: path.to_owned(),
+                reason: format!("its rank is {rank}, --max-lora-rank is {limit}"),
+            }),
         }
-        Ok(adapter)
     }
 
     fn free_slot(&self) -> Option<usize> {
@@ -240,8 +207,11 @@ impl Adapters {
             Some(matrices) => matrices,
             None => {
                 let path = self.all[place].info.path.clone();
-                self.read(&path)
-                    .map_err(|error| failed(error.to_string()))?
+                let read = read_adapter(&path).and_then(|matrices| {
+                    self.check_rank(&path, &matrices)?;
+                    Ok(matrices)
+                });
+                read.map_err(|error| failed(error.to_string()))?
             }
         };
         model
@@ -327,19 +297,6 @@ fn stack(model: &mut QwenModel) -> Result<(), String> {
         model.stack_adapters();
         Ok(())
     })
-}
-
-/// Says what an adapter may change where one changes something else.
-fn explained(reason: String) -> String {
-    let others = ["lm_head", "embed_tokens", "layernorm", "model.norm"];
-    // What the error says of all such adapters comes after the tensor's name.
-    let subject = reason.split(": adapters of ").next().unwrap_or(&reason);
-    match others.iter().find(|other| subject.contains(**other)) {
-        Some(other) => format!(
-            "it changes `{other}`, but adapters of the head, the embedding and the norms are not supported ({reason})"
-        ),
-        None => reason,
-    }
 }
 
 /// Which adapter a sequence uses.

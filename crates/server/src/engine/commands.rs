@@ -59,11 +59,12 @@ impl Worker {
             EngineCommand::LoadAdapter {
                 name,
                 path,
+                files,
                 replaces,
                 reply,
             } => {
                 // The caller may have gone away; the adapter is loaded all the same.
-                let _ = reply.send(self.load_adapter(&name, &path, replaces));
+                let _ = reply.send(self.load_adapter(&name, &path, *files, replaces));
             }
             EngineCommand::UnloadAdapter { name, reply } => {
                 let _ = reply.send(self.unload_adapter(&name));

@@ -5,16 +5,15 @@
 //! counts the sequence as done, dropping a [`QueuePermit`] frees a place in the queue, dropping the receiver marks the engine
 //! as dead. Commands travel over a `std` channel, so that an idle engine thread sleeps in [`EngineReceiver::recv`].
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use model_qwen::PoolingType;
-use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+use tokio::sync::{mpsc as async_mpsc, watch};
 
-use super::error::{AdapterError, SubmitError};
+use super::error::SubmitError;
 use super::receiver::{
     EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission,
 };
@@ -35,6 +34,8 @@ pub(super) struct Shared {
     pub(super) stats: Mutex<EngineStats>,
     pub(super) adapters: RwLock<Vec<AdapterInfo>>,
     pub(super) requests: RequestMetrics,
+    /// Adapters are read one after the other: each takes memory until the engine has it.
+    pub(super) reading_adapter: Mutex<()>,
 }
 
 impl Shared {
@@ -86,8 +87,8 @@ impl Drop for OutputStream {
 /// The HTTP side's end of the engine; clones are cheap.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
-    commands: Sender<EngineCommand>,
-    shared: Arc<Shared>,
+    pub(super) commands: Sender<EngineCommand>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl EngineHandle {
@@ -210,73 +211,6 @@ impl EngineHandle {
             })
     }
 
-    /// Loads the PEFT folder at `path` under `name`.
-    ///
-    /// # Errors
-    /// [`AdapterError`], with nothing changed.
-    pub async fn load_adapter(&self, name: &str, path: &Path) -> Result<(), AdapterError> {
-        self.load(name, path, false).await
-    }
-
-    /// The same in place of an adapter `name`, if there is one; sequences that use that one finish with it.
-    ///
-    /// # Errors
-    /// [`AdapterError`], with nothing changed.
-    pub async fn replace_adapter(&self, name: &str, path: &Path) -> Result<(), AdapterError> {
-        self.load(name, path, true).await
-    }
-
-    /// [`Self::replace_adapter`] for a thread that may block.
-    ///
-    /// # Errors
-    /// [`AdapterError`], with nothing changed.
-    pub(crate) fn replace_adapter_blocking(
-        &self,
-        name: &str,
-        path: &Path,
-    ) -> Result<(), AdapterError> {
-        let answer = self.begin_load(name, path, true)?;
-        answer.blocking_recv().unwrap_or(Err(AdapterError::Stopped))
-    }
-
-    async fn load(&self, name: &str, path: &Path, replaces: bool) -> Result<(), AdapterError> {
-        let answer = self.begin_load(name, path, replaces)?;
-        answer.await.unwrap_or(Err(AdapterError::Stopped))
-    }
-
-    fn begin_load(
-        &self,
-        name: &str,
-        path: &Path,
-        replaces: bool,
-    ) -> Result<oneshot::Receiver<Result<(), AdapterError>>, AdapterError> {
-        let (reply, answer) = oneshot::channel();
-        let command = EngineCommand::LoadAdapter {
-            name: name.to_owned(),
-            path: path.to_owned(),
-            replaces,
-            reply,
-        };
-        let sent = self.commands.send(command);
-        sent.map_err(|_| AdapterError::Stopped).map(|()| answer)
-    }
-
-    /// Lets no further sequence use the adapter `name`; those that do finish.
-    ///
-    /// # Errors
-    /// [`AdapterError::Unknown`] if none is loaded under this name.
-    pub async fn unload_adapter(&self, name: &str) -> Result<(), AdapterError> {
-        let (reply, answer) = oneshot::channel();
-        let command = EngineCommand::UnloadAdapter {
-            name: name.to_owned(),
-            reply,
-        };
-        self.commands
-            .send(command)
-            .map_err(|_| AdapterError::Stopped)?;
-        answer.await.unwrap_or(Err(AdapterError::Stopped))
-    }
-
     /// The loaded adapters, in the order of loading.
     pub fn adapters(&self) -> Vec<AdapterInfo> {
         self.shared
@@ -370,6 +304,7 @@ pub fn channel(limits: EngineLimits) -> (EngineHandle, EngineReceiver) {
         stats: Mutex::default(),
         adapters: RwLock::default(),
         requests,
+        reading_adapter: Mutex::default(),
     });
     let handle = EngineHandle {
         commands,

@@ -5,6 +5,8 @@ use std::mem;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lora_4bit::peft::LoraAdapter;
+
 use super::adapters::{AdapterId, AdapterUse};
 use super::error::{AdapterError, SequenceError};
 use super::receiver::{RequestId, Submission};
@@ -108,9 +110,10 @@ impl Worker {
         &mut self,
         name: &str,
         path: &Path,
+        files: Result<LoraAdapter, AdapterError>,
         replaces: bool,
     ) -> Result<(), AdapterError> {
-        (self.adapters).load(&mut self.model, name, path, replaces)?;
+        (self.adapters).load(&mut self.model, (name, path), files, replaces)?;
         self.forget_graphs();
         self.settle();
         self.receiver.set_adapters(self.adapters.infos());

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use lora_4bit::peft::LoraAdapter;
 use model_qwen::PoolingType;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
@@ -34,6 +35,8 @@ pub enum EngineCommand {
         name: String,
         /// PEFT folder.
         path: PathBuf,
+        /// What the folder holds: it was read elsewhere, so that a slow disk keeps no request waiting.
+        files: Box<Result<LoraAdapter, AdapterError>>,
         /// Whether an adapter of this name makes room for it.
         replaces: bool,
         /// Where the answer goes.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use model_qwen::pooling::{classifier_from_token, first_label};
+use model_qwen::pooling::{Labels, ProblemType, classifier_from_token, label_names, labels};
 use model_qwen::{
     Architecture, ChatTemplate, LoadError, PoolingType, QwenConfig, ScoreHead, ScoreTokens,
     SentenceTransformer, Tokenizer, is_headless, score_weights,
@@ -23,10 +23,10 @@ pub struct PoolingInfo {
     pub dimensions: Option<usize>,
     /// Length of the whole vector.
     pub hidden_size: usize,
-    /// Of a reranker: what a vector is multiplied with.
+    /// Of a reranker or a classifier: what a vector is multiplied with, one row of the vector's length for each label.
     pub score: Option<Arc<[f32]>>,
-    /// Of a model with a score: the name of its one class, if it has a name.
-    pub label: Option<String>,
+    /// Of a model with a score: its classes.
+    pub labels: Labels,
     /// How a reranker reads a query and a document.
     pub template: ScoreTemplate,
     /// Longest text in tokens, if that is less than the context.
@@ -152,9 +152,14 @@ fn info(
         return Err(wrong("--pooler-config", message));
     }
     let score = head.map(|head| score_weights(dir, head)).transpose()?;
-    let label = match &score {
-        Some(_) => first_label(dir).map_err(LoadError::from)?,
-        None => None,
+    let num_labels = score.as_ref().map_or(0, |score| score.len() / hidden_size);
+    let labels = match head {
+        Some(ScoreHead::Label) => labels(dir, num_labels),
+        // What the file says of classes is not of tokens.
+        Some(ScoreHead::Tokens(_)) | None => label_names(dir, num_labels).map(|names| Labels {
+            names,
+            problem_type: ProblemType::default(),
+        }),
     };
     let limits = [pooler.max_embed_len, sentences.max_seq_length];
     Ok(PoolingInfo {
@@ -169,7 +174,7 @@ fn info(
         dimensions: pooler.dimensions,
         hidden_size,
         score: score.map(Arc::from),
-        label,
+        labels: labels.map_err(LoadError::from)?,
         template,
         max_len: limits.into_iter().flatten().min(),
         do_lower_case: sentences.do_lower_case,

@@ -11,6 +11,7 @@ use model_qwen::{
     bundled_model_dir, is_gpu, parse_device, resolve_model, special_tokens,
 };
 
+use super::adapter_folder::read_adapter;
 use super::adapters::Adapters;
 use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
@@ -65,6 +66,16 @@ pub enum StartError {
     /// The operating system refused a thread.
     #[error("cannot start the engine thread: {0}")]
     Thread(std::io::Error),
+}
+
+impl StartError {
+    /// Whether the settings are wrong, whatever the model and the machine.
+    pub fn is_of_settings(&self) -> bool {
+        matches!(
+            self,
+            Self::Config(_) | Self::Device(_) | Self::ChatTemplate(_) | Self::Scheduler(_)
+        )
+    }
 }
 
 /// Starts engines.
@@ -156,7 +167,8 @@ impl Engine {
         let base = config.finetuning.as_ref().map(|_| model.clone());
         let mut adapters = Adapters::new(config.lora.as_ref());
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
-            adapters.load(&mut model, &module.name, &module.path, false)?;
+            let files = read_adapter(&module.path);
+            adapters.load(&mut model, (&module.name, &module.path), files, false)?;
         }
         // What building the tokenizer and loading the weights have freed.
         model_qwen::sys::return_freed_memory();

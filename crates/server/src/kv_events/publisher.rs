@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{TcpListener as StdListener, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -25,9 +25,10 @@ const RECONNECT: Duration = Duration::from_secs(1);
 
 /// Why nothing is published.
 #[derive(Debug, thiserror::Error)]
-#[error("--kv-events-config: {key}: cannot listen on {address}: {source}")]
+#[error("--kv-events-config: {key}: cannot {attempt} {address}: {source}")]
 pub struct ListenError {
     key: &'static str,
+    attempt: &'static str,
     address: String,
     source: io::Error,
 }
@@ -41,8 +42,26 @@ enum Source {
 fn source(key: &'static str, endpoint: &Endpoint) -> Result<Source, ListenError> {
     match endpoint {
         Endpoint::Bind(address) => listen(key, address).map(Source::Listener),
-        Endpoint::Connect(address) => Ok(Source::Address(address.clone())),
+        Endpoint::Connect(address) => {
+            check_host(key, address)?;
+            Ok(Source::Address(address.clone()))
+        }
     }
+}
+
+/// Whoever is to be connected to may come later, but its name must be known now: a misspelled one would be silent.
+fn check_host(key: &'static str, address: &str) -> Result<(), ListenError> {
+    let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let found = address
+        .to_socket_addrs()
+        .and_then(|mut addresses| addresses.next().ok_or_else(none));
+    let failed = |source| ListenError {
+        key,
+        attempt: "find the host of",
+        address: address.to_owned(),
+        source,
+    };
+    found.map(drop).map_err(failed)
 }
 
 fn listen(key: &'static str, address: &str) -> Result<StdListener, ListenError> {
@@ -53,6 +72,7 @@ fn listen(key: &'static str, address: &str) -> Result<StdListener, ListenError> 
     });
     bound.map_err(|source| ListenError {
         key,
+        attempt: "listen on",
         address: address.to_owned(),
         source,
     })
@@ -74,6 +94,7 @@ pub(super) fn start(
     let config = config.clone();
     let failed = |source| ListenError {
         key: "endpoint",
+        attempt: "start",
         address: "a thread of its own".to_owned(),
         source,
     };

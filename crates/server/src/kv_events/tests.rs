@@ -389,3 +389,20 @@ fn what_is_no_subscriber_is_turned_away() {
         "{error}"
     );
 }
+
+#[test]
+fn a_host_without_an_address_is_an_error_at_start() {
+    let config = KvEventsConfig {
+        endpoint: Endpoint::Connect("no-such-host.invalid:5557".to_owned()),
+        replay_endpoint: None,
+        topic: String::new(),
+        buffer_steps: 1,
+        hwm: 1,
+        max_queue_size: 1,
+        format: EventFormat::Map,
+    };
+    let error = KvEvents::start(&config, 2).unwrap_err().to_string();
+    let expected =
+        "--kv-events-config: endpoint: cannot find the host of no-such-host.invalid:5557";
+    assert!(error.contains(expected), "{error}");
+}

@@ -270,6 +270,8 @@ fn template_error(error: TemplateError) -> ApiError {
         | TemplateError::Render(_)
         | TemplateError::File { .. }
         | TemplateError::Syntax { .. }
-        | TemplateError::TooMuchWork { .. } => ApiError::bad_request("messages", message),
+        | TemplateError::TooMuchWork { .. }
+        | TemplateError::TooSlow { .. }
+        | TemplateError::TooLarge { .. } => ApiError::bad_request("messages", message),
     }
 }

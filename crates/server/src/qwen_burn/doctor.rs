@@ -10,13 +10,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde::Serialize;
 
+use crate::config::QWEN_BURN;
 use crate::program::print;
 
 /// Say what this machine has for qwen-burn, and what to do about the rest.
 ///
 /// Every line is `ok`, `note` (something that is of use and isn't there) or `missing`. The status is 1 if something is missing.
 #[derive(Debug, Parser)]
-#[command(name = "doctor", version, max_term_width = 110)]
+#[command(name = "doctor", display_name = QWEN_BURN, version, max_term_width = 110)]
 pub(super) struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]

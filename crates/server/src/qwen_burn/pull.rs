@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use model_qwen::{HubOptions, resolve_model_with};
 
+use crate::config::QWEN_BURN;
 use crate::program::{log_to_stderr, print};
 
 /// Download a model from the Hugging Face Hub, and print its folder.
@@ -14,7 +15,7 @@ use crate::program::{log_to_stderr, print};
 /// The folder is in the cache that the Python libraries use, too; what is there already is not fetched again. HF_ENDPOINT
 /// names a mirror, HF_TOKEN a token for models that need one.
 #[derive(Debug, Parser)]
-#[command(name = "pull", version, max_term_width = 110)]
+#[command(name = "pull", display_name = QWEN_BURN, version, max_term_width = 110)]
 pub(super) struct PullArgs {
     /// The model's name on the Hub, such as Qwen/Qwen2.5-0.5B-Instruct; several are fetched one after the other
     #[arg(value_name = "MODEL", required = true)]

@@ -13,7 +13,7 @@ use crate::protocol::classify::{Classified, ClassifyResponse};
 use crate::protocol::fields::Endpoint;
 use crate::state::{AppState, unix_time};
 
-/// Classes of texts. A model with a score has one class, whose probability the score is.
+/// Classes of texts. A model with one score has one class, whose probability the score is.
 pub async fn classify(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     let pooling = info(&state)?;
     if pooling.score.is_none() {
@@ -29,12 +29,12 @@ pub async fn classify(State(state): State<AppState>, body: Body) -> Result<Respo
     let pooled = pool(&state, std::mem::take(&mut prepared.requests)).await?;
     let usage = pooled.usage(num_tokens);
     let scores = pooled.vectors.iter();
-    let scores = scores.filter_map(|values| pooling.score(values, prepared.activation));
-    let data = scores.enumerate().map(|(index, score)| Classified {
+    let scores = scores.filter_map(|values| pooling.scores(values, prepared.activation));
+    let data = scores.enumerate().map(|(index, probs)| Classified {
         index,
-        label: pooling.label.clone(),
-        probs: vec![score],
-        num_classes: 1,
+        label: pooling.labels.names[most_probable(&probs)].clone(),
+        num_classes: probs.len(),
+        probs,
     });
     let response = ClassifyResponse {
         data: data.collect(),
@@ -45,4 +45,10 @@ pub async fn classify(State(state): State<AppState>, body: Body) -> Result<Respo
         usage,
     };
     Ok(Json(response).into_response())
+}
+
+/// The class with the highest number, the first of equal ones.
+fn most_probable(probs: &[f32]) -> usize {
+    let better = |best: usize, i: usize| if probs[i] > probs[best] { i } else { best };
+    (0..probs.len()).reduce(better).unwrap_or(0)
 }

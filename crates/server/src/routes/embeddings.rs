@@ -109,8 +109,8 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
         object: "pooling",
         data: prepared
             .fields
-            .encode(match pooling.score(&values, prepared.activation) {
-                Some(score) => vec![score],
+            .encode(match pooling.scores(&values, prepared.activation) {
+                Some(scores) => scores,
                 None => pooling.embedding(values, prepared.dimensions, prepared.activation),
             }),
     });

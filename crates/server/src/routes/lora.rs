@@ -81,7 +81,9 @@ fn require_lora<'a>(state: &'a AppState, headers: &HeaderMap) -> Result<&'a Lora
 fn refused(error: LoraRootError) -> ApiError {
     let status = match error {
         LoraRootError::Missing(_) => StatusCode::NOT_FOUND,
-        LoraRootError::Outside | LoraRootError::LinkOutside { .. } => StatusCode::FORBIDDEN,
+        LoraRootError::Outside | LoraRootError::LeadsOut | LoraRootError::LinkOutside { .. } => {
+            StatusCode::FORBIDDEN
+        }
     };
     ApiError {
         param: Some("lora_path".to_owned()),

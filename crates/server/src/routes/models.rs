@@ -35,9 +35,10 @@ pub async fn delete(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
+    let id = id.trim_end_matches('/').to_owned();
+    check_deletable(&state, &id)?;
     let own = service(&state)?.clone();
     require_own_page(&state, &headers)?;
-    let id = id.trim_end_matches('/').to_owned();
     let name = id.clone();
     for name in blocking(move || own.delete_model(&name)).await? {
         // It may have been unloaded already.
@@ -45,6 +46,26 @@ pub async fn delete(
     }
     Ok(Json(
         json!({ "id": id, "object": "model", "deleted": true }),
+    ))
+}
+
+/// Refuses to delete what no job has made: there is such a model, so that a 404 would be wrong.
+fn check_deletable(state: &AppState, id: &str) -> Result<(), ApiError> {
+    let is_base = state.served_model_names().iter().any(|name| name == id);
+    let adapters = state.engine().adapters();
+    let is_adapter = adapters.iter().any(|adapter| adapter.name == id);
+    let reason = match state.finetuning() {
+        _ if is_base => {
+            "is a base model; only models that fine-tuning jobs have made can be deleted"
+        }
+        None if is_adapter => {
+            "was made by no fine-tuning job; POST /v1/unload_lora_adapter unloads it"
+        }
+        _ => return Ok(()),
+    };
+    Err(ApiError::bad_request(
+        "model",
+        format!("`{id}` cannot be deleted: it {reason}."),
     ))
 }
 

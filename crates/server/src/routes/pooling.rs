@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
+use model_qwen::pooling::ProblemType;
+
 use super::prompt::{Length, encode};
 use crate::engine::{EngineOutput, PoolRequest, PoolingInfo, SequenceError, SubmitError};
 use crate::error::ApiError;
@@ -176,15 +178,42 @@ impl PoolingInfo {
         values
     }
 
-    /// The score of a vector, between 0 and 1 if so wanted; `None` for a model without one.
+    /// The score of a vector for each label, as probabilities if so wanted; `None` for a model without scores.
+    pub(super) fn scores(&self, values: &[f32], activation: Option<bool>) -> Option<Vec<f32>> {
+        let weights = self.score.as_ref()?;
+        let logits = weights.chunks_exact(self.hidden_size);
+        let logits: Vec<f64> = logits.map(|row| dot(values, row)).collect();
+        let activates = activation.unwrap_or(self.use_activation);
+        let scores = match (activates, self.labels.problem_type) {
+            (false, _) | (true, ProblemType::Regression) => logits,
+            (true, ProblemType::SingleLabel) if logits.len() > 1 => softmax(&logits),
+            (true, ProblemType::SingleLabel | ProblemType::MultiLabel) => {
+                logits.iter().map(|&logit| sigmoid(logit)).collect()
+            }
+        };
+        Some(scores.into_iter().map(|score| score as f32).collect())
+    }
+
+    /// The score of a vector, between 0 and 1 if so wanted, of a model that has one for a text; `None` for any other.
     pub(super) fn score(&self, values: &[f32], activation: Option<bool>) -> Option<f32> {
         let weights = self.score.as_ref()?;
         let score = dot(values, weights);
         Some(match activation.unwrap_or(self.use_activation) {
-            true => (1.0 / (1.0 + (-score).exp())) as f32,
+            true => sigmoid(score) as f32,
             false => score as f32,
         })
     }
+}
+
+fn sigmoid(logit: f64) -> f64 {
+    1.0 / (1.0 + (-logit).exp())
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = logits.iter().map(|logit| (logit - max).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
 }
 
 /// The cosine of the angle between two vectors.

@@ -41,7 +41,7 @@ struct Prepared {
 
 /// Scores of pairs of texts.
 pub async fn score(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    info(&state)?;
+    check_model(&state)?;
     let prepared = in_turn(&state, body, |state, mut body| {
         body.check(Endpoint::Score)?;
         let (pairs, instruction) = ScoreFields::take(&mut body)?;
@@ -67,7 +67,7 @@ pub async fn score(State(state): State<AppState>, body: Body) -> Result<Response
 
 /// Documents, the best for a query first.
 pub async fn rerank(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    info(&state)?;
+    check_model(&state)?;
     let prepared = in_turn(&state, body, |state, mut body| {
         body.check(Endpoint::Rerank)?;
         let (pairs, top_n, instruction) = RerankFields::take(&mut body)?;
@@ -92,6 +92,19 @@ pub async fn rerank(State(state): State<AppState>, body: Body) -> Result<Respons
         results,
     };
     Ok(Json(response).into_response())
+}
+
+/// Refuses a model without scores for pairs: one that generates text, or has several labels.
+fn check_model(state: &AppState) -> Result<(), ApiError> {
+    match info(state)?.labels.names.len() {
+        0 | 1 => Ok(()),
+        num => {
+            let message = format!(
+                "This model has {num} labels, and a score needs a model with one: use `/classify`."
+            );
+            Err(ApiError::bad_request("model", message))
+        }
+    }
 }
 
 /// Runs the pairs through the engine.

@@ -316,6 +316,62 @@ fn a_draining_server_answers_503_until_its_last_stream_ends() {
     assert!(TcpStream::connect(server.address).is_err());
 }
 
+/// A client learns in the form of its API that an answer is not complete.
+#[test]
+fn answers_that_the_shutdown_cuts_end_with_an_error() {
+    let flags = ["--shutdown-timeout", "1"];
+    let mut server = TestServer::start_with(&flags, |_| Play::Hang(bytes("x").collect()));
+    let messages = json!([{ "role": "user", "content": "q" }]);
+    let cases = [
+        (
+            "/v1/chat/completions",
+            json!({ "messages": messages }),
+            "data: {\"error\":",
+        ),
+        (
+            "/v1/completions",
+            json!({ "prompt": "x" }),
+            "data: {\"error\":",
+        ),
+        (
+            "/v1/responses",
+            json!({ "input": "x" }),
+            "event: response.failed",
+        ),
+        (
+            "/v1/messages",
+            json!({ "model": "base", "messages": messages, "max_tokens": 9 }),
+            "event: error",
+        ),
+        (
+            "/api/chat",
+            json!({ "model": "base", "messages": messages }),
+            "{\"error\":",
+        ),
+        (
+            "/v1/completions",
+            json!({ "prompt": "x", "stream": false }),
+            "HTTP/1.1 503",
+        ),
+    ];
+    let mut streams = Vec::new();
+    for (path, mut body, expected) in cases {
+        if body.get("stream").is_none() {
+            body["stream"] = json!(true);
+        }
+        streams.push((path, server.begin(path, &body), expected));
+        server.wait_for_requests(streams.len());
+    }
+    server.signal_shutdown();
+    for (path, mut stream, expected) in streams {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(expected), "{path}: {answer}");
+        assert!(answer.contains("--shutdown-timeout"), "{path}: {answer}");
+    }
+    server.join();
+}
+
 #[test]
 fn shutdown_ends_after_its_timeout() {
     let mut server = TestServer::start_with(&["--shutdown-timeout", "1"], |_| {

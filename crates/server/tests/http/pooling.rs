@@ -1,5 +1,7 @@
 //! Embeddings and scores as clients ask for them. A vector is `[number of tokens, first token, last token, 1]`.
 
+use model_qwen::pooling::ProblemType;
+
 use super::*;
 
 fn embed(server: &TestServer, body: Value) -> Value {
@@ -329,6 +331,45 @@ fn scores_are_products_or_cosines() {
         .json();
     assert_eq!(answer["data"][0]["score"], 1.0);
     assert!(answer["data"][1]["score"].as_f64().unwrap() < 1.0);
+}
+
+/// The vector of `x` is `[1, 120, 120, 1]`, so that the logits are 1 and 3.
+#[test]
+fn several_labels_have_the_probabilities_of_their_problem() {
+    let rows = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0];
+    for (problem_type, expected) in [
+        (ProblemType::SingleLabel, [0.119_202_9, 0.880_797]),
+        (ProblemType::MultiLabel, [0.731_058_6, 0.952_574_1]),
+        (ProblemType::Regression, [1.0, 3.0]),
+    ] {
+        let server = TestServer::start_classifier(&[], Some(&rows), problem_type);
+        let check = |answer: &Value, expected: [f64; 2]| {
+            let found: Vec<f64> = serde_json::from_value(answer.clone()).unwrap();
+            let near = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-6;
+            assert!(found.iter().zip(&expected).all(near), "{found:?}");
+            assert_eq!(found.len(), 2);
+        };
+        let answer = server.post("/classify", &json!({ "input": "x" })).json();
+        let class = &answer["data"][0];
+        assert_eq!(
+            (&class["label"], &class["num_classes"]),
+            (&json!("other"), &json!(2))
+        );
+        check(&class["probs"], expected);
+        let answer = server.post("/pooling", &json!({ "input": "x" })).json();
+        check(&answer["data"][0]["data"], expected);
+        let body = json!({ "input": "x", "use_activation": false });
+        let answer = server.post("/classify", &body).json();
+        check(&answer["data"][0]["probs"], [1.0, 3.0]);
+        for (path, body) in [
+            ("/score", json!({ "text_1": "a", "text_2": "b" })),
+            ("/rerank", json!({ "query": "a", "documents": ["b"] })),
+        ] {
+            let answer = server.post(path, &body);
+            assert_eq!(answer.status, 400, "{}", answer.text);
+            assert!(answer.text.contains("2 labels"), "{}", answer.text);
+        }
+    }
 }
 
 #[test]

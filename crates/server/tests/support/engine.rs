@@ -82,6 +82,7 @@ impl FakeEngine {
                     path,
                     replaces,
                     reply,
+                    ..
                 } => {
                     if replaces {
                         adapters.retain(|adapter| adapter.name != name);

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use model_qwen::PoolingType;
+use model_qwen::pooling::{Labels, ProblemType};
 use serde_json::{Value, json};
 use server::engine::{EngineLimits, GenerateRequest, PoolingInfo, ScoreTemplate, channel};
 use server::{AppState, Config, ModelInfo};
@@ -76,13 +77,30 @@ impl TestServer {
 
     /// A server whose vectors are `[number of tokens, first token, last token, 1]`; with `score`, scores are products with it.
     pub(crate) fn start_pooling(flags: &[&str], score: Option<&[f32]>) -> Self {
+        Self::start_classifier(flags, score, ProblemType::SingleLabel)
+    }
+
+    /// The same with a row of `score` for each label.
+    pub(crate) fn start_classifier(
+        flags: &[&str],
+        score: Option<&[f32]>,
+        problem_type: ProblemType,
+    ) -> Self {
+        let names = ["relevant", "other", "third"].into_iter();
+        let num_labels = score.map_or(0, |score| score.len() / 4);
         let pooling = PoolingInfo {
             pooling_type: PoolingType::Last,
             use_activation: true,
             dimensions: None,
             hidden_size: 4,
             score: score.map(Arc::from),
-            label: score.map(|_| "relevant".to_owned()),
+            labels: Labels {
+                names: names
+                    .map(|name| Some(name.to_owned()))
+                    .take(num_labels)
+                    .collect(),
+                problem_type,
+            },
             template: ScoreTemplate::Joined,
             max_len: None,
             do_lower_case: false,
