@@ -212,7 +212,10 @@ mod tests {
         let error = |config| architecture(&config).unwrap_err().to_string();
         let biased = error(config("qwen3", true, 1024));
         assert!(biased.contains("`attention_bias`"), "{biased}");
-        let long = error(config("qwen2", false, 1 << 32));
+        let long = error(QwenConfig {
+            max_position_embeddings: 1 << 32,
+            ..config("qwen2", false, 1024)
+        });
         let expected = "`max_position_embeddings`: expected a number below 2^32, found 4294967296";
         assert!(long.contains(expected), "{long}");
     }
