@@ -52,6 +52,16 @@ fn a_long_decode_is_split_over_its_context() {
 }
 
 #[test]
+fn long_prompts_see_what_is_before_them() {
+    let mut rng = Rng(7);
+    for dims in [[12, 2, 128], [14, 2, 64], [6, 6, 128]] {
+        let lens = [(300, 700), (1, 140), (257, 257), (3, 500)];
+        let what = format!("{dims:?}");
+        Case::new(&mut rng, dims, 16, DType::BF16, &lens).check(&what);
+    }
+}
+
+#[test]
 fn a_chunked_prefill_equals_one_shot() {
     let (dims, block_size, context) = ([14, 2, 64], 16, 301);
     let [heads, kv_heads, head_dim] = dims;
