@@ -32,7 +32,7 @@ pub use renderers::{RENDER_TEMPLATES, render_in_processes, render_in_processes_o
 
 use frames::Work;
 use messages::Prepared;
-use renderers::{Author, Renderers};
+use renderers::Renderers;
 use source::TemplateFiles;
 
 /// What to render besides the messages.
@@ -206,22 +206,18 @@ impl ChatTemplate {
         variables: Map<String, Json>,
         fuel: u64,
     ) -> Result<String, TemplateError> {
+        if !self.is_apart {
+            return template.render(variables, fuel);
+        }
+        let fuel = fuel.min(fuel::MAX_APART);
         if let Some(renderers) = renderers::renderers() {
-            let author = match self.is_apart {
-                true => Author::Stranger,
-                false => Author::Own,
-            };
             let work = Work {
                 source: template.source.clone(),
                 fuel,
                 variables: Some(variables),
             };
-            return renderers.render(&work, author);
+            return renderers.render(&work);
         }
-        if !self.is_apart {
-            return template.render(variables, fuel);
-        }
-        let fuel = fuel.min(fuel::MAX_APART);
         apart::run(apart::stack_for(fuel), move || {
             template.render(variables, fuel)
         })
@@ -237,7 +233,7 @@ impl Compiled {
             fuel: fuel::BASE,
             variables: None,
         };
-        renderers.render(&work, Author::Stranger)?;
+        renderers.render(&work)?;
         Ok(Self {
             source: work.source,
             environment: Environment::empty(),

@@ -90,19 +90,14 @@ pub(crate) fn is_renderer(command_line: &[OsString]) -> bool {
     command_line.len() == 2 && command_line[1] == RENDER_TEMPLATES
 }
 
-/// Chat templates run in processes that end when a template does too much. A system without room for processes has only the
-/// limits of fuel, which is enough for templates that nobody wrote in malice.
+/// Templates of clients run in processes that end when a template does too much.
 fn render_apart(config: &Config) -> Result<()> {
-    match render_in_processes() {
-        Err(error) if config.api.trust_request_chat_template => Err(error).context(
-            "--trust-request-chat-template needs processes that render the templates, and none can be started",
-        ),
-        Err(error) => {
-            tracing::warn!(%error, "no process can be started to render chat templates; they are rendered in this one");
-            Ok(())
-        }
-        Ok(()) => Ok(()),
+    if !config.api.trust_request_chat_template {
+        return Ok(());
     }
+    render_in_processes().context(
+        "--trust-request-chat-template needs processes that render the templates, and none can be started",
+    )
 }
 
 pub(crate) fn log_to_stderr() {

@@ -367,6 +367,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_plan_of_7b_is_near_what_a_card_showed() {
+        // docs/benchmarks/2026-11-29-attention.md.
+        let seen = 6535.0;
+        let json = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584,
+            "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+            "vocab_size": 152064, "max_position_embeddings": 131072, "rope_theta": 10000.0, "tie_word_embeddings": false,
+            "rms_norm_eps": 1e-6, "hidden_act": "silu", "torch_dtype": "bfloat16"}"#;
+        let model = QwenConfig::from_json(json, Path::new("config.json")).unwrap();
+        let plan = MemoryPlan::new(&Config::new("x"), &model, &card(8), 997);
+        let planned = plan.total() >> 20;
+        let part = planned as f64 / seen;
+        assert!((0.97..=1.01).contains(&part), "{planned} MiB, seen {seen}");
+    }
+
     fn config(batch_size: usize, length: usize) -> Config {
         let mut config = Config::new("x");
         config.run.batch_size = batch_size;

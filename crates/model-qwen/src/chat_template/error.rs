@@ -65,6 +65,9 @@ pub enum TemplateError {
         /// The memory that templates get.
         mib: u64,
     },
+    /// There is no process that renders the template: the system has no room for one, or all are busy.
+    #[error("no process renders the chat template: {0}")]
+    NoProcess(String),
     /// The template failed while it ran.
     #[error("the chat template failed: {0}")]
     Render(String),

@@ -30,6 +30,8 @@ pub(super) const TOO_SLOW: i32 = 3;
 /// [`super::render_in_processes`] do this when they are started with [`super::RENDER_TEMPLATES`] as their only argument.
 pub fn serve_renders() -> ExitCode {
     limits::leave_no_core();
+    // A signal to the whole group is for the server, which may still have to render.
+    limits::ignore_signals_to_end();
     let watch = watch();
     let mut input = BufReader::new(io::stdin().lock());
     let mut output = io::stdout().lock();
@@ -52,13 +54,13 @@ pub fn serve_renders() -> ExitCode {
 }
 
 fn answer(work: Work, last: &mut Option<Compiled>) -> Result<String, TemplateError> {
+    limits::limit_memory(Some(MAX_MEMORY));
     if last.as_ref().is_none_or(|last| last.source != work.source) {
         *last = Some(Compiled::new(work.source, "the given text")?);
     }
     let (Some(compiled), Some(variables)) = (&*last, work.variables) else {
         return Ok(String::new());
     };
-    limits::limit_memory(Some(MAX_MEMORY));
     let rendered = apart::run(STACK, || compiled.render(variables, work.fuel));
     limits::limit_memory(None);
     rendered.map_err(|error| TemplateError::Render(error.to_string()))?

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::TemplateError;
 use super::frames::{self, Work};
@@ -12,15 +13,15 @@ use super::renderer::{MAX_MEMORY, MAX_TIME, TOO_SLOW};
 
 /// The argument that makes a program a renderer.
 pub const RENDER_TEMPLATES: &str = "__render-templates";
-/// Processes that wait for work.
-const MAX_IDLE: usize = 2;
+/// How long a template waits for its turn. One that is rendered has half a second of the processor.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of work after which a process is not used again: it keeps the memory.
 const MAX_KEPT: usize = 1 << 20;
 
 static RENDERERS: OnceLock<Renderers> = OnceLock::new();
 
-/// From now on, every template of this program is rendered by a process of its own, which ends when a template takes too long or
-/// needs too much memory. The process is this program, started again with [`RENDER_TEMPLATES`]: `main` has to call
+/// From now on, templates of strangers ([`super::ChatTemplate::from_stranger`]) are rendered by processes of their own, which end
+/// when a template takes too long or needs too much memory. The process is this program, started again with [`RENDER_TEMPLATES`]: `main` has to call
 /// [`super::serve_renders`] then, and to do nothing else.
 ///
 /// # Errors
@@ -41,7 +42,7 @@ pub fn render_in_processes() -> io::Result<()> {
 pub fn render_in_processes_of(program: PathBuf) -> io::Result<()> {
     let renderers = Renderers {
         program,
-        max_running: thread::available_parallelism().map_or(2, |num| num.get().clamp(2, 8)),
+        max_running: thread::available_parallelism().map_or(1, |num| num.get().clamp(1, 4)),
         pool: Mutex::default(),
         freed: Condvar::new(),
     };
@@ -82,44 +83,28 @@ pub(super) struct Renderers {
 struct Pool {
     idle: Vec<Renderer>,
     num_running: usize,
-    /// Those of them that render what came with a request.
-    num_strangers: usize,
-}
-
-/// Whose template it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Author {
-    /// The model's, or the server's.
-    Own,
-    /// A client's.
-    Stranger,
 }
 
 /// The place of a process that works.
 struct Turn<'a> {
     renderers: &'a Renderers,
-    author: Author,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut pool = self.renderers.lock();
-        pool.num_running -= 1;
-        pool.num_strangers -= usize::from(self.author == Author::Stranger);
-        drop(pool);
-        // Who waits may be of either kind.
-        self.renderers.freed.notify_all();
+        self.renderers.lock().num_running -= 1;
+        self.renderers.freed.notify_one();
     }
 }
 
 impl Renderers {
     /// The text of a template, by a process that has nothing else to do.
-    pub(super) fn render(&self, work: &Work, author: Author) -> Result<String, TemplateError> {
+    pub(super) fn render(&self, work: &Work) -> Result<String, TemplateError> {
         let bytes = work.to_bytes();
-        let (_turn, idle) = self.wait_for_turn(author);
+        let (_turn, idle) = self.wait_for_turn()?;
         let failed = |error: io::Error| {
             let program = self.program.display();
-            TemplateError::Render(format!("no process renders it: {program}: {error}"))
+            TemplateError::NoProcess(format!("{program}: {error}"))
         };
         let mut renderer = match idle {
             Some(renderer) => renderer,
@@ -139,30 +124,25 @@ impl Renderers {
         };
         let is_kept = bytes.len() + answer.len() < MAX_KEPT;
         let answer = frames::answer_from_bytes(answer);
-        let mut pool = self.lock();
-        if is_kept && answer.is_some() && pool.idle.len() < MAX_IDLE {
-            pool.idle.push(renderer);
+        if is_kept && answer.is_some() {
+            // There are at most as many as may run.
+            self.lock().idle.push(renderer);
         }
-        drop(pool);
         answer.unwrap_or_else(|| Err(failed(io::Error::other("its answer has another form"))))
     }
 
-    /// A place among those that render; one is kept free of what clients wrote.
-    fn wait_for_turn(&self, author: Author) -> (Turn<'_>, Option<Renderer>) {
+    /// A place among those that render.
+    fn wait_for_turn(&self) -> Result<(Turn<'_>, Option<Renderer>), TemplateError> {
         let pool = self.lock();
-        let full = |pool: &mut Pool| match author {
-            Author::Own => pool.num_running >= self.max_running,
-            Author::Stranger => pool.num_strangers >= self.max_running - 1,
-        };
-        let pool = self.freed.wait_while(pool, full);
-        let mut pool = pool.unwrap_or_else(PoisonError::into_inner);
+        let full = |pool: &mut Pool| pool.num_running >= self.max_running;
+        let waited = self.freed.wait_timeout_while(pool, PATIENCE, full);
+        let (mut pool, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            let error = format!("all are busy for {} s", PATIENCE.as_secs());
+            return Err(TemplateError::NoProcess(error));
+        }
         pool.num_running += 1;
-        pool.num_strangers += usize::from(author == Author::Stranger);
-        let turn = Turn {
-            renderers: self,
-            author,
-        };
-        (turn, pool.idle.pop())
+        Ok((Turn { renderers: self }, pool.idle.pop()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
@@ -209,11 +189,11 @@ impl Renderer {
             Ok(status) if status.code() == Some(TOO_SLOW) => TemplateError::TooSlow {
                 milliseconds: MAX_TIME.as_millis(),
             },
-            Ok(status) if is_signal(status) => TemplateError::TooLarge {
+            Ok(status) if is_out_of_memory(status) => TemplateError::TooLarge {
                 mib: MAX_MEMORY >> 20,
             },
-            Ok(status) => TemplateError::Render(format!("its process ended: {status}")),
-            Err(error) => TemplateError::Render(format!("its process ended: {error}")),
+            Ok(status) => TemplateError::NoProcess(format!("it ended: {status}")),
+            Err(error) => TemplateError::NoProcess(format!("it ended: {error}")),
         }
     }
 }
@@ -226,7 +206,14 @@ impl Drop for Renderer {
     }
 }
 
-/// The system ends a process that has no memory or no stack left by a signal.
-fn is_signal(status: ExitStatus) -> bool {
-    status.code().is_none()
+/// A process without memory aborts, and one without stack is ended by the system.
+#[cfg(unix)]
+fn is_out_of_memory(status: ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    matches!(status.signal(), Some(libc::SIGABRT | libc::SIGSEGV))
+}
+
+#[cfg(not(unix))]
+fn is_out_of_memory(status: ExitStatus) -> bool {
+    !status.success()
 }

@@ -48,6 +48,19 @@ pub(crate) fn leave_no_core() {
     set_soft_limit(libc::RLIMIT_CORE, 0);
 }
 
+/// Leaves it to whoever started the process to end it.
+#[cfg_attr(
+    target_os = "linux",
+    expect(unsafe_code, reason = "a system call without a safe form")
+)]
+pub(crate) fn ignore_signals_to_end() {
+    #[cfg(target_os = "linux")]
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: nothing handles the signal, and nobody else changes that.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "system calls without a safe form")]
 fn set_soft_limit(resource: libc::__rlimit_resource_t, wanted: u64) {

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 /// How long whoever writes into a pipe may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes: a device gives bytes without end.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// The text of a file, or of a pipe that is written and closed within seconds. `Err` holds the reason.
+/// The text of a file, or of a pipe that is written and closed within half a minute. `Err` holds the reason.
 pub(super) fn read(path: &Path) -> Result<String, String> {
     read_within(path, PATIENCE)
 }

@@ -52,6 +52,12 @@ impl EngineHandle {
         path: &Path,
         replaces: bool,
     ) -> Result<oneshot::Receiver<Result<(), AdapterError>>, AdapterError> {
+        // The engine looks once more; nothing is read for a name that is taken already.
+        if !replaces && self.adapters().iter().any(|adapter| adapter.name == name) {
+            return Err(AdapterError::AlreadyLoaded {
+                name: name.to_owned(),
+            });
+        }
         let (reply, answer) = oneshot::channel();
         let (name, path) = (name.to_owned(), path.to_owned());
         let (commands, shared) = (self.commands.clone(), Arc::clone(&self.shared));
@@ -97,7 +103,7 @@ mod tests {
     use super::*;
     use crate::engine::{EngineLimits, channel};
 
-    /// The engine has no more to do with the disk, however slow that is.
+    /// A load keeps the engine waiting for no disk. (An adapter that has lost its slot is read again by the engine.)
     #[test]
     fn the_files_are_read_before_the_engine_knows_of_them() {
         let dir = tempfile::tempdir().unwrap();

@@ -97,7 +97,9 @@ impl FineTuning {
         let has_ended = AtomicBool::new(false);
         let ended = thread::scope(|scope| {
             scope.spawn(|| self.watch_over(turn, &process, &has_ended));
-            let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+            // A driver may write a line that is no text; it is none of the job's.
+            let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
+            let mut lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
             let ended = lines.find_map(|line| match serde_json::from_str(&line) {
                 Ok(Told::Ended(ended)) => Some(ended),
                 Ok(Told::Waits) => {
@@ -147,6 +149,8 @@ impl FineTuning {
 
     /// The process has ended without a word.
     fn lost(&self, turn: &Turn, process: &Process) -> Result<End, Failure> {
+        // One that has closed its output has nothing more to say.
+        process.kill();
         let status = locked(&process.child).wait();
         if turn.stop.load(Ordering::Relaxed) {
             // It was ended, or something ends the server and its processes together.

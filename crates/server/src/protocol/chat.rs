@@ -266,6 +266,7 @@ fn template_error(error: TemplateError) -> ApiError {
         TemplateError::ContinueFinalMessage(_) => {
             ApiError::bad_request("continue_final_message", message)
         }
+        TemplateError::NoProcess(_) => ApiError::unavailable(message),
         TemplateError::Raised(_)
         | TemplateError::Render(_)
         | TemplateError::File { .. }
