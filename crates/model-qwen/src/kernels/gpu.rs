@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn angles_are_those_of_the_cpu() {
-        let device = first_gpu();
+        let device = cube::first_gpu();
         let positions = [0, 1, 77, 8_191, 131_071, 1_000_003];
         let inv_freq: Vec<f32> = (0..64)
             .map(|i| 1e4f32.powf(-f32::from(i as u8) / 64.0))

@@ -43,7 +43,7 @@ impl Factor {
         }
     }
 
-    fn outer(&self) -> usize {
+    pub(super) fn outer(&self) -> usize {
         self.first.dims()[match self.major {
             Major::Inner => 0,
             Major::Outer => 1,
