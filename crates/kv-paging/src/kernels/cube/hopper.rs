@@ -15,18 +15,15 @@ use cubecl::ir::features::Tma;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use self::forward::{CUBE_ROWS, Heads, LayoutLaunch, UNITS};
+use self::forward::{CUBE_ROWS, Heads, LayoutLaunch};
 use self::keys::TargetLaunch;
-use self::rows::SavedLaunch;
+use self::rows::{SavedLaunch, UNITS, VECTOR};
 use super::super::device::Context;
 use super::training::add_parts;
 use super::{elem_type, empty};
 use crate::batch_layout::BatchLayout;
 use crate::kernels::training::device::Batch;
 use crate::kernels::training::{HeadShape, wide_parts};
-
-/// Values in a load.
-const VECTOR: usize = 8;
 
 /// Whether the kernels run on a device and take these heads.
 pub(super) fn supports(client: &Client, shape: HeadShape) -> bool {
@@ -117,12 +114,7 @@ pub(super) fn attend(q: CubeTensor, context: Context<Cube>, dtype: DType) -> Cub
         head_dim,
     };
     let chunks = head_dim / VECTOR;
-    let rows = Rows {
-        query_row: heads * chunks,
-        key_row: kv_heads * chunks,
-        keys_at: 0,
-        values_at: 0,
-    };
+    let layout = LayoutLaunch::new(heads * chunks, kv_heads * chunks, 0, 0);
     let num_tiles = tiles.meta.num_elements() / forward::TILE_LEN;
     let lse = out.clone();
     let tensors = Tensors {
@@ -134,7 +126,7 @@ pub(super) fn attend(q: CubeTensor, context: Context<Cube>, dtype: DType) -> Cub
         out: out.clone(),
         lse,
     };
-    launch(tensors, num_tiles, &rows, shape, context.block_size, false);
+    launch(tensors, num_tiles, layout, shape, context.block_size, false);
     out
 }
 
@@ -148,12 +140,11 @@ pub(super) fn attend_documents(
 ) {
     let chunks = shape.head_dim / VECTOR;
     let row = (shape.heads + 2 * shape.kv_heads) * chunks;
-    let rows = Rows {
-        query_row: row,
-        key_row: row,
-        keys_at: shape.heads * chunks,
-        values_at: (shape.heads + shape.kv_heads) * chunks,
-    };
+    let (keys_at, values_at) = (
+        shape.heads * chunks,
+        (shape.heads + shape.kv_heads) * chunks,
+    );
+    let layout = LayoutLaunch::new(row, row, keys_at, values_at);
     let tensors = Tensors {
         q: qkv.clone(),
         k: qkv.clone(),
@@ -163,7 +154,7 @@ pub(super) fn attend_documents(
         out,
         lse,
     };
-    launch(tensors, num_tiles, &rows, shape, 0, true);
+    launch(tensors, num_tiles, layout, shape, 0, true);
 }
 
 /// The backward of a training step: see [`TrainingOps`](crate::kernels::training::device::TrainingOps).
@@ -184,7 +175,7 @@ pub(super) fn differentiate(
         queries::query_gradients::launch_unchecked(
             &client,
             CubeCount::Static(shape.kv_heads as u32, batch.queries as u32, 1),
-            CubeDim::new_1d(rows::UNITS as u32),
+            CubeDim::new_1d(UNITS),
             saved_args(read),
             out.clone().into_buffer_arg(),
             tiles.clone().into_buffer_arg(),
@@ -215,7 +206,7 @@ pub(super) fn differentiate(
         keys::key_gradients::launch_unchecked(
             &client,
             CubeCount::Static((shape.kv_heads * parts) as u32, batch.keys as u32, 1),
-            CubeDim::new_1d(rows::UNITS as u32),
+            CubeDim::new_1d(UNITS),
             saved_args(read),
             delta.into_buffer_arg(),
             tiles.into_buffer_arg(),
@@ -247,18 +238,10 @@ struct Tensors {
     lse: CubeTensor,
 }
 
-/// See [`forward::Layout`].
-struct Rows {
-    query_row: usize,
-    key_row: usize,
-    keys_at: usize,
-    values_at: usize,
-}
-
 fn launch(
     tensors: Tensors,
     num_tiles: usize,
-    rows: &Rows,
+    layout: LayoutLaunch,
     shape: HeadShape,
     block_size: usize,
     has_lse: bool,
@@ -267,9 +250,7 @@ fn launch(
         return;
     }
     let heads = Heads {
-        kv_heads: shape.kv_heads,
-        group: shape.group(),
-        head_dim: shape.head_dim,
+        shape,
         block_size,
         has_lse,
     };
@@ -287,7 +268,7 @@ fn launch(
             tensors.tiles.into_buffer_arg(),
             tensors.out.into_buffer_arg(),
             tensors.lse.into_buffer_arg(),
-            LayoutLaunch::new(rows.query_row, rows.key_row, rows.keys_at, rows.values_at),
+            layout,
             1.0 / (shape.head_dim as f32).sqrt(),
             heads,
             dtypes,

@@ -14,6 +14,7 @@ use self::load::{copy, load_queries, query_of};
 use super::super::attend::LOWEST;
 use super::rows::{LOG2_E, VECTOR};
 use super::wgmma::{self, Panels, Product, ROWS, WARPGROUP};
+use crate::kernels::training::HeadShape;
 
 /// Rows of a cube: for each query and each head that shares its keys.
 pub(super) const CUBE_ROWS: usize = 2 * ROWS;
@@ -21,11 +22,9 @@ pub(super) const CUBE_ROWS: usize = 2 * ROWS;
 const KEYS: usize = 128;
 /// Tiles of keys in shared memory; as many of values.
 const STAGES: usize = 2;
-/// Units of a cube.
-pub(super) const UNITS: u32 = 3 * WARPGROUP as u32;
 /// Registers of a unit that copies, and of one that multiplies, out of 65,536 for all.
-const COPYING_REGISTERS: u32 = 40;
-const MULTIPLYING_REGISTERS: u32 = 232;
+const COPYING_REGISTERS: u32 = 72;
+const MULTIPLYING_REGISTERS: u32 = 216;
 
 /// Bytes of shared memory of a cube.
 pub(super) const fn memory_bytes(head_dim: usize) -> usize {
@@ -38,10 +37,7 @@ pub(super) const TILE_LEN: usize = 4;
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Heads {
-    pub(super) kv_heads: usize,
-    /// Query heads per key/value head.
-    pub(super) group: usize,
-    pub(super) head_dim: usize,
+    pub(super) shape: HeadShape,
     /// Tokens of a block of the cache; 0 where the keys of a document follow each other.
     pub(super) block_size: usize,
     /// Whether the log-sum-exp of the scores is written.
@@ -51,23 +47,23 @@ pub(super) struct Heads {
 impl Heads {
     /// Vectors of a head.
     const fn chunks(&self) -> usize {
-        self.head_dim / VECTOR
+        self.shape.head_dim / VECTOR
     }
 
     /// Bytes of a tile of keys or values, and of the queries of a warpgroup.
     const fn tile_bytes(&self) -> u32 {
-        (KEYS * self.head_dim * 2) as u32
+        (KEYS * self.shape.head_dim * 2) as u32
     }
 
     const fn query_bytes(&self) -> u32 {
-        (ROWS * self.head_dim * 2) as u32
+        (ROWS * self.shape.head_dim * 2) as u32
     }
 
     const fn scores(&self) -> Product {
         Product {
             sums: "score",
             columns: KEYS,
-            inner: self.head_dim,
+            inner: self.shape.head_dim,
             is_first: true,
             right: Panels {
                 rows: KEYS,
@@ -79,7 +75,7 @@ impl Heads {
     const fn output(&self) -> Product {
         Product {
             sums: "output",
-            columns: self.head_dim,
+            columns: self.shape.head_dim,
             inner: KEYS,
             is_first: false,
             right: Panels {
@@ -188,7 +184,7 @@ pub(super) fn attend<E: Float, Q: Float, O: Float>(
     }
     sync_cube();
     wgmma::declare_sums("score", comptime!(KEYS / 2));
-    wgmma::declare_sums("output", comptime!(heads.head_dim / 2));
+    wgmma::declare_sums("output", comptime!(heads.shape.head_dim / 2));
     wgmma::declare_factors("weight", comptime!(KEYS / 4));
 
     let kv_head = CUBE_POS_X as usize;
@@ -295,7 +291,7 @@ fn attend_rows<O: Float>(
         wgmma::wait(0usize);
         free(before_barrier + VALUES_FREE);
         #[unroll]
-        for j in 0..comptime!(heads.head_dim / 2) {
+        for j in 0..comptime!(heads.shape.head_dim / 2) {
             wgmma::scale_sum("output", j, rescale[j / 2 % 2]);
         }
         round_weights();
@@ -314,18 +310,18 @@ fn attend_rows<O: Float>(
         let mut sum = stats.sums[half];
         sum += plane_shuffle_xor(sum, 1u32);
         sum += plane_shuffle_xor(sum, 2u32);
-        if row < tile.num_queries * comptime!(heads.group) {
-            let head = kv_head * comptime!(heads.group) + head;
-            let row = (tile.row + query) * comptime!(heads.kv_heads * heads.group) + head;
+        if row < tile.num_queries * comptime!(heads.shape.group()) {
+            let head = kv_head * comptime!(heads.shape.group()) + head;
+            let row = (tile.row + query) * comptime!(heads.shape.heads) + head;
             if comptime!(heads.has_lse) {
                 if column == 0 {
                     lse[row] = stats.highest[half] * scale + sum.ln();
                 }
             }
             let inverse = 1.0 / sum;
-            let to = row * comptime!(heads.head_dim / 2) + column / 2;
+            let to = row * comptime!(heads.shape.head_dim / 2) + column / 2;
             #[unroll]
-            for block in 0..comptime!(heads.head_dim / 8) {
+            for block in 0..comptime!(heads.shape.head_dim / 8) {
                 let at = comptime!(block * 4 + half * 2);
                 let mut pair = Vector::<f32, Const<2>>::new(0.0);
                 pair.insert(0usize, wgmma::sum("output", at) * inverse);

@@ -9,8 +9,8 @@ use super::super::attend::LOWEST;
 use super::super::blocks::{end_group, wait_for_groups};
 use super::forward::TILE_LEN;
 use super::rows::{
-    COPYING_REGISTERS, CUBE_ROWS, Document, LOG2_E, MULTIPLYING_REGISTERS, STEP_ROWS, Saved,
-    load_keys, load_queries,
+    Barriers, COPYING_REGISTERS, CUBE_ROWS, Document, LOG2_E, MULTIPLYING_REGISTERS, Rows,
+    STEP_ROWS, Saved, StepLoad, announce, load,
 };
 use super::wgmma::{self, Panels, Product, WARPGROUP};
 use crate::kernels::training::HeadShape;
@@ -92,16 +92,7 @@ pub(super) fn key_gradients<E: Float, O: Float>(
     let mut barriers =
         Shared::<[Vector<u32, Const<2>>]>::new_aligned_slice(comptime!(2 * STAGES), 16usize);
     let from = wgmma::address(&mut memory);
-    let full = wgmma::address(&mut barriers);
-    let free = full + comptime!(8 * STAGES as u32);
-    if UNIT_POS == 0 {
-        #[unroll]
-        for stage in 0..comptime!(STAGES as u32) {
-            wgmma::init_barrier(full + 8 * stage, comptime!(WARPGROUP as u32));
-            wgmma::init_barrier(free + 8 * stage, 2u32);
-        }
-    }
-    sync_cube();
+    let barriers = Barriers::new(&mut barriers, STAGES);
     wgmma::declare_sums("score", comptime!(STEP_ROWS / 2));
     wgmma::declare_sums("d_weight", comptime!(STEP_ROWS / 2));
     wgmma::declare_sums("d_key", comptime!(shape.head_dim / 2));
@@ -124,24 +115,19 @@ pub(super) fn key_gradients<E: Float, O: Float>(
         wgmma::take_registers(MULTIPLYING_REGISTERS);
         let warpgroup = UNIT_POS as usize / WARPGROUP;
         let first_key = first_key + warpgroup * STEP_ROWS;
-        let to = warpgroup * comptime!(shape.step_len());
-        let distance = comptime!(2 * shape.step_len());
-        load_keys(
-            saved,
-            &mut memory,
-            &document,
-            first_key,
-            to,
-            distance.runtime(),
-            shape,
-        );
+        let own = StepLoad {
+            start: first_key,
+            to: warpgroup * comptime!(shape.step_len()),
+            distance: comptime!(2 * shape.step_len()).runtime(),
+        };
+        load(saved, &mut memory, &document, &own, Rows::Keys, shape);
         end_group();
         wait_for_groups(0usize);
         wgmma::publish();
         wgmma::sync_warpgroup();
         gradients(
-            d_keys, &stats, &document, first_key, first_row, num_steps, part, from, full, target,
-            scale, shape,
+            d_keys, &stats, &document, first_key, first_row, num_steps, part, from, &barriers,
+            target, scale, shape,
         );
     } else {
         wgmma::give_registers(COPYING_REGISTERS);
@@ -149,44 +135,30 @@ pub(super) fn key_gradients<E: Float, O: Float>(
         let mut step = part;
         let mut i = 0usize;
         while step < num_steps {
-            let stage = i % STAGES;
-            wgmma::wait_for_phase(free + 8 * stage as u32, (i / STAGES % 2) as u32 ^ 1);
+            barriers.wait_for_place(i, STAGES);
             let start = first_row + step * STEP_ROWS;
-            let to = (4 + stage) * comptime!(shape.step_len());
-            let distance = comptime!(STAGES * shape.step_len());
-            load_queries(
-                saved,
-                &mut memory,
-                &document,
+            let rows = StepLoad {
                 start,
-                to,
-                distance.runtime(),
-                shape,
-            );
+                to: (4 + i % STAGES) * comptime!(shape.step_len()),
+                distance: comptime!(STAGES * shape.step_len()).runtime(),
+            };
+            load(saved, &mut memory, &document, &rows, Rows::Queries, shape);
             // Half of the units for each of the two statistics.
             let unit = UNIT_POS as usize % WARPGROUP;
             let place = document.place_of(start + unit % STEP_ROWS, shape);
-            let to = stage * comptime!(2 * STEP_ROWS) + unit;
+            let to = i % STAGES * comptime!(2 * STEP_ROWS) + unit;
             if unit < STEP_ROWS {
                 copy_async(&saved.lse[place..place + 1], &mut stats[to..to + 1], 1u32);
             } else {
                 copy_async(&delta[place..place + 1], &mut stats[to..to + 1], 1u32);
             }
             end_group();
-            if i > 0 {
-                wait_for_groups(1usize);
-                wgmma::publish();
-                wgmma::arrive(before);
-            }
-            before = full + 8 * stage as u32;
+            announce(before, 1usize);
+            before = barriers.full(i, STAGES);
             step += target.parts;
             i += 1;
         }
-        if i > 0 {
-            wait_for_groups(0usize);
-            wgmma::publish();
-            wgmma::arrive(before);
-        }
+        announce(before, 0usize);
     }
 }
 
@@ -200,12 +172,11 @@ fn gradients<O: Float>(
     num_steps: usize,
     part: usize,
     memory: u32,
-    full: u32,
+    barriers: &Barriers,
     target: &Target,
     scale: f32,
     #[comptime] shape: HeadShape,
 ) {
-    let free = full + comptime!(8 * STAGES as u32);
     let warpgroup = UNIT_POS / comptime!(WARPGROUP as u32);
     let keys = memory + warpgroup * comptime!(shape.step_bytes());
     let values = keys + comptime!(2 * shape.step_bytes());
@@ -223,11 +194,9 @@ fn gradients<O: Float>(
     while step < num_steps {
         // The products of the step before are done: with those of two steps on their way, registers would not suffice.
         wgmma::wait(0usize);
-        if i > 0 && UNIT_POS % comptime!(WARPGROUP as u32) == 0 {
-            wgmma::arrive(free + 8 * ((i - 1) % STAGES) as u32);
-        }
+        barriers.free_before(i, STAGES);
         let stage = (i % STAGES) as u32;
-        wgmma::wait_for_phase(full + 8 * stage, (i / STAGES % 2) as u32);
+        barriers.wait_for_step(i, STAGES);
         let queries = all_queries + stage * comptime!(shape.step_bytes());
         let d_out = queries + comptime!(STAGES as u32 * shape.step_bytes());
         wgmma::multiply(keys, queries, comptime!(shape.key_products("score")), STEP);

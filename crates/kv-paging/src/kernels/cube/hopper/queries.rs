@@ -8,8 +8,8 @@ use super::super::attend::LOWEST;
 use super::super::blocks::{end_group, wait_for_groups};
 use super::forward::TILE_LEN;
 use super::rows::{
-    COPYING_REGISTERS, CUBE_ROWS, Document, LOG2_E, MULTIPLYING_REGISTERS, STEP_ROWS, Saved,
-    VECTOR, load_keys, load_queries,
+    Barriers, COPYING_REGISTERS, CUBE_ROWS, Document, LOG2_E, MULTIPLYING_REGISTERS, Rows,
+    STEP_ROWS, Saved, StepLoad, VECTOR, announce, load,
 };
 use super::wgmma::{self, Panels, Product, WARPGROUP};
 use crate::kernels::training::HeadShape;
@@ -75,16 +75,7 @@ pub(super) fn query_gradients<E: Float>(
     let mut barriers =
         Shared::<[Vector<u32, Const<2>>]>::new_aligned_slice(comptime!(2 * STAGES), 16usize);
     let from = wgmma::address(&mut memory);
-    let full = wgmma::address(&mut barriers);
-    let free = full + comptime!(8 * STAGES as u32);
-    if UNIT_POS == 0 {
-        #[unroll]
-        for stage in 0..comptime!(STAGES as u32) {
-            wgmma::init_barrier(full + 8 * stage, comptime!(WARPGROUP as u32));
-            wgmma::init_barrier(free + 8 * stage, 2u32);
-        }
-    }
-    sync_cube();
+    let barriers = Barriers::new(&mut barriers, STAGES);
     wgmma::declare_sums("score", comptime!(STEP_ROWS / 2));
     wgmma::declare_sums("d_weight", comptime!(STEP_ROWS / 2));
     wgmma::declare_sums("output", comptime!(shape.head_dim / 2));
@@ -104,53 +95,36 @@ pub(super) fn query_gradients<E: Float>(
         wgmma::take_registers(MULTIPLYING_REGISTERS);
         let warpgroup = UNIT_POS as usize / WARPGROUP;
         let first_row = first_row + warpgroup * STEP_ROWS;
-        let to = warpgroup * comptime!(shape.step_len());
-        let distance = comptime!(2 * shape.step_len());
-        load_queries(
-            saved,
-            &mut memory,
-            &document,
-            first_row,
-            to,
-            distance.runtime(),
-            shape,
-        );
+        let own = StepLoad {
+            start: first_row,
+            to: warpgroup * comptime!(shape.step_len()),
+            distance: comptime!(2 * shape.step_len()).runtime(),
+        };
+        load(saved, &mut memory, &document, &own, Rows::Queries, shape);
         end_group();
         let deltas = deltas(saved, out, delta, &document, first_row, shape);
         wait_for_groups(0usize);
         wgmma::publish();
         wgmma::sync_warpgroup();
         gradients(
-            saved, d_qkv, &document, first_row, num_steps, &deltas, from, full, scale, shape,
+            saved, d_qkv, &document, first_row, num_steps, &deltas, from, &barriers, scale, shape,
         );
     } else {
         wgmma::give_registers(COPYING_REGISTERS);
         let mut before = 0u32;
         for i in 0..num_steps {
-            let stage = i % STAGES;
-            wgmma::wait_for_phase(free + 8 * stage as u32, (i / STAGES % 2) as u32 ^ 1);
-            let to = (4 + stage) * comptime!(shape.step_len());
-            let distance = comptime!(STAGES * shape.step_len());
-            load_keys(
-                saved,
-                &mut memory,
-                &document,
-                i * STEP_ROWS,
-                to,
-                distance.runtime(),
-                shape,
-            );
+            barriers.wait_for_place(i, STAGES);
+            let step = StepLoad {
+                start: i * STEP_ROWS,
+                to: (4 + i % STAGES) * comptime!(shape.step_len()),
+                distance: comptime!(STAGES * shape.step_len()).runtime(),
+            };
+            load(saved, &mut memory, &document, &step, Rows::Keys, shape);
             end_group();
-            if i > 0 {
-                wait_for_groups(1usize);
-                wgmma::publish();
-                wgmma::arrive(before);
-            }
-            before = full + 8 * stage as u32;
+            announce(before, 1usize);
+            before = barriers.full(i, STAGES);
         }
-        wait_for_groups(0usize);
-        wgmma::publish();
-        wgmma::arrive(before);
+        announce(before, 0usize);
     }
 }
 
@@ -201,11 +175,10 @@ fn gradients<E: Float>(
     num_steps: usize,
     deltas: &Array<f32>,
     memory: u32,
-    full: u32,
+    barriers: &Barriers,
     scale: f32,
     #[comptime] shape: HeadShape,
 ) {
-    let free = full + comptime!(8 * STAGES as u32);
     let warpgroup = UNIT_POS / comptime!(WARPGROUP as u32);
     let queries = memory + warpgroup * comptime!(shape.step_bytes());
     let d_out = queries + comptime!(2 * shape.step_bytes());
@@ -228,7 +201,7 @@ fn gradients<E: Float>(
 
     for i in 0..num_steps {
         let stage = (i % STAGES) as u32;
-        wgmma::wait_for_phase(full + 8 * stage, (i / STAGES % 2) as u32);
+        barriers.wait_for_step(i, STAGES);
         let keys = all_keys + stage * comptime!(shape.step_bytes());
         let values = keys + comptime!(STAGES as u32 * shape.step_bytes());
         wgmma::multiply(queries, keys, comptime!(shape.row_products("score")), STEP);
@@ -240,9 +213,7 @@ fn gradients<E: Float>(
         );
         // The products of the step before are done.
         wgmma::wait(2usize);
-        if i > 0 && UNIT_POS % comptime!(WARPGROUP as u32) == 0 {
-            wgmma::arrive(free + 8 * ((i - 1) % STAGES) as u32);
-        }
+        barriers.free_before(i, STAGES);
         wgmma::wait(0usize);
         if (i + 1) * STEP_ROWS > seen {
             #[unroll]

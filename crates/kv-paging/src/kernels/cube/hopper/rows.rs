@@ -3,7 +3,8 @@
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
-use super::wgmma::{ROW_BYTES, WARPGROUP};
+use super::super::blocks::wait_for_groups;
+use super::wgmma::{self, ROW_BYTES, WARPGROUP};
 use crate::kernels::training::{HeadShape, WIDE_ROWS};
 
 /// Values in a load.
@@ -13,7 +14,7 @@ pub(super) const STEP_ROWS: usize = 64;
 /// Rows, or keys, of a cube.
 pub(super) const CUBE_ROWS: usize = WIDE_ROWS;
 /// Units of a cube: two warpgroups multiply, one copies.
-pub(super) const UNITS: usize = 3 * WARPGROUP;
+pub(super) const UNITS: u32 = 3 * WARPGROUP as u32;
 /// Registers of a unit that copies, and of one that multiplies, out of 65,536 for all.
 pub(super) const COPYING_REGISTERS: u32 = 24;
 pub(super) const MULTIPLYING_REGISTERS: u32 = 240;
@@ -61,26 +62,21 @@ impl Document {
 
     /// Token and head of a row, as the place in `[tokens, heads]`; past the last row, that one again.
     pub(super) fn place_of(&self, row: usize, #[comptime] shape: HeadShape) -> usize {
-        let row = min(row, self.num_rows(shape) - 1);
-        let (query, head) = (
-            row / comptime!(shape.group()),
-            row % comptime!(shape.group()),
-        );
-        (self.first + query) * comptime!(shape.heads)
-            + self.kv_head * comptime!(shape.group())
-            + head
+        let (token, head) = self.token_and_head(row, shape);
+        token * comptime!(shape.heads) + head
     }
 
     /// Where the query of a row starts, in vectors.
     pub(super) fn query_at(&self, row: usize, #[comptime] shape: HeadShape) -> usize {
-        let row = min(row, self.num_rows(shape) - 1);
-        let (query, head) = (
-            row / comptime!(shape.group()),
-            row % comptime!(shape.group()),
-        );
-        let all = comptime!(shape.heads + 2 * shape.kv_heads);
-        ((self.first + query) * all + self.kv_head * comptime!(shape.group()) + head)
+        let (token, head) = self.token_and_head(row, shape);
+        (token * comptime!(shape.heads + 2 * shape.kv_heads) + head)
             * comptime!(shape.head_dim / VECTOR)
+    }
+
+    fn token_and_head(&self, row: usize, #[comptime] shape: HeadShape) -> (usize, usize) {
+        let group = comptime!(shape.group());
+        let row = min(row, self.num_rows(shape) - 1);
+        (self.first + row / group, self.kv_head * group + row % group)
     }
 
     /// Where the key of a position starts, in vectors; past the last, that one again. Its value is `kv_heads` heads further.
@@ -91,21 +87,37 @@ impl Document {
     }
 }
 
-/// Where a vector of a row lies among the rows of a step.
+/// Where a vector of a row lies in a tile of `rows`, in vectors: in panels, see [`wgmma::Panels`].
 #[cube]
-fn place(row: usize, chunk: usize) -> usize {
-    (chunk / 8 * STEP_ROWS + row) * comptime!(ROW_BYTES / 16) + ((chunk % 8) ^ (row % 8))
+pub(super) fn place(row: usize, chunk: usize, #[comptime] rows: usize) -> usize {
+    (chunk / 8 * rows + row) * comptime!(ROW_BYTES / 16) + ((chunk % 8) ^ (row % 8))
 }
 
-/// Starts to copy the queries of a step's rows to `to`, and the gradients of their outputs behind them; a warpgroup does.
+/// What a step is made of, two things that lie alike: queries and the gradients of their outputs, or keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Rows {
+    Queries,
+    Keys,
+}
+
+/// A step on its way to shared memory.
+#[derive(CubeType)]
+pub(super) struct StepLoad {
+    /// Its first row, or the position of its first key.
+    pub(super) start: usize,
+    /// Where it goes, in vectors, and how far behind it its second half goes.
+    pub(super) to: usize,
+    pub(super) distance: usize,
+}
+
+/// Starts to copy a step; a warpgroup does.
 #[cube]
-pub(super) fn load_queries<E: Float>(
+pub(super) fn load<E: Float>(
     saved: &Saved<E>,
     memory: &mut [Vector<E, Const<8>>],
     document: &Document,
-    start: usize,
-    to: usize,
-    distance: usize,
+    load: &StepLoad,
+    #[comptime] rows: Rows,
     #[comptime] shape: HeadShape,
 ) {
     let chunks = comptime!(shape.head_dim / VECTOR);
@@ -114,36 +126,19 @@ pub(super) fn load_queries<E: Float>(
     #[unroll]
     for i in 0..comptime!(STEP_ROWS * shape.head_dim / VECTOR / WARPGROUP) {
         let row = first + i * comptime!(WARPGROUP * VECTOR / shape.head_dim);
-        let to = to + place(row, chunk);
-        let query = document.query_at(start + row, shape) + chunk;
-        let gradient = document.place_of(start + row, shape) * chunks + chunk;
-        copy(&saved.qkv, memory, query, to);
-        copy(&saved.d_out, memory, gradient, to + distance);
-    }
-}
-
-/// Starts to copy keys to `to`, and their values behind them; a warpgroup does.
-#[cube]
-pub(super) fn load_keys<E: Float>(
-    saved: &Saved<E>,
-    memory: &mut [Vector<E, Const<8>>],
-    document: &Document,
-    start: usize,
-    to: usize,
-    distance: usize,
-    #[comptime] shape: HeadShape,
-) {
-    let chunks = comptime!(shape.head_dim / VECTOR);
-    let unit = UNIT_POS as usize % WARPGROUP;
-    let (first, chunk) = (unit / chunks, unit % chunks);
-    #[unroll]
-    for i in 0..comptime!(STEP_ROWS * shape.head_dim / VECTOR / WARPGROUP) {
-        let key = first + i * comptime!(WARPGROUP * VECTOR / shape.head_dim);
-        let to = to + place(key, chunk);
-        let from = document.key_at(start + key, shape) + chunk;
-        copy(&saved.qkv, memory, from, to);
-        let value = from + comptime!(shape.kv_heads * shape.head_dim / VECTOR);
-        copy(&saved.qkv, memory, value, to + distance);
+        let to = load.to + place(row, chunk, STEP_ROWS);
+        let row = load.start + row;
+        if comptime!(rows == Rows::Queries) {
+            let query = document.query_at(row, shape) + chunk;
+            let gradient = document.place_of(row, shape) * chunks + chunk;
+            copy(&saved.qkv, memory, query, to);
+            copy(&saved.d_out, memory, gradient, to + load.distance);
+        } else {
+            let key = document.key_at(row, shape) + chunk;
+            let value = key + comptime!(shape.kv_heads * shape.head_dim / VECTOR);
+            copy(&saved.qkv, memory, key, to);
+            copy(&saved.qkv, memory, value, to + load.distance);
+        }
     }
 }
 
@@ -159,4 +154,61 @@ fn copy<E: Float>(
         &mut memory[to..to + 1],
         comptime!(VECTOR as u32),
     );
+}
+
+/// Barriers of the steps in shared memory, `num` of which have places there: each is there, and its place is free.
+#[derive(CubeType)]
+pub(super) struct Barriers {
+    full: u32,
+    free: u32,
+}
+
+#[cube]
+impl Barriers {
+    /// Barriers in `memory`, which has two for each place. All units of the cube wait here.
+    pub(super) fn new(memory: &mut [Vector<u32, Const<2>>], #[comptime] num: usize) -> Barriers {
+        let full = wgmma::address(memory);
+        let free = full + comptime!(8 * num as u32);
+        if UNIT_POS == 0 {
+            #[unroll]
+            for stage in 0..comptime!(num as u32) {
+                wgmma::init_barrier(full + 8 * stage, comptime!(WARPGROUP as u32));
+                wgmma::init_barrier(free + 8 * stage, 2u32);
+            }
+        }
+        sync_cube();
+        Barriers { full, free }
+    }
+
+    /// What is announced when step `i` is there.
+    pub(super) fn full(&self, i: usize, #[comptime] num: usize) -> u32 {
+        self.full + 8 * (i % num) as u32
+    }
+
+    /// Waits until step `i` is there.
+    pub(super) fn wait_for_step(&self, i: usize, #[comptime] num: usize) {
+        wgmma::wait_for_phase(self.full(i, num), (i / num % 2) as u32);
+    }
+
+    /// Waits until the place of step `i` is free.
+    pub(super) fn wait_for_place(&self, i: usize, #[comptime] num: usize) {
+        wgmma::wait_for_phase(self.free + 8 * (i % num) as u32, (i / num % 2) as u32 ^ 1);
+    }
+
+    /// The place of the step before `i` is free, as far as this warpgroup knows.
+    pub(super) fn free_before(&self, i: usize, #[comptime] num: usize) {
+        if i > 0 && UNIT_POS % comptime!(WARPGROUP as u32) == 0 {
+            wgmma::arrive(self.free + 8 * ((i - 1) % num) as u32);
+        }
+    }
+}
+
+/// Announces what belongs to this barrier, if there is one, when at most `num` groups of copies after it are under way.
+#[cube]
+pub(super) fn announce(barrier: u32, #[comptime] num: usize) {
+    if barrier != 0 {
+        wait_for_groups(num);
+        wgmma::publish();
+        wgmma::arrive(barrier);
+    }
 }

@@ -3,9 +3,9 @@
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
-use super::super::super::blocks::{end_group, wait_for_groups};
-use super::super::rows::VECTOR;
-use super::super::wgmma::{self, ROW_BYTES, ROWS, WARPGROUP};
+use super::super::super::blocks::end_group;
+use super::super::rows::{VECTOR, announce, place};
+use super::super::wgmma::{self, ROWS, WARPGROUP};
 use super::{
     CUBE_ROWS, Heads, KEYS, KEYS_FREE, KEYS_FULL, Layout, Memory, STAGE_BARRIERS, STAGES, Tile,
     VALUES_FREE, VALUES_FULL,
@@ -15,15 +15,9 @@ use super::{
 #[cube]
 pub(super) fn query_of(tile: &Tile, row: usize, #[comptime] heads: Heads) -> (usize, usize) {
     (
-        min(row / comptime!(heads.group), tile.num_queries - 1),
-        row % comptime!(heads.group),
+        min(row / comptime!(heads.shape.group()), tile.num_queries - 1),
+        row % comptime!(heads.shape.group()),
     )
-}
-
-/// Where a vector of a row lies in a tile of `rows`, in vectors.
-#[cube]
-fn place(row: usize, chunk: usize, #[comptime] rows: usize) -> usize {
-    (chunk / 8 * rows + row) * comptime!(ROW_BYTES / 16) + ((chunk % 8) ^ (row % 8))
 }
 
 /// Copies keys and values, tile by tile, each as soon as its place is free: a tile of values after the next tile of keys,
@@ -52,19 +46,12 @@ pub(super) fn copy<E: Float>(
             let stage = i % STAGES;
             let barrier = places.barriers + stage as u32 * STAGE_BARRIERS;
             wgmma::wait_for_phase(barrier + KEYS_FREE, (i / STAGES % 2) as u32 ^ 1);
-            let to = all_keys + stage * stage_len;
-            let at = layout.keys_at + head;
-            load_tile::<E>(
-                keys,
-                step,
-                memory,
-                tile,
-                i * KEYS,
-                at,
-                to,
-                layout.key_row,
-                heads,
-            );
+            let load = TileLoad {
+                start: i * KEYS,
+                at: layout.keys_at + head,
+                to: all_keys + stage * stage_len,
+            };
+            load_tile::<E>(keys, step, memory, tile, &load, layout, heads);
             end_group();
             announce(before, 1usize);
             before = barrier + KEYS_FULL;
@@ -73,19 +60,12 @@ pub(super) fn copy<E: Float>(
             let stage = (i - 1) % STAGES;
             let barrier = places.barriers + stage as u32 * STAGE_BARRIERS;
             wgmma::wait_for_phase(barrier + VALUES_FREE, ((i - 1) / STAGES % 2) as u32 ^ 1);
-            let to = all_values + stage * stage_len;
-            let (start, at) = ((i - 1) * KEYS, layout.values_at + head);
-            load_tile::<E>(
-                values,
-                step,
-                memory,
-                tile,
-                start,
-                at,
-                to,
-                layout.key_row,
-                heads,
-            );
+            let load = TileLoad {
+                start: (i - 1) * KEYS,
+                at: layout.values_at + head,
+                to: all_values + stage * stage_len,
+            };
+            load_tile::<E>(values, step, memory, tile, &load, layout, heads);
             end_group();
             announce(before, 1usize);
             before = barrier + VALUES_FULL;
@@ -94,27 +74,25 @@ pub(super) fn copy<E: Float>(
     announce(before, 0usize);
 }
 
-/// Announces the tile of this barrier, if there is one, when at most `num` groups of copies after it are under way.
-#[cube]
-fn announce(barrier: u32, #[comptime] num: usize) {
-    if barrier != 0 {
-        wait_for_groups(num);
-        wgmma::publish();
-        wgmma::arrive(barrier);
-    }
+/// A tile on its way to shared memory.
+#[derive(CubeType)]
+struct TileLoad {
+    /// Position of its first key.
+    start: usize,
+    /// Where the head starts in a row, and where the tile goes, in vectors.
+    at: usize,
+    to: usize,
 }
 
-/// Starts to copy keys or values from position `start` on. Past the last key, that key is copied again.
+/// Starts to copy a tile of keys or values. Past the last key, that key is copied again.
 #[cube]
 fn load_tile<E: Float>(
     from: &[Vector<E, Const<8>>],
     step: &[u32],
     memory: &mut [Vector<E, Const<8>>],
     tile: &Tile,
-    start: usize,
-    at: usize,
-    to: usize,
-    row_len: usize,
+    load: &TileLoad,
+    layout: &Layout,
     #[comptime] heads: Heads,
 ) {
     let chunks = comptime!(heads.chunks());
@@ -125,15 +103,15 @@ fn load_tile<E: Float>(
     #[unroll]
     for i in 0..comptime!(KEYS * heads.chunks() / WARPGROUP) {
         let key = first + i * rows_at_once;
-        let position = min(start + key, last);
+        let position = min(load.start + key, last);
         let row = if comptime!(heads.block_size > 0) {
             let block = step[tile.table + position / comptime!(heads.block_size)];
             block as usize * comptime!(heads.block_size) + position % comptime!(heads.block_size)
         } else {
             tile.table + position
         };
-        let source = row * row_len + at + chunk;
-        let place = to + place(key, chunk, KEYS);
+        let source = row * layout.key_row + load.at + chunk;
+        let place = load.to + place(key, chunk, KEYS);
         copy_async(
             &from[source..source + 1],
             &mut memory[place..place + 1],
@@ -157,7 +135,7 @@ pub(super) fn load_queries<E: Float, Q: Float>(
     let warpgroup = UNIT_POS as usize / WARPGROUP;
     let (first, chunk) = (unit / chunks, unit % chunks);
     let rows_at_once = comptime!(WARPGROUP / heads.chunks());
-    let first_head = kv_head * comptime!(heads.group);
+    let first_head = kv_head * comptime!(heads.shape.group());
     #[unroll]
     for i in 0..comptime!(ROWS * heads.chunks() / WARPGROUP) {
         let row = first + i * rows_at_once;
