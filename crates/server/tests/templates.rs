@@ -72,6 +72,8 @@ fn hostile() -> Vec<String> {
     all.push(format!(
         "{deep}{{% set b = range(100000)|list * 1000 %}}{{{{ (b + ns.y)|length }}}}"
     ));
+    // A text of a gigabyte, whose parts cost nothing.
+    all.push("{{ (['a' * 1000000] * 1000)|join|length }}".to_owned());
     // Parsing alone.
     all.push(format!("{{{{ 1{} }}}}", " + 1".repeat(8000)));
     all.push(format!(
@@ -108,16 +110,15 @@ fn hostile_templates_end_within_a_second_and_256_mib() {
         let stop = Arc::clone(&stop);
         move || peak_of_children(&stop)
     });
-    let (mut slow, mut large) = (0, 0);
+    let mut ended = 0;
     for source in hostile() {
         let start = Instant::now();
         let rendered = render(&source);
         let elapsed = start.elapsed();
         println!("{elapsed:?} {source:.150} {rendered:.100?}");
-        match rendered {
-            Err(TemplateError::TooSlow { .. }) => slow += 1,
-            Err(TemplateError::TooLarge { .. }) => large += 1,
-            _ => {}
+        // Which of the two limits comes first is the machine's.
+        if let Err(TemplateError::TooSlow { .. } | TemplateError::TooLarge { .. }) = rendered {
+            ended += 1;
         }
         // It is half a second of the processor, which has other work on a machine that tests.
         assert!(
@@ -127,9 +128,18 @@ fn hostile_templates_end_within_a_second_and_256_mib() {
     }
     stop.store(true, Ordering::Relaxed);
     let peak = watch.join().unwrap();
-    assert!(slow > 10 && large > 0, "{slow} {large}");
+    assert!(ended > 15, "{ended}");
     println!("{peak} MiB");
     assert!(peak < 256, "{peak} MiB");
+    // A long message has more time, so that memory is what ends this one on any machine.
+    let long = vec![json!({"role": "user", "content": "a".repeat(16 << 20)})];
+    let source = "{{ ([messages[0].content] * 64)|join|length }}";
+    let template = ChatTemplate::from_stranger(source, Map::new()).unwrap();
+    let rendered = template.render(&long, &RenderOptions::default());
+    assert!(
+        matches!(rendered, Err(TemplateError::TooLarge { .. })),
+        "{rendered:.200?}"
+    );
     // What comes next has a process again.
     assert_eq!(render("{{ messages[0].content }}").unwrap(), "hello");
 }
