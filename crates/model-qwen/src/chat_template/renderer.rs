@@ -46,7 +46,11 @@ pub fn serve_renders() -> ExitCode {
             None => break,
         };
         let _ = watch.send(None);
-        if frames::write(&mut output, &frames::answer_to_bytes(answer)).is_err() {
+        let answer = frames::answer_to_bytes(answer);
+        if answer
+            .and_then(|bytes| frames::write(&mut output, &bytes))
+            .is_err()
+        {
             break;
         }
     }

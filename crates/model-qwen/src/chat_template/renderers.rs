@@ -53,8 +53,8 @@ pub fn render_in_processes_of(program: PathBuf) -> io::Result<()> {
         variables: Some(serde_json::Map::from_iter([("x".to_owned(), 1.into())])),
     };
     match first
-        .exchange(&work.to_bytes())
-        .map(frames::answer_from_bytes)
+        .exchange(&work.to_bytes()?)
+        .map(|answer| frames::answer_from_bytes(&answer))
     {
         Ok(Some(Ok(text))) if text == "1" => {}
         Ok(_) => return Err(io::Error::other("it renders no templates")),
@@ -100,12 +100,12 @@ impl Drop for Turn<'_> {
 impl Renderers {
     /// The text of a template, by a process that has nothing else to do.
     pub(super) fn render(&self, work: &Work) -> Result<String, TemplateError> {
-        let bytes = work.to_bytes();
-        let (_turn, idle) = self.wait_for_turn()?;
         let failed = |error: io::Error| {
             let program = self.program.display();
             TemplateError::NoProcess(format!("{program}: {error}"))
         };
+        let bytes = work.to_bytes().map_err(failed)?;
+        let (_turn, idle) = self.wait_for_turn()?;
         let mut renderer = match idle {
             Some(renderer) => renderer,
             None => self.start().map_err(failed)?,
@@ -123,7 +123,7 @@ impl Renderers {
             Err(_) => return Err(renderer.why_it_ended()),
         };
         let is_kept = bytes.len() + answer.len() < MAX_KEPT;
-        let answer = frames::answer_from_bytes(answer);
+        let answer = frames::answer_from_bytes(&answer);
         if is_kept && answer.is_some() {
             // There are at most as many as may run.
             self.lock().idle.push(renderer);
