@@ -52,7 +52,7 @@ pub(super) fn wait_for_turn(options: &HubOptions, url: &str) -> Result<(), Optio
         if let Some(asked) = asked.filter(|&asked| asked > LONGEST) {
             return Err(Some(asked));
         }
-        let seconds = asked.unwrap_or(pause).max(pause.min(1));
+        let seconds = asked.unwrap_or(pause).max(1);
         tracing::info!(
             "{} has too many requests; next attempt in {seconds} s",
             options.endpoint

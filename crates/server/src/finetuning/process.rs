@@ -40,6 +40,15 @@ impl Drop for Process {
     }
 }
 
+/// Sets what it holds when it goes.
+struct SetAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Process {
     fn ask(&self, asked: &impl Serialize) -> io::Result<()> {
         let line = serde_json::to_string(asked)? + "\n";
@@ -97,10 +106,12 @@ impl FineTuning {
         let has_ended = AtomicBool::new(false);
         let ended = thread::scope(|scope| {
             scope.spawn(|| self.watch_over(turn, &process, &has_ended));
+            // Also after a panic: the scope waits for the watcher.
+            let _end = SetAtTheEnd(&has_ended);
             // A driver may write a line that is no text; it is none of the job's.
             let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
             let mut lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
-            let ended = lines.find_map(|line| match serde_json::from_str(&line) {
+            lines.find_map(|line| match serde_json::from_str(&line) {
                 Ok(Told::Ended(ended)) => Some(ended),
                 Ok(Told::Waits) => {
                     if let Some(gate) = &gate {
@@ -118,9 +129,7 @@ impl FineTuning {
                     tracing::debug!(line, "a job's process wrote something else");
                     None
                 }
-            });
-            has_ended.store(true, Ordering::Relaxed);
-            ended
+            })
         });
         ended.unwrap_or_else(|| self.lost(turn, &process))
     }
