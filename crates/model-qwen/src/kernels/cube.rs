@@ -134,12 +134,15 @@ impl DeviceModelOps for Cube {
 
 /// Whether a device is a card of NVIDIA, whose sines are exact for large numbers.
 pub(super) fn has_exact_sines(device: &Device) -> bool {
-    match device.as_dispatch() {
-        DispatchDevice::Cube(device) => {
-            let client = device.client();
-            cfg!(feature = "cuda") && client.features().copy_async
-        }
-        _ => false,
+    #[cfg(feature = "cuda")]
+    return matches!(
+        device.as_dispatch(),
+        DispatchDevice::Cube(burn_cubecl::CubeDevice::Cuda(_))
+    );
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        false
     }
 }
 

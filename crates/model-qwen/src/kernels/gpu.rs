@@ -39,14 +39,15 @@ pub(crate) fn device_angles(
     (inv_freq, scale): (&[f32], f32),
     device: &Device,
 ) -> Option<Rotary> {
-    if !cube::has_exact_sines(device) {
-        return None;
-    }
+    cube::has_exact_sines(device).then(|| angles(positions, (inv_freq, scale), device))
+}
+
+fn angles(positions: &[u32], (inv_freq, scale): (&[f32], f32), device: &Device) -> Rotary {
     let inv_freq = Tensor::<1>::from_data(inv_freq, (device, DType::F32));
     let positions = token_tensor(positions, device).into_dispatch();
     let (cos, sin) = Dispatch::device_angles(positions, inv_freq.into_dispatch(), scale);
     let [cos, sin] = [cos, sin].map(Tensor::from_dispatch);
-    Some(Rotary { cos, sin })
+    Rotary { cos, sin }
 }
 
 /// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
@@ -208,20 +209,22 @@ mod tests {
     #[test]
     fn angles_are_those_of_the_cpu() {
         let device = cube::first_gpu();
-        let positions = [0, 1, 77, 8_191, 131_071, 1_000_003];
+        // Where sines of large numbers are less exact, the kernel is not used, but shows which angle is whose.
+        let (positions, error) = match cube::has_exact_sines(&device) {
+            true => ([0, 1, 77, 8_191, 131_071, 1_000_003], 1e-6),
+            false => ([0, 1, 2, 3, 5, 7], 1e-3),
+        };
         let inv_freq: Vec<f32> = (0..64)
             .map(|i| 1e4f32.powf(-f32::from(i as u8) / 64.0))
             .collect();
-        let Some(Rotary { cos, sin }) = device_angles(&positions, (&inv_freq, 1.5), &device) else {
-            return;
-        };
+        let Rotary { cos, sin } = angles(&positions, (&inv_freq, 1.5), &device);
         assert_eq!((cos.dims(), sin.dims()), ([6, 1, 64], [6, 1, 64]));
         let [cos, sin] = [cos, sin].map(|x| x.into_data().try_into_vec::<f32>().unwrap());
         for (i, (cos, sin)) in cos.into_iter().zip(sin).enumerate() {
             let angle = positions[i / 64] as f32 * inv_freq[i % 64];
             let (s, c) = angle.sin_cos();
             assert!(
-                (cos - 1.5 * c).abs() < 1e-6 && (sin - 1.5 * s).abs() < 1e-6,
+                (cos - 1.5 * c).abs() < error && (sin - 1.5 * s).abs() < error,
                 "{angle}: {cos}, {sin}"
             );
         }
