@@ -57,6 +57,7 @@ pub use config::args;
 pub use data::render;
 pub use error::TrainError;
 pub use footprint::Footprint;
+pub use gate::Piece;
 pub use output::discard_unused_output;
 pub use preview::preview;
 pub use samples::Sample;

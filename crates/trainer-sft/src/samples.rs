@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, ConfigError};
 use crate::error::{TrainError, output_error};
+use crate::gate::{self, Piece};
 use crate::generation::{Completion, GenerationError, Generator, Request};
 use crate::prompts::{self, Prompt};
 use crate::text_file;
@@ -156,9 +157,8 @@ pub(crate) fn answers(
         stop_token_ids: format.limits.eos_token_ids.clone(),
     };
     generator.prepare(&mut trainer.model);
-    let gate = trainer.gate().clone();
     let listen = &mut |_, _| {
-        gate.pass();
+        gate::pass(Piece::Batch);
         ControlFlow::Continue(())
     };
     let completions = generator.generate(&trainer.model, requests, listen)?;

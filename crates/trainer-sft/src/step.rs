@@ -25,6 +25,7 @@ pub use self::noise::Noise;
 use self::offload::Offload;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
+use crate::gate::{self, Piece};
 use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
@@ -76,6 +77,7 @@ pub(crate) fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelecti
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
+        gate::pass(Piece::Layer);
         x = layer.forward(index, x, &rotary, adapters, &mut attention); // [tokens, hidden]
     }
     x
@@ -139,6 +141,7 @@ pub(crate) fn pull<L>(
         x = noise.add(x, batch); // [tokens, hidden]
     }
     for (index, layer) in model.layers.iter().enumerate() {
+        gate::pass(Piece::Layer);
         if index < first_kept {
             let input = x.clone();
             x = layer.forward(index, x, &shared.rotary, adapters, &mut shared.attention); // [tokens, hidden]
@@ -168,6 +171,7 @@ pub(crate) fn pull<L>(
     }
 
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
+        gate::pass(Piece::Layer);
         let graph = match kept {
             Kept::Input(x) => LayerGraph::new((index, layer), x, &mut shared),
             Kept::OnHost(x) => {

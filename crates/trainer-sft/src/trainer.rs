@@ -9,7 +9,7 @@ use model_qwen::QwenModel;
 use model_qwen::kernels::on_worker;
 
 use crate::batch::Batch;
-use crate::gate::Gate;
+use crate::gate::{self, Piece};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::preference::{Numbers, Preference};
@@ -52,7 +52,6 @@ pub struct Trainer {
     is_compiled: bool,
     /// How answers are compared; `None` where they are only learnt.
     preference: Option<Preference>,
-    gate: Gate,
 }
 
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
@@ -137,7 +136,6 @@ impl Trainer {
             optimizer,
             is_compiled: false,
             preference: None,
-            gate: Gate::default(),
         }
     }
 
@@ -150,7 +148,6 @@ impl Trainer {
             optimizer,
             is_compiled: false,
             preference: None,
-            gate: Gate::default(),
         }
     }
 
@@ -231,7 +228,7 @@ impl Trainer {
     }
 
     fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
-        self.gate.pass();
+        gate::pass(Piece::Batch);
         let (means, gradients, more) = match &self.preference {
             None => {
                 let (means, gradients) = self.measured_gradients(batches);
@@ -296,17 +293,6 @@ impl Trainer {
         (means.narrow(0, 0, 1), store)
     }
 
-    /// Passes `gate` before each piece of work from now on.
-    #[must_use]
-    pub(crate) fn behind(self, gate: Gate) -> Self {
-        Self { gate, ..self }
-    }
-
-    /// What the trainer passes before each piece of work.
-    pub(crate) fn gate(&self) -> &Gate {
-        &self.gate
-    }
-
     /// Compares the answers of the batches from now on, and does not only learn them.
     #[must_use]
     pub fn comparing(self, preference: Option<Preference>) -> Self {
@@ -345,7 +331,7 @@ impl Trainer {
             .enumerate()
             .filter(|(_, batch)| batch.num_targets() > 0)
         {
-            self.gate.pass();
+            gate::pass(Piece::Batch);
             let adapters = self.adapters(Some(index));
             let options = &self.options;
             for (piece, batch) in step::pieces(&self.model, batch, &adapters)
@@ -380,7 +366,7 @@ impl Trainer {
         &self,
         batches: impl IntoIterator<Item = Result<Batch, E>>,
     ) -> Result<Option<Means>, E> {
-        let batches = batches.into_iter().inspect(|_| self.gate.pass());
+        let batches = batches.into_iter().inspect(|_| gate::pass(Piece::Batch));
         let measured = step::measure(&self.model, &self.adapters(None), batches)?;
         Ok(measured.map(|(means, _)| means))
     }
@@ -396,7 +382,7 @@ impl Trainer {
     ) -> Result<Option<(Means, Numbers)>, E> {
         match &self.preference {
             Some(preference) => {
-                let batches = batches.into_iter().inspect(|_| self.gate.pass());
+                let batches = batches.into_iter().inspect(|_| gate::pass(Piece::Batch));
                 preference.measure(&self.model, &self.adapters(None), batches)
             }
             None => {

@@ -18,7 +18,7 @@ use crate::config::{Config, ConfigError, Method};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::TrainError;
-use crate::gate::Gate;
+use crate::gate::{Behind, Piece};
 use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
 use crate::memory::{self, Machine, MemoryPlan, PlannedRun, RowLengths};
@@ -58,7 +58,7 @@ pub struct Training<'a> {
     records: Records,
     watch: Watch<'a>,
     base: Option<QwenModel>,
-    gate: Gate,
+    wait: Option<Box<dyn Fn(Piece) + Send + Sync>>,
 }
 
 impl fmt::Debug for Training<'_> {
@@ -79,7 +79,7 @@ impl<'a> Training<'a> {
             records: Records::default(),
             watch: Watch::default(),
             base: None,
-            gate: Gate::default(),
+            wait: None,
         }
     }
 
@@ -136,10 +136,10 @@ impl<'a> Training<'a> {
         self
     }
 
-    /// Calls `wait` before each micro-batch, each batch of an evaluation and each token of an answer, which goes on when it
-    /// returns: for a program that does something more urgent on the same device.
-    pub fn wait_before_work(mut self, wait: impl Fn() + Send + Sync + 'static) -> Self {
-        self.gate = Gate::new(wait);
+    /// Calls `wait` before each [`Piece`] of the work, which goes on when it returns: for a program that does something more
+    /// urgent on the same device.
+    pub fn wait_before_work(mut self, wait: impl Fn(Piece) + Send + Sync + 'static) -> Self {
+        self.wait = Some(Box::new(wait));
         self
     }
 
@@ -257,7 +257,7 @@ impl<'a> Training<'a> {
         let reference = add_reference(config, &mut model)?;
         let (trainer, loader) = start(config, model, loader, total_steps)?;
         let preference = Preference::of(config, reference, datasets.max_length);
-        let trainer = trainer.comparing(preference).behind(self.gate);
+        let trainer = trainer.comparing(preference);
         let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
         let run = Run::new(
             (config, &output, state),
@@ -266,6 +266,7 @@ impl<'a> Training<'a> {
             weights,
             (eval, samples, grpo),
         )?;
+        let _behind = self.wait.map(Behind::new);
         let ended = run.planned(plan).finish(total_steps);
         if matches!(ended, Err(TrainError::Stopped)) {
             output.remove();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use model_qwen::is_gpu;
 use model_qwen::sys::{Background, stand_back};
+use trainer_sft::Piece;
 
 use crate::config::JobPriority;
 use crate::engine::EngineHandle;
@@ -17,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// The longest that a job on a GPU waits for requests that go on and on, between two pieces of its work.
 const MOST: Duration = Duration::from_secs(2);
 
-/// What a job passes before each micro-batch.
+/// What a job passes before each piece of its work.
 pub(super) struct Gate {
     pub(super) engine: EngineHandle,
     pub(super) priority: JobPriority,
@@ -30,8 +31,11 @@ pub(super) struct Gate {
 
 impl Gate {
     /// Returns when a job of this process may go on.
-    pub(super) fn pass(&self) {
-        if self.priority == JobPriority::Normal && is_gpu(&self.device) {
+    pub(super) fn pass(&self, piece: Piece) {
+        if !waits_before(piece, self.priority) {
+            return;
+        }
+        if is_gpu(&self.device) {
             // What was launched would otherwise be counted as none.
             let _ = self.device.sync();
         }
@@ -63,6 +67,12 @@ impl Gate {
             thread::sleep(LOOK);
         }
     }
+}
+
+/// Whether a job waits before a piece of its work: one that takes what is left stops within a micro-batch, too, which may take many
+/// seconds.
+pub(super) fn waits_before(piece: Piece, priority: JobPriority) -> bool {
+    piece == Piece::Batch || priority == JobPriority::Low
 }
 
 /// Threads for a job, which stand back behind those of the engine. The trainer's kernels compute on the pool that it runs in.

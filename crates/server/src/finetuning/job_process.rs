@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use model_qwen::{is_gpu, parse_device};
+use trainer_sft::Piece;
 
+use super::gate::waits_before;
 use super::process::COMMAND;
 use super::told::{Asked, Told};
 use super::work::{Means, Tell, Work};
@@ -38,7 +40,7 @@ pub(crate) fn run() -> ExitCode {
     let trained = work.train(
         Means {
             stop: Some(&STOP),
-            gate: work.waits.then(|| gate(&work.source.device, turns)),
+            gate: work.waits.then(|| gate(&work, turns)),
             ..Means::default()
         },
         &(Arc::new(tell) as Tell),
@@ -74,10 +76,13 @@ fn listen(input: StdinLock<'_>, turns: &Sender<()>) {
 }
 
 /// Waits for the server's word, when the device has done what came before.
-fn gate(device: &str, turns: Receiver<()>) -> Box<dyn Fn() + Send + Sync> {
-    let device = parse_device(device).ok().filter(is_gpu);
-    let turns = Mutex::new(turns);
-    Box::new(move || {
+fn gate(work: &Work, turns: Receiver<()>) -> Box<dyn Fn(Piece) + Send + Sync> {
+    let device = parse_device(&work.source.device).ok().filter(is_gpu);
+    let (priority, turns) = (work.priority, Mutex::new(turns));
+    Box::new(move |piece| {
+        if !waits_before(piece, priority) {
+            return;
+        }
         if let Some(device) = &device {
             // What was launched would otherwise be counted as none. A device that fails says so at its next work.
             let _ = device.sync();

@@ -7,8 +7,8 @@ use burn::tensor::Device;
 use model_qwen::QwenModel;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use trainer_sft::Training;
 use trainer_sft::config::Config;
+use trainer_sft::{Piece, Training};
 
 use super::events::{Event, Level};
 use super::gate::pool;
@@ -46,7 +46,7 @@ pub(super) struct Means<'a> {
     /// Weights that are loaded already.
     pub(super) base: Option<&'a QwenModel>,
     /// Passed before each piece of work.
-    pub(super) gate: Option<Box<dyn Fn() + Send + Sync>>,
+    pub(super) gate: Option<Box<dyn Fn(Piece) + Send + Sync>>,
 }
 
 impl Work {

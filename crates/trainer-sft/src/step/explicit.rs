@@ -15,6 +15,7 @@ use model_qwen::kernels::cross_entropy_of_rows;
 use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
 use crate::batch::Batch;
+use crate::gate::{self, Piece};
 use crate::loss::{Targets, indices, spread};
 use crate::parameters::GradientStore;
 use crate::step::offload::{Offload, bring_back};
@@ -105,6 +106,7 @@ pub fn forward_backward(
     }
     x = x.cast(shared.dtype);
     for layer in &model.layers {
+        gate::pass(Piece::Layer);
         let layer = Layer::new(layer, &shared);
         if checkpointing == Checkpointing::Off {
             let activations = layer.activations(x, &shared);
@@ -127,6 +129,7 @@ pub fn forward_backward(
         kept.extend(offload.finish().into_iter().map(Kept::OnHost));
     }
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
+        gate::pass(Piece::Layer);
         let layer = Layer::new(layer, &shared);
         let activations = match kept {
             Kept::Activations(activations) => activations,
@@ -145,6 +148,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, slot: usize) -> Tensor<1> {
     let shared = Shared::new(model, &batch, slot, None);
     let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
     for layer in &model.layers {
+        gate::pass(Piece::Layer);
         x = Layer::new(layer, &shared).forward(x, &shared); // [tokens, hidden]
     }
     loss(&x, &Targets::new(&batch.targets), None, &shared).0
@@ -339,6 +343,7 @@ fn loss(
     let chunk = (MAX_LOGITS / model.lm_head.out_features()).max(ROWS) / ROWS * ROWS;
     let (mut sums, mut gradients) = (Vec::new(), Vec::new());
     for (rows, tokens) in targets.chunks(chunk) {
+        gate::pass(Piece::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let (logits, _) = head.forward(&rms_norm(x.clone(), norm()), None); // [rows, vocab]
         let (known, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
