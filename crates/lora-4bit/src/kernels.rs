@@ -31,6 +31,7 @@ pub mod exp;
 mod fused;
 pub mod naive;
 mod operand;
+pub(crate) mod optimizer;
 pub mod plan;
 pub(crate) mod tile;
 pub(crate) mod training;

@@ -16,11 +16,10 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::adapter_selection::Dropout;
+pub use crate::kernels::optimizer::{AdamWFactors, adamw, eight_bit, sums_of_squares};
 use crate::kernels::tile;
 use crate::kernels::training::{self as ops, Epilogue, Factor, Part};
-pub use crate::kernels::training::{
-    AdamWFactors, adamw, rms_norm, rms_norm_backward, sums_of_squares, swiglu, swiglu_backward,
-};
+pub use crate::kernels::training::{rms_norm, rms_norm_backward, swiglu, swiglu_backward};
 use crate::linear::Linear;
 use crate::lora::LoraWeights;
 
@@ -291,6 +290,20 @@ impl Group {
             })
         });
         gradients.collect()
+    }
+
+    /// The gradient of the weight, f32.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `dy [tokens, out]` → `[out, in]`
+    #[must_use]
+    pub fn weight_gradient(&self, x: Tensor<2>, dy: &Tensor<2>) -> Tensor<2> {
+        ops::product(
+            Factor::columns(dy.clone(), None),
+            Factor::columns(x, None),
+            Epilogue::plain(DType::F32),
+        )
     }
 
     /// The gradient with respect to the input, of what [`Group::adapter_input`] gave as `dh`.

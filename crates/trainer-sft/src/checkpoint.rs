@@ -227,8 +227,8 @@ fn write_optimizer(path: &Path, optimizer: &AdamW) -> Result<(), CheckpointError
     }
     for (name, ByteMoments { mean, variance }) in optimizer.byte_moments() {
         for (kind, Codes { codes, absmax }) in [("mean", mean), ("variance", variance)] {
-            let scales = absmax.iter().copied().flat_map(f32::to_le_bytes).collect();
-            parts.push((format!("{name}.{kind}"), Dtype::U8, codes.clone()));
+            let scales = absmax.into_iter().flat_map(f32::to_le_bytes).collect();
+            parts.push((format!("{name}.{kind}"), Dtype::U8, codes));
             parts.push((format!("{name}.{kind}.absmax"), Dtype::F32, scales));
         }
     }

@@ -24,7 +24,7 @@ pub(crate) use self::fit::plan;
 use self::ledger::Use;
 pub(crate) use self::rows::RowLengths;
 use self::step::StepShape;
-use crate::config::{Config, GradientCheckpointing, Method};
+use crate::config::{Config, GradientCheckpointing, Method, Optim};
 use crate::footprint::Footprint;
 use crate::lora;
 use crate::metrics::available_memory;
@@ -215,6 +215,7 @@ fn on_gpu(
         offloads: config.optimizer.offload_activations,
         dropout: config.lora.dropout > 0.0,
         noise: config.optimizer.neftune_noise_alpha.is_some(),
+        eight_bit: config.optimizer.optim == Optim::Adamw8bit,
         tokens,
         micro_batches: config.run.gradient_accumulation.clamp(1, 2),
     };
@@ -238,8 +239,10 @@ fn on_gpu(
         unused: ledger.peak() as i64 - known as i64,
         driver: GPU_DRIVER,
         on_host: on_host(config, model, dtype.size() * tokens.next_multiple_of(ROWS)),
-        // Masks of dropout and noise on embeddings are counted, and no card has shown that the count is right.
-        is_exact: config.lora.dropout <= 0.0 && config.optimizer.neftune_noise_alpha.is_none(),
+        // Masks of dropout, noise on embeddings and moments in 8 bits are counted, and no card has shown that the count is right.
+        is_exact: config.lora.dropout <= 0.0
+            && config.optimizer.neftune_noise_alpha.is_none()
+            && config.optimizer.optim != Optim::Adamw8bit,
     }
 }
 

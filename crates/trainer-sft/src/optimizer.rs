@@ -4,15 +4,16 @@
 //! and the clip factor are tensors, so that an optimizer step on a GPU reads nothing back to the host. On the CPU a step is one pass
 //! over memory.
 
-mod eight_bit;
-
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use lora_4bit::training::eight_bit::{self, DeviceMoments};
+pub use lora_4bit::training::eight_bit::{BLOCK, ByteMoments, Codes};
 use lora_4bit::training::{AdamWFactors, adamw};
 use serde::{Deserialize, Serialize};
 
-pub use self::eight_bit::{BLOCK, ByteMoments, Codes, MIN_VALUES};
+/// Parameters of fewer values keep moments in f32, as in bitsandbytes (`min_8bit_size`).
+pub const MIN_VALUES: usize = 4096;
 
 /// Constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f64,
-    /// Whether the moments of parameters with [`MIN_VALUES`] values or more are kept in 8 bits; on a CPU.
+    /// Whether the moments of parameters with [`MIN_VALUES`] values or more are kept in 8 bits.
     #[serde(default)]
     pub eight_bit: bool,
 }
@@ -65,7 +66,25 @@ pub struct AdamW {
     config: AdamWConfig,
     step: usize,
     moments: BTreeMap<String, Moments>,
-    byte_moments: BTreeMap<String, ByteMoments>,
+    byte_moments: BTreeMap<String, Held>,
+}
+
+/// Moments in 8 bits, where the parameter is.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each parameter")]
+enum Held {
+    /// Also those of a checkpoint, until their parameter's first step.
+    Host(ByteMoments),
+    Device(DeviceMoments),
+}
+
+impl Held {
+    fn to_host(&self) -> ByteMoments {
+        match self {
+            Self::Host(moments) => moments.clone(),
+            Self::Device(moments) => moments.to_host(),
+        }
+    }
 }
 
 impl AdamW {
@@ -94,8 +113,11 @@ impl AdamW {
     /// With the moments that [`AdamW::byte_moments`] gave.
     #[must_use]
     pub fn with_byte_moments(self, byte_moments: BTreeMap<String, ByteMoments>) -> Self {
+        let held = byte_moments.into_iter();
         Self {
-            byte_moments,
+            byte_moments: held
+                .map(|(name, moments)| (name, Held::Host(moments)))
+                .collect(),
             ..self
         }
     }
@@ -106,10 +128,10 @@ impl AdamW {
         self.step
     }
 
-    /// The state of the parameters seen so far whose moments are in 8 bits.
-    #[must_use]
-    pub fn byte_moments(&self) -> &BTreeMap<String, ByteMoments> {
-        &self.byte_moments
+    /// The state of the parameters seen so far whose moments are in 8 bits, read from the device.
+    pub fn byte_moments(&self) -> impl Iterator<Item = (&str, ByteMoments)> {
+        let moments = self.byte_moments.iter();
+        moments.map(|(name, held)| (name.as_str(), held.to_host()))
     }
 
     /// The state of every other parameter seen so far.
@@ -152,28 +174,30 @@ impl AdamW {
             true => 1.0 - rate.learning_rate * weight_decay,
             false => 1.0,
         };
-        let pass = Pass {
-            beta: [beta1, beta2],
-            correction: correction2,
-            eps,
-            rate: rate.learning_rate / correction1,
-            decay,
+        let factors = AdamWFactors {
+            beta: [beta1 as f32, beta2 as f32],
+            rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
+            correction: correction2 as f32,
+            eps: eps as f32,
+            rate: (rate.learning_rate / correction1) as f32,
+            decay: decay as f32,
         };
         let on_host = is_plain_cpu(&value) && is_plain_cpu(&gradient);
-        if eight_bit && on_host && value.dims()[0] >= MIN_VALUES {
-            let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
-            let (mut value, gradient) = (host(value), host(gradient));
-            let moments = self.byte_moments.entry(name.to_owned());
-            let moments = moments.or_insert_with(|| ByteMoments::zeros(value.len()));
-            pass.on_bytes(&mut value, &gradient, clip, moments);
-            return on_cpu(value);
+        if eight_bit && value.dims()[0] >= MIN_VALUES {
+            let held = self.byte_moments.remove(name);
+            let (value, held) = match on_host {
+                true => in_bytes_on_host(value, gradient, clip, held, factors),
+                false => in_bytes_on_device(value, &gradient, clip, held, factors),
+            };
+            self.byte_moments.insert(name.to_owned(), held);
+            return value;
         }
         let moments = self.moments.remove(name);
         let (value, moments) = if on_host {
             let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
-            pass.on_host(value, gradient, clip, moments)
+            in_floats_on_host(value, gradient, clip, moments, factors)
         } else {
-            pass.on_device(value, &gradient, clip, moments)
+            in_floats_on_device(value, &gradient, clip, moments, factors)
         };
         self.moments.insert(name.to_owned(), moments);
         value
@@ -194,7 +218,7 @@ impl AdamW {
         };
         for (name, &size) in sizes {
             let expected = format!("{size} values");
-            if let Some(moments) = self.byte_moments.get(name) {
+            if let Some(moments) = self.byte_moments.get(name).map(Held::to_host) {
                 for (kind, Codes { codes, absmax }) in
                     [("mean", &moments.mean), ("variance", &moments.variance)]
                 {
@@ -247,77 +271,98 @@ fn is_plain_cpu(tensor: &Tensor<1>) -> bool {
     tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
 }
 
-/// The factors of one step of one parameter.
-struct Pass {
-    beta: [f64; 2],
-    /// Root of the second moment's bias correction.
-    correction: f64,
-    eps: f64,
-    /// Learning rate over the first moment's bias correction.
-    rate: f64,
-    decay: f64,
+/// The new value, `[numel]`, and the new moments, on the device.
+fn in_floats_on_device(
+    value: Tensor<1>,
+    gradient: &Tensor<1>,
+    clip: Option<&Tensor<1>>,
+    moments: Option<Moments>,
+    factors: AdamWFactors,
+) -> (Tensor<1>, Moments) {
+    let like = (&value.device(), DType::F32);
+    let Moments { mean, variance } = moments.unwrap_or_else(|| Moments {
+        mean: Tensor::zeros(value.dims(), like),
+        variance: Tensor::zeros(value.dims(), like),
+    });
+    let clip = clip.map_or_else(|| Tensor::ones([1], like), Clone::clone);
+    let [value, mean, variance] = adamw([value, mean, variance], gradient, &clip, factors);
+    (value, Moments { mean, variance })
 }
 
-impl Pass {
-    /// The new value, `[numel]`, and the new moments, on the device.
-    fn on_device(
-        &self,
-        value: Tensor<1>,
-        gradient: &Tensor<1>,
-        clip: Option<&Tensor<1>>,
-        moments: Option<Moments>,
-    ) -> (Tensor<1>, Moments) {
-        let like = (&value.device(), DType::F32);
-        let Moments { mean, variance } = moments.unwrap_or_else(|| Moments {
-            mean: Tensor::zeros(value.dims(), like),
-            variance: Tensor::zeros(value.dims(), like),
-        });
-        let clip = clip.map_or_else(|| Tensor::ones([1], like), Clone::clone);
-        let factors = AdamWFactors {
-            beta: self.beta.map(|beta| beta as f32),
-            rest: self.beta.map(|beta| (1.0 - beta) as f32),
-            correction: self.correction as f32,
-            eps: self.eps as f32,
-            rate: self.rate as f32,
-            decay: self.decay as f32,
-        };
-        let [value, mean, variance] = adamw([value, mean, variance], gradient, &clip, factors);
-        (value, Moments { mean, variance })
+/// The same in one pass over memory.
+fn in_floats_on_host(
+    value: Tensor<1>,
+    gradient: Tensor<1>,
+    clip: f32,
+    moments: Option<Moments>,
+    factors: AdamWFactors,
+) -> (Tensor<1>, Moments) {
+    let AdamWFactors {
+        beta,
+        rest,
+        correction,
+        eps,
+        rate,
+        decay,
+    } = factors;
+    let (mut value, gradient) = (host(value), host(gradient));
+    let (mut mean, mut variance) = match moments {
+        Some(Moments { mean, variance }) => (host(mean), host(variance)),
+        None => (vec![0.0; value.len()], vec![0.0; value.len()]),
+    };
+    // `zip` would leave the rest of the longer ones as it is: see `AdamW::check`.
+    debug_assert_eq!(
+        [gradient.len(), mean.len(), variance.len()],
+        [value.len(); 3]
+    );
+    let moments = mean.iter_mut().zip(&mut variance);
+    for ((value, gradient), (mean, variance)) in value.iter_mut().zip(gradient).zip(moments) {
+        let gradient = gradient * clip;
+        *mean = *mean * beta[0] + gradient * rest[0];
+        *variance = *variance * beta[1] + gradient * gradient * rest[1];
+        let denominator = variance.sqrt() / correction + eps;
+        *value = *value * decay - *mean / denominator * rate;
     }
+    let [value, mean, variance] = [value, mean, variance].map(on_cpu);
+    (value, Moments { mean, variance })
+}
 
-    /// The same in one pass over memory.
-    fn on_host(
-        &self,
-        value: Tensor<1>,
-        gradient: Tensor<1>,
-        clip: f32,
-        moments: Option<Moments>,
-    ) -> (Tensor<1>, Moments) {
-        let beta = self.beta.map(|beta| beta as f32);
-        let rest = self.beta.map(|beta| (1.0 - beta) as f32);
-        let [correction, eps] = [self.correction, self.eps].map(|value| value as f32);
-        let [rate, decay] = [self.rate, self.decay].map(|value| value as f32);
-        let (mut value, gradient) = (host(value), host(gradient));
-        let (mut mean, mut variance) = match moments {
-            Some(Moments { mean, variance }) => (host(mean), host(variance)),
-            None => (vec![0.0; value.len()], vec![0.0; value.len()]),
-        };
-        // `zip` would leave the rest of the longer ones as it is: see `AdamW::check`.
-        debug_assert_eq!(
-            [gradient.len(), mean.len(), variance.len()],
-            [value.len(); 3]
-        );
-        let moments = mean.iter_mut().zip(&mut variance);
-        for ((value, gradient), (mean, variance)) in value.iter_mut().zip(gradient).zip(moments) {
-            let gradient = gradient * clip;
-            *mean = *mean * beta[0] + gradient * rest[0];
-            *variance = *variance * beta[1] + gradient * gradient * rest[1];
-            let denominator = variance.sqrt() / correction + eps;
-            *value = *value * decay - *mean / denominator * rate;
-        }
-        let [value, mean, variance] = [value, mean, variance].map(on_cpu);
-        (value, Moments { mean, variance })
-    }
+/// [`in_floats_on_device`] with moments in 8 bits.
+fn in_bytes_on_device(
+    value: Tensor<1>,
+    gradient: &Tensor<1>,
+    clip: Option<&Tensor<1>>,
+    held: Option<Held>,
+    factors: AdamWFactors,
+) -> (Tensor<1>, Held) {
+    let device = value.device();
+    let moments = match held {
+        Some(Held::Device(moments)) => moments,
+        Some(Held::Host(moments)) => DeviceMoments::from_host(&moments, &device),
+        None => DeviceMoments::zeros(value.dims()[0], &device),
+    };
+    let clip = clip.map_or_else(|| Tensor::ones([1], (&device, DType::F32)), Clone::clone);
+    let (value, moments) = eight_bit::adamw(value, moments, gradient, &clip, factors);
+    (value, Held::Device(moments))
+}
+
+/// [`in_floats_on_host`] with moments in 8 bits.
+fn in_bytes_on_host(
+    value: Tensor<1>,
+    gradient: Tensor<1>,
+    clip: Option<&Tensor<1>>,
+    held: Option<Held>,
+    factors: AdamWFactors,
+) -> (Tensor<1>, Held) {
+    let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
+    let (mut value, gradient) = (host(value), host(gradient));
+    let mut moments = match held {
+        Some(Held::Host(moments)) => moments,
+        Some(Held::Device(moments)) => moments.to_host(),
+        None => ByteMoments::zeros(value.len()),
+    };
+    eight_bit::adamw_on_host(&mut value, &gradient, clip, &mut moments, factors);
+    (on_cpu(value), Held::Host(moments))
 }
 
 fn on_cpu(values: Vec<f32>) -> Tensor<1> {
@@ -375,16 +420,19 @@ mod tests {
             for step in 1..=4 {
                 let factor = step as f32;
                 let gradient = tensor(&[0.1 * factor, -2.0, 1e-4, 0.0, 7.5 / factor]);
-                let pass = Pass {
+                let factors = AdamWFactors {
                     beta: [0.9, 0.999],
-                    correction: (1.0 - 0.999f64.powi(step)).sqrt(),
+                    rest: [0.1, 0.001],
+                    correction: (1.0 - 0.999f32.powi(step)).sqrt(),
                     eps: 1e-8,
-                    rate: 1e-2 / (1.0 - 0.9f64.powi(step)),
+                    rate: 1e-2 / (1.0 - 0.9f32.powi(step)),
                     decay,
                 };
-                let (value, moments) = pass.on_host(host.0, gradient.clone(), 1.0, host.1);
+                let (value, moments) =
+                    in_floats_on_host(host.0, gradient.clone(), 1.0, host.1, factors);
                 host = (value, Some(moments));
-                let (value, moments) = pass.on_device(device.0, &gradient, None, device.1);
+                let (value, moments) =
+                    in_floats_on_device(device.0, &gradient, None, device.1, factors);
                 device = (value, Some(moments));
                 let (Some(left), Some(right)) = (&host.1, &device.1) else {
                     panic!("no moments")

@@ -40,25 +40,7 @@ pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigEr
                 .to_owned(),
         });
     }
-    let lora = &config.lora;
-    let flags = [
-        ("use-dora", lora.use_dora && !config.run.full),
-        (
-            "modules-to-save",
-            !lora.modules_to_save.is_empty() && !config.run.full,
-        ),
-        (
-            "optim adamw_8bit",
-            config.optimizer.optim == Optim::Adamw8bit,
-        ),
-    ];
-    let mut on_cpu = flags.iter().filter(|(_, is_given)| *is_given);
-    match on_cpu.next() {
-        Some((flag, _)) if on_gpu => Err(ConfigError::Conflict(format!(
-            "--{flag}: computed on a CPU only, and this run is on a GPU: add --device cpu, or leave --{flag} out"
-        ))),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// The settings of a run that trains an adapter further: those of the adapter are the adapter's.
@@ -124,8 +106,9 @@ fn frozen_options(config: &Config) -> LoadOptions {
         quantization: config.quantization(),
         double_quant: config.model.double_quant,
         int8_lm_head: false,
-        // Steps of CUDA graphs look embeddings up on the device.
-        embeddings_on_cpu: config.method.method != Method::Grpo,
+        // Steps of CUDA graphs look embeddings up on the device, and where they are trained they are there, too.
+        embeddings_on_cpu: config.method.method != Method::Grpo
+            && !lora::trainable(0, &config.lora.modules_to_save).has_embeddings(),
         lm_head: true,
     }
 }

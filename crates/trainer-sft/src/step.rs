@@ -93,9 +93,9 @@ pub fn forward_backward(
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
-    let (_, adapters, checkpointing, noise) = how;
+    let (trainable, adapters, checkpointing, noise) = how;
     if let Some(slot) = explicit_slot(model, adapters) {
-        let how = (checkpointing, noise);
+        let how = (trainable, checkpointing, noise);
         return explicit::forward_backward(model, batch, slot, how, scale, store);
     }
     let targets = Targets::new(&batch.targets);

@@ -31,9 +31,26 @@ fn gpu() -> Device {
     devices.next().expect("a CUDA or WebGPU device")
 }
 
+/// What is trained, and of what.
+#[derive(Clone, Copy, Debug, Default)]
+struct Kind {
+    qk_norm: bool,
+    dora: bool,
+    /// Whether embedding and head are trained, too.
+    modules: bool,
+    eight_bit: bool,
+}
+
+const PLAIN: Kind = Kind {
+    qk_norm: false,
+    dora: false,
+    modules: false,
+    eight_bit: false,
+};
+
 /// Two layers whose sizes the kernels take: heads of 64, widths that are multiples of 64.
-fn model(qk_norm: bool, compute: ComputeDtype, device: &Device) -> QwenModel {
-    let model_type = if qk_norm { "qwen3" } else { "qwen2" };
+fn model(kind: Kind, compute: ComputeDtype, device: &Device) -> QwenModel {
+    let model_type = if kind.qk_norm { "qwen3" } else { "qwen2" };
     let text = format!(
         r#"{{"model_type": "{model_type}", "vocab_size": {VOCAB}, "hidden_size": 128, "intermediate_size": 192,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
@@ -47,20 +64,36 @@ fn model(qk_norm: bool, compute: ComputeDtype, device: &Device) -> QwenModel {
             parameter.replace(|value| value.mul_scalar(4.0));
         }
     });
-    let adapter = support::adapter(&model, 8);
+    // Of this rank, matrices are large enough for moments in 8 bits.
+    let rank = if kind.eight_bit { 64 } else { 8 };
+    let mut adapter = support::adapter(&model, rank);
+    if kind.dora {
+        adapter.config.use_dora = true;
+        for matrices in adapter.modules.values_mut() {
+            matrices.magnitude = Some(vec![0.7; matrices.out_features]);
+        }
+    }
     model.add_adapter(SLOT, &adapter).unwrap();
     model.set_compute_dtype(compute);
     model
 }
 
 /// A trainer of the CPU in f32, the reference.
-fn reference(qk_norm: bool) -> Trainer {
-    trainer(qk_norm, ComputeDtype::F32, &Device::flex())
+fn reference(kind: Kind) -> Trainer {
+    trainer(kind, ComputeDtype::F32, &Device::flex())
 }
 
-fn trainer(qk_norm: bool, compute: ComputeDtype, device: &Device) -> Trainer {
+fn trainer(kind: Kind, compute: ComputeDtype, device: &Device) -> Trainer {
+    let trainable = match kind.modules {
+        false => Trainable::Adapter { slot: SLOT },
+        true => Trainable::AdapterAndModules {
+            slot: SLOT,
+            embed_tokens: true,
+            lm_head: true,
+        },
+    };
     let options = TrainerOptions {
-        trainable: Trainable::Adapter { slot: SLOT },
+        trainable,
         learning_rate: 2e-3,
         schedule: Schedule {
             kind: LrSchedule::Constant,
@@ -68,7 +101,10 @@ fn trainer(qk_norm: bool, compute: ComputeDtype, device: &Device) -> Trainer {
             total_steps: 20,
             shape: Shape::default(),
         },
-        optimizer: AdamWConfig::default(),
+        optimizer: AdamWConfig {
+            eight_bit: kind.eight_bit,
+            ..AdamWConfig::default()
+        },
         max_grad_norm: Some(1.0),
         checkpointing: Checkpointing::default(),
         dropout: 0.0,
@@ -76,7 +112,7 @@ fn trainer(qk_norm: bool, compute: ComputeDtype, device: &Device) -> Trainer {
         neftune_noise_alpha: None,
         seed: 5,
     };
-    Trainer::new(model(qk_norm, compute, device), options)
+    Trainer::new(model(kind, compute, device), options)
 }
 
 /// Documents of these lengths that are learnt from their fourth token on.
@@ -105,19 +141,39 @@ fn gradients_equal_those_of_the_cpu() {
         (ComputeDtype::Bf16, 0.995, 0.05),
         (ComputeDtype::F32, 0.9999, 0.005),
     ];
-    for (qk_norm, (compute, least, most)) in [false, true]
+    let kinds = [
+        PLAIN,
+        Kind {
+            qk_norm: true,
+            ..PLAIN
+        },
+        Kind {
+            dora: true,
+            ..PLAIN
+        },
+        Kind {
+            modules: true,
+            ..PLAIN
+        },
+        Kind {
+            dora: true,
+            modules: true,
+            ..PLAIN
+        },
+    ];
+    for (kind, (compute, least, most)) in kinds
         .into_iter()
-        .flat_map(|norm| cases.map(|case| (norm, case)))
+        .flat_map(|kind| cases.map(|case| (kind, case)))
     {
         let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
-        let (cpu_loss, cpu) = reference(qk_norm).gradients(&batches);
-        let (gpu_loss, gpu) = trainer(qk_norm, compute, &device).gradients(&batches);
+        let (cpu_loss, cpu) = reference(kind).gradients(&batches);
+        let (gpu_loss, gpu) = trainer(kind, compute, &device).gradients(&batches);
         let (expected, found) = (values(&cpu_loss)[0], values(&gpu_loss)[0]);
         assert!(
             (found - expected).abs() < 0.01 * expected,
             "{found}, not {expected}"
         );
-        assert!(cpu.names().eq(gpu.names()));
+        assert!(cpu.names().eq(gpu.names()), "{kind:?}");
         for name in cpu.names() {
             let expected = values(cpu.get(name).unwrap());
             let found = values(gpu.get(name).unwrap());
@@ -126,9 +182,15 @@ fn gradients_equal_those_of_the_cpu() {
                 |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
             let (a, b) = (dot(&found, &found).sqrt(), dot(&expected, &expected).sqrt());
             let cosine = dot(&found, &expected) / (a * b);
-            assert!(cosine > least, "{compute:?}: {name}: cosine {cosine}");
+            assert!(
+                cosine > least,
+                "{kind:?}, {compute:?}: {name}: cosine {cosine}"
+            );
             let off = (a / b - 1.0).abs();
-            assert!(off < most, "{compute:?}: {name}: length {a}, not {b}");
+            assert!(
+                off < most,
+                "{kind:?}, {compute:?}: {name}: length {a}, not {b}"
+            );
         }
     }
 }
@@ -136,11 +198,27 @@ fn gradients_equal_those_of_the_cpu() {
 #[test]
 fn losses_follow_those_of_the_cpu() {
     let device = gpu();
+    let kinds = [
+        PLAIN,
+        Kind {
+            eight_bit: true,
+            ..PLAIN
+        },
+        Kind {
+            dora: true,
+            modules: true,
+            eight_bit: true,
+            ..PLAIN
+        },
+    ];
+    for kind in kinds {
+        follow(kind, &device);
+    }
+}
+
+fn follow(kind: Kind, device: &Device) {
     let batches = [batch(&[40, 90, 3])];
-    let (mut cpu, mut gpu) = (
-        reference(false),
-        trainer(false, ComputeDtype::Bf16, &device),
-    );
+    let (mut cpu, mut gpu) = (reference(kind), trainer(kind, ComputeDtype::Bf16, device));
     let mut first = None;
     for step in 0..20 {
         let (expected, _) = cpu.step(&batches).read();
@@ -149,11 +227,14 @@ fn losses_follow_those_of_the_cpu() {
         assert!(norm.is_finite());
         assert!(
             (found - expected).abs() < 0.02 * first,
-            "step {step}: {found}, not {expected}"
+            "{kind:?}: step {step}: {found}, not {expected}"
         );
     }
     let last = gpu.evaluate(batches.clone()).unwrap();
     assert!(last < 0.8 * first.unwrap(), "{last} after {first:?}");
+    let bytes = |trainer: &Trainer| trainer.optimizer().byte_moments().count();
+    assert_eq!(bytes(&gpu), bytes(&cpu));
+    assert_eq!(bytes(&gpu) > 0, kind.eight_bit);
     let expected = cpu.evaluate(batches).unwrap();
     assert!(
         (last - expected).abs() < 0.02 * first.unwrap(),
@@ -176,7 +257,7 @@ fn compared_answers_follow_those_of_the_cpu() {
         max_length: 256,
     };
     for (compute, most) in [(ComputeDtype::F32, 0.01), (ComputeDtype::Bf16, 0.05)] {
-        let [mut cpu, mut gpu] = [reference(false), trainer(false, compute, &device)]
+        let [mut cpu, mut gpu] = [reference(PLAIN), trainer(PLAIN, compute, &device)]
             .map(|trainer| trainer.comparing(Some(preference.clone())));
         for step in 0..5 {
             let (expected, found) = (cpu.step(&batches), gpu.step(&batches));
@@ -208,14 +289,14 @@ fn inputs_of_layers_come_back_from_the_host() {
         ),
     ] {
         let losses = |checkpointing| {
-            let mut options = *trainer(false, compute, &device).options();
+            let mut options = *trainer(PLAIN, compute, &device).options();
             options.checkpointing = checkpointing;
             let preference = objective.map(|objective| Preference {
                 objective,
                 reference: None,
                 max_length: 256,
             });
-            let trainer = Trainer::new(model(false, compute, &device), options);
+            let trainer = Trainer::new(model(PLAIN, compute, &device), options);
             let mut trainer = trainer.comparing(preference);
             // The second loss shows the gradients of the first step.
             let steps = (0..2).map(|_| trainer.step(&batches).read());

@@ -24,6 +24,7 @@ mod lora;
 mod mat_mul;
 mod mat_vec;
 mod nf4;
+mod optimizer;
 mod output;
 mod training;
 

@@ -14,7 +14,7 @@ use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
 pub(crate) use self::product::{Epilogue, Factor, gated_product, product};
-use super::elementwise::{Norm, inner_product};
+use super::elementwise::Norm;
 use super::operand::WeightOperand;
 #[cfg(feature = "gpu")]
 use super::operand::{Major, Maybe};
@@ -115,39 +115,11 @@ pub(crate) trait TrainingOps: Backend {
     ) -> FloatTensor<Self>;
     /// See [`swiglu`].
     fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Writes the sum of the squares of `x`, in [`square_parts`], to `to [n]` from `at` on; the result is `to`.
-    fn sum_of_squares(to: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self>;
-    /// See [`adamw`]; the results are `value`, `mean` and `variance`, overwritten.
-    fn adamw(
-        value: FloatTensor<Self>,
-        mean: FloatTensor<Self>,
-        variance: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        clip: FloatTensor<Self>,
-        factors: AdamWFactors,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     /// See [`swiglu_backward`]; the results are `gate_up` and `dy`, overwritten.
     fn training_swiglu_backward(
         gate_up: FloatTensor<Self>,
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-}
-
-/// The factors of one step of AdamW (arXiv 1711.05101) for one parameter.
-#[derive(Clone, Copy, Debug)]
-pub struct AdamWFactors {
-    /// Decay rates of the moments.
-    pub beta: [f32; 2],
-    /// `1 - beta`, from more exact numbers.
-    pub rest: [f32; 2],
-    /// Root of the second moment's bias correction.
-    pub correction: f32,
-    /// Added to the denominator.
-    pub eps: f32,
-    /// Learning rate over the first moment's bias correction.
-    pub rate: f32,
-    /// What the value is multiplied with: one without weight decay.
-    pub decay: f32,
 }
 
 /// The type in which a training step on `device` is fast: bf16 where tensor cores multiply it, f32 elsewhere.
@@ -332,70 +304,4 @@ pub fn swiglu_backward(gate_up: Tensor<2>, dy: Tensor<2>) -> (Tensor<2>, Tensor<
         naive::swiglu_backward(gate_up.clone(), dy),
         naive::swiglu(gate_up),
     )
-}
-
-/// Units of a cube that adds up squares, and values of a unit, about.
-#[cfg(feature = "gpu")]
-const SQUARES: usize = 256 * 4;
-/// Parts of a tensor's sum of squares, at most.
-#[cfg(feature = "gpu")]
-const MAX_SQUARE_PARTS: usize = 256;
-
-/// Parts in which the squares of `len` values are added up.
-#[cfg(feature = "gpu")]
-pub(crate) fn square_parts(len: usize) -> usize {
-    len.div_ceil(SQUARES).clamp(1, MAX_SQUARE_PARTS)
-}
-
-/// The squares of all values of `tensors`, f32, added up in parts: `[parts]`, at least one.
-pub fn sums_of_squares(tensors: &[&Tensor<1>], device: &Device) -> Tensor<1> {
-    #[cfg(feature = "gpu")]
-    if super::cube::has_plane_operations(device)
-        && tensors.iter().all(|x| x.dtype() == DType::F32)
-        && !tensors.is_empty()
-    {
-        let num: usize = tensors.iter().map(|x| square_parts(x.dims()[0])).sum();
-        let mut sums = Tensor::<1>::empty([num], (device, DType::F32)).into_dispatch();
-        let mut at = 0;
-        for x in tensors {
-            let (parts, x) = (square_parts(x.dims()[0]), (*x).clone().into_dispatch());
-            sums = <Dispatch as TrainingOps>::sum_of_squares(sums, x, at);
-            at += parts;
-        }
-        return Tensor::from_dispatch(sums);
-    }
-    let zero = Tensor::zeros([1], (device, DType::F32));
-    let squares = |x: &&Tensor<1>| inner_product((*x).clone(), (*x).clone());
-    let sums = std::iter::once(zero).chain(tensors.iter().map(squares));
-    Tensor::cat(sums.collect(), 0)
-}
-
-/// One step of AdamW: the new value, mean and variance. A kernel writes them in place, where nobody else holds the tensors.
-///
-/// # Shapes
-///
-/// `[value, mean, variance]` and `gradient` `[n]` f32; `clip [1]`, with which the gradient is multiplied first
-///
-/// # Panics
-///
-/// If the lengths differ.
-pub fn adamw(
-    [value, mean, variance]: [Tensor<1>; 3],
-    gradient: &Tensor<1>,
-    clip: &Tensor<1>,
-    factors: AdamWFactors,
-) -> [Tensor<1>; 3] {
-    let n = value.dims();
-    let lengths = [mean.dims(), variance.dims(), gradient.dims()];
-    assert_eq!(lengths, [n; 3], "adamw: lengths");
-    #[cfg(feature = "gpu")]
-    if value.dtype() == DType::F32 && super::cube::has_plane_operations(&value.device()) {
-        let [value, mean, variance] = [value, mean, variance].map(Tensor::into_dispatch);
-        let gradient = gradient.clone().into_dispatch();
-        let clip = clip.clone().into_dispatch();
-        let (value, mean, variance) =
-            <Dispatch as TrainingOps>::adamw(value, mean, variance, gradient, clip, factors);
-        return [value, mean, variance].map(Tensor::from_dispatch);
-    }
-    naive::adamw([value, mean, variance], gradient, clip, factors)
 }

@@ -60,6 +60,11 @@ impl Ledger {
         self.take(held.usage, held.slice.len as usize)
     }
 
+    /// Bytes of what was allocated, as the allocator rounds them.
+    pub(super) fn bytes_of(held: &Held) -> usize {
+        held.slice.len as usize
+    }
+
     /// Allocates where there is something to hold.
     pub(super) fn take_some(&mut self, usage: Use, bytes: usize) -> Option<Held> {
         (bytes > 0).then(|| self.take(usage, bytes))

@@ -10,6 +10,7 @@ use lora_4bit::training::{RANKS, splits};
 use model_qwen::{QwenConfig, linear_features};
 
 use super::ledger::{Held, Ledger, Use};
+use crate::optimizer::{BLOCK, MIN_VALUES};
 use crate::step::explicit::{MAX_LOGITS, ROWS};
 
 /// The layers that share an input, by their places in [`linear_features`].
@@ -35,6 +36,8 @@ pub(super) struct StepShape<'a> {
     /// Whether inputs of adapters are masked, and embeddings get noise.
     pub(super) dropout: bool,
     pub(super) noise: bool,
+    /// Whether large moments have 8 bits a value.
+    pub(super) eight_bit: bool,
     /// Multiprocessors of the card.
     pub(super) multiprocessors: usize,
     /// Tokens of a micro-batch, and micro-batches of a step.
@@ -289,11 +292,24 @@ impl StepShape<'_> {
         let is_first = state.moments.is_empty();
         for gradient in std::mem::take(&mut state.gradients).into_values() {
             if is_first {
-                let moments = [(); 2].map(|()| ledger.take_like(&gradient));
-                state.moments.extend(moments);
+                state.moments.extend(self.moments(ledger, &gradient));
             }
             ledger.free([gradient]);
         }
+    }
+
+    /// The moments of a parameter with this gradient.
+    fn moments(&self, ledger: &mut Ledger, gradient: &Held) -> Vec<Held> {
+        let values = Ledger::bytes_of(gradient) / size_of::<f32>();
+        if !self.eight_bit || values < MIN_VALUES {
+            return vec![ledger.take_like(gradient), ledger.take_like(gradient)];
+        }
+        // Codes, scales, and the levels of both maps.
+        let blocks = values.div_ceil(BLOCK);
+        let parts = [2 * BLOCK * blocks, 2 * 4 * blocks, 2 * 4 * 256];
+        (parts.into_iter())
+            .map(|bytes| ledger.take(Use::Trained, bytes))
+            .collect()
     }
 
     fn forward_backward(

@@ -15,9 +15,10 @@ use model_qwen::kernels::cross_entropy_of_rows;
 use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
 use crate::batch::Batch;
+use crate::full::embedding_gradient;
 use crate::gate::{self, Piece};
 use crate::loss::{Targets, indices, spread};
-use crate::parameters::GradientStore;
+use crate::parameters::{EMBEDDINGS, GradientStore, LM_HEAD, Trainable};
 use crate::step::offload::{Offload, bring_back};
 use crate::step::{Checkpointing, Noise};
 
@@ -92,10 +93,11 @@ pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
     (slot, dropout): (usize, Option<Dropout>),
-    (checkpointing, noise): (Checkpointing, Option<Noise>),
+    (trainable, checkpointing, noise): (Trainable, Checkpointing, Option<Noise>),
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
+    let num_tokens = batch.num_tokens();
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, slot, dropout);
     let mut kept = Vec::with_capacity(model.layers.len());
@@ -122,7 +124,8 @@ pub fn forward_backward(
         x = y; // [tokens, hidden]
     }
     let targets = Targets::new(&batch.targets);
-    let (loss, gradients) = loss(&x, &targets, Some(scale), &shared);
+    let trained = trainable.has_head().then_some(&mut *store);
+    let (loss, gradients) = loss(&x, &targets, Some((scale, trained)), &shared);
     let mut dx = spread(gradients, &targets, &x); // [tokens, hidden]
     drop(x);
     if let Some(offload) = offload {
@@ -137,6 +140,12 @@ pub fn forward_backward(
             Kept::OnHost(x) => layer.activations(bring_back(x, &model.device()), &shared),
         };
         dx = layer.backward(index, activations, dx, &shared, store); // [tokens, hidden]
+    }
+    if trainable.has_embeddings() {
+        let vocab = model.embed_tokens.dims()[0];
+        let dx = dx.narrow(0, 0, num_tokens).cast(DType::F32); // [tokens, hidden]
+        let tokens = &batch.tokens[..num_tokens];
+        store.add(EMBEDDINGS, Some(embedding_gradient(tokens, dx, vocab)));
     }
     loss
 }
@@ -325,12 +334,13 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// The sums of [`forward`] over the rows of `hidden [tokens, hidden]` that have a target, and with `scale` the gradient of
-/// `scale` times the cross-entropy: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their gradient.
+/// The sums of [`forward`] over the rows of `hidden [tokens, hidden]` that have a target, and with a scale the gradient of
+/// the cross-entropy times that: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their
+/// gradient. That of a head that is trained goes to the store.
 fn loss(
     hidden: &Tensor<2>,
     targets: &Targets,
-    scale: Option<f64>,
+    learns: Option<(f64, Option<&mut GradientStore>)>,
     shared: &Shared<'_>,
 ) -> (Tensor<1>, Vec<Tensor<2>>) {
     let model = shared.model;
@@ -341,13 +351,21 @@ fn loss(
     };
     let head = Group::new(&[&model.lm_head], None, shared.dtype);
     let chunk = (MAX_LOGITS / model.lm_head.out_features()).max(ROWS) / ROWS * ROWS;
+    let (scale, mut trained) = match learns {
+        Some((scale, trained)) => (Some(scale), trained),
+        None => (None, None),
+    };
     let (mut sums, mut gradients) = (Vec::new(), Vec::new());
     for (rows, tokens) in targets.chunks(chunk) {
         gate::pass(Piece::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
-        let (logits, _) = head.forward(&rms_norm(x.clone(), norm()), None); // [rows, vocab]
+        let normed = rms_norm(x.clone(), norm()); // [rows, hidden]
+        let (logits, _) = head.forward(&normed, None); // [rows, vocab]
         let (known, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
         sums.push(known.sum_dim(0).squeeze_dim::<1>(0)); // [3]
+        if let Some(store) = &mut trained {
+            store.add(LM_HEAD, Some(head.weight_gradient(normed, &d)));
+        }
         if scale.is_some() {
             let (d, _) = head.backward(x.clone(), None, &d); // [rows, hidden]
             gradients.push(rms_norm_backward(x, norm(), d, None));

@@ -119,12 +119,24 @@ fn whole_graph(
 /// The step of GPUs, on the CPU by the twins of its operations.
 #[test]
 fn the_explicit_step_equals_the_graphs() {
-    for (qk_norm, p) in [(false, 0.0), (true, 0.0), (true, 0.25)] {
-        let mut model = model(qk_norm, qk_norm);
+    for (qk_norm, p, modules) in [
+        (false, 0.0, false),
+        (false, 0.0, true),
+        (true, 0.0, true),
+        (true, 0.25, false),
+    ] {
+        let mut model = model(qk_norm && !modules, qk_norm);
         let adapter = support::adapter(&model, 3);
         model.add_adapter(SLOT, &adapter).unwrap();
         let batch = pack(&documents());
-        let trainable = Trainable::Adapter { slot: SLOT };
+        let trainable = match modules {
+            false => Trainable::Adapter { slot: SLOT },
+            true => Trainable::AdapterAndModules {
+                slot: SLOT,
+                embed_tokens: true,
+                lm_head: true,
+            },
+        };
         let dropout = (p > 0.0).then_some(Dropout { p, seed: 3 });
         let adapters = AdapterSelection::All {
             slot: SLOT,
@@ -146,8 +158,8 @@ fn the_explicit_step_equals_the_graphs() {
         } else {
             Checkpointing::On
         };
-        let explicit =
-            step::explicit::forward_backward(&model, &batch, slot, (kept, noise), 0.5, &mut found);
+        let how = (trainable, kept, noise);
+        let explicit = step::explicit::forward_backward(&model, &batch, slot, how, 0.5, &mut found);
         assert_close("loss", &values(&explicit), &values(&loss), 1e-5);
         assert!(expected.names().eq(found.names()));
         for name in expected.names() {

@@ -13,9 +13,7 @@ use cubecl::prelude::*;
 use super::elementwise::{UNITS, cubes};
 use super::{empty, gemm, nf4};
 use crate::kernels::operand::{Major, Maybe, WeightOperand};
-use crate::kernels::training::{
-    AdamWFactors, GemmOperand, Part, PartOperand, TrainingOps, square_parts,
-};
+use crate::kernels::training::{GemmOperand, Part, PartOperand, TrainingOps};
 
 /// Whether the kernel of products takes factors like `a`.
 pub(in super::super) fn supports_gemm(
@@ -279,78 +277,6 @@ impl TrainingOps for Cube {
             }
         }
         y
-    }
-
-    fn sum_of_squares(to: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self> {
-        let x = into_contiguous(x);
-        let len = x.meta.num_elements();
-        // SAFETY: units stay below the number of values; the caller has made room for the parts.
-        unsafe {
-            kernels::squares_kernel::launch_unchecked(
-                &x.client.clone(),
-                CubeCount::Static(square_parts(len) as u32, 1, 1),
-                CubeDim::new_1d(UNITS as u32),
-                x.into_buffer_arg(),
-                to.clone().into_buffer_arg(),
-                len,
-                at,
-            );
-        }
-        to
-    }
-
-    fn adamw(
-        value: FloatTensor<Self>,
-        mean: FloatTensor<Self>,
-        variance: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        clip: FloatTensor<Self>,
-        factors: AdamWFactors,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let gradient = into_contiguous(gradient);
-        // Somebody else's tensor is left as it is.
-        let [value, mean, variance] = [value, mean, variance].map(|tensor| {
-            let tensor = into_contiguous(tensor);
-            if tensor.can_mut() {
-                tensor
-            } else {
-                tensor.copy()
-            }
-        });
-        let len = value.meta.num_elements();
-        let AdamWFactors {
-            beta,
-            rest,
-            correction,
-            eps,
-            rate,
-            decay,
-        } = factors;
-        if len > 0 {
-            // SAFETY: units stay below the number of values.
-            unsafe {
-                kernels::adamw_kernel::launch_unchecked(
-                    &value.client.clone(),
-                    cubes(len),
-                    CubeDim::new_1d(UNITS as u32),
-                    value.clone().into_buffer_arg(),
-                    mean.clone().into_buffer_arg(),
-                    variance.clone().into_buffer_arg(),
-                    gradient.into_buffer_arg(),
-                    clip.into_buffer_arg(),
-                    len,
-                    beta[0],
-                    beta[1],
-                    rest[0],
-                    rest[1],
-                    correction,
-                    eps,
-                    rate,
-                    decay,
-                );
-            }
-        }
-        (value, mean, variance)
     }
 
     fn training_swiglu_backward(

@@ -4,7 +4,7 @@ use burn::backend::Dispatch;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Tensor};
 
-use super::{AdamWFactors, Epilogue, Factor, Norm, Part};
+use super::{Epilogue, Factor, Norm, Part};
 use crate::kernels::nf4_dequantize;
 use crate::kernels::operand::{Major, WeightOperand};
 
@@ -132,30 +132,4 @@ pub(super) fn swiglu_backward(gate_up: Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
     // The derivative of silu: sigma · (1 + gate · (1 - sigma)).
     let slope = sigma.clone() * (gate * (sigma.neg() + 1.0) + 1.0); // [tokens, width]
     Tensor::cat(vec![dy.clone() * up * slope, dy * silu], 1).cast(dtype)
-}
-
-/// See [`super::adamw`].
-pub(super) fn adamw(
-    [value, mean, variance]: [Tensor<1>; 3],
-    gradient: &Tensor<1>,
-    clip: &Tensor<1>,
-    factors: AdamWFactors,
-) -> [Tensor<1>; 3] {
-    let AdamWFactors {
-        beta,
-        rest,
-        correction,
-        eps,
-        rate,
-        decay,
-    } = factors;
-    let gradient = gradient.clone() * clip.clone(); // [n]
-    let square = gradient.clone() * gradient.clone(); // [n]
-    let mean = mean.mul_scalar(beta[0]) + gradient.mul_scalar(rest[0]); // [n]
-    let variance = variance.mul_scalar(beta[1]) + square.mul_scalar(rest[1]); // [n]
-    let denominator = (variance.clone().sqrt())
-        .div_scalar(correction)
-        .add_scalar(eps); // [n]
-    let update = (mean.clone() / denominator).mul_scalar(rate); // [n]
-    [value.mul_scalar(decay) - update, mean, variance]
 }

@@ -161,49 +161,6 @@ pub(super) fn swiglu_backward_kernel<E: Float, N: Size>(
     }
 }
 
-#[cube(launch_unchecked)]
-pub(super) fn squares_kernel(x: &[f32], y: &mut [f32], len: usize, first_part: usize) {
-    let mut sum = 0.0f32;
-    let mut at = ABSOLUTE_POS;
-    while at < len {
-        sum += x[at] * x[at];
-        at += CUBE_COUNT * UNITS;
-    }
-    let sum = sum_of_cube(sum);
-    if UNIT_POS == 0 {
-        y[first_part + CUBE_POS] = sum;
-    }
-}
-
-#[cube(launch_unchecked)]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn adamw_kernel(
-    value: &mut [f32],
-    mean: &mut [f32],
-    variance: &mut [f32],
-    gradient: &[f32],
-    clip: &[f32],
-    len: usize,
-    beta1: f32,
-    beta2: f32,
-    rest1: f32,
-    rest2: f32,
-    correction: f32,
-    eps: f32,
-    rate: f32,
-    decay: f32,
-) {
-    let at = ABSOLUTE_POS;
-    if at < len {
-        let g = gradient[at] * clip[0];
-        let m = mean[at] * beta1 + g * rest1;
-        let v = variance[at] * beta2 + g * g * rest2;
-        mean[at] = m;
-        variance[at] = v;
-        value[at] = value[at] * decay - m / (v.sqrt() / correction + eps) * rate;
-    }
-}
-
 /// An adapter of a layer, and its place among those of a group.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Adapter {

@@ -1,0 +1,151 @@
+//! AdamW on flat parameters, its moments in f32 or in 8 bits, and sums of squares for the norm of gradients.
+//!
+//! On a GPU each is one launch for a parameter, and nothing is read back.
+
+#[cfg(feature = "gpu")]
+use burn::backend::tensor::{FloatTensor, IntTensor};
+#[cfg(feature = "gpu")]
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::{DType, Device, Tensor};
+
+use super::elementwise::inner_product;
+
+pub mod eight_bit;
+#[cfg(all(test, feature = "gpu"))]
+mod tests;
+
+/// The operations on a GPU.
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait OptimizerOps: Backend {
+    /// Writes the sum of the squares of `x`, in [`square_parts`], to `to [n]` from `at` on; the result is `to`.
+    fn sum_of_squares(to: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self>;
+    /// See [`adamw`]; the results are `value`, `mean` and `variance`, overwritten.
+    fn adamw(
+        value: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        clip: FloatTensor<Self>,
+        factors: AdamWFactors,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    /// See [`eight_bit::adamw`]; the results are `value`, `codes` and `absmax`, overwritten.
+    fn adamw_8bit(
+        value: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        absmax: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        clip: FloatTensor<Self>,
+        levels: FloatTensor<Self>,
+        factors: AdamWFactors,
+    ) -> (FloatTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
+}
+
+/// The factors of one step of AdamW (arXiv 1711.05101) for one parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWFactors {
+    /// Decay rates of the moments.
+    pub beta: [f32; 2],
+    /// `1 - beta`, from more exact numbers.
+    pub rest: [f32; 2],
+    /// Root of the second moment's bias correction.
+    pub correction: f32,
+    /// Added to the denominator.
+    pub eps: f32,
+    /// Learning rate over the first moment's bias correction.
+    pub rate: f32,
+    /// What the value is multiplied with: one without weight decay.
+    pub decay: f32,
+}
+
+/// Units of a cube that adds up squares, and values of a unit, about.
+#[cfg(feature = "gpu")]
+const SQUARES: usize = 256 * 4;
+/// Parts of a tensor's sum of squares, at most.
+#[cfg(feature = "gpu")]
+const MAX_SQUARE_PARTS: usize = 256;
+
+/// Parts in which the squares of `len` values are added up.
+#[cfg(feature = "gpu")]
+pub(crate) fn square_parts(len: usize) -> usize {
+    len.div_ceil(SQUARES).clamp(1, MAX_SQUARE_PARTS)
+}
+
+/// The squares of all values of `tensors`, f32, added up in parts: `[parts]`, at least one.
+pub fn sums_of_squares(tensors: &[&Tensor<1>], device: &Device) -> Tensor<1> {
+    #[cfg(feature = "gpu")]
+    if super::cube::has_plane_operations(device)
+        && tensors.iter().all(|x| x.dtype() == DType::F32)
+        && !tensors.is_empty()
+    {
+        let num: usize = tensors.iter().map(|x| square_parts(x.dims()[0])).sum();
+        let mut sums = Tensor::<1>::empty([num], (device, DType::F32)).into_dispatch();
+        let mut at = 0;
+        for x in tensors {
+            let (parts, x) = (square_parts(x.dims()[0]), (*x).clone().into_dispatch());
+            sums = <Dispatch as OptimizerOps>::sum_of_squares(sums, x, at);
+            at += parts;
+        }
+        return Tensor::from_dispatch(sums);
+    }
+    let zero = Tensor::zeros([1], (device, DType::F32));
+    let squares = |x: &&Tensor<1>| inner_product((*x).clone(), (*x).clone());
+    let sums = std::iter::once(zero).chain(tensors.iter().map(squares));
+    Tensor::cat(sums.collect(), 0)
+}
+
+/// One step of AdamW: the new value, mean and variance. A kernel writes them in place, where nobody else holds the tensors.
+///
+/// # Shapes
+///
+/// `[value, mean, variance]` and `gradient` `[n]` f32; `clip [1]`, with which the gradient is multiplied first
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn adamw(
+    [value, mean, variance]: [Tensor<1>; 3],
+    gradient: &Tensor<1>,
+    clip: &Tensor<1>,
+    factors: AdamWFactors,
+) -> [Tensor<1>; 3] {
+    let n = value.dims();
+    let lengths = [mean.dims(), variance.dims(), gradient.dims()];
+    assert_eq!(lengths, [n; 3], "adamw: lengths");
+    #[cfg(feature = "gpu")]
+    if value.dtype() == DType::F32 && super::cube::has_plane_operations(&value.device()) {
+        let [value, mean, variance] = [value, mean, variance].map(Tensor::into_dispatch);
+        let gradient = gradient.clone().into_dispatch();
+        let clip = clip.clone().into_dispatch();
+        let (value, mean, variance) =
+            <Dispatch as OptimizerOps>::adamw(value, mean, variance, gradient, clip, factors);
+        return [value, mean, variance].map(Tensor::from_dispatch);
+    }
+    naive_adamw([value, mean, variance], gradient, clip, factors)
+}
+
+/// [`adamw`] made of tensor operations.
+fn naive_adamw(
+    [value, mean, variance]: [Tensor<1>; 3],
+    gradient: &Tensor<1>,
+    clip: &Tensor<1>,
+    factors: AdamWFactors,
+) -> [Tensor<1>; 3] {
+    let AdamWFactors {
+        beta,
+        rest,
+        correction,
+        eps,
+        rate,
+        decay,
+    } = factors;
+    let gradient = gradient.clone() * clip.clone(); // [n]
+    let square = gradient.clone() * gradient.clone(); // [n]
+    let mean = mean.mul_scalar(beta[0]) + gradient.mul_scalar(rest[0]); // [n]
+    let variance = variance.mul_scalar(beta[1]) + square.mul_scalar(rest[1]); // [n]
+    let denominator = (variance.clone().sqrt())
+        .div_scalar(correction)
+        .add_scalar(eps); // [n]
+    let update = (mean.clone() / denominator).mul_scalar(rate); // [n]
+    [value.mul_scalar(decay) - update, mean, variance]
+}
