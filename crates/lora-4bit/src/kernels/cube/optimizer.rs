@@ -187,29 +187,29 @@ fn adamw_kernel(
     }
 }
 
-/// The largest of the units' values.
+/// The largest of the units' values, of which none is negative.
 #[cube]
 fn max_of_units(value: f32) -> f32 {
-    let mut values = Shared::<[f32]>::new_slice(WORDS);
-    let unit = UNIT_POS as usize;
-    values[unit] = value;
-    sync_cube();
-    let mut half = WORDS / 2;
-    while half > 0 {
-        if unit < half {
-            values[unit] = max(values[unit], values[unit + half]);
-        }
-        sync_cube();
-        half /= 2;
+    // A plane has at least four units.
+    let mut parts = Shared::<[f32]>::new_slice(comptime!(WORDS / 4));
+    let largest = plane_max(value);
+    if UNIT_POS_PLANE == 0 {
+        parts[(UNIT_POS / PLANE_DIM) as usize] = largest;
     }
-    values[0]
+    sync_cube();
+    let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let mut largest = 0.0f32;
+    for plane in 0..planes {
+        largest = max(largest, parts[plane]);
+    }
+    largest
 }
 
 /// The code of the level nearest to `value`, of the lower one in the middle between two; `levels` from `first` on ascend.
 #[cube]
 fn nearest(levels: &[f32], first: usize, value: f32) -> u32 {
-    let mut code = 0usize;
-    let mut step = LEVELS / 2;
+    let mut code = 0usize.runtime();
+    let mut step = comptime!(LEVELS / 2).runtime();
     while step > 0 {
         let at = first + code + step;
         if 0.5f32 * (levels[at - 1] + levels[at]) < value {
@@ -270,6 +270,8 @@ fn adamw_8bit_kernel(
             largest_variance = max(largest_variance, variances[i]);
         }
         let mut largest_mean = max_of_units(largest_mean);
+        // All have read the first maximum before the second one's parts may take its memory.
+        sync_cube();
         let mut largest_variance = max_of_units(largest_variance);
         if largest_mean == 0.0 {
             largest_mean = 1.0;
