@@ -333,6 +333,10 @@ pub struct Args {
     #[arg(long)]
     pub no_warm_up: bool,
 
+    /// Don't start where the environment has a variable `VLLM_…` that has no effect here (otherwise the log names it)
+    #[arg(long)]
+    pub fail_on_environ_validation: bool,
+
     /// TOML file with the same settings (`max-model-len = "8k"`); flags win over it, it wins over the environment
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

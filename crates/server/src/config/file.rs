@@ -74,15 +74,21 @@ fn overridden(key: &str, matches: &ArgMatches) -> bool {
         }
         "host" | "port" => given(key) || given("uds"),
         "uds" => given("uds") || given("host") || given("port"),
-        _ => given(&key.replace('-', "_")),
+        _ => {
+            let id = key.replace('-', "_");
+            given(&id) || given(&format!("no_{id}"))
+        }
     }
 }
 
 /// One entry as flags: `--key=value`, a bare `--key` for `true`, one flag per element of a list.
 fn flags(command: &Command, key: &str, value: &Value) -> Result<Vec<OsString>, String> {
+    if key == "config" {
+        return Err("key `config`: a file of settings names no other one".to_owned());
+    }
     let Some(arg) = command
         .get_arguments()
-        .find(|arg| arg.get_long() == Some(key) && key != "config")
+        .find(|arg| arg.get_long() == Some(key))
     else {
         if VllmFlag::find(&format!("--{key}")).is_some() {
             return vllm_flag(key, value);
@@ -110,8 +116,8 @@ fn flags(command: &Command, key: &str, value: &Value) -> Result<Vec<OsString>, S
     match value {
         Value::Boolean(on) if !takes_value => Ok(match (key, on) {
             (_, true) => vec![format!("--{key}").into()],
-            ("enable-prefix-caching", false) => vec!["--no-enable-prefix-caching".into()],
-            (_, false) => Vec::new(),
+            (_, false) if key.starts_with("no-") => Vec::new(),
+            (_, false) => vec![format!("--no-{key}").into()],
         }),
         _ if !takes_value => Err(format!(
             "key `{key}`: expected true or false, found `{value}`"

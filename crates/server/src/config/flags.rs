@@ -2,9 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args as _, Command, FromArgMatches as _};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args as _, Command, CommandFactory as _, FromArgMatches as _,
+};
 
 use super::args::Args;
 use super::command_line::parse;
@@ -54,6 +57,9 @@ pub(crate) const OF_API: [&str; 15] = [
     "--generation-config",
 ];
 
+/// The variables of vLLM that this server reads.
+const OF_ENVIRONMENT: [&str; 2] = ["VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"];
+
 /// What a command line with the flags of [`Args`], and maybe more, says.
 pub(crate) struct Flags {
     /// The configuration.
@@ -70,6 +76,7 @@ impl Flags {
         command: &Command,
         command_line: Vec<OsString>,
     ) -> Result<Self, ConfigError> {
+        let command = &with_negations(command.clone());
         let command_line = vllm_flags::take(command, command_line)?;
         let given = parse(command, &command_line)?;
         let args = Args::from_arg_matches(&given)?;
@@ -85,6 +92,7 @@ impl Flags {
                 (Args::from_arg_matches(&matches)?, matches)
             }
         };
+        check_environment(args.fail_on_environ_validation)?;
         let config = Config::from_args(with_environment(args, &matches))?;
         Ok(Self {
             config,
@@ -150,6 +158,58 @@ fn offline_command(name: &'static str, own: Command, without: &[&str]) -> Comman
     command.name(name).bin_name(format!("server {name}"))
 }
 
+/// clap's name of each flag without a value, and `no-FLAG` with clap's name of that: clap keeps names that live as long as the program.
+static NEGATIONS: LazyLock<Vec<[String; 3]>> = LazyLock::new(|| {
+    let command = Args::command();
+    let flags = command.get_arguments();
+    let flags = flags.filter(|flag| matches!(flag.get_action(), ArgAction::SetTrue));
+    let names: Vec<&str> = flags.filter_map(Arg::get_long).collect();
+    let negations = names.iter().map(|name| (name, format!("no-{name}")));
+    negations
+        .filter(|(name, negation)| !name.starts_with("no-") && !names.contains(&negation.as_str()))
+        .map(|(name, negation)| [id(name), negation.clone(), id(&negation)])
+        .collect()
+});
+
+/// The command with `--no-FLAG` for each flag without a value, as vLLM's have it: the last one of a command line counts.
+fn with_negations(command: Command) -> Command {
+    NEGATIONS.iter().fold(command, |command, names| {
+        let [flag, long, negated] = names.each_ref().map(String::as_str);
+        let argument = Arg::new(negated).long(long).action(ArgAction::SetTrue);
+        command
+            .mut_arg(flag, |argument| argument.overrides_with(negated))
+            .arg(argument.hide(true).overrides_with(flag))
+    })
+}
+
+/// Names the variables of vLLM that are set and have no effect here: one may be a misspelled key.
+///
+/// # Errors
+/// The first of them, if that was asked for.
+fn check_environment(is_strict: bool) -> Result<(), ConfigError> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let mut unread: Vec<String> = names
+        .filter(|name| name.starts_with("VLLM_") && !OF_ENVIRONMENT.contains(&name.as_str()))
+        .collect();
+    unread.sort_unstable();
+    let read = OF_ENVIRONMENT.join(", ");
+    match unread.first() {
+        Some(name) if is_strict => Err(ConfigError::Flag {
+            flag: "--fail-on-environ-validation",
+            message: format!("the variable {name} has no effect here; of vLLM's, {read} have"),
+        }),
+        Some(_) => {
+            let names = unread.join(" ");
+            tracing::warn!(
+                names,
+                "variables of vLLM without effect here; {read} have one"
+            );
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
 /// What clap doesn't know of vLLM's variables.
 fn with_environment(mut args: Args, matches: &ArgMatches) -> Args {
     // A variable that is set to nothing, as `VLLM_API_KEY=` in a compose file, is one that isn't set.
@@ -168,11 +228,37 @@ fn with_environment(mut args: Args, matches: &ArgMatches) -> Args {
 mod tests {
     use std::collections::HashSet;
 
-    use clap::CommandFactory as _;
-
     use super::*;
     use crate::batch::args::BatchArgs;
     use crate::bench::{LatencyArgs, ThroughputArgs};
+
+    #[test]
+    fn flags_without_a_value_can_be_taken_back() {
+        let read = |flags: &[&str]| {
+            let line = std::iter::once("server").chain(flags.iter().copied());
+            let flags = Flags::read(&Args::command(), line.map(OsString::from).collect());
+            flags.map(|flags| flags.config.api.enable_force_include_usage)
+        };
+        let (flag, negation) = (
+            "--enable-force-include-usage",
+            "--no-enable-force-include-usage",
+        );
+        assert!(!read(&[negation]).unwrap());
+        assert!(!read(&[flag, negation]).unwrap());
+        assert!(read(&[negation, flag]).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.toml");
+        for (text, flags, is_on) in [
+            ("enable-force-include-usage = true", &[][..], true),
+            ("enable-force-include-usage = true", &[negation], false),
+            ("enable-force-include-usage = false", &[], false),
+            ("enable-force-include-usage = false", &[flag], true),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let flags = [&["--config", file.to_str().unwrap()][..], flags].concat();
+            assert_eq!(read(&flags).unwrap(), is_on, "{text}: {flags:?}");
+        }
+    }
 
     /// clap checks this in builds with debug assertions only.
     #[test]

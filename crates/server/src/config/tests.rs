@@ -307,7 +307,10 @@ fn flags_win_over_the_file() {
 fn bad_files_are_refused() {
     for (toml, expected) in [
         ("max-token-len = 5", "did you mean `max-model-len`"),
-        ("config = 'x'", "unknown key `config`"),
+        (
+            "config = 'x'",
+            "key `config`: a file of settings names no other one",
+        ),
         ("port = ", "line 1"),
         ("port = true", "`port`"),
         ("port = 'x'", "--port"),

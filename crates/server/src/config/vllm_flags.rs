@@ -25,6 +25,7 @@ enum Values {
     One,
     Maybe,
     Some,
+    Numbers,
 }
 
 /// The rows of `vllm_flags.txt`.
@@ -72,6 +73,7 @@ fn row(row: &'static str) -> Option<VllmFlag> {
             "one" => Values::One,
             "maybe" => Values::Maybe,
             "some" => Values::Some,
+            "numbers" => Values::Numbers,
             _ => return None,
         },
         verdict: cells.next()?,
@@ -133,18 +135,31 @@ pub(super) fn take(
         let mut values: Vec<String> = value.into_iter().collect();
         let mut more = match (row.values, values.len()) {
             (Values::One | Values::Maybe, 0) => 1,
-            (Values::Some, 0) => usize::MAX,
+            (Values::Some | Values::Numbers, 0) => usize::MAX,
             _ => 0,
         };
+        // What follows may be a flag, whose effect would be lost, or the model.
         let is_value = |argument: &OsString| {
             let text = argument.to_string_lossy();
-            row.values == Values::One || !text.starts_with('-')
+            let is_number = text.parse::<f64>().is_ok();
+            is_number || (row.values != Values::Numbers && !text.starts_with('-'))
         };
         while more > 0
             && let Some(value) = rest.next_if(is_value)
         {
             values.push(value.to_string_lossy().into_owned());
             more -= 1;
+        }
+        let needs_value = matches!(row.values, Values::One | Values::Some | Values::Numbers);
+        if needs_value && values.is_empty() {
+            let found = match rest.peek() {
+                Some(next) => format!("`{}`", next.to_string_lossy()),
+                None => "none".to_owned(),
+            };
+            return Err(ConfigError::Flag {
+                flag: row.flag,
+                message: format!("expected a value, found {found}"),
+            });
         }
         if !row.takes(name != row.flag, &values) {
             let given = values.join(" ");
@@ -240,6 +255,8 @@ mod tests {
                 "server --port 1",
             ),
             ("server --compilation-config.mode 3 m", "server m"),
+            ("server --cudagraph-capture-sizes 1 2 m", "server m"),
+            ("server --tokenizer-pool-size -1 m", "server m"),
             ("server --no-enable-log-requests m", "server m"),
             ("server --no-enable-sleep-mode m", "server m"),
             (
@@ -274,6 +291,18 @@ mod tests {
                 "--load-format: expected auto, hf, safetensors",
             ),
             ("server --enable-sleep-mode", "stop the server instead"),
+            (
+                "server --swap-space --api-key=k",
+                "--swap-space: expected a value, found `--api-key=k`",
+            ),
+            (
+                "server --tensor-parallel-size",
+                "--tensor-parallel-size: expected a value, found none",
+            ),
+            (
+                "server --cuda-graph-sizes m",
+                "--cuda-graph-sizes: expected a value, found `m`",
+            ),
         ] {
             let error = taken(given).unwrap_err();
             assert!(error.contains(expected), "{given}: {error}");

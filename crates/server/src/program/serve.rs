@@ -1,5 +1,6 @@
 //! Serves a model over HTTP, from before it is loaded.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::pin::pin;
 
@@ -25,8 +26,15 @@ pub(super) async fn serve(config: &Config) -> Result<()> {
     // The port is taken before the model is loaded, so that a busy one is known at once. Until then the answer is 503.
     match &config.listen {
         Listen::Tcp { host, port } => {
-            let listener = TcpListener::bind((host.as_str(), *port)).await.with_context(|| {
-                format!("cannot listen on {host}:{port} (is another server running? choose another --port)")
+            let bound = TcpListener::bind((host.as_str(), *port)).await;
+            let listener = bound.map_err(|error| {
+                let hint = match error.kind() {
+                    ErrorKind::AddrInUse => "is another server running? choose another --port",
+                    ErrorKind::PermissionDenied => "choose a --port above 1023",
+                    _ => "--host: expected an address of this machine, as 127.0.0.1 or 0.0.0.0",
+                };
+                anyhow::Error::new(error)
+                    .context(format!("cannot listen on {host}:{port} ({hint})"))
             })?;
             let address = listener
                 .local_addr()
