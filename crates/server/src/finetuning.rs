@@ -91,13 +91,14 @@ impl FineTuning {
         };
         let disk = disk::Folders::claim(&own.dir)?;
         let files = FileStore::open(disk.files())?;
-        let jobs = jobs::read_all(&disk.jobs())?;
+        let base = Base::of(config, model);
+        let jobs = jobs::read_all(&disk.jobs(), &base)?;
         let service = Service {
             config: FineTuningConfig {
                 dir: disk.path().to_path_buf(),
                 ..own.clone()
             },
-            base: Base::of(config, model),
+            base,
             format: OnceLock::new(),
             engine: engine.clone(),
             state: Mutex::new(State {

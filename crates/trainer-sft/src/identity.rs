@@ -83,7 +83,48 @@ pub(crate) fn identify(config: &Config, data: &Datasets) -> Result<RunIdentity, 
         eval: eval.map(|eval| eval.hash.clone()),
         model: digest::short(hash),
         files: hash_of_files(config, config.model.folder()?.as_deref()),
+        texts: Some(hash_of_texts(config)?),
     })
+}
+
+/// A hash of the weights and the tokenizer that a run of `config` starts from, and of how the weights are held.
+///
+/// # Errors
+/// When there is no such model.
+pub fn identity_of_base(config: &Config) -> Result<String, TrainError> {
+    let mut hash = Sha256::new();
+    if let Some(folder) = config.model.folder()? {
+        hash_model(&folder, &mut hash);
+    }
+    hash.update(format!(
+        "{:?}{:?}",
+        config.quantization(),
+        config.model.dtype
+    ));
+    Ok(digest::short(hash))
+}
+
+/// Files beside the tokenizer that decide how records become tokens.
+const TEXTS: [&str; 6] = [
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+];
+
+fn hash_of_texts(config: &Config) -> Result<String, TrainError> {
+    let mut hash = Sha256::new();
+    let folders = [config.model.folder()?, config.model.tokenizer.clone()];
+    for folder in folders.iter().flatten() {
+        for name in TEXTS {
+            let bytes = std::fs::read(folder.join(name)).unwrap_or_default();
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+    }
+    Ok(digest::short(hash))
 }
 
 /// Weights up to this length are compared whole.
@@ -172,6 +213,14 @@ pub(crate) fn check(
                 };
                 differs(
                     "the weights of --model, the files of --ref-adapter (with --method dpo or kto also --adapter) or of --reward json_schema",
+                    name(run),
+                    name(this),
+                );
+            }
+            if run.texts.is_some() && run.texts != this.texts {
+                let name = |run: &RunIdentity| run.texts.clone().unwrap_or_default();
+                differs(
+                    "the chat template and other small files of --model and --tokenizer",
                     name(run),
                     name(this),
                 );

@@ -95,6 +95,7 @@ impl FineTuning {
             fine_tuned_model: None,
             trained_tokens: None,
             result_files: Vec::new(),
+            base: base.identity.clone(),
             is_deleted: false,
             id,
         };
@@ -244,7 +245,7 @@ fn in_force(config: &Config, given: &Map<String, Value>) -> Map<String, Value> {
         ("learning_rate_multiplier".to_owned(), multiplier),
     ]);
     // What another setting takes the place of.
-    if config.run.max_steps.is_some() && !given.contains_key("n_epochs") {
+    if config.run.max_steps.is_some() {
         all.shift_remove("n_epochs");
     }
     if given.contains_key("learning_rate") {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::spec::Method;
+use super::spec::{Base, Method};
 
 /// The record of a job, in its folder.
 pub(super) const RECORD: &str = "job.json";
@@ -98,6 +98,9 @@ pub(super) struct Job {
     pub(super) fine_tuned_model: Option<String>,
     pub(super) trained_tokens: Option<u64>,
     pub(super) result_files: Vec<String>,
+    /// What it starts from, see [`Base::identity`](super::spec::Base::identity); records of earlier versions do not say it.
+    #[serde(default)]
+    pub(super) base: Option<String>,
     /// Whether the result was deleted.
     #[serde(default)]
     pub(super) is_deleted: bool,
@@ -205,6 +208,12 @@ impl Job {
         let suffix = self.suffix.as_deref().unwrap_or_default();
         let id = self.id.trim_start_matches("ftjob-");
         format!("ft:{base}:{suffix}:{}", &id[..id.len().min(8)])
+    }
+
+    /// Whether it was made for this base.
+    pub(super) fn is_of(&self, base: &Base) -> bool {
+        let (own, served) = (self.base.as_ref(), base.identity.as_ref());
+        own.zip(served).is_none_or(|(own, served)| own == served)
     }
 
     /// Whether it reads this file, now or later.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::events::{Event, EventLog, Level};
 use super::job::{Checkpoint, Job, JobObject, RECORD, Status, checkpoints, run_dir};
+use super::spec::Base;
 use super::{FineTuning, State, disk, disk_error, now};
 use crate::error::ApiError;
 
@@ -64,6 +65,15 @@ impl JobEntry {
         }
     }
 
+    /// Gives the job another state if its record can be written.
+    fn try_set(&mut self, status: Status) -> io::Result<()> {
+        let mut job = self.job.clone();
+        job.status = status;
+        disk::write_json(&self.folder.join(RECORD), &job)?;
+        self.set(status);
+        Ok(())
+    }
+
     /// Gives the job another state.
     pub(super) fn set(&mut self, status: Status) {
         self.job.status = status;
@@ -90,8 +100,8 @@ impl JobEntry {
     }
 }
 
-/// The jobs that an earlier server has left. One that was running is queued again.
-pub(super) fn read_all(dir: &Path) -> io::Result<Vec<JobEntry>> {
+/// The jobs that an earlier server has left. One that was running is queued again; those of another model wait for a server of that one.
+pub(super) fn read_all(dir: &Path, base: &Base) -> io::Result<Vec<JobEntry>> {
     let mut jobs = Vec::new();
     for folder in disk::entries(dir)? {
         let job: Job = match disk::read_json(&folder.join(RECORD)) {
@@ -108,7 +118,13 @@ pub(super) fn read_all(dir: &Path) -> io::Result<Vec<JobEntry>> {
         // What a killed server has not finished writing.
         disk::entries(&folder)?;
         let mut entry = JobEntry::new(job, folder);
-        if entry.job.status.is_active() {
+        let is_due = entry.job.status.is_active() || entry.job.status == Status::Queued;
+        if is_due && !entry.job.is_of(base) {
+            let text = "The job trains another model than the one that is served now: it is paused. Resume it on a server of its model";
+            tracing::warn!(id = entry.job.id, model = entry.job.model, "{text}");
+            entry.events.push(Event::message(Level::Warn, text));
+            entry.set(Status::Paused);
+        } else if entry.job.status.is_active() {
             let text = "The server was started again; the job waits for its turn";
             entry.events.push(Event::message(Level::Warn, text));
             entry.set(Status::Queued);
@@ -174,7 +190,8 @@ impl FineTuning {
     pub fn checkpoints(&self, id: &str) -> Result<Vec<Checkpoint>, ApiError> {
         let mut state = self.state();
         let entry = state.find(id)?;
-        let name = entry.job.result_name(&self.0.base.name);
+        let name = entry.job.fine_tuned_model.clone();
+        let name = name.unwrap_or_else(|| entry.job.result_name(&self.0.base.name));
         let events = entry.events.all();
         let found = checkpoints(&run_dir(&entry.folder)).into_iter();
         let checkpoints = found.map(|(step, path)| {
@@ -223,10 +240,14 @@ impl FineTuning {
         let steps = checkpoints(&run).into_iter();
         let names = steps.map(|(step, _)| checkpoint_name(name, step));
         let names = std::iter::once(name.to_owned()).chain(names).collect();
-        disk::remove(&run).map_err(|error| disk_error(&error))?;
         let entry = &mut state.jobs[found];
         entry.job.is_deleted = true;
-        entry.save();
+        let kept = disk::write_json(&entry.folder.join(RECORD), &entry.job);
+        let removed = kept.and_then(|()| disk::remove(&run));
+        removed.map_err(|error| {
+            entry.job.is_deleted = false;
+            disk_error(&error)
+        })?;
         Ok(names)
     }
 
@@ -257,8 +278,16 @@ impl FineTuning {
     /// Lets a paused job go on when it is its turn.
     ///
     /// # Errors
-    /// 404, and 400 for a job that is not paused.
+    /// 404, and 400 for a job that is not paused, or of another model.
     pub fn resume(&self, id: &str) -> Result<JobObject, ApiError> {
+        if let Some(entry) = self.state().entry(id)
+            && !entry.job.is_of(&self.0.base)
+        {
+            let message = format!(
+                "The job `{id}` cannot be resumed: it trains another model than the one that is served."
+            );
+            return Err(ApiError::bad_request("fine_tuning_job_id", message));
+        }
         self.change(id, "resumed", |status| match status {
             Status::Paused => Some((Status::Queued, "The job waits for its turn again")),
             _ => None,
@@ -280,8 +309,9 @@ impl FineTuning {
             );
             return Err(ApiError::bad_request("fine_tuning_job_id", message));
         };
+        // What is not kept would be forgotten by the next server.
+        entry.try_set(status).map_err(|error| disk_error(&error))?;
         entry.stop();
-        entry.set(status);
         entry.events.push(Event::message(Level::Info, text));
         let object = entry.object();
         drop(state);

@@ -38,6 +38,18 @@ impl FineTuning {
         let state = self.state();
         let ended = state.jobs.iter().map(|entry| &entry.job);
         let ended = ended.filter(|job| job.status == Status::Succeeded && !job.is_deleted);
+        let ended = ended.filter(|job| {
+            let is_of_base = job.is_of(&self.0.base);
+            if !is_of_base {
+                let name = job.fine_tuned_model.as_deref();
+                tracing::warn!(
+                    id = job.id,
+                    name,
+                    "not served: it was trained for another model"
+                );
+            }
+            is_of_base
+        });
         let ended: Vec<_> = ended
             .filter_map(|job| Some((job.id.clone(), job.fine_tuned_model.clone()?)))
             .collect();

@@ -15,6 +15,8 @@ const SAVE_STEPS: usize = 20;
 const SAVE_TOTAL_LIMIT: usize = 3;
 /// What OpenAI calls `n_epochs`.
 const EPOCHS: (&str, &str) = ("n_epochs", "epochs");
+/// What may be given instead of it.
+const STEPS: &str = "max_steps";
 /// OpenAI's factor of the learning rate.
 const MULTIPLIER: &str = "learning_rate_multiplier";
 /// Texts that the model answers while it learns.
@@ -106,6 +108,13 @@ pub(super) fn config(
     let multiplier = own.shift_remove(MULTIPLIER);
     own.shift_remove(PROMPTS);
     if let Some(epochs) = own.shift_remove(EPOCHS.0) {
+        if own.get(STEPS).is_some_and(|steps| !steps.is_null()) && !epochs.is_null() {
+            let message = format!(
+                "`{STEPS}` takes the place of `{}`: give one of them",
+                EPOCHS.0
+            );
+            return Err(Refusal::new(STEPS, message));
+        }
         own.insert(EPOCHS.1.to_owned(), epochs);
     }
     let args = Args::from_json(&own).map_err(|(name, reason)| {
@@ -117,9 +126,11 @@ pub(super) fn config(
     let Some(multiplier) = multiplier else {
         return checked(args, has_records);
     };
-    let factor = multiplier
-        .as_f64()
-        .filter(|factor| factor.is_finite() && *factor > 0.0);
+    let factor = match &multiplier {
+        Value::String(text) => text.trim().parse().ok(),
+        other => other.as_f64(),
+    };
+    let factor = factor.filter(|factor: &f64| factor.is_finite() && *factor > 0.0);
     let Some(factor) = factor else {
         let message =
             format!("`{MULTIPLIER}`: expected a number above 0 or \"auto\", found {multiplier}");
@@ -242,7 +253,7 @@ mod tests {
     #[test]
     fn settings_are_the_trainers() {
         let config = read(
-            json!({ "n_epochs": 2, "lora_r": 8, "target_modules": "q_proj", "learning_rate_multiplier": 0.5 }),
+            json!({ "n_epochs": 2, "lora_r": 8, "target_modules": "q_proj", "learning_rate_multiplier": "0.5" }),
         );
         let config = config.unwrap();
         assert_eq!(
@@ -283,6 +294,11 @@ mod tests {
             (
                 json!({ "learning_rate_multiplier": 1, "learning_rate": 1 }),
                 Some("learning_rate_multiplier"),
+                "give one of them",
+            ),
+            (
+                json!({ "n_epochs": 2, "max_steps": 3 }),
+                Some("max_steps"),
                 "give one of them",
             ),
             (json!({ "beta": 0.1 }), None, "`beta`"),

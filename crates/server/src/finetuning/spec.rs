@@ -194,11 +194,28 @@ pub(super) struct Source {
     pub(super) memory: Option<u64>,
 }
 
+impl Source {
+    fn identity(&self) -> Option<String> {
+        let mut config = trainer_sft::config::Config::new("");
+        config.model.model.clone_from(&self.model);
+        config.model.quantization = Some(self.quantization);
+        config.model.dtype = self.dtype;
+        let identity = trainer_sft::identity_of_base(&config);
+        identity
+            .inspect_err(
+                |error| tracing::warn!(%error, "the model of fine-tuning jobs is not known"),
+            )
+            .ok()
+    }
+}
+
 /// What jobs start from: the served model.
 #[derive(Clone)]
 pub(super) struct Base {
     /// How the trainer finds it.
     pub(super) source: Source,
+    /// A hash of the model as it is held; `None` if its files cannot be found.
+    pub(super) identity: Option<String>,
     /// The weights that the engine computes with; `None` where the model generates no text.
     pub(super) weights: Option<QwenModel>,
     /// The first served name.
@@ -214,15 +231,17 @@ impl Base {
         let name = config.served_model_names.first();
         let own = config.finetuning.as_ref();
         let device = own.and_then(|own| own.device.clone());
+        let source = Source {
+            model: config.model.clone(),
+            quantization: config.quantization,
+            dtype: config.dtype,
+            // The server's device is given to the run itself.
+            device: device.unwrap_or_else(|| "cpu".to_owned()),
+            memory: own.and_then(|own| own.memory),
+        };
         Self {
-            source: Source {
-                model: config.model.clone(),
-                quantization: config.quantization,
-                dtype: config.dtype,
-                // The server's device is given to the run itself.
-                device: device.unwrap_or_else(|| "cpu".to_owned()),
-                memory: own.and_then(|own| own.memory),
-            },
+            identity: source.identity(),
+            source,
             weights: model.base.clone().filter(|_| model.pooling.is_none()),
             name: name.unwrap_or(&model.model_id).clone(),
             max_lora_rank: config.lora.as_ref().map(|lora| lora.max_lora_rank),

@@ -314,7 +314,7 @@ fn a_job_is_paused_goes_on_and_is_cancelled() {
     let server = serve(folder.path(), &["--enable-lora"]);
     let file = server.upload("train.jsonl", &train_file());
     let id = server.create(&file, json!({ "max_steps": 2000 }));
-    let waiting = server.create(&file, json!({ "max_steps": 1 }));
+    let waiting = server.create(&file, json!({ "max_steps": 2, "save_steps": 1 }));
     server.wait_for_step(&id, 2);
     assert_eq!(
         server.get(&format!("{JOBS}/{waiting}")).1["status"],
@@ -329,6 +329,36 @@ fn a_job_is_paused_goes_on_and_is_cancelled() {
     assert_eq!(status, 400);
     let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
     assert_eq!((status, &job["status"]), (200, &"queued".into()), "{job}");
+    server.wait_for_step(&id, done + 1);
+
+    // A server of another model leaves the job and the result of the other one alone.
+    let (_, job) = server.get(&format!("{JOBS}/{waiting}"));
+    let result = job["fine_tuned_model"].as_str().unwrap().to_owned();
+    drop(server);
+    let flags = [
+        "--enable-lora",
+        "--quantization",
+        "nf4",
+        "--served-model-name",
+        "other",
+    ];
+    let server = serve(folder.path(), &flags);
+    let (_, job) = server.get(&format!("{JOBS}/{id}"));
+    assert_eq!(job["status"], "paused", "{job}");
+    let (status, error) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
+    assert!(
+        status == 400 && error.to_string().contains("another model"),
+        "{error}"
+    );
+    let (_, models) = server.get("/v1/models");
+    assert!(!models.to_string().contains(&result), "{models}");
+    let (_, checkpoints) = server.get(&format!("{JOBS}/{waiting}/checkpoints"));
+    assert!(checkpoints.to_string().contains(&result), "{checkpoints}");
+    drop(server);
+    let server = serve(folder.path(), &["--enable-lora"]);
+    let done = *server.steps(&id).last().unwrap();
+    let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
+    assert_eq!(status, 200, "{job}");
     server.wait_for_step(&id, done + 1);
     let steps = server.steps(&id);
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());

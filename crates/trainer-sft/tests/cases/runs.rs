@@ -90,6 +90,24 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
         "{settings}"
     );
 
+    // The same weights and tokenizer with another template.
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(data_folder().join("model")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}";
+    fs::write(model.join("chat_template.jinja"), template).unwrap();
+    let fifth = folder.path().join("e").to_str().unwrap().to_owned();
+    let resumed = ["--resume", &checkpoint, "--output", &fifth];
+    let said = program(&[&resumed[..], &["--model", text_of(&model)]].concat());
+    assert!(
+        !said.is_success() && said.err.contains("the chat template and other small files"),
+        "{}",
+        said.err
+    );
+
     let fourth = folder.path().join("d").to_str().unwrap().to_owned();
     let said = program(&[
         "--resume",
