@@ -135,9 +135,9 @@ pub struct LoraOptions {
     pub target_modules: Vec<String>,
     /// Rank-stabilized scale.
     pub use_rslora: bool,
-    /// DoRA: the length of each row of the weights is trained, too. Only on a CPU.
+    /// DoRA: the length of each row of the weights is trained, too.
     pub use_dora: bool,
-    /// Modules whose whole weight is trained, too: `embed_tokens`, `lm_head`. Only on a CPU.
+    /// Modules whose whole weight is trained, too: `embed_tokens`, `lm_head`.
     pub modules_to_save: Vec<String>,
     /// How A and B start.
     #[serde(rename = "init_lora_weights")]

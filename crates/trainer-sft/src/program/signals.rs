@@ -65,7 +65,9 @@ fn receive(signal: i32) {
 /// Starts to listen.
 #[cfg(unix)]
 pub(super) fn watch() -> Result<()> {
+    use model_qwen::sys::is_ignored;
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
     let mut signals = vec![SIGINT, SIGTERM];
     // `nohup` has it ignored, and means it.
     if !is_ignored(SIGHUP) {
@@ -78,15 +80,6 @@ pub(super) fn watch() -> Result<()> {
         }
     });
     Ok(())
-}
-
-/// Whether this process was started with a signal ignored, where `/proc` says so.
-#[cfg(unix)]
-fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
 /// Starts to listen.

@@ -127,6 +127,11 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
     notes.extend(memory_note(&config, &architecture, &rows));
     let (num_tokens, num_targets) = (examples.num_tokens(), examples.num_targets());
     let examples = Arc::new(examples);
+    let cost = cost(&config, &examples, max_length, args.tokens_per_second);
+    if cost.steps > 0 {
+        let steps = config.check_steps(cost.steps);
+        problems.extend(steps.err().map(|error| error.to_string()));
+    }
     Ok(DataCheck {
         model: config.model.model.clone(),
         method: config.method.method,
@@ -146,7 +151,7 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         duplicates: found.duplicates.iter().map(Group::of).collect(),
         conflicts: found.conflicts.iter().map(Group::of).collect(),
         notes,
-        cost: cost(&config, &examples, max_length, args.tokens_per_second),
+        cost,
         memory: Footprint::of(&config, &architecture),
         evaluation: eval.map(|eval| Evaluation {
             num_examples: eval.examples.len(),

@@ -327,6 +327,19 @@ fn the_memory_of_each_form_of_adapter_is_known() {
     assert_eq!(bytes, table * 8 + 2 * (table + 4 * table / 256));
 }
 
+#[test]
+fn a_schedule_that_does_not_fit_the_run_is_a_problem() {
+    let folder = TempDir::new().unwrap();
+    let path = file(&folder, "t.jsonl", &[MIXED[0]]);
+    let flags = ["--lr-schedule", "wsd", "--lr-decay-steps", "1000"];
+    let found = json_of(&[&[text_of(&path)][..], &flags].concat(), 1);
+    let problems = found["problems"].to_string();
+    assert!(
+        problems.contains("--lr-decay-steps: expected at most"),
+        "{problems}"
+    );
+}
+
 /// The same answer in two forms is the same to the model.
 #[test]
 fn duplicates_are_found_behind_their_forms() {

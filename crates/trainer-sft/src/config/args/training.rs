@@ -9,7 +9,7 @@ use crate::config::{BatchSize, GradientCheckpointing, LrSchedule, Optim, Optimiz
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainingArgs {
-    /// Optimizer: `adamw`, or `adamw_8bit`, whose moments take 8 bits a value as in bitsandbytes (on a CPU)
+    /// Optimizer: `adamw`, or `adamw_8bit`, whose moments take 8 bits a value as in bitsandbytes
     /// [default: adamw]
     #[arg(long, value_enum)]
     pub optim: Option<Optim>,
