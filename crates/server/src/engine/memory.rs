@@ -34,7 +34,7 @@ pub enum MemoryError {
     /// The budget is spent before the first KV block.
     #[error(
         "no memory is left for the KV cache: the budget is {}, and weights, adapters, activations and one block need \
-         {}; increase --gpu-memory-utilization (or --kv-cache-memory-bytes) or use a smaller model",
+         {}; increase --device-memory or --gpu-memory-utilization (or --kv-cache-memory-bytes), or use a smaller model",
         size(*.budget), size(*.needed)
     )]
     NoRoom {
@@ -177,7 +177,11 @@ pub(super) fn plan(
             budget.saturating_sub(fixed).min(room)
         }
         (None, Some(budget)) => budget.saturating_sub(fixed),
-        (None, None) => CPU_KV_LIMIT.min(device.free / 4),
+        (None, None) => {
+            let asked = config.memory.device_memory;
+            let left = asked.map_or(u64::MAX, |total| total.saturating_sub(fixed));
+            CPU_KV_LIMIT.min(device.free / 4).min(left)
+        }
     };
     let room = match (config.memory.kv_cache_memory_bytes, budget) {
         (None, _) => Room::ToShare,
@@ -210,7 +214,9 @@ pub(super) fn plan(
     };
     if available < bytes_per_block {
         return Err(MemoryError::NoRoom {
-            budget: budget.unwrap_or(fixed + available),
+            budget: budget
+                .or(config.memory.device_memory)
+                .unwrap_or(fixed + available),
             needed: fixed + bytes_per_block,
         });
     }

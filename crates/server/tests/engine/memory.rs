@@ -67,6 +67,8 @@ fn a_length_beyond_the_model_and_a_budget_without_room_are_refused() {
     let half = ["--device-memory", "1MiB", "--gpu-memory-utilization", "0.5"];
     let message = refusal(&model, &half);
     assert!(message.contains("the budget is 512.00 KiB"), "{message}");
+    let message = refusal(&model, &["--device-memory", "1MiB"]);
+    assert!(message.contains("the budget is 1.00 MiB"), "{message}");
     let less_than_a_block = ["--kv-cache-memory-bytes", "8191"];
     let message = refusal(&model, &less_than_a_block);
     assert!(message.contains("--kv-cache-memory-bytes"), "{message}");
