@@ -9,6 +9,7 @@ use model_qwen::{
 use thiserror::Error;
 
 use crate::config::{Config, ModelConfig, Thinking};
+use crate::error::TrainError;
 use crate::template_facts::{THINK, TemplateFacts};
 
 /// What the model sets for the data.
@@ -137,6 +138,17 @@ impl ChatFormat {
         let mut text: String = tokens.iter().map(|token| words.push(*token)).collect();
         text.push_str(&words.finish());
         text
+    }
+
+    /// Refuses a tokenizer with ids that a model with `vocab` embeddings has none for.
+    ///
+    /// # Errors
+    /// The first such token.
+    pub(crate) fn check_vocabulary(&self, vocab: usize) -> Result<(), TrainError> {
+        match self.tokenizer.first_id_from(vocab) {
+            Some((token, id)) => Err(TrainError::Vocabulary { token, id, vocab }),
+            None => Ok(()),
+        }
     }
 
     /// Reads tokenizer, template and limits of the run's model.

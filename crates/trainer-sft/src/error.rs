@@ -43,11 +43,13 @@ pub enum TrainError {
     Load(#[from] LoadError),
     /// The tokenizer makes ids that the model has no embedding for.
     #[error(
-        "the tokenizer has {tokens} tokens and the model only {vocab} embeddings: give the tokenizer of this model"
+        "the tokenizer has the token {token:?} with the id {id}, and the model only {vocab} embeddings: give the tokenizer of this model"
     )]
     Vocabulary {
-        /// Size of the tokenizer's vocabulary.
-        tokens: usize,
+        /// The first token without an embedding.
+        token: String,
+        /// Its id.
+        id: u32,
         /// Rows of the embedding.
         vocab: usize,
     },
