@@ -9,7 +9,6 @@ use model_qwen::{
 use thiserror::Error;
 
 use crate::config::{Config, ModelConfig, Thinking};
-use crate::error::TrainError;
 use crate::template_facts::{THINK, TemplateFacts};
 
 /// What the model sets for the data.
@@ -58,6 +57,18 @@ pub enum ModelFilesError {
     /// A small JSON file of the folder.
     #[error(transparent)]
     File(#[from] JsonFileError),
+    /// The tokenizer makes ids that the model has no embedding for.
+    #[error(
+        "the tokenizer has the token {token:?} with the id {id}, and the model only {vocab} embeddings: give the tokenizer of this model"
+    )]
+    Vocabulary {
+        /// The first token without an embedding.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
     /// The chat template.
     #[error(transparent)]
     Template(#[from] model_qwen::TemplateError),
@@ -144,9 +155,9 @@ impl ChatFormat {
     ///
     /// # Errors
     /// The first such token.
-    pub(crate) fn check_vocabulary(&self, vocab: usize) -> Result<(), TrainError> {
+    pub(crate) fn check_vocabulary(&self, vocab: usize) -> Result<(), ModelFilesError> {
         match self.tokenizer.first_id_from(vocab) {
-            Some((token, id)) => Err(TrainError::Vocabulary { token, id, vocab }),
+            Some((token, id)) => Err(ModelFilesError::Vocabulary { token, id, vocab }),
             None => Ok(()),
         }
     }

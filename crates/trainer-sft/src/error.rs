@@ -41,18 +41,6 @@ pub enum TrainError {
     /// The model's weights.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The tokenizer makes ids that the model has no embedding for.
-    #[error(
-        "the tokenizer has the token {token:?} with the id {id}, and the model only {vocab} embeddings: give the tokenizer of this model"
-    )]
-    Vocabulary {
-        /// The first token without an embedding.
-        token: String,
-        /// Its id.
-        id: u32,
-        /// Rows of the embedding.
-        vocab: usize,
-    },
     /// The training or evaluation data.
     #[error(transparent)]
     Data(#[from] DataError),

@@ -6,7 +6,7 @@ use model_qwen::{ChatTemplate, Checkpoint, MergedWeights, QwenConfig, Tokenizer}
 use serde::Serialize;
 
 use super::Report;
-use crate::error::TrainError;
+use crate::chat_format::ModelFilesError;
 
 /// A model.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -76,7 +76,7 @@ pub(super) fn look(report: &mut Report) {
         Ok(tokenizer) if facts.vocab_size > 0 => {
             if let Some((token, id)) = tokenizer.first_id_from(facts.vocab_size) {
                 let vocab = facts.vocab_size;
-                let error = TrainError::Vocabulary { token, id, vocab };
+                let error = ModelFilesError::Vocabulary { token, id, vocab };
                 problems.push(error.to_string());
             }
         }
