@@ -250,7 +250,7 @@ impl Tokenizer {
     }
 
     /// The token with the lowest id that is at least `from`.
-    pub(crate) fn first_id_from(&self, from: usize) -> Option<(String, u32)> {
+    pub fn first_id_from(&self, from: usize) -> Option<(String, u32)> {
         let tokens = self.inner.tokenizer.get_vocab(true).into_iter();
         tokens
             .filter(|(_, id)| *id as usize >= from)

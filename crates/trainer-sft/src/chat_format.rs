@@ -57,6 +57,18 @@ pub enum ModelFilesError {
     /// A small JSON file of the folder.
     #[error(transparent)]
     File(#[from] JsonFileError),
+    /// The tokenizer makes ids that the model has no embedding for.
+    #[error(
+        "the tokenizer has the token {token:?} with the id {id}, and the model only {vocab} embeddings: give the tokenizer of this model"
+    )]
+    Vocabulary {
+        /// The first token without an embedding.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
     /// The chat template.
     #[error(transparent)]
     Template(#[from] model_qwen::TemplateError),
@@ -137,6 +149,17 @@ impl ChatFormat {
         let mut text: String = tokens.iter().map(|token| words.push(*token)).collect();
         text.push_str(&words.finish());
         text
+    }
+
+    /// Refuses a tokenizer with ids that a model with `vocab` embeddings has none for.
+    ///
+    /// # Errors
+    /// The first such token.
+    pub(crate) fn check_vocabulary(&self, vocab: usize) -> Result<(), ModelFilesError> {
+        match self.tokenizer.first_id_from(vocab) {
+            Some((token, id)) => Err(ModelFilesError::Vocabulary { token, id, vocab }),
+            None => Ok(()),
+        }
     }
 
     /// Reads tokenizer, template and limits of the run's model.

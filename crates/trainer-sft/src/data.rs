@@ -20,6 +20,7 @@ mod split;
 mod store;
 mod stream;
 pub mod survey;
+mod wide;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,10 +31,12 @@ use tracing::info;
 
 pub use error::DataError;
 pub use example::{Example, Place, Source};
-pub use format::{Chat, Content, Extras, Format, Record};
+pub use format::{Chat, Content, Extras, Format, Record, TurnKind};
+pub(crate) use read::is_messages;
 pub use report::{DataReport, Found};
 pub use store::Examples;
 pub(crate) use stream::{Stream, StreamPlace};
+pub(crate) use wide::{EXPECTED as WIDE_EXPECTED, written_wide_integer};
 
 use crate::chat_format::ChatFormat;
 use crate::config::{Columns, Config, Method};

@@ -41,16 +41,6 @@ pub enum TrainError {
     /// The model's weights.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The tokenizer makes ids that the model has no embedding for.
-    #[error(
-        "the tokenizer has {tokens} tokens and the model only {vocab} embeddings: give the tokenizer of this model"
-    )]
-    Vocabulary {
-        /// Size of the tokenizer's vocabulary.
-        tokens: usize,
-        /// Rows of the embedding.
-        vocab: usize,
-    },
     /// The training or evaluation data.
     #[error(transparent)]
     Data(#[from] DataError),

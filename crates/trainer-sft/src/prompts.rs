@@ -1,23 +1,23 @@
 //! Prompts that a model answers while it trains: texts and chats as tokens, rendered as the server renders them.
 
+use std::path::Path;
+
 use model_qwen::RenderOptions;
 use serde_json::{Map, Value, json};
 
 use crate::chat_format::ChatFormat;
-use crate::data::format::describe;
+use crate::data::format::Asked;
+use crate::data::render::{AddedTokens, check_no_template, check_written};
+use crate::data::{DataError, Extras, Place, Source};
 
 /// The prompt of a record, as its data has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
-    /// A text, or a list of messages.
+    /// A text, or a list of messages as chat templates expect them.
     pub content: Value,
     /// Token ids.
     pub tokens: Vec<u32>,
 }
-
-/// What a prompt may be, for messages.
-pub(crate) const EXPECTED: &str =
-    "a text, or a list of messages with `role` and `content` that ends before an answer";
 
 impl Prompt {
     /// A prompt of `content`: a text, which is what a user says where the model has a chat template, or messages. `tools` are
@@ -25,25 +25,16 @@ impl Prompt {
     ///
     /// # Errors
     /// What is wrong with it, to be put after its place: no prompt at all, a list of messages for a model without a chat
-    /// template, and messages that the template refuses.
+    /// template, and messages that the template refuses or does not write.
     pub fn new(content: Value, tools: Option<Value>, format: &ChatFormat) -> Result<Self, String> {
-        let tokens = match &content {
-            Value::String(text) if !text.trim().is_empty() => text_tokens(text, tools, format),
-            Value::Array(messages) if !messages.is_empty() => {
-                check_messages(messages)?;
-                chat_tokens(messages, tools, format)
-            }
-            Value::String(_) => return Err(format!("expected {EXPECTED}, found an empty text")),
-            Value::Array(_) => return Err(format!("expected {EXPECTED}, found an empty list")),
-            other => {
-                let found = describe(Some(other));
-                return Err(format!("expected {EXPECTED}, found {found}"));
-            }
-        }?;
-        match tokens.is_empty() {
-            true => Err("expected a prompt of at least one token, found none".to_owned()),
-            false => Ok(Self { content, tokens }),
-        }
+        let source = Source {
+            file: Path::new("prompt").into(),
+            place: Place::Line(1),
+        };
+        let mut fields = Map::new();
+        fields.insert("prompt".to_owned(), content);
+        fields.insert("tools".to_owned(), tools.unwrap_or_default());
+        of_record(&source, &fields, format).map_err(|error| error.reason())
     }
 
     /// What is said last, for people to read.
@@ -66,90 +57,111 @@ impl Prompt {
 /// # Errors
 /// As [`Prompt::new`], and a record with neither.
 pub(crate) fn of_record(
+    source: &Source,
     fields: &Map<String, Value>,
     format: &ChatFormat,
-) -> Result<Prompt, String> {
-    let tools = fields.get("tools").filter(|tools| !tools.is_null());
-    let content = match (fields.get("prompt"), fields.get("messages")) {
-        (Some(prompt), _) if !prompt.is_null() => prompt.clone(),
-        (_, Some(Value::Array(messages))) => {
-            let mut messages = messages.clone();
-            let answers = |message: &Value| message.get("role") == Some(&json!("assistant"));
-            if messages.last().is_some_and(answers) {
-                messages.pop();
-            }
-            Value::Array(messages)
-        }
-        (_, Some(messages)) if !messages.is_null() => {
-            let found = describe(Some(messages));
-            return Err(format!("field `messages`: expected a list, found {found}"));
-        }
-        _ => {
-            let keys: Vec<&str> = fields.keys().map(String::as_str).collect();
-            let found = match keys.is_empty() {
-                true => "no field".to_owned(),
-                false => keys.join(", "),
-            };
-            return Err(format!(
-                "expected a record with `prompt` or `messages`, found {found}"
-            ));
-        }
-    };
-    Prompt::new(content, tools.cloned(), format)
-}
-
-fn check_messages(messages: &[Value]) -> Result<(), String> {
-    for (index, message) in messages.iter().enumerate() {
-        for field in ["role", "content"] {
-            let is_there = match message.get(field) {
-                Some(Value::String(_)) => true,
-                Some(value) => field == "content" && (value.is_array() || value.is_null()),
-                None => field == "content" && message.get("tool_calls").is_some(),
-            };
-            if !is_there {
-                let found = describe(message.get(field));
-                return Err(format!(
-                    "field `messages[{index}].{field}`: expected a text, found {found}"
-                ));
-            }
-        }
-    }
-    match messages.last().and_then(|message| message.get("role")) {
-        Some(role) if role == "assistant" => Err(format!(
-            "expected {EXPECTED}, found an answer of the assistant at its end"
+) -> Result<Prompt, DataError> {
+    let Asked { content, with } = Asked::parse(source, fields)?;
+    let tokens = match &content {
+        Value::String(text) => text_tokens(source, text, &with, format),
+        Value::Array(messages) => chat_tokens(source, messages, &with, format),
+        _ => Ok(Vec::new()),
+    }?;
+    match tokens.is_empty() {
+        true => Err(wrong(
+            source,
+            "expected a prompt of at least one token, found none",
         )),
-        _ => Ok(()),
+        false => Ok(Prompt { content, tokens }),
     }
 }
 
-fn text_tokens(text: &str, tools: Option<Value>, format: &ChatFormat) -> Result<Vec<u32>, String> {
+fn wrong(source: &Source, reason: impl ToString) -> DataError {
+    DataError::Render {
+        source_place: source.clone(),
+        reason: reason.to_string(),
+    }
+}
+
+fn text_tokens(
+    source: &Source,
+    text: &str,
+    with: &Extras,
+    format: &ChatFormat,
+) -> Result<Vec<u32>, DataError> {
     let encode = |with_special: bool| {
         let tokens = format.tokenizer.encode(text, with_special);
-        tokens.map_err(|error| error.to_string())
+        tokens.map_err(|error| wrong(source, error))
     };
     match &format.template {
-        None => encode(true),
-        // Rendered already.
-        Some(_) if format.facts.has_marker(text) => encode(false),
-        Some(_) => chat_tokens(&[json!({"role": "user", "content": text})], tools, format),
+        None => {
+            check_no_template(source, with, "the model has no chat template")?;
+            Ok(AddedTokens::of(&format.tokenizer).before(encode(true)?))
+        }
+        Some(_) if format.facts.has_marker(text) => {
+            check_no_template(source, with, "the prompt has been rendered already")?;
+            encode(false)
+        }
+        Some(_) => {
+            let message = json!({"role": "user", "content": text});
+            chat_tokens(source, &[message], with, format)
+        }
     }
 }
 
 fn chat_tokens(
+    source: &Source,
     messages: &[Value],
-    tools: Option<Value>,
+    with: &Extras,
     format: &ChatFormat,
-) -> Result<Vec<u32>, String> {
+) -> Result<Vec<u32>, DataError> {
     let Some(template) = &format.template else {
-        return Err("expected a text, found messages: the model has no chat template".to_owned());
+        let reason = "expected a text, found messages: the model has no chat template";
+        return Err(wrong(source, reason));
     };
+    check_written(&format.facts, source, messages, with)?;
     let options = RenderOptions {
         add_generation_prompt: true,
-        tools,
+        tools: with.tools.clone(),
+        extra: with.variables.clone(),
         ..RenderOptions::default()
     };
     let text = template.render(messages, &options);
-    let text = text.map_err(|error| error.to_string())?;
+    let text = text.map_err(|error| wrong(source, error))?;
     let tokens = format.tokenizer.encode(&text, false);
-    tokens.map_err(|error| error.to_string())
+    tokens.map_err(|error| wrong(source, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn forms_of_the_same_prompt_are_read_alike() {
+        let format = ChatFormat::load(&Config::new("")).expect("the bundled model");
+        let tokens = |record: Value| {
+            let source = Source {
+                file: Path::new("t.jsonl").into(),
+                place: Place::Line(1),
+            };
+            let fields = record.as_object().cloned().unwrap_or_default();
+            let prompt = of_record(&source, &fields, &format);
+            prompt.map(|prompt| prompt.tokens).expect("a prompt")
+        };
+        let system = json!({"role": "system", "content": "A pirate."});
+        let user = json!({"role": "user", "content": "Hi?"});
+        let expected = tokens(json!({"prompt": [system, user]}));
+        assert_ne!(expected, tokens(json!({"prompt": "Hi?"})));
+        for same in [
+            json!({"prompt": "Hi?", "system": "A pirate.", "tools": [], "answer": "x"}),
+            json!({"prompt": [{"role": "developer", "content": "A pirate."}, user]}),
+            json!({"prompt": [{"from": "human", "value": "Hi?"}], "system": "A pirate."}),
+            json!({"messages": [system, user, {"role": "assistant", "content": "Yes."}]}),
+            json!({"conversations": [system, user], "chat_template_kwargs": {}}),
+            json!({"prompt": [system, {"role": "user", "content": [{"type": "text", "text": "Hi?"}]}]}),
+        ] {
+            assert_eq!(tokens(same.clone()), expected, "{same}");
+        }
+    }
 }

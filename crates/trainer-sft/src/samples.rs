@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use model_qwen::SamplingParams;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, ConfigError};
+use crate::data::format::ASKED;
+use crate::data::{Place, Source, WIDE_EXPECTED, is_messages, written_wide_integer};
 use crate::error::{TrainError, output_error};
 use crate::gate::{self, Piece};
 use crate::generation::{Completion, GenerationError, Generator, Request};
@@ -195,13 +197,15 @@ fn read(file: &Path, format: &ChatFormat) -> Result<Vec<Prompt>, TrainError> {
             continue;
         }
         let wrong = |reason: String| failed(format!(":{number}: {reason}"));
-        let prompt = match line.starts_with('{') {
-            true => {
-                let fields = serde_json::from_str(line);
-                let fields = fields.map_err(|error| wrong(format!("invalid JSON: {error}")))?;
-                prompts::of_record(&fields, format)
+        let prompt = match of_line(line) {
+            Err(reason) => Err(reason),
+            Ok(fields) => {
+                let source = Source {
+                    file: file.into(),
+                    place: Place::Line(number),
+                };
+                prompts::of_record(&source, &fields, format).map_err(|error| error.reason())
             }
-            false => Prompt::new(line.into(), None, format),
         };
         let prompt = prompt.map_err(wrong)?;
         if prompt.tokens.len() >= context {
@@ -215,5 +219,31 @@ fn read(file: &Path, format: &ChatFormat) -> Result<Vec<Prompt>, TrainError> {
     match prompts.is_empty() {
         true => Err(failed(", which has no prompt".to_owned())),
         false => Ok(prompts),
+    }
+}
+
+/// The fields of a prompt: of a JSON object, or of a text or a JSON list of messages.
+fn of_line(line: &str) -> Result<Map<String, Value>, String> {
+    let mut fields = Map::new();
+    let is_json = line.starts_with('{') || is_messages(line);
+    if is_json && let Some((field, number)) = written_wide_integer(line) {
+        return Err(format!(
+            "field `{field}`: expected {WIDE_EXPECTED}, found the number {number}"
+        ));
+    }
+    if !line.starts_with('{') {
+        let list = serde_json::from_str(line).ok().filter(|_| is_json);
+        fields.insert("prompt".to_owned(), list.unwrap_or_else(|| line.into()));
+        return Ok(fields);
+    }
+    fields = serde_json::from_str(line).map_err(|error| format!("invalid JSON: {error}"))?;
+    let is_unknown = |key: &&String| !ASKED.contains(&key.as_str()) && !fields[*key].is_null();
+    let has_prompt = ASKED[..3].iter().any(|key| fields.contains_key(*key));
+    match fields.keys().find(is_unknown).filter(|_| has_prompt) {
+        Some(key) => Err(format!(
+            "field `{key}`: expected none but {}: leave it out, since it would have no effect",
+            ASKED.join(", ")
+        )),
+        None => Ok(fields),
     }
 }

@@ -243,10 +243,7 @@ impl<'a> Training<'a> {
             Some(base) => with_settings(config, base)?,
             None => guard(&device, loading, || load_model(config, &device))?,
         };
-        let (tokens, vocab) = (format.tokenizer.vocab_size(), model.config.vocab_size);
-        if tokens > vocab {
-            return Err(TrainError::Vocabulary { tokens, vocab });
-        }
+        format.check_vocabulary(model.config.vocab_size)?;
         let weights = match config.run.full {
             true => Weights::Model {
                 tokenizer: config.model.tokenizer.clone().or(config.model.folder()?),

@@ -236,11 +236,19 @@ fn prompts_that_cannot_be_answered_are_named() {
         ),
         (
             "{\"prompt\": 3}\n",
-            ":1: expected a text, or a list of messages",
+            ":1: field `prompt`: expected a text, or a list of messages",
         ),
         (
             "{\"messages\": [{\"role\": \"user\"}]}\n",
-            ":1: field `messages[0].content`: expected a text, found nothing",
+            ":1: field `messages[0].content`: expected text, found nothing",
+        ),
+        (
+            "{\"prompt\": \"hi\", \"system\": \"X\", \"temperature\": 3}\n",
+            ":1: field `temperature`: expected none but prompt, messages",
+        ),
+        (
+            "[{\"role\": \"bird\", \"content\": \"hi\"}]\n",
+            ":1: field `prompt[0].role`: expected one of system, user, assistant, tool",
         ),
         ("{nonsense}\n", ":1: invalid JSON"),
         (long.as_str(), ":1: a prompt of"),

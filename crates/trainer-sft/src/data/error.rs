@@ -146,7 +146,7 @@ pub enum DataError {
     #[error(transparent)]
     Columns(crate::config::ConfigError),
     /// No record at all.
-    #[error("{}: the file is empty: expected one JSON object per line, or a JSON array of objects", path.display())]
+    #[error("{}: the file is empty: expected one JSON object per line, a JSON array of objects, or a table with rows below its header", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
@@ -285,6 +285,16 @@ impl DataError {
             }
             _ => None,
         }
+    }
+
+    /// The message without the record that it is about.
+    pub(crate) fn reason(&self) -> String {
+        let text = self.to_string();
+        let place = self.place().unwrap_or_default();
+        let reason = text
+            .strip_prefix(&place)
+            .and_then(|rest| rest.strip_prefix(": "));
+        reason.unwrap_or(&text).to_owned()
     }
 
     /// Whether it is about one record, so that more may be wrong with the rest of the file.

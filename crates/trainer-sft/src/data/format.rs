@@ -1,10 +1,12 @@
 //! The record formats, recognised by their keys, and reduced to chats, completions and texts.
 
+mod asked;
 mod calls;
 mod chat;
 mod marks;
 mod parts;
 mod preference;
+mod question;
 mod reader;
 mod refused;
 mod turns;
@@ -13,6 +15,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::asked::{ASKED, Asked};
 pub(crate) use self::reader::describe;
 use self::reader::{Reader, is_filled};
 use super::error::DataError;
@@ -99,13 +102,36 @@ pub enum Content {
     Text(String),
 }
 
+/// What a turn, or a piece of text, is for learning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnKind {
+    /// Not the assistant's.
+    Prompt,
+    /// The assistant's, and learnt.
+    Answer,
+    /// The assistant's, before what is learnt.
+    Earlier,
+    /// The assistant's, and marked as not to be learnt.
+    Unlearnt,
+}
+
+impl TurnKind {
+    /// The same turn where only what comes after it is learnt.
+    pub(crate) fn before(self) -> Self {
+        match self {
+            Self::Answer => Self::Earlier,
+            other => other,
+        }
+    }
+}
+
 /// A conversation that ends with the assistant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chat {
     /// Messages as chat templates expect them: `content` is a string, tool-call arguments are objects.
     pub messages: Vec<Value>,
-    /// Whether message `i` is from the assistant and is to be learnt.
-    pub learnt: Vec<bool>,
+    /// What message `i` is for learning.
+    pub kinds: Vec<TurnKind>,
     /// Function schemas and variables for the template.
     pub with: Extras,
     /// Whether turns before the first question or after the last answer were left out.
@@ -129,7 +155,7 @@ impl Chat {
                 json!({"role": "user", "content": prompt}),
                 json!({"role": "assistant", "content": completion}),
             ],
-            learnt: vec![false, true],
+            kinds: vec![TurnKind::Prompt, TurnKind::Answer],
             with,
             is_cut: false,
         }

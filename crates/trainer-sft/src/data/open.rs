@@ -141,6 +141,12 @@ pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout, 
             instead,
         });
     }
+    if start.starts_with(b"\xFF\xFE\0\0") || start.starts_with(b"\0\0\xFE\xFF") {
+        return Err(DataError::Encoding {
+            place: path.display().to_string(),
+            found: "UTF-32 (convert the file: `iconv -f UTF-32 -t UTF-8`)".into(),
+        });
+    }
     if start.starts_with(b"\xFF\xFE") || start.starts_with(b"\xFE\xFF") {
         return Err(DataError::Encoding {
             place: path.display().to_string(),

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::error::DataError;
 use super::example::{Place, Source};
 use super::open::{Layout, Progress, Room, Stream, open};
+use super::wide;
 
 /// Records that are parsed and rendered together.
 pub(super) const BLOCK: usize = 4096;
@@ -91,6 +92,14 @@ impl RawRecord {
                 ),
             }
         })?;
+        if let Some((field, number)) = wide::written_wide_integer(text) {
+            return Err(DataError::Field {
+                source_place: source,
+                field,
+                expected: wide::EXPECTED.into(),
+                found: format!("the number {number}"),
+            });
+        }
         match serde_json::from_str(text) {
             Ok(value) => Ok((source, value)),
             Err(error) => {
@@ -127,6 +136,8 @@ enum Records {
     Table {
         reader: Box<csv::Reader<Stream>>,
         header: Vec<String>,
+        /// Lines end in CRLF, of which the reader counts the second byte with the next row.
+        is_crlf: bool,
     },
 }
 
@@ -145,13 +156,29 @@ impl RecordReader {
                     .delimiter(separator)
                     .flexible(true)
                     .from_reader(stream);
-                let header = reader.headers().map_err(|error| DataError::Table {
+                let failed = |reason: String| DataError::Table {
                     place: path.display().to_string(),
-                    reason: format!("expected a table with a header, found: {error}"),
+                    reason,
+                };
+                let header = reader.headers().map_err(|error| {
+                    failed(format!("expected a table with a header, found: {error}"))
                 })?;
-                let header = header.iter().map(|name| name.trim().to_owned()).collect();
+                let header = header.iter().map(|name| name.trim().to_owned());
+                let header: Vec<String> = header.collect();
+                let twice = (1..header.len()).find(|&at| header[..at].contains(&header[at]));
+                if let Some(name) = twice.map(|at| &header[at]).filter(|name| !name.is_empty()) {
+                    let reason =
+                        format!("expected a header with each name once, found `{name}` twice");
+                    return Err(failed(reason));
+                }
+                let is_crlf = reader.position().line()
+                    == line_breaks(header.iter().map(String::as_bytes)) + 1;
                 let reader = Box::new(reader);
-                Records::Table { reader, header }
+                Records::Table {
+                    reader,
+                    header,
+                    is_crlf,
+                }
             }
         };
         Ok(Self {
@@ -237,14 +264,21 @@ impl RecordReader {
                     (record(Place::Element(index), content), size)
                 }))
             }
-            Records::Table { reader, header } => {
+            Records::Table {
+                reader,
+                header,
+                is_crlf,
+            } => {
                 let mut row = csv::ByteRecord::new();
                 let is_row = reader.read_byte_record(&mut row);
                 let is_row = is_row.map_err(|error| io_error(std::io::Error::other(error)))?;
                 if !is_row {
                     return Ok(None);
                 }
-                let line = row.position().map_or(0, csv::Position::line) as usize;
+                // The reader's own place of the row is before blank lines, and before half of a line break.
+                let before = row.position().map_or(0, csv::Position::line) + u64::from(*is_crlf);
+                let end = reader.position().line() - u64::from(!*is_crlf);
+                let line = before.max(end.saturating_sub(line_breaks(row.iter()))) as usize;
                 let size = row.as_slice().len();
                 Ok(Some((record(Place::Line(line), cells(header, &row)), size)))
             }
@@ -252,7 +286,13 @@ impl RecordReader {
     }
 }
 
-/// A row as an object of texts, one for each column.
+/// How many line breaks are within cells.
+fn line_breaks<'a>(cells: impl Iterator<Item = &'a [u8]>) -> u64 {
+    let breaks = cells.flatten().filter(|&&byte| byte == b'\n');
+    breaks.count() as u64
+}
+
+/// A row as an object of texts, one for each column. Messages are JSON.
 fn cells(header: &[String], row: &csv::ByteRecord) -> RawContent {
     if row.len() != header.len() {
         return RawContent::Broken(format!(
@@ -263,14 +303,56 @@ fn cells(header: &[String], row: &csv::ByteRecord) -> RawContent {
     }
     let mut fields = Map::new();
     for (name, cell) in header.iter().zip(row) {
-        match str::from_utf8(cell) {
-            Ok(cell) => fields.insert(name.clone(), cell.into()),
-            Err(_) => {
-                return RawContent::Broken(format!("column `{name}`: expected UTF-8 text"));
+        match str::from_utf8(cell)
+            .map_err(|_| "UTF-8 text")
+            .and_then(cell_value)
+        {
+            Ok(cell) => fields.insert(name.clone(), cell),
+            Err(expected) => {
+                return RawContent::Broken(format!("column `{name}`: expected {expected}"));
             }
         };
     }
     RawContent::Value(Value::Object(fields))
+}
+
+/// A text, or the messages that it is JSON of.
+fn cell_value(cell: &str) -> Result<Value, &'static str> {
+    if is_messages(cell) {
+        return match wide::written_wide_integer(cell) {
+            Some(_) => Err(wide::EXPECTED),
+            None => Ok(serde_json::from_str(cell).unwrap_or_else(|_| cell.into())),
+        };
+    }
+    let is_of_python = |start: &str| {
+        let rest = cell.trim_start().strip_prefix(start);
+        rest.is_some_and(|rest| {
+            ["'role':", "'from':", "'content':"]
+                .iter()
+                .any(|key| rest.starts_with(key))
+        })
+    };
+    match is_of_python("[{") || is_of_python("{") {
+        true => Err("JSON, found messages as Python prints them: write them with `json.dumps`"),
+        false => Ok(cell.into()),
+    }
+}
+
+/// Whether a text is JSON of a message or of a list of them.
+pub(crate) fn is_messages(text: &str) -> bool {
+    if !text.trim_start().starts_with(['[', '{']) {
+        return false;
+    }
+    let is_message = |item: &Value| {
+        let has = |key| item.get(key).is_some_and(Value::is_string);
+        let says = ["content", "value", "tool_calls"];
+        (has("role") || has("from")) && says.iter().any(|key| item.get(*key).is_some())
+    };
+    match serde_json::from_str(text) {
+        Ok(Value::Array(items)) => !items.is_empty() && items.iter().all(is_message),
+        Ok(item) => is_message(&item),
+        Err(_) => false,
+    }
 }
 
 /// Reads and parses every record of a file. Blank lines, CRLF and a byte order mark are tolerated.

@@ -11,16 +11,20 @@
 //!
 //! Text that has the template's own tokens already gets no second template, BOS or end token.
 
+mod added;
 mod compared;
 mod turns;
+mod written;
 
 use model_qwen::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 
+pub(crate) use self::added::AddedTokens;
 use self::turns::Turns;
+pub(crate) use self::written::{check_no_template, check_written};
 use crate::chat_format::ChatFormat;
 use crate::config::{Thinking, TrainOn};
-use crate::data::format::role_of;
+use crate::data::format::{TurnKind, role_of};
 use crate::data::{Chat, Content, DataError, Example, Record, Source};
 pub use crate::template_facts::TemplateFacts;
 
@@ -43,8 +47,8 @@ pub struct Renderer {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     facts: TemplateFacts,
-    /// Tokens that the tokenizer puts before every text.
-    prefix: Vec<u32>,
+    /// Tokens that the tokenizer puts around every text.
+    added: AddedTokens,
     settings: RenderSettings,
 }
 
@@ -94,7 +98,7 @@ impl Renderer {
     ) -> Self {
         Self {
             facts,
-            prefix: tokenizer.encode("", true).unwrap_or_default(),
+            added: AddedTokens::of(tokenizer),
             tokenizer: tokenizer.clone(),
             template: template.cloned(),
             settings,
@@ -120,19 +124,32 @@ impl Renderer {
             }
             Content::Segments(segments) => {
                 let mut tokens = Vec::new();
-                let mut learnt = Vec::new();
+                let mut kinds = Vec::new();
                 for (text, label) in segments {
                     tokens.extend(self.encode(source, text, false)?);
-                    learnt.resize(tokens.len(), *label);
+                    let kind = if *label {
+                        TurnKind::Answer
+                    } else {
+                        TurnKind::Prompt
+                    };
+                    kinds.resize(tokens.len(), kind);
                 }
-                Ok(self.document(source, tokens, &learnt))
+                Ok(self.document(source, tokens, &kinds))
             }
             Content::Completion {
-                prompt, completion, ..
-            } if self.template.is_none() => self.completion(source, prompt, completion, None),
+                prompt,
+                completion,
+                with,
+            } if self.template.is_none() => {
+                check_no_template(source, with, "the model has no chat template")?;
+                self.completion(source, prompt, completion, None)
+            }
             Content::Completion {
-                prompt, completion, ..
+                prompt,
+                completion,
+                with,
             } if self.facts.has_marker(prompt) => {
+                check_no_template(source, with, "the prompt has been rendered already")?;
                 let end = self.facts.end.as_ref().map(|(token, _)| *token);
                 let rendered = self.completion(source, prompt, completion, end)?;
                 Ok(Rendered {
@@ -158,7 +175,7 @@ impl Renderer {
         end: Option<u32>,
     ) -> Result<Rendered, DataError> {
         let mut tokens = self.text_tokens(source, prompt)?;
-        let mut learnt = vec![false; tokens.len()];
+        let mut kinds = vec![TurnKind::Prompt; tokens.len()];
         let ends = self.ends_itself(completion);
         // White space after the end is none of the answer.
         let answer = if ends {
@@ -168,8 +185,8 @@ impl Renderer {
         };
         let answer = self.encode(source, answer, false)?;
         tokens.extend(self.with_end(completion, answer, end));
-        learnt.resize(tokens.len(), true);
-        Ok(self.document(source, tokens, &learnt))
+        kinds.resize(tokens.len(), TurnKind::Answer);
+        Ok(self.document(source, tokens, &kinds))
     }
 
     fn chat(&self, record: &Record, chat: &Chat) -> Result<Rendered, DataError> {
@@ -180,7 +197,7 @@ impl Renderer {
                 format: record.format.name(),
             });
         };
-        self.check_written(source, chat)?;
+        check_written(&self.facts, source, &chat.messages, &chat.with)?;
         let mut clean = None;
         let mut has_own_tokens = false;
         for (index, message) in chat.messages.iter().enumerate() {
@@ -214,54 +231,19 @@ impl Renderer {
         };
         for document in turns.documents()? {
             let mut tokens = Vec::new();
-            let mut learnt = Vec::new();
+            let mut kinds = Vec::new();
             for segment in document {
                 tokens.extend(segment.tokens);
-                learnt.resize(tokens.len(), segment.learnt);
+                kinds.resize(tokens.len(), segment.kind);
             }
-            self.push(&mut rendered, source, tokens, &learnt);
+            self.push(&mut rendered, source, tokens, &kinds);
         }
         Ok(rendered)
     }
 
-    /// Refuses what the template would leave out in silence.
-    fn check_written(&self, source: &Source, chat: &Chat) -> Result<(), DataError> {
-        let refuse = |field: String, what, instead| {
-            Err(DataError::NotWritten {
-                source_place: source.clone(),
-                field,
-                what,
-                instead,
-            })
-        };
-        let facts = &self.facts;
-        if chat.with.tools.is_some() && !facts.writes_tools {
-            let instead = "leave `tools` out, or give a model whose template has them";
-            return refuse("tools".into(), "function schemas", instead);
-        }
-        for (index, message) in chat.messages.iter().enumerate() {
-            if message.get("tool_calls").is_some() && !facts.writes_calls {
-                let instead =
-                    "give a model whose template writes them, or write the calls into `content`";
-                let field = format!("messages[{index}].tool_calls");
-                return refuse(field, "the arguments of tool calls", instead);
-            }
-            let (is_written, what) = match role_of(message) {
-                "tool" => (facts.writes_results, "results of tools"),
-                "system" => (facts.writes_system, "what the system says"),
-                _ => (true, ""),
-            };
-            if !is_written {
-                let instead = "give a model whose template writes them, or leave the turn out";
-                return refuse(format!("messages[{index}]"), what, instead);
-            }
-        }
-        Ok(())
-    }
-
-    fn document(&self, source: &Source, tokens: Vec<u32>, learnt: &[bool]) -> Rendered {
+    fn document(&self, source: &Source, tokens: Vec<u32>, kinds: &[TurnKind]) -> Rendered {
         let mut rendered = Rendered::default();
-        self.push(&mut rendered, source, tokens, learnt);
+        self.push(&mut rendered, source, tokens, kinds);
         rendered
     }
 
@@ -269,30 +251,30 @@ impl Renderer {
     ///
     /// A leading BOS token stays. Where the prompt alone is not long enough to be cut, whole earlier turns go: an answer is
     /// learnt from its first token to its end, or not at all.
-    fn push(&self, rendered: &mut Rendered, source: &Source, tokens: Vec<u32>, answer: &[bool]) {
+    fn push(&self, rendered: &mut Rendered, source: &Source, tokens: Vec<u32>, kinds: &[TurnKind]) {
         let max_length = self.settings.max_length;
+        let is_answer = |index: usize| kinds[index] == TurnKind::Answer;
         rendered.longest = rendered.longest.max(tokens.len());
         let mut kept: Vec<usize> = (0..tokens.len()).collect();
         if tokens.len() > max_length {
             let head = usize::from(self.starts_with_bos(&tokens));
             let mut start = tokens.len() - max_length + head;
-            while start < tokens.len() && answer[start] {
+            while start < tokens.len() && is_answer(start) {
                 start += 1;
             }
             kept = (0..head).chain(start..tokens.len()).collect();
-            rendered.num_lost_targets +=
-                answer[head..start].iter().filter(|&&learnt| learnt).count();
+            rendered.num_lost_targets += (head..start).filter(|&index| is_answer(index)).count();
         }
-        let has_answer = kept.iter().skip(1).any(|&index| answer[index]);
+        let has_answer = kept.iter().skip(1).any(|&index| is_answer(index));
         let mask: Vec<bool> = kept
             .iter()
             .enumerate()
             .map(|(position, &index)| {
                 position > 0
                     && match self.settings.train_on {
-                        TrainOn::Assistant => answer[index],
-                        TrainOn::Prompt => !answer[index],
-                        TrainOn::All => true,
+                        TrainOn::Assistant => is_answer(index),
+                        TrainOn::Prompt => kinds[index] == TurnKind::Prompt,
+                        TrainOn::All => kinds[index] != TurnKind::Unlearnt,
                     }
             })
             .collect();
@@ -310,17 +292,13 @@ impl Renderer {
 
     /// Whether the first token is one that the tokenizer puts before every text.
     fn starts_with_bos(&self, tokens: &[u32]) -> bool {
-        !self.prefix.is_empty() && tokens.starts_with(&self.prefix[..1])
+        let first = self.added.prefix.first();
+        first.is_some() && tokens.first() == first
     }
 
     /// Tokens of a text that stands for itself, with what the tokenizer puts before it once, also where the text has it.
     fn text_tokens(&self, source: &Source, text: &str) -> Result<Vec<u32>, DataError> {
-        let mut tokens = self.encode(source, text, true)?;
-        let num = self.prefix.len();
-        if num > 0 && tokens.starts_with(&self.prefix) && tokens[num..].starts_with(&self.prefix) {
-            tokens.drain(..num);
-        }
-        Ok(tokens)
+        Ok(self.added.before(self.encode(source, text, true)?))
     }
 
     /// A text in windows of the length limit. Each begins with the last token of the one before, so all are learnt once.
@@ -346,6 +324,7 @@ impl Renderer {
     /// `tokens` of `text` with `end`, or the token that ends texts, unless the text ends itself.
     fn with_end(&self, text: &str, mut tokens: Vec<u32>, end: Option<u32>) -> Vec<u32> {
         let end = end.or(self.settings.eos_token_id);
+        let end = end.or(self.added.end());
         if let Some(end) = end.filter(|_| !self.ends_itself(text)) {
             tokens.push(end);
         }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::error::DataError;
 use super::example::Source;
 use super::files;
-use super::format::{Chat, Content, Format};
+use super::format::{Chat, Content, Format, TurnKind};
 use super::load::{Collector, Recipe};
 use super::open::Progress;
 use super::read::RecordReader;
@@ -169,7 +169,8 @@ fn prompt_of_chat(chat: &Chat) -> Option<u64> {
     let variables = chat.with.variables.values().map(canonical);
     let variables: Vec<_> = chat.with.variables.keys().zip(variables).collect();
     let with = (chat.with.tools.as_ref().map(canonical), variables);
-    let first_answer = chat.learnt.iter().position(|learnt| *learnt)?;
+    let mut kinds = chat.kinds.iter();
+    let first_answer = kinds.position(|kind| *kind == TurnKind::Answer)?;
     let start: Vec<String> = (chat.messages.iter().take(first_answer))
         .map(canonical)
         .collect();

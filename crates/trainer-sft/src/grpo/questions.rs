@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
+use crate::data::format::ASKED;
 use crate::data::objects::{Object, all_objects, objects, refuse};
 use crate::data::render::Rendered;
 use crate::data::survey::{FileCounts, Print, Survey, Surveyed};
@@ -30,7 +31,7 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Reads the prompts of a run. Those that leave no room for an answer are left out, or refused with `--strict`.
+    /// Reads the prompts of a run. Those that leave no room for an answer, or have the weight 0, are left out, or refused with `--strict`.
     ///
     /// # Errors
     /// Files that cannot be read, records without a prompt or without a field that a reward is about, and no prompt that fits.
@@ -43,11 +44,11 @@ impl Questions {
         let (objects, hash) = objects(config, records.train)?;
         let context = format.limits.context_length;
         let (mut questions, mut order) = (Self::default(), Vec::new());
-        let (mut errors, mut too_long) = (Vec::new(), Vec::new());
+        let (mut errors, mut left_out) = (Vec::new(), Vec::new());
         for (source, fields) in objects {
             match question(&source, fields, (config, format, rewards)) {
                 Err(Unfit::Wrong(error)) => errors.push(error),
-                Err(Unfit::TooLong(error)) => too_long.push(error),
+                Err(Unfit::LeftOut(error)) => left_out.push(error),
                 Ok(question) => {
                     order.push((source.clone(), question.prompt.tokens.clone()));
                     questions.of_source.insert(source, question);
@@ -56,11 +57,11 @@ impl Questions {
         }
         refuse(errors)?;
         if config.data.strict || order.is_empty() {
-            refuse(too_long)?;
-        } else if let Some(first) = too_long.first() {
+            refuse(left_out)?;
+        } else if let Some(first) = left_out.first() {
             warn!(
                 "{} prompts are left out; the first one: {first}",
-                too_long.len()
+                left_out.len()
             );
         }
         let tokens: usize = order.iter().map(|(_, tokens)| tokens.len()).sum();
@@ -112,12 +113,12 @@ pub(crate) fn survey(
                     survey.add(&source, &rendered, Some(print));
                     examples.push(Example::prompt(source, prompt.tokens));
                 }
-                Err(Unfit::TooLong(DataError::TeachesNothing { reason, .. }))
+                Err(Unfit::LeftOut(DataError::TeachesNothing { reason, .. }))
                     if !config.data.strict =>
                 {
                     survey.leave_out(&source, &reason);
                 }
-                Err(Unfit::Wrong(error) | Unfit::TooLong(error)) => survey.refuse(&error),
+                Err(Unfit::Wrong(error) | Unfit::LeftOut(error)) => survey.refuse(&error),
             }
         }
         report.num_records += num_records;
@@ -155,8 +156,8 @@ fn most_tokens(config: &Config, format: &ChatFormat) -> usize {
 /// Why a record is no question.
 enum Unfit {
     Wrong(DataError),
-    /// Its prompt leaves no room for an answer.
-    TooLong(DataError),
+    /// Its prompt leaves no room for an answer, or it is marked as not to be learnt.
+    LeftOut(DataError),
 }
 
 fn question(
@@ -168,18 +169,22 @@ fn question(
         source_place: source.clone(),
         reason,
     };
-    let prompt = rewards.check(&fields);
-    let prompt = prompt.and_then(|()| prompts::of_record(&fields, format));
-    let prompt = prompt.map_err(|reason| Unfit::Wrong(wrong(reason)))?;
+    let checked = rewards.check(&fields);
+    checked.map_err(|reason| Unfit::Wrong(wrong(reason)))?;
+    let prompt = prompts::of_record(source, &fields, format);
+    let prompt = prompt.map_err(|error| match error {
+        error @ DataError::TeachesNothing { .. } => Unfit::LeftOut(error),
+        error => Unfit::Wrong(error),
+    })?;
     let found = prompt.tokens.len();
     if found > most_tokens(config, format) {
-        return Err(Unfit::TooLong(wrong(format!(
+        return Err(Unfit::LeftOut(wrong(format!(
             "a prompt of {found} tokens leaves no room for --max-completion-length {} in the model's context of {}",
             config.grpo.max_completion_length(),
             format.limits.context_length
         ))));
     }
-    for own in ["prompt", "messages", "tools"] {
+    for own in ASKED {
         fields.remove(own);
     }
     Ok(Question {

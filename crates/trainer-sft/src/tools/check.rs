@@ -18,7 +18,6 @@ use crate::config::{Config, ConfigError, Method};
 use crate::data::survey::{Survey, Surveyed, survey};
 use crate::data::{Dataset, Example, Examples};
 use crate::endings::warn_of_endless_answers;
-use crate::error::TrainError;
 use crate::grpo;
 use crate::memory::{self, Machine, RowLengths};
 use crate::output::can_be_made;
@@ -226,9 +225,8 @@ fn problems(vocab: usize, format: &ChatFormat, surveyed: &Surveyed) -> Vec<Strin
     let mut problems = Vec::new();
     let (train, found): (&Dataset, &Survey) = (&surveyed.train, &surveyed.survey);
     let eval = surveyed.eval.as_ref().zip(surveyed.eval_survey.as_ref());
-    let tokens = format.tokenizer.vocab_size();
-    if tokens > vocab {
-        problems.push(TrainError::Vocabulary { tokens, vocab }.to_string());
+    if let Err(error) = format.check_vocabulary(vocab) {
+        problems.push(error.to_string());
     }
     for (data, found) in [(train, found)].into_iter().chain(eval) {
         problems.extend(found.malformed.iter().cloned());

@@ -120,6 +120,7 @@ impl EvalData {
         config.model.model = Some(model.to_string_lossy().into_owned());
         let device = model_qwen::parse_device(&config.model.device)?;
         let format = ChatFormat::load(&config)?;
+        format.check_vocabulary(config.model.architecture()?.vocab_size)?;
         Ok(Self {
             examples: Dataset::of(&config, &format)?.examples,
             device,

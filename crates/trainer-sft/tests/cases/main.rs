@@ -7,9 +7,12 @@ mod ends;
 mod files;
 mod marks;
 mod model;
+mod pairs;
 mod runs;
 #[path = "../support/mod.rs"]
 mod support;
+mod tables;
+mod turns;
 
 use std::fs;
 use std::path::{Path, PathBuf};

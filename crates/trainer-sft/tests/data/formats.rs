@@ -119,7 +119,8 @@ fn sharegpt_function_calls_become_tool_calls() {
         panic!("not a chat")
     };
     assert_eq!(chat.messages[2]["tool_calls"][0]["function"]["name"], "f");
-    assert_eq!(chat.learnt, [false, false, true, false, true]);
+    let (prompt, answer) = (TurnKind::Prompt, TurnKind::Answer);
+    assert_eq!(chat.kinds, [prompt, prompt, answer, prompt, answer]);
 }
 
 #[test]

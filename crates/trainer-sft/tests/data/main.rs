@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use trainer_sft::batch::{Batch, DataLoader, LoaderOptions, LoaderState, sequential_batches};
 use trainer_sft::config::{Columns, Thinking, TrainOn};
 use trainer_sft::data::{
-    Content, DataError, Dataset, Example, Examples, Format, Place, Record, Source, read,
+    Content, DataError, Dataset, Example, Examples, Format, Place, Record, Source, TurnKind, read,
 };
 use trainer_sft::preview::preview;
 use trainer_sft::render::{RenderSettings, Rendered, Renderer};

@@ -194,3 +194,62 @@ fn without_a_template_completions_are_joined_and_chats_refused() {
         .to_string();
     assert!(refused.contains("no chat template"), "{refused}");
 }
+
+/// What the assistant says belongs to no prompt, and what is marked is learnt by nobody.
+#[test]
+fn turns_that_are_not_learnt_are_no_prompt() {
+    let with = |train_on| RenderSettings {
+        train_on,
+        ..settings()
+    };
+    let marked = |second: Value| {
+        json!({"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "WRONG", "weight": 0},
+            {"role": "user", "content": "Two?"}, second]})
+    };
+    let right = json!({"role": "assistant", "content": "RIGHT", "weight": 1});
+    let listed = json!({"prompt": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "WRONG"},
+        {"role": "user", "content": "Two?"}], "completion": [{"role": "assistant", "content": "RIGHT"}]});
+    let text = |value: &Value, template: &str, train_on| {
+        let rendered = render(value.clone(), template, with(train_on)).unwrap();
+        assert_eq!(rendered.examples.len(), 1, "{value}");
+        learnt(&rendered.examples[0]).concat()
+    };
+    for (value, template) in [
+        (marked(right.clone()), CHATML),
+        (listed, CHATML),
+        (
+            chat(&[
+                ("user", "One?"),
+                ("assistant", "</think>WRONG"),
+                ("user", "Two?"),
+                ("assistant", "</think>RIGHT"),
+            ]),
+            R1,
+        ),
+    ] {
+        let prompt = text(&value, template, TrainOn::Prompt);
+        assert!(
+            prompt.contains("One?") && prompt.contains("Two?"),
+            "{prompt}"
+        );
+        assert!(
+            !prompt.contains("WRONG") && !prompt.contains("RIGHT"),
+            "{prompt}"
+        );
+    }
+    let all = text(&marked(right.clone()), CHATML, TrainOn::All);
+    assert!(
+        all.contains("Two?") && all.contains("RIGHT") && !all.contains("WRONG"),
+        "{all}"
+    );
+    let mut thinks = marked(right);
+    thinks["messages"][1]["content"] = "a</think>WRONG".into();
+    thinks["messages"][3]["content"] = "b</think>RIGHT".into();
+    let error = render(thinks, R1, with(TrainOn::All)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("--train-on all would learn turns that are marked"),
+        "{error}"
+    );
+}

@@ -179,6 +179,12 @@ fn records_without_a_prompt_or_an_answer_are_named() {
         refused(records[3..].to_vec())
             .contains("records[0]: expected an object, found the number 3")
     );
+    for (prompt, expected) in unreadable_prompts() {
+        let mut record = prompt.clone();
+        record["answer"] = "4".into();
+        let said = refused(vec![record]);
+        assert!(said.contains(expected), "{prompt}: {said}");
+    }
     let training = Training::new(&config).device(&Device::flex());
     let training = training
         .records(records[..1].to_vec())
@@ -194,6 +200,67 @@ fn records_without_a_prompt_or_an_answer_are_named() {
         said.contains("leaves no room for --max-completion-length 16"),
         "{said}"
     );
+}
+
+/// Prompts that the model would not see as they are.
+fn unreadable_prompts() -> Vec<(Value, &'static str)> {
+    let turns = |turns: Value| json!({"prompt": turns});
+    let with = |key: &str, value: Value| json!({"prompt": "Hi?", key: value});
+    let function = json!([{"type": "function", "function": {"name": "look"}}]);
+    vec![
+        (
+            turns(json!([{"role": "banana", "content": "x"}])),
+            "field `prompt[0].role`: expected one of system",
+        ),
+        (
+            turns(json!([{"from": "human", "value": 5}])),
+            "field `prompt[0].value`: expected text, found the number 5",
+        ),
+        (
+            turns(json!([{"role": "user", "content": "x", "weight": 0.5}])),
+            "field `prompt[0].weight`: expected 0 or 1",
+        ),
+        (
+            turns(json!([{"role": "user", "content": [{"type": "image_url"}]}])),
+            "found a part of type `image_url`",
+        ),
+        (
+            turns(
+                json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [
+                {"type": "function", "function": {"name": "look", "arguments": "{}"}}]}, {"role": "tool", "content": "y"}]),
+            ),
+            "field `messages[1].tool_calls`: the model's chat template does not write",
+        ),
+        (
+            with("tools", json!("nonsense")),
+            "field `tools`: expected a list of functions, found the text \"nonsense\"",
+        ),
+        (
+            with("tools", json!({"a": 1})),
+            "field `tools`: expected a list of functions, found an object",
+        ),
+        (
+            with("tools", function.to_string().into()),
+            "field `tools`: the model's chat template does not write function schemas",
+        ),
+        (
+            with("functions", json!([{"name": "look"}])),
+            "field `tools`: the model's chat template does not write function schemas",
+        ),
+        (
+            with("chat_template_kwargs", json!(3)),
+            "field `chat_template_kwargs`: expected an object",
+        ),
+        (
+            with("image", json!("x.png")),
+            "pictures or sounds in `image`",
+        ),
+        (
+            with("weight", json!(0.5)),
+            "field `weight`: expected 0 or 1",
+        ),
+        (with("weight", json!(0)), "`weight` is 0"),
+    ]
 }
 
 #[test]

@@ -4,14 +4,14 @@ use burn::tensor::Device;
 use kv_paging::CausalAttention;
 use lora_4bit::{AdapterSelection, ComputeDtype};
 use model_qwen::{LoadOptions, QwenModel};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use trainer_sft::chat_format::ChatFormat;
 use trainer_sft::config::Config;
 use trainer_sft::data::{Dataset, Examples};
 use trainer_sft::tools::measure;
 
-use super::{adapter, data_folder, fail, refuse, succeed, text_of};
+use super::{adapter, copy, data_folder, edit, fail, refuse, succeed, text_of};
 
 #[test]
 fn the_numbers_are_those_of_the_tokens() {
@@ -90,5 +90,28 @@ fn the_means_are_those_of_the_logits() {
     assert!(
         error.to_string().contains("found none in 0 examples"),
         "{error}"
+    );
+}
+
+#[test]
+fn a_tokenizer_with_more_ids_than_embeddings_is_refused() {
+    let folder = TempDir::new().unwrap();
+    copy(&data_folder().join("model"), folder.path());
+    edit(&folder.path().join("tokenizer.json"), |file| {
+        let token = json!({"id": 8192, "content": "<tool>", "special": false, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false});
+        file["added_tokens"].as_array_mut().unwrap().push(token);
+    });
+    let data = folder.path().join("d.jsonl");
+    std::fs::write(
+        &data,
+        "{\"prompt\": \"a <tool> b\", \"completion\": \"c\"}\n",
+    )
+    .unwrap();
+    let model = ["--model", text_of(folder.path())];
+    let expected = "the tokenizer has the token \"<tool>\" with the id 8192, and the model only 8192 embeddings";
+    fail(
+        &[&["eval", "--data", text_of(&data)][..], &model].concat(),
+        &[expected],
     );
 }

@@ -50,9 +50,9 @@ impl Reader<'_> {
 
     /// JSON of one call or of a list of calls.
     pub(super) fn calls_in_text(&self, field: &str, text: &str) -> Result<Vec<Value>, DataError> {
-        match serde_json::from_str(text) {
-            Ok(call @ Value::Object(_)) => Ok(vec![self.call(field, call)?]),
-            Ok(Value::Array(items)) if !items.is_empty() => {
+        match self.json(field, text)? {
+            Some(call @ Value::Object(_)) => Ok(vec![self.call(field, call)?]),
+            Some(Value::Array(items)) if !items.is_empty() => {
                 let calls = items.into_iter().enumerate();
                 calls
                     .map(|(index, item)| self.call(&format!("{field}[{index}]"), item))
@@ -69,6 +69,7 @@ impl Reader<'_> {
     /// One call: `{"name": …, "arguments": …}`, or that under `function`.
     fn call(&self, place: &str, call: Value) -> Result<Value, DataError> {
         let expected = "an object with `name` and `arguments`";
+        let whole = place.to_owned();
         let Value::Object(mut outer) = call else {
             return Err(self.error(place, expected, Some(&call)));
         };
@@ -86,12 +87,14 @@ impl Reader<'_> {
         };
         let arguments = self.arguments(&place, function.shift_remove("arguments"))?;
         let known = ["id", "type", "index", "description"];
-        let rest = function
-            .iter()
-            .find(|(key, value)| !value.is_null() && !known.contains(&key.as_str()));
-        if let Some((key, value)) = rest {
-            let expected = "nothing but `name` and `arguments` in a call";
-            return Err(self.error(format!("{place}.{key}"), expected, Some(value)));
+        for (place, fields) in [(&place, &function), (&whole, &outer)] {
+            let rest = fields
+                .iter()
+                .find(|(key, value)| !value.is_null() && !known.contains(&key.as_str()));
+            if let Some((key, value)) = rest {
+                let expected = "nothing but `name` and `arguments` in a call";
+                return Err(self.error(format!("{place}.{key}"), expected, Some(value)));
+            }
         }
         let id = outer.shift_remove("id").or(function.shift_remove("id"));
         let mut read =
@@ -107,12 +110,14 @@ impl Reader<'_> {
         let mut value = arguments.unwrap_or_default();
         for _ in 0..2 {
             if let Value::String(text) = &value {
-                value = match text.trim().is_empty() {
-                    true => Value::Null,
-                    false => serde_json::from_str(text).map_err(|_| {
+                let field = format!("{place}.arguments");
+                value = match (text.trim().is_empty(), self.json(&field, text)?) {
+                    (true, _) => Value::Null,
+                    (false, Some(value)) => value,
+                    (false, None) => {
                         let found = format!("the text {text:?}");
-                        self.error_found(format!("{place}.arguments"), "a JSON object", found)
-                    })?,
+                        return Err(self.error_found(field, "a JSON object", found));
+                    }
                 };
             }
         }

@@ -1,11 +1,11 @@
 //! Records → chats, and what in them is left out.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::error::DataError;
 use super::reader::Reader;
 use super::turns::{Turn, plain};
-use super::{Chat, Content, role_of};
+use super::{Chat, Content, TurnKind, role_of};
 
 impl Reader<'_> {
     /// A list of OpenAI or ShareGPT turns under `key`, with an optional `system` text beside them.
@@ -60,13 +60,11 @@ impl Reader<'_> {
         let is_list = |key: &str| matches!(self.fields.get(key), Some(Value::Array(_)));
         if !is_list("prompt") && !is_list("completion") {
             let (prompt, completion) = (self.text("prompt")?, self.to_learn("completion")?);
-            if let Some(system) = self.optional_text("system")? {
-                let turns = vec![
-                    plain("system", &system),
-                    plain("user", &prompt),
-                    plain("assistant", &completion),
-                ];
-                return Ok(Content::Chat(self.chat_of("completion", turns)?));
+            let mut turns = self.turns_of_history()?;
+            if !turns.is_empty() || self.optional_text("system")?.is_some() {
+                turns.push(plain("user", &prompt));
+                turns.push(plain("assistant", &completion));
+                return Ok(Content::Chat(self.chat("completion", turns)?));
             }
             return Ok(Content::Completion {
                 prompt,
@@ -74,15 +72,16 @@ impl Reader<'_> {
                 with: self.extras()?,
             });
         }
-        let mut turns = Vec::new();
+        let mut turns = self.turns_of_history()?;
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             if !is_list(key) {
                 turns.push(plain(role, &self.text(key)?));
                 continue;
             }
             for (index, item) in self.list(key, "messages")?.iter().enumerate() {
-                let (message, learn) = self.turn(&format!("{key}[{index}]"), item)?;
-                turns.push((message, learn && key == "completion"));
+                let (message, kind) = self.turn(&format!("{key}[{index}]"), item)?;
+                let kind = if key == "prompt" { kind.before() } else { kind };
+                turns.push((message, kind));
             }
         }
         Ok(Content::Chat(self.chat("completion", turns)?))
@@ -116,6 +115,11 @@ impl Reader<'_> {
 
     /// Adds `system`, and leaves out what cannot be learnt or be context of it.
     pub(super) fn chat(&self, key: &str, turns: Vec<Turn>) -> Result<Chat, DataError> {
+        self.chat_of(key, self.with_system(key, turns)?)
+    }
+
+    /// Turns after the text under `system`.
+    pub(super) fn with_system(&self, key: &str, turns: Vec<Turn>) -> Result<Vec<Turn>, DataError> {
         let mut turns = turns;
         if let Some(system) = self.optional_text("system")? {
             match turns.first() {
@@ -125,10 +129,10 @@ impl Reader<'_> {
                         return Err(self.error("system", &expected, Some(&system.into())));
                     }
                 }
-                _ => turns.insert(0, (json!({"role": "system", "content": system}), false)),
+                _ => turns.insert(0, plain("system", &system)),
             }
         }
-        self.chat_of(key, turns)
+        Ok(turns)
     }
 
     fn chat_of(&self, key: &str, turns: Vec<Turn>) -> Result<Chat, DataError> {
@@ -146,16 +150,16 @@ impl Reader<'_> {
             return Err(self.teaches_nothing(reason));
         }
         let kept: Vec<Turn> = turns.into_iter().take(end).skip(start).collect();
-        if !kept.iter().any(|(_, learnt)| *learnt) {
+        if !kept.iter().any(|(_, kind)| *kind == TurnKind::Answer) {
             let reason =
                 format!("every answer in `{own_key}` is empty or is marked as not to be learnt");
             return Err(self.teaches_nothing(reason));
         }
         let is_cut = kept.len() < num_turns;
-        let (messages, learnt) = kept.into_iter().unzip();
+        let (messages, kinds) = kept.into_iter().unzip();
         Ok(Chat {
             messages,
-            learnt,
+            kinds,
             with: self.extras()?,
             is_cut,
         })

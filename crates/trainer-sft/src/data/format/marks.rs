@@ -26,6 +26,12 @@ pub(super) fn is_mark_of_record(key: &str) -> bool {
     MARKS.contains(&key) || key == SAMPLE_WEIGHT
 }
 
+/// Whether the name of a key looks like that of a mark.
+pub(super) fn is_like_mark(key: &str) -> bool {
+    let key = key.to_lowercase();
+    LIKE_MARKS.iter().any(|part| key.contains(part))
+}
+
 impl Reader<'_> {
     /// Takes the marks out of a turn of `role`. Says whether the turn is learnt, as far as they go.
     pub(super) fn take_marks(
@@ -34,12 +40,8 @@ impl Reader<'_> {
         role: &str,
         turn: &mut Map<String, Value>,
     ) -> Result<bool, DataError> {
-        let is_mark = |key: &String| {
-            LIKE_MARKS
-                .iter()
-                .any(|part| key.to_lowercase().contains(part))
-        };
-        let keys: Vec<String> = turn.keys().filter(|key| is_mark(key)).cloned().collect();
+        let keys = turn.keys().filter(|key| is_like_mark(key));
+        let keys: Vec<String> = keys.cloned().collect();
         let mut learnt = true;
         for key in keys {
             let value = turn.shift_remove(&key).unwrap_or_default();

@@ -3,7 +3,31 @@
 use serde_json::Value;
 
 use super::super::error::DataError;
-use super::reader::{Reader, describe};
+use super::marks::is_like_mark;
+use super::reader::{Reader, describe, is_filled};
+
+/// Types of parts that are read.
+const TEXT_KINDS: [&str; 7] = [
+    "text",
+    "input_text",
+    "output_text",
+    "refusal",
+    "reasoning",
+    "thinking",
+    "tool_call",
+];
+/// Pictures and sounds beside the text of a part.
+const MEDIA_OF_PARTS: [&str; 9] = [
+    "image",
+    "images",
+    "image_url",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "input_audio",
+    "file",
+];
 
 /// What a content says.
 #[derive(Default)]
@@ -34,6 +58,9 @@ impl Reader<'_> {
                 Some(Value::String(kind)) => kind.as_str(),
                 other => return Err(self.error(format!("{place}.type"), "text", other)),
             };
+            if TEXT_KINDS.contains(&kind) {
+                self.check_part(&place, part)?;
+            }
             match kind {
                 "text" | "input_text" | "output_text" => {
                     texts.push(self.part_text(&place, part, &["text", "value"])?);
@@ -58,6 +85,22 @@ impl Reader<'_> {
         Ok(read)
     }
 
+    /// Refuses what a part of a turn cannot have.
+    fn check_part(&self, place: &str, part: &Value) -> Result<(), DataError> {
+        let fields = part.as_object().into_iter().flatten();
+        for (key, value) in fields.filter(|(_, value)| is_filled(Some(value))) {
+            let expected = if is_like_mark(key) {
+                "no mark on a part of a turn: put it on the turn"
+            } else if MEDIA_OF_PARTS.contains(&key.as_str()) {
+                "no pictures or sounds: these models read text only"
+            } else {
+                continue;
+            };
+            return Err(self.error(format!("{place}.{key}"), expected, Some(value)));
+        }
+        Ok(())
+    }
+
     /// The text of a part, under the first of `keys` that it has.
     fn part_text<'a>(
         &self,
@@ -65,9 +108,11 @@ impl Reader<'_> {
         part: &'a Value,
         keys: &[&str],
     ) -> Result<&'a str, DataError> {
-        let found = keys
-            .iter()
-            .find_map(|key| part.get(*key).map(|value| (key, value)));
+        let found = keys.iter().find_map(|key| {
+            part.get(*key)
+                .map(|value| (key, value))
+                .filter(|(_, value)| !value.is_null())
+        });
         match found {
             Some((_, Value::String(text))) => Ok(text),
             Some((key, other)) => Err(self.error(format!("{place}.{key}"), "text", Some(other))),

@@ -4,7 +4,9 @@ use serde_json::Value;
 
 use super::super::error::DataError;
 use super::super::example::Source;
-use super::reader::{Reader, describe};
+use super::reader::{Reader, describe, is_filled};
+use super::refused::verdict_of;
+use super::turns::is_of_assistant;
 use super::{Content, Format, Record, fields_of};
 use crate::config::{Columns, Method};
 
@@ -54,13 +56,28 @@ impl Answers {
         };
         reader.refuse_media()?;
         reader.check_marks()?;
-        let has = |key: &str| fields.contains_key(key);
-        let is_pair = has("chosen") && has("rejected");
-        let is_judged = has("completion") && has("label");
-        let (format, answers) = match method {
-            Method::Kto if is_judged => (Format::Verdict, vec![reader.verdict()?]),
-            _ if is_pair => (Format::Preference, reader.pair()?),
-            _ => return Err(reader.other_method(method)),
+        let (named, names) = reader.by_names_of_trl()?;
+        let own = reader;
+        let reader = Reader {
+            source: &source,
+            fields: &named,
+            columns: &names,
+        };
+        let is_kto = method == Method::Kto;
+        // What has no value counts where nothing else says what the record is.
+        let kind = |has: &dyn Fn(&str) -> bool| {
+            if is_kto && has("completion") && has("label") {
+                Some(Format::Verdict)
+            } else {
+                (has("chosen") && has("rejected")).then_some(Format::Preference)
+            }
+        };
+        let filled = |key: &str| is_filled(named.get(key));
+        let known = |key: &str| named.contains_key(key);
+        let (format, answers) = match kind(&filled).or_else(|| kind(&known)) {
+            Some(Format::Verdict) => (Format::Verdict, vec![reader.verdict(&own)?]),
+            Some(format) => (format, reader.pair(&own)?),
+            None => return Err(reader.other_method(method, &own)),
         };
         Ok(Self {
             format,
@@ -72,7 +89,7 @@ impl Answers {
 
 impl Reader<'_> {
     /// A record of another method, or one that lacks a field.
-    fn other_method(&self, method: Method) -> DataError {
+    fn other_method(&self, method: Method, own: &Reader<'_>) -> DataError {
         let is_kto = method == Method::Kto;
         let keys: &[&str] = match is_kto {
             true => &["completion", "label", "chosen", "rejected"],
@@ -100,7 +117,7 @@ impl Reader<'_> {
                 source_place: self.source.clone(),
                 method: method.name(),
                 expected: expected_of(method),
-                found: self.found_preference(),
+                found: own.found_preference(),
             },
         }
     }
@@ -127,27 +144,13 @@ impl Reader<'_> {
         format!("{found} ({read})")
     }
 
-    /// `prompt`, `completion` and `label`.
-    fn verdict(&self) -> Result<Answer, DataError> {
+    /// `prompt`, `completion` and `label`; `own` has the fields by the record's own names.
+    fn verdict(&self, own: &Reader<'_>) -> Result<Answer, DataError> {
         let label = self.fields.get("label");
-        let is_wanted = match label {
-            Some(Value::Bool(label)) => Some(*label),
-            Some(Value::Number(label)) => match label.as_f64() {
-                Some(1.0) => Some(true),
-                Some(0.0) => Some(false),
-                _ => None,
-            },
-            // As tables have it.
-            Some(Value::String(label)) => match label.trim().to_lowercase().as_str() {
-                "true" | "1" => Some(true),
-                "false" | "0" => Some(false),
-                _ => None,
-            },
-            _ => None,
-        };
-        let Some(is_wanted) = is_wanted else {
+        let Some(is_wanted) = label.and_then(verdict_of) else {
             return Err(self.error("label", "true or false", label));
         };
+        self.refuse_second(own)?;
         Ok(Answer {
             record: self.record(self.own_prompt("completion")?, Format::Verdict),
             is_wanted,
@@ -155,20 +158,28 @@ impl Reader<'_> {
         })
     }
 
-    /// `chosen` and `rejected`, with `prompt` or with the same beginning.
-    fn pair(&self) -> Result<Vec<Answer>, DataError> {
+    /// `chosen` and `rejected`, with a question or with the same beginning; `own` has the fields by the record's own names.
+    fn pair(&self, own: &Reader<'_>) -> Result<Vec<Answer>, DataError> {
         let prompt = self.value("prompt");
         let [chosen, rejected] = ["chosen", "rejected"].map(|key| self.side(key));
         let (chosen, rejected) = (chosen?, rejected?);
         let (contents, is_plain) = match (&chosen, &rejected) {
-            (Value::Array(one), Value::Array(other))
-                if !matches!(prompt, Some(Value::Array(_))) && begin_alike(one, other, prompt) =>
-            {
+            (Value::Array(one), Value::Array(other)) if begin_alike(one, other, prompt) => {
                 let common = common_turns(one, other);
+                self.check_shared(own, &one[..common])?;
                 let turns = |key, items| self.turns_after(key, items, common);
                 ([turns("chosen", one), turns("rejected", other)], false)
             }
+            (Value::Array(one), Value::Array(other))
+                if common_turns(one, other) > 0
+                    && !is_of_assistant(&one[0])
+                    && is_filled(own.fields.get("history")) =>
+            {
+                let expected = "none beside answers that are whole conversations";
+                return Err(self.error("history", expected, own.value("history")));
+            }
             (Value::String(one), Value::String(other)) if prompt.is_none() => {
+                own.refuse_beside_texts()?;
                 let end = common_text(one, other);
                 let texts = |key, text: &str| self.texts(key, text, end);
                 ([texts("chosen", one), texts("rejected", other)], true)
@@ -177,10 +188,13 @@ impl Reader<'_> {
                 let expected = "the turn that `rejected` begins with, since there is no `prompt`";
                 return Err(self.error("chosen[0]", expected, one.first()));
             }
-            _ => (
-                ["chosen", "rejected"].map(|key| self.own_prompt(key)),
-                false,
-            ),
+            _ => {
+                self.refuse_second(own)?;
+                (
+                    ["chosen", "rejected"].map(|key| self.own_prompt(key)),
+                    false,
+                )
+            }
         };
         let [chosen, rejected] = contents;
         let (chosen, rejected) = (chosen?, rejected?);
@@ -194,6 +208,44 @@ impl Reader<'_> {
             is_plain,
         };
         Ok(vec![answer(chosen, true), answer(rejected, false)])
+    }
+
+    /// Refuses a text of the question that the turns with which both answers begin do not have.
+    fn check_shared(&self, own: &Reader<'_>, shared: &[Value]) -> Result<(), DataError> {
+        let messages = shared.iter().enumerate();
+        let messages = messages.map(|(at, turn)| Ok(self.turn(&format!("chosen[{at}]"), turn)?.0));
+        let messages = messages.collect::<Result<Vec<Value>, DataError>>()?;
+        let texts = messages
+            .iter()
+            .filter_map(|message| message.get("content")?.as_str());
+        let texts: Vec<&str> = texts.collect();
+        let prompt = self.value("prompt").and_then(Value::as_str);
+        if let Some(prompt) = prompt.map(str::trim).filter(|prompt| !prompt.is_empty())
+            && !texts.iter().any(|text| text.trim() == prompt)
+        {
+            let expected = "the text of a turn with which both answers begin; to leave it out, give \
+                            --columns chosen=chosen,rejected=rejected";
+            return Err(self.error("prompt", expected, self.value("prompt")));
+        }
+        own.refuse_second_question(&texts)
+    }
+
+    /// Refuses a question beside `prompt`, and a list of turns that has the answer already.
+    fn refuse_second(&self, own: &Reader<'_>) -> Result<(), DataError> {
+        let prompt = self.value("prompt");
+        let texts: Vec<&str> = match prompt {
+            Some(Value::String(text)) => vec![text],
+            Some(Value::Array(turns)) => turns.iter().filter_map(text_of_turn).collect(),
+            _ => return Ok(()),
+        };
+        if !is_filled(own.fields.get("prompt"))
+            && let Some(Value::Array(turns)) = prompt
+            && turns.last().is_some_and(is_of_assistant)
+        {
+            let found = "an answer of the assistant at its end".to_owned();
+            return Err(self.error_found("prompt", "turns that end before the answers", found));
+        }
+        own.refuse_second_question(&texts)
     }
 
     fn record(&self, content: Content, format: Format) -> Record {
@@ -233,8 +285,9 @@ impl Reader<'_> {
     /// All turns under `key`, of which those from `start` on are the answer.
     fn turns_after(&self, key: &str, items: &[Value], start: usize) -> Result<Content, DataError> {
         let turns = items.iter().enumerate().map(|(index, item)| {
-            let (message, learnt) = self.turn(&format!("{key}[{index}]"), item)?;
-            Ok((message, learnt && index >= start))
+            let (message, kind) = self.turn(&format!("{key}[{index}]"), item)?;
+            let kind = if index < start { kind.before() } else { kind };
+            Ok((message, kind))
         });
         let turns = turns.collect::<Result<_, _>>()?;
         Ok(Content::Chat(self.chat(key, turns)?))
@@ -265,18 +318,25 @@ fn expected_of(method: Method) -> &'static str {
 /// The keys of answers.
 const ANSWERS: [&str; 4] = ["chosen", "rejected", "completion", "label"];
 
-/// Whether two lists of turns begin with the same prompt, and do not go on with the text of `prompt`.
+/// Whether two lists of turns are whole conversations that begin with the same prompt, and do not go on with `prompt`.
 fn begin_alike(one: &[Value], other: &[Value], prompt: Option<&Value>) -> bool {
-    let answers_prompt = || {
-        let role = one
-            .first()
-            .and_then(|turn| turn.get("role").or_else(|| turn.get("from")));
-        matches!(
-            role.and_then(Value::as_str),
-            Some("assistant" | "gpt" | "model")
-        )
-    };
-    common_turns(one, other) > 0 && !(prompt.is_some() && answers_prompt())
+    let begins_with_answer = || one.first().is_some_and(is_of_assistant);
+    let common = common_turns(one, other);
+    match prompt {
+        None => common > 0,
+        // A list is the prompt, and TRL puts the answers after it; here it may be their beginning, too.
+        Some(Value::Array(turns)) => {
+            let is_side = turns == one || turns == other;
+            common > 0 && (is_side || one[..common].starts_with(turns))
+        }
+        Some(_) => common > 0 && !begins_with_answer(),
+    }
+}
+
+/// The text of a turn that has not been checked.
+fn text_of_turn(turn: &Value) -> Option<&str> {
+    let content = turn.get("content").or_else(|| turn.get("value"));
+    content.and_then(Value::as_str)
 }
 
 /// With how many equal turns two lists begin, so that something is left of each.

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::super::error::DataError;
 use super::super::example::Source;
+use super::super::wide;
 use super::Extras;
 use crate::config::Columns;
 
@@ -91,8 +92,8 @@ impl Reader<'_> {
         let items = match self.fields.get(key) {
             Some(Value::Array(items)) => items.clone(),
             Some(Value::Null) => Vec::new(),
-            Some(Value::String(text)) => match serde_json::from_str(text) {
-                Ok(Value::Array(items)) => items,
+            Some(Value::String(text)) => match self.json(key, text)? {
+                Some(Value::Array(items)) => items,
                 _ if text.trim().is_empty() => Vec::new(),
                 _ => return Err(self.error(key, &expected, self.fields.get(key))),
             },
@@ -104,12 +105,33 @@ impl Reader<'_> {
         }
     }
 
+    /// The JSON of a text; `None` where it is none.
+    pub(super) fn json(&self, field: &str, text: &str) -> Result<Option<Value>, DataError> {
+        let Ok(value) = serde_json::from_str(text) else {
+            return Ok(None);
+        };
+        match wide::wide_integer(text) {
+            Some(number) => {
+                Err(self.error_found(field, wide::EXPECTED, format!("the number {number}")))
+            }
+            None => Ok(Some(value)),
+        }
+    }
+
     /// Function schemas and variables for the template.
     pub(super) fn extras(&self) -> Result<Extras, DataError> {
-        let variables = match self.value("chat_template_kwargs") {
+        let key = "chat_template_kwargs";
+        let variables = match self.value(key) {
             None => Map::new(),
             Some(Value::Object(variables)) => variables.clone(),
-            other => return Err(self.error("chat_template_kwargs", "an object", other)),
+            // As tables have it.
+            Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
+            Some(value @ Value::String(text)) => match self.json(key, text)? {
+                Some(Value::Object(variables)) => variables,
+                Some(Value::Null) => Map::new(),
+                _ => return Err(self.error(key, "an object", Some(value))),
+            },
+            other => return Err(self.error(key, "an object", other)),
         };
         let tools = match self.tools("tools")? {
             Some(tools) => Some(tools),
@@ -132,9 +154,9 @@ impl Reader<'_> {
             None => return Ok(None),
             Some(Value::Array(tools)) => tools.clone(),
             Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
-            Some(Value::String(text)) => match serde_json::from_str(text) {
-                Ok(Value::Array(tools)) => tools,
-                Ok(Value::Null) => return Ok(None),
+            Some(Value::String(text)) => match self.json(key, text)? {
+                Some(Value::Array(tools)) => tools,
+                Some(Value::Null) => return Ok(None),
                 _ => return Err(self.error_found(key, expected, format!("the text {text:?}"))),
             },
             other => return Err(self.error(key, expected, other)),
@@ -142,7 +164,7 @@ impl Reader<'_> {
         let mut read = Vec::new();
         for (index, tool) in tools.into_iter().enumerate() {
             let parsed = match &tool {
-                Value::String(text) => serde_json::from_str(text).ok(),
+                Value::String(text) => self.json(&format!("{key}[{index}]"), text)?,
                 _ => None,
             };
             match parsed.unwrap_or(tool) {

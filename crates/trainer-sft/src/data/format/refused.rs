@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::super::error::DataError;
 use super::Format;
 use super::marks::is_mark_of_record;
+use super::question::{is_openai_answer, is_question};
 use super::reader::{Reader, is_filled};
 
 /// The accepted keys.
@@ -29,7 +30,7 @@ const KEYS: [&str; 18] = [
     "weight",
 ];
 /// Names of questions and answers in data sets of the Hub, in the order in which they are looked for.
-const QUESTIONS: [&str; 12] = [
+pub(super) const QUESTIONS: [&str; 12] = [
     "question",
     "query",
     "prompt",
@@ -91,14 +92,7 @@ impl Reader<'_> {
         }
         let filled = |key: &str| is_filled(self.fields.get(key));
         if let Some(key) = PREFERENCE.iter().find(|key| filled(key)) {
-            let wanted = match (filled("messages"), self.fields.get("chosen")) {
-                (true, _) => ", give --columns messages=messages",
-                (false, Some(Value::Array(_))) if !filled("prompt") => {
-                    ", give --columns messages=chosen"
-                }
-                (false, Some(_)) => ", give --columns prompt=prompt,completion=chosen",
-                (false, None) => ", say with --columns which field has them",
-            };
+            let wanted = self.wanted_columns();
             return Err(self.method(
                 format!("preference data (DPO, ORPO), recognised by `{key}`"),
                 &format!(
@@ -106,14 +100,11 @@ impl Reader<'_> {
                 ),
             ));
         }
+        // Numbers and texts beside `text` are classes, and true and false are not.
         let is_tagged = filled("kto_tag")
-            || match self.fields.get("label") {
-                Some(Value::Bool(_)) => true,
-                Some(Value::Number(label)) => {
-                    !filled("text") && matches!(label.as_f64(), Some(0.0 | 1.0))
-                }
-                _ => false,
-            };
+            || self.value("label").is_some_and(|label| {
+                verdict_of(label).is_some() && (label.is_boolean() || !filled("text"))
+            });
         if is_tagged {
             let key = if filled("kto_tag") {
                 "kto_tag"
@@ -144,6 +135,25 @@ impl Reader<'_> {
             ));
         }
         self.refuse_media()
+    }
+
+    /// `--columns` for the wanted answers of preference data.
+    fn wanted_columns(&self) -> String {
+        let filled = |key: &&str| is_filled(self.fields.get(*key));
+        let question = QUESTIONS.into_iter().filter(|key| *key != "source");
+        let columns = match self.fields.get("chosen") {
+            _ if filled(&"messages") => "messages=messages".to_owned(),
+            Some(Value::Array(_)) if !filled(&"prompt") => "messages=chosen".to_owned(),
+            None => return ", say with --columns which field has them".to_owned(),
+            Some(_) => match ["prompt"].into_iter().chain(question).find(filled) {
+                Some("instruction") if filled(&"input") => {
+                    "instruction=instruction,input=input,output=chosen".to_owned()
+                }
+                Some(question) => format!("prompt={question},completion=chosen"),
+                None => "text=chosen".to_owned(),
+            },
+        };
+        format!(", give --columns {columns}")
     }
 
     /// Refuses what is no text.
@@ -227,13 +237,28 @@ impl Reader<'_> {
     }
 }
 
+/// What a label says: true, false, 0 and 1, also as tables have them.
+pub(super) fn verdict_of(label: &Value) -> Option<bool> {
+    match label {
+        Value::Bool(label) => Some(*label),
+        Value::Number(label) if label.as_f64() == Some(1.0) => Some(true),
+        Value::Number(label) if label.as_f64() == Some(0.0) => Some(false),
+        Value::String(label) => match label.trim().to_lowercase().as_str() {
+            "true" | "1" | "1.0" => Some(true),
+            "false" | "0" | "0.0" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// The keys of a record that have a value and no use.
 pub(crate) fn unused_keys(fields: &Map<String, Value>, format: Format) -> Vec<String> {
     let of_format: &[&str] = match format {
         Format::Messages => &["messages"],
         Format::ShareGpt => &["conversations", "conversation"],
         Format::Alpaca => &["instruction", "input", "output", "history"],
-        Format::PromptCompletion => &["prompt", "completion"],
+        Format::PromptCompletion => &["prompt", "completion", "history"],
         Format::QueryResponse => &["query", "response", "history"],
         Format::Segments => &["segments"],
         Format::Text => &["text"],
@@ -242,8 +267,12 @@ pub(crate) fn unused_keys(fields: &Map<String, Value>, format: Format) -> Vec<St
     };
     let with_chat = ["system", "tools", "functions", "chat_template_kwargs"];
     let is_plain = matches!(format, Format::Text | Format::Segments);
+    let is_compared = matches!(format, Format::Preference | Format::Verdict);
+    let has_prompt = is_filled(fields.get("prompt"));
     let is_used = |key: &str| {
         of_format.contains(&key)
+            || (is_compared && (key == "history" || is_openai_answer(key)))
+            || (is_compared && !has_prompt && is_question(key))
             || is_mark_of_record(key)
             || (!is_plain && with_chat.contains(&key))
     };

@@ -3,11 +3,17 @@
 use serde_json::{Map, Value, json};
 
 use super::super::error::DataError;
+use super::TurnKind;
 use super::parts::Parts;
 use super::reader::{Reader, is_filled};
 
-/// One turn: what the template gets, and whether it is learnt.
-pub(super) type Turn = (Value, bool);
+/// One turn: what the template gets, and what it is for learning.
+pub(super) type Turn = (Value, TurnKind);
+
+/// Names of the assistant.
+const ASSISTANT: [&str; 6] = ["assistant", "gpt", "model", "chatgpt", "bing", "bard"];
+/// Names of the assistant's reasoning.
+const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
 /// The names of a turn's role and content.
 struct Keys {
@@ -51,9 +57,7 @@ impl Reader<'_> {
         let (role, is_call) = match named.as_ref().and_then(Value::as_str) {
             Some("system" | "developer") => ("system", false),
             Some("user" | "human") => ("user", false),
-            Some("assistant" | "gpt" | "model" | "chatgpt" | "bing" | "bard") => {
-                ("assistant", false)
-            }
+            Some(role) if ASSISTANT.contains(&role) => ("assistant", false),
             Some("tool" | "observation" | "function_response" | "tool_response" | "function") => {
                 ("tool", false)
             }
@@ -105,6 +109,7 @@ impl Reader<'_> {
             _ => content,
         };
         calls.extend(content.calls);
+        self.check_reasoning(&turn, content.reasoning.as_deref(), &field)?;
         if let Some(reasoning) = content.reasoning {
             turn.insert("reasoning_content".into(), reasoning.into());
         } else if let Some(reasoning) = reasoning_of(&turn).map(str::to_owned) {
@@ -123,10 +128,39 @@ impl Reader<'_> {
             message.insert("tool_calls".into(), calls.into());
         }
         message.extend(turn);
-        Ok((
-            Value::Object(message),
-            role == "assistant" && is_marked && says,
-        ))
+        let kind = match (role == "assistant", is_marked) {
+            (false, _) => TurnKind::Prompt,
+            (true, false) => TurnKind::Unlearnt,
+            (true, true) if says => TurnKind::Answer,
+            (true, true) => TurnKind::Earlier,
+        };
+        Ok((Value::Object(message), kind))
+    }
+
+    /// Refuses reasoning that is no text, and a second one that says something else than the first.
+    fn check_reasoning(
+        &self,
+        turn: &Map<String, Value>,
+        of_parts: Option<&str>,
+        field: &dyn Fn(&str) -> String,
+    ) -> Result<(), DataError> {
+        let first = of_parts.or_else(|| reasoning_of(turn));
+        for name in REASONING {
+            let value = turn.get(name);
+            match value {
+                Some(Value::String(text)) if text.trim().is_empty() => {}
+                Some(Value::String(text)) if first == Some(text) => {}
+                Some(Value::String(_)) => {
+                    let expected = "no second reasoning beside the first one";
+                    return Err(self.error(field(name), expected, value));
+                }
+                value if is_filled(value) => {
+                    return Err(self.error(field(name), "text", value));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// ms-swift's pairs of `human` and `assistant`.
@@ -154,10 +188,16 @@ impl Reader<'_> {
     /// `history`: pairs of question and answer.
     pub(super) fn turns_of_history(&self) -> Result<Vec<Turn>, DataError> {
         let mut turns = Vec::new();
-        if !is_filled(self.fields.get("history")) {
-            return Ok(turns);
-        }
-        for (index, pair) in self.list("history", "pairs of texts")?.iter().enumerate() {
+        let history = match self.value("history") {
+            None => return Ok(turns),
+            // As tables have nothing.
+            Some(Value::String(text)) if ["", "[]", "null"].contains(&text.trim()) => {
+                return Ok(turns);
+            }
+            Some(Value::Array(items)) if items.is_empty() => return Ok(turns),
+            Some(_) => self.list("history", "pairs of texts")?,
+        };
+        for (index, pair) in history.iter().enumerate() {
             let texts = pair
                 .as_array()
                 .map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
@@ -173,13 +213,26 @@ impl Reader<'_> {
 
 /// A turn that is only text.
 pub(super) fn plain(role: &str, text: &str) -> Turn {
-    let learnt = role == "assistant" && !text.trim().is_empty();
-    (json!({"role": role, "content": text}), learnt)
+    let kind = match (role == "assistant", text.trim().is_empty()) {
+        (false, _) => TurnKind::Prompt,
+        (true, true) => TurnKind::Earlier,
+        (true, false) => TurnKind::Answer,
+    };
+    (json!({"role": role, "content": text}), kind)
+}
+
+/// Whether a turn that has not been checked is the assistant's.
+pub(super) fn is_of_assistant(turn: &Value) -> bool {
+    let role = turn.get("role").or_else(|| turn.get("from"));
+    role.and_then(Value::as_str).is_some_and(|role| {
+        ASSISTANT.contains(&role) || ["function_call", "tool_call"].contains(&role)
+    })
 }
 
 /// The reasoning of a message, under any of the names that data has for it.
 fn reasoning_of(message: &Map<String, Value>) -> Option<&str> {
-    let names = ["reasoning_content", "reasoning", "thinking"];
-    let texts = names.iter().filter_map(|name| message.get(*name)?.as_str());
+    let texts = REASONING
+        .iter()
+        .filter_map(|name| message.get(*name)?.as_str());
     texts.into_iter().find(|text| !text.trim().is_empty())
 }

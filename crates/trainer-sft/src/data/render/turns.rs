@@ -4,8 +4,8 @@ use model_qwen::{ChatTemplate, RenderOptions};
 use serde_json::{Value, json};
 
 use super::Renderer;
-use crate::config::Thinking;
-use crate::data::format::role_of;
+use crate::config::{Thinking, TrainOn};
+use crate::data::format::{TurnKind, role_of};
 use crate::data::{Chat, DataError, Source};
 use crate::template_facts::{PROBE, THINK, opens_think};
 
@@ -14,7 +14,7 @@ const END_THINK: &str = "</think>";
 /// Tokens of text that is encoded by itself.
 pub(super) struct Segment {
     pub(super) tokens: Vec<u32>,
-    pub(super) learnt: bool,
+    pub(super) kind: TurnKind,
 }
 
 /// One turn of the assistant.
@@ -50,7 +50,7 @@ impl Turns<'_> {
                     .and_then(|rendered| self.target(index, &prompt, &rendered)),
             };
             let target = match target {
-                Err(error) if self.chat.learnt[index] => return Err(error),
+                Err(error) if self.chat.kinds[index] == TurnKind::Answer => return Err(error),
                 target => target.ok(),
             };
             answers.push(Answer {
@@ -76,32 +76,84 @@ impl Turns<'_> {
             let mut cursor = 0;
             for answer in &answers {
                 let target = answer.target.as_deref().unwrap_or_default();
-                self.push(&mut segments, &full[cursor..answer.prompt.len()], false)?;
-                self.push_target(&mut segments, target, self.chat.learnt[answer.index])?;
+                let prompt = &full[cursor..answer.prompt.len()];
+                self.push(&mut segments, prompt, TurnKind::Prompt)?;
+                self.push_target(&mut segments, target, self.chat.kinds[answer.index])?;
                 cursor = answer.prompt.len() + target.len();
             }
             documents.push(segments);
             return Ok(documents);
         }
-        for answer in answers
-            .iter()
-            .filter(|answer| self.chat.learnt[answer.index])
-        {
+        let train_on = self.renderer.settings.train_on;
+        if train_on == TrainOn::Prompt && answers.len() > 1 {
+            return Ok(vec![self.prompts(&full, &answers)?]);
+        }
+        if train_on == TrainOn::All && self.chat.kinds.contains(&TurnKind::Unlearnt) {
+            return Err(self.rewritten(
+                "--train-on all would learn turns that are marked as not to be learnt",
+            ));
+        }
+        for answer in answers {
+            if self.chat.kinds[answer.index] != TurnKind::Answer {
+                continue;
+            }
             let mut segments = Vec::new();
-            self.push(&mut segments, &answer.prompt, false)?;
-            self.push_target(
-                &mut segments,
-                answer.target.as_deref().unwrap_or_default(),
-                true,
-            )?;
+            self.push(&mut segments, &answer.prompt, TurnKind::Prompt)?;
+            let target = answer.target.as_deref().unwrap_or_default();
+            self.push_target(&mut segments, target, TurnKind::Answer)?;
             documents.push(segments);
         }
         Ok(documents)
     }
 
-    fn push(&self, segments: &mut Vec<Segment>, text: &str, learnt: bool) -> Result<(), DataError> {
+    /// The conversation as it is written in the end, in which an answer goes from its prompt to its end token.
+    fn prompts(&self, full: &str, answers: &[Answer]) -> Result<Vec<Segment>, DataError> {
+        let unknown =
+            || self.rewritten("where the answers in the prompt begin and end would be a guess");
+        let (_, end_token) = self.renderer.facts.end.as_ref().ok_or_else(unknown)?;
+        let (mut segments, mut cursor) = (Vec::new(), 0);
+        for answer in answers {
+            let prompt = answer.prompt.as_str();
+            // What opens a think block is taken out of earlier turns with the reasoning.
+            let unopened = prompt.trim_end().strip_suffix(THINK).unwrap_or(prompt);
+            let written = [prompt, unopened]
+                .into_iter()
+                .find(|prompt| full.starts_with(prompt));
+            let start = written.ok_or_else(unknown)?.len();
+            if start < cursor {
+                return Err(unknown());
+            }
+            let length = full[start..].find(end_token).ok_or_else(unknown)?;
+            let end = start + length + end_token.len();
+            self.push(&mut segments, &full[cursor..start], TurnKind::Prompt)?;
+            self.push(
+                &mut segments,
+                &full[start..end],
+                self.chat.kinds[answer.index],
+            )?;
+            cursor = end;
+        }
+        self.push(&mut segments, &full[cursor..], TurnKind::Prompt)?;
+        Ok(segments)
+    }
+
+    fn rewritten(&self, why: &str) -> DataError {
+        DataError::Render {
+            source_place: self.source.clone(),
+            reason: format!(
+                "the chat template rewrites earlier turns, so that {why}: take --train-on assistant"
+            ),
+        }
+    }
+
+    fn push(
+        &self,
+        segments: &mut Vec<Segment>,
+        text: &str,
+        kind: TurnKind,
+    ) -> Result<(), DataError> {
         let tokens = self.renderer.encode(self.source, text, false)?;
-        segments.push(Segment { tokens, learnt });
+        segments.push(Segment { tokens, kind });
         Ok(())
     }
 
@@ -110,7 +162,7 @@ impl Turns<'_> {
         &self,
         segments: &mut Vec<Segment>,
         target: &str,
-        learnt: bool,
+        kind: TurnKind,
     ) -> Result<(), DataError> {
         let (answer, rest) = target.split_at(target.trim_end().len());
         if !rest.is_empty() {
@@ -119,11 +171,11 @@ impl Turns<'_> {
                 .last()
                 .is_some_and(|&last| self.renderer.is_end(last))
             {
-                segments.push(Segment { tokens, learnt });
-                return self.push(segments, rest, false);
+                segments.push(Segment { tokens, kind });
+                return self.push(segments, rest, TurnKind::Prompt);
             }
         }
-        self.push(segments, target, learnt)
+        self.push(segments, target, kind)
     }
 
     /// What the assistant says after `prompt` in message `index`.
@@ -149,6 +201,16 @@ impl Turns<'_> {
             }
         }
         let has_tools = messages[index].get("tool_calls").is_some();
+        if let (true, Some(reasoning), true) = (has_tools, &reasoning, rendered.starts_with(prompt))
+            && !rendered[prompt.len()..].contains(reasoning.as_str())
+        {
+            return Err(DataError::NotWritten {
+                source_place: self.source.clone(),
+                field: format!("messages[{index}]"),
+                what: "reasoning before tool calls",
+                instead: "leave the reasoning out, or write it into `content`",
+            });
+        }
         if has_tools || (reasoning.is_none() && !opens_think && !wants_empty) {
             return Err(DataError::Prefix {
                 source_place: self.source.clone(),

@@ -6,6 +6,7 @@ use model_qwen::{ChatTemplate, Checkpoint, MergedWeights, QwenConfig, Tokenizer}
 use serde::Serialize;
 
 use super::Report;
+use crate::chat_format::ModelFilesError;
 
 /// A model.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -72,12 +73,12 @@ pub(super) fn look(report: &mut Report) {
         }
     }
     match Tokenizer::from_dir(folder) {
-        Ok(tokenizer) if facts.vocab_size > 0 && tokenizer.vocab_size() > facts.vocab_size => {
-            problems.push(format!(
-                "the tokenizer has {} tokens and the model only {} embeddings",
-                tokenizer.vocab_size(),
-                facts.vocab_size
-            ));
+        Ok(tokenizer) if facts.vocab_size > 0 => {
+            if let Some((token, id)) = tokenizer.first_id_from(facts.vocab_size) {
+                let vocab = facts.vocab_size;
+                let error = ModelFilesError::Vocabulary { token, id, vocab };
+                problems.push(error.to_string());
+            }
         }
         Ok(_) => {}
         Err(error) => problems.push(error.to_string()),

@@ -1,0 +1,114 @@
+//! Records that only ask: prompts for answers that a model gives while it trains.
+
+use serde_json::{Map, Value, json};
+
+use super::super::error::DataError;
+use super::super::example::Source;
+use super::Extras;
+use super::reader::{Reader, is_filled};
+use super::turns::is_of_assistant;
+use crate::config::Columns;
+
+/// The fields of a record that its prompt is made of.
+pub(crate) const ASKED: [&str; 7] = [
+    "prompt",
+    "messages",
+    "conversations",
+    "system",
+    "tools",
+    "functions",
+    "chat_template_kwargs",
+];
+/// What a prompt may be, for messages.
+pub(crate) const EXPECTED: &str =
+    "a text, or a list of messages with `role` and `content` that ends before an answer";
+
+/// What is asked, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Asked {
+    /// A text, or messages as chat templates expect them.
+    pub(crate) content: Value,
+    /// Function schemas and variables for the template.
+    pub(crate) with: Extras,
+}
+
+impl Asked {
+    /// Reads the prompt of a record; an answer at the end of `messages` is left out.
+    ///
+    /// # Errors
+    /// A record without a prompt, and fields that have the wrong content.
+    pub(crate) fn parse(source: &Source, fields: &Map<String, Value>) -> Result<Self, DataError> {
+        let columns = Columns::default();
+        let reader = Reader {
+            source,
+            fields,
+            columns: &columns,
+        };
+        reader.refuse_media()?;
+        reader.check_marks()?;
+        Ok(Self {
+            content: reader.asked()?,
+            with: reader.extras()?,
+        })
+    }
+}
+
+impl Reader<'_> {
+    fn asked(&self) -> Result<Value, DataError> {
+        let keys = ["prompt", "messages", "conversations"];
+        let is_there = |key: &&str| self.value(key).is_some();
+        let filled = |key: &&str| is_filled(self.fields.get(*key));
+        let found = keys.into_iter().find(filled);
+        let Some(key) = found.or_else(|| keys.into_iter().find(is_there)) else {
+            let keys: Vec<&str> = self.fields.keys().map(String::as_str).collect();
+            let found = match keys.is_empty() {
+                true => "no field".to_owned(),
+                false => keys.join(", "),
+            };
+            return Err(self.wrong(format!(
+                "expected a record with `prompt` or `messages`, found {found}"
+            )));
+        };
+        let value = &self.fields[key];
+        let mut items = match value {
+            Value::String(text) if key == "prompt" => return self.asked_text(text),
+            Value::Array(_) | Value::String(_) => self.list(key, "messages")?,
+            other if key == "prompt" => return Err(self.error(key, EXPECTED, Some(other))),
+            other => return Err(self.error(key, "a list", Some(other))),
+        };
+        if key != "prompt" && items.last().is_some_and(is_of_assistant) {
+            items.pop();
+        }
+        if items.last().is_none_or(is_of_assistant) {
+            let found = match items.is_empty() {
+                true => "no question".to_owned(),
+                false => "an answer of the assistant at its end".to_owned(),
+            };
+            return Err(self.error_found(key, EXPECTED, found));
+        }
+        let turns = items.iter().enumerate();
+        let turns = turns.map(|(index, item)| self.turn(&format!("{key}[{index}]"), item));
+        let turns = self.with_system(key, turns.collect::<Result<_, _>>()?)?;
+        Ok(turns.into_iter().map(|(message, _)| message).collect())
+    }
+
+    fn asked_text(&self, text: &str) -> Result<Value, DataError> {
+        if text.trim().is_empty() {
+            return Err(self.error_found("prompt", EXPECTED, "an empty text".to_owned()));
+        }
+        Ok(match self.optional_text("system")? {
+            None => text.into(),
+            Some(system) => json!([
+                {"role": "system", "content": system},
+                {"role": "user", "content": text},
+            ]),
+        })
+    }
+
+    fn wrong(&self, reason: String) -> DataError {
+        DataError::Render {
+            source_place: self.source.clone(),
+            reason,
+        }
+    }
+}

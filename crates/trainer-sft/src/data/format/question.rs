@@ -1,0 +1,145 @@
+//! The question of a record whose answers stand under keys of their own.
+
+use serde_json::{Map, Value, json};
+
+use super::super::error::DataError;
+use super::reader::{Reader, is_filled};
+use super::refused::QUESTIONS;
+use crate::config::Columns;
+
+/// Lists of turns that may be the question, in the order in which they are looked for.
+const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
+/// Texts that may be the question.
+const TEXTS: [&str; 3] = ["instruction", "question", "query"];
+/// What the answers are called in OpenAI's files.
+const OPENAI: [(&str, &str); 2] = [
+    ("chosen", "preferred_output"),
+    ("rejected", "non_preferred_output"),
+];
+/// What a text without a chat template has no place for.
+const OF_TEMPLATE: [&str; 4] = ["system", "tools", "functions", "chat_template_kwargs"];
+
+/// Whether this key of a record is its question, where it has no `prompt`.
+pub(super) fn is_question(key: &str) -> bool {
+    LISTS.contains(&key) || TEXTS.contains(&key) || ["input", "history"].contains(&key)
+}
+
+/// Whether this key of a record is an answer of OpenAI's.
+pub(super) fn is_openai_answer(key: &str) -> bool {
+    OPENAI.iter().any(|(_, theirs)| *theirs == key)
+}
+
+impl Reader<'_> {
+    /// The fields with the question under `prompt` and the answers under the names of TRL, and the record's own names of them.
+    pub(super) fn by_names_of_trl(&self) -> Result<(Map<String, Value>, Columns), DataError> {
+        let (mut fields, mut columns) = (self.fields.clone(), self.columns.clone());
+        let mut name = |fields: &mut Map<String, Value>, ours: &str, theirs: &str, value: Value| {
+            fields.insert(ours.to_owned(), value);
+            columns = columns.with(ours, theirs);
+        };
+        for (ours, theirs) in OPENAI {
+            let is_there = is_filled(fields.get(theirs)) && !is_filled(fields.get(ours));
+            if let Some(value) = fields.shift_remove(theirs).filter(|_| is_there) {
+                name(&mut fields, ours, theirs, value);
+            }
+        }
+        if let Some(Value::Object(input)) = self.fields.get("input") {
+            fields.shift_remove("input");
+            for (key, value) in input.iter().filter(|(_, value)| is_filled(Some(value))) {
+                let field = format!("input.{key}");
+                match key.as_str() {
+                    "messages" => name(&mut fields, "prompt", &field, value.clone()),
+                    "tools" => name(&mut fields, "tools", &field, value.clone()),
+                    "parallel_tool_calls" => {}
+                    _ => {
+                        let expected = "nothing but `messages`, `tools` and `parallel_tool_calls`";
+                        return Err(self.error(field, expected, Some(value)));
+                    }
+                }
+            }
+        }
+        if !is_filled(fields.get("prompt")) {
+            let list = LISTS
+                .into_iter()
+                .find(|key| is_filled(self.fields.get(*key)));
+            if let Some(key) = list {
+                let turns = self.list(key, "messages")?;
+                name(&mut fields, "prompt", &self.own_name(key), turns.into());
+            } else if let Some((key, text)) = self.question_in_texts()? {
+                name(&mut fields, "prompt", &self.own_name(key), text.into());
+            }
+        }
+        if is_filled(fields.get("history")) {
+            let earlier = self.turns_of_history()?;
+            let last = match fields.get("prompt") {
+                Some(Value::Array(turns)) => turns.clone(),
+                Some(Value::String(text)) => vec![json!({"role": "user", "content": text})],
+                _ => Vec::new(),
+            };
+            if !earlier.is_empty() {
+                let turns = earlier.into_iter().map(|(message, _)| message).chain(last);
+                fields.insert("prompt".to_owned(), turns.collect());
+            }
+            fields.shift_remove("history");
+        }
+        Ok((fields, columns))
+    }
+
+    /// A question under one of [`TEXTS`], with what `input` adds to it.
+    fn question_in_texts(&self) -> Result<Option<(&'static str, String)>, DataError> {
+        let keys = TEXTS.into_iter().chain(["input"]);
+        let filled = keys.filter(|key| is_filled(self.fields.get(*key)));
+        let filled: Vec<&'static str> = filled.collect();
+        let Some(first) = filled.first() else {
+            return Ok(None);
+        };
+        let mut texts = vec![self.text(first)?];
+        if filled.last() == Some(&"input") && *first != "input" {
+            texts.push(self.text("input")?);
+        }
+        Ok(Some((first, texts.join("\n"))))
+    }
+
+    /// Refuses a second question that says something else than `said`, the texts of the one that is read.
+    pub(super) fn refuse_second_question(&self, said: &[&str]) -> Result<(), DataError> {
+        // The fields that `--columns` names are all that counts, and each of them is read.
+        if !self.columns.is_empty() {
+            return Ok(());
+        }
+        for key in TEXTS.into_iter().chain(["input"]) {
+            let Some(Value::String(text)) = self.fields.get(key) else {
+                continue;
+            };
+            let other = text.trim();
+            let is_said = |said: &&str| said.contains(other) || other.contains(said.trim());
+            if !other.is_empty() && !said.iter().any(is_said) {
+                let expected = "no second question: leave it out, or say with --columns which one counts, for example \
+                                --columns prompt=prompt,chosen=chosen,rejected=rejected or \
+                                --columns instruction=prompt,input=input,chosen=chosen,rejected=rejected";
+                return Err(self.error(key, expected, self.fields.get(key)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what stands beside two texts that begin with their own prompt, and would not be seen.
+    pub(super) fn refuse_beside_texts(&self) -> Result<(), DataError> {
+        for key in OF_TEMPLATE {
+            if is_filled(self.fields.get(key)) {
+                let expected = "none beside `chosen` and `rejected` without a `prompt`, which get no chat template";
+                return Err(self.error(key, expected, self.fields.get(key)));
+            }
+        }
+        let is_question = |key: &&str| *key != "source" && is_filled(self.fields.get(*key));
+        match QUESTIONS.into_iter().find(is_question) {
+            Some(key) if self.columns.is_empty() => {
+                let expected = format!(
+                    "a question under `prompt`: give --columns prompt={key},chosen=chosen,rejected=rejected"
+                );
+                let found = format!("`{key}`");
+                Err(self.error_found("prompt", &expected, found))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Whole numbers that do not fit into 64 bits: parsed, they would be other numbers.
+
+use serde_json::Value;
+
+/// Stands before a wide number that was made a text, to be found again.
+const MARK: char = '\u{f8ff}';
+/// Fields of which a chat template writes numbers.
+const WRITTEN: [&str; 4] = ["arguments", "tools", "functions", "chat_template_kwargs"];
+
+/// What is accepted, for messages.
+pub(crate) const EXPECTED: &str = "whole numbers of at most 64 bits; write a longer one as a text";
+
+/// The first whole number of a JSON text that does not fit into 64 bits.
+pub(super) fn wide_integer(json: &str) -> Option<&str> {
+    let mut numbers = Numbers(json, 0);
+    numbers.find(|number| is_wide(number))
+}
+
+/// The first such number in a field of which a template writes numbers, with the field.
+pub(crate) fn written_wide_integer(json: &str) -> Option<(String, String)> {
+    wide_integer(json)?;
+    let mut marked = String::with_capacity(json.len() + 8);
+    let mut numbers = Numbers(json, 0);
+    let mut done = 0;
+    while let Some(number) = numbers.next() {
+        if is_wide(number) {
+            let start = numbers.1 - number.len();
+            marked.push_str(&json[done..start]);
+            marked.push_str(&format!("\"{MARK}{number}\""));
+            done = numbers.1;
+        }
+    }
+    marked.push_str(&json[done..]);
+    // What is no JSON gets an error of its own.
+    find(&serde_json::from_str(&marked).ok()?, String::new(), false)
+}
+
+fn find(value: &Value, path: String, is_written: bool) -> Option<(String, String)> {
+    match value {
+        Value::String(text) if is_written => Some((path, text.strip_prefix(MARK)?.to_owned())),
+        Value::Array(items) => {
+            let mut items = items.iter().enumerate();
+            items.find_map(|(index, item)| find(item, format!("{path}[{index}]"), is_written))
+        }
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| {
+            let is_written = is_written || WRITTEN.contains(&key.as_str());
+            let dot = if path.is_empty() { "" } else { "." };
+            find(value, format!("{path}{dot}{key}"), is_written)
+        }),
+        _ => None,
+    }
+}
+
+fn is_wide(number: &str) -> bool {
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    digits.len() > 18
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && number.parse::<i64>().is_err()
+        && number.parse::<u64>().is_err()
+}
+
+/// The numbers of a JSON text from a byte on.
+struct Numbers<'a>(&'a str, usize);
+
+impl<'a> Iterator for Numbers<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let Self(text, at) = self;
+        let bytes = text.as_bytes();
+        while *at < bytes.len() {
+            match bytes[*at] {
+                b'"' => {
+                    *at += 1;
+                    while *at < bytes.len() && bytes[*at] != b'"' {
+                        *at += if bytes[*at] == b'\\' { 2 } else { 1 };
+                    }
+                    *at += 1;
+                }
+                b'-' | b'0'..=b'9' => {
+                    let start = *at;
+                    let is_of_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+                    while bytes.get(*at).is_some_and(is_of_number) {
+                        *at += 1;
+                    }
+                    return Some(&text[start..*at]);
+                }
+                _ => *at += 1,
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_numbers_are_found_where_they_are_written() {
+        for (json, expected) in [
+            (
+                r#"{"a":[{"arguments":{"n":[1,123456789012345678901234567890]}}]}"#,
+                Some(("a[0].arguments.n[1]", "123456789012345678901234567890")),
+            ),
+            (
+                r#"{"tools":[{"x":-9223372036854775809}]}"#,
+                Some(("tools[0].x", "-9223372036854775809")),
+            ),
+            (
+                r#"{"arguments":{"n":18446744073709551615,"m":-9223372036854775808}}"#,
+                None,
+            ),
+            (
+                r#"{"arguments":{"f":1e22,"g":123456789012345678901.0,"s":"\"99999999999999999999"}}"#,
+                None,
+            ),
+            (
+                r#"{"id":123456789012345678901234567890,"arguments":{}}"#,
+                None,
+            ),
+            (r#"{"arguments":"\"#, None),
+        ] {
+            let found = written_wide_integer(json);
+            let found = found
+                .as_ref()
+                .map(|(path, number)| (path.as_str(), number.as_str()));
+            assert_eq!(found, expected, "{json}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Pairs of answers: where their question stands, and what beside them is refused.
+
+use super::*;
+
+const PARIS: &str = "Paris is it.";
+const ROME: &str = "Rome is it.";
+
+fn user(text: &str) -> Value {
+    json!({"role": "user", "content": text})
+}
+
+fn says(text: &str) -> Value {
+    json!({"role": "assistant", "content": text})
+}
+
+/// `--method dpo --preview` of one record: its tokens.
+#[track_caller]
+fn shown(record: &Value) -> String {
+    let said = preview(std::slice::from_ref(record), &["--method", "dpo"]);
+    assert!(said.is_success(), "{record}: {}", said.err);
+    // Not the name of the file.
+    let lines = said.out.lines().filter(|line| !line.starts_with("── "));
+    lines.collect::<String>()
+}
+
+#[test]
+fn a_question_is_read_under_every_name() {
+    let expected = shown(&json!({"prompt": "Capital?", "chosen": PARIS, "rejected": ROME}));
+    assert_eq!(expected.matches("<|im_start|>|us|er|").count(), 2);
+    assert!(expected.contains("[P]|[ar]"), "{expected}");
+    let openai = json!({"input": {"messages": [user("Capital?")], "tools": [], "parallel_tool_calls": true},
+        "preferred_output": [says(PARIS)], "non_preferred_output": [says(ROME)]});
+    for same in [
+        json!({"instruction": "Capital?", "input": "", "chosen": PARIS, "rejected": ROME}),
+        json!({"question": "Capital?", "chosen": PARIS, "rejected": ROME}),
+        json!({"query": "Capital?", "chosen": PARIS, "rejected": ROME}),
+        json!({"input": "Capital?", "chosen": PARIS, "rejected": ROME}),
+        json!({"messages": [user("Capital?")], "chosen": PARIS, "rejected": ROME}),
+        json!({"prompt": null, "messages": [user("Capital?")], "chosen": PARIS, "rejected": ROME}),
+        json!({"conversations": [{"from": "human", "value": "Capital?"}],
+            "chosen": {"from": "gpt", "value": PARIS}, "rejected": {"from": "gpt", "value": ROME}}),
+        json!({"prompt": [user("Capital?")], "chosen": [user("Capital?"), says(PARIS)],
+            "rejected": [user("Capital?"), says(ROME)]}),
+        // What repeats the question, or an answer, adds nothing.
+        json!({"prompt": "Capital?", "question": "Capital?", "messages": [user("Capital?"), says(PARIS)],
+            "chosen": [user("Capital?"), says(PARIS)], "rejected": [user("Capital?"), says(ROME)]}),
+        openai,
+    ] {
+        assert_eq!(shown(&same), expected, "{same}");
+    }
+    let system = json!([{"role": "system", "content": "A pirate."}, user("Capital?")]);
+    let expected = shown(&json!({"prompt": system, "chosen": PARIS, "rejected": ROME}));
+    let same =
+        json!({"system": "A pirate.", "question": "Capital?", "chosen": PARIS, "rejected": ROME});
+    assert_eq!(shown(&same), expected);
+    let earlier = [user("A?"), says("B."), user("Count\nTo two")];
+    let expected = shown(&json!({"prompt": earlier, "chosen": PARIS, "rejected": ROME}));
+    let same = json!({"instruction": "Count", "input": "To two", "history": [["A?", "B."]],
+        "chosen": PARIS, "rejected": ROME});
+    assert_eq!(shown(&same), expected);
+}
+
+#[test]
+fn what_would_be_dropped_beside_a_pair_is_refused() {
+    let whole = |text: &str| json!([user("Hi?"), says(text)]);
+    for (record, expected) in [
+        (
+            json!({"prompt": "Obey rule X.", "chosen": whole("A"), "rejected": whole("B")}),
+            "field `prompt`: expected the text of a turn with which both answers begin",
+        ),
+        (
+            json!({"question": "Other?", "chosen": whole("A"), "rejected": whole("B")}),
+            "field `question`: expected the text of a turn with which both answers begin",
+        ),
+        (
+            json!({"prompt": "Translate:", "input": "Hallo", "chosen": "A", "rejected": "B"}),
+            "field `input`: expected no second question",
+        ),
+        (
+            json!({"instruction": "A?", "question": "B?", "chosen": "A", "rejected": "B"}),
+            "field `question`: expected no second question",
+        ),
+        (
+            json!({"system": "A pirate.", "chosen": "The sky", "rejected": "The sea"}),
+            "field `system`: expected none beside `chosen` and `rejected` without a `prompt`",
+        ),
+        (
+            json!({"problem": "2+2?", "chosen": "Four", "rejected": "Five"}),
+            "give --columns prompt=problem,chosen=chosen,rejected=rejected",
+        ),
+        (
+            json!({"messages": [user("Hi?"), says("A")], "chosen": "A", "rejected": "B"}),
+            "field `messages`: expected turns that end before the answers",
+        ),
+        (
+            json!({"input": {"messages": [user("a")], "temperature": 1}, "preferred_output": [says("A")],
+                "non_preferred_output": [says("B")]}),
+            "field `input.temperature`: expected nothing but",
+        ),
+        (
+            json!({"input": {"messages": [{"role": "bird", "content": "a"}]}, "preferred_output": [says("A")],
+                "non_preferred_output": [says("B")]}),
+            "field `input.messages[0].role`",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &["--method", "dpo"]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{record}: {}",
+            said.err
+        );
+    }
+}
+
+#[test]
+fn values_that_say_nothing_are_no_verdict() {
+    let pair =
+        json!({"prompt": "Hi?", "chosen": "A", "rejected": "B", "completion": null, "label": null});
+    let said = preview(&[pair], &["--method", "kto"]);
+    assert_eq!(learnt(&said), ["A<|im_end|>", "B<|im_end|>"]);
+}
+
+#[test]
+fn columns_for_the_wanted_answers_name_the_question() {
+    for (record, expected) in [
+        (
+            json!({"instruction": "a", "input": "", "chosen": "b", "rejected": "c"}),
+            "give --columns prompt=instruction,completion=chosen",
+        ),
+        (
+            json!({"instruction": "a", "input": "x", "chosen": "b", "rejected": "c"}),
+            "give --columns instruction=instruction,input=input,output=chosen",
+        ),
+        (
+            json!({"question": "a", "chosen": "b", "rejected": "c"}),
+            "give --columns prompt=question,completion=chosen",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &[]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{}",
+            said.err
+        );
+    }
+}

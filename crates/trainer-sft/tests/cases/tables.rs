@@ -1,0 +1,118 @@
+//! Tables: messages in cells, cells without a value, and places.
+
+use super::*;
+
+/// `--preview 99` of a table.
+#[track_caller]
+fn table(text: &str, flags: &[&str]) -> Said {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("t.csv");
+    fs::write(&path, text).unwrap();
+    program(&[&["--data", text_of(&path), "--preview", "99"], flags].concat())
+}
+
+/// A cell that holds JSON.
+fn cell(value: &Value) -> String {
+    format!("\"{}\"", value.to_string().replace('"', "\"\""))
+}
+
+#[test]
+fn messages_in_cells_are_messages() {
+    let user = cell(&json!([{"role": "user", "content": "Hi?"}]));
+    let [good, bad] = ["Yes.", "No."].map(|text| json!({"role": "assistant", "content": text}));
+    let [good, bad] = [cell(&json!([good])), cell(&bad)];
+    let said = table(&format!("prompt,completion\n{user},{good}\n"), &[]);
+    assert_eq!(learnt(&said), ["Yes.<|im_end|>"]);
+    assert_eq!(said.out.matches("<|im_start|>").count(), 2, "{}", said.out);
+    let pair = format!("prompt,chosen,rejected\n{user},{good},{bad}\n");
+    let said = table(&pair, &["--method", "dpo"]);
+    assert_eq!(learnt(&said), ["Yes.<|im_end|>", "No.<|im_end|>"]);
+    assert_eq!(said.out.matches("<|im_start|>").count(), 4, "{}", said.out);
+    // JSON that is no message stays a text.
+    let said = table("prompt,completion\nHi?,\"[{\"\"a\"\": 1}]\"\n", &[]);
+    assert!(learnt(&said)[0].contains("\"a\""), "{}", said.out);
+    let said = table(
+        "prompt,completion\n\"[{'role': 'user', 'content': 'Hi?'}]\",Yes\n",
+        &[],
+    );
+    let expected = "column `prompt`: expected JSON, found messages as Python prints them";
+    assert!(
+        !said.is_success() && said.err.contains(expected),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn empty_cells_and_json_in_cells_are_read() {
+    for text in [
+        "instruction,input,output,history\nHi,,one,[]\n",
+        "prompt,completion,chat_template_kwargs\nHi,one,\n",
+        "prompt,completion,chat_template_kwargs\nHi,one,\"{\"\"enable_thinking\"\": false}\"\n",
+    ] {
+        assert_eq!(learnt(&table(text, &[])), ["one<|im_end|>"], "{text}");
+    }
+    let said = table("prompt,completion,chat_template_kwargs\nHi,one,yes\n", &[]);
+    let expected = "field `chat_template_kwargs`: expected an object, found \"yes\"";
+    assert!(said.err.contains(expected), "{}", said.err);
+}
+
+#[test]
+fn verdicts_in_cells_are_not_learnt_as_answers() {
+    for label in ["True", "false", "1", "0"] {
+        let said = table(
+            &format!("prompt,completion,label\nWhat?,BAD,{label}\n"),
+            &[],
+        );
+        let expected = "(KTO), recognised by `label`";
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{label}: {}",
+            said.err
+        );
+    }
+    // A class beside a text is none.
+    assert!(table("text,label\nA ship at sea.,1\n", &[]).is_success());
+}
+
+#[test]
+fn lines_are_counted_with_every_line_break() {
+    let good = "Hi,one,";
+    let bad = "Hi,two,x";
+    for text in [
+        format!("prompt,completion,weight\n{good}\n{good}\n{bad}\n{good}\n"),
+        format!("prompt,completion,weight\n{good}\n{good}\n{bad}"),
+        format!("prompt,completion,weight\n\n{good}\n{bad}\n"),
+        format!("prompt,completion,weight\n\"a\nb\",one,\n{bad}\n"),
+    ] {
+        for text in [text.clone(), text.replace('\n', "\r\n")] {
+            let said = table(&text, &[]);
+            assert!(
+                said.err.contains("t.csv:4: field `weight`"),
+                "{text:?}: {}",
+                said.err
+            );
+        }
+    }
+}
+
+#[test]
+fn headers_that_cannot_be_read_are_named() {
+    for (text, expected) in [
+        (
+            "prompt,completion,completion\nHi,one,two\n",
+            "found `completion` twice",
+        ),
+        (
+            "prompt,completion\n",
+            "or a table with rows below its header",
+        ),
+    ] {
+        let said = table(text, &[]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{}",
+            said.err
+        );
+    }
+}
