@@ -1,6 +1,7 @@
 //! What is allocated at the same time, by what it is for.
 
 use super::pages::{Pages, Slice};
+use crate::optimizer::{BLOCK, MIN_VALUES};
 
 /// What memory is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +56,21 @@ impl Ledger {
         Held { slice, usage }
     }
 
-    /// Allocates as much as a tensor holds.
-    pub(super) fn take_like(&mut self, held: &Held) -> Held {
-        self.take(held.usage, held.slice.len as usize)
-    }
-
-    /// Bytes of what was allocated, as the allocator rounds them.
-    pub(super) fn bytes_of(held: &Held) -> usize {
-        held.slice.len as usize
+    /// Allocates the moments of a parameter with this gradient.
+    pub(super) fn take_moments(&mut self, gradient: &Held, eight_bit: bool) -> Vec<Held> {
+        let values = gradient.slice.len as usize / size_of::<f32>();
+        let parts = match eight_bit && values >= MIN_VALUES {
+            false => vec![4 * values; 2],
+            true => {
+                // Codes, scales, and the levels of both maps.
+                let blocks = values.div_ceil(BLOCK);
+                vec![2 * BLOCK * blocks, 2 * 4 * blocks, 2 * 4 * 256]
+            }
+        };
+        let taken = parts.into_iter();
+        taken
+            .map(|bytes| self.take(gradient.usage, bytes))
+            .collect()
     }
 
     /// Allocates where there is something to hold.

@@ -10,7 +10,6 @@ use lora_4bit::training::{RANKS, splits};
 use model_qwen::{QwenConfig, linear_features};
 
 use super::ledger::{Held, Ledger, Use};
-use crate::optimizer::{BLOCK, MIN_VALUES};
 use crate::step::explicit::{MAX_LOGITS, ROWS};
 
 /// The layers that share an input, by their places in [`linear_features`].
@@ -292,24 +291,11 @@ impl StepShape<'_> {
         let is_first = state.moments.is_empty();
         for gradient in std::mem::take(&mut state.gradients).into_values() {
             if is_first {
-                state.moments.extend(self.moments(ledger, &gradient));
+                let moments = ledger.take_moments(&gradient, self.eight_bit);
+                state.moments.extend(moments);
             }
             ledger.free([gradient]);
         }
-    }
-
-    /// The moments of a parameter with this gradient.
-    fn moments(&self, ledger: &mut Ledger, gradient: &Held) -> Vec<Held> {
-        let values = Ledger::bytes_of(gradient) / size_of::<f32>();
-        if !self.eight_bit || values < MIN_VALUES {
-            return vec![ledger.take_like(gradient), ledger.take_like(gradient)];
-        }
-        // Codes, scales, and the levels of both maps.
-        let blocks = values.div_ceil(BLOCK);
-        let parts = [2 * BLOCK * blocks, 2 * 4 * blocks, 2 * 4 * 256];
-        (parts.into_iter())
-            .map(|bytes| ledger.take(Use::Trained, bytes))
-            .collect()
     }
 
     fn forward_backward(
