@@ -23,6 +23,7 @@ use crate::json_file::JsonFileError;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features};
 use crate::pooling::Architecture;
 
+pub(crate) use heads::open;
 pub use heads::{is_headless, score_weights};
 pub use shapes::FolderShapes;
 
@@ -119,7 +120,7 @@ impl QwenModel {
     /// When `config.json` or the weight files are missing, broken, or do not fit each other.
     pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
         use_one_queue();
-        let (config, notes) = QwenConfig::load_with_notes(dir)?;
+        let (mut config, notes) = QwenConfig::load_with_notes(dir)?;
         if !notes.is_empty() {
             let path = dir.join("config.json");
             tracing::warn!("{}: {}", path.display(), notes.join("; "));
@@ -129,7 +130,14 @@ impl QwenModel {
                 dir: dir.to_owned(),
             });
         }
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = heads::open(dir, &config)?;
+        if options.lm_head && heads::untie(&checkpoint, &mut config) {
+            tracing::warn!(
+                "{}: `tie_word_embeddings` is true, but lm_head.weight and the embedding are stored with other values: they are \
+                 not tied",
+                dir.join("config.json").display()
+            );
+        }
         let loader = Loader {
             checkpoint: &checkpoint,
             options,
@@ -226,13 +234,17 @@ impl Loader<'_> {
         let on_gpu = self.device.clone().without_autodiff() != Device::flex();
         let stays = on_gpu && self.options.embeddings_on_cpu && !config.tie_word_embeddings;
         let embed_tokens = match stays {
-            true => (self.checkpoint).tensor(
-                &self.checkpoint.stored(name),
-                [vocab, hidden],
-                &Device::flex(),
-            )?,
+            true => {
+                let name = &self.checkpoint.stored(name);
+                self.checkpoint.check_finite(name)?;
+                (self.checkpoint).tensor(name, [vocab, hidden], &Device::flex())?
+            }
             false => self.dense(name, [vocab, hidden])?,
         };
+        if !config.tie_word_embeddings {
+            // What is read of it from now on are a few rows.
+            self.checkpoint.release(&self.checkpoint.stored(name));
+        }
         let mut told = Instant::now();
         let layers = (0..config.num_hidden_layers)
             .map(|i| {
@@ -280,6 +292,7 @@ impl Loader<'_> {
         let name = &self.checkpoint.stored(name);
         // On the CPU it stays in the mapped file unless it is converted.
         let tensor = self.checkpoint.tensor(name, shape, &Device::flex())?;
+        self.checkpoint.check_finite(name)?;
         let stored = tensor.dtype();
         let dtype = dtype.resolve(stored, self.device);
         let is_converted = stored != dtype;
@@ -314,6 +327,7 @@ impl Loader<'_> {
             let tensor = self
                 .checkpoint
                 .tensor(&weight_name, shape, &Device::flex())?;
+            self.checkpoint.check_finite(&weight_name)?;
             let dtype = tensor.dtype();
             let values = floats(&tensor.into_data()).map_err(|e| CheckpointError::Dtype {
                 dir: self.checkpoint.dir().to_owned(),
