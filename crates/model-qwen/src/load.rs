@@ -3,6 +3,7 @@
 mod heads;
 mod names;
 mod shapes;
+mod values;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -57,6 +58,9 @@ pub struct LoadOptions {
     /// Whether embeddings that aren't tied to lm_head stay in the CPU's memory, as they are in the file: for training on a GPU,
     /// where each step reads few of their rows.
     pub embeddings_on_cpu: bool,
+    /// Whether to look at once for what is no number among weights that stay in the mapped file, which costs reading it. Without,
+    /// that is done beside the first steps, and said in the log.
+    pub all_values: bool,
     /// Whether the model computes logits. Without, lm_head may be missing, and isn't read: for embeddings and scores.
     pub lm_head: bool,
 }
@@ -71,6 +75,7 @@ impl Default for LoadOptions {
             double_quant: true,
             int8_lm_head: false,
             embeddings_on_cpu: false,
+            all_values: true,
             lm_head: true,
         }
     }
@@ -153,6 +158,9 @@ impl QwenModel {
                 // What is read of lm_head now are a few rows.
                 checkpoint.release(&checkpoint.stored(head_name(&model.config)));
             }
+        }
+        if !options.all_values {
+            values::check_later(checkpoint, options, device);
         }
         Ok(model)
     }
@@ -292,10 +300,12 @@ impl Loader<'_> {
         let name = &self.checkpoint.stored(name);
         // On the CPU it stays in the mapped file unless it is converted.
         let tensor = self.checkpoint.tensor(name, shape, &Device::flex())?;
-        self.checkpoint.check_finite(name)?;
         let stored = tensor.dtype();
         let dtype = dtype.resolve(stored, self.device);
         let is_converted = stored != dtype;
+        if is_converted || self.options.all_values || !values::may_wait(name, self.device) {
+            self.checkpoint.check_finite(name)?;
+        }
         let tensor = match is_converted {
             true => tensor.cast(dtype),
             false => tensor,
