@@ -86,6 +86,29 @@ fn a_tensor_that_cannot_be_quantized_is_named_with_its_file() {
     );
 }
 
+#[test]
+fn a_value_that_is_no_number_is_named_in_a_tensor_that_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, index, index_shown) in [("a.weight", 5, "index 5"), ("b.bias", 1, "index 1")] {
+        let mut tensors = tensors();
+        let (_, tensor) = tensors.iter_mut().find(|(own, _)| *own == name).unwrap();
+        let size = tensor.dtype.bitsize() / 8;
+        // All bits of the exponent.
+        tensor.data[index * size..][..size].fill(0x7f);
+        tensor.data[index * size + size - 2] = 0xff;
+        let path = dir.path().join("nan.safetensors");
+        std::fs::write(&path, serialize(tensors, None).unwrap()).unwrap();
+        let mut file = TensorFile::open(&path).unwrap();
+        let going_on = |_: &str, _| ControlFlow::Continue(());
+        let error = file.quantize_to(&dir.path().join("out"), true, |_| false, going_on);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains(name) && error.contains(index_shown),
+            "{error}"
+        );
+    }
+}
+
 proptest! {
     /// Files that are cut off, longer than they say, or nothing of the kind.
     #[test]

@@ -18,6 +18,7 @@ mod python;
 mod renderer;
 mod renderers;
 mod source;
+mod text_methods;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -146,6 +147,13 @@ impl ChatTemplate {
         &self.main.source
     }
 
+    /// The text of the template that is taken when there are tools, if it is another one.
+    pub fn tool_use_source(&self) -> Option<&str> {
+        self.tool_use
+            .as_ref()
+            .map(|compiled| compiled.source.as_str())
+    }
+
     /// Renders `messages` (objects with `role`, `content` and so on, as in OpenAI's API).
     ///
     /// Beyond what transformers does, messages take the forms OpenAI clients send: a list of text
@@ -260,6 +268,13 @@ impl Compiled {
         environment.set_formatter(python::format);
         environment.add_filter("tojson", json::tojson);
         environment.add_filter("string", python::string);
+        for name in ["e", "escape"] {
+            environment.add_filter(name, python::escape);
+        }
+        environment.add_filter("pprint", python::pprint);
+        environment.add_filter("attr", python::attr);
+        environment.add_function("cycler", functions::cycler);
+        environment.add_function("joiner", minijinja_contrib::globals::joiner);
         environment.add_function("raise_exception", functions::raise_exception);
         environment.add_function("strftime_now", functions::strftime_now);
         let replaced = source::replace_generation_tags(&source);

@@ -1,5 +1,7 @@
 //! Weight files: single or sharded safetensors, mapped into memory and handed out without a copy.
 
+mod finite;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
 use bytes::Bytes as SharedBytes;
 use cubecl_environment::bytes::AllocationProperty;
+use lora_4bit::bnb;
 use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -64,6 +67,21 @@ pub enum CheckpointError {
         expected: Vec<usize>,
         /// The shape in the file.
         found: Vec<usize>,
+    },
+    /// A weight is no number.
+    #[error(
+        "{dir}: tensor `{name}`: value {index} is {found}, expected a finite number: the file is broken, or the model's \
+             training has diverged"
+    )]
+    NotFinite {
+        /// The folder.
+        dir: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Place of the first such value.
+        index: usize,
+        /// The value.
+        found: f32,
     },
     /// A tensor has a dtype that weights cannot have.
     #[error("{dir}: tensor `{name}`: expected dtype BF16, F16 or F32, found {found}")]
@@ -273,6 +291,32 @@ impl Checkpoint {
         let entry = self.entries.get(name)?;
         let data = &self.shards[entry.shard].bytes[entry.start..entry.end];
         TensorView::new(entry.dtype, entry.shape.clone(), data).ok()
+    }
+
+    /// Gives a tensor another name.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(entry) = self.entries.remove(from) {
+            self.entries.insert(to.to_owned(), entry);
+        }
+    }
+
+    /// Refuses a tensor of floats with an infinity or what is no number.
+    pub(crate) fn check_finite(&self, name: &str) -> Result<(), CheckpointError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Ok(());
+        };
+        let bytes = &self.shards[entry.shard].bytes[entry.start..entry.end];
+        let Some(index) = finite::first_not_finite(entry.dtype, bytes) else {
+            return Ok(());
+        };
+        let size = entry.dtype.bitsize() / 8;
+        let found = bnb::decode_floats(entry.dtype, &bytes[index * size..][..size]);
+        Err(CheckpointError::NotFinite {
+            dir: self.dir.clone(),
+            name: name.to_owned(),
+            index,
+            found: found.map_or(f32::NAN, |(_, values)| values[0]),
+        })
     }
 
     /// Takes the pages of a tensor out of this process's memory: for one that was copied and isn't read again.

@@ -15,10 +15,18 @@ use hf_hub::{Cache, CacheRepo};
 #[cfg(feature = "hub")]
 use crate::chat_template::ChatTemplate;
 #[cfg(feature = "hub")]
+use crate::modules::{MODULES, module_folders};
+#[cfg(feature = "hub")]
+use crate::pooling::Architecture;
+#[cfg(feature = "hub")]
 use download::{Download, INDEX, OPTIONAL_FILES, SINGLE_FILE, shards};
 
 /// Where the Hub is when `HF_ENDPOINT` says nothing.
 const HUB: &str = "https://huggingface.co";
+/// What `modules.json` and its neighbours are about.
+#[cfg(feature = "hub")]
+const POOLING: &str = "the pooling of embeddings";
+
 /// Why a model could not be found.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
@@ -281,7 +289,7 @@ fn on_the_hub(id: &str, options: &HubOptions) -> Result<PathBuf, ResolveError> {
 /// What a snapshot in the cache lacks of the small files, if its meaning depends on it: another program may have fetched the
 /// files that it needed, and no more. Nothing for a folder that is in no cache.
 #[cfg(feature = "hub")]
-fn lacking(folder: &Path) -> Vec<&'static str> {
+fn lacking(folder: &Path) -> Vec<String> {
     let commit = folder.file_name().unwrap_or_default();
     let snapshots = folder.parent().unwrap_or(folder);
     let repository = snapshots.parent().unwrap_or(folder);
@@ -292,16 +300,25 @@ fn lacking(folder: &Path) -> Vec<&'static str> {
     let is_unknown = |name: &str| !folder.join(name).exists() && !known_to_miss.join(name).exists();
     let has_template = matches!(ChatTemplate::from_dir(folder), Ok(Some(_)) | Err(_));
     let depends = |name: &str| match name {
-        "generation_config.json" | "tokenizer_config.json" => true,
+        "generation_config.json" | "tokenizer_config.json" | MODULES => true,
+        "sentence_bert_config.json" => folder.join(MODULES).exists(),
         "chat_template.jinja" | "chat_template.json" => !has_template,
         _ => false,
     };
-    let missing = OPTIONAL_FILES.into_iter().filter(|name| is_unknown(name));
-    missing.filter(|name| depends(name)).collect()
+    let small = OPTIONAL_FILES.into_iter().filter(|name| depends(name));
+    let small = small.map(str::to_owned).chain(module_configs(folder));
+    small.filter(|name| is_unknown(name)).collect()
+}
+
+/// The files that `modules.json` of a snapshot names.
+#[cfg(feature = "hub")]
+fn module_configs(folder: &Path) -> impl Iterator<Item = String> {
+    let folders = module_folders(folder).into_iter();
+    folders.map(|path| format!("{path}/config.json"))
 }
 
 /// The small files of a model that the cache lacks and the repository may have, such as its chat template. Uses no network.
-pub fn unfetched(id_or_path: &str) -> Vec<&'static str> {
+pub fn unfetched(id_or_path: &str) -> Vec<String> {
     #[cfg(feature = "hub")]
     {
         let path = Path::new(id_or_path);
@@ -339,21 +356,28 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
     };
     let means: Vec<&str> = missing
         .iter()
-        .map(|name| match *name {
+        .map(|name| match name.as_str() {
             "generation_config.json" => "defaults of sampling and tokens that end an answer",
             "tokenizer_config.json" => "special tokens",
-            _ => "the chat template",
+            "chat_template.jinja" | "chat_template.json" => "the chat template",
+            _ => POOLING,
         })
         .collect::<std::collections::BTreeSet<_>>()
         .into_iter()
         .collect();
-    tracing::warn!(
+    let text = format!(
         "the cache of {id} lacks {}, which the repository may have, so that the model goes without what they say of {} ({}): \
          {reason}",
         missing.join(", "),
         means.join(", "),
         folder.display()
     );
+    // Most models that generate text have no file about embeddings, and lack nothing.
+    let generates = matches!(Architecture::of(folder), Ok(Architecture::CausalLm));
+    match means.as_slice() {
+        [POOLING] if generates && !folder.join(MODULES).exists() => tracing::info!("{text}"),
+        _ => tracing::warn!("{text}"),
+    }
 }
 
 #[cfg(not(feature = "hub"))]

@@ -37,6 +37,7 @@ pub mod merge;
 mod mlp;
 pub mod model;
 mod model_folder;
+mod modules;
 pub mod pooling;
 pub mod quantize;
 mod random;
@@ -75,6 +76,7 @@ pub use load::{FolderShapes, LoadError, LoadOptions, Quantization, is_headless, 
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
 pub use model_folder::{ModelFolderError, RUN_FILES};
+pub use modules::copy_modules;
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
     Draw, RowMask, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,

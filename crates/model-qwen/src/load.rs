@@ -3,6 +3,7 @@
 mod heads;
 mod names;
 mod shapes;
+mod values;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use crate::json_file::JsonFileError;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features};
 use crate::pooling::Architecture;
 
+pub(crate) use heads::open;
 pub use heads::{is_headless, score_weights};
 pub use shapes::FolderShapes;
 
@@ -56,6 +58,9 @@ pub struct LoadOptions {
     /// Whether embeddings that aren't tied to lm_head stay in the CPU's memory, as they are in the file: for training on a GPU,
     /// where each step reads few of their rows.
     pub embeddings_on_cpu: bool,
+    /// Whether to look at once for what is no number among weights that stay in the mapped file, which costs reading it. Without,
+    /// that is done beside the first steps, and said in the log.
+    pub all_values: bool,
     /// Whether the model computes logits. Without, lm_head may be missing, and isn't read: for embeddings and scores.
     pub lm_head: bool,
 }
@@ -70,6 +75,7 @@ impl Default for LoadOptions {
             double_quant: true,
             int8_lm_head: false,
             embeddings_on_cpu: false,
+            all_values: true,
             lm_head: true,
         }
     }
@@ -119,7 +125,7 @@ impl QwenModel {
     /// When `config.json` or the weight files are missing, broken, or do not fit each other.
     pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
         use_one_queue();
-        let (config, notes) = QwenConfig::load_with_notes(dir)?;
+        let (mut config, notes) = QwenConfig::load_with_notes(dir)?;
         if !notes.is_empty() {
             let path = dir.join("config.json");
             tracing::warn!("{}: {}", path.display(), notes.join("; "));
@@ -129,7 +135,14 @@ impl QwenModel {
                 dir: dir.to_owned(),
             });
         }
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = heads::open(dir, &config)?;
+        if options.lm_head && heads::untie(&checkpoint, &mut config) {
+            tracing::warn!(
+                "{}: `tie_word_embeddings` is true, but lm_head.weight and the embedding are stored with other values: they are \
+                 not tied",
+                dir.join("config.json").display()
+            );
+        }
         let loader = Loader {
             checkpoint: &checkpoint,
             options,
@@ -145,6 +158,9 @@ impl QwenModel {
                 // What is read of lm_head now are a few rows.
                 checkpoint.release(&checkpoint.stored(head_name(&model.config)));
             }
+        }
+        if !options.all_values {
+            values::check_later(checkpoint, options, device);
         }
         Ok(model)
     }
@@ -226,13 +242,17 @@ impl Loader<'_> {
         let on_gpu = self.device.clone().without_autodiff() != Device::flex();
         let stays = on_gpu && self.options.embeddings_on_cpu && !config.tie_word_embeddings;
         let embed_tokens = match stays {
-            true => (self.checkpoint).tensor(
-                &self.checkpoint.stored(name),
-                [vocab, hidden],
-                &Device::flex(),
-            )?,
+            true => {
+                let name = &self.checkpoint.stored(name);
+                self.checkpoint.check_finite(name)?;
+                (self.checkpoint).tensor(name, [vocab, hidden], &Device::flex())?
+            }
             false => self.dense(name, [vocab, hidden])?,
         };
+        if !config.tie_word_embeddings {
+            // What is read of it from now on are a few rows.
+            self.checkpoint.release(&self.checkpoint.stored(name));
+        }
         let mut told = Instant::now();
         let layers = (0..config.num_hidden_layers)
             .map(|i| {
@@ -283,6 +303,9 @@ impl Loader<'_> {
         let stored = tensor.dtype();
         let dtype = dtype.resolve(stored, self.device);
         let is_converted = stored != dtype;
+        if is_converted || self.options.all_values || !values::may_wait(name, self.device) {
+            self.checkpoint.check_finite(name)?;
+        }
         let tensor = match is_converted {
             true => tensor.cast(dtype),
             false => tensor,
@@ -314,6 +337,7 @@ impl Loader<'_> {
             let tensor = self
                 .checkpoint
                 .tensor(&weight_name, shape, &Device::flex())?;
+            self.checkpoint.check_finite(&weight_name)?;
             let dtype = tensor.dtype();
             let values = floats(&tensor.into_data()).map_err(|e| CheckpointError::Dtype {
                 dir: self.checkpoint.dir().to_owned(),

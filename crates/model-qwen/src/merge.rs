@@ -23,7 +23,7 @@ use safetensors::tensor::TensorView;
 use crate::adapter::{AdapterError, EMBED_TOKENS, LM_HEAD, check_modules};
 use crate::checkpoint::Checkpoint;
 use crate::config::QwenConfig;
-use crate::load::LoadOptions;
+use crate::load::{LoadOptions, open};
 use crate::model::QwenModel;
 use crate::pooling::Architecture;
 
@@ -121,7 +121,7 @@ impl MergedWeights {
             ..LoadOptions::default()
         };
         let model = QwenModel::load(dir, &options, &Device::flex())?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = open(dir, &model.config)?;
         let mut weights = Self {
             checkpoint,
             linears: model.linear_shapes(),
@@ -201,21 +201,9 @@ impl MergedWeights {
         self.changes.len() + self.replaced.len()
     }
 
-    /// Whether the head has become a tensor of its own.
-    pub(crate) fn is_untied(&self) -> bool {
-        self.untied.is_some()
-    }
-
     /// Whether a tensor is in 4 bits.
     pub fn is_nf4(&self, name: &str) -> bool {
         self.checkpoint.contains(&format!("{name}.{NF4_STATE}"))
-    }
-
-    /// Whether a weight of the folder is in 4 bits.
-    pub(crate) fn is_quantized(&self) -> bool {
-        self.checkpoint
-            .names()
-            .any(|name| name.ends_with(NF4_STATE))
     }
 
     /// The weight files, each with its tensors in their order. The parts of an NF4 weight are one tensor.

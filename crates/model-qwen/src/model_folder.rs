@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::json_file::read_text;
+use crate::modules::copy_modules;
 
 pub(crate) const CONFIG: &str = "config.json";
 /// Name of the weights of a checkpoint in one file.
@@ -83,7 +84,34 @@ pub(crate) fn copy_other_files(input: &Path, output: &Path) -> Result<(), ModelF
         fs::create_dir_all(&target).map_err(io_error(&target))?;
         copy_other_files(&templates, &target)?;
     }
-    Ok(())
+    copy_modules(input, output)
+}
+
+/// `config.json` of a folder for the same model with dense weights, in the dtype that is named, or else in the same one.
+pub(crate) fn dense_config(
+    dir: &Path,
+    is_tied: bool,
+    dtype: Option<&str>,
+) -> Result<Map<String, Value>, ModelFolderError> {
+    let mut config = read_object(&dir.join(CONFIG))?;
+    config.remove("quantization_config");
+    config.remove("quantization");
+    // An adapter may have made it so, or the file says what the weights do not.
+    let says_tied = config.get("tie_word_embeddings") == Some(&true.into());
+    if says_tied && !is_tied {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    }
+    if let Some(name) = dtype {
+        let fields = ["dtype", "torch_dtype"].into_iter();
+        let mut fields: Vec<_> = fields.filter(|field| config.contains_key(*field)).collect();
+        if fields.is_empty() {
+            fields.push("torch_dtype");
+        }
+        for field in fields {
+            config.insert(field.to_owned(), name.into());
+        }
+    }
+    Ok(config)
 }
 
 /// Reads a file that holds a JSON object.

@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::json_file::{JsonFile, JsonFileError, read_text};
+use crate::json_file::{JsonFile, JsonFileError};
+use crate::modules::{MODULES as MODULES_FILE, read_modules};
 
 /// What a model ends with, as `architectures` in `config.json` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,33 +81,28 @@ pub struct SentenceTransformer {
     pub do_lower_case: bool,
 }
 
-#[derive(Deserialize)]
-struct Module {
-    #[serde(default)]
-    path: String,
-    r#type: String,
-}
-
 impl SentenceTransformer {
     /// Reads `modules.json` and what it names; `None` in a folder without that file.
     ///
     /// # Errors
     /// When a file is unreadable, or names a module or a way of pooling that is not computed.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>, JsonFileError> {
-        let path = dir.join("modules.json");
-        if !path.exists() {
+        let Some(modules) = read_modules(dir)? else {
             return Ok(None);
-        }
-        let unreadable = |reason| JsonFileError::File {
-            path: path.clone(),
-            reason,
         };
-        let text = read_text(&path).map_err(unreadable)?;
-        let modules: Vec<Module> = serde_json::from_str(&text)
-            .map_err(|error| unreadable(format!("expected a list of modules: {error}")))?;
         let mut found = Self::default();
         for (i, module) in modules.iter().enumerate() {
-            let config = || JsonFile::read_optional(dir.join(&module.path).join("config.json"));
+            let config = || {
+                let path = dir.join(&module.path).join("config.json");
+                match path.exists() {
+                    true => JsonFile::read(path),
+                    false => Err(JsonFileError::File {
+                        path,
+                        reason: "this file is missing, and modules.json names its folder"
+                            .to_owned(),
+                    }),
+                }
+            };
             match module.r#type.rsplit('.').next().unwrap_or_default() {
                 "Transformer" if module.path.is_empty() => {}
                 "Pooling" => found.pooling = pooling(&config()?)?,
@@ -115,7 +110,7 @@ impl SentenceTransformer {
                 "LogitScore" => found.score = Some(score_tokens(&config()?)?),
                 _ => {
                     return Err(JsonFileError::Field {
-                        path,
+                        path: dir.join(MODULES_FILE),
                         field: format!("[{i}].type"),
                         expected:
                             "Transformer (in the folder itself), Pooling, Normalize or LogitScore"
@@ -330,6 +325,11 @@ mod tests {
         let found = error(&[("modules.json", MODULES), ("1_Pooling/config.json", two)]);
         assert!(
             found.contains("`pooling_mode`") && found.contains("max_tokens"),
+            "{found}"
+        );
+        let found = error(&[("modules.json", MODULES)]);
+        assert!(
+            found.contains("1_Pooling/config.json: this file is missing"),
             "{found}"
         );
         let dense = r#"[{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]"#;

@@ -8,8 +8,11 @@ use burn::tensor::{DType, Tensor};
 use lora_4bit::{Linear, Weight};
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
+use serde_json::Value;
 
+use crate::config::dtype_name;
 use crate::model::QwenModel;
+use crate::model_folder::dense_config;
 
 /// Why a model cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,20 @@ impl QwenModel {
     /// # Errors
     /// When a file cannot be written or the model is quantized.
     pub fn save(&self, dir: &Path, dtype: DType) -> Result<(), SaveError> {
+        self.save_as(dir, dtype, None)
+    }
+
+    /// [`Self::save`] for a model with other weights than those of the folder `origin`, whose `config.json` may say more than
+    /// this crate reads: the new one keeps it.
+    ///
+    /// # Errors
+    /// As [`Self::save`], and when that file cannot be read.
+    pub fn save_as(
+        &self,
+        dir: &Path,
+        dtype: DType,
+        origin: Option<&Path>,
+    ) -> Result<(), SaveError> {
         let parts = self.parts(dtype)?;
         let stored = match dtype {
             DType::BF16 => Dtype::BF16,
@@ -72,7 +89,16 @@ impl QwenModel {
         config.dtype = dtype;
         let path = dir.join("config.json");
         let partial = dir.join("config.json.part");
-        let text = format!("{:#}\n", config.to_json());
+        let json = match origin {
+            None => config.to_json(),
+            Some(origin) => {
+                let name = Some(dtype_name(dtype));
+                dense_config(origin, config.tie_word_embeddings, name)
+                    .map(Value::Object)
+                    .map_err(|e| error(&path, e.to_string()))?
+            }
+        };
+        let text = format!("{json:#}\n");
         fs::write(&partial, text).map_err(|e| error(&partial, e.to_string()))?;
         fs::rename(&partial, &path).map_err(|e| error(&path, e.to_string()))
     }

@@ -16,7 +16,7 @@ use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::{DecoderWrapper, ModelWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::json_file::{JsonFileError, read_text};
 
@@ -80,6 +80,7 @@ impl Tokenizer {
         if json.is_file() {
             let mut tokenizer = read_tokenizer(&json)?;
             let added = extra::check(dir, &tokenizer)?;
+            extra::set_flags(&mut tokenizer, &added)?;
             extra::add_missing(&mut tokenizer, added)?;
             Self::new(tokenizer).map_err(|reason| TokenizerError::Invalid { path: json, reason })
         } else if vocab.is_file() && merges.is_file() {
@@ -105,6 +106,13 @@ impl Tokenizer {
 
     /// `Err` holds the reason.
     fn new(tokenizer: tokenizers::Tokenizer) -> Result<Self, String> {
+        if !matches!(tokenizer.get_model(), ModelWrapper::BPE(_)) {
+            let model = serde_json::to_value(tokenizer.get_model()).unwrap_or_default();
+            return Err(format!(
+                "expected a byte-level BPE tokenizer, found a model of type {}",
+                model["type"]
+            ));
+        }
         if !tokenizer.get_decoder().is_some_and(is_byte_level) {
             return Err(format!(
                 "expected a byte-level BPE tokenizer (decoder ByteLevel, as Qwen models have), found decoder {}",

@@ -80,6 +80,97 @@ fn from_source(source: &str) -> ChatTemplate {
     ChatTemplate::from_source(source, Map::new()).unwrap()
 }
 
+/// What jinja2 renders of these, as transformers sets it up.
+#[test]
+fn expressions_give_what_jinja2_gives() {
+    let messages = [json!({"role": "user", "content": "Hi <b>\"é\" & it's"})];
+    for (source, expected) in [
+        (
+            "{{ messages[0].content|e }}",
+            "Hi &lt;b&gt;&#34;é&#34; &amp; it&#39;s",
+        ),
+        (
+            "{{ messages[0].content|escape|escape }}",
+            "Hi &lt;b&gt;&#34;é&#34; &amp; it&#39;s",
+        ),
+        ("{{ 5|e }}{{ nothing|e }}", "5"),
+        (
+            "{{ {'b': 1, 'a': (1,)}|items|list }}",
+            "[('b', 1), ('a', (1,))]",
+        ),
+        ("{{ {'b': 1, 'a': 2}|dictsort }}", "[('a', 2), ('b', 1)]"),
+        (
+            "{{ {'b': 1}.items()|list }} {{ () }} {{ [(1, 'x')] }}",
+            "[('b', 1)] () [(1, 'x')]",
+        ),
+        (
+            "{{ (1, 2)|string }} {{ ['a', ('b', 2.5)]|join('-') }}",
+            "(1, 2) a-('b', 2.5)",
+        ),
+        (
+            "{{ {'b': 'x', 'a': [{'d': 1, 'c': none}]}|pprint }}",
+            "{'a': [{'c': None, 'd': 1}], 'b': 'x'}",
+        ),
+        ("{{ 'x'|pprint }}", "'x'"),
+        (
+            "[{{ messages[0]|attr('role') }}]{% set ns = namespace(a=1) %}{{ ns|attr('a') }}",
+            "[]1",
+        ),
+        (
+            "{{ 'x-y'.removeprefix('x') }} {{ 'x-y'.removesuffix('-y') }} {{ 'x'.removeprefix('y') }}",
+            "-y x x",
+        ),
+        (
+            "{{ 'a,b,c'.rsplit(',', 1) }} {{ 'a,b'.rsplit(',') }}",
+            "['a,b', 'c'] ['a', 'b']",
+        ),
+        (
+            "{{ ' a  b c '.rsplit(none, 1) }} {{ ' a  b '.rsplit() }}",
+            "[' a  b', 'c'] ['a', 'b']",
+        ),
+        (
+            "{{ 'a-b-c'.partition('-') }} {{ 'a-b-c'.rpartition('-') }}",
+            "('a', '-', 'b-c') ('a-b', '-', 'c')",
+        ),
+        (
+            "{{ 'ab'.partition('-') }} {{ 'ab'.rpartition('-') }}",
+            "('ab', '', '') ('', '', 'ab')",
+        ),
+        (
+            "{{ 'éabab'.index('b') }} {{ 'éabab'.rindex('b') }} {{ [1, 2].index(2) }}",
+            "2 4 1",
+        ),
+        (
+            "{{ 'a'.ljust(3) }}|{{ 'a'.rjust(3, '*') }}|{{ 'abc'.center(8, '*') }}|{{ 'ab'.center(5, '*') }}",
+            "a  |**a|**abc***|**ab*",
+        ),
+        (
+            "{{ 'abc'.zfill(5) }} {{ '-5'.zfill(4) }} {{ 'abc'.zfill(1) }}",
+            "00abc -005 abc",
+        ),
+        (
+            "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{% set j = joiner(',') %}{{ j() }}{{ j() }}",
+            "ab,",
+        ),
+    ] {
+        let rendered = from_source(source).render(&messages, &RenderOptions::default());
+        let rendered = rendered.unwrap_or_else(|error| panic!("{source}: {error}"));
+        assert_eq!(rendered, expected, "{source}");
+    }
+    for (source, expected) in [
+        ("{{ 'ab'.index('x') }}", "substring not found"),
+        ("{{ [1].index(2) }}", "is not in list"),
+        ("{{ 'ab'.partition('') }}", "empty separator"),
+        ("{{ ('x' * 100)|pprint }}", "at most 80 characters"),
+        ("{{ 'a'.ljust(1000000000) }}", "does more work"),
+    ] {
+        let error = from_source(source)
+            .render(&messages, &RenderOptions::default())
+            .unwrap_err();
+        assert!(error.to_string().contains(expected), "{source}: {error}");
+    }
+}
+
 fn prompt() -> RenderOptions {
     RenderOptions {
         add_generation_prompt: true,

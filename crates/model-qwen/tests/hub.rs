@@ -204,6 +204,7 @@ fn small_files_that_the_cache_lacks_are_fetched() {
         "tokenizer_config.json",
         "chat_template.jinja",
         "chat_template.json",
+        "modules.json",
     ];
     assert_eq!(unfetched(folder.to_str().unwrap()), small);
 
@@ -227,6 +228,40 @@ fn small_files_that_the_cache_lacks_are_fetched() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("which lacks model.safetensors"), "{error}");
+}
+
+#[test]
+fn the_files_that_modules_name_are_fetched() {
+    let modules = r#"[{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"},
+        {"path": "2_Normalize", "type": "x.Normalize"}, {"path": "../../evil", "type": "x.Evil"}]"#;
+    let mut files = SINGLE.to_vec();
+    files.extend([
+        ("1_Pooling/config.json", r#"{"pooling_mode": "mean"}"#),
+        ("modules.json", modules),
+        ("sentence_bert_config.json", "{}"),
+        ("config_sentence_transformers.json", "{}"),
+        ("quantization_config.json", "{}"),
+    ]);
+    for ranges in [true, false] {
+        let hub = Hub::start_with(&files, None, ranges);
+        let cache = tempfile::tempdir().unwrap();
+        let options = hub.options(cache.path());
+        let folder = resolve_model_with("org/name", &options).unwrap();
+        for (name, text) in &files[1..] {
+            let found = std::fs::read_to_string(folder.join(name)).unwrap();
+            assert_eq!(&found, text, "{name}");
+        }
+        assert_eq!(unfetched(folder.to_str().unwrap()), [""; 0]);
+        // A snapshot that another program has begun.
+        std::fs::remove_file(folder.join("1_Pooling/config.json")).unwrap();
+        let missing = unfetched(folder.to_str().unwrap());
+        assert_eq!(missing, ["1_Pooling/config.json"]);
+        resolve_model_with("org/name", &options).unwrap();
+        assert!(folder.join("1_Pooling/config.json").exists());
+        let before = hub.num_requests();
+        resolve_model_with("org/name", &options).unwrap();
+        assert_eq!(hub.num_requests(), before);
+    }
 }
 
 #[test]

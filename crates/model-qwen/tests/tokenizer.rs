@@ -196,6 +196,86 @@ fn vocab_and_merges_give_the_same_tokens() {
     );
 }
 
+/// As `AutoTokenizer` of transformers 5 reads these files.
+#[test]
+fn flags_of_added_tokens_come_from_the_small_files() {
+    let built = build();
+    let decoder = |change: &dyn Fn(&mut serde_json::Value)| {
+        let tokens = built.get_added_tokens_decoder().into_iter();
+        let all = tokens.map(|(id, token)| {
+            let mut token = serde_json::to_value(token).unwrap();
+            change(&mut token);
+            (id.to_string(), token)
+        });
+        let all: serde_json::Map<_, _> = all.collect();
+        serde_json::json!({ "added_tokens_decoder": all })
+    };
+    let set = |content: &'static str, flag: &'static str, on: bool| {
+        decoder(&move |token| {
+            if token["content"] == content {
+                token[flag] = on.into();
+            }
+        })
+    };
+    let call = "<tool_call>";
+    let ordinary_but_named = {
+        let mut config = set("<|im_end|>", "special", false);
+        config["eos_token"] = "<|im_end|>".into();
+        config
+    };
+    // What is left of a text without its special tokens.
+    for (config, text, expected) in [
+        (
+            serde_json::json!({}),
+            "a <tool_call> b<|im_end|>",
+            "a <tool_call> b",
+        ),
+        (
+            serde_json::json!({"additional_special_tokens": [call]}),
+            "a <tool_call> b",
+            "a  b",
+        ),
+        (
+            serde_json::json!({"extra_special_tokens": {"x_token": call}}),
+            "a <tool_call> b",
+            "a  b",
+        ),
+        (
+            serde_json::json!({"bos_token": {"content": call}}),
+            "a <tool_call> b",
+            "a  b",
+        ),
+        (
+            serde_json::json!({"pad_token": call}),
+            "a <tool_call> b",
+            "a  b",
+        ),
+        (set(call, "special", true), "a <tool_call> b", "a  b"),
+        (
+            set("<|im_end|>", "special", false),
+            "a<|im_end|>",
+            "a<|im_end|>",
+        ),
+        (ordinary_but_named, "a<|im_end|>", "a"),
+        (set("<|im_end|>", "lstrip", true), "a <|im_end|> b", "a b"),
+        (set("<|im_end|>", "rstrip", true), "a <|im_end|> b", "a b"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        built
+            .save(dir.path().join("tokenizer.json"), false)
+            .unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        let ids = tokenizer.encode(text, false).unwrap();
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), expected, "{config}");
+        assert_eq!(
+            stream(&tokenizer, &ids, true).concat(),
+            expected,
+            "{config}"
+        );
+    }
+}
+
 #[test]
 fn missing_and_broken_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -211,7 +291,11 @@ fn missing_and_broken_files_are_named() {
         ("", "not a valid tokenizer file"),
         (
             r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null,"model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#,
-            "expected a byte-level BPE",
+            "expected a byte-level BPE tokenizer, found a model of type \"WordLevel\"",
+        ),
+        (
+            r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null,"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#,
+            "(decoder ByteLevel, as Qwen models have), found decoder null",
         ),
     ] {
         std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::DType;
-use model_qwen::QwenModel;
+use model_qwen::{QwenModel, copy_modules};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -227,6 +227,8 @@ pub(crate) enum Weights {
     Model {
         /// The folder.
         tokenizer: Option<PathBuf>,
+        /// The model's own folder, unless it was drawn at random.
+        origin: Option<PathBuf>,
         /// The token that ends an answer, where no file of that folder says so.
         end: Option<u32>,
     },
@@ -257,7 +259,11 @@ impl Weights {
     ) -> Result<(), TrainError> {
         match self {
             Self::Adapter(form) => Ok(form.read(model, lora::SLOT).save(dir)?),
-            Self::Model { tokenizer, end } => {
+            Self::Model {
+                tokenizer,
+                origin,
+                end,
+            } => {
                 fs::create_dir_all(dir).map_err(output_error(dir))?;
                 if let Some(folder) = tokenizer {
                     copy_tokenizer(folder, dir)?;
@@ -269,7 +275,7 @@ impl Weights {
                         *end,
                     )?;
                 }
-                model.save(dir, dtype)?;
+                model.save_as(dir, dtype, origin.as_deref())?;
                 follow_umask(dir)
             }
         }
@@ -344,7 +350,7 @@ fn copy_tokenizer(folder: &Path, dir: &Path) -> Result<(), TrainError> {
             copy(&entry.path(), &target.join(entry.file_name()))?;
         }
     }
-    Ok(())
+    copy_modules(folder, dir).map_err(|error| output_error(dir)(io::Error::other(error)))
 }
 
 /// Adds the token that ends an answer to those at which generation stops.

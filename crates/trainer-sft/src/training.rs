@@ -247,6 +247,7 @@ impl<'a> Training<'a> {
         let weights = match config.run.full {
             true => Weights::Model {
                 tokenizer: config.model.tokenizer.clone().or(config.model.folder()?),
+                origin: config.model.folder()?,
                 end: unknown_end(&format).map(|(token, _)| token),
             },
             false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),

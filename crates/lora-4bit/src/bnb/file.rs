@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorView, serialize_to_file};
 
-use super::{BnbError, OwnedTensor, nf4_tensors, quantize_tensor};
+use super::{BnbError, OwnedTensor, decode_floats, nf4_tensors, quantize_tensor};
 
 /// The longest header that safetensors files may have, in bytes.
 const MAX_HEADER_LEN: u64 = 100_000_000;
@@ -154,6 +154,10 @@ impl TensorFile {
         for name in self.metadata.offset_keys() {
             let tensor = self.read(&name)?;
             let num_bytes = tensor.data.len() as u64;
+            let wrong = |error| QuantizeFileError::Tensor {
+                path: self.path.clone(),
+                error,
+            };
             if choose(&name) {
                 let view = TensorView::new(tensor.dtype, tensor.shape, &tensor.data);
                 let view = view.map_err(|error| QuantizeFileError::Format {
@@ -161,13 +165,11 @@ impl TensorFile {
                     found: format!("tensor `{name}`: {error}"),
                 })?;
                 let quantized = quantize_tensor(&name, &view, double_quant);
-                let quantized = quantized.map_err(|error| QuantizeFileError::Tensor {
-                    path: self.path.clone(),
-                    error,
-                })?;
+                let quantized = quantized.map_err(wrong)?;
                 tensors.extend(nf4_tensors(&name, &quantized));
                 written.num_weights += 1;
             } else {
+                check_floats(&name, &tensor).map_err(wrong)?;
                 tensors.push((name.clone(), tensor));
             }
             if on_tensor(&name, num_bytes).is_break() {
@@ -213,4 +215,23 @@ impl TensorFile {
             })?;
         Ok(OwnedTensor { dtype, shape, data })
     }
+}
+
+/// Refuses floats that are no numbers, in a tensor that stays as it is.
+fn check_floats(name: &str, tensor: &OwnedTensor) -> Result<(), BnbError> {
+    const BYTES: usize = 1 << 22;
+    let size = tensor.dtype.bitsize().max(8) / 8;
+    for (part, bytes) in tensor.data.chunks(BYTES).enumerate() {
+        let Some((_, values)) = decode_floats(tensor.dtype, bytes) else {
+            break;
+        };
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(BnbError::NotFinite {
+                name: name.to_owned(),
+                found: values[at],
+                index: part * BYTES / size + at,
+            });
+        }
+    }
+    Ok(())
 }

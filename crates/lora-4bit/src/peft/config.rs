@@ -11,6 +11,38 @@ use super::unsupported::refuse_unsupported;
 /// The word that stands for every linear layer except the output head.
 pub(super) const ALL_LINEAR: &str = "all-linear";
 
+/// The fields of [`LoraConfig`], and what each of them holds.
+const FIELDS: [(&str, &str); 16] = [
+    ("r", "a whole number, 1 or more"),
+    ("lora_alpha", "a number"),
+    ("lora_dropout", "a number, at least 0 and less than 1"),
+    (
+        "target_modules",
+        "a list of names, or a regular expression as a string",
+    ),
+    (
+        "exclude_modules",
+        "a list of names, or a regular expression as a string",
+    ),
+    (
+        "layers_to_transform",
+        "the number of a layer, or a list of them",
+    ),
+    ("layers_pattern", "a string, or a list of strings"),
+    (
+        "rank_pattern",
+        "an object from module patterns to whole numbers",
+    ),
+    ("alpha_pattern", "an object from module patterns to numbers"),
+    ("use_rslora", "true or false"),
+    ("use_dora", "true or false"),
+    ("modules_to_save", "a list of names"),
+    ("ensure_weight_tying", "true or false"),
+    ("base_model_name_or_path", "a string"),
+    ("revision", "a string"),
+    ("task_type", "a string"),
+];
+
 /// Which modules an adapter changes.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
@@ -143,6 +175,15 @@ impl LoraConfig {
             fields.get_mut(field).map(read_whole_floats);
         }
         refuse_unsupported(&fields)?;
+        for (field, expected) in FIELDS {
+            let Some(value) = fields.get(field) else {
+                continue;
+            };
+            let alone = Map::from_iter([(field.to_owned(), value.clone())]);
+            if serde_json::from_value::<Self>(Value::Object(alone)).is_err() {
+                return Err(PeftError::value(field, value, expected));
+            }
+        }
         let config: Self =
             serde_json::from_value(Value::Object(fields)).map_err(PeftError::ConfigJson)?;
         config.validate()?;

@@ -91,7 +91,28 @@ fn git_lfs_pointers_are_named() {
 #[test]
 fn impossible_values_are_named() {
     assert_says(with_field("r", json!(0)).unwrap_err(), &["`r`", "0"]);
-    assert_says(with_field("r", json!("x")).unwrap_err(), &[CONFIG_FILE]);
+    for (field, value) in [
+        ("r", json!("16")),
+        ("r", json!(1.5)),
+        ("lora_alpha", json!("32")),
+        ("lora_dropout", json!([0.1])),
+        ("target_modules", json!(5)),
+        ("target_modules", json!(["q_proj", 5])),
+        ("exclude_modules", json!(true)),
+        ("layers_to_transform", json!("all")),
+        ("layers_pattern", json!(5)),
+        ("rank_pattern", json!([1])),
+        ("rank_pattern", json!({"q_proj": "8"})),
+        ("alpha_pattern", json!({"q_proj": "8"})),
+        ("use_rslora", json!("yes")),
+        ("use_dora", json!(1)),
+        ("ensure_weight_tying", json!("no")),
+        ("base_model_name_or_path", json!(5)),
+        ("revision", json!(5)),
+    ] {
+        let says = format!("field `{field}` is {value}, expected");
+        assert_says(with_field(field, value).unwrap_err(), &[CONFIG_FILE, &says]);
+    }
     assert_says(
         with_field("lora_dropout", json!(1.0)).unwrap_err(),
         &["lora_dropout", "1"],

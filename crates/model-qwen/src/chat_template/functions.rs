@@ -1,5 +1,6 @@
 //! Functions that transformers gives to templates.
 
+use minijinja::value::Rest;
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::{fuel, python};
@@ -13,6 +14,11 @@ pub(super) fn raise_exception(state: &State<'_, '_>, message: Value) -> Result<V
     let message = python::to_display(&message, &|num_bytes| fuel::pay(state, num_bytes))?;
     Err(Error::new(ErrorKind::InvalidOperation, message.clone())
         .with_source(RaisedException(message)))
+}
+
+/// `cycler(*items)`.
+pub(super) fn cycler(items: Rest<Value>) -> Result<Value, Error> {
+    minijinja_contrib::globals::cycler(items.0)
 }
 
 pub(super) fn raised(error: &Error) -> Option<String> {

@@ -4,7 +4,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{fuel, python};
+use super::{fuel, python, text_methods};
 
 /// Calls a method that minijinja itself does not have.
 pub(super) fn call(
@@ -20,11 +20,19 @@ pub(super) fn call(
                 fuel::pay(state, format_cost(state, text, args)?)?;
             }
             ("join", [items]) => return join(state, text, items),
-            _ => fuel::pay(state, string_cost(text, method, args))?,
+            _ => {
+                fuel::pay(state, string_cost(text, method, args))?;
+                if let Some(result) = text_methods::of_text(state, text, method, args) {
+                    return result;
+                }
+            }
         },
         None if value.kind() == ValueKind::Seq => {
             let num = value.len().unwrap_or(0);
             fuel::pay(state, num.saturating_mul(64))?;
+            if method == "index" {
+                return text_methods::list_index(value, args);
+            }
         }
         None => {}
     }
@@ -45,7 +53,7 @@ fn string_cost(text: &str, method: &str, args: &[Value]) -> usize {
             num.saturating_mul(len(1))
         }
         // A part takes the memory of a value.
-        "split" => match args.first().and_then(Value::as_str) {
+        "split" | "rsplit" => match args.first().and_then(Value::as_str) {
             Some(separator) => text.matches(separator).count().saturating_mul(64),
             None => text.len().saturating_mul(32),
         },

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use minijinja::value::ValueKind;
-use minijinja::{Error, Output, State, Value};
+use minijinja::value::{Tuple, ValueKind};
+use minijinja::{Error, ErrorKind, Output, State, Value};
 
 use super::fuel::{Pay, Text, pay};
 
@@ -74,7 +74,9 @@ fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
         ValueKind::Number => write_number(out, value)?,
         ValueKind::String => write_string_repr(out, value.as_str().unwrap_or_default()),
         ValueKind::Seq | ValueKind::Iterable => {
-            out.push('[');
+            // A tuple is a sequence, too.
+            let tuple = value.downcast_object_ref::<Tuple>().is_some();
+            out.push(if tuple { '(' } else { '[' });
             text.nested(|text| {
                 for (i, item) in value.try_iter()?.checked().enumerate() {
                     if i > 0 {
@@ -84,7 +86,11 @@ fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
                 }
                 Ok(())
             })?;
-            text.out.push(']');
+            text.out.push_str(match tuple {
+                true if value.len() == Some(1) => ",)",
+                true => ")",
+                false => "]",
+            });
         }
         ValueKind::Map => {
             out.push('{');
@@ -105,6 +111,87 @@ fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
         _ => out.push_str(&value.to_string()),
     }
     Ok(())
+}
+
+/// The filter `pprint`: `pprint.pformat`, which sorts keys, of what fits into a line.
+pub(super) fn pprint(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
+    const WIDTH: usize = 80;
+    let pay = |num_bytes| pay(state, num_bytes);
+    let mut text = Text::new(&pay);
+    write_repr(&mut text, &sorted(value, 0)?)?;
+    match text.out.chars().count() > WIDTH {
+        false => Ok(text.out),
+        true => Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("pprint: expected a value of at most {WIDTH} characters: use tojson"),
+        )),
+    }
+}
+
+/// A value with the keys of its dicts in order.
+fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
+    // What is nested deeper fits into no line.
+    const DEEPEST: usize = 40;
+    match value.kind() {
+        _ if depth > DEEPEST => Ok(value.clone()),
+        ValueKind::Map => {
+            let keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+            let mut pairs = Vec::with_capacity(keys.len());
+            for key in keys {
+                pairs.push((key.clone(), sorted(&value.get_item(&key)?, depth + 1)?));
+            }
+            pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+            Ok(Value::from_pairs(pairs))
+        }
+        ValueKind::Seq => {
+            let items = value.try_iter()?.checked();
+            let items = items.map(|item| sorted(&item?, depth + 1));
+            let items = items.collect::<Result<Vec<_>, _>>()?;
+            Ok(match value.downcast_object_ref::<Tuple>() {
+                Some(_) => Value::from(Tuple::from(items)),
+                None => Value::from(items),
+            })
+        }
+        _ => Ok(value.clone()),
+    }
+}
+
+/// The filter `escape`, with the entities of Python's markupsafe.
+pub(super) fn escape(state: &State<'_, '_>, value: &Value) -> Result<Value, Error> {
+    if value.is_safe() {
+        return Ok(value.clone());
+    }
+    let text = match value.is_undefined() {
+        true => String::new(),
+        false => to_display(value, &|num_bytes| pay(state, num_bytes))?,
+    };
+    pay(state, text.len().saturating_mul(5))?;
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&#39;"),
+            '"' => escaped.push_str("&#34;"),
+            c => escaped.push(c),
+        }
+    }
+    Ok(Value::from_safe_string(escaped))
+}
+
+/// The filter `attr`, which sees no items of a dict.
+pub(super) fn attr(value: &Value, name: &Value) -> Result<Value, Error> {
+    // A namespace has attributes, and is a map here.
+    let is_namespace = |value: &Value| {
+        let object = value.as_object();
+        object.is_some_and(|object| object.type_name().ends_with("Namespace"))
+    };
+    let is_dict = value.kind() == ValueKind::Map && !is_namespace(value);
+    match is_dict || value.kind() == ValueKind::Seq {
+        true => Ok(Value::UNDEFINED),
+        false => value.get_item(name),
+    }
 }
 
 fn write_string_repr(out: &mut String, text: &str) {

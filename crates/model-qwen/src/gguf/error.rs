@@ -34,6 +34,18 @@ pub enum GgufError {
         /// The pattern.
         found: String,
     },
+    /// The tokenizer makes tokens as no tokenizer does that llama.cpp has for these models.
+    #[error("{}: the tokenizer's `{field}`: expected {expected}, which llama.cpp knows, found {found}", dir.display())]
+    Tokenization {
+        /// The folder.
+        dir: PathBuf,
+        /// The field of tokenizer.json.
+        field: &'static str,
+        /// What llama.cpp has.
+        expected: &'static str,
+        /// What the tokenizer has.
+        found: String,
+    },
     /// A model for embeddings or scores.
     #[error(
         "{}: config.json names a model without lm_head (`architectures`), expected one that generates text",

@@ -8,7 +8,7 @@ use super::GgufError;
 use super::metadata::{Entry, GgufValue};
 use crate::chat_template::ChatTemplate;
 use crate::config::QwenConfig;
-use crate::json_file::JsonFile;
+use crate::json_file::{JsonFile, says_nothing};
 use crate::special_tokens::special_tokens;
 use crate::tokenizer::{QWEN2_PATTERN, Tokenizer};
 
@@ -33,25 +33,59 @@ pub(super) fn vocabulary(dir: &Path, config: &QwenConfig) -> Result<Vec<Entry>, 
     add("ggml.token_type", GgufValue::I32s(types));
     add("ggml.merges", GgufValue::Texts(merges(&model)));
     let special = SpecialIds::read(dir, &tokenizer)?;
-    let bos = special.id("bos")?;
+    let (bos, eos) = (special.id("bos")?, special.id("eos")?);
     for (id, key) in [
         (bos, "ggml.bos_token_id"),
-        (special.id("eos")?, "ggml.eos_token_id"),
+        (eos, "ggml.eos_token_id"),
         (special.id("pad")?, "ggml.padding_token_id"),
     ] {
         if let Some(id) = id {
             add(key, GgufValue::U32(id));
         }
     }
-    let adds_bos = tokenizer.encode("", true)?.first().copied();
-    add(
-        "ggml.add_bos_token",
-        GgufValue::Bool(adds_bos.is_some() && adds_bos == bos),
-    );
+    let (adds_bos, adds_eos) = ends(dir, &tokenizer, [bos, eos])?;
+    add("ggml.add_bos_token", GgufValue::Bool(adds_bos));
+    add("ggml.add_eos_token", GgufValue::Bool(adds_eos));
     if let Some(template) = ChatTemplate::from_dir(dir)? {
         add("chat_template", text(template.source()));
+        if let Some(tool_use) = template.tool_use_source() {
+            add("chat_template.tool_use", text(tool_use));
+            let names = vec!["tool_use".to_owned()];
+            add("chat_templates", GgufValue::Texts(names));
+        }
     }
     Ok(entries)
+}
+
+/// Whether the tokenizer puts `bos` before a text and `eos` after it. The format has no words for other tokens there.
+fn ends(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    [bos, eos]: [Option<u32>; 2],
+) -> Result<(bool, bool), GgufError> {
+    const TEXT: &str = "a";
+    let text = tokenizer.encode(TEXT, false)?;
+    let whole = tokenizer.encode(TEXT, true)?;
+    let at = whole
+        .windows(text.len().max(1))
+        .position(|part| part == text);
+    let (before, after) = match at {
+        Some(at) => (&whole[..at], &whole[at + text.len()..]),
+        None => (&whole[..], &[][..]),
+    };
+    let is_added = |ids: &[u32], end: Option<u32>| match ids {
+        [] => Some(false),
+        [id] if Some(*id) == end => Some(true),
+        _ => None,
+    };
+    is_added(before, bos)
+        .zip(is_added(after, eos))
+        .ok_or_else(|| GgufError::Tokenization {
+            dir: dir.to_owned(),
+            field: "post_processor",
+            expected: "nothing but bos_token before a text and eos_token after it",
+            found: format!("the ids {before:?} before it and {after:?} after it"),
+        })
 }
 
 /// The name that llama.cpp gives a tokenizer of this kind.
@@ -64,24 +98,79 @@ fn splitter(tokenizer: &Tokenizer) -> &'static str {
 
 /// Refuses a tokenizer that splits text in another way: llama.cpp would make other tokens, in silence.
 fn check_split(dir: &Path, model: &Value) -> Result<(), GgufError> {
-    let splitter = &model["pre_tokenizer"];
-    let parts = splitter["pretokenizers"].as_array();
-    let parts = parts.map_or(std::slice::from_ref(splitter), Vec::as_slice);
+    let parts = parts(&model["pre_tokenizer"], "pretokenizers");
     let patterns: Vec<&Value> = parts
         .iter()
         .filter(|part| part["type"] == "Split")
         .map(|part| &part["pattern"])
         .collect();
     match patterns.as_slice() {
-        [only] if only["Regex"] == QWEN2_PATTERN => Ok(()),
-        [] => Err(GgufError::Split {
+        [only] if only["Regex"] == QWEN2_PATTERN => {}
+        [] => {
+            return Err(GgufError::Split {
+                dir: dir.to_owned(),
+                found: "no pattern".to_owned(),
+            });
+        }
+        [other, ..] => {
+            return Err(GgufError::Split {
+                dir: dir.to_owned(),
+                found: format!("the pattern {other}"),
+            });
+        }
+    }
+    let refused = |field, expected, found: &Value| {
+        Err(GgufError::Tokenization {
             dir: dir.to_owned(),
-            found: "no pattern".to_owned(),
-        }),
-        [other, ..] => Err(GgufError::Split {
-            dir: dir.to_owned(),
-            found: format!("the pattern {other}"),
-        }),
+            field,
+            expected,
+            found: found.to_string(),
+        })
+    };
+    let is_split = |part: &Value| {
+        part["type"] == "Split" && part["behavior"] == "Isolated" && part["invert"] == false
+    };
+    let is_bytes = |part: &Value| {
+        part["type"] == "ByteLevel"
+            && part["add_prefix_space"] == false
+            && part["use_regex"] == false
+    };
+    if !matches!(parts, [first, second] if is_split(first) && is_bytes(second)) {
+        let expected =
+            "the parts of Qwen2: Split (isolated) and ByteLevel (without prefix space and pattern)";
+        return refused("pre_tokenizer", expected, &parts.into());
+    }
+    let normalizers = self::parts(&model["normalizer"], "normalizers");
+    if normalizers.iter().any(|part| part["type"] != "NFC") {
+        return refused("normalizer", "none, or NFC", &normalizers.into());
+    }
+    let merging = &model["model"];
+    if merging["type"] != "BPE" {
+        return refused("model.type", "BPE", &merging["type"]);
+    }
+    for (field, key) in [
+        ("model.dropout", "dropout"),
+        (
+            "model.continuing_subword_prefix",
+            "continuing_subword_prefix",
+        ),
+        ("model.end_of_word_suffix", "end_of_word_suffix"),
+        ("model.byte_fallback", "byte_fallback"),
+        ("model.ignore_merges", "ignore_merges"),
+    ] {
+        if !says_nothing(&merging[key]) {
+            return refused(field, "nothing or false, as Qwen2 has it", &merging[key]);
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a sequence, or the one part; none of null.
+fn parts<'a>(value: &'a Value, list: &str) -> &'a [Value] {
+    match value[list].as_array() {
+        Some(parts) => parts,
+        None if value.is_null() => &[],
+        None => std::slice::from_ref(value),
     }
 }
 

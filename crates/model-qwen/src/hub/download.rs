@@ -10,10 +10,11 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::patience::{Watch, is_busy, wait_for_turn};
-use super::{HubOptions, ResolveError};
+use super::{HubOptions, ResolveError, module_configs};
+use crate::modules::MODULES;
 
 /// Files taken when the repository has them: all that the meaning of a folder depends on.
-pub(super) const OPTIONAL_FILES: [&str; 13] = [
+pub(super) const OPTIONAL_FILES: [&str; 17] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,6 +28,10 @@ pub(super) const OPTIONAL_FILES: [&str; 13] = [
     "hf_quant_config.json",
     "quantize_config.json",
     "quant_config.json",
+    "quantization_config.json",
+    MODULES,
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 ];
 /// How long a Hub may take to answer when it is asked whether it is there.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -245,16 +250,31 @@ impl<'a> Download<'a> {
         self.get_optional(&names, &info.sha)
     }
 
-    /// Downloads the [`OPTIONAL_FILES`] among `names`, which are sorted, and notes in the cache which ones `commit` doesn't have.
+    /// Downloads the [`OPTIONAL_FILES`] among `names`, which are sorted, and the files that one of them names, and notes in the
+    /// cache which ones `commit` doesn't have.
     fn get_optional(&self, names: &[&str], commit: &str) -> Result<(), ResolveError> {
-        for name in OPTIONAL_FILES {
+        let get = |name: &str| {
             if names.binary_search(&name).is_ok() {
-                self.get(name, commit)?;
-            } else if is_plain_file_name(commit) {
+                return self.get(name, commit).map(Some);
+            }
+            if is_plain_file_name(commit) {
                 let marker = self.folder().join(".no_exist").join(commit).join(name);
                 // Without it the next start asks again.
                 let _ = marker.parent().map(fs::create_dir_all);
                 let _ = fs::write(marker, "");
+            }
+            Ok(None)
+        };
+        for name in OPTIONAL_FILES {
+            let path = get(name)?.filter(|_| name == MODULES);
+            for config in path
+                .as_deref()
+                .and_then(Path::parent)
+                .map(module_configs)
+                .into_iter()
+                .flatten()
+            {
+                get(&config)?;
             }
         }
         Ok(())

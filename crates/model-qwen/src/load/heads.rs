@@ -3,21 +3,52 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor};
+use safetensors::tensor::TensorView;
 
 use super::LoadError;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;
 use crate::pooling::ScoreHead;
 
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Maps the weight files of a folder. A head that is stored alone is the embedding, too, where both are the same.
+pub(crate) fn open(dir: &Path, config: &QwenConfig) -> Result<Checkpoint, CheckpointError> {
+    let mut checkpoint = Checkpoint::open(dir)?;
+    let has_embedding = checkpoint.contains(&checkpoint.stored(EMBEDDING));
+    if config.tie_word_embeddings && !has_embedding {
+        checkpoint.rename(HEAD, EMBEDDING);
+    }
+    Ok(checkpoint)
+}
+
+/// Says that head and embedding are not the same where the files have another tensor for each, whatever `config.json` says of
+/// them, as transformers does. Returns whether it was so.
+pub(super) fn untie(checkpoint: &Checkpoint, config: &mut QwenConfig) -> bool {
+    let embedding = checkpoint.stored(EMBEDDING);
+    let are_others = match (checkpoint.view(HEAD), checkpoint.view(&embedding)) {
+        (Some(head), Some(embedding)) => {
+            let facts = |view: &TensorView<'_>| (view.dtype(), view.shape().to_vec());
+            facts(&head) != facts(&embedding) || head.data() != embedding.data()
+        }
+        _ => false,
+    };
+    let is_wrong = config.tie_word_embeddings && are_others;
+    config.tie_word_embeddings &= !are_others;
+    is_wrong
+}
+
 /// Whether the weights of a folder are those of a model without lm_head: saved as one, or not tied and without the tensor.
 ///
 /// # Errors
 /// When `config.json` or the weight files cannot be read.
 pub fn is_headless(dir: &Path) -> Result<bool, LoadError> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let is_tied = QwenConfig::load(dir)?.tie_word_embeddings;
+    let config = QwenConfig::load(dir)?;
+    let is_tied = config.tie_word_embeddings;
+    let checkpoint = open(dir, &config)?;
     let is_base = checkpoint.contains("embed_tokens.weight");
-    Ok(!checkpoint.contains("lm_head.weight") && (is_base || !is_tied))
+    Ok(!checkpoint.contains(HEAD) && (is_base || !is_tied))
 }
 
 /// The vector whose product with a hidden state is the score, `[hidden]`.
@@ -25,8 +56,9 @@ pub fn is_headless(dir: &Path) -> Result<bool, LoadError> {
 /// # Errors
 /// When the tensor is missing or has another shape.
 pub fn score_weights(dir: &Path, head: ScoreHead) -> Result<Vec<f32>, LoadError> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let config = QwenConfig::load(dir)?;
+    let mut config = QwenConfig::load(dir)?;
+    let checkpoint = open(dir, &config)?;
+    untie(&checkpoint, &mut config);
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let values = |row: Tensor<2>| -> Vec<f32> {
         let row = row.cast(DType::F32).into_data();
@@ -38,19 +70,16 @@ pub fn score_weights(dir: &Path, head: ScoreHead) -> Result<Vec<f32>, LoadError>
             let num = stored.map_or(1, |stored| *stored.shape().first().unwrap_or(&1));
             let shape = [num.max(1), hidden];
             let score = checkpoint.tensor("score.weight", shape, &Device::flex())?;
+            checkpoint.check_finite("score.weight")?;
             return Ok(values(score));
         }
         ScoreHead::Tokens(tokens) => tokens,
     };
-    let names = match config.tie_word_embeddings {
-        true => ["model.embed_tokens.weight", "embed_tokens.weight"],
-        false => ["lm_head.weight"; 2],
+    let name = &match config.tie_word_embeddings {
+        true => checkpoint.stored(EMBEDDING),
+        false => HEAD.to_owned(),
     };
-    let [first, second] = names;
-    let name = match checkpoint.contains(first) {
-        true => first,
-        false => second,
-    };
+    checkpoint.check_finite(name)?;
     let row = |id: u32| {
         if id as usize >= vocab {
             return Err(CheckpointError::Missing {

@@ -36,13 +36,8 @@ impl Loader<'_> {
             .checkpoint
             .names()
             .filter(|name| {
-                // bitsandbytes appends the parts of a weight to its name: `q_proj.weight.absmax`.
-                let weight = match name.split_once(".weight.") {
-                    Some((module, _)) => &name[..module.len() + ".weight".len()],
-                    None => name,
-                };
                 // Old files store the frequencies, which config.json gives.
-                !expected.contains(weight) && !name.ends_with("rotary_emb.inv_freq")
+                !expected.contains(weight_of(name)) && !name.ends_with("rotary_emb.inv_freq")
             })
             .take(8)
             .collect();
@@ -53,6 +48,20 @@ impl Loader<'_> {
             dir: dir.to_owned(),
             names: unexpected.join(", "),
         })
+    }
+}
+
+/// The weight that a tensor is a part of: bitsandbytes appends the parts to its name, `q_proj.weight.absmax`.
+fn weight_of(name: &str) -> &str {
+    let parts = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"];
+    let Some((module, part)) = name.split_once(".weight.") else {
+        return name;
+    };
+    let is_part = parts.contains(&part) || part.starts_with("quant_state.bitsandbytes__");
+    let is_linear = LINEARS.iter().any(|linear| module.ends_with(linear));
+    match is_part && is_linear {
+        true => &name[..module.len() + ".weight".len()],
+        false => name,
     }
 }
 

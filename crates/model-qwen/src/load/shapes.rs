@@ -29,7 +29,7 @@ impl FolderShapes {
     /// When a file is missing or broken, or the files do not fit each other.
     pub fn open(dir: &Path) -> Result<Self, LoadError> {
         let config = QwenConfig::load(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = super::open(dir, &config)?;
         let options = LoadOptions {
             lm_head: false,
             ..LoadOptions::default()

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::encode::encode;
 use super::error::io_error;
 use super::{MergeError, MergedWeights, TensorInfo};
-use crate::model_folder::{CONFIG, INDEX, SINGLE, copy_other_files, read_object, write_json};
+use crate::model_folder::{CONFIG, INDEX, SINGLE, copy_other_files, dense_config, write_json};
 
 /// How far [`MergedWeights::write`] is.
 #[derive(Clone, Copy, Debug)]
@@ -144,30 +144,14 @@ impl MergedWeights {
 
     /// `config.json` of the model, which says of the weights what they are now.
     fn write_config(&self, output: &Path, dtype: crate::Dtype) -> Result<(), MergeError> {
-        let mut config = read_object(&self.dir().join(CONFIG))?;
-        if self.is_quantized() {
-            config.remove("quantization_config");
-            config.remove("quantization");
-        }
-        if self.is_untied() {
-            config.insert("tie_word_embeddings".to_owned(), false.into());
-        }
         let name = match dtype {
             crate::Dtype::Auto => None,
             crate::Dtype::F32 => Some("float32"),
             crate::Dtype::Bf16 => Some("bfloat16"),
             crate::Dtype::F16 => Some("float16"),
         };
-        if let Some(name) = name {
-            let field = ["dtype", "torch_dtype"].into_iter();
-            let mut fields: Vec<_> = field.filter(|field| config.contains_key(*field)).collect();
-            if fields.is_empty() {
-                fields.push("torch_dtype");
-            }
-            for field in fields {
-                config.insert(field.to_owned(), name.into());
-            }
-        }
+        let is_tied = self.config().tie_word_embeddings;
+        let config = dense_config(self.dir(), is_tied, name)?;
         Ok(write_json(&output.join(CONFIG), &Value::Object(config))?)
     }
 }

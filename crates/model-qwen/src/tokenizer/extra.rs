@@ -66,8 +66,12 @@ pub(super) struct Added {
     path: PathBuf,
     /// With the id that a file gives them.
     numbered: BTreeMap<u32, AddedToken>,
+    /// Whether the file says of these how a text is searched for them, too.
+    has_flags: bool,
     /// With a role, but no id.
     special: Vec<String>,
+    /// What stands for an unknown token or for padding, and never comes up in a text.
+    unseen: Vec<String>,
 }
 
 /// Refuses what `tokenizer_config.json` asks for and `tokenizer` does not do; returns the tokens that the small files name.
@@ -101,20 +105,22 @@ pub(super) fn check(dir: &Path, tokenizer: &Tokenizer) -> Result<Added, Tokenize
     let mut added = Added {
         path: file.path().to_owned(),
         numbered: numbered(&file)?,
-        special: Vec::new(),
+        has_flags: file.get("added_tokens_decoder").is_some(),
+        ..Added::default()
     };
     for (role, value) in special_tokens(dir)? {
         let texts = match &value {
             Value::Array(list) => list.iter().filter_map(Value::as_str).collect(),
             value => value.as_str().into_iter().collect::<Vec<&str>>(),
         };
-        // What stands for an unknown token or for padding never comes up in a text.
-        if !matches!(role.as_str(), "unk_token" | "pad_token") {
-            added.special.extend(texts.into_iter().map(str::to_owned));
-        }
+        let list = match role.as_str() {
+            "unk_token" | "pad_token" => &mut added.unseen,
+            _ => &mut added.special,
+        };
+        list.extend(texts.into_iter().map(str::to_owned));
     }
     let legacy = dir.join("added_tokens.json");
-    if file.get("added_tokens_decoder").is_none() && legacy.is_file() {
+    if !added.has_flags && legacy.is_file() {
         let legacy = JsonFile::read(legacy)?;
         added.path = legacy.path().to_owned();
         for token in legacy.names() {
@@ -145,12 +151,56 @@ fn adds_prefix_space(tokenizer: &Tokenizer) -> bool {
     text.contains("\"add_prefix_space\":true")
 }
 
+/// Gives the added tokens of a tokenizer the flags that the small files say, as transformers does: what has a role is special.
+pub(super) fn set_flags(tokenizer: &mut Tokenizer, added: &Added) -> Result<(), TokenizerError> {
+    let told = |token: &AddedToken| {
+        let mut numbered = added.numbered.values().filter(|_| added.has_flags);
+        let told = numbered.find(|told| told.content == token.content);
+        let mut told = told.unwrap_or(token).clone();
+        let mut roles = added.special.iter().chain(&added.unseen);
+        told.special |= roles.any(|text| *text == told.content);
+        told
+    };
+    let own = tokenizer.get_added_tokens_decoder();
+    let changed = own.iter().map(|(id, token)| (*id, token, told(token)));
+    let changed: BTreeMap<u32, AddedToken> = changed
+        .filter(|(_, token, told)| *token != told)
+        .map(|(id, _, told)| (id, told))
+        .collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    // Adding a token once more makes it special, but never the other way round.
+    let failed = |reason: String| TokenizerError::Invalid {
+        path: added.path.clone(),
+        reason,
+    };
+    let mut json = serde_json::to_value(&*tokenizer).map_err(|error| failed(error.to_string()))?;
+    let entries = json["added_tokens"].as_array_mut();
+    for entry in entries.into_iter().flatten() {
+        let id = entry["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        if let Some(token) = id.and_then(|id| changed.get(&id)) {
+            entry["special"] = token.special.into();
+            entry["lstrip"] = token.lstrip.into();
+            entry["rstrip"] = token.rstrip.into();
+            entry["single_word"] = token.single_word.into();
+            entry["normalized"] = token.normalized.into();
+        }
+    }
+    *tokenizer = json
+        .to_string()
+        .parse()
+        .map_err(|error: tokenizers::Error| failed(error.to_string()))?;
+    Ok(())
+}
+
 /// Adds the tokens that the tokenizer doesn't have as added tokens, as transformers does: with the ids that the files say.
 pub(super) fn add_missing(tokenizer: &mut Tokenizer, added: Added) -> Result<(), TokenizerError> {
     let Added {
         path,
         numbered,
         special,
+        ..
     } = added;
     let invalid = |reason: String| TokenizerError::Invalid {
         path: path.clone(),

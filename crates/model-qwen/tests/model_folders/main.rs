@@ -4,6 +4,7 @@
 
 mod ends;
 mod rope;
+mod saved;
 mod weights;
 
 use std::fs;

@@ -1,11 +1,14 @@
 //! Weights that cannot be read are named for what they are.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 
 use burn::tensor::Device;
+use lora_4bit::Weight;
 use model_qwen::{
-    ChatTemplate, LoadOptions, QwenModel, ScoreHead, ScoreTokens, Tokenizer, is_headless,
-    score_weights,
+    ChatTemplate, LoadOptions, MergedWeights, Quantization, QwenConfig, QwenModel, ScoreHead,
+    ScoreTokens, Tokenizer, is_headless, score_weights,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
@@ -27,6 +30,23 @@ fn with_tensors(folder: &Folder, tensors: &[(&str, Dtype, &[usize])]) {
     let bytes = safetensors::serialize(views, None).unwrap();
     folder.remove("model.safetensors");
     fs::write(folder.file("model.safetensors"), bytes).unwrap();
+}
+
+/// Writes the tensors of a file, as `change` makes them, as the weights of `folder`.
+fn change_tensors<'a>(
+    folder: &Folder,
+    bytes: &'a [u8],
+    change: impl FnOnce(&mut BTreeMap<String, TensorView<'a>>),
+) {
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let mut views: BTreeMap<String, TensorView<'a>> = file
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view))
+        .collect();
+    change(&mut views);
+    folder.remove("model.safetensors");
+    let written = safetensors::serialize(views, None).unwrap();
+    fs::write(folder.file("model.safetensors"), written).unwrap();
 }
 
 #[test]
@@ -148,25 +168,137 @@ fn every_spelling_of_a_dtype_loads() {
 fn tensors_without_a_place_are_refused() {
     let folder = Folder::new();
     let bytes = fs::read(folder.file("model.safetensors")).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let zeros = vec![0; 4 * 896];
     for (name, len) in [
         ("model.layers.0.mlp.gate_proj.bias", 896),
         ("model.layers.0.self_attn.o_proj.bias", 320),
         ("model.layers.7.self_attn.q_norm.weight", 64),
         ("lm_head.bias", 8),
+        ("model.layers.0.mlp.up_proj.weight.foo", 8),
+        ("model.embed_tokens.weight.absmax", 8),
+        ("model.layers.0.input_layernorm.weight.absmax", 8),
     ] {
         let extra = TensorView::new(Dtype::F32, vec![len], &zeros[..4 * len]).unwrap();
-        let views = file.iter().map(|(name, view)| (name.to_owned(), view));
-        let views = views.chain([(name.to_owned(), extra)]);
-        let written = safetensors::serialize(views, None).unwrap();
-        folder.remove("model.safetensors");
-        fs::write(folder.file("model.safetensors"), written).unwrap();
+        change_tensors(&folder, &bytes, |views| {
+            views.insert(name.to_owned(), extra);
+        });
         let error = folder.refusal();
         assert!(
             error.contains("no place for") && error.contains(name),
             "{error}"
         );
+    }
+}
+
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Where `config.json` says that head and embedding are the same, the files have the last word, as in transformers.
+#[test]
+fn a_head_that_is_no_embedding_is_not_tied() {
+    let folder = Folder::new();
+    let bytes = fs::read(folder.file("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let embedding = file.tensor(EMBEDDING).unwrap();
+    let reversed: Vec<u8> = embedding
+        .data()
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .rev()
+        .flatten()
+        .copied()
+        .collect();
+    let other = TensorView::new(embedding.dtype(), embedding.shape().to_vec(), &reversed).unwrap();
+    for (head, is_alone, is_tied) in [
+        (embedding.clone(), false, true),
+        (other, false, false),
+        (embedding.clone(), true, true),
+    ] {
+        let expected = head.data().to_vec();
+        change_tensors(&folder, &bytes, |views| {
+            if is_alone {
+                views.remove(EMBEDDING);
+            }
+            views.insert(HEAD.to_owned(), head);
+        });
+        let model = folder.load().unwrap();
+        assert_eq!(model.config.tie_word_embeddings, is_tied);
+        let Weight::Dense(weight) = &model.lm_head.weight else {
+            panic!("it is dense");
+        };
+        assert_eq!(weight.to_data().bytes().to_vec(), expected);
+        assert_eq!(
+            model.embed_tokens.to_data().bytes().to_vec(),
+            embedding.data()
+        );
+        assert!(!is_headless(folder.path()).unwrap());
+
+        let output = tempfile::tempdir().unwrap();
+        let merged = MergedWeights::open(folder.path(), None).unwrap();
+        let going_on = |_: model_qwen::merge::MergeProgress<'_>| ControlFlow::Continue(());
+        merged
+            .write(output.path(), model_qwen::Dtype::Auto, going_on)
+            .unwrap();
+        let written =
+            QwenModel::load(output.path(), &LoadOptions::default(), &Device::flex()).unwrap();
+        assert_eq!(written.config.tie_word_embeddings, is_tied);
+        let config = QwenConfig::load(output.path()).unwrap();
+        assert_eq!(config.tie_word_embeddings, is_tied);
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused() {
+    let folder = Folder::new();
+    let bytes = fs::read(folder.file("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (name, place, bits, found) in [
+        (EMBEDDING, 100_000, 0x7fc0u16, "value 100000 is NaN"),
+        ("model.norm.weight", 3, 0x7f80, "value 3 is inf"),
+        (
+            "model.layers.7.mlp.down_proj.weight",
+            0,
+            0xff80,
+            "value 0 is -inf",
+        ),
+        (
+            "model.layers.0.self_attn.q_proj.bias",
+            1,
+            0x7fc0,
+            "value 1 is NaN",
+        ),
+    ] {
+        let view = file.tensor(name).unwrap();
+        assert_eq!(view.dtype(), Dtype::BF16);
+        let mut values = view.data().to_vec();
+        values[2 * place..][..2].copy_from_slice(&bits.to_le_bytes());
+        let broken = TensorView::new(Dtype::BF16, view.shape().to_vec(), &values).unwrap();
+        change_tensors(&folder, &bytes, |views| {
+            views.insert(name.to_owned(), broken);
+        });
+        let expected = format!("tensor `{name}`: {found}, expected a finite number");
+        let error = folder.refusal();
+        assert!(error.contains(&expected), "{error}");
+        let nf4 = LoadOptions {
+            quantization: Quantization::Nf4,
+            ..LoadOptions::default()
+        };
+        let error = QwenModel::load(folder.path(), &nf4, &Device::flex())
+            .map(drop)
+            .unwrap_err();
+        assert!(error.to_string().contains(&expected), "{error}");
+        // What stays in the mapped file may wait.
+        let later = LoadOptions {
+            all_values: false,
+            ..LoadOptions::default()
+        };
+        let loaded = QwenModel::load(folder.path(), &later, &Device::flex());
+        assert_eq!(loaded.is_ok(), name.ends_with("down_proj.weight"), "{name}");
+        let error = MergedWeights::open(folder.path(), None)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(&expected), "{error}");
     }
 }
 

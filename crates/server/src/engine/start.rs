@@ -147,6 +147,7 @@ impl Engine {
             // On a GPU only if the KV cache has room enough besides.
             int8_lm_head: !pools && !is_gpu(&device),
             embeddings_on_cpu: false,
+            all_values: false,
             lm_head: !pools,
         };
         let start = std::time::Instant::now();

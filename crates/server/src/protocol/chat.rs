@@ -190,11 +190,9 @@ pub(crate) fn shows_tools(template: &ChatTemplate) -> bool {
 
 /// Why there is no template: the model has none, or the cache lacks it.
 fn no_template(model: &str) -> String {
-    let unfetched = model_qwen::unfetched(model);
-    let why = match unfetched
-        .iter()
-        .any(|name| name.starts_with("chat_template"))
-    {
+    let mut unfetched = model_qwen::unfetched(model);
+    unfetched.retain(|name| name.starts_with("chat_template"));
+    let why = match !unfetched.is_empty() {
         true => format!(
             "The cache of {model} lacks {}, and so perhaps the chat template; start the server once without HF_HUB_OFFLINE, \
              or",

@@ -34,12 +34,19 @@ pub(super) struct Broken {
     step: usize,
     what: String,
     records: String,
+    /// Whether no step had changed a weight.
+    is_of_model: bool,
 }
 
 impl Broken {
     pub(super) fn into_error(self, config: &Config) -> TrainError {
         TrainError::Diverged {
-            cause: config.likely_cause(),
+            cause: match self.is_of_model {
+                true => "no step had changed a weight, so that the model itself computes it: `trainer-sft inspect FOLDER` \
+                         says what is wrong with a model or an adapter"
+                    .to_owned(),
+                false => config.likely_cause(),
+            },
             step: self.step,
             what: self.what,
             records: self.records,
@@ -69,6 +76,7 @@ impl Checks {
             step,
             what: format!("a value of `{name}` is not a finite number"),
             records: named(&self.last),
+            is_of_model: false,
         }
     }
 
@@ -82,18 +90,19 @@ impl Checks {
         let mut last = None;
         for (step, output, sources) in self.unread.drain(..) {
             let (loss, norm) = output.read();
-            let broken = |what: &str, value: f64| {
+            let broken = |what: &str, value: f64, is_of_model| {
                 Err(Broken {
                     step,
                     what: format!("{what} is {value}"),
                     records: named(&sources),
+                    is_of_model,
                 })
             };
             if !loss.is_finite() {
-                return broken("the loss", loss);
+                return broken("the loss", loss, step == 1);
             }
             if !norm.is_finite() {
-                return broken("the norm of the gradients", norm);
+                return broken("the norm of the gradients", norm, false);
             }
             let guessing = (vocab as f64).ln();
             let has_learnt = match self.lowest {
@@ -151,6 +160,23 @@ fn named(sources: &[Source]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_before_any_change_is_of_the_model() {
+        let mut config = Config::new("x");
+        config.model.model = Some("m".to_owned());
+        let said = |is_of_model| {
+            let broken = Broken {
+                step: 1,
+                what: "the loss is NaN".to_owned(),
+                records: "records a.jsonl:1".to_owned(),
+                is_of_model,
+            };
+            broken.into_error(&config).to_string()
+        };
+        assert!(said(true).contains("`trainer-sft inspect FOLDER`"));
+        assert!(said(false).contains("--learning-rate"));
+    }
 
     #[test]
     fn a_message_names_a_few_records() {

@@ -96,6 +96,7 @@ fn load(folder: &Path, quantization: Quantization, device: &Device) -> QwenModel
         double_quant: true,
         int8_lm_head: false,
         embeddings_on_cpu: false,
+        all_values: true,
         lm_head: true,
     };
     QwenModel::load(folder, &options, device).unwrap()

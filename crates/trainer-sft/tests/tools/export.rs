@@ -92,6 +92,7 @@ fn check_metadata(file: &GgufFile, model: &Path) {
         ("tokenizer.ggml.eos_token_id", json!(2)),
         ("tokenizer.ggml.padding_token_id", json!(0)),
         ("tokenizer.ggml.add_bos_token", json!(false)),
+        ("tokenizer.ggml.add_eos_token", json!(false)),
     ] {
         assert_eq!(found(key), &expected, "{key}");
     }
@@ -125,6 +126,57 @@ fn check_metadata(file: &GgufFile, model: &Path) {
     assert_eq!(written[100], text(&merges[100]));
     let template = found("tokenizer.chat_template").as_str().unwrap();
     assert!(template.contains("<|im_start|>"), "{template}");
+}
+
+#[test]
+fn ends_and_further_templates_of_a_tokenizer_are_written() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("model");
+    copy(&data_folder().join("model"), &model);
+    let special = |token: &str, id: u32| json!({"id": token, "ids": [id], "tokens": [token]});
+    let part = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let (bos, eos) = ("<|endoftext|>", "<|im_end|>");
+    edit(&model.join("tokenizer_config.json"), |json| {
+        json["chat_template"] = json!([
+            {"name": "default", "template": "plain"},
+            {"name": "tool_use", "template": "with tools"},
+        ]);
+    });
+    // The token that ends a text is also the first one of config.json.
+    for (parts, end, expected) in [
+        (json!([text, part(bos)]), bos, (false, true)),
+        (json!([part(bos), text]), eos, (true, false)),
+        (json!([part(bos), text, part(eos)]), eos, (true, true)),
+    ] {
+        edit(&model.join("tokenizer.json"), |json| {
+            json["post_processor"] = json!({
+                "type": "TemplateProcessing", "single": parts, "pair": [text, text],
+                "special_tokens": {bos: special(bos, 0), eos: special(eos, 2)},
+            });
+        });
+        edit(&model.join("tokenizer_config.json"), |json| {
+            json["eos_token"] = json!(end)
+        });
+        let path = folder.path().join("x.gguf");
+        let flags = ["--model", text_of(&model), "--output", text_of(&path)];
+        succeed(&[&["export", "--format", "gguf"], &flags[..]].concat());
+        let file = GgufFile::read(&path);
+        let flag = |name: &str| file.metadata[&format!("tokenizer.ggml.{name}")] == json!(true);
+        assert_eq!(
+            (flag("add_bos_token"), flag("add_eos_token")),
+            expected,
+            "{parts}"
+        );
+        for (key, expected) in [
+            ("chat_template", json!("plain")),
+            ("chat_template.tool_use", json!("with tools")),
+            ("chat_templates", json!(["tool_use"])),
+        ] {
+            assert_eq!(file.metadata[&format!("tokenizer.{key}")], expected);
+        }
+        fs::remove_file(path).unwrap();
+    }
 }
 
 #[test]

@@ -176,6 +176,53 @@ fn models_that_gguf_has_no_words_for() {
     assert_ne!(other, tokenizer);
     fs::write(model.join("tokenizer.json"), other).unwrap();
     fail(&[&export[..], &flags].concat(), &["splits text", "Qwen2"]);
+    let digits = json!({"type": "Digits", "individual_digits": true});
+    let end = json!({
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+    });
+    type Edit<'a> = &'a dyn Fn(&mut serde_json::Value);
+    let edits: [(Edit<'_>, &str); 7] = [
+        (
+            &|json| json["normalizer"] = json!({"type": "Lowercase"}),
+            "normalizer",
+        ),
+        (
+            &|json| {
+                let parts = json["pre_tokenizer"]["pretokenizers"].as_array_mut();
+                parts.unwrap().push(digits.clone());
+            },
+            "pre_tokenizer",
+        ),
+        (
+            &|json| json["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true.into(),
+            "pre_tokenizer",
+        ),
+        (
+            &|json| json["pre_tokenizer"]["pretokenizers"][0]["invert"] = true.into(),
+            "pre_tokenizer",
+        ),
+        (
+            &|json| json["model"]["ignore_merges"] = true.into(),
+            "model.ignore_merges",
+        ),
+        (
+            &|json| json["model"]["dropout"] = 0.5.into(),
+            "model.dropout",
+        ),
+        (
+            &|json| json["post_processor"] = end.clone(),
+            "post_processor",
+        ),
+    ];
+    for (change, field) in edits {
+        let mut json: serde_json::Value = serde_json::from_str(&tokenizer).unwrap();
+        change(&mut json);
+        fs::write(model.join("tokenizer.json"), json.to_string()).unwrap();
+        let field = format!("the tokenizer's `{field}`");
+        fail(&[&export[..], &flags].concat(), &[&field]);
+    }
     assert_eq!(names(folder.path()), ["model"]);
 }
 

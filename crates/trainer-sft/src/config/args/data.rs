@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{list, number, one_or_many, whole};
+use super::values::{columns, list, number, one_or_many, whole};
 use crate::config::{DataConfig, Thinking, TrainOn};
 
 /// The flags under "Data".
@@ -32,7 +32,7 @@ pub struct DataArgs {
     /// Names of the fields in the data: prompt=question,completion=answer reads `question` as the prompt and `answer` as the
     /// completion, and no other field
     #[arg(long, value_name = "PART=FIELD", value_delimiter = ',', num_args = 1..)]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "columns")]
     pub columns: Vec<String>,
 
     /// End with an error at a record that teaches nothing, instead of leaving it out with a warning

@@ -8,8 +8,9 @@ use clap::CommandFactory as _;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
+use toml::Spanned;
 
-use super::hints::nearest;
+use super::hints::{elsewhere, nearest};
 use super::{
     Args, DataArgs, GrpoArgs, LoraArgs, MemoryArgs, MethodArgs, ModelArgs, OutputArgs, TrainingArgs,
 };
@@ -52,9 +53,48 @@ impl<'de> Deserialize<'de> for Key {
 /// What is said of a name that is no setting.
 fn unknown(name: &str) -> String {
     let keys = Args::keys();
-    let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
+    let near = other_name(&name.replace('_', "-"))
+        .filter(|key| Args::is_key(key))
+        .or_else(|| {
+            let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
+            near.map(str::to_owned)
+        });
     let near = near.map_or_else(String::new, |near| format!("; the nearest one is `{near}`"));
     format!("unknown setting `{name}`{near}")
+}
+
+/// The setting that a flag has another name for, here or in other trainers.
+fn other_name(flag: &str) -> Option<String> {
+    let command = Args::command();
+    let alias = command.get_arguments().find(|arg| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        aliases.contains(&flag) || arg.get_long() == Some(flag)
+    });
+    let elsewhere = || elsewhere(flag).map(|here| here.replace('-', "_"));
+    alias.map(|arg| arg.get_id().to_string()).or_else(elsewhere)
+}
+
+/// A float that says the same as a whole number.
+fn as_whole(float: f64) -> Option<i64> {
+    (float.fract() == 0.0 && float.abs() < 9e15).then_some(float as i64)
+}
+
+/// `lora_r = 8.0` as `lora_r = 8`: each setting that takes a float takes a whole number, too. Places of what is wrong stay.
+fn with_whole_numbers(text: &str) -> String {
+    let mut text = text.to_owned();
+    let Ok(values) = toml::from_str::<HashMap<String, Spanned<toml::Value>>>(&text) else {
+        return text;
+    };
+    let wholes = values.values().filter_map(|value| match value.get_ref() {
+        toml::Value::Float(float) => Some((value.span(), as_whole(*float)?)),
+        _ => None,
+    });
+    let mut wholes: Vec<_> = wholes.collect();
+    wholes.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));
+    for (span, whole) in wholes {
+        text.replace_range(span, &whole.to_string());
+    }
+    text
 }
 
 impl Args {
@@ -104,7 +144,7 @@ impl Args {
                 return wrong(unknown(name));
             }
             let one = Map::from_iter([(name.clone(), value.clone())]);
-            if let Err(error) = Self::from_object(one) {
+            if let Err(error) = Self::from_object(&one) {
                 let reason = in_words(&error.to_string(), &format!("{name} ="));
                 return wrong(match reason.starts_with('`') {
                     true => reason,
@@ -112,11 +152,18 @@ impl Args {
                 });
             }
         }
-        Self::from_object(settings.clone()).map_err(|error| (String::new(), error.to_string()))
+        Self::from_object(settings).map_err(|error| (String::new(), error.to_string()))
     }
 
-    fn from_object(settings: Map<String, Value>) -> Result<Self, serde_json::Error> {
-        let settings = Value::Object(settings);
+    fn from_object(settings: &Map<String, Value>) -> Result<Self, serde_json::Error> {
+        let whole = |value: &Value| match value.as_f64().filter(|_| value.is_f64()) {
+            Some(float) => as_whole(float).map_or_else(|| value.clone(), Value::from),
+            None => value.clone(),
+        };
+        let settings = settings
+            .iter()
+            .map(|(name, value)| (name.clone(), whole(value)));
+        let settings = Value::Object(settings.collect());
         Ok(Self {
             config: None,
             data: DataArgs::deserialize(&settings)?,
@@ -136,6 +183,7 @@ impl Args {
     /// What is wrong, with its line.
     pub(crate) fn from_toml(text: &str) -> Result<Self, String> {
         read::<HashMap<Key, IgnoredAny>>(text)?;
+        let text = &with_whole_numbers(text);
         // Each group takes its own keys, so that errors know their lines.
         Ok(Self {
             config: None,
@@ -166,21 +214,26 @@ fn in_words(reason: &str, line: &str) -> String {
     let wrong = ["invalid type: ", "invalid value: "]
         .iter()
         .find_map(|start| reason.strip_prefix(start)?.split_once(", expected "));
-    let Some((found, expected)) = wrong else {
-        return reason.to_owned();
-    };
-    let known = TYPES.iter().find(|(name, _)| *name == expected);
-    let expected = known.map_or(expected, |(_, words)| words);
     let key = match line.split_once('=') {
         Some((key, _)) => format!("`{}`: ", key.trim()),
         None => String::new(),
     };
+    let Some((found, expected)) = wrong else {
+        // What serde says of a value that may have several forms.
+        return match reason.starts_with("expected ") {
+            true => format!("{key}{reason}"),
+            false => reason.to_owned(),
+        };
+    };
+    let known = TYPES.iter().find(|(name, _)| *name == expected);
+    let expected = known.map_or(expected, |(_, words)| words);
     format!("{key}expected {expected}, found {found}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::BatchSize;
 
     #[test]
     fn what_is_wrong_with_a_file_is_said_in_words_with_its_line() {
@@ -214,6 +267,34 @@ mod tests {
                 "line 1: `output`: expected a text in quotes, found integer `1`",
             ),
             (
+                "target_modules = 5",
+                "line 1: `target_modules`: expected a text in quotes, or a list of them",
+            ),
+            (
+                "columns = [1]",
+                "line 1: `columns`: expected a list such as [\"prompt=question\"], or a table",
+            ),
+            (
+                "batch_size = 4.5",
+                "line 1: `batch_size`: expected a whole number, 1 or more, or \"auto\"",
+            ),
+            (
+                "device_memory = true",
+                "line 1: `device_memory`: expected a size such as \"8GiB\"",
+            ),
+            (
+                "lr = 1e-4",
+                "line 1: unknown setting `lr`; the nearest one is `learning_rate`",
+            ),
+            (
+                "num_train_epochs = 1",
+                "line 1: unknown setting `num_train_epochs`; the nearest one is `epochs`",
+            ),
+            (
+                "dataset = \"x\"",
+                "line 1: unknown setting `dataset`; the nearest one is `data`",
+            ),
+            (
                 "\nlorar = 8",
                 "line 2: unknown setting `lorar`; the nearest one is `lora_r`",
             ),
@@ -229,5 +310,31 @@ mod tests {
         let args = Args::from_toml("lora_alpha = 16\ndata = \"a\"\nepochs = 1").unwrap();
         assert_eq!(args.lora.lora_alpha, Some(16.0));
         assert_eq!(args.data.data.len(), 1);
+    }
+
+    #[test]
+    fn numbers_and_columns_may_be_written_in_several_ways() {
+        let wholes = "lora_r = 8.0\nseed = 42.0 # the answer\nbatch_size = 4.0\nlearning_rate = 2.0\nlora_alpha = 1.5";
+        let settings = serde_json::json!({
+            "lora_r": 8.0, "seed": 42.0, "batch_size": 4.0, "learning_rate": 2.0, "lora_alpha": 1.5,
+        });
+        let from_json = Args::from_json(settings.as_object().unwrap()).unwrap();
+        for args in [Args::from_toml(wholes).unwrap(), from_json] {
+            assert_eq!(args.lora.lora_r, Some(8));
+            assert_eq!(args.lora.lora_alpha, Some(1.5));
+            assert_eq!(args.training.seed, Some(42));
+            assert_eq!(args.training.batch_size, Some(BatchSize::Rows(4)));
+            assert_eq!(args.training.learning_rate, Some(2.0));
+        }
+        for columns in [
+            "columns = {prompt = \"question\", completion = \"answer\"}",
+            "[columns]\nprompt = \"question\"\ncompletion = \"answer\"",
+            "columns = [\"completion=answer\", \"prompt=question\"]",
+        ] {
+            let args = Args::from_toml(columns).unwrap();
+            let mut pairs = args.data.columns;
+            pairs.sort();
+            assert_eq!(pairs, ["completion=answer", "prompt=question"]);
+        }
     }
 }

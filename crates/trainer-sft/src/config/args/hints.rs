@@ -37,6 +37,12 @@ const ELSEWHERE: [(&str, &str); 28] = [
     ("pref-loss", "loss-type"),
 ];
 
+/// What a flag of another trainer is here.
+pub(super) fn elsewhere(name: &str) -> Option<&'static str> {
+    let known = ELSEWHERE.iter().find(|(known, _)| *known == name);
+    known.map(|(_, here)| *here)
+}
+
 /// `--lora_r=8` as `--lora-r=8`; values stay as they are.
 pub(crate) fn with_hyphens(word: OsString) -> OsString {
     match word.to_str() {
@@ -78,9 +84,8 @@ pub(crate) fn with_nearest_flag(mut error: clap::Error, command: &Command) -> cl
         let aliases = argument.get_all_aliases().unwrap_or_default();
         names.extend(aliases.into_iter().map(ToOwned::to_owned));
     }
-    let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == unknown);
-    let near = match elsewhere {
-        Some((_, here)) if names.iter().any(|name| name == here) => Some(*here),
+    let near = match elsewhere(&unknown) {
+        Some(here) if names.iter().any(|name| name == here) => Some(here),
         _ => nearest(&unknown, names.iter().map(String::as_str)),
     };
     if let Some(near) = near {

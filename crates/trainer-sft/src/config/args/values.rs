@@ -1,5 +1,7 @@
 //! Values of flags; an error says what was expected, and clap adds the flag and what was found.
 
+use std::collections::BTreeMap;
+
 use model_qwen::flags::bytes;
 use serde::Deserialize;
 
@@ -70,7 +72,7 @@ where
     T: Deserialize<'de> + From<String>,
 {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "expected a text in quotes, or a list of them")]
     enum OneOrMany {
         One(String),
         Many(Vec<String>),
@@ -78,6 +80,32 @@ where
     Ok(match OneOrMany::deserialize(deserializer)? {
         OneOrMany::One(value) => vec![T::from(value)],
         OneOrMany::Many(values) => values.into_iter().map(T::from).collect(),
+    })
+}
+
+/// Columns: a list of `PART=FIELD`, one of these alone, or a table of fields by their parts.
+pub(super) fn columns<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected a list such as [\"prompt=question\"], or a table such as {prompt = \"question\"}"
+    )]
+    enum Columns {
+        One(String),
+        Many(Vec<String>),
+        Table(BTreeMap<String, String>),
+    }
+    Ok(match Columns::deserialize(deserializer)? {
+        Columns::One(pair) => vec![pair],
+        Columns::Many(pairs) => pairs,
+        Columns::Table(fields) => {
+            let pairs = fields.into_iter();
+            pairs
+                .map(|(part, field)| format!("{part}={field}"))
+                .collect()
+        }
     })
 }
 
