@@ -84,7 +84,7 @@ pub(crate) fn copy_other_files(input: &Path, output: &Path) -> Result<(), ModelF
         fs::create_dir_all(&target).map_err(io_error(&target))?;
         copy_other_files(&templates, &target)?;
     }
-    copy_modules(input, output)
+    copy_modules(input, output).map_err(io_error(output))
 }
 
 /// `config.json` of a folder for the same model with dense weights, in the dtype that is named, or else in the same one.

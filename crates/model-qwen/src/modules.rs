@@ -1,12 +1,12 @@
 //! `modules.json`: the parts of a model that sentence-transformers wrote, and the folders that they lie in.
 
 use std::fs;
+use std::io;
 use std::path::{Component, Path};
 
 use serde::Deserialize;
 
 use crate::json_file::{JsonFileError, read_text};
-use crate::model_folder::{ModelFolderError, io_error};
 
 pub(crate) const MODULES: &str = "modules.json";
 /// What sentence-transformers writes beside [`MODULES`].
@@ -60,8 +60,8 @@ fn is_inside(path: &str) -> bool {
 /// Copies `modules.json` with its neighbours and the folders that it names, unless they are there.
 ///
 /// # Errors
-/// When a file cannot be read or written.
-pub fn copy_modules(input: &Path, output: &Path) -> Result<(), ModelFolderError> {
+/// When a file, which it names, cannot be read or written.
+pub fn copy_modules(input: &Path, output: &Path) -> io::Result<()> {
     for name in NEIGHBOURS {
         copy(&input.join(name), &output.join(name))?;
     }
@@ -72,18 +72,23 @@ pub fn copy_modules(input: &Path, output: &Path) -> Result<(), ModelFolderError>
 }
 
 /// Copies a file, or a folder with what it holds; the copies get the permissions of new files.
-fn copy(from: &Path, to: &Path) -> Result<(), ModelFolderError> {
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
     if from.is_dir() {
-        fs::create_dir_all(to).map_err(io_error(to))?;
-        for entry in fs::read_dir(from).map_err(io_error(from))? {
-            let path = entry.map_err(io_error(from))?.path();
+        fs::create_dir_all(to).map_err(named(to))?;
+        for entry in fs::read_dir(from).map_err(named(from))? {
+            let path = entry.map_err(named(from))?.path();
             copy(&path, &to.join(path.file_name().unwrap_or_default()))?;
         }
     } else if from.is_file() && !to.exists() {
-        let bytes = fs::read(from).map_err(io_error(from))?;
-        fs::write(to, bytes).map_err(io_error(to))?;
+        let bytes = fs::read(from).map_err(named(from))?;
+        fs::write(to, bytes).map_err(named(to))?;
     }
     Ok(())
+}
+
+fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    let path = path.display().to_string();
+    move |error| io::Error::new(error.kind(), format!("{path}: {error}"))
 }
 
 #[cfg(test)]
