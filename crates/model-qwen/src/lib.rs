@@ -75,8 +75,7 @@ pub use json_file::JsonFileError;
 pub use load::{FolderShapes, LoadError, LoadOptions, Quantization, is_headless, score_weights};
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
-pub use model_folder::{ModelFolderError, RUN_FILES};
-pub use modules::copy_modules;
+pub use model_folder::{ModelFolderError, RUN_FILES, copy_modules};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
     Draw, RowMask, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,

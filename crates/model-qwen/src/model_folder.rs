@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::json_file::read_text;
-use crate::modules::copy_modules;
+use crate::modules::{MODULES, module_folders};
 
 pub(crate) const CONFIG: &str = "config.json";
 /// Name of the weights of a checkpoint in one file.
@@ -26,6 +26,13 @@ const WEIGHTS: [&str; 8] = [
     "h5",
     "msgpack",
     "onnx",
+];
+
+/// What sentence-transformers writes beside [`MODULES`].
+const MODULE_FILES: [&str; 3] = [
+    MODULES,
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 ];
 
 /// Why a file of a model folder cannot be used or written.
@@ -84,7 +91,36 @@ pub(crate) fn copy_other_files(input: &Path, output: &Path) -> Result<(), ModelF
         fs::create_dir_all(&target).map_err(io_error(&target))?;
         copy_other_files(&templates, &target)?;
     }
-    copy_modules(input, output).map_err(io_error(output))
+    copy_modules(input, output)
+}
+
+/// Copies `modules.json` with its neighbours and the folders that it names, unless they are there.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn copy_modules(input: &Path, output: &Path) -> Result<(), ModelFolderError> {
+    for name in MODULE_FILES {
+        copy(&input.join(name), &output.join(name))?;
+    }
+    for folder in module_folders(input) {
+        copy(&input.join(&folder), &output.join(&folder))?;
+    }
+    Ok(())
+}
+
+/// Copies a file, or a folder with what it holds; the copies get the permissions of new files.
+fn copy(from: &Path, to: &Path) -> Result<(), ModelFolderError> {
+    if from.is_dir() {
+        fs::create_dir_all(to).map_err(io_error(to))?;
+        for entry in fs::read_dir(from).map_err(io_error(from))? {
+            let path = entry.map_err(io_error(from))?.path();
+            copy(&path, &to.join(path.file_name().unwrap_or_default()))?;
+        }
+    } else if from.is_file() && !to.exists() {
+        let bytes = fs::read(from).map_err(io_error(from))?;
+        fs::write(to, bytes).map_err(io_error(to))?;
+    }
+    Ok(())
 }
 
 /// `config.json` of a folder for the same model with dense weights, in the dtype that is named, or else in the same one.
@@ -138,5 +174,28 @@ pub(crate) fn wrong(path: &Path, expected: &str, found: impl Into<String>) -> Mo
         path: path.to_owned(),
         expected: expected.to_owned(),
         found: found.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_modules_are_copied_unless_they_lie_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+        for folder in [input.join("1_Pooling"), output.clone()] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let modules = r#"[{"path": "", "type": "a"}, {"path": "1_Pooling", "type": "b"}, {"path": "2_Normalize", "type": "c"},
+            {"path": "../secret", "type": "d"}, {"path": "/etc", "type": "e"}]"#;
+        fs::write(input.join(MODULES), modules).unwrap();
+        fs::write(input.join("1_Pooling/config.json"), "{}").unwrap();
+        assert_eq!(module_folders(&input), ["1_Pooling", "2_Normalize"]);
+        copy_modules(&input, &output).unwrap();
+        assert!(output.join(MODULES).is_file());
+        assert!(output.join("1_Pooling/config.json").is_file());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

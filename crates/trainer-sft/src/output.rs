@@ -350,7 +350,7 @@ fn copy_tokenizer(folder: &Path, dir: &Path) -> Result<(), TrainError> {
             copy(&entry.path(), &target.join(entry.file_name()))?;
         }
     }
-    copy_modules(folder, dir).map_err(output_error(dir))
+    copy_modules(folder, dir).map_err(|error| output_error(dir)(io::Error::other(error)))
 }
 
 /// Adds the token that ends an answer to those at which generation stops.
