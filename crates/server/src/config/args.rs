@@ -7,7 +7,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::flags::some_of;
 use model_qwen::{Dtype, JsonStyle, Quantization};
 
-use super::api::MAX_LOGPROBS;
+use super::api::{MAX_LOGPROBS, template_kwargs};
 use super::finetuning::JobPriority;
 use super::kv_events::{KvEventsFlag, kv_events};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
@@ -231,7 +231,7 @@ pub struct Args {
     pub trust_request_chat_template: bool,
 
     /// Variables of the chat template, as JSON: `'{"enable_thinking": false}'`; those of a request win
-    #[arg(long, value_name = "JSON", value_parser = units::object)]
+    #[arg(long, value_name = "JSON", value_parser = template_kwargs)]
     pub default_chat_template_kwargs: Option<units::Object>,
 
     /// Which text of a chat answer is its reasoning
