@@ -9,15 +9,13 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;
 use crate::pooling::ScoreHead;
 
-/// Whether the weights of a folder are those of a model without lm_head: saved as one, or not tied and without the tensor.
+/// Whether the weights of a folder were saved as those of a model without lm_head, whose names don't begin with `model.`.
 ///
 /// # Errors
-/// When `config.json` or the weight files cannot be read.
+/// When the weight files cannot be read.
 pub fn is_headless(dir: &Path) -> Result<bool, LoadError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let is_tied = QwenConfig::load(dir)?.tie_word_embeddings;
-    let is_base = checkpoint.contains("embed_tokens.weight");
-    Ok(!checkpoint.contains("lm_head.weight") && (is_base || !is_tied))
+    Ok(checkpoint.contains("embed_tokens.weight") && !checkpoint.contains("lm_head.weight"))
 }
 
 /// The vector whose product with a hidden state is the score, `[hidden]`.
