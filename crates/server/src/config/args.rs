@@ -263,8 +263,8 @@ pub struct Args {
     #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = ["auto", "vllm"])]
     pub generation_config: String,
 
-    /// Most alternatives per token that a request may ask for
-    #[arg(long, value_name = "N", default_value_t = MAX_LOGPROBS)]
+    /// Most alternatives per token that a request may ask for, -1 = no limit
+    #[arg(long, value_name = "N", default_value_t = MAX_LOGPROBS, value_parser = units::limit, allow_negative_numbers = true)]
     pub max_logprobs: usize,
 
     /// Show tokens in log-probabilities as `token_id:N` unless the request says otherwise

@@ -26,8 +26,8 @@ pub struct ChatFields {
     pub max_completion_tokens: Option<usize>,
     /// Whether to send log-probabilities.
     pub logprobs: Option<bool>,
-    /// How many alternatives per token.
-    pub top_logprobs: Option<usize>,
+    /// How many alternatives per token; -1 = the whole vocabulary.
+    pub top_logprobs: Option<i64>,
     /// See [`super::tools::read_choice`].
     pub tool_choice: Option<Value>,
     /// Whether an answer may have several calls; true by default.

@@ -17,7 +17,7 @@ use crate::protocol::chat::TemplateFields;
 use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
-use crate::protocol::logprobs::TokenView;
+use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::responses::items::{Item, is_unfinished, read_input};
 use crate::protocol::responses::messages::{Messages, Places};
 use crate::protocol::responses::output::Output;
@@ -236,16 +236,10 @@ fn response(
 }
 
 /// Alternatives per token, if log-probabilities are asked for.
-fn num_logprobs(fields: &ResponsesFields, max: usize) -> Result<Option<usize>, ApiError> {
+fn num_logprobs(fields: &ResponsesFields, limit: LogprobLimit) -> Result<Option<usize>, ApiError> {
     let includes = settings::read_include(fields.include.as_deref().unwrap_or_default())?;
-    match fields.top_logprobs.unwrap_or(0) {
-        n if n > max => {
-            let message =
-                format!("`top_logprobs` must be at most {max} (--max-logprobs), found {n}.");
-            Err(ApiError::bad_request("top_logprobs", message))
-        }
-        n => Ok((includes || n > 0).then_some(n)),
-    }
+    let num = limit.num("top_logprobs", fields.top_logprobs.unwrap_or(0))?;
+    Ok((includes || num > 0).then_some(num))
 }
 
 /// The conversation so far.
