@@ -207,7 +207,8 @@ fn value_end(text: &str, mut from: usize, ends: bool, is_whole: impl Fn(&str) ->
         match begins(rest, words, ends) {
             Begins::With(_) if !is_whole(&text[..at]) => from = behind,
             Begins::With(_) => return ValueEnd::Found { end: at, len },
-            Begins::Otherwise if ends && rest.is_empty() => {
+            // The end of the text may have cut what follows.
+            Begins::Otherwise if ends && words.iter().any(|word| word.starts_with(rest)) => {
                 return ValueEnd::Found { end: at, len };
             }
             Begins::Otherwise => from = behind,

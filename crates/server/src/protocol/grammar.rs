@@ -147,6 +147,11 @@ fn json(param: &str, value: Value) -> Result<Value, ApiError> {
     })
 }
 
+/// Whether a value says something: an empty schema does.
+fn is_set(value: &Value) -> bool {
+    value.is_object() || !says_nothing(value)
+}
+
 /// An object whose every key is known. Keys that say nothing are as good as absent.
 fn object<'a>(
     param: &str,
@@ -156,7 +161,7 @@ fn object<'a>(
     let Value::Object(object) = value else {
         return Err(bad(param, "an object", value));
     };
-    let mut unknown = object.iter().filter(|(_, value)| !says_nothing(value));
+    let mut unknown = object.iter().filter(|(_, value)| is_set(value));
     match unknown.find(|(key, _)| !keys.contains(&key.as_str())) {
         None => Ok(object),
         Some((key, _)) => {
@@ -285,8 +290,7 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, Api
     let given = KINDS
         .iter()
         .filter_map(|name| Some((*name, fields.get(*name)?)));
-    // An empty schema is one.
-    let given = given.filter(|(_, value)| value.is_object() || !says_nothing(value));
+    let given = given.filter(|(_, value)| is_set(value));
     let given: Vec<(&str, &Value)> = given.collect();
     let (name, value) = match given.as_slice() {
         [one] => *one,
@@ -425,6 +429,10 @@ mod tests {
             ),
             (
                 json!({"response_format": {"type": "json_object", "schema": {"a": 1}}}),
+                "response_format.schema",
+            ),
+            (
+                json!({"response_format": {"type": "json_object", "schema": {}}}),
                 "response_format.schema",
             ),
             (
