@@ -14,7 +14,6 @@ use crate::error::ApiError;
 use crate::finetuning::FineTuning;
 use crate::grammars::Grammars;
 use crate::metrics::{HttpMetrics, Metrics};
-use crate::protocol::logprobs::LogprobLimit;
 use crate::special_tokens::SpecialTokens;
 use crate::stored_responses::ResponseStore;
 use crate::traces::Tracer;
@@ -216,12 +215,9 @@ impl AppState {
         &self.0.stored_responses
     }
 
-    /// Most alternatives per token in log-probabilities.
-    pub fn max_logprobs(&self) -> LogprobLimit {
-        LogprobLimit {
-            max: self.0.api.max_logprobs,
-            vocab_size: self.engine().vocab_size(),
-        }
+    /// Most alternatives per token in log-probabilities; `usize::MAX` = no limit.
+    pub fn max_logprobs(&self) -> usize {
+        self.0.api.max_logprobs
     }
 
     /// Whether requests may bring a chat template.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::engine::TokenLogprobs;
 use crate::error::ApiError;
+use crate::state::AppState;
 
 /// JSON has no infinity; vLLM sends this instead.
 const LEAST_LOGPROB: f32 = -9999.0;
@@ -27,6 +28,14 @@ pub struct LogprobLimit {
 }
 
 impl LogprobLimit {
+    /// The server's.
+    pub fn of(state: &AppState) -> Self {
+        Self {
+            max: state.max_logprobs(),
+            vocab_size: state.engine().vocab_size(),
+        }
+    }
+
     /// The number that the field `param` asks for; -1 is the whole vocabulary.
     ///
     /// # Errors

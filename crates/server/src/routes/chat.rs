@@ -87,14 +87,14 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
 pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
     body.check(Endpoint::Chat)?;
     let template: TemplateFields = body.read()?;
-    let mut sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let mut sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
     let grammar: GrammarFields = body.read()?;
     let fields = ChatFields::take(&mut body)?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
 
     let tool_choice = read_choice(fields.tool_choice.as_ref(), template.tools.as_deref())?;
-    let num_logprobs = num_logprobs(&fields, state.max_logprobs())?;
+    let num_logprobs = num_logprobs(&fields, LogprobLimit::of(state))?;
     let named_anew = fields.max_completion_tokens.is_some();
     let echo = fields.echo.unwrap_or(false);
     if echo && !sampling.stream() && fields.top_logprobs.is_some() {

@@ -18,7 +18,7 @@ use crate::protocol::common::SamplingFields;
 use crate::protocol::completions::{CompletionFields, DEFAULT_MAX_TOKENS, PromptItem};
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
-use crate::protocol::logprobs::TokenView;
+use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
@@ -120,13 +120,13 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
 pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     body.check(Endpoint::Completions)?;
     let fields = CompletionFields::take(&mut body)?;
-    let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
     let grammar: GrammarFields = body.read()?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
 
     let (model, adapter) = state.resolve_model(fields.model.as_deref())?;
-    let limit = state.max_logprobs();
+    let limit = LogprobLimit::of(state);
     let num_logprobs = fields.logprobs.map(|given| limit.num("logprobs", given));
     let num_logprobs = num_logprobs.transpose()?;
     let echo = fields.echo.unwrap_or(false);

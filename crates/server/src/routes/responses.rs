@@ -116,7 +116,7 @@ fn prepare(state: &AppState, body: Body) -> Result<(Shown, Prepared), ApiError> 
 fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places), ApiError> {
     body.check(Endpoint::Responses)?;
     let mut fields = ResponsesFields::take(&mut body)?;
-    let mut sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let mut sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
     let mut grammar: GrammarFields = body.read()?;
     drop(body);
     grammar.response_format = settings::read_text(fields.text.as_ref())?;
@@ -131,7 +131,7 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
     let input = read_input(std::mem::take(&mut fields.input), find)?;
     let tools = read_tools(fields.tools.take().unwrap_or_default())?;
     let choice = chat_choice(fields.tool_choice.as_ref().unwrap_or(&Value::Null), &tools)?;
-    let num_logprobs = num_logprobs(&fields, state.max_logprobs())?;
+    let num_logprobs = num_logprobs(&fields, LogprobLimit::of(state))?;
     let response = response(state, &fields, &sampling, &tools)?;
 
     let chat_tools: Vec<Value> = tools.iter().map(chat_tool).collect();

@@ -102,7 +102,7 @@ impl Work {
             let message = format!("`think`: the model `{model}` does not support thinking.");
             return Err(ApiError::bad_request("think", message));
         }
-        let num_logprobs = request.num_logprobs(state.max_logprobs().max)?;
+        let num_logprobs = request.num_logprobs(state.max_logprobs())?;
         let sampling = request.options.sampling();
         if conversation.is_none() {
             // What is not generated yet is checked, too.

@@ -117,7 +117,7 @@ fn plain(
     text: &str,
 ) -> Result<Prepared, ApiError> {
     let (model, adapter) = state.resolve_model(Some(&model_name(state, &request.fields.model)))?;
-    let num_logprobs = request.num_logprobs(state.max_logprobs().max)?;
+    let num_logprobs = request.num_logprobs(state.max_logprobs())?;
     let params = sampling.sampling_params(state, num_logprobs);
     let params = params.map_err(renamed)?;
     let options = sampling.text_options(state)?;
