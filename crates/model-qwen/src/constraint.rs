@@ -34,14 +34,23 @@ pub use mask::TokenMask;
 #[derive(Debug)]
 pub struct Constraint {
     state: Arc<Mutex<State>>,
-    /// The token before which nothing is constrained, until it comes.
-    after: Option<u32>,
+    /// What comes before the grammar, until it has come.
+    after: Option<After>,
     /// Tokens that end a text.
     ends: Arc<[u32]>,
     /// Whether a text may end where the grammar would let it go on.
     ends_early: bool,
     finished: bool,
     error: Option<String>,
+}
+
+/// Free text before the grammar.
+#[derive(Clone, Debug)]
+struct After {
+    /// The token that ends it.
+    token: u32,
+    /// Its tokens: all but those that end a text, which is not complete without the grammar's part.
+    mask: Arc<TokenMask>,
 }
 
 /// The part that another thread may work on.
@@ -70,7 +79,7 @@ impl Clone for Constraint {
         };
         Self {
             state: Arc::new(Mutex::new(copy)),
-            after: self.after,
+            after: self.after.clone(),
             ends: Arc::clone(&self.ends),
             error: self.error.clone(),
             ..*self
@@ -123,20 +132,29 @@ impl Constraint {
         let mask = state.mask(&ends).map_err(GrammarError::Invalid)?;
         let is_empty = mask.num_allowed() == 0;
         let finished = after.is_none() && is_empty && state.matcher.is_stopped();
-        Ok(Self {
+        let constraint = Self {
             state: Arc::new(Mutex::new(state)),
-            after,
+            after: None,
             ends,
             ends_early: true,
             finished,
             error: None,
-        })
+        };
+        Ok(constraint.after(after))
     }
 
-    /// The same, with nothing constrained until the token `after` has come. Of use before the first token.
+    /// The same behind free text that the token `after` ends. The text as a whole may not end before. Of use before the first
+    /// token.
     #[must_use]
     pub fn after(mut self, after: Option<u32>) -> Self {
-        self.after = after;
+        self.after = after.map(|token| {
+            let mut mask = TokenMask::all(lock(&self.state).num_tokens);
+            mask.leave_out_unless_alone(&self.ends);
+            After {
+                token,
+                mask: Arc::new(mask),
+            }
+        });
         self
     }
 
@@ -155,13 +173,17 @@ impl Constraint {
 
     /// Whether the next token is constrained.
     pub fn is_active(&self) -> bool {
-        self.after.is_none() && !self.finished && self.error.is_none()
+        let is_free = self.after.is_some() && self.ends.is_empty();
+        !is_free && !self.finished && self.error.is_none()
     }
 
     /// The tokens that may come next; `None` where every token may. Waits for the thread that computes it, or computes it.
     pub fn mask(&mut self) -> Option<Arc<TokenMask>> {
         if !self.is_active() {
             return None;
+        }
+        if let Some(After { mask, .. }) = &self.after {
+            return Some(Arc::clone(mask));
         }
         let mask = lock(&self.state).mask(&self.ends);
         match mask {
@@ -178,8 +200,8 @@ impl Constraint {
         if self.finished || self.error.is_some() {
             return;
         }
-        if let Some(after) = self.after {
-            if id == after {
+        if let Some(After { token, .. }) = self.after {
+            if id == token {
                 self.after = None;
                 self.begin_mask();
             }
@@ -231,7 +253,7 @@ impl Constraint {
 
     /// Computes the next mask on another thread, unless it is there.
     fn begin_mask(&self) {
-        if !self.is_active() {
+        if !self.is_active() || self.after.is_some() {
             return;
         }
         let (state, ends) = (Arc::clone(&self.state), Arc::clone(&self.ends));

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::json_file::{JsonFile, JsonFileError};
 use crate::modules::{MODULES as MODULES_FILE, read_modules};
@@ -207,7 +207,7 @@ pub struct Labels {
 /// transformers calls them `LABEL_0` and so on.
 ///
 /// # Errors
-/// When the file cannot be read, a field has another form, or `num_labels` is another number.
+/// When the file cannot be read, a field has another form, or `num_labels` or the number of names is another one.
 pub fn labels(dir: &Path, num: usize) -> Result<Labels, JsonFileError> {
     let config = JsonFile::read(dir.join("config.json"))?;
     let top = config.top();
@@ -216,6 +216,13 @@ pub fn labels(dir: &Path, num: usize) -> Result<Labels, JsonFileError> {
     {
         let expected = format!("{num}, the number of rows of score.weight");
         return Err(top.error("num_labels", &expected, given));
+    }
+    let names = top.read("id2label", "an object", |value| {
+        value.as_object().map(Map::len)
+    })?;
+    if let Some(given) = names.filter(|given| *given != num) {
+        let expected = format!("{num} names, one for each row of score.weight");
+        return Err(top.error("id2label", &expected, given));
     }
     let problem_type = match top.text("problem_type")?.as_deref() {
         None | Some("single_label_classification") => ProblemType::SingleLabel,
@@ -365,6 +372,11 @@ mod tests {
             (r#"{"id2label": ["good"]}"#, "`id2label`"),
             (r#"{"id2label": {"0": 5}}"#, "`id2label`"),
             (r#"{"num_labels": 3}"#, "`num_labels`"),
+            (r#"{"id2label": {"0": "a"}}"#, "`id2label`"),
+            (
+                r#"{"id2label": {"0": "a", "1": "b", "2": "c"}}"#,
+                "`id2label`",
+            ),
             (r#"{"problem_type": "ranking"}"#, "`problem_type`"),
         ] {
             let error = read(wrong, 2).unwrap_err().to_string();

@@ -33,7 +33,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
 use serde::Deserialize;
 
-pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use api::{Allowed, ApiConfig, CorsConfig, TEMPLATE_FIELDS};
 pub use finetuning::{FineTuningConfig, JobPriority};
 pub use keys::ApiKey;
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, KvEventsFlag};

@@ -23,6 +23,7 @@ mod prompt;
 pub mod render;
 pub mod responses;
 mod responses_format;
+mod said;
 pub mod scores;
 pub mod stored_responses;
 mod thoughts;

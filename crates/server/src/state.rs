@@ -215,7 +215,7 @@ impl AppState {
         &self.0.stored_responses
     }
 
-    /// Most alternatives per token in log-probabilities.
+    /// Most alternatives per token in log-probabilities; `usize::MAX` = no limit.
     pub fn max_logprobs(&self) -> usize {
         self.0.api.max_logprobs
     }

@@ -14,6 +14,9 @@ use reader::Reader;
 /// Groups inside one another.
 const MAX_DEPTH: usize = 100;
 
+/// The empty text in Lark.
+const NOTHING: &str = "\"\"";
+
 /// Whether a grammar has rules as EBNF writes them.
 pub(super) fn has_rules(source: &str) -> bool {
     source.lines().any(|line| {
@@ -96,7 +99,7 @@ impl Expression {
             Self::Class(negated, ranges) => class(*negated, ranges),
             Self::Any => "/(?s:.)/".to_owned(),
             Self::Name(name) => names.0[name.as_str()].clone(),
-            Self::Sequence(parts) if parts.is_empty() => "\"\"".to_owned(),
+            Self::Sequence(parts) if parts.is_empty() => NOTHING.to_owned(),
             Self::Sequence(parts) | Self::Choice(parts) if parts.len() == 1 => {
                 parts[0].lark(names, is_inside)
             }
@@ -109,6 +112,9 @@ impl Expression {
                     _ => part.lark(names, true),
                 };
                 match (least, most) {
+                    // No text, which Lark repeats in no other way.
+                    (_, Some(0)) => NOTHING.to_owned(),
+                    _ if part == NOTHING => part,
                     (0, None) => format!("{part}*"),
                     (1, None) => format!("{part}+"),
                     (0, Some(1)) => format!("{part}?"),

@@ -39,16 +39,13 @@ pub(super) fn untie(checkpoint: &Checkpoint, config: &mut QwenConfig) -> bool {
     is_wrong
 }
 
-/// Whether the weights of a folder are those of a model without lm_head: saved as one, or not tied and without the tensor.
+/// Whether the weights of a folder were saved as those of a model without lm_head, whose names don't begin with `model.`.
 ///
 /// # Errors
-/// When `config.json` or the weight files cannot be read.
+/// When the weight files cannot be read.
 pub fn is_headless(dir: &Path) -> Result<bool, LoadError> {
-    let config = QwenConfig::load(dir)?;
-    let is_tied = config.tie_word_embeddings;
-    let checkpoint = open(dir, &config)?;
-    let is_base = checkpoint.contains("embed_tokens.weight");
-    Ok(!checkpoint.contains(HEAD) && (is_base || !is_tied))
+    let checkpoint = Checkpoint::open(dir)?;
+    Ok(checkpoint.contains("embed_tokens.weight") && !checkpoint.contains(HEAD))
 }
 
 /// The vector whose product with a hidden state is the score, `[hidden]`.

@@ -118,6 +118,18 @@ fn ebnf_has_recursion_classes_and_bounds() {
         &["a", "b", "c"],
         &["d"],
     );
+    // Space, and in a group a new line, may stand before an operator.
+    check(
+        &ebnf("root ::= \"a\" {2} [b-c] * (\"d\"\n +) \"e\" ?"),
+        &["aad", "aabcbdde"],
+        &["ad", "aa", "aadee"],
+    );
+    // Nothing, however often.
+    check(
+        &ebnf("root ::= [a-z]{0}\"x\" (word{0})* \"\"+\nword ::= \"y\""),
+        &["x"],
+        &["", "ax", "xy"],
+    );
 }
 
 #[test]
@@ -170,11 +182,14 @@ fn a_model_without_such_tokens_ends_where_nothing_may_follow() {
 }
 
 #[test]
-fn nothing_is_constrained_before_the_token_it_comes_after() {
+fn the_token_it_comes_after_may_follow_anything_but_an_end() {
     let after = id_of("x");
     let mut constraint = FACTORY.compile(&Grammar::JsonObject, Some(after)).unwrap();
-    for id in [id_of("a"), ENDS[0], id_of("}")] {
-        assert!(!constraint.is_active() && constraint.mask().is_none());
+    for id in [id_of("a"), id_of("}")] {
+        let mask = constraint.mask().unwrap();
+        assert_eq!(mask.num_allowed(), vocab_size() - ENDS.len());
+        assert!(mask.allows(after) && !ENDS.iter().any(|end| mask.allows(*end)));
+        assert!(!constraint.may_stop() && !constraint.must_stop());
         constraint.consume(id);
     }
     constraint.consume(after);

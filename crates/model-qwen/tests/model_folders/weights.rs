@@ -320,6 +320,13 @@ fn a_model_without_lm_head_generates_no_text() {
         assert_eq!(load(&without), Ok(()));
     }
     assert!(!is_headless(folder.path()).unwrap());
+    // A tensor that is missing is no reason to take the model for another one.
+    folder.set("config.json", "architectures", json!(["Qwen2ForCausalLM"]));
+    folder.set("config.json", "tie_word_embeddings", json!(false));
+    let error = load(&LoadOptions::default()).unwrap_err();
+    assert!(error.contains("lm_head.weight"), "{error}");
+    assert!(!is_headless(folder.path()).unwrap());
+    folder.set("config.json", "tie_word_embeddings", json!(true));
     let score = score_weights(folder.path(), ScoreHead::Label).unwrap_err();
     assert!(score.to_string().contains("score.weight"), "{score}");
     let tokens = ScoreTokens {

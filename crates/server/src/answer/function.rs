@@ -61,7 +61,10 @@ impl AnswerParser {
         parameters.stray.push_str(&stray);
         let Search::Found { tag, .. } = found else {
             if ends {
-                // Cut off.
+                // Cut off, perhaps within a tag.
+                if let Search::None { open } = search(&parameters.stray, &words, false) {
+                    parameters.stray.truncate(open);
+                }
                 self.emit_end();
                 self.emit_content(parameters.stray.trim());
                 return self.wait(State::Content(Place::Line));
@@ -80,7 +83,11 @@ impl AnswerParser {
                         from: 0,
                     })
                 }
-                None if ends || self.buffer.len() > MAX_NAME => {
+                None if ends => {
+                    self.buffer.clear();
+                    self.go(State::Parameters(parameters))
+                }
+                None if self.buffer.len() > MAX_NAME => {
                     let tag = self.take(OPEN_PARAMETER.len());
                     parameters.stray.push_str(&tag);
                     self.go(State::Parameters(parameters))
@@ -119,8 +126,11 @@ impl AnswerParser {
                     from,
                 });
             }
-            // Cut off: as much of the value as there is, and no end.
-            let text = self.take(self.buffer.len());
+            // Cut off: as much of the value as there is, and no end, not even the beginning of one.
+            let mut text = self.take(self.buffer.len());
+            if let Search::None { open } = search(&text, &[CLOSE_PARAMETER], false) {
+                text.truncate(open);
+            }
             let value = Value::from(text.strip_prefix('\n').unwrap_or(&text)).to_string();
             let key = Value::from(name);
             let comma = if parameters.num > 0 { ", " } else { "" };
@@ -161,6 +171,10 @@ impl AnswerParser {
                 self.go(State::Content(Place::Call { in_fence: false }))
             }
             Begins::Open => self.wait(State::FunctionTail),
+            Begins::Otherwise if ends && self.is_cut_close() => {
+                self.buffer.clear();
+                self.wait(State::FunctionTail)
+            }
             Begins::Otherwise => self.go(State::Content(Place::Call { in_fence: false })),
         }
     }
@@ -193,7 +207,8 @@ fn value_end(text: &str, mut from: usize, ends: bool, is_whole: impl Fn(&str) ->
         match begins(rest, words, ends) {
             Begins::With(_) if !is_whole(&text[..at]) => from = behind,
             Begins::With(_) => return ValueEnd::Found { end: at, len },
-            Begins::Otherwise if ends && rest.is_empty() => {
+            // The end of the text may have cut what follows.
+            Begins::Otherwise if ends && words.iter().any(|word| word.starts_with(rest)) => {
                 return ValueEnd::Found { end: at, len };
             }
             Begins::Otherwise => from = behind,

@@ -38,7 +38,8 @@ impl AnswerParser {
 
     pub(super) fn whole(&mut self, lead: String, from: usize, ends: bool) -> bool {
         let tags = [CLOSE_CALL, OPEN_CALL];
-        let (len, tag) = match search_from(&self.buffer, from, &tags, ends) {
+        // The end of a text may have cut its closing tag.
+        let (len, tag) = match search_from(&self.buffer, from, &tags, false) {
             Search::Found { at, tag } => (at, tag),
             Search::None { open } if !ends => return self.wait(State::Whole { lead, from: open }),
             Search::None { open } => (open, ""),
@@ -46,6 +47,7 @@ impl AnswerParser {
         let body = self.take(len);
         let close = match tag {
             CLOSE_CALL => self.take(CLOSE_CALL.len()),
+            "" => self.take(self.buffer.len()),
             _ => String::new(),
         };
         let Some(calls) = calls_of(&body) else {
@@ -78,6 +80,10 @@ impl AnswerParser {
                     self.go(State::JsonTail)
                 }
                 Begins::Open => self.wait(State::Json(brackets)),
+                Begins::Otherwise if ends && self.is_cut_close() => {
+                    self.buffer.clear();
+                    self.go(State::Json(brackets))
+                }
                 Begins::Otherwise => {
                     let angle = self.take(1);
                     self.emit_arguments(angle);
@@ -99,8 +105,17 @@ impl AnswerParser {
                 self.go(State::Content(Place::Call { in_fence: false }))
             }
             Begins::Open => self.wait(State::JsonTail),
+            Begins::Otherwise if ends && self.is_cut_close() => {
+                self.buffer.clear();
+                self.wait(State::JsonTail)
+            }
             Begins::Otherwise => self.go(State::Content(Place::Call { in_fence: false })),
         }
+    }
+
+    /// Whether all that is left is the beginning of a closing tag, which is no content where the text ends with it.
+    pub(super) fn is_cut_close(&self) -> bool {
+        CLOSE_CALL.starts_with(&self.buffer)
     }
 }
 

@@ -324,7 +324,30 @@ fn functions_that_are_cut_off() {
         "<tool_call><function=find> odd <parameter=num>1</parameter>\n</function>",
         "find{\"num\": 1}.'odd'",
     );
-    check("<tool_call><function=find><parame", "find{.'<parame'");
+}
+
+#[test]
+fn a_tag_that_is_cut_off_behind_a_call_is_no_content() {
+    let json = "<tool_call>{\"name\": \"now\", \"arguments\": {}";
+    let list = "<tool_call>[{\"name\": \"now\", \"arguments\": {}}]\n";
+    let function = "<tool_call><function=find>";
+    let value = format!("{function}<parameter=num>1");
+    let closed = format!("{value}</parameter>\n");
+    for cut in ["<", "</", "</tool_cal"] {
+        check(&format!("{json}}}\n{cut}"), "now{}.");
+        check(&format!("{json}{cut}"), "now{}.");
+        check(&format!("{list}{cut}"), "now{}.");
+        let text = format!("{closed}</function>\n{cut}");
+        check(&text, "find{\"num\": 1}.");
+    }
+    for cut in ["<", "<parame", "<parameter=", "<parameter=na", "</func"] {
+        check(&format!("{function}{cut}"), "find{.");
+        check(&format!("{closed}{cut}"), "find{\"num\": 1.");
+    }
+    for cut in ["<", "</param", "</parameter"] {
+        check(&format!("{value}{cut}"), "find{\"num\": \"1.");
+    }
+    check(&format!("{json}}}\n< 5"), "now{}.'< 5'");
 }
 
 #[test]

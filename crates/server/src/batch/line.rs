@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use super::source::{Ids, Line};
 use crate::error::ApiError;
+use crate::protocol::fields::boolean;
 
 /// What a line may ask for.
 const URLS: [&str; 10] = [
@@ -152,9 +153,9 @@ fn check(method: &Value, url: &Value, body: &str) -> Result<String, ApiError> {
         false => Unanswerable::default(),
     };
     for (name, value) in [("stream", fields.stream), ("background", fields.background)] {
-        if value == true {
+        if boolean(&value) == Some(true) {
             let message = format!(
-                "`body.{name}`: expected false, found true: a batch has whole answers only."
+                "`body.{name}`: expected false, found {value}: a batch has whole answers only."
             );
             return Err(ApiError::bad_request(format!("body.{name}"), message));
         }
@@ -249,6 +250,16 @@ mod tests {
                 line("\"f\"", post, path, r#"{"stream": true}"#),
                 Some("f"),
                 "`body.stream`: expected false, found true",
+            ),
+            (
+                line("\"f\"", post, path, r#"{"stream": "true"}"#),
+                Some("f"),
+                "`body.stream`: expected false, found \"true\"",
+            ),
+            (
+                line("\"f\"", post, path, r#"{"background": 1}"#),
+                Some("f"),
+                "`body.background`: expected false, found 1",
             ),
         ] {
             let bad = read_text(&text, &mut Ids::default()).unwrap_err();

@@ -2,12 +2,35 @@
 
 use super::StoredResponses;
 use super::parsers::{ReasoningParser, ToolCallParser};
+use super::units;
 use axum::http::{HeaderName, HeaderValue, Method};
 use model_qwen::JsonStyle;
 use serde_json::{Map, Value};
 
 /// Most alternatives per token in log-probabilities, as in vLLM.
 pub(super) const MAX_LOGPROBS: usize = 20;
+
+/// Variables of the chat template that have a field of a request.
+pub const TEMPLATE_FIELDS: [&str; 6] = [
+    "messages",
+    "tools",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+];
+
+/// `--default-chat-template-kwargs`.
+pub(super) fn template_kwargs(text: &str) -> Result<units::Object, String> {
+    let object = units::object(text)?;
+    match object
+        .keys()
+        .find(|name| TEMPLATE_FIELDS.contains(&name.as_str()))
+    {
+        None => Ok(object),
+        Some(name) => Err(format!("`{name}` has no effect: each request has its own")),
+    }
+}
 
 /// How the HTTP API answers.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +41,7 @@ pub struct ApiConfig {
     pub trust_request_chat_template: bool,
     /// Variables of the chat template; those of a request win.
     pub default_chat_template_kwargs: Map<String, Value>,
-    /// Most alternatives per token in log-probabilities.
+    /// Most alternatives per token in log-probabilities; `usize::MAX` = no limit.
     pub max_logprobs: usize,
     /// Whether log-probabilities show tokens as `token_id:N` unless a request says otherwise.
     pub return_tokens_as_token_ids: bool,

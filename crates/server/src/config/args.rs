@@ -7,7 +7,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::flags::some_of;
 use model_qwen::{Dtype, JsonStyle, Quantization};
 
-use super::api::MAX_LOGPROBS;
+use super::api::{MAX_LOGPROBS, template_kwargs};
 use super::finetuning::JobPriority;
 use super::kv_events::{KvEventsFlag, kv_events};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
@@ -231,7 +231,7 @@ pub struct Args {
     pub trust_request_chat_template: bool,
 
     /// Variables of the chat template, as JSON: `'{"enable_thinking": false}'`; those of a request win
-    #[arg(long, value_name = "JSON", value_parser = units::object)]
+    #[arg(long, value_name = "JSON", value_parser = template_kwargs)]
     pub default_chat_template_kwargs: Option<units::Object>,
 
     /// Which text of a chat answer is its reasoning
@@ -263,8 +263,8 @@ pub struct Args {
     #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = ["auto", "vllm"])]
     pub generation_config: String,
 
-    /// Most alternatives per token that a request may ask for
-    #[arg(long, value_name = "N", default_value_t = MAX_LOGPROBS)]
+    /// Most alternatives per token that a request may ask for, -1 = no limit
+    #[arg(long, value_name = "N", default_value_t = MAX_LOGPROBS, value_parser = units::limit, allow_negative_numbers = true)]
     pub max_logprobs: usize,
 
     /// Show tokens in log-probabilities as `token_id:N` unless the request says otherwise

@@ -223,6 +223,11 @@ fn bad_values_name_their_flag() {
             "--default-chat-template-kwargs",
         ),
         (
+            vec!["--default-chat-template-kwargs", r#"{"tools": [1]}"#],
+            "--default-chat-template-kwargs",
+        ),
+        (vec!["--max-logprobs", "-2"], "--max-logprobs"),
+        (
             vec!["--structured-outputs-config", "{\"backend\": \"outlines\"}"],
             "--structured-outputs-config",
         ),

@@ -19,6 +19,14 @@ pub fn count(text: &str) -> Result<usize, String> {
     usize::try_from(value).map_err(|_| expected())
 }
 
+/// A whole number; -1 = no limit.
+pub fn limit(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => (text.parse()).map_err(|_| "expected a whole number, or -1 (no limit)".to_owned()),
+    }
+}
+
 /// `--max-model-len`: a count, or `auto` (vLLM's `-1` too).
 pub fn max_model_len(text: &str) -> Result<MaxModelLen, String> {
     match text {

@@ -151,6 +151,9 @@ fn info(
         let message = format!("`task`: expected {name}, which is what this model computes");
         return Err(wrong("--pooler-config", message));
     }
+    if head.is_some() {
+        check_scorer(config)?;
+    }
     let score = head.map(|head| score_weights(dir, head)).transpose()?;
     let num_labels = score.as_ref().map_or(0, |score| score.len() / hidden_size);
     let labels = match head {
@@ -179,6 +182,21 @@ fn info(
         max_len: limits.into_iter().flatten().min(),
         do_lower_case: sentences.do_lower_case,
     })
+}
+
+/// Refuses what `--pooler-config` says of vectors only.
+fn check_scorer(config: &PoolingConfig) -> Result<(), StartError> {
+    let pooler = config.pooler;
+    let message = match pooler.pooling_type {
+        Some(other) if other != PoolingType::Last => {
+            "`pooling_type`: expected LAST, as a score is one of the last token"
+        }
+        _ if pooler.dimensions.is_some() => {
+            "`dimensions`: this is of embeddings, and the model computes scores"
+        }
+        _ => return Ok(()),
+    };
+    Err(wrong("--pooler-config", message.to_owned()))
 }
 
 /// The negative token comes first, if there are two.

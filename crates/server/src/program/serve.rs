@@ -174,13 +174,28 @@ fn announce(state: &AppState, config: &Config, url: &str, curl: &str) -> Result<
         }
         _ => String::new(),
     };
-    let body = serde_json::json!({ "model": model, "messages": [{ "role": "user", "content": "Hello!" }] });
+    let pooling = state.model().pooling.as_ref();
+    let (path, body) = example(model, pooling.map(|pooling| pooling.score.is_some()));
     let body = body.to_string().replace('\'', "'\\''");
     let table = &state.model().memory_table;
     print(&format!(
         "{table}\n\nServing {model} at {url}. Try:\n\n  \
-         {curl} {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n\n{page}"
+         {curl} {url}{path}{key} -H 'Content-Type: application/json' -d '{body}'\n\n{page}"
     ))
+}
+
+/// A request that the model can answer, which generates text unless it pools: to scores, or to vectors.
+fn example(model: &str, scores: Option<bool>) -> (&'static str, serde_json::Value) {
+    let input = || serde_json::json!({ "model": model, "input": "Hello!" });
+    match scores {
+        None => {
+            let messages = serde_json::json!([{ "role": "user", "content": "Hello!" }]);
+            let body = serde_json::json!({ "model": model, "messages": messages });
+            ("/v1/chat/completions", body)
+        }
+        Some(true) => ("/classify", input()),
+        Some(false) => ("/v1/embeddings", input()),
+    }
 }
 
 /// The address at which a browser of this machine reaches a server that listens on all addresses.
@@ -201,6 +216,19 @@ mod tests {
             ("http://10.0.0.0:8000", "http://10.0.0.0:8000"),
         ] {
             assert_eq!(from_here(url), expected);
+        }
+    }
+
+    #[test]
+    fn the_example_is_of_what_the_model_does() {
+        for (scores, path, field) in [
+            (None, "/v1/chat/completions", "messages"),
+            (Some(false), "/v1/embeddings", "input"),
+            (Some(true), "/classify", "input"),
+        ] {
+            let (found, body) = example("m", scores);
+            assert_eq!((found, &body["model"]), (path, &"m".into()));
+            assert!(!body[field].is_null(), "{body}");
         }
     }
 }

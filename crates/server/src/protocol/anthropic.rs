@@ -107,6 +107,17 @@ pub enum Thinking {
     Disabled,
 }
 
+/// What an answer shows of the thinking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThinkingShown {
+    /// Its text.
+    Text,
+    /// That there is some.
+    Blocks,
+    /// Nothing.
+    Nothing,
+}
+
 /// `thinking.display`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -145,8 +156,8 @@ pub struct Prompt {
     pub only_one_call: bool,
     /// Most tokens of thinking.
     pub thinking_budget: Option<usize>,
-    /// Whether the thinking is shown.
-    pub shows_thinking: bool,
+    /// What is shown of the thinking.
+    pub shown: ThinkingShown,
 }
 
 impl Prompt {
@@ -170,7 +181,7 @@ impl Prompt {
             model: fields.model,
             messages: turns.messages,
             thinking_budget: fields.thinking.and_then(Thinking::budget),
-            shows_thinking: fields.thinking.is_none_or(|thinking| thinking.is_shown()),
+            shown: fields.thinking.map_or(ThinkingShown::Text, Thinking::shown),
             template: TemplateFields {
                 tools,
                 continue_final_message: turns.is_continued.then_some(true),
@@ -195,12 +206,14 @@ impl Thinking {
         }
     }
 
-    fn is_shown(self) -> bool {
+    fn shown(self) -> ThinkingShown {
         match self {
-            Self::Enabled { display, .. } | Self::Adaptive { display } => {
-                display != Some(Display::Omitted)
-            }
-            Self::Disabled => true,
+            Self::Enabled { display, .. } | Self::Adaptive { display } => match display {
+                Some(Display::Omitted) => ThinkingShown::Blocks,
+                _ => ThinkingShown::Text,
+            },
+            // Not every model can be told not to think.
+            Self::Disabled => ThinkingShown::Nothing,
         }
     }
 }
@@ -262,13 +275,22 @@ fn list(body: &mut Body, field: &str) -> Result<Option<Vec<Value>>, ApiError> {
 /// What the answer has to keep to, if there is a format.
 fn format(config: Option<&OutputConfig>, older: Option<&Value>) -> Result<Option<Asked>, ApiError> {
     let format = config.and_then(|config| config.format.as_ref());
+    let [format, older] = [format, older].map(|format| format.filter(|format| !format.is_null()));
     let (param, format) = match (format, older) {
-        (Some(format), _) => ("output_config.format", format),
+        (Some(_), Some(_)) => {
+            let message =
+                "`output_format` is the older name of `output_config.format`: both are given.";
+            return Err(ApiError::bad_request("output_format", message));
+        }
+        (Some(format), None) => ("output_config.format", format),
         (None, Some(format)) => ("output_format", format),
         (None, None) => return Ok(None),
     };
-    if format.is_null() {
-        return Ok(None);
+    let mut keys = format.as_object().into_iter().flat_map(Map::keys);
+    if let Some(unknown) = keys.find(|key| !matches!(key.as_str(), "type" | "schema")) {
+        let param = format!("{param}.{unknown}");
+        let message = format!("`{param}`: there is no such field; expected type and schema.");
+        return Err(ApiError::bad_request(param, message));
     }
     match (format["type"].as_str(), &format["schema"]) {
         (Some("json_schema"), schema @ Value::Object(_)) => Ok(Some(Asked::new(
@@ -315,8 +337,13 @@ fn thinking(
         Some(Thinking::Disabled) => Some(ReasoningEffort::None),
         _ => effort,
     };
-    if let (Some(Thinking::Enabled { .. }), None) = (thinking, effort) {
-        kwargs.entry("enable_thinking").or_insert(Value::Bool(true));
+    let switch = match (thinking, effort) {
+        (Some(Thinking::Enabled { .. }), None) => Some(true),
+        (Some(Thinking::Disabled), _) => Some(false),
+        _ => None,
+    };
+    if let Some(on) = switch {
+        kwargs.entry("enable_thinking").or_insert(Value::Bool(on));
     }
     TemplateFields {
         chat_template_kwargs: (!kwargs.is_empty()).then_some(kwargs),

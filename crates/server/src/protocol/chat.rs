@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::body::Body;
 use super::messages;
 use crate::answer::{CLOSE_THINK, OPEN_FUNCTION, OPEN_THINK};
+use crate::config::TEMPLATE_FIELDS;
 use crate::error::ApiError;
 use crate::state::AppState;
 
@@ -25,8 +26,8 @@ pub struct ChatFields {
     pub max_completion_tokens: Option<usize>,
     /// Whether to send log-probabilities.
     pub logprobs: Option<bool>,
-    /// How many alternatives per token.
-    pub top_logprobs: Option<usize>,
+    /// How many alternatives per token; -1 = the whole vocabulary.
+    pub top_logprobs: Option<i64>,
     /// See [`super::tools::read_choice`].
     pub tool_choice: Option<Value>,
     /// Whether an answer may have several calls; true by default.
@@ -86,6 +87,37 @@ pub struct TemplateFields {
     pub add_special_tokens: Option<bool>,
 }
 
+impl TemplateFields {
+    /// Refuses what only a conversation has, beside the field `given` in its place.
+    ///
+    /// # Errors
+    /// 400 with the first field that would have no effect.
+    pub(crate) fn refuse_beside(&self, given: &str) -> Result<(), ApiError> {
+        let set = [
+            ("tools", self.tools.is_some()),
+            (
+                "add_generation_prompt",
+                self.add_generation_prompt == Some(true),
+            ),
+            (
+                "continue_final_message",
+                self.continue_final_message == Some(true),
+            ),
+            ("chat_template", self.chat_template.is_some()),
+            ("chat_template_kwargs", self.chat_template_kwargs.is_some()),
+            ("documents", self.documents.is_some()),
+            ("reasoning_effort", self.reasoning_effort.is_some()),
+        ];
+        match set.into_iter().find(|(_, is_set)| *is_set) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let message = format!("`{name}` has no effect on `{given}`: it needs `messages`.");
+                Err(ApiError::bad_request(name, message))
+            }
+        }
+    }
+}
+
 /// `reasoning_effort`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -99,16 +131,6 @@ pub enum ReasoningEffort {
     XHigh,
     Max,
 }
-
-/// Variables that have a field of their own.
-const NO_KWARGS: [&str; 6] = [
-    "messages",
-    "tools",
-    "chat_template",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-];
 
 /// A conversation as the model reads it.
 #[derive(Debug)]
@@ -231,7 +253,7 @@ fn variables(state: &AppState, fields: &TemplateFields) -> Result<Map<String, Va
     let given = fields.chat_template_kwargs.iter().flatten();
     if let Some((name, _)) = given
         .clone()
-        .find(|(name, _)| NO_KWARGS.contains(&name.as_str()))
+        .find(|(name, _)| TEMPLATE_FIELDS.contains(&name.as_str()))
     {
         let param = format!("chat_template_kwargs.{name}");
         let message = format!("`{param}` has no effect: set the request's field `{name}`.");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::body::Body;
+use super::logprobs::LogprobLimit;
 use super::object::object;
 use crate::error::ApiError;
 use crate::request_id;
@@ -60,7 +61,7 @@ pub struct SamplingFields {
     pub return_tokens_as_token_ids: Option<bool>,
     /// Send token ids beside the texts.
     pub return_token_ids: Option<bool>,
-    /// Log-probabilities of the prompt's tokens, with this many alternatives each.
+    /// Log-probabilities of the prompt's tokens, with this many alternatives each; -1 = the whole vocabulary.
     pub prompt_logprobs: Option<i64>,
     /// Keep this many tokens of the prompt; -1 = as many as fit.
     pub truncate_prompt_tokens: Option<i64>,
@@ -130,12 +131,12 @@ pub(crate) fn check_request_id(given: Option<&str>) -> Result<(), ApiError> {
 }
 
 impl SamplingFields {
-    /// Reads and checks the shared fields; a token has at most `max_logprobs` alternatives.
+    /// Reads and checks the shared fields; a token has no more alternatives than `limit` says.
     ///
     /// # Errors
     /// 400 with the field.
-    pub fn from_body(body: &Body, max_logprobs: usize) -> Result<Self, ApiError> {
-        let fields: Self = body.read()?;
+    pub fn from_body(body: &Body, limit: LogprobLimit) -> Result<Self, ApiError> {
+        let mut fields: Self = body.read()?;
         check_request_id(fields.request_id.as_deref())?;
         let options = fields.stream_options.unwrap_or_default();
         let asks =
@@ -167,16 +168,13 @@ impl SamplingFields {
             }
             _ => {}
         }
-        match fields.prompt_logprobs {
-            Some(n) if n < 0 || n > max_logprobs as i64 => {
-                let expected = format!("between 0 and {max_logprobs} (--max-logprobs)");
-                return unusable("prompt_logprobs", &expected, n.to_string());
-            }
-            Some(_) if fields.stream() => {
+        if let Some(given) = fields.prompt_logprobs {
+            let num = limit.num("prompt_logprobs", given)?;
+            if fields.stream() {
                 let expected = "absent with `stream`: true";
                 return unusable("prompt_logprobs", expected, "both".to_owned());
             }
-            _ => {}
+            fields.prompt_logprobs = i64::try_from(num).ok();
         }
         Ok(fields)
     }

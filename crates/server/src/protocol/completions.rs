@@ -22,7 +22,7 @@ pub struct CompletionFields {
     /// Most tokens to generate; 16 by default. 0 is allowed with `echo`.
     pub max_tokens: Option<usize>,
     /// How many alternatives per token; absent = no log-probabilities.
-    pub logprobs: Option<usize>,
+    pub logprobs: Option<i64>,
     /// Begin the answer with the prompt.
     pub echo: Option<bool>,
     /// Let the tokenizer add its special tokens to a text prompt; true by default.

@@ -1,7 +1,7 @@
 //! What becomes of each field of a request: `fields.txt` is the list, and `fields/` has those of other APIs.
 //!
 //! A field either works, or is refused by name, or makes no difference here, which the log says. Values may have the forms that
-//! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`. An empty value says what its
+//! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`, a number written as `true`. An empty value says what its
 //! absence says.
 
 mod nested;
@@ -102,6 +102,21 @@ impl Endpoint {
             Self::FineTuningSettings => "fine_tuning_settings",
             Self::FineTuningPreview => "fine_tuning_preview",
         }
+    }
+
+    /// Whether vLLM has it, which reads a switch as a number where it expects one.
+    fn is_of_vllm(self) -> bool {
+        matches!(
+            self,
+            Self::Chat
+                | Self::Completions
+                | Self::Responses
+                | Self::Embeddings
+                | Self::Pooling
+                | Self::Classify
+                | Self::Score
+                | Self::Rerank
+        )
     }
 
     /// Whether a field that no list has is refused, as Anthropic does.
@@ -235,6 +250,18 @@ impl Field {
         self.kind_name
     }
 
+    /// Whether a value is as good as none.
+    fn is_unset(&self, value: &Value) -> bool {
+        let is_unset = match self.kind {
+            // A list is no number, empty or not.
+            Kind::Integer | Kind::Number | Kind::Boolean => {
+                !value.is_array() && !value.is_object() && is_empty(value)
+            }
+            _ => is_empty(value),
+        };
+        is_unset && !REQUIRED.contains(&self.name)
+    }
+
     /// Whether the endpoint has it.
     pub fn is_of(&self, endpoint: Endpoint) -> bool {
         let is_both = matches!(endpoint, Endpoint::Chat | Endpoint::Completions);
@@ -260,18 +287,14 @@ pub(crate) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Resu
             ignored.push(name.clone());
             return false;
         };
+        if let (Kind::Integer, Value::Bool(on)) = (field.kind, &*value)
+            && endpoint.is_of_vllm()
+        {
+            *value = Value::from(u8::from(*on));
+        }
         normalize(field.kind, value);
         match &field.verdict {
-            Verdict::Works => {
-                let is_unset = match field.kind {
-                    // A list is no number, empty or not.
-                    Kind::Integer | Kind::Number | Kind::Boolean => {
-                        !value.is_array() && !value.is_object() && is_empty(value)
-                    }
-                    _ => is_empty(value),
-                };
-                REQUIRED.contains(&field.name) || !is_unset
-            }
+            Verdict::Works => !field.is_unset(value),
             Verdict::Harmless => {
                 if !says_nothing(value) {
                     ignored.push(name.clone());
@@ -328,7 +351,8 @@ fn refuse_unknown(endpoint: Endpoint, fields: &Map<String, Value>) -> Result<(),
     Err(ApiError::bad_request(name, message))
 }
 
-/// Brings the fields of an endpoint with fields of its own into one form. Names in the log what is not in `known`.
+/// Brings the fields of an endpoint with fields of its own into one form, and takes out those that say nothing. Names in the log
+/// what is not in `known`.
 pub(super) fn normalize_all(fields: &mut Map<String, Value>, known: &[&[&str]]) {
     let is_known = |name: &str| known.iter().any(|names| names.contains(&name));
     let unknown = fields
@@ -342,7 +366,7 @@ pub(super) fn normalize_all(fields: &mut Map<String, Value>, known: &[&[&str]]) 
         ("return_token_strs", Kind::Boolean),
         ("load_inplace", Kind::Boolean),
     ];
-    for (name, value) in fields {
+    fields.retain(|name, value| {
         let own = OWN.iter().find(|(own, _)| own == name);
         let shared = FIELDS.iter().find(|field| field.name == name);
         let kind = own
@@ -351,7 +375,8 @@ pub(super) fn normalize_all(fields: &mut Map<String, Value>, known: &[&[&str]]) 
         if let Some(kind) = kind {
             normalize(kind, value);
         }
-    }
+        !shared.is_some_and(|field| field.is_unset(value))
+    });
 }
 
 /// Null, an empty text, list or object.
@@ -437,8 +462,9 @@ fn integer(value: &Value) -> Option<Value> {
 }
 
 /// A switch in the forms that pydantic takes.
-fn boolean(value: &Value) -> Option<bool> {
+pub(crate) fn boolean(value: &Value) -> Option<bool> {
     match value {
+        Value::Bool(on) => Some(*on),
         Value::Number(number) if number.as_f64() == Some(1.0) => Some(true),
         Value::Number(number) if number.as_f64() == Some(0.0) => Some(false),
         Value::String(text) => match text.to_ascii_lowercase().as_str() {

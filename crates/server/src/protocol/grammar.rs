@@ -110,11 +110,14 @@ impl GrammarFields {
             let (param, grammar) = older?;
             asked.push(Asked::new(param, grammar));
         }
-        if self.guided_whitespace_pattern.is_some() {
-            style.whitespace_pattern = self.guided_whitespace_pattern;
-            if asked.is_empty() {
+        if let Some(pattern) = self.guided_whitespace_pattern {
+            const PARAM: &str = "guided_whitespace_pattern";
+            style.whitespace_pattern = Some(pattern);
+            if let Some(asked) = asked.first() {
+                check_setting(PARAM, true, asked)?;
+            } else {
                 let message = "`guided_whitespace_pattern` is of use only with `guided_json`.";
-                return Err(ApiError::bad_request("guided_whitespace_pattern", message));
+                return Err(ApiError::bad_request(PARAM, message));
             }
         }
         if let [first, second, ..] = asked.as_slice() {
@@ -144,7 +147,12 @@ fn json(param: &str, value: Value) -> Result<Value, ApiError> {
     })
 }
 
-/// An object whose every key is known. Keys without a value are as good as absent.
+/// Whether a value says something: an empty schema does.
+fn is_set(value: &Value) -> bool {
+    value.is_object() || !says_nothing(value)
+}
+
+/// An object whose every key is known. Keys that say nothing are as good as absent.
 fn object<'a>(
     param: &str,
     value: &'a Value,
@@ -153,7 +161,7 @@ fn object<'a>(
     let Value::Object(object) = value else {
         return Err(bad(param, "an object", value));
     };
-    let mut unknown = object.iter().filter(|(_, value)| !value.is_null());
+    let mut unknown = object.iter().filter(|(_, value)| is_set(value));
     match unknown.find(|(key, _)| !keys.contains(&key.as_str())) {
         None => Ok(object),
         Some((key, _)) => {
@@ -243,6 +251,22 @@ const SETTINGS: [&str; 3] = [
     "whitespace_pattern",
 ];
 
+/// Refuses a setting of JSON beside a grammar that writes none.
+fn check_setting(param: &str, is_set: bool, asked: &Asked) -> Result<(), ApiError> {
+    let writes_json = matches!(
+        asked.grammar,
+        Grammar::JsonSchema(_) | Grammar::JsonObject | Grammar::StructuralTag(_)
+    );
+    if writes_json || !is_set {
+        return Ok(());
+    }
+    let message = format!(
+        "`{param}` is of JSON: it has no effect on `{}`.",
+        asked.param
+    );
+    Err(ApiError::bad_request(param, message))
+}
+
 /// One of [`KINDS`], and [`SETTINGS`].
 fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, ApiError> {
     let param = "structured_outputs";
@@ -266,7 +290,7 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, Api
     let given = KINDS
         .iter()
         .filter_map(|name| Some((*name, fields.get(*name)?)));
-    let given = given.filter(|(_, value)| !matches!(value, Value::Null | Value::Bool(false)));
+    let given = given.filter(|(_, value)| is_set(value));
     let given: Vec<(&str, &Value)> = given.collect();
     let (name, value) = match given.as_slice() {
         [one] => *one,
@@ -302,7 +326,12 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, Api
         (_, Value::String(source)) => Grammar::from_source(source.clone()),
         (_, other) => return Err(bad(&param, "a string", other)),
     };
-    Ok(Asked::new(param, grammar))
+    let asked = Asked::new(param, grammar);
+    for name in SETTINGS {
+        let is_set = fields.get(name).is_some_and(|value| !says_nothing(value));
+        check_setting(&format!("structured_outputs.{name}"), is_set, &asked)?;
+    }
+    Ok(asked)
 }
 
 #[cfg(test)]
@@ -354,6 +383,13 @@ mod tests {
                 "structured_outputs.regex",
                 Grammar::Regex("a".to_owned()),
             ),
+            // What vLLM's own object has without a word.
+            (
+                json!({"structured_outputs": {"regex": "a", "choice": [], "grammar": "", "json": null,
+                    "disable_fallback": false, "_backend": null, "_backend_was_auto": false, "disable_any_whitespace": false}}),
+                "structured_outputs.regex",
+                Grammar::Regex("a".to_owned()),
+            ),
             (
                 json!({"structured_outputs": {"grammar": "root ::= \"a\""}}),
                 "structured_outputs.grammar",
@@ -393,6 +429,10 @@ mod tests {
             ),
             (
                 json!({"response_format": {"type": "json_object", "schema": {"a": 1}}}),
+                "response_format.schema",
+            ),
+            (
+                json!({"response_format": {"type": "json_object", "schema": {}}}),
                 "response_format.schema",
             ),
             (
@@ -438,6 +478,18 @@ mod tests {
             (
                 json!({"structured_outputs": {"regex": "a", "disable_any_whitespace": 2}}),
                 "structured_outputs.disable_any_whitespace",
+            ),
+            (
+                json!({"structured_outputs": {"choice": ["a"], "disable_any_whitespace": true}}),
+                "structured_outputs.disable_any_whitespace",
+            ),
+            (
+                json!({"structured_outputs": {"choice": ["a"], "whitespace_pattern": " "}}),
+                "structured_outputs.whitespace_pattern",
+            ),
+            (
+                json!({"guided_regex": "a", "guided_whitespace_pattern": " "}),
+                "guided_whitespace_pattern",
             ),
             (json!({"guided_json": "no"}), "guided_json"),
             (

@@ -12,9 +12,52 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::engine::TokenLogprobs;
+use crate::error::ApiError;
+use crate::state::AppState;
 
 /// JSON has no infinity; vLLM sends this instead.
 const LEAST_LOGPROB: f32 = -9999.0;
+
+/// How many alternatives per token a request may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogprobLimit {
+    /// `--max-logprobs`; `usize::MAX` = no limit.
+    pub max: usize,
+    /// As many as there are.
+    pub vocab_size: usize,
+}
+
+impl LogprobLimit {
+    /// The server's.
+    pub fn of(state: &AppState) -> Self {
+        Self {
+            max: state.max_logprobs(),
+            vocab_size: state.engine().vocab_size(),
+        }
+    }
+
+    /// The number that the field `param` asks for; -1 is the whole vocabulary.
+    ///
+    /// # Errors
+    /// 400 for another negative number, or more than the limit.
+    pub fn num(self, param: &str, given: i64) -> Result<usize, ApiError> {
+        let num = match given {
+            -1 => Some(self.vocab_size),
+            _ => usize::try_from(given).ok(),
+        };
+        match num.filter(|num| *num <= self.max) {
+            Some(num) => Ok(num.min(self.vocab_size)),
+            None => {
+                let expected = match self.max {
+                    usize::MAX => "-1 (the whole vocabulary) or more".to_owned(),
+                    max => format!("between 0 and {max} (--max-logprobs)"),
+                };
+                let message = format!("`{param}` must be {expected}, found {given}.");
+                Err(ApiError::bad_request(param, message))
+            }
+        }
+    }
+}
 
 /// How tokens are shown.
 #[derive(Clone)]

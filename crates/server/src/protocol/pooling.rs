@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::body::Body;
+use super::chat::TemplateFields;
 use super::common::{TruncationSide, check_request_id};
 use super::completions::{Prompt, PromptItem};
 use super::fields::Endpoint;
@@ -155,7 +156,10 @@ impl EmbeddingFields {
             _ => body.read()?,
         };
         let input = match (fields.input.take(), fields.messages.take()) {
-            (Some(input), None) => Input::Items(items(input)?),
+            (Some(input), None) => {
+                body.read::<TemplateFields>()?.refuse_beside("input")?;
+                Input::Items(items(input)?)
+            }
             (None, Some(messages)) => Input::Messages(messages),
             (Some(_), Some(_)) => {
                 let message = "Give either `input` or `messages`, not both.";

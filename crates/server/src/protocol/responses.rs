@@ -37,7 +37,7 @@ pub struct ResponsesFields {
     /// Whether an answer may have several calls; true by default.
     pub parallel_tool_calls: Option<bool>,
     /// How many alternatives per token.
-    pub top_logprobs: Option<usize>,
+    pub top_logprobs: Option<i64>,
     /// See [`settings::read_include`].
     pub include: Option<Vec<String>>,
     /// See [`settings::read_reasoning`].

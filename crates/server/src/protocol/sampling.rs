@@ -105,7 +105,8 @@ impl SamplingFields {
             logit_bias: self.logit_bias(vocab_size)?,
             allowed_token_ids: self.allowed_token_ids.clone(),
             bad_words: self.bad_words(&state.model().tokenizer)?,
-            seed: self.seed.map(i64::cast_unsigned),
+            // As in vLLM, -1 is no seed.
+            seed: self.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned),
             logprobs,
             thinking_budget: None,
         };
@@ -115,8 +116,8 @@ impl SamplingFields {
         Ok(params)
     }
 
-    /// Tokens of each bad word at the beginning of a text, and after a space where that is as many tokens of which the first
-    /// one differs: as vLLM has it.
+    /// Tokens of each bad word at the beginning of a text, and after a space. vLLM leaves the second form out where it has another
+    /// number of tokens, and so lets most words through.
     fn bad_words(&self, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
         let mut words = Vec::new();
         let given = Texts::of(self.bad_words.as_ref());
@@ -132,7 +133,7 @@ impl SamplingFields {
                 let message = format!("`{param}` must not be empty.");
                 return Err(ApiError::bad_request(&param, message));
             }
-            let is_another = spaced.len() == bare.len() && spaced[0] != bare[0];
+            let is_another = !spaced.ends_with(&bare);
             words.push(bare);
             words.extend(is_another.then_some(spaced));
         }
@@ -255,6 +256,10 @@ impl SamplingFields {
             );
             return Err(too_long("max_tokens", rest));
         }
+        // As in vLLM, the model's own limit holds for all requests.
+        let limit = state.model().generation_config.max_new_tokens;
+        let limit = limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let max_tokens = max_tokens.min(limit);
         match self.min_tokens {
             Some(min_tokens) if min_tokens > max_tokens => Err(ApiError::bad_request(
                 "min_tokens",
@@ -264,5 +269,28 @@ impl SamplingFields {
             )),
             _ => Ok(max_tokens),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_word_is_one_behind_a_space_too() {
+        let dir = model_qwen::bundled_model_dir().unwrap();
+        let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+        let ids = |text: &str| tokenizer.encode(text, false).unwrap();
+        let spaced = |word: &str| ids(&format!(" {word}"));
+        let is_other = |word: &&str| spaced(word).len() < ids(word).len();
+        let words = ["duck", "first", "people", "water", "because", "was", "very"];
+        let word = words.into_iter().find(is_other).unwrap();
+        let fields = SamplingFields {
+            bad_words: Some(Texts::One(word.to_owned())),
+            ..SamplingFields::default()
+        };
+        let banned = fields.bad_words(&tokenizer).unwrap();
+        assert_eq!(banned, [ids(word), spaced(word)]);
     }
 }

@@ -152,7 +152,15 @@ fn texts(name: &str, value: Value) -> Result<Vec<String>, ApiError> {
     let text = |param: String, value: Value| match value {
         Value::String(text) => Ok(text),
         Value::Object(fields) => match fields.get("text") {
-            Some(Value::String(text)) if fields.len() == 1 => Ok(text.clone()),
+            Some(Value::String(text)) => match fields.keys().find(|key| *key != "text") {
+                None => Ok(text.clone()),
+                Some(key) => {
+                    let param = format!("{param}.{key}");
+                    let message =
+                        format!("`{param}` is not supported: the model reads only `text`.");
+                    Err(ApiError::bad_request(param, message))
+                }
+            },
             _ => Err(wrong(param, &Value::Object(fields))),
         },
         other => Err(wrong(param, &other)),

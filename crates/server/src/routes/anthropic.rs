@@ -13,7 +13,7 @@ use super::prompt::{in_turn, in_two_turns};
 use super::thoughts::can_end_thoughts;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
-use crate::protocol::anthropic::{AnswerFields, Prompt};
+use crate::protocol::anthropic::{AnswerFields, Prompt, ThinkingShown};
 use crate::protocol::anthropic_answer::TokenCount;
 use crate::protocol::body::Body;
 use crate::protocol::fields::Endpoint;
@@ -34,7 +34,7 @@ pub fn routes() -> [(&'static str, MethodRouter<AppState>); 2] {
 /// What the answer shows.
 struct Shown {
     id: String,
-    thinking: bool,
+    thinking: ThinkingShown,
     /// Whether the context has no room for `max_tokens`.
     is_cut: bool,
 }
@@ -71,7 +71,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
     let id = format!("msg_{}", body.request_id().or(None));
     drop(body);
 
-    let thinking = prompt.shows_thinking;
+    let thinking = prompt.shown;
     let requested = fields.max_tokens;
     let budget = prompt.thinking_budget.filter(|_| can_end_thoughts(state));
     let style = state.json_style();
@@ -90,10 +90,15 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
         .prepare(state)
         .map_err(renamed)?
         .renamed(renamed);
+    let request = &prepared.request;
+    let room = state
+        .model()
+        .max_model_len
+        .saturating_sub(request.prompt.len());
     let shown = Shown {
         id,
         thinking,
-        is_cut: requested > prepared.request.max_tokens,
+        is_cut: requested > request.max_tokens && request.max_tokens == room,
     };
     Ok((shown, prepared))
 }

@@ -8,6 +8,7 @@ use futures::future::try_join_all;
 use super::chat_format::ChatFormat;
 use super::conversation::{Conversation, Prepared};
 use super::prompt::in_two_turns;
+use super::said::SaidSoFar;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -15,7 +16,7 @@ use crate::protocol::chat::{ChatFields, TemplateFields};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
-use crate::protocol::logprobs::TokenView;
+use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::{ToolChoice, read_choice};
 use crate::state::{AppState, unix_time};
@@ -75,6 +76,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
         shows_reasoning: shown.reasoning,
         names_tool: shown.names_tool,
         called: vec![false; n],
+        said: vec![SaidSoFar::default(); n],
         num_prompt_logprobs: sampling.prompt_logprobs().unwrap_or(0),
         model: prepared.model,
         role: prepared.role,
@@ -85,19 +87,26 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
 pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
     body.check(Endpoint::Chat)?;
     let template: TemplateFields = body.read()?;
-    let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let mut sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
     let grammar: GrammarFields = body.read()?;
     let fields = ChatFields::take(&mut body)?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
 
     let tool_choice = read_choice(fields.tool_choice.as_ref(), template.tools.as_deref())?;
-    let num_logprobs = num_logprobs(&fields, state.max_logprobs())?;
+    let num_logprobs = num_logprobs(&fields, LogprobLimit::of(state))?;
+    let named_anew = fields.max_completion_tokens.is_some();
+    let echo = fields.echo.unwrap_or(false);
+    if echo && !sampling.stream() && fields.top_logprobs.is_some() {
+        // As vLLM has it; an answer's echo has them, too.
+        let num = num_logprobs.and_then(|num| i64::try_from(num).ok());
+        sampling.prompt_logprobs = sampling.prompt_logprobs.or(num);
+    }
     let shown = Shown {
         id: format!("chatcmpl-{id}"),
         logprobs: num_logprobs.is_some(),
         reasoning: fields.include_reasoning.unwrap_or(true),
-        echo: fields.echo.unwrap_or(false),
+        echo,
         names_tool: matches!(tool_choice.tool_choice, ToolChoice::Named(_)),
     };
     let conversation = Conversation {
@@ -112,18 +121,22 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepar
         only_one_call: fields.parallel_tool_calls == Some(false),
         thinking_token_budget: fields.thinking_token_budget,
     };
-    Ok((shown, conversation.prepare(state)?))
+    let prepared = conversation.prepare(state);
+    // The two fields are one.
+    let prepared = prepared.map_err(|error| match named_anew {
+        true => error.renamed(&[("max_tokens", "max_completion_tokens")]),
+        false => error,
+    });
+    Ok((shown, prepared?))
 }
 
 /// Alternatives per token, if log-probabilities are asked for.
-fn num_logprobs(fields: &ChatFields, max_logprobs: usize) -> Result<Option<usize>, ApiError> {
+fn num_logprobs(fields: &ChatFields, limit: LogprobLimit) -> Result<Option<usize>, ApiError> {
     let logprobs = fields.logprobs.unwrap_or(false);
-    let message = match fields.top_logprobs {
-        Some(n) if n > max_logprobs => {
-            format!("`top_logprobs` must be at most {max_logprobs} (--max-logprobs), found {n}.")
-        }
-        Some(n) if n > 0 && !logprobs => "`top_logprobs` needs `logprobs`: true.".to_owned(),
-        n => return Ok(logprobs.then_some(n.unwrap_or(0))),
-    };
-    Err(ApiError::bad_request("top_logprobs", message))
+    let num = limit.num("top_logprobs", fields.top_logprobs.unwrap_or(0))?;
+    if num > 0 && !logprobs {
+        let message = "`top_logprobs` needs `logprobs`: true.";
+        return Err(ApiError::bad_request("top_logprobs", message));
+    }
+    Ok(logprobs.then_some(num))
 }

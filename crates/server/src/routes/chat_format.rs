@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::said::SaidSoFar;
 use crate::answer::Part;
 use crate::engine::FinishReason;
 use crate::postprocess::Delta;
@@ -46,6 +47,8 @@ pub(super) struct ChatFormat {
     pub(super) names_tool: bool,
     /// Per choice, whether it has called a tool.
     pub(super) called: Vec<bool>,
+    /// Per choice, what it has said.
+    pub(super) said: Vec<SaidSoFar>,
     /// The prompt's tokens.
     pub(super) prompt: Vec<u32>,
     /// Alternatives per token of the prompt.
@@ -104,8 +107,9 @@ impl ChatFormat {
         let mut reasoning = String::new();
         let mut tool_calls = Vec::<ToolCall>::new();
         let mut has_reasoning = false;
+        let mut said = SaidSoFar::default();
         for part in parts {
-            match part {
+            match said.take(part) {
                 Part::Reasoning(text) => {
                     has_reasoning = true;
                     reasoning.push_str(&text);
@@ -229,7 +233,11 @@ impl EventFormat for ChatFormat {
         let mut token_ids = self.returns_token_ids.then_some(delta.token_ids);
         let is_call = |part: &Part| matches!(part, Part::Call { .. });
         self.called[index] |= delta.parts.iter().any(is_call);
-        let parts = delta.parts.into_iter();
+        let said = &mut self.said[index];
+        let parts: Vec<Part> = (delta.parts.into_iter())
+            .map(|part| said.take(part))
+            .collect();
+        let parts = parts.into_iter();
         let mut deltas: Vec<ChatDelta> = parts.filter_map(|part| self.shown(part)).collect();
         let has_tokens = logprobs.is_some() || token_ids.is_some();
         // The end of a call comes by itself, as OpenAI's does.

@@ -18,7 +18,7 @@ use crate::protocol::common::SamplingFields;
 use crate::protocol::completions::{CompletionFields, DEFAULT_MAX_TOKENS, PromptItem};
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
-use crate::protocol::logprobs::TokenView;
+use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::state::{AppState, unix_time};
 use crate::stream::{Choice, TokenCounts, sse};
@@ -120,18 +120,15 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
 pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     body.check(Endpoint::Completions)?;
     let fields = CompletionFields::take(&mut body)?;
-    let sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
     let grammar: GrammarFields = body.read()?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
 
     let (model, adapter) = state.resolve_model(fields.model.as_deref())?;
-    let max_logprobs = state.max_logprobs();
-    if let Some(n) = fields.logprobs.filter(|&n| n > max_logprobs) {
-        let message =
-            format!("`logprobs` must be at most {max_logprobs} (--max-logprobs), found {n}.");
-        return Err(ApiError::bad_request("logprobs", message));
-    }
+    let limit = LogprobLimit::of(state);
+    let num_logprobs = fields.logprobs.map(|given| limit.num("logprobs", given));
+    let num_logprobs = num_logprobs.transpose()?;
     let echo = fields.echo.unwrap_or(false);
     let prompt_only = match fields.max_tokens {
         Some(0) if !echo => {
@@ -140,7 +137,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         }
         requested => requested == Some(0),
     };
-    let params = sampling.sampling_params(state, fields.logprobs)?;
+    let params = sampling.sampling_params(state, num_logprobs)?;
     let text = sampling.text_options(state)?;
     let asked = grammar.asked(state.json_style())?;
 
@@ -161,11 +158,16 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         grammar,
     } = sequence(state, (asked, None), &sampling, params, adapter, text);
     let length = Length::of(state, &sampling, "prompt", fields.max_tokens)?;
-    let echoed_logprobs = fields.logprobs.filter(|_| echo);
+    let echoed_logprobs = num_logprobs.filter(|_| echo);
     let mut requests = Vec::with_capacity(items.len());
     let mut echoes = Vec::with_capacity(items.len());
-    for item in items {
+    let names: Vec<String> = match items.len() {
+        1 => vec!["prompt".to_owned()],
+        num => (0..num).map(|i| format!("prompt[{i}]")).collect(),
+    };
+    for (item, name) in items.into_iter().zip(&names) {
         let add_special_tokens = fields.add_special_tokens.unwrap_or(true);
+        let length = length.named(name);
         let (prompt, shown) = read_prompt(state, item, add_special_tokens, echo, &length)?;
         let requested = match fields.max_tokens {
             // The engine computes a prompt by generating one token, which is dropped.
@@ -173,7 +175,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
             Some(requested) => MaxTokens::Exactly(requested),
             None => MaxTokens::AtMost(DEFAULT_MAX_TOKENS),
         };
-        let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "prompt")?;
+        let max_tokens = sampling.max_tokens(state, prompt.len(), requested, name)?;
         requests.push(GenerateRequest {
             prompt,
             max_tokens,
@@ -190,7 +192,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         prompt_only,
         text,
         sampling,
-        num_logprobs: fields.logprobs,
+        num_logprobs,
         grammar,
     })
 }
@@ -203,8 +205,8 @@ fn read_prompt(
     echo: bool,
     length: &Length<'_>,
 ) -> Result<(Vec<u32>, String), ApiError> {
-    let vocab_size = state.engine().vocab_size();
-    let unreadable = |error: TokenizerError| ApiError::bad_request("prompt", error.to_string());
+    let (vocab_size, name) = (state.engine().vocab_size(), length.param());
+    let unreadable = |error: TokenizerError| ApiError::bad_request(name, error.to_string());
     let decode = |ids: &[u32]| match echo {
         true => state
             .model()
@@ -225,8 +227,8 @@ fn read_prompt(
         }
         PromptItem::Tokens(ids) => {
             if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-                let message = format!("`prompt`: {id} is not a token id below {vocab_size}.");
-                return Err(ApiError::bad_request("prompt", message));
+                let message = format!("`{name}`: {id} is not a token id below {vocab_size}.");
+                return Err(ApiError::bad_request(name, message));
             }
             let ids = length.cut(ids);
             let text = decode(&ids)?;
@@ -234,10 +236,8 @@ fn read_prompt(
         }
     };
     if ids.is_empty() {
-        return Err(ApiError::bad_request(
-            "prompt",
-            "`prompt` must not be empty.",
-        ));
+        let message = format!("`{name}` must not be empty.");
+        return Err(ApiError::bad_request(name, message));
     }
     Ok((ids, text))
 }

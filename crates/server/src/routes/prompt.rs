@@ -172,6 +172,20 @@ impl<'a> Length<'a> {
         }
     }
 
+    /// The same of a prompt that is in another field.
+    pub(super) fn named<'b>(&self, param: &'b str) -> Length<'b> {
+        Length {
+            param,
+            limit: self.limit,
+            keep: self.keep,
+        }
+    }
+
+    /// The prompt's field.
+    pub(super) fn param(&self) -> &'a str {
+        self.param
+    }
+
     /// Whether a long prompt is cut.
     pub(super) fn cuts(&self) -> bool {
         self.keep.is_some()

@@ -47,6 +47,12 @@ pub async fn completions(
     Ok(Json(requests.collect()))
 }
 
+/// A number with as many digits as it was given with.
+fn shown(number: f32) -> Value {
+    let exact = number.to_string().parse::<f64>();
+    exact.map_or_else(|_| Value::from(number), Value::from)
+}
+
 fn rendered(
     id: &str,
     model: &str,
@@ -57,7 +63,7 @@ fn rendered(
     let params = &request.sampling;
     let bias = params.logit_bias.iter();
     let bias: serde_json::Map<String, Value> = bias
-        .map(|(id, bias)| (id.to_string(), json!(bias)))
+        .map(|(id, bias)| (id.to_string(), shown(*bias)))
         .collect();
     json!({
         "request_id": id,
@@ -66,17 +72,17 @@ fn rendered(
         "features": null,
         "sampling_params": {
             "n": sampling.n(),
-            "temperature": params.temperature,
-            "top_p": params.top_p,
+            "temperature": shown(params.temperature),
+            "top_p": shown(params.top_p),
             "top_k": params.top_k,
-            "min_p": params.min_p,
-            "repetition_penalty": params.repetition_penalty,
-            "presence_penalty": params.presence_penalty,
-            "frequency_penalty": params.frequency_penalty,
+            "min_p": shown(params.min_p),
+            "repetition_penalty": shown(params.repetition_penalty),
+            "presence_penalty": shown(params.presence_penalty),
+            "frequency_penalty": shown(params.frequency_penalty),
             "logit_bias": (!bias.is_empty()).then_some(bias),
             "allowed_token_ids": params.allowed_token_ids,
             "bad_words": sampling.bad_words_given(),
-            "seed": params.seed,
+            "seed": params.seed.map(u64::cast_signed),
             "max_tokens": request.max_tokens,
             "min_tokens": request.min_tokens,
             "stop": text.stop,

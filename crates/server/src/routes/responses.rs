@@ -17,7 +17,7 @@ use crate::protocol::chat::TemplateFields;
 use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
-use crate::protocol::logprobs::TokenView;
+use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::responses::items::{Item, is_unfinished, read_input};
 use crate::protocol::responses::messages::{Messages, Places};
 use crate::protocol::responses::output::Output;
@@ -116,7 +116,7 @@ fn prepare(state: &AppState, body: Body) -> Result<(Shown, Prepared), ApiError> 
 fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places), ApiError> {
     body.check(Endpoint::Responses)?;
     let mut fields = ResponsesFields::take(&mut body)?;
-    let mut sampling = SamplingFields::from_body(&body, state.max_logprobs())?;
+    let mut sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
     let mut grammar: GrammarFields = body.read()?;
     drop(body);
     grammar.response_format = settings::read_text(fields.text.as_ref())?;
@@ -131,7 +131,7 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
     let input = read_input(std::mem::take(&mut fields.input), find)?;
     let tools = read_tools(fields.tools.take().unwrap_or_default())?;
     let choice = chat_choice(fields.tool_choice.as_ref().unwrap_or(&Value::Null), &tools)?;
-    let num_logprobs = num_logprobs(&fields, state.max_logprobs())?;
+    let num_logprobs = num_logprobs(&fields, LogprobLimit::of(state))?;
     let response = response(state, &fields, &sampling, &tools)?;
 
     let chat_tools: Vec<Value> = tools.iter().map(chat_tool).collect();
@@ -236,16 +236,10 @@ fn response(
 }
 
 /// Alternatives per token, if log-probabilities are asked for.
-fn num_logprobs(fields: &ResponsesFields, max: usize) -> Result<Option<usize>, ApiError> {
+fn num_logprobs(fields: &ResponsesFields, limit: LogprobLimit) -> Result<Option<usize>, ApiError> {
     let includes = settings::read_include(fields.include.as_deref().unwrap_or_default())?;
-    match fields.top_logprobs.unwrap_or(0) {
-        n if n > max => {
-            let message =
-                format!("`top_logprobs` must be at most {max} (--max-logprobs), found {n}.");
-            Err(ApiError::bad_request("top_logprobs", message))
-        }
-        n => Ok((includes || n > 0).then_some(n)),
-    }
+    let num = limit.num("top_logprobs", fields.top_logprobs.unwrap_or(0))?;
+    Ok((includes || num > 0).then_some(num))
 }
 
 /// The conversation so far.

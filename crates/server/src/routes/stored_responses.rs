@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::protocol::responses::items::Item;
+use crate::protocol::responses::settings::read_include;
 use crate::state::AppState;
 use crate::stored_responses::Turn;
 
@@ -30,23 +31,26 @@ pub(super) fn stored(state: &AppState, id: &str, param: &str) -> Result<Arc<Turn
     })
 }
 
-/// How a stored response is asked for.
-#[derive(Debug, Deserialize)]
-pub struct RetrieveQuery {
-    stream: Option<String>,
-}
-
 /// Gives a stored response.
 pub async fn retrieve(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    Query(query): Query<RetrieveQuery>,
+    Query(query): Query<Vec<(String, String)>>,
 ) -> Result<Response, ApiError> {
     let turn = stored(&state, &id, "response_id")?;
-    if query.stream.is_some_and(|stream| stream != "false") {
-        let message = "`stream`: expected false, as events are not stored.";
-        return Err(ApiError::bad_request("stream", message));
+    let mut include = Vec::new();
+    for (name, value) in query {
+        match name.as_str() {
+            "stream" if value != "false" => {
+                let message = "`stream`: expected false, as events are not stored.";
+                return Err(ApiError::bad_request("stream", message));
+            }
+            // A client writes each value of a list by itself, with brackets or without.
+            _ if name == "include" || name.starts_with("include[") => include.push(value),
+            _ => {}
+        }
     }
+    read_include(&include)?;
     let json = [(header::CONTENT_TYPE, "application/json")];
     Ok((json, turn.response().to_owned()).into_response())
 }

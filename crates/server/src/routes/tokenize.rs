@@ -9,6 +9,7 @@ use crate::error::ApiError;
 use crate::protocol::body::Body;
 use crate::protocol::chat::{TemplateFields, render};
 use crate::protocol::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized};
+use crate::protocol::tools::read_tools;
 use crate::state::AppState;
 
 /// Longest text that is tokenized for its own sake, in bytes.
@@ -27,11 +28,15 @@ pub async fn tokenize(
         state.resolve_model(fields.model.as_deref())?;
         let given = template.add_special_tokens;
         let (text, add_special_tokens) = match (fields.prompt, fields.messages) {
-            (Some(prompt), None) => (prompt, given.unwrap_or(true)),
-            (None, Some(messages)) => (
-                render(state, messages, template)?.prompt,
-                given.unwrap_or(false),
-            ),
+            (Some(prompt), None) => {
+                template.refuse_beside("prompt")?;
+                (prompt, given.unwrap_or(true))
+            }
+            (None, Some(messages)) => {
+                read_tools(template.tools.as_deref().unwrap_or_default())?;
+                let rendered = render(state, messages, template)?;
+                (rendered.prompt, given.unwrap_or(false))
+            }
             (Some(_), Some(_)) => {
                 return Err(ApiError::bad_request(
                     "prompt",

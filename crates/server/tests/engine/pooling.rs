@@ -301,6 +301,21 @@ fn a_model_is_for_text_or_for_vectors() {
     assert!(error.contains("at most 32, found 33"), "{error}");
     let error = refusal(&["--pooler-config", r#"{"task": "classify"}"#]);
     assert!(error.contains("expected embed"), "{error}");
+    for (pooler, expected) in [
+        (
+            r#"{"pooling_type": "MEAN"}"#,
+            "`pooling_type`: expected LAST",
+        ),
+        (
+            r#"{"dimensions": 8}"#,
+            "`dimensions`: this is of embeddings",
+        ),
+    ] {
+        let flags = ["--hf-overrides", RERANKER, "--pooler-config", pooler];
+        let config = config_in(&golden("reranker"), &flags);
+        let error = Engine::start(&config).map(drop).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
     for (overrides, expected) in [
         (
             r#"{"method": "from_2_way_softmax"}"#,

@@ -205,11 +205,11 @@ fn several_choices_get_their_own_seeds() {
     assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
 
     let events = server
-        .chat(json!({ "n": 3, "seed": -1, "stream": true }))
+        .chat(json!({ "n": 3, "seed": -2, "stream": true }))
         .events();
-    assert_eq!(streamed_text(&events, 0), format!("seed {}", u64::MAX));
-    assert_eq!(streamed_text(&events, 1), "seed 0");
-    assert_eq!(streamed_text(&events, 2), "seed 1");
+    assert_eq!(streamed_text(&events, 0), format!("seed {}", u64::MAX - 1));
+    assert_eq!(streamed_text(&events, 1), format!("seed {}", u64::MAX));
+    assert_eq!(streamed_text(&events, 2), "seed 0");
     let finished = events
         .iter()
         .filter(|e| e["choices"][0]["finish_reason"] == "stop")

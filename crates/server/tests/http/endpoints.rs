@@ -101,7 +101,7 @@ fn invocations_go_where_their_body_belongs() {
 fn rendered_requests_are_not_computed() {
     let server = TestServer::start(|_| says("x"));
     let body = json!({ "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 5, "temperature": 0.5,
-        "stop": "z", "seed": 7 });
+        "stop": "z", "seed": 7, "top_p": 0.7 });
     let answer = server.post("/v1/chat/completions/render", &body);
     assert_eq!(answer.status, 200, "{}", answer.text);
     let answer = answer.json();
@@ -113,9 +113,14 @@ fn rendered_requests_are_not_computed() {
         (&json!(5), &json!(0.5))
     );
     assert_eq!(
-        (&params["stop"], &params["seed"]),
-        (&json!(["z"]), &json!(7))
+        (&params["stop"], &params["seed"], &params["top_p"]),
+        (&json!(["z"]), &json!(7), &json!(0.7))
     );
+    for (seed, shown) in [(-1, Value::Null), (-2, json!(-2))] {
+        let body = json!({ "prompt": "a", "seed": seed });
+        let answer = server.post("/v1/completions/render", &body).json();
+        assert_eq!(answer[0]["sampling_params"]["seed"], shown);
+    }
     let body = json!({ "prompt": [[97], [98, 99]], "max_tokens": 3 });
     let answer = server.post("/v1/completions/render", &body).json();
     assert_eq!(answer.as_array().unwrap().len(), 2);

@@ -109,7 +109,7 @@ fn bad_fields_are_400_and_named() {
         (json!({ "prompt": [5, 9999] }), "prompt"),
         (json!({ "prompt": vec!["a"; 1025] }), "prompt"),
         (json!({ "max_tokens": 0 }), "max_tokens"),
-        (json!({ "logprobs": true }), "logprobs"),
+        (json!({ "logprobs": "many" }), "logprobs"),
         (json!({ "logprobs": 21 }), "logprobs"),
         (json!({ "suffix": "x" }), "suffix"),
         (json!({ "echo": 2 }), "echo"),

@@ -13,6 +13,7 @@ mod deploy;
 mod endpoints;
 mod envelope;
 mod errors;
+mod fields;
 mod function_calls;
 mod grammars;
 mod lifecycle;

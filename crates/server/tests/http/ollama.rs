@@ -66,6 +66,25 @@ fn a_chat_comes_line_by_line() {
 }
 
 #[test]
+fn a_last_message_of_the_assistant_is_continued() {
+    let server = TestServer::start(|_| says("b"));
+    let user = json!({ "role": "user", "content": "q" });
+    let said = |extra: Value| merged(json!({ "role": "assistant", "content": "a" }), extra);
+    let call = json!({ "function": { "name": "f", "arguments": {} } });
+    for (last, expected) in [
+        (said(json!({})), "u:q;a:a"),
+        (said(json!({ "content": "" })), "u:q;a:;"),
+        (said(json!({ "tool_calls": [call] })), "u:q;a:a;"),
+        (user.clone(), "u:q;u:q;"),
+    ] {
+        let body = json!({ "messages": [user, last], "stream": false });
+        let answer = chat(&server, body).json();
+        assert_eq!(answer["message"]["content"], "b", "{answer}");
+        assert_eq!(prompt(&server), expected);
+    }
+}
+
+#[test]
 fn options_reach_the_engine() {
     let server = TestServer::start(|_| says("one END two"));
     let options = json!({ "temperature": 0.25, "top_k": 7, "top_p": 0.5, "min_p": 0.125, "repeat_penalty": 1.5,

@@ -65,6 +65,10 @@ fn a_stored_response_is_given_listed_and_forgotten() {
     assert_eq!((stored.status, stored.json()), (200, response.clone()));
     assert_eq!(stored.headers["content-type"], "application/json");
     assert_eq!(server.get(&format!("{path}?stream=true")).status, 400);
+    let include = "include=message.output_text.logprobs&include[]=reasoning.encrypted_content";
+    assert_eq!(server.get(&format!("{path}?{include}")).json(), response);
+    let unknown = server.get(&format!("{path}?{include}&include[]=foo"));
+    assert_eq!(unknown.json()["error"]["param"], "include[2]");
 
     let list = |query: &str| {
         let list = server.get(&format!("{path}/input_items{query}")).json();

@@ -112,6 +112,16 @@ impl TestServer {
         Self::start_model(flags, model, |_| says("x"))
     }
 
+    /// A server whose model has a limit of its own, in tokens.
+    pub(crate) fn start_limited(
+        max_new_tokens: usize,
+        script: impl Fn(&GenerateRequest) -> Play + Send + 'static,
+    ) -> Self {
+        let mut model = model();
+        model.generation_config.max_new_tokens = Some(max_new_tokens);
+        Self::start_model(&[], model, script)
+    }
+
     fn start_model(
         flags: &[&str],
         model: ModelInfo,

@@ -69,6 +69,8 @@ fn parameters(generation: &GenerationConfig) -> Vec<String> {
     add("min_p", generation.min_p.map(|value| value.to_string()));
     let penalty = generation.repetition_penalty;
     add("repeat_penalty", penalty.map(|value| value.to_string()));
+    let limit = generation.max_new_tokens.filter(|limit| *limit > 0);
+    add("num_predict", limit.map(|limit| limit.to_string()));
     lines
 }
 
@@ -137,6 +139,21 @@ mod tests {
     use serde_json::Map;
 
     use super::*;
+
+    #[test]
+    fn a_limit_of_the_model_is_ollamas_too() {
+        for (max_new_tokens, expected) in [
+            (Some(20), vec!["PARAMETER num_predict 20".to_owned()]),
+            (Some(0), Vec::new()),
+            (None, Vec::new()),
+        ] {
+            let generation = GenerationConfig {
+                max_new_tokens,
+                ..GenerationConfig::default()
+            };
+            assert_eq!(parameters(&generation), expected);
+        }
+    }
 
     fn of(golden: &str) -> Option<Known> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))

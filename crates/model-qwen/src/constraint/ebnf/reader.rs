@@ -139,7 +139,7 @@ impl<'a> Reader<'a> {
                 Some(c) if is_name(c) => Expression::Name(self.name()?),
                 _ => return Ok(Expression::Sequence(parts)),
             };
-            parts.push(self.repeated(part)?);
+            parts.push(self.repeated(part, in_group)?);
         }
     }
 
@@ -158,9 +158,14 @@ impl<'a> Reader<'a> {
         Ok(inside)
     }
 
-    fn repeated(&mut self, mut part: Expression) -> Result<Expression, GrammarError> {
+    fn repeated(
+        &mut self,
+        mut part: Expression,
+        in_group: bool,
+    ) -> Result<Expression, GrammarError> {
         let mut num = 0;
         loop {
+            self.skip(in_group);
             let (least, most) = match self.peek() {
                 Some('*') => (0, None),
                 Some('+') => (1, None),

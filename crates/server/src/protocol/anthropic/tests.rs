@@ -173,12 +173,7 @@ fn thinking_and_formats_are_told() {
         let on = prompt.template.chat_template_kwargs;
         let on = on.and_then(|kwargs| kwargs["enable_thinking"].as_bool());
         let budget = prompt.thinking_budget;
-        (
-            prompt.template.reasoning_effort,
-            on,
-            budget,
-            prompt.shows_thinking,
-        )
+        (prompt.template.reasoning_effort, on, budget, prompt.shown)
     };
     let none = Value::Null;
     assert_eq!(
@@ -186,18 +181,28 @@ fn thinking_and_formats_are_told() {
             json!({ "type": "enabled", "budget_tokens": 1024 }),
             none.clone()
         ),
-        (None, Some(true), Some(1024), true)
+        (None, Some(true), Some(1024), ThinkingShown::Text)
     );
     assert_eq!(
         template(
             json!({ "type": "adaptive", "display": "omitted" }),
             json!("high")
         ),
-        (Some(ReasoningEffort::High), None, None, false)
+        (
+            Some(ReasoningEffort::High),
+            None,
+            None,
+            ThinkingShown::Blocks
+        )
     );
     assert_eq!(
         template(json!({ "type": "disabled" }), json!("max")),
-        (Some(ReasoningEffort::None), None, None, true)
+        (
+            Some(ReasoningEffort::None),
+            Some(false),
+            None,
+            ThinkingShown::Nothing
+        )
     );
     let schema = json!({ "type": "object" });
     let format = json!({ "type": "json_schema", "schema": schema });
@@ -214,6 +219,9 @@ fn thinking_and_formats_are_told() {
 fn what_cannot_be_read_is_refused_by_name() {
     let user = |block: Value| request(json!([{ "role": "user", "content": [block] }]));
     let assistant = |block: Value| request(json!([{ "role": "assistant", "content": [block] }]));
+    let format = json!({ "type": "json_schema", "schema": {} });
+    let mut two_formats = with("output_config", json!({ "format": format }));
+    two_formats["output_format"] = format;
     let tool = |tool: Value| with("tools", json!([tool]));
     let block = "messages[0].content[0]";
     for (request, param) in [
@@ -328,6 +336,14 @@ fn what_cannot_be_read_is_refused_by_name() {
             with("output_config", json!(["low", null])),
             "output_config".to_owned(),
         ),
+        (
+            with(
+                "output_config",
+                json!({ "format": { "type": "json_schema", "schema": {}, "zzz": 1 } }),
+            ),
+            "output_config.format.zzz".to_owned(),
+        ),
+        (two_formats, "output_format".to_owned()),
         (
             with("mcp_servers", json!([{ "url": "x" }])),
             "mcp_servers".to_owned(),

@@ -49,6 +49,19 @@ const ANTHROPIC: [Place; 5] = [
         ],
     ),
 ];
+const CHAT: [Place; 5] = [
+    (&["tool_choice"], &["type", "function", "allowed_tools"]),
+    (&["tool_choice", "function"], &["name"]),
+    (&["tool_choice", "allowed_tools"], &["mode", "tools"]),
+    (
+        &["tool_choice", "allowed_tools", "tools", "[]"],
+        &["type", "function"],
+    ),
+    (
+        &["tool_choice", "allowed_tools", "tools", "[]", "function"],
+        &["name"],
+    ),
+];
 const OLLAMA: [Place; 1] = [(
     &["messages", "[]"],
     &[
@@ -72,7 +85,8 @@ static OUTPUT: LazyLock<[Place; 1]> =
 /// The keys that nobody reads, with their places, as far as `room` goes.
 pub(super) fn unknown(endpoint: Endpoint, fields: &Map<String, Value>, room: usize) -> Vec<String> {
     let (structs, places): (&[Place], &[Place]) = match endpoint {
-        Endpoint::Chat | Endpoint::Completions => (&*STREAM, &[]),
+        Endpoint::Chat => (&*STREAM, &CHAT),
+        Endpoint::Completions => (&*STREAM, &[]),
         Endpoint::Messages | Endpoint::CountTokens => (&*OUTPUT, &ANTHROPIC),
         Endpoint::OllamaChat => (&[], &OLLAMA),
         _ => return Vec::new(),
@@ -135,6 +149,9 @@ mod tests {
         };
         let chat = json!({ "stream_options": { "include_usage": true, "zzz": 1 }, "messages": [{ "zzz": 1 }] });
         assert_eq!(found(Endpoint::Chat, chat, 9), ["stream_options.zzz"]);
+        let choice = json!({ "tool_choice": { "type": "function", "function": { "name": "f", "a": 1 }, "b": 1 } });
+        let keys = ["tool_choice.b", "tool_choice.function.a"];
+        assert_eq!(found(Endpoint::Chat, choice, 9), keys);
         let messages = json!({
             "output_config": { "effort": "low", "z": 1 },
             "thinking": { "type": "disabled", "a": 1 },

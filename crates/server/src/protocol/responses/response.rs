@@ -57,7 +57,7 @@ pub struct ResponseObject {
     /// As in the request.
     pub tools: Vec<Value>,
     /// Alternatives per token.
-    pub top_logprobs: usize,
+    pub top_logprobs: i64,
     /// In force.
     pub top_p: f64,
     /// In force.

@@ -8,6 +8,7 @@ use crate::engine::FinishReason;
 use crate::error::ApiError;
 use crate::error::shape::ErrorShape;
 use crate::postprocess::{Delta, Finish};
+use crate::protocol::anthropic::ThinkingShown;
 use crate::protocol::anthropic_answer::{ContentBlock, Message, MessageUsage};
 use crate::stream::{EventFormat, TokenCounts};
 
@@ -16,8 +17,8 @@ pub(super) struct MessageFormat {
     id: String,
     model: String,
     counts: TokenCounts,
-    /// Whether thoughts have their text.
-    shows_thinking: bool,
+    /// What is shown of thoughts.
+    thinking: ThinkingShown,
     /// Whether the context ends before `max_tokens`.
     is_cut: bool,
     space: WithoutSpace,
@@ -40,14 +41,14 @@ impl MessageFormat {
         id: String,
         model: String,
         counts: TokenCounts,
-        shows_thinking: bool,
+        thinking: ThinkingShown,
         is_cut: bool,
     ) -> Self {
         Self {
             id,
             model,
             counts,
-            shows_thinking,
+            thinking,
             is_cut,
             space: WithoutSpace::default(),
             open: None,
@@ -85,11 +86,11 @@ impl MessageFormat {
                 continue;
             };
             match part {
+                Part::Reasoning(_) if self.thinking == ThinkingShown::Nothing => {}
                 Part::Reasoning(text) => {
-                    let text = if self.shows_thinking {
-                        text
-                    } else {
-                        String::new()
+                    let text = match self.thinking {
+                        ThinkingShown::Text => text,
+                        ThinkingShown::Blocks | ThinkingShown::Nothing => String::new(),
                     };
                     match blocks.last_mut() {
                         Some(ContentBlock::Thinking { thinking, .. }) => thinking.push_str(&text),
@@ -166,11 +167,12 @@ impl MessageFormat {
 
     fn part(&mut self, part: Part, events: &mut Vec<Value>) {
         match part {
+            Part::Reasoning(_) if self.thinking == ThinkingShown::Nothing => {}
             Part::Reasoning(text) => {
                 if self.open != Some(Kind::Thinking) {
                     self.begin(Kind::Thinking, thinking(String::new()), events);
                 }
-                if self.shows_thinking {
+                if self.thinking == ThinkingShown::Text {
                     events.push(self.more(json!({ "type": "thinking_delta", "thinking": text })));
                 }
             }

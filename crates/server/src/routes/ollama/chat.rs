@@ -5,6 +5,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value};
 
 use super::super::constraint::{Constrained, Uncompiled};
 use super::super::conversation::{Conversation, Prepared};
@@ -60,14 +61,25 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
     drop(body);
 
     let conversation = messages.map(|messages| Conversation {
-        messages,
         template: TemplateFields {
             tools,
+            continue_final_message: is_continued(&messages).then_some(true),
             ..request.template()
         },
+        messages,
         ..Conversation::default()
     });
     Work::new(state, request, conversation, started)
+}
+
+/// Whether the answer goes on with the last message: Ollama's templates leave the assistant's last turn open.
+fn is_continued(messages: &[Map<String, Value>]) -> bool {
+    messages.last().is_some_and(|last| {
+        let has_text = last["content"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty());
+        last["role"] == "assistant" && has_text && !last.contains_key("tool_calls")
+    })
 }
 
 impl Work {

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Map, Value};
 
 use super::super::conversation::Prepared;
+use super::super::said::SaidSoFar;
 use super::super::thoughts::WithoutSpace;
 use super::chat::Work;
 use super::time::{nanoseconds, rfc3339};
@@ -39,6 +40,7 @@ pub(super) struct LineFormat {
     started: Instant,
     first: Option<Instant>,
     space: WithoutSpace,
+    said: SaidSoFar,
     /// The call that has no end yet.
     call: Option<OllamaCall>,
     arguments: String,
@@ -70,6 +72,7 @@ impl LineFormat {
             started: work.started,
             first: None,
             space: WithoutSpace::default(),
+            said: SaidSoFar::default(),
             call: None,
             arguments: String::new(),
         }
@@ -166,7 +169,8 @@ impl LineFormat {
         // Without a template the text has no parts.
         let text = (!delta.text.is_empty()).then_some(Part::Content(delta.text));
         for part in text.into_iter().chain(delta.parts) {
-            match self.space.take(part) {
+            let part = self.space.take(part);
+            match part.map(|part| self.said.take(part)) {
                 Some(Part::Reasoning(text)) if self.shows_thinking => {
                     more.thinking.push_str(&text);
                 }

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use super::*;
 
-fn format(shows_thinking: bool) -> MessageFormat {
+fn format(thinking: ThinkingShown) -> MessageFormat {
     let lens: Arc<[usize]> = Arc::new([10]);
     let counts = TokenCounts::new(&lens, 1);
-    MessageFormat::new("msg_1".into(), "m".into(), counts, shows_thinking, false)
+    MessageFormat::new("msg_1".into(), "m".into(), counts, thinking, false)
 }
 
 fn finish(reason: FinishReason, stop_reason: Value) -> Option<Finish> {
@@ -65,7 +65,7 @@ fn events(mut format: MessageFormat, parts: Vec<Part>, finish: Option<Finish>) -
 #[test]
 fn events_are_in_anthropics_order() {
     let events = events(
-        format(true),
+        format(ThinkingShown::Text),
         parts(),
         finish(FinishReason::Stop, Value::Null),
     );
@@ -119,7 +119,8 @@ fn events_are_in_anthropics_order() {
 
 #[test]
 fn the_whole_message_has_the_blocks_of_the_events() {
-    let message = format(true).response(delta(parts(), finish(FinishReason::Stop, Value::Null)));
+    let message = format(ThinkingShown::Text)
+        .response(delta(parts(), finish(FinishReason::Stop, Value::Null)));
     let message = serde_json::to_value(message).unwrap();
     let content = json!([
         { "type": "thinking", "thinking": "hm so", "signature": "" },
@@ -135,19 +136,31 @@ fn the_whole_message_has_the_blocks_of_the_events() {
 #[test]
 fn thoughts_may_be_left_out() {
     let end = || finish(FinishReason::Stop, Value::Null);
-    let events = events(format(false), parts(), end());
+    let events = events(format(ThinkingShown::Blocks), parts(), end());
     assert_eq!(events[2]["content_block"]["type"], "thinking");
     assert_eq!(events[3]["delta"]["type"], "signature_delta");
-    let message = format(false).response(delta(parts(), end()));
+    let message = format(ThinkingShown::Blocks).response(delta(parts(), end()));
     let message = serde_json::to_value(message).unwrap();
     let empty = json!({ "type": "thinking", "thinking": "", "signature": "" });
     assert_eq!(message["content"][0], empty);
+
+    let events = self::events(format(ThinkingShown::Nothing), parts(), end());
+    assert!(!Value::from(events.clone()).to_string().contains("thinking"));
+    assert_eq!(events[2]["content_block"]["type"], "text");
+    assert_eq!(events[2]["index"], 0);
+    assert_eq!(events[3]["delta"]["text"], "Let me");
+    let message = format(ThinkingShown::Nothing).response(delta(parts(), end()));
+    let message = serde_json::to_value(message).unwrap();
+    assert_eq!(
+        message["content"][0],
+        json!({ "type": "text", "text": "Let me look." })
+    );
 }
 
 #[test]
 fn an_empty_answer_has_an_empty_block() {
     let end = || finish(FinishReason::Stop, Value::Null);
-    let events = events(format(true), Vec::new(), end());
+    let events = events(format(ThinkingShown::Text), Vec::new(), end());
     let kinds: Vec<&str> = events
         .iter()
         .filter_map(|event| event["type"].as_str())
@@ -161,7 +174,7 @@ fn an_empty_answer_has_an_empty_block() {
         "message_stop",
     ];
     assert_eq!(kinds, expected);
-    let message = format(true).response(delta(Vec::new(), end()));
+    let message = format(ThinkingShown::Text).response(delta(Vec::new(), end()));
     let block = ContentBlock::Text {
         text: String::new(),
     };
@@ -174,7 +187,7 @@ fn the_end_has_anthropics_words() {
     let stopped = |is_cut: bool, reason, stop: Value| {
         let format = MessageFormat {
             is_cut,
-            ..format(true)
+            ..format(ThinkingShown::Text)
         };
         let message = format.response(delta(text(), finish(reason, stop)));
         (message.stop_reason.unwrap(), message.stop_sequence)
