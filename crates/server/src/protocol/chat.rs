@@ -213,7 +213,8 @@ pub(crate) fn shows_tools(template: &ChatTemplate) -> bool {
 /// Why there is no template: the model has none, or the cache lacks it.
 fn no_template(model: &str) -> String {
     let mut unfetched = model_qwen::unfetched(model);
-    unfetched.retain(|name| name.starts_with("chat_template"));
+    // The files that a template may be in.
+    unfetched.retain(|name| name.starts_with("chat_template") || name == "tokenizer_config.json");
     let why = match !unfetched.is_empty() {
         true => format!(
             "The cache of {model} lacks {}, and so perhaps the chat template; start the server once without HF_HUB_OFFLINE, \
