@@ -155,11 +155,6 @@ fn gradients_equal_those_of_the_cpu() {
             modules: true,
             ..PLAIN
         },
-        Kind {
-            dora: true,
-            modules: true,
-            ..PLAIN
-        },
     ];
     for (kind, (compute, least, most)) in kinds
         .into_iter()
