@@ -85,6 +85,19 @@ impl Held {
             Self::Device(moments) => moments.to_host(),
         }
     }
+
+    /// Codes and scales of mean and variance.
+    fn sizes(&self) -> [[usize; 2]; 2] {
+        match self {
+            Self::Host(ByteMoments { mean, variance }) => {
+                [mean, variance].map(|Codes { codes, absmax }| [codes.len(), absmax.len()])
+            }
+            Self::Device(moments) => {
+                let values = moments.num_values();
+                [[values, values.div_ceil(BLOCK)]; 2]
+            }
+        }
+    }
 }
 
 impl AdamW {
@@ -182,22 +195,22 @@ impl AdamW {
             rate: (rate.learning_rate / correction1) as f32,
             decay: decay as f32,
         };
+        let like = (&value.device(), DType::F32);
+        let clip = clip.map_or_else(|| Tensor::ones([1], like), Clone::clone); // [1]
         let on_host = is_plain_cpu(&value) && is_plain_cpu(&gradient);
         if eight_bit && value.dims()[0] >= MIN_VALUES {
             let held = self.byte_moments.remove(name);
             let (value, held) = match on_host {
-                true => in_bytes_on_host(value, gradient, clip, held, factors),
-                false => in_bytes_on_device(value, &gradient, clip, held, factors),
+                true => in_bytes_on_host(value, gradient, clip.into_scalar(), held, factors),
+                false => in_bytes_on_device(value, &gradient, &clip, held, factors),
             };
             self.byte_moments.insert(name.to_owned(), held);
             return value;
         }
         let moments = self.moments.remove(name);
-        let (value, moments) = if on_host {
-            let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
-            in_floats_on_host(value, gradient, clip, moments, factors)
-        } else {
-            in_floats_on_device(value, &gradient, clip, moments, factors)
+        let (value, moments) = match on_host {
+            true => in_floats_on_host(value, gradient, clip.into_scalar(), moments, factors),
+            false => in_floats_on_device(value, &gradient, &clip, moments, factors),
         };
         self.moments.insert(name.to_owned(), moments);
         value
@@ -218,12 +231,10 @@ impl AdamW {
         };
         for (name, &size) in sizes {
             let expected = format!("{size} values");
-            if let Some(moments) = self.byte_moments.get(name).map(Held::to_host) {
-                for (kind, Codes { codes, absmax }) in
-                    [("mean", &moments.mean), ("variance", &moments.variance)]
-                {
-                    if codes.len() != size || absmax.len() != size.div_ceil(BLOCK) {
-                        let found = format!("{} codes in {} blocks", codes.len(), absmax.len());
+            if let Some(held) = self.byte_moments.get(name) {
+                for (kind, [codes, blocks]) in ["mean", "variance"].iter().zip(held.sizes()) {
+                    if codes != size || blocks != size.div_ceil(BLOCK) {
+                        let found = format!("{codes} codes in {blocks} blocks");
                         return error(&format!("{name}.{kind}"), expected, found);
                     }
                 }
@@ -275,7 +286,7 @@ fn is_plain_cpu(tensor: &Tensor<1>) -> bool {
 fn in_floats_on_device(
     value: Tensor<1>,
     gradient: &Tensor<1>,
-    clip: Option<&Tensor<1>>,
+    clip: &Tensor<1>,
     moments: Option<Moments>,
     factors: AdamWFactors,
 ) -> (Tensor<1>, Moments) {
@@ -284,8 +295,7 @@ fn in_floats_on_device(
         mean: Tensor::zeros(value.dims(), like),
         variance: Tensor::zeros(value.dims(), like),
     });
-    let clip = clip.map_or_else(|| Tensor::ones([1], like), Clone::clone);
-    let [value, mean, variance] = adamw([value, mean, variance], gradient, &clip, factors);
+    let [value, mean, variance] = adamw([value, mean, variance], gradient, clip, factors);
     (value, Moments { mean, variance })
 }
 
@@ -297,14 +307,6 @@ fn in_floats_on_host(
     moments: Option<Moments>,
     factors: AdamWFactors,
 ) -> (Tensor<1>, Moments) {
-    let AdamWFactors {
-        beta,
-        rest,
-        correction,
-        eps,
-        rate,
-        decay,
-    } = factors;
     let (mut value, gradient) = (host(value), host(gradient));
     let (mut mean, mut variance) = match moments {
         Some(Moments { mean, variance }) => (host(mean), host(variance)),
@@ -317,11 +319,7 @@ fn in_floats_on_host(
     );
     let moments = mean.iter_mut().zip(&mut variance);
     for ((value, gradient), (mean, variance)) in value.iter_mut().zip(gradient).zip(moments) {
-        let gradient = gradient * clip;
-        *mean = *mean * beta[0] + gradient * rest[0];
-        *variance = *variance * beta[1] + gradient * gradient * rest[1];
-        let denominator = variance.sqrt() / correction + eps;
-        *value = *value * decay - *mean / denominator * rate;
+        [*value, *mean, *variance] = factors.step([*value, *mean, *variance], gradient * clip);
     }
     let [value, mean, variance] = [value, mean, variance].map(on_cpu);
     (value, Moments { mean, variance })
@@ -331,7 +329,7 @@ fn in_floats_on_host(
 fn in_bytes_on_device(
     value: Tensor<1>,
     gradient: &Tensor<1>,
-    clip: Option<&Tensor<1>>,
+    clip: &Tensor<1>,
     held: Option<Held>,
     factors: AdamWFactors,
 ) -> (Tensor<1>, Held) {
@@ -341,8 +339,7 @@ fn in_bytes_on_device(
         Some(Held::Host(moments)) => DeviceMoments::from_host(&moments, &device),
         None => DeviceMoments::zeros(value.dims()[0], &device),
     };
-    let clip = clip.map_or_else(|| Tensor::ones([1], (&device, DType::F32)), Clone::clone);
-    let (value, moments) = eight_bit::adamw(value, moments, gradient, &clip, factors);
+    let (value, moments) = eight_bit::adamw(value, moments, gradient, clip, factors);
     (value, Held::Device(moments))
 }
 
@@ -350,11 +347,10 @@ fn in_bytes_on_device(
 fn in_bytes_on_host(
     value: Tensor<1>,
     gradient: Tensor<1>,
-    clip: Option<&Tensor<1>>,
+    clip: f32,
     held: Option<Held>,
     factors: AdamWFactors,
 ) -> (Tensor<1>, Held) {
-    let clip = clip.map_or(1.0, |clip| clip.clone().into_scalar());
     let (mut value, gradient) = (host(value), host(gradient));
     let mut moments = match held {
         Some(Held::Host(moments)) => moments,
@@ -432,7 +428,7 @@ mod tests {
                     in_floats_on_host(host.0, gradient.clone(), 1.0, host.1, factors);
                 host = (value, Some(moments));
                 let (value, moments) =
-                    in_floats_on_device(device.0, &gradient, None, device.1, factors);
+                    in_floats_on_device(device.0, &gradient, &tensor(&[1.0]), device.1, factors);
                 device = (value, Some(moments));
                 let (Some(left), Some(right)) = (&host.1, &device.1) else {
                     panic!("no moments")

@@ -58,6 +58,19 @@ pub struct AdamWFactors {
     pub decay: f32,
 }
 
+impl AdamWFactors {
+    /// One step of one value, with its gradient as clipping leaves it: the new value, mean and variance.
+    #[must_use]
+    #[inline]
+    pub fn step(&self, [value, mean, variance]: [f32; 3], gradient: f32) -> [f32; 3] {
+        let mean = mean * self.beta[0] + gradient * self.rest[0];
+        let variance = variance * self.beta[1] + gradient * gradient * self.rest[1];
+        let denominator = variance.sqrt() / self.correction + self.eps;
+        let value = value * self.decay - mean / denominator * self.rate;
+        [value, mean, variance]
+    }
+}
+
 /// Units of a cube that adds up squares, and values of a unit, about.
 #[cfg(feature = "gpu")]
 const SQUARES: usize = 256 * 4;
@@ -131,21 +144,13 @@ fn naive_adamw(
     clip: &Tensor<1>,
     factors: AdamWFactors,
 ) -> [Tensor<1>; 3] {
-    let AdamWFactors {
-        beta,
-        rest,
-        correction,
-        eps,
-        rate,
-        decay,
-    } = factors;
+    let f = factors;
     let gradient = gradient.clone() * clip.clone(); // [n]
     let square = gradient.clone() * gradient.clone(); // [n]
-    let mean = mean.mul_scalar(beta[0]) + gradient.mul_scalar(rest[0]); // [n]
-    let variance = variance.mul_scalar(beta[1]) + square.mul_scalar(rest[1]); // [n]
-    let denominator = (variance.clone().sqrt())
-        .div_scalar(correction)
-        .add_scalar(eps); // [n]
-    let update = (mean.clone() / denominator).mul_scalar(rate); // [n]
-    [value.mul_scalar(decay) - update, mean, variance]
+    let mean = mean.mul_scalar(f.beta[0]) + gradient.mul_scalar(f.rest[0]); // [n]
+    let variance = variance.mul_scalar(f.beta[1]) + square.mul_scalar(f.rest[1]); // [n]
+    let root = variance.clone().sqrt(); // [n]
+    let denominator = root.div_scalar(f.correction).add_scalar(f.eps); // [n]
+    let update = (mean.clone() / denominator).mul_scalar(f.rate); // [n]
+    [value.mul_scalar(f.decay) - update, mean, variance]
 }

@@ -48,14 +48,6 @@ impl OptimizerOps for Cube {
         let gradient = into_contiguous(gradient);
         let [value, mean, variance] = [value, mean, variance].map(own);
         let len = value.meta.num_elements();
-        let AdamWFactors {
-            beta,
-            rest,
-            correction,
-            eps,
-            rate,
-            decay,
-        } = factors;
         if len > 0 {
             // SAFETY: units stay below the number of values.
             unsafe {
@@ -69,14 +61,7 @@ impl OptimizerOps for Cube {
                     gradient.into_buffer_arg(),
                     clip.into_buffer_arg(),
                     len,
-                    beta[0],
-                    beta[1],
-                    rest[0],
-                    rest[1],
-                    correction,
-                    eps,
-                    rate,
-                    decay,
+                    launched(factors),
                 );
             }
         }
@@ -96,14 +81,6 @@ impl OptimizerOps for Cube {
         let (gradient, levels) = (into_contiguous(gradient), into_contiguous(levels));
         let len = value.meta.num_elements();
         let blocks = len.div_ceil(BLOCK);
-        let AdamWFactors {
-            beta,
-            rest,
-            correction,
-            eps,
-            rate,
-            decay,
-        } = factors;
         if len > 0 {
             // SAFETY: a cube for each block; units stay below the number of values, and what a block has of codes and scales.
             unsafe {
@@ -119,14 +96,7 @@ impl OptimizerOps for Cube {
                     levels.into_buffer_arg(),
                     len,
                     blocks,
-                    beta[0],
-                    beta[1],
-                    rest[0],
-                    rest[1],
-                    correction,
-                    eps,
-                    rate,
-                    decay,
+                    launched(factors),
                 );
             }
         }
@@ -141,6 +111,49 @@ fn own(tensor: CubeTensor) -> CubeTensor {
         tensor
     } else {
         tensor.copy()
+    }
+}
+
+/// [`AdamWFactors`] in a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct Factors {
+    beta1: f32,
+    beta2: f32,
+    rest1: f32,
+    rest2: f32,
+    correction: f32,
+    eps: f32,
+    rate: f32,
+    decay: f32,
+}
+
+fn launched<R: Runtime>(factors: AdamWFactors) -> FactorsLaunch<R> {
+    let AdamWFactors {
+        beta,
+        rest,
+        correction,
+        eps,
+        rate,
+        decay,
+    } = factors;
+    FactorsLaunch::new(
+        beta[0], beta[1], rest[0], rest[1], correction, eps, rate, decay,
+    )
+}
+
+#[cube]
+impl Factors {
+    /// See [`AdamWFactors::step`]: the new mean and variance.
+    fn moments(&self, mean: f32, variance: f32, gradient: f32) -> (f32, f32) {
+        (
+            mean * self.beta1 + gradient * self.rest1,
+            variance * self.beta2 + gradient * gradient * self.rest2,
+        )
+    }
+
+    /// The new value, from the new moments.
+    fn value(&self, value: f32, mean: f32, variance: f32) -> f32 {
+        value * self.decay - mean / (variance.sqrt() / self.correction + self.eps) * self.rate
     }
 }
 
@@ -167,23 +180,14 @@ fn adamw_kernel(
     gradient: &[f32],
     clip: &[f32],
     len: usize,
-    beta1: f32,
-    beta2: f32,
-    rest1: f32,
-    rest2: f32,
-    correction: f32,
-    eps: f32,
-    rate: f32,
-    decay: f32,
+    factors: &Factors,
 ) {
     let at = ABSOLUTE_POS;
     if at < len {
-        let g = gradient[at] * clip[0];
-        let m = mean[at] * beta1 + g * rest1;
-        let v = variance[at] * beta2 + g * g * rest2;
-        mean[at] = m;
-        variance[at] = v;
-        value[at] = value[at] * decay - m / (v.sqrt() / correction + eps) * rate;
+        let moments = factors.moments(mean[at], variance[at], gradient[at] * clip[0]);
+        mean[at] = moments.0;
+        variance[at] = moments.1;
+        value[at] = factors.value(value[at], moments.0, moments.1);
     }
 }
 
@@ -232,14 +236,7 @@ fn adamw_8bit_kernel(
     levels: &[f32],
     len: usize,
     blocks: usize,
-    beta1: f32,
-    beta2: f32,
-    rest1: f32,
-    rest2: f32,
-    correction: f32,
-    eps: f32,
-    rate: f32,
-    decay: f32,
+    factors: &Factors,
 ) {
     // A cube past the last block would compute that one again, from what it has overwritten.
     if CUBE_POS < blocks {
@@ -259,12 +256,12 @@ fn adamw_8bit_kernel(
             means[i] = 0.0;
             variances[i] = 0.0;
             if at < len {
-                let g = gradient[at] * clip[0];
-                let m = levels[mean_code] * mean_scale * beta1 + g * rest1;
-                let v = levels[LEVELS + variance_code] * variance_scale * beta2 + g * g * rest2;
-                means[i] = m;
-                variances[i] = v;
-                value[at] = value[at] * decay - m / (v.sqrt() / correction + eps) * rate;
+                let mean = levels[mean_code] * mean_scale;
+                let variance = levels[LEVELS + variance_code] * variance_scale;
+                let moments = factors.moments(mean, variance, gradient[at] * clip[0]);
+                means[i] = moments.0;
+                variances[i] = moments.1;
+                value[at] = factors.value(value[at], moments.0, moments.1);
             }
             largest_mean = max(largest_mean, means[i].abs());
             largest_variance = max(largest_variance, variances[i]);

@@ -165,6 +165,12 @@ impl DeviceMoments {
         }
     }
 
+    /// Number of values.
+    #[must_use]
+    pub fn num_values(&self) -> usize {
+        self.len
+    }
+
     /// What [`Self::from_host`] takes.
     #[must_use]
     pub fn to_host(&self) -> ByteMoments {
@@ -289,23 +295,11 @@ impl AdamWFactors {
         (mean_codes, mean_scale): (&mut [u8], &mut f32),
         (variance_codes, variance_scale): (&mut [u8], &mut f32),
     ) {
-        let Self {
-            beta,
-            rest,
-            correction,
-            eps,
-            rate,
-            decay,
-        } = self;
         let (mut means, mut variances) = ([0f32; BLOCK], [0f32; BLOCK]);
         for (i, (value, gradient)) in values.iter_mut().zip(gradient).enumerate() {
-            let gradient = gradient * clip;
             let mean = SIGNED.levels[usize::from(mean_codes[i])] * *mean_scale;
             let variance = UNSIGNED.levels[usize::from(variance_codes[i])] * *variance_scale;
-            means[i] = mean * beta[0] + gradient * rest[0];
-            variances[i] = variance * beta[1] + gradient * gradient * rest[1];
-            let denominator = variances[i].sqrt() / correction + eps;
-            *value = *value * decay - means[i] / denominator * rate;
+            [*value, means[i], variances[i]] = self.step([*value, mean, variance], gradient * clip);
         }
         let len = values.len();
         round(&SIGNED, &means[..len], mean_codes, mean_scale);
