@@ -34,23 +34,14 @@ pub use mask::TokenMask;
 #[derive(Debug)]
 pub struct Constraint {
     state: Arc<Mutex<State>>,
-    /// What comes before the grammar, until it has come.
-    after: Option<After>,
+    /// The token that ends the free text before the grammar, until it has come.
+    after: Option<u32>,
     /// Tokens that end a text.
     ends: Arc<[u32]>,
     /// Whether a text may end where the grammar would let it go on.
     ends_early: bool,
     finished: bool,
     error: Option<String>,
-}
-
-/// Free text before the grammar.
-#[derive(Clone, Debug)]
-struct After {
-    /// The token that ends it.
-    token: u32,
-    /// Its tokens: all but those that end a text, which is not complete without the grammar's part.
-    mask: Arc<TokenMask>,
 }
 
 /// The part that another thread may work on.
@@ -79,7 +70,6 @@ impl Clone for Constraint {
         };
         Self {
             state: Arc::new(Mutex::new(copy)),
-            after: self.after.clone(),
             ends: Arc::clone(&self.ends),
             error: self.error.clone(),
             ..*self
@@ -132,30 +122,27 @@ impl Constraint {
         let mask = state.mask(&ends).map_err(GrammarError::Invalid)?;
         let is_empty = mask.num_allowed() == 0;
         let finished = after.is_none() && is_empty && state.matcher.is_stopped();
-        let constraint = Self {
+        Ok(Self {
             state: Arc::new(Mutex::new(state)),
-            after: None,
+            after,
             ends,
             ends_early: true,
             finished,
             error: None,
-        };
-        Ok(constraint.after(after))
+        })
     }
 
-    /// The same behind free text that the token `after` ends. The text as a whole may not end before. Of use before the first
-    /// token.
+    /// The same behind free text that the token `after` ends. Of use before the first token.
     #[must_use]
-    pub fn after(mut self, after: Option<u32>) -> Self {
-        self.after = after.map(|token| {
-            let mut mask = TokenMask::all(lock(&self.state).num_tokens);
-            mask.leave_out_unless_alone(&self.ends);
-            After {
-                token,
-                mask: Arc::new(mask),
-            }
-        });
-        self
+    pub fn after(self, after: Option<u32>) -> Self {
+        Self { after, ..self }
+    }
+
+    /// The token that comes where `id` was drawn. A text is not complete without the grammar's part: what would end it within
+    /// the free text before ends the free text.
+    pub fn instead_of(&self, id: u32) -> u32 {
+        let ends = self.ends.contains(&id);
+        self.after.filter(|_| ends).unwrap_or(id)
     }
 
     /// The same for a text that goes on as long as its grammar lets it: the tokens that end a text may come only where no other
@@ -173,17 +160,13 @@ impl Constraint {
 
     /// Whether the next token is constrained.
     pub fn is_active(&self) -> bool {
-        let is_free = self.after.is_some() && self.ends.is_empty();
-        !is_free && !self.finished && self.error.is_none()
+        self.after.is_none() && !self.finished && self.error.is_none()
     }
 
     /// The tokens that may come next; `None` where every token may. Waits for the thread that computes it, or computes it.
     pub fn mask(&mut self) -> Option<Arc<TokenMask>> {
         if !self.is_active() {
             return None;
-        }
-        if let Some(After { mask, .. }) = &self.after {
-            return Some(Arc::clone(mask));
         }
         let mask = lock(&self.state).mask(&self.ends);
         match mask {
@@ -200,7 +183,7 @@ impl Constraint {
         if self.finished || self.error.is_some() {
             return;
         }
-        if let Some(After { token, .. }) = self.after {
+        if let Some(token) = self.after {
             if id == token {
                 self.after = None;
                 self.begin_mask();
@@ -228,8 +211,9 @@ impl Constraint {
 
     /// Whether the text may end here.
     pub fn may_stop(&mut self) -> bool {
-        self.finished
-            || (self.mask()).is_none_or(|mask| self.ends.iter().any(|&id| mask.allows(id)))
+        let mask = self.mask();
+        let has_end = |mask: Arc<TokenMask>| self.ends.iter().any(|&id| mask.allows(id));
+        self.finished || (self.after.is_none() && mask.is_none_or(has_end))
     }
 
     /// Whether the text must end here: nothing but a token that ends it may come.
@@ -253,7 +237,7 @@ impl Constraint {
 
     /// Computes the next mask on another thread, unless it is there.
     fn begin_mask(&self) {
-        if !self.is_active() || self.after.is_some() {
+        if !self.is_active() {
             return;
         }
         let (state, ends) = (Arc::clone(&self.state), Arc::clone(&self.ends));

@@ -8,6 +8,8 @@ mod download;
 mod patience;
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "hub")]
+use std::time::Duration;
 
 #[cfg(feature = "hub")]
 use hf_hub::{Cache, CacheRepo};
@@ -23,6 +25,12 @@ use download::{Download, INDEX, OPTIONAL_FILES, SINGLE_FILE, shards};
 
 /// Where the Hub is when `HF_ENDPOINT` says nothing.
 const HUB: &str = "https://huggingface.co";
+/// How long a Hub may take to answer when it is asked whether it is there.
+#[cfg(feature = "hub")]
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where most models have nothing to add.
+#[cfg(feature = "hub")]
+const LITTLE_PATIENCE: Duration = Duration::from_secs(3);
 /// What `modules.json` and its neighbours are about.
 #[cfg(feature = "hub")]
 const POOLING: &str = "the pooling of embeddings";
@@ -184,7 +192,7 @@ impl HubOptions {
     pub fn reach(&self) -> Result<(), String> {
         #[cfg(feature = "hub")]
         {
-            download::reach(&self.endpoint)
+            download::reach(&self.endpoint, PATIENCE)
         }
         #[cfg(not(feature = "hub"))]
         Err("this build reads folders only".to_owned())
@@ -338,6 +346,17 @@ pub fn unfetched(id_or_path: &str) -> Vec<String> {
     Vec::new()
 }
 
+/// What a small file is about.
+#[cfg(feature = "hub")]
+fn of(name: &str) -> &'static str {
+    match name {
+        "generation_config.json" => "defaults of sampling and tokens that end an answer",
+        "tokenizer_config.json" => "special tokens",
+        "chat_template.jinja" | "chat_template.json" => "the chat template",
+        _ => POOLING,
+    }
+}
+
 /// Downloads the small files that a snapshot lacks, or says what the model goes without.
 #[cfg(feature = "hub")]
 fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
@@ -346,22 +365,20 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
         return;
     }
     let commit = folder.file_name().unwrap_or_default().to_string_lossy();
+    let patience = match missing.iter().all(|name| of(name) == POOLING) {
+        true => LITTLE_PATIENCE,
+        false => PATIENCE,
+    };
     let reason = match options.offline {
         true => "HF_HUB_OFFLINE is set: unset it once, and they are fetched".to_owned(),
-        false => match Download::new(id, &commit, options).and_then(|download| download.complete())
-        {
+        false => match complete(id, &commit, options, patience) {
             Ok(()) => return,
-            Err(error) => error.to_string(),
+            Err(reason) => reason,
         },
     };
     let means: Vec<&str> = missing
         .iter()
-        .map(|name| match name.as_str() {
-            "generation_config.json" => "defaults of sampling and tokens that end an answer",
-            "tokenizer_config.json" => "special tokens",
-            "chat_template.jinja" | "chat_template.json" => "the chat template",
-            _ => POOLING,
-        })
+        .map(|name| of(name))
         .collect::<std::collections::BTreeSet<_>>()
         .into_iter()
         .collect();
@@ -378,6 +395,20 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
         [POOLING] if generates && !folder.join(MODULES).exists() => tracing::info!("{text}"),
         _ => tracing::warn!("{text}"),
     }
+}
+
+/// Downloads the small files of a commit. The model is there: a Hub that is out of reach holds up no start.
+#[cfg(feature = "hub")]
+fn complete(
+    id: &str,
+    commit: &str,
+    options: &HubOptions,
+    patience: Duration,
+) -> Result<(), String> {
+    download::reach(&options.endpoint, patience)
+        .map_err(|reason| format!("{} does not answer: {reason}", options.endpoint))?;
+    let download = Download::new(id, commit, options).map_err(|error| error.to_string())?;
+    download.complete().map_err(|error| error.to_string())
 }
 
 #[cfg(not(feature = "hub"))]

@@ -190,6 +190,7 @@ impl Sampler {
         let best = self.apply_mask(logits);
         let row = Row { logits, ids: None };
         let id = self.choose_adjusted(row, banned, best);
+        let id = self.instead_of(id);
         // The first record of an id holds its raw value.
         let changed = self.changed.iter().find(|(changed, _)| *changed == id);
         let raw = match changed {

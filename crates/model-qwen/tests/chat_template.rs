@@ -149,6 +149,27 @@ fn expressions_give_what_jinja2_gives() {
             "00abc -005 abc",
         ),
         (
+            "{{ 'a,b,c'.rsplit(',', maxsplit=1) }} {{ 'a,b,c'.split(',', maxsplit=1) }} {{ 'a b c'.split(maxsplit=1) }}",
+            "['a,b', 'c'] ['a', 'b,c'] ['a', 'b c']",
+        ),
+        (
+            "{{ 'a b c'.split(sep=none) }} {{ 'a\nb'.splitlines(keepends=true) }}",
+            "['a', 'b', 'c'] ['a\\n', 'b']",
+        ),
+        (
+            "{{ 'éabab'.find('b', 3) }} {{ 'éabab'.find('b', 0, 2) }} {{ 'éabab'.rfind('b', -3, -1) }} {{ 'ab'.find('', 3) }}",
+            "4 -1 2 -1",
+        ),
+        (
+            "{{ 'ab'.index('b', 1) }} {{ 'abab'.rindex('a', 0, 2) }} {{ [1, 2, 1].index(1, 1) }} {{ 'ab'.find('x') }}",
+            "1 0 2 -1",
+        ),
+        ("[{{ 'a'.ljust(-1) }}{{ 'b'.zfill(-3) }}]", "[ab]"),
+        (
+            "{% set c = cycler('a', 'b') %}{{ c.current }}{{ c.next() }}{{ c.current }}{{ c.reset() }}{{ c.next() }}",
+            "aabNonea",
+        ),
+        (
             "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{% set j = joiner(',') %}{{ j() }}{{ j() }}",
             "ab,",
         ),
@@ -161,6 +182,11 @@ fn expressions_give_what_jinja2_gives() {
         ("{{ 'ab'.index('x') }}", "substring not found"),
         ("{{ [1].index(2) }}", "is not in list"),
         ("{{ 'ab'.partition('') }}", "empty separator"),
+        ("{{ [1, 2].index(1, 1) }}", "is not in list"),
+        ("{{ 'ab'.index('a', 1) }}", "substring not found"),
+        ("{{ 'a'.zfill(3, '*') }}", "too many arguments"),
+        ("{{ 'a'.split(by=1) }}", "unknown keyword argument"),
+        ("{{ cycler() }}", "at least one item"),
         ("{{ ('x' * 100)|pprint }}", "at most 80 characters"),
         ("{{ 'a'.ljust(1000000000) }}", "does more work"),
     ] {

@@ -72,9 +72,9 @@ pub struct RunIdentity {
     /// schemas of rewards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<String>,
-    /// Hash of the small files that say how records are written as tokens, such as the chat template.
+    /// Hashes of the small files that say how records are written as tokens, such as the chat template, by their names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub texts: Option<String>,
+    pub text_files: Option<BTreeMap<String, String>>,
 }
 
 /// `trainer_state.json`; what the run has logged has the names of transformers.

@@ -5,11 +5,14 @@
 //! left out. [`Examples`] holds the tokens, on the disk where there are many; a stream reads while the run goes on.
 
 mod array;
+mod cells;
 mod error;
 mod example;
 pub mod files;
 pub mod format;
+mod last_break;
 mod load;
+mod names;
 pub(crate) mod objects;
 mod open;
 pub mod read;
@@ -29,10 +32,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tracing::info;
 
+pub(crate) use cells::speaker;
 pub use error::DataError;
 pub use example::{Example, Place, Source};
 pub use format::{Chat, Content, Extras, Format, Record, TurnKind};
-pub(crate) use read::is_messages;
 pub use report::{DataReport, Found};
 pub use store::Examples;
 pub(crate) use stream::{Stream, StreamPlace};

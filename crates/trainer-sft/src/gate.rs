@@ -1,7 +1,10 @@
 //! What a run passes before each piece of its work, so that others on the same device may come first.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use model_qwen::kernels;
 
 /// A piece of a run's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,10 +15,10 @@ pub enum Piece {
     Layer,
 }
 
-type Wait = Rc<dyn Fn(Piece)>;
+type Wait = Arc<dyn Fn(Piece) + Send + Sync>;
 
 thread_local! {
-    /// What work of this thread passes. A run computes on one thread, and the layers of its model lie deep below it.
+    /// What work of this thread passes: the layers of a model lie deep below a run. [`on_worker`] takes it along.
     static HERE: RefCell<Option<Wait>> = const { RefCell::new(None) };
 }
 
@@ -24,8 +27,8 @@ pub(crate) struct Behind(Option<Wait>);
 
 impl Behind {
     /// Lets the work of this thread pass `wait`, which may wait.
-    pub(crate) fn new(wait: impl Fn(Piece) + 'static) -> Self {
-        Self(HERE.replace(Some(Rc::new(wait))))
+    pub(crate) fn new(wait: impl Fn(Piece) + Send + Sync + 'static) -> Self {
+        Self(HERE.replace(Some(Arc::new(wait))))
     }
 }
 
@@ -33,6 +36,19 @@ impl Drop for Behind {
     fn drop(&mut self) {
         HERE.set(self.0.take());
     }
+}
+
+/// Computes `work` where [`kernels::on_worker`] does, behind the gate of this thread.
+pub(crate) fn on_worker<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    let wait = HERE.with_borrow(Clone::clone);
+    // Who waits in a pool holds one of its threads, which the work that comes first may need: only in a pool of its own.
+    if wait.is_some() && rayon::current_thread_index().is_none() {
+        return work();
+    }
+    kernels::on_worker(device, || {
+        let _behind = Behind(HERE.replace(wait));
+        work()
+    })
 }
 
 /// Returns when the work of this thread may go on.
@@ -45,21 +61,21 @@ pub(crate) fn pass(piece: Piece) {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
     #[test]
     fn work_passes_the_gate_that_it_is_behind() {
-        let passed = Rc::new([Cell::new(0), Cell::new(0)]);
+        let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         let count = |index: usize| {
-            let passed = Rc::clone(&passed);
+            let passed = Arc::clone(&passed);
             move |piece| {
                 assert_eq!(piece, Piece::Layer);
-                passed[index].set(passed[index].get() + 1);
+                passed[index].fetch_add(1, Ordering::Relaxed);
             }
         };
-        let numbers = || [passed[0].get(), passed[1].get()];
+        let numbers = || [0, 1].map(|index: usize| passed[index].load(Ordering::Relaxed));
         pass(Piece::Layer);
         let outer = Behind::new(count(0));
         pass(Piece::Layer);
@@ -69,8 +85,12 @@ mod tests {
         drop(inner);
         pass(Piece::Layer);
         assert_eq!(numbers(), [2, 1]);
+        // Also on the thread that computes for this one.
+        on_worker(&Device::flex(), || pass(Piece::Layer));
+        assert_eq!(numbers(), [3, 1]);
         drop(outer);
         pass(Piece::Layer);
-        assert_eq!(numbers(), [2, 1]);
+        on_worker(&Device::flex(), || pass(Piece::Layer));
+        assert_eq!(numbers(), [3, 1]);
     }
 }

@@ -1,5 +1,6 @@
 //! What makes a run the run that it is: settings, data and model, compared before it goes on from a checkpoint.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -83,11 +84,11 @@ pub(crate) fn identify(config: &Config, data: &Datasets) -> Result<RunIdentity, 
         eval: eval.map(|eval| eval.hash.clone()),
         model: digest::short(hash),
         files: hash_of_files(config, config.model.folder()?.as_deref()),
-        texts: Some(hash_of_texts(config)?),
+        text_files: Some(hashes_of_texts(config)?),
     })
 }
 
-/// A hash of the weights and the tokenizer that a run of `config` starts from, and of how the weights are held.
+/// A hash of the weights and the tokenizer that a run of `config` starts from, of whatever form they are held in.
 ///
 /// # Errors
 /// When there is no such model.
@@ -96,35 +97,36 @@ pub fn identity_of_base(config: &Config) -> Result<String, TrainError> {
     if let Some(folder) = config.model.folder()? {
         hash_model(&folder, &mut hash);
     }
-    hash.update(format!(
-        "{:?}{:?}",
-        config.quantization(),
-        config.model.dtype
-    ));
     Ok(digest::short(hash))
 }
 
 /// Files beside the tokenizer that decide how records become tokens.
-const TEXTS: [&str; 6] = [
+const TEXTS: [&str; 5] = [
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "generation_config.json",
 ];
+/// Another one, as far as it says what ends an answer.
+const GENERATION: &str = "generation_config.json";
 
-fn hash_of_texts(config: &Config) -> Result<String, TrainError> {
-    let mut hash = Sha256::new();
-    let folders = [config.model.folder()?, config.model.tokenizer.clone()];
-    for folder in folders.iter().flatten() {
-        for name in TEXTS {
-            let bytes = std::fs::read(folder.join(name)).unwrap_or_default();
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        }
-    }
-    Ok(digest::short(hash))
+/// A hash of each of these files that is there.
+fn hashes_of_texts(config: &Config) -> Result<BTreeMap<String, String>, TrainError> {
+    // Those of a tokenizer of its own count instead.
+    let folder = config.model.tokenizer.clone().or(config.model.folder()?);
+    let read = |name: &str| std::fs::read(folder.as_ref()?.join(name)).ok();
+    let end = read(GENERATION).and_then(|bytes| {
+        let settings: Map<String, Value> = serde_json::from_slice(&bytes).ok()?;
+        Some(settings.get("eos_token_id")?.to_string().into_bytes())
+    });
+    let texts = TEXTS.into_iter().map(|name| (name, read(name)));
+    let texts = texts.chain([(GENERATION, end)]);
+    let hashed = texts.filter_map(|(name, bytes)| {
+        let hash = Sha256::new_with_prefix(bytes?);
+        Some((name.to_owned(), digest::short(hash)))
+    });
+    Ok(hashed.collect())
 }
 
 /// Weights up to this length are compared whole.
@@ -217,13 +219,17 @@ pub(crate) fn check(
                     name(this),
                 );
             }
-            if run.texts.is_some() && run.texts != this.texts {
-                let name = |run: &RunIdentity| run.texts.clone().unwrap_or_default();
-                differs(
-                    "the chat template and other small files of --model and --tokenizer",
-                    name(run),
-                    name(this),
-                );
+            // Checkpoints of earlier versions do not have it.
+            if let (Some(found), Some(now)) = (&run.text_files, &this.text_files) {
+                let names: BTreeSet<&String> = found.keys().chain(now.keys()).collect();
+                for name in names {
+                    let (found, now) = (found.get(name), now.get(name));
+                    if found != now {
+                        let show =
+                            |hash: Option<&String>| hash.map_or("none".to_owned(), Clone::clone);
+                        differs(&format!("{name} of the model"), show(found), show(now));
+                    }
+                }
             }
             let mut keys: Vec<&String> = run.settings.keys().chain(this.settings.keys()).collect();
             keys.sort();

@@ -179,7 +179,8 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Whether a GPU takes the steps of [`crate::step::explicit`].
+/// Whether a GPU takes the steps of [`crate::step::explicit`], and nothing that the plan does not count: the tables of modules that
+/// are saved.
 fn is_explicit(config: &Config) -> bool {
     !config.run.full
         && config.method.method == Method::Sft

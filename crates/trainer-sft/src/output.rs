@@ -275,6 +275,10 @@ impl Weights {
                         *end,
                     )?;
                 }
+                if let Some(folder) = origin {
+                    let copied = copy_modules(folder, dir);
+                    copied.map_err(|error| output_error(dir)(io::Error::other(error)))?;
+                }
                 model.save_as(dir, dtype, origin.as_deref())?;
                 follow_umask(dir)
             }
@@ -350,7 +354,7 @@ fn copy_tokenizer(folder: &Path, dir: &Path) -> Result<(), TrainError> {
             copy(&entry.path(), &target.join(entry.file_name()))?;
         }
     }
-    copy_modules(folder, dir).map_err(|error| output_error(dir)(io::Error::other(error)))
+    Ok(())
 }
 
 /// Adds the token that ends an answer to those at which generation stops.

@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, ConfigError};
-use crate::data::format::ASKED;
-use crate::data::{Place, Source, WIDE_EXPECTED, is_messages, written_wide_integer};
+use crate::data::format::{ASKED, PROMPTS, has_other_history};
+use crate::data::{Place, Source, WIDE_EXPECTED, speaker, written_wide_integer};
 use crate::error::{TrainError, output_error};
 use crate::gate::{self, Piece};
 use crate::generation::{Completion, GenerationError, Generator, Request};
@@ -204,7 +204,14 @@ fn read(file: &Path, format: &ChatFormat) -> Result<Vec<Prompt>, TrainError> {
                     file: file.into(),
                     place: Place::Line(number),
                 };
-                prompts::of_record(&source, &fields, format).map_err(|error| error.reason())
+                match has_other_history(&source, &fields) {
+                    true => {
+                        Err("field `history`: expected pairs of texts, beside `prompt`".to_owned())
+                    }
+                    false => {
+                        prompts::of_record(&source, &fields, format).map_err(|error| error.reason())
+                    }
+                }
             }
         };
         let prompt = prompt.map_err(wrong)?;
@@ -225,20 +232,28 @@ fn read(file: &Path, format: &ChatFormat) -> Result<Vec<Prompt>, TrainError> {
 /// The fields of a prompt: of a JSON object, or of a text or a JSON list of messages.
 fn of_line(line: &str) -> Result<Map<String, Value>, String> {
     let mut fields = Map::new();
-    let is_json = line.starts_with('{') || is_messages(line);
-    if is_json && let Some((field, number)) = written_wide_integer(line) {
+    // With an unknown role it is one, too, which is named later.
+    let list: Option<Vec<Map<String, Value>>> = serde_json::from_str(line).ok();
+    let is_turn = |item: &Map<String, Value>| speaker(&Value::from(item.clone())).is_some();
+    let list = list.filter(|list| !list.is_empty() && list.iter().all(is_turn));
+    let is_json = line.starts_with('{') || list.is_some();
+    if is_json
+        && let Some((field, number)) = written_wide_integer(line, &|field| ASKED.contains(&field))
+    {
         return Err(format!(
             "field `{field}`: expected {WIDE_EXPECTED}, found the number {number}"
         ));
     }
     if !line.starts_with('{') {
-        let list = serde_json::from_str(line).ok().filter(|_| is_json);
-        fields.insert("prompt".to_owned(), list.unwrap_or_else(|| line.into()));
+        fields.insert(
+            "prompt".to_owned(),
+            list.map_or_else(|| line.into(), Value::from_iter),
+        );
         return Ok(fields);
     }
     fields = serde_json::from_str(line).map_err(|error| format!("invalid JSON: {error}"))?;
     let is_unknown = |key: &&String| !ASKED.contains(&key.as_str()) && !fields[*key].is_null();
-    let has_prompt = ASKED[..3].iter().any(|key| fields.contains_key(*key));
+    let has_prompt = PROMPTS.iter().any(|key| fields.contains_key(*key));
     match fields.keys().find(is_unknown).filter(|_| has_prompt) {
         Some(key) => Err(format!(
             "field `{key}`: expected none but {}: leave it out, since it would have no effect",

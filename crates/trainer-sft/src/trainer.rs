@@ -6,7 +6,6 @@ use std::sync::{Arc, OnceLock};
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
-use model_qwen::kernels::on_worker;
 
 use crate::batch::Batch;
 use crate::gate::{self, Piece};
@@ -201,7 +200,7 @@ impl Trainer {
     /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
     /// target the parameters stay as they are.
     pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
-        on_worker(&self.device(), || {
+        gate::on_worker(&self.device(), || {
             // Answers that are compared are not learnt on a GPU.
             if !self.is_compiled && self.preference.is_none() {
                 self.compile(batches);

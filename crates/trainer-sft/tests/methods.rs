@@ -4,13 +4,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::Quantization;
 use serde_json::{Value, json};
 use trainer_sft::burn::tensor::Device;
 use trainer_sft::config::{Config, InitLora, Optim};
-use trainer_sft::{TrainError, Training};
+use trainer_sft::{Piece, TrainError, Training};
 
 fn records() -> Vec<Value> {
     vec![
@@ -50,6 +52,25 @@ fn whole_and_resumed(change: impl Fn(&mut Config)) -> LoraAdapter {
     });
     assert!(a.1 == b.1, "the resumed run has another adapter");
     a.0
+}
+
+/// A program that trains on a thread of its own is asked before each piece, although a step computes on another thread.
+#[test]
+fn a_run_waits_before_each_batch_and_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir.path().join("o"), |_| {});
+    let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let counted = Arc::clone(&passed);
+    let wait = move |piece| {
+        let place = usize::from(piece == Piece::Layer);
+        counted[place].fetch_add(1, Ordering::Relaxed);
+    };
+    let training = Training::new(&config).device(&Device::flex());
+    let training = training.records(records()).wait_before_work(wait);
+    training.run().unwrap();
+    let [batches, layers] = [0, 1].map(|place: usize| passed[place].load(Ordering::Relaxed));
+    // Three steps, forward and backward, through four layers and more.
+    assert!(batches >= 3 && layers >= 3 * 2 * 4, "{batches}, {layers}");
 }
 
 #[test]

@@ -251,6 +251,14 @@ fn prompts_that_cannot_be_answered_are_named() {
             ":1: field `prompt[0].role`: expected one of system, user, assistant, tool",
         ),
         ("{nonsense}\n", ":1: invalid JSON"),
+        (
+            "{\"prompt\": \"hi\", \"history\": \"long ago\"}\n",
+            ":1: field `history`: expected pairs of texts, beside `prompt`",
+        ),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"history\": [[\"a\", \"b\"]]}\n",
+            ":1: field `history`: expected pairs of texts, beside `prompt`",
+        ),
         (long.as_str(), ":1: a prompt of"),
     ] {
         let dir = tempfile::tempdir().unwrap();

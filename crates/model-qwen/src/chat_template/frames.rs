@@ -16,7 +16,7 @@ pub(super) struct Work {
     pub(super) variables: Option<Map<String, Value>>,
 }
 
-/// [`Work`] whose variables are still text: read by themselves, they may be nested as deep as in the request that brought them.
+/// [`Work`] whose variables are still text, to be read without a limit of depth.
 #[derive(Deserialize)]
 struct Unread<'a> {
     source: String,
@@ -33,15 +33,21 @@ impl Work {
     /// `None` if the bytes are no work.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let unread: Unread<'_> = serde_json::from_slice(bytes).ok()?;
-        let variables = unread
-            .variables
-            .map(|text| serde_json::from_str(text.get()));
+        let variables = unread.variables.map(|text| deep(text.get()));
         Some(Self {
             source: unread.source,
             fuel: unread.fuel,
             variables: variables.transpose().ok()?,
         })
     }
+}
+
+/// Reads JSON of a program that has read its parts within limits of depth: the arguments of a call, which are a text in a request,
+/// are nested within messages here.
+fn deep(json: &str) -> serde_json::Result<Map<String, Value>> {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    reader.disable_recursion_limit();
+    Map::deserialize(&mut reader)
 }
 
 /// The text, or why there is none.
@@ -145,14 +151,20 @@ mod tests {
         assert!(answer_from_bytes(br#"{"Other":"x"}"#).is_none());
     }
 
-    /// serde_json reads values that are nested 127 deep. A request's body holds its messages deeper than variables do.
+    /// serde_json reads values that are nested 127 deep: a request, and the arguments of a call within it.
     #[test]
-    fn variables_are_nested_as_deep_as_in_a_request() {
-        let deep = format!("{{\"messages\": {}1{}}}", "[".repeat(126), "]".repeat(126));
+    fn variables_are_nested_as_deep_as_a_request_and_its_calls() {
+        let nested = |inner: &str| format!("{}{inner}{}", "[".repeat(126), "]".repeat(126));
+        let mut value: Value = serde_json::from_str(&nested("1")).unwrap();
+        for _ in 0..126 {
+            value = json!([value]);
+        }
+        let mut variables = Map::new();
+        variables.insert("messages".to_owned(), value);
         let work = Work {
             source: String::new(),
             fuel: 1,
-            variables: Some(serde_json::from_str(&deep).unwrap()),
+            variables: Some(variables),
         };
         assert_eq!(Work::from_bytes(&work.to_bytes().unwrap()), Some(work));
     }

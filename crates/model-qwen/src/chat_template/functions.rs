@@ -1,6 +1,9 @@
 //! Functions that transformers gives to templates.
 
-use minijinja::value::Rest;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use minijinja::value::{Object, ObjectRepr, Rest, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::{fuel, python};
@@ -16,9 +19,63 @@ pub(super) fn raise_exception(state: &State<'_, '_>, message: Value) -> Result<V
         .with_source(RaisedException(message)))
 }
 
+/// What [`cycler`] makes.
+#[derive(Debug)]
+struct Cycler {
+    items: Vec<Value>,
+    at: AtomicUsize,
+}
+
+impl Cycler {
+    fn current(&self) -> Value {
+        let at = self.at.load(Ordering::Relaxed);
+        self.items[at % self.items.len()].clone()
+    }
+}
+
+impl Object for Cycler {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        (key.as_str() == Some("current")).then(|| self.current())
+    }
+
+    fn call_method(
+        self: &Arc<Self>,
+        _state: &mut State<'_, '_>,
+        method: &str,
+        args: &[Value],
+    ) -> Result<Value, Error> {
+        let () = from_args(args)?;
+        match method {
+            "next" => {
+                let item = self.current();
+                self.at.fetch_add(1, Ordering::Relaxed);
+                Ok(item)
+            }
+            "reset" => {
+                self.at.store(0, Ordering::Relaxed);
+                Ok(Value::from(()))
+            }
+            _ => Err(ErrorKind::UnknownMethod.into()),
+        }
+    }
+}
+
 /// `cycler(*items)`.
 pub(super) fn cycler(items: Rest<Value>) -> Result<Value, Error> {
-    minijinja_contrib::globals::cycler(items.0)
+    match items.0.is_empty() {
+        true => Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "cycler: expected at least one item",
+        )),
+        false => Ok(Value::from_object(Cycler {
+            items: items.0,
+            at: AtomicUsize::new(0),
+        })),
+    }
 }
 
 pub(super) fn raised(error: &Error) -> Option<String> {

@@ -43,7 +43,9 @@ pub fn serve_renders() -> ExitCode {
         let _ = watch.send(Some(time));
         let answer = match Work::from_bytes(&bytes) {
             Some(work) => answer(work, &mut compiled),
-            None => break,
+            None => Err(TemplateError::Render(
+                "the variables cannot be read".to_owned(),
+            )),
         };
         let _ = watch.send(None);
         let answer = frames::answer_to_bytes(answer);

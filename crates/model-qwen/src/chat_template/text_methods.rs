@@ -1,6 +1,8 @@
 //! Methods of Python's strings and lists that minijinja's own set lacks.
 
-use minijinja::value::{Tuple, from_args};
+use std::ops::Range;
+
+use minijinja::value::{Kwargs, Tuple, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::fuel;
@@ -25,23 +27,56 @@ pub(super) fn of_text(
             |separator| text.rsplit_once(separator),
             ["", "", text],
         ),
-        "index" => index(args, |part| text.find(part), text),
-        "rindex" => index(args, |part| text.rfind(part), text),
+        "find" | "index" => place(method, args, text, |text, part| text.find(part)),
+        "rfind" | "rindex" => place(method, args, text, |text, part| text.rfind(part)),
         "rsplit" => rsplit(text, args),
-        "ljust" | "rjust" | "center" | "zfill" => padded(state, text, method, args),
+        "ljust" | "rjust" | "center" => padded(state, text, method, args),
+        "zfill" => zfill(state, text, args),
         _ => return None,
     })
 }
 
-/// `list.index(value)`.
+/// `list.index(value, start, end)`.
 pub(super) fn list_index(list: &Value, args: &[Value]) -> Result<Value, Error> {
-    let (wanted,): (&Value,) = from_args(args)?;
-    for (i, item) in list.try_iter()?.checked().enumerate() {
+    let (wanted, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
+    let range = slice(list.len().unwrap_or(0), start, end);
+    let items = list.try_iter()?.checked().enumerate();
+    for (i, item) in items.skip(range.start).take(range.len()) {
         if item? == *wanted {
             return Ok(Value::from(i));
         }
     }
     Err(invalid(format!("{wanted:?} is not in list")))
+}
+
+/// The arguments of a method by place, some of which Python takes by name, too.
+pub(super) fn by_place(method: &str, args: &[Value]) -> Result<Vec<Value>, Error> {
+    let names: &[&str] = match method {
+        "split" | "rsplit" => &["sep", "maxsplit"],
+        "splitlines" => &["keepends"],
+        _ => return Ok(args.to_vec()),
+    };
+    let (mut places, named): (Vec<Value>, Kwargs) = match args.split_last() {
+        Some((last, places)) if last.is_kwargs() => (places.to_vec(), last.clone().try_into()?),
+        _ => return Ok(args.to_vec()),
+    };
+    for (place, name) in names.iter().enumerate().skip(places.len()) {
+        let value: Option<Value> = named.get(name)?;
+        places.resize(place, Value::from(()));
+        places.push(value.unwrap_or(Value::from(())));
+    }
+    named.assert_all_used()?;
+    Ok(places)
+}
+
+/// What `[start:end]` is of `len` items.
+fn slice(len: usize, start: Option<i64>, end: Option<i64>) -> Range<usize> {
+    let place = |at: i64| match usize::try_from(at) {
+        Ok(at) => at.min(len),
+        Err(_) => len.saturating_sub(usize::try_from(at.unsigned_abs()).unwrap_or(usize::MAX)),
+    };
+    let (start, end) = (start.map_or(0, place), end.map_or(len, place));
+    start..end.max(start)
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -74,10 +109,29 @@ fn partition<'t>(
     Ok(Value::from(Tuple::from(parts.map(Value::from))))
 }
 
-fn index(args: &[Value], find: impl Fn(&str) -> Option<usize>, text: &str) -> Result<Value, Error> {
-    let (part,): (&str,) = from_args(args)?;
-    let at = find(part).ok_or_else(|| invalid("substring not found"))?;
-    Ok(Value::from(text[..at].chars().count()))
+/// Where a part of a text begins, in characters.
+fn place(
+    method: &str,
+    args: &[Value],
+    text: &str,
+    find: impl Fn(&str, &str) -> Option<usize>,
+) -> Result<Value, Error> {
+    let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
+    let len = text.chars().count();
+    let range = slice(len, start, end);
+    let byte = |place: usize| {
+        text.char_indices()
+            .nth(place)
+            .map_or(text.len(), |(at, _)| at)
+    };
+    let within = &text[byte(range.start)..byte(range.end)];
+    // Behind the end there is not even an empty part.
+    let is_behind = start.is_some_and(|start| usize::try_from(start).is_ok_and(|at| at > len));
+    match find(within, part).filter(|_| !is_behind) {
+        Some(at) => Ok(Value::from(range.start + within[..at].chars().count())),
+        None if method.ends_with("find") => Ok(Value::from(-1)),
+        None => Err(invalid("substring not found")),
+    }
 }
 
 fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
@@ -107,7 +161,7 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
 }
 
 fn padded(state: &State<'_, '_>, text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let (width, fill): (usize, Option<&str>) = from_args(args)?;
+    let (width, fill): (i64, Option<&str>) = from_args(args)?;
     let mut fill = fill.unwrap_or(" ").chars();
     let fill = match (fill.next(), fill.next()) {
         (Some(fill), None) => fill,
@@ -117,21 +171,30 @@ fn padded(state: &State<'_, '_>, text: &str, method: &str, args: &[Value]) -> Re
             ));
         }
     };
-    let missing = width.saturating_sub(text.chars().count());
-    fuel::pay(state, missing.saturating_mul(4))?;
-    let pad = |num: usize, fill: char| std::iter::repeat_n(fill, num).collect::<String>();
-    let sign = text.starts_with(['+', '-']).into();
+    let width = usize::try_from(width).unwrap_or(0);
+    let missing = missing(state, text, width)?;
+    let pad = |num: usize| std::iter::repeat_n(fill, num).collect::<String>();
     Ok(Value::from(match method {
-        "ljust" => text.to_owned() + &pad(missing, fill),
-        "rjust" => pad(missing, fill) + text,
-        "zfill" => {
-            let (sign, digits) = text.split_at(sign);
-            sign.to_owned() + &pad(missing, '0') + digits
-        }
+        "ljust" => text.to_owned() + &pad(missing),
+        "rjust" => pad(missing) + text,
         _ => {
             // As Python rounds.
             let left = missing / 2 + (missing & width & 1);
-            pad(left, fill) + text + &pad(missing - left, fill)
+            pad(left) + text + &pad(missing - left)
         }
     }))
+}
+
+fn zfill(state: &State<'_, '_>, text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (width,): (i64,) = from_args(args)?;
+    let missing = missing(state, text, usize::try_from(width).unwrap_or(0))?;
+    let (sign, digits) = text.split_at(text.starts_with(['+', '-']).into());
+    Ok(Value::from(sign.to_owned() + &"0".repeat(missing) + digits))
+}
+
+/// Characters that a text lacks of a width, which are paid for.
+fn missing(state: &State<'_, '_>, text: &str, width: usize) -> Result<usize, Error> {
+    let missing = width.saturating_sub(text.chars().count());
+    fuel::pay(state, missing.saturating_mul(4))?;
+    Ok(missing)
 }

@@ -33,8 +33,6 @@ pub(super) const OPTIONAL_FILES: [&str; 17] = [
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 ];
-/// How long a Hub may take to answer when it is asked whether it is there.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Times that a transfer without ranges is started.
 const ATTEMPTS: usize = 3;
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
@@ -64,11 +62,11 @@ fn is_plain_file_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', ':', '?', '#', '%'])
 }
 
-/// Whether a Hub answers.
-pub(super) fn reach(endpoint: &str) -> Result<(), String> {
+/// Whether a Hub answers within `patience`.
+pub(super) fn reach(endpoint: &str, patience: Duration) -> Result<(), String> {
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
+        .timeout_global(Some(patience))
         .build();
     let answer = ureq::Agent::from(agent).head(endpoint).call();
     answer.map(|_| ()).map_err(|error| error.to_string())

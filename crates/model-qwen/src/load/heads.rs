@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor};
+use lora_4bit::bnb;
 use safetensors::tensor::TensorView;
 
 use super::LoadError;
@@ -23,20 +24,36 @@ pub(crate) fn open(dir: &Path, config: &QwenConfig) -> Result<Checkpoint, Checkp
     Ok(checkpoint)
 }
 
-/// Says that head and embedding are not the same where the files have another tensor for each, whatever `config.json` says of
+/// Says that head and embedding are not the same where the files have another matrix for each, whatever `config.json` says of
 /// them, as transformers does. Returns whether it was so.
 pub(super) fn untie(checkpoint: &Checkpoint, config: &mut QwenConfig) -> bool {
+    if !config.tie_word_embeddings {
+        return false;
+    }
     let embedding = checkpoint.stored(EMBEDDING);
     let are_others = match (checkpoint.view(HEAD), checkpoint.view(&embedding)) {
-        (Some(head), Some(embedding)) => {
-            let facts = |view: &TensorView<'_>| (view.dtype(), view.shape().to_vec());
-            facts(&head) != facts(&embedding) || head.data() != embedding.data()
-        }
+        (Some(head), Some(embedding)) => !are_equal(&head, &embedding),
         _ => false,
     };
-    let is_wrong = config.tie_word_embeddings && are_others;
-    config.tie_word_embeddings &= !are_others;
-    is_wrong
+    config.tie_word_embeddings = !are_others;
+    are_others
+}
+
+/// Whether two tensors have the same values, whichever their dtypes.
+fn are_equal(a: &TensorView<'_>, b: &TensorView<'_>) -> bool {
+    const VALUES: usize = 1 << 16;
+    if a.shape() != b.shape() {
+        return false;
+    }
+    if a.dtype() == b.dtype() {
+        return a.data() == b.data();
+    }
+    let parts = |view: &TensorView<'_>| VALUES * view.dtype().bitsize() / 8;
+    let values = |view: &TensorView<'_>, bytes: &[u8]| {
+        bnb::decode_floats(view.dtype(), bytes).map(|(_, values)| values)
+    };
+    let mut pairs = a.data().chunks(parts(a)).zip(b.data().chunks(parts(b)));
+    pairs.all(|(one, two)| matches!((values(a, one), values(b, two)), (Some(x), Some(y)) if x == y))
 }
 
 /// Whether the weights of a folder were saved as those of a model without lm_head, whose names don't begin with `model.`.

@@ -64,9 +64,15 @@ impl Sampler {
         self.params.logprobs.is_some()
     }
 
-    /// Whether a token may come next.
+    /// Whether a token that was drawn may come next.
     pub(crate) fn allows(&mut self, id: u32) -> bool {
-        self.mask().is_none_or(|mask| mask.allows(id))
+        self.instead_of(id) == id && self.mask().is_none_or(|mask| mask.allows(id))
+    }
+
+    /// The token that comes where `id` was drawn.
+    pub(super) fn instead_of(&self, id: u32) -> u32 {
+        let constraint = self.constraint.as_ref();
+        constraint.map_or(id, |constraint| constraint.instead_of(id))
     }
 
     /// The next token where only one may come, which takes no logits. `None` where others may, and with log-probabilities.

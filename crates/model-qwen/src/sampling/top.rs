@@ -82,7 +82,7 @@ impl Sampler {
                 draw(&self.candidates, u).unwrap_or(best)
             }
         };
-        let id = ids[place as usize];
+        let id = self.instead_of(ids[place as usize]);
         self.observe(id);
         Some(SampledToken { id, logprobs: None })
     }

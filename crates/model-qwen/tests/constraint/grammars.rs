@@ -182,19 +182,20 @@ fn a_model_without_such_tokens_ends_where_nothing_may_follow() {
 }
 
 #[test]
-fn the_token_it_comes_after_may_follow_anything_but_an_end() {
+fn before_the_grammar_any_token_may_come_and_an_end_ends_the_free_text() {
     let after = id_of("x");
     let mut constraint = FACTORY.compile(&Grammar::JsonObject, Some(after)).unwrap();
     for id in [id_of("a"), id_of("}")] {
-        let mask = constraint.mask().unwrap();
-        assert_eq!(mask.num_allowed(), vocab_size() - ENDS.len());
-        assert!(mask.allows(after) && !ENDS.iter().any(|end| mask.allows(*end)));
-        assert!(!constraint.may_stop() && !constraint.must_stop());
+        assert!(!constraint.is_active() && constraint.mask().is_none());
+        assert!(!constraint.may_stop() && !constraint.must_stop() && !constraint.is_finished());
+        assert_eq!(constraint.instead_of(id), id);
+        assert!(ENDS.iter().all(|&end| constraint.instead_of(end) == after));
         constraint.consume(id);
     }
     constraint.consume(after);
     let mask = constraint.mask().unwrap();
     assert!(mask.allows(id_of("{")) && !mask.allows(id_of("a")));
+    assert_eq!(constraint.instead_of(ENDS[0]), ENDS[0]);
 }
 
 #[test]

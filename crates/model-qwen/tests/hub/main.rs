@@ -93,6 +93,32 @@ fn small_files_that_the_cache_lacks_are_fetched() {
     assert!(error.contains("which lacks model.safetensors"), "{error}");
 }
 
+/// A model that is there starts beside a Hub that takes connections and says nothing.
+#[test]
+fn a_silent_hub_holds_up_no_model_of_the_cache() {
+    let cache = tempfile::tempdir().unwrap();
+    let repository = cache.path().join("models--org--name");
+    let folder = repository.join("snapshots").join(COMMIT);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/main"), COMMIT).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::write(folder.join(name), "{}").unwrap();
+    }
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = HubOptions {
+        endpoint: format!("http://{}", silent.local_addr().unwrap()),
+        token: None,
+        cache_dir: cache.path().to_path_buf(),
+        offline: false,
+        progress: false,
+    };
+    let start = std::time::Instant::now();
+    assert_eq!(resolve_model_with("org/name", &options).unwrap(), folder);
+    let waited = start.elapsed().as_secs();
+    assert!(waited < 20, "{waited} s");
+}
+
 #[test]
 fn the_files_that_modules_name_are_fetched() {
     let modules = r#"[{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"},

@@ -246,6 +246,16 @@ fn a_head_that_is_no_embedding_is_not_tied() {
         let config = QwenConfig::load(output.path()).unwrap();
         assert_eq!(config.tie_word_embeddings, is_tied);
     }
+
+    // The same values in another dtype.
+    assert_eq!(embedding.dtype(), Dtype::BF16);
+    let pairs = embedding.data().as_chunks::<2>().0.iter();
+    let wide: Vec<u8> = pairs.flat_map(|[low, high]| [0, 0, *low, *high]).collect();
+    let wide = TensorView::new(Dtype::F32, embedding.shape().to_vec(), &wide).unwrap();
+    change_tensors(&folder, &bytes, |views| {
+        views.insert(HEAD.to_owned(), wide);
+    });
+    assert!(folder.load().unwrap().config.tie_word_embeddings);
 }
 
 #[test]

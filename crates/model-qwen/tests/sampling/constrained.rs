@@ -152,11 +152,46 @@ fn what_may_be_constrained_is_known_ahead() {
     assert_eq!(free(&active), [false, false]);
     let later = factory.compile(&words(), Some(77)).unwrap();
     let mut later = sampler.constrained(Some(later));
-    // Before the grammar everything may come but the end.
-    assert_eq!(free(&later), [false, false]);
-    let before = later.mask().unwrap();
-    assert_eq!(before.num_allowed(), vocab - 2);
+    // Before the grammar everything may come.
+    assert_eq!(free(&later), [true, false]);
+    assert!(later.mask().is_none());
     later.observe(77);
     assert_eq!(free(&later), [false, false]);
     assert!(later.mask().is_some_and(|mask| mask.num_allowed() > 0));
+}
+
+/// A model that would end its answer within reasoning ends the reasoning, whichever logits are at hand.
+#[test]
+fn an_end_before_the_grammar_is_the_token_that_the_grammar_comes_after() {
+    let tokenizer = tokenizer();
+    let vocab = tokenizer.vocab_size();
+    let factory = ConstraintFactory::new(&tokenizer, vocab, &[0, 2]).unwrap();
+    let mut logits = vec![0.0; vocab];
+    logits[2] = 9.0;
+    for num_top in [None, Some(1)] {
+        let params = SamplingParams {
+            logprobs: num_top,
+            ..SamplingParams::greedy()
+        };
+        let constraint = factory.compile(&words(), Some(77)).unwrap();
+        let sampler = Sampler::new(&params, &[], vocab).constrained(Some(constraint));
+        let mut by_all = sampler.clone();
+        let token = by_all.sample(&mut logits.clone(), &[]);
+        assert_eq!(token.id, 77);
+        // The log-probability is that of the token that comes.
+        assert!(
+            token
+                .logprobs
+                .is_none_or(|logprobs| logprobs.logprob < -9.0)
+        );
+        assert!(by_all.is_constrained());
+        // Where an end is banned, the answer goes on.
+        assert_ne!(sampler.clone().sample(&mut logits.clone(), &[0, 2]).id, 77);
+        if num_top.is_none() {
+            let mut by_top = sampler.clone();
+            let token = by_top.sample_top(&top(&logits, 5, 1.0), &[]).unwrap();
+            assert_eq!(token.id, 77);
+            assert!(by_top.is_constrained());
+        }
+    }
 }

@@ -81,6 +81,12 @@ fn overridden(key: &str, matches: &ArgMatches) -> bool {
     }
 }
 
+fn is_flag(command: &Command, name: &str) -> bool {
+    command
+        .get_arguments()
+        .any(|arg| arg.get_long() == Some(name))
+}
+
 /// One entry as flags: `--key=value`, a bare `--key` for `true`, one flag per element of a list.
 fn flags(command: &Command, key: &str, value: &Value) -> Result<Vec<OsString>, String> {
     if key == "config" {
@@ -116,7 +122,8 @@ fn flags(command: &Command, key: &str, value: &Value) -> Result<Vec<OsString>, S
     match value {
         Value::Boolean(on) if !takes_value => Ok(match (key, on) {
             (_, true) => vec![format!("--{key}").into()],
-            (_, false) if key.starts_with("no-") => Vec::new(),
+            // Off anyway: the flags of a program that are no server's have no negation.
+            (_, false) if !is_flag(command, &format!("no-{key}")) => Vec::new(),
             (_, false) => vec![format!("--no-{key}").into()],
         }),
         _ if !takes_value => Err(format!(

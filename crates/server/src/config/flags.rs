@@ -92,7 +92,8 @@ impl Flags {
                 (Args::from_arg_matches(&matches)?, matches)
             }
         };
-        check_environment(args.fail_on_environ_validation)?;
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        check_environment(names, args.fail_on_environ_validation)?;
         let config = Config::from_args(with_environment(args, &matches))?;
         Ok(Self {
             config,
@@ -186,8 +187,10 @@ fn with_negations(command: Command) -> Command {
 ///
 /// # Errors
 /// The first of them, if that was asked for.
-fn check_environment(is_strict: bool) -> Result<(), ConfigError> {
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+fn check_environment(
+    names: impl Iterator<Item = String>,
+    is_strict: bool,
+) -> Result<(), ConfigError> {
     let mut unread: Vec<String> = names
         .filter(|name| name.starts_with("VLLM_") && !OF_ENVIRONMENT.contains(&name.as_str()))
         .collect();
@@ -231,6 +234,38 @@ mod tests {
     use super::*;
     use crate::batch::args::BatchArgs;
     use crate::bench::{LatencyArgs, ThroughputArgs};
+
+    #[test]
+    fn variables_without_effect_are_refused_where_that_is_asked_for() {
+        let check = |names: &[&str], is_strict| {
+            let names = names.iter().map(|name| (*name).to_owned());
+            check_environment(names, is_strict).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&["PATH", "VLLM_API_KEY"], true), Ok(()));
+        assert_eq!(check(&["VLLM_API_KEYS"], false), Ok(()));
+        let error = check(&["VLLM_Z", "VLLM_API_KEYS"], true).unwrap_err();
+        assert!(
+            error.starts_with("--fail-on-environ-validation: the variable VLLM_API_KEYS "),
+            "{error}"
+        );
+    }
+
+    /// A program's own switches have no `--no-FLAG`: a file may still say that one is off.
+    #[test]
+    fn a_file_may_say_that_a_switch_of_a_program_is_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.toml");
+        for (text, expected) in [
+            ("disable-detokenize = false", false),
+            ("disable-detokenize = true", true),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let line = ["latency", "--config", file.to_str().unwrap()].map(OsString::from);
+            let own = LatencyArgs::command();
+            let flags = Flags::read_offline("bench latency", own, line.to_vec(), &[]).unwrap();
+            assert_eq!(flags.matches.get_flag("disable_detokenize"), expected);
+        }
+    }
 
     #[test]
     fn flags_without_a_value_can_be_taken_back() {

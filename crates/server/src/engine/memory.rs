@@ -33,8 +33,8 @@ const CPU_KV_LIMIT: u64 = 4 << 30;
 pub enum MemoryError {
     /// The budget is spent before the first KV block.
     #[error(
-        "no memory is left for the KV cache: the budget is {}, and weights, adapters, activations and one block need \
-         {}; increase --device-memory or --gpu-memory-utilization (or --kv-cache-memory-bytes), or use a smaller model",
+        "no memory is left for the KV cache: the budget is {}, and weights, adapters, activations and the smallest cache, or the \
+         one that is asked for, need {}; increase --device-memory or --gpu-memory-utilization (or --kv-cache-memory-bytes), or use a smaller model",
         size(*.budget), size(*.needed)
     )]
     NoRoom {
@@ -239,6 +239,15 @@ pub(super) fn plan(
         .div_ceil(config.block_size)
         .saturating_mul(config.max_num_seqs);
     kv.num_blocks = ((available / bytes_per_block) as usize).min(useful);
+    let needed = fixed + kv.num_blocks as u64 * bytes_per_block;
+    if let Some(budget) = config
+        .memory
+        .device_memory
+        .filter(|_| config.memory.kv_cache_memory_bytes.is_some())
+        && needed > budget
+    {
+        return Err(MemoryError::NoRoom { budget, needed });
+    }
 
     let mut rows = vec![
         ("device total", device.total),

@@ -64,6 +64,7 @@ impl FineTuning {
             ..Paths::default()
         };
         let refused = |refusal: Refusal| refused(refusal, &part.place);
+        settings::check_length(&part.hyperparameters).map_err(refused)?;
         let prompts = settings::prompts(&part.hyperparameters).map_err(refused)?;
         if !prompts.is_empty() {
             paths.prompts = Some(prompts_path(&self.job_dir(&id)));
@@ -96,6 +97,7 @@ impl FineTuning {
             trained_tokens: None,
             result_files: Vec::new(),
             base: base.identity.clone(),
+            held: None,
             is_deleted: false,
             id,
         };

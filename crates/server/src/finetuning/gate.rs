@@ -32,7 +32,9 @@ pub(super) struct Gate {
 impl Gate {
     /// Returns when a job of this process may go on.
     pub(super) fn pass(&self, piece: Piece) {
-        if !waits_before(piece, self.priority) {
+        // Between layers a GPU is waited for only where somebody else wants it.
+        let is_idle = piece == Piece::Layer && !self.engine.is_busy();
+        if is_idle || !waits_before(piece, self.priority) {
             return;
         }
         if is_gpu(&self.device) {

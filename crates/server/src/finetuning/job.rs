@@ -99,8 +99,12 @@ pub(super) struct Job {
     pub(super) trained_tokens: Option<u64>,
     pub(super) result_files: Vec<String>,
     /// What it starts from, see [`Base::identity`](super::spec::Base::identity); records of earlier versions do not say it.
-    #[serde(default)]
+    #[serde(default, rename = "base_files")]
     pub(super) base: Option<String>,
+    /// How the weights are held that its checkpoints belong to, see [`Base::held_for`](super::spec::Base::held_for); of a job that has
+    /// not begun, and in records of earlier versions, nothing.
+    #[serde(default)]
+    pub(super) held: Option<String>,
     /// Whether the result was deleted.
     #[serde(default)]
     pub(super) is_deleted: bool,
@@ -214,6 +218,12 @@ impl Job {
     pub(super) fn is_of(&self, base: &Base) -> bool {
         let (own, served) = (self.base.as_ref(), base.identity.as_ref());
         own.zip(served).is_none_or(|(own, served)| own == served)
+    }
+
+    /// The flags that its checkpoints belong to, if this base is held in another form.
+    pub(super) fn held_otherwise(&self, base: &Base) -> Option<&str> {
+        let held = self.held.as_deref();
+        held.filter(|held| *held != base.held_for(&self.settings))
     }
 
     /// Whether it reads this file, now or later.

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead as _, StdinLock, Write as _};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -75,15 +75,26 @@ fn listen(input: StdinLock<'_>, turns: &Sender<()>) {
     end();
 }
 
-/// Waits for the server's word, when the device has done what came before.
+/// Layers that a device may be behind when it is asked whether the next one may come.
+const LAYERS_AHEAD: usize = 4;
+
+/// Waits for the server's word, when the device has done nearly all that came before.
 fn gate(work: &Work, turns: Receiver<()>) -> Box<dyn Fn(Piece) + Send + Sync> {
     let device = parse_device(&work.source.device).ok().filter(is_gpu);
     let (priority, turns) = (work.priority, Mutex::new(turns));
+    let layers = AtomicUsize::new(0);
     Box::new(move |piece| {
         if !waits_before(piece, priority) {
             return;
         }
-        if let Some(device) = &device {
+        let is_due = match piece {
+            Piece::Batch => true,
+            // Each time would leave the device without work in between.
+            Piece::Layer => layers
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(LAYERS_AHEAD),
+        };
+        if let Some(device) = device.as_ref().filter(|_| is_due) {
             // What was launched would otherwise be counted as none. A device that fails says so at its next work.
             let _ = device.sync();
         }

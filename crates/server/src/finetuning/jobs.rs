@@ -26,6 +26,8 @@ pub(super) struct JobEntry {
     pub(super) progress: Option<Progress>,
     /// Steps that were done before this turn.
     pub(super) done: usize,
+    /// Whether the record could not be written as the job is now.
+    unsaved: Option<String>,
 }
 
 /// How far a run is.
@@ -50,6 +52,7 @@ impl JobEntry {
             stop: Arc::default(),
             progress: None,
             done: 0,
+            unsaved: None,
         }
     }
 
@@ -59,19 +62,16 @@ impl JobEntry {
     }
 
     /// Writes the record. A disk that is full ends no job: the next change is written again.
-    pub(super) fn save(&self) {
-        if let Err(error) = disk::write_json(&self.folder.join(RECORD), &self.job) {
+    pub(super) fn save(&mut self) {
+        let written = self.write(&self.job);
+        if let Err(error) = &written {
             tracing::error!(id = self.job.id, %error, "the state of a job is not written");
         }
+        self.unsaved = written.err().map(|error| error.to_string());
     }
 
-    /// Gives the job another state if its record can be written.
-    fn try_set(&mut self, status: Status) -> io::Result<()> {
-        let mut job = self.job.clone();
-        job.status = status;
-        disk::write_json(&self.folder.join(RECORD), &job)?;
-        self.set(status);
-        Ok(())
+    fn write(&self, job: &Job) -> io::Result<()> {
+        disk::write_json(&self.folder.join(RECORD), job)
     }
 
     /// Gives the job another state.
@@ -83,6 +83,18 @@ impl JobEntry {
             self.events.rest();
         }
         self.save();
+    }
+
+    /// Why a server of this base cannot train it from where it is: a checkpoint is of weights that are held in one form.
+    fn hindrance(&self, base: &Base) -> Option<String> {
+        if !self.job.is_of(base) {
+            return Some("it trains another model than the one that is served".to_owned());
+        }
+        let is_begun = !checkpoints(&run_dir(&self.folder)).is_empty();
+        let held = self.job.held_otherwise(base).filter(|_| is_begun)?;
+        Some(format!(
+            "its checkpoint is of weights that are held otherwise than by this server, with `{held}`"
+        ))
     }
 
     pub(super) fn object(&self) -> JobObject {
@@ -119,8 +131,16 @@ pub(super) fn read_all(dir: &Path, base: &Base) -> io::Result<Vec<JobEntry>> {
         disk::entries(&folder)?;
         let mut entry = JobEntry::new(job, folder);
         let is_due = entry.job.status.is_active() || entry.job.status == Status::Queued;
-        if is_due && !entry.job.is_of(base) {
-            let text = "The job trains another model than the one that is served now: it is paused. Resume it on a server of its model";
+        if entry.job.is_deleted && run_dir(&entry.folder).exists() {
+            // The server that deleted it could not.
+            if let Err(error) = disk::remove(&run_dir(&entry.folder)) {
+                tracing::warn!(id = entry.job.id, %error, "a deleted model is not removed from the disk");
+            }
+        }
+        if let Some(reason) = entry.hindrance(base).filter(|_| is_due) {
+            let text = format!(
+                "The job is paused: {reason}. It can be resumed on a server that has what it needs"
+            );
             tracing::warn!(id = entry.job.id, model = entry.job.model, "{text}");
             entry.events.push(Event::message(Level::Warn, text));
             entry.set(Status::Paused);
@@ -241,83 +261,96 @@ impl FineTuning {
         let names = steps.map(|(step, _)| checkpoint_name(name, step));
         let names = std::iter::once(name.to_owned()).chain(names).collect();
         let entry = &mut state.jobs[found];
-        entry.job.is_deleted = true;
-        let kept = disk::write_json(&entry.folder.join(RECORD), &entry.job);
-        let removed = kept.and_then(|()| disk::remove(&run));
-        removed.map_err(|error| {
-            entry.job.is_deleted = false;
-            disk_error(&error)
-        })?;
+        let mut deleted = entry.job.clone();
+        deleted.is_deleted = true;
+        let kept = disk::write_json(&entry.folder.join(RECORD), &deleted);
+        kept.map_err(|error| disk_error(&error))?;
+        entry.job = deleted;
+        // The next server removes it otherwise.
+        if let Err(error) = disk::remove(&run) {
+            tracing::warn!(name, %error, "a deleted model is not removed from the disk");
+        }
         Ok(names)
     }
 
     /// Ends a job for good.
     ///
     /// # Errors
-    /// 404, and 400 for a job that has ended.
+    /// 404, 400 for a job that has ended, and 500 where the record cannot be written: the job ends, and the next server would run
+    /// it again.
     pub fn cancel(&self, id: &str) -> Result<JobObject, ApiError> {
-        self.change(id, "cancelled", |status| match status {
-            status if status.is_final() => None,
-            _ => Some((Status::Cancelled, "The job has been cancelled")),
-        })
+        let is_possible = |status: Status| !status.is_final();
+        let text = "The job has been cancelled";
+        self.change(id, (Status::Cancelled, "cancelled", text), is_possible)
     }
 
     /// Stops a job after its step, with a checkpoint.
     ///
     /// # Errors
-    /// 404, and 400 for a job that does not wait or run.
+    /// 404, 400 for a job that does not wait or run, and 500 as for [`Self::cancel`].
     pub fn pause(&self, id: &str) -> Result<JobObject, ApiError> {
-        self.change(id, "paused", |status| match status {
-            Status::Queued | Status::ValidatingFiles | Status::Running => {
-                Some((Status::Paused, "The job has been paused"))
-            }
-            _ => None,
-        })
+        let is_possible = |status: Status| status == Status::Queued || status.is_active();
+        let text = "The job has been paused";
+        self.change(id, (Status::Paused, "paused", text), is_possible)
     }
 
     /// Lets a paused job go on when it is its turn.
     ///
     /// # Errors
-    /// 404, and 400 for a job that is not paused, or of another model.
+    /// 404, 400 for a job that is not paused, or of another model, and 500 where the record cannot be written.
     pub fn resume(&self, id: &str) -> Result<JobObject, ApiError> {
-        if let Some(entry) = self.state().entry(id)
-            && !entry.job.is_of(&self.0.base)
-        {
-            let message = format!(
-                "The job `{id}` cannot be resumed: it trains another model than the one that is served."
-            );
+        let mut state = self.state();
+        let hindrance = state
+            .entry(id)
+            .and_then(|entry| entry.hindrance(&self.0.base));
+        drop(state);
+        if let Some(reason) = hindrance {
+            let message = format!("The job `{id}` cannot be resumed: {reason}.");
             return Err(ApiError::bad_request("fine_tuning_job_id", message));
         }
-        self.change(id, "resumed", |status| match status {
-            Status::Paused => Some((Status::Queued, "The job waits for its turn again")),
-            _ => None,
-        })
+        let is_possible = |status: Status| status == Status::Paused;
+        let text = "The job waits for its turn again";
+        self.change(id, (Status::Queued, "resumed", text), is_possible)
     }
 
     fn change(
         &self,
         id: &str,
-        verb: &str,
-        next: impl FnOnce(Status) -> Option<(Status, &'static str)>,
+        (next, verb, text): (Status, &str, &str),
+        is_possible: impl Fn(Status) -> bool,
     ) -> Result<JobObject, ApiError> {
         let mut state = self.state();
         let entry = state.find(id)?;
-        let Some((status, text)) = next(entry.job.status) else {
-            let message = format!(
-                "The job `{id}` cannot be {verb}: its status is `{}`.",
-                entry.job.status.name()
-            );
+        let status = entry.job.status;
+        if is_possible(status) {
+            if next == Status::Queued {
+                // It begins at once: an answer that says otherwise comes before.
+                let mut job = entry.job.clone();
+                job.status = next;
+                entry.write(&job).map_err(|error| disk_error(&error))?;
+            }
+            entry.stop();
+            entry.set(next);
+            entry.events.push(Event::message(Level::Info, text));
+        } else if status == next && entry.unsaved.is_some() {
+            // The disk may have room now.
+            entry.save();
+        } else {
+            let status = status.name();
+            let message = format!("The job `{id}` cannot be {verb}: its status is `{status}`.");
             return Err(ApiError::bad_request("fine_tuning_job_id", message));
-        };
-        // What is not kept would be forgotten by the next server.
-        entry.try_set(status).map_err(|error| disk_error(&error))?;
-        entry.stop();
-        entry.events.push(Event::message(Level::Info, text));
-        let object = entry.object();
+        }
+        let (object, unsaved) = (entry.object(), entry.unsaved.clone());
         drop(state);
         self.0.wake.notify_all();
         self.changed();
-        Ok(object)
+        match unsaved {
+            None => Ok(object),
+            Some(reason) => Err(ApiError::internal(format!(
+                "The job `{id}` is {verb}, but its record in --finetuning-dir cannot be written ({reason}): a server that is started \
+                 again would not know. Ask once more when it can."
+            ))),
+        }
     }
 }
 

@@ -68,6 +68,8 @@ impl FineTuning {
             ..Paths::default()
         };
         let base = &self.0.base;
+        let length = settings::check_length(&part.hyperparameters);
+        length.map_err(|refusal| refused(refusal, &part.place))?;
         let config = settings::config(
             &base.source,
             part.method,

@@ -111,6 +111,10 @@ impl FineTuning {
         let mut state = self.state();
         if let Some(entry) = state.entry(id) {
             entry.done = done.unwrap_or(0) as usize;
+            if done.is_none() {
+                entry.job.held = Some(self.0.base.held_for(&entry.job.settings));
+                entry.save();
+            }
             entry.events.go_back_to(done.unwrap_or(0));
             let text = match done {
                 Some(step) => format!("The job goes on after step {step}, from its checkpoint"),

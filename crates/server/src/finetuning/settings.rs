@@ -96,6 +96,21 @@ pub(super) fn prompts(settings: &Map<String, Value>) -> Result<Vec<String>, Refu
     }
 }
 
+/// Refuses two settings for the length of a new job; of jobs of earlier versions the steps count.
+pub(super) fn check_length(settings: &Map<String, Value>) -> Result<(), Refusal> {
+    let is_given = |name| settings.get(name).is_some_and(|value| !value.is_null());
+    match is_given(STEPS) && is_given(EPOCHS.0) {
+        true => {
+            let message = format!(
+                "`{STEPS}` takes the place of `{}`: give one of them",
+                EPOCHS.0
+            );
+            Err(Refusal::new(STEPS, message))
+        }
+        false => Ok(()),
+    }
+}
+
 /// The configuration of a run.
 pub(super) fn config(
     source: &Source,
@@ -108,13 +123,6 @@ pub(super) fn config(
     let multiplier = own.shift_remove(MULTIPLIER);
     own.shift_remove(PROMPTS);
     if let Some(epochs) = own.shift_remove(EPOCHS.0) {
-        if own.get(STEPS).is_some_and(|steps| !steps.is_null()) && !epochs.is_null() {
-            let message = format!(
-                "`{STEPS}` takes the place of `{}`: give one of them",
-                EPOCHS.0
-            );
-            return Err(Refusal::new(STEPS, message));
-        }
         own.insert(EPOCHS.1.to_owned(), epochs);
     }
     let args = Args::from_json(&own).map_err(|(name, reason)| {
@@ -296,11 +304,6 @@ mod tests {
                 Some("learning_rate_multiplier"),
                 "give one of them",
             ),
-            (
-                json!({ "n_epochs": 2, "max_steps": 3 }),
-                Some("max_steps"),
-                "give one of them",
-            ),
             (json!({ "beta": 0.1 }), None, "`beta`"),
         ] {
             let refusal = read(settings.clone()).unwrap_err();
@@ -309,6 +312,10 @@ mod tests {
                 assert_eq!(refusal.name.as_deref(), Some(name));
             }
         }
+        let both = json!({ "n_epochs": 2, "max_steps": 3 });
+        assert!(check_length(both.as_object().unwrap()).is_err());
+        let one = json!({ "n_epochs": null, "max_steps": 3 });
+        assert_eq!(check_length(one.as_object().unwrap()), Ok(()));
         let refusal = prompts(json!({ "sample_prompts": ["a", ""] }).as_object().unwrap());
         assert_eq!(refusal.unwrap_err().name.as_deref(), Some("sample_prompts"));
     }

@@ -198,8 +198,6 @@ impl Source {
     fn identity(&self) -> Option<String> {
         let mut config = trainer_sft::config::Config::new("");
         config.model.model.clone_from(&self.model);
-        config.model.quantization = Some(self.quantization);
-        config.model.dtype = self.dtype;
         let identity = trainer_sft::identity_of_base(&config);
         identity
             .inspect_err(
@@ -214,7 +212,7 @@ impl Source {
 pub(super) struct Base {
     /// How the trainer finds it.
     pub(super) source: Source,
-    /// A hash of the model as it is held; `None` if its files cannot be found.
+    /// A hash of the model's files; `None` if they cannot be found.
     pub(super) identity: Option<String>,
     /// The weights that the engine computes with; `None` where the model generates no text.
     pub(super) weights: Option<QwenModel>,
@@ -227,6 +225,21 @@ pub(super) struct Base {
 }
 
 impl Base {
+    /// How the weights are held that a job with these settings trains on, as flags.
+    pub(super) fn held_for(&self, settings: &Map<String, Value>) -> String {
+        let name = |value: serde_json::Result<Value>| match value {
+            Ok(Value::String(name)) => name,
+            _ => String::new(),
+        };
+        let own = settings.get("quantization").and_then(Value::as_str);
+        let quantization = own.map_or_else(
+            || name(serde_json::to_value(self.source.quantization)),
+            str::to_owned,
+        );
+        let dtype = name(serde_json::to_value(self.source.dtype));
+        format!("--quantization {quantization} --dtype {dtype}")
+    }
+
     pub(super) fn of(config: &Config, model: &ModelInfo) -> Self {
         let name = config.served_model_names.first();
         let own = config.finetuning.as_ref();

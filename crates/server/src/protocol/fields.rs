@@ -1,8 +1,8 @@
 //! What becomes of each field of a request: `fields.txt` is the list, and `fields/` has those of other APIs.
 //!
 //! A field either works, or is refused by name, or makes no difference here, which the log says. Values may have the forms that
-//! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`, a number written as `true`. An empty value says what its
-//! absence says.
+//! vLLM takes: a whole number written as `16.0` or `"16"`, a switch written as `1` or `"true"`. The endpoints of vLLM also take
+//! a whole number written as `true`. An empty value says what its absence says.
 
 mod nested;
 

@@ -19,6 +19,7 @@ use super::body::{Body, kind};
 use super::chat::{ReasoningEffort, TemplateFields};
 use super::fields::{self, Endpoint};
 use super::grammar::Asked;
+use super::logprobs::LogprobLimit;
 use crate::error::ApiError;
 
 /// Fields of `/api/chat` and `/api/generate` besides the prompt.
@@ -35,7 +36,7 @@ pub struct AnswerFields {
     /// Whether to send log-probabilities.
     pub logprobs: Option<bool>,
     /// How many alternatives per token.
-    pub top_logprobs: Option<usize>,
+    pub top_logprobs: Option<i64>,
 }
 
 /// Fields of `/api/generate` that say what to continue.
@@ -137,14 +138,9 @@ impl Request {
     ///
     /// # Errors
     /// 400 if there are more than the server gives, or if no log-probabilities are asked for.
-    pub fn num_logprobs(&self, max_logprobs: usize) -> Result<Option<usize>, ApiError> {
+    pub fn num_logprobs(&self, limit: LogprobLimit) -> Result<Option<usize>, ApiError> {
         let logprobs = self.fields.logprobs.unwrap_or(false);
-        let num = self.fields.top_logprobs.unwrap_or(0);
-        if num > max_logprobs {
-            let expected = format!("at most {max_logprobs} (--max-logprobs)");
-            let found = num.to_string();
-            return Err(ApiError::expected("top_logprobs", &expected, &found));
-        }
+        let num = limit.num("top_logprobs", self.fields.top_logprobs.unwrap_or(0))?;
         if num > 0 && !logprobs {
             let message = "`top_logprobs` needs `logprobs`: true.";
             return Err(ApiError::bad_request("top_logprobs", message));

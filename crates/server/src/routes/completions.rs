@@ -120,13 +120,13 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
 pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
     body.check(Endpoint::Completions)?;
     let fields = CompletionFields::take(&mut body)?;
-    let sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
+    let limit = LogprobLimit::of(state);
+    let sampling = SamplingFields::from_body(&body, limit)?;
     let grammar: GrammarFields = body.read()?;
     let id = body.request_id().or(sampling.request_id.as_deref());
     drop(body);
 
     let (model, adapter) = state.resolve_model(fields.model.as_deref())?;
-    let limit = LogprobLimit::of(state);
     let num_logprobs = fields.logprobs.map(|given| limit.num("logprobs", given));
     let num_logprobs = num_logprobs.transpose()?;
     let echo = fields.echo.unwrap_or(false);

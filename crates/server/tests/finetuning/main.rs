@@ -331,30 +331,41 @@ fn a_job_is_paused_goes_on_and_is_cancelled() {
     assert_eq!((status, &job["status"]), (200, &"queued".into()), "{job}");
     server.wait_for_step(&id, done + 1);
 
-    // A server of another model leaves the job and the result of the other one alone.
+    // A server of another model leaves the job and the result of the other one alone. One that holds the model otherwise leaves the
+    // job alone, whose checkpoint it cannot go on from.
     let (_, job) = server.get(&format!("{JOBS}/{waiting}"));
     let result = job["fine_tuned_model"].as_str().unwrap().to_owned();
     drop(server);
-    let flags = [
-        "--enable-lora",
-        "--quantization",
-        "nf4",
-        "--served-model-name",
-        "other",
-    ];
-    let server = serve(folder.path(), &flags);
-    let (_, job) = server.get(&format!("{JOBS}/{id}"));
-    assert_eq!(job["status"], "paused", "{job}");
-    let (status, error) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
-    assert!(
-        status == 400 && error.to_string().contains("another model"),
-        "{error}"
-    );
-    let (_, models) = server.get("/v1/models");
-    assert!(!models.to_string().contains(&result), "{models}");
-    let (_, checkpoints) = server.get(&format!("{JOBS}/{waiting}/checkpoints"));
-    assert!(checkpoints.to_string().contains(&result), "{checkpoints}");
-    drop(server);
+    let other = TempDir::new().unwrap();
+    let bundled = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/model");
+    for entry in fs::read_dir(bundled).unwrap().flatten() {
+        fs::copy(entry.path(), other.path().join(entry.file_name())).unwrap();
+    }
+    let config = fs::read_to_string(other.path().join("config.json")).unwrap();
+    fs::write(other.path().join("config.json"), config + "\n").unwrap();
+    let other = other.path().to_str().unwrap();
+    for (flags, reason, is_served) in [
+        (["--model", other], "trains another model", false),
+        (["--quantization", "nf4"], "with `--quantization none", true),
+    ] {
+        let flags = [
+            &["--enable-lora", "--served-model-name", "other"],
+            &flags[..],
+        ]
+        .concat();
+        let server = serve(folder.path(), &flags);
+        let (_, job) = server.get(&format!("{JOBS}/{id}"));
+        assert_eq!(job["status"], "paused", "{job}");
+        let (status, error) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
+        assert!(
+            status == 400 && error.to_string().contains(reason),
+            "{error}"
+        );
+        let (_, models) = server.get("/v1/models");
+        assert_eq!(models.to_string().contains(&result), is_served, "{models}");
+        let (_, checkpoints) = server.get(&format!("{JOBS}/{waiting}/checkpoints"));
+        assert!(checkpoints.to_string().contains(&result), "{checkpoints}");
+    }
     let server = serve(folder.path(), &["--enable-lora"]);
     let done = *server.steps(&id).last().unwrap();
     let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));

@@ -15,9 +15,10 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-pub(crate) use self::asked::{ASKED, Asked};
+pub(crate) use self::asked::{ASKED, Asked, PROMPTS, has_other_history};
 pub(crate) use self::reader::describe;
 use self::reader::{Reader, is_filled};
+pub(super) use self::turns::speaker_role;
 use super::error::DataError;
 use super::example::Source;
 use crate::config::Columns;

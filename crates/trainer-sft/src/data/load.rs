@@ -13,6 +13,7 @@ use super::error::{DataError, MAX_ERRORS};
 use super::example::Source;
 use super::files::STDIN;
 use super::format::{Answers, Format, Record, unused_keys};
+use super::names::Names;
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::render::{Rendered, Renderer};
@@ -59,7 +60,7 @@ pub(super) struct Collector {
 
 impl Recipe {
     fn prepare(&self, record: RawRecord, is_first: bool) -> Result<Outcome, DataError> {
-        let (source, value) = record.parse()?;
+        let (source, value) = record.parse(&Names::only(&self.columns))?;
         let fields = match &value {
             Value::Object(fields) if (is_first || self.compares) && self.columns.is_empty() => {
                 Some(fields.clone())

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::error::{DataError, MAX_ERRORS};
 use super::example::Source;
 use super::files;
+use super::names::Names;
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::{DataReport, Dataset, Datasets, Example, TrainData, raw};
@@ -123,7 +124,7 @@ fn of_file(file: &Path) -> Result<Vec<RawRecord>, DataError> {
 }
 
 fn object(record: RawRecord, columns: &Columns) -> Result<Object, DataError> {
-    let (source, value) = record.parse()?;
+    let (source, value) = record.parse(&Names::and_others(columns))?;
     let Value::Object(mut fields) = value else {
         return Err(DataError::TeachesNothing {
             source_place: source,

@@ -10,8 +10,11 @@ use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::example::{Place, Source};
+use super::last_break::EndsInBreak;
+use super::names::Names;
 use super::open::{Layout, Progress, Room, Stream, open};
-use super::wide;
+use super::{cells, wide};
+use crate::config::Columns;
 
 /// Records that are parsed and rendered together.
 pub(super) const BLOCK: usize = 4096;
@@ -29,8 +32,10 @@ pub(super) struct RawRecord {
 enum RawContent {
     /// JSON text, and the line that it begins on.
     Json(Vec<u8>, usize),
-    /// A row of a table, or a record that a program has in memory.
+    /// A record that a program has in memory.
     Value(Value),
+    /// A row of a table.
+    Row(Map<String, Value>),
     /// A row that cannot be read.
     Broken(String),
 }
@@ -49,6 +54,7 @@ impl RawRecord {
         match &self.content {
             RawContent::Json(text, _) => hash.update(text),
             RawContent::Value(value) => hash.update(value.to_string()),
+            RawContent::Row(cells) => hash.update(Value::from(cells.clone()).to_string()),
             RawContent::Broken(reason) => hash.update(reason),
         }
         hash.update(b"\n");
@@ -58,10 +64,14 @@ impl RawRecord {
     ///
     /// # Errors
     /// Bytes that are not UTF-8, and text that is not JSON.
-    pub(super) fn parse(self) -> Result<(Source, Value), DataError> {
+    pub(super) fn parse(self, names: &Names<'_>) -> Result<(Source, Value), DataError> {
         let source = self.source;
         let (bytes, first_line) = match self.content {
             RawContent::Value(value) => return Ok((source, value)),
+            RawContent::Row(mut row) => {
+                cells::read_messages(&source, &mut row, names)?;
+                return Ok((source, row.into()));
+            }
             RawContent::Broken(reason) => {
                 return Err(DataError::Table {
                     place: source.to_string(),
@@ -92,7 +102,9 @@ impl RawRecord {
                 ),
             }
         })?;
-        if let Some((field, number)) = wide::written_wide_integer(text) {
+        if let Some((field, number)) =
+            wide::written_wide_integer(text, &|field| names.has(field, &wide::READ))
+        {
             return Err(DataError::Field {
                 source_place: source,
                 field,
@@ -134,7 +146,7 @@ enum Records {
     },
     Array(super::array::Elements<Stream>),
     Table {
-        reader: Box<csv::Reader<Stream>>,
+        reader: Box<csv::Reader<EndsInBreak>>,
         header: Vec<String>,
         /// Lines end in CRLF, of which the reader counts the second byte with the next row.
         is_crlf: bool,
@@ -155,7 +167,7 @@ impl RecordReader {
                 let mut reader = csv::ReaderBuilder::new()
                     .delimiter(separator)
                     .flexible(true)
-                    .from_reader(stream);
+                    .from_reader(EndsInBreak::new(stream));
                 let failed = |reason: String| DataError::Table {
                     place: path.display().to_string(),
                     reason,
@@ -165,8 +177,9 @@ impl RecordReader {
                 })?;
                 let header = header.iter().map(|name| name.trim().to_owned());
                 let header: Vec<String> = header.collect();
-                let twice = (1..header.len()).find(|&at| header[..at].contains(&header[at]));
-                if let Some(name) = twice.map(|at| &header[at]).filter(|name| !name.is_empty()) {
+                let is_twice =
+                    |at: &usize| !header[*at].is_empty() && header[..*at].contains(&header[*at]);
+                if let Some(name) = (1..header.len()).find(is_twice).map(|at| &header[at]) {
                     let reason =
                         format!("expected a header with each name once, found `{name}` twice");
                     return Err(failed(reason));
@@ -280,7 +293,11 @@ impl RecordReader {
                 let end = reader.position().line() - u64::from(!*is_crlf);
                 let line = before.max(end.saturating_sub(line_breaks(row.iter()))) as usize;
                 let size = row.as_slice().len();
-                Ok(Some((record(Place::Line(line), cells(header, &row)), size)))
+                let content = match cells::texts(header, &row) {
+                    Ok(row) => RawContent::Row(row),
+                    Err(reason) => RawContent::Broken(reason),
+                };
+                Ok(Some((record(Place::Line(line), content), size)))
             }
         }
     }
@@ -290,69 +307,6 @@ impl RecordReader {
 fn line_breaks<'a>(cells: impl Iterator<Item = &'a [u8]>) -> u64 {
     let breaks = cells.flatten().filter(|&&byte| byte == b'\n');
     breaks.count() as u64
-}
-
-/// A row as an object of texts, one for each column. Messages are JSON.
-fn cells(header: &[String], row: &csv::ByteRecord) -> RawContent {
-    if row.len() != header.len() {
-        return RawContent::Broken(format!(
-            "expected {} cells as in the header, found {}",
-            header.len(),
-            row.len()
-        ));
-    }
-    let mut fields = Map::new();
-    for (name, cell) in header.iter().zip(row) {
-        match str::from_utf8(cell)
-            .map_err(|_| "UTF-8 text")
-            .and_then(cell_value)
-        {
-            Ok(cell) => fields.insert(name.clone(), cell),
-            Err(expected) => {
-                return RawContent::Broken(format!("column `{name}`: expected {expected}"));
-            }
-        };
-    }
-    RawContent::Value(Value::Object(fields))
-}
-
-/// A text, or the messages that it is JSON of.
-fn cell_value(cell: &str) -> Result<Value, &'static str> {
-    if is_messages(cell) {
-        return match wide::written_wide_integer(cell) {
-            Some(_) => Err(wide::EXPECTED),
-            None => Ok(serde_json::from_str(cell).unwrap_or_else(|_| cell.into())),
-        };
-    }
-    let is_of_python = |start: &str| {
-        let rest = cell.trim_start().strip_prefix(start);
-        rest.is_some_and(|rest| {
-            ["'role':", "'from':", "'content':"]
-                .iter()
-                .any(|key| rest.starts_with(key))
-        })
-    };
-    match is_of_python("[{") || is_of_python("{") {
-        true => Err("JSON, found messages as Python prints them: write them with `json.dumps`"),
-        false => Ok(cell.into()),
-    }
-}
-
-/// Whether a text is JSON of a message or of a list of them.
-pub(crate) fn is_messages(text: &str) -> bool {
-    if !text.trim_start().starts_with(['[', '{']) {
-        return false;
-    }
-    let is_message = |item: &Value| {
-        let has = |key| item.get(key).is_some_and(Value::is_string);
-        let says = ["content", "value", "tool_calls"];
-        (has("role") || has("from")) && says.iter().any(|key| item.get(*key).is_some())
-    };
-    match serde_json::from_str(text) {
-        Ok(Value::Array(items)) => !items.is_empty() && items.iter().all(is_message),
-        Ok(item) => is_message(&item),
-        Err(_) => false,
-    }
 }
 
 /// Reads and parses every record of a file. Blank lines, CRLF and a byte order mark are tolerated.
@@ -368,7 +322,7 @@ pub fn read_file(path: &Path) -> Result<Vec<(Source, Value)>, DataError> {
             break;
         }
         for record in block {
-            records.push(record.parse()?);
+            records.push(record.parse(&Names::only(&Columns::default()))?);
         }
     }
     match records.is_empty() {

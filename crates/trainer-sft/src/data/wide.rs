@@ -7,6 +7,24 @@ const MARK: char = '\u{f8ff}';
 /// Fields of which a chat template writes numbers.
 const WRITTEN: [&str; 4] = ["arguments", "tools", "functions", "chat_template_kwargs"];
 
+/// Fields of a record that formats read, with numbers of which a template writes some.
+pub(super) const READ: [&str; 14] = [
+    "messages",
+    "conversations",
+    "conversation",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "input",
+    "preferred_output",
+    "non_preferred_output",
+    "history",
+    "tools",
+    "functions",
+    "chat_template_kwargs",
+];
+
 /// What is accepted, for messages.
 pub(crate) const EXPECTED: &str = "whole numbers of at most 64 bits; write a longer one as a text";
 
@@ -16,8 +34,12 @@ pub(super) fn wide_integer(json: &str) -> Option<&str> {
     numbers.find(|number| is_wide(number))
 }
 
-/// The first such number in a field of which a template writes numbers, with the field.
-pub(crate) fn written_wide_integer(json: &str) -> Option<(String, String)> {
+/// The first such number that a template writes, with its place: in a list of turns, or in the fields of an object that
+/// `is_read` says.
+pub(crate) fn written_wide_integer(
+    json: &str,
+    is_read: &dyn Fn(&str) -> bool,
+) -> Option<(String, String)> {
     wide_integer(json)?;
     let mut marked = String::with_capacity(json.len() + 8);
     let mut numbers = Numbers(json, 0);
@@ -32,7 +54,14 @@ pub(crate) fn written_wide_integer(json: &str) -> Option<(String, String)> {
     }
     marked.push_str(&json[done..]);
     // What is no JSON gets an error of its own.
-    find(&serde_json::from_str(&marked).ok()?, String::new(), false)
+    match serde_json::from_str(&marked).ok()? {
+        Value::Object(fields) => {
+            let mut fields = fields.iter().filter(|(key, _)| is_read(key));
+            fields
+                .find_map(|(key, value)| find(value, key.clone(), WRITTEN.contains(&key.as_str())))
+        }
+        other => find(&other, String::new(), false),
+    }
 }
 
 fn find(value: &Value, path: String, is_written: bool) -> Option<(String, String)> {
@@ -44,8 +73,7 @@ fn find(value: &Value, path: String, is_written: bool) -> Option<(String, String
         }
         Value::Object(fields) => fields.iter().find_map(|(key, value)| {
             let is_written = is_written || WRITTEN.contains(&key.as_str());
-            let dot = if path.is_empty() { "" } else { "." };
-            find(value, format!("{path}{dot}{key}"), is_written)
+            find(value, format!("{path}.{key}"), is_written)
         }),
         _ => None,
     }
@@ -100,8 +128,8 @@ mod tests {
     fn wide_numbers_are_found_where_they_are_written() {
         for (json, expected) in [
             (
-                r#"{"a":[{"arguments":{"n":[1,123456789012345678901234567890]}}]}"#,
-                Some(("a[0].arguments.n[1]", "123456789012345678901234567890")),
+                r#"{"prompt":[{"arguments":{"n":[1,123456789012345678901234567890]}}]}"#,
+                Some(("prompt[0].arguments.n[1]", "123456789012345678901234567890")),
             ),
             (
                 r#"{"tools":[{"x":-9223372036854775809}]}"#,
@@ -119,9 +147,13 @@ mod tests {
                 r#"{"id":123456789012345678901234567890,"arguments":{}}"#,
                 None,
             ),
+            (
+                r#"{"meta":{"tools":[{"id":123456789012345678901234567890}]}}"#,
+                None,
+            ),
             (r#"{"arguments":"\"#, None),
         ] {
-            let found = written_wide_integer(json);
+            let found = written_wide_integer(json, &|field| READ.contains(&field));
             let found = found
                 .as_ref()
                 .map(|(path, number)| (path.as_str(), number.as_str()));

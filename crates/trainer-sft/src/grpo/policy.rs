@@ -7,11 +7,12 @@
 
 use std::cmp::Reverse;
 
-use model_qwen::kernels::{on_worker, weighted_cross_entropy};
+use model_qwen::kernels::weighted_cross_entropy;
 
 use crate::batch::Batch;
 use crate::config::{Config, LossType};
 use crate::even::even_batches;
+use crate::gate;
 use crate::loss::{Targets, backward_by, known_of_targets, tempered};
 use crate::parameters::GradientStore;
 use crate::preference::Numbers;
@@ -150,7 +151,7 @@ impl PolicyLoss {
         rollouts: &mut [Rollout],
         batch_size: usize,
     ) -> PolicyStep {
-        on_worker(&trainer.device(), || {
+        gate::on_worker(&trainer.device(), || {
             self.step_here(trainer, rollouts, batch_size)
         })
     }

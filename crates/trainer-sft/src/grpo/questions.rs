@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
-use crate::data::format::ASKED;
+use crate::data::format::{ASKED, has_other_history};
 use crate::data::objects::{Object, all_objects, objects, refuse};
 use crate::data::render::Rendered;
 use crate::data::survey::{FileCounts, Print, Survey, Surveyed};
@@ -184,8 +184,12 @@ fn question(
             format.limits.context_length
         ))));
     }
+    let has_other_history = has_other_history(source, &fields);
     for own in ASKED {
-        fields.remove(own);
+        // A reward's own, otherwise.
+        if own != "history" || !has_other_history {
+            fields.remove(own);
+        }
     }
     Ok(Question {
         prompt,

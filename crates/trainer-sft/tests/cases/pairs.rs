@@ -44,6 +44,11 @@ fn a_question_is_read_under_every_name() {
         // What repeats the question, or an answer, adds nothing.
         json!({"prompt": "Capital?", "question": "Capital?", "messages": [user("Capital?"), says(PARIS)],
             "chosen": [user("Capital?"), says(PARIS)], "rejected": [user("Capital?"), says(ROME)]}),
+        // The same twice, in two forms; and what is no question.
+        json!({"messages": [user("Capital?")], "conversations": [{"from": "human", "value": "Capital?"}],
+            "conversation": "conv-17", "chosen": PARIS, "rejected": ROME}),
+        json!({"prompt": "Capital?", "input": {"messages": [user("Capital?")]}, "chosen": PARIS, "rejected": ROME,
+            "preferred_output": [says(PARIS)], "non_preferred_output": [says(ROME)]}),
         openai,
     ] {
         assert_eq!(shown(&same), expected, "{same}");
@@ -58,6 +63,22 @@ fn a_question_is_read_under_every_name() {
     let same = json!({"instruction": "Count", "input": "To two", "history": [["A?", "B."]],
         "chosen": PARIS, "rejected": ROME});
     assert_eq!(shown(&same), expected);
+}
+
+#[test]
+fn earlier_turns_come_behind_the_system_s() {
+    let system = json!({"role": "system", "content": "Be short."});
+    let asked = json!([system, user("Why?")]);
+    let history = json!([["Hi?", "Yes."]]);
+    let pair = json!({"prompt": asked, "history": history, "chosen": PARIS, "rejected": ROME});
+    let one = json!({"prompt": asked, "history": history, "completion": PARIS});
+    for (record, flags) in [(pair, &["--method", "dpo"][..]), (one, &[])] {
+        let said = preview(&[record], flags);
+        assert!(said.is_success(), "{}", said.err);
+        let plain = said.out.replace('|', "");
+        let places = ["Be short", "Hi?", "Yes", "Why?"].map(|text| plain.find(text).unwrap());
+        assert!(places.is_sorted(), "{}", said.out);
+    }
 }
 
 #[test]
@@ -96,6 +117,23 @@ fn what_would_be_dropped_beside_a_pair_is_refused() {
             json!({"input": {"messages": [user("a")], "temperature": 1}, "preferred_output": [says("A")],
                 "non_preferred_output": [says("B")]}),
             "field `input.temperature`: expected nothing but",
+        ),
+        (
+            json!({"prompt": "c", "input": {"messages": [user("a")]}, "chosen": "A", "rejected": "B"}),
+            "field `input.messages`: expected nothing else than `prompt` says",
+        ),
+        (
+            json!({"prompt": "c", "chosen": "A", "rejected": "B", "preferred_output": [says("C")]}),
+            "field `preferred_output`: expected nothing else than `chosen` says",
+        ),
+        (
+            json!({"messages": [user("a")], "conversations": [user("b")], "chosen": "A", "rejected": "B"}),
+            "field `conversations`: expected nothing else than `messages` says",
+        ),
+        (
+            json!({"messages": [{"role": "system", "content": ""}, user("a")], "question": "b", "chosen": "A",
+                "rejected": "B"}),
+            "field `question`: expected",
         ),
         (
             json!({"input": {"messages": [{"role": "bird", "content": "a"}]}, "preferred_output": [says("A")],

@@ -35,12 +35,90 @@ fn messages_in_cells_are_messages() {
         "prompt,completion\n\"[{'role': 'user', 'content': 'Hi?'}]\",Yes\n",
         &[],
     );
-    let expected = "column `prompt`: expected JSON, found messages as Python prints them";
+    let expected = "field `prompt`: expected JSON, as `json.dumps` writes it, found messages as Python prints them";
     assert!(
         !said.is_success() && said.err.contains(expected),
         "{}",
         said.err
     );
+}
+
+/// Messages are read wherever a format has some, and what is wrong in them is named.
+#[test]
+fn cells_of_messages_are_never_texts() {
+    let user = cell(&json!([{"role": "user", "content": "Hi?"}]));
+    let yes = cell(&json!([{"role": "assistant", "content": "Yes."}]));
+    let no = cell(&json!([{"role": "assistant", "content": "No."}]));
+    for (text, flags) in [
+        (
+            format!("prompt,preferred_output,non_preferred_output\n{user},{yes},{no}\n"),
+            &["--method", "dpo"][..],
+        ),
+        (
+            format!("messages,completion,label\n{user},{yes},true\n{user},{no},false\n"),
+            &["--method", "kto"],
+        ),
+        (
+            // As Hugging Face merges objects.
+            format!(
+                "prompt,completion\n{},Yes.\n",
+                cell(&json!([{"role": null, "content": null, "from": "human", "value": "Hi?"}]))
+            ),
+            &[],
+        ),
+    ] {
+        let said = table(&text, flags);
+        assert!(said.is_success(), "{text}: {}", said.err);
+        let plain = said.out.replace('|', "");
+        assert!(
+            plain.contains("Yes") && !plain.contains("role"),
+            "{text}: {}",
+            said.out
+        );
+    }
+    let said = table(
+        &format!(
+            "prompt,completion\n{},Yes.\n",
+            cell(&json!([{"role": "Human", "content": "Hi?"}]))
+        ),
+        &[],
+    );
+    assert!(said.err.contains("prompt[0].role"), "{}", said.err);
+    // Named columns are all that counts.
+    let python = "\"[{'role': 'user', 'content': 'Hi?'}]\"";
+    let chat =
+        json!([{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]);
+    let said = table(
+        &format!("messages,chosen\n{},{python}\n", cell(&chat)),
+        &["--columns", "messages=messages"],
+    );
+    assert_eq!(learnt(&said), ["Yes.<|im_end|>"], "{}", said.err);
+}
+
+/// An answer may be JSON, and a column that nobody reads may hold anything.
+#[test]
+fn other_cells_stay_texts() {
+    let list = cell(&json!([{"role": "assistant", "content": "hi"}]));
+    let object = cell(&json!({"role": "engineer", "value": 3}));
+    for answer in [&list, &object] {
+        for header in ["prompt,completion", "instruction,output"] {
+            let said = table(&format!("{header}\nAs JSON?,{answer}\n"), &[]);
+            assert!(said.is_success(), "{answer}: {}", said.err);
+            assert!(learnt(&said)[0].contains("role"), "{}", said.out);
+        }
+    }
+    let python = "\"[{'role': 'user', 'content': 'Hi?'}]\"";
+    let said = table(
+        &format!("prompt,completion,metadata\nHi?,Yes.,{python}\n"),
+        &[],
+    );
+    assert_eq!(learnt(&said), ["Yes.<|im_end|>"]);
+    // By the names that the file has.
+    let user = cell(&json!([{"role": "user", "content": "Hi?"}]));
+    let columns = ["--columns", "prompt=q,completion=a"];
+    let said = table(&format!("q,a\n{user},Yes.\n"), &columns);
+    assert_eq!(learnt(&said), ["Yes.<|im_end|>"]);
+    assert!(!said.out.contains("role"), "{}", said.out);
 }
 
 #[test]
@@ -83,6 +161,8 @@ fn lines_are_counted_with_every_line_break() {
         format!("prompt,completion,weight\n{good}\n{good}\n{bad}\n{good}\n"),
         format!("prompt,completion,weight\n{good}\n{good}\n{bad}"),
         format!("prompt,completion,weight\n\n{good}\n{bad}\n"),
+        format!("prompt,completion,weight\n\n\n{bad}"),
+        format!("prompt,completion,weight\n\"a\nb\",one,\n{bad}"),
         format!("prompt,completion,weight\n\"a\nb\",one,\n{bad}\n"),
     ] {
         for text in [text.clone(), text.replace('\n', "\r\n")] {
@@ -102,6 +182,10 @@ fn headers_that_cannot_be_read_are_named() {
         (
             "prompt,completion,completion\nHi,one,two\n",
             "found `completion` twice",
+        ),
+        (
+            ",,prompt,prompt,completion\n1,2,FIRST,SECOND,yes\n",
+            "found `prompt` twice",
         ),
         (
             "prompt,completion\n",

@@ -104,6 +104,13 @@ fn whole_numbers_of_more_than_64_bits_are_refused_where_they_are_learnt() {
         "{}",
         said.err
     );
+    // Nobody reads it.
+    let record = format!(
+        r#"{{"prompt": "Hi?", "completion": "Yes.", "meta": {{"tools": [{{"id": {wide}}}]}}}}"#
+    );
+    fs::write(&path, record).unwrap();
+    let said = program(&["--data", text_of(&path), "--preview"]);
+    assert!(said.is_success(), "{}", said.err);
     let said = read("{\"n\": 18446744073709551615, \"f\": 1e22}", wide);
     assert!(
         learnt(&said)[0]

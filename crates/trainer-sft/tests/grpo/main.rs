@@ -39,8 +39,12 @@ fn records() -> Vec<Value> {
 }
 
 fn run(config: &Config) -> Result<Summary, TrainError> {
+    run_of(config, records())
+}
+
+fn run_of(config: &Config, records: Vec<Value>) -> Result<Summary, TrainError> {
     let training = Training::new(config).device(&Device::flex());
-    training.records(records()).run()
+    training.records(records).run()
 }
 
 fn lines(folder: &Path) -> Vec<Value> {
@@ -59,6 +63,8 @@ fn a_reward_rises() {
     let mut config = config(&dir.path().join("a"));
     config.run.max_steps = Some(24);
     config.run.batch_size = 16;
+    // With a larger one the last digits of a processor's products decide whether the answers collapse.
+    config.optimizer.learning_rate = Some(2e-3);
     config.run.report_to = vec!["tensorboard".into()];
     let summary = run(&config).unwrap();
     let rewards = lines(&summary.output);
@@ -161,12 +167,8 @@ fn records_without_a_prompt_or_an_answer_are_named() {
         json!({"answer": "b"}),
         json!(3),
     ];
-    let refused = |records: Vec<Value>| {
-        let training = Training::new(&config)
-            .device(&Device::flex())
-            .records(records);
-        training.run().unwrap_err().to_string()
-    };
+    let named = config.clone();
+    let refused = |records: Vec<Value>| run_of(&named, records).unwrap_err().to_string();
     let said = refused(records[..3].to_vec());
     for expected in [
         "the data has 2 malformed records",
@@ -194,6 +196,12 @@ fn records_without_a_prompt_or_an_answer_are_named() {
         said.starts_with("--method grpo evaluates nothing"),
         "{said}"
     );
+    // A column of a reward may have any name that a prompt does not use.
+    let subject = json!({"prompt": "a", "history": "of Rome", "answer": "b"});
+    let run = tempfile::tempdir().unwrap();
+    let mut other = config.clone();
+    (other.run.output, other.run.max_steps) = (run.path().join("a"), Some(1));
+    run_of(&other, vec![subject]).unwrap();
     let long = json!({"prompt": "a b ".repeat(5000), "answer": "b"});
     let said = refused(vec![long]);
     assert!(

@@ -127,7 +127,7 @@ struct Factors {
     decay: f32,
 }
 
-fn launched<R: Runtime>(factors: AdamWFactors) -> FactorsLaunch<R> {
+fn launched(factors: AdamWFactors) -> FactorsLaunch {
     let AdamWFactors {
         beta,
         rest,

@@ -13,12 +13,14 @@ use super::super::prompt::in_two_turns;
 use super::super::thoughts::thinks;
 use super::format::{Api, LineFormat};
 use super::{model_name, renamed};
+use crate::answer::CLOSE_THINK;
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::postprocess::Delta;
 use crate::protocol::body::Body;
 use crate::protocol::chat::TemplateFields;
 use crate::protocol::fields::Endpoint;
+use crate::protocol::logprobs::LogprobLimit;
 use crate::protocol::ollama::{Request, Think, take_messages, take_tools};
 use crate::state::AppState;
 use crate::stream::sse;
@@ -72,12 +74,13 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
     Work::new(state, request, conversation, started)
 }
 
-/// Whether the answer goes on with the last message: Ollama's templates leave the assistant's last turn open.
+/// Whether the answer goes on with the last message: Ollama's templates leave the assistant's last turn open. A text with the tags
+/// of thoughts may be written another way than it is, and gets an answer of its own.
 fn is_continued(messages: &[Map<String, Value>]) -> bool {
     messages.last().is_some_and(|last| {
         let has_text = last["content"]
             .as_str()
-            .is_some_and(|text| !text.is_empty());
+            .is_some_and(|text| !text.is_empty() && !text.contains(CLOSE_THINK));
         last["role"] == "assistant" && has_text && !last.contains_key("tool_calls")
     })
 }
@@ -102,7 +105,7 @@ impl Work {
             let message = format!("`think`: the model `{model}` does not support thinking.");
             return Err(ApiError::bad_request("think", message));
         }
-        let num_logprobs = request.num_logprobs(state.max_logprobs())?;
+        let num_logprobs = request.num_logprobs(LogprobLimit::of(state))?;
         let sampling = request.options.sampling();
         if conversation.is_none() {
             // What is not generated yet is checked, too.

@@ -17,6 +17,7 @@ use crate::error::ApiError;
 use crate::protocol::body::Body;
 use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
+use crate::protocol::logprobs::LogprobLimit;
 use crate::protocol::ollama::{GenerateFields, Request, conversation};
 use crate::state::AppState;
 
@@ -117,7 +118,7 @@ fn plain(
     text: &str,
 ) -> Result<Prepared, ApiError> {
     let (model, adapter) = state.resolve_model(Some(&model_name(state, &request.fields.model)))?;
-    let num_logprobs = request.num_logprobs(state.max_logprobs())?;
+    let num_logprobs = request.num_logprobs(LogprobLimit::of(state))?;
     let params = sampling.sampling_params(state, num_logprobs);
     let params = params.map_err(renamed)?;
     let options = sampling.text_options(state)?;

@@ -1,24 +1,27 @@
 //! Records that only ask: prompts for answers that a model gives while it trains.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::super::error::DataError;
 use super::super::example::Source;
 use super::Extras;
 use super::reader::{Reader, is_filled};
-use super::turns::is_of_assistant;
+use super::turns::{Turn, after_system, is_of_assistant, plain};
 use crate::config::Columns;
 
 /// The fields of a record that its prompt is made of.
-pub(crate) const ASKED: [&str; 7] = [
+pub(crate) const ASKED: [&str; 8] = [
     "prompt",
     "messages",
     "conversations",
+    "history",
     "system",
     "tools",
     "functions",
     "chat_template_kwargs",
 ];
+/// Those of them that have the question itself.
+pub(crate) const PROMPTS: [&str; 3] = ["prompt", "messages", "conversations"];
 /// What a prompt may be, for messages.
 pub(crate) const EXPECTED: &str =
     "a text, or a list of messages with `role` and `content` that ends before an answer";
@@ -53,13 +56,23 @@ impl Asked {
     }
 }
 
+/// Whether a record has a `history` that is none of its prompt's.
+pub(crate) fn has_other_history(source: &Source, fields: &Map<String, Value>) -> bool {
+    let columns = Columns::default();
+    let reader = Reader {
+        source,
+        fields,
+        columns: &columns,
+    };
+    is_filled(fields.get("history")) && reader.earlier().is_empty()
+}
+
 impl Reader<'_> {
     fn asked(&self) -> Result<Value, DataError> {
-        let keys = ["prompt", "messages", "conversations"];
         let is_there = |key: &&str| self.value(key).is_some();
         let filled = |key: &&str| is_filled(self.fields.get(*key));
-        let found = keys.into_iter().find(filled);
-        let Some(key) = found.or_else(|| keys.into_iter().find(is_there)) else {
+        let found = PROMPTS.into_iter().find(filled);
+        let Some(key) = found.or_else(|| PROMPTS.into_iter().find(is_there)) else {
             let keys: Vec<&str> = self.fields.keys().map(String::as_str).collect();
             let found = match keys.is_empty() {
                 true => "no field".to_owned(),
@@ -89,6 +102,7 @@ impl Reader<'_> {
         let turns = items.iter().enumerate();
         let turns = turns.map(|(index, item)| self.turn(&format!("{key}[{index}]"), item));
         let turns = self.with_system(key, turns.collect::<Result<_, _>>()?)?;
+        let turns = after_system(turns, self.earlier(), |(message, _)| message);
         Ok(turns.into_iter().map(|(message, _)| message).collect())
     }
 
@@ -96,13 +110,28 @@ impl Reader<'_> {
         if text.trim().is_empty() {
             return Err(self.error_found("prompt", EXPECTED, "an empty text".to_owned()));
         }
-        Ok(match self.optional_text("system")? {
-            None => text.into(),
-            Some(system) => json!([
-                {"role": "system", "content": system},
-                {"role": "user", "content": text},
-            ]),
+        let system = self.optional_text("system")?;
+        let system = system.map(|system| plain("system", &system).0);
+        let earlier = self.earlier().into_iter();
+        let before = system
+            .into_iter()
+            .chain(earlier.map(|(message, _)| message));
+        let mut turns: Vec<Value> = before.collect();
+        Ok(match turns.is_empty() {
+            true => text.into(),
+            false => {
+                turns.push(plain("user", text).0);
+                turns.into()
+            }
         })
+    }
+
+    /// Pairs of question and answer under `history` beside `prompt`; another `history` is none of the prompt's.
+    fn earlier(&self) -> Vec<Turn> {
+        match is_filled(self.fields.get("prompt")) {
+            true => self.turns_of_history().unwrap_or_default(),
+            false => Vec::new(),
+        }
     }
 
     fn wrong(&self, reason: String) -> DataError {

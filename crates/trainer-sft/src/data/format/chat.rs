@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::super::error::DataError;
 use super::reader::Reader;
-use super::turns::{Turn, plain};
+use super::turns::{Turn, after_system, plain};
 use super::{Chat, Content, TurnKind, role_of};
 
 impl Reader<'_> {
@@ -72,7 +72,7 @@ impl Reader<'_> {
                 with: self.extras()?,
             });
         }
-        let mut turns = self.turns_of_history()?;
+        let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             if !is_list(key) {
                 turns.push(plain(role, &self.text(key)?));
@@ -84,6 +84,7 @@ impl Reader<'_> {
                 turns.push((message, kind));
             }
         }
+        let turns = after_system(turns, self.turns_of_history()?, |(message, _)| message);
         Ok(Content::Chat(self.chat("completion", turns)?))
     }
 

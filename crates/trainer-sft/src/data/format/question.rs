@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::DataError;
 use super::reader::{Reader, is_filled};
 use super::refused::QUESTIONS;
+use super::turns::{after_system, plain, speaker_role};
 use crate::config::Columns;
 
 /// Lists of turns that may be the question, in the order in which they are looked for.
@@ -18,6 +19,42 @@ const OPENAI: [(&str, &str); 2] = [
 ];
 /// What a text without a chat template has no place for.
 const OF_TEMPLATE: [&str; 4] = ["system", "tools", "functions", "chat_template_kwargs"];
+
+/// The items of a list, which a table has as JSON; `None` for what is none, and for an empty one.
+fn listed(value: &Value) -> Option<Vec<Value>> {
+    let items = match value {
+        Value::Array(items) => items.clone(),
+        Value::String(text) if text.trim_start().starts_with('[') => {
+            serde_json::from_str(text).ok()?
+        }
+        _ => return None,
+    };
+    (!items.is_empty()).then_some(items)
+}
+
+/// What a part of a record says, however it is written. A text is a turn of this role.
+fn turns(value: &Value, role: &str) -> Vec<Value> {
+    let turn = |item: Value| {
+        let name = ["role", "from"]
+            .iter()
+            .find_map(|key| item.get(*key)?.as_str());
+        let text = ["content", "value"]
+            .iter()
+            .find_map(|key| item.get(*key)?.as_str());
+        let role = name.and_then(speaker_role);
+        match (role, text) {
+            (Some((role, false)), Some(text)) if item.get("tool_calls").is_none() => {
+                plain(role, text).0
+            }
+            _ => item,
+        }
+    };
+    match (listed(value), value) {
+        (Some(items), _) => items.into_iter().map(turn).collect(),
+        (None, Value::String(text)) => vec![plain(role, text).0],
+        (None, value) => vec![turn(value.clone())],
+    }
+}
 
 /// Whether this key of a record is its question, where it has no `prompt`.
 pub(super) fn is_question(key: &str) -> bool {
@@ -38,8 +75,9 @@ impl Reader<'_> {
             columns = columns.with(ours, theirs);
         };
         for (ours, theirs) in OPENAI {
-            let is_there = is_filled(fields.get(theirs)) && !is_filled(fields.get(ours));
-            if let Some(value) = fields.shift_remove(theirs).filter(|_| is_there) {
+            let value = fields.shift_remove(theirs);
+            if let Some(value) = value.filter(|value| is_filled(Some(value))) {
+                self.refuse_two(ours, theirs, &value)?;
                 name(&mut fields, ours, theirs, value);
             }
         }
@@ -47,15 +85,17 @@ impl Reader<'_> {
             fields.shift_remove("input");
             for (key, value) in input.iter().filter(|(_, value)| is_filled(Some(value))) {
                 let field = format!("input.{key}");
-                match key.as_str() {
-                    "messages" => name(&mut fields, "prompt", &field, value.clone()),
-                    "tools" => name(&mut fields, "tools", &field, value.clone()),
-                    "parallel_tool_calls" => {}
+                let ours = match key.as_str() {
+                    "messages" => "prompt",
+                    "tools" => "tools",
+                    "parallel_tool_calls" => continue,
                     _ => {
                         let expected = "nothing but `messages`, `tools` and `parallel_tool_calls`";
                         return Err(self.error(field, expected, Some(value)));
                     }
-                }
+                };
+                self.refuse_two(ours, &field, value)?;
+                name(&mut fields, ours, &field, value.clone());
             }
         }
         if !is_filled(fields.get("prompt")) {
@@ -63,6 +103,12 @@ impl Reader<'_> {
                 .into_iter()
                 .find(|key| is_filled(self.fields.get(*key)));
             if let Some(key) = list {
+                for other in LISTS.into_iter().filter(|other| *other != key) {
+                    let value = self.fields.get(other);
+                    if let Some(value) = value.filter(|value| listed(value).is_some()) {
+                        self.refuse_two(key, other, value)?;
+                    }
+                }
                 let turns = self.list(key, "messages")?;
                 name(&mut fields, "prompt", &self.own_name(key), turns.into());
             } else if let Some((key, text)) = self.question_in_texts()? {
@@ -77,12 +123,31 @@ impl Reader<'_> {
                 _ => Vec::new(),
             };
             if !earlier.is_empty() {
-                let turns = earlier.into_iter().map(|(message, _)| message).chain(last);
-                fields.insert("prompt".to_owned(), turns.collect());
+                let earlier = earlier.into_iter().map(|(message, _)| message);
+                let turns = after_system(last, earlier, |turn| turn);
+                fields.insert("prompt".to_owned(), turns.into());
             }
             fields.shift_remove("history");
         }
         Ok((fields, columns))
+    }
+
+    /// Refuses what says the same part of a record a second time, and otherwise.
+    fn refuse_two(&self, first: &str, second: &str, value: &Value) -> Result<(), DataError> {
+        let role = match first {
+            "chosen" | "rejected" => "assistant",
+            _ => "user",
+        };
+        match self.fields.get(first) {
+            Some(said) if is_filled(Some(said)) && turns(said, role) != turns(value, role) => {
+                let expected = format!(
+                    "nothing else than `{}` says: leave one of them out, or say with --columns which one counts",
+                    self.own_name(first)
+                );
+                Err(self.error(second, &expected, Some(value)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A question under one of [`TEXTS`], with what `input` adds to it.
@@ -111,7 +176,10 @@ impl Reader<'_> {
                 continue;
             };
             let other = text.trim();
-            let is_said = |said: &&str| said.contains(other) || other.contains(said.trim());
+            let is_said = |said: &&str| {
+                let said = said.trim();
+                !said.is_empty() && (said.contains(other) || other.contains(said))
+            };
             if !other.is_empty() && !said.iter().any(is_said) {
                 let expected = "no second question: leave it out, or say with --columns which one counts, for example \
                                 --columns prompt=prompt,chosen=chosen,rejected=rejected or \

@@ -92,10 +92,10 @@ impl Reader<'_> {
         let items = match self.fields.get(key) {
             Some(Value::Array(items)) => items.clone(),
             Some(Value::Null) => Vec::new(),
-            Some(Value::String(text)) => match self.json(key, text)? {
-                Some(Value::Array(items)) => items,
-                _ if text.trim().is_empty() => Vec::new(),
-                _ => return Err(self.error(key, &expected, self.fields.get(key))),
+            Some(Value::String(text)) => match self.json_list(key, text)? {
+                Some(items) => items,
+                None if text.trim().is_empty() => Vec::new(),
+                None => return Err(self.error(key, &expected, self.fields.get(key))),
             },
             other => return Err(self.error(key, &expected, other)),
         };
@@ -105,7 +105,21 @@ impl Reader<'_> {
         }
     }
 
-    /// The JSON of a text; `None` where it is none.
+    /// The JSON of a text that is a list; `None` where it is none.
+    fn json_list(&self, field: &str, text: &str) -> Result<Option<Vec<Value>>, DataError> {
+        let Ok(Value::Array(items)) = serde_json::from_str(text) else {
+            return Ok(None);
+        };
+        match wide::written_wide_integer(text, &|_| true) {
+            Some((place, number)) => {
+                let found = format!("the number {number}");
+                Err(self.error_found(format!("{field}{place}"), wide::EXPECTED, found))
+            }
+            None => Ok(Some(items)),
+        }
+    }
+
+    /// The JSON of a text of which a template writes every number; `None` where it is none.
     pub(super) fn json(&self, field: &str, text: &str) -> Result<Option<Value>, DataError> {
         let Ok(value) = serde_json::from_str(text) else {
             return Ok(None);

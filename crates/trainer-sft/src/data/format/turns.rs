@@ -23,6 +23,20 @@ struct Keys {
     roles: &'static str,
 }
 
+/// The role that chat templates know of whoever says a turn, and whether the turn is a call.
+pub(crate) fn speaker_role(name: &str) -> Option<(&'static str, bool)> {
+    Some(match name {
+        "system" | "developer" => ("system", false),
+        "user" | "human" => ("user", false),
+        name if ASSISTANT.contains(&name) => ("assistant", false),
+        "tool" | "observation" | "function_response" | "tool_response" | "function" => {
+            ("tool", false)
+        }
+        "function_call" | "tool_call" => ("assistant", true),
+        _ => return None,
+    })
+}
+
 impl Reader<'_> {
     /// One turn of an OpenAI or ShareGPT list.
     pub(super) fn turn(&self, place: &str, item: &Value) -> Result<Turn, DataError> {
@@ -54,18 +68,13 @@ impl Reader<'_> {
         };
         let field = |name: &str| format!("{place}.{name}");
         let named = turn.shift_remove(keys.role);
-        let (role, is_call) = match named.as_ref().and_then(Value::as_str) {
-            Some("system" | "developer") => ("system", false),
-            Some("user" | "human") => ("user", false),
-            Some(role) if ASSISTANT.contains(&role) => ("assistant", false),
-            Some("tool" | "observation" | "function_response" | "tool_response" | "function") => {
-                ("tool", false)
-            }
-            Some("function_call" | "tool_call") => ("assistant", true),
-            _ => {
-                let found = fields.get(keys.role);
-                return Err(self.error(field(keys.role), keys.roles, found));
-            }
+        let Some((role, is_call)) = named
+            .as_ref()
+            .and_then(Value::as_str)
+            .and_then(speaker_role)
+        else {
+            let found = fields.get(keys.role);
+            return Err(self.error(field(keys.role), keys.roles, found));
         };
         for key in ["images", "image", "videos", "video", "audios", "audio"] {
             if is_filled(turn.get(key)) {
@@ -209,6 +218,23 @@ impl Reader<'_> {
         }
         Ok(turns)
     }
+}
+
+/// Turns with earlier ones before them, but behind the system's.
+pub(super) fn after_system<T>(
+    mut turns: Vec<T>,
+    earlier: impl IntoIterator<Item = T>,
+    message: impl Fn(&T) -> &Value,
+) -> Vec<T> {
+    let is_of_system = |turn: &&T| {
+        let turn = message(turn);
+        let role = turn.get("role").or_else(|| turn.get("from"));
+        let role = role.and_then(Value::as_str).and_then(speaker_role);
+        role.is_some_and(|(role, _)| role == "system")
+    };
+    let at = turns.iter().take_while(is_of_system).count();
+    turns.splice(at..at, earlier);
+    turns
 }
 
 /// A turn that is only text.
