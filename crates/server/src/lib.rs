@@ -20,6 +20,7 @@ mod builder;
 pub mod command;
 pub mod config;
 mod cors;
+mod cut;
 pub mod deltas;
 pub mod engine;
 pub mod error;
@@ -126,6 +127,7 @@ pub fn app(state: AppState) -> Router {
     router
         .fallback(auth::unknown_route)
         .method_not_allowed_fallback(auth::wrong_method)
+        .layer(from_fn_with_state(state.clone(), cut::end_requests))
         .layer(from_fn_with_state(state.clone(), auth::require_api_key))
         .layer(from_fn(shape::apply))
         .layer(from_fn_with_state(state.clone(), track::track))

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::answer::{self, AnswerOptions, AnswerParser};
+use crate::cut::{cut_short, is_cut};
 use crate::deltas::Deltas;
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
@@ -157,20 +158,6 @@ impl Choice {
         }
         Ok(all)
     }
-}
-
-async fn is_cut(cut: &mut watch::Receiver<bool>) {
-    if cut.wait_for(|&is_cut| is_cut).await.is_err() {
-        // Nobody is left to cut anything.
-        std::future::pending::<()>().await;
-    }
-}
-
-/// What clients are told whose answers `--shutdown-timeout` cuts.
-fn cut_short() -> ApiError {
-    ApiError::unavailable(
-        "The server ends before the answer is complete: its --shutdown-timeout is over. Send the request again.",
-    )
 }
 
 /// Turns deltas into the JSON events of one endpoint.

@@ -33,6 +33,19 @@ fn inputs_have_four_forms() {
 }
 
 #[test]
+fn what_the_shutdown_cuts_is_told_so() {
+    let mut server = TestServer::start_pooling(&["--shutdown-timeout", "1"], None);
+    let mut stream = server.begin("/v1/embeddings", &json!({ "input": "hang" }));
+    server.wait_for_requests(1);
+    server.signal_shutdown();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("--shutdown-timeout"), "{answer}");
+    server.join();
+}
+
+#[test]
 fn an_answer_has_openais_form() {
     let server = TestServer::start_pooling(&[], None);
     let answer = embed(

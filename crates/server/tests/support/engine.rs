@@ -131,6 +131,10 @@ impl FakeEngine {
                 .to_vec(),
         };
         if submission.pooling.is_some() {
+            if matches!((self.script)(request), Play::Hang(_)) {
+                self.open.insert(submission.id, submission);
+                return;
+            }
             let ids = [request.prompt.first(), request.prompt.last()];
             let [first, last] = ids.map(|id| *id.unwrap() as f32);
             submission.sink.send(EngineOutput::Pooled {

@@ -109,7 +109,12 @@ impl TestServer {
             pooling: Some(pooling),
             ..model()
         };
-        Self::start_model(flags, model, |_| says("x"))
+        Self::start_model(flags, model, |request| {
+            match request.prompt == b"hang".map(u32::from) {
+                true => Play::Hang(Vec::new()),
+                false => says("x"),
+            }
+        })
     }
 
     /// A server whose model has a limit of its own, in tokens.
