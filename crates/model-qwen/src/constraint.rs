@@ -7,6 +7,7 @@
 //! Where the grammar accepts the text so far, the tokens that end a text may come, too. Where nothing else may come, only they
 //! may. A constraint never panics and never hangs: what is too much for it is an error with a reason.
 
+mod closed;
 mod ebnf;
 mod endless;
 mod factory;

@@ -139,8 +139,8 @@ enum Place {
     LineStart,
     /// Behind other text of a line.
     Line,
-    /// Behind a call; `in_fence` if the call was in a block of code.
-    Call { in_fence: bool },
+    /// Behind a call, and within what was around it.
+    Call { fence: calls::Fence },
 }
 
 impl AnswerParser {

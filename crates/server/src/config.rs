@@ -7,6 +7,7 @@ mod api;
 pub mod args;
 mod check;
 mod command_line;
+mod dotted;
 mod file;
 mod finetuning;
 mod flags;
@@ -48,6 +49,7 @@ pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 use args::Args;
 pub(crate) use command_line::{QWEN_BURN, dashes, is_of_qwen_burn, parse, refuse};
 pub(crate) use flags::{Flags, OF_API};
+use structured_outputs::default_style;
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]
@@ -269,9 +271,7 @@ impl Config {
             },
             api: ApiConfig {
                 cors: CorsConfig {
-                    origins: allowed("--allowed-origins", &args.allowed_origins, |origin| {
-                        HeaderValue::from_str(origin).ok()
-                    })?,
+                    origins: allowed("--allowed-origins", &args.allowed_origins, origin)?,
                     methods: allowed("--allowed-methods", &args.allowed_methods, |method| {
                         method.parse().ok()
                     })?,
@@ -293,7 +293,7 @@ impl Config {
                     max_num: args.max_stored_responses,
                     max_bytes: args.max_stored_responses_bytes,
                 },
-                json_style: args.structured_outputs_config.unwrap_or_default(),
+                json_style: args.structured_outputs_config.unwrap_or_else(default_style),
                 enable_server_load_tracking: args.enable_server_load_tracking,
                 enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,
                 page: !args.no_page,
@@ -397,8 +397,35 @@ fn allowed<T>(
     let texts: Vec<String> = texts.iter().flat_map(|texts| texts.0.clone()).collect();
     Allowed::parse(&texts, parse).map_err(|text| ConfigError::Flag {
         flag,
-        message: format!("cannot be {text:?}"),
+        message: match flag {
+            "--allowed-origins" => format!(
+                "expected `*`, `null`, or origins such as https://example.org, with a scheme and without a path; found {text:?}"
+            ),
+            _ => format!("cannot be {text:?}"),
+        },
     })
+}
+
+/// The origin of web pages, as browsers send it: scheme, host and port.
+fn origin(text: &str) -> Option<HeaderValue> {
+    let is_host = |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '*', ' ']);
+    let is_one = |text: &str| {
+        text.split_once("://").is_some_and(|(scheme, host)| {
+            scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+                && is_host(host)
+        })
+    };
+    // A slash behind a host is no path to a reader.
+    let text = text
+        .strip_suffix('/')
+        .filter(|text| is_one(text))
+        .unwrap_or(text);
+    let is_known = text == "null" || is_one(text);
+    HeaderValue::from_str(&text.to_ascii_lowercase())
+        .ok()
+        .filter(|_| is_known)
 }
 
 /// A file's content, or the text itself if it looks like a template.

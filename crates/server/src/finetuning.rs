@@ -170,8 +170,16 @@ fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// 500 for a disk that fails.
+/// 507 for a disk that is full, 500 for one that fails.
 fn disk_error(error: &std::io::Error) -> ApiError {
+    use axum::http::StatusCode;
+    use std::io::ErrorKind;
     tracing::error!(%error, "--finetuning-dir");
-    ApiError::internal(format!("--finetuning-dir: {error}"))
+    let message = format!("--finetuning-dir: {error}");
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            ApiError::new(StatusCode::INSUFFICIENT_STORAGE, message)
+        }
+        _ => ApiError::internal(message),
+    }
 }

@@ -1,5 +1,7 @@
 //! Which modules a configuration targets, and their ranks and scalings.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use fancy_regex::Regex;
 
 use super::PeftError;
@@ -85,6 +87,25 @@ impl<'a> LoraMatcher<'a> {
             .iter()
             .filter(|name| !modules.clone().any(|module| is_of(module, name)));
         without.cloned().collect()
+    }
+
+    /// The last modules that `modules` have in some layers and not in others, with the first layer without: a file that lost a part.
+    pub(super) fn gaps<'m>(modules: impl Iterator<Item = &'m String>) -> Vec<String> {
+        let mut layers: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        for module in modules {
+            let place = module
+                .split_once(".layers.")
+                .and_then(|(_, rest)| rest.split_once('.'));
+            if let Some((Ok(layer), name)) = place.map(|(layer, name)| (layer.parse(), name)) {
+                layers.entry(name).or_default().insert(layer);
+            }
+        }
+        let all: BTreeSet<usize> = layers.values().flatten().copied().collect();
+        let last = all.last().copied().unwrap_or(0);
+        let missing = |own: &BTreeSet<usize>| (0..=last).find(|layer| !own.contains(layer));
+        let gaps = layers.iter();
+        gaps.filter_map(|(name, own)| Some(format!("layers.{}.{name}", missing(own)?)))
+            .collect()
     }
 
     /// Whether `layers_to_transform` admits `module`; PEFT looks at it only next to a list of targets.

@@ -54,7 +54,8 @@ pub struct JsonStyle {
     pub compact: bool,
     /// A regular expression of the white space that may be wherever JSON may have some.
     pub whitespace_pattern: Option<String>,
-    /// An object with `properties` or `patternProperties` that says nothing of other properties has none.
+    /// An object whose schema lists properties and says nothing of other ones has none; but if several schemas say something of an
+    /// object (`allOf`), or one of its required properties is not listed, it may have other ones.
     pub closed_objects: bool,
 }
 

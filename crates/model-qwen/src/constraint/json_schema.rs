@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::grammar::{GrammarError, JsonStyle, invalid};
-use super::{endless, formats, numbers, one_of, property_names, references};
+use super::{closed, endless, formats, numbers, one_of, property_names, references};
 
 /// Values inside one another.
 const MAX_DEPTH: usize = 256;
@@ -79,28 +79,36 @@ pub(super) fn for_each_mut(schema: &mut Value, change: &mut impl FnMut(&mut Map<
         return;
     };
     for (keyword, value) in object.iter_mut() {
-        match (holds(keyword), value) {
-            (Holds::Schemas, Value::Array(schemas)) => {
-                schemas
-                    .iter_mut()
-                    .for_each(|schema| for_each_mut(schema, change));
-            }
-            (Holds::Schemas, schema) => for_each_mut(schema, change),
-            (Holds::Map, Value::Object(schemas)) => {
-                schemas
-                    .values_mut()
-                    .for_each(|schema| for_each_mut(schema, change));
-            }
-            (Holds::Map | Holds::Nothing, _) => {}
-        }
+        for_each_of_mut(keyword, value, |_, schema| for_each_mut(schema, change));
     }
     change(object);
+}
+
+/// As [`for_each_of`], with the schema's name or number within the keyword; empty if there is but one.
+pub(super) fn for_each_of_mut(
+    keyword: &str,
+    value: &mut Value,
+    mut visit: impl FnMut(&str, &mut Value),
+) {
+    match (holds(keyword), value) {
+        (Holds::Schemas, Value::Array(schemas)) => {
+            let schemas = schemas.iter_mut().enumerate();
+            schemas.for_each(|(i, schema)| visit(&i.to_string(), schema));
+        }
+        (Holds::Schemas, schema) => visit("", schema),
+        (Holds::Map, Value::Object(schemas)) => {
+            schemas
+                .iter_mut()
+                .for_each(|(name, schema)| visit(name, schema));
+        }
+        (Holds::Map | Holds::Nothing, _) => {}
+    }
 }
 
 /// The schema with llguidance's settings for a style.
 pub(super) fn styled(mut schema: Value, style: &JsonStyle) -> Value {
     if style.closed_objects && depth(&schema, 0).is_ok() {
-        for_each_mut(&mut schema, &mut close);
+        closed::close(&mut schema);
     }
     if let Value::Bool(accepts) = schema {
         schema = match accepts {
@@ -128,15 +136,6 @@ pub(super) fn styled(mut schema: Value, style: &JsonStyle) -> Value {
         object.insert("x-guidance".to_owned(), settings.into());
     }
     schema
-}
-
-fn close(schema: &mut Map<String, Value>) {
-    let is_object = |key| schema.get(key).is_some_and(Value::is_object);
-    if (is_object("properties") || is_object("patternProperties"))
-        && !schema.contains_key("additionalProperties")
-    {
-        schema.insert("additionalProperties".to_owned(), false.into());
-    }
 }
 
 /// The schema as llguidance takes it.

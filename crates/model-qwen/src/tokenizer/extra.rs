@@ -223,8 +223,9 @@ pub(super) fn add_missing(tokenizer: &mut Tokenizer, added: Added) -> Result<(),
         result.map_err(|e| invalid(e.to_string()))?;
         let found = tokenizer.token_to_id(&text);
         if found != Some(id) {
+            let found = found.map_or_else(|| "none".to_owned(), |found| found.to_string());
             return Err(invalid(format!(
-                "token {text:?} has the id {id} here, but {found:?} after the vocabulary"
+                "token {text:?} has the id {id} here, but the id {found} after the vocabulary"
             )));
         }
     }

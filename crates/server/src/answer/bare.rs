@@ -1,9 +1,10 @@
-//! Calls without tags, as small models write them: JSON on a line of its own, or in a block of code.
+//! Calls without tags of their own, as small models write them: JSON on a line of its own, in a block of code, or in `<tools>`, where
+//! a template lists the tools.
 //!
 //! Only JSON that begins with `{"name": "…"` (or with a list of such objects), where the name is that of a tool, is held back.
 
 use super::brackets::{Brackets, Stop};
-use super::calls::FENCE;
+use super::calls::{FENCE, Fence, TOOLS};
 use super::json_call::{Read, calls_of, name};
 use super::tag::{Begins, begins, trimmed};
 use super::{AnswerParser, Place, State, Tool};
@@ -11,7 +12,7 @@ use super::{AnswerParser, Place, State, Tool};
 /// What a line begins with.
 pub(super) enum Probe {
     /// Behind so many bytes, the JSON of a call.
-    Call { len: usize, is_fenced: bool },
+    Call { len: usize, fence: Fence },
     /// Something else.
     Other,
     /// More text decides.
@@ -23,16 +24,16 @@ pub(super) enum Probe {
 pub(super) struct Bare {
     /// Without a call it is content.
     pub(super) lead: String,
-    pub(super) is_fenced: bool,
+    pub(super) fence: Fence,
     brackets: Brackets,
     len: usize,
 }
 
 impl Bare {
-    pub(super) fn new(lead: String, is_fenced: bool) -> Self {
+    pub(super) fn new(lead: String, fence: Fence) -> Self {
         Self {
             lead,
-            is_fenced,
+            fence,
             ..Self::default()
         }
     }
@@ -41,8 +42,8 @@ impl Bare {
 /// Looks at a text from the start of a line.
 pub(super) fn probe(line: &str, tools: &[Tool], ends: bool) -> Probe {
     let mut rest = trimmed(line);
-    let is_fenced = match begins(rest, &[FENCE], ends) {
-        Begins::With(_) => {
+    let fence = match begins(rest, &[FENCE, TOOLS[0]], ends) {
+        Begins::With(FENCE) => {
             rest = &rest[FENCE.len()..];
             match rest.split_once('\n') {
                 // The language.
@@ -50,16 +51,20 @@ pub(super) fn probe(line: &str, tools: &[Tool], ends: bool) -> Probe {
                 None if is_language(rest) && !ends => return Probe::Open,
                 _ => return Probe::Other,
             }
-            true
+            Some(FENCE)
         }
-        Begins::Otherwise => false,
+        Begins::With(_) => {
+            rest = trimmed(&rest[TOOLS[0].len()..]);
+            Some(TOOLS[1])
+        }
+        Begins::Otherwise => None,
         Begins::Open => return Probe::Open,
     };
     let json = rest.strip_prefix('[').map_or(rest, trimmed);
     match name(json) {
         Read::Found((name, _)) if tools.iter().any(|tool| tool.name == name) => Probe::Call {
             len: line.len() - rest.len(),
-            is_fenced,
+            fence,
         },
         Read::Open if !ends => Probe::Open,
         Read::Found(_) | Read::Other | Read::Open => Probe::Other,
@@ -86,9 +91,7 @@ impl AnswerParser {
             return self.wait(State::Bare(bare));
         }
         let json = self.take(bare.len);
-        let Bare {
-            lead, is_fenced, ..
-        } = bare;
+        let Bare { lead, fence, .. } = bare;
         let calls = match (&self.options.calls, stop) {
             (Some(options), Stop::Complete) => calls_of(&json).filter(|calls| {
                 let is_known = |name: &str| options.tools.iter().any(|tool| tool.name == name);
@@ -103,9 +106,7 @@ impl AnswerParser {
                     self.emit_arguments(arguments);
                     self.emit_end();
                 }
-                self.go(State::Content(Place::Call {
-                    in_fence: is_fenced,
-                }))
+                self.go(State::Content(Place::Call { fence }))
             }
             None => {
                 self.emit_content(lead + &json);

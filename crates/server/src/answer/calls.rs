@@ -7,10 +7,15 @@ use super::{AnswerParser, OPEN_CALL, OPEN_FUNCTION, Place, State};
 /// A block of code begins and ends with it.
 pub(super) const FENCE: &str = "```";
 
+/// Tags of the list of tools in Qwen's templates, which models repeat around calls.
+pub(super) const TOOLS: [&str; 2] = ["<tools>", "</tools>"];
+/// What ends what is around a call, if there is something.
+pub(super) type Fence = Option<&'static str>;
+
 /// What a call may begin with.
 enum Start {
     Tag(&'static str),
-    Bare { len: usize, is_fenced: bool },
+    Bare { len: usize, fence: Fence },
 }
 
 impl AnswerParser {
@@ -21,8 +26,8 @@ impl AnswerParser {
             self.emit_content(text);
             return self.wait(State::Content(place));
         }
-        if let Place::Call { in_fence } = place
-            && !self.skip_behind_call(in_fence, ends)
+        if let Place::Call { fence } = place
+            && !self.skip_behind_call(fence, ends)
         {
             return self.wait(State::Content(place));
         }
@@ -48,11 +53,14 @@ impl AnswerParser {
                     _ => State::Opened { lead },
                 })
             }
-            Start::Bare { len, is_fenced } => {
+            Start::Bare { len, fence } => {
                 // One block of code may have several calls.
-                let is_fenced = is_fenced || (cut == 0 && place == Place::Call { in_fence: true });
+                let fence = match place {
+                    Place::Call { fence: before } if cut == 0 => fence.or(before),
+                    _ => fence,
+                };
                 let lead = self.take(at - cut + len);
-                self.go(State::Bare(Bare::new(lead, is_fenced)))
+                self.go(State::Bare(Bare::new(lead, fence)))
             }
         }
     }
@@ -66,17 +74,17 @@ impl AnswerParser {
     }
 
     /// Takes away the space behind a call, and the end of its block of code. `false` if more of it may follow.
-    fn skip_behind_call(&mut self, in_fence: bool, ends: bool) -> bool {
+    fn skip_behind_call(&mut self, fence: Fence, ends: bool) -> bool {
         let len = self.buffer.len() - self.buffer.trim_start().len();
         self.take(len);
         if self.buffer.is_empty() {
             return ends;
         }
-        if in_fence {
-            match begins(&self.buffer, &[FENCE], ends) {
+        if let Some(fence) = fence {
+            match begins(&self.buffer, &[fence], ends) {
                 Begins::With(_) => {
-                    self.take(FENCE.len());
-                    return self.skip_behind_call(false, ends);
+                    self.take(fence.len());
+                    return self.skip_behind_call(None, ends);
                 }
                 Begins::Otherwise => {}
                 Begins::Open => return false,
@@ -107,8 +115,8 @@ impl AnswerParser {
                 continue;
             }
             match bare::probe(&self.buffer[line..], &calls.tools, ends) {
-                Probe::Call { len, is_fenced } => {
-                    return (line, Some(Start::Bare { len, is_fenced }));
+                Probe::Call { len, fence } => {
+                    return (line, Some(Start::Bare { len, fence }));
                 }
                 Probe::Open => return (line, None),
                 Probe::Other => {}

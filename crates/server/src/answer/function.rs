@@ -168,14 +168,14 @@ impl AnswerParser {
         match begins(&self.buffer, &[CLOSE_CALL], ends) {
             Begins::With(tag) => {
                 self.take(tag.len());
-                self.go(State::Content(Place::Call { in_fence: false }))
+                self.go(State::Content(Place::Call { fence: None }))
             }
             Begins::Open => self.wait(State::FunctionTail),
             Begins::Otherwise if ends && self.is_cut_close() => {
                 self.buffer.clear();
                 self.wait(State::FunctionTail)
             }
-            Begins::Otherwise => self.go(State::Content(Place::Call { in_fence: false })),
+            Begins::Otherwise => self.go(State::Content(Place::Call { fence: None })),
         }
     }
 }

@@ -59,7 +59,7 @@ impl AnswerParser {
             self.emit_arguments(arguments);
             self.emit_end();
         }
-        self.go(State::Content(Place::Call { in_fence: false }))
+        self.go(State::Content(Place::Call { fence: None }))
     }
 
     pub(super) fn json(&mut self, mut brackets: Brackets, ends: bool) -> bool {
@@ -102,14 +102,14 @@ impl AnswerParser {
         match begins(&self.buffer, &[CLOSE_CALL], ends) {
             Begins::With(tag) => {
                 self.take(tag.len());
-                self.go(State::Content(Place::Call { in_fence: false }))
+                self.go(State::Content(Place::Call { fence: None }))
             }
             Begins::Open => self.wait(State::JsonTail),
             Begins::Otherwise if ends && self.is_cut_close() => {
                 self.buffer.clear();
                 self.wait(State::JsonTail)
             }
-            Begins::Otherwise => self.go(State::Content(Place::Call { in_fence: false })),
+            Begins::Otherwise => self.go(State::Content(Place::Call { fence: None })),
         }
     }
 

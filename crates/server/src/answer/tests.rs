@@ -260,6 +260,19 @@ fn calls_without_tags() {
         &format!("```json\n{call}\n{call}\n```"),
         &expected.repeat(2),
     );
+    // Between the tags of the list of tools.
+    check(&format!("<tools>\n{call}\n</tools>"), expected);
+    check(
+        &format!("Sure:\n<tools>{call}\n{call}</tools>\nDone."),
+        &format!("'Sure:'{}'Done.'", expected.repeat(2)),
+    );
+    for text in [
+        "<tools>\nfind\n</tools>",
+        "<tools>\n{\"name\": \"other\"}",
+        "</tools>",
+    ] {
+        check(text, &format!("'{text}'"));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::StoredResponses;
 use super::parsers::{ReasoningParser, ToolCallParser};
+use super::structured_outputs::default_style;
 use super::units;
 use axum::http::{HeaderName, HeaderValue, Method};
 use model_qwen::JsonStyle;
@@ -81,7 +82,7 @@ impl Default for ApiConfig {
             enable_auto_tool_choice: true,
             exclude_tools_when_tool_choice_none: false,
             stored_responses: StoredResponses::default(),
-            json_style: JsonStyle::default(),
+            json_style: default_style(),
             enable_server_load_tracking: false,
             enable_tokenizer_info_endpoint: false,
             page: true,

@@ -255,7 +255,7 @@ pub struct Args {
     pub exclude_tools_when_tool_choice_none: bool,
 
     /// Settings of structured output, as JSON: `'{"disable_any_whitespace": true}'` writes JSON without white space,
-    /// `disable_additional_properties` lets objects have only the properties that their schema lists; those of a request win
+    /// `{"disable_additional_properties": false}` lets objects have properties that their schema does not list; those of a request win
     #[arg(long, value_name = "JSON", value_parser = json_style)]
     pub structured_outputs_config: Option<JsonStyle>,
 

@@ -80,11 +80,11 @@ where
         .collect()
 }
 
-/// `--max_model_len=8_000` becomes `--max-model-len=8_000`.
+/// `--max_model_len=8_000` becomes `--max-model-len=8_000`. What follows a dot is a key of JSON.
 fn dashed(arg: OsString) -> OsString {
     match arg.to_str() {
         Some(text) if text.starts_with("--") => {
-            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            let (name, value) = text.split_at(text.find(['=', '.']).unwrap_or(text.len()));
             format!("{}{value}", name.replace('_', "-")).into()
         }
         _ => arg,

@@ -11,7 +11,7 @@ use clap::{
 
 use super::args::Args;
 use super::command_line::parse;
-use super::{Config, ConfigError, file, vllm_flags};
+use super::{Config, ConfigError, dotted, file, vllm_flags};
 
 /// Flags that only a server which listens has.
 const OF_HTTP: [&str; 21] = [
@@ -77,6 +77,7 @@ impl Flags {
         command_line: Vec<OsString>,
     ) -> Result<Self, ConfigError> {
         let command = &with_negations(command.clone());
+        let command_line = dotted::join(command, command_line)?;
         let command_line = vllm_flags::take(command, command_line)?;
         let given = parse(command, &command_line)?;
         let args = Args::from_arg_matches(&given)?;

@@ -3,13 +3,21 @@
 use model_qwen::JsonStyle;
 use serde_json::Value;
 
+/// Without settings: objects have only the properties that their schema lists, as with vLLM's default backend and with OpenAI.
+pub(super) fn default_style() -> JsonStyle {
+    JsonStyle {
+        closed_objects: true,
+        ..JsonStyle::default()
+    }
+}
+
 /// The settings in a JSON object.
 ///
 /// # Errors
 /// Names the key that is not understood.
 pub(super) fn json_style(text: &str) -> Result<JsonStyle, String> {
     let settings = super::units::object(text)?;
-    let mut style = JsonStyle::default();
+    let mut style = default_style();
     for (key, value) in &settings {
         let flag = || match value {
             Value::Bool(flag) => Ok(*flag),
@@ -56,10 +64,12 @@ mod tests {
         let settings = r#"{"backend": "guidance", "disable_any_whitespace": true, "disable_fallback": true, "reasoning_parser": ""}"#;
         let compact = JsonStyle {
             compact: true,
-            ..JsonStyle::default()
+            ..default_style()
         };
         assert_eq!(json_style(settings), Ok(compact));
-        assert_eq!(json_style("{}"), Ok(JsonStyle::default()));
+        assert_eq!(json_style("{}"), Ok(default_style()));
+        let open = r#"{"disable_additional_properties": false}"#;
+        assert_eq!(json_style(open), Ok(JsonStyle::default()));
         for (settings, part) in [
             ("[]", "object"),
             (r#"{"backend": "outlines"}"#, "outlines"),

@@ -217,6 +217,14 @@ fn bad_values_name_their_flag() {
             "--speculative-config",
         ),
         (vec!["--allowed-origins", "[1]"], "--allowed-origins"),
+        (
+            vec!["--allowed-origins", "example.org"],
+            "--allowed-origins: expected `*`, `null`, or origins such as https://example.org",
+        ),
+        (
+            vec!["--allowed-origins", "https://a.example/page"],
+            "found \"https://a.example/page\"",
+        ),
         (vec!["--allowed-methods", "G T"], "--allowed-methods"),
         (
             vec!["--default-chat-template-kwargs", "[]"],
@@ -326,6 +334,25 @@ fn bad_files_are_refused() {
         assert!(
             message.contains(expected) && message.contains("--config"),
             "{toml}: {message}"
+        );
+    }
+}
+
+#[test]
+fn origins_are_written_as_browsers_send_them() {
+    for (text, expected) in [
+        ("https://A.example/", Some("https://a.example")),
+        ("http://localhost:3000", Some("http://localhost:3000")),
+        ("app-1://bundle", Some("app-1://bundle")),
+        ("null", Some("null")),
+        ("*.example.org", None),
+        ("https://", None),
+    ] {
+        let found = super::origin(text);
+        assert_eq!(
+            found.as_ref().map(|found| found.to_str().unwrap()),
+            expected,
+            "{text}"
         );
     }
 }

@@ -37,7 +37,7 @@ pub static VLLM_FLAGS: LazyLock<Vec<VllmFlag>> = LazyLock::new(|| {
 });
 
 /// vLLM's short names.
-const SHORT: [(&str, &str); 24] = [
+pub(super) const SHORT: [(&str, &str); 24] = [
     ("-q", "--quantization"),
     ("-sc", "--speculative-config"),
     ("-tp", "--tensor-parallel-size"),

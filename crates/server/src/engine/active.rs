@@ -119,15 +119,13 @@ impl ActiveSequence {
             drafter.observe(id);
         }
         self.times.token(now);
-        let delivered = self.sink.send(EngineOutput::Token {
+        // A client that has gone away says so by a command, which also tells why.
+        self.sink.send(EngineOutput::Token {
             id,
             logprobs: token.logprobs.map(|logprobs| token_logprobs(id, logprobs)),
             num_cached_tokens: chunk.num_cached,
         });
-        let finished = self.stops(id)
-            || self.num_generated >= self.request.max_tokens
-            || is_last
-            || !delivered;
+        let finished = self.stops(id) || self.num_generated >= self.request.max_tokens || is_last;
         Sampled {
             id: chunk.id,
             token: id,

@@ -154,6 +154,15 @@ impl Engine {
         tracing::info!(dir = %dir.display(), "loading the model");
         let mut model = QwenModel::load(&dir, &options, &device)?;
         tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
+        if let Some((token, id)) = tokenizer.first_id_from(model.config.vocab_size) {
+            let vocab_size = model.config.vocab_size;
+            tracing::warn!(
+                token,
+                id,
+                vocab_size,
+                "the tokenizer has tokens that the model has no embedding of; texts with them are refused"
+            );
+        }
 
         model.set_compute_dtype(config.compute_dtype);
         let kv_dtype = config.kv_cache_dtype.resolve(
@@ -168,6 +177,14 @@ impl Engine {
         let base = config.finetuning.as_ref().map(|_| model.clone());
         let mut adapters = Adapters::new(config.lora.as_ref());
         for module in config.lora.iter().flat_map(|lora| &lora.modules) {
+            if config.served_model_names.is_empty() && module.name == model_id {
+                return Err(StartError::Config(ConfigError::Flag {
+                    flag: "--lora-modules",
+                    message: format!(
+                        "the name `{model_id}` is that of the base model; give it another one with --served-model-name"
+                    ),
+                }));
+            }
             let files = read_adapter(&module.path);
             adapters.load(&mut model, (&module.name, &module.path), files, false)?;
         }

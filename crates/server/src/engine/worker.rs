@@ -185,6 +185,7 @@ impl Worker {
                     false => FinishReason::Length,
                 };
                 let how = match (reason, &sequence.pooler) {
+                    _ if sequence.failure.is_some() => Ended::Error,
                     (FinishReason::Length, None) => Ended::Length,
                     _ => Ended::Stop,
                 };

@@ -47,7 +47,9 @@ impl FineTuning {
             Some(name) => {
                 let mut all = self.0.engine.adapters().into_iter();
                 let own = all.find(|own| own.name == name);
-                Some(own.ok_or_else(|| ApiError::model_not_found(name))?.path)
+                let path = own.ok_or_else(|| ApiError::model_not_found(name))?.path;
+                // The server may be started again elsewhere.
+                Some(std::path::absolute(&path).unwrap_or(path))
             }
         };
         let data = self.path_of("training_file", &request.training_file)?;

@@ -96,7 +96,10 @@ pub(super) fn entries(path: &Path) -> io::Result<Vec<PathBuf>> {
         let name = entry.file_name().unwrap_or_default().to_string_lossy();
         if !name.starts_with('.') {
             entries.push(entry);
-        } else if let Err(error) = fs::remove_dir_all(&entry) {
+        } else if let Err(error) = match entry.is_dir() {
+            true => fs::remove_dir_all(&entry),
+            false => fs::remove_file(&entry),
+        } {
             tracing::warn!(path = %entry.display(), %error, "cannot be removed");
         }
     }

@@ -77,7 +77,9 @@ impl JobEntry {
     /// Gives the job another state.
     pub(super) fn set(&mut self, status: Status) {
         self.job.status = status;
-        if status.is_final() {
+        if !status.is_final() {
+            (self.job.finished_at, self.job.error) = (None, None);
+        } else {
             self.job.finished_at = Some(now());
             self.progress = None;
             self.events.rest();
@@ -85,16 +87,29 @@ impl JobEntry {
         self.save();
     }
 
+    /// Whether it has a checkpoint to go on from.
+    fn is_begun(&self) -> bool {
+        !self.job.is_deleted && !checkpoints(&run_dir(&self.folder)).is_empty()
+    }
+
     /// Why a server of this base cannot train it from where it is: a checkpoint is of weights that are held in one form.
     fn hindrance(&self, base: &Base) -> Option<String> {
         if !self.job.is_of(base) {
             return Some("it trains another model than the one that is served".to_owned());
         }
-        let is_begun = !checkpoints(&run_dir(&self.folder)).is_empty();
-        let held = self.job.held_otherwise(base).filter(|_| is_begun)?;
+        let held = self.job.held_otherwise(base).filter(|_| self.is_begun())?;
         Some(format!(
             "its checkpoint is of weights that are held otherwise than by this server, with `{held}`"
         ))
+    }
+
+    /// Whether a model of this name is what the job has made; of one that has failed or was cancelled, what is left of it.
+    fn has_made(&self, name: &str, base: &Base) -> bool {
+        let is_it = match &self.job.fine_tuned_model {
+            Some(own) => own == name,
+            None => self.job.status.is_final() && self.job.result_name(&base.name) == name,
+        };
+        is_it && !self.job.is_deleted && run_dir(&self.folder).exists()
     }
 
     pub(super) fn object(&self) -> JobObject {
@@ -233,6 +248,12 @@ impl FineTuning {
         Ok(checkpoints.collect())
     }
 
+    /// Whether a job has made this model.
+    pub(crate) fn has_made(&self, name: &str) -> bool {
+        let state = self.state();
+        (state.jobs.iter()).any(|entry| entry.has_made(name, &self.0.base))
+    }
+
     /// Deletes a result and its checkpoints from the disk. Gives the names under which they are still served: the caller unloads
     /// them.
     ///
@@ -240,10 +261,7 @@ impl FineTuning {
     /// 404 for a model that no job has made, and 409 where a job starts from it.
     pub fn delete_model(&self, name: &str) -> Result<Vec<String>, ApiError> {
         let mut state = self.state();
-        let is_it = |entry: &&JobEntry| {
-            !entry.job.is_deleted && entry.job.fine_tuned_model.as_deref() == Some(name)
-        };
-        let found = state.jobs.iter().position(|entry| is_it(&entry));
+        let found = (state.jobs.iter()).position(|entry| entry.has_made(name, &self.0.base));
         let found = found.ok_or_else(|| ApiError::model_not_found(name))?;
         let run = run_dir(&state.jobs[found].folder);
         let starts_from = |entry: &&JobEntry| {
@@ -297,18 +315,22 @@ impl FineTuning {
     /// Lets a paused job go on when it is its turn.
     ///
     /// # Errors
-    /// 404, 400 for a job that is not paused, or of another model, and 500 where the record cannot be written.
+    /// 404, 400 for a job that is not paused and has not failed behind a checkpoint, or of another model, and 500 where the record
+    /// cannot be written.
     pub fn resume(&self, id: &str) -> Result<JobObject, ApiError> {
         let mut state = self.state();
-        let hindrance = state
-            .entry(id)
-            .and_then(|entry| entry.hindrance(&self.0.base));
+        let entry = state.entry(id);
+        let is_begun = entry.as_ref().is_some_and(|entry| entry.is_begun());
+        let hindrance = entry.and_then(|entry| entry.hindrance(&self.0.base));
         drop(state);
         if let Some(reason) = hindrance {
             let message = format!("The job `{id}` cannot be resumed: {reason}.");
             return Err(ApiError::bad_request("fine_tuning_job_id", message));
         }
-        let is_possible = |status: Status| status == Status::Paused;
+        let is_possible = |status: Status| {
+            // One that has failed goes on from its checkpoint, when the cause is gone.
+            status == Status::Paused || (status == Status::Failed && is_begun)
+        };
         let text = "The job waits for its turn again";
         self.change(id, (Status::Queued, "resumed", text), is_possible)
     }

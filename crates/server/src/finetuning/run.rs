@@ -1,10 +1,11 @@
 //! One turn of a job: the trainer's own run, in this process or in one of its own.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use model_qwen::{is_gpu, parse_device};
 
@@ -27,6 +28,22 @@ pub(super) struct Turn {
     pub(super) stop: Arc<AtomicBool>,
 }
 
+/// How long a process of an earlier server may take to end.
+const LEAVING: Duration = Duration::from_secs(30);
+
+/// Waits until a process of an earlier server has left a run's folder: without its server it ends by itself, but on a busy machine
+/// not at once.
+fn wait_until_left(run: &Path) {
+    let deadline = Instant::now() + LEAVING;
+    let is_held = || {
+        let folder = File::open(run).ok();
+        folder.is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
+    };
+    while is_held() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 impl FineTuning {
     /// Trains a job from its start, or from where it was.
     pub(super) fn train(&self, turn: &Turn) -> Result<End, JobError> {
@@ -34,6 +51,7 @@ impl FineTuning {
         let job = &turn.job;
         let folder = self.job_dir(&job.id);
         let run = run_dir(&folder);
+        wait_until_left(&run);
         if is_complete(&run).map_err(failed)? {
             return Ok(End::Complete);
         }

@@ -123,7 +123,11 @@ pub(super) fn config(
     let multiplier = own.shift_remove(MULTIPLIER);
     own.shift_remove(PROMPTS);
     if let Some(epochs) = own.shift_remove(EPOCHS.0) {
-        own.insert(EPOCHS.1.to_owned(), epochs);
+        // OpenAI's three are numbers or texts.
+        let number = epochs
+            .as_str()
+            .and_then(|text| text.trim().parse::<f64>().ok());
+        own.insert(EPOCHS.1.to_owned(), number.map_or(epochs, Value::from));
     }
     let args = Args::from_json(&own).map_err(|(name, reason)| {
         let reason = reason.replace(EPOCHS.1, EPOCHS.0);
@@ -261,7 +265,7 @@ mod tests {
     #[test]
     fn settings_are_the_trainers() {
         let config = read(
-            json!({ "n_epochs": 2, "lora_r": 8, "target_modules": "q_proj", "learning_rate_multiplier": "0.5" }),
+            json!({ "n_epochs": "2", "lora_r": 8, "target_modules": "q_proj", "learning_rate_multiplier": "0.5" }),
         );
         let config = config.unwrap();
         assert_eq!(

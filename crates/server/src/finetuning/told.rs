@@ -121,9 +121,12 @@ impl Failure {
             TrainError::Diverged { .. } => Self::new("training_diverged", None, text()),
             _ => Self::of_server(text()),
         };
+        // What is written there first has another name.
+        let folder = output.parent().unwrap_or(output).display().to_string();
         let output = output.display().to_string();
+        let message = failure.message.replace(&output, "the job's folder");
         Self {
-            message: failure.message.replace(&output, "the job's folder"),
+            message: message.replace(&folder, "the job's folder"),
             ..failure
         }
     }

@@ -181,7 +181,10 @@ impl Prompt {
             model: fields.model,
             messages: turns.messages,
             thinking_budget: fields.thinking.and_then(Thinking::budget),
-            shown: fields.thinking.map_or(ThinkingShown::Text, Thinking::shown),
+            // As from Anthropic's models, whose clients would find no text in the first block otherwise.
+            shown: fields
+                .thinking
+                .map_or(ThinkingShown::Nothing, Thinking::shown),
             template: TemplateFields {
                 tools,
                 continue_final_message: turns.is_continued.then_some(true),
@@ -253,8 +256,13 @@ impl AnswerFields {
     pub fn sampling(self) -> SamplingFields {
         SamplingFields {
             temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
+            top_p: self.top_p.filter(|p| *p != 0.0),
+            // A share of nothing leaves the most likely token.
+            top_k: if self.top_p == Some(0.0) {
+                Some(1)
+            } else {
+                self.top_k
+            },
             stop: self.stop_sequences.map(Texts::Many),
             stream: self.stream,
             cache_salt: self.cache_salt,

@@ -254,7 +254,7 @@ impl Body {
     pub(super) fn read_value<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(value).map_err(|error| {
             let path = error.path().to_string();
-            let message = error.inner().to_string();
+            let message = in_plain_words(&error.inner().to_string());
             let missing = message
                 .strip_prefix("missing field `")
                 .and_then(|rest| rest.split('`').next());
@@ -323,6 +323,27 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+/// serde's message with what is expected in the words of JSON instead of Rust's types.
+fn in_plain_words(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number of at most 64 bits",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    };
+    let found = found
+        .replacen(": sequence", ": list", 1)
+        .replacen(": map", ": object", 1)
+        .replacen(": floating point", ": number", 1);
+    format!("{found}, expected {expected}")
 }
 
 #[cfg(test)]

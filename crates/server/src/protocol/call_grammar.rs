@@ -179,16 +179,26 @@ fn arguments(tool: &Tool, space: &str) -> Value {
     json!({ "type": "json_schema", "json_schema": closed_schema(&tool.parameters, space) })
 }
 
-/// A schema with no properties besides those that it names.
+/// A schema with no properties besides those that it names; none at all where it says nothing of any.
 fn closed_schema(schema: &Value, space: &str) -> Value {
+    const SAY_NOTHING: [&str; 5] = ["type", "title", "description", "$schema", "required"];
+    let mut schema = schema.clone();
+    if let Value::Object(object) = &mut schema
+        && object.keys().all(|key| SAY_NOTHING.contains(&key.as_str()))
+        && !object
+            .get("required")
+            .is_some_and(|names| *names != json!([]))
+    {
+        object.insert("properties".to_owned(), json!({}));
+    }
     let style = JsonStyle {
         compact: false,
         whitespace_pattern: Some(space.to_owned()),
         closed_objects: true,
     };
-    match Grammar::JsonSchema(schema.clone()).styled(&style) {
+    match Grammar::JsonSchema(schema).styled(&style) {
         Grammar::JsonSchema(schema) => schema,
-        _ => schema.clone(),
+        _ => Value::Bool(false),
     }
 }
 

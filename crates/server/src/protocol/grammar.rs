@@ -278,7 +278,7 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, Api
     ] {
         match fields.get(name) {
             None | Some(Value::Null) => {}
-            Some(Value::Bool(flag)) => *field |= *flag,
+            Some(Value::Bool(flag)) => *field = *flag,
             Some(other) => return Err(bad(&key(name), "a boolean", other)),
         }
     }

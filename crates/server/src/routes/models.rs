@@ -54,14 +54,17 @@ fn check_deletable(state: &AppState, id: &str) -> Result<(), ApiError> {
     let is_base = state.served_model_names().iter().any(|name| name == id);
     let adapters = state.engine().adapters();
     let is_adapter = adapters.iter().any(|adapter| adapter.name == id);
-    let reason = match state.finetuning() {
+    let has_made = |name: &str| state.finetuning().is_some_and(|own| own.has_made(name));
+    let checkpoint_of = id.rsplit_once(":ckpt-step-").map(|(name, _)| name);
+    let reason = match checkpoint_of.filter(|name| has_made(name)) {
         _ if is_base => {
-            "is a base model; only models that fine-tuning jobs have made can be deleted"
+            "is a base model; only models that fine-tuning jobs have made can be deleted".to_owned()
         }
-        None if is_adapter => {
-            "was made by no fine-tuning job; POST /v1/unload_lora_adapter unloads it"
+        Some(name) => format!("is a checkpoint, which goes with its model: delete `{name}`"),
+        None if is_adapter && !has_made(id) => {
+            "was made by no fine-tuning job; POST /v1/unload_lora_adapter unloads it".to_owned()
         }
-        _ => return Ok(()),
+        None => return Ok(()),
     };
     Err(ApiError::bad_request(
         "model",

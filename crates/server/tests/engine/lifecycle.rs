@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use server::engine::{EngineOutput, SubmitError};
+use server::engine::{Ended, EngineOutput, SubmitError};
 
 use crate::client::{Server, request, wait};
 use crate::model::{Random, TestModel};
@@ -47,6 +47,33 @@ fn a_dropped_stream_frees_its_blocks_within_a_step_or_two() {
     // The step that was under way, and one whose numbers were not published yet; two sequences each.
     assert!(after - before <= 4, "{} tokens too many", after - before);
     assert_eq!(server.engine.num_queued(), 0);
+}
+
+#[test]
+fn how_sequences_end_is_counted() {
+    let model = TestModel::new();
+    let server = Server::start(&model, &[]);
+    let ended = |how: Ended| server.engine.request_metrics().num_ended(how);
+    let mut body = json!({ "prompt": [500, 600, 700], "max_tokens": 40, "temperature": 0, "ignore_eos": true });
+    let (_, answer) = server.post("/v1/completions", &body);
+    let text = answer["choices"][0]["text"].as_str().unwrap();
+    assert_eq!((ended(Ended::Length), ended(Ended::Stop)), (1, 0));
+
+    let stop = text.char_indices().nth(text.chars().count() / 3).unwrap();
+    body["stop"] = text[stop.0..].chars().take(3).collect::<String>().into();
+    body["max_tokens"] = LONG.into();
+    let (_, answer) = server.post("/v1/completions", &body);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    server.wait_until_free();
+    assert_eq!((ended(Ended::Length), ended(Ended::Stop)), (1, 1));
+
+    let mut request = request(Random(5).tokens(40), LONG);
+    request.stop_token_ids.clear();
+    let mut stream = server.submit(request);
+    server.next(&mut stream);
+    drop(stream);
+    server.wait_until_free();
+    assert_eq!((ended(Ended::Length), ended(Ended::Abort)), (1, 1));
 }
 
 #[test]

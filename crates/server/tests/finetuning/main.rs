@@ -382,6 +382,15 @@ fn a_job_is_paused_goes_on_and_is_cancelled() {
     assert_eq!(job["fine_tuned_model"], Value::Null);
     let (status, _) = server.post(&format!("{JOBS}/{id}/cancel"), json!({}));
     assert_eq!(status, 400);
+    // What is left of it can be deleted, but not a checkpoint alone.
+    let (_, checkpoints) = server.get(&format!("{JOBS}/{id}/checkpoints"));
+    let checkpoint = checkpoints["data"][0]["fine_tuned_model_checkpoint"].as_str();
+    let checkpoint = checkpoint.unwrap().to_owned();
+    let (name, _) = checkpoint.split_once(":ckpt-step-").unwrap();
+    assert_eq!(server.delete(&format!("/v1/models/{checkpoint}")), 400);
+    assert_eq!(server.delete(&format!("/v1/models/{name}")), 200);
+    assert_eq!(server.delete(&format!("/v1/models/{name}")), 404);
+    assert!(!folder.path().join("jobs").join(&id).join("run").exists());
     let (_, models) = server.get("/v1/models");
     assert!(!models.to_string().contains(&id[6..14]), "{models}");
 }

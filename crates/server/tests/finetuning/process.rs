@@ -115,20 +115,27 @@ fn a_process_is_paused_cancelled_and_may_be_lost() {
     assert_eq!(job["status"], "cancelled");
     is_gone(process, Duration::from_secs(5));
 
-    let id = server.create(&file, json!({ "max_steps": 2000 }));
-    server.wait_for_step(&id, 1);
+    let id = server.create(&file, json!({ "max_steps": 6, "save_steps": 2 }));
+    server.wait_for_step(&id, 3);
     let process = the_process_of_a_job(&server).to_string();
     let killed = Command::new("kill").args(["-9", &process]).status();
     assert!(killed.unwrap().success());
     let job = server.wait_for(&id, "failed");
     let message = job["error"]["message"].as_str().unwrap();
     assert!(message.contains("signal: 9"), "{message}");
+    // Its checkpoint is good.
+    let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
+    assert_eq!((status, &job["error"]), (200, &Value::Null), "{job}");
+    server.wait_for(&id, "succeeded");
+    assert_eq!(server.steps(&id), (1..=6).collect::<Vec<_>>());
     // The server goes on with the next one.
     let id = server.create(&file, json!({ "max_steps": 1 }));
     server.wait_for(&id, "succeeded");
     let wrong = server.upload("talk.jsonl", "{\"messages\": 3}\n");
     let id = server.create(&wrong, json!({}));
     let job = server.wait_for(&id, "failed");
+    let (status, _) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
+    assert_eq!(status, 400);
     assert_eq!(job["error"]["code"], "invalid_training_file");
     assert!(
         job["error"]["message"]

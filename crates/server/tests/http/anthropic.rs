@@ -195,19 +195,31 @@ fn thoughts_are_blocks_of_their_own() {
     let server = TestServer::start_with(&["--reasoning-parser", "qwen3"], |_| {
         says("<think>\nHm.\n</think>\n\nYes.")
     });
-    let message = ask(&server, json!({})).json();
+    let thinking = json!({ "thinking": { "type": "adaptive" } });
+    let message = ask(&server, thinking.clone()).json();
     let blocks = json!([
         { "type": "thinking", "thinking": "Hm.\n", "signature": "" },
         { "type": "text", "text": "Yes." },
     ]);
     assert_eq!(message["content"], blocks);
-    let streamed = events(&ask(&server, json!({ "stream": true })));
-    let starts: Vec<&Value> = streamed
-        .iter()
-        .filter(|event| event["type"] == "content_block_start")
-        .map(|event| &event["content_block"]["type"])
-        .collect();
-    assert_eq!(starts, ["thinking", "text"]);
+    let starts = |fields: Value| {
+        let streamed = events(&ask(
+            &server,
+            support::merged(fields, json!({ "stream": true })),
+        ));
+        let starts = streamed
+            .iter()
+            .filter(|event| event["type"] == "content_block_start");
+        let kinds = starts.map(|event| event["content_block"]["type"].clone());
+        kinds.collect::<Vec<_>>()
+    };
+    assert_eq!(starts(thinking), ["thinking", "text"]);
+    // Clients that do not ask for thoughts take the first block for the text.
+    assert_eq!(
+        ask(&server, json!({})).json()["content"],
+        json!([blocks[1]])
+    );
+    assert_eq!(starts(json!({})), ["text"]);
 }
 
 #[test]

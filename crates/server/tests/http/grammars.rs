@@ -173,7 +173,7 @@ fn what_can_not_be_kept_to_is_refused_by_name() {
         (
             json!({ "guided_choice": "yes" }),
             "guided_choice",
-            "sequence",
+            "expected a list",
         ),
         (
             json!({ "guided_grammar": "root ::= x" }),

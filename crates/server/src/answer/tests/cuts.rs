@@ -26,6 +26,8 @@ const FRAGMENTS: &[&str] = &[
     "</function>",
     "<function=",
     "```json\n",
+    "<tools>",
+    "</tools>",
     "```",
     "text",
     "ü😀",

@@ -87,8 +87,12 @@ impl Options {
     pub fn sampling(&self) -> SamplingFields {
         SamplingFields {
             temperature: self.temperature,
-            top_k: self.top_k.map(|k| k.max(0)),
-            top_p: self.top_p,
+            // A share of nothing leaves the most likely token.
+            top_k: match self.top_p {
+                Some(0.0) => Some(1),
+                _ => self.top_k.map(|k| k.max(0)),
+            },
+            top_p: self.top_p.filter(|p| *p != 0.0),
             min_p: self.min_p,
             repetition_penalty: match self.repeat_last_n {
                 Some(0) => Some(1.0),

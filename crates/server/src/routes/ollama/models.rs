@@ -146,8 +146,14 @@ pub(super) async fn show(
     state.resolve_model(Some(&name))?;
     let template = state.model().chat_template.as_ref();
     let template = template.map_or_else(String::new, |template| template.source().to_owned());
+    let base = format!("FROM {}\n", state.model().model_id);
+    let adapters = state.engine().adapters();
+    let adapter = adapters.iter().find(|adapter| adapter.name == name);
     Ok(Json(Shown {
-        modelfile: format!("FROM {}\n", state.model().model_id),
+        modelfile: match adapter {
+            Some(adapter) => format!("{base}ADAPTER {}\n", adapter.path.display()),
+            None => base,
+        },
         parameters: parameters(&state),
         template,
         details: details(&state, &name),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use model_qwen::{ChatTemplate, Checkpoint, MergedWeights, QwenConfig, Tokenizer};
+use model_qwen::{
+    ChatTemplate, Checkpoint, GenerationConfig, MergedWeights, QwenConfig, Tokenizer,
+};
 use serde::Serialize;
 
 use super::Report;
@@ -72,19 +74,26 @@ pub(super) fn look(report: &mut Report) {
             }
         }
     }
+    let template = match ChatTemplate::from_dir(folder) {
+        Ok(template) => template,
+        Err(error) => {
+            problems.push(error.to_string());
+            None
+        }
+    };
+    facts.has_chat_template = template.is_some();
     match Tokenizer::from_dir(folder) {
-        Ok(tokenizer) if facts.vocab_size > 0 => {
-            if let Some((token, id)) = tokenizer.first_id_from(facts.vocab_size) {
+        Ok(tokenizer) => {
+            let first = tokenizer.first_id_from(facts.vocab_size);
+            if let Some((token, id)) = first.filter(|_| facts.vocab_size > 0) {
                 let vocab = facts.vocab_size;
                 let error = ModelFilesError::Vocabulary { token, id, vocab };
                 problems.push(error.to_string());
             }
+            if let Err(error) = GenerationConfig::from_dir(folder, &tokenizer, template.as_ref()) {
+                note(problems, error.to_string());
+            }
         }
-        Ok(_) => {}
-        Err(error) => problems.push(error.to_string()),
-    }
-    match ChatTemplate::from_dir(folder) {
-        Ok(template) => facts.has_chat_template = template.is_some(),
         Err(error) => problems.push(error.to_string()),
     }
     report.model = Some(facts);
