@@ -79,35 +79,28 @@ pub(super) fn for_each_mut(schema: &mut Value, change: &mut impl FnMut(&mut Map<
         return;
     };
     for (keyword, value) in object.iter_mut() {
-        for_each_of_mut(keyword, value, |_, schema| for_each_mut(schema, change));
+        match (holds(keyword), value) {
+            (Holds::Schemas, Value::Array(schemas)) => {
+                schemas
+                    .iter_mut()
+                    .for_each(|schema| for_each_mut(schema, change));
+            }
+            (Holds::Schemas, schema) => for_each_mut(schema, change),
+            (Holds::Map, Value::Object(schemas)) => {
+                schemas
+                    .values_mut()
+                    .for_each(|schema| for_each_mut(schema, change));
+            }
+            (Holds::Map | Holds::Nothing, _) => {}
+        }
     }
     change(object);
 }
 
-/// As [`for_each_of`], with the schema's name or number within the keyword; empty if there is but one.
-pub(super) fn for_each_of_mut(
-    keyword: &str,
-    value: &mut Value,
-    mut visit: impl FnMut(&str, &mut Value),
-) {
-    match (holds(keyword), value) {
-        (Holds::Schemas, Value::Array(schemas)) => {
-            let schemas = schemas.iter_mut().enumerate();
-            schemas.for_each(|(i, schema)| visit(&i.to_string(), schema));
-        }
-        (Holds::Schemas, schema) => visit("", schema),
-        (Holds::Map, Value::Object(schemas)) => {
-            schemas
-                .iter_mut()
-                .for_each(|(name, schema)| visit(name, schema));
-        }
-        (Holds::Map | Holds::Nothing, _) => {}
-    }
-}
-
 /// The schema with llguidance's settings for a style.
 pub(super) fn styled(mut schema: Value, style: &JsonStyle) -> Value {
-    if style.closed_objects && depth(&schema, 0).is_ok() {
+    // What is too deep or too large is refused later.
+    if style.closed_objects && depth(&schema, 0).is_ok() && schema.to_string().len() <= MAX_BYTES {
         closed::close(&mut schema);
     }
     if let Value::Bool(accepts) = schema {

@@ -26,7 +26,8 @@ impl AnswerParser {
             self.emit_content(text);
             return self.wait(State::Content(place));
         }
-        if let Place::Call { fence } = place
+        let mut place = place;
+        if let Place::Call { fence } = &mut place
             && !self.skip_behind_call(fence, ends)
         {
             return self.wait(State::Content(place));
@@ -73,18 +74,19 @@ impl AnswerParser {
         from + self.buffer[from..at].trim_end().len()
     }
 
-    /// Takes away the space behind a call, and the end of its block of code. `false` if more of it may follow.
-    fn skip_behind_call(&mut self, fence: Fence, ends: bool) -> bool {
+    /// Takes away the space behind a call, and the end of what is around it, once. `false` if more of it may follow.
+    fn skip_behind_call(&mut self, fence: &mut Fence, ends: bool) -> bool {
         let len = self.buffer.len() - self.buffer.trim_start().len();
         self.take(len);
         if self.buffer.is_empty() {
             return ends;
         }
-        if let Some(fence) = fence {
-            match begins(&self.buffer, &[fence], ends) {
+        if let Some(end) = *fence {
+            match begins(&self.buffer, &[end], ends) {
                 Begins::With(_) => {
-                    self.take(fence.len());
-                    return self.skip_behind_call(None, ends);
+                    self.take(end.len());
+                    *fence = None;
+                    return self.skip_behind_call(fence, ends);
                 }
                 Begins::Otherwise => {}
                 Begins::Open => return false,

@@ -260,6 +260,10 @@ fn calls_without_tags() {
         &format!("```json\n{call}\n{call}\n```"),
         &expected.repeat(2),
     );
+    check(
+        &format!("```json\n{call}\n```\n```python\nprint(1)\n```"),
+        &format!("{expected}'```python\nprint(1)\n```'"),
+    );
     // Between the tags of the list of tools.
     check(&format!("<tools>\n{call}\n</tools>"), expected);
     check(

@@ -136,7 +136,8 @@ pub struct Args {
     #[arg(long, overrides_with = "enable_prefix_caching")]
     pub no_enable_prefix_caching: bool,
 
-    /// Quantize the weights while loading; bitsandbytes 4-bit checkpoints are recognised without it. `bitsandbytes` is nf4
+    /// Quantize the weights while loading [default: none]; bitsandbytes 4-bit checkpoints are recognised without it. `bitsandbytes`
+    /// is nf4
     #[arg(long, value_parser = some_of::<Quantization>(&QUANTIZATION))]
     pub quantization: Option<Quantization>,
 
@@ -343,10 +344,13 @@ pub struct Args {
 }
 
 /// `--quantization`.
-const QUANTIZATION: [(&str, &str); 1] = [(
-    "nf4",
-    "4-bit NormalFloat with double quantization, as in QLoRA",
-)];
+const QUANTIZATION: [(&str, &str); 2] = [
+    (
+        "nf4",
+        "4-bit NormalFloat with double quantization, as in QLoRA",
+    ),
+    ("none", "As they are in the checkpoint"),
+];
 
 /// `--dtype`.
 const DTYPE: [(&str, &str); 4] = [

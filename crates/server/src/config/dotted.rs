@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::ConfigError;
 use super::vllm_flags::SHORT;
 
-/// Joins the parts of each flag of JSON to one object, which stands at the end. Short names of other flags in parts become long ones.
+/// Joins the parts of each flag of JSON to one object, which comes first. Short names of other flags in parts become long ones.
 ///
 /// # Errors
 /// [`ConfigError`] for a part without a value, and for two that do not go together.
@@ -17,7 +17,7 @@ pub(super) fn join(
     command_line: Vec<OsString>,
 ) -> Result<Vec<OsString>, ConfigError> {
     let (mut joined, mut objects) = (Vec::new(), Vec::<(&'static str, Map<String, Value>)>::new());
-    let mut rest = command_line.into_iter();
+    let mut rest = command_line.into_iter().peekable();
     while let Some(argument) = rest.next() {
         let Some((flag, keys, value)) = argument.to_str().and_then(part) else {
             joined.push(argument);
@@ -28,10 +28,18 @@ pub(super) fn join(
             joined.push(format!("{flag}.{keys}{value}").into());
             continue;
         };
-        let value = value.or_else(|| rest.next()?.into_string().ok());
+        let is_value = |next: &OsString| next.to_str().is_some_and(|next| !next.starts_with("--"));
+        let value = value.or_else(|| rest.next_if(is_value)?.into_string().ok());
         let wrong = |message: String| ConfigError::Flag { flag, message };
-        let value =
-            value.ok_or_else(|| wrong(format!("expected a value for `{keys}`, found none")))?;
+        let Some(value) = value else {
+            let next = rest
+                .peek()
+                .map(|next| format!("`{}`", next.to_string_lossy()));
+            let found = next.as_deref().unwrap_or("none");
+            return Err(wrong(format!(
+                "expected a value for `{keys}`, found {found}"
+            )));
+        };
         let known = objects.iter().position(|(known, _)| *known == flag);
         let known = known.unwrap_or_else(|| {
             objects.push((flag, Map::new()));
@@ -40,7 +48,10 @@ pub(super) fn join(
         put(&mut objects[known].1, &keys, &value).map_err(wrong)?;
     }
     let objects = objects.into_iter();
-    joined.extend(objects.map(|(flag, object)| format!("{flag}={}", Value::from(object)).into()));
+    let flags = objects.map(|(flag, object)| format!("{flag}={}", Value::from(object)).into());
+    // Behind the program's name: behind `--` it would be no flag.
+    let at = joined.len().min(1);
+    joined.splice(at..at, flags);
     Ok(joined)
 }
 
@@ -64,7 +75,11 @@ fn part(argument: &str) -> Option<(String, String, Option<String>)> {
 
 /// The flag, if its value is an object of JSON.
 fn json_flag(command: &Command, flag: &str) -> Option<&'static str> {
-    let is_it = |arg: &&Arg| arg.get_long().is_some_and(|long| flag[2..] == *long);
+    let is_it = |arg: &&Arg| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        let mut names = arg.get_long().into_iter().chain(aliases);
+        names.any(|name| flag[2..] == *name)
+    };
     let arg = command.get_arguments().find(is_it)?;
     let names = arg.get_value_names().unwrap_or_default();
     let is_json = names.iter().any(|name| name.starts_with("JSON"));
@@ -78,7 +93,7 @@ fn json_flag(command: &Command, flag: &str) -> Option<&'static str> {
         "--kv-events-config",
     ];
     all.into_iter()
-        .find(|known| *known == flag)
+        .find(|known| arg.get_long() == Some(&known[2..]))
         .filter(|_| is_json && is_one)
 }
 
@@ -131,7 +146,7 @@ mod tests {
         for (given, expected) in [
             (
                 "server --speculative-config.method ngram -sc.num_speculative_tokens=5 m",
-                r#"server m --speculative-config={"method":"ngram","num_speculative_tokens":5}"#,
+                r#"server --speculative-config={"method":"ngram","num_speculative_tokens":5} m"#,
             ),
             (
                 "server --default-chat-template-kwargs.enable_thinking false --default-chat-template-kwargs.a.b_c 1.5",
@@ -140,6 +155,10 @@ mod tests {
             (
                 "server --hf-overrides.architectures+ A --hf-overrides.architectures+=B,C",
                 r#"server --hf-overrides={"architectures":["A","B","C"]}"#,
+            ),
+            (
+                "server --override-pooler-config.pooling_type MEAN -- m",
+                r#"server --pooler-config={"pooling_type":"MEAN"} -- m"#,
             ),
             (
                 "server -cc.mode 3 -O.level=3 --port.x 1 --lora-modules a=./b.c",
@@ -152,6 +171,10 @@ mod tests {
             (
                 "server --kv-events-config.topic",
                 "--kv-events-config: expected a value for `topic`",
+            ),
+            (
+                "server --kv-events-config.enable_kv_cache_events --port 1",
+                "expected a value for `enable_kv_cache_events`, found `--port`",
             ),
             (
                 "server -sc.method a -sc.method b",

@@ -105,11 +105,12 @@ impl JobEntry {
 
     /// Whether a model of this name is what the job has made; of one that has failed or was cancelled, what is left of it.
     fn has_made(&self, name: &str, base: &Base) -> bool {
+        let has_left = || self.job.status.is_final() && run_dir(&self.folder).exists();
         let is_it = match &self.job.fine_tuned_model {
             Some(own) => own == name,
-            None => self.job.status.is_final() && self.job.result_name(&base.name) == name,
+            None => self.job.result_name(&base.name) == name && has_left(),
         };
-        is_it && !self.job.is_deleted && run_dir(&self.folder).exists()
+        is_it && !self.job.is_deleted
     }
 
     pub(super) fn object(&self) -> JobObject {
@@ -321,7 +322,19 @@ impl FineTuning {
         let mut state = self.state();
         let entry = state.entry(id);
         let is_begun = entry.as_ref().is_some_and(|entry| entry.is_begun());
-        let hindrance = entry.and_then(|entry| entry.hindrance(&self.0.base));
+        let hindrance = entry
+            .as_ref()
+            .and_then(|entry| entry.hindrance(&self.0.base));
+        let files = entry.map(|entry| {
+            let job = &entry.job;
+            [Some(job.training_file.clone()), job.validation_file.clone()]
+        });
+        let gone = files
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|id| state.files.get(id).is_none());
+        let hindrance = hindrance.or(gone.map(|id| format!("its file `{id}` was deleted")));
         drop(state);
         if let Some(reason) = hindrance {
             let message = format!("The job `{id}` cannot be resumed: {reason}.");

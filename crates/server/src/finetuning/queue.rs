@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, mpsc};
 use std::thread;
 
 use super::FineTuning;
-use super::disk::Folders;
+use super::disk::{self, Folders};
 use super::events::{Event, Level};
 use super::job::{JobError, Status, checkpoints, run_dir};
 use super::jobs::checkpoint_name;
@@ -126,7 +126,12 @@ impl FineTuning {
         let Some(entry) = state.entry(id) else { return };
         match finished {
             // Someone has decided otherwise meanwhile.
-            _ if !entry.job.status.is_active() => {}
+            _ if !entry.job.status.is_active() => {
+                if entry.job.is_deleted {
+                    // It was written until now.
+                    let _ = disk::remove(&run_dir(&self.job_dir(id)));
+                }
+            }
             Ok(End::Complete) => {}
             Ok(End::Stopped) if goes_on => {
                 let text = "The server ends; the job goes on when it is started again";

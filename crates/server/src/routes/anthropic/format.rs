@@ -1,5 +1,7 @@
 //! Messages and their events.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Map, Value, json};
 
 use super::super::thoughts::WithoutSpace;
@@ -26,7 +28,12 @@ pub(super) struct MessageFormat {
     open: Option<Kind>,
     num_blocks: usize,
     has_calls: bool,
+    /// When the last `ping` was sent.
+    pinged: Instant,
 }
+
+/// How often thoughts that are not shown give a sign.
+const PING_EVERY: Duration = Duration::from_secs(10);
 
 /// Of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +61,7 @@ impl MessageFormat {
             open: None,
             num_blocks: 0,
             has_calls: false,
+            pinged: Instant::now(),
         }
     }
 
@@ -165,15 +173,27 @@ impl MessageFormat {
         self.num_blocks += 1;
     }
 
+    /// Says now and then that thoughts go on which are not shown: proxies end a stream that says nothing.
+    fn ping(&mut self, events: &mut Vec<Value>) {
+        if self.pinged.elapsed() >= PING_EVERY {
+            self.pinged = Instant::now();
+            events.push(json!({ "type": "ping" }));
+        }
+    }
+
     fn part(&mut self, part: Part, events: &mut Vec<Value>) {
         match part {
-            Part::Reasoning(_) if self.thinking == ThinkingShown::Nothing => {}
+            Part::Reasoning(_) if self.thinking == ThinkingShown::Nothing => self.ping(events),
             Part::Reasoning(text) => {
                 if self.open != Some(Kind::Thinking) {
                     self.begin(Kind::Thinking, thinking(String::new()), events);
                 }
-                if self.thinking == ThinkingShown::Text {
-                    events.push(self.more(json!({ "type": "thinking_delta", "thinking": text })));
+                match self.thinking {
+                    ThinkingShown::Text => {
+                        let delta = json!({ "type": "thinking_delta", "thinking": text });
+                        events.push(self.more(delta));
+                    }
+                    _ => self.ping(events),
                 }
             }
             Part::Content(text) => {
