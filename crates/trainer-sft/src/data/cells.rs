@@ -37,10 +37,21 @@ pub(super) fn texts(
     }
     let cells = header.iter().zip(row).map(|(name, cell)| {
         let text = str::from_utf8(cell);
-        let text = text.map_err(|_| format!("column `{name}`: expected UTF-8 text"))?;
+        let text = text.map_err(|error| format!("column `{name}`: {}", no_text(cell, &error)))?;
         Ok((name.clone(), text.into()))
     });
     cells.collect()
+}
+
+/// What is said of bytes that are not UTF-8, as spreadsheets on Windows write them.
+pub(super) fn no_text(cell: &[u8], error: &str::Utf8Error) -> String {
+    let at = error.valid_up_to();
+    format!(
+        "expected UTF-8 text, found byte {:#04x} at position {} of the cell: convert the file, for example with `iconv -f \
+         WINDOWS-1252 -t UTF-8`, or save it as \"CSV UTF-8\"",
+        cell.get(at).copied().unwrap_or_default(),
+        at + 1
+    )
 }
 
 /// Reads the messages among the cells of a row, where its fields may have some.

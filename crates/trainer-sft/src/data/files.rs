@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use glob::Pattern;
 use tracing::info;
 
 use super::error::DataError;
@@ -48,11 +49,23 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     };
     let found = glob::glob(pattern).map_err(|error| wrong(format!("is none: {error}")))?;
     let mut files: Vec<PathBuf> = found.flatten().filter(|path| path.is_file()).collect();
+    files.retain(|path| !is_hidden_from(path, pattern));
     files.sort();
     match files.is_empty() {
         true => Err(wrong(format!("matches no file in {}", here().display()))),
         false => Ok(files),
     }
+}
+
+/// Whether a path has a hidden part that no part of the pattern means: `*` does not, as in a shell.
+fn is_hidden_from(path: &Path, pattern: &str) -> bool {
+    let dotted = pattern.split(std::path::is_separator);
+    let dotted = dotted.filter(|part| part.starts_with('.'));
+    let dotted: Vec<Pattern> = dotted.filter_map(|part| Pattern::new(part).ok()).collect();
+    path.iter().any(|part| {
+        let part = part.to_string_lossy();
+        part.starts_with('.') && !dotted.iter().any(|own| own.matches(&part))
+    })
 }
 
 fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {

@@ -134,7 +134,7 @@ pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout, 
         room: room.clone(),
     });
     let start = stream.fill_buf().map_err(io_error)?;
-    if let Some((found, instead)) = unreadable(start) {
+    if let Some((found, instead)) = unreadable(start).or_else(|| arrow_by_name(path, start)) {
         return Err(DataError::Kind {
             path: path.into(),
             found,
@@ -201,17 +201,32 @@ fn separator(path: &Path) -> Option<u8> {
     }
 }
 
+/// What an Arrow file is called, and what to do with one.
+const ARROW: (&str, &str) = (
+    "an Arrow file",
+    "convert it to JSONL, for example with `Dataset.to_json` of Hugging Face datasets",
+);
+
+/// A file that is Arrow's by its name, and holds no text. Streams of earlier versions begin with no mark.
+fn arrow_by_name(path: &Path, start: &[u8]) -> Option<(&'static str, &'static str)> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let plain = unpacked(&name);
+    let is_named = [".arrow", ".feather"]
+        .iter()
+        .any(|end| plain.ends_with(end));
+    (is_named && start.contains(&0)).then_some(ARROW)
+}
+
 /// Kinds of files that are known and not read: what they are, and what to do.
 fn unreadable(start: &[u8]) -> Option<(&'static str, &'static str)> {
     let to_jsonl = "convert it to JSONL, for example with `python3 -c \"import pandas, sys; \
         pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True)\" FILE.parquet FILE.jsonl`";
-    let known: [(&[u8], &str, &str); 8] = [
+    let known: [(&[u8], &str, &str); 10] = [
         (b"PAR1", "a Parquet file", to_jsonl),
-        (
-            b"ARROW1",
-            "an Arrow file",
-            "convert it to JSONL, for example with `Dataset.to_json` of Hugging Face datasets",
-        ),
+        (b"ARROW1", ARROW.0, ARROW.1),
+        // A stream, as `save_to_disk` writes it: the mark before the length of its first message.
+        (b"\xFF\xFF\xFF\xFF", ARROW.0, ARROW.1),
+        (b"FEA1", ARROW.0, ARROW.1),
         (
             b"version https://git-lfs.github.com/spec/",
             "a Git LFS pointer",

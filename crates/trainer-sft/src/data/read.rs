@@ -172,11 +172,16 @@ impl RecordReader {
                     place: path.display().to_string(),
                     reason,
                 };
-                let header = reader.headers().map_err(|error| {
+                let header = reader.byte_headers().map_err(|error| {
                     failed(format!("expected a table with a header, found: {error}"))
                 })?;
-                let header = header.iter().map(|name| name.trim().to_owned());
-                let header: Vec<String> = header.collect();
+                let header = header.iter().map(|name| {
+                    let text = str::from_utf8(name).map_err(|error| {
+                        failed(format!("header: {}", cells::no_text(name, &error)))
+                    })?;
+                    Ok(text.trim().to_owned())
+                });
+                let header: Vec<String> = header.collect::<Result<_, DataError>>()?;
                 let is_twice =
                     |at: &usize| !header[*at].is_empty() && header[..*at].contains(&header[*at]);
                 if let Some(name) = (1..header.len()).find(is_twice).map(|at| &header[at]) {

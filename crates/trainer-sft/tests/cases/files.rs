@@ -95,6 +95,27 @@ fn files_are_read_in_every_form() {
     );
 }
 
+/// As a shell has it.
+#[test]
+fn patterns_match_no_hidden_files() {
+    let folder = TempDir::new().unwrap();
+    fs::create_dir(folder.path().join(".cache")).unwrap();
+    for name in ["a.jsonl", ".b.jsonl", ".cache/c.jsonl"] {
+        fs::write(folder.path().join(name), LINES).unwrap();
+    }
+    for (pattern, examples) in [
+        ("*.jsonl", 2),
+        ("**/*.jsonl", 2),
+        (".*.jsonl", 2),
+        ("./*.jsonl", 2),
+        (".cache/*.jsonl", 2),
+    ] {
+        let said = shown(folder.path(), &[pattern], "");
+        let expected = format!("of {examples} examples");
+        assert!(said.out.contains(&expected), "{pattern}: {}", said.err);
+    }
+}
+
 #[test]
 fn what_cannot_be_read_is_named_with_what_to_do() {
     let folder = TempDir::new().unwrap();
@@ -108,6 +129,27 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
             "a.parquet",
             b"PAR1....".as_slice(),
             "found a Parquet file: convert it to JSONL",
+        ),
+        (
+            "stream.arrow",
+            b"\xFF\xFF\xFF\xFF\x10\x00\x00\x00",
+            "found an Arrow file: convert it to JSONL",
+        ),
+        (
+            "old.feather",
+            b"\x10\x00\x00\x00\x0c\x00",
+            "found an Arrow file: convert it to JSONL",
+        ),
+        (
+            "windows.csv",
+            b"prompt,completion\nWho?,Caf\xe9.\n",
+            "windows.csv:2: column `completion`: expected UTF-8 text, found byte 0xe9 at position 4 of the cell: convert the \
+             file, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
+        ),
+        (
+            "header.csv",
+            b"fran\xe7ais,prompt\nOui,Yes\n",
+            "header.csv: header: expected UTF-8 text, found byte 0xe7 at position 5",
         ),
         (
             "lfs.jsonl",
