@@ -189,10 +189,16 @@ pub struct OptimizerConfig {
 
 impl OptimizerConfig {
     /// Number of warm-up steps in a run of `total_steps`.
+    ///
+    /// A ratio leaves at least one step: the first step of a warm-up has the rate 0, so that a run of one step would learn
+    /// nothing.
     pub fn num_warmup_steps(&self, total_steps: usize) -> usize {
         match self.warmup_steps {
             Some(steps) => steps.min(total_steps),
-            None => (self.warmup_ratio * total_steps as f64).ceil() as usize,
+            None => {
+                let steps = (self.warmup_ratio * total_steps as f64).ceil() as usize;
+                steps.min(total_steps.saturating_sub(1))
+            }
         }
     }
 }

@@ -165,20 +165,15 @@ pub(super) fn tell_the_plan(
         rows * steps,
     );
     tell_quickstart(config);
-    let warmup = match config.optimizer.warmup_steps {
-        Some(steps) => steps,
-        None => config.optimizer.num_warmup_steps(total_steps),
-    };
-    if warmup >= total_steps {
-        let flag = match config.optimizer.warmup_steps {
-            Some(_) => "--warmup-steps",
-            None => "--warmup-ratio",
-        };
+    // That of a ratio is always shorter than the run.
+    if let Some(warmup) = config.optimizer.warmup_steps
+        && warmup >= total_steps
+    {
         let effect = match total_steps {
             1 => "the rate of the only step is 0, and nothing is learnt",
             _ => "the learning rate never reaches its peak",
         };
-        warn!("{flag}: a warm-up of {warmup} steps in a run of {total_steps}: {effect}");
+        warn!("--warmup-steps: a warm-up of {warmup} steps in a run of {total_steps}: {effect}");
     }
 }
 

@@ -158,13 +158,15 @@ fn another_run_starts_from_an_adapter() {
         "cpu",
         "--max-steps",
         "1",
+        "--warmup-steps",
+        "1",
     ];
     // The only step has the rate 0: the adapter comes out as it went in.
     let said = program(&start);
     assert!(said.is_success(), "{}", said.err);
     assert!(
         said.err.contains(
-            "--warmup-ratio: a warm-up of 1 steps in a run of 1: the rate of the only step is 0"
+            "--warmup-steps: a warm-up of 1 steps in a run of 1: the rate of the only step is 0"
         ),
         "{}",
         said.err

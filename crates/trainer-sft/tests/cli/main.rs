@@ -207,6 +207,16 @@ fn numbers_of_steps() {
     assert_eq!(config.run.num_steps(7), 11);
     assert_eq!(config.optimizer.num_warmup_steps(11), 2);
     assert_eq!(parse("--data d --max-steps 3").unwrap().run.num_steps(7), 3);
+    // A ratio leaves a step that learns.
+    for (flags, steps, warmup) in [
+        ("", 1, 0),
+        ("", 2, 1),
+        ("--warmup-ratio 1", 4, 3),
+        ("--warmup-steps 1", 1, 1),
+    ] {
+        let optimizer = parse(&format!("--data d {flags}")).unwrap().optimizer;
+        assert_eq!(optimizer.num_warmup_steps(steps), warmup, "{flags}");
+    }
     assert_eq!(
         parse("--data d --warmup-steps 9")
             .unwrap()
