@@ -151,3 +151,71 @@ fn an_end_that_the_tokenizer_adds_is_written_once() {
     assert!(said.is_success(), "{}", said.err);
     assert_eq!(said.out.matches(end).count(), 3, "{}", said.out);
 }
+
+/// Functions without the wrapper of tools get it, in a list and as JSON.
+#[test]
+fn bare_functions_are_tools() {
+    let tools = with_tools();
+    let model = ["--model", text_of(tools.path())];
+    let bare = json!({"name": "look", "parameters": {"type": "object", "properties": {}}});
+    let whole = json!({"type": "function", "function": bare});
+    let mut record = messages(&[("user", "Hi?"), ("assistant", "Yes.")]);
+    let mut with = |key: &str, tools: Value| {
+        let fields = record.as_object_mut().unwrap();
+        fields.remove("tools");
+        fields.remove("functions");
+        record[key] = tools;
+        let said = preview(std::slice::from_ref(&record), &model);
+        assert!(said.is_success(), "{}", said.err);
+        // Not the name of the file.
+        let lines = said.out.lines().filter(|line| !line.starts_with("── "));
+        lines.collect::<String>()
+    };
+    let expected = with("tools", json!([whole]));
+    for (key, tools) in [
+        ("tools", json!([bare])),
+        ("tools", json!(json!([bare]).to_string())),
+        ("tools", json!([bare.to_string()])),
+        ("functions", json!([bare])),
+        ("functions", json!([whole])),
+    ] {
+        assert_eq!(with(key, tools.clone()), expected, "{key}: {tools}");
+    }
+}
+
+/// The model says them in one turn, with one end.
+#[test]
+fn calls_in_turns_of_their_own_belong_to_the_turn_before_them() {
+    let tools = with_tools();
+    let model = ["--model", text_of(tools.path())];
+    let call = |on: bool| format!("{{\"name\": \"light\", \"arguments\": {{\"on\": {on}}}}}");
+    let (on, off) = (call(true), call(false));
+    let written = format!("<tool_call>⏎{on}⏎</tool_call>⏎<tool_call>⏎{off}⏎</tool_call><|im_end|>");
+    let swift = messages(&[("user", "Go"), ("tool_call", &on), ("tool_call", &off)]);
+    let gpt = [
+        ("human", "Go"),
+        ("gpt", "Look."),
+        ("function_call", &on),
+        ("function_call", &off),
+    ];
+    let said = preview(&[swift, sharegpt(&gpt)], &model);
+    assert_eq!(learnt(&said), [written.clone(), format!("Look.⏎{written}")]);
+    assert_eq!(said.out.matches("<|im_end|>").count(), 6, "{}", said.out);
+    // One that is not learnt stays apart from one that is.
+    let marked = json!({"messages": [{"role": "user", "content": "Go"},
+        {"role": "tool_call", "content": on, "loss": false}, {"role": "tool_call", "content": off}]});
+    let said = preview(&[marked], &model);
+    let expected = format!("<tool_call>⏎{off}⏎</tool_call><|im_end|>");
+    assert_eq!(learnt(&said), [expected]);
+    // A prompt ends before the whole of an answer.
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("t.jsonl");
+    fs::write(&path, format!("{}\n", sharegpt(&gpt))).unwrap();
+    let flags = ["--method", "grpo", "--reward", "json"];
+    let said = program(&[&["check", text_of(&path)], &model[..], &flags].concat());
+    assert!(
+        said.is_success() && !said.out.contains("Look"),
+        "{}",
+        said.err
+    );
+}

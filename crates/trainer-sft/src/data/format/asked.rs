@@ -6,7 +6,7 @@ use super::super::error::DataError;
 use super::super::example::Source;
 use super::Extras;
 use super::reader::{Reader, is_filled};
-use super::turns::{Turn, after_system, is_of_assistant, plain};
+use super::turns::{Turn, after_system, is_of_assistant, plain, start_of_answer};
 use crate::config::Columns;
 
 /// The fields of a record that its prompt is made of.
@@ -89,8 +89,8 @@ impl Reader<'_> {
             other if key == "prompt" => return Err(self.error(key, EXPECTED, Some(other))),
             other => return Err(self.error(key, "a list", Some(other))),
         };
-        if key != "prompt" && items.last().is_some_and(is_of_assistant) {
-            items.pop();
+        if let Some(start) = start_of_answer(&items).filter(|_| key != "prompt") {
+            items.truncate(start);
         }
         if items.last().is_none_or(is_of_assistant) {
             let found = match items.is_empty() {
@@ -99,9 +99,7 @@ impl Reader<'_> {
             };
             return Err(self.error_found(key, EXPECTED, found));
         }
-        let turns = items.iter().enumerate();
-        let turns = turns.map(|(index, item)| self.turn(&format!("{key}[{index}]"), item));
-        let turns = self.with_system(key, turns.collect::<Result<_, _>>()?)?;
+        let turns = self.with_system(key, self.turns(key, &items, items.len())?)?;
         let turns = after_system(turns, self.earlier(), |(message, _)| message);
         Ok(turns.into_iter().map(|(message, _)| message).collect())
     }

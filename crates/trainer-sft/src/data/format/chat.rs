@@ -15,9 +15,7 @@ impl Reader<'_> {
         if items.iter().all(is_pairs) {
             return self.pairs(key);
         }
-        let turns = items.iter().enumerate();
-        let turns = turns.map(|(index, item)| self.turn(&format!("{key}[{index}]"), item));
-        self.chat(key, turns.collect::<Result<_, _>>()?)
+        self.chat(key, self.turns(key, &items, 0)?)
     }
 
     /// ms-swift's `conversation`.
@@ -78,11 +76,9 @@ impl Reader<'_> {
                 turns.push(plain(role, &self.text(key)?));
                 continue;
             }
-            for (index, item) in self.list(key, "messages")?.iter().enumerate() {
-                let (message, kind) = self.turn(&format!("{key}[{index}]"), item)?;
-                let kind = if key == "prompt" { kind.before() } else { kind };
-                turns.push((message, kind));
-            }
+            let items = self.list(key, "messages")?;
+            let start = if key == "prompt" { items.len() } else { 0 };
+            turns.extend(self.turns(key, &items, start)?);
         }
         let turns = after_system(turns, self.turns_of_history()?, |(message, _)| message);
         Ok(Content::Chat(self.chat("completion", turns)?))

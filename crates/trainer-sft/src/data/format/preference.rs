@@ -284,12 +284,7 @@ impl Reader<'_> {
 
     /// All turns under `key`, of which those from `start` on are the answer.
     fn turns_after(&self, key: &str, items: &[Value], start: usize) -> Result<Content, DataError> {
-        let turns = items.iter().enumerate().map(|(index, item)| {
-            let (message, kind) = self.turn(&format!("{key}[{index}]"), item)?;
-            let kind = if index < start { kind.before() } else { kind };
-            Ok((message, kind))
-        });
-        let turns = turns.collect::<Result<_, _>>()?;
+        let turns = self.turns(key, items, start)?;
         Ok(Content::Chat(self.chat(key, turns)?))
     }
 

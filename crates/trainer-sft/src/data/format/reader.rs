@@ -1,6 +1,6 @@
 //! Fields of one record, checked; errors name the field.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::super::error::DataError;
 use super::super::example::Source;
@@ -150,10 +150,7 @@ impl Reader<'_> {
         let tools = match self.tools("tools")? {
             Some(tools) => Some(tools),
             // The older form of the same.
-            None => self.tools("functions")?.map(|functions| {
-                let wrap = |function| serde_json::json!({"type": "function", "function": function});
-                functions.into_iter().map(wrap).collect()
-            }),
+            None => self.tools("functions")?,
         };
         Ok(Extras {
             tools: tools.map(Value::Array),
@@ -182,7 +179,7 @@ impl Reader<'_> {
                 _ => None,
             };
             match parsed.unwrap_or(tool) {
-                tool @ Value::Object(_) => read.push(tool),
+                Value::Object(tool) => read.push(as_tool(tool)),
                 other => {
                     let field = format!("{key}[{index}]");
                     return Err(self.error(
@@ -194,6 +191,15 @@ impl Reader<'_> {
             }
         }
         Ok(Some(read).filter(|tools| !tools.is_empty()))
+    }
+}
+
+/// A function as chat templates expect it: one that stands alone gets the wrapper of OpenAI's tools.
+fn as_tool(tool: Map<String, Value>) -> Value {
+    let has = |key: &str| tool.contains_key(key);
+    match has("name") && !has("type") && !has("function") {
+        true => json!({"type": "function", "function": tool}),
+        false => tool.into(),
     }
 }
 

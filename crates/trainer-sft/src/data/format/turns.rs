@@ -3,9 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::super::error::DataError;
-use super::TurnKind;
 use super::parts::Parts;
 use super::reader::{Reader, is_filled};
+use super::{TurnKind, role_of};
 
 /// One turn: what the template gets, and what it is for learning.
 pub(super) type Turn = (Value, TurnKind);
@@ -38,6 +38,29 @@ pub(crate) fn speaker_role(name: &str) -> Option<(&'static str, bool)> {
 }
 
 impl Reader<'_> {
+    /// The turns of an OpenAI or ShareGPT list. Those before `start` are none of the answer.
+    ///
+    /// Calls that stand in turns of their own belong to the turn of the assistant before them: the model says them in one.
+    pub(super) fn turns(
+        &self,
+        place: &str,
+        items: &[Value],
+        start: usize,
+    ) -> Result<Vec<Turn>, DataError> {
+        let mut turns: Vec<Turn> = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            let (message, kind) = self.turn(&format!("{place}[{index}]"), item)?;
+            let kind = if index < start { kind.before() } else { kind };
+            match turns.last_mut() {
+                Some(last) if is_call(item) && can_join(last, &message, kind) => {
+                    join(last, message, kind);
+                }
+                _ => turns.push((message, kind)),
+            }
+        }
+        Ok(turns)
+    }
+
     /// One turn of an OpenAI or ShareGPT list.
     pub(super) fn turn(&self, place: &str, item: &Value) -> Result<Turn, DataError> {
         let Value::Object(fields) = item else {
@@ -220,6 +243,39 @@ impl Reader<'_> {
     }
 }
 
+/// Whether a turn that is only calls can be said together with the turn before it: both are learnt, or none is.
+fn can_join((last, of_last): &Turn, message: &Value, kind: TurnKind) -> bool {
+    let fields = || message.as_object().into_iter().flatten();
+    let is_only_calls = fields().all(|(key, value)| match key.as_str() {
+        "role" | "tool_calls" => true,
+        "content" => value == "",
+        _ => false,
+    });
+    let is_same = *of_last == kind || (*of_last == TurnKind::Earlier && says_nothing(last));
+    role_of(last) == "assistant" && is_only_calls && is_same
+}
+
+/// Whether a message has neither text nor calls nor reasoning.
+fn says_nothing(message: &Value) -> bool {
+    let text = message.get("content").and_then(Value::as_str);
+    let reasoning = message.as_object().and_then(reasoning_of);
+    text.is_none_or(|text| text.trim().is_empty())
+        && reasoning.is_none()
+        && message.get("tool_calls").is_none()
+}
+
+/// Adds the calls of a message to those of the one before it.
+fn join((last, of_last): &mut Turn, message: Value, kind: TurnKind) {
+    let Some(Value::Array(calls)) = message.get("tool_calls").cloned() else {
+        return;
+    };
+    match last.get_mut("tool_calls") {
+        Some(Value::Array(earlier)) => earlier.extend(calls),
+        _ => last["tool_calls"] = calls.into(),
+    }
+    *of_last = kind;
+}
+
 /// Turns with earlier ones before them, but behind the system's.
 pub(super) fn after_system<T>(
     mut turns: Vec<T>,
@@ -253,6 +309,25 @@ pub(super) fn is_of_assistant(turn: &Value) -> bool {
     role.and_then(Value::as_str).is_some_and(|role| {
         ASSISTANT.contains(&role) || ["function_call", "tool_call"].contains(&role)
     })
+}
+
+/// Whether a turn that has not been checked is a call.
+fn is_call(turn: &Value) -> bool {
+    let role = turn.get("role").or_else(|| turn.get("from"));
+    let role = role.and_then(Value::as_str).and_then(speaker_role);
+    role.is_some_and(|(_, is_call)| is_call)
+}
+
+/// Where the last answer of a list begins: calls belong to the turn of the assistant before them. `None` where the list does
+/// not end with an answer.
+pub(super) fn start_of_answer(turns: &[Value]) -> Option<usize> {
+    if !turns.last().is_some_and(is_of_assistant) {
+        return None;
+    }
+    let calls = turns.iter().rev().take_while(|turn| is_call(turn)).count();
+    let start = turns.len() - calls;
+    let follows_answer = start > 0 && is_of_assistant(&turns[start - 1]);
+    Some(start - usize::from(follows_answer))
 }
 
 /// The reasoning of a message, under any of the names that data has for it.
