@@ -36,6 +36,7 @@ pub(crate) use cells::speaker;
 pub use error::DataError;
 pub use example::{Example, Place, Source};
 pub use format::{Chat, Content, Extras, Format, Record, TurnKind};
+pub(crate) use names::shown_key;
 pub use report::{DataReport, Found};
 pub use store::Examples;
 pub(crate) use stream::{Stream, StreamPlace};

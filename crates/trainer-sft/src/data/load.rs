@@ -13,7 +13,7 @@ use super::error::{DataError, MAX_ERRORS};
 use super::example::Source;
 use super::files::STDIN;
 use super::format::{Answers, Format, Record, unused_keys};
-use super::names::Names;
+use super::names::{Names, shown_key};
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::render::{Rendered, Renderer};
@@ -400,7 +400,8 @@ impl Counts {
             report.num_targets - self.targets,
         );
         if !unused.is_empty() {
-            info!("{name}: not used: {}", unused.join(", "));
+            let keys: Vec<&str> = unused.iter().map(|key| shown_key(key)).collect();
+            info!("{name}: not used: {}", keys.join(", "));
         }
     }
 }

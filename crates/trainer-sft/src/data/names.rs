@@ -2,6 +2,14 @@
 
 use crate::config::Columns;
 
+/// The name of a field, for messages: a table may have a column without one.
+pub(crate) fn shown_key(key: &str) -> &str {
+    match key.is_empty() {
+        true => "(no name)",
+        false => key,
+    }
+}
+
 /// The names of a record's fields.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names<'a> {

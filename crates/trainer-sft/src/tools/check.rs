@@ -16,7 +16,7 @@ use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, ConfigError, Method};
 use crate::data::survey::{Survey, Surveyed, survey};
-use crate::data::{Dataset, Example, Examples};
+use crate::data::{Dataset, Example, Examples, shown_key};
 use crate::endings::warn_of_endless_answers;
 use crate::grpo;
 use crate::memory::{self, Machine, RowLengths};
@@ -119,7 +119,8 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         ));
     }
     if !found.unused.is_empty() {
-        let keys: Vec<&str> = found.unused.iter().map(String::as_str).collect();
+        let keys = found.unused.iter().map(|key| shown_key(key));
+        let keys: Vec<&str> = keys.collect();
         notes.push(format!("keys that are not used: {}", keys.join(", ")));
     }
     let rows = RowLengths::of_examples(&config, &examples, max_length);
