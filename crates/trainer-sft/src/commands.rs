@@ -25,3 +25,13 @@ impl Commands {
         tool: "qwen-burn",
     };
 }
+
+/// A text as one word for a shell.
+pub(crate) fn quoted(text: &str) -> String {
+    let is_plain =
+        |c: char| c.is_alphanumeric() || "-_./,=:@%+".contains(c) || (cfg!(windows) && c == '\\');
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}

@@ -13,6 +13,7 @@ use model_qwen::Quantization;
 use tracing_subscriber::EnvFilter;
 
 pub use crate::commands::Commands;
+use crate::commands::quoted;
 
 use crate::args::{Args, ArgsError};
 use crate::chat_format::{ChatFormat, ModelFilesError};
@@ -149,7 +150,8 @@ fn has_saved_modules(folder: &Path) -> Result<bool> {
 /// How to talk to the result.
 fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Result<String> {
     let Commands { serve, tool, .. } = commands;
-    let output = summary.output.display();
+    let folder = summary.output.display().to_string();
+    let output = quoted(&folder);
     if config.run.full {
         return Ok(format!("Serve it: {serve} --model {output}"));
     }
@@ -157,15 +159,18 @@ fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Resu
         .output
         .file_name()
         .map_or_else(|| "adapter".into(), |name| name.to_string_lossy());
+    // A word of a command line, and of requests.
+    let name = name.split_whitespace().collect::<Vec<_>>().join("-");
     let model = config
         .model
         .model
         .as_ref()
-        .map_or_else(String::new, |model| format!("--model {model} "));
+        .map_or_else(String::new, |model| format!("--model {} ", quoted(model)));
     if has_saved_modules(&summary.output)? {
+        let merged = quoted(&format!("{folder}-merged"));
         return Ok(format!(
             "Merge it, since embedding and head are one for all requests: {tool} merge --adapter {output} \
-             --output {output}-merged\nServe it: {serve} --model {output}-merged"
+             --output {merged}\nServe it: {serve} --model {merged}"
         ));
     }
     // As the adapter was trained: it has learnt beside the weights in four bits.
@@ -173,8 +178,9 @@ fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Resu
         Quantization::Nf4 => "--quantization nf4 ",
         Quantization::None => "",
     };
+    let module = quoted(&format!("{name}={folder}"));
     Ok(format!(
-        "Serve it: {serve} {model}{quantization}--enable-lora --lora-modules {name}={output}"
+        "Serve it: {serve} {model}{quantization}--enable-lora --lora-modules {module}"
     ))
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::commands::quoted;
 use crate::memory::MemoryPlan;
 
 /// What a run did.
@@ -89,7 +90,7 @@ impl fmt::Display for Summary {
             Some(checkpoint) => write!(
                 formatter,
                 "\nStopped. To go on: --resume {}",
-                checkpoint.display()
+                quoted(&checkpoint.display().to_string())
             ),
             None => write!(formatter, "\nWritten to {}", self.output.display()),
         }

@@ -17,7 +17,7 @@ use super::merge::{Job, what_next};
 use super::modelfile::modelfile;
 use super::progress::{bar, follow_merge};
 use super::staging::{Staging, check_new};
-use crate::commands::Commands;
+use crate::commands::{Commands, quoted};
 
 /// Names in the folder for Ollama.
 const MODEL_FILE: &str = "model.gguf";
@@ -192,7 +192,7 @@ impl Source<'_> {
             "{}\n{is_merged}Written to {}\nRun it: ollama create NAME -f {} && ollama run NAME\n",
             told(&plan),
             output.display(),
-            output.join(MODELFILE).display()
+            quoted(&output.join(MODELFILE).display().to_string())
         ))
     }
 

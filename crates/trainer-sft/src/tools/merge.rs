@@ -16,7 +16,7 @@ use super::evaluate::{EvalData, Which};
 use super::progress::{bar, follow, follow_merge};
 use super::staging::{Staging, check_new};
 use super::{End, Said};
-use crate::commands::Commands;
+use crate::commands::{Commands, quoted};
 
 /// The folder of the NF4 weights while they are written, inside that of the dense ones.
 const QUANTIZED: &str = "nf4";
@@ -81,7 +81,10 @@ pub(super) fn what_next(output: &Path, commands: Commands) -> String {
     let has = |name: &str| output.join(name).is_file();
     let folder = output.display();
     let next = match has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
-        true => format!("Serve it: {} --model {folder}", commands.serve),
+        true => {
+            let folder = quoted(&folder.to_string());
+            format!("Serve it: {} --model {folder}", commands.serve)
+        }
         false => {
             "It has no tokenizer, because the base model has none: before it can be served, copy \
                   tokenizer.json (or vocab.json and merges.txt) into it"

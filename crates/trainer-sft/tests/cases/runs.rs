@@ -146,7 +146,7 @@ fn another_run_starts_from_an_adapter() {
     let folder = TempDir::new().unwrap();
     let output = run_of_four(folder.path());
     let eval = data_folder().join("eval.jsonl");
-    let next = folder.path().join("next").to_str().unwrap().to_owned();
+    let next = folder.path().join("the next").to_str().unwrap().to_owned();
     let start = [
         "--data",
         text_of(&eval),
@@ -171,6 +171,9 @@ fn another_run_starts_from_an_adapter() {
         "{}",
         said.err
     );
+    // What comes next is one word for a shell, and the adapter's name has no blank.
+    let module = format!("--enable-lora --lora-modules 'the-next={next}'\n");
+    assert!(said.out.contains(&module), "{}", said.out);
     let read = |folder: &str, name: &str| fs::read(Path::new(folder).join(name)).unwrap();
     assert!(read(&output, "adapter_model.safetensors") == read(&next, "adapter_model.safetensors"));
     let settings = fs::read_to_string(Path::new(&next).join("run.toml")).unwrap();

@@ -252,6 +252,21 @@ fn a_base_without_a_tokenizer_is_merged_and_that_is_said() {
     let adapter = adapter(folder.path());
     let base = folder.path().join("base");
     copy(&data_folder().join("model"), &base);
+    let output = folder.path().join("a b");
+    let text = succeed(&[
+        "merge",
+        "--adapter",
+        text_of(&adapter),
+        "--model",
+        text_of(&base),
+        "--output",
+        text_of(&output),
+    ]);
+    let next = format!(
+        "Serve it: cargo run -p server -- --model '{}'",
+        output.display()
+    );
+    assert!(text.contains(&next), "{text}");
     fs::remove_file(base.join("tokenizer.json")).unwrap();
     for command in [&["merge"][..], &["export", "--format", "hf"]] {
         let output = folder.path().join(command[0]);
