@@ -139,3 +139,41 @@ fn a_written_configuration_gives_the_same_run() {
         config.to_toml()
     );
 }
+
+#[test]
+fn lists_of_a_file_may_be_texts_with_commas() {
+    for (text, columns, modules) in [
+        (
+            "columns = \"prompt=a, completion=b\"\ntarget_modules = \"q_proj,v_proj\"\n",
+            &["prompt=a", "completion=b"][..],
+            &["q_proj", "v_proj"][..],
+        ),
+        (
+            "columns = [\"prompt=a,completion=b\", \"system=c\"]\ntarget_modules = [\"q_proj,v_proj\", \"k_proj\"]\n",
+            &["prompt=a", "completion=b", "system=c"],
+            &["q_proj", "v_proj", "k_proj"],
+        ),
+    ] {
+        let (_folder, path) = config_file(text);
+        let config = parse(&format!("--data d --config {path}")).unwrap();
+        assert_eq!(config.data.columns, columns);
+        assert_eq!(config.lora.target_modules, modules);
+    }
+    let (_folder, path) =
+        config_file("modules_to_save = \"embed_tokens,lm_head\"\nreport_to = \"none\"\n");
+    let config = parse(&format!("--data d --config {path} --device cpu")).unwrap();
+    assert_eq!(config.lora.modules_to_save, ["embed_tokens", "lm_head"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_value_of_a_file_names_the_file() {
+    let (_folder, path) = config_file("columns = \"a\"\nlora_dropout = 2\n");
+    let message = error(&format!("--data d --config {path}"));
+    let expected = format!("{path}: --columns: expected PART=FIELD");
+    assert!(message.starts_with(&expected), "{message}");
+    let message = error(&format!("--data d --config {path} --columns b"));
+    assert!(message.starts_with("--columns: expected"), "{message}");
+    let message = error(&format!("--data d --config {path} --columns prompt=a"));
+    let expected = format!("{path}: --lora-dropout: expected");
+    assert!(message.starts_with(&expected), "{message}");
+}

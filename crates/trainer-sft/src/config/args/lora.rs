@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{list, number, one_or_many, whole};
+use super::values::{between_commas, list, number, whole};
 use crate::config::{InitLora, LoraOptions};
 
 /// The flags under "LoRA".
@@ -38,7 +38,7 @@ pub struct LoraArgs {
     /// Layers that get an adapter: `all-linear`, or a list such as q_proj,v_proj [default: all-linear]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 1..,
           visible_alias = "lora-target-modules")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "between_commas")]
     pub target_modules: Vec<String>,
 
     /// Rank-stabilized scale: alpha / sqrt(r)
@@ -53,7 +53,7 @@ pub struct LoraArgs {
     /// loads the merged model (command `merge`) [default: none]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 1..,
           visible_alias = "additional-target")]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "between_commas")]
     pub modules_to_save: Vec<String>,
 
     /// How A and B start: `true` (A uniform, B zero), `gaussian`, `pissa`, `pissa_niter_N` (N iterations, faster) or `olora`.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{list, number, one_or_many, whole};
+use super::values::{between_commas, list, number, whole};
 use crate::config::{NO_REPORT, SampleOptions};
 
 /// The flags under "Output".
@@ -51,7 +51,7 @@ pub struct OutputArgs {
 
     /// Write the numbers of the steps also as event files of `tensorboard`, or `none` [default: none]
     #[arg(long, value_name = "PROGRAM", value_delimiter = ',', num_args = 1..)]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "between_commas")]
     pub report_to: Vec<String>,
 
     /// Prompts to answer before the first step, at each evaluation and at the end, with greedy decoding: a text on each line, or

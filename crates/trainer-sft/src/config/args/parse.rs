@@ -4,6 +4,8 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 
+use serde_json::Value;
+
 use super::Args;
 use super::hints::{with_hyphens, with_nearest_flag, with_negative_numbers};
 use crate::config::{Config, ConfigError, SETTINGS, find_checkpoint, run_of};
@@ -36,7 +38,35 @@ impl Args {
         let matches = command.clone().try_get_matches_from(words);
         let args = matches.and_then(|matches| Self::from_arg_matches(&matches));
         let args = args.map_err(|error| with_nearest_flag(error, &command))?;
-        Ok(Config::from_args(&args.with_files()?)?)
+        let given = args.clone();
+        let config = Config::from_args(&args.with_files()?);
+        Ok(config.map_err(|error| given.with_file(error))?)
+    }
+
+    /// An error with the `--config` file that has the setting which is refused, where no flag of these has it.
+    pub(crate) fn with_file(&self, error: ConfigError) -> ConfigError {
+        let (ConfigError::Value { flag, .. }, Some(path)) = (&error, &self.config) else {
+            return error;
+        };
+        let key = flag.replace('-', "_");
+        let file = Self::from_file(path).ok();
+        match !self.has(&key) && file.is_some_and(|file| file.has(&key)) {
+            true => ConfigError::File {
+                path: path.display().to_string(),
+                reason: error.to_string(),
+            },
+            false => error,
+        }
+    }
+
+    /// Whether a setting is given.
+    fn has(&self, key: &str) -> bool {
+        let settings = serde_json::to_value(self).unwrap_or_default();
+        match settings.get(key) {
+            None | Some(Value::Null) => false,
+            Some(Value::Array(values)) => !values.is_empty(),
+            Some(_) => true,
+        }
     }
 
     /// These settings with those of the `--config` file and of the run to go on with.

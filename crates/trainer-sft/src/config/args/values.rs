@@ -83,6 +83,19 @@ where
     })
 }
 
+/// A list of names, or a text of names between commas, as a flag takes them.
+pub(super) fn between_commas<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<String>, D::Error> {
+    Ok(split(one_or_many(deserializer)?))
+}
+
+fn split(texts: Vec<String>) -> Vec<String> {
+    let parts = texts.iter().flat_map(|text| text.split(','));
+    let parts = parts.map(|part| part.trim().to_owned());
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
 /// Columns: a list of `PART=FIELD`, one of these alone, or a table of fields by their parts.
 pub(super) fn columns<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
@@ -98,8 +111,8 @@ pub(super) fn columns<'de, D: serde::Deserializer<'de>>(
         Table(BTreeMap<String, String>),
     }
     Ok(match Columns::deserialize(deserializer)? {
-        Columns::One(pair) => vec![pair],
-        Columns::Many(pairs) => pairs,
+        Columns::One(pair) => split(vec![pair]),
+        Columns::Many(pairs) => split(pairs),
         Columns::Table(fields) => {
             let pairs = fields.into_iter();
             pairs

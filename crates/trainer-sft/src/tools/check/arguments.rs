@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Command;
+use clap::{Arg, Command};
 
 use crate::config::args::{Args, number};
 use crate::config::{Config, ConfigError};
@@ -62,6 +62,11 @@ pub(in crate::tools) fn with_help(command: Command) -> Command {
     let command = command.mut_args(|arg| {
         let is_own = Args::is_flag(arg.get_id().as_str());
         let is_hidden = is_own && !OF_DATA.contains(&arg.get_id().as_str());
+        // A flag that takes all words after it would take DATA, too.
+        let arg = match is_own && arg.get_id() != "data" && takes_several(&arg) {
+            true => arg.num_args(1),
+            false => arg,
+        };
         let arg = arg.hide(is_hidden);
         match arg.get_id().as_str() {
             "preview" => arg.help(
@@ -73,6 +78,12 @@ pub(in crate::tools) fn with_help(command: Command) -> Command {
     command.after_help(
         "Every other flag of a run is taken, too, and is refused where a run refuses it: `trainer-sft --help` lists them all",
     )
+}
+
+/// Whether a flag takes any number of words.
+fn takes_several(arg: &Arg) -> bool {
+    let most = arg.get_num_args().map(|range| range.max_values());
+    most.is_some_and(|most| most == usize::MAX)
 }
 
 impl CheckArgs {
@@ -93,9 +104,10 @@ impl CheckArgs {
             let text = "--dry-run would have no effect: check trains nothing, and notes where a run would take too much memory; leave it out";
             return Err(ConfigError::Conflict(text.into()));
         }
+        let given = own.clone();
         let mut args = own.with_files()?;
         // Nothing is written: the output folder may be there.
         args.output.output = None;
-        Config::from_args(&args)
+        Config::from_args(&args).map_err(|error| given.with_file(error))
     }
 }
