@@ -232,7 +232,7 @@ fn prompts_that_cannot_be_answered_are_named() {
         ("", "which has no prompt"),
         (
             "ok\n{\"text\": 1}\n",
-            ":2: expected a record with `prompt` or `messages`, found text",
+            ":2: expected a record with `prompt` or `messages`, found `text`",
         ),
         (
             "{\"prompt\": 3}\n",

@@ -3,6 +3,7 @@
 mod asked;
 mod calls;
 mod chat;
+mod hints;
 mod marks;
 mod parts;
 mod preference;
@@ -16,15 +17,17 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 
 pub(crate) use self::asked::{ASKED, Asked, PROMPTS, has_other_history};
+pub(crate) use self::hints::{columns_for, hint_to_ask};
 pub(crate) use self::reader::describe;
 use self::reader::{Reader, is_filled};
+
 pub(super) use self::turns::speaker_role;
 use super::error::DataError;
 use super::example::Source;
 use crate::config::Columns;
 
 pub(crate) use self::preference::{Answer, Answers};
-pub(crate) use self::refused::unused_keys;
+pub(crate) use self::refused::{named, unused_keys};
 
 /// What a record was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,21 +225,19 @@ fn fields_of(
     if columns.is_empty() {
         return Ok(fields);
     }
-    let named = columns.iter().filter_map(|(part, field)| {
+    let own = columns.iter().filter_map(|(part, field)| {
         let value = fields.get(field)?.clone();
         Some((part.to_owned(), value))
     });
-    let named: Map<String, Value> = named.collect();
-    if named.is_empty() {
-        let names = fields.keys().take(8).map(|key| format!("`{key}`"));
-        let names: Vec<String> = names.collect();
+    let own: Map<String, Value> = own.collect();
+    if own.is_empty() {
         let pairs = columns
             .iter()
             .map(|(part, field)| format!("{part}={field}"));
         let pairs: Vec<String> = pairs.collect();
-        let there = match names.is_empty() {
+        let there = match fields.is_empty() {
             true => "no keys at all".to_owned(),
-            false => names.join(", "),
+            false => named(&fields),
         };
         return Err(DataError::Format {
             found: format!(
@@ -246,7 +247,7 @@ fn fields_of(
             source_place: source.clone(),
         });
     }
-    Ok(named)
+    Ok(own)
 }
 
 impl Reader<'_> {

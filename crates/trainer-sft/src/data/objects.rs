@@ -12,8 +12,8 @@ use super::names::Names;
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::{DataReport, Dataset, Datasets, Example, TrainData, raw};
-use crate::config::{Columns, Config};
-use crate::data::format::describe;
+use crate::config::{Columns, Config, ConfigError};
+use crate::data::format::{ASKED, PROMPTS, describe, named as names};
 use crate::digest;
 
 /// A record: its fields, and where it was read.
@@ -51,6 +51,10 @@ pub(crate) fn objects(
         }
     }
     refuse(errors)?;
+    check_parts(&columns, |part| {
+        let mut all = objects.iter();
+        all.any(|(_, fields)| fields.contains_key(part))
+    })?;
     Ok((objects, digest::short(hash)))
 }
 
@@ -83,7 +87,15 @@ pub(crate) fn all_objects(config: &Config) -> Result<Vec<FileObjects>, DataError
         }
         Ok((file, found))
     });
-    files.collect()
+    let files: Vec<FileObjects> = files.collect::<Result<_, DataError>>()?;
+    let all = || files.iter().flat_map(|(_, found)| found);
+    if all().all(Result::is_ok) {
+        check_parts(&columns, |part| {
+            let mut all = all().flatten();
+            all.any(|(_, fields)| fields.contains_key(part))
+        })?;
+    }
+    Ok(files)
 }
 
 /// The fields of the first record, as they are named in the file; `None` where it cannot be read.
@@ -131,12 +143,49 @@ fn object(record: RawRecord, columns: &Columns) -> Result<Object, DataError> {
             reason: format!("expected an object, found {}", describe(Some(&value))),
         });
     };
+    check_prompt(&source, &fields, columns)?;
     for (ours, theirs) in columns.iter() {
         if let Some(value) = fields.remove(theirs) {
             fields.insert(ours.to_owned(), value);
         }
     }
     Ok((source, fields))
+}
+
+/// Refuses a record without the field that `--columns` names for the prompt.
+fn check_prompt(
+    source: &Source,
+    fields: &Map<String, Value>,
+    columns: &Columns,
+) -> Result<(), DataError> {
+    let named = columns.iter().filter(|(ours, _)| PROMPTS.contains(ours));
+    let mut named = named.peekable();
+    let Some(&(ours, theirs)) = named.peek() else {
+        return Ok(());
+    };
+    match named.any(|(_, theirs)| fields.contains_key(theirs)) {
+        true => Ok(()),
+        false => Err(DataError::Render {
+            source_place: source.clone(),
+            reason: format!(
+                "--columns {ours}={theirs} names a field that is not there; found {}",
+                names(fields)
+            ),
+        }),
+    }
+}
+
+/// Refuses a part of the prompt whose field is in no record.
+fn check_parts(columns: &Columns, is_there: impl Fn(&str) -> bool) -> Result<(), DataError> {
+    let mut parts = columns.iter().filter(|(ours, _)| ASKED.contains(ours));
+    match parts.find(|(ours, _)| !is_there(ours)) {
+        None => Ok(()),
+        Some((ours, theirs)) => Err(DataError::Columns(ConfigError::Value {
+            flag: "columns",
+            expected: "fields that a record has".to_owned(),
+            found: format!("`{ours}={theirs}`"),
+        })),
+    }
 }
 
 impl Example {

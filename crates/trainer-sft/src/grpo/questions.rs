@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
-use crate::data::format::{ASKED, has_other_history};
+use crate::data::format::{ASKED, has_other_history, hint_to_ask};
 use crate::data::objects::{Object, all_objects, objects, refuse};
 use crate::data::render::Rendered;
 use crate::data::survey::{FileCounts, Print, Survey, Surveyed};
@@ -174,6 +174,13 @@ fn question(
     let prompt = prompts::of_record(source, &fields, format);
     let prompt = prompt.map_err(|error| match error {
         error @ DataError::TeachesNothing { .. } => Unfit::LeftOut(error),
+        DataError::Render {
+            source_place,
+            reason,
+        } => Unfit::Wrong(DataError::Render {
+            source_place,
+            reason: reason + &hint_to_ask(&fields),
+        }),
         error => Unfit::Wrong(error),
     })?;
     let found = prompt.tokens.len();

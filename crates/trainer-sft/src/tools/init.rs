@@ -9,17 +9,17 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use self::answers::{
-    local_model, named_data, named_device, named_method, named_model, named_reward, named_thinking,
-    note_absent, positive, refused, usual_method,
+    columns_of, local_model, named_data, named_device, named_method, named_model, named_reward,
+    named_thinking, note_absent, positive, refused, usual_method,
 };
 use self::dialog::Dialog;
 use super::ToolError;
 use super::check::problems_of;
 use super::error::io_error;
 use crate::chat_format::ChatFormat;
-use crate::commands::Commands;
+use crate::commands::{Commands, quoted};
 use crate::config::args::{Args, number};
-use crate::config::{Config, Method, Thinking};
+use crate::config::{Columns, Config, Method, Thinking};
 use crate::data::files;
 use crate::output::can_be_made;
 use crate::sample_data;
@@ -38,6 +38,10 @@ pub struct InitArgs {
     /// Data to learn from: files, folders, glob patterns
     #[arg(long, value_name = "DATA", visible_alias = "train-file", num_args = 1..)]
     pub data: Vec<PathBuf>,
+
+    /// Names of the fields in the data, as in training [default: the ones that read the first record]
+    #[arg(long, value_name = "PART=FIELD", value_delimiter = ',')]
+    pub columns: Vec<String>,
 
     /// What is learnt, as in training [default: sft]
     #[arg(long, value_enum)]
@@ -85,10 +89,11 @@ pub(super) fn init(args: &InitArgs, commands: Commands) -> Result<String, ToolEr
     let settings = args.settings(dialog)?;
     let text = file::text(&settings)?;
     write(args, &text)?;
-    let file = args.file.display();
+    let written = args.file.display();
+    let file = quoted(&written.to_string());
     let Commands { tool, train, .. } = commands;
     Ok(format!(
-        "Written to {file}\nLook at the data: {tool} check --config {file}\nTrain: {train} --config {file}\n"
+        "Written to {written}\nLook at the data: {tool} check --config {file}\nTrain: {train} --config {file}\n"
     ))
 }
 
@@ -184,6 +189,7 @@ impl InitArgs {
                 }
                 ([], None) => return Err(refused("data")("none".to_owned())),
                 (data, _) => {
+                    refuse_settings(data)?;
                     files::expand(data)?;
                     data.to_vec()
                 }
@@ -195,6 +201,7 @@ impl InitArgs {
                 }
                 (method, _) => method,
             };
+            settings.data.columns = self.named_columns(settings, dialog)?;
             self.reward(settings, dialog)?;
             self.think(settings, dialog)?;
             let problem = match look_at(settings) {
@@ -211,6 +218,31 @@ impl InitArgs {
                 _ => return Err(refused("data")(problem)),
             }
         }
+    }
+
+    /// The columns of the flag or, where the first record has other names than a run reads, the ones that read it.
+    fn named_columns(
+        &self,
+        settings: &Args,
+        dialog: &mut Option<Dialog<'_>>,
+    ) -> Result<Vec<String>, ToolError> {
+        if !self.columns.is_empty() {
+            Columns::parse(&self.columns)?;
+            return Ok(self.columns.clone());
+        }
+        let method = settings.method.method.unwrap_or(Method::Sft);
+        let columns = columns_of(&settings.data.data, method);
+        if !columns.is_empty() {
+            let text = format!(
+                "The data has its own names of fields: it is read with --columns {}",
+                columns.join(",")
+            );
+            match dialog {
+                Some(dialog) => dialog.say(&text),
+                None => tracing::info!("{text}"),
+            }
+        }
+        Ok(columns)
     }
 
     /// The rewards of GRPO.
@@ -248,6 +280,19 @@ impl InitArgs {
             settings.data.thinking = Some(answer);
         }
         Ok(())
+    }
+}
+
+/// Refuses a FILE that --data has taken, since it takes all words after it.
+fn refuse_settings(data: &[PathBuf]) -> Result<(), ToolError> {
+    let is_settings = |path: &&PathBuf| path.extension().is_some_and(|end| end == "toml");
+    match data.iter().find(is_settings) {
+        None => Ok(()),
+        Some(path) => Err(ToolError::Flag {
+            flag: "data",
+            expected: "data; the file to write stands before --data".to_owned(),
+            found: path.display().to_string(),
+        }),
     }
 }
 
@@ -332,6 +377,19 @@ mod tests {
             assert!(printed.contains(&format!("{number}. ")), "{printed}");
         }
         assert!(!printed.contains("7. "), "{printed}");
+    }
+
+    #[test]
+    fn other_names_of_fields_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.jsonl");
+        std::fs::write(&path, "{\"question\": \"Hi?\", \"answer\": \"Yes.\"}\n").unwrap();
+        let answers = format!("\n{}\n\ncpu\n2\n\n", path.display());
+        let (settings, printed) = ask(&InitArgs::default(), &answers);
+        let columns = settings.unwrap().data.columns;
+        assert_eq!(columns, ["prompt=question", "completion=answer"]);
+        let told = "it is read with --columns prompt=question,completion=answer";
+        assert!(printed.contains(told), "{printed}");
     }
 
     #[test]

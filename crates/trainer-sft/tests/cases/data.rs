@@ -117,6 +117,22 @@ fn columns_name_the_fields_of_other_data_sets() {
             json!({"prompt": "2+2?", "response": "Four"}),
             "prompt=prompt,completion=response",
         ),
+        (
+            json!({"Prompt": "2+2?", "Completion": "Four"}),
+            "prompt=Prompt,completion=Completion",
+        ),
+        (
+            json!({"Instruction": "2+2?", "Input": "Numbers.", "Output": "Four"}),
+            "instruction=Instruction,input=Input,output=Output",
+        ),
+        (
+            json!({"system_prompt": "Be brief.", "question": "2+2?", "response": "Four"}),
+            "prompt=question,completion=response,system=system_prompt",
+        ),
+        (
+            json!({"Messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four"}]}),
+            "messages=Messages",
+        ),
     ] {
         let said = preview(std::slice::from_ref(&record), &[]);
         let hint = format!("(read it with --columns {flag})");
@@ -145,6 +161,31 @@ fn columns_name_the_fields_of_other_data_sets() {
         &["--columns", "prompt=prompt,completion=completion"],
     );
     assert_eq!(learnt(&said), ["b<|im_end|>"]);
+}
+
+/// Data sets whose answers stand where no flag reaches them.
+#[test]
+fn keys_that_are_there_are_named_where_one_is_missing() {
+    let calls = json!([{"name": "look", "arguments": {}}]);
+    for (record, expected) in [
+        (
+            json!({"query": "Hi?", "answers": calls, "tools": []}),
+            "field `response`: expected text; calls are learnt in `messages`, as `tool_calls` of the assistant, found nothing \
+             among `query`, `answers`, `tools`",
+        ),
+        (
+            json!({"conversation": [{"input": "Hi?", "output": "Yes."}], "source": "x"}),
+            "field `conversation[0].role`: expected one of system, user, assistant, tool, found nothing among `input`, `output`",
+        ),
+        (json!({"": "a", "b": "c"}), "found `(no name)`, `b`"),
+    ] {
+        let said = preview(&[record], &[]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{}",
+            said.err
+        );
+    }
 }
 
 #[test]

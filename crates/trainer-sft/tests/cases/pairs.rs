@@ -163,7 +163,43 @@ fn columns_for_the_wanted_answers_name_the_question() {
     for (record, expected) in [
         (
             json!({"instruction": "a", "input": "", "chosen": "b", "rejected": "c"}),
-            "give --columns prompt=instruction,completion=chosen",
+            "give --columns instruction=instruction,input=input,output=chosen",
+        ),
+        (
+            json!({"input": "a", "chosen": "b", "rejected": "c"}),
+            "give --columns prompt=input,completion=chosen",
+        ),
+        (
+            json!({"prompt": "a", "chosen": [user("a"), says("b")], "rejected": [user("a"), says("c")]}),
+            "give --columns messages=chosen",
+        ),
+        (
+            json!({"system": "Be brief.", "question": "a", "chosen": "b", "rejected": "c", "history": [], "tools": "[]"}),
+            "give --columns prompt=question,completion=chosen,system=system,history=history,tools=tools",
+        ),
+        (
+            json!({"system_prompt": "Be brief.", "messages": [user("a")], "chosen": "b", "rejected": "c"}),
+            "give --columns prompt=messages,completion=chosen,system=system_prompt",
+        ),
+        (
+            json!({"messages": [user("a"), says("b")], "rejected_response": "c"}),
+            "give --columns messages=messages",
+        ),
+        (
+            json!({"chosen": "The sky", "rejected": "The sea"}),
+            "write each as the last turn of `messages`",
+        ),
+        (
+            json!({"input": {"messages": [user("a")]}, "preferred_output": [says("b")], "non_preferred_output": [says("c")]}),
+            "write each as the last turn of `messages`",
+        ),
+        (
+            json!({"messages": [user("a"), says("b")], "label": true}),
+            "to learn every answer, give --columns messages=messages",
+        ),
+        (
+            json!({"instruction": "a", "input": "", "output": "b", "kto_tag": true}),
+            "to learn every answer, give --columns instruction=instruction,input=input,output=output",
         ),
         (
             json!({"instruction": "a", "input": "x", "chosen": "b", "rejected": "c"}),
@@ -177,7 +213,106 @@ fn columns_for_the_wanted_answers_name_the_question() {
         let said = preview(std::slice::from_ref(&record), &[]);
         assert!(
             !said.is_success() && said.err.contains(expected),
-            "{}",
+            "{record}: {}",
+            said.err
+        );
+        // What is recommended is read.
+        if let Some((_, columns)) = said.err.split_once("give --columns ") {
+            let columns = columns.split_whitespace().next().unwrap();
+            let learnt = learnt(&preview(
+                std::slice::from_ref(&record),
+                &["--columns", columns],
+            ));
+            assert_eq!(learnt, ["b<|im_end|>"], "{record}");
+        }
+    }
+}
+
+#[test]
+fn a_hint_names_fields_that_are_there() {
+    let second = json!({"instruction": "A?", "question": "B?", "chosen": "A", "rejected": "B"});
+    let verdict = json!({"question": "a", "answer": "b", "label": true});
+    for (record, method, expected) in [
+        (
+            second,
+            "dpo",
+            "for example --columns prompt=instruction,chosen=chosen,rejected=rejected or --columns \
+             instruction=instruction,input=question,chosen=chosen,rejected=rejected",
+        ),
+        (
+            json!({"Prompt": "a", "chosen_response": "b", "rejected_response": "c"}),
+            "dpo",
+            "(read it with --columns prompt=Prompt,chosen=chosen_response,rejected=rejected_response)",
+        ),
+        (
+            verdict.clone(),
+            "kto",
+            "(read it with --columns prompt=question,completion=answer,label=label)",
+        ),
+        (verdict, "dpo", "says which field is"),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &["--method", method]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{record}: {}",
+            said.err
+        );
+    }
+}
+
+/// As LLaMA-Factory and ms-swift have verdicts.
+#[test]
+fn a_label_is_about_the_last_answer() {
+    let kto = ["--method", "kto"];
+    let turns = json!([user("Hi?"), says("A"), user("And?"), says("B")]);
+    let plain = json!({"prompt": "And?", "completion": "B", "label": false});
+    for (record, answer) in [
+        (json!({"messages": turns, "label": true}), "B"),
+        (json!({"messages": turns, "kto_tag": "false"}), "B"),
+        (
+            json!({"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "A"}], "kto_tag": true}),
+            "A",
+        ),
+        (
+            json!({"instruction": "Count", "input": "to B", "output": "B", "kto_tag": true}),
+            "B",
+        ),
+        (json!({"query": "Hi?", "response": "B", "label": 1}), "B"),
+        (
+            json!({"prompt": "Hi?", "completion": "B", "kto_tag": 0}),
+            "B",
+        ),
+    ] {
+        let said = preview(&[record.clone(), plain.clone()], &kto);
+        assert_eq!(
+            learnt(&said),
+            [format!("{answer}<|im_end|>"), "B<|im_end|>".into()],
+            "{record}"
+        );
+        assert!(!said.err.contains("not used"), "{record}: {}", said.err);
+    }
+    for (record, expected) in [
+        (
+            json!({"messages": turns, "label": true, "kto_tag": false}),
+            "field `kto_tag`: expected nothing else than `label` says",
+        ),
+        (
+            json!({"messages": [user("Hi?")], "label": true}),
+            "field `completion`: expected text or messages, found nothing",
+        ),
+        (
+            json!({"messages": turns, "output": "C", "label": true}),
+            "field `messages`: expected turns that end before the answers",
+        ),
+        (
+            json!({"messages": [user("Hi?"), {"role": "assistant", "content": 5}], "label": true}),
+            "field `messages[1].content`: expected text",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &kto);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{record}: {}",
             said.err
         );
     }

@@ -177,6 +177,12 @@ fn lines_are_counted_with_every_line_break() {
 }
 
 #[test]
+fn a_column_without_a_name_is_told() {
+    let said = table(",prompt,completion\n0,Hi,one\n", &[]);
+    assert!(said.err.contains("not used: (no name)"), "{}", said.err);
+}
+
+#[test]
 fn headers_that_cannot_be_read_are_named() {
     for (text, expected) in [
         (

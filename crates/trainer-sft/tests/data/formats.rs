@@ -53,7 +53,7 @@ fn what_is_proposed_for_data_of_another_kind_is_about_its_own_keys() {
             "prompt=",
         ),
         (
-            json!({"messages": [{"role": "user", "content": "a"}], "label": true}),
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": true}),
             "--columns messages=messages",
             "prompt=",
         ),

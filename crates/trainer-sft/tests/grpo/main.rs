@@ -173,7 +173,7 @@ fn records_without_a_prompt_or_an_answer_are_named() {
     for expected in [
         "the data has 2 malformed records",
         "records[1]: field `answer`: --reward exact_match expected a text or a number, found no such field",
-        "records[2]: expected a record with `prompt` or `messages`, found answer",
+        "records[2]: expected a record with `prompt` or `messages`, found `answer`",
     ] {
         assert!(said.contains(expected), "{said}");
     }

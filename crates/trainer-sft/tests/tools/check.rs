@@ -498,3 +498,67 @@ fn prompts_for_rewards_are_read_as_a_run_reads_them() {
     let expected = "--tokens-per-second would have no effect with --method grpo";
     assert!(said.err.contains(expected), "{}", said.err);
 }
+
+/// A flag with several values ends before the data, which has no flag of its own.
+#[test]
+fn flags_of_a_check_take_no_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("t.jsonl");
+    fs::write(&path, "{\"question\": \"Hi?\", \"answer\": \"Yes.\"}\n").unwrap();
+    let path = text_of(&path);
+    let columns = "prompt=question,completion=answer";
+    for flags in [
+        &["--columns", columns, path][..],
+        &[
+            "--columns",
+            "prompt=question",
+            "--columns",
+            "completion=answer",
+            path,
+        ],
+        &[
+            "--columns",
+            columns,
+            "--target-modules",
+            "q_proj,v_proj",
+            path,
+        ],
+        &["--columns", columns, "--report-to", "none", path],
+        &["--columns", columns, "--eval-data", path, path],
+        &["--columns", columns, "--data", path, path],
+    ] {
+        let said = succeed(&[&["check", "--device", "cpu"], flags].concat());
+        assert!(said.contains("none: a run takes this data"), "{said}");
+    }
+}
+
+#[test]
+fn prompts_of_grpo_are_in_the_field_that_is_named() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("t.jsonl");
+    fs::write(&path, "{\"question\": \"Hi?\", \"answer\": \"Yes.\"}\n").unwrap();
+    let flags = [
+        "check",
+        text_of(&path),
+        "--method",
+        "grpo",
+        "--reward",
+        "exact_match",
+    ];
+    let said = program(&flags);
+    let hint = "(read it with --columns prompt=question)";
+    assert!(said.out.contains(hint), "{}{}", said.out, said.err);
+    succeed(&[&flags[..], &["--columns", "prompt=question"]].concat());
+    let said = program(&[&flags[..], &["--columns", "prompt=problem"]].concat());
+    let expected =
+        "--columns prompt=problem names a field that is not there; found `question`, `answer`";
+    assert!(said.out.contains(expected), "{}{}", said.out, said.err);
+    let said = program(&[&flags[..], &["--columns", "prompt=question,system=persona"]].concat());
+    let expected = "--columns: expected fields that a record has, found `system=persona`";
+    assert!(
+        !said.is_success() && said.err.contains(expected),
+        "{}{}",
+        said.out,
+        said.err
+    );
+}

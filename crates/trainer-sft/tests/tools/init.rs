@@ -11,7 +11,7 @@ fn flags_make_a_file_that_a_run_and_a_check_take_at_once() {
     let folder = TempDir::new().unwrap();
     let data = data_folder().join("train.jsonl");
     let output = folder.path().join("out");
-    let file = folder.path().join("run.toml");
+    let file = folder.path().join("my run.toml");
     let model = data_folder().join("model");
     let own = ["init", text_of(&file), "--data", text_of(&data)];
     let all = [
@@ -23,7 +23,7 @@ fn flags_make_a_file_that_a_run_and_a_check_take_at_once() {
     // All is said: nothing is left to ask.
     let said = succeed(&all);
     assert!(
-        said.contains("Train: cargo run -p trainer-sft -- --config "),
+        said.contains("Train: cargo run -p trainer-sft -- --config '/"),
         "{said}"
     );
     let checked = succeed(&["check", "--config", text_of(&file)]);
@@ -86,4 +86,59 @@ fn without_a_terminal_the_flags_are_named() {
     let model = ["--model", "Qwen/Qwen2.5-0.5B-Instruct"];
     let said = program(&[&own[..], &data, &model].concat());
     assert!(said.is_success(), "{}", said.err);
+}
+
+#[test]
+fn columns_are_taken_or_found() {
+    let folder = TempDir::new().unwrap();
+    let (data, file) = (
+        folder.path().join("t.jsonl"),
+        folder.path().join("run.toml"),
+    );
+    let own = [
+        "init",
+        text_of(&file),
+        "--yes",
+        "--force",
+        "--data",
+        text_of(&data),
+    ];
+    let question = "{\"question\": \"Hi?\", \"answer\": \"Yes.\"}\n";
+    let pair = "{\"problem\": \"Hi?\", \"chosen\": \"Yes.\", \"rejected\": \"No.\"}\n";
+    let grpo = ["--method", "grpo", "--reward", "exact_match"];
+    for (text, flags, expected) in [
+        (
+            question,
+            &[][..],
+            &["prompt=question", "completion=answer"][..],
+        ),
+        (question, &grpo, &["prompt=question"]),
+        (
+            pair,
+            &["--method", "dpo"],
+            &["prompt=problem", "chosen=chosen", "rejected=rejected"],
+        ),
+        (
+            question,
+            &["--columns", "prompt=answer,completion=question"],
+            &["prompt=answer", "completion=question"],
+        ),
+    ] {
+        fs::write(&data, text).unwrap();
+        succeed(&[&own[..], flags].concat());
+        let written = fs::read_to_string(&file).unwrap();
+        let settings: toml::Table = written.parse().unwrap();
+        let columns = settings["columns"].as_array().unwrap().iter();
+        let columns: Vec<&str> = columns.map(|column| column.as_str().unwrap()).collect();
+        assert_eq!(columns, expected, "{written}");
+        succeed(&["check", "--config", text_of(&file)]);
+    }
+    let wrong = [&own[..], &["--columns", "bogus=x"]].concat();
+    refuse(&wrong, &["--columns: expected one of"]);
+    // FILE has no flag, and --data takes all words after it.
+    let wrong = ["init", "--yes", "--data", text_of(&data), text_of(&file)];
+    refuse(
+        &wrong,
+        &["--data: expected data", "run.toml", "before --data"],
+    );
 }

@@ -6,6 +6,7 @@ use super::super::error::DataError;
 use super::super::example::Source;
 use super::Extras;
 use super::reader::{Reader, is_filled};
+use super::refused::named;
 use super::turns::{Turn, after_system, is_of_assistant, plain, start_of_answer};
 use crate::config::Columns;
 
@@ -73,10 +74,9 @@ impl Reader<'_> {
         let filled = |key: &&str| is_filled(self.fields.get(*key));
         let found = PROMPTS.into_iter().find(filled);
         let Some(key) = found.or_else(|| PROMPTS.into_iter().find(is_there)) else {
-            let keys: Vec<&str> = self.fields.keys().map(String::as_str).collect();
-            let found = match keys.is_empty() {
+            let found = match self.fields.is_empty() {
                 true => "no field".to_owned(),
-                false => keys.join(", "),
+                false => named(self.fields),
             };
             return Err(self.wrong(format!(
                 "expected a record with `prompt` or `messages`, found {found}"

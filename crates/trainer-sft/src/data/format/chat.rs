@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::super::cells::speaker;
 use super::super::error::DataError;
 use super::reader::Reader;
 use super::turns::{Turn, after_system, plain};
@@ -55,7 +56,13 @@ impl Reader<'_> {
         if !self.fields.contains_key("completion") && self.columns_flag().is_some() {
             return Err(self.unknown_format());
         }
-        let is_list = |key: &str| matches!(self.fields.get(key), Some(Value::Array(_)));
+        let turns_of = |key: &str| match self.fields.get(key) {
+            Some(Value::Array(_)) => Some(self.list(key, "messages")),
+            // LLaMA-Factory's single message.
+            Some(message) if speaker(message).is_some() => Some(Ok(vec![message.clone()])),
+            _ => None,
+        };
+        let is_list = |key: &str| turns_of(key).is_some();
         if !is_list("prompt") && !is_list("completion") {
             let (prompt, completion) = (self.text("prompt")?, self.to_learn("completion")?);
             let mut turns = self.turns_of_history()?;
@@ -72,11 +79,11 @@ impl Reader<'_> {
         }
         let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
-            if !is_list(key) {
+            let Some(items) = turns_of(key) else {
                 turns.push(plain(role, &self.text(key)?));
                 continue;
-            }
-            let items = self.list(key, "messages")?;
+            };
+            let items = items?;
             let start = if key == "prompt" { items.len() } else { 0 };
             turns.extend(self.turns(key, &items, start)?);
         }

@@ -4,9 +4,10 @@ use serde_json::Value;
 
 use super::super::error::DataError;
 use super::super::example::Source;
+use super::hints::flag;
 use super::reader::{Reader, describe, is_filled};
-use super::refused::verdict_of;
-use super::turns::is_of_assistant;
+use super::refused::{named, verdict_of};
+use super::turns::{is_of_assistant, start_of_answer};
 use super::{Content, Format, Record, fields_of};
 use crate::config::{Columns, Method};
 
@@ -66,7 +67,8 @@ impl Answers {
         let is_kto = method == Method::Kto;
         // What has no value counts where nothing else says what the record is.
         let kind = |has: &dyn Fn(&str) -> bool| {
-            if is_kto && has("completion") && has("label") {
+            let is_answered = || has("completion") || reader.start_of_judged().is_some();
+            if is_kto && has("label") && is_answered() {
                 Some(Format::Verdict)
             } else {
                 (has("chosen") && has("rejected")).then_some(Format::Preference)
@@ -104,8 +106,9 @@ impl Reader<'_> {
         };
         let filled = |key: &&&str| self.fields.contains_key(**key);
         let other = self.fields.contains_key("label") && !is_kto;
+        let has_hint = own.columns.is_empty() && own.columns_to_compare(method).is_some();
         match keys.iter().find(filled) {
-            Some(key) if !other => {
+            Some(key) if !other && !has_hint => {
                 let missing = partner(key);
                 let expected = match missing {
                     "label" => "true or false",
@@ -117,31 +120,38 @@ impl Reader<'_> {
                 source_place: self.source.clone(),
                 method: method.name(),
                 expected: expected_of(method),
-                found: own.found_preference(),
+                found: own.found_preference(method),
             },
         }
     }
 
     /// The keys of a record of another method, and what reads them.
-    fn found_preference(&self) -> String {
+    fn found_preference(&self, method: Method) -> String {
         let fields = self.fields;
-        let names: Vec<_> = fields
-            .keys()
-            .take(8)
-            .map(|key| format!("`{key}`"))
-            .collect();
-        let found = match names.is_empty() {
+        let found = match fields.is_empty() {
             true => "no keys at all".to_owned(),
-            false => names.join(", "),
+            false => named(fields),
         };
         let is_kto = fields.contains_key("completion") && fields.contains_key("label");
-        let read = match is_kto {
-            true => "these are judged answers, which --method kto learns from",
-            false => {
-                "--columns says which field is which, for example --columns prompt=question,chosen=better,rejected=worse; --method sft learns from single answers"
-            }
+        let columns = self
+            .columns_to_compare(method)
+            .and_then(|columns| flag(&columns));
+        let read = match (is_kto, columns) {
+            (true, _) => "these are judged answers, which --method kto learns from".to_owned(),
+            (false, Some(flag)) => format!("read it with {flag}"),
+            (false, None) => "--columns says which field is `prompt`, `chosen` and `rejected`; --method sft learns from single answers".to_owned(),
         };
         format!("{found} ({read})")
+    }
+
+    /// Where the answer begins that a label is about, in turns that end with it.
+    fn start_of_judged(&self) -> Option<usize> {
+        match self.value("prompt") {
+            Some(Value::Array(turns)) if !is_filled(self.fields.get("completion")) => {
+                start_of_answer(turns)
+            }
+            _ => None,
+        }
     }
 
     /// `prompt`, `completion` and `label`; `own` has the fields by the record's own names.
@@ -150,9 +160,19 @@ impl Reader<'_> {
         let Some(is_wanted) = label.and_then(verdict_of) else {
             return Err(self.error("label", "true or false", label));
         };
-        self.refuse_second(own)?;
+        let content = match (self.value("prompt"), self.start_of_judged()) {
+            (Some(Value::Array(turns)), Some(start)) => {
+                let texts: Vec<&str> = turns.iter().filter_map(text_of_turn).collect();
+                own.refuse_second_question(&texts)?;
+                self.turns_after("prompt", turns, start)?
+            }
+            _ => {
+                self.refuse_second(own)?;
+                self.own_prompt("completion")?
+            }
+        };
         Ok(Answer {
-            record: self.record(self.own_prompt("completion")?, Format::Verdict),
+            record: self.record(content, Format::Verdict),
             is_wanted,
             is_plain: false,
         })
@@ -305,7 +325,9 @@ impl Reader<'_> {
 /// The keys that `method` takes.
 fn expected_of(method: Method) -> &'static str {
     match method {
-        Method::Kto => "`prompt`, `completion` and `label`, or `prompt`, `chosen` and `rejected`",
+        Method::Kto => {
+            "`prompt`, `completion` and `label`, `messages` and `label`, or `prompt`, `chosen` and `rejected`"
+        }
         _ => "`prompt`, `chosen` and `rejected`",
     }
 }

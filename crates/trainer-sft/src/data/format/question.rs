@@ -3,13 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::super::error::DataError;
+use super::hints::flag;
 use super::reader::{Reader, is_filled};
-use super::refused::QUESTIONS;
 use super::turns::{after_system, plain, speaker_role};
-use crate::config::Columns;
+use crate::config::{Columns, Method};
 
 /// Lists of turns that may be the question, in the order in which they are looked for.
-const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
+pub(super) const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
 /// Texts that may be the question.
 const TEXTS: [&str; 3] = ["instruction", "question", "query"];
 /// What the answers are called in OpenAI's files.
@@ -17,11 +17,13 @@ const OPENAI: [(&str, &str); 2] = [
     ("chosen", "preferred_output"),
     ("rejected", "non_preferred_output"),
 ];
+/// Texts that may be the answer that a label is about.
+const JUDGED: [&str; 2] = ["output", "response"];
 /// What a text without a chat template has no place for.
 const OF_TEMPLATE: [&str; 4] = ["system", "tools", "functions", "chat_template_kwargs"];
 
 /// The items of a list, which a table has as JSON; `None` for what is none, and for an empty one.
-fn listed(value: &Value) -> Option<Vec<Value>> {
+pub(super) fn listed(value: &Value) -> Option<Vec<Value>> {
     let items = match value {
         Value::Array(items) => items.clone(),
         Value::String(text) if text.trim_start().starts_with('[') => {
@@ -61,6 +63,11 @@ pub(super) fn is_question(key: &str) -> bool {
     LISTS.contains(&key) || TEXTS.contains(&key) || ["input", "history"].contains(&key)
 }
 
+/// Whether this key of a record is its answer, where it has a label and no `completion`.
+pub(super) fn is_answer(key: &str) -> bool {
+    JUDGED.contains(&key)
+}
+
 /// Whether this key of a record is an answer of OpenAI's.
 pub(super) fn is_openai_answer(key: &str) -> bool {
     OPENAI.iter().any(|(_, theirs)| *theirs == key)
@@ -79,6 +86,24 @@ impl Reader<'_> {
             if let Some(value) = value.filter(|value| is_filled(Some(value))) {
                 self.refuse_two(ours, theirs, &value)?;
                 name(&mut fields, ours, theirs, value);
+            }
+        }
+        if let Some(value) = fields
+            .shift_remove("kto_tag")
+            .filter(|value| is_filled(Some(value)))
+        {
+            self.refuse_two("label", "kto_tag", &value)?;
+            name(&mut fields, "label", "kto_tag", value);
+        }
+        if is_filled(fields.get("label")) && !is_filled(fields.get("completion")) {
+            let answer = JUDGED.iter().find(|key| is_filled(self.fields.get(**key)));
+            if let Some(key) = answer {
+                name(
+                    &mut fields,
+                    "completion",
+                    &self.own_name(key),
+                    self.fields[*key].clone(),
+                );
             }
         }
         if let Some(Value::Object(input)) = self.fields.get("input") {
@@ -181,13 +206,38 @@ impl Reader<'_> {
                 !said.is_empty() && (said.contains(other) || other.contains(said))
             };
             if !other.is_empty() && !said.iter().any(is_said) {
-                let expected = "no second question: leave it out, or say with --columns which one counts, for example \
-                                --columns prompt=prompt,chosen=chosen,rejected=rejected or \
-                                --columns instruction=prompt,input=input,chosen=chosen,rejected=rejected";
-                return Err(self.error(key, expected, self.fields.get(key)));
+                return Err(self.error(key, &self.one_question(key), self.fields.get(key)));
             }
         }
         Ok(())
+    }
+
+    /// What is expected beside a question, where `second` says something else.
+    fn one_question(&self, second: &'static str) -> String {
+        let keys = LISTS
+            .into_iter()
+            .chain(["prompt"])
+            .chain(TEXTS)
+            .chain(["input"]);
+        let first = keys
+            .filter(|key| *key != second)
+            .find(|key| is_filled(self.fields.get(*key)));
+        let answers = self.compared().unwrap_or_default();
+        let columns = |question: &[(&'static str, &'static str)]| {
+            let pairs = question.iter().map(|(part, field)| (*part, *field));
+            flag(&pairs.chain(answers.iter().copied()).collect())
+        };
+        let mut ways = Vec::new();
+        if let Some(first) = first {
+            ways.extend(columns(&[("prompt", first)]));
+            let is_text = self.fields[first].is_string();
+            let both = is_text.then(|| columns(&[("instruction", first), ("input", second)]));
+            ways.extend(both.flatten());
+        }
+        format!(
+            "no second question: leave it out, or say with --columns which one counts, for example {}",
+            ways.join(" or ")
+        )
     }
 
     /// Refuses what stands beside two texts that begin with their own prompt, and would not be seen.
@@ -198,14 +248,16 @@ impl Reader<'_> {
                 return Err(self.error(key, expected, self.fields.get(key)));
             }
         }
-        let is_question = |key: &&str| *key != "source" && is_filled(self.fields.get(*key));
-        match QUESTIONS.into_iter().find(is_question) {
-            Some(key) if self.columns.is_empty() => {
-                let expected = format!(
-                    "a question under `prompt`: give --columns prompt={key},chosen=chosen,rejected=rejected"
-                );
-                let found = format!("`{key}`");
-                Err(self.error_found("prompt", &expected, found))
+        let columns = self
+            .columns_to_compare(Method::Dpo)
+            .filter(|_| self.columns.is_empty());
+        let question = columns
+            .as_ref()
+            .and_then(|columns| Some(columns.first()?.1));
+        match (question, columns.as_ref().and_then(flag)) {
+            (Some(question), Some(flag)) => {
+                let expected = format!("a question under `prompt`: give {flag}");
+                Err(self.error_found("prompt", &expected, format!("`{question}`")))
             }
             _ => Ok(()),
         }

@@ -6,6 +6,7 @@ use super::super::error::DataError;
 use super::super::example::Source;
 use super::super::wide;
 use super::Extras;
+use super::refused::named;
 use crate::config::Columns;
 
 /// Reads fields of one record; errors know the record's place and its own names of the fields.
@@ -70,11 +71,26 @@ impl Reader<'_> {
     pub(super) fn to_learn(&self, key: &str) -> Result<String, DataError> {
         let text = match self.fields.get(key) {
             Some(Value::Null) => String::new(),
+            None if self.columns.is_empty() => {
+                let found = format!("nothing among {}", named(self.fields));
+                return Err(self.error_found(key, &self.expected_text(), found));
+            }
             _ => self.text(key)?,
         };
         match text.trim().is_empty() {
             true => Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key)))),
             false => Ok(text),
+        }
+    }
+
+    /// What is expected of an answer that is missing.
+    fn expected_text(&self) -> String {
+        match self.value("answers") {
+            // As in xLAM's data.
+            Some(_) => {
+                "text; calls are learnt in `messages`, as `tool_calls` of the assistant".into()
+            }
+            None => "text".into(),
         }
     }
 

@@ -3,9 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::super::error::DataError;
+use super::super::names::shown_key;
 use super::Format;
+use super::hints::{ANSWERS, REJECTED, WANTED, flag};
 use super::marks::is_mark_of_record;
-use super::question::{is_openai_answer, is_question};
+use super::question::{is_answer, is_openai_answer, is_question};
 use super::reader::{Reader, is_filled};
 
 /// The accepted keys.
@@ -28,37 +30,6 @@ const KEYS: [&str; 18] = [
     "functions",
     "chat_template_kwargs",
     "weight",
-];
-/// Names of questions and answers in data sets of the Hub, in the order in which they are looked for.
-pub(super) const QUESTIONS: [&str; 12] = [
-    "question",
-    "query",
-    "prompt",
-    "instruction",
-    "INSTRUCTION",
-    "problem",
-    "human",
-    "user",
-    "message_1",
-    "article",
-    "document",
-    "source",
-];
-const ANSWERS: [&str; 14] = [
-    "answer",
-    "response",
-    "RESPONSE",
-    "completion",
-    "output",
-    "solution",
-    "generation",
-    "assistant",
-    "bot",
-    "message_2",
-    "summary",
-    "target",
-    "label_text",
-    "reply",
 ];
 /// Keys that only data of preference training has.
 const PREFERENCE: [&str; 8] = [
@@ -92,12 +63,10 @@ impl Reader<'_> {
         }
         let filled = |key: &str| is_filled(self.fields.get(key));
         if let Some(key) = PREFERENCE.iter().find(|key| filled(key)) {
-            let wanted = self.wanted_columns();
+            let alone = self.to_learn_alone("the wanted answers alone", &WANTED);
             return Err(self.method(
                 format!("preference data (DPO, ORPO), recognised by `{key}`"),
-                &format!(
-                    "--method dpo or orpo learns from pairs; to learn the wanted answers alone{wanted}"
-                ),
+                &format!("--method dpo or orpo learns from pairs; {alone}"),
             ));
         }
         // Numbers and texts beside `text` are classes, and true and false are not.
@@ -111,15 +80,10 @@ impl Reader<'_> {
             } else {
                 "label"
             };
-            let every = match filled("messages") {
-                true => "messages=messages",
-                false => "prompt=prompt,completion=completion",
-            };
+            let every = self.to_learn_alone("every answer", &ANSWERS);
             return Err(self.method(
                 format!("data with a verdict on each answer (KTO), recognised by `{key}`"),
-                &format!(
-                    "--method kto learns from `prompt`, `completion` and `label`; to learn every answer, give --columns {every}"
-                ),
+                &format!("--method kto learns from `prompt`, `completion` and `label`; {every}"),
             ));
         }
         if filled("completions") && filled("labels") {
@@ -137,23 +101,25 @@ impl Reader<'_> {
         self.refuse_media()
     }
 
-    /// `--columns` for the wanted answers of preference data.
-    fn wanted_columns(&self) -> String {
-        let filled = |key: &&str| is_filled(self.fields.get(*key));
-        let question = QUESTIONS.into_iter().filter(|key| *key != "source");
-        let columns = match self.fields.get("chosen") {
-            _ if filled(&"messages") => "messages=messages".to_owned(),
-            Some(Value::Array(_)) if !filled(&"prompt") => "messages=chosen".to_owned(),
-            None => return ", say with --columns which field has them".to_owned(),
-            Some(_) => match ["prompt"].into_iter().chain(question).find(filled) {
-                Some("instruction") if filled(&"input") => {
-                    "instruction=instruction,input=input,output=chosen".to_owned()
-                }
-                Some(question) => format!("prompt={question},completion=chosen"),
-                None => "text=chosen".to_owned(),
-            },
+    /// What to do with one of `answers` alone, where another method learns from several or from verdicts.
+    fn to_learn_alone(&self, whose: &str, answers: &[&str]) -> String {
+        let texts = || {
+            let (field, _) = self.filled_text("chosen")?;
+            let is_alone = !REJECTED.iter().any(|key| is_filled(self.fields.get(*key)));
+            is_alone.then(|| vec![("text", field)])
         };
-        format!(", give --columns {columns}")
+        let columns = self.columns_to_learn(answers).or_else(texts);
+        match columns.and_then(|columns| flag(&columns)) {
+            Some(columns) => format!("to learn {whose}, give {columns}"),
+            None => format!(
+                "to learn {whose}, write each as the last turn of `messages`, or as the `completion` of a `prompt`"
+            ),
+        }
+    }
+
+    fn filled_text(&self, key: &str) -> Option<(&str, &Value)> {
+        let (key, value) = self.fields.get_key_value(key)?;
+        (value.is_string() && is_filled(Some(value))).then_some((key.as_str(), value))
     }
 
     /// Refuses what is no text.
@@ -204,8 +170,7 @@ impl Reader<'_> {
                 "`{only}`: a table with semicolons: separate its columns by commas, or by tabs in a .tsv file"
             );
         }
-        let names = fields.keys().take(8).map(|key| format!("`{key}`"));
-        let mut found = names.collect::<Vec<_>>().join(", ");
+        let mut found = named(fields);
         if let Some(columns) = self.columns_flag() {
             found.push_str(&format!(" (read it with {columns})"));
             return found;
@@ -221,20 +186,13 @@ impl Reader<'_> {
         }
         found
     }
+}
 
-    /// `--columns` for a record that has a question and an answer under other names.
-    pub(super) fn columns_flag(&self) -> Option<String> {
-        let has = |key: &&&str| self.fields.contains_key(**key);
-        let question = QUESTIONS.iter().find(has)?;
-        let answer = ANSWERS.iter().find(has)?;
-        let context = ["context", "input"].iter().find(has);
-        Some(match context {
-            Some(context) => {
-                format!("--columns instruction={question},input={context},output={answer}")
-            }
-            None => format!("--columns prompt={question},completion={answer}"),
-        })
-    }
+/// The first names of fields, for messages.
+pub(crate) fn named(fields: &Map<String, Value>) -> String {
+    let names = fields.keys().take(8);
+    let names = names.map(|key| format!("`{}`", shown_key(key)));
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// What a label says: true, false, 0 and 1, also as tables have them.
@@ -263,16 +221,19 @@ pub(crate) fn unused_keys(fields: &Map<String, Value>, format: Format) -> Vec<St
         Format::Segments => &["segments"],
         Format::Text => &["text"],
         Format::Preference => &["prompt", "chosen", "rejected"],
-        Format::Verdict => &["prompt", "completion", "label"],
+        Format::Verdict => &["prompt", "completion", "label", "kto_tag"],
     };
     let with_chat = ["system", "tools", "functions", "chat_template_kwargs"];
     let is_plain = matches!(format, Format::Text | Format::Segments);
     let is_compared = matches!(format, Format::Preference | Format::Verdict);
+    let is_verdict = format == Format::Verdict;
     let has_prompt = is_filled(fields.get("prompt"));
+    let has_completion = is_filled(fields.get("completion"));
     let is_used = |key: &str| {
         of_format.contains(&key)
             || (is_compared && (key == "history" || is_openai_answer(key)))
             || (is_compared && !has_prompt && is_question(key))
+            || (is_verdict && !has_completion && is_answer(key))
             || is_mark_of_record(key)
             || (!is_plain && with_chat.contains(&key))
     };

@@ -4,7 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::super::error::DataError;
 use super::parts::Parts;
-use super::reader::{Reader, is_filled};
+use super::reader::{Reader, describe, is_filled};
+use super::refused::named as keys_of;
 use super::{TurnKind, role_of};
 
 /// One turn: what the template gets, and what it is for learning.
@@ -96,8 +97,11 @@ impl Reader<'_> {
             .and_then(Value::as_str)
             .and_then(speaker_role)
         else {
-            let found = fields.get(keys.role);
-            return Err(self.error(field(keys.role), keys.roles, found));
+            let found = match fields.get(keys.role) {
+                None if !fields.is_empty() => format!("nothing among {}", keys_of(fields)),
+                found => describe(found),
+            };
+            return Err(self.error_found(field(keys.role), keys.roles, found));
         };
         for key in ["images", "image", "videos", "video", "audios", "audio"] {
             if is_filled(turn.get(key)) {

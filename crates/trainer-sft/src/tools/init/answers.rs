@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::config::args::number;
 use crate::config::{GrpoOptions, Method, Thinking};
 use crate::data::files;
+use crate::data::format::columns_for;
 use crate::data::objects::first_object;
 use crate::rewards::Rewards;
 use crate::tools::ToolError;
@@ -71,6 +72,14 @@ pub(super) fn named_data(text: &str) -> Result<Vec<PathBuf>, String> {
         Ok(_) => Ok(paths),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// The `--columns` that read the first record, where a run needs some; none for standard input, which can be read once.
+pub(super) fn columns_of(data: &[PathBuf], method: Method) -> Vec<String> {
+    let is_stream = data.iter().any(|path| path.as_os_str() == files::STDIN);
+    let fields = (!is_stream).then(|| first_object(data)).flatten();
+    let columns = fields.and_then(|fields| columns_for(&fields, method));
+    columns.unwrap_or_default()
 }
 
 /// The method that the first record looks like data of.
