@@ -115,11 +115,12 @@ impl RawRecord {
         match serde_json::from_str(text) {
             Ok(value) => Ok((source, value)),
             Err(error) => {
-                let hint = match error.is_eof() && source.place == Place::Line(1) {
-                    true => {
-                        " (a record has to be on one line; a file with line breaks inside records has to be one JSON array)"
-                    }
-                    false => "",
+                let hint = if error.is_eof() && source.place == Place::Line(1) {
+                    " (a record has to be on one line; a file with line breaks inside records has to be one JSON array)"
+                } else if is_line && text.contains('\r') {
+                    " (the lines end in carriage returns alone: convert the file, for example with `tr '\\r' '\\n'`)"
+                } else {
+                    ""
                 };
                 Err(DataError::Json {
                     place: place(error.line()),

@@ -147,6 +147,11 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
              file, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
         ),
         (
+            "old.jsonl",
+            b"{\"prompt\": \"Who?\", \"completion\": \"Mo.\"}\r{\"prompt\": \"Who?\", \"completion\": \"Mo.\"}\r",
+            "(the lines end in carriage returns alone: convert the file, for example with `tr '\\r' '\\n'`)",
+        ),
+        (
             "header.csv",
             b"fran\xe7ais,prompt\nOui,Yes\n",
             "header.csv: header: expected UTF-8 text, found byte 0xe7 at position 5",

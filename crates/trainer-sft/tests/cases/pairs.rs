@@ -297,6 +297,14 @@ fn a_label_is_about_the_last_answer() {
             "field `kto_tag`: expected nothing else than `label` says",
         ),
         (
+            json!({"query": "Hi?", "output": "A", "response": "B", "label": true}),
+            "field `response`: expected nothing else than `output` says",
+        ),
+        (
+            json!({"messages": turns, "chosen": "A", "rejected": "B", "label": 1}),
+            "field `messages`: expected turns that end before the answers",
+        ),
+        (
             json!({"messages": [user("Hi?")], "label": true}),
             "field `completion`: expected text or messages, found nothing",
         ),

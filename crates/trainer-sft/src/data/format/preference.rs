@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::super::error::DataError;
 use super::super::example::Source;
 use super::hints::flag;
+use super::question::has_answers;
 use super::reader::{Reader, describe, is_filled};
 use super::refused::{named, verdict_of};
 use super::turns::{is_of_assistant, start_of_answer};
@@ -147,9 +148,7 @@ impl Reader<'_> {
     /// Where the answer begins that a label is about, in turns that end with it.
     fn start_of_judged(&self) -> Option<usize> {
         match self.value("prompt") {
-            Some(Value::Array(turns)) if !is_filled(self.fields.get("completion")) => {
-                start_of_answer(turns)
-            }
+            Some(Value::Array(turns)) if !has_answers(self.fields) => start_of_answer(turns),
             _ => None,
         }
     }

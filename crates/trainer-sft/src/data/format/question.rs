@@ -68,6 +68,12 @@ pub(super) fn is_answer(key: &str) -> bool {
     JUDGED.contains(&key)
 }
 
+/// Whether a record has its answers under the names of TRL.
+pub(super) fn has_answers(fields: &Map<String, Value>) -> bool {
+    let keys = ["completion", "chosen", "rejected"];
+    keys.iter().any(|key| is_filled(fields.get(*key)))
+}
+
 /// Whether this key of a record is an answer of OpenAI's.
 pub(super) fn is_openai_answer(key: &str) -> bool {
     OPENAI.iter().any(|(_, theirs)| *theirs == key)
@@ -95,9 +101,14 @@ impl Reader<'_> {
             self.refuse_two("label", "kto_tag", &value)?;
             name(&mut fields, "label", "kto_tag", value);
         }
-        if is_filled(fields.get("label")) && !is_filled(fields.get("completion")) {
-            let answer = JUDGED.iter().find(|key| is_filled(self.fields.get(**key)));
-            if let Some(key) = answer {
+        if is_filled(fields.get("label")) && !has_answers(&fields) {
+            let mut judged = JUDGED
+                .iter()
+                .filter(|key| is_filled(self.fields.get(**key)));
+            if let Some(key) = judged.next() {
+                if let Some(other) = judged.next() {
+                    self.refuse_two(key, other, &self.fields[*other])?;
+                }
                 name(
                     &mut fields,
                     "completion",
