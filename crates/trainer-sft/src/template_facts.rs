@@ -24,6 +24,8 @@ pub struct TemplateFacts {
     pub end: Option<(u32, String)>,
     /// Whether it writes the arguments of tool calls.
     pub writes_calls: bool,
+    /// Whether it writes what an answer says beside its calls.
+    pub writes_text_with_calls: bool,
     /// Whether it writes function schemas.
     pub writes_tools: bool,
     /// Whether it writes results of tools.
@@ -63,6 +65,9 @@ impl TemplateFacts {
         };
         let writes = |text: Option<String>| text.is_none_or(|text| text.contains(PROBE));
         let writes_calls = writes(render(&[&user, &call], None));
+        let mut both = call.clone();
+        both["content"] = PROBE.into();
+        both["tool_calls"][0]["function"]["arguments"] = json!({"at": "x"});
         let before = match writes_calls {
             true => json!({"role": "assistant", "content": "", "tool_calls": [
                 {"type": "function", "id": "call12345", "function": {"name": "look", "arguments": {}}}]}),
@@ -95,6 +100,7 @@ impl TemplateFacts {
             markers,
             end,
             writes_calls,
+            writes_text_with_calls: writes(render(&[&user, &both], None)),
             writes_tools: writes(render(&[&user], Some(json!([tool])))),
             writes_results: writes(render(&[&user, &before, &result], None)),
             writes_system: writes(render(&[&system, &user], None)),

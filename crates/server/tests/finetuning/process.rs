@@ -196,7 +196,7 @@ fn a_job_tells_what_the_trainer_warns_of() {
         let server = serve(folder.path(), flags);
         let text = format!("{}{{\"text\": \"\"}}\n", train_file());
         let file = server.upload("train.jsonl", &text);
-        let id = server.create(&file, json!({ "max_steps": 1, "warmup_ratio": 0.5 }));
+        let id = server.create(&file, json!({ "max_steps": 1, "warmup_steps": 1 }));
         server.wait_for(&id, "succeeded");
         let events = server.events(&id).into_iter();
         let warnings = events.filter(|event| event["level"] == "warn");
@@ -205,7 +205,7 @@ fn a_job_tells_what_the_trainer_warns_of() {
             .collect();
         let has = |part: &str| warnings.iter().any(|warning| warning.contains(part));
         assert!(
-            has("`warmup_ratio`: a warm-up of 1 steps in a run of 1"),
+            has("`warmup_steps`: a warm-up of 1 steps in a run of 1"),
             "{warnings:?}"
         );
         assert!(has("the first is train.jsonl:49"), "{warnings:?}");

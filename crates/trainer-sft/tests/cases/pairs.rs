@@ -325,3 +325,28 @@ fn a_label_is_about_the_last_answer() {
         );
     }
 }
+
+/// Keys without a value are none, and a verdict that is said twice is one.
+#[test]
+fn empty_questions_and_equal_verdicts_are_read() {
+    let text = |answer: &str| format!("Human: a\nAssistant: {answer}");
+    for empty in [
+        json!({"prompt": null}),
+        json!({"question": ""}),
+        json!({"instruction": "", "input": null}),
+    ] {
+        let mut record = empty;
+        record["chosen"] = text("yes").into();
+        record["rejected"] = text("no").into();
+        let said = preview(std::slice::from_ref(&record), &["--method", "dpo"]);
+        assert!(said.is_success(), "{record}: {}", said.err);
+    }
+    let one = json!({"prompt": "Q", "completion": "A", "label": 1, "kto_tag": true});
+    let other = json!({"prompt": "Q", "completion": "B", "label": "False", "kto_tag": false});
+    let said = preview(&[one, other], &["--method", "kto"]);
+    assert!(said.is_success(), "{}", said.err);
+    let pair =
+        json!({"prompt": "Q", "chosen": "A", "rejected": "B", "label": 0.7, "kto_tag": true});
+    let said = preview(&[pair], &["--method", "dpo"]);
+    assert!(said.is_success(), "{}", said.err);
+}

@@ -153,6 +153,11 @@ fn lists_of_a_file_may_be_texts_with_commas() {
             &["prompt=a", "completion=b", "system=c"],
             &["q_proj", "v_proj", "k_proj"],
         ),
+        (
+            "columns = [\"prompt=Question (short, English)\", \"completion=A\"]\ntarget_modules = \"q_proj\"\n",
+            &["prompt=Question (short, English)", "completion=A"],
+            &["q_proj"],
+        ),
     ] {
         let (_folder, path) = config_file(text);
         let config = parse(&format!("--data d --config {path}")).unwrap();

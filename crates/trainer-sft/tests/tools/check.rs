@@ -524,7 +524,8 @@ fn flags_of_a_check_take_no_file() {
             path,
         ],
         &["--columns", columns, "--report-to", "none", path],
-        &["--columns", columns, "--eval-data", path, path],
+        // Files of a flag are never data.
+        &[path, "--columns", columns, "--eval-data", path, path],
         &["--columns", columns, "--data", path, path],
     ] {
         let said = succeed(&[&["check", "--device", "cpu"], flags].concat());

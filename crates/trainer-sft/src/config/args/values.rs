@@ -92,8 +92,29 @@ pub(super) fn between_commas<'de, D: serde::Deserializer<'de>>(
 
 fn split(texts: Vec<String>) -> Vec<String> {
     let parts = texts.iter().flat_map(|text| text.split(','));
-    let parts = parts.map(|part| part.trim().to_owned());
-    parts.filter(|part| !part.is_empty()).collect()
+    parts.map(|part| part.trim().to_owned()).collect()
+}
+
+/// `PART=FIELD` between commas; a comma before something else is one of a field's name.
+fn split_pairs(texts: Vec<String>) -> Vec<String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let is_pair = |piece: &str| {
+        let part = piece.split_once('=').map(|(part, _)| part.trim());
+        part.is_some_and(|part| !part.is_empty() && part.chars().all(is_word))
+    };
+    let mut pairs: Vec<String> = Vec::new();
+    for text in texts {
+        for (i, piece) in text.split(',').enumerate() {
+            match pairs.last_mut() {
+                Some(last) if i > 0 && !is_pair(piece) => {
+                    last.push(',');
+                    last.push_str(piece);
+                }
+                _ => pairs.push(piece.trim().to_owned()),
+            }
+        }
+    }
+    pairs
 }
 
 /// Columns: a list of `PART=FIELD`, one of these alone, or a table of fields by their parts.
@@ -111,8 +132,8 @@ pub(super) fn columns<'de, D: serde::Deserializer<'de>>(
         Table(BTreeMap<String, String>),
     }
     Ok(match Columns::deserialize(deserializer)? {
-        Columns::One(pair) => split(vec![pair]),
-        Columns::Many(pairs) => split(pairs),
+        Columns::One(pair) => split_pairs(vec![pair]),
+        Columns::Many(pairs) => split_pairs(pairs),
         Columns::Table(fields) => {
             let pairs = fields.into_iter();
             pairs

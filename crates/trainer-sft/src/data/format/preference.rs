@@ -8,7 +8,7 @@ use super::hints::flag;
 use super::question::has_answers;
 use super::reader::{Reader, describe, is_filled};
 use super::refused::{named, verdict_of};
-use super::turns::{is_of_assistant, start_of_answer};
+use super::turns::{is_call, is_of_assistant, start_of_answer};
 use super::{Content, Format, Record, fields_of};
 use crate::config::{Columns, Method};
 
@@ -359,7 +359,15 @@ fn text_of_turn(turn: &Value) -> Option<&str> {
 fn common_turns(one: &[Value], other: &[Value]) -> usize {
     let most = one.len().min(other.len()).saturating_sub(1);
     let pairs = one.iter().zip(other).take(most);
-    pairs.take_while(|(one, other)| one == other).count()
+    let mut common = pairs.take_while(|(one, other)| one == other).count();
+    // Calls are said in one turn with what the assistant says before them.
+    while common > 1
+        && (is_call(&one[common]) || is_call(&other[common]))
+        && is_of_assistant(&one[common - 1])
+    {
+        common -= 1;
+    }
+    common
 }
 
 /// With how many equal bytes two texts begin, cut before the last word of these.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::DataError;
 use super::hints::flag;
 use super::reader::{Reader, is_filled};
+use super::refused::verdict_of;
 use super::turns::{after_system, plain, speaker_role};
 use crate::config::{Columns, Method};
 
@@ -94,11 +95,13 @@ impl Reader<'_> {
                 name(&mut fields, ours, theirs, value);
             }
         }
-        if let Some(value) = fields
-            .shift_remove("kto_tag")
-            .filter(|value| is_filled(Some(value)))
-        {
-            self.refuse_two("label", "kto_tag", &value)?;
+        let is_pair = is_filled(fields.get("chosen")) && is_filled(fields.get("rejected"));
+        let tag = fields.shift_remove("kto_tag").filter(|_| !is_pair);
+        if let Some(value) = tag.filter(|value| is_filled(Some(value))) {
+            let label = fields.get("label").filter(|label| is_filled(Some(label)));
+            if label.is_some_and(|label| verdict_of(label) != verdict_of(&value)) {
+                self.refuse_two("label", "kto_tag", &value)?;
+            }
             name(&mut fields, "label", "kto_tag", value);
         }
         if is_filled(fields.get("label")) && !has_answers(&fields) {
@@ -264,7 +267,8 @@ impl Reader<'_> {
             .filter(|_| self.columns.is_empty());
         let question = columns
             .as_ref()
-            .and_then(|columns| Some(columns.first()?.1));
+            .and_then(|columns| Some(columns.first()?.1))
+            .filter(|name| is_filled(self.fields.get(*name)));
         match (question, columns.as_ref().and_then(flag)) {
             (Some(question), Some(flag)) => {
                 let expected = format!("a question under `prompt`: give {flag}");

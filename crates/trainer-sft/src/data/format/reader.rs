@@ -211,10 +211,15 @@ impl Reader<'_> {
 }
 
 /// A function as chat templates expect it: one that stands alone gets the wrapper of OpenAI's tools.
-fn as_tool(tool: Map<String, Value>) -> Value {
+fn as_tool(mut tool: Map<String, Value>) -> Value {
     let has = |key: &str| tool.contains_key(key);
-    match has("name") && !has("type") && !has("function") {
-        true => json!({"type": "function", "function": tool}),
+    let is_function = tool.get("type").is_none_or(|kind| kind == "function");
+    match is_function && !has("function") && (has("name") || has("parameters")) {
+        true => {
+            // In the form of OpenAI's responses it stands beside the name.
+            tool.shift_remove("type");
+            json!({"type": "function", "function": tool})
+        }
         false => tool.into(),
     }
 }

@@ -316,7 +316,7 @@ pub(super) fn is_of_assistant(turn: &Value) -> bool {
 }
 
 /// Whether a turn that has not been checked is a call.
-fn is_call(turn: &Value) -> bool {
+pub(super) fn is_call(turn: &Value) -> bool {
     let role = turn.get("role").or_else(|| turn.get("from"));
     let role = role.and_then(Value::as_str).and_then(speaker_role);
     role.is_some_and(|(_, is_call)| is_call)

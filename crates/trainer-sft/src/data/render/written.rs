@@ -35,6 +35,14 @@ pub(crate) fn check_written(
             let field = format!("messages[{index}].tool_calls");
             return refuse(field, "the arguments of tool calls", instead);
         }
+        let text = message.get("content").and_then(Value::as_str);
+        let says_both =
+            message.get("tool_calls").is_some() && text.is_some_and(|text| !text.trim().is_empty());
+        if says_both && !facts.writes_text_with_calls {
+            let instead = "give a model whose template writes both, or leave the text out";
+            let field = format!("messages[{index}].content");
+            return refuse(field, "what is said beside tool calls", instead);
+        }
         let (is_written, what) = match role_of(message) {
             "tool" => (facts.writes_results, "results of tools"),
             "system" => (facts.writes_system, "what the system says"),

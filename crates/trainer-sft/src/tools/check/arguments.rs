@@ -62,8 +62,9 @@ pub(in crate::tools) fn with_help(command: Command) -> Command {
     let command = command.mut_args(|arg| {
         let is_own = Args::is_flag(arg.get_id().as_str());
         let is_hidden = is_own && !OF_DATA.contains(&arg.get_id().as_str());
-        // A flag that takes all words after it would take DATA, too.
-        let arg = match is_own && arg.get_id() != "data" && takes_several(&arg) {
+        // A flag that takes all words after it would take DATA, too. Files of a flag must not become DATA.
+        let has_files = ["data", "eval_data"].contains(&arg.get_id().as_str());
+        let arg = match is_own && !has_files && takes_several(&arg) {
             true => arg.num_args(1),
             false => arg,
         };
@@ -76,7 +77,8 @@ pub(in crate::tools) fn with_help(command: Command) -> Command {
         }
     });
     command.after_help(
-        "Every other flag of a run is taken, too, and is refused where a run refuses it: `trainer-sft --help` lists them all",
+        "Every other flag of a run is taken, too, and is refused where a run refuses it: `trainer-sft --help` lists them all. Lists \
+         have commas here, as words behind a flag are DATA; --eval-data comes last",
     )
 }
 
