@@ -142,7 +142,7 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
         ),
         (
             "windows.csv",
-            b"prompt,completion\nWho?,Caf\xe9.\n",
+            b"prompt,completion\nWho?,Oui\xe9.\n",
             "windows.csv:2: column `completion`: expected UTF-8 text, found byte 0xe9 at position 4 of the cell: convert the \
              file, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
         ),
