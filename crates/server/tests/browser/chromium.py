@@ -89,10 +89,17 @@ class Chromium:
                   mobile=width < 600)
 
     def click(self, selector):
-        """Clicks where the element is, as a mouse does."""
-        box = self.js(f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
+        """Clicks where the element is, as a mouse does, once it stays there: a page that still moves gets the click elsewhere."""
+        look = f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
             e.scrollIntoView({{ block: "center" }}); const r = e.getBoundingClientRect();
-            return [r.x + r.width / 2, r.y + r.height / 2]; }})()""")
+            const at = [r.x + r.width / 2, r.y + r.height / 2], top = document.elementFromPoint(...at);
+            return [...at, top !== null && (e.contains(top) || top.contains(e))]; }})()"""
+        before, box = None, self.js(look)
+        for _ in range(100):
+            if box == before and box[2]:
+                break
+            time.sleep(0.05)
+            before, box = box, self.js(look)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
