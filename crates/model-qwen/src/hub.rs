@@ -348,7 +348,7 @@ pub fn unfetched(id_or_path: &str) -> Vec<String> {
 
 /// What a small file is about.
 #[cfg(feature = "hub")]
-fn of(name: &str) -> &'static str {
+fn subject_of(name: &str) -> &'static str {
     match name {
         "generation_config.json" => "defaults of sampling and tokens that end an answer",
         "tokenizer_config.json" => "special tokens",
@@ -365,7 +365,7 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
         return;
     }
     let commit = folder.file_name().unwrap_or_default().to_string_lossy();
-    let patience = match missing.iter().all(|name| of(name) == POOLING) {
+    let patience = match missing.iter().all(|name| subject_of(name) == POOLING) {
         true => LITTLE_PATIENCE,
         false => PATIENCE,
     };
@@ -378,7 +378,7 @@ fn add_small_files(id: &str, folder: &Path, options: &HubOptions) {
     };
     let means: Vec<&str> = missing
         .iter()
-        .map(|name| of(name))
+        .map(|name| subject_of(name))
         .collect::<std::collections::BTreeSet<_>>()
         .into_iter()
         .collect();

@@ -271,13 +271,24 @@ impl Config {
             },
             api: ApiConfig {
                 cors: CorsConfig {
-                    origins: allowed("--allowed-origins", &args.allowed_origins, origin)?,
-                    methods: allowed("--allowed-methods", &args.allowed_methods, |method| {
-                        method.parse().ok()
-                    })?,
-                    headers: allowed("--allowed-headers", &args.allowed_headers, |header| {
-                        header.parse().ok()
-                    })?,
+                    origins: allowed(
+                        (
+                            "--allowed-origins",
+                            "`null`, or origins such as https://example.org, with a scheme and without a path",
+                        ),
+                        &args.allowed_origins,
+                        origin,
+                    )?,
+                    methods: allowed(
+                        ("--allowed-methods", "methods such as POST"),
+                        &args.allowed_methods,
+                        |method| method.parse().ok(),
+                    )?,
+                    headers: allowed(
+                        ("--allowed-headers", "names of headers"),
+                        &args.allowed_headers,
+                        |header| header.parse().ok(),
+                    )?,
                     credentials: args.allow_credentials,
                 },
                 trust_request_chat_template: args.trust_request_chat_template,
@@ -390,19 +401,14 @@ impl Default for LoraOptions {
 
 /// The values of a flag of CORS.
 fn allowed<T>(
-    flag: &'static str,
+    (flag, expected): (&'static str, &str),
     texts: &[units::Texts],
     parse: impl Fn(&str) -> Option<T>,
 ) -> Result<Allowed<T>, ConfigError> {
     let texts: Vec<String> = texts.iter().flat_map(|texts| texts.0.clone()).collect();
     Allowed::parse(&texts, parse).map_err(|text| ConfigError::Flag {
         flag,
-        message: match flag {
-            "--allowed-origins" => format!(
-                "expected `*`, `null`, or origins such as https://example.org, with a scheme and without a path; found {text:?}"
-            ),
-            _ => format!("cannot be {text:?}"),
-        },
+        message: format!("expected `*`, {expected}; found {text:?}"),
     })
 }
 
@@ -417,7 +423,7 @@ fn origin(text: &str) -> Option<HeaderValue> {
                 && is_host(host)
         })
     };
-    // A slash behind a host is no path to a reader.
+    // Who copies an address out of a browser has a slash behind the host.
     let text = text
         .strip_suffix('/')
         .filter(|text| is_one(text))

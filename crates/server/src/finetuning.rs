@@ -25,9 +25,11 @@ mod warnings;
 mod watch;
 mod work;
 
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use axum::http::StatusCode;
 use tokio::sync::watch as async_watch;
 use trainer_sft::chat_format::ChatFormat;
 
@@ -171,9 +173,7 @@ fn now() -> u64 {
 }
 
 /// 507 for a disk that is full, 500 for one that fails.
-fn disk_error(error: &std::io::Error) -> ApiError {
-    use axum::http::StatusCode;
-    use std::io::ErrorKind;
+fn disk_error(error: &io::Error) -> ApiError {
     tracing::error!(%error, "--finetuning-dir");
     let message = format!("--finetuning-dir: {error}");
     match error.kind() {
@@ -181,5 +181,23 @@ fn disk_error(error: &std::io::Error) -> ApiError {
             ApiError::new(StatusCode::INSUFFICIENT_STORAGE, message)
         }
         _ => ApiError::internal(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_has_a_status_of_its_own() {
+        for (kind, status) in [
+            (ErrorKind::StorageFull, 507),
+            (ErrorKind::QuotaExceeded, 507),
+            (ErrorKind::PermissionDenied, 500),
+        ] {
+            let error = disk_error(&kind.into());
+            assert_eq!(error.status.as_u16(), status, "{kind}");
+            assert!(error.message.starts_with("--finetuning-dir: "));
+        }
     }
 }

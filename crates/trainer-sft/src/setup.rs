@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use lora_4bit::Weight;
 use lora_4bit::peft::{LoraAdapter, LoraMatrices};
-use model_qwen::{Dtype, LoadOptions, QwenModel};
+use model_qwen::{Dtype, LoadOptions, QwenModel, is_gpu};
 use tracing::{info, warn};
 
 use crate::batch::DataLoader;
@@ -74,7 +74,8 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
         }
     }
     model.set_compute_dtype(config.model.compute_dtype);
-    info!("{} MiB of weights on {device:?}", model.num_bytes() >> 20);
+    let place = if is_gpu(device) { "the GPU" } else { "the CPU" };
+    info!("{} MiB of weights on {place}", model.num_bytes() >> 20);
     Ok(model)
 }
 

@@ -89,7 +89,8 @@ impl<'a> LoraMatcher<'a> {
         without.cloned().collect()
     }
 
-    /// The last modules that `modules` have in some layers and not in others, with the first layer without: a file that lost a part.
+    /// Modules that `modules` have in some layers and lack in others, each with the first layer that lacks it. Layers behind the last
+    /// one that has any module are not known.
     pub(super) fn gaps<'m>(modules: impl Iterator<Item = &'m String>) -> Vec<String> {
         let mut layers: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
         for module in modules {
@@ -175,4 +176,22 @@ fn ends_with(module: &str, name: &str) -> bool {
     module
         .strip_suffix(name)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_layers_without_a_module_that_others_have() {
+        let gaps = |modules: &[&str]| {
+            let modules: Vec<String> = modules.iter().map(|&name| name.to_owned()).collect();
+            LoraMatcher::gaps(modules.iter())
+        };
+        let [q0, q1, q2] = [0, 1, 2].map(|layer| format!("model.layers.{layer}.self_attn.q_proj"));
+        assert_eq!(gaps(&[&q0, &q1, &q2, "lm_head"]), [""; 0]);
+        assert_eq!(gaps(&[&q0, &q2]), ["layers.1.self_attn.q_proj"]);
+        let up = "model.layers.2.mlp.up_proj";
+        assert_eq!(gaps(&[&q0, &q1, &q2, up]), ["layers.0.mlp.up_proj"]);
+    }
 }

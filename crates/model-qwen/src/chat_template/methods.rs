@@ -13,9 +13,9 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    let args = &text_methods::by_place(method, args)?;
+    let args = &*text_methods::by_place(method, args)?;
     match value.as_str() {
-        Some(text) => match (method, args.as_slice()) {
+        Some(text) => match (method, args) {
             ("format", _) => {
                 check_widths(text)?;
                 fuel::pay(state, format_cost(state, text, args)?)?;

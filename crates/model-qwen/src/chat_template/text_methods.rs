@@ -1,5 +1,6 @@
 //! Methods of Python's strings and lists that minijinja's own set lacks.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use minijinja::value::{Kwargs, Tuple, from_args};
@@ -50,23 +51,22 @@ pub(super) fn list_index(list: &Value, args: &[Value]) -> Result<Value, Error> {
 }
 
 /// The arguments of a method by place, some of which Python takes by name, too.
-pub(super) fn by_place(method: &str, args: &[Value]) -> Result<Vec<Value>, Error> {
+pub(super) fn by_place<'a>(method: &str, args: &'a [Value]) -> Result<Cow<'a, [Value]>, Error> {
     let names: &[&str] = match method {
         "split" | "rsplit" => &["sep", "maxsplit"],
         "splitlines" => &["keepends"],
-        _ => return Ok(args.to_vec()),
+        _ => return Ok(args.into()),
     };
-    let (mut places, named): (Vec<Value>, Kwargs) = match args.split_last() {
-        Some((last, places)) if last.is_kwargs() => (places.to_vec(), last.clone().try_into()?),
-        _ => return Ok(args.to_vec()),
+    let Some((last, places)) = args.split_last().filter(|(last, _)| last.is_kwargs()) else {
+        return Ok(args.into());
     };
-    for (place, name) in names.iter().enumerate().skip(places.len()) {
+    let (mut places, named) = (places.to_vec(), Kwargs::try_from(last.clone())?);
+    for name in names.iter().skip(places.len()) {
         let value: Option<Value> = named.get(name)?;
-        places.resize(place, Value::from(()));
         places.push(value.unwrap_or(Value::from(())));
     }
     named.assert_all_used()?;
-    Ok(places)
+    Ok(places.into())
 }
 
 /// What `[start:end]` is of `len` items.

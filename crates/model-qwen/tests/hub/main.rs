@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use model_qwen::{HubOptions, ResolveError, resolve_model, resolve_model_with, unfetched};
 
@@ -43,10 +43,9 @@ fn downloads_once_then_uses_the_cache() {
     assert_eq!(hub.num_requests(), before, "the cache needs no network");
 }
 
-#[test]
-fn small_files_that_the_cache_lacks_are_fetched() {
-    let cache = tempfile::tempdir().unwrap();
-    let repository = cache.path().join("models--org--name");
+/// Puts a model into a cache as a program leaves it that needed no more; its snapshot.
+fn model_without_small_files(cache: &Path) -> PathBuf {
+    let repository = cache.join("models--org--name");
     let folder = repository.join("snapshots").join(COMMIT);
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::create_dir_all(repository.join("refs")).unwrap();
@@ -54,6 +53,13 @@ fn small_files_that_the_cache_lacks_are_fetched() {
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::write(folder.join(name), "{}").unwrap();
     }
+    folder
+}
+
+#[test]
+fn small_files_that_the_cache_lacks_are_fetched() {
+    let cache = tempfile::tempdir().unwrap();
+    let folder = model_without_small_files(cache.path());
     let hub = Hub::start(&SINGLE, None);
     let options = hub.options(cache.path());
     let offline = HubOptions {
@@ -97,15 +103,8 @@ fn small_files_that_the_cache_lacks_are_fetched() {
 #[test]
 fn a_silent_hub_holds_up_no_model_of_the_cache() {
     let cache = tempfile::tempdir().unwrap();
-    let repository = cache.path().join("models--org--name");
-    let folder = repository.join("snapshots").join(COMMIT);
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::create_dir_all(repository.join("refs")).unwrap();
-    std::fs::write(repository.join("refs/main"), COMMIT).unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        std::fs::write(folder.join(name), "{}").unwrap();
-    }
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = model_without_small_files(cache.path());
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let options = HubOptions {
         endpoint: format!("http://{}", silent.local_addr().unwrap()),
         token: None,

@@ -1,21 +1,20 @@
 //! vLLM's other form of a flag of JSON, in parts: `--speculative-config.method ngram`.
 
 use std::ffi::OsString;
+use std::sync::LazyLock;
 
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, CommandFactory as _};
 use serde_json::{Map, Value};
 
 use super::ConfigError;
+use super::args::Args;
 use super::vllm_flags::SHORT;
 
 /// Joins the parts of each flag of JSON to one object, which comes first. Short names of other flags in parts become long ones.
 ///
 /// # Errors
 /// [`ConfigError`] for a part without a value, and for two that do not go together.
-pub(super) fn join(
-    command: &Command,
-    command_line: Vec<OsString>,
-) -> Result<Vec<OsString>, ConfigError> {
+pub(super) fn join(command_line: Vec<OsString>) -> Result<Vec<OsString>, ConfigError> {
     let (mut joined, mut objects) = (Vec::new(), Vec::<(&'static str, Map<String, Value>)>::new());
     let mut rest = command_line.into_iter().peekable();
     while let Some(argument) = rest.next() {
@@ -23,7 +22,7 @@ pub(super) fn join(
             joined.push(argument);
             continue;
         };
-        let Some(flag) = json_flag(command, &flag) else {
+        let Some(flag) = json_flag(&flag) else {
             let value = value.map_or_else(String::new, |value| format!("={value}"));
             joined.push(format!("{flag}.{keys}{value}").into());
             continue;
@@ -62,7 +61,7 @@ fn part(argument: &str) -> Option<(String, String, Option<String>)> {
         None => (argument, None),
     };
     let (flag, keys) = name.split_once('.')?;
-    // The older name of this one.
+    // vLLM's older name of it.
     let flag = if flag == "-O" { "-cc" } else { flag };
     let flag = match SHORT.iter().find(|(short, _)| *short == flag) {
         Some((_, long)) => *long,
@@ -73,28 +72,27 @@ fn part(argument: &str) -> Option<(String, String, Option<String>)> {
     (keys.split('.').all(is_key)).then(|| (flag.to_owned(), keys.to_owned(), value))
 }
 
-/// The flag, if its value is an object of JSON.
-fn json_flag(command: &Command, flag: &str) -> Option<&'static str> {
-    let is_it = |arg: &&Arg| {
-        let aliases = arg.get_all_aliases().unwrap_or_default();
-        let mut names = arg.get_long().into_iter().chain(aliases);
-        names.any(|name| flag[2..] == *name)
+/// Flags whose value is one text of JSON, with the names that each has.
+static JSON_FLAGS: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
+    let command = Args::command();
+    let is_json = |arg: &&Arg| {
+        let names = arg.get_value_names().unwrap_or_default();
+        matches!(arg.get_action(), ArgAction::Set)
+            && names.iter().any(|name| name.starts_with("JSON"))
     };
-    let arg = command.get_arguments().find(is_it)?;
-    let names = arg.get_value_names().unwrap_or_default();
-    let is_json = names.iter().any(|name| name.starts_with("JSON"));
-    let is_one = matches!(arg.get_action(), ArgAction::Set);
-    let all = [
-        "--pooler-config",
-        "--hf-overrides",
-        "--default-chat-template-kwargs",
-        "--structured-outputs-config",
-        "--speculative-config",
-        "--kv-events-config",
-    ];
-    all.into_iter()
-        .find(|known| arg.get_long() == Some(&known[2..]))
-        .filter(|_| is_json && is_one)
+    let names = command.get_arguments().filter(is_json).map(|arg| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        let names = arg.get_long().into_iter().chain(aliases);
+        names.map(|name| format!("--{name}")).collect()
+    });
+    names.collect()
+});
+
+/// The flag by its first name, if its value is JSON.
+fn json_flag(flag: &str) -> Option<&'static str> {
+    let mut all = JSON_FLAGS.iter();
+    let names = all.find(|names| names.iter().any(|name| name == flag))?;
+    names.first().map(String::as_str)
 }
 
 /// Puts a value into an object: JSON, or a text. A `+` behind the last key adds to a list, as commas do there.
@@ -129,14 +127,11 @@ fn put(object: &mut Map<String, Value>, keys: &str, value: &str) -> Result<(), S
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
-    use super::super::args::Args;
     use super::*;
 
     fn joined(arguments: &str) -> Result<String, String> {
         let arguments = arguments.split(' ').map(OsString::from).collect();
-        let joined = join(&Args::command(), arguments).map_err(|error| error.to_string())?;
+        let joined = join(arguments).map_err(|error| error.to_string())?;
         let texts = joined.iter().map(|argument| argument.to_string_lossy());
         Ok(texts.collect::<Vec<_>>().join(" "))
     }

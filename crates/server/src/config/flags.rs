@@ -77,7 +77,7 @@ impl Flags {
         command_line: Vec<OsString>,
     ) -> Result<Self, ConfigError> {
         let command = &with_negations(command.clone());
-        let command_line = dotted::join(command, command_line)?;
+        let command_line = dotted::join(command_line)?;
         let command_line = vllm_flags::take(command, command_line)?;
         let given = parse(command, &command_line)?;
         let args = Args::from_arg_matches(&given)?;

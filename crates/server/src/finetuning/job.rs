@@ -226,10 +226,14 @@ impl Job {
         held.filter(|held| *held != base.held_for(&self.settings))
     }
 
+    /// The ids of its files.
+    pub(super) fn files(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.training_file).chain(&self.validation_file)
+    }
+
     /// Whether it reads this file, now or later.
     pub(super) fn needs(&self, file: &str) -> bool {
-        let is_its = self.training_file == file || self.validation_file.as_deref() == Some(file);
-        is_its && !self.status.is_final()
+        !self.status.is_final() && self.files().any(|own| own == file)
     }
 }
 

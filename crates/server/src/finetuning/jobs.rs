@@ -26,8 +26,8 @@ pub(super) struct JobEntry {
     pub(super) progress: Option<Progress>,
     /// Steps that were done before this turn.
     pub(super) done: usize,
-    /// Whether the record could not be written as the job is now.
-    unsaved: Option<String>,
+    /// Why the record could not be written as the job is now.
+    unsaved: Option<io::Error>,
 }
 
 /// How far a run is.
@@ -63,26 +63,21 @@ impl JobEntry {
 
     /// Writes the record. A disk that is full ends no job: the next change is written again.
     pub(super) fn save(&mut self) {
-        let written = self.write(&self.job);
-        if let Err(error) = &written {
+        self.unsaved = disk::write_json(&self.folder.join(RECORD), &self.job).err();
+        if let Some(error) = &self.unsaved {
             tracing::error!(id = self.job.id, %error, "the state of a job is not written");
         }
-        self.unsaved = written.err().map(|error| error.to_string());
-    }
-
-    fn write(&self, job: &Job) -> io::Result<()> {
-        disk::write_json(&self.folder.join(RECORD), job)
     }
 
     /// Gives the job another state.
     pub(super) fn set(&mut self, status: Status) {
         self.job.status = status;
-        if !status.is_final() {
-            (self.job.finished_at, self.job.error) = (None, None);
-        } else {
+        if status.is_final() {
             self.job.finished_at = Some(now());
             self.progress = None;
             self.events.rest();
+        } else {
+            (self.job.finished_at, self.job.error) = (None, None);
         }
         self.save();
     }
@@ -320,21 +315,11 @@ impl FineTuning {
     /// cannot be written.
     pub fn resume(&self, id: &str) -> Result<JobObject, ApiError> {
         let mut state = self.state();
-        let entry = state.entry(id);
-        let is_begun = entry.as_ref().is_some_and(|entry| entry.is_begun());
-        let hindrance = entry
-            .as_ref()
-            .and_then(|entry| entry.hindrance(&self.0.base));
-        let files = entry.map(|entry| {
-            let job = &entry.job;
-            [Some(job.training_file.clone()), job.validation_file.clone()]
-        });
-        let gone = files
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find(|id| state.files.get(id).is_none());
-        let hindrance = hindrance.or(gone.map(|id| format!("its file `{id}` was deleted")));
+        let entry = state.find(id)?;
+        let (job, is_begun) = (entry.job.clone(), entry.is_begun());
+        let hindrance = entry.hindrance(&self.0.base);
+        let gone = job.files().find(|file| state.files.get(file).is_none());
+        let hindrance = hindrance.or(gone.map(|file| format!("its file `{file}` was deleted")));
         drop(state);
         if let Some(reason) = hindrance {
             let message = format!("The job `{id}` cannot be resumed: {reason}.");
@@ -358,14 +343,14 @@ impl FineTuning {
         let entry = state.find(id)?;
         let status = entry.job.status;
         if is_possible(status) {
-            if next == Status::Queued {
-                // It begins at once: an answer that says otherwise comes before.
-                let mut job = entry.job.clone();
-                job.status = next;
-                entry.write(&job).map_err(|error| disk_error(&error))?;
-            }
+            let before = entry.job.clone();
             entry.stop();
             entry.set(next);
+            if let Some(error) = entry.unsaved.take_if(|_| next == Status::Queued) {
+                // It would begin although the answer is an error.
+                entry.job = before;
+                return Err(disk_error(&error));
+            }
             entry.events.push(Event::message(Level::Info, text));
         } else if status == next && entry.unsaved.is_some() {
             // The disk may have room now.
@@ -375,7 +360,10 @@ impl FineTuning {
             let message = format!("The job `{id}` cannot be {verb}: its status is `{status}`.");
             return Err(ApiError::bad_request("fine_tuning_job_id", message));
         }
-        let (object, unsaved) = (entry.object(), entry.unsaved.clone());
+        let (object, unsaved) = (
+            entry.object(),
+            entry.unsaved.as_ref().map(io::Error::to_string),
+        );
         drop(state);
         self.0.wake.notify_all();
         self.changed();

@@ -121,14 +121,13 @@ impl Failure {
             TrainError::Diverged { .. } => Self::new("training_diverged", None, text()),
             _ => Self::of_server(text()),
         };
-        // What is written there first has another name.
-        let folder = output.parent().unwrap_or(output).display().to_string();
-        let output = output.display().to_string();
-        let message = failure.message.replace(&output, "the job's folder");
-        Self {
-            message: message.replace(&folder, "the job's folder"),
-            ..failure
+        // Files are whole before they get their place: until then they lie beside it.
+        let folder = output.parent().unwrap_or(output);
+        let mut message = failure.message;
+        for path in [output, folder] {
+            message = message.replace(&path.display().to_string(), "the job's folder");
         }
+        Self { message, ..failure }
     }
 }
 

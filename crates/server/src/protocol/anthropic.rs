@@ -256,18 +256,14 @@ impl AnswerFields {
     pub fn sampling(self) -> SamplingFields {
         SamplingFields {
             temperature: self.temperature,
-            top_p: self.top_p.filter(|p| *p != 0.0),
-            // A share of nothing leaves the most likely token.
-            top_k: if self.top_p == Some(0.0) {
-                Some(1)
-            } else {
-                self.top_k
-            },
+            top_p: self.top_p,
+            top_k: self.top_k,
             stop: self.stop_sequences.map(Texts::Many),
             stream: self.stream,
             cache_salt: self.cache_salt,
             ..SamplingFields::default()
         }
+        .with_top_p_of_zero()
     }
 }
 

@@ -393,6 +393,30 @@ mod tests {
     }
 
     #[test]
+    fn errors_say_what_json_may_have() {
+        for (fields, expected) in [
+            (
+                json!({ "seed": 9_223_372_036_854_775_808_u64 }),
+                "expected a whole number from -9223372036854775808 to 9223372036854775807",
+            ),
+            (
+                json!({ "stop_token_ids": [4_294_967_296_u64] }),
+                "expected a whole number from 0 to 4294967295",
+            ),
+            (json!({ "n": -1 }), "expected a whole number, 0 or more"),
+            (json!({ "temperature": "hot" }), "expected a number"),
+            (
+                json!({ "stop_token_ids": {} }),
+                "invalid type: object, expected a list",
+            ),
+        ] {
+            let error = body(fields).read::<SamplingFields>().unwrap_err();
+            assert!(error.message.ends_with(expected), "{error:?}");
+        }
+        assert_eq!(in_plain_words("a reason of its own"), "a reason of its own");
+    }
+
+    #[test]
     fn values_are_counted_outside_of_strings() {
         assert_eq!(num_values(br#"{"a": [1, 2], "b,[": "\",["}"#), 5);
         let many = format!("[{}0]", "0,".repeat(MAX_VALUES));

@@ -131,6 +131,19 @@ pub(crate) fn check_request_id(given: Option<&str>) -> Result<(), ApiError> {
 }
 
 impl SamplingFields {
+    /// The same for APIs that take a `top_p` of 0, which vLLM's does not: a share of nothing leaves the most likely token.
+    #[must_use]
+    pub(super) fn with_top_p_of_zero(self) -> Self {
+        match self.top_p {
+            Some(0.0) => Self {
+                top_p: None,
+                top_k: Some(1),
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// Reads and checks the shared fields; a token has no more alternatives than `limit` says.
     ///
     /// # Errors

@@ -69,6 +69,25 @@ fn a_length_beyond_the_model_and_a_budget_without_room_are_refused() {
     assert!(message.contains("the budget is 512.00 KiB"), "{message}");
     let message = refusal(&model, &["--device-memory", "1MiB"]);
     assert!(message.contains("the budget is 1.00 MiB"), "{message}");
+    // What is asked for is not more than there is, and what no sequence could use is not asked for.
+    let pool = blocks(1000);
+    let cache = [
+        "--kv-cache-memory-bytes",
+        &pool,
+        "--max-num-seqs",
+        "256",
+        "--device-memory",
+    ];
+    let message = refusal(&model, &[&cache[..], &["4MiB"]].concat());
+    assert!(message.contains("the budget is 4.00 MiB"), "{message}");
+    let one = ["--max-num-seqs", "1", "--max-model-len", "16"];
+    let flags = [
+        "--kv-cache-memory-bytes",
+        "1GiB",
+        "--device-memory",
+        "64MiB",
+    ];
+    Engine::start(&config(&model, &[&flags[..], &one].concat())).unwrap();
     let less_than_a_block = ["--kv-cache-memory-bytes", "8191"];
     let message = refusal(&model, &less_than_a_block);
     assert!(message.contains("--kv-cache-memory-bytes"), "{message}");

@@ -255,11 +255,14 @@ fn adapters_that_cannot_be_used_say_why() {
             "it changes `embed_tokens`, but adapters of the head",
         ),
         ("sql=acme/sql-lora", "an adapter must be a local one"),
+        ("BASE=words", "is that of the base model"),
         (&format!("a={}", folder.path().display()), "words?"),
     ] {
         let model = bundled();
+        let base = model.to_str().unwrap();
+        let module = &module.replace("BASE", base);
         let flags = ["--enable-lora", "--lora-modules", module];
-        let said = refusal(command(model.to_str().unwrap(), &flags));
+        let said = refusal(command(base, &flags));
         assert!(said.contains(expected), "{module}: {said}");
     }
 }

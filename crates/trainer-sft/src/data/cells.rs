@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::error::DataError;
 use super::example::Source;
-use super::format::speaker_role;
+use super::format::{speaker_of, speaker_role};
 use super::names::Names;
 use super::wide;
 
@@ -107,12 +107,7 @@ fn read_cell(source: &Source, row: &mut Map<String, Value>, name: &str) -> Resul
 /// Who speaks in a message; `None` for a value that is none.
 pub(crate) fn speaker(item: &Value) -> Option<&str> {
     let says = ["content", "value", "tool_calls", "function_call"];
-    let mut names = ["role", "from"]
-        .into_iter()
-        .filter_map(|key| item.get(key)?.as_str());
-    names
-        .next()
-        .filter(|_| says.iter().any(|key| item.get(*key).is_some()))
+    speaker_of(item).filter(|_| says.iter().any(|key| item.get(*key).is_some()))
 }
 
 /// The message, or the list of messages, that a text is the JSON of.

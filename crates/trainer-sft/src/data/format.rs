@@ -20,8 +20,7 @@ pub(crate) use self::asked::{ASKED, Asked, PROMPTS, has_other_history};
 pub(crate) use self::hints::{columns_for, hint_to_ask};
 pub(crate) use self::reader::describe;
 use self::reader::{Reader, is_filled};
-
-pub(super) use self::turns::speaker_role;
+pub(super) use self::turns::{speaker_of, speaker_role};
 use super::error::DataError;
 use super::example::Source;
 use crate::config::Columns;

@@ -1,7 +1,7 @@
 //! `trainer-sft check`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use model_qwen::{LoadOptions, Quantization, QwenModel};
@@ -11,17 +11,30 @@ use tempfile::TempDir;
 use super::{copy, data_folder, fail, program, refuse, succeed, text_of};
 
 /// Lines as a file.
-fn file(folder: &TempDir, name: &str, lines: &[&str]) -> PathBuf {
+pub(super) fn file(folder: &TempDir, name: &str, lines: &[&str]) -> PathBuf {
     let path = folder.path().join(name);
     fs::write(&path, lines.join("\n")).unwrap();
     path
 }
 
 #[track_caller]
-fn json_of(arguments: &[&str], code: i32) -> Value {
+pub(super) fn json_of(arguments: &[&str], code: i32) -> Value {
     let said = program(&[&["check", "--json"], arguments].concat());
     assert_eq!(said.code, code, "{}{}", said.out, said.err);
     serde_json::from_str(&said.out).unwrap()
+}
+
+/// Lines 1 and 2 say the same, and line 3 answers the question of line 1 otherwise.
+#[track_caller]
+pub(super) fn compares_lines(found: &Value, path: &Path) {
+    for (kind, other) in [("duplicates", 2), ("conflicts", 3)] {
+        let places = [1, other].map(|line| format!("{}:{line}", path.display()));
+        assert_eq!(
+            found[kind],
+            json!([{"count": 2, "places": places}]),
+            "{kind}"
+        );
+    }
 }
 
 /// Five records to learn, of three formats: one is there twice, and two answer the same question.
@@ -48,17 +61,9 @@ fn records_are_counted_compared_and_named_by_their_lines() {
     );
     assert_eq!(found["files"][0]["num_records"], 7);
     let place = |line: usize| format!("{}:{line}", path.display());
-    // The same words in another format say the same.
+    // The same words in another format say the same. Texts have no prompt that they could share.
     assert_eq!(found["num_duplicates"], 1);
-    assert_eq!(
-        found["duplicates"],
-        json!([{"count": 2, "places": [place(1), place(2)]}])
-    );
-    // Texts have no prompt that they could share.
-    assert_eq!(
-        found["conflicts"],
-        json!([{"count": 2, "places": [place(1), place(3)]}])
-    );
+    compares_lines(&found, &path);
     let left_out = found["left_out"].as_array().unwrap();
     let lines: Vec<&Value> = left_out.iter().map(|own| &own["places"]).collect();
     let lines = Value::from_iter(lines.iter().flat_map(|own| own.as_array().unwrap().clone()));
@@ -350,216 +355,4 @@ fn duplicates_are_found_behind_their_forms() {
     let found = json_of(&[text_of(&path)], 0);
     assert_eq!(found["duplicates"][0]["count"], 2, "{found}");
     assert_eq!(found["conflicts"][0]["count"], 2, "{found}");
-}
-
-/// Pairs and judged answers are read as `--method` says, by flag or by file.
-#[test]
-fn compared_answers_are_read_as_a_run_reads_them() {
-    let folder = TempDir::new().unwrap();
-    let pairs = [
-        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Bob."}"#,
-        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Bob."}"#,
-        r#"{"prompt": "Who?", "chosen": "Bob.", "rejected": "Ann."}"#,
-        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Eve."}"#,
-        r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Ann."}"#,
-    ];
-    let path = file(&folder, "pairs.jsonl", &pairs);
-    let settings = format!(
-        "data = {:?}\nmethod = \"dpo\"\nbeta = 0.2\n",
-        text_of(&path)
-    );
-    let settings = file(&folder, "run.toml", &[&settings]);
-    for arguments in [
-        &[text_of(&path), "--method", "dpo"][..],
-        &["--config", text_of(&settings)],
-    ] {
-        let found = json_of(arguments, 0);
-        assert_eq!(found["method"], "dpo");
-        assert_eq!(found["formats"], json!({"prompt/chosen/rejected": 4}));
-        assert_eq!(found["num_examples"], 8);
-        assert_eq!(found["cost"]["rows"], 4);
-        let place = |line: usize| format!("{}:{line}", path.display());
-        assert_eq!(
-            found["duplicates"],
-            json!([{"count": 2, "places": [place(1), place(2)]}])
-        );
-        // Another rejected answer to the same prompt is no conflict; the other way round is one.
-        assert_eq!(
-            found["conflicts"],
-            json!([{"count": 2, "places": [place(1), place(3)]}])
-        );
-        assert_eq!(found["left_out"][0]["places"], json!([place(5)]));
-        let previews = found["previews"].as_array().unwrap().iter();
-        let wanted: Vec<&Value> = previews.map(|preview| &preview["is_wanted"]).collect();
-        assert_eq!(wanted, [true, false, true, false, true, false]);
-    }
-    let text = succeed(&["check", text_of(&path), "--method", "orpo"]);
-    for part in [
-        "same answers 1 (judged in several ways)",
-        "8 examples in 4 pairs",
-        "(not wanted)",
-    ] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
-    // Without the method, a run refuses each of them and says what to do.
-    let refused = json_of(&[text_of(&path)], 1);
-    assert_eq!(refused["problems"].as_array().unwrap().len(), 5);
-    let first = refused["problems"][0].as_str().unwrap();
-    assert!(first.contains("--method dpo or orpo"), "{first}");
-
-    let judged = [
-        r#"{"prompt": "Who?", "completion": "Ann.", "label": true}"#,
-        r#"{"prompt": "Who?", "completion": "Ann.", "label": false}"#,
-        r#"{"prompt": "Who?", "completion": "Bob.", "label": false}"#,
-    ];
-    let path = file(&folder, "judged.jsonl", &judged);
-    let found = json_of(&[text_of(&path), "--method", "kto"], 0);
-    assert_eq!(found["formats"], json!({"prompt/completion/label": 3}));
-    assert_eq!(found["num_duplicates"], 0);
-    assert_eq!(found["conflicts"][0]["count"], 2);
-    assert_eq!(found["conflicts"].as_array().unwrap().len(), 1);
-}
-
-/// Prompts are read as GRPO reads them, with the fields that rewards are about.
-#[test]
-fn prompts_for_rewards_are_read_as_a_run_reads_them() {
-    let folder = TempDir::new().unwrap();
-    let long = format!(r#"{{"prompt": "{}", "answer": "5"}}"#, "a b ".repeat(3000));
-    let prompts = [
-        r#"{"prompt": "2 + 2?", "answer": "4"}"#,
-        r#"{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4"}"#,
-        r#"{"prompt": "2 + 2?", "answer": "5"}"#,
-        r#"{"prompt": "2 + 3?"}"#,
-        &long,
-    ];
-    let path = file(&folder, "prompts.jsonl", &prompts);
-    let output = folder.path().join("there");
-    fs::create_dir(&output).unwrap();
-    fs::write(output.join("file"), "").unwrap();
-    let settings = format!(
-        "data = {:?}\noutput = {:?}\nmethod = \"grpo\"\nreward = \"json\"\nnum_iterations = 2\n",
-        text_of(&path),
-        text_of(&output)
-    );
-    let settings = file(&folder, "run.toml", &[&settings]);
-    let found = json_of(&["--config", text_of(&settings)], 0);
-    assert_eq!(found["method"], "grpo");
-    assert_eq!(found["num_records"], 5);
-    assert_eq!(
-        (&found["num_examples"], &found["num_targets"]),
-        (&json!(4), &json!(0))
-    );
-    let place = |line: usize| format!("{}:{line}", path.display());
-    // The text is what a user says.
-    assert_eq!(
-        found["duplicates"],
-        json!([{"count": 2, "places": [place(1), place(2)]}])
-    );
-    assert_eq!(
-        found["conflicts"],
-        json!([{"count": 2, "places": [place(1), place(3)]}])
-    );
-    assert_eq!(found["left_out"][0]["places"], json!([place(5)]));
-    // A prompt for each step, each step twice.
-    assert_eq!(found["cost"]["rows_per_step"], 1);
-    assert_eq!(found["cost"]["steps_per_epoch"], 8);
-
-    let exact = [
-        text_of(&path),
-        "--method",
-        "grpo",
-        "--reward",
-        "exact_match",
-    ];
-    let refused = json_of(&exact, 1);
-    let problems = refused["problems"].as_array().unwrap();
-    assert_eq!(problems.len(), 1);
-    let problem = problems[0].as_str().unwrap();
-    assert!(
-        problem.contains(&place(4)) && problem.contains("answer"),
-        "{problem}"
-    );
-    let strict = json_of(&[&exact[..], &["--strict"]].concat(), 1);
-    assert_eq!(strict["problems"].as_array().unwrap().len(), 2);
-    let text = program(&[&["check"], &exact[..]].concat()).out;
-    for part in [
-        "prompts ",
-        "same prompt  1 (with different fields)",
-        "--num-generations 8",
-    ] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
-    let said = program(&["check", text_of(&path), "--method", "grpo"]);
-    assert!(said.err.contains("give --reward"), "{}", said.err);
-    let said = program(&[&["check", "--max-length", "9"], &exact[..]].concat());
-    let expected = "--max-length would have no effect: --method grpo";
-    assert!(said.err.contains(expected), "{}", said.err);
-    let said = program(&[&["check", "--tokens-per-second", "9"], &exact[..]].concat());
-    let expected = "--tokens-per-second would have no effect with --method grpo";
-    assert!(said.err.contains(expected), "{}", said.err);
-}
-
-/// A flag with several values ends before the data, which has no flag of its own.
-#[test]
-fn flags_of_a_check_take_no_file() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("t.jsonl");
-    fs::write(&path, "{\"question\": \"Hi?\", \"answer\": \"Yes.\"}\n").unwrap();
-    let path = text_of(&path);
-    let columns = "prompt=question,completion=answer";
-    for flags in [
-        &["--columns", columns, path][..],
-        &[
-            "--columns",
-            "prompt=question",
-            "--columns",
-            "completion=answer",
-            path,
-        ],
-        &[
-            "--columns",
-            columns,
-            "--target-modules",
-            "q_proj,v_proj",
-            path,
-        ],
-        &["--columns", columns, "--report-to", "none", path],
-        // Files of a flag are never data.
-        &[path, "--columns", columns, "--eval-data", path, path],
-        &["--columns", columns, "--data", path, path],
-    ] {
-        let said = succeed(&[&["check", "--device", "cpu"], flags].concat());
-        assert!(said.contains("none: a run takes this data"), "{said}");
-    }
-}
-
-#[test]
-fn prompts_of_grpo_are_in_the_field_that_is_named() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("t.jsonl");
-    fs::write(&path, "{\"question\": \"Hi?\", \"answer\": \"Yes.\"}\n").unwrap();
-    let flags = [
-        "check",
-        text_of(&path),
-        "--method",
-        "grpo",
-        "--reward",
-        "exact_match",
-    ];
-    let said = program(&flags);
-    let hint = "(read it with --columns prompt=question)";
-    assert!(said.out.contains(hint), "{}{}", said.out, said.err);
-    succeed(&[&flags[..], &["--columns", "prompt=question"]].concat());
-    let said = program(&[&flags[..], &["--columns", "prompt=problem"]].concat());
-    let expected =
-        "--columns prompt=problem names a field that is not there; found `question`, `answer`";
-    assert!(said.out.contains(expected), "{}{}", said.out, said.err);
-    let said = program(&[&flags[..], &["--columns", "prompt=question,system=persona"]].concat());
-    let expected = "--columns: expected fields that a record has, found `system=persona`";
-    assert!(
-        !said.is_success() && said.err.contains(expected),
-        "{}{}",
-        said.out,
-        said.err
-    );
 }

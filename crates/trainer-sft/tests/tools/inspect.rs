@@ -155,6 +155,17 @@ fn what_is_wrong_is_named() {
             .contains("model.layers.7.")
     );
 
+    // What a server would refuse is a problem, too.
+    edit(&model.join("config.json"), |json| {
+        json["num_hidden_layers"] = 8.into()
+    });
+    assert_eq!(json_of(&model, 0)["problems"], json!([]));
+    let settings = r#"{"repetition_penalty": 0.0}"#;
+    fs::write(model.join("generation_config.json"), settings).unwrap();
+    let report = json_of(&model, 1);
+    let problem = report["problems"][0].as_str().unwrap();
+    assert!(problem.contains("repetition_penalty"), "{problem}");
+
     let empty = folder.path().join("empty");
     fs::create_dir(&empty).unwrap();
     let report = json_of(&empty, 1);

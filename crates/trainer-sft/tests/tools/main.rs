@@ -4,6 +4,7 @@
 
 mod chat;
 mod check;
+mod check_methods;
 mod eval;
 mod export;
 mod gguf_file;

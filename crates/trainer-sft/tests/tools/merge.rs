@@ -34,21 +34,27 @@ fn load(folder: &Path) -> QwenModel {
     QwenModel::load(folder, &LoadOptions::default(), &Device::flex()).unwrap()
 }
 
+/// The flags that merge an adapter into a base model.
+fn merge_of<'a>(adapter: &'a Path, base: &'a Path, output: &'a Path) -> [&'a str; 7] {
+    let [adapter, base, output] = [adapter, base, output].map(text_of);
+    [
+        "merge",
+        "--adapter",
+        adapter,
+        "--model",
+        base,
+        "--output",
+        output,
+    ]
+}
+
 #[test]
 fn weights_are_those_that_peft_merges() {
     let folder = TempDir::new().unwrap();
     let output = folder.path().join("new/merged");
     let golden = data_folder().join("golden");
     let base = golden.join("peft/model");
-    succeed(&[
-        "merge",
-        "--adapter",
-        text_of(&golden.join("peft/adapter")),
-        "--model",
-        text_of(&base),
-        "--output",
-        text_of(&output),
-    ]);
+    succeed(&merge_of(&golden.join("peft/adapter"), &base, &output));
     let merged = tensors(&output.join("model.safetensors"));
     let before = tensors(&base.join("model.safetensors"));
     let expected = tensors(&golden.join("merge/merged.safetensors"));
@@ -195,15 +201,7 @@ fn shards_stay_as_they_are() {
     fs::remove_file(base.join("model-00002-of-00002.safetensors")).unwrap();
     let again = folder.path().join("again");
     fail(
-        &[
-            "merge",
-            "--adapter",
-            text_of(&adapter),
-            "--model",
-            text_of(&base),
-            "--output",
-            text_of(&again),
-        ],
+        &merge_of(&adapter, &base, &again),
         &["model-00002-of-00002.safetensors"],
     );
     assert!(!again.exists());
@@ -253,15 +251,7 @@ fn a_base_without_a_tokenizer_is_merged_and_that_is_said() {
     let base = folder.path().join("base");
     copy(&data_folder().join("model"), &base);
     let output = folder.path().join("a b");
-    let text = succeed(&[
-        "merge",
-        "--adapter",
-        text_of(&adapter),
-        "--model",
-        text_of(&base),
-        "--output",
-        text_of(&output),
-    ]);
+    let text = succeed(&merge_of(&adapter, &base, &output));
     let next = format!(
         "Serve it: cargo run -p server -- --model '{}'",
         output.display()

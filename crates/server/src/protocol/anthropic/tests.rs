@@ -368,3 +368,12 @@ fn what_cannot_be_read_is_refused_by_name() {
         assert!(taken(with(field, value)).is_ok(), "{field}");
     }
 }
+
+#[test]
+fn a_share_of_nothing_leaves_the_likeliest_token() {
+    for (top_p, expected) in [(0.0, (None, Some(1))), (0.5, (Some(0.5), None))] {
+        let body = Body::of(with("top_p", json!(top_p)));
+        let sampling = AnswerFields::read(&body).unwrap().sampling();
+        assert_eq!((sampling.top_p, sampling.top_k), expected);
+    }
+}

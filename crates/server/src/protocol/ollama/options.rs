@@ -87,12 +87,8 @@ impl Options {
     pub fn sampling(&self) -> SamplingFields {
         SamplingFields {
             temperature: self.temperature,
-            // A share of nothing leaves the most likely token.
-            top_k: match self.top_p {
-                Some(0.0) => Some(1),
-                _ => self.top_k.map(|k| k.max(0)),
-            },
-            top_p: self.top_p.filter(|p| *p != 0.0),
+            top_k: self.top_k.map(|k| k.max(0)),
+            top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: match self.repeat_last_n {
                 Some(0) => Some(1.0),
@@ -105,5 +101,6 @@ impl Options {
             stop: self.stop.clone(),
             ..SamplingFields::default()
         }
+        .with_top_p_of_zero()
     }
 }

@@ -95,6 +95,11 @@ fn options_are_sampling_fields() {
         (None, Some(0), Some(1.0))
     );
     assert!(options(json!({ "repeat_last_n": 64, "an_option_of_tomorrow": 1 })).is_ok());
+    let likeliest = options(json!({ "top_p": 0, "top_k": 40 }))
+        .unwrap()
+        .options
+        .sampling();
+    assert_eq!((likeliest.top_p, likeliest.top_k), (None, Some(1)));
     for (given, param) in [
         (json!({ "mirostat": 1 }), "options.mirostat"),
         (json!({ "tfs_z": 0.5 }), "options.tfs_z"),

@@ -8,7 +8,7 @@ use super::hints::flag;
 use super::question::has_answers;
 use super::reader::{Reader, describe, is_filled};
 use super::refused::{named, verdict_of};
-use super::turns::{is_call, is_of_assistant, start_of_answer};
+use super::turns::{is_call, is_of_assistant, start_of_answer, text_of};
 use super::{Content, Format, Record, fields_of};
 use crate::config::{Columns, Method};
 
@@ -161,7 +161,7 @@ impl Reader<'_> {
         };
         let content = match (self.value("prompt"), self.start_of_judged()) {
             (Some(Value::Array(turns)), Some(start)) => {
-                let texts: Vec<&str> = turns.iter().filter_map(text_of_turn).collect();
+                let texts: Vec<&str> = turns.iter().filter_map(text_of).collect();
                 own.refuse_second_question(&texts)?;
                 self.turns_after("prompt", turns, start)?
             }
@@ -254,7 +254,7 @@ impl Reader<'_> {
         let prompt = self.value("prompt");
         let texts: Vec<&str> = match prompt {
             Some(Value::String(text)) => vec![text],
-            Some(Value::Array(turns)) => turns.iter().filter_map(text_of_turn).collect(),
+            Some(Value::Array(turns)) => turns.iter().filter_map(text_of).collect(),
             _ => return Ok(()),
         };
         if !is_filled(own.fields.get("prompt"))
@@ -347,12 +347,6 @@ fn begin_alike(one: &[Value], other: &[Value], prompt: Option<&Value>) -> bool {
         }
         Some(_) => common > 0 && !begins_with_answer(),
     }
-}
-
-/// The text of a turn that has not been checked.
-fn text_of_turn(turn: &Value) -> Option<&str> {
-    let content = turn.get("content").or_else(|| turn.get("value"));
-    content.and_then(Value::as_str)
 }
 
 /// With how many equal turns two lists begin, so that something is left of each.

@@ -6,7 +6,7 @@ use super::super::error::DataError;
 use super::hints::flag;
 use super::reader::{Reader, is_filled};
 use super::refused::verdict_of;
-use super::turns::{after_system, plain, speaker_role};
+use super::turns::{after_system, plain, speaker_of, speaker_role, text_of};
 use crate::config::{Columns, Method};
 
 /// Lists of turns that may be the question, in the order in which they are looked for.
@@ -37,20 +37,11 @@ pub(super) fn listed(value: &Value) -> Option<Vec<Value>> {
 
 /// What a part of a record says, however it is written. A text is a turn of this role.
 fn turns(value: &Value, role: &str) -> Vec<Value> {
-    let turn = |item: Value| {
-        let name = ["role", "from"]
-            .iter()
-            .find_map(|key| item.get(*key)?.as_str());
-        let text = ["content", "value"]
-            .iter()
-            .find_map(|key| item.get(*key)?.as_str());
-        let role = name.and_then(speaker_role);
-        match (role, text) {
-            (Some((role, false)), Some(text)) if item.get("tool_calls").is_none() => {
-                plain(role, text).0
-            }
-            _ => item,
+    let turn = |item: Value| match (speaker_of(&item).and_then(speaker_role), text_of(&item)) {
+        (Some((role, false)), Some(text)) if item.get("tool_calls").is_none() => {
+            plain(role, text).0
         }
+        _ => item,
     };
     match (listed(value), value) {
         (Some(items), _) => items.into_iter().map(turn).collect(),
@@ -248,10 +239,11 @@ impl Reader<'_> {
             let both = is_text.then(|| columns(&[("instruction", first), ("input", second)]));
             ways.extend(both.flatten());
         }
-        format!(
-            "no second question: leave it out, or say with --columns which one counts, for example {}",
-            ways.join(" or ")
-        )
+        let example = match ways.is_empty() {
+            true => String::new(),
+            false => format!(", for example {}", ways.join(" or ")),
+        };
+        format!("no second question: leave it out, or say with --columns which one counts{example}")
     }
 
     /// Refuses what stands beside two texts that begin with their own prompt, and would not be seen.

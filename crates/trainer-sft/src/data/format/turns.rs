@@ -24,6 +24,20 @@ struct Keys {
     roles: &'static str,
 }
 
+/// Whoever says a turn that has not been checked.
+pub(crate) fn speaker_of(turn: &Value) -> Option<&str> {
+    ["role", "from"]
+        .iter()
+        .find_map(|key| turn.get(*key)?.as_str())
+}
+
+/// The text of a turn that has not been checked.
+pub(super) fn text_of(turn: &Value) -> Option<&str> {
+    ["content", "value"]
+        .iter()
+        .find_map(|key| turn.get(*key)?.as_str())
+}
+
 /// The role that chat templates know of whoever says a turn, and whether the turn is a call.
 pub(crate) fn speaker_role(name: &str) -> Option<(&'static str, bool)> {
     Some(match name {
@@ -287,9 +301,7 @@ pub(super) fn after_system<T>(
     message: impl Fn(&T) -> &Value,
 ) -> Vec<T> {
     let is_of_system = |turn: &&T| {
-        let turn = message(turn);
-        let role = turn.get("role").or_else(|| turn.get("from"));
-        let role = role.and_then(Value::as_str).and_then(speaker_role);
+        let role = speaker_of(message(turn)).and_then(speaker_role);
         role.is_some_and(|(role, _)| role == "system")
     };
     let at = turns.iter().take_while(is_of_system).count();
@@ -309,16 +321,13 @@ pub(super) fn plain(role: &str, text: &str) -> Turn {
 
 /// Whether a turn that has not been checked is the assistant's.
 pub(super) fn is_of_assistant(turn: &Value) -> bool {
-    let role = turn.get("role").or_else(|| turn.get("from"));
-    role.and_then(Value::as_str).is_some_and(|role| {
-        ASSISTANT.contains(&role) || ["function_call", "tool_call"].contains(&role)
-    })
+    let role = speaker_of(turn).and_then(speaker_role);
+    role.is_some_and(|(role, _)| role == "assistant")
 }
 
 /// Whether a turn that has not been checked is a call.
 pub(super) fn is_call(turn: &Value) -> bool {
-    let role = turn.get("role").or_else(|| turn.get("from"));
-    let role = role.and_then(Value::as_str).and_then(speaker_role);
+    let role = speaker_of(turn).and_then(speaker_role);
     role.is_some_and(|(_, is_call)| is_call)
 }
 
