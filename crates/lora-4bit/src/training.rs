@@ -12,6 +12,7 @@
 //! | forward | `h = x · Aᵀ`; `y = [x, h] · [W, s·B]ᵀ + bias` |
 //! | gradient of `x` | `dh = dy · s·B`; `dx = [dy, dh] · [W; A]` |
 //! | of the adapters | `dA = dhᵀ · x`; `dB = dyᵀ · h · s` |
+//! | of the layers themselves | `dW = dyᵀ · x`; of the bias the sum of the rows of `dy` |
 
 use burn::tensor::{DType, Device, Tensor};
 
@@ -19,7 +20,9 @@ use crate::adapter_selection::Dropout;
 pub use crate::kernels::optimizer::{AdamWFactors, adamw, eight_bit, sums_of_squares};
 use crate::kernels::tile;
 use crate::kernels::training::{self as ops, Epilogue, Factor, Part};
-pub use crate::kernels::training::{rms_norm, rms_norm_backward, swiglu, swiglu_backward};
+pub use crate::kernels::training::{
+    rms_norm, rms_norm_backward, rms_norm_weight_gradient, sum_rows, swiglu, swiglu_backward,
+};
 use crate::linear::Linear;
 use crate::lora::LoraWeights;
 
@@ -82,6 +85,15 @@ pub struct AdapterGradients {
     pub a: Tensor<2>,
     /// Of the transpose of B, `[r, out]`.
     pub b_t: Tensor<2>,
+}
+
+/// The gradients of a layer's own values, f32.
+#[derive(Clone, Debug)]
+pub struct LayerGradients {
+    /// `[out, in]`.
+    pub weight: Tensor<2>,
+    /// `[out]`, also of a layer without a bias beside one that has it.
+    pub bias: Option<Tensor<1>>,
 }
 
 impl Group {
@@ -304,6 +316,22 @@ impl Group {
             Factor::columns(x, None),
             Epilogue::plain(DType::F32),
         )
+    }
+
+    /// The gradients of each layer's weight and bias. The memory of `x` is free afterwards.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `dy [tokens, out]`
+    #[must_use]
+    pub fn layer_gradients(&self, x: Tensor<2>, dy: &Tensor<2>) -> Vec<LayerGradients> {
+        let weight = self.weight_gradient(x, dy); // [out, in]
+        let bias = self.bias.as_ref().map(|_| sum_rows(dy.clone())); // [out]
+        let gradients = self.layers.iter().map(|part| LayerGradients {
+            weight: weight.clone().narrow(0, part.row, part.rows),
+            bias: bias.clone().map(|bias| bias.narrow(0, part.row, part.rows)),
+        });
+        gradients.collect()
     }
 
     /// The gradient with respect to the input, of what [`Group::adapter_input`] gave as `dh`.

@@ -86,7 +86,8 @@ pub struct ModelConfig {
     pub double_quant: bool,
     /// The dtype of the base weights that are not quantized.
     pub dtype: Dtype,
-    /// The type in which the frozen weights are multiplied; always f32 with [`RunConfig::full`], which freezes none.
+    /// The type in which weights are multiplied. `Auto` is bf16, but f32 with [`RunConfig::full`] on a CPU or with another method
+    /// than [`Method::Sft`], which take nothing else.
     pub compute_dtype: ComputeDtype,
     /// `auto`, `cpu`, `cuda`, `cuda:1`, …; parsed by `model_qwen::parse_device`.
     pub device: String,

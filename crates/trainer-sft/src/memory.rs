@@ -195,8 +195,8 @@ fn on_gpu(
     tokens: usize,
 ) -> MemoryPlan {
     let dtype = match config.model.compute_dtype {
-        ComputeDtype::Bf16 => dtype,
-        _ => DType::F32,
+        ComputeDtype::F32 => DType::F32,
+        ComputeDtype::Auto | ComputeDtype::Bits16 | ComputeDtype::Bf16 => dtype,
     };
     let held = match config.model.dtype {
         Dtype::Auto => model.dtype,

@@ -32,6 +32,12 @@ pub enum Trainable {
 }
 
 impl Trainable {
+    /// Whether every weight is trained, and no adapter.
+    #[must_use]
+    pub fn is_full(self) -> bool {
+        self == Self::Full
+    }
+
     /// The slot of the adapter.
     #[must_use]
     pub fn slot(self) -> Option<usize> {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::tensor::Device;
-use lora_4bit::Weight;
 use lora_4bit::peft::{LoraAdapter, LoraMatrices};
+use lora_4bit::{ComputeDtype, Weight};
 use model_qwen::{Dtype, LoadOptions, QwenModel, is_gpu};
 use tracing::{info, warn};
 
@@ -41,6 +41,25 @@ pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigEr
         });
     }
     Ok(())
+}
+
+/// The settings with the type in which weights are multiplied on the device.
+pub(crate) fn with_compute_dtype(mut config: Config, on_gpu: bool) -> Result<Config, ConfigError> {
+    let rounds = on_gpu && config.method.method == Method::Sft;
+    let given = config.model.compute_dtype;
+    config.model.compute_dtype = match given {
+        ComputeDtype::Auto if rounds || !config.run.full => ComputeDtype::Bf16,
+        ComputeDtype::Auto => ComputeDtype::F32,
+        ComputeDtype::Bf16 if config.run.full && !rounds => {
+            return Err(ConfigError::Value {
+                flag: "compute-dtype",
+                expected: "f32 with --full on a CPU or with another --method than sft".to_owned(),
+                found: "bf16: leave it out".to_owned(),
+            });
+        }
+        given => given,
+    };
+    Ok(config)
 }
 
 /// The settings of a run that trains an adapter further: those of the adapter are the adapter's.

@@ -16,7 +16,7 @@ pub(crate) mod rows;
 use burn::backend::DispatchDevice;
 use burn::tensor::{Tensor, TensorData};
 use kv_paging::{CausalAttention, Rotary};
-use lora_4bit::{AdapterSelection, Dropout, inner_product};
+use lora_4bit::{AdapterSelection, inner_product};
 use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
 
 pub(crate) use self::measure::pieces;
@@ -30,19 +30,14 @@ use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
-/// The slot and the dropout of the adapters for [`explicit`]: where an adapter without DoRA is used or trained on a GPU.
-pub(crate) fn explicit_slot(
-    model: &QwenModel,
-    adapters: &AdapterSelection,
-) -> Option<(usize, Option<Dropout>)> {
-    match adapters {
-        AdapterSelection::All { slot, dropout }
-            if is_gpu(&model.device()) && !has_dora(model, *slot) =>
-        {
-            Some((*slot, *dropout))
-        }
-        _ => None,
-    }
+/// Whether [`explicit`] computes it: on a GPU, unless an adapter has DoRA.
+pub(crate) fn is_explicit(model: &QwenModel, adapters: &AdapterSelection) -> bool {
+    let has_dora = match adapters {
+        AdapterSelection::Base => false,
+        AdapterSelection::All { slot, .. } => has_dora(model, *slot),
+        AdapterSelection::PerRow(_) | AdapterSelection::Stacked(_) => return false,
+    };
+    is_gpu(&model.device()) && !has_dora
 }
 
 /// Whether a layer's adapter has DoRA.
@@ -64,8 +59,8 @@ struct Shared<'a> {
 /// prediction.
 #[must_use]
 pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
-    if let Some((slot, None)) = explicit_slot(model, adapters) {
-        return explicit::forward(model, batch, slot);
+    if is_explicit(model, adapters) {
+        return explicit::forward(model, batch, adapters);
     }
     let x = hidden(model, batch, adapters);
     loss::forward(&head(model), x, &Targets::new(&batch.targets))
@@ -93,10 +88,8 @@ pub fn forward_backward(
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
-    let (trainable, adapters, checkpointing, noise) = how;
-    if let Some(slot) = explicit_slot(model, adapters) {
-        let how = (trainable, checkpointing, noise);
-        return explicit::forward_backward(model, batch, slot, how, scale, store);
+    if is_explicit(model, how.1) {
+        return explicit::forward_backward(model, batch, how, scale, store);
     }
     let targets = Targets::new(&batch.targets);
     pull(model, batch, how, store, |head, x, trained| {
@@ -105,7 +98,7 @@ pub fn forward_backward(
 }
 
 /// What is trained, the adapters in use, what is computed twice, and the noise on the embeddings.
-pub(crate) type How<'a> = (
+pub type How<'a> = (
     Trainable,
     &'a AdapterSelection,
     Checkpointing,
@@ -156,14 +149,7 @@ pub(crate) fn pull<L>(
         }
     }
 
-    let names = HeadNames {
-        norm: (trainable == Trainable::Full).then_some(FINAL_NORM),
-        lm_head: if model.config.tie_word_embeddings {
-            EMBEDDINGS
-        } else {
-            LM_HEAD
-        },
-    };
+    let names = head_names(model, trainable);
     let trained = trainable.has_head().then_some((names, &mut *store));
     let (found, mut dx) = loss(&head(model), x, trained);
     if let Some(offload) = offload {
@@ -193,6 +179,17 @@ pub(crate) fn pull<L>(
         );
     }
     found
+}
+
+/// The names of what is trained of the head.
+fn head_names(model: &QwenModel, trainable: Trainable) -> HeadNames<'static> {
+    HeadNames {
+        norm: trainable.is_full().then_some(FINAL_NORM),
+        lm_head: match model.config.tie_word_embeddings {
+            true => EMBEDDINGS,
+            false => LM_HEAD,
+        },
+    }
 }
 
 /// What the forward pass keeps of a layer.

@@ -29,7 +29,8 @@ use crate::rewards::Rewards;
 use crate::run::{Run, Watch, guard};
 use crate::samples::{Sample, Samples};
 use crate::setup::{
-    add_adapter, add_reference, check_device, load_model, start, with_adapter, with_settings,
+    add_adapter, add_reference, check_device, load_model, start, with_adapter, with_compute_dtype,
+    with_settings,
 };
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -184,7 +185,7 @@ impl<'a> Training<'a> {
         };
         let config = with_adapter(config)?;
         check_device(&config, is_gpu(&device))?;
-        Ok((config, device))
+        Ok((with_compute_dtype(config, is_gpu(&device))?, device))
     }
 
     /// Trains, and writes the result to the output folder of the configuration.

@@ -38,6 +38,8 @@ struct Kind {
     dora: bool,
     /// Whether embedding and head are trained, too.
     modules: bool,
+    /// Whether every weight is trained, and no adapter.
+    full: bool,
     eight_bit: bool,
 }
 
@@ -45,6 +47,7 @@ const PLAIN: Kind = Kind {
     qk_norm: false,
     dora: false,
     modules: false,
+    full: false,
     eight_bit: false,
 };
 
@@ -84,9 +87,10 @@ fn reference(kind: Kind) -> Trainer {
 }
 
 fn trainer(kind: Kind, compute: ComputeDtype, device: &Device) -> Trainer {
-    let trainable = match kind.modules {
-        false => Trainable::Adapter { slot: SLOT },
-        true => Trainable::AdapterAndModules {
+    let trainable = match (kind.full, kind.modules) {
+        (true, _) => Trainable::Full,
+        (false, false) => Trainable::Adapter { slot: SLOT },
+        (false, true) => Trainable::AdapterAndModules {
             slot: SLOT,
             embed_tokens: true,
             lm_head: true,
@@ -155,6 +159,15 @@ fn gradients_equal_those_of_the_cpu() {
             modules: true,
             ..PLAIN
         },
+        Kind {
+            full: true,
+            ..PLAIN
+        },
+        Kind {
+            full: true,
+            qk_norm: true,
+            ..PLAIN
+        },
     ];
     for (kind, (compute, least, most)) in kinds
         .into_iter()
@@ -203,6 +216,10 @@ fn losses_follow_those_of_the_cpu() {
             dora: true,
             modules: true,
             eight_bit: true,
+            ..PLAIN
+        },
+        Kind {
+            full: true,
             ..PLAIN
         },
     ];

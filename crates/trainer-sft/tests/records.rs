@@ -131,9 +131,9 @@ fn what_cannot_be_learnt_is_named() {
         .to_string();
     assert!(message.starts_with("--lora-r: expected"), "{message}");
     let mut wrong = config.clone();
-    wrong.model.compute_dtype = ComputeDtype::Auto;
+    wrong.model.compute_dtype = ComputeDtype::Bits16;
     let message = wrong.check().unwrap_err().to_string();
-    assert!(message.contains("found auto"), "{message}");
+    assert!(message.contains("found bits16"), "{message}");
     let unset = Training::new(&Config::new("")).records(records()).run();
     assert!(unset.unwrap_err().to_string().starts_with("--output"));
 }

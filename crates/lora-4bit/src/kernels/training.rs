@@ -271,6 +271,47 @@ pub fn rms_norm_backward(
     naive::rms_norm_backward(x, norm, dy, residual)
 }
 
+/// The gradient of [`rms_norm`] with respect to the weight, f32: the sum over rows of `dy * x / rms(x)`.
+///
+/// # Shapes
+///
+/// `x`, `dy` `[tokens, dim]` of one type → `[dim]`
+pub fn rms_norm_weight_gradient(x: Tensor<2>, norm: Norm<'_>, dy: Tensor<2>) -> Tensor<1> {
+    assert_eq!(x.dims(), dy.dims(), "rms_norm_weight_gradient: dy");
+    let weight = Tensor::ones(norm.weight.dims(), (&x.device(), DType::F32)); // [dim]
+    let of_one = Norm {
+        weight: &weight,
+        eps: norm.eps,
+    };
+    sum_rows(rms_norm(x, of_one) * dy)
+}
+
+/// The sum of all rows, f32.
+///
+/// # Shapes
+///
+/// `x [rows, columns]` → `[columns]`
+pub fn sum_rows(x: Tensor<2>) -> Tensor<1> {
+    let [rows, columns] = x.dims();
+    #[cfg(feature = "gpu")]
+    if super::cube::supports_gemm(&x, [columns, ONES], [rows, 0], Major::Outer) {
+        // A product with columns of ones: no other kernel sums over so many rows on all multiprocessors.
+        let ones = Tensor::ones([rows, ONES], (&x.device(), x.dtype()));
+        let sums = product(
+            Factor::columns(x, None),
+            Factor::columns(ones, None),
+            Epilogue::plain(DType::F32),
+        ); // [columns, ONES]
+        return sums.narrow(1, 0, 1).reshape([columns]);
+    }
+    let _ = rows;
+    x.cast(DType::F32).sum_dim(0).reshape([columns])
+}
+
+/// Columns of a tile of [`product`], the fewest.
+#[cfg(feature = "gpu")]
+const ONES: usize = 64;
+
 /// `silu(gate) * up` of rows that hold a gate and then what it multiplies.
 ///
 /// # Shapes

@@ -1,6 +1,7 @@
 """The time between tokens with and without a fine-tuning job, in turns, as `server bench serve` measures it.
 
-    job_latency.py target/release/server [--model DIR] [--rounds 3] [--prompts 8] [--tokens 100] [--priority normal] [-- FLAGS]
+    job_latency.py target/release/server [--model DIR] [--rounds 3] [--prompts 8] [--tokens 100] [--priority normal]
+        [--device cpu] [-- FLAGS]
 
 Needs the package openai. Prints a line for each round. A machine that does something else beside it measures that.
 """
@@ -31,7 +32,7 @@ class Trial:
             self.port = free.getsockname()[1]
         self.args = args
         model = ["--model", args.model, "--served-model-name", "m"] if args.model else []
-        command = [args.server, "--port", str(self.port), "--device", "cpu", "--enable-lora", "--enable-finetuning",
+        command = [args.server, "--port", str(self.port), "--device", args.device, "--enable-lora", "--enable-finetuning",
                    "--finetuning-dir", folder, "--finetuning-priority", args.priority, *model, *args.flags]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.wait(self.is_ready)
@@ -91,6 +92,7 @@ def main():
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--priority", default="normal")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("flags", nargs="*")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

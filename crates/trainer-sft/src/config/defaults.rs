@@ -49,7 +49,7 @@ impl Default for ModelConfig {
             quantization: None,
             double_quant: true,
             dtype: Dtype::Auto,
-            compute_dtype: ComputeDtype::Bf16,
+            compute_dtype: ComputeDtype::Auto,
             device: "auto".into(),
         }
     }

@@ -89,8 +89,13 @@ impl Config {
     pub fn resolved(&self) -> Result<Self, ConfigError> {
         let mut config = self.clone();
         config.model.quantization = Some(self.quantization());
-        if self.run.full {
-            config.model.compute_dtype = ComputeDtype::F32;
+        if self.model.compute_dtype == ComputeDtype::Auto {
+            config.model.compute_dtype = match (self.run.full, self.method.method) {
+                (false, _) => ComputeDtype::Bf16,
+                // Known with the device.
+                (true, Method::Sft) => ComputeDtype::Auto,
+                (true, _) => ComputeDtype::F32,
+            };
         }
         config.method = self.method.resolved(self.run.adapter.as_ref());
         config.optimizer.learning_rate = Some(self.learning_rate());

@@ -80,10 +80,10 @@ impl Config {
             run,
             memory: _,
         } = self;
-        if !matches!(model.compute_dtype, ComputeDtype::F32 | ComputeDtype::Bf16) {
+        if model.compute_dtype == ComputeDtype::Bits16 {
             return Err(ConfigError::Value {
                 flag: "compute-dtype",
-                expected: "f32 or bf16".into(),
+                expected: "f32, bf16 or auto".into(),
                 found: format!("{:?}", model.compute_dtype).to_lowercase(),
             });
         }

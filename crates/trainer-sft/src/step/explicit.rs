@@ -1,16 +1,18 @@
-//! The step of an adapter on a GPU, forward and backward written down operation by operation, without autodiff graphs.
+//! The step of a GPU, forward and backward written down operation by operation, without autodiff graphs: of an adapter, or of
+//! every weight.
 //!
 //! So each tensor has the type that its reader multiplies (bf16 on tensor cores, unless the layers compute in f32), is freed
 //! after its last reader, and is overwritten where nobody reads it again. Only the input of each layer is kept, and the backward
 //! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead, and [`Checkpointing::Offload`] keeps the
-//! inputs on the host.
+//! inputs on the host. Weights that are trained are f32, and rounded to the type of products each time they are read.
 
 use burn::tensor::{DType, Tensor, TensorData};
 use kv_paging::{HeadNorms, Rotary, TrainingAttention};
 use lora_4bit::training::{
-    AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
+    AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, rms_norm_weight_gradient,
+    swiglu, swiglu_backward,
 };
-use lora_4bit::{ComputeDtype, Dropout, Norm};
+use lora_4bit::{AdapterSelection, ComputeDtype, Dropout, Linear, Norm};
 use model_qwen::kernels::cross_entropy_of_rows;
 use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
@@ -18,9 +20,9 @@ use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, Piece};
 use crate::loss::{Targets, indices, spread};
-use crate::parameters::{EMBEDDINGS, GradientStore, LM_HEAD, Trainable};
+use crate::parameters::{EMBEDDINGS, GradientStore, Trainable};
 use crate::step::offload::{Offload, bring_back};
-use crate::step::{Checkpointing, Noise};
+use crate::step::{Checkpointing, How, TrainedHead, head_names};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
@@ -31,8 +33,8 @@ pub(crate) const MAX_LOGITS: usize = 512 * 151_936;
 struct Shared<'a> {
     attention: TrainingAttention,
     rotary: Rotary,
-    slot: usize,
-    dropout: Option<Dropout>,
+    /// The slot of the adapters, and their dropout.
+    adapters: Option<(usize, Option<Dropout>)>,
     dtype: DType,
     model: &'a QwenModel,
 }
@@ -92,14 +94,13 @@ enum Kept {
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    (slot, dropout): (usize, Option<Dropout>),
-    (trainable, checkpointing, noise): (Trainable, Checkpointing, Option<Noise>),
+    (trainable, adapters, checkpointing, noise): How<'_>,
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
     let num_tokens = batch.num_tokens();
     let batch = padded(batch);
-    let shared = Shared::new(model, &batch, slot, dropout);
+    let shared = Shared::new(model, &batch, adapters);
     let mut kept = Vec::with_capacity(model.layers.len());
     let offload = (checkpointing == Checkpointing::Offload).then(Offload::new);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
@@ -124,7 +125,8 @@ pub fn forward_backward(
         x = y; // [tokens, hidden]
     }
     let targets = Targets::new(&batch.targets);
-    let trained = trainable.has_head().then_some(&mut *store);
+    let names = head_names(model, trainable);
+    let trained = trainable.has_head().then_some((names, &mut *store));
     let (loss, gradients) = loss(&x, &targets, Some((scale, trained)), &shared);
     let mut dx = spread(gradients, &targets, &x); // [tokens, hidden]
     drop(x);
@@ -139,7 +141,12 @@ pub fn forward_backward(
             Kept::Input(x) => layer.activations(x, &shared),
             Kept::OnHost(x) => layer.activations(bring_back(x, &model.device()), &shared),
         };
-        dx = layer.backward(index, activations, dx, &shared, store); // [tokens, hidden]
+        let mut found = Found {
+            index,
+            trainable,
+            store,
+        };
+        dx = layer.backward(activations, dx, &shared, &mut found); // [tokens, hidden]
     }
     if trainable.has_embeddings() {
         let vocab = model.embed_tokens.dims()[0];
@@ -152,9 +159,9 @@ pub fn forward_backward(
 
 /// Sums over a batch's targets, without gradients, `[3]`: see [`super::forward`].
 #[must_use]
-pub fn forward(model: &QwenModel, batch: &Batch, slot: usize) -> Tensor<1> {
+pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
     let batch = padded(batch);
-    let shared = Shared::new(model, &batch, slot, None);
+    let shared = Shared::new(model, &batch, adapters);
     let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
     for layer in &model.layers {
         gate::pass(Piece::Layer);
@@ -164,7 +171,13 @@ pub fn forward(model: &QwenModel, batch: &Batch, slot: usize) -> Tensor<1> {
 }
 
 impl<'a> Shared<'a> {
-    fn new(model: &'a QwenModel, batch: &Batch, slot: usize, dropout: Option<Dropout>) -> Self {
+    fn new(model: &'a QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Self {
+        let adapters = match adapters {
+            AdapterSelection::All { slot, dropout } => Some((*slot, *dropout)),
+            AdapterSelection::Base | AdapterSelection::PerRow(_) | AdapterSelection::Stacked(_) => {
+                None
+            }
+        };
         let (device, config) = (model.device(), &model.config);
         let attention = TrainingAttention::new(
             &batch.lengths,
@@ -176,8 +189,7 @@ impl<'a> Shared<'a> {
         Self {
             attention,
             rotary: model.rotary(&batch.positions),
-            slot,
-            dropout,
+            adapters,
             dtype: dtype(model),
             model,
         }
@@ -204,8 +216,7 @@ fn padded(batch: &Batch) -> Batch {
 
 impl<'a> Layer<'a> {
     fn new(layer: &'a DecoderLayer, shared: &Shared<'_>) -> Self {
-        let adapters = Some((shared.slot, shared.dropout));
-        let group = |layers: &[_]| Group::new(layers, adapters, shared.dtype);
+        let group = |layers: &[_]| Group::new(layers, shared.adapters, shared.dtype);
         let (attn, mlp) = (&layer.self_attn, &layer.mlp);
         Self {
             layer,
@@ -288,59 +299,146 @@ impl<'a> Layer<'a> {
     /// The gradient of the input from that of the result, both `[tokens, hidden]`.
     fn backward(
         &self,
-        index: usize,
         activations: Activations,
         dy: Tensor<2>,
         shared: &Shared<'_>,
-        store: &mut GradientStore,
+        found: &mut Found<'_>,
     ) -> Tensor<2> {
         let Activations {
             attended: a,
             gate_up_h,
             gate_up,
         } = activations;
+        let (attn, mlp) = (&self.layer.self_attn, &self.layer.mlp);
         let [q, k, v, o, gate, up, down] = LINEARS;
-        let mut add = |modules: &[&str], gradients: Vec<Option<AdapterGradients>>| {
-            for (module, gradients) in modules.iter().zip(gradients) {
-                let Some(AdapterGradients { a, b_t }) = gradients else {
-                    continue;
-                };
-                let name = format!("model.layers.{index}.{module}");
-                store.add(&format!("{name}.lora_A"), Some(a));
-                store.add(&format!("{name}.lora_B_t"), Some(b_t));
-            }
-        };
         let dh = self.down.adapter_input(&dy);
         let d = self.down.input_gradient(&dy, dh.clone()); // [tokens, intermediate]
         let (d, activated) = swiglu_backward(gate_up, d);
+        found.weights(&self.down, &[(down, &mlp.down_proj)], &activated, &dy);
         let down_h = self.down.shrink(&activated);
         let gradients = (self.down).adapter_gradients(activated, down_h, &dy, dh.as_ref());
-        add(&[down], gradients);
+        found.adapters(&[down], gradients);
+
+        let layers = [(gate, &mlp.gate_proj), (up, &mlp.up_proj)];
+        found.weights(&self.gate_up, &layers, &a.middle_normed, &d);
         let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d);
-        add(&[gate, up], gradients);
+        found.adapters(&[gate, up], gradients);
         let norm = self.norm(&self.layer.post_attention_layernorm);
+        found.norm("post_attention_layernorm", &a.middle, norm, &d);
         let dy = rms_norm_backward(a.middle, norm, d, Some(dy)); // [tokens, hidden]
 
+        found.weights(&self.o, &[(o, &attn.o_proj)], &a.attended, &dy);
         let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy);
-        add(&[o], gradients);
+        found.adapters(&[o], gradients);
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
         let norms = self.head_norms();
+        if let (Some(norms), Some(x)) = (norms, &a.unrotated) {
+            found.head_norms(norms, x, &d, shared);
+        }
         let d = shared
             .attention
             .rotate_backward(d, a.unrotated, norms, &shared.rotary);
+        let layers = [(q, &attn.q_proj), (k, &attn.k_proj), (v, &attn.v_proj)];
+        found.weights(&self.qkv, &layers, &a.normed, &d);
         let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d);
-        add(&[q, k, v], gradients);
-        rms_norm_backward(a.x, self.norm(&self.layer.input_layernorm), d, Some(dy))
+        found.adapters(&[q, k, v], gradients);
+        let norm = self.norm(&self.layer.input_layernorm);
+        found.norm("input_layernorm", &a.x, norm, &d);
+        rms_norm_backward(a.x, norm, d, Some(dy))
+    }
+}
+
+/// Where the gradients of a layer go.
+struct Found<'a> {
+    index: usize,
+    trainable: Trainable,
+    store: &'a mut GradientStore,
+}
+
+impl Found<'_> {
+    /// Of the adapters of a group's layers.
+    fn adapters(&mut self, modules: &[&str], gradients: Vec<Option<AdapterGradients>>) {
+        for (module, gradients) in modules.iter().zip(gradients) {
+            let Some(AdapterGradients { a, b_t }) = gradients else {
+                continue;
+            };
+            let name = self.name(module);
+            self.store.add(&format!("{name}.lora_A"), Some(a));
+            self.store.add(&format!("{name}.lora_B_t"), Some(b_t));
+        }
+    }
+
+    /// Of a group's layers themselves, from its input and the gradient of its result, where they are trained.
+    fn weights(
+        &mut self,
+        group: &Group,
+        layers: &[(&str, &Linear)],
+        x: &Tensor<2>,
+        dy: &Tensor<2>,
+    ) {
+        if !self.trainable.is_full() {
+            return;
+        }
+        for ((module, layer), gradients) in layers.iter().zip(group.layer_gradients(x.clone(), dy))
+        {
+            let name = self.name(module);
+            let weight = Some(gradients.weight);
+            self.store.add(&format!("{name}.weight"), weight);
+            let bias = gradients.bias.filter(|_| layer.bias.is_some());
+            self.store.add(&format!("{name}.bias"), bias);
+        }
+    }
+
+    /// Of a norm's weight, from its input and the gradient of its result, where it is trained.
+    fn norm(&mut self, module: &str, x: &Tensor<2>, norm: Norm<'_>, dy: &Tensor<2>) {
+        if self.trainable.is_full() {
+            let gradient = rms_norm_weight_gradient(x.clone(), norm, dy.clone());
+            let name = format!("{}.weight", self.name(module));
+            self.store.add(&name, Some(gradient));
+        }
+    }
+
+    /// Of the norms of heads, from queries, keys and values before them and the gradient of what was rotated.
+    fn head_norms(
+        &mut self,
+        norms: HeadNorms<'_>,
+        x: &Tensor<2>,
+        d: &Tensor<2>,
+        shared: &Shared<'_>,
+    ) {
+        if !self.trainable.is_full() {
+            return;
+        }
+        let d = (shared.attention).rotate_backward(d.clone(), None, None, &shared.rotary);
+        let config = &shared.model.config;
+        let [tokens, _] = x.dims();
+        let (width, eps) = (config.head_dim, norms.eps);
+        let mut first = 0;
+        for (module, weight, heads) in [
+            ("self_attn.q_norm", norms.q, config.num_attention_heads),
+            ("self_attn.k_norm", norms.k, config.num_key_value_heads),
+        ] {
+            let [x, d] = [x, &d].map(|all| {
+                let own = all.clone().narrow(1, first, heads * width);
+                own.reshape([tokens * heads, width])
+            });
+            self.norm(module, &x, Norm { weight, eps }, &d);
+            first += heads * width;
+        }
+    }
+
+    fn name(&self, module: &str) -> String {
+        format!("model.layers.{}.{module}", self.index)
     }
 }
 
 /// The sums of [`forward`] over the rows of `hidden [tokens, hidden]` that have a target, and with a scale the gradient of
 /// the cross-entropy times that: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their
-/// gradient. That of a head that is trained goes to the store.
+/// gradient. Those of a head and a final norm that are trained go to the store.
 fn loss(
     hidden: &Tensor<2>,
     targets: &Targets,
-    learns: Option<(f64, Option<&mut GradientStore>)>,
+    learns: Option<(f64, TrainedHead<'_>)>,
     shared: &Shared<'_>,
 ) -> (Tensor<1>, Vec<Tensor<2>>) {
     let model = shared.model;
@@ -363,15 +461,34 @@ fn loss(
         let (logits, _) = head.forward(&normed, None); // [rows, vocab]
         let (known, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
         sums.push(known.sum_dim(0).squeeze_dim::<1>(0)); // [3]
-        if let Some(store) = &mut trained {
-            store.add(LM_HEAD, Some(head.weight_gradient(normed, &d)));
+        if let Some((names, store)) = &mut trained {
+            let gradient = head.weight_gradient(full_rows(normed), &full_rows(d.clone()));
+            store.add(names.lm_head, Some(gradient));
         }
         if scale.is_some() {
             let (d, _) = head.backward(x.clone(), None, &d); // [rows, hidden]
+            if let Some((names, store)) = &mut trained
+                && let Some(name) = names.norm
+            {
+                let (x, d) = (full_rows(x.clone()), full_rows(d.clone()));
+                store.add(name, Some(rms_norm_weight_gradient(x, norm(), d)));
+            }
             gradients.push(rms_norm_backward(x, norm(), d, None));
         }
     }
     let zero = Tensor::zeros([3], (&device, DType::F32));
     let sums = sums.into_iter().fold(zero, |total, sums| total + sums);
     (sums, gradients)
+}
+
+/// With rows of zeros up to a multiple of [`ROWS`].
+fn full_rows(x: Tensor<2>) -> Tensor<2> {
+    let [rows, columns] = x.dims();
+    match rows.next_multiple_of(ROWS) - rows {
+        0 => x,
+        behind => {
+            let zeros = Tensor::zeros([behind, columns], (&x.device(), x.dtype()));
+            Tensor::cat(vec![x, zeros], 0)
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
-use super::{explicit_slot, forward};
+use super::{forward, is_explicit};
 use crate::batch::Batch;
 use crate::even::even_batches;
 
@@ -58,8 +58,8 @@ pub(crate) fn pieces<'b>(
     batch: &'b Batch,
     adapters: &AdapterSelection,
 ) -> Cow<'b, [Batch]> {
-    match explicit_slot(model, adapters) {
-        Some(_) => Cow::Borrowed(std::slice::from_ref(batch)),
-        None => even_batches(batch, &model.device()),
+    match is_explicit(model, adapters) {
+        true => Cow::Borrowed(std::slice::from_ref(batch)),
+        false => even_batches(batch, &model.device()),
     }
 }

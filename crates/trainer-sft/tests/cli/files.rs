@@ -8,7 +8,6 @@ fn flags_that_a_setting_of_the_file_makes_ineffective_are_refused() {
         ("full = true\n", "--lora-r 8", "--lora-r"),
         ("full = true\n", "--lora-dropout 0.1", "--lora-dropout"),
         ("full = true\n", "--dtype bf16", "--dtype"),
-        ("full = true\n", "--compute-dtype f32", "--compute-dtype"),
         ("full = true\n", "--double-quant", "--double-quant"),
         (
             "adapter = \"a\"\n",

@@ -13,7 +13,9 @@ use std::process::Command;
 
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
+use serde_json::json;
 use tempfile::TempDir;
+use trainer_sft::Training;
 use trainer_sft::args::Args;
 use trainer_sft::config::{Config, LrSchedule, Thinking, TrainOn};
 
@@ -176,17 +178,22 @@ fn a_flag_of_another_program_is_translated_and_any_other_points_nowhere() {
 }
 
 #[test]
-fn full_training_computes_in_f32() {
+fn full_training_computes_in_what_suits_the_device() {
     let compute = |flags: &str| parse(flags).unwrap().model.compute_dtype;
     assert_eq!(compute("--data d"), ComputeDtype::Bf16);
-    assert_eq!(compute("--data d --full"), ComputeDtype::F32);
+    assert_eq!(compute("--data d --full"), ComputeDtype::Auto);
+    assert_eq!(compute("--data d --full --method orpo"), ComputeDtype::F32);
     assert_eq!(compute("--data d --compute-dtype f32"), ComputeDtype::F32);
     let mut config = Config::new("/tmp/none/x");
     config.run.full = true;
-    let config = config.resolved().unwrap();
-    assert_eq!(config.model.compute_dtype, ComputeDtype::F32);
-    let message = error("--data d --full --compute-dtype bf16");
-    let expected = "--compute-dtype would have no effect: --full trains in f32";
+    config.model.device = "cpu".into();
+    config.model.compute_dtype = ComputeDtype::Bf16;
+    let message = Training::new(&config)
+        .records([json!({"prompt": "a", "completion": "b"})])
+        .run()
+        .unwrap_err()
+        .to_string();
+    let expected = "--compute-dtype: expected f32 with --full on a CPU";
     assert!(message.starts_with(expected), "{message}");
 }
 

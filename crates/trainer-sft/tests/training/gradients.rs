@@ -152,14 +152,13 @@ fn the_explicit_step_equals_the_graphs() {
         // The masks of dropout depend on the number of rows: this one needs no padding.
         let batch = if p > 0.0 { document(3, 64, 5) } else { batch };
         let loss = step::forward_backward(&model, &batch, how, 0.5, &mut expected);
-        let slot = (SLOT, dropout);
         let kept = if qk_norm {
             Checkpointing::Off
         } else {
             Checkpointing::On
         };
-        let how = (trainable, kept, noise);
-        let explicit = step::explicit::forward_backward(&model, &batch, slot, how, 0.5, &mut found);
+        let how = (trainable, &adapters, kept, noise);
+        let explicit = step::explicit::forward_backward(&model, &batch, how, 0.5, &mut found);
         assert_close("loss", &values(&explicit), &values(&loss), 1e-5);
         assert!(expected.names().eq(found.names()));
         for name in expected.names() {
@@ -167,9 +166,35 @@ fn the_explicit_step_equals_the_graphs() {
             assert_close(name, &values(a), &values(b), 1e-4);
         }
         if dropout.is_none() && noise.is_none() {
-            let evaluated = step::explicit::forward(&model, &batch, SLOT);
+            let evaluated = step::explicit::forward(&model, &batch, &adapters);
             assert_close("evaluated", &values(&evaluated), &values(&loss), 1e-5);
         }
+    }
+}
+
+/// The same of every weight, with heads that are tied or have norms.
+#[test]
+fn the_explicit_step_of_all_weights_equals_the_graphs() {
+    let adapters = AdapterSelection::Base;
+    for (tied, qk_norm, kept) in [
+        (true, false, Checkpointing::On),
+        (false, true, Checkpointing::Off),
+    ] {
+        let model = model(tied, qk_norm);
+        let batch = pack(&documents());
+        let (mut expected, mut found) = (GradientStore::default(), GradientStore::default());
+        let how = |kept| (Trainable::Full, &adapters, kept, None);
+        let graphs = how(Checkpointing::On);
+        let loss = step::forward_backward(&model, &batch, graphs, 0.5, &mut expected);
+        let explicit = step::explicit::forward_backward(&model, &batch, how(kept), 0.5, &mut found);
+        assert_close("loss", &values(&explicit), &values(&loss), 1e-5);
+        assert!(expected.names().eq(found.names()));
+        for name in expected.names() {
+            let (a, b) = (found.get(name).unwrap(), expected.get(name).unwrap());
+            assert_close(name, &values(a), &values(b), 1e-4);
+        }
+        let evaluated = step::explicit::forward(&model, &batch, &adapters);
+        assert_close("evaluated", &values(&evaluated), &values(&loss), 1e-5);
     }
 }
 

@@ -11,7 +11,7 @@ impl Args {
         let full = run.model.full == Some(true);
         let dense = full || run.model.quantization == Some(Quantization::None);
         let new_adapter = "--full trains the model itself and makes no adapter";
-        let in_f32 = "--full trains in f32";
+        let in_f32 = "--full trains weights in f32";
         let own = run.lora.adapter.is_some();
         let own_form = "the adapter of --adapter keeps its rank, alpha and layers";
         let no_blocks = "the weights are not in 4-bit blocks";
@@ -100,12 +100,6 @@ impl Args {
             ("train-on", self.data.train_on.is_some(), grpo, no_examples),
             ("thinking", self.data.thinking.is_some(), grpo, no_examples),
             ("dtype", self.model.dtype.is_some(), full, in_f32),
-            (
-                "compute-dtype",
-                self.model.compute_dtype.is_some(),
-                full,
-                in_f32,
-            ),
         ] {
             if is_given && is_idle {
                 let text = format!("--{flag} would have no effect: {why}; leave it out");

@@ -20,7 +20,8 @@ pub(crate) const DTYPE: [(&str, &str); 4] = [
 ];
 
 /// `--compute-dtype`.
-pub(super) const COMPUTE_DTYPE: [(&str, &str); 2] = [
+pub(super) const COMPUTE_DTYPE: [(&str, &str); 3] = [
+    ("auto", "What suits the run and the device"),
     ("f32", "The factors as they are"),
     ("bf16", "The factors rounded to bf16 where that is faster"),
 ];
