@@ -8,6 +8,7 @@ pub mod args;
 mod cause;
 mod columns;
 mod defaults;
+mod devices;
 mod grpo;
 mod init;
 mod memory;
@@ -26,6 +27,8 @@ use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
+pub use devices::AllReduce;
+pub(crate) use devices::micro_batches_of;
 pub use grpo::{GrpoOptions, ScaleRewards};
 pub use init::InitLora;
 pub use memory::{BatchSize, MemoryOptions};
@@ -90,6 +93,10 @@ pub struct ModelConfig {
     pub compute_dtype: ComputeDtype,
     /// `auto`, `cpu`, `cuda`, `cuda:1`, …; parsed by `model_qwen::parse_device`.
     pub device: String,
+    /// Several GPUs that each hold the model and compute a part of each step; empty is [`device`](Self::device).
+    pub devices: Vec<String>,
+    /// How gradients are summed over them.
+    pub all_reduce: AllReduce,
 }
 
 /// The data and how it becomes tokens.

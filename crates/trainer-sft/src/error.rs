@@ -142,6 +142,9 @@ pub enum TrainError {
         /// Flags with which the run would fit.
         instead: String,
     },
+    /// Gradients cannot be summed over the devices as they should be.
+    #[error("--all-reduce: {0}")]
+    AllReduce(String),
     /// The run was told to stop before its first step had ended.
     #[error("stopped before the first step has ended; nothing is written")]
     Stopped,
