@@ -196,10 +196,11 @@ impl<'a> Training<'a> {
         };
         if self.devices.is_some() {
             // As many as there are.
-            config.model.devices = match devices.len() {
-                1 => Vec::new(),
-                _ => devices.iter().map(device_name).collect(),
-            };
+            config.model.devices = Vec::new();
+            if devices.len() > 1 {
+                config.model.device = "auto".to_owned();
+                config.model.devices = devices.iter().map(device_name).collect();
+            }
         }
         check_copies(&config, &devices, self.base.is_some())?;
         let config = with_adapter(&config)?;
