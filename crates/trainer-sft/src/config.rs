@@ -235,7 +235,7 @@ pub struct RunConfig {
     /// `batch_size` and `gradient_accumulation` only say how many examples a step has: as many are computed at once as fit.
     #[serde(skip)]
     pub batch_size_auto: bool,
-    /// Micro-batches per optimizer step.
+    /// Micro-batches per optimizer step, of each of several devices.
     pub gradient_accumulation: usize,
     /// Seed of shuffling, initialization and dropout.
     pub seed: u64,

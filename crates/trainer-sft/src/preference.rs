@@ -17,12 +17,11 @@ use self::answers::{Answers, mismatched};
 use self::score::Step;
 pub use self::tally::Numbers;
 pub(crate) use self::tally::Tally;
-use crate::batch::Batch;
+use crate::batch::{Batch, Share};
 use crate::config::{Config, ConfigError, LossType, Method};
 use crate::data::{Example, Examples};
 use crate::error::TrainError;
 use crate::parameters::GradientStore;
-use crate::replicas::Share;
 use crate::step::rows;
 use crate::step::{How, Means};
 

@@ -15,15 +15,14 @@ use std::time::Duration;
 
 use burn::tensor::distributed::{ReduceOperation, all_reduce};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use model_qwen::{catch_device_failure, device_name, has_nccl, is_gpu};
+use model_qwen::{QwenModel, catch_device_failure, device_name, has_nccl, is_gpu};
 use rayon::prelude::*;
 use tracing::info;
 
 use crate::config::AllReduce;
 use crate::error::TrainError;
 use crate::gate;
-use crate::parameters::{GradientStore, visit_model};
-use crate::trainer::Trainer;
+use crate::parameters::{GradientStore, Trainable, visit_model};
 
 /// Values that are summed at once, 128 MiB: the memory that a sum takes besides the gradients is that of one such piece.
 pub(crate) const PIECE: usize = 32 << 20;
@@ -31,31 +30,6 @@ pub(crate) const PIECE: usize = 32 << 20;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Stack of a device's thread.
 const STACK: usize = 16 << 20;
-
-/// Which micro-batches of a step a device computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    rank: usize,
-    of: usize,
-}
-
-impl Share {
-    /// All of them.
-    pub(crate) const ALL: Self = Self { rank: 0, of: 1 };
-
-    /// Those of device `rank` of `of` devices.
-    pub(crate) fn new(rank: usize, of: usize) -> Self {
-        Self { rank, of }
-    }
-
-    /// The items of this share with their indices.
-    pub(crate) fn items<T>(self, all: &[T]) -> impl Iterator<Item = (usize, &T)> {
-        all.iter()
-            .enumerate()
-            .skip(self.rank)
-            .step_by(self.of.max(1))
-    }
-}
 
 /// How gradients are summed over the devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,13 +122,14 @@ fn sum_by_nccl(values: Tensor<1>, devices: &[Device]) -> Tensor<1> {
     all_reduce(values, ReduceOperation::Sum, devices.to_vec()).resolve()
 }
 
-/// Calls `work` with each copy and its rank, all at the same time, each on a thread of its own.
+/// Calls `work` with each copy and its rank, all at the same time, each on a thread of its own; `devices` are where they are.
 ///
 /// # Panics
 /// As the first copy whose `work` does, when all have ended; of a GPU with its name.
-pub(crate) fn at_once<T: Send>(
-    copies: &mut [&mut Trainer],
-    work: impl Fn(usize, &mut Trainer) -> T + Sync,
+pub(crate) fn at_once<C: Send, T: Send>(
+    devices: &[Device],
+    copies: &mut [&mut C],
+    work: impl Fn(usize, &mut C) -> T + Sync,
 ) -> Vec<T> {
     // Threads of a pool must not wait for threads that need the pool.
     if rayon::current_thread_index().is_some() {
@@ -164,14 +139,14 @@ pub(crate) fn at_once<T: Send>(
     let gate = &gate::here();
     let work = &work;
     let ended: Vec<thread::Result<T>> = thread::scope(|scope| {
-        let threads: Vec<_> = copies
-            .iter_mut()
+        let threads: Vec<_> = devices
+            .iter()
+            .zip(copies)
             .enumerate()
-            .map(|(rank, copy)| {
+            .map(|(rank, (device, copy))| {
                 let on_thread = move || {
                     let _behind = gate::behind(gate.clone());
-                    let device = copy.device();
-                    named(&device, || gate::on_worker(&device, || work(rank, copy)))
+                    named(device, || gate::on_worker(device, || work(rank, copy)))
                 };
                 let thread = thread::Builder::new().stack_size(STACK);
                 thread.spawn_scoped(scope, on_thread)
@@ -206,12 +181,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Of all that `trainer` trains; the same for each copy.
-    pub(crate) fn of(trainer: &mut Trainer) -> Self {
-        let trainable = trainer.options().trainable;
+    /// Of all that is trained of `model`; the same for each copy.
+    pub(crate) fn of(model: &mut QwenModel, trainable: Trainable) -> Self {
         let mut pieces = vec![Vec::new()];
         let mut filled = 0;
-        visit_model(&mut trainer.model, trainable, &mut |name, parameter| {
+        visit_model(model, trainable, &mut |name, parameter| {
             let size = parameter.num_values();
             if filled > 0 && filled + size > PIECE {
                 pieces.push(Vec::new());
@@ -350,18 +324,6 @@ fn read(values: Tensor<1>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shares_are_dealt_out() {
-        let all = [10, 11, 12, 13, 14];
-        let of = |rank, of| {
-            let items = Share::new(rank, of).items(&all);
-            items.map(|(index, _)| index).collect::<Vec<_>>()
-        };
-        assert_eq!([of(0, 2), of(1, 2)], [vec![0, 2, 4], vec![1, 3]]);
-        assert_eq!(of(6, 7), Vec::<usize>::new());
-        assert_eq!(Share::ALL.items(&all).count(), 5);
-    }
 
     #[test]
     fn sums_in_the_host_are_those_of_all() {

@@ -1,19 +1,20 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
-use std::collections::BTreeSet;
+mod together;
+
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Share};
 use crate::gate::{self, Piece};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
-use crate::replicas::{Addend, GradientSum, Layout, Share, at_once};
+use crate::replicas::GradientSum;
 use crate::schedule::Schedule;
 use crate::step::{self, Checkpointing, Means, Noise};
 
@@ -196,31 +197,6 @@ impl Trainer {
         self.model.device()
     }
 
-    /// Takes each step together with `copies`, trainers on further devices, which have to be at the same step with the same
-    /// values and the same options: each computes a part of the micro-batches, and all at the same time. What else a trainer does
-    /// it does alone.
-    #[must_use]
-    pub fn with_copies(self, copies: Vec<Self>, sum: GradientSum) -> Self {
-        Self {
-            copies,
-            sum,
-            ..self
-        }
-    }
-
-    /// Where the steps are computed: this trainer's device first, and those of its copies.
-    #[must_use]
-    pub fn devices(&self) -> Vec<Device> {
-        let copies = self.copies.iter().map(Self::device);
-        std::iter::once(self.device()).chain(copies).collect()
-    }
-
-    /// The copies on further devices.
-    #[must_use]
-    pub fn copies(&self) -> &[Self] {
-        &self.copies
-    }
-
     /// One optimizer step on the micro-batches `batches`.
     ///
     /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
@@ -262,50 +238,6 @@ impl Trainer {
         let (means, gradients, tally) = self.gradients_of(share, baseline);
         let (means, more) = self.counted(means, &tally);
         self.finish(means, more, gradients)
-    }
-
-    /// One step of all copies, each on a thread of its own.
-    fn step_together(&mut self, batches: &[Batch]) -> StepOutput {
-        let (devices, how) = (self.devices(), self.sum);
-        let layout = Layout::of(self);
-        let mut copies = std::mem::take(&mut self.copies);
-        let mut all: Vec<&mut Self> = std::iter::once(&mut *self).chain(&mut copies).collect();
-        let share = |rank: usize| (batches, Share::new(rank, devices.len()));
-
-        // While kernels are only compiled, no device runs any.
-        for (rank, copy) in all.iter_mut().enumerate() {
-            copy.compile(share(rank));
-        }
-        let baselines = match all[0].has_baseline() {
-            true => at_once(&mut all, |rank, copy| copy.baseline(share(rank))),
-            false => Vec::new(),
-        };
-        let baseline = Baseline::of_all(baselines).mean();
-        let computed = at_once(&mut all, |rank, copy| {
-            gate::pass(Piece::Batch);
-            let (means, gradients, tally) = copy.gradients_of(share(rank), baseline);
-            let (packed, names) = layout.pack(gradients, means);
-            (Addend::new(packed, how), names, tally)
-        });
-
-        let (mut addends, mut names, mut tally) = (Vec::new(), BTreeSet::new(), Tally::default());
-        for (addend, own_names, own_tally) in computed {
-            addends.push(addend);
-            names.extend(own_names);
-            tally.merge(&own_tally);
-        }
-        let sums = Addend::summed(addends).into_iter();
-        let sums: Vec<_> = sums.map(|sum| Mutex::new(Some(sum))).collect();
-        let outputs = at_once(&mut all, |rank, copy| {
-            let sum = sums[rank].lock().ok().and_then(|mut sum| sum.take())?;
-            let sum = sum.on_device(&devices[rank], &devices);
-            let (gradients, means) = layout.unpack(sum, &names);
-            let (means, more) = copy.counted(means, &tally);
-            Some(copy.finish(means, more, gradients))
-        });
-        self.copies = copies;
-        let output = outputs.into_iter().flatten().next();
-        output.unwrap_or_else(|| unreachable!("each device takes its sum once"))
     }
 
     /// Takes the step, and says what it found.

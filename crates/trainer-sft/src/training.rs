@@ -17,7 +17,7 @@ use crate::checkpoint::{TrainerState, load_state};
 use crate::config::{Config, ConfigError, Method};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
-use crate::error::TrainError;
+use crate::error::{TrainError, guard};
 use crate::gate::{Behind, Piece};
 use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
@@ -26,7 +26,7 @@ use crate::metrics::Record;
 use crate::output::{OutputFolder, Weights};
 use crate::preference::{Preference, check_labels};
 use crate::rewards::Rewards;
-use crate::run::{Run, Watch, guard};
+use crate::run::{Run, Watch};
 use crate::samples::{Sample, Samples};
 use crate::setup::{
     add_adapter, add_reference, check_copies, check_device, load_model, start, with_adapter,
