@@ -237,6 +237,39 @@ pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
     }
 }
 
+/// The name of a device, as `--device` takes it.
+pub fn device_name(device: &Device) -> String {
+    let device = device.clone().without_autodiff();
+    if !is_gpu(&device) {
+        return "cpu".to_owned();
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(index) = index_of(burn::tensor::DeviceType::Cuda, &device) {
+        return format!("cuda:{index}");
+    }
+    #[cfg(feature = "rocm")]
+    if let Some(index) = index_of(burn::tensor::DeviceType::Rocm, &device) {
+        return format!("rocm:{index}");
+    }
+    format!("{:?}", device.as_dispatch())
+}
+
+#[cfg(any(feature = "cuda", feature = "rocm"))]
+fn index_of(device_type: burn::tensor::DeviceType, device: &Device) -> Option<usize> {
+    let devices = Device::enumerate(device_type);
+    devices.iter().position(|other| other == device)
+}
+
+/// Whether a build with CUDA finds NCCL, which moves tensors from card to card.
+pub fn has_nccl() -> bool {
+    #[cfg(feature = "cuda")]
+    {
+        crate::sys::cuda::has_nccl()
+    }
+    #[cfg(not(feature = "cuda"))]
+    false
+}
+
 /// The backends of this build, as `--device` names them.
 pub fn compiled_backends() -> Vec<&'static str> {
     compiled_in()

@@ -62,7 +62,8 @@ pub use config::{ConfigError, Llama3, LongRope, QwenConfig, RopeScaling, Yarn};
 pub use constraint::{Constraint, ConstraintFactory, Grammar, GrammarError, JsonStyle, TokenMask};
 pub use detokenizer::Detokenizer;
 pub use device::{
-    DeviceError, DeviceMemory, GPU_MEMORY_UTILIZATION, device_memory, is_gpu, parse_device,
+    DeviceError, DeviceMemory, GPU_MEMORY_UTILIZATION, device_memory, device_name, has_nccl,
+    is_gpu, parse_device,
 };
 pub use device_failure::{catch_device_failure, device_causes};
 pub use dtype::Dtype;

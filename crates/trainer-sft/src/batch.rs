@@ -5,6 +5,7 @@
 //! computed one by one.
 
 mod packing;
+mod share;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use self::packing::first_fit;
+pub(crate) use self::share::Share;
 use crate::data::{DataError, Example, Examples, Source, Stream, StreamPlace};
 
 /// One forward pass: documents end to end.

@@ -8,6 +8,7 @@ pub mod args;
 mod cause;
 mod columns;
 mod defaults;
+mod devices;
 mod grpo;
 mod init;
 mod memory;
@@ -26,6 +27,8 @@ use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
 pub use columns::Columns;
+pub use devices::AllReduce;
+pub(crate) use devices::micro_batches_of;
 pub use grpo::{GrpoOptions, ScaleRewards};
 pub use init::InitLora;
 pub use memory::{BatchSize, MemoryOptions};
@@ -91,6 +94,10 @@ pub struct ModelConfig {
     pub compute_dtype: ComputeDtype,
     /// `auto`, `cpu`, `cuda`, `cuda:1`, …; parsed by `model_qwen::parse_device`.
     pub device: String,
+    /// Several GPUs that each hold the model and compute a part of each step; empty is [`device`](Self::device).
+    pub devices: Vec<String>,
+    /// How gradients are summed over them.
+    pub all_reduce: AllReduce,
 }
 
 /// The data and how it becomes tokens.
@@ -229,7 +236,7 @@ pub struct RunConfig {
     /// `batch_size` and `gradient_accumulation` only say how many examples a step has: as many are computed at once as fit.
     #[serde(skip)]
     pub batch_size_auto: bool,
-    /// Micro-batches per optimizer step.
+    /// Micro-batches per optimizer step, of each of several devices.
     pub gradient_accumulation: usize,
     /// Seed of shuffling, initialization and dropout.
     pub seed: u64,

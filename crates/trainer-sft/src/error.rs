@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use lora_4bit::peft::PeftError;
-use model_qwen::{AdapterError, DeviceError, LoadError, SaveError};
+use model_qwen::{AdapterError, DeviceError, LoadError, SaveError, catch_device_failure, is_gpu};
 use thiserror::Error;
 
 use crate::chat_format::ModelFilesError;
@@ -142,6 +143,9 @@ pub enum TrainError {
         /// Flags with which the run would fit.
         instead: String,
     },
+    /// Gradients cannot be summed over the devices as they should be.
+    #[error("--all-reduce: {0}")]
+    AllReduce(String),
     /// The run was told to stop before its first step had ended.
     #[error("stopped before the first step has ended; nothing is written")]
     Stopped,
@@ -169,6 +173,25 @@ impl TrainError {
             _ => false,
         }
     }
+}
+
+/// The result of `work`. A GPU that fails in it ends the run with an error of `what` was done, and of the newest checkpoint.
+pub(crate) fn guard<T>(
+    device: &Device,
+    what: impl FnOnce() -> (String, Option<PathBuf>),
+    work: impl FnOnce() -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    if !is_gpu(device) {
+        return work();
+    }
+    catch_device_failure(work).unwrap_or_else(|reason| {
+        let (what, checkpoint) = what();
+        Err(TrainError::DeviceFailed {
+            what,
+            reason,
+            checkpoint,
+        })
+    })
 }
 
 /// A [`TrainError::Output`] about `path`.

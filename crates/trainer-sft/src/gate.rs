@@ -15,7 +15,7 @@ pub enum Piece {
     Layer,
 }
 
-type Wait = Arc<dyn Fn(Piece) + Send + Sync>;
+pub(crate) type Wait = Arc<dyn Fn(Piece) + Send + Sync>;
 
 thread_local! {
     /// What work of this thread passes: the layers of a model lie deep below a run. [`on_worker`] takes it along.
@@ -38,15 +38,25 @@ impl Drop for Behind {
     }
 }
 
+/// What work of this thread passes, for other threads.
+pub(crate) fn here() -> Option<Wait> {
+    HERE.with_borrow(Clone::clone)
+}
+
+/// Lets the work of this thread pass what that of another one does.
+pub(crate) fn behind(wait: Option<Wait>) -> Behind {
+    Behind(HERE.replace(wait))
+}
+
 /// Computes `work` where [`kernels::on_worker`] does, behind the gate of this thread.
 pub(crate) fn on_worker<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
-    let wait = HERE.with_borrow(Clone::clone);
+    let wait = here();
     // Who waits in a pool holds one of its threads, which the work that comes first may need: only in a pool of its own.
     if wait.is_some() && rayon::current_thread_index().is_none() {
         return work();
     }
     kernels::on_worker(device, || {
-        let _behind = Behind(HERE.replace(wait));
+        let _behind = behind(wait);
         work()
     })
 }

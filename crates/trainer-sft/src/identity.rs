@@ -10,20 +10,24 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use crate::checkpoint::{RunIdentity, TrainerState};
-use crate::config::{Config, MethodConfig};
+use crate::config::{Config, MethodConfig, micro_batches_of};
 use crate::data::Datasets;
 use crate::digest;
 use crate::error::TrainError;
 
 /// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
 /// number of steps).
-const FREE: [&str; 23] = [
+const FREE: [&str; 26] = [
     "data",
     "eval_data",
     "model",
     "tokenizer",
     "init_config",
     "device",
+    // How many there are counts with the micro-batches of a step.
+    "devices",
+    "gradient_accumulation",
+    "all_reduce",
     "gradient_checkpointing",
     "offload_activations",
     "strict",
@@ -230,6 +234,16 @@ pub(crate) fn check(
                         differs(&format!("{name} of the model"), show(found), show(now));
                     }
                 }
+            }
+            let (found, shown) = micro_batches_of(&run.settings);
+            let (now, mut shown_now) = micro_batches_of(&this.settings);
+            if found != now {
+                let devices = config.num_devices() as u64;
+                if found.is_multiple_of(devices) {
+                    let same = found / devices;
+                    shown_now = format!("{shown_now}, where {same} would take the same steps");
+                }
+                differs("--gradient-accumulation", shown, shown_now);
             }
             let mut keys: Vec<&String> = run.settings.keys().chain(this.settings.keys()).collect();
             keys.sort();

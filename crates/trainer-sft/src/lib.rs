@@ -34,6 +34,7 @@ pub mod preference;
 pub mod preview;
 pub mod program;
 pub mod prompts;
+pub mod replicas;
 mod report;
 pub mod rewards;
 mod run;

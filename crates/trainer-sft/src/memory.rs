@@ -28,6 +28,8 @@ use crate::config::{Config, GradientCheckpointing, Method, Optim};
 use crate::footprint::Footprint;
 use crate::lora;
 use crate::metrics::available_memory;
+use crate::replicas::PIECE;
+use crate::space::trained_tensors;
 use crate::step::explicit::ROWS;
 use crate::step::layer_values;
 
@@ -55,6 +57,16 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// The machine of the device with the least memory that nobody uses, of several ones of a kind, and its index.
+    pub fn of_least(devices: &[Device]) -> (Self, usize) {
+        let machines = devices.iter().map(Self::of).enumerate();
+        let least = machines.min_by_key(|(_, machine)| (machine.free, machine.total));
+        least.map_or_else(
+            || (Self::of(&Device::flex()), 0),
+            |(index, machine)| (machine, index),
+        )
+    }
+
     /// The machine of a device.
     pub fn of(device: &Device) -> Self {
         if !is_gpu(device) {
@@ -101,6 +113,17 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Of a run whose largest micro-batch has so many tokens.
     pub fn new(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> Self {
+        let mut plan = Self::of_one(config, model, machine, tokens);
+        if config.num_devices() > 1 {
+            plan.trained += sum_bytes(config, model);
+            // No card has shown yet what a sum over devices takes besides.
+            plan.is_exact = false;
+        }
+        plan
+    }
+
+    /// That of a device that takes its steps alone.
+    fn of_one(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> Self {
         let footprint = Footprint::of(config, model);
         match machine.gpu {
             Some(dtype) if is_explicit(config) => on_gpu(config, model, (footprint, dtype), tokens),
@@ -177,6 +200,13 @@ impl fmt::Display for MemoryPlan {
             ),
         }
     }
+}
+
+/// Bytes of gradients that lie one after the other, to be summed over devices: all of them, besides a piece that is being packed.
+fn sum_bytes(config: &Config, model: &QwenConfig) -> u64 {
+    let tensors = trained_tensors(config, model).into_iter();
+    let values: usize = tensors.map(|[values, count]| values * count).sum();
+    (size_of::<f32>() * values.min(PIECE)) as u64
 }
 
 /// Whether a GPU takes the steps of [`crate::step::explicit`], and nothing that the plan does not count: the tables of modules that

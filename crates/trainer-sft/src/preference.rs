@@ -16,8 +16,8 @@ use model_qwen::QwenModel;
 use self::answers::{Answers, mismatched};
 use self::score::Step;
 pub use self::tally::Numbers;
-use self::tally::Tally;
-use crate::batch::Batch;
+pub(crate) use self::tally::Tally;
+use crate::batch::{Batch, Share};
 use crate::config::{Config, ConfigError, LossType, Method};
 use crate::data::{Example, Examples};
 use crate::error::TrainError;
@@ -34,6 +34,32 @@ pub struct Preference {
     pub reference: Option<usize>,
     /// Longest text in tokens, for the texts that are made for the baseline of [`Objective::Kto`].
     pub max_length: usize,
+}
+
+/// Sum and number of what KTO's baseline is the mean of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Baseline {
+    sum: f64,
+    count: usize,
+}
+
+impl Baseline {
+    /// That of all shares together.
+    pub(crate) fn of_all(shares: impl IntoIterator<Item = Self>) -> Self {
+        let add = |all: Self, share: Self| Self {
+            sum: all.sum + share.sum,
+            count: all.count + share.count,
+        };
+        shares.into_iter().fold(Self::default(), add)
+    }
+
+    /// The baseline, at least 0. A step of one answer has no such text, and the baseline 0.
+    pub(crate) fn mean(self) -> f64 {
+        match self.count {
+            0 => 0.0,
+            count => (self.sum / count as f64).max(0.0),
+        }
+    }
 }
 
 /// A loss of answers, with the names of TRL.
@@ -120,24 +146,24 @@ impl Preference {
         })
     }
 
-    /// Adds the gradients of the loss of `batches` together to `store`. Gives the means, and the numbers by TRL's names.
+    /// Adds the gradients of the loss of a share of `batches` to `store`. Gives what to count of it.
     pub(crate) fn gradients(
         &self,
         model: &QwenModel,
-        batches: &[Batch],
+        (batches, share, baseline): (&[Batch], Share, f64),
         how: How<'_>,
         store: &mut GradientStore,
-    ) -> Option<(Means, Numbers)> {
-        let step = self.scale(model, how.1, batches);
+    ) -> Tally {
+        let step = self.scale(batches, baseline);
         let mut tally = Tally::default();
-        for batch in batches {
+        for (_, batch) in share.items(batches) {
             let answers = Answers::new(batch, &self.objective);
             let reference = self.reference(model, &answers);
             rows::forward_backward(model, &answers.batch, how, store, |known| {
                 self.add(&mut tally, &answers, known, &reference, &step)
             });
         }
-        tally.means()
+        tally
     }
 
     /// The same without gradients; each batch stands for itself, as a step of that batch would.
@@ -153,7 +179,9 @@ impl Preference {
         let mut tally = Tally::default();
         for batch in batches {
             let batch = batch?;
-            let step = self.scale(model, adapters, std::slice::from_ref(&batch));
+            let batches = std::slice::from_ref(&batch);
+            let baseline = self.baseline(model, adapters, (batches, Share::ALL));
+            let step = self.scale(batches, baseline.mean());
             let answers = Answers::new(&batch, &self.objective);
             let reference = self.reference(model, &answers);
             let known = rows::forward(model, &answers.batch, adapters);
@@ -182,7 +210,7 @@ impl Preference {
     }
 
     /// What the batches of a step share.
-    fn scale(&self, model: &QwenModel, adapters: &AdapterSelection, batches: &[Batch]) -> Step {
+    fn scale(&self, batches: &[Batch], baseline: f64) -> Step {
         let documents: usize = batches.iter().map(|batch| batch.lengths.len()).sum();
         let mut step = Step {
             count: match self.objective {
@@ -202,33 +230,44 @@ impl Preference {
                 };
                 step.num_chosen = batches.iter().map(chosen).sum();
             }
-            Objective::Kto { .. } => step.baseline = self.baseline(model, adapters, batches),
+            Objective::Kto { .. } => step.baseline = baseline,
         }
         step
     }
 
-    /// How much likelier than under the reference an answer is after the prompt of another one, as a mean over a step; at
-    /// least 0. A step of one answer has no such text, and the baseline 0.
-    fn baseline(&self, model: &QwenModel, adapters: &AdapterSelection, batches: &[Batch]) -> f64 {
+    /// Whether a step has a baseline.
+    pub(crate) fn has_baseline(&self) -> bool {
+        matches!(self.objective, Objective::Kto { .. })
+    }
+
+    /// How much likelier than under the reference an answer is after the prompt of another one, of a share of the texts of a
+    /// step. Only [`Objective::Kto`] asks for it.
+    pub(crate) fn baseline(
+        &self,
+        model: &QwenModel,
+        adapters: &AdapterSelection,
+        (batches, share): (&[Batch], Share),
+    ) -> Baseline {
+        let mut found = Baseline::default();
+        if !self.has_baseline() {
+            return found;
+        }
         let texts = mismatched(batches, self.max_length);
-        let (mut sum, mut count) = (0.0, 0usize);
         let size = batches
             .first()
             .map_or(1, |batch| batch.lengths.len())
             .max(1);
-        for texts in texts.chunks(size) {
-            let batch = Batch::collate(texts);
+        let chunks: Vec<_> = texts.chunks(size).collect();
+        for (_, texts) in share.items(&chunks) {
+            let batch = Batch::collate(*texts);
             let answers = Answers::new(&batch, &self.objective);
             let known = rows::forward(model, &answers.batch, adapters);
             let reference = self.reference(model, &answers);
             for (index, reference) in reference.iter().enumerate() {
-                sum += answers.read(index, &known).log_p - reference;
-                count += 1;
+                found.sum += answers.read(index, &known).log_p - reference;
+                found.count += 1;
             }
         }
-        match count {
-            0 => 0.0,
-            count => (sum / count as f64).max(0.0),
-        }
+        found
     }
 }

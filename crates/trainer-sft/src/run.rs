@@ -9,12 +9,12 @@ mod seen;
 mod told;
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::{DType, Device};
-use model_qwen::{catch_device_failure, device_memory, is_gpu};
+use burn::tensor::DType;
+use model_qwen::{device_memory, is_gpu};
 use tracing::warn;
 
 use self::checkpoints::find_best;
@@ -26,7 +26,7 @@ use crate::batch::{DataLoader, LoaderState, StepBatch};
 use crate::checkpoint::TrainerState;
 use crate::config::{Config, newest_checkpoint};
 use crate::data::Examples;
-use crate::error::TrainError;
+use crate::error::{TrainError, guard};
 use crate::grpo::Grpo;
 use crate::memory::MemoryPlan;
 use crate::metrics::{Record, Speedometer, peak_memory};
@@ -400,25 +400,6 @@ impl<'a> Run<'a> {
             ..Record::default()
         }
     }
-}
-
-/// The result of `work`. A GPU that fails in it ends the run with an error of `what` was done, and of the newest checkpoint.
-pub(crate) fn guard<T>(
-    device: &Device,
-    what: impl FnOnce() -> (String, Option<PathBuf>),
-    work: impl FnOnce() -> Result<T, TrainError>,
-) -> Result<T, TrainError> {
-    if !is_gpu(device) {
-        return work();
-    }
-    catch_device_failure(work).unwrap_or_else(|reason| {
-        let (what, checkpoint) = what();
-        Err(TrainError::DeviceFailed {
-            what,
-            reason,
-            checkpoint,
-        })
-    })
 }
 
 /// Whether something that is done every so many steps is due after `step`.

@@ -6,16 +6,18 @@ use std::path::Path;
 use burn::tensor::Device;
 use lora_4bit::peft::{LoraAdapter, LoraMatrices};
 use lora_4bit::{ComputeDtype, Weight};
-use model_qwen::{Dtype, LoadOptions, QwenModel, is_gpu};
+use model_qwen::{Dtype, LoadOptions, QwenModel, device_name, is_gpu};
 use tracing::{info, warn};
 
 use crate::batch::DataLoader;
 use crate::checkpoint;
 use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions, Method, Optim};
-use crate::error::TrainError;
+use crate::error::{TrainError, guard};
 use crate::lora::{self, AdapterForm, Matrices};
 use crate::optimizer::{AdamW, AdamWConfig};
+use crate::output::Weights;
 use crate::parameters::{Trainable, visit_model};
+use crate::replicas::GradientSum;
 use crate::schedule::{Schedule, Shape};
 use crate::step::Checkpointing;
 use crate::trainer::{Trainer, TrainerOptions};
@@ -60,6 +62,31 @@ pub(crate) fn with_compute_dtype(mut config: Config, on_gpu: bool) -> Result<Con
         given => given,
     };
     Ok(config)
+}
+
+/// Checks that several devices train what the run trains.
+pub(crate) fn check_copies(
+    config: &Config,
+    devices: &[Device],
+    is_loaded: bool,
+) -> Result<(), ConfigError> {
+    if devices.is_empty() {
+        return Err(ConfigError::Value {
+            flag: "devices",
+            expected: "at least one device".to_owned(),
+            found: "an empty list".to_owned(),
+        });
+    }
+    let conflict = |text: &str| Err(ConfigError::Conflict(text.to_owned()));
+    match devices.len() > 1 {
+        true if config.method.method == Method::Grpo => {
+            conflict("--method grpo draws and judges its answers on one device: give one")
+        }
+        true if is_loaded => conflict(
+            "a model that is loaded already is on one device, and several ones would each need their own: leave `base` or `devices` out",
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// The settings of a run that trains an adapter further: those of the adapter are the adapter's.
@@ -164,6 +191,52 @@ pub(crate) fn add_adapter(
     // An adapter that is trained further may have had another one.
     config.lora_dropout = dropout;
     Ok(AdapterForm { config, start })
+}
+
+/// The trainer with a copy of its model on each further one of `devices`: the same weights, with the adapter, the reference and
+/// the optimizer as they are now.
+pub(crate) fn with_copies(
+    config: &Config,
+    trainer: Trainer,
+    devices: &[Device],
+    weights: &Weights,
+) -> Result<Trainer, TrainError> {
+    let sum = GradientSum::choose(config.model.all_reduce, devices)?;
+    let copies = devices.iter().skip(1).map(|device| {
+        let loading = || {
+            (
+                format!("loading the model on {}", device_name(device)),
+                None,
+            )
+        };
+        guard(device, loading, || copy(config, &trainer, device, weights))
+    });
+    let copies = copies.collect::<Result<_, _>>()?;
+    Ok(trainer.with_copies(copies, sum))
+}
+
+/// A trainer on `device` that has taken the steps that `trainer` has.
+fn copy(
+    config: &Config,
+    trainer: &Trainer,
+    device: &Device,
+    weights: &Weights,
+) -> Result<Trainer, TrainError> {
+    let mut model = load_model(config, device)?;
+    if let Weights::Adapter(form) = weights {
+        if let Some(start) = &form.start {
+            lora::take_out(&mut model, start, &form.config).map_err(TrainError::NotDense)?;
+        }
+        let adapter = lora::read_adapter(&trainer.model, lora::SLOT, &form.config);
+        lora::put_adapter(&mut model, lora::SLOT, adapter)?;
+    }
+    add_reference(config, &mut model)?;
+    let options = *trainer.options();
+    let optimizer = match &config.run.resume {
+        None => AdamW::new(options.optimizer),
+        Some(dir) => checkpoint::load(dir, options.optimizer, device)?.1,
+    };
+    Ok(Trainer::resume(model, options, optimizer))
 }
 
 /// What an adapter says of its base: the id of the Hub, or the folder wherever the adapter is used.

@@ -1,5 +1,7 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
+mod together;
+
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 
@@ -7,11 +9,12 @@ use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Share};
 use crate::gate::{self, Piece};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
-use crate::preference::{Numbers, Preference};
+use crate::preference::{Baseline, Numbers, Preference, Tally};
+use crate::replicas::GradientSum;
 use crate::schedule::Schedule;
 use crate::step::{self, Checkpointing, Means, Noise};
 
@@ -51,6 +54,10 @@ pub struct Trainer {
     is_compiled: bool,
     /// How answers are compared; `None` where they are only learnt.
     preference: Option<Preference>,
+    /// The copies on further devices; none where one device takes the steps.
+    copies: Vec<Trainer>,
+    /// How gradients are summed over the devices.
+    sum: GradientSum,
 }
 
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
@@ -128,14 +135,7 @@ impl Trainer {
     /// A trainer that has taken no step. An adapter to train must be in its slot already.
     #[must_use]
     pub fn new(model: QwenModel, options: TrainerOptions) -> Self {
-        let optimizer = AdamW::new(options.optimizer);
-        Self {
-            model,
-            options,
-            optimizer,
-            is_compiled: false,
-            preference: None,
-        }
+        Self::resume(model, options, AdamW::new(options.optimizer))
     }
 
     /// A trainer that goes on with the optimizer of an earlier one.
@@ -147,6 +147,8 @@ impl Trainer {
             optimizer,
             is_compiled: false,
             preference: None,
+            copies: Vec::new(),
+            sum: GradientSum::default(),
         }
     }
 
@@ -200,17 +202,21 @@ impl Trainer {
     /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
     /// target the parameters stay as they are.
     pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
+        if !self.copies.is_empty() {
+            return self.step_together(batches);
+        }
         gate::on_worker(&self.device(), || {
-            // Answers that are compared are not learnt on a GPU.
-            if !self.is_compiled && self.preference.is_none() {
-                self.compile(batches);
-            }
-            self.step_here(batches)
+            self.compile((batches, Share::ALL));
+            self.step_here((batches, Share::ALL))
         })
     }
 
     /// Compiles on all cores what a step needs, before the first one would ask for one kernel after the other.
-    fn compile(&mut self, batches: &[Batch]) {
+    fn compile(&mut self, share: (&[Batch], Share)) {
+        // Steps that compare answers go through graphs, which have no kernels of their own.
+        if self.is_compiled || self.preference.is_some() {
+            return;
+        }
         self.is_compiled = true;
         let device = self.device();
         lora_4bit::training::compile_only(&device, || {
@@ -222,19 +228,20 @@ impl Trainer {
                 checkpointing: self.options.checkpointing.on_device(),
                 ..self.options
             };
-            drop(Self::new(model, options).step_here(batches));
+            drop(Self::new(model, options).step_here(share));
         });
     }
 
-    fn step_here(&mut self, batches: &[Batch]) -> StepOutput {
+    fn step_here(&mut self, share: (&[Batch], Share)) -> StepOutput {
         gate::pass(Piece::Batch);
-        let (means, gradients, more) = match &self.preference {
-            None => {
-                let (means, gradients) = self.measured_gradients(batches);
-                (means, gradients, Numbers::new())
-            }
-            Some(preference) => self.compared_gradients(preference, batches),
-        };
+        let baseline = self.baseline(share).mean();
+        let (means, gradients, tally) = self.gradients_of(share, baseline);
+        let (means, more) = self.counted(means, &tally);
+        self.finish(means, more, gradients)
+    }
+
+    /// Takes the step, and says what it found.
+    fn finish(&mut self, means: Tensor<1>, more: Numbers, gradients: GradientStore) -> StepOutput {
         let (grad_norm, learning_rate) = self.update(gradients);
         StepOutput {
             means,
@@ -243,6 +250,55 @@ impl Trainer {
             numbers: Arc::default(),
             learning_rate,
         }
+    }
+
+    fn has_baseline(&self) -> bool {
+        self.preference
+            .as_ref()
+            .is_some_and(Preference::has_baseline)
+    }
+
+    /// What a share of a step's answers adds to the baseline of their comparison.
+    fn baseline(&self, share: (&[Batch], Share)) -> Baseline {
+        match &self.preference {
+            Some(preference) => preference.baseline(&self.model, &self.adapters(None), share),
+            None => Baseline::default(),
+        }
+    }
+
+    /// A share's part of the means, `[3]`, of the gradients, and of the numbers of a comparison.
+    fn gradients_of(
+        &self,
+        share: (&[Batch], Share),
+        baseline: f64,
+    ) -> (Tensor<1>, GradientStore, Tally) {
+        let Some(preference) = &self.preference else {
+            let (means, gradients) = self.measured_gradients(share);
+            return (means, gradients, Tally::default());
+        };
+        let mut store = GradientStore::default();
+        let (adapters, options) = (self.adapters(None), &self.options);
+        let how = (options.trainable, &adapters, options.checkpointing, None);
+        let share = (share.0, share.1, baseline);
+        let tally = preference.gradients(&self.model, share, how, &mut store);
+        let none = Tensor::zeros([3], (&self.device(), DType::F32));
+        (none, store, tally)
+    }
+
+    /// The means, `[3]`, and the further numbers of a whole step. Of answers that are compared, the tally knows them.
+    fn counted(&self, means: Tensor<1>, tally: &Tally) -> (Tensor<1>, Numbers) {
+        if self.preference.is_none() {
+            return (means, Numbers::new());
+        }
+        let nothing = Means {
+            loss: 0.0,
+            token_accuracy: 0.0,
+            entropy: 0.0,
+        };
+        let (means, numbers) = tally.means().unwrap_or((nothing, Numbers::new()));
+        let means = [means.loss, means.token_accuracy, means.entropy].map(|mean| mean as f32);
+        let means = Tensor::from_data(means, (&self.device(), DType::F32)); // [3]
+        (means, numbers)
     }
 
     /// Takes one step of the optimizer. Gives the norm of the gradients before clipping, `[1]`, and the learning rate.
@@ -288,46 +344,33 @@ impl Trainer {
     /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients.
     #[must_use]
     pub fn gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
-        let (means, store) = self.measured_gradients(batches);
+        let (means, store) = self.measured_gradients((batches, Share::ALL));
         (means.narrow(0, 0, 1), store)
     }
 
     /// Compares the answers of the batches from now on, and does not only learn them.
     #[must_use]
     pub fn comparing(self, preference: Option<Preference>) -> Self {
-        Self { preference, ..self }
+        let copies = self.copies.into_iter();
+        let comparing = |copy: Self| copy.comparing(preference.clone());
+        Self {
+            copies: copies.map(comparing).collect(),
+            preference: preference.clone(),
+            ..self
+        }
     }
 
-    /// The means of answers that are compared, `[3]`, the gradients of their loss, and further numbers.
-    fn compared_gradients(
+    /// A share's part of [`Self::gradients`], with all [`Means`], `[3]`.
+    fn measured_gradients(
         &self,
-        preference: &Preference,
-        batches: &[Batch],
-    ) -> (Tensor<1>, GradientStore, Numbers) {
-        let mut store = GradientStore::default();
-        let (adapters, options) = (self.adapters(None), &self.options);
-        let how = (options.trainable, &adapters, options.checkpointing, None);
-        let found = preference.gradients(&self.model, batches, how, &mut store);
-        let nothing = Means {
-            loss: 0.0,
-            token_accuracy: 0.0,
-            entropy: 0.0,
-        };
-        let (means, numbers) = found.unwrap_or((nothing, Numbers::new()));
-        let means = [means.loss, means.token_accuracy, means.entropy].map(|mean| mean as f32);
-        let means = Tensor::from_data(means, (&self.device(), DType::F32)); // [3]
-        (means, store, numbers)
-    }
-
-    /// [`Self::gradients`] with all [`Means`], `[3]`.
-    fn measured_gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
+        (batches, share): (&[Batch], Share),
+    ) -> (Tensor<1>, GradientStore) {
         let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
         let scale = 1.0 / num_targets.max(1) as f64;
         let mut store = GradientStore::default();
         let mut sums = Tensor::zeros([3], (&self.device(), DType::F32));
-        for (index, batch) in batches
-            .iter()
-            .enumerate()
+        for (index, batch) in share
+            .items(batches)
             .filter(|(_, batch)| batch.num_targets() > 0)
         {
             gate::pass(Piece::Batch);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use model_qwen::{QwenModel, is_gpu};
+use model_qwen::{QwenModel, device_name, is_gpu};
 use serde_json::Value;
 use tracing::info;
 
@@ -17,7 +17,7 @@ use crate::checkpoint::{TrainerState, load_state};
 use crate::config::{Config, ConfigError, Method};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
-use crate::error::TrainError;
+use crate::error::{TrainError, guard};
 use crate::gate::{Behind, Piece};
 use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
@@ -26,11 +26,11 @@ use crate::metrics::Record;
 use crate::output::{OutputFolder, Weights};
 use crate::preference::{Preference, check_labels};
 use crate::rewards::Rewards;
-use crate::run::{Run, Watch, guard};
+use crate::run::{Run, Watch};
 use crate::samples::{Sample, Samples};
 use crate::setup::{
-    add_adapter, add_reference, check_device, load_model, start, with_adapter, with_compute_dtype,
-    with_settings,
+    add_adapter, add_reference, check_copies, check_device, load_model, start, with_adapter,
+    with_compute_dtype, with_copies, with_settings,
 };
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -55,7 +55,7 @@ use crate::summary::{StepReport, Summary};
 #[must_use = "nothing is trained before `run`"]
 pub struct Training<'a> {
     config: &'a Config,
-    device: Option<Device>,
+    devices: Option<Vec<Device>>,
     records: Records,
     watch: Watch<'a>,
     base: Option<QwenModel>,
@@ -76,7 +76,7 @@ impl<'a> Training<'a> {
     pub fn new(config: &'a Config) -> Self {
         Self {
             config,
-            device: None,
+            devices: None,
             records: Records::default(),
             watch: Watch::default(),
             base: None,
@@ -85,8 +85,15 @@ impl<'a> Training<'a> {
     }
 
     /// Trains on this device, and not on the one that [`ModelConfig::device`](crate::config::ModelConfig::device) names.
-    pub fn device(mut self, device: &Device) -> Self {
-        self.device = Some(device.clone());
+    pub fn device(self, device: &Device) -> Self {
+        self.devices(std::slice::from_ref(device))
+    }
+
+    /// Trains on these devices, and not on those that the configuration names: each holds the model and computes
+    /// [`gradient_accumulation`](crate::config::RunConfig::gradient_accumulation) micro-batches of each step. The first one also
+    /// evaluates and writes.
+    pub fn devices(mut self, devices: &[Device]) -> Self {
+        self.devices = Some(devices.to_vec());
         self
     }
 
@@ -168,24 +175,40 @@ impl<'a> Training<'a> {
     /// # Errors
     /// Whatever is wrong with a setting, device or data.
     pub fn plan(self) -> Result<PlannedRun, TrainError> {
-        let (config, device) = self.checked()?;
+        let (config, devices) = self.checked()?;
         let format = ChatFormat::load(&config)?;
         let (datasets, _) = load_data(&config, &format, self.records, (None, false))?;
-        planned(&config, &device, &datasets, self.base.is_some())
+        planned(&config, &devices, &datasets, self.base.is_some())
     }
 
-    /// The settings, complete and checked, and the device.
-    fn checked(&self) -> Result<(Config, Device), TrainError> {
-        let config = &self.config.resolved()?;
+    /// The settings, complete and checked, and the devices, at least one.
+    fn checked(&self) -> Result<(Config, Vec<Device>), TrainError> {
+        let mut config = self.config.resolved()?;
         let (train, eval) = (&self.records.train, &self.records.eval);
         config.check_data(train.is_some(), eval.is_some())?;
-        let device = match &self.device {
-            Some(device) => device.clone(),
-            None => model_qwen::parse_device(&config.model.device)?,
+        let devices = match &self.devices {
+            Some(devices) => devices.clone(),
+            None => {
+                let names = config.device_names().iter();
+                let devices = names.map(|name| model_qwen::parse_device(name));
+                devices.collect::<Result<_, _>>()?
+            }
         };
-        let config = with_adapter(config)?;
-        check_device(&config, is_gpu(&device))?;
-        Ok((with_compute_dtype(config, is_gpu(&device))?, device))
+        if self.devices.is_some() {
+            // As many as there are.
+            config.model.devices = Vec::new();
+            if devices.len() > 1 {
+                config.model.device = "auto".to_owned();
+                config.model.devices = devices.iter().map(device_name).collect();
+            }
+        }
+        check_copies(&config, &devices, self.base.is_some())?;
+        let config = with_adapter(&config)?;
+        for device in &devices {
+            check_device(&config, is_gpu(device))?;
+        }
+        let config = with_compute_dtype(config, devices.iter().all(is_gpu))?;
+        Ok((config, devices))
     }
 
     /// Trains, and writes the result to the output folder of the configuration.
@@ -194,7 +217,7 @@ impl<'a> Training<'a> {
     /// Whatever is wrong with a setting, device, model, data or output folder, before the first step; a diverged loss or a full
     /// disk later. Checkpoints that were written stay.
     pub fn run(self) -> Result<Summary, TrainError> {
-        let (mut config, device) = self.checked()?;
+        let (mut config, devices) = self.checked()?;
         if config.run.preview.is_some() || config.memory.dry_run {
             let text = "a run trains; `preview` shows examples instead, and `dry_run` the memory: leave them out, or call \
                         `trainer_sft::preview` or `Training::plan`";
@@ -210,7 +233,7 @@ impl<'a> Training<'a> {
         let shown = (Some(output.path()), self.watch.progress_bar);
         let samples = Samples::load(&config, &format)?;
         let (datasets, grpo) = load_data(&config, &format, self.records, shown)?;
-        let planned = planned(&config, &device, &datasets, self.base.is_some())?;
+        let planned = planned(&config, &devices, &datasets, self.base.is_some())?;
         let (config, plan) = planned.accepted()?;
         tell(&config, &plan);
         let config = &config;
@@ -240,9 +263,10 @@ impl<'a> Training<'a> {
         state.run = Some(identity);
 
         let loading = || ("loading the model".to_owned(), None);
+        let device = &devices[0];
         let mut model = match self.base {
             Some(base) => with_settings(config, base)?,
-            None => guard(&device, loading, || load_model(config, &device))?,
+            None => guard(device, loading, || load_model(config, device))?,
         };
         format.check_vocabulary(model.config.vocab_size)?;
         let weights = match config.run.full {
@@ -254,7 +278,10 @@ impl<'a> Training<'a> {
             false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),
         };
         let reference = add_reference(config, &mut model)?;
-        let (trainer, loader) = start(config, model, loader, total_steps)?;
+        let (mut trainer, loader) = start(config, model, loader, total_steps)?;
+        if devices.len() > 1 {
+            trainer = with_copies(config, trainer, &devices, &weights)?;
+        }
         let preference = Preference::of(config, reference, datasets.max_length);
         let trainer = trainer.comparing(preference);
         let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
@@ -296,29 +323,44 @@ fn load_data(
 /// The settings with the batch size that `auto` stands for, and the memory that the run takes.
 fn planned(
     config: &Config,
-    device: &Device,
+    devices: &[Device],
     datasets: &Datasets,
     is_loaded: bool,
 ) -> Result<PlannedRun, TrainError> {
-    let planned = memory::plan(
+    let (machine, index) = Machine::of_least(devices);
+    let mut planned = memory::plan(
         config,
         &config.model.architecture()?,
-        &Machine::of(device),
+        &machine,
         (&RowLengths::of(config, datasets), is_loaded),
     )?;
+    if let (Some(TrainError::Memory { by, .. }), true) = (&mut planned.refusal, devices.len() > 1) {
+        let name = device_name(&devices[index]);
+        *by = format!("{by} of {name}, of --devices the one with the least free");
+    }
     Ok(planned)
+}
+
+fn of_each(config: &Config) -> &'static str {
+    match config.num_devices() {
+        1 => "",
+        _ => " on each device",
+    }
 }
 
 fn tell(config: &Config, plan: &MemoryPlan) {
     if config.run.batch_size_auto {
         info!(
-            "--batch-size auto: {} at once, {} times per step",
-            config.run.batch_size, config.run.gradient_accumulation
+            "--batch-size auto: {} at once, {} times per step{}",
+            config.run.batch_size,
+            config.run.gradient_accumulation,
+            of_each(config)
         );
     }
     info!(
-        "memory: {} MiB at most{} (--dry-run shows the parts)",
+        "memory: {} MiB at most{}{} (--dry-run shows the parts)",
         plan.total() >> 20,
+        of_each(config),
         if plan.is_exact {
             ""
         } else {

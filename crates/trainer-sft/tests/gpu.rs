@@ -318,3 +318,78 @@ fn inputs_of_layers_come_back_from_the_host() {
         assert_eq!(losses(Checkpointing::Offload), kept, "{compute:?}");
     }
 }
+
+/// Two cards take the steps of one, whichever way gradients are summed. Says nothing where there are fewer.
+#[cfg(feature = "cuda")]
+#[test]
+fn two_cards_take_the_steps_of_one() {
+    use std::time::Instant;
+    use trainer_sft::config::AllReduce;
+    use trainer_sft::replicas::GradientSum;
+
+    let cards = Device::enumerate(DeviceType::Cuda);
+    let [first, second, ..] = &cards[..] else {
+        println!("one card only: nothing is compared");
+        return;
+    };
+    let batches = [
+        batch(&[5, 70, 33]),
+        batch(&[64, 1, 130]),
+        batch(&[40, 90, 3]),
+        batch(&[17, 60]),
+        // The first card's only.
+        batch(&[100]),
+    ];
+    let num_tokens: usize = batches.iter().map(Batch::num_tokens).sum();
+    let kinds = [
+        PLAIN,
+        Kind {
+            dora: true,
+            modules: true,
+            eight_bit: true,
+            ..PLAIN
+        },
+    ];
+    for (kind, choice) in kinds
+        .into_iter()
+        .flat_map(|kind| [AllReduce::Host, AllReduce::Auto].map(|choice| (kind, choice)))
+    {
+        let devices = [first.clone(), second.clone()];
+        let sum = GradientSum::choose(choice, &devices).unwrap();
+        let [mut one, own, copy] =
+            [first, first, second].map(|device| trainer(kind, ComputeDtype::F32, device));
+        let mut two = own.with_copies(vec![copy], sum);
+        let losses = |trainer: &mut Trainer| {
+            let mut losses = vec![trainer.step(&batches).read()];
+            let start = Instant::now();
+            let steps: Vec<_> = (0..10).map(|_| trainer.step(&batches)).collect();
+            losses.extend(steps.iter().map(|step| step.read()));
+            (losses, start.elapsed())
+        };
+        let (expected, alone) = losses(&mut one);
+        let (found, together) = losses(&mut two);
+        for (name, time) in [("one card", alone), ("two cards", together)] {
+            let speed = 10.0 * num_tokens as f64 / time.as_secs_f64();
+            println!("{kind:?}, {sum:?}: {name}: {speed:.0} tokens/s");
+        }
+        for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let off = (found.0 - expected.0).abs() / expected.0;
+            assert!(
+                off < 2e-3,
+                "{kind:?}, {sum:?}: step {step}: {found:?}, not {expected:?}"
+            );
+        }
+        // The copies are still the same.
+        let copy = &two.copies()[0];
+        let mut pairs = [&two.model, &copy.model].map(|model| {
+            let mut model = model.clone();
+            let mut all = Vec::new();
+            visit_model(&mut model, two.options().trainable, &mut |_, parameter| {
+                all.extend(values(&parameter.value()));
+            });
+            all.into_iter()
+        });
+        let [own, other] = &mut pairs;
+        assert!(own.eq(other), "{kind:?}, {sum:?}: the copies differ");
+    }
+}

@@ -1,4 +1,5 @@
-//! Speed and memory of LoRA training: `bench_train --model DIR [--device cuda] [--quantization none] [--profile]`.
+//! Speed and memory of LoRA training: `bench_train --model DIR [--device cuda] [--quantization none] [--profile]`; with
+//! `--devices cuda:0,cuda:1` on several cards at the same time, each with its own documents.
 //!
 //! Documents of random tokens, every token a target, AdamW, adapters of rank 16 on all linear layers. The first step of a
 //! process compiles kernels on a GPU. The others follow each other as in the trainer, which reads losses only to log them:
@@ -6,6 +7,7 @@
 
 #![allow(clippy::print_stdout)]
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -15,11 +17,12 @@ use examples::profile::{Profile, Rows};
 use lora_4bit::ComputeDtype;
 use model_qwen::{LoadOptions, Quantization, QwenModel, parse_device};
 use trainer_sft::batch::Batch;
-use trainer_sft::config::{LoraOptions, LrSchedule};
+use trainer_sft::config::{AllReduce, LoraOptions, LrSchedule};
 use trainer_sft::lora::{SLOT, new_adapter};
 use trainer_sft::metrics::peak_memory;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::Trainable;
+use trainer_sft::replicas::GradientSum;
 use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
@@ -42,7 +45,13 @@ struct Args {
     /// Where to train: cpu, cuda, cuda:1, ...
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Documents of a step.
+    /// Where to train at the same time: cuda:0,cuda:1, ...; cpu may be there twice.
+    #[arg(long, value_delimiter = ',', conflicts_with = "device")]
+    devices: Vec<String>,
+    /// How gradients are summed over the devices.
+    #[arg(long, value_enum, default_value_t = AllReduce::Auto)]
+    all_reduce: AllReduce,
+    /// Documents of a step, on each device.
     #[arg(long, default_value_t = 1)]
     documents: usize,
     /// Tokens of a document; several numbers are measured one after the other.
@@ -75,55 +84,80 @@ fn main() -> Result<()> {
         embeddings_on_cpu: true,
         ..LoadOptions::default()
     };
-    let device = parse_device(&args.device)?;
+    if profile.is_none() {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    let names = match args.devices.is_empty() {
+        true => std::slice::from_ref(&args.device),
+        false => &args.devices,
+    };
+    let devices = names.iter().map(|name| parse_device(name));
+    let devices: Vec<_> = devices.collect::<Result<_, _>>()?;
     let start = Instant::now();
-    let mut model = QwenModel::load(&args.model, &load, &device)?;
-    let adapter = new_adapter(&LoraOptions::default(), None, &model, 0);
-    model.set_compute_dtype(args.compute_dtype);
-    model.add_adapter(SLOT, &adapter)?;
-    let vocab = model.config.vocab_size as u32;
-    println!("loaded in {:.1} s", start.elapsed().as_secs_f64());
-    let mut trainer = Trainer::new(
-        model,
-        TrainerOptions {
-            trainable: Trainable::Adapter { slot: SLOT },
-            learning_rate: 1e-4,
-            schedule: Schedule {
-                kind: LrSchedule::Constant,
-                warmup_steps: 0,
-                total_steps: args.steps,
-                shape: Shape::default(),
-            },
-            optimizer: AdamWConfig::default(),
-            max_grad_norm: Some(1.0),
-            checkpointing: Checkpointing::default(),
-            dropout: 0.0,
-            loraplus_lr_ratio: 1.0,
-            neftune_noise_alpha: None,
-            seed: 0,
+    let options = TrainerOptions {
+        trainable: Trainable::Adapter { slot: SLOT },
+        learning_rate: 1e-4,
+        schedule: Schedule {
+            kind: LrSchedule::Constant,
+            warmup_steps: 0,
+            total_steps: args.steps,
+            shape: Shape::default(),
         },
-    );
+        optimizer: AdamWConfig::default(),
+        max_grad_norm: Some(1.0),
+        checkpointing: Checkpointing::default(),
+        dropout: 0.0,
+        loraplus_lr_ratio: 1.0,
+        neftune_noise_alpha: None,
+        seed: 0,
+    };
+    let trainers = devices.iter().map(|device| -> Result<Trainer> {
+        let mut model = QwenModel::load(&args.model, &load, device)?;
+        // The same on each device.
+        let adapter = new_adapter(&LoraOptions::default(), None, &model, 0);
+        model.set_compute_dtype(args.compute_dtype);
+        model.add_adapter(SLOT, &adapter)?;
+        Ok(Trainer::new(model, options))
+    });
+    let mut trainers = trainers.collect::<Result<Vec<_>>>()?;
+    let copies = trainers.split_off(1);
+    let sum = GradientSum::choose(args.all_reduce, &devices)?;
+    let on = match devices.len() {
+        1 => String::new(),
+        count => format!(" on {count} devices ({sum:?})"),
+    };
+    let mut trainer = trainers.remove(0).with_copies(copies, sum);
+    let vocab = trainer.model.config.vocab_size as u32;
+    println!("loaded in {:.1} s", start.elapsed().as_secs_f64());
     for &tokens in &args.tokens {
-        let batch = documents(args.documents, tokens, vocab);
-        let tokens_of = |steps: usize| (batch.num_tokens() * steps) as f64;
+        let batches = (0..devices.len()).map(|device| {
+            let first = device * args.documents;
+            documents(first..first + args.documents, tokens, vocab)
+        });
+        let batches: Vec<Batch> = batches.collect();
+        let num_tokens = batches.iter().map(Batch::num_tokens).sum::<usize>();
+        let tokens_of = |steps: usize| (num_tokens * steps) as f64;
         let start = Instant::now();
-        let mut outputs = vec![trainer.step(std::slice::from_ref(&batch))];
+        let mut outputs = vec![trainer.step(&batches)];
         let _ = outputs[0].read();
         let first = start.elapsed().as_secs_f64();
         let start = Instant::now();
         for _ in 1..args.steps {
             let start = Instant::now();
-            let output = trainer.step(std::slice::from_ref(&batch));
+            let output = trainer.step(&batches);
             if let Some(profile) = &profile {
                 let _ = output.read();
-                println!("\n{}", profile.take(start.elapsed(), batch.num_tokens()));
+                println!("\n{}", profile.take(start.elapsed(), num_tokens));
             }
             outputs.push(output);
         }
         let losses: Vec<f64> = outputs.iter().map(|output| output.read().0).collect();
         let rest = start.elapsed().as_secs_f64();
         println!(
-            "this project, {name}: {} x {tokens}: {:.1} tok/s; first step {first:.2} s; losses {:.3} to {:.3}; peak {} MiB",
+            "this project, {name}{on}: {} x {tokens}: {:.1} tok/s; first step {first:.2} s; losses {:.3} to {:.3}; peak {} MiB",
             args.documents,
             tokens_of(args.steps - 1) / rest,
             losses.first().unwrap_or(&f64::NAN),
@@ -135,9 +169,9 @@ fn main() -> Result<()> {
 }
 
 /// Documents in which every token but the first is a target.
-fn documents(num: usize, num_tokens: usize, vocab: u32) -> Batch {
+fn documents(numbers: Range<usize>, num_tokens: usize, vocab: u32) -> Batch {
     let mut batch = Batch::default();
-    for document in 0..num as u32 {
+    for document in numbers.map(|number| number as u32) {
         let token = |i: u32| (i + document * 7919).wrapping_mul(2_654_435_761) % vocab;
         let tokens: Vec<u32> = (0..num_tokens as u32).map(token).collect();
         batch.targets.extend(tokens[1..].iter().copied().map(Some));

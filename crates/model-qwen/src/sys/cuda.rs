@@ -76,6 +76,12 @@ pub(crate) fn check_driver() -> Result<(), CudaError> {
     }
 }
 
+/// Whether NCCL is there.
+pub(crate) fn has_nccl() -> bool {
+    // SAFETY: loads the library; its initialisers are NVIDIA's.
+    unsafe { cudarc::nccl::sys::is_culib_present() }
+}
+
 /// Whether kernels can be compiled.
 ///
 /// # Errors

@@ -6,9 +6,9 @@ use lora_4bit::ComputeDtype;
 use model_qwen::Dtype;
 
 use super::{
-    ALL_LINEAR, Config, DataConfig, GradientCheckpointing, GrpoOptions, InitLora, LoraOptions,
-    LrSchedule, MemoryOptions, MethodConfig, ModelConfig, Optim, OptimizerConfig, RunConfig,
-    SampleOptions, Thinking, TrainOn,
+    ALL_LINEAR, AllReduce, Config, DataConfig, GradientCheckpointing, GrpoOptions, InitLora,
+    LoraOptions, LrSchedule, MemoryOptions, MethodConfig, ModelConfig, Optim, OptimizerConfig,
+    RunConfig, SampleOptions, Thinking, TrainOn,
 };
 
 impl Config {
@@ -51,6 +51,8 @@ impl Default for ModelConfig {
             dtype: Dtype::Auto,
             compute_dtype: ComputeDtype::Auto,
             device: "auto".into(),
+            devices: Vec::new(),
+            all_reduce: AllReduce::Auto,
         }
     }
 }

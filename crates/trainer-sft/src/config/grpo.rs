@@ -110,7 +110,7 @@ impl Config {
     pub(crate) fn rows_per_step(&self) -> (usize, usize) {
         let (rows, steps) = (self.run.batch_size, self.run.gradient_accumulation);
         if self.method.method != Method::Grpo {
-            return (rows, steps);
+            return (rows, steps * self.num_devices());
         }
         ((rows * steps / self.grpo.num_generations()).max(1), 1)
     }

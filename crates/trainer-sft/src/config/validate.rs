@@ -118,6 +118,7 @@ impl Config {
         in_range("max-grad-norm", optimizer.max_grad_norm, 0.0, 1e9)?;
         positive("epochs", self.epochs())?;
         self.check_memory()?;
+        self.check_devices()?;
         if self.method.method == Method::Grpo {
             // Before the batch, whose size they are by default.
             self.check_grpo_ranges()?;

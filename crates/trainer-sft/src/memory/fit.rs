@@ -46,6 +46,9 @@ impl fmt::Display for PlannedRun {
             "{} at once, {} times per step",
             run.batch_size, run.gradient_accumulation
         )?;
+        if self.config.num_devices() > 1 {
+            write!(out, " on each of {} devices", self.config.num_devices())?;
+        }
         match (&self.budget, &self.refusal) {
             (_, Some(refusal)) => write!(out, "\n{refusal}"),
             (Some((bytes, by)), None) => {

@@ -21,11 +21,17 @@ impl Side {
         self.rewards += reward;
         self.log_p += log_p;
     }
+
+    fn merge(&mut self, other: Self) {
+        self.count += other.count;
+        self.rewards += other.rewards;
+        self.log_p += other.log_p;
+    }
 }
 
 /// Sums over answers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// Of the pairs, or of the answers where there are no pairs.
     pub(super) losses: f64,
     pub(super) count: usize,
@@ -56,8 +62,39 @@ impl Tally {
         *self.num_right.get_or_insert_default() += usize::from(rewards.0 > rewards.1);
     }
 
+    /// Adds the sums of another share of a step.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        fn both<T: Copy>(own: &mut Option<T>, other: Option<T>, add: impl FnOnce(&mut T, T)) {
+            match (own.as_mut(), other) {
+                (Some(own), Some(other)) => add(own, other),
+                (None, other) => *own = other,
+                (Some(_), None) => {}
+            }
+        }
+        self.losses += other.losses;
+        self.count += other.count;
+        self.chosen.merge(other.chosen);
+        self.rejected.merge(other.rejected);
+        both(&mut self.num_right, other.num_right, |own, other| {
+            *own += other
+        });
+        self.num_wanted += other.num_wanted;
+        self.hits += other.hits;
+        self.num_tokens += other.num_tokens;
+        self.entropies += other.entropies;
+        both(&mut self.nll, other.nll, |own, other| {
+            (own.0, own.1) = (own.0 + other.0, own.1 + other.1);
+        });
+        both(&mut self.odds, other.odds, |own, other| {
+            (own.0, own.1) = (own.0 + other.0, own.1 + other.1);
+        });
+        both(&mut self.baselines, other.baselines, |own, other| {
+            (own.0, own.1) = (own.0 + other.0, own.1 + other.1);
+        });
+    }
+
     /// Means over all that was added; `None` where that is nothing.
-    pub(super) fn means(&self) -> Option<(Means, Numbers)> {
+    pub(crate) fn means(&self) -> Option<(Means, Numbers)> {
         let count = (self.count > 0).then_some(self.count as f64)?;
         let mean = |sum: f64, count: usize| sum / count.max(1) as f64;
         let mut numbers = Numbers::new();

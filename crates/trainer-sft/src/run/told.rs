@@ -161,8 +161,12 @@ pub(super) fn tell_the_plan(
         false => "examples",
     };
     info!(
-        "{trained} parameters are trained, of a model with {all}; {data}; {} {row} per step ({rows} × {steps})",
-        rows * steps,
+        "{trained} parameters are trained, of a model with {all}; {data}; {} {row} per step ({rows} × {steps}{})",
+        rows * steps * config.num_devices(),
+        match config.num_devices() {
+            1 => String::new(),
+            count => format!(" × {count} devices"),
+        },
     );
     tell_quickstart(config);
     // That of a ratio is always shorter than the run.

@@ -170,13 +170,13 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
 
 /// What a run would refuse on this machine and in this folder: it may be started elsewhere.
 fn notes_of_this_machine(config: &Config, output: Option<&Path>) -> Vec<String> {
-    let device = model_qwen::parse_device(&config.model.device);
-    let device = match device {
+    let mut devices = config.device_names().iter();
+    let device = devices.find_map(|name| match model_qwen::parse_device(name) {
         Ok(device) => check_device(config, is_gpu(&device))
             .err()
             .map(|error| error.to_string()),
         Err(error) => Some(format!("--device: {error}")),
-    };
+    });
     let folder = output.and_then(|output| {
         let mut config = config.clone();
         (config.run.output, config.run.numbered) = (output.to_owned(), false);
@@ -196,8 +196,11 @@ fn notes_of_this_machine(config: &Config, output: Option<&Path>) -> Vec<String> 
 
 /// That a run on this machine would take more memory than it may.
 fn memory_note(config: &Config, model: &QwenConfig, rows: &RowLengths) -> Option<String> {
-    let device = model_qwen::parse_device(&config.model.device).ok()?;
-    let planned = memory::plan(config, model, &Machine::of(&device), (rows, false));
+    let devices = config.device_names().iter();
+    let devices = devices.map(|name| model_qwen::parse_device(name));
+    let devices: Vec<_> = devices.collect::<Result<_, _>>().ok()?;
+    let (machine, _) = Machine::of_least(&devices);
+    let planned = memory::plan(config, model, &machine, (rows, false));
     let refused = match planned {
         Ok(planned) => planned.refusal?.to_string(),
         Err(error) => error.to_string(),

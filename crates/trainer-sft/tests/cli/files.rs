@@ -170,6 +170,32 @@ fn lists_of_a_file_may_be_texts_with_commas() {
 }
 
 #[test]
+fn flags_of_devices_win_over_those_of_a_file() {
+    let two = ["cuda:0", "cuda:1"];
+    let (_folder, path) = config_file("device = \"auto\"\ndevices = [\"cuda:0\", \"cuda:1\"]\n");
+    let config = parse(&format!("--data d --config {path}")).unwrap();
+    assert_eq!(config.model.devices, two);
+    let config = parse(&format!("--data d --config {path} --device cpu")).unwrap();
+    assert_eq!(
+        (config.model.device.as_str(), config.num_devices()),
+        ("cpu", 1)
+    );
+
+    let (_folder, path) = config_file("device = \"cuda:2\"\n");
+    let config = parse(&format!("--data d --config {path} --devices cuda:0,cuda:1")).unwrap();
+    assert_eq!(config.model.devices, two);
+    let again = toml::from_str::<toml::Table>(&config.to_toml()).unwrap();
+    assert_eq!(again["devices"].as_array().unwrap().len(), 2);
+
+    let (_folder, path) = config_file("device = \"cuda:2\"\ndevices = \"cuda:0\"\n");
+    let message = error(&format!("--data d --config {path}"));
+    assert!(
+        message.contains("--device cuda:2 and --devices cuda:0"),
+        "{message}"
+    );
+}
+
+#[test]
 fn what_is_wrong_with_a_value_of_a_file_names_the_file() {
     let (_folder, path) = config_file("columns = \"a\"\nlora_dropout = 2\n");
     let message = error(&format!("--data d --config {path}"));

@@ -51,6 +51,26 @@ fn values_out_of_range_name_the_flag() {
             "'--batch-size <N>': expected a whole number, 1 or more, or `auto`, found `x`",
         ),
         (
+            "--data d --devices cpu,cpu",
+            "--devices: expected GPUs, found `cpu`",
+        ),
+        (
+            "--data d --devices cuda:0,cuda",
+            "--devices: expected each GPU once, found `cuda` twice",
+        ),
+        (
+            "--data d --devices cuda:0,cuda:1 --device cuda:0",
+            "'--devices <DEVICES>' cannot be used with '--device <DEVICE>'",
+        ),
+        (
+            "--data d --devices cuda:0,cuda:1 --method grpo --reward json",
+            "--devices: --method grpo draws and judges its answers on one device",
+        ),
+        (
+            "--data d --all-reduce fast",
+            "[possible values: auto, nccl, host]",
+        ),
+        (
             "--data d --quantization int8",
             "[possible values: nf4, none]",
         ),

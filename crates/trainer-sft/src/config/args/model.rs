@@ -7,8 +7,8 @@ use model_qwen::flags::some_of;
 use model_qwen::{Dtype, Quantization};
 use serde::{Deserialize, Serialize};
 
-use super::values::{COMPUTE_DTYPE, DTYPE, QUANTIZATION};
-use crate::config::ModelConfig;
+use super::values::{COMPUTE_DTYPE, DTYPE, QUANTIZATION, one_or_many};
+use crate::config::{AllReduce, ModelConfig};
 
 /// The flags under "Model".
 #[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
@@ -53,6 +53,22 @@ pub struct ModelArgs {
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 
+    /// Several GPUs, as in cuda:0,cuda:1: each holds the model and computes a part of each step, --batch-size times
+    /// --gradient-accumulation rows of it
+    #[arg(
+        long,
+        value_name = "DEVICES",
+        value_delimiter = ',',
+        conflicts_with = "device"
+    )]
+    #[serde(deserialize_with = "one_or_many")]
+    pub devices: Vec<String>,
+
+    /// How gradients are summed over --devices: by `nccl`, from card to card, or in the memory of the `host`; `auto` is
+    /// NCCL where that works [default: auto]
+    #[arg(long, value_enum, hide_possible_values = true)]
+    pub all_reduce: Option<AllReduce>,
+
     /// Train every parameter and write a whole model instead of an adapter
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub full: Option<bool>,
@@ -68,7 +84,14 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     /// These settings where given, `file`'s otherwise.
-    pub(super) fn over(self, file: Self) -> Self {
+    pub(super) fn over(self, mut file: Self) -> Self {
+        // Either flag takes the place of both settings.
+        if self.device.is_some() {
+            file.devices.clear();
+        }
+        if !self.devices.is_empty() {
+            file.device = None;
+        }
         Self {
             model: self.model.or(file.model),
             quantization: self.quantization.or(file.quantization),
@@ -77,6 +100,11 @@ impl ModelArgs {
             dtype: self.dtype.or(file.dtype),
             compute_dtype: self.compute_dtype.or(file.compute_dtype),
             device: self.device.or(file.device),
+            devices: match self.devices.is_empty() {
+                true => file.devices,
+                false => self.devices,
+            },
+            all_reduce: self.all_reduce.or(file.all_reduce),
             full: self.full.or(file.full),
             init_config: self.init_config.or(file.init_config),
             tokenizer: self.tokenizer.or(file.tokenizer),
@@ -95,6 +123,8 @@ impl ModelArgs {
             dtype: self.dtype.unwrap_or(default.dtype),
             compute_dtype: self.compute_dtype.unwrap_or(default.compute_dtype),
             device: self.device.clone().unwrap_or(default.device),
+            devices: self.devices.clone(),
+            all_reduce: self.all_reduce.unwrap_or(default.all_reduce),
         }
     }
 }

@@ -1,0 +1,355 @@
+//! The steps of one run on several devices, each of which holds a copy of the model.
+//!
+//! The micro-batches of a step are dealt out: of `n` devices, device `d` computes those with the indices `d`, `d + n`, …. The
+//! gradients are then summed over the devices, and each copy takes the same step with the sum, so that the copies stay equal
+//! and no weight ever moves. A step on `n` devices is the step of one device on all of the micro-batches, up to the order of
+//! sums.
+//!
+//! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed.
+
+use std::collections::BTreeSet;
+use std::panic::resume_unwind;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use burn::tensor::distributed::{ReduceOperation, all_reduce};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use model_qwen::{QwenModel, catch_device_failure, device_name, has_nccl, is_gpu};
+use rayon::prelude::*;
+use tracing::info;
+
+use crate::config::AllReduce;
+use crate::error::TrainError;
+use crate::gate;
+use crate::parameters::{GradientStore, Trainable, visit_model};
+
+/// Values that are summed at once, 128 MiB: the memory that a sum takes besides the gradients is that of one such piece.
+pub(crate) const PIECE: usize = 32 << 20;
+/// How long the first sum over the devices may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Stack of a device's thread.
+const STACK: usize = 16 << 20;
+
+/// How gradients are summed over the devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GradientSum {
+    /// In the host's memory, on every device that there is: the reference of the other one.
+    #[default]
+    Host,
+    /// By NCCL, from card to card of NVIDIA.
+    Nccl,
+}
+
+impl GradientSum {
+    /// The way that `choice` means on these devices; [`AllReduce::Auto`] is NCCL where that works.
+    ///
+    /// # Errors
+    /// Where NCCL is asked for and does not work, or does not answer, which leaves the devices of no use.
+    pub fn choose(choice: AllReduce, devices: &[Device]) -> Result<Self, TrainError> {
+        if devices.len() < 2 || choice == AllReduce::Host {
+            return Ok(Self::Host);
+        }
+        match try_nccl(devices) {
+            Ok(()) => {
+                info!("gradients are summed by NCCL");
+                Ok(Self::Nccl)
+            }
+            Err(reason @ NcclError::Silent) => Err(TrainError::AllReduce(reason.to_string())),
+            Err(reason) if choice == AllReduce::Nccl => {
+                Err(TrainError::AllReduce(reason.to_string()))
+            }
+            Err(reason) => {
+                info!("gradients are summed in the host's memory: {reason}");
+                Ok(Self::Host)
+            }
+        }
+    }
+}
+
+/// Why NCCL does not sum.
+#[derive(Debug, thiserror::Error)]
+enum NcclError {
+    #[error("NCCL is for cards of NVIDIA")]
+    OtherDevice,
+    #[error(
+        "NCCL, which is faster, is not found: install libnccl2 (the package nvidia-nccl-cu13 of PyPI has it, too) and put the \
+         folder of libnccl.so on LD_LIBRARY_PATH"
+    )]
+    Missing,
+    #[error("NCCL has failed: {0}")]
+    Failed(String),
+    #[error("NCCL has not summed one number in {} s: NCCL_DEBUG=INFO says what it waits for, and --all-reduce host does without it", PATIENCE.as_secs())]
+    Silent,
+}
+
+/// Sums a one of each device, which also makes the devices known to each other.
+fn try_nccl(devices: &[Device]) -> Result<(), NcclError> {
+    let is_cuda = |device: &Device| device_name(device).starts_with("cuda");
+    if !devices.iter().all(is_cuda) {
+        return Err(NcclError::OtherDevice);
+    }
+    if !has_nccl() {
+        return Err(NcclError::Missing);
+    }
+    let (sender, receiver) = mpsc::channel();
+    // A device that never answers keeps its thread.
+    for device in devices {
+        let (device, devices, sender) = (device.clone(), devices.to_vec(), sender.clone());
+        thread::spawn(move || {
+            let summed = catch_device_failure(|| {
+                let one = Tensor::<1>::ones([1], (&device, DType::F32));
+                sum_by_nccl(one, &devices).into_scalar::<f32>()
+            });
+            let _ = sender.send(summed);
+        });
+    }
+    for _ in devices {
+        match receiver.recv_timeout(PATIENCE) {
+            Ok(Ok(sum)) if sum == devices.len() as f32 => {}
+            Ok(Ok(sum)) => {
+                let text = format!("the sum of {} ones is {sum}", devices.len());
+                return Err(NcclError::Failed(text));
+            }
+            Ok(Err(reason)) => return Err(NcclError::Failed(reason)),
+            Err(_) => return Err(NcclError::Silent),
+        }
+    }
+    Ok(())
+}
+
+fn sum_by_nccl(values: Tensor<1>, devices: &[Device]) -> Tensor<1> {
+    all_reduce(values, ReduceOperation::Sum, devices.to_vec()).resolve()
+}
+
+/// Calls `work` with each copy and its rank, all at the same time, each on a thread of its own; `devices` are where they are.
+///
+/// # Panics
+/// As the first copy whose `work` does, when all have ended; of a GPU with its name.
+pub(crate) fn at_once<C: Send, T: Send>(
+    devices: &[Device],
+    copies: &mut [&mut C],
+    work: impl Fn(usize, &mut C) -> T + Sync,
+) -> Vec<T> {
+    // Threads of a pool must not wait for threads that need the pool.
+    if rayon::current_thread_index().is_some() {
+        let copies = copies.iter_mut().enumerate();
+        return copies.map(|(rank, copy)| work(rank, copy)).collect();
+    }
+    let gate = &gate::here();
+    let work = &work;
+    let ended: Vec<thread::Result<T>> = thread::scope(|scope| {
+        let threads: Vec<_> = devices
+            .iter()
+            .zip(copies)
+            .enumerate()
+            .map(|(rank, (device, copy))| {
+                let on_thread = move || {
+                    let _behind = gate::behind(gate.clone());
+                    named(device, || gate::on_worker(device, || work(rank, copy)))
+                };
+                let thread = thread::Builder::new().stack_size(STACK);
+                thread.spawn_scoped(scope, on_thread)
+            })
+            .collect();
+        let ended = threads.into_iter().map(|thread| match thread {
+            Ok(thread) => thread.join().flatten(),
+            Err(error) => Err(Box::new(format!("no thread: {error}")) as _),
+        });
+        ended.collect()
+    });
+    let ended = ended.into_iter();
+    ended
+        .map(|ended| ended.unwrap_or_else(|panic| resume_unwind(panic)))
+        .collect()
+}
+
+/// What `work` gives. A GPU that fails in it gives its name and the causes instead.
+fn named<T>(device: &Device, work: impl FnOnce() -> T) -> thread::Result<T> {
+    if !is_gpu(device) {
+        return Ok(work());
+    }
+    catch_device_failure(work)
+        .map_err(|reason| Box::new(format!("{}: {reason}", device_name(device))) as _)
+}
+
+/// Where the gradients of a model lie in the pieces that are summed.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// Names and numbers of values, piece by piece.
+    pieces: Vec<Vec<(String, usize)>>,
+}
+
+impl Layout {
+    /// Of all that is trained of `model`; the same for each copy.
+    pub(crate) fn of(model: &mut QwenModel, trainable: Trainable) -> Self {
+        let mut pieces = vec![Vec::new()];
+        let mut filled = 0;
+        visit_model(model, trainable, &mut |name, parameter| {
+            let size = parameter.num_values();
+            if filled > 0 && filled + size > PIECE {
+                pieces.push(Vec::new());
+                filled = 0;
+            }
+            filled += size;
+            if let Some(piece) = pieces.last_mut() {
+                piece.push((name.to_owned(), size));
+            }
+        });
+        Self { pieces }
+    }
+
+    /// The gradients in `store` and `means [3]` in one tensor for each piece, and the names of the gradients that there were.
+    /// Others count as zeros.
+    pub(crate) fn pack(
+        &self,
+        mut store: GradientStore,
+        means: Tensor<1>,
+    ) -> (Vec<Tensor<1>>, BTreeSet<String>) {
+        let names = store.names().map(str::to_owned).collect();
+        let like = (&means.device(), DType::F32);
+        let mut means = Some(means);
+        let pieces = self.pieces.iter().map(|piece| {
+            let gradients = piece.iter().map(|(name, size)| {
+                let gradient = store.remove(name);
+                gradient.unwrap_or_else(|| Tensor::zeros([*size], like))
+            });
+            Tensor::cat(gradients.chain(means.take()).collect(), 0) // [values of the piece]
+        });
+        (pieces.collect(), names)
+    }
+
+    /// The gradients of these `names`, and the means, `[3]`, of what [`Layout::pack`] has made.
+    pub(crate) fn unpack(
+        &self,
+        packed: Vec<Tensor<1>>,
+        names: &BTreeSet<String>,
+    ) -> (GradientStore, Tensor<1>) {
+        let mut store = GradientStore::default();
+        let mut means = None;
+        for (piece, all) in self.pieces.iter().zip(packed) {
+            let mut start = 0;
+            for (name, size) in piece {
+                if names.contains(name) {
+                    store.add(name, Some(all.clone().narrow(0, start, *size)));
+                }
+                start += size;
+            }
+            means.get_or_insert_with(|| all.narrow(0, start, 3));
+        }
+        // There is a first piece.
+        let means = means.unwrap_or_else(|| unreachable!("a layout has a piece"));
+        (store, means)
+    }
+}
+
+/// What a device has to add to a sum.
+#[derive(Debug)]
+pub(crate) enum Addend {
+    /// Read into the host's memory.
+    Host(Vec<Vec<f32>>),
+    /// On the device, and computed.
+    Device(Vec<Tensor<1>>),
+}
+
+impl Addend {
+    /// Waits for `packed`.
+    pub(crate) fn new(packed: Vec<Tensor<1>>, how: GradientSum) -> Self {
+        match how {
+            GradientSum::Host => Self::Host(packed.into_iter().map(read).collect()),
+            GradientSum::Nccl => {
+                for piece in &packed {
+                    // A piece that could not be computed must not be summed: others would wait for it.
+                    read(piece.clone().narrow(0, 0, 1));
+                }
+                Self::Device(packed)
+            }
+        }
+    }
+
+    /// The sums of what is in the host's memory, for each of the devices; what is on a device stays to be summed there.
+    pub(crate) fn summed(all: Vec<Self>) -> Vec<Self> {
+        let count = all.len();
+        let mut on_host = Vec::new();
+        let mut on_device = Vec::new();
+        for addend in all {
+            match addend {
+                Self::Host(pieces) => on_host.push(pieces),
+                Self::Device(pieces) => on_device.push(Self::Device(pieces)),
+            }
+        }
+        let mut on_host = on_host.into_iter();
+        let Some(mut sum) = on_host.next() else {
+            return on_device;
+        };
+        for pieces in on_host {
+            for (sum, piece) in sum.iter_mut().zip(pieces) {
+                let chunks = sum.par_chunks_mut(1 << 16).zip(piece.par_chunks(1 << 16));
+                chunks.for_each(|(sum, piece)| {
+                    let values = sum.iter_mut().zip(piece);
+                    values.for_each(|(sum, value)| *sum += value);
+                });
+            }
+        }
+        let mut copies: Vec<Self> = (1..count).map(|_| Self::Host(sum.clone())).collect();
+        copies.push(Self::Host(sum));
+        copies
+    }
+
+    /// The sums on `device`, one of `devices`. With NCCL every one of them has to come here.
+    pub(crate) fn on_device(self, device: &Device, devices: &[Device]) -> Vec<Tensor<1>> {
+        match self {
+            Self::Host(pieces) => {
+                let pieces = pieces.into_iter().map(|piece| {
+                    let len = piece.len();
+                    Tensor::from_data(TensorData::new(piece, [len]), (device, DType::F32))
+                });
+                pieces.collect()
+            }
+            Self::Device(pieces) => {
+                let pieces = pieces.into_iter();
+                pieces.map(|piece| sum_by_nccl(piece, devices)).collect()
+            }
+        }
+    }
+}
+
+fn read(values: Tensor<1>) -> Vec<f32> {
+    match values.into_data().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("f32 values: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_in_the_host_are_those_of_all() {
+        let addends =
+            [1.0f32, 2.0, 4.0].map(|value| Addend::Host(vec![vec![value; 3], vec![-value]]));
+        let summed = Addend::summed(addends.into());
+        assert_eq!(summed.len(), 3);
+        for addend in summed {
+            let sums = addend.on_device(&Device::flex(), &[]);
+            let sums = sums.into_iter().map(read).collect::<Vec<_>>();
+            assert_eq!(sums, [vec![7.0; 3], vec![-7.0]]);
+        }
+    }
+
+    #[test]
+    fn a_cpu_sums_in_its_memory() {
+        let two = [Device::flex(), Device::flex()];
+        assert_eq!(
+            GradientSum::choose(AllReduce::Auto, &two).unwrap(),
+            GradientSum::Host
+        );
+        assert_eq!(
+            GradientSum::choose(AllReduce::Host, &two).unwrap(),
+            GradientSum::Host
+        );
+        let refused = GradientSum::choose(AllReduce::Nccl, &two).unwrap_err();
+        assert!(refused.to_string().contains("--all-reduce"), "{refused}");
+    }
+}

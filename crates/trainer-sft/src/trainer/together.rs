@@ -1,0 +1,83 @@
+//! Steps on several devices at the same time.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use burn::tensor::Device;
+
+use super::{StepOutput, Trainer};
+use crate::batch::{Batch, Share};
+use crate::gate::{self, Piece};
+use crate::preference::{Baseline, Tally};
+use crate::replicas::{Addend, GradientSum, Layout, at_once};
+
+impl Trainer {
+    /// Takes each step together with `copies`, trainers on further devices, which have to be at the same step with the same
+    /// values and the same options: each computes a part of the micro-batches, and all at the same time. What else a trainer does
+    /// it does alone.
+    #[must_use]
+    pub fn with_copies(self, copies: Vec<Self>, sum: GradientSum) -> Self {
+        Self {
+            copies,
+            sum,
+            ..self
+        }
+    }
+
+    /// Where the steps are computed: this trainer's device first, and those of its copies.
+    #[must_use]
+    pub fn devices(&self) -> Vec<Device> {
+        let copies = self.copies.iter().map(Self::device);
+        std::iter::once(self.device()).chain(copies).collect()
+    }
+
+    /// The copies on further devices.
+    #[must_use]
+    pub fn copies(&self) -> &[Self] {
+        &self.copies
+    }
+
+    /// One step of all copies, each on a thread of its own.
+    pub(super) fn step_together(&mut self, batches: &[Batch]) -> StepOutput {
+        let (devices, how) = (self.devices(), self.sum);
+        let layout = Layout::of(&mut self.model, self.options.trainable);
+        let mut copies = std::mem::take(&mut self.copies);
+        let mut all: Vec<&mut Self> = std::iter::once(&mut *self).chain(&mut copies).collect();
+        let share = |rank: usize| (batches, Share::new(rank, devices.len()));
+
+        // While kernels are only compiled, no device runs any.
+        for (rank, copy) in all.iter_mut().enumerate() {
+            copy.compile(share(rank));
+        }
+        let baselines = match all[0].has_baseline() {
+            true => at_once(&devices, &mut all, |rank, copy| copy.baseline(share(rank))),
+            false => Vec::new(),
+        };
+        let baseline = Baseline::of_all(baselines).mean();
+        let computed = at_once(&devices, &mut all, |rank, copy| {
+            gate::pass(Piece::Batch);
+            let (means, gradients, tally) = copy.gradients_of(share(rank), baseline);
+            let (packed, names) = layout.pack(gradients, means);
+            (Addend::new(packed, how), names, tally)
+        });
+
+        let (mut addends, mut names, mut tally) = (Vec::new(), BTreeSet::new(), Tally::default());
+        for (addend, own_names, own_tally) in computed {
+            addends.push(addend);
+            names.extend(own_names);
+            tally.merge(&own_tally);
+        }
+        let sums = Addend::summed(addends).into_iter();
+        let sums: Vec<_> = sums.map(|sum| Mutex::new(Some(sum))).collect();
+        let outputs = at_once(&devices, &mut all, |rank, copy| {
+            let sum = sums[rank].lock().ok().and_then(|mut sum| sum.take())?;
+            let sum = sum.on_device(&devices[rank], &devices);
+            let (gradients, means) = layout.unpack(sum, &names);
+            let (means, more) = copy.counted(means, &tally);
+            Some(copy.finish(means, more, gradients))
+        });
+        self.copies = copies;
+        let output = outputs.into_iter().flatten().next();
+        output.unwrap_or_else(|| unreachable!("each device takes its sum once"))
+    }
+}

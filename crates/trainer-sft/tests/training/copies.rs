@@ -1,0 +1,236 @@
+//! Copies on several devices take the steps of one device.
+
+use lora_4bit::peft::LoraConfig;
+use trainer_sft::config::LossType;
+use trainer_sft::lora::read_adapter;
+use trainer_sft::optimizer::AdamW;
+use trainer_sft::preference::{Objective, Preference};
+use trainer_sft::replicas::GradientSum;
+use trainer_sft::trainer::Trainer;
+
+use super::*;
+
+/// Trainers on one device and on `count` copies of it.
+fn both(make: fn() -> QwenModel, settings: TrainerOptions, count: usize) -> [Trainer; 2] {
+    let one = Trainer::new(make(), settings);
+    let mut copies: Vec<_> = (0..count).map(|_| Trainer::new(make(), settings)).collect();
+    let first = copies.remove(0);
+    [one, first.with_copies(copies, GradientSum::Host)]
+}
+
+fn full() -> QwenModel {
+    model(true, true)
+}
+
+fn dropped(trainable: Trainable) -> TrainerOptions {
+    TrainerOptions {
+        dropout: if trainable == Trainable::Full {
+            0.0
+        } else {
+            0.2
+        },
+        loraplus_lr_ratio: 4.0,
+        neftune_noise_alpha: Some(5.0),
+        ..options(trainable)
+    }
+}
+
+/// All that is trained.
+fn trained(trainer: &mut Trainer) -> Vec<(String, Vec<f32>)> {
+    let trainable = trainer.options().trainable;
+    let mut all = Vec::new();
+    visit_model(&mut trainer.model, trainable, &mut |name, parameter| {
+        all.push((name.to_owned(), values(&parameter.value())));
+    });
+    all
+}
+
+fn assert_same(one: &mut Trainer, several: &mut Trainer, tolerance: f32) {
+    for ((name, expected), (_, found)) in trained(one).into_iter().zip(trained(several)) {
+        assert_close(&name, &found, &expected, tolerance);
+    }
+}
+
+/// The copies' values are those of the first one, bit for bit.
+fn assert_equal_copies(several: &mut Trainer) {
+    let first = trained(several);
+    for copy in several.copies() {
+        let mut copy = Trainer::new(copy.model.clone(), *copy.options());
+        assert_eq!(trained(&mut copy), first);
+    }
+}
+
+#[test]
+fn copies_take_the_steps_of_one_device() {
+    let adapter = dropped(Trainable::Adapter { slot: SLOT });
+    let kinds = [
+        (model_with_adapter as fn() -> QwenModel, adapter),
+        (model_with_dora, adapter),
+        (full, dropped(Trainable::Full)),
+    ];
+    for (make, settings) in kinds {
+        // Eight micro-batches; an odd number; fewer than devices.
+        for (count, batches) in [(2, 8), (2, 7), (3, 8), (3, 1)] {
+            let batches = &documents()[..batches];
+            let [mut one, mut several] = both(make, settings, count);
+            for step in 0..4 {
+                let (expected, found) = (one.step(batches), several.step(batches));
+                let (expected, found) = (expected.numbers(), found.numbers());
+                for (found, expected) in [
+                    (found.means.loss, expected.means.loss),
+                    (found.means.token_accuracy, expected.means.token_accuracy),
+                    (found.means.entropy, expected.means.entropy),
+                    (found.grad_norm, expected.grad_norm),
+                ] {
+                    let tolerance = 2e-6 * f64::from(1 << (2 * step)) * expected.abs().max(1.0);
+                    assert!(
+                        (found - expected).abs() <= tolerance,
+                        "{count} devices, step {step}: {found}, not {expected}"
+                    );
+                }
+            }
+            assert_same(&mut one, &mut several, 1e-4);
+            assert_equal_copies(&mut several);
+        }
+    }
+}
+
+#[test]
+fn two_micro_batches_on_two_devices_are_one_step_bit_for_bit() {
+    let batches = &documents()[..2];
+    let settings = dropped(Trainable::Adapter { slot: SLOT });
+    let [mut one, mut several] = both(model_with_adapter, settings, 2);
+    for _ in 0..3 {
+        assert_eq!(one.step(batches).read(), several.step(batches).read());
+    }
+    assert_eq!(trained(&mut one), trained(&mut several));
+}
+
+#[test]
+fn micro_batches_without_targets_count_nothing() {
+    let mut batches = documents();
+    for batch in [0, 2, 4, 6] {
+        batches[batch].targets.fill(None);
+    }
+    let settings = options(Trainable::Adapter { slot: SLOT });
+    let [mut one, mut several] = both(model_with_adapter, settings, 2);
+    // All targets are the second device's.
+    let (expected, found) = (one.step(&batches).read(), several.step(&batches).read());
+    assert_eq!(found, expected);
+    assert_eq!(trained(&mut one), trained(&mut several));
+
+    let before = trained(&mut several);
+    batches
+        .iter_mut()
+        .for_each(|batch| batch.targets.fill(None));
+    for batches in [&batches[..], &[]] {
+        assert_eq!(several.step(batches).read(), (0.0, 0.0));
+        assert_eq!(trained(&mut several), before);
+    }
+    assert_eq!(several.num_steps(), 3);
+}
+
+#[test]
+fn copies_that_resume_take_the_same_steps() {
+    let settings = dropped(Trainable::Adapter { slot: SLOT });
+    let batches = documents();
+    let [mut one, mut several] = both(model_with_adapter, settings, 2);
+    for _ in 0..2 {
+        one.step(&batches);
+        several.step(&batches);
+    }
+    let config = LoraConfig {
+        r: 3,
+        lora_alpha: 6.0,
+        ..LoraConfig::default()
+    };
+    let adapter = read_adapter(&several.model, SLOT, &config);
+    let resumed = || {
+        let mut model = model(true, false);
+        model.add_adapter(SLOT, &adapter).unwrap();
+        let optimizer: AdamW = several.optimizer().clone();
+        Trainer::resume(model, settings, optimizer)
+    };
+    let mut resumed = resumed().with_copies(vec![resumed()], GradientSum::Host);
+    for _ in 0..2 {
+        let expected = several.step(&batches).read();
+        assert_eq!(resumed.step(&batches).read(), expected);
+        let (loss, _) = one.step(&batches).read();
+        assert!(
+            (loss - expected.0).abs() < 1e-4 * loss,
+            "{loss}, not {expected:?}"
+        );
+    }
+    assert_eq!(trained(&mut resumed), trained(&mut several));
+    assert_same(&mut one, &mut resumed, 1e-4);
+}
+
+#[test]
+fn compared_answers_are_dealt_out_too() {
+    let batches: Vec<Batch> = documents()
+        .chunks(4)
+        .flat_map(|four| [pack(&four[..2]), pack(&four[2..])])
+        .map(|batch| Batch {
+            are_wanted: vec![true, false],
+            ..batch
+        })
+        .collect();
+    let objectives = [
+        Objective::Dpo {
+            beta: 0.1,
+            loss: LossType::Sigmoid,
+            label_smoothing: 0.0,
+        },
+        Objective::Orpo { beta: 0.1 },
+        Objective::Kto {
+            beta: 0.1,
+            weights: (1.0, 0.5),
+        },
+    ];
+    for objective in objectives {
+        let preference = Preference {
+            objective,
+            reference: None,
+            max_length: 64,
+        };
+        let settings = options(Trainable::Adapter { slot: SLOT });
+        let [mut one, mut several] = both(model_with_adapter, settings, 2)
+            .map(|trainer| trainer.comparing(Some(preference.clone())));
+        for step in 0..3 {
+            let batches = &batches[step..];
+            let (expected, found) = (one.step(batches), several.step(batches));
+            assert!(expected.more.keys().eq(found.more.keys()));
+            let mut pairs: Vec<(f64, f64)> = found
+                .more
+                .values()
+                .zip(expected.more.values())
+                .map(|(a, b)| (*a, *b))
+                .collect();
+            pairs.push((found.read().0, expected.read().0));
+            pairs.push((found.read().1, expected.read().1));
+            for (found, expected) in pairs {
+                let tolerance = 1e-4 * expected.abs().max(1.0);
+                assert!(
+                    (found - expected).abs() <= tolerance,
+                    "{objective:?}, step {step}: {found}, not {expected}"
+                );
+            }
+        }
+        assert_same(&mut one, &mut several, 1e-3);
+        assert_equal_copies(&mut several);
+    }
+}
+
+#[test]
+fn a_step_inside_a_pool_of_one_thread_ends() {
+    let settings = options(Trainable::Adapter { slot: SLOT });
+    let [mut one, mut several] = both(model_with_adapter, settings, 2);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .unwrap();
+    let batches = &documents()[..2];
+    let (found, _) = pool.install(|| several.step(batches).read());
+    let (expected, _) = one.step(batches).read();
+    assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+}
