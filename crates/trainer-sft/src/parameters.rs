@@ -267,6 +267,8 @@ fn norms_mut(layer: &mut DecoderLayer) -> impl Iterator<Item = (&'static str, &m
 #[derive(Debug, Default)]
 pub struct GradientStore {
     gradients: BTreeMap<String, Tensor<1>>,
+    /// Tensors that the gradients are parts of, and nothing else is; none where each is a tensor of its own.
+    whole: Vec<Tensor<1>>,
 }
 
 impl GradientStore {
@@ -279,6 +281,11 @@ impl GradientStore {
             Some(sum) => self.gradients.insert(name.to_owned(), sum + gradient),
             None => self.gradients.insert(name.to_owned(), gradient),
         };
+    }
+
+    /// Says that the gradients are parts of these tensors, and all that is not zero in them.
+    pub(crate) fn lie_in(&mut self, whole: impl IntoIterator<Item = Tensor<1>>) {
+        self.whole = whole.into_iter().collect();
     }
 
     /// Takes one gradient out.
@@ -300,7 +307,10 @@ impl GradientStore {
     /// L2 norm of all gradients together: `[1]`, on the device.
     #[must_use]
     pub fn norm(&self, device: &Device) -> Tensor<1> {
-        let gradients: Vec<_> = self.gradients.values().collect();
+        let gradients: Vec<_> = match self.whole.is_empty() {
+            true => self.gradients.values().collect(),
+            false => self.whole.iter().collect(),
+        };
         sums_of_squares(&gradients, device).sum().sqrt()
     }
 }

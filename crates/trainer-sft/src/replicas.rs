@@ -5,7 +5,9 @@
 //! and no weight ever moves. A step on `n` devices is the step of one device on all of the micro-batches, up to the order of
 //! sums.
 //!
-//! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed.
+//! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed. But
+//! waiting lets a card stand still until the next launches arrive. So with NCCL it ends where a step has been computed that was as
+//! large: see [`Proven`].
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -19,6 +21,7 @@ use model_qwen::{QwenModel, catch_device_failure, device_name, has_nccl, is_gpu}
 use rayon::prelude::*;
 use tracing::info;
 
+use crate::batch::Batch;
 use crate::config::AllReduce;
 use crate::error::TrainError;
 use crate::gate;
@@ -28,6 +31,8 @@ use crate::parameters::{GradientStore, Trainable, visit_model};
 pub(crate) const PIECE: usize = 32 << 20;
 /// How long the first sum over the devices may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Values of 256 bytes: where a tensor has to begin and to end within another one, so that no launch copies it.
+const ALIGNMENT: usize = 64;
 /// Stack of a device's thread.
 const STACK: usize = 16 << 20;
 
@@ -200,7 +205,7 @@ impl Layout {
     }
 
     /// The gradients in `store` and `means [3]` in one tensor for each piece, and the names of the gradients that there were.
-    /// Others count as zeros.
+    /// Others count as zeros. Zeros are behind the means, up to a multiple of [`ALIGNMENT`].
     pub(crate) fn pack(
         &self,
         mut store: GradientStore,
@@ -214,7 +219,12 @@ impl Layout {
                 let gradient = store.remove(name);
                 gradient.unwrap_or_else(|| Tensor::zeros([*size], like))
             });
-            Tensor::cat(gradients.chain(means.take()).collect(), 0) // [values of the piece]
+            let filled: usize = piece.iter().map(|(_, size)| size).sum();
+            let end = means.take().into_iter().flat_map(|means| {
+                let behind = filled.next_multiple_of(ALIGNMENT) + ALIGNMENT - filled - 3;
+                [means, Tensor::zeros([behind], like)]
+            });
+            Tensor::cat(gradients.chain(end).collect(), 0) // [values of the piece]
         });
         (pieces.collect(), names)
     }
@@ -227,6 +237,9 @@ impl Layout {
     ) -> (GradientStore, Tensor<1>) {
         let mut store = GradientStore::default();
         let mut means = None;
+        let filled = |piece: &[(String, usize)]| piece.iter().map(|(_, size)| size).sum();
+        let whole = self.pieces.iter().zip(&packed);
+        store.lie_in(whole.map(|(piece, all)| all.clone().narrow(0, 0, filled(piece))));
         for (piece, all) in self.pieces.iter().zip(packed) {
             let mut start = 0;
             for (name, size) in piece {
@@ -243,22 +256,44 @@ impl Layout {
     }
 }
 
+/// The largest step that every device has computed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Proven {
+    steps: usize,
+    /// Of a micro-batch.
+    tokens: usize,
+}
+
+/// Steps after which everything that a step keeps is there: moments, and pages of the memory.
+const FIRST_STEPS: usize = 3;
+
+impl Proven {
+    /// Whether a step of `batches` may fail for want of memory where none before it has.
+    pub(crate) fn may_fail(&mut self, batches: &[Batch]) -> bool {
+        let tokens = batches.iter().map(Batch::num_tokens).max().unwrap_or(0);
+        let is_new = self.steps < FIRST_STEPS || tokens > self.tokens;
+        self.steps += 1;
+        self.tokens = self.tokens.max(tokens);
+        is_new
+    }
+}
+
 /// What a device has to add to a sum.
 #[derive(Debug)]
 pub(crate) enum Addend {
     /// Read into the host's memory.
     Host(Vec<Vec<f32>>),
-    /// On the device, and computed.
+    /// On the device.
     Device(Vec<Tensor<1>>),
 }
 
 impl Addend {
-    /// Waits for `packed`.
-    pub(crate) fn new(packed: Vec<Tensor<1>>, how: GradientSum) -> Self {
+    /// `packed`; what is summed in the host's memory is computed then, and so is what has to be with `waits`.
+    pub(crate) fn new(packed: Vec<Tensor<1>>, how: GradientSum, waits: bool) -> Self {
         match how {
             GradientSum::Host => Self::Host(packed.into_iter().map(read).collect()),
             GradientSum::Nccl => {
-                for piece in &packed {
+                for piece in packed.iter().filter(|_| waits) {
                     // A piece that could not be computed must not be summed: others would wait for it.
                     read(piece.clone().narrow(0, 0, 1));
                 }
@@ -324,6 +359,19 @@ fn read(values: Tensor<1>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_steps_that_are_larger_than_any_before_are_waited_for() {
+        let step = |tokens: usize| {
+            [Batch {
+                tokens: vec![0; tokens],
+                ..Batch::default()
+            }]
+        };
+        let mut proven = Proven::default();
+        let waits = [8, 8, 8, 8, 9, 9, 4].map(|tokens| proven.may_fail(&step(tokens)));
+        assert_eq!(waits, [true, true, true, false, true, false, false]);
+    }
 
     #[test]
     fn sums_in_the_host_are_those_of_all() {

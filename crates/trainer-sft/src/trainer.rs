@@ -14,7 +14,7 @@ use crate::gate::{self, Piece};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
-use crate::replicas::GradientSum;
+use crate::replicas::{GradientSum, Proven};
 use crate::schedule::Schedule;
 use crate::step::{self, Checkpointing, Means, Noise};
 
@@ -58,6 +58,8 @@ pub struct Trainer {
     copies: Vec<Trainer>,
     /// How gradients are summed over the devices.
     sum: GradientSum,
+    /// What they have computed already.
+    proven: Proven,
 }
 
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
@@ -149,6 +151,7 @@ impl Trainer {
             preference: None,
             copies: Vec::new(),
             sum: GradientSum::default(),
+            proven: Proven::default(),
         }
     }
 

@@ -41,6 +41,7 @@ impl Trainer {
     pub(super) fn step_together(&mut self, batches: &[Batch]) -> StepOutput {
         let (devices, how) = (self.devices(), self.sum);
         let layout = Layout::of(&mut self.model, self.options.trainable);
+        let waits = self.proven.may_fail(batches);
         let mut copies = std::mem::take(&mut self.copies);
         let mut all: Vec<&mut Self> = std::iter::once(&mut *self).chain(&mut copies).collect();
         let share = |rank: usize| (batches, Share::new(rank, devices.len()));
@@ -58,7 +59,7 @@ impl Trainer {
             gate::pass(Piece::Batch);
             let (means, gradients, tally) = copy.gradients_of(share(rank), baseline);
             let (packed, names) = layout.pack(gradients, means);
-            (Addend::new(packed, how), names, tally)
+            (Addend::new(packed, how, waits), names, tally)
         });
 
         let (mut addends, mut names, mut tally) = (Vec::new(), BTreeSet::new(), Tally::default());

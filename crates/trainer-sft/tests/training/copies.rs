@@ -96,14 +96,22 @@ fn copies_take_the_steps_of_one_device() {
 }
 
 #[test]
-fn two_micro_batches_on_two_devices_are_one_step_bit_for_bit() {
+fn two_micro_batches_on_two_devices_are_one_step() {
     let batches = &documents()[..2];
     let settings = dropped(Trainable::Adapter { slot: SLOT });
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     for _ in 0..3 {
-        assert_eq!(one.step(batches).read(), several.step(batches).read());
+        assert_near(one.step(batches).read(), several.step(batches).read());
     }
-    assert_eq!(trained(&mut one), trained(&mut several));
+    assert_same(&mut one, &mut several, 1e-6);
+}
+
+/// Loss and norm but for the order in which the squares of the norm are added.
+fn assert_near(expected: (f64, f64), found: (f64, f64)) {
+    for (expected, found) in [(expected.0, found.0), (expected.1, found.1)] {
+        let off = (found - expected).abs();
+        assert!(off <= 1e-6 * expected.abs(), "{found}, not {expected}");
+    }
 }
 
 #[test]
@@ -116,8 +124,8 @@ fn micro_batches_without_targets_count_nothing() {
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     // All targets are the second device's.
     let (expected, found) = (one.step(&batches).read(), several.step(&batches).read());
-    assert_eq!(found, expected);
-    assert_eq!(trained(&mut one), trained(&mut several));
+    assert_near(expected, found);
+    assert_same(&mut one, &mut several, 1e-6);
 
     let before = trained(&mut several);
     batches
