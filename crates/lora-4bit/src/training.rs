@@ -370,8 +370,7 @@ impl Group {
 
 /// `x [tokens, in]` with the values that dropout drops set to zero.
 fn masked(x: &Tensor<2>, dropout: Dropout, id: u32) -> Tensor<2> {
-    let mask = dropout.mask(id, x.dims(), &x.device());
-    x.clone() * mask.cast(x.dtype())
+    dropout.apply(id, x.clone())
 }
 
 /// The biases one after the other, zero where a layer has none: `[out]`.

@@ -18,6 +18,7 @@ use super::elementwise::Norm;
 use super::operand::WeightOperand;
 #[cfg(feature = "gpu")]
 use super::operand::{Major, Maybe};
+use crate::adapter_selection::Draw;
 
 mod naive;
 mod product;
@@ -112,6 +113,13 @@ pub(crate) trait TrainingOps: Backend {
         dy: FloatTensor<Self>,
         #[extension_type] residual: Maybe<Self>,
         eps: f64,
+    ) -> FloatTensor<Self>;
+    /// See [`drop_values`].
+    fn training_dropout(
+        x: FloatTensor<Self>,
+        keys: [u32; 2],
+        threshold: u32,
+        keep: f32,
     ) -> FloatTensor<Self>;
     /// See [`swiglu`].
     fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -311,6 +319,28 @@ pub fn sum_rows(x: Tensor<2>) -> Tensor<1> {
 /// Columns of a tile of [`product`], the fewest.
 #[cfg(feature = "gpu")]
 const ONES: usize = 64;
+
+/// `x` times a mask that is drawn value by value.
+///
+/// # Shapes
+///
+/// `x [rows, columns]`; the result has its shape and type
+pub(crate) fn drop_values(x: Tensor<2>, draw: Draw) -> Tensor<2> {
+    let _span = trace_span!("drop_values").entered();
+    #[cfg(feature = "gpu")]
+    if has_kernels(&x) {
+        let Draw {
+            keys,
+            threshold,
+            keep,
+        } = draw;
+        let x = x.into_dispatch();
+        let y = <Dispatch as TrainingOps>::training_dropout(x, keys, threshold, keep);
+        return Tensor::from_dispatch(y);
+    }
+    let mask = draw.mask(x.dims(), &x.device()).cast(x.dtype()); // [rows, columns]
+    x * mask
+}
 
 /// `silu(gate) * up` of rows that hold a gate and then what it multiplies.
 ///

@@ -18,15 +18,9 @@ impl StepShape<'_> {
         all
     }
 
-    /// A mask in the type of the activations, whose memory the masked input takes.
+    /// A masked input; the mask itself is drawn where it is read.
     fn mask(&self, ledger: &mut Ledger, group: &Group) -> Held {
-        let mask = ledger.take(Use::Layer, 4 * self.rows() * group.inputs);
-        if self.value == 4 {
-            return mask;
-        }
-        let cast = ledger.take(Use::Layer, self.wide(group.inputs));
-        ledger.free([mask]);
-        cast
+        ledger.take(Use::Layer, self.wide(group.inputs))
     }
 
     /// The gradients of all A of a group, each from its own masked input.

@@ -253,6 +253,38 @@ impl TrainingOps for Cube {
         dx
     }
 
+    fn training_dropout(
+        x: FloatTensor<Self>,
+        [first, second]: [u32; 2],
+        threshold: u32,
+        keep: f32,
+    ) -> FloatTensor<Self> {
+        let x = into_contiguous(x);
+        let [rows, columns] = x.meta.shape().dims();
+        let y = empty(&x, [rows, columns], x.dtype);
+        let dtype = dtype_to_elem_type(x.dtype);
+        let len = rows * columns;
+        if len > 0 {
+            // SAFETY: units stay below the number of values.
+            unsafe {
+                kernels::dropout_kernel::launch_unchecked(
+                    &x.client.clone(),
+                    cubes(len),
+                    CubeDim::new_1d(UNITS as u32),
+                    x.into_buffer_arg(),
+                    y.clone().into_buffer_arg(),
+                    len,
+                    first,
+                    second,
+                    threshold,
+                    keep,
+                    dtype,
+                );
+            }
+        }
+        y
+    }
+
     fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
         let gate_up = into_contiguous(gate_up);
         let [rows, both] = gate_up.meta.shape().dims();

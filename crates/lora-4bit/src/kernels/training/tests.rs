@@ -265,3 +265,21 @@ fn gated_products_equal_their_twin() {
         }
     }
 }
+
+#[test]
+fn dropped_values_are_those_of_the_host() {
+    let device = first_gpu();
+    let draw = Draw {
+        keys: [0x9e37_79b9, 7],
+        threshold: u32::MAX / 10,
+        keep: 1.0 / 0.9,
+    };
+    for dtype in [DType::F32, dtype_of(&device)] {
+        let x = random([65, 130], dtype, &device);
+        let mask = draw.mask([65, 130], &Device::flex());
+        let on_host: Tensor<2> = Tensor::from_data(x.to_data(), (&Device::flex(), dtype));
+        let expected = (on_host.cast(DType::F32) * mask).cast(dtype);
+        let found = drop_values(x, draw);
+        assert_eq!(values(found), values(expected), "{dtype:?}");
+    }
+}

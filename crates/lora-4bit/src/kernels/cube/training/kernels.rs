@@ -120,6 +120,36 @@ pub(super) fn norm_backward_kernel<E: Float, N: Size>(
     }
 }
 
+/// As on the host, see `Draw`.
+#[cube]
+fn scramble(x: u32) -> u32 {
+    let x = (x ^ (x >> 16u32)) * 0x7feb_352du32;
+    let x = (x ^ (x >> 15u32)) * 0x846c_a68bu32;
+    x ^ (x >> 16u32)
+}
+
+#[cube(launch_unchecked)]
+pub(super) fn dropout_kernel<E: Float>(
+    x: &[E],
+    y: &mut [E],
+    len: usize,
+    first: u32,
+    second: u32,
+    threshold: u32,
+    keep: f32,
+    #[define(E)] _dtype: ElemType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < len {
+        let bits = scramble(scramble(at as u32 ^ first) + second);
+        let mut value = f32::cast_from(x[at]) * keep;
+        if bits < threshold {
+            value = 0.0f32;
+        }
+        y[at] = E::cast_from(value);
+    }
+}
+
 #[cube(launch_unchecked)]
 pub(super) fn swiglu_kernel<E: Float, N: Size>(
     gate_up: &[Vector<E, N>],
