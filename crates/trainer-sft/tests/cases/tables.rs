@@ -165,7 +165,7 @@ fn lines_are_counted_with_every_line_break() {
         format!("prompt,completion,weight\n\"a\nb\",one,\n{bad}"),
         format!("prompt,completion,weight\n\"a\nb\",one,\n{bad}\n"),
     ] {
-        for text in [text.clone(), text.replace('\n', "\r\n")] {
+        for text in ["\n", "\r\n", "\r"].map(|end| text.replace('\n', end)) {
             let said = table(&text, &[]);
             assert!(
                 said.err.contains("t.csv:4: field `weight`"),
