@@ -13,6 +13,7 @@ import pathlib
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -93,8 +94,9 @@ def main():
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--priority", default="normal")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("flags", nargs="*")
-    args = parser.parse_args()
+    own = sys.argv[1:]
+    end = own.index("--") if "--" in own else len(own)
+    args = parser.parse_args(own[:end], argparse.Namespace(flags=own[end + 1:]))
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(args, folder)
         try:
