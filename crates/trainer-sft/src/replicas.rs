@@ -6,8 +6,8 @@
 //! sums.
 //!
 //! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed. But
-//! waiting lets a card stand still until the next launches arrive. So with NCCL it ends where a step has been computed that was as
-//! large: see [`Proven`].
+//! waiting lets a card stand still until the next launches arrive. So with NCCL no step waits that is not larger than those before (see
+//! [`Proven`]), and whoever reads its numbers asks every device first (see [`await_all`]).
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -302,6 +302,11 @@ impl Addend {
         }
     }
 
+    /// Whether the sum is computed on the device.
+    pub(crate) fn is_on_device(&self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+
     /// The sums of what is in the host's memory, for each of the devices; what is on a device stays to be summed there.
     pub(crate) fn summed(all: Vec<Self>) -> Vec<Self> {
         let count = all.len();
@@ -349,6 +354,29 @@ impl Addend {
     }
 }
 
+/// Something that a device had to compute before a sum that was not waited for.
+pub(crate) type Witness = (Device, Tensor<1>);
+
+/// Waits until every device has computed its share of a step.
+///
+/// # Panics
+/// With the name of a device that has failed, and at once: one that waits for it in a sum never answers, and keeps its thread.
+pub(crate) fn await_all(witnesses: &[Witness]) {
+    let (sender, receiver) = mpsc::channel();
+    for (device, witness) in witnesses.iter().cloned() {
+        let sender = sender.clone();
+        thread::spawn(move || {
+            let computed = named(&device, || drop(read(witness)));
+            let _ = sender.send(computed);
+        });
+    }
+    for _ in witnesses {
+        if let Ok(Err(panic)) = receiver.recv() {
+            resume_unwind(panic);
+        }
+    }
+}
+
 fn read(values: Tensor<1>) -> Vec<f32> {
     match values.into_data().try_into_vec() {
         Ok(values) => values,
@@ -371,6 +399,14 @@ mod tests {
         let mut proven = Proven::default();
         let waits = [8, 8, 8, 8, 9, 9, 4].map(|tokens| proven.may_fail(&step(tokens)));
         assert_eq!(waits, [true, true, true, false, true, false, false]);
+    }
+
+    #[test]
+    fn devices_that_have_computed_their_share_are_asked() {
+        let device = Device::flex();
+        let values = || Tensor::<1>::ones([3], (&device, DType::F32));
+        await_all(&[(device.clone(), values()), (device.clone(), values())]);
+        await_all(&[]);
     }
 
     #[test]

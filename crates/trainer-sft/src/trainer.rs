@@ -14,7 +14,7 @@ use crate::gate::{self, Piece};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
-use crate::replicas::{GradientSum, Proven};
+use crate::replicas::{GradientSum, Proven, Witness, await_all};
 use crate::schedule::Schedule;
 use crate::step::{self, Checkpointing, Means, Noise};
 
@@ -70,6 +70,8 @@ pub struct StepOutput {
     grad_norm: Tensor<1>,
     /// Further numbers of the method, by TRL's names.
     pub more: Numbers,
+    /// What shows that the devices of the step have computed it; none where they were waited for.
+    witnesses: Vec<Witness>,
     /// All, when they have been read.
     numbers: Arc<OnceLock<StepNumbers>>,
     /// Learning rate of the step.
@@ -99,6 +101,7 @@ impl StepOutput {
             means: none(),
             grad_norm: none(),
             more,
+            witnesses: Vec::new(),
             numbers: Arc::new(OnceLock::from(numbers)),
             learning_rate,
         }
@@ -117,6 +120,7 @@ impl StepOutput {
     #[must_use]
     pub fn numbers(&self) -> StepNumbers {
         *self.numbers.get_or_init(|| {
+            await_all(&self.witnesses);
             let all = Tensor::cat(vec![self.means.clone(), self.grad_norm.clone()], 0).into_data(); // [4]
             let mut values = all.iter::<f64>();
             let mut next = || values.next().unwrap_or(f64::NAN);
@@ -250,6 +254,7 @@ impl Trainer {
             means,
             grad_norm,
             more,
+            witnesses: Vec::new(),
             numbers: Arc::default(),
             learning_rate,
         }
@@ -469,6 +474,7 @@ mod tests {
             means: Tensor::from_data([1.5f32, 0.5, 2.0], on_cpu),
             grad_norm: Tensor::from_data([0.25f32], on_cpu),
             more: Numbers::new(),
+            witnesses: Vec::new(),
             numbers: Arc::default(),
             learning_rate: 0.0,
         };

@@ -5,6 +5,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use lora_4bit::ComputeDtype;
 use lora_4bit::peft::LoraAdapter;
 use serde_json::{Value, json};
 use trainer_sft::burn::tensor::Device;
@@ -16,6 +17,8 @@ fn config(output: &Path, gradient_accumulation: usize) -> Config {
     let mut config = Config::new(output);
     config.lora.r = 2;
     config.lora.dropout = 0.1;
+    // Rounded factors would make more of the order of sums.
+    config.model.compute_dtype = ComputeDtype::F32;
     config.run.max_steps = Some(4);
     config.run.batch_size = 1;
     config.run.gradient_accumulation = gradient_accumulation;

@@ -10,6 +10,8 @@ use crate::metrics::Record;
 impl Run<'_> {
     /// Measures the evaluation data, where there is any. Says whether the loss is the lowest so far.
     pub(super) fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
+        // Steps that have failed are told of as such.
+        self.read_checks()?;
         let step = self.trainer.num_steps();
         let rows = match self.config.method.method {
             // The baseline of an answer is that of others.

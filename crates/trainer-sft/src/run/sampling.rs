@@ -25,6 +25,7 @@ impl Run<'_> {
         }
         let step = self.trainer.num_steps();
         self.on_device(step, |run| {
+            run.read_checks()?;
             let Some(samples) = &mut run.samples else {
                 return Ok(());
             };

@@ -58,13 +58,18 @@ impl Trainer {
         let computed = at_once(&devices, &mut all, |rank, copy| {
             gate::pass(Piece::Batch);
             let (means, gradients, tally) = copy.gradients_of(share(rank), baseline);
+            let witness = (devices[rank].clone(), means.clone());
             let (packed, names) = layout.pack(gradients, means);
-            (Addend::new(packed, how, waits), names, tally)
+            let addend = Addend::new(packed, how, waits);
+            let witness = (addend.is_on_device() && !waits).then_some(witness);
+            (addend, names, tally, witness)
         });
 
         let (mut addends, mut names, mut tally) = (Vec::new(), BTreeSet::new(), Tally::default());
-        for (addend, own_names, own_tally) in computed {
+        let mut witnesses = Vec::new();
+        for (addend, own_names, own_tally, witness) in computed {
             addends.push(addend);
+            witnesses.extend(witness);
             names.extend(own_names);
             tally.merge(&own_tally);
         }
@@ -79,6 +84,10 @@ impl Trainer {
         });
         self.copies = copies;
         let output = outputs.into_iter().flatten().next();
-        output.unwrap_or_else(|| unreachable!("each device takes its sum once"))
+        let output = output.unwrap_or_else(|| unreachable!("each device takes its sum once"));
+        StepOutput {
+            witnesses,
+            ..output
+        }
     }
 }
