@@ -89,8 +89,8 @@ pub struct ModelConfig {
     pub double_quant: bool,
     /// The dtype of the base weights that are not quantized.
     pub dtype: Dtype,
-    /// The type in which weights are multiplied. `Auto` is bf16, but f32 with [`RunConfig::full`] on a CPU or with another method
-    /// than [`Method::Sft`], which take nothing else.
+    /// The type in which weights are multiplied. `Auto` is bf16, but f32 with [`RunConfig::full`] on a CPU, which takes nothing
+    /// else.
     pub compute_dtype: ComputeDtype,
     /// `auto`, `cpu`, `cuda`, `cuda:1`, …; parsed by `model_qwen::parse_device`.
     pub device: String,

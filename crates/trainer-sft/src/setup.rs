@@ -47,15 +47,14 @@ pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigEr
 
 /// The settings with the type in which weights are multiplied on the device.
 pub(crate) fn with_compute_dtype(mut config: Config, on_gpu: bool) -> Result<Config, ConfigError> {
-    let rounds = on_gpu && config.method.method == Method::Sft;
     let given = config.model.compute_dtype;
     config.model.compute_dtype = match given {
-        ComputeDtype::Auto if rounds || !config.run.full => ComputeDtype::Bf16,
+        ComputeDtype::Auto if on_gpu || !config.run.full => ComputeDtype::Bf16,
         ComputeDtype::Auto => ComputeDtype::F32,
-        ComputeDtype::Bf16 if config.run.full && !rounds => {
+        ComputeDtype::Bf16 if config.run.full && !on_gpu => {
             return Err(ConfigError::Value {
                 flag: "compute-dtype",
-                expected: "f32 with --full on a CPU or with another --method than sft".to_owned(),
+                expected: "f32 with --full on a CPU".to_owned(),
                 found: "bf16: leave it out".to_owned(),
             });
         }

@@ -68,6 +68,9 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 
 /// What the last layer gives, without gradients, `[tokens, hidden]`.
 pub(crate) fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
+    if is_explicit(model, adapters) {
+        return explicit::hidden(model, batch, adapters);
+    }
     let rotary = model.rotary(&batch.positions);
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
@@ -106,7 +109,7 @@ pub type How<'a> = (
 );
 
 /// Names of a head that is trained, and where its gradients go.
-pub(crate) type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
+pub type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
 
 /// Adds the gradients of a loss to `store`. `loss` gets what the last layer gives, `[tokens, hidden]`, and returns something
 /// and the gradient of that.
@@ -117,6 +120,10 @@ pub(crate) fn pull<L>(
     store: &mut GradientStore,
     loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
 ) -> L {
+    if is_explicit(model, adapters) {
+        let how = (trainable, adapters, checkpointing, noise);
+        return explicit::pull(model, batch, how, store, loss);
+    }
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
         rotary,

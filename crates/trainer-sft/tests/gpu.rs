@@ -288,10 +288,15 @@ fn compared_answers_follow_those_of_the_cpu() {
 fn inputs_of_layers_come_back_from_the_host() {
     let device = gpu();
     let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
-    for (compute, objective) in [
-        (ComputeDtype::Bf16, None),
-        // Through graphs, and not through the step of a GPU.
+    // The last one through graphs, and not through the step of a GPU.
+    let graphs = Kind {
+        dora: true,
+        ..PLAIN
+    };
+    for (kind, compute, objective) in [
+        (PLAIN, ComputeDtype::Bf16, None),
         (
+            graphs,
             ComputeDtype::F32,
             Some(Objective::Dpo {
                 beta: 0.1,
@@ -301,14 +306,14 @@ fn inputs_of_layers_come_back_from_the_host() {
         ),
     ] {
         let losses = |checkpointing| {
-            let mut options = *trainer(PLAIN, compute, &device).options();
+            let mut options = *trainer(kind, compute, &device).options();
             options.checkpointing = checkpointing;
             let preference = objective.map(|objective| Preference {
                 objective,
                 reference: None,
                 max_length: 256,
             });
-            let trainer = Trainer::new(model(PLAIN, compute, &device), options);
+            let trainer = Trainer::new(model(kind, compute, &device), options);
             let mut trainer = trainer.comparing(preference);
             // The second loss shows the gradients of the first step.
             let steps = (0..2).map(|_| trainer.step(&batches).read());

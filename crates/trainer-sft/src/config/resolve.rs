@@ -90,11 +90,10 @@ impl Config {
         let mut config = self.clone();
         config.model.quantization = Some(self.quantization());
         if self.model.compute_dtype == ComputeDtype::Auto {
-            config.model.compute_dtype = match (self.run.full, self.method.method) {
-                (false, _) => ComputeDtype::Bf16,
+            config.model.compute_dtype = match self.run.full {
+                false => ComputeDtype::Bf16,
                 // Known with the device.
-                (true, Method::Sft) => ComputeDtype::Auto,
-                (true, _) => ComputeDtype::F32,
+                true => ComputeDtype::Auto,
             };
         }
         config.method = self.method.resolved(self.run.adapter.as_ref());

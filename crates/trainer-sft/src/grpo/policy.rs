@@ -11,12 +11,11 @@ use model_qwen::kernels::weighted_cross_entropy;
 
 use crate::batch::Batch;
 use crate::config::{Config, LossType};
-use crate::even::even_batches;
 use crate::gate;
 use crate::loss::{Targets, backward_by, known_of_targets, tempered};
 use crate::parameters::GradientStore;
 use crate::preference::Numbers;
-use crate::step::{Means, head, hidden, pull};
+use crate::step::{Means, head, hidden, pieces, pull};
 use crate::trainer::{StepNumbers, StepOutput, Trainer};
 use lora_4bit::AdapterSelection;
 
@@ -227,7 +226,7 @@ impl PolicyLoss {
         let options = trainer.options();
         let adapters = trainer.adapters(Some(index));
         let mut known = Vec::with_capacity(terms.len());
-        for piece in even_batches(batch, &trainer.device()).iter() {
+        for piece in pieces(&trainer.model, batch, &adapters).iter() {
             let how = (options.trainable, &adapters, options.checkpointing, None);
             let targets = Targets::new(&piece.targets);
             let own = &terms[known.len()..][..targets.len()];
@@ -254,7 +253,7 @@ impl PolicyLoss {
     fn logps(&self, trainer: &Trainer, batch: &Batch, adapters: &AdapterSelection) -> Vec<f32> {
         let model = &trainer.model;
         let mut logps = Vec::new();
-        for piece in even_batches(batch, &trainer.device()).iter() {
+        for piece in pieces(model, batch, adapters).iter() {
             let x = hidden(model, piece, adapters); // [tokens, hidden]
             let targets = Targets::new(&piece.targets);
             let known = known_of_targets(&head(model), &x, &targets, self.temperature);

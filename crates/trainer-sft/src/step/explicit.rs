@@ -19,10 +19,10 @@ use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, Piece};
-use crate::loss::{Targets, indices, spread};
+use crate::loss::{Head, Targets, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore, Trainable};
 use crate::step::offload::{Offload, bring_back};
-use crate::step::{Checkpointing, How, TrainedHead, head_names};
+use crate::step::{Checkpointing, How, TrainedHead, head, head_names};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
@@ -94,10 +94,55 @@ enum Kept {
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters, checkpointing, noise): How<'_>,
+    how: How<'_>,
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
+    let targets = Targets::new(&batch.targets);
+    walk(model, batch, how, store, |x, trained, shared| {
+        let (sums, gradients) = loss(x, &targets, Some((scale, trained)), shared);
+        (sums, spread(gradients, &targets, x))
+    })
+}
+
+/// Adds the gradients of a loss to `store`, as [`super::pull`] does.
+pub fn pull<L>(
+    model: &QwenModel,
+    batch: &Batch,
+    how: How<'_>,
+    store: &mut GradientStore,
+    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
+) -> L {
+    let num_tokens = batch.num_tokens();
+    walk(model, batch, how, store, |x, trained, shared| {
+        let own = x.clone().narrow(0, 0, num_tokens).cast(DType::F32); // [num_tokens, hidden]
+        let (found, dx) = loss(&head(model), own, trained);
+        let [rows, width] = x.dims();
+        let behind = Tensor::zeros([rows - num_tokens, width], (&x.device(), shared.dtype));
+        let dx = Tensor::cat(vec![dx.cast(shared.dtype), behind], 0); // [tokens, hidden]
+        (found, dx)
+    })
+}
+
+/// What the last layer gives, without gradients, f32: `[tokens, hidden]`.
+#[must_use]
+pub fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<2> {
+    let num_tokens = batch.num_tokens();
+    let batch = padded(batch);
+    let shared = Shared::new(model, &batch, adapters);
+    let x = through(&batch, &shared); // [rows, hidden]
+    x.narrow(0, 0, num_tokens).cast(DType::F32)
+}
+
+/// The layers forward, the loss, and the layers backward. `loss` gets what the last layer gives, `[rows, hidden]`, and returns
+/// something and the gradient of that.
+fn walk<L>(
+    model: &QwenModel,
+    batch: &Batch,
+    (trainable, adapters, checkpointing, noise): How<'_>,
+    store: &mut GradientStore,
+    loss: impl FnOnce(&Tensor<2>, TrainedHead<'_>, &Shared<'_>) -> (L, Tensor<2>),
+) -> L {
     let num_tokens = batch.num_tokens();
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, adapters);
@@ -124,11 +169,9 @@ pub fn forward_backward(
         }
         x = y; // [tokens, hidden]
     }
-    let targets = Targets::new(&batch.targets);
     let names = head_names(model, trainable);
     let trained = trainable.has_head().then_some((names, &mut *store));
-    let (loss, gradients) = loss(&x, &targets, Some((scale, trained)), &shared);
-    let mut dx = spread(gradients, &targets, &x); // [tokens, hidden]
+    let (found, mut dx) = loss(&x, trained, &shared);
     drop(x);
     if let Some(offload) = offload {
         kept.extend(offload.finish().into_iter().map(Kept::OnHost));
@@ -154,7 +197,7 @@ pub fn forward_backward(
         let tokens = &batch.tokens[..num_tokens];
         store.add(EMBEDDINGS, Some(embedding_gradient(tokens, dx, vocab)));
     }
-    loss
+    found
 }
 
 /// Sums over a batch's targets, without gradients, `[3]`: see [`super::forward`].
@@ -162,12 +205,18 @@ pub fn forward_backward(
 pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, adapters);
-    let mut x = model.embed(&batch.tokens).cast(shared.dtype); // [tokens, hidden]
-    for layer in &model.layers {
-        gate::pass(Piece::Layer);
-        x = Layer::new(layer, &shared).forward(x, &shared); // [tokens, hidden]
-    }
+    let x = through(&batch, &shared); // [rows, hidden]
     loss(&x, &Targets::new(&batch.targets), None, &shared).0
+}
+
+/// All layers forward: `[rows, hidden]`.
+fn through(batch: &Batch, shared: &Shared<'_>) -> Tensor<2> {
+    let mut x = shared.model.embed(&batch.tokens).cast(shared.dtype); // [rows, hidden]
+    for layer in &shared.model.layers {
+        gate::pass(Piece::Layer);
+        x = Layer::new(layer, shared).forward(x, shared); // [rows, hidden]
+    }
+    x
 }
 
 impl<'a> Shared<'a> {

@@ -182,7 +182,6 @@ fn full_training_computes_in_what_suits_the_device() {
     let compute = |flags: &str| parse(flags).unwrap().model.compute_dtype;
     assert_eq!(compute("--data d"), ComputeDtype::Bf16);
     assert_eq!(compute("--data d --full"), ComputeDtype::Auto);
-    assert_eq!(compute("--data d --full --method orpo"), ComputeDtype::F32);
     assert_eq!(compute("--data d --compute-dtype f32"), ComputeDtype::F32);
     let mut config = Config::new("/tmp/none/x");
     config.run.full = true;

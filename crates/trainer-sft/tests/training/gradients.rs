@@ -4,6 +4,7 @@ use burn::tensor::DType;
 use kv_paging::CausalAttention;
 use lora_4bit::{AdapterSelection, Dropout, Weight};
 use trainer_sft::even;
+use trainer_sft::loss::{self, Targets};
 use trainer_sft::parameters::GradientStore;
 use trainer_sft::step::{self, Noise};
 use trainer_sft::trainer::Trainer;
@@ -163,6 +164,18 @@ fn the_explicit_step_equals_the_graphs() {
         assert!(expected.names().eq(found.names()));
         for name in expected.names() {
             let (a, b) = (found.get(name).unwrap(), expected.get(name).unwrap());
+            assert_close(name, &values(a), &values(b), 1e-4);
+        }
+        // The same loss from outside: what preferences and rewards do.
+        let targets = Targets::new(&batch.targets);
+        let mut pulled = GradientStore::default();
+        let outside = step::explicit::pull(&model, &batch, how, &mut pulled, |head, x, trained| {
+            loss::backward(head, x, &targets, 0.5, trained)
+        });
+        assert_close("pulled loss", &values(&outside), &values(&loss), 1e-5);
+        assert!(expected.names().eq(pulled.names()));
+        for name in expected.names() {
+            let (a, b) = (pulled.get(name).unwrap(), expected.get(name).unwrap());
             assert_close(name, &values(a), &values(b), 1e-4);
         }
         if dropout.is_none() && noise.is_none() {

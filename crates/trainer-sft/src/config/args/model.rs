@@ -41,7 +41,7 @@ pub struct ModelArgs {
 
     /// Type in which weights are multiplied: `bf16` rounds the factors where that is faster (a CPU with AVX-512-BF16, a GPU
     /// with tensor cores), sums stay in f32; `f32` does not round them to it. What is trained is f32 either way [default:
-    /// bf16; f32 with --full on a CPU or with another --method than sft, which take nothing else]
+    /// bf16; f32 with --full on a CPU, which takes nothing else]
     #[arg(
         long,
         value_parser = some_of::<ComputeDtype>(&COMPUTE_DTYPE),
