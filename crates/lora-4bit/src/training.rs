@@ -12,6 +12,7 @@
 //! | forward | `h = x · Aᵀ`; `y = [x, h] · [W, s·B]ᵀ + bias` |
 //! | gradient of `x` | `dh = dy · s·B`; `dx = [dy, dh] · [W; A]` |
 //! | of the adapters | `dA = dhᵀ · x`; `dB = dyᵀ · h · s` |
+//! | with DoRA | `z` is `y` without bias; `y = z · f + bias`; the gradients above are those of `dz = dy · f`; `dm` is the sum of the rows of `dy · z`, over the norm |
 //! | of the layers themselves | `dW = dyᵀ · x`; of the bias the sum of the rows of `dy` |
 
 use burn::tensor::{DType, Device, Tensor};
@@ -24,7 +25,7 @@ pub use crate::kernels::training::{
     rms_norm, rms_norm_backward, rms_norm_weight_gradient, sum_rows, swiglu, swiglu_backward,
 };
 use crate::linear::Linear;
-use crate::lora::LoraWeights;
+use crate::lora::{Dora, LoraWeights};
 
 /// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
 pub const RANKS: usize = 64;
@@ -65,7 +66,19 @@ pub struct Group {
     /// f32: `[out]`.
     bias: Option<Tensor<1>>,
     adapters: Option<Stacked>,
+    lengths: Option<Lengths>,
     layers: Vec<Part>,
+}
+
+/// What DoRA does to the outputs of a group. Those of layers without it have ones.
+#[derive(Clone, Debug)]
+struct Lengths {
+    /// `m / ‖W + s·B·A‖`, f32: `[out]`.
+    factor: Tensor<1>,
+    /// `‖W + s·B·A‖`, f32: `[out]`.
+    norm: Tensor<1>,
+    /// Which layers have it.
+    has: Vec<bool>,
 }
 
 /// The adapters of a group.
@@ -125,6 +138,7 @@ impl Group {
             row += rows;
             rank += ranks;
         }
+        let lengths = stack_lengths(layers, &adapters, &device);
         let dropout = slot.and_then(|(_, dropout)| dropout.filter(|dropout| dropout.p > 0.0));
         let adapters = (rank > 0).then(|| {
             let all: Vec<_> = (adapters.iter().zip(&parts))
@@ -141,6 +155,7 @@ impl Group {
             weight: ops::stack_weights(weights, dtype),
             bias: stack_biases(layers, &device),
             adapters,
+            lengths,
             layers: parts,
         }
     }
@@ -157,18 +172,61 @@ impl Group {
         residual: Option<Tensor<2>>,
     ) -> (Tensor<2>, Option<Tensor<2>>) {
         let h = self.shrink(x); // [tokens, ranks]
-        let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
-        let epilogue = Epilogue {
-            bias: self.bias.clone(),
-            residual,
-            ..Epilogue::plain(x.dtype())
+        let bias = self.bias.clone();
+        let Some(lengths) = &self.lengths else {
+            let epilogue = Epilogue {
+                bias,
+                residual,
+                ..Epilogue::plain(x.dtype())
+            };
+            return (self.product(x, h.as_ref(), epilogue), h);
         };
-        let y = ops::product(
-            Factor::rows(x.clone(), h.clone()),
+        let z = self.product(x, h.as_ref(), Epilogue::plain(x.dtype())); // [tokens, out]
+        (ops::rescale(z, &lengths.factor, bias, residual), h)
+    }
+
+    fn product(&self, x: &Tensor<2>, h: Option<&Tensor<2>>, epilogue: Epilogue) -> Tensor<2> {
+        let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
+        ops::product(
+            Factor::rows(x.clone(), h.cloned()),
             Factor::rows(self.weight.clone(), b),
             epilogue,
-        ); // [tokens, out]
-        (y, h)
+        )
+    }
+
+    /// The gradient of `z`, which the operations of the backward pass take, from that of the result: `dy` itself without DoRA.
+    ///
+    /// # Shapes
+    ///
+    /// `dy [tokens, out]` → `[tokens, out]`
+    #[must_use]
+    pub fn scaled(&self, dy: &Tensor<2>) -> Tensor<2> {
+        match &self.lengths {
+            Some(lengths) => ops::rescale(dy.clone(), &lengths.factor, None, None),
+            None => dy.clone(),
+        }
+    }
+
+    /// The gradients of DoRA's lengths, f32: `[out]` of each layer that has it. `h` is what [`Group::forward`] gave with `x`.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `dy [tokens, out]`, the gradient of the result
+    #[must_use]
+    pub fn lengths(
+        &self,
+        x: &Tensor<2>,
+        h: Option<&Tensor<2>>,
+        dy: &Tensor<2>,
+    ) -> Vec<Option<Tensor<1>>> {
+        let Some(lengths) = &self.lengths else {
+            return vec![None; self.layers.len()];
+        };
+        let z = self.product(x, h, Epilogue::plain(x.dtype())); // [tokens, out]
+        let dm = sum_rows(z * dy.clone()) / lengths.norm.clone(); // [out]
+        let gradients = (self.layers.iter().zip(&lengths.has))
+            .map(|(part, &has)| has.then(|| dm.clone().narrow(0, part.row, part.rows)));
+        gradients.collect()
     }
 
     /// What [`Group::backward`] needs of the adapters: `x · Aᵀ`, of the inputs that dropout leaves.
@@ -212,7 +270,7 @@ impl Group {
     /// `x [tokens, in]` → `[tokens, out / 2]`
     #[must_use]
     pub fn forward_gated(&self, x: &Tensor<2>) -> Tensor<2> {
-        if self.bias.is_some() {
+        if self.bias.is_some() || self.lengths.is_some() {
             return swiglu(self.forward(x, None).0);
         }
         let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
@@ -371,6 +429,33 @@ impl Group {
 /// `x [tokens, in]` with the values that dropout drops set to zero.
 fn masked(x: &Tensor<2>, dropout: Dropout, id: u32) -> Tensor<2> {
     dropout.apply(id, x.clone())
+}
+
+/// DoRA's lengths one after the other, if a layer has any.
+fn stack_lengths(
+    layers: &[&Linear],
+    adapters: &[Option<LoraWeights>],
+    device: &Device,
+) -> Option<Lengths> {
+    let all = || {
+        let adapters = adapters.iter().map(Option::as_ref);
+        adapters.map(|adapter| adapter.and_then(|adapter| adapter.dora.as_ref()))
+    };
+    let has: Vec<bool> = all().map(|dora| dora.is_some()).collect();
+    has.contains(&true).then(|| {
+        let stacked = |of: &dyn Fn(&Dora) -> Tensor<1>| {
+            let parts = layers.iter().zip(all()).map(|(layer, dora)| match dora {
+                Some(dora) => of(dora),
+                None => Tensor::ones([layer.out_features()], (device, DType::F32)),
+            });
+            Tensor::cat(parts.collect(), 0) // [out]
+        };
+        Lengths {
+            factor: stacked(&Dora::factor),
+            norm: stacked(&|dora| dora.norm().clone()),
+            has,
+        }
+    })
 }
 
 /// The biases one after the other, zero where a layer has none: `[out]`.

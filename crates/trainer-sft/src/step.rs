@@ -30,14 +30,14 @@ use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
-/// Whether [`explicit`] computes it: on a GPU, unless an adapter has DoRA.
+/// Whether [`explicit`] computes it: on a GPU, unless an adapter has DoRA whose inputs lose what dropout drops.
 pub(crate) fn is_explicit(model: &QwenModel, adapters: &AdapterSelection) -> bool {
-    let has_dora = match adapters {
+    let has_dropped_dora = match adapters {
         AdapterSelection::Base => false,
-        AdapterSelection::All { slot, .. } => has_dora(model, *slot),
+        AdapterSelection::All { slot, dropout } => dropout.is_some() && has_dora(model, *slot),
         AdapterSelection::PerRow(_) | AdapterSelection::Stacked(_) => return false,
     };
-    is_gpu(&model.device()) && !has_dora
+    is_gpu(&model.device()) && !has_dropped_dora
 }
 
 /// Whether a layer's adapter has DoRA.

@@ -288,7 +288,7 @@ fn compared_answers_follow_those_of_the_cpu() {
 fn inputs_of_layers_come_back_from_the_host() {
     let device = gpu();
     let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
-    // The last one through graphs, and not through the step of a GPU.
+    // The last one through graphs, and not through the step of a GPU: DoRA with dropout.
     let graphs = Kind {
         dora: true,
         ..PLAIN
@@ -296,7 +296,7 @@ fn inputs_of_layers_come_back_from_the_host() {
     for (kind, compute, objective) in [
         (PLAIN, ComputeDtype::Bf16, None),
         (
-            graphs,
+            PLAIN,
             ComputeDtype::F32,
             Some(Objective::Dpo {
                 beta: 0.1,
@@ -304,10 +304,12 @@ fn inputs_of_layers_come_back_from_the_host() {
                 label_smoothing: 0.0,
             }),
         ),
+        (graphs, ComputeDtype::F32, None),
     ] {
         let losses = |checkpointing| {
             let mut options = *trainer(kind, compute, &device).options();
             options.checkpointing = checkpointing;
+            options.dropout = if kind.dora { 0.1 } else { 0.0 };
             let preference = objective.map(|objective| Preference {
                 objective,
                 reference: None,

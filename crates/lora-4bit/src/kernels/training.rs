@@ -121,6 +121,13 @@ pub(crate) trait TrainingOps: Backend {
         threshold: u32,
         keep: f32,
     ) -> FloatTensor<Self>;
+    /// See [`rescale`].
+    fn training_rescale(
+        x: FloatTensor<Self>,
+        factor: FloatTensor<Self>,
+        #[extension_type] offset: Maybe<Self>,
+        #[extension_type] residual: Maybe<Self>,
+    ) -> FloatTensor<Self>;
     /// See [`swiglu`].
     fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`swiglu_backward`]; the results are `gate_up` and `dy`, overwritten.
@@ -340,6 +347,29 @@ pub(crate) fn drop_values(x: Tensor<2>, draw: Draw) -> Tensor<2> {
     }
     let mask = draw.mask(x.dims(), &x.device()).cast(x.dtype()); // [rows, columns]
     x * mask
+}
+
+/// `x · factor + offset + residual`, factor and offset for each column.
+///
+/// # Shapes
+///
+/// `x`, `residual` `[rows, columns]` of one type, factor and offset f32 `[columns]` → as `x`
+pub(crate) fn rescale(
+    x: Tensor<2>,
+    factor: &Tensor<1>,
+    offset: Option<Tensor<1>>,
+    residual: Option<Tensor<2>>,
+) -> Tensor<2> {
+    let _span = trace_span!("rescale").entered();
+    assert_eq!(factor.dims(), [x.dims()[1]], "rescale: factor");
+    #[cfg(feature = "gpu")]
+    if has_kernels(&x) {
+        let (offset, residual) = (Maybe::new(offset.as_ref()), Maybe::new(residual.as_ref()));
+        let (x, factor) = (x.into_dispatch(), factor.clone().into_dispatch());
+        let y = <Dispatch as TrainingOps>::training_rescale(x, factor, offset, residual);
+        return Tensor::from_dispatch(y);
+    }
+    naive::rescale(x, factor, offset, residual)
 }
 
 /// `silu(gate) * up` of rows that hold a gate and then what it multiplies.

@@ -38,8 +38,13 @@ impl Dora {
         }
     }
 
+    /// `‖W + s·B·A‖`: `[out]`.
+    pub(crate) fn norm(&self) -> &Tensor<1> {
+        &self.norm
+    }
+
     /// `m / ‖W + s·B·A‖`: `[out]`.
-    fn factor(&self) -> Tensor<1> {
+    pub(crate) fn factor(&self) -> Tensor<1> {
         self.magnitude.clone() / self.norm.clone()
     }
 

@@ -20,7 +20,7 @@ use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, Piece};
 use crate::loss::{Head, Targets, indices, spread};
-use crate::parameters::{EMBEDDINGS, GradientStore, Trainable};
+use crate::parameters::{EMBEDDINGS, GradientStore, LORA_MAGNITUDE, Trainable};
 use crate::step::offload::{Offload, bring_back};
 use crate::step::{Checkpointing, How, TrainedHead, head, head_names};
 
@@ -360,16 +360,21 @@ impl<'a> Layer<'a> {
         } = activations;
         let (attn, mlp) = (&self.layer.self_attn, &self.layer.mlp);
         let [q, k, v, o, gate, up, down] = LINEARS;
-        let dh = self.down.adapter_input(&dy);
-        let d = self.down.input_gradient(&dy, dh.clone()); // [tokens, intermediate]
+        let dz = self.down.scaled(&dy); // [tokens, hidden]
+        let dh = self.down.adapter_input(&dz);
+        let d = self.down.input_gradient(&dz, dh.clone()); // [tokens, intermediate]
         let (d, activated) = swiglu_backward(gate_up, d);
         found.weights(&self.down, &[(down, &mlp.down_proj)], &activated, &dy);
         let down_h = self.down.shrink(&activated);
-        let gradients = (self.down).adapter_gradients(activated, down_h, &dy, dh.as_ref());
+        found.lengths(&[down], self.down.lengths(&activated, down_h.as_ref(), &dy));
+        let gradients = (self.down).adapter_gradients(activated, down_h, &dz, dh.as_ref());
         found.adapters(&[down], gradients);
 
         let layers = [(gate, &mlp.gate_proj), (up, &mlp.up_proj)];
         found.weights(&self.gate_up, &layers, &a.middle_normed, &d);
+        let lengths = (self.gate_up).lengths(&a.middle_normed, gate_up_h.as_ref(), &d);
+        found.lengths(&[gate, up], lengths);
+        let d = self.gate_up.scaled(&d); // [tokens, 2 * intermediate]
         let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d);
         found.adapters(&[gate, up], gradients);
         let norm = self.norm(&self.layer.post_attention_layernorm);
@@ -377,7 +382,9 @@ impl<'a> Layer<'a> {
         let dy = rms_norm_backward(a.middle, norm, d, Some(dy)); // [tokens, hidden]
 
         found.weights(&self.o, &[(o, &attn.o_proj)], &a.attended, &dy);
-        let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy);
+        found.lengths(&[o], self.o.lengths(&a.attended, a.o_h.as_ref(), &dy));
+        let dz = self.o.scaled(&dy); // [tokens, hidden]
+        let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dz);
         found.adapters(&[o], gradients);
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
         let norms = self.head_norms();
@@ -389,6 +396,11 @@ impl<'a> Layer<'a> {
             .rotate_backward(d, a.unrotated, norms, &shared.rotary);
         let layers = [(q, &attn.q_proj), (k, &attn.k_proj), (v, &attn.v_proj)];
         found.weights(&self.qkv, &layers, &a.normed, &d);
+        found.lengths(
+            &[q, k, v],
+            self.qkv.lengths(&a.normed, a.qkv_h.as_ref(), &d),
+        );
+        let d = self.qkv.scaled(&d); // [tokens, (heads + 2 * kv_heads) * head_dim]
         let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d);
         found.adapters(&[q, k, v], gradients);
         let norm = self.norm(&self.layer.input_layernorm);
@@ -414,6 +426,14 @@ impl Found<'_> {
             let name = self.name(module);
             self.store.add(&format!("{name}.lora_A"), Some(a));
             self.store.add(&format!("{name}.lora_B_t"), Some(b_t));
+        }
+    }
+
+    /// Of DoRA's lengths.
+    fn lengths(&mut self, modules: &[&str], gradients: Vec<Option<Tensor<1>>>) {
+        for (module, gradient) in modules.iter().zip(gradients) {
+            let name = format!("{}{LORA_MAGNITUDE}", self.name(module));
+            self.store.add(&name, gradient);
         }
     }
 

@@ -120,14 +120,24 @@ fn whole_graph(
 /// The step of GPUs, on the CPU by the twins of its operations.
 #[test]
 fn the_explicit_step_equals_the_graphs() {
-    for (qk_norm, p, modules) in [
-        (false, 0.0, false),
-        (false, 0.0, true),
-        (true, 0.0, true),
-        (true, 0.25, false),
+    for (qk_norm, p, modules, dora) in [
+        (false, 0.0, false, false),
+        (false, 0.0, true, false),
+        (true, 0.0, true, false),
+        (true, 0.25, false, false),
+        (false, 0.0, false, true),
+        (true, 0.0, true, true),
     ] {
         let mut model = model(qk_norm && !modules, qk_norm);
-        let adapter = support::adapter(&model, 3);
+        let mut adapter = support::adapter(&model, 3);
+        if dora {
+            adapter.config.use_dora = true;
+            // In some layers only, of which two share an input with one that has none.
+            for (name, matrices) in &mut adapter.modules {
+                let has = !name.ends_with("v_proj");
+                matrices.magnitude = has.then(|| vec![0.7; matrices.out_features]);
+            }
+        }
         model.add_adapter(SLOT, &adapter).unwrap();
         let batch = pack(&documents());
         let trainable = match modules {

@@ -285,6 +285,44 @@ impl TrainingOps for Cube {
         y
     }
 
+    fn training_rescale(
+        x: FloatTensor<Self>,
+        factor: FloatTensor<Self>,
+        offset: Maybe<Self>,
+        residual: Maybe<Self>,
+    ) -> FloatTensor<Self> {
+        let [x, factor] = [x, factor].map(into_contiguous);
+        let [rows, columns] = x.meta.shape().dims();
+        let y = empty(&x, [rows, columns], x.dtype);
+        let dtype = dtype_to_elem_type(x.dtype);
+        let [offset, residual] = [offset, residual].map(|maybe| {
+            let tensor = maybe.into_option().map(into_contiguous);
+            (tensor.is_some(), tensor)
+        });
+        let vectors = columns / vector_of(columns);
+        if rows * columns > 0 {
+            // SAFETY: units stay below the number of vectors.
+            unsafe {
+                kernels::rescale_kernel::launch_unchecked(
+                    &x.client.clone(),
+                    cubes(rows * vectors),
+                    CubeDim::new_1d(UNITS as u32),
+                    vector_of(columns),
+                    x.clone().into_buffer_arg(),
+                    factor.clone().into_buffer_arg(),
+                    offset.1.unwrap_or(factor).into_buffer_arg(),
+                    residual.1.unwrap_or(x).into_buffer_arg(),
+                    y.clone().into_buffer_arg(),
+                    rows * vectors,
+                    vectors,
+                    [offset.0, residual.0],
+                    dtype,
+                );
+            }
+        }
+        y
+    }
+
     fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
         let gate_up = into_contiguous(gate_up);
         let [rows, both] = gate_up.meta.shape().dims();

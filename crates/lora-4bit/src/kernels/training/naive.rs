@@ -116,6 +116,24 @@ fn halves(gate_up: Tensor<2>) -> [Tensor<2>; 2] {
     ]
 }
 
+/// See [`super::rescale`].
+pub(super) fn rescale(
+    x: Tensor<2>,
+    factor: &Tensor<1>,
+    offset: Option<Tensor<1>>,
+    residual: Option<Tensor<2>>,
+) -> Tensor<2> {
+    let dtype = x.dtype();
+    let mut y = f32(x) * factor.clone().unsqueeze::<2>();
+    if let Some(offset) = offset {
+        y = y + f32(offset).unsqueeze::<2>();
+    }
+    if let Some(residual) = residual {
+        y = y + f32(residual);
+    }
+    y.cast(dtype)
+}
+
 /// See [`super::swiglu`].
 pub(super) fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
     let dtype = gate_up.dtype();

@@ -229,6 +229,12 @@ fn norms_and_gates_equal_their_twins() {
                 let expected = naive::rms_norm_backward(x.clone(), norm(), dy.clone(), residual);
                 check("gradient of norm", found, expected, error);
             }
+            let offset = random([1, dim], DType::F32, &device).reshape([dim]);
+            for (offset, residual) in [(None, None), (Some(offset), Some(dy.clone()))] {
+                let found = rescale(x.clone(), &weight, offset.clone(), residual.clone());
+                let expected = naive::rescale(x.clone(), &weight, offset, residual);
+                check("rescale", found, expected, error);
+            }
             let gate_up = random([rows, 2 * dim], dtype, &device);
             let found = swiglu(gate_up.clone());
             check("swiglu", found, naive::swiglu(gate_up.clone()), error);

@@ -151,6 +151,32 @@ pub(super) fn dropout_kernel<E: Float>(
 }
 
 #[cube(launch_unchecked)]
+pub(super) fn rescale_kernel<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    factor: &[Vector<f32, N>],
+    offset: &[Vector<f32, N>],
+    residual: &[Vector<E, N>],
+    y: &mut [Vector<E, N>],
+    len: usize,
+    columns: usize,
+    #[comptime] has: [bool; 2],
+    #[define(E)] _dtype: ElemType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < len {
+        let column = at % columns;
+        let mut value = Vector::<f32, N>::cast_from(x[at]) * factor[column];
+        if comptime!(has[0]) {
+            value += offset[column];
+        }
+        if comptime!(has[1]) {
+            value += Vector::cast_from(residual[at]);
+        }
+        y[at] = Vector::cast_from(value);
+    }
+}
+
+#[cube(launch_unchecked)]
 pub(super) fn swiglu_kernel<E: Float, N: Size>(
     gate_up: &[Vector<E, N>],
     y: &mut [Vector<E, N>],
