@@ -30,7 +30,7 @@ use crate::lora;
 use crate::metrics::available_memory;
 use crate::replicas::PIECE;
 use crate::space::trained_tensors;
-use crate::step::explicit::ROWS;
+use crate::step::explicit::{MAX_LOGITS, ROWS};
 use crate::step::layer_values;
 
 /// What CUDA's driver takes for a process, at most: context and kernels. On an H200 it was 673 to 680 MiB
@@ -202,11 +202,13 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Bytes of gradients that lie one after the other, to be summed over devices: all of them, besides a piece that is being packed.
+/// Bytes of gradients that lie one after the other, to be summed over devices: all of them, besides a piece that is being packed. A
+/// tensor that is larger than a piece is one.
 fn sum_bytes(config: &Config, model: &QwenConfig) -> u64 {
     let tensors = trained_tensors(config, model).into_iter();
+    let largest = tensors.clone().map(|[values, _]| values).max().unwrap_or(0);
     let values: usize = tensors.map(|[values, count]| values * count).sum();
-    (size_of::<f32>() * values.min(PIECE)) as u64
+    (size_of::<f32>() * values.min(PIECE.max(largest))) as u64
 }
 
 /// Whether a GPU takes the steps of [`crate::step::explicit`], and nothing that the plan does not count: the tables of modules that
@@ -296,12 +298,15 @@ fn estimate(
         _ => (input * (model.num_hidden_layers + 1)) as u64,
     };
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
-    let rows = if on_gpu {
-        tokens
-    } else {
-        tokens.min(CPU_LOGIT_ROWS)
+    let rows = match on_gpu {
+        true => (MAX_LOGITS / model.vocab_size.max(1)).max(ROWS),
+        false => CPU_LOGIT_ROWS,
     };
-    let loss = 2 * 4 * rows * model.vocab_size;
+    let mut loss = 2 * 4 * tokens.min(rows) * model.vocab_size;
+    if config.run.full && on_gpu {
+        // The head as products read it, and the gradients of head and embeddings before they are added.
+        loss += (2 + 4 + 4) * model.vocab_size * model.hidden_size;
+    }
     MemoryPlan {
         tokens,
         weights: footprint.weights,

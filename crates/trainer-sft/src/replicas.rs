@@ -7,7 +7,8 @@
 //!
 //! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed. But
 //! waiting lets a card stand still until the next launches arrive. So with NCCL no step waits that is not larger than those before (see
-//! [`Proven`]), and whoever reads its numbers asks every device first (see [`await_all`]).
+//! [`Proven`]). The next step, and whoever reads the numbers, asks every device for something from before the sum (see [`await_all`]):
+//! one that has failed is found there, before anybody waits for a sum.
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -109,15 +110,22 @@ fn try_nccl(devices: &[Device]) -> Result<(), NcclError> {
             let _ = sender.send(summed);
         });
     }
-    for _ in devices {
-        match receiver.recv_timeout(PATIENCE) {
-            Ok(Ok(sum)) if sum == devices.len() as f32 => {}
-            Ok(Ok(sum)) => {
+    let answers: Vec<_> = (devices.iter())
+        .map(|_| receiver.recv_timeout(PATIENCE))
+        .collect();
+    // A device that does not answer is of no use, whatever the others say.
+    for answer in answers
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| NcclError::Silent)?
+    {
+        match answer {
+            Ok(sum) if sum == devices.len() as f32 => {}
+            Ok(sum) => {
                 let text = format!("the sum of {} ones is {sum}", devices.len());
                 return Err(NcclError::Failed(text));
             }
-            Ok(Err(reason)) => return Err(NcclError::Failed(reason)),
-            Err(_) => return Err(NcclError::Silent),
+            Err(reason) => return Err(NcclError::Failed(reason)),
         }
     }
     Ok(())
@@ -256,24 +264,29 @@ impl Layout {
     }
 }
 
-/// The largest step that every device has computed.
+/// What a device has computed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Proven {
     steps: usize,
-    /// Of a micro-batch.
+    /// Of its largest micro-batch.
     tokens: usize,
+    targets: usize,
 }
 
 /// Steps after which everything that a step keeps is there: moments, and pages of the memory.
 const FIRST_STEPS: usize = 3;
 
 impl Proven {
-    /// Whether a step of `batches` may fail for want of memory where none before it has.
-    pub(crate) fn may_fail(&mut self, batches: &[Batch]) -> bool {
-        let tokens = batches.iter().map(Batch::num_tokens).max().unwrap_or(0);
-        let is_new = self.steps < FIRST_STEPS || tokens > self.tokens;
+    /// Whether a share of a step may fail for want of memory where none before it has.
+    pub(crate) fn may_fail<'a>(&mut self, share: impl Iterator<Item = &'a Batch>) -> bool {
+        let of = |batch: &Batch| (batch.num_tokens(), batch.num_targets());
+        let largest = |a: (usize, usize), b: (usize, usize)| (a.0.max(b.0), a.1.max(b.1));
+        let Some((tokens, targets)) = share.map(of).reduce(largest) else {
+            return false;
+        };
+        let is_new = self.steps < FIRST_STEPS || tokens > self.tokens || targets > self.targets;
         self.steps += 1;
-        self.tokens = self.tokens.max(tokens);
+        (self.tokens, self.targets) = largest((self.tokens, self.targets), (tokens, targets));
         is_new
     }
 }
@@ -300,11 +313,6 @@ impl Addend {
                 Self::Device(packed)
             }
         }
-    }
-
-    /// Whether the sum is computed on the device.
-    pub(crate) fn is_on_device(&self) -> bool {
-        matches!(self, Self::Device(_))
     }
 
     /// The sums of what is in the host's memory, for each of the devices; what is on a device stays to be summed there.
@@ -354,24 +362,25 @@ impl Addend {
     }
 }
 
-/// Something that a device had to compute before a sum that was not waited for.
+/// A device, and a value that it computes before it begins a sum.
 pub(crate) type Witness = (Device, Tensor<1>);
+
+/// The last value of a device's share, `[1]`: what is not computed before it is not computed at all.
+pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> {
+    let last = packed.last()?;
+    let [len] = last.dims();
+    // A tensor of its own: the sum may overwrite the piece.
+    let value = last.clone().narrow(0, len - 1, 1) + 0.0;
+    Some((device.clone(), value))
+}
 
 /// Waits until every device has computed its share of a step.
 ///
 /// # Panics
-/// With the name of a device that has failed, and at once: one that waits for it in a sum never answers, and keeps its thread.
+/// With the name of a device that has failed. None of the others is kept waiting for it: their shares come before the sum.
 pub(crate) fn await_all(witnesses: &[Witness]) {
-    let (sender, receiver) = mpsc::channel();
-    for (device, witness) in witnesses.iter().cloned() {
-        let sender = sender.clone();
-        thread::spawn(move || {
-            let computed = named(&device, || drop(read(witness)));
-            let _ = sender.send(computed);
-        });
-    }
-    for _ in witnesses {
-        if let Ok(Err(panic)) = receiver.recv() {
+    for (device, value) in witnesses {
+        if let Err(panic) = named(device, || read(value.clone())) {
             resume_unwind(panic);
         }
     }
@@ -389,24 +398,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_steps_that_are_larger_than_any_before_are_waited_for() {
-        let step = |tokens: usize| {
-            [Batch {
-                tokens: vec![0; tokens],
-                ..Batch::default()
-            }]
+    fn only_shares_that_are_larger_than_any_before_are_waited_for() {
+        let batch = |tokens: usize, targets: usize| Batch {
+            tokens: vec![0; tokens],
+            targets: (0..tokens).map(|at| (at < targets).then_some(1)).collect(),
+            ..Batch::default()
         };
         let mut proven = Proven::default();
-        let waits = [8, 8, 8, 8, 9, 9, 4].map(|tokens| proven.may_fail(&step(tokens)));
-        assert_eq!(waits, [true, true, true, false, true, false, false]);
+        // No micro-batch proves nothing.
+        assert!(!proven.may_fail([].into_iter()));
+        for (tokens, targets, expected) in [
+            (8, 4, true),
+            (8, 4, true),
+            (8, 4, true),
+            (8, 4, false),
+            (9, 4, true),
+            (9, 4, false),
+            (9, 5, true),
+            (4, 4, false),
+        ] {
+            let share = [batch(tokens, targets)];
+            assert_eq!(
+                proven.may_fail(share.iter()),
+                expected,
+                "{tokens}, {targets}"
+            );
+        }
     }
 
     #[test]
-    fn devices_that_have_computed_their_share_are_asked() {
+    fn a_share_witnesses_its_last_value() {
         let device = Device::flex();
-        let values = || Tensor::<1>::ones([3], (&device, DType::F32));
-        await_all(&[(device.clone(), values()), (device.clone(), values())]);
-        await_all(&[]);
+        let piece = |values: &[f32]| Tensor::<1>::from_data(values, (&device, DType::F32));
+        let packed = [piece(&[1.0, 2.0]), piece(&[3.0, 4.0, 5.0])];
+        let (_, value) = witness(&device, &packed).unwrap();
+        assert_eq!(read(value.clone()), [5.0]);
+        await_all(&[(device.clone(), value)]);
+        assert!(witness(&device, &[]).is_none());
     }
 
     #[test]

@@ -42,25 +42,23 @@ pub(crate) fn check_device(config: &Config, on_gpu: bool) -> Result<(), ConfigEr
                 .to_owned(),
         });
     }
+    if config.run.full && config.model.compute_dtype == ComputeDtype::Bf16 && !on_gpu {
+        return Err(ConfigError::Value {
+            flag: "compute-dtype",
+            expected: "f32 or auto with --full on a CPU".to_owned(),
+            found: "bf16".to_owned(),
+        });
+    }
     Ok(())
 }
 
-/// The settings with the type in which weights are multiplied on the device.
-pub(crate) fn with_compute_dtype(mut config: Config, on_gpu: bool) -> Result<Config, ConfigError> {
-    let given = config.model.compute_dtype;
-    config.model.compute_dtype = match given {
-        ComputeDtype::Auto if on_gpu || !config.run.full => ComputeDtype::Bf16,
-        ComputeDtype::Auto => ComputeDtype::F32,
-        ComputeDtype::Bf16 if config.run.full && !on_gpu => {
-            return Err(ConfigError::Value {
-                flag: "compute-dtype",
-                expected: "f32 with --full on a CPU".to_owned(),
-                found: "bf16: leave it out".to_owned(),
-            });
-        }
+/// The type in which weights are multiplied on `device`.
+pub(crate) fn compute_dtype(config: &Config, device: &Device) -> ComputeDtype {
+    match config.model.compute_dtype {
+        ComputeDtype::Auto if config.run.full && !is_gpu(device) => ComputeDtype::F32,
+        ComputeDtype::Auto => ComputeDtype::Bf16,
         given => given,
-    };
-    Ok(config)
+    }
 }
 
 /// Checks that several devices train what the run trains.
@@ -118,7 +116,7 @@ pub(crate) fn load_model(config: &Config, device: &Device) -> Result<QwenModel, 
             return Err(TrainError::Quantized(name));
         }
     }
-    model.set_compute_dtype(config.model.compute_dtype);
+    model.set_compute_dtype(compute_dtype(config, device));
     let place = if is_gpu(device) { "the GPU" } else { "the CPU" };
     info!("{} MiB of weights on {place}", model.num_bytes() >> 20);
     Ok(model)
@@ -133,7 +131,7 @@ pub(crate) fn with_settings(
         let text = "--full trains the weights themselves, and those of a model that is loaded already are shared: leave it out";
         return Err(ConfigError::Conflict(text.into()));
     }
-    model.set_compute_dtype(config.model.compute_dtype);
+    model.set_compute_dtype(compute_dtype(config, &model.device()));
     Ok(model)
 }
 
@@ -319,7 +317,7 @@ pub(crate) fn read_weights(
         return Ok(());
     }
     *model = QwenModel::load(folder, &full_options(), &model.device())?;
-    model.set_compute_dtype(config.model.compute_dtype);
+    model.set_compute_dtype(compute_dtype(config, &model.device()));
     Ok(())
 }
 

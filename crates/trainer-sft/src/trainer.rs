@@ -58,8 +58,10 @@ pub struct Trainer {
     copies: Vec<Trainer>,
     /// How gradients are summed over the devices.
     sum: GradientSum,
-    /// What they have computed already.
+    /// What this one has computed already.
     proven: Proven,
+    /// What shows that all have computed their shares of the last step.
+    witnesses: Vec<Witness>,
 }
 
 /// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
@@ -156,6 +158,7 @@ impl Trainer {
             copies: Vec::new(),
             sum: GradientSum::default(),
             proven: Proven::default(),
+            witnesses: Vec::new(),
         }
     }
 
@@ -220,8 +223,7 @@ impl Trainer {
 
     /// Compiles on all cores what a step needs, before the first one would ask for one kernel after the other.
     fn compile(&mut self, share: (&[Batch], Share)) {
-        // Steps that compare answers go through graphs, which have no kernels of their own.
-        if self.is_compiled || self.preference.is_some() {
+        if self.is_compiled {
             return;
         }
         self.is_compiled = true;

@@ -30,7 +30,7 @@ use crate::run::{Run, Watch};
 use crate::samples::{Sample, Samples};
 use crate::setup::{
     add_adapter, add_reference, check_copies, check_device, load_model, start, with_adapter,
-    with_compute_dtype, with_copies, with_settings,
+    with_copies, with_settings,
 };
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -207,7 +207,6 @@ impl<'a> Training<'a> {
         for device in &devices {
             check_device(&config, is_gpu(device))?;
         }
-        let config = with_compute_dtype(config, devices.iter().all(is_gpu))?;
         Ok((config, devices))
     }
 

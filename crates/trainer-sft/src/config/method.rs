@@ -377,9 +377,10 @@ impl Config {
                 ));
             }
         }
-        if method == Method::Kto && self.run.batch_size * self.run.gradient_accumulation < 2 {
+        let answers = self.run.batch_size * self.run.gradient_accumulation * self.num_devices();
+        if method == Method::Kto && answers < 2 {
             return conflict(
-                "--method kto estimates its baseline from the answers of a step, each after the prompt of another one: --batch-size times --gradient-accumulation has to be 2 or more"
+                "--method kto estimates its baseline from the answers of a step, each after the prompt of another one: --batch-size times --gradient-accumulation (on all of --devices) has to be 2 or more"
                     .into(),
             );
         }

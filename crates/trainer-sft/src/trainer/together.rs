@@ -9,7 +9,7 @@ use super::{StepOutput, Trainer};
 use crate::batch::{Batch, Share};
 use crate::gate::{self, Piece};
 use crate::preference::{Baseline, Tally};
-use crate::replicas::{Addend, GradientSum, Layout, at_once};
+use crate::replicas::{Addend, GradientSum, Layout, at_once, await_all, witness};
 
 impl Trainer {
     /// Takes each step together with `copies`, trainers on further devices, which have to be at the same step with the same
@@ -41,11 +41,17 @@ impl Trainer {
     pub(super) fn step_together(&mut self, batches: &[Batch]) -> StepOutput {
         let (devices, how) = (self.devices(), self.sum);
         let layout = Layout::of(&mut self.model, self.options.trainable);
-        let waits = self.proven.may_fail(batches);
+        await_all(&std::mem::take(&mut self.witnesses));
         let mut copies = std::mem::take(&mut self.copies);
         let mut all: Vec<&mut Self> = std::iter::once(&mut *self).chain(&mut copies).collect();
         let share = |rank: usize| (batches, Share::new(rank, devices.len()));
 
+        let may_fail = all.iter_mut().enumerate().map(|(rank, copy)| {
+            let (batches, share) = share(rank);
+            let own = share.items(batches).map(|(_, batch)| batch);
+            copy.proven.may_fail(own)
+        });
+        let waits = may_fail.fold(false, |waits, may_fail| waits | may_fail);
         // While kernels are only compiled, no device runs any.
         for (rank, copy) in all.iter_mut().enumerate() {
             copy.compile(share(rank));
@@ -58,11 +64,10 @@ impl Trainer {
         let computed = at_once(&devices, &mut all, |rank, copy| {
             gate::pass(Piece::Batch);
             let (means, gradients, tally) = copy.gradients_of(share(rank), baseline);
-            let witness = (devices[rank].clone(), means.clone());
             let (packed, names) = layout.pack(gradients, means);
-            let addend = Addend::new(packed, how, waits);
-            let witness = (addend.is_on_device() && !waits).then_some(witness);
-            (addend, names, tally, witness)
+            let is_left = how == GradientSum::Nccl && !waits;
+            let witness = is_left.then(|| witness(&devices[rank], &packed)).flatten();
+            (Addend::new(packed, how, waits), names, tally, witness)
         });
 
         let (mut addends, mut names, mut tally) = (Vec::new(), BTreeSet::new(), Tally::default());
@@ -83,6 +88,7 @@ impl Trainer {
             Some(copy.finish(means, more, gradients))
         });
         self.copies = copies;
+        self.witnesses.clone_from(&witnesses);
         let output = outputs.into_iter().flatten().next();
         let output = output.unwrap_or_else(|| unreachable!("each device takes its sum once"));
         StepOutput {

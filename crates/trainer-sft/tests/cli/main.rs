@@ -192,7 +192,7 @@ fn full_training_computes_in_what_suits_the_device() {
         .run()
         .unwrap_err()
         .to_string();
-    let expected = "--compute-dtype: expected f32 with --full on a CPU";
+    let expected = "--compute-dtype: expected f32 or auto with --full on a CPU";
     assert!(message.starts_with(expected), "{message}");
 }
 

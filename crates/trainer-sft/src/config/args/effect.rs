@@ -100,6 +100,12 @@ impl Args {
             ("train-on", self.data.train_on.is_some(), grpo, no_examples),
             ("thinking", self.data.thinking.is_some(), grpo, no_examples),
             ("dtype", self.model.dtype.is_some(), full, in_f32),
+            (
+                "all-reduce",
+                self.model.all_reduce.is_some(),
+                run.model.devices.len() < 2,
+                "one device has nothing to sum",
+            ),
         ] {
             if is_given && is_idle {
                 let text = format!("--{flag} would have no effect: {why}; leave it out");
