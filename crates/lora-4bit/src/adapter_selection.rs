@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use rayon::prelude::*;
 
-use crate::kernels::training::drop_values;
+use crate::device::is_cpu;
+use crate::dropout::Dropout;
 
 /// Which adapter slot each row of a packed batch uses.
 ///
@@ -81,12 +80,6 @@ impl StackedRows {
     }
 }
 
-/// Whether tensors of `device` are computed on the CPU, inside or outside of an autodiff graph.
-pub(crate) fn is_cpu(device: &Device) -> bool {
-    let device = device.clone().without_autodiff();
-    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
-}
-
 /// The rows of a batch, grouped by adapter slot.
 #[derive(Debug)]
 pub struct RowGroups {
@@ -133,105 +126,4 @@ impl RowGroups {
     pub fn num_rows(&self) -> usize {
         self.num_rows
     }
-}
-
-/// Dropout of the input of LoRA's A.
-///
-/// The mask depends only on `seed`, the layer's id and the position in the matrix: a layer that is computed a second
-/// time in the backward pass drops the same values. Give each training step its own seed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// Probability of dropping a value, in `[0, 1)`.
-    pub p: f32,
-    /// Seed of the step.
-    pub seed: u64,
-}
-
-impl Dropout {
-    /// `x` times the mask for layer `id`, outside of autodiff graphs. A kernel draws the mask where it reads `x`.
-    ///
-    /// # Shapes
-    ///
-    /// `x [rows, columns]`; the result has its shape and type
-    #[must_use]
-    pub fn apply(&self, id: u32, x: Tensor<2>) -> Tensor<2> {
-        drop_values(x, self.draw(id))
-    }
-
-    /// The mask for layer `id`: 0 with probability `p`, otherwise `1 / (1 - p)`.
-    ///
-    /// # Shapes
-    ///
-    /// `[rows, columns]`, f32
-    #[must_use]
-    pub fn mask(&self, id: u32, [rows, columns]: [usize; 2], device: &Device) -> Tensor<2> {
-        match is_cpu(device) {
-            true => self.draw(id).mask([rows, columns], device),
-            false => self.apply(id, Tensor::ones([rows, columns], (device, DType::F32))),
-        }
-    }
-
-    fn draw(&self, id: u32) -> Draw {
-        let bits = mix(self.seed ^ mix(u64::from(id).wrapping_add(GOLDEN_GAMMA)));
-        Draw {
-            keys: [bits as u32, (bits >> 32) as u32],
-            // A value is dropped when its 32 random bits, read as a number, are below p · 2³².
-            threshold: (f64::from(self.p) * f64::from(u32::MAX)) as u32,
-            keep: 1.0 / (1.0 - self.p),
-        }
-    }
-}
-
-/// What a mask is drawn with. A value's random bits depend on its place and two keys; 32 bits are what every GPU computes with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Draw {
-    pub(crate) keys: [u32; 2],
-    pub(crate) threshold: u32,
-    pub(crate) keep: f32,
-}
-
-impl Draw {
-    /// The mask, drawn on the host: `[rows, columns]`, f32.
-    pub(crate) fn mask(self, [rows, columns]: [usize; 2], device: &Device) -> Tensor<2> {
-        let mut mask = vec![0f32; rows * columns];
-        mask.par_chunks_mut(CHUNK)
-            .enumerate()
-            .for_each(|(i, chunk)| {
-                for (place, value) in (i * CHUNK..).zip(chunk) {
-                    *value = match self.bits(place as u32) < self.threshold {
-                        true => 0.0,
-                        false => self.keep,
-                    };
-                }
-            });
-        let mask = TensorData::new(mask, [rows, columns]);
-        Tensor::from_data(mask, (device, DType::F32))
-    }
-
-    /// The random bits of the value at `place`. A kernel computes the same.
-    fn bits(self, place: u32) -> u32 {
-        let [first, second] = self.keys;
-        scramble(scramble(place ^ first).wrapping_add(second))
-    }
-}
-
-/// `lowbias32` of Wellons ("Prospecting for hash functions", 2018): each bit of `x` changes each bit of the result with a
-/// probability near a half.
-fn scramble(mut x: u32) -> u32 {
-    x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
-    x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
-    x ^ (x >> 16)
-}
-
-/// Values per parallel job.
-const CHUNK: usize = 1 << 16;
-
-/// Step between the states of SplitMix64: 2⁶⁴ divided by the golden ratio, made odd.
-const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// The output function of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter_selection::is_cpu;
+use crate::device::is_cpu;
 
 /// The type in which the factors of a product are multiplied. Sums are f32 whatever it is.
 ///

@@ -26,6 +26,7 @@ mod autodiff;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
+pub(crate) mod draw;
 mod elementwise;
 pub mod exp;
 mod fused;

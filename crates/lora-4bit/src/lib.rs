@@ -24,6 +24,8 @@
 pub mod adapter_selection;
 pub mod bnb;
 mod compute_dtype;
+mod device;
+mod dropout;
 pub mod dynamic_map;
 pub mod kernels;
 pub mod linear;
@@ -36,8 +38,9 @@ pub mod weight;
 
 pub use burn;
 
-pub use adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
+pub use adapter_selection::{AdapterSelection, RowGroups, StackedRows};
 pub use compute_dtype::ComputeDtype;
+pub use dropout::Dropout;
 
 pub use kernels::{Norm, inner_product, rms_norm};
 pub use linear::{Linear, linear_residual, norm_qkv, norm_swiglu};

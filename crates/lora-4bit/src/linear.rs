@@ -10,7 +10,8 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 
-use crate::adapter_selection::{AdapterSelection, Dropout, RowGroups, StackedRows};
+use crate::adapter_selection::{AdapterSelection, RowGroups, StackedRows};
+use crate::dropout::Dropout;
 use crate::kernels::{self, Adapters, ComputeDtype, LayerOperand, Maybe, Norm, both};
 use crate::lora::{LoraStack, LoraWeights};
 use crate::weight::Weight;

@@ -17,7 +17,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::adapter_selection::Dropout;
+use crate::dropout::Dropout;
 pub use crate::kernels::optimizer::{AdamWFactors, adamw, eight_bit, sums_of_squares};
 use crate::kernels::tile;
 use crate::kernels::training::{self as ops, Epilogue, Factor, Part};

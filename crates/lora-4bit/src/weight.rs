@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::{Dispatch, DispatchTensor, TensorMetadata};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::adapter_selection::is_cpu;
+use crate::device::is_cpu;
 use crate::kernels::{self, AbsmaxOperand, ComputeDtype, Nf4Operand, WeightOperand};
 use crate::nf4::{Absmax, BLOCK_SIZE, Nf4Data};
 

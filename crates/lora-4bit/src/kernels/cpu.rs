@@ -42,7 +42,7 @@ use self::simd::{Element, Kernels, Nf4Rows};
 use super::operand::{Adapters, LayerOperand, Maybe, Nf4Operand, WeightOperand};
 use super::plan::{CpuFeatures, Features, Operation, Plan, Product, WeightFormat};
 use super::{ComputeDtype, LinearOps, naive};
-use crate::adapter_selection::is_cpu;
+use crate::device::is_cpu;
 
 /// Whether a tensor is on the CPU and in no autodiff graph.
 pub(super) fn is_plain<const D: usize>(x: &Tensor<D>) -> bool {

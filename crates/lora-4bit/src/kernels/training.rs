@@ -14,11 +14,11 @@ use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
 pub(crate) use self::product::{Epilogue, Factor, gated_product, product};
+use super::draw::Draw;
 use super::elementwise::Norm;
 use super::operand::WeightOperand;
 #[cfg(feature = "gpu")]
 use super::operand::{Major, Maybe};
-use crate::adapter_selection::Draw;
 
 mod naive;
 mod product;

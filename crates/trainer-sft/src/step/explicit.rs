@@ -6,21 +6,23 @@
 //! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead, and [`Checkpointing::Offload`] keeps the
 //! inputs on the host. Weights that are trained are f32, and rounded to the type of products each time they are read.
 
+mod found;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use kv_paging::{HeadNorms, Rotary, TrainingAttention};
 use lora_4bit::training::{
-    AdapterGradients, Group, dtype_of, rms_norm, rms_norm_backward, rms_norm_weight_gradient,
-    swiglu, swiglu_backward,
+    Group, dtype_of, rms_norm, rms_norm_backward, rms_norm_weight_gradient, swiglu, swiglu_backward,
 };
-use lora_4bit::{AdapterSelection, ComputeDtype, Dropout, Linear, Norm};
+use lora_4bit::{AdapterSelection, ComputeDtype, Dropout, Norm};
 use model_qwen::kernels::cross_entropy_of_rows;
 use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
+use self::found::Found;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, Piece};
 use crate::loss::{Head, Targets, indices, spread};
-use crate::parameters::{EMBEDDINGS, GradientStore, LORA_MAGNITUDE, Trainable};
+use crate::parameters::{EMBEDDINGS, GradientStore};
 use crate::step::offload::{Offload, bring_back};
 use crate::step::{Checkpointing, How, TrainedHead, head, head_names};
 
@@ -406,98 +408,6 @@ impl<'a> Layer<'a> {
         let norm = self.norm(&self.layer.input_layernorm);
         found.norm("input_layernorm", &a.x, norm, &d);
         rms_norm_backward(a.x, norm, d, Some(dy))
-    }
-}
-
-/// Where the gradients of a layer go.
-struct Found<'a> {
-    index: usize,
-    trainable: Trainable,
-    store: &'a mut GradientStore,
-}
-
-impl Found<'_> {
-    /// Of the adapters of a group's layers.
-    fn adapters(&mut self, modules: &[&str], gradients: Vec<Option<AdapterGradients>>) {
-        for (module, gradients) in modules.iter().zip(gradients) {
-            let Some(AdapterGradients { a, b_t }) = gradients else {
-                continue;
-            };
-            let name = self.name(module);
-            self.store.add(&format!("{name}.lora_A"), Some(a));
-            self.store.add(&format!("{name}.lora_B_t"), Some(b_t));
-        }
-    }
-
-    /// Of DoRA's lengths.
-    fn lengths(&mut self, modules: &[&str], gradients: Vec<Option<Tensor<1>>>) {
-        for (module, gradient) in modules.iter().zip(gradients) {
-            let name = format!("{}{LORA_MAGNITUDE}", self.name(module));
-            self.store.add(&name, gradient);
-        }
-    }
-
-    /// Of a group's layers themselves, from its input and the gradient of its result, where they are trained.
-    fn weights(
-        &mut self,
-        group: &Group,
-        layers: &[(&str, &Linear)],
-        x: &Tensor<2>,
-        dy: &Tensor<2>,
-    ) {
-        if !self.trainable.is_full() {
-            return;
-        }
-        for ((module, layer), gradients) in layers.iter().zip(group.layer_gradients(x.clone(), dy))
-        {
-            let name = self.name(module);
-            let weight = Some(gradients.weight);
-            self.store.add(&format!("{name}.weight"), weight);
-            let bias = gradients.bias.filter(|_| layer.bias.is_some());
-            self.store.add(&format!("{name}.bias"), bias);
-        }
-    }
-
-    /// Of a norm's weight, from its input and the gradient of its result, where it is trained.
-    fn norm(&mut self, module: &str, x: &Tensor<2>, norm: Norm<'_>, dy: &Tensor<2>) {
-        if self.trainable.is_full() {
-            let gradient = rms_norm_weight_gradient(x.clone(), norm, dy.clone());
-            let name = format!("{}.weight", self.name(module));
-            self.store.add(&name, Some(gradient));
-        }
-    }
-
-    /// Of the norms of heads, from queries, keys and values before them and the gradient of what was rotated.
-    fn head_norms(
-        &mut self,
-        norms: HeadNorms<'_>,
-        x: &Tensor<2>,
-        d: &Tensor<2>,
-        shared: &Shared<'_>,
-    ) {
-        if !self.trainable.is_full() {
-            return;
-        }
-        let d = (shared.attention).rotate_backward(d.clone(), None, None, &shared.rotary);
-        let config = &shared.model.config;
-        let [tokens, _] = x.dims();
-        let (width, eps) = (config.head_dim, norms.eps);
-        let mut first = 0;
-        for (module, weight, heads) in [
-            ("self_attn.q_norm", norms.q, config.num_attention_heads),
-            ("self_attn.k_norm", norms.k, config.num_key_value_heads),
-        ] {
-            let [x, d] = [x, &d].map(|all| {
-                let own = all.clone().narrow(1, first, heads * width);
-                own.reshape([tokens * heads, width])
-            });
-            self.norm(module, &x, Norm { weight, eps }, &d);
-            first += heads * width;
-        }
-    }
-
-    fn name(&self, module: &str) -> String {
-        format!("model.layers.{}.{module}", self.index)
     }
 }
 
