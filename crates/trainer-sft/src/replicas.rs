@@ -7,7 +7,7 @@
 //!
 //! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed. But
 //! waiting lets a card stand still until the next launches arrive. So with NCCL no step waits that is not larger than those before (see
-//! [`Proven`]). The next step, and whoever reads the numbers, asks every device for something from before the sum (see [`await_all`]):
+//! `Proven`). The next step, and whoever reads the numbers, asks every device for something from before the sum (`await_all`):
 //! one that has failed is found there, before anybody waits for a sum.
 
 use std::collections::BTreeSet;

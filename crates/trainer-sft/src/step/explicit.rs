@@ -107,7 +107,7 @@ pub fn forward_backward(
     })
 }
 
-/// Adds the gradients of a loss to `store`, as [`super::pull`] does.
+/// Adds the gradients of a loss to `store`, as `step::pull` does.
 pub fn pull<L>(
     model: &QwenModel,
     batch: &Batch,
