@@ -231,7 +231,7 @@ fn what_is_not_supported_is_refused() {
         ("{{ [1, 2]|random }}", "random: not supported"),
         ("{{ lipsum() }}", "lipsum: not supported"),
         ("{{ '&copy;'|striptags }}", "`&copy` is not supported"),
-        ("{{ '%1000d' % 1 }}", "widths below 1000"),
+        ("{{ '{:1000}'.format(1) }}", "widths below 1000"),
         ("{{ '%s' % ('a', 'b') }}", "not all arguments converted"),
         ("{{ '%s %s' % 'a' }}", "not enough arguments"),
         ("{{ '%y' % 1 }}", "unsupported format character 'y'"),
@@ -355,6 +355,33 @@ fn tool_arguments_take_the_form_the_template_wants() {
             message.as_object_mut().unwrap().remove("content");
         }
     });
+}
+
+/// GLM-4.5 and LFM2 give the arguments a name, and refuse texts or go through the items.
+#[test]
+fn tool_arguments_may_have_another_name() {
+    let call = json!({ "function": { "name": "f", "arguments": "{\"a\": [1, \"x\"]}" } });
+    let messages = [json!({ "role": "assistant", "tool_calls": [call] })];
+    let with = |source: &str| {
+        let source = format!("{{% for call in messages[0].tool_calls %}}{source}{{% endfor %}}");
+        from_source(&source)
+            .render(&messages, &RenderOptions::default())
+            .unwrap()
+    };
+    let items = "{% for k, v in args.items() %}{{ k }}={{ v }}{% endfor %}";
+    for source in [
+        "{% set args = call.function.arguments %}",
+        "{%- set args = call['function']['arguments'] -%}{% if args is string %}{{ raise_exception('no') }}{% endif %}",
+    ] {
+        assert_eq!(with(&format!("{source}{items}")), "a=[1, 'x']");
+    }
+    let source = "{% set args = call.function.arguments %}{{ args | tojson }}";
+    assert_eq!(with(source), r#"{"a": [1, "x"]}"#);
+    // A text stays one where the template takes both.
+    let source = "{% set args = call.function.arguments %}{% if args is string %}{{ args }}{% else %}{{ args|tojson }}{% endif %}";
+    assert_eq!(with(source), r#"{"a": [1, "x"]}"#);
+    let source = "{% set args = call.function.arguments %}{{ '(' + args + ')' }}";
+    assert_eq!(with(source), r#"({"a": [1, "x"]})"#);
 }
 
 #[test]

@@ -135,8 +135,7 @@ fn iterates_over_content(source: &str) -> bool {
 
 fn arguments_form(source: &str) -> Arguments {
     const ENDS: [&str; 3] = ["arguments", "arguments']", "arguments\"]"];
-    let without_space = |text: &str| text.split_whitespace().collect::<String>();
-    let compact = without_space(source);
+    let compact: String = source.split_whitespace().collect();
     // Names that a template gives to the arguments.
     let names = block_tags(source).filter_map(|(_, tag)| {
         let (name, value) = tag.strip_prefix("set ")?.split_once('=')?;

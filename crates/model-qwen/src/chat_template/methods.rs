@@ -17,7 +17,7 @@ pub(super) fn call(
     let args = &*text_methods::by_place(method, args)?;
     match value.as_str() {
         Some(text) => match (method, args) {
-            ("format", _) => {
+            ("format", _) if !value.is_safe() => {
                 check_widths(text)?;
                 fuel::pay(state, format_cost(state, text, args)?)?;
             }

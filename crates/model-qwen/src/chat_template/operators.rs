@@ -31,15 +31,14 @@ pub(super) fn rewrite(source: &str) -> Result<Cow<'_, str>, String> {
     let mut out = String::new();
     let mut copied = 0;
     for part in &parts {
-        let is_long = |token: &Token| {
-            token.kind == Kind::Text && source[token.range.clone()].contains(['\\'])
-        };
+        let has_escape =
+            |token: &Token| token.kind == Kind::Text && source[token.range.clone()].contains('\\');
         let is_operator = |token: &Token| match &source[token.range.clone()] {
             "%" => true,
             "+" => escapes,
             _ => false,
         };
-        if !part.tokens.iter().any(|t| is_long(t) || is_operator(t)) {
+        if !part.tokens.iter().any(|t| has_escape(t) || is_operator(t)) {
             continue;
         }
         let Some(first) = part.tokens.first() else {

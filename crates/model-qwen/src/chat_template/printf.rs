@@ -7,9 +7,6 @@ use minijinja::{Error, ErrorKind, State, Value};
 use super::python::is_tuple;
 use super::{fuel, python};
 
-/// Widest field, and most digits.
-const MAX_WIDTH: usize = 999;
-
 /// `a % b`: a text that is filled in, or a remainder.
 pub(super) fn remainder(state: &State<'_, '_>, a: &Value, b: &Value) -> Result<Value, Error> {
     if a.as_str().is_some() {
@@ -163,10 +160,8 @@ fn fill_in(state: &State<'_, '_>, text: &Value, value: &Value) -> Result<Value, 
         out.push_str(&rest[..at]);
         let mut field = Field::default();
         rest = read_field(&rest[at + 1..], &mut field, &mut args)?;
-        fuel::pay(
-            state,
-            at + field.width.unwrap_or(0) + field.precision.unwrap_or(0),
-        )?;
+        let widths = [field.width, field.precision].into_iter().flatten();
+        fuel::pay(state, widths.fold(at, usize::saturating_add))?;
         if field.conversion == '%' {
             out.push('%');
             continue;
@@ -234,9 +229,6 @@ fn read_field<'t>(
             field.precision = Some(precision.unwrap_or(0));
             rest = behind;
         }
-    }
-    if field.width.max(field.precision) > Some(MAX_WIDTH) {
-        return Err(invalid("%: expected widths below 1000"));
     }
     rest = rest.trim_start_matches(['h', 'l', 'L']);
     let conversion = rest.chars().next();
