@@ -2,23 +2,33 @@
 //!
 //! Renders what transformers' `apply_chat_template` renders (`transformers/utils/chat_template_utils.py`),
 //! through minijinja: `trim_blocks`, `lstrip_blocks`, Python's string methods and printing,
-//! `tojson` without HTML escapes, `raise_exception`, `strftime_now`, loop controls and
+//! `tojson` without HTML escapes, jinja2's filters, `%` of texts, `raise_exception`, `strftime_now`, loop controls and
 //! `{% generation %}` blocks. The work of a template is bounded, see `fuel`, and by [`render_in_processes`] also what minijinja
 //! does not count.
 
 mod apart;
 mod error;
+mod filters;
 mod frames;
 mod fuel;
 mod functions;
 mod json;
+mod lexer;
 mod messages;
 mod methods;
+mod number_filters;
+mod operators;
+mod pretty;
+mod printf;
 mod python;
 mod renderer;
 mod renderers;
+mod safe_text;
 mod source;
+mod text_classes;
+mod text_filters;
 mod text_methods;
+mod wrap;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -267,20 +277,14 @@ impl Compiled {
         environment.set_fuel(Some(fuel::BASE));
         environment.set_formatter(python::format);
         environment.add_filter("tojson", json::tojson);
-        environment.add_filter("string", python::string);
-        for name in ["e", "escape"] {
-            environment.add_filter(name, python::escape);
-        }
-        environment.add_filter("pprint", python::pprint);
-        environment.add_filter("attr", python::attr);
-        environment.add_function("cycler", functions::cycler);
-        environment.add_function("joiner", minijinja_contrib::globals::joiner);
-        environment.add_function("raise_exception", functions::raise_exception);
-        environment.add_function("strftime_now", functions::strftime_now);
-        let replaced = source::replace_generation_tags(&source);
+        filters::add_to(&mut environment);
+        functions::add_to(&mut environment);
+        let replaced = source::replace_generation_tags(&source::with_newlines(&source));
         // The parser calls itself for each operator, and the end of its tree for each level.
         let environment = apart::run(apart::stack_for_source(source.len()), move || {
-            environment.add_template_owned(NAME, replaced)?;
+            let rewritten = operators::rewrite(&replaced)
+                .map_err(|reason| Error::new(ErrorKind::SyntaxError, reason))?;
+            environment.add_template_owned(NAME, rewritten.into_owned())?;
             Ok(environment)
         })
         .map_err(|error| TemplateError::Syntax {

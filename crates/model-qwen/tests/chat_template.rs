@@ -1,4 +1,4 @@
-//! Chat templates against what transformers renders (xtask/golden/chat_template.py).
+//! Chat templates against what transformers renders (xtask/golden/chat_template.py and chat_expressions.py).
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use model_qwen::{ChatTemplate, RenderOptions, TemplateError};
 use serde_json::{Map, Value, json};
+
+/// Cases of expressions.json.
+const NUM_CASES: usize = 309;
 
 fn golden(name: &str) -> Value {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -187,7 +190,6 @@ fn expressions_give_what_jinja2_gives() {
         ("{{ 'a'.zfill(3, '*') }}", "too many arguments"),
         ("{{ 'a'.split(by=1) }}", "unknown keyword argument"),
         ("{{ cycler() }}", "at least one item"),
-        ("{{ ('x' * 100)|pprint }}", "at most 80 characters"),
         ("{{ 'a'.ljust(1000000000) }}", "does more work"),
     ] {
         let error = from_source(source)
@@ -195,6 +197,88 @@ fn expressions_give_what_jinja2_gives() {
             .unwrap_err();
         assert!(error.to_string().contains(expected), "{source}: {error}");
     }
+}
+
+#[test]
+fn expressions_give_what_transformers_gives() {
+    let golden = golden("expressions");
+    let messages = golden["messages"].as_array().unwrap();
+    let options = RenderOptions {
+        tools: Some(golden["tools"].clone()),
+        ..RenderOptions::default()
+    };
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), NUM_CASES);
+    for case in cases {
+        let source = case["source"].as_str().unwrap();
+        let template = ChatTemplate::from_source(source, Map::new());
+        let rendered = template.and_then(|template| template.render(messages, &options));
+        match case["expected"].as_str() {
+            Some(expected) => {
+                let rendered = rendered.unwrap_or_else(|error| panic!("{source}: {error}"));
+                assert_eq!(rendered, expected, "{source}");
+            }
+            None => assert!(rendered.is_err(), "{source}: expected {}", case["error"]),
+        }
+    }
+}
+
+/// What transformers renders, and this crate refuses by name.
+#[test]
+fn what_is_not_supported_is_refused() {
+    for (source, expected) in [
+        ("{{ 'see http://a.b'|urlize }}", "urlize: not supported"),
+        ("{{ [1, 2]|random }}", "random: not supported"),
+        ("{{ lipsum() }}", "lipsum: not supported"),
+        ("{{ '&copy;'|striptags }}", "`&copy` is not supported"),
+        ("{{ '{:1000}'.format(1) }}", "widths below 1000"),
+        ("{{ '%s' % ('a', 'b') }}", "not all arguments converted"),
+        ("{{ '%s %s' % 'a' }}", "not enough arguments"),
+        ("{{ '%y' % 1 }}", "unsupported format character 'y'"),
+        ("{{ '%d' % 'a' }}", "a real number is required, not string"),
+        ("{{ '%(a)s' % {'b': 1} }}", "no key \"a\""),
+        ("{{ [1] % 2 }}", "unsupported operand types for %"),
+        ("{{ 5 % 0 }}", "division by zero"),
+        ("{{ '{!r}'.format('a') }}", "found '!'"),
+        ("{{ 'a'.encode() }}", "no method named encode"),
+        (
+            "{{ 'a'.translate({97: 'x'}) }}",
+            "no method named translate",
+        ),
+        (
+            "{{ '{a}'.format_map({'a': 1}) }}",
+            "no method named format_map",
+        ),
+        ("{{ [1].append(2) }}", "no method named append"),
+        ("{{ {'a': 1}.update({'b': 2}) }}", "no method named update"),
+        (
+            "{{ ('%s'|e).format('<') }}",
+            "format: not supported for escaped text",
+        ),
+        (r"{{ '\N{BULLET}' }}", "characters have no names here"),
+        ("{{ +5 }}", "unexpected `+`"),
+        ("{{ 1, 2 }}", "unexpected `,`"),
+        (
+            "{% macro f() %}{{ varargs }}{% endmacro %}{{ f(1) }}",
+            "too many arguments",
+        ),
+    ] {
+        let template = ChatTemplate::from_source(source, Map::new());
+        let rendered =
+            template.and_then(|template| template.render(&[], &RenderOptions::default()));
+        let error = rendered.unwrap_err().to_string();
+        assert!(error.contains(expected), "{source}: {error}");
+    }
+}
+
+#[test]
+fn errors_name_the_line_of_the_template() {
+    let source = "a\r\n{{ 5\n %\n 3 }}{{ '%s' % 'x' }}\n{{ 5 % 'a' }}";
+    let error = from_source(source).render(&[], &prompt()).unwrap_err();
+    assert!(
+        error.to_string().contains("(line 5 of the template)"),
+        "{error}"
+    );
 }
 
 fn prompt() -> RenderOptions {
@@ -271,6 +355,33 @@ fn tool_arguments_take_the_form_the_template_wants() {
             message.as_object_mut().unwrap().remove("content");
         }
     });
+}
+
+/// GLM-4.5 and LFM2 give the arguments a name, and refuse texts or go through the items.
+#[test]
+fn tool_arguments_may_have_another_name() {
+    let call = json!({ "function": { "name": "f", "arguments": "{\"a\": [1, \"x\"]}" } });
+    let messages = [json!({ "role": "assistant", "tool_calls": [call] })];
+    let with = |source: &str| {
+        let source = format!("{{% for call in messages[0].tool_calls %}}{source}{{% endfor %}}");
+        from_source(&source)
+            .render(&messages, &RenderOptions::default())
+            .unwrap()
+    };
+    let items = "{% for k, v in args.items() %}{{ k }}={{ v }}{% endfor %}";
+    for source in [
+        "{% set args = call.function.arguments %}",
+        "{%- set args = call['function']['arguments'] -%}{% if args is string %}{{ raise_exception('no') }}{% endif %}",
+    ] {
+        assert_eq!(with(&format!("{source}{items}")), "a=[1, 'x']");
+    }
+    let source = "{% set args = call.function.arguments %}{{ args | tojson }}";
+    assert_eq!(with(source), r#"{"a": [1, "x"]}"#);
+    // A text stays one where the template takes both.
+    let source = "{% set args = call.function.arguments %}{% if args is string %}{{ args }}{% else %}{{ args|tojson }}{% endif %}";
+    assert_eq!(with(source), r#"{"a": [1, "x"]}"#);
+    let source = "{% set args = call.function.arguments %}{{ '(' + args + ')' }}";
+    assert_eq!(with(source), r#"({"a": [1, "x"]})"#);
 }
 
 #[test]

@@ -83,6 +83,15 @@ pub struct CallOptions {
     pub bare_functions: bool,
     /// Whether calls after the first one are left out.
     pub only_one: bool,
+    /// Whether a call of another tool is text.
+    pub only_these: bool,
+}
+
+impl CallOptions {
+    /// Whether a tool of this name may be called.
+    fn allows(&self, name: &str) -> bool {
+        !self.only_these || self.tools.iter().any(|tool| tool.name == name)
+    }
 }
 
 /// Finds the parts of one answer.
@@ -252,6 +261,12 @@ impl AnswerParser {
 
     fn emit_content(&mut self, text: impl Into<String>) {
         self.emit(Part::Content(text.into()));
+    }
+
+    /// Whether a call of this name is one.
+    fn allows(&self, name: &str) -> bool {
+        let calls = self.options.calls.as_ref();
+        calls.is_none_or(|calls| calls.allows(name))
     }
 
     fn emit_call(&mut self, name: String) {

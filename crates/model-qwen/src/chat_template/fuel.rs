@@ -18,7 +18,7 @@ const PER_VALUE: u64 = 200;
 /// Bytes that a unit of fuel pays for, as minijinja has it.
 const BYTES: usize = 64;
 /// How deep lists and objects may be nested in what is printed. JSON that is read is nested at most 128 deep.
-const MAX_DEPTH: usize = 200;
+pub(super) const MAX_DEPTH: usize = 200;
 
 /// The fuel for a render: some for each value and each byte that goes in, so that long conversations have enough.
 pub(super) fn budget(messages: &[Value], options: &RenderOptions) -> u64 {

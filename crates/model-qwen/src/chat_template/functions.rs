@@ -3,10 +3,79 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use minijinja::value::{Object, ObjectRepr, Rest, from_args};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::value::{
+    DynObject, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs, from_args,
+};
+use minijinja::{Environment, Error, ErrorKind, State, Value, functions};
 
-use super::{fuel, python};
+use super::{fuel, operators, printf, python};
+
+/// Puts the functions where templates find them.
+pub(super) fn add_to(environment: &mut Environment<'static>) {
+    environment.add_function("cycler", cycler);
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_function("dict", dict);
+    environment.add_function("namespace", namespace);
+    environment.add_function("lipsum", lipsum);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_function(
+        operators::REMAINDER,
+        |state: &State<'_, '_>, a: &Value, b: &Value| printf::remainder(state, a, b),
+    );
+    environment.add_function(
+        operators::SUM,
+        |state: &State<'_, '_>, a: &Value, b: &Value| printf::sum(state, a, b),
+    );
+}
+
+/// Whether an object can be called.
+pub(super) fn is_function(object: &DynObject) -> bool {
+    let name = object.type_name();
+    ["Function", "::Macro", "Joiner", "::Loop"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// Random words, of which no prompt is made.
+fn lipsum(_args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    Err(invalid(
+        "lipsum: not supported, it makes a prompt that changes",
+    ))
+}
+
+/// `dict(mapping or pairs, **more)`.
+fn dict(state: &State<'_, '_>, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let given = given.into_values();
+    let (first, more): (Option<Value>, Kwargs) = from_args(&given)?;
+    let is_pairs = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
+    let Some(pairs) = first.as_ref().filter(|first| is_pairs(first)) else {
+        return functions::dict(first, more);
+    };
+    let mut items = Vec::new();
+    for pair in pairs.try_iter()?.checked() {
+        fuel::pay(state, 64)?;
+        let pair = pair?
+            .try_iter()?
+            .checked()
+            .take(3)
+            .collect::<Result<Vec<_>, _>>()?;
+        let Ok([key, value]) = <[Value; 2]>::try_from(pair) else {
+            return Err(invalid("dict: expected a mapping or pairs"));
+        };
+        items.push((key, value));
+    }
+    functions::dict(Some(Value::from_pairs(items)), more)
+}
+
+/// `namespace(mapping or pairs, **more)`.
+fn namespace(state: &State<'_, '_>, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    functions::namespace(Some(dict(state, given)?.into()))
+}
 
 /// Carries the text of `raise_exception` through minijinja's error.
 #[derive(Debug, thiserror::Error)]

@@ -134,15 +134,41 @@ fn iterates_over_content(source: &str) -> bool {
 }
 
 fn arguments_form(source: &str) -> Arguments {
-    let compact: String = source.chars().filter(|c| !c.is_whitespace()).collect();
-    let reads = |suffix: &str| {
-        ["arguments", "arguments']", "arguments\"]"]
-            .iter()
-            .any(|name| compact.contains(&format!("{name}{suffix}")))
+    const ENDS: [&str; 3] = ["arguments", "arguments']", "arguments\"]"];
+    let compact: String = source.split_whitespace().collect();
+    // Names that a template gives to the arguments.
+    let names = block_tags(source).filter_map(|(_, tag)| {
+        let (name, value) = tag.strip_prefix("set ")?.split_once('=')?;
+        let is_arguments = ENDS.iter().any(|end| value.trim().ends_with(end));
+        is_arguments.then(|| name.trim().to_owned())
+    });
+    let names: Vec<String> = names.collect();
+    // Without white space, a word may stand right before a name.
+    let begins = |before: &str| {
+        let is_inside = before.ends_with(|c: char| c.is_alphanumeric() || "_.".contains(c));
+        !is_inside
+            || ["in", "if", "not", "and", "or"]
+                .iter()
+                .any(|word| before.ends_with(word))
     };
-    if reads("isstring") || reads("ismapping") || !reads("") {
+    let reads_name = |suffix: &str| {
+        names.iter().any(|name| {
+            let read = format!("{name}{suffix}");
+            let mut places = compact.match_indices(&read);
+            places.any(|(at, _)| begins(&compact[..at]))
+        })
+    };
+    let reads = |suffix: &str| {
+        let reads_field = ENDS
+            .iter()
+            .any(|end| compact.contains(&format!("{end}{suffix}")));
+        reads_field || reads_name(suffix)
+    };
+    if reads("|items") || reads(".items()") {
+        Arguments::Object
+    } else if reads("isstring") || reads("ismapping") || !reads("") {
         Arguments::Either
-    } else if reads("|tojson") || reads("|items") || reads(".items()") {
+    } else if reads("|tojson") {
         Arguments::Object
     } else {
         Arguments::String

@@ -1,9 +1,10 @@
 //! Values as Python has them: JSON into template values, printing as `str()` and `repr()` print.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
-use minijinja::value::{Tuple, ValueKind};
-use minijinja::{Error, ErrorKind, Output, State, Value};
+use minijinja::value::{Enumerator, Object, ObjectExt, ObjectRepr, Tuple, ValueKind};
+use minijinja::{Error, Output, State, Value};
 
 use super::fuel::{Pay, Text, pay};
 
@@ -36,7 +37,12 @@ pub(super) fn format(
     value: &Value,
 ) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::Bool | ValueKind::None | ValueKind::Number | ValueKind::Seq | ValueKind::Map => {
+        ValueKind::Bool
+        | ValueKind::None
+        | ValueKind::Number
+        | ValueKind::Seq
+        | ValueKind::Map
+        | ValueKind::Iterable => {
             let text = to_display(value, &|num_bytes| pay(state, num_bytes))?;
             out.write_str(&text).map_err(Error::from)
         }
@@ -65,6 +71,42 @@ pub(super) fn to_display(value: &Value, pay: Pay<'_>) -> Result<String, Error> {
 }
 
 /// `repr(value)`.
+pub(super) fn to_repr(value: &Value, pay: Pay<'_>) -> Result<String, Error> {
+    let mut text = Text::new(pay);
+    write_repr(&mut text, value)?;
+    Ok(text.out)
+}
+
+/// What `ascii` makes of a text.
+pub(super) fn to_ascii(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_ascii() {
+            true => out.push(c),
+            false => write_escape(&mut out, c),
+        }
+    }
+    out
+}
+
+/// Whether a value is a tuple, as the groups of `groupby` are.
+pub(super) fn is_tuple(value: &Value) -> bool {
+    value.downcast_object_ref::<Tuple>().is_some() || is_group(value)
+}
+
+/// Whether a value is a group of `groupby`, which has attributes besides.
+fn is_group(value: &Value) -> bool {
+    let object = value.as_object();
+    object.is_some_and(|object| object.type_name().ends_with("GroupTuple"))
+}
+
+/// A namespace has attributes, and is a map here.
+pub(super) fn is_namespace(value: &Value) -> bool {
+    let object = value.as_object();
+    object.is_some_and(|object| object.type_name().ends_with("Namespace"))
+}
+
+/// `repr(value)`.
 fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
     text.start_value()?;
     let out = &mut text.out;
@@ -72,10 +114,24 @@ fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::Number => write_number(out, value)?,
-        ValueKind::String => write_string_repr(out, value.as_str().unwrap_or_default()),
+        ValueKind::String => {
+            if value.is_safe() {
+                out.push_str("Markup(");
+            }
+            write_string_repr(out, value.as_str().unwrap_or_default());
+            if value.is_safe() {
+                out.push(')');
+            }
+        }
+        ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::Seq | ValueKind::Iterable => {
             // A tuple is a sequence, too.
-            let tuple = value.downcast_object_ref::<Tuple>().is_some();
+            let tuple = is_tuple(value);
+            let view = value.downcast_object_ref::<View>();
+            if let Some(view) = view {
+                out.push_str(view.name);
+                out.push('(');
+            }
             out.push(if tuple { '(' } else { '[' });
             text.nested(|text| {
                 for (i, item) in value.try_iter()?.checked().enumerate() {
@@ -91,6 +147,9 @@ fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
                 true => ")",
                 false => "]",
             });
+            if view.is_some() {
+                text.out.push(')');
+            }
         }
         ValueKind::Map => {
             out.push('{');
@@ -113,54 +172,16 @@ fn write_repr(text: &mut Text<'_>, value: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// The filter `pprint`: `pprint.pformat`, which sorts keys, of what fits into a line.
-pub(super) fn pprint(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
-    const WIDTH: usize = 80;
-    let pay = |num_bytes| pay(state, num_bytes);
-    let mut text = Text::new(&pay);
-    write_repr(&mut text, &sorted(value, 0)?)?;
-    match text.out.chars().count() > WIDTH {
-        false => Ok(text.out),
-        true => Err(Error::new(
-            ErrorKind::InvalidOperation,
-            format!("pprint: expected a value of at most {WIDTH} characters: use tojson"),
-        )),
-    }
-}
-
-/// A value with the keys of its dicts in order.
-fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
-    // What is nested deeper fits into no line.
-    const DEEPEST: usize = 40;
-    match value.kind() {
-        _ if depth > DEEPEST => Ok(value.clone()),
-        ValueKind::Map => {
-            let keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-            let mut pairs = Vec::with_capacity(keys.len());
-            for key in keys {
-                pairs.push((key.clone(), sorted(&value.get_item(&key)?, depth + 1)?));
-            }
-            pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
-            Ok(Value::from_pairs(pairs))
-        }
-        ValueKind::Seq => {
-            let items = value.try_iter()?.checked();
-            let items = items.map(|item| sorted(&item?, depth + 1));
-            let items = items.collect::<Result<Vec<_>, _>>()?;
-            Ok(match value.downcast_object_ref::<Tuple>() {
-                Some(_) => Value::from(Tuple::from(items)),
-                None => Value::from(items),
-            })
-        }
-        _ => Ok(value.clone()),
-    }
-}
-
 /// The filter `escape`, with the entities of Python's markupsafe.
 pub(super) fn escape(state: &State<'_, '_>, value: &Value) -> Result<Value, Error> {
-    if value.is_safe() {
-        return Ok(value.clone());
+    match value.is_safe() {
+        true => Ok(value.clone()),
+        false => force_escape(state, value),
     }
+}
+
+/// The filter `forceescape`, which escapes what is escaped again.
+pub(super) fn force_escape(state: &State<'_, '_>, value: &Value) -> Result<Value, Error> {
     let text = match value.is_undefined() {
         true => String::new(),
         false => to_display(value, &|num_bytes| pay(state, num_bytes))?,
@@ -182,13 +203,8 @@ pub(super) fn escape(state: &State<'_, '_>, value: &Value) -> Result<Value, Erro
 
 /// The filter `attr`, which sees no items of a dict.
 pub(super) fn attr(value: &Value, name: &Value) -> Result<Value, Error> {
-    // A namespace has attributes, and is a map here.
-    let is_namespace = |value: &Value| {
-        let object = value.as_object();
-        object.is_some_and(|object| object.type_name().ends_with("Namespace"))
-    };
     let is_dict = value.kind() == ValueKind::Map && !is_namespace(value);
-    match is_dict || value.kind() == ValueKind::Seq {
+    match is_dict || value.kind() == ValueKind::Seq && !is_group(value) {
         true => Ok(Value::UNDEFINED),
         false => value.get_item(name),
     }
@@ -211,13 +227,48 @@ fn write_string_repr(out: &mut String, text: &str) {
                 out.push('\\');
                 out.push(c);
             }
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
-                let _ = write!(out, "\\x{:02x}", c as u32);
-            }
-            c => out.push(c),
+            c if is_printable(c) => out.push(c),
+            c => write_escape(out, c),
         }
     }
     out.push(quote);
+}
+
+/// `str.isprintable` of a character.
+pub(super) fn is_printable(c: char) -> bool {
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
+    // Rust escapes what Python does, and what is drawn on the character before it only at the beginning of a text.
+    let mut text = [b'a'; 5];
+    let len = 1 + c.encode_utf8(&mut text[1..]).len();
+    let text = std::str::from_utf8(&text[..len]).unwrap_or_default();
+    text.escape_debug().nth(1) == Some(c)
+}
+
+fn write_escape(out: &mut String, c: char) {
+    let _ = match c as u32 {
+        code @ ..0x100 => write!(out, "\\x{code:02x}"),
+        code @ 0x100..0x10000 => write!(out, "\\u{code:04x}"),
+        code => write!(out, "\\U{code:08x}"),
+    };
+}
+
+/// What `dict.keys`, `dict.values` and `dict.items` give.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) name: &'static str,
+    pub(super) items: Vec<Value>,
+}
+
+impl Object for View {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.mapped_enumerator(|view| Box::new(view.items.iter().cloned()))
+    }
 }
 
 fn write_number(out: &mut String, value: &Value) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! Where a checkpoint keeps its chat template, and the tags minijinja does not know.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -141,4 +142,12 @@ pub(super) fn replace_generation_tags(source: &str) -> String {
     }
     replaced.push_str(&source[copied..]);
     replaced
+}
+
+/// The same text with the line ends of jinja2, which reads and writes `\n` alone.
+pub(super) fn with_newlines(source: &str) -> Cow<'_, str> {
+    match source.contains('\r') {
+        true => source.replace("\r\n", "\n").replace('\r', "\n").into(),
+        false => source.into(),
+    }
 }

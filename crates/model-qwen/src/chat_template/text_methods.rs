@@ -6,7 +6,8 @@ use std::ops::Range;
 use minijinja::value::{Kwargs, Tuple, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::fuel;
+use super::text_classes::{is_all, recased};
+use super::{fuel, python};
 
 /// Calls a method of a string; `None` where it is none of these.
 pub(super) fn of_text(
@@ -33,6 +34,15 @@ pub(super) fn of_text(
         "rsplit" => rsplit(text, args),
         "ljust" | "rjust" | "center" => padded(state, text, method, args),
         "zfill" => zfill(state, text, args),
+        "strip" | "lstrip" | "rstrip" => strip(text, method, args),
+        "split" => split(text, args),
+        "splitlines" => splitlines(text, args),
+        "startswith" | "endswith" => has_affix(text, method, args),
+        "expandtabs" => expandtabs(state, text, args),
+        "title" | "swapcase" | "casefold" => from_args(args).map(|()| recased(text, method).into()),
+        "isdecimal" | "isdigit" | "isidentifier" | "isprintable" | "isspace" | "istitle" => {
+            from_args(args).map(|()| is_all(text, method).into())
+        }
         _ => return None,
     })
 }
@@ -55,6 +65,7 @@ pub(super) fn by_place<'a>(method: &str, args: &'a [Value]) -> Result<Cow<'a, [V
     let names: &[&str] = match method {
         "split" | "rsplit" => &["sep", "maxsplit"],
         "splitlines" => &["keepends"],
+        "expandtabs" => &["tabsize"],
         _ => return Ok(args.into()),
     };
     let Some((last, places)) = args.split_last().filter(|(last, _)| last.is_kwargs()) else {
@@ -144,16 +155,14 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
         Some("") => return Err(invalid("empty separator")),
         Some(separator) => parts.extend(text.rsplitn(most + 1, separator)),
         None => {
-            let mut rest = text.trim_end();
+            let mut rest = text.trim_end_matches(is_space);
             while !rest.is_empty() {
-                let start = rest
-                    .rfind(char::is_whitespace)
-                    .filter(|_| parts.len() < most);
+                let start = rest.rfind(is_space).filter(|_| parts.len() < most);
                 let start = start.map_or(0, |at| {
                     at + rest[at..].chars().next().map_or(0, char::len_utf8)
                 });
                 parts.push(&rest[start..]);
-                rest = rest[..start].trim_end();
+                rest = rest[..start].trim_end_matches(is_space);
             }
         }
     }
@@ -197,4 +206,124 @@ fn missing(state: &State<'_, '_>, text: &str, width: usize) -> Result<usize, Err
     let missing = width.saturating_sub(text.chars().count());
     fuel::pay(state, missing.saturating_mul(4))?;
     Ok(missing)
+}
+
+fn strip(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let (chars,): (Option<&str>,) = from_args(args)?;
+    let is_cut = |c| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+    Ok(Value::from(match method {
+        "lstrip" => text.trim_start_matches(is_cut),
+        "rstrip" => text.trim_end_matches(is_cut),
+        _ => text.trim_matches(is_cut),
+    }))
+}
+
+fn split(text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (separator, most): (Option<&str>, Option<i64>) = from_args(args)?;
+    let most = most.and_then(|most| usize::try_from(most).ok());
+    let most = most.unwrap_or(usize::MAX - 1);
+    let mut parts: Vec<&str> = Vec::new();
+    match separator {
+        Some("") => return Err(invalid("empty separator")),
+        Some(separator) => parts.extend(text.splitn(most + 1, separator)),
+        None => {
+            let mut rest = text.trim_start_matches(is_space);
+            while !rest.is_empty() {
+                let end = rest.find(is_space).filter(|_| parts.len() < most);
+                let end = end.unwrap_or(rest.len());
+                parts.push(&rest[..end]);
+                rest = rest[end..].trim_start_matches(is_space);
+            }
+        }
+    }
+    Ok(parts.into_iter().map(Value::from).collect())
+}
+
+fn splitlines(text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (keepends,): (Option<Value>,) = from_args(args)?;
+    let keepends = keepends.is_some_and(|keepends| keepends.is_true());
+    Ok(lines(text, keepends).into_iter().map(Value::from).collect())
+}
+
+/// The lines of a text, which end where Python has it.
+pub(super) fn lines(text: &str, keepends: bool) -> Vec<&str> {
+    let is_end =
+        |c| matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(is_end).unwrap_or(rest.len());
+        let mut behind = rest[end..].chars();
+        let first = behind.next();
+        let is_pair = first == Some('\r') && behind.next() == Some('\n');
+        let next = end + first.map_or(0, char::len_utf8) + usize::from(is_pair);
+        lines.push(&rest[..if keepends { next } else { end }]);
+        rest = &rest[next..];
+    }
+    lines
+}
+
+/// White space of Python, which has four separators more than Rust.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
+}
+
+/// `startswith` and `endswith`: a text or a tuple of texts, within a part of the text.
+fn has_affix(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let (affix, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
+    let len = text.chars().count();
+    let is_behind = start.is_some_and(|start| usize::try_from(start).is_ok_and(|at| at > len));
+    let range = slice(len, start, end);
+    let byte = |place| {
+        text.char_indices()
+            .nth(place)
+            .map_or(text.len(), |(at, _)| at)
+    };
+    let within = &text[byte(range.start)..byte(range.end)];
+    let has = |affix: &Value| match (affix.as_str(), method) {
+        (Some(affix), "startswith") => Ok(within.starts_with(affix)),
+        (Some(affix), _) => Ok(within.ends_with(affix)),
+        (None, _) => Err(invalid(format!(
+            "{method}: expected a text or a tuple of texts, found {}",
+            affix.kind()
+        ))),
+    };
+    let found = match python::is_tuple(affix) {
+        true => {
+            let mut affixes = affix.try_iter()?.checked();
+            affixes.try_fold(false, |found, affix| Ok::<_, Error>(found || has(&affix?)?))?
+        }
+        false => has(affix)?,
+    };
+    Ok(Value::from(found && !is_behind))
+}
+
+fn expandtabs(state: &State<'_, '_>, text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (width,): (Option<i64>,) = from_args(args)?;
+    let width = usize::try_from(width.unwrap_or(8)).unwrap_or(0);
+    let mut out = String::with_capacity(text.len());
+    let mut column = 0;
+    for c in text.chars() {
+        match c {
+            '\t' => {
+                let missing = if width == 0 {
+                    0
+                } else {
+                    width - column % width
+                };
+                fuel::pay(state, missing)?;
+                out.extend(std::iter::repeat_n(' ', missing));
+                column += missing;
+            }
+            '\n' | '\r' => {
+                out.push(c);
+                column = 0;
+            }
+            c => {
+                out.push(c);
+                column += 1;
+            }
+        }
+    }
+    Ok(Value::from(out))
 }

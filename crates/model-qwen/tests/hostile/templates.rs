@@ -88,6 +88,30 @@ fn methods_pay_for_what_they_read_and_write() {
         "l|unique",
         "l|batch(1)",
         "l|slice(1000000)",
+        "'%s%s' % (a, a)",
+        "'%10000000d' % 1",
+        "a|e + a",
+        "a|e|replace('a', a)",
+        "(a|e).replace('a', a)",
+        "a|wordwrap(3)",
+        "('-' * 1000000)|wordwrap(3)",
+        "('a--' * 300000)|wordwrap(3)",
+        "a|wordcount",
+        "a|truncate(5)",
+        "a|striptags",
+        "a|urlencode",
+        "a|indent",
+        "a|trim('b')",
+        "a|center(10000000)",
+        "a|filesizeformat",
+        "a.title()",
+        "a.casefold()",
+        "a.isprintable()",
+        "('\t' * 1000000).expandtabs(1000)",
+        "l|pprint",
+        "a|pprint",
+        "l|map('string')",
+        "dict(l|map('string')|map('list'))",
     ] {
         let source = format!(
             "{{% set a = 'a' * 1000000 %}}{{% set l = range(10000)|list %}}{{% for i in range(100000) %}}{{% set x = {call} %}}{{% endfor %}}"
@@ -98,13 +122,16 @@ fn methods_pay_for_what_they_read_and_write() {
 }
 
 /// Ways to print a value.
-const PRINTED: [&str; 6] = [
+const PRINTED: [&str; 9] = [
     "ns.x",
     "ns.x|tojson",
     "ns.x|string",
     "''.join([ns.x])",
     "'{}'.format(ns.x)",
     "raise_exception(ns.x)",
+    "ns.x|pprint",
+    "'%s' % [ns.x]",
+    "'%r' % {'a': ns.x}",
 ];
 
 /// A value that contains itself in effect: twice as long with each step, or one deeper.
@@ -193,6 +220,11 @@ fn deep_templates_are_refused_or_rendered() {
         ("{{ a if b else ", " }}"),
         ("{{ a ~ ", " }}"),
         ("{{ a|f", " }}"),
+        ("{{ a % ", " }}"),
+        ("{{ a % (", ") }}"),
+        ("{{ a|e + ", " }}"),
+        ("{{ a|e + [", "] }}"),
+        ("{{ {'a': 1 % f(", ")} }}"),
     ] {
         let (start, repeated) = match open.strip_prefix("{{ ") {
             Some(rest) => ("{{ ", rest),
@@ -218,7 +250,7 @@ fn deep_templates_are_refused_or_rendered() {
 }
 
 /// Parts that templates are made of.
-const PARTS: [&str; 44] = [
+const PARTS: [&str; 48] = [
     "{% for m in messages %}",
     "{% endfor %}",
     "{% if m.role == 'user' %}",
@@ -262,6 +294,10 @@ const PARTS: [&str; 44] = [
     "{{ dict(a=1) | items | list | string }}",
     "{{ -9223372036854775808 // -1 }}",
     "{% raw %}{{{% endraw %}",
+    "{{ m.content|e + '<' }}",
+    "{{ '%(a)s %% %r' % {'a': m} ~ 1 % 2 }}",
+    "{{ m|pprint }}{{ m.content|wordwrap(7)|truncate(9, leeway=1) }}",
+    "{{ messages|groupby('role')|map('last') }}",
     "\u{e9}\u{1f600}",
 ];
 

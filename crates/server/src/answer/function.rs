@@ -27,8 +27,15 @@ impl AnswerParser {
         let end = name_room(&self.buffer).find(['>', '\n', '<']);
         match end {
             Some(at) if self.buffer[at..].starts_with('>') && at > 0 => {
-                let name = self.take(at + 1);
-                let name = name[..at].trim().trim_matches(['"', '\'']).to_owned();
+                let name = self.buffer[..at]
+                    .trim()
+                    .trim_matches(['"', '\''])
+                    .to_owned();
+                if !self.allows(&name) {
+                    self.emit_content(lead);
+                    return self.go(State::Content(Place::Line));
+                }
+                self.take(at + 1);
                 let tools = self.options.calls.as_ref().map(|calls| &calls.tools);
                 let tool = tools.and_then(|tools| tools.iter().position(|tool| tool.name == name));
                 self.emit_call(name);

@@ -19,6 +19,10 @@ impl AnswerParser {
                 self.go(State::Name { lead })
             }
             Begins::With("{") => match head(body) {
+                Head::Arguments { name, .. } if !self.allows(&name) => {
+                    self.emit_content(lead);
+                    self.go(State::Content(Place::Line))
+                }
                 Head::Arguments { name, at } => {
                     self.take(space + at);
                     self.emit_call(name);
@@ -50,7 +54,9 @@ impl AnswerParser {
             "" => self.take(self.buffer.len()),
             _ => String::new(),
         };
-        let Some(calls) = calls_of(&body) else {
+        let calls = calls_of(&body);
+        let calls = calls.filter(|calls| calls.iter().all(|(name, _)| self.allows(name)));
+        let Some(calls) = calls else {
             self.emit_content(lead + &body + &close);
             return self.go(State::Content(Place::Line));
         };

@@ -32,6 +32,7 @@ fn options(reasoning: ReasoningStart) -> AnswerOptions {
         calls: Some(CallOptions {
             tools: tools(),
             bare_functions: true,
+            only_these: false,
             only_one: false,
         }),
     }
@@ -365,6 +366,24 @@ fn a_tag_that_is_cut_off_behind_a_call_is_no_content() {
         check(&format!("{value}{cut}"), "find{\"num\": \"1.");
     }
     check(&format!("{json}}}\n< 5"), "now{}.'< 5'");
+}
+
+#[test]
+fn calls_of_tools_that_are_not_allowed_are_text() {
+    let mut options = options(ReasoningStart::Tag);
+    options.calls.as_mut().unwrap().only_these = true;
+    let call = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>";
+    check_with(&options, call, "now{}.");
+    for text in [
+        "<tool_call>\n{\"name\": \"gone\", \"arguments\": {}}\n</tool_call>",
+        "So:\n\n<tool_call>{\"name\": \"gone\", \"arguments\": {\"a\": [1]}}</tool_call>",
+        "<tool_call>[{\"name\": \"now\", \"arguments\": {}}, {\"name\": \"gone\"}]</tool_call>",
+        "<tool_call>\n<function=gone>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+        "<function=gone></function>",
+        "{\"name\": \"gone\", \"arguments\": {}}",
+    ] {
+        check_with(&options, text, &format!("'{text}'"));
+    }
 }
 
 #[test]

@@ -19,6 +19,8 @@ const LINE_ENDS: &str = r"\n{0,2}";
 pub(crate) struct CallForms {
     /// At most one.
     pub(crate) only_one: bool,
+    /// Of no other tools, which the model reads of, too.
+    pub(crate) only_these: bool,
     /// Those in the form `<function=…>`, too.
     pub(crate) functions: bool,
 }
@@ -33,6 +35,7 @@ pub(crate) fn with_calls(
     tools: &[Tool],
     CallForms {
         only_one,
+        only_these,
         functions,
     }: CallForms,
 ) -> Result<Option<Asked>, ApiError> {
@@ -48,7 +51,7 @@ pub(crate) fn with_calls(
     if *choice == ToolChoice::Auto {
         return Ok(match asked {
             None => {
-                let format = strict_calls(tools, functions)?;
+                let format = triggered_calls(tools, only_these, functions)?;
                 format.map(|format| of_tools(format, followed))
             }
             // The model answers in the format, or calls.
@@ -125,29 +128,39 @@ fn reasoned(asked: Asked, begin: &str, format: Value) -> Asked {
 
 /// One call at least. Arguments follow the schemas of all tools, or of strict ones.
 fn calls(tools: &[&Tool], only_one: bool, all_schemas: bool) -> Value {
-    let tags = tools.iter().map(|tool| {
-        let arguments = match all_schemas || tool.strict {
-            true => arguments(tool, " ?"),
-            false => json!({ "type": "json_schema", "json_schema": { "type": "object" } }),
-        };
-        let name = Value::from(tool.name.as_str());
-        json!({
-            "type": "tag",
-            "begin": format!("{OPEN_CALL}\n{{\"name\": {name}, \"arguments\": "),
-            "content": arguments,
-            "end": format!("}}\n{CLOSE_CALL}"),
-        })
-    });
-    let tags: Vec<Value> = tags.collect();
+    let tags: Vec<Value> = tools
+        .iter()
+        .map(|tool| json_tag(tool, all_schemas))
+        .collect();
     let calls = json!({ "type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": true,
         "stop_after_first": only_one });
     let line_ends = json!({ "type": "regex", "pattern": LINE_ENDS });
     json!({ "type": "sequence", "elements": [line_ends, calls] })
 }
 
-/// Any text, whose calls of strict tools follow their schemas; `None` if no tool is strict. A model may write a call in
-/// `<tool_call>` or without it, on one line or on several, with a space behind a colon or without it.
-fn strict_calls(tools: &[Tool], functions: bool) -> Result<Option<Value>, ApiError> {
+/// A call in `<tool_call>`. Arguments follow the schema, if the tool is strict or `has_schema`.
+fn json_tag(tool: &Tool, has_schema: bool) -> Value {
+    let arguments = match has_schema || tool.strict {
+        true => arguments(tool, " ?"),
+        false => json!({ "type": "json_schema", "json_schema": { "type": "object" } }),
+    };
+    let name = Value::from(tool.name.as_str());
+    json!({
+        "type": "tag",
+        "begin": format!("{OPEN_CALL}\n{{\"name\": {name}, \"arguments\": "),
+        "content": arguments,
+        "end": format!("}}\n{CLOSE_CALL}"),
+    })
+}
+
+/// Any text, whose calls of strict tools follow their schemas, and with `only_these`, whose calls in tags are of these tools;
+/// `None` if that says nothing. A model may write a call in `<tool_call>` or without it, on one line or on several, with a space
+/// behind a colon or without it.
+fn triggered_calls(
+    tools: &[Tool],
+    only_these: bool,
+    functions: bool,
+) -> Result<Option<Value>, ApiError> {
     let strict = tools.iter().filter(|tool| tool.strict);
     let forms = strict.flat_map(|tool| [(tool, " "), (tool, "")]);
     let tags = forms.map(|(tool, space)| {
@@ -161,13 +174,22 @@ fn strict_calls(tools: &[Tool], functions: bool) -> Result<Option<Value>, ApiErr
         })
     });
     let mut tags: Vec<Value> = tags.collect();
+    let mut triggers: Vec<Value> = tags.iter().map(|tag| tag["begin"].clone()).collect();
+    if only_these && !tools.is_empty() {
+        // Behind the tag a call may have the other form.
+        let brace = if functions { "\n{" } else { "" };
+        triggers.push(Value::from(format!("{OPEN_CALL}{brace}")));
+        tags.extend(tools.iter().map(|tool| json_tag(tool, false)));
+    }
     if tags.is_empty() {
         return Ok(None);
     }
-    let mut triggers: Vec<Value> = tags.iter().map(|tag| tag["begin"].clone()).collect();
     if functions {
-        tags.extend(function_form::tags(tools)?);
-        triggers.push(Value::from(OPEN_FUNCTION));
+        let functions = function_form::tags(tools)?;
+        if !functions.is_empty() {
+            triggers.push(Value::from(OPEN_FUNCTION));
+        }
+        tags.extend(functions);
     }
     Ok(Some(
         json!({ "type": "triggered_tags", "triggers": triggers, "tags": tags }),

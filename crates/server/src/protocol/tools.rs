@@ -140,7 +140,7 @@ fn shown(value: &Value) -> String {
 pub struct Choice {
     /// Which tools an answer may or must call.
     pub tool_choice: ToolChoice,
-    /// Names of the only tools that the model sees; `None` = all.
+    /// Names of the only tools that may be called; `None` = all.
     pub allowed: Option<Vec<String>>,
 }
 
@@ -155,7 +155,7 @@ impl From<ToolChoice> for Choice {
 }
 
 impl Choice {
-    /// Whether the model sees a tool of this name.
+    /// Whether a tool of this name may be called.
     pub fn allows(&self, name: &str) -> bool {
         let allowed = self.allowed.as_ref();
         allowed.is_none_or(|allowed| allowed.iter().any(|allowed| allowed == name))
@@ -236,7 +236,7 @@ pub fn name_of(tool: &Value) -> Option<&str> {
     function_name(tool.as_object()?)
 }
 
-/// OpenAI's list of tools that may be called, of which the model sees no others.
+/// OpenAI's list of the only tools that may be called; the model reads of all.
 fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<Choice, ApiError> {
     const PLACE: &str = "tool_choice.allowed_tools";
     let allowed = object.get("allowed_tools").and_then(Value::as_object);

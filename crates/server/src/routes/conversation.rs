@@ -20,7 +20,7 @@ use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
 use crate::protocol::grammar::Asked;
 use crate::protocol::sampling::{MaxTokens, TextOptions};
-use crate::protocol::tools::{self, ToolChoice, name_of, read_tools};
+use crate::protocol::tools::{self, ToolChoice, read_tools};
 use crate::state::AppState;
 use crate::stream::Choice;
 use crate::traces::RequestTrace;
@@ -99,7 +99,11 @@ impl Conversation {
             max_tokens: requested,
             num_logprobs,
             grammar,
-            tool_choice: tools::Choice { tool_choice, .. },
+            tool_choice:
+                tools::Choice {
+                    tool_choice,
+                    allowed,
+                },
             only_one_call,
             thinking_token_budget,
             ..
@@ -111,6 +115,7 @@ impl Conversation {
             true => {
                 let forms = CallForms {
                     only_one: only_one_call,
+                    only_these: allowed.is_some(),
                     functions: writes_functions(state.api().tool_call_parser, &rendered),
                 };
                 with_calls(grammar, &tool_choice, &tools, forms)?
@@ -122,8 +127,16 @@ impl Conversation {
             think_ids: [OPEN_THINK, CLOSE_THINK]
                 .map(|tag| state.model().tokenizer.token_to_id(tag)),
             calls: looks_for_calls(state, &tool_choice)
-                .then(|| call_options(state, &rendered, tools, only_one_call))
-                .flatten(),
+                .then(|| {
+                    let bare_functions = writes_functions(state.api().tool_call_parser, &rendered);
+                    CallOptions {
+                        tools: tools.into(),
+                        bare_functions,
+                        only_one: only_one_call,
+                        only_these: allowed.is_some(),
+                    }
+                })
+                .filter(|calls| !calls.tools.is_empty()),
         };
         text.kept_special = kept_special(state, &parts);
         let length = Length::of(state, &sampling, "messages", requested.exact())?;
@@ -175,16 +188,14 @@ impl Conversation {
         Ok(prompt.len())
     }
 
-    /// The messages as the model reads them, and the tools that it may call.
+    /// The messages as the model reads them, and the tools that it may call. It reads of all tools, so that a prompt stays the
+    /// same whichever are allowed, and the prefix cache has it.
     fn render(&mut self, state: &AppState) -> Result<(Rendered, Vec<Tool>), ApiError> {
         let mut template = std::mem::take(&mut self.template);
         // All are checked, so that an error names a tool's place in the request.
         let mut tools = read_tools(template.tools.as_deref().unwrap_or_default())?;
         let choice = &self.tool_choice;
         tools.retain(|tool| choice.allows(&tool.name));
-        if let Some(tools) = &mut template.tools {
-            tools.retain(|tool| name_of(tool).is_some_and(|name| choice.allows(name)));
-        }
         let exclude = state.api().exclude_tools_when_tool_choice_none;
         if exclude && choice.tool_choice == ToolChoice::None {
             template.tools = None;
@@ -246,20 +257,6 @@ fn looks_for_calls(state: &AppState, choice: &ToolChoice) -> bool {
         ToolChoice::Auto => state.api().enable_auto_tool_choice,
         ToolChoice::Required | ToolChoice::Named(_) => true,
     }
-}
-
-/// What calls of these tools look like, if there are any.
-fn call_options(
-    state: &AppState,
-    rendered: &Rendered,
-    tools: Vec<Tool>,
-    only_one: bool,
-) -> Option<CallOptions> {
-    (!tools.is_empty()).then(|| CallOptions {
-        tools: tools.into(),
-        bare_functions: writes_functions(state.api().tool_call_parser, rendered),
-        only_one,
-    })
 }
 
 /// Whether the model writes calls as `<function=…>`.

@@ -77,6 +77,117 @@ fn a_required_call_keeps_to_a_grammar() {
 }
 
 #[test]
+fn only_allowed_tools_are_called() {
+    let allowed = |names: &[&str]| {
+        let function = |name| json!({ "type": "function", "function": { "name": name } });
+        let list: Vec<Value> = names.iter().map(function).collect();
+        json!({ "tools": tools(), "tool_choice": { "type": "allowed_tools", "allowed_tools": { "mode": "auto", "tools": list } } })
+    };
+    let server = TestServer::start(|_| says(CALL));
+    let all = server.chat(json!({ "tools": tools() })).json();
+    let prompt = server.last_request().prompt;
+    // The prompt stays the same, whichever tools are allowed.
+    let answer = server.chat(allowed(&["weather"])).json();
+    assert_eq!(server.last_request().prompt, prompt);
+    let called =
+        |answer: &Value| answer["choices"][0]["message"]["tool_calls"][0]["function"].clone();
+    assert_eq!(called(&answer), called(&all));
+    let rome = call("weather", "{\"city\": \"Rome\", \"more\": 1}");
+    for text in [
+        "Just text.",
+        "<tool>",
+        &format!("I look.\n{rome}\n{rome}"),
+        &rome,
+    ] {
+        assert!(accepts(&server, text), "{text}");
+    }
+    for text in [
+        call("time", "{\"city\": \"a\"}"),
+        format!("I look.\n{}", call("time", "{}")),
+        format!("{rome}\n{}", call("time", "{}")),
+        call("weather", "[]"),
+    ] {
+        assert!(!accepts(&server, &text), "{text}");
+    }
+
+    // A call of another tool is text, where nothing kept the model from it.
+    for names in [&["time"] as &[&str], &[]] {
+        let body = allowed(names);
+        let answer = server.chat(body.clone()).json();
+        assert_eq!(server.last_request().prompt, prompt);
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["message"]["content"], CALL, "{names:?}");
+        assert_eq!(choice["message"].get("tool_calls"), None);
+        assert_eq!(choice["finish_reason"], "stop");
+        let streamed = server.chat(support::merged(body, json!({ "stream": true })));
+        assert_eq!(streamed_text(&streamed.events(), 0), CALL);
+        assert!(!streamed.text.contains("tool_calls"), "{}", streamed.text);
+    }
+
+    let mut body = allowed(&["weather"]);
+    body["tools"][0]["function"]["strict"] = json!(true);
+    server.chat(body);
+    let bare = |arguments: &str| format!("{{\"name\": \"weather\", \"arguments\": {arguments}}}");
+    assert!(accepts(&server, &bare("{\"city\": \"Rome\"}")));
+    assert!(!accepts(&server, &bare("{\"city\": 1}")) && !accepts(&server, &rome));
+
+    // The same for the API of responses.
+    let list: Vec<Value> = tools()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tool| support::merged(tool["function"].clone(), json!({ "type": "function" })))
+        .collect();
+    let choice = json!({ "type": "allowed_tools", "mode": "auto", "tools": [{ "type": "function", "name": "time" }] });
+    let body = json!({ "input": "hi", "tools": list, "tool_choice": choice });
+    let answer = server.post("/v1/responses", &body).json();
+    assert_eq!(answer["output"][0]["content"][0]["text"], CALL, "{answer}");
+    assert!(accepts(&server, &call("time", "{}")) && !accepts(&server, &rome));
+    let streamed = server.post(
+        "/v1/responses",
+        &support::merged(body, json!({ "stream": true })),
+    );
+    assert!(
+        !streamed.text.contains("function_call"),
+        "{}",
+        streamed.text
+    );
+}
+
+#[test]
+fn only_allowed_functions_are_called() {
+    let server = TestServer::start_with(&["--tool-call-parser", "qwen3_coder"], |_| {
+        says(
+            "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>",
+        )
+    });
+    let ask = |name: &str| {
+        let function = json!({ "type": "function", "function": { "name": name } });
+        let choice = json!({ "type": "allowed_tools", "allowed_tools": { "mode": "auto", "tools": [function] } });
+        server
+            .chat(json!({ "tools": tools(), "tool_choice": choice }))
+            .json()["choices"][0]["message"]
+            .clone()
+    };
+    let function = |name: &str| {
+        format!(
+            "<tool_call>\n<function={name}>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+        )
+    };
+    assert_eq!(
+        ask("weather")["tool_calls"][0]["function"]["name"],
+        "weather"
+    );
+    assert_eq!(ask("time")["content"], function("weather"));
+    for text in [function("time"), call("time", "{}"), "text".to_owned()] {
+        assert!(accepts(&server, &text), "{text}");
+    }
+    for text in [function("weather"), call("weather", "{}")] {
+        assert!(!accepts(&server, &text), "{text}");
+    }
+}
+
+#[test]
 fn calls_of_strict_tools_keep_to_their_schemas() {
     let server = TestServer::start(|_| says("x"));
     let mut list = tools();
