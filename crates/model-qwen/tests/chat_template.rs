@@ -371,6 +371,7 @@ fn tool_arguments_may_have_another_name() {
     let items = "{% for k, v in args.items() %}{{ k }}={{ v }}{% endfor %}";
     for source in [
         "{% set args = call.function.arguments %}",
+        "{% set args = call.function.get(\"arguments\") %}",
         "{%- set args = call['function']['arguments'] -%}{% if args is string %}{{ raise_exception('no') }}{% endif %}",
     ] {
         assert_eq!(with(&format!("{source}{items}")), "a=[1, 'x']");

@@ -46,7 +46,7 @@ pub(super) fn expressions(source: &str) -> Option<Vec<Part>> {
     let mut at = 0;
     while let Some(start) = source[at..].find('{') {
         at += start;
-        let (is_tag, end) = match source[at..].as_bytes().get(1) {
+        let (is_tag, end) = match source.as_bytes().get(at + 1) {
             Some(b'#') => {
                 at += 2 + source[at + 2..].find("#}")? + 2;
                 continue;

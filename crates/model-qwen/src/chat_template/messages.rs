@@ -134,7 +134,13 @@ fn iterates_over_content(source: &str) -> bool {
 }
 
 fn arguments_form(source: &str) -> Arguments {
-    const ENDS: [&str; 3] = ["arguments", "arguments']", "arguments\"]"];
+    const ENDS: [&str; 5] = [
+        "arguments",
+        "arguments']",
+        "arguments\"]",
+        "arguments')",
+        "arguments\")",
+    ];
     let compact: String = source.split_whitespace().collect();
     // Names that a template gives to the arguments.
     let names = block_tags(source).filter_map(|(_, tag)| {
