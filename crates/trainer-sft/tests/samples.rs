@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use lora_4bit::ComputeDtype;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::{
     GenerateRequest, LoadOptions, Quantization, QwenModel, SamplingParams, bundled_model_dir,
@@ -81,7 +82,7 @@ fn answers_are_those_of_the_adapter_that_is_written() {
     };
     let folder = bundled_model_dir().unwrap();
     let mut model = QwenModel::load(&folder, &options, &Device::flex()).unwrap();
-    model.set_compute_dtype(config.model.compute_dtype);
+    model.set_compute_dtype(ComputeDtype::Bf16);
     // A checkpoint has the adapter to the bit, the result rounds it to bf16.
     let adapter = LoraAdapter::load(&summary.output.join("checkpoint-2")).unwrap();
     model.add_adapter(0, &adapter).unwrap();
@@ -106,7 +107,8 @@ fn answers_are_those_of_the_adapter_that_is_written() {
     assert!(settings.contains("sample_steps = 2"), "{settings}");
 }
 
-/// The form of the adapter makes no difference: answers while training are those of the folder that is written.
+/// The form of the adapter makes no difference: answers while training are those of the folder that is written. (Those of OLoRA to
+/// rounding: the base without what the adapter starts as is bf16. So the prompts have answers without near ties.)
 #[test]
 fn answers_of_every_form_of_adapter_are_those_of_what_is_written() {
     type Change = fn(&mut Config);
@@ -119,7 +121,7 @@ fn answers_of_every_form_of_adapter_are_those_of_what_is_written() {
     ];
     for (name, change) in forms {
         let dir = tempfile::tempdir().unwrap();
-        let mut config = config(dir.path(), "Who are you?\nTell me a story.\n");
+        let mut config = config(dir.path(), "Who are you?\nWhat do cats eat?\n");
         config.model.quantization = Some(Quantization::None);
         config.optimizer.learning_rate = Some(5e-3);
         config.run.save_steps = Some(2);
@@ -134,7 +136,7 @@ fn answers_of_every_form_of_adapter_are_those_of_what_is_written() {
         let folder = bundled_model_dir().unwrap();
         let options = LoadOptions::default();
         let mut model = QwenModel::load(&folder, &options, &Device::flex()).unwrap();
-        model.set_compute_dtype(config.model.compute_dtype);
+        model.set_compute_dtype(ComputeDtype::Bf16);
         let adapter = LoraAdapter::load(&summary.output.join("checkpoint-2")).unwrap();
         trainer_sft::lora::put_adapter(&mut model, 0, adapter).unwrap();
         for line in &answers[2..4] {
