@@ -3,7 +3,7 @@
     python -m venv venv && venv/bin/pip install -r crates/server/tests/clients/bundled-requirements.txt
     venv/bin/python crates/server/tests/clients/bundled.py target/debug/server
 
-The bundled model is too small to choose tools or to end its texts: calls are forced, and schemas are short. Prints a line for each
+The bundled model is too small to choose tools: calls are forced, and schemas are short. Prints a line for each
 check, and ends with 1 if one of them failed.
 """
 
