@@ -7,6 +7,7 @@
 //! does not count.
 
 mod apart;
+mod arguments;
 mod error;
 mod filters;
 mod frames;

@@ -157,7 +157,7 @@ pub fn visit_layer(
     for (name, linear) in layer.linears_mut() {
         visit_linear(linear, &format!("{prefix}.{name}"), trainable, visit);
     }
-    if trainable == Trainable::Full {
+    if trainable.is_full() {
         for (name, norm) in norms_mut(layer) {
             visit(
                 &format!("{prefix}.{name}.weight"),
@@ -184,7 +184,7 @@ pub fn visit_model(
             visit(LM_HEAD, ParameterMut::Matrix(weight));
         }
     }
-    if trainable == Trainable::Full {
+    if trainable.is_full() {
         visit(FINAL_NORM, ParameterMut::Vector(&mut model.norm));
         if model.config.tie_word_embeddings {
             // Otherwise the head is a second handle of the embeddings while they are visited.

@@ -10,12 +10,13 @@ use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
 use crate::batch::{Batch, Share};
+use crate::config::LrSchedule;
 use crate::gate::{self, Piece};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
-use crate::replicas::{GradientSum, Proven, Witness, await_all};
-use crate::schedule::Schedule;
+use crate::replicas::{GradientSum, Layout, Proven, Witness, await_all};
+use crate::schedule::{Schedule, Shape};
 use crate::step::{self, Checkpointing, Means, Noise};
 
 /// How a [`Trainer`] trains.
@@ -43,6 +44,30 @@ pub struct TrainerOptions {
     pub seed: u64,
 }
 
+impl TrainerOptions {
+    /// A constant learning rate without warm-up, gradients clipped to a norm of 1, and nothing else that is not a default.
+    #[must_use]
+    pub fn constant(trainable: Trainable, learning_rate: f64, total_steps: usize) -> Self {
+        Self {
+            trainable,
+            learning_rate,
+            schedule: Schedule {
+                kind: LrSchedule::Constant,
+                warmup_steps: 0,
+                total_steps,
+                shape: Shape::default(),
+            },
+            optimizer: AdamWConfig::default(),
+            max_grad_norm: Some(1.0),
+            checkpointing: Checkpointing::default(),
+            dropout: 0.0,
+            loraplus_lr_ratio: 1.0,
+            neftune_noise_alpha: None,
+            seed: 0,
+        }
+    }
+}
+
 /// A model in training.
 #[derive(Debug)]
 pub struct Trainer {
@@ -58,6 +83,8 @@ pub struct Trainer {
     copies: Vec<Trainer>,
     /// How gradients are summed over the devices.
     sum: GradientSum,
+    /// Where gradients lie in sums; known after the first step on several devices.
+    layout: Option<Layout>,
     /// What this one has computed already.
     proven: Proven,
     /// What shows that all have computed their shares of the last step.
@@ -157,6 +184,7 @@ impl Trainer {
             preference: None,
             copies: Vec::new(),
             sum: GradientSum::default(),
+            layout: None,
             proven: Proven::default(),
             witnesses: Vec::new(),
         }

@@ -9,12 +9,11 @@ use burn::tensor::{Device, DeviceType, Tensor};
 use lora_4bit::ComputeDtype;
 use model_qwen::{QwenConfig, QwenModel};
 use trainer_sft::batch::Batch;
-use trainer_sft::config::{LossType, LrSchedule};
+use trainer_sft::config::LossType;
 use trainer_sft::lora::SLOT;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{Trainable, visit_model};
 use trainer_sft::preference::{Objective, Preference};
-use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
@@ -97,24 +96,12 @@ fn trainer(kind: Kind, compute: ComputeDtype, device: &Device) -> Trainer {
         },
     };
     let options = TrainerOptions {
-        trainable,
-        learning_rate: 2e-3,
-        schedule: Schedule {
-            kind: LrSchedule::Constant,
-            warmup_steps: 0,
-            total_steps: 20,
-            shape: Shape::default(),
-        },
         optimizer: AdamWConfig {
             eight_bit: kind.eight_bit,
             ..AdamWConfig::default()
         },
-        max_grad_norm: Some(1.0),
-        checkpointing: Checkpointing::default(),
-        dropout: 0.0,
-        loraplus_lr_ratio: 1.0,
-        neftune_noise_alpha: None,
         seed: 5,
+        ..TrainerOptions::constant(trainable, 2e-3, 20)
     };
     Trainer::new(model(kind, compute, device), options)
 }

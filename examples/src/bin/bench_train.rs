@@ -17,14 +17,11 @@ use examples::profile::{Profile, Rows};
 use lora_4bit::ComputeDtype;
 use model_qwen::{LoadOptions, Quantization, QwenModel, parse_device};
 use trainer_sft::batch::Batch;
-use trainer_sft::config::{AllReduce, LoraOptions, LrSchedule};
+use trainer_sft::config::{AllReduce, LoraOptions};
 use trainer_sft::lora::{SLOT, new_adapter};
 use trainer_sft::metrics::peak_memory;
-use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::Trainable;
 use trainer_sft::replicas::GradientSum;
-use trainer_sft::schedule::{Schedule, Shape};
-use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
 /// Measures steps of LoRA training.
@@ -97,23 +94,7 @@ fn main() -> Result<()> {
     let devices = names.iter().map(|name| parse_device(name));
     let devices: Vec<_> = devices.collect::<Result<_, _>>()?;
     let start = Instant::now();
-    let options = TrainerOptions {
-        trainable: Trainable::Adapter { slot: SLOT },
-        learning_rate: 1e-4,
-        schedule: Schedule {
-            kind: LrSchedule::Constant,
-            warmup_steps: 0,
-            total_steps: args.steps,
-            shape: Shape::default(),
-        },
-        optimizer: AdamWConfig::default(),
-        max_grad_norm: Some(1.0),
-        checkpointing: Checkpointing::default(),
-        dropout: 0.0,
-        loraplus_lr_ratio: 1.0,
-        neftune_noise_alpha: None,
-        seed: 0,
-    };
+    let options = TrainerOptions::constant(Trainable::Adapter { slot: SLOT }, 1e-4, args.steps);
     let trainers = devices.iter().map(|device| -> Result<Trainer> {
         let mut model = QwenModel::load(&args.model, &load, device)?;
         // The same on each device.

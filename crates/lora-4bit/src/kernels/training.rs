@@ -307,11 +307,11 @@ pub fn rms_norm_weight_gradient(x: Tensor<2>, norm: Norm<'_>, dy: Tensor<2>) -> 
 ///
 /// `x [rows, columns]` → `[columns]`
 pub fn sum_rows(x: Tensor<2>) -> Tensor<1> {
-    let [rows, columns] = x.dims();
+    let columns = x.dims()[1];
     #[cfg(feature = "gpu")]
-    if super::cube::supports_gemm(&x, [columns, ONES], [rows, 0], Major::Outer) {
+    if super::cube::supports_gemm(&x, [columns, ONES], [x.dims()[0], 0], Major::Outer) {
         // A product with columns of ones: no other kernel sums over so many rows on all multiprocessors.
-        let ones = Tensor::ones([rows, ONES], (&x.device(), x.dtype()));
+        let ones = Tensor::ones([x.dims()[0], ONES], (&x.device(), x.dtype()));
         let sums = product(
             Factor::columns(x, None),
             Factor::columns(ones, None),
@@ -319,7 +319,6 @@ pub fn sum_rows(x: Tensor<2>) -> Tensor<1> {
         ); // [columns, ONES]
         return sums.narrow(1, 0, 1).reshape([columns]);
     }
-    let _ = rows;
     x.cast(DType::F32).sum_dim(0).reshape([columns])
 }
 

@@ -1,12 +1,10 @@
 //! Filters and tests of jinja2 that minijinja lacks, or that take other arguments there.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, State, Value, filters};
 
+use super::arguments::{Given, arguments, by_name, count, invalid, is_true};
 use super::{fuel, functions, number_filters, printf, python, text_filters};
-
-/// Arguments of a filter.
-pub(super) type Given = Rest<ValueOrKwargs>;
 
 /// Puts the filters and tests where templates find them.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
@@ -42,54 +40,6 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
 
 fn refuse(name: &str, makes: &str) -> Result<Value, Error> {
     Err(invalid(format!("{name}: not supported, it makes {makes}")))
-}
-
-pub(super) fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
-
-/// What a filter gets after its value, by place or by name; `None` where nothing is given.
-pub(super) fn arguments<const N: usize>(
-    given: Given,
-    names: [&str; N],
-) -> Result<[Option<Value>; N], Error> {
-    let given = given.into_values();
-    let (places, named): (&[Value], Kwargs) = from_args(&given)?;
-    if places.len() > N {
-        return Err(ErrorKind::TooManyArguments.into());
-    }
-    let mut values = names.map(|_| None);
-    for (i, name) in names.iter().enumerate() {
-        values[i] = match (places.get(i), named.has(name)) {
-            (Some(_), true) => return Err(invalid(format!("{name}: given twice"))),
-            (Some(value), false) => Some(value.clone()),
-            (None, true) => Some(named.get(name)?),
-            (None, false) => None,
-        };
-    }
-    named.assert_all_used()?;
-    Ok(values)
-}
-
-/// The same as named arguments.
-fn by_name<const N: usize>(given: Given, names: [&str; N]) -> Result<Kwargs, Error> {
-    let values = arguments(given, names)?;
-    let pairs = names.into_iter().zip(values);
-    Ok(pairs
-        .filter_map(|(name, value)| Some((name, value?)))
-        .collect())
-}
-
-pub(super) fn is_true(value: Option<Value>, otherwise: bool) -> bool {
-    value.map_or(otherwise, |value| value.is_true())
-}
-
-pub(super) fn count(value: Option<Value>, name: &str, otherwise: usize) -> Result<usize, Error> {
-    let Some(value) = value else {
-        return Ok(otherwise);
-    };
-    let number = usize::try_from(value.clone());
-    number.map_err(|_| invalid(format!("{name}: expected a whole number, found {value:?}")))
 }
 
 fn default(value: &Value, given: Given) -> Result<Value, Error> {

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use minijinja::value::{
-    DynObject, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs, from_args,
-};
+use minijinja::value::{DynObject, Kwargs, Object, ObjectRepr, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, functions};
 
+use super::arguments::{Given, invalid};
 use super::{fuel, operators, printf, python};
 
 /// Puts the functions where templates find them.
@@ -37,19 +36,15 @@ pub(super) fn is_function(object: &DynObject) -> bool {
         .any(|part| name.contains(part))
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
-
 /// Random words, of which no prompt is made.
-fn lipsum(_args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+fn lipsum(_args: Given) -> Result<Value, Error> {
     Err(invalid(
         "lipsum: not supported, it makes a prompt that changes",
     ))
 }
 
 /// `dict(mapping or pairs, **more)`.
-fn dict(state: &State<'_, '_>, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+fn dict(state: &State<'_, '_>, given: Given) -> Result<Value, Error> {
     let given = given.into_values();
     let (first, more): (Option<Value>, Kwargs) = from_args(&given)?;
     let is_pairs = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
@@ -73,7 +68,7 @@ fn dict(state: &State<'_, '_>, given: Rest<ValueOrKwargs>) -> Result<Value, Erro
 }
 
 /// `namespace(mapping or pairs, **more)`.
-fn namespace(state: &State<'_, '_>, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+fn namespace(state: &State<'_, '_>, given: Given) -> Result<Value, Error> {
     functions::namespace(Some(dict(state, given)?.into()))
 }
 

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 /// Filters that make text safe, with which `+` escapes.
 const ESCAPING: [&str; 4] = ["e", "escape", "forceescape", "safe"];
+
+/// What a token is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Kind {
     Name,

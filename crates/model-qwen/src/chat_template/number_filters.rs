@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, filters};
 
-use super::filters::{Given, arguments, count, invalid};
+use super::arguments::{Given, arguments, count, invalid};
 use super::text_methods::is_space;
 
 /// Puts these filters where templates find them.

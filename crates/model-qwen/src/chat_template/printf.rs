@@ -1,9 +1,10 @@
 //! `'%s' % value` of Python: printf-style formatting, and sums and remainders as Python has them.
 
 use minijinja::formatting::{FormatStyle, format};
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
+use minijinja::{Error, State, Value};
 
+use super::arguments::{Given, invalid};
 use super::python::is_tuple;
 use super::{fuel, python};
 
@@ -80,7 +81,7 @@ pub(super) fn sum(state: &State<'_, '_>, a: &Value, b: &Value) -> Result<Value, 
 pub(super) fn format_filter(
     state: &State<'_, '_>,
     text: &Value,
-    args: Rest<ValueOrKwargs>,
+    args: Given,
 ) -> Result<Value, Error> {
     let args = args.into_values();
     let (args, named): (&[Value], Kwargs) = from_args(&args)?;
@@ -360,8 +361,4 @@ fn unsupported(operator: &str, a: &Value, b: &Value) -> Error {
         a.kind(),
         b.kind()
     ))
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
 }

@@ -3,7 +3,7 @@
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, State, Value};
 
-use super::filters::invalid;
+use super::arguments::invalid;
 use super::{methods, python};
 
 /// Calls a method of safe text, which gives safe text, and escapes what it puts in.

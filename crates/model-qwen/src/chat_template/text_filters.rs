@@ -3,7 +3,7 @@
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::filters::{Given, arguments, count, invalid, is_true};
+use super::arguments::{Given, arguments, count, invalid, is_true};
 use super::number_filters::python_float;
 use super::pretty;
 use super::text_methods::{is_space, lines, of_text};
@@ -47,6 +47,7 @@ fn as_safe_as(value: &Value, text: String) -> Value {
         false => Value::from(text),
     }
 }
+
 fn filesizeformat(value: &Value, given: Given) -> Result<String, Error> {
     const DECIMAL: [&str; 8] = ["kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"];
     const BINARY: [&str; 8] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"];

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use minijinja::value::{Kwargs, Tuple, from_args};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::{Error, State, Value};
 
+use super::arguments::invalid;
 use super::text_classes::{is_all, recased};
 use super::{fuel, python};
 
@@ -90,10 +91,6 @@ fn slice(len: usize, start: Option<i64>, end: Option<i64>) -> Range<usize> {
     start..end.max(start)
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
-
 fn with_text(args: &[Value], result: impl Fn(&str) -> Value) -> Result<Value, Error> {
     let (part,): (&str,) = from_args(args)?;
     Ok(result(part))
@@ -120,6 +117,20 @@ fn partition<'t>(
     Ok(Value::from(Tuple::from(parts.map(Value::from))))
 }
 
+/// `text[start:end]`, and the place of its first character. Behind the end there is not even an empty part.
+fn within(text: &str, start: Option<i64>, end: Option<i64>) -> Option<(&str, usize)> {
+    let len = text.chars().count();
+    if start.is_some_and(|start| usize::try_from(start).is_ok_and(|at| at > len)) {
+        return None;
+    }
+    let range = slice(len, start, end);
+    let byte = |place: usize| {
+        let place = text.char_indices().nth(place);
+        place.map_or(text.len(), |(at, _)| at)
+    };
+    Some((&text[byte(range.start)..byte(range.end)], range.start))
+}
+
 /// Where a part of a text begins, in characters.
 fn place(
     method: &str,
@@ -128,18 +139,12 @@ fn place(
     find: impl Fn(&str, &str) -> Option<usize>,
 ) -> Result<Value, Error> {
     let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
-    let len = text.chars().count();
-    let range = slice(len, start, end);
-    let byte = |place: usize| {
-        text.char_indices()
-            .nth(place)
-            .map_or(text.len(), |(at, _)| at)
-    };
-    let within = &text[byte(range.start)..byte(range.end)];
-    // Behind the end there is not even an empty part.
-    let is_behind = start.is_some_and(|start| usize::try_from(start).is_ok_and(|at| at > len));
-    match find(within, part).filter(|_| !is_behind) {
-        Some(at) => Ok(Value::from(range.start + within[..at].chars().count())),
+    let found = within(text, start, end).and_then(|(within, first)| {
+        let before = &within[..find(within, part)?];
+        Some(first + before.chars().count())
+    });
+    match found {
+        Some(place) => Ok(Value::from(place)),
         None if method.ends_with("find") => Ok(Value::from(-1)),
         None => Err(invalid("substring not found")),
     }
@@ -271,18 +276,10 @@ pub(super) fn is_space(c: char) -> bool {
 /// `startswith` and `endswith`: a text or a tuple of texts, within a part of the text.
 fn has_affix(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     let (affix, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
-    let len = text.chars().count();
-    let is_behind = start.is_some_and(|start| usize::try_from(start).is_ok_and(|at| at > len));
-    let range = slice(len, start, end);
-    let byte = |place| {
-        text.char_indices()
-            .nth(place)
-            .map_or(text.len(), |(at, _)| at)
-    };
-    let within = &text[byte(range.start)..byte(range.end)];
+    let within = within(text, start, end).map(|(within, _)| within);
     let has = |affix: &Value| match (affix.as_str(), method) {
-        (Some(affix), "startswith") => Ok(within.starts_with(affix)),
-        (Some(affix), _) => Ok(within.ends_with(affix)),
+        (Some(affix), "startswith") => Ok(within.is_some_and(|text| text.starts_with(affix))),
+        (Some(affix), _) => Ok(within.is_some_and(|text| text.ends_with(affix))),
         (None, _) => Err(invalid(format!(
             "{method}: expected a text or a tuple of texts, found {}",
             affix.kind()
@@ -295,7 +292,7 @@ fn has_affix(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         }
         false => has(affix)?,
     };
-    Ok(Value::from(found && !is_behind))
+    Ok(Value::from(found))
 }
 
 fn expandtabs(state: &State<'_, '_>, text: &str, args: &[Value]) -> Result<Value, Error> {

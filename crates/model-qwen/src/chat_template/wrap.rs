@@ -1,7 +1,8 @@
 //! The filter `wordwrap`: `textwrap.wrap` of Python.
 
-use minijinja::{Error, ErrorKind};
+use minijinja::Error;
 
+use super::arguments::invalid;
 use super::text_methods::is_space;
 
 /// How `wordwrap` breaks lines.
@@ -18,10 +19,7 @@ impl Wrap {
     /// When no letter fits into a line.
     pub(super) fn lines(&self, text: &str) -> Result<Vec<String>, Error> {
         if self.width == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "wordwrap: expected a width of 1 or more",
-            ));
+            return Err(invalid("wordwrap: expected a width of 1 or more"));
         }
         let text: Vec<char> = text.chars().collect();
         let mut chunks: Vec<&[char]> = self.chunks(&text);

@@ -119,10 +119,7 @@ pub fn pull<L>(
     walk(model, batch, how, store, |x, trained, shared| {
         let own = x.clone().narrow(0, 0, num_tokens).cast(DType::F32); // [num_tokens, hidden]
         let (found, dx) = loss(&head(model), own, trained);
-        let [rows, width] = x.dims();
-        let behind = Tensor::zeros([rows - num_tokens, width], (&x.device(), shared.dtype));
-        let dx = Tensor::cat(vec![dx.cast(shared.dtype), behind], 0); // [tokens, hidden]
-        (found, dx)
+        (found, full_rows(dx.cast(shared.dtype))) // [rows, hidden]
     })
 }
 

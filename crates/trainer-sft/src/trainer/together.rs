@@ -40,7 +40,8 @@ impl Trainer {
     /// One step of all copies, each on a thread of its own.
     pub(super) fn step_together(&mut self, batches: &[Batch]) -> StepOutput {
         let (devices, how) = (self.devices(), self.sum);
-        let layout = Layout::of(&mut self.model, self.options.trainable);
+        let layout = self.layout.take();
+        let layout = layout.unwrap_or_else(|| Layout::of(&mut self.model, self.options.trainable));
         await_all(&std::mem::take(&mut self.witnesses));
         let mut copies = std::mem::take(&mut self.copies);
         let mut all: Vec<&mut Self> = std::iter::once(&mut *self).chain(&mut copies).collect();
@@ -88,6 +89,7 @@ impl Trainer {
             Some(copy.finish(means, more, gradients))
         });
         self.copies = copies;
+        self.layout = Some(layout);
         self.witnesses.clone_from(&witnesses);
         let output = outputs.into_iter().flatten().next();
         let output = output.unwrap_or_else(|| unreachable!("each device takes its sum once"));

@@ -22,7 +22,6 @@ use trainer_sft::config::LrSchedule;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::Trainable;
 use trainer_sft::schedule::{Schedule, Shape};
-use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
 /// How far a loss may be from the peer's: absolute where losses are of the order of one, otherwise as each test says.
@@ -116,8 +115,6 @@ fn cosine(
     total_steps: usize,
 ) -> TrainerOptions {
     TrainerOptions {
-        trainable,
-        learning_rate,
         schedule: Schedule {
             kind: LrSchedule::Cosine,
             warmup_steps,
@@ -128,12 +125,7 @@ fn cosine(
             weight_decay: 0.01,
             ..AdamWConfig::default()
         },
-        max_grad_norm: Some(1.0),
-        checkpointing: Checkpointing::default(),
-        dropout: 0.0,
-        loraplus_lr_ratio: 1.0,
-        neftune_noise_alpha: None,
-        seed: 0,
+        ..TrainerOptions::constant(trainable, learning_rate, total_steps)
     }
 }
 

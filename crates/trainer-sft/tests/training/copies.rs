@@ -51,6 +51,22 @@ fn assert_same(one: &mut Trainer, several: &mut Trainer, tolerance: f32) {
     }
 }
 
+/// Loss and norm, of which only the order of sums differs.
+fn pairs_of(found: (f64, f64), expected: (f64, f64)) -> [(f64, f64); 2] {
+    [(found.0, expected.0), (found.1, expected.1)]
+}
+
+/// Numbers that were found, beside those expected.
+fn assert_all_close(pairs: impl IntoIterator<Item = (f64, f64)>, tolerance: f64, what: &str) {
+    for (found, expected) in pairs {
+        let off = (found - expected).abs();
+        assert!(
+            off <= tolerance * expected.abs().max(1.0),
+            "{what}: {found}, not {expected}"
+        );
+    }
+}
+
 /// The copies' values are those of the first one, bit for bit.
 fn assert_equal_copies(several: &mut Trainer) {
     let first = trained(several);
@@ -76,18 +92,14 @@ fn copies_take_the_steps_of_one_device() {
             for step in 0..4 {
                 let (expected, found) = (one.step(batches), several.step(batches));
                 let (expected, found) = (expected.numbers(), found.numbers());
-                for (found, expected) in [
+                let pairs = [
                     (found.means.loss, expected.means.loss),
                     (found.means.token_accuracy, expected.means.token_accuracy),
                     (found.means.entropy, expected.means.entropy),
                     (found.grad_norm, expected.grad_norm),
-                ] {
-                    let tolerance = 2e-6 * f64::from(1 << (2 * step)) * expected.abs().max(1.0);
-                    assert!(
-                        (found - expected).abs() <= tolerance,
-                        "{count} devices, step {step}: {found}, not {expected}"
-                    );
-                }
+                ];
+                let what = format!("{count} devices, step {step}");
+                assert_all_close(pairs, 2e-6 * f64::from(1 << (2 * step)), &what);
             }
             assert_same(&mut one, &mut several, 1e-4);
             assert_equal_copies(&mut several);
@@ -101,17 +113,10 @@ fn two_micro_batches_on_two_devices_are_one_step() {
     let settings = dropped(Trainable::Adapter { slot: SLOT });
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     for _ in 0..3 {
-        assert_near(one.step(batches).read(), several.step(batches).read());
+        let (expected, found) = (one.step(batches).read(), several.step(batches).read());
+        assert_all_close(pairs_of(found, expected), 1e-6, "two micro-batches");
     }
     assert_same(&mut one, &mut several, 1e-6);
-}
-
-/// Loss and norm but for the order in which the squares of the norm are added.
-fn assert_near(expected: (f64, f64), found: (f64, f64)) {
-    for (expected, found) in [(expected.0, found.0), (expected.1, found.1)] {
-        let off = (found - expected).abs();
-        assert!(off <= 1e-6 * expected.abs(), "{found}, not {expected}");
-    }
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn micro_batches_without_targets_count_nothing() {
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     // All targets are the second device's.
     let (expected, found) = (one.step(&batches).read(), several.step(&batches).read());
-    assert_near(expected, found);
+    assert_all_close(pairs_of(found, expected), 1e-6, "targets on one device");
     assert_same(&mut one, &mut several, 1e-6);
 
     let before = trained(&mut several);
@@ -208,21 +213,10 @@ fn compared_answers_are_dealt_out_too() {
             let batches = &batches[step..];
             let (expected, found) = (one.step(batches), several.step(batches));
             assert!(expected.more.keys().eq(found.more.keys()));
-            let mut pairs: Vec<(f64, f64)> = found
-                .more
-                .values()
-                .zip(expected.more.values())
-                .map(|(a, b)| (*a, *b))
-                .collect();
-            pairs.push((found.read().0, expected.read().0));
-            pairs.push((found.read().1, expected.read().1));
-            for (found, expected) in pairs {
-                let tolerance = 1e-4 * expected.abs().max(1.0);
-                assert!(
-                    (found - expected).abs() <= tolerance,
-                    "{objective:?}, step {step}: {found}, not {expected}"
-                );
-            }
+            let more = found.more.values().zip(expected.more.values());
+            let more = more.map(|(found, expected)| (*found, *expected));
+            let pairs = more.chain(pairs_of(found.read(), expected.read()));
+            assert_all_close(pairs, 1e-4, &format!("{objective:?}, step {step}"));
         }
         assert_same(&mut one, &mut several, 1e-3);
         assert_equal_copies(&mut several);

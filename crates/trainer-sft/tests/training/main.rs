@@ -12,11 +12,9 @@ mod support;
 use burn::tensor::{Device, Tensor};
 use model_qwen::{QwenConfig, QwenModel};
 use trainer_sft::batch::Batch;
-use trainer_sft::config::LrSchedule;
 use trainer_sft::lora::SLOT;
 use trainer_sft::optimizer::AdamWConfig;
 use trainer_sft::parameters::{Trainable, visit_model};
-use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::TrainerOptions;
 
@@ -66,21 +64,8 @@ fn model_with_dora() -> QwenModel {
 
 fn options(trainable: Trainable) -> TrainerOptions {
     TrainerOptions {
-        trainable,
-        learning_rate: 1e-2,
-        schedule: Schedule {
-            kind: LrSchedule::Constant,
-            warmup_steps: 0,
-            total_steps: 10,
-            shape: Shape::default(),
-        },
-        optimizer: AdamWConfig::default(),
-        max_grad_norm: Some(1.0),
-        checkpointing: Checkpointing::default(),
-        dropout: 0.0,
-        loraplus_lr_ratio: 1.0,
-        neftune_noise_alpha: None,
         seed: 5,
+        ..TrainerOptions::constant(trainable, 1e-2, 10)
     }
 }
 
