@@ -20,9 +20,15 @@ pub enum TrainError {
     /// A setting.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `--device`.
-    #[error("--device: {0}")]
-    Device(#[from] DeviceError),
+    /// `--device` or `--devices`.
+    #[error("--{flag}: {error}")]
+    Device {
+        /// Which of the two.
+        flag: &'static str,
+        /// What is wrong with it.
+        #[source]
+        error: DeviceError,
+    },
     /// The device has failed, most often because its memory is full. The process cannot go on with it.
     #[error(
         "{what}: the device has failed: {reason}\n{}",
@@ -167,7 +173,7 @@ impl TrainError {
     /// Whether the settings are wrong, and not the files that they name or what was computed.
     pub fn is_of_settings(&self) -> bool {
         match self {
-            Self::Config(_) | Self::Device(_) | Self::AdapterForm { .. } => true,
+            Self::Config(_) | Self::Device { .. } | Self::AdapterForm { .. } => true,
             Self::ModelFiles(error) => error.is_of_settings(),
             Self::Data(error) => matches!(error, DataError::Columns(_)),
             _ => false,

@@ -191,7 +191,9 @@ impl<'a> Training<'a> {
             None => {
                 let names = config.device_names().iter();
                 let devices = names.map(|name| model_qwen::parse_device(name));
-                devices.collect::<Result<_, _>>()?
+                let flag = config.device_flag();
+                let named = |error| TrainError::Device { flag, error };
+                devices.collect::<Result<_, _>>().map_err(named)?
             }
         };
         if self.devices.is_some() {

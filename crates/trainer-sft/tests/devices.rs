@@ -125,6 +125,28 @@ fn results_are_the_first_devices() {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_told_by_its_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    for (device, devices, flag) in [
+        ("tpu", vec![], "--device: "),
+        (
+            "auto",
+            vec!["tpu:0".to_owned(), "tpu:1".to_owned()],
+            "--devices: ",
+        ),
+    ] {
+        let mut config = config(&dir.path().join("none"), 1);
+        (config.model.device, config.model.devices) = (device.to_owned(), devices);
+        let refused = Training::new(&config).records(records()).run();
+        let refused = refused.unwrap_err().to_string();
+        assert!(
+            refused.starts_with(flag) && refused.contains("tpu"),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
 fn what_several_devices_cannot_do_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |change: &dyn Fn(&mut Config), count: usize| {

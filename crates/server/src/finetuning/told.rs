@@ -116,7 +116,7 @@ impl Failure {
                 "{what}: the device has failed: {reason}; if its memory is full, give a smaller `batch_size` (and a larger \
                  `gradient_accumulation` for the same steps) or a smaller `max_length`"
             )),
-            TrainError::Device(_) => Self::of_server(model_qwen::with_causes(error)),
+            TrainError::Device { .. } => Self::of_server(model_qwen::with_causes(error)),
             error if error.is_of_settings() => Self::new(settings, None, text()),
             TrainError::Diverged { .. } => Self::new("training_diverged", None, text()),
             _ => Self::of_server(text()),

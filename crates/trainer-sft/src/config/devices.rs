@@ -32,6 +32,14 @@ impl Config {
         }
     }
 
+    /// The flag that gives these names.
+    pub(crate) fn device_flag(&self) -> &'static str {
+        match self.model.devices.is_empty() {
+            true => "device",
+            false => "devices",
+        }
+    }
+
     /// What several devices may be, and what does not go with them.
     pub(super) fn check_devices(&self) -> Result<(), ConfigError> {
         let (device, devices) = (&self.model.device, &self.model.devices);

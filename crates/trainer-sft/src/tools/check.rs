@@ -175,8 +175,7 @@ fn notes_of_this_machine(config: &Config, output: Option<&Path>) -> Vec<String> 
         Ok(device) => check_device(config, is_gpu(&device))
             .err()
             .map(|error| error.to_string()),
-        Err(error) if config.model.devices.is_empty() => Some(format!("--device: {error}")),
-        Err(error) => Some(format!("--devices: {error}")),
+        Err(error) => Some(format!("--{}: {error}", config.device_flag())),
     });
     let folder = output.and_then(|output| {
         let mut config = config.clone();
