@@ -92,6 +92,27 @@ async fn a_warm_engine_has_the_same_tokens() {
     assert_eq!(tokens(&warm, requests).await, expected);
 }
 
+/// Questions that the bundled model answers with text of its own, which does not begin to repeat itself at once.
+fn chats() -> Vec<GenerateRequest> {
+    let dir = model_qwen::bundled_model_dir().expect("the bundled model");
+    let tokenizer = Tokenizer::from_dir(&dir).expect("its tokenizer");
+    let questions = [
+        "Tell me a story about a cat who wants to swim.",
+        "What do you like to eat?",
+        "Hello! How are you today?",
+        "Why is the little bird sad?",
+        "Tell me about your best friend.",
+    ];
+    let chats = (0..).zip(questions).map(|(i, question)| {
+        let text = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
+        GenerateRequest {
+            prompt: tokenizer.encode(&text, false).expect("its tokens"),
+            ..request(i)
+        }
+    });
+    chats.collect()
+}
+
 /// Steps are computed ahead of what is known: sequences that end with a stop token and others that join must not disturb
 /// anybody.
 #[tokio::test]
@@ -99,13 +120,13 @@ async fn sequences_come_and_go_while_steps_are_computed_ahead() {
     let _turn = DEVICE.lock().await;
     let cpu = start("cpu", &[]);
     let gpu = start(gpu(), &[]);
-    let mut requests: Vec<GenerateRequest> = (0..5).map(request).collect();
+    let mut requests = chats();
     let free = tokens(&cpu, requests.clone()).await;
     for (request, tokens) in requests.iter_mut().zip(&free).take(3) {
-        // One that comes for the first time behind some others.
+        // The last token that comes for the first time: whatever the model repeats, the text ends as late as it can.
         let is_new = |at: &usize| !tokens[..*at].contains(&tokens[*at]);
-        let at = (6..tokens.len()).find(is_new);
-        request.stop_token_ids = vec![tokens[at.expect("a new token")]];
+        let last = (0..tokens.len() - 1).rev().find(is_new);
+        request.stop_token_ids = vec![tokens[last.expect("the first token is new")]];
     }
     let expected = tokens(&cpu, requests.clone()).await;
     let ends_early = |(free, expected): (&Vec<u32>, &Vec<u32>)| expected.len() < free.len();
