@@ -13,9 +13,9 @@ use super::{closed, endless, formats, numbers, one_of, property_names, reference
 const MAX_DEPTH: usize = 256;
 /// Bytes of a schema as text.
 pub(super) const MAX_BYTES: usize = 4 << 20;
-/// White space between two signs of JSON, unless a style says otherwise. It has an end: weak models go on and on writing it, and
-/// never come to the next sign. A line's end and 15 levels of four spaces fit.
-const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+/// White space between two signs of JSON, unless a style says otherwise: a space, or a line's end (or two) and an indentation of up
+/// to eight levels of four spaces. Weak models go on and on writing it where they may, and never come to the next sign.
+const WHITE_SPACE: &str = r"( |(\r?\n){1,2}[ \t]{0,32})";
 
 /// Where a keyword has schemas.
 #[derive(Clone, Copy, PartialEq, Eq)]

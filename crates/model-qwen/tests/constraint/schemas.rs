@@ -219,13 +219,20 @@ fn combinations_and_references() {
 #[test]
 fn white_space_has_an_end() {
     let list = json!({"type": "array", "items": {"type": "integer"}});
-    let spaces = |number| format!("[1,{}2]", "\n".repeat(number));
-    let (few, many) = (spaces(64), spaces(65));
-    schema(list.clone(), &[&few], &[&many]);
+    let with = |spaces: &[&str]| -> Vec<String> {
+        let lists = spaces.iter().map(|space| format!("[1,{space}2]"));
+        lists.collect()
+    };
+    let indented = format!("\r\n\n{}", " ".repeat(32));
+    let short = with(&["", " ", "\n", "\n\t\t", &indented]);
+    let long = with(&["  ", "\t", "\n\n\n", "\n  \n  ", &format!("{indented} ")]);
+    let short: Vec<&str> = short.iter().map(String::as_str).collect();
+    let long: Vec<&str> = long.iter().map(String::as_str).collect();
+    schema(list.clone(), &short, &long);
+    schema(json!(true), &short, &long);
     let mut free = list;
-    free["x-guidance"] = json!({"whitespace_pattern": "[ \n]+"});
-    schema(free, &[&few, &many], &[]);
-    schema(json!(true), &[&few], &[&many]);
+    free["x-guidance"] = json!({"whitespace_pattern": "[ \r\n\t]+"});
+    schema(free, &[&short[..], &long].concat(), &[]);
 }
 
 #[test]
