@@ -172,17 +172,6 @@ impl LoraAdapter {
                 without.join(", ")
             );
         }
-        // Who names layers, modules by pattern or some to leave out wants gaps.
-        let gaps = match config.names_all_layers() {
-            true => matcher::LoraMatcher::gaps(modules.keys()),
-            false => Vec::new(),
-        };
-        if !gaps.is_empty() {
-            tracing::warn!(
-                "{WEIGHTS_FILE} has no matrices of {}, but of the same modules in other layers: is the file whole?",
-                gaps.join(", ")
-            );
-        }
         drop(matcher);
         Ok(Self {
             config,

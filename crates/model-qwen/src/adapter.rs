@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_4bit::peft::{LoraAdapter, SavedModule};
+use lora_4bit::peft::{CONFIG_FILE, LoraAdapter, SavedModule, WEIGHTS_FILE};
 use lora_4bit::{Linear, LoraWeights, Weight};
 
 use crate::model::QwenModel;
@@ -55,13 +55,21 @@ pub enum AdapterError {
 }
 
 impl QwenModel {
-    /// Whether the model has the layers that an adapter has matrices for.
+    /// Whether the model has the layers that an adapter has matrices for. Layers that the adapter targets and has no matrices of are
+    /// named in a warning.
     ///
     /// # Errors
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
-        let embedding = [self.config.vocab_size, self.config.hidden_size];
-        check_modules(adapter, &self.linear_shapes(), embedding)
+        let shapes = self.linear_shapes();
+        check_modules(adapter, &shapes, self.embedding_shape())?;
+        warn_of_missing(adapter, &shapes);
+        Ok(())
+    }
+
+    /// `[vocab, hidden]` of embedding and head.
+    fn embedding_shape(&self) -> [usize; 2] {
+        [self.config.vocab_size, self.config.hidden_size]
     }
 
     /// Whether the adapter leaves embedding and head as they are, so that requests with and without it share them.
@@ -114,7 +122,7 @@ impl QwenModel {
     /// As [`Self::check_adapter`] and [`Self::check_shared`].
     pub fn add_adapter(&mut self, slot: usize, adapter: &LoraAdapter) -> Result<(), AdapterError> {
         Self::check_shared(adapter)?;
-        self.check_adapter(adapter)?;
+        check_modules(adapter, &self.linear_shapes(), self.embedding_shape())?;
         self.remove_adapter(slot);
         let device = self.device();
         for (module, m) in &adapter.modules {
@@ -185,9 +193,86 @@ pub(crate) fn check_modules(
     Ok(())
 }
 
+/// Warns of layers that the adapter's configuration targets and its file has no matrices of, as PEFT does: they work as in the base
+/// model. Such a file is often not whole.
+pub(crate) fn warn_of_missing(adapter: &LoraAdapter, shapes: &BTreeMap<String, [usize; 2]>) {
+    let missing = missing_modules(adapter, shapes);
+    if let Some(first) = missing.first() {
+        let more = match missing.len() {
+            1 => String::new(),
+            number => format!(" and {} more", number - 1),
+        };
+        tracing::warn!(
+            "{WEIGHTS_FILE} has no matrices of {first}{more}, which {CONFIG_FILE} targets: is the file whole?"
+        );
+    }
+}
+
+/// The model's linear layers that the adapter targets and has no matrices of.
+fn missing_modules<'m>(
+    adapter: &LoraAdapter,
+    shapes: &'m BTreeMap<String, [usize; 2]>,
+) -> Vec<&'m str> {
+    // Patterns that don't compile were refused when the adapter was read.
+    let Ok(matcher) = adapter.config.matcher() else {
+        return Vec::new();
+    };
+    let modules = shapes.keys().map(String::as_str);
+    let is_missing =
+        |module: &&str| matcher.targets(module) && !adapter.modules.contains_key(*module);
+    modules.filter(is_missing).collect()
+}
+
 /// `[rows, columns]` → `[columns, rows]`.
 fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     (0..columns)
         .flat_map(|column| values.iter().skip(column).step_by(columns).copied())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_4bit::peft::{LoraConfig, LoraMatrices, TargetModules};
+
+    use super::*;
+
+    #[test]
+    fn layers_that_an_adapter_targets_and_lacks_are_found() {
+        let name = |layer: usize, module: &str| format!("model.layers.{layer}.{module}");
+        let (q, up) = ("self_attn.q_proj", "mlp.up_proj");
+        let names = (0..3).flat_map(|layer| [name(layer, q), name(layer, up)]);
+        let shapes: BTreeMap<_, _> = names.map(|name| (name, [4, 4])).collect();
+        let matrices = LoraMatrices {
+            a: vec![0.0; 4],
+            b: vec![0.0; 4],
+            r: 1,
+            in_features: 4,
+            out_features: 4,
+            magnitude: None,
+        };
+        let adapter = |targets: &[&str], modules: &[String]| LoraAdapter {
+            config: LoraConfig {
+                r: 1,
+                target_modules: TargetModules::List(targets.iter().map(|&t| t.into()).collect()),
+                ..LoraConfig::default()
+            },
+            modules: modules
+                .iter()
+                .map(|module| (module.clone(), matrices.clone()))
+                .collect(),
+            saved: BTreeMap::new(),
+        };
+        let whole = adapter(&["q_proj"], &[name(0, q), name(1, q), name(2, q)]);
+        assert_eq!(missing_modules(&whole, &shapes), [""; 0]);
+        let cut = adapter(
+            &["q_proj", "up_proj"],
+            &[name(0, q), name(1, q), name(0, up)],
+        );
+        let missing = [name(1, up), name(2, up), name(2, q)];
+        assert_eq!(missing_modules(&cut, &shapes), missing);
+        // Layers that the configuration leaves out are not missing.
+        let mut few = adapter(&["q_proj"], &[name(1, q)]);
+        few.config.layers_to_transform = Some(lora_4bit::peft::OneOrMany::Many(vec![1]));
+        assert_eq!(missing_modules(&few, &shapes), [""; 0]);
+    }
 }

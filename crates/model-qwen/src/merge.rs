@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::adapter::{AdapterError, EMBED_TOKENS, LM_HEAD, check_modules};
+use crate::adapter::{AdapterError, EMBED_TOKENS, LM_HEAD, check_modules, warn_of_missing};
 use crate::checkpoint::Checkpoint;
 use crate::config::QwenConfig;
 use crate::load::{LoadOptions, open};
@@ -177,13 +177,16 @@ impl MergedWeights {
         }
     }
 
-    /// Whether the model has the layers that an adapter has matrices for.
+    /// Whether the model has the layers that an adapter has matrices for. Layers that the adapter targets and has no matrices of are
+    /// named in a warning.
     ///
     /// # Errors
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
         let embedding = [self.config.vocab_size, self.config.hidden_size];
-        check_modules(adapter, &self.linears, embedding)
+        check_modules(adapter, &self.linears, embedding)?;
+        warn_of_missing(adapter, &self.linears);
+        Ok(())
     }
 
     /// The architecture.

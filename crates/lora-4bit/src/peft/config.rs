@@ -159,18 +159,6 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// Whether its targets are modules of every layer.
-    pub(super) fn names_all_layers(&self) -> bool {
-        let is_of_some = |name: &String| name.contains(|c: char| c.is_ascii_digit());
-        let layers = self.layers_to_transform.as_ref();
-        let of_layers = layers.is_some_and(|layers| !layers.as_slice().is_empty());
-        let of_all = match &self.target_modules {
-            TargetModules::List(names) => !names.iter().any(is_of_some),
-            TargetModules::Pattern(pattern) => pattern == ALL_LINEAR,
-        };
-        of_all && !of_layers && self.exclude_modules.is_none()
-    }
-
     /// Parses the text of an `adapter_config.json`.
     ///
     /// # Errors

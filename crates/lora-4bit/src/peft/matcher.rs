@@ -1,7 +1,5 @@
 //! Which modules a configuration targets, and their ranks and scalings.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use fancy_regex::Regex;
 
 use super::PeftError;
@@ -89,26 +87,6 @@ impl<'a> LoraMatcher<'a> {
         without.cloned().collect()
     }
 
-    /// Modules that `modules` have in some layers and lack in others, each with the first layer that lacks it. Layers behind the last
-    /// one that has any module are not known.
-    pub(super) fn gaps<'m>(modules: impl Iterator<Item = &'m String>) -> Vec<String> {
-        let mut layers: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
-        for module in modules {
-            let place = module
-                .split_once(".layers.")
-                .and_then(|(_, rest)| rest.split_once('.'));
-            if let Some((Ok(layer), name)) = place.map(|(layer, name)| (layer.parse(), name)) {
-                layers.entry(name).or_default().insert(layer);
-            }
-        }
-        let all: BTreeSet<usize> = layers.values().flatten().copied().collect();
-        let last = all.last().copied().unwrap_or(0);
-        let missing = |own: &BTreeSet<usize>| (0..=last).find(|layer| !own.contains(layer));
-        let gaps = layers.iter();
-        gaps.filter_map(|(name, own)| Some(format!("layers.{}.{name}", missing(own)?)))
-            .collect()
-    }
-
     /// Whether `layers_to_transform` admits `module`; PEFT looks at it only next to a list of targets.
     fn in_layers(&self, module: &str) -> bool {
         let TargetModules::List(names) = &self.config.target_modules else {
@@ -176,22 +154,4 @@ fn ends_with(module: &str, name: &str) -> bool {
     module
         .strip_suffix(name)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gaps_are_layers_without_a_module_that_others_have() {
-        let gaps = |modules: &[&str]| {
-            let modules: Vec<String> = modules.iter().map(|&name| name.to_owned()).collect();
-            LoraMatcher::gaps(modules.iter())
-        };
-        let [q0, q1, q2] = [0, 1, 2].map(|layer| format!("model.layers.{layer}.self_attn.q_proj"));
-        assert_eq!(gaps(&[&q0, &q1, &q2, "lm_head"]), [""; 0]);
-        assert_eq!(gaps(&[&q0, &q2]), ["layers.1.self_attn.q_proj"]);
-        let up = "model.layers.2.mlp.up_proj";
-        assert_eq!(gaps(&[&q0, &q1, &q2, up]), ["layers.0.mlp.up_proj"]);
-    }
 }

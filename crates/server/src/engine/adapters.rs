@@ -214,9 +214,6 @@ impl Adapters {
                 read.map_err(|error| failed(error.to_string()))?
             }
         };
-        model
-            .check_adapter(&matrices)
-            .map_err(|error| failed(error.to_string()))?;
         put(model, slot, &matrices).map_err(failed)?;
         self.all[place].slot = Some(slot);
         self.keep(id, matrices);
