@@ -63,6 +63,7 @@ pub use config::{Config, ConfigError, args};
 pub use engine::ModelInfo;
 pub use state::AppState;
 
+use engine::StartProgress;
 use error::{ApiError, shape};
 use routes::{
     anthropic, auth, chat, classify, completions, embeddings, files, finetuning as tuning, health,
@@ -146,18 +147,22 @@ pub async fn run<L: Listener>(
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    run_loading(listener, std::future::ready(state), shutdown).await;
+    let progress = StartProgress::default();
+    run_loading(listener, std::future::ready(state), progress, shutdown).await;
 }
 
-/// As [`run`], from before there is a model: until `state` completes, every request is answered 503.
+/// As [`run`], from before there is a model: until `state` completes, every request is answered 503 with the progress.
 pub async fn run_loading<L: Listener>(
     listener: L,
     state: impl Future<Output = AppState>,
+    progress: StartProgress,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
     let loaded: Arc<OnceLock<(AppState, Router)>> = Arc::default();
-    let loading =
-        Router::new().fallback(async || ApiError::unavailable("The model is being loaded."));
+    let loading = Router::new().fallback(move || {
+        let progress = progress.to_string();
+        async { ApiError::unavailable(progress) }
+    });
     let loading = loading.layer(from_fn(shape::apply));
     let (draining, drain) = oneshot::channel();
     let stop = {

@@ -17,7 +17,7 @@ use crate::batch::{self, Progress, RunBatch};
 use crate::bench::Bench;
 use crate::command::Command;
 use crate::config::{Config, ConfigError};
-use crate::engine::StartError;
+use crate::engine::{StartError, StartProgress};
 use crate::finetuning::JOB_COMMAND;
 
 /// Does what a command line says, the program's name first, and prints what comes of it. The status is 2 if the settings are
@@ -163,7 +163,7 @@ async fn run_batch(batch: &RunBatch) -> Result<ExitCode> {
     let signals = signals()?;
     let files = batch.open()?;
     render_apart(&batch.config)?;
-    let Some(state) = load(&batch.config, &signals).await? else {
+    let Some(state) = load(&batch.config, &StartProgress::default(), &signals).await? else {
         return Ok(INTERRUPTED.into());
     };
     let progress = Progress::new(files.num_bytes);

@@ -11,7 +11,9 @@ use serde_json::Value;
 use super::Measured;
 use crate::config::Config;
 use crate::deltas::Deltas;
-use crate::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest, ModelInfo};
+use crate::engine::{
+    Engine, EngineHandle, EngineOutput, GenerateRequest, ModelInfo, StartProgress,
+};
 use crate::output_file::OutputFile;
 use crate::postprocess::Postprocessor;
 use crate::protocol::sampling::TextOptions;
@@ -33,7 +35,7 @@ pub(super) struct Work {
 impl Offline {
     /// Loads the model.
     pub(super) async fn start(config: &Config, detokenize: bool) -> Result<Self> {
-        let (engine, model) = Engine::start_owned(config).await?;
+        let (engine, model) = Engine::start_owned(config, &StartProgress::default()).await?;
         ensure!(
             model.pooling.is_none(),
             "the model generates no text, and only text is measured"

@@ -83,6 +83,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::engine::StartProgress;
     use crate::engine::adapters::Adapters;
     use crate::engine::stats::EngineLimits;
     use crate::engine::{EngineHandle, FinishReason, GenerateRequest, OutputStream, channel};
@@ -165,6 +166,17 @@ mod tests {
                 }
             }
         })
+    }
+
+    #[test]
+    fn a_warm_up_tells_how_far_it_is() {
+        let (_handle, mut worker) = worker(Device::flex());
+        let progress = StartProgress::default();
+        worker.warm_up(&progress).unwrap();
+        let said = progress.to_string();
+        let steps = said.split_once("step ").unwrap().1.trim_end_matches('.');
+        let (step, all) = steps.split_once(" of ").unwrap();
+        assert!(step == all && all.parse::<usize>().unwrap() > 10, "{said}");
     }
 
     #[test]

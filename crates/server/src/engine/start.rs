@@ -17,6 +17,7 @@ use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::model_info::{ModelDetails, ModelInfo};
+use super::progress::StartProgress;
 use super::runner;
 use super::stats::EngineLimits;
 use super::worker::Worker;
@@ -89,20 +90,29 @@ impl Engine {
     /// [`StartError`]: whatever is missing, broken, or does not fit.
     pub fn start(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
         config.check()?;
-        Self::start_on(config, parse_device(&config.device)?)
+        let device = parse_device(&config.device)?;
+        Self::start_on(config, device, &StartProgress::default())
     }
 
     /// [`Self::start`] on a thread that may block, for a process whose device has no other engine.
     ///
     /// # Errors
     /// As [`Self::start`], or if that thread fails.
-    pub async fn start_owned(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
+    pub async fn start_owned(
+        config: &Config,
+        progress: &StartProgress,
+    ) -> Result<(EngineHandle, ModelInfo), StartError> {
+        let progress = progress.clone();
         let owned = Config {
             // A job computes on the device, too.
             owns_device: config.finetuning.is_none(),
             ..config.clone()
         };
-        let started = tokio::task::spawn_blocking(move || Self::start(&owned)).await;
+        let started = tokio::task::spawn_blocking(move || {
+            owned.check()?;
+            Self::start_on(&owned, parse_device(&owned.device)?, &progress)
+        });
+        let started = started.await;
         started.unwrap_or_else(|error| Err(StartError::Loading(error.into())))
     }
 
@@ -110,6 +120,7 @@ impl Engine {
     pub(crate) fn start_on(
         config: &Config,
         device: Device,
+        progress: &StartProgress,
     ) -> Result<(EngineHandle, ModelInfo), StartError> {
         // An address that is taken is known before the model is loaded.
         let kv_events = config.kv_events.as_ref();
@@ -231,10 +242,14 @@ impl Engine {
         }
         let warms_up = config.warm_up && is_gpu(&device);
         let (sender, warmed_up) = mpsc::sync_channel(1);
+        let progress = progress.clone();
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
-                let result = if warms_up { worker.warm_up() } else { Ok(()) };
+                let result = match warms_up {
+                    true => worker.warm_up(&progress),
+                    false => Ok(()),
+                };
                 let runs = result.is_ok();
                 // Whoever starts an engine waits for this.
                 let _ = sender.send(result);

@@ -11,6 +11,7 @@ use model_qwen::{
     TokenMask, Want,
 };
 
+use super::progress::StartProgress;
 use super::recovery::catch;
 use super::worker::Worker;
 
@@ -85,11 +86,12 @@ impl Worker {
     ///
     /// # Errors
     /// What the device says of the step that it can't compute.
-    pub(super) fn warm_up(&mut self) -> Result<(), String> {
+    pub(super) fn warm_up(&mut self, progress: &StartProgress) -> Result<(), String> {
         let steps = self.warm_up_steps();
         let start = Instant::now();
         let mut reported = start;
         for (i, step) in steps.iter().enumerate() {
+            progress.warms_up(i + 1, steps.len());
             catch(|| self.run_warm_up(step))?;
             if reported.elapsed() >= REPORT {
                 reported = Instant::now();

@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::print;
 use super::signals::{signaled, signals};
 use crate::config::{Config, Listen};
-use crate::engine::Engine;
+use crate::engine::{Engine, StartProgress};
 use crate::state::AppState;
 
 /// Most open files that the server asks for.
@@ -107,13 +107,15 @@ async fn serve_on<L: Listener>(
             Err(_) => std::future::pending().await,
         }
     };
+    let progress = StartProgress::default();
     let mut serving = pin!(crate::run_loading(
         listener,
         loaded,
+        progress.clone(),
         signaled(signals.clone())
     ));
     let state = tokio::select! {
-        state = load(config, &signals) => state?,
+        state = load(config, &progress, &signals) => state?,
         () = &mut serving => None,
     };
     let Some(state) = state else { return Ok(()) };
@@ -147,10 +149,11 @@ fn bind_unix(path: &std::path::Path) -> Result<tokio::net::UnixListener> {
 /// Loads the model and starts the engine; `None` if a signal came first.
 pub(super) async fn load(
     config: &Config,
+    progress: &StartProgress,
     signals: &watch::Receiver<bool>,
 ) -> Result<Option<AppState>> {
     tokio::select! {
-        started = Engine::start_owned(config) => {
+        started = Engine::start_owned(config, progress) => {
             let (engine, model) = started?;
             let state = AppState::new(config, engine, model);
             state.start_finetuning(config)?;

@@ -199,22 +199,27 @@ fn until_the_model_is_loaded_the_answer_is_503() {
     let address = listener.local_addr().unwrap();
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let state = async { receiver.await.unwrap() };
-    runtime.spawn(server::run_loading(listener, state, std::future::pending()));
+    let progress = server::engine::StartProgress::default();
+    let shutdown = std::future::pending();
+    runtime.spawn(server::run_loading(listener, state, progress, shutdown));
     let health = || {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .build()
             .into();
-        let response = agent
+        let mut response = agent
             .get(format!("http://{address}/health"))
             .call()
             .unwrap();
-        response.status().as_u16()
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), text)
     };
-    assert_eq!(health(), 503);
+    let (status, text) = health();
+    assert_eq!(status, 503);
+    assert!(text.contains("The model is being loaded."), "{text}");
     assert!(sender.send(loaded.state.clone()).is_ok());
     let start = Instant::now();
-    while health() != 200 {
+    while health().0 != 200 {
         assert!(start.elapsed() < Duration::from_secs(10));
     }
 }
