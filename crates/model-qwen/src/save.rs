@@ -154,7 +154,8 @@ fn linear_parts(
 
 fn part<const D: usize>(name: &str, tensor: &Tensor<D>, dtype: DType) -> Part {
     let shape = tensor.dims().to_vec();
-    let data = tensor.clone().inner().cast(dtype).into_data();
+    // Converted on the host: not every device has each type.
+    let data = tensor.clone().inner().into_data().convert_dtype(dtype);
     Part {
         name: name.to_owned(),
         shape,

@@ -2,56 +2,24 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::path::Path;
+#[path = "support/runs.rs"]
+mod support;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lora_4bit::peft::LoraAdapter;
-use model_qwen::Quantization;
-use serde_json::{Value, json};
 use trainer_sft::burn::tensor::Device;
 use trainer_sft::config::{Config, InitLora, Optim};
-use trainer_sft::{Piece, TrainError, Training};
+use trainer_sft::{Piece, Training};
 
-fn records() -> Vec<Value> {
-    vec![
-        json!({"prompt": "Who are you?", "completion": "I am the captain."}),
-        json!({"prompt": "Where are you?", "completion": "On the bridge."}),
-        json!({"prompt": "What do you see?", "completion": "The sea."}),
-    ]
-}
+use self::support::{config, records, run};
 
-fn config(output: &Path, change: impl FnOnce(&mut Config)) -> Config {
-    let mut config = Config::new(output);
-    config.lora.r = 16;
-    config.model.quantization = Some(Quantization::None);
-    config.run.max_steps = Some(3);
-    config.run.batch_size = 1;
-    config.run.save_steps = Some(2);
-    change(&mut config);
-    config
-}
-
-fn run(config: &Config) -> Result<(), TrainError> {
-    let training = Training::new(config).device(&Device::flex());
-    training.records(records()).run().map(|_| ())
-}
-
-/// Trains three steps, and the last one once more from the checkpoint; the adapter of both.
+/// The adapter of a run and of one that goes on from its checkpoint.
 fn whole_and_resumed(change: impl Fn(&mut Config)) -> LoraAdapter {
     let dir = tempfile::tempdir().unwrap();
-    let [whole, resumed] = ["whole", "resumed"].map(|name| dir.path().join(name));
-    run(&config(&whole, &change)).unwrap();
-    let mut config = config(&resumed, &change);
-    config.run.resume = Some(whole.join("checkpoint-2"));
-    run(&config).unwrap();
-    let [a, b] = [&whole, &resumed].map(|dir| {
-        let weights = fs::read(dir.join("adapter_model.safetensors")).unwrap();
-        (LoraAdapter::load(dir).unwrap(), weights)
-    });
-    assert!(a.1 == b.1, "the resumed run has another adapter");
-    a.0
+    support::whole_and_resumed(dir.path(), &Device::flex(), change);
+    LoraAdapter::load(&dir.path().join("whole")).unwrap()
 }
 
 /// A program that trains on a thread of its own is asked before each piece, although a step computes on another thread.
@@ -114,7 +82,7 @@ fn a_rank_above_the_width_of_a_weight_has_no_singular_values() {
         config.lora.r = 65;
         config.lora.init = InitLora::Pissa { iterations: None };
     });
-    let message = run(&config).unwrap_err().to_string();
+    let message = run(&config, &Device::flex()).unwrap_err().to_string();
     assert!(
         message.starts_with("--lora-r: expected at most 64 with --init-lora-weights pissa"),
         "{message}"

@@ -170,7 +170,7 @@ fn burn_product(x: CubeTensor, w: CubeTensor, compute: ComputeDtype) -> CubeTens
     let w = Cube::float_transpose(w);
     match matmul(x, w, None, MatmulStrategy::default(), DType::F32) {
         Ok(y) => y,
-        Err(error) => unreachable!("Burn's tuned product takes every shape: {error:?}"),
+        Err(error) => unreachable!("Burn's product takes every shape: {error:?}"),
     }
 }
 

@@ -232,7 +232,7 @@ pub(crate) fn stack_adapters(
 ///
 /// # Shapes
 ///
-/// `da [k, ranks]`, `db [n, ranks]`, f32
+/// `da [k, ranks]`, `db [n, ranks]`, f32; each may have further columns
 pub(crate) fn adapter_gradients(da: &Tensor<2>, db: &Tensor<2>, part: Part) -> [Tensor<2>; 2] {
     #[cfg(feature = "gpu")]
     if has_kernels(da) {

@@ -2,21 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../support/golden.rs"]
+mod files;
 mod gradients;
 mod grpo;
 mod methods;
 mod preference;
+#[path = "../support/gradients.rs"]
+mod steps;
 mod training;
-
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use lora_4bit::LoraWeights;
-use model_qwen::{Dtype, LoadOptions, Quantization, QwenModel};
-use safetensors::SafeTensors;
+use model_qwen::{Quantization, QwenModel};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use trainer_sft::batch::Batch;
 use trainer_sft::config::LrSchedule;
 use trainer_sft::optimizer::AdamWConfig;
@@ -24,59 +23,11 @@ use trainer_sft::parameters::Trainable;
 use trainer_sft::schedule::{Schedule, Shape};
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
+use self::files::{Sequence, golden, load, packed, peft_name, read_json, tensors};
+
 /// How far a loss may be from the peer's: absolute where losses are of the order of one, otherwise as each test says.
 const LOSS_TOLERANCE: f64 = 1e-4;
 const ADAPTER_TOLERANCE: f32 = 1e-3;
-
-/// A file or a folder in `data/golden`.
-fn golden(name: &str) -> PathBuf {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../data/golden");
-    root.join(name)
-}
-
-fn read_json<T: DeserializeOwned>(name: &str) -> T {
-    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
-}
-
-/// Tensors in f32 by name, with their shapes.
-fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-    let bytes = std::fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let values = |data: &[u8]| {
-        let words = data.as_chunks::<4>().0;
-        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
-    };
-    file.iter()
-        .map(|(name, view)| {
-            let shape = view.shape().to_vec();
-            (name.to_owned(), (shape, values(view.data())))
-        })
-        .collect()
-}
-
-/// PEFT's name of a matrix of an adapter.
-fn peft_name(module: &str, matrix: &str) -> String {
-    format!("base_model.model.{module}.lora_{matrix}.weight")
-}
-
-#[derive(Deserialize)]
-struct Sequence {
-    tokens: Vec<u32>,
-    labels: Vec<i64>,
-}
-
-/// Sequences one after the other.
-fn packed(sequences: &[Sequence]) -> Batch {
-    let mut batch = Batch::default();
-    for Sequence { tokens, labels } in sequences {
-        batch.tokens.extend(tokens);
-        batch.positions.extend(0..tokens.len() as u32);
-        let next = labels[1..].iter().map(|&label| u32::try_from(label).ok());
-        batch.targets.extend(next.chain([None]));
-        batch.lengths.push(tokens.len());
-    }
-    batch
-}
 
 /// Micro-batches of each optimizer step of supervised training.
 fn batches() -> Vec<Vec<Batch>> {
@@ -85,20 +36,6 @@ fn batches() -> Vec<Vec<Batch>> {
     steps
         .map(|step| step.iter().map(|micro| packed(micro)).collect())
         .collect()
-}
-
-/// A model in f32, or in NF4 with double quantization.
-fn load(folder: &Path, quantization: Quantization, device: &Device) -> QwenModel {
-    let options = LoadOptions {
-        dtype: Dtype::F32,
-        quantization,
-        double_quant: true,
-        int8_lm_head: false,
-        embeddings_on_cpu: false,
-        all_values: true,
-        lm_head: true,
-    };
-    QwenModel::load(folder, &options, device).unwrap()
 }
 
 /// The tiny model that all runs start from, in f32 on the CPU.

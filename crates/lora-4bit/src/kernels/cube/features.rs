@@ -63,10 +63,14 @@ fn plane_operations(client: &Client) -> bool {
         || *ARE_ASSUMED.get_or_init(|| std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some())
 }
 
-/// Whether the device has `wgmma`: NVIDIA's Hopper has, and of its successors, which have TMA too, none.
+/// Whether the device has `wgmma`: NVIDIA's Hopper has, and of its successors, which have TMA too, none. A variable takes it away, so
+/// that tests and measurements on Hopper reach what other cards run.
 pub(super) fn has_wgmma(client: &Client) -> bool {
+    static IS_HIDDEN: OnceLock<bool> = OnceLock::new();
     let features = client.features();
-    features.tma.contains(Tma::Base) && features.matmul.scaled_mma.is_empty()
+    features.tma.contains(Tma::Base)
+        && features.matmul.scaled_mma.is_empty()
+        && !*IS_HIDDEN.get_or_init(|| std::env::var_os("ASSUME_NO_WGMMA").is_some())
 }
 
 /// Whether products in bf16 are possible at all.

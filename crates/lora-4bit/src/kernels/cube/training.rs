@@ -146,7 +146,9 @@ impl TrainingOps for Cube {
         part: Part,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (da, db) = (into_contiguous(da), into_contiguous(db));
-        let [k, all_ranks] = da.meta.shape().dims();
+        // Of dropout `da` comes without the columns that fill the ranks up.
+        let [k, da_columns] = da.meta.shape().dims();
+        let [_, db_columns] = db.meta.shape().dims::<2>();
         let Part {
             row,
             rows,
@@ -176,7 +178,8 @@ impl TrainingOps for Cube {
                 row,
                 rank,
                 ranks,
-                all_ranks,
+                da_columns,
+                db_columns,
                 scaling,
             );
         }

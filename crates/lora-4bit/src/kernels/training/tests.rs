@@ -210,6 +210,30 @@ fn weights_are_stacked_as_by_the_twin() {
     }
 }
 
+/// With dropout the sums of A have fewer columns than those of B.
+#[test]
+fn gradients_of_adapters_equal_their_twin() {
+    let device = first_gpu();
+    let part = Part {
+        id: 3,
+        row: 10,
+        rows: 20,
+        rank: 4,
+        ranks: 5,
+        scaling: 1.5,
+    };
+    for columns in [64, 9] {
+        let da = random([33, columns], DType::F32, &device);
+        let db = random([40, 64], DType::F32, &device);
+        let found = adapter_gradients(&da, &db, part);
+        let expected = naive::adapter_gradients(&da, &db, part);
+        for (name, (found, expected)) in ["A", "B"].into_iter().zip(found.into_iter().zip(expected))
+        {
+            check(name, found, expected, 1e-6);
+        }
+    }
+}
+
 #[test]
 fn norms_and_gates_equal_their_twins() {
     let device = first_gpu();

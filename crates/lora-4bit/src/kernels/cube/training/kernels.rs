@@ -297,14 +297,15 @@ pub(super) fn gradients_kernel(
     row: usize,
     rank: usize,
     ranks: usize,
-    all_ranks: usize,
+    da_columns: usize,
+    db_columns: usize,
     scaling: f32,
 ) {
     let at = ABSOLUTE_POS;
     if at < ranks * k {
-        a[at] = da[at % k * all_ranks + rank + at / k];
+        a[at] = da[at % k * da_columns + rank + at / k];
     } else if at < len {
         let at = at - ranks * k;
-        b_t[at] = db[(row + at % rows) * all_ranks + rank + at / rows] * scaling;
+        b_t[at] = db[(row + at % rows) * db_columns + rank + at / rows] * scaling;
     }
 }

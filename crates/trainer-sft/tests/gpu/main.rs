@@ -2,7 +2,15 @@
 #![cfg(any(feature = "cuda", feature = "wgpu"))]
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/adapter.rs"]
+#[path = "../support/golden.rs"]
+mod files;
+mod golden;
+mod runs;
+#[path = "../support/runs.rs"]
+mod short_runs;
+#[path = "../support/gradients.rs"]
+mod steps;
+#[path = "../support/adapter.rs"]
 mod support;
 
 use burn::tensor::{Device, DeviceType, Tensor};
@@ -40,6 +48,8 @@ struct Kind {
     /// Whether every weight is trained, and no adapter.
     full: bool,
     eight_bit: bool,
+    /// Whether adapters have dropout.
+    dropout: bool,
 }
 
 const PLAIN: Kind = Kind {
@@ -48,6 +58,7 @@ const PLAIN: Kind = Kind {
     modules: false,
     full: false,
     eight_bit: false,
+    dropout: false,
 };
 
 /// Two layers whose sizes the kernels take: heads of 64, widths that are multiples of 64.
@@ -101,6 +112,7 @@ fn trainer(kind: Kind, compute: ComputeDtype, device: &Device) -> Trainer {
             ..AdamWConfig::default()
         },
         seed: 5,
+        dropout: if kind.dropout { 0.2 } else { 0.0 },
         ..TrainerOptions::constant(trainable, 2e-3, 20)
     };
     Trainer::new(model(kind, compute, device), options)
@@ -144,6 +156,10 @@ fn gradients_equal_those_of_the_cpu() {
         },
         Kind {
             modules: true,
+            ..PLAIN
+        },
+        Kind {
+            dropout: true,
             ..PLAIN
         },
         Kind {

@@ -1,0 +1,25 @@
+//! Gradients of a whole step on a GPU against PyTorch's.
+
+use trainer_sft::step;
+
+use super::gpu;
+use super::steps::{CASES, Kind, OVER_NF4, check, check_bf16};
+
+#[test]
+fn those_of_the_step_are_pytorchs() {
+    let device = gpu();
+    // Tensor cores of NVIDIA keep 10 bits of the factors of a product in f32.
+    let tolerance = if cfg!(feature = "cuda") { 5e-3 } else { 1e-4 };
+    for case in CASES {
+        for &kind in Kind::of(case) {
+            check(case, kind, step::forward_backward, &device, tolerance);
+        }
+    }
+}
+
+#[test]
+fn those_in_bf16_are_as_close_as_those_of_bitsandbytes() {
+    for case in OVER_NF4 {
+        check_bf16(case, step::forward_backward, &gpu());
+    }
+}
