@@ -209,7 +209,7 @@ pub(crate) fn output_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainE
 /// What to do when a device has failed.
 fn advice(checkpoint: Option<&Path>) -> String {
     let less = "if its memory is full, give a smaller --batch-size (and a larger --gradient-accumulation for the same steps), a \
-                smaller --max-length, or --quantization nf4";
+                smaller --max-length, --offload-activations, or --quantization nf4";
     match checkpoint {
         Some(checkpoint) => format!(
             "{less}; the steps so far are in {}: --resume it",

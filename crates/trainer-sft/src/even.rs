@@ -12,7 +12,7 @@ use burn::tensor::Device;
 
 use crate::batch::Batch;
 
-/// Padded lengths are multiples of this: fewer shapes, fewer kernels to tune.
+/// Padded lengths are multiples of this: fewer shapes, fewer buffers of other sizes.
 const MULTIPLE: usize = 32;
 /// A document shares a batch with one at most this many times as long.
 const MAX_STRETCH: f64 = 1.6;

@@ -89,8 +89,13 @@ impl Head {
     }
 
     fn chunk_rows(&self) -> usize {
-        (MAX_LOGITS / self.lm_head.out_features()).max(128)
+        chunk_rows(self.lm_head.out_features())
     }
+}
+
+/// Rows whose logits are there at a time.
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
+    (MAX_LOGITS / vocab.max(1)).max(128)
 }
 
 /// Names under which [`backward`] files the gradients of a head that is trained.

@@ -27,6 +27,7 @@ use self::step::StepShape;
 use crate::config::{Config, GradientCheckpointing, Method, Optim};
 use crate::footprint::Footprint;
 use crate::lora;
+use crate::loss::chunk_rows;
 use crate::metrics::available_memory;
 use crate::replicas::PIECE;
 use crate::space::trained_tensors;
@@ -42,8 +43,6 @@ const MULTIPROCESSORS: usize = 132;
 const CPU_PROCESS: u64 = 160 << 20;
 /// Inputs of layers that are on the device at a time where the others wait on the host: one is read, one waits, and one is new.
 const OFFLOADING: usize = 3;
-/// Rows of logits that the loss holds on a CPU, see [`crate::loss`].
-const CPU_LOGIT_ROWS: usize = 64;
 
 /// Where a run takes memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,7 +299,7 @@ fn estimate(
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
     let rows = match on_gpu {
         true => (MAX_LOGITS / model.vocab_size.max(1)).max(ROWS),
-        false => CPU_LOGIT_ROWS,
+        false => chunk_rows(model.vocab_size),
     };
     let mut loss = 2 * 4 * tokens.min(rows) * model.vocab_size;
     if config.run.full && on_gpu {

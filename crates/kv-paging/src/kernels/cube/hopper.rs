@@ -28,8 +28,11 @@ use crate::kernels::training::{HeadShape, wide_parts};
 /// Whether the kernels run on a device and take these heads.
 pub(super) fn supports(client: &Client, shape: HeadShape) -> bool {
     let (hardware, features) = (&client.properties().hardware, client.features());
-    // NVIDIA's Hopper has `wgmma`, and of its successors, which have TMA too, none.
-    let has_wgmma = features.tma.contains(Tma::Base) && features.matmul.scaled_mma.is_empty();
+    // NVIDIA's Hopper has `wgmma`, and of its successors, which have TMA too, none. A variable takes it away, so that tests and
+    // measurements on Hopper reach what other cards run.
+    let has_wgmma = features.tma.contains(Tma::Base)
+        && features.matmul.scaled_mma.is_empty()
+        && std::env::var_os("ASSUME_NO_WGMMA").is_none();
     has_wgmma
         && features.copy_async
         && client
