@@ -50,6 +50,8 @@ struct Kind {
     eight_bit: bool,
     /// Whether adapters have dropout.
     dropout: bool,
+    /// Whether only some layers of those that share an input have adapters, and of different ranks.
+    some: bool,
 }
 
 const PLAIN: Kind = Kind {
@@ -59,6 +61,7 @@ const PLAIN: Kind = Kind {
     full: false,
     eight_bit: false,
     dropout: false,
+    some: false,
 };
 
 /// Two layers whose sizes the kernels take: heads of 64, widths that are multiples of 64.
@@ -80,6 +83,18 @@ fn model(kind: Kind, compute: ComputeDtype, device: &Device) -> QwenModel {
     // Of this rank, matrices are large enough for moments in 8 bits.
     let rank = if kind.eight_bit { 64 } else { 8 };
     let mut adapter = support::adapter(&model, rank);
+    if kind.some {
+        let v = support::adapter(&model, 12).modules;
+        adapter.modules.retain(|name, _| {
+            let names = ["q_proj", "v_proj", "up_proj"];
+            names.iter().any(|end| name.ends_with(end))
+        });
+        for (name, matrices) in &mut adapter.modules {
+            if name.ends_with("v_proj") {
+                *matrices = v[name].clone();
+            }
+        }
+    }
     if kind.dora {
         adapter.config.use_dora = true;
         for matrices in adapter.modules.values_mut() {
@@ -160,6 +175,11 @@ fn gradients_equal_those_of_the_cpu() {
         },
         Kind {
             dropout: true,
+            ..PLAIN
+        },
+        Kind {
+            dropout: true,
+            some: true,
             ..PLAIN
         },
         Kind {

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
-STEPS, BATCH, RATE, WARMUP, RANK, SEEDS = 200, 4, 1e-4, 10, 16, 5
+STEPS, BATCH, RATE, WARMUP, RANK, SEEDS = 200, 4, 1e-4, 10, 16, 3
 SMOOTH = 20
 
 
