@@ -241,6 +241,7 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
         get("/version", "The version of this program", object()),
         get("/metrics", "Prometheus' metrics", Answer::Text),
         get("/openapi.json", "This document", object()),
+        get("/is_sleeping", "Whether the engine sleeps: never", object()),
     ]
 }
 
