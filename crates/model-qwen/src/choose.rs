@@ -19,7 +19,9 @@ use crate::constraint::TokenMask;
 use crate::device::is_gpu;
 use crate::kernels::choice::{draw_tokens, largest_logits, mask_logits};
 use crate::model::QwenModel;
-use crate::sampling::{Draw, Logprobs, RowMask, SampledToken, Sampler, TopLogits, logprobs_of};
+use crate::sampling::{
+    Draw, Logprobs, LogprobsMode, RowMask, SampledToken, Sampler, TopLogits, logprobs_of,
+};
 
 /// Rows whose logits are in memory at once: `vocab_size` floats each.
 pub const MAX_LOGIT_ROWS: usize = 64;
@@ -52,6 +54,8 @@ pub enum Want<'a> {
         id: u32,
         /// How many of the most likely ones.
         num_top: usize,
+        /// Which numbers.
+        mode: LogprobsMode,
     },
 }
 
@@ -71,7 +75,7 @@ impl ChoiceRow<'_> {
     fn reborrowed(&mut self) -> ChoiceRow<'_> {
         let want = match &mut self.want {
             Want::Token { sampler, banned } => Want::Token { sampler, banned },
-            &mut Want::Score { id, num_top } => Want::Score { id, num_top },
+            &mut Want::Score { id, num_top, mode } => Want::Score { id, num_top, mode },
         };
         ChoiceRow {
             row: self.row,
@@ -157,7 +161,9 @@ impl Want<'_> {
         let _span = trace_span!("sample").entered();
         match self {
             Self::Token { sampler, banned } => Choice::Token(sampler.sample(logits, banned)),
-            Self::Score { id, num_top } => Choice::Score(logprobs_of(logits, *id, *num_top)),
+            Self::Score { id, num_top, mode } => {
+                Choice::Score(logprobs_of(logits, *id, *num_top, *mode))
+            }
         }
     }
 }
@@ -436,7 +442,11 @@ mod tests {
             .map(|(row, sampler)| ChoiceRow {
                 row: 99 - row,
                 want: match row % 3 {
-                    0 => Want::Score { id: 7, num_top: 2 },
+                    0 => Want::Score {
+                        id: 7,
+                        num_top: 2,
+                        mode: LogprobsMode::RawLogprobs,
+                    },
                     _ => Want::Token {
                         sampler,
                         banned: &banned,
@@ -449,7 +459,7 @@ mod tests {
         for (row, choice) in choices.into_iter().enumerate() {
             let mut logits = on_host(model.logits(hidden.clone().narrow(0, 99 - row, 1)));
             let expected = match row % 3 {
-                0 => Choice::Score(logprobs_of(&mut logits, 7, 2)),
+                0 => Choice::Score(logprobs_of(&mut logits, 7, 2, LogprobsMode::RawLogprobs)),
                 _ => Choice::Token(sampler(row).sample(&mut logits, &banned)),
             };
             assert_eq!(choice, expected, "row {row}");

@@ -1,8 +1,8 @@
 //! From logits to the next token, with vLLM's parameters and their meaning.
 //!
 //! Order: the constraint's tokens, allowed tokens, logit bias, bad words, banned tokens, penalties (repetition over prompt and output, frequency and
-//! presence over the output), temperature, top-k, top-p, min-p, draw. Log-probabilities are those
-//! of the raw logits, before any of this.
+//! presence over the output; a window may leave older tokens out), temperature, top-k, top-p, min-p, draw. Log-probabilities are those
+//! of the raw logits, before any of this, unless [`LogprobsMode`] says otherwise.
 //!
 //! Nothing sorts the vocabulary (151,936 tokens for Qwen): top-k and top-p select in linear time,
 //! and plain temperature sampling sums weights by blocks.
@@ -10,11 +10,13 @@
 mod constrained;
 mod distribution;
 mod draw;
+mod logprobs;
 mod params;
 mod thinking;
 mod top;
+mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
@@ -22,16 +24,17 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 pub use constrained::RowMask;
 use distribution::{
-    Candidate, argmax, draw, draw_dense, exp, keep_top_p, log_sum_exp, sanitize, top_n,
-    total_weight,
+    Candidate, argmax, draw, draw_dense, exp, keep_top_p, sanitize, top_n, total_weight,
 };
 pub use draw::Draw;
+pub use logprobs::{Logprobs, LogprobsMode, logprobs_of};
 pub use params::{SamplingError, SamplingParams};
 pub use thinking::ThinkingBudget;
 pub use top::TopLogits;
 
 use crate::constraint::Constraint;
 use thinking::Thinking;
+use window::Seen;
 
 /// Temperatures below this are greedy, as in vLLM.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -43,37 +46,6 @@ pub struct SampledToken {
     pub id: u32,
     /// Log-probabilities, if [`SamplingParams::logprobs`] asks for them.
     pub logprobs: Option<Logprobs>,
-}
-
-/// Log-probabilities under the raw logits, at one position.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logprobs {
-    /// That of the token in question.
-    pub logprob: f32,
-    /// The most likely tokens with theirs, best first; as many as were asked for.
-    pub top: Vec<(u32, f32)>,
-}
-
-/// Log-probability of a given token and of the `num_top` most likely ones, as for the tokens of a
-/// prompt. NaN logits count as impossible.
-pub fn logprobs_of(logits: &mut [f32], id: u32, num_top: usize) -> Logprobs {
-    sanitize(logits);
-    let normalizer = log_sum_exp(logits);
-    let raw = logits
-        .get(id as usize)
-        .copied()
-        .unwrap_or(f32::NEG_INFINITY);
-    let top = match num_top {
-        0 => Vec::new(),
-        n => top_n(logits, n, &mut Vec::new())
-            .iter()
-            .map(|c| (c.id, log_prob(c.weight, normalizer)))
-            .collect(),
-    };
-    Logprobs {
-        logprob: log_prob(raw, normalizer),
-        top,
-    }
 }
 
 /// Draws the tokens of one sequence. Holds its random state and the tokens seen so far.
@@ -91,18 +63,14 @@ pub struct Sampler {
     draws_from: u64,
     /// Empty unless a penalty is on.
     seen: HashMap<u32, Seen>,
+    /// The tokens that count for penalties, oldest first; empty unless only the last ones do.
+    recent: VecDeque<u32>,
     /// The output so far; empty unless some words may not come.
     output: Vec<u32>,
     /// Raw values of the logits that were changed in this step.
     changed: Vec<(u32, f32)>,
     candidates: Vec<Candidate>,
     scratch: Vec<Candidate>,
-}
-
-/// How often a token came up.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    num_output: u32,
 }
 
 impl Sampler {
@@ -116,24 +84,25 @@ impl Sampler {
             Some(seed) => ChaCha8Rng::seed_from_u64(seed),
             None => rand::make_rng(),
         };
-        let mut seen = HashMap::new();
-        if params.repetition_penalty != 1.0 {
-            let in_vocab = prompt.iter().filter(|id| (**id as usize) < vocab_size);
-            seen.extend(in_vocab.map(|&id| (id, Seen::default())));
-        }
-        Self {
+        let mut sampler = Self {
             params: Arc::new(params.clone()),
             constraint: None,
             thinking: params.thinking_budget.map(Thinking::new),
             rng,
             num_output: 0,
             draws_from: 0,
-            seen,
+            seen: HashMap::new(),
+            recent: VecDeque::new(),
             output: Vec::new(),
             changed: Vec::new(),
             candidates: Vec::new(),
             scratch: Vec::new(),
+        };
+        if params.has_penalties() {
+            let ids = prompt.iter().copied();
+            sampler.count_prompt(ids.filter(|id| (*id as usize) < vocab_size));
         }
+        sampler
     }
 
     /// A sampler with the same parameters and without a text, for [`Self::follow`] to fill.
@@ -147,6 +116,7 @@ impl Sampler {
             num_output: 0,
             draws_from: 0,
             seen: HashMap::new(),
+            recent: VecDeque::new(),
             output: Vec::new(),
             changed: Vec::new(),
             candidates: Vec::new(),
@@ -164,6 +134,7 @@ impl Sampler {
         self.num_output = before.num_output;
         self.draws_from = before.draws_from;
         self.seen.clone_from(&before.seen);
+        self.recent.clone_from(&before.recent);
         self.output.clone_from(&before.output);
         self.observe(token);
     }
@@ -175,20 +146,12 @@ impl Sampler {
     /// lowest id that is not banned; with a constraint, the most likely one that it lets through.
     pub fn sample(&mut self, logits: &mut [f32], banned: &[u32]) -> SampledToken {
         sanitize(logits);
-        let normalized = self.params.logprobs.map(|num_top| {
-            let normalizer = log_sum_exp(logits);
-            let top = match num_top {
-                0 => Vec::new(),
-                n => top_n(logits, n, &mut self.scratch)
-                    .iter()
-                    .map(|c| (c.id, log_prob(c.weight, normalizer)))
-                    .collect(),
-            };
-            (normalizer, top)
-        });
-
+        let of_raw = self.of_raw(logits);
         let best = self.apply_mask(logits);
-        let row = Row { logits, ids: None };
+        let row = Row {
+            logits: &mut *logits,
+            ids: None,
+        };
         let id = self.choose_adjusted(row, banned, best);
         let id = self.instead_of(id);
         // The first record of an id holds its raw value.
@@ -200,11 +163,11 @@ impl Sampler {
                 .copied()
                 .unwrap_or(f32::NEG_INFINITY),
         };
+        let logprobs = match of_raw {
+            Some(of_raw) => Some(of_raw.with(raw)),
+            None => self.of_processed(logits, id),
+        };
         self.observe(id);
-        let logprobs = normalized.map(|(normalizer, top)| Logprobs {
-            logprob: log_prob(raw, normalizer),
-            top,
-        });
         SampledToken { id, logprobs }
     }
 
@@ -247,7 +210,7 @@ impl Sampler {
             thinking.observe(id);
         }
         if self.params.has_penalties() {
-            self.seen.entry(id).or_default().num_output += 1;
+            self.count_output(id);
         }
         if !self.params.bad_words.is_empty() {
             self.output.push(id);
@@ -284,7 +247,7 @@ impl Sampler {
 
     fn apply_penalties(&mut self, row: &mut Row<'_>) {
         let params = &self.params;
-        for (&id, &Seen { num_output }) in &self.seen {
+        for (&id, &Seen { num_output, .. }) in &self.seen {
             change(row, &mut self.changed, id, |logit| {
                 params.penalized(logit, num_output)
             });
@@ -316,7 +279,7 @@ impl Sampler {
         let u = self.uniform(0);
         let inverse_temperature = 1.0 / temperature;
         let limited = top_k > 0 && top_k < logits.len();
-        if !limited && self.params.top_p >= 1.0 && self.params.min_p <= 0.0 {
+        if !self.is_limited(logits.len()) {
             return draw_dense(logits, max, inverse_temperature, u).unwrap_or(best);
         }
         let total = self.collect_candidates(logits, max, limited);
@@ -327,6 +290,17 @@ impl Sampler {
         // The most likely token has weight 1.
         self.candidates.retain(|c| c.weight >= min_p);
         draw(&self.candidates, u).unwrap_or(best)
+    }
+
+    /// Whether top-k, top-p or min-p leave tokens of a row of this length out.
+    fn is_limited(&self, len: usize) -> bool {
+        let SamplingParams {
+            top_k,
+            top_p,
+            min_p,
+            ..
+        } = *self.params;
+        (top_k > 0 && top_k < len) || top_p < 1.0 || min_p > 0.0
     }
 
     /// Collects, in the order of their ids, the tokens that top-k keeps, or those that top-p and
@@ -394,13 +368,5 @@ fn change(row: &mut Row<'_>, changed: &mut Vec<(u32, f32)>, id: u32, new: impl F
         } else {
             value.min(f32::MAX)
         };
-    }
-}
-
-fn log_prob(logit: f32, normalizer: f32) -> f32 {
-    if logit == f32::NEG_INFINITY {
-        f32::NEG_INFINITY
-    } else {
-        logit - normalizer
     }
 }

@@ -16,6 +16,7 @@ mod report;
 pub mod request;
 mod serve;
 pub mod serve_args;
+mod serve_check;
 mod serve_values;
 mod texts;
 mod throughput;

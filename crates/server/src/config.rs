@@ -294,6 +294,7 @@ impl Config {
                 trust_request_chat_template: args.trust_request_chat_template,
                 default_chat_template_kwargs: args.default_chat_template_kwargs.unwrap_or_default(),
                 max_logprobs: args.max_logprobs,
+                logprobs_mode: args.logprobs_mode,
                 return_tokens_as_token_ids: args.return_tokens_as_token_ids,
                 enable_force_include_usage: args.enable_force_include_usage,
                 reasoning_parser: args.reasoning_parser,

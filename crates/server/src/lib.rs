@@ -72,7 +72,7 @@ use routes::{
 };
 
 /// Paths and what answers there.
-fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
+fn routes() -> [(&'static str, MethodRouter<AppState>); 31] {
     [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
@@ -107,6 +107,7 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
         ("/detokenize", post(tokenize::detokenize)),
         ("/health", get(health::health)),
         ("/ping", get(health::health).post(health::health)),
+        ("/is_sleeping", get(health::is_sleeping)),
         ("/version", get(health::version)),
         ("/metrics", get(health::metrics)),
         ("/openapi.json", get(openapi::openapi)),

@@ -130,6 +130,16 @@ fn scheduler(page: &mut Exposition, sources: Sources<'_>, labels: &str) {
         [("capacity", waiting - deferred), ("deferred", deferred)]
             .map(|(reason, num)| (format!("{labels},reason=\"{reason}\""), num)),
     );
+    page.gauges(
+        "vllm:engine_sleep_state",
+        "Whether the engine is awake; this one never sleeps",
+        [
+            ("awake", 1.0),
+            ("weights_offloaded", 0.0),
+            ("discard_all", 0.0),
+        ]
+        .map(|(state, value)| (format!("{labels},sleep_state=\"{state}\""), value)),
+    );
     page.gauge(
         "vllm:kv_cache_usage_perc",
         "Used part of the KV cache, 0-1",
@@ -173,6 +183,16 @@ fn tokens(page: &mut Exposition, stats: &EngineStats, labels: &str) {
             "gpu_prefix_cache_hits",
             "The old name of prefix_cache_hits",
             hits,
+        ),
+        (
+            "external_prefix_cache_queries",
+            "Prompt tokens looked up in another server's cache: none",
+            0.0,
+        ),
+        (
+            "external_prefix_cache_hits",
+            "Prompt tokens found in another server's cache: none",
+            0.0,
         ),
         ("prompt_tokens", "Prompt tokens", prompt),
         (

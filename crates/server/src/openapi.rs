@@ -1,8 +1,11 @@
 //! `/openapi.json`: requests as `fields.txt` has them, answers as their types say.
 
+mod anthropic;
+mod chat;
 mod finetuning;
 mod other_apis;
 mod requests;
+mod responses;
 
 use std::sync::LazyLock;
 
@@ -238,6 +241,7 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
             Answer::Nothing,
         ),
         get("/load", "Requests that are not answered yet", object()),
+        get("/is_sleeping", "Whether the engine sleeps: never", object()),
         get("/version", "The version of this program", object()),
         get("/metrics", "Prometheus' metrics", Answer::Text),
         get("/openapi.json", "This document", object()),

@@ -12,6 +12,7 @@ mod conversation;
 pub mod embeddings;
 pub(crate) mod files;
 pub(crate) mod finetuning;
+mod gap;
 pub mod health;
 pub mod info;
 pub mod invocations;

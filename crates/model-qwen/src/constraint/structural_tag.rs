@@ -1,6 +1,7 @@
 //! Free text with parts that keep to a format: vLLM's and xgrammar's structural tags, as Lark.
 
 mod keys;
+mod repeats;
 
 use std::fmt::Write as _;
 
@@ -12,7 +13,7 @@ use super::grammar::{
     Grammar, GrammarError, JsonStyle, invalid, kind, lark_regex, lark_string, object, sized,
 };
 use super::json_schema;
-use keys::{flag, list, text, texts};
+use keys::{flag, list, optional_texts, text, texts};
 
 /// Formats inside one another.
 const MAX_DEPTH: usize = 64;
@@ -84,6 +85,17 @@ struct Tag {
     rest: String,
 }
 
+/// Free text around tags.
+#[derive(Default)]
+struct Free {
+    /// What begins a tag.
+    triggers: Vec<String>,
+    /// What the text does not have.
+    excludes: Vec<String>,
+    at_least_one: bool,
+    only_one: bool,
+}
+
 #[derive(Default)]
 struct Lark {
     rules: String,
@@ -105,8 +117,11 @@ impl Lark {
 
     /// The terminal of texts that have none of these words in them.
     fn text_without(&mut self, words: &[String]) -> Result<String, GrammarError> {
+        if words.is_empty() {
+            return Ok(TEXT_NAME.to_owned());
+        }
         if words.iter().any(String::is_empty) {
-            return invalid("any_text: `excludes` must not have an empty string");
+            return invalid("`excludes` must not have an empty string");
         }
         let words: Vec<String> = words.iter().map(|word| escape(word)).collect();
         let found = lark_regex(&format!("(?s:.*)({})(?s:.*)", words.join("|")));
@@ -150,7 +165,11 @@ impl Lark {
                 rest: joined(&[schema, literal(end)]),
             });
         }
-        self.triggered(&tags, &texts(tag, "triggers")?, false, false)
+        let free = Free {
+            triggers: texts(tag, "triggers")?,
+            ..Free::default()
+        };
+        self.triggered(&tags, free)
     }
 
     /// The expression of a format.
@@ -181,15 +200,14 @@ impl Lark {
                 }
             }
             "regex" => lark_regex(sized(text(with(&["pattern"])?, "pattern")?)?),
-            "grammar" => self.grammar(text(with(&["grammar"])?, "grammar")?)?,
+            "grammar" => self.grammar(with(&["grammar", "syntax"])?)?,
             "any_text" => {
-                let format = with(&["excludes"])?;
-                match format.get("excludes") {
-                    None => TEXT_NAME.to_owned(),
-                    Some(Value::Array(words)) if words.is_empty() => TEXT_NAME.to_owned(),
-                    Some(_) => self.text_without(&texts(format, "excludes")?)?,
-                }
+                let excludes = optional_texts(with(&["excludes"])?, "excludes")?;
+                self.text_without(&excludes)?
             }
+            "token" => repeats::token(format)?,
+            "optional" | "star" | "plus" | "repeat" => self.repeated(format, name, depth)?,
+            "dispatch" => self.dispatch(with(&["rules", "loop", "excludes"])?, depth)?,
             "sequence" => self.sequence(list(with(&["elements"])?, "elements")?, depth)?,
             "or" => {
                 let elements = list(with(&["elements"])?, "elements")?;
@@ -199,16 +217,34 @@ impl Lark {
                 format!("({})", elements.collect::<Result<Vec<_>, _>>()?.join(" | "))
             }
             "tag" => {
-                let Tag { begin, rest } = self.tag(format, depth)?;
-                joined(&[literal(&begin), rest])
+                let begin = match format.get("begin") {
+                    Some(token @ Value::Object(_)) => Some(repeats::token(token)?),
+                    _ => None,
+                };
+                let tag = match begin.is_some() {
+                    // The token stands before a tag that begins with nothing.
+                    true => self.tag(&with_begin(format, ""), depth)?,
+                    false => self.tag(format, depth)?,
+                };
+                joined(&[begin.unwrap_or_else(|| literal(&tag.begin)), tag.rest])
             }
             "triggered_tags" => {
-                let tags = with(&["triggers", "tags", "at_least_one", "stop_after_first"])?;
-                let triggers = texts(tags, "triggers")?;
-                let [at_least_one, only_one] =
-                    ["at_least_one", "stop_after_first"].map(|key| flag(tags, key));
-                let tags = self.tags(tags, depth)?;
-                self.triggered(&tags, &triggers, at_least_one?, only_one?)?
+                let keys = [
+                    "triggers",
+                    "tags",
+                    "at_least_one",
+                    "stop_after_first",
+                    "excludes",
+                ];
+                let format = with(&keys)?;
+                let free = Free {
+                    triggers: texts(format, "triggers")?,
+                    excludes: optional_texts(format, "excludes")?,
+                    at_least_one: flag(format, "at_least_one")?,
+                    only_one: flag(format, "stop_after_first")?,
+                };
+                let tags = self.tags(format, depth)?;
+                self.triggered(&tags, free)?
             }
             "tags_with_separator" => {
                 let tags = with(&["tags", "separator", "at_least_one", "stop_after_first"])?;
@@ -216,15 +252,22 @@ impl Lark {
             }
             _ => {
                 return invalid(format!(
-                    "the format `{name}` is not supported, expected const_string, json_schema, regex, grammar, any_text, \
-                     sequence, or, tag, triggered_tags or tags_with_separator"
+                    "the format `{name}` is not supported, expected const_string, json_schema, regex, grammar, any_text, token, \
+                     sequence, or, optional, star, plus, repeat, tag, triggered_tags, tags_with_separator or dispatch"
                 ));
             }
         })
     }
 
-    fn grammar(&mut self, source: &str) -> Result<String, GrammarError> {
-        let grammar = Grammar::from_source(source.to_owned()).to_llguidance()?;
+    fn grammar(&mut self, format: &Map<String, Value>) -> Result<String, GrammarError> {
+        let source = text(format, "grammar")?.to_owned();
+        let grammar = match format.get("syntax").map(Value::as_str) {
+            None => Grammar::from_source(source),
+            Some(Some("ebnf")) => Grammar::Ebnf(source),
+            Some(Some("lark")) => Grammar::Lark(source),
+            Some(_) => return invalid("grammar: `syntax` must be `ebnf` or `lark`"),
+        };
+        let grammar = grammar.to_llguidance()?;
         let name = format!("grammar_{}", self.grammars.len());
         self.grammars.extend(
             grammar
@@ -264,8 +307,13 @@ impl Lark {
     fn tag(&mut self, tag: &Value, depth: usize) -> Result<Tag, GrammarError> {
         let tag = object(tag, "tag", &["type", "begin", "content", "end"])?;
         let begin = text(tag, "begin")?.to_owned();
+        let end_token = match tag.get("end") {
+            Some(token @ Value::Object(_)) => Some(repeats::token(token)?),
+            _ => None,
+        };
         let ends = match tag.get("end") {
             Some(Value::Array(_)) => texts(tag, "end")?,
+            _ if end_token.is_some() => Vec::new(),
             _ => vec![text(tag, "end")?.to_owned()],
         };
         let Some(content) = tag.get("content") else {
@@ -275,12 +323,15 @@ impl Lark {
         let is_open = ends.iter().any(String::is_empty);
         let literals: Vec<String> = ends.iter().map(|end| literal(end)).collect();
         let end = match literals.as_slice() {
+            [] => end_token.clone().unwrap_or_default(),
             [one] => one.clone(),
             several => format!("({})", several.join(" | ")),
         };
         let rest = match content.starts_with(TEXT_NAME) {
             false => joined(&[content, end]),
+            // A token is no character, so any text ends before it.
             true if is_open => content,
+            true if end_token.is_some() => joined(&[content, end]),
             // The text up to the first end.
             true => self.rule("[lazy]", &joined(&[content, end])),
         };
@@ -288,13 +339,14 @@ impl Lark {
     }
 
     /// Any text, in which each trigger begins one of its tags.
-    fn triggered(
-        &mut self,
-        tags: &[Tag],
-        triggers: &[String],
-        at_least_one: bool,
-        only_one: bool,
-    ) -> Result<String, GrammarError> {
+    fn triggered(&mut self, tags: &[Tag], free: Free) -> Result<String, GrammarError> {
+        let Free {
+            triggers,
+            excludes,
+            at_least_one,
+            only_one,
+        } = free;
+        let text = self.text_without(&excludes)?;
         if tags.is_empty() || triggers.iter().any(String::is_empty) {
             return invalid("expected at least one tag, and triggers of at least one character");
         }
@@ -319,15 +371,15 @@ impl Lark {
             let before = match at_least_one && only_one {
                 // Text may come before a tag only if there may be none.
                 true => literal(trigger),
-                false => self.rule("[lazy]", &format!("TEXT {}", lark_string(trigger))),
+                false => self.rule("[lazy]", &format!("{text} {}", lark_string(trigger))),
             };
             parts.push(joined(&[before, format!("({})", group.join(" | "))]));
         }
         let part = self.rule("", &parts.join(" | "));
         Ok(match (at_least_one, only_one) {
-            (false, false) => format!("{part}* TEXT"),
-            (true, false) => format!("{part}+ TEXT"),
-            (false, true) => format!("({part} | TEXT)"),
+            (false, false) => format!("{part}* {text}"),
+            (true, false) => format!("{part}+ {text}"),
+            (false, true) => format!("({part} | {text})"),
             (true, true) => part,
         })
     }
@@ -356,6 +408,13 @@ impl Lark {
             false => format!("({some})?"),
         })
     }
+}
+
+/// A tag with another beginning.
+fn with_begin(tag: &Value, begin: &str) -> Value {
+    let mut tag = tag.clone();
+    tag["begin"] = Value::from(begin);
+    tag
 }
 
 /// Expressions one after the other.

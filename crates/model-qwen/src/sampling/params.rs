@@ -1,6 +1,6 @@
 //! The parameters of sampling and their ranges.
 
-use super::ThinkingBudget;
+use super::{LogprobsMode, ThinkingBudget};
 
 /// A sampling parameter out of its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -34,6 +34,8 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted as many times as the token is in the output. 0 is off.
     pub frequency_penalty: f32,
+    /// How many of the last tokens of prompt and output the three penalties look at; `None` is all of them.
+    pub penalty_window: Option<usize>,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// The only tokens that may be drawn; `None` allows all.
@@ -44,6 +46,8 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// Report this many of the most likely tokens. `Some(0)`: only the chosen one's log-probability.
     pub logprobs: Option<usize>,
+    /// Which numbers these are.
+    pub logprobs_mode: LogprobsMode,
     /// How long the text may reason.
     pub thinking_budget: Option<ThinkingBudget>,
 }
@@ -58,11 +62,13 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            penalty_window: None,
             logit_bias: Vec::new(),
             allowed_token_ids: None,
             bad_words: Vec::new(),
             seed: None,
             logprobs: None,
+            logprobs_mode: LogprobsMode::default(),
             thinking_budget: None,
         }
     }

@@ -1,7 +1,7 @@
 //! Each kind of grammar, and how sequences go through it.
 
 use model_qwen::{Grammar, JsonStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{ENDS, FACTORY, TOKENIZER, accepts, check, compiled, parsed, random_text, vocab_size};
 
@@ -336,6 +336,95 @@ fn structural_tags_constrain_parts_of_a_text() {
         &without,
         &["(x\n</b>)", "()", "(bxc)b.c", "(</a)</a"],
         &["(</a>)", "(x b.c)", "(x", "()x</a>y"],
+    );
+}
+
+#[test]
+fn formats_of_structural_tags_repeat() {
+    let format =
+        |format: Value| Grammar::StructuralTag(json!({"type": "structural_tag", "format": format}));
+    let number = json!({"type": "regex", "pattern": "[0-9];"});
+    let of = |name: &str| {
+        format(json!({"type": "sequence", "elements": [
+            {"type": name, "content": number}, {"type": "const_string", "value": "."}]}))
+    };
+    check(&of("optional"), &[".", "1;."], &["1;2;.", "1;"]);
+    check(&of("star"), &[".", "1;.", "1;2;3;."], &["12;."]);
+    check(&of("plus"), &["1;.", "1;2;3;."], &["."]);
+    let repeat = |min: i64, max: i64| {
+        format(json!({"type": "repeat", "min": min, "max": max, "content": number}))
+    };
+    check(&repeat(2, 3), &["1;2;", "1;2;3;"], &["1;", "1;2;3;4;"]);
+    check(&repeat(2, -1), &["1;2;", "1;2;3;4;5;6;"], &["1;"]);
+    check(&repeat(0, 1), &["", "1;"], &["1;2;"]);
+    let lark = json!({"type": "grammar", "syntax": "lark", "grammar": "start: \"a\" | \"b\""});
+    check(
+        &format(json!({"type": "plus", "content": lark})),
+        &["a", "abba"],
+        &["", "c"],
+    );
+}
+
+#[test]
+fn patterns_in_free_text_say_what_follows() {
+    let dispatch = |more: Value| {
+        let mut format = json!({"type": "dispatch", "rules": [
+            ["call:", {"type": "json_schema", "json_schema": {"type": "integer"}}],
+            ["say:", {"type": "regex", "pattern": "[a-z]+;"}]]});
+        format
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        Grammar::StructuralTag(json!({"type": "structural_tag", "format": format}))
+    };
+    check(
+        &dispatch(json!({})),
+        &["", "free", "a call:5 b say:hi; c", "call:1call:2"],
+        &["call:x", "a say:5;", "say:hi"],
+    );
+    check(
+        &dispatch(json!({"loop": false})),
+        &["free", "a call:5"],
+        &["call:x", "a say:hi; b"],
+    );
+    check(
+        &dispatch(json!({"excludes": ["stop"]})),
+        &["sto", "a call:5 b"],
+        &["stop", "a stop call:5", "call:5 stop"],
+    );
+    let tag = json!({"type": "tag", "begin": "<n>", "content": {"type": "regex", "pattern": "[0-9]"}, "end": "</n>"});
+    let triggered = Grammar::StructuralTag(json!({"type": "structural_tag", "format":
+        {"type": "triggered_tags", "triggers": ["<n"], "tags": [tag], "excludes": ["no"]}}));
+    check(
+        &triggered,
+        &["a<n>5</n>b", "n o"],
+        &["no", "a no <n>5</n>", "<n>x</n>"],
+    );
+}
+
+#[test]
+fn a_token_is_one_of_the_vocabulary() {
+    let format =
+        |format: Value| Grammar::StructuralTag(json!({"type": "structural_tag", "format": format}));
+    let start = json!({"type": "token", "token": "<|im_start|>"});
+    let content = json!({"type": "regex", "pattern": "[a-z]+"});
+    let by_name = json!({"type": "sequence", "elements": [{"type": "const_string", "value": "x"}, start, content]});
+    check(
+        &format(by_name),
+        &["x<|im_start|>user"],
+        &["xuser", "x<|im_start|>5"],
+    );
+    let mut by_id = start.clone();
+    by_id["token"] = json!(1);
+    let tag = json!({"type": "tag", "begin": by_id, "content": {"type": "any_text"}, "end": start});
+    check(
+        &format(tag),
+        &["<|im_start|>any text<|im_start|>"],
+        &[
+            "any text",
+            "<|im_start|>any text",
+            "<|im_start|>a<|im_start|>b",
+        ],
     );
 }
 

@@ -74,6 +74,40 @@ fn tags_that_are_not_known_are_refused_by_name() {
         tag(json!({"type": "any_text", "excludes": [5]})),
         "`excludes`",
     );
+    let number = json!({"type": "regex", "pattern": "[0-9]"});
+    for (format, reason) in [
+        (json!({"type": "star"}), "`content`"),
+        (
+            json!({"type": "plus", "content": {"type": "any_text"}}),
+            "any length",
+        ),
+        (
+            json!({"type": "repeat", "min": 3, "max": 2, "content": number}),
+            "`min` <= `max`",
+        ),
+        (
+            json!({"type": "repeat", "min": 1, "max": 1e9 as i64, "content": number}),
+            "10000",
+        ),
+        (
+            json!({"type": "repeat", "max": 2, "content": number}),
+            "`min`",
+        ),
+        (json!({"type": "token", "token": "word"}), "special token"),
+        (json!({"type": "token", "token": -1}), "an id"),
+        (
+            json!({"type": "dispatch", "rules": [["a"]]}),
+            "a text and a format",
+        ),
+        (json!({"type": "dispatch", "rules": []}), "`rules`"),
+        (json!({"type": "any_tokens"}), "any_tokens"),
+        (
+            json!({"type": "grammar", "grammar": "a", "syntax": "peg"}),
+            "`syntax`",
+        ),
+    ] {
+        refused(tag(format), reason);
+    }
     refused(
         tag(json!({"type": "any_text", "excludes": ["x", ""]})),
         "`excludes`",

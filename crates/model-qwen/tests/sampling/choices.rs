@@ -79,6 +79,52 @@ fn penalties_by_hand() {
     assert_eq!(changed_logits(&all, &prompt, &output, &logits), expected);
 }
 
+/// A window over prompt and output, against the same tokens counted one by one.
+#[test]
+fn penalties_look_at_the_last_tokens() {
+    let prompt: Vec<u32> = (0..9).map(|i| i * i % 7).collect();
+    let output: Vec<u32> = (0..12).map(|i| (i * i + 3) % 8).collect();
+    let logits = logits(10);
+    for window in [0, 1, 2, 5, 11, 12, 13, 20, 21, 22, 100] {
+        let params = SamplingParams {
+            repetition_penalty: 1.5,
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            penalty_window: Some(window),
+            ..SamplingParams::greedy()
+        };
+        let mut forked = Sampler::new(&params, &prompt, 10).fork();
+        for len in 0..=output.len() {
+            let output = &output[..len];
+            let text = [&prompt, output].concat();
+            let held = &text[text.len().saturating_sub(window)..];
+            let held_output = &output[len.saturating_sub(window)..];
+            let expected: Vec<f32> = (0..10u32)
+                .map(|id| {
+                    let logit = logits[id as usize];
+                    let count = held_output.iter().filter(|held| **held == id).count();
+                    let repeated = match (held.contains(&id), logit > 0.0) {
+                        (false, _) => logit,
+                        (true, true) => logit / 1.5,
+                        (true, false) => logit * 1.5,
+                    };
+                    repeated - 0.25 * count as f32 - if count > 0 { 0.5 } else { 0.0 }
+                })
+                .collect();
+            let found = changed_logits(&params, &prompt, output, &logits);
+            assert_eq!(found, expected, "window {window}, {len} tokens of output");
+            if let Some((last, before)) = output.split_last() {
+                let mut sampler = Sampler::new(&params, &prompt, 10);
+                before.iter().for_each(|id| sampler.observe(*id));
+                forked.follow(&sampler, *last);
+                let mut found = logits.clone();
+                forked.clone().sample(&mut found, &[]);
+                assert_eq!(found, expected, "a fork, window {window}");
+            }
+        }
+    }
+}
+
 #[test]
 fn sampled_tokens_count_for_penalties() {
     let params = SamplingParams {
@@ -151,6 +197,81 @@ fn log_probabilities_are_of_the_raw_logits() {
     let chosen = sample(Some(0)).unwrap();
     assert!(chosen.top.is_empty());
     assert!((f64::from(chosen.logprob) - exact[ranked[5]].ln()).abs() < 1e-5);
+}
+
+/// Each mode against numbers worked out from the logits, greedy and drawn, with and without top-k.
+#[test]
+fn log_probabilities_are_of_what_the_mode_says() {
+    const LEN: usize = 40;
+    let raw = logits(LEN);
+    let ranked = by_rank(&raw);
+    let log_softmax = |logits: &[f32]| -> Vec<f32> {
+        let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        logits.iter().map(|l| l - sum.ln() as f32).collect()
+    };
+    for (temperature, top_k) in [(0.0, 0), (0.5, 0), (0.5, 4)] {
+        // The best one is made worse, the worst one is impossible.
+        let (best, worst) = (ranked[0] as u32, ranked[LEN - 1] as u32);
+        let params = SamplingParams {
+            temperature,
+            top_k,
+            logit_bias: vec![(best, -1.0)],
+            bad_words: vec![vec![worst]],
+            logprobs: Some(3),
+            seed: Some(1),
+            ..SamplingParams::default()
+        };
+        let mut processed = raw.clone();
+        processed[best as usize] -= 1.0;
+        processed[worst as usize] = f32::NEG_INFINITY;
+        if temperature > 0.0 {
+            processed.iter_mut().for_each(|logit| *logit /= temperature);
+        }
+        if top_k > 0 {
+            let kept = by_rank(&processed);
+            for &id in &kept[top_k..] {
+                processed[id] = f32::NEG_INFINITY;
+            }
+        }
+        for (name, mode) in LogprobsMode::ALL {
+            assert_eq!(name.parse(), Ok(mode));
+            assert_eq!(mode.to_string(), name);
+            let expected = match name {
+                "raw_logprobs" => log_softmax(&raw),
+                "raw_logits" => raw.clone(),
+                "processed_logprobs" => log_softmax(&processed),
+                _ => processed.clone(),
+            };
+            let params = SamplingParams {
+                logprobs_mode: mode,
+                ..params.clone()
+            };
+            let token = Sampler::new(&params, &[], LEN).sample(&mut raw.clone(), &[]);
+            let found = token.logprobs.unwrap();
+            let near = |found: f32, id: usize| (found - expected[id]).abs() < 1e-4;
+            assert!(near(found.logprob, token.id as usize), "{name}: {found:?}");
+            let top: Vec<usize> = found.top.iter().map(|(id, _)| *id as usize).collect();
+            assert_eq!(top, by_rank(&expected)[..3], "{name}");
+            assert!(
+                found
+                    .top
+                    .iter()
+                    .all(|&(id, logprob)| near(logprob, id as usize))
+            );
+            let of_prompt = logprobs_of(&mut raw.clone(), worst, 1, mode);
+            let expected = match name.ends_with("logits") {
+                true => raw.clone(),
+                false => log_softmax(&raw),
+            };
+            assert!((of_prompt.logprob - expected[worst as usize]).abs() < 1e-4);
+        }
+    }
+    assert!(
+        "raw"
+            .parse::<LogprobsMode>()
+            .unwrap_err()
+            .contains("raw_logits")
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ mod top;
 
 use std::collections::BTreeSet;
 
-use model_qwen::{Sampler, SamplingParams};
+use model_qwen::{LogprobsMode, Sampler, SamplingParams, logprobs_of};
 use proptest::prelude::*;
 
 fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {

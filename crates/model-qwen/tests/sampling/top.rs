@@ -77,6 +77,12 @@ fn the_largest_logits_give_the_same_tokens() {
         frequency_penalty: 0.1,
         ..params()
     };
+    let windowed = SamplingParams {
+        penalty_window: Some(16),
+        top_k: 20,
+        ..penalties.clone()
+    };
+    assert!(compare(&windowed, &[]) > 0);
     let always = [
         greedy.clone(),
         SamplingParams {

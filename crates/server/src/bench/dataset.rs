@@ -1,23 +1,25 @@
 //! Prompts of a run.
 
+mod made;
+mod sonnet;
+
 use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use futures::StreamExt as _;
 use futures::stream;
-use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 
 use super::dataset_args::DatasetArgs;
 use super::records::{Records, Row};
 use super::texts::Texts;
+use made::{burst, prefix_repetition, random};
+use sonnet::sonnet;
 
 /// Prompts that are made at once, where a server has the tokenizer.
 const AT_ONCE: usize = 16;
-/// How often a random text is changed until its tokens have the wanted length.
-const MAX_TRIES: usize = 10;
 /// Shortest prompt and answer of a chat, longest prompt, and longest of both together: vLLM's limits for ShareGPT.
 const SHAREGPT: [usize; 3] = [4, 1024, 2048];
 
@@ -42,6 +44,14 @@ pub(super) async fn samples(
 ) -> Result<Vec<Arc<Sample>>> {
     match records {
         Records::Random => random(args, texts, rng).await,
+        Records::PrefixRepetition => prefix_repetition(args, texts, rng).await,
+        Records::Sonnet(lines) => sonnet(args, texts, &lines, as_chat, rng).await,
+        Records::Burst(bursts) => {
+            from_file(args, bursts, rng, async |wanted| {
+                burst(texts, wanted).await.map(Some)
+            })
+            .await
+        }
         Records::Sharegpt(chats) => {
             from_file(args, chats, rng, async |(question, answer)| {
                 sharegpt(args, texts, question, answer).await
@@ -56,68 +66,6 @@ pub(super) async fn samples(
             .await
         }
     }
-}
-
-async fn random(
-    args: &DatasetArgs,
-    texts: &Texts,
-    rng: &mut ChaCha8Rng,
-) -> Result<Vec<Arc<Sample>>> {
-    let words = texts.ordinary_tokens();
-    ensure!(!words.is_empty(), "the tokenizer has no ordinary tokens");
-    let (input_len, output_len) = (args.input_len(), args.output_len());
-    let around = |len: usize, rng: &mut ChaCha8Rng| {
-        let (low, high) = (1.0 - args.range_ratio(), 1.0 + args.range_ratio());
-        let low = (len as f64 * low).floor() as usize;
-        rng.random_range(low..=(len as f64 * high).ceil() as usize)
-            .max(1)
-    };
-    let prefix: Vec<u32> = (0..args.prefix_len())
-        .map(|_| words[rng.random_range(0..words.len())])
-        .collect();
-    // Random numbers first: what is made at once must not depend on who comes first.
-    let plans: Vec<(Vec<u32>, usize, usize)> = (0..args.num_prompts)
-        .map(|index| {
-            let own_len = match input_len {
-                0 => 0,
-                len => around(len, rng),
-            };
-            let start = rng.random_range(0..words.len()) + index;
-            let own = (start..start + own_len + MAX_TRIES).map(|i| words[i % words.len()]);
-            let ids = prefix.iter().copied().chain(own).collect();
-            (ids, prefix.len() + own_len, around(output_len, rng))
-        })
-        .collect();
-    let made = stream::iter(plans).map(async |(ids, len, output_len)| {
-        let (prompt, prompt_len) = text_of_length(texts, ids, len).await?;
-        Ok(Arc::new(Sample {
-            prompt,
-            prompt_len,
-            output_len,
-        }))
-    });
-    let made: Vec<Result<Arc<Sample>>> = made.buffered(AT_ONCE).collect().await;
-    made.into_iter().collect()
-}
-
-/// A text of `len` tokens that begins as `ids` do, as nearly as there is one: tokens next to each other may join.
-async fn text_of_length(texts: &Texts, mut ids: Vec<u32>, len: usize) -> Result<(String, usize)> {
-    let spare = ids.split_off(len);
-    let mut text = texts.decode(&ids).await?;
-    for extra in spare {
-        let found = texts.encode(&text).await?;
-        if found.len() == len {
-            break;
-        }
-        ids = found;
-        ids.truncate(len);
-        if ids.len() < len {
-            ids.push(extra);
-        }
-        text = texts.decode(&ids).await?;
-    }
-    let found = texts.encode(&text).await?.len();
-    Ok((text, found))
 }
 
 /// A chat's first question, and the length of its answer; `None` where it is too short or too long.
@@ -212,6 +160,7 @@ mod tests {
     use model_qwen::bundled_model_dir;
     use rand::SeedableRng as _;
 
+    use super::made::{MAX_TRIES, text_of_length};
     use super::*;
 
     #[derive(Parser)]
@@ -298,6 +247,85 @@ mod tests {
             assert!((20..=27).contains(&same.unwrap().len()));
             assert!(a.prompt_len.abs_diff(45) <= 2, "{}", a.prompt_len);
         }
+    }
+
+    #[tokio::test]
+    async fn prompts_repeat_a_few_beginnings() {
+        let flags = "--dataset-name prefix_repetition --num-prompts 11 --prefix-repetition-num-prefixes 3 \
+            --prefix-repetition-prefix-len 30 --prefix-repetition-suffix-len 12 --prefix-repetition-output-len 7";
+        let samples = made(flags, Records::PrefixRepetition).await.unwrap();
+        // As many with each beginning.
+        assert_eq!(samples.len(), 9);
+        let mut beginnings: Vec<String> = samples
+            .iter()
+            .map(|sample| sample.prompt.chars().take(25).collect())
+            .collect();
+        assert!(!beginnings.is_sorted() || beginnings[0] != beginnings[1]);
+        beginnings.sort_unstable();
+        for three in beginnings.chunks(3) {
+            assert!(three.iter().all(|text| *text == three[0]), "{beginnings:?}");
+        }
+        beginnings.dedup();
+        assert_eq!(beginnings.len(), 3);
+        for sample in &samples {
+            assert!(sample.prompt_len.abs_diff(42) <= 2, "{}", sample.prompt_len);
+            assert_eq!(sample.output_len, 7);
+        }
+        assert_eq!(
+            made(flags, Records::PrefixRepetition).await.unwrap(),
+            samples
+        );
+    }
+
+    #[tokio::test]
+    async fn poems_are_as_long_as_is_asked_for() {
+        let lines = [
+            "Once there was a duck,\n",
+            "It was little.\n",
+            "The water was cold and the night was long,\n",
+        ];
+        let lines = || Records::Sonnet(lines.map(str::to_owned).to_vec());
+        let flags = "--dataset-name sonnet --dataset-path x --num-prompts 12 --sonnet-input-len 160 \
+            --sonnet-prefix-len 80 --output-len 9";
+        let samples = made(flags, lines()).await.unwrap();
+        assert_eq!(samples.len(), 12);
+        for sample in &samples {
+            assert!(
+                (100..=160).contains(&sample.prompt_len),
+                "{}",
+                sample.prompt_len
+            );
+            assert_eq!(sample.output_len, 9);
+            // The chat template is the server's.
+            assert!(sample.prompt.starts_with("Pick as many lines"));
+            let (a, b) = (&samples[0].prompt, &sample.prompt);
+            let common = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+            assert!(common > 100, "{common}");
+        }
+        assert_ne!(samples[0], samples[1]);
+        let short = "--dataset-name sonnet --dataset-path x --sonnet-input-len 5";
+        let error = made(short, lines()).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("--sonnet-input-len: expected more than"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_table_gives_lengths() {
+        let burst = |index, input_len, output_len| crate::bench::records::Burst {
+            index,
+            input_len,
+            output_len,
+        };
+        let bursts = || Records::Burst(vec![burst(0, 20, 5), burst(1, 33, 6)]);
+        let flags = "--dataset-name burstgpt --dataset-path x --disable-shuffle --num-prompts 3";
+        let samples = made(flags, bursts()).await.unwrap();
+        let lens: Vec<usize> = samples.iter().map(|sample| sample.output_len).collect();
+        assert_eq!(lens, [5, 6, 5]);
+        assert!(samples[0].prompt_len.abs_diff(20) <= 2 && samples[1].prompt_len.abs_diff(33) <= 2);
+        let flags = format!("{flags} --no-oversample");
+        assert_eq!(made(&flags, bursts()).await.unwrap().len(), 2);
     }
 
     #[tokio::test]

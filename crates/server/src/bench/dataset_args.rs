@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::serve_values::value_name;
 use crate::config::ConfigError;
 
 /// Most tokens of a prompt or of an answer.
@@ -56,7 +57,26 @@ pub enum DatasetName {
     Sharegpt,
     /// One object per line: `{"prompt": …}`, with `output_tokens` or without
     Custom,
+    /// Tokens without meaning, behind one of a few beginnings each
+    #[value(name = "prefix_repetition")]
+    PrefixRepetition,
+    /// Lines of a poem, the first of them the same for all: a text file
+    Sonnet,
+    /// Lengths of a table: a CSV file with `Model`, `Request tokens` and `Response tokens`, of which the rows of GPT-4 count
+    Burstgpt,
+    /// Those of vLLM that are not here.
+    #[value(
+        name = "hf",
+        aliases = ["random-mm", "random-rerank", "custom_audio", "custom_image", "custom_mm", "spec_bench", "speed_bench", "timed_trace"],
+        hide = true
+    )]
+    Other,
 }
+
+/// Lengths of the data set prefix_repetition, and its number of beginnings, as in vLLM.
+const PREFIX_REPETITION: [usize; 4] = [256, 256, 10, 128];
+/// Lengths of the data set sonnet: of the common beginning, of the prompt, of the answer; as in vLLM.
+const SONNET: [usize; 3] = [200, 550, 150];
 
 /// Prompts and lengths.
 #[derive(Clone, Debug, Args)]
@@ -65,7 +85,7 @@ pub struct DatasetArgs {
     #[arg(long, value_name = "NAME", value_enum)]
     pub dataset_name: Option<DatasetName>,
 
-    /// File of sharegpt or custom
+    /// File of sharegpt, custom, sonnet or burstgpt
     #[arg(long, value_name = "FILE")]
     pub dataset_path: Option<PathBuf>,
 
@@ -73,15 +93,16 @@ pub struct DatasetArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub num_prompts: usize,
 
-    /// Tokens of each prompt of the data set random; the same as --random-input-len
-    #[arg(long, value_name = "TOKENS", conflicts_with = "random_input_len")]
+    /// Tokens of each prompt of the data sets random and sonnet; the same as --random-input-len and --sonnet-input-len
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["random_input_len", "sonnet_input_len"])]
     pub input_len: Option<usize>,
 
     /// Tokens of each answer, whatever the data set says
     #[arg(
         long,
         value_name = "TOKENS",
-        conflicts_with_all = ["random_output_len", "sharegpt_output_len", "custom_output_len"]
+        conflicts_with_all = ["random_output_len", "sharegpt_output_len", "custom_output_len", "sonnet_output_len",
+            "prefix_repetition_output_len"]
     )]
     pub output_len: Option<usize>,
 
@@ -109,6 +130,34 @@ pub struct DatasetArgs {
     /// Tokens of each answer to the data set custom [default: the line's `output_tokens`, or else 256]
     #[arg(long, value_name = "TOKENS")]
     pub custom_output_len: Option<usize>,
+
+    /// Tokens of the common beginnings of the data set prefix_repetition [default: 256]
+    #[arg(long, value_name = "TOKENS")]
+    pub prefix_repetition_prefix_len: Option<usize>,
+
+    /// Tokens of each prompt behind its beginning, of the data set prefix_repetition [default: 256]
+    #[arg(long, value_name = "TOKENS")]
+    pub prefix_repetition_suffix_len: Option<usize>,
+
+    /// Number of beginnings of the data set prefix_repetition; each has as many prompts [default: 10]
+    #[arg(long, value_name = "N")]
+    pub prefix_repetition_num_prefixes: Option<usize>,
+
+    /// Tokens of each answer to the data set prefix_repetition [default: 128]
+    #[arg(long, value_name = "TOKENS")]
+    pub prefix_repetition_output_len: Option<usize>,
+
+    /// Most tokens of each prompt of the data set sonnet, with its chat template [default: 550]
+    #[arg(long, value_name = "TOKENS")]
+    pub sonnet_input_len: Option<usize>,
+
+    /// Tokens of each answer to the data set sonnet [default: 150]
+    #[arg(long, value_name = "TOKENS")]
+    pub sonnet_output_len: Option<usize>,
+
+    /// Tokens of the beginning that all prompts of the data set sonnet have in common [default: 200]
+    #[arg(long, value_name = "TOKENS")]
+    pub sonnet_prefix_len: Option<usize>,
 
     /// Send the prompts of custom as they are, not as chats
     #[arg(long)]
@@ -157,6 +206,30 @@ impl DatasetArgs {
         self.random_range_ratio.unwrap_or(0.0)
     }
 
+    /// Tokens of a beginning and of the rest, the number of beginnings, and the tokens of an answer.
+    pub(super) fn prefix_repetition(&self) -> [usize; 4] {
+        let [prefix, suffix, num, output] = PREFIX_REPETITION;
+        let output_len = self.output_len.or(self.prefix_repetition_output_len);
+        [
+            self.prefix_repetition_prefix_len.unwrap_or(prefix),
+            self.prefix_repetition_suffix_len.unwrap_or(suffix),
+            self.prefix_repetition_num_prefixes.unwrap_or(num),
+            output_len.unwrap_or(output),
+        ]
+    }
+
+    /// Tokens of the common beginning, of a prompt and of an answer.
+    pub(super) fn sonnet(&self) -> [usize; 3] {
+        let [prefix, input, output] = SONNET;
+        let input_len = self.input_len.or(self.sonnet_input_len);
+        let output_len = self.output_len.or(self.sonnet_output_len);
+        [
+            self.sonnet_prefix_len.unwrap_or(prefix),
+            input_len.unwrap_or(input),
+            output_len.unwrap_or(output),
+        ]
+    }
+
     /// Checks ranges, and that a file is given where one is read.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let wrong = |flag, message: &str| {
@@ -166,13 +239,26 @@ impl DatasetArgs {
             })
         };
         match (self.name(), &self.dataset_path) {
-            (DatasetName::Random, Some(_)) => {
+            (DatasetName::Other, _) => {
                 return wrong(
-                    "--dataset-path",
-                    "the data set random has no file: name sharegpt or custom",
+                    "--dataset-name",
+                    "data sets of the Hub, and those with media, documents or times, are not here: write the prompts into a file of \
+                     custom",
                 );
             }
-            (DatasetName::Sharegpt | DatasetName::Custom, None) => {
+            (DatasetName::Random | DatasetName::PrefixRepetition, Some(_)) => {
+                return wrong(
+                    "--dataset-path",
+                    "this data set has no file: name sharegpt, custom, sonnet or burstgpt",
+                );
+            }
+            (
+                DatasetName::Sharegpt
+                | DatasetName::Custom
+                | DatasetName::Sonnet
+                | DatasetName::Burstgpt,
+                None,
+            ) => {
                 return wrong("--dataset-path", "this data set needs a file");
             }
             _ => {}
@@ -197,11 +283,45 @@ impl DatasetArgs {
             ("--random-output-len", self.random_output_len, 1),
             ("--sharegpt-output-len", self.sharegpt_output_len, 1),
             ("--custom-output-len", self.custom_output_len, 1),
+            (
+                "--prefix-repetition-prefix-len",
+                self.prefix_repetition_prefix_len,
+                0,
+            ),
+            (
+                "--prefix-repetition-suffix-len",
+                self.prefix_repetition_suffix_len,
+                1,
+            ),
+            (
+                "--prefix-repetition-num-prefixes",
+                self.prefix_repetition_num_prefixes,
+                1,
+            ),
+            (
+                "--prefix-repetition-output-len",
+                self.prefix_repetition_output_len,
+                1,
+            ),
+            ("--sonnet-input-len", self.sonnet_input_len, 1),
+            ("--sonnet-output-len", self.sonnet_output_len, 1),
+            ("--sonnet-prefix-len", self.sonnet_prefix_len, 0),
         ] {
             check_range(flag, value.unwrap_or(least), least, MAX_LEN)?;
         }
-        if self.name() != DatasetName::Random {
-            return Ok(());
+        let total = |flag, len: usize| {
+            let num_tokens = len.saturating_mul(self.num_prompts);
+            check_total(flag, num_tokens, MAX_TOKENS, "tokens in all prompts")
+        };
+        match self.name() {
+            DatasetName::Random => {}
+            DatasetName::PrefixRepetition => {
+                let [prefix, suffix, num_prefixes, _] = self.prefix_repetition();
+                check_range("--num-prompts", self.num_prompts, num_prefixes, MAX_COUNT)?;
+                return total("--num-prompts", prefix + suffix);
+            }
+            DatasetName::Sonnet => return total("--num-prompts", self.sonnet()[1]),
+            _ => return Ok(()),
         }
         let flag = match self.input_len {
             Some(_) => "--input-len",
@@ -209,87 +329,111 @@ impl DatasetArgs {
         };
         let len = self.input_len() + self.prefix_len();
         check_range(flag, len, 1, 2 * MAX_LEN)?;
-        let num_tokens = len.saturating_mul(self.num_prompts);
-        check_total(
-            "--num-prompts",
-            num_tokens,
-            MAX_TOKENS,
-            "tokens in all prompts",
-        )
+        total("--num-prompts", len)
     }
 
     /// Refuses flags of another data set.
     fn check_effect(&self) -> Result<(), ConfigError> {
-        let name = self.name();
-        let (random, sharegpt, custom) = (
-            name == DatasetName::Random,
-            name == DatasetName::Sharegpt,
-            name == DatasetName::Custom,
-        );
-        for (flag, is_given, has_effect, sets) in [
-            ("--input-len", self.input_len.is_some(), random, "random"),
+        use DatasetName::{Burstgpt, Custom, PrefixRepetition, Random, Sharegpt, Sonnet};
+        let with_len = &[Random, Sharegpt, Custom, Sonnet, PrefixRepetition];
+        let flags: [(&'static str, bool, &[DatasetName]); 18] = [
+            ("--input-len", self.input_len.is_some(), &[Random, Sonnet]),
+            ("--output-len", self.output_len.is_some(), with_len),
             (
                 "--random-input-len",
                 self.random_input_len.is_some(),
-                random,
-                "random",
+                &[Random],
             ),
             (
                 "--random-output-len",
                 self.random_output_len.is_some(),
-                random,
-                "random",
+                &[Random],
             ),
             (
                 "--random-range-ratio",
                 self.random_range_ratio.is_some(),
-                random,
-                "random",
+                &[Random],
             ),
             (
                 "--random-prefix-len",
                 self.random_prefix_len.is_some(),
-                random,
-                "random",
+                &[Random],
             ),
             (
                 "--sharegpt-output-len",
                 self.sharegpt_output_len.is_some(),
-                sharegpt,
-                "sharegpt",
+                &[Sharegpt],
             ),
             (
                 "--custom-output-len",
                 self.custom_output_len.is_some(),
-                custom,
-                "custom",
+                &[Custom],
             ),
             (
-                "--skip-chat-template",
-                self.skip_chat_template,
-                custom,
-                "custom",
+                "--prefix-repetition-prefix-len",
+                self.prefix_repetition_prefix_len.is_some(),
+                &[PrefixRepetition],
             ),
+            (
+                "--prefix-repetition-suffix-len",
+                self.prefix_repetition_suffix_len.is_some(),
+                &[PrefixRepetition],
+            ),
+            (
+                "--prefix-repetition-num-prefixes",
+                self.prefix_repetition_num_prefixes.is_some(),
+                &[PrefixRepetition],
+            ),
+            (
+                "--prefix-repetition-output-len",
+                self.prefix_repetition_output_len.is_some(),
+                &[PrefixRepetition],
+            ),
+            (
+                "--sonnet-input-len",
+                self.sonnet_input_len.is_some(),
+                &[Sonnet],
+            ),
+            (
+                "--sonnet-output-len",
+                self.sonnet_output_len.is_some(),
+                &[Sonnet],
+            ),
+            (
+                "--sonnet-prefix-len",
+                self.sonnet_prefix_len.is_some(),
+                &[Sonnet],
+            ),
+            ("--skip-chat-template", self.skip_chat_template, &[Custom]),
             (
                 "--disable-shuffle",
                 self.disable_shuffle,
-                !random,
-                "sharegpt and custom",
+                &[Sharegpt, Custom, Burstgpt, PrefixRepetition],
             ),
             (
                 "--no-oversample",
                 self.no_oversample,
-                !random,
-                "sharegpt and custom",
+                &[Sharegpt, Custom, Burstgpt],
             ),
-        ] {
-            if is_given && !has_effect {
+        ];
+        for (flag, is_given, sets) in flags {
+            if is_given && !sets.contains(&self.name()) {
+                let names: Vec<String> = sets.iter().map(|set| value_name(*set)).collect();
                 return Err(ConfigError::Flag {
                     flag,
-                    message: format!("this flag is of --dataset-name {sets}"),
+                    message: format!("this flag is of --dataset-name {}", listed(&names)),
                 });
             }
         }
         Ok(())
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [before @ .., last] => format!("{} and {last}", before.join(", ")),
     }
 }

@@ -15,6 +15,12 @@ use super::dataset_args::{DatasetArgs, DatasetName, MAX_LEN};
 pub(super) enum Records {
     /// There is no file.
     Random,
+    /// Nor here.
+    PrefixRepetition,
+    /// Lines of a poem, with their ends.
+    Sonnet(Vec<String>),
+    /// Lengths.
+    Burst(Vec<Burst>),
     /// Questions and answers.
     Sharegpt(Vec<(String, String)>),
     /// Prompts.
@@ -27,6 +33,17 @@ pub(super) struct Row {
     pub(super) prompt: String,
     #[serde(default, deserialize_with = "output_tokens")]
     pub(super) output_tokens: Option<usize>,
+}
+
+/// The lengths of one request of BurstGPT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Burst {
+    /// Its place in the file.
+    pub(super) index: usize,
+    /// Tokens of the prompt.
+    pub(super) input_len: usize,
+    /// Tokens of the answer.
+    pub(super) output_len: usize,
 }
 
 /// A record of ShareGPT, of which nothing else is kept.
@@ -51,6 +68,11 @@ impl Records {
         let path = args.dataset_path.as_deref().unwrap_or(Path::new(""));
         let records = match args.name() {
             DatasetName::Random => Ok(Self::Random),
+            DatasetName::PrefixRepetition => Ok(Self::PrefixRepetition),
+            DatasetName::Sonnet => read_lines(path).map(Self::Sonnet),
+            DatasetName::Burstgpt => read_bursts(path).map(Self::Burst),
+            // Refused where the flags are read.
+            DatasetName::Other => Ok(Self::Random),
             DatasetName::Sharegpt => read_sharegpt(path).map(Self::Sharegpt),
             DatasetName::Custom => read_custom(path).map(Self::Custom),
         };
@@ -85,6 +107,60 @@ fn read_custom(path: &Path) -> Result<Vec<Row>> {
     let rows: Vec<Row> = objects(&text, "{\"prompt\": \"…\"}")?;
     ensure!(!rows.is_empty(), "the file is empty");
     Ok(rows)
+}
+
+/// Lines, each with its end.
+fn read_lines(path: &Path) -> Result<Vec<String>> {
+    let text = String::from_utf8(read(path)?).context("expected UTF-8")?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let lines: Vec<String> = lines.map(|line| format!("{line}\n")).collect();
+    ensure!(!lines.is_empty(), "the file is empty");
+    Ok(lines)
+}
+
+/// The answered requests of GPT-4, as vLLM takes them.
+fn read_bursts(path: &Path) -> Result<Vec<Burst>> {
+    const COLUMNS: [&str; 3] = ["Model", "Request tokens", "Response tokens"];
+    let text = String::from_utf8(read(path)?).context("expected UTF-8")?;
+    let mut lines = text.lines();
+    let head: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
+    let place = |column: &str| head.iter().position(|name| name.trim() == column);
+    let [Some(model), Some(input), Some(output)] = COLUMNS.map(place) else {
+        anyhow::bail!(
+            "expected a first line with the columns {}",
+            COLUMNS.join(", ")
+        );
+    };
+    let mut bursts = Vec::new();
+    for (line, number) in lines.zip(2..).filter(|(line, _)| !line.trim().is_empty()) {
+        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
+        let cell = |place: usize| {
+            let cell = cells.get(place).copied();
+            cell.with_context(|| format!("line {number}: expected {} columns", head.len()))
+        };
+        let num_tokens = |place: usize| {
+            let cell = cell(place)?;
+            // Some tools write whole numbers as floats.
+            let num = cell.trim_end_matches(".0").parse::<usize>().ok();
+            num.filter(|num| *num <= MAX_LEN).with_context(|| {
+                let column = head[place].trim();
+                format!("line {number}: {column}: expected 0 to {MAX_LEN}, found {cell:?}")
+            })
+        };
+        let (input_len, output_len) = (num_tokens(input)?, num_tokens(output)?);
+        if cell(model)? == "GPT-4" && input_len > 0 && output_len > 0 {
+            bursts.push(Burst {
+                index: bursts.len(),
+                input_len,
+                output_len,
+            });
+        }
+    }
+    ensure!(
+        !bursts.is_empty(),
+        "no line is of the model GPT-4 and has an answer"
+    );
+    Ok(bursts)
 }
 
 /// The bytes of a file without a byte order mark.
@@ -203,6 +279,36 @@ mod tests {
             let error = format!("{error:#}");
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn lengths_come_in_a_table() {
+        let head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n";
+        let rows = "5,ChatGPT,10,20,30,API log\n6,GPT-4,10,20.0,30,x\n\n7,GPT-4,3,0,3,x\n8,GPT-4,4,5,9,x\n";
+        let bursts = with_text(&format!("{head}{rows}"), read_bursts).unwrap();
+        let burst = |index, input_len, output_len| Burst {
+            index,
+            input_len,
+            output_len,
+        };
+        assert_eq!(bursts, [burst(0, 10, 20), burst(1, 4, 5)]);
+        for (text, expected) in [
+            (String::new(), "a first line with the columns Model, "),
+            ("Model,Request tokens\n".to_owned(), "the columns"),
+            (format!("{head}1,GPT-4\n"), "line 2: expected 6 columns"),
+            (
+                format!("{head}1,GPT-4,many,5\n"),
+                "line 2: Request tokens: expected 0 to 1048576, found \"many\"",
+            ),
+            (format!("{head}1,ChatGPT,5,5\n"), "no line is of the model"),
+        ] {
+            let error = with_text(&text, read_bursts).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        let lines = with_text("a\r\n\nb", read_lines).unwrap();
+        assert_eq!(lines, ["a\n", "b\n"]);
+        assert!(with_text("\n", read_lines).is_err());
     }
 
     #[test]

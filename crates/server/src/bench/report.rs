@@ -71,16 +71,19 @@ pub(super) fn report(run: &Run<'_>) -> (String, Map<String, Value>) {
     let (totals, peaks) = (Totals::of(run, &good), Peaks::of(&good));
     let (mut table, mut result) = (Table::default(), head(run));
     totals.show(run, &peaks, &mut table);
-    totals.add_to(run.duration, &mut result);
+    let generates = args.backend.generates();
+    totals.add_to(run.duration, generates, &mut result);
     if args.save_detailed {
         add_details(run, &mut result);
     }
     let mut add = |key: &str, value: Value| result.insert(key.to_owned(), value);
-    add("max_output_tokens_per_s", peaks.tokens_per_second.into());
+    if generates {
+        add("max_output_tokens_per_s", peaks.tokens_per_second.into());
+    }
     add("max_concurrent_requests", peaks.concurrent_requests.into());
     let times = Times::of(&good);
     for (metric, name, heading) in METRICS {
-        if args.percentile_metrics.contains(&metric) {
+        if args.percentile_metrics().contains(&metric) {
             table.metric(
                 times.of_metric(metric),
                 (&value_name(metric), name, heading),
@@ -132,29 +135,38 @@ impl Totals {
         }
         table.number("Benchmark duration (s):", run.duration);
         table.count("Total input tokens:", self.input);
-        table.count("Total generated tokens:", self.output);
+        let generates = args.backend.generates();
+        if generates {
+            table.count("Total generated tokens:", self.output);
+        }
         table.number("Request throughput (req/s):", self.requests_per_second);
         if let Some(goodput) = self.goodput {
             table.number("Request goodput (req/s):", goodput);
         }
         let (output, all) = (self.output_per_second, self.tokens_per_second);
-        table.number("Output token throughput (tok/s):", output);
         let (tokens, requests) = (peaks.tokens_per_second, peaks.concurrent_requests);
-        table.number("Peak output token throughput (tok/s):", tokens);
+        if generates {
+            table.number("Output token throughput (tok/s):", output);
+            table.number("Peak output token throughput (tok/s):", tokens);
+        }
         table.number("Peak concurrent requests:", requests as f64);
         table.number("Total token throughput (tok/s):", all);
     }
 
-    fn add_to(&self, duration: f64, result: &mut Map<String, Value>) {
+    fn add_to(&self, duration: f64, generates: bool, result: &mut Map<String, Value>) {
         let mut add = |key: &str, value: Value| result.insert(key.to_owned(), value);
         add("duration", duration.into());
         add("completed", self.completed.into());
         add("failed", self.failed.into());
         add("total_input_tokens", self.input.into());
-        add("total_output_tokens", self.output.into());
+        if generates {
+            add("total_output_tokens", self.output.into());
+        }
         add("request_throughput", self.requests_per_second.into());
         add("request_goodput", self.goodput.into());
-        add("output_throughput", self.output_per_second.into());
+        if generates {
+            add("output_throughput", self.output_per_second.into());
+        }
         add("total_token_throughput", self.tokens_per_second.into());
     }
 }
@@ -165,10 +177,12 @@ fn add_details(run: &Run<'_>, result: &mut Map<String, Value>) {
     let of_all = |field: fn(&Outcome) -> Value| run.outcomes.iter().map(field).collect::<Value>();
     let pairs = run.samples.iter().zip(run.outcomes);
     add("input_lens", pairs.map(input_len).collect());
-    add("output_lens", of_all(|o| o.output_tokens.into()));
-    add("ttfts", of_all(|o| o.ttft.into()));
-    add("itls", of_all(|o| o.itl.clone().into()));
-    add("generated_texts", of_all(|o| o.text.clone().into()));
+    if run.args.backend.generates() {
+        add("output_lens", of_all(|o| o.output_tokens.into()));
+        add("ttfts", of_all(|o| o.ttft.into()));
+        add("itls", of_all(|o| o.itl.clone().into()));
+        add("generated_texts", of_all(|o| o.text.clone().into()));
+    }
     let error = |o: &Outcome| o.error.clone().unwrap_or_default().into();
     add("errors", of_all(error));
 }

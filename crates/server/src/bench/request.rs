@@ -20,6 +20,16 @@ pub enum Backend {
     Openai,
     /// Chat completions of OpenAI's API
     OpenaiChat,
+    /// Embeddings of OpenAI's API
+    OpenaiEmbeddings,
+    /// Those of vLLM that are not here.
+    #[value(
+        name = "vllm-rerank",
+        aliases = ["vllm-pooling", "openai-audio", "openai-embeddings-chat", "openai-embeddings-clip",
+            "openai-embeddings-vlm2vec", "infinity-embeddings", "infinity-embeddings-clip"],
+        hide = true
+    )]
+    Other,
 }
 
 impl Backend {
@@ -28,7 +38,13 @@ impl Backend {
         match self {
             Self::Openai => "/v1/completions",
             Self::OpenaiChat => "/v1/chat/completions",
+            Self::OpenaiEmbeddings | Self::Other => "/v1/embeddings",
         }
+    }
+
+    /// Whether an answer is a text, which is streamed.
+    pub fn generates(self) -> bool {
+        matches!(self, Self::Openai | Self::OpenaiChat)
     }
 }
 
@@ -96,7 +112,7 @@ impl Outcome {
     }
 }
 
-/// Streams at most `max_tokens` tokens after `prompt`.
+/// Streams at most `max_tokens` tokens after `prompt`, or asks for its vector.
 pub async fn stream(
     client: &Client,
     api: &Api,
@@ -127,9 +143,12 @@ impl Api {
                 "messages": [{"role": "user", "content": prompt}],
                 "max_completion_tokens": max_tokens,
             }),
+            Backend::OpenaiEmbeddings | Backend::Other => json!({"model": model, "input": prompt}),
         };
-        body["stream"] = true.into();
-        body["stream_options"] = json!({"include_usage": true});
+        if self.backend.generates() {
+            body["stream"] = true.into();
+            body["stream_options"] = json!({"include_usage": true});
+        }
         if let Value::Object(fields) = &mut body {
             fields.extend(self.extra.clone());
         }
@@ -150,11 +169,12 @@ async fn receive(
     let status = response.status();
     let mut chunks = Body::new(response.into_body()).into_data_stream();
     let mut rest = Vec::new();
+    let streams = api.backend.generates();
     let mut events = Events::new(outcome);
     while let Some(chunk) = chunks.next().await {
         let now = Instant::now();
         rest.extend_from_slice(&chunk.context("the connection broke")?);
-        if !status.is_success() {
+        if !status.is_success() || !streams {
             continue;
         }
         let mut line_start = 0;
@@ -166,6 +186,9 @@ async fn receive(
     }
     if !status.is_success() {
         return Err(HttpError::new("", status, &rest).into());
+    }
+    if !streams {
+        return outcome.vector(&rest, Instant::now());
     }
     // The last line may lack its end.
     events.line(&rest, Instant::now())?;
@@ -255,6 +278,21 @@ impl<'a> Events<'a> {
 }
 
 impl Outcome {
+    /// Takes over an answer with a vector.
+    fn vector(&mut self, answer: &[u8], now: Instant) -> Result<()> {
+        let answer: Value = serde_json::from_slice(answer).context("the answer is no JSON")?;
+        let vector = &answer["data"][0]["embedding"];
+        ensure!(
+            vector.is_array() || vector.is_string(),
+            "the answer has no `embedding`"
+        );
+        let num_tokens = answer["usage"]["prompt_tokens"].as_u64();
+        self.prompt_len = num_tokens.map(|num| num as usize);
+        self.latency = (now - self.start).as_secs_f64();
+        self.ttft = self.latency;
+        Ok(())
+    }
+
     /// Takes over what an event says.
     fn take(&mut self, event: &Value) -> Result<Event> {
         if let Some(error) = event.get("error").filter(|error| !error.is_null()) {
@@ -306,6 +344,17 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vector_is_an_answer() {
+        let mut outcome = Outcome::new(Instant::now());
+        let answer = br#"{"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 3}}"#;
+        outcome.vector(answer, Instant::now()).unwrap();
+        assert_eq!((outcome.prompt_len, outcome.output_tokens), (Some(3), 0));
+        for wrong in [&b"{}"[..], b"[", br#"{"data": []}"#] {
+            assert!(outcome.vector(wrong, Instant::now()).is_err());
+        }
+    }
 
     #[test]
     fn a_role_alone_is_no_token() {

@@ -23,7 +23,7 @@ use super::ready::{Failure, until_ready};
 use super::records::Records;
 use super::report::{Run, file_name, report};
 use super::request::{Api, Backend, Outcome, Prompt, stream};
-use super::serve_args::ServeArgs;
+use super::serve_args::{LoraAssignment, ServeArgs};
 use super::serve_values::header_text;
 use super::texts::Texts;
 use crate::output_file::OutputFile;
@@ -139,7 +139,10 @@ fn plan(
         1 => 0,
         num => rng.random_range(0..num),
     };
-    let models: Vec<usize> = samples.iter().map(|_| draw()).collect();
+    let models: Vec<usize> = match args.lora_assignment {
+        LoraAssignment::Random => samples.iter().map(|_| draw()).collect(),
+        LoraAssignment::RoundRobin => (0..samples.len()).map(|i| i % names.len()).collect(),
+    };
     let times = times(samples.len(), args.rate(), args.burstiness(), rng);
     let planned = samples.iter().zip(models).zip(times);
     planned
@@ -292,7 +295,9 @@ fn api(args: &ServeArgs) -> Api {
             extra.insert(name.to_owned(), value);
         }
     };
-    add("temperature", Some(args.temperature.into()));
+    let generates = args.backend.generates();
+    let temperature = args.temperature.or(generates.then_some(0.0));
+    add("temperature", temperature.map(Value::from));
     add("top_p", args.top_p.map(Value::from));
     add("top_k", args.top_k.map(Value::from));
     add("min_p", args.min_p.map(Value::from));
@@ -302,7 +307,8 @@ fn api(args: &ServeArgs) -> Api {
         "repetition_penalty",
         args.repetition_penalty.map(Value::from),
     );
-    let ignore_eos = args.ignore_eos || args.dataset.name() == DatasetName::Random;
+    let is_random = args.dataset.name() == DatasetName::Random;
+    let ignore_eos = args.ignore_eos || (is_random && generates);
     add("ignore_eos", ignore_eos.then_some(Value::from(true)));
     match args.backend {
         Backend::Openai => add("logprobs", args.logprobs.map(Value::from)),
@@ -310,7 +316,12 @@ fn api(args: &ServeArgs) -> Api {
             add("logprobs", args.logprobs.map(|_| Value::from(true)));
             add("top_logprobs", args.logprobs.map(Value::from));
         }
+        Backend::OpenaiEmbeddings | Backend::Other => {}
     }
+    add(
+        "chat_template_kwargs",
+        args.chat_template_kwargs.clone().map(Value::Object),
+    );
     extra.extend(args.extra_body.clone().unwrap_or_default());
     Api {
         backend: args.backend,
@@ -337,4 +348,35 @@ fn result_file(args: &ServeArgs, model: &str, date: &str) -> Result<Option<Outpu
         (None, false) => "--save-result",
     };
     OutputFile::open(flag, path, args.append_result).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn adapters_come_at_random_or_in_turns() {
+        let sample = Arc::new(Sample {
+            prompt: "a".to_owned(),
+            prompt_len: 1,
+            output_len: 1,
+        });
+        let samples = vec![sample; 40];
+        let models = |flags: &[&str]| {
+            let words = [&["serve", "--lora-modules", "a", "b"], flags].concat();
+            let args = ServeArgs::parse_from(words);
+            let mut rng = ChaCha8Rng::seed_from_u64(1);
+            let plan = plan(&args, "m", &samples, &mut rng);
+            let models = plan.iter().map(|planned| planned.model.to_string());
+            models.collect::<String>()
+        };
+        assert_eq!(
+            models(&["--lora-assignment", "round-robin"]),
+            "ab".repeat(20)
+        );
+        let random = models(&[]);
+        assert!(random.contains("aa") && random.contains("bb"), "{random}");
+    }
 }

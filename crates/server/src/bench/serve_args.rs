@@ -1,15 +1,13 @@
 //! Flags of `bench serve`.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
 use super::arrivals::Rate;
-use super::dataset_args::{DatasetArgs, check_range};
+use super::dataset_args::DatasetArgs;
 use super::request::Backend;
-use super::serve_values::{goal, header, header_text, pair, percent, value_name};
-use crate::config::ConfigError;
+use super::serve_values::{goal, header, header_text, pair, percent};
 use crate::config::units::{self, Object};
 
 /// Sends requests to a running server with OpenAI's API, and prints its throughput and latencies. Flags and result are those of
@@ -33,7 +31,7 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
 
-    /// Path of the API [default: /v1/completions, or /v1/chat/completions for openai-chat]
+    /// Path of the API [default: /v1/completions, /v1/chat/completions for openai-chat, or /v1/embeddings for openai-embeddings]
     #[arg(long, value_name = "PATH")]
     pub endpoint: Option<String>,
 
@@ -52,6 +50,10 @@ pub struct ServeArgs {
     /// Adapters of which each request takes one at random
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub lora_modules: Vec<String>,
+
+    /// Which of --lora-modules a request takes
+    #[arg(long, value_enum, default_value_t, requires = "lora_modules")]
+    pub lora_assignment: LoraAssignment,
 
     /// Folder with a tokenizer.json [default: --model if it is a folder, otherwise the server's /tokenize]
     #[arg(long, value_name = "DIR")]
@@ -105,9 +107,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub logprobs: Option<usize>,
 
-    /// Sampling temperature; 0 is greedy
-    #[arg(long, default_value_t = 0.0)]
-    pub temperature: f64,
+    /// Sampling temperature; 0 is greedy [default: 0]
+    #[arg(long)]
+    pub temperature: Option<f64>,
 
     /// Field `top_p` of each request
     #[arg(long)]
@@ -133,19 +135,17 @@ pub struct ServeArgs {
     #[arg(long)]
     pub repetition_penalty: Option<f64>,
 
+    /// Field `chat_template_kwargs` of each request, as JSON; with --backend openai-chat
+    #[arg(long, value_name = "JSON", value_parser = units::object)]
+    pub chat_template_kwargs: Option<Object>,
+
     /// Further fields of each request, as JSON
     #[arg(long, value_name = "JSON", value_parser = units::object)]
     pub extra_body: Option<Object>,
 
-    /// What is shown with percentiles: some of ttft, tpot, itl, e2el
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        value_enum,
-        default_value = "ttft,tpot,itl"
-    )]
-    pub percentile_metrics: Vec<MetricName>,
+    /// What is shown with percentiles: some of ttft, tpot, itl, e2el [default: ttft,tpot,itl, or e2el for openai-embeddings]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_enum)]
+    pub percentile_metrics: Option<Vec<MetricName>>,
 
     /// Which percentiles, such as 25,50,99.9
     #[arg(
@@ -211,6 +211,16 @@ pub enum RampUp {
     Exponential,
 }
 
+/// `--lora-assignment`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LoraAssignment {
+    /// Any
+    #[default]
+    Random,
+    /// The next one
+    RoundRobin,
+}
+
 /// What is measured of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MetricName {
@@ -224,153 +234,15 @@ pub enum MetricName {
     E2el,
 }
 
-/// Requests per second.
-const RATES: RangeInclusive<f64> = 1e-6..=1e9;
-/// Shapes of the intervals between requests: below this most would be too short for a number.
-const SHAPES: RangeInclusive<f64> = 1e-3..=1e9;
-/// Most requests before the measurement.
-const MAX_WARMUPS: usize = 1 << 16;
-
 impl ServeArgs {
-    /// Checks ranges and contradictions.
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        self.dataset.check()?;
-        let wrong = |flag, message: String| Err(ConfigError::Flag { flag, message });
-        self.check_numbers()?;
-        self.check_file()?;
-        self.check_effect()?;
-        if self.max_concurrency == Some(0) {
-            return wrong(
-                "--max-concurrency",
-                "expected 1 or more, found 0".to_owned(),
-            );
+    /// What is shown with percentiles.
+    pub(super) fn percentile_metrics(&self) -> &[MetricName] {
+        const OF_TEXTS: &[MetricName] = &[MetricName::Ttft, MetricName::Tpot, MetricName::Itl];
+        match &self.percentile_metrics {
+            Some(names) => names,
+            None if self.backend.generates() => OF_TEXTS,
+            None => &[MetricName::E2el],
         }
-        if let Some(percent) = self
-            .metric_percentiles
-            .iter()
-            .find(|p| !(0.0..=100.0).contains(*p))
-        {
-            return wrong(
-                "--metric-percentiles",
-                format!("expected 0 to 100, found {percent}"),
-            );
-        }
-        if let (Some(_), Some(from), Some(to)) = (
-            self.ramp_up_strategy,
-            self.ramp_up_start_rps,
-            self.ramp_up_end_rps,
-        ) {
-            if self.request_rate.is_finite() {
-                return wrong(
-                    "--request-rate",
-                    "--ramp-up-strategy gives the rate".to_owned(),
-                );
-            }
-            if from == 0 || from > to {
-                return wrong(
-                    "--ramp-up-start-rps",
-                    format!("expected 1 to --ramp-up-end-rps, {to}; found {from}"),
-                );
-            }
-        }
-        let endpoint = self.endpoint();
-        let is_chat = endpoint.ends_with(ending(Backend::OpenaiChat));
-        let fits = endpoint.ends_with(ending(self.backend))
-            && is_chat == (self.backend == Backend::OpenaiChat);
-        if !endpoint.starts_with('/') || !fits {
-            let backend = value_name(self.backend);
-            return wrong(
-                "--endpoint",
-                format!(
-                    "expected /…{} for --backend {backend}, found {endpoint}",
-                    ending(self.backend)
-                ),
-            );
-        }
-        Ok(())
-    }
-
-    fn check_numbers(&self) -> Result<(), ConfigError> {
-        let wrong = |flag, message: String| Err(ConfigError::Flag { flag, message });
-        check_range("--num-warmups", self.num_warmups, 0, MAX_WARMUPS)?;
-        for (flag, value, range) in [
-            ("--request-rate", self.request_rate, RATES),
-            ("--burstiness", self.burstiness(), SHAPES),
-        ] {
-            let (least, most) = (range.start(), range.end());
-            if !range.contains(&value) && value != f64::INFINITY {
-                let message = format!("expected {least} to {most}, or inf; found {value}");
-                return wrong(flag, message);
-            }
-        }
-        for (flag, value) in [
-            ("--temperature", Some(self.temperature)),
-            ("--top-p", self.top_p),
-            ("--min-p", self.min_p),
-            ("--frequency-penalty", self.frequency_penalty),
-            ("--presence-penalty", self.presence_penalty),
-            ("--repetition-penalty", self.repetition_penalty),
-        ] {
-            // JSON has no other numbers.
-            if let Some(value) = value.filter(|value| !value.is_finite()) {
-                return wrong(flag, format!("expected a finite number, found {value}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses flags of a result file that is not written.
-    fn check_file(&self) -> Result<(), ConfigError> {
-        if self.save_result || self.append_result {
-            return Ok(());
-        }
-        for (flag, is_given) in [
-            ("--save-detailed", self.save_detailed),
-            ("--result-dir", self.result_dir.is_some()),
-            ("--result-filename", self.result_filename.is_some()),
-            ("--label", self.label.is_some()),
-            ("--metadata", !self.metadata.is_empty()),
-        ] {
-            if is_given {
-                return Err(ConfigError::Flag {
-                    flag,
-                    message: "no result is written without --save-result or --append-result"
-                        .to_owned(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses what other flags leave without effect.
-    fn check_effect(&self) -> Result<(), ConfigError> {
-        let is_at_once = self.request_rate.is_infinite() && self.ramp_up_strategy.is_none();
-        let chats = self.backend == Backend::OpenaiChat && self.dataset.skip_chat_template;
-        let fields = self.extra_body.as_ref();
-        let streams = fields.and_then(|fields| fields.get("stream"));
-        for (flag, is_wrong, message) in [
-            (
-                "--burstiness",
-                self.burstiness.is_some() && is_at_once,
-                "all requests come at once without --request-rate or --ramp-up-strategy",
-            ),
-            (
-                "--skip-chat-template",
-                chats,
-                "with --backend openai-chat the server makes a chat of each prompt",
-            ),
-            (
-                "--extra-body",
-                streams.is_some_and(|streams| *streams != true),
-                "`stream`: the times of tokens are those of a stream",
-            ),
-        ] {
-            if is_wrong {
-                let message = message.to_owned();
-                return Err(ConfigError::Flag { flag, message });
-            }
-        }
-        Ok(())
     }
 
     /// How evenly requests come.
@@ -416,12 +288,5 @@ impl ServeArgs {
             },
             _ => Rate::Steady(self.request_rate),
         }
-    }
-}
-
-fn ending(backend: Backend) -> &'static str {
-    match backend {
-        Backend::Openai => "completions",
-        Backend::OpenaiChat => "chat/completions",
     }
 }

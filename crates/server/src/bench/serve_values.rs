@@ -8,23 +8,61 @@ use clap::ValueEnum;
 use super::serve_args::MetricName;
 
 /// Why there are no flags of the Hub.
-pub(super) const NO_HUB: &str = "a data set is random, or a file of sharegpt or custom";
+pub(super) const NO_HUB: &str =
+    "no data set comes from the Hub: write the prompts into a file of --dataset-name custom";
+const NO_MEDIA: &str = "prompts are texts";
+const NO_TRACE: &str =
+    "see --request-rate and --ramp-up-strategy, which say when requests are sent";
+const NO_PLOTS: &str = "see --save-detailed, which writes the lengths and times of each request";
+const NO_RERANK: &str = "no data set has documents";
 
 /// Flags of `vllm bench serve` that cannot work here.
-pub(super) const REFUSED: [(&str, &str); 7] = [
+pub(super) const REFUSED: [(&str, &str); 39] = [
     ("--use-beam-search", "this server has no beam search"),
     ("--profile", "the server has no profiler to start"),
     (
         "--tokenizer-mode",
         "tokenizers are read from tokenizer.json",
     ),
+    (
+        "--skip-tokenizer-init",
+        "see --tokenizer; without one the server's /tokenize counts",
+    ),
+    ("--insecure", "this client has no TLS"),
     ("--hf-subset", NO_HUB),
     ("--hf-split", NO_HUB),
     ("--hf-name", NO_HUB),
-    (
-        "--plot-timeline",
-        "see --save-detailed, which writes the time of each token",
-    ),
+    ("--hf-output-len", NO_HUB),
+    ("--no-stream", NO_HUB),
+    ("--spec-bench-output-len", NO_HUB),
+    ("--spec-bench-category", NO_HUB),
+    ("--speed-bench-dataset-subset", NO_HUB),
+    ("--speed-bench-output-len", NO_HUB),
+    ("--speed-bench-category", NO_HUB),
+    ("--blazedit-min-distance", NO_HUB),
+    ("--blazedit-max-distance", NO_HUB),
+    ("--bfcl-categories", NO_HUB),
+    ("--asr-max-audio-len-sec", NO_MEDIA),
+    ("--asr-min-audio-len-sec", NO_MEDIA),
+    ("--enable-multimodal-chat", NO_MEDIA),
+    ("--custom-ensure-client-side-data", NO_MEDIA),
+    ("--random-mm-base-items-per-request", NO_MEDIA),
+    ("--random-mm-num-mm-items-range-ratio", NO_MEDIA),
+    ("--random-mm-limit-mm-per-prompt", NO_MEDIA),
+    ("--random-mm-bucket-config", NO_MEDIA),
+    ("--random-batch-size", "each request has one prompt"),
+    ("--no-reranker", NO_RERANK),
+    ("--self-timed", NO_TRACE),
+    ("--no-self-timed", NO_TRACE),
+    ("--timed-trace-chunk-hash-size", NO_TRACE),
+    ("--timed-trace-sec-multiplier", NO_TRACE),
+    ("--timed-trace-label-timestamp", NO_TRACE),
+    ("--timed-trace-label-input-length", NO_TRACE),
+    ("--timed-trace-label-output-length", NO_TRACE),
+    ("--timed-trace-label-hash-ids", NO_TRACE),
+    ("--plot-timeline", NO_PLOTS),
+    ("--timeline-itl-thresholds", NO_PLOTS),
+    ("--plot-dataset-stats", NO_PLOTS),
 ];
 
 pub(super) fn pair(text: &str) -> Result<(String, String), String> {
@@ -67,5 +105,53 @@ pub(super) fn goal(text: &str) -> Result<(MetricName, f64), String> {
     match value.parse::<f64>() {
         Ok(value) if value >= 0.0 => Ok((metric, value)),
         _ => Err(format!("expected milliseconds, found {value}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::bench::serve_args::ServeArgs;
+
+    /// The flags of `vllm bench serve`, 0.26.
+    const VLLM: &str = "append-result asr-max-audio-len-sec asr-min-audio-len-sec backend base-url bfcl-categories \
+        blazedit-max-distance blazedit-min-distance burstiness chat-template-kwargs custom-ensure-client-side-data \
+        custom-output-len dataset-name dataset-path disable-shuffle disable-tqdm enable-multimodal-chat endpoint \
+        extra-body frequency-penalty goodput header hf-name hf-output-len hf-split hf-subset host ignore-eos input-len \
+        insecure label logprobs lora-assignment lora-modules max-concurrency metadata metric-percentiles min-p model \
+        no-oversample no-reranker no-self-timed no-stream num-prompts num-warmups output-len percentile-metrics \
+        plot-dataset-stats plot-timeline port prefix-repetition-num-prefixes prefix-repetition-output-len \
+        prefix-repetition-prefix-len prefix-repetition-suffix-len presence-penalty profile ramp-up-end-rps \
+        ramp-up-start-rps ramp-up-strategy random-batch-size random-input-len random-mm-base-items-per-request \
+        random-mm-bucket-config random-mm-limit-mm-per-prompt random-mm-num-mm-items-range-ratio random-output-len \
+        random-prefix-len random-range-ratio ready-check-timeout-sec repetition-penalty request-id-prefix request-rate \
+        result-dir result-filename save-detailed save-result seed self-timed served-model-name sharegpt-output-len \
+        skip-chat-template skip-tokenizer-init sonnet-input-len sonnet-output-len sonnet-prefix-len \
+        spec-bench-category spec-bench-output-len speed-bench-category speed-bench-dataset-subset \
+        speed-bench-output-len temperature timed-trace-chunk-hash-size timed-trace-label-hash-ids \
+        timed-trace-label-input-length timed-trace-label-output-length timed-trace-label-timestamp \
+        timed-trace-sec-multiplier timeline-itl-thresholds tokenizer tokenizer-mode top-k top-p trust-remote-code \
+        use-beam-search";
+
+    #[test]
+    fn every_flag_of_vllm_works_or_is_refused_with_a_reason() {
+        let command = ServeArgs::command();
+        let own: Vec<&str> = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long())
+            .collect();
+        let flags: Vec<&str> = VLLM.split_whitespace().collect();
+        for flag in &flags {
+            let is_refused = REFUSED
+                .iter()
+                .any(|(name, _)| name.strip_prefix("--") == Some(*flag));
+            assert!(own.contains(flag) != is_refused, "--{flag}");
+        }
+        for (name, _) in REFUSED {
+            let name = name.strip_prefix("--").unwrap();
+            assert!(flags.contains(&name), "--{name} is none of vLLM's");
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::parsers::{ReasoningParser, ToolCallParser};
 use super::structured_outputs::default_style;
 use super::units;
 use axum::http::{HeaderName, HeaderValue, Method};
-use model_qwen::JsonStyle;
+use model_qwen::{JsonStyle, LogprobsMode};
 use serde_json::{Map, Value};
 
 /// Most alternatives per token in log-probabilities, as in vLLM.
@@ -44,6 +44,8 @@ pub struct ApiConfig {
     pub default_chat_template_kwargs: Map<String, Value>,
     /// Most alternatives per token in log-probabilities; `usize::MAX` = no limit.
     pub max_logprobs: usize,
+    /// Which numbers answers have as log-probabilities.
+    pub logprobs_mode: LogprobsMode,
     /// Whether log-probabilities show tokens as `token_id:N` unless a request says otherwise.
     pub return_tokens_as_token_ids: bool,
     /// Whether every stream ends with its usage.
@@ -75,6 +77,7 @@ impl Default for ApiConfig {
             trust_request_chat_template: false,
             default_chat_template_kwargs: Map::new(),
             max_logprobs: MAX_LOGPROBS,
+            logprobs_mode: LogprobsMode::default(),
             return_tokens_as_token_ids: false,
             enable_force_include_usage: false,
             reasoning_parser: ReasoningParser::default(),

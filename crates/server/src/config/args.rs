@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 use lora_4bit::ComputeDtype;
 use model_qwen::flags::some_of;
-use model_qwen::{Dtype, JsonStyle, Quantization};
+use model_qwen::{Dtype, JsonStyle, LogprobsMode, Quantization};
 
 use super::api::{MAX_LOGPROBS, template_kwargs};
 use super::finetuning::JobPriority;
@@ -267,6 +267,12 @@ pub struct Args {
     /// Most alternatives per token that a request may ask for, -1 = no limit
     #[arg(long, value_name = "N", default_value_t = MAX_LOGPROBS, value_parser = units::limit, allow_negative_numbers = true)]
     pub max_logprobs: usize,
+
+    /// Which numbers answers have as log-probabilities: raw_logprobs = of the model's own logits, raw_logits = these logits,
+    /// processed_logprobs = those that a token is drawn with, after masks, biases, penalties, temperature, top-k, top-p and min-p,
+    /// processed_logits = the logits of these. A prompt's tokens are not drawn, and have raw ones
+    #[arg(long, value_name = "MODE", default_value_t)]
+    pub logprobs_mode: LogprobsMode,
 
     /// Show tokens in log-probabilities as `token_id:N` unless the request says otherwise
     #[arg(long)]

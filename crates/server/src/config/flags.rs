@@ -39,7 +39,7 @@ const OF_HTTP: [&str; 21] = [
 ];
 
 /// Flags of answers that have the form of the API.
-pub(crate) const OF_API: [&str; 15] = [
+pub(crate) const OF_API: [&str; 16] = [
     "--served-model-name",
     "--reasoning-parser",
     "--tool-call-parser",
@@ -47,6 +47,7 @@ pub(crate) const OF_API: [&str; 15] = [
     "--no-enable-auto-tool-choice",
     "--exclude-tools-when-tool-choice-none",
     "--max-logprobs",
+    "--logprobs-mode",
     "--return-tokens-as-token-ids",
     "--max-stored-responses",
     "--max-stored-responses-bytes",

@@ -62,6 +62,7 @@ impl ActiveSequence {
             want: Want::Score {
                 id: self.request.prompt[position],
                 num_top,
+                mode: self.request.sampling.logprobs_mode,
             },
         }));
         if chunk.samples {

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::chat::{self, any_of, name, or_null};
 use super::requests::request;
-use super::{Answer, Operation};
+use super::{Answer, Operation, anthropic, responses};
 use crate::protocol::fields::Endpoint;
 
 /// Routes, what they are for, and the endpoint whose fields a request has. Answers are objects, or streams of them.
@@ -98,32 +99,23 @@ pub(super) fn operations() -> Vec<Operation> {
 
 /// The form of a field that means something else here than in OpenAI's older requests.
 pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {
-    let text = || json!({ "type": "string" });
-    let object = || json!({ "type": ["object", "null"] });
-    let list = || json!({ "type": ["array", "null"], "items": { "type": "object" } });
     Some(match (endpoint, field) {
-        (Endpoint::Responses, "input") => json!({ "anyOf": [
-            { "type": "string", "minLength": 1 },
-            { "type": "array", "minItems": 1, "items": turn(&["user", "assistant", "system", "developer"]) },
-        ] }),
-        (Endpoint::Responses, "text" | "reasoning" | "metadata") => object(),
-        (Endpoint::Messages | Endpoint::CountTokens, "messages") => {
-            json!({ "type": "array", "minItems": 1, "items": turn(&["user", "assistant"]) })
-        }
+        (Endpoint::Responses, _) => return responses::form(field),
+        (Endpoint::Messages | Endpoint::CountTokens, _) => return anthropic::form(field),
         (Endpoint::OllamaChat, "messages") => {
-            json!({ "type": "array", "items": turn(&["system", "user", "assistant", "tool"]) })
+            json!({ "type": ["array", "null"], "items": ollama_turn() })
         }
-        (Endpoint::Messages | Endpoint::CountTokens, "system") => {
-            json!({ "type": ["string", "null"] })
+        (Endpoint::OllamaChat, "tools") => {
+            json!({ "type": ["array", "null"], "items": chat::tool() })
         }
-        (
-            Endpoint::Messages | Endpoint::CountTokens,
-            "thinking" | "tool_choice" | "output_config",
-        ) => object(),
-        (Endpoint::Messages, "max_tokens") => json!({ "type": "integer", "minimum": 1 }),
-        (Endpoint::Messages, "stop_sequences") => {
-            json!({ "type": ["array", "null"], "items": text() })
-        }
+        (Endpoint::OllamaChat | Endpoint::OllamaGenerate, "format") => any_of(&[
+            json!({ "enum": ["json", "", null] }),
+            json!({ "description": "A JSON schema", "type": "object" }),
+        ]),
+        (Endpoint::OllamaChat | Endpoint::OllamaGenerate, "think") => any_of(&[
+            json!({ "type": ["boolean", "null"] }),
+            json!({ "enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max"] }),
+        ]),
         (Endpoint::OllamaGenerate | Endpoint::OllamaEmbeddings, "prompt") => {
             json!({ "type": ["string", "null"] })
         }
@@ -140,21 +132,33 @@ pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {
             | Endpoint::OllamaEmbed
             | Endpoint::OllamaEmbeddings,
             "options",
-        ) => request(Endpoint::OllamaOptions),
-        (_, "tools") if is_other(endpoint) => list(),
+        ) => or_null(request(Endpoint::OllamaOptions)),
         _ => return None,
     })
 }
 
-/// Whether an endpoint belongs to one of these APIs.
-fn is_other(endpoint: Endpoint) -> bool {
-    POSTS.iter().any(|(_, _, of)| *of == Some(endpoint))
-}
-
-fn turn(roles: &[&str]) -> Value {
+/// A message of Ollama's, whose calls have objects of arguments.
+fn ollama_turn() -> Value {
+    let optional = json!({ "type": ["string", "null"] });
+    let function = json!({ "type": "object", "required": ["name"], "properties": {
+        "name": name(),
+        "arguments": { "type": ["object", "null"] },
+    } });
     json!({
         "type": "object",
-        "required": ["role", "content"],
-        "properties": { "role": { "enum": roles }, "content": { "type": "string", "minLength": 1 } },
+        "required": ["role"],
+        "properties": {
+            "role": { "enum": ["system", "user", "assistant", "tool"] },
+            "content": optional,
+            "thinking": optional,
+            "images": { "type": ["array", "null"], "maxItems": 0 },
+            "tool_calls": { "type": ["array", "null"], "items": {
+                "type": "object",
+                "required": ["function"],
+                "properties": { "function": function },
+            } },
+            "tool_name": optional,
+            "tool_call_id": optional,
+        },
     })
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::chat;
 use super::other_apis::form as other_form;
 use crate::protocol::fields::{Endpoint, FIELDS, Field, Verdict};
 
@@ -21,8 +22,7 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         Endpoint::OllamaChat
         | Endpoint::OllamaGenerate
         | Endpoint::OllamaEmbed
-        | Endpoint::OllamaEmbeddings
-        | Endpoint::OllamaShow => &["model"],
+        | Endpoint::OllamaEmbeddings => &["model"],
         Endpoint::Embeddings
         | Endpoint::Pooling
         | Endpoint::Classify
@@ -30,6 +30,7 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         | Endpoint::Responses
         | Endpoint::FineTuningSettings
         | Endpoint::FineTuningPreview
+        | Endpoint::OllamaShow
         | Endpoint::OllamaOptions => &[],
     };
     let mut schema = json!({ "type": "object", "required": required, "properties": properties });
@@ -37,6 +38,7 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         Endpoint::Embeddings | Endpoint::Pooling | Endpoint::Classify => {
             &[&["input"], &["messages"]]
         }
+        Endpoint::OllamaShow => &[&["model"], &["name"]],
         Endpoint::Score => &[
             &["text_1", "text_2"],
             &["queries", "documents"],
@@ -54,11 +56,17 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
 
 fn property(endpoint: Endpoint, field: &Field) -> Value {
     let mut schema = match &field.verdict {
-        Verdict::Works => other_form(endpoint, field.name).unwrap_or_else(|| form(field)),
+        Verdict::Works => other_form(endpoint, field.name)
+            .or_else(|| chat::form(endpoint, field.name))
+            .unwrap_or_else(|| form(field)),
         // Whatever it is.
         Verdict::Harmless => json!({}),
         Verdict::Refused(neutral) => {
-            let values = [&[Value::Null], neutral.as_slice()].concat();
+            let mut values = [&[Value::Null], neutral.as_slice()].concat();
+            // Off is as good as absent, unless on is what happens anyway.
+            if field.kind_name() == "boolean" && !values.contains(&Value::Bool(true)) {
+                values.push(Value::Bool(false));
+            }
             json!({ "enum": values })
         }
     };
@@ -80,18 +88,6 @@ fn form(field: &Field) -> Value {
         { "type": "array", "items": { "type": "string" } },
     ] });
     match field.name {
-        "messages" => json!({ "type": "array", "minItems": 1, "items": {
-            "type": "object",
-            "required": ["role", "content"],
-            "properties": {
-                "role": { "enum": ["system", "developer", "user", "assistant", "tool", "function"] },
-                "content": { "anyOf": [{ "type": "string" }, { "type": "array", "minItems": 1, "items": {
-                    "type": "object",
-                    "required": ["type", "text"],
-                    "properties": { "type": { "const": "text" }, "text": { "type": "string" } },
-                } }] },
-            },
-        } }),
         "prompt" | "input" => tokens(),
         "stop" | "bad_words" | "text_1" | "text_2" | "queries" | "documents" | "items"
         | "data_1" | "data_2" => texts,

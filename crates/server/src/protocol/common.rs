@@ -30,6 +30,9 @@ pub struct SamplingFields {
     pub presence_penalty: Option<f32>,
     /// Subtracted per occurrence in the output.
     pub frequency_penalty: Option<f32>,
+    /// How many of the last tokens the penalties look at; only Ollama's API has it.
+    #[serde(skip)]
+    pub penalty_window: Option<usize>,
     /// Token id (as text) to a number added to its logit.
     pub logit_bias: Option<BTreeMap<String, f32>>,
     /// The only tokens that may come.

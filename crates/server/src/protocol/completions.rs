@@ -25,6 +25,8 @@ pub struct CompletionFields {
     pub logprobs: Option<i64>,
     /// Begin the answer with the prompt.
     pub echo: Option<bool>,
+    /// What follows the answer, for models that fill gaps.
+    pub suffix: Option<String>,
     /// Let the tokenizer add its special tokens to a text prompt; true by default.
     pub add_special_tokens: Option<bool>,
 }

@@ -1,5 +1,7 @@
 //! Bodies of `/v1/responses`.
 
+pub mod callee;
+pub mod choice;
 pub mod items;
 pub mod messages;
 pub mod output;
@@ -32,7 +34,7 @@ pub struct ResponsesFields {
     pub max_tool_calls: Option<usize>,
     /// See [`tools::read_tools`].
     pub tools: Option<Vec<Value>>,
-    /// See [`tools::chat_choice`].
+    /// See [`choice::chat_choice`].
     pub tool_choice: Option<Value>,
     /// Whether an answer may have several calls; true by default.
     pub parallel_tool_calls: Option<bool>,

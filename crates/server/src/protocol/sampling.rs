@@ -102,12 +102,14 @@ impl SamplingFields {
                 .unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            penalty_window: self.penalty_window,
             logit_bias: self.logit_bias(vocab_size)?,
             allowed_token_ids: self.allowed_token_ids.clone(),
             bad_words: self.bad_words(&state.model().tokenizer)?,
             // As in vLLM, -1 is no seed.
             seed: self.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned),
             logprobs,
+            logprobs_mode: state.api().logprobs_mode,
             thinking_budget: None,
         };
         params

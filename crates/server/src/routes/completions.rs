@@ -10,6 +10,7 @@ use model_qwen::TokenizerError;
 
 use super::completion_format::CompletionFormat;
 use super::constraint::{Constrained, Sequence, Uncompiled, sequence};
+use super::gap::{ending_at_gap, with_gap};
 use super::prompt::{Length, encode, in_two_turns};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
@@ -138,7 +139,11 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         requested => requested == Some(0),
     };
     let params = sampling.sampling_params(state, num_logprobs)?;
-    let text = sampling.text_options(state)?;
+    let mut text = sampling.text_options(state)?;
+    if fields.suffix.is_some() {
+        refuse_beside_suffix(echo, &sampling)?;
+        text = ending_at_gap(state, text);
+    }
     let asked = grammar.asked(state.json_style())?;
 
     let items = fields.prompt.into_items()?;
@@ -166,6 +171,10 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         num => (0..num).map(|i| format!("prompt[{i}]")).collect(),
     };
     for (item, name) in items.into_iter().zip(&names) {
+        let item = match &fields.suffix {
+            Some(suffix) => before_suffix(state, item, suffix, name)?,
+            None => item,
+        };
         let add_special_tokens = fields.add_special_tokens.unwrap_or(true);
         let length = length.named(name);
         let (prompt, shown) = read_prompt(state, item, add_special_tokens, echo, &length)?;
@@ -195,6 +204,42 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         num_logprobs,
         grammar,
     })
+}
+
+/// Refuses what means nothing where the model reads more than the prompt.
+fn refuse_beside_suffix(echo: bool, sampling: &SamplingFields) -> Result<(), ApiError> {
+    let given = [
+        ("echo", echo),
+        (
+            "truncate_prompt_tokens",
+            sampling.truncate_prompt_tokens.is_some(),
+        ),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message =
+                format!("`{name}` cannot be used with `suffix`: the model reads both texts.");
+            Err(ApiError::bad_request(name, message))
+        }
+    }
+}
+
+/// The prompt for what comes before `suffix`.
+fn before_suffix(
+    state: &AppState,
+    item: PromptItem,
+    suffix: &str,
+    name: &str,
+) -> Result<PromptItem, ApiError> {
+    match item {
+        PromptItem::Text(text) => with_gap(state, &text, suffix).map(PromptItem::Text),
+        PromptItem::Tokens(_) => Err(ApiError::expected(
+            name,
+            "a text with `suffix`",
+            "token ids",
+        )),
+    }
 }
 
 /// The token ids of a prompt and, for `echo`, its text.

@@ -1,4 +1,4 @@
-//! `/health` (also as `/ping`), `/version`, `/metrics`.
+//! `/health` (also as `/ping`), `/is_sleeping`, `/version`, `/metrics`.
 
 use axum::Json;
 use axum::extract::State;
@@ -22,6 +22,11 @@ pub async fn health(State(state): State<AppState>) -> Result<StatusCode, ApiErro
         return Err(ApiError::unavailable("The server is shutting down."));
     }
     Ok(StatusCode::OK)
+}
+
+/// The engine never sleeps: there is no `--enable-sleep-mode`.
+pub async fn is_sleeping() -> Json<Value> {
+    Json(json!({ "is_sleeping": false }))
 }
 
 /// The version of this program.

@@ -18,12 +18,13 @@ use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::{LogprobLimit, TokenView};
+use crate::protocol::responses::choice::chat_choice;
 use crate::protocol::responses::items::{Item, is_unfinished, read_input};
 use crate::protocol::responses::messages::{Messages, Places};
 use crate::protocol::responses::output::Output;
 use crate::protocol::responses::response::{ResponseObject, Status, decimal};
 use crate::protocol::responses::settings;
-use crate::protocol::responses::tools::{chat_choice, chat_tool, read_tools};
+use crate::protocol::responses::tools::read_tools;
 use crate::protocol::responses::{ResponsesFields, Truncation, new_id};
 use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::read_choice;
@@ -34,6 +35,7 @@ use crate::stream::sse;
 /// What the answer shows and what is kept of it.
 struct Shown {
     response: ResponseObject,
+    output: Output,
     logprobs: bool,
     reasoning: bool,
     previous: Option<Arc<Turn>>,
@@ -90,7 +92,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat
             input,
         }),
         response,
-        output: Output::new(prepared.sampling.stream()),
+        output: shown.output,
         num_prompt_tokens: prepared.request.prompt.len(),
         view: TokenView {
             tokenizer: state.model().tokenizer.clone(),
@@ -131,21 +133,25 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
     let input = read_input(std::mem::take(&mut fields.input), find)?;
     let tools = read_tools(fields.tools.take().unwrap_or_default())?;
     let choice = chat_choice(fields.tool_choice.as_ref().unwrap_or(&Value::Null), &tools)?;
-    let num_logprobs = num_logprobs(&fields, LogprobLimit::of(state))?;
-    let response = response(state, &fields, &sampling, &tools)?;
+    let included = settings::read_include(fields.include.as_deref().unwrap_or_default())?;
+    let num_logprobs = num_logprobs(&fields, included.logprobs, LogprobLimit::of(state))?;
+    let response = response(state, &fields, &sampling, tools.shown)?;
 
-    let chat_tools: Vec<Value> = tools.iter().map(chat_tool).collect();
-    let tool_choice = read_choice(Some(&choice), Some(&chat_tools))?;
+    let tool_choice = read_choice(Some(&choice), Some(&tools.chat))?;
     let continues = input.last().is_some_and(is_unfinished);
     let template = TemplateFields {
-        tools: (!chat_tools.is_empty()).then_some(chat_tools),
+        tools: (!tools.chat.is_empty()).then_some(tools.chat),
         continue_final_message: continues.then_some(true),
         chat_template_kwargs: fields.chat_template_kwargs.take(),
         reasoning_effort: settings::read_reasoning(fields.reasoning.as_ref())?,
         ..TemplateFields::default()
     };
     let grammar = grammar.asked(state.json_style());
-    let (messages, places) = messages(&fields, previous.as_deref(), &input).into_parts();
+    let (messages, places) =
+        messages(&fields, previous.as_deref(), &input).into_parts(tools.places);
+    let output = Output::new(sampling.stream())
+        .calling(tools.callees)
+        .encrypting(included.encrypted);
     let conversation = Conversation {
         model: fields.model,
         messages,
@@ -161,6 +167,7 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
     let shown = Shown {
         input: response.store.then(|| Input::new(&input)),
         response,
+        output,
         logprobs: num_logprobs.is_some(),
         reasoning: fields.include_reasoning.unwrap_or(true),
         previous,
@@ -173,7 +180,7 @@ fn response(
     state: &AppState,
     fields: &ResponsesFields,
     sampling: &SamplingFields,
-    tools: &[Value],
+    tools: Vec<Value>,
 ) -> Result<ResponseObject, ApiError> {
     settings::check_metadata(fields.metadata.as_ref())?;
     if fields.max_tool_calls == Some(0) {
@@ -223,7 +230,7 @@ fn response(
         temperature: 0.0,
         text: json!({ "format": format, "verbosity": "medium" }),
         tool_choice: fields.tool_choice.clone().unwrap_or_else(|| "auto".into()),
-        tools: tools.to_vec(),
+        tools,
         top_logprobs: fields.top_logprobs.unwrap_or(0),
         top_p: 0.0,
         presence_penalty: 0.0,
@@ -236,8 +243,11 @@ fn response(
 }
 
 /// Alternatives per token, if log-probabilities are asked for.
-fn num_logprobs(fields: &ResponsesFields, limit: LogprobLimit) -> Result<Option<usize>, ApiError> {
-    let includes = settings::read_include(fields.include.as_deref().unwrap_or_default())?;
+fn num_logprobs(
+    fields: &ResponsesFields,
+    includes: bool,
+    limit: LogprobLimit,
+) -> Result<Option<usize>, ApiError> {
     let num = limit.num("top_logprobs", fields.top_logprobs.unwrap_or(0))?;
     Ok((includes || num > 0).then_some(num))
 }

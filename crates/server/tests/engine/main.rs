@@ -14,5 +14,6 @@ mod memory;
 mod model;
 mod pooling;
 mod prefix_cache;
+mod reasoning;
 mod sampling;
 mod speculation;

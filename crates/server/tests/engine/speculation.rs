@@ -159,6 +159,32 @@ fn requests_together_have_the_tokens_that_they_have_alone() {
     assert!(on.engine.stats().prefix_hits > 0);
 }
 
+/// A text of a thousand tokens in no order: one that came before is followed by another one than before. After a few tries there
+/// are no drafts.
+#[test]
+fn a_text_that_does_not_repeat_gets_few_drafts() {
+    let model = TestModel::new();
+    // A guess after one equal token is worth a try at first.
+    let config = r#"{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 1, "prompt_lookup_min": 1}"#;
+    let server = Server::start(&model, &["--speculative-config", config]);
+    let num_tokens = 600;
+    let request = GenerateRequest {
+        sampling: SamplingParams {
+            seed: Some(3),
+            temperature: 1000.0,
+            allowed_token_ids: Some((300..1300).collect()),
+            ..SamplingParams::default()
+        },
+        stop_token_ids: Vec::new(),
+        ..request(Random(5).tokens(40), num_tokens)
+    };
+    let outputs = outputs(&server, &request);
+    assert_eq!(outputs.len(), num_tokens + 1);
+    let stats = stats(&server);
+    // About 150 tokens come again, each with up to 5 guesses.
+    assert!((1..60).contains(&stats.num_draft_tokens), "{stats:?}");
+}
+
 /// The longest sequence ends where it ends without drafts, though a draft would go on.
 #[test]
 fn no_draft_goes_beyond_the_longest_sequence() {

@@ -27,6 +27,78 @@ fn prompts(dir: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+#[test]
+fn vectors_are_measured() {
+    let server = TestServer::start_pooling(&[], None);
+    let dir = tempfile::tempdir().unwrap();
+    let (file, dir_name) = (prompts(dir.path()), dir.path().display().to_string());
+    let port = server.address.port().to_string();
+    let words = [
+        "serve",
+        "--backend",
+        "openai-embeddings",
+        "--port",
+        &port,
+        "--dataset-name",
+        "custom",
+        "--dataset-path",
+        &file,
+        "--num-prompts",
+        "6",
+        "--save-result",
+        "--result-dir",
+        &dir_name,
+        "--result-filename",
+        "r.json",
+        "--goodput",
+        "e2el:100000",
+    ];
+    let text = run(&words).unwrap();
+    assert!(text.contains("Successful requests:") && text.contains("Mean E2EL (ms):"));
+    let of_texts = ["generated", "Output token", "TTFT"];
+    assert!(!of_texts.iter().any(|words| text.contains(words)), "{text}");
+    let result = std::fs::read_to_string(dir.path().join("r.json")).unwrap();
+    let result: Value = serde_json::from_str(&result).unwrap();
+    assert_eq!(
+        (&result["completed"], &result["endpoint_type"]),
+        (&json!(6), &json!("openai-embeddings"))
+    );
+    // The bytes of `question 0`, six times.
+    assert_eq!(result["total_input_tokens"], 60);
+    assert!(result["p99_e2el_ms"].as_f64().unwrap() > 0.0);
+    assert_eq!(result["total_output_tokens"], Value::Null);
+}
+
+#[test]
+fn chats_have_variables_of_the_template() {
+    let server = TestServer::start(|_| says("x"));
+    let dir = tempfile::tempdir().unwrap();
+    let (file, port) = (prompts(dir.path()), server.address.port().to_string());
+    let words = [
+        "serve",
+        "--port",
+        &port,
+        "--num-prompts",
+        "4",
+        "--dataset-name",
+        "custom",
+        "--dataset-path",
+        &file,
+        "--lora-modules",
+        "base",
+        "alias",
+        "--lora-assignment",
+        "round-robin",
+        "--backend",
+        "openai-chat",
+        "--chat-template-kwargs",
+        "{\"extra_word\": \"W\"}",
+    ];
+    run(&words).unwrap();
+    let prompt = server.last_request().prompt;
+    assert!(prompt.contains(&u32::from(b'W')));
+}
+
 /// What `vllm bench serve` writes, in its order.
 const KEYS: [&str; 37] = [
     "date",
@@ -310,16 +382,50 @@ fn what_cannot_work_is_refused_by_name() {
     for (words, expected) in [
         (
             "serve --dataset-name random --dataset-path x",
-            "--dataset-path: the data set random has no file",
+            "--dataset-path: this data set has no file",
         ),
         (
             "serve --dataset-name custom",
             "--dataset-path: this data set needs a file",
         ),
         (
-            "serve --dataset-name sonnet",
-            "[possible values: random, sharegpt, custom]",
+            "serve --dataset-name sonne",
+            "[possible values: random, sharegpt, custom, prefix_repetition, sonnet, burstgpt]",
         ),
+        (
+            "serve --dataset-name hf --dataset-path x",
+            "--dataset-name: data sets of the Hub, and those with media",
+        ),
+        (
+            "serve --dataset-name sonnet",
+            "--dataset-path: this data set needs a file",
+        ),
+        (
+            "serve --dataset-name prefix_repetition --num-prompts 3",
+            "--num-prompts: expected 10 or more, found 3",
+        ),
+        (
+            "serve --prefix-repetition-suffix-len 5",
+            "--prefix-repetition-suffix-len: this flag is of --dataset-name prefix_repetition",
+        ),
+        (
+            "serve --dataset-name burstgpt --dataset-path x --output-len 5",
+            "--output-len: this flag is of --dataset-name random, sharegpt, custom, sonnet and prefix_repetition",
+        ),
+        (
+            "serve --hf-output-len 5",
+            "--hf-output-len: no data set comes from the Hub",
+        ),
+        (
+            "serve --no-stream",
+            "--no-stream: no data set comes from the Hub",
+        ),
+        ("serve --self-timed", "--self-timed: see --request-rate"),
+        (
+            "serve --chat-template-kwargs {}",
+            "--chat-template-kwargs: only --backend openai-chat sends chats",
+        ),
+        ("serve --lora-assignment round-robin", "--lora-modules"),
         (
             "serve --request-rate 0",
             "--request-rate: expected 0.000001 to 1000000000, or inf; found 0",

@@ -45,6 +45,14 @@ fn a_flag_turns_load_on() {
 }
 
 #[test]
+fn the_engine_never_sleeps() {
+    let server = TestServer::start(|_| says("x"));
+    let answer = server.get("/is_sleeping");
+    assert_eq!(answer.json(), json!({ "is_sleeping": false }));
+    assert_eq!(server.post("/sleep", &json!({})).status, 404);
+}
+
+#[test]
 fn a_flag_shows_the_tokenizer() {
     let off = TestServer::start(|_| says("x")).get("/tokenizer_info");
     assert_eq!(off.status, 404);

@@ -1,5 +1,7 @@
 //! Fields that say nothing, fields that would have no effect, and names in errors.
 
+use model_qwen::LogprobsMode;
+
 use super::*;
 
 fn error_of(server: &TestServer, path: &str, body: &Value) -> (u16, String) {
@@ -154,6 +156,23 @@ fn log_probabilities_may_be_of_all_tokens() {
     let body = json!({ "logprobs": true, "top_logprobs": 2, "echo": true });
     limited.chat(body);
     assert_eq!(limited.last_request().prompt_logprobs, Some(2));
+}
+
+#[test]
+fn a_flag_says_which_numbers_log_probabilities_are() {
+    for (name, mode) in LogprobsMode::ALL {
+        let server = TestServer::start_with(&["--logprobs-mode", name], |_| says("a"));
+        server.complete(json!({ "logprobs": 1 }));
+        assert_eq!(server.last_request().sampling.logprobs_mode, mode);
+    }
+    let line = ["server", "--logprobs-mode", "raw"];
+    let error = server::Config::from_command_line(line)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("--logprobs-mode") && error.contains("processed_logits"),
+        "{error}"
+    );
 }
 
 #[test]

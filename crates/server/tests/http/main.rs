@@ -15,6 +15,7 @@ mod envelope;
 mod errors;
 mod fields;
 mod function_calls;
+mod gaps;
 mod grammars;
 mod lifecycle;
 mod metrics;
@@ -26,6 +27,7 @@ mod prompts;
 mod reasoning;
 mod responses;
 mod responses_stored;
+mod schemas;
 mod tools;
 
 #[path = "../support/mod.rs"]

@@ -102,12 +102,15 @@ fn the_page_is_what_a_scraper_of_vllm_reads() {
         ("num_requests_running", "gauge", with(&[])),
         ("num_requests_waiting", "gauge", with(&[])),
         ("num_requests_waiting_by_reason", "gauge", with(&["reason"])),
+        ("engine_sleep_state", "gauge", with(&["sleep_state"])),
         ("kv_cache_usage_perc", "gauge", with(&[])),
         ("gpu_cache_usage_perc", "gauge", with(&[])),
         ("prefix_cache_queries_total", "counter", with(&[])),
         ("prefix_cache_hits_total", "counter", with(&[])),
         ("gpu_prefix_cache_queries_total", "counter", with(&[])),
         ("gpu_prefix_cache_hits_total", "counter", with(&[])),
+        ("external_prefix_cache_queries_total", "counter", with(&[])),
+        ("external_prefix_cache_hits_total", "counter", with(&[])),
         ("num_preemptions_total", "counter", with(&[])),
         ("prompt_tokens_total", "counter", with(&[])),
         ("prompt_tokens_cached_total", "counter", with(&[])),
@@ -193,6 +196,14 @@ fn the_page_is_what_a_scraper_of_vllm_reads() {
         value("vllm:kv_cache_usage_perc", "", &[("model_name", "base")]),
         0.25
     );
+    for (state, expected) in [
+        ("awake", 1.0),
+        ("weights_offloaded", 0.0),
+        ("discard_all", 0.0),
+    ] {
+        let labels = [("engine", "0"), ("sleep_state", state)];
+        assert_eq!(value("vllm:engine_sleep_state", "", &labels), expected);
+    }
     assert_eq!(
         value("vllm:time_to_first_token_seconds", "_count", &[]),
         3.0
@@ -238,4 +249,112 @@ fn the_page_is_what_a_scraper_of_vllm_reads() {
     assert!(value("process_resident_memory_bytes", "", &[]) > 1e6);
     assert!(value("process_start_time_seconds", "", &[]) > 1.6e9);
     assert!(!answer.text.contains("handler=\"/metrics\"") && !answer.text.contains("INVENTED"));
+}
+
+/// Series that programs around vLLM read, each without `vllm:`.
+const READ: [(&str, &[&str]); 4] = [
+    (
+        "the dashboards in vLLM's examples",
+        &[
+            "cache_config_info",
+            "e2e_request_latency_seconds_bucket",
+            "e2e_request_latency_seconds_count",
+            "e2e_request_latency_seconds_sum",
+            "engine_sleep_state",
+            "external_prefix_cache_hits_total",
+            "external_prefix_cache_queries_total",
+            "generation_tokens_total",
+            "inter_token_latency_seconds_bucket",
+            "inter_token_latency_seconds_count",
+            "inter_token_latency_seconds_sum",
+            "iteration_tokens_total_bucket",
+            "kv_cache_usage_perc",
+            "num_preemptions_total",
+            "num_requests_running",
+            "num_requests_waiting",
+            "num_requests_waiting_by_reason",
+            "prefix_cache_hits_total",
+            "prefix_cache_queries_total",
+            "prompt_tokens_by_source_total",
+            "prompt_tokens_cached_total",
+            "prompt_tokens_total",
+            "request_decode_time_seconds_sum",
+            "request_generation_tokens_bucket",
+            "request_inference_time_seconds_sum",
+            "request_max_num_generation_tokens_bucket",
+            "request_params_max_tokens_bucket",
+            "request_params_n_bucket",
+            "request_prefill_kv_computed_tokens_bucket",
+            "request_prefill_time_seconds_sum",
+            "request_prompt_tokens_bucket",
+            "request_queue_time_seconds_sum",
+            "request_success_total",
+            "request_time_per_output_token_seconds_bucket",
+            "time_to_first_token_seconds_bucket",
+            "time_to_first_token_seconds_count",
+            "time_to_first_token_seconds_sum",
+        ],
+    ),
+    (
+        "production-stack's router and dashboard",
+        &[
+            "e2e_request_latency_seconds_bucket",
+            "generation_tokens_total",
+            "gpu_cache_usage_perc",
+            "gpu_prefix_cache_hits_total",
+            "gpu_prefix_cache_queries_total",
+            "num_requests_running",
+            "num_requests_waiting",
+            "prompt_tokens_total",
+            "request_decode_time_seconds_sum",
+            "request_generation_tokens_bucket",
+            "request_max_num_generation_tokens_sum",
+            "request_prefill_time_seconds_sum",
+            "request_prompt_tokens_bucket",
+            "request_queue_time_seconds_sum",
+            "request_success_total",
+            "request_time_per_output_token_seconds_bucket",
+            "time_per_output_token_seconds_bucket",
+            "time_to_first_token_seconds_bucket",
+        ],
+    ),
+    (
+        "llm-d's scheduler",
+        &[
+            "cache_config_info",
+            "e2e_request_latency_seconds_count",
+            "kv_cache_usage_perc",
+            "lora_requests_info",
+            "num_requests_running",
+            "num_requests_waiting",
+        ],
+    ),
+    (
+        "the picker of the Gateway API inference extension",
+        &[
+            "cache_config_info",
+            "kv_cache_usage_perc",
+            "lora_requests_info",
+            "num_requests_running",
+            "num_requests_waiting",
+        ],
+    ),
+];
+
+#[test]
+fn every_series_that_others_read_exists() {
+    let server = TestServer::start(|_| says("x"));
+    let page = server.get("/metrics").text;
+    let lines = page.lines().filter(|line| !line.starts_with('#'));
+    let known: BTreeSet<&str> = lines
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect();
+    for (reader, names) in READ {
+        for name in names {
+            assert!(
+                known.contains(format!("vllm:{name}").as_str()),
+                "{reader}: {name}"
+            );
+        }
+    }
 }

@@ -89,7 +89,7 @@ fn options_reach_the_engine() {
     let server = TestServer::start(|_| says("one END two"));
     let options = json!({ "temperature": 0.25, "top_k": 7, "top_p": 0.5, "min_p": 0.125, "repeat_penalty": 1.5,
         "presence_penalty": 0.5, "frequency_penalty": 0.75, "seed": 11, "num_predict": 9, "stop": ["END"],
-        "num_ctx": 100, "num_gpu": 1 });
+        "num_ctx": 100, "num_gpu": 1, "repeat_last_n": 33 });
     let answer = chat(&server, json!({ "options": options, "stream": false }));
     assert_eq!(
         answer.json()["message"]["content"],
@@ -109,6 +109,7 @@ fn options_reach_the_engine() {
         (sampling.presence_penalty, sampling.frequency_penalty),
         (0.5, 0.75)
     );
+    assert_eq!(sampling.penalty_window, Some(33));
     assert_eq!(sampling.seed, Some(11));
     let room = chat(&server, json!({ "options": { "num_predict": 5000 } }));
     assert_eq!(room.status, 200);

@@ -1,5 +1,7 @@
 //! Reasoning in chat answers.
 
+use model_qwen::ThinkingBudget;
+
 use super::*;
 
 const R1: [&str; 2] = ["--reasoning-parser", "deepseek_r1"];
@@ -233,4 +235,52 @@ fn a_budget_needs_tokens_that_end_reasoning() {
         "{}",
         answer.text
     );
+}
+
+#[test]
+fn a_budget_reaches_the_engine() {
+    let server = TestServer::start_with_tokens(&R1, &["<think>", "</think>"], |_| says("x"));
+    server.chat(json!({ "thinking_token_budget": 5 }));
+    let budget = ThinkingBudget {
+        num_tokens: 5,
+        begin: None,
+        end: 259,
+    };
+    let found = || server.last_request().sampling.thinking_budget;
+    assert_eq!(found(), Some(budget));
+    server.chat(json!({}));
+    assert_eq!(found(), None);
+}
+
+#[test]
+fn an_effort_reaches_the_prompt_from_every_api() {
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %};{{ reasoning_effort }}\
+        {% if enable_thinking %}!{% else %}</think>{% endif %}";
+    let server = TestServer::start_with_template(template, |_| says("x"));
+    let messages = json!([{ "role": "user", "content": "hi" }]);
+    for effort in ["low", "medium", "high", "xhigh", "max"] {
+        for (path, body) in [
+            (
+                "/v1/chat/completions",
+                json!({ "messages": messages, "reasoning_effort": effort }),
+            ),
+            (
+                "/v1/responses",
+                json!({ "input": "hi", "reasoning": { "effort": effort } }),
+            ),
+            (
+                "/v1/messages",
+                json!({ "model": "base", "messages": messages, "max_tokens": 9, "output_config": { "effort": effort } }),
+            ),
+            (
+                "/api/chat",
+                json!({ "model": "base", "messages": messages, "think": effort, "stream": false }),
+            ),
+        ] {
+            let answer = server.post(path, &body);
+            assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+            let expected: Vec<u32> = bytes(&format!("hi;{effort}!")).collect();
+            assert_eq!(server.last_request().prompt, expected, "{path} {effort}");
+        }
+    }
 }

@@ -216,6 +216,53 @@ fn reasoning_and_calls_are_items() {
     assert_eq!(types, ["message", "function_call"]);
 }
 
+/// Two turns of a coding agent that keeps its conversation itself.
+#[test]
+fn an_agent_has_its_tools_and_its_reasoning() {
+    let call = "Hm.</think><tool_call>\n{\"name\": \"apply_patch\", \"arguments\": {\"input\": \"*** Begin\\n+é\"}}\n</tool_call>";
+    let server =
+        TestServer::start_with(&["--reasoning-parser", "deepseek_r1"], move |_| says(call));
+    let grammar =
+        json!({ "type": "grammar", "syntax": "lark", "definition": "start: \"*** Begin\" /.*/" });
+    let patch =
+        json!({ "type": "custom", "name": "apply_patch", "description": "d", "format": grammar });
+    let mcp = json!({ "type": "namespace", "name": "files", "description": "d", "tools": [
+        { "type": "function", "name": "list", "description": null, "parameters": null, "strict": null }] });
+    let search = json!({ "type": "web_search", "external_web_access": true });
+    let extra = json!({ "tools": [search, weather(), patch, mcp], "store": false, "include": ["reasoning.encrypted_content"] });
+    let body = respond(&server, extra.clone()).json();
+    assert!(last_prompt(&server).contains("tools=3;"));
+    let shown = body["tools"].as_array().unwrap();
+    assert_eq!((shown.len(), &shown[1], &shown[2]), (3, &patch, &mcp));
+    let output = body["output"].as_array().unwrap();
+    assert_eq!(output[0]["encrypted_content"], "qwen-burn:Hm.");
+    assert_eq!(
+        (&output[1]["type"], &output[1]["name"], &output[1]["input"]),
+        (
+            &json!("custom_tool_call"),
+            &json!("apply_patch"),
+            &json!("*** Begin\n+é")
+        )
+    );
+    let streamed = events(&respond(
+        &server,
+        merged(extra.clone(), json!({ "stream": true })),
+    ));
+    let delta = streamed
+        .iter()
+        .find(|event| event["type"] == "response.custom_tool_call_input.delta");
+    assert_eq!(delta.unwrap()["delta"], "*** Begin\n+é");
+
+    // The client sends back what it can keep.
+    let mut thought = output[0].clone();
+    thought.as_object_mut().unwrap().remove("content");
+    let done = json!({ "type": "custom_tool_call_output", "call_id": output[1]["call_id"], "output": "ok" });
+    let input = json!([{ "role": "user", "content": "u" }, thought, output[1], done]);
+    let answer = respond(&server, merged(extra, json!({ "input": input })));
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert!(last_prompt(&server).contains("t:ok;tools=3;"));
+}
+
 #[test]
 fn what_is_cut_off_is_incomplete() {
     let server = TestServer::start(|_| Play::Tokens(bytes("abc").collect(), FinishReason::Length));
@@ -300,9 +347,15 @@ fn what_is_not_understood_is_refused_by_name() {
             "input[0].role",
         ),
         (json!({ "input": "x".repeat(300) }), "input"),
+        (json!({ "tools": [{ "type": "odd" }] }), "tools[0].type"),
         (
-            json!({ "tools": [{ "type": "web_search" }] }),
-            "tools[0].type",
+            json!({ "tools": [{ "type": "web_search" }, { "type": "custom", "name": "p", "format":
+                { "type": "grammar", "syntax": "regex", "definition": "(" } }] }),
+            "tools[1].parameters",
+        ),
+        (
+            json!({ "input": [{ "type": "reasoning", "summary": [], "encrypted_content": "gAAAA" }] }),
+            "input[0].encrypted_content",
         ),
         (
             json!({ "tools": [weather()], "tool_choice": { "type": "function", "name": "f" } }),

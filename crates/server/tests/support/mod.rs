@@ -5,16 +5,17 @@
 
 mod engine;
 mod model;
+mod schema;
 
 use std::collections::HashMap;
 use std::future::pending;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use model_qwen::PoolingType;
 use model_qwen::pooling::{Labels, ProblemType};
+use model_qwen::{ChatTemplate, PoolingType};
 use serde_json::{Value, json};
 use server::engine::{EngineLimits, GenerateRequest, PoolingInfo, ScoreTemplate, channel};
 use server::{AppState, Config, ModelInfo};
@@ -23,7 +24,7 @@ use tokio::sync::oneshot;
 use engine::FakeEngine;
 pub(crate) use engine::{Play, Seen, bytes, says};
 pub(crate) use model::{IM_END, IM_START, MAX_MODEL_LEN};
-use model::{VOCAB_SIZE, model};
+use model::{model, with_tokens};
 
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
@@ -127,6 +128,28 @@ impl TestServer {
         Self::start_model(&[], model, script)
     }
 
+    /// A server whose model has these special tokens, from id 258 on.
+    pub(crate) fn start_with_tokens(
+        flags: &[&str],
+        tokens: &[&str],
+        script: impl Fn(&GenerateRequest) -> Play + Send + 'static,
+    ) -> Self {
+        Self::start_model(flags, with_tokens(tokens), script)
+    }
+
+    /// A server whose model has this chat template.
+    pub(crate) fn start_with_template(
+        template: &str,
+        script: impl Fn(&GenerateRequest) -> Play + Send + 'static,
+    ) -> Self {
+        let template = ChatTemplate::from_source(template, serde_json::Map::new()).unwrap();
+        let model = ModelInfo {
+            chat_template: Some(template),
+            ..model()
+        };
+        Self::start_model(&[], model, script)
+    }
+
     fn start_model(
         flags: &[&str],
         model: ModelInfo,
@@ -136,7 +159,7 @@ impl TestServer {
         let config = Config::from_command_line(flags).unwrap();
         let limits = EngineLimits {
             max_model_len: MAX_MODEL_LEN,
-            vocab_size: VOCAB_SIZE,
+            vocab_size: model.tokenizer.vocab_size(),
             max_num_queued_reqs: config.max_num_queued_reqs,
             pooling: model.pooling.as_ref().map(|pooling| pooling.pooling_type),
         };
@@ -182,8 +205,29 @@ impl TestServer {
         begin(self.address, path, body)
     }
 
+    /// Sends a request. If it is answered, `/openapi.json` has to say that it may be.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
-        self.send(ureq::http::Method::POST, path, body.to_string(), None)
+        let answer = self.send(ureq::http::Method::POST, path, body.to_string(), None);
+        if answer.status == 200
+            && let Some(error) = self.schema_error(path, body)
+        {
+            panic!("{path} answers what its schema has not: {error}\n{body}");
+        }
+        answer
+    }
+
+    /// What is wrong with a body by `/openapi.json`.
+    pub(crate) fn schema_error(&self, path: &str, body: &Value) -> Option<String> {
+        static DOCUMENT: OnceLock<Value> = OnceLock::new();
+        // A server with a key shows nothing without it.
+        let document = match DOCUMENT.get() {
+            Some(document) => document,
+            None => {
+                let answer = self.get("/openapi.json");
+                (answer.status == 200).then(|| DOCUMENT.get_or_init(|| answer.json()))?
+            }
+        };
+        schema::error(document, path, body)
     }
 
     pub(crate) fn get(&self, path: &str) -> Answer {

@@ -10,15 +10,19 @@ use server::engine::ModelDetails;
 pub(crate) const IM_START: u32 = 256;
 pub(crate) const IM_END: u32 = 257;
 pub(crate) const MAX_MODEL_LEN: usize = 200;
-pub(super) const VOCAB_SIZE: usize = 258;
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role | first }}:{{ m.content }};{% endfor %}\
     {% if tools %}tools={{ tools | length }};{% endif %}{{ extra_word }}\
     {% if add_generation_prompt %}<|im_start|>{% endif %}";
 
 pub(super) fn model() -> ModelInfo {
+    with_tokens(&[])
+}
+
+/// A model with these special tokens besides.
+pub(super) fn with_tokens(special: &[&str]) -> ModelInfo {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");
-    write_tokenizer(&path);
+    write_tokenizer(&path, special);
     ModelInfo {
         tokenizer: Tokenizer::from_file(&path).unwrap(),
         chat_template: Some(ChatTemplate::from_source(TEMPLATE, Map::new()).unwrap()),
@@ -48,7 +52,7 @@ pub(super) fn model() -> ModelInfo {
 }
 
 /// GPT-2's byte-to-character table without merges.
-fn write_tokenizer(path: &Path) {
+fn write_tokenizer(path: &Path, more: &[&str]) {
     let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     let mut shifted = 256;
     let vocab: Map<String, Value> = (0..256)
@@ -62,10 +66,13 @@ fn write_tokenizer(path: &Path) {
         json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true })
     };
+    let all = ["<|im_start|>", "<|im_end|>"].iter().chain(more);
+    let all = (IM_START..).zip(all);
+    let added: Vec<Value> = all.map(|(id, content)| special(id, content)).collect();
     let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [special(IM_START, "<|im_start|>"), special(IM_END, "<|im_end|>")],
+        "added_tokens": added,
         "normalizer": null, "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
         "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
             "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },

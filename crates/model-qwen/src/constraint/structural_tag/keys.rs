@@ -20,6 +20,18 @@ pub(super) fn texts(object: &Map<String, Value>, key: &str) -> Result<Vec<String
     texts.collect()
 }
 
+/// The same where the list may be empty or absent.
+pub(super) fn optional_texts(
+    object: &Map<String, Value>,
+    key: &str,
+) -> Result<Vec<String>, GrammarError> {
+    match object.get(key) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(items)) if items.is_empty() => Ok(Vec::new()),
+        Some(_) => texts(object, key),
+    }
+}
+
 pub(super) fn list<'a>(
     object: &'a Map<String, Value>,
     key: &str,

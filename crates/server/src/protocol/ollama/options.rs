@@ -6,6 +6,9 @@ use crate::error::ApiError;
 use crate::protocol::common::{SamplingFields, Texts};
 use crate::protocol::sampling::MaxTokens;
 
+/// `repeat_last_n` where a request has none, as in Ollama.
+const REPEAT_LAST_N: i64 = 64;
+
 /// Options that make a difference here.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Options {
@@ -19,7 +22,7 @@ pub struct Options {
     pub min_p: Option<f32>,
     /// Multiplicative penalty on tokens of prompt and answer.
     pub repeat_penalty: Option<f32>,
-    /// How far back it looks.
+    /// At how many of the last tokens the penalties look; 0 turns them off, -1 is all.
     pub repeat_last_n: Option<i64>,
     /// Subtracted once from tokens of the answer.
     pub presence_penalty: Option<f32>,
@@ -42,21 +45,12 @@ impl Options {
             let message = "`stop` must not contain an empty string.";
             return Err(ApiError::bad_request("stop", message));
         }
-        let penalizes = self.repeat_penalty.is_some_and(|penalty| penalty != 1.0);
         match self.repeat_last_n {
-            Some(num) if penalizes && !matches!(num, 0 | -1) => Err(ApiError::expected(
+            Some(num) if num < -1 => Err(ApiError::expected(
                 "repeat_last_n",
-                "0 (no penalty) or -1 (the whole text)",
+                "a number of tokens, 0 (no penalty) or -1 (the whole text)",
                 &num.to_string(),
             )),
-            Some(num) if self.repeat_penalty.is_none() && !matches!(num, 0 | -1) => {
-                // Clients send Ollama's default. It is no error where no penalty is asked for.
-                tracing::warn!(
-                    num,
-                    "ignored option repeat_last_n: a penalty of the model is one of the whole text"
-                );
-                Ok(())
-            }
             _ => Ok(()),
         }
     }
@@ -85,17 +79,21 @@ impl Options {
 
     /// The same in OpenAI's form.
     pub fn sampling(&self) -> SamplingFields {
+        let window = self.repeat_last_n.unwrap_or(REPEAT_LAST_N);
+        let unless_off = |penalty: Option<f32>, none: f32| match window {
+            0 => Some(none),
+            _ => penalty,
+        };
         SamplingFields {
             temperature: self.temperature,
             top_k: self.top_k.map(|k| k.max(0)),
             top_p: self.top_p,
             min_p: self.min_p,
-            repetition_penalty: match self.repeat_last_n {
-                Some(0) => Some(1.0),
-                _ => self.repeat_penalty,
-            },
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: unless_off(self.repeat_penalty, 1.0),
+            presence_penalty: unless_off(self.presence_penalty, 0.0),
+            frequency_penalty: unless_off(self.frequency_penalty, 0.0),
+            // -1 is none.
+            penalty_window: usize::try_from(window).ok(),
             // As in Ollama, -1 is none.
             seed: self.seed.filter(|&seed| seed != -1),
             stop: self.stop.clone(),

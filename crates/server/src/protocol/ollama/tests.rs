@@ -79,6 +79,7 @@ fn options_are_sampling_fields() {
         ),
         (Some(0.5), Some(40), Some(1.5), Some(7))
     );
+    assert_eq!(sampling.penalty_window, None);
     assert_eq!(Texts::of(sampling.stop.as_ref()), ["a", "b"]);
     assert_eq!(request.options.max_tokens(), MaxTokens::AtMost(12));
     assert!(request.options.check_length(50).is_ok());
@@ -94,7 +95,18 @@ fn options_are_sampling_fields() {
         (sampling.seed, sampling.top_k, sampling.repetition_penalty),
         (None, Some(0), Some(1.0))
     );
-    assert!(options(json!({ "repeat_last_n": 64, "an_option_of_tomorrow": 1 })).is_ok());
+    assert_eq!(
+        (sampling.presence_penalty, sampling.frequency_penalty),
+        (Some(0.0), Some(0.0))
+    );
+    for (given, window) in [
+        (json!({ "repeat_penalty": 1.1 }), 64),
+        (json!({ "repeat_last_n": 5, "repeat_penalty": 1.1 }), 5),
+        (json!({ "repeat_last_n": 7, "an_option_of_tomorrow": 1 }), 7),
+    ] {
+        let sampling = options(given).unwrap().options.sampling();
+        assert_eq!(sampling.penalty_window, Some(window));
+    }
     let likeliest = options(json!({ "top_p": 0, "top_k": 40 }))
         .unwrap()
         .options
@@ -105,7 +117,7 @@ fn options_are_sampling_fields() {
         (json!({ "tfs_z": 0.5 }), "options.tfs_z"),
         (json!({ "typical_p": 0.7 }), "options.typical_p"),
         (
-            json!({ "repeat_last_n": 64, "repeat_penalty": 1.1 }),
+            json!({ "repeat_last_n": -2, "repeat_penalty": 1.1 }),
             "options.repeat_last_n",
         ),
         (json!({ "temperature": "hot" }), "options.temperature"),

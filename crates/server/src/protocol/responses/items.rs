@@ -4,6 +4,7 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::new_id;
+use super::output::ENCRYPTED;
 use crate::error::ApiError;
 use crate::protocol::body::kind;
 
@@ -71,8 +72,10 @@ fn read_item(
     };
     match of_type {
         "message" => read_message(place, item),
-        "function_call" => read_call(place, item),
-        "function_call_output" => read_output(place, item),
+        "function_call" => read_call(place, item, "function_call", "arguments", "fc"),
+        "custom_tool_call" => read_call(place, item, "custom_tool_call", "input", "ctc"),
+        "function_call_output" => read_output(place, item, "function_call_output", "fco"),
+        "custom_tool_call_output" => read_output(place, item, "custom_tool_call_output", "ctco"),
         "reasoning" => read_reasoning(place, item),
         "item_reference" => {
             let id = text(place, &mut item, "id")?;
@@ -86,8 +89,8 @@ fn read_item(
             })
         }
         other => {
-            let expected =
-                "message, function_call, function_call_output, reasoning or item_reference";
+            let expected = "message, function_call, function_call_output, custom_tool_call, custom_tool_call_output, reasoning or \
+                 item_reference";
             Err(ApiError::expected(
                 &place_of_type,
                 expected,
@@ -199,25 +202,28 @@ fn read_part(place: &str, role: &str, part: Value) -> Result<Value, ApiError> {
     }
 }
 
-fn read_call(place: &str, mut item: Item) -> Result<Item, ApiError> {
-    if item.contains_key("namespace") {
-        let param = format!("{place}.namespace");
-        return Err(ApiError::expected(
-            &param,
-            "none (tools have no namespaces)",
-            "one",
-        ));
-    }
+/// Reads a call of a function, whose field `given` has its arguments, or of a custom tool.
+fn read_call(
+    place: &str,
+    mut item: Item,
+    of_type: &str,
+    given: &str,
+    prefix: &str,
+) -> Result<Item, ApiError> {
     let (call_id, name) = (
         text(place, &mut item, "call_id")?,
         text(place, &mut item, "name")?,
     );
-    let arguments = text(place, &mut item, "arguments")?;
-    let fields = json!({ "type": "function_call", "call_id": call_id, "name": name, "arguments": arguments });
-    stored(place, item, "fc", fields)
+    let text_of_call = text(place, &mut item, given)?;
+    let mut fields =
+        json!({ "type": of_type, "call_id": call_id, "name": name, given: text_of_call });
+    if item.contains_key("namespace") {
+        fields["namespace"] = Value::from(text(place, &mut item, "namespace")?);
+    }
+    stored(place, item, prefix, fields)
 }
 
-fn read_output(place: &str, mut item: Item) -> Result<Item, ApiError> {
+fn read_output(place: &str, mut item: Item, of_type: &str, prefix: &str) -> Result<Item, ApiError> {
     let call_id = text(place, &mut item, "call_id")?;
     let output = match item.shift_remove("output") {
         Some(Value::Array(parts)) => {
@@ -237,16 +243,15 @@ fn read_output(place: &str, mut item: Item) -> Result<Item, ApiError> {
             ));
         }
     };
-    let fields = json!({ "type": "function_call_output", "call_id": call_id, "output": output });
-    stored(place, item, "fco", fields)
+    let fields = json!({ "type": of_type, "call_id": call_id, "output": output });
+    stored(place, item, prefix, fields)
 }
 
 fn read_reasoning(place: &str, mut item: Item) -> Result<Item, ApiError> {
-    if item.contains_key("encrypted_content") {
-        let param = format!("{place}.encrypted_content");
-        let expected = "none (this server's reasoning is in `content`)";
-        return Err(ApiError::expected(&param, expected, "some"));
-    }
+    let encrypted = match item.contains_key("encrypted_content") {
+        true => Some(text(place, &mut item, "encrypted_content")?),
+        false => None,
+    };
     let mut texts = |field: &str, of_type: &str| {
         let parts = match item.shift_remove(field) {
             None => return Ok(Vec::new()),
@@ -270,7 +275,15 @@ fn read_reasoning(place: &str, mut item: Item) -> Result<Item, ApiError> {
         parts.collect::<Result<Vec<_>, _>>()
     };
     let summary = texts("summary", "summary_text")?;
-    let content = texts("content", "reasoning_text")?;
+    let mut content = texts("content", "reasoning_text")?;
+    if let Some(encrypted) = encrypted.filter(|_| content.is_empty()) {
+        let Some(text) = encrypted.strip_prefix(ENCRYPTED) else {
+            let param = format!("{place}.encrypted_content");
+            let expected = "what this server has sent, or `content` beside it";
+            return Err(ApiError::expected(&param, expected, "another server's"));
+        };
+        content.push(json!({ "type": "reasoning_text", "text": text }));
+    }
     let fields = json!({ "type": "reasoning", "summary": summary, "content": content });
     stored(place, item, "rs", fields)
 }
@@ -333,6 +346,17 @@ mod tests {
         let mut given = thought.clone();
         given["encrypted_content"] = Value::Null;
         assert_eq!(read(given).0, thought);
+        let mut sent = thought.clone();
+        sent["encrypted_content"] = json!(format!("{ENCRYPTED}t"));
+        assert_eq!(read(sent.clone()).0, thought);
+        sent["content"] = json!([]);
+        assert_eq!(read(sent).0, thought);
+        let custom = json!({ "type": "custom_tool_call", "call_id": "c", "name": "f", "input": "a\nb", "namespace": "n", "status": "completed" });
+        let (item, id) = read(custom.clone());
+        assert_eq!(item, custom);
+        assert!(id.starts_with("ctc_"));
+        let output = json!({ "type": "custom_tool_call_output", "call_id": "c", "output": "12", "status": "completed" });
+        assert_eq!(read(output.clone()).0, output);
         for reference in [
             json!({ "type": "item_reference", "id": "msg_1" }),
             json!({ "id": "msg_1", "type": null }),
@@ -349,8 +373,12 @@ mod tests {
             (json!({ "type": 1 }), "input[0].type"),
             (json!({ "type": "computer_call" }), "input[0].type"),
             (
-                json!({ "type": "custom_tool_call_output", "call_id": "c", "output": "" }),
-                "input[0].type",
+                json!({ "type": "custom_tool_call", "call_id": "c", "name": "f", "arguments": "{}" }),
+                "input[0].input",
+            ),
+            (
+                json!({ "type": "custom_tool_call_output", "call_id": "c" }),
+                "input[0].output",
             ),
             (json!({ "role": 1, "content": "a" }), "input[0].role"),
             (json!({ "role": "user" }), "input[0].content"),
@@ -384,7 +412,7 @@ mod tests {
                 "input[0].arguments",
             ),
             (
-                json!({ "type": "function_call", "call_id": "c", "name": "f", "arguments": "", "namespace": "n" }),
+                json!({ "type": "function_call", "call_id": "c", "name": "f", "arguments": "", "namespace": 1 }),
                 "input[0].namespace",
             ),
             (

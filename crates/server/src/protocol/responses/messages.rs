@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::callee::{arguments_of, flat_name};
 use super::items::Item;
 use crate::error::ApiError;
 
@@ -24,8 +25,14 @@ impl Messages {
     pub fn push(&mut self, item: &Item, place: &str) {
         let get = |field: &str| item.get(field).cloned().unwrap_or_default();
         match item.get("type").and_then(Value::as_str) {
-            Some("function_call") => {
-                let function = json!({ "name": get("name"), "arguments": get("arguments") });
+            Some(of_type @ ("function_call" | "custom_tool_call")) => {
+                let text = |field: &str| item.get(field).and_then(Value::as_str);
+                let name = flat_name(text("namespace"), text("name").unwrap_or_default());
+                let arguments = match of_type {
+                    "function_call" => get("arguments"),
+                    _ => Value::from(arguments_of(text("input").unwrap_or_default())),
+                };
+                let function = json!({ "name": name, "arguments": arguments });
                 let call =
                     json!({ "type": "function", "id": get("call_id"), "function": function });
                 match self.answer("tool_calls", true) {
@@ -34,7 +41,7 @@ impl Messages {
                     None => self.add(json!({ "role": "assistant", "tool_calls": [call] }), place),
                 }
             }
-            Some("function_call_output") => {
+            Some("function_call_output" | "custom_tool_call_output") => {
                 let content = content(&get("output"));
                 let call_id = get("call_id");
                 self.add(
@@ -76,9 +83,14 @@ impl Messages {
         }
     }
 
-    /// The messages, and what names the field of a request for an error that names one of them.
-    pub fn into_parts(self) -> (Vec<Map<String, Value>>, Places) {
-        (self.messages, Places(self.places))
+    /// The messages, and what names the field of a request for an error that names one of them. `tools` are the fields that the
+    /// tools of the chat came from.
+    pub fn into_parts(self, tools: Vec<String>) -> (Vec<Map<String, Value>>, Places) {
+        let places = Places {
+            messages: self.places,
+            tools,
+        };
+        (self.messages, places)
     }
 }
 
@@ -92,9 +104,12 @@ const NAMES: [(&str, &str); 6] = [
     ("response_format", "text.format"),
 ];
 
-/// Where messages came from.
+/// Where messages and tools came from.
 #[derive(Debug)]
-pub struct Places(Vec<String>);
+pub struct Places {
+    messages: Vec<String>,
+    tools: Vec<String>,
+}
 
 impl Places {
     /// The error with names of this endpoint's fields.
@@ -124,8 +139,9 @@ impl Places {
         if let Some(place) = self.place(param) {
             return place;
         }
-        if param.starts_with("tools[") {
-            return param.replace(".function", "");
+        if let Some((index, rest)) = indexed(param, "tools") {
+            let place = self.tools.get(index).map_or("tools", String::as_str);
+            return format!("{place}{}", rest.replace(".function", ""));
         }
         let mut names = NAMES.iter();
         let own = names.find_map(|(chat, own)| {
@@ -137,14 +153,23 @@ impl Places {
 
     /// Where the field of a message came from.
     fn place(&self, param: &str) -> Option<String> {
-        let (index, rest) = param.strip_prefix("messages[")?.split_once(']')?;
-        let place = self.0.get(index.parse::<usize>().ok()?)?;
+        let (index, rest) = indexed(param, "messages")?;
+        let place = self.messages.get(index)?;
         Some(match place.as_str() {
             // Their fields are not the request's.
             "instructions" | "previous_response_id" => place.clone(),
             _ => format!("{place}{rest}"),
         })
     }
+}
+
+/// The index and the rest of `list[index]rest`.
+fn indexed<'a>(param: &'a str, list: &str) -> Option<(usize, &'a str)> {
+    let (index, rest) = param
+        .strip_prefix(list)?
+        .strip_prefix('[')?
+        .split_once(']')?;
+    Some((index.parse().ok()?, rest))
 }
 
 /// Parts as one text, or as a chat's parts if they are several.
@@ -182,7 +207,7 @@ mod tests {
         for (i, item) in read_input(input, |_| None).unwrap().iter().enumerate() {
             messages.push(item, &format!("input[{i}]"));
         }
-        messages.into_parts().0
+        messages.into_parts(Vec::new()).0
     }
 
     fn check(input: Value, expected: Value) {
@@ -231,6 +256,16 @@ mod tests {
                 { "role": "assistant", "content": "ok" }
             ]),
         );
+        let custom = json!({ "type": "custom_tool_call", "call_id": "4", "name": "p", "namespace": "n", "input": "a\nb" });
+        let done = json!({ "type": "custom_tool_call_output", "call_id": "4", "output": "w" });
+        let function = json!({ "name": "n__p", "arguments": "{\"input\":\"a\\nb\"}" });
+        check(
+            json!([custom, done]),
+            json!([
+                { "role": "assistant", "tool_calls": [{ "type": "function", "id": "4", "function": function }] },
+                { "role": "tool", "tool_call_id": "4", "content": "w" }
+            ]),
+        );
         check(
             json!([{ "type": "reasoning", "summary": [{ "type": "summary_text", "text": "short" }] }, thought("more")]),
             json!([{ "role": "assistant", "reasoning": "short" }, { "role": "assistant", "reasoning": "more" }]),
@@ -244,7 +279,8 @@ mod tests {
         let items = read_input(json!([{ "role": "odd", "content": "b" }]), |_| None).unwrap();
         messages.push(&items[0], "previous_response_id");
         messages.push(&items[0], "input[0]");
-        let (_, places) = messages.into_parts();
+        let tools = ["tools[0]", "tools[2]", "tools[3].tools[0]"].map(str::to_owned);
+        let (_, places) = messages.into_parts(tools.to_vec());
         for (param, name) in [
             ("messages[0].content", "instructions"),
             ("messages[1].role", "previous_response_id"),
@@ -254,7 +290,8 @@ mod tests {
             ("response_format.json_schema.schema", "text.format.schema"),
             ("response_format.type", "text.format.type"),
             ("temperature", "temperature"),
-            ("tools[1].function.parameters", "tools[1].parameters"),
+            ("tools[1].function.parameters", "tools[2].parameters"),
+            ("tools[2].function.name", "tools[3].tools[0].name"),
         ] {
             let error = ApiError::bad_request(param, format!("`{param}`: odd."));
             let error = places.name(error);

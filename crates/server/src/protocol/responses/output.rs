@@ -1,11 +1,16 @@
 //! The output of a response as it grows: its items, and the events that tell of them.
 
+use std::collections::BTreeMap;
 use std::mem;
 
 use serde_json::{Map, Value, json};
 
+use super::callee::{Callee, input_of};
 use super::new_id;
 use crate::answer::Part;
+
+/// Before the reasoning in `encrypted_content`. Nothing is kept from the client, who has the reasoning in `content` as well.
+pub(crate) const ENCRYPTED: &str = "qwen-burn:";
 
 /// Items and events of one answer.
 #[derive(Debug, Default)]
@@ -16,6 +21,10 @@ pub struct Output {
     /// `None` if nobody reads events.
     events: Option<Vec<Value>>,
     num_events: usize,
+    /// The tools, by the names that the model calls.
+    callees: BTreeMap<String, Callee>,
+    /// Whether reasoning comes as `encrypted_content`, too.
+    encrypts: bool,
 }
 
 /// The item that grows.
@@ -33,29 +42,42 @@ struct Open {
 enum Kind {
     Reasoning,
     Message,
-    Call { call_id: String, name: String },
+    Call { call_id: String, callee: Callee },
 }
 
 impl Open {
     /// The item, without content before it is complete.
-    fn item(&self, status: &str) -> Value {
+    fn item(&self, status: &str, encrypts: bool) -> Value {
         let is_new = status == IN_PROGRESS;
         let content = |part: Value| if is_new { json!([]) } else { json!([part]) };
         let (id, text) = (&self.id, &self.text);
         match &self.kind {
             Kind::Reasoning => {
+                let encrypted = (encrypts && !is_new).then(|| format!("{ENCRYPTED}{text}"));
                 json!({ "id": id, "type": "reasoning", "summary": [], "content": content(self.part()),
-                "encrypted_content": null, "status": status })
+                "encrypted_content": encrypted, "status": status })
             }
             Kind::Message => {
                 json!({ "id": id, "type": "message", "role": "assistant", "content": content(self.part()),
                 "status": status })
             }
-            Kind::Call { call_id, name } => {
-                json!({ "id": id, "type": "function_call", "call_id": call_id, "name": name,
-                "arguments": text, "status": status })
+            Kind::Call { call_id, callee } => {
+                let (of_type, field, given) = match callee.is_custom {
+                    true => ("custom_tool_call", "input", &input_of(text)),
+                    false => ("function_call", "arguments", text),
+                };
+                let mut call = json!({ "id": id, "type": of_type, "call_id": call_id, "name": callee.name,
+                    field: given, "status": status });
+                if let Some(namespace) = &callee.namespace {
+                    call["namespace"] = Value::from(namespace.as_str());
+                }
+                call
             }
         }
+    }
+
+    fn is_custom(&self) -> bool {
+        matches!(&self.kind, Kind::Call { callee, .. } if callee.is_custom)
     }
 
     fn part(&self) -> Value {
@@ -82,6 +104,18 @@ impl Output {
         }
     }
 
+    /// The same for an answer that may call these tools.
+    #[must_use]
+    pub fn calling(self, callees: BTreeMap<String, Callee>) -> Self {
+        Self { callees, ..self }
+    }
+
+    /// The same with the reasoning as `encrypted_content`, too.
+    #[must_use]
+    pub fn encrypting(self, encrypts: bool) -> Self {
+        Self { encrypts, ..self }
+    }
+
     /// Adds a part. `logprobs` are of the tokens that it came from; those of text are taken.
     pub fn push(&mut self, part: Part, logprobs: &mut Vec<Value>) {
         match part {
@@ -89,7 +123,15 @@ impl Output {
             Part::Content(text) => self.text(Kind::Message, &text, mem::take(logprobs)),
             Part::Call { id, name, .. } => {
                 self.close(COMPLETED);
-                self.open(Kind::Call { call_id: id, name });
+                let callee = self.callees.get(&name).cloned();
+                let callee = callee.unwrap_or_else(|| Callee {
+                    name,
+                    ..Callee::default()
+                });
+                self.open(Kind::Call {
+                    call_id: id,
+                    callee,
+                });
             }
             Part::Arguments { text, .. } => self.arguments(&text),
             Part::CallEnd { .. } => {
@@ -144,6 +186,10 @@ impl Output {
     fn arguments(&mut self, text: &str) {
         let Some(open) = &mut self.open else { return };
         open.text.push_str(text);
+        // The input of a custom tool is known when its arguments are complete.
+        if open.is_custom() {
+            return;
+        }
         let place = self.place();
         self.emit("response.function_call_arguments.delta", || {
             with(place, json!({ "delta": text }))
@@ -154,6 +200,7 @@ impl Output {
         let (prefix, has_part) = match kind {
             Kind::Reasoning => ("rs", true),
             Kind::Message => ("msg", true),
+            Kind::Call { ref callee, .. } if callee.is_custom => ("ctc", false),
             Kind::Call { .. } => ("fc", false),
         };
         let open = Open {
@@ -162,7 +209,7 @@ impl Output {
             text: String::new(),
             logprobs: Vec::new(),
         };
-        let (item, part) = (open.item(IN_PROGRESS), open.part());
+        let (item, part) = (open.item(IN_PROGRESS, self.encrypts), open.part());
         let output_index = self.items.len();
         self.open = Some(open);
         let place = self.place();
@@ -180,7 +227,8 @@ impl Output {
     fn close(&mut self, status: &str) {
         let place = self.place();
         let Some(open) = self.open.take() else { return };
-        let (output_index, item, text) = (self.items.len(), open.item(status), &open.text);
+        let item = open.item(status, self.encrypts);
+        let (output_index, text) = (self.items.len(), &open.text);
         let part = |place| with(place, json!({ "content_index": 0, "part": open.part() }));
         match &open.kind {
             Kind::Reasoning => {
@@ -197,8 +245,17 @@ impl Output {
                 });
                 self.emit("response.content_part.done", || part(place));
             }
-            Kind::Call { name, .. } => self.emit("response.function_call_arguments.done", || {
-                with(place, json!({ "name": name, "arguments": text }))
+            Kind::Call { callee, .. } if callee.is_custom => {
+                let input = &item["input"];
+                self.emit("response.custom_tool_call_input.delta", || {
+                    with(place.clone(), json!({ "delta": input }))
+                });
+                self.emit("response.custom_tool_call_input.done", || {
+                    with(place, json!({ "input": input }))
+                });
+            }
+            Kind::Call { callee, .. } => self.emit("response.function_call_arguments.done", || {
+                with(place, json!({ "name": callee.name, "arguments": text }))
             }),
         }
         self.emit(
@@ -363,6 +420,68 @@ mod tests {
         assert_eq!(statuses(3), ["completed", "incomplete"]);
         assert_eq!(statuses(5), ["completed", "completed", "incomplete"]);
         assert_eq!(statuses(6), ["completed", "completed", "completed"]);
+    }
+
+    #[test]
+    fn a_call_is_one_of_its_tool() {
+        let callee = Callee {
+            name: "patch".to_owned(),
+            namespace: Some("n".to_owned()),
+            is_custom: true,
+        };
+        let callees = BTreeMap::from([("n__patch".to_owned(), callee)]);
+        let mut output = Output::new(true).calling(callees).encrypting(true);
+        let call = |index: usize, name: &str| Part::Call {
+            index,
+            id: format!("call_{index}"),
+            name: name.to_owned(),
+        };
+        let arguments = |index: usize, text: &str| Part::Arguments {
+            index,
+            text: text.to_owned(),
+        };
+        for part in [
+            Part::Reasoning("hm".to_owned()),
+            call(0, "n__patch"),
+            arguments(0, r#"{"input": "a\n"#),
+            arguments(0, r#"b"}"#),
+            Part::CallEnd { index: 0 },
+            call(1, "n__patch"),
+            arguments(1, r#"{"input": "cut"#),
+        ] {
+            output.push(part, &mut Vec::new());
+        }
+        let items = output.finish(false);
+        assert_eq!(items[0]["encrypted_content"], "qwen-burn:hm");
+        for (item, input, status) in [(1, "a\nb", "completed"), (2, "cut", "incomplete")] {
+            let id = &items[item]["id"];
+            assert!(id.as_str().unwrap().starts_with("ctc_"));
+            assert_eq!(
+                items[item],
+                json!({ "id": id, "type": "custom_tool_call", "call_id": format!("call_{}", item - 1), "name": "patch",
+                    "namespace": "n", "input": input, "status": status })
+            );
+        }
+        let events = output.take_events();
+        assert_eq!(events[0]["item"]["encrypted_content"], Value::Null);
+        assert_eq!(
+            types(&events)[6..],
+            [
+                "1 output_item.added",
+                "1 custom_tool_call_input.delta",
+                "1 custom_tool_call_input.done",
+                "1 output_item.done",
+                "2 output_item.added",
+                "2 custom_tool_call_input.delta",
+                "2 custom_tool_call_input.done",
+                "2 output_item.done",
+            ]
+        );
+        assert_eq!(events[6]["item"]["input"], "");
+        assert_eq!(
+            (&events[7]["delta"], &events[8]["input"]),
+            (&json!("a\nb"), &json!("a\nb"))
+        );
     }
 
     #[test]

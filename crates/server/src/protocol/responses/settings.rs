@@ -7,10 +7,9 @@ use crate::protocol::body::kind;
 use crate::protocol::chat::ReasoningEffort;
 
 /// What `include` may have; all but two are of tools that the server doesn't have, or of images.
-const INCLUDABLE: [&str; 8] = [
+pub(crate) const INCLUDABLE: [&str; 8] = [
     LOGPROBS,
-    // Reasoning is sent as it is.
-    "reasoning.encrypted_content",
+    ENCRYPTED,
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",
@@ -20,6 +19,8 @@ const INCLUDABLE: [&str; 8] = [
 ];
 /// The value of `include` that asks for log-probabilities.
 const LOGPROBS: &str = "message.output_text.logprobs";
+/// The value that asks for reasoning in a form that comes back with the next request.
+const ENCRYPTED: &str = "reasoning.encrypted_content";
 /// `metadata` has at most so many pairs, with keys and values of so many characters.
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 
@@ -124,11 +125,20 @@ fn chat_format(format: &Value) -> Result<Option<Value>, ApiError> {
     }
 }
 
-/// Checks `include` and says whether it asks for log-probabilities.
+/// What `include` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Included {
+    /// Log-probabilities of the text.
+    pub logprobs: bool,
+    /// `encrypted_content` of reasoning.
+    pub encrypted: bool,
+}
+
+/// Reads `include`.
 ///
 /// # Errors
 /// 400 with the value that is unknown.
-pub fn read_include(include: &[String]) -> Result<bool, ApiError> {
+pub fn read_include(include: &[String]) -> Result<Included, ApiError> {
     for (i, value) in include.iter().enumerate() {
         if !INCLUDABLE.contains(&value.as_str()) {
             let expected = format!("one of {}", INCLUDABLE.join(", "));
@@ -139,7 +149,11 @@ pub fn read_include(include: &[String]) -> Result<bool, ApiError> {
             ));
         }
     }
-    Ok(include.iter().any(|value| value == LOGPROBS))
+    let has = |wanted: &str| include.iter().any(|value| value == wanted);
+    Ok(Included {
+        logprobs: has(LOGPROBS),
+        encrypted: has(ENCRYPTED),
+    })
 }
 
 /// Checks `stream_options`.
@@ -202,9 +216,10 @@ mod tests {
                 json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": {}, "strict": true } })
             )
         );
-        let include = ["reasoning.encrypted_content".to_owned()];
-        assert!(!read_include(&include).unwrap());
-        assert!(read_include(&[LOGPROBS.to_owned()]).unwrap());
+        let include = |value: &str| read_include(&[value.to_owned()]).unwrap();
+        assert_eq!(include("web_search_call.results"), Included::default());
+        assert!(include(ENCRYPTED).encrypted && !include(ENCRYPTED).logprobs);
+        assert!(include(LOGPROBS).logprobs && !include(LOGPROBS).encrypted);
         check_stream_options(Some(
             &json!({ "include_obfuscation": false, "include_usage": true }),
         ))

@@ -1,189 +1,282 @@
-//! `tools` and `tool_choice`, which have less depth here than in a chat.
+//! `tools`, which have less depth here than in a chat, and kinds that a chat does not have.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::callee::{Callee, flat_name};
 use crate::error::ApiError;
 use crate::protocol::body::kind;
 
 /// Keys of a function tool.
-const KEYS: [&str; 5] = ["type", "name", "description", "parameters", "strict"];
+const FUNCTION: [&str; 5] = ["type", "name", "description", "parameters", "strict"];
+/// Keys of a custom tool.
+const CUSTOM: [&str; 4] = ["type", "name", "description", "format"];
+/// Keys of a namespace.
+const NAMESPACE: [&str; 4] = ["type", "name", "description", "tools"];
+/// Beginnings of the types that OpenAI's servers run themselves, or have taught their models. Here they are left out.
+const HOSTED: [&str; 13] = [
+    "apply_patch",
+    "code_interpreter",
+    "computer",
+    "computer_use_preview",
+    "file_search",
+    "image_generation",
+    "local_shell",
+    "mcp",
+    "programmatic_tool_calling",
+    "shell",
+    "tool_search",
+    "web_search",
+    "web_search_preview",
+];
 
-/// Reads the list `tools` and gives it in the form that answers show.
-///
-/// # Errors
-/// 400 with the field of a tool that is no function.
-pub fn read_tools(tools: Vec<Value>) -> Result<Vec<Value>, ApiError> {
-    let tools = tools.into_iter().enumerate();
-    tools
-        .map(|(i, tool)| read_tool(&format!("tools[{i}]"), tool))
-        .collect()
+/// The tools of a request.
+#[derive(Clone, Debug, Default)]
+pub struct Tools {
+    /// As answers show them: those that the model may call.
+    pub shown: Vec<Value>,
+    /// As a chat has them: all are functions.
+    pub chat: Vec<Value>,
+    /// The field of the request that each of these came from.
+    pub places: Vec<String>,
+    /// Which tool a function of the chat is.
+    pub callees: BTreeMap<String, Callee>,
 }
 
-fn read_tool(place: &str, tool: Value) -> Result<Value, ApiError> {
-    let tool = match tool {
-        Value::Object(tool) => tool,
-        other => return Err(ApiError::expected(place, "an object", kind(&other))),
-    };
-    let get = |key: &str| tool.get(key).cloned().unwrap_or_default();
-    let refuse = |key: &str, expected: &str, found: &str| {
-        Err(ApiError::expected(
-            format!("{place}.{key}"),
-            expected,
-            found,
-        ))
-    };
-    match get("type") {
-        Value::String(of_type) if of_type == "function" => {}
-        Value::String(of_type) => {
-            let expected = "`function` (the server has no tools of its own)";
-            return refuse("type", expected, &format!("`{of_type}`"));
-        }
-        other => return refuse("type", "`function`", kind(&other)),
-    }
-    match get("name") {
-        Value::String(name) if !name.is_empty() => {}
-        Value::String(_) => return refuse("name", "a name", "an empty one"),
-        other => return refuse("name", "a string", kind(&other)),
-    }
-    if let other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) =
-        get("description")
-    {
-        return refuse("description", "a string", kind(&other));
-    }
-    match get("parameters") {
-        Value::Null | Value::Object(_) => {}
-        other => return refuse("parameters", "an object, a JSON schema", kind(&other)),
-    }
-    match get("strict") {
-        Value::Null | Value::Bool(_) => {}
-        other => return refuse("strict", "a boolean", kind(&other)),
-    }
-    for (key, value) in tool.iter().filter(|(key, _)| !KEYS.contains(&key.as_str())) {
-        let says_nothing = match value {
-            Value::Null | Value::Bool(false) => true,
-            // The model calls functions directly.
-            value => key == "allowed_callers" && *value == json!(["direct"]),
+/// Whether a tool of this type is one of OpenAI's servers; some types end in a date.
+pub(super) fn is_hosted(of_type: &str) -> bool {
+    let of_type = of_type.split("_20").next().unwrap_or(of_type);
+    HOSTED.contains(&of_type)
+}
+
+/// Reads the list `tools`.
+///
+/// # Errors
+/// 400 with the field of a tool that is not understood.
+pub fn read_tools(tools: Vec<Value>) -> Result<Tools, ApiError> {
+    let mut read = Tools::default();
+    for (i, tool) in tools.into_iter().enumerate() {
+        let place = format!("tools[{i}]");
+        let tool = object(&place, tool)?;
+        let shown = match tool.get("type") {
+            Some(Value::String(of_type)) if is_hosted(of_type) => {
+                tracing::warn!("left out {place}: the server has no tool `{of_type}`");
+                continue;
+            }
+            Some(Value::String(of_type)) if of_type == "namespace" => {
+                read.namespace(&place, &tool)?
+            }
+            _ => read.tool(&place, &tool, None)?,
         };
-        if !says_nothing {
-            return refuse(key, "none (tools have no such setting)", kind(value));
-        }
+        read.shown.push(shown);
     }
-    let keys = KEYS.map(|key| (key.to_owned(), get(key)));
-    Ok(Value::Object(keys.into_iter().collect()))
+    Ok(read)
 }
 
-/// A tool as in a chat.
-pub fn chat_tool(tool: &Value) -> Value {
-    let mut function = Map::new();
-    for key in ["name", "description", "parameters", "strict"] {
-        let value = tool.get(key).unwrap_or(&Value::Null);
+fn object(place: &str, tool: Value) -> Result<Map<String, Value>, ApiError> {
+    match tool {
+        Value::Object(tool) => Ok(tool),
+        other => Err(ApiError::expected(place, "an object", kind(&other))),
+    }
+}
+
+impl Tools {
+    /// Reads tools that have a common name; the model sees it before their own names.
+    fn namespace(&mut self, place: &str, tool: &Map<String, Value>) -> Result<Value, ApiError> {
+        let read = Keys { place, tool };
+        let name = read.name()?;
+        read.text("description")?;
+        read.nothing_else(&NAMESPACE)?;
+        let Some(Value::Array(tools)) = tool.get("tools") else {
+            return Err(read.wrong("tools", "a list of tools"));
+        };
+        let tools = tools.iter().enumerate().map(|(j, tool)| {
+            let place = format!("{place}.tools[{j}]");
+            let tool = object(&place, tool.clone())?;
+            self.tool(&place, &tool, Some(name))
+        });
+        let tools: Vec<Value> = tools.collect::<Result<_, _>>()?;
+        let description = read.get("description");
+        Ok(json!({ "type": "namespace", "name": name, "description": description, "tools": tools }))
+    }
+
+    /// Reads a function or a custom tool.
+    fn tool(
+        &mut self,
+        place: &str,
+        tool: &Map<String, Value>,
+        namespace: Option<&str>,
+    ) -> Result<Value, ApiError> {
+        let read = Keys { place, tool };
+        let (keys, is_custom) = match read.get("type") {
+            Value::String(of_type) if of_type == "function" => (&FUNCTION[..], false),
+            Value::String(of_type) if of_type == "custom" => (&CUSTOM[..], true),
+            Value::String(of_type) => {
+                let expected =
+                    "`function`, `custom` or `namespace` (the server has no tools of its own)";
+                let param = format!("{place}.type");
+                let found = format!("`{of_type}`");
+                return Err(ApiError::expected(param, expected, &found));
+            }
+            _ => return Err(read.wrong("type", "`function`, `custom` or `namespace`")),
+        };
+        let name = read.name()?;
+        read.text("description")?;
+        let function = match is_custom {
+            true => custom(&read)?,
+            false => function(&read)?,
+        };
+        read.nothing_else(keys)?;
+        let flat = flat_name(namespace, name);
+        let mut chat = Map::from_iter([("name".to_owned(), Value::from(flat.as_str()))]);
         // The model reads what is here.
-        if !matches!(value, Value::Null | Value::Bool(false)) {
-            function.insert(key.to_owned(), value.clone());
-        }
-    }
-    json!({ "type": "function", "function": function })
-}
-
-/// `tool_choice` as in a chat; the tools are those of the request.
-///
-/// # Errors
-/// 400 if it is no choice, or one among tools that are not there.
-pub fn chat_choice(choice: &Value, tools: &[Value]) -> Result<Value, ApiError> {
-    const EXPECTED: &str = "`none`, `auto`, `required`, {\"type\": \"function\", \"name\": …} or {\"type\": \"allowed_tools\", …}";
-    let choice = match choice {
-        Value::Null => return Ok(Value::from("auto")),
-        Value::String(mode) => {
-            return match mode.as_str() {
-                "required" if tools.is_empty() => Err(ApiError::expected(
-                    "tool_choice",
-                    "`tools` with `required`",
-                    "none",
-                )),
-                "none" | "auto" | "required" => Ok(choice.clone()),
-                _ => Err(ApiError::expected(
-                    "tool_choice",
-                    EXPECTED,
-                    &format!("`{mode}`"),
-                )),
-            };
-        }
-        Value::Object(choice) => choice,
-        other => return Err(ApiError::expected("tool_choice", EXPECTED, kind(other))),
-    };
-    match choice.get("type").and_then(Value::as_str) {
-        Some("function") => chat_function("tool_choice", choice, tools),
-        Some("allowed_tools") => {
-            let mode = match choice.get("mode").and_then(Value::as_str) {
-                Some(mode @ ("auto" | "required")) => mode,
-                other => {
-                    let found = other.unwrap_or("none");
-                    return Err(ApiError::expected(
-                        "tool_choice.mode",
-                        "`auto` or `required`",
-                        found,
-                    ));
-                }
-            };
-            let Some(Value::Array(allowed)) = choice.get("tools") else {
-                return Err(ApiError::expected(
-                    "tool_choice.tools",
-                    "a list of tools",
-                    "none",
-                ));
-            };
-            let allowed = allowed.iter().enumerate().map(|(i, tool)| {
-                let place = format!("tool_choice.tools[{i}]");
-                match tool {
-                    Value::Object(tool) => chat_function(&place, tool, tools),
-                    other => Err(ApiError::expected(&place, "an object", kind(other))),
-                }
-            });
-            let allowed = allowed.collect::<Result<Vec<_>, _>>()?;
-            let allowed = json!({ "mode": mode, "tools": allowed });
-            Ok(json!({ "type": "allowed_tools", "allowed_tools": allowed }))
-        }
-        other => {
-            let found = other.map_or_else(|| "none".to_owned(), |other| format!("`{other}`"));
-            Err(ApiError::expected(
-                "tool_choice.type",
-                "`function` or `allowed_tools`",
-                &found,
-            ))
-        }
-    }
-}
-
-/// `{"type": "function", "name": …}` as in a chat.
-fn chat_function(
-    place: &str,
-    function: &Map<String, Value>,
-    tools: &[Value],
-) -> Result<Value, ApiError> {
-    match function.get("type").and_then(Value::as_str) {
-        Some("function") | None => {}
-        Some(other) => {
-            let found = format!("`{other}`");
+        chat.extend(
+            function
+                .into_iter()
+                .filter(|(_, value)| !matches!(value, Value::Null | Value::Bool(false))),
+        );
+        self.chat
+            .push(json!({ "type": "function", "function": chat }));
+        self.places.push(place.to_owned());
+        let callee = Callee {
+            name: name.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            is_custom,
+        };
+        let before = self.callees.insert(flat.clone(), callee.clone());
+        if before.is_some_and(|before| before != callee) {
+            let found = format!("another tool that the model would read as `{flat}`");
+            let expected = "a name of its own";
             return Err(ApiError::expected(
-                format!("{place}.type"),
-                "`function`",
-                &found,
-            ));
-        }
-    }
-    let name = function.get("name").and_then(Value::as_str);
-    let is_known = |name: &&str| tools.iter().any(|tool| tool["name"] == **name);
-    match name.filter(is_known) {
-        Some(name) => Ok(json!({ "type": "function", "function": { "name": name } })),
-        None => {
-            let found = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
-            let expected = "the name of one of `tools`";
-            Err(ApiError::expected(
                 format!("{place}.name"),
                 expected,
                 &found,
-            ))
+            ));
         }
+        let keys = keys.iter().map(|key| ((*key).to_owned(), read.get(key)));
+        Ok(Value::Object(keys.collect()))
+    }
+}
+
+/// What a chat has of a function.
+fn function(read: &Keys<'_>) -> Result<Map<String, Value>, ApiError> {
+    match read.get("parameters") {
+        Value::Null | Value::Object(_) => {}
+        _ => return Err(read.wrong("parameters", "an object, a JSON schema")),
+    }
+    match read.get("strict") {
+        Value::Null | Value::Bool(_) => {}
+        _ => return Err(read.wrong("strict", "a boolean")),
+    }
+    let keys = ["description", "parameters", "strict"];
+    Ok(Map::from_iter(
+        keys.map(|key| (key.to_owned(), read.get(key))),
+    ))
+}
+
+/// A custom tool takes a text: in a chat it is a function of one string.
+fn custom(read: &Keys<'_>) -> Result<Map<String, Value>, ApiError> {
+    let mut input = json!({ "type": "string" });
+    let mut description = read.get("description");
+    let mut is_strict = false;
+    let place = format!("{}.format", read.place);
+    let format = match read.get("format") {
+        Value::Null => Map::new(),
+        format => object(&place, format)?,
+    };
+    let format = Keys {
+        place: &place,
+        tool: &format,
+    };
+    match format.get("type").as_str() {
+        None if format.tool.is_empty() => {}
+        Some("text") => format.nothing_else(&["type"])?,
+        Some("grammar") => {
+            let Value::String(definition) = format.get("definition") else {
+                return Err(format.wrong("definition", "a string"));
+            };
+            match format.get("syntax").as_str() {
+                Some("regex") => {
+                    input["pattern"] = Value::from(format!("^(?:{definition})$"));
+                    is_strict = true;
+                }
+                // A grammar can't say what a string of JSON holds.
+                Some("lark") => {
+                    let before = description.as_str().map(|text| format!("{text}\n"));
+                    let before = before.unwrap_or_default();
+                    description = Value::from(format!(
+                        "{before}The input has to match this Lark grammar:\n{definition}"
+                    ));
+                }
+                _ => return Err(format.wrong("syntax", "`regex` or `lark`")),
+            }
+            format.nothing_else(&["type", "definition", "syntax"])?;
+        }
+        _ => return Err(format.wrong("type", "`text` or `grammar`")),
+    }
+    let parameters = json!({
+        "type": "object",
+        "properties": { "input": input },
+        "required": ["input"],
+        "additionalProperties": false,
+    });
+    let function =
+        json!({ "description": description, "parameters": parameters, "strict": is_strict });
+    Ok(function.as_object().cloned().unwrap_or_default())
+}
+
+/// An object of the request, whose keys are read.
+struct Keys<'a> {
+    place: &'a str,
+    tool: &'a Map<String, Value>,
+}
+
+impl Keys<'_> {
+    fn get(&self, key: &str) -> Value {
+        self.tool.get(key).cloned().unwrap_or_default()
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> ApiError {
+        let found = match self.tool.get(key) {
+            None => "nothing".to_owned(),
+            Some(Value::String(text)) => format!("`{}`", text.chars().take(64).collect::<String>()),
+            Some(other) => kind(other).to_owned(),
+        };
+        ApiError::expected(format!("{}.{key}", self.place), expected, &found)
+    }
+
+    fn name(&self) -> Result<&str, ApiError> {
+        match self.tool.get("name") {
+            Some(Value::String(name)) if !name.is_empty() => Ok(name),
+            _ => Err(self.wrong("name", "a name")),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<(), ApiError> {
+        match self.get(key) {
+            Value::Null | Value::String(_) => Ok(()),
+            _ => Err(self.wrong(key, "a string")),
+        }
+    }
+
+    /// Refuses keys that ask for something else.
+    fn nothing_else(&self, keys: &[&str]) -> Result<(), ApiError> {
+        for (key, value) in self
+            .tool
+            .iter()
+            .filter(|(key, _)| !keys.contains(&key.as_str()))
+        {
+            let says_nothing = match value {
+                Value::Null | Value::Bool(false) => true,
+                // The model calls functions directly.
+                value => key == "allowed_callers" && *value == json!(["direct"]),
+            };
+            if !says_nothing {
+                return Err(self.wrong(key, "none (tools have no such setting)"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -201,24 +294,56 @@ mod tests {
         let full = json!({ "type": "function", "name": "f", "description": "d", "parameters": parameters, "strict": true });
         let bare = json!({ "type": "function", "name": "g", "strict": null, "defer_loading": false, "allowed_callers": ["direct"] });
         let tools = read_tools(vec![full.clone(), bare]).unwrap();
-        assert_eq!(tools[0], full);
+        assert_eq!(tools.shown[0], full);
         assert_eq!(
-            tools[1],
+            tools.shown[1],
             json!({ "type": "function", "name": "g", "description": null, "parameters": null, "strict": null })
         );
         assert_eq!(
-            chat_tool(&tools[0]),
+            tools.chat[0],
             json!({ "type": "function", "function": { "name": "f", "description": "d", "parameters": parameters, "strict": true } })
         );
         assert_eq!(
-            chat_tool(&tools[1]),
+            tools.chat[1],
             json!({ "type": "function", "function": { "name": "g" } })
         );
         for (tool, param) in [
             (json!("f"), "tools[0]"),
             (json!({ "name": "f" }), "tools[0].type"),
-            (json!({ "type": "web_search" }), "tools[0].type"),
-            (json!({ "type": "custom", "name": "f" }), "tools[0].type"),
+            (json!({ "type": "odd", "name": "f" }), "tools[0].type"),
+            (json!({ "type": "custom" }), "tools[0].name"),
+            (
+                json!({ "type": "custom", "name": "f", "parameters": {} }),
+                "tools[0].parameters",
+            ),
+            (
+                json!({ "type": "custom", "name": "f", "format": "text" }),
+                "tools[0].format",
+            ),
+            (
+                json!({ "type": "custom", "name": "f", "format": { "type": "json" } }),
+                "tools[0].format.type",
+            ),
+            (
+                json!({ "type": "custom", "name": "f", "format": { "type": "grammar", "syntax": "ebnf", "definition": "a" } }),
+                "tools[0].format.syntax",
+            ),
+            (
+                json!({ "type": "custom", "name": "f", "format": { "type": "grammar", "syntax": "lark" } }),
+                "tools[0].format.definition",
+            ),
+            (
+                json!({ "type": "namespace", "name": "n" }),
+                "tools[0].tools",
+            ),
+            (
+                json!({ "type": "namespace", "name": "n", "tools": [{ "type": "web_search" }] }),
+                "tools[0].tools[0].type",
+            ),
+            (
+                json!({ "type": "namespace", "name": "n", "tools": [function("f"), { "type": "custom", "name": "f" }] }),
+                "tools[0].tools[1].name",
+            ),
             (
                 json!({ "type": "function", "function": { "name": "f" } }),
                 "tools[0].name",
@@ -248,44 +373,56 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_among_the_tools() {
-        let tools = read_tools(vec![function("a"), function("b")]).unwrap();
-        let chat = |name: &str| json!({ "type": "function", "function": { "name": name } });
-        let allowed = |mode: &str, tool: Value| json!({ "type": "allowed_tools", "mode": mode, "tools": [tool] });
-        for (choice, expected) in [
-            (json!(null), json!("auto")),
-            (json!("none"), json!("none")),
-            (json!("required"), json!("required")),
-            (function("b"), chat("b")),
-            (
-                allowed("required", function("b")),
-                json!({ "type": "allowed_tools", "allowed_tools": { "mode": "required", "tools": [chat("b")] } }),
-            ),
-        ] {
-            assert_eq!(chat_choice(&choice, &tools).unwrap(), expected);
-        }
-        for (choice, param) in [
-            (json!("any"), "tool_choice"),
-            (json!(5), "tool_choice"),
-            (json!({ "type": "web_search" }), "tool_choice.type"),
-            (json!({}), "tool_choice.type"),
-            (function("c"), "tool_choice.name"),
-            (chat("a"), "tool_choice.name"),
-            (allowed("none", function("a")), "tool_choice.mode"),
-            (allowed("auto", function("c")), "tool_choice.tools[0].name"),
-            (
-                allowed("auto", json!({ "type": "mcp", "name": "a" })),
-                "tool_choice.tools[0].type",
-            ),
-            (
-                json!({ "type": "allowed_tools", "mode": "auto" }),
-                "tool_choice.tools",
-            ),
-        ] {
-            let error = chat_choice(&choice, &tools).unwrap_err();
-            assert_eq!(error.param.as_deref(), Some(param), "{choice}");
-        }
-        assert!(chat_choice(&json!("required"), &[]).is_err());
-        assert!(chat_choice(&json!("auto"), &[]).is_ok());
+    fn custom_tools_are_functions_of_a_text() {
+        let custom = |format: Value| json!({ "type": "custom", "name": "p", "description": "d", "format": format });
+        let of = |format: Value| {
+            let tools = read_tools(vec![custom(format.clone())]).unwrap();
+            assert_eq!(tools.shown, [custom(format)]);
+            assert!(tools.callees["p"].is_custom);
+            tools.chat[0]["function"].clone()
+        };
+        let parameters = |input: Value| json!({ "type": "object", "properties": { "input": input }, "required": ["input"], "additionalProperties": false });
+        let text = json!({ "name": "p", "description": "d", "parameters": parameters(json!({ "type": "string" })) });
+        assert_eq!(of(json!(null)), text);
+        assert_eq!(of(json!({ "type": "text" })), text);
+        let grammar =
+            |syntax: &str| json!({ "type": "grammar", "syntax": syntax, "definition": "a|b" });
+        let found = of(grammar("regex"));
+        let pattern = json!({ "type": "string", "pattern": "^(?:a|b)$" });
+        assert_eq!(
+            (&found["parameters"], &found["strict"]),
+            (&parameters(pattern), &json!(true))
+        );
+        let found = of(grammar("lark"));
+        assert_eq!(found["parameters"], text["parameters"]);
+        let description = found["description"].as_str().unwrap();
+        assert!(description.starts_with("d\n") && description.ends_with("a|b"));
+    }
+
+    #[test]
+    fn tools_of_others_are_left_out_and_namespaces_are_flat() {
+        let space = json!({ "type": "namespace", "name": "n", "description": "d", "tools": [
+            { "type": "function", "name": "f", "description": null, "parameters": null, "strict": null },
+            { "type": "custom", "name": "p", "description": null, "format": null },
+        ] });
+        let given = json!([{ "type": "web_search", "external_web_access": true }, { "type": "web_search_preview_2025_03_11" },
+            { "type": "mcp", "server_label": "x" }, space, function("f"), { "type": "local_shell" }]);
+        let tools = read_tools(given.as_array().unwrap().clone()).unwrap();
+        assert_eq!(tools.shown[0], space);
+        assert_eq!(tools.shown.len(), 2);
+        let names = tools.chat.iter().map(|tool| &tool["function"]["name"]);
+        assert_eq!(names.collect::<Vec<_>>(), ["n__f", "n__p", "f"]);
+        assert_eq!(
+            tools.places,
+            ["tools[3].tools[0]", "tools[3].tools[1]", "tools[4]"]
+        );
+        let callee = |name: &str, namespace: Option<&str>, is_custom| Callee {
+            name: name.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            is_custom,
+        };
+        assert_eq!(tools.callees["n__f"], callee("f", Some("n"), false));
+        assert_eq!(tools.callees["n__p"], callee("p", Some("n"), true));
+        assert_eq!(tools.callees["f"], callee("f", None, false));
     }
 }

@@ -7,6 +7,7 @@ use axum::response::Response;
 
 use super::super::constraint::{Sequence, sequence};
 use super::super::conversation::{Conversation, Prepared};
+use super::super::gap::{ending_at_gap, with_gap};
 use super::super::prompt::{Length, encode, in_two_turns};
 use super::chat::Work;
 use super::format::Api;
@@ -15,21 +16,10 @@ use crate::answer::AnswerOptions;
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
-use crate::protocol::common::SamplingFields;
 use crate::protocol::fields::Endpoint;
 use crate::protocol::logprobs::LogprobLimit;
 use crate::protocol::ollama::{GenerateFields, Request, conversation};
 use crate::state::AppState;
-
-/// Tokens of models that fill a gap: before the text, between its parts, before the answer.
-const GAP_TOKENS: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
-/// What such a model writes behind the answer, besides these.
-const BEHIND_GAP: [&str; 4] = [
-    "<|fim_pad|>",
-    "<|file_sep|>",
-    "<|repo_name|>",
-    "<|endoftext|>",
-];
 
 /// Answers a prompt.
 pub(super) async fn generate(
@@ -80,48 +70,26 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
         (None, None, _) => return Work::new(state, request, None, started),
     };
     let mut work = Work::new(state, request, None, started)?;
-    let mut sampling = work.request.options.sampling();
-    if fills_gap {
-        let tokenizer = &state.model().tokenizer;
-        let stops = GAP_TOKENS.iter().chain(&BEHIND_GAP);
-        let stops = stops.filter_map(|token| tokenizer.token_to_id(token));
-        sampling.stop_token_ids = Some(stops.collect());
-    }
-    work.prepared = Some(plain(state, &work.request, sampling, &text)?);
+    work.prepared = Some(plain(state, &work.request, &text, fills_gap)?);
     Ok(work)
-}
-
-/// Whether the model can write what is between two texts.
-pub(super) fn fills_gaps(state: &AppState) -> bool {
-    let tokenizer = &state.model().tokenizer;
-    let is_known = |token: &&str| tokenizer.token_to_id(token).is_some();
-    GAP_TOKENS.iter().all(is_known)
-}
-
-fn with_gap(state: &AppState, prompt: &str, suffix: &str) -> Result<String, ApiError> {
-    if !fills_gaps(state) {
-        let message = format!(
-            "`suffix` is not supported: the model has no token {}.",
-            GAP_TOKENS[0]
-        );
-        return Err(ApiError::bad_request("suffix", message));
-    }
-    let [before, between, behind] = GAP_TOKENS;
-    Ok(format!("{before}{prompt}{between}{suffix}{behind}"))
 }
 
 /// A prompt without a template.
 fn plain(
     state: &AppState,
     request: &Request,
-    sampling: SamplingFields,
     text: &str,
+    fills_gap: bool,
 ) -> Result<Prepared, ApiError> {
+    let sampling = request.options.sampling();
     let (model, adapter) = state.resolve_model(Some(&model_name(state, &request.fields.model)))?;
     let num_logprobs = request.num_logprobs(LogprobLimit::of(state))?;
     let params = sampling.sampling_params(state, num_logprobs);
     let params = params.map_err(renamed)?;
-    let options = sampling.text_options(state)?;
+    let options = match (sampling.text_options(state)?, fills_gap) {
+        (options, true) => ending_at_gap(state, options),
+        (options, false) => options,
+    };
     let grammar = request.grammar(state.json_style());
     let Sequence {
         request: sequence,

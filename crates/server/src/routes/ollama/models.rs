@@ -8,8 +8,8 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
 
+use super::super::gap::fills_gaps;
 use super::super::thoughts::thinks;
-use super::generate::fills_gaps;
 use super::model_name;
 use super::time::rfc3339;
 use crate::error::ApiError;

@@ -1,0 +1,117 @@
+//! Formats that come several times, single tokens, and what follows a pattern in free text.
+
+use serde_json::{Map, Value};
+
+use super::super::grammar::{GrammarError, invalid, kind, object};
+use super::keys::{flag, list, optional_texts};
+use super::{Free, Lark, TEXT_NAME, Tag};
+
+/// Most repetitions that a number may name: the grammar grows with it.
+const MAX_REPEATS: u64 = 10_000;
+
+/// A token by its id, or a special token by its name.
+pub(super) fn token(format: &Value) -> Result<String, GrammarError> {
+    let token = object(format, "token", &["type", "token"])?;
+    match token.get("token") {
+        Some(Value::Number(id)) if id.as_u64().is_some_and(|id| u32::try_from(id).is_ok()) => {
+            Ok(format!("<[{id}]>"))
+        }
+        Some(Value::String(name)) if is_special(name) => Ok(name.clone()),
+        Some(Value::String(name)) => invalid(format!(
+            "token: expected an id, or the name of a special token such as <|im_end|>, found {name:?}"
+        )),
+        Some(other) => invalid(format!(
+            "token: expected an id or the name of a special token, found {}",
+            kind(other)
+        )),
+        None => invalid("token: expected `token`"),
+    }
+}
+
+/// Whether a name is one of Lark's special tokens; `<[` begins a list of ids there.
+fn is_special(name: &str) -> bool {
+    let inner = name
+        .strip_prefix('<')
+        .and_then(|name| name.strip_suffix('>'));
+    inner.is_some_and(|inner| {
+        let is_plain = |c: char| !c.is_whitespace() && !matches!(c, '<' | '>');
+        !inner.is_empty() && !inner.starts_with('[') && inner.chars().all(is_plain)
+    })
+}
+
+impl Lark {
+    /// `optional`, `star`, `plus` and `repeat`.
+    pub(super) fn repeated(
+        &mut self,
+        format: &Value,
+        name: &str,
+        depth: usize,
+    ) -> Result<String, GrammarError> {
+        let bounds: &[&str] = match name {
+            "repeat" => &["min", "max"],
+            _ => &[],
+        };
+        let format = object(format, name, &[&["type", "content"], bounds].concat())?;
+        let Some(content) = format.get("content") else {
+            return invalid(format!("{name}: expected `content`"));
+        };
+        let content = self.format(content, depth + 1)?;
+        if content.starts_with(TEXT_NAME) {
+            return invalid(format!("{name}: `any_text` is of any length already"));
+        }
+        let times = match name {
+            "optional" => "?".to_owned(),
+            "star" => "*".to_owned(),
+            "plus" => "+".to_owned(),
+            _ => times(format)?,
+        };
+        Ok(format!("({content}){times}"))
+    }
+
+    /// Free text in which what follows a pattern keeps to its format.
+    pub(super) fn dispatch(
+        &mut self,
+        format: &Map<String, Value>,
+        depth: usize,
+    ) -> Result<String, GrammarError> {
+        let rules = list(format, "rules")?.iter().map(|rule| {
+            let pair = rule.as_array().map(Vec::as_slice);
+            let Some([Value::String(pattern), content]) = pair else {
+                return invalid("dispatch: each of `rules` is a list of a text and a format");
+            };
+            Ok(Tag {
+                begin: pattern.clone(),
+                rest: self.format(content, depth + 1)?,
+            })
+        });
+        let rules: Vec<Tag> = rules.collect::<Result<_, _>>()?;
+        let free = Free {
+            triggers: rules.iter().map(|rule| rule.begin.clone()).collect(),
+            excludes: optional_texts(format, "excludes")?,
+            at_least_one: false,
+            only_one: format.contains_key("loop") && !flag(format, "loop")?,
+        };
+        self.triggered(&rules, free)
+    }
+}
+
+/// `min` and `max` of a `repeat`; a `max` of -1 is no bound.
+fn times(format: &Map<String, Value>) -> Result<String, GrammarError> {
+    let bound = |key: &str| match format.get(key) {
+        Some(Value::Number(number)) => Ok(number),
+        Some(other) => invalid(format!(
+            "repeat: `{key}` is a number, found {}",
+            kind(other)
+        )),
+        None => invalid(format!("repeat: expected `{key}`")),
+    };
+    let (min, max) = (bound("min")?, bound("max")?);
+    let within = |number: &serde_json::Number| number.as_u64().filter(|num| *num <= MAX_REPEATS);
+    match (within(min), within(max), max.as_i64()) {
+        (Some(min), Some(max), _) if min <= max => Ok(format!("{{{min},{max}}}")),
+        (Some(min), None, Some(-1)) => Ok(format!("{{{min},}}")),
+        _ => invalid(format!(
+            "repeat: expected 0 <= `min` <= `max` <= {MAX_REPEATS}, or a `max` of -1, found {min} and {max}"
+        )),
+    }
+}
