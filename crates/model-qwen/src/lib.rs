@@ -79,8 +79,8 @@ pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names}
 pub use model_folder::{ModelFolderError, RUN_FILES, copy_modules};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
-    Draw, RowMask, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget, TopLogits,
-    logprobs_of,
+    Ahead, Draw, RowMask, SampledToken, Sampler, SamplingError, SamplingParams, ThinkingBudget,
+    TopLogits, logprobs_of,
 };
 pub use save::SaveError;
 pub use special_tokens::special_tokens;
