@@ -39,7 +39,8 @@ use tracing::trace_span;
 
 use self::device::Gpu;
 pub use self::plan::{BatchPlan, DocumentPlan};
-pub(crate) use self::recorded::{RecordedStep, overwrite, records_steps, step_attention};
+pub use self::recorded::overwrite;
+pub(crate) use self::recorded::{RecordedStep, records_steps, step_attention};
 use crate::batch_layout::BatchLayout;
 use crate::rotary::Rotary;
 

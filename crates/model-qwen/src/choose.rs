@@ -8,8 +8,10 @@
 //! 3. The device finds the largest logits. The host draws from these.
 //! 4. The host reads all logits, of every row or of those rows that the largest logits don't decide.
 //!
-//! Before 2, a device makes the logits impossible that a constraint doesn't let through; so constrained rows are as others.
+//! Before 2, a device makes the logits impossible that a constraint doesn't let through; so constrained rows are as others. What it
+//! can do for some rows it does, whatever the others need.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -20,7 +22,7 @@ use crate::device::is_gpu;
 use crate::kernels::choice::{draw_tokens, largest_logits, mask_logits};
 use crate::model::QwenModel;
 use crate::sampling::{
-    Draw, Logprobs, LogprobsMode, RowMask, SampledToken, Sampler, TopLogits, logprobs_of,
+    Ahead, Draw, Logprobs, LogprobsMode, RowMask, SampledToken, Sampler, TopLogits, logprobs_of,
 };
 
 /// Rows whose logits are in memory at once: `vocab_size` floats each.
@@ -124,16 +126,24 @@ impl Want<'_> {
         Some(Choice::Token(token))
     }
 
+    /// Whether a device may draw the token.
+    fn draws_on_device(&self) -> bool {
+        match self {
+            Self::Token { sampler, .. } => sampler.draws_on_device(),
+            Self::Score { .. } => false,
+        }
+    }
+
     /// How a device draws the token.
     fn draw(&mut self) -> Option<Draw> {
         match self {
-            Self::Token { sampler, banned } => sampler.draw(0, banned),
+            Self::Token { sampler, banned } => sampler.draw(Ahead::NONE, banned),
             Self::Score { .. } => None,
         }
     }
 
-    /// Takes a token that a device has drawn. `None` where it couldn't.
-    fn drawn(&mut self, id: Option<u32>) -> Option<Choice> {
+    /// Takes a token that a device has drawn, with its logits if they are wanted. `None` where it couldn't draw it.
+    fn drawn(&mut self, id: Option<u32>, logits: Option<&mut [f32]>) -> Option<Choice> {
         let Self::Token { sampler, .. } = self else {
             return None;
         };
@@ -143,7 +153,8 @@ impl Want<'_> {
             return None;
         };
         sampler.observe(id);
-        Some(Choice::Token(SampledToken { id, logprobs: None }))
+        let logprobs = logits.and_then(|logits| sampler.logprobs_of(id, logits));
+        Some(Choice::Token(SampledToken { id, logprobs }))
     }
 
     /// The token, from the largest logits. `None` where these don't decide.
@@ -245,7 +256,7 @@ pub(crate) fn choose_from_logits(
     rows: &mut [ChoiceRow<'_>],
 ) -> Result<Vec<Choice>, String> {
     if !rows.iter().any(|row| row.want.is_constrained()) {
-        return choose_from_rows(logits, rows);
+        return choose_apart(logits, rows);
     }
     few_first(
         rows,
@@ -264,32 +275,27 @@ pub(crate) fn choose_from_logits(
                 })
                 .collect();
             match mask_logits(&logits, &masks) {
-                true => choose_masked(&logits, rows),
+                true => choose_apart(logits, rows),
                 false => choose_from_rows(logits, rows),
             }
         },
     )
 }
 
-/// [`choose_from_logits`] for rows of which the device knows what may come. What it can do for some of them it should not leave to
+/// [`choose_from_logits`] for rows of which the device knows what may come. What it can draw for some of them it should not leave to
 /// the host because of the others.
-fn choose_masked(logits: &Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec<Choice>, String> {
-    let is_drawn: Vec<bool> = rows
-        .iter_mut()
-        .map(|row| row.want.draw().is_some())
-        .collect();
+fn choose_apart(logits: Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec<Choice>, String> {
+    let is_drawn: Vec<bool> = rows.iter().map(|row| row.want.draws_on_device()).collect();
+    let is_mixed = is_drawn.contains(&true) && is_drawn.contains(&false);
+    if !is_mixed || !is_gpu(&logits.device()) {
+        return choose_from_rows(logits, rows);
+    }
     let mut choices: Vec<Option<Choice>> = vec![None; rows.len()];
     for drawn in [true, false] {
         let at: Vec<usize> = (0..rows.len())
             .filter(|at| is_drawn[*at] == drawn)
             .collect();
-        if at.is_empty() {
-            continue;
-        }
-        let logits = match at.len() == rows.len() {
-            true => logits.clone(),
-            false => select_rows(logits, &at),
-        };
+        let logits = select_rows(&logits, &at);
         let mut kind: Vec<ChoiceRow<'_>> = (rows.iter_mut().zip(&is_drawn))
             .filter(|(_, is_drawn)| **is_drawn == drawn)
             .map(|(row, _)| row.reborrowed())
@@ -304,14 +310,18 @@ fn choose_masked(logits: &Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec<C
 /// [`choose_from_logits`] for rows that are chosen in one way.
 fn choose_from_rows(logits: Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec<Choice>, String> {
     let row_of = |row| logits.clone().narrow(0, row, 1); // [1, vocab]
-    let draws: Option<Vec<Draw>> = rows.iter_mut().map(|row| row.want.draw()).collect();
+    let draws_on_device = rows.iter().all(|row| row.want.draws_on_device());
+    let draws: Option<Vec<Draw>> = match draws_on_device && is_gpu(&logits.device()) {
+        true => rows.iter_mut().map(|row| row.want.draw()).collect(),
+        false => None,
+    };
     if let Some(draws) = draws
         && let Some(tokens) = draw_tokens(&logits, &draws)
     {
         let drawn = rows.iter_mut().zip(tokens.wait()?).enumerate();
         return Ok(drawn
             .map(|(i, (row, id))| {
-                let choice = row.want.drawn(id);
+                let choice = row.want.drawn(id, None);
                 choice.unwrap_or_else(|| row.want.by_all(&mut on_host(row_of(i))))
             })
             .collect());
@@ -331,10 +341,21 @@ fn choose_from_rows(logits: Tensor<2>, rows: &mut [ChoiceRow<'_>]) -> Result<Vec
         .collect())
 }
 
-/// [`choose`] for a step that left the tokens alone, which the device has drawn: one for each row of the step.
-pub(crate) fn choose_drawn(ids: &[Option<u32>], rows: &mut [ChoiceRow<'_>]) -> Vec<Choice> {
-    let drawn = |row: &mut ChoiceRow<'_>| row.want.drawn(ids[row.row]).unwrap_or(Choice::Undrawn);
-    rows.iter_mut().map(drawn).collect()
+/// [`choose`] for a step that left the tokens alone, which the device has drawn: one for each row of the step; and the logits of the
+/// rows that want them.
+pub(crate) fn choose_drawn(
+    ids: &[Option<u32>],
+    mut logits: HashMap<usize, Vec<f32>>,
+    rows: &mut [ChoiceRow<'_>],
+) -> Vec<Choice> {
+    let drawn = |row: &mut ChoiceRow<'_>| {
+        let logits = logits.get_mut(&row.row).map(Vec::as_mut_slice);
+        row.want.drawn(ids[row.row], logits)
+    };
+    let choices = rows.iter_mut().map(drawn);
+    choices
+        .map(|choice| choice.unwrap_or(Choice::Undrawn))
+        .collect()
 }
 
 /// Chooses from the largest logits of each row. For the rows that these don't decide `logits_of` computes all logits, of all such
@@ -393,7 +414,7 @@ pub(crate) fn select(x: &Tensor<2>, rows: &[ChoiceRow<'_>]) -> Tensor<2> {
 }
 
 /// These rows of `x`.
-fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
+pub(crate) fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
     let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
     let num = indices.len();
     let indices = TensorData::new(indices, [num]);
@@ -403,7 +424,7 @@ fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
 
 /// The values of a tensor on the host; without a copy where they are there already.
 fn on_host(tensor: Tensor<2>) -> Vec<f32> {
-    let _span = trace_span!("read_logits").entered();
+    let _span = trace_span!("read_logits", rows = tensor.dims()[0]).entered();
     match tensor.into_data_dtype(DType::F32).try_into_vec() {
         Ok(values) => values,
         Err(error) => unreachable!("f32 values: {error}"),

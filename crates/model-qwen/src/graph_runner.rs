@@ -23,7 +23,7 @@ use graphs::Graphs;
 pub use pending::Pending;
 
 /// A sequence of a decode step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DecodeRow<'a> {
     /// Whether it computes the next token of the sequence of the row before: a guess that is checked in the same step.
     pub follows: bool,
@@ -80,9 +80,14 @@ impl GraphRunner {
         counts
     }
 
+    /// Whether steps are recorded, so that the device draws tokens as [`DecodeRow::draw`] says.
+    pub fn records_steps(&self) -> bool {
+        self.graphs.is_some()
+    }
+
     /// Whether steps can be launched ahead, see [`GraphRunner::launch_ahead`].
     pub fn overlaps(&self) -> bool {
-        self.graphs.is_some() && self.queues_reads
+        self.records_steps() && self.queues_reads
     }
 
     /// Starts to compute one token of each row, and to choose the tokens that follow. Rows are at most as many as sequences run, or
@@ -114,18 +119,17 @@ impl GraphRunner {
         rows: &[DecodeRow<'_>],
     ) -> Option<Pending> {
         let graphs = self.graphs.as_mut()?;
-        let can_draw = before.is_drawn() && rows.iter().all(|row| row.draw.is_some());
-        let may_launch = self.queues_reads && can_draw && graphs.has_captured(model, rows);
+        let may_launch = self.queues_reads && before.is_drawn() && graphs.has_captured(model, rows);
         may_launch.then(|| graphs.launch(model, cache, rows))
     }
 
     /// Lets the device draw the tokens of the last step that was launched, if it awaits masks: of the rows that have one, only
     /// tokens that it lets through. The masks of rows that are not told let everything through.
-    pub fn draw_masked(&mut self, pending: &mut Pending, masks: &[RowMask]) {
-        if let (Some(graphs), Some(unmasked)) = (&self.graphs, pending.as_unmasked())
-            && let Some(drawn) = graphs.draw_masked(unmasked, masks)
-        {
-            *pending = drawn;
+    #[must_use]
+    pub fn draw_masked(&mut self, pending: Pending, masks: &[RowMask]) -> Pending {
+        match &self.graphs {
+            Some(graphs) => pending.draw_unmasked(|unmasked| graphs.draw_masked(unmasked, masks)),
+            None => pending,
         }
     }
 

@@ -79,7 +79,7 @@ pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names}
 pub use model_folder::{ModelFolderError, RUN_FILES, copy_modules};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
-    Draw, LogprobsMode, RowMask, SampledToken, Sampler, SamplingError, SamplingParams,
+    Ahead, Draw, LogprobsMode, RowMask, SampledToken, Sampler, SamplingError, SamplingParams,
     ThinkingBudget, TopLogits, logprobs_of,
 };
 pub use save::SaveError;

@@ -7,6 +7,7 @@
 //! Nothing sorts the vocabulary (151,936 tokens for Qwen): top-k and top-p select in linear time,
 //! and plain temperature sampling sums weights by blocks.
 
+mod changes;
 mod constrained;
 mod distribution;
 mod draw;
@@ -22,11 +23,12 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+pub use changes::LogitChanges;
 pub use constrained::RowMask;
 use distribution::{
     Candidate, argmax, draw, draw_dense, exp, keep_top_p, sanitize, top_n, total_weight,
 };
-pub use draw::Draw;
+pub use draw::{Ahead, Draw};
 pub use logprobs::{Logprobs, LogprobsMode, logprobs_of};
 pub use params::{SamplingError, SamplingParams};
 pub use thinking::ThinkingBudget;
@@ -186,17 +188,6 @@ impl Sampler {
             None => place,
             Some(ids) => ids.get(place as usize).copied().unwrap_or(place),
         }
-    }
-
-    /// Whether the next token is the one with the largest logit, of those that a constraint lets through, and nothing else is asked
-    /// for.
-    pub fn is_argmax(&self) -> bool {
-        let params = &self.params;
-        params.temperature < GREEDY_BELOW
-            && params.logprobs.is_none()
-            && params.logit_bias.is_empty()
-            && !params.has_exclusions()
-            && !params.has_penalties()
     }
 
     /// Counts an output token that was not drawn by this sampler: for the penalties and the constraint, and so that the next one

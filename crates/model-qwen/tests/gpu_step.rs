@@ -58,7 +58,7 @@ fn tokens_by_the_int8_copy_of_lm_head_are_those_of_all_logits() {
                     position: 0,
                     slot: None,
                     block_table: table,
-                    draw,
+                    draw: draw.clone(),
                     is_constrained: false,
                 });
                 let rows: Vec<DecodeRow<'_>> = rows.collect();

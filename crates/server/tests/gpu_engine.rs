@@ -12,7 +12,8 @@ use model_qwen::{
     linear_names,
 };
 use server::config::Config;
-use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest};
+use server::engine::{Engine, EngineHandle, EngineOutput, GenerateRequest, TokenLogprobs};
+use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
@@ -64,14 +65,27 @@ fn request(i: u32) -> GenerateRequest {
 
 /// The tokens of several requests that run together.
 async fn tokens(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Vec<Vec<u32>> {
+    let scored = scored_tokens(engine, requests).await.into_iter();
+    let ids = |tokens: Vec<ScoredToken>| tokens.into_iter().map(|(id, _)| id).collect();
+    scored.map(ids).collect()
+}
+
+/// A token, and its log-probabilities if they are wanted.
+type ScoredToken = (u32, Option<TokenLogprobs>);
+
+/// [`tokens`], with their log-probabilities.
+async fn scored_tokens(
+    engine: &EngineHandle,
+    requests: Vec<GenerateRequest>,
+) -> Vec<Vec<ScoredToken>> {
     let submit = |request| engine.submit(request).expect("room in the queue");
     let streams: Vec<_> = requests.into_iter().map(submit).collect();
     let mut all = Vec::new();
     for mut stream in streams {
         let mut tokens = Vec::new();
         while let Some(output) = stream.next().await {
-            if let EngineOutput::Token { id, .. } = output {
-                tokens.push(id);
+            if let EngineOutput::Token { id, logprobs, .. } = output {
+                tokens.push((id, logprobs));
             }
         }
         all.push(tokens);
@@ -113,6 +127,11 @@ fn chats() -> Vec<GenerateRequest> {
     chats.collect()
 }
 
+/// How many steps were launched before the tokens of the step before were known.
+fn steps_ahead(engine: &EngineHandle) -> u64 {
+    engine.stats().num_steps_ahead
+}
+
 /// Steps are computed ahead of what is known: sequences that end with a stop token and others that join must not disturb
 /// anybody.
 #[tokio::test]
@@ -133,6 +152,8 @@ async fn sequences_come_and_go_while_steps_are_computed_ahead() {
     assert!(free.iter().zip(&expected).take(3).all(ends_early));
     assert!(expected.iter().all(|tokens| tokens.len() > 3));
     assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    let ahead = steps_ahead(&gpu);
+    assert!(ahead > 0);
 
     // Each one comes when the one before has some tokens.
     let mut streams = Vec::new();
@@ -156,6 +177,8 @@ async fn sequences_come_and_go_while_steps_are_computed_ahead() {
         }
         assert_eq!(tokens, expected);
     }
+    assert!(steps_ahead(&gpu) > ahead);
+    assert_eq!(steps_ahead(&cpu), 0);
 }
 
 /// An adapter of the bundled model with random matrices on some of its layers.
@@ -323,6 +346,11 @@ async fn drafts_change_no_token() {
         // A prompt that repeats itself, and an answer that does so in the end.
         request.prompt = request.prompt.repeat(3);
         request.max_tokens = 60;
+        if i == 2 {
+            request.sampling.repetition_penalty = 1.05;
+            request.sampling.frequency_penalty = 0.1;
+            request.sampling.bad_words = vec![vec![300], vec![7, 9]];
+        }
         if i == 3 {
             request.sampling.temperature = 0.3;
             request.sampling.seed = Some(3);
@@ -340,10 +368,20 @@ async fn drafts_change_no_token() {
     }
 }
 
-/// How often logits were read to the host, by any engine.
+/// How many rows of logits were read to the host, by any engine.
 static READS: AtomicUsize = AtomicUsize::new(0);
 
 struct CountReads;
+
+impl Visit for CountReads {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "rows" {
+            READS.fetch_add(value as usize, Ordering::Relaxed);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
 
 impl Layer<Registry> for CountReads {
     fn on_new_span(
@@ -353,7 +391,7 @@ impl Layer<Registry> for CountReads {
         _: Context<'_, Registry>,
     ) {
         if attributes.metadata().name() == "read_logits" {
-            READS.fetch_add(1, Ordering::Relaxed);
+            attributes.record(&mut Self);
         }
     }
 }
@@ -410,6 +448,7 @@ async fn constrained_tokens_are_those_of_the_cpu_without_their_logits() {
             // More than the grammar ever lets through.
             top_k: if i == 1 { 500 } else { 0 },
             top_p: if i == 1 { 0.8 } else { 1.0 },
+            repetition_penalty: if i % 4 < 2 { 1.2 } else { 1.0 },
             ..SamplingParams::default()
         };
     }
@@ -430,10 +469,142 @@ async fn constrained_tokens_are_those_of_the_cpu_without_their_logits() {
         assert_eq!(&alone[0], expected, "alone");
     }
     assert_eq!(READS.load(Ordering::Relaxed), 0, "reads of logits");
+    assert!(steps_ahead(&gpu) > 0);
+    assert_eq!(steps_ahead(&eager), 0);
     // What is counted are such reads.
     requests[0].sampling.logprobs = Some(1);
     assert_eq!(tokens(&gpu, requests[..1].to_vec()).await, expected[..1]);
     assert_eq!(READS.load(Ordering::Relaxed), expected[0].len());
+}
+
+/// The device applies penalties, biases and bad words itself and draws from what they leave, also after a token that only it knows.
+#[tokio::test]
+async fn penalties_on_the_device_give_the_tokens_of_the_cpu_without_their_logits() {
+    let _turn = DEVICE.lock().await;
+    let _ = tracing_subscriber::registry().with(CountReads).try_init();
+    let (cpu, gpu) = (start("cpu", &[]), start(gpu(), &[]));
+    let eager = start(self::gpu(), &["--enforce-eager"]);
+    let greedy = SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    };
+    // What Qwen2.5 asks for by default.
+    let sampled = SamplingParams {
+        temperature: 0.7,
+        top_k: 20,
+        top_p: 0.8,
+        ..SamplingParams::default()
+    };
+    let hot = SamplingParams::default();
+    let mut requests = [chats(), chats()].concat();
+    requests.truncate(8);
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.max_tokens = 40;
+        let free = match i {
+            0 | 1 | 5 => greedy.clone(),
+            2 | 3 | 6 => sampled.clone(),
+            _ => hot.clone(),
+        };
+        request.sampling = SamplingParams {
+            seed: Some(i as u64),
+            ..free
+        };
+    }
+    let free = tokens(&cpu, requests.clone()).await;
+    let mut change = |i: usize, change: fn(&mut SamplingParams, &[u32])| {
+        change(&mut requests[i].sampling, &free[i]);
+    };
+    change(0, |params, _| params.repetition_penalty = 1.1);
+    change(2, |params, _| params.repetition_penalty = 1.05);
+    change(4, |params, _| {
+        (params.presence_penalty, params.frequency_penalty) = (0.9, 0.4);
+    });
+    change(5, |params, free| {
+        params.bad_words = vec![vec![free[0]], free[2..4].to_vec(), free[7..9].to_vec()];
+        params.repetition_penalty = 1.02;
+    });
+    change(6, |params, free| {
+        params.logit_bias = vec![(free[3], -4.0), (free[5], 1.5)];
+        params.frequency_penalty = -0.2;
+    });
+    // A stop token that comes early, and may not.
+    requests[7].stop_token_ids = vec![free[7][4]];
+    requests[7].min_tokens = 20;
+    let expected = tokens(&cpu, requests.clone()).await;
+    for i in [0, 2, 4, 5, 6, 7] {
+        assert_ne!(expected[i], free[i], "request {i} has another text");
+    }
+    assert!(expected[7].len() >= 20);
+
+    READS.store(0, Ordering::Relaxed);
+    assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    assert!(steps_ahead(&gpu) > 30, "{} steps ahead", steps_ahead(&gpu));
+    assert_eq!(tokens(&eager, requests.clone()).await, expected, "eager");
+    for (request, expected) in requests.iter().zip(&expected) {
+        let ahead = steps_ahead(&gpu);
+        assert_eq!(&tokens(&gpu, vec![request.clone()]).await[0], expected);
+        assert!(steps_ahead(&gpu) > ahead, "alone");
+    }
+    assert_eq!(READS.load(Ordering::Relaxed), 0, "reads of logits");
+}
+
+/// Two devices round log-probabilities in their own ways.
+#[track_caller]
+fn assert_scored((id, found): &ScoredToken, (expected_id, expected): &ScoredToken) {
+    assert_eq!(id, expected_id);
+    assert_eq!(found.is_some(), expected.is_some());
+    let (Some(found), Some(expected)) = (found, expected) else {
+        return;
+    };
+    let pairs = |scores: &TokenLogprobs| {
+        let chosen = std::iter::once((scores.id, scores.logprob));
+        chosen
+            .chain(scores.top.iter().copied())
+            .collect::<Vec<(u32, f32)>>()
+    };
+    let (found, expected) = (pairs(found), pairs(expected));
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found.0, expected.0);
+        assert!(
+            (found.1 - expected.1).abs() < 1e-3,
+            "{found:?}, {expected:?}"
+        );
+    }
+}
+
+/// A sequence whose logits the host has to read leaves the others to the device.
+#[tokio::test]
+async fn the_host_reads_only_the_logits_that_it_needs() {
+    let _turn = DEVICE.lock().await;
+    let _ = tracing_subscriber::registry().with(CountReads).try_init();
+    let (cpu, gpu) = (start("cpu", &[]), start(gpu(), &[]));
+    let eager = start(self::gpu(), &["--enforce-eager"]);
+    let mut requests = chats();
+    for (i, request) in requests.iter_mut().enumerate() {
+        request.sampling = SamplingParams {
+            temperature: [0.0, 0.9][i % 2],
+            seed: Some(i as u64),
+            repetition_penalty: if i > 2 { 1.1 } else { 1.0 },
+            logprobs: [None, Some(2), None, None, Some(0)][i],
+            ..SamplingParams::default()
+        };
+    }
+    requests[2].prompt_logprobs = Some(1);
+    let expected = scored_tokens(&cpu, requests.clone()).await;
+    // Each of them is a row of its own.
+    let num_reads = expected[1].len() + expected[4].len() + requests[2].prompt.len() - 1;
+    for engine in [&gpu, &eager] {
+        READS.store(0, Ordering::Relaxed);
+        let found = scored_tokens(engine, requests.clone()).await;
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found.len(), expected.len());
+            let pairs = found.iter().zip(expected);
+            pairs.for_each(|(found, expected)| assert_scored(found, expected));
+        }
+        assert_eq!(READS.load(Ordering::Relaxed), num_reads, "rows of logits");
+    }
+    assert!(steps_ahead(&gpu) > 0);
 }
 
 /// What the host has to choose, or what begins to be constrained within a text, beside sequences that the device draws.
@@ -481,7 +652,10 @@ async fn constrained_tokens_with_other_parameters_are_those_of_the_cpu() {
         assert_eq!(tokens.iter().position(|id| *id == 300), Some(i - 3));
     }
     assert_eq!(tokens(&gpu, requests.clone()).await, expected);
+    assert!(steps_ahead(&gpu) > 0);
     for (request, expected) in requests.into_iter().zip(expected).skip(4).step_by(3) {
+        let ahead = steps_ahead(&gpu);
         assert_eq!(tokens(&gpu, vec![request]).await, [expected], "alone");
+        assert!(steps_ahead(&gpu) > ahead, "alone");
     }
 }

@@ -14,8 +14,8 @@ use kv_paging::{
 };
 use lora_4bit::AdapterSelection;
 use model_qwen::{
-    Choice, ChoiceRow, DecodeRow, Dtype, GraphRunner, Pending, QwenModel, Sampler, SamplingParams,
-    Want, device_memory, is_gpu,
+    Ahead, Choice, ChoiceRow, DecodeRow, Dtype, GraphRunner, Pending, QwenModel, Sampler,
+    SamplingParams, Want, device_memory, is_gpu,
 };
 use thiserror::Error;
 
@@ -261,14 +261,15 @@ impl<'a> Engine<'a> {
 
     /// Starts a step of one token per sequence.
     fn decode(&mut self, step: &Step) -> Pending {
+        let draws = self.runner.records_steps();
         let rows = step.chunks.iter().map(|chunk| DecodeRow {
             follows: false,
             token: DecodeToken::Id(chunk.tokens[0]),
             position: chunk.start,
             slot: self.generator.slot,
             block_table: &chunk.block_table,
-            draw: (self.samplers[chunk.id as usize].as_mut())
-                .and_then(|sampler| sampler.draw(0, &[])),
+            draw: (self.samplers[chunk.id as usize].as_mut().filter(|_| draws))
+                .and_then(|sampler| sampler.draw(Ahead::NONE, &[])),
             is_constrained: false,
         });
         let rows: Vec<DecodeRow<'_>> = rows.collect();

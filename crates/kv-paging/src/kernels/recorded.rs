@@ -70,8 +70,9 @@ pub(crate) fn step_attention(
 ///
 /// # Panics
 ///
-/// If `new` is longer, or lives on a CPU: see [`step_attention`].
-pub(crate) fn overwrite(old: &Tensor<1, Int>, new: Tensor<1, Int>) {
+/// If `new` is longer, or if the device has no kernels for recorded steps: see
+/// [`DecodeStep::is_supported`](crate::DecodeStep::is_supported).
+pub fn overwrite(old: &Tensor<1, Int>, new: Tensor<1, Int>) {
     assert!(
         new.dims()[0] <= old.dims()[0],
         "more values than there is room for"

@@ -1,22 +1,26 @@
 //! CUDA graphs of decode steps: pad, capture, replay.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
+use kv_paging::kernels::overwrite;
 use kv_paging::{DecodeStep, PagedKvCache, RecordedAttention, SchedulerConfig};
 use lora_4bit::{AdapterSelection, StackedRows, Weight};
 
 use super::pending::Unmasked;
 use super::{DecodeRow, Pending, bucket};
-use crate::choose::MAX_LOGIT_ROWS;
-use crate::kernels::choice::{argmax_into, draw_step, mask_logits, read_ids};
+use crate::choose::{MAX_LOGIT_ROWS, select_rows};
+use crate::kernels::choice::{
+    argmax_into, change_logits, changes_of, draw_step, mask_logits, read_ids, read_logits,
+};
 use crate::kernels::gpu::device_begin;
 use crate::kernels::graph::CapturedStep;
 use crate::model::Int8Head;
 use crate::model::QwenModel;
-use crate::sampling::RowMask;
+use crate::sampling::{Draw, LogitChanges, RowMask};
 
 /// Captured steps. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
@@ -24,8 +28,39 @@ pub(super) struct Graphs {
     graphs: BTreeMap<Kind, Captured>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
-    /// The tokens of the last step, `[rows]`.
+    kept: Kept,
+    /// Whether any row of the last step had changes of its logits.
+    has_changes: bool,
+}
+
+/// What all graphs share. It stays at its place.
+#[derive(Clone, Debug)]
+struct Kept {
+    /// The tokens that the last step chose, `[rows]`.
     chosen: Tensor<1, Int>,
+    /// The tokens that it computed, `[rows]`.
+    inputs: Tensor<1, Int>,
+    /// What changes of its logits before tokens are drawn: the words of [`LogitChanges`], `[rows * (1 + CHANGE_WORDS)]`.
+    changes: Tensor<1, Int>,
+}
+
+/// Integers that describe the changes of a row, on average over the largest step. What is more is left to the host.
+const CHANGE_WORDS: usize = 8192;
+
+impl Kept {
+    fn new(num_rows: usize, device: &Device) -> Self {
+        let zeros = |len: usize| Tensor::zeros([len], (device, DType::I32));
+        Self {
+            chosen: zeros(num_rows),
+            inputs: zeros(num_rows),
+            changes: zeros(num_rows * (1 + CHANGE_WORDS)),
+        }
+    }
+
+    /// Rows of the largest step.
+    fn num_rows(&self) -> usize {
+        self.chosen.dims()[0]
+    }
 }
 
 /// What a graph computes.
@@ -46,10 +81,10 @@ struct Kind {
 enum How {
     /// The most likely ones, by the int8 copy of lm_head: no logits are left.
     Int8Argmax,
-    /// The most likely ones. The logits are left for sequences that choose others, and for those whose tokens have to be among
-    /// some that are known later.
+    /// The most likely ones. The logits are left for sequences that choose others, for those whose tokens have to be among some that
+    /// are known later, and for the host.
     Argmax,
-    /// As [`DecodeRow::draw`] says.
+    /// As [`DecodeRow::draw`] says, after the changes that it asks for.
     Draw,
 }
 
@@ -76,10 +111,11 @@ impl Graphs {
         (supported && is_there).then(|| Self {
             graphs: BTreeMap::new(),
             max_blocks: config.max_model_len.div_ceil(config.block_size),
-            chosen: Tensor::zeros(
-                [bucket(config.max_num_seqs.max(MAX_LOGIT_ROWS))],
-                (&model.device(), DType::I32),
+            kept: Kept::new(
+                bucket(config.max_num_seqs.max(MAX_LOGIT_ROWS)),
+                &model.device(),
             ),
+            has_changes: false,
         })
     }
 
@@ -91,13 +127,47 @@ impl Graphs {
     /// Forgets the tokens of the last step, too: the device has failed.
     pub(super) fn reset(&mut self) {
         self.forget();
-        let chosen = self.chosen.dims();
-        self.chosen = Tensor::zeros(chosen, (&self.chosen.device(), DType::I32));
+        self.kept = Kept::new(self.kept.num_rows(), &self.kept.chosen.device());
+        self.has_changes = false;
     }
 
-    /// Whether there is a graph for such a step.
+    /// Whether there is a graph for such a step, which draws the tokens of all rows.
     pub(super) fn has_captured(&self, model: &QwenModel, rows: &[DecodeRow<'_>]) -> bool {
-        self.graphs.contains_key(&kind_of(model, rows))
+        let rows = self.that_fit(rows);
+        rows.iter().all(|row| row.draw.is_some())
+            && self.graphs.contains_key(&kind_of(model, &rows))
+    }
+
+    /// The same rows, of which the host chooses the tokens where there is no room for the changes of their logits.
+    fn that_fit<'r, 'a>(&self, rows: &'r [DecodeRow<'a>]) -> Cow<'r, [DecodeRow<'a>]> {
+        let mut room = self.kept.num_rows() * CHANGE_WORDS;
+        let fits = |row: &DecodeRow<'_>| {
+            let left = room.checked_sub(changes(row).map_or(0, LogitChanges::num_words));
+            room = left.unwrap_or(room);
+            left.is_some()
+        };
+        let fit: Vec<bool> = rows.iter().map(fits).collect();
+        if fit.iter().all(|fits| *fits) {
+            return Cow::Borrowed(rows);
+        }
+        let drawn = |(row, fits): (&DecodeRow<'a>, bool)| DecodeRow {
+            draw: row.draw.clone().filter(|_| fits),
+            ..*row
+        };
+        Cow::Owned(rows.iter().zip(fit).map(drawn).collect())
+    }
+
+    /// Writes the changes of the rows of the next step.
+    fn upload_changes(&mut self, rows: &[DecodeRow<'_>]) {
+        let has_changes = rows.iter().any(|row| changes(row).is_some());
+        // Those of the step before must not stay.
+        if has_changes || self.has_changes {
+            let Kept { changes: kept, .. } = &self.kept;
+            let num_rows = self.kept.num_rows();
+            let words = changes_of(rows.iter().map(changes), num_rows, &kept.device());
+            overwrite(kept, words);
+        }
+        self.has_changes = has_changes;
     }
 
     /// Replays the graph of a step, after it was captured if there was none. Tokens that the device chooses are on their way to
@@ -108,13 +178,15 @@ impl Graphs {
         cache: &PagedKvCache,
         rows: &[DecodeRow<'_>],
     ) -> Pending {
+        let rows = &*self.that_fit(rows);
+        self.upload_changes(rows);
         let kind = kind_of(model, rows);
-        let (max_blocks, chosen) = (self.max_blocks, &self.chosen);
+        let (max_blocks, kept) = (self.max_blocks, &self.kept);
         let captured = self.graphs.entry(kind).or_insert_with(|| {
             let start = Instant::now();
             let (device, block_size) = (model.device(), cache.shape().block_size);
             let step = DecodeStep::new(kind.num_rows, max_blocks, block_size, &device);
-            let graph = capture(model, &step, cache, chosen, kind);
+            let graph = capture(model, &step, cache, kept, kind);
             let seconds = start.elapsed().as_secs_f32();
             tracing::info!(?kind, seconds, "captured a decode step");
             Captured { step, graph }
@@ -125,7 +197,7 @@ impl Graphs {
                 position: row.position,
                 slot: row.slot,
                 block_table: row.block_table,
-                choice: row.draw.unwrap_or_default().words(),
+                choice: row.draw.as_ref().map_or([0; Draw::WORDS], Draw::words),
             })
             .collect();
         captured.step.upload(&uploaded);
@@ -134,48 +206,68 @@ impl Graphs {
             Some(logits) if rows.iter().any(|row| row.draw.is_none()) => {
                 Pending::logits(logits.clone())
             }
-            Some(logits) if rows.iter().any(|row| row.is_constrained) => {
-                Pending::unmasked(Unmasked {
+            Some(logits) if rows.iter().any(leaves_logits) => {
+                let read = (0..rows.len()).filter(|row| reads_logits(&rows[*row]));
+                let read: Vec<usize> = read.collect();
+                // A copy, since what is drawn from changes.
+                let copy = (!read.is_empty()).then(|| select_rows(logits, &read));
+                let unmasked = Unmasked {
                     logits: logits.clone(),
                     step: captured.step.clone(),
                     is_argmax: rows.iter().all(is_argmax),
-                })
+                    has_changes: self.has_changes,
+                    read: copy.map(|copy| read_logits(copy, read)),
+                };
+                match rows.iter().any(|row| row.is_constrained) {
+                    true => Pending::unmasked(unmasked),
+                    false => self.draw_masked(unmasked, &[]),
+                }
             }
-            _ => Pending::drawn(read_ids(tokens)),
+            _ => Pending::drawn(read_ids(tokens), None),
         }
     }
 }
 
 impl Graphs {
-    /// Draws the tokens of the last step that was launched, of each row one that its mask lets through. `None` if the device has no
-    /// kernels for it.
-    pub(super) fn draw_masked(&self, unmasked: &Unmasked, masks: &[RowMask]) -> Option<Pending> {
+    /// Draws the tokens of the last step that was launched, of each row one that its mask lets through. The step goes on waiting if
+    /// the device has no kernels for it.
+    pub(super) fn draw_masked(&self, unmasked: Unmasked, masks: &[RowMask]) -> Pending {
+        if !mask_logits(&unmasked.logits, masks) {
+            return Pending::unmasked(unmasked);
+        }
         let Unmasked {
             logits,
             step,
             is_argmax,
+            has_changes,
+            read,
         } = unmasked;
-        if !mask_logits(logits, masks) {
-            return None;
+        let Kept {
+            chosen,
+            inputs,
+            changes,
+        } = &self.kept;
+        if has_changes {
+            change_logits(&logits, changes, inputs);
         }
         let tokens = match is_argmax {
-            true => argmax_into(logits.clone(), &self.chosen),
-            false => draw_step(logits.clone(), step, &self.chosen),
+            true => argmax_into(logits, chosen),
+            false => draw_step(logits, &step, chosen),
         };
-        Some(Pending::drawn(read_ids(&tokens)))
+        Pending::drawn(read_ids(&tokens), read)
     }
 }
 
-/// Captures a step. It reads `step` and writes to `cache` when it is replayed, and leaves its tokens in `chosen`, too, at least
-/// one value for each row, where the next step finds them.
+/// Captures a step. It reads `step` and writes to `cache` when it is replayed, and leaves its tokens in `kept`, too, where the next
+/// step finds them.
 fn capture(
     model: &QwenModel,
     step: &DecodeStep,
     cache: &PagedKvCache,
-    chosen: &Tensor<1, Int>,
+    kept: &Kept,
     kind: Kind,
 ) -> CapturedStep<Output> {
-    let (model, step, chosen) = (model.clone(), step.clone(), chosen.clone());
+    let (model, step, kept) = (model.clone(), step.clone(), kept.clone());
     let kv = RecordedAttention::new(step.clone(), cache);
     let mut kv = match kind.has_neighbours {
         true => kv.of_neighbours(),
@@ -185,9 +277,14 @@ fn capture(
     let inv_freq = model.frequencies.inv_freq();
     let inv_freq = Tensor::<1>::from_data(inv_freq, (&device, DType::F32)); // [head_dim / 2]
     CapturedStep::capture(&device, move || {
+        let Kept {
+            chosen,
+            inputs,
+            changes,
+        } = &kept;
         let frequencies = (&inv_freq, model.frequencies.scale());
         let embed = &model.embed_tokens;
-        let (x, rotary) = device_begin(embed, &step, &chosen, frequencies); // [rows, hidden]
+        let (x, rotary) = device_begin(embed, &step, [chosen, inputs], frequencies); // [rows, hidden]
         let adapters = match kind.has_adapters {
             true => AdapterSelection::Stacked(Arc::new(StackedRows {
                 slots: step.values().clone(),
@@ -197,7 +294,7 @@ fn capture(
         };
         let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
         if kind.how == How::Int8Argmax
-            && let Some(tokens) = int8_argmax(&model, &x, &chosen)
+            && let Some(tokens) = int8_argmax(&model, &x, chosen)
         {
             return Output {
                 tokens,
@@ -206,12 +303,15 @@ fn capture(
         }
         let logits = model.logits(model.final_norm(x)); // [rows, vocab]
         match kind.how {
-            How::Draw => Output {
-                tokens: draw_step(logits, &step, &chosen),
-                logits: None,
-            },
+            How::Draw => {
+                change_logits(&logits, changes, inputs);
+                Output {
+                    tokens: draw_step(logits, &step, chosen),
+                    logits: None,
+                }
+            }
             How::Int8Argmax | How::Argmax => Output {
-                tokens: argmax_into(logits.clone(), &chosen),
+                tokens: argmax_into(logits.clone(), chosen),
                 logits: Some(logits),
             },
         }
@@ -236,10 +336,7 @@ fn int8_argmax(
 /// Which graph computes these rows.
 fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     let num_rows = bucket(rows.len());
-    let how = if rows
-        .iter()
-        .any(|row| row.draw.is_none() || row.is_constrained)
-    {
+    let how = if rows.iter().any(leaves_logits) {
         How::Argmax
     } else if !rows.iter().all(is_argmax) {
         How::Draw
@@ -256,7 +353,22 @@ fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     }
 }
 
+/// Whether a graph leaves the logits of a row: the host wants them, or the tokens have to be among some that are known later.
+fn leaves_logits(row: &DecodeRow<'_>) -> bool {
+    row.draw.is_none() || row.is_constrained || reads_logits(row)
+}
+
+/// Whether the host wants the logits of a row whose token the device draws.
+fn reads_logits(row: &DecodeRow<'_>) -> bool {
+    row.draw.as_ref().is_some_and(|draw| draw.reads_logits)
+}
+
 /// Whether a row takes the most likely token.
 fn is_argmax(row: &DecodeRow<'_>) -> bool {
-    row.draw.is_some_and(|draw| draw.is_argmax())
+    row.draw.as_ref().is_some_and(Draw::is_argmax)
+}
+
+/// What a row changes of its logits.
+fn changes<'r>(row: &'r DecodeRow<'_>) -> Option<&'r LogitChanges> {
+    row.draw.as_ref()?.changes.as_ref()
 }

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use kv_paging::DecodeStep;
 
 use crate::choose::{Choice, ChoiceRow, choose, choose_drawn, choose_from_logits, select};
-use crate::kernels::choice::PendingIds;
+use crate::kernels::choice::{PendingIds, PendingLogits};
 use crate::model::QwenModel;
 
 /// A step that was launched and whose tokens are still to be chosen or read.
@@ -24,7 +24,11 @@ enum State {
     /// The same, from which the device draws the tokens when it knows which ones may come.
     Unmasked(Box<Unmasked>),
     /// The tokens that the device has drawn, on their way to the host.
-    Drawn(PendingIds),
+    Drawn {
+        ids: PendingIds,
+        /// Of the rows that want them.
+        logits: Option<PendingLogits>,
+    },
 }
 
 /// Logits from which the device draws the tokens when it knows which ones may come.
@@ -36,6 +40,10 @@ pub(super) struct Unmasked {
     pub(super) step: DecodeStep,
     /// Whether they are the most likely ones.
     pub(super) is_argmax: bool,
+    /// Whether logits change before.
+    pub(super) has_changes: bool,
+    /// The logits of the rows that want them, as they are without masks and changes.
+    pub(super) read: Option<PendingLogits>,
 }
 
 impl Pending {
@@ -54,22 +62,22 @@ impl Pending {
         Self(State::Unmasked(Box::new(unmasked)))
     }
 
-    /// A step that drew its tokens.
-    pub(super) fn drawn(ids: PendingIds) -> Self {
-        Self(State::Drawn(ids))
+    /// A step that drew its tokens; the logits of the rows that want them.
+    pub(super) fn drawn(ids: PendingIds, logits: Option<PendingLogits>) -> Self {
+        Self(State::Drawn { ids, logits })
     }
 
     /// The hidden states of a step that computed these, `[tokens, hidden]`.
     pub fn hidden_states(&self) -> Option<&Tensor<2>> {
         match &self.0 {
             State::Hidden(hidden) => Some(hidden),
-            State::Logits(_) | State::Unmasked(_) | State::Drawn(_) => None,
+            State::Logits(_) | State::Unmasked(_) | State::Drawn { .. } => None,
         }
     }
 
     /// Whether the device draws the tokens, and leaves them for the next step.
     pub fn is_drawn(&self) -> bool {
-        matches!(self.0, State::Drawn(_))
+        matches!(self.0, State::Drawn { .. })
     }
 
     /// Whether the device draws the tokens as soon as [`GraphRunner::draw_masked`](crate::GraphRunner::draw_masked) says which ones
@@ -78,11 +86,11 @@ impl Pending {
         matches!(self.0, State::Unmasked(_))
     }
 
-    /// The logits of a step that awaits masks.
-    pub(super) fn as_unmasked(&self) -> Option<&Unmasked> {
-        match &self.0 {
-            State::Unmasked(unmasked) => Some(unmasked),
-            _ => None,
+    /// The step after `draw`, if it awaits masks.
+    pub(super) fn draw_unmasked(self, draw: impl FnOnce(Unmasked) -> Self) -> Self {
+        match self.0 {
+            State::Unmasked(unmasked) => draw(*unmasked),
+            other => Self(other),
         }
     }
 
@@ -102,7 +110,11 @@ impl Pending {
             State::Hidden(hidden) => choose(model, &hidden, rows),
             State::Logits(logits) => choose_from_logits(select(&logits, rows), rows),
             State::Unmasked(unmasked) => choose_from_logits(select(&unmasked.logits, rows), rows),
-            State::Drawn(ids) => Ok(choose_drawn(&ids.wait()?, rows)),
+            State::Drawn { ids, logits } => {
+                let ids = ids.wait()?;
+                let logits = logits.map(PendingLogits::wait).transpose()?;
+                Ok(choose_drawn(&ids, logits.unwrap_or_default(), rows))
+            }
         }
     }
 }

@@ -4,7 +4,9 @@
 mod gpu;
 
 #[cfg(feature = "gpu")]
-pub(crate) use gpu::{GpuChoiceOps, argmax_into, draw_step, read_ids};
 pub(crate) use gpu::{
-    GpuInt8Head, PendingIds, draw_tokens, largest_logits, mask_logits, queues_reads,
+    GpuChoiceOps, argmax_into, change_logits, changes_of, draw_step, read_ids, read_logits,
+};
+pub(crate) use gpu::{
+    GpuInt8Head, PendingIds, PendingLogits, draw_tokens, largest_logits, mask_logits, queues_reads,
 };

@@ -3,6 +3,7 @@
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
 
+mod change;
 mod choose;
 mod cross_entropy;
 mod draw;
@@ -66,6 +67,7 @@ impl DeviceModelOps for Cube {
         weight: FloatTensor<Self>,
         step: IntTensor<Self>,
         chosen: IntTensor<Self>,
+        inputs: IntTensor<Self>,
         inv_freq: FloatTensor<Self>,
         tokens_at: usize,
         positions_at: usize,
@@ -78,7 +80,8 @@ impl DeviceModelOps for Cube {
         let angles = || empty_of(&inv_freq, [rows, 1, half], DType::F32);
         let (cos, sin) = (angles(), angles());
         let dtype = dtype_to_elem_type(weight.dtype);
-        // SAFETY: units stay below the numbers of elements; tokens are below the size of the vocabulary.
+        // SAFETY: units stay below the numbers of elements; tokens are below the size of the vocabulary; `inputs` has as many
+        // elements as there are rows.
         unsafe {
             begin::launch_unchecked(
                 &weight.client.clone(),
@@ -87,6 +90,7 @@ impl DeviceModelOps for Cube {
                 weight.into_buffer_arg(),
                 step.into_buffer_arg(),
                 chosen.into_buffer_arg(),
+                inputs.into_buffer_arg(),
                 inv_freq.into_buffer_arg(),
                 x.clone().into_buffer_arg(),
                 cos.clone().into_buffer_arg(),
@@ -157,6 +161,10 @@ impl GpuChoiceOps for Cube {
         PendingWords::new(into_contiguous(ids))
     }
 
+    fn gpu_read_logits(logits: FloatTensor<Self>) -> PendingWords {
+        PendingWords::new(into_contiguous(logits))
+    }
+
     fn gpu_choose(logits: FloatTensor<Self>, chosen: IntTensor<Self>) -> IntTensor<Self> {
         choose::argmax(logits, chosen)
     }
@@ -188,6 +196,22 @@ impl GpuChoiceOps for Cube {
         num: usize,
     ) -> FloatTensor<Self> {
         mask::mask(logits, into_contiguous(masks), num)
+    }
+
+    fn gpu_change(
+        logits: FloatTensor<Self>,
+        changes: IntTensor<Self>,
+        inputs: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        change::change(logits, changes, inputs)
+    }
+
+    fn gpu_changed(
+        logits: FloatTensor<Self>,
+        changes: IntTensor<Self>,
+        inputs: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        change::change(logits.copy(), changes, inputs)
     }
 
     fn gpu_draw(
@@ -223,6 +247,7 @@ fn begin<E: Float>(
     weight: &[E],
     step: &[i32],
     chosen: &[i32],
+    inputs: &mut [i32],
     inv_freq: &[f32],
     x: &mut [f32],
     cos: &mut [f32],
@@ -239,6 +264,9 @@ fn begin<E: Float>(
         let mut id = step[tokens_at + ABSOLUTE_POS / hidden];
         if id < 0i32 {
             id = chosen[(-1i32 - id) as usize];
+        }
+        if ABSOLUTE_POS % hidden == 0 {
+            inputs[ABSOLUTE_POS / hidden] = id;
         }
         let id = id as usize;
         x[ABSOLUTE_POS] = f32::cast_from(weight[id * hidden + ABSOLUTE_POS % hidden]);

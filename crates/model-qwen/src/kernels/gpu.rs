@@ -11,13 +11,14 @@ use super::{cube, token_tensor};
 #[backend_extension(Cube)]
 pub(crate) trait DeviceModelOps: Backend {
     /// What a step starts with. Of `rows` tokens, which start at `tokens_at` in `step`, the rows of `weight [vocab, hidden]` in
-    /// f32; -1, -2 and so on stand for the tokens in `chosen`. Then `scale` times the cosines and sines of the positions from
+    /// f32; -1, -2 and so on stand for the tokens in `chosen`. The tokens are also written to `inputs`. Then `scale` times the cosines and sines of the positions from
     /// `positions_at` on, times `inv_freq [half]`: both `[rows, 1, half]`.
     #[allow(clippy::too_many_arguments)]
     fn device_begin(
         weight: FloatTensor<Self>,
         step: IntTensor<Self>,
         chosen: IntTensor<Self>,
+        inputs: IntTensor<Self>,
         inv_freq: FloatTensor<Self>,
         tokens_at: usize,
         positions_at: usize,
@@ -50,17 +51,19 @@ fn angles(positions: &[u32], (inv_freq, scale): (&[f32], f32), device: &Device) 
     Rotary { cos, sin }
 }
 
-/// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions.
+/// What a step starts with: rows of the embedding, `[rows, hidden]`, and the angles of the positions. The tokens, some of which
+/// may be `chosen` ones of the step before, are left in `inputs`, at least one value for each row.
 pub(crate) fn device_begin(
     weight: &Tensor<2>,
     step: &DecodeStep,
-    chosen: &Tensor<1, Int>,
+    [chosen, inputs]: [&Tensor<1, Int>; 2],
     (inv_freq, scale): (&Tensor<1>, f32),
 ) -> (Tensor<2>, Rotary) {
     let (x, cos, sin) = Dispatch::device_begin(
         weight.clone().into_dispatch(),
         step.values().clone().into_dispatch(),
         chosen.clone().into_dispatch(),
+        inputs.clone().into_dispatch(),
         inv_freq.clone().into_dispatch(),
         step.tokens_at(),
         step.positions_at(),
@@ -163,16 +166,20 @@ mod tests {
         let weight = on_gpu(floats(weight.into_data()), [50, 12]);
         let inv_freq: Vec<f32> = (0..20).map(|i| 0.3_f32.powi(i)).collect();
         let frequencies = Tensor::<1>::from_data(inv_freq.as_slice(), (&gpu, DType::F32));
+        let inputs = integers(&[-1, -1, -1, -1]);
         let (x, cos, sin) = Dispatch::device_begin(
             weight.clone().into_dispatch(),
             integers(&[7, 7, 49, 0, -2, 9, 0, 1000, 5]).into_dispatch(),
             integers(&[11, 3]).into_dispatch(),
+            inputs.clone().into_dispatch(),
             frequencies.into_dispatch(),
             2,
             6,
             3,
             1.5,
         );
+        let inputs: Vec<i32> = inputs.into_data().iter().collect();
+        assert_eq!(inputs, [49, 0, 3, -1]);
         check(
             Tensor::from_dispatch(x),
             weight.select(0, integers(&[49, 0, 3])),
@@ -198,7 +205,7 @@ mod tests {
         (logits[c + 4_095], logits[c + 4_096]) = (5.0, 5.0);
         logits[d..d + vocab].fill(f32::NAN);
         logits[d + 4_321] = -1e30;
-        let draws = [Draw::default(); 4];
+        let draws = vec![Draw::default(); 4];
         let best = choice::draw_tokens(&on_gpu(logits, [4, vocab]), &draws).unwrap();
         assert_eq!(
             best.wait().unwrap(),

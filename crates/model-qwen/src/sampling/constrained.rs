@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::distribution::{argmax, sanitize};
 use super::thinking::Thinking;
-use super::{Row, SampledToken, Sampler};
+use super::{Logprobs, Row, SampledToken, Sampler, logprobs_of};
 use crate::constraint::{Constraint, TokenMask};
 
 /// The tokens that a row of logits may give.
@@ -62,6 +62,12 @@ impl Sampler {
     /// Whether log-probabilities are wanted with the tokens.
     pub(crate) fn has_logprobs(&self) -> bool {
         self.params.logprobs.is_some()
+    }
+
+    /// The log-probabilities that are wanted with a token that a device has drawn, from the logits as they were.
+    pub(crate) fn logprobs_of(&self, id: u32, logits: &mut [f32]) -> Option<Logprobs> {
+        let num_top = self.params.logprobs?;
+        Some(logprobs_of(logits, id, num_top, self.params.logprobs_mode))
     }
 
     /// Whether a token that was drawn may come next.

@@ -31,7 +31,7 @@ impl LogprobsMode {
     ];
 
     /// Whether they are of what a token is drawn from.
-    fn is_processed(self) -> bool {
+    pub(super) fn is_processed(self) -> bool {
         matches!(self, Self::ProcessedLogprobs | Self::ProcessedLogits)
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kv_paging::{Chunk, Sampled};
 use model_qwen::sampling::Logprobs;
-use model_qwen::{ChoiceRow, Constraint, Draw, SampledToken, Sampler, Want};
+use model_qwen::{Ahead, ChoiceRow, Constraint, Draw, SampledToken, Sampler, Want};
 
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
@@ -70,9 +70,9 @@ impl ActiveSequence {
         }
     }
 
-    /// How the device itself can draw the token that comes after `ahead` others that are not known yet.
-    pub(super) fn draw(&mut self, ahead: usize) -> Option<Draw> {
-        let banned = banned(&self.request, self.num_generated);
+    /// How the device itself can draw the token that comes after those `ahead`.
+    pub(super) fn draw(&mut self, ahead: Ahead<'_>) -> Option<Draw> {
+        let banned = banned(&self.request, self.num_generated + ahead.num());
         self.sampler.draw(ahead, banned)
     }
 
@@ -84,7 +84,7 @@ impl ActiveSequence {
     /// How the device can draw the token after the next one, if one will follow unless that is a stop token.
     pub(super) fn draw_next(&mut self) -> Option<Draw> {
         let goes_on = self.num_generated + 1 < self.request.max_tokens;
-        goes_on.then(|| self.draw(1)).flatten()
+        goes_on.then(|| self.draw(Ahead::Drawn)).flatten()
     }
 
     /// Whether `id`, its last token, ends it with reason `Stop`.

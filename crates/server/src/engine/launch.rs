@@ -7,7 +7,7 @@ use kv_paging::{
     AttentionBatch, Chunk, DecodeToken, PagedAttention, Sampled, SequenceChunk, SequenceId,
 };
 use lora_4bit::AdapterSelection;
-use model_qwen::{Choice, ChoiceRow, DecodeRow, Pending, RowMask};
+use model_qwen::{Ahead, Choice, ChoiceRow, DecodeRow, Pending, RowMask};
 
 use super::active::ActiveSequence;
 use super::worker::Worker;
@@ -32,6 +32,7 @@ impl Worker {
     /// Starts a step of one token per sequence, and the tokens of drafts.
     fn decode<'a>(&mut self, chunks: Vec<&'a Chunk>) -> Launched<'a> {
         let mut rows: Vec<DecodeRow<'_>> = Vec::with_capacity(chunks.len());
+        let draws = self.runner.records_steps();
         let mut starts = Vec::with_capacity(chunks.len());
         for chunk in &chunks {
             starts.push(rows.len());
@@ -44,7 +45,8 @@ impl Worker {
                     position: chunk.start + i,
                     slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
                     block_table: &chunk.block_table,
-                    draw: sequence.as_mut().and_then(|sequence| sequence.draw(i)),
+                    draw: (sequence.as_mut().filter(|_| draws))
+                        .and_then(|sequence| sequence.draw(Ahead::Tokens(&chunk.draft[..i]))),
                     is_constrained: (sequence.as_ref())
                         .is_some_and(|sequence| sequence.sampler.may_be_constrained(i)),
                 }
@@ -94,10 +96,10 @@ impl Worker {
 
     /// Lets the device draw the tokens of constrained sequences, too: while it computed the step, threads have computed which ones
     /// may come. What waits for the tokens of drafts is chosen when these are known.
-    pub(super) fn draw_masked(&mut self, launched: &mut Launched<'_>) {
+    pub(super) fn draw_masked<'a>(&mut self, mut launched: Launched<'a>) -> Launched<'a> {
         let has_draft = |(chunk, _): &(&Chunk, usize)| !chunk.draft.is_empty();
         if !launched.pending.awaits_masks() || launched.chunks.iter().any(has_draft) {
-            return;
+            return launched;
         }
         let mut masks: Vec<RowMask> = Vec::with_capacity(launched.chunks.len());
         for &(chunk, row) in &launched.chunks {
@@ -106,7 +108,8 @@ impl Worker {
                 masks.push(RowMask { row, mask });
             }
         }
-        self.runner.draw_masked(&mut launched.pending, &masks);
+        launched.pending = self.runner.draw_masked(launched.pending, &masks);
+        launched
     }
 
     /// Waits for the tokens of a step, and sends tokens and log-probabilities of prompts.

@@ -7,6 +7,9 @@
 //! Which tokens a grammar lets through is known when the tokens before are. So the device computes the logits of a constrained
 //! sequence ahead, but draws its token when the mask has come: threads compute it while the device computes the logits.
 //!
+//! For log-probabilities the logits of a row go to the host, too, as they are before a token is drawn from them. What the host
+//! chooses itself it has to know before the next step: then no step is launched ahead.
+//!
 //! While a sequence's guesses are right (speculative decoding), no step is launched ahead: a draft follows a token that would not
 //! be known yet.
 
@@ -104,7 +107,7 @@ impl Worker {
         }
         let ids: Vec<SequenceId> = next.iter().map(|next| next.chunk.id).collect();
         let tables = self.scheduler.reserve_next(&ids)?;
-        let rows: Vec<DecodeRow<'_>> = (next.iter().zip(&tables))
+        let rows: Vec<DecodeRow<'_>> = (next.into_iter().zip(&tables))
             .map(|(next, table)| DecodeRow {
                 follows: false,
                 token: DecodeToken::ChosenIn(next.row),
@@ -118,6 +121,7 @@ impl Worker {
         let (model, cache) = (&self.model, &self.cache);
         let pending = (self.runner).launch_ahead(&before.pending, model, cache, &rows)?;
         let positions = rows.iter().map(|row| row.position);
+        self.num_steps_ahead += 1;
         Some(StepAhead {
             rows: ids.into_iter().zip((0..).zip(positions)).collect(),
             pending,

@@ -34,6 +34,7 @@ impl Worker {
             prefix_queries: stats.prefix_queries,
             prefix_hits: stats.prefix_hits,
             num_preemptions: stats.num_preemptions,
+            num_steps_ahead: self.num_steps_ahead,
             prompt_tokens: self.prompt_tokens,
             generation_tokens: self.generation_tokens,
             running_adapters: adapters(false),

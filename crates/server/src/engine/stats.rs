@@ -49,6 +49,8 @@ pub struct EngineStats {
     pub prefix_hits: u64,
     /// Sequences that lost their blocks and were recomputed.
     pub num_preemptions: u64,
+    /// Steps that were launched before the tokens of the step before were known.
+    pub num_steps_ahead: u64,
     /// Prompt tokens of all accepted sequences.
     pub prompt_tokens: u64,
     /// Generated tokens of all sequences.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, SequenceChunk};
 use lora_4bit::AdapterSelection;
 use model_qwen::{
-    ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, RowMask, Sampler, SamplingParams,
-    TokenMask, Want,
+    Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, RowMask, Sampler,
+    SamplingParams, TokenMask, Want,
 };
 
 use super::progress::StartProgress;
@@ -42,7 +42,7 @@ enum Sampling {
     Drawn,
     /// By the device, of the tokens that a mask lets through.
     Masked,
-    /// By the host: with log-probabilities.
+    /// With log-probabilities, for which the host reads logits.
     Read,
 }
 
@@ -71,6 +71,8 @@ impl Sampling {
             Self::Drawn | Self::Masked => SamplingParams {
                 temperature: 0.01,
                 top_p: 0.9,
+                // Its kernel is another one.
+                repetition_penalty: 1.1,
                 ..SamplingParams::default()
             },
             Self::Read => SamplingParams {
@@ -178,15 +180,15 @@ impl Worker {
                         position: row % each,
                         slot,
                         block_table: &table,
-                        draw: sampler.draw(0, &[]),
+                        draw: sampler.draw(Ahead::NONE, &[]),
                         is_constrained: how == Sampling::Masked,
                     })
                     .collect();
                 let mut pending = self.runner.launch(&self.model, &mut self.cache, &rows);
                 if how == Sampling::Masked {
                     let mask = Arc::new(TokenMask::all(self.model.config.vocab_size));
-                    self.runner
-                        .draw_masked(&mut pending, &[RowMask { row: 0, mask }]);
+                    let masks = [RowMask { row: 0, mask }];
+                    pending = self.runner.draw_masked(pending, &masks);
                 }
                 self.choose(pending, samplers.iter_mut().enumerate())
             }
@@ -230,7 +232,7 @@ impl Worker {
     }
 
     fn samplers(&self, num: usize, how: Sampling) -> Vec<Sampler> {
-        let new = || Sampler::new(&how.params(), &[], self.model.config.vocab_size);
+        let new = || Sampler::new(&how.params(), &[0], self.model.config.vocab_size);
         std::iter::repeat_with(new).take(num).collect()
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Worker {
     pub(super) drafts: Option<Drafts>,
     /// The step after the last one, if it was launched already.
     pub(super) ahead: Option<StepAhead>,
+    /// Steps that were launched ahead.
+    pub(super) num_steps_ahead: u64,
     /// Steps that the device has failed to compute since the last one that it did.
     pub(super) num_failures: usize,
     /// Where changes of the prefix cache are published.
@@ -78,6 +80,7 @@ impl Worker {
             sequences: HashMap::new(),
             seed: config.seed,
             ahead: None,
+            num_steps_ahead: 0,
             num_failures: 0,
             kv_events: None,
             shutting_down: false,
@@ -130,11 +133,11 @@ impl Worker {
     /// Launches the step after this one before it waits for the tokens of this one. Most often this one was launched ahead, too.
     fn overlap_step(&mut self, step: &Step) -> Result<Vec<Sampled>, String> {
         let ahead = self.ahead.take();
-        let (mut launched, rest) = match ahead.and_then(|ahead| ahead.meet(&step.chunks)) {
+        let (launched, rest) = match ahead.and_then(|ahead| ahead.meet(&step.chunks)) {
             Some(met) => met,
             None => (self.launch(step.chunks.iter().collect()), Vec::new()),
         };
-        self.draw_masked(&mut launched);
+        let launched = self.draw_masked(launched);
         if rest.is_empty() {
             self.ahead = self.launch_ahead(&launched);
         }

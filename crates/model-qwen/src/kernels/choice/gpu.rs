@@ -1,12 +1,15 @@
 //! Tokens chosen on a GPU, and their way to the host.
 
+use std::collections::HashMap;
+
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::DecodeStep;
+use tracing::trace_span;
 
 use super::super::cube::{self, NONE, PendingWords, queues, top_logits_of};
-use crate::sampling::{Draw, RowMask, TopLogits};
+use crate::sampling::{Draw, LogitChanges, RowMask, TopLogits};
 
 /// Choosing tokens on a GPU.
 #[backend_extension(Cube)]
@@ -30,12 +33,27 @@ pub(crate) trait GpuChoiceOps: burn::backend::Backend {
     ) -> IntTensor<Self>;
     /// Starts to copy token ids to the host.
     fn gpu_read_ids(ids: IntTensor<Self>) -> PendingWords;
+    /// Starts to copy logits to the host.
+    fn gpu_read_logits(logits: FloatTensor<Self>) -> PendingWords;
     /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`, floats.
     fn gpu_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords;
     /// Makes the logits `[rows, vocab]` of tokens that may not come negative infinity, in place: all handles see it. `masks` has
     /// `num` rows of the logits, then for each of them a bit per token.
     fn gpu_mask(logits: FloatTensor<Self>, masks: IntTensor<Self>, num: usize)
     -> FloatTensor<Self>;
+    /// Changes logits `[rows, vocab]` in place as `changes` says, the words of [`LogitChanges`] of these rows: all handles see it.
+    /// `inputs` has for each row the token before the one that is drawn.
+    fn gpu_change(
+        logits: FloatTensor<Self>,
+        changes: IntTensor<Self>,
+        inputs: IntTensor<Self>,
+    ) -> FloatTensor<Self>;
+    /// [`GpuChoiceOps::gpu_change`] of a copy.
+    fn gpu_changed(
+        logits: FloatTensor<Self>,
+        changes: IntTensor<Self>,
+        inputs: IntTensor<Self>,
+    ) -> FloatTensor<Self>;
     /// Draws a token of each row of logits `[rows, vocab]` as `draws` says from `at` on, where it has the words of
     /// [`Draw`](crate::Draw): the first one of `num_draws` rows, then the second. -1 where the largest logits don't decide; also
     /// written to the first elements of `chosen`, as 0 there.
@@ -61,6 +79,37 @@ impl PendingIds {
         let ids = self.0.wait()?.into_iter();
         Ok(ids.map(|id| (id != NONE).then_some(id)).collect())
     }
+}
+
+/// All logits of some rows on their way from the device.
+#[derive(Debug)]
+pub(crate) struct PendingLogits {
+    rows: Vec<usize>,
+    words: PendingWords,
+}
+
+impl PendingLogits {
+    /// Waits for them: those of each row.
+    ///
+    /// # Errors
+    /// What the device says, if it couldn't compute them.
+    pub(crate) fn wait(self) -> Result<HashMap<usize, Vec<f32>>, String> {
+        let _span = trace_span!("read_logits", rows = self.rows.len()).entered();
+        let words = self.words.wait()?;
+        let rows = words.chunks_exact(words.len() / self.rows.len().max(1));
+        let floats =
+            |row: &[u32]| -> Vec<f32> { row.iter().copied().map(f32::from_bits).collect() };
+        Ok(self.rows.into_iter().zip(rows.map(floats)).collect())
+    }
+}
+
+/// Starts to copy the logits of these rows of a step to the host.
+///
+/// # Shapes
+/// logits `[rows, vocab]`.
+pub(crate) fn read_logits(logits: Tensor<2>, rows: Vec<usize>) -> PendingLogits {
+    let words = Dispatch::gpu_read_logits(logits.into_dispatch());
+    PendingLogits { rows, words }
 }
 
 /// The largest logits of some rows on their way from the device.
@@ -122,7 +171,17 @@ pub(crate) fn mask_logits(logits: &Tensor<2>, masks: &[RowMask]) -> bool {
     true
 }
 
-/// Starts to draw a token of each row of logits. `None` where the device has no kernels for it.
+/// Changes logits of a step in place and for all handles, as `changes` says. `inputs` has the tokens of the step.
+///
+/// # Shapes
+/// logits `[rows, vocab]`; changes: the words of [`LogitChanges`]; inputs `[rows]` or more.
+pub(crate) fn change_logits(logits: &Tensor<2>, changes: &Tensor<1, Int>, inputs: &Tensor<1, Int>) {
+    let [changes, inputs] = [changes, inputs].map(|x| x.clone().into_dispatch());
+    let _ = Dispatch::gpu_change(logits.clone().into_dispatch(), changes, inputs);
+}
+
+/// Starts to draw a token of each row of logits, which stay as they are, for draws after tokens that the host knows. `None` where
+/// the device has no kernels for it.
 ///
 /// # Shapes
 /// logits `[rows, vocab]`; a draw for each row.
@@ -140,10 +199,31 @@ pub(crate) fn draw_tokens(logits: &Tensor<2>, draws: &[Draw]) -> Option<PendingI
     let words = TensorData::new(words.collect::<Vec<i32>>(), [Draw::WORDS * rows]);
     let words = Tensor::<1, Int>::from_data(words, (&device, DType::I32));
     let chosen = Tensor::<1, Int>::zeros([rows], (&device, DType::I32));
-    let logits = logits.clone().into_dispatch();
+    let mut logits = logits.clone().into_dispatch();
+    if draws.iter().any(|draw| draw.changes.is_some()) {
+        let changes = changes_of(
+            draws.iter().map(|draw| draw.changes.as_ref()),
+            rows,
+            &device,
+        );
+        // No change asks for the token before.
+        let inputs = chosen.clone().into_dispatch();
+        logits = Dispatch::gpu_changed(logits, changes.into_dispatch(), inputs);
+    }
     let [words, chosen] = [words, chosen].map(Tensor::into_dispatch);
     let ids = Dispatch::gpu_draw(logits, words, 0, rows, chosen);
     Some(PendingIds(Dispatch::gpu_read_ids(ids)))
+}
+
+/// The words of [`LogitChanges`] on a device.
+pub(crate) fn changes_of<'a>(
+    rows: impl IntoIterator<Item = Option<&'a LogitChanges>>,
+    room: usize,
+    device: &Device,
+) -> Tensor<1, Int> {
+    let words = LogitChanges::words(rows, room);
+    let len = words.len();
+    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
 }
 
 /// Starts to find the largest logits of each row, for samplers with these scales
@@ -265,7 +345,7 @@ mod tests {
     use super::super::super::{first_gpu, naive};
     use super::*;
     use crate::constraint::{ConstraintFactory, Grammar, TokenMask};
-    use crate::sampling::{Sampler, SamplingParams};
+    use crate::sampling::{Ahead, Sampler, SamplingParams};
 
     fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
         let uniform = Distribution::Uniform(-3.0, 3.0);
@@ -303,8 +383,9 @@ mod tests {
         };
         let mut sampler = Sampler::new(&params, &[], vocab);
         // As if each row were a step further.
+        let guessed = vec![0; rows.len()];
         let draws: Vec<Draw> = (0..rows.len())
-            .map(|row| sampler.draw(row, &[]).unwrap())
+            .map(|row| sampler.draw(Ahead::Tokens(&guessed[..row]), &[]).unwrap())
             .collect();
         let found = draw_tokens(&logits, &draws).unwrap().wait().unwrap();
         assert_eq!(found.len(), rows.len());
@@ -510,7 +591,7 @@ mod tests {
             assert!(mask_logits(&logits, &masks));
             let draws = samplers
                 .iter_mut()
-                .map(|sampler| sampler.draw(0, &[]).unwrap());
+                .map(|sampler| sampler.draw(Ahead::NONE, &[]).unwrap());
             let found = draw_tokens(&logits, &draws.collect::<Vec<Draw>>()).unwrap();
             let expected = samplers.iter_mut().zip(rows).map(|(sampler, mut row)| {
                 // Each answer is the sampler's, none is left to the host.
@@ -518,6 +599,172 @@ mod tests {
             });
             let expected: Vec<Option<u32>> = expected.collect();
             assert_eq!(found.wait().unwrap(), expected, "{params:?}");
+        }
+    }
+
+    /// Parameters that change logits: by penalties, biases and bad words.
+    fn changing_params() -> [SamplingParams; 6] {
+        let base = SamplingParams {
+            temperature: 0.0,
+            ..SamplingParams::default()
+        };
+        [
+            SamplingParams {
+                repetition_penalty: 1.3,
+                ..base.clone()
+            },
+            SamplingParams {
+                presence_penalty: 0.7,
+                frequency_penalty: -0.4,
+                ..base.clone()
+            },
+            SamplingParams {
+                repetition_penalty: 0.8,
+                frequency_penalty: 1.1,
+                logit_bias: vec![(3, 2.5), (60, -100.0), (69, 1.0)],
+                ..base.clone()
+            },
+            SamplingParams {
+                logit_bias: vec![(61, 9.0)],
+                bad_words: vec![vec![61], vec![2, 9], vec![7, 1, 11], vec![8, 11]],
+                ..base.clone()
+            },
+            SamplingParams {
+                repetition_penalty: 1.1,
+                bad_words: vec![vec![1, 9], vec![2, 9], vec![2, 2], vec![1, 2, 50]],
+                ..base.clone()
+            },
+            base,
+        ]
+    }
+
+    /// Tokens that are banned beside such parameters.
+    const BANNED: [u32; 2] = [5, 68];
+
+    /// What changes of logits after tokens that the host knows, after guessed ones and after one that only the device knows is what
+    /// the sampler changes.
+    #[test]
+    fn changes_on_a_gpu_are_those_of_the_sampler() {
+        let gpu = first_gpu();
+        // In the output already, in the prompt only, in neither, with a bias; the first one of two that may not follow each other.
+        let last = [2, 30, 44, 60, 1];
+        for vocab in [70, 9001, 151_936] {
+            for params in changing_params() {
+                let mut sampler = Sampler::new(&params, &[2, 3, 3, 30, 66], vocab);
+                [7, 2, 1, 1].iter().for_each(|&id| sampler.observe(id));
+                // More than the units of a cube.
+                (0..600).for_each(|i| sampler.observe((100 + 7 * i) % vocab as u32));
+                [7, 1].iter().for_each(|&id| sampler.observe(id));
+                let mut rows: Vec<Vec<f32>> = (0..12).map(|s| random_logits(vocab, s)).collect();
+                for row in &mut rows {
+                    (row[2], row[3], row[7]) = (f32::INFINITY, f32::NAN, f32::NEG_INFINITY);
+                }
+                let guessed = [2, 44, 2];
+                let mut draws = Vec::new();
+                let mut expected = Vec::new();
+                for (i, row) in rows.iter().enumerate() {
+                    let banned = if i % 2 == 0 { &BANNED[..] } else { &[] };
+                    let (ahead, after) = match i {
+                        0..4 => (Ahead::Tokens(&guessed[..i]), &guessed[..i]),
+                        4..9 => (Ahead::Drawn, &last[i - 4..][..1]),
+                        _ => (Ahead::NONE, &[][..]),
+                    };
+                    draws.push(sampler.draw(ahead, banned).unwrap().changes);
+                    let mut after_those = sampler.clone();
+                    after.iter().for_each(|&id| after_those.observe(id));
+                    let mut row = row.clone();
+                    after_those.sample(&mut row, banned);
+                    expected.push(row);
+                }
+                let inputs: Vec<i32> = (0..12)
+                    .map(|i| {
+                        if (4..9).contains(&i) {
+                            last[i - 4] as i32
+                        } else {
+                            2
+                        }
+                    })
+                    .collect();
+                // Rows without a change stay.
+                draws[11] = None;
+                expected[11].clone_from(&rows[11]);
+                let inputs = TensorData::new(inputs, [12]);
+                let inputs = Tensor::<1, Int>::from_data(inputs, (&gpu, DType::I32));
+                let changes = changes_of(draws.iter().map(Option::as_ref), 20, &gpu);
+                let data = TensorData::new(rows.concat(), [12, vocab]);
+                let logits = Tensor::<2>::from_data(data, (&gpu, DType::F32));
+                change_logits(&logits, &changes, &inputs);
+                let found: Vec<f32> = logits.into_data().iter().collect();
+                for (row, (found, expected)) in found.chunks(vocab).zip(&expected).enumerate() {
+                    for (id, (found, expected)) in found.iter().zip(expected).enumerate() {
+                        // As the sampler reads them.
+                        let read = |x: f32| {
+                            if x.is_nan() {
+                                f32::NEG_INFINITY
+                            } else {
+                                x.min(f32::MAX)
+                            }
+                        };
+                        let (found, expected) = (read(*found), read(*expected));
+                        assert!(
+                            found == expected
+                                || (found - expected).abs() <= 1e-6 * expected.abs().max(1.0),
+                            "{params:?}, {vocab} tokens, row {row}, token {id}: {found}, expected {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// A device draws from changed logits what the sampler draws, and leaves the logits of the step as they are.
+    #[test]
+    fn a_gpu_draws_from_changed_logits_as_the_sampler_does() {
+        let gpu = first_gpu();
+        let vocab = 9001;
+        for params in changing_params() {
+            for (temperature, top_k) in [(0.0, 0), (0.8, 20), (1.0, 0)] {
+                let rows: Vec<Vec<f32>> = (0..20).map(|s| random_logits(vocab, s)).collect();
+                let best = |row: &Vec<f32>| {
+                    let ids = 0..vocab;
+                    ids.max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u32
+                };
+                let mut samplers: Vec<Sampler> = (rows.iter().enumerate())
+                    .map(|(i, row)| {
+                        let params = SamplingParams {
+                            temperature,
+                            top_k,
+                            seed: Some(i as u64),
+                            ..params.clone()
+                        };
+                        let mut sampler = Sampler::new(&params, &[best(row), 3], vocab);
+                        (0..i).for_each(|_| sampler.observe(best(row)));
+                        sampler
+                    })
+                    .collect();
+                let banned: Vec<Vec<u32>> = (rows.iter().enumerate())
+                    .map(|(i, row)| {
+                        if i % 5 == 0 {
+                            vec![best(row), 77]
+                        } else {
+                            Vec::new()
+                        }
+                    })
+                    .collect();
+                let data = TensorData::new(rows.concat(), [20, vocab]);
+                let logits = Tensor::<2>::from_data(data.clone(), (&gpu, DType::F32));
+                let draws = samplers.iter_mut().zip(&banned);
+                let draws =
+                    draws.map(|(sampler, banned)| sampler.draw(Ahead::NONE, banned).unwrap());
+                let draws: Vec<Draw> = draws.collect();
+                let found = draw_tokens(&logits, &draws).unwrap().wait().unwrap();
+                let expected = samplers.iter_mut().zip(rows).zip(&banned);
+                let expected: Vec<Option<u32>> = expected
+                    .map(|((sampler, mut row), banned)| Some(sampler.sample(&mut row, banned).id))
+                    .collect();
+                assert_eq!(found, expected, "{params:?} at {temperature}, {top_k}");
+                assert_eq!(logits.into_data(), data);
+            }
         }
     }
 
