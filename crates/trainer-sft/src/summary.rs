@@ -81,7 +81,11 @@ impl fmt::Display for Summary {
             )?;
         }
         if let Some(bytes) = self.peak_memory {
-            write!(formatter, "; peak memory {} MiB", bytes >> 20)?;
+            write!(
+                formatter,
+                "; peak memory of the process {} MiB",
+                bytes >> 20
+            )?;
         }
         if let Some(bytes) = self.device_memory {
             write!(formatter, "; {} MiB of the card in use", bytes >> 20)?;
