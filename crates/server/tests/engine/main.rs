@@ -16,3 +16,4 @@ mod pooling;
 mod prefix_cache;
 mod sampling;
 mod speculation;
+mod trained_adapters;
