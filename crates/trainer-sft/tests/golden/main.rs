@@ -5,6 +5,7 @@
 mod gradients;
 mod grpo;
 mod methods;
+mod optimizers;
 mod preference;
 mod training;
 
