@@ -1,6 +1,8 @@
 //! Trains an adapter of every form on the bundled model, and writes beside each what the model computes with it, for
 //! `xtask/golden/peft_loads.py`.
 
+#![allow(clippy::print_stdout, reason = "the folders are the result")]
+
 use std::path::Path;
 
 use anyhow::Context as _;

@@ -66,16 +66,8 @@ impl Report<'_> {
             self.compared("Log-probabilities", &["logps/chosen", "logps/rejected"]),
             self.compared("Log odds", &["log_odds_chosen"]),
             self.compared("KL", &["kl"]),
-            chart(
-                "Reward",
-                &[self.series("training", |r| r.more.get("reward").copied())],
-            ),
-            chart(
-                "Tokens per answer",
-                &[self.series("training", |r| {
-                    r.more.get("completions/mean_length").copied()
-                })],
-            ),
+            self.compared("Reward", &["reward"]),
+            self.compared("Tokens per answer", &["completions/mean_length"]),
             one("Learning rate", |r| r.learning_rate),
             one("Norm of the gradients", |r| r.grad_norm),
             one("Tokens per second", |r| r.tokens_per_second),
@@ -202,7 +194,10 @@ impl Report<'_> {
         };
         let best = self.summary.best_step.map(|step| {
             let loss = self.summary.best_eval_loss.unwrap_or(f64::NAN);
-            format!("step {step}, evaluation loss {loss:.4}")
+            match self.summary.best_eval_reward {
+                Some(reward) => format!("step {step}, evaluation reward {reward:.4}"),
+                None => format!("step {step}, evaluation loss {loss:.4}"),
+            }
         });
         let end = match (&self.summary.stopped, self.summary.stopped_early) {
             (Some(_), _) => "stopped; --resume goes on",

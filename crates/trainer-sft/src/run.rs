@@ -220,7 +220,12 @@ impl<'a> Run<'a> {
         }
         let mut is_new_best = false;
         if is_due(settings.eval_steps, step) || last {
-            let is_best = self.on_device(step, |run| run.evaluate(&batch, told))?;
+            let is_best = match self.on_device(step, |run| run.evaluate(&batch, told)) {
+                Err(error @ TrainError::Reward(_)) => {
+                    return Err(self.stop_at(self.loader.state(), error));
+                }
+                is_best => is_best?,
+            };
             is_new_best = is_best && settings.load_best;
             last |= self.has_lost_patience();
         }

@@ -291,7 +291,9 @@ impl<'a> Training<'a> {
         }
         let preference = Preference::of(config, reference, datasets.max_length);
         let trainer = trainer.comparing(preference);
-        let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
+        // Held-out prompts have no loss.
+        let eval = datasets.eval.filter(|_| grpo.is_none());
+        let eval = eval.map(|eval| eval.examples).unwrap_or_default();
         let run = Run::new(
             (config, &output, state),
             self.watch,
