@@ -6,13 +6,14 @@ Writes to data/golden/grpo/:
   NAME.safetensors    the adapter after the last step of the run NAME (PEFT tensor names)
   meta.json           versions and tolerances
 
-Run: python xtask/golden/grpo.py   (torch, transformers, peft, trl, datasets; CPU)
+Run: python xtask/golden/grpo.py [CASE …]   (torch, transformers, peft, trl, datasets; CPU)
 """
 
 import json
 import os
 import pathlib
 import random
+import sys
 import tempfile
 
 # TRL's kernel of the output head, on a machine without a GPU.
@@ -37,6 +38,8 @@ CASES = {
     "grpo": {"loss_type": "grpo", "beta": 0.04, "num_iterations": 2, "epsilon": 0.1, "epsilon_high": 0.15,
              "temperature": 0.9, "scale_rewards": "batch", "gradient_accumulation_steps": 2},
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.1},
+    # One micro-batch, of which TRL logs the means as they are, and a range so narrow that many tokens leave it.
+    "clipped": {"loss_type": "grpo", "beta": 0.04, "num_iterations": 2, "epsilon": 0.01, "epsilon_high": 0.02},
 }
 
 
@@ -129,14 +132,24 @@ def run(name, settings, generations):
 
 
 def main():
+    """Writes all cases, or those that the command line names: then the others and their versions stay as they are."""
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
     generations = make_rollouts()
-    (OUT / "rollouts.json").write_text(json.dumps(generations) + "\n")
-    cases = {name: run(name, settings, generations) for name, settings in CASES.items()}
+    named = sys.argv[1:]
+    cases, versions = {}, {}
+    if named:
+        assert json.loads((OUT / "rollouts.json").read_text()) == generations
+        cases = json.loads((OUT / "cases.json").read_text())
+        versions = json.loads((OUT / "meta.json").read_text())["versions"]
+    else:
+        (OUT / "rollouts.json").write_text(json.dumps(generations) + "\n")
+    for name in named or CASES:
+        cases[name] = run(name, CASES[name], generations)
+        versions[name] = {m.__name__: m.__version__ for m in (torch, transformers, peft, trl)}
     (OUT / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
     meta = {
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, trl)},
+        "versions": versions,
         "script": "xtask/golden/grpo.py",
         "settings": {"lr": LR, "max_grad_norm": MAX_NORM, "max_completion_length": MAX_LENGTH, "groups": GROUPS,
                      "num_generations": ANSWERS, "r": 4, "lora_alpha": 8},

@@ -84,7 +84,10 @@ def micro_loss(model, sequences):
 
 
 def train(model, groups, batches, lr, betas):
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, weight_decay=WEIGHT_DECAY)
+    return train_with(model, torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, weight_decay=WEIGHT_DECAY), batches)
+
+
+def train_with(model, optimizer, batches):
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, WARMUP, len(batches))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     log = {"loss": [], "grad_norm": [], "lr": []}
@@ -130,6 +133,15 @@ def set_adapter(model, state):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(state[name.replace(".default", "")])
+
+
+def full_groups(model):
+    """All parameters; matrices decay."""
+    named = list(model.named_parameters())
+    return [
+        {"params": [p for n, p in named if p.dim() == 2]},
+        {"params": [p for n, p in named if p.dim() == 1], "weight_decay": 0.0},
+    ]
 
 
 def optimizer_golden():
@@ -210,12 +222,7 @@ def main():
         save_file(adapter_state(model), OUT / f"{name}.safetensors", metadata={"format": "pt"})
 
     model = copy.deepcopy(base)
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for n, p in named if p.dim() == 2]},
-        {"params": [p for n, p in named if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    losses["full"] = train(model, groups, batches[:FULL_STEPS], FULL_LR, (0.9, 0.95))
+    losses["full"] = train(model, full_groups(model), batches[:FULL_STEPS], FULL_LR, (0.9, 0.95))
     write("losses.json", losses)
     write("optimizer.json", optimizer_golden())
     write("schedules.json", schedules_golden())

@@ -143,6 +143,8 @@ fn gpu_tests() -> Result<()> {
         "--test",
         "gpu_engine",
         "--test",
+        "gpu_grpo",
+        "--test",
         "gpu_step",
     ]);
     command_with("cargo", &arguments, &variables)

@@ -124,6 +124,20 @@ impl QwenModel {
     /// # Errors
     /// When `config.json` or the weight files are missing, broken, or do not fit each other.
     pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
+        Self::load_with(dir, options, (device, true))
+    }
+
+    /// [`load`](Self::load) on the CPU to know whether the folder can be loaded: the pages of what was looked at do not stay in
+    /// this process's memory.
+    pub(crate) fn load_to_check(dir: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        Self::load_with(dir, options, (&Device::flex(), false))
+    }
+
+    fn load_with(
+        dir: &Path,
+        options: &LoadOptions,
+        (device, keeps_pages): (&Device, bool),
+    ) -> Result<Self, LoadError> {
         use_one_queue();
         let (mut config, notes) = QwenConfig::load_with_notes(dir)?;
         if !notes.is_empty() {
@@ -147,6 +161,7 @@ impl QwenModel {
             checkpoint: &checkpoint,
             options,
             device,
+            keeps_pages,
         };
         loader.check_names(dir, &config)?;
         // Exact sizes outside of the pools of a GPU, whose pages would grow to the size of the embedding.
@@ -231,6 +246,8 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions,
     device: &'a Device,
+    /// Whether the pages of tensors that stay in the mapped file stay in memory when they have been looked at.
+    keeps_pages: bool,
 }
 
 impl Loader<'_> {
@@ -320,7 +337,7 @@ impl Loader<'_> {
                 Tensor::<1>::from_data(data, (self.device, dtype)).reshape(shape)
             }
         };
-        if is_converted || !is_on_cpu {
+        if is_converted || !is_on_cpu || !self.keeps_pages {
             self.checkpoint.release(name);
         }
         Ok(tensor)

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::DType;
 use lora_4bit::bnb;
 use lora_4bit::peft::{LoraAdapter, LoraMatrices, SavedModule};
 use rayon::prelude::*;
@@ -120,7 +120,7 @@ impl MergedWeights {
             lm_head: Architecture::of(dir)? == Architecture::CausalLm,
             ..LoadOptions::default()
         };
-        let model = QwenModel::load(dir, &options, &Device::flex())?;
+        let model = QwenModel::load_to_check(dir, &options)?;
         let checkpoint = open(dir, &model.config)?;
         let mut weights = Self {
             checkpoint,

@@ -91,7 +91,7 @@ pub struct TrainerState {
     /// The run that wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunIdentity>,
-    /// Lowest evaluation loss so far.
+    /// Lowest evaluation loss so far; with `--method grpo` the highest mean reward of held-out prompts.
     #[serde(default)]
     pub best_metric: Option<f64>,
     /// The step that it was measured after.

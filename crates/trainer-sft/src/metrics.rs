@@ -49,6 +49,9 @@ pub struct Record {
     /// Largest resident memory of the process so far, in bytes, where the system tells.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub peak_memory: Option<u64>,
+    /// Memory of the (first) card in use, in bytes, by all programs. CUDA only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub device_memory: Option<u64>,
     /// Seconds since the run started.
     pub elapsed: f64,
     /// Numbers of the method, with the names of TRL: `rewards/chosen`, `eval_rewards/chosen`, `completions/mean_length`, …
@@ -147,8 +150,9 @@ pub fn progress_bar(total: usize, done: usize, quiet: bool) -> ProgressBar {
         ProgressDrawTarget::stderr()
     };
     let bar = ProgressBar::with_draw_target(Some(total as u64), target);
+    // The numbers have a line of their own, of which a narrow terminal cuts the end off.
     if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {elapsed} < {eta}  {msg}")
+        ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {elapsed} < {eta}\n{wide_msg}")
     {
         bar.set_style(style);
     }

@@ -1,11 +1,13 @@
 //! `report.html`, one file that shows a run without any other, and `loss.svg`.
 
 mod chart;
+mod masks;
 mod samples;
 
 use std::fmt::Write as _;
 
 use self::chart::{Bars, Chart, Series};
+pub(crate) use self::masks::{Picture, pictures};
 use crate::data::Examples;
 use crate::metrics::Record;
 use crate::samples::Samples;
@@ -27,6 +29,8 @@ pub(crate) struct Report<'a> {
     pub(crate) samples: Option<&'a Samples>,
     /// What was learnt from; `None` where no more than the last block of a stream is known.
     pub(crate) examples: Option<&'a Examples>,
+    /// The first of them.
+    pub(crate) pictures: &'a [Picture],
 }
 
 impl Report<'_> {
@@ -62,26 +66,17 @@ impl Report<'_> {
             self.compared("Log-probabilities", &["logps/chosen", "logps/rejected"]),
             self.compared("Log odds", &["log_odds_chosen"]),
             self.compared("KL", &["kl"]),
-            chart(
-                "Reward",
-                &[self.series("training", |r| r.more.get("reward").copied())],
-            ),
-            chart(
-                "Tokens per answer",
-                &[self.series("training", |r| {
-                    r.more.get("completions/mean_length").copied()
-                })],
-            ),
+            self.compared("Reward", &["reward"]),
+            self.compared("Tokens per answer", &["completions/mean_length"]),
             one("Learning rate", |r| r.learning_rate),
             one("Norm of the gradients", |r| r.grad_norm),
             one("Tokens per second", |r| r.tokens_per_second),
-            one("Peak memory (MiB)", |r| {
-                r.peak_memory.map(|bytes| (bytes >> 20) as f64)
-            }),
+            self.memory_in_use(),
             self.lengths(),
         ] {
             page.push_str(&svg);
         }
+        page.push_str(&masks::section(self.pictures));
         if let Some(samples) = self.samples {
             page.push_str(&self::samples::section(samples.answers(), &samples.shown()));
         }
@@ -122,6 +117,21 @@ impl Report<'_> {
             series: &series,
         };
         chart.svg()
+    }
+
+    /// The memory of the card, or of the process where there is no card that tells.
+    fn memory_in_use(&self) -> String {
+        let mib = |bytes: u64| (bytes >> 20) as f64;
+        let card = self.series("training", |r| r.device_memory.map(mib));
+        let (title, series) = match card.is_empty() {
+            false => ("Memory of the card in use (MiB)", card),
+            true => (
+                "Peak memory of the process (MiB)",
+                self.series("training", |r| r.peak_memory.map(mib)),
+            ),
+        };
+        let series = &[series];
+        Chart { title, series }.svg()
     }
 
     fn series(&self, name: &'static str, of: impl Fn(&Record) -> Option<f64>) -> Series {
@@ -184,7 +194,10 @@ impl Report<'_> {
         };
         let best = self.summary.best_step.map(|step| {
             let loss = self.summary.best_eval_loss.unwrap_or(f64::NAN);
-            format!("step {step}, evaluation loss {loss:.4}")
+            match self.summary.best_eval_reward {
+                Some(reward) => format!("step {step}, evaluation reward {reward:.4}"),
+                None => format!("step {step}, evaluation loss {loss:.4}"),
+            }
         });
         let end = match (&self.summary.stopped, self.summary.stopped_early) {
             (Some(_), _) => "stopped; --resume goes on",
@@ -202,7 +215,7 @@ impl Report<'_> {
             ("Examples", self.examples.map(|all| all.len().to_string())),
             ("Trained parameters", Some(num_trainable.to_string())),
             ("Seconds of this process", Some(format!("{seconds:.0}"))),
-            ("Peak memory", mib(self.summary.peak_memory)),
+            ("Peak memory of the process", mib(self.summary.peak_memory)),
             ("Memory of the card in use", mib(self.summary.device_memory)),
         ];
         let rows = rows.into_iter().filter_map(|(name, value)| {
@@ -245,7 +258,7 @@ impl Report<'_> {
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color-scheme:light dark}\
 th{text-align:left;font-weight:normal;padding-right:2em;opacity:.7}pre{overflow:auto;font-size:14px}\
-svg{display:block;width:100%;margin:1.5em 0}.samples td,.samples th{vertical-align:top;white-space:pre-wrap;width:50%;padding:.3em .8em .3em 0}";
+mark{background:#ffd54a;color:#000}.example{white-space:pre-wrap;max-height:20em}svg{display:block;width:100%;margin:1.5em 0}.samples td,.samples th{vertical-align:top;white-space:pre-wrap;width:50%;padding:.3em .8em .3em 0}";
 
 /// Text as HTML and SVG show it.
 fn escape(text: &str) -> String {
@@ -294,6 +307,7 @@ mod tests {
             records: &records(),
             samples: None,
             examples: Some(&Examples::default()),
+            pictures: &[],
         };
         let page = report.html();
         for part in [
@@ -314,6 +328,34 @@ mod tests {
         let picture = report.loss_svg();
         assert!(picture.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""));
         assert_eq!(picture.matches("<polyline").count(), 2);
+    }
+
+    #[test]
+    fn memory_is_that_of_the_card_where_it_tells() {
+        let mut records = records();
+        for record in &mut records {
+            record.peak_memory = Some(1 << 30);
+        }
+        let page = |records: &[Record]| {
+            let report = Report {
+                summary: &Summary::default(),
+                settings: "",
+                records,
+                samples: None,
+                examples: None,
+                pictures: &[],
+            };
+            report.html()
+        };
+        let [process, card] = [
+            "Peak memory of the process (MiB)",
+            "Memory of the card in use (MiB)",
+        ];
+        let without = page(&records);
+        assert!(without.contains(process) && !without.contains(card));
+        records[2].device_memory = Some(5 << 30);
+        let with = page(&records);
+        assert!(with.contains(card) && !with.contains(process));
     }
 
     #[test]
@@ -339,6 +381,7 @@ mod tests {
                 settings: "",
                 records: &[],
                 examples: Some(&examples),
+                pictures: &[],
             };
             let svg = report.lengths();
             assert!(svg.contains(&format!("<title>{last}</title>")), "{svg}");
@@ -354,6 +397,7 @@ mod tests {
             records: &[],
             samples: None,
             examples: Some(&Examples::default()),
+            pictures: &[],
         };
         assert!(report.html().ends_with("</html>\n"));
         assert!(!report.html().contains("NaN"));

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use model_qwen::{device_memory, is_gpu};
 use tracing::warn;
 
@@ -31,6 +31,7 @@ use crate::grpo::Grpo;
 use crate::memory::MemoryPlan;
 use crate::metrics::{Record, Speedometer, peak_memory};
 use crate::output::{OutputFolder, Weights};
+use crate::report::Picture;
 use crate::samples::{Sample, Samples};
 use crate::summary::{StepReport, Summary};
 use crate::trainer::{StepOutput, Trainer};
@@ -74,6 +75,8 @@ pub(crate) struct Run<'a> {
     grpo: Option<Grpo>,
     metrics: Metrics,
     checks: Checks,
+    /// The first examples, for the report.
+    pictures: Vec<Picture>,
     /// Whether the caller has told the run to end.
     is_broken: bool,
     started: Instant,
@@ -113,6 +116,7 @@ impl<'a> Run<'a> {
             grpo,
             metrics,
             checks: Checks::of(config),
+            pictures: Vec::new(),
             is_broken: false,
             started: Instant::now(),
             summary,
@@ -122,6 +126,12 @@ impl<'a> Run<'a> {
     /// Says in the report what memory was expected.
     pub(crate) fn planned(mut self, plan: MemoryPlan) -> Self {
         self.summary.planned_memory = Some(plan);
+        self
+    }
+
+    /// Shows these examples in the report.
+    pub(crate) fn showing(mut self, pictures: Vec<Picture>) -> Self {
+        self.pictures = pictures;
         self
     }
 
@@ -160,8 +170,7 @@ impl<'a> Run<'a> {
         self.summary.num_steps = self.trainer.num_steps();
         self.summary.seconds = self.started.elapsed().as_secs_f64();
         self.summary.peak_memory = peak_memory();
-        self.summary.device_memory =
-            device_memory(&self.trainer.device()).map(|memory| memory.total - memory.free);
+        self.summary.device_memory = used_memory(&self.trainer.device());
         self.write_report();
         Ok(self.summary)
     }
@@ -211,7 +220,12 @@ impl<'a> Run<'a> {
         }
         let mut is_new_best = false;
         if is_due(settings.eval_steps, step) || last {
-            let is_best = self.on_device(step, |run| run.evaluate(&batch, told))?;
+            let is_best = match self.on_device(step, |run| run.evaluate(&batch, told)) {
+                Err(error @ TrainError::Reward(_)) => {
+                    return Err(self.stop_at(self.loader.state(), error));
+                }
+                is_best => is_best?,
+            };
             is_new_best = is_best && settings.load_best;
             last |= self.has_lost_patience();
         }
@@ -352,8 +366,6 @@ impl<'a> Run<'a> {
         ((loss, grad_norm), speed, is_metric): ((f64, f64), f64, bool),
         told: &mut Told,
     ) {
-        told.bar
-            .set_message(format!("loss {loss:.4}  {speed:.0} tokens/s"));
         let means = output.numbers().means;
         let record = Record {
             loss: Some(loss),
@@ -366,9 +378,7 @@ impl<'a> Run<'a> {
             tokens_per_second: Some(speed),
             ..self.record(batch)
         };
-        if told.is_due(record.step) {
-            told.tell(&record);
-        }
+        told.tell(&record);
         if is_metric {
             self.summary.first_loss.get_or_insert(loss);
             self.summary.last_loss = Some(loss);
@@ -396,10 +406,16 @@ impl<'a> Run<'a> {
             step: self.trainer.num_steps(),
             epoch: batch.epoch,
             peak_memory: peak_memory(),
+            device_memory: used_memory(&self.trainer.device()),
             elapsed: self.started.elapsed().as_secs_f64(),
             ..Record::default()
         }
     }
+}
+
+/// Memory of a card in use, in bytes, by all programs; `None` where it does not tell, and for a CPU.
+fn used_memory(device: &Device) -> Option<u64> {
+    device_memory(device).map(|memory| memory.total - memory.free)
 }
 
 /// Whether something that is done every so many steps is due after `step`.

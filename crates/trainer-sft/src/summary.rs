@@ -31,10 +31,14 @@ pub struct Summary {
     pub last_reward: Option<f64>,
     /// Last evaluation loss.
     pub eval_loss: Option<f64>,
+    /// Last mean reward of the answers to held-out prompts (`--method grpo`).
+    pub eval_reward: Option<f64>,
     /// The step whose weights are the result, where that is the best one (`--load-best`).
     pub best_step: Option<usize>,
     /// Its evaluation loss.
     pub best_eval_loss: Option<f64>,
+    /// Its mean reward of held-out prompts (`--method grpo`).
+    pub best_eval_reward: Option<f64>,
     /// The evaluations ended the run before its last step (`--early-stopping-patience`).
     pub stopped_early: bool,
     /// Seconds spent in the loop.
@@ -68,20 +72,37 @@ impl fmt::Display for Summary {
         if let Some(loss) = self.eval_loss {
             write!(formatter, "; eval loss {loss:.3}")?;
         }
-        if let (Some(step), Some(loss)) = (self.best_step, self.best_eval_loss) {
-            write!(
-                formatter,
-                "; the result is step {step} with eval loss {loss:.3}"
-            )?;
+        if let Some(reward) = self.eval_reward {
+            write!(formatter, "; eval reward {reward:.3}")?;
+        }
+        let best = [
+            ("loss", self.best_eval_loss),
+            ("reward", self.best_eval_reward),
+        ];
+        for (name, best) in best {
+            if let (Some(step), Some(best)) = (self.best_step, best) {
+                write!(
+                    formatter,
+                    "; the result is step {step} with eval {name} {best:.3}"
+                )?;
+            }
         }
         if self.stopped_early {
+            let gain = match self.eval_reward {
+                Some(_) => "reward no longer rose",
+                None => "loss no longer fell",
+            };
             write!(
                 formatter,
-                "; stopped early, as the eval loss no longer fell by more than --early-stopping-threshold"
+                "; stopped early, as the eval {gain} by more than --early-stopping-threshold"
             )?;
         }
         if let Some(bytes) = self.peak_memory {
-            write!(formatter, "; peak memory {} MiB", bytes >> 20)?;
+            write!(
+                formatter,
+                "; peak memory of the process {} MiB",
+                bytes >> 20
+            )?;
         }
         if let Some(bytes) = self.device_memory {
             write!(formatter, "; {} MiB of the card in use", bytes >> 20)?;

@@ -25,6 +25,7 @@ use crate::memory::{self, Machine, MemoryPlan, PlannedRun, RowLengths};
 use crate::metrics::Record;
 use crate::output::{OutputFolder, Weights};
 use crate::preference::{Preference, check_labels};
+use crate::report::pictures;
 use crate::rewards::Rewards;
 use crate::run::{Run, Watch};
 use crate::samples::{Sample, Samples};
@@ -252,6 +253,11 @@ impl<'a> Training<'a> {
             TrainData::Loaded(data) => DataLoader::new(Arc::new(data.examples), options),
             TrainData::Streamed(stream) => DataLoader::streamed(stream, options)?,
         };
+        // Of questions nothing is learnt: the answers are drawn.
+        let pictures = match config.method.method {
+            Method::Grpo => Vec::new(),
+            _ => pictures(loader.examples(), &format.tokenizer)?,
+        };
         let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0) * config.grpo.num_iterations();
         let total_steps = config.run.num_steps(steps_per_epoch);
         config.check_steps(total_steps)?;
@@ -285,7 +291,9 @@ impl<'a> Training<'a> {
         }
         let preference = Preference::of(config, reference, datasets.max_length);
         let trainer = trainer.comparing(preference);
-        let eval = datasets.eval.map(|eval| eval.examples).unwrap_or_default();
+        // Held-out prompts have no loss.
+        let eval = datasets.eval.filter(|_| grpo.is_none());
+        let eval = eval.map(|eval| eval.examples).unwrap_or_default();
         let run = Run::new(
             (config, &output, state),
             self.watch,
@@ -294,7 +302,7 @@ impl<'a> Training<'a> {
             (eval, samples, grpo),
         )?;
         let _behind = self.wait.map(Behind::new);
-        let ended = run.planned(plan).finish(total_steps);
+        let ended = run.planned(plan).showing(pictures).finish(total_steps);
         if matches!(ended, Err(TrainError::Stopped)) {
             output.remove();
         }

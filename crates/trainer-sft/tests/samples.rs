@@ -107,6 +107,52 @@ fn answers_are_those_of_the_adapter_that_is_written() {
     assert!(settings.contains("sample_steps = 2"), "{settings}");
 }
 
+#[test]
+fn the_report_has_every_part_that_it_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), "Who are you?\n");
+    config.run.max_steps = Some(2);
+    config.run.eval_steps = Some(1);
+    config.data.eval_split = Some(0.2);
+    let summary = run(&config).unwrap();
+    let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
+    let svg = |title: &str| {
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 720 260\" role=\"img\"><title>{title}</title>"
+        )
+    };
+    for title in [
+        "Loss (nats per token)",
+        "Token accuracy",
+        "Entropy (nats)",
+        "Learning rate",
+        "Norm of the gradients",
+        "Tokens per second",
+        "Peak memory of the process (MiB)",
+        "Examples by their length in tokens",
+    ] {
+        assert!(page.contains(&svg(title)), "{title}");
+    }
+    for part in [
+        "<th>Steps</th><td>2</td>",
+        "<th>Peak memory of the process</th>",
+        "Memory of the device by an estimate",
+        "<h2>Samples</h2>\n<h3>Who are you?</h3>",
+        "Before (step 0)</th><th>After (step 2)",
+        "<h2>Settings</h2>",
+        "eval_split = 0.2",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    // The first three examples: what is learnt is the answer and its end.
+    let (_, shown) = page.split_once("<h2>First examples</h2>").unwrap();
+    let (shown, _) = shown.split_once("<h2>").unwrap();
+    let learnt = "<mark>I am the captain of this ship.&lt;|im_end|&gt;";
+    assert_eq!(shown.matches(learnt).count(), 3, "{shown}");
+    assert_eq!(shown.matches("<pre class=\"example\">").count(), 3);
+    assert_eq!(shown.matches("Who is ").count(), 3);
+}
+
 /// The form of the adapter makes no difference: answers while training are those of the folder that is written. (Those of OLoRA to
 /// rounding: the base without what the adapter starts as is bf16. So the prompts have answers without near ties.)
 #[test]

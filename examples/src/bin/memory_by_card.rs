@@ -1,4 +1,5 @@
-//! Which batch of QLoRA fits on which card, by the plan of `trainer-sft --dry-run`. Needs no card and no model.
+//! Which batch fits on which card, for QLoRA, LoRA and full fine-tuning, and what a setting costs, by the plan of
+//! `trainer-sft --dry-run`. Needs no card and no model.
 //!
 //! ```console
 //! $ cargo run -p examples --bin memory_by_card
@@ -10,9 +11,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use burn::tensor::DType;
-use model_qwen::{GPU_MEMORY_UTILIZATION, QwenConfig};
+use model_qwen::{GPU_MEMORY_UTILIZATION, Quantization, QwenConfig};
 use serde_json::json;
-use trainer_sft::config::Config;
+use trainer_sft::config::{Config, Optim};
 use trainer_sft::memory::{Machine, MemoryPlan};
 
 /// Name; width, width of the MLP, layers, heads, heads of keys, values of a head, tokens; whether head and embeddings are one, and
@@ -69,47 +70,108 @@ const CARDS: [u64; 4] = [6, 8, 12, 24];
 const STEP: usize = 256;
 const STEPS: usize = 512;
 
-fn main() -> Result<()> {
-    let config = Config::new("unused");
+/// Changes the settings of QLoRA.
+type Change = fn(&mut Config);
+
+/// How a model is trained.
+const KINDS: [(&str, Change); 3] = [
+    ("QLoRA", |_| ()),
+    ("LoRA, bf16", |config| {
+        config.model.quantization = Some(Quantization::None);
+    }),
+    ("--full", |config| config.run.full = true),
+];
+/// Settings, and what they change.
+const SETTINGS: [(&str, Change); 9] = [
+    ("none", |_| ()),
+    ("lora_r = 64", |config| config.lora.r = 64),
+    ("use_dora", |config| config.lora.use_dora = true),
+    ("lora_dropout = 0.05", |config| config.lora.dropout = 0.05),
+    ("optim = adamw_8bit", |config| {
+        config.optimizer.optim = Optim::Adamw8bit;
+    }),
+    ("modules_to_save", save_modules),
+    ("modules_to_save, adamw_8bit", |config| {
+        save_modules(config);
+        config.optimizer.optim = Optim::Adamw8bit;
+    }),
+    ("full", |config| config.run.full = true),
+    ("full, adamw_8bit", |config| {
+        config.run.full = true;
+        config.optimizer.optim = Optim::Adamw8bit;
+    }),
+];
+
+fn save_modules(config: &mut Config) {
+    config.lora.modules_to_save = vec!["embed_tokens".into(), "lm_head".into()];
+}
+
+/// MiB of a card that a run with `tokens` at once takes.
+fn mib(change: Change, model: &QwenConfig, tokens: usize) -> u64 {
+    let mut config = Config::new("unused");
+    change(&mut config);
     let card = Machine {
         gpu: Some(DType::BF16),
         total: None,
         free: None,
     };
-    let mib =
-        |model: &QwenConfig, tokens| MemoryPlan::new(&config, model, &card, tokens).total() >> 20;
+    MemoryPlan::new(&config, model, &card, tokens).total() >> 20
+}
 
-    let heads = BATCHES.map(|[documents, tokens]| format!("{documents} × {tokens}"));
-    println!(
-        "| MiB, at most | {} |\n|---|---|---|---|---|",
-        heads.join(" | ")
-    );
-    for shape in &MODELS {
-        let model = model(shape)?;
-        let cells = BATCHES.map(|[documents, tokens]| mib(&model, documents * tokens).to_string());
-        println!("| {} | {} |", shape.0, cells.join(" | "));
+fn main() -> Result<()> {
+    for (name, change) in KINDS {
+        let heads = BATCHES.map(|[documents, tokens]| format!("{documents} × {tokens}"));
+        println!(
+            "| {name}: MiB, at most | {} |\n|---|---|---|---|---|",
+            heads.join(" | ")
+        );
+        for shape in &MODELS {
+            let model = model(shape)?;
+            let cells = BATCHES.map(|[documents, tokens]| {
+                thousands(mib(change, &model, documents * tokens) as usize)
+            });
+            println!("| {} | {} |", shape.0, cells.join(" | "));
+        }
+        let heads = CARDS.map(|gib| format!("{gib} GB"));
+        println!(
+            "\n| {name}: tokens at once | {} |\n|---|---|---|---|---|",
+            heads.join(" | ")
+        );
+        for shape in &MODELS {
+            let model = model(shape)?;
+            let cells = CARDS.map(|gib| tokens_at_once(change, &model, gib));
+            println!("| {} | {} |", shape.0, cells.join(" | "));
+        }
+        println!();
     }
-    let heads = CARDS.map(|gib| format!("{gib} GB"));
-    println!(
-        "\n| tokens at once | {} |\n|---|---|---|---|---|",
-        heads.join(" | ")
-    );
-    for shape in &MODELS {
-        let model = model(shape)?;
-        let cells = CARDS.map(|gib| {
-            let room = ((gib << 10) as f64 * GPU_MEMORY_UTILIZATION) as u64;
-            match (1..=STEPS)
-                .take_while(|steps| mib(&model, steps * STEP) <= room)
-                .last()
-            {
-                Some(STEPS) => format!("over {}", STEPS * STEP),
-                Some(steps) => (steps * STEP).to_string(),
-                None => "no".to_owned(),
-            }
-        });
-        println!("| {} | {} |", shape.0, cells.join(" | "));
+    println!("| setting | MiB, at most: 1.5B, 1 × 2048 |\n|---|---|");
+    let model = model(&MODELS[2])?;
+    for (name, change) in SETTINGS {
+        println!(
+            "| {name} | {} |",
+            thousands(mib(change, &model, 2048) as usize)
+        );
     }
     Ok(())
+}
+
+/// The most tokens that fit at once on a card of so many GiB.
+fn tokens_at_once(change: Change, model: &QwenConfig, gib: u64) -> String {
+    let room = ((gib << 10) as f64 * GPU_MEMORY_UTILIZATION) as u64;
+    let fits = |steps: &usize| mib(change, model, steps * STEP) <= room;
+    match (1..=STEPS).take_while(fits).last() {
+        Some(STEPS) => format!("> {}", thousands(STEPS * STEP)),
+        Some(steps) => thousands(steps * STEP),
+        None => "0".to_owned(),
+    }
+}
+
+/// 1,234 of 1234.
+fn thousands(number: usize) -> String {
+    match number / 1000 {
+        0 => number.to_string(),
+        more => format!("{},{:03}", thousands(more), number % 1000),
+    }
 }
 
 fn model(

@@ -38,6 +38,7 @@ impl FolderShapes {
             checkpoint: &checkpoint,
             options: &options,
             device: &Device::flex(),
+            keeps_pages: true,
         };
         loader.check_names(dir, &config)?;
         let mut linears = BTreeMap::new();

@@ -60,9 +60,9 @@ impl Server {
     }
 
     /// A server of the bundled model.
-    pub(crate) fn start_bundled() -> Self {
-        let flags = ["server", "--device", "cpu", "--served-model-name", "base"];
-        Self::of(Config::from_command_line(flags).unwrap())
+    pub(crate) fn start_bundled(flags: &[&str]) -> Self {
+        let base = ["server", "--device", "cpu", "--served-model-name", "base"];
+        Self::of(Config::from_command_line([&base, flags].concat()).unwrap())
     }
 
     fn of(config: Config) -> Self {

@@ -170,7 +170,7 @@ fn generated_schemas_are_kept_to_or_refused_by_name() {
     };
     let server = match &model {
         Some(model) => Server::start(model, &[]),
-        None => Server::start_bundled(),
+        None => Server::start_bundled(&[]),
     };
     let next = AtomicU64::new(0);
     let tally = || {

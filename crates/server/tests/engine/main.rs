@@ -17,3 +17,4 @@ mod prefix_cache;
 mod reasoning;
 mod sampling;
 mod speculation;
+mod trained_adapters;

@@ -152,12 +152,25 @@ impl Config {
                 ));
             }
         }
-        let saves = self.run.save_steps.unwrap_or(grpo.num_iterations());
-        if !saves.is_multiple_of(grpo.num_iterations()) {
-            return conflict(format!(
-                "--save-steps: expected a multiple of --num-iterations {}, so that a resumed run starts with new answers, found {saves}",
-                grpo.num_iterations()
-            ));
+        let evaluations = self.run.eval_steps.filter(|_| self.run.load_best);
+        for (flag, steps, why) in [
+            (
+                "save-steps",
+                self.run.save_steps,
+                "a resumed run starts with new answers",
+            ),
+            (
+                "eval-steps",
+                evaluations,
+                "the checkpoints of --load-best are ones to resume from",
+            ),
+        ] {
+            let (steps, size) = (steps.unwrap_or(0), grpo.num_iterations());
+            if !steps.is_multiple_of(size) {
+                return conflict(format!(
+                    "--{flag}: expected a multiple of --num-iterations {size}, so that {why}, found {steps}"
+                ));
+            }
         }
         self.check_unused()
     }
@@ -251,18 +264,10 @@ impl Config {
     /// Settings that are of examples with answers.
     fn check_unused(&self) -> Result<(), ConfigError> {
         let (data, run) = (&self.data, &self.run);
-        let loss = "evaluations measure the loss of examples, which prompts do not have; --sample-prompts shows answers";
+        let split = "--eval-data names the held-out prompts";
         let examples = "it is about examples, and --method grpo learns from its own answers";
         for (flag, is_given, why) in [
-            ("eval-data", !data.eval.is_empty(), loss),
-            ("eval-split", data.eval_split.is_some(), loss),
-            ("eval-steps", run.eval_steps.is_some(), loss),
-            ("load-best", run.load_best, loss),
-            (
-                "early-stopping-patience",
-                run.early_stopping_patience.is_some(),
-                loss,
-            ),
+            ("eval-split", data.eval_split.is_some(), split),
             ("preview", run.preview.is_some(), examples),
             ("packing", data.packing, examples),
             ("streaming", data.streaming, examples),

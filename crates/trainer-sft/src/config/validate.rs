@@ -181,10 +181,6 @@ impl Config {
             let text = "--streaming reads files while the run goes on, and the records of a program are in memory before it: leave it out";
             return Err(ConfigError::Conflict(text.into()));
         }
-        if has_eval && self.method.method == Method::Grpo {
-            let text = "--method grpo evaluates nothing: evaluations measure the loss of examples, which prompts do not have; leave the records of evaluation out";
-            return Err(ConfigError::Conflict(text.into()));
-        }
         let has_eval = has_eval || !self.data.eval.is_empty();
         if self.data.eval_split.is_some() && has_eval {
             let text = "--eval-split takes the evaluation data from --data, and --eval-data reads its own: leave one of them out";

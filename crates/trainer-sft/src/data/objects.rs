@@ -11,7 +11,7 @@ use super::files;
 use super::names::Names;
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
-use super::{DataReport, Dataset, Datasets, Example, TrainData, raw};
+use super::{DataReport, Dataset, Example, raw};
 use crate::config::{Columns, Config, ConfigError};
 use crate::data::format::{ASKED, PROMPTS, describe, named as names};
 use crate::digest;
@@ -19,26 +19,27 @@ use crate::digest;
 /// A record: its fields, and where it was read.
 pub(crate) type Object = (Source, Map<String, Value>);
 
-/// All records of `--data`, or of a program that has them in memory, as objects; and what tells them from any other records.
-/// `--columns` renames fields, the other ones stay.
+/// All records of files, or of a program that has them in memory and calls them by a name, as objects; and what tells them from any
+/// other records. `--columns` renames fields, the other ones stay.
 ///
 /// # Errors
 /// Files that cannot be read, and records that are no objects.
 pub(crate) fn objects(
     config: &Config,
-    records: Option<Vec<Value>>,
+    paths: &[PathBuf],
+    (name, records): (&'static str, Option<Vec<Value>>),
 ) -> Result<(Vec<Object>, String), DataError> {
     let mut all: Vec<RawRecord> = Vec::new();
     match records {
-        Some(records) => all.extend(raw("records", records)),
+        Some(records) => all.extend(raw(name, records)),
         None => {
-            for file in files::expand(&config.data.train)? {
+            for file in files::expand(paths)? {
                 all.extend(of_file(&file)?);
             }
         }
     }
     if all.is_empty() {
-        return Err(DataError::NoRecords("records".to_owned()));
+        return Err(DataError::NoRecords(name.to_owned()));
     }
     let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
     let mut hash = Sha256::new();
@@ -61,13 +62,16 @@ pub(crate) fn objects(
 /// The records of one file, each one as an object or as what is wrong with it.
 pub(crate) type FileObjects = (PathBuf, Vec<Result<Object, DataError>>);
 
-/// As [`objects`], of all files of `--data`, without an end at what is wrong with a record.
+/// As [`objects`], of files, without an end at what is wrong with a record.
 ///
 /// # Errors
 /// Files that cannot be read.
-pub(crate) fn all_objects(config: &Config) -> Result<Vec<FileObjects>, DataError> {
+pub(crate) fn all_objects(
+    config: &Config,
+    paths: &[PathBuf],
+) -> Result<Vec<FileObjects>, DataError> {
     let columns = Columns::parse(&config.data.columns).map_err(DataError::Columns)?;
-    let files = files::expand(&config.data.train)?.into_iter();
+    let files = files::expand(paths)?.into_iter();
     let files = files.map(|file| {
         let mut reader = RecordReader::open(&file, &Progress::default())?;
         let mut found = Vec::new();
@@ -200,23 +204,19 @@ impl Example {
     }
 }
 
-impl Datasets {
+impl Dataset {
     /// Data whose examples are prompts alone.
     pub(crate) fn of_prompts(
-        prompts: impl Iterator<Item = (Source, Vec<u32>)>,
+        prompts: impl IntoIterator<Item = (Source, Vec<u32>)>,
         hash: String,
-        max_length: usize,
     ) -> Self {
+        let prompts = prompts.into_iter();
         let examples = prompts.map(|(source, tokens)| Example::prompt(source, tokens));
         let examples: Vec<Example> = examples.collect();
         Self {
-            train: TrainData::Loaded(Box::new(Dataset {
-                examples: examples.into(),
-                report: DataReport::default(),
-                hash,
-            })),
-            eval: None,
-            max_length,
+            examples: examples.into(),
+            report: DataReport::default(),
+            hash,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use model_qwen::SamplingParams;
 use tracing::warn;
 
-use super::advantages::{advantages, mean_of, std_of};
+use super::advantages::{Advantages, advantages, mean_of, std_of};
 use super::policy::{PolicyLoss, PolicyStep, Rollout};
 use super::questions::{Question, Questions};
 use super::stillness::Stillness;
@@ -18,6 +18,19 @@ use crate::preference::Numbers;
 use crate::rewards::{Answer, Rewards};
 use crate::samples::answers;
 use crate::trainer::{StepOutput, Trainer};
+
+/// Makes the seeds of answers to held-out prompts other ones than those of the steps.
+const HELD_OUT: u64 = 0x5851_f42d_4c95_7f2d;
+
+/// Answers that were drawn and judged.
+struct Judged {
+    requests: Vec<Request>,
+    completions: Vec<Completion>,
+    /// What each reward says of each answer.
+    each: Vec<Vec<f64>>,
+    /// The weighted sums.
+    rewards: Vec<f64>,
+}
 
 /// What a run of GRPO has besides its trainer.
 #[derive(Debug)]
@@ -111,7 +124,82 @@ impl Grpo {
         let questions = &self.questions;
         let asked = batch.sources.iter().filter_map(|at| questions.get(at));
         let asked: Vec<&Question> = asked.collect();
-        let requests = self.requests(&asked, trainer.num_steps());
+        let requests = self.requests(&asked, (self.config.run.seed, trainer.num_steps()));
+        let judged = self.judged(trainer, (&asked, requests), stop)?;
+        let found = self.advantages(&judged.rewards);
+        let learns = found.values.iter().any(|advantage| *advantage != 0.0);
+        let by_name = self.rewards.names().zip(&judged.each);
+        if let Some(warning) = self.stillness.note(by_name, learns) {
+            warn!("step {}: {warning}", trainer.num_steps() + 1);
+        }
+        self.numbers = self.numbers_of(&judged, &found);
+        let drawn = judged.requests.iter().zip(&judged.completions);
+        let rollouts = drawn
+            .zip(&found.values)
+            .map(|((request, completion), advantage)| {
+                Rollout::new(&request.prompt, &completion.tokens, *advantage)
+            });
+        self.rollouts = rollouts.collect();
+        Ok(())
+    }
+
+    /// Answers the held-out prompts, with the same seeds each time. Gives the numbers of [`Self::step`] with `eval_` before their
+    /// names; `None` where there are no such prompts, and when the run is told to `stop` while it waits for rewards.
+    ///
+    /// # Errors
+    /// A device that fails, and rewards that do not come.
+    pub(crate) fn measure(
+        &self,
+        trainer: &mut Trainer,
+        stop: Option<&AtomicBool>,
+    ) -> Result<Option<Numbers>, TrainError> {
+        let held_out: Vec<&Question> = self.questions.held_out().iter().collect();
+        if held_out.is_empty() {
+            return Ok(None);
+        }
+        let requests = self.requests(&held_out, (self.config.run.seed ^ HELD_OUT, 0));
+        let size = self.config.grpo.num_generations();
+        // As many at a time as a step draws, so that they take no more memory.
+        let (prompts, _) = self.config.rows_per_step();
+        let mut all = Judged {
+            requests: Vec::new(),
+            completions: Vec::new(),
+            each: vec![Vec::new(); self.rewards.names().count()],
+            rewards: Vec::new(),
+        };
+        for (asked, requests) in held_out
+            .chunks(prompts)
+            .zip(requests.chunks(prompts * size))
+        {
+            let part = match self.judged(trainer, (asked, requests.to_vec()), stop) {
+                Err(TrainError::Stopped) => return Ok(None),
+                part => part?,
+            };
+            all.completions.extend(part.completions);
+            all.rewards.extend(part.rewards);
+            for (all, part) in all.each.iter_mut().zip(part.each) {
+                all.extend(part);
+            }
+        }
+        let numbers = self.numbers_of(&all, &self.advantages(&all.rewards));
+        let numbers = numbers.into_iter().filter(|(_, value)| value.is_finite());
+        let numbers = numbers.map(|(name, value)| (format!("eval_{name}"), value));
+        Ok(Some(numbers.collect()))
+    }
+
+    fn advantages(&self, rewards: &[f64]) -> Advantages {
+        let grpo = &self.config.grpo;
+        let scale = grpo.scale_rewards.unwrap_or_default();
+        advantages(rewards, grpo.num_generations(), scale)
+    }
+
+    /// Draws answers and asks for their rewards.
+    fn judged(
+        &self,
+        trainer: &mut Trainer,
+        (asked, requests): (&[&Question], Vec<Request>),
+        stop: Option<&AtomicBool>,
+    ) -> Result<Judged, TrainError> {
         let (completions, texts) = answers(trainer, &self.format, &requests)?;
         let size = self.config.grpo.num_generations();
         let of_answer = asked
@@ -131,34 +219,29 @@ impl Grpo {
             }
             each => each?,
         };
-        let sum = self.rewards.sum(&each);
-        let scale = self.config.grpo.scale_rewards.unwrap_or_default();
-        let found = advantages(&sum, size, scale);
+        Ok(Judged {
+            rewards: self.rewards.sum(&each),
+            requests,
+            completions,
+            each,
+        })
+    }
 
-        let learns = found.values.iter().any(|advantage| *advantage != 0.0);
-        let by_name = self.rewards.names().zip(&each);
-        if let Some(warning) = self.stillness.note(by_name, learns) {
-            warn!("step {}: {warning}", trainer.num_steps() + 1);
+    /// What TRL logs of answers and their rewards.
+    fn numbers_of(&self, judged: &Judged, found: &Advantages) -> Numbers {
+        let mut numbers = lengths(&judged.completions);
+        for (name, values) in self.rewards.names().zip(&judged.each) {
+            numbers.insert(format!("rewards/{name}/mean"), mean_of(values));
+            numbers.insert(format!("rewards/{name}/std"), std_of(values));
         }
-        let mut metrics = lengths(&completions);
-        for (name, values) in self.rewards.names().zip(&each) {
-            metrics.insert(format!("rewards/{name}/mean"), mean_of(values));
-            metrics.insert(format!("rewards/{name}/std"), std_of(values));
-        }
-        metrics.insert("reward".into(), found.reward);
-        metrics.insert("reward_std".into(), found.reward_std);
-        metrics.insert("frac_reward_zero_std".into(), found.frac_reward_zero_std);
-        let drawn = requests.iter().zip(&completions).zip(&found.values);
-        let rollouts = drawn.map(|((request, completion), advantage)| {
-            Rollout::new(&request.prompt, &completion.tokens, *advantage)
-        });
-        self.rollouts = rollouts.collect();
-        self.numbers = metrics;
-        Ok(())
+        numbers.insert("reward".into(), found.reward);
+        numbers.insert("reward_std".into(), found.reward_std);
+        numbers.insert("frac_reward_zero_std".into(), found.frac_reward_zero_std);
+        numbers
     }
 
     /// The answers to draw: each has a seed of its own, which the seed of the run and the step determine.
-    fn requests(&self, asked: &[&Question], step: usize) -> Vec<Request> {
+    fn requests(&self, asked: &[&Question], (run, step): (u64, usize)) -> Vec<Request> {
         let grpo = &self.config.grpo;
         let context = self.format.limits.context_length;
         let all = asked.iter();
@@ -167,7 +250,7 @@ impl Grpo {
             prompt: question.prompt.tokens.clone(),
             sampling: SamplingParams {
                 temperature: grpo.temperature() as f32,
-                seed: Some(seed(self.config.run.seed, step, index)),
+                seed: Some(seed(run, step, index)),
                 ..SamplingParams::default()
             },
             max_tokens: grpo

@@ -1,6 +1,7 @@
 //! The prompts of a run, with the fields that rewards are about.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 use tracing::{info, warn};
@@ -11,7 +12,7 @@ use crate::data::format::{ASKED, has_other_history, hint_to_ask};
 use crate::data::objects::{Object, all_objects, objects, refuse};
 use crate::data::render::Rendered;
 use crate::data::survey::{FileCounts, Print, Survey, Surveyed};
-use crate::data::{DataError, DataReport, Dataset, Datasets, Example, Records, Source};
+use crate::data::{DataError, DataReport, Dataset, Datasets, Example, Records, Source, TrainData};
 use crate::error::TrainError;
 use crate::prompts::{self, Prompt};
 use crate::rewards::Rewards;
@@ -24,14 +25,16 @@ pub(crate) struct Question {
     pub(crate) columns: Map<String, Value>,
 }
 
-/// All prompts of a run.
+/// The prompts of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
     of_source: HashMap<Source, Question>,
+    held_out: Vec<Question>,
 }
 
 impl Questions {
-    /// Reads the prompts of a run. Those that leave no room for an answer, or have the weight 0, are left out, or refused with `--strict`.
+    /// Reads the prompts of a run, those to learn from and those held out. Prompts that leave no room for an answer, or have the
+    /// weight 0, are left out, or refused with `--strict`.
     ///
     /// # Errors
     /// Files that cannot be read, records without a prompt or without a field that a reward is about, and no prompt that fits.
@@ -41,45 +44,82 @@ impl Questions {
         records: Records,
         rewards: &Rewards,
     ) -> Result<(Self, Datasets), TrainError> {
-        let (objects, hash) = objects(config, records.train)?;
-        let context = format.limits.context_length;
-        let (mut questions, mut order) = (Self::default(), Vec::new());
-        let (mut errors, mut left_out) = (Vec::new(), Vec::new());
-        for (source, fields) in objects {
-            match question(&source, fields, (config, format, rewards)) {
-                Err(Unfit::Wrong(error)) => errors.push(error),
-                Err(Unfit::LeftOut(error)) => left_out.push(error),
-                Ok(question) => {
-                    order.push((source.clone(), question.prompt.tokens.clone()));
-                    questions.of_source.insert(source, question);
-                }
-            }
+        let how = (config, format, rewards);
+        let paths = &config.data.train;
+        let (questions, train) = read(paths, ("records", records.train), how)?;
+        let paths = &config.data.eval;
+        let (mut held_out, mut eval) = (Vec::new(), None);
+        if !paths.is_empty() || records.eval.is_some() {
+            let (found, dataset) = read(paths, ("eval_records", records.eval), how)?;
+            (held_out, eval) = (found, Some(dataset));
         }
-        refuse(errors)?;
-        if config.data.strict || order.is_empty() {
-            refuse(left_out)?;
-        } else if let Some(first) = left_out.first() {
-            warn!(
-                "{} prompts are left out; the first one: {first}",
-                left_out.len()
-            );
-        }
-        let tokens: usize = order.iter().map(|(_, tokens)| tokens.len()).sum();
         let names: Vec<&str> = rewards.names().collect();
+        let count = match held_out.len() {
+            0 => String::new(),
+            count => format!(", and {count} held out"),
+        };
         info!(
-            "{} prompts with {:.0} tokens each; rewards: {}",
-            order.len(),
-            tokens as f64 / order.len().max(1) as f64,
+            "{} prompts with {:.0} tokens each{count}; rewards: {}",
+            questions.len(),
+            train.examples.num_tokens() as f64 / questions.len().max(1) as f64,
             names.join(", ")
         );
-        let datasets = Datasets::of_prompts(order.into_iter(), hash, context);
+        let sources = (0..questions.len()).map(|index| train.examples.source(index));
+        let questions = Self {
+            of_source: sources.zip(questions).collect(),
+            held_out,
+        };
+        let datasets = Datasets {
+            train: TrainData::Loaded(Box::new(train)),
+            eval,
+            max_length: format.limits.context_length,
+        };
         Ok((questions, datasets))
     }
 
-    /// The prompt that was read there.
+    /// The prompt to learn from that was read there.
     pub(crate) fn get(&self, source: &Source) -> Option<&Question> {
         self.of_source.get(source)
     }
+
+    /// The prompts that are not learnt from.
+    pub(crate) fn held_out(&self) -> &[Question] {
+        &self.held_out
+    }
+}
+
+/// Settings, template and rewards.
+type How<'a> = (&'a Config, &'a ChatFormat, &'a Rewards);
+
+/// The prompts of files or of a program's records, and what they are as data.
+fn read(
+    paths: &[PathBuf],
+    records: (&'static str, Option<Vec<Value>>),
+    how: How<'_>,
+) -> Result<(Vec<Question>, Dataset), TrainError> {
+    let (objects, hash) = objects(how.0, paths, records)?;
+    let (mut questions, mut order) = (Vec::new(), Vec::new());
+    let (mut errors, mut left_out) = (Vec::new(), Vec::new());
+    for (source, fields) in objects {
+        match question(&source, fields, how) {
+            Err(Unfit::Wrong(error)) => errors.push(error),
+            Err(Unfit::LeftOut(error)) => left_out.push(error),
+            Ok(question) => {
+                order.push((source, question.prompt.tokens.clone()));
+                questions.push(question);
+            }
+        }
+    }
+    refuse(errors)?;
+    if how.0.data.strict || questions.is_empty() {
+        refuse(left_out)?;
+    } else if let Some(first) = left_out.first() {
+        warn!(
+            "{} prompts are left out; the first one: {first}",
+            left_out.len()
+        );
+    }
+    Ok((questions, Dataset::of_prompts(order, hash)))
 }
 
 /// Looks at the prompts of a run as the run reads them, without an end at what is wrong with one.
@@ -91,9 +131,28 @@ pub(crate) fn survey(
     format: &ChatFormat,
     rewards: &Rewards,
 ) -> Result<Surveyed, DataError> {
+    let how = (config, format, rewards);
+    let (train, found) = look_at(&config.data.train, how)?;
+    let (mut eval, mut eval_survey) = (None, None);
+    if !config.data.eval.is_empty() {
+        let (data, found) = look_at(&config.data.eval, how)?;
+        (eval, eval_survey) = (Some(data), Some(found));
+    }
+    Ok(Surveyed {
+        train,
+        survey: found,
+        eval,
+        eval_survey,
+        max_length: most_tokens(config, format),
+    })
+}
+
+/// Looks at the prompts of files.
+fn look_at(paths: &[PathBuf], how: How<'_>) -> Result<(Dataset, Survey), DataError> {
+    let config = how.0;
     let (mut survey, mut report) = (Survey::default(), DataReport::default());
     let mut examples = Vec::new();
-    for (path, found) in all_objects(config)? {
+    for (path, found) in all_objects(config, paths)? {
         let num_records = found.iter().filter(|found| is_record(found)).count();
         for found in found {
             let (source, fields) = match found {
@@ -103,7 +162,7 @@ pub(crate) fn survey(
                     continue;
                 }
             };
-            match question(&source, fields, (config, format, rewards)) {
+            match question(&source, fields, how) {
                 Ok(Question { prompt, columns }) => {
                     let print = Print::of_prompt(&prompt.tokens, &columns);
                     let rendered = Rendered {
@@ -129,17 +188,12 @@ pub(crate) fn survey(
         });
     }
     report.num_tokens = examples.iter().map(|example| example.tokens.len()).sum();
-    Ok(Surveyed {
-        train: Dataset {
-            examples: examples.into(),
-            report,
-            hash: String::new(),
-        },
-        survey,
-        eval: None,
-        eval_survey: None,
-        max_length: most_tokens(config, format),
-    })
+    let data = Dataset {
+        examples: examples.into(),
+        report,
+        hash: String::new(),
+    };
+    Ok((data, survey))
 }
 
 /// Whether it is a record, and no error of a whole file.
@@ -163,7 +217,7 @@ enum Unfit {
 fn question(
     source: &Source,
     mut fields: Map<String, Value>,
-    (config, format, rewards): (&Config, &ChatFormat, &Rewards),
+    (config, format, rewards): How<'_>,
 ) -> Result<Question, Unfit> {
     let wrong = |reason: String| DataError::TeachesNothing {
         source_place: source.clone(),

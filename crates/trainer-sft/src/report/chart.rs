@@ -43,6 +43,11 @@ impl Series {
             points: all.chunks(size).map(mean).collect(),
         }
     }
+
+    /// Whether it has no point.
+    pub(super) fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
 }
 
 /// Curves over the steps of a run.

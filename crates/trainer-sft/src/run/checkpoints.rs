@@ -84,7 +84,11 @@ impl Run<'_> {
         if !self.config.run.load_best || step.is_none() {
             return Ok(());
         }
-        (self.summary.best_step, self.summary.best_eval_loss) = (step, self.state.best_metric);
+        self.summary.best_step = step;
+        match self.grpo.is_some() {
+            true => self.summary.best_eval_reward = self.state.best_metric,
+            false => self.summary.best_eval_loss = self.state.best_metric,
+        }
         if step == Some(self.trainer.num_steps()) {
             return Ok(());
         }

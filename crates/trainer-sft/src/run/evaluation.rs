@@ -1,5 +1,7 @@
 //! The evaluations of a run, and what they decide.
 
+use tracing::warn;
+
 use super::Run;
 use super::told::{Told, accuracy, of_comparison};
 use crate::batch::{StepBatch, sequential_batches};
@@ -8,10 +10,13 @@ use crate::error::TrainError;
 use crate::metrics::Record;
 
 impl Run<'_> {
-    /// Measures the evaluation data, where there is any. Says whether the loss is the lowest so far.
+    /// Measures the evaluation data, where there is any. Says whether the loss is the lowest so far, or the reward the highest.
     pub(super) fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
         // Steps that have failed are told of as such.
         self.read_checks()?;
+        if self.grpo.is_some() {
+            return self.evaluate_rewards(batch, told);
+        }
         let step = self.trainer.num_steps();
         let rows = match self.config.method.method {
             // The baseline of an answer is that of others.
@@ -58,18 +63,52 @@ impl Run<'_> {
         Ok(self.compare(step, loss))
     }
 
-    /// Notes the loss after `step`, as transformers' `EarlyStoppingCallback` does. Says whether it is the lowest so far.
-    fn compare(&mut self, step: usize, loss: f64) -> bool {
+    /// The same of the answers to held-out prompts.
+    fn evaluate_rewards(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
+        let step = self.trainer.num_steps();
+        let measured = match &self.grpo {
+            Some(grpo) => grpo.measure(&mut self.trainer, self.watch.stop)?,
+            None => None,
+        };
+        let Some(numbers) = measured else {
+            return Ok(false);
+        };
+        let Some(&reward) = numbers.get("eval_reward") else {
+            warn!("step {step}: no answer to a held-out prompt got a reward");
+            return Ok(false);
+        };
+        self.summary.eval_reward = Some(reward);
+        let length = numbers.get("eval_completions/mean_length");
+        told.line(&format!(
+            "step {step}: eval reward {reward:.4}, {:.0} tokens per answer",
+            length.copied().unwrap_or(f64::NAN)
+        ));
+        let record = Record {
+            num_tokens: Some(self.state.num_input_tokens_seen),
+            more: numbers,
+            ..self.record(batch)
+        };
+        self.write(&record);
+        Ok(self.compare(step, reward))
+    }
+
+    /// Notes the loss (or the reward) after `step`, as transformers' `EarlyStoppingCallback` does. Says whether it is the best so
+    /// far.
+    fn compare(&mut self, step: usize, found: f64) -> bool {
         let threshold = self.config.run.early_stopping_threshold.unwrap_or(0.0);
         let best = self.state.best_metric;
-        let gain = best.map(|best| best - loss);
+        let is_reward = self.grpo.is_some();
+        let gain = best.map(|best| match is_reward {
+            true => found - best,
+            false => best - found,
+        });
         match gain.is_none_or(|gain| gain > threshold) {
             true => self.state.early_stopping_patience_counter = 0,
             false => self.state.early_stopping_patience_counter += 1,
         }
-        let is_best = best.is_none_or(|best| loss < best);
+        let is_best = gain.is_none_or(|gain| gain > 0.0);
         if is_best {
-            self.state.best_metric = Some(loss);
+            self.state.best_metric = Some(found);
             self.state.best_global_step = Some(step);
         }
         is_best

@@ -74,6 +74,7 @@ impl Run<'_> {
             settings: &self.config.to_toml(),
             records: &records.collect::<Vec<Record>>(),
             samples: self.samples.as_ref(),
+            pictures: &self.pictures,
             examples: (self.loader.steps_per_epoch()).map(|_| self.loader.examples()),
         };
         for (name, text) in [

@@ -47,40 +47,18 @@ impl Told {
         self.logs && (is_first || is_some || self.last.elapsed() >= EVERY)
     }
 
-    /// Says how far the run is.
+    /// Says how far the run is: on the bar at once, in the log when a line is due.
     pub(super) fn tell(&mut self, record: &Record) {
-        self.last = Instant::now();
-        let step = record.step;
-        let done = step.saturating_sub(self.first_step).max(1) as f64;
-        let left = self.total_steps.saturating_sub(step) as f64;
-        let seconds = self.started.elapsed().as_secs_f64() / done * left;
-        let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
-        if let Some(reward) = record.more.get("reward") {
-            let length = record.more.get("completions/mean_length").copied();
-            info!(
-                "step {step}/{}: reward {reward:.3}, {:.0} tokens per answer, loss {:.4}, entropy {:.3}, lr {:.2e}, grad norm {:.3}, {} left",
-                self.total_steps,
-                or_none(length),
-                or_none(record.loss),
-                or_none(record.entropy),
-                or_none(record.learning_rate),
-                or_none(record.grad_norm),
-                time(seconds),
-            );
-            return;
+        let (step, message) = (record.step, message(record));
+        if self.is_due(step) {
+            self.last = Instant::now();
+            let done = step.saturating_sub(self.first_step).max(1) as f64;
+            let left = self.total_steps.saturating_sub(step) as f64;
+            let seconds = self.started.elapsed().as_secs_f64() / done * left;
+            let total = self.total_steps;
+            info!("step {step}/{total}: {message}, {} left", time(seconds));
         }
-        info!(
-            "step {step}/{}: loss {:.4}{}, entropy {:.3}, lr {:.2e}, grad norm {:.3}{}, {:.0} tokens/s, {} left",
-            self.total_steps,
-            or_none(record.loss),
-            accuracy(record.mean_token_accuracy),
-            or_none(record.entropy),
-            or_none(record.learning_rate),
-            or_none(record.grad_norm),
-            of_comparison(&record.more),
-            or_none(record.tokens_per_second),
-            time(seconds),
-        );
+        self.bar.set_message(message);
     }
 
     /// A line that stays, above the bar or in the log.
@@ -90,6 +68,42 @@ impl Told {
             false => self.bar.println(text),
         }
     }
+}
+
+/// The numbers of a step, the ones that a narrow terminal has to show first.
+fn message(record: &Record) -> String {
+    let more = |name: &str| record.more.get(name).copied();
+    let mib = |bytes: Option<u64>| bytes.map(|bytes| format!("{} MiB", bytes >> 20));
+    let with = |digits: usize| move |value: f64| format!("{value:.digits$}");
+    let memory = match record.device_memory {
+        Some(_) => ("card memory", mib(record.device_memory)),
+        None => ("process memory", mib(record.peak_memory)),
+    };
+    let speed = record.tokens_per_second;
+    let parts = [
+        ("reward", more("reward").map(with(3))),
+        ("loss", record.loss.map(with(4))),
+        ("lr", record.learning_rate.map(|rate| format!("{rate:.2e}"))),
+        ("grad norm", record.grad_norm.map(with(3))),
+        ("", speed.map(|speed| format!("{speed:.0} tokens/s"))),
+        memory,
+        (
+            "",
+            more("completions/mean_length").map(|length| format!("{length:.0} tokens per answer")),
+        ),
+    ];
+    let parts = parts.into_iter().filter_map(|(name, value)| {
+        let value = value?;
+        Some(format!("{name} {value}").trim_start().to_owned())
+    });
+    let parts: Vec<String> = parts.collect();
+    format!(
+        "{}{}{}{}",
+        parts.join(", "),
+        accuracy(record.mean_token_accuracy),
+        (record.entropy).map_or_else(String::new, |entropy| format!(", entropy {entropy:.3}")),
+        of_comparison(&record.more)
+    )
 }
 
 /// The part of the tokens that were the likeliest ones; nothing where there were no such tokens.
@@ -229,7 +243,54 @@ fn num_weights(model: &QwenModel) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::time;
+    use std::collections::BTreeMap;
+
+    use super::{message, time};
+    use crate::metrics::Record;
+
+    fn record() -> Record {
+        Record {
+            step: 3,
+            loss: Some(1.234_56),
+            mean_token_accuracy: Some(0.5),
+            entropy: Some(2.0),
+            learning_rate: Some(2e-4),
+            grad_norm: Some(0.71),
+            tokens_per_second: Some(1234.4),
+            peak_memory: Some(800 << 20),
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn a_step_is_told_with_its_numbers_and_whose_memory_it_is() {
+        let mut record = record();
+        let on_cpu = message(&record);
+        let start = "loss 1.2346, lr 2.00e-4, grad norm 0.710, 1234 tokens/s";
+        let end = ", token accuracy 0.500, entropy 2.000";
+        assert_eq!(on_cpu, format!("{start}, process memory 800 MiB{end}"));
+        record.device_memory = Some(5123 << 20);
+        let on_card = message(&record);
+        assert_eq!(on_card, format!("{start}, card memory 5123 MiB{end}"));
+        // What is first stands on a terminal of 80 columns.
+        assert!(on_card.find(", token").unwrap() <= 80);
+    }
+
+    #[test]
+    fn rewards_come_first_and_those_of_comparisons_last() {
+        let mut record = record();
+        record.more = BTreeMap::from([
+            ("reward".to_owned(), 0.25),
+            ("completions/mean_length".to_owned(), 31.6),
+        ]);
+        let told = message(&record);
+        assert!(told.starts_with("reward 0.250, loss 1.2346, "), "{told}");
+        assert!(told.contains(", 32 tokens per answer, "), "{told}");
+        record.more = BTreeMap::from([("rewards/margins".to_owned(), 0.5)]);
+        assert!(message(&record).ends_with(", reward margin 0.500"));
+        // Numbers that a step does not have are left out.
+        assert_eq!(message(&Record::default()), "");
+    }
 
     #[test]
     fn times_are_short() {

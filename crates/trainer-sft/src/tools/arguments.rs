@@ -37,8 +37,8 @@ pub struct MergeArgs {
     #[arg(long)]
     pub no_double_quant: bool,
 
-    /// Print the loss on these records for the base model, the base model with the adapter, and the merged model (formats as
-    /// in training); repeat for several
+    /// Print the loss on these records (formats as in training) for the base model and the base model with the adapter, in the
+    /// form that the run of the adapter had it in, and for the merged model, dense and in 4 bits; repeat for several
     #[arg(long, value_name = "FILE", visible_alias = "eval-data", num_args = 1..)]
     pub data: Vec<PathBuf>,
 

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use lora_4bit::peft::LoraAdapter;
-use model_qwen::{bundled_model_dir, resolve_model};
+use model_qwen::{Quantization, bundled_model_dir, resolve_model};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::ToolError;
 use crate::chat_format::ModelFilesError;
+use crate::config::{SETTINGS, STATE_FILE};
 
 /// Reads an adapter; an error names its folder.
 pub(super) fn load_adapter(folder: &Path) -> Result<LoraAdapter, ToolError> {
@@ -65,4 +68,97 @@ pub(super) fn model_and_adapter(
         None => bundled_model_dir().map_err(ModelFilesError::NoModel)?,
     };
     Ok((model, None))
+}
+
+/// How a run held the linear layers of its base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct BaseForm {
+    pub(super) quantization: Quantization,
+    pub(super) double_quant: bool,
+}
+
+/// What a run of an adapter takes where its settings do not say it.
+impl Default for BaseForm {
+    fn default() -> Self {
+        Self {
+            quantization: Quantization::Nf4,
+            double_quant: true,
+        }
+    }
+}
+
+impl BaseForm {
+    /// As the files are.
+    pub(super) const STORED: Self = Self {
+        quantization: Quantization::None,
+        double_quant: true,
+    };
+
+    /// That of the run that wrote the adapter in `folder`; as the files are where the folder does not say.
+    ///
+    /// # Errors
+    /// When the folder has settings that cannot be read.
+    pub(super) fn of_run(folder: &Path) -> Result<Self, ToolError> {
+        match settings_of_run(folder)? {
+            Some(settings) => serde_json::from_value(settings)
+                .map_err(|error| unreadable(&folder.join(SETTINGS), error)),
+            None => Ok(Self::STORED),
+        }
+    }
+}
+
+/// The settings in the folder of a checkpoint or of a run.
+fn settings_of_run(folder: &Path) -> Result<Option<Value>, ToolError> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        match path.is_file() {
+            true => std::fs::read_to_string(&path).map(Some),
+            false => Ok(None),
+        }
+        .map_err(super::error::io_error(&path))
+    };
+    if let Some(text) = read(STATE_FILE)? {
+        let state: Value = serde_json::from_str(&text)
+            .map_err(|error| unreadable(&folder.join(STATE_FILE), error))?;
+        return Ok(state.pointer("/run/settings").cloned());
+    }
+    let text = read(SETTINGS)?;
+    text.map(|text| {
+        toml::from_str(&text).map_err(|error| unreadable(&folder.join(SETTINGS), error.message()))
+    })
+    .transpose()
+}
+
+fn unreadable(path: &Path, found: impl ToString) -> ToolError {
+    ToolError::Settings {
+        path: path.to_owned(),
+        found: found.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_of_the_base_is_that_of_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let form = || BaseForm::of_run(folder.path());
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        assert_eq!(form().unwrap(), BaseForm::STORED);
+        write(SETTINGS, "lora_r = 4\n");
+        assert_eq!(form().unwrap(), BaseForm::default());
+        write(SETTINGS, "quantization = \"none\"\n");
+        assert_eq!(form().unwrap().quantization, Quantization::None);
+        write(SETTINGS, "quantization = \"int4\"\n");
+        let error = form().unwrap_err().to_string();
+        assert!(error.contains("run.toml: expected the settings"), "{error}");
+        assert!(error.contains("int4"), "{error}");
+        let state = r#"{"run": {"settings": {"double_quant": false}}}"#;
+        write(STATE_FILE, state);
+        let found = form().unwrap();
+        assert!(found.quantization == Quantization::Nf4 && !found.double_quant);
+    }
 }

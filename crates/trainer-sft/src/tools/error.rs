@@ -36,6 +36,14 @@ pub enum ToolError {
         /// The output.
         path: PathBuf,
     },
+    /// The settings of a run cannot be read.
+    #[error("{}: expected the settings of a run, found {found}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        found: String,
+    },
     /// The file to write exists.
     #[error("{}: expected a new file, found one that exists: give --force to overwrite it, or another name", path.display())]
     FileExists {

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 use lora_4bit::peft::LoraAdapter;
 use lora_4bit::{AdapterSelection, ComputeDtype};
-use model_qwen::{LoadOptions, Quantization, QwenModel};
+use model_qwen::{LoadOptions, QwenModel};
 use serde_json::json;
 
 use super::arguments::EvalArgs;
-use super::base::model_and_adapter;
+use super::base::{BaseForm, model_and_adapter};
 use super::error::ToolError;
 use crate::batch::{Batch, sequential_batches};
 use crate::chat_format::ChatFormat;
@@ -102,7 +102,7 @@ pub(super) struct EvalData {
     examples: Examples,
     device: Device,
     batch_size: usize,
-    quantization: Quantization,
+    form: BaseForm,
 }
 
 impl EvalData {
@@ -111,8 +111,6 @@ impl EvalData {
         let mut config = Config::new("");
         config.data.train = files.to_vec();
         config.model.device = device.to_owned();
-        // As the files are, so that a merged folder can be compared with its parts.
-        config.model.quantization = Some(Quantization::None);
         Self::with(config, model)
     }
 
@@ -125,17 +123,20 @@ impl EvalData {
             examples: Dataset::of(&config, &format)?.examples,
             device,
             batch_size: config.run.batch_size,
-            quantization: config.quantization(),
+            form: BaseForm {
+                quantization: config.quantization(),
+                ..BaseForm::default()
+            },
         })
     }
 
-    /// Loads a model and measures it, until `stop` becomes true: then `None`.
+    /// Loads a model in a form and measures it, until `stop` becomes true: then `None`.
     pub(super) fn measure_until(
         &self,
-        which: Which<'_>,
+        (which, form): (Which<'_>, BaseForm),
         stop: &AtomicBool,
     ) -> Result<Option<Measured>, ToolError> {
-        let (model, slot) = self.load_model(which)?;
+        let (model, slot) = self.load_model(which, form)?;
         let batches = sequential_batches(&self.examples, self.batch_size);
         let batches = batches.take_while(|_| !stop.load(Ordering::Relaxed));
         let measured = measure_batches(&model, slot, batches)?;
@@ -151,15 +152,20 @@ impl EvalData {
 
     /// Loads a model and measures it.
     fn measure(&self, which: Which<'_>) -> Result<Measured, ToolError> {
-        let (model, slot) = self.load_model(which)?;
+        let (model, slot) = self.load_model(which, self.form)?;
         measure(&model, &self.examples, slot, self.batch_size)
     }
 
     /// A model, and the slot of its adapter.
-    fn load_model(&self, which: Which<'_>) -> Result<(QwenModel, Option<usize>), ToolError> {
+    fn load_model(
+        &self,
+        which: Which<'_>,
+        form: BaseForm,
+    ) -> Result<(QwenModel, Option<usize>), ToolError> {
         let (Which::Model(folder) | Which::Adapted(folder, _)) = which;
         let options = LoadOptions {
-            quantization: self.quantization,
+            quantization: form.quantization,
+            double_quant: form.double_quant,
             ..LoadOptions::default()
         };
         let mut model = QwenModel::load(folder, &options, &self.device)?;

@@ -106,7 +106,7 @@ impl Source<'_> {
             dtype,
             double_quant: None,
         };
-        let written = job.write(adapter, stop)?;
+        let written = job.write(adapter, stop)?.summary;
         Ok(format!(
             "{} tensors, {} MiB\n{}",
             written.num_tensors,

@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use burn::tensor::DType;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::merge::MergeSummary;
 use model_qwen::quantize::{QuantizeOptions, quantize_checkpoint};
 use model_qwen::{Dtype, MergedWeights, Quantization};
 
 use super::arguments::MergeArgs;
-use super::base::{base_model, load_adapter};
+use super::base::{BaseForm, base_model, load_adapter};
 use super::error::ToolError;
 use super::evaluate::{EvalData, Which};
 use super::progress::{bar, follow, follow_merge};
@@ -40,7 +41,10 @@ pub(super) fn merge(
     // What is wrong with the records is said before the long part.
     let data = match args.data.as_slice() {
         [] => None,
-        files => Some(EvalData::load(&base, files, &args.device)?),
+        files => {
+            let form = BaseForm::of_run(&args.adapter)?;
+            Some((EvalData::load(&base, files, &args.device)?, form))
+        }
     };
     let double_quant = (args.quantization == Quantization::Nf4).then_some(!args.no_double_quant);
     let job = Job {
@@ -49,7 +53,8 @@ pub(super) fn merge(
         dtype: args.dtype,
         double_quant,
     };
-    let merged = job.write(Some(adapter.clone()), stop)?;
+    let written = job.write(Some(adapter.clone()), stop)?;
+    let merged = written.summary;
     let mut text = format!(
         "Merged {} of {} tensors: {} MiB\n{}",
         merged.num_changed,
@@ -58,19 +63,39 @@ pub(super) fn merge(
         what_next(&args.output, commands)
     );
     let mut end = End::Well;
-    if let Some(data) = data {
+    if let Some((data, form)) = data {
         text += "Loss on the records of --data:\n";
-        for (name, which) in [
-            ("base", Which::Model(&base)),
-            ("base and adapter", Which::Adapted(&base, &adapter)),
-            ("merged", Which::Model(&args.output)),
+        let base_name = match form.quantization {
+            Quantization::None => "base",
+            Quantization::Nf4 => "base in NF4",
+        };
+        let dense_name = format!("merged, {:?}", written.dtype).to_lowercase();
+        let dense = (written.dense.as_ref()).map_or(args.output.as_path(), Staging::path);
+        // A folder that is in 4 bits is loaded as it is.
+        let merged_form = BaseForm {
+            quantization: Quantization::Nf4,
+            double_quant: !args.no_double_quant,
+        };
+        for (name, which, form) in [
+            (base_name.to_owned(), Which::Model(&base), form),
+            (
+                format!("{base_name}, with the adapter"),
+                Which::Adapted(&base, &adapter),
+                form,
+            ),
+            (dense_name, Which::Model(dense), BaseForm::STORED),
+            (
+                "merged, NF4".to_owned(),
+                Which::Model(&args.output),
+                merged_form,
+            ),
         ] {
-            let Some(measured) = data.measure_until(which, stop)? else {
+            let Some(measured) = data.measure_until((which, form), stop)? else {
                 text += "  (stopped)\n";
                 end = End::Stopped;
                 break;
             };
-            let _ = writeln!(text, "  {name:<18} {:.4}", measured.loss);
+            let _ = writeln!(text, "  {name:<29} {:.4}", measured.loss);
         }
     }
     Ok(Said { text, end })
@@ -103,13 +128,22 @@ pub(super) struct Job<'a> {
     pub(super) double_quant: Option<bool>,
 }
 
+/// A model folder that was written.
+pub(super) struct Written {
+    pub(super) summary: MergeSummary,
+    /// Dtype of the weights before they went into 4 bits.
+    dtype: DType,
+    /// The folder that has them, where the result is in 4 bits. It is removed with this.
+    dense: Option<Staging>,
+}
+
 impl Job<'_> {
     /// Writes the folder, whole or not at all.
     pub(super) fn write(
         &self,
         adapter: Option<LoraAdapter>,
         stop: &AtomicBool,
-    ) -> Result<MergeSummary, ToolError> {
+    ) -> Result<Written, ToolError> {
         let weights = MergedWeights::open(self.base, adapter)?;
         let dense = weights.num_bytes(self.dtype)?;
         // The tokenizer and the small files, and with NF4 the result beside the dense weights.
@@ -118,15 +152,28 @@ impl Job<'_> {
         let bar = bar("merging");
         let mut summary = weights.write(staging.path(), self.dtype, follow_merge(&bar, stop))?;
         bar.finish_and_clear();
-        match self.double_quant {
-            None => staging.publish()?,
+        let dense = match self.double_quant {
+            None => {
+                staging.publish()?;
+                None
+            }
             Some(double_quant) => {
                 let folder = staging.path().join(QUANTIZED);
                 summary.num_bytes = quantize(staging.path(), &folder, double_quant, stop)?;
                 staging.publish_inner(QUANTIZED)?;
+                Some(staging)
             }
-        }
-        Ok(summary)
+        };
+        Ok(Written {
+            summary,
+            dtype: match self.dtype {
+                Dtype::Auto => weights.config().dtype,
+                Dtype::F32 => DType::F32,
+                Dtype::Bf16 => DType::BF16,
+                Dtype::F16 => DType::F16,
+            },
+            dense,
+        })
     }
 }
 

@@ -86,8 +86,8 @@ impl Staging {
         &self.path
     }
 
-    /// Gives what is in this folder under `name` the name of the result. All else in it is removed.
-    pub(super) fn publish_inner(self, name: &str) -> Result<(), ToolError> {
+    /// Gives what is in this folder under `name` the name of the result. All else in it is removed with `self`.
+    pub(super) fn publish_inner(&self, name: &str) -> Result<(), ToolError> {
         check_new(&self.output)?;
         fs::rename(self.path.join(name), &self.output).map_err(io_error(&self.output))
     }

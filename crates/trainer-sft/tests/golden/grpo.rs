@@ -185,6 +185,17 @@ fn grpo_with_clipping_and_divergence_equals_trl() {
 }
 
 #[test]
+fn clipping_and_its_numbers_equal_trl() {
+    let cases: BTreeMap<String, Case> = read_json("grpo/cases.json");
+    // Both sides are clipped at some step.
+    for side in ["low", "high"] {
+        let name = format!("clip_ratio/{side}_mean");
+        assert!(cases["clipped"].steps.iter().any(|step| step[&name] > 0.05));
+    }
+    check("clipped");
+}
+
+#[test]
 fn dr_grpo_equals_trl() {
     check("dr_grpo");
 }

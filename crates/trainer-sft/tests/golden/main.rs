@@ -7,6 +7,7 @@ mod files;
 mod gradients;
 mod grpo;
 mod methods;
+mod optimizers;
 mod preference;
 #[path = "../support/gradients.rs"]
 mod steps;

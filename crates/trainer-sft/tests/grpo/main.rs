@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod evaluation;
 mod programs;
 #[allow(dead_code)]
 #[path = "../support/mod.rs"]
@@ -190,12 +191,9 @@ fn records_without_a_prompt_or_an_answer_are_named() {
     let training = Training::new(&config).device(&Device::flex());
     let training = training
         .records(records[..1].to_vec())
-        .eval_records(records[..1].to_vec());
+        .eval_records([json!({"answer": "4"})]);
     let said = training.run().unwrap_err().to_string();
-    assert!(
-        said.starts_with("--method grpo evaluates nothing"),
-        "{said}"
-    );
+    assert!(said.contains("eval_records[0]"), "{said}");
     // A column of a reward may have any name that a prompt does not use.
     let subject = json!({"prompt": "a", "history": "of Rome", "answer": "b"});
     let run = tempfile::tempdir().unwrap();
@@ -323,6 +321,18 @@ fn settings_that_do_not_go_together_are_named() {
         (
             vec!["--num-iterations", "2", "--save-steps", "3"],
             "--save-steps: expected a multiple of --num-iterations 2",
+        ),
+        (
+            vec![
+                "--eval-data",
+                "e",
+                "--num-iterations",
+                "2",
+                "--eval-steps",
+                "3",
+                "--load-best",
+            ],
+            "--eval-steps: expected a multiple of --num-iterations 2",
         ),
         (
             vec!["--loss-type", "hinge"],

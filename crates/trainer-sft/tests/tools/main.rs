@@ -11,6 +11,7 @@ mod gguf_file;
 mod init;
 mod inspect;
 mod merge;
+mod merge_memory;
 mod refusals;
 #[path = "../support/mod.rs"]
 mod support;

@@ -100,16 +100,21 @@ fn a_merged_model_says_what_base_and_adapter_say() {
         let flags = [text_of(output), "--dtype", dtype];
         let with_data = ["--data", text_of(&eval_data)];
         let out = succeed(&[&merge[..], &flags, &with_data].concat());
-        let losses: Vec<f64> = out
-            .lines()
-            .filter(|line| line.starts_with("  "))
-            .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
-            .collect();
-        let [base, adapted, merged] = losses[..] else {
-            panic!("{out}");
+        let losses = losses(&out);
+        let names: Vec<&str> = losses.iter().map(|(name, _)| name.as_str()).collect();
+        let dense = match dtype {
+            "f32" => "merged, f32",
+            _ => "merged, bf16",
         };
+        // Nobody has trained this adapter, so that the base is as its files are.
+        assert_eq!(
+            names,
+            ["base", "base, with the adapter", dense, "merged, NF4"]
+        );
+        let [base, adapted, merged, small] = [0, 1, 2, 3].map(|index: usize| losses[index].1);
         assert!((base - adapted).abs() > 0.05, "the adapter matters: {out}");
         assert!((merged - adapted).abs() < bound, "{out}");
+        assert!(small != merged && (small - merged).abs() < 0.3, "{out}");
     }
 
     let mut model = load(&data_folder().join("model"));
@@ -128,6 +133,84 @@ fn a_merged_model_says_what_base_and_adapter_say() {
     assert_eq!(names(&rounded), files);
     let config = fs::read_to_string(exact.join("config.json")).unwrap();
     assert!(config.contains("\"torch_dtype\": \"float32\""), "{config}");
+}
+
+/// The losses that `merge --data` prints, by their names.
+fn losses(out: &str) -> Vec<(String, f64)> {
+    let lines = out.lines().filter_map(|line| line.strip_prefix("  "));
+    let losses = lines.map(|line| {
+        let (name, loss) = line.rsplit_once(' ').unwrap();
+        (name.trim_end().to_owned(), loss.parse().unwrap())
+    });
+    losses.collect()
+}
+
+#[test]
+fn losses_are_those_of_the_form_that_the_run_had_and_of_both_results() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    fs::write(adapter.join("run.toml"), "lora_r = 4\n").unwrap();
+    let [dense, small] = ["dense", "small"].map(|name| folder.path().join(name));
+    let eval_data = data_folder().join("eval.jsonl");
+    let merge = [
+        "merge",
+        "--adapter",
+        text_of(&adapter),
+        "--data",
+        text_of(&eval_data),
+    ];
+    let losses_of = |flags: &[&str]| losses(&succeed(&[&merge[..], flags].concat()));
+    let of_dense = losses_of(&["--output", text_of(&dense)]);
+    let of_small = losses_of(&["--output", text_of(&small), "--quantization", "nf4"]);
+    // The dense weights are measured before they go, and the 4-bit ones are what loading makes of them.
+    assert_eq!(of_dense, of_small);
+    let names: Vec<&str> = of_dense.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "base in NF4",
+        "base in NF4, with the adapter",
+        "merged, bf16",
+        "merged, NF4",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(names_without_adapter(folder.path()), ["dense", "small"]);
+    // As `eval` measures each of them.
+    let eval = |flags: &[&str]| -> f64 {
+        let flags = [&["eval", "--json", "--data", text_of(&eval_data)], flags].concat();
+        let json: Value = serde_json::from_str(&succeed(&flags)).unwrap();
+        json["loss"].as_f64().unwrap()
+    };
+    let nf4 = ["--quantization", "nf4"];
+    let adapted = ["--adapter", text_of(&adapter)];
+    for (index, flags) in [
+        &nf4[..],
+        &[&adapted[..], &nf4].concat(),
+        &["--model", text_of(&dense)],
+        &["--model", text_of(&small)],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, found) = &of_small[index];
+        let expected = eval(flags);
+        assert!(
+            (found - expected).abs() < 1e-4,
+            "{name}: {found}, {expected}"
+        );
+    }
+    // Settings that cannot be read are named before anything is written.
+    fs::write(adapter.join("run.toml"), "quantization = 4\n").unwrap();
+    let output = folder.path().join("none");
+    fail(
+        &[&merge[..], &["--output", text_of(&output)]].concat(),
+        &["run.toml: expected the settings of a run"],
+    );
+    assert!(!output.exists());
+}
+
+fn names_without_adapter(folder: &Path) -> Vec<String> {
+    let mut names = names(folder);
+    names.retain(|name| name != "adapter");
+    names
 }
 
 /// A copy of the tiny model in two files.

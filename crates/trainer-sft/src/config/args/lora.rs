@@ -45,12 +45,13 @@ pub struct LoraArgs {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_rslora: Option<bool>,
 
-    /// DoRA: train the length of each row of the weights beside the adapter. On a CPU; costs time and memory
+    /// DoRA: train the length of each row of the weights beside the adapter. Costs time and memory; on a GPU it is slow with
+    /// --lora-dropout
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub use_dora: Option<bool>,
 
-    /// Train the whole weight of these modules, too, for tokens that were added: embed_tokens,lm_head. On a CPU; the server
-    /// loads the merged model (command `merge`) [default: none]
+    /// Train the whole weight of these modules, too, for tokens that were added: embed_tokens,lm_head. The server loads the
+    /// merged model (command `merge`) [default: none]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', num_args = 1..,
           visible_alias = "additional-target")]
     #[serde(deserialize_with = "between_commas")]

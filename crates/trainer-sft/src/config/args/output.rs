@@ -36,8 +36,8 @@ pub struct OutputArgs {
     #[arg(long, value_name = "STEPS", value_parser = whole)]
     pub eval_steps: Option<usize>,
 
-    /// Write a checkpoint after each evaluation with a lower loss than all before (needs --eval-steps), and make the best one
-    /// the result
+    /// Write a checkpoint after each evaluation with a lower loss (--method grpo: a higher reward) than all before (needs
+    /// --eval-steps), and make the best one the result
     #[arg(long, visible_alias = "load-best-model-at-end", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub load_best: Option<bool>,
 

@@ -40,12 +40,16 @@ impl fmt::Display for DataCheck {
                 Some(0) | None => String::new(),
                 Some(shared) => format!("; {} of the records are also learnt", count(shared)),
             };
-            let found = format!(
-                "{} examples, {} tokens, {} measured{shared}",
-                count(eval.num_examples),
-                count(eval.num_tokens),
-                count(eval.num_targets)
-            );
+            let (num_examples, num_tokens) = (count(eval.num_examples), count(eval.num_tokens));
+            let found = match self.method {
+                Method::Grpo => {
+                    format!("{num_examples} prompts, {num_tokens} tokens, to be answered{shared}")
+                }
+                _ => format!(
+                    "{num_examples} examples, {num_tokens} tokens, {} measured{shared}",
+                    count(eval.num_targets)
+                ),
+            };
             line(out, "evaluation", found)?;
         }
         out.write_str(&self.shown)?;
