@@ -191,6 +191,8 @@ fn gpu_tests() -> Result<()> {
         "--test",
         "gpu_engine",
         "--test",
+        "gpu_job",
+        "--test",
         "gpu_step",
     ]);
     command_with("cargo", &arguments, &variables)
