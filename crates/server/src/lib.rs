@@ -71,7 +71,7 @@ use routes::{
 };
 
 /// Paths and what answers there.
-fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
+fn routes() -> [(&'static str, MethodRouter<AppState>); 31] {
     [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
@@ -101,6 +101,7 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 30] {
         ("/v1/completions/render", post(render::completions)),
         ("/invocations", post(invocations::invocations)),
         ("/load", get(info::load)),
+        ("/memory", get(info::memory)),
         ("/tokenizer_info", get(info::tokenizer)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),

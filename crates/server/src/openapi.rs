@@ -11,6 +11,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::engine::MemoryTable;
 use crate::error::shape::ErrorShape;
 use crate::protocol::chat_answer::ChatResponse;
 use crate::protocol::classify::ClassifyResponse;
@@ -238,6 +239,11 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
             Answer::Nothing,
         ),
         get("/load", "Requests that are not answered yet", object()),
+        get(
+            "/memory",
+            "How the memory of the device is divided",
+            Answer::Json(of::<MemoryTable>(schemas)),
+        ),
         get("/version", "The version of this program", object()),
         get("/metrics", "Prometheus' metrics", Answer::Text),
         get("/openapi.json", "This document", object()),

@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+import urllib.request
 
 import hands
 from adapter import write_adapter
@@ -339,6 +340,14 @@ def status(trial):
     assert "–" not in text.replace("Prefix cache hits\n–", "").replace("tokens/s\n–", ""), text
     assert "random" in browser.js("document.getElementById('models').innerText")
     browser.wait("!document.getElementById('cards').innerText.includes('tokens/s\\n–')", 20)
+    with urllib.request.urlopen(f"{trial.address}memory") as answer:
+        memory = json.load(answer)
+    rows = dict(browser.js("[...document.querySelectorAll('#memory tr')].map((e) => [e.cells[0].innerText, e.cells[1].innerText])"))
+    assert list(rows) == ["Device in all", "Budget", "Weights", "Adapters, at most", "Activations, at most", "KV cache"], rows
+    for row, field in (("Weights", "weights"), ("Adapters, at most", "adapters")):
+        assert memory[field] > 0 and rows[row] == f"{memory[field] / 2 ** 20:.1f} MiB", (rows, memory)
+    hint = browser.js("document.getElementById('memory-kv').textContent")
+    assert f"{memory['kv_cache_tokens']:,} tokens in all" in hint, hint
     trial.shot("status")
 
 
@@ -386,6 +395,9 @@ def chinese(trial):
     trial.answered()
     assert "首个 token 用时" in trial.last(".stats")
     trial.shot("chinese")
+    browser.click("#to-status")
+    browser.wait("document.getElementById('memory').innerText.includes('权重')")
+    browser.click("#to-chat")
     browser.choose("#language", "en")
     assert browser.js("document.getElementById('send').innerText") == "Send"
     browser.open(trial.address, language="zh-CN")
