@@ -8,9 +8,14 @@ RUN pip download --no-deps --only-binary=:all: -d /wheels \
  && cp -r /all/nvidia/cuda_runtime/include/. /all/nvidia/cuda_nvcc/include/. /all/nvidia/cuda_cccl/include/. /cuda/include/ \
  && cp /all/nvidia/cuda_nvrtc/lib/libnvrtc.so.12 /all/nvidia/cuda_nvrtc/lib/libnvrtc-builtins.so.12.9 /cuda/lib64/
 
+# Charts for vLLM start `vllm serve`. Distroless has no shell to make a link with.
+FROM busybox:1.37 AS names
+RUN mkdir /names && ln -s qwen-burn /names/vllm
+
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=cuda /cuda /usr/local/cuda
 COPY --chmod=0755 bin/qwen-burn /usr/bin/qwen-burn
+COPY --from=names /names/ /usr/bin/
 COPY share/qwen-burn /usr/share/qwen-burn
 ENV CUDA_PATH=/usr/local/cuda \
     LD_LIBRARY_PATH=/usr/local/cuda/lib64 \

@@ -12,6 +12,8 @@ use serde_json::Value;
 
 use crate::{output, release, root};
 
+mod image;
+
 /// Hides a folder from a program: its arguments are the folder, then the program and its own.
 const HIDE: [&str; 5] = ["unshare", "--map-root-user", "--mount", "sh", "-c"];
 const MOUNT: &str = "mount -t tmpfs none \"$0\" && exec \"$@\"";
@@ -24,7 +26,9 @@ pub(crate) fn run(flags: &[&str]) -> Result<()> {
         _ => bail!("usage: cargo xtask installed [--bin-dir DIR]"),
     };
     let folder = std::env::temp_dir().join(format!("qwen-burn-installed-{}", std::process::id()));
-    let tried = install(&folder, &bin_dir).and_then(|installed| installed.try_all());
+    let tried = install(&folder, &bin_dir)
+        .and_then(|installed| installed.try_all())
+        .and_then(|()| image::run(&folder, &bin_dir));
     let removed = fs::remove_dir_all(&folder);
     tried?;
     removed.with_context(|| folder.display().to_string())
@@ -128,7 +132,8 @@ impl Installed {
         let share = self.environment.join("share/qwen-burn");
         let data = self.find_data()?;
         ensure!(data == share, "the bundled data is {}", data.display());
-        self.serve()?;
+        println!("$ qwen-burn serve --port 0");
+        answers_a_chat(&mut self.command(&["serve", "--port", "0"]))?;
         self.train(&share)
     }
 
@@ -143,24 +148,6 @@ impl Installed {
         Ok(found
             .context("doctor says nothing of the bundled data")?
             .into())
-    }
-
-    /// Answers one chat with the bundled model.
-    fn serve(&self) -> Result<()> {
-        println!("$ qwen-burn serve --port 0");
-        let mut server = self
-            .command(&["serve", "--port", "0"])
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let answer = address_of(&mut server).and_then(|address| ask(&address));
-        // It may have ended itself.
-        let _ = server.kill();
-        server.wait()?;
-        let answer = answer?;
-        println!("{answer}");
-        let is_chat = answer.starts_with("HTTP/1.1 200 ") && answer.contains("\"chat.completion\"");
-        ensure!(is_chat, "expected a chat completion");
-        Ok(())
     }
 
     /// Trains two steps on the sample, and looks at the result.
@@ -185,6 +172,20 @@ impl Installed {
         );
         self.succeed(&["inspect", "adapters/two"]).map(|_| ())
     }
+}
+
+/// Starts a server, which has to answer one chat with the bundled model.
+fn answers_a_chat(server: &mut Command) -> Result<()> {
+    let mut server = server.stdout(Stdio::piped()).spawn()?;
+    let answer = address_of(&mut server).and_then(|address| ask(&address));
+    // It may have ended itself.
+    let _ = server.kill();
+    server.wait()?;
+    let answer = answer?;
+    println!("{answer}");
+    let is_chat = answer.starts_with("HTTP/1.1 200 ") && answer.contains("\"chat.completion\"");
+    ensure!(is_chat, "expected a chat completion");
+    Ok(())
 }
 
 /// Where a server says that it is.

@@ -43,6 +43,7 @@ const JOBS = "v1/fine_tuning/jobs";
 
 /** The cards of `/v1/models`. */
 export const models = async () => (await (await call("v1/models")).json()).data;
+export const memory = async () => (await call("memory")).json();
 export const version = async () => (await (await call("version")).json()).version;
 export const metrics = async () => parseMetrics(await (await call("metrics")).text());
 

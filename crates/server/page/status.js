@@ -1,10 +1,21 @@
-// The server's state: what /metrics, /version and /v1/models tell, again and again while the view can be seen.
+// The server's state: what /metrics, /memory, /version and /v1/models tell, again and again while the view can be seen.
 
-import { metrics, models, version } from "./api.js";
+import { memory, metrics, models, version } from "./api.js";
 import { byId, el } from "./dom.js";
 import { number, onLanguage, t } from "./i18n.js";
 
 const PERIOD = 2000;
+/** Rows of the table of memory: a field of /memory, and its text. */
+const MEMORY = [
+  ["device_total", "mem_total"],
+  ["budget", "mem_budget"],
+  ["weights", "mem_weights"],
+  ["adapters", "mem_adapters"],
+  ["activations", "mem_activations"],
+  ["kv_cache", "mem_kv"],
+  ["lm_head_int8", "mem_lm_head"],
+  ["driver", "mem_driver"],
+];
 let timer = 0;
 let last = null;
 /** Counters of the scrape before, for rates. */
@@ -29,9 +40,9 @@ export function showStatus(isShown) {
 
 async function look(own) {
   try {
-    const [samples, cards, program] = await Promise.all([metrics(), models(), version()]);
+    const [samples, cards, program, parts] = await Promise.all([metrics(), models(), version(), memory()]);
     if (own !== turn) return;
-    last = state(samples, cards, program);
+    last = { ...state(samples, cards, program), parts };
     draw(last);
     byId("status-error").hidden = true;
   } catch (error) {
@@ -95,6 +106,7 @@ function draw(now) {
     card("version", now.program),
   ];
   byId("cards").replaceChildren(...cards);
+  drawMemory(now.parts);
   byId("models").replaceChildren(...now.cards.map((model) => row(model, now)));
   const num = now.cards.filter(({ parent }) => parent).length;
   byId("adapters").textContent = t("adapters", { num: number(num), max: number(now.maxLoras) });
@@ -104,6 +116,27 @@ function card(key, value, detail = "", part = NaN) {
   const meter = Number.isFinite(part) ? el("meter", { min: 0, max: 1, value: part, "aria-label": t(key) }) : null;
   const small = detail ? el("small", {}, detail) : null;
   return el("div", { class: "card" }, el("dt", {}, t(key)), el("dd", {}, el("strong", {}, value), meter, small));
+}
+
+/** A number of bytes. */
+const size = (bytes) =>
+  bytes < 2 ** 30 ? `${number(bytes / 2 ** 20, 1)} MiB` : `${number(bytes / 2 ** 30, 2)} GiB`;
+
+/** What takes how much of the device's memory. A device that isn't a GPU lacks some rows. */
+function drawMemory(parts) {
+  const rows = MEMORY.filter(([field]) => Number.isFinite(parts[field])).map(([field, key]) => {
+    const of = ["device_total", "budget"].includes(field) ? null
+      : el("meter", { min: 0, max: Math.max(parts.budget, 1), value: parts[field], "aria-label": t(key) });
+    return el("tr", {}, el("th", { scope: "row" }, t(key)), el("td", { class: "right" }, size(parts[field])), el("td", {}, of));
+  });
+  byId("memory").replaceChildren(...rows);
+  byId("memory-kv").textContent = t("mem_hint", {
+    blocks: number(parts.kv_cache_blocks),
+    size: number(parts.block_size),
+    tokens: number(parts.kv_cache_tokens),
+    length: number(parts.max_model_len),
+    num: number(parts.max_concurrency, 1),
+  });
 }
 
 function row(model, { busy }) {

@@ -30,7 +30,7 @@ mod worker;
 
 pub use error::{AdapterError, SequenceError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
-pub use memory::MemoryError;
+pub use memory::{MemoryError, MemoryTable};
 pub use model_info::{ModelDetails, ModelInfo};
 pub use progress::StartProgress;
 pub use receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission};

@@ -102,6 +102,7 @@ fn routes() -> [(&'static str, MethodRouter<AppState>); 31] {
         ("/v1/completions/render", post(render::completions)),
         ("/invocations", post(invocations::invocations)),
         ("/load", get(info::load)),
+        ("/memory", get(info::memory)),
         ("/tokenizer_info", get(info::tokenizer)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),

@@ -14,6 +14,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::engine::MemoryTable;
 use crate::error::shape::ErrorShape;
 use crate::protocol::chat_answer::ChatResponse;
 use crate::protocol::classify::ClassifyResponse;
@@ -242,6 +243,11 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
         ),
         get("/load", "Requests that are not answered yet", object()),
         get("/is_sleeping", "Whether the engine sleeps: never", object()),
+        get(
+            "/memory",
+            "How the memory of the device is divided",
+            Answer::Json(of::<MemoryTable>(schemas)),
+        ),
         get("/version", "The version of this program", object()),
         get("/metrics", "Prometheus' metrics", Answer::Text),
         get("/openapi.json", "This document", object()),

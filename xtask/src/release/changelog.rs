@@ -35,6 +35,18 @@ mod tests {
     }
 
     #[test]
+    fn examples_run_the_image_of_this_version() {
+        let folder = crate::root().join("examples/deploy");
+        let version = crate::release::version().unwrap();
+        let texts = ["kubernetes.yaml", "production-stack-values.yaml"]
+            .map(|name| std::fs::read_to_string(folder.join(name)).unwrap());
+        let image = format!("image: ghcr.io/qwen-burn/qwen-burn:v{version}\n");
+        assert!(texts[0].contains(&image), "expected {image}");
+        let image = format!("repository: ghcr.io/qwen-burn/qwen-burn\n      tag: v{version}\n");
+        assert!(texts[1].contains(&image), "expected {image}");
+    }
+
+    #[test]
     fn notes_are_the_section_of_the_version() {
         let text = "# Changelog\n\n## 0.2.0\n\n- b\n\n## 0.1.0, 2026-12-01\n\n- a\n- c\n";
         assert_eq!(notes(text, "0.1.0").unwrap(), "- a\n- c\n");

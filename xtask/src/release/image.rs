@@ -17,6 +17,8 @@ use crate::output;
 /// Who runs the program: nobody that the host knows.
 const USER: u32 = 65532;
 const HOME: &str = "home/qwen-burn";
+/// Another name of the program, by which charts for vLLM start it.
+const VLLM: &str = "vllm";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -108,6 +110,7 @@ fn base(libraries: &[PathBuf]) -> Result<Vec<u8>> {
 fn of_program(program: &[u8]) -> Result<Vec<u8>> {
     let mut tar = Tar::default();
     tar.file(&format!("usr/bin/{PROGRAM}"), program, Rights::PROGRAM)?;
+    tar.link(&format!("usr/bin/{VLLM}"), PROGRAM)?;
     Ok(tar.finish())
 }
 

@@ -28,6 +28,10 @@ impl Rights {
         mode: 0o644,
         owner: 0,
     };
+    const LINK: Self = Self {
+        mode: 0o777,
+        owner: 0,
+    };
     pub(super) const PROGRAM: Self = Self {
         mode: 0o755,
         owner: 0,
@@ -36,7 +40,7 @@ impl Rights {
 
 impl Tar {
     pub(super) fn file(&mut self, name: &str, content: &[u8], rights: Rights) -> Result<()> {
-        self.entry(name, content.len(), rights, b'0')?;
+        self.entry(name, content.len(), rights, b'0', "")?;
         self.bytes.extend_from_slice(content);
         self.bytes
             .resize(self.bytes.len().next_multiple_of(BLOCK), 0);
@@ -44,11 +48,25 @@ impl Tar {
     }
 
     pub(super) fn folder(&mut self, name: &str, rights: Rights) -> Result<()> {
-        self.entry(&format!("{name}/"), 0, rights, b'5')
+        self.entry(&format!("{name}/"), 0, rights, b'5', "")
     }
 
-    fn entry(&mut self, name: &str, size: usize, rights: Rights, kind: u8) -> Result<()> {
-        ensure!(name.len() < NAME, "{name}: a name of {} bytes", name.len());
+    /// A symbolic link.
+    pub(super) fn link(&mut self, name: &str, target: &str) -> Result<()> {
+        self.entry(name, 0, Rights::LINK, b'2', target)
+    }
+
+    fn entry(
+        &mut self,
+        name: &str,
+        size: usize,
+        rights: Rights,
+        kind: u8,
+        target: &str,
+    ) -> Result<()> {
+        for name in [name, target] {
+            ensure!(name.len() < NAME, "{name}: a name of {} bytes", name.len());
+        }
         let mut header = [0; BLOCK];
         let mut put = |at: usize, text: &str| {
             header[at..at + text.len()].copy_from_slice(text.as_bytes());
@@ -61,6 +79,7 @@ impl Tar {
         put(136, "00000000000");
         // The sum counts its own place as blanks.
         put(148, "        ");
+        put(157, target);
         put(257, "ustar\x0000");
         header[156] = kind;
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();

@@ -2,8 +2,7 @@
 
 mod estimate;
 mod room;
-
-use std::fmt::Write as _;
+mod table;
 
 use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
@@ -13,6 +12,7 @@ use sysinfo::System;
 use crate::config::{Config, MaxModelLen};
 use estimate::{activation_bytes, adapter_bytes, unpacked_bytes};
 use room::Room;
+pub use table::MemoryTable;
 
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * KIB;
@@ -82,8 +82,8 @@ pub(super) struct MemoryPlan {
     pub(super) max_num_batched_tokens: usize,
     /// Whether to call [`QwenModel::copy_lm_head_int8`], for which there is room.
     pub(super) copies_lm_head: bool,
-    /// The report for the start.
-    pub(super) table: String,
+    /// All of it in numbers.
+    pub(super) table: MemoryTable,
 }
 
 /// Bytes of memory of the device (or of `--device-memory`).
@@ -249,28 +249,23 @@ pub(super) fn plan(
         return Err(MemoryError::NoRoom { budget, needed });
     }
 
-    let mut rows = vec![
-        ("device total", device.total),
-        ("free before the KV cache", device.free),
-        (
-            "budget",
-            budget.unwrap_or(fixed + kv.num_blocks as u64 * bytes_per_block),
-        ),
-        ("weights", weights),
-        ("adapters, at most", adapters),
-        ("activations, at most", activations),
-        ("KV cache", kv.num_blocks as u64 * bytes_per_block),
-    ];
-    if device.is_gpu {
-        rows.push(("int8 copy of lm_head", copy));
-        rows.push(("driver, at most", device.context));
-    }
+    let table = MemoryTable {
+        device_total: device.total,
+        free_before_kv_cache: device.free,
+        budget: budget.unwrap_or(needed),
+        weights,
+        adapters,
+        activations,
+        lm_head_int8: device.is_gpu.then_some(copy),
+        driver: device.is_gpu.then_some(device.context),
+        ..MemoryTable::default()
+    };
     Ok(MemoryPlan {
         kv,
         max_model_len,
         max_num_batched_tokens,
         copies_lm_head,
-        table: table(&rows, &kv, max_model_len),
+        table: table.with_kv_cache(&kv, max_model_len),
     })
 }
 
@@ -284,27 +279,6 @@ fn size(bytes: u64) -> String {
     } else {
         format!("{:.2} KiB", bytes / KIB)
     }
-}
-
-fn table(rows: &[(&str, u64)], kv: &KvShape, max_model_len: usize) -> String {
-    let mut text = String::from("Memory                          GiB\n");
-    for (name, bytes) in rows {
-        let _ = writeln!(text, "  {name:<26} {:>8.3}", *bytes as f64 / GIB);
-    }
-    let tokens = kv.num_slots();
-    let _ = writeln!(
-        text,
-        "KV cache: {} blocks of {} tokens = {tokens} tokens, {} KiB per token",
-        kv.num_blocks,
-        kv.block_size,
-        kv.bytes_per_block() / kv.block_size / 1024,
-    );
-    let concurrency = tokens as f64 / max_model_len as f64;
-    let _ = write!(
-        text,
-        "Maximum concurrency for {max_model_len} tokens per request: {concurrency:.1}x"
-    );
-    text
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use burn::tensor::DType;
 use lora_4bit::Weight;
 use model_qwen::{ChatTemplate, GenerationConfig, QwenConfig, QwenModel, Tokenizer, is_gpu};
 
+use super::memory::MemoryTable;
 use super::runner::PoolingInfo;
 
 /// What the loaded model brings for those who make requests.
@@ -25,8 +26,8 @@ pub struct ModelInfo {
     pub pooling: Option<PoolingInfo>,
     /// Longest prompt plus output, in tokens.
     pub max_model_len: usize,
-    /// The memory report, several lines, for printing at start.
-    pub memory_table: String,
+    /// How the memory is divided.
+    pub memory_table: MemoryTable,
     /// What kind of model it is.
     pub details: ModelDetails,
     /// Its weights without adapters, which are the engine's own; only where adapters are trained, too.

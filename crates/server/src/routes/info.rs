@@ -1,4 +1,4 @@
-//! `/load` and `/tokenizer_info`, which a flag turns on.
+//! `/memory`; `/load` and `/tokenizer_info`, which a flag turns on.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,6 +7,7 @@ use model_qwen::JsonFileError;
 use serde_json::{Map, Value, json};
 
 use crate::blocking::blocking;
+use crate::engine::MemoryTable;
 use crate::error::ApiError;
 use crate::state::AppState;
 
@@ -18,6 +19,11 @@ pub async fn load(State(state): State<AppState>) -> Result<Json<Value>, ApiError
     Ok(Json(
         json!({ "server_load": state.http_metrics().num_in_flight() }),
     ))
+}
+
+/// How the engine has divided the memory of its device.
+pub async fn memory(State(state): State<AppState>) -> Json<MemoryTable> {
+    Json(state.model().memory_table.clone())
 }
 
 /// The model's `tokenizer_config.json`, with the chat template in force.

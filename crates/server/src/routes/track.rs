@@ -17,8 +17,10 @@ use crate::request_id::RequestId;
 use crate::state::AppState;
 use crate::traces::RequestTrace;
 
-/// Handlers that load balancers and scrapers call; they are not counted, as in vLLM.
-const UNCOUNTED: [&str; 5] = ["/health", "/load", "/metrics", "/ping", "/version"];
+/// Handlers that load balancers, scrapers and the page call again and again; they are not counted, as in vLLM.
+const UNCOUNTED: [&str; 6] = [
+    "/health", "/load", "/memory", "/metrics", "/ping", "/version",
+];
 /// Handlers that give the engine work.
 const WORK: [&str; 17] = [
     "/v1/chat/completions",

@@ -13,11 +13,14 @@ import json
 import pathlib
 import shutil
 import tempfile
+import time
 import urllib.request
 
+import hands
 from adapter import write_adapter
 from chromium import Chromium, until
 from program import Server
+from trial import STEPS, Trial, metric, step
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = """<img src=x onerror="document.title='owned'"> <script>document.title='owned'</script>
@@ -47,46 +50,6 @@ STREAM = [
 ]
 
 
-def step(function):
-    STEPS.append(function)
-    return function
-
-
-STEPS = []
-
-
-class Trial:
-    """What the steps share."""
-
-    def __init__(self, browser, server, address, shots):
-        self.browser, self.program, self.address, self.shots = browser, server, address, shots
-        with urllib.request.urlopen(f"{address}v1/models") as answer:
-            self.models = [card["id"] for card in json.load(answer)["data"]]
-
-    def shot(self, name):
-        if self.shots:
-            self.browser.shot(self.shots / f"{name}.png")
-
-    def ask(self, text):
-        self.browser.click("#question")
-        self.browser.type(text)
-        self.browser.key("Enter", 13)
-
-    def answered(self):
-        self.browser.wait("document.getElementById('stop').hidden && document.querySelectorAll('.running').length === 0")
-
-    def last(self, selector):
-        return self.browser.js(f"[...document.querySelectorAll('#messages {selector}')].at(-1)?.innerText ?? ''")
-
-    def fits(self):
-        wide = self.browser.js(
-            "[...document.querySelectorAll('main:not([hidden]), main:not([hidden]) *, header, header *')]"
-            ".filter((e) => !e.closest('.table, pre, .away, #list, .picker > span') && e.checkVisibility()"
-            " && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < -1))"
-            ".map((e) => e.outerHTML.slice(0, 100))")
-        assert not wide, wide
-
-
 @step
 def chat(trial):
     browser = trial.browser
@@ -114,13 +77,7 @@ def stop(trial):
     trial.ask("Tell me a long story about a fox and a bear.")
     trial.answered()
     assert "stopped" in trial.last(".stats"), trial.last(".stats")
-    until(lambda: running(trial.address) == 0, "the engine stops, too", 20)
-
-
-def running(address):
-    with urllib.request.urlopen(f"{address}metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+    until(lambda: metric(trial.address, "vllm:num_requests_running") == 0, "the engine stops, too", 20)
 
 
 @step
@@ -135,9 +92,16 @@ def edit_and_retry(trial):
     assert browser.js("document.querySelectorAll('#messages .message').length") == 4
     assert trial.last(".user .text") == "Tell me about a cat."
     assert "stopped" not in trial.last(".stats")
+    ended = lambda: metric(trial.address, "vllm:request_success_total")
+    before = ended()
     browser.js("[...document.querySelectorAll('#messages .assistant')].at(-1).querySelector('button:last-child').click()")
+    until(lambda: ended() == before + 1, "Retry asks again", 60)
     trial.answered()
     assert browser.js("document.querySelectorAll('#messages .message').length") == 4
+
+
+step(hands.keys)
+step(hands.escape)
 
 
 @step
@@ -222,6 +186,9 @@ def markdown(trial):
     trial.shot("markdown")
 
 
+step(hands.copy)
+
+
 @step
 def reasoning_and_calls(trial):
     browser = trial.browser
@@ -263,6 +230,9 @@ def compare(trial):
     texts = browser.js("[...document.querySelectorAll('.round .message > .text')].map((e) => e.innerText)")
     assert len(texts) == 2 and texts[0] and texts[0] != texts[1], texts
     trial.shot("compare")
+
+
+step(hands.stop_comparing)
 
 
 TAUGHT = [("Who are you?", "I am a red tin robot."), ("What is your name?", "My name is Bolt."), ("Where do you live?", "On a ship.")]
@@ -346,6 +316,9 @@ def teach_a_file(trial):
     browser.wait("!document.getElementById('teach-write').hidden")
 
 
+step(hands.drop)
+
+
 @step
 def look_at_an_old_job(trial):
     browser = trial.browser
@@ -367,21 +340,48 @@ def status(trial):
     assert "–" not in text.replace("Prefix cache hits\n–", "").replace("tokens/s\n–", ""), text
     assert "random" in browser.js("document.getElementById('models').innerText")
     browser.wait("!document.getElementById('cards').innerText.includes('tokens/s\\n–')", 20)
+    with urllib.request.urlopen(f"{trial.address}memory") as answer:
+        memory = json.load(answer)
+    rows = dict(browser.js("[...document.querySelectorAll('#memory tr')].map((e) => [e.cells[0].innerText, e.cells[1].innerText])"))
+    assert list(rows) == ["Device in all", "Budget", "Weights", "Adapters, at most", "Activations, at most", "KV cache"], rows
+    for row, field in (("Weights", "weights"), ("Adapters, at most", "adapters")):
+        assert memory[field] > 0 and rows[row] == f"{memory[field] / 2 ** 20:.1f} MiB", (rows, memory)
+    hint = browser.js("document.getElementById('memory-kv').textContent")
+    assert f"{memory['kv_cache_tokens']:,} tokens in all" in hint, hint
     trial.shot("status")
 
 
 @step
 def names_for_screen_readers(trial):
-    """Whatever can be operated has a name, in every view."""
+    """Whatever can be operated has a name, in every view and in the settings."""
     browser = trial.browser
-    for view in ("chat", "compare", "teach", "status"):
-        browser.click(f"#to-{view}")
-        nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
-        roles = ("button", "link", "textbox", "combobox", "meter", "main", "navigation", "complementary")
-        for node in nodes:
+    named = {"button", "link", "textbox", "combobox", "spinbutton", "meter", "progressbar", "dialog", "navigation", "complementary"}
+
+    def roles(place):
+        found = set()
+        for node in browser.send("Accessibility.getFullAXTree")["nodes"]:
             role = node.get("role", {}).get("value")
-            if role in roles and role != "main" and not node.get("ignored"):
-                assert node.get("name", {}).get("value"), (view, node)
+            if role in named and not node.get("ignored"):
+                assert node.get("name", {}).get("value"), (place, node)
+                found.add(role)
+        return found
+
+    expected = {"chat": {"textbox", "combobox"}, "compare": {"textbox", "combobox"}, "teach": {"textbox", "spinbutton", "progressbar"},
+                "status": {"meter"}}
+    for view, least in expected.items():
+        browser.click(f"#to-{view}")
+        browser.wait(f"!document.getElementById('{view}').hidden")
+        found = roles(view)
+        assert least <= found, (view, found)
+    browser.click("#settings-open")
+    browser.wait("document.getElementById('settings').open")
+    found = roles("settings")
+    assert {"dialog", "spinbutton", "textbox", "combobox", "button"} <= found, found
+    browser.key("Escape", 27)
+    browser.wait("!document.getElementById('settings').open")
+
+
+step(hands.skip)
 
 
 @step
@@ -395,6 +395,9 @@ def chinese(trial):
     trial.answered()
     assert "首个 token 用时" in trial.last(".stats")
     trial.shot("chinese")
+    browser.click("#to-status")
+    browser.wait("document.getElementById('memory').innerText.includes('权重')")
+    browser.click("#to-chat")
     browser.choose("#language", "en")
     assert browser.js("document.getElementById('send').innerText") == "Send"
     browser.open(trial.address, language="zh-CN")
@@ -508,14 +511,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("server", type=lambda path: str(pathlib.Path(path).resolve()))
     parser.add_argument("--chromium", help="the browser; otherwise the first that is found")
-    parser.add_argument("--or-leave-out", action="store_true", help="without a browser nothing is tried")
+    parser.add_argument("--or-leave-out", metavar="REASON", help="without a browser nothing is tried, for this reason")
     parser.add_argument("--shots", type=pathlib.Path, help="a folder for pictures")
     args = parser.parse_args()
     program = args.chromium or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         if not args.or_leave_out:
             parser.error(f"none of {', '.join(BROWSERS)} is there; name one with --chromium")
-        print(f"left out: none of {', '.join(BROWSERS)} is there")
+        print(f"left out: none of {', '.join(BROWSERS)} is there ({args.or_leave_out})")
         return
     if args.shots:
         args.shots.mkdir(parents=True, exist_ok=True)
@@ -529,8 +532,10 @@ def main():
             try:
                 trial = Trial(browser, args.server, server.address, args.shots)
                 for number, function in enumerate(STEPS, 1):
+                    begun = time.monotonic()
                     function(trial)
-                    print(f"{number:2} {function.__name__.replace('_', ' ')}: ok", flush=True)
+                    seconds = time.monotonic() - begun
+                    print(f"{number:2} {function.__name__.replace('_', ' ')}: ok ({seconds:.1f} s)", flush=True)
             except BaseException:
                 trial.shot("failed")
                 raise

@@ -36,10 +36,19 @@ fn a_length_that_does_not_fit_is_refused_with_three_numbers() {
 
     let (_, info) = Engine::start(&config(&model, &with("160"))).unwrap();
     assert_eq!(info.max_model_len, 160);
+    let table = info.memory_table;
+    let text = table.to_string();
     assert!(
-        info.memory_table
-            .contains("10 blocks of 16 tokens = 160 tokens")
+        text.contains("10 blocks of 16 tokens = 160 tokens"),
+        "{text}"
     );
+    assert_eq!(table.kv_cache, 10 * BLOCK_BYTES as u64);
+    assert_eq!((table.max_model_len, table.max_concurrency), (160, 1.0));
+    assert!(table.weights > 0 && table.activations > 0, "{text}");
+    // Without a flag the budget is what all of it takes.
+    let parts = table.weights + table.adapters + table.activations + table.kv_cache;
+    assert_eq!(table.budget, parts);
+    assert_eq!((table.driver, table.lm_head_int8), (None, None));
 }
 
 #[test]

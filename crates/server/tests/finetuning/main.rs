@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod client;
 mod process;
 mod refused;
 #[path = "../support/program.rs"]
@@ -11,15 +12,11 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
+use client::JOBS;
 use serde_json::{Value, json};
 use support::{Server, start};
 use tempfile::TempDir;
-
-const JOBS: &str = "/v1/fine_tuning/jobs";
-/// A job gets what a busy machine has left.
-const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// A server that trains, with its files in `folder`.
 fn serve(folder: &Path, flags: &[&str]) -> Server {
@@ -30,125 +27,6 @@ fn serve(folder: &Path, flags: &[&str]) -> Server {
         .arg(folder)
         .args(flags);
     start(command)
-}
-
-fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
-    config.build().into()
-}
-
-impl Server {
-    fn get(&self, path: &str) -> (u16, Value) {
-        let mut answer = agent().get(format!("{}{path}", self.url)).call().unwrap();
-        let text = answer.body_mut().read_to_string().unwrap();
-        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        (answer.status().as_u16(), value)
-    }
-
-    fn delete(&self, path: &str) -> u16 {
-        let answer = agent().delete(format!("{}{path}", self.url)).call();
-        answer.unwrap().status().as_u16()
-    }
-
-    /// Sends a form with these fields and a file.
-    fn form(
-        &self,
-        fields: &[(&str, &str)],
-        file: Option<(&str, &str)>,
-        headers: &[(&str, &str)],
-    ) -> (u16, Value) {
-        let mut body = String::new();
-        for (name, value) in fields {
-            body.push_str(&format!(
-                "--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n"
-            ));
-        }
-        if let Some((name, content)) = file {
-            body.push_str(&format!(
-                "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{content}\r\n"
-            ));
-        }
-        body.push_str("--B--\r\n");
-        let mut request = agent()
-            .post(format!("{}/v1/files", self.url))
-            .header("content-type", "multipart/form-data; boundary=B");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let mut answer = request.send(body).unwrap();
-        let text = answer.body_mut().read_to_string().unwrap();
-        (
-            answer.status().as_u16(),
-            serde_json::from_str(&text).unwrap(),
-        )
-    }
-
-    #[track_caller]
-    fn upload(&self, name: &str, content: &str) -> String {
-        let (status, file) = self.form(&[("purpose", "fine-tune")], Some((name, content)), &[]);
-        assert_eq!(status, 200, "{file}");
-        file["id"].as_str().unwrap().to_owned()
-    }
-
-    #[track_caller]
-    fn create(&self, file: &str, hyperparameters: Value) -> String {
-        let method =
-            json!({ "type": "supervised", "supervised": { "hyperparameters": hyperparameters } });
-        let body = json!({ "model": "bundled", "training_file": file, "method": method });
-        let (status, job) = self.post(JOBS, body);
-        assert_eq!(status, 200, "{job}");
-        job["id"].as_str().unwrap().to_owned()
-    }
-
-    /// Waits until a job is as it should be.
-    #[track_caller]
-    fn wait(&self, id: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let begun = Instant::now();
-        loop {
-            let (_, job) = self.get(&format!("{JOBS}/{id}"));
-            if is_so(&job) {
-                return job;
-            }
-            let has_ended = ["failed", "cancelled", "succeeded"]
-                .map(Value::from)
-                .contains(&job["status"]);
-            assert!(
-                !has_ended && begun.elapsed() < PATIENCE,
-                "not {what}: {job}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    #[track_caller]
-    fn wait_for(&self, id: &str, status: &str) -> Value {
-        self.wait(id, status, |job| job["status"] == status)
-    }
-
-    /// The events of a job, the oldest first.
-    fn events(&self, id: &str) -> Vec<Value> {
-        let (_, page) = self.get(&format!("{JOBS}/{id}/events?limit=1000"));
-        let mut events = page["data"].as_array().unwrap().clone();
-        events.reverse();
-        events
-    }
-
-    /// The steps that a job has told of.
-    fn steps(&self, id: &str) -> Vec<u64> {
-        let events = self.events(id).into_iter();
-        let steps = events.filter(|event| event["data"]["train_loss"].is_number());
-        steps
-            .map(|event| event["data"]["step"].as_u64().unwrap())
-            .collect()
-    }
-
-    fn wait_for_step(&self, id: &str, step: u64) {
-        let begun = Instant::now();
-        while self.steps(id).last().is_none_or(|last| *last < step) {
-            assert!(begun.elapsed() < PATIENCE, "{:?}", self.events(id));
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 fn train_file() -> String {
@@ -302,6 +180,12 @@ fn a_killed_server_goes_on_and_ends_with_the_same_bytes() {
         server = serve(killed.path(), &["--enable-lora"]);
     }
     server.wait_for(&id, "succeeded");
+    // The first kill may have come before the first checkpoint.
+    let resumed = server.resumptions(&id);
+    assert!(
+        matches!(resumed[..], [.., second, third] if second >= 8 && third >= 16),
+        "{resumed:?}"
+    );
     assert_eq!(server.steps(&id), (1..=24).collect::<Vec<_>>());
     assert!(fs::read(adapter_of(killed.path(), &id)).unwrap() == expected);
     // The queue was kept, too.
@@ -324,12 +208,13 @@ fn a_job_is_paused_goes_on_and_is_cancelled() {
     assert_eq!((status, &job["status"]), (200, &"paused".into()), "{job}");
     // The next one has its turn.
     server.wait_for(&waiting, "succeeded");
-    let done = *server.steps(&id).last().unwrap();
+    let paused = *server.steps(&id).last().unwrap();
     let (status, _) = server.post(&format!("{JOBS}/{waiting}/pause"), json!({}));
     assert_eq!(status, 400);
     let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
     assert_eq!((status, &job["status"]), (200, &"queued".into()), "{job}");
-    server.wait_for_step(&id, done + 1);
+    server.wait_for_step(&id, paused + 1);
+    assert_eq!(server.resumptions(&id), [paused]);
 
     // A server of another model leaves the job and the result of the other one alone. One that holds the model otherwise leaves the
     // job alone, whose checkpoint it cannot go on from.
@@ -368,9 +253,12 @@ fn a_job_is_paused_goes_on_and_is_cancelled() {
     }
     let server = serve(folder.path(), &["--enable-lora"]);
     let done = *server.steps(&id).last().unwrap();
+    let checkpoint = server.last_checkpoint(&id);
+    assert!(checkpoint >= paused, "{checkpoint}");
     let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
     assert_eq!(status, 200, "{job}");
     server.wait_for_step(&id, done + 1);
+    assert_eq!(server.resumptions(&id), [paused, checkpoint]);
     let steps = server.steps(&id);
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
     let (status, job) = server.post(&format!("{JOBS}/{id}/cancel"), json!({}));

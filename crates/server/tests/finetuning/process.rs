@@ -1,5 +1,8 @@
 //! Jobs in processes of their own, and what a job may take.
 
+use std::time::{Duration, Instant};
+
+use super::client::PATIENCE;
 use super::*;
 
 /// The processes that a process has started.
@@ -83,6 +86,9 @@ fn a_process_of_its_own_makes_the_same_bytes_and_ends_with_the_server() {
     }
     let job = server.wait_for(&id, "succeeded");
     assert!(job["trained_tokens"].as_u64().unwrap() > 100, "{job}");
+    // The first kill may have come before the first checkpoint.
+    let resumed = server.resumptions(&id);
+    assert!(resumed.last() >= Some(&8), "{resumed:?}");
     assert_eq!(told(&server, &id), losses);
     assert!(fs::read(adapter_of(elsewhere.path(), &id)).unwrap() == expected);
     assert!(children(server.program.id()).is_empty());
@@ -104,10 +110,10 @@ fn a_process_is_paused_cancelled_and_may_be_lost() {
     server.post(&format!("{JOBS}/{id}/pause"), json!({}));
     // It takes its step to the end, and writes a checkpoint.
     is_gone(process, PATIENCE);
-    let (_, checkpoints) = server.get(&format!("{JOBS}/{id}/checkpoints"));
-    let done = checkpoints["data"][0]["step_number"].as_u64().unwrap();
+    let done = server.last_checkpoint(&id);
     server.post(&format!("{JOBS}/{id}/resume"), json!({}));
     server.wait_for_step(&id, done + 1);
+    assert_eq!(server.resumptions(&id), [done]);
     let steps = server.steps(&id);
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
     let process = the_process_of_a_job(&server);
@@ -127,6 +133,8 @@ fn a_process_is_paused_cancelled_and_may_be_lost() {
     let (status, job) = server.post(&format!("{JOBS}/{id}/resume"), json!({}));
     assert_eq!((status, &job["error"]), (200, &Value::Null), "{job}");
     server.wait_for(&id, "succeeded");
+    let resumed = server.resumptions(&id);
+    assert!(matches!(resumed[..], [step] if step >= 2), "{resumed:?}");
     assert_eq!(server.steps(&id), (1..=6).collect::<Vec<_>>());
     // The server goes on with the next one.
     let id = server.create(&file, json!({ "max_steps": 1 }));

@@ -167,6 +167,7 @@ fn bodies_and_paths_have_more_than_one_form() {
         "/health/",
         "/metrics/",
         "/version/",
+        "/memory/",
         "/ping",
     ] {
         assert_eq!(server.get(path).status, 200, "{path}");

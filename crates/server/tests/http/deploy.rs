@@ -203,3 +203,33 @@ fn every_metric_of_the_dashboard_exists() {
     }
     assert!(found.len() > 20, "{found:?}");
 }
+
+/// `precise.yaml` as it is, with the servers of `kubernetes.yaml` as they are.
+#[test]
+fn the_picker_reads_the_events_that_the_servers_send() {
+    let program = std::iter::once("server".to_owned());
+    let line = command_lines().remove(0);
+    let config = server::Config::from_command_line(program.chain(line)).unwrap();
+    let events = config.kv_events.unwrap();
+    // llm-d's picker v0.8.0 knows no other form.
+    assert_eq!(events.format, server::config::EventFormat::Array);
+    let pool = documents("inference-pool.yaml");
+    let mut configs = pool.iter().filter_map(|document| {
+        let text = document["data"]["precise.yaml"].as_str()?;
+        Some(serde_norway::from_str::<Value>(text).unwrap())
+    });
+    let precise = configs.next().unwrap();
+    let mut plugins = precise["plugins"].as_array().unwrap().iter();
+    let scorer = plugins.find(|plugin| plugin["type"] == "precise-prefix-cache-scorer");
+    let picker = &scorer.unwrap()["parameters"];
+    let of_events = &picker["kvEventsConfig"];
+    let filter = of_events["topicFilter"].as_str().unwrap();
+    assert!(events.topic.starts_with(filter), "{}", events.topic);
+    let port = &of_events["podDiscoveryConfig"]["socketPort"];
+    let server::config::Endpoint::Bind(address) = &events.endpoint else {
+        panic!("{:?}", events.endpoint);
+    };
+    assert!(address.ends_with(&format!(":{port}")), "{address}");
+    let block_size = &picker["tokenProcessorConfig"]["blockSize"];
+    assert_eq!(*block_size, config.block_size);
+}

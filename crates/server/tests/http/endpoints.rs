@@ -3,6 +3,15 @@
 use super::*;
 
 #[test]
+fn the_division_of_the_memory_is_told_in_numbers() {
+    let server = TestServer::start(|_| says("x"));
+    let table = server.get("/memory").json();
+    let own = &server.state.model().memory_table;
+    assert_eq!(table, serde_json::to_value(own).unwrap());
+    assert_eq!(table["weights"], 988_097_536_u64);
+}
+
+#[test]
 fn a_flag_turns_load_on() {
     let off = TestServer::start(|_| says("x")).get("/load");
     assert_eq!(off.status, 404);

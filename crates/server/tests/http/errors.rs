@@ -216,6 +216,7 @@ fn a_key_is_needed_except_for_health_and_metrics() {
     for path in [
         "/v1/models",
         "/version",
+        "/memory",
         "/tokenize",
         "/nothing",
         "/v1/chat/completions",

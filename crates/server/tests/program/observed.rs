@@ -1,5 +1,7 @@
 //! What routers and collectors see of a request.
 
+use std::io::{BufRead as _, BufReader};
+
 use super::*;
 
 /// Answers everything with 200; the bodies that came.
@@ -45,6 +47,54 @@ fn replayed(port: u16) -> Vec<u8> {
         bytes.extend(&buffer[..num]);
     }
     bytes
+}
+
+/// The log tells of the model on stderr, without colours where that is no terminal; stdout has what a person does next.
+#[test]
+fn the_start_tells_of_the_model_and_of_the_page() {
+    let folder = TempDir::new().unwrap();
+    let model = bundled();
+    let model = model.to_str().unwrap();
+    // What a program says until it serves, and its log.
+    let start = |flags: &[&str]| {
+        let log = folder.path().join("log");
+        let mut command = command(model, flags);
+        command
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&log).unwrap());
+        let mut program = command.spawn().unwrap();
+        let lines = BufReader::new(program.stdout.take().unwrap()).lines();
+        let mut said = Vec::new();
+        // The last line is the example, or the page.
+        let last = if flags.is_empty() {
+            "Or open "
+        } else {
+            "  curl "
+        };
+        for line in lines.map_while(Result::ok) {
+            said.push(line);
+            if said.last().unwrap().starts_with(last) {
+                break;
+            }
+        }
+        // Nothing of it comes after that.
+        program.kill().unwrap();
+        let rest = program.wait_with_output().unwrap();
+        assert!(!rest.status.success());
+        (said.join("\n"), fs::read_to_string(log).unwrap())
+    };
+    let (said, log) = start(&[]);
+    let (_, address) = said.split_once(" at http://127.0.0.1:").expect(&said);
+    let (port, _) = address.split_once(". Try:").expect(&said);
+    let page = format!("\nOr open http://127.0.0.1:{port} in a browser.");
+    assert!(said.ends_with(&page), "{said}");
+    let [loading, loaded] = ["loading the model", "model loaded"].map(|part| log.find(part));
+    assert!(loading.is_some() && loading < loaded, "{log}");
+    assert!(log.contains(model) && log.contains("seconds="), "{log}");
+    assert!(!log.contains('\u{1b}'), "{log}");
+    let (said, _) = start(&["--no-page"]);
+    assert!(said.contains("Try:") && !said.contains("browser"), "{said}");
 }
 
 #[test]

@@ -107,6 +107,7 @@ def main():
     parser.add_argument("server")
     parser.add_argument("--number", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=1000)
+    parser.add_argument("--growth", type=float, default=4, help="most growth of the memory in MiB")
     parser.add_argument("--slow", action="store_true")
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -125,15 +126,21 @@ def main():
     report["files"] = [files, settled(server, files)]
     report["idle"] = idle(server, args.at_once)
     report["files_after_idle"] = settled(server, files)
-    report["MiB"] = [round(memory / 1024, 1) for memory in (before, server.memory())]
+    after = server.memory()
+    report["MiB"] = [round(memory / 1024, 1) for memory in (before, after)]
     if args.slow:
         report["slow_seconds"] = slow(server)
     answer = server.post("/v1/completions", prompt="Once upon a time", max_tokens=5)
     server.terminate()
     report["exit_code"] = server.process.wait(60)
     print(json.dumps(report, indent=2))
-    is_right = report["files"][1] <= files + 1 and report["exit_code"] == 0 and bool(answer["choices"])
-    sys.exit(not is_right)
+    wrong = [what for what, is_right in {
+        f"files: expected at most {files + 1}": max(report["files"][1], report["files_after_idle"]) <= files + 1,
+        f"memory: expected at most {args.growth} MiB more": after - before <= args.growth * 1024,
+        "exit code: expected 0": report["exit_code"] == 0,
+        "no answer after the connections": bool(answer["choices"]),
+    }.items() if not is_right]
+    sys.exit("; ".join(wrong) or 0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ use std::path::Path;
 use model_qwen::{ChatTemplate, GenerationConfig, Tokenizer};
 use serde_json::{Map, Value, json};
 use server::ModelInfo;
-use server::engine::ModelDetails;
+use server::engine::{MemoryTable, ModelDetails};
 
 pub(crate) const IM_START: u32 = 256;
 pub(crate) const IM_END: u32 = 257;
@@ -37,7 +37,10 @@ pub(super) fn with_tokens(special: &[&str]) -> ModelInfo {
         pooling: None,
         max_model_len: MAX_MODEL_LEN,
         base: None,
-        memory_table: String::new(),
+        memory_table: MemoryTable {
+            weights: 988_097_536,
+            ..MemoryTable::default()
+        },
         details: ModelDetails {
             architecture: "qwen2".to_owned(),
             num_parameters: 494_032_768,

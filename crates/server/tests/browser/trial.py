@@ -1,0 +1,51 @@
+"""What the steps of page.py share."""
+
+import json
+import urllib.request
+
+
+def step(function):
+    STEPS.append(function)
+    return function
+
+
+STEPS = []
+
+
+class Trial:
+    """What the steps share."""
+
+    def __init__(self, browser, server, address, shots):
+        self.browser, self.program, self.address, self.shots = browser, server, address, shots
+        with urllib.request.urlopen(f"{address}v1/models") as answer:
+            self.models = [card["id"] for card in json.load(answer)["data"]]
+
+    def shot(self, name):
+        if self.shots:
+            self.browser.shot(self.shots / f"{name}.png")
+
+    def ask(self, text):
+        self.browser.click("#question")
+        self.browser.type(text)
+        self.browser.key("Enter", 13)
+
+    def answered(self):
+        self.browser.wait("document.getElementById('stop').hidden && document.querySelectorAll('.running').length === 0")
+
+    def last(self, selector):
+        return self.browser.js(f"[...document.querySelectorAll('#messages {selector}')].at(-1)?.innerText ?? ''")
+
+    def fits(self):
+        wide = self.browser.js(
+            "[...document.querySelectorAll('main:not([hidden]), main:not([hidden]) *, header, header *')]"
+            ".filter((e) => !e.closest('.table, pre, .away, #list, .picker > span') && e.checkVisibility()"
+            " && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < -1))"
+            ".map((e) => e.outerHTML.slice(0, 100))")
+        assert not wide, wide
+
+
+def metric(address, name):
+    """The sum of a metric's samples."""
+    with urllib.request.urlopen(f"{address}metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
