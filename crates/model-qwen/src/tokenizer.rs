@@ -159,9 +159,12 @@ impl Tokenizer {
         for path in [vocab, merges] {
             read_text(path).map_err(|reason| invalid(path, reason))?;
         }
-        let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
-            .build()
-            .map_err(|e| invalid(vocab, format!("with {}: {e}", merges.display())))?;
+        let build = || BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build();
+        // The library panics where a merge makes a token that is longer than all of the vocabulary.
+        let bpe = catch_unwind(build)
+            .map_err(|_| "its parts do not go together".to_owned())
+            .and_then(|built| built.map_err(|e| e.to_string()))
+            .map_err(|reason| invalid(vocab, format!("with {}: {reason}", merges.display())))?;
         let split = Split::new(
             SplitPattern::Regex(QWEN2_PATTERN.to_owned()),
             SplitDelimiterBehavior::Isolated,

@@ -100,4 +100,6 @@ fn unix_seconds() -> f64 {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

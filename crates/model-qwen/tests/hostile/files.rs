@@ -182,15 +182,93 @@ fn tokenizer_json() {
     let folder = Folder::with(&data("model"), &["tokenizer_config.json"]);
     mutate::run("tokenizer", make, |input| {
         folder.write("tokenizer.json", input);
-        let Ok(tokenizer) = Tokenizer::from_dir(&folder.path()) else {
-            return;
-        };
-        if let Ok(ids) = tokenizer.encode("hello é<|im_end|> \u{0} 12", true) {
-            let _ = tokenizer.decode(&ids, false);
-        }
-        for id in (0..300).chain([u32::MAX]) {
-            let _ = (tokenizer.token_bytes(id), tokenizer.id_to_token(id));
-        }
+        use_tokenizer(&folder);
+    });
+}
+
+/// Makes tokens and texts, where the files of a folder are a tokenizer.
+fn use_tokenizer(folder: &Folder) {
+    let Ok(tokenizer) = Tokenizer::from_dir(&folder.path()) else {
+        return;
+    };
+    if let Ok(ids) = tokenizer.encode("hello é<|im_end|> \u{0} 12", true) {
+        let _ = tokenizer.decode(&ids, false);
+    }
+    for id in (0..300).chain([u32::MAX]) {
+        let _ = (tokenizer.token_bytes(id), tokenizer.id_to_token(id));
+    }
+}
+
+/// The merges of [`tokenizer`].
+const MERGES: &str = "#version: 0.2\nh e\nl l\nhe ll\nhell o\n";
+
+/// A folder with the older files of a tokenizer.
+fn in_two_files() -> Folder {
+    let folder = Folder::with(&data("model"), &["tokenizer_config.json"]);
+    folder.write(
+        "vocab.json",
+        tokenizer()["model"]["vocab"].to_string().as_bytes(),
+    );
+    folder.write("merges.txt", MERGES.as_bytes());
+    let read = Tokenizer::from_dir(&folder.path()).unwrap();
+    assert_eq!(read.encode("hello", false).unwrap(), [259]);
+    folder
+}
+
+#[test]
+fn vocab_json() {
+    let seeds = [tokenizer()["model"]["vocab"].clone()];
+    let names = ["h", "he", "hello", "<|im_end|>", "Ġ", ""];
+    let make = |random: &mut Random| mutate::json(random, &seeds, &names);
+    let folder = in_two_files();
+    mutate::run("vocab", make, |input| {
+        folder.write("vocab.json", input);
+        use_tokenizer(&folder);
+    });
+}
+
+#[test]
+fn merges_txt() {
+    let make = |random: &mut Random| {
+        let mut merges = MERGES.as_bytes().to_vec();
+        mutate::bytes(random, &mut merges);
+        merges
+    };
+    let folder = in_two_files();
+    mutate::run("merges", make, |input| {
+        folder.write("merges.txt", input);
+        use_tokenizer(&folder);
+    });
+}
+
+#[test]
+fn special_tokens_map_json() {
+    let seeds = [
+        json!({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": null,
+            "additional_special_tokens": ["<|x|>", "<|im_end|>"]}),
+        json!({"eos_token": {"content": "<|im_end|>", "lstrip": false, "normalized": false, "rstrip": false, "single_word": false},
+            "unk_token": {"content": "<|y|>"}, "additional_special_tokens": [{"content": "<|x|>", "special": true}]}),
+    ];
+    let names = [
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "additional_special_tokens",
+        "content",
+        "lstrip",
+        "special",
+        "id",
+    ];
+    let make = |random: &mut Random| mutate::json(random, &seeds, &names);
+    // With an `added_tokens_decoder` of tokenizer_config.json the map would say less.
+    let folder = Folder::with(&data("model"), &["tokenizer.json", "config.json"]);
+    let mut config = value("model/tokenizer_config.json");
+    config["added_tokens_decoder"].take();
+    folder.write("tokenizer_config.json", config.to_string().as_bytes());
+    mutate::run("special_tokens_map", make, |input| {
+        folder.write("special_tokens_map.json", input);
+        let _ = special_tokens(&folder.path());
+        use_tokenizer(&folder);
     });
 }
 

@@ -12,6 +12,7 @@ mod mutate;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod finetuning;
 mod seeds;
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use mutate::Random;
 use serde_json::Value;
+use server::AppState;
 use support::{TestServer, says};
 
 /// Most bytes of an answer.
@@ -41,6 +43,7 @@ fn names() -> Vec<&'static str> {
     let tables = [
         include_str!("../../src/protocol/fields.txt"),
         include_str!("../../src/protocol/fields/anthropic.txt"),
+        include_str!("../../src/protocol/fields/finetuning.txt"),
         include_str!("../../src/protocol/fields/ollama.txt"),
     ];
     let rows = tables.into_iter().flat_map(str::lines);
@@ -76,8 +79,8 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Status and text of an answer.
-async fn send(server: &TestServer, request: hyper::Request<Body>) -> (u16, String) {
-    let app = TowerToHyperService::new(server::app(server.state.clone()));
+async fn send(state: &AppState, request: hyper::Request<Body>) -> (u16, String) {
+    let app = TowerToHyperService::new(server::app(state.clone()));
     let answered = async {
         let answer = app.call(request).await.unwrap();
         let status = answer.status().as_u16();
@@ -88,8 +91,8 @@ async fn send(server: &TestServer, request: hyper::Request<Body>) -> (u16, Strin
     answered.expect("no answer")
 }
 
-/// Sends changed bodies to each path.
-fn fuzz(name: &str, server: &TestServer, seeds: &[(&'static str, Value)]) {
+/// Sends changed bodies to each path; `after` is called after each of them.
+fn fuzz(name: &str, state: &AppState, seeds: &[(&'static str, Value)], after: impl Fn()) {
     let names = names();
     let make = |random: &mut Random| {
         let (path, seed) = random.pick(seeds);
@@ -106,10 +109,16 @@ fn fuzz(name: &str, server: &TestServer, seeds: &[(&'static str, Value)]) {
             .header("content-type", "application/json")
             .body(Body::from(input[at + 1..].to_vec()))
             .unwrap();
-        let (status, text) = runtime.block_on(send(server, request));
+        let (status, text) = runtime.block_on(send(state, request));
         assert!(status != 500 && status != 503, "{path}: {status} {text}");
-        server.seen.lock().unwrap().requests.clear();
+        after();
     });
+}
+
+/// [`fuzz`] of a server with a scripted engine, which forgets what it has seen.
+fn fuzz_all(name: &str, server: &TestServer, seeds: &[(&'static str, Value)]) {
+    let forget = || server.seen.lock().unwrap().requests.clear();
+    fuzz(name, &server.state, seeds, forget);
 }
 
 #[test]
@@ -118,15 +127,15 @@ fn bodies_of_a_model_that_writes() {
         &["--enable-lora", "--trust-request-chat-template"],
         |request| says(WRITES[request.prompt.len() % WRITES.len()]),
     );
-    fuzz("bodies", &server, &seeds::writing());
+    fuzz_all("bodies", &server, &seeds::writing());
 }
 
 #[test]
 fn bodies_of_a_model_that_pools() {
     let embeds = TestServer::start_pooling(&["--runner", "pooling"], None);
-    fuzz("embeddings", &embeds, &seeds::pooling());
+    fuzz_all("embeddings", &embeds, &seeds::pooling());
     let scores = TestServer::start_pooling(&["--runner", "pooling"], Some(&[0.0, 0.0, 0.0, 1.0]));
-    fuzz("scores", &scores, &seeds::pooling());
+    fuzz_all("scores", &scores, &seeds::pooling());
 }
 
 /// Paths, methods and headers, changed at random.
@@ -167,7 +176,7 @@ fn heads() {
         let Ok(request) = builder.header(name, value).body(Body::empty()) else {
             return;
         };
-        let (status, text) = runtime.block_on(send(&server, request));
+        let (status, text) = runtime.block_on(send(&server.state, request));
         assert!(status < 500, "{status} {text}");
     });
 }

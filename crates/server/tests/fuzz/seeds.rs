@@ -146,3 +146,32 @@ pub(super) fn pooling() -> Vec<(&'static str, Value)> {
         ("/tokenize", json!({"prompt": "a"})),
     ]
 }
+
+/// For a server that trains; `file` is the id of a file with examples.
+pub(super) fn training(file: &str) -> Vec<(&'static str, Value)> {
+    let settings = json!({"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 0.5, "lora_r": 8, "lora_alpha": 16,
+        "target_modules": ["q_proj", "v_proj"], "max_length": 64, "packing": true, "train_on": "assistant",
+        "sample_prompts": ["Who are you?"], "sample_steps": 2, "lr_schedule": "cosine", "warmup_ratio": 0.1});
+    let supervised = json!({"model": "bundled", "training_file": file, "suffix": "a", "seed": 1, "metadata": {"of": "fuzz"},
+        "method": {"type": "supervised", "supervised": {"hyperparameters": settings}}});
+    let older = json!({"model": "bundled", "training_file": file, "validation_file": file, "hyperparameters": {"max_steps": 3,
+        "learning_rate": 0.001, "gradient_accumulation": 2, "gradient_checkpointing": true, "eval_steps": 2, "save_steps": 1,
+        "load_best": true, "early_stopping_patience": 1, "weight_decay": 0.1, "optim": "adamw_8bit", "quantization": "none"}});
+    let preferences = json!({"model": "bundled", "training_file": file, "method": {"type": "dpo", "dpo": {"hyperparameters":
+        {"beta": 0.1, "loss_type": "ipo", "columns": {"prompt": "prompt"}, "use_dora": true}}}});
+    let examples = json!({"limit": 3, "hyperparameters": {"train_on": "all", "max_length": 32}, "examples": [
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "weight": 0}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
+        {"prompt": "a", "completion": "b"},
+        {"instruction": "c", "input": "", "output": "d"},
+        {"text": "e"},
+    ]});
+    let of_file = json!({"training_file": file, "limit": 1, "method": {"type": "supervised"}});
+    vec![
+        ("/v1/fine_tuning/jobs", supervised),
+        ("/v1/fine_tuning/jobs", older),
+        ("/v1/fine_tuning/jobs", preferences),
+        ("/v1/fine_tuning/preview", examples),
+        ("/v1/fine_tuning/preview", of_file),
+    ]
+}
