@@ -130,3 +130,72 @@ impl Sampler {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::sampling::SamplingParams;
+
+    /// The tokens in the order of their ids, with their counts and biases.
+    fn listed(changes: &LogitChanges) -> Vec<(u32, i32, f32)> {
+        let places = 0..changes.ids.len();
+        let token = |at: usize| (changes.ids[at], changes.counts[at], changes.biases[at]);
+        let mut tokens: Vec<(u32, i32, f32)> = places.map(token).collect();
+        tokens.sort_by_key(|(id, ..)| *id);
+        tokens
+    }
+
+    #[test]
+    fn a_list_has_each_token_once() {
+        let params = SamplingParams {
+            repetition_penalty: 1.1,
+            logit_bias: vec![(3, 2.0)],
+            bad_words: vec![vec![4, 5], vec![6], vec![4, 8, 5]],
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::new(&params, &[1, 3], 10);
+        sampler.observe(4);
+        let never = f32::NEG_INFINITY;
+        let after_guess = sampler.changes(Ahead::Tokens(&[4]), &[9]).unwrap();
+        assert_eq!(
+            listed(&after_guess),
+            [
+                (1, 0, 0.0),
+                (3, 0, 2.0),
+                (4, 2, 0.0),
+                (5, NOT_SEEN, never),
+                (6, NOT_SEEN, never),
+                (9, NOT_SEEN, never)
+            ]
+        );
+        assert!(after_guess.pairs.is_empty() && !after_guess.counts_input);
+        let after_drawn = sampler.changes(Ahead::Drawn, &[]).unwrap();
+        assert_eq!(
+            listed(&after_drawn),
+            [
+                (1, 0, 0.0),
+                (3, 0, 2.0),
+                (4, 1, 0.0),
+                (5, NOT_SEEN, 0.0),
+                (6, NOT_SEEN, never)
+            ]
+        );
+        assert_eq!(after_drawn.pairs, [[4, 5], [8, 5]]);
+        assert!(after_drawn.counts_input);
+
+        let rows = [None, Some(&after_guess), Some(&after_drawn)];
+        let words = LogitChanges::words(rows, 4);
+        let second = 4 + after_guess.num_words();
+        assert_eq!(words[..4], [0, 4, second as i32, 0]);
+        assert_eq!(words.len(), second + after_drawn.num_words());
+        assert_eq!(words[second..][..4], [5, 2, 1, 1]);
+    }
+
+    #[test]
+    fn nothing_changes_without_a_reason() {
+        let sampler = Sampler::new(&SamplingParams::default(), &[1, 3], 10);
+        assert_eq!(sampler.changes(Ahead::Drawn, &[]), None);
+        assert_eq!(sampler.changes(Ahead::Tokens(&[4]), &[]), None);
+    }
+}
