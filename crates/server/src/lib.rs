@@ -72,7 +72,7 @@ use routes::{
 };
 
 /// Paths and what answers there.
-fn routes() -> [(&'static str, MethodRouter<AppState>); 31] {
+fn routes() -> [(&'static str, MethodRouter<AppState>); 32] {
     [
         ("/v1/chat/completions", post(chat::chat_completions)),
         ("/v1/completions", post(completions::completions)),
