@@ -126,11 +126,12 @@ fn form(field: &Field) -> Value {
 fn bounds(field: &Field) -> (Option<f64>, Option<f64>) {
     match field.name {
         "presence_penalty" | "frequency_penalty" => (Some(-2.0), Some(2.0)),
-        "temperature" | "min_tokens" | "top_n" | "logprobs" | "top_logprobs"
-        | "prompt_logprobs" => (Some(0.0), None),
+        "temperature" | "min_tokens" | "top_n" => (Some(0.0), None),
         "top_p" | "min_p" => (Some(0.0), Some(1.0)),
         "n" => (Some(1.0), Some(128.0)),
-        "top_k" | "truncate_prompt_tokens" => (Some(-1.0), None),
+        "top_k" | "truncate_prompt_tokens" | "logprobs" | "top_logprobs" | "prompt_logprobs" => {
+            (Some(-1.0), None)
+        }
         "max_tokens" | "max_completion_tokens" if field.is_of(Endpoint::Completions) => {
             (Some(0.0), None)
         }

@@ -84,6 +84,8 @@ fn chats_have_variables_of_the_template() {
         "custom",
         "--dataset-path",
         &file,
+        "--custom-output-len",
+        "3",
         "--lora-modules",
         "base",
         "alias",

@@ -10,8 +10,11 @@ pub(crate) fn error(document: &Value, path: &str, body: &Value) -> Option<String
     let path = path.trim_end_matches('/');
     let content = &document["paths"][path]["post"]["requestBody"]["content"];
     let schema = content["application/json"].get("schema")?;
-    let required = schema["required"].as_array().into_iter().flatten();
-    let required: Vec<&str> = required.filter_map(Value::as_str).collect();
+    let forms = schema["oneOf"].as_array().into_iter().flatten();
+    let required = forms
+        .chain([schema])
+        .filter_map(|form| form["required"].as_array());
+    let required: Vec<&str> = required.flatten().filter_map(Value::as_str).collect();
     let mut body = body.clone();
     if let Value::Object(fields) = &mut body {
         fields.retain(|name, value| required.contains(&name.as_str()) || !is_empty(value));

@@ -239,7 +239,8 @@ fn a_run_says_what_it_is_about_to_do_and_how_far_it_is() {
         "--warmup-steps: a warm-up of 100 steps in a run of 10: the learning rate never reaches its peak",
         "step 1/10: loss ",
         "step 10/10: loss ",
-        " tokens/s, 0 s left",
+        " tokens/s, process memory ",
+        ", 0 s left",
     ] {
         assert!(said.err.contains(expected), "{expected}: {}", said.err);
     }
