@@ -63,9 +63,9 @@ fn model(device: &Device) -> QwenModel {
     model
 }
 
-fn trainer(device: &Device) -> Trainer {
+fn trainer(device: &Device, learning_rate: f64) -> Trainer {
     let trainable = Trainable::Adapter { slot: SLOT };
-    let options = TrainerOptions::constant(trainable, 2e-3, 20);
+    let options = TrainerOptions::constant(trainable, learning_rate, 20);
     Trainer::new(model(device), options)
 }
 
@@ -141,7 +141,7 @@ fn likeliest_answers_are_those_of_the_cpu() {
 #[test]
 fn steps_are_those_of_the_cpu() {
     let _turn = turn();
-    let [mut on_cpu, mut on_gpu] = [Device::flex(), gpu()].map(|device| trainer(&device));
+    let [mut on_cpu, mut on_gpu] = [Device::flex(), gpu()].map(|device| trainer(&device, 2e-3));
     let [mut for_cpu, mut for_gpu] = [rollouts(), rollouts()];
     let mut has_clipped = false;
     for step in 0..3 {
@@ -183,7 +183,7 @@ fn steps_are_those_of_the_cpu() {
         }
     }
     // The change of the weights has the direction of the CPU's.
-    let start = adapter_of(&trainer(&Device::flex()));
+    let start = adapter_of(&trainer(&Device::flex(), 2e-3));
     let (found, expected) = (adapter_of(&on_gpu), adapter_of(&on_cpu));
     let (mut dot, mut squares) = (0.0, [0.0; 2]);
     for (name, expected) in &expected.modules {
@@ -204,10 +204,10 @@ fn steps_are_those_of_the_cpu() {
 fn a_step_changes_what_is_written_next() {
     let _turn = turn();
     let device = gpu();
-    let mut trainer = trainer(&device);
+    let mut trainer = trainer(&device, 1e-2);
     let before = answers(&mut trainer.model, 8);
     let mut rollouts = rollouts();
-    for _ in 0..12 {
+    for _ in 0..3 {
         let free = PolicyLoss {
             epsilons: (10.0, 10.0),
             beta: 0.0,
