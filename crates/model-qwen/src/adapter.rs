@@ -196,16 +196,25 @@ pub(crate) fn check_modules(
 /// Warns of layers that the adapter's configuration targets and its file has no matrices of, as PEFT does: they work as in the base
 /// model. Such a file is often not whole.
 pub(crate) fn warn_of_missing(adapter: &LoraAdapter, shapes: &BTreeMap<String, [usize; 2]>) {
-    let missing = missing_modules(adapter, shapes);
-    if let Some(first) = missing.first() {
-        let more = match missing.len() {
-            1 => String::new(),
-            number => format!(" and {} more", number - 1),
-        };
-        tracing::warn!(
-            "{WEIGHTS_FILE} has no matrices of {first}{more}, which {CONFIG_FILE} targets: is the file whole?"
-        );
+    if let Some(missing) = told_missing(adapter, shapes) {
+        tracing::warn!("{missing}");
     }
+}
+
+/// What such a warning says.
+pub(crate) fn told_missing(
+    adapter: &LoraAdapter,
+    shapes: &BTreeMap<String, [usize; 2]>,
+) -> Option<String> {
+    let missing = missing_modules(adapter, shapes);
+    let first = missing.first()?;
+    let more = match missing.len() {
+        1 => String::new(),
+        number => format!(" and {} more", number - 1),
+    };
+    Some(format!(
+        "{WEIGHTS_FILE} has no matrices of {first}{more}, which {CONFIG_FILE} targets: is the file whole?"
+    ))
 }
 
 /// The model's linear layers that the adapter targets and has no matrices of.

@@ -165,7 +165,9 @@ pub async fn run_loading<L: Listener>(
         let progress = progress.to_string();
         async { ApiError::unavailable(progress) }
     });
-    let loading = loading.layer(from_fn(shape::apply));
+    let loading = loading
+        .layer(from_fn(shape::apply))
+        .layer(from_fn(request_id::echo));
     let (draining, drain) = oneshot::channel();
     let stop = {
         let loaded = Arc::clone(&loaded);

@@ -13,10 +13,17 @@ pub struct Commands {
 
 impl Commands {
     /// From the source tree.
-    pub const OF_CARGO: Self = Self {
-        serve: "cargo run -p server --",
-        train: "cargo run -p trainer-sft --",
-        tool: "cargo run -p trainer-sft --",
+    pub const OF_CARGO: Self = match cfg!(feature = "cuda") {
+        true => Self {
+            serve: "cargo run -p server --features cuda --",
+            train: "cargo run -p trainer-sft --features cuda --",
+            tool: "cargo run -p trainer-sft --features cuda --",
+        },
+        false => Self {
+            serve: "cargo run -p server --",
+            train: "cargo run -p trainer-sft --",
+            tool: "cargo run -p trainer-sft --",
+        },
     };
     /// The one program that is installed.
     pub const OF_QWEN_BURN: Self = Self {

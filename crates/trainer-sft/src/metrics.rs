@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -159,7 +160,37 @@ pub fn progress_bar(total: usize, done: usize, quiet: bool) -> ProgressBar {
     bar.set_position(done as u64);
     bar.reset_eta();
     bar.enable_steady_tick(Duration::from_millis(500));
+    *shown() = Some(bar.clone());
     bar
+}
+
+/// The bar of the last run.
+fn shown() -> MutexGuard<'static, Option<ProgressBar>> {
+    static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+    SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Standard error for lines above the progress bar, which is drawn again below them.
+#[derive(Clone, Copy, Debug)]
+pub struct AboveBar;
+
+impl io::Write for AboveBar {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.write_all(text).map(|()| text.len())
+    }
+
+    fn write_all(&mut self, text: &[u8]) -> io::Result<()> {
+        let write = || io::stderr().write_all(text);
+        let bar = shown().clone().filter(|bar| !bar.is_finished());
+        match bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Largest resident memory of this process so far in bytes (`VmHWM`); `None` where `/proc` does not exist.

@@ -19,6 +19,7 @@ use crate::args::{Args, ArgsError};
 use crate::chat_format::{ChatFormat, ModelFilesError};
 use crate::config::Config;
 use crate::data::Dataset;
+use crate::metrics::AboveBar;
 use crate::preview::preview;
 use crate::tools::{End, Tool, ToolError};
 use crate::{Summary, TrainError, Training};
@@ -84,7 +85,7 @@ fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| AboveBar)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()

@@ -156,10 +156,11 @@ impl<'a> Run<'a> {
                 break;
             }
         }
-        if self.summary.stopped.is_some() {
-            told.bar.abandon();
-        } else {
-            told.bar.finish();
+        match self.trainer.num_steps() == total_steps {
+            true => told.bar.finish(),
+            false => told.bar.abandon(),
+        }
+        if self.summary.stopped.is_none() {
             self.summary.stopped_early = self.trainer.num_steps() < total_steps;
             self.on_device(self.trainer.num_steps(), Self::write_result)?;
             self.sample(&told)?;
@@ -221,9 +222,7 @@ impl<'a> Run<'a> {
         let mut is_new_best = false;
         if is_due(settings.eval_steps, step) || last {
             let is_best = match self.on_device(step, |run| run.evaluate(&batch, told)) {
-                Err(error @ TrainError::Reward(_)) => {
-                    return Err(self.stop_at(self.loader.state(), error));
-                }
+                Err(error @ TrainError::Reward(_)) => return Err(self.end_unjudged(error)),
                 is_best => is_best?,
             };
             is_new_best = is_best && settings.load_best;
@@ -285,6 +284,25 @@ impl<'a> Run<'a> {
             self.weights.save(&self.trainer.model, output, DType::BF16)
         });
         saved.map_err(|error| self.keep_elsewhere(error, DType::BF16))
+    }
+
+    /// Ends a run whose evaluation got no rewards. Where these decide, or answers are to be learnt further, a run that goes on must not
+    /// begin behind this step: there is no checkpoint of it.
+    fn end_unjudged(&mut self, error: TrainError) -> TrainError {
+        let settings = &self.config.run;
+        let decides = settings.load_best || settings.early_stopping_patience.is_some();
+        let is_at_start = self.grpo.as_ref().is_none_or(Grpo::is_at_start);
+        if is_at_start && !decides {
+            return self.stop_at(self.loader.state(), error);
+        }
+        match newest_checkpoint(&settings.output) {
+            Some(checkpoint) => warn!(
+                "the evaluation of this step is needed: --resume goes on from {}, and comes to it again",
+                checkpoint.display()
+            ),
+            None => warn!("there is no checkpoint to go on from (--save-steps writes some)"),
+        }
+        error
     }
 
     /// Ends a run whose data cannot be read on, with a checkpoint of the steps that were done.

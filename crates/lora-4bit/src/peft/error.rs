@@ -93,9 +93,10 @@ pub enum PeftError {
          again"
     )]
     LfsPointer(PathBuf),
-    /// A tensor belongs to a module that the configuration does not name.
+    /// A tensor belongs to a module that the configuration does not target.
     #[error(
-        "{WEIGHTS_FILE}: tensor `{0}` belongs to a module that `target_modules` in {CONFIG_FILE} does not name"
+        "{WEIGHTS_FILE}: tensor `{0}` belongs to a module that {CONFIG_FILE} does not target (`target_modules`, `exclude_modules`, \
+         `layers_to_transform`)"
     )]
     UntargetedTensor(String),
     /// Only one of the two matrices of a module is there.

@@ -184,7 +184,7 @@ pub(super) fn reason(error: &impl std::fmt::Display) -> String {
     }
 }
 
-/// An object of a request, whose every key is known.
+/// An object of a request, whose every key is known; other keys may say nothing: null, false or an empty list.
 pub(super) fn object<'a>(
     value: &'a Value,
     what: &str,
@@ -193,9 +193,17 @@ pub(super) fn object<'a>(
     let Value::Object(object) = value else {
         return invalid(format!("{what}: expected an object, found {}", kind(value)));
     };
-    match object.keys().find(|key| !keys.contains(&key.as_str())) {
+    let says_nothing = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    };
+    let unknown = object
+        .iter()
+        .find(|(key, value)| !keys.contains(&key.as_str()) && !says_nothing(value));
+    match unknown {
         None => Ok(object),
-        Some(key) => invalid(format!(
+        Some((key, _)) => invalid(format!(
             "{what}: the key `{key}` is not supported, expected {}",
             keys.join(", ")
         )),

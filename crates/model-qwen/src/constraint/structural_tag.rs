@@ -1,5 +1,6 @@
 //! Free text with parts that keep to a format: vLLM's and xgrammar's structural tags, as Lark.
 
+mod content;
 mod keys;
 mod repeats;
 
@@ -13,6 +14,7 @@ use super::grammar::{
     Grammar, GrammarError, JsonStyle, invalid, kind, lark_regex, lark_string, object, sized,
 };
 use super::json_schema;
+use content::{Content, one};
 use keys::{flag, list, optional_texts, text, texts};
 
 /// Formats inside one another.
@@ -67,7 +69,7 @@ pub(super) fn to_llguidance(tag: &Value) -> Result<TopLevelGrammar, GrammarError
                     "structural_tag: expected `format`, or `structures` and `triggers`",
                 );
             };
-            lark.format(format, 0)?
+            lark.format(format, 0)?.expression()
         }
     };
     let grammar = format!(
@@ -169,11 +171,11 @@ impl Lark {
             triggers: texts(tag, "triggers")?,
             ..Free::default()
         };
-        self.triggered(&tags, free)
+        self.triggered(&tags, free).map(Content::expression)
     }
 
     /// The expression of a format.
-    fn format(&mut self, format: &Value, depth: usize) -> Result<String, GrammarError> {
+    fn format(&mut self, format: &Value, depth: usize) -> Result<Content, GrammarError> {
         if depth > MAX_DEPTH {
             return Err(GrammarError::TooLarge(format!(
                 "formats are deeper than {MAX_DEPTH} levels"
@@ -186,7 +188,7 @@ impl Lark {
             ));
         };
         let with = |keys: &[&str]| object(format, name, &[&["type"], keys].concat());
-        Ok(match name {
+        Ok(Content::closed(match name {
             "const_string" => literal(text(with(&["value"])?, "value")?),
             "json_schema" => {
                 let schema = with(&["json_schema", "style"])?;
@@ -203,18 +205,18 @@ impl Lark {
             "grammar" => self.grammar(with(&["grammar", "syntax"])?)?,
             "any_text" => {
                 let excludes = optional_texts(with(&["excludes"])?, "excludes")?;
-                self.text_without(&excludes)?
+                return Ok(Content::open(String::new(), self.text_without(&excludes)?));
             }
             "token" => repeats::token(format)?,
-            "optional" | "star" | "plus" | "repeat" => self.repeated(format, name, depth)?,
-            "dispatch" => self.dispatch(with(&["rules", "loop", "excludes"])?, depth)?,
-            "sequence" => self.sequence(list(with(&["elements"])?, "elements")?, depth)?,
+            "optional" | "star" | "plus" | "repeat" => return self.repeated(format, name, depth),
+            "dispatch" => return self.dispatch(with(&["rules", "loop", "excludes"])?, depth),
+            "sequence" => return self.sequence(list(with(&["elements"])?, "elements")?, depth),
             "or" => {
                 let elements = list(with(&["elements"])?, "elements")?;
                 let elements = elements
                     .iter()
                     .map(|element| self.format(element, depth + 1));
-                format!("({})", elements.collect::<Result<Vec<_>, _>>()?.join(" | "))
+                return Ok(Content::one_of(elements.collect::<Result<Vec<_>, _>>()?));
             }
             "tag" => {
                 let begin = match format.get("begin") {
@@ -244,7 +246,7 @@ impl Lark {
                     only_one: flag(format, "stop_after_first")?,
                 };
                 let tags = self.tags(format, depth)?;
-                self.triggered(&tags, free)?
+                return self.triggered(&tags, free);
             }
             "tags_with_separator" => {
                 let tags = with(&["tags", "separator", "at_least_one", "stop_after_first"])?;
@@ -256,7 +258,7 @@ impl Lark {
                      sequence, or, optional, star, plus, repeat, tag, triggered_tags, tags_with_separator or dispatch"
                 ));
             }
-        })
+        }))
     }
 
     fn grammar(&mut self, format: &Map<String, Value>) -> Result<String, GrammarError> {
@@ -281,18 +283,25 @@ impl Lark {
         Ok(format!("@{name}"))
     }
 
-    fn sequence(&mut self, elements: &[Value], depth: usize) -> Result<String, GrammarError> {
+    fn sequence(&mut self, elements: &[Value], depth: usize) -> Result<Content, GrammarError> {
+        let Some((last, elements)) = elements.split_last() else {
+            return Ok(Content::closed(joined(&[])));
+        };
         let mut parts = Vec::with_capacity(elements.len());
-        for (i, element) in elements.iter().enumerate() {
+        for element in elements {
             let part = self.format(element, depth + 1)?;
-            if part.starts_with(TEXT_NAME) && i + 1 < elements.len() {
+            if part.is_open() {
                 return invalid(
-                    "sequence: `any_text` is only supported as the last element; a tag's `end` ends it, too",
+                    "sequence: only the last element may end in any text; a tag's `end` ends it, too",
                 );
             }
-            parts.push(part);
+            parts.push(part.expression());
         }
-        Ok(joined(&parts))
+        let before = match parts.is_empty() {
+            true => String::new(),
+            false => joined(&parts),
+        };
+        Ok(self.format(last, depth + 1)?.after(&before))
     }
 
     fn tags(
@@ -324,22 +333,22 @@ impl Lark {
         let literals: Vec<String> = ends.iter().map(|end| literal(end)).collect();
         let end = match literals.as_slice() {
             [] => end_token.clone().unwrap_or_default(),
-            [one] => one.clone(),
-            several => format!("({})", several.join(" | ")),
+            several => one(several.to_vec()),
         };
-        let rest = match content.starts_with(TEXT_NAME) {
-            false => joined(&[content, end]),
+        let rest = match end_token.is_some() {
             // A token is no character, so any text ends before it.
-            true if is_open => content,
-            true if end_token.is_some() => joined(&[content, end]),
+            true => content.ended(&end, |text| joined(&[text.to_owned(), end.clone()])),
+            false if is_open => content.ended(&end, str::to_owned),
             // The text up to the first end.
-            true => self.rule("[lazy]", &joined(&[content, end])),
+            false => content.ended(&end, |text| {
+                self.rule("[lazy]", &joined(&[text.to_owned(), end.clone()]))
+            }),
         };
         Ok(Tag { begin, rest })
     }
 
     /// Any text, in which each trigger begins one of its tags.
-    fn triggered(&mut self, tags: &[Tag], free: Free) -> Result<String, GrammarError> {
+    fn triggered(&mut self, tags: &[Tag], free: Free) -> Result<Content, GrammarError> {
         let Free {
             triggers,
             excludes,
@@ -377,10 +386,12 @@ impl Lark {
         }
         let part = self.rule("", &parts.join(" | "));
         Ok(match (at_least_one, only_one) {
-            (false, false) => format!("{part}* {text}"),
-            (true, false) => format!("{part}+ {text}"),
-            (false, true) => format!("({part} | {text})"),
-            (true, true) => part,
+            (false, false) => Content::open(format!("{part}*"), text),
+            (true, false) => Content::open(format!("{part}+"), text),
+            (false, true) => {
+                Content::one_of([Content::closed(part), Content::open(String::new(), text)])
+            }
+            (true, true) => Content::closed(part),
         })
     }
 

@@ -8,7 +8,7 @@ use lora_4bit::bnb;
 use lora_4bit::peft::LoraAdapter;
 
 use super::{LoadError, LoadOptions, Loader};
-use crate::adapter::{AdapterError, check_modules, warn_of_missing};
+use crate::adapter::{AdapterError, check_modules, told_missing, warn_of_missing};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;
 use crate::model::linear_features;
@@ -53,6 +53,11 @@ impl FolderShapes {
             linears,
             embedding: [config.vocab_size, config.hidden_size],
         })
+    }
+
+    /// Layers that the adapter targets and has no matrices of, as a sentence; `None` if there is none.
+    pub fn missing(&self, adapter: &LoraAdapter) -> Option<String> {
+        told_missing(adapter, &self.linears)
     }
 
     /// Whether the model has the layers that an adapter has matrices for. Layers that the adapter targets and has no matrices of are

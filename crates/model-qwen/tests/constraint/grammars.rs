@@ -402,6 +402,81 @@ fn patterns_in_free_text_say_what_follows() {
     );
 }
 
+/// Whatever comes before any text, the end of a tag ends it.
+#[test]
+fn a_tag_ends_where_its_end_first_comes() {
+    let tag = |content: Value| {
+        let tag = json!({"type": "tag", "begin": "<", "content": content, "end": ">"});
+        Grammar::StructuralTag(json!({"type": "structural_tag", "format": tag}))
+    };
+    let any = json!({"type": "any_text"});
+    let inner = json!({"type": "tag", "begin": "[", "content": any, "end": "]"});
+    let triggered = |more: Value| {
+        let mut format = json!({"type": "triggered_tags", "triggers": ["["], "tags": [inner]});
+        let more = more.as_object().unwrap().clone();
+        format.as_object_mut().unwrap().extend(more);
+        tag(format)
+    };
+    let bad = ["<a", "<a>b", "<a>b>"];
+    check(&tag(any.clone()), &["<a>", "<>"], &bad);
+    check(
+        &triggered(json!({})),
+        &["<a>", "<>", "<a[b]c>", "<[>]>", "<[b][c]>"],
+        &[&bad[..], &["<[b>", "<[b]>c>"]].concat(),
+    );
+    check(
+        &triggered(json!({"at_least_one": true})),
+        &["<a[b]c>", "<[b]>"],
+        &["<a>", "<[b]>c>"],
+    );
+    check(
+        &triggered(json!({"stop_after_first": true})),
+        &["<a>", "<a[b]>"],
+        &["<a[b]c>", "<a>b>"],
+    );
+    let either = json!({"type": "or", "elements": [{"type": "const_string", "value": "7"}, any]});
+    check(&tag(either), &["<7>", "<a>", "<>"], &bad);
+    let sequence =
+        json!({"type": "sequence", "elements": [{"type": "const_string", "value": "7"}, any]});
+    check(&tag(sequence), &["<7>", "<7a>"], &["<a>", "<7a>b>"]);
+    let dispatch =
+        json!({"type": "dispatch", "rules": [["[", {"type": "regex", "pattern": "[0-9]\\]"}]]});
+    check(&tag(dispatch), &["<a>", "<a[1]b>"], &["<a[x]>", "<a>b>"]);
+    let optional = json!({"type": "optional", "content": any});
+    check(&tag(optional), &["<a>", "<>"], &bad);
+}
+
+/// xgrammar's own programs write every key, also those that say nothing.
+#[test]
+fn keys_of_formats_that_say_nothing_are_as_if_they_were_absent() {
+    let format =
+        |format: Value| Grammar::StructuralTag(json!({"type": "structural_tag", "format": format}));
+    let text = json!({"type": "any_text", "excludes": [], "max_tokens": null, "max_chars": null});
+    check(&format(text), &["a", ""], &[]);
+    let number = json!({"type": "json_schema", "json_schema": {"type": "integer"}, "style": "json", "any_order": false});
+    check(&format(number), &["5"], &["a"]);
+    let limited = format(json!({"type": "any_text", "max_tokens": 5}));
+    assert!(super::FACTORY.compile(&limited, None).is_err());
+}
+
+#[test]
+fn patterns_may_be_equal_or_begin_one_another() {
+    let rule =
+        |pattern: &str, value: &str| json!([pattern, {"type": "const_string", "value": value}]);
+    let rules = [
+        rule("<a", "1"),
+        rule("<ab", "2"),
+        rule(",", "x"),
+        rule(",", "y"),
+    ];
+    let dispatch = json!({"type": "dispatch", "rules": rules});
+    check(
+        &Grammar::StructuralTag(json!({"type": "structural_tag", "format": dispatch})),
+        &["<a1", "<ab2", "a,x", "a,y<a1"],
+        &["<a2", "<ab1", "a,z"],
+    );
+}
+
 #[test]
 fn a_token_is_one_of_the_vocabulary() {
     let format =

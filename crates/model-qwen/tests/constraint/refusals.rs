@@ -78,8 +78,8 @@ fn tags_that_are_not_known_are_refused_by_name() {
     for (format, reason) in [
         (json!({"type": "star"}), "`content`"),
         (
-            json!({"type": "plus", "content": {"type": "any_text"}}),
-            "any length",
+            json!({"type": "repeat", "min": 1, "max": 2, "content": {"type": "any_text"}}),
+            "must not end in any text",
         ),
         (
             json!({"type": "repeat", "min": 3, "max": 2, "content": number}),

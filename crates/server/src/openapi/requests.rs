@@ -70,6 +70,9 @@ fn property(endpoint: Endpoint, field: &Field) -> Value {
             json!({ "enum": values })
         }
     };
+    if endpoint == Endpoint::Chat && field.name == "max_tokens" {
+        schema["minimum"] = json!(1);
+    }
     let note = match &field.verdict {
         Verdict::Works => field.note.to_owned(),
         Verdict::Harmless => format!("Ignored: {}.", field.note),
@@ -102,8 +105,7 @@ fn form(field: &Field) -> Value {
         "task" => json!({ "enum": ["embed", "classify", null] }),
         _ => match field.kind_name() {
             "text" => json!({ "type": ["string", "null"] }),
-            "integer" => bounded("integer", bounds(field)),
-            "number" => bounded("number", bounds(field)),
+            kind @ ("integer" | "number") => bounded(kind, field),
             "boolean" => json!({ "type": ["boolean", "null"] }),
             "integers" => {
                 json!({ "type": ["array", "null"], "items": { "type": "integer", "minimum": 0 } })
@@ -128,6 +130,7 @@ fn bounds(field: &Field) -> (Option<f64>, Option<f64>) {
         "presence_penalty" | "frequency_penalty" => (Some(-2.0), Some(2.0)),
         "temperature" | "min_tokens" | "top_n" => (Some(0.0), None),
         "top_p" | "min_p" => (Some(0.0), Some(1.0)),
+        "seed" => (None, Some(i64::MAX as f64)),
         "n" => (Some(1.0), Some(128.0)),
         "top_k" | "truncate_prompt_tokens" | "logprobs" | "top_logprobs" | "prompt_logprobs" => {
             (Some(-1.0), None)
@@ -135,15 +138,21 @@ fn bounds(field: &Field) -> (Option<f64>, Option<f64>) {
         "max_tokens" | "max_completion_tokens" if field.is_of(Endpoint::Completions) => {
             (Some(0.0), None)
         }
-        "max_completion_tokens" | "dimensions" => (Some(1.0), None),
+        "max_completion_tokens" | "max_output_tokens" | "dimensions" => (Some(1.0), None),
         "repetition_penalty" => (Some(0.0), None),
         _ => (None, None),
     }
 }
 
-fn bounded(kind: &str, (least, largest): (Option<f64>, Option<f64>)) -> Value {
+fn bounded(kind: &str, field: &Field) -> Value {
     let mut schema = json!({ "type": [kind, "null"] });
-    for (key, bound) in [("minimum", least), ("maximum", largest)] {
+    let (least, largest) = bounds(field);
+    // 0 itself is none of them.
+    let of_least = match field.name {
+        "top_p" | "repetition_penalty" => "exclusiveMinimum",
+        _ => "minimum",
+    };
+    for (key, bound) in [(of_least, least), ("maximum", largest)] {
         if let Some(bound) = bound {
             schema[key] = json!(bound as i64);
         }

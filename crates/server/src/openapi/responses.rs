@@ -8,7 +8,7 @@ use super::chat::{any_of, json_schema, modes, name, of_type, or_null, text};
 pub(super) fn form(field: &str) -> Option<Value> {
     Some(match field {
         "input" => any_of(&[
-            name(),
+            text(),
             json!({ "type": "array", "minItems": 1, "items": item() }),
         ]),
         "tools" => json!({ "type": ["array", "null"], "items": tool() }),

@@ -52,6 +52,7 @@ fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
                 num == 1 || keyword == "anyOf"
             }
             "minimum" => value.as_f64().is_none_or(|it| it >= of.as_f64().unwrap()),
+            "exclusiveMinimum" => value.as_f64().is_none_or(|it| it > of.as_f64().unwrap()),
             "maximum" => value.as_f64().is_none_or(|it| it <= of.as_f64().unwrap()),
             "minLength" => length(value).is_none_or(|len| len >= of.as_u64().unwrap()),
             "maxLength" => length(value).is_none_or(|len| len <= of.as_u64().unwrap()),

@@ -36,7 +36,7 @@ pub enum ConfigError {
     )]
     NoData,
     /// Nothing to evaluate on.
-    #[error("--eval-steps needs --eval-data or --eval-split")]
+    #[error("--eval-steps needs --eval-data (or --eval-split, but not with --method grpo)")]
     NoEvalData,
     /// A run to go on with whose settings are not known.
     #[error(

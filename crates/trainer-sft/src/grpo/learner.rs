@@ -144,15 +144,11 @@ impl Grpo {
     }
 
     /// Answers the held-out prompts, with the same seeds each time. Gives the numbers of [`Self::step`] with `eval_` before their
-    /// names; `None` where there are no such prompts, and when the run is told to `stop` while it waits for rewards.
+    /// names; `None` where there are no such prompts.
     ///
     /// # Errors
     /// A device that fails, and rewards that do not come.
-    pub(crate) fn measure(
-        &self,
-        trainer: &mut Trainer,
-        stop: Option<&AtomicBool>,
-    ) -> Result<Option<Numbers>, TrainError> {
+    pub(crate) fn measure(&self, trainer: &mut Trainer) -> Result<Option<Numbers>, TrainError> {
         let held_out: Vec<&Question> = self.questions.held_out().iter().collect();
         if held_out.is_empty() {
             return Ok(None);
@@ -171,10 +167,8 @@ impl Grpo {
             .chunks(prompts)
             .zip(requests.chunks(prompts * size))
         {
-            let part = match self.judged(trainer, (asked, requests.to_vec()), stop) {
-                Err(TrainError::Stopped) => return Ok(None),
-                part => part?,
-            };
+            // A run that is told to stop comes to the end of an evaluation first: it may decide.
+            let part = self.judged(trainer, (asked, requests.to_vec()), None)?;
             all.completions.extend(part.completions);
             all.rewards.extend(part.rewards);
             for (all, part) in all.each.iter_mut().zip(part.each) {

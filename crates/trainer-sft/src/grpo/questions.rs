@@ -59,7 +59,7 @@ impl Questions {
             count => format!(", and {count} held out"),
         };
         info!(
-            "{} prompts with {:.0} tokens each{count}; rewards: {}",
+            "{} prompts with {:.0} tokens on average{count}; rewards: {}",
             questions.len(),
             train.examples.num_tokens() as f64 / questions.len().max(1) as f64,
             names.join(", ")

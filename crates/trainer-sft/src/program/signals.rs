@@ -59,7 +59,7 @@ fn receive(signal: i32) {
         false => "\nstopping after this step, with a checkpoint; once more to end at once\n",
     };
     // The terminal may be gone.
-    let _ = std::io::stderr().write_all(told.as_bytes());
+    let _ = crate::metrics::AboveBar.write_all(told.as_bytes());
 }
 
 /// Starts to listen.

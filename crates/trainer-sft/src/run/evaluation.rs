@@ -67,7 +67,7 @@ impl Run<'_> {
     fn evaluate_rewards(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
         let step = self.trainer.num_steps();
         let measured = match &self.grpo {
-            Some(grpo) => grpo.measure(&mut self.trainer, self.watch.stop)?,
+            Some(grpo) => grpo.measure(&mut self.trainer)?,
             None => None,
         };
         let Some(numbers) = measured else {

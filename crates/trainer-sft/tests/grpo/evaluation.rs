@@ -3,12 +3,14 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use trainer_sft::burn::tensor::Device;
 use trainer_sft::config::Config;
 use trainer_sft::{Summary, TrainError, Training};
 
+use super::programs::server;
 use super::support::{program, text_of};
 use super::{adapter, config, lines, records};
 
@@ -134,6 +136,65 @@ fn a_resumed_run_decides_as_one_without_a_stop() {
         adapter(&whole.output) == adapter(&resumed.output),
         "the adapters differ"
     );
+}
+
+/// A server of rewards, which does `on_evaluation` where they are of held-out prompts; `None` is a failure.
+fn rewards(on_evaluation: impl Fn() -> Option<()> + Send + 'static) -> Vec<String> {
+    let is_held_out = |body: &Value| {
+        let prompt = body["prompts"][0].to_string();
+        held_out()
+            .iter()
+            .any(|held| prompt.contains(held["prompt"].as_str().unwrap()))
+    };
+    let url = server(move |_, body| {
+        let texts = body["completions"].as_array().unwrap().iter();
+        let rewards: Vec<usize> = texts.map(|text| text.to_string().len()).collect();
+        match is_held_out(&body) && on_evaluation().is_none() {
+            true => (500, String::new()),
+            false => (200, json!({ "rewards": rewards }).to_string()),
+        }
+    });
+    vec![url]
+}
+
+fn judged_by(mut config: Config, urls: Vec<String>) -> Config {
+    config.grpo.rewards.clear();
+    config.grpo.reward_urls = urls;
+    config.run.eval_steps = Some(1);
+    config
+}
+
+#[test]
+fn a_run_that_is_told_to_stop_comes_to_the_end_of_its_evaluation() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let dir = tempfile::tempdir().unwrap();
+    let urls = rewards(|| {
+        STOP.store(true, Ordering::SeqCst);
+        Some(())
+    });
+    let config = judged_by(config(&dir.path().join("a")), urls);
+    let training = Training::new(&config).device(&Device::flex());
+    let training = training.records(records()).eval_records(held_out());
+    let stopped = training.stop_when(&STOP).run().unwrap();
+    assert_eq!(
+        stopped.stopped,
+        Some(config.run.output.join("checkpoint-1"))
+    );
+    assert_eq!(evaluations(&stopped.output).len(), 1);
+}
+
+/// What goes on from a checkpoint must not lack an evaluation that decides.
+#[test]
+fn an_evaluation_that_fails_leaves_a_checkpoint_only_where_it_decides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for load_best in [false, true] {
+        let output = dir.path().join(load_best.to_string());
+        let mut config = judged_by(config(&output), rewards(|| None));
+        config.run.load_best = load_best;
+        let failed = run(&config).unwrap_err().to_string();
+        assert!(failed.contains("found 500"), "{failed}");
+        assert_eq!(output.join("checkpoint-1").is_dir(), !load_best);
+    }
 }
 
 #[test]

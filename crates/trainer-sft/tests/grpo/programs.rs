@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use super::*;
 
 /// A server that answers one request after the other with what `answer` makes of its body.
-fn server(answer: impl Fn(usize, Value) -> (u16, String) + Send + 'static) -> String {
+pub(super) fn server(answer: impl Fn(usize, Value) -> (u16, String) + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/rewards", listener.local_addr().unwrap());
     std::thread::spawn(move || {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::super::grammar::{GrammarError, invalid, kind, object};
 use super::keys::{flag, list, optional_texts};
-use super::{Free, Lark, TEXT_NAME, Tag};
+use super::{Content, Free, Lark, Tag};
 
 /// Most repetitions that a number may name: the grammar grows with it.
 const MAX_REPEATS: u64 = 10_000;
@@ -46,7 +46,7 @@ impl Lark {
         format: &Value,
         name: &str,
         depth: usize,
-    ) -> Result<String, GrammarError> {
+    ) -> Result<Content, GrammarError> {
         let bounds: &[&str] = match name {
             "repeat" => &["min", "max"],
             _ => &[],
@@ -56,16 +56,22 @@ impl Lark {
             return invalid(format!("{name}: expected `content`"));
         };
         let content = self.format(content, depth + 1)?;
-        if content.starts_with(TEXT_NAME) {
-            return invalid(format!("{name}: `any_text` is of any length already"));
+        match name {
+            // Any text may be empty.
+            "optional" | "star" | "plus" if content.is_any_text() => return Ok(content),
+            _ if content.is_open() => {
+                return invalid(format!("{name}: its content must not end in any text"));
+            }
+            _ => {}
         }
+        let content = content.expression();
         let times = match name {
             "optional" => "?".to_owned(),
             "star" => "*".to_owned(),
             "plus" => "+".to_owned(),
             _ => times(format)?,
         };
-        Ok(format!("({content}){times}"))
+        Ok(Content::closed(format!("({content}){times}")))
     }
 
     /// Free text in which what follows a pattern keeps to its format.
@@ -73,7 +79,7 @@ impl Lark {
         &mut self,
         format: &Map<String, Value>,
         depth: usize,
-    ) -> Result<String, GrammarError> {
+    ) -> Result<Content, GrammarError> {
         let rules = list(format, "rules")?.iter().map(|rule| {
             let pair = rule.as_array().map(Vec::as_slice);
             let Some([Value::String(pattern), content]) = pair else {
@@ -81,12 +87,21 @@ impl Lark {
             };
             Ok(Tag {
                 begin: pattern.clone(),
-                rest: self.format(content, depth + 1)?,
+                rest: self.format(content, depth + 1)?.expression(),
             })
         });
         let rules: Vec<Tag> = rules.collect::<Result<_, _>>()?;
+        // A pattern that begins another one comes first: what makes it longer follows it.
+        let patterns = rules.iter().map(|rule| rule.begin.as_str());
+        let mut triggers: Vec<String> = Vec::new();
+        for pattern in patterns.clone() {
+            let begins = |other: &str| other != pattern && pattern.starts_with(other);
+            if !patterns.clone().any(begins) && !triggers.iter().any(|known| known == pattern) {
+                triggers.push(pattern.to_owned());
+            }
+        }
         let free = Free {
-            triggers: rules.iter().map(|rule| rule.begin.clone()).collect(),
+            triggers,
             excludes: optional_texts(format, "excludes")?,
             at_least_one: false,
             only_one: format.contains_key("loop") && !flag(format, "loop")?,

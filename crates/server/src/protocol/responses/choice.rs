@@ -105,20 +105,38 @@ fn chat_function(
             ));
         }
     };
+    let namespace = match function.get("namespace") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(namespace)) => Some(namespace.as_str()),
+        Some(other) => {
+            let place = format!("{place}.namespace");
+            return Err(ApiError::expected(place, "a string", kind(other)));
+        }
+    };
     let name = function.get("name").and_then(Value::as_str);
-    let named = name.and_then(|name| {
-        let mut callees = tools.callees.iter();
+    let named: Vec<&String> = name.map_or_else(Vec::new, |name| {
         let of_name = |(flat, callee): &(&String, &Callee)| {
-            (*flat == name || callee.name == name) && callee.is_custom == is_custom
+            let is_named = match namespace {
+                Some(_) => callee.name == name && callee.namespace.as_deref() == namespace,
+                None => *flat == name || callee.name == name,
+            };
+            is_named && callee.is_custom == is_custom
         };
         match tools.callees.get_key_value(name).filter(of_name) {
-            None => callees.find(of_name),
-            found => found,
+            None => (tools.callees.iter().filter(of_name))
+                .map(|(flat, _)| flat)
+                .collect(),
+            Some((flat, _)) => vec![flat],
         }
     });
-    match named {
-        Some((flat, _)) => Ok(json!({ "type": "function", "function": { "name": flat } })),
-        None => {
+    match named.as_slice() {
+        [flat] => Ok(json!({ "type": "function", "function": { "name": flat } })),
+        [_, _, ..] => Err(ApiError::expected(
+            format!("{place}.namespace"),
+            "the namespace of one of the tools of this name",
+            "none",
+        )),
+        [] => {
             let found = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
             let expected = match is_custom {
                 true => "the name of one of the custom `tools`",
@@ -176,6 +194,18 @@ mod tests {
         ] {
             assert_eq!(chat_choice(&choice, &tools).unwrap(), expected);
         }
+        let space =
+            |name: &str| json!({ "type": "namespace", "name": name, "tools": [function("d")] });
+        let both = read_tools(vec![space("n"), space("m")]).unwrap();
+        let mut named = function("d");
+        assert_eq!(
+            chat_choice(&named, &both).unwrap_err().param.as_deref(),
+            Some("tool_choice.namespace")
+        );
+        named["namespace"] = json!("n");
+        assert_eq!(chat_choice(&named, &both).unwrap(), chat("n__d"));
+        named["namespace"] = json!("o");
+        assert!(chat_choice(&named, &both).is_err());
         for (choice, param) in [
             (json!("any"), "tool_choice"),
             (json!(5), "tool_choice"),

@@ -232,11 +232,10 @@ fn compare(
         },
     };
     match FolderShapes::open(&folder) {
-        Ok(base) => {
-            if let Err(error) = base.check_adapter(adapter) {
-                problems.push(error.to_string());
-            }
-        }
+        Ok(base) => match base.check_adapter(adapter) {
+            Ok(()) => problems.extend(base.missing(adapter)),
+            Err(error) => problems.push(error.to_string()),
+        },
         Err(error) => problems.push(format!("the base model cannot be used: {error}")),
     }
     Ok(true)
