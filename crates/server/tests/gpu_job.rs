@@ -1,6 +1,6 @@
 //! A fine-tuning job on a GPU: it learns beside the server's requests, and its result is served as on a CPU.
 //!
-//! Needs what `gpu_engine.rs` needs.
+//! Needs what `gpu_engine` needs.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]

@@ -2,13 +2,15 @@
 #![cfg(any(feature = "cuda", feature = "wgpu"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/gpu.rs"]
+mod gpus;
 #[path = "support/adapter.rs"]
 mod support;
 
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Device, DeviceType};
+use burn::tensor::Device;
 use lora_4bit::ComputeDtype;
 use lora_4bit::peft::{LoraAdapter, LoraConfig};
 use model_qwen::{QwenConfig, QwenModel, SamplingParams};
@@ -21,6 +23,8 @@ use trainer_sft::lora::{SLOT, read_adapter};
 use trainer_sft::parameters::{Trainable, visit_model};
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
+use self::gpus::gpu;
+
 const VOCAB: u32 = 512;
 const PROMPTS: [&[u32]; 3] = [&[5, 6, 7, 8], &[100, 3, 50], &[9, 9, 400, 31, 2, 77]];
 
@@ -29,17 +33,6 @@ static TURN: Mutex<()> = Mutex::new(());
 
 fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn gpu() -> Device {
-    let types: &[DeviceType] = &[
-        #[cfg(feature = "cuda")]
-        DeviceType::Cuda,
-        #[cfg(feature = "wgpu")]
-        DeviceType::Wgpu,
-    ];
-    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
-    devices.next().expect("a CUDA or WebGPU device")
 }
 
 /// Two layers whose sizes the kernels take, with an adapter of rank 8 in f32.

@@ -4,6 +4,7 @@
 mod grammars;
 mod refusals;
 mod schemas;
+mod tags;
 
 use std::sync::LazyLock;
 

@@ -158,16 +158,21 @@ fn tool_choice() -> Value {
     any_of(&[modes(), named, allowed])
 }
 
+/// The fields of a named schema that an answer fits.
+pub(super) fn answer_schema() -> Value {
+    json!({
+        "name": text(),
+        "description": { "type": ["string", "null"] },
+        "schema": json_schema(),
+        "strict": { "type": ["boolean", "null"] },
+    })
+}
+
 fn response_format() -> Value {
     let schema = json!({
         "type": "object",
         "required": ["name", "schema"],
-        "properties": {
-            "name": text(),
-            "description": { "type": ["string", "null"] },
-            "schema": json_schema(),
-            "strict": { "type": ["boolean", "null"] },
-        },
+        "properties": answer_schema(),
     });
     any_of(&[
         of_type("text", &[], json!({})),

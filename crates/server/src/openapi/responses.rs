@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::chat::{any_of, json_schema, modes, name, of_type, or_null, text};
+use super::chat::{answer_schema, any_of, modes, name, of_type, or_null, text};
 
 /// The form of a field that has fields of its own.
 pub(super) fn form(field: &str) -> Option<Value> {
@@ -151,15 +151,9 @@ fn tool_choice() -> Value {
 }
 
 fn format() -> Value {
-    let schema = json!({
-        "name": text(),
-        "description": { "type": ["string", "null"] },
-        "schema": json_schema(),
-        "strict": { "type": ["boolean", "null"] },
-    });
     any_of(&[
         of_type("text", &[], json!({})),
         of_type("json_object", &[], json!({})),
-        of_type("json_schema", &["name", "schema"], schema),
+        of_type("json_schema", &["name", "schema"], answer_schema()),
     ])
 }

@@ -2,7 +2,7 @@
 
 use trainer_sft::step;
 
-use super::gpu;
+use super::gpus::gpu;
 use super::steps::{CASES, Kind, OVER_NF4, check, check_bf16};
 
 #[test]

@@ -5,6 +5,8 @@
 #[path = "../support/golden.rs"]
 mod files;
 mod golden;
+#[path = "../support/gpu.rs"]
+mod gpus;
 mod runs;
 #[path = "../support/runs.rs"]
 mod short_runs;
@@ -13,7 +15,9 @@ mod steps;
 #[path = "../support/adapter.rs"]
 mod support;
 
-use burn::tensor::{Device, DeviceType, Tensor};
+#[cfg(feature = "cuda")]
+use burn::tensor::DeviceType;
+use burn::tensor::{Device, Tensor};
 use lora_4bit::ComputeDtype;
 use model_qwen::{QwenConfig, QwenModel};
 use trainer_sft::batch::Batch;
@@ -25,18 +29,9 @@ use trainer_sft::preference::{Objective, Preference};
 use trainer_sft::step::Checkpointing;
 use trainer_sft::trainer::{Trainer, TrainerOptions};
 
-const VOCAB: u32 = 512;
+use self::gpus::gpu;
 
-fn gpu() -> Device {
-    let types: &[DeviceType] = &[
-        #[cfg(feature = "cuda")]
-        DeviceType::Cuda,
-        #[cfg(feature = "wgpu")]
-        DeviceType::Wgpu,
-    ];
-    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
-    devices.next().expect("a CUDA or WebGPU device")
-}
+const VOCAB: u32 = 512;
 
 /// What is trained, and of what.
 #[derive(Clone, Copy, Debug, Default)]

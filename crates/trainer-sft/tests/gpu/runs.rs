@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor};
 use trainer_sft::config::{Config, Optim};
 use trainer_sft::{TrainError, Training};
 
-use super::gpu;
+use super::gpus::gpu;
 use super::short_runs::{config, records, run, whole_and_resumed};
 
 #[test]
