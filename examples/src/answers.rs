@@ -49,6 +49,9 @@ impl Answer {
         })
     }
 
+    /// The part of repetitions above which data/README.md counts an answer as a loop.
+    pub const LOOP: f64 = 0.15;
+
     /// Whether the answer does not end, or more than `most` of its runs of words are repetitions.
     pub fn is_broken(&self, most: f64) -> bool {
         !self.has_ended || repetition(&self.text) > most
@@ -89,8 +92,8 @@ mod tests {
             text: text.to_owned(),
             has_ended,
         };
-        assert!(!answer("A cat sat on a mat.", true).is_broken(0.15));
-        assert!(answer("A cat sat on a mat.", false).is_broken(0.15));
-        assert!(answer(&"He swam and swam. ".repeat(9), true).is_broken(0.15));
+        assert!(!answer("A cat sat on a mat.", true).is_broken(Answer::LOOP));
+        assert!(answer("A cat sat on a mat.", false).is_broken(Answer::LOOP));
+        assert!(answer(&"He swam and swam. ".repeat(9), true).is_broken(Answer::LOOP));
     }
 }

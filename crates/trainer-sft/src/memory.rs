@@ -27,11 +27,11 @@ use self::step::StepShape;
 use crate::config::{Config, GradientCheckpointing, Method, Optim};
 use crate::footprint::Footprint;
 use crate::lora;
-use crate::loss::chunk_rows;
+use crate::loss;
 use crate::metrics::available_memory;
 use crate::replicas::PIECE;
 use crate::space::trained_tensors;
-use crate::step::explicit::{MAX_LOGITS, ROWS};
+use crate::step::explicit::{self, ROWS};
 use crate::step::layer_values;
 
 /// What CUDA's driver takes for a process, at most: context and kernels. On an H200 it was 673 to 680 MiB
@@ -298,8 +298,8 @@ fn estimate(
     };
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
     let rows = match on_gpu {
-        true => (MAX_LOGITS / model.vocab_size.max(1)).max(ROWS),
-        false => chunk_rows(model.vocab_size),
+        true => explicit::chunk_rows(model.vocab_size),
+        false => loss::chunk_rows(model.vocab_size),
     };
     let mut loss = 2 * 4 * tokens.min(rows) * model.vocab_size;
     if config.run.full && on_gpu {

@@ -24,7 +24,7 @@ struct Args {
     #[arg(long, default_value_t = 400)]
     max_tokens: usize,
     /// An answer loops if more than this part of its runs of four words were in it before.
-    #[arg(long, default_value_t = 0.15)]
+    #[arg(long, default_value_t = Answer::LOOP)]
     most: f64,
     /// Write pairs for `--method dpo` instead, of the answers that loop or do not end: those of the file are chosen.
     #[arg(long)]

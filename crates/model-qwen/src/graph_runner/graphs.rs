@@ -162,10 +162,9 @@ impl Graphs {
         let has_changes = rows.iter().any(|row| changes(row).is_some());
         // Those of the step before must not stay.
         if has_changes || self.has_changes {
-            let Kept { changes: kept, .. } = &self.kept;
-            let num_rows = self.kept.num_rows();
-            let words = changes_of(rows.iter().map(changes), num_rows, &kept.device());
-            overwrite(kept, words);
+            let (all, num_rows) = (&self.kept.changes, self.kept.num_rows());
+            let words = changes_of(rows.iter().map(changes), num_rows, &all.device());
+            overwrite(all, words);
         }
         self.has_changes = has_changes;
     }

@@ -8,7 +8,7 @@ use lora_4bit::bnb;
 use lora_4bit::peft::LoraAdapter;
 
 use super::{LoadError, LoadOptions, Loader};
-use crate::adapter::{AdapterError, check_modules, told_missing, warn_of_missing};
+use crate::adapter::{AdapterError, check_modules, told_missing};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;
 use crate::model::linear_features;
@@ -60,15 +60,12 @@ impl FolderShapes {
         told_missing(adapter, &self.linears)
     }
 
-    /// Whether the model has the layers that an adapter has matrices for. Layers that the adapter targets and has no matrices of are
-    /// named in a warning.
+    /// Whether the model has the layers that an adapter has matrices for; see [`Self::missing`], too.
     ///
     /// # Errors
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
-        check_modules(adapter, &self.linears, self.embedding)?;
-        warn_of_missing(adapter, &self.linears);
-        Ok(())
+        check_modules(adapter, &self.linears, self.embedding)
     }
 }
 

@@ -85,7 +85,7 @@ impl Sampler {
         let params = &self.params;
         let reads_changed_logits = params.logprobs.is_some() && params.logprobs_mode.is_processed();
         params.allowed_token_ids.is_none()
-            && params.penalty_window.is_none()
+            && (params.penalty_window.is_none() || !params.has_penalties())
             && !reads_changed_logits
             && self.num_output >= self.draws_from
     }
@@ -160,6 +160,11 @@ mod tests {
         assert!(!draws(SamplingParams {
             penalty_window: Some(1),
             ..penalty
+        }));
+        // A window without penalties has no effect.
+        assert!(draws(SamplingParams {
+            penalty_window: Some(1),
+            ..SamplingParams::default()
         }));
         for (_, logprobs_mode) in LogprobsMode::ALL {
             let params = SamplingParams {

@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use super::dataset_args::DatasetArgs;
 use super::records::{Records, Row};
 use super::texts::Texts;
-use made::{burst, prefix_repetition, random};
+use made::{burst, ordinary_tokens, prefix_repetition, random};
 use sonnet::sonnet;
 
 /// Prompts that are made at once, where a server has the tokenizer.
@@ -47,8 +47,9 @@ pub(super) async fn samples(
         Records::PrefixRepetition => prefix_repetition(args, texts, rng).await,
         Records::Sonnet(lines) => sonnet(args, texts, &lines, as_chat, rng).await,
         Records::Burst(bursts) => {
+            let words = ordinary_tokens(texts)?;
             from_file(args, bursts, rng, async |wanted| {
-                burst(texts, wanted).await.map(Some)
+                burst(texts, &words, wanted).await.map(Some)
             })
             .await
         }

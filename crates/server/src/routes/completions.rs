@@ -142,7 +142,9 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
     let mut text = sampling.text_options(state)?;
     if fields.suffix.is_some() {
         refuse_beside_suffix(echo, &sampling)?;
-        text = ending_at_gap(state, text);
+        if sampling.ignore_eos != Some(true) {
+            text = ending_at_gap(state, text);
+        }
     }
     let asked = grammar.asked(state.json_style())?;
 

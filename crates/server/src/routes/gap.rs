@@ -44,7 +44,9 @@ pub(super) fn ending_at_gap(state: &AppState, mut text: TextOptions) -> TextOpti
     let ends = GAP_TOKENS.iter().chain(&BEHIND_GAP);
     let ends = ends.filter_map(|token| tokenizer.token_to_id(token));
     for id in ends {
-        text.eos_token_ids.push(id);
+        if !text.eos_token_ids.contains(&id) {
+            text.eos_token_ids.push(id);
+        }
         text.stop_token_ids.push(id);
     }
     text.stop_token_ids.sort_unstable();

@@ -10,7 +10,7 @@ use lora_4bit::training::{RANKS, splits};
 use model_qwen::{QwenConfig, linear_features};
 
 use super::ledger::{Held, Ledger, Use};
-use crate::step::explicit::{MAX_LOGITS, ROWS};
+use crate::step::explicit::{ROWS, chunk_rows};
 
 /// The layers that share an input, by their places in [`linear_features`].
 const GROUPS: [&[usize]; 4] = [&[0, 1, 2], &[3], &[4, 5], &[6]];
@@ -367,7 +367,7 @@ impl StepShape<'_> {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
         let head = (!self.head_as_it_is).then_some(vocab * hidden * self.value);
         let head = head.map(|bytes| ledger.take(Use::Loss, bytes));
-        let chunk = (MAX_LOGITS / vocab).max(ROWS) / ROWS * ROWS;
+        let chunk = chunk_rows(vocab);
         let mut gradients = Vec::new();
         let mut left = self.tokens;
         while left > 0 {

@@ -6,6 +6,8 @@ mod queries;
 mod rows;
 mod wgmma;
 
+use std::sync::OnceLock;
+
 use burn::backend::Cube;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_cubecl::kernel::into_contiguous;
@@ -30,9 +32,10 @@ pub(super) fn supports(client: &Client, shape: HeadShape) -> bool {
     let (hardware, features) = (&client.properties().hardware, client.features());
     // NVIDIA's Hopper has `wgmma`, and of its successors, which have TMA too, none. A variable takes it away, so that tests and
     // measurements on Hopper reach what other cards run.
+    static IS_HIDDEN: OnceLock<bool> = OnceLock::new();
     let has_wgmma = features.tma.contains(Tma::Base)
         && features.matmul.scaled_mma.is_empty()
-        && std::env::var_os("ASSUME_NO_WGMMA").is_none();
+        && !*IS_HIDDEN.get_or_init(|| std::env::var_os("ASSUME_NO_WGMMA").is_some());
     has_wgmma
         && features.copy_async
         && client

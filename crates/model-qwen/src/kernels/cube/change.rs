@@ -94,7 +94,7 @@ fn change_rows(
         i += UNITS;
     }
     sync_cube();
-    if UNIT_POS == 0 && counts_input && is_listed[0] == 0u32 {
+    if UNIT_POS == 0 && counts_input && is_listed[0] == 0u32 && (input as usize) < vocab {
         let place = row * stride + input as usize;
         let value = at_most(logits[place], largest);
         logits[place] = at_most(penalized(value, changes, at, 1i32), largest);

@@ -118,8 +118,7 @@ pub(super) async fn prefix_repetition(
 }
 
 /// A prompt of the length that a line of a file has: the vocabulary in its order, from another place for each line.
-pub(super) async fn burst(texts: &Texts, burst: &Burst) -> Result<Sample> {
-    let words = ordinary_tokens(texts)?;
+pub(super) async fn burst(texts: &Texts, words: &[u32], burst: &Burst) -> Result<Sample> {
     let len = burst.input_len;
     let ids = (burst.index..burst.index + len + MAX_TRIES).map(|i| words[i % words.len()]);
     let (prompt, prompt_len) = text_of_length(texts, ids.collect(), len).await?;
@@ -130,7 +129,7 @@ pub(super) async fn burst(texts: &Texts, burst: &Burst) -> Result<Sample> {
     })
 }
 
-fn ordinary_tokens(texts: &Texts) -> Result<Vec<u32>> {
+pub(super) fn ordinary_tokens(texts: &Texts) -> Result<Vec<u32>> {
     let words = texts.ordinary_tokens();
     ensure!(!words.is_empty(), "the tokenizer has no ordinary tokens");
     Ok(words)

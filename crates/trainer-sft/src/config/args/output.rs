@@ -41,11 +41,11 @@ pub struct OutputArgs {
     #[arg(long, visible_alias = "load-best-model-at-end", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub load_best: Option<bool>,
 
-    /// End the run when so many evaluations in a row (needs --eval-steps) have not improved the loss
+    /// End the run when so many evaluations in a row (needs --eval-steps) have not improved the loss (--method grpo: the reward)
     #[arg(long, value_name = "N", value_parser = whole)]
     pub early_stopping_patience: Option<usize>,
 
-    /// How far a loss has to be below the best one to count for --early-stopping-patience [default: 0]
+    /// How far a loss has to be below the best one (--method grpo: a reward above it) to count for --early-stopping-patience [default: 0]
     #[arg(long, value_name = "LOSS", value_parser = number)]
     pub early_stopping_threshold: Option<f64>,
 
