@@ -37,6 +37,11 @@ impl AdapterSelection {
         }
     }
 
+    /// Whether it is the same for all rows, so that it holds for some of them, too.
+    pub fn is_uniform(&self) -> bool {
+        matches!(self, Self::Base | Self::All { dropout: None, .. })
+    }
+
     /// The selection for rows with the given slots (`None`: no adapter), row by row.
     ///
     /// On a GPU outside of an autodiff graph the selection is [`Stacked`](Self::Stacked), so the layers need

@@ -127,7 +127,7 @@ impl GraphRunner {
     /// tokens that it lets through. The masks of rows that are not told let everything through.
     #[must_use]
     pub fn draw_masked(&mut self, pending: Pending, masks: &[RowMask]) -> Pending {
-        match &self.graphs {
+        match &mut self.graphs {
             Some(graphs) => pending.draw_unmasked(|unmasked| graphs.draw_masked(unmasked, masks)),
             None => pending,
         }

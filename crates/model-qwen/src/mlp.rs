@@ -27,12 +27,7 @@ impl Mlp {
         adapters: &AdapterSelection,
     ) -> Tensor<2> {
         let [tokens, _] = x.dims();
-        // A selection that names rows belongs to the whole step.
-        let takes_any_rows = matches!(
-            adapters,
-            AdapterSelection::Base | AdapterSelection::All { dropout: None, .. }
-        );
-        if tokens <= CPU_ROWS || !takes_any_rows || x.device() != Device::flex() {
+        if tokens <= CPU_ROWS || !adapters.is_uniform() || x.device() != Device::flex() {
             return self.rows_residual(x, norm, adapters);
         }
         let parts = x.split(CPU_ROWS, 0).into_iter();

@@ -13,6 +13,7 @@ use lora_4bit::{
 };
 use tracing::trace_span;
 
+use crate::choose::select_rows;
 use crate::config::QwenConfig;
 use crate::device::is_gpu;
 use crate::kernels::{on_worker, token_tensor};
@@ -152,6 +153,33 @@ impl QwenModel {
         on_worker(&self.device(), || {
             let rotary = self.rotary(positions);
             self.final_norm(self.forward_layers(self.embed(tokens), &rotary, adapters, attention))
+        })
+    }
+
+    /// Some rows of [`QwenModel::forward`], in ascending order: `[rows, hidden]`. The last layer computes its MLP for these alone,
+    /// since a row needs only the keys and values of the others.
+    ///
+    /// # Panics
+    /// When a row is not below the number of tokens.
+    pub fn forward_rows(
+        &self,
+        tokens: &[u32],
+        positions: &[u32],
+        rows: &[usize],
+        adapters: &AdapterSelection,
+        attention: &mut dyn Attention,
+    ) -> Tensor<2> {
+        let (Some((last, layers)), true) = (self.layers.split_last(), adapters.is_uniform()) else {
+            return select_rows(&self.forward(tokens, positions, adapters, attention), rows);
+        };
+        on_worker(&self.device(), || {
+            let rotary = self.rotary(positions);
+            let mut x = self.embed(tokens);
+            for (i, layer) in layers.iter().enumerate() {
+                x = layer.forward(i, x, &rotary, adapters, attention); // [tokens, hidden]
+            }
+            let rows = Some(rows);
+            self.final_norm(last.forward_rows(layers.len(), x, rows, &rotary, adapters, attention))
         })
     }
 
@@ -296,6 +324,19 @@ impl DecoderLayer {
         adapters: &AdapterSelection,
         attention: &mut dyn Attention,
     ) -> Tensor<2> {
+        self.forward_rows(layer, x, None, rotary, adapters, attention)
+    }
+
+    /// The same of some rows, if they are named: `[rows, hidden]`.
+    fn forward_rows(
+        &self,
+        layer: usize,
+        x: Tensor<2>,
+        rows: Option<&[usize]>,
+        rotary: &Rotary,
+        adapters: &AdapterSelection,
+        attention: &mut dyn Attention,
+    ) -> Tensor<2> {
         let norm = |weight| Norm {
             weight,
             eps: self.rms_norm_eps,
@@ -304,12 +345,13 @@ impl DecoderLayer {
         let x = attn.forward_residual(
             layer,
             x,
+            rows,
             norm(&self.input_layernorm),
             rotary,
             adapters,
             attention,
-        ); // [tokens, hidden]
-        mlp.forward_residual(x, norm(&self.post_attention_layernorm), adapters) // [tokens, hidden]
+        ); // [rows, hidden]
+        mlp.forward_residual(x, norm(&self.post_attention_layernorm), adapters) // [rows, hidden]
     }
 
     /// The layer's linear layers with their names within the layer.
@@ -344,11 +386,13 @@ impl DecoderLayer {
 }
 
 impl SelfAttention {
-    /// `x + attention(norm(x))`: `[tokens, hidden]`.
+    /// `x + attention(norm(x))`: `[tokens, hidden]`, or `[rows, hidden]`.
+    #[allow(clippy::too_many_arguments)]
     fn forward_residual(
         &self,
         layer: usize,
         x: Tensor<2>,
+        rows: Option<&[usize]>,
         norm: Norm<'_>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
@@ -362,7 +406,15 @@ impl SelfAttention {
         let out = attention.attend(layer, q, k, v, rotary, dtype); // [tokens, heads, head_dim]
         let [tokens, heads, head_dim] = out.dims();
         let out = out.reshape([tokens, heads * head_dim]);
-        linear_residual(x, out, &self.o_proj, adapters) // [tokens, hidden]
+        let (x, out) = match rows {
+            Some(rows) => {
+                let x = select_rows(&x, rows);
+                let dtype = self.o_proj.input_dtype(&x, adapters);
+                (x, select_rows(&out, rows).cast(dtype))
+            }
+            None => (x, out),
+        };
+        linear_residual(x, out, &self.o_proj, adapters)
     }
 
     fn heads(&self, x: Tensor<2>) -> Tensor<3> {

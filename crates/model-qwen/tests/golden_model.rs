@@ -90,6 +90,37 @@ fn logits_equal_transformers_in_training_attention() {
 }
 
 #[test]
+fn rows_that_are_asked_for_are_those_of_all() {
+    for case in CASES {
+        let (model, want) = (load(case), expected(case));
+        let positions: Vec<u32> = (0..want.tokens.len() as u32).collect();
+        let causal = || CausalAttention::new(&[want.tokens.len()]);
+        let tokens = &want.tokens;
+        let last = tokens.len() - 1;
+        let slots: Vec<Option<usize>> = (0..=last).map(|row| (row % 2 == 0).then_some(0)).collect();
+        let of_rows = AdapterSelection::per_row(&slots, &model.device());
+        for adapters in [AdapterSelection::Base, of_rows] {
+            let all = model.forward(tokens, &positions, &adapters, &mut causal());
+            for rows in [&[last][..], &[0, 7, last]] {
+                let found = model.forward_rows(tokens, &positions, rows, &adapters, &mut causal());
+                assert_eq!(found.dims()[0], rows.len(), "{case}");
+                for (i, &row) in rows.iter().enumerate() {
+                    let [found, expected] = [(&found, i), (&all, row)].map(|(x, row)| {
+                        let row = x.clone().narrow(0, row, 1).into_data();
+                        row.try_into_vec::<f32>().unwrap()
+                    });
+                    let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let error = (found - expected).abs() / scale;
+                        assert!(error < 1e-5, "{case}, row {row}: {found}, not {expected}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn logits_equal_transformers_in_paged_chunks() {
     for case in CASES {
         let (model, want) = (load(case), expected(case));

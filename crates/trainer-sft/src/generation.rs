@@ -293,8 +293,14 @@ impl<'a> Engine<'a> {
         let slots = vec![self.generator.slot; tokens.len()];
         let adapters = AdapterSelection::per_row(&slots, &self.model.device());
         let mut kv = PagedAttention::new(&mut self.cache, &batch);
-        let hidden = (self.model).forward(&tokens, &positions, &adapters, &mut kv); // [tokens, hidden]
-        Pending::hidden(hidden)
+        let ends = step.chunks.iter().scan(0, |end, chunk| {
+            *end += chunk.tokens.len();
+            Some(*end - 1)
+        });
+        let ends: Vec<usize> = ends.collect();
+        let model = &self.model;
+        let hidden = model.forward_rows(&tokens, &positions, &ends, &adapters, &mut kv); // [chunks, hidden]
+        Pending::hidden_rows(hidden, ends)
     }
 
     /// Waits for the tokens of a step. A token that a device could not draw is missing: the next step computes it again.

@@ -5,6 +5,8 @@
 pub struct TokenMask {
     words: Vec<u32>,
     num_allowed: usize,
+    /// Of the words.
+    hash: u64,
 }
 
 impl TokenMask {
@@ -14,18 +16,22 @@ impl TokenMask {
         if let (Some(last), used @ 1..) = (words.last_mut(), num_tokens % 32) {
             *last &= (1 << used) - 1;
         }
-        let num_allowed = count(&words);
-        Self { words, num_allowed }
+        Self::of_words(words)
+    }
+
+    fn of_words(words: Vec<u32>) -> Self {
+        Self {
+            num_allowed: words.iter().map(|word| word.count_ones() as usize).sum(),
+            hash: hash(&words),
+            words,
+        }
     }
 
     /// The set of one token.
     pub(crate) fn of(id: u32) -> Self {
         let mut words = vec![0; id as usize / 32 + 1];
         words[id as usize / 32] = 1 << (id % 32);
-        Self {
-            words,
-            num_allowed: 1,
-        }
+        Self::of_words(words)
     }
 
     /// Takes `ids` out, unless the set has no other token.
@@ -36,9 +42,9 @@ impl TokenMask {
                 *word &= !(1 << (id % 32));
             }
         }
-        let num_left = count(&rest);
-        if num_left > 0 {
-            (self.words, self.num_allowed) = (rest, num_left);
+        let rest = Self::of_words(rest);
+        if rest.num_allowed > 0 {
+            *self = rest;
         }
     }
 
@@ -75,6 +81,12 @@ impl TokenMask {
         }
     }
 
+    /// A number that equal sets have in common, and different ones hardly ever.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
+    pub(crate) fn content_hash(&self) -> u64 {
+        self.hash
+    }
+
     /// One bit per token, the lowest first.
     pub fn words(&self) -> &[u32] {
         &self.words
@@ -100,8 +112,15 @@ impl TokenMask {
     }
 }
 
-fn count(words: &[u32]) -> usize {
-    words.iter().map(|word| word.count_ones() as usize).sum()
+/// Grammars make a mask of a large vocabulary for each token: a hash that takes a multiplication for two words.
+fn hash(words: &[u32]) -> u64 {
+    let pairs = words.chunks(2).map(|pair| {
+        let [low, high] = [0, 1].map(|i| u64::from(pair.get(i).copied().unwrap_or(0)));
+        high << 32 | low
+    });
+    pairs.fold(words.len() as u64, |hash, pair| {
+        (hash.rotate_left(5) ^ pair).wrapping_mul(0x517c_c1b7_2722_0a95)
+    })
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::pending::Unmasked;
 use super::{DecodeRow, Pending, bucket};
 use crate::choose::{MAX_LOGIT_ROWS, select_rows};
 use crate::kernels::choice::{
-    argmax_into, change_logits, changes_of, draw_step, mask_logits, read_ids, read_logits,
+    MaskTable, argmax_into, change_logits, changes_of, draw_step, read_ids, read_logits,
 };
 use crate::kernels::gpu::device_begin;
 use crate::kernels::graph::CapturedStep;
@@ -31,6 +31,8 @@ pub(super) struct Graphs {
     kept: Kept,
     /// Whether any row of the last step had changes of its logits.
     has_changes: bool,
+    /// The masks of the last steps; nothing until the first one comes.
+    masks: Option<MaskTable>,
 }
 
 /// What all graphs share. It stays at its place.
@@ -116,6 +118,7 @@ impl Graphs {
                 &model.device(),
             ),
             has_changes: false,
+            masks: None,
         })
     }
 
@@ -129,6 +132,7 @@ impl Graphs {
         self.forget();
         self.kept = Kept::new(self.kept.num_rows(), &self.kept.chosen.device());
         self.has_changes = false;
+        self.masks = None;
     }
 
     /// Whether there is a graph for such a step, which draws the tokens of all rows.
@@ -230,8 +234,8 @@ impl Graphs {
 impl Graphs {
     /// Draws the tokens of the last step that was launched, of each row one that its mask lets through. The step goes on waiting if
     /// the device has no kernels for it.
-    pub(super) fn draw_masked(&self, unmasked: Unmasked, masks: &[RowMask]) -> Pending {
-        if !mask_logits(&unmasked.logits, masks) {
+    pub(super) fn draw_masked(&mut self, unmasked: Unmasked, masks: &[RowMask]) -> Pending {
+        if !self.mask_logits(&unmasked.logits, masks) {
             return Pending::unmasked(unmasked);
         }
         let Unmasked {
@@ -254,6 +258,17 @@ impl Graphs {
             false => draw_step(logits, &step, chosen),
         };
         Pending::drawn(read_ids(&tokens), read)
+    }
+
+    /// Applies masks to the logits of a step, in place. `false`, and nothing has happened, where the device has no kernels for it.
+    fn mask_logits(&mut self, logits: &Tensor<2>, masks: &[RowMask]) -> bool {
+        if masks.is_empty() {
+            return true;
+        }
+        let num_rows = self.kept.num_rows();
+        let table = (self.masks)
+            .get_or_insert_with(|| MaskTable::new(num_rows, logits.dims()[1], &logits.device()));
+        table.apply(logits, masks)
     }
 }
 

@@ -28,7 +28,7 @@ impl Graphs {
         match *self {}
     }
 
-    pub(super) fn draw_masked(&self, _unmasked: Unmasked, _masks: &[RowMask]) -> Pending {
+    pub(super) fn draw_masked(&mut self, _unmasked: Unmasked, _masks: &[RowMask]) -> Pending {
         match *self {}
     }
 

@@ -19,6 +19,8 @@ pub struct Pending(State);
 enum State {
     /// Hidden states of every token, after the final norm: `[tokens, hidden]`.
     Hidden(Tensor<2>),
+    /// Those of some rows, in ascending order: `[rows, hidden]`.
+    HiddenRows(Tensor<2>, Vec<usize>),
     /// Logits of every row and of the padding, `[padded rows, vocab]`.
     Logits(Tensor<2>),
     /// The same, from which the device draws the tokens when it knows which ones may come.
@@ -52,6 +54,11 @@ impl Pending {
         Self(State::Hidden(hidden))
     }
 
+    /// A step that computed hidden states of some rows, as [`QwenModel::forward_rows`] gives them.
+    pub fn hidden_rows(hidden: Tensor<2>, rows: Vec<usize>) -> Self {
+        Self(State::HiddenRows(hidden, rows))
+    }
+
     /// A step that computed logits, `[padded rows, vocab]`.
     pub(super) fn logits(logits: Tensor<2>) -> Self {
         Self(State::Logits(logits))
@@ -67,11 +74,13 @@ impl Pending {
         Self(State::Drawn { ids, logits })
     }
 
-    /// The hidden states of a step that computed these, `[tokens, hidden]`.
+    /// The hidden states of a step that computed those of every token, `[tokens, hidden]`.
     pub fn hidden_states(&self) -> Option<&Tensor<2>> {
         match &self.0 {
             State::Hidden(hidden) => Some(hidden),
-            State::Logits(_) | State::Unmasked(_) | State::Drawn { .. } => None,
+            State::HiddenRows(..) | State::Logits(_) | State::Unmasked(_) | State::Drawn { .. } => {
+                None
+            }
         }
     }
 
@@ -108,6 +117,12 @@ impl Pending {
     ) -> Result<Vec<Choice>, String> {
         match self.0 {
             State::Hidden(hidden) => choose(model, &hidden, rows),
+            State::HiddenRows(hidden, computed) => {
+                for row in &mut *rows {
+                    row.row = computed.partition_point(|computed| *computed < row.row);
+                }
+                choose(model, &hidden, rows)
+            }
             State::Logits(logits) => choose_from_logits(select(&logits, rows), rows),
             State::Unmasked(unmasked) => choose_from_logits(select(&unmasked.logits, rows), rows),
             State::Drawn { ids, logits } => {

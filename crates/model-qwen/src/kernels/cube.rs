@@ -193,9 +193,24 @@ impl GpuChoiceOps for Cube {
     fn gpu_mask(
         logits: FloatTensor<Self>,
         masks: IntTensor<Self>,
+        entries: IntTensor<Self>,
         num: usize,
     ) -> FloatTensor<Self> {
-        mask::mask(logits, into_contiguous(masks), num)
+        mask::mask(
+            logits,
+            into_contiguous(masks),
+            into_contiguous(entries),
+            num,
+        )
+    }
+
+    fn gpu_store_masks(
+        table: IntTensor<Self>,
+        masks: IntTensor<Self>,
+        num: usize,
+        len: usize,
+    ) -> IntTensor<Self> {
+        mask::store_masks(table, into_contiguous(masks), num, len)
     }
 
     fn gpu_change(

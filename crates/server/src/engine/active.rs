@@ -70,6 +70,18 @@ impl ActiveSequence {
         }
     }
 
+    /// The rows of a chunk of which hidden states are read, in ascending order; `None` if it may be all of them.
+    pub(super) fn read_rows(&self, chunk: &Chunk) -> Option<Range<usize>> {
+        if self.pooler.is_some() || self.prompt_logprobs.is_some() {
+            return None;
+        }
+        let end = chunk.num_tokens();
+        Some(match chunk.samples {
+            true => chunk.tokens.len() - 1..end,
+            false => end..end,
+        })
+    }
+
     /// How the device itself can draw the token that comes after those `ahead`.
     pub(super) fn draw(&mut self, ahead: Ahead<'_>) -> Option<Draw> {
         let banned = banned(&self.request, self.num_generated + ahead.num());

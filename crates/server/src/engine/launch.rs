@@ -86,12 +86,33 @@ impl Worker {
         }
         let batch = AttentionBatch::new(&packed, self.cache.shape().block_size);
         let adapters = AdapterSelection::per_row(&slots, &self.device);
+        let chunks: Vec<(&Chunk, usize)> = chunks.into_iter().zip(starts).collect();
+        let rows = self.read_rows(&chunks);
         let mut kv = PagedAttention::new(&mut self.cache, &batch);
-        let hidden = (self.model).forward(&tokens, &positions, &adapters, &mut kv); // [tokens, hidden]
-        Launched {
-            chunks: chunks.into_iter().zip(starts).collect(),
-            pending: Pending::hidden(hidden),
+        let model = &self.model;
+        let pending = match rows {
+            Some(rows) => {
+                let hidden = model.forward_rows(&tokens, &positions, &rows, &adapters, &mut kv); // [rows, hidden]
+                Pending::hidden_rows(hidden, rows)
+            }
+            None => Pending::hidden(model.forward(&tokens, &positions, &adapters, &mut kv)), // [tokens, hidden]
+        };
+        Launched { chunks, pending }
+    }
+
+    /// The rows of a step that something is read of, in ascending order; `None` where that is most of them.
+    fn read_rows(&self, chunks: &[(&Chunk, usize)]) -> Option<Vec<usize>> {
+        let mut rows = Vec::new();
+        for (chunk, first) in chunks {
+            if let Some(sequence) = self.sequences.get(&chunk.id) {
+                rows.extend(sequence.read_rows(chunk)?.map(|row| first + row));
+            }
         }
+        let tokens: usize = chunks.iter().map(|(chunk, _)| chunk.num_tokens()).sum();
+        if rows.is_empty() {
+            rows.push(0);
+        }
+        (2 * rows.len() <= tokens).then_some(rows)
     }
 
     /// Lets the device draw the tokens of constrained sequences, too: while it computed the step, threads have computed which ones

@@ -209,8 +209,8 @@ impl Worker {
                 let adapters = AdapterSelection::per_row(&vec![*slot; num_tokens], &self.device);
                 let mut kv = PagedAttention::new(&mut self.cache, &batch);
                 let tokens = vec![0; num_tokens];
-                let hidden = (self.model).forward(&tokens, &positions, &adapters, &mut kv); // [tokens, hidden]
                 if self.receiver.pools() {
+                    let hidden = self.model.forward(&tokens, &positions, &adapters, &mut kv); // [tokens, hidden]
                     // Only a read tells what has failed.
                     let first = hidden.narrow(0, 0, 1).try_into_data();
                     return first.map(drop).map_err(|error| error.to_string());
@@ -220,11 +220,13 @@ impl Worker {
                     Some(*end - 1)
                 });
                 let ends: Vec<usize> = ends.collect();
+                let model = &self.model;
+                let hidden = model.forward_rows(&tokens, &positions, &ends, &adapters, &mut kv); // [ends, hidden]
                 let kinds = Sampling::of(ends.len()).filter(|how| *how != Sampling::Masked);
                 for how in kinds {
                     let mut samplers = self.samplers(ends.len(), how);
                     let rows = ends.iter().copied().zip(&mut samplers);
-                    self.choose(Pending::hidden(hidden.clone()), rows)?;
+                    self.choose(Pending::hidden_rows(hidden.clone(), ends.clone()), rows)?;
                 }
                 Ok(())
             }
@@ -260,7 +262,11 @@ impl Worker {
 /// of its rows, and on how many parts of the card these keep busy.
 fn token_counts(largest: usize) -> impl Iterator<Item = usize> {
     let powers = (1..usize::BITS - 1).map(|bits| 1 << bits);
-    let counts = powers.flat_map(|num| [num, num + num / 2]);
+    let counts = powers.flat_map(|num| {
+        let between = (num >= 512).then_some(num + num / 4);
+        let all = [Some(num), between, Some(num + num / 2)];
+        all.into_iter().flatten()
+    });
     let mut counts: Vec<usize> = counts.take_while(|&num| num < largest).collect();
     counts.push(largest);
     counts.into_iter().rev()

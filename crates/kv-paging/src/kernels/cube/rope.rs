@@ -22,21 +22,25 @@ pub(super) fn apply_rope(
     let ([tokens, heads, head_dim], [_, kv_heads, _]) =
         (q.meta.shape().dims(), k.meta.shape().dims());
     let [q_out, k_out] = [&q, &k].map(|x| empty(x, x.meta.shape().clone(), x.dtype));
-    let pairs = tokens * (heads + kv_heads) * head_dim / 2;
-    if pairs > 0 {
-        // SAFETY: units stay below the number of pairs.
+    let half = head_dim / 2;
+    // Pairs that a unit turns: their first elements are a vector.
+    let vector = if half.is_multiple_of(4) { 4 } else { 1 };
+    let vectors = tokens * (heads + kv_heads) * half / vector;
+    if vectors > 0 {
+        // SAFETY: units stay below the number of vectors.
         unsafe {
             turn_pairs::launch_unchecked(
                 &q.client.clone(),
-                cubes(pairs),
+                cubes(vectors),
                 CubeDim::new_1d(UNITS as u32),
+                vector,
                 HeadsLaunch::new(q.into_buffer_arg(), k.into_buffer_arg()),
                 AnglesLaunch::new(cos.into_buffer_arg(), sin.into_buffer_arg()),
                 HeadsLaunch::new(
                     q_out.clone().into_buffer_arg(),
                     k_out.clone().into_buffer_arg(),
                 ),
-                PairsLaunch::new(pairs, heads, kv_heads, head_dim / 2),
+                PairsLaunch::new(vectors, heads, kv_heads, half / vector),
             );
         }
     }
@@ -52,14 +56,14 @@ fn cubes(units: usize) -> CubeCount {
 
 /// Queries and keys of a step's tokens.
 #[derive(CubeType, CubeLaunch)]
-struct Heads {
-    /// `[tokens, heads, head_dim]`.
-    q: Box<[Vector<f32, Const<1>>]>,
-    /// `[tokens, kv_heads, head_dim]`.
-    k: Box<[Vector<f32, Const<1>>]>,
+struct Heads<N: Size> {
+    /// `[tokens, heads, head_dim]` in vectors.
+    q: Box<[Vector<f32, N>]>,
+    /// `[tokens, kv_heads, head_dim]` in vectors.
+    k: Box<[Vector<f32, N>]>,
 }
 
-/// The numbers of pairs.
+/// The numbers of pairs, in vectors of them.
 #[derive(CubeType, CubeLaunch)]
 struct Pairs {
     /// In all heads of all tokens.
@@ -68,13 +72,13 @@ struct Pairs {
     heads: usize,
     /// Key heads of a token.
     kv_heads: usize,
-    /// Pairs of a head: `head_dim / 2`.
+    /// Of a head.
     half: usize,
 }
 
-/// A unit for each pair: a token's query heads come first, then its key heads.
+/// A unit for each vector of pairs: a token's query heads come first, then its key heads.
 #[cube(launch_unchecked)]
-fn turn_pairs(x: &Heads, angles: &Angles<Const<1>>, out: &mut Heads, pairs: &Pairs) {
+fn turn_pairs<N: Size>(x: &Heads<N>, angles: &Angles<N>, out: &mut Heads<N>, pairs: &Pairs) {
     let (heads, kv_heads, half) = (pairs.heads, pairs.kv_heads, pairs.half);
     if ABSOLUTE_POS < pairs.num {
         let (row, i) = (ABSOLUTE_POS / half, ABSOLUTE_POS % half);

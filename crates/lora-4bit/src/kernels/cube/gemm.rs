@@ -49,6 +49,49 @@ pub(super) enum Gate {
     Stacked,
 }
 
+/// Rows of a tile of [`Instruction::WgmmaTma`].
+const WIDE_ROWS: usize = 128;
+/// Rows of a gated product whose tiles are so few that their width is chosen for them. Each number of row tiles may have a kernel of
+/// its own, which servers compile before they are ready.
+const MAX_CHOSEN_ROWS: usize = 512;
+/// What a tile costs beside the products of its columns, in columns.
+const TILE_COLUMNS: usize = 32;
+
+/// Columns of a tile of [`Instruction::WgmmaTma`]. Wide tiles read the least; narrower ones keep all multiprocessors busy where there
+/// are few of them.
+fn wide_columns(client: &Client, product: &Product) -> usize {
+    let multiprocessors = multiprocessors(client);
+    let [m, n] = product.shape;
+    let row_tiles = m.div_ceil(WIDE_ROWS);
+    if !product.is_gated() {
+        let tiles = row_tiles * n.div_ceil(256);
+        return if 2 * tiles <= multiprocessors {
+            128
+        } else {
+            256
+        };
+    }
+    // Panels of a factor that is read the other way have 64 columns.
+    if m > MAX_CHOSEN_ROWS || product.b.major != Major::Inner {
+        return 256;
+    }
+    let time = |columns: &usize| {
+        let tiles = row_tiles * n.div_ceil(columns / 2);
+        tiles.div_ceil(multiprocessors) * (columns + TILE_COLUMNS)
+    };
+    [256, 192, 144].into_iter().min_by_key(time).unwrap_or(256)
+}
+
+/// Stages that fit into the shared memory of Hopper, 227 KiB, beside their barriers.
+const fn wide_stages(columns: usize) -> usize {
+    (220 << 10) / ((WIDE_ROWS + columns) * INNER * 2)
+}
+
+fn multiprocessors(client: &Client) -> usize {
+    let hardware = &client.properties().hardware;
+    hardware.num_streaming_multiprocessors.unwrap_or(64) as usize
+}
+
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Kind {
@@ -78,7 +121,10 @@ impl Kind {
         let (rows, columns, planes, stages) = match (instruction, is_narrow) {
             (Instruction::Wgmma, true) => (128, 64, [8, 1], 6),
             (Instruction::Wgmma, false) => (128, 128, [8, 1], 5),
-            (Instruction::WgmmaTma, _) => (128, 256, [8, 1], 4),
+            (Instruction::WgmmaTma, _) => {
+                let columns = wide_columns(client, product);
+                (WIDE_ROWS, columns, [8, 1], wide_stages(columns))
+            }
             (Instruction::Mma, true) => (128, 64, [4, 1], 3),
             (Instruction::Mma, false) => (128, 128, [2, 2], 3),
         };
@@ -190,10 +236,10 @@ impl Product {
         let (row_tiles, column_tiles) = (m.div_ceil(kind.rows), n.div_ceil(kind.result_columns()));
         let steps = (self.inner[0] + self.inner[1]) / INNER;
         let tiles = row_tiles * column_tiles;
-        let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
+        let multiprocessors = multiprocessors(&client);
         let wanted = match kind.is_gated() {
             true => 1,
-            false => (multiprocessors.unwrap_or(64) as usize / tiles.max(1)).clamp(1, MAX_SPLITS),
+            false => (multiprocessors / tiles.max(1)).clamp(1, MAX_SPLITS),
         };
         let wanted = wanted.min(steps / MIN_STEPS).max(1);
         let split_steps = steps.div_ceil(wanted);
@@ -229,7 +275,7 @@ impl Product {
                 tma::tile(kind.majors[0], kind.rows),
                 tma::tile(kind.majors[1], kind.result_columns()),
             ];
-            let cubes = (tiles * splits).min(multiprocessors.unwrap_or(64) as usize);
+            let cubes = (tiles * splits).min(multiprocessors);
             // SAFETY: the accelerator fills what is past the last row or column with zeros, and that is not written; the inner
             // dimension is a multiple of a step.
             unsafe {

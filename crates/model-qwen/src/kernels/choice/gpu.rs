@@ -9,7 +9,7 @@ use kv_paging::DecodeStep;
 use tracing::trace_span;
 
 use super::super::cube::{self, NONE, PendingWords, queues, top_logits_of};
-use crate::sampling::{Draw, LogitChanges, RowMask, TopLogits};
+use crate::sampling::{Draw, LogitChanges, TopLogits};
 
 /// Choosing tokens on a GPU.
 #[backend_extension(Cube)]
@@ -37,10 +37,21 @@ pub(crate) trait GpuChoiceOps: burn::backend::Backend {
     fn gpu_read_logits(logits: FloatTensor<Self>) -> PendingWords;
     /// Starts to find what is likely in each row of logits `[rows, vocab]` and to copy it to the host; scales `[rows]`, floats.
     fn gpu_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords;
-    /// Makes the logits `[rows, vocab]` of tokens that may not come negative infinity, in place: all handles see it. `masks` has
-    /// `num` rows of the logits, then for each of them a bit per token.
-    fn gpu_mask(logits: FloatTensor<Self>, masks: IntTensor<Self>, num: usize)
-    -> FloatTensor<Self>;
+    /// Makes the logits `[rows, vocab]` of tokens that may not come negative infinity, in place: all handles see it. `entries` has
+    /// `num` rows of the logits, then the place of the mask of each in `masks`, where a mask has a bit per token.
+    fn gpu_mask(
+        logits: FloatTensor<Self>,
+        masks: IntTensor<Self>,
+        entries: IntTensor<Self>,
+        num: usize,
+    ) -> FloatTensor<Self>;
+    /// Writes `num` masks of `len` words to a table, in place: all handles see it. `masks` has their places, then their words.
+    fn gpu_store_masks(
+        table: IntTensor<Self>,
+        masks: IntTensor<Self>,
+        num: usize,
+        len: usize,
+    ) -> IntTensor<Self>;
     /// Changes logits `[rows, vocab]` in place as `changes` says, the words of [`LogitChanges`] of these rows: all handles see it.
     /// `inputs` has for each row the token before the one that is drawn.
     fn gpu_change(
@@ -140,35 +151,6 @@ pub(crate) fn queues_reads(device: &Device) -> bool {
 /// Starts to copy token ids to the host. What this thread gives the device to do afterwards doesn't delay the ids.
 pub(crate) fn read_ids(ids: &Tensor<1, Int>) -> PendingIds {
     PendingIds(Dispatch::gpu_read_ids(ids.clone().into_dispatch()))
-}
-
-/// Makes the logits of tokens that may not come negative infinity, in place and for all handles; rows without a mask cost nothing.
-/// `false`, and nothing has happened, where the device has no kernels for it.
-///
-/// # Shapes
-/// logits `[rows, vocab]`.
-pub(crate) fn mask_logits(logits: &Tensor<2>, masks: &[RowMask]) -> bool {
-    let [_, vocab] = logits.dims();
-    if !cube::supports(logits) {
-        return false;
-    }
-    if masks.is_empty() {
-        return true;
-    }
-    let words_of_row = vocab.div_ceil(32);
-    let mut words: Vec<i32> = Vec::with_capacity(masks.len() * (1 + words_of_row));
-    words.extend(masks.iter().map(|mask| mask.row as i32));
-    for (i, RowMask { mask, .. }) in masks.iter().enumerate() {
-        let known = mask.words().iter().take(words_of_row);
-        words.extend(known.map(|&word| word as i32));
-        // Tokens that a mask doesn't know may not come.
-        words.resize(masks.len() + (i + 1) * words_of_row, 0);
-    }
-    let words = TensorData::new(words, [masks.len() * (1 + words_of_row)]);
-    let words = Tensor::<1, Int>::from_data(words, (&logits.device(), DType::I32));
-    let logits = logits.clone().into_dispatch();
-    let _ = Dispatch::gpu_mask(logits, words.into_dispatch(), masks.len());
-    true
 }
 
 /// Changes logits of a step in place and for all handles, as `changes` says. `inputs` has the tokens of the step.
@@ -337,15 +319,14 @@ impl GpuInt8Head {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::sync::Arc;
-
+pub(super) mod tests {
     use burn::tensor::Distribution;
 
-    use super::super::super::{first_gpu, naive};
+    use super::super::super::first_gpu;
+    use super::super::masks::mask_logits;
     use super::*;
-    use crate::constraint::{ConstraintFactory, Grammar, TokenMask};
-    use crate::sampling::{Ahead, Sampler, SamplingParams};
+    use crate::constraint::{ConstraintFactory, Grammar};
+    use crate::sampling::{Ahead, RowMask, Sampler, SamplingParams};
 
     fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
         let uniform = Distribution::Uniform(-3.0, 3.0);
@@ -355,7 +336,7 @@ mod tests {
     /// Tokens of each sampler, one row each.
     const STEPS: u64 = 40;
 
-    fn random_logits(len: usize, seed: u64) -> Vec<f32> {
+    pub(in super::super) fn random_logits(len: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut uniform = || {
             state = state
@@ -487,57 +468,6 @@ mod tests {
             let found = compare(params, &rows);
             assert!(found >= 2, "{found} of {params:?}");
         }
-    }
-
-    /// Sets of few tokens, of one, of all, of every third, of all but the first ones, and of none, which each know `num` tokens.
-    fn sets(num: usize) -> Vec<TokenMask> {
-        let allows: [fn(usize) -> bool; 6] = [
-            |id| id % 97 == 5,
-            |id| id == 69,
-            |_| true,
-            |id| id % 3 == 1,
-            |id| id > 40,
-            |_| false,
-        ];
-        let set = |allows: fn(usize) -> bool| {
-            let mut words = vec![0; num.div_ceil(32)];
-            (0..num)
-                .filter(|id| allows(*id))
-                .for_each(|id| words[id / 32] |= 1 << (id % 32));
-            TokenMask::new(words, num)
-        };
-        allows.into_iter().map(set).collect()
-    }
-
-    /// Masks of some rows, in any order, and what stays of the logits.
-    #[test]
-    fn masks_on_a_gpu_are_those_of_the_twin() {
-        let gpu = first_gpu();
-        for vocab in [70, 1000, 9001, 151_936] {
-            let rows: Vec<f32> = (0..9).flat_map(|seed| random_logits(vocab, seed)).collect();
-            let data = TensorData::new(rows, [9, vocab]);
-            // A model may have more logits than its tokenizer has tokens.
-            let known = [vocab, vocab - 3, vocab - 40];
-            let places = [8, 0, 3, 4, 7, 2];
-            for num in known {
-                let masks = places.into_iter().zip(sets(num));
-                let masks: Vec<RowMask> = masks
-                    .map(|(row, mask)| RowMask {
-                        row,
-                        mask: Arc::new(mask),
-                    })
-                    .collect();
-                for masks in [&masks[..], &masks[1..2], &[]] {
-                    let logits = Tensor::<2>::from_data(data.clone(), (&gpu, DType::F32));
-                    assert!(mask_logits(&logits, masks));
-                    let on_cpu = Tensor::from_data(data.clone(), &Device::flex());
-                    let expected = naive::mask_logits(on_cpu, masks);
-                    assert_eq!(logits.into_data(), expected.into_data(), "{vocab}, {num}");
-                }
-            }
-        }
-        let on_cpu = Tensor::<2>::zeros([1, 70], &Device::flex());
-        assert!(!mask_logits(&on_cpu, &[]));
     }
 
     /// Draws each row of logits under a grammar, as the host does from all logits.

@@ -15,6 +15,8 @@ use lora_4bit::kernels::sum_of_cube;
 
 /// Entries of a row that a unit looks at.
 const ENTRIES: usize = ROW_TOP / UNITS;
+/// Entries that are compared with others together, so that their loads are.
+const TOGETHER: usize = 8;
 
 /// Token of each row of `logits [rows, vocab]`, -1 where others than the largest logits count; also written to `chosen`, as 0
 /// there. `draws` has the words of [`Draw`](crate::Draw) from `at` on: the first one of `num_draws` rows, then the second.
@@ -231,10 +233,14 @@ fn of_top(
         if ids[entry] != NONE {
             largest = max(largest, key_of(values[entry], 0u32));
             count += 1;
+        } else {
+            values[entry] = f32::new(LOWEST);
         }
     }
     let largest = of_all_units(largest, &mut shared, false);
     let num = of_all_units(count, &mut shared, true) as usize;
+    // What is past the last entry weighs nothing, and comes behind all others.
+    let blocks = num.div_ceil(TOGETHER);
     let max_value = value_of(largest);
     #[unroll]
     for i in 0..ENTRIES {
@@ -256,13 +262,15 @@ fn of_top(
         let (id, value, weight) = (ids[entry], values[entry], weights[entry]);
         let mut num_larger = 0usize;
         let mut sum = 0.0f32;
-        for other in 0..num {
-            let other_weight = weights[other];
-            if values[other] > value {
-                num_larger += 1;
-            }
-            if other_weight > weight || (other_weight == weight && ids[other] < id) {
-                sum += other_weight;
+        for block in 0..blocks {
+            #[unroll]
+            for j in 0..TOGETHER {
+                let other = block * TOGETHER + j;
+                let other_weight = weights[other];
+                num_larger += usize::cast_from(values[other] > value);
+                let is_before =
+                    other_weight > weight || (other_weight == weight && ids[other] < id);
+                sum += select(is_before, other_weight, 0.0f32);
             }
         }
         heavier[i] = sum;
@@ -310,9 +318,11 @@ fn of_top(
         let (id, weight) = (ids[entry], kept[entry]);
         if weight > 0.0 {
             let mut sum = 0.0f32;
-            for other in 0..num {
-                if ids[other] < id {
-                    sum += kept[other];
+            for block in 0..blocks {
+                #[unroll]
+                for j in 0..TOGETHER {
+                    let other = block * TOGETHER + j;
+                    sum += select(ids[other] < id, kept[other], 0.0f32);
                 }
             }
             if left < sum + weight {

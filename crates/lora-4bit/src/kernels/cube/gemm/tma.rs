@@ -1,4 +1,4 @@
-//! Products on Hopper with tiles of 128 × 256: one warpgroup copies, two multiply.
+//! Products on Hopper with tiles of 128 × 256, or narrower ones: one warpgroup copies, two multiply.
 //!
 //! A cube computes one tile after the other. The first warpgroup asks the Tensor Memory Accelerator (TMA) for the factors' tiles,
 //! as many steps ahead as fit in shared memory, across the ends of the results' tiles, too. The other two multiply 64 rows each. A
@@ -309,24 +309,28 @@ fn store<Y: Float>(
         // Blocks of eight columns whose values four neighbours write together.
         let together = comptime!(if is_wide { 2usize } else { 4usize });
         #[unroll]
-        for i in 0..comptime!(blocks / together) {
+        for i in 0..comptime!(blocks.div_ceil(together)) {
             let mut words = Array::<u32>::new(4usize);
             #[unroll]
             for part in 0..together {
                 let block = comptime!(i * together + part);
-                let column = place.column + block * 8 + quad * 2;
-                let mut result = wgmma::pair(comptime!(block * 4 + half * 2));
-                if comptime!(kind.is_gated()) {
-                    let up = wgmma::pair(comptime!((blocks + block) * 4 + half * 2));
-                    let one = Vector::<f32, Const<2>>::new(1.0);
-                    result = result / (one + (-result).exp()) * up;
-                }
-                if row < work.rows && column < work.columns {
-                    if comptime!(kind.has_bias) {
-                        result += bias[column / 2];
+                // The last group may have fewer blocks.
+                let mut result = Vector::<f32, Const<2>>::new(0.0);
+                if comptime!(block < blocks) {
+                    let column = place.column + block * 8 + quad * 2;
+                    result = wgmma::pair(comptime!(block * 4 + half * 2));
+                    if comptime!(kind.is_gated()) {
+                        let up = wgmma::pair(comptime!((blocks + block) * 4 + half * 2));
+                        let one = Vector::<f32, Const<2>>::new(1.0);
+                        result = result / (one + (-result).exp()) * up;
                     }
-                    if comptime!(kind.has_residual) {
-                        result += Vector::cast_from(residual[(start + column) / 2]);
+                    if row < work.rows && column < work.columns {
+                        if comptime!(kind.has_bias) {
+                            result += bias[column / 2];
+                        }
+                        if comptime!(kind.has_residual) {
+                            result += Vector::cast_from(residual[(start + column) / 2]);
+                        }
                     }
                 }
                 if comptime!(is_wide) {
@@ -336,15 +340,16 @@ fn store<Y: Float>(
                     words[part] = u32::reinterpret(Vector::<Y, Const<2>>::cast_from(result));
                 }
             }
-            let column = if comptime!(is_wide) {
+            let (block, in_block) = if comptime!(is_wide) {
                 exchange(&mut words, 2usize, 1u32, quad % 2 == 1);
-                place.column + (i * together + quad % 2) * 8 + quad / 2 * 4
+                (i * together + quad % 2, quad / 2 * 4)
             } else {
                 exchange(&mut words, 1usize, 1u32, quad % 2 == 1);
                 exchange(&mut words, 2usize, 2u32, quad / 2 == 1);
-                place.column + (i * together + quad) * 8
+                (i * together + quad, 0usize.runtime())
             };
-            if row < work.rows && column < work.columns {
+            let column = place.column + block * 8 + in_block;
+            if row < work.rows && column < work.columns && block < blocks {
                 let mut vector = Vector::<u32, Const<4>>::new(0u32);
                 #[unroll]
                 for word in 0..4usize {
