@@ -346,6 +346,10 @@ fn what_is_not_understood_is_refused_by_name() {
             json!({ "input": [{ "role": "odd", "content": "x" }] }),
             "input[0].role",
         ),
+        (
+            json!({ "input": [{ "role": "tool", "content": "x" }] }),
+            "input[0].role",
+        ),
         (json!({ "input": "x".repeat(300) }), "input"),
         (json!({ "tools": [{ "type": "odd" }] }), "tools[0].type"),
         (
