@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::bench::serve_args::ServeArgs;
 
-    /// The flags of `vllm bench serve`, 0.26, and of its branch `main` on 2026-11-30.
+    /// The flags of `vllm bench serve`, 0.26, and `--probe-request-rate`, which is newer.
     const VLLM: &str = "append-result asr-max-audio-len-sec asr-min-audio-len-sec backend base-url bfcl-categories \
         blazedit-max-distance blazedit-min-distance burstiness chat-template-kwargs custom-ensure-client-side-data \
         custom-output-len dataset-name dataset-path disable-shuffle disable-tqdm enable-multimodal-chat endpoint \
